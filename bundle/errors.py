@@ -1,0 +1,136 @@
+"""Every error PocketVLM raises on purpose.
+
+    PocketVLMError
+    ├── BundleError                a directory that is not a usable bundle
+    │   ├── BundleFormatError      manifest missing, unreadable, or of another format version
+    │   ├── BundleFileError        a file missing, or not the one the manifest recorded
+    │   ├── SignatureError         a graph's inputs or outputs are not what the manifest says
+    │   ├── GoldenError            the canary run does not reproduce the recorded outputs
+    │   └── GateError              the variant failed its quality gate, or was never gated
+    ├── CheckpointError            a checkpoint that cannot be exported
+    │   ├── UnknownArchitectureError
+    │   ├── MissingWeightError
+    │   ├── SurplusWeightError
+    │   └── UnsupportedConfigError
+    ├── QuantizationError          a scheme that is unknown, or not for this component
+    ├── MachineError               something this machine lacks: an operator, a provider, a package, memory
+    ├── RequestError               what a caller sent cannot be served as asked
+    │   ├── ImageError             bytes that are not an image, or one that is too large
+    │   ├── PromptError            messages that do not form a prompt
+    │   ├── ContextLengthError     more tokens than the model holds
+    │   ├── ParameterError         a field unknown, unsupported or out of range
+    │   ├── ModelNotFoundError
+    │   └── TaskError              the model cannot do this task
+    ├── OverloadedError            the queue is full; retry after a while
+    └── EngineDeadError            a worker died; the process must be restarted
+
+A message says what was wrong (the value), the limit, and what to do. HTTP status codes live in `serving/api`.
+"""
+
+from __future__ import annotations
+
+
+class PocketVLMError(Exception):
+    """The base of every error raised on purpose; its text is fit to show to a user."""
+
+
+class BundleError(PocketVLMError):
+    """A directory that is not a usable bundle."""
+
+
+class BundleFormatError(BundleError):
+    """The manifest is missing, unreadable, or of another format version."""
+
+
+class BundleFileError(BundleError):
+    """A file is missing, or is not the one that the manifest recorded."""
+
+
+class SignatureError(BundleError):
+    """A graph's inputs or outputs differ from the manifest."""
+
+
+class GoldenError(BundleError):
+    """The canary run does not reproduce the outputs recorded at export."""
+
+
+class GateError(BundleError):
+    """The variant failed its quality gate, or was never gated."""
+
+
+class CheckpointError(PocketVLMError):
+    """A checkpoint that cannot be exported."""
+
+
+class UnknownArchitectureError(CheckpointError):
+    """The config names a model type that no exporter knows."""
+
+
+class MissingWeightError(CheckpointError):
+    """The graph wants a weight that the checkpoint lacks."""
+
+
+class SurplusWeightError(CheckpointError):
+    """The checkpoint holds a weight that the graph does not use."""
+
+
+class UnsupportedConfigError(CheckpointError):
+    """The config asks for something that the exporter does not build."""
+
+
+class QuantizationError(PocketVLMError):
+    """A weight scheme is unknown, or cannot be applied to this component."""
+
+
+class MachineError(PocketVLMError):
+    """This machine lacks something: an operator, a provider, a package, memory."""
+
+
+class RequestError(PocketVLMError):
+    """What a caller sent cannot be served as asked.
+
+    Args:
+        message: The text for the caller.
+        param: The request field at fault, dotted, where there is one.
+    """
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+    def __reduce__(self) -> tuple[type[RequestError], tuple[str, str | None]]:
+        """Keep `param` when the error crosses a process boundary."""
+        return type(self), (self.message, self.param)
+
+
+class ImageError(RequestError):
+    """Bytes that are not an image, or an image over the limits."""
+
+
+class PromptError(RequestError):
+    """Messages that do not form a prompt."""
+
+
+class ContextLengthError(RequestError):
+    """More tokens than the model or its cache holds."""
+
+
+class ParameterError(RequestError):
+    """A field that is unknown, unsupported or out of range."""
+
+
+class ModelNotFoundError(RequestError):
+    """No served model has that name."""
+
+
+class TaskError(RequestError):
+    """The model does not do what was asked of it."""
+
+
+class OverloadedError(PocketVLMError):
+    """The queue is full; the caller may retry after a while."""
+
+
+class EngineDeadError(PocketVLMError):
+    """A worker died; its requests fail and readiness turns red."""
