@@ -1,0 +1,52 @@
+# Two commands matter: `make demo` runs the main job, `make test` proves it. Both make .venv when it is absent.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+OURS   := bundle export quant serving loadtests reference pocketvlm.py tests
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev demo test test-fast check fmt docs load-smoke clean
+
+help:           ## Show this list
+	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 22
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.serve-installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing PocketVLM into $(VENV) (export + serve)"
+	$(PIP) --editable ".[cpu,export,serve,reference]"
+	@touch $@
+
+# torch first and by its exact version: any other spelling lets pip prefer a build with gigabytes of CUDA.
+$(VENV)/.dev-installed: $(VENV)/.serve-installed
+	@echo "Installing what the tests compare against (torch, transformers, Ray, Locust, ...)"
+	$(PIP) "$$(grep -m1 '^torch==' constraints.txt)"
+	$(PIP) --editable ".[cpu,export,serve,reference,quant,ray,loadtests,train,dev]"
+	@touch $@
+
+setup: $(VENV)/.serve-installed      ## Make .venv with what exporting and serving need
+setup-dev: $(VENV)/.dev-installed    ## Add everything that tests, training and load tests need
+
+demo: setup     ## Export, compress, serve and ask the shipped models (KEEP=1 leaves the server running)
+	$(BIN)/pocketvlm demo $(if $(KEEP),--keep)
+
+test: setup-dev ## Run every test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-fast: setup-dev ## Run the tests that take less than ten seconds each
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+check: setup-dev ## Formatting, lint, types, import rules
+	$(BIN)/ruff format --check $(OURS)
+	$(BIN)/ruff check $(OURS)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: setup-dev  ## Format the code
+	$(BIN)/ruff format $(OURS)
+	$(BIN)/ruff check --fix-only --quiet $(OURS)
+
+clean:          ## Remove the environment and everything generated
+	rm -rf $(VENV) .demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,82 @@
+"""The house rules that a linter cannot state: who may import what, and what the wheel holds."""
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("bundle", "export", "quant", "serving", "loadtests", "reference")
+
+
+def importers_of(package: str, library: str) -> set[str]:
+    """Return the files of a package, relative to the root, that import a library anywhere."""
+    found = set()
+    for path in (ROOT / package).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if any(name.split(".")[0] == library for name in names):
+                found.add(path.relative_to(ROOT).as_posix())
+    return found
+
+
+def test_onnxruntime_is_imported_by_one_module_of_serving() -> None:
+    assert importers_of("serving", "onnxruntime") == {"serving/engine/session.py"}
+
+
+def test_ray_is_imported_by_one_module_of_serving() -> None:
+    assert importers_of("serving", "ray") == {"serving/cluster.py"}
+
+
+def test_fastapi_is_imported_under_the_api_only() -> None:
+    assert all(file.startswith("serving/api/") for file in importers_of("serving", "fastapi"))
+
+
+def test_locust_files_import_none_of_ours() -> None:
+    ours = {package for package in PACKAGES if package != "loadtests"}
+    locust_files = importers_of("loadtests", "locust")
+    assert locust_files
+    assert not locust_files & set().union(*(importers_of("loadtests", package) for package in ours))
+
+
+def test_a_server_runs_without_training_and_graph_libraries() -> None:
+    blocked = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "optimum", "safetensors")
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({blocked!r}))\n"
+        "import serving.edge, serving.engine.client, serving.api.app, bundle.directory, pocketvlm"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_command_imports_nothing_heavy_until_a_subcommand_runs() -> None:
+    program = (
+        "import sys, pocketvlm; print([m for m in ('numpy', 'onnxruntime', 'torch', 'fastapi') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_exactly_our_packages(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        top = {name.split("/")[0] for name in wheel.namelist()}
+    assert {name for name in top if not name.endswith(".dist-info")} == {*PACKAGES, "pocketvlm.py"}
+
+
+def test_every_package_on_disk_is_in_the_wheels_list() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    listed = set(ast.literal_eval(text.split("packages = ")[1].split("\n]")[0] + "\n]"))
+    on_disk = {
+        path.parent.relative_to(ROOT).as_posix().replace("/", ".")
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("__init__.py")
+    }
+    assert listed == on_disk
