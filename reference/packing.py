@@ -1,0 +1,161 @@
+"""Packs an image and many questions about it into one sequence, so that each image is encoded once.
+
+Every conversation attends to the image and to itself, never to another one, and its positions go on from the
+image's end: exactly what it would meet alone. Layout of one sequence, as the Idefics3 processor writes it:
+
+    <|im_start|>User: [<fake><global-img> 64 x <image> <fake>] per image | conversation | conversation | ...
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import random
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from reference.layout import Scene
+from reference.scenes import TASKS, Turn, ask, scenes_for
+
+VISUAL_TOKENS = 64
+_PADDING = -1  # segment number of padding; 0 is the shared prefix, conversations count from 1
+_TRIES = 3  # per wanted conversation
+# Weights of the tasks that single images are made for, and of the questions asked about them. Several images (task
+# "compare") make long sequences and go into batches of their own: one padded batch costs as much as its longest.
+THEMES = {"colour": 18, "relation": 18, "count": 18, "text": 25, "digit": 13, "caption": 8}
+QUESTIONS = {
+    "colour": 10, "shape": 10, "size": 6, "digit": 12, "count": 18, "relation": 26, "text": 30, "exist": 8, "chat": 8,
+    "caption": 8,
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Packed sequences of one batch.
+
+    Attributes:
+        ids: [B, T] int64 token ids.
+        positions: [B, T] int64 rotary positions.
+        segments: [B, T] int64; 0 prefix, 1.. conversations, -1 padding.
+        rows: [N, 2] int64 (sequence, position) of every token whose successor is learnt.
+        targets: [N] int64 successors.
+        weights: [N] float32; a long answer counts as the square root of its length.
+        answers: [N] int64, which answer, 0..M, the successor belongs to.
+        tasks: [M] int64, the place in `TASKS` of each answer's task.
+    """
+
+    ids: np.ndarray
+    positions: np.ndarray
+    segments: np.ndarray
+    rows: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+    answers: np.ndarray
+    tasks: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Images and conversations of mostly one turn about them; each turn with its task."""
+
+    scenes: tuple[Scene, ...]
+    conversations: list[list[tuple[str, Turn]]]
+
+
+def sample(rng: random.Random, num_questions: int, themes: dict[str, int]) -> Sample:
+    """Return training scenes and what is asked about them.
+
+    Args:
+        rng: Source of every choice, seeded from `TRAINING_SEEDS`.
+        num_questions: Turns wanted, fewer when the scene has no more to ask.
+        themes: Weight of each task that the scene may be made for.
+    """
+    theme = rng.choices(list(themes), weights=list(themes.values()))[0]
+    scenes = scenes_for(theme, rng, "train")
+    found: dict[str, list[tuple[str, Turn]]] = {}
+    for attempt in range(_TRIES * num_questions):
+        is_theme = attempt < 2 or len(scenes) > 1
+        task = theme if is_theme else rng.choices(list(QUESTIONS), weights=list(QUESTIONS.values()))[0]
+        turns = ask(task, scenes, rng)
+        if turns is not None:
+            found.setdefault(" ".join(t.question for t in turns), [(task, t) for t in turns])
+        if len(found) == num_questions:
+            break
+    groups: list[list[tuple[str, Turn]]] = []
+    for turns in found.values():
+        if groups and rng.random() < 0.2:  # real conversations hold several questions
+            groups[-1].extend(turns)
+        else:
+            groups.append(turns)
+    return Sample(scenes, groups)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sequence:
+    tokens: list[int]
+    positions: list[int]
+    segments: list[int]
+    learnt: list[tuple[str, int, int]]  # task, start and end of an answer among the tokens
+
+
+class Packer:
+    """Owns the tokenizer and turns conversations into batches."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Remember the ids of the image placeholders."""
+        self._tokenizer = tokenizer
+        fake, image, whole = (
+            tokenizer.token_to_id(t) for t in ("<fake_token_around_image>", "<image>", "<global-img>")
+        )
+        self._image = (fake, whole, *[image] * VISUAL_TOKENS, fake)
+        self._start = tuple(tokenizer.encode("<|im_start|>User:").ids)
+        self._encode = functools.lru_cache(maxsize=50_000)(lambda text: tuple(tokenizer.encode(text).ids))
+
+    def prefix(self, num_images: int) -> list[int]:
+        """Return the tokens before the first question."""
+        return [*self._start, *self._image * num_images]
+
+    def turn(self, turn: Turn, is_first: bool) -> tuple[list[int], int]:
+        """Return a turn's tokens and how many of them come before the answer."""
+        question = self._encode(f"{'' if is_first else 'User: '}{turn.question}<end_of_utterance>\nAssistant:")
+        return [*question, *self._encode(f" {turn.answer}<end_of_utterance>"), *self._encode("\n")], len(question)
+
+    def pack(self, samples: list[Sample]) -> Batch:
+        """Return one batch."""
+        sequences = [self._sequence(s) for s in samples]
+        length = max(len(q.tokens) for q in sequences)
+        shape = (len(sequences), length)
+        ids, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        segments = np.full(shape, _PADDING, np.int64)
+        rows: list[tuple[int, int]] = []
+        targets: list[int] = []
+        weights: list[float] = []
+        answers: list[int] = []
+        tasks: list[int] = []
+        for b, sequence in enumerate(sequences):
+            used = slice(0, len(sequence.tokens))
+            ids[b, used], positions[b, used], segments[b, used] = sequence.tokens, sequence.positions, sequence.segments
+            for task, start, end in sequence.learnt:
+                rows += [(b, t - 1) for t in range(start, end)]
+                targets += sequence.tokens[start:end]
+                weights += [(end - start) ** -0.5] * (end - start)
+                answers += [len(tasks)] * (end - start)
+                tasks.append(TASKS.index(task))
+        whole = [np.array(column, np.int64) for column in (rows, targets, answers, tasks)]
+        return Batch(ids, positions, segments, whole[0], whole[1], np.array(weights, np.float32), whole[2], whole[3])
+
+    def _sequence(self, sample: Sample) -> _Sequence:
+        tokens = self.prefix(len(sample.scenes))
+        prefix_tokens = len(tokens)
+        positions, segments = list(range(prefix_tokens)), [0] * prefix_tokens
+        learnt = []
+        for number, turns in enumerate(sample.conversations, start=1):
+            start = len(tokens)
+            for i, (task, turn) in enumerate(turns):
+                piece, question_tokens = self.turn(turn, i == 0)
+                learnt.append((task, len(tokens) + question_tokens, len(tokens) + len(piece) - 1))
+                tokens += piece
+            positions += range(prefix_tokens, prefix_tokens + len(tokens) - start)
+            segments += [number] * (len(tokens) - start)
+        return _Sequence(tokens, positions, segments, learnt)
