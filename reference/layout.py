@@ -73,12 +73,17 @@ class Scene:
         return next((t for t in self.things if t.kind == kind), None)
 
 
-def _place(rng: random.Random, boxes: list[tuple[int, int, int, int]], width: int, height: int) -> tuple[int, int] | None:
+def _place(
+    rng: random.Random, boxes: list[tuple[int, int, int, int]], width: int, height: int
+) -> tuple[int, int] | None:
     for _ in range(_PLACEMENT_TRIES):
         left = int(rng.random() * (IMAGE_PX - width - 3)) + 2
         top = int(rng.random() * (IMAGE_PX - height - 3)) + 2
         if all(
-            left + width + _GAP_PX <= x or x + w + _GAP_PX <= left or top + height + _GAP_PX <= y or y + h + _GAP_PX <= top
+            left + width + _GAP_PX <= x
+            or x + w + _GAP_PX <= left
+            or top + height + _GAP_PX <= y
+            or y + h + _GAP_PX <= top
             for x, y, w, h in boxes
         ):
             boxes.append((left, top, width, height))

@@ -17,6 +17,7 @@ from reference.seeds import held_out_seed
 
 TASKS = ("colour", "shape", "size", "digit", "count", "relation", "text", "exist", "compare", "chat", "caption")
 _NTH = ("first", "second", "third")
+_UNCAPPED_SHARE = 0.2  # of questions begin with a small letter, as people type
 _CLEAR_PX = 20  # centres nearer than this along an axis are not asked about
 
 
@@ -97,7 +98,11 @@ def scenes_for(task: str, rng: random.Random, digit_split: str) -> tuple[Scene, 
     if task == "caption":
         return (captions.captioned_scene(rng, digit_split),)
     if task == "count":
-        return (sample_scene(rng, rng.randint(1, 6), palette=rng.choice((1, 2, 2, 3, 8)), shape_pool=rng.choice((1, 2, 2, 3, 8))),)
+        return (
+            sample_scene(
+                rng, rng.randint(1, 6), palette=rng.choice((1, 2, 2, 3, 8)), shape_pool=rng.choice((1, 2, 2, 3, 8))
+            ),
+        )
     if task in ("relation", "chat"):
         return (sample_scene(rng, rng.randint(2, 4)),)
     return (sample_scene(rng, rng.randint(1, 5)),)
@@ -126,6 +131,12 @@ def _colour_word(rng: random.Random) -> str:
     return rng.choice(("color", "colour"))
 
 
+def _worded(rng: random.Random, *wordings: str) -> str:
+    """Return one of the wordings, now and then without its capital."""
+    chosen = rng.choice(wordings)
+    return chosen[0].lower() + chosen[1:] if rng.random() < _UNCAPPED_SHARE else chosen
+
+
 def _only(things: list[Thing], field: str) -> list[Thing]:
     """Return the things whose value of a field (or of colour and name for "both") no other thing shares."""
     values = [(t.colour, t.name) if field == "both" else getattr(t, field) for t in things]
@@ -142,7 +153,9 @@ def _colour(scene: Scene, rng: random.Random) -> Turn | None:
     if not choices:
         return None
     name, colour = rng.choice(choices)
-    return Turn(f"What {_colour_word(rng)} is the {name}?", colour)
+    return Turn(
+        _worded(rng, f"What {_colour_word(rng)} is the {name}?", f"Which {_colour_word(rng)} is the {name}?"), colour
+    )
 
 
 def _shape(scene: Scene, rng: random.Random) -> Turn | None:
@@ -150,7 +163,15 @@ def _shape(scene: Scene, rng: random.Random) -> Turn | None:
     if not choices or any(t.kind != "shape" for t in scene.things):
         return None
     thing = rng.choice(choices)
-    return Turn(rng.choice(("What shape is {}?", "Which shape is {}?")).format(thing.colour), thing.name)
+    return Turn(
+        _worded(
+            rng,
+            f"What shape is {thing.colour}?",
+            f"Which shape is {thing.colour}?",
+            f"What is the {thing.colour} shape?",
+        ),
+        thing.name,
+    )
 
 
 def _size(scene: Scene, rng: random.Random) -> Turn | None:
@@ -158,17 +179,25 @@ def _size(scene: Scene, rng: random.Random) -> Turn | None:
     if not choices:
         return None
     thing = rng.choice(choices)
-    return Turn(f"Is the {_named(thing)} small or large?", thing.size)
+    return Turn(_worded(rng, f"Is the {_named(thing)} small or large?"), thing.size)
 
 
 def _digit(scene: Scene, rng: random.Random) -> Turn | None:
     digit = scene.first("digit")
-    return None if digit is None else Turn(rng.choice(("What digit is this?", "Which digit is written?")), digit.name)
+    if digit is None:
+        return None
+    asked = _worded(
+        rng, "What digit is this?", "Which digit is written?", "What digit is shown?", "What number is this?"
+    )
+    return Turn(asked, digit.name)
 
 
 def _text(scene: Scene, rng: random.Random) -> Turn | None:
     text = scene.first("text")
-    return None if text is None else Turn(rng.choice(("What does the text say?", "Read the text.")), text.name)
+    if text is None:
+        return None
+    asked = _worded(rng, "What does the text say?", "Read the text.", "What text is written?", "What is written?")
+    return Turn(asked, text.name)
 
 
 def _count(scene: Scene, rng: random.Random) -> Turn | None:
@@ -177,14 +206,17 @@ def _count(scene: Scene, rng: random.Random) -> Turn | None:
         return None
     draw = rng.random()
     if draw < 0.4:
-        return Turn(rng.choice(("How many shapes are there?", "How many objects are there?")), str(len(shapes)))
+        asked = _worded(
+            rng, "How many shapes are there?", "How many objects are there?", "How many shapes are in the image?"
+        )
+        return Turn(asked, str(len(shapes)))
     thing = rng.choice(shapes)
     is_present = rng.random() < 0.85
     if draw < 0.7:
         colour = thing.colour if is_present else rng.choice(list(COLOURS))
-        return Turn(f"How many {colour} shapes are there?", str(sum(t.colour == colour for t in shapes)))
+        return Turn(_worded(rng, f"How many {colour} shapes are there?"), str(sum(t.colour == colour for t in shapes)))
     shape = thing.name if is_present else rng.choice(SHAPES)
-    return Turn(f"How many {_plural(shape)} are there?", str(sum(t.name == shape for t in shapes)))
+    return Turn(_worded(rng, f"How many {_plural(shape)} are there?"), str(sum(t.name == shape for t in shapes)))
 
 
 def _exist(scene: Scene, rng: random.Random) -> Turn | None:
@@ -200,7 +232,7 @@ def _exist(scene: Scene, rng: random.Random) -> Turn | None:
     elif draw < 0.8:
         shape = rng.choice(SHAPES)
     is_there = any(t.colour == colour and t.name == shape for t in shapes)
-    return Turn(f"Is there {_a(colour)} {shape}?", "yes" if is_there else "no")
+    return Turn(_worded(rng, f"Is there {_a(colour)} {shape}?"), "yes" if is_there else "no")
 
 
 def _direction(thing: Thing, other: Thing, axis: int) -> str:
@@ -223,20 +255,20 @@ def _relation(scene: Scene, rng: random.Random) -> Turn | None:
     draw = rng.random()
     if draw < 0.4:
         options = ("left or right of", "above or below")[axis]
-        return Turn(f"Is the {_named(thing)} {options} the {_named(other)}?", direction.split()[0])
+        return Turn(_worded(rng, f"Is the {_named(thing)} {options} the {_named(other)}?"), direction.split()[0])
     if draw < 0.7:
         asked = rng.choice((("left of", "right of"), ("above", "below"))[axis])
         answer = "yes" if asked == direction else "no"
-        return Turn(f"Is the {_named(thing)} {asked} the {_named(other)}?", answer)
-    return _relation_to_shape(scene, thing, other, axis)
+        return Turn(_worded(rng, f"Is the {_named(thing)} {asked} the {_named(other)}?"), answer)
+    return _relation_to_shape(scene, rng, thing, other, axis)
 
 
-def _relation_to_shape(scene: Scene, thing: Thing, other: Thing, axis: int) -> Turn | None:
+def _relation_to_shape(scene: Scene, rng: random.Random, thing: Thing, other: Thing, axis: int) -> Turn | None:
     direction = _direction(thing, other, axis)
     directions = [_direction(t, other, axis) for t in scene.shapes if t is not other]
     if "" in directions or directions.count(direction) != 1:
         return None
-    return Turn(f"What shape is {direction} the {_named(other)}?", thing.name)
+    return Turn(_worded(rng, f"What shape is {direction} the {_named(other)}?"), thing.name)
 
 
 def _chat(scene: Scene, rng: random.Random) -> tuple[Turn, ...] | None:
@@ -245,12 +277,12 @@ def _chat(scene: Scene, rng: random.Random) -> tuple[Turn, ...] | None:
     if len(choices) < 2:
         return None
     thing, other = rng.sample(choices, 2)
-    first = _relation_to_shape(scene, thing, other, rng.randrange(2))
+    first = _relation_to_shape(scene, rng, thing, other, rng.randrange(2))
     if first is None or thing not in _only(scene.shapes, "name"):
         return None
     if rng.random() < 0.6:
-        return first, Turn(f"What {_colour_word(rng)} is it?", thing.colour)
-    return first, Turn("Is it small or large?", thing.size)
+        return first, Turn(_worded(rng, f"What {_colour_word(rng)} is it?"), thing.colour)
+    return first, Turn(_worded(rng, "Is it small or large?"), thing.size)
 
 
 def _compare(scenes: tuple[Scene, ...], rng: random.Random) -> Turn | None:
@@ -260,16 +292,18 @@ def _compare(scenes: tuple[Scene, ...], rng: random.Random) -> Turn | None:
     if rng.random() < 0.5:
         thing = rng.choice(scenes[at].shapes)
         holders = [any(_named(t) == _named(thing) for t in s.shapes) for s in scenes]
-        return None if sum(holders) != 1 else Turn(f"Which image has {_a(_named(thing))}?", _NTH[at])
+        return None if sum(holders) != 1 else Turn(_worded(rng, f"Which image has {_a(_named(thing))}?"), _NTH[at])
     choices = _only(scenes[at].shapes, "name")
     if not choices:
         return None
     thing = rng.choice(choices)
-    return Turn(f"What {_colour_word(rng)} is the {thing.name} in the {_NTH[at]} image?", thing.colour)
+    return Turn(_worded(rng, f"What {_colour_word(rng)} is the {thing.name} in the {_NTH[at]} image?"), thing.colour)
 
 
-def _caption(scene: Scene, _: random.Random) -> Turn:
-    return Turn("Describe the image.", captions.describe(scene))
+def _caption(scene: Scene, rng: random.Random) -> Turn:
+    return Turn(
+        _worded(rng, "Describe the image.", "Describe this image.", "What is in the image?"), captions.describe(scene)
+    )
 
 
 _ASKERS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 
-TRAINING_SEEDS = range(0, 1 << 40)
+TRAINING_SEEDS = range(1 << 40)
 HELD_OUT_SEEDS = range(1 << 40, 1 << 41)
 _SETS_PER_TASK = 1 << 8
 _MAX_INDEX = 1 << 20

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pathlib
 
 import torch
-from transformers import Idefics3Processor, PreTrainedTokenizerFast, SmolVLMForConditionalGeneration
+from transformers import (
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTokenizer,
+    Idefics3Processor,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    SmolVLMForConditionalGeneration,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 from reference.layout import IMAGE_PX
@@ -32,11 +41,7 @@ def save_vlm(
     Raises:
         ValueError: A weight is missing, unknown, or too large for float16.
     """
-    check_float16(weights)
-    shipped = SmolVLMForConditionalGeneration(model.config).half()
-    if set(weights) != set(dict(shipped.named_parameters())):
-        raise ValueError(f"weights do not fit the model: {sorted(set(weights) ^ set(dict(shipped.named_parameters())))}")
-    shipped.load_state_dict({name: weight.half() for name, weight in weights.items()}, strict=False)
+    shipped = _filled(SmolVLMForConditionalGeneration(model.config), weights)
     shipped.generation_config.max_new_tokens = 64
     shipped.save_pretrained(folder)
     images = Idefics3ImageProcessorPil(
@@ -48,6 +53,38 @@ def save_vlm(
     )
     tokens.model_max_length = CONTEXT_TOKENS
     Idefics3Processor(images, tokens, image_seq_len=VISUAL_TOKENS, chat_template=CHAT_TEMPLATE).save_pretrained(folder)
+
+
+def save_clip(weights: dict[str, torch.Tensor], model: CLIPModel, tokens: CLIPTokenizer, folder: pathlib.Path) -> None:
+    """Write a CLIP checkpoint and its processor.
+
+    Args:
+        weights: Every parameter of the model by name, float32.
+        model: Gives the configuration; its own weights stay untouched.
+        tokens: The tokenizer.
+        folder: Created when missing.
+
+    Raises:
+        ValueError: A weight is missing, unknown, or too large for float16.
+    """
+    _filled(CLIPModel(model.config), weights).save_pretrained(folder)
+    images = CLIPImageProcessorPil(
+        size={"shortest_edge": IMAGE_PX},
+        crop_size={"height": IMAGE_PX, "width": IMAGE_PX},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    CLIPProcessor(images, tokens).save_pretrained(folder)
+
+
+def _filled(shipped: PreTrainedModel, weights: dict[str, torch.Tensor]) -> PreTrainedModel:
+    """Return the model in float16 with these weights."""
+    names = set(dict(shipped.named_parameters()))
+    if set(weights) != names:
+        raise ValueError(f"weights and model differ in {sorted(set(weights) ^ names)}")
+    check_float16(weights)
+    shipped.half().load_state_dict({name: weight.half() for name, weight in weights.items()}, strict=False)
+    return shipped
 
 
 def check_float16(weights: dict[str, torch.Tensor]) -> None:

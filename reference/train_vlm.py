@@ -17,20 +17,20 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import nn
+from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerFast, SmolVLMForConditionalGeneration
 
 from reference import layout, packing, tokenizer, vlm_model
+from reference.drawing_batches import drawn, first_seed
 from reference.scenes import TASKS
 from reference.shipping import save_vlm
 from reference.training import MasterWeights, Run, Schedule
 
 SEED = 20261120
 HERE = pathlib.Path(__file__).parent
-_WORKER_SEEDS = 1 << 28  # training seeds set aside for each data worker
 _LANGUAGE_SEEDS = 1 << 36  # where the language stage's seeds begin
 _STILL_TOWER_SHARE = 0.25  # of the language stage; the tower's gradients are noise until the decoder reads it
 _TOWER_LR_SHARE = 0.3
@@ -49,7 +49,7 @@ class DenseScenes(IterableDataset):  # type: ignore[type-arg]
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield batches for ever."""
-        seed = _first_seed(self._start)
+        seed = first_seed(self._start)
         while True:
             yield drawn([dense_scene(seed + i) for i in range(self._batch)])
             seed += self._batch
@@ -68,7 +68,7 @@ class Conversations(IterableDataset):  # type: ignore[type-arg]
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, packing.Batch]]:
         """Yield batches for ever."""
         packer = packing.Packer(self._tokens)
-        seed = _first_seed(self._start)
+        seed = first_seed(self._start)
         while True:
             is_compare = random.Random(seed).random() < _COMPARE_BATCH_SHARE
             themes = {"compare": 1} if is_compare else packing.THEMES
@@ -76,17 +76,6 @@ class Conversations(IterableDataset):  # type: ignore[type-arg]
             samples = [packing.sample(random.Random(s), self._num_questions, themes) for s in seeds]
             yield (*drawn([scene for s in samples for scene in s.scenes]), packer.pack(samples))
             seed += self._batch
-
-
-def _first_seed(start: int) -> int:
-    worker = torch.utils.data.get_worker_info()
-    return start + (worker.id * _WORKER_SEEDS if worker else 0)
-
-
-def drawn(scenes: list[layout.Scene]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return pixels [I, 128, 128, 3] and dense labels [I, 4, 16, 16] of scenes, both uint8."""
-    pixels = np.stack([np.asarray(layout.render(s)) for s in scenes])
-    return torch.from_numpy(pixels), torch.from_numpy(np.stack([layout.dense_labels(s) for s in scenes]))
 
 
 def dense_scene(seed: int) -> layout.Scene:
@@ -150,7 +139,7 @@ def train_tower(model: SmolVLMForConditionalGeneration, tower: Tower, args: argp
 def train_language(
     model: SmolVLMForConditionalGeneration, tower: Tower, tokens: PreTrainedTokenizerFast, args: argparse.Namespace
 ) -> None:
-    """Train the decoder in place, and after a while the tower with it; write early and final checkpoints."""
+    """Train the decoder in place, and after a while the tower with it; write the checkpoint."""
     decoder = Decoder(model)
     decoder_masters = MasterWeights(decoder, args.lr, ("embed_tokens", "lm_head"))
     tower_masters = MasterWeights(tower, args.lr * _TOWER_LR_SHARE, ("embed", "dense_head"))
@@ -159,7 +148,7 @@ def train_language(
     stream = Conversations(tokens.backend_tokenizer, args.batch, args.questions, run.step * args.batch)
     batches = iter(DataLoader(stream, batch_size=None, num_workers=args.workers))
     mean: dict[str, float] = {}
-    while not run.is_over:
+    while not (run.is_over or args.ship_only):
         pixels, labels, batch = next(batches)
         is_still = run.progress < _STILL_TOWER_SHARE
         with torch.set_grad_enabled(not is_still):
@@ -172,7 +161,8 @@ def train_language(
         mean |= {k: 0.95 * mean.get(k, v) + 0.05 * v for k, v in facts.items()}
         if run.step % args.log_every == 0:
             print(run.line(mean), flush=True)
-    run.save()
+    if not args.ship_only:
+        run.save()
     save_vlm({**decoder_names(decoder_masters), **tower_names(tower_masters)}, model, tokens, args.out)
 
 
@@ -190,7 +180,7 @@ def answer_loss(
     targets, weights = torch.from_numpy(batch.targets), torch.from_numpy(batch.weights)
     ids, positions, segments = (torch.from_numpy(a) for a in (batch.ids, batch.positions, batch.segments))
     logits = vlm_model.answer_logits(model, features, ids, positions, segments, rows)
-    each = F.cross_entropy(logits, targets, reduction="none")
+    each = functional.cross_entropy(logits, targets, reduction="none")
     loss = (each * weights).sum() / weights.sum()
     is_wrong = (logits.argmax(-1) != targets).numpy()
     wrong = np.bincount(batch.answers, weights=is_wrong, minlength=len(batch.tasks)) > 0
@@ -224,6 +214,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=1, help="processes that draw scenes; 0 draws in this one")
     parser.add_argument("--log-every", type=int, default=50, help="steps")
     parser.add_argument("--save-every-s", type=float, default=180, help="seconds between saves")
+    parser.add_argument("--ship-only", action="store_true", help="write the checkpoint of the last save and end")
     parser.add_argument("--smoke", action="store_true", help="five small steps a stage, nothing resumed")
     return parser
 

@@ -101,7 +101,9 @@ class MasterWeights:
             torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0),
         ]
         if matrices:
-            self._optimizers.append(torch.optim.Muon(matrices, lr=lr, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"))
+            self._optimizers.append(
+                torch.optim.Muon(matrices, lr=lr, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
+            )
 
     @torch.no_grad()
     def step(self, factor: float, max_norm: float = 1.0) -> float:
@@ -145,7 +147,14 @@ class MasterWeights:
 class Run:
     """One resumable stage: counts steps and seconds, says when to save and when it is over."""
 
-    def __init__(self, folder: pathlib.Path, name: str, schedule: Schedule, masters: tuple[MasterWeights, ...], save_every_s: float) -> None:
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        name: str,
+        schedule: Schedule,
+        masters: tuple[MasterWeights, ...],
+        save_every_s: float,
+    ) -> None:
         """Resume from `folder/name.pt` when it exists."""
         self.step = 0
         self._path = folder / f"{name}.pt"
@@ -189,7 +198,10 @@ class Run:
     def save(self) -> None:
         """Write the state, replacing the earlier one only when the new one is complete."""
         partial = self._path.with_suffix(".partial")
-        torch.save({"states": [owner.state() for owner in self._masters], "step": self.step, "elapsed_s": self.elapsed_s}, partial)
+        torch.save(
+            {"states": [owner.state() for owner in self._masters], "step": self.step, "elapsed_s": self.elapsed_s},
+            partial,
+        )
         partial.replace(self._path)
         self._saved_s = time.monotonic()
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
 
 from reference.layout import COLOUR_CLASSES, GRID, IMAGE_PX, KIND_CLASSES, PATCH_PX, SIZE_CLASSES
@@ -26,7 +26,11 @@ def config(vocabulary: dict[str, int]) -> SmolVLMConfig:
         vocabulary: Token to id, special tokens included.
     """
     end = vocabulary["<end_of_utterance>"]
-    special = {"bos_token_id": vocabulary["<|im_start|>"], "eos_token_id": end, "pad_token_id": vocabulary["<|im_end|>"]}
+    special = {
+        "bos_token_id": vocabulary["<|im_start|>"],
+        "eos_token_id": end,
+        "pad_token_id": vocabulary["<|im_end|>"],
+    }
     return SmolVLMConfig(
         vision_config={
             "hidden_size": 128,
@@ -112,7 +116,7 @@ class DenseHead(nn.Module):
         correct = []
         for plane, (logits, share) in enumerate(zip(self(features), (1.0, 1.0, 0.3, 0.3), strict=True)):
             target = targets[:, plane]
-            each = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none").view_as(target)
+            each = functional.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none").view_as(target)
             scale = torch.where(target > 0, _CENTRE_WEIGHT, 1.0) * weight if plane == 3 else weight
             total = total + share * (each * scale).sum() / scale.sum()
             correct.append(logits.argmax(-1) == target)

@@ -1,0 +1,60 @@
+"""Held-out data never meets training data."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from reference.drawing import digit_images
+from reference.scenes import TASKS, held_out
+from reference.seeds import HELD_OUT_SEEDS, TRAINING_SEEDS, held_out_seed
+
+NAMES = (*TASKS, "label shape", "label colour")
+
+
+def test_held_out_seeds_never_meet_training_seeds() -> None:
+    assert set(TRAINING_SEEDS[:1]) == {0}
+    assert TRAINING_SEEDS.stop <= HELD_OUT_SEEDS.start
+    corners = [(seed, index) for seed in (0, 255) for index in (0, (1 << 20) - 1)]
+    for name in NAMES:
+        for seed, index in corners:
+            assert held_out_seed(name, seed, index) in HELD_OUT_SEEDS
+            assert held_out_seed(name, seed, index) not in TRAINING_SEEDS
+
+
+def test_no_two_held_out_sets_share_a_seed() -> None:
+    firsts = {held_out_seed(name, seed, 0) for name in NAMES for seed in range(256)}
+    assert len(firsts) == len(NAMES) * 256
+    assert min(np.diff(sorted(firsts))) >= 1 << 20
+
+
+@pytest.mark.parametrize(("seed", "index"), [(-1, 0), (256, 0), (0, -1), (0, 1 << 20)])
+def test_seed_outside_its_range_is_refused(seed: int, index: int) -> None:
+    with pytest.raises(ValueError, match=r"must be below"):
+        held_out_seed("colour", seed, index)
+
+
+def test_test_digits_are_never_among_training_digits() -> None:
+    train, _ = digit_images("train")
+    test, labels = digit_images("test")
+    seen = {image.tobytes() for image in train}
+    assert len(test) == 450
+    assert set(labels) == set(range(10))
+    assert not any(image.tobytes() in seen for image in test)
+
+
+def test_held_out_digits_come_from_the_test_split() -> None:
+    import reference.scenes as scenes
+
+    for index in range(50):
+        drawn = scenes.scenes_for("digit", random.Random(held_out_seed("digit", 0, index)), "test")
+        assert {s.digit_split for s in drawn} == {"test"}
+
+
+def test_same_seed_gives_the_same_examples() -> None:
+    for task in TASKS:
+        first, second = held_out(task, 5, 3), held_out(task, 5, 3)
+        assert [e.turns for e in first] == [e.turns for e in second]
+        assert [i.tobytes() for e in first for i in e.images] == [i.tobytes() for e in second for i in e.images]
