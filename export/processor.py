@@ -1,14 +1,25 @@
-"""A checkpoint's processor files to the bundle's own: preprocessing, tokenizer, chat template, sampling defaults."""
+"""A checkpoint's processor files to the bundle's own: preprocessing, tokenizer, chat template, sampling defaults.
+
+Every setting that changes what a model sees is either reproduced or refused by name. Settings are read with the
+defaults that the named processor class has in transformers, since checkpoints leave out what equals them.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bundle.errors import CheckpointError, UnsupportedConfigError
 from bundle.image import ImageSpec
 from bundle.manifest import ImagePrompt
+from export.image_processor import read_image_spec
+
+_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_DUAL_TYPES = ("clip", "siglip", "siglip2")
+_TILED_TYPES = ("idefics3", "smolvlm")
 
 
 @dataclass(frozen=True)
@@ -52,4 +63,280 @@ def convert_processor(checkpoint: Path, config: Mapping[str, Any], output: Path)
         CheckpointError: A file is missing or not JSON.
         UnsupportedConfigError: A setting that the preprocessing does not reproduce; the message names it.
     """
-    raise NotImplementedError
+    model_type = str(config.get("model_type"))
+    processor = _read_json(checkpoint / "processor_config.json", required=False)
+    spec = read_image_spec(_image_settings(checkpoint, processor), _image_settings_file(checkpoint, processor))
+    (output / "preprocessor.json").write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    vocabulary = _Vocabulary.read(checkpoint)
+    (output / "tokenizer.json").write_text(vocabulary.text, encoding="utf-8")
+    if model_type in _DUAL_TYPES:
+        return _dual_encoder(config, model_type, spec, vocabulary)
+    prompt = _image_prompt(config, model_type, processor, spec, vocabulary)
+    template = _chat_template(checkpoint, processor, vocabulary.settings)
+    (output / "chat_template.jinja").write_text(template, encoding="utf-8")
+    generation = _read_json(checkpoint / "generation_config.json", required=False)
+    (output / "generation.json").write_text(_sampling_json(generation), encoding="utf-8")
+    return ProcessorFiles(
+        image_spec=spec,
+        image_prompt=prompt,
+        template_tokens=vocabulary.template_tokens,
+        bos_token_id=vocabulary.named_id("bos_token"),
+        eos_token_ids=_eos_token_ids(config, generation, vocabulary),
+        pad_token_id=vocabulary.named_id("pad_token"),
+        max_text_tokens=None,
+        pads_to_max=False,
+    )
+
+
+@dataclass(frozen=True)
+class _Vocabulary:
+    """The tokenizer's files, as far as a conversion reads them.
+
+    Attributes:
+        text: `tokenizer.json` as it stands.
+        ids: Token text to id, added tokens included.
+        settings: `tokenizer_config.json`.
+        template_tokens: Special tokens by name.
+    """
+
+    text: str
+    ids: dict[str, int]
+    settings: dict[str, Any]
+    template_tokens: dict[str, str]
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> _Vocabulary:
+        path = checkpoint / "tokenizer.json"
+        if not path.is_file():
+            raise CheckpointError(
+                f"{path} is missing. A sentencepiece model alone is not read; save the tokenizer with transformers' "
+                "fast class, which writes tokenizer.json."
+            )
+        content = _read_json(path)
+        settings = _read_json(checkpoint / "tokenizer_config.json", required=False)
+        legacy = _read_json(checkpoint / "special_tokens_map.json", required=False)
+        named = {name: settings.get(name, legacy.get(name)) for name in _TOKEN_NAMES}
+        tokens = {name: _token_text(token) for name, token in named.items() if token is not None}
+        vocabulary = cls(path.read_text(encoding="utf-8"), _token_ids(content), settings, tokens)
+        _check_lowercasing(settings, content)
+        return vocabulary
+
+    def named_id(self, name: str) -> int | None:
+        """Return the id of "bos_token", "eos_token", ..., None where the tokenizer has none."""
+        text = self.template_tokens.get(name)
+        return None if text is None else self.id_of(text, name)
+
+    def id_of(self, text: str, role: str) -> int:
+        """Return a token's id.
+
+        Raises:
+            UnsupportedConfigError: The vocabulary lacks it.
+        """
+        if text not in self.ids:
+            raise UnsupportedConfigError(f"{role} {text!r} is not in the vocabulary of tokenizer.json")
+        return self.ids[text]
+
+
+def _token_ids(content: Mapping[str, Any]) -> dict[str, int]:
+    vocab = content.get("model", {}).get("vocab", {})
+    # Unigram models list [piece, score] pairs whose place is the id; all others map text to id
+    ids = {piece[0]: index for index, piece in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab)
+    ids.update({token["content"]: token["id"] for token in content.get("added_tokens", [])})
+    return ids
+
+
+def _token_text(token: str | Mapping[str, Any]) -> str:
+    return token if isinstance(token, str) else str(token["content"])
+
+
+def _check_lowercasing(settings: Mapping[str, Any], content: Mapping[str, Any]) -> None:
+    """Refuse a SigLIP tokenizer whose class lowercases in Python what `tokenizer.json` alone would not."""
+    name = settings.get("tokenizer_class")
+    if name in ("SiglipTokenizer", "Siglip2Tokenizer") and "Lowercase" not in json.dumps(content.get("normalizer")):
+        raise UnsupportedConfigError(
+            f"tokenizer_class {name} lowercases text, but the normalizer in tokenizer.json does not; save the "
+            "tokenizer again with transformers 5"
+        )
+
+
+def _read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
+    if not path.is_file():
+        if required:
+            raise CheckpointError(f"{path} is missing; the checkpoint is incomplete, download it again")
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__} where an object is expected")
+    return content
+
+
+def _image_settings(checkpoint: Path, processor: Mapping[str, Any]) -> dict[str, Any]:
+    nested = processor.get("image_processor")
+    return dict(nested) if nested is not None else _read_json(checkpoint / "preprocessor_config.json")
+
+
+def _image_settings_file(checkpoint: Path, processor: Mapping[str, Any]) -> str:
+    nested = processor.get("image_processor") is not None
+    return (
+        f"{checkpoint / 'processor_config.json'}: image_processor"
+        if nested
+        else str(checkpoint / "preprocessor_config.json")
+    )
+
+
+def _dual_encoder(
+    config: Mapping[str, Any], model_type: str, spec: ImageSpec, vocabulary: _Vocabulary
+) -> ProcessorFiles:
+    default_max_tokens = 77 if model_type == "clip" else 64
+    max_tokens = dict(config.get("text_config") or {}).get("max_position_embeddings", default_max_tokens)
+    if vocabulary.settings.get("padding_side", "right") != "right":
+        raise UnsupportedConfigError(
+            f"tokenizer_config.json: padding_side {vocabulary.settings['padding_side']!r}; only 'right' is supported"
+        )
+    if vocabulary.named_id("pad_token") is None:
+        raise UnsupportedConfigError("tokenizer_config.json names no pad_token; a text encoder's batches need one")
+    eos = vocabulary.named_id("eos_token")
+    return ProcessorFiles(
+        image_spec=spec,
+        image_prompt=None,
+        template_tokens=vocabulary.template_tokens,
+        bos_token_id=vocabulary.named_id("bos_token"),
+        eos_token_ids=() if eos is None else (eos,),
+        pad_token_id=vocabulary.named_id("pad_token"),
+        max_text_tokens=int(max_tokens),
+        pads_to_max=model_type != "clip",
+    )
+
+
+def _image_prompt(
+    config: Mapping[str, Any],
+    model_type: str,
+    processor: Mapping[str, Any],
+    spec: ImageSpec,
+    vocabulary: _Vocabulary,
+) -> ImagePrompt:
+    if model_type in _TILED_TYPES:
+        return _tiled_prompt(config, processor, spec, vocabulary)
+    if model_type == "llava":
+        return _llava_prompt(config, processor, spec, vocabulary)
+    raise UnsupportedConfigError(
+        f"config.json: model_type {model_type!r} has no prompt layout; known are {', '.join(_TILED_TYPES)}, llava"
+    )
+
+
+def _tiled_prompt(
+    config: Mapping[str, Any], processor: Mapping[str, Any], spec: ImageSpec, vocabulary: _Vocabulary
+) -> ImagePrompt:
+    vision = dict(config.get("vision_config") or {})
+    scale = int(config.get("scale_factor", 2))
+    tokens = (spec.tile_size_px[0] // int(vision.get("patch_size", 32)) // scale) ** 2
+    stated = processor.get("image_seq_len")
+    if stated is not None and int(stated) != tokens:
+        raise UnsupportedConfigError(
+            f"processor_config.json: image_seq_len {stated}, but tiles of {spec.tile_size_px[0]} pixels in patches of "
+            f"{vision.get('patch_size', 32)} with scale_factor {scale} make {tokens} tokens"
+        )
+    settings = vocabulary.settings
+    image_token = _token_text(settings.get("image_token") or "<image>")
+    fake_token = _token_text(settings.get("fake_image_token") or "<fake_token_around_image>")
+    global_token = _token_text(settings.get("global_image_token") or "<global-img>")
+    vocabulary.id_of(fake_token, "the token around images")
+    vocabulary.id_of(global_token, "the token before the whole image")
+    return ImagePrompt(
+        kind="idefics3",
+        image_token=image_token,
+        image_token_id=_image_token_id(config, "image_token_id", image_token, vocabulary),
+        tokens_per_tile=tokens,
+        fake_token=fake_token,
+        global_token=global_token,
+    )
+
+
+def _llava_prompt(
+    config: Mapping[str, Any], processor: Mapping[str, Any], spec: ImageSpec, vocabulary: _Vocabulary
+) -> ImagePrompt:
+    vision = dict(config.get("vision_config") or {})
+    patch = int(processor.get("patch_size") or vision.get("patch_size", 14))
+    strategy = processor.get("vision_feature_select_strategy") or config.get(
+        "vision_feature_select_strategy", "default"
+    )
+    height, width = spec.tile_size_px
+    patches = (height // patch) * (width // patch)
+    has_class_token = vision.get("model_type", "clip_vision_model") == "clip_vision_model"
+    kept = {"default": patches + has_class_token - 1, "full": patches + has_class_token}
+    if strategy not in kept:
+        raise UnsupportedConfigError(
+            f"vision_feature_select_strategy {strategy!r} is not supported; known are {', '.join(kept)}"
+        )
+    token = str(processor.get("image_token") or vocabulary.settings.get("image_token") or "<image>")
+    key = "image_token_index" if "image_token_index" in config else "image_token_id"
+    return ImagePrompt(
+        kind="llava",
+        image_token=token,
+        image_token_id=_image_token_id(config, key, token, vocabulary),
+        tokens_per_tile=kept[strategy],
+    )
+
+
+def _image_token_id(config: Mapping[str, Any], key: str, token: str, vocabulary: _Vocabulary) -> int:
+    found = vocabulary.id_of(token, "the image token")
+    stated = config.get(key)
+    if stated is not None and int(stated) != found:
+        raise UnsupportedConfigError(f"config.json: {key} {stated}, but tokenizer.json gives {token!r} the id {found}")
+    return found
+
+
+def _chat_template(checkpoint: Path, processor: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Return the checkpoint's template, looked for where transformers' processor looks and in its order."""
+    legacy = _read_json(checkpoint / "chat_template.json", required=False)
+    raw = checkpoint / "chat_template.jinja"
+    found = (
+        processor.get("chat_template")
+        or legacy.get("chat_template")
+        or (raw.read_text(encoding="utf-8") if raw.is_file() else None)
+        or settings.get("chat_template")
+    )
+    if isinstance(found, list):
+        found = {str(entry["name"]): entry["template"] for entry in found}
+    if isinstance(found, dict):
+        found = found.get("default")
+    if not isinstance(found, str):
+        raise CheckpointError(
+            f"{checkpoint} holds no chat template: neither chat_template.jinja, chat_template.json nor one inside "
+            "processor_config.json or tokenizer_config.json. Add chat_template.jinja."
+        )
+    return found
+
+
+def _sampling_json(generation: Mapping[str, Any]) -> str:
+    """Return `generation.json`: the checkpoint's sampling defaults; null where it is silent, temperature 0: greedy."""
+    samples = generation.get("do_sample", False)
+    defaults = {
+        "temperature": generation.get("temperature", 1.0) if samples else 0.0,
+        "top_p": generation.get("top_p"),
+        "top_k": generation.get("top_k"),
+        "max_tokens": generation.get("max_new_tokens"),
+    }
+    return json.dumps(defaults, indent=2) + "\n"
+
+
+def _eos_token_ids(
+    config: Mapping[str, Any], generation: Mapping[str, Any], vocabulary: _Vocabulary
+) -> tuple[int, ...]:
+    """Return the ids that end generation, as `generate` resolves them: generation config, config, tokenizer."""
+    text_config = dict(config.get("text_config") or {})
+    for source in (generation, config, text_config):
+        stated = source.get("eos_token_id")
+        if stated is not None:
+            listed = stated if isinstance(stated, list) else [stated]
+            return tuple(int(token) for token in listed)
+    eos = vocabulary.named_id("eos_token")
+    if eos is None:
+        raise UnsupportedConfigError(
+            "no eos_token_id in generation_config.json or config.json and no eos_token in tokenizer_config.json; "
+            "generation would never end"
+        )
+    return (eos,)

@@ -1,0 +1,219 @@
+"""Text to token ids and back: `tokenizer.json` read by the tokenizers library, nothing else of Hugging Face's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+
+from bundle.errors import BundleFormatError, ContextLengthError, PromptError
+
+_REPLACEMENT = "�"
+"""What a decoder writes for bytes that are not (yet) a character."""
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token matched in raw text before the vocabulary's own rules.
+
+    Attributes:
+        text: What is matched.
+        id: What it becomes.
+        is_special: Left out when ids are decoded to text.
+    """
+
+    text: str
+    id: int
+    is_special: bool
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Texts as a text encoder takes them.
+
+    Attributes:
+        input_ids: [B, T] int64, padded on the right.
+        attention_mask: [B, T] int64, 1 where the encoder attends.
+        num_tokens: Of all texts together, padding not counted.
+    """
+
+    input_ids: npt.NDArray[np.int64]
+    attention_mask: npt.NDArray[np.int64]
+    num_tokens: int
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer; safe to share between threads, none of its methods changes it.
+
+    Args:
+        backend: Owned from here on; its own padding and truncation are switched off, as transformers does.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        backend.no_padding()
+        backend.no_truncation()
+        self._backend = backend
+        self.added_tokens: tuple[AddedToken, ...] = tuple(
+            AddedToken(token.content, id_, token.special)
+            for id_, token in sorted(backend.get_added_tokens_decoder().items())
+        )
+        self._added_ids = frozenset(token.id for token in self.added_tokens)
+        self._affixes = _affixes(backend)
+
+    @classmethod
+    def from_file(cls, path: Path) -> Tokenizer:
+        """Return the tokenizer in a `tokenizer.json`.
+
+        Raises:
+            BundleFormatError: The file is missing or not a tokenizer.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+            json.loads(text)
+            backend = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises bare Exception for what it cannot read
+            raise BundleFormatError(f"{path} is not a tokenizer: {error}. Export the checkpoint again.") from error
+        return cls(backend)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, added tokens included."""
+        return int(self._backend.get_vocab_size(with_added_tokens=True))
+
+    def token_id(self, text: str) -> int | None:
+        """Return the id of exactly this token, None where the vocabulary lacks it."""
+        found: int | None = self._backend.token_to_id(text)
+        return found
+
+    def token_text(self, token_id: int) -> str | None:
+        """Return the token's text as the vocabulary spells it, None where the id is out of range."""
+        found: str | None = self._backend.id_to_token(token_id)
+        return found
+
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        """Return the ids of a text in which added tokens count as such (a rendered prompt, say)."""
+        ids = list(self._backend.encode(text, add_special_tokens=False).ids)
+        return self.with_special_tokens(ids) if add_special_tokens else ids
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Return the ids of a text none of which is an added token, whatever the text says.
+
+        Raises:
+            PromptError: The vocabulary spells some single character as an added token.
+        """
+        ids = self._model_ids(text)
+        if self._added_ids.isdisjoint(ids):
+            return ids
+        # Some vocabularies hold the text of their control tokens as ordinary words too; no word is longer than this
+        ids = [token for character in text for token in self._model_ids(character)]
+        if self._added_ids.isdisjoint(ids):
+            return ids
+        raise PromptError(f"{text!r} cannot be written without the model's control tokens; rephrase it")
+
+    def _model_ids(self, text: str) -> list[int]:
+        normalizer, splitter = self._backend.normalizer, self._backend.pre_tokenizer
+        if normalizer is not None:
+            text = normalizer.normalize_str(text)
+        words = [text] if splitter is None else [word for word, _ in splitter.pre_tokenize_str(text)]
+        return [token.id for word in words for token in self._backend.model.tokenize(word)]
+
+    def with_special_tokens(self, ids: Sequence[int]) -> list[int]:
+        """Return ids with what the tokenizer puts around every text (BOS, EOS, or nothing)."""
+        before, after = self._affixes
+        return [*before, *ids, *after]
+
+    def encode_batch(
+        self,
+        texts: Sequence[str],
+        *,
+        max_tokens: int,
+        pad_token_id: int,
+        pads_to_max: bool,
+        truncate: bool = False,
+    ) -> TextBatch:
+        """Return texts as a dual encoder's text tower was trained on them.
+
+        Args:
+            texts: B texts.
+            max_tokens: Longest row, the tokens around the text included.
+            pad_token_id: Fills shorter rows.
+            pads_to_max: True: rows of `max_tokens`, the padding attended like text (SigLIP). False: rows as long as
+                the longest text, the padding masked (CLIP).
+            truncate: Cut longer texts, keeping the token at the end; otherwise they are refused.
+
+        Raises:
+            ContextLengthError: A text is longer than `max_tokens` and `truncate` is False.
+        """
+        rows = [self._row(text, max_tokens, truncate) for text in texts]
+        width = max_tokens if pads_to_max else max((len(row) for row in rows), default=0)
+        input_ids = np.full((len(rows), width), pad_token_id, np.int64)
+        attention_mask = np.full((len(rows), width), int(pads_to_max), np.int64)
+        for row, ids, mask in zip(rows, input_ids, attention_mask, strict=True):
+            ids[: len(row)] = row
+            mask[: len(row)] = 1
+        return TextBatch(input_ids, attention_mask, sum(len(row) for row in rows))
+
+    def _row(self, text: str, max_tokens: int, truncate: bool) -> list[int]:
+        ids = self.encode(text)
+        room = max_tokens - sum(map(len, self._affixes))
+        if len(ids) > room and not truncate:
+            raise ContextLengthError(
+                f"the text takes {len(ids) + max_tokens - room} tokens; at most {max_tokens} are read. Shorten it."
+            )
+        return self.with_special_tokens(ids[:room])
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Return the text of ids."""
+        text: str = self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        return text
+
+    def detokenizer(self) -> Detokenizer:
+        """Return a fresh decoder of one answer's ids as they arrive."""
+        return Detokenizer(self)
+
+
+def _affixes(backend: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
+    """Return the ids put before and after every text."""
+    bare = list(backend.encode("a", add_special_tokens=False).ids)
+    full = list(backend.encode("a", add_special_tokens=True).ids)
+    for start in range(len(full) - len(bare) + 1):
+        if full[start : start + len(bare)] == bare:
+            return full[:start], full[start + len(bare) :]
+    raise BundleFormatError(f"tokenizer.json turns 'a' into {bare}, but with special tokens into {full}")
+
+
+class Detokenizer:
+    """Ids of one answer to text, piece by piece, never half a character.
+
+    The pieces joined equal the ids decoded at once (where those hold no broken character). Each step decodes only the
+    ids since the piece before last: a decoder may strip or join at the edge of what it is given, so the newest piece
+    is read off with the last one before it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._window: list[int] = []
+        self._num_emitted = 0  # ids of the window whose text has been given out
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        """Return the text that these ids complete; empty while a character is unfinished."""
+        self._window.extend(token_ids)
+        return self._emit(is_last=False)
+
+    def finish(self) -> str:
+        """Return what was held back; an unfinished character comes out as U+FFFD."""
+        return self._emit(is_last=True)
+
+    def _emit(self, *, is_last: bool) -> str:
+        before = self._tokenizer.decode(self._window[: self._num_emitted])
+        now = self._tokenizer.decode(self._window)
+        if len(now) <= len(before) or (now.endswith(_REPLACEMENT) and not is_last):
+            return ""
+        self._window = self._window[self._num_emitted :]
+        self._num_emitted = len(self._window)
+        return now[len(before) :]
