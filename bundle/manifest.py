@@ -176,6 +176,7 @@ class Manifest(_Frozen):
         dual: Dual encoders only.
         bos_token_id: None where the tokenizer adds none.
         eos_token_ids: Generation stops at any of them.
+        template_tokens: Special tokens by the name that the chat template uses ("bos_token", "eos_token", ...).
         gates: Empty for an fp32 export: it is its own reference.
         files: Every other file of the bundle by name.
     """
@@ -194,6 +195,7 @@ class Manifest(_Frozen):
     dual: DualEncoderDims | None = None
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    template_tokens: dict[str, str] = Field(default_factory=dict)
     gates: tuple[Gate, ...] = ()
     files: dict[str, FileRecord] = Field(default_factory=dict)
 
