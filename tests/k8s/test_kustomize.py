@@ -1,0 +1,49 @@
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+K8S = Path(__file__).resolve().parents[2] / "k8s"
+# `patches` with a target and a path came with kustomize 3, in kubectl with 1.21.
+OLDEST_KUSTOMIZE = 4
+
+
+def kustomize_command() -> list[str]:
+    """kubectl or kustomize, whichever is here and young enough; else skip."""
+    if kubectl := shutil.which("kubectl"):
+        done = subprocess.run(
+            [kubectl, "version", "--client", "-o", "json"], capture_output=True, text=True, check=True
+        )
+        version = json.loads(done.stdout).get("kustomizeVersion", "v2")
+        if int(version.removeprefix("v").split(".")[0]) >= OLDEST_KUSTOMIZE:
+            return [kubectl, "kustomize"]
+    if kustomize := shutil.which("kustomize"):
+        return [kustomize, "build"]
+    pytest.skip("needs kubectl 1.21 or later, or kustomize; the Python builder's results are tested all the same")
+
+
+def by_name(objects: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(obj["kind"], obj["metadata"]["name"]): obj for obj in objects}
+
+
+def test_kubectl_builds_what_the_other_tests_look_at(folder: Path, objects: list[dict[str, Any]]) -> None:
+    done = subprocess.run([*kustomize_command(), str(folder)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "deprecated" not in done.stderr
+    assert by_name(list(yaml.safe_load_all(done.stdout))) == by_name(objects)
+
+
+def test_no_manifest_is_left_out_of_its_kustomization() -> None:
+    for kustomization in K8S.rglob("kustomization.yaml"):
+        content = yaml.safe_load(kustomization.read_text(encoding="utf-8"))
+        named = {*content["resources"], *(patch["path"] for patch in content.get("patches", []))}
+        beside = {path.name for path in kustomization.parent.glob("*.yaml")} - {"kustomization.yaml"}
+        assert beside <= named, kustomization
+
+
+def test_names_are_unique_so_that_both_ways_of_serving_can_live_in_one_namespace(objects: list[dict[str, Any]]) -> None:
+    assert len(by_name(objects)) == len(objects)
