@@ -1,0 +1,37 @@
+"""Which class exports which `model_type`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+
+from bundle.errors import UnknownArchitectureError
+from export.config import Raw
+from export.family import Family
+
+ARCHITECTURES: Mapping[str, str] = {
+    "clip": "export.models.clip:Clip",
+    "idefics3": "export.models.idefics3:Idefics3",
+    "smolvlm": "export.models.idefics3:Idefics3",
+}
+"""`model_type` of a config to "module:Class"."""
+
+
+def load_family(config: Raw) -> Family:
+    """Return the family that a config names, opened on it.
+
+    Raises:
+        UnknownArchitectureError: Lists the known ones.
+        UnsupportedConfigError: A known family with a setting that is not built.
+    """
+    model_type = config.get("model_type")
+    if model_type not in ARCHITECTURES:
+        raise UnknownArchitectureError(
+            f"model_type {model_type!r} has no exporter; known: {', '.join(sorted(ARCHITECTURES))}. "
+            "docs/add-a-model.md says how to add one."
+        )
+    module, name = ARCHITECTURES[str(model_type)].split(":")
+    family = getattr(importlib.import_module(module), name)(config)
+    if not isinstance(family, Family):
+        raise TypeError(f"{ARCHITECTURES[str(model_type)]} is not a Family")
+    return family

@@ -1,0 +1,144 @@
+"""A Hugging Face checkpoint on disk: its config, and its weights read one at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from bundle.directory import sha256_of
+from bundle.errors import CheckpointError, UnsupportedConfigError
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_MAX_HEADER_BYTES = 100_000_000
+"""The format's own limit on its JSON header (safetensors, "Format")."""
+
+_DTYPES: dict[str, npt.DTypeLike] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor lies; nothing is read before `read`.
+
+    Attributes:
+        file: The safetensors file.
+        dtype: Its name in the safetensors header, e.g. "BF16".
+        shape: As stored.
+        offset: Of its first byte in the file.
+    """
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    def read(self) -> npt.NDArray[np.float32]:
+        """Return the tensor in float32; a float32 source is memory-mapped, the others are converted."""
+        if self.dtype not in _DTYPES:
+            raise UnsupportedConfigError(
+                f"{self.file} stores a weight as {self.dtype}; export reads {', '.join(_DTYPES)}. "
+                "Save the checkpoint unquantized, e.g. with model.save_pretrained(...) in bfloat16."
+            )
+        shape = self.shape or (1,)
+        stored = np.memmap(self.file, dtype=_DTYPES[self.dtype], mode="r", offset=self.offset, shape=shape)
+        return stored.reshape(self.shape).astype(np.float32, copy=False)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder that was opened and whose weights were listed.
+
+    Attributes:
+        folder: Where it lies.
+        config: `config.json`.
+        tensors: By the name they carry in the files.
+        files: The weight files, sorted by name.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    tensors: dict[str, StoredTensor]
+    files: tuple[Path, ...]
+
+    @classmethod
+    def open(cls, folder: Path) -> Checkpoint:
+        """Return the checkpoint in `folder`.
+
+        Raises:
+            CheckpointError: No config, no safetensors, or a file that cannot be parsed.
+        """
+        config = _read_json(folder / "config.json")
+        files = _weight_files(folder)
+        tensors: dict[str, StoredTensor] = {}
+        for file in files:
+            tensors.update(_read_header(file))
+        return cls(folder, config, tensors, files)
+
+    def digest(self) -> str:
+        """Return a hex SHA-256 over the weight files, in order of their names."""
+        whole = hashlib.sha256()
+        for file in self.files:
+            whole.update(sha256_of(file).encode())
+        return whole.hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path.parent} holds no {path.name}: it is not a Hugging Face checkpoint") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a {type(value).__name__}, expected an object")
+    return value
+
+
+def _weight_files(folder: Path) -> tuple[Path, ...]:
+    if (folder / _INDEX).is_file():
+        named = _read_json(folder / _INDEX).get("weight_map", {})
+        files = tuple(folder / name for name in sorted(set(named.values())))
+    else:
+        files = (folder / _SINGLE,)
+    missing = [file.name for file in files if not file.is_file()]
+    if missing or not files:
+        raise CheckpointError(
+            f"{folder} lacks {', '.join(missing) or _SINGLE}. Export reads safetensors; "
+            "a .bin checkpoint is converted by loading and saving it once with transformers."
+        )
+    return files
+
+
+def _read_header(file: Path) -> dict[str, StoredTensor]:
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > _MAX_HEADER_BYTES:
+                raise ValueError(f"header of {length} bytes")
+            header = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        return {name: _stored(file, entry, 8 + length) for name, entry in header.items()}
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file} is not a safetensors file, or was cut short: {error}") from error
+
+
+def _stored(file: Path, entry: dict[str, Any], data_start: int) -> StoredTensor:
+    start, end = entry["data_offsets"]
+    if data_start + end > file.stat().st_size:
+        raise ValueError(f"{file.stat().st_size} bytes where the header promises {data_start + end}")
+    return StoredTensor(file, entry["dtype"], tuple(entry["shape"]), data_start + start)

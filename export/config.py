@@ -1,0 +1,282 @@
+"""A Hugging Face config read into typed sizes; what is not built is refused here, by name and value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bundle.errors import UnsupportedConfigError
+
+Raw = Mapping[str, Any]
+_ROPE_TYPES = ("default", "linear", "llama3")
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """Sizes of a ViT or of a text tower.
+
+    Attributes:
+        hidden_size: Width.
+        intermediate_size: Of the MLP.
+        num_layers: Depth.
+        num_heads: Attention heads.
+        hidden_act: Of the MLP.
+        layer_norm_eps: Of every LayerNorm.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    hidden_act: str
+    layer_norm_eps: float
+
+    @classmethod
+    def read(cls, raw: Raw, defaults: Raw) -> TowerConfig:
+        """Return the tower of a config; `defaults` are transformers' own for keys that the file leaves out."""
+        merged = {**defaults, **raw}
+        tower = cls(
+            hidden_size=merged["hidden_size"],
+            intermediate_size=merged["intermediate_size"],
+            num_layers=merged["num_hidden_layers"],
+            num_heads=merged["num_attention_heads"],
+            hidden_act=merged["hidden_act"],
+            layer_norm_eps=merged["layer_norm_eps"],
+        )
+        if tower.hidden_size % tower.num_heads:
+            raise UnsupportedConfigError(
+                f"hidden_size {tower.hidden_size} is not a multiple of num_attention_heads {tower.num_heads}"
+            )
+        return tower
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """A ViT over square images.
+
+    Attributes:
+        tower: Its layers.
+        image_size_px: Side of the input.
+        patch_size_px: Side of a patch.
+        num_channels: Of the input.
+    """
+
+    tower: TowerConfig
+    image_size_px: int
+    patch_size_px: int
+    num_channels: int
+
+    @classmethod
+    def read(cls, raw: Raw, defaults: Raw) -> VisionConfig:
+        """Return the vision tower of a config."""
+        merged = {**defaults, **raw}
+        return cls(
+            tower=TowerConfig.read(raw, defaults),
+            image_size_px=_square("image_size", merged["image_size"]),
+            patch_size_px=_square("patch_size", merged["patch_size"]),
+            num_channels=merged["num_channels"],
+        )
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size_px // self.patch_size_px
+
+
+def _square(key: str, value: Any) -> int:
+    if isinstance(value, int):
+        return value
+    sides = list(value) if isinstance(value, (list, tuple)) else [value]
+    if len(sides) == 2 and sides[0] == sides[1] and isinstance(sides[0], int):
+        return int(sides[0])
+    raise UnsupportedConfigError(f"vision_config.{key} is {value!r}; only square images and patches are built")
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary embedding (Su et al., arXiv 2104.09864) and its scaling.
+
+    Attributes:
+        kind: "default", "linear" or "llama3".
+        theta: Base of the frequencies.
+        factor: How much longer the context became; 1 for "default".
+        low_freq_factor: llama3 only.
+        high_freq_factor: llama3 only.
+        original_positions: llama3 only: the context before scaling.
+    """
+
+    kind: str
+    theta: float
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 1.0
+    original_positions: int = 0
+
+    @classmethod
+    def read(cls, raw: Raw) -> RopeConfig:
+        """Return the rotary part of a text config, in transformers 5's spelling or the older one."""
+        given = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+        kind = given.get("rope_type", given.get("type", "default"))
+        theta = given.get("rope_theta", raw.get("rope_theta", 10_000.0))
+        if kind not in _ROPE_TYPES or not isinstance(theta, (int, float)):
+            raise UnsupportedConfigError(
+                f"rope_parameters {given!r}: type {kind!r} is not built; known: {', '.join(_ROPE_TYPES)}"
+            )
+        if given.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)) != 1.0:
+            raise UnsupportedConfigError("partial_rotary_factor other than 1 is not built")
+        if kind == "default":
+            return cls(kind, float(theta))
+        if kind == "linear":
+            return cls(kind, float(theta), float(given["factor"]))
+        return cls(
+            kind,
+            float(theta),
+            float(given["factor"]),
+            float(given["low_freq_factor"]),
+            float(given["high_freq_factor"]),
+            int(given["original_max_position_embeddings"]),
+        )
+
+    def inverse_frequencies(self, head_size: int) -> npt.NDArray[np.float32]:
+        """Return [C/2] float32, radians per position of each pair of a head.
+
+        "llama3" keeps short wavelengths, divides long ones by `factor`, and blends between (Llama 3.1 release,
+        `apply_scaling`).
+        """
+        exponents = np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
+        plain = (1.0 / np.float32(self.theta) ** exponents).astype(np.float32)
+        if self.kind == "default":
+            return plain
+        if self.kind == "linear":
+            return (plain / np.float32(self.factor)).astype(np.float32)
+        wavelengths = 2 * math.pi / plain
+        blend = (self.original_positions / wavelengths - self.low_freq_factor) / (
+            self.high_freq_factor - self.low_freq_factor
+        )
+        kept = np.clip(blend, 0.0, 1.0)
+        return (kept * plain + (1.0 - kept) * plain / self.factor).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes of a Llama-shaped causal decoder.
+
+    Attributes:
+        vocab_size: V.
+        hidden_size: D.
+        intermediate_size: Of the gated MLP.
+        num_layers: L.
+        num_heads: H.
+        num_kv_heads: K.
+        head_size: C; not always D / H.
+        max_positions: Longest sequence that the checkpoint was made for.
+        hidden_act: Of the gate.
+        rms_norm_eps: Of every RMSNorm.
+        rope: Rotary embedding.
+        qkv_bias: On the query, key and value projections.
+        out_bias: On the output projection.
+        mlp_bias: On the three matrices of the MLP.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    max_positions: int
+    hidden_act: str
+    rms_norm_eps: float
+    rope: RopeConfig
+    qkv_bias: bool
+    out_bias: bool
+    mlp_bias: bool
+
+
+_LLAMA_DEFAULTS: Raw = {
+    "vocab_size": 32_000,
+    "hidden_size": 4096,
+    "intermediate_size": 11_008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+}
+_QWEN2_DEFAULTS: Raw = {
+    **_LLAMA_DEFAULTS,
+    "vocab_size": 151_936,
+    "intermediate_size": 22_016,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32_768,
+}
+
+
+def read_decoder(raw: Raw) -> DecoderConfig:
+    """Return the decoder described by a `text_config`.
+
+    Raises:
+        UnsupportedConfigError: Neither Llama nor Qwen2, or a setting that is not built.
+    """
+    kind = raw.get("model_type", "llama")
+    if kind == "llama":
+        return _decoder({**_LLAMA_DEFAULTS, **raw}, qkv_bias=bool(raw.get("attention_bias", False)))
+    if kind == "qwen2":
+        if raw.get("use_sliding_window") or "sliding_attention" in (raw.get("layer_types") or ()):
+            raise UnsupportedConfigError("text_config.use_sliding_window: sliding-window attention is not built")
+        return _decoder({**_QWEN2_DEFAULTS, **raw}, qkv_bias=True)
+    raise UnsupportedConfigError(f"text_config.model_type {kind!r}: the decoders built are llama and qwen2")
+
+
+def _decoder(merged: Raw, *, qkv_bias: bool) -> DecoderConfig:
+    num_heads = merged["num_attention_heads"]
+    num_kv_heads = merged.get("num_key_value_heads") or num_heads
+    if num_heads % num_kv_heads:
+        raise UnsupportedConfigError(
+            f"num_attention_heads {num_heads} is not a multiple of num_key_value_heads {num_kv_heads}"
+        )
+    return DecoderConfig(
+        vocab_size=merged["vocab_size"],
+        hidden_size=merged["hidden_size"],
+        intermediate_size=merged["intermediate_size"],
+        num_layers=merged["num_hidden_layers"],
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_size=merged.get("head_dim") or merged["hidden_size"] // num_heads,
+        max_positions=merged["max_position_embeddings"],
+        hidden_act=merged["hidden_act"],
+        rms_norm_eps=merged["rms_norm_eps"],
+        rope=RopeConfig.read(merged),
+        qkv_bias=qkv_bias,
+        out_bias=bool(merged.get("attention_bias", False)),
+        mlp_bias=bool(merged.get("mlp_bias", False)),
+    )
+
+
+def sub_config(config: Raw, key: str) -> Raw:
+    """Return a nested config.
+
+    Raises:
+        UnsupportedConfigError: It is absent or not an object.
+    """
+    nested = config.get(key)
+    if not isinstance(nested, Mapping):
+        raise UnsupportedConfigError(f"config.json: {key} is {nested!r}, expected an object")
+    return nested
+
+
+def require(config: Raw, expected: Iterable[tuple[str, Any]]) -> None:
+    """Refuse a config in which a key is given another value than the only one that is built.
+
+    Raises:
+        UnsupportedConfigError: Names the key, its value and the one supported.
+    """
+    for key, value in expected:
+        if config.get(key, value) != value:
+            raise UnsupportedConfigError(f"config.json: {key} is {config[key]!r}; only {value!r} is built")

@@ -1,0 +1,162 @@
+"""A checkpoint turned into a bundle."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import httpx
+import onnx_ir as ir
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from bundle.directory import seal, write_aside
+from bundle.errors import CheckpointError, UnsupportedConfigError
+from bundle.manifest import Component, ComponentName, Dialect, DualEncoderDims, Manifest
+from export.architectures import load_family
+from export.checkpoint import Checkpoint
+from export.family import DualEncoder, Family, GraphPlan, VisionLanguage
+from export.graph import build_model, write_model
+from export.nn.dialect import DIALECTS
+from export.processor import ProcessorFiles, convert_processor
+from export.weights import WeightSource
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja"]
+
+
+def export_checkpoint(
+    checkpoint: str | Path,
+    output: Path,
+    *,
+    name: str | None = None,
+    dialect: Dialect = "contrib",
+    overwrite: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Manifest:
+    """Write the bundle of a Hugging Face checkpoint and return its manifest.
+
+    Weights are converted to float32 one at a time, so that the memory needed is that of the largest few. `output`
+    appears whole or not at all.
+
+    Args:
+        checkpoint: A local folder, or a hub id, whose files are then fetched into the Hugging Face cache.
+        output: The bundle's folder.
+        name: The served model id; the checkpoint's last path component by default.
+        dialect: Which operators the graphs use.
+        overwrite: Replace a bundle that stands at `output`.
+        progress: Called with a line at each step.
+
+    Raises:
+        CheckpointError: The checkpoint is absent, broken, of an unknown architecture, or asks for something that is
+            not built; its subclasses say which.
+        BundleError: `output` exists.
+    """
+    say = progress or (lambda line: None)
+    folder, label = _located(str(checkpoint), say)
+    source = Checkpoint.open(folder)
+    family = load_family(source.config)
+    lowering = DIALECTS[dialect]()
+    plans = family.graphs(lowering)
+    say(f"building {len(plans)} graphs for {source.config['model_type']}")
+    models = {part: build_model(part, plan, lowering) for part, plan in plans.items()}
+    weights = WeightSource(source, family)
+    weights.fill([model.graph for model in models.values()])
+    weights.require_all_used()
+    with write_aside(output, overwrite=overwrite) as aside:
+        files = convert_processor(folder, source.config, aside)
+        _require_agreement(family, files)
+        components = _write_all(models, plans, aside, say)
+        say("computing digests")
+        manifest = Manifest(
+            name=name or label.rsplit("/", 1)[-1],
+            source=label,
+            source_sha256=source.digest(),
+            created_by=f"pocketvlm {_version()}",
+            model_type=source.config["model_type"],
+            task=family.task,
+            dialect=dialect,
+            components=components,
+            decoder=family.decoder_dims() if isinstance(family, VisionLanguage) else None,
+            image_prompt=files.image_prompt,
+            dual=_dual_dims(family, files, weights) if isinstance(family, DualEncoder) else None,
+            bos_token_id=files.bos_token_id,
+            eos_token_ids=files.eos_token_ids,
+        )
+        return seal(aside, manifest)
+
+
+def _located(checkpoint: str, say: Callable[[str], None]) -> tuple[Path, str]:
+    """Return the checkpoint's folder, fetched if it is a hub id, and what the manifest calls it."""
+    folder = Path(checkpoint).expanduser()
+    if folder.is_dir():
+        return folder, folder.resolve().name
+    if not _HUB_ID.fullmatch(checkpoint):
+        raise CheckpointError(f"{checkpoint} is not a folder, nor does it look like a hub id (owner/name)")
+    say(f"fetching {checkpoint} from the Hugging Face hub")
+    try:
+        return Path(snapshot_download(checkpoint, allow_patterns=_HUB_PATTERNS)), checkpoint
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, httpx.HTTPError, OSError) as error:
+        raise CheckpointError(
+            f"{checkpoint} is not a local folder and could not be fetched from the hub "
+            f"({type(error).__name__}). Check the name and the network, or pass the folder of a downloaded checkpoint."
+        ) from error
+
+
+def _require_agreement(family: Family, files: ProcessorFiles) -> None:
+    """Check that the preprocessing yields what the graphs take.
+
+    Raises:
+        UnsupportedConfigError: Another image size, or another number of image tokens.
+    """
+    side = family.image_size_px
+    if tuple(files.image_spec.tile_size_px) != (side, side):
+        raise UnsupportedConfigError(
+            f"the processor makes images of {files.image_spec.tile_size_px} pixels, the vision tower takes {side}; "
+            "only towers fed at their own resolution are built"
+        )
+    if files.image_prompt is None or not isinstance(family, VisionLanguage):
+        return
+    if files.image_prompt.tokens_per_tile != family.tokens_per_tile:
+        raise UnsupportedConfigError(
+            f"the processor writes {files.image_prompt.tokens_per_tile} tokens per image, "
+            f"the vision tower makes {family.tokens_per_tile} features"
+        )
+
+
+def _write_all(
+    models: dict[ComponentName, ir.Model],
+    plans: dict[ComponentName, GraphPlan],
+    folder: Path,
+    say: Callable[[str], None],
+) -> dict[ComponentName, Component]:
+    components: dict[ComponentName, Component] = {}
+    for part, model in models.items():
+        components[part] = write_model(model, folder, plans[part])
+        say(f"wrote {components[part].file}: {components[part].weight_bytes / 1e6:.1f} MB of weights")
+    return components
+
+
+def _dual_dims(family: DualEncoder, files: ProcessorFiles, weights: WeightSource) -> DualEncoderDims:
+    tower = family.text_tower
+    if files.pad_token_id is None:
+        raise UnsupportedConfigError("the tokenizer names no pad_token; texts cannot be batched without one")
+    return DualEncoderDims(
+        embedding_size=tower.embedding_size,
+        max_text_tokens=files.max_text_tokens or tower.max_text_tokens,
+        pad_token_id=files.pad_token_id,
+        pads_to_max=files.pads_to_max,
+        scoring=tower.scoring,
+        logit_scale=math.exp(weights.scalar("logit_scale")),
+        logit_bias=weights.scalar("logit_bias") if "logit_bias" in family.scalars else 0.0,
+    )
+
+
+def _version() -> str:
+    try:
+        return version("pocketvlm")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,189 @@
+"""What one architecture has to say: its graphs, and where the checkpoint keeps their weights."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from bundle.manifest import ComponentName, DecoderDims, Task, TensorSpec
+from export.config import DecoderConfig, Raw
+from export.nn.decoder import CausalDecoder
+from export.nn.dialect import Dialect
+from export.nn.linear import Embedding
+from export.nn.module import Module
+
+
+@dataclass(frozen=True)
+class GraphPlan:
+    """A graph to be written.
+
+    Attributes:
+        module: Called with the inputs, returns the outputs (one value or a tuple).
+        inputs: In order.
+        outputs: In order.
+    """
+
+    module: Module
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class TextTower:
+    """What a dual encoder's text side wants of its caller.
+
+    Attributes:
+        embedding_size: E.
+        max_text_tokens: Longest text.
+        scoring: As `bundle.manifest.DualEncoderDims`.
+    """
+
+    embedding_size: int
+    max_text_tokens: int
+    scoring: Literal["softmax", "sigmoid"]
+
+
+class Family(ABC):
+    """One architecture, opened on one config.
+
+    Class attributes:
+        renames: (pattern, replacement) for `re.sub`, applied in order to every key of the checkpoint; they turn the
+            older layouts into the one that the modules are named by.
+        unused: Patterns of keys that no graph wants: buffers that hold no weights, and parts that the outputs skip.
+        scalars: Keys that go into the manifest and not into a graph.
+    """
+
+    task: ClassVar[Task]
+    renames: ClassVar[tuple[tuple[str, str], ...]] = ()
+    unused: ClassVar[tuple[str, ...]] = (r".*\.position_ids", r".*\.rotary_emb\.inv_freq")
+    scalars: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, config: Raw) -> None:
+        self.config = config
+
+    @property
+    @abstractmethod
+    def image_size_px(self) -> int:
+        """Side of the images that the vision graph takes."""
+
+    @abstractmethod
+    def graphs(self, dialect: Dialect) -> dict[ComponentName, GraphPlan]:
+        """Return the bundle's graphs."""
+
+    def stand_ins(self) -> dict[str, str]:
+        """Return checkpoint keys that may be absent, each with the key that then takes its place."""
+        return {}
+
+    def skipped(self) -> tuple[str, ...]:
+        """Return `unused`, plus what this config leaves out of the graphs."""
+        return self.unused
+
+
+class VisionLanguage(Family):
+    """A vision tower with a connector, and a causal decoder.
+
+    Class attributes:
+        text_prefix: Where the checkpoint keeps the decoder.
+    """
+
+    task: ClassVar[Task] = "image-text-to-text"
+    text_prefix: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def decoder(self) -> DecoderConfig:
+        """Sizes of the decoder."""
+
+    @property
+    @abstractmethod
+    def tokens_per_tile(self) -> int:
+        """P, features per image or tile."""
+
+    @abstractmethod
+    def vision(self, dialect: Dialect) -> Module:
+        """Return the module pixel_values [I, 3, height, width] -> image_features [I, P, D]."""
+
+    def stand_ins(self) -> dict[str, str]:
+        """Return the tied output matrix, where the config ties it."""
+        text = self.config.get("text_config") or {}
+        if self.config.get("tie_word_embeddings") or text.get("tie_word_embeddings"):
+            return {"lm_head.weight": f"{self.text_prefix}.embed_tokens.weight"}
+        return {}
+
+    def graphs(self, dialect: Dialect) -> dict[ComponentName, GraphPlan]:
+        """Return the three graphs of docs/bundle-format.md."""
+        size, vocab = self.decoder.hidden_size, self.decoder.vocab_size
+        table = Embedding(vocab, size, name=f"{self.text_prefix}.embed_tokens")
+        features = TensorSpec(name="image_features", dtype="float32", shape=("I", self.tokens_per_tile, size))
+        embeds = TensorSpec(name="inputs_embeds", dtype="float32", shape=("B", "T", size))
+        ids = TensorSpec(name="input_ids", dtype="int64", shape=("B", "T"))
+        return {
+            "vision_encoder": GraphPlan(self.vision(dialect), (pixels(self.image_size_px),), (features,)),
+            "embed_tokens": GraphPlan(table, (ids,), (embeds,)),
+            "decoder": _decoder_plan(self.decoder, embeds, CausalDecoder(self.decoder, dialect, self.text_prefix)),
+        }
+
+    def decoder_dims(self) -> DecoderDims:
+        """Return the manifest's part on the decoder."""
+        return DecoderDims(
+            num_layers=self.decoder.num_layers,
+            hidden_size=self.decoder.hidden_size,
+            vocab_size=self.decoder.vocab_size,
+            num_heads=self.decoder.num_heads,
+            num_kv_heads=self.decoder.num_kv_heads,
+            head_size=self.decoder.head_size,
+            max_positions=self.decoder.max_positions,
+        )
+
+
+class DualEncoder(Family):
+    """An image tower and a text tower into one space."""
+
+    task: ClassVar[Task] = "dual-encoder"
+
+    @property
+    @abstractmethod
+    def text_tower(self) -> TextTower:
+        """What callers must know of the text side."""
+
+    @abstractmethod
+    def vision(self, dialect: Dialect) -> Module:
+        """Return the module pixel_values [I, 3, height, width] -> image_embeds [I, E]."""
+
+    @abstractmethod
+    def text(self, dialect: Dialect) -> Module:
+        """Return the module (input_ids, attention_mask) [B, T] -> text_embeds [B, E]."""
+
+    def graphs(self, dialect: Dialect) -> dict[ComponentName, GraphPlan]:
+        """Return the two graphs of docs/bundle-format.md."""
+        width = self.text_tower.embedding_size
+        images = TensorSpec(name="image_embeds", dtype="float32", shape=("I", width))
+        texts = TensorSpec(name="text_embeds", dtype="float32", shape=("B", width))
+        ids = TensorSpec(name="input_ids", dtype="int64", shape=("B", "T"))
+        mask = TensorSpec(name="attention_mask", dtype="int64", shape=("B", "T"))
+        return {
+            "vision_encoder": GraphPlan(self.vision(dialect), (pixels(self.image_size_px),), (images,)),
+            "text_encoder": GraphPlan(self.text(dialect), (ids, mask), (texts,)),
+        }
+
+
+def pixels(side_px: int) -> TensorSpec:
+    """Return the input of a vision graph."""
+    return TensorSpec(name="pixel_values", dtype="float32", shape=("I", 3, side_px, side_px))
+
+
+def _decoder_plan(config: DecoderConfig, embeds: TensorSpec, module: Module) -> GraphPlan:
+    cache_shape: tuple[int | str, ...] = ("B", config.num_kv_heads, "S", config.head_size)
+
+    def cache(prefix: str) -> tuple[TensorSpec, ...]:
+        return tuple(
+            TensorSpec(name=f"{prefix}.{layer}.{part}", dtype="float32", shape=cache_shape)
+            for layer in range(config.num_layers)
+            for part in ("key", "value")
+        )
+
+    indices = [("position_ids", ("B", "T")), ("past_lengths", ("B",)), ("logits_indices", ("B", "N"))]
+    inputs = tuple(TensorSpec(name=name, dtype="int64", shape=shape) for name, shape in indices)
+    logits = TensorSpec(name="logits", dtype="float32", shape=("B", "N", config.vocab_size))
+    return GraphPlan(module, (embeds, *inputs, *cache("past_key_values")), (logits, *cache("present")))

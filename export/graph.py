@@ -1,0 +1,55 @@
+"""A plan turned into an ONNX model, and the model written with its weights beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+from onnxscript import GraphBuilder
+
+from bundle.manifest import Component
+from export.family import GraphPlan
+from export.nn.dialect import Dialect
+
+_DTYPES = {"float32": ir.DataType.FLOAT, "int64": ir.DataType.INT64}
+_IR_VERSION = 11
+"""Of ONNX 1.18, the first with opset 23."""
+_PRODUCER = "pocketvlm"
+_INLINE_BYTES = 1024
+"""Constants up to this size stay in the .onnx file, where tools can read them."""
+_PAGE_BYTES = 4096
+"""Large weights start on a page, so that a runtime can map them."""
+
+
+def build_model(name: str, plan: GraphPlan, dialect: Dialect) -> ir.Model:
+    """Return the model of a plan; its weights have names and shapes and no values yet.
+
+    Args:
+        name: Of the graph.
+        plan: Module and signature.
+        dialect: Its operator sets.
+    """
+    graph = ir.Graph([], [], nodes=[], opset_imports=dict(dialect.opset_imports), name=name)
+    builder = GraphBuilder(graph)
+    inputs = [builder.input(spec.name, _DTYPES[spec.dtype], list(spec.shape)) for spec in plan.inputs]
+    returned = plan.module(builder.op, *inputs)
+    values = returned if isinstance(returned, tuple) else (returned,)
+    for value, spec in zip(values, plan.outputs, strict=True):
+        value.type = ir.TensorType(_DTYPES[spec.dtype])
+        value.shape = ir.Shape(spec.shape)
+        builder.add_output(value, spec.name)
+    return ir.Model(graph, ir_version=_IR_VERSION, producer_name=_PRODUCER)
+
+
+def write_model(model: ir.Model, folder: Path, plan: GraphPlan) -> Component:
+    """Write `{name}.onnx` and `{name}.onnx.data`, one weight in memory at a time, and return the manifest's entry."""
+    file = f"{model.graph.name}.onnx"
+    ir.save(
+        model,
+        folder / file,
+        external_data=f"{file}.data",
+        size_threshold_bytes=_INLINE_BYTES,
+        alignment=_PAGE_BYTES,
+    )
+    stored = sum(value.const_value.nbytes for value in model.graph.initializers.values())
+    return Component(file=file, scheme="fp32", inputs=plan.inputs, outputs=plan.outputs, weight_bytes=stored)

@@ -1,0 +1,126 @@
+"""The Llama-shaped causal decoder: rotary positions, grouped-query attention over a fixed cache, gated MLP."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnxscript import OpBuilder
+
+from export.config import DecoderConfig
+from export.nn.dialect import CacheRows, Dialect, Heads, Lengths
+from export.nn.linear import Linear, activation
+from export.nn.module import Module, ModuleList
+from export.nn.norms import RMSNorm
+from export.nn.rotary import Angles, rotary_angles
+
+
+class CachedAttention(Module):
+    """Grouped-query attention (Ainslie et al., arXiv 2305.13245) that appends to a cache."""
+
+    def __init__(self, config: DecoderConfig, dialect: Dialect) -> None:
+        super().__init__()
+        size, heads, kv_heads = config.head_size, config.num_heads, config.num_kv_heads
+        self.q_proj = Linear(config.hidden_size, heads * size, bias=config.qkv_bias)
+        self.k_proj = Linear(config.hidden_size, kv_heads * size, bias=config.qkv_bias)
+        self.v_proj = Linear(config.hidden_size, kv_heads * size, bias=config.qkv_bias)
+        self.o_proj = Linear(heads * size, config.hidden_size, bias=config.out_bias)
+        self.heads = Heads(heads, kv_heads, size, float(size) ** -0.5)
+        self.dialect = dialect
+
+    def forward(
+        self, op: OpBuilder, x: ir.Value, angles: Angles, past: CacheRows, lengths: Lengths
+    ) -> tuple[ir.Value, CacheRows]:
+        """Return [B, T, D] and the cache with T more rows per sequence."""
+        query = self.dialect.rotary(op, self.q_proj(op, x), angles.cos, angles.sin, self.heads.num)
+        key = self.dialect.rotary(op, self.k_proj(op, x), angles.cos, angles.sin, self.heads.num_kv)
+        value = self.v_proj(op, x)
+        attended, present = self.dialect.cached_attention(op, query, key, value, past, lengths, self.heads)
+        return self.o_proj(op, attended), present
+
+
+class GatedMLP(Module):
+    """down(act(gate(x)) * up(x)) (Shazeer, arXiv 2002.05202)."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        size, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = Linear(size, inner, bias=bias)
+        self.up_proj = Linear(size, inner, bias=bias)
+        self.down_proj = Linear(inner, size, bias=bias)
+        self.hidden_act = config.hidden_act
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        """Return [..., D] from [..., D]."""
+        gate = activation(op, self.hidden_act, self.gate_proj(op, x))
+        return self.down_proj(op, op.Mul(gate, self.up_proj(op, x)))
+
+
+class DecoderLayer(Module):
+    """Pre-norm attention and MLP, each with its residual."""
+
+    def __init__(self, config: DecoderConfig, dialect: Dialect) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dialect)
+        self.self_attn = CachedAttention(config, dialect)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dialect)
+        self.mlp = GatedMLP(config)
+
+    def forward(
+        self, op: OpBuilder, x: ir.Value, angles: Angles, past: CacheRows, lengths: Lengths
+    ) -> tuple[ir.Value, CacheRows]:
+        """Return [B, T, D] and the layer's cache."""
+        attended, present = self.self_attn(op, self.input_layernorm(op, x), angles, past, lengths)
+        x = op.Add(x, attended)
+        return op.Add(x, self.mlp(op, self.post_attention_layernorm(op, x))), present
+
+
+class DecoderStack(Module):
+    """All layers and the final norm; `name` is where the checkpoint keeps them."""
+
+    def __init__(self, config: DecoderConfig, dialect: Dialect, name: str) -> None:
+        super().__init__(name)
+        self.layers = ModuleList([DecoderLayer(config, dialect) for _ in range(config.num_layers)])
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dialect)
+
+    def forward(
+        self, op: OpBuilder, x: ir.Value, angles: Angles, past: list[CacheRows], lengths: Lengths, rows: ir.Value
+    ) -> tuple[ir.Value, list[CacheRows]]:
+        """Return the normed hidden states of `rows` [B, N, D] and every layer's cache."""
+        presents = []
+        for layer, cache in zip(self.layers, past, strict=True):
+            x, present = layer(op, x, angles, cache, lengths)
+            presents.append(present)
+        wanted = op.GatherND(x, op.Unsqueeze(rows, [2]), batch_dims=1)
+        return self.norm(op, wanted), presents
+
+
+class CausalDecoder(Module):
+    """embeddings -> logits with the cache: the graph `decoder.onnx`.
+
+    Args:
+        config: Sizes.
+        dialect: How attention is written.
+        name: Where the checkpoint keeps the stack, e.g. "model.text_model".
+    """
+
+    def __init__(self, config: DecoderConfig, dialect: Dialect, name: str) -> None:
+        super().__init__()
+        self.stack = DecoderStack(config, dialect, name)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.config = config
+        self.dialect = dialect
+
+    def forward(
+        self,
+        op: OpBuilder,
+        inputs_embeds: ir.Value,
+        position_ids: ir.Value,
+        past_lengths: ir.Value,
+        logits_indices: ir.Value,
+        *cache: ir.Value,
+    ) -> tuple[ir.Value, ...]:
+        """Return logits [B, N, V] and the presents, key and value of each layer in turn."""
+        angles = rotary_angles(op, position_ids, self.config.rope, self.config.head_size)
+        lengths = self.dialect.lengths(op, inputs_embeds, past_lengths)
+        past = [CacheRows(key, value) for key, value in zip(cache[::2], cache[1::2], strict=True)]
+        hidden, presents = self.stack(op, inputs_embeds, angles, past, lengths, logits_indices)
+        return self.lm_head(op, hidden), *(rows for present in presents for rows in (present.key, present.value))

@@ -1,0 +1,194 @@
+"""How the operations that ONNX can spell in two ways are written.
+
+Every module calls its dialect for them and is otherwise the same in both. *contrib* uses ONNX Runtime's own operators,
+*portable* only standard ones.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+from onnxscript import OpBuilder
+
+from bundle.errors import UnsupportedConfigError
+
+CONTRIB_DOMAIN = "com.microsoft"
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Sizes of one attention: H query heads, K key/value heads (H for an encoder), C per head, score scale."""
+
+    num: int
+    num_kv: int
+    size: int
+    scale: float
+
+
+@dataclass(frozen=True)
+class CacheRows:
+    """One layer's cache before the step, [B, K, S, C] each."""
+
+    key: ir.Value
+    value: ir.Value
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What the attention of every layer needs to know of the rows; filled by `Dialect.lengths`."""
+
+    values: tuple[ir.Value, ...]
+
+
+class Dialect(ABC):
+    """One way to write a graph."""
+
+    name: ClassVar[str]
+    opset_imports: ClassVar[Mapping[str, int]]
+
+    @abstractmethod
+    def attention(
+        self, op: OpBuilder, query: ir.Value, key: ir.Value, value: ir.Value, heads: Heads, bias: ir.Value | None
+    ) -> ir.Value:
+        """Return an encoder's attention [B, T, H*C] from [B, T, H*C] each; `bias` [B, 1, T, T] is added to scores."""
+
+    @abstractmethod
+    def lengths(self, op: OpBuilder, inputs_embeds: ir.Value, past_lengths: ir.Value) -> Lengths:
+        """Return what `cached_attention` needs, computed once for all layers."""
+
+    @abstractmethod
+    def cached_attention(
+        self,
+        op: OpBuilder,
+        query: ir.Value,
+        key: ir.Value,
+        value: ir.Value,
+        past: CacheRows,
+        lengths: Lengths,
+        heads: Heads,
+    ) -> tuple[ir.Value, CacheRows]:
+        """Write the new rows into the cache and attend causally over it (docs/bundle-format.md).
+
+        Args:
+            op: The builder.
+            query: [B, T, H*C], rotated.
+            key: [B, T, K*C], rotated.
+            value: [B, T, K*C].
+            past: The layer's cache.
+            lengths: Of this graph.
+            heads: Of this layer.
+        Returns:
+            [B, T, H*C], and the cache with the new rows.
+        """
+
+    def rotary(self, op: OpBuilder, x: ir.Value, cos: ir.Value, sin: ir.Value, num_heads: int) -> ir.Value:
+        """Return x [B, T, heads*C] with the halves of every head turned by the angles of cos and sin [B, T, C/2]."""
+        return op.RotaryEmbedding(x, cos, sin, num_heads=num_heads)
+
+    def rms_norm(self, op: OpBuilder, x: ir.Value, weight: ir.Value, eps: float) -> ir.Value:
+        """Return x / sqrt(mean(x^2) + eps) * weight over the last axis."""
+        return op.RMSNormalization(x, weight, axis=-1, epsilon=eps)
+
+
+class Contrib(Dialect):
+    """ONNX Runtime's operators: MultiHeadAttention, GroupQueryAttention."""
+
+    name = "contrib"
+    opset_imports: ClassVar[Mapping[str, int]] = {"": 23, CONTRIB_DOMAIN: 1}
+
+    def attention(
+        self, op: OpBuilder, query: ir.Value, key: ir.Value, value: ir.Value, heads: Heads, bias: ir.Value | None
+    ) -> ir.Value:
+        """Return attention by com.microsoft.MultiHeadAttention."""
+        return op.MultiHeadAttention(
+            query,
+            key,
+            value,
+            None,
+            None,
+            bias,
+            num_heads=heads.num,
+            scale=heads.scale,
+            _domain=CONTRIB_DOMAIN,
+            _version=1,
+        )
+
+    def lengths(self, op: OpBuilder, inputs_embeds: ir.Value, past_lengths: ir.Value) -> Lengths:
+        """Return seqlens_k [B] (last valid row of each sequence) and total_sequence_length [] as int32."""
+        totals = op.Add(past_lengths, op.Shape(inputs_embeds, start=1, end=2))
+        last_rows = op.Cast(op.Sub(totals, 1), to=ir.DataType.INT32)
+        longest = op.Cast(op.ReduceMax(totals, keepdims=0), to=ir.DataType.INT32)
+        return Lengths((last_rows, longest))
+
+    def cached_attention(
+        self,
+        op: OpBuilder,
+        query: ir.Value,
+        key: ir.Value,
+        value: ir.Value,
+        past: CacheRows,
+        lengths: Lengths,
+        heads: Heads,
+    ) -> tuple[ir.Value, CacheRows]:
+        """Return attention by com.microsoft.GroupQueryAttention, which writes the cache itself."""
+        attended, present_key, present_value = op.GroupQueryAttention(
+            query,
+            key,
+            value,
+            past.key,
+            past.value,
+            *lengths.values,
+            num_heads=heads.num,
+            kv_num_heads=heads.num_kv,
+            scale=heads.scale,
+            do_rotary=0,
+            _domain=CONTRIB_DOMAIN,
+            _version=1,
+            _outputs=3,
+        )
+        return attended, CacheRows(present_key, present_value)
+
+
+class Portable(Dialect):
+    """Standard operators only, for TensorRT as well as ONNX Runtime."""
+
+    name = "portable"
+    opset_imports: ClassVar[Mapping[str, int]] = {"": 23}
+
+    def attention(
+        self, op: OpBuilder, query: ir.Value, key: ir.Value, value: ir.Value, heads: Heads, bias: ir.Value | None
+    ) -> ir.Value:
+        """Return attention by the standard Attention of opset 23."""
+        return op.Attention(
+            query, key, value, bias, q_num_heads=heads.num, kv_num_heads=heads.num_kv, scale=heads.scale
+        )
+
+    def lengths(self, op: OpBuilder, inputs_embeds: ir.Value, past_lengths: ir.Value) -> Lengths:
+        """Refuse: see `cached_attention`."""
+        raise _no_portable_decoder()
+
+    def cached_attention(
+        self,
+        op: OpBuilder,
+        query: ir.Value,
+        key: ir.Value,
+        value: ir.Value,
+        past: CacheRows,
+        lengths: Lengths,
+        heads: Heads,
+    ) -> tuple[ir.Value, CacheRows]:
+        """Refuse: the lowering to TensorScatter and Attention of opset 24 is not built."""
+        raise _no_portable_decoder()
+
+
+def _no_portable_decoder() -> UnsupportedConfigError:
+    return UnsupportedConfigError(
+        "The portable dialect has no decoder yet, only vision and text encoders. Export with --dialect contrib."
+    )
+
+
+DIALECTS: Mapping[str, type[Dialect]] = {"contrib": Contrib, "portable": Portable}

@@ -1,0 +1,64 @@
+"""Matrix products, lookups and activations."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnxscript import OpBuilder
+
+from bundle.errors import UnsupportedConfigError
+from export.nn.module import Module, Weight
+
+_QUICK_GELU_ALPHA = 1.702
+"""Of CLIP's x * sigmoid(1.702 x) (Hendrycks and Gimpel, arXiv 1606.08415, section 2)."""
+
+
+class Linear(Module):
+    """y = x @ W + b.
+
+    The graph stores W as [in, out], the transpose of the checkpoint: MatMul reads it without a Transpose node, which
+    a runtime would otherwise fold at load into a second copy of the weights.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, bias: bool = True, name: str | None = None) -> None:
+        super().__init__(name)
+        self.weight = Weight(in_features, out_features, transposed=True)
+        self.bias = Weight(out_features) if bias else None
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        """Return [..., out] from [..., in]."""
+        product = op.MatMul(x, self.weight)
+        return product if self.bias is None else op.Add(product, self.bias)
+
+
+class Embedding(Module):
+    """Rows of a table by id."""
+
+    def __init__(self, num_rows: int, size: int, *, name: str | None = None) -> None:
+        super().__init__(name)
+        self.weight = Weight(num_rows, size)
+
+    def forward(self, op: OpBuilder, ids: ir.Value) -> ir.Value:
+        """Return [..., size] from [...] int64."""
+        return op.Gather(self.weight, ids, axis=0)
+
+
+def activation(op: OpBuilder, kind: str, x: ir.Value) -> ir.Value:
+    """Return `hidden_act` of a Hugging Face config applied to x.
+
+    Raises:
+        UnsupportedConfigError: An activation that is not built.
+    """
+    if kind == "gelu":
+        return op.Gelu(x)
+    if kind in ("gelu_pytorch_tanh", "gelu_new", "gelu_fast"):
+        return op.Gelu(x, approximate="tanh")
+    if kind == "quick_gelu":
+        return op.Mul(x, op.Sigmoid(op.Mul(x, _QUICK_GELU_ALPHA)))
+    if kind in ("silu", "swish"):
+        return op.Mul(x, op.Sigmoid(x))
+    if kind == "relu":
+        return op.Relu(x)
+    raise UnsupportedConfigError(
+        f"hidden_act {kind!r} is not built; known: gelu, gelu_pytorch_tanh, gelu_new, gelu_fast, quick_gelu, silu, "
+        "relu. Add it to export/nn/linear.py."
+    )

@@ -1,0 +1,59 @@
+"""The two things that every block is made of: modules, and weights that know where they come from."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import onnxscript.nn
+
+
+class Module(onnxscript.nn.Module):  # type: ignore[misc]
+    """A block of a graph; named and nested as in the checkpoint, so that weights are found by name."""
+
+
+class ModuleList(onnxscript.nn.ModuleList):  # type: ignore[misc]
+    """Modules numbered 0, 1, ...; iterated over, never called."""
+
+
+class Weight(onnxscript.nn.Parameter):  # type: ignore[misc]
+    """A float32 initializer of the graph, filled from the checkpoint.
+
+    Args:
+        shape: As the graph stores it.
+        transposed: The checkpoint stores [out, in] and the graph wants [in, out].
+        name: The last part of its name; the attribute's name by default.
+        source: The last part of its key in the checkpoint where that differs from `name`.
+        rows: Half-open range of the checkpoint's first axis that is this weight; all by default.
+    """
+
+    def __init__(
+        self,
+        *shape: int,
+        transposed: bool = False,
+        name: str | None = None,
+        source: str | None = None,
+        rows: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__(list(shape), name=name)
+        self.transposed = transposed
+        self.rows = rows
+        self._rename = (name or "", source or name or "")
+
+    @property
+    def source_key(self) -> str:
+        """The key in the checkpoint, once the weight is part of a graph."""
+        own, source = self._rename
+        return str(self.name).removesuffix(own) + source
+
+    def fits(self, stored: tuple[int, ...]) -> bool:
+        """Return whether a checkpoint tensor of that shape can fill this weight."""
+        wanted = tuple(int(size) for size in self.shape)
+        wanted = wanted[::-1] if self.transposed else wanted
+        if self.rows is None:
+            return stored == wanted
+        return stored[1:] == wanted[1:] and self.rows[1] <= stored[0]
+
+    def from_stored(self, stored: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return the checkpoint's tensor as the graph stores it, contiguous."""
+        part = stored if self.rows is None else stored[slice(*self.rows)]
+        return np.ascontiguousarray(part.T if self.transposed else part)

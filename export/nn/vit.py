@@ -1,0 +1,209 @@
+"""Transformer encoders in the CLIP and SigLIP family: towers over patches and over words."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from onnxscript import OpBuilder
+
+from export.config import TowerConfig, VisionConfig
+from export.nn.dialect import Dialect, Heads
+from export.nn.linear import Linear, activation
+from export.nn.module import Module, ModuleList, Weight
+from export.nn.norms import LayerNorm
+
+_MASKED = float(np.finfo(np.float32).min) / 2
+"""Added to a score that must not count; halved so that adding it to a score cannot overflow."""
+
+
+class EncoderAttention(Module):
+    """Multi-head self-attention with biases."""
+
+    def __init__(self, config: TowerConfig, dialect: Dialect) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.q_proj = Linear(size, size)
+        self.k_proj = Linear(size, size)
+        self.v_proj = Linear(size, size)
+        self.out_proj = Linear(size, size)
+        self.heads = tower_heads(config)
+        self.dialect = dialect
+
+    def forward(self, op: OpBuilder, x: ir.Value, bias: ir.Value | None) -> ir.Value:
+        """Return [B, T, D] from [B, T, D]; `bias` as for `Dialect.attention`."""
+        query, key, value = self.q_proj(op, x), self.k_proj(op, x), self.v_proj(op, x)
+        return self.out_proj(op, self.dialect.attention(op, query, key, value, self.heads, bias))
+
+
+def tower_heads(config: TowerConfig) -> Heads:
+    """Return the attention sizes of a tower, scores scaled by 1/sqrt(C)."""
+    size = config.hidden_size // config.num_heads
+    return Heads(config.num_heads, config.num_heads, size, float(size) ** -0.5)
+
+
+class EncoderMLP(Module):
+    """Two matrices with the config's activation between."""
+
+    def __init__(self, config: TowerConfig) -> None:
+        super().__init__()
+        self.fc1 = Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = Linear(config.intermediate_size, config.hidden_size)
+        self.hidden_act = config.hidden_act
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        """Return [..., D] from [..., D]."""
+        return self.fc2(op, activation(op, self.hidden_act, self.fc1(op, x)))
+
+
+class EncoderLayer(Module):
+    """Pre-norm attention and MLP, each with its residual."""
+
+    def __init__(self, config: TowerConfig, dialect: Dialect) -> None:
+        super().__init__()
+        self.layer_norm1 = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.self_attn = EncoderAttention(config, dialect)
+        self.layer_norm2 = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.mlp = EncoderMLP(config)
+
+    def forward(self, op: OpBuilder, x: ir.Value, bias: ir.Value | None) -> ir.Value:
+        """Return [B, T, D] from [B, T, D]."""
+        x = op.Add(x, self.self_attn(op, self.layer_norm1(op, x), bias))
+        return op.Add(x, self.mlp(op, self.layer_norm2(op, x)))
+
+
+class Encoder(Module):
+    """A stack of layers.
+
+    Args:
+        config: The tower.
+        dialect: How attention is written.
+        num_layers: How many of the tower's layers are built; all by default.
+    """
+
+    def __init__(self, config: TowerConfig, dialect: Dialect, num_layers: int | None = None) -> None:
+        super().__init__()
+        depth = config.num_layers if num_layers is None else num_layers
+        self.layers = ModuleList([EncoderLayer(config, dialect) for _ in range(depth)])
+
+    def forward(self, op: OpBuilder, x: ir.Value, bias: ir.Value | None = None) -> list[ir.Value]:
+        """Return the hidden states [B, T, D] before the first layer and after every layer."""
+        states = [x]
+        for layer in self.layers:
+            states.append(layer(op, states[-1], bias))
+        return states
+
+
+class PatchEmbedding(Module):
+    """Non-overlapping patches to vectors."""
+
+    def __init__(self, config: VisionConfig, *, bias: bool) -> None:
+        super().__init__()
+        side, width = config.patch_size_px, config.tower.hidden_size
+        self.weight = Weight(width, config.num_channels, side, side)
+        self.bias = Weight(width) if bias else None
+        self.side = side
+
+    def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
+        """Return [I, patches, D], row by row, from [I, channels, height, width]."""
+        side = [self.side, self.side]
+        grid = op.Conv(pixel_values, self.weight, self.bias, kernel_shape=side, strides=side)
+        flat = op.Reshape(grid, [0, 0, -1])
+        return op.Transpose(flat, perm=[0, 2, 1])
+
+
+class PositionTable(Module):
+    """Learned positions.
+
+    Args:
+        num_rows: Rows in the checkpoint's table.
+        size: Width.
+        rows: [n] the table row of each place; place i has row i by default.
+    """
+
+    def __init__(self, num_rows: int, size: int, rows: npt.NDArray[np.int64] | None = None) -> None:
+        super().__init__()
+        self.weight = Weight(num_rows, size)
+        is_plain = rows is None or np.array_equal(rows, np.arange(num_rows))
+        self.rows = None if is_plain else rows
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        """Return x [B, n, D] plus the row of each of its n places."""
+        if self.rows is None:
+            return op.Add(x, self.weight)
+        return op.Add(x, op.Gather(self.weight, self.rows.tolist(), axis=0))
+
+
+class SiglipEmbeddings(Module):
+    """Patches and positions; no class token."""
+
+    def __init__(self, config: VisionConfig, rows: npt.NDArray[np.int64] | None = None) -> None:
+        super().__init__()
+        self.patch_embedding = PatchEmbedding(config, bias=True)
+        self.position_embedding = PositionTable(config.grid**2, config.tower.hidden_size, rows)
+
+    def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
+        """Return [I, patches, D]."""
+        return self.position_embedding(op, self.patch_embedding(op, pixel_values))
+
+
+class ClipEmbeddings(Module):
+    """A class token, then patches, and positions for both."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        width = config.tower.hidden_size
+        self.class_embedding = Weight(width)
+        self.patch_embedding = PatchEmbedding(config, bias=False)
+        self.position_embedding = PositionTable(config.grid**2 + 1, width)
+
+    def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
+        """Return [I, 1 + patches, D]."""
+        patches = self.patch_embedding(op, pixel_values)
+        images = op.Shape(patches, start=0, end=1)
+        shape = op.Concat(images, [1, self.class_embedding.shape[0]], axis=0)
+        first = op.Expand(self.class_embedding, shape)
+        return self.position_embedding(op, op.Concat(first, patches, axis=1))
+
+
+class TextEmbeddings(Module):
+    """Words and positions."""
+
+    def __init__(self, vocab_size: int, max_positions: int, size: int) -> None:
+        super().__init__()
+        self.token_embedding = _Table(vocab_size, size)
+        self.position_embedding = _Table(max_positions, size)
+
+    def forward(self, op: OpBuilder, input_ids: ir.Value) -> ir.Value:
+        """Return [B, T, D] from [B, T] int64."""
+        words = op.Gather(self.token_embedding(op), input_ids, axis=0)
+        length = op.Shape(input_ids, start=1, end=2)
+        return op.Add(words, op.Slice(self.position_embedding(op), [0], length, [0]))
+
+
+class _Table(Module):
+    def __init__(self, num_rows: int, size: int) -> None:
+        super().__init__()
+        self.weight = Weight(num_rows, size)
+
+    def forward(self, op: OpBuilder) -> ir.Value:
+        return self.weight
+
+
+def attention_bias(op: OpBuilder, attention_mask: ir.Value, *, is_causal: bool) -> ir.Value:
+    """Return the scores' bias [B, 1, T, T]: 0 where a token may look, very negative where it may not.
+
+    Args:
+        op: The builder.
+        attention_mask: [B, T] int64, 1 for a real token.
+        is_causal: A token sees itself and those before it.
+    """
+    length = op.Shape(attention_mask, start=1, end=2)
+    is_real = op.Unsqueeze(op.Cast(attention_mask, to=ir.DataType.BOOL), [1, 2])
+    places = op.Range(0, op.Squeeze(length, [0]), 1)
+    if is_causal:
+        is_before = op.LessOrEqual(op.Unsqueeze(places, [0]), op.Unsqueeze(places, [1]))
+        is_seen = op.And(is_real, is_before)
+    else:
+        is_seen = op.Expand(is_real, op.Concat([1, 1], length, length, axis=0))
+    return op.Where(is_seen, 0.0, _MASKED)

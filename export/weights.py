@@ -1,0 +1,112 @@
+"""Every weight of the graphs found by name in the checkpoint, and every key of the checkpoint accounted for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import onnx_ir as ir
+
+from bundle.errors import CheckpointError, MissingWeightError, SurplusWeightError
+from export.checkpoint import Checkpoint, StoredTensor
+from export.family import Family
+from export.nn.module import Weight
+
+_LISTED = 5
+"""Names shown in an error; the rest are counted."""
+
+
+class WeightSource:
+    """A checkpoint's tensors under the names of the graphs.
+
+    Args:
+        checkpoint: Where they lie.
+        family: Its renames, stand-ins and unused keys.
+
+    Raises:
+        CheckpointError: Two keys become the same name.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, family: Family) -> None:
+        self._tensors: dict[str, StoredTensor] = {}
+        for key, tensor in checkpoint.tensors.items():
+            name = _renamed(key, family.renames)
+            if name in self._tensors:
+                raise CheckpointError(f"{checkpoint.folder}: two keys mean {name!r}; one of them is {key!r}")
+            self._tensors[name] = tensor
+        self._family = family
+        self._used: set[str] = set()
+
+    def fill(self, graphs: Iterable[ir.Graph]) -> None:
+        """Give every weight of the graphs its value, not yet read.
+
+        Raises:
+            MissingWeightError: The checkpoint lacks some.
+            CheckpointError: One has another shape than the config says.
+        """
+        weights = [value for graph in graphs for value in graph.initializers.values() if isinstance(value, Weight)]
+        missing = sorted({w.source_key for w in weights if self._key(w.source_key) is None})
+        if missing:
+            raise MissingWeightError(
+                f"the checkpoint lacks {len(missing)} weights that the graphs want: {_shown(missing)}. "
+                "It may be incomplete, or of a layout that this family does not know."
+            )
+        for weight in weights:
+            weight.const_value = self._lazy(weight)
+
+    def require_all_used(self) -> None:
+        """Check that no key is left over.
+
+        Raises:
+            SurplusWeightError: Names the keys that no graph read.
+        """
+        known = (*self._family.skipped(), *(re.escape(name) for name in self._family.scalars))
+        left = [k for k in self._tensors if k not in self._used and not any(re.fullmatch(p, k) for p in known)]
+        if left:
+            raise SurplusWeightError(
+                f"the checkpoint holds {len(left)} weights that no graph uses: {_shown(sorted(left))}. "
+                "Dropping them would change the model; nothing was exported."
+            )
+
+    def scalar(self, name: str) -> float:
+        """Return a weight of one element.
+
+        Raises:
+            MissingWeightError: There is none.
+        """
+        if name not in self._tensors:
+            raise MissingWeightError(f"the checkpoint lacks {name!r}")
+        return float(self._tensors[name].read().reshape(-1)[0])
+
+    def _key(self, name: str) -> str | None:
+        if name in self._tensors:
+            return name
+        stand_in = self._family.stand_ins().get(name)
+        return stand_in if stand_in in self._tensors else None
+
+    def _lazy(self, weight: Weight) -> ir.LazyTensor:
+        key = self._key(weight.source_key) or weight.source_key
+        stored = self._tensors[key]
+        if not weight.fits(stored.shape):
+            raise CheckpointError(
+                f"{key} is {list(stored.shape)} in the checkpoint; the config asks for {weight.shape}"
+                f"{' transposed' if weight.transposed else ''}. Config and weights do not belong together."
+            )
+        self._used.add(key)
+        return ir.LazyTensor(
+            lambda: ir.tensor(weight.from_stored(stored.read())),
+            dtype=ir.DataType.FLOAT,
+            shape=weight.shape,
+            name=weight.name,
+        )
+
+
+def _renamed(key: str, renames: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in renames:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def _shown(names: list[str]) -> str:
+    more = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,175 @@
+"""Tiny checkpoints with random weights, saved by transformers as real ones are.
+
+Tests reach these functions through the fixture `checkpoints` of tests/conftest.py. Weights are drawn large enough that
+greedy decoding is diverse: at its default initialisation a decoder repeats one token, which hides errors.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTokenizer,
+    GenerationConfig,
+    Idefics3Processor,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+TILE_PX = 32
+PATCH_PX = 8
+CONTEXT_TOKENS = 512
+MARKERS = [f"<row_{row}_col_{col}>" for row in range(1, 5) for col in range(1, 5)]
+CONTROL = ["<|pad|>", "<|im_start|>", "<end_of_utterance>", "<fake_token_around_image>", "<image>", "<global-img>"]
+TEMPLATE = (
+    "<|im_start|>{% for message in messages %}{{ message.role | capitalize }}:"
+    "{% for part in message.content %}{% if part.type == 'image' %}<image>{% else %} {{ part.text }}{% endif %}"
+    "{% endfor %}<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+
+
+def byte_tokenizer(specials: list[str]) -> PreTrainedTokenizerFast:
+    """Return a byte-level tokenizer: one token per byte, then the special ones."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in specials])
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+def enlarge(model: PreTrainedModel, seed: int = 0) -> None:
+    """Redraw every weight in place: matrices with gain 2, norms near 1, biases and vectors near 0."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            if "embed" in name and weight.dim() == 2:
+                weight.copy_(noise)
+            elif weight.dim() >= 2:
+                weight.copy_(2 * noise / weight[0].numel() ** 0.5)
+            elif weight.dim() == 1 and "norm" in name and name.endswith("weight"):
+                weight.copy_(1 + 0.2 * noise)
+            elif weight.dim() == 1:
+                weight.copy_(0.2 * noise)
+
+
+def smolvlm_config(
+    text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None, **top: Any
+) -> SmolVLMConfig:
+    """Return a tiny SmolVLM config with 6 query and 2 key/value heads; arguments override its parts."""
+    text_config = {
+        "model_type": "llama",
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "vocab_size": 256 + len(CONTROL) + len(MARKERS),
+        "max_position_embeddings": CONTEXT_TOKENS,
+        "pad_token_id": 256,
+        "bos_token_id": 257,
+        "eos_token_id": 258,
+        **(text or {}),
+    }
+    vision_config = {
+        "hidden_size": 32,
+        "intermediate_size": 56,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": TILE_PX,
+        "patch_size": PATCH_PX,
+        **(vision or {}),
+    }
+    settings = {"scale_factor": 2, "image_token_id": 260, "tie_word_embeddings": True, **top}
+    return SmolVLMConfig(text_config=text_config, vision_config=vision_config, **settings)
+
+
+def save_smolvlm(folder: Path, config: SmolVLMConfig | None = None, *, splits: bool = True) -> PreTrainedModel:
+    """Write a whole SmolVLM checkpoint into `folder` and return the model in float32.
+
+    Args:
+        folder: Created when missing.
+        config: `smolvlm_config()` by default.
+        splits: Whether large images are cut into tiles (at most 4 x 4).
+    """
+    config = config or smolvlm_config()
+    torch.manual_seed(0)
+    model = SmolVLMForConditionalGeneration(config).eval()
+    enlarge(model)
+    model.generation_config = GenerationConfig(eos_token_id=258, pad_token_id=256, bos_token_id=257)
+    model.save_pretrained(folder)
+    save_smolvlm_processor(folder, config, splits=splits)
+    return model
+
+
+def save_smolvlm_processor(folder: Path, config: SmolVLMConfig, *, splits: bool = True) -> None:
+    """Write the processor files of a SmolVLM checkpoint."""
+    tile_px = config.vision_config.image_size
+    tokenizer = byte_tokenizer([*CONTROL, *MARKERS])
+    tokenizer.add_special_tokens(
+        {"bos_token": "<|im_start|>", "eos_token": "<end_of_utterance>", "pad_token": "<|pad|>"}
+    )
+    tokenizer.model_max_length = CONTEXT_TOKENS
+    images = Idefics3ImageProcessorPil(
+        do_image_splitting=splits,
+        size={"longest_edge": 4 * tile_px if splits else tile_px},
+        max_image_size={"longest_edge": tile_px},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    grid = tile_px // config.vision_config.patch_size // config.scale_factor
+    Idefics3Processor(images, tokenizer, image_seq_len=grid**2, chat_template=TEMPLATE).save_pretrained(folder)
+
+
+def clip_config(text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None, **top: Any) -> CLIPConfig:
+    """Return a tiny CLIP config; arguments override its parts."""
+    text_config = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 514,
+        "max_position_embeddings": 32,
+        "bos_token_id": 512,
+        "eos_token_id": 513,
+        "pad_token_id": 513,
+        **(text or {}),
+    }
+    vision_config = {
+        "hidden_size": 48,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "image_size": TILE_PX,
+        "patch_size": PATCH_PX,
+        **(vision or {}),
+    }
+    return CLIPConfig(text_config=text_config, vision_config=vision_config, projection_dim=24, **top)
+
+
+def save_clip(folder: Path, config: CLIPConfig | None = None) -> PreTrainedModel:
+    """Write a whole CLIP checkpoint into `folder` and return the model in float32."""
+    config = config or clip_config()
+    torch.manual_seed(0)
+    model = CLIPModel(config).eval()
+    enlarge(model)
+    model.save_pretrained(folder)
+    side = config.vision_config.image_size
+    images = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    letters = [*alphabet, *(f"{letter}</w>" for letter in alphabet), "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer({text: i for i, text in enumerate(letters)}, [])
+    tokenizer.model_max_length = config.text_config.max_position_embeddings
+    CLIPProcessor(images, tokenizer).save_pretrained(folder)
+    return model

@@ -1,0 +1,81 @@
+"""The graphs of a bundle run by ONNX Runtime, as an engine would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import pytest
+
+from bundle.directory import read_manifest
+
+Array = npt.NDArray[np.generic]
+
+
+class Bundle:
+    """A bundle's graphs, opened when first used."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = read_manifest(folder)
+        self._sessions: dict[str, onnxruntime.InferenceSession] = {}
+
+    def run(self, component: str, **feeds: Array) -> list[Array]:
+        if component not in self._sessions:
+            path = self.folder / f"{component}.onnx"
+            self._sessions[component] = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        return self._sessions[component].run(None, feeds)
+
+    def embed(self, ids: Array, features: Array | None = None) -> Array:
+        """[B, T, D] embeddings, image placeholders replaced by `features` in order."""
+        (embeds,) = self.run("embed_tokens", input_ids=ids)
+        if features is not None:
+            assert self.manifest.image_prompt is not None
+            embeds[ids == self.manifest.image_prompt.image_token_id] = features.reshape(-1, embeds.shape[-1])
+        return embeds
+
+    def decoder(self, batch: int, capacity: int) -> Decoder:
+        return Decoder(self, batch, capacity)
+
+
+class Decoder:
+    """A decoder with its cache; `step` appends."""
+
+    def __init__(self, bundle: Bundle, batch: int, capacity: int) -> None:
+        dims = bundle.manifest.decoder
+        assert dims is not None
+        self.bundle = bundle
+        shape = (batch, dims.num_kv_heads, capacity, dims.head_size)
+        # filled with rubbish: rows beyond the valid ones must never be read
+        self.cache = {
+            f"{layer}.{part}": np.full(shape, 7.0, np.float32)
+            for layer in range(dims.num_layers)
+            for part in ("key", "value")
+        }
+        self.lengths = np.zeros(batch, np.int64)
+
+    def step(self, embeds: Array, lengths: Array | None = None, positions: Array | None = None) -> Array:
+        """Append `embeds` [B, T, D], of which `lengths` [B] are real, and return all logits [B, T, V]."""
+        batch, new = embeds.shape[:2]
+        real = np.full(batch, new) if lengths is None else lengths
+        places = np.broadcast_to(np.arange(new), (batch, new))
+        feeds = {f"past_key_values.{name}": rows for name, rows in self.cache.items()}
+        logits, *presents = self.bundle.run(
+            "decoder",
+            inputs_embeds=embeds,
+            position_ids=self.lengths[:, None] + places if positions is None else positions,
+            past_lengths=self.lengths,
+            logits_indices=np.ascontiguousarray(places),
+            **feeds,
+        )
+        self.cache = dict(zip(self.cache, presents, strict=True))
+        self.lengths = self.lengths + real
+        return logits
+
+
+@pytest.fixture(scope="session")
+def open_graphs() -> Callable[[Path], Bundle]:
+    return Bundle
