@@ -1,0 +1,258 @@
+"""Messages to the token ids of a prompt: chat template, image placeholders, tokenizer.
+
+For ordinary text the ids equal what transformers' processor makes of the same conversation: the template is rendered
+with every text in place, image placeholders are expanded, and the one string is tokenized.
+
+Text from a caller must not write control tokens ("<image>", "<|im_end|>"). The string is therefore held against the
+same conversation with its texts blanked: both must hold the same control tokens, and so must the ids. Where they do
+not, the conversation is rendered again with unguessable marks around each text, cut at the marks, and the callers'
+pieces are encoded by the vocabulary alone, in which no text is a control token.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from bundle.chat_template import ChatTemplate
+from bundle.errors import BundleFormatError, PromptError
+from bundle.image import TileLayout
+from bundle.manifest import ImagePrompt, Manifest
+from bundle.text import Tokenizer
+
+_TILE_MARKER = re.compile(r"<row_\d+_col_\d+>")
+
+
+class Placeholder(Enum):
+    """What stands in a turn for something that is not text."""
+
+    IMAGE = "image"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message: its role, and its texts and images in order."""
+
+    role: str
+    parts: tuple[str | Placeholder, ...]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation as the decoder takes it.
+
+    Attributes:
+        token_ids: With `num_image_tokens` ids of the image token, to be replaced by image features in order.
+        num_images: Images in the conversation.
+        num_image_tokens: Rows of `image_features` that the prompt wants.
+    """
+
+    token_ids: tuple[int, ...]
+    num_images: int
+    num_image_tokens: int
+
+
+class PromptBuilder:
+    """Turns conversations into prompts for one model; safe to share between threads.
+
+    Args:
+        tokenizer: The model's.
+        template: Text of its chat template.
+        image_prompt: How it writes images.
+        template_tokens: Special tokens by the name the template uses.
+
+    Raises:
+        BundleFormatError: The template is not Jinja, or the image token is not the tokenizer's.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: str,
+        image_prompt: ImagePrompt,
+        template_tokens: Mapping[str, str],
+    ) -> None:
+        found = tokenizer.token_id(image_prompt.image_token)
+        if found != image_prompt.image_token_id:
+            raise BundleFormatError(
+                f"the manifest gives {image_prompt.image_token!r} the id {image_prompt.image_token_id}, tokenizer.json "
+                f"gives it {found}. Export the checkpoint again."
+            )
+        self._tokenizer = tokenizer
+        self._template = ChatTemplate(template, template_tokens)
+        self._image_prompt = image_prompt
+        self._bos_token = template_tokens.get("bos_token")
+        self._control_ids = _control_tokens(tokenizer, template, image_prompt)
+        longest_first = sorted(self._control_ids, key=len, reverse=True)
+        self._control_pattern = re.compile("|".join(map(re.escape, longest_first)))
+
+    @classmethod
+    def from_bundle(cls, directory: Path, manifest: Manifest) -> PromptBuilder:
+        """Return the builder of an opened vision-language bundle.
+
+        Raises:
+            BundleFormatError: The bundle is not one, or its tokenizer or template is unusable.
+        """
+        if manifest.image_prompt is None:
+            raise BundleFormatError(
+                f"{directory} is a {manifest.task} bundle; it has no prompt layout and takes no chat"
+            )
+        path = directory / "chat_template.jinja"
+        if not path.is_file():
+            raise BundleFormatError(f"{path} is missing. Export the checkpoint again.")
+        tokenizer = Tokenizer.from_file(directory / "tokenizer.json")
+        return cls(tokenizer, path.read_text(encoding="utf-8"), manifest.image_prompt, manifest.template_tokens)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self._tokenizer
+
+    def build(
+        self, turns: Sequence[Turn], layouts: Sequence[TileLayout], *, add_generation_prompt: bool = True
+    ) -> Prompt:
+        """Return the prompt of a conversation.
+
+        Args:
+            turns: At least one, each with at least one part.
+            layouts: How each image was cut, in the order of the images.
+            add_generation_prompt: End with what opens the assistant's answer.
+
+        Raises:
+            PromptError: No turns, an empty turn, another number of layouts than images, a conversation that the
+                template refuses, or one in which texts join into a control token.
+        """
+        _check(turns, layouts)
+        expansions = [self._expansion(layout) for layout in layouts]
+        ids = self._one_string(turns, expansions, add_generation_prompt)
+        if ids is None:
+            ids = self._pieces(turns, expansions, add_generation_prompt)
+        num_image_tokens = sum(layout.num_tiles for layout in layouts) * self._image_prompt.tokens_per_tile
+        if ids.count(self._image_prompt.image_token_id) != num_image_tokens:
+            raise PromptError(
+                f"the prompt holds {ids.count(self._image_prompt.image_token_id)} image tokens where its "
+                f"{len(layouts)} images take {num_image_tokens}"
+            )
+        return Prompt(tuple(ids), len(layouts), num_image_tokens)
+
+    def _one_string(
+        self, turns: Sequence[Turn], expansions: Sequence[str], add_generation_prompt: bool
+    ) -> list[int] | None:
+        """Return the ids of the conversation as one string; None where a text wrote a control token."""
+        rendered = self._render(turns, str, add_generation_prompt)
+        blanked = self._render(turns, _blanked, add_generation_prompt)
+        if self._controls(rendered) != self._controls(blanked):
+            return None
+        text = self._expanded(rendered, iter(expansions).__next__)
+        ids = self._tokenizer.encode(text)
+        wanted = [self._control_ids[token] for token in self._controls(text)]
+        control_ids = set(self._control_ids.values())
+        if [token_id for token_id in ids if token_id in control_ids] != wanted:
+            return None
+        return self._with_special_tokens(ids, text)
+
+    def _pieces(self, turns: Sequence[Turn], expansions: Sequence[str], add_generation_prompt: bool) -> list[int]:
+        """Return the ids of the conversation with every text encoded by itself, as nothing but text."""
+        # Digits alone between the ends, so that a template's upper, lower or title leaves the marks as they are
+        start, end = f"\ue000{secrets.randbits(128)}\ue001", f"\ue002{secrets.randbits(128)}\ue003"
+        first, *rest = self._render(turns, lambda text: _marked(text, start, end), add_generation_prompt).split(start)
+        pairs = [piece.split(end) for piece in rest]
+        blanked = self._render(turns, _blanked, add_generation_prompt)
+        outside = "\0".join([first, *(pair[-1] for pair in pairs)])
+        if any(len(pair) != 2 for pair in pairs) or self._controls(outside) != self._controls(blanked):
+            raise PromptError(
+                "a text of these messages would write the model's control tokens; rephrase it", "messages"
+            )
+        next_expansion = iter(expansions).__next__
+        ids = self._tokenizer.encode(self._expanded(first, next_expansion))
+        for from_caller, from_template in pairs:
+            ids += self._tokenizer.encode_plain(from_caller)
+            ids += self._tokenizer.encode(self._expanded(from_template, next_expansion))
+        return self._with_special_tokens(ids, first)
+
+    def _controls(self, text: str) -> list[str]:
+        """Return the control tokens written in a text, in order."""
+        return self._control_pattern.findall(text)
+
+    def _render(self, turns: Sequence[Turn], of_text: Callable[[str], str], add_generation_prompt: bool) -> str:
+        messages = [{"role": turn.role, "content": [_content(part, of_text) for part in turn.parts]} for turn in turns]
+        return self._template.render(messages, add_generation_prompt=add_generation_prompt)
+
+    def _expanded(self, text: str, next_expansion: Callable[[], str]) -> str:
+        """Return the text with each image placeholder replaced by the next image's tokens."""
+        first, *rest = text.split(self._image_prompt.image_token)
+        try:
+            return first + "".join([next_expansion() + piece for piece in rest])
+        except StopIteration:
+            raise PromptError(
+                f"the chat template wrote more {self._image_prompt.image_token} than the conversation has images"
+            ) from None
+
+    def _expansion(self, layout: TileLayout) -> str:
+        """Return what one image becomes in the prompt's text."""
+        image = self._image_prompt
+        tokens = image.image_token * image.tokens_per_tile
+        if image.kind == "llava":
+            return tokens * layout.num_tiles
+        whole = f"{image.fake_token}{image.global_token}{tokens}{image.fake_token}"
+        if layout.rows == 0:
+            return whole
+        lines = [
+            "".join(f"{image.fake_token}<row_{row}_col_{col}>{tokens}" for col in range(1, layout.cols + 1)) + "\n"
+            for row in range(1, layout.rows + 1)
+        ]
+        return "".join(lines) + "\n" + whole
+
+    def _with_special_tokens(self, ids: list[int], text: str) -> list[int]:
+        """Return ids with the tokenizer's own BOS and EOS, unless the template wrote the BOS itself."""
+        if self._bos_token is not None and text.startswith(self._bos_token):
+            return ids
+        return self._tokenizer.with_special_tokens(ids)
+
+
+def _control_tokens(tokenizer: Tokenizer, template: str, image_prompt: ImagePrompt) -> dict[str, int]:
+    """Return text and id of every token that callers must not write.
+
+    Special tokens always are; other added tokens where the template or an image's layout writes them (some
+    vocabularies add runs of spaces or markup, which are ordinary text).
+    """
+    layout_tokens = {image_prompt.image_token, image_prompt.fake_token, image_prompt.global_token}
+    return {
+        token.text: token.id
+        for token in tokenizer.added_tokens
+        if token.is_special
+        or token.text in layout_tokens
+        or _TILE_MARKER.fullmatch(token.text)
+        or (token.text.strip() and token.text in template)
+    }
+
+
+def _check(turns: Sequence[Turn], layouts: Sequence[TileLayout]) -> None:
+    if not turns:
+        raise PromptError("messages is empty; send at least one message", "messages")
+    for at, turn in enumerate(turns):
+        if not turn.parts:
+            raise PromptError(f"messages[{at}] has no content; send text or an image", f"messages.{at}.content")
+    num_images = sum(part is Placeholder.IMAGE for turn in turns for part in turn.parts)
+    if num_images != len(layouts):
+        raise PromptError(f"the messages hold {num_images} images, but {len(layouts)} were preprocessed")
+
+
+def _content(part: str | Placeholder, of_text: Callable[[str], str]) -> dict[str, str]:
+    return {"type": "image"} if isinstance(part, Placeholder) else {"type": "text", "text": of_text(part)}
+
+
+def _blanked(text: str) -> str:
+    """Return a harmless text that a template treats alike: empty stays empty, spaces stay spaces."""
+    return "x" if text.strip() else text
+
+
+def _marked(text: str, start: str, end: str) -> str:
+    """Return the text between marks, which stand inside the whitespace that a template might strip."""
+    core = text.strip()
+    before, _, after = text.partition(core) if core else (text, "", "")
+    return f"{before}{start}{core}{end}{after}"
