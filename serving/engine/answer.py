@@ -1,0 +1,42 @@
+"""Token ids to text that is safe to show: whole characters, and nothing of a stop string."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class StopText:
+    """Passes text through until the first of some stop strings, holding back a tail that may become one."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.is_stopped = False
+
+    def push(self, text: str) -> str:
+        """Return what of the text so far may be shown now; after a stop string, nothing more ever."""
+        if self.is_stopped:
+            return ""
+        self._held += text
+        found = [(place + len(stop), place) for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        if found:
+            self.is_stopped = True
+            _, start = min(found)  # the one complete first, however the text was cut into pieces
+            return self._show(start)
+        return self._show(len(self._held) - self._num_undecided())
+
+    def finish(self) -> str:
+        """Return what was held back: the text ended without completing a stop string."""
+        return "" if self.is_stopped else self._show(len(self._held))
+
+    def _show(self, end: int) -> str:
+        shown, self._held = self._held[:end], self._held[end:]
+        return shown
+
+    def _num_undecided(self) -> int:
+        """Length of the longest tail that begins some stop string."""
+        longest = max((len(stop) for stop in self._stops), default=1) - 1
+        for length in range(min(longest, len(self._held)), 0, -1):
+            if any(stop.startswith(self._held[-length:]) for stop in self._stops):
+                return length
+        return 0

@@ -1,0 +1,81 @@
+"""The choice of a token from one row of logits; nothing here sees the rest of the batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from bundle.errors import MachineError
+from serving.engine.protocol import SamplingParams
+
+_FIRST_NUCLEUS = 256  # tokens looked at before a nucleus is searched in the whole vocabulary
+
+
+class Sampler:
+    """Draws one sequence's tokens: greedy at temperature 0, else temperature, then top_k, then top_p.
+
+    The order is Hugging Face's. The generator belongs to the sequence (Philox, a counter-based bit stream), so that
+    the same seed and logits give the same tokens whoever shares the batch.
+    """
+
+    def __init__(self, params: SamplingParams) -> None:
+        self._params = params
+        self._generator = np.random.Generator(np.random.Philox(params.seed))
+
+    def __call__(self, logits: npt.NDArray[np.float32]) -> int:
+        """Return the next token id.
+
+        Args:
+            logits: [V], one row.
+
+        Raises:
+            MachineError: The logits are not numbers.
+        """
+        likeliest = int(np.argmax(logits))
+        if not np.isfinite(logits[likeliest]):
+            raise MachineError(
+                f"the decoder gave {logits[likeliest]} as its largest logit: its weights or kernels are broken "
+                "on this machine. Check the bundle with: pocketvlm inspect BUNDLE"
+            )
+        if self._params.temperature == 0:
+            return likeliest
+        ids, weights = _candidates(logits, self._params)
+        cumulative = np.cumsum(weights)
+        drawn = self._generator.random() * cumulative[-1]
+        return int(ids[min(int(np.searchsorted(cumulative, drawn, side="right")), len(ids) - 1)])
+
+
+def _candidates(
+    logits: npt.NDArray[np.float32], params: SamplingParams
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Return the token ids that may be drawn, likeliest first, and their unnormalised probabilities."""
+    scaled = logits.astype(np.float64) / params.temperature
+    weights = np.exp(scaled - scaled.max())
+    if params.top_k:
+        ids = _largest(weights, params.top_k)
+        total = float(weights[ids].sum())
+    else:
+        ids = _largest(weights, _FIRST_NUCLEUS if params.top_p < 1 else len(weights))
+        total = float(weights.sum())
+    if params.top_p >= 1:
+        return ids, weights[ids]
+    if not params.top_k and weights[ids].sum() < params.top_p * total:
+        ids = _largest(weights, len(weights))
+    return _nucleus(ids, weights[ids], params.top_p * total)
+
+
+def _largest(weights: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.int64]:
+    """Return the ids of the `count` largest weights, largest first, lower ids first among equals of those chosen."""
+    if count >= len(weights):
+        return np.argsort(-weights, kind="stable")
+    chosen = np.sort(np.argpartition(-weights, count - 1)[:count])
+    ordered: npt.NDArray[np.int64] = chosen[np.argsort(-weights[chosen], kind="stable")]
+    return ordered
+
+
+def _nucleus(
+    ids: npt.NDArray[np.int64], weights: npt.NDArray[np.float64], mass: float
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Return the shortest head of the ranking whose weights reach `mass`; never empty."""
+    count = min(int(np.searchsorted(np.cumsum(weights), mass)) + 1, len(ids))
+    return ids[:count], weights[:count]

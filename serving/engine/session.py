@@ -1,0 +1,201 @@
+"""ONNX Runtime sessions: the one module of `serving` that imports it.
+
+A `Session` runs a graph from arrays to arrays. A `BoundDecoder` also owns the key/value cache and binds past and
+present of a range of slots to the same memory, so that a step writes its new rows in place and copies nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bundle.errors import BundleFileError, MachineError, SignatureError
+from bundle.manifest import Component, DecoderDims, TensorSpec
+from serving.engine.cache import CacheShape
+from serving.engine.settings import EngineSettings
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+Array = npt.NDArray[Any]
+
+_DTYPE_OF_ORT_TYPE = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+}
+_PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
+_ERRORS_ONLY = (
+    3  # ONNX Runtime's log severity: what goes wrong is raised, warnings about graph shapes are not for users
+)
+
+
+def _runtime() -> ModuleType:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MachineError(
+            "running a bundle needs ONNX Runtime. Install it with: pip install 'pocketvlm[cpu]' (or [gpu])"
+        ) from error
+    return onnxruntime  # type: ignore[no-any-return]
+
+
+def _session_options(runtime: ModuleType, settings: EngineSettings) -> Any:
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = settings.intra_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _ERRORS_ONLY
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if settings.allow_spinning else "0")
+    return options
+
+
+def _open(path: Path, settings: EngineSettings) -> Any:
+    runtime = _runtime()
+    providers = _PROVIDERS[settings.provider]
+    if providers[0] not in runtime.get_available_providers():
+        raise MachineError(
+            f"this ONNX Runtime {runtime.__version__} has no {providers[0]}, only "
+            f"{', '.join(runtime.get_available_providers())}. Install 'pocketvlm[gpu]' or choose provider cpu."
+        )
+    unsupported = runtime.capi.onnxruntime_pybind11_state.NotImplemented
+    try:
+        return runtime.InferenceSession(str(path), _session_options(runtime, settings), providers=providers)
+    except unsupported as error:
+        raise MachineError(f"{path}: ONNX Runtime {runtime.__version__} lacks an operator of it: {error}") from error
+    except Exception as error:
+        raise BundleFileError(f"{path}: ONNX Runtime {runtime.__version__} cannot open it: {error}") from error
+
+
+class Session:
+    """One graph of a bundle, opened and found to be what the manifest says.
+
+    Args:
+        directory: The bundle.
+        component: The graph's entry in the manifest.
+        settings: Provider and threads. Weights beside the graph are memory-mapped by the runtime.
+
+    Raises:
+        MachineError: ONNX Runtime, its provider or an operator is missing.
+        BundleFileError: The file is not a graph.
+        SignatureError: Inputs or outputs differ from the manifest's.
+    """
+
+    def __init__(self, directory: Path, component: Component, settings: EngineSettings) -> None:
+        self.path = directory / component.file
+        self.component = component
+        self.device = settings.provider
+        self._session = _open(self.path, settings)
+        _check_signature(self.path, "input", component.inputs, self._session.get_inputs())
+        _check_signature(self.path, "output", component.outputs, self._session.get_outputs())
+        self.output_names = [spec.name for spec in component.outputs]
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Return every output by name; the arrays are new."""
+        return dict(zip(self.output_names, self._session.run(self.output_names, dict(feeds)), strict=True))
+
+    def binding(self) -> Any:
+        """Return a fresh ONNX Runtime binding of this session."""
+        return self._session.io_binding()
+
+    def run_bound(self, binding: Any) -> None:
+        """Run with inputs and outputs bound beforehand."""
+        self._session.run_with_iobinding(binding)
+
+
+def _check_signature(path: Path, side: str, expected: Sequence[TensorSpec], found: Sequence[Any]) -> None:
+    found_by_name = {value.name: value for value in found}
+    if set(found_by_name) != {spec.name for spec in expected}:
+        raise SignatureError(
+            f"{path}: {side}s are {sorted(found_by_name)}, the manifest says {sorted(spec.name for spec in expected)}. "
+            "Export the checkpoint again."
+        )
+    for spec in expected:
+        value = found_by_name[spec.name]
+        dtype = _DTYPE_OF_ORT_TYPE.get(value.type, value.type)
+        if dtype != spec.dtype or not _is_same_shape(spec.shape, value.shape):
+            raise SignatureError(
+                f"{path}: {side} {spec.name} is {dtype} {list(value.shape)}, "
+                f"the manifest says {spec.dtype} {list(spec.shape)}. Export the checkpoint again."
+            )
+
+
+def _is_same_shape(expected: Sequence[int | str], found: Sequence[int | str | None]) -> bool:
+    """Sizes must agree; a free axis must be free in both, whatever its name."""
+    if len(expected) != len(found):
+        return False
+    return all(
+        wanted == actual if isinstance(wanted, int) else not isinstance(actual, int)
+        for wanted, actual in zip(expected, found, strict=True)
+    )
+
+
+class BoundDecoder:
+    """A decoder and its cache: a step over slots `start ... start + B - 1` writes their new rows in place.
+
+    The cache holds, per layer, keys and values of [slots, K, S, C]. Neighbouring slots are neighbours in memory, so
+    a range of them is one tensor of the batch's shape, bound by its address.
+    """
+
+    def __init__(self, session: Session, dims: DecoderDims, shape: CacheShape) -> None:
+        runtime = _runtime()
+        self._session = session
+        self._dims = dims
+        self._dtype = np.dtype(dims.kv_dtype)
+        self._slot_shape = (dims.num_kv_heads, shape.capacity_tokens, dims.head_size)
+        whole = (shape.num_slots, *self._slot_shape)
+        self._buffers = {
+            f"{layer}.{side}": runtime.OrtValue.ortvalue_from_numpy(np.zeros(whole, self._dtype), session.device, 0)
+            for layer in range(dims.num_layers)
+            for side in ("key", "value")
+        }
+        self._bindings: dict[tuple[int, int], Any] = {}
+
+    def step(self, start: int, feeds: Mapping[str, Array]) -> npt.NDArray[np.float32]:
+        """Run the decoder over a range of slots.
+
+        Args:
+            start: The first slot; the batch size B of the feeds says how many.
+            feeds: `inputs_embeds` [B, T, D], `position_ids` [B, T], `past_lengths` [B], `logits_indices` [B, N].
+
+        Returns:
+            [B, N, V] logits, valid until the next step.
+        """
+        binding = self._binding(start, len(feeds["past_lengths"]))
+        for name, array in feeds.items():
+            binding.bind_cpu_input(name, array)
+        binding.bind_output("logits", "cpu")
+        self._session.run_bound(binding)
+        logits: npt.NDArray[np.float32] = binding.get_outputs()[-1].numpy()
+        return logits
+
+    def rows(self, layer: int, side: str, slot: int) -> Array:
+        """Return a copy of one slot's [K, S, C] keys ("key") or values ("value")."""
+        copied: Array = self._buffers[f"{layer}.{side}"].numpy()[slot].copy()
+        return copied
+
+    def _binding(self, start: int, size: int) -> Any:
+        """Return the range's binding, whose past and present are the same memory; made once."""
+        if (start, size) not in self._bindings:
+            binding = self._session.binding()
+            offset_bytes = start * int(np.prod(self._slot_shape)) * self._dtype.itemsize
+            for name, buffer in self._buffers.items():
+                place = (
+                    self._session.device,
+                    0,
+                    self._dtype,
+                    (size, *self._slot_shape),
+                    buffer.data_ptr() + offset_bytes,
+                )
+                binding.bind_input(f"past_key_values.{name}", *place)
+                binding.bind_output(f"present.{name}", *place)
+            self._bindings[start, size] = binding
+        return self._bindings[start, size]
