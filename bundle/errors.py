@@ -14,11 +14,13 @@
     │   └── UnsupportedConfigError
     ├── QuantizationError          a scheme that is unknown, or not for this component
     ├── MachineError               something this machine lacks: an operator, a provider, a package, memory
+    ├── SettingsError              a configuration file, environment variable or flag that cannot be used
     ├── RequestError               what a caller sent cannot be served as asked
     │   ├── ImageError             bytes that are not an image, or one that is too large
     │   ├── PromptError            messages that do not form a prompt
     │   ├── ContextLengthError     more tokens than the model holds
     │   ├── ParameterError         a field unknown, unsupported or out of range
+    │   ├── BodySizeError          a request body over the byte limit
     │   ├── ModelNotFoundError
     │   └── TaskError              the model cannot do this task
     ├── OverloadedError            the queue is full; retry after a while
@@ -86,6 +88,10 @@ class MachineError(PocketVLMError):
     """This machine lacks something: an operator, a provider, a package, memory."""
 
 
+class SettingsError(PocketVLMError):
+    """A configuration file, environment variable or flag cannot be used."""
+
+
 class RequestError(PocketVLMError):
     """What a caller sent cannot be served as asked.
 
@@ -118,6 +124,10 @@ class ContextLengthError(RequestError):
 
 class ParameterError(RequestError):
     """A field that is unknown, unsupported or out of range."""
+
+
+class BodySizeError(RequestError):
+    """A request body over the byte limit."""
 
 
 class ModelNotFoundError(RequestError):

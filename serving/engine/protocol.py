@@ -162,11 +162,19 @@ class ModelCard:
 
 @dataclass(frozen=True)
 class Health:
-    """Whether requests can be served now; `reason` says why not."""
+    """Whether requests can be served now; `reason` says why not.
+
+    Attributes:
+        is_ready: Requests are answered.
+        reason: Why not, where not.
+        gauges: Momentary values by metric name, summed over the models of this engine.
+        is_alive: False when a worker died and only a restart of the process helps; liveness probes turn red.
+    """
 
     is_ready: bool
     reason: str = ""
     gauges: dict[str, float] = field(default_factory=dict)
+    is_alive: bool = True
 
 
 class EngineClient(Protocol):
