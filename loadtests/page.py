@@ -1,0 +1,194 @@
+"""The HTML page of a load test: one file, no scripts, nothing fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+
+from loadtests.charts import distribution_chart, time_chart
+from loadtests.distribution import STATISTICS
+from loadtests.report import LoadReport, number
+from loadtests.samples import RequestSample
+from loadtests.summary import LATENCIES, latency_values
+
+BUSY_CLIENT_SHARE = 0.8
+"""Above this share of a core the load generator waits for itself, and its figures are too high."""
+
+TITLES = {
+    "ttft": "Time to first token",
+    "itl": "Inter-token latency",
+    "chat": "Chat, whole answer",
+    "embed_text": "Embed two texts",
+    "embed_image": "Embed an image",
+    "classify": "Classify an image",
+}
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1b1f24; --soft: #667; --line: #d8dce3; --accent: #2563c9;
+  --good: #17753a; --bad: #b3261e; --ground: #fff; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --soft: #9aa3af; --line: #343a42; --accent: #7fb0ff;
+  --good: #6bd08f; --bad: #ff8a80; --ground: #15181c; } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground);
+  max-width: 1000px; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.4rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
+h3 { font-size: 1rem; margin: 1.2rem 0 .2rem; }
+.soft, figcaption { color: var(--soft); }
+.verdict { font-weight: 600; } .met { color: var(--good); } .missed { color: var(--bad); }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+th { font-weight: 600; color: var(--soft); }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 1rem; }
+svg { width: 100%; height: auto; } svg text { font-size: 11px; fill: var(--soft); }
+.grid { stroke: var(--line); } .line { fill: none; stroke: var(--accent); stroke-width: 1.8; }
+.mark { stroke: var(--soft); stroke-dasharray: 3 3; } .dots { fill: var(--accent); fill-opacity: .55; }
+.warmup { fill: var(--line); fill-opacity: .5; }
+"""
+
+
+def write_page(path: Path, report: LoadReport) -> None:
+    """Write the page of a report."""
+    sections = (
+        _heading(report),
+        _objectives(report),
+        _latencies(report),
+        _throughput(report),
+        _failures(report),
+        _charts(report),
+        _method(report),
+    )
+    path.write_text(
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>Load test of {escape(report.url)}</title><style>{_STYLE}</style></head>\n"
+        f"<body>{''.join(sections)}</body></html>\n",
+        encoding="utf-8",
+    )
+
+
+def _heading(report: LoadReport) -> str:
+    num_missed = sum(not verdict.is_met for verdict in report.verdicts)
+    total = len(report.verdicts)
+    verdict = (
+        f'<p class="verdict missed">{num_missed} of {total} objectives missed</p>'
+        if num_missed
+        else f'<p class="verdict met">{_counted(total, "objective")} met</p>'
+    )
+    users = ", ".join(f"{count} {kind} ({escape(report.record.models[kind])})" for kind, count in report.users())
+    return (
+        f"<h1>Load test of {escape(report.url)}</h1>"
+        f'<p class="soft">{escape(report.record.started_at)} · {_counted(report.plan.users, "user")}: {users} · '
+        f"{number(report.summary.window.length_s)} s measured after {number(report.plan.warmup_s)} s of warm-up</p>"
+        f"{verdict}"
+    )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a table; the cells of `rows` are HTML already, those of `head` are not."""
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    heads = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _objectives(report: LoadReport) -> str:
+    rows = (
+        (
+            escape(str(verdict.objective)),
+            "nothing measured" if verdict.measured is None else number(verdict.measured),
+            '<span class="met">met</span>' if verdict.is_met else '<span class="missed">missed</span>',
+        )
+        for verdict in report.verdicts
+    )
+    return "<h2>Objectives</h2>" + _table(("objective", "measured", "verdict"), rows)
+
+
+def _latencies(report: LoadReport) -> str:
+    rows = [
+        (TITLES[name], str(values.n), *(number(values.statistic(statistic)) for statistic in STATISTICS))
+        for name, values in report.summary.latencies.items()
+        if values is not None
+    ]
+    return "<h2>Latencies, ms</h2>" + _table(("", "n", *STATISTICS), rows)
+
+
+def _throughput(report: LoadReport) -> str:
+    summary = report.summary
+    requests = [
+        (TITLES[kind], str(count), str(summary.num_failures[kind]))
+        for kind, count in summary.num_requests.items()
+        if count
+    ]
+    rates = [(name, "nothing measured" if value is None else number(value)) for name, value in summary.rates.items()]
+    return (
+        "<h2>Requests and rates</h2>"
+        + _table(("", "sent", "failed"), requests)
+        + "<br>"
+        + _table(("over the whole run", ""), rates)
+    )
+
+
+def _failures(report: LoadReport) -> str:
+    if not report.summary.errors:
+        return ""
+    rows = ((escape(text), str(count)) for text, count in report.summary.errors)
+    return "<h2>Failures</h2>" + _table(("what the client saw", "times"), rows)
+
+
+def _charts(report: LoadReport) -> str:
+    window = report.summary.window
+    measured = latency_values(sample for sample in report.samples if window.holds(sample.started_s))
+    end_s = max(sample.started_s for sample in report.samples)
+    figures = [
+        f'<h3>{TITLES[name]}</h3><div class="pair">{distribution_chart(measured[name])}'
+        f"{time_chart(points, end_s, window.start_s)}</div>"
+        for name in LATENCIES
+        if measured[name] and (points := time_points(report.samples, name))
+    ]
+    return "<h2>Charts</h2>" + "".join(figures)
+
+
+def time_points(samples: Sequence[RequestSample], name: str) -> list[tuple[float, float]]:
+    """Return (seconds, milliseconds) of a latency over the run; for gaps, the moment at which the later token came."""
+    points: list[tuple[float, float]] = []
+    for sample in samples:
+        if sample.error is not None:
+            continue
+        if name == "ttft" and sample.ttft_ms is not None:
+            points.append((sample.started_s, sample.ttft_ms))
+        elif name == "itl" and sample.ttft_ms is not None:
+            moment_s = sample.started_s + sample.ttft_ms / 1e3
+            for gap_ms in sample.gaps_ms:
+                moment_s += gap_ms / 1e3
+                points.append((moment_s, gap_ms))
+        elif name == sample.kind:
+            points.append((sample.started_s, sample.total_ms))
+    return sorted(points)
+
+
+def _method(report: LoadReport) -> str:
+    plan, record = report.plan, report.record
+    share = f"{record.client_cpu_share:.0%}"
+    busy = (
+        f'<strong class="missed">The load generator used {share} of a core: its own waiting is in these figures. '
+        "Use fewer users, or a machine of its own.</strong>"
+        if record.client_cpu_share > BUSY_CLIENT_SHARE
+        else f"The load generator used {share} of a core."
+    )
+    versions = ", ".join(f"{escape(name)} {escape(version)}" for name, version in record.versions.items())
+    return (
+        "<h2>How this was measured</h2><p>Closed loop: each user sends its next request when it has the answer to its "
+        "last, so a slower server is also asked less often. Clocks run on the client, from the sending of the request. "
+        "First token: the first event with text. Inter-token latency: from one event with text to the next; an event "
+        "may carry several tokens, and events that arrive together are 0 ms apart. Latencies are of requests sent in "
+        "the measured window that succeeded; rates count what ended in it. Output tokens are counted by the server.</p>"
+        f"<p>{busy} Images: {plan.image_px} px, {record.images_sent} sent, {record.distinct_images} distinct: a server "
+        "that caches image features need not compute a repeated one. "
+        f"Chat answers: at most {plan.max_tokens} tokens. Seed {plan.seed}.</p>"
+        f'<p class="soft">{versions}</p>'
+    )
