@@ -33,7 +33,9 @@ _DTYPE_OF_ORT_TYPE = {
     "tensor(uint8)": "uint8",
     "tensor(bool)": "bool",
 }
-_PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
+_CPU = "CPUExecutionProvider"
+_PROVIDERS = {"cpu": [_CPU], "cuda": ["CUDAExecutionProvider", _CPU]}
+_FATAL_ONLY = 4  # ONNX Runtime's log severity for probes, whose failures are findings
 _ERRORS_ONLY = (
     3  # ONNX Runtime's log severity: what goes wrong is raised, warnings about graph shapes are not for users
 )
@@ -199,3 +201,30 @@ class BoundDecoder:
                 binding.bind_output(f"present.{name}", *place)
             self._bindings[start, size] = binding
         return self._bindings[start, size]
+
+
+def runtime_version() -> str:
+    """Return the version of ONNX Runtime.
+
+    Raises:
+        MachineError: It is not installed.
+    """
+    return str(_runtime().__version__)
+
+
+def available_providers() -> list[str]:
+    """Return the execution providers that the installed ONNX Runtime was built with."""
+    return list(_runtime().get_available_providers())
+
+
+def failure_of(probe: Path, provider: str) -> str | None:
+    """Return why a model without inputs cannot run on a provider, in one line, or None where it runs."""
+    runtime = _runtime()
+    options = _session_options(runtime, EngineSettings(intra_threads=1))
+    options.log_severity_level = _FATAL_ONLY
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1" if provider != _CPU else "0")
+    try:
+        runtime.InferenceSession(str(probe), options, providers=[provider]).run(None, {})
+    except Exception as error:  # whatever the runtime raises is the finding
+        return str(error).splitlines()[0]
+    return None

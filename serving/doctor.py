@@ -1,0 +1,99 @@
+"""What this machine can run: providers, operators by one-node probes, memory, missing extras."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from bundle.errors import MachineError
+from serving.engine.session import available_providers, failure_of, runtime_version
+
+PROBES = Path(__file__).resolve().parent / "probes"
+_MODULE_OF_EXTRA = {
+    "cpu": "onnxruntime",
+    "export": "onnxscript",
+    "serve": "fastapi",
+    "ray": "ray",
+    "quant": "bitsandbytes",
+    "reference": "sklearn",
+    "loadtests": "locust",
+    "tensorrt": "tensorrt",
+    "optimum": "optimum",
+    "train": "torch",
+}
+_PROBED_PROVIDERS = ("CPUExecutionProvider", "CUDAExecutionProvider")
+
+
+@dataclass(frozen=True)
+class OperatorFinding:
+    """Whether one operator runs on one provider; `failure` is the runtime's own first line, None where it runs."""
+
+    operator: str
+    provider: str
+    failure: str | None
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What `pocketvlm doctor` prints.
+
+    Attributes:
+        machine: Operating system, architecture and Python.
+        cpu_cores: Cores this process may use.
+        memory_bytes: Physical memory; None where the system does not say.
+        onnxruntime: Its version; None where it is not installed.
+        providers: Execution providers it was built with.
+        operators: One finding per probe and provider.
+        missing: Extra -> the pip line that installs it.
+    """
+
+    machine: str
+    cpu_cores: int
+    memory_bytes: int | None
+    onnxruntime: str | None
+    providers: tuple[str, ...]
+    operators: tuple[OperatorFinding, ...]
+    missing: dict[str, str]
+
+    @property
+    def can_serve(self) -> bool:
+        """True where what every shipped bundle needs runs on some provider."""
+        needed = {"GroupQueryAttention", "MatMulNBits-4bit", "MatMulNBits-8bit", "GatherBlockQuantized-8bit"}
+        return needed <= {finding.operator for finding in self.operators if finding.failure is None}
+
+
+def diagnose() -> Diagnosis:
+    """Return what this machine can run; takes about a second."""
+    try:
+        version, providers = runtime_version(), tuple(available_providers())
+    except MachineError:
+        version, providers = None, ()
+    operators = tuple(
+        OperatorFinding(probe.stem, provider, failure_of(probe, provider))
+        for provider in providers
+        if provider in _PROBED_PROVIDERS
+        for probe in sorted(PROBES.glob("*.onnx"))
+    )
+    return Diagnosis(
+        machine=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        cpu_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        memory_bytes=_memory_bytes(),
+        onnxruntime=version,
+        providers=providers,
+        operators=operators,
+        missing={
+            extra: f"pip install 'pocketvlm[{extra}]'"
+            for extra, module in _MODULE_OF_EXTRA.items()
+            if find_spec(module) is None
+        },
+    )
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
