@@ -12,6 +12,8 @@ from export.family import Family
 ARCHITECTURES: Mapping[str, str] = {
     "clip": "export.models.clip:Clip",
     "idefics3": "export.models.idefics3:Idefics3",
+    "llava": "export.models.llava:Llava",
+    "siglip": "export.models.siglip:Siglip",
     "smolvlm": "export.models.idefics3:Idefics3",
 }
 """`model_type` of a config to "module:Class"."""

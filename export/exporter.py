@@ -19,6 +19,7 @@ from bundle.manifest import Component, ComponentName, Dialect, DualEncoderDims, 
 from export.architectures import load_family
 from export.checkpoint import Checkpoint
 from export.family import DualEncoder, Family, GraphPlan, VisionLanguage
+from export.goldens import Canary, can_record, record_goldens
 from export.graph import build_model, write_model
 from export.nn.dialect import DIALECTS
 from export.processor import ProcessorFiles, convert_processor
@@ -70,6 +71,7 @@ def export_checkpoint(
         files = convert_processor(folder, source.config, aside)
         _require_agreement(family, files)
         components = _write_all(models, plans, aside, say)
+        _record(family, files, components, aside, say)
         say("computing digests")
         manifest = Manifest(
             name=name or label.rsplit("/", 1)[-1],
@@ -85,6 +87,7 @@ def export_checkpoint(
             dual=_dual_dims(family, files, weights) if isinstance(family, DualEncoder) else None,
             bos_token_id=files.bos_token_id,
             eos_token_ids=files.eos_token_ids,
+            template_tokens=files.template_tokens,
         )
         return seal(aside, manifest)
 
@@ -138,6 +141,21 @@ def _write_all(
         components[part] = write_model(model, folder, plans[part])
         say(f"wrote {components[part].file}: {components[part].weight_bytes / 1e6:.1f} MB of weights")
     return components
+
+
+def _record(
+    family: Family,
+    files: ProcessorFiles,
+    components: dict[ComponentName, Component],
+    folder: Path,
+    say: Callable[[str], None],
+) -> None:
+    if not can_record():
+        say("no golden.npz: ONNX Runtime is not installed, so loads of this bundle cannot be checked against it")
+        return
+    say("recording golden outputs")
+    dims = family.decoder_dims() if isinstance(family, VisionLanguage) else None
+    record_goldens(folder, components, Canary.make(files.image_spec, family.vocab_size, files.eos_token_ids, dims))
 
 
 def _dual_dims(family: DualEncoder, files: ProcessorFiles, weights: WeightSource) -> DualEncoderDims:

@@ -35,11 +35,13 @@ class TextTower:
 
     Attributes:
         embedding_size: E.
+        vocab_size: Ids are below it.
         max_text_tokens: Longest text.
         scoring: As `bundle.manifest.DualEncoderDims`.
     """
 
     embedding_size: int
+    vocab_size: int
     max_text_tokens: int
     scoring: Literal["softmax", "sigmoid"]
 
@@ -66,6 +68,11 @@ class Family(ABC):
     @abstractmethod
     def image_size_px(self) -> int:
         """Side of the images that the vision graph takes."""
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Token ids are below it."""
 
     @abstractmethod
     def graphs(self, dialect: Dialect) -> dict[ComponentName, GraphPlan]:
@@ -94,6 +101,11 @@ class VisionLanguage(Family):
     @abstractmethod
     def decoder(self) -> DecoderConfig:
         """Sizes of the decoder."""
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return self.decoder.vocab_size
 
     @property
     @abstractmethod
@@ -146,6 +158,11 @@ class DualEncoder(Family):
     @abstractmethod
     def text_tower(self) -> TextTower:
         """What callers must know of the text side."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Of the text tower."""
+        return self.text_tower.vocab_size
 
     @abstractmethod
     def vision(self, dialect: Dialect) -> Module:

@@ -16,15 +16,26 @@ from transformers import (
     CLIPModel,
     CLIPProcessor,
     CLIPTokenizer,
+    CLIPVisionConfig,
     GenerationConfig,
     Idefics3Processor,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    SiglipConfig,
+    SiglipModel,
+    SiglipProcessor,
+    SiglipVisionConfig,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 TILE_PX = 32
 PATCH_PX = 8
@@ -172,4 +183,112 @@ def save_clip(folder: Path, config: CLIPConfig | None = None) -> PreTrainedModel
     tokenizer = CLIPTokenizer({text: i for i, text in enumerate(letters)}, [])
     tokenizer.model_max_length = config.text_config.max_position_embeddings
     CLIPProcessor(images, tokenizer).save_pretrained(folder)
+    return model
+
+
+def llava_config(tower: str = "clip", text: str = "llama", **top: Any) -> LlavaConfig:
+    """Return a tiny LLaVA config.
+
+    Args:
+        tower: "clip" or "siglip".
+        text: "llama" (untied, biased projections) or "qwen2" (tied).
+        top: Overrides of the top level, e.g. `vision_feature_layer`.
+    """
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "image_size": TILE_PX,
+        "patch_size": PATCH_PX,
+    }
+    vision = CLIPVisionConfig(**sizes) if tower == "clip" else SiglipVisionConfig(**sizes)
+    words: dict[str, Any] = {
+        "hidden_size": 40,
+        "intermediate_size": 72,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 5,
+        "num_key_value_heads": 1,
+        "vocab_size": 256 + len(CONTROL),
+        "max_position_embeddings": CONTEXT_TOKENS,
+        "pad_token_id": 256,
+        "bos_token_id": 257,
+        "eos_token_id": 258,
+    }
+    if text == "llama":
+        decoder = LlamaConfig(**words, attention_bias=True, mlp_bias=True, head_dim=16)
+    else:
+        decoder = Qwen2Config(**words, tie_word_embeddings=True)
+    settings = {"image_token_index": 260, "tie_word_embeddings": text == "qwen2", **top}
+    return LlavaConfig(vision_config=vision, text_config=decoder, **settings)
+
+
+def save_llava(folder: Path, config: LlavaConfig | None = None) -> PreTrainedModel:
+    """Write a whole LLaVA checkpoint into `folder` and return the model in float32."""
+    config = config or llava_config()
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(config).eval()
+    enlarge(model)
+    model.generation_config = GenerationConfig(eos_token_id=258, pad_token_id=256, bos_token_id=257)
+    model.save_pretrained(folder)
+    side = config.vision_config.image_size
+    is_clip = config.vision_config.model_type == "clip_vision_model"
+    tokenizer = byte_tokenizer(CONTROL)
+    tokenizer.add_special_tokens(
+        {"bos_token": "<|im_start|>", "eos_token": "<end_of_utterance>", "pad_token": "<|pad|>"}
+    )
+    if is_clip:
+        images = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    else:
+        images = SiglipImageProcessorPil(size={"height": side, "width": side})
+    LlavaProcessor(
+        images,
+        tokenizer,
+        patch_size=config.vision_config.patch_size,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        num_additional_image_tokens=int(is_clip),
+        chat_template=TEMPLATE,
+        image_token="<image>",
+    ).save_pretrained(folder)
+    return model
+
+
+def siglip_config(text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None) -> SiglipConfig:
+    """Return a tiny SigLIP config; arguments override its parts."""
+    text_config = {
+        "hidden_size": 48,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 256 + len(CONTROL),
+        "max_position_embeddings": 24,
+        "bos_token_id": 257,
+        "eos_token_id": 258,
+        "pad_token_id": 256,
+        **(text or {}),
+    }
+    vision_config = {
+        "hidden_size": 48,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "image_size": TILE_PX,
+        "patch_size": PATCH_PX,
+        **(vision or {}),
+    }
+    return SiglipConfig(text_config=text_config, vision_config=vision_config)
+
+
+def save_siglip(folder: Path, config: SiglipConfig | None = None) -> PreTrainedModel:
+    """Write a whole SigLIP checkpoint into `folder` and return the model in float32."""
+    config = config or siglip_config()
+    torch.manual_seed(0)
+    model = SiglipModel(config).eval()
+    enlarge(model)
+    model.save_pretrained(folder)
+    side = config.vision_config.image_size
+    tokenizer = byte_tokenizer(CONTROL)
+    tokenizer.add_special_tokens({"eos_token": "<end_of_utterance>", "pad_token": "<|pad|>"})
+    tokenizer.model_max_length = config.text_config.max_position_embeddings
+    SiglipProcessor(SiglipImageProcessorPil(size={"height": side, "width": side}), tokenizer).save_pretrained(folder)
     return model

@@ -112,7 +112,8 @@ class Clip(DualEncoder):
     def text_tower(self) -> TextTower:
         """What callers must know of the text side."""
         size = int(self.config.get("projection_dim", 512))
-        return TextTower(size, int(self._text["max_position_embeddings"]), scoring="softmax")
+        vocab_size, longest = self._text["vocab_size"], self._text["max_position_embeddings"]
+        return TextTower(size, int(vocab_size), int(longest), scoring="softmax")
 
     def vision(self, dialect: Dialect) -> Module:
         """Return tower and projection."""

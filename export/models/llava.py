@@ -1,0 +1,137 @@
+"""LLaVA-1.5 (arXiv 2310.03744): a CLIP or SigLIP tower, a two-layer connector, and a Llama or Qwen2 decoder."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import ClassVar
+
+import onnx_ir as ir
+from onnxscript import OpBuilder
+
+from bundle.errors import UnsupportedConfigError
+from export.config import DecoderConfig, Raw, VisionConfig, read_decoder, sub_config
+from export.family import Family, VisionLanguage
+from export.models.clip import VISION_DEFAULTS as CLIP_DEFAULTS
+from export.models.siglip import VISION_DEFAULTS as SIGLIP_DEFAULTS
+from export.nn.connectors import Projector
+from export.nn.dialect import Dialect
+from export.nn.module import Module
+from export.nn.norms import LayerNorm
+from export.nn.vit import ClipEmbeddings, Encoder, SiglipEmbeddings
+
+_CLIP, _SIGLIP = "clip_vision_model", "siglip_vision_model"
+_TOWER = "model.vision_tower"
+
+
+class _Tower(Module):
+    """The tower up to the deepest hidden state that the connector reads."""
+
+    def __init__(self, config: VisionConfig, dialect: Dialect, *, is_clip: bool, num_layers: int) -> None:
+        super().__init__(_TOWER)
+        self.embeddings = ClipEmbeddings(config) if is_clip else SiglipEmbeddings(config)
+        self.pre_layrnorm = LayerNorm(config.tower.hidden_size, config.tower.layer_norm_eps) if is_clip else None
+        self.encoder = Encoder(config.tower, dialect, num_layers)
+
+    def forward(self, op: OpBuilder, pixel_values: ir.Value) -> list[ir.Value]:
+        hidden = self.embeddings(op, pixel_values)
+        if self.pre_layrnorm is not None:
+            hidden = self.pre_layrnorm(op, hidden)
+        states: list[ir.Value] = self.encoder(op, hidden)
+        return states
+
+
+class _Vision(Module):
+    def __init__(self, tower: _Tower, projector: Projector, layers: tuple[int, ...], *, drops_first: bool) -> None:
+        super().__init__()
+        self.tower = tower
+        self.projector = projector
+        self.layers = layers
+        self.drops_first = drops_first
+
+    def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
+        states = self.tower(op, pixel_values)
+        chosen = [states[layer] for layer in self.layers]
+        features = chosen[0] if len(chosen) == 1 else op.Concat(*chosen, axis=2)
+        if self.drops_first:
+            features = op.Slice(features, [1], [_TO_THE_END], [1])
+        return self.projector(op, features)
+
+
+_TO_THE_END = 2**31 - 1
+
+
+class Llava(VisionLanguage):
+    """`model_type` llava."""
+
+    text_prefix = "model.language_model"
+    renames = (
+        (r"^language_model\.lm_head\.", "lm_head."),
+        (r"^language_model\.model\.", "model.language_model."),
+        (r"^language_model\.", "model.language_model."),
+        (r"^(vision_tower|multi_modal_projector)\.", r"model.\1."),
+        (r"^model\.vision_tower\.vision_model\.", "model.vision_tower."),
+    )
+    # the connector reads hidden states of the layers: what comes after them has no effect
+    unused: ClassVar[tuple[str, ...]] = (
+        *Family.unused,
+        r"model\.vision_tower\.post_layernorm\.(weight|bias)",
+        r"model\.vision_tower\.head\..*",
+    )
+
+    def __init__(self, config: Raw) -> None:
+        super().__init__(config)
+        raw = sub_config(config, "vision_config")
+        kind = raw.get("model_type", _CLIP)
+        if kind not in (_CLIP, _SIGLIP):
+            raise UnsupportedConfigError(
+                f"vision_config.model_type {kind!r}: the towers built are {_CLIP} and {_SIGLIP}"
+            )
+        self._is_clip = kind == _CLIP
+        self._vision = VisionConfig.read(raw, CLIP_DEFAULTS if self._is_clip else SIGLIP_DEFAULTS)
+        self._strategy = config.get("vision_feature_select_strategy", "default")
+        if self._strategy not in ("default", "full"):
+            raise UnsupportedConfigError(f"vision_feature_select_strategy {self._strategy!r}; known: default, full")
+        self._layers = self._feature_layers()
+
+    def _feature_layers(self) -> tuple[int, ...]:
+        """Return which hidden states feed the connector; 0 is the input of the first layer."""
+        stated = self.config.get("vision_feature_layer", -2)
+        depth = self._vision.tower.num_layers
+        listed = [stated] if isinstance(stated, int) else list(stated)
+        if not listed or any(not -depth - 1 <= layer <= depth for layer in listed):
+            raise UnsupportedConfigError(
+                f"vision_feature_layer {stated!r}: the tower has hidden states {-depth - 1} to {depth}"
+            )
+        return tuple(layer % (depth + 1) for layer in listed)
+
+    @property
+    def image_size_px(self) -> int:
+        """Side of the input."""
+        return self._vision.image_size_px
+
+    @cached_property
+    def decoder(self) -> DecoderConfig:
+        """Sizes of the decoder."""
+        return read_decoder(sub_config(self.config, "text_config"))
+
+    @property
+    def tokens_per_tile(self) -> int:
+        """Patches, plus CLIP's class token, less the one that "default" drops."""
+        return int(self._vision.grid**2 + self._is_clip - (self._strategy == "default"))
+
+    def skipped(self) -> tuple[str, ...]:
+        """Return the unused keys, with the tower's layers above the deepest one read."""
+        above = range(max(self._layers), self._vision.tower.num_layers)
+        return (*self.unused, *(rf"model\.vision_tower\.encoder\.layers\.{layer}\..*" for layer in above))
+
+    def vision(self, dialect: Dialect) -> Module:
+        """Return tower, choice of hidden states, and connector."""
+        tower = _Tower(self._vision, dialect, is_clip=self._is_clip, num_layers=max(self._layers))
+        projector = Projector(
+            self._vision.tower.hidden_size * len(self._layers),
+            self.decoder.hidden_size,
+            self.config.get("projector_hidden_act", "gelu"),
+            bias=bool(self.config.get("multimodal_projector_bias", True)),
+            name="model.multi_modal_projector",
+        )
+        return _Vision(tower, projector, self._layers, drops_first=self._strategy == "default")

@@ -1,0 +1,157 @@
+"""SigLIP and the fixed-resolution SigLIP 2 (arXiv 2303.15343, 2502.14786): no class token, pooling by attention."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnxscript import OpBuilder
+
+from bundle.errors import UnsupportedConfigError
+from export.config import Raw, TowerConfig, VisionConfig, sub_config
+from export.family import DualEncoder, TextTower
+from export.nn.dialect import Dialect
+from export.nn.linear import Linear
+from export.nn.module import Module, Weight
+from export.nn.norms import LayerNorm
+from export.nn.vit import Encoder, EncoderMLP, SiglipEmbeddings, TextEmbeddings, attention_bias, tower_heads
+
+VISION_DEFAULTS: Raw = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_channels": 3,
+    "image_size": 224,
+    "patch_size": 16,
+    "hidden_act": "gelu_pytorch_tanh",
+    "layer_norm_eps": 1e-6,
+}
+_TEXT_DEFAULTS: Raw = {
+    "vocab_size": 32_000,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 64,
+    "hidden_act": "gelu_pytorch_tanh",
+    "layer_norm_eps": 1e-6,
+}
+
+
+class _PackedLinear(Module):
+    """One third of the projection that the checkpoint keeps as a single [3D, D] matrix."""
+
+    def __init__(self, size: int, part: int, name: str) -> None:
+        super().__init__("")
+        rows = (part * size, (part + 1) * size)
+        self.weight = Weight(
+            size, size, transposed=True, name=f"{name}_proj.weight", source="in_proj_weight", rows=rows
+        )
+        self.bias = Weight(size, name=f"{name}_proj.bias", source="in_proj_bias", rows=rows)
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        return op.Add(op.MatMul(x, self.weight), self.bias)
+
+
+class _PoolAttention(Module):
+    """The learned query over all patches."""
+
+    def __init__(self, config: TowerConfig, dialect: Dialect) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.query = _PackedLinear(size, 0, "q")
+        self.key = _PackedLinear(size, 1, "k")
+        self.value = _PackedLinear(size, 2, "v")
+        self.out_proj = Linear(size, size)
+        self.heads = tower_heads(config)
+        self.dialect = dialect
+
+    def forward(self, op: OpBuilder, probe: ir.Value, x: ir.Value) -> ir.Value:
+        query, key, value = self.query(op, probe), self.key(op, x), self.value(op, x)
+        return self.out_proj(op, self.dialect.attention(op, query, key, value, self.heads, None))
+
+
+class PoolingHead(Module):
+    """Attention pooling (Zhai et al., arXiv 2106.04560, "multihead attention pooling")."""
+
+    def __init__(self, config: TowerConfig, dialect: Dialect) -> None:
+        super().__init__()
+        self.probe = Weight(1, 1, config.hidden_size)
+        self.attention = _PoolAttention(config, dialect)
+        self.layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.mlp = EncoderMLP(config)
+        self.size = config.hidden_size
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        """Return [I, D] from [I, patches, D]."""
+        shape = op.Concat(op.Shape(x, start=0, end=1), [1, self.size], axis=0)
+        pooled = self.attention(op, op.Expand(self.probe, shape), x)
+        pooled = op.Add(pooled, self.mlp(op, self.layernorm(op, pooled)))
+        return op.Squeeze(pooled, [1])
+
+
+class _Vision(Module):
+    def __init__(self, config: VisionConfig, dialect: Dialect) -> None:
+        super().__init__("vision_model")
+        self.embeddings = SiglipEmbeddings(config)
+        self.encoder = Encoder(config.tower, dialect)
+        self.post_layernorm = LayerNorm(config.tower.hidden_size, config.tower.layer_norm_eps)
+        self.head = PoolingHead(config.tower, dialect)
+
+    def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
+        hidden = self.encoder(op, self.embeddings(op, pixel_values))[-1]
+        return self.head(op, self.post_layernorm(op, hidden))
+
+
+class _Text(Module):
+    """Attends in both directions and pools the last place, which is padding for all but the longest texts."""
+
+    def __init__(self, tower: TowerConfig, raw: Raw, dialect: Dialect, embedding_size: int) -> None:
+        super().__init__("text_model")
+        self.embeddings = TextEmbeddings(raw["vocab_size"], raw["max_position_embeddings"], tower.hidden_size)
+        self.encoder = Encoder(tower, dialect)
+        self.final_layer_norm = LayerNorm(tower.hidden_size, tower.layer_norm_eps)
+        self.head = Linear(tower.hidden_size, embedding_size)
+
+    def forward(self, op: OpBuilder, input_ids: ir.Value, attention_mask: ir.Value) -> ir.Value:
+        bias = attention_bias(op, attention_mask, is_causal=False)
+        hidden = self.encoder(op, self.embeddings(op, input_ids), bias)[-1]
+        return self.head(op, self.final_layer_norm(op, op.Gather(hidden, -1, axis=1)))
+
+
+class Siglip(DualEncoder):
+    """`model_type` siglip, which SigLIP 2 checkpoints of fixed resolution carry as well."""
+
+    scalars = ("logit_scale", "logit_bias")
+
+    def __init__(self, config: Raw) -> None:
+        super().__init__(config)
+        raw = sub_config(config, "vision_config")
+        if not raw.get("vision_use_head", True):
+            raise UnsupportedConfigError("vision_config.vision_use_head is false: without it there is no embedding")
+        self._vision = VisionConfig.read(raw, VISION_DEFAULTS)
+        self._text = {**_TEXT_DEFAULTS, **sub_config(config, "text_config")}
+        self._embedding_size = int(self._text.get("projection_size") or self._text["hidden_size"])
+        if self._embedding_size != self._vision.tower.hidden_size:
+            raise UnsupportedConfigError(
+                f"text_config.projection_size {self._embedding_size} differs from vision_config.hidden_size "
+                f"{self._vision.tower.hidden_size}: the two embeddings cannot be compared"
+            )
+
+    @property
+    def image_size_px(self) -> int:
+        """Side of the input."""
+        return self._vision.image_size_px
+
+    @property
+    def text_tower(self) -> TextTower:
+        """What callers must know of the text side."""
+        vocab_size, longest = self._text["vocab_size"], self._text["max_position_embeddings"]
+        return TextTower(self._embedding_size, int(vocab_size), int(longest), scoring="sigmoid")
+
+    def vision(self, dialect: Dialect) -> Module:
+        """Return tower and pooling head."""
+        return _Vision(self._vision, dialect)
+
+    def text(self, dialect: Dialect) -> Module:
+        """Return tower and head."""
+        return _Text(TowerConfig.read(self._text, {}), self._text, dialect, self._embedding_size)
