@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
@@ -255,17 +255,19 @@ class ImageSpec(_Frozen):
     def _normalise(self, tile: Image.Image, out: npt.NDArray[np.float32]) -> None:
         """Write one RGB tile into `out` [3, height, width]."""
         pixels = np.asarray(tile)
-        for channel, table in enumerate(self._tables):
+        for channel, table in enumerate(_tables(self.rescale_factor, self.mean, self.std)):
             np.take(table, pixels[:, :, channel], out=out[channel], mode="clip")
 
-    @cached_property
-    def _tables(self) -> npt.NDArray[np.float32]:
-        """[3, 256] float32, every byte's normalised value, rounded where the reference rounds."""
-        rescaled = (np.arange(256, dtype=np.float64) * self.rescale_factor).astype(np.float32)
-        mean = np.array(self.mean, np.float32)[:, None]
-        std = np.array(self.std, np.float32)[:, None]
-        tables: npt.NDArray[np.float32] = (rescaled - mean) / std
-        return tables
+
+@lru_cache(maxsize=32)
+def _tables(rescale_factor: float, mean: tuple[float, ...], std: tuple[float, ...]) -> npt.NDArray[np.float32]:
+    """Return [3, 256] float32, every byte's normalised value per channel, rounded where the reference rounds."""
+    rescaled = (np.arange(256, dtype=np.float64) * rescale_factor).astype(np.float32)
+    tables: npt.NDArray[np.float32] = (rescaled - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[
+        :, None
+    ]
+    tables.setflags(write=False)
+    return tables
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -1,0 +1,182 @@
+"""Preprocessing equals transformers' Pillow processors: same shapes, same tiles, same floats.
+
+The tolerance is zero: resampling happens in the same Pillow on the same bytes, and the affine is rounded alike. (The
+contract allows 1/255 per channel before normalisation.)
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers.image_utils import load_image
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+from bundle.decode import decode_image
+from bundle.image import ImageSpec, TileLayout
+from export.image_processor import read_image_spec
+
+
+def _processors() -> dict[str, object]:
+    small = {"size": {"longest_edge": 256}, "max_image_size": {"longest_edge": 64}}
+    return {
+        "smolvlm": SmolVLMImageProcessorPil(size={"longest_edge": 2048}, max_image_size={"longest_edge": 512}),
+        "tiled": Idefics3ImageProcessorPil(**small),
+        "tiled, uneven": Idefics3ImageProcessorPil(size={"longest_edge": 200}, max_image_size={"longest_edge": 48}),
+        "tiled, edge under a tile": Idefics3ImageProcessorPil(
+            size={"longest_edge": 40}, max_image_size={"longest_edge": 64}
+        ),
+        "not split": Idefics3ImageProcessorPil(**small, do_image_splitting=False),
+        "llava": LlavaImageProcessorPil(
+            size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}, do_center_crop=True
+        ),
+        "clip": CLIPImageProcessorPil(),
+        "clip, crop over size": CLIPImageProcessorPil(
+            size={"shortest_edge": 50}, crop_size={"height": 65, "width": 91}
+        ),
+        "clip, square": CLIPImageProcessorPil(
+            size={"height": 64, "width": 96}, crop_size={"height": 64, "width": 96}, resample=2
+        ),
+        "siglip": SiglipImageProcessorPil(size={"height": 384, "width": 384}),
+        "siglip, oblong": SiglipImageProcessorPil(size={"height": 90, "width": 51}, resample=4),
+    }
+
+
+PROCESSORS = _processors()
+TILED = {"smolvlm", "tiled", "tiled, uneven", "tiled, edge under a tile", "not split"}
+QUICK = sorted(set(PROCESSORS) - {"smolvlm"})
+
+
+def _spec(name: str) -> ImageSpec:
+    return read_image_spec(PROCESSORS[name].to_dict(), name)
+
+
+def _reference(name: str, image: Image.Image) -> tuple[np.ndarray, TileLayout]:
+    if name not in TILED:
+        return PROCESSORS[name](images=[image], return_tensors="np")["pixel_values"], TileLayout()
+    found = PROCESSORS[name](images=[[image]], return_tensors="np", return_row_col_info=True)
+    return found["pixel_values"][0], TileLayout(found["rows"][0][0], found["cols"][0][0])
+
+
+def _expect_equal(name: str, image: Image.Image) -> None:
+    expected, layout = _reference(name, image)
+    found = _spec(name).preprocess([image])
+    assert found.layouts == (layout,)
+    assert found.pixel_values.dtype == np.float32
+    np.testing.assert_array_equal(found.pixel_values, expected)
+
+
+@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("photograph", ["china", "flower", "astronaut", "coffee", "chelsea", "camera", "text"])
+def test_pixels_equal_the_reference_on_photographs(
+    name: str, photograph: str, photographs: dict[str, Image.Image]
+) -> None:
+    image = photographs[photograph]
+    _expect_equal(name, image.crop((3, 5, image.width - 8, image.height - 2)))
+
+
+@pytest.mark.parametrize("photograph", ["china", "text"])
+def test_pixels_equal_the_reference_at_smolvlm_s_own_sizes(
+    photograph: str, photographs: dict[str, Image.Image]
+) -> None:
+    _expect_equal("smolvlm", photographs[photograph])
+
+
+@pytest.mark.parametrize("name", QUICK)
+@settings(max_examples=12, deadline=None)
+@given(width=st.integers(1, 300), height=st.integers(1, 300))
+def test_pixels_equal_the_reference_at_any_size(
+    name: str, photographs: dict[str, Image.Image], width: int, height: int
+) -> None:
+    _expect_equal(name, photographs["coffee"].resize((width, height)))
+
+
+@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 1), (1, 150), (150, 1), (64, 64), (256, 256), (257, 255)])
+def test_pixels_equal_the_reference_at_edge_sizes(
+    name: str, photographs: dict[str, Image.Image], size: tuple[int, int]
+) -> None:
+    _expect_equal(name, photographs["astronaut"].resize(size))
+
+
+def _encoded(image: Image.Image, form: str, **options: object) -> bytes:
+    file = BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def _variants(image: Image.Image) -> dict[str, bytes]:
+    alpha = Image.linear_gradient("L").resize(image.size)
+    rgba = image.copy()
+    rgba.putalpha(alpha)
+    palette = image.quantize(31)
+    sixteen = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    exif = {turn: Image.Exif() for turn in range(1, 9)}
+    for turn, tags in exif.items():
+        tags[0x0112] = turn
+    return {
+        "jpeg": _encoded(image, "JPEG", quality=90),
+        "progressive jpeg": _encoded(image, "JPEG", progressive=True),
+        "grayscale": _encoded(image.convert("L"), "PNG"),
+        "grayscale jpeg": _encoded(image.convert("L"), "JPEG"),
+        "one bit": _encoded(image.convert("1"), "PNG"),
+        "gray and alpha": _encoded(rgba.convert("LA"), "PNG"),
+        "rgba": _encoded(rgba, "PNG"),
+        "rgba webp": _encoded(rgba, "WEBP"),
+        "palette": _encoded(palette, "PNG"),
+        "palette, one transparent": _encoded(palette, "PNG", transparency=3),
+        "palette, transparency per colour": _encoded(palette, "PNG", transparency=bytes(range(0, 248, 8))),
+        "16 bit": _encoded(sixteen, "PNG"),
+        "16 bit tiff": _encoded(sixteen, "TIFF"),
+        "32 bit tiff": _encoded(image.convert("I"), "TIFF"),
+        "float tiff": _encoded(image.convert("F"), "TIFF"),
+        "cmyk": _encoded(image.convert("CMYK"), "JPEG"),
+        "ycbcr tiff": _encoded(image.convert("YCbCr"), "TIFF"),
+        "gif": _encoded(palette, "GIF", save_all=True, append_images=[palette.rotate(90)]),
+        "bmp": _encoded(image, "BMP"),
+        **{f"exif {turn}": _encoded(image, "JPEG", exif=tags) for turn, tags in exif.items()},
+        "exif png": _encoded(image, "PNG", exif=exif[6]),
+    }
+
+
+VARIANTS = sorted(_variants(Image.new("RGB", (32, 20))))
+
+
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency:UserWarning")  # the reference's, not ours
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_decoding_equals_the_reference_for_every_kind_of_file(
+    variant: str, photographs: dict[str, Image.Image]
+) -> None:
+    image = photographs["chelsea"].resize((91, 60))
+    data = _variants(image)[variant]
+    expected = load_image(Image.open(BytesIO(data)))
+    found = decode_image(data)
+    assert found.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+    _expect_equal("tiled", found)
+
+
+def test_variants_really_differ() -> None:
+    """Guards the test above: rotation and modes must change what is decoded."""
+    image = Image.linear_gradient("L").resize((91, 60)).convert("RGB")
+    decoded = {name: decode_image(data) for name, data in _variants(image).items()}
+    assert decoded["exif 6"].size == (60, 91)
+    assert not np.array_equal(np.asarray(decoded["exif 3"]), np.asarray(decoded["exif 1"]))
+
+
+def test_several_images_keep_their_order_and_layouts(photographs: dict[str, Image.Image]) -> None:
+    spec = _spec("tiled")
+    images = [photographs["china"].resize((200, 60)), photographs["text"].resize((50, 180))]
+    both = spec.preprocess(images)
+    alone = [spec.preprocess([image]) for image in images]
+    assert both.layouts == (alone[0].layouts[0], alone[1].layouts[0])
+    assert both.layouts == (TileLayout(2, 4), TileLayout(4, 2))
+    np.testing.assert_array_equal(both.pixel_values, np.concatenate([one.pixel_values for one in alone]))
