@@ -84,7 +84,7 @@ def export(
     if as_json:
         _print_json(manifest.model_dump(mode="json"))
     else:
-        console.print(f"{output}: {manifest.name}, {_megabytes(manifest.weight_bytes)} of weights")
+        _print_manifest(output, manifest)
 
 
 @app.command()
@@ -134,26 +134,10 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
 
 
 def _print_manifest(bundle: Path, manifest: Any) -> None:
-    console.print(f"[bold]{manifest.name}[/bold]  {manifest.model_type}, {manifest.task}, {manifest.dialect} dialect")
-    console.print(f"from {manifest.source}, in {bundle}")
-    table = Table("component", "scheme", "weights", "choice")
-    for component_name, component in manifest.components.items():
-        table.add_row(component_name, component.scheme, _megabytes(component.weight_bytes), component.detail)
-    console.print(table)
-    if manifest.decoder:
-        kv_bytes = manifest.decoder.kv_bytes_per_token
-        console.print(f"context {manifest.decoder.max_positions} tokens, cache {kv_bytes / 1024:.1f} KiB per token")
-    if manifest.gates:
-        gates = Table("gate", "measured", "limit", "n", "verdict")
-        for gate in manifest.gates:
-            sign = ">=" if gate.direction == "min" else "<="
-            verdict = "passed" if gate.passed else "[red]failed[/red]"
-            gates.add_row(gate.name, f"{gate.value:.4f}", f"{sign} {gate.limit:g}", str(gate.n), verdict)
-        console.print(gates)
+    from bundle.summary import summary
 
-
-def _megabytes(size_bytes: int) -> str:
-    return f"{size_bytes / 1e6:.1f} MB"
+    for item in summary(bundle, manifest):
+        console.print(item)
 
 
 @app.command()
@@ -267,9 +251,143 @@ BundlesArgument = Annotated[
     list[Path] | None,
     typer.Argument(help="Bundle directories. None: the shipped reference models, exported on first use."),
 ]
-HostOption = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")]
-PortOption = Annotated[int, typer.Option(min=0, max=65535, help="TCP port; 0 picks a free one.")]
-ConfigOption = Annotated[Path | None, typer.Option(help="A TOML file of settings; flags win over it.")]
+ConfigOption = Annotated[
+    Path | None, typer.Option(help="A TOML file of settings (docs/architecture.md); flags win over it.")
+]
+HostOption = Annotated[str | None, typer.Option(help="Address to listen on; 0.0.0.0 for all. Default: 127.0.0.1.")]
+PortOption = Annotated[int | None, typer.Option(min=0, max=65535, help="TCP port; 0 takes a free one. Default: 8000.")]
+SequencesOption = Annotated[
+    int | None, typer.Option(min=1, max=256, help="Sequences decoded together, per model. Default: 4.")
+]
+ContextOption = Annotated[
+    int | None, typer.Option(min=2, help="Tokens per sequence. Default: the model's own, at most 4096.")
+]
+ServeThreadsOption = Annotated[
+    int | None, typer.Option(min=0, help="Threads per operator. Default: 0, one per physical core.")
+]
+FailedGateOption = Annotated[
+    bool | None, typer.Option("--allow-failed-gate", help="Serve a variant whose quality gate failed.")
+]
+
+
+@app.command()
+def serve(
+    bundles: BundlesArgument = None,
+    host: HostOption = None,
+    port: PortOption = None,
+    max_sequences: SequencesOption = None,
+    context_tokens: ContextOption = None,
+    threads: ServeThreadsOption = None,
+    allow_failed_gate: FailedGateOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Serve bundles over HTTP from this one process (OpenAI-compatible; docs at /docs)."""
+    from serving import edge
+
+    settings = _settings(config, host, port, max_sequences, context_tokens, threads, allow_failed_gate)
+    edge.serve(_served(bundles), settings)
+
+
+@app.command()
+def deploy(
+    bundles: BundlesArgument = None,
+    host: HostOption = None,
+    port: PortOption = None,
+    max_sequences: SequencesOption = None,
+    context_tokens: ContextOption = None,
+    threads: ServeThreadsOption = None,
+    allow_failed_gate: FailedGateOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Serve the same application as autoscaled Ray Serve deployments."""
+    from serving import cluster
+
+    settings = _settings(config, host, port, max_sequences, context_tokens, threads, allow_failed_gate)
+    cluster.deploy(_served(bundles), settings)
+
+
+def _settings(
+    config: Path | None,
+    host: str | None,
+    port: int | None,
+    max_sequences: int | None,
+    context_tokens: int | None,
+    threads: int | None,
+    allow_failed_gate: bool | None,
+) -> Any:
+    import os
+
+    from serving.settings import load_settings
+
+    flags = {
+        "host": host,
+        "port": port,
+        "engine.max_sequences": max_sequences,
+        "engine.context_tokens": context_tokens,
+        "engine.intra_threads": threads,
+        "engine.allow_failed_gate": allow_failed_gate or None,
+    }
+    return load_settings(config, os.environ, flags)
+
+
+def _served(bundles: list[Path] | None) -> list[Path]:
+    if bundles:
+        return bundles
+    from reference.bundles import cache_folder, reference_bundles
+
+    return reference_bundles(cache_folder(), _progress)
+
+
+@app.command()
+def loadtest(
+    url: Annotated[str, typer.Argument(help="Base URL, e.g. http://127.0.0.1:8000", show_default=False)],
+    users: Annotated[int, typer.Option(help="Requests in flight.")] = 4,
+    duration_s: Annotated[float, typer.Option(help="Seconds measured, after 2 s of warm-up.")] = 30.0,
+    mix: Annotated[str, typer.Option(help="Users of each kind relative to the others.")] = "chat=2,embed=1,classify=1",
+    objective: Annotated[
+        list[str] | None, typer.Option(help="e.g. ttft_p95_ms<500; a missed one is exit code 3; may be repeated.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for report.html and CSV files.")] = None,
+    allow_remote: Annotated[bool, typer.Option("--allow-remote", help="Load a machine other than this one.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Load a server with Locust and hold objectives against what it measured."""
+    from loadtests.plan import LoadPlan
+    from loadtests.run import run_load_test
+
+    plan = LoadPlan(users=users, duration_s=duration_s, mix=mix)
+    code = run_load_test(
+        url, plan, objectives=objective or (), output=output, allow_remote=allow_remote, as_json=as_json
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Show what this machine can run; exit code 1 where it cannot serve."""
+    from dataclasses import asdict
+
+    from serving.doctor import diagnose, lines
+
+    found = diagnose()
+    if as_json:
+        _print_json({**asdict(found), "can_serve": found.can_serve})
+    else:
+        for item in lines(found):
+            console.print(item)
+    if not found.can_serve:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where bundles and the server's log go.")] = Path(".demo"),
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the server running.")] = False,
+) -> None:
+    """Export, compress, serve and ask the shipped models, end to end."""
+    from reference.demo import run_demo
+
+    run_demo(folder, keep=keep, console=console)
 
 
 def main() -> None:

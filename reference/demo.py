@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bundle.directory import read_manifest
-from bundle.errors import BundleError, PocketVLMError
-from reference.bundles import CHECKPOINTS, checkpoint_digest
+from bundle.errors import PocketVLMError
+from reference.bundles import CHECKPOINTS, is_current
 
 SAMPLES = Path(__file__).resolve().parent / "samples"
 QUESTIONS = (
@@ -63,28 +63,22 @@ def run_demo(folder: Path, *, keep: bool, console: Console) -> None:
         _ask_all(url, console)
         console.print(f"\nDone in {time.perf_counter() - started_s:.0f} s.")
         if keep:
-            console.print(f"The server keeps running at {url} (process {process.pid}; stop it with: kill {process.pid})")
+            console.print(
+                f"The server keeps running at {url} (process {process.pid}; stop it with: kill {process.pid})"
+            )
     _print_next(folder, console)
 
 
 def _make_variants(folder: Path, name: str, console: Console) -> None:
     parent = folder / name
-    if not _is_current(parent, checkpoint_digest(name)):
+    if not is_current(parent, name):
         console.print(f"[bold]export[/bold] {CHECKPOINTS[name]}")
         _command("export", str(CHECKPOINTS[name]), "-o", str(parent), "--name", f"pocketvlm-{name}", "--overwrite")
-    digest = read_manifest(parent).source_sha256
     for scheme in ("int8", "int4"):
         variant = folder / f"{name}-{scheme}"
-        if not _is_current(variant, digest):
+        if not is_current(variant, name):
             console.print(f"[bold]quantize[/bold] {name} to {scheme}, and measure it on held-out scenes")
             _command("quantize", str(parent), "-o", str(variant), "--weights", scheme, "--overwrite", may_miss=True)
-
-
-def _is_current(bundle: Path, source_sha256: str) -> bool:
-    try:
-        return read_manifest(bundle).source_sha256 == source_sha256
-    except BundleError:
-        return False
 
 
 def _command(*arguments: str, may_miss: bool = False) -> None:
@@ -217,7 +211,7 @@ def _classify(http: httpx.Client, model: str, console: Console) -> None:
 def _print_next(folder: Path, console: Console) -> None:
     bundle = os.path.relpath(folder / "vlm-int8")
     console.print("\nWhat to run next:")
-    console.print(f"  .venv/bin/pocketvlm serve                       serve the shipped models on port 8000")
+    console.print("  .venv/bin/pocketvlm serve                       serve the shipped models on port 8000")
     console.print(f'  .venv/bin/pocketvlm run {bundle} --image reference/samples/scene.png "describe the image."')
     console.print(f"  .venv/bin/pocketvlm inspect {bundle}       what the variant costs")
     console.print("  .venv/bin/pocketvlm export HuggingFaceTB/SmolVLM-256M-Instruct -o smolvlm      your own model")

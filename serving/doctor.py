@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.table import Table
 
 from bundle.errors import MachineError
 from serving.engine.session import available_providers, failure_of, runtime_version
@@ -90,6 +95,20 @@ def diagnose() -> Diagnosis:
             if find_spec(module) is None
         },
     )
+
+
+def lines(found: Diagnosis) -> Iterator[RenderableType]:
+    """Yield what to print of a diagnosis."""
+    memory = f", {found.memory_bytes / 2**30:.1f} GiB of memory" if found.memory_bytes else ""
+    yield f"{found.machine}, {found.cpu_cores} cores{memory}"
+    yield f"ONNX Runtime {found.onnxruntime or 'is not installed'}; providers: {', '.join(found.providers) or 'none'}"
+    table = Table("operator", "provider", "runs")
+    for finding in found.operators:
+        runs = "yes" if finding.failure is None else f"[red]no[/red]: {escape(finding.failure)}"
+        table.add_row(finding.operator, finding.provider, runs)
+    yield table
+    for extra, line in found.missing.items():
+        yield f"not installed: {extra:10} {escape(line)}"
 
 
 def _memory_bytes() -> int | None:

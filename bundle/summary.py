@@ -1,0 +1,45 @@
+"""A bundle's manifest as a person reads it in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import RenderableType
+from rich.table import Table
+
+from bundle.manifest import Gate, Manifest
+
+
+def summary(bundle: Path, manifest: Manifest) -> Iterator[RenderableType]:
+    """Yield what to print: title, components, cache, gates."""
+    yield f"[bold]{manifest.name}[/bold]  {manifest.model_type}, {manifest.task}, {manifest.dialect} dialect"
+    yield f"from {manifest.source}, in {bundle}"
+    yield _components(manifest)
+    if manifest.decoder:
+        kv_kib = manifest.decoder.kv_bytes_per_token / 1024
+        yield f"context {manifest.decoder.max_positions} tokens; cache {kv_kib:.1f} KiB per token and sequence"
+    if manifest.gates:
+        yield _gates(manifest.gates)
+
+
+def _components(manifest: Manifest) -> Table:
+    table = Table("component", "scheme", "weights", "choice")
+    for name, component in manifest.components.items():
+        table.add_row(name, component.scheme, megabytes(component.weight_bytes), component.detail)
+    table.add_row("[bold]all[/bold]", "", megabytes(manifest.weight_bytes), "")
+    return table
+
+
+def _gates(gates: tuple[Gate, ...]) -> Table:
+    table = Table("gate", "measured", "limit", "n", "verdict")
+    for gate in gates:
+        sign = ">=" if gate.direction == "min" else "<="
+        verdict = "passed" if gate.passed else "[red]failed[/red]"
+        table.add_row(gate.name, f"{gate.value:.4f}", f"{sign} {gate.limit:g}", str(gate.n), verdict)
+    return table
+
+
+def megabytes(size_bytes: int) -> str:
+    """Return a size in MB (10^6 bytes) with one decimal."""
+    return f"{size_bytes / 1e6:.1f} MB"
