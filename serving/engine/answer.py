@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+
+from bundle.text import Tokenizer
 
 
 class StopText:
@@ -40,3 +42,35 @@ class StopText:
             if any(stop.startswith(self._held[-length:]) for stop in self._stops):
                 return length
         return 0
+
+
+class Answer:
+    """One answer as it grows: token ids in, text out.
+
+    Args:
+        tokenizer: The model's.
+        end_ids: Tokens that end an answer and are no part of its text.
+        stops: Texts before which the answer ends.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, end_ids: Collection[int], stops: Sequence[str]) -> None:
+        self._detokenizer = tokenizer.detokenizer()
+        self._end_ids = frozenset(end_ids)
+        self._stop_text = StopText(stops)
+        self.num_tokens = 0
+
+    @property
+    def is_stopped(self) -> bool:
+        """True once a stop string is complete."""
+        return self._stop_text.is_stopped
+
+    def push(self, token_id: int) -> str:
+        """Return the text that this token makes safe to show; often empty."""
+        self.num_tokens += 1
+        if token_id in self._end_ids:
+            return ""
+        return self._stop_text.push(self._detokenizer.push([token_id]))
+
+    def finish(self) -> str:
+        """Return what was held back until now."""
+        return self._stop_text.push(self._detokenizer.finish()) + self._stop_text.finish()

@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
-from typing import Literal
+from queue import Empty
 
 from bundle.errors import EngineDeadError, MachineError, PocketVLMError
 from serving.engine.cache import CacheShape
+from serving.engine.faults import explained
 from serving.engine.protocol import FinishReason
 from serving.engine.runner import Logits, Runner
 from serving.engine.scheduler import Prefill, Scheduler, Work
 from serving.engine.sequence import Sequence
+from serving.engine.worker import Worker
 
 logger = logging.getLogger(__name__)
-
-_JOIN_TIMEOUT_S = 30.0  # longer than any one step on the boards we serve on
 
 
 @dataclass(frozen=True)
@@ -36,9 +34,9 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Ended:
-    """The terminal event of a sequence that ran to its end, or was cancelled."""
+    """The terminal event of a sequence that ran to its end; the reason is None when it was cancelled."""
 
-    reason: FinishReason | Literal["cancelled"]
+    reason: FinishReason | None
 
 
 @dataclass(frozen=True)
@@ -67,13 +65,9 @@ class TokenStream:
             return False
         return True
 
-    async def events(self) -> AsyncIterator[StreamEvent]:
-        """Yield every event up to and including the terminal one."""
-        while True:
-            event = await self._events.get()
-            yield event
-            if not isinstance(event, Sampled):
-                return
+    async def get(self) -> StreamEvent:
+        """Return the next event; the terminal one is the last."""
+        return await self._events.get()
 
 
 @dataclass(frozen=True)
@@ -86,46 +80,28 @@ class _Cancel:
     stream: TokenStream
 
 
-@dataclass(frozen=True)
-class _Stop:
-    pass
-
-
-_Message = _Submit | _Cancel | _Stop
-
-
-class Engine:
+class Engine(Worker[_Submit | _Cancel]):
     """Runs sequences on a thread of its own.
 
     Args:
+        name: Of the thread.
         runner: The model; only the engine thread calls it once `start` was called.
         shape: Slots and their length.
         chunk_tokens: Prompt tokens between two decode steps.
-        stall_timeout_s: With work at hand, no step for so long is reported as a fault.
+        stall_timeout_s: See `Worker`.
     """
 
     def __init__(self, name: str, runner: Runner, shape: CacheShape, chunk_tokens: int, stall_timeout_s: float) -> None:
-        self._name = name
+        super().__init__(name, stall_timeout_s)
         self._runner = runner
         self._shape = shape
         self._scheduler = Scheduler(shape, chunk_tokens)
-        self._stall_timeout_s = stall_timeout_s
         self._streams: dict[Sequence, TokenStream] = {}
-        self._inbox: SimpleQueue[_Message] = SimpleQueue()
-        self._gate = threading.Lock()  # orders a submission before or after death, never across it
-        self._death: str | None = None
-        self._beat_s = time.monotonic()
-        self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
 
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def close(self) -> None:
-        """Stop after the current step; sequences still here fail."""
-        if self._thread.is_alive():
-            self._inbox.put(_Stop())
-            self._thread.join(_JOIN_TIMEOUT_S)
+    @property
+    def has_work(self) -> bool:
+        """True while any sequence is unfinished."""
+        return bool(self._streams)
 
     def submit(self, sequence: Sequence) -> TokenStream:
         """Hand a sequence to the thread and return its stream; called on the event loop that will read it.
@@ -135,25 +111,12 @@ class Engine:
         """
         sequence.submitted_s = time.monotonic()
         stream = TokenStream(sequence, asyncio.get_running_loop())
-        with self._gate:
-            if self._death is not None:
-                raise EngineDeadError(self._death)
-            self._inbox.put(_Submit(stream))
+        self._send(_Submit(stream))
         return stream
 
     def cancel(self, stream: TokenStream) -> None:
         """Ask that a sequence stops and its slot is freed; harmless when it has ended."""
         self._inbox.put(_Cancel(stream))
-
-    @property
-    def fault(self) -> str:
-        """Return why sequences cannot be served now; empty when they can."""
-        if self._death is not None:
-            return self._death
-        silent_s = time.monotonic() - self._beat_s
-        if self._streams and silent_s > self._stall_timeout_s:
-            return f"engine {self._name} has work but finished no step for {silent_s:.0f} s"
-        return ""
 
     @property
     def gauges(self) -> dict[str, float]:
@@ -165,16 +128,14 @@ class Engine:
             "kv_cache_bytes": float(self._shape.total_bytes),
         }
 
-    def _run(self) -> None:
-        death = f"engine {self._name} was stopped"
-        try:
-            while self._receive():
-                self._step()
-        except BaseException as error:
-            death = f"engine {self._name} died: {type(error).__name__}: {error}. Restart the process."
-            logger.exception("engine %s died", self._name)
-        finally:
-            self._die(death)
+    def _step(self) -> bool:
+        if not self._receive():
+            return False
+        self._beat()
+        work = self._scheduler.schedule()
+        if work is not None:
+            self._do(work)
+        return True
 
     def _receive(self) -> bool:
         """Take in what arrived, waiting for something to do; False when it is time to stop."""
@@ -183,27 +144,23 @@ class Engine:
                 message = self._inbox.get(block=not self._scheduler.has_work)
             except Empty:
                 return True
-            self._beat_s = time.monotonic()
-            if isinstance(message, _Stop):
+            self._beat()
+            if message is None:
                 return False
             if isinstance(message, _Submit):
                 self._streams[message.stream.sequence] = message.stream
                 self._scheduler.add(message.stream.sequence)
             elif self._scheduler.remove(message.stream.sequence):
-                self._emit(message.stream.sequence, Ended("cancelled"))
+                self._emit(message.stream.sequence, Ended(None))
 
-    def _step(self) -> None:
-        self._beat_s = time.monotonic()
-        work = self._scheduler.schedule()
-        if work is None:
-            return
+    def _do(self, work: Work) -> None:
         sequences = [work.sequence] if isinstance(work, Prefill) else work.sequences
         try:
             logits = self._logits(work)
         except Exception as error:
-            logger.exception("engine %s: a step of %d sequences failed", self._name, len(sequences))
+            logger.exception("%s: a step of %d sequences failed", self.name, len(sequences))
             for sequence in sequences:
-                self._fail(sequence, _explained(error))
+                self._fail(sequence, explained(error))
             return
         if isinstance(work, Prefill) and not work.is_last:
             return
@@ -242,20 +199,9 @@ class Engine:
         elif not is_read:
             self._inbox.put(_Cancel(stream))
 
-    def _die(self, reason: str) -> None:
-        """Refuse what comes, and fail what is here or on its way."""
-        with self._gate:
-            self._death = reason
-        while not self._inbox.empty():
-            message = self._inbox.get()
+    def _abandon(self, error: EngineDeadError, messages: SequenceOf[_Submit | _Cancel]) -> None:
+        for message in messages:
             if isinstance(message, _Submit):
                 self._streams[message.stream.sequence] = message.stream
         for sequence in list(self._streams):
-            self._emit(sequence, Failed(EngineDeadError(reason)))
-
-
-def _explained(error: Exception) -> PocketVLMError:
-    """Return the error itself when it was raised on purpose, else one that says that a step failed."""
-    if isinstance(error, PocketVLMError):
-        return error
-    return MachineError(f"the step that this request was part of failed: {error}. Others go on; send it again.")
+            self._emit(sequence, Failed(error))

@@ -20,7 +20,8 @@ class Sampler:
 
     def __init__(self, params: SamplingParams) -> None:
         self._params = params
-        self._generator = np.random.Generator(np.random.Philox(params.seed))
+        seed = None if params.seed is None else params.seed % 2**64  # callers may send negative integers
+        self._generator = np.random.Generator(np.random.Philox(seed))
 
     def __call__(self, logits: npt.NDArray[np.float32]) -> int:
         """Return the next token id.
