@@ -1,0 +1,202 @@
+"""`POST /v1/chat/completions`: whole, or streamed as server-sent events."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from bundle.errors import PocketVLMError
+from serving.api.disconnect import close, until_disconnect
+from serving.api.errors import error_body
+from serving.api.schemas import ChatMessage, ChatRequest
+from serving.api.service import Service, check_count, new_id
+from serving.engine.protocol import (
+    FinishedEvent,
+    GenerateEvent,
+    GenerateRequest,
+    ImagePart,
+    Message,
+    TokenEvent,
+    Usage,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def chat_router(service: Service) -> APIRouter:
+    """Return the chat route."""
+    router = APIRouter(tags=["chat"])
+
+    @router.post("/v1/chat/completions")
+    async def complete(body: ChatRequest, request: Request) -> Response:
+        """Answer a conversation that may hold images."""
+        model = await service.choose(request, body.model, "image-text-to-text")
+        wanted = GenerateRequest(new_id("chatcmpl"), model, _messages(service, body), body.sampling())
+        chat = Chat(service, wanted, int(time.time()))
+        if not body.stream:
+            return JSONResponse(await until_disconnect(request.receive, chat.whole()))
+        first = await until_disconnect(request.receive, chat.first())
+        return EventStream(chat, first, includes_usage=body.includes_usage)
+
+    return router
+
+
+def _messages(service: Service, body: ChatRequest) -> tuple[Message, ...]:
+    messages = []
+    for index, message in enumerate(body.messages):
+        messages.append(Message(message.role, _parts(service, message, f"messages.{index}.content")))
+    num_images = sum(isinstance(part, ImagePart) for message in messages for part in message.parts)
+    check_count(num_images, service.settings.max_images, "messages", "images")
+    return tuple(messages)
+
+
+def _parts(service: Service, message: ChatMessage, param: str) -> tuple[Any, ...]:
+    contents = [message.content] if isinstance(message.content, str) else message.content
+    return tuple(service.part(content, f"{param}.{index}") for index, content in enumerate(contents))
+
+
+@dataclass
+class Chat:
+    """One completion under way.
+
+    Attributes:
+        service: Where it runs.
+        request: What the engine was asked.
+        created_s: Unix time, as the answer tells it.
+    """
+
+    service: Service
+    request: GenerateRequest
+    created_s: int
+
+    def __post_init__(self) -> None:
+        events = self.service.client.generate(self.request)
+        self.events = self.service.metrics.observed(events, self.request.model)
+
+    async def first(self) -> GenerateEvent:
+        """Return the first event: until it is there, a failure can still have a status code of its own."""
+        try:
+            return await anext(self.events)
+        except BaseException:
+            await close(self.events)
+            raise
+
+    async def whole(self) -> dict[str, Any]:
+        """Return the body of an answer that is not streamed."""
+        text = ""
+        try:
+            async for event in self.events:
+                if isinstance(event, FinishedEvent):
+                    return self._whole_body(text, event)
+                text += event.text
+        finally:
+            await close(self.events)
+        raise RuntimeError(f"the engine ended {self.request.request_id} without its terminal event")
+
+    def _whole_body(self, text: str, finished: FinishedEvent) -> dict[str, Any]:
+        message = {"role": "assistant", "content": text, "refusal": None}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finished.reason}
+        return {
+            **self._head("chat.completion"),
+            "choices": [choice],
+            "usage": usage_body(finished.usage),
+            "timings": asdict(finished.timings),
+        }
+
+    async def pieces(self, first: GenerateEvent, *, includes_usage: bool) -> AsyncIterator[bytes]:
+        """Yield the server-sent events of the answer, to the closing `[DONE]`.
+
+        A failure on the way is an event with the error body in place of what is missing.
+        """
+        try:
+            yield self._delta({"role": "assistant", "content": ""}, None, includes_usage)
+            event: GenerateEvent = first
+            while isinstance(event, TokenEvent):
+                if event.text:
+                    yield self._delta({"content": event.text}, None, includes_usage)
+                event = await anext(self.events)
+            yield self._delta({}, event.reason, includes_usage)
+            if includes_usage:
+                yield self._usage_event(event)
+        except Exception as error:
+            yield self._failure(error)
+        finally:
+            await close(self.events)
+        yield b"data: [DONE]\n\n"
+
+    def _failure(self, error: Exception) -> bytes:
+        if not isinstance(error, PocketVLMError):
+            logger.error("stream %s failed", self.request.request_id, exc_info=error)
+        self.service.metrics.count_error(error, self.request.model)
+        return _event(error_body(error))
+
+    def _delta(self, delta: dict[str, str], reason: str | None, includes_usage: bool) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+        body = {**self._head("chat.completion.chunk"), "choices": [choice]}
+        return _event({**body, "usage": None} if includes_usage else body)
+
+    def _usage_event(self, finished: FinishedEvent) -> bytes:
+        body = {**self._head("chat.completion.chunk"), "choices": [], "usage": usage_body(finished.usage)}
+        return _event({**body, "timings": asdict(finished.timings)})
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": self.request.request_id,
+            "object": kind,
+            "created": self.created_s,
+            "model": self.request.model,
+        }
+
+
+class EventStream(Response):
+    """Sends a chat as it is generated, and stops it when the client goes away."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, chat: Chat, first: GenerateEvent, *, includes_usage: bool) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._chat = chat
+        self._first = first
+        self._includes_usage = includes_usage
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events; returns when they are sent or the client is gone."""
+        try:
+            await until_disconnect(receive, self._send(send))
+        except ClientDisconnect:
+            self._chat.service.metrics.count_abort(self._chat.request.model)
+
+    async def _send(self, send: Send) -> None:
+        pieces = self._chat.pieces(self._first, includes_usage=self._includes_usage)
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            async for piece in pieces:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            await close(pieces)
+            await close(self._chat.events)
+
+
+def usage_body(usage: Usage) -> dict[str, Any]:
+    """Return token counts in OpenAI's form; images' tokens are part of the prompt's."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"image_tokens": usage.image_tokens},
+    }
+
+
+def _event(body: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"

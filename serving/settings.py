@@ -1,0 +1,191 @@
+"""A server's settings: one TOML file, then environment variables, then flags; the later wins.
+
+    [api]                           POCKETVLM_API__MAX_IMAGES=4
+    max_images = 4
+
+Environment names are `POCKETVLM_` and the setting's path in capitals, two underscores between its parts. A name that
+is no setting is an error, in each of the three.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bundle.errors import SettingsError
+from serving.engine.settings import EngineSettings
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ENVIRONMENT_PREFIX = "POCKETVLM_"
+_OTHER_VARIABLES = frozenset({"POCKETVLM_CRDS"})
+"""Variables with our prefix that belong to the tests, not to a server."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ApiSettings(_Frozen):
+    """What the HTTP application accepts of one request.
+
+    Attributes:
+        max_body_bytes: Of a request body, counted while it is read. The default holds one image of the largest size
+            in base64 (4/3 of its bytes) and some text.
+        max_image_bytes: Of one encoded image.
+        max_images: In one request.
+        max_inputs: Texts and images in one embedding request.
+        max_labels: Candidate labels in one classification.
+        retry_after_s: What a refused client is told to wait.
+    """
+
+    max_body_bytes: int = Field(default=32 << 20, ge=1024)
+    max_image_bytes: int = Field(default=20 << 20, ge=1)
+    max_images: int = Field(default=16, ge=1)
+    max_inputs: int = Field(default=256, ge=1)
+    max_labels: int = Field(default=1000, ge=1)
+    retry_after_s: int = Field(default=1, ge=1)
+
+
+class ScalingSettings(_Frozen):
+    """How Ray Serve scales the replicas of one model.
+
+    Attributes:
+        min_replicas: Kept when idle. At least 1: the first request after zero would wait for a model to load.
+        max_replicas: Most replicas of one model.
+        target_ongoing_requests: Requests per replica, running and queued, that the autoscaler aims at. About the
+            engine's `max_sequences`: below it a decode batch has room, above it requests wait for a slot.
+        max_ongoing_requests: Requests that one replica is handed at once; the engine queues those beyond its slots.
+        max_queued_requests: Requests that wait at the ingress while every replica is full; one more is refused.
+        upscale_delay_s: How long load must stay high before a replica is added.
+        downscale_delay_s: How long load must stay low before a replica is taken away.
+        look_back_period_s: Window over which the autoscaler averages load.
+        num_cpus: Logical CPUs that Ray reserves for a replica.
+        num_gpus: GPUs that Ray reserves for a replica; may be a fraction.
+    """
+
+    min_replicas: int = Field(default=1, ge=1)
+    max_replicas: int = Field(default=2, ge=1)
+    target_ongoing_requests: float = Field(default=4.0, gt=0)
+    max_ongoing_requests: int = Field(default=16, ge=1)
+    max_queued_requests: int = Field(default=64, ge=1)
+    upscale_delay_s: float = Field(default=10.0, ge=0)
+    downscale_delay_s: float = Field(default=120.0, ge=0)
+    look_back_period_s: float = Field(default=10.0, gt=0)
+    num_cpus: float = Field(default=1.0, ge=0)
+    num_gpus: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _check_order(self) -> ScalingSettings:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}")
+        if self.max_ongoing_requests < self.target_ongoing_requests:
+            raise ValueError(
+                f"max_ongoing_requests {self.max_ongoing_requests} is below target_ongoing_requests "
+                f"{self.target_ongoing_requests:g}: load would never reach the target, and no replica be added"
+            )
+        return self
+
+
+class RaySettings(_Frozen):
+    """The same application as Ray Serve deployments.
+
+    Attributes:
+        ingress_replicas: Processes that run the HTTP application. `/metrics` shows the one that answers.
+        ingress_num_cpus: Logical CPUs that Ray reserves for each.
+        generator: Replicas of each vision-language model.
+        embedder: Replicas of each dual encoder.
+        health_check_period_s: How often Ray asks a replica whether its engine lives.
+        health_check_timeout_s: A replica that is silent for so long counts as dead.
+    """
+
+    ingress_replicas: int = Field(default=1, ge=1)
+    ingress_num_cpus: float = Field(default=0.5, ge=0)
+    generator: ScalingSettings = ScalingSettings()
+    embedder: ScalingSettings = ScalingSettings()
+    health_check_period_s: float = Field(default=5.0, gt=0)
+    health_check_timeout_s: float = Field(default=30.0, gt=0)
+
+
+class ServerSettings(_Frozen):
+    """All settings of a server.
+
+    Attributes:
+        host: Address to listen on. The default is reached from this machine alone.
+        port: TCP port; 0 picks a free one.
+        log_level: Least severe line that is logged.
+        drain_timeout_s: How long running requests may go on after SIGTERM.
+        api: Limits of a request.
+        engine: How models run.
+        ray: Replicas on a cluster.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    drain_timeout_s: int = Field(default=30, ge=0)
+    api: ApiSettings = ApiSettings()
+    engine: EngineSettings = EngineSettings()
+    ray: RaySettings = RaySettings()
+
+
+def load_settings(
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> ServerSettings:
+    """Return the settings of a file, environment variables and flags, the later winning.
+
+    Args:
+        file: TOML; None reads none.
+        environment: All variables of the process; those without our prefix are not ours to judge.
+        flags: By dotted path, such as "engine.max_sequences"; None stands for a flag that was not given.
+
+    Raises:
+        SettingsError: The file cannot be read, a name is no setting, or a value is not allowed.
+    """
+    merged = _read_toml(file) if file else {}
+    for name, text in sorted((environment or {}).items()):
+        if name.startswith(ENVIRONMENT_PREFIX) and name not in _OTHER_VARIABLES:
+            _put(merged, name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"), text, f"variable {name}")
+    for dotted, value in (flags or {}).items():
+        if value is not None:
+            _put(merged, dotted.split("."), value, f"flag {dotted}")
+    try:
+        return ServerSettings.model_validate(merged)
+    except ValidationError as error:
+        raise SettingsError(_first_problem(error)) from error
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"the settings file {file} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"the settings file {file} is not TOML: {error}") from error
+
+
+def _put(merged: dict[str, Any], path: list[str], value: Any, source: str) -> None:
+    """Set one value, making the tables on its way."""
+    for name in path[:-1]:
+        merged = merged.setdefault(name, {})
+        if not isinstance(merged, dict):
+            raise SettingsError(f"{source}: {name} is a value, not a table of settings")
+    merged[path[-1]] = value
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    more = f" ({error.error_count()} problems in all)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return f"{where} is no setting of the server{more}; see pocketvlm serve --help and docs/architecture.md"
+    return f"setting {where or 'combination'} = {first['input']!r}: {first['msg']}{more}"
