@@ -52,6 +52,10 @@ class Tokenizer:
 
     Args:
         backend: Owned from here on; its own padding and truncation are switched off, as transformers does.
+
+    Attributes:
+        added_tokens: In the order of their ids.
+        unknown_id: What the vocabulary writes where it cannot spell a text; None where it can spell all.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
@@ -62,7 +66,8 @@ class Tokenizer:
             AddedToken(token.content, id_, token.special)
             for id_, token in sorted(backend.get_added_tokens_decoder().items())
         )
-        self._added_ids = frozenset(token.id for token in self.added_tokens)
+        self.unknown_id: int | None = _unknown_id(backend)
+        self._forbidden_ids = frozenset(token.id for token in self.added_tokens) - {self.unknown_id}
         self._affixes = _affixes(backend)
 
     @classmethod
@@ -101,17 +106,17 @@ class Tokenizer:
         return self.with_special_tokens(ids) if add_special_tokens else ids
 
     def encode_plain(self, text: str) -> list[int]:
-        """Return the ids of a text none of which is an added token, whatever the text says.
+        """Return the ids of a text none of which is an added token (the unknown token aside), whatever the text says.
 
         Raises:
             PromptError: The vocabulary spells some single character as an added token.
         """
         ids = self._model_ids(text)
-        if self._added_ids.isdisjoint(ids):
+        if self._forbidden_ids.isdisjoint(ids):
             return ids
         # Some vocabularies hold the text of their control tokens as ordinary words too; no word is longer than this
         ids = [token for character in text for token in self._model_ids(character)]
-        if self._added_ids.isdisjoint(ids):
+        if self._forbidden_ids.isdisjoint(ids):
             return ids
         raise PromptError(f"{text!r} cannot be written without the model's control tokens; rephrase it")
 
@@ -175,6 +180,15 @@ class Tokenizer:
     def detokenizer(self) -> Detokenizer:
         """Return a fresh decoder of one answer's ids as they arrive."""
         return Detokenizer(self)
+
+
+def _unknown_id(backend: tokenizers.Tokenizer) -> int | None:
+    """Return the id that stands for what the vocabulary cannot spell, None where there is no such thing."""
+    if isinstance(backend.model, tokenizers.models.Unigram):  # its Python class does not tell
+        found: int | None = json.loads(backend.to_str())["model"].get("unk_id")
+        return found
+    text = backend.model.unk_token
+    return None if text is None else backend.token_to_id(text)
 
 
 def _affixes(backend: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
