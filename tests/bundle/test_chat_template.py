@@ -1,0 +1,84 @@
+"""Chat templates render as transformers renders them, and cannot leave the sandbox."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from bundle.chat_template import ChatTemplate
+from bundle.errors import BundleFormatError, PromptError
+
+MESSAGES = [
+    {"role": "system", "content": [{"type": "text", "text": "Be <brief> & 'kind'."}]},
+    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "größe \n"}]},
+    {"role": "assistant", "content": [{"type": "text", "text": "yes"}]},
+]
+TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
+
+SOURCES = {
+    "blocks are trimmed": "{% for m in messages %}\n    {% if true %}\n  {{ m.role }}\n    {% endif %}\n{% endfor %}",
+    "tokens": "{{ bos_token }}{{ eos_token }}{{ pad_token }}",
+    "json": "{{ messages | tojson }}{{ messages[1] | tojson(indent=2) }}{{ messages[0] | tojson(sort_keys=true) }}",
+    "generation": "{% for m in messages %}{% generation %}{% set x = m.role %}{{ x }}{% endgeneration %}{{ x }}"
+    "{% endfor %}",
+    "loop controls": "{% for m in messages %}{% if loop.index == 2 %}{% continue %}{% endif %}{{ m.role }}{% endfor %}",
+    "namespace": "{% set n = namespace(c=0) %}{% for m in messages %}{% set n.c = n.c + 1 %}{% endfor %}{{ n.c }}",
+    "dict": "{{ dict(a=1).a }}{{ dict([('b', 2)]) | tojson }}",
+    "absent variables": "{% if tools %}tools{% endif %}{% if documents is none %}none{% endif %}{{ nothing }}",
+    "prompt": "{% if add_generation_prompt %}go{% endif %}",
+    "macro": "{% macro f(x) %}[{{ x | upper }}]{% endmacro %}{{ f(messages[0].role) }}",
+    "no escaping": "{{ messages[0].content[0].text }}",
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("generation", [True, False])
+def test_template_renders_as_the_reference_does(name: str, generation: bool) -> None:
+    expected, _ = render_jinja_template(
+        conversations=[MESSAGES], chat_template=SOURCES[name], add_generation_prompt=generation, **TOKENS
+    )
+    assert ChatTemplate(SOURCES[name], TOKENS).render(MESSAGES, add_generation_prompt=generation) == expected[0]
+
+
+def test_time_is_available() -> None:
+    template = ChatTemplate("{{ strftime_now('%Y') }}", {})
+    assert abs(int(template.render(MESSAGES, add_generation_prompt=True)) - datetime.now().year) <= 1
+
+
+def test_template_s_own_refusal_reaches_the_caller() -> None:
+    template = ChatTemplate("{{ raise_exception('roles must alternate') }}", {})
+    with pytest.raises(PromptError, match="roles must alternate"):
+        template.render(MESSAGES, add_generation_prompt=True)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ messages.__class__.__mro__ }}",
+        "{{ dict.__init__.__globals__ }}",
+        "{{ messages.append(1) }}",
+        "{{ raise_exception.__globals__.keys() }}",
+        "{{ (1).__class__.__name__ }}",
+        "{% for i in range(10 ** 9) %}{% endfor %}",
+    ],
+)
+def test_template_cannot_leave_the_sandbox(source: str) -> None:
+    with pytest.raises(PromptError, match="refuses"):
+        ChatTemplate(source, {}).render(MESSAGES, add_generation_prompt=True)
+
+
+def test_missing_part_of_a_message_is_a_prompt_error() -> None:
+    with pytest.raises(PromptError, match="refuses"):
+        ChatTemplate("{{ messages[7].content[0].text }}", {}).render(MESSAGES, add_generation_prompt=True)
+
+
+def test_text_that_is_no_template_is_refused_with_its_line() -> None:
+    with pytest.raises(BundleFormatError, match="line 2"):
+        ChatTemplate("fine\n{% for %}", {})
+
+
+def test_template_for_plain_strings_is_refused() -> None:
+    with pytest.raises(BundleFormatError, match="one string"):
+        ChatTemplate("{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}", {})
