@@ -40,7 +40,7 @@ def distribution_chart(values: Sequence[float]) -> str:
         before = share
     marks = "".join(_percentile_mark(name, stats.statistic(name), x_end) for name in ("p50", "p95"))
     body = f'<polyline class="line" points="{" ".join(steps)}"/>{marks}'
-    return _frame("Distribution", body, x_ticks, "ms", (0.0, 25.0, 50.0, 75.0, 100.0), "%")
+    return _frame("% of measurements within x ms", body, x_ticks, (0.0, 25.0, 50.0, 75.0, 100.0))
 
 
 def _percentile_mark(name: str, value: float, x_end: float) -> str:
@@ -69,7 +69,7 @@ def time_chart(points: Sequence[tuple[float, float]], end_s: float, warmup_s: fl
     )
     shade_px = _x(warmup_s, x_ticks[-1]) - _LEFT_PX
     shade = f'<rect class="warmup" x="{_LEFT_PX}" y="{_TOP_PX}" width="{shade_px:.1f}" height="{_PLOT_HEIGHT_PX}"/>'
-    return _frame("Over time", shade + f'<g class="dots">{dots}</g>', x_ticks, "s", y_ticks, "ms")
+    return _frame("ms, by seconds into the run", shade + f'<g class="dots">{dots}</g>', x_ticks, y_ticks)
 
 
 def _x(value: float, end: float) -> float:
@@ -92,8 +92,8 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _frame(title: str, body: str, x_ticks: Sequence[float], x_unit: str, y_ticks: Sequence[float], y_unit: str) -> str:
-    """Return a whole SVG: grid, tick labels with the unit at the axis's end, and the body drawn over it."""
+def _frame(caption: str, body: str, x_ticks: Sequence[float], y_ticks: Sequence[float]) -> str:
+    """Return a whole SVG: grid and tick labels, the body drawn over them, and a caption that says what y and x are."""
     bottom, right = HEIGHT_PX - _BOTTOM_PX, WIDTH_PX - _RIGHT_PX
     grid = [
         f'<line class="grid" x1="{_LEFT_PX}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
@@ -105,9 +105,7 @@ def _frame(title: str, body: str, x_ticks: Sequence[float], x_unit: str, y_ticks
         f'<text x="{_x(tick, x_ticks[-1]):.1f}" y="{bottom + 16}" text-anchor="middle">{_number(tick)}</text>'
         for tick in x_ticks
     ]
-    caption = f"{title}: {y_unit} against {x_unit}"
     return (
         f'<svg viewBox="0 0 {WIDTH_PX} {HEIGHT_PX}" role="img" aria-label="{caption}">{"".join(grid)}{body}'
-        f'<text x="{right}" y="{bottom + 31}" text-anchor="end">{x_unit}</text>'
-        f'<text x="{_LEFT_PX - 6}" y="{bottom + 31}" text-anchor="start">{caption}</text></svg>'
+        f'<text x="{(_LEFT_PX + right) / 2}" y="{bottom + 31}" text-anchor="middle">{caption}</text></svg>'
     )

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bundle.errors import ParameterError
+from bundle.errors import SettingsError
 from loadtests.distribution import STATISTICS
 from loadtests.summary import LATENCIES, RATES, Summary
 
@@ -45,16 +45,16 @@ def parse_objective(text: str) -> Objective:
     """Return the objective that a text like `itl_p95_ms<50` or `failure_rate<=1%` states.
 
     Raises:
-        ParameterError: The form, the metric or the limit is not understood.
+        SettingsError: The form, the metric or the limit is not understood.
     """
     match = _FORM.fullmatch(text)
     if match is None:
-        raise ParameterError(f"objective {text!r} is not METRIC<NUMBER, e.g. ttft_p95_ms<500", "objective")
+        raise SettingsError(f"objective {text!r} is not METRIC<NUMBER, e.g. ttft_p95_ms<500")
     metric = match["metric"]
     if metric not in RATES and not _LATENCY.fullmatch(metric):
-        raise ParameterError(f"objective {text!r}: no metric {metric!r}. {_known_metrics()}", "objective")
+        raise SettingsError(f"objective {text!r}: no metric {metric!r}. {_known_metrics()}")
     if match["percent"] and metric != "failure_rate":
-        raise ParameterError(f"objective {text!r}: only failure_rate takes a percentage", "objective")
+        raise SettingsError(f"objective {text!r}: only failure_rate takes a percentage")
     limit = _limit(text, match["limit"])
     return Objective(metric, match["sign"], limit / 100 if match["percent"] else limit)
 
@@ -63,9 +63,9 @@ def _limit(text: str, number: str) -> float:
     try:
         limit = float(number)
     except ValueError as error:
-        raise ParameterError(f"objective {text!r}: {number!r} is not a number", "objective") from error
+        raise SettingsError(f"objective {text!r}: {number!r} is not a number") from error
     if not math.isfinite(limit) or limit < 0:
-        raise ParameterError(f"objective {text!r}: the limit {number} must be finite and at least 0", "objective")
+        raise SettingsError(f"objective {text!r}: the limit {number} must be finite and at least 0")
     return limit
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from loadtests.charts import distribution_chart, time_chart
 from loadtests.distribution import STATISTICS
-from loadtests.report import LoadReport, number
+from loadtests.report import LoadReport
 from loadtests.samples import RequestSample
 from loadtests.summary import LATENCIES, latency_values
+from loadtests.wording import counted, number
 
 BUSY_CLIENT_SHARE = 0.8
 """Above this share of a core the load generator waits for itself, and its figures are too high."""
@@ -43,6 +44,7 @@ th { font-weight: 600; color: var(--soft); }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 1rem; }
 svg { width: 100%; height: auto; } svg text { font-size: 11px; fill: var(--soft); }
 .grid { stroke: var(--line); } .line { fill: none; stroke: var(--accent); stroke-width: 1.8; }
+.mark + text { paint-order: stroke; stroke: var(--ground); stroke-width: 4px; }
 .mark { stroke: var(--soft); stroke-dasharray: 3 3; } .dots { fill: var(--accent); fill-opacity: .55; }
 .warmup { fill: var(--line); fill-opacity: .5; }
 """
@@ -74,19 +76,15 @@ def _heading(report: LoadReport) -> str:
     verdict = (
         f'<p class="verdict missed">{num_missed} of {total} objectives missed</p>'
         if num_missed
-        else f'<p class="verdict met">{_counted(total, "objective")} met</p>'
+        else f'<p class="verdict met">{counted(total, "objective")} met</p>'
     )
     users = ", ".join(f"{count} {kind} ({escape(report.record.models[kind])})" for kind, count in report.users())
     return (
         f"<h1>Load test of {escape(report.url)}</h1>"
-        f'<p class="soft">{escape(report.record.started_at)} · {_counted(report.plan.users, "user")}: {users} · '
+        f'<p class="soft">{escape(report.record.started_at)} · {counted(report.plan.users, "user")}: {users} · '
         f"{number(report.summary.window.length_s)} s measured after {number(report.plan.warmup_s)} s of warm-up</p>"
         f"{verdict}"
     )
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -129,7 +127,7 @@ def _throughput(report: LoadReport) -> str:
         "<h2>Requests and rates</h2>"
         + _table(("", "sent", "failed"), requests)
         + "<br>"
-        + _table(("over the whole run", ""), rates)
+        + _table(("in the measured window", ""), rates)
     )
 
 

@@ -7,7 +7,7 @@ import socket
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from bundle.errors import MachineError, ParameterError
+from bundle.errors import MachineError, SettingsError
 from loadtests.discovery import DEFAULT_MIX, parse_mix
 from loadtests.summary import Window
 
@@ -49,7 +49,7 @@ class LoadPlan:
         """Check every bound.
 
         Raises:
-            ParameterError: A value is out of its range.
+            SettingsError: A value is out of its range.
         """
         kinds = _mix_kinds(self.mix)
         bounds: tuple[tuple[str, float, float], ...] = (
@@ -67,7 +67,7 @@ class LoadPlan:
         for name, low, high in bounds:
             value = getattr(self, name)
             if not low <= value <= high:
-                raise ParameterError(f"{name} {value} is out of range: it may be {low:g} to {high:g}", name)
+                raise SettingsError(f"{name} {value} is out of range: it may be {low:g} to {high:g}")
 
     @property
     def total_s(self) -> float:
@@ -83,23 +83,23 @@ def _mix_kinds(mix: str) -> dict[str, int]:
     try:
         return parse_mix(mix)
     except ValueError as error:
-        raise ParameterError(str(error), "mix") from error
+        raise SettingsError(str(error)) from error
 
 
 def check_target(url: str, allow_remote: bool) -> None:
     """Refuse a URL that is malformed, or that is another machine's unless `allow_remote`.
 
     Raises:
-        ParameterError: The URL is refused.
+        SettingsError: The URL is refused.
         MachineError: The host's name does not resolve.
     """
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise ParameterError(f"URL {url!r} cannot be read: {error}", "url") from error
+        raise SettingsError(f"URL {url!r} cannot be read: {error}") from error
     if parts.scheme not in ("http", "https") or not host or parts.path not in ("", "/") or parts.query:
-        raise ParameterError(f"URL {url!r} is not http://HOST[:PORT], e.g. http://127.0.0.1:8000", "url")
+        raise SettingsError(f"URL {url!r} is not http://HOST[:PORT], e.g. http://127.0.0.1:8000")
     if allow_remote:
         return
     try:
@@ -108,7 +108,6 @@ def check_target(url: str, allow_remote: bool) -> None:
         raise MachineError(f"the host of {url!r} does not resolve: {error}") from error
     remote = [a for a in addresses if not ipaddress.ip_address(str(a).split("%")[0]).is_loopback]
     if remote:
-        raise ParameterError(
-            f"{url!r} is another machine ({remote[0]}); a load test disturbs it. Pass --allow-remote if it is yours.",
-            "url",
+        raise SettingsError(
+            f"{url!r} is another machine ({remote[0]}); a load test disturbs it. Pass --allow-remote if it is yours."
         )

@@ -12,6 +12,7 @@ from loadtests.objectives import Verdict
 from loadtests.plan import LoadPlan
 from loadtests.samples import RequestSample, RunRecord
 from loadtests.summary import Summary
+from loadtests.wording import number
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,6 @@ class LoadReport:
             "plan": asdict(self.plan),
             "run": asdict(self.record),
         }
-
-
-def number(value: float) -> str:
-    """Return a figure with three significant digits, or all digits before the point where it has more."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def print_report(report: LoadReport, console: Console) -> None:

@@ -62,7 +62,7 @@ def run_load_test(
         `EXIT_MET` or `EXIT_MISSED`.
 
     Raises:
-        ParameterError: The URL, an objective or a bound of the plan is not acceptable.
+        SettingsError: The URL, an objective or a bound of the plan is not acceptable.
         MachineError: Locust is not installed, the server does not answer, or nothing was measured.
     """
     if output is None:
@@ -85,7 +85,7 @@ def measure(
     """Run Locust against a server and write its files and the report into `output`.
 
     Raises:
-        ParameterError: The URL is not one to load.
+        SettingsError: The URL is not one to load.
         MachineError: As `run_load_test`.
     """
     check_target(url, allow_remote)

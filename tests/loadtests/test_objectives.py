@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bundle.errors import ParameterError
+from bundle.errors import SettingsError
 from loadtests.objectives import Objective, judge, parse_objective, parse_objectives
 from loadtests.samples import RequestSample
 from loadtests.summary import Window, summarize
@@ -43,12 +43,12 @@ def test_an_objective_is_read(text: str, objective: Objective) -> None:
     + ["ttft_p95_ms<-5", "ttft_p95_ms<1e999", "ttft_p95_ms<5%", "ttft_p95_ms<5 ms", "ttft_p95_s<5", "__class__<5"],
 )
 def test_an_objective_that_is_not_understood_is_refused(text: str) -> None:
-    with pytest.raises(ParameterError, match="objective"):
+    with pytest.raises(SettingsError, match="objective"):
         parse_objective(text)
 
 
 def test_an_unknown_metric_lists_the_known_ones() -> None:
-    with pytest.raises(ParameterError, match=r"ttft.*output_tokens_per_s"):
+    with pytest.raises(SettingsError, match=r"ttft.*output_tokens_per_s"):
         parse_objective("speed<5")
 
 

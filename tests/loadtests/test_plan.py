@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bundle.errors import MachineError, ParameterError
+from bundle.errors import MachineError, SettingsError
 from loadtests.plan import LoadPlan, check_target
 
 
@@ -19,7 +19,7 @@ def test_a_loopback_url_is_accepted(url: str) -> None:
 
 @pytest.mark.parametrize("url", ["http://192.0.2.7:8000", "http://[2001:db8::1]", "http://0.0.0.0:8000"])
 def test_another_machine_is_refused_unless_allowed(url: str) -> None:
-    with pytest.raises(ParameterError, match="--allow-remote"):
+    with pytest.raises(SettingsError, match="--allow-remote"):
         check_target(url, allow_remote=False)
     check_target(url, allow_remote=True)
 
@@ -30,7 +30,7 @@ def test_another_machine_is_refused_unless_allowed(url: str) -> None:
     + ["http://127.0.0.1:99999", ""],
 )
 def test_what_is_not_a_servers_url_is_refused(url: str) -> None:
-    with pytest.raises(ParameterError, match="URL"):
+    with pytest.raises(SettingsError, match="URL"):
         check_target(url, allow_remote=True)
 
 
@@ -47,9 +47,8 @@ def test_a_name_that_does_not_resolve_is_an_error() -> None:
 )
 def test_a_value_out_of_its_range_is_refused_by_name(field: dict[str, Any]) -> None:
     (name,) = field
-    with pytest.raises(ParameterError) as caught:
+    with pytest.raises(SettingsError, match=name):
         LoadPlan(**field)
-    assert caught.value.param == name
 
 
 def test_the_window_follows_the_warm_up_and_ends_where_the_run_did() -> None:

@@ -1,0 +1,279 @@
+"""The latency benchmark of a bundle: `pocketvlm bench BUNDLE`, or `python -m loadtests.latency BUNDLE`.
+
+It runs in a process of its own, so that the peak memory is the bundle's and nobody else's. First the whole engine is
+asked as a server would ask it, and its memory is read; then each station is timed alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bundle.directory import read_manifest
+from bundle.errors import PocketVLMError, SettingsError
+from bundle.manifest import Manifest
+from loadtests.conversation import Conversation
+from loadtests.machine import Machine, peak_memory_bytes, this_machine
+from loadtests.stations import DecoderBench, measure_vision
+from loadtests.stopwatch import Measurement, Stopwatch
+from loadtests.wording import counted, number
+from serving.engine.cache import cache_shape
+from serving.engine.client import LocalClient
+from serving.engine.settings import EngineSettings
+
+_PACKAGES = ("pocketvlm", "onnxruntime", "onnxruntime-gpu", "numpy", "Pillow", "tokenizers")
+_MAX_BATCH = 64
+
+
+@dataclass(frozen=True)
+class BenchmarkPlan:
+    """What to measure, and how often.
+
+    Attributes:
+        batch_sizes: Of vision, decode, whole answers and embeddings.
+        prompt_tokens: Of the prefill, and cached before the first decode step.
+        output_tokens: Of an answer, at most.
+        image_px: Width and height of the image behind the first token.
+        warmup: Runs that are not counted.
+        repeats: Runs that are, at most.
+        budget_s: Per measurement; slow work is repeated less often, at least three times.
+        threads: Inside one operator; 0 means one per physical core.
+        seed: Of images and prompts.
+        allow_failed_gate: Measure a variant that failed its quality gate.
+    """
+
+    batch_sizes: tuple[int, ...] = (1, 8)
+    prompt_tokens: int = 128
+    output_tokens: int = 32
+    image_px: int = 512
+    warmup: int = 10
+    repeats: int = 30
+    budget_s: float = 15.0
+    threads: int = 0
+    seed: int = 0
+    allow_failed_gate: bool = False
+
+    def __post_init__(self) -> None:
+        """Check every bound.
+
+        Raises:
+            SettingsError: A value is out of its range.
+        """
+        if not self.batch_sizes or not all(1 <= size <= _MAX_BATCH for size in self.batch_sizes):
+            raise SettingsError(f"batch_sizes {self.batch_sizes} must be numbers from 1 to {_MAX_BATCH}")
+        bounds: tuple[tuple[str, float, float], ...] = (
+            ("prompt_tokens", 1, 1 << 20),
+            ("output_tokens", 2, 1 << 20),
+            ("image_px", 16, 4096),
+            ("warmup", 1, 10_000),
+            ("repeats", 3, 100_000),
+            ("budget_s", 0.01, 3600),
+            ("threads", 0, 1024),
+            ("seed", 0, 2**32 - 1),
+        )
+        for name, low, high in bounds:
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise SettingsError(f"{name} {value} is out of range: it may be {low:g} to {high:g}")
+
+    @property
+    def watch(self) -> Stopwatch:
+        """How each measurement is repeated."""
+        return Stopwatch(self.warmup, self.repeats, self.budget_s)
+
+    def settings(self) -> EngineSettings:
+        """Return the engine's settings: a slot for each sequence of the largest batch, no image seen twice for free."""
+        return EngineSettings(
+            max_sequences=max(self.batch_sizes), intra_threads=self.threads, allow_failed_gate=self.allow_failed_gate
+        )
+
+
+@dataclass(frozen=True)
+class BenchmarkReport:
+    """What a bundle costs on a machine.
+
+    Attributes:
+        name: The model's.
+        model_type: As in its checkpoint.
+        schemes: Weight scheme by component.
+        weight_bytes: As stored.
+        cache_bytes: Reserved for keys and values; resident as far as it was written. 0 without a decoder.
+        load_s: From a bundle on disk to an engine that answers: digests, sessions, canary, warm-up.
+        memory_before_bytes: Resident at most before the bundle was opened: Python and its libraries.
+        peak_memory_bytes: Resident at most after the engine answered; mapped weights count as far as read.
+        lines: The measurements.
+        plan: What was asked for.
+        machine: Where.
+    """
+
+    name: str
+    model_type: str
+    schemes: dict[str, str]
+    weight_bytes: int
+    cache_bytes: int
+    load_s: float
+    memory_before_bytes: int
+    peak_memory_bytes: int
+    lines: tuple[Measurement, ...]
+    plan: BenchmarkPlan
+    machine: Machine
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it as plain data, rates included."""
+        lines = [{**asdict(line), "per_second": line.per_second} for line in self.lines]
+        return {**asdict(self), "lines": lines}
+
+
+def run_benchmark(
+    bundle: Path | str, plan: BenchmarkPlan | None = None, *, progress: Callable[[str], None] | None = None
+) -> BenchmarkReport:
+    """Return the benchmark of a bundle, measured in a fresh process.
+
+    Args:
+        bundle: The directory.
+        plan: The defaults where None.
+        progress: Told, in this process, what begins.
+
+    Raises:
+        SettingsError: The plan does not fit the model.
+        BundleError: The bundle is refused.
+        MachineError: This machine cannot run it.
+    """
+    manifest = read_manifest(Path(bundle))
+    if progress:
+        progress(f"measuring {manifest.name} in a process of its own")
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(measure_bundle, Path(bundle), plan or BenchmarkPlan()).result()
+
+
+def measure_bundle(bundle: Path, plan: BenchmarkPlan) -> BenchmarkReport:
+    """Return the benchmark of a bundle, measured in this process; its peak memory is then this process's."""
+    memory_before_bytes = peak_memory_bytes()
+    manifest, settings = read_manifest(bundle), plan.settings()
+    engine_lines, load_s = asyncio.run(_measure_engine(bundle, manifest, plan))
+    peak_bytes = peak_memory_bytes()
+    return BenchmarkReport(
+        name=manifest.name,
+        model_type=manifest.model_type,
+        schemes={name: component.scheme for name, component in manifest.components.items()},
+        weight_bytes=manifest.weight_bytes,
+        cache_bytes=cache_shape(manifest.decoder, settings).total_bytes if manifest.decoder else 0,
+        load_s=load_s,
+        memory_before_bytes=memory_before_bytes,
+        peak_memory_bytes=peak_bytes,
+        lines=(*engine_lines, *_measure_stations(bundle, manifest, plan)),
+        plan=plan,
+        machine=this_machine(_PACKAGES),
+    )
+
+
+async def _measure_engine(bundle: Path, manifest: Manifest, plan: BenchmarkPlan) -> tuple[list[Measurement], float]:
+    """Return the lines of the engine as a whole, and the seconds it took to start."""
+    settings = plan.settings()
+    started_s = time.perf_counter()
+    async with LocalClient([bundle], settings) as client:
+        load_s = time.perf_counter() - started_s
+        conversation = Conversation(client, manifest.name, plan.image_px, plan.seed)
+        if manifest.task == "dual-encoder":
+            lines = [line async for line in conversation.embed(plan.watch, plan.batch_sizes)]
+        else:
+            lines = [line async for line in conversation.chat(plan.watch, plan.output_tokens, plan.batch_sizes)]
+    return lines, load_s
+
+
+def _measure_stations(bundle: Path, manifest: Manifest, plan: BenchmarkPlan) -> list[Measurement]:
+    """Return the lines of vision, and of prefill and decode where there is a decoder."""
+    settings, watch = plan.settings(), plan.watch
+    with ThreadPoolExecutor(1) as pool:
+        lines = list(
+            measure_vision(bundle, manifest, settings, pool, watch, plan.batch_sizes, plan.image_px, plan.seed)
+        )
+    if manifest.decoder is not None:
+        bench = DecoderBench(
+            bundle, manifest, manifest.decoder, settings, plan.prompt_tokens, plan.output_tokens, plan.seed
+        )
+        lines += bench.measure(watch, plan.batch_sizes)
+    return lines
+
+
+def print_benchmark(report: BenchmarkReport, console: Console) -> None:
+    """Print a benchmark as a table, with what it was measured on."""
+    schemes = ", ".join(f"{name} {scheme}" for name, scheme in report.schemes.items())
+    console.print(f"[bold]{report.name}[/bold]  {report.model_type}: {schemes}")
+    table = Table("", "n", "median ms", "p95 ms", "per second")
+    for line in report.lines:
+        rate = "" if line.per_second is None else f"{number(line.per_second)} {line.unit}"
+        times = line.milliseconds
+        table.add_row(line.name, str(times.n), number(times.p50), number(times.p95), rate)
+    console.print(table)
+    console.print(
+        f"weights {report.weight_bytes / 1e6:,.1f} MB, cache {report.cache_bytes / 1e6:,.1f} MB reserved, "
+        f"peak memory {report.peak_memory_bytes / 1e6:,.0f} MB (Python and libraries: "
+        f"{report.memory_before_bytes / 1e6:,.0f} MB), ready after {report.load_s:.2f} s"
+    )
+    machine = report.machine
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    threads = counted(report.plan.threads, "thread") if report.plan.threads else "one thread per physical core"
+    where = f"{machine.cpu}, {counted(machine.cores, 'core')}, {threads}; {machine.system}"
+    console.print(f"[dim]{where}; {versions}; seed {report.plan.seed}[/dim]")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the module's own command line; return the exit code."""
+    options = vars(_parser().parse_args(arguments))
+    bundle, as_json = options.pop("bundle"), options.pop("as_json")
+    try:
+        report = run_benchmark(bundle, BenchmarkPlan(**{**options, "batch_sizes": tuple(options["batch_sizes"])}))
+    except PocketVLMError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if as_json:
+        print(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
+    else:
+        print_benchmark(report, Console(highlight=False))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    plan = BenchmarkPlan()
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtests.latency",
+        description="The latency benchmark of a bundle.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("bundle", type=Path, help="a bundle directory")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=plan.batch_sizes, help="sequences or images")
+    for name, told in _HELP.items():
+        default = getattr(plan, name)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=told)
+    parser.add_argument("--allow-failed-gate", action="store_true", help="measure a variant that failed its gate")
+    parser.add_argument("--json", dest="as_json", action="store_true", help="print the report as JSON")
+    return parser
+
+
+_HELP = {
+    "prompt_tokens": "of the prefill, and cached before the first decode step",
+    "output_tokens": "of an answer, at most",
+    "image_px": "width and height of the image behind the first token, pixels",
+    "warmup": "runs that are not counted",
+    "repeats": "runs that are, at most",
+    "budget_s": "seconds per measurement; slow work is repeated less often",
+    "threads": "inside one operator; 0 means one per physical core",
+    "seed": "of images and prompts",
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
