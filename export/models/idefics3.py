@@ -36,7 +36,9 @@ def position_rows(grid: int) -> npt.NDArray[np.int64]:
     """Return [grid * grid] the row of the position table of each patch of a full tile.
 
     The model buckets fractional coordinates k/grid, in float32, among the boundaries 1/grid, 2/grid, ...; rounding
-    puts some k one bucket low for some grids (not for powers of two), and the weights were trained with that.
+    puts some k one bucket low for some grids (not for powers of two), and the weights were trained with that. Torch's
+    own boundaries depend on the processor's vector width by one rounding, which moves a bucket for grids such as 19
+    and 25; boundaries here are rounded once from float64, which agrees for the grids of published checkpoints.
     """
     step = 1.0 / grid
     count = int(np.ceil((1.0 - step) / step))

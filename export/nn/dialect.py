@@ -17,6 +17,8 @@ from onnxscript import OpBuilder
 from bundle.errors import UnsupportedConfigError
 
 CONTRIB_DOMAIN = "com.microsoft"
+_GROUP_QUERY_HEAD_MULTIPLE = 8
+"""Of head sizes, refused otherwise when the graph runs (ONNX Runtime 1.31, group_query_attention_helper)."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,11 @@ class Contrib(Dialect):
         heads: Heads,
     ) -> tuple[ir.Value, CacheRows]:
         """Return attention by com.microsoft.GroupQueryAttention, which writes the cache itself."""
+        if heads.size % _GROUP_QUERY_HEAD_MULTIPLE:
+            raise UnsupportedConfigError(
+                f"head size {heads.size}: ONNX Runtime's GroupQueryAttention takes multiples of "
+                f"{_GROUP_QUERY_HEAD_MULTIPLE}, so the contrib dialect cannot express this decoder"
+            )
         attended, present_key, present_value = op.GroupQueryAttention(
             query,
             key,
