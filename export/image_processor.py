@@ -128,6 +128,8 @@ def _single(full: Mapping[str, Any], source: str) -> Geometry:
     if full["do_pad"]:
         raise UnsupportedConfigError(f"{source}: do_pad is true (padding to a square); only false is supported")
     size = _sides(full["size"], "size", source)
+    if isinstance(full["size"], int) and full.get("default_to_square"):
+        size = (full["size"], full["size"])
     crop = _sides(full["crop_size"], "crop_size", source) if full["do_center_crop"] else None
     if isinstance(size, tuple):
         if crop not in (None, size):
