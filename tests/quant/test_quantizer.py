@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from PIL import Image
+
+from bundle.directory import open_bundle, read_manifest, seal
+from bundle.errors import BundleError, BundleFileError, QuantizationError
+from bundle.golden import Recording, canary_image, load_golden, save_golden
+from quant.evaluation import Evaluation, Labelled
+from quant.quantizer import quantize_bundle
+from quant.report import Report
+
+COLOURS = ("red", "green", "blue", "white", "black", "gray")
+
+
+@dataclass(frozen=True)
+class Asked:
+    answer: str
+    task: str = "colour"
+    images: tuple[Image.Image, ...] = field(default_factory=lambda: (canary_image(),))
+
+    def messages(self) -> list[dict[str, object]]:
+        parts = [*({"type": "image"} for _ in self.images), {"type": "text", "text": "What is this?"}]
+        return [{"role": "user", "content": parts}]
+
+    def is_right(self, reply: str) -> bool:
+        return reply == self.answer
+
+
+@dataclass(frozen=True)
+class Captioned:
+    image: Image.Image
+    caption: str
+
+
+QUESTIONS = Evaluation(questions=(Asked("red"), Asked("a cat", task="name"), Asked("42", task="count", images=())))
+CAPTIONS = [Captioned(Image.new("RGB", (40, 30), colour), f"a {colour} square") for colour in COLOURS]
+LABELS = {"colour": Labelled([sample.caption for sample in CAPTIONS], CAPTIONS)}
+
+
+def read_report(bundle: Path) -> Report:
+    return Report.model_validate_json((bundle / "report.json").read_bytes())
+
+
+@pytest.fixture(scope="module")
+def int8_vlm(smolvlm_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("quantized") / "int8"
+    quantize_bundle(smolvlm_bundle, output, weights="int8", evaluation=QUESTIONS)
+    return output
+
+
+@pytest.fixture(scope="module")
+def int8_clip(clip_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("quantized") / "int8"
+    quantize_bundle(clip_bundle, output, weights="int8", evaluation=Evaluation(captions=CAPTIONS, labelled=LABELS))
+    return output
+
+
+def test_a_variant_opens_as_a_bundle_and_names_its_schemes(smolvlm_bundle: Path, int8_vlm: Path) -> None:
+    parent, variant = read_manifest(smolvlm_bundle), open_bundle(int8_vlm, allow_failed_gate=True)
+    assert variant.name == f"{parent.name}-int8"
+    assert {name: part.scheme for name, part in variant.components.items()} == {
+        "vision_encoder": "int8",
+        "embed_tokens": "int8-weight-only",
+        "decoder": "int8-weight-only",
+    }
+    assert variant.components["decoder"].inputs == parent.components["decoder"].inputs
+    assert variant.source_sha256 == parent.source_sha256
+
+
+def test_weight_bytes_are_those_of_the_initializers(int8_vlm: Path) -> None:
+    manifest = read_manifest(int8_vlm)
+    for component in manifest.components.values():
+        initializers = ir.load(int8_vlm / component.file).graph.initializers.values()
+        assert component.weight_bytes == sum(value.const_value.nbytes for value in initializers)
+
+
+def test_a_variant_keeps_what_is_not_weights(smolvlm_bundle: Path, int8_vlm: Path) -> None:
+    parent, variant = read_manifest(smolvlm_bundle), read_manifest(int8_vlm)
+    kept = {name for name in parent.files if ".onnx" not in name}
+    assert kept
+    assert all(variant.files[name] == parent.files[name] for name in kept)
+    assert variant.files.keys() == parent.files.keys() | {"report.json"}
+
+
+def test_int4_is_smaller_than_int8_and_both_than_the_parent(smolvlm_bundle: Path, int8_vlm: Path, tmp_path) -> None:
+    small = quantize_bundle(smolvlm_bundle, tmp_path / "int4", weights="int4")
+    sizes = [
+        m.components["decoder"].weight_bytes for m in (small, read_manifest(int8_vlm), read_manifest(smolvlm_bundle))
+    ]
+    assert sizes[0] < sizes[1] < 0.5 * sizes[2]
+    assert small.components["decoder"].scheme == "int4"
+    assert small.components["vision_encoder"].scheme == "int8"
+
+
+def test_the_report_says_what_was_measured(smolvlm_bundle: Path, int8_vlm: Path) -> None:
+    report, manifest = read_report(int8_vlm), read_manifest(int8_vlm)
+    assert report.weight_bytes == manifest.weight_bytes
+    assert report.fp32_bytes == read_manifest(smolvlm_bundle).weight_bytes
+    assert set(report.tasks) == {"colour", "name", "count", "all"}
+    assert report.tasks["all"].n == 3
+    assert report.teacher_forced is not None
+    # One position per byte of an answer and one for its end: the tokenizer of the tiny checkpoint knows bytes only.
+    assert report.teacher_forced.num_tokens == len("red") + len("a cat") + len("42") + 3
+    assert 0 < report.teacher_forced.kl_mean <= report.teacher_forced.kl_p99
+    assert report.gates == manifest.gates
+    assert all(0.95 < part.canary_cosine < 1 for part in report.components.values())
+
+
+def test_a_dual_encoder_is_measured_by_cosine_recall_and_labels(int8_clip: Path) -> None:
+    report = read_report(int8_clip)
+    assert set(report.embeddings) == {"image", "text"}
+    # 8-bit weights and activations on random matrices: known near 1 % per layer, two layers deep.
+    assert all(each.cosine_mean > 0.995 and each.n == len(CAPTIONS) for each in report.embeddings.values())
+    assert set(report.tasks) == {"recall@1/image-to-text", "recall@1/text-to-image", "zero-shot/colour", "all"}
+    assert report.tasks["all"].n == 3 * len(CAPTIONS)
+
+
+def test_without_an_evaluation_the_report_says_so(clip_bundle: Path, tmp_path: Path) -> None:
+    manifest = quantize_bundle(clip_bundle, tmp_path / "int8", weights="int8")
+    report = read_report(tmp_path / "int8")
+    assert report.tasks == {}
+    assert "no evaluation was given" in report.not_measured[0]
+    assert {gate.name for gate in manifest.gates} == {"canary_cosine/vision_encoder", "canary_cosine/text_encoder"}
+
+
+def test_progress_tells_each_components_sizes_and_reasons(clip_bundle: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    quantize_bundle(clip_bundle, tmp_path / "int8", weights="int8", progress=lines.append)
+    assert any(line.startswith("vision_encoder: ") and "w8a8" in line and "many rows" in line for line in lines)
+
+
+def test_unknown_weights_write_nothing(clip_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(QuantizationError, match="known: int8, int4"):
+        quantize_bundle(clip_bundle, tmp_path / "out", weights="int3")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_quantized_bundle_is_not_quantized_again(int8_clip: Path, tmp_path: Path) -> None:
+    with pytest.raises(QuantizationError, match="quantized already"):
+        quantize_bundle(int8_clip, tmp_path / "out", weights="int8")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_parent_is_never_the_output(clip_bundle: Path) -> None:
+    with pytest.raises(QuantizationError, match="choose another -o"):
+        quantize_bundle(clip_bundle, clip_bundle / ".." / clip_bundle.name, weights="int8", overwrite=True)
+    open_bundle(clip_bundle)
+
+
+def test_an_existing_output_is_kept_unless_told(clip_bundle: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    quantize_bundle(clip_bundle, output, weights="int8")
+    with pytest.raises(BundleError, match="--overwrite"):
+        quantize_bundle(clip_bundle, output, weights="int4")
+    quantize_bundle(clip_bundle, output, weights="int4", overwrite=True)
+    assert read_report(output).weights == "int4"
+
+
+def test_a_failure_leaves_nothing_behind(clip_bundle: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(clip_bundle, broken)
+    recordings = load_golden(broken)
+    save_golden(broken, {"vision_encoder": recordings["vision_encoder"]})
+    seal(broken, read_manifest(broken))
+    with pytest.raises(BundleFileError, match="no run of text_encoder"):
+        quantize_bundle(broken, tmp_path / "out", weights="int8")
+    assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+
+
+def test_an_altered_parent_is_refused(clip_bundle: Path, tmp_path: Path) -> None:
+    altered = tmp_path / "altered"
+    shutil.copytree(clip_bundle, altered)
+    data = altered / "text_encoder.onnx.data"
+    data.write_bytes(bytes([data.read_bytes()[0] ^ 1]) + data.read_bytes()[1:])
+    with pytest.raises(BundleFileError, match="altered"):
+        quantize_bundle(altered, tmp_path / "out", weights="int8")
+
+
+def test_a_variant_that_no_longer_follows_its_parent_fails_its_gate(clip_bundle: Path, tmp_path: Path) -> None:
+    planted = tmp_path / "planted"
+    shutil.copytree(clip_bundle, planted)
+    recordings = load_golden(planted)
+    noise = np.random.default_rng(0)
+    outputs = {k: noise.standard_normal(v.shape).astype(v.dtype) for k, v in recordings["text_encoder"].outputs.items()}
+    save_golden(planted, {**recordings, "text_encoder": Recording(recordings["text_encoder"].inputs, outputs)})
+    seal(planted, read_manifest(planted))
+    manifest = quantize_bundle(planted, tmp_path / "out", weights="int8")
+    assert manifest.has_failed_gate
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["gates"][1]["passed"] is False
+
+
+def test_an_evaluation_of_the_wrong_kind_is_refused(clip_bundle: Path, smolvlm_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(QuantizationError, match="no captions"):
+        quantize_bundle(clip_bundle, tmp_path / "out", weights="int8", evaluation=QUESTIONS)
+    with pytest.raises(QuantizationError, match="no questions"):
+        quantize_bundle(smolvlm_bundle, tmp_path / "out", weights="int8", evaluation=Evaluation(captions=CAPTIONS))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("component", ["vision_encoder", "text_encoder"])
+def test_no_linear_layer_of_an_encoder_runs_in_float(int8_clip: Path, run, component: str) -> None:
+    model = ir.load(int8_clip / f"{component}.onnx")
+    planned = sum(name.endswith(".int8") for name in model.graph.initializers)
+    run(model, **load_golden(int8_clip)[component].inputs)
+    ops = run.optimized_ops()
+    tables = ops.count("GatherBlockQuantized")
+    assert ops.count("MatMulIntegerToFloat") == planned - tables > 0
+    assert not {"MatMul", "Gemm", "FusedMatMul"} & set(ops)
