@@ -66,7 +66,7 @@ class ScalingSettings(_Frozen):
         max_queued_requests: Requests that wait at the ingress while every replica is full; one more is refused.
         upscale_delay_s: How long load must stay high before a replica is added.
         downscale_delay_s: How long load must stay low before a replica is taken away.
-        look_back_period_s: Window over which the autoscaler averages load.
+        look_back_period_s: Window over which the autoscaler averages load; above the 10 s between Ray's own reports.
         num_cpus: Logical CPUs that Ray reserves for a replica.
         num_gpus: GPUs that Ray reserves for a replica; may be a fraction.
     """
@@ -78,7 +78,7 @@ class ScalingSettings(_Frozen):
     max_queued_requests: int = Field(default=64, ge=1)
     upscale_delay_s: float = Field(default=10.0, ge=0)
     downscale_delay_s: float = Field(default=120.0, ge=0)
-    look_back_period_s: float = Field(default=10.0, gt=0)
+    look_back_period_s: float = Field(default=15.0, gt=10)
     num_cpus: float = Field(default=1.0, ge=0)
     num_gpus: float = Field(default=0.0, ge=0)
 

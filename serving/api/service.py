@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from fastapi import Request
 
-from bundle.errors import ModelNotFoundError, ParameterError, TaskError
+from bundle.errors import EngineDeadError, ModelNotFoundError, ParameterError, TaskError
 from bundle.manifest import Task
 from serving.api.images import image_part
 from serving.api.metrics import Metrics
@@ -37,11 +37,15 @@ class Service:
 
         Raises:
             ModelNotFoundError: None has that name.
+            EngineDeadError: None has that name yet, or any more.
         """
         cards = await self.client.models()
         for card in cards:
             if card.name == name:
                 return card
+        health = await self.client.health()
+        if not health.is_ready:
+            raise EngineDeadError(f"requests cannot be served: {health.reason}. Ask /health/ready before sending any.")
         served = ", ".join(card.name for card in cards) or "none"
         raise ModelNotFoundError(f"model {name!r} is not served here; served: {served}", "model")
 

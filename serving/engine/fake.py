@@ -102,6 +102,12 @@ class FakeClient:
         self.num_running = 0
         self.cancelled: list[str] = []
 
+    async def start(self) -> None:
+        """Do nothing: there is nothing to load."""
+
+    async def close(self) -> None:
+        """Do nothing: there is nothing to stop."""
+
     async def models(self) -> list[ModelCard]:
         """Return the cards given at construction."""
         return list(self._cards.values())

@@ -203,3 +203,19 @@ class EngineClient(Protocol):
     async def health(self) -> Health:
         """Return the engine's state; never raises."""
         ...
+
+
+class ManagedClient(EngineClient, Protocol):
+    """An `EngineClient` that someone starts and closes: a server its own, a replica its own."""
+
+    async def start(self) -> None:
+        """Load and warm up; until then `health` is not ready.
+
+        Raises:
+            PocketVLMError: It cannot; nothing is left running.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Stop; unfinished requests fail with EngineDeadError."""
+        ...
