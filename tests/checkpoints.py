@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     CLIPConfig,
@@ -141,6 +142,48 @@ def save_smolvlm_processor(folder: Path, config: SmolVLMConfig, *, splits: bool 
     )
     grid = tile_px // config.vision_config.patch_size // config.scale_factor
     Idefics3Processor(images, tokenizer, image_seq_len=grid**2, chat_template=TEMPLATE).save_pretrained(folder)
+
+
+def smolvlm_256m_config() -> SmolVLMConfig:
+    """Return the sizes of SmolVLM-256M."""
+    text = {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49_280,
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100_000.0},
+    }
+    vision = {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "image_size": 512,
+        "patch_size": 16,
+    }
+    return smolvlm_config(text, vision, scale_factor=4, tie_word_embeddings=False)
+
+
+def save_smolvlm_256m(folder: Path) -> int:
+    """Write a checkpoint of SmolVLM-256M's sizes with random bfloat16 weights; return its number of weights."""
+    config = smolvlm_256m_config()
+    with torch.device("meta"):
+        model = SmolVLMForConditionalGeneration(config)
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        name: (torch.randn(weight.shape, generator=generator) / weight[0].numel() ** 0.5).to(torch.bfloat16)
+        for name, weight in model.named_parameters()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(folder)
+    save_smolvlm_processor(folder, config)
+    return sum(weight.numel() for weight in weights.values())
 
 
 def clip_config(text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None, **top: Any) -> CLIPConfig:
