@@ -125,9 +125,10 @@ class LocalClient:
 
     async def health(self) -> Health:
         """Return whether every model serves, and the sum of their gauges (usage: the fullest)."""
-        faults = [self._state, *(model.fault for model in self._models.values())]
-        reason = "; ".join(fault for fault in faults if fault)
-        return Health(not reason, reason, _combined([model.gauges for model in self._models.values()]))
+        workers = [worker for model in self._models.values() for worker in model.workers]
+        reason = "; ".join(filter(None, [self._state, *(worker.fault for worker in workers)]))
+        gauges = _combined([model.gauges for model in self._models.values()])
+        return Health(not reason, reason, gauges, is_alive=not any(worker.is_dead for worker in workers))
 
     def _model(self, name: str, kind: type[Wanted]) -> Wanted:
         if self._state:

@@ -30,6 +30,7 @@ from serving.engine.protocol import (
 from serving.engine.session import Session
 from serving.engine.settings import EngineSettings
 from serving.engine.vision import VisionStage
+from serving.engine.worker import Worker
 
 Vectors = npt.NDArray[np.float32]
 
@@ -77,9 +78,9 @@ class DualEncoder:
         return f"{self._manifest.name}: {self._manifest.weight_bytes / 2**20:.0f} MiB of weights"
 
     @property
-    def fault(self) -> str:
-        """Why it cannot serve now; empty when it can."""
-        return self._text_worker.fault or self._vision.worker.fault
+    def workers(self) -> tuple[Worker[Any], ...]:
+        """Its threads."""
+        return (self._text_worker, self._vision.worker)
 
     @property
     def gauges(self) -> dict[str, float]:
@@ -90,13 +91,13 @@ class DualEncoder:
         """Warm up both encoders and start the threads."""
         self._vision.warm_up()
         self._run_texts([self._tokenized("warm-up")])
-        self._vision.worker.start()
-        self._text_worker.start()
+        for worker in self.workers:
+            worker.start()
 
     def close(self) -> None:
         """Stop the threads; unfinished requests fail with EngineDeadError."""
-        self._text_worker.close()
-        self._vision.worker.close()
+        for worker in self.workers:
+            worker.close()
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """Return one unit vector per input, in order.

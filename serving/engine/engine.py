@@ -192,12 +192,10 @@ class Engine(Worker[_Submit | _Cancel]):
         self._emit(sequence, Failed(error))
 
     def _emit(self, sequence: Sequence, event: StreamEvent) -> None:
-        stream = self._streams[sequence]
-        is_read = stream.try_put(event)
         if not isinstance(event, Sampled):
-            del self._streams[sequence]
-        elif not is_read:
-            self._inbox.put(_Cancel(stream))
+            self._streams.pop(sequence).try_put(event)
+        elif not self._streams[sequence].try_put(event):
+            self._inbox.put(_Cancel(self._streams[sequence]))
 
     def _abandon(self, error: EngineDeadError, messages: SequenceOf[_Submit | _Cancel]) -> None:
         for message in messages:

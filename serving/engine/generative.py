@@ -9,6 +9,7 @@ from concurrent.futures import Executor
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,6 +41,7 @@ from serving.engine.sequence import Sequence as EngineSequence
 from serving.engine.session import BoundDecoder, Session
 from serving.engine.settings import EngineSettings
 from serving.engine.vision import EncodedImage, VisionStage, concatenated
+from serving.engine.worker import Worker
 
 _MAX_STOPS = 4
 _WARM_UP_TOKENS = 8
@@ -115,9 +117,9 @@ class GenerativeModel:
         return f"{self._manifest.name}: {self._manifest.weight_bytes / 2**20:.0f} MiB of weights, {self._shape}"
 
     @property
-    def fault(self) -> str:
-        """Why it cannot serve now; empty when it can."""
-        return self._engine.fault or self._vision.worker.fault
+    def workers(self) -> tuple[Worker[Any], ...]:
+        """Its threads."""
+        return (self._engine, self._vision.worker)
 
     @property
     def gauges(self) -> dict[str, float]:
@@ -130,13 +132,13 @@ class GenerativeModel:
         """Warm up every graph and start the threads; blocks for the length of a few steps."""
         self._vision.warm_up()
         self._warm_up()
-        self._vision.worker.start()
-        self._engine.start()
+        for worker in self.workers:
+            worker.start()
 
     def close(self) -> None:
         """Stop the threads; unfinished requests fail with EngineDeadError."""
-        self._engine.close()
-        self._vision.worker.close()
+        for worker in self.workers:
+            worker.close()
 
     def _warm_up(self) -> None:
         """Run prefill and the smallest and largest decode batch; what they write, later tokens overwrite."""

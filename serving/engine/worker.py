@@ -62,6 +62,11 @@ class Worker(ABC, Generic[Message]):
             self._thread.join(_JOIN_TIMEOUT_S)
 
     @property
+    def is_dead(self) -> bool:
+        """True once the thread has ended, by an error or by `close`."""
+        return self._death is not None
+
+    @property
     def fault(self) -> str:
         """Return why nothing can be served now; empty when it can."""
         if self._death is not None:

@@ -1,0 +1,308 @@
+"""The engine thread under load, faults and cancellations, with a real (tiny) decoder."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from bundle.errors import EngineDeadError, MachineError
+from serving.engine.engine import Ended, Engine, Failed, Sampled, StreamEvent, TokenStream
+from serving.engine.protocol import SamplingParams
+from serving.engine.runner import Runner
+from serving.engine.sampler import Sampler
+from serving.engine.sequence import Sequence
+from serving.engine.session import Session
+from serving.engine.settings import EngineSettings
+
+EOS = 60
+CAPACITY = 48
+
+
+class FaultyRunner:
+    """A real runner some of whose steps raise."""
+
+    def __init__(self, runner: Runner, faults: dict[int, BaseException], before: Callable[[], None] = lambda: None):
+        self._runner, self._faults, self._before = runner, faults, before
+        self.num_steps = 0
+
+    def _count(self) -> None:
+        self._before()
+        self.num_steps += 1
+        if self.num_steps - 1 in self._faults:
+            raise self._faults[self.num_steps - 1]
+
+    def prefill(self, work):
+        self._count()
+        return self._runner.prefill(work)
+
+    def decode(self, work):
+        self._count()
+        return self._runner.decode(work)
+
+
+@dataclass(frozen=True)
+class Request:
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+    cancel_after: int | None = None
+
+    def sequence(self) -> Sequence:
+        return Sequence("r", np.array(self.prompt, np.int64), self.sampling, (EOS,))
+
+
+class Oracle:
+    """Answers of a model to one prompt alone: whole-prompt prefill, plain runs, no slots, no engine."""
+
+    def __init__(self, model, settings: EngineSettings) -> None:
+        self._embed_tokens = Session(model.directory, model.embed_tokens, settings)
+        self._decoder = Session(model.directory, model.decoder, settings)
+        self._dims = model.dims
+        self._known: dict[tuple, list[int]] = {}
+
+    def answer(self, request: Request) -> list[int]:
+        key = (request.prompt, request.sampling)
+        if key not in self._known:
+            self._known[key] = self._run(request)
+        return self._known[key]
+
+    def _run(self, request: Request) -> list[int]:
+        shape = (1, self._dims.num_kv_heads, CAPACITY, self._dims.head_size)
+        names = [f"{i}.{side}" for i in range(self._dims.num_layers) for side in ("key", "value")]
+        cache = {name: np.zeros(shape, np.float32) for name in names}
+        sampler, ids, past, tokens = Sampler(request.sampling), list(request.prompt), 0, []
+        while past + len(ids) <= CAPACITY:
+            inputs = {
+                "inputs_embeds": self._embed_tokens.run({"input_ids": np.array([ids])})["inputs_embeds"],
+                "position_ids": np.arange(past, past + len(ids))[None],
+                "past_lengths": np.array([past]),
+                "logits_indices": np.array([[len(ids) - 1]]),
+            }
+            outputs = self._decoder.run({**inputs, **{f"past_key_values.{n}": cache[n] for n in names}})
+            cache = {name: outputs[f"present.{name}"] for name in names}
+            past += len(ids)
+            tokens.append(sampler(outputs["logits"][0, 0]))
+            ids = tokens[-1:]
+            if ids[0] == EOS or len(tokens) == request.sampling.max_tokens:
+                break
+        return tokens
+
+
+@pytest.fixture(scope="module")
+def runner(tiny_model, settings) -> Runner:
+    return tiny_model.runner(settings)
+
+
+@pytest.fixture(scope="module")
+def oracle(tiny_model, settings) -> Oracle:
+    return Oracle(tiny_model, settings)
+
+
+@pytest.fixture
+def engine_of(tiny_model, settings):
+    engines = []
+
+    def make(runner, stall_timeout_s: float = 60.0) -> Engine:
+        chunk = settings.prefill_chunk_tokens
+        engines.append(Engine("engine-test", runner, tiny_model.shape(settings), chunk, stall_timeout_s))
+        engines[-1].start()
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()
+        assert not engine._thread.is_alive()
+
+
+async def read(engine: Engine, stream: TokenStream, cancel_after: int | None = None) -> list[StreamEvent]:
+    """Return every event up to the terminal one, cancelling after some tokens."""
+    events: list[StreamEvent] = []
+    while not events or isinstance(events[-1], Sampled):
+        if len(events) == cancel_after:
+            engine.cancel(stream)
+        events.append(await asyncio.wait_for(stream.get(), 20))
+    return events
+
+
+async def serve(engine: Engine, requests: list[Request]) -> list[tuple[TokenStream, list[StreamEvent]]]:
+    streams = [engine.submit(request.sequence()) for request in requests]
+    reads = [read(engine, s, request.cancel_after) for s, request in zip(streams, requests, strict=True)]
+    events = await asyncio.gather(*reads)
+    await asyncio.sleep(0)
+    return list(zip(streams, events, strict=True))
+
+
+def tokens_of(events: list[StreamEvent]) -> list[int]:
+    return [event.token_id for event in events if isinstance(event, Sampled)]
+
+
+SAMPLING = st.builds(
+    SamplingParams,
+    max_tokens=st.one_of(st.none(), st.integers(1, 12)),
+    temperature=st.sampled_from([0.0, 0.0, 1.5]),
+    top_k=st.sampled_from([0, 8]),
+    seed=st.integers(0, 3),
+)
+REQUESTS = st.lists(
+    st.builds(
+        Request,
+        prompt=st.lists(st.integers(6, 59), min_size=1, max_size=CAPACITY - 1).map(tuple),
+        sampling=SAMPLING,
+        cancel_after=st.one_of(st.none(), st.none(), st.integers(0, 5)),
+    ),
+    min_size=1,
+    max_size=9,
+)
+FAULTS = st.dictionaries(st.integers(0, 40), st.just(RuntimeError("injected")), max_size=3)
+FIXTURES_ARE_SHARED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
+
+@given(requests=REQUESTS, faults=FAULTS)
+@hypothesis_settings(max_examples=60, suppress_health_check=FIXTURES_ARE_SHARED)
+def test_every_request_ends_once_and_answers_as_if_alone_whatever_its_mates_suffer(
+    runner, oracle, engine_of, requests, faults
+) -> None:
+    engine = engine_of(FaultyRunner(runner, faults))
+    served = asyncio.run(serve(engine, requests))
+    for request, (stream, events) in zip(requests, served, strict=True):
+        assert stream._events.empty()  # nothing follows the terminal event
+        alone = oracle.answer(request)
+        match events[-1]:
+            case Ended(None):
+                assert request.cancel_after is not None
+                assert tokens_of(events) == alone[: len(events) - 1]
+            case Ended(reason):
+                assert tokens_of(events) == alone
+                assert reason == ("stop" if alone[-1] == EOS else "length")
+            case Failed(error):
+                assert faults
+                assert isinstance(error, MachineError)
+                assert "injected" in str(error)
+                assert tokens_of(events) == alone[: len(events) - 1]
+    assert engine.gauges["num_requests_running"] == 0
+    assert engine.gauges["kv_cache_usage_perc"] == 0
+    assert not engine.has_work
+    engine.close()
+
+
+def greedy(*prompt: int, max_tokens: int | None = None) -> Request:
+    return Request(prompt, SamplingParams(max_tokens=max_tokens))
+
+
+def test_a_failed_step_fails_its_own_requests_and_later_ones_are_answered(runner, oracle, engine_of) -> None:
+    engine = engine_of(FaultyRunner(runner, {0: RuntimeError("no memory")}))
+    lost, kept = greedy(7, 8, 9, max_tokens=4), greedy(9, 8, max_tokens=4)
+    (_, first), (_, second) = asyncio.run(serve(engine, [lost, kept]))
+    assert [type(event) for event in first] == [Failed]
+    assert "no memory" in str(first[0].error)
+    assert tokens_of(second) == oracle.answer(kept)
+    assert engine.fault == ""
+
+
+def test_a_dead_worker_fails_what_it_has_and_what_comes_and_says_so(runner, engine_of) -> None:
+    are_here = threading.Event()
+    engine = engine_of(FaultyRunner(runner, {3: SystemExit("killed")}, lambda: are_here.wait(20) and None))
+
+    async def main() -> None:
+        streams = [engine.submit(greedy(*prompt).sequence()) for prompt in ((7, 8), (9,), (10, 11), (12,), (13,))]
+        are_here.set()
+        for stream in streams:
+            events = await read(engine, stream)
+            assert isinstance(events[-1], Failed)
+            assert isinstance(events[-1].error, EngineDeadError)
+        with pytest.raises(EngineDeadError, match="SystemExit: killed"):
+            engine.submit(greedy(7).sequence())
+
+    asyncio.run(main())
+    assert engine.is_dead
+    assert "engine-test died" in engine.fault
+
+
+def test_requests_on_their_way_to_a_dying_worker_still_end(runner, engine_of) -> None:
+    """Submissions race with death: each is refused or gets its terminal event."""
+    engine = engine_of(FaultyRunner(runner, {2: SystemExit("killed")}))
+
+    async def main() -> int:
+        reads = []
+        for i in range(400):
+            try:
+                reads.append(read(engine, engine.submit(greedy(6 + i % 50).sequence())))
+            except EngineDeadError:
+                break
+            if i % 10 == 0:
+                await asyncio.sleep(0)
+        ends = [events[-1] for events in await asyncio.gather(*reads)]
+        assert all(isinstance(end, Failed) and isinstance(end.error, EngineDeadError) for end in ends)
+        return len(ends)
+
+    assert asyncio.run(main()) > 0
+
+
+def test_a_stuck_step_is_reported_and_recovers(runner, engine_of) -> None:
+    release = threading.Event()
+    engine = engine_of(FaultyRunner(runner, {}, lambda: release.wait(20) and None), stall_timeout_s=0.05)
+
+    async def main() -> None:
+        stream = engine.submit(greedy(7, max_tokens=2).sequence())
+        while not engine.fault:
+            await asyncio.sleep(0.01)
+        assert "finished no step" in engine.fault
+        assert not engine.is_dead
+        release.set()
+        assert isinstance((await read(engine, stream))[-1], Ended)
+
+    asyncio.run(main())
+    assert engine.fault == ""
+
+
+def test_a_cancelled_request_gives_its_slot_to_the_next(tiny_model, settings) -> None:
+    one_slot = settings.model_copy(update={"max_sequences": 1})
+    permits = threading.Semaphore(1)
+    runner = FaultyRunner(tiny_model.runner(one_slot), {}, lambda: permits.acquire(timeout=20) and None)
+    engine = Engine("engine-test", runner, tiny_model.shape(one_slot), 7, 60.0)
+    engine.start()
+
+    async def main() -> None:
+        endless = engine.submit(greedy(7).sequence())
+        await endless.get()  # the engine now waits for a permit to make the second token
+        waiting = engine.submit(greedy(8, max_tokens=1).sequence())
+        engine.cancel(endless)
+        permits.release(2)
+        assert isinstance((await read(engine, waiting))[-1], Ended)
+        assert (await read(engine, endless))[-1] == Ended(None)
+
+    asyncio.run(main())
+    engine.close()
+    assert runner.num_steps <= 3  # the endless one made at most the token it was waiting to make
+
+
+def test_a_reader_whose_loop_is_gone_does_not_keep_its_slot(runner, engine_of) -> None:
+    running = threading.Event()
+    engine = engine_of(FaultyRunner(runner, {}, lambda: running.wait(20) and None))
+
+    async def leave() -> None:
+        engine.submit(greedy(7).sequence())
+
+    asyncio.run(leave())
+    running.set()
+    (_, events), *_ = asyncio.run(serve(engine, [greedy(9, max_tokens=2)]))
+    assert isinstance(events[-1], Ended)
+    assert engine.gauges["num_requests_running"] <= 1
+
+
+def test_closing_fails_what_is_unfinished(runner, engine_of) -> None:
+    engine = engine_of(FaultyRunner(runner, {}))
+
+    async def main() -> None:
+        stream = engine.submit(greedy(7).sequence())
+        await stream.get()
+        await asyncio.to_thread(engine.close)
+        end = (await read(engine, stream))[-1]
+        assert isinstance(end, Ended) or "was stopped" in str(end.error)
+
+    asyncio.run(main())
