@@ -16,6 +16,8 @@ _PLOT_HEIGHT_PX = HEIGHT_PX - _TOP_PX - _BOTTOM_PX
 _MAX_MARKS = 1500
 """Points drawn per chart; more are thinned evenly, so that a page stays small."""
 _NUM_TICKS = 5
+_LEAST_SPAN = 1e-6
+"""Of an axis, so that values of 0 alone have one."""
 
 
 def distribution_chart(values: Sequence[float]) -> str:
@@ -82,10 +84,10 @@ def _y(value: float, end: float) -> float:
 
 def _ticks(largest: float) -> tuple[float, ...]:
     """Return round numbers from 0 to at least `largest`: steps of 1, 2 or 5 times a power of ten."""
-    rough = max(largest, 1e-6) / _NUM_TICKS
+    rough = max(largest, _LEAST_SPAN) / _NUM_TICKS
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
-    return tuple(step * i for i in range(math.ceil(largest / step - 1e-9) + 1)) if largest > 0 else (0.0, step)
+    return tuple(step * i for i in range(max(1, math.ceil(largest / step - 1e-9)) + 1))
 
 
 def _number(value: float) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import os
 import signal
 import subprocess
@@ -110,7 +111,7 @@ def locust_command(url: str, plan: LoadPlan, output: Path) -> list[str]:
         "--host": url,
         "--users": plan.users,
         "--spawn-rate": plan.spawn_rate,
-        "--run-time": f"{max(1, round(plan.total_s))}s",
+        "--run-time": f"{math.ceil(plan.total_s)}s",
         "--stop-timeout": _STOP_TIMEOUT_S,
         "--exit-code-on-error": 0,
         "--csv": output / "locust",

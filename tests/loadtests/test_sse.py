@@ -6,7 +6,7 @@ import itertools
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadtests.sse import ChatDelta, ServerSentEvent, SSEParser, read_delta
@@ -21,6 +21,7 @@ def parse(pieces: list[bytes]) -> list[ServerSentEvent]:
     return [event for piece in pieces for event in parser.feed(piece)]
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(payloads, st.sampled_from(LINE_ENDS), st.lists(st.integers(0, 10_000)))
 def test_events_do_not_depend_on_where_the_bytes_are_cut(payloads: list[list[str]], end: str, cuts: list[int]) -> None:
     text = "".join("".join(f"data: {line}{end}" for line in data) + end for data in payloads)

@@ -1,0 +1,62 @@
+"""The real application over an engine without a model, on a port of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+import uvicorn
+
+from serving.api.app import create_app
+from serving.engine.fake import FakeBehaviour, FakeClient
+from serving.settings import ApiSettings
+
+FIRST_TOKEN_S = 0.03
+TOKEN_S = 0.01
+_START_TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True)
+class FakeServer:
+    """A running server; its client's `behaviour` may be changed between requests."""
+
+    url: str
+    client: FakeClient
+
+
+@contextlib.contextmanager
+def serving(client: FakeClient) -> Iterator[str]:
+    """Serve a client on a loopback port until the block ends; yields the URL."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(create_app(client, ApiSettings()), log_level="warning", lifespan="off")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        deadline_s = time.monotonic() + _START_TIMEOUT_S
+        while not server.started and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+@pytest.fixture(scope="session")
+def serve() -> Callable[[FakeClient], contextlib.AbstractContextManager[str]]:
+    """`with serve(client) as url` runs the application over a client until the block ends."""
+    return serving
+
+
+@pytest.fixture(scope="session")
+def fake_server() -> Iterator[FakeServer]:
+    """Both fake models behind the real HTTP application."""
+    client = FakeClient(behaviour=FakeBehaviour(first_token_s=FIRST_TOKEN_S, token_s=TOKEN_S))
+    with serving(client) as url:
+        yield FakeServer(url, client)
