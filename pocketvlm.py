@@ -93,25 +93,22 @@ def quantize(
     output: OutputOption,
     weights: Annotated[str, typer.Option(help="Weight scheme: int8 or int4.", show_default=False)],
     evaluate: Annotated[
-        bool | None,
-        typer.Option(
-            help="Measure task accuracy on the reference scenes. "
-            "Default: only for bundles of the shipped reference models, which alone were trained on them.",
-            show_default=False,
-        ),
-    ] = None,
+        bool, typer.Option(help="Measure variants of the shipped models on held-out scenes; other models have none.")
+    ] = True,
     samples: Annotated[int, typer.Option(min=1, help="Held-out samples per task.")] = 50,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a smaller bundle and measure what it costs."""
     from quant.quantizer import quantize_bundle
-    from reference.bundles import held_out_samples, is_reference
 
-    wanted = is_reference(bundle) if evaluate is None else evaluate
-    evaluation = held_out_samples(bundle, samples) if wanted else None
     manifest = quantize_bundle(
-        bundle, output, weights=weights, evaluation=evaluation, overwrite=overwrite, progress=_progress
+        bundle,
+        output,
+        weights=weights,
+        evaluation=_evaluation(bundle, samples) if evaluate else None,
+        overwrite=overwrite,
+        progress=_progress,
     )
     if as_json:
         _print_json(json.loads((output / "report.json").read_text(encoding="utf-8")))
@@ -119,6 +116,14 @@ def quantize(
         _print_manifest(output, manifest)
     if manifest.has_failed_gate:
         raise typer.Exit(EXIT_MISSED)
+
+
+def _evaluation(bundle: Path, samples: int) -> Any:
+    from reference.bundles import reference_name
+    from reference.held_out import evaluation_of
+
+    name = reference_name(bundle)
+    return evaluation_of(name, samples) if name else None
 
 
 @app.command()
@@ -154,14 +159,25 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Answer one question about images, in this process."""
-    from serving.engine.protocol import GenerateRequest, ImagePart, Message, SamplingParams, TextPart
+    from dataclasses import asdict
 
-    parts = (*(ImagePart(_read_image(path)) for path in image or ()), TextPart(prompt))
+    from serving.engine.protocol import ImagePart, Message, SamplingParams, TextPart
+    from serving.oneshot import answer, speed
+
+    images = [ImagePart(_read_image(path)) for path in image or ()]
+    parts: tuple[TextPart | ImagePart, ...] = (*images, TextPart(prompt))
     sampling = SamplingParams(max_tokens, temperature, top_p, top_k, seed)
-    request = GenerateRequest("run", bundle.name, (Message("user", parts),), sampling)
-    answer = asyncio.run(_answer(bundle, request, threads, stream=not as_json))
+    answered = asyncio.run(answer(bundle, Message("user", parts), sampling, threads, None if as_json else _write))
     if as_json:
-        _print_json(answer)
+        _print_json(asdict(answered))
+    else:
+        console.print()
+        progress_console.print(f"[dim]{speed(answered)}[/dim]")
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def _read_image(path: Path) -> bytes:
@@ -169,47 +185,6 @@ def _read_image(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise MachineError(f"{path} cannot be read: {error.strerror}") from error
-
-
-async def _answer(bundle: Path, request: Any, threads: int, *, stream: bool) -> dict[str, Any]:
-    from dataclasses import asdict, replace
-
-    from serving.engine.client import LocalClient
-    from serving.engine.protocol import FinishedEvent
-    from serving.engine.settings import EngineSettings
-
-    text, token_ids = "", []
-    async with LocalClient([bundle], EngineSettings(max_sequences=1, intra_threads=threads)) as client:
-        model = (await client.models())[0].name
-        async for event in client.generate(replace(request, model=model)):
-            if isinstance(event, FinishedEvent):
-                finished = event
-                continue
-            text += event.text
-            token_ids += event.token_ids
-            if stream:
-                console.file.write(event.text)
-                console.file.flush()
-    if stream:
-        console.print()
-        progress_console.print(f"[dim]{_speed(finished)}[/dim]")
-    return {
-        "text": text,
-        "token_ids": token_ids,
-        "finish_reason": finished.reason,
-        "usage": asdict(finished.usage),
-        "timings": asdict(finished.timings),
-    }
-
-
-def _speed(finished: Any) -> str:
-    usage, timings = finished.usage, finished.timings
-    decode_s = timings.total_s - timings.first_token_s
-    rate = f", {(usage.completion_tokens - 1) / decode_s:.0f} tokens/s" if usage.completion_tokens > 1 else ""
-    return (
-        f"{usage.prompt_tokens} prompt tokens ({usage.image_tokens} of images), first token "
-        f"{timings.first_token_s * 1e3:.0f} ms, {usage.completion_tokens} tokens{rate}"
-    )
 
 
 @app.command()
@@ -221,13 +196,15 @@ def embed(
     as_json: JsonOption = False,
 ) -> None:
     """Embed images and texts, and show how alike they are."""
-    from serving.engine.protocol import EmbedRequest, ImagePart, TextPart
+    from serving import oneshot
+    from serving.engine.protocol import ImagePart, TextPart
 
     names = [*(str(path) for path in image or ()), *(text or ())]
     if not names:
         raise typer.BadParameter("give at least one --image or --text")
-    inputs = (*(ImagePart(_read_image(path)) for path in image or ()), *(TextPart(t) for t in text or ()))
-    result = asyncio.run(_embed(bundle, EmbedRequest("embed", bundle.name, inputs), threads))
+    images: list[TextPart | ImagePart] = [ImagePart(_read_image(path)) for path in image or ()]
+    inputs = (*images, *(TextPart(words) for words in text or ()))
+    result = asyncio.run(oneshot.embed(bundle, inputs, threads))
     if as_json:
         _print_json({"inputs": names, "embeddings": result.embeddings.tolist(), "prompt_tokens": result.prompt_tokens})
         return
@@ -235,16 +212,6 @@ def embed(
     for i, (name, row) in enumerate(zip(names, result.embeddings @ result.embeddings.T, strict=True)):
         table.add_row(f"{i + 1} {name}", *(f"{value:.3f}" for value in row))
     console.print(table)
-
-
-async def _embed(bundle: Path, request: Any, threads: int) -> Any:
-    from dataclasses import replace
-
-    from serving.engine.client import LocalClient
-    from serving.engine.settings import EngineSettings
-
-    async with LocalClient([bundle], EngineSettings(intra_threads=threads)) as client:
-        return await client.embed(replace(request, model=(await client.models())[0].name))
 
 
 BundlesArgument = Annotated[
@@ -336,6 +303,38 @@ def _served(bundles: list[Path] | None) -> list[Path]:
     from reference.bundles import cache_folder, reference_bundles
 
     return reference_bundles(cache_folder(), _progress)
+
+
+@app.command()
+def bench(
+    bundle: BundleArgument,
+    batch_size: Annotated[
+        list[int] | None, typer.Option(help="Sequences or images; may be repeated. [default: 1, 8]")
+    ] = None,
+    prompt_tokens: Annotated[int, typer.Option(help="Tokens of the prefill, and cached before decoding.")] = 128,
+    output_tokens: Annotated[int, typer.Option(help="Tokens of an answer, at most.")] = 32,
+    image_px: Annotated[int, typer.Option(help="Width and height of the image before the first token, pixels.")] = 512,
+    repeats: Annotated[int, typer.Option(help="Counted runs of each measurement, at most; 10 warm it up.")] = 30,
+    threads: ThreadsOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure latency, throughput and memory of a bundle on this machine."""
+    from loadtests.latency import BenchmarkPlan, print_benchmark, run_benchmark
+
+    plan = BenchmarkPlan(
+        batch_sizes=tuple(batch_size or (1, 8)),
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        image_px=image_px,
+        repeats=repeats,
+        threads=threads,
+        allow_failed_gate=True,
+    )
+    report = run_benchmark(bundle, plan, progress=_progress)
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        print_benchmark(report, console)
 
 
 @app.command()

@@ -1,0 +1,94 @@
+"""One question or one set of embeddings from a bundle, in this process, without a server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving.engine.client import LocalClient
+from serving.engine.protocol import (
+    EmbedRequest,
+    EmbedResult,
+    FinishedEvent,
+    FinishReason,
+    GenerateRequest,
+    ImagePart,
+    Message,
+    SamplingParams,
+    TextPart,
+    Timings,
+    TokenEvent,
+    Usage,
+)
+from serving.engine.settings import EngineSettings
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A finished answer."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings
+
+
+async def answer(
+    bundle: Path,
+    message: Message,
+    sampling: SamplingParams,
+    threads: int = 0,
+    on_text: Callable[[str], None] | None = None,
+) -> Answer:
+    """Load a bundle, answer one message, and unload it.
+
+    Args:
+        bundle: A vision-language model's directory; one that failed its quality gate is loaded too.
+        message: The question.
+        sampling: How tokens are chosen.
+        threads: Inside one operator; 0 means one per physical core.
+        on_text: Called with each piece of text as it is generated.
+
+    Raises:
+        BundleError: The bundle is not usable.
+        RequestError: The model cannot answer this.
+    """
+    texts: list[str] = []
+    token_ids: list[int] = []
+    settings = EngineSettings(max_sequences=1, intra_threads=threads, allow_failed_gate=True)
+    async with LocalClient([bundle], settings) as client:
+        model = (await client.models())[0].name
+        async for event in client.generate(GenerateRequest("oneshot", model, (message,), sampling)):
+            if isinstance(event, TokenEvent):
+                texts.append(event.text)
+                token_ids += event.token_ids
+                if on_text:
+                    on_text(event.text)
+            else:
+                finished: FinishedEvent = event
+    return Answer("".join(texts), tuple(token_ids), finished.reason, finished.usage, finished.timings)
+
+
+async def embed(bundle: Path, inputs: tuple[TextPart | ImagePart, ...], threads: int = 0) -> EmbedResult:
+    """Load a dual encoder, embed the inputs, and unload it.
+
+    Raises:
+        BundleError: The bundle is not usable.
+        RequestError: The model does not embed, or an input is not usable.
+    """
+    async with LocalClient([bundle], EngineSettings(intra_threads=threads, allow_failed_gate=True)) as client:
+        model = (await client.models())[0].name
+        return await client.embed(EmbedRequest("oneshot", model, inputs))
+
+
+def speed(answered: Answer) -> str:
+    """Return an answer's counts and speed in one line."""
+    usage, timings = answered.usage, answered.timings
+    decode_s = timings.total_s - timings.first_token_s
+    rate = f", {(usage.completion_tokens - 1) / decode_s:.0f} tokens/s" if usage.completion_tokens > 1 else ""
+    return (
+        f"{usage.prompt_tokens} prompt tokens ({usage.image_tokens} of images), first token "
+        f"{timings.first_token_s * 1e3:.0f} ms, {usage.completion_tokens} tokens{rate}"
+    )
