@@ -111,8 +111,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:
     if (folder / _INDEX).is_file():
-        named = _read_json(folder / _INDEX).get("weight_map", {})
-        files = tuple(folder / name for name in sorted(set(named.values())))
+        named = {str(name) for name in dict(_read_json(folder / _INDEX).get("weight_map") or {}).values()}
+        files = tuple(folder / Path(name).name for name in sorted(named))
     else:
         files = (folder / _SINGLE,)
     missing = [file.name for file in files if not file.is_file()]

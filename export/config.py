@@ -13,7 +13,17 @@ import numpy.typing as npt
 from bundle.errors import UnsupportedConfigError
 
 Raw = Mapping[str, Any]
-_ROPE_TYPES = ("default", "linear", "llama3")
+_ROPE_SCALING: Mapping[str, Mapping[str, str]] = {
+    "default": {},
+    "linear": {"factor": "factor"},
+    "llama3": {
+        "factor": "factor",
+        "low_freq_factor": "low_freq_factor",
+        "high_freq_factor": "high_freq_factor",
+        "original_positions": "original_max_position_embeddings",
+    },
+}
+"""Kinds of rotary scaling, each with its fields of `RopeConfig` and their keys in a config."""
 
 
 @dataclass(frozen=True)
@@ -115,32 +125,25 @@ class RopeConfig:
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 1.0
-    original_positions: int = 0
+    original_positions: float = 0.0
 
     @classmethod
     def read(cls, raw: Raw) -> RopeConfig:
         """Return the rotary part of a text config, in transformers 5's spelling or the older one."""
-        given = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
-        kind = given.get("rope_type", given.get("type", "default"))
-        theta = given.get("rope_theta", raw.get("rope_theta", 10_000.0))
-        if kind not in _ROPE_TYPES or not isinstance(theta, (int, float)):
+        given: dict[str, Any] = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+        kind: Any = given.get("rope_type", given.get("type", "default"))
+        theta: Any = given.get("rope_theta", raw.get("rope_theta", 10_000.0))
+        if kind not in _ROPE_SCALING or any(isinstance(value, Mapping) for value in given.values()):
             raise UnsupportedConfigError(
-                f"rope_parameters {given!r}: type {kind!r} is not built; known: {', '.join(_ROPE_TYPES)}"
+                f"rope_parameters {given!r}: built are one set for all layers, of type {', '.join(_ROPE_SCALING)}"
             )
         if given.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)) != 1.0:
             raise UnsupportedConfigError("partial_rotary_factor other than 1 is not built")
-        if kind == "default":
-            return cls(kind, float(theta))
-        if kind == "linear":
-            return cls(kind, float(theta), float(given["factor"]))
-        return cls(
-            kind,
-            float(theta),
-            float(given["factor"]),
-            float(given["low_freq_factor"]),
-            float(given["high_freq_factor"]),
-            int(given["original_max_position_embeddings"]),
-        )
+        scaling = _ROPE_SCALING[kind]
+        missing = [key for key in scaling.values() if key not in given]
+        if missing:
+            raise UnsupportedConfigError(f"rope_parameters {given!r}: type {kind!r} wants {', '.join(missing)} as well")
+        return cls(kind, float(theta), **{field: float(given[key]) for field, key in scaling.items()})
 
     def inverse_frequencies(self, head_size: int) -> npt.NDArray[np.float32]:
         """Return [C/2] float32, radians per position of each pair of a head.
@@ -149,7 +152,7 @@ class RopeConfig:
         `apply_scaling`).
         """
         exponents = np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
-        plain = (1.0 / np.float32(self.theta) ** exponents).astype(np.float32)
+        plain: npt.NDArray[np.float32] = (1.0 / np.float32(self.theta) ** exponents).astype(np.float32)
         if self.kind == "default":
             return plain
         if self.kind == "linear":

@@ -101,7 +101,7 @@ def _located(checkpoint: str, say: Callable[[str], None]) -> tuple[Path, str]:
         raise CheckpointError(f"{checkpoint} is not a folder, nor does it look like a hub id (owner/name)")
     say(f"fetching {checkpoint} from the Hugging Face hub")
     try:
-        return Path(snapshot_download(checkpoint, allow_patterns=_HUB_PATTERNS)), checkpoint
+        return Path(snapshot_download(checkpoint, allow_patterns=_HUB_PATTERNS, ignore_patterns="*/*")), checkpoint
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, httpx.HTTPError, OSError) as error:
         raise CheckpointError(
             f"{checkpoint} is not a local folder and could not be fetched from the hub "

@@ -24,7 +24,7 @@ VISION_DEFAULTS: Raw = {
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,
 }
-_TEXT_DEFAULTS: Raw = {
+TEXT_DEFAULTS: Raw = {
     "vocab_size": 49_408,
     "hidden_size": 512,
     "intermediate_size": 2048,
@@ -93,6 +93,14 @@ class _Text(Module):
         return self.text_projection(op, self.text_model(op, input_ids, attention_mask))
 
 
+def _tower_config(config: Raw, key: str, defaults: Raw) -> Raw:
+    """Return a tower's config with every key; the `{key}_dict` of old checkpoints goes before it, defaults and all."""
+    older = config.get(f"{key}_dict")
+    if older is None:
+        return {**defaults, **sub_config(config, key)}
+    return {**(config.get(key) or {}), **defaults, **older}
+
+
 class Clip(DualEncoder):
     """`model_type` clip."""
 
@@ -100,8 +108,8 @@ class Clip(DualEncoder):
 
     def __init__(self, config: Raw) -> None:
         super().__init__(config)
-        self._vision = VisionConfig.read(sub_config(config, "vision_config"), VISION_DEFAULTS)
-        self._text = {**_TEXT_DEFAULTS, **sub_config(config, "text_config")}
+        self._vision = VisionConfig.read(_tower_config(config, "vision_config", VISION_DEFAULTS), {})
+        self._text = _tower_config(config, "text_config", TEXT_DEFAULTS)
 
     @property
     def image_size_px(self) -> int:

@@ -19,7 +19,7 @@ from export.nn.module import Module
 from export.nn.norms import LayerNorm
 from export.nn.vit import Encoder, SiglipEmbeddings
 
-_VISION_DEFAULTS: Raw = {
+VISION_DEFAULTS: Raw = {
     "hidden_size": 1152,
     "intermediate_size": 3072,
     "num_hidden_layers": 12,
@@ -82,7 +82,7 @@ class Idefics3(VisionLanguage):
 
     def __init__(self, config: Raw) -> None:
         super().__init__(config)
-        self._vision = VisionConfig.read(sub_config(config, "vision_config"), _VISION_DEFAULTS)
+        self._vision = VisionConfig.read(sub_config(config, "vision_config"), VISION_DEFAULTS)
         self._factor = int(config.get("scale_factor", 2))
         if self._vision.grid % self._factor:
             raise UnsupportedConfigError(

@@ -25,7 +25,7 @@ VISION_DEFAULTS: Raw = {
     "hidden_act": "gelu_pytorch_tanh",
     "layer_norm_eps": 1e-6,
 }
-_TEXT_DEFAULTS: Raw = {
+TEXT_DEFAULTS: Raw = {
     "vocab_size": 32_000,
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -129,7 +129,7 @@ class Siglip(DualEncoder):
         if not raw.get("vision_use_head", True):
             raise UnsupportedConfigError("vision_config.vision_use_head is false: without it there is no embedding")
         self._vision = VisionConfig.read(raw, VISION_DEFAULTS)
-        self._text = {**_TEXT_DEFAULTS, **sub_config(config, "text_config")}
+        self._text = {**TEXT_DEFAULTS, **sub_config(config, "text_config")}
         self._embedding_size = int(self._text.get("projection_size") or self._text["hidden_size"])
         if self._embedding_size != self._vision.tower.hidden_size:
             raise UnsupportedConfigError(

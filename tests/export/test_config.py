@@ -1,0 +1,131 @@
+"""Configs read as transformers reads them: defaults, spellings, rotary scaling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+from transformers import (
+    CLIPConfig,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    Idefics3Config,
+    LlamaConfig,
+    Qwen2Config,
+    SiglipTextConfig,
+    SiglipVisionConfig,
+)
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.idefics3.configuration_idefics3 import Idefics3VisionConfig
+
+from bundle.errors import UnsupportedConfigError
+from export.config import RopeConfig, VisionConfig, read_decoder
+from export.models import clip, idefics3, siglip
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+@pytest.mark.parametrize(
+    ("defaults", "reference"),
+    [
+        (clip.VISION_DEFAULTS, CLIPVisionConfig),
+        (clip.TEXT_DEFAULTS, CLIPTextConfig),
+        (siglip.VISION_DEFAULTS, SiglipVisionConfig),
+        (siglip.TEXT_DEFAULTS, SiglipTextConfig),
+        (idefics3.VISION_DEFAULTS, Idefics3VisionConfig),
+    ],
+)
+def test_keys_that_a_tower_leaves_out_have_transformers_defaults(defaults: dict[str, Any], reference: Any) -> None:
+    config = reference()
+    assert defaults == {key: getattr(config, key) for key in defaults}
+
+
+@pytest.mark.parametrize(("kind", "reference"), [("llama", LlamaConfig), ("qwen2", Qwen2Config)])
+def test_keys_that_a_decoder_leaves_out_have_transformers_defaults(kind: str, reference: Any) -> None:
+    expected, found = reference(), read_decoder({"model_type": kind})
+    assert found.vocab_size == expected.vocab_size
+    assert found.hidden_size == expected.hidden_size
+    assert found.intermediate_size == expected.intermediate_size
+    assert found.num_layers == expected.num_hidden_layers
+    assert (found.num_heads, found.num_kv_heads) == (expected.num_attention_heads, expected.num_key_value_heads)
+    assert found.head_size == expected.hidden_size // expected.num_attention_heads
+    assert found.max_positions == expected.max_position_embeddings
+    assert (found.hidden_act, found.rms_norm_eps) == (expected.hidden_act, expected.rms_norm_eps)
+    assert found.rope.theta == expected.rope_parameters["rope_theta"]
+
+
+def test_scale_factor_default_is_transformers() -> None:
+    assert Idefics3Config().scale_factor == 2
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [{"rope_type": "default", "rope_theta": 1234.0}, {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0}, LLAMA3],
+    ids=["default", "linear", "llama3"],
+)
+def test_inverse_frequencies_equal_transformers(parameters: dict[str, Any]) -> None:
+    config = LlamaConfig(rope_parameters=parameters, max_position_embeddings=16_384, head_dim=64)
+    found = RopeConfig.read({"rope_parameters": parameters}).inverse_frequencies(64)
+    if parameters["rope_type"] == "default":
+        expected = 1.0 / (1234.0 ** (torch.arange(0, 64, 2).float() / 64))
+    else:
+        expected, scale = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config, torch.device("cpu"))
+        assert scale == 1.0
+    assert found.dtype == np.float32
+    # a power rounds differently by library
+    assert_allclose(found, expected.numpy(), rtol=1e-6)
+
+
+def test_older_rope_spelling_reads_as_the_newer() -> None:
+    older = {"rope_theta": 500_000.0, "rope_scaling": {k: v for k, v in LLAMA3.items() if k != "rope_theta"}}
+    oldest = {"rope_scaling": {"type": "linear", "factor": 2.0}}
+    newer = {"rope_parameters": {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 2.0}}
+    assert RopeConfig.read(older) == RopeConfig.read({"rope_parameters": LLAMA3})
+    assert RopeConfig.read(oldest) == RopeConfig.read(newer)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "named"),
+    [
+        ({"rope_type": "dynamic", "factor": 2.0}, "dynamic"),
+        ({"rope_type": "linear"}, "factor"),
+        ({"full_attention": {"rope_type": "default"}}, "full_attention"),
+    ],
+)
+def test_rope_that_is_not_built_is_named(parameters: dict[str, Any], named: str) -> None:
+    with pytest.raises(UnsupportedConfigError, match=named):
+        RopeConfig.read({"rope_parameters": parameters})
+
+
+def test_qwen2_with_sliding_layers_is_refused() -> None:
+    with pytest.raises(UnsupportedConfigError, match="sliding"):
+        read_decoder({"model_type": "qwen2", "layer_types": ["full_attention", "sliding_attention"]})
+
+
+def test_old_clip_configs_read_as_transformers_reads_them() -> None:
+    raw = {
+        "text_config": {"hidden_size": 64, "num_hidden_layers": 7, "eos_token_id": 2},
+        "text_config_dict": {"hidden_size": 128},
+        "vision_config": {"hidden_size": 96},
+    }
+    expected = CLIPConfig(**raw)
+    found = clip.Clip(raw)
+    assert found._text["hidden_size"] == expected.text_config.hidden_size
+    assert found._text["num_hidden_layers"] == expected.text_config.num_hidden_layers
+    assert found._text["eos_token_id"] == expected.text_config.eos_token_id
+    assert found._vision.tower.hidden_size == expected.vision_config.hidden_size
+
+
+def test_square_sizes_may_be_written_as_pairs() -> None:
+    config = VisionConfig.read({"image_size": [64, 64], "patch_size": [8, 8]}, clip.VISION_DEFAULTS)
+    assert config.grid == 8
