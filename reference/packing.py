@@ -25,8 +25,8 @@ _TRIES = 3  # per wanted conversation
 # "compare") make long sequences and go into batches of their own: one padded batch costs as much as its longest.
 THEMES = {"colour": 18, "relation": 18, "count": 18, "text": 25, "digit": 13, "caption": 8}
 QUESTIONS = {
-    "colour": 10, "shape": 10, "size": 6, "digit": 12, "count": 18, "relation": 26, "text": 30, "exist": 8, "chat": 8,
-    "caption": 8,
+    "colour": 10, "shape": 10, "size": 6, "digit": 12, "count": 18, "relation": 26, "text": 30, "exist": 9, "chat": 8,
+    "caption": 8, "place": 18,
 }  # fmt: skip
 
 

@@ -15,8 +15,9 @@ from reference.drawing import COLOURS, SHAPES
 from reference.layout import Scene, Thing, random_text, render, sample_scene
 from reference.seeds import held_out_seed
 
-TASKS = ("colour", "shape", "size", "digit", "count", "relation", "text", "exist", "compare", "chat", "caption")
+TASKS = ("colour", "shape", "size", "digit", "count", "relation", "text", "exist", "compare", "chat", "caption", "place")
 _NTH = ("first", "second", "third")
+_PLACE_CELL_PX = 16  # "place" answers in columns and rows of this size, counted from 1
 _UNCAPPED_SHARE = 0.2  # of questions begin with a small letter, as people type
 _CLEAR_PX = 20  # centres nearer than this along an axis are not asked about
 
@@ -219,6 +220,16 @@ def _count(scene: Scene, rng: random.Random) -> Turn | None:
     return Turn(_worded(rng, f"How many {_plural(shape)} are there?"), str(sum(t.name == shape for t in shapes)))
 
 
+def _place(scene: Scene, rng: random.Random) -> Turn | None:
+    """Ask for the column and row, 1 to 8 each, of a shape's middle: the step before comparing two places."""
+    choices = _only(scene.shapes, "both")
+    if not choices:
+        return None
+    thing = rng.choice(choices)
+    column, row = (1 + int(centre // _PLACE_CELL_PX) for centre in thing.centre_px)
+    return Turn(_worded(rng, f"Where is the {_named(thing)}?"), f"{column} {row}")
+
+
 def _exist(scene: Scene, rng: random.Random) -> Turn | None:
     shapes = scene.shapes
     if not shapes:
@@ -316,4 +327,5 @@ _ASKERS = {
     "text": _text,
     "exist": _exist,
     "caption": _caption,
+    "place": _place,
 }

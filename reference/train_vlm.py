@@ -32,7 +32,7 @@ from reference.training import MasterWeights, Run, Schedule
 SEED = 20261120
 HERE = pathlib.Path(__file__).parent
 _LANGUAGE_SEEDS = 1 << 36  # where the language stage's seeds begin
-_STILL_TOWER_SHARE = 0.25  # of the language stage; the tower's gradients are noise until the decoder reads it
+_STILL_TOWER_SHARE = 0.5  # of the language stage; the tower's gradients are noise until the decoder reads it
 _TOWER_LR_SHARE = 0.3
 _DENSE_LOSS_SHARE = 0.3
 _FEATURE_RMS = 1.0
