@@ -317,3 +317,9 @@ def test_words_unknown_to_the_vocabulary_are_ordinary_text() -> None:
     )
     assert builder.build([Turn("user", ("a strange a",))], []).token_ids == (1, 0, 1)
     assert 2 not in builder.build([Turn("user", ("a <image>",))], []).token_ids
+
+
+def test_template_that_cuts_off_the_end_of_a_text_is_refused_beside_a_forged_one(byte_level: Backend) -> None:
+    builder = _builder_of(byte_level)("{% for m in messages %}{{ m.content[0].text.split('|')[0] }};{% endfor %}")
+    with pytest.raises(PromptError, match="control tokens"):
+        builder.build([Turn("user", ("b|c",)), Turn("user", ("<image>",))], [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -170,3 +171,21 @@ def test_several_ids_may_arrive_at_once(byte_level: Backend) -> None:
     detokenizer = tokenizer.detokenizer()
     text = "".join(detokenizer.push(ids[at : at + 3]) for at in range(0, len(ids), 3)) + detokenizer.finish()
     assert text == "größe 日本 🙂"
+
+
+class _Watched(Tokenizer):
+    """Remembers the most ids that were decoded at once."""
+
+    most_ids = 0
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        self.most_ids = max(self.most_ids, len(token_ids))
+        return super().decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+
+def test_streaming_does_not_decode_the_whole_answer_at_every_step(byte_level: Backend) -> None:
+    tokenizer = _Watched(Backend.from_str(byte_level.to_str()))
+    ids = tokenizer.encode("größe 日本 🙂 " * 30)
+    _streamed(tokenizer, ids)
+    assert len(ids) > 200
+    assert tokenizer.most_ids <= 8  # two characters of at most four bytes
