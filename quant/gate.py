@@ -35,7 +35,7 @@ class Limit:
 
 LIMITS: dict[str, dict[str, Limit]] = {
     "int8": {
-        "canary_cosine": Limit(0.95, "min"),
+        "canary_cosine": Limit(0.8, "min"),
         "kl_mean": Limit(0.02, "max"),
         "top1_agreement": Limit(0.98, "min"),
         "cosine_mean": Limit(0.99, "min"),
@@ -43,7 +43,7 @@ LIMITS: dict[str, dict[str, Limit]] = {
         "accuracy_loss_points": Limit(0.5, "max"),
     },
     "int4": {
-        "canary_cosine": Limit(0.7, "min"),
+        "canary_cosine": Limit(0.3, "min"),
         "kl_mean": Limit(0.05, "max"),
         "top1_agreement": Limit(0.96, "min"),
         "cosine_mean": Limit(0.99, "min"),
@@ -53,8 +53,9 @@ LIMITS: dict[str, dict[str, Limit]] = {
 }
 """By the `--weights` asked for, then by measure. An encoder is W8A8 under both, so its limits are the same.
 
-The canary is one run on nonsense: it tells a broken graph from a working one (a wrong layout gives a cosine near 0),
-and quality only where there is no evaluation.
+The canary is one run on nonsense: it tells a broken graph from a working one and says little of quality. Through 30
+decoder layers of random weights with gain 2, which multiply any rounding, a right graph kept a cosine of 0.90 (int8) and
+0.51 (int4); the same weights with nibbles or rows exchanged fell to 0.00.
 """
 
 

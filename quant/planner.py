@@ -62,7 +62,7 @@ RECIPES = {
 }
 _HEAD_BITS = 8
 _HEAD_BLOCKS = (128, 64, 32)
-_TABLE_BLOCKS = (32, 16)
+_TABLE_BLOCKS = (128, 64, 32, 16)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from quant.layers import Float32
 
 UInt8 = NDArray[np.uint8]
 
+_SLAB_WEIGHTS = 1 << 18  # 1 MiB at a time: the steps then stay in the cache, and a large matrix needs no large copies
+
 
 def zero_code(bits: int) -> int:
     """Return the code that stands for the weight 0."""
@@ -27,13 +29,23 @@ def quantize_blocks(rows: Float32, bits: int, block_size: int) -> tuple[UInt8, F
         bits: 2, 4 or 8.
         block_size: Weights per scale.
     """
-    zero = zero_code(bits)
-    blocks = _pad(rows, block_size).reshape(len(rows), -1, block_size)
+    num_blocks = -(-rows.shape[1] // block_size)
+    codes = np.empty((len(rows), num_blocks, block_size), np.uint8)
+    scales = np.empty((len(rows), num_blocks, 1), np.float32)
+    slab = max(1, _SLAB_WEIGHTS // max(1, rows.shape[1]))
+    for start in range(0, len(rows), slab):
+        part = slice(start, start + slab)
+        blocks = _pad(rows[part], block_size).reshape(-1, num_blocks, block_size)
+        codes[part], scales[part] = _quantize_slab(blocks, zero_code(bits))
+    return codes.reshape(len(rows), -1), scales[:, :, 0]
+
+
+def _quantize_slab(blocks: Float32, zero: int) -> tuple[UInt8, Float32]:
+    """Return codes as `blocks`, and scales with a last axis of 1."""
     peak_at = np.abs(blocks).argmax(axis=2)[:, :, None]
     scales = np.take_along_axis(blocks, peak_at, axis=2) / np.float32(-zero)
     steps = np.divide(blocks, scales, out=np.zeros_like(blocks), where=scales != 0)
-    codes = np.clip(np.rint(steps) + zero, 0, 2 * zero - 1).astype(np.uint8)
-    return codes.reshape(len(rows), -1), np.ascontiguousarray(scales[:, :, 0], np.float32)
+    return np.clip(np.rint(steps) + zero, 0, 2 * zero - 1).astype(np.uint8), scales
 
 
 def dequantize_blocks(codes: UInt8, scales: Float32, bits: int, num_inputs: int) -> Float32:

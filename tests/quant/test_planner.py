@@ -85,7 +85,7 @@ def look_up(model_of, rng, ids: str) -> ir.Graph:
 
 def test_a_token_table_becomes_int8(model_of, rng, manifest) -> None:
     plan = plan_component("embed_tokens", look_up(model_of, rng, "ids"), manifest, RECIPES["int4"])
-    assert labels(plan) == {"t": "gather_int8 8-bit b32"}
+    assert labels(plan) == {"t": "gather_int8 8-bit b64"}
     assert plan.scheme == "int8-weight-only"
 
 

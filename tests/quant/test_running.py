@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, CLIPModel
+
+from bundle.directory import read_manifest
+from bundle.errors import BundleFormatError
+from bundle.golden import canary_image
+from bundle.prompt import Placeholder, Turn
+from quant.running import DualEncoderRunner, VisionLanguageRunner
+
+TURNS = [Turn("user", (Placeholder.IMAGE, "What is this?"))]
+NUM_TOKENS = 12
+
+
+@pytest.fixture(scope="module")
+def runner(smolvlm_bundle: Path) -> VisionLanguageRunner:
+    return VisionLanguageRunner(smolvlm_bundle, read_manifest(smolvlm_bundle))
+
+
+def greedy_ids(runner: VisionLanguageRunner, embeds: np.ndarray, num_tokens: int) -> list[int]:
+    """Return the greedy continuation found one whole prompt at a time, without a cache."""
+    chosen: list[int] = []
+    for _ in range(num_tokens):
+        chosen.append(int(runner.answer_logits(embeds, [*chosen, 0])[-1].argmax()))
+    return chosen
+
+
+def test_feeding_an_answer_gives_the_logits_that_decoding_it_would(runner: VisionLanguageRunner) -> None:
+    embeds = runner.prompt_embeds(TURNS, [canary_image()])
+    chosen = greedy_ids(runner, embeds, 6)
+    assert len(set(chosen)) > 1  # a decoder that repeats itself would hide a shift by one
+    logits = runner.answer_logits(embeds, chosen)
+    assert logits.shape[0] == 6
+    assert logits.argmax(axis=1).tolist() == chosen
+
+
+def test_a_greedy_answer_is_the_text_of_its_greedy_tokens(runner: VisionLanguageRunner, smolvlm_bundle: Path) -> None:
+    embeds = runner.prompt_embeds(TURNS, [canary_image()])
+    manifest = read_manifest(smolvlm_bundle)
+    chosen = greedy_ids(runner, embeds, NUM_TOKENS)
+    ends = [at for at, token_id in enumerate(chosen) if token_id in manifest.eos_token_ids]
+    text = runner._prompts.tokenizer.decode(chosen[: ends[0]] if ends else chosen)
+    assert runner.answer(embeds, NUM_TOKENS) == text
+
+
+def test_logits_equal_transformers(runner: VisionLanguageRunner, smolvlm_checkpoint: Path) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(smolvlm_checkpoint).eval()
+    embeds = runner.prompt_embeds([Turn("user", ("Hello",))], [])
+    answer = runner.answer_ids("yes")
+    with torch.no_grad():
+        fed = model.get_input_embeddings()(torch.tensor([answer[:-1]]))
+        inputs = torch.cat([torch.from_numpy(embeds), fed], dim=1)
+        expected = model(inputs_embeds=inputs).logits[0, embeds.shape[1] - 1 :].numpy()
+    # float32 sums in another order, three layers with matrices of gain 2.
+    np.testing.assert_allclose(runner.answer_logits(embeds, answer), expected, atol=1e-3)
+
+
+def test_an_answer_ends_with_the_end_token(runner: VisionLanguageRunner, smolvlm_bundle: Path) -> None:
+    ids = runner.answer_ids("no")
+    assert ids[-1] in read_manifest(smolvlm_bundle).eos_token_ids
+    assert len(ids) == 3
+
+
+def test_another_image_is_another_prompt(runner: VisionLanguageRunner) -> None:
+    one = runner.prompt_embeds(TURNS, [canary_image()])
+    other = runner.prompt_embeds(TURNS, [Image.new("RGB", canary_image().size, "red")])
+    assert one.shape == other.shape
+    assert np.abs(one - other).max() > 0.01
+
+
+def test_generation_stops_at_the_models_longest_sequence(runner: VisionLanguageRunner, smolvlm_bundle: Path) -> None:
+    dims = read_manifest(smolvlm_bundle).decoder
+    assert dims is not None
+    embeds = np.ones((1, dims.max_positions - 1, dims.hidden_size), np.float32)
+    assert len(runner.answer(embeds, 50)) <= 2
+
+
+def test_embeddings_are_unit_length_and_equal_transformers(clip_bundle: Path, clip_checkpoint: Path) -> None:
+    manifest = read_manifest(clip_bundle)
+    runner = DualEncoderRunner(clip_bundle, manifest)
+    images = [canary_image(), Image.new("RGB", (33, 50), "blue")] * 20  # more than one batch
+    found = runner.embed_images(images)
+    pixels = torch.from_numpy(runner._images.preprocess(images).pixel_values)
+    model = CLIPModel.from_pretrained(clip_checkpoint).eval()
+    with torch.no_grad():
+        features = model.visual_projection(model.vision_model(pixels).pooler_output)
+        expected = torch.nn.functional.normalize(features, dim=1).numpy()
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+    # float32 sums in another order, two layers.
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_texts_longer_than_the_model_reads_are_cut(clip_bundle: Path) -> None:
+    runner = DualEncoderRunner(clip_bundle, read_manifest(clip_bundle))
+    assert runner.embed_texts(["a" * 500, "a"]).shape[0] == 2
+
+
+def test_a_bundle_of_the_other_task_is_refused(clip_bundle: Path, smolvlm_bundle: Path) -> None:
+    with pytest.raises(BundleFormatError, match="no decoder sizes"):
+        VisionLanguageRunner(clip_bundle, read_manifest(clip_bundle))
+    with pytest.raises(BundleFormatError, match="no embedding sizes"):
+        DualEncoderRunner(smolvlm_bundle, read_manifest(smolvlm_bundle))
