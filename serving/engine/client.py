@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +14,7 @@ from bundle.directory import open_bundle
 from bundle.errors import BundleError, EngineDeadError, ModelNotFoundError, TaskError
 from serving.engine.dual import DualEncoder
 from serving.engine.generative import GenerativeModel
+from serving.engine.pool import PreprocessPool
 from serving.engine.protocol import (
     ClassifyRequest,
     ClassifyResult,
@@ -35,7 +35,7 @@ Wanted = TypeVar("Wanted", GenerativeModel, DualEncoder)
 _TASK_OF_MODEL: dict[type[Model], str] = {GenerativeModel: "answering questions", DualEncoder: "embedding"}
 
 
-def load_model(directory: Path, settings: EngineSettings, pool: ThreadPoolExecutor) -> Model:
+def load_model(directory: Path, settings: EngineSettings, pool: PreprocessPool) -> Model:
     """Return the model of a bundle, opened and checked, not started.
 
     Raises:
@@ -61,7 +61,7 @@ class LocalClient:
     def __init__(self, bundles: Sequence[Path], settings: EngineSettings) -> None:
         self._bundles = tuple(bundles)
         self._settings = settings
-        self._pool = ThreadPoolExecutor(settings.preprocess_threads, thread_name_prefix="preprocess")
+        self._pool = PreprocessPool(settings.preprocess_threads)
         self._models: dict[str, Model] = {}
         self._state = "models are loading"  # empty while serving
 
@@ -94,7 +94,7 @@ class LocalClient:
         self._state = "the engine was stopped"
         for model in self._models.values():
             await asyncio.to_thread(model.close)
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.close()
 
     async def __aenter__(self) -> LocalClient:
         await self.start()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from serving.engine.admission import Admission
 from serving.engine.batching import BatchWorker
 from serving.engine.canary import check_canary
 from serving.engine.generative import card_of
+from serving.engine.pool import PreprocessPool
 from serving.engine.protocol import (
     ClassifyRequest,
     ClassifyResult,
@@ -51,7 +51,7 @@ class DualEncoder:
         MachineError: This machine cannot run it.
     """
 
-    def __init__(self, directory: Path, manifest: Manifest, settings: EngineSettings, pool: Executor) -> None:
+    def __init__(self, directory: Path, manifest: Manifest, settings: EngineSettings, pool: PreprocessPool) -> None:
         if manifest.dual is None:
             raise BundleFormatError(f"{directory} has no dual-encoder sizes; it cannot embed")
         self._manifest = manifest
@@ -141,8 +141,7 @@ class DualEncoder:
 
     async def _embed_texts(self, texts: Sequence[str]) -> tuple[Vectors, int]:
         """Return [n, E] unit vectors and the tokens they took."""
-        loop = asyncio.get_running_loop()
-        rows = await asyncio.gather(*(loop.run_in_executor(self._pool, self._tokenized, text) for text in texts))
+        rows = await asyncio.gather(*(self._pool.run(self._tokenized, text) for text in texts))
         futures = [asyncio.wrap_future(self._text_worker.submit(row)) for row in rows]
         vectors = await asyncio.gather(*futures)
         return self._unit(vectors), sum(row.num_tokens for row in rows)

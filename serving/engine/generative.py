@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from concurrent.futures import Executor
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from serving.engine.answer import Answer
 from serving.engine.cache import cache_shape
 from serving.engine.canary import check_canary
 from serving.engine.engine import Engine, Failed, Sampled, TokenStream
+from serving.engine.pool import PreprocessPool
 from serving.engine.protocol import (
     FinishedEvent,
     FinishReason,
@@ -78,7 +78,7 @@ class GenerativeModel:
         MachineError: This machine cannot run it.
     """
 
-    def __init__(self, directory: Path, manifest: Manifest, settings: EngineSettings, pool: Executor) -> None:
+    def __init__(self, directory: Path, manifest: Manifest, settings: EngineSettings, pool: PreprocessPool) -> None:
         if manifest.decoder is None or manifest.image_prompt is None:
             raise BundleFormatError(f"{directory} has no decoder or no image prompt; it cannot answer questions")
         self._manifest = manifest
@@ -168,8 +168,7 @@ class GenerativeModel:
         parts = [part for message in messages for part in message.parts if isinstance(part, ImagePart)]
         decoded = await asyncio.gather(*(self._vision.decode(part.data) for part in parts))
         layouts = [image.layout for image in decoded]
-        loop = asyncio.get_running_loop()
-        prompt = await loop.run_in_executor(self._pool, self._prompts.build, _turns(messages), layouts)
+        prompt = await self._pool.run(self._prompts.build, _turns(messages), layouts)
         self._check_length(prompt)
         prompted_s = time.monotonic()
         images = await asyncio.gather(*(self._vision.encode(image) for image in decoded))

@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from bundle.image import ImageSpec, TileLayout
 from bundle.manifest import Manifest
 from serving.engine.batching import BatchWorker
 from serving.engine.feature_cache import FeatureCache
+from serving.engine.pool import PreprocessPool
 from serving.engine.session import Session
 from serving.engine.settings import EngineSettings
 
@@ -65,10 +65,10 @@ class VisionStage:
         pool: Decodes and preprocesses.
     """
 
-    def __init__(self, directory: Path, manifest: Manifest, settings: EngineSettings, pool: Executor) -> None:
+    def __init__(self, directory: Path, manifest: Manifest, settings: EngineSettings, pool: PreprocessPool) -> None:
         self.session = Session(directory, manifest.components["vision_encoder"], settings)
         self._spec = ImageSpec.model_validate_json((directory / "preprocessor.json").read_bytes())
-        self._identity = _identity(manifest, self._spec)
+        self._identity = encoder_identity(manifest, self._spec)
         self._pool = pool
         self._max_tiles = settings.vision_batch_tiles
         self.cache = FeatureCache(settings.image_cache_bytes)
@@ -96,7 +96,7 @@ class VisionStage:
         Raises:
             ImageError: The bytes are not an image, or one over the limits.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._decode, data)
+        return await self._pool.run(self._decode, data)
 
     async def encode(self, image: DecodedImage) -> EncodedImage:
         """Return the features of an image: kept ones, those being computed for somebody else, or new ones."""
@@ -130,9 +130,8 @@ class VisionStage:
         return DecodedImage(digest.digest(), image, self._spec.layout(*image.size))
 
     async def _encode(self, image: DecodedImage) -> EncodedImage:
-        loop = asyncio.get_running_loop()
         started_s = time.monotonic()
-        processed = await loop.run_in_executor(self._pool, self._spec.preprocess, [image.image])
+        processed = await self._pool.run(self._spec.preprocess, [image.image])
         preprocessed_s = time.monotonic()
         features = await asyncio.wrap_future(self.worker.submit(processed.pixel_values))
         self.cache.put(image.key, features)
@@ -144,7 +143,7 @@ class VisionStage:
             task.exception()  # seen here even when every caller has left
 
 
-def _identity(manifest: Manifest, spec: ImageSpec) -> bytes:
+def encoder_identity(manifest: Manifest, spec: ImageSpec) -> bytes:
     """Return what, beside the pixels, decides an image's features: the encoder's files and the preprocessing."""
     file = manifest.components["vision_encoder"].file
     digests = [manifest.files[name].sha256 for name in sorted(manifest.files) if name.startswith(file)]
