@@ -162,7 +162,8 @@ class RopeConfig:
             self.high_freq_factor - self.low_freq_factor
         )
         kept = np.clip(blend, 0.0, 1.0)
-        return (kept * plain + (1.0 - kept) * plain / self.factor).astype(np.float32)
+        blended: npt.NDArray[np.float32] = (kept * plain + (1.0 - kept) * plain / self.factor).astype(np.float32)
+        return blended
 
 
 @dataclass(frozen=True)

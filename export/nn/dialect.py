@@ -164,19 +164,20 @@ class Portable(Dialect):
     """Standard operators only, for TensorRT as well as ONNX Runtime."""
 
     name = "portable"
-    opset_imports: ClassVar[Mapping[str, int]] = {"": 23}
+    opset_imports: ClassVar[Mapping[str, int]] = {"": 24}
 
     def attention(
         self, op: OpBuilder, query: ir.Value, key: ir.Value, value: ir.Value, heads: Heads, bias: ir.Value | None
     ) -> ir.Value:
-        """Return attention by the standard Attention of opset 23."""
+        """Return attention by the standard Attention."""
         return op.Attention(
             query, key, value, bias, q_num_heads=heads.num, kv_num_heads=heads.num_kv, scale=heads.scale
         )
 
     def lengths(self, op: OpBuilder, inputs_embeds: ir.Value, past_lengths: ir.Value) -> Lengths:
-        """Refuse: see `cached_attention`."""
-        raise _no_portable_decoder()
+        """Return the first row to write and the number of valid rows after the step, [B] int64 each."""
+        totals = op.Add(past_lengths, op.Shape(inputs_embeds, start=1, end=2))
+        return Lengths((past_lengths, totals))
 
     def cached_attention(
         self,
@@ -188,14 +189,28 @@ class Portable(Dialect):
         lengths: Lengths,
         heads: Heads,
     ) -> tuple[ir.Value, CacheRows]:
-        """Refuse: the lowering to TensorScatter and Attention of opset 24 is not built."""
-        raise _no_portable_decoder()
+        """Return attention by TensorScatter into the cache and the standard Attention over it, both of opset 24."""
+        first_rows, totals = lengths.values
+        keys = op.TensorScatter(past.key, _split(op, key, heads.num_kv, heads.size), first_rows, axis=2)
+        values = op.TensorScatter(past.value, _split(op, value, heads.num_kv, heads.size), first_rows, axis=2)
+        attended = op.Attention(
+            _split(op, query, heads.num, heads.size),
+            keys,
+            values,
+            None,
+            None,
+            None,
+            totals,
+            is_causal=1,
+            scale=heads.scale,
+        )
+        merged = op.Reshape(op.Transpose(attended, perm=[0, 2, 1, 3]), [0, 0, heads.num * heads.size])
+        return merged, CacheRows(keys, values)
 
 
-def _no_portable_decoder() -> UnsupportedConfigError:
-    return UnsupportedConfigError(
-        "The portable dialect has no decoder yet, only vision and text encoders. Export with --dialect contrib."
-    )
+def _split(op: OpBuilder, x: ir.Value, num_heads: int, size: int) -> ir.Value:
+    """Return [B, heads, T, C] from [B, T, heads*C]."""
+    return op.Transpose(op.Reshape(x, [0, 0, num_heads, size]), perm=[0, 2, 1, 3])
 
 
 DIALECTS: Mapping[str, type[Dialect]] = {"contrib": Contrib, "portable": Portable}

@@ -77,13 +77,17 @@ NAMES = (
 )
 
 
-@pytest.fixture(scope="module", params=NAMES)
+DIALECTS = ("contrib", "portable")
+
+
+@pytest.fixture(scope="module", params=[(name, dialect) for name in NAMES for dialect in DIALECTS], ids="-".join)
 def pair(
     request: pytest.FixtureRequest, checkpoints: ModuleType, open_graphs: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Pair:
-    folder = tmp_path_factory.mktemp(request.param)
-    model = geometries(checkpoints)[request.param](folder / "checkpoint")
-    export_checkpoint(folder / "checkpoint", folder / "bundle")
+    name, dialect = request.param
+    folder = tmp_path_factory.mktemp(name)
+    model = geometries(checkpoints)[name](folder / "checkpoint")
+    export_checkpoint(folder / "checkpoint", folder / "bundle", dialect=dialect)
     return Pair(model, open_graphs(folder / "bundle"))
 
 
@@ -136,6 +140,21 @@ def test_ragged_batch_equals_each_row_alone(pair: Pair) -> None:
         expected = pair.reference(ids[row : row + 1, : length + 4])[0]
         found = np.concatenate([first[row, :length], *(step[row] for step in steps)])
         assert_allclose(found, expected, atol=LOGIT_TOLERANCE)
+
+
+def test_portable_decoder_appends_several_tokens_to_several_sequences(pair: Pair) -> None:
+    """What GroupQueryAttention cannot do (docs/bundle-format.md)."""
+    if pair.graphs.manifest.dialect == "contrib":
+        pytest.skip("the contrib dialect appends several tokens to one sequence at a time")
+    lengths = np.array([6, 13])
+    ids = random_ids(7, 2, 24)
+    embeds = pair.graphs.embed(ids)
+    decoder = pair.graphs.decoder(2, 24)
+    decoder.step(embeds[:, :13], lengths)
+    found = decoder.step(np.stack([embeds[row, length : length + 5] for row, length in enumerate(lengths)]))
+    for row, length in enumerate(lengths):
+        expected = pair.reference(ids[row : row + 1, : length + 5])[0, length:]
+        assert_allclose(found[row], expected, atol=LOGIT_TOLERANCE)
 
 
 def test_greedy_decoding_gives_the_reference_tokens(pair: Pair) -> None:
