@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -124,12 +124,12 @@ class FakeClient:
                 await self._pause(index)
                 yield TokenEvent(word, (index,))
             await self._pause(len(words), is_end=True)
-            yield FinishedEvent(reason, usage, _timings(started_s, self.behaviour.first_token_s))
         except (GeneratorExit, asyncio.CancelledError):
             self.cancelled.append(request.request_id)
             raise
         finally:
             self.num_running -= 1
+        yield FinishedEvent(reason, usage, _timings(started_s, self.behaviour.first_token_s))
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """Return vectors of unit length that depend on the input alone."""
@@ -156,7 +156,7 @@ class FakeClient:
             "num_requests_waiting": 0.0,
             "kv_cache_usage_perc": min(1.0, self.num_running / self.behaviour.max_running),
         }
-        return Health(self.behaviour.health.is_ready, self.behaviour.health.reason, gauges)
+        return replace(self.behaviour.health, gauges=gauges)
 
     def _card(self, model: str, task: Task) -> ModelCard:
         if (card := self._cards.get(model)) is None:

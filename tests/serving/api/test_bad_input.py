@@ -1,0 +1,202 @@
+"""Whatever a caller sends: a clear error of the one form, and the next request is answered."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import struct
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from serving.engine.fake import FakeClient
+
+CHAT = "/v1/chat/completions"
+
+
+def huge_png(width: int, height: int) -> bytes:
+    """Return a small file whose header announces a large image."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+
+
+def noisy_png() -> bytes:
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def url_of(data: bytes, media_type: str = "image/png") -> str:
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
+
+
+BAD_IMAGES = {
+    "not an image": url_of(b"these bytes are a text, not an image"),
+    "truncated": url_of(noisy_png()[:200]),
+    "20000x20000": url_of(huge_png(20000, 20000)),
+    "zero bytes": "data:image/png;base64,",
+    "not base64": "data:image/png;base64,@@@@",
+    "base64 with a line break": "data:image/png;base64,AAAA\nAAAA",
+    "cut base64": "data:image/png;base64,AAAAA",
+    "no base64 mark": "data:image/png,AAAA",
+    "no comma": "data:image/png;base64",
+    "no image's media type": url_of(b"x", "text/html"),
+    "svg": url_of(b"<svg/>", "image/svg+xml"),
+    "http": "http://127.0.0.1/cat.png",
+    "https": "HTTPS://example.com/cat.png",
+    "file": "file:///etc/passwd",
+    "path": "/etc/passwd",
+    "empty": "",
+}
+
+
+@pytest.mark.parametrize("url", BAD_IMAGES.values(), ids=BAD_IMAGES.keys())
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_bad_image_is_a_400_and_the_next_is_answered(
+    api: Any, ask: Callable[..., Any], url: str, stream: bool, png: bytes, image_part: Any
+) -> None:
+    response = api.post(CHAT, ask([{"type": "image_url", "image_url": {"url": url}}], stream=stream))
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, "invalid_image")
+    assert len(error["message"]) < 300
+    assert api.post(CHAT, ask([image_part(png)])).status_code == 200
+
+
+def test_a_single_pixel_is_an_image(api: Any, ask: Callable[..., Any], image_part: Any) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(buffer, "PNG")
+    assert api.post(CHAT, ask([image_part(buffer.getvalue())])).status_code == 200
+
+
+def test_an_image_over_the_byte_limit_is_refused_before_it_is_decoded(
+    make_caller: Any, ask: Callable[..., Any], image_part: Any
+) -> None:
+    api = make_caller(max_image_bytes=100)
+    error = api.post(CHAT, ask([image_part(b"\0" * 101)])).json()["error"]
+    assert "holds 101 bytes; at most 100" in error["message"]
+    assert error["param"] == "messages.0.content.0.image_url.url"
+    assert "not an image" in api.post(CHAT, ask([image_part(b"\0" * 100)])).text.lower()
+
+
+BAD_CHATS: dict[str, tuple[dict[str, Any], int, str | None]] = {
+    "unknown model": ({"model": "nobody"}, 404, "model"),
+    "no model": ({"model": None}, 400, "model"),
+    "another task's model": ({"model": "fake-clip"}, 400, "model"),
+    "unknown field": ({"colour": 1}, 400, "colour"),
+    "unsupported field": ({"tools": []}, 400, "tools"),
+    "unsupported even where empty": ({"logprobs": False}, 400, "logprobs"),
+    "two choices": ({"n": 2}, 400, "n"),
+    "no messages": ({"messages": []}, 400, "messages"),
+    "messages are no list": ({"messages": "hi"}, 400, "messages"),
+    "a message without a role": ({"messages": [{"content": "a"}]}, 400, "messages.0.role"),
+    "a message without content": ({"messages": [{"role": "user"}]}, 400, "messages.0.content"),
+    "an unknown role": ({"messages": [{"role": "tool", "content": "a"}]}, 400, "messages.0.role"),
+    "an unknown field in a message": (
+        {"messages": [{"role": "user", "content": "a", "name": "me"}]},
+        400,
+        "messages.0.name",
+    ),
+    "an unknown part": (
+        {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},
+        400,
+        "messages.0.content.0.type",
+    ),
+    "a part without a type": ({"messages": [{"role": "user", "content": [{}]}]}, 400, "messages.0.content.0.type"),
+    "an unsupported detail": (
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "", "detail": "high"}}]}
+            ]
+        },
+        400,
+        "messages.0.content.0.image_url.detail",
+    ),
+    "an image by the system": (
+        {"messages": [{"role": "system", "content": [{"type": "image_url", "image_url": {"url": ""}}]}]},
+        400,
+        "messages.0.content.0.type",
+    ),
+    "more tokens than the context": ({"messages": [{"role": "user", "content": "a " * 100}]}, 400, "messages"),
+    "no tokens": ({"max_tokens": 0}, 400, "max_tokens"),
+    "a number as text": ({"max_tokens": "5"}, 400, "max_tokens"),
+    "a boolean as number": ({"max_tokens": True}, 400, "max_tokens"),
+    "hot": ({"temperature": 2.1}, 400, "temperature"),
+    "cold": ({"temperature": -0.1}, 400, "temperature"),
+    "no mass": ({"top_p": 0}, 400, "top_p"),
+    "too much mass": ({"top_p": 1.1}, 400, "top_p"),
+    "negative top_k": ({"top_k": -1}, 400, "top_k"),
+    "a huge seed": ({"seed": 2**63}, 400, "seed"),
+    "five stops": ({"stop": ["a"] * 5}, 400, "stop"),
+    "an empty stop": ({"stop": ""}, 400, "stop"),
+    "two limits": ({"max_tokens": 1, "max_completion_tokens": 2}, 400, "max_tokens"),
+    "stream options without a stream": ({"stream_options": {"include_usage": True}}, 400, "stream_options"),
+    "an unknown stream option": (
+        {"stream": True, "stream_options": {"chunk": 1}},
+        400,
+        "stream_options.chunk",
+    ),
+}
+
+
+@pytest.mark.parametrize(("fields", "status", "param"), BAD_CHATS.values(), ids=BAD_CHATS.keys())
+def test_a_bad_chat_is_refused_by_the_fields_name(
+    api: Any, engine: FakeClient, ask: Callable[..., Any], fields: dict[str, Any], status: int, param: str | None
+) -> None:
+    response = api.post(CHAT, {**ask(), **fields})
+    error = response.json()["error"]
+    assert (response.status_code, error["param"], error["type"]) == (status, param, "invalid_request_error")
+    assert api.post(CHAT, ask()).status_code == 200
+    assert engine.num_running == 0
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"null", b"[]", b'"text"', b"\xff\xfe", b"[" * 100_000, b'{"model": NaN, "messages": [1]}'],
+    ids=["nothing", "cut", "null", "list", "text", "not utf-8", "deep", "NaN"],
+)
+def test_a_body_that_is_no_json_object_is_a_400(api: Any, ask: Callable[..., Any], content: bytes) -> None:
+    response = api.request("POST", CHAT, content=content, headers={"Content-Type": "application/json"})
+    assert response.status_code == 400
+    assert response.json()["error"]["type"] == "invalid_request_error"
+    assert api.post(CHAT, ask()).status_code == 200
+
+
+def test_json_under_another_content_type_is_a_400(api: Any, ask: Callable[..., Any]) -> None:
+    response = api.request("POST", CHAT, content=json.dumps(ask()), headers={"Content-Type": "text/plain"})
+    assert response.status_code == 400
+    assert "application/json" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/v1/nothing", 404), ("GET", CHAT, 405)])
+def test_a_wrong_path_or_method_has_the_one_error_form(api: Any, method: str, path: str, status: int) -> None:
+    response = api.request(method, path)
+    assert response.status_code == status
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
+NAMES = st.sampled_from(
+    ["model", "messages", "role", "content", "type", "text", "image_url", "url", "stream", "stop", "n", "x"]
+)
+LEAVES = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5)
+)
+LEAVES |= st.sampled_from(["fake-vlm", "user", "system", "text", "image_url", "data:image/png;base64,AAAA"])
+JSON = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4), max_leaves=12
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=st.dictionaries(NAMES, JSON) | JSON)
+def test_no_json_breaks_the_server(api: Any, body: Any) -> None:
+    for path in (CHAT, "/v1/embeddings", "/v1/classify"):
+        response = api.post(path, body)
+        assert response.status_code in (200, 400, 404)
+        if response.status_code != 200:
+            assert set(response.json()["error"]) == {"message", "type", "param", "code"}

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from bundle.errors import EngineDeadError, OverloadedError, PocketVLMError
+from serving.engine.fake import FakeClient
+from serving.engine.protocol import ImagePart, Message, SamplingParams, TextPart
+
+CHAT = "/v1/chat/completions"
+Ask = Callable[..., dict[str, Any]]
+
+
+def test_an_answer_holds_text_reason_usage_and_timings(api: Any, ask: Ask) -> None:
+    body = api.post(CHAT, ask("one two")).json()
+    assert body["choices"] == [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "0 images. one two", "refusal": None},
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+    ]
+    assert body["usage"] == {
+        "prompt_tokens": 2,
+        "completion_tokens": 4,
+        "total_tokens": 6,
+        "prompt_tokens_details": {"image_tokens": 0},
+    }
+    assert (body["object"], body["model"]) == ("chat.completion", "fake-vlm")
+    assert body["timings"]["total_s"] > 0
+
+
+def test_parts_reach_the_engine_in_their_order(api: Any, engine: FakeClient, png: bytes, image_part: Any) -> None:
+    content = [{"type": "text", "text": "a"}, image_part(png), {"type": "text", "text": "b"}]
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": content}]
+    assert api.post(CHAT, {"model": "fake-vlm", "messages": messages}).status_code == 200
+    assert engine.generations[0].messages == (
+        Message("system", (TextPart("be brief"),)),
+        Message("user", (TextPart("a"), ImagePart(png), TextPart("b"))),
+    )
+
+
+def test_sampling_fields_reach_the_engine(api: Any, engine: FakeClient, ask: Ask) -> None:
+    fields = {"max_tokens": 9, "temperature": 0.5, "top_p": 0.9, "top_k": 7, "seed": 3, "stop": ["x", "y"]}
+    assert api.post(CHAT, ask(**fields)).status_code == 200
+    assert engine.generations[0].sampling == SamplingParams(9, 0.5, 0.9, 7, 3, ("x", "y"))
+
+
+def test_absent_and_null_sampling_fields_take_the_engines_defaults(api: Any, engine: FakeClient, ask: Ask) -> None:
+    nulls = dict.fromkeys(("max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "n", "stream_options"))
+    assert api.post(CHAT, ask()).status_code == api.post(CHAT, ask(**nulls)).status_code == 200
+    assert engine.generations[0].sampling == engine.generations[1].sampling == SamplingParams()
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+def test_either_name_of_the_token_limit_ends_the_answer(api: Any, ask: Ask, field: str) -> None:
+    choice = api.post(CHAT, ask("a b c d", **{field: 3})).json()["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("0 images. a", "length")
+
+
+def test_one_stop_string_may_be_sent_without_a_list(api: Any, ask: Ask) -> None:
+    assert api.post(CHAT, ask("a b c", stop=" b")).json()["choices"][0]["message"]["content"] == "0 images. a"
+
+
+def test_a_stream_is_role_then_text_then_reason_then_done(api: Any, ask: Ask, read_events: Any) -> None:
+    response = api.post(CHAT, ask("one two", stream=True))
+    *chunks, done = read_events(response.text)
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert deltas[0] == {"role": "assistant", "content": ""}
+    assert "".join(delta["content"] for delta in deltas[1:-1]) == "0 images. one two"
+    assert (deltas[-1], done) == ({}, "[DONE]")
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None] * (len(chunks) - 1) + ["stop"]
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    assert all("usage" not in chunk for chunk in chunks)
+
+
+def test_a_stream_ends_with_usage_where_asked(api: Any, ask: Ask, read_events: Any) -> None:
+    text = api.post(CHAT, ask("one two", stream=True, stream_options={"include_usage": True})).text
+    *chunks, last, done = read_events(text)
+    assert all(chunk["usage"] is None for chunk in chunks)
+    assert (last["choices"], last["usage"]["completion_tokens"], done) == ([], 4, "[DONE]")
+
+
+def test_streamed_and_whole_answers_are_the_same_text(api: Any, ask: Ask, read_events: Any) -> None:
+    whole = api.post(CHAT, ask("ünïcode 漢字 \n\n data: x")).json()["choices"][0]["message"]["content"]
+    *chunks, _ = read_events(api.post(CHAT, ask("ünïcode 漢字 \n\n data: x", stream=True)).text)
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == whole
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("failure", "status", "code"),
+    [(OverloadedError("full"), 429, "overloaded"), (EngineDeadError("worker died"), 503, "engine_dead")],
+)
+def test_a_failure_before_the_first_token_has_its_status(
+    api: Any, engine: FakeClient, ask: Ask, stream: bool, failure: PocketVLMError, status: int, code: str
+) -> None:
+    engine.behaviour.failure = failure
+    response = api.post(CHAT, ask(stream=stream))
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["message"]) == (status, code, str(failure))
+    assert response.headers.get("retry-after") == ("1" if status == 429 else None)
+
+
+def test_a_failure_inside_a_stream_is_an_error_event_then_done(
+    api: Any, engine: FakeClient, ask: Ask, read_events: Any
+) -> None:
+    engine.behaviour.failure, engine.behaviour.failure_after_tokens = EngineDeadError("worker died"), 2
+    response = api.post(CHAT, ask("a b c", stream=True))
+    *chunks, error, done = read_events(response.text)
+    assert response.status_code == 200
+    assert [c["choices"][0]["delta"].get("content") for c in chunks] == ["", "0", " images."]
+    assert error["error"] == {
+        "message": "worker died",
+        "type": "unavailable_error",
+        "param": None,
+        "code": "engine_dead",
+    }
+    assert done == "[DONE]"
+
+
+def test_an_unexpected_failure_keeps_its_text_to_the_log(api: Any, engine: FakeClient, ask: Ask) -> None:
+    engine.behaviour.failure = ValueError("secret path")  # type: ignore[assignment]
+    for stream in (False, True):
+        response = api.post(CHAT, ask(stream=stream), headers={"X-Request-ID": "mine"})
+        assert response.status_code == 500
+        assert response.json()["error"]["code"] == "internal"
+        assert "secret" not in response.text
+        assert response.headers["x-request-id"] == "mine"
+
+
+def test_ids_differ_even_where_clients_send_one_request_id(api: Any, engine: FakeClient, ask: Ask) -> None:
+    ids = {api.post(CHAT, ask(), headers={"X-Request-ID": "same"}).json()["id"] for _ in range(3)}
+    assert len(ids) == 3
+    assert {request.request_id for request in engine.generations} == ids
+
+
+def test_more_images_than_allowed_are_refused(make_caller: Any, ask: Ask, png: bytes, image_part: Any) -> None:
+    api = make_caller(max_images=2)
+    assert api.post(CHAT, ask([image_part(png)] * 2)).status_code == 200
+    assert "3 images; one request may hold 2" in api.post(CHAT, ask([image_part(png)] * 3)).json()["error"]["message"]
+
+
+def test_tokens_are_sent_as_they_come(server_url: str, engine: FakeClient, ask: Ask) -> None:
+    """Each wait is 0.1 s; half of it is left to a busy machine."""
+    import httpx
+
+    engine.behaviour.token_s = 0.1
+    arrivals = []
+    with httpx.stream("POST", server_url + CHAT, json=ask("a b", stream=True)) as response:
+        for line in response.iter_lines():
+            if '"content":"' in line:
+                arrivals.append(time.monotonic())
+    assert len(arrivals) == 5
+    assert arrivals[-1] - arrivals[1] > 3 * 0.05

@@ -1,0 +1,67 @@
+"""A client that goes away, on real sockets: its work stops, and nobody else's."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from serving.engine.fake import FakeClient
+
+CHAT = "/v1/chat/completions"
+PATIENCE_S = 5.0  # far more than an idle machine needs, far less than the answers below take
+
+
+def wait_until(is_true: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not is_true():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_work_stops_when_the_client_leaves_before_the_first_token(
+    server_url: str, engine: FakeClient, ask: Callable[..., Any], stream: bool
+) -> None:
+    engine.behaviour.first_token_s = 60
+    connection = http.client.HTTPConnection(server_url.removeprefix("http://"))
+    connection.request("POST", CHAT, json.dumps(ask(stream=stream)), {"Content-Type": "application/json"})
+    wait_until(lambda: engine.num_running == 1)
+    connection.close()
+    wait_until(lambda: engine.num_running == 0)
+    assert engine.cancelled == [engine.generations[0].request_id]
+
+
+def test_work_stops_when_the_client_leaves_a_stream(
+    server_url: str, engine: FakeClient, ask: Callable[..., Any]
+) -> None:
+    engine.behaviour.token_s = 60
+    with httpx.stream("POST", server_url + CHAT, json=ask(stream=True)) as response:
+        next(response.iter_lines())
+        assert engine.num_running == 1
+    wait_until(lambda: engine.num_running == 0)
+    assert len(engine.cancelled) == 1
+    metrics = httpx.get(f"{server_url}/metrics").text
+    assert 'pocketvlm:request_success_total{finished_reason="abort",model_name="fake-vlm"} 1.0' in metrics
+
+
+def test_an_embedding_stops_when_the_client_leaves(server_url: str, engine: FakeClient) -> None:
+    engine.behaviour.first_token_s = 60
+    connection = http.client.HTTPConnection(server_url.removeprefix("http://"))
+    body = json.dumps({"model": "fake-clip", "input": "a"})
+    connection.request("POST", "/v1/embeddings", body, {"Content-Type": "application/json"})
+    wait_until(lambda: engine.num_running == 1)
+    connection.close()
+    wait_until(lambda: engine.num_running == 0)
+
+
+def test_a_finished_answer_is_not_cancelled(server_url: str, engine: FakeClient, ask: Callable[..., Any]) -> None:
+    for stream in (False, True):
+        assert httpx.post(server_url + CHAT, json=ask(stream=stream)).status_code == 200
+    assert engine.cancelled == []
+    assert engine.num_running == 0

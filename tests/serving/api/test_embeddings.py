@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving.engine.fake import EMBEDDING_SIZE
+
+EMBEDDINGS = "/v1/embeddings"
+
+
+def vectors(body: dict[str, Any]) -> np.ndarray:
+    assert [item["index"] for item in body["data"]] == list(range(len(body["data"])))
+    return np.array([item["embedding"] for item in body["data"]], np.float32)
+
+
+def test_one_text_and_a_list_of_texts_are_embedded(api: Any) -> None:
+    one = api.post(EMBEDDINGS, {"model": "fake-clip", "input": "a cat"}).json()
+    two = api.post(EMBEDDINGS, {"model": "fake-clip", "input": ["a cat", "a dog"]}).json()
+    assert vectors(one).shape == (1, EMBEDDING_SIZE)
+    np.testing.assert_array_equal(vectors(two)[0], vectors(one)[0])
+    assert two["usage"] == {"prompt_tokens": 4, "total_tokens": 4}
+    assert (two["object"], two["model"], two["data"][0]["object"]) == ("list", "fake-clip", "embedding")
+
+
+def test_images_and_texts_mix_in_their_order(api: Any, png: bytes, image_part: Any) -> None:
+    image = image_part(png)
+    mixed = vectors(
+        api.post(EMBEDDINGS, {"model": "fake-clip", "input": ["a", image, {"type": "text", "text": "b"}]}).json()
+    )
+    alone = [
+        vectors(api.post(EMBEDDINGS, {"model": "fake-clip", "input": [item]}).json())[0] for item in ("a", image, "b")
+    ]
+    np.testing.assert_array_equal(mixed, alone)
+
+
+def test_base64_holds_the_same_float32_bits_as_the_numbers(api: Any) -> None:
+    body = {"model": "fake-clip", "input": ["a", "b"]}
+    numbers = vectors(api.post(EMBEDDINGS, body).json())
+    encoded = api.post(EMBEDDINGS, {**body, "encoding_format": "base64"}).json()["data"]
+    decoded = [np.frombuffer(base64.b64decode(item["embedding"]), "<f4") for item in encoded]
+    np.testing.assert_array_equal(numbers, decoded)
+
+
+def test_messages_of_one_part_are_inputs(api: Any, png: bytes, image_part: Any) -> None:
+    image = image_part(png)
+    messages = [{"role": "user", "content": [image]}, {"role": "user", "content": "a"}]
+    by_messages = api.post(EMBEDDINGS, {"model": "fake-clip", "messages": messages}).json()
+    by_input = api.post(EMBEDDINGS, {"model": "fake-clip", "input": [image, "a"]}).json()
+    np.testing.assert_array_equal(vectors(by_messages), vectors(by_input))
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"input": "a", "dimensions": 4}, "dimensions"),
+        ({"input": "a", "encoding_format": "int8"}, "encoding_format"),
+        ({"input": []}, "input"),
+        ({"input": ""}, "input"),
+        ({"input": [1, 2]}, "input.0"),
+        ({"input": [[1, 2]]}, "input.0"),
+        ({}, "input"),
+        ({"input": "a", "messages": [{"role": "user", "content": "a"}]}, "input"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 2}]}, "messages.0.content"),
+    ],
+)
+def test_what_cannot_be_embedded_is_refused_by_name(api: Any, fields: dict[str, Any], param: str) -> None:
+    response = api.post(EMBEDDINGS, {"model": "fake-clip", **fields})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+def test_more_inputs_than_allowed_are_refused(make_caller: Any) -> None:
+    api = make_caller(max_inputs=2)
+    assert api.post(EMBEDDINGS, {"model": "fake-clip", "input": ["a"] * 2}).status_code == 200
+    refused = api.post(EMBEDDINGS, {"model": "fake-clip", "input": ["a"] * 3})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "input")

@@ -1,0 +1,91 @@
+"""The official OpenAI client, unchanged, against a real socket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+
+from bundle.errors import EngineDeadError, OverloadedError
+from serving.engine.fake import EMBEDDING_SIZE, FakeClient
+
+
+@pytest.fixture
+def client(server_url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server_url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def messages(text: str, *images: dict[str, Any]) -> list[Any]:
+    return [{"role": "user", "content": [*images, {"type": "text", "text": text}]}]
+
+
+def test_chat(client: openai.OpenAI, png: bytes, image_part: Any) -> None:
+    answer = client.chat.completions.create(
+        model="fake-vlm",
+        messages=messages("what is it", image_part(png)),
+        max_tokens=3,
+        temperature=0,
+        top_p=1,
+        seed=1,
+        stop=["z"],
+        n=1,
+        extra_body={"top_k": 5},
+    )
+    assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("1 images. what", "length")
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (7, 3)
+    assert answer._request_id
+
+
+def test_streamed_chat_with_usage(client: openai.OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model="fake-vlm", messages=messages("a b"), stream=True, stream_options={"include_usage": True}
+    )
+    chunks = list(stream)
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == "0 images. a b"
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 4
+
+
+def test_embeddings_in_the_clients_default_base64_and_in_numbers(client: openai.OpenAI) -> None:
+    default = client.embeddings.create(model="fake-clip", input=["a", "b"])
+    numbers = client.embeddings.create(model="fake-clip", input=["a", "b"], encoding_format="float")
+    rows = np.array([item.embedding for item in default.data])
+    assert rows.shape == (2, EMBEDDING_SIZE)
+    np.testing.assert_array_equal(rows, [item.embedding for item in numbers.data])
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)  # float32
+
+
+def test_models(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["fake-vlm", "fake-clip"]
+    assert client.models.retrieve("fake-clip").owned_by == "pocketvlm"
+
+
+def test_error_classes(client: openai.OpenAI, engine: FakeClient) -> None:
+    def ask(**fields: Any) -> None:
+        client.chat.completions.create(**{"model": "fake-vlm", "messages": messages("a"), **fields})
+
+    with pytest.raises(openai.NotFoundError, match="nobody"):
+        ask(model="nobody")
+    with pytest.raises(openai.BadRequestError, match="frequency_penalty") as caught:
+        ask(frequency_penalty=1.0)
+    assert caught.value.param == "frequency_penalty"
+    engine.behaviour.failure = OverloadedError("full")
+    with pytest.raises(openai.RateLimitError, match="full"):
+        ask()
+    engine.behaviour.failure = EngineDeadError("died")
+    with pytest.raises(openai.InternalServerError, match="died"):
+        ask()
+
+
+def test_a_broken_stream_raises_after_its_text(client: openai.OpenAI, engine: FakeClient) -> None:
+    engine.behaviour.failure, engine.behaviour.failure_after_tokens = EngineDeadError("died"), 2
+    stream = client.chat.completions.create(model="fake-vlm", messages=messages("a"), stream=True)
+    chunks = [next(stream) for _ in range(3)]
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "0 images."
+    with pytest.raises(openai.APIError, match="died"):
+        next(stream)

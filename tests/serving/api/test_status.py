@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY
+from prometheus_client.parser import text_string_to_metric_families
+
+from bundle.errors import EngineDeadError
+from serving.api.app import create_app
+from serving.engine.fake import FakeClient
+from serving.engine.protocol import Health
+from serving.settings import ApiSettings
+
+CHAT = "/v1/chat/completions"
+
+
+def samples(api: Any) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Return every sample of the metrics page by name and labels."""
+    families = text_string_to_metric_families(api.get("/metrics").text)
+    return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
+
+
+def value(api: Any, name: str, **labels: str) -> float:
+    return samples(api).get((f"pocketvlm:{name}", frozenset(labels.items())), 0.0)
+
+
+def test_models_are_listed_with_task_schemes_bytes_and_gates(api: Any) -> None:
+    listing = api.get("/v1/models").json()
+    assert listing["object"] == "list"
+    assert [(card["id"], card["task"]) for card in listing["data"]] == [
+        ("fake-vlm", "image-text-to-text"),
+        ("fake-clip", "dual-encoder"),
+    ]
+    card = api.get("/v1/models/fake-vlm").json()
+    assert card == listing["data"][0]
+    assert (card["schemes"], card["weight_bytes"], card["context_tokens"]) == ({"decoder": "int4"}, 1_000_000, 64)
+    assert card["gates"][0]["name"] == "top1_agreement"
+
+
+def test_an_unknown_model_is_a_404_that_lists_the_known(api: Any) -> None:
+    response = api.get("/v1/models/some/other")
+    assert response.status_code == 404
+    assert "fake-vlm, fake-clip" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("health", "live", "ready"),
+    [
+        (Health(is_ready=True), 200, 200),
+        (Health(is_ready=False, reason="models are loading"), 200, 503),
+        (Health(is_ready=False, reason="worker died", is_alive=False), 503, 503),
+    ],
+)
+def test_probes_tell_loading_from_dead(api: Any, engine: FakeClient, health: Health, live: int, ready: int) -> None:
+    engine.behaviour.health = health
+    answers = [api.get(f"/health/{probe}") for probe in ("live", "ready")]
+    assert [answer.status_code for answer in answers] == [live, ready]
+    assert all(answer.json().get("reason", health.reason) == health.reason for answer in answers)
+
+
+def test_a_request_while_models_load_is_a_503_and_no_404(
+    ask: Callable[..., Any], make_caller: Any, engine: FakeClient
+) -> None:
+    engine._cards = {}
+    engine.behaviour.health = Health(is_ready=False, reason="models are loading")
+    response = make_caller().post(CHAT, ask())
+    assert response.status_code == 503
+    assert "models are loading" in response.json()["error"]["message"]
+
+
+def test_a_chat_is_counted_and_timed(api: Any, ask: Callable[..., Any]) -> None:
+    for stream in (False, True):
+        api.post(CHAT, ask("a b c", stream=stream))
+    model = {"model_name": "fake-vlm"}
+    assert value(api, "prompt_tokens_total", **model) == 6
+    assert value(api, "generation_tokens_total", **model) == 10
+    assert value(api, "time_to_first_token_seconds_count", **model) == 2
+    assert value(api, "inter_token_latency_seconds_count", **model) == 8
+    assert value(api, "e2e_request_latency_seconds_count", **model) == 2
+    assert value(api, "request_success_total", **model, finished_reason="stop") == 2
+
+
+def test_embeddings_and_classifications_are_counted(api: Any, png: bytes, image_part: Any) -> None:
+    api.post("/v1/embeddings", {"model": "fake-clip", "input": "a b"})
+    api.post("/v1/classify", {"model": "fake-clip", "images": [image_part(png)], "labels": ["a"]})
+    assert value(api, "prompt_tokens_total", model_name="fake-clip") == 3
+    assert value(api, "e2e_request_latency_seconds_count", model_name="fake-clip") == 2
+
+
+def test_errors_are_counted_by_type_and_not_as_success(api: Any, engine: FakeClient, ask: Callable[..., Any]) -> None:
+    engine.behaviour.failure, engine.behaviour.failure_after_tokens = EngineDeadError("died"), 1
+    api.post(CHAT, ask())
+    api.post(CHAT, ask(stream=True))
+    assert value(api, "request_errors_total", model_name="fake-vlm", error_type="engine_dead") == 2
+    assert not any("request_success_total" in name for name, _ in samples(api))
+
+
+def test_labels_never_take_a_name_that_a_caller_invents(api: Any, ask: Callable[..., Any]) -> None:
+    api.post(CHAT, ask(model="invented"))
+    assert "invented" not in api.get("/metrics").text
+    assert value(api, "request_errors_total", model_name="", error_type="model_not_found") == 1
+
+
+def test_the_engines_gauges_are_shown(api: Any) -> None:
+    for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"):
+        assert ("pocketvlm:" + name, frozenset()) in samples(api)
+
+
+def test_two_applications_count_apart_and_leave_the_global_registry_alone(
+    ask: Callable[..., Any], make_caller: Any
+) -> None:
+    first, second = make_caller(), make_caller()
+    first.post(CHAT, ask("a"))
+    assert value(first, "prompt_tokens_total", model_name="fake-vlm") == 1
+    assert value(second, "prompt_tokens_total", model_name="fake-vlm") == 0
+    assert not any("pocketvlm" in name for name in REGISTRY._names_to_collectors)
+
+
+def test_the_schema_page_lists_every_route(engine: FakeClient) -> None:
+    paths = create_app(engine, ApiSettings()).openapi()["paths"]
+    assert {CHAT, "/v1/embeddings", "/v1/classify", "/v1/models", "/health/ready", "/metrics"} <= set(paths)
