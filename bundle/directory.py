@@ -65,6 +65,8 @@ def open_bundle(directory: Path | str, *, verify: bool = True, allow_failed_gate
     root = Path(directory)
     manifest = read_manifest(root)
     for name, record in manifest.files.items():
+        if Path(name).name != name:
+            raise BundleFormatError(f"{root / MANIFEST} lists {name!r}; a bundle's files lie in its own folder")
         _check_file(root / name, record, verify)
     for component in manifest.components.values():
         if component.file not in manifest.files:

@@ -70,7 +70,7 @@ def load_golden(directory: Path) -> dict[str, Recording]:
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise BundleFileError(f"{path} is missing or damaged: {error}. Export the checkpoint again.") from error
     recordings: dict[str, Recording] = {}
     for key, array in arrays.items():

@@ -134,3 +134,10 @@ def test_canary_ids_are_in_the_vocabulary_and_differ() -> None:
     assert ids.dtype == np.int64
     assert len(set(ids[0].tolist())) == 16
     assert canary_token_ids(7, 20).max() < 7
+
+
+def test_a_plain_array_in_the_place_of_goldens_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "golden.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(BundleFileError, match="damaged"):
+        load_golden(tmp_path)
