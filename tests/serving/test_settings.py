@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bundle.errors import SettingsError
+from serving.settings import ScalingSettings, ServerSettings, load_settings
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "server.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_without_any_source_the_defaults_hold() -> None:
+    assert load_settings(None, {}, {}) == ServerSettings()
+
+
+def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path, "port = 1\nhost = 'a'\nlog_level = 'error'\n[engine]\nmax_sequences = 2")
+    environment = {"POCKETVLM_PORT": "2", "POCKETVLM_HOST": "b", "POCKETVLM_ENGINE__MAX_SEQUENCES": "3", "HOME": "/x"}
+    settings = load_settings(file, environment, {"port": 3, "host": None, "engine.context_tokens": 64})
+    assert (settings.port, settings.host, settings.log_level) == (3, "b", "error")
+    assert (settings.engine.max_sequences, settings.engine.context_tokens) == (3, 64)
+
+
+def test_nested_tables_reach_their_places(tmp_path: Path) -> None:
+    settings = load_settings(write(tmp_path, "[ray.generator]\nmax_replicas = 5\n[api]\nmax_images = 1"))
+    assert (settings.ray.generator.max_replicas, settings.ray.embedder.max_replicas) == (5, 2)
+    assert settings.api.max_images == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "flags", "named"),
+    [
+        ("prot = 1", {}, {}, "prot"),
+        ("[api]\nmax_image = 1", {}, {}, "api.max_image"),
+        ("", {"POCKETVLM_PROT": "1"}, {}, "prot"),
+        ("", {"POCKETVLM_API__MAX_IMAGE": "1"}, {}, "api.max_image"),
+        ("", {}, {"engine.slots": 1}, "engine.slots"),
+        ("port = 99999", {}, {}, "port = 99999"),
+        ("", {"POCKETVLM_PORT": "eighty"}, {}, "port = 'eighty'"),
+        ("log_level = 'loud'", {}, {}, "log_level = 'loud'"),
+        ("[ray.generator]\nmin_replicas = 3", {}, {}, "max_replicas 2 is below min_replicas 3"),
+        ("[ray.generator]\nmax_ongoing_requests = 2", {}, {}, "below target_ongoing_requests 4"),
+        ("port = 1", {"POCKETVLM_PORT__X": "1"}, {}, "port is a value"),
+    ],
+)
+def test_a_wrong_setting_is_named(
+    tmp_path: Path, text: str, environment: dict[str, str], flags: dict[str, object], named: str
+) -> None:
+    with pytest.raises(SettingsError, match=named):
+        load_settings(write(tmp_path, text), environment, flags)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"absent\.toml cannot be read: No such file"):
+        load_settings(tmp_path / "absent.toml")
+    with pytest.raises(SettingsError, match="is not TOML"):
+        load_settings(write(tmp_path, "port ="))
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        ServerSettings().port = 1  # type: ignore[misc]
+
+
+def test_a_replica_can_hold_the_load_that_adds_another() -> None:
+    scaling = ScalingSettings()
+    assert scaling.max_ongoing_requests > scaling.target_ongoing_requests
