@@ -48,6 +48,7 @@ class Decoder:
         dims = bundle.manifest.decoder
         assert dims is not None
         self.bundle = bundle
+        self.capacity = capacity
         shape = (batch, dims.num_kv_heads, capacity, dims.head_size)
         # filled with rubbish: rows beyond the valid ones must never be read
         self.cache = {

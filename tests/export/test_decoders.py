@@ -142,10 +142,9 @@ def test_ragged_batch_equals_each_row_alone(pair: Pair) -> None:
         assert_allclose(found, expected, atol=LOGIT_TOLERANCE)
 
 
+@pytest.mark.parametrize("pair", [(name, "portable") for name in NAMES], ids=NAMES, indirect=True)
 def test_portable_decoder_appends_several_tokens_to_several_sequences(pair: Pair) -> None:
     """What GroupQueryAttention cannot do (docs/bundle-format.md)."""
-    if pair.graphs.manifest.dialect == "contrib":
-        pytest.skip("the contrib dialect appends several tokens to one sequence at a time")
     lengths = np.array([6, 13])
     ids = random_ids(7, 2, 24)
     embeds = pair.graphs.embed(ids)
