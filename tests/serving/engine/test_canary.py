@@ -7,7 +7,7 @@ import pytest
 from bundle.directory import open_bundle, read_manifest, seal
 from bundle.errors import GoldenError
 from bundle.golden import GOLDEN, Recording, load_golden, save_golden
-from bundle.manifest import Manifest
+from bundle.manifest import Gate, Manifest
 from serving.engine.canary import check_canary
 from serving.engine.session import Session
 from serving.engine.settings import EngineSettings
@@ -49,11 +49,15 @@ def test_a_graph_that_computes_something_else_is_refused_by_name(copied, compone
         check_canary(copied, manifest, sessions(copied, manifest))
 
 
-@pytest.mark.parametrize(("noise", "is_accepted"), [(0.02, True), (5.0, False)])
-def test_a_quantized_graph_may_be_near_its_parent_but_not_broken(copied, noise, is_accepted) -> None:
+@pytest.mark.parametrize(
+    ("noise", "limit", "is_accepted"), [(0.02, None, True), (20.0, None, False), (0.2, 0.5, True), (0.2, 0.99, False)]
+)
+def test_a_quantized_graph_is_held_to_the_limit_it_was_made_with(copied, noise, limit, is_accepted) -> None:
     manifest = disturb(copied, "decoder", "logits", noise)
     decoder = manifest.components["decoder"].model_copy(update={"scheme": "int8"})
-    manifest = manifest.model_copy(update={"components": {**manifest.components, "decoder": decoder}})
+    gate = Gate(name="canary_cosine/decoder", value=1, limit=limit or 0, direction="min", n=1, passed=True)
+    changes = {"components": {**manifest.components, "decoder": decoder}, "gates": (gate,) if limit else ()}
+    manifest = manifest.model_copy(update=changes)
     if is_accepted:
         check_canary(copied, manifest, sessions(copied, manifest))
         return
