@@ -1,4 +1,6 @@
 import json
+import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -8,7 +10,7 @@ import pytest
 import yaml
 
 K8S = Path(__file__).resolve().parents[2] / "k8s"
-# `patches` with a target and a path came with kustomize 3, in kubectl with 1.21.
+# `patches` with a target and a path came with kustomize 3; kubectl tells its kustomize's version since 1.24.
 OLDEST_KUSTOMIZE = 4
 
 
@@ -23,7 +25,7 @@ def kustomize_command() -> list[str]:
             return [kubectl, "kustomize"]
     if kustomize := shutil.which("kustomize"):
         return [kustomize, "build"]
-    pytest.skip("needs kubectl 1.21 or later, or kustomize; the Python builder's results are tested all the same")
+    pytest.skip("needs kubectl 1.24 or later, or kustomize; the Python builder's results are tested all the same")
 
 
 def by_name(objects: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
@@ -47,3 +49,22 @@ def test_no_manifest_is_left_out_of_its_kustomization() -> None:
 
 def test_names_are_unique_so_that_both_ways_of_serving_can_live_in_one_namespace(objects: list[dict[str, Any]]) -> None:
     assert len(by_name(objects)) == len(objects)
+
+
+def test_the_overlay_in_the_documentation_builds_and_mounts_its_volume(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", (K8S.parent / "docs/deploy.md").read_text(encoding="utf-8"), re.DOTALL)
+    base = os.path.relpath(K8S / "overlays/cpu/edge", tmp_path)
+    (tmp_path / "kustomization.yaml").write_text(text.replace("../k8s/overlays/cpu/edge", base), encoding="utf-8")
+    done = subprocess.run([*kustomize_command(), str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    pod = by_name(list(yaml.safe_load_all(done.stdout)))["Deployment", "pocketvlm-edge"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["image"] == "registry.example.org/pocketvlm:0.1.0"
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    assert all(argument.startswith("/models/") for argument in container["args"][1:])
+
+
+def test_the_documentation_names_paths_that_exist() -> None:
+    text = (K8S.parent / "docs/deploy.md").read_text(encoding="utf-8")
+    for named in set(re.findall(r"\bk8s/[a-zA-Z/]+[a-zA-Z]", text)):
+        assert (K8S.parent / named).exists(), named
