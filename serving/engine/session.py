@@ -16,6 +16,7 @@ import numpy.typing as npt
 from bundle.errors import BundleFileError, MachineError, SignatureError
 from bundle.manifest import Component, DecoderDims, TensorSpec
 from serving.engine.cache import CacheShape
+from serving.engine.cores import num_granted_cores
 from serving.engine.settings import EngineSettings
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def _runtime() -> ModuleType:
 
 def _session_options(runtime: ModuleType, settings: EngineSettings) -> Any:
     options = runtime.SessionOptions()
-    options.intra_op_num_threads = settings.intra_threads
+    options.intra_op_num_threads = settings.intra_threads or num_granted_cores() or 0  # 0: one per physical core
     options.inter_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if settings.allow_spinning else "0")

@@ -23,7 +23,7 @@ class EngineSettings(BaseModel):
         text_batch_rows: Texts in one run of a text encoder.
         image_cache_bytes: Bytes of image features kept for reuse, per model; 0 keeps none.
         preprocess_threads: Threads that decode images, fill templates and tokenize.
-        intra_threads: Threads inside one operator; 0 means one per physical core.
+        intra_threads: Threads inside one operator; 0 means one per physical core, or per core of a container's limit.
         allow_spinning: Let idle operator threads spin: lower latency on a machine of one's own, and wasted power and
             cores on any other.
         provider: Where graphs run.
