@@ -13,7 +13,7 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -196,10 +196,7 @@ async def _measure_engine(bundle: Path, manifest: Manifest, plan: BenchmarkPlan)
 def _measure_stations(bundle: Path, manifest: Manifest, plan: BenchmarkPlan) -> list[Measurement]:
     """Return the lines of vision, and of prefill and decode where there is a decoder."""
     settings, watch = plan.settings(), plan.watch
-    with ThreadPoolExecutor(1) as pool:
-        lines = list(
-            measure_vision(bundle, manifest, settings, pool, watch, plan.batch_sizes, plan.image_px, plan.seed)
-        )
+    lines = list(measure_vision(bundle, manifest, settings, watch, plan.batch_sizes, plan.image_px, plan.seed))
     if manifest.decoder is not None:
         bench = DecoderBench(
             bundle, manifest, manifest.decoder, settings, plan.prompt_tokens, plan.output_tokens, plan.seed

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from concurrent.futures import Executor
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from loadtests.images import draw_image
 from loadtests.stopwatch import Measurement, Stopwatch, milliseconds_of
 from loadtests.wording import counted
 from serving.engine.cache import cache_shape
+from serving.engine.pool import PreprocessPool
 from serving.engine.protocol import SamplingParams
 from serving.engine.runner import Runner
 from serving.engine.scheduler import Decode, DecodeRow, Prefill
@@ -33,14 +33,15 @@ def measure_vision(
     directory: Path,
     manifest: Manifest,
     settings: EngineSettings,
-    pool: Executor,
     watch: Stopwatch,
     batch_sizes: tuple[int, ...],
     image_px: int,
     seed: int,
 ) -> Iterator[Measurement]:
     """Yield the encoder's time per batch of tiles, then what one image of `image_px` square costs before and in it."""
+    pool = PreprocessPool(1)  # the stage wants one; runs of its encoder do not use it
     stage = VisionStage(directory, manifest, settings, pool)
+    pool.close()
     spec = ImageSpec.model_validate_json((directory / "preprocessor.json").read_bytes())
     image = Image.open(io.BytesIO(draw_image(seed, image_px))).convert("RGB")
     tiles = spec.preprocess([image]).pixel_values

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ import pytest
 import uvicorn
 
 from serving.api.app import create_app
+from serving.edge import open_listener, url_of
 from serving.engine.fake import FakeBehaviour, FakeClient
 from serving.settings import ApiSettings
 
@@ -32,7 +32,7 @@ class FakeServer:
 @contextlib.contextmanager
 def serving(client: FakeClient) -> Iterator[str]:
     """Serve a client on a loopback port until the block ends; yields the URL."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = open_listener("127.0.0.1", 0)
     config = uvicorn.Config(create_app(client, ApiSettings()), log_level="warning", lifespan="off")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -41,7 +41,7 @@ def serving(client: FakeClient) -> Iterator[str]:
         deadline_s = time.monotonic() + _START_TIMEOUT_S
         while not server.started and time.monotonic() < deadline_s:
             time.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield url_of(listener)
     finally:
         server.should_exit = True
         thread.join()
