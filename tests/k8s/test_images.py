@@ -1,3 +1,4 @@
+import ast
 import fnmatch
 import http.server
 import json
@@ -7,9 +8,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path, PurePosixPath
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCKERFILE = REPOSITORY / "k8s/images/Dockerfile"
@@ -112,6 +116,63 @@ def test_edge_is_the_target_when_none_is_named() -> None:
 def test_the_image_and_the_manifest_use_one_python_that_the_project_supports() -> None:
     (version,) = (rest.split("=")[1] for word, rest in instructions() if word == "ARG")
     assert tuple(map(int, version.split("."))) >= (3, 10)
+
+
+def imported_by(files: list[Path]) -> set[str]:
+    """The top-level modules that are neither Python's nor ours, imported anywhere in the files."""
+    found = set()
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            found |= {name.split(".")[0] for name in names}
+    ours = {package.split(".")[0] for package in PROJECT["tool"]["setuptools"]["packages"]}
+    # tomli stands in for tomllib, which the image's Python has.
+    return found - ours - set(sys.stdlib_module_names) - {"tomli"}
+
+
+def installed_with(extras: set[str]) -> set[str]:
+    """Every distribution that pip installs for the project's extras, by the metadata of those installed here."""
+    waiting = [Requirement(line) for line in PROJECT["project"]["dependencies"]]
+    waiting += [Requirement(line) for extra in extras for line in PROJECT["project"]["optional-dependencies"][extra]]
+    found: set[str] = set()
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        if name in found:
+            continue
+        found.add(name)
+        for line in metadata.requires(name) or []:
+            further = Requirement(line)
+            environments = [{"extra": extra} for extra in ("", *requirement.extras)]
+            if further.marker is None or any(further.marker.evaluate(each) for each in environments):
+                waiting.append(further)
+    return found
+
+
+SERVER = [path for path in (REPOSITORY / "serving").rglob("*.py") if path.name != "cluster.py"]
+BUNDLE = [*(REPOSITORY / "bundle").rglob("*.py")]
+
+
+@pytest.mark.parametrize(
+    ("stage", "files"),
+    [
+        ("edge-packages", [*SERVER, *BUNDLE]),
+        ("cluster-packages", [*SERVER, *BUNDLE, REPOSITORY / "serving/cluster.py"]),
+        ("exporter", [*(REPOSITORY / "export").rglob("*.py"), *BUNDLE, REPOSITORY / "reference/bundles.py"]),
+    ],
+    ids=["edge", "cluster", "exporter"],
+)
+def test_a_stage_installs_all_that_its_code_imports(stage: str, files: list[Path]) -> None:
+    (extras,) = re.findall(r'"\.\[([a-z,]+)\]"', " ".join(rest for _, rest in stages()[stage]))
+    installed = installed_with(set(extras.split(",")))
+    homes = metadata.packages_distributions()
+    lacking = {
+        module
+        for module in imported_by(files)
+        if not installed & {canonicalize_name(home) for home in homes.get(module, ())}
+    }
+    assert lacking == set()
 
 
 def health_command() -> list[str]:
