@@ -98,7 +98,7 @@ def read_delta(event: ServerSentEvent) -> ChatDelta:
     try:
         body = json.loads(event.data)
         if event.event == "error" or "error" in body:
-            return ChatDelta(error=_error_message(body))
+            return ChatDelta(error=error_message(body))
         return _read_chunk(body)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         return ChatDelta(error=f"not a chat chunk: {event.data[:80]}")
@@ -115,6 +115,7 @@ def _read_chunk(body: dict[str, Any]) -> ChatDelta:
     )
 
 
-def _error_message(body: Any) -> str:
+def error_message(body: Any) -> str:
+    """Return the text of an error body: OpenAI's `{"error": {"message": ...}}`, or whatever is there instead."""
     error = body.get("error", body) if isinstance(body, dict) else body
     return str(error.get("message", error) if isinstance(error, dict) else error)

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import locust  # before requests: it replaces blocking calls, and warns where TLS was loaded first
 import requests
-from locust import User, constant, tag, task
 
 from loadtests.images import ImagePool
 from loadtests.samples import Kind, RequestSample
-from loadtests.sse import SSEParser, read_delta
+from loadtests.sse import SSEParser, error_message, read_delta
 
 Task = Callable[[Any], None]
 
@@ -31,7 +31,7 @@ QUESTIONS = (
     "How many circles are there?",
     "Which shape is on the left?",
 )
-CAPTIONS = ("a red circle", "a blue square", "a green triangle", "two yellow circles above a grey square")
+CAPTIONS = ("a red circle", "a blue square", "a green triangle", "two grey dots")
 LABELS = ("circle", "square", "triangle", "digit")
 
 
@@ -82,17 +82,17 @@ def tagged_task(*tags: str) -> Callable[[Task], Task]:
     """Return a decorator that makes a method a Locust task, chosen with `--tags` and left out with `--exclude-tags`."""
 
     def decorate(method: Task) -> Task:
-        decorated: Task = tag(*tags)(task(method))
+        decorated: Task = locust.tag(*tags)(locust.task(method))
         return decorated
 
     return decorate
 
 
-class ApiUser(User):  # type: ignore[misc]
+class ApiUser(locust.User):  # type: ignore[misc]
     """A user with one kept-alive connection to the server under test."""
 
     abstract = True
-    wait_time = constant(0)
+    wait_time = locust.constant(0)
 
     def on_start(self) -> None:
         """Open the session; proxies and redirects are off, so that the load reaches the stated host or nothing."""
@@ -116,7 +116,7 @@ class ApiUser(User):  # type: ignore[misc]
         timeout_s = self.load.timeout_s
         with self.session.post(url, json=body, stream=True, timeout=timeout_s, allow_redirects=False) as response:
             if response.status_code != 200:
-                raise RequestFailedError(f"{response.status_code}: {response.text[:_ERROR_CHARACTERS]}")
+                raise RequestFailedError(_refusal(response))
             yield _pieces(response, clock)
 
     def measure(self, kind: Kind, path: str, body: dict[str, Any]) -> None:
@@ -179,6 +179,15 @@ def _pieces(response: requests.Response, clock: Clock) -> Iterator[bytes]:
     while piece := response.raw.read1(_READ_BYTES):
         clock.bytes_read += len(piece)
         yield piece
+
+
+def _refusal(response: requests.Response) -> str:
+    """Return the status and the server's message, or the body's first characters where it holds none."""
+    try:
+        told = error_message(response.json())
+    except ValueError:
+        told = response.text
+    return f"{response.status_code}: {told[:_ERROR_CHARACTERS]}"
 
 
 def _error_text(error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,7 +30,9 @@ def load(url: str, *options: str) -> subprocess.CompletedProcess[str]:
         "print('gevent' in sys.modules)\nsys.exit(code)"
     )
     command = [sys.executable, "-c", program, url, *QUICK, *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    # A proxy that does not exist: the load must go to the stated host, whatever the environment says.
+    environment = {**os.environ, "http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9", "no_proxy": ""}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
 
 @dataclass(frozen=True)
