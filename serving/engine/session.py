@@ -6,6 +6,9 @@ present of a range of slots to the same memory, so that a step writes its new ro
 
 from __future__ import annotations
 
+import contextlib
+import math
+import mmap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,6 +144,18 @@ def _is_same_shape(expected: Sequence[int | str], found: Sequence[int | str | No
     )
 
 
+def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Return zeros whose 4 KiB pages become resident when they are written, and not before.
+
+    numpy asks the kernel for huge pages: one token per slot would then make most of the cache resident.
+    """
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without huge pages refuses the advice and does not need it
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, dtype).reshape(shape)
+
+
 class BoundDecoder:
     """A decoder and its cache: a step over slots `start ... start + B - 1` writes their new rows in place.
 
@@ -156,7 +171,7 @@ class BoundDecoder:
         self._slot_shape = (dims.num_kv_heads, shape.capacity_tokens, dims.head_size)
         whole = (shape.num_slots, *self._slot_shape)
         self._buffers = {
-            f"{layer}.{side}": runtime.OrtValue.ortvalue_from_numpy(np.zeros(whole, self._dtype), session.device, 0)
+            f"{layer}.{side}": runtime.OrtValue.ortvalue_from_numpy(_zeros(whole, self._dtype), session.device, 0)
             for layer in range(dims.num_layers)
             for side in ("key", "value")
         }

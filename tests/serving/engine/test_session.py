@@ -1,3 +1,4 @@
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -120,3 +121,17 @@ def test_a_missing_runtime_names_the_package_to_install(monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     with pytest.raises(MachineError, match=r"pip install 'pocketvlm\[cpu\]'"):
         session_module._runtime()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from Linux's /proc")
+def test_cache_memory_becomes_resident_as_tokens_are_written_and_not_before(tiny_model, settings) -> None:
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    dims = tiny_model.dims.model_copy(update={"max_positions": 1_000_000})
+    shape = cache_shape(dims, settings.model_copy(update={"context_tokens": 1_000_000}))
+    before = resident_bytes()
+    large = BoundDecoder(Session(tiny_model.directory, tiny_model.decoder, settings), dims, shape)
+    large.step(0, feeds(dims, [0, 0, 0, 0], 1))
+    assert shape.total_bytes > 1e9
+    assert resident_bytes() - before < 0.1 * shape.total_bytes
