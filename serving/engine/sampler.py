@@ -8,7 +8,7 @@ import numpy.typing as npt
 from bundle.errors import MachineError
 from serving.engine.protocol import SamplingParams
 
-_FIRST_NUCLEUS = 256  # tokens looked at before a nucleus is searched in the whole vocabulary
+_FIRST_NUCLEUS = 256  # likeliest tokens in which a nucleus is searched before the whole vocabulary is sorted
 
 
 class Sampler:
@@ -49,20 +49,20 @@ class Sampler:
 def _candidates(
     logits: npt.NDArray[np.float32], params: SamplingParams
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Return the token ids that may be drawn, likeliest first, and their unnormalised probabilities."""
+    """Return the token ids that may be drawn, and their unnormalised probabilities."""
     scaled = logits.astype(np.float64) / params.temperature
     weights = np.exp(scaled - scaled.max())
-    if params.top_k:
-        ids = _largest(weights, params.top_k)
-        total = float(weights[ids].sum())
-    else:
-        ids = _largest(weights, _FIRST_NUCLEUS if params.top_p < 1 else len(weights))
-        total = float(weights.sum())
+    if not params.top_k and params.top_p >= 1:
+        return np.arange(len(weights)), weights
+    ids = _largest(weights, params.top_k or _FIRST_NUCLEUS)
     if params.top_p >= 1:
         return ids, weights[ids]
-    if not params.top_k and weights[ids].sum() < params.top_p * total:
+    if params.top_k:
+        return _nucleus(ids, weights[ids], params.top_p * weights[ids].sum())
+    mass = params.top_p * weights.sum()
+    if weights[ids].sum() < mass:
         ids = _largest(weights, len(weights))
-    return _nucleus(ids, weights[ids], params.top_p * total)
+    return _nucleus(ids, weights[ids], mass)
 
 
 def _largest(weights: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.int64]:
