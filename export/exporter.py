@@ -8,10 +8,9 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import httpx
 import onnx_ir as ir
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
 
 from bundle.directory import seal, write_aside
 from bundle.errors import CheckpointError, UnsupportedConfigError
@@ -102,7 +101,7 @@ def _located(checkpoint: str, say: Callable[[str], None]) -> tuple[Path, str]:
     say(f"fetching {checkpoint} from the Hugging Face hub")
     try:
         return Path(snapshot_download(checkpoint, allow_patterns=_HUB_PATTERNS, ignore_patterns="*/*")), checkpoint
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, httpx.HTTPError, OSError) as error:
+    except (HTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise CheckpointError(
             f"{checkpoint} is not a local folder and could not be fetched from the hub "
             f"({type(error).__name__}). Check the name and the network, or pass the folder of a downloaded checkpoint."
