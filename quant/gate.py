@@ -54,7 +54,7 @@ LIMITS: dict[str, dict[str, Limit]] = {
 """By the `--weights` asked for, then by measure. An encoder is W8A8 under both, so its limits are the same.
 
 The canary is one run on nonsense: it tells a broken graph from a working one and says little of quality. Through 30
-decoder layers of random weights with gain 2, which multiply any rounding, a right graph kept a cosine of 0.90 (int8) and
+decoder layers of random weights with gain 2, which multiply any rounding, right graphs kept a cosine of 0.90 (int8) and
 0.51 (int4); the same weights with nibbles or rows exchanged fell to 0.00.
 """
 

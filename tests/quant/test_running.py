@@ -12,6 +12,7 @@ from bundle.directory import read_manifest
 from bundle.errors import BundleFormatError
 from bundle.golden import canary_image
 from bundle.prompt import Placeholder, Turn
+from bundle.text import Tokenizer
 from quant.running import DualEncoderRunner, VisionLanguageRunner
 
 TURNS = [Turn("user", (Placeholder.IMAGE, "What is this?"))]
@@ -45,7 +46,7 @@ def test_a_greedy_answer_is_the_text_of_its_greedy_tokens(runner: VisionLanguage
     manifest = read_manifest(smolvlm_bundle)
     chosen = greedy_ids(runner, embeds, NUM_TOKENS)
     ends = [at for at, token_id in enumerate(chosen) if token_id in manifest.eos_token_ids]
-    text = runner._prompts.tokenizer.decode(chosen[: ends[0]] if ends else chosen)
+    text = Tokenizer.from_file(smolvlm_bundle / "tokenizer.json").decode(chosen[: ends[0]] if ends else chosen)
     assert runner.answer(embeds, NUM_TOKENS) == text
 
 

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quant.weights import blocks
 from quant.weights.blocks import dequantize_blocks, pack, quantize_blocks, unpack, zero_code
 
 BITS = st.sampled_from([2, 4, 8])
@@ -55,6 +56,15 @@ def test_the_largest_weight_of_a_block_is_exact(bits: int) -> None:
     rows = np.array([[0.1, -0.9, 0.3, 0.2] * 4, [0.1, 0.9, -0.3, 0.2] * 4], np.float32)
     found = dequantize_blocks(*quantize_blocks(rows, bits, 16), bits, 16)
     np.testing.assert_allclose(found[:, 1], [-0.9, 0.9], rtol=1e-6)
+
+
+def test_a_matrix_of_many_slabs_equals_its_rows_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.random.default_rng(2).standard_normal((11, 40)).astype(np.float32)
+    singly = [quantize_blocks(row[None], 4, 32) for row in rows]
+    monkeypatch.setattr(blocks, "_SLAB_WEIGHTS", 3 * 40)
+    codes, scales = quantize_blocks(rows, 4, 32)
+    np.testing.assert_array_equal(codes, np.concatenate([each[0] for each in singly]))
+    np.testing.assert_array_equal(scales, np.concatenate([each[1] for each in singly]))
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
