@@ -10,6 +10,7 @@ Replicas, autoscaling, placement, health checks and rolling updates are Ray Serv
 # Without `from __future__ import annotations`: Ray reads the type of `build_app`'s argument at run time.
 
 import asyncio
+import math
 import os
 import signal
 import threading
@@ -268,6 +269,15 @@ def build_app(args: ClusterArgs) -> serve.Application:
     Raises:
         BundleError: A bundle is not whole or failed its gate, or two have one name.
     """
+    return application(served_models(args), args)
+
+
+def served_models(args: ClusterArgs) -> tuple[ServedModel, ...]:
+    """Return what the bundles hold, in their order.
+
+    Raises:
+        BundleError: A bundle is not whole or failed its gate, or two have one name.
+    """
     models: dict[str, ServedModel] = {}
     for directory in args.bundles:
         # The replicas verify digests themselves, each on its own node.
@@ -278,7 +288,7 @@ def build_app(args: ClusterArgs) -> serve.Application:
             )
         make_client = partial(LocalClient, (directory,), args.engine)
         models[manifest.name] = ServedModel(manifest.name, manifest.task, make_client)
-    return application(tuple(models.values()), args)
+    return tuple(models.values())
 
 
 def application(models: Sequence[ServedModel], args: ClusterArgs) -> serve.Application:
@@ -309,11 +319,14 @@ def num_running_replicas(application_name: str, deployments: dict[str, str]) -> 
     }
 
 
+def _scaling(model: ServedModel, args: ClusterArgs) -> ScalingSettings:
+    return args.ray.embedder if model.task == "dual-encoder" else args.ray.generator
+
+
 def _model_deployment(model: ServedModel, args: ClusterArgs) -> Any:
-    is_dual = model.task == "dual-encoder"
-    scaling = args.ray.embedder if is_dual else args.ray.generator
+    scaling = _scaling(model, args)
     return serve.deployment(
-        Embedder if is_dual else Generator,
+        Embedder if model.task == "dual-encoder" else Generator,
         name=model.deployment,
         max_ongoing_requests=scaling.max_ongoing_requests,
         max_queued_requests=scaling.max_queued_requests,
@@ -345,10 +358,8 @@ def autoscaling(scaling: ScalingSettings) -> AutoscalingConfig:
 
 
 def _ingress_deployment(build_asgi_app: Callable[[], Any], models: Sequence[ServedModel], args: ClusterArgs) -> Any:
-    held = 0
-    for model in models:
-        scaling = args.ray.embedder if model.task == "dual-encoder" else args.ray.generator
-        held += scaling.max_replicas * scaling.max_ongoing_requests + scaling.max_queued_requests
+    scalings = [_scaling(model, args) for model in models]
+    held = sum(each.max_replicas * each.max_ongoing_requests + each.max_queued_requests for each in scalings)
     return serve.deployment(
         serve.ingress(build_asgi_app)(),
         name=INGRESS,
@@ -380,19 +391,21 @@ def deploy(bundles: Sequence[Path], settings: ServerSettings, announce: Callable
         ray=settings.ray,
         drain_timeout_s=settings.drain_timeout_s,
     )
-    app = build_app(args)
+    models = served_models(args)
+    app = application(models, args)
     with open_listener(settings.host, settings.port) as listener:
         port, url = listener.getsockname()[1], url_of(listener)
-    with _stop_event() as stop:
-        _join_cluster(num_local_cpus(args))
-        try:
+    _join_cluster(num_local_cpus(models, args))
+    try:
+        with _stop_event() as stop:
             serve.start(http_options={"host": settings.host, "port": port})
             _run(app)
-            announce(f"PocketVLM serves {', '.join(p.name for p in args.bundles)} at {url} (how to ask: {url}/docs)")
+            names = ", ".join(model.name for model in models)
+            announce(f"PocketVLM serves {names} at {url} (how to ask: {url}/docs)")
             stop.wait()
-        finally:
-            serve.shutdown()
-            ray.shutdown()
+    finally:
+        serve.shutdown()
+        ray.shutdown()
 
 
 def _run(app: serve.Application) -> None:
@@ -402,16 +415,15 @@ def _run(app: serve.Application) -> None:
         raise MachineError(f"Ray Serve could not start the application: {error}") from error
 
 
-def num_local_cpus(args: ClusterArgs) -> int:
+def num_local_cpus(models: Sequence[ServedModel], args: ClusterArgs) -> int:
     """Return the logical CPUs of a local cluster: the machine's, or what all replicas ask for where that is more.
 
     Logical CPUs only admit replicas; on a small board, they share the cores.
     """
-    tasks = [open_bundle(path, verify=False, allow_failed_gate=True).task for path in args.bundles]
-    scalings = [args.ray.embedder if task == "dual-encoder" else args.ray.generator for task in tasks]
+    scalings = [_scaling(model, args) for model in models]
     wanted = args.ray.ingress_replicas * args.ray.ingress_num_cpus
-    wanted += sum(scaling.max_replicas * scaling.num_cpus for scaling in scalings)
-    return max(os.cpu_count() or 1, int(wanted + 1))
+    wanted += sum(each.max_replicas * each.num_cpus for each in scalings)
+    return max(os.cpu_count() or 1, math.ceil(wanted))
 
 
 def _join_cluster(num_cpus: int) -> None:
@@ -424,7 +436,10 @@ def _join_cluster(num_cpus: int) -> None:
 
 @contextmanager
 def _stop_event() -> Iterator[threading.Event]:
-    """Yield an event that SIGTERM sets; SIGINT stays KeyboardInterrupt."""
+    """Yield an event that SIGTERM sets; SIGINT stays KeyboardInterrupt.
+
+    To be entered once Ray is there: joining a cluster installs a handler that ends the process with a core dump.
+    """
     stop = threading.Event()
     previous = signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:

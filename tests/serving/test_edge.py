@@ -168,7 +168,9 @@ def test_what_the_engine_refuses_is_a_400_and_the_next_is_answered(
 def test_a_client_that_leaves_frees_the_real_engine(real_url: str, image: dict[str, Any]) -> None:
     body = ask(image, stream=True, max_tokens=400)
     with httpx.stream("POST", f"{real_url}/v1/chat/completions", json=body, timeout=30) as response:
-        next(response.iter_lines())
+        lines = response.iter_lines()  # kept: a dropped iterator closes the connection
+        next(lines)
+        assert "pocketvlm:num_requests_running 1.0" in httpx.get(f"{real_url}/metrics").text
     deadline_s = time.monotonic() + 10
     while "pocketvlm:num_requests_running 0.0" not in httpx.get(f"{real_url}/metrics").text:
         assert time.monotonic() < deadline_s
@@ -176,7 +178,7 @@ def test_a_client_that_leaves_frees_the_real_engine(real_url: str, image: dict[s
 
 
 def test_readiness_is_red_until_the_models_are_loaded(run: Callable[..., subprocess.Popen[str]]) -> None:
-    process = run(FAKE, "1", "0", "5")
+    process = run(FAKE, "2", "0", "5")
     assert process.stdout is not None
     url = process.stdout.readline().strip()
     assert httpx.get(f"{url}/health/live", timeout=START_S).status_code == 200

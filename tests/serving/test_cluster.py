@@ -1,0 +1,339 @@
+"""The same application on a real local Ray cluster: tiny models, and fakes that are slow or broken on purpose."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from pydantic import PydanticDeprecatedSince20
+
+from bundle.errors import (
+    BundleError,
+    BundleFormatError,
+    ContextLengthError,
+    EngineDeadError,
+    ImageError,
+    PocketVLMError,
+)
+from serving.engine.fake import FakeBehaviour, FakeClient
+from serving.engine.protocol import (
+    GenerateRequest,
+    Health,
+    ImagePart,
+    Message,
+    ModelCard,
+    TextPart,
+)
+from serving.settings import ScalingSettings
+
+with warnings.catch_warnings():
+    # Ray 2.60 declares its own settings in a way that pydantic will drop.
+    warnings.simplefilter("ignore", PydanticDeprecatedSince20)
+    from serving import cluster
+    from serving.cluster import ClusterArgs, RayClient, Replica, ServedModel, autoscaling, num_local_cpus
+
+ROOT = Path(__file__).resolve().parents[2]
+APPLICATION = "tested"
+CHAT = "/v1/chat/completions"
+START_S = 120.0  # Ray starts a dozen processes; a busy two-core machine takes its time
+SCALE_S = 60.0
+
+# Ray leaves sockets and log files of its child processes to the garbage collector.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+def fake(name: str, **behaviour: Any) -> ServedModel:
+    card = ModelCard(name, "image-text-to-text", "fake", {}, 0, 1000)
+    return ServedModel(name, "image-text-to-text", partial(FakeClient, (card,), FakeBehaviour(**behaviour)))
+
+
+FAKES = (
+    fake("slow", token_s=0.05),
+    fake("single", token_s=60, max_running=1),
+    fake("dying", failure=EngineDeadError("worker died"), failure_after_tokens=2),
+)
+
+
+@pytest.fixture(scope="module")
+def url(smolvlm_bundle: Path) -> Iterator[str]:
+    """URL of a running application on a local cluster that reports load every half second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "0.5")
+        patch.setenv("RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "0.5")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        args = ClusterArgs.model_validate(
+            {
+                "bundles": [str(smolvlm_bundle)],
+                "engine": {"intra_threads": 1, "context_tokens": 512},
+                "drain_timeout_s": 5,
+                "ray": {
+                    "ingress_num_cpus": 0.1,
+                    "generator": {
+                        "num_cpus": 0.1,
+                        "target_ongoing_requests": 2,
+                        "upscale_delay_s": 0.5,
+                        "downscale_delay_s": 0.5,
+                        "look_back_period_s": 10.1,
+                    },
+                },
+            }
+        )
+        yield from serve_application(args)
+
+
+def serve_application(args: ClusterArgs) -> Iterator[str]:
+    ray, serve = cluster.ray, cluster.serve
+    with cluster.open_listener("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        serve.run(cluster.application((*cluster.served_models(args), *FAKES), args), name=APPLICATION)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+    assert not ray.is_initialized()
+
+
+def ask(model: str, text: str = "a b c", **fields: Any) -> dict[str, Any]:
+    return {"model": model, "messages": [{"role": "user", "content": text}], **fields}
+
+
+def wait_until(is_true: Callable[[], bool], patience_s: float) -> None:
+    deadline_s = time.monotonic() + patience_s
+    while not is_true():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_a_chat_of_a_real_model_streams_through_the_cluster(url: str) -> None:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        whole = client.chat.completions.create(**ask("tiny-smolvlm", max_tokens=8))
+        chunks = list(client.chat.completions.create(**ask("tiny-smolvlm", max_tokens=8, stream=True)))
+    streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert streamed == whole.choices[0].message.content
+
+
+@pytest.mark.slow
+def test_a_stream_arrives_piece_by_piece(url: str) -> None:
+    """The answer has 5 tokens, 50 ms apart; half of the time is left to a busy machine."""
+    arrivals = []
+    with httpx.stream("POST", url + CHAT, json=ask("slow", stream=True), timeout=30) as response:
+        for line in response.iter_lines():
+            if '"content":"' in line:
+                arrivals.append(time.monotonic())
+    assert len(arrivals) == 6
+    assert arrivals[-1] - arrivals[1] > 4 * 0.025
+
+
+@pytest.mark.slow
+def test_models_probes_and_metrics_answer_on_the_cluster(url: str) -> None:
+    names = [card["id"] for card in httpx.get(f"{url}/v1/models").json()["data"]]
+    assert names == ["tiny-smolvlm", *(model.name for model in FAKES)]
+    assert httpx.get(f"{url}/health/ready").json() == {"status": "ready"}
+    assert httpx.get(f"{url}/health/live").json() == {"status": "live"}
+    assert "pocketvlm:num_replicas" in httpx.get(f"{url}/metrics").text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (ask("tiny-smolvlm", "word " * 2000), 400, "context_length_exceeded"),
+        (ask("nobody"), 404, "model_not_found"),
+    ],
+    ids=["context", "unknown model"],
+)
+def test_an_error_in_a_replica_keeps_its_status(
+    url: str, body: dict[str, Any], status: int, code: str, stream: bool
+) -> None:
+    response = httpx.post(url + CHAT, json={**body, "stream": stream}, timeout=30)
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+
+
+@pytest.mark.slow
+def test_an_error_in_a_replica_keeps_its_class_text_and_field(url: str) -> None:
+    handle = cluster.serve.get_deployment_handle("generator-tiny-smolvlm", APPLICATION)
+
+    async def error_of(part: TextPart | ImagePart) -> PocketVLMError:
+        client = RayClient({"tiny-smolvlm": handle}, dict)
+        request = GenerateRequest("r", "tiny-smolvlm", (Message("user", (part,)),))
+        with pytest.raises(PocketVLMError) as caught:
+            async for _ in client.generate(request):
+                pass
+        return caught.value
+
+    too_long = asyncio.run(error_of(TextPart("word " * 2000)))
+    assert type(too_long) is ContextLengthError
+    assert "512" in str(too_long)
+    assert type(asyncio.run(error_of(ImagePart(b"no image")))) is ImageError
+
+
+@pytest.mark.slow
+def test_an_engine_that_dies_in_the_middle_of_an_answer_is_told(url: str) -> None:
+    assert httpx.post(url + CHAT, json=ask("dying"), timeout=30).status_code == 503
+    lines = httpx.post(url + CHAT, json=ask("dying", stream=True), timeout=30).text.split("\n\n")
+    assert '"content":" images."' in lines[2]
+    assert '"code":"engine_dead"' in lines[3]
+    assert lines[4] == "data: [DONE]"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("leaves_by", ["stream", "whole"])
+def test_a_client_that_leaves_frees_its_place_in_the_replica(url: str, leaves_by: str) -> None:
+    """The model takes one request at a time, and its second token a minute."""
+    if leaves_by == "stream":
+        with httpx.stream("POST", url + CHAT, json=ask("single", stream=True), timeout=30) as response:
+            lines = response.iter_lines()  # kept: a dropped iterator closes the connection
+            next(lines)
+            assert httpx.post(url + CHAT, json=ask("single", max_tokens=1), timeout=30).status_code == 429
+    else:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(url + CHAT, json=ask("single"), timeout=3)
+    wait_until(lambda: httpx.post(url + CHAT, json=ask("single", max_tokens=1), timeout=30).status_code == 200, 10)
+
+
+@pytest.mark.slow
+def test_a_second_replica_comes_under_load_and_goes_after_it(url: str) -> None:
+    def num_replicas() -> int:
+        return cluster.num_running_replicas(APPLICATION, {"slow": "generator-slow"})["slow"]
+
+    is_over = threading.Event()
+    statuses: list[int] = []
+
+    def keep_asking() -> None:
+        with httpx.Client(timeout=60) as client:
+            while not is_over.is_set():
+                statuses.append(client.post(url + CHAT, json=ask("slow", "a " * 30, stream=True)).status_code)
+
+    assert num_replicas() == 1
+    askers = [threading.Thread(target=keep_asking) for _ in range(6)]
+    for asker in askers:
+        asker.start()
+    try:
+        wait_until(lambda: num_replicas() == 2, SCALE_S)
+    finally:
+        is_over.set()
+        for asker in askers:
+            asker.join()
+    assert set(statuses) == {200}
+    wait_until(lambda: num_replicas() == 1, SCALE_S)
+
+
+DEPLOY = """
+import sys
+from pathlib import Path
+from serving.cluster import deploy
+from serving.settings import ServerSettings
+settings = ServerSettings.model_validate({"port": 0, "drain_timeout_s": 2, "ray": {"embedder": {"max_replicas": 1}}})
+deploy([Path(sys.argv[1])], settings, lambda line: print(line, flush=True))
+print("ended", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_deploy_serves_until_sigterm_and_takes_everything_down(clip_bundle: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", DEPLOY, str(clip_bundle)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
+        try:
+            line = process.stdout.readline()
+            assert line.startswith("PocketVLM serves tiny-clip at http://127.0.0.1:"), process.stderr.read()
+            url = line.split(" at ")[1].split()[0]
+            body = {"model": "tiny-clip", "input": ["a", "b"]}
+            items = httpx.post(f"{url}/v1/embeddings", json=body, timeout=30).json()["data"]
+            norms = [sum(x * x for x in item["embedding"]) for item in items]
+            assert norms == pytest.approx([1, 1], abs=1e-5)  # float32
+            process.send_signal(signal.SIGTERM)
+            out, log = process.communicate(timeout=START_S)
+        finally:
+            process.kill()
+    assert process.returncode == 0, log
+    assert out.endswith("ended\n")
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url)
+
+
+def test_ray_reads_the_type_of_the_builders_argument() -> None:
+    """With postponed annotations, Ray would hand over a plain dict without a word."""
+    (parameter,) = inspect.signature(cluster.build_app).parameters.values()
+    assert parameter.annotation is ClusterArgs
+
+
+def test_the_builder_names_one_deployment_per_model(clip_bundle: Path, smolvlm_bundle: Path) -> None:
+    args = ClusterArgs(bundles=(clip_bundle, smolvlm_bundle))
+    assert [model.deployment for model in cluster.served_models(args)] == [
+        "embedder-tiny-clip",
+        "generator-tiny-smolvlm",
+    ]
+    assert cluster.build_app(args)._bound_deployment.name == "ingress"
+
+
+def test_a_bundle_that_is_refused_is_refused_before_anything_starts(clip_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleFormatError):
+        cluster.build_app(ClusterArgs(bundles=(tmp_path,)))
+    with pytest.raises(BundleError, match="tiny-clip is served already"):
+        cluster.build_app(ClusterArgs(bundles=(clip_bundle, clip_bundle)))
+
+
+def test_what_ray_would_choose_for_scaling_is_written_out() -> None:
+    config = autoscaling(ScalingSettings(min_replicas=2, max_replicas=5))
+    assert (config.min_replicas, config.initial_replicas, config.max_replicas) == (2, 2, 5)
+    assert (config.upscaling_factor, config.downscaling_factor) == (1.0, 1.0)
+
+
+def test_a_local_cluster_admits_every_replica() -> None:
+    args = ClusterArgs.model_validate({"bundles": ["x"], "ray": {"generator": {"max_replicas": 100, "num_cpus": 2}}})
+    assert num_local_cpus([fake("a")], args) == 201  # half a CPU for the ingress, rounded up
+    assert num_local_cpus([], args) == os.cpu_count()
+
+
+@pytest.mark.filterwarnings("ignore:coroutine 'Replica.__del__' was never awaited")
+def test_a_replica_whose_engine_died_is_reported_to_ray() -> None:
+    client = FakeClient()
+
+    async def check() -> None:
+        replica = Replica.__new__(Replica)
+        await replica.__init__(lambda: client)  # type: ignore[misc,func-returns-value]
+        await replica.check_health()
+        client.behaviour.health = Health(is_ready=False, reason="worker died", is_alive=False)
+        with pytest.raises(EngineDeadError, match="worker died"):
+            await replica.check_health()
+
+    asyncio.run(check())
+
+
+def test_a_controller_that_does_not_answer_is_not_ready() -> None:
+    def silent() -> dict[str, int]:
+        raise cluster.RayError("gone")
+
+    health = asyncio.run(RayClient({}, silent).health())
+    assert (health.is_ready, health.is_alive) == (False, True)
+    assert "controller does not answer" in health.reason
+
+
+def test_a_model_without_a_replica_is_not_ready() -> None:
+    health = asyncio.run(RayClient({}, lambda: {"a": 1, "b": 0}).health())
+    assert (health.is_ready, health.reason, health.gauges) == (False, "no replica runs of: b", {"num_replicas": 1.0})
