@@ -72,17 +72,17 @@ class Conversation:
 
         yield Measurement(f"first token, {told} seen before", await watch.collect_async(repeated))
         for size in batch_sizes:
-            yield await self._answers(watch, size, output_tokens)
+            yield await self._answers(watch, kept, size, output_tokens)
 
     async def _first_token_of_new_image(self) -> float:
         return (await self._answer(self._request(self._image(), 1)))[0]
 
-    async def _answers(self, watch: Stopwatch, size: int, output_tokens: int) -> Measurement:
-        """Return the time until `size` concurrent answers, each about an image of its own, have all ended."""
+    async def _answers(self, watch: Stopwatch, image: ImagePart, size: int, output_tokens: int) -> Measurement:
+        """Return the time until `size` concurrent answers about an image seen before, have all ended."""
         tokens: list[int] = []
 
         async def together() -> float:
-            requests = [self._request(self._image(), output_tokens) for _ in range(size)]
+            requests = [self._request(image, output_tokens) for _ in range(size)]
             started_s = time.perf_counter()
             answers = await asyncio.gather(*(self._answer(request) for request in requests))
             took_ms = (time.perf_counter() - started_s) * 1e3

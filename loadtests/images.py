@@ -17,7 +17,7 @@ def draw_image(seed: int, size_px: int) -> bytes:
 
     The gradient keeps the picture from compressing to nothing, so that the upload weighs about what a drawing does.
     """
-    rng = np.random.Generator(np.random.PCG64([seed, size_px]))
+    rng = np.random.Generator(np.random.PCG64(seed))
     image = Image.fromarray(_gradient(rng, size_px))
     pencil = ImageDraw.Draw(image)
     for _ in range(_SHAPES_PER_IMAGE):

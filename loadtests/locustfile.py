@@ -1,6 +1,6 @@
 """The Locust file: `locust -f loadtests/locustfile.py -H http://127.0.0.1:8000`, with Locust's own page or headless.
 
-`python -m loadtests.run URL` runs it headless with objectives and a report; `docs/load-testing.md` says which to use.
+`python -m loadtests.run URL` runs it headless, holds objectives against what it measured, and writes a report.
 """
 
 from __future__ import annotations

@@ -28,7 +28,9 @@ def test_events_do_not_depend_on_where_the_bytes_are_cut(payloads: list[list[str
     body = text.encode() + b": the end\n"  # a stream may stop at a lone carriage return, which waits for a line feed
     places = sorted({0, len(body), *(cut % (len(body) + 1) for cut in cuts)})
     pieces = [body[a:b] for a, b in itertools.pairwise(places)]
-    assert [event.data for event in parse(pieces)] == ["\n".join(data) for data in payloads]
+    expected = ["\n".join(data) for data in payloads]
+    assert [event.data for event in parse(pieces)] == expected
+    assert [event.data for event in parse([bytes([byte]) for byte in body])] == expected
 
 
 def test_events_come_out_byte_by_byte_with_a_character_split_in_the_middle() -> None:
