@@ -78,7 +78,7 @@ class Conversation:
         return (await self._answer(self._request(self._image(), 1)))[0]
 
     async def _answers(self, watch: Stopwatch, image: ImagePart, size: int, output_tokens: int) -> Measurement:
-        """Return the time until `size` concurrent answers about an image seen before, have all ended."""
+        """Return the time until `size` concurrent answers about an image seen before have all ended."""
         tokens: list[int] = []
 
         async def together() -> float:
