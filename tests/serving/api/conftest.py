@@ -6,7 +6,6 @@ import asyncio
 import base64
 import io
 import json
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from fastapi import FastAPI
 from PIL import Image
 
 from serving.api.app import create_app
+from serving.edge import open_listener
 from serving.engine.fake import FakeClient
 from serving.settings import ApiSettings
 
@@ -65,7 +65,7 @@ def api(make_caller: Callable[..., Caller]) -> Caller:
 @pytest.fixture
 def server_url(engine: FakeClient) -> Iterator[str]:
     """URL of a real uvicorn on a free port."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = open_listener("127.0.0.1", 0)
     config = uvicorn.Config(create_app(engine, ApiSettings()), log_config=None, lifespan="off", ws="none")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
