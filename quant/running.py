@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from PIL import Image
 from pydantic import ValidationError
 
-from bundle.errors import BundleFormatError
+from bundle.errors import BundleFormatError, MachineError
 from bundle.image import ImageSpec
 from bundle.manifest import DualEncoderDims, Manifest
 from bundle.prompt import PromptBuilder, Turn
@@ -24,6 +25,7 @@ from bundle.text import Tokenizer
 Array = NDArray[Any]
 Float32 = NDArray[np.float32]
 _Part = TypeVar("_Part")
+_REFUSALS = (ort_errors.Fail, ort_errors.InvalidGraph, ort_errors.NotImplemented, ort_errors.RuntimeException)
 
 
 class Graph:
@@ -32,6 +34,9 @@ class Graph:
     Args:
         path: The `.onnx` file.
         threads: Per operator; 0 means one per physical core.
+
+    Raises:
+        MachineError: The runtime lacks an operator of the graph.
     """
 
     def __init__(self, path: Path, threads: int = 0) -> None:
@@ -39,7 +44,13 @@ class Graph:
         options.intra_op_num_threads = threads
         options.log_severity_level = 3  # errors; a quantized graph warns about shapes that it need not know
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # several sessions share the cores
-        self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        try:
+            self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except _REFUSALS as error:
+            raise MachineError(
+                f"{path}: ONNX Runtime {ort.__version__} cannot run it: {str(error).splitlines()[0]}. Install a newer one, or see what this "
+                "machine has with: pocketvlm doctor"
+            ) from error
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, feeds: dict[str, Array]) -> dict[str, Array]:

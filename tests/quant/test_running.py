@@ -3,17 +3,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, CLIPModel
 
 from bundle.directory import read_manifest
-from bundle.errors import BundleFormatError
+from bundle.errors import BundleFormatError, MachineError
 from bundle.golden import canary_image
 from bundle.prompt import Placeholder, Turn
 from bundle.text import Tokenizer
-from quant.running import DualEncoderRunner, VisionLanguageRunner
+from quant.graphs import save_graph
+from quant.running import DualEncoderRunner, Graph, VisionLanguageRunner
 
 TURNS = [Turn("user", (Placeholder.IMAGE, "What is this?"))]
 NUM_TOKENS = 12
@@ -107,3 +109,10 @@ def test_a_bundle_of_the_other_task_is_refused(clip_bundle: Path, smolvlm_bundle
         VisionLanguageRunner(clip_bundle, read_manifest(clip_bundle))
     with pytest.raises(BundleFormatError, match="no embedding sizes"):
         DualEncoderRunner(smolvlm_bundle, read_manifest(smolvlm_bundle))
+
+
+def test_a_graph_that_the_runtime_cannot_run_says_what_to_do(model_of, tmp_path: Path) -> None:
+    inputs = {"x": (ir.DataType.FLOAT, [2])}
+    save_graph(model_of(inputs, [("NoSuchOperator", ["x"], "y", {})], {}, ["y"]), tmp_path / "new.onnx")
+    with pytest.raises(MachineError, match=r"NoSuchOperator.*pocketvlm doctor"):
+        Graph(tmp_path / "new.onnx")
