@@ -48,8 +48,8 @@ class Graph:
             self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except _REFUSALS as error:
             raise MachineError(
-                f"{path}: ONNX Runtime {ort.__version__} cannot run it: {str(error).splitlines()[0]}. Install a newer one, or see what this "
-                "machine has with: pocketvlm doctor"
+                f"{path}: ONNX Runtime {ort.__version__} cannot run it: {str(error).splitlines()[0]}. "
+                "Install a newer one, or see what this machine has with: pocketvlm doctor"
             ) from error
         self._outputs = [output.name for output in self._session.get_outputs()]
 
