@@ -32,7 +32,7 @@ from reference.training import MasterWeights, Run, Schedule
 SEED = 20261120
 HERE = pathlib.Path(__file__).parent
 _LANGUAGE_SEEDS = 1 << 36  # where the language stage's seeds begin
-_STILL_TOWER_SHARE = 0.5  # of the language stage; the tower's gradients are noise until the decoder reads it
+_STILL_TOWER_SHARE = 0.25  # of the language stage; the tower's gradients are noise until the decoder reads it
 _TOWER_LR_SHARE = 0.3
 _DENSE_LOSS_SHARE = 0.3
 _FEATURE_RMS = 1.0
@@ -106,6 +106,7 @@ class Tower(nn.Module):
         factor = _FEATURE_RMS / float(features.float().square().mean().sqrt())
         self.connector.modality_projection.proj.weight.mul_(factor)
         self.head.dense_head.weight.div_(factor)
+        self.head.place_head.weight.div_(factor)
 
 
 class Decoder(nn.Module):
@@ -120,7 +121,7 @@ class Decoder(nn.Module):
 
 def train_tower(model: SmolVLMForConditionalGeneration, tower: Tower, args: argparse.Namespace) -> None:
     """Train the tower in place on dense labels."""
-    masters = MasterWeights(tower, args.lr, ("embed", "dense_head"))
+    masters = MasterWeights(tower, args.lr, ("embed", "dense_head", "place_head"))
     run = Run(args.work, "tower", Schedule(args.tower_steps, args.tower_minutes), (masters,), args.save_every_s)
     scenes = DenseScenes(args.batch, run.step * args.batch)
     batches = iter(DataLoader(scenes, batch_size=None, num_workers=args.workers))
@@ -142,7 +143,7 @@ def train_language(
     """Train the decoder in place, and after a while the tower with it; write the checkpoint."""
     decoder = Decoder(model)
     decoder_masters = MasterWeights(decoder, args.lr, ("embed_tokens", "lm_head"))
-    tower_masters = MasterWeights(tower, args.lr * _TOWER_LR_SHARE, ("embed", "dense_head"))
+    tower_masters = MasterWeights(tower, args.lr * _TOWER_LR_SHARE, ("embed", "dense_head", "place_head"))
     schedule = Schedule(args.language_steps, args.language_minutes, warmup_steps=100)
     run = Run(args.work, "language", schedule, (decoder_masters, tower_masters), args.save_every_s)
     stream = Conversations(tokens.backend_tokenizer, args.batch, args.questions, run.step * args.batch)
@@ -155,7 +156,9 @@ def train_language(
             features = vlm_model.image_features(model, pixels)
         loss, facts = answer_loss(model, features, batch)
         if not is_still:
-            loss = loss + _DENSE_LOSS_SHARE * tower.head.loss(features, labels)[0]
+            dense, seen = tower.head.loss(features, labels)
+            loss = loss + _DENSE_LOSS_SHARE * dense
+            facts |= {"dense": seen["dense"], "place_loss": seen["place_loss"]}
         loss.backward()
         run.advance()
         mean |= {k: 0.95 * mean.get(k, v) + 0.05 * v for k, v in facts.items()}
