@@ -1,6 +1,7 @@
 """The engine thread under load, faults and cancellations, with a real (tiny) decoder."""
 
 import asyncio
+import copy
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,6 +57,29 @@ class Request:
         return Sequence("r", np.array(self.prompt, np.int64), self.sampling, (EOS,))
 
 
+@dataclass(frozen=True)
+class Expected:
+    """An answer, and how many of its tokens rounding cannot change."""
+
+    tokens: list[int]
+    num_decided: int
+
+    def is_begun_by(self, found: list[int]) -> bool:
+        """True when `found` is the beginning of the answer, as far as that is decided."""
+        return self._clipped(found) == self._clipped(self.tokens)[: len(found)]
+
+    def is_given_by(self, found: list[int]) -> bool:
+        """True when `found` is the answer, as far as that is decided."""
+        return self._clipped(found) == self._clipped(self.tokens)
+
+    @property
+    def is_decided(self) -> bool:
+        return self.num_decided == len(self.tokens)
+
+    def _clipped(self, tokens: list[int]) -> list[int]:
+        return tokens if self.is_decided else tokens[: self.num_decided]
+
+
 class Oracle:
     """Answers of a model to one prompt alone: whole-prompt prefill, plain runs, no slots, no engine."""
 
@@ -63,19 +87,21 @@ class Oracle:
         self._embed_tokens = Session(model.directory, model.embed_tokens, settings)
         self._decoder = Session(model.directory, model.decoder, settings)
         self._dims = model.dims
-        self._known: dict[tuple, list[int]] = {}
+        self._known: dict[tuple, Expected] = {}
 
-    def answer(self, request: Request) -> list[int]:
+    def answer(self, request: Request) -> Expected:
         key = (request.prompt, request.sampling)
         if key not in self._known:
             self._known[key] = self._run(request)
         return self._known[key]
 
-    def _run(self, request: Request) -> list[int]:
+    def _run(self, request: Request) -> Expected:
         shape = (1, self._dims.num_kv_heads, CAPACITY, self._dims.head_size)
         names = [f"{i}.{side}" for i in range(self._dims.num_layers) for side in ("key", "value")]
         cache = {name: np.zeros(shape, np.float32) for name in names}
-        sampler, ids, past, tokens = Sampler(request.sampling), list(request.prompt), 0, []
+        sampler, ids, past = Sampler(request.sampling), list(request.prompt), 0
+        tokens: list[int] = []
+        decided: list[bool] = []
         while past + len(ids) <= CAPACITY:
             inputs = {
                 "inputs_embeds": self._embed_tokens.run({"input_ids": np.array([ids])})["inputs_embeds"],
@@ -86,11 +112,24 @@ class Oracle:
             outputs = self._decoder.run({**inputs, **{f"past_key_values.{n}": cache[n] for n in names}})
             cache = {name: outputs[f"present.{name}"] for name in names}
             past += len(ids)
-            tokens.append(sampler(outputs["logits"][0, 0]))
+            logits = outputs["logits"][0, 0]
+            decided.append(is_decided(sampler, logits))
+            tokens.append(sampler(logits))
             ids = tokens[-1:]
             if ids[0] == EOS or len(tokens) == request.sampling.max_tokens:
                 break
-        return tokens
+        return Expected(tokens, len(tokens) if all(decided) else decided.index(False))
+
+
+def is_decided(sampler: Sampler, logits: np.ndarray) -> bool:
+    """True when logits a rounding error away give the same token.
+
+    A decode batch multiplies matrices of another height than a lone row, which orders float32 sums differently: here
+    by about 1e-6 of logits near 5. 1e-4 is far above that, and leaves one token in several thousand undecided.
+    """
+    rng = np.random.default_rng(0)
+    near = [logits, *(logits + rng.uniform(-1e-4, 1e-4, logits.shape).astype(np.float32) for _ in range(4))]
+    return len({copy.deepcopy(sampler)(row) for row in near}) == 1
 
 
 @pytest.fixture(scope="module")
@@ -175,15 +214,15 @@ def test_every_request_ends_once_and_answers_as_if_alone_whatever_its_mates_suff
         match events[-1]:
             case Ended(None):
                 assert request.cancel_after is not None
-                assert tokens_of(events) == alone[: len(events) - 1]
+                assert alone.is_begun_by(tokens_of(events))
             case Ended(reason):
-                assert tokens_of(events) == alone
-                assert reason == ("stop" if alone[-1] == EOS else "length")
+                assert alone.is_given_by(tokens_of(events))
+                assert not alone.is_decided or reason == ("stop" if alone.tokens[-1] == EOS else "length")
             case Failed(error):
                 assert faults
                 assert isinstance(error, MachineError)
                 assert "injected" in str(error)
-                assert tokens_of(events) == alone[: len(events) - 1]
+                assert alone.is_begun_by(tokens_of(events))
     assert engine.gauges["num_requests_running"] == 0
     assert engine.gauges["kv_cache_usage_perc"] == 0
     assert not engine.has_work
@@ -200,7 +239,7 @@ def test_a_failed_step_fails_its_own_requests_and_later_ones_are_answered(runner
     (_, first), (_, second) = asyncio.run(serve(engine, [lost, kept]))
     assert [type(event) for event in first] == [Failed]
     assert "no memory" in str(first[0].error)
-    assert tokens_of(second) == oracle.answer(kept)
+    assert oracle.answer(kept).is_given_by(tokens_of(second))
     assert engine.fault == ""
 
 
