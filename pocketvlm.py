@@ -36,7 +36,6 @@ _EXTRA_OF_MODULE = {
     "prometheus_client": "serve",
     "ray": "ray",
     "locust": "loadtests",
-    "matplotlib": "loadtests",
     "sklearn": "reference",
 }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 import signal
 import socket
@@ -34,17 +35,32 @@ QUESTIONS = (
     ("digit.png", "what digit is shown?"),
 )
 LABELS = ("a circle", "a square", "a triangle", "a star")
+SAMPLES_PER_TASK = 20
+"""Held-out questions per task when a variant is measured: enough to see a broken one; the README's figures use 200."""
 READY_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True)
 class StreamedAnswer:
-    """One streamed chat answer and its timing, as the client saw it."""
+    """One streamed chat answer as the client saw it, from sending the request.
+
+    Attributes:
+        text: The whole answer.
+        num_tokens: As the server counted them.
+        first_token_ms: Until the first piece of text.
+        total_ms: Until the end.
+    """
 
     text: str
+    num_tokens: int
     first_token_ms: float
-    tokens_per_s: float
+    total_ms: float
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens over the whole time, the image's encoding included: answers here are too short to leave it out."""
+        return self.num_tokens / self.total_ms * 1e3
 
 
 def run_demo(folder: Path, *, keep: bool, console: Console) -> None:
@@ -78,7 +94,11 @@ def _make_variants(folder: Path, name: str, console: Console) -> None:
         variant = folder / f"{name}-{scheme}"
         if not is_current(variant, name):
             console.print(f"[bold]quantize[/bold] {name} to {scheme}, and measure it on held-out scenes")
-            _command("quantize", str(parent), "-o", str(variant), "--weights", scheme, "--overwrite", may_miss=True)
+            _command(
+                *("quantize", str(parent), "-o", str(variant), "--weights", scheme, "--samples", str(SAMPLES_PER_TASK)),
+                "--overwrite",
+                may_miss=True,
+            )
 
 
 def _command(*arguments: str, may_miss: bool = False) -> None:
@@ -89,13 +109,21 @@ def _command(*arguments: str, may_miss: bool = False) -> None:
 
 
 def _print_variants(folder: Path, console: Console) -> None:
-    table = Table("bundle", "weights", "gates passed", title="What each variant weighs")
+    table = Table("bundle", "weights", "held-out answers right", "of fp32", "gates", title="What each variant costs")
     for name in CHECKPOINTS:
         for suffix in ("", "-int8", "-int4"):
-            manifest = read_manifest(folder / f"{name}{suffix}")
-            passed = f"{sum(gate.passed for gate in manifest.gates)} of {len(manifest.gates)}" if suffix else "parent"
-            table.add_row(f"{name}{suffix}", f"{manifest.weight_bytes / 1e6:.1f} MB", passed)
+            table.add_row(f"{name}{suffix}", *_costs(folder / f"{name}{suffix}"))
     console.print(table)
+
+
+def _costs(bundle: Path) -> tuple[str, str, str, str]:
+    manifest = read_manifest(bundle)
+    weights = f"{manifest.weight_bytes / 1e6:.1f} MB"
+    if not manifest.gates:
+        return weights, "", "", ""
+    everything = json.loads((bundle / "report.json").read_text(encoding="utf-8"))["tasks"]["all"]
+    passed = f"{sum(gate.passed for gate in manifest.gates)} of {len(manifest.gates)} passed"
+    return weights, f"{everything['quantized']:.1%} of {everything['n']}", f"{everything['fp32']:.1%}", passed
 
 
 @contextmanager
@@ -157,7 +185,8 @@ def _ask_all(url: str, console: Console) -> None:
             answer = _stream_answer(http, by_task["image-text-to-text"], SAMPLES / sample, question)
             console.print(f"[bold]{sample}[/bold] {question} [green]{answer.text}[/green]")
             console.print(
-                f"  [dim]first token {answer.first_token_ms:.0f} ms, {answer.tokens_per_s:.0f} tokens/s[/dim]"
+                f"  [dim]first token {answer.first_token_ms:.0f} ms, {answer.num_tokens} tokens in "
+                f"{answer.total_ms:.0f} ms ({answer.tokens_per_s:.0f} tokens/s)[/dim]"
             )
         _embed(http, by_task["dual-encoder"], console)
         _classify(http, by_task["dual-encoder"], console)
@@ -170,8 +199,14 @@ def _image_part(path: Path) -> dict[str, object]:
 
 def _stream_answer(http: httpx.Client, model: str, image: Path, question: str) -> StreamedAnswer:
     content = [_image_part(image), {"type": "text", "text": question}]
-    body = {"model": model, "messages": [{"role": "user", "content": content}], "stream": True, "max_tokens": 64}
-    text, stamps_s = "", []
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": content}],
+        "max_tokens": 64,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    text, num_tokens, first_ms = "", 0, float("nan")
     started_s = time.perf_counter()
     with http.stream("POST", "/v1/chat/completions", json=body) as response:
         if response.is_error:
@@ -179,15 +214,14 @@ def _stream_answer(http: httpx.Client, model: str, image: Path, question: str) -
         for line in response.iter_lines():
             if not line.startswith("data: ") or line == "data: [DONE]":
                 continue
-            choices = json.loads(line.removeprefix("data: ")).get("choices") or [{}]
-            if piece := choices[0].get("delta", {}).get("content"):
-                text += piece
-                stamps_s.append(time.perf_counter())
-    if not stamps_s:
-        return StreamedAnswer(text, float("nan"), float("nan"))
-    decode_s = stamps_s[-1] - stamps_s[0]
-    rate = (len(stamps_s) - 1) / decode_s if decode_s else float("nan")
-    return StreamedAnswer(text.strip(), (stamps_s[0] - started_s) * 1e3, rate)
+            event = json.loads(line.removeprefix("data: "))
+            for choice in event.get("choices", ()):
+                text += choice["delta"].get("content") or ""
+                if text and math.isnan(first_ms):
+                    first_ms = (time.perf_counter() - started_s) * 1e3
+            if event.get("usage"):
+                num_tokens = event["usage"]["completion_tokens"]
+    return StreamedAnswer(text.strip(), num_tokens, first_ms, (time.perf_counter() - started_s) * 1e3)
 
 
 def _embed(http: httpx.Client, model: str, console: Console) -> None:
@@ -204,7 +238,7 @@ def _embed(http: httpx.Client, model: str, console: Console) -> None:
 def _classify(http: httpx.Client, model: str, console: Console) -> None:
     body = {"model": model, "images": [_image_part(SAMPLES / "relation.png")], "labels": list(LABELS)}
     data = http.post("/v1/classify", json=body).raise_for_status().json()["data"]
-    shown = ", ".join(f"{item['label']} {item['score']:.3f}" for item in data[0]["scores"])
+    shown = ", ".join(f"{item['label']} {item['score']:.3f}" for item in data[0]["labels"])
     console.print(f"[bold]classify[/bold] relation.png: {shown}")
 
 
