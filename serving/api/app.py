@@ -16,6 +16,7 @@ from bundle.errors import OverloadedError, PocketVLMError
 from serving.api.body import REQUEST_ID, BodyLimit, RequestName
 from serving.api.chat import chat_router
 from serving.api.classify import classify_router
+from serving.api.docs import add_docs
 from serving.api.embeddings import embeddings_router
 from serving.api.errors import error_body, http_error, routing_body
 from serving.api.service import Service
@@ -38,9 +39,11 @@ def create_app(client: EngineClient, settings: ApiSettings) -> FastAPI:
         settings: Limits of a request.
     """
     service = Service(client, settings, int(time.time()))
-    app = FastAPI(title="PocketVLM", version=_version())
+    # FastAPI's own pages load scripts from a content network; ours loads nothing.
+    app = FastAPI(title="PocketVLM", version=_version(), docs_url=None, redoc_url=None)
     for router in (chat_router(service), embeddings_router(service), classify_router(service), status_router(service)):
         app.include_router(router)
+    add_docs(app)
     _answer_failures(app, service)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestName)

@@ -129,8 +129,6 @@ class Chat:
                 yield self._usage_event(event)
         except Exception as error:
             yield self._failure(error)
-        finally:
-            await close(self.events)
         yield b"data: [DONE]\n\n"
 
     def _failure(self, error: Exception) -> bytes:

@@ -42,7 +42,7 @@ def _decode(payload: str, param: str, max_bytes: int) -> bytes:
     try:
         data = base64.b64decode(payload, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ImageError(f"the data URL's payload is not base64: {error}", param) from error
+        raise ImageError(f"the data URL's payload is not base64 without line breaks: {error}", param) from error
     if not data:
         raise ImageError("the image is empty (0 bytes)", param)
     return data

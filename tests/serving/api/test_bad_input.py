@@ -42,7 +42,7 @@ BAD_IMAGES = {
     "20000x20000": url_of(huge_png(20000, 20000)),
     "zero bytes": "data:image/png;base64,",
     "not base64": "data:image/png;base64,@@@@",
-    "base64 with a line break": "data:image/png;base64,AAAA\nAAAA",
+    "base64 with a line break": url_of(noisy_png())[:100] + "\n" + url_of(noisy_png())[100:],
     "cut base64": "data:image/png;base64,AAAAA",
     "no base64 mark": "data:image/png,AAAA",
     "no comma": "data:image/png;base64",

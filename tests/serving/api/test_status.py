@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bundle.errors import EngineDeadError
 from serving.api.app import create_app
+from serving.api.docs import EXAMPLES
 from serving.engine.fake import FakeClient
 from serving.engine.protocol import Health
 from serving.settings import ApiSettings
@@ -121,3 +123,18 @@ def test_two_applications_count_apart_and_leave_the_global_registry_alone(
 def test_the_schema_page_lists_every_route(engine: FakeClient) -> None:
     paths = create_app(engine, ApiSettings()).openapi()["paths"]
     assert {CHAT, "/v1/embeddings", "/v1/classify", "/v1/models", "/health/ready", "/metrics"} <= set(paths)
+
+
+def test_the_docs_page_loads_nothing_from_elsewhere_and_shows_each_route(api: Any) -> None:
+    page = api.get("/docs").text
+    assert "://" not in page.replace("http://test", "")
+    assert all(f"<code>POST {path}</code>" in page for path in EXAMPLES)
+    assert api.get("/redoc").status_code == 404
+
+
+@pytest.mark.parametrize("path", EXAMPLES)
+def test_the_documented_examples_are_answered(api: Any, path: str, png: bytes, image_part: Any) -> None:
+    url = image_part(png)["image_url"]["url"]
+    text = json.dumps(EXAMPLES[path]).replace("data:image/png;base64,...", url)
+    model = "fake-vlm" if "chat" in path else "fake-clip"
+    assert api.post(path, json.loads(text.replace("MODEL", model))).status_code == 200
