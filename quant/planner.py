@@ -34,6 +34,9 @@ FLOAT32 = "fp32"
 """The method of a layer that keeps its weights."""
 
 _MANY_ROWS = "many rows meet each weight, where integer products run 2 to 3 times as fast as float32"
+_MANY_ROWS_FEWER_BITS = (
+    "8 bits, not {bits}: many rows meet each weight, where fewer bits are slower than W8A8 and coarser"
+)
 _ONE_ROW = "decoding reads every weight for one row, so fewer bytes are less time"
 _HEAD = "the vocabulary's scores decide the token, so they keep 8 bits"
 _LOOKED_UP = "rows are decoded as they are looked up"
@@ -60,6 +63,7 @@ RECIPES = {
     "int8": Recipe(bits=8, block_sizes=(128, 64, 32), scheme="int8-weight-only"),
     "int4": Recipe(bits=4, block_sizes=(32,), scheme="int4"),
 }
+_W8A8 = Form(8)
 _HEAD_BITS = 8
 _HEAD_BLOCKS = (128, 64, 32)
 _TABLE_BLOCKS = (128, 64, 32, 16)
@@ -161,7 +165,7 @@ def plan_component(name: ComponentName, graph: ir.Graph, manifest: Manifest, rec
     if name == "decoder":
         layers = [_plan_decoder_linear(linear, manifest, recipe) for linear in linears]
     else:
-        layers = [_plan_encoder_linear(linear) for linear in linears]
+        layers = [_plan_encoder_linear(linear, recipe) for linear in linears]
     layers += [_plan_table(table, graph, manifest) for table in tables]
     return ComponentPlan(name, _scheme(name, layers, recipe), tuple(layers))
 
@@ -179,8 +183,9 @@ def planned(component: Component, plan: ComponentPlan, weight_bytes: int) -> Com
     return component.model_copy(update={"scheme": plan.scheme, "detail": plan.detail, "weight_bytes": weight_bytes})
 
 
-def _plan_encoder_linear(linear: Linear) -> LayerPlan:
-    return LayerPlan(linear.name, "w8a8", Form(8), linear.num_inputs, linear.num_outputs, _MANY_ROWS)
+def _plan_encoder_linear(linear: Linear, recipe: Recipe) -> LayerPlan:
+    reason = _MANY_ROWS if recipe.bits >= _W8A8.bits else _MANY_ROWS_FEWER_BITS.format(bits=recipe.bits)
+    return LayerPlan(linear.name, "w8a8", _W8A8, linear.num_inputs, linear.num_outputs, reason)
 
 
 def _plan_decoder_linear(linear: Linear, manifest: Manifest, recipe: Recipe) -> LayerPlan:

@@ -48,6 +48,7 @@ def test_encoders_get_w8a8_whatever_is_asked(graph, manifest, weights: str, comp
     assert set(labels(plan).values()) == {"w8a8 8-bit"}
     assert plan.scheme == "int8"
     assert "many rows" in plan.detail
+    assert ("8 bits, not 4" in plan.detail) == (weights == "int4")
 
 
 def test_an_int8_decoder_takes_the_largest_block_that_divides(graph, manifest) -> None:
