@@ -35,7 +35,8 @@ class Limit:
 
 LIMITS: dict[str, dict[str, Limit]] = {
     "int8": {
-        "canary_cosine": Limit(0.8, "min"),
+        "canary_cosine": Limit(0.95, "min"),
+        "canary_cosine/decoder": Limit(0.8, "min"),
         "kl_mean": Limit(0.02, "max"),
         "top1_agreement": Limit(0.98, "min"),
         "cosine_mean": Limit(0.99, "min"),
@@ -43,7 +44,8 @@ LIMITS: dict[str, dict[str, Limit]] = {
         "accuracy_loss_points": Limit(0.5, "max"),
     },
     "int4": {
-        "canary_cosine": Limit(0.3, "min"),
+        "canary_cosine": Limit(0.95, "min"),
+        "canary_cosine/decoder": Limit(0.3, "min"),
         "kl_mean": Limit(0.05, "max"),
         "top1_agreement": Limit(0.96, "min"),
         "cosine_mean": Limit(0.99, "min"),
@@ -51,7 +53,9 @@ LIMITS: dict[str, dict[str, Limit]] = {
         "accuracy_loss_points": Limit(2.0, "max"),
     },
 }
-"""By the `--weights` asked for, then by measure. An encoder is W8A8 under both, so its limits are the same.
+"""By the `--weights` asked for, then by measure, or by "measure/of" where one part has its own.
+
+An encoder is W8A8 under both, so its limits are the same.
 
 The canary is one run on nonsense: it tells a broken graph from a working one and says little of quality. Through 30
 decoder layers of random weights with gain 2, which multiply any rounding, right graphs kept a cosine of 0.90 (int8) and
@@ -89,11 +93,11 @@ def judge(measure: str, value: float, n: int, weights: str, of: str = "") -> Gat
     Raises:
         QuantizationError: No limit is set for this measure or these weights.
     """
-    limit = LIMITS.get(weights, {}).get(measure)
+    limits, name = LIMITS.get(weights, {}), f"{measure}/{of}" if of else measure
+    limit = limits.get(name, limits.get(measure))
     if limit is None:
         raise QuantizationError(f"no limit is set for {measure} of {weights}; set one in quant/gate.py")
     passed = value >= limit.value if limit.direction == "min" else value <= limit.value
-    name = f"{measure}/{of}" if of else measure
     return Gate(name=name, value=value, limit=limit.value, direction=limit.direction, n=n, passed=bool(passed))
 
 

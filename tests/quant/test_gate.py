@@ -83,6 +83,11 @@ def test_a_gate_names_what_was_measured() -> None:
     assert (gate.name, gate.n, gate.direction, gate.passed) == ("cosine_mean/image", 7, "min", False)
 
 
+def test_a_part_with_a_limit_of_its_own_is_held_to_that() -> None:
+    assert judge("canary_cosine", 0.9, 1, "int4", of="decoder").passed
+    assert not judge("canary_cosine", 0.9, 1, "int4", of="vision_encoder").passed
+
+
 def test_a_measure_without_a_limit_is_refused() -> None:
     with pytest.raises(QuantizationError, match="no limit is set for charm of int8"):
         judge("charm", 1.0, 1, "int8")
