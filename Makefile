@@ -38,6 +38,9 @@ test: setup-dev ## Run every test
 test-fast: setup-dev ## Run the tests that take less than ten seconds each
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
+load-smoke: setup-dev ## Load the edge server and Ray Serve for ten seconds each
+	$(BIN)/python -m loadtests.smoke
+
 check: setup-dev ## Formatting, lint, types, import rules
 	$(BIN)/ruff format --check $(OURS)
 	$(BIN)/ruff check $(OURS)

@@ -9,13 +9,9 @@ import base64
 import json
 import math
 import os
-import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +22,7 @@ from rich.table import Table
 from bundle.directory import read_manifest
 from bundle.errors import PocketVLMError
 from reference.bundles import CHECKPOINTS, is_current
+from serving.process import running_server
 
 SAMPLES = Path(__file__).resolve().parent / "samples"
 QUESTIONS = (
@@ -37,8 +34,6 @@ QUESTIONS = (
 LABELS = ("a circle", "a square", "a triangle", "a star")
 SAMPLES_PER_TASK = 20
 """Held-out questions per task when a variant is measured: enough to see a broken one; the README's figures use 200."""
-READY_TIMEOUT_S = 120.0
-STOP_TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -75,13 +70,15 @@ def run_demo(folder: Path, *, keep: bool, console: Console) -> None:
         _make_variants(folder, name, console)
     _print_variants(folder, console)
     bundles = [folder / f"{name}-int8" for name in CHECKPOINTS]
-    with _server(bundles, keep=keep, console=console) as (process, url):
-        _ask_all(url, console)
+    log = folder / "server.log"
+    console.print(f"[bold]serve[/bold] {' '.join(bundle.name for bundle in bundles)} (log: {log})")
+    # A variant that missed a gate is served too: the table above has shown what it costs.
+    arguments = [*map(str, bundles), "--allow-failed-gate"]
+    with running_server("serve", arguments, log, keep=keep) as server:
+        _ask_all(server.url, console)
         console.print(f"\nDone in {time.perf_counter() - started_s:.0f} s.")
         if keep:
-            console.print(
-                f"The server keeps running at {url} (process {process.pid}; stop it with: kill {process.pid})"
-            )
+            console.print(f"The server keeps running at {server.url}; stop it with: kill {server.pid}")
     _print_next(folder, console)
 
 
@@ -109,7 +106,9 @@ def _command(*arguments: str, may_miss: bool = False) -> None:
 
 
 def _print_variants(folder: Path, console: Console) -> None:
-    table = Table("bundle", "weights", "held-out answers right", "of fp32", "gates", title="What each variant costs")
+    table = Table(
+        "bundle", "weights", "held-out answers right", "fp32 parent", "gates", title="What each variant costs"
+    )
     for name in CHECKPOINTS:
         for suffix in ("", "-int8", "-int4"):
             table.add_row(f"{name}{suffix}", *_costs(folder / f"{name}{suffix}"))
@@ -124,57 +123,6 @@ def _costs(bundle: Path) -> tuple[str, str, str, str]:
     everything = json.loads((bundle / "report.json").read_text(encoding="utf-8"))["tasks"]["all"]
     passed = f"{sum(gate.passed for gate in manifest.gates)} of {len(manifest.gates)} passed"
     return weights, f"{everything['quantized']:.1%} of {everything['n']}", f"{everything['fp32']:.1%}", passed
-
-
-@contextmanager
-def _server(bundles: list[Path], *, keep: bool, console: Console) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    port = _free_port()
-    url = f"http://127.0.0.1:{port}"
-    log = bundles[0].parent / "server.log"
-    arguments = [sys.executable, "-m", "pocketvlm", "serve", *map(str, bundles), "--port", str(port)]
-    # Every variant made here is served, a missed gate included: the table above has shown it.
-    arguments.append("--allow-failed-gate")
-    console.print(f"[bold]serve[/bold] {' '.join(b.name for b in bundles)} at {url} (log: {log})")
-    with log.open("wb") as output:
-        process = subprocess.Popen(arguments, stdout=output, stderr=subprocess.STDOUT, start_new_session=keep)
-    kept = False
-    try:
-        _wait_until_ready(process, url, log)
-        yield process, url
-        kept = keep
-    finally:
-        if not kept:
-            _stop(process)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    deadline_s = time.monotonic() + READY_TIMEOUT_S
-    while time.monotonic() < deadline_s:
-        if process.poll() is not None:
-            raise PocketVLMError(f"the server ended with exit code {process.returncode}; its log is {log}")
-        try:
-            if httpx.get(f"{url}/health/ready", timeout=1.0).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
-    raise PocketVLMError(f"the server was not ready within {READY_TIMEOUT_S:.0f} s; its log is {log}")
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def _ask_all(url: str, console: Console) -> None:
@@ -244,8 +192,12 @@ def _classify(http: httpx.Client, model: str, console: Console) -> None:
 
 def _print_next(folder: Path, console: Console) -> None:
     bundle = os.path.relpath(folder / "vlm-int8")
+    lines = (
+        ("serve", "", "the shipped models, on port 8000"),
+        ("run", f'{bundle} --image reference/samples/scene.png "describe the image."', "one answer, no server"),
+        ("inspect", bundle, "what a variant holds and costs"),
+        ("export", "HuggingFaceTB/SmolVLM-256M-Instruct -o smolvlm", "your own model"),
+    )
     console.print("\nWhat to run next:")
-    console.print("  .venv/bin/pocketvlm serve                       serve the shipped models on port 8000")
-    console.print(f'  .venv/bin/pocketvlm run {bundle} --image reference/samples/scene.png "describe the image."')
-    console.print(f"  .venv/bin/pocketvlm inspect {bundle}       what the variant costs")
-    console.print("  .venv/bin/pocketvlm export HuggingFaceTB/SmolVLM-256M-Instruct -o smolvlm      your own model")
+    for command, rest, meaning in lines:
+        console.print(f"  [dim]# {meaning}[/dim]\n  .venv/bin/pocketvlm {command} {rest}", soft_wrap=True)
