@@ -56,6 +56,8 @@ OutputOption = Annotated[Path, typer.Option("--output", "-o", help="The bundle t
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")]
 ThreadsOption = Annotated[int, typer.Option(min=0, help="Threads per operator; 0 means one per physical core.")]
 
+_OWN = "Default: the model's own."
+
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
@@ -150,9 +152,9 @@ def run(
     prompt: Annotated[str, typer.Argument(help="The question.", show_default=False)],
     image: Annotated[list[Path] | None, typer.Option(help="An image file; may be repeated.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0.0, max=2.0, help="0 takes the likeliest token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Nucleus mass.")] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0, help="Likeliest tokens kept; 0 keeps all.")] = 0,
+    temperature: Annotated[float | None, typer.Option(min=0.0, max=2.0, help=f"0: the likeliest token. {_OWN}")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, help=f"Nucleus mass. {_OWN}")] = None,
+    top_k: Annotated[int | None, typer.Option(min=0, help=f"Likeliest tokens kept; 0 keeps all. {_OWN}")] = None,
     seed: Annotated[int | None, typer.Option(help="Repeats a sampled answer.")] = None,
     threads: ThreadsOption = 0,
     as_json: JsonOption = False,

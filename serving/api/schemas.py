@@ -65,7 +65,10 @@ class StreamOptions(_Strict):
 
 
 class ChatRequest(_Strict):
-    """The body of `POST /v1/chat/completions`. Without `temperature`, the likeliest token is taken each time."""
+    """The body of `POST /v1/chat/completions`.
+
+    What it leaves open is the model's own default (`generation.json`); a model without any takes the likeliest token.
+    """
 
     model: str
     messages: list[ChatMessage] = Field(min_length=1)

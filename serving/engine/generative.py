@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from serving.engine.admission import Admission
 from serving.engine.answer import Answer
 from serving.engine.cache import cache_shape
 from serving.engine.canary import check_canary
+from serving.engine.defaults import SamplingDefaults
 from serving.engine.engine import Engine, Failed, Sampled, TokenStream
 from serving.engine.pool import PreprocessPool
 from serving.engine.protocol import (
@@ -85,6 +86,7 @@ class GenerativeModel:
         self._settings = settings
         self._pool = pool
         self._shape = cache_shape(manifest.decoder, settings)
+        self._defaults = SamplingDefaults.from_bundle(directory)
         self._prompts = PromptBuilder.from_bundle(directory, manifest)
         self._vision = VisionStage(directory, manifest, settings, pool)
         embed_tokens = Session(directory, manifest.components["embed_tokens"], settings)
@@ -152,12 +154,13 @@ class GenerativeModel:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
         """Yield the answer's pieces, then exactly one FinishedEvent, or raise; closing the iterator frees the slot."""
         check_sampling(request.sampling)
+        sampling = self._defaults.fill(request.sampling)
         arrived_s = time.monotonic()
         with self._admission.admit():
             prepared = await self._prepare(request.messages)
             async with (
-                self._stream(request, prepared) as stream,
-                aclosing(self._events(stream, prepared, request.sampling, arrived_s)) as events,
+                self._stream(request.request_id, prepared, sampling) as stream,
+                aclosing(self._events(stream, prepared, sampling, arrived_s)) as events,
             ):
                 async for event in events:
                     yield event
@@ -186,7 +189,9 @@ class GenerativeModel:
             )
 
     @asynccontextmanager
-    async def _stream(self, request: GenerateRequest, prepared: _Prepared) -> AsyncIterator[TokenStream]:
+    async def _stream(
+        self, request_id: str, prepared: _Prepared, sampling: SamplingParams
+    ) -> AsyncIterator[TokenStream]:
         """Submit the sequence; cancel it when the block is left, however that happens."""
         image_rows = concatenated(prepared.images)
         num_rows = 0 if image_rows is None else len(image_rows)
@@ -196,9 +201,9 @@ class GenerativeModel:
                 f"{prepared.prompt.num_image_tokens} image tokens. Export the checkpoint again."
             )
         sequence = EngineSequence(
-            request.request_id,
+            request_id,
             np.array(prepared.prompt.token_ids, np.int64),
-            request.sampling,
+            sampling,
             self._manifest.eos_token_ids,
             image_rows,
         )
@@ -252,19 +257,17 @@ def check_sampling(sampling: SamplingParams) -> None:
     Raises:
         ParameterError: A value is out of range; the message gives the range.
     """
-    limits = {
-        "max_tokens": (sampling.max_tokens is None or sampling.max_tokens >= 1, "at least 1"),
-        "temperature": (0 <= sampling.temperature < float("inf"), "0 or more, and finite"),
-        "top_p": (0 < sampling.top_p <= 1, "above 0 and at most 1"),
-        "top_k": (sampling.top_k >= 0, "0 (all) or more"),
-        "stop": (
-            len(sampling.stop) <= _MAX_STOPS and all(sampling.stop),
-            f"at most {_MAX_STOPS} texts, none empty",
-        ),
+    limits: dict[str, tuple[Callable[[Any], bool], str]] = {
+        "max_tokens": (lambda count: count >= 1, "at least 1"),
+        "temperature": (lambda heat: 0 <= heat < float("inf"), "0 or more, and finite"),
+        "top_p": (lambda mass: 0 < mass <= 1, "above 0 and at most 1"),
+        "top_k": (lambda count: count >= 0, "0 (all) or more"),
+        "stop": (lambda texts: len(texts) <= _MAX_STOPS and all(texts), f"at most {_MAX_STOPS} texts, none empty"),
     }
     for name, (is_good, limit) in limits.items():
-        if not is_good:
-            raise ParameterError(f"{name} is {getattr(sampling, name)!r}; it must be {limit}", name)
+        value = getattr(sampling, name)
+        if value is not None and not is_good(value):
+            raise ParameterError(f"{name} is {value!r}; it must be {limit}", name)
 
 
 def _turns(messages: Sequence[Message]) -> list[Turn]:

@@ -42,11 +42,11 @@ class Message:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are chosen.
+    """How tokens are chosen. None takes the bundle's own default (`generation.json`).
 
     Attributes:
-        max_tokens: Most tokens to generate; None means up to the context's end.
-        temperature: 0 is greedy.
+        max_tokens: Most tokens to generate; where the bundle is silent too, up to the context's end.
+        temperature: 0 is greedy, as is None where the bundle is silent too.
         top_p: Nucleus mass in (0, 1].
         top_k: 0 means all.
         seed: None draws a fresh one.
@@ -54,9 +54,9 @@ class SamplingParams:
     """
 
     max_tokens: int | None = None
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
 

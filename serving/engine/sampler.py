@@ -12,14 +12,16 @@ _FIRST_NUCLEUS = 256  # likeliest tokens in which a nucleus is searched before t
 
 
 class Sampler:
-    """Draws one sequence's tokens: greedy at temperature 0, else temperature, then top_k, then top_p.
+    """Draws one sequence's tokens: greedy at temperature 0 or None, else temperature, then top_k, then top_p.
 
     The order is Hugging Face's. The generator belongs to the sequence (Philox, a counter-based bit stream), so that
     the same seed and logits give the same tokens whoever shares the batch.
     """
 
     def __init__(self, params: SamplingParams) -> None:
-        self._params = params
+        self._temperature = params.temperature or 0.0
+        self._top_k = params.top_k or 0
+        self._top_p = 1.0 if params.top_p is None else params.top_p
         seed = None if params.seed is None else params.seed % 2**64  # callers may send negative integers
         self._generator = np.random.Generator(np.random.Philox(seed))
 
@@ -38,31 +40,29 @@ class Sampler:
                 f"the decoder gave {logits[likeliest]} as its largest logit: its weights or kernels are broken "
                 "on this machine. Check the bundle with: pocketvlm inspect BUNDLE"
             )
-        if self._params.temperature == 0:
+        if self._temperature == 0:
             return likeliest
-        ids, weights = _candidates(logits, self._params)
+        ids, weights = self.candidates(logits)
         cumulative = np.cumsum(weights)
         drawn = self._generator.random() * cumulative[-1]
         return int(ids[min(int(np.searchsorted(cumulative, drawn, side="right")), len(ids) - 1)])
 
-
-def _candidates(
-    logits: npt.NDArray[np.float32], params: SamplingParams
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Return the token ids that may be drawn, and their unnormalised probabilities."""
-    scaled = logits.astype(np.float64) / params.temperature
-    weights = np.exp(scaled - scaled.max())
-    if not params.top_k and params.top_p >= 1:
-        return np.arange(len(weights)), weights
-    ids = _largest(weights, params.top_k or _FIRST_NUCLEUS)
-    if params.top_p >= 1:
-        return ids, weights[ids]
-    if params.top_k:
-        return _nucleus(ids, weights[ids], params.top_p * weights[ids].sum())
-    mass = params.top_p * weights.sum()
-    if weights[ids].sum() < mass:
-        ids = _largest(weights, len(weights))
-    return _nucleus(ids, weights[ids], mass)
+    def candidates(self, logits: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Return the token ids that may be drawn at a temperature above 0, and their unnormalised probabilities."""
+        scaled = logits.astype(np.float64) / self._temperature
+        weights = np.exp(scaled - scaled.max())
+        top_k, top_p = self._top_k, self._top_p
+        if not top_k and top_p >= 1:
+            return np.arange(len(weights)), weights
+        ids = _largest(weights, top_k or _FIRST_NUCLEUS)
+        if top_p >= 1:
+            return ids, weights[ids]
+        if top_k:
+            return _nucleus(ids, weights[ids], top_p * weights[ids].sum())
+        mass = top_p * weights.sum()
+        if weights[ids].sum() < mass:
+            ids = _largest(weights, len(weights))
+        return _nucleus(ids, weights[ids], mass)
 
 
 def _largest(weights: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.int64]:

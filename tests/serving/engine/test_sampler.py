@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from bundle.errors import MachineError
 from serving.engine.protocol import SamplingParams
-from serving.engine.sampler import Sampler, _candidates
+from serving.engine.sampler import Sampler
 
 # Eighths, all different: closer logits would tie once exponentiated, and ties may be ranked either way.
 ROWS = st.lists(st.integers(-160, 160), min_size=2, max_size=40, unique=True).map(
@@ -35,7 +35,7 @@ def test_tokens_are_drawn_with_the_chances_that_temperature_top_k_and_top_p_defi
     logits, temperature, top_k, top_p
 ) -> None:
     params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p)
-    ids, weights = _candidates(logits, params)
+    ids, weights = Sampler(params).candidates(logits)
     found = np.zeros(len(logits))
     found[ids] = weights / weights.sum()
     expected = probabilities_by_definition(logits, params)
@@ -49,7 +49,7 @@ def test_tokens_are_drawn_with_the_chances_that_temperature_top_k_and_top_p_defi
 
 def test_a_nucleus_wider_than_the_first_look_is_found_in_the_whole_vocabulary() -> None:
     logits = np.zeros(5000, np.float32)
-    ids, _ = _candidates(logits, SamplingParams(temperature=1.0, top_p=0.5))
+    ids, _ = Sampler(SamplingParams(temperature=1.0, top_p=0.5)).candidates(logits)
     assert abs(len(ids) - 2500) <= 1
 
 
