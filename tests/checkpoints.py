@@ -2,10 +2,13 @@
 
 Tests reach these functions through the fixture `checkpoints` of tests/conftest.py. Weights are drawn large enough that
 greedy decoding is diverse: at its default initialisation a decoder repeats one token, which hides errors.
+
+`python tests/checkpoints.py FOLDER [--one-tile]` writes one of SmolVLM-256M's sizes, for measuring speed and memory.
 """
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -168,8 +171,11 @@ def smolvlm_256m_config() -> SmolVLMConfig:
     return smolvlm_config(text, vision, scale_factor=4, tie_word_embeddings=False)
 
 
-def save_smolvlm_256m(folder: Path) -> int:
-    """Write a checkpoint of SmolVLM-256M's sizes with random bfloat16 weights; return its number of weights."""
+def save_smolvlm_256m(folder: Path, *, splits: bool = True) -> int:
+    """Write a checkpoint of SmolVLM-256M's sizes with random bfloat16 weights; return its number of weights.
+
+    With `splits`, an image is enlarged to 2048 px and cut into 16 tiles and itself, as the real processor does.
+    """
     config = smolvlm_256m_config()
     with torch.device("meta"):
         model = SmolVLMForConditionalGeneration(config)
@@ -182,7 +188,7 @@ def save_smolvlm_256m(folder: Path) -> int:
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     config.architectures = [type(model).__name__]
     config.save_pretrained(folder)
-    save_smolvlm_processor(folder, config)
+    save_smolvlm_processor(folder, config, splits=splits)
     return sum(weight.numel() for weight in weights.values())
 
 
@@ -335,3 +341,11 @@ def save_siglip(folder: Path, config: SiglipConfig | None = None) -> PreTrainedM
     tokenizer.model_max_length = config.text_config.max_position_embeddings
     SiglipProcessor(SiglipImageProcessorPil(size={"height": side, "width": side}), tokenizer).save_pretrained(folder)
     return model
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=save_smolvlm_256m.__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--one-tile", action="store_true", help="scale an image to 512 px instead of cutting it")
+    options = parser.parse_args()
+    print(f"{save_smolvlm_256m(options.folder, splits=not options.one_tile):,} weights in {options.folder}")
