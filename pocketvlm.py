@@ -382,12 +382,13 @@ def doctor(as_json: JsonOption = False) -> None:
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where bundles and the server's log go.")] = Path(".demo"),
+    samples: Annotated[int, typer.Option(min=1, help="Held-out questions per task when a variant is measured.")] = 20,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the server running.")] = False,
 ) -> None:
     """Export, compress, serve and ask the shipped models, end to end."""
     from reference.demo import run_demo
 
-    run_demo(folder, keep=keep, console=console)
+    run_demo(folder, samples=samples, keep=keep, console=console)
 
 
 def main() -> None:

@@ -32,8 +32,6 @@ QUESTIONS = (
     ("digit.png", "what digit is shown?"),
 )
 LABELS = ("a circle", "a square", "a triangle", "a star")
-SAMPLES_PER_TASK = 20
-"""Held-out questions per task when a variant is measured: enough to see a broken one; the README's figures use 200."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +56,14 @@ class StreamedAnswer:
         return self.num_tokens / self.total_ms * 1e3
 
 
-def run_demo(folder: Path, *, keep: bool, console: Console) -> None:
+def run_demo(folder: Path, *, samples: int, keep: bool, console: Console) -> None:
     """Make the bundles in `folder`, serve the INT8 ones, ask, and stop (or leave the server with `keep`).
+
+    Args:
+        folder: Keeps bundles and the server's log; what is current in it is used again.
+        samples: Held-out questions per task on which a variant is measured.
+        keep: Leave the server running.
+        console: Gets what a user sees.
 
     Raises:
         PocketVLMError: A step failed; its own output is on the terminal.
@@ -67,7 +71,7 @@ def run_demo(folder: Path, *, keep: bool, console: Console) -> None:
     started_s = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     for name in CHECKPOINTS:
-        _make_variants(folder, name, console)
+        _make_variants(folder, name, samples, console)
     _print_variants(folder, console)
     bundles = [folder / f"{name}-int8" for name in CHECKPOINTS]
     log = folder / "server.log"
@@ -82,7 +86,7 @@ def run_demo(folder: Path, *, keep: bool, console: Console) -> None:
     _print_next(folder, console)
 
 
-def _make_variants(folder: Path, name: str, console: Console) -> None:
+def _make_variants(folder: Path, name: str, samples: int, console: Console) -> None:
     parent = folder / name
     if not is_current(parent, name):
         console.print(f"[bold]export[/bold] {CHECKPOINTS[name]}")
@@ -92,7 +96,7 @@ def _make_variants(folder: Path, name: str, console: Console) -> None:
         if not is_current(variant, name):
             console.print(f"[bold]quantize[/bold] {name} to {scheme}, and measure it on held-out scenes")
             _command(
-                *("quantize", str(parent), "-o", str(variant), "--weights", scheme, "--samples", str(SAMPLES_PER_TASK)),
+                *("quantize", str(parent), "-o", str(variant), "--weights", scheme, "--samples", str(samples)),
                 "--overwrite",
                 may_miss=True,
             )

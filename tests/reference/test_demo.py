@@ -1,0 +1,36 @@
+"""The main job on the shipped models, as `make demo` runs it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bundle.directory import open_bundle
+from reference.bundles import CHECKPOINTS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def demo(folder: Path) -> str:
+    command = [sys.executable, "-m", "pocketvlm", "demo", "--folder", str(folder), "--samples", "2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_demo_makes_every_variant_answers_over_http_and_stops(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    first = demo(folder)
+    for name in CHECKPOINTS:
+        for suffix in ("", "-int8", "-int4"):
+            assert open_bundle(folder / f"{name}{suffix}", allow_failed_gate=True)
+    assert "What to run next" in first
+    assert "Finished server process" in (folder / "server.log").read_text()
+    written = {path: path.stat().st_mtime_ns for path in folder.glob("*/*.data")}
+    second = demo(folder)
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*/*.data")} == written
+    answers = [line for line in first.splitlines() if line.startswith(("scene.png", "digit.png", "text.png"))]
+    assert len(answers) == 3
+    assert all(line in second for line in answers)
