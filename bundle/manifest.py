@@ -19,7 +19,8 @@ Scheme = Literal["fp32", "int8", "int8-weight-only", "int4"]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    # a measured NaN is written as such: null would be refused when the manifest is read back
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), ser_json_inf_nan="strings")
 
 
 class TensorSpec(_Frozen):

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bundle.errors import QuantizationError
+from bundle.directory import open_bundle, read_manifest, seal
+from bundle.errors import GateError, QuantizationError
 from quant.gate import LIMITS, bootstrap, cosines, judge, kl_divergences, top1_agreements
 
 
@@ -95,3 +98,11 @@ def test_a_measure_without_a_limit_is_refused() -> None:
 
 def test_every_recipe_has_every_limit() -> None:
     assert len({frozenset(limits) for limits in LIMITS.values()}) == 1
+
+
+def test_a_bundle_whose_measure_is_undefined_is_refused_by_that_gate(clip_bundle: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(clip_bundle, tmp_path / "variant")
+    gate = judge("kl_mean", float("nan"), 5, "int8")
+    seal(folder, read_manifest(folder).model_copy(update={"gates": (gate,)}))
+    with pytest.raises(GateError, match="kl_mean nan"):
+        open_bundle(folder)
