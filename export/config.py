@@ -129,8 +129,8 @@ class RopeConfig:
 
     @classmethod
     def read(cls, raw: Raw) -> RopeConfig:
-        """Return the rotary part of a text config, in transformers 5's spelling or the older one."""
-        given: dict[str, Any] = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+        """Return the rotary part of a text config; of two spellings the older counts, as in transformers 5."""
+        given: dict[str, Any] = dict(raw.get("rope_scaling") or raw.get("rope_parameters") or {})
         kind: Any = given.get("rope_type", given.get("type", "default"))
         theta: Any = given.get("rope_theta", raw.get("rope_theta", 10_000.0))
         if kind not in _ROPE_SCALING or any(isinstance(value, Mapping) for value in given.values()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,16 @@ def test_older_rope_spelling_reads_as_the_newer() -> None:
     newer = {"rope_parameters": {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 2.0}}
     assert RopeConfig.read(older) == RopeConfig.read({"rope_parameters": LLAMA3})
     assert RopeConfig.read(oldest) == RopeConfig.read(newer)
+
+
+def test_older_rope_spelling_beside_the_newer_counts_as_in_transformers() -> None:
+    both = {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0},
+        "rope_scaling": {"type": "linear", "factor": 2.0},
+    }
+    expected = LlamaConfig(**copy.deepcopy(both)).rope_parameters
+    found = RopeConfig.read(both)
+    assert (found.kind, found.theta, found.factor) == ("linear", expected["rope_theta"], expected["factor"])
 
 
 @pytest.mark.parametrize(
