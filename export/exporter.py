@@ -163,7 +163,7 @@ def _dual_dims(family: DualEncoder, files: ProcessorFiles, weights: WeightSource
         raise UnsupportedConfigError("the tokenizer names no pad_token; texts cannot be batched without one")
     return DualEncoderDims(
         embedding_size=tower.embedding_size,
-        max_text_tokens=files.max_text_tokens or tower.max_text_tokens,
+        max_text_tokens=tower.max_text_tokens,
         pad_token_id=files.pad_token_id,
         pads_to_max=files.pads_to_max,
         scoring=tower.scoring,

@@ -33,8 +33,7 @@ class ProcessorFiles:
         bos_token_id: None where the tokenizer has none.
         eos_token_ids: Generation ends at any; the tokenizer's alone for dual encoders.
         pad_token_id: None where the tokenizer has none.
-        max_text_tokens: Longest text of a dual encoder; None for vision-language models.
-        pads_to_max: Dual encoders: texts are padded to `max_text_tokens` (SigLIP).
+        pads_to_max: Dual encoders: texts are padded to the longest length there is (SigLIP).
     """
 
     image_spec: ImageSpec
@@ -43,7 +42,6 @@ class ProcessorFiles:
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
-    max_text_tokens: int | None
     pads_to_max: bool
 
 
@@ -70,7 +68,7 @@ def convert_processor(checkpoint: Path, config: Mapping[str, Any], output: Path)
     vocabulary = _Vocabulary.read(checkpoint)
     (output / "tokenizer.json").write_text(vocabulary.text, encoding="utf-8")
     if model_type in _DUAL_TYPES:
-        return _dual_encoder(config, model_type, spec, vocabulary)
+        return _dual_encoder(model_type, spec, vocabulary)
     prompt = _image_prompt(config, model_type, processor, spec, vocabulary)
     template = _chat_template(checkpoint, processor, vocabulary.settings)
     (output / "chat_template.jinja").write_text(template, encoding="utf-8")
@@ -83,7 +81,6 @@ def convert_processor(checkpoint: Path, config: Mapping[str, Any], output: Path)
         bos_token_id=vocabulary.named_id("bos_token"),
         eos_token_ids=_eos_token_ids(config, generation, vocabulary),
         pad_token_id=vocabulary.named_id("pad_token"),
-        max_text_tokens=None,
         pads_to_max=False,
     )
 
@@ -187,11 +184,7 @@ def _image_settings_file(checkpoint: Path, processor: Mapping[str, Any]) -> str:
     )
 
 
-def _dual_encoder(
-    config: Mapping[str, Any], model_type: str, spec: ImageSpec, vocabulary: _Vocabulary
-) -> ProcessorFiles:
-    default_max_tokens = 77 if model_type == "clip" else 64
-    max_tokens = dict(config.get("text_config") or {}).get("max_position_embeddings", default_max_tokens)
+def _dual_encoder(model_type: str, spec: ImageSpec, vocabulary: _Vocabulary) -> ProcessorFiles:
     if vocabulary.settings.get("padding_side", "right") != "right":
         raise UnsupportedConfigError(
             f"tokenizer_config.json: padding_side {vocabulary.settings['padding_side']!r}; only 'right' is supported"
@@ -206,7 +199,6 @@ def _dual_encoder(
         bos_token_id=vocabulary.named_id("bos_token"),
         eos_token_ids=() if eos is None else (eos,),
         pad_token_id=vocabulary.named_id("pad_token"),
-        max_text_tokens=int(max_tokens),
         pads_to_max=model_type != "clip",
     )
 

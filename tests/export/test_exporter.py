@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 
-from bundle.directory import open_bundle
+from bundle.directory import open_bundle, read_manifest
 from bundle.errors import BundleError, CheckpointError, UnknownArchitectureError, UnsupportedConfigError
 from bundle.golden import check, load_golden
 from export.exporter import export_checkpoint
@@ -130,6 +130,17 @@ def test_dual_encoder_states_its_scoring(clip_bundle: Path) -> None:
     assert dual.scoring == "softmax"
     assert dual.logit_scale == pytest.approx(np.exp(2.6592), rel=0.5)
     assert (dual.embedding_size, dual.max_text_tokens, dual.pads_to_max) == (24, 32, False)
+
+
+def test_longest_text_is_the_length_of_the_position_table_whatever_spells_it(
+    clip_checkpoint: Path, clip_bundle: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(clip_checkpoint, tmp_path / "older")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"text_config_dict": config["text_config"], "text_config": {}}
+    (folder / "config.json").write_text(json.dumps(config))
+    dual = export_checkpoint(folder, tmp_path / "bundle").dual
+    assert dual == read_manifest(clip_bundle).dual
 
 
 def test_progress_tells_every_graph(clip_checkpoint: Path, tmp_path: Path) -> None:

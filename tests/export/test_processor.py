@@ -138,11 +138,9 @@ def test_clip_pads_with_masks_and_siglip_to_its_full_length(
 ) -> None:
     files = _convert(clip, tmp_path / "clip-out")
     assert isinstance(files.image_spec.geometry, Cropped)
-    assert (files.max_text_tokens, files.pads_to_max, files.pad_token_id) == (32, False, 513)
+    assert (files.pads_to_max, files.pad_token_id) == (False, 513)
     assert (files.bos_token_id, files.eos_token_ids, files.image_prompt) == (512, (513,), None)
-    siglip = _convert(siglip_checkpoint, tmp_path / "siglip-out")
-    assert siglip.pads_to_max
-    assert siglip.max_text_tokens == _config(siglip_checkpoint)["text_config"]["max_position_embeddings"]
+    assert _convert(siglip_checkpoint, tmp_path / "siglip-out").pads_to_max
 
 
 def _settings_file(checkpoint: Path) -> Path:
