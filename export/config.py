@@ -85,6 +85,7 @@ class VisionConfig:
     def read(cls, raw: Raw, defaults: Raw) -> VisionConfig:
         """Return the vision tower of a config."""
         merged = {**defaults, **raw}
+        require(merged, [("num_channels", 3)])
         return cls(
             tower=TowerConfig.read(raw, defaults),
             image_size_px=_square("image_size", merged["image_size"]),

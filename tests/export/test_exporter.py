@@ -183,6 +183,7 @@ UNSUPPORTED = [
     ({"text_config": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
     ({"vision_config": {"image_size": [32, 64]}}, "image_size"),
     ({"vision_config": {"num_attention_heads": 5}}, "num_attention_heads 5"),
+    ({"vision_config": {"num_channels": 1}}, "num_channels"),
     ({"scale_factor": 3}, "scale_factor 3"),
     ({"text_config": None}, "text_config"),
 ]
