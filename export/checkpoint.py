@@ -110,7 +110,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:
-    if (folder / _INDEX).is_file():
+    """Return the whole file, or the shards that an index lists; a whole file goes first, as in transformers."""
+    if not (folder / _SINGLE).is_file() and (folder / _INDEX).is_file():
         named = {str(name) for name in dict(_read_json(folder / _INDEX).get("weight_map") or {}).values()}
         files = tuple(folder / Path(name).name for name in sorted(named))
     else:

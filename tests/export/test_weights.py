@@ -14,6 +14,7 @@ import pytest
 import torch
 from numpy.testing import assert_array_equal
 from safetensors.torch import load_file, save_file
+from transformers import CLIPModel
 
 from bundle.errors import CheckpointError, MissingWeightError, SurplusWeightError, UnsupportedConfigError
 from export.exporter import export_checkpoint
@@ -93,6 +94,21 @@ def test_sharded_checkpoint_gives_the_same_graphs(
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     export_checkpoint(folder, tmp_path / "bundle")
     assert graph_bytes(tmp_path / "bundle") == graph_bytes(smolvlm_bundle)
+
+
+def test_whole_file_counts_where_shards_of_another_time_lie_beside_it(
+    clip_checkpoint: Path, clip_bundle: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(clip_checkpoint, tmp_path / "resaved")
+    stale = {key: weight + 1 for key, weight in load_file(folder / "model.safetensors").items()}
+    save_file(stale, folder / "stale.safetensors")
+    index = {"weight_map": dict.fromkeys(stale, "stale.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    expected = CLIPModel.from_pretrained(folder).logit_scale.detach().exp()
+    manifest = export_checkpoint(folder, tmp_path / "bundle")
+    assert manifest.dual is not None
+    assert manifest.dual.logit_scale == pytest.approx(float(expected))
+    assert graph_bytes(tmp_path / "bundle") == graph_bytes(clip_bundle)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -201,6 +217,7 @@ def test_truncated_weight_file_is_refused(size: int, clip_checkpoint: Path, tmp_
 def test_missing_shard_is_named(smolvlm_checkpoint: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sharded"
     shutil.copytree(smolvlm_checkpoint, folder)
+    (folder / "model.safetensors").unlink()
     index = {"weight_map": {"lm_head.weight": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=r"model-00002-of-00002\.safetensors"):
