@@ -117,10 +117,11 @@ class VisionLanguage(Family):
         """Return the module pixel_values [I, 3, height, width] -> image_features [I, P, D]."""
 
     def stand_ins(self) -> dict[str, str]:
-        """Return the tied output matrix, where the config ties it."""
+        """Return table and output matrix for each other, where the config ties them."""
         text = self.config.get("text_config") or {}
         if self.config.get("tie_word_embeddings") or text.get("tie_word_embeddings"):
-            return {"lm_head.weight": f"{self.text_prefix}.embed_tokens.weight"}
+            head, table = "lm_head.weight", f"{self.text_prefix}.embed_tokens.weight"
+            return {head: table, table: head}
         return {}
 
     def graphs(self, dialect: Dialect) -> dict[ComponentName, GraphPlan]:

@@ -184,6 +184,15 @@ def test_two_keys_of_one_weight_are_refused(
         export_checkpoint(changed, tmp_path / "bundle")
 
 
+def test_a_tied_matrix_may_be_stored_under_either_of_its_names(
+    smolvlm_checkpoint: Path, smolvlm_bundle: Path, edited: Callable[[Path, Edit], Path], tmp_path: Path
+) -> None:
+    changed = edited(smolvlm_checkpoint, renamed((r"^model\.text_model\.embed_tokens", "lm_head")))
+    assert "model.text_model.embed_tokens.weight" not in load_file(changed / "model.safetensors")
+    export_checkpoint(changed, tmp_path / "bundle")
+    assert graph_bytes(tmp_path / "bundle") == graph_bytes(smolvlm_bundle)
+
+
 def test_untied_config_without_an_output_matrix_is_refused(smolvlm_checkpoint: Path, tmp_path: Path) -> None:
     folder = tmp_path / "untied"
     shutil.copytree(smolvlm_checkpoint, folder)
