@@ -30,6 +30,10 @@ from serving.engine.settings import EngineSettings
 Pixels = npt.NDArray[np.float32]
 Features = npt.NDArray[Any]
 
+_BATCHES_AHEAD = 2
+"""One batch of images runs while the next is made ready; further ones wait as 8-bit images, a quarter of their pixels'
+size: a whole queue of tiled ones would take gigabytes."""
+
 
 @dataclass(frozen=True)
 class DecodedImage:
@@ -44,6 +48,14 @@ class DecodedImage:
     key: bytes
     image: Image.Image
     layout: TileLayout
+
+
+@dataclass
+class _Flight:
+    """An image being encoded, and how many callers wait for it."""
+
+    task: asyncio.Task[EncodedImage]
+    num_callers: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,8 @@ class VisionStage:
         self._pool = pool
         self._max_tiles = settings.vision_batch_tiles
         self.cache = FeatureCache(settings.image_cache_bytes)
-        self._in_flight: dict[bytes, asyncio.Task[EncodedImage]] = {}
+        self._in_flight: dict[bytes, _Flight] = {}
+        self._room = asyncio.Semaphore(_BATCHES_AHEAD * self._max_tiles)
         self.worker: BatchWorker[Pixels, Features] = BatchWorker(
             f"vision-{manifest.name}", self.run, len, self._max_tiles, settings.stall_timeout_s
         )
@@ -103,12 +116,14 @@ class VisionStage:
         kept = self.cache.try_get(image.key)
         if kept is not None:
             return EncodedImage(kept)
-        task = self._in_flight.get(image.key)
-        if task is None:
-            task = asyncio.get_running_loop().create_task(self._encode(image))
-            self._in_flight[image.key] = task
-            task.add_done_callback(lambda done: self._landed(image.key, done))
-        return await asyncio.shield(task)  # a caller that leaves takes nothing from the others
+        flight = self._in_flight.get(image.key) or self._take_off(image)
+        flight.num_callers += 1
+        try:
+            return await asyncio.shield(flight.task)  # a caller that leaves takes nothing from the others
+        finally:
+            flight.num_callers -= 1
+            if flight.num_callers == 0:
+                self._land(image.key, flight)
 
     def run(self, images: list[Pixels]) -> list[Features]:
         """Return the features of each image's tiles, at most `vision_batch_tiles` of them in one run."""
@@ -129,18 +144,25 @@ class VisionStage:
         digest.update(image.tobytes())
         return DecodedImage(digest.digest(), image, self._spec.layout(*image.size))
 
+    def _take_off(self, image: DecodedImage) -> _Flight:
+        flight = _Flight(asyncio.get_running_loop().create_task(self._encode(image)))
+        self._in_flight[image.key] = flight
+        return flight
+
+    def _land(self, key: bytes, flight: _Flight) -> None:
+        """Forget an image that nobody waits for any more; what is not begun of it is not done."""
+        flight.task.cancel()
+        if self._in_flight.get(key) is flight:
+            del self._in_flight[key]
+
     async def _encode(self, image: DecodedImage) -> EncodedImage:
-        started_s = time.monotonic()
-        processed = await self._pool.run(self._spec.preprocess, [image.image])
-        preprocessed_s = time.monotonic()
-        features = await asyncio.wrap_future(self.worker.submit(processed.pixel_values))
+        async with self._room:
+            started_s = time.monotonic()
+            processed = await self._pool.run(self._spec.preprocess, [image.image])
+            preprocessed_s = time.monotonic()
+            features = await asyncio.wrap_future(self.worker.submit(processed.pixel_values))
         self.cache.put(image.key, features)
         return EncodedImage(features, preprocessed_s - started_s, time.monotonic() - preprocessed_s)
-
-    def _landed(self, key: bytes, task: asyncio.Task[EncodedImage]) -> None:
-        del self._in_flight[key]
-        if not task.cancelled():
-            task.exception()  # seen here even when every caller has left
 
 
 def encoder_identity(manifest: Manifest, spec: ImageSpec) -> bytes:

@@ -1,13 +1,16 @@
 import asyncio
+import threading
 from io import BytesIO
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from bundle.directory import open_bundle
+from bundle.image import TileLayout
 from serving.engine.settings import EngineSettings
-from serving.engine.vision import VisionStage, concatenated, encoder_identity
+from serving.engine.vision import DecodedImage, VisionStage, concatenated, encoder_identity
 
 SETTINGS = EngineSettings(intra_threads=1, vision_batch_tiles=3)
 
@@ -95,3 +98,53 @@ def test_rows_of_several_images_stand_in_order(stage) -> None:
 
     asyncio.run(main())
     assert concatenated([]) is None
+
+
+def held(stage) -> tuple[threading.Event, list[int]]:
+    """Make the encoder wait, and return the event that lets it go and the sizes of its batches."""
+    go, batches, encode = threading.Event(), [], stage.worker._run_batch
+
+    def wait(images: list[np.ndarray]) -> list[np.ndarray]:
+        go.wait(20)
+        batches.append(len(images))
+        return encode(images)
+
+    stage.worker._run_batch = wait
+    return go, batches
+
+
+def test_images_that_nobody_waits_for_any_more_are_not_encoded(stage) -> None:
+    go, batches = held(stage)
+
+    async def main() -> None:
+        images = [await stage.decode(encoded(PIXELS[:, :width])) for width in range(40, 60)]
+        tasks = [asyncio.create_task(stage.encode(image)) for image in images]
+        await asyncio.sleep(0.2)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        go.set()
+        await asyncio.wait_for(stage.encode(await stage.decode(encoded(PIXELS))), 20)
+        again = await asyncio.wait_for(stage.encode(images[0]), 20)  # who comes back is not told of the cancellation
+        assert len(again.features) == images[0].layout.num_tiles
+
+    asyncio.run(main())
+    assert sum(batches) <= 4  # those that ran when their callers left, and the two wanted since
+
+
+def test_pixels_are_made_for_few_more_images_than_one_batch(stage) -> None:
+    go, _ = held(stage)
+    spec, made = stage._spec, []
+    stage._spec = SimpleNamespace(preprocess=lambda images: made.append(images) or spec.preprocess(images))
+
+    async def main() -> None:
+        sizes = range(40, 60)
+        images = [DecodedImage(bytes([n]), Image.fromarray(PIXELS[:, :n]), TileLayout()) for n in sizes]
+        tasks = [asyncio.create_task(stage.encode(image)) for image in images]
+        await asyncio.sleep(0.3)
+        assert 0 < len(made) <= 2 * SETTINGS.vision_batch_tiles
+        go.set()
+        await asyncio.wait_for(asyncio.gather(*tasks), 20)
+        assert len(made) == len(images)
+
+    asyncio.run(main())
