@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from serving.engine.protocol import (
 )
 from serving.engine.session import Session
 from serving.engine.settings import EngineSettings
+from serving.engine.together import together
 from serving.engine.vision import VisionStage
 from serving.engine.worker import Worker
 
@@ -110,9 +111,7 @@ class DualEncoder:
         with self._admission.admit():
             texts = [part.text for part in request.inputs if isinstance(part, TextPart)]
             images = [part for part in request.inputs if isinstance(part, ImagePart)]
-            (of_texts, num_tokens), of_images = await asyncio.gather(
-                self._embed_texts(texts), self._embed_images(images)
-            )
+            of_texts, num_tokens, of_images = await self._embed_both(texts, images)
         embeddings = np.empty((len(request.inputs), self._dims.embedding_size), np.float32)
         is_text = np.array([isinstance(part, TextPart) for part in request.inputs])
         embeddings[is_text], embeddings[~is_text] = of_texts, of_images
@@ -134,22 +133,26 @@ class DualEncoder:
             raise ParameterError(f"prompt_template {template!r} has no {_SLOT} for the label", "prompt_template")
         with self._admission.admit():
             prompts = [template.replace(_SLOT, label) for label in request.labels]
-            (of_labels, num_tokens), of_images = await asyncio.gather(
-                self._embed_texts(prompts), self._embed_images(request.images)
-            )
+            of_labels, num_tokens, of_images = await self._embed_both(prompts, request.images)
         return ClassifyResult(scores(of_images @ of_labels.T, self._dims), num_tokens)
+
+    async def _embed_both(self, texts: Sequence[str], images: Sequence[ImagePart]) -> tuple[Vectors, int, Vectors]:
+        """Return the unit vectors of texts, the tokens they took, and the unit vectors of images."""
+        work: list[Coroutine[Any, Any, Any]] = [self._embed_texts(texts), self._embed_images(images)]
+        (of_texts, num_tokens), of_images = await together(work)
+        return of_texts, num_tokens, of_images
 
     async def _embed_texts(self, texts: Sequence[str]) -> tuple[Vectors, int]:
         """Return [n, E] unit vectors and the tokens they took."""
-        rows = await asyncio.gather(*(self._pool.run(self._tokenized, text) for text in texts))
+        rows = await together(self._pool.run(self._tokenized, text) for text in texts)
         futures = [asyncio.wrap_future(self._text_worker.submit(row)) for row in rows]
         vectors = await asyncio.gather(*futures)
         return self._unit(vectors), sum(row.num_tokens for row in rows)
 
     async def _embed_images(self, images: Sequence[ImagePart]) -> Vectors:
         """Return [n, E] unit vectors."""
-        decoded = await asyncio.gather(*(self._vision.decode(image.data) for image in images))
-        encoded = await asyncio.gather(*(self._vision.encode(image) for image in decoded))
+        decoded = await together(self._vision.decode(image.data) for image in images)
+        encoded = await together(self._vision.encode(image) for image in decoded)
         return self._unit([image.features for image in encoded])
 
     def _unit(self, vectors: Sequence[npt.NDArray[Any]]) -> Vectors:

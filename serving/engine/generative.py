@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -41,6 +40,7 @@ from serving.engine.scheduler import Decode, DecodeRow, Prefill
 from serving.engine.sequence import Sequence as EngineSequence
 from serving.engine.session import BoundDecoder, Session
 from serving.engine.settings import EngineSettings
+from serving.engine.together import together
 from serving.engine.vision import EncodedImage, VisionStage, concatenated
 from serving.engine.worker import Worker
 
@@ -169,12 +169,12 @@ class GenerativeModel:
         """Return prompt and features; the prompt's length is judged before any image is encoded."""
         started_s = time.monotonic()
         parts = [part for message in messages for part in message.parts if isinstance(part, ImagePart)]
-        decoded = await asyncio.gather(*(self._vision.decode(part.data) for part in parts))
+        decoded = await together(self._vision.decode(part.data) for part in parts)
         layouts = [image.layout for image in decoded]
         prompt = await self._pool.run(self._prompts.build, _turns(messages), layouts)
         self._check_length(prompt)
         prompted_s = time.monotonic()
-        images = await asyncio.gather(*(self._vision.encode(image) for image in decoded))
+        images = await together(self._vision.encode(image) for image in decoded)
         resize_s = max((image.preprocess_s for image in images), default=0.0)
         vision_s = max(time.monotonic() - prompted_s - resize_s, 0.0)
         return _Prepared(prompt, images, prompted_s - started_s + resize_s, vision_s)

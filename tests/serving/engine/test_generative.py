@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import threading
 from collections.abc import Awaitable, Callable
 from io import BytesIO
 
@@ -314,3 +315,27 @@ def test_a_conversation_of_several_turns_is_one_prompt(model, answer) -> None:
         assert found.finished.usage.prompt_tokens > len("hi yes and?")
 
     run(main)
+
+
+def test_a_request_with_one_bad_image_leaves_no_work_behind(model, ask, answer, image_bytes) -> None:
+    """What is admitted is bounded; what a failed request left in the pool's queue would not be."""
+    go, decode, num_decoded = threading.Event(), model._vision._decode, []
+
+    def wait(data: bytes) -> object:
+        if data:
+            go.wait(20)
+            num_decoded.append(1)
+        return decode(data)
+
+    model._vision._decode = wait
+    images = [image_bytes(seed) for seed in range(12)]
+
+    async def main() -> None:
+        with pytest.raises(ImageError):
+            await answer(model, ask(b"", *images, "what"))
+        await asyncio.sleep(0)
+        go.set()
+        await answer(model, ask(image_bytes(50), "what", max_tokens=1))
+
+    run(main)
+    assert len(num_decoded) <= 4  # one per thread of the pool when the request failed, and the next request's
