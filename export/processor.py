@@ -20,6 +20,19 @@ from export.image_processor import read_image_spec
 _TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _DUAL_TYPES = ("clip", "siglip", "siglip2")
 _TILED_TYPES = ("idefics3", "smolvlm")
+_NOT_APPLIED: Mapping[str, Any] = {
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_new_tokens": 0,
+    "min_length": 0,
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "num_beams": 1,
+    "bad_words_ids": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+}
+"""Settings of a generation config that change answers and are not built, each with the value that does nothing."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,7 @@ class ProcessorFiles:
         eos_token_ids: Generation ends at any; the tokenizer's alone for dual encoders.
         pad_token_id: None where the tokenizer has none.
         pads_to_max: Dual encoders: texts are padded to the longest length there is (SigLIP).
+        not_applied: What `generation_config.json` asks for and is left out, as "name value".
     """
 
     image_spec: ImageSpec
@@ -43,6 +57,7 @@ class ProcessorFiles:
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
     pads_to_max: bool
+    not_applied: tuple[str, ...] = ()
 
 
 def convert_processor(checkpoint: Path, config: Mapping[str, Any], output: Path) -> ProcessorFiles:
@@ -82,6 +97,7 @@ def convert_processor(checkpoint: Path, config: Mapping[str, Any], output: Path)
         eos_token_ids=_eos_token_ids(config, generation, vocabulary),
         pad_token_id=vocabulary.named_id("pad_token"),
         pads_to_max=False,
+        not_applied=_not_applied(generation),
     )
 
 
@@ -305,14 +321,23 @@ def _chat_template(checkpoint: Path, processor: Mapping[str, Any], settings: Map
 
 def _sampling_json(generation: Mapping[str, Any]) -> str:
     """Return `generation.json`: the checkpoint's sampling defaults; null where it is silent, temperature 0: greedy."""
-    samples = generation.get("do_sample", False)
+    stated = generation.get("temperature")
+    temperature = 1.0 if stated is None else stated
     defaults = {
-        "temperature": generation.get("temperature", 1.0) if samples else 0.0,
+        "temperature": temperature if generation.get("do_sample") else 0.0,
         "top_p": generation.get("top_p"),
         "top_k": generation.get("top_k"),
         "max_tokens": generation.get("max_new_tokens"),
     }
     return json.dumps(defaults, indent=2) + "\n"
+
+
+def _not_applied(generation: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(
+        f"{name} {generation[name]}"
+        for name, neutral in _NOT_APPLIED.items()
+        if generation.get(name) not in (None, neutral)
+    )
 
 
 def _eos_token_ids(

@@ -150,6 +150,17 @@ def test_progress_tells_every_graph(clip_checkpoint: Path, tmp_path: Path) -> No
     assert any("text_encoder.onnx" in line for line in lines)
 
 
+def test_sampling_setting_that_is_not_applied_is_told(smolvlm_checkpoint: Path, tmp_path: Path) -> None:
+    folder = with_config(smolvlm_checkpoint, tmp_path / "penalised")
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "repetition_penalty": 1.1, "num_beams": 1}))
+    said: list[str] = []
+    export_checkpoint(folder, tmp_path / "bundle", progress=said.append)
+    assert [line for line in said if "generation_config" in line] == [
+        "generation_config.json: repetition_penalty 1.1 is left out; answers are sampled without it"
+    ]
+
+
 def test_existing_bundle_is_replaced_only_when_asked(clip_checkpoint: Path, tmp_path: Path) -> None:
     export_checkpoint(clip_checkpoint, tmp_path / "bundle")
     with pytest.raises(BundleError, match="--overwrite"):

@@ -195,6 +195,7 @@ def test_missing_chat_template_is_refused(smolvlm: Path, tmp_path: Path) -> None
     [
         ({"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 40}, (0.7, 0.9, 40, None)),
         ({"do_sample": True, "max_new_tokens": 64}, (1.0, None, None, 64)),
+        ({"do_sample": True, "temperature": None}, (1.0, None, None, None)),
         ({"temperature": 0.7}, (0.0, None, None, None)),
         ({}, (0.0, None, None, None)),
     ],
