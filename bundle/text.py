@@ -67,6 +67,7 @@ class Tokenizer:
             for id_, token in sorted(backend.get_added_tokens_decoder().items())
         )
         self.unknown_id: int | None = _unknown_id(backend)
+        self._longest_characters = max(map(len, backend.get_vocab(with_added_tokens=True)), default=1)
         self._forbidden_ids = frozenset(token.id for token in self.added_tokens) - {self.unknown_id}
         self._affixes = _affixes(backend)
 
@@ -99,6 +100,18 @@ class Tokenizer:
         """Return the token's text as the vocabulary spells it, None where the id is out of range."""
         found: str | None = self._backend.id_to_token(token_id)
         return found
+
+    def check_characters(self, num_characters: int, max_tokens: int) -> None:
+        """Refuse a text that is too long whatever it says, before it is tokenized, which takes 200 bytes a character.
+
+        Raises:
+            ContextLengthError: `max_tokens` of the longest tokens hold fewer characters.
+        """
+        limit = max_tokens * self._longest_characters
+        if num_characters > limit:
+            raise ContextLengthError(
+                f"the text holds {num_characters} characters; {max_tokens} tokens hold at most {limit}. Shorten it."
+            )
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Return the ids of a text in which added tokens count as such (a rendered prompt, say)."""
@@ -164,6 +177,8 @@ class Tokenizer:
         return TextBatch(input_ids, attention_mask, sum(len(row) for row in rows))
 
     def _row(self, text: str, max_tokens: int, truncate: bool) -> list[int]:
+        if not truncate:
+            self.check_characters(len(text), max_tokens)
         ids = self.encode(text)
         room = max_tokens - sum(map(len, self._affixes))
         if len(ids) > room and not truncate:

@@ -168,6 +168,8 @@ class GenerativeModel:
     async def _prepare(self, messages: Sequence[Message]) -> _Prepared:
         """Return prompt and features; the prompt's length is judged before any image is encoded."""
         started_s = time.monotonic()
+        num_characters = sum(len(p.text) for message in messages for p in message.parts if isinstance(p, TextPart))
+        self._prompts.tokenizer.check_characters(num_characters, self._shape.capacity_tokens)
         parts = [part for message in messages for part in message.parts if isinstance(part, ImagePart)]
         decoded = await together(self._vision.decode(part.data) for part in parts)
         layouts = [image.layout for image in decoded]

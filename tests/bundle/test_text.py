@@ -189,3 +189,17 @@ def test_streaming_does_not_decode_the_whole_answer_at_every_step(byte_level: Ba
     _streamed(tokenizer, ids)
     assert len(ids) > 200
     assert tokenizer.most_ids <= 8  # two characters of at most four bytes
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(
+    clip: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longest = len("<|startoftext|>")
+    monkeypatch.setattr(clip, "encode", lambda text: pytest.fail("it was tokenized"))
+    with pytest.raises(ContextLengthError, match=rf"holds {8 * longest + 1} characters; 8 tokens hold at most"):
+        clip.encode_batch(["x" * (8 * longest + 1)], max_tokens=8, pad_token_id=0, pads_to_max=False)
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs", "Z", "Cc", "Cf"])))
+def test_no_text_that_fits_is_refused_for_its_characters(clip: Tokenizer, text: str) -> None:
+    clip.check_characters(len(text), max(len(clip.encode(text)), 1))

@@ -339,3 +339,13 @@ def test_a_request_with_one_bad_image_leaves_no_work_behind(model, ask, answer, 
 
     run(main)
     assert len(num_decoded) <= 4  # one per thread of the pool when the request failed, and the next request's
+
+
+def test_a_prompt_that_no_context_holds_is_refused_before_anything_is_done_with_it(model, ask, answer) -> None:
+    model._pool.run = lambda *_: pytest.fail("it was worked on")
+
+    async def main() -> None:
+        with pytest.raises(ContextLengthError, match=r"the text holds 10000000 characters; 512 tokens hold at most"):
+            await answer(model, ask(b"", "x" * 10_000_000))
+
+    run(main)
