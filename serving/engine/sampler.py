@@ -49,8 +49,9 @@ class Sampler:
 
     def candidates(self, logits: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
         """Return the token ids that may be drawn at a temperature above 0, and their unnormalised probabilities."""
-        scaled = logits.astype(np.float64) / self._temperature
-        weights = np.exp(scaled - scaled.max())
+        below = logits.astype(np.float64) - float(logits.max())
+        with np.errstate(over="ignore"):  # at a temperature near 0, all but the likeliest fall to minus infinity
+            weights = np.exp(below / self._temperature)
         top_k, top_p = self._top_k, self._top_p
         if not top_k and top_p >= 1:
             return np.arange(len(weights)), weights

@@ -30,6 +30,11 @@ def test_temperature_zero_takes_the_largest_logit(logits) -> None:
     assert Sampler(SamplingParams())(logits) == int(np.argmax(logits))
 
 
+@given(ROWS, st.sampled_from([1e-3, 1e-300, 5e-324]), st.sampled_from([{}, {"top_k": 2}, {"top_p": 0.9}]))
+def test_the_smallest_temperatures_take_the_largest_logit_too(logits, temperature, cut) -> None:
+    assert Sampler(SamplingParams(temperature=temperature, **cut))(logits) == int(np.argmax(logits))
+
+
 @given(ROWS, st.floats(0.1, 3), st.integers(0, 50), st.floats(0.01, 1))
 def test_tokens_are_drawn_with_the_chances_that_temperature_top_k_and_top_p_define(
     logits, temperature, top_k, top_p
