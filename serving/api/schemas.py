@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from bundle.errors import ParameterError
 from serving.engine.protocol import SamplingParams
@@ -14,6 +15,18 @@ MAX_SEED = 2**63 - 1
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def _whole_characters(text: str) -> str:
+    """Refuse half a surrogate pair, which JSON can write and no encoding can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PydanticCustomError("unicode", "a lone surrogate is no character; send valid Unicode") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole_characters)]
 
 
 class ImageUrl(_Strict):
@@ -27,7 +40,7 @@ class TextContent(_Strict):
     """A piece of text."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class ImageContent(_Strict):
@@ -44,14 +57,14 @@ class SystemMessage(_Strict):
     """What the operator tells the model, or what the model said before: text alone."""
 
     role: Literal["system", "assistant"]
-    content: str | list[TextContent]
+    content: Text | list[TextContent]
 
 
 class UserMessage(_Strict):
     """What the user says and shows."""
 
     role: Literal["user"]
-    content: str | list[Content]
+    content: Text | list[Content]
 
 
 ChatMessage = Annotated[SystemMessage | UserMessage, Field(discriminator="role")]
@@ -148,7 +161,7 @@ class ClassifyBody(_Strict):
     model: str
     images: list[ImageContent] = Field(min_length=1)
     labels: list[NonEmptyText] = Field(min_length=1)
-    prompt_template: str | None = None
+    prompt_template: Text | None = None
 
     @model_validator(mode="after")
     def _check_labels(self) -> ClassifyBody:

@@ -167,6 +167,36 @@ def test_a_body_that_is_no_json_object_is_a_400(api: Any, ask: Callable[..., Any
     assert api.post(CHAT, ask()).status_code == 200
 
 
+CLASSIFY = {
+    "model": "fake-clip",
+    "images": [{"type": "image_url", "image_url": {"url": url_of(noisy_png())}}],
+    "labels": ["a"],
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (CHAT, {"messages": [{"role": "user", "content": "\ud800"}]}, "messages.0.content"),
+        (CHAT, {"messages": [{"role": "system", "content": "\ud800"}]}, "messages.0.content"),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "\udfff"}]}]},
+            "messages.0.content.0.text",
+        ),
+        (CHAT, {"messages": [{"role": "user", "content": "a"}], "stop": "\ud800"}, "stop"),
+        ("/v1/embeddings", {"model": "fake-clip", "input": ["a", "\ud800"]}, "input.1"),
+        ("/v1/embeddings", {"model": "fake-clip", "input": [{"type": "text", "text": "\ud800"}]}, "input.0.text"),
+        ("/v1/classify", {**CLASSIFY, "labels": ["\ud800"]}, "labels.0"),
+        ("/v1/classify", {**CLASSIFY, "prompt_template": "\ud800 {}"}, "prompt_template"),
+    ],
+)
+def test_half_a_surrogate_pair_is_a_400(api: Any, path: str, body: dict[str, Any], param: str) -> None:
+    content = json.dumps({"model": "fake-vlm", **body})
+    response = api.request("POST", path, content=content, headers={"Content-Type": "application/json"})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
 def test_json_under_another_content_type_is_a_400(api: Any, ask: Callable[..., Any]) -> None:
     response = api.request("POST", CHAT, content=json.dumps(ask()), headers={"Content-Type": "text/plain"})
     assert response.status_code == 400
