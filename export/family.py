@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Literal
 
 from bundle.manifest import ComponentName, DecoderDims, Task, TensorSpec
-from export.config import DecoderConfig, Raw
+from export.config import DecoderConfig, Raw, read_decoder, sub_config
 from export.nn.decoder import CausalDecoder
 from export.nn.dialect import Dialect
 from export.nn.linear import Embedding
@@ -97,10 +98,10 @@ class VisionLanguage(Family):
     task: ClassVar[Task] = "image-text-to-text"
     text_prefix: ClassVar[str]
 
-    @property
-    @abstractmethod
+    @cached_property
     def decoder(self) -> DecoderConfig:
-        """Sizes of the decoder."""
+        """Sizes of the decoder, which every family keeps in `text_config`."""
+        return read_decoder(sub_config(self.config, "text_config"))
 
     @property
     def vocab_size(self) -> int:

@@ -10,15 +10,12 @@ from onnxscript import GraphBuilder
 from bundle.manifest import Component
 from export.family import GraphPlan
 from export.nn.dialect import Dialect
+from quant.graphs import save_graph, weight_bytes
 
 _DTYPES = {"float32": ir.DataType.FLOAT, "int64": ir.DataType.INT64}
 _IR_VERSION = 11
 """Of ONNX 1.18, the first with opset 23."""
 _PRODUCER = "pocketvlm"
-_INLINE_BYTES = 1024
-"""Constants up to this size stay in the .onnx file, where tools can read them."""
-_PAGE_BYTES = 4096
-"""Large weights start on a page, so that a runtime can map them."""
 
 
 def build_model(name: str, plan: GraphPlan, dialect: Dialect) -> ir.Model:
@@ -44,12 +41,7 @@ def build_model(name: str, plan: GraphPlan, dialect: Dialect) -> ir.Model:
 def write_model(model: ir.Model, folder: Path, plan: GraphPlan) -> Component:
     """Write `{name}.onnx` and `{name}.onnx.data`, one weight in memory at a time, and return the manifest's entry."""
     file = f"{model.graph.name}.onnx"
-    ir.save(
-        model,
-        folder / file,
-        external_data=f"{file}.data",
-        size_threshold_bytes=_INLINE_BYTES,
-        alignment=_PAGE_BYTES,
+    save_graph(model, folder / file)
+    return Component(
+        file=file, scheme="fp32", inputs=plan.inputs, outputs=plan.outputs, weight_bytes=weight_bytes(model)
     )
-    stored = sum(value.const_value.nbytes for value in model.graph.initializers.values())
-    return Component(file=file, scheme="fp32", inputs=plan.inputs, outputs=plan.outputs, weight_bytes=stored)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from bundle.errors import UnsupportedConfigError
-from export.config import DecoderConfig, Raw, VisionConfig, read_decoder, sub_config
+from export.config import Raw, VisionConfig, sub_config
 from export.family import VisionLanguage
 from export.nn.connectors import pixel_shuffle
 from export.nn.dialect import Dialect
@@ -93,11 +91,6 @@ class Idefics3(VisionLanguage):
     def image_size_px(self) -> int:
         """Side of a tile."""
         return self._vision.image_size_px
-
-    @cached_property
-    def decoder(self) -> DecoderConfig:
-        """Sizes of the decoder."""
-        return read_decoder(sub_config(self.config, "text_config"))
 
     @property
     def tokens_per_tile(self) -> int:

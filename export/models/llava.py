@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import ClassVar
 
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from bundle.errors import UnsupportedConfigError
-from export.config import DecoderConfig, Raw, VisionConfig, read_decoder, sub_config
+from export.config import Raw, VisionConfig, sub_config
 from export.family import Family, VisionLanguage
 from export.models.clip import VISION_DEFAULTS as CLIP_DEFAULTS
 from export.models.siglip import VISION_DEFAULTS as SIGLIP_DEFAULTS
@@ -108,11 +107,6 @@ class Llava(VisionLanguage):
     def image_size_px(self) -> int:
         """Side of the input."""
         return self._vision.image_size_px
-
-    @cached_property
-    def decoder(self) -> DecoderConfig:
-        """Sizes of the decoder."""
-        return read_decoder(sub_config(self.config, "text_config"))
 
     @property
     def tokens_per_tile(self) -> int:
