@@ -244,13 +244,19 @@ class ImageSpec(_Frozen):
         Args:
             images: Upright images as `bundle.decode.decode_image` returns them; other modes are converted to RGB.
         """
-        resample = _FILTERS[self.resample]
-        cut = [self.geometry.tiles(_rgb(image), resample) for image in images]
-        tiles = [tile for of_image in cut for tile in of_image]
+        pixel_values = self.pixels([tile for image in images for tile in self.cut(image)])
+        return ProcessedImages(pixel_values, tuple(self.layout(*image.size) for image in images))
+
+    def cut(self, image: Image.Image) -> list[Image.Image]:
+        """Return the RGB tiles of an upright image, in the order of its layout."""
+        return self.geometry.tiles(_rgb(image), _FILTERS[self.resample])
+
+    def pixels(self, tiles: Sequence[Image.Image]) -> npt.NDArray[np.float32]:
+        """Return [I, 3, height, width] of tiles from `cut`."""
         pixel_values = np.empty((len(tiles), 3, *self.tile_size_px), np.float32)
         for tile, out in zip(tiles, pixel_values, strict=True):
             self._normalise(tile, out)
-        return ProcessedImages(pixel_values, tuple(self.layout(*image.size) for image in images))
+        return pixel_values
 
     def _normalise(self, tile: Image.Image, out: npt.NDArray[np.float32]) -> None:
         """Write one RGB tile into `out` [3, height, width]."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,13 +42,15 @@ class DecodedImage:
 
     Attributes:
         key: SHA-256 over pixels, preprocessing and encoder: equal keys have equal features.
-        image: Upright RGB.
-        layout: How it will be cut into tiles.
+        images: Its tiles where they are smaller than it (a photograph of 12 megapixels is 36 MB), else the image alone.
+        layout: How it is cut into tiles.
+        is_cut: `images` are the tiles.
     """
 
     key: bytes
-    image: Image.Image
+    images: tuple[Image.Image, ...]
     layout: TileLayout
+    is_cut: bool = False
 
 
 @dataclass
@@ -142,7 +145,13 @@ class VisionStage:
         digest = hashlib.sha256(self._identity)
         digest.update(f"{image.width}x{image.height}".encode())
         digest.update(image.tobytes())
-        return DecodedImage(digest.digest(), image, self._spec.layout(*image.size))
+        layout = self._spec.layout(*image.size)
+        if layout.num_tiles * math.prod(self._spec.tile_size_px) < image.width * image.height:
+            return DecodedImage(digest.digest(), tuple(self._spec.cut(image)), layout, is_cut=True)
+        return DecodedImage(digest.digest(), (image,), layout)
+
+    def _pixels(self, image: DecodedImage) -> Pixels:
+        return self._spec.pixels(image.images if image.is_cut else self._spec.cut(image.images[0]))
 
     def _take_off(self, image: DecodedImage) -> _Flight:
         flight = _Flight(asyncio.get_running_loop().create_task(self._encode(image)))
@@ -158,9 +167,9 @@ class VisionStage:
     async def _encode(self, image: DecodedImage) -> EncodedImage:
         async with self._room:
             started_s = time.monotonic()
-            processed = await self._pool.run(self._spec.preprocess, [image.image])
+            pixels = await self._pool.run(self._pixels, image)
             preprocessed_s = time.monotonic()
-            features = await asyncio.wrap_future(self.worker.submit(processed.pixel_values))
+            features = await asyncio.wrap_future(self.worker.submit(pixels))
         self.cache.put(image.key, features)
         return EncodedImage(features, preprocessed_s - started_s, time.monotonic() - preprocessed_s)
 

@@ -1,7 +1,6 @@
 import asyncio
 import threading
 from io import BytesIO
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -134,17 +133,33 @@ def test_images_that_nobody_waits_for_any_more_are_not_encoded(stage) -> None:
 
 def test_pixels_are_made_for_few_more_images_than_one_batch(stage) -> None:
     go, _ = held(stage)
-    spec, made = stage._spec, []
-    stage._spec = SimpleNamespace(preprocess=lambda images: made.append(images) or spec.preprocess(images))
+    pixels, made = stage._pixels, []
+    stage._pixels = lambda image: made.append(image) or pixels(image)
 
     async def main() -> None:
         sizes = range(40, 60)
-        images = [DecodedImage(bytes([n]), Image.fromarray(PIXELS[:, :n]), TileLayout()) for n in sizes]
+        images = [DecodedImage(bytes([n]), (Image.fromarray(PIXELS[:, :n]),), TileLayout()) for n in sizes]
         tasks = [asyncio.create_task(stage.encode(image)) for image in images]
         await asyncio.sleep(0.3)
         assert 0 < len(made) <= 2 * SETTINGS.vision_batch_tiles
         go.set()
         await asyncio.wait_for(asyncio.gather(*tasks), 20)
         assert len(made) == len(images)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("size_px", [(40, 30), (900, 700), (3000, 2000)])
+def test_an_image_that_waits_takes_no_more_memory_than_its_tiles_and_encodes_the_same(stage, size_px) -> None:
+    image = Image.fromarray(PIXELS).resize(size_px)
+
+    async def main() -> None:
+        decoded = await stage.decode(encoded(np.asarray(image)))
+        height, width = stage._spec.tile_size_px
+        held_pixels = sum(each.width * each.height for each in decoded.images)
+        assert held_pixels <= max(decoded.layout.num_tiles * height * width, 1)
+        found = (await stage.encode(decoded)).features
+        (expected,) = stage.run([stage._spec.preprocess([image]).pixel_values])
+        np.testing.assert_array_equal(found, expected)
 
     asyncio.run(main())
