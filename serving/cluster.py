@@ -306,13 +306,14 @@ def application(models: Sequence[ServedModel], args: ClusterArgs) -> serve.Appli
 
 
 def num_running_replicas(application_name: str, deployments: dict[str, str]) -> dict[str, int]:
-    """Return for each model how many of its replicas run.
+    """Return for each model how many of its replicas run; none of an application that is being taken away.
 
     Args:
         application_name: As Serve knows it.
         deployments: Their names by model.
     """
-    found = serve.status().applications[application_name].deployments
+    application = serve.status().applications.get(application_name)
+    found = application.deployments if application else {}
     return {
         model: found[deployment].replica_states.get("RUNNING", 0) if deployment in found else 0
         for model, deployment in deployments.items()
