@@ -13,12 +13,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bundle.errors import BundleFileError
 
 Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 
@@ -228,6 +231,19 @@ class ImageSpec(_Frozen):
     rescale_factor: float = Field(gt=0)
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    @classmethod
+    def from_bundle(cls, directory: Path) -> ImageSpec:
+        """Return a bundle's preprocessing.
+
+        Raises:
+            BundleFileError: The file is missing, not JSON, or made by another version.
+        """
+        path = directory / "preprocessor.json"
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise BundleFileError(f"{path} is missing or damaged: {error}. Export the checkpoint again.") from error
 
     @property
     def tile_size_px(self) -> tuple[int, int]:

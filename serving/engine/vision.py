@@ -82,7 +82,7 @@ class VisionStage:
 
     def __init__(self, directory: Path, manifest: Manifest, settings: EngineSettings, pool: PreprocessPool) -> None:
         self.session = Session(directory, manifest.components["vision_encoder"], settings)
-        self._spec = ImageSpec.model_validate_json((directory / "preprocessor.json").read_bytes())
+        self._spec = ImageSpec.from_bundle(directory)
         self._identity = encoder_identity(manifest, self._spec)
         self._pool = pool
         self._max_tiles = settings.vision_batch_tiles

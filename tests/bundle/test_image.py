@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
+from bundle.errors import BundleFileError
 from bundle.image import Cropped, Fixed, Geometry, ImageSpec, Tiled, TileLayout
 
 
@@ -83,3 +85,16 @@ def test_other_modes_are_converted_to_rgb() -> None:
     np.testing.assert_array_equal(
         SPECS["fixed"].preprocess([gray]).pixel_values, SPECS["fixed"].preprocess([gray.convert("RGB")]).pixel_values
     )
+
+
+@pytest.mark.parametrize("content", [None, b"{", b'{"geometry": {"kind": "spiral"}}'])
+def test_a_preprocessing_file_that_cannot_be_read_is_the_bundle_s_fault(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "preprocessor.json").write_bytes(content)
+    with pytest.raises(BundleFileError, match=r"preprocessor\.json is missing or damaged"):
+        ImageSpec.from_bundle(tmp_path)
+
+
+def test_the_preprocessing_file_is_read_as_it_was_written(tmp_path: Path) -> None:
+    (tmp_path / "preprocessor.json").write_text(SPECS["tiled"].model_dump_json())
+    assert ImageSpec.from_bundle(tmp_path) == SPECS["tiled"]
