@@ -23,10 +23,10 @@ _PADDING = -1  # segment number of padding; 0 is the shared prefix, conversation
 _TRIES = 3  # per wanted conversation
 # Weights of the tasks that single images are made for, and of the questions asked about them. Several images (task
 # "compare") make long sequences and go into batches of their own: one padded batch costs as much as its longest.
-THEMES = {"colour": 18, "relation": 18, "count": 18, "text": 25, "digit": 13, "caption": 8}
+THEMES = {"colour": 8, "relation": 38, "count": 19, "text": 23, "digit": 8, "caption": 4}
 QUESTIONS = {
-    "colour": 10, "shape": 10, "size": 6, "digit": 12, "count": 18, "relation": 26, "text": 30, "exist": 9, "chat": 8,
-    "caption": 8, "place": 18,
+    "colour": 4, "shape": 4, "size": 4, "digit": 8, "count": 22, "relation": 80, "text": 30, "exist": 5, "chat": 5,
+    "caption": 5, "place": 24,
 }  # fmt: skip
 
 
