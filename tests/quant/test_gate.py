@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from bundle.directory import open_bundle, read_manifest, seal
 from bundle.errors import GateError, QuantizationError
 from quant.gate import LIMITS, bootstrap, cosines, judge, kl_divergences, top1_agreements
+from quant.planner import RECIPES
 
 
 def test_kl_of_two_coins_is_the_closed_form() -> None:
@@ -97,6 +98,7 @@ def test_a_measure_without_a_limit_is_refused() -> None:
 
 
 def test_every_recipe_has_every_limit() -> None:
+    assert LIMITS.keys() == RECIPES.keys()
     assert len({frozenset(limits) for limits in LIMITS.values()}) == 1
 
 
