@@ -16,7 +16,7 @@ class Linear(Module):
     """y = x @ W + b.
 
     The graph stores W as [in, out], the transpose of the checkpoint: MatMul reads it without a Transpose node, which
-    a runtime would otherwise fold at load into a second copy of the weights.
+    a runtime would otherwise fold at load into a second copy of the weights (docs/decisions/0004).
     """
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool = True, name: str | None = None) -> None:
