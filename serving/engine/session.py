@@ -161,6 +161,9 @@ class BoundDecoder:
 
     The cache holds, per layer, keys and values of [slots, K, S, C]. Neighbouring slots are neighbours in memory, so
     a range of them is one tensor of the batch's shape, bound by its address.
+
+    Raises:
+        MachineError: The cache is larger than what the machine can promise.
     """
 
     def __init__(self, session: Session, dims: DecoderDims, shape: CacheShape) -> None:
@@ -170,11 +173,16 @@ class BoundDecoder:
         self._dtype = np.dtype(dims.kv_dtype)
         self._slot_shape = (dims.num_kv_heads, shape.capacity_tokens, dims.head_size)
         whole = (shape.num_slots, *self._slot_shape)
-        self._buffers = {
-            f"{layer}.{side}": runtime.OrtValue.ortvalue_from_numpy(_zeros(whole, self._dtype), session.device, 0)
-            for layer in range(dims.num_layers)
-            for side in ("key", "value")
-        }
+        try:
+            self._buffers = {
+                f"{layer}.{side}": runtime.OrtValue.ortvalue_from_numpy(_zeros(whole, self._dtype), session.device, 0)
+                for layer in range(dims.num_layers)
+                for side in ("key", "value")
+            }
+        except (OSError, OverflowError) as error:
+            raise MachineError(
+                f"this machine has no room for the cache, {shape}: {error}. Lower max_sequences or context_tokens."
+            ) from error
         self._bindings: dict[tuple[int, int], Any] = {}
 
     def step(self, start: int, feeds: Mapping[str, Array]) -> npt.NDArray[np.float32]:

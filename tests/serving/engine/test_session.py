@@ -7,7 +7,7 @@ import pytest
 from bundle.errors import BundleFileError, MachineError, SignatureError
 from bundle.manifest import TensorSpec
 from serving.engine import session as session_module
-from serving.engine.cache import cache_shape
+from serving.engine.cache import CacheShape, cache_shape
 from serving.engine.session import BoundDecoder, Session
 from serving.engine.settings import EngineSettings
 
@@ -137,3 +137,11 @@ def test_cache_memory_becomes_resident_as_tokens_are_written_and_not_before(tiny
     large.step(0, feeds(dims, [0, 0, 0, 0], 1))
     assert shape.total_bytes == 64 << 20
     assert resident_bytes() - before < 8 << 20
+
+
+@pytest.mark.parametrize("capacity_tokens", [2**40, 2**60])
+def test_a_cache_that_the_machine_cannot_hold_is_told_by_its_size(tiny_model, settings, capacity_tokens) -> None:
+    session = Session(tiny_model.directory, tiny_model.decoder, settings)
+    shape = CacheShape(4, capacity_tokens, tiny_model.dims.kv_bytes_per_token)
+    with pytest.raises(MachineError, match=rf"4 slots x {capacity_tokens} tokens .* Lower max_sequences"):
+        BoundDecoder(session, tiny_model.dims, shape)
