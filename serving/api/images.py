@@ -8,7 +8,8 @@ import binascii
 from bundle.errors import ImageError
 from serving.engine.protocol import ImagePart
 
-MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp", "image/tiff")
+MEDIA_TYPES = ("image/png", "image/jpeg", "image/jpg", "image/webp", "image/gif", "image/bmp", "image/tiff")
+"""What a data URL may call itself; the bytes decide. "image/jpg" is no registered name, and what many clients write."""
 _BASE64 = ";base64"
 _SHOWN_CHARACTERS = 60
 

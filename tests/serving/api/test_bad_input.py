@@ -68,6 +68,12 @@ def test_a_bad_image_is_a_400_and_the_next_is_answered(
     assert api.post(CHAT, ask([image_part(png)])).status_code == 200
 
 
+@pytest.mark.parametrize("media_type", ["image/jpg", "image/jpeg", "IMAGE/PNG"])
+def test_the_bytes_decide_what_an_image_is(api: Any, ask: Callable[..., Any], media_type: str) -> None:
+    part = {"type": "image_url", "image_url": {"url": url_of(noisy_png(), media_type)}}
+    assert api.post(CHAT, ask([part])).status_code == 200
+
+
 def test_a_single_pixel_is_an_image(api: Any, ask: Callable[..., Any], image_part: Any) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (1, 1)).save(buffer, "PNG")
