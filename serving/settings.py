@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from bundle.decode import DEFAULT_LIMITS
 from bundle.errors import SettingsError
 from serving.engine.settings import EngineSettings
 
@@ -39,7 +40,7 @@ class ApiSettings(_Frozen):
     Attributes:
         max_body_bytes: Of a request body, counted while it is read. The default holds one image of the largest size
             in base64 (4/3 of its bytes) and some text.
-        max_image_bytes: Of one encoded image.
+        max_image_bytes: Of one encoded image; at most what the engine decodes.
         max_images: In one request.
         max_inputs: Texts and images in one embedding request.
         max_labels: Candidate labels in one classification.
@@ -47,7 +48,7 @@ class ApiSettings(_Frozen):
     """
 
     max_body_bytes: int = Field(default=32 << 20, ge=1024)
-    max_image_bytes: int = Field(default=20 << 20, ge=1)
+    max_image_bytes: int = Field(default=DEFAULT_LIMITS.max_bytes, ge=1, le=DEFAULT_LIMITS.max_bytes)
     max_images: int = Field(default=16, ge=1)
     max_inputs: int = Field(default=256, ge=1)
     max_labels: int = Field(default=1000, ge=1)

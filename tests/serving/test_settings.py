@@ -43,6 +43,7 @@ def test_nested_tables_reach_their_places(tmp_path: Path) -> None:
         ("port = 99999", {}, {}, "port = 99999"),
         ("", {"POCKETVLM_PORT": "eighty"}, {}, "port = 'eighty'"),
         ("log_level = 'loud'", {}, {}, "log_level = 'loud'"),
+        ("[api]\nmax_image_bytes = 20971521", {}, {}, "api.max_image_bytes = 20971521"),
         ("[ray.generator]\nmin_replicas = 3", {}, {}, "max_replicas 2 is below min_replicas 3"),
         ("[ray.generator]\nmax_ongoing_requests = 2", {}, {}, "below target_ongoing_requests 4"),
         ("port = 1", {"POCKETVLM_PORT__X": "1"}, {}, "port is a value"),
