@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,13 +134,16 @@ def _read_header(file: Path) -> dict[str, StoredTensor]:
                 raise ValueError(f"header of {length} bytes")
             header = json.loads(stream.read(length))
         header.pop("__metadata__", None)
-        return {name: _stored(file, entry, 8 + length) for name, entry in header.items()}
+        return {name: _stored(file, name, entry, 8 + length) for name, entry in header.items()}
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file} is not a safetensors file, or was cut short: {error}") from error
 
 
-def _stored(file: Path, entry: dict[str, Any], data_start: int) -> StoredTensor:
+def _stored(file: Path, name: str, entry: dict[str, Any], data_start: int) -> StoredTensor:
     start, end = entry["data_offsets"]
+    dtype = _DTYPES.get(entry["dtype"])
+    if start < 0 or (dtype is not None and end - start != math.prod(entry["shape"]) * np.dtype(dtype).itemsize):
+        raise ValueError(f"{name} of shape {entry['shape']} is said to lie in bytes {start} to {end}")
     if data_start + end > file.stat().st_size:
         raise ValueError(f"{file.stat().st_size} bytes where the header promises {data_start + end}")
     return StoredTensor(file, entry["dtype"], tuple(entry["shape"]), data_start + start)

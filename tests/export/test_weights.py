@@ -223,6 +223,20 @@ def test_truncated_weight_file_is_refused(size: int, clip_checkpoint: Path, tmp_
         export_checkpoint(folder, tmp_path / "bundle")
 
 
+@pytest.mark.parametrize("shift", [-4, 4])
+def test_header_whose_offsets_and_shape_disagree_is_refused(shift: int, clip_checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(clip_checkpoint, tmp_path / "broken")
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["logit_scale"]["data_offsets"][0] += shift
+    changed = json.dumps(header).encode()
+    path.write_bytes(len(changed).to_bytes(8, "little") + changed + content[8 + length :])
+    with pytest.raises(CheckpointError, match=r"logit_scale.*bytes"):
+        export_checkpoint(folder, tmp_path / "bundle")
+
+
 def test_missing_shard_is_named(smolvlm_checkpoint: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sharded"
     shutil.copytree(smolvlm_checkpoint, folder)
