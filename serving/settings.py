@@ -45,6 +45,7 @@ class ApiSettings(_Frozen):
         max_inputs: Texts and images in one embedding request.
         max_labels: Candidate labels in one classification.
         retry_after_s: What a refused client is told to wait.
+        stalled_client_s: A client that takes nothing of its stream for so long is gone: its place is somebody else's.
     """
 
     max_body_bytes: int = Field(default=32 << 20, ge=1024)
@@ -53,6 +54,7 @@ class ApiSettings(_Frozen):
     max_inputs: int = Field(default=256, ge=1)
     max_labels: int = Field(default=1000, ge=1)
     retry_after_s: int = Field(default=1, ge=1)
+    stalled_client_s: float = Field(default=60.0, gt=0)
 
 
 class ScalingSettings(_Frozen):

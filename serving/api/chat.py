@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -156,7 +157,7 @@ class Chat:
 
 
 class EventStream(Response):
-    """Sends a chat as it is generated, and stops it when the client goes away."""
+    """Sends a chat as it is generated, and stops it when the client goes away or stops reading."""
 
     media_type = "text/event-stream"
 
@@ -179,11 +180,22 @@ class EventStream(Response):
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             async for piece in pieces:
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                await self._taken(send({"type": "http.response.body", "body": piece, "more_body": True}))
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             await close(pieces)
             await close(self._chat.events)
+
+    async def _taken(self, sending: Awaitable[None]) -> None:
+        """Wait until the connection has room again.
+
+        Raises:
+            ClientDisconnect: The client took nothing for too long.
+        """
+        try:
+            await asyncio.wait_for(sending, self._chat.service.settings.stalled_client_s)
+        except asyncio.TimeoutError as error:
+            raise ClientDisconnect from error
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import time
@@ -11,7 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
+from serving.api.app import create_app
 from serving.engine.fake import FakeClient
+from serving.settings import ApiSettings
 
 CHAT = "/v1/chat/completions"
 PATIENCE_S = 5.0  # far more than an idle machine needs, far less than the answers below take
@@ -66,3 +69,21 @@ def test_a_finished_answer_is_not_cancelled(server_url: str, engine: FakeClient,
         assert httpx.post(server_url + CHAT, json=ask(stream=stream)).status_code == 200
     assert engine.cancelled == []
     assert engine.num_running == 0
+
+
+def test_a_client_that_stops_reading_loses_its_place(engine: FakeClient, ask: Callable[..., Any]) -> None:
+    app = create_app(engine, ApiSettings(stalled_client_s=0.1))
+    body = iter([{"type": "http.request", "body": json.dumps(ask(stream=True)).encode(), "more_body": False}])
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": CHAT, "query_string": b"", "headers": headers}
+
+    async def receive() -> Any:
+        return next(body, None) or await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    asyncio.run(asyncio.wait_for(app(scope, receive, send), PATIENCE_S))
+    assert engine.num_running == 0
+    assert len(engine.cancelled) == 1
