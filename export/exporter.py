@@ -114,8 +114,14 @@ def _require_agreement(family: Family, files: ProcessorFiles) -> None:
     """Check that the preprocessing yields what the graphs take.
 
     Raises:
-        UnsupportedConfigError: Another image size, or another number of image tokens.
+        UnsupportedConfigError: Another image size or number of image tokens, or a token beyond the embedding table.
     """
+    token, token_id = files.last_token
+    if token_id >= family.vocab_size:
+        raise UnsupportedConfigError(
+            f"tokenizer.json gives {token!r} the id {token_id}, the model embeds {family.vocab_size} rows: a text with "
+            "that token could not be read. Tokenizer and weights do not belong together."
+        )
     side = family.image_size_px
     if tuple(files.image_spec.tile_size_px) != (side, side):
         raise UnsupportedConfigError(

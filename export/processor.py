@@ -46,6 +46,7 @@ class ProcessorFiles:
         bos_token_id: None where the tokenizer has none.
         eos_token_ids: Generation ends at any; the tokenizer's alone for dual encoders.
         pad_token_id: None where the tokenizer has none.
+        last_token: Text and id of the token with the highest id.
         pads_to_max: Dual encoders: texts are padded to the longest length there is (SigLIP).
         not_applied: What `generation_config.json` asks for and is left out, as "name value".
     """
@@ -56,6 +57,7 @@ class ProcessorFiles:
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
+    last_token: tuple[str, int]
     pads_to_max: bool
     not_applied: tuple[str, ...] = ()
 
@@ -96,6 +98,7 @@ def convert_processor(checkpoint: Path, config: Mapping[str, Any], output: Path)
         bos_token_id=vocabulary.named_id("bos_token"),
         eos_token_ids=_eos_token_ids(config, generation, vocabulary),
         pad_token_id=vocabulary.named_id("pad_token"),
+        last_token=vocabulary.last,
         pads_to_max=False,
         not_applied=_not_applied(generation),
     )
@@ -133,6 +136,11 @@ class _Vocabulary:
         vocabulary = cls(path.read_text(encoding="utf-8"), _token_ids(content), settings, tokens)
         _check_lowercasing(settings, content)
         return vocabulary
+
+    @property
+    def last(self) -> tuple[str, int]:
+        """Return text and id of the token with the highest id."""
+        return max(self.ids.items(), key=lambda item: item[1], default=("", 0))
 
     def named_id(self, name: str) -> int | None:
         """Return the id of "bos_token", "eos_token", ..., None where the tokenizer has none."""
@@ -215,6 +223,7 @@ def _dual_encoder(model_type: str, spec: ImageSpec, vocabulary: _Vocabulary) -> 
         bos_token_id=vocabulary.named_id("bos_token"),
         eos_token_ids=() if eos is None else (eos,),
         pad_token_id=vocabulary.named_id("pad_token"),
+        last_token=vocabulary.last,
         pads_to_max=model_type != "clip",
     )
 

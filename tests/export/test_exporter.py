@@ -221,6 +221,16 @@ def test_processor_of_another_resolution_is_refused(smolvlm_checkpoint: Path, tm
         export_checkpoint(folder, tmp_path / "bundle")
 
 
+def test_tokenizer_with_ids_beyond_the_embedding_table_is_refused(smolvlm_checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(smolvlm_checkpoint, tmp_path / "beyond")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocab_size = json.loads((folder / "config.json").read_text())["text_config"]["vocab_size"]
+    tokenizer["added_tokens"].append({**tokenizer["added_tokens"][-1], "content": "<beyond>", "id": vocab_size})
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(UnsupportedConfigError, match=rf"'<beyond>'.*id {vocab_size}.*{vocab_size} rows"):
+        export_checkpoint(folder, tmp_path / "bundle")
+
+
 @pytest.mark.parametrize("checkpoint", ["no/such-model-anywhere", "/no/such/folder", "a b"])
 def test_absent_checkpoint_says_what_to_do(checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
