@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+# Tiny matrices: one thread is faster than two that wait for each other. Set before torch and numpy start theirs.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from export.exporter import export_checkpoint
 

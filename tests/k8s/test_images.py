@@ -139,13 +139,15 @@ def installed_with(extras: set[str]) -> set[str]:
     while waiting:
         requirement = waiting.pop()
         name = canonicalize_name(requirement.name)
-        if name in found:
+        is_elsewhere = requirement.marker is not None and not requirement.marker.evaluate({"extra": ""})
+        if name in found or is_elsewhere:
             continue
         found.add(name)
         for line in metadata.requires(name) or []:
             further = Requirement(line)
             environments = [{"extra": extra} for extra in ("", *requirement.extras)]
             if further.marker is None or any(further.marker.evaluate(each) for each in environments):
+                further.marker = None
                 waiting.append(further)
     return found
 
