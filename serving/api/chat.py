@@ -73,11 +73,13 @@ class Chat:
         service: Where it runs.
         request: What the engine was asked.
         created_s: Unix time, as the answer tells it.
+        is_counted: Its end was seen by the metrics; a client that leaves after that aborts nothing.
     """
 
     service: Service
     request: GenerateRequest
     created_s: int
+    is_counted: bool = False
 
     def __post_init__(self) -> None:
         events = self.service.client.generate(self.request)
@@ -125,6 +127,7 @@ class Chat:
                 if event.text:
                     yield self._delta({"content": event.text}, None, includes_usage)
                 event = await anext(self.events)
+            self.is_counted = True
             yield self._delta({}, event.reason, includes_usage)
             if includes_usage:
                 yield self._usage_event(event)
@@ -136,6 +139,7 @@ class Chat:
         if not isinstance(error, PocketVLMError):
             logger.error("stream %s failed", self.request.request_id, exc_info=error)
         self.service.metrics.count_error(error, self.request.model)
+        self.is_counted = True
         return _event(error_body(error))
 
     def _delta(self, delta: dict[str, str], reason: str | None, includes_usage: bool) -> bytes:
@@ -173,7 +177,8 @@ class EventStream(Response):
         try:
             await until_disconnect(receive, self._send(send))
         except ClientDisconnect:
-            self._chat.service.metrics.count_abort(self._chat.request.model)
+            if not self._chat.is_counted:
+                self._chat.service.metrics.count_abort(self._chat.request.model)
 
     async def _send(self, send: Send) -> None:
         pieces = self._chat.pieces(self._first, includes_usage=self._includes_usage)

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from bundle.errors import EngineDeadError
 from serving.api.app import create_app
 from serving.engine.fake import FakeClient
 from serving.settings import ApiSettings
@@ -71,19 +72,43 @@ def test_a_finished_answer_is_not_cancelled(server_url: str, engine: FakeClient,
     assert engine.num_running == 0
 
 
-def test_a_client_that_stops_reading_loses_its_place(engine: FakeClient, ask: Callable[..., Any]) -> None:
+def stream_to_a_client_that_stops_reading_at(mark: bytes, engine: FakeClient, body: Any) -> str:
+    """Serve one stream until its client is given up, and return the metrics."""
     app = create_app(engine, ApiSettings(stalled_client_s=0.1))
-    body = iter([{"type": "http.request", "body": json.dumps(ask(stream=True)).encode(), "more_body": False}])
+    messages = iter([{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}])
     headers = [(b"content-type", b"application/json")]
     scope = {"type": "http", "method": "POST", "path": CHAT, "query_string": b"", "headers": headers}
 
     async def receive() -> Any:
-        return next(body, None) or await asyncio.Event().wait()
+        return next(messages, None) or await asyncio.Event().wait()
 
     async def send(message: Any) -> None:
-        if message["type"] == "http.response.body":
+        if mark in message.get("body", b""):
             await asyncio.Event().wait()
 
-    asyncio.run(asyncio.wait_for(app(scope, receive, send), PATIENCE_S))
+    async def main() -> str:
+        await asyncio.wait_for(app(scope, receive, send), PATIENCE_S)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            return (await client.get("/metrics")).text
+
+    return asyncio.run(main())
+
+
+def test_a_client_that_stops_reading_loses_its_place(engine: FakeClient, ask: Callable[..., Any]) -> None:
+    metrics = stream_to_a_client_that_stops_reading_at(b"assistant", engine, ask(stream=True))
     assert engine.num_running == 0
     assert len(engine.cancelled) == 1
+    assert 'request_success_total{finished_reason="abort",model_name="fake-vlm"} 1.0' in metrics
+
+
+def test_a_client_that_leaves_after_the_end_is_counted_once(engine: FakeClient, ask: Callable[..., Any]) -> None:
+    metrics = stream_to_a_client_that_stops_reading_at(b'"finish_reason":"stop"', engine, ask(stream=True))
+    assert 'request_success_total{finished_reason="stop",model_name="fake-vlm"} 1.0' in metrics
+    assert 'finished_reason="abort"' not in metrics
+
+
+def test_a_client_that_leaves_after_a_failure_is_counted_once(engine: FakeClient, ask: Callable[..., Any]) -> None:
+    engine.behaviour.failure, engine.behaviour.failure_after_tokens = EngineDeadError("worker died"), 1
+    metrics = stream_to_a_client_that_stops_reading_at(b'"error"', engine, ask("a b", stream=True))
+    assert 'request_errors_total{error_type="engine_dead",model_name="fake-vlm"} 1.0' in metrics
+    assert 'finished_reason="abort"' not in metrics
