@@ -6,7 +6,7 @@ PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint co
 OURS   := bundle export quant serving loadtests reference pocketvlm.py tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-fast check fmt docs load-smoke clean
+.PHONY: help setup setup-dev demo test test-fast check fmt load-smoke clean
 
 help:           ## Show this list
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 22

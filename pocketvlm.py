@@ -402,6 +402,10 @@ def main() -> None:
         if extra is None:
             raise
         _fail(f"this command needs {error.name}. Install it with: pip install 'pocketvlm[{extra}]'")
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}")
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
 

@@ -107,22 +107,36 @@ def write_aside(target: Path | str, *, overwrite: bool = False) -> Iterator[Path
     """Yield an empty folder that becomes `target` when the block succeeds, and vanishes when it fails.
 
     Raises:
-        BundleError: `target` exists and is not a bundle, or is one and `overwrite` is False.
+        BundleError: `target` exists and is not a bundle, or is one and `overwrite` is False, or cannot be written.
     """
-    final = Path(target)
+    final = Path(target).resolve()
     if final.exists():
         if not overwrite:
-            raise BundleError(f"{final} exists. Choose another -o, or pass --overwrite to replace it.")
+            raise BundleError(f"{target} exists. Choose another -o, or pass --overwrite to replace it.")
         if not (final / MANIFEST).is_file():
-            raise BundleError(f"{final} exists and is not a bundle; it is left alone. Choose another -o.")
-    final.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
-    aside.chmod(0o755)
+            raise BundleError(f"{target} exists and is not a bundle; it is left alone. Choose another -o.")
     try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+    except OSError as error:
+        raise BundleError(f"{target} cannot be written: {error.strerror}. Choose another -o.") from error
+    try:
+        aside = scratch / "new"
+        aside.mkdir()
         yield aside
-        if final.exists():
-            shutil.rmtree(final)
-        aside.rename(final)
+        _put_in_place(aside, final, scratch / "old")
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _put_in_place(new: Path, final: Path, old: Path) -> None:
+    """Rename `new` to `final`, moving what stands there to `old`; where that fails, what stood there stands again."""
+    was_there = final.exists()
+    if was_there:
+        final.rename(old)
+    try:
+        new.rename(final)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+        if was_there:
+            old.rename(final)
         raise

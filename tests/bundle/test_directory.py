@@ -114,3 +114,33 @@ def test_a_folder_that_is_no_bundle_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="left alone"), write_aside(tmp_path, overwrite=True):
         pass
     assert (tmp_path / "precious.txt").exists()
+
+
+def test_a_bundle_that_cannot_be_put_in_place_leaves_the_old_one(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, rename = open_bundle(copy), Path.rename
+
+    def fail_for_the_new(self: Path, target: Path) -> Path:
+        if self.name == "new":
+            raise OSError("no space left")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_for_the_new)
+    with pytest.raises(OSError, match="no space"), write_aside(copy, overwrite=True) as aside:
+        (aside / "new").write_text("x")
+    assert open_bundle(copy) == before
+    assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+
+
+def test_a_link_is_followed_and_stays_a_link(copy: Path) -> None:
+    link = copy.parent / "link"
+    link.symlink_to(copy)
+    with write_aside(link, overwrite=True) as aside:
+        (aside / "new").write_text("x")
+    assert link.is_symlink()
+    assert [path.name for path in copy.iterdir()] == ["new"]
+
+
+def test_a_place_that_cannot_be_written_is_said_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(BundleError, match="cannot be written"), write_aside(tmp_path / "file" / "bundle"):
+        pytest.fail("the block must not run")
