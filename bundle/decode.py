@@ -118,6 +118,6 @@ def _check_size(width: int, height: int, limits: ImageLimits) -> None:
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
-    upright = ImageOps.exif_transpose(image)
-    upright.info.pop("transparency", None)  # dropped by the conversion anyway, with a warning for some palettes
-    return upright.convert("RGB")
+    ImageOps.exif_transpose(image, in_place=True)  # a copy of 50 megapixels is 150 MB
+    image.info.pop("transparency", None)  # dropped by the conversion anyway, with a warning for some palettes
+    return image.convert("RGB")

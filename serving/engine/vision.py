@@ -35,6 +35,9 @@ _BATCHES_AHEAD = 2
 """One batch of images runs while the next is made ready; further ones wait as 8-bit images, a quarter of their pixels'
 size: a whole queue of tiled ones would take gigabytes."""
 
+_BAND_PX = 64
+"""Rows of an image that are hashed at a time."""
+
 
 @dataclass(frozen=True)
 class DecodedImage:
@@ -144,7 +147,9 @@ class VisionStage:
         image = decode_image(data)
         digest = hashlib.sha256(self._identity)
         digest.update(f"{image.width}x{image.height}".encode())
-        digest.update(image.tobytes())
+        for top in range(0, image.height, _BAND_PX):  # the bytes of a whole image at once are two more copies of it
+            band = image.crop((0, top, image.width, min(top + _BAND_PX, image.height)))
+            digest.update(band.tobytes())
         layout = self._spec.layout(*image.size)
         if layout.num_tiles * math.prod(self._spec.tile_size_px) < image.width * image.height:
             return DecodedImage(digest.digest(), tuple(self._spec.cut(image)), layout, is_cut=True)
