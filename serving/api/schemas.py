@@ -11,6 +11,8 @@ from bundle.errors import ParameterError
 from serving.engine.protocol import SamplingParams
 
 MAX_SEED = 2**63 - 1
+_ALL_IN_VLLM = -1
+"""How clients of vLLM write a `top_k` that keeps the whole vocabulary; ours is 0."""
 
 
 class _Strict(BaseModel):
@@ -77,8 +79,20 @@ class StreamOptions(_Strict):
     include_usage: bool = False
 
 
+class TextFormat(_Strict):
+    """The answer is free text, as it is without a `response_format`."""
+
+    type: Literal["text"]
+
+
+Zero = Annotated[float, Field(ge=0, le=0)]
+
+
 class ChatRequest(_Strict):
     """The body of `POST /v1/chat/completions`.
+
+    Fields that are not built are taken at the one value that changes nothing, since common clients send it: `n` 1,
+    penalties 0, `logprobs` false, `response_format` text; `user` names the caller to nobody.
 
     What it leaves open is the model's own default (`generation.json`); a model without any takes the likeliest token.
     """
@@ -88,11 +102,16 @@ class ChatRequest(_Strict):
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: Literal[1] | None = None
+    frequency_penalty: Zero | None = None
+    presence_penalty: Zero | None = None
+    logprobs: Literal[False] | None = None
+    response_format: TextFormat | None = None
+    user: str | None = None
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=0)
+    top_k: int | None = Field(default=None, ge=-1)
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
     stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
 
@@ -116,7 +135,7 @@ class ChatRequest(_Strict):
             "max_tokens": max_tokens,
             "temperature": self.temperature,
             "top_p": self.top_p,
-            "top_k": self.top_k,
+            "top_k": 0 if self.top_k == _ALL_IN_VLLM else self.top_k,
             "seed": self.seed,
             "stop": (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
         }

@@ -56,6 +56,24 @@ def test_absent_and_null_sampling_fields_take_the_engines_defaults(api: Any, eng
     assert engine.generations[0].sampling == engine.generations[1].sampling == SamplingParams()
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"n": 1},
+        {"frequency_penalty": 0, "presence_penalty": 0.0},
+        {"logprobs": False},
+        {"response_format": {"type": "text"}},
+        {"user": "somebody"},
+        {"top_k": -1},
+    ],
+)
+def test_values_that_change_nothing_are_taken_as_common_clients_send_them(
+    api: Any, engine: FakeClient, ask: Ask, field: dict[str, Any]
+) -> None:
+    assert api.post(CHAT, ask(**field)).json()["choices"] == api.post(CHAT, ask()).json()["choices"]
+    assert engine.generations[0].sampling.top_k in (None, 0)
+
+
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
 def test_either_name_of_the_token_limit_ends_the_answer(api: Any, ask: Ask, field: str) -> None:
     choice = api.post(CHAT, ask("a b c d", **{field: 3})).json()["choices"][0]
