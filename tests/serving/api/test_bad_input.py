@@ -138,7 +138,7 @@ BAD_CHATS: dict[str, tuple[dict[str, Any], int, str | None]] = {
     "cold": ({"temperature": -0.1}, 400, "temperature"),
     "no mass": ({"top_p": 0}, 400, "top_p"),
     "too much mass": ({"top_p": 1.1}, 400, "top_p"),
-    "negative top_k": ({"top_k": -1}, 400, "top_k"),
+    "negative top_k": ({"top_k": -2}, 400, "top_k"),
     "a huge seed": ({"seed": 2**63}, 400, "seed"),
     "five stops": ({"stop": ["a"] * 5}, 400, "stop"),
     "an empty stop": ({"stop": ""}, 400, "stop"),
