@@ -14,7 +14,6 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from PIL import Image
-from pydantic import ValidationError
 
 from bundle.errors import BundleFormatError, MachineError
 from bundle.image import ImageSpec
@@ -71,7 +70,7 @@ class VisionLanguageRunner:
         self._dims = _present(manifest.decoder, directory, "decoder sizes")
         self._image_token_id = _present(manifest.image_prompt, directory, "prompt layout").image_token_id
         self._prompts = PromptBuilder.from_bundle(directory, manifest)
-        self._images = _image_spec(directory)
+        self._images = ImageSpec.from_bundle(directory)
         self._eos_token_ids = manifest.eos_token_ids
         self._vision = Graph(directory / manifest.components["vision_encoder"].file, threads)
         self._embed = Graph(directory / manifest.components["embed_tokens"].file, threads)
@@ -153,7 +152,7 @@ class DualEncoderRunner:
     def __init__(self, directory: Path, manifest: Manifest, threads: int = 0) -> None:
         self._dims: DualEncoderDims = _present(manifest.dual, directory, "embedding sizes")
         self._tokenizer = Tokenizer.from_file(directory / "tokenizer.json")
-        self._images = _image_spec(directory)
+        self._images = ImageSpec.from_bundle(directory)
         self._vision = Graph(directory / manifest.components["vision_encoder"].file, threads)
         self._text = Graph(directory / manifest.components["text_encoder"].file, threads)
 
@@ -178,14 +177,6 @@ class DualEncoderRunner:
             truncate=True,
         )
         return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-
-
-def _image_spec(directory: Path) -> ImageSpec:
-    path = directory / "preprocessor.json"
-    try:
-        return ImageSpec.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise BundleFormatError(f"{path} is missing or of another form: export the checkpoint again") from error
 
 
 def _present(part: _Part | None, directory: Path, what: str) -> _Part:
