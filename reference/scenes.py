@@ -15,7 +15,20 @@ from reference.drawing import COLOURS, SHAPES
 from reference.layout import Scene, Thing, random_text, render, sample_scene
 from reference.seeds import held_out_seed
 
-TASKS = ("colour", "shape", "size", "digit", "count", "relation", "text", "exist", "compare", "chat", "caption", "place")
+TASKS = (
+    "colour",
+    "shape",
+    "size",
+    "digit",
+    "count",
+    "relation",
+    "text",
+    "exist",
+    "compare",
+    "chat",
+    "caption",
+    "place",
+)
 _NTH = ("first", "second", "third")
 _PLACE_CELL_PX = 16  # "place" answers in columns and rows of this size, counted from 1
 _UNCAPPED_SHARE = 0.2  # of questions begin with a small letter, as people type

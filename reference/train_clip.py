@@ -123,7 +123,7 @@ def arguments() -> argparse.ArgumentParser:
         "--tower", type=pathlib.Path, default=HERE / "checkpoints" / "vlm" / "model.safetensors", help="warm start"
     )
     parser.add_argument("--cold", action="store_true", help="start from fresh weights")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=515)
     parser.add_argument("--budget-minutes", type=float, default=0, help="wall-clock budget; 0 counts steps")
     parser.add_argument("--batch", type=int, default=64, help="pairs a step")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")

@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs the [train] extra")
 transformers = pytest.importorskip("transformers", reason="training needs the [train] extra")
 
-from reference import clip_model, contrast, packing, tokenizer, train_clip, train_vlm, vlm_model  # noqa: E402
+from reference import clip_model, contrast, packing, train_clip, train_vlm, vlm_model  # noqa: E402
 from reference.evaluate import DualEncoder, Reader, Score  # noqa: E402
 from reference.layout import dense_labels, render  # noqa: E402
 from reference.scenes import held_out  # noqa: E402
@@ -21,15 +21,15 @@ from reference.training import MasterWeights, Run, Schedule  # noqa: E402
 
 
 @pytest.fixture(scope="module")
-def tokens() -> transformers.PreTrainedTokenizerFast:
-    return tokenizer.train()
-
-
-@pytest.fixture(scope="module")
 def vlm_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("vlm")
     train_vlm.main(["--smoke", "--out", str(folder)])
     return folder
+
+
+@pytest.fixture(scope="module")
+def tokens(vlm_folder: pathlib.Path) -> transformers.PreTrainedTokenizerFast:
+    return Reader(vlm_folder).processor.tokenizer
 
 
 @pytest.fixture(scope="module")
