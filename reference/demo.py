@@ -26,10 +26,11 @@ from serving.process import running_server
 
 SAMPLES = Path(__file__).resolve().parent / "samples"
 QUESTIONS = (
-    ("scene.png", "describe the image."),
-    ("relation.png", "what colour is the circle?"),
-    ("text.png", "what text is written?"),
-    ("digit.png", "what digit is shown?"),
+    ("scene.png", "How many shapes are there?"),
+    ("scene.png", "What color is the star?"),
+    ("relation.png", "Describe the image."),
+    ("text.png", "What does the text say?"),
+    ("digit.png", "What digit is this?"),
 )
 LABELS = ("a circle", "a square", "a triangle", "a star")
 
@@ -198,7 +199,7 @@ def _print_next(folder: Path, console: Console) -> None:
     bundle = os.path.relpath(folder / "vlm-int8")
     lines = (
         ("serve", "", "the shipped models, on port 8000"),
-        ("run", f'{bundle} --image reference/samples/scene.png "describe the image."', "one answer, no server"),
+        ("run", f'{bundle} --image reference/samples/text.png "What does the text say?"', "one answer, no server"),
         ("inspect", bundle, "what a variant holds and costs"),
         ("export", "HuggingFaceTB/SmolVLM-256M-Instruct -o smolvlm", "your own model"),
     )
