@@ -238,8 +238,10 @@ FailedGateOption = Annotated[
 ]
 
 
-@app.command()
+@app.command("serve", help="Serve bundles over HTTP from this one process (OpenAI-compatible; docs at /docs).")
+@app.command("deploy", help="Serve the same application as autoscaled Ray Serve deployments.")
 def serve(
+    context: typer.Context,
     bundles: BundlesArgument = None,
     host: HostOption = None,
     port: PortOption = None,
@@ -249,29 +251,16 @@ def serve(
     allow_failed_gate: FailedGateOption = None,
     config: ConfigOption = None,
 ) -> None:
-    """Serve bundles over HTTP from this one process (OpenAI-compatible; docs at /docs)."""
-    from serving import edge
-
+    """Serve until a signal comes, on Ray where the command is `deploy`."""
     settings = _settings(config, host, port, max_sequences, context_tokens, threads, allow_failed_gate)
-    edge.serve(_served(bundles), settings)
+    if context.info_name == "deploy":
+        from serving import cluster
 
+        cluster.deploy(_served(bundles), settings)
+    else:
+        from serving import edge
 
-@app.command()
-def deploy(
-    bundles: BundlesArgument = None,
-    host: HostOption = None,
-    port: PortOption = None,
-    max_sequences: SequencesOption = None,
-    context_tokens: ContextOption = None,
-    threads: ServeThreadsOption = None,
-    allow_failed_gate: FailedGateOption = None,
-    config: ConfigOption = None,
-) -> None:
-    """Serve the same application as autoscaled Ray Serve deployments."""
-    from serving import cluster
-
-    settings = _settings(config, host, port, max_sequences, context_tokens, threads, allow_failed_gate)
-    cluster.deploy(_served(bundles), settings)
+        edge.serve(_served(bundles), settings)
 
 
 def _settings(
