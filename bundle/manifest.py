@@ -12,10 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field
 FORMAT_VERSION = 1
 """Bumped when a reader of the previous version would misread a bundle."""
 
-ComponentName = Literal["vision_encoder", "embed_tokens", "decoder", "text_encoder"]
+ComponentName = Literal["vision_encoder", "embed_tokens", "decoder", "decoder_prefill", "text_encoder"]
+"""`decoder_prefill` is optional: the decoder in a scheme for many rows, run on prompts over the same cache."""
 Task = Literal["image-text-to-text", "dual-encoder"]
 Dialect = Literal["contrib", "portable"]
-Scheme = Literal["fp32", "int8", "int8-weight-only", "int4"]
+Scheme = Literal[
+    "fp32", "fp16", "int8", "int8-static", "int8-weight-only", "int4", "nf4", "fp4", "int2", "ternary", "mixed"
+]
+Target = Literal["cpu", "cuda", "tensorrt"]
 
 
 class _Frozen(BaseModel):
@@ -171,6 +175,7 @@ class Manifest(_Frozen):
         model_type: As in the checkpoint's config.
         task: What the model does.
         dialect: Which operator set the graphs are written in.
+        target: The execution provider that the weights were chosen for.
         components: By name.
         decoder: Vision-language models only.
         image_prompt: Vision-language models only.
@@ -190,6 +195,7 @@ class Manifest(_Frozen):
     model_type: str
     task: Task
     dialect: Dialect
+    target: Target = "cpu"
     components: dict[ComponentName, Component]
     decoder: DecoderDims | None = None
     image_prompt: ImagePrompt | None = None

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from bundle.errors import QuantizationError
 from quant.graphs import CONTRIB, add_initializer, make_node, replace_node
 from quant.layers import Float32, Table, find_tables
-from quant.weights.blocks import dequantize_blocks, quantize_blocks
+from quant.rounding.rtn import round_to_nearest
 from quant.weights.weight_pass import Form, WeightPass
 
 BITS = 8
@@ -30,8 +30,7 @@ def reference(ids: NDArray[np.int64], rows: Float32, block_size: int) -> Float32
         rows: [V, D] float32.
         block_size: Columns per scale.
     """
-    codes, scales = quantize_blocks(rows, BITS, block_size)
-    return dequantize_blocks(codes, scales, BITS, rows.shape[1])[ids]
+    return round_to_nearest(rows, BITS, block_size).weights(rows.shape[1])[ids]
 
 
 class GatherInt8(WeightPass):
@@ -62,9 +61,9 @@ class GatherInt8(WeightPass):
 def _rewrite(graph: ir.Graph, table: Table, block_size: int) -> None:
     name = f"{table.name}.int8"
     if name not in graph.initializers:
-        codes, scales = quantize_blocks(table.rows(), BITS, block_size)
-        add_initializer(graph, name, codes[:, : table.width])
-        add_initializer(graph, f"{table.name}.scale", scales)
+        blocks = round_to_nearest(table.rows(), BITS, block_size)
+        add_initializer(graph, name, blocks.codes[:, : table.width])
+        add_initializer(graph, f"{table.name}.scale", blocks.scales)
     inputs = [graph.initializers[name], table.ids, graph.initializers[f"{table.name}.scale"]]
     attributes = {"bits": BITS, "block_size": block_size, "gather_axis": 0, "quantize_axis": 1}
     node = make_node("GatherBlockQuantized", inputs, f"{table.node.outputs[0].name}.rows", attributes, CONTRIB)

@@ -15,9 +15,11 @@ import numpy as np
 import onnx_ir as ir
 
 from bundle.errors import QuantizationError
+from quant.calibration import InputStatistics
 from quant.graphs import CONTRIB, add_initializer, make_node, replace_node
 from quant.layers import Float32, Linear, find_linears
-from quant.weights.blocks import dequantize_blocks, pack, quantize_blocks
+from quant.rounding.block_codes import BlockCodes, pack
+from quant.rounding.table import load_rounding
 from quant.weights.weight_pass import Form, WeightPass
 
 INT8_ACTIVATIONS = 4
@@ -70,8 +72,7 @@ def reference(x: Float32, rows: Float32, form: Form, accuracy_level: int = INT8_
         magnitude, as MLAS does.
     """
     block_size = refuse_cliffs("reference", form, accuracy_level)
-    codes, scales = quantize_blocks(rows, form.bits, block_size)
-    weights = dequantize_blocks(codes, scales, form.bits, rows.shape[1])
+    weights = load_rounding(form.rounding)(rows, form.bits, block_size, None).weights(rows.shape[1])
     if accuracy_level >= INT8_ACTIVATIONS:
         x = _round_activations(x, block_size)
     return np.asarray(x @ weights.T, np.float32)
@@ -90,13 +91,20 @@ class MatMulNBits(WeightPass):
     """Replaces the named linear layers by MatMulNBits.
 
     Args:
-        layers: Weight name to bits and block size.
+        layers: Weight name to bits, block size and rounding.
+        inputs: For roundings that are calibrated.
         accuracy_level: 4 rounds activations to int8; 0 keeps them float32.
     """
 
-    def __init__(self, layers: Mapping[str, Form], accuracy_level: int = INT8_ACTIVATIONS) -> None:
+    def __init__(
+        self,
+        layers: Mapping[str, Form],
+        inputs: Mapping[str, InputStatistics] | None = None,
+        *,
+        accuracy_level: int = INT8_ACTIVATIONS,
+    ) -> None:
         self._accuracy_level = accuracy_level
-        super().__init__(layers)
+        super().__init__(layers, inputs)
 
     def check(self, name: str, form: Form) -> None:
         """Refuse forms that do not exist and known cliffs."""
@@ -123,18 +131,18 @@ class MatMulNBits(WeightPass):
             "accuracy_level": self._accuracy_level,
         }
         name = str(linear.node.outputs[0].name)
-        inputs = [linear.input, *_stored_weight(graph, linear, form.bits, block_size)]
+        codes = load_rounding(form.rounding)(linear.rows(), form.bits, block_size, self._inputs.get(linear.name))
+        inputs = [linear.input, *_stored_weight(graph, linear, codes)]
         nodes = [make_node("MatMulNBits", inputs, f"{name}.product", attributes, CONTRIB)]
         if linear.bias is not None:
             nodes.append(make_node("Add", [nodes[0].outputs[0], linear.bias], f"{name}.biased"))
         replace_node(graph, linear.node, nodes)
 
 
-def _stored_weight(graph: ir.Graph, linear: Linear, bits: int, block_size: int) -> list[ir.Value]:
+def _stored_weight(graph: ir.Graph, linear: Linear, codes: BlockCodes) -> list[ir.Value]:
     """Return packed codes [N, blocks, bytes] and scales [N, blocks], stored once where several nodes read them."""
-    packed, scale = f"{linear.name}.int{bits}", f"{linear.name}.scale"
-    if packed not in graph.initializers:
-        codes, scales = quantize_blocks(linear.rows(), bits, block_size)
-        add_initializer(graph, packed, pack(codes, bits).reshape(*scales.shape, -1))
-        add_initializer(graph, scale, scales)
-    return [graph.initializers[packed], graph.initializers[scale]]
+    packed = pack(codes.codes, codes.bits).reshape(*codes.scales.shape, -1)
+    return [
+        add_initializer(graph, f"{linear.name}.int{codes.bits}", packed),
+        add_initializer(graph, f"{linear.name}.scale", codes.scales),
+    ]

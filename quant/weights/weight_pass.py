@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from bundle.errors import QuantizationError
+from quant.calibration import InputStatistics
 from quant.graphs import drop_unused
 
 
@@ -19,10 +20,12 @@ class Form:
     Attributes:
         bits: Per weight.
         block_size: Inputs that share a scale; None: one scale per output.
+        rounding: How codes are chosen, a name of `quant.rounding.table.ROUNDINGS`.
     """
 
     bits: int
     block_size: int | None = None
+    rounding: str = "rtn"
 
 
 class WeightPass(ABC):
@@ -30,13 +33,15 @@ class WeightPass(ABC):
 
     Args:
         layers: Weight name to the form that it gets.
+        inputs: Weight name to what met the layer in calibration; empty where nothing was calibrated.
 
     Raises:
         QuantizationError: The scheme has no such form.
     """
 
-    def __init__(self, layers: Mapping[str, Form]) -> None:
+    def __init__(self, layers: Mapping[str, Form], inputs: Mapping[str, InputStatistics] | None = None) -> None:
         self._forms = dict(layers)
+        self._inputs = dict(inputs or {})
         for name, form in self._forms.items():
             self.check(name, form)
 

@@ -72,7 +72,7 @@ def test_a_weight_read_by_two_layers_is_packed_once(model_of, run, rng) -> None:
 )
 def test_known_cliffs_are_refused(bits: int, block_size: int, accuracy_level: int, told: str) -> None:
     with pytest.raises(QuantizationError, match=told):
-        MatMulNBits({"w": Form(bits, block_size)}, accuracy_level)
+        MatMulNBits({"w": Form(bits, block_size)}, accuracy_level=accuracy_level)
 
 
 def test_a_layer_that_the_graph_lacks_is_named(linear_model) -> None:
