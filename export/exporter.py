@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import onnx_ir as ir
@@ -14,6 +13,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFo
 
 from bundle.directory import seal, write_aside
 from bundle.errors import CheckpointError, UnsupportedConfigError
+from bundle.machine import own_version
 from bundle.manifest import Component, ComponentName, Dialect, DualEncoderDims, Manifest
 from export.architectures import load_family
 from export.checkpoint import Checkpoint
@@ -78,7 +78,7 @@ def export_checkpoint(
             name=name or label.rsplit("/", 1)[-1],
             source=label,
             source_sha256=source.digest(),
-            created_by=f"pocketvlm {_version()}",
+            created_by=f"pocketvlm {own_version()}",
             model_type=source.config["model_type"],
             task=family.task,
             dialect=dialect,
@@ -178,10 +178,3 @@ def _dual_dims(family: DualEncoder, files: ProcessorFiles, weights: WeightSource
         logit_scale=math.exp(weights.scalar("logit_scale")),
         logit_bias=weights.scalar("logit_bias") if "logit_bias" in family.scalars else 0.0,
     )
-
-
-def _version() -> str:
-    try:
-        return version("pocketvlm")
-    except PackageNotFoundError:
-        return "unknown"

@@ -23,9 +23,9 @@ from rich.table import Table
 
 from bundle.directory import read_manifest
 from bundle.errors import PocketVLMError, SettingsError
+from bundle.machine import Machine, peak_memory_bytes, this_machine
 from bundle.manifest import Manifest
 from loadtests.conversation import Conversation
-from loadtests.machine import Machine, peak_memory_bytes, this_machine
 from loadtests.stations import DecoderBench, measure_vision
 from loadtests.stopwatch import Measurement, Stopwatch
 from loadtests.wording import counted, number

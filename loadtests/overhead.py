@@ -31,9 +31,9 @@ from rich.console import Console
 from rich.table import Table
 
 from bundle.errors import MachineError
+from bundle.machine import Machine, this_machine
 from loadtests.distribution import Distribution
 from loadtests.images import draw_image, image_part
-from loadtests.machine import Machine, this_machine
 from loadtests.sse import SSEParser, read_delta
 from loadtests.stopwatch import Stopwatch
 from loadtests.wording import counted, number

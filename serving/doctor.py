@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bundle.errors import MachineError
+from bundle.machine import memory_bytes, num_usable_cores
 from serving.engine.session import available_providers, failure_of, runtime_version
 
 PROBES = Path(__file__).resolve().parent / "probes"
@@ -84,8 +84,8 @@ def diagnose() -> Diagnosis:
     )
     return Diagnosis(
         machine=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        cpu_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        memory_bytes=_memory_bytes(),
+        cpu_cores=num_usable_cores(),
+        memory_bytes=memory_bytes(),
         onnxruntime=version,
         providers=providers,
         operators=operators,
@@ -109,10 +109,3 @@ def lines(found: Diagnosis) -> Iterator[RenderableType]:
     yield table
     for extra, line in found.missing.items():
         yield f"not installed: {extra:10} {escape(line)}"
-
-
-def _memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return None

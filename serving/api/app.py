@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -13,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from bundle.errors import OverloadedError, PocketVLMError
+from bundle.machine import own_version
 from serving.api.body import REQUEST_ID, BodyLimit, RequestName
 from serving.api.chat import chat_router
 from serving.api.classify import classify_router
@@ -40,7 +40,7 @@ def create_app(client: EngineClient, settings: ApiSettings) -> FastAPI:
     """
     service = Service(client, settings, int(time.time()))
     # FastAPI's own pages load scripts from a content network; ours loads nothing.
-    app = FastAPI(title="PocketVLM", version=_version(), docs_url=None, redoc_url=None)
+    app = FastAPI(title="PocketVLM", version=own_version(), docs_url=None, redoc_url=None)
     for router in (chat_router(service), embeddings_router(service), classify_router(service), status_router(service)):
         app.include_router(router)
     add_docs(app)
@@ -87,10 +87,3 @@ def _answer_failures(app: FastAPI, service: Service) -> None:
     app.add_exception_handler(HTTPException, on_routing)
     app.add_exception_handler(ClientDisconnect, on_departure)
     app.add_exception_handler(Exception, on_unexpected)
-
-
-def _version() -> str:
-    try:
-        return version("pocketvlm")
-    except PackageNotFoundError:
-        return "unknown"

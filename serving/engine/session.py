@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.errors import BundleFileError, MachineError, SignatureError
+from bundle.machine import num_granted_cores
 from bundle.manifest import Component, DecoderDims, TensorSpec
 from serving.engine.cache import CacheShape
-from serving.engine.cores import num_granted_cores
 from serving.engine.settings import EngineSettings
 
 if TYPE_CHECKING:
