@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
+import shutil
 
 import torch
+from safetensors.torch import save_file
 from transformers import (
     CLIPModel,
     CLIPProcessor,
@@ -93,3 +96,26 @@ def check_float16(weights: dict[str, torch.Tensor]) -> None:
         largest = float(weight.abs().max())
         if not largest < _MAX_FLOAT16:
             raise ValueError(f"{name} holds {largest}, float16 ends at {_MAX_FLOAT16}")
+
+
+def derive(
+    source: pathlib.Path, folder: pathlib.Path, config: dict[str, object], tensors: dict[str, torch.Tensor]
+) -> None:
+    """Write a checkpoint that shares tokenizer and preprocessing with another one.
+
+    Args:
+        source: Checkpoint whose other files are copied.
+        folder: Created when missing.
+        config: Content of `config.json`.
+        tensors: Content of `model.safetensors`.
+
+    Raises:
+        ValueError: A weight is too large for float16, as which infinities arrive here.
+    """
+    check_float16({k: v for k, v in tensors.items() if v.is_floating_point()})
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in source.iterdir():
+        if file.is_file() and file.name not in ("config.json", "model.safetensors"):
+            shutil.copyfile(file, folder / file.name)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "model.safetensors", {"format": "pt"})

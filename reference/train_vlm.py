@@ -60,22 +60,28 @@ class Conversations(IterableDataset):  # type: ignore[type-arg]
 
     def __init__(self, tokens: Tokenizer, batch: int, num_questions: int, start: int) -> None:
         """Begin at training seed `_LANGUAGE_SEEDS + start`."""
-        self._tokens = tokens
+        self._packer = packing.Packer(tokens)
         self._batch = batch
         self._num_questions = num_questions
         self._start = _LANGUAGE_SEEDS + start
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, packing.Batch]]:
         """Yield batches for ever."""
-        packer = packing.Packer(self._tokens)
         seed = first_seed(self._start)
         while True:
-            is_compare = random.Random(seed).random() < _COMPARE_BATCH_SHARE
-            themes = {"compare": 1} if is_compare else packing.THEMES
-            seeds = range(seed, seed + (self._batch // 2 if is_compare else self._batch))
-            samples = [packing.sample(random.Random(s), self._num_questions, themes) for s in seeds]
-            yield (*drawn([scene for s in samples for scene in s.scenes]), packer.pack(samples))
+            yield self._from(seed)
             seed += self._batch
+
+    def numbered(self, number: int) -> tuple[torch.Tensor, torch.Tensor, packing.Batch]:
+        """Return the batch that comes `number` batches after the first."""
+        return self._from(self._start + number * self._batch)
+
+    def _from(self, seed: int) -> tuple[torch.Tensor, torch.Tensor, packing.Batch]:
+        is_compare = random.Random(seed).random() < _COMPARE_BATCH_SHARE
+        themes = {"compare": 1} if is_compare else packing.THEMES
+        seeds = range(seed, seed + (self._batch // 2 if is_compare else self._batch))
+        samples = [packing.sample(random.Random(s), self._num_questions, themes) for s in seeds]
+        return (*drawn([scene for s in samples for scene in s.scenes]), self._packer.pack(samples))
 
 
 def dense_scene(seed: int) -> layout.Scene:
@@ -179,10 +185,15 @@ def answer_loss(
         features: [I, 64, D].
         batch: What is asked about the images.
     """
-    rows = torch.from_numpy(batch.rows)
+    ids, positions, segments, rows = (
+        torch.from_numpy(a) for a in (batch.ids, batch.positions, batch.segments, batch.rows)
+    )
+    return graded(vlm_model.answer_logits(model, features, ids, positions, segments, rows), batch)
+
+
+def graded(logits: torch.Tensor, batch: packing.Batch) -> tuple[torch.Tensor, dict[str, float]]:
+    """Return what `answer_loss` does, from the logits [N, V] of the rows that are learnt."""
     targets, weights = torch.from_numpy(batch.targets), torch.from_numpy(batch.weights)
-    ids, positions, segments = (torch.from_numpy(a) for a in (batch.ids, batch.positions, batch.segments))
-    logits = vlm_model.answer_logits(model, features, ids, positions, segments, rows)
     each = functional.cross_entropy(logits, targets, reduction="none")
     loss = (each * weights).sum() / weights.sum()
     is_wrong = (logits.argmax(-1) != targets).numpy()
