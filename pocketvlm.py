@@ -132,7 +132,7 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     """Verify a bundle and show what it holds."""
     from bundle.directory import open_bundle
 
-    manifest = open_bundle(bundle, allow_failed_gate=True)
+    manifest = open_bundle(bundle, allow_ungated=True)
     if as_json:
         _print_json(manifest.model_dump(mode="json"))
     else:
@@ -233,8 +233,9 @@ ContextOption = Annotated[
 ServeThreadsOption = Annotated[
     int | None, typer.Option(min=0, help="Threads per operator. Default: 0, one per physical core.")
 ]
-FailedGateOption = Annotated[
-    bool | None, typer.Option("--allow-failed-gate", help="Serve a variant whose quality gate failed.")
+UngatedOption = Annotated[
+    bool | None,
+    typer.Option("--allow-ungated", help="Serve a variant whose quality gate failed or was never measured."),
 ]
 
 
@@ -248,11 +249,11 @@ def serve(
     max_sequences: SequencesOption = None,
     context_tokens: ContextOption = None,
     threads: ServeThreadsOption = None,
-    allow_failed_gate: FailedGateOption = None,
+    allow_ungated: UngatedOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Serve until a signal comes, on Ray where the command is `deploy`."""
-    settings = _settings(config, host, port, max_sequences, context_tokens, threads, allow_failed_gate)
+    settings = _settings(config, host, port, max_sequences, context_tokens, threads, allow_ungated)
     if context.info_name == "deploy":
         from serving import cluster
 
@@ -270,7 +271,7 @@ def _settings(
     max_sequences: int | None,
     context_tokens: int | None,
     threads: int | None,
-    allow_failed_gate: bool | None,
+    allow_ungated: bool | None,
 ) -> Any:
     import os
 
@@ -282,7 +283,7 @@ def _settings(
         "engine.max_sequences": max_sequences,
         "engine.context_tokens": context_tokens,
         "engine.intra_threads": threads,
-        "engine.allow_failed_gate": allow_failed_gate or None,
+        "engine.allow_ungated": allow_ungated or None,
     }
     return load_settings(config, os.environ, flags)
 
@@ -318,7 +319,7 @@ def bench(
         image_px=image_px,
         repeats=repeats,
         threads=threads,
-        allow_failed_gate=True,
+        allow_ungated=True,
     )
     report = run_benchmark(bundle, plan, progress=_progress)
     if as_json:

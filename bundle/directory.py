@@ -49,18 +49,18 @@ def read_manifest(directory: Path) -> Manifest:
         ) from error
 
 
-def open_bundle(directory: Path | str, *, verify: bool = True, allow_failed_gate: bool = False) -> Manifest:
+def open_bundle(directory: Path | str, *, verify: bool = True, allow_ungated: bool = False) -> Manifest:
     """Return the manifest of a bundle that is whole.
 
     Args:
         directory: The bundle.
         verify: Compare every file with its recorded size and digest (reads the weights once).
-        allow_failed_gate: Accept a variant whose quality gate failed.
+        allow_ungated: Accept a variant whose quality gate failed, or whose quality was never measured on samples.
 
     Raises:
         BundleFormatError: The manifest is unusable.
         BundleFileError: A file is missing or altered.
-        GateError: A gate failed and `allow_failed_gate` is False.
+        GateError: A gate failed or none was measured, and `allow_ungated` is False.
     """
     root = Path(directory)
     manifest = read_manifest(root)
@@ -71,13 +71,24 @@ def open_bundle(directory: Path | str, *, verify: bool = True, allow_failed_gate
     for component in manifest.components.values():
         if component.file not in manifest.files:
             raise BundleFileError(f"{root / component.file}: a component's graph is not listed among the files")
-    if manifest.has_failed_gate and not allow_failed_gate:
-        failed = [gate for gate in manifest.gates if not gate.passed]
-        listed = "; ".join(
-            f"{g.name} {g.value:.4g}, needs {'>=' if g.direction == 'min' else '<='} {g.limit:.4g}" for g in failed
-        )
-        raise GateError(f"{root} failed its quality gate ({listed}). Load it anyway with --allow-failed-gate.")
+    if not allow_ungated:
+        _require_gated(root, manifest)
     return manifest
+
+
+def _require_gated(root: Path, manifest: Manifest) -> None:
+    if failed := [gate for gate in manifest.gates if not gate.passed]:
+        listed = "; ".join(
+            f"{g.name} {g.value:.4g} on {g.n}, needs {'>=' if g.direction == 'min' else '<='} {g.limit:.4g}"
+            for g in failed
+        )
+        raise GateError(f"{root} failed its quality gate ({listed}). Load it anyway with --allow-ungated.")
+    if manifest.is_gated is False:
+        schemes = ", ".join(f"{name} {part.scheme}" for name, part in manifest.components.items())
+        raise GateError(
+            f"{root} was never measured on samples ({schemes}): what its weights cost in quality is unknown. "
+            "Quantize again with --eval FILE.jsonl, or load it anyway with --allow-ungated."
+        )
 
 
 def _check_file(path: Path, record: FileRecord, verify: bool) -> None:

@@ -147,6 +147,9 @@ class Gate(_Frozen):
         direction: "min": value must be at least the limit; "max": at most.
         n: Samples behind the value.
         passed: The verdict.
+        basis: "samples": measured on inputs that mean something; "canary": on the one run recorded at export, which
+            tells a broken graph from a working one and nothing of quality.
+        is_overridden: True where the user set the limit, not the table in `quant/gate.py`.
     """
 
     name: str
@@ -155,6 +158,8 @@ class Gate(_Frozen):
     direction: Literal["min", "max"]
     n: int = Field(ge=0)
     passed: bool
+    basis: Literal["samples", "canary"] = "samples"
+    is_overridden: bool = False
 
 
 class FileRecord(_Frozen):
@@ -215,3 +220,10 @@ class Manifest(_Frozen):
     def has_failed_gate(self) -> bool:
         """True where some measured value missed its threshold."""
         return any(not gate.passed for gate in self.gates)
+
+    @property
+    def is_gated(self) -> bool | None:
+        """Whether quality was measured on samples and every gate passed; None for fp32, its own reference."""
+        if all(component.scheme == "fp32" for component in self.components.values()):
+            return None
+        return not self.has_failed_gate and any(gate.basis == "samples" for gate in self.gates)

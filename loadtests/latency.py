@@ -51,7 +51,7 @@ class BenchmarkPlan:
         budget_s: Per measurement; slow work is repeated less often, at least three times.
         threads: Inside one operator; 0 means one per physical core.
         seed: Of images and prompts.
-        allow_failed_gate: Measure a variant that failed its quality gate.
+        allow_ungated: Measure a variant that failed its quality gate or was never held to one.
     """
 
     batch_sizes: tuple[int, ...] = (1, 8)
@@ -63,7 +63,7 @@ class BenchmarkPlan:
     budget_s: float = 15.0
     threads: int = 0
     seed: int = 0
-    allow_failed_gate: bool = False
+    allow_ungated: bool = False
 
     def __post_init__(self) -> None:
         """Check every bound.
@@ -96,7 +96,7 @@ class BenchmarkPlan:
     def settings(self) -> EngineSettings:
         """Return the engine's settings: a slot for each sequence of the largest batch, no image seen twice for free."""
         return EngineSettings(
-            max_sequences=max(self.batch_sizes), intra_threads=self.threads, allow_failed_gate=self.allow_failed_gate
+            max_sequences=max(self.batch_sizes), intra_threads=self.threads, allow_ungated=self.allow_ungated
         )
 
 
@@ -255,7 +255,9 @@ def _parser() -> argparse.ArgumentParser:
     for name, told in _HELP.items():
         default = getattr(plan, name)
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=told)
-    parser.add_argument("--allow-failed-gate", action="store_true", help="measure a variant that failed its gate")
+    parser.add_argument(
+        "--allow-ungated", action="store_true", help="measure a variant that failed its gate or has none"
+    )
     parser.add_argument("--json", dest="as_json", action="store_true", help="print the report as JSON")
     return parser
 

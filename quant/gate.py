@@ -20,6 +20,10 @@ from bundle.manifest import Gate
 Float64 = NDArray[np.float64]
 
 
+CANARY = "canary_cosine"
+"""The measure that is taken on the recorded run, not on samples."""
+
+
 @dataclass(frozen=True)
 class Limit:
     """A threshold.
@@ -98,7 +102,15 @@ def judge(measure: str, value: float, n: int, weights: str, of: str = "") -> Gat
     if limit is None:
         raise QuantizationError(f"no limit is set for {measure} of {weights}; set one in quant/gate.py")
     passed = value >= limit.value if limit.direction == "min" else value <= limit.value
-    return Gate(name=name, value=value, limit=limit.value, direction=limit.direction, n=n, passed=bool(passed))
+    return Gate(
+        name=name,
+        value=value,
+        limit=limit.value,
+        direction=limit.direction,
+        n=n,
+        passed=bool(passed),
+        basis="canary" if measure == CANARY else "samples",
+    )
 
 
 def kl_divergences(reference_logits: ArrayLike, logits: ArrayLike) -> Float64:

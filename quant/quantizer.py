@@ -55,7 +55,7 @@ def quantize_bundle(
     recipe = recipe_named(weights)
     if output.resolve() == bundle.resolve():
         raise QuantizationError(f"{output} is the bundle to be quantized; choose another -o")
-    parent = open_bundle(bundle)
+    parent = open_bundle(bundle, allow_ungated=True)  # a quantized parent has an error of its own
     require_float(parent)
     with write_aside(output, overwrite=overwrite) as aside:
         components = _quantize_components(bundle, aside, parent, recipe, say)

@@ -281,7 +281,7 @@ def served_models(args: ClusterArgs) -> tuple[ServedModel, ...]:
     models: dict[str, ServedModel] = {}
     for directory in args.bundles:
         # The replicas verify digests themselves, each on its own node.
-        manifest = open_bundle(directory, verify=False, allow_failed_gate=args.engine.allow_failed_gate)
+        manifest = open_bundle(directory, verify=False, allow_ungated=args.engine.allow_ungated)
         if manifest.name in models:
             raise BundleError(
                 f"{directory}: a model named {manifest.name} is served already; export with another --name"

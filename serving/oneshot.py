@@ -57,7 +57,7 @@ async def answer(
     """
     texts: list[str] = []
     token_ids: list[int] = []
-    settings = EngineSettings(max_sequences=1, intra_threads=threads, allow_failed_gate=True)
+    settings = EngineSettings(max_sequences=1, intra_threads=threads, allow_ungated=True)
     async with LocalClient([bundle], settings) as client:
         model = (await client.models())[0].name
         async for event in client.generate(GenerateRequest("oneshot", model, (message,), sampling)):
@@ -78,7 +78,7 @@ async def embed(bundle: Path, inputs: tuple[TextPart | ImagePart, ...], threads:
         BundleError: The bundle is not usable.
         RequestError: The model does not embed, or an input is not usable.
     """
-    async with LocalClient([bundle], EngineSettings(intra_threads=threads, allow_failed_gate=True)) as client:
+    async with LocalClient([bundle], EngineSettings(intra_threads=threads, allow_ungated=True)) as client:
         model = (await client.models())[0].name
         return await client.embed(EmbedRequest("oneshot", model, inputs))
 

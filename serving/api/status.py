@@ -59,6 +59,7 @@ def _card_body(card: ModelCard, created_s: int) -> dict[str, Any]:
         "schemes": card.schemes,
         "weight_bytes": card.weight_bytes,
         "context_tokens": card.context_tokens,
+        "gated": card.is_gated,
         "gates": [gate.model_dump() for gate in card.gates],
     }
 

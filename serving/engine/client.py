@@ -39,10 +39,10 @@ def load_model(directory: Path, settings: EngineSettings, pool: PreprocessPool) 
     """Return the model of a bundle, opened and checked, not started.
 
     Raises:
-        BundleError: The bundle is not whole, not what it says, failed its gate, or its canary fails here.
+        BundleError: The bundle is not whole, not what it says, failed its gate or has none, or its canary fails here.
         MachineError: This machine cannot run it.
     """
-    manifest = open_bundle(directory, verify=settings.verify_digests, allow_failed_gate=settings.allow_failed_gate)
+    manifest = open_bundle(directory, verify=settings.verify_digests, allow_ungated=settings.allow_ungated)
     kind = DualEncoder if manifest.task == "dual-encoder" else GenerativeModel
     return kind(directory, manifest, settings, pool)
 

@@ -58,6 +58,7 @@ FAKE_VLM = ModelCard(
             passed=True,
         ),
     ),
+    is_gated=True,
 )
 FAKE_CLIP = ModelCard("fake-clip", "dual-encoder", "fake", {"vision_encoder": "fp32"}, 500_000, None)
 

@@ -250,6 +250,7 @@ def card_of(manifest: Manifest, context_tokens: int | None) -> ModelCard:
         manifest.weight_bytes,
         context_tokens,
         manifest.gates,
+        manifest.is_gated,
     )
 
 

@@ -149,7 +149,11 @@ class ClassifyResult:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What `/v1/models` tells of one served model."""
+    """What `/v1/models` tells of one served model.
+
+    Attributes:
+        is_gated: Whether quality was measured on samples and every gate passed; None for fp32, its own reference.
+    """
 
     name: str
     task: Task
@@ -158,6 +162,7 @@ class ModelCard:
     weight_bytes: int
     context_tokens: int | None
     gates: tuple[Gate, ...] = ()
+    is_gated: bool | None = None
 
 
 @dataclass(frozen=True)

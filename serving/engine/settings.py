@@ -29,7 +29,7 @@ class EngineSettings(BaseModel):
         provider: Where graphs run.
         verify_digests: Compare every file with its recorded digest at start (reads the weights once).
         check_golden: Replay the canary recorded at export before serving.
-        allow_failed_gate: Load a variant whose quality gate failed.
+        allow_ungated: Load a variant whose quality gate failed, or whose quality was never measured on samples.
         stall_timeout_s: An engine that has work and finishes no step for so long is reported as not ready.
     """
 
@@ -48,5 +48,5 @@ class EngineSettings(BaseModel):
     provider: Literal["cpu", "cuda"] = "cpu"
     verify_digests: bool = True
     check_golden: bool = True
-    allow_failed_gate: bool = False
+    allow_ungated: bool = False
     stall_timeout_s: float = Field(default=120.0, gt=0)

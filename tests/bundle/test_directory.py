@@ -8,7 +8,7 @@ import pytest
 
 from bundle.directory import MANIFEST, open_bundle, read_manifest, seal, sha256_of, write_aside
 from bundle.errors import BundleError, BundleFileError, BundleFormatError, GateError
-from bundle.manifest import Gate
+from bundle.manifest import Gate, Manifest
 
 
 @pytest.fixture
@@ -78,9 +78,34 @@ def test_a_manifest_cannot_reach_outside_its_folder(copy: Path) -> None:
 def test_a_failed_gate_is_refused_unless_asked_for(copy: Path) -> None:
     gate = Gate(name="top1_agreement", value=0.5, limit=0.95, direction="min", n=10, passed=False)
     seal(copy, read_manifest(copy).model_copy(update={"gates": (gate,)}))
-    with pytest.raises(GateError, match=r"top1_agreement 0.5, needs >= 0.95"):
+    with pytest.raises(GateError, match=r"top1_agreement 0.5 on 10, needs >= 0.95"):
         open_bundle(copy)
-    assert open_bundle(copy, allow_failed_gate=True).has_failed_gate
+    assert open_bundle(copy, allow_ungated=True).has_failed_gate
+
+
+@pytest.mark.parametrize("basis", [None, "canary"])
+def test_quantized_weights_that_were_never_measured_on_samples_are_refused(copy: Path, basis: str | None) -> None:
+    manifest = quantized(read_manifest(copy))
+    gate = Gate(name="canary_cosine", value=1, limit=0.9, direction="min", n=1, passed=True, basis=basis or "samples")
+    seal(copy, manifest.model_copy(update={"gates": (gate,) if basis else ()}))
+    with pytest.raises(GateError, match=r"never measured on samples .*text_encoder int8.*--eval FILE.jsonl"):
+        open_bundle(copy)
+    assert open_bundle(copy, allow_ungated=True).is_gated is False
+
+
+def test_quantized_weights_that_passed_on_samples_open(copy: Path) -> None:
+    gate = Gate(name="cosine_mean", value=1, limit=0.9, direction="min", n=300, passed=True)
+    seal(copy, quantized(read_manifest(copy)).model_copy(update={"gates": (gate,)}))
+    assert open_bundle(copy).is_gated is True
+
+
+def test_an_export_is_its_own_reference(copy: Path) -> None:
+    assert open_bundle(copy).is_gated is None
+
+
+def quantized(manifest: Manifest) -> Manifest:
+    part = manifest.components["text_encoder"].model_copy(update={"scheme": "int8"})
+    return manifest.model_copy(update={"components": {**manifest.components, "text_encoder": part}})
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:

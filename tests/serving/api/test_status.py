@@ -39,6 +39,7 @@ def test_models_are_listed_with_task_schemes_bytes_and_gates(api: Any) -> None:
     assert card == listing["data"][0]
     assert (card["schemes"], card["weight_bytes"], card["context_tokens"]) == ({"decoder": "int4"}, 1_000_000, 64)
     assert card["gates"][0]["name"] == "top1_agreement"
+    assert [card["gated"] for card in listing["data"]] == [True, None]
 
 
 def test_an_unknown_model_is_a_404_that_lists_the_known(api: Any) -> None:
