@@ -6,7 +6,9 @@ point is 2^(bits-1) unless the block stores its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +33,7 @@ class BlockCodes:
         bits: Per code: 2, 4 or 8.
         zero_points: [N, blocks] uint8; None: 2^(bits-1) everywhere.
         offsets: [N, blocks] float32 added to every weight of a block; None: nothing is.
+        rest: A second matrix of the same shape that is added to this one; None: there is none.
     """
 
     codes: UInt8
@@ -38,6 +41,7 @@ class BlockCodes:
     bits: int
     zero_points: UInt8 | None = None
     offsets: Float32 | None = None
+    rest: BlockCodes | None = None
 
     @property
     def block_size(self) -> int:
@@ -51,7 +55,39 @@ class BlockCodes:
         blocks = steps * self.scales[:, :, None]
         if self.offsets is not None:
             blocks = blocks + self.offsets[:, :, None]
-        return blocks.reshape(len(blocks), -1)[:, :num_inputs]
+        rows: Float32 = blocks.reshape(len(blocks), -1)[:, :num_inputs]
+        return rows if self.rest is None else rows + self.rest.weights(num_inputs)
+
+    def map(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> BlockCodes:
+        """Return the codes with every array put through `change`: a reshape, a selection of rows."""
+        arrays = (self.codes, self.scales, self.zero_points, self.offsets)
+        codes, scales, zero_points, offsets = (None if each is None else change(each) for each in arrays)
+        rest = None if self.rest is None else self.rest.map(change)
+        return BlockCodes(cast(UInt8, codes), cast(Float32, scales), self.bits, zero_points, offsets, rest)
+
+    def padded(self, block_size: int) -> BlockCodes:
+        """Return one block per row, [N, n <= block_size], filled up to a whole block with codes of 0."""
+        missing = block_size - self.codes.shape[1]
+        codes = np.pad(self.codes, ((0, 0), (0, missing)), constant_values=zero_code(self.bits))
+        return replace(self, codes=codes, rest=None if self.rest is None else self.rest.padded(block_size))
+
+
+def joined(parts: Sequence[BlockCodes], axis: int) -> BlockCodes:
+    """Return parts of one matrix put together: along its rows (axis 0) or along its blocks (axis 1)."""
+
+    def all_of(field: str) -> NDArray[Any] | None:
+        arrays = [getattr(part, field) for part in parts]
+        return None if arrays[0] is None else np.concatenate(arrays, axis)
+
+    rests = [part.rest for part in parts if part.rest is not None]
+    return BlockCodes(
+        cast(UInt8, all_of("codes")),
+        cast(Float32, all_of("scales")),
+        parts[0].bits,
+        all_of("zero_points"),
+        all_of("offsets"),
+        joined(rests, axis) if rests else None,
+    )
 
 
 def pack(codes: UInt8, bits: int) -> UInt8:

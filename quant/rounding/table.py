@@ -1,4 +1,4 @@
-"""Ways to choose codes by name. To add one: a file here with a function of `Rounding`'s shape, and a line below."""
+"""Ways to choose codes by name. To add one: a file here with a `Rounding`, and a line below."""
 
 from __future__ import annotations
 
@@ -14,16 +14,34 @@ from quant.rounding.block_codes import BlockCodes
 class Rounding(Protocol):
     """Chooses the codes of one matrix."""
 
-    def __call__(self, rows: Float32, bits: int, block_size: int, inputs: InputStatistics | None) -> BlockCodes:
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Return the bits per weight that it can make codes of."""
+
+    @property
+    def needs_gram(self) -> bool:
+        """Return whether it reads the Gram of the layer's inputs."""
+
+    def __call__(self, rows: Float32, bits: int, block_size: int, inputs: InputStatistics | None = None) -> BlockCodes:
         """Return codes for rows [N, K].
 
         Raises:
-            QuantizationError: The rounding has no such bits, or wants statistics that it was not given.
+            QuantizationError: It wants statistics that it was not given, or weights are not finite.
         """
 
 
 ROUNDINGS = {
     "rtn": "quant.rounding.rtn:round_to_nearest",
+    "rtn-positive": "quant.rounding.rtn:round_to_positive",
+    "hqq": "quant.rounding.hqq:round_half_quadratic",
+    "gptq": "quant.rounding.feedback:round_with_feedback",
+    "gptq-positive": "quant.rounding.feedback:round_positive_with_feedback",
+    "ternary": "quant.rounding.ternary:round_to_ternary",
+    "ternary-absmean": "quant.rounding.ternary:round_to_absmean",
+    "ternary-mean": "quant.rounding.ternary_mean:round_about_mean",
+    "ternary-planes": "quant.rounding.planes:round_to_planes",
+    "ternary-gptq": "quant.rounding.feedback:round_ternary_with_feedback",
+    "four-level": "quant.rounding.four_level:round_to_four_levels",
 }
 
 

@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quant.rounding import rtn
 from quant.rounding.block_codes import pack, zero_code
 from quant.rounding.rtn import round_to_nearest
 
@@ -36,15 +35,6 @@ def test_the_largest_weight_of_a_block_is_exact(bits: int) -> None:
     rows = np.array([[0.1, -0.9, 0.3, 0.2] * 4, [0.1, 0.9, -0.3, 0.2] * 4], np.float32)
     found = round_to_nearest(rows, bits, 16).weights(16)
     np.testing.assert_allclose(found[:, 1], [-0.9, 0.9], rtol=1e-6)
-
-
-def test_a_matrix_of_many_slabs_equals_its_rows_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = np.random.default_rng(2).standard_normal((11, 40)).astype(np.float32)
-    singly = [round_to_nearest(row[None], 4, 32) for row in rows]
-    monkeypatch.setattr(rtn, "_SLAB_WEIGHTS", 3 * 40)
-    found = round_to_nearest(rows, 4, 32)
-    np.testing.assert_array_equal(found.codes, np.concatenate([each.codes for each in singly]))
-    np.testing.assert_array_equal(found.scales, np.concatenate([each.scales for each in singly]))
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

@@ -1,0 +1,104 @@
+"""Error feedback (GPTQ, arXiv 2210.17323): the error of each rounded weight is made up for by those not yet rounded.
+
+What is minimised is the error of the layer's outputs, tr(dW G dW^T) with G the mean of x x^T over calibration rows, and
+not that of its weights. Columns are rounded in order. With G = U D U^T, U unit upper triangular, an error e in column j
+moves every later column i by -e * V[j, i], V the inverse of U: that is GPTQ's row of the Cholesky factor of the inverse
+of G over its diagonal. We take U from the Cholesky factor of G itself, so that G is never inverted: V is needed inside
+blocks only, and what earlier blocks ask of a block is (W - Q) U V of those columns.
+
+Any rounding whose grid belongs to a block can be fed back: the grid of a block is fitted when the block is reached, to
+the weights as the errors before it have left them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bundle.errors import QuantizationError
+from quant.calibration import InputStatistics
+from quant.layers import Float32
+from quant.rounding.block_codes import BlockCodes, joined
+from quant.rounding.blockwise import refuse_not_finite
+from quant.rounding.grid import Fit
+from quant.rounding.rtn import fit_peak, fit_positive
+from quant.rounding.ternary import fit_optimal
+
+DAMPING = 0.01
+"""Of G's mean diagonal, added to the diagonal, as in GPTQ: channels that never spoke have no say and no singularity."""
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """Rounds the columns of a matrix in order, feeding errors forward.
+
+    Attributes:
+        fit: Finds the grid of a block.
+        widths: Bits that the fit is made for.
+        needs_gram: True: calibration must have kept G.
+    """
+
+    fit: Fit
+    widths: tuple[int, ...]
+    needs_gram: ClassVar[bool] = True
+
+    def __call__(self, rows: Float32, bits: int, block_size: int, inputs: InputStatistics | None = None) -> BlockCodes:
+        """Return codes for rows [N, K] float32.
+
+        Args:
+            rows: [N, K] float32.
+            bits: One of `widths`.
+            block_size: Weights per scale.
+            inputs: What met the layer, with the Gram of its K channels.
+
+        Raises:
+            QuantizationError: There is no Gram, it is not K x K or not finite, or a weight is not finite.
+        """
+        factor = unit_factor(_gram(inputs, rows.shape[1])).astype(np.float32)
+        rounded = np.empty(rows.shape, np.float32)
+        parts = []
+        for start in range(0, rows.shape[1], block_size):
+            here = slice(start, start + block_size)
+            inverse: Float32 = np.linalg.inv(factor[here, here])
+            asked = factor[:start, here] @ inverse
+            block = rows[:, here] + (rows[:, :start] - rounded[:, :start]) @ asked
+            codes = self._round_block(block, inverse, bits)
+            rounded[:, here] = codes.weights(block.shape[1])
+            parts.append(codes.padded(block_size))
+        return refuse_not_finite(joined(parts, axis=1))
+
+    def _round_block(self, block: Float32, inverse: Float32, bits: int) -> BlockCodes:
+        """Return the codes of one block [N, n], which is changed to the weights that were rounded."""
+        grid = self.fit(block, bits)
+        for column in range(block.shape[1]):
+            weights = block[:, column : column + 1]
+            error = weights - grid.encode(weights).weights(1)
+            block[:, column + 1 :] -= error * inverse[column, column + 1 :]
+        return grid.encode(block)
+
+
+def unit_factor(gram: Float32) -> NDArray[np.float64]:
+    """Return the unit upper triangular U of the damped Gram U D U^T, [K, K]."""
+    damped = gram.astype(np.float64)
+    damped[np.diag_indices_from(damped)] += DAMPING * np.trace(damped) / len(damped) or 1.0
+    factor = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
+    return np.asarray(factor / np.diagonal(factor), np.float64)
+
+
+def _gram(inputs: InputStatistics | None, num_inputs: int) -> Float32:
+    if inputs is None or inputs.gram is None:
+        raise QuantizationError("error feedback needs calibration: what met this layer was not recorded")
+    gram = inputs.gram
+    if gram.shape != (num_inputs, num_inputs):
+        raise QuantizationError(f"calibration recorded a Gram of {gram.shape} for a layer of {num_inputs} inputs")
+    if not np.isfinite(gram).all():
+        raise QuantizationError("calibration recorded inputs that are NaN or infinite")
+    return gram
+
+
+round_with_feedback = Feedback(fit_peak, widths=(2, 4, 8))
+round_positive_with_feedback = Feedback(fit_positive, widths=(4, 8))
+round_ternary_with_feedback = Feedback(fit_optimal, widths=(2,))
