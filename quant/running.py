@@ -6,6 +6,8 @@ This is no server: no batching, no cache kept between requests. The engine is in
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,6 +59,21 @@ class Graph:
         return dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation as the decoder reads it.
+
+    Attributes:
+        embeds: [1, T, D] float32, image features in their places.
+        is_image: [1, T] bool, where those are.
+        pixel_values: [tiles, 3, height, width] that the features are of; None without images.
+    """
+
+    embeds: Float32
+    is_image: NDArray[np.bool_]
+    pixel_values: Float32 | None
+
+
 class VisionLanguageRunner:
     """Prompts, features, logits and greedy answers of a vision-language bundle.
 
@@ -74,18 +91,27 @@ class VisionLanguageRunner:
         self._eos_token_ids = manifest.eos_token_ids
         self._vision = Graph(directory / manifest.components["vision_encoder"].file, threads)
         self._embed = Graph(directory / manifest.components["embed_tokens"].file, threads)
-        self._decoder = Graph(directory / manifest.components["decoder"].file, threads)
+        self._decoder_file, self._threads = directory / manifest.components["decoder"].file, threads
+
+    @cached_property
+    def _decoder(self) -> Graph:
+        return Graph(self._decoder_file, self._threads)  # opened late: calibration only wants prompts
 
     def prompt_embeds(self, turns: Sequence[Turn], images: Sequence[Image.Image]) -> Float32:
         """Return the prompt of a conversation, image features in their places: [1, T, D]."""
+        return self.prompt(turns, images).embeds
+
+    def prompt(self, turns: Sequence[Turn], images: Sequence[Image.Image]) -> Prompt:
+        """Return the prompt of a conversation and what its images became."""
         processed = self._images.preprocess(list(images)) if images else None
-        prompt = self._prompts.build(turns, processed.layouts if processed else ())
-        ids = np.array([prompt.token_ids], np.int64)
-        embeds = self._embed_ids(ids)
-        if processed is not None:
-            features = self._vision.run({"pixel_values": processed.pixel_values})["image_features"]
-            embeds[ids == self._image_token_id] = features.reshape(-1, embeds.shape[-1])
-        return embeds
+        built = self._prompts.build(turns, processed.layouts if processed else ())
+        ids = np.array([built.token_ids], np.int64)
+        embeds, is_image = self._embed_ids(ids), ids == self._image_token_id
+        if processed is None:
+            return Prompt(embeds, is_image, None)
+        features = self._vision.run({"pixel_values": processed.pixel_values})["image_features"]
+        embeds[is_image] = features.reshape(-1, embeds.shape[-1])
+        return Prompt(embeds, is_image, processed.pixel_values)
 
     def answer_ids(self, answer: str) -> list[int]:
         """Return the ids of an answer and of the token that ends it."""
@@ -96,11 +122,14 @@ class VisionLanguageRunner:
 
         Teacher forcing: the answer's own tokens are fed, whatever the model would have said.
         """
+        return np.asarray(self._decoder.run(self.answer_feeds(prompt_embeds, answer_ids))["logits"][0], np.float32)
+
+    def answer_feeds(self, prompt_embeds: Float32, answer_ids: Sequence[int]) -> dict[str, Array]:
+        """Return the decoder's inputs under teacher forcing, from which `answer_logits` come."""
         fed = self._embed_ids(np.array([answer_ids[:-1]], np.int64)) if len(answer_ids) > 1 else prompt_embeds[:, :0]
         embeds = np.concatenate([prompt_embeds, fed], axis=1)
         first = prompt_embeds.shape[1] - 1
-        step = self._step(embeds, 0, np.arange(first, embeds.shape[1]), self._empty_cache(embeds.shape[1]))
-        return np.asarray(step["logits"][0], np.float32)
+        return self._feeds(embeds, 0, np.arange(first, embeds.shape[1]), self._empty_cache(embeds.shape[1]))
 
     def answer(self, prompt_embeds: Float32, max_tokens: int) -> str:
         """Return the greedy answer to a prompt."""
@@ -108,7 +137,7 @@ class VisionLanguageRunner:
         cache = self._empty_cache(min(length + max_tokens, self._dims.max_positions))
         embeds, past, chosen = prompt_embeds, 0, list[int]()
         while len(chosen) < max_tokens and past + embeds.shape[1] <= _capacity(cache):
-            step = self._step(embeds, past, np.array([embeds.shape[1] - 1]), cache)
+            step = self._decoder.run(self._feeds(embeds, past, np.array([embeds.shape[1] - 1]), cache))
             past += embeds.shape[1]
             cache = {name.replace("present", "past_key_values"): step[name] for name in step if name != "logits"}
             token_id = int(step["logits"][0, 0].argmax())
@@ -121,7 +150,7 @@ class VisionLanguageRunner:
     def _embed_ids(self, ids: NDArray[np.int64]) -> Float32:
         return np.array(self._embed.run({"input_ids": ids})["inputs_embeds"], np.float32)
 
-    def _step(self, embeds: Float32, past: int, wanted: Array, cache: dict[str, Array]) -> dict[str, Array]:
+    def _feeds(self, embeds: Float32, past: int, wanted: Array, cache: dict[str, Array]) -> dict[str, Array]:
         length = embeds.shape[1]
         feeds = {
             "inputs_embeds": embeds,
@@ -129,7 +158,7 @@ class VisionLanguageRunner:
             "past_lengths": np.array([past], np.int64),
             "logits_indices": wanted.astype(np.int64)[None],
         }
-        return self._decoder.run({**feeds, **cache})
+        return {**feeds, **cache}
 
     def _empty_cache(self, capacity: int) -> dict[str, Array]:
         dims = self._dims
@@ -153,21 +182,34 @@ class DualEncoderRunner:
         self._dims: DualEncoderDims = _present(manifest.dual, directory, "embedding sizes")
         self._tokenizer = Tokenizer.from_file(directory / "tokenizer.json")
         self._images = ImageSpec.from_bundle(directory)
-        self._vision = Graph(directory / manifest.components["vision_encoder"].file, threads)
-        self._text = Graph(directory / manifest.components["text_encoder"].file, threads)
+        self._vision_file = directory / manifest.components["vision_encoder"].file
+        self._text_file = directory / manifest.components["text_encoder"].file
+        self._threads = threads
+
+    @cached_property
+    def _vision(self) -> Graph:
+        return Graph(self._vision_file, self._threads)
+
+    @cached_property
+    def _text(self) -> Graph:
+        return Graph(self._text_file, self._threads)
 
     def embed_images(self, images: Sequence[Image.Image]) -> Float32:
         """Return [len(images), E]."""
         batches = (images[at : at + self._BATCH] for at in range(0, len(images), self._BATCH))
-        pixels = (self._images.preprocess(list(batch)).pixel_values for batch in batches)
-        return _unit(np.concatenate([self._vision.run({"pixel_values": each})["image_embeds"] for each in pixels]))
+        return _unit(np.concatenate([self._vision.run(self.image_feeds(batch))["image_embeds"] for batch in batches]))
 
     def embed_texts(self, texts: Sequence[str]) -> Float32:
         """Return [len(texts), E]; texts that are too long are cut."""
         batches = [texts[at : at + self._BATCH] for at in range(0, len(texts), self._BATCH)]
-        return _unit(np.concatenate([self._text.run(self._encode(batch))["text_embeds"] for batch in batches]))
+        return _unit(np.concatenate([self._text.run(self.text_feeds(batch))["text_embeds"] for batch in batches]))
 
-    def _encode(self, texts: Sequence[str]) -> dict[str, Array]:
+    def image_feeds(self, images: Sequence[Image.Image]) -> dict[str, Array]:
+        """Return the vision encoder's inputs for one batch."""
+        return {"pixel_values": self._images.preprocess(list(images)).pixel_values}
+
+    def text_feeds(self, texts: Sequence[str]) -> dict[str, Array]:
+        """Return the text encoder's inputs for one batch; texts that are too long are cut."""
         dims = self._dims
         batch = self._tokenizer.encode_batch(
             texts,
