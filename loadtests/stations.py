@@ -24,7 +24,7 @@ from serving.engine.protocol import SamplingParams
 from serving.engine.runner import Runner
 from serving.engine.scheduler import Decode, DecodeRow, Prefill
 from serving.engine.sequence import Sequence
-from serving.engine.session import BoundDecoder, Session
+from serving.engine.session import Session, bind_decoder, open_decoders
 from serving.engine.settings import EngineSettings
 from serving.engine.vision import VisionStage
 
@@ -88,8 +88,8 @@ class DecoderBench:
                 f"{self._shape.capacity_tokens} tokens: ask for fewer"
             )
         embed_tokens = Session(directory, manifest.components["embed_tokens"], settings)
-        decoder = Session(directory, manifest.components["decoder"], settings)
-        self._runner = Runner(embed_tokens, BoundDecoder(decoder, dims, self._shape), image_token_id=-1)
+        decoder = bind_decoder(open_decoders(directory, manifest, settings), dims, self._shape)
+        self._runner = Runner(embed_tokens, decoder, image_token_id=-1)
         self._chunk_tokens = settings.prefill_chunk_tokens
         self._prompt_ids = np.random.default_rng(seed).integers(0, dims.vocab_size, prompt_tokens, np.int64)
         self._output_tokens = output_tokens

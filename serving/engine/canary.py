@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from bundle.errors import GoldenError
-from bundle.golden import GOLDEN, check, load_golden
+from bundle.errors import BundleFileError, GoldenError
+from bundle.golden import GOLDEN, Recording, check, load_golden
 from bundle.manifest import Manifest, Scheme
 from serving.engine.session import Array, Session
 
@@ -23,6 +24,9 @@ _MIN_COSINE = 0.3
 """Of a quantized graph against its fp32 parent, where the manifest has no gate for it: wrong nibbles fall near 0. How
 good a variant is, its gates say; this tells a broken kernel from a working one."""
 
+_RECORDED_AS = {"decoder_prefill": "decoder"}
+"""A graph that computes what another does is checked against that one's run."""
+
 
 def check_canary(directory: Path, manifest: Manifest, sessions: dict[str, Session]) -> None:
     """Replay the golden run of every component.
@@ -31,17 +35,26 @@ def check_canary(directory: Path, manifest: Manifest, sessions: dict[str, Sessio
 
     Raises:
         GoldenError: A graph computes something else here.
+        BundleFileError: The recording lacks a graph's run.
     """
     if GOLDEN not in manifest.files:
         logger.warning("%s holds no %s: its graphs are not checked on this machine", directory, GOLDEN)
         return
-    for name, recording in load_golden(directory).items():
-        session = sessions[name]
+    recordings = load_golden(directory)
+    for name, session in sessions.items():
+        recording = _recording_of(name, recordings, directory)
         found = session.run(recording.inputs)
         if session.component.scheme == "fp32":
             check(name, recording.outputs, found, max_relative=_MAX_RELATIVE)
         else:
             _check_quantized(name, session.component.scheme, _min_cosine(manifest, name), recording.outputs, found)
+
+
+def _recording_of(component: str, recordings: Mapping[str, Recording], directory: Path) -> Recording:
+    name = _RECORDED_AS.get(component, component)
+    if name not in recordings:
+        raise BundleFileError(f"{directory / GOLDEN} holds no run of {name}. Export the checkpoint again.")
+    return recordings[name]
 
 
 def _min_cosine(manifest: Manifest, component: str) -> float:

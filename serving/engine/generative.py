@@ -38,7 +38,7 @@ from serving.engine.protocol import (
 from serving.engine.runner import Runner
 from serving.engine.scheduler import Decode, DecodeRow, Prefill
 from serving.engine.sequence import Sequence as EngineSequence
-from serving.engine.session import BoundDecoder, Session
+from serving.engine.session import Session, bind_decoder, open_decoders
 from serving.engine.settings import EngineSettings
 from serving.engine.together import together
 from serving.engine.vision import EncodedImage, VisionStage, concatenated
@@ -90,14 +90,14 @@ class GenerativeModel:
         self._prompts = PromptBuilder.from_bundle(directory, manifest)
         self._vision = VisionStage(directory, manifest, settings, pool)
         embed_tokens = Session(directory, manifest.components["embed_tokens"], settings)
-        decoder = Session(directory, manifest.components["decoder"], settings)
+        decoders = open_decoders(directory, manifest, settings)
         if settings.check_golden:
             check_canary(
                 directory,
                 manifest,
-                {"vision_encoder": self._vision.session, "embed_tokens": embed_tokens, "decoder": decoder},
+                {"vision_encoder": self._vision.session, "embed_tokens": embed_tokens, **decoders},
             )
-        bound = BoundDecoder(decoder, manifest.decoder, self._shape)
+        bound = bind_decoder(decoders, manifest.decoder, self._shape)
         self.runner = Runner(embed_tokens, bound, manifest.image_prompt.image_token_id)
         self._engine = Engine(
             f"engine-{manifest.name}",

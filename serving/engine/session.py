@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from bundle.errors import BundleFileError, MachineError, SignatureError
 from bundle.machine import num_granted_cores
-from bundle.manifest import Component, DecoderDims, TensorSpec
+from bundle.manifest import Component, ComponentName, DecoderDims, Manifest, TensorSpec
 from serving.engine.cache import CacheShape
 from serving.engine.settings import EngineSettings
 
@@ -117,6 +117,14 @@ class Session:
         self._session.run_with_iobinding(binding)
 
 
+def open_decoders(directory: Path, manifest: Manifest, settings: EngineSettings) -> dict[str, Session]:
+    """Return the decoder's graphs by component name: "decoder", and "decoder_prefill" where the bundle has one."""
+    names: tuple[ComponentName, ...] = ("decoder", "decoder_prefill")
+    return {
+        name: Session(directory, manifest.components[name], settings) for name in names if name in manifest.components
+    }
+
+
 def _check_signature(path: Path, side: str, expected: Sequence[TensorSpec], found: Sequence[Any]) -> None:
     found_by_name = {value.name: value for value in found}
     if set(found_by_name) != {spec.name for spec in expected}:
@@ -132,6 +140,14 @@ def _check_signature(path: Path, side: str, expected: Sequence[TensorSpec], foun
                 f"{path}: {side} {spec.name} is {dtype} {list(value.shape)}, "
                 f"the manifest says {spec.dtype} {list(spec.shape)}. Export the checkpoint again."
             )
+
+
+def _check_same_signature(first: Session, second: Session) -> None:
+    if (first.component.inputs, first.component.outputs) != (second.component.inputs, second.component.outputs):
+        raise SignatureError(
+            f"{second.path} does not take and give what {first.path.name} does, so they cannot share a cache. "
+            "Quantize the fp32 bundle again."
+        )
 
 
 def _is_same_shape(expected: Sequence[int | str], found: Sequence[int | str | None]) -> bool:
@@ -162,13 +178,28 @@ class BoundDecoder:
     The cache holds, per layer, keys and values of [slots, K, S, C]. Neighbouring slots are neighbours in memory, so
     a range of them is one tensor of the batch's shape, bound by its address.
 
+    The graph is chosen by T alone. B would be as good a reason (eight rows are many, too), but then an answer would
+    depend on who shares its batch.
+
+    Args:
+        session: Runs every step of one token per sequence, and prompts where there is no graph of their own.
+        dims: The decoder's sizes.
+        shape: Slots and their length.
+        prompt_session: The same decoder in a scheme for many rows, where the bundle has one: runs steps of T > 1 over
+            the same memory.
+
     Raises:
         MachineError: The cache is larger than what the machine can promise.
+        SignatureError: The two graphs do not take and give the same tensors.
     """
 
-    def __init__(self, session: Session, dims: DecoderDims, shape: CacheShape) -> None:
+    def __init__(
+        self, session: Session, dims: DecoderDims, shape: CacheShape, prompt_session: Session | None = None
+    ) -> None:
         runtime = _runtime()
         self._session = session
+        self._prompt_session = prompt_session or session
+        _check_same_signature(session, self._prompt_session)
         self._dims = dims
         self._dtype = np.dtype(dims.kv_dtype)
         self._slot_shape = (dims.num_kv_heads, shape.capacity_tokens, dims.head_size)
@@ -183,7 +214,7 @@ class BoundDecoder:
             raise MachineError(
                 f"this machine has no room for the cache, {shape}: {error}. Lower max_sequences or context_tokens."
             ) from error
-        self._bindings: dict[tuple[int, int], Any] = {}
+        self._bindings: dict[tuple[Session, int, int], Any] = {}
 
     def step(self, start: int, feeds: Mapping[str, Array]) -> npt.NDArray[np.float32]:
         """Run the decoder over a range of slots.
@@ -195,11 +226,13 @@ class BoundDecoder:
         Returns:
             [B, N, V] logits, valid until the next step.
         """
-        binding = self._binding(start, len(feeds["past_lengths"]))
+        num_sequences, num_tokens = feeds["position_ids"].shape
+        session = self._session if num_tokens == 1 else self._prompt_session
+        binding = self._binding(session, start, num_sequences)
         for name, array in feeds.items():
             binding.bind_cpu_input(name, array)
         binding.bind_output("logits", "cpu")
-        self._session.run_bound(binding)
+        session.run_bound(binding)
         logits: npt.NDArray[np.float32] = binding.get_outputs()[-1].numpy()
         return logits
 
@@ -208,14 +241,14 @@ class BoundDecoder:
         copied: Array = self._buffers[f"{layer}.{side}"].numpy()[slot].copy()
         return copied
 
-    def _binding(self, start: int, size: int) -> Any:
-        """Return the range's binding, whose past and present are the same memory; made once."""
-        if (start, size) not in self._bindings:
-            binding = self._session.binding()
+    def _binding(self, session: Session, start: int, size: int) -> Any:
+        """Return a graph's binding to a range, whose past and present are the same memory; made once."""
+        if (session, start, size) not in self._bindings:
+            binding = session.binding()
             offset_bytes = start * int(np.prod(self._slot_shape)) * self._dtype.itemsize
             for name, buffer in self._buffers.items():
                 place = (
-                    self._session.device,
+                    session.device,
                     0,
                     self._dtype,
                     (size, *self._slot_shape),
@@ -223,8 +256,18 @@ class BoundDecoder:
                 )
                 binding.bind_input(f"past_key_values.{name}", *place)
                 binding.bind_output(f"present.{name}", *place)
-            self._bindings[start, size] = binding
-        return self._bindings[start, size]
+            self._bindings[session, start, size] = binding
+        return self._bindings[session, start, size]
+
+
+def bind_decoder(decoders: Mapping[str, Session], dims: DecoderDims, shape: CacheShape) -> BoundDecoder:
+    """Return what `open_decoders` opened, bound to a new cache.
+
+    Raises:
+        MachineError: The cache is larger than what the machine can promise.
+        SignatureError: The two graphs do not take and give the same tensors.
+    """
+    return BoundDecoder(decoders["decoder"], dims, shape, decoders.get("decoder_prefill"))
 
 
 def runtime_version() -> str:

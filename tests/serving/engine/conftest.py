@@ -53,6 +53,10 @@ class TinyModel:
     def shape(self, settings: EngineSettings) -> CacheShape:
         return cache_shape(self.dims, settings)
 
+    @staticmethod
+    def write_decoder(path: Path, dims: DecoderDims, rng: np.random.Generator) -> Component:
+        return write_decoder(path, dims, rng)
+
 
 def write_graph(
     path: Path,

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from bundle.errors import BundleFileError, MachineError, SignatureError
-from bundle.manifest import TensorSpec
+from bundle.manifest import Component, TensorSpec
 from serving.engine import session as session_module
 from serving.engine.cache import CacheShape, cache_shape
-from serving.engine.session import BoundDecoder, Session
+from serving.engine.session import BoundDecoder, Session, bind_decoder
 from serving.engine.settings import EngineSettings
 
 RNG = np.random.default_rng(7)
@@ -27,8 +27,9 @@ def feeds(dims, lengths: list[int], num_tokens: int) -> dict[str, np.ndarray]:
 class CopyingDecoder:
     """The same steps through plain runs: the cache goes in and comes back as new arrays."""
 
-    def __init__(self, model, settings: EngineSettings) -> None:
-        self._session = Session(model.directory, model.decoder, settings)
+    def __init__(self, model, settings: EngineSettings, prompts: Component | None = None) -> None:
+        self._steps = Session(model.directory, model.decoder, settings)
+        self._prompts = Session(model.directory, prompts or model.decoder, settings)
         shape = cache_shape(model.dims, settings)
         whole = (shape.num_slots, model.dims.num_kv_heads, shape.capacity_tokens, model.dims.head_size)
         layers = range(model.dims.num_layers)
@@ -37,7 +38,8 @@ class CopyingDecoder:
     def step(self, start: int, inputs: dict[str, np.ndarray]) -> np.ndarray:
         rows = slice(start, start + len(inputs["past_lengths"]))
         past = {f"past_key_values.{name}": array[rows] for name, array in self.cache.items()}
-        outputs = self._session.run({**inputs, **past})
+        session = self._prompts if inputs["inputs_embeds"].shape[1] > 1 else self._steps
+        outputs = session.run({**inputs, **past})
         for name, array in self.cache.items():
             array[rows] = outputs[f"present.{name}"]
         return outputs["logits"]
@@ -49,8 +51,22 @@ def decoder(tiny_model, settings) -> BoundDecoder:
     return BoundDecoder(session, tiny_model.dims, cache_shape(tiny_model.dims, settings))
 
 
-def test_bound_steps_equal_copying_runs_bit_for_bit_in_logits_and_cache(tiny_model, settings, decoder) -> None:
-    copying = CopyingDecoder(tiny_model, settings)
+@pytest.fixture(scope="module")
+def prompts(tiny_model) -> Component:
+    """A decoder of the same sizes and other weights, so that which of the two ran can be told."""
+    path = tiny_model.directory / "decoder_prefill.onnx"
+    return tiny_model.write_decoder(path, tiny_model.dims, np.random.default_rng(1))
+
+
+@pytest.mark.parametrize("has_prompt_graph", [False, True])
+def test_bound_steps_equal_copying_runs_bit_for_bit_in_logits_and_cache(
+    tiny_model, settings, prompts, has_prompt_graph
+) -> None:
+    sessions = {"decoder": Session(tiny_model.directory, tiny_model.decoder, settings)}
+    if has_prompt_graph:
+        sessions["decoder_prefill"] = Session(tiny_model.directory, prompts, settings)
+    decoder = bind_decoder(sessions, tiny_model.dims, cache_shape(tiny_model.dims, settings))
+    copying = CopyingDecoder(tiny_model, settings, prompts if has_prompt_graph else None)
     steps = [
         (1, [0], 9),
         (1, [9], 4),
@@ -67,6 +83,14 @@ def test_bound_steps_equal_copying_runs_bit_for_bit_in_logits_and_cache(tiny_mod
         for side in ("key", "value"):
             for slot in range(4):
                 np.testing.assert_array_equal(decoder.rows(layer, side, slot), copying.cache[f"{layer}.{side}"][slot])
+
+
+def test_two_graphs_that_take_different_tensors_cannot_share_a_cache(tiny_model, settings, prompts) -> None:
+    renamed = tuple(reversed(prompts.inputs))
+    steps = Session(tiny_model.directory, tiny_model.decoder, settings)
+    other = Session(tiny_model.directory, prompts.model_copy(update={"inputs": renamed}), settings)
+    with pytest.raises(SignatureError, match=r"decoder_prefill\.onnx does not take and give what decoder\.onnx does"):
+        BoundDecoder(steps, tiny_model.dims, cache_shape(tiny_model.dims, settings), other)
 
 
 def test_a_step_touches_only_the_new_rows_of_its_own_slots(tiny_model, decoder) -> None:
