@@ -189,13 +189,18 @@ _PAIR = ("parent", "variant")
 
 def _answer(runner: VisionLanguageRunner, question: Question) -> tuple[Float32, str]:
     """Return the logits over the right answer's tokens, and the model's own reply."""
-    prompt = runner.prompt_embeds(list(_turns(question)), question.images)
+    prompt = runner.prompt_embeds(list(turns_of(question)), question.images)
     answer_ids = runner.answer_ids(question.answer)
     reply = runner.answer(prompt, len(answer_ids) + _MOST_EXTRA_TOKENS)
     return runner.answer_logits(prompt, answer_ids), reply
 
 
-def _turns(question: Question) -> Iterator[Turn]:
+def turns_of(question: Question) -> Iterator[Turn]:
+    """Yield a question's conversation as prompts are built from it.
+
+    Raises:
+        QuantizationError: A message's content is no list of parts.
+    """
     for message in question.messages():
         content = message["content"]
         if not isinstance(content, list):
