@@ -13,12 +13,16 @@ from export.exporter import export_checkpoint
 
 _HERE = Path(__file__).resolve().parent
 CHECKPOINTS = {"vlm": _HERE / "checkpoints" / "vlm", "clip": _HERE / "checkpoints" / "clip"}
-"""Name -> Hugging Face folder; the served id is `pocketvlm-` and the name."""
+"""Name -> Hugging Face folder of what a demo serves; the served id is `pocketvlm-` and the name."""
+SHIPPED = {
+    **CHECKPOINTS,
+}
+"""Name -> folder of every checkpoint whose bundles are measured on held-out scenes."""
 
 
 def checkpoint_digest(name: str) -> str:
     """Return the digest that a bundle made of this checkpoint records as `source_sha256`."""
-    return Checkpoint.open(CHECKPOINTS[name]).digest()
+    return Checkpoint.open(SHIPPED[name]).digest()
 
 
 def reference_name(bundle: Path) -> str | None:
@@ -28,7 +32,7 @@ def reference_name(bundle: Path) -> str | None:
         BundleFormatError: The folder is not a bundle.
     """
     digest = read_manifest(bundle).source_sha256
-    return next((name for name in CHECKPOINTS if checkpoint_digest(name) == digest), None)
+    return next((name for name in SHIPPED if checkpoint_digest(name) == digest), None)
 
 
 def is_current(bundle: Path, name: str) -> bool:

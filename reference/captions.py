@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Callable
 
 from PIL import Image
 
 from reference.drawing import COLOURS, SHAPES
 from reference.layout import Scene, Thing, random_text, render, sample_scene
-from reference.seeds import held_out_seed
+from reference.seeds import calibration_seed, held_out_seed
 
 SHAPE_LABELS = {shape: f"a {shape}" for shape in SHAPES}
 COLOUR_LABELS = {colour: f"a {colour} shape" for colour in COLOURS}
@@ -59,10 +60,19 @@ def held_out(n: int, seed: int = 0) -> list[CaptionedImage]:
         n: How many.
         seed: Which set; the same seed gives the same images for ever.
     """
+    return _distinct(n, lambda index: held_out_seed("caption", seed, index), "test")
+
+
+def calibration(n: int) -> list[CaptionedImage]:
+    """Return n images with n distinct captions as training has them, for quantizers to be calibrated on."""
+    return _distinct(n, lambda index: calibration_seed("caption", index), "train")
+
+
+def _distinct(n: int, seed_of: Callable[[int], int], digit_split: str) -> list[CaptionedImage]:
     found: dict[str, CaptionedImage] = {}
     index = 0
     while len(found) < n:
-        scene = captioned_scene(random.Random(held_out_seed("caption", seed, index)), "test")
+        scene = captioned_scene(random.Random(seed_of(index)), digit_split)
         index += 1
         caption = describe(scene)
         if caption not in found:
@@ -81,11 +91,24 @@ def held_out_labels(kind: str, n: int, seed: int = 0) -> list[CaptionedImage]:
     Raises:
         ValueError: The kind is neither.
     """
+    return _labels(kind, n, lambda index: held_out_seed(f"label {kind}", seed, index))
+
+
+def calibration_labels(kind: str, n: int) -> list[CaptionedImage]:
+    """Return n labelled images of one shape each as training has them, for quantizers to be calibrated on.
+
+    Raises:
+        ValueError: The kind is neither "shape" nor "colour".
+    """
+    return _labels(kind, n, lambda index: calibration_seed(f"label {kind}", index))
+
+
+def _labels(kind: str, n: int, seed_of: Callable[[int], int]) -> list[CaptionedImage]:
     if kind not in ("shape", "colour"):
         raise ValueError(f"unknown kind {kind!r}; known: shape, colour")
     found = []
     for index in range(n):
-        scene = sample_scene(random.Random(held_out_seed(f"label {kind}", seed, index)), 1)
+        scene = sample_scene(random.Random(seed_of(index)), 1)
         thing = scene.things[0]
         label = thing.name if kind == "shape" else thing.colour
         found.append(CaptionedImage(render(scene), (SHAPE_LABELS if kind == "shape" else COLOUR_LABELS)[label], label))

@@ -1,4 +1,4 @@
-"""The held-out sets on which a compressed reference model is compared with its parent."""
+"""Samples for the shipped models: held-out ones to measure compressed models on, training ones to make them with."""
 
 from __future__ import annotations
 
@@ -7,22 +7,40 @@ from reference import captions, scenes
 
 RECALL_CAPTIONS = 200
 """Distinct captions among which recall@1 is counted, whatever the samples per task: it depends on their number."""
+_LABELS = {"shape": captions.SHAPE_LABELS, "colour": captions.COLOUR_LABELS}
 
 
 def evaluation_of(name: str, samples: int) -> Evaluation:
     """Return the held-out samples of a shipped model.
 
     Args:
-        name: "vlm" or "clip", as in `reference.bundles.CHECKPOINTS`.
+        name: One of `reference.bundles.SHIPPED`.
         samples: Questions per task, or images per set of labels.
     """
-    if name == "vlm":
+    if name != "clip":
         return Evaluation(questions=[q for task in scenes.TASKS for q in scenes.held_out(task, samples)])
-    labels = {"shape": captions.SHAPE_LABELS, "colour": captions.COLOUR_LABELS}
     return Evaluation(
         captions=captions.held_out(RECALL_CAPTIONS),
         labelled={
             kind: Labelled(tuple(texts.values()), captions.held_out_labels(kind, samples))
-            for kind, texts in labels.items()
+            for kind, texts in _LABELS.items()
+        },
+    )
+
+
+def calibration_of(name: str, samples: int) -> Evaluation:
+    """Return what quantizers may be calibrated on: samples like those of `evaluation_of`, but of the training data.
+
+    Args:
+        name: One of `reference.bundles.SHIPPED`.
+        samples: Questions per task, or images per set of labels and with captions.
+    """
+    if name != "clip":
+        return Evaluation(questions=[q for task in scenes.TASKS for q in scenes.calibration(task, samples)])
+    return Evaluation(
+        captions=captions.calibration(samples),
+        labelled={
+            kind: Labelled(tuple(texts.values()), captions.calibration_labels(kind, samples))
+            for kind, texts in _LABELS.items()
         },
     )

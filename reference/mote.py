@@ -18,7 +18,7 @@ from torch.nn import functional
 from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
 
 from reference.shipping import derive
-from reference.ternary import StoredTernaryLinear, TernaryLinear, stored, unpack
+from reference.ternary import StoredTernaryLinear, TernaryLinear, checkpoint_tensors, unpack
 
 MODEL_TYPE = "llama_mote"
 """Of the checkpoint's text model; transformers knows no such model and refuses it."""
@@ -183,11 +183,7 @@ def save_mote(model: SmolVLMForConditionalGeneration, source: pathlib.Path, fold
         "expert_intermediate_size": gate.out_features,
         "expert_weights": "ternary" if isinstance(gate, TernaryLinear) else "float",
     }
-    is_ternary = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, TernaryLinear)}
-    tensors: dict[str, torch.Tensor] = {}
-    for name, weight in model.named_parameters():
-        tensors |= stored(name, weight.detach()) if name in is_ternary else {name: weight.detach().half()}
-    derive(source, folder, config, tensors)
+    derive(source, folder, config, checkpoint_tensors(model))
 
 
 def load_mote(folder: pathlib.Path) -> SmolVLMForConditionalGeneration:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Callable
 
 from PIL import Image
 
 from reference import captions
 from reference.drawing import COLOURS, SHAPES
 from reference.layout import Scene, Thing, random_text, render, sample_scene
-from reference.seeds import held_out_seed
+from reference.seeds import calibration_seed, held_out_seed
 
 TASKS = (
     "colour",
@@ -87,14 +88,27 @@ def held_out(task: str, n: int, seed: int = 0) -> list[Example]:
     Raises:
         ValueError: The task is unknown.
     """
+    return _examples(task, n, lambda index: held_out_seed(task, seed, index), "test")
+
+
+def calibration(task: str, n: int) -> list[Example]:
+    """Return n examples of a task as training has them, for quantizers to be calibrated on; never held-out ones.
+
+    Raises:
+        ValueError: The task is unknown.
+    """
+    return _examples(task, n, lambda index: calibration_seed(task, index), "train")
+
+
+def _examples(task: str, n: int, seed_of: Callable[[int], int], digit_split: str) -> list[Example]:
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
     found: list[Example] = []
     index = 0
     while len(found) < n:
-        rng = random.Random(held_out_seed(task, seed, index))
+        rng = random.Random(seed_of(index))
         index += 1
-        scenes = scenes_for(task, rng, "test")
+        scenes = scenes_for(task, rng, digit_split)
         turns = ask(task, scenes, rng)
         if turns is not None:
             found.append(Example(task, tuple(render(s) for s in scenes), turns))

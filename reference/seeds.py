@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 
 TRAINING_SEEDS = range(1 << 40)
+CALIBRATION_SEEDS = range(1 << 39, 1 << 40)  # of the training seeds; no training has come this far
 HELD_OUT_SEEDS = range(1 << 40, 1 << 41)
 _SETS_PER_TASK = 1 << 8
 _MAX_INDEX = 1 << 20
@@ -23,5 +24,19 @@ def held_out_seed(task: str, seed: int, index: int) -> int:
     """
     if not (0 <= seed < _SETS_PER_TASK and 0 <= index < _MAX_INDEX):
         raise ValueError(f"seed {seed} must be below {_SETS_PER_TASK} and index {index} below {_MAX_INDEX}")
-    block = zlib.crc32(task.encode()) % (1 << 12)
-    return HELD_OUT_SEEDS.start + (block * _SETS_PER_TASK + seed) * _MAX_INDEX + index
+    return HELD_OUT_SEEDS.start + (_block(task) * _SETS_PER_TASK + seed) * _MAX_INDEX + index
+
+
+def calibration_seed(task: str, index: int) -> int:
+    """Return the seed of example `index` of a task among what quantizers are calibrated on: training data.
+
+    Raises:
+        ValueError: The index is not below 2**20.
+    """
+    if not 0 <= index < _MAX_INDEX:
+        raise ValueError(f"index {index} must be below {_MAX_INDEX}")
+    return CALIBRATION_SEEDS.start + _block(task) * _MAX_INDEX + index
+
+
+def _block(task: str) -> int:
+    return zlib.crc32(task.encode()) % (1 << 12)

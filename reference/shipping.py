@@ -7,7 +7,7 @@ import pathlib
 import shutil
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from transformers import (
     CLIPModel,
     CLIPProcessor,
@@ -110,7 +110,7 @@ def derive(
         tensors: Content of `model.safetensors`.
 
     Raises:
-        ValueError: A weight is too large for float16, as which infinities arrive here.
+        ValueError: A weight is infinite, as those too large for float16 are, or not a number.
     """
     check_float16({k: v for k, v in tensors.items() if v.is_floating_point()})
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,4 +118,5 @@ def derive(
         if file.is_file() and file.name not in ("config.json", "model.safetensors"):
             shutil.copyfile(file, folder / file.name)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    content = save({k: v.contiguous() for k, v in tensors.items()}, {"format": "pt"})
+    (folder / "model.safetensors").write_bytes(content)  # save_file would keep others from reading it

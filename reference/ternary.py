@@ -116,15 +116,38 @@ class StoredTernaryLinear(nn.Module):
         return functional.linear(int8_per_token(values), self.weight) * self.weight_scale
 
 
-def stored(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return the tensors that a checkpoint holds for a trained ternary matrix.
+def checkpoint_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return what a checkpoint holds of a model that may have `TernaryLinear` layers.
+
+    A ternary matrix becomes its packed codes, uint8 [O/4, I], and its scale, float16 [1], named `..._scale`; codes are
+    those of the weight in the number format that it has, for rounding it first could move some. All else is float16.
+    """
+    is_ternary = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, TernaryLinear)}
+    tensors: dict[str, torch.Tensor] = {}
+    for name, weight in model.named_parameters():
+        if name in is_ternary:
+            codes, scale = absmean(weight.detach())
+            tensors |= {name: pack(codes), f"{name}_scale": scale.half().reshape(1)}
+        else:
+            tensors[name] = weight.detach().half()
+    return tensors
+
+
+def nearest_ternary(weight: torch.Tensor, block_size: int) -> torch.Tensor:
+    """Return the closest matrix, by squares, whose blocks hold three values {-a, 0, a} each with a scale a of its own.
+
+    The k largest magnitudes of a block are kept; their mean is the scale, and k maximises (sum of the k)^2 / k.
 
     Args:
-        name: Of the matrix, ending in `.weight`.
-        weight: [O, I], in the number format that the model was trained in: rounding it first could move codes.
-
-    Returns:
-        The packed codes, uint8 [O/4, I], and `..._scale`, float16 [1].
+        weight: [O, I] float.
+        block_size: Of runs along I; the last block of a row may be shorter.
     """
-    codes, scale = absmean(weight)
-    return {name: pack(codes), f"{name}_scale": scale.half().reshape(1)}
+    rows, columns = weight.shape
+    padded = functional.pad(weight.float(), (0, -columns % block_size)).view(rows, -1, block_size)
+    magnitudes, order = padded.abs().sort(-1, descending=True)
+    sums = magnitudes.cumsum(-1)
+    counts = torch.arange(1, block_size + 1)
+    best = (sums.square() / counts).argmax(-1, keepdim=True)
+    scales = sums.gather(-1, best) / (best + 1)
+    kept = torch.zeros_like(padded).scatter(-1, order, (counts <= best + 1).float())
+    return (padded.sign() * kept * scales).view(rows, -1)[:, :columns].to(weight.dtype)

@@ -9,7 +9,7 @@ import pytest
 
 from reference.drawing import digit_images
 from reference.scenes import TASKS, held_out
-from reference.seeds import HELD_OUT_SEEDS, TRAINING_SEEDS, held_out_seed
+from reference.seeds import CALIBRATION_SEEDS, HELD_OUT_SEEDS, TRAINING_SEEDS, calibration_seed, held_out_seed
 
 NAMES = (*TASKS, "label shape", "label colour")
 
@@ -58,3 +58,49 @@ def test_same_seed_gives_the_same_examples() -> None:
         first, second = held_out(task, 5, 3), held_out(task, 5, 3)
         assert [e.turns for e in first] == [e.turns for e in second]
         assert [i.tobytes() for e in first for i in e.images] == [i.tobytes() for e in second for i in e.images]
+
+
+def test_calibration_seeds_are_training_seeds_and_never_held_out_ones() -> None:
+    assert CALIBRATION_SEEDS.start in TRAINING_SEEDS
+    assert CALIBRATION_SEEDS[-1] in TRAINING_SEEDS
+    firsts = {calibration_seed(name, 0) for name in NAMES}
+    assert min(np.diff(sorted(firsts))) >= 1 << 20
+    for seed in (*firsts, *(calibration_seed(name, (1 << 20) - 1) for name in NAMES)):
+        assert seed in CALIBRATION_SEEDS
+        assert seed not in HELD_OUT_SEEDS
+    with pytest.raises(ValueError, match="index 1048576 must be below 1048576"):
+        calibration_seed("colour", 1 << 20)
+
+
+@pytest.mark.parametrize("name", ["vlm", "clip"])
+def test_calibration_samples_are_no_held_out_samples(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import reference.captions as captions
+    import reference.scenes as scenes
+    from reference.held_out import calibration_of, evaluation_of
+
+    def contents(evaluation: object) -> set[bytes]:
+        questions = [b"".join(i.tobytes() for i in q.images) for q in evaluation.questions]
+        labelled = [s for task in evaluation.labelled.values() for s in task.samples]
+        return {*questions, *(s.image.tobytes() for s in (*evaluation.captions, *labelled))}
+
+    held = contents(evaluation_of(name, 4))
+    drawn: list[int] = []
+    for module in (captions, scenes):
+        monkeypatch.setattr(module, "calibration_seed", lambda *a: drawn.append(calibration_seed(*a)) or drawn[-1])
+        monkeypatch.delattr(module, "held_out_seed")
+    calibration = calibration_of(name, 4)
+    assert len(calibration.questions) == (4 * len(TASKS) if name == "vlm" else 0)
+    assert len(calibration.captions) == (4 if name == "clip" else 0)
+    assert not contents(calibration) & held
+    assert drawn
+    assert all(seed in TRAINING_SEEDS for seed in drawn)
+
+
+def test_calibration_digits_come_from_the_training_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    import reference.scenes as scenes
+
+    splits: set[str] = set()
+    whole = scenes.scenes_for
+    monkeypatch.setattr(scenes, "scenes_for", lambda task, rng, split: splits.add(split) or whole(task, rng, split))
+    scenes.calibration("digit", 2)
+    assert splits == {"train"}
