@@ -48,6 +48,12 @@ class BlockCodes:
         """Return the weights per scale."""
         return int(self.codes.shape[1] // self.scales.shape[1])
 
+    @property
+    def planes(self) -> tuple[BlockCodes, ...]:
+        """Return the matrices whose sum this is, each without a rest."""
+        rest = () if self.rest is None else self.rest.planes
+        return (replace(self, rest=None), *rest)
+
     def weights(self, num_inputs: int) -> Float32:
         """Return the matrix [N, K] float32 that the codes stand for; K is `num_inputs`."""
         zeros = zero_code(self.bits) if self.zero_points is None else self.zero_points[:, :, None]

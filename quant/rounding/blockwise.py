@@ -44,10 +44,10 @@ class Blockwise:
         """
         slab = max(1, _SLAB_WEIGHTS // max(1, rows.shape[1]))
         starts = range(0, len(rows), slab)
-        found = joined([self._round(rows[start : start + slab], bits, block_size) for start in starts], axis=0)
-        return refuse_not_finite(found)
+        return joined([self._round(rows[start : start + slab], bits, block_size) for start in starts], axis=0)
 
     def _round(self, rows: Float32, bits: int, block_size: int) -> BlockCodes:
+        refuse_not_finite(rows)
         whole = rows.shape[1] // block_size * block_size
         parts = []
         if whole:
@@ -59,13 +59,11 @@ class Blockwise:
         return joined(parts, axis=1)
 
 
-def refuse_not_finite(codes: BlockCodes) -> BlockCodes:
-    """Return the codes.
+def refuse_not_finite(rows: Float32) -> None:
+    """Refuse weights that no grid holds.
 
     Raises:
-        QuantizationError: A scale is NaN or infinite, as it gets where a weight is.
+        QuantizationError: One is NaN or infinite.
     """
-    bad = int(np.count_nonzero(~np.isfinite(codes.scales).all(axis=1)))
-    if bad:
-        raise QuantizationError(f"{bad} of {len(codes.scales)} rows hold weights that are NaN or infinite")
-    return codes
+    if not np.isfinite(rows).all():
+        raise QuantizationError("its weights hold NaN or infinity: the checkpoint is damaged")

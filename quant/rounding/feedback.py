@@ -57,6 +57,7 @@ class Feedback:
         Raises:
             QuantizationError: There is no Gram, it is not K x K or not finite, or a weight is not finite.
         """
+        refuse_not_finite(rows)
         factor = unit_factor(_gram(inputs, rows.shape[1])).astype(np.float32)
         rounded = np.empty(rows.shape, np.float32)
         parts = []
@@ -68,7 +69,7 @@ class Feedback:
             codes = self._round_block(block, inverse, bits)
             rounded[:, here] = codes.weights(block.shape[1])
             parts.append(codes.padded(block_size))
-        return refuse_not_finite(joined(parts, axis=1))
+        return joined(parts, axis=1)
 
     def _round_block(self, block: Float32, inverse: Float32, bits: int) -> BlockCodes:
         """Return the codes of one block [N, n], which is changed to the weights that were rounded."""

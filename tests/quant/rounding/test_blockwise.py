@@ -50,9 +50,8 @@ def test_a_block_of_zeros_stays_zeros(name: str, bits: int) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize(("name", "bits"), EVERY_FORM)
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning", "ignore:overflow:RuntimeWarning")
 def test_weights_that_are_not_finite_are_refused(name: str, bits: int, bad: float) -> None:
     rows = np.ones((3, 64), np.float32)
     rows[1, 40] = bad
-    with pytest.raises(QuantizationError, match="1 of 3 rows"):
+    with pytest.raises(QuantizationError, match="NaN or infinity"):
         load_rounding(name)(rows, bits, 32)

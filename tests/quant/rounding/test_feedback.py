@@ -89,6 +89,12 @@ def test_channels_that_never_spoke_are_rounded_plainly() -> None:
     np.testing.assert_array_equal(found.codes, load_rounding("rtn")(rows, 4, 16).codes)
 
 
+def test_weights_that_are_not_finite_are_refused() -> None:
+    inputs = InputStatistics(9, np.ones(16, np.float32), np.eye(16, dtype=np.float32))
+    with pytest.raises(QuantizationError, match="NaN or infinity"):
+        load_rounding("gptq")(np.full((2, 16), np.nan, np.float32), 4, 16, inputs)
+
+
 def test_the_weights_given_are_left_as_they_were() -> None:
     rng = np.random.default_rng(8)
     rows = rng.standard_normal((4, 48)).astype(np.float32)
