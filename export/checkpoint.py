@@ -8,7 +8,7 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -22,7 +22,7 @@ _INDEX = "model.safetensors.index.json"
 _MAX_HEADER_BYTES = 100_000_000
 """The format's own limit on its JSON header (safetensors, "Format")."""
 
-_DTYPES: dict[str, npt.DTypeLike] = {
+_WEIGHT_DTYPES: dict[str, npt.DTypeLike] = {
     "F64": np.float64,
     "F32": np.float32,
     "F16": np.float16,
@@ -30,6 +30,19 @@ _DTYPES: dict[str, npt.DTypeLike] = {
     "I64": np.int64,
     "I32": np.int32,
 }
+_DTYPES: dict[str, npt.DTypeLike] = {**_WEIGHT_DTYPES, "I8": np.int8, "U8": np.uint8}
+"""Number formats that are known; codes in bytes are weights only with the scales that belong to them."""
+
+
+class WeightTensor(Protocol):
+    """A weight that is read when it is written into a graph, whatever its checkpoint stores."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weight, not of its codes."""
+
+    def read(self) -> npt.NDArray[np.float32]:
+        """Return the weight in float32."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +63,22 @@ class StoredTensor:
 
     def read(self) -> npt.NDArray[np.float32]:
         """Return the tensor in float32; a float32 source is memory-mapped, the others are converted."""
-        if self.dtype not in _DTYPES:
+        if self.dtype not in _WEIGHT_DTYPES:
             raise UnsupportedConfigError(
-                f"{self.file} stores a weight as {self.dtype}; export reads {', '.join(_DTYPES)}. "
+                f"{self.file} stores a weight as {self.dtype}; export reads {', '.join(_WEIGHT_DTYPES)}. "
                 "Save the checkpoint unquantized, e.g. with model.save_pretrained(...) in bfloat16."
             )
-        shape = self.shape or (1,)
-        stored = np.memmap(self.file, dtype=_DTYPES[self.dtype], mode="r", offset=self.offset, shape=shape)
-        return stored.reshape(self.shape).astype(np.float32, copy=False)
+        return self.mapped().astype(np.float32, copy=False)
+
+    def mapped(self) -> npt.NDArray[Any]:
+        """Return the tensor as stored, memory-mapped; its dtype is one that export knows."""
+        stored = np.memmap(self.file, dtype=_DTYPES[self.dtype], mode="r", offset=self.offset, shape=self.shape or (1,))
+        return stored.reshape(self.shape)
+
+    @property
+    def is_codes(self) -> bool:
+        """Whether bytes are stored that are no numbers by themselves."""
+        return self.dtype in _DTYPES and self.dtype not in _WEIGHT_DTYPES
 
 
 @dataclass(frozen=True)

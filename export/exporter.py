@@ -63,8 +63,8 @@ def export_checkpoint(
     plans = family.graphs(lowering)
     say(f"building {len(plans)} graphs for {source.config['model_type']}")
     models = {part: build_model(part, plan, lowering) for part, plan in plans.items()}
-    weights = WeightSource(source, family)
-    weights.fill([model.graph for model in models.values()])
+    weights = WeightSource(source, family, [model.graph for model in models.values()])
+    weights.fill()
     weights.require_all_used()
     with write_aside(output, overwrite=overwrite) as aside:
         files = convert_processor(folder, source.config, aside)

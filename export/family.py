@@ -13,6 +13,8 @@ from export.nn.decoder import CausalDecoder
 from export.nn.dialect import Dialect
 from export.nn.linear import Embedding
 from export.nn.module import Module
+from export.quantized.method import QuantizationMethod
+from export.quantized.table import load_method
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,10 @@ class Family(ABC):
     @abstractmethod
     def graphs(self, dialect: Dialect) -> dict[ComponentName, GraphPlan]:
         """Return the bundle's graphs."""
+
+    def stored_weights(self) -> QuantizationMethod:
+        """Return how the checkpoint stores its weights."""
+        return load_method(self.config)
 
     def stand_ins(self) -> dict[str, str]:
         """Return checkpoint keys that may be absent, each with the key that then takes its place."""

@@ -17,41 +17,41 @@ _LISTED = 5
 
 
 class WeightSource:
-    """A checkpoint's tensors under the names of the graphs.
+    """A checkpoint's tensors under the names of the graphs, restored where they are quantized.
 
     Args:
         checkpoint: Where they lie.
         family: Its renames, stand-ins and unused keys.
+        graphs: What `fill` gives values to.
 
     Raises:
-        CheckpointError: Two keys become the same name.
+        CheckpointError: Two keys become the same name, or quantized tensors contradict the config.
     """
 
-    def __init__(self, checkpoint: Checkpoint, family: Family) -> None:
-        self._tensors: dict[str, StoredTensor] = {}
-        for key, tensor in checkpoint.tensors.items():
-            name = _renamed(key, family.renames)
-            if name in self._tensors:
-                raise CheckpointError(f"{checkpoint.folder}: two keys mean {name!r}; one of them is {key!r}")
-            self._tensors[name] = tensor
+    def __init__(self, checkpoint: Checkpoint, family: Family, graphs: Iterable[ir.Graph]) -> None:
         self._family = family
         self._used: set[str] = set()
+        self._weights = [
+            value for graph in graphs for value in graph.initializers.values() if isinstance(value, Weight)
+        ]
+        linears = {key for weight in self._weights if weight.is_linear for key in weight.source_keys}
+        self._tensors = family.stored_weights().restored(_under_graph_names(checkpoint, family), linears)
 
-    def fill(self, graphs: Iterable[ir.Graph]) -> None:
+    def fill(self) -> None:
         """Give every weight of the graphs its value, not yet read.
 
         Raises:
             MissingWeightError: The checkpoint lacks some.
             CheckpointError: One has another shape than the config says.
         """
-        weights = [value for graph in graphs for value in graph.initializers.values() if isinstance(value, Weight)]
-        missing = sorted({w.source_key for w in weights if self._key(w.source_key) is None})
+        wanted = {key for weight in self._weights for key in weight.source_keys}
+        missing = sorted(key for key in wanted if self._key(key) is None)
         if missing:
             raise MissingWeightError(
                 f"the checkpoint lacks {len(missing)} weights that the graphs want: {_shown(missing)}. "
                 "It may be incomplete, or of a layout that this family does not know."
             )
-        for weight in weights:
+        for weight in self._weights:
             weight.const_value = self._lazy(weight)
 
     def require_all_used(self) -> None:
@@ -85,20 +85,31 @@ class WeightSource:
         return stand_in if stand_in in self._tensors else None
 
     def _lazy(self, weight: Weight) -> ir.LazyTensor:
-        key = self._key(weight.source_key) or weight.source_key
-        stored = self._tensors[key]
-        if not weight.fits(stored.shape):
-            raise CheckpointError(
-                f"{key} is {list(stored.shape)} in the checkpoint; the config asks for {weight.shape}"
-                f"{' transposed' if weight.transposed else ''}. Config and weights do not belong together."
-            )
-        self._used.add(key)
+        keys = [self._key(key) or key for key in weight.source_keys]
+        for key in keys:
+            if not weight.fits(self._tensors[key].shape):
+                raise CheckpointError(
+                    f"{key} is {list(self._tensors[key].shape)} in the checkpoint; the config asks for {weight.shape}"
+                    f"{' transposed' if weight.transposed else ''}. Config and weights do not belong together."
+                )
+        self._used.update(keys)
+        parts = [self._tensors[key] for key in keys]
         return ir.LazyTensor(
-            lambda: ir.tensor(weight.from_stored(stored.read())),
+            lambda: ir.tensor(weight.from_stored([part.read() for part in parts])),
             dtype=ir.DataType.FLOAT,
             shape=weight.shape,
             name=weight.name,
         )
+
+
+def _under_graph_names(checkpoint: Checkpoint, family: Family) -> dict[str, StoredTensor]:
+    tensors: dict[str, StoredTensor] = {}
+    for key, tensor in checkpoint.tensors.items():
+        name = _renamed(key, family.renames)
+        if name in tensors:
+            raise CheckpointError(f"{checkpoint.folder}: two keys mean {name!r}; one of them is {key!r}")
+        tensors[name] = tensor
+    return tensors
 
 
 def _renamed(key: str, renames: tuple[tuple[str, str], ...]) -> str:

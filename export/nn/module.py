@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import onnxscript.nn
@@ -40,20 +42,26 @@ class Weight(onnxscript.nn.Parameter):  # type: ignore[misc]
         self._rename = (name or "", source or name or "")
 
     @property
-    def source_key(self) -> str:
-        """The key in the checkpoint, once the weight is part of a graph."""
+    def source_keys(self) -> tuple[str, ...]:
+        """The keys in the checkpoint, once the weight is part of a graph."""
         own, source = self._rename
-        return str(self.name).removesuffix(own) + source
+        return (str(self.name).removesuffix(own) + source,)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether a layer y = x @ W reads it, which is what quantized checkpoints quantize."""
+        return self.transposed
 
     def fits(self, stored: tuple[int, ...]) -> bool:
-        """Return whether a checkpoint tensor of that shape can fill this weight."""
+        """Return whether a checkpoint tensor of that shape can fill this weight, or its part of it."""
         wanted = tuple(int(size) for size in self.shape)
         wanted = wanted[::-1] if self.transposed else wanted
         if self.rows is None:
             return stored == wanted
         return stored[1:] == wanted[1:] and self.rows[1] <= stored[0]
 
-    def from_stored(self, stored: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return the checkpoint's tensor as the graph stores it, contiguous."""
-        part = stored if self.rows is None else stored[slice(*self.rows)]
-        return np.ascontiguousarray(part.T if self.transposed else part)
+    def from_stored(self, parts: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+        """Return the checkpoint's tensors, in order of `source_keys`, as the graph stores them, contiguous."""
+        (stored,) = parts
+        kept = stored if self.rows is None else stored[slice(*self.rows)]
+        return np.ascontiguousarray(kept.T if self.transposed else kept)

@@ -253,7 +253,7 @@ def test_export_needs_neither_torch_nor_transformers(clip_checkpoint: Path, tmp_
 @pytest.mark.slow
 def test_smolvlm_256m_exports_quickly_in_little_memory(checkpoints: ModuleType, tmp_path: Path) -> None:
     """Under 30 s of processor time (wall time would measure the neighbours) and under twice the weights in memory."""
-    num_weights = checkpoints.save_smolvlm_256m(tmp_path / "checkpoint")
+    num_weights = checkpoints.save_preset(tmp_path / "checkpoint", "smolvlm-256m")
     script = (
         "import sys\n"
         "from pathlib import Path\n"
