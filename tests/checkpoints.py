@@ -3,7 +3,8 @@
 Tests reach these functions through the fixture `checkpoints` of tests/conftest.py. Weights are drawn large enough that
 greedy decoding is diverse: at its default initialisation a decoder repeats one token, which hides errors.
 
-`python tests/checkpoints.py FOLDER [--one-tile]` writes one of SmolVLM-256M's sizes, for measuring speed and memory.
+`python tests/checkpoints.py FOLDER [--preset NAME] [--one-tile]` writes one of a real model's sizes, SmolVLM-256M's by
+default, for measuring speed and memory.
 """
 
 from __future__ import annotations
@@ -171,12 +172,38 @@ def smolvlm_256m_config() -> SmolVLMConfig:
     return smolvlm_config(text, vision, scale_factor=4, tie_word_embeddings=False)
 
 
-def save_smolvlm_256m(folder: Path, *, splits: bool = True) -> int:
-    """Write a checkpoint of SmolVLM-256M's sizes with random bfloat16 weights; return its number of weights.
+def llama_1_1b_config() -> SmolVLMConfig:
+    """Return the sizes of TinyLlama-1.1B as the decoder of a SmolVLM with a small vision tower."""
+    text = {
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "vocab_size": 32_000,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5,
+    }
+    vision = {
+        "hidden_size": 384,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 6,
+        "image_size": 512,
+        "patch_size": 16,
+    }
+    return smolvlm_config(text, vision, scale_factor=4, tie_word_embeddings=False)
+
+
+PRESETS = {"smolvlm-256m": smolvlm_256m_config, "llama-1.1b": llama_1_1b_config}
+
+
+def save_preset(folder: Path, preset: str, *, splits: bool = True) -> int:
+    """Write a checkpoint of a real model's sizes with random bfloat16 weights; return its number of weights.
 
     With `splits`, an image is enlarged to 2048 px and cut into 16 tiles and itself, as the real processor does.
     """
-    config = smolvlm_256m_config()
+    config = PRESETS[preset]()
     with torch.device("meta"):
         model = SmolVLMForConditionalGeneration(config)
     generator = torch.Generator().manual_seed(0)
@@ -344,8 +371,10 @@ def save_siglip(folder: Path, config: SiglipConfig | None = None) -> PreTrainedM
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=save_smolvlm_256m.__doc__)
+    parser = argparse.ArgumentParser(description=save_preset.__doc__)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--preset", choices=PRESETS, default="smolvlm-256m", help="whose sizes")
     parser.add_argument("--one-tile", action="store_true", help="scale an image to 512 px instead of cutting it")
     options = parser.parse_args()
-    print(f"{save_smolvlm_256m(options.folder, splits=not options.one_tile):,} weights in {options.folder}")
+    num_weights = save_preset(options.folder, options.preset, splits=not options.one_tile)
+    print(f"{num_weights:,} weights in {options.folder}")
