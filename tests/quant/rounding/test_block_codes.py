@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quant.rounding.block_codes import pack, unpack
+from quant.rounding.block_codes import BlockCodes, pack, unpack
 
 BITS = st.sampled_from([2, 4, 8])
 
@@ -28,3 +30,39 @@ def test_unpacking_gives_back_what_was_packed(bits: int, rows: int, groups: int,
     packed = pack(codes, bits)
     assert packed.shape == (rows, groups * bits)
     np.testing.assert_array_equal(unpack(packed, bits), codes)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    bits=BITS,
+    block_size=st.sampled_from([16, 32, 64, 128, 256]),
+    num_inputs=st.integers(1, 300),
+    num_outputs=st.integers(1, 5),
+    seed=st.integers(0, 2**16),
+)
+def test_a_packed_matrix_stands_for_the_weights_it_was_packed_from(
+    bits: int, block_size: int, num_inputs: int, num_outputs: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    blocks = -(-num_inputs // block_size)
+    codes = rng.integers(0, 1 << bits, (num_outputs, blocks * block_size), dtype=np.uint8)
+    zeros = rng.integers(0, 1 << bits, (num_outputs, blocks), dtype=np.uint8)
+    scales, offsets = rng.standard_normal((2, num_outputs, blocks)).astype(np.float32)
+    packed = pack(codes, bits).reshape(num_outputs, blocks, -1)
+    assert packed.shape[2] == block_size * bits // 8
+    found = BlockCodes(unpack(packed, bits).reshape(codes.shape), scales, bits, zeros, offsets).weights(num_inputs)
+    for column in range(num_inputs):
+        at = column // block_size
+        steps = codes[:, column].astype(np.float32) - zeros[:, at]
+        np.testing.assert_allclose(found[:, column], steps * scales[:, at] + offsets[:, at], rtol=1e-6)
+
+
+def test_planes_add_up() -> None:
+    rng = np.random.default_rng(1)
+    parts = [
+        BlockCodes(rng.integers(0, 4, (3, 32), dtype=np.uint8), rng.random((3, 2), np.float32), 2) for _ in range(3)
+    ]
+    whole = replace(parts[0], rest=replace(parts[1], rest=parts[2]))
+    np.testing.assert_allclose(whole.weights(29), sum(part.weights(29) for part in parts), rtol=1e-6)
+    assert [plane.codes.tolist() for plane in whole.planes] == [part.codes.tolist() for part in parts]
+    assert all(plane.rest is None for plane in whole.planes)

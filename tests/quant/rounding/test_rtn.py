@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quant.rounding.block_codes import pack, zero_code
-from quant.rounding.rtn import round_to_nearest
+from quant.rounding.rtn import round_to_nearest, round_to_positive
 
 BITS = st.sampled_from([2, 4, 8])
 
@@ -65,3 +65,22 @@ def test_codes_equal_onnxruntimes_own_quantizer() -> None:
     ours = round_to_nearest(rows, 4, block_size)
     np.testing.assert_allclose(ours.scales, scales.reshape(24, 3), rtol=1e-6)
     np.testing.assert_array_equal(pack(ours.codes, 4).reshape(24, 3, 16), packed)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_positive_scales_give_the_same_codes_where_the_grid_is_the_same(bits: int) -> None:
+    rows = np.random.default_rng(3).standard_normal((64, 96)).astype(np.float32)
+    either, positive = round_to_nearest(rows, bits, 32), round_to_positive(rows, bits, 32)
+    assert np.all(positive.scales > 0)
+    is_same = np.repeat(either.scales > 0, 32, axis=1)
+    assert 0.3 < is_same.mean() < 0.7
+    np.testing.assert_array_equal(positive.codes[is_same], either.codes[is_same])
+
+
+def test_a_positive_peak_is_kept_or_cut_whichever_moves_the_block_less() -> None:
+    keeps = np.array([[7.0, -3.0, 2.0, 1.0] * 8], np.float32)  # on the grid of step 1
+    cuts = np.array([[8.0] + [-5.0, 3.0, 4.0] * 10 + [1.0]], np.float32)  # on it but for the peak
+    found = round_to_positive(np.concatenate([keeps, cuts]), 4, 32)
+    np.testing.assert_allclose(found.weights(32)[0], keeps[0], rtol=1e-6)
+    np.testing.assert_allclose(found.weights(32)[1, 1:], cuts[0, 1:], rtol=1e-6)
+    assert found.weights(32)[1, 0] == pytest.approx(7)
