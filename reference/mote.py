@@ -186,6 +186,11 @@ def save_mote(model: SmolVLMForConditionalGeneration, source: pathlib.Path, fold
     derive(source, folder, config, checkpoint_tensors(model))
 
 
+def is_mote(folder: pathlib.Path) -> bool:
+    """Say whether a folder holds a checkpoint that `load_mote` reads."""
+    return json.loads((folder / "config.json").read_text()).get("text_config", {}).get("model_type") == MODEL_TYPE
+
+
 def load_mote(folder: pathlib.Path) -> SmolVLMForConditionalGeneration:
     """Return the model of a checkpoint that `save_mote` wrote, in float32, ready to answer.
 
@@ -196,7 +201,7 @@ def load_mote(folder: pathlib.Path) -> SmolVLMForConditionalGeneration:
     """
     config = json.loads((folder / "config.json").read_text())
     text = config["text_config"]
-    if text["model_type"] != MODEL_TYPE:
+    if not is_mote(folder):
         raise ValueError(f"{folder} holds a text model of type {text['model_type']!r}, not {MODEL_TYPE!r}")
     shape = ExpertShape(text["num_experts"], text["expert_intermediate_size"], text["expert_weights"])
     known = {k: v for k, v in text.items() if "expert" not in k}

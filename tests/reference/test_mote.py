@@ -12,7 +12,7 @@ transformers = pytest.importorskip("transformers", reason="training needs the [t
 
 from safetensors.torch import load_file  # noqa: E402
 
-from reference import mote  # noqa: E402
+from reference import mote, train_mote  # noqa: E402
 from reference.bundles import CHECKPOINTS  # noqa: E402
 from reference.lessons import load_vlm  # noqa: E402
 from reference.ternary import absmean, int8_per_token  # noqa: E402
@@ -134,3 +134,17 @@ def test_slices_beyond_the_dense_layer_are_refused() -> None:
         mote.upcycle(load_vlm(CHECKPOINTS["vlm"]), mote.ExpertShape(4, 300, "float"), seed=0)
     with pytest.raises(ValueError, match="'int3', known: 'ternary', 'float'"):
         mote.ExpertShape(4, 704, "int3")
+
+
+@pytest.mark.parametrize("kind", ["mote", "dense"])
+def test_five_steps_of_training_leave_a_checkpoint_that_loads(kind: str, tmp_path: pathlib.Path) -> None:
+    train_mote.main(["--smoke", "--kind", kind, "--out", str(tmp_path)])
+    before, after = (load_file(folder / "model.safetensors") for folder in (CHECKPOINTS["vlm"], tmp_path))
+    assert mote.is_mote(tmp_path) == (kind == "mote")
+    for name, weight in before.items():
+        shared = name.replace(".mlp.", ".mlp.shared_expert.") if kind == "mote" and "text_model" in name else name
+        is_frozen = shared != name or "vision_model" in name or "connector" in name
+        assert torch.equal(after[shared], weight) or not is_frozen, shared
+    assert not torch.equal(after["lm_head.weight"], before["lm_head.weight"])
+    logits = mote.load_mote(tmp_path)(input_ids=IDS).logits if kind == "mote" else load_vlm(tmp_path).lm_head.weight
+    assert torch.isfinite(logits).all()
