@@ -1,0 +1,172 @@
+"""A graph run section by section, to see values inside it without ever holding all of it.
+
+What a section reads of the sections before it is kept per sample (the residual stream, mostly), so that however many
+sections there are, every node runs once per sample:
+
+    feeds ──┬────────────────┬────────────────┐
+            section 0 ─ carried ─ section 1 ─ carried ─ section 2
+              └ watched         └ watched         └ watched
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from bundle.errors import QuantizationError
+from quant.graphs import open_graph
+
+Array = NDArray[Any]
+Feeds = Mapping[str, Array]
+_FAILURES = (
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """Some nodes of a graph, one after the other.
+
+    Attributes:
+        watched: Names of the values to be seen, all of them computed or read here.
+        carried: Names of the values computed so far that later sections read.
+    """
+
+    watched: tuple[str, ...]
+    carried: tuple[str, ...]
+
+
+def cut(graph: ir.Graph, watched: Sequence[Sequence[str]]) -> list[Section]:
+    """Return one section per group of watched values.
+
+    Args:
+        graph: Its nodes stand in an order in which they can run.
+        watched: Names of values by group, in the order in which the graph computes them.
+    """
+    places = {node: at for at, node in enumerate(graph)}
+    values = ir.convenience.create_value_mapping(graph, include_subgraphs=False)
+    wanted = [[values[name] for name in group] for group in watched]
+    ends = [1 + max((_place(value, places) for value in group), default=-1) for group in wanted]
+    needed = _ancestors([value for group in wanted for value in group])
+    return [
+        Section(tuple(group), tuple(_read_across(needed, places, end) if at + 1 < len(watched) else ()))
+        for at, (group, end) in enumerate(zip(watched, ends, strict=True))
+    ]
+
+
+def _place(value: ir.Value, places: Mapping[ir.Node, int]) -> int:
+    """Return where a value is computed, -1 for an input of the graph."""
+    producer = value.producer()
+    return -1 if producer is None else places[producer]
+
+
+def _ancestors(values: Iterable[ir.Value]) -> set[ir.Node]:
+    """Return the nodes that must run for these values."""
+    found: set[ir.Node] = set()
+    left = [producer for value in values if (producer := value.producer()) is not None]
+    while left:
+        node = left.pop()
+        if node not in found:
+            found.add(node)
+            left.extend(source for value in node.inputs if value is not None and (source := value.producer()))
+    return found
+
+
+def _read_across(needed: set[ir.Node], places: Mapping[ir.Node, int], end: int) -> Iterator[str]:
+    """Yield the values that nodes before `end` compute and needed nodes from there on read."""
+    for node, place in places.items():
+        if node not in needed or place >= end:
+            continue
+        for value in node.outputs:
+            if any(user in needed and places[user] >= end for user in value.consumers()):
+                yield str(value.name)
+
+
+class SectionedGraph:
+    """A graph of a bundle and samples that move through it a section at a time.
+
+    Args:
+        path: The `.onnx` file; its weights are mapped where they lie.
+        samples: What the graph is fed, by sample; at least one.
+        threads: Per operator; 0 means one per physical core.
+    """
+
+    def __init__(self, path: Path, samples: Sequence[Feeds], threads: int = 0) -> None:
+        self._path = path
+        self._samples = samples
+        self._threads = threads
+        self._carried: list[dict[str, Array]] = [{} for _ in samples]
+
+    @property
+    def num_samples(self) -> int:
+        """Return how many runs a section takes."""
+        return len(self._samples)
+
+    def run(self, section: Section) -> Iterator[dict[str, Array]]:
+        """Yield the watched values of each sample; to be called with each section of `cut` in its order.
+
+        Raises:
+            QuantizationError: ONNX Runtime cannot run the section.
+        """
+        computed = [name for name in dict.fromkeys(section.watched + section.carried) if not self._is_known(name)]
+        session = self._session(computed) if computed else None
+        for at, feeds in enumerate(self._samples):
+            known = {**feeds, **self._carried[at]}
+            if session is not None:
+                known.update(zip(computed, self._run(session, computed, known, at), strict=True))
+            self._carried[at] = {name: known[name] for name in section.carried}
+            yield {name: known[name] for name in section.watched}
+
+    def _is_known(self, name: str) -> bool:
+        return name in self._samples[0] or name in self._carried[0]
+
+    def _session(self, outputs: Sequence[str]) -> ort.InferenceSession:
+        """Return what computes the outputs from the carried values; it reads no other weights than theirs."""
+        model = open_graph(self._path)
+        values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
+        for name, array in self._carried[0].items():
+            values[name].type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+            values[name].shape = ir.Shape([None] * array.ndim)
+        sources = [*model.graph.inputs, *(values[name] for name in self._carried[0])]
+        section = ir.convenience.extract(model.graph, sources, outputs)
+        proto = ir.to_proto(ir.Model(section, ir_version=model.ir_version))
+        return open_session(proto.SerializeToString(), self._path.parent, self._threads)
+
+    def _run(self, session: ort.InferenceSession, outputs: Sequence[str], known: Feeds, at: int) -> list[Array]:
+        try:
+            found: list[Array] = session.run(outputs, {each.name: known[each.name] for each in session.get_inputs()})
+        except _FAILURES as error:
+            raise QuantizationError(f"{self._path.name} cannot run sample {at}: {_first_line(error)}") from error
+        return found
+
+
+def open_session(serialized: bytes, folder: Path, threads: int) -> ort.InferenceSession:
+    """Return a session of a graph in memory whose weights lie in the files of `folder`.
+
+    Raises:
+        QuantizationError: ONNX Runtime cannot load it.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it shares its cores with numpy
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    try:
+        return ort.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
+    except _FAILURES as error:
+        raise QuantizationError(f"{folder}: a part of its graph cannot be loaded: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
