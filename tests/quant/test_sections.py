@@ -33,9 +33,7 @@ def model(model_of: Callable[..., ir.Model], rng: np.random.Generator) -> ir.Mod
     )
 
 
-def test_sections_see_what_the_whole_graph_computes(
-    model: ir.Model, tmp_path: Path, rng: np.random.Generator
-) -> None:
+def test_sections_see_what_the_whole_graph_computes(model: ir.Model, tmp_path: Path, rng: np.random.Generator) -> None:
     save_graph(model, tmp_path / "g.onnx")
     w = model.graph.initializers["w"].const_value.numpy()
     samples = [rng.standard_normal((length, 4)).astype(np.float32) for length in (1, 3)]
@@ -68,5 +66,5 @@ def test_a_graph_that_cannot_be_loaded_is_named(model: ir.Model, tmp_path: Path)
     next(iter(model.graph)).op_type = "NoSuchOperator"
     save_graph(model, tmp_path / "g.onnx")
     graph = SectionedGraph(tmp_path / "g.onnx", [{"x": np.ones((1, 4), np.float32)}], threads=1)
-    with pytest.raises(QuantizationError, match="cannot be loaded: .*NoSuchOperator"):
+    with pytest.raises(QuantizationError, match=r"cannot be loaded: .*NoSuchOperator"):
         list(graph.run(cut(model.graph, [["a"]])[0]))
