@@ -1,8 +1,8 @@
 """Score the shipped checkpoints on held-out data: `python -m reference.evaluate`.
 
 Vision-language models by exact match of greedy replies, the dual encoder by zero-shot accuracy and recall@1; each with
-n and the 95 % Wilson interval. Models are loaded as anyone would load them and run in float32. For the ternary one
-transformers wants `accelerate` installed; the mixture is of a class that transformers lacks: `reference.mote` loads it.
+n and the 95 % Wilson interval. Models run in float32. `vlm` and `clip` are loaded as anyone would load them, the others
+by their own modules: transformers has no class for the mixture, and wants `accelerate` for the ternary one.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPModel
 
 from reference import captions
+from reference.bitnet import is_bitnet, load_bitnet
 from reference.mote import is_mote, load_mote
 from reference.scenes import TASKS, Example, held_out
 
@@ -61,10 +62,11 @@ class Reader:
         self.processor = AutoProcessor.from_pretrained(folder)
         if is_mote(folder):
             self.model = load_mote(folder)
+        elif is_bitnet(folder):
+            self.model = load_bitnet(folder)
         else:
             self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
 
-    @torch.compiler.set_stance("force_eager")  # transformers would compile ternary layers for longer than they run
     @torch.inference_mode()
     def replies(self, examples: list[Example], max_new_tokens: int = 64) -> list[str]:
         """Return the greedy reply to each example's last question."""
