@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -168,6 +168,37 @@ class RopeConfig:
 
 
 @dataclass(frozen=True)
+class ExpertsConfig:
+    """The routed experts beside the shared one in every layer's MLP; one is chosen for each token.
+
+    Attributes:
+        num: E.
+        width: Hidden units of one expert.
+        is_ternary: The checkpoint packs their weights as -1, 0 and 1 with a scale per matrix.
+    """
+
+    num: int
+    width: int
+    is_ternary: bool
+
+    @classmethod
+    def read(cls, raw: Raw) -> ExpertsConfig:
+        """Return the experts of a text config.
+
+        Raises:
+            UnsupportedConfigError: More than one expert a token, or weights of an unknown kind.
+        """
+        require(raw, [("num_experts_per_tok", 1)])
+        missing = [key for key in ("num_experts", "expert_intermediate_size", "expert_weights") if key not in raw]
+        if missing:
+            raise UnsupportedConfigError(f"text_config lacks {', '.join(missing)}, which say what the experts are")
+        kind = raw["expert_weights"]
+        if kind not in ("ternary", "float"):
+            raise UnsupportedConfigError(f"text_config.expert_weights {kind!r}; known: ternary, float")
+        return cls(raw["num_experts"], raw["expert_intermediate_size"], kind == "ternary")
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
     """Sizes of a Llama-shaped causal decoder.
 
@@ -186,6 +217,7 @@ class DecoderConfig:
         qkv_bias: On the query, key and value projections.
         out_bias: On the output projection.
         mlp_bias: On the three matrices of the MLP.
+        experts: Beside each layer's MLP, which is then the shared expert; None: there are none.
     """
 
     vocab_size: int
@@ -202,7 +234,11 @@ class DecoderConfig:
     qkv_bias: bool
     out_bias: bool
     mlp_bias: bool
+    experts: ExpertsConfig | None = None
 
+
+MIXTURE = "llama_mote"
+"""`model_type` of a Llama decoder whose MLPs are mixtures (reference/checkpoints/README.md has the format)."""
 
 _LLAMA_DEFAULTS: Raw = {
     "vocab_size": 32_000,
@@ -227,16 +263,19 @@ def read_decoder(raw: Raw) -> DecoderConfig:
     """Return the decoder described by a `text_config`.
 
     Raises:
-        UnsupportedConfigError: Neither Llama nor Qwen2, or a setting that is not built.
+        UnsupportedConfigError: None of Llama, Qwen2 and the mixture of experts, or a setting that is not built.
     """
     kind = raw.get("model_type", "llama")
     if kind == "llama":
         return _decoder({**_LLAMA_DEFAULTS, **raw}, qkv_bias=bool(raw.get("attention_bias", False)))
+    if kind == MIXTURE:
+        require(raw, [("attention_bias", False), ("mlp_bias", False)])
+        return replace(_decoder({**_LLAMA_DEFAULTS, **raw}, qkv_bias=False), experts=ExpertsConfig.read(raw))
     if kind == "qwen2":
         if raw.get("use_sliding_window") or "sliding_attention" in (raw.get("layer_types") or ()):
             raise UnsupportedConfigError("text_config.use_sliding_window: sliding-window attention is not built")
         return _decoder({**_QWEN2_DEFAULTS, **raw}, qkv_bias=True)
-    raise UnsupportedConfigError(f"text_config.model_type {kind!r}: the decoders built are llama and qwen2")
+    raise UnsupportedConfigError(f"text_config.model_type {kind!r}: the decoders built are llama, qwen2 and {MIXTURE}")
 
 
 def _decoder(merged: Raw, *, qkv_bias: bool) -> DecoderConfig:

@@ -8,11 +8,12 @@ from functools import cached_property
 from typing import ClassVar, Literal
 
 from bundle.manifest import ComponentName, DecoderDims, Task, TensorSpec
-from export.config import DecoderConfig, Raw, read_decoder, sub_config
+from export.config import DecoderConfig, Raw, read_decoder, require, sub_config
 from export.nn.decoder import CausalDecoder
 from export.nn.dialect import Dialect
 from export.nn.linear import Embedding
 from export.nn.module import Module
+from export.quantized.bitnet import PackedExperts
 from export.quantized.method import QuantizationMethod
 from export.quantized.table import load_method
 
@@ -122,6 +123,13 @@ class VisionLanguage(Family):
     @abstractmethod
     def vision(self, dialect: Dialect) -> Module:
         """Return the module pixel_values [I, 3, height, width] -> image_features [I, P, D]."""
+
+    def stored_weights(self) -> QuantizationMethod:
+        """Return how the checkpoint stores its weights, where ternary experts may be packed among full precision."""
+        if self.decoder.experts is None or not self.decoder.experts.is_ternary:
+            return super().stored_weights()
+        require(self.config, [("quantization_config", None)])
+        return PackedExperts({})
 
     def stand_ins(self) -> dict[str, str]:
         """Return table and output matrix for each other, where the config ties them."""

@@ -7,8 +7,10 @@ from onnxscript import OpBuilder
 
 from export.config import DecoderConfig
 from export.nn.dialect import CacheRows, Dialect, Heads, Lengths
-from export.nn.linear import Linear, activation
+from export.nn.linear import Linear
+from export.nn.mlp import GatedMLP
 from export.nn.module import Module, ModuleList
+from export.nn.moe import MIXTURES
 from export.nn.norms import RMSNorm
 from export.nn.rotary import Angles, rotary_angles
 
@@ -37,23 +39,6 @@ class CachedAttention(Module):
         return self.o_proj(op, attended), present
 
 
-class GatedMLP(Module):
-    """down(act(gate(x)) * up(x)) (Shazeer, arXiv 2002.05202)."""
-
-    def __init__(self, config: DecoderConfig) -> None:
-        super().__init__()
-        size, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = Linear(size, inner, bias=bias)
-        self.up_proj = Linear(size, inner, bias=bias)
-        self.down_proj = Linear(inner, size, bias=bias)
-        self.hidden_act = config.hidden_act
-
-    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        """Return [..., D] from [..., D]."""
-        gate = activation(op, self.hidden_act, self.gate_proj(op, x))
-        return self.down_proj(op, op.Mul(gate, self.up_proj(op, x)))
-
-
 class DecoderLayer(Module):
     """Pre-norm attention and MLP, each with its residual."""
 
@@ -62,7 +47,7 @@ class DecoderLayer(Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dialect)
         self.self_attn = CachedAttention(config, dialect)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dialect)
-        self.mlp = GatedMLP(config)
+        self.mlp = _feed_forward(config, dialect)
 
     def forward(
         self, op: OpBuilder, x: ir.Value, angles: Angles, past: CacheRows, lengths: Lengths
@@ -71,6 +56,10 @@ class DecoderLayer(Module):
         attended, present = self.self_attn(op, self.input_layernorm(op, x), angles, past, lengths)
         x = op.Add(x, attended)
         return op.Add(x, self.mlp(op, self.post_attention_layernorm(op, x))), present
+
+
+def _feed_forward(config: DecoderConfig, dialect: Dialect) -> Module:
+    return GatedMLP(config) if config.experts is None else MIXTURES[dialect.name](config, config.experts)
 
 
 class DecoderStack(Module):

@@ -21,6 +21,7 @@ from export.quantized.method import QuantizationMethod, is_converted, refuse_cod
 _CODES_PER_BYTE = 4
 _SMALLEST_MEAN = np.float32(1e-5)
 """Of absolute weights, below which the scale stays (transformers, `WeightQuant`)."""
+_NOT_AN_EXPERT = r"(?!.*\.experts\.).*"
 _CLASSES, _MODES = ("bitlinear", "autobitlinear"), ("offline", "online")
 
 
@@ -175,3 +176,10 @@ class BitNet(QuantizationMethod):
     @property
     def _label(self) -> str:
         return f"linear_class {self._class}, quantization_mode {self._mode}"
+
+
+class PackedExperts(BitNet):
+    """Routed experts packed as "autobitlinear" packs, in a checkpoint whose other layers are in full precision."""
+
+    def __init__(self, settings: Raw) -> None:
+        super().__init__({**settings, "linear_class": "autobitlinear", "modules_to_not_convert": [_NOT_AN_EXPERT]})
