@@ -42,6 +42,14 @@ def add_initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value
     return value
 
 
+def add_new_initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    """Return a new initializer, numbered where something else in the graph has its name."""
+    free, at = name, 1
+    while free in graph.initializers:
+        free, at = f"{name}.{at}", at + 1
+    return add_initializer(graph, free, array)
+
+
 def make_node(
     op_type: str,
     inputs: Sequence[ir.Value | None],

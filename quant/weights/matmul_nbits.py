@@ -20,18 +20,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from bundle.errors import QuantizationError
 from quant.calibration import InputStatistics
-from quant.graphs import CONTRIB, add_initializer, make_node, replace_node
+from quant.graphs import CONTRIB, add_initializer, add_new_initializer, make_node, replace_node
 from quant.layers import Float32, Linear, find_linears
 from quant.rounding.block_codes import BlockCodes, UInt8, pack
 from quant.rounding.table import load_rounding
+from quant.weights.layer_codes import refuse_rounding, round_layer
 from quant.weights.weight_pass import Form, WeightPass
 
 INT8_ACTIVATIONS = 4
@@ -141,14 +140,7 @@ class MatMulNBits(WeightPass):
     def check(self, name: str, form: Form) -> None:
         """Refuse forms that do not exist, known cliffs, and roundings that lack what they read."""
         refuse_cliffs(name, form, self._accuracy_level)
-        rounding = load_rounding(form.rounding)
-        if form.bits not in rounding.widths:
-            widths = ", ".join(map(str, rounding.widths))
-            raise QuantizationError(
-                f"{name}: the rounding {form.rounding} makes codes of {widths} bits, not {form.bits}"
-            )
-        if rounding.needs_gram and (name not in self._inputs or self._inputs[name].gram is None):
-            raise QuantizationError(f"{name}: the rounding {form.rounding} needs the Gram of calibration samples")
+        refuse_rounding(name, form, self._inputs)
 
     def layers_of(self, graph: ir.Graph) -> set[str]:
         """Return the names of the graph's linear layers."""
@@ -159,20 +151,14 @@ class MatMulNBits(WeightPass):
         stored: dict[str, list[_StoredPlane]] = {}
         sums = _BlockSums()
         for linear in find_linears(graph):
-            if linear.name in self._forms:
+            form = self._forms.get(linear.name)
+            if form is not None:
                 if linear.name not in stored:
-                    planes = self._rounded(linear).planes
+                    block_size = refuse_cliffs(linear.name, form, self._accuracy_level)
+                    planes = round_layer(linear, form, block_size, self._inputs).planes
                     stored[linear.name] = [_stored(graph, linear.name, *each) for each in enumerate(planes)]
                 self._replace(graph, linear, stored[linear.name], sums)
                 graph.opset_imports[CONTRIB] = 1
-
-    def _rounded(self, linear: Linear) -> BlockCodes:
-        form = self._forms[linear.name]
-        block_size = refuse_cliffs(linear.name, form, self._accuracy_level)
-        try:
-            return load_rounding(form.rounding)(linear.rows(), form.bits, block_size, self._inputs.get(linear.name))
-        except QuantizationError as error:
-            raise QuantizationError(f"{linear.name}: {error}") from error
 
     def _replace(self, graph: ir.Graph, linear: Linear, planes: Sequence[_StoredPlane], sums: _BlockSums) -> None:
         """Put the sum of the planes' products, and of what offsets add, in the place of a layer's node."""
@@ -227,12 +213,12 @@ def _stored(graph: ir.Graph, layer: str, at: int, plane: BlockCodes) -> _StoredP
     suffix = f".plane{at}" if at else ""
     name, shape = f"{layer}{suffix}", plane.scales.shape
     weight = [
-        _new_initializer(graph, f"{name}.int{plane.bits}", pack(plane.codes, plane.bits).reshape(*shape, -1)),
-        _new_initializer(graph, f"{name}.scale", plane.scales),
+        add_new_initializer(graph, f"{name}.int{plane.bits}", pack(plane.codes, plane.bits).reshape(*shape, -1)),
+        add_new_initializer(graph, f"{name}.scale", plane.scales),
     ]
     if plane.zero_points is not None:
-        weight.append(_new_initializer(graph, f"{name}.zeros", _packed_zeros(name, plane)))
-    offsets = None if plane.offsets is None else _new_initializer(graph, f"{name}.offset", plane.offsets.T)
+        weight.append(add_new_initializer(graph, f"{name}.zeros", _packed_zeros(name, plane)))
+    offsets = None if plane.offsets is None else add_new_initializer(graph, f"{name}.offset", plane.offsets.T)
     return _StoredPlane(plane.bits, plane.block_size, weight, offsets, suffix)
 
 
@@ -246,15 +232,6 @@ def _packed_zeros(name: str, plane: BlockCodes) -> UInt8:
         )
     missing = -zeros.shape[1] % (8 // plane.bits)
     return pack(np.pad(zeros, ((0, 0), (0, missing))), plane.bits)
-
-
-def _new_initializer(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
-    """Return an initializer under a name that nothing else in the graph has."""
-    taken = name
-    at = 1
-    while taken in graph.initializers:
-        taken, at = f"{name}.{at}", at + 1
-    return add_initializer(graph, taken, array)
 
 
 class _BlockSums:

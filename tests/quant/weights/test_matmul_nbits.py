@@ -8,7 +8,7 @@ from bundle.errors import QuantizationError
 from quant.calibration import InputStatistics
 from quant.layers import find_linears
 from quant.rounding.block_codes import BlockCodes
-from quant.weights import matmul_nbits
+from quant.weights import layer_codes
 from quant.weights.matmul_nbits import MatMulNBits, reference
 from quant.weights.weight_pass import Form
 
@@ -196,7 +196,7 @@ def test_a_float_zero_point_is_refused_for_its_speed(linear_model, monkeypatch: 
         return BlockCodes(np.zeros((len(rows), block_size), np.uint8), np.ones((len(rows), 1), np.float32), bits, zeros)
 
     half_way.widths, half_way.needs_gram = (2,), False  # type: ignore[attr-defined]
-    monkeypatch.setattr(matmul_nbits, "load_rounding", lambda name: half_way)
+    monkeypatch.setattr(layer_codes, "load_rounding", lambda name: half_way)
     with pytest.raises(QuantizationError, match="100 times slower"):
         MatMulNBits({"w": Form(2, 32, "half-way")})(linear_model(32, 4))
 
