@@ -54,7 +54,7 @@ def make_node(
     op_type: str,
     inputs: Sequence[ir.Value | None],
     output: str,
-    attributes: Mapping[str, int | float] | None = None,
+    attributes: Mapping[str, int | float | str] | None = None,
     domain: str = "",
 ) -> ir.Node:
     """Return a node with one named output, not yet in a graph."""

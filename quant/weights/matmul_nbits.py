@@ -91,7 +91,7 @@ def reference(
     """
     block_size = refuse_cliffs("reference", form, accuracy_level)
     codes = load_rounding(form.rounding)(rows, form.bits, block_size, inputs)
-    seen = _round_activations(x, block_size) if accuracy_level >= INT8_ACTIVATIONS else x
+    seen = round_activations(x, block_size) if accuracy_level >= INT8_ACTIVATIONS else x
     return np.asarray(sum(_plane_product(x, seen, plane) for plane in codes.planes), np.float32)
 
 
@@ -109,7 +109,8 @@ def _plane_product(x: Float32, seen: Float32, plane: BlockCodes) -> Float32:
     return np.asarray(product, np.float32)
 
 
-def _round_activations(x: Float32, block_size: int) -> Float32:
+def round_activations(x: Float32, block_size: int) -> Float32:
+    """Return x [..., K] with each block rounded to int8 steps of its own largest magnitude, as MLAS does."""
     missing = -x.shape[-1] % block_size
     padded = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
     blocks = padded.reshape(*x.shape[:-1], -1, block_size)
