@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import SmolVLMForConditionalGeneration
+from transformers import PreTrainedTokenizerFast, SmolVLMForConditionalGeneration
 
-from reference import tokenizer
 from reference.lessons import FIRST_SEED, Lesson, Lessons
 from reference.ternary import TernaryLinear
 from reference.train_vlm import Conversations, Decoder
@@ -21,6 +20,7 @@ HERE = pathlib.Path(__file__).parent
 START = HERE / "checkpoints" / "vlm"
 """The checkpoint that is fine-tuned, and whose tower and answers the lessons hold."""
 _WARMUP_STEPS = 50
+_ADAMW_NAMES = ("embed_tokens", "lm_head", "router", ".experts.")  # Muon on 48 expert matrices costs a third of a step
 _BLEND_SHARE = 0.1  # of the run, in which weights move from float to ternary
 
 Loss = Callable[[torch.Tensor, Lesson], tuple[torch.Tensor, dict[str, float]]]
@@ -63,7 +63,7 @@ def fine_tune(model: SmolVLMForConditionalGeneration, name: str, loss_of: Loss, 
         loss_of: Judges the logits.
         args: The parsed options of `arguments`.
     """
-    masters = MasterWeights(Decoder(model), args.lr, ("embed_tokens", "lm_head", "router"))
+    masters = MasterWeights(Decoder(model), args.lr, _ADAMW_NAMES)
     schedule = Schedule(args.steps, 0, _WARMUP_STEPS)
     run = Run(args.work / name, name, schedule, (masters,), args.save_every_s)
     lessons = _lessons(args, run.step)
@@ -87,7 +87,7 @@ def fine_tune(model: SmolVLMForConditionalGeneration, name: str, loss_of: Loss, 
 
 
 def _lessons(args: argparse.Namespace, first: int) -> Iterator[Lesson]:
-    tokens = tokenizer.train()
+    tokens = PreTrainedTokenizerFast.from_pretrained(START)
     conversations = Conversations(tokens.backend_tokenizer, args.batch, args.questions, FIRST_SEED)
     folder = args.work / f"lessons-{args.batch}x{args.questions}"
     stream = Lessons(START, conversations, folder, first)
