@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from numpy.typing import NDArray
+
+from bundle.errors import QuantizationError
+from quant.experts import find_experts
+from quant.graphs import CONTRIB, make_node
+from quant.weights.qmoe import QuantizedExperts, quantize, reference
+from quant.weights.weight_pass import Form
+
+Array = NDArray[np.float32]
+NAME = "layers.0.mlp.experts"
+EXPERTS, SIZE, WIDTH = 4, 64, 128
+FORMS = [Form(2, 32, "ternary"), Form(2, 64, "ternary"), Form(4, 32), Form(8, 64), Form(4), Form(8)]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A graph with a router and one MoE, as export writes them, and its numbers."""
+
+    model: ir.Model
+    router: Array
+    first: Array
+    second: Array
+
+
+@pytest.fixture
+def mixture(rng: np.random.Generator, model_of: Callable[..., ir.Model]) -> Mixture:
+    def matrices(rows: int, columns: int) -> Array:
+        return np.asarray(rng.standard_normal((EXPERTS, rows, columns)) / np.sqrt(columns), np.float32)
+
+    first, second = matrices(2 * WIDTH, SIZE), matrices(SIZE, WIDTH)
+    router = rng.standard_normal((SIZE, EXPERTS)).astype(np.float32) / 4
+    names = {"router": "layers.0.mlp.router.weight", "first": f"{NAME}.gate_up_proj", "second": f"{NAME}.down_proj"}
+    weights = {names["router"]: router, names["first"]: first, names["second"]: second}
+    model = model_of(
+        {"x": (ir.DataType.FLOAT, ["T", SIZE])}, [("MatMul", ["x", names["router"]], "s", {})], weights, ["s"]
+    )
+    graph = model.graph
+    values = {name: graph.initializers[names[name]] for name in ("first", "second")}
+    attributes = {
+        "k": 1,
+        "activation_type": "swiglu",
+        "swiglu_fusion": 1,
+        "activation_alpha": 1.0,
+        "activation_beta": 0.0,
+        "normalize_routing_weights": 0,
+    }
+    inputs = [graph.inputs[0], graph.outputs[0], values["first"], None, values["second"]]
+    node = make_node("MoE", inputs, "y", attributes, CONTRIB)
+    graph.append(node)
+    node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    graph.outputs.append(node.outputs[0])
+    graph.opset_imports[CONTRIB] = 1
+    return Mixture(model, router, first, second)
+
+
+@pytest.fixture
+def x(rng: np.random.Generator) -> Array:
+    return rng.standard_normal((24, SIZE)).astype(np.float32)
+
+
+def dense(x: Array, router: Array, first: Array, second: Array) -> Array:
+    """Every expert for every row in float64, then the chosen one times its share among all."""
+    scores = np.exp(x.astype(np.float64) @ router)
+    shares = scores / scores.sum(axis=1, keepdims=True)
+    hidden = np.einsum("enk,tk->ten", first.astype(np.float64), x)
+    gate, up = hidden[:, :, 0::2], hidden[:, :, 1::2]
+    out = np.einsum("enk,tek->ten", second.astype(np.float64), gate / (1 + np.exp(-gate)) * up)
+    mask = np.eye(router.shape[1])[scores.argmax(axis=1)]
+    return np.einsum("ten,te,te->tn", out, shares, mask)
+
+
+def relative(found: Array, expected: Array) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def test_the_float_operator_is_the_dense_loop(mixture: Mixture, x: Array, run) -> None:
+    expected = dense(x, mixture.router, mixture.first, mixture.second)
+    assert relative(run(mixture.model, x=x)[1], expected) < 1e-6
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_the_operator_is_a_dense_loop_over_its_codes(mixture: Mixture, x: Array, run, form: Form) -> None:
+    """Exact with one scale a row; with blocks, activations are rounded to int8: 1.0 to 1.7 % on normal numbers."""
+    restored = [quantize(matrices, form).restored for matrices in (mixture.first, mixture.second)]
+    expected = dense(x, mixture.router, *restored)
+    QuantizedExperts({NAME: form})(mixture.model)
+    assert relative(run(mixture.model, x=x)[1], expected) < (1e-6 if form.block_size is None else 2e-2)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_the_operator_equals_its_numpy_reference(mixture: Mixture, x: Array, run, form: Form) -> None:
+    """Also in how activations are rounded: a step that falls the other way moves one of hundreds of terms.
+
+    Tables of sums in int8, which 2 bits are multiplied by, are not in the reference: 1.5 %.
+    """
+    expected = reference(x, x @ mixture.router, mixture.first, mixture.second, form)
+    QuantizedExperts({NAME: form})(mixture.model)
+    assert relative(run(mixture.model, x=x)[1], expected) < (2e-2 if form.bits == 2 else 2e-3)
+
+
+def test_without_router_weights_one_expert_counts_fully(mixture: Mixture, x: Array, run) -> None:
+    """The trap: left to itself, the operator weighs by a softmax over the chosen expert alone."""
+    form = Form(4)
+    expected = reference(x, x @ mixture.router, mixture.first, mixture.second, form)
+    QuantizedExperts({NAME: form})(mixture.model)
+    (node,) = (node for node in mixture.model.graph if node.op_type == "QMoE")
+    node.replace_input_with(14, None)
+    scores = np.exp(x @ mixture.router)
+    shares = scores.max(axis=1, keepdims=True) / scores.sum(axis=1, keepdims=True)
+    assert relative(run(mixture.model, x=x)[1], expected / shares) < 1e-5
+    assert shares.mean() < 0.8
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_a_row_is_the_same_alone_and_beside_a_loud_one(mixture: Mixture, x: Array, run, form: Form) -> None:
+    QuantizedExperts({NAME: form})(mixture.model)
+    loud = x.copy()
+    loud[1:] *= 100
+    alone = run(mixture.model, x=x[:1])[1]
+    # sums in another order, for other kernels run a single row
+    np.testing.assert_allclose(run(mixture.model, x=loud)[1][:1], alone, atol=1e-5, rtol=0)
+
+
+def test_ternary_experts_keep_their_weights_bit_for_bit(rng: np.random.Generator) -> None:
+    """Also where a block holds zeros alone."""
+    scales = rng.uniform(0.01, 0.1, (EXPERTS, 1, 1)).astype(np.float32)
+    codes = rng.integers(-1, 2, (EXPERTS, SIZE, WIDTH)).astype(np.float32)
+    codes[0, 0, :64] = 0
+    ternary = codes * scales
+    for form in (Form(2, 32, "ternary"), Form(2, 128, "ternary")):
+        np.testing.assert_array_equal(quantize(ternary, form).restored, ternary)
+
+
+def test_two_bit_experts_take_two_bits_and_their_scales(mixture: Mixture) -> None:
+    before = mixture.first.nbytes + mixture.second.nbytes
+    QuantizedExperts({NAME: Form(2, 64, "ternary")})(mixture.model)
+    values = mixture.model.graph.initializers.values()
+    after = sum(value.const_value.nbytes for value in values if value.name.startswith(NAME))
+    assert after == before * (2 + 32 / 64) / 32
+
+
+def test_experts_are_found_with_their_router(mixture: Mixture) -> None:
+    (found,) = find_experts(mixture.model.graph)
+    assert (found.name, found.router) == (NAME, "layers.0.mlp.router.weight")
+    assert (found.num_experts, found.num_inputs, found.width) == (EXPERTS, SIZE, WIDTH)
+    assert found.num_weights == mixture.first.size + mixture.second.size
+
+
+def test_replaced_experts_are_found_no_more(mixture: Mixture) -> None:
+    QuantizedExperts({NAME: Form(4, 32)})(mixture.model)
+    assert find_experts(mixture.model.graph) == []
+    assert {node.op_type for node in mixture.model.graph} == {"MatMul", "Softmax", "QMoE"}
+    assert f"{NAME}.gate_up_proj" not in mixture.model.graph.initializers
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        (Form(2, None, "ternary"), "one scale a row run about 100 times slower"),
+        (Form(3, 32), "3 bits in blocks of 32; QMoE stores 2, 4, 8"),
+        (Form(4, 16), "4 bits in blocks of 16"),
+        (Form(4, 32, "ternary"), "makes codes of 2 bits, not 4"),
+        (Form(2, 32, "ternary-gptq"), "ternary-gptq is calibrated"),
+    ],
+)
+def test_forms_that_are_lacking_or_slow_are_refused(form: Form, message: str) -> None:
+    with pytest.raises(QuantizationError, match=message):
+        QuantizedExperts({NAME: form})
+
+
+def test_blocks_that_do_not_divide_are_refused(mixture: Mixture) -> None:
+    with pytest.raises(QuantizationError, match="blocks of 128 do not divide 64"):
+        QuantizedExperts({NAME: Form(4, 128)})(mixture.model)
+
+
+@pytest.mark.parametrize("rounding", ["ternary-mean", "ternary-planes"])
+def test_roundings_with_more_than_symmetric_codes_are_refused(mixture: Mixture, rounding: str) -> None:
+    with pytest.raises(QuantizationError, match="zero points, offsets or two planes; QMoE has none"):
+        QuantizedExperts({NAME: Form(2, 32, rounding)})(mixture.model)
