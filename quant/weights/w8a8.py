@@ -129,7 +129,7 @@ def _rewrite(graph: ir.Graph, linear: Linear, scaled: ScaledInput) -> None:
     zero = add_initializer(graph, f"{name}.input_zero", np.array(0, np.int8))
     codes = make_node("QuantizeLinear", [scaled.unit, step, zero], f"{name}.codes")
     grid = make_node("DequantizeLinear", [codes.outputs[0], step, zero], f"{name}.grid")
-    weight = make_node("DequantizeLinear", _stored_weight(graph, linear), f"{name}.weight", {"axis": 1})
+    weight = make_node("DequantizeLinear", int8_weight(graph, linear), f"{name}.weight", {"axis": 1})
     product = make_node("MatMul", [grid.outputs[0], weight.outputs[0]], f"{name}.product")
     nodes = [codes, grid, weight, product, make_node("Mul", [product.outputs[0], scaled.peak], f"{name}.scaled")]
     if linear.bias is not None:
@@ -137,7 +137,7 @@ def _rewrite(graph: ir.Graph, linear: Linear, scaled: ScaledInput) -> None:
     replace_node(graph, linear.node, nodes)
 
 
-def _stored_weight(graph: ir.Graph, linear: Linear) -> list[ir.Value]:
+def int8_weight(graph: ir.Graph, linear: Linear) -> list[ir.Value]:
     """Return the codes [K, N], scales [N] and zero points [N] of a layer, stored once where several nodes read it."""
     codes, scale, zero = (f"{linear.name}.{part}" for part in ("int8", "scale", "zero"))
     if codes not in graph.initializers:
