@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import onnxruntime as ort
-
 from bundle.directory import MANIFEST, open_bundle, seal, write_aside
 from bundle.errors import QuantizationError
+from bundle.machine import this_machine
 from bundle.manifest import Component, ComponentName, Gate, Manifest
-from quant.evaluation import ALL_TASKS, Evaluation, Measured, measure_answers, measure_embeddings
-from quant.gate import judge
+from quant.evaluation import Evaluation, Measured
+from quant.gate import judge_all, measure
 from quant.graphs import open_graph, save_graph, weight_bytes
 from quant.parity import Parity, canary_parity
 from quant.planner import Recipe, apply_plan, plan_component, planned, recipe_named, require_float
-from quant.report import REPORT, ComponentReport, Report, write_report
-from quant.running import DualEncoderRunner, VisionLanguageRunner
-
-_NOTHING_MEASURED = Measured(tasks={})
+from quant.report import REPORT, ComponentReport, EvaluationFacts, Report, write_report
 
 
 def quantize_bundle(
@@ -63,9 +58,10 @@ def quantize_bundle(
         variant = parent.model_copy(update={"name": f"{parent.name}-{weights}", "components": components})
         say("comparing with the outputs recorded at export")
         parity = canary_parity(aside, components)
-        measured = _measure((bundle, parent), (aside, variant), evaluation, say)
-        gates = _gates(parity, measured, weights)
-        report = _report(parent, variant, weights, parity, measured, gates, time.monotonic() - started)
+        measured = measure((bundle, parent), (aside, variant), evaluation, say) if evaluation else None
+        gates = judge_all(parity, measured, weights)
+        facts = EvaluationFacts(source=evaluation.source, num_samples=evaluation.num_samples) if evaluation else None
+        report = _report(parent, variant, weights, parity, measured, facts, gates, time.monotonic() - started)
         write_report(report, aside)
         return seal(aside, variant.model_copy(update={"gates": gates}))
 
@@ -92,39 +88,13 @@ def _copy_the_rest(bundle: Path, aside: Path, parent: Manifest) -> None:
         shutil.copyfile(bundle / name, aside / name)
 
 
-def _measure(
-    parent: tuple[Path, Manifest],
-    variant: tuple[Path, Manifest],
-    evaluation: Evaluation | None,
-    say: Callable[[str], None],
-) -> Measured:
-    if evaluation is None:
-        return _NOTHING_MEASURED
-    if parent[1].dual is not None:
-        return measure_embeddings(DualEncoderRunner(*parent), DualEncoderRunner(*variant), evaluation, say)
-    runners = VisionLanguageRunner(*parent), VisionLanguageRunner(*variant)
-    return measure_answers(*runners, evaluation.questions, say)
-
-
-def _gates(parity: Mapping[ComponentName, Parity], measured: Measured, weights: str) -> tuple[Gate, ...]:
-    gates = [judge("canary_cosine", each.cosine, 1, weights, of=name) for name, each in parity.items()]
-    for kind, embeddings in measured.embeddings.items():
-        gates.append(judge("cosine_mean", embeddings.cosine_mean, embeddings.n, weights, of=kind))
-        gates.append(judge("cosine_p1", embeddings.cosine_p1, embeddings.n, weights, of=kind))
-    if forced := measured.teacher_forced:
-        gates.append(judge("kl_mean", forced.kl_mean, forced.num_tokens, weights))
-        gates.append(judge("top1_agreement", forced.top1_agreement, forced.num_tokens, weights))
-    if total := measured.tasks.get(ALL_TASKS):
-        gates.append(judge("accuracy_loss_points", total.loss_low, total.n, weights, of="low end of interval"))
-    return tuple(gates)
-
-
 def _report(
     parent: Manifest,
     variant: Manifest,
     weights: str,
     parity: Mapping[ComponentName, Parity],
-    measured: Measured,
+    measured: Measured | None,
+    evaluation: EvaluationFacts | None,
     gates: tuple[Gate, ...],
     seconds: float,
 ) -> Report:
@@ -139,7 +109,8 @@ def _report(
         )
         for name, component in variant.components.items()
     }
-    missing = () if measured.tasks else ("quality on held-out samples: no evaluation was given",)
+    missing = () if measured else ("quality on held-out samples: no evaluation was given",)
+    found = measured or Measured()
     return Report(
         parent=parent.name,
         parent_sha256=parent.source_sha256,
@@ -147,12 +118,14 @@ def _report(
         fp32_bytes=parent.weight_bytes,
         weight_bytes=variant.weight_bytes,
         components=components,
-        teacher_forced=measured.teacher_forced,
-        embeddings=measured.embeddings,
-        tasks=measured.tasks,
+        evaluation=evaluation,
+        teacher_forced=found.teacher_forced,
+        replies=found.replies,
+        image_sensitivity=found.image_sensitivity,
+        likenesses=found.likenesses,
+        tasks=found.tasks,
         gates=gates,
         not_measured=(*missing, "speed: measure it with pocketvlm bench on the machine that will serve"),
-        machine=f"{platform.machine()} {platform.processor() or platform.system()}",
-        runtime=f"onnxruntime {ort.__version__}",
+        machine=this_machine(("onnxruntime", "numpy")),
         seconds=round(seconds, 2),
     )

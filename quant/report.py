@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from bundle.errors import BundleFormatError
+from bundle.machine import Machine
 from bundle.manifest import ComponentName, Gate, Scheme
+from quant.measures import Likeness
 
 REPORT = "report.json"
 
@@ -35,6 +41,30 @@ class ComponentReport(_Frozen):
     canary_max_abs: float
 
 
+class EvaluationFacts(_Frozen):
+    """What quality was measured on.
+
+    Attributes:
+        source: A file's name, or which held-out set.
+        num_samples: Questions, or captioned and labelled images.
+    """
+
+    source: str
+    num_samples: int
+
+
+class CalibrationFacts(_Frozen):
+    """What the weights were fitted to.
+
+    Attributes:
+        source: A file's name, or which set.
+        num_samples: Questions or images run through the fp32 parent.
+    """
+
+    source: str
+    num_samples: int
+
+
 class TeacherForced(_Frozen):
     """Next-token distributions with the right answers fed.
 
@@ -44,6 +74,7 @@ class TeacherForced(_Frozen):
         kl_mean: KL(parent || variant) in nats.
         kl_p99: 99th percentile over positions.
         top1_agreement: Share of positions at which both choose the same token.
+        delta_nll: Mean rise of -log p of the right token, in nats per token; below 0 the variant is the surer one.
     """
 
     num_samples: int
@@ -51,20 +82,69 @@ class TeacherForced(_Frozen):
     kl_mean: float
     kl_p99: float
     top1_agreement: float
+    delta_nll: float
 
 
-class Embeddings(_Frozen):
-    """One kind of embedding, variant against parent.
+class Replies(_Frozen):
+    """Greedy replies beside the parent's.
 
     Attributes:
-        n: Embeddings compared.
+        n: Questions.
+        identical: Share whose tokens are all the same.
+        first_divergence: Mean index of the first token that differs, over the replies that differ; None for none.
+    """
+
+    n: int
+    identical: float
+    first_divergence: float | None
+
+
+class Likenesses(_Frozen):
+    """What two models make of the same inputs.
+
+    Attributes:
+        n: Inputs compared.
         cosine_mean: Over all.
         cosine_p1: First percentile.
+        correlation: Cosine of what sets the inputs apart: near 0 where the variant says the same of every input, or
+            something unrelated. NaN where the parent says the same of all.
+        spread: How far the variant's outputs lie apart, over the parent's.
     """
 
     n: int
     cosine_mean: float
     cosine_p1: float
+    correlation: float
+    spread: float
+
+    @classmethod
+    def of(cls, likeness: Likeness) -> Likenesses:
+        """Return the figures of a comparison; NaN where nothing was compared."""
+        values = likeness.cosines
+        mean, first = (float(values.mean()), float(np.percentile(values, 1))) if values.size else (math.nan, math.nan)
+        return cls(
+            n=values.size,
+            cosine_mean=mean,
+            cosine_p1=first,
+            correlation=likeness.correlation,
+            spread=likeness.spread,
+        )
+
+
+class ImageSensitivity(_Frozen):
+    """How much answers hang on the image: KL in nats between a question's own image and another's, answers fed.
+
+    Attributes:
+        n: Questions asked about another question's images.
+        fp32: The parent's mean.
+        quantized: This variant's.
+        ratio: quantized / fp32; NaN where the parent does not look at images.
+    """
+
+    n: int
+    fp32: float
+    quantized: float
+    ratio: float
 
 
 class TaskAccuracy(_Frozen):
@@ -76,7 +156,7 @@ class TaskAccuracy(_Frozen):
         quantized: This variant's.
         loss_points: fp32 - quantized, in percentage points.
         loss_low: Low end of its 95 % bootstrap interval over pairs.
-        loss_high: High end.
+        loss_high: High end, and never below 300 / n: n samples without a loss exclude no smaller one (rule of three).
     """
 
     n: int
@@ -85,6 +165,46 @@ class TaskAccuracy(_Frozen):
     loss_points: float
     loss_low: float
     loss_high: float
+
+
+class LayerSensitivity(_Frozen):
+    """What one layer in a smaller form costs, all others in fp32.
+
+    Attributes:
+        component: The graph it is in.
+        layer: The weight's name.
+        form: The form tried, such as "int4 b64".
+        loss: Decoders: mean KL in nats, answers fed. Encoders: 1 - cosine of the output.
+        bytes_saved: Over fp32.
+    """
+
+    component: ComponentName
+    layer: str
+    form: str
+    loss: float
+    bytes_saved: int
+
+
+class DecoderProfile(_Frozen):
+    """One way to run the decoder, predicted from layer times on the machine of the report.
+
+    Attributes:
+        name: "latency": W8A8; "memory": few bits; "dual": a W8A8 prefill graph beside a few-bit decode graph.
+        is_chosen: What this bundle holds.
+        first_token_ms: Of the prompt in `note`.
+        inter_token_ms: One sequence.
+        weight_bytes: Of the whole bundle.
+        kv_bytes_per_token: Of the cache, per sequence.
+        note: The prompt that was assumed.
+    """
+
+    name: Literal["latency", "memory", "dual"]
+    is_chosen: bool
+    first_token_ms: float
+    inter_token_ms: float
+    weight_bytes: int
+    kv_bytes_per_token: int
+    note: str = ""
 
 
 class Report(_Frozen):
@@ -97,13 +217,18 @@ class Report(_Frozen):
         fp32_bytes: Weights of the parent.
         weight_bytes: Weights of this variant.
         components: By name.
+        calibration: None where nothing was fitted to data.
+        evaluation: None where no samples were given.
         teacher_forced: Vision-language models with an evaluation.
-        embeddings: Dual encoders with an evaluation: "image" and "text".
+        replies: The same.
+        image_sensitivity: The same, where questions show images.
+        likenesses: "image_features" of a vision-language model; "image" and "text" embeddings of a dual encoder.
         tasks: By task; "all" over every task.
+        profiles: Of a decoder: the ways to run it, the chosen one among them.
+        sensitivity: Where a search was made: one row per layer and form tried.
         gates: As in the manifest.
         not_measured: What a reader might expect here and why it is absent.
         machine: Where it was measured.
-        runtime: ONNX Runtime's version.
         seconds: Quantizing and measuring together.
     """
 
@@ -113,16 +238,38 @@ class Report(_Frozen):
     fp32_bytes: int
     weight_bytes: int
     components: dict[ComponentName, ComponentReport]
+    calibration: CalibrationFacts | None = None
+    evaluation: EvaluationFacts | None = None
     teacher_forced: TeacherForced | None = None
-    embeddings: dict[str, Embeddings] = Field(default_factory=dict)
+    replies: Replies | None = None
+    image_sensitivity: ImageSensitivity | None = None
+    likenesses: dict[str, Likenesses] = Field(default_factory=dict)
     tasks: dict[str, TaskAccuracy] = Field(default_factory=dict)
+    profiles: tuple[DecoderProfile, ...] = ()
+    sensitivity: tuple[LayerSensitivity, ...] = ()
     gates: tuple[Gate, ...]
     not_measured: tuple[str, ...] = ()
-    machine: str
-    runtime: str
+    machine: Machine
     seconds: float
 
 
 def write_report(report: Report, directory: Path) -> None:
     """Write `report.json` into a bundle that is being made."""
     (directory / REPORT).write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def read_report(directory: Path) -> Report:
+    """Return the report of a quantized bundle.
+
+    Raises:
+        BundleFormatError: It is missing, or of another form.
+    """
+    path = directory / REPORT
+    if not path.is_file():
+        raise BundleFormatError(f"{path} is missing: only what pocketvlm quantize wrote has one")
+    try:
+        return Report.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise BundleFormatError(f"{path}: {where}: {first['msg']}. Quantize the fp32 bundle again.") from error

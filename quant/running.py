@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from PIL import Image
 
-from bundle.errors import BundleFormatError, MachineError
-from bundle.image import ImageSpec
+from bundle.errors import BundleFormatError, MachineError, QuantizationError
+from bundle.image import ImageSpec, TileLayout
 from bundle.manifest import DualEncoderDims, Manifest
 from bundle.prompt import PromptBuilder, Turn
 from bundle.text import Tokenizer
@@ -74,6 +74,42 @@ class Prompt:
     pixel_values: Float32 | None
 
 
+@dataclass(frozen=True)
+class SeenImages:
+    """Images as a vision encoder hands them to a decoder.
+
+    Attributes:
+        layouts: How each image was cut; its last tile is always the whole image.
+        pixel_values: [I, 3, height, width] that the features are of; None without images.
+        features: [I, P, D] float32, the tiles of the first image, then of the second, ...
+    """
+
+    layouts: tuple[TileLayout, ...]
+    pixel_values: Float32 | None
+    features: Float32
+
+    @property
+    def whole(self) -> list[Float32]:
+        """Each image's features of the tile that shows all of it: [P, D]."""
+        ends = np.cumsum([layout.num_tiles for layout in self.layouts])
+        return [self.features[end - 1] for end in ends]
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """A decoder's state after a prompt.
+
+    Attributes:
+        length: Tokens of the prompt.
+        logits: [V] float32, from which the first token of the answer is chosen.
+        cache: By input name; never written to, so that several answers may start from it.
+    """
+
+    length: int
+    logits: Float32
+    cache: dict[str, Array]
+
+
 class VisionLanguageRunner:
     """Prompts, features, logits and greedy answers of a vision-language bundle.
 
@@ -91,61 +127,99 @@ class VisionLanguageRunner:
         self._eos_token_ids = manifest.eos_token_ids
         self._vision = Graph(directory / manifest.components["vision_encoder"].file, threads)
         self._embed = Graph(directory / manifest.components["embed_tokens"].file, threads)
-        self._decoder_file, self._threads = directory / manifest.components["decoder"].file, threads
+        self._directory, self._components, self._threads = directory, manifest.components, threads
 
     @cached_property
     def _decoder(self) -> Graph:
-        return Graph(self._decoder_file, self._threads)  # opened late: calibration only wants prompts
+        # opened late: calibration only wants prompts
+        return Graph(self._directory / self._components["decoder"].file, self._threads)
 
-    def prompt_embeds(self, turns: Sequence[Turn], images: Sequence[Image.Image]) -> Float32:
-        """Return the prompt of a conversation, image features in their places: [1, T, D]."""
-        return self.prompt(turns, images).embeds
+    @cached_property
+    def _prefill(self) -> Graph:
+        prefill = self._components.get("decoder_prefill")
+        return Graph(self._directory / prefill.file, self._threads) if prefill else self._decoder
+
+    def see(self, images: Sequence[Image.Image]) -> SeenImages:
+        """Return what the vision encoder makes of images; none are fine."""
+        if not images:
+            return SeenImages((), None, np.zeros((0, 0, self._dims.hidden_size), np.float32))
+        processed = self._images.preprocess(list(images))
+        features = self._vision.run({"pixel_values": processed.pixel_values})["image_features"]
+        return SeenImages(processed.layouts, processed.pixel_values, np.asarray(features, np.float32))
 
     def prompt(self, turns: Sequence[Turn], images: Sequence[Image.Image]) -> Prompt:
         """Return the prompt of a conversation and what its images became."""
-        processed = self._images.preprocess(list(images)) if images else None
-        built = self._prompts.build(turns, processed.layouts if processed else ())
-        ids = np.array([built.token_ids], np.int64)
+        return self.prompt_about(turns, self.see(images))
+
+    def prompt_about(self, turns: Sequence[Turn], seen: SeenImages) -> Prompt:
+        """Return the prompt of a conversation about images that were seen already."""
+        ids = np.array([self._prompts.build(turns, seen.layouts).token_ids], np.int64)
         embeds, is_image = self._embed_ids(ids), ids == self._image_token_id
-        if processed is None:
-            return Prompt(embeds, is_image, None)
-        features = self._vision.run({"pixel_values": processed.pixel_values})["image_features"]
-        embeds[is_image] = features.reshape(-1, embeds.shape[-1])
-        return Prompt(embeds, is_image, processed.pixel_values)
+        embeds[is_image] = seen.features.reshape(-1, embeds.shape[-1])
+        return Prompt(embeds, is_image, seen.pixel_values)
+
+    def prompt_embeds(self, turns: Sequence[Turn], images: Sequence[Image.Image]) -> Float32:
+        """Return the prompt of a conversation about images, their features in their places: [1, T, D]."""
+        return self.prompt(turns, images).embeds
 
     def answer_ids(self, answer: str) -> list[int]:
         """Return the ids of an answer and of the token that ends it."""
         return [*self._prompts.tokenizer.encode(answer), *self._eos_token_ids[:1]]
+
+    def prefill(self, prompt_embeds: Float32, room_tokens: int) -> Prefilled:
+        """Return the state after a prompt, with room for so many tokens more where the model's limit allows."""
+        length = prompt_embeds.shape[1]
+        cache = self._empty_cache(max(min(length + room_tokens, self._dims.max_positions), length))
+        step = self._prefill.run(self._feeds(prompt_embeds, 0, np.array([length - 1]), cache))
+        return Prefilled(length, np.asarray(step["logits"][0, 0], np.float32), _handed_on(step))
+
+    def answer_feeds(self, prompt_embeds: Float32, answer_ids: Sequence[int]) -> dict[str, Array]:
+        """Return the decoder's inputs for a prompt and its answer in one run, to score each token of the answer."""
+        fed = self._embed_ids(np.array([answer_ids[:-1]], np.int64)) if len(answer_ids) > 1 else prompt_embeds[:, :0]
+        embeds = np.concatenate([prompt_embeds, fed], axis=1)
+        first = prompt_embeds.shape[1] - 1
+        return self._feeds(embeds, 0, np.arange(first, embeds.shape[1]), self._empty_cache(embeds.shape[1]))
 
     def answer_logits(self, prompt_embeds: Float32, answer_ids: Sequence[int]) -> Float32:
         """Return the logits from which each token of a given answer would be chosen: [len(answer_ids), V].
 
         Teacher forcing: the answer's own tokens are fed, whatever the model would have said.
         """
-        return np.asarray(self._decoder.run(self.answer_feeds(prompt_embeds, answer_ids))["logits"][0], np.float32)
+        return self.forced_logits(self.prefill(prompt_embeds, len(answer_ids)), answer_ids)
 
-    def answer_feeds(self, prompt_embeds: Float32, answer_ids: Sequence[int]) -> dict[str, Array]:
-        """Return the decoder's inputs under teacher forcing, from which `answer_logits` come."""
-        fed = self._embed_ids(np.array([answer_ids[:-1]], np.int64)) if len(answer_ids) > 1 else prompt_embeds[:, :0]
-        embeds = np.concatenate([prompt_embeds, fed], axis=1)
-        first = prompt_embeds.shape[1] - 1
-        return self._feeds(embeds, 0, np.arange(first, embeds.shape[1]), self._empty_cache(embeds.shape[1]))
+    def forced_logits(self, prompt: Prefilled, answer_ids: Sequence[int]) -> Float32:
+        """Return what `answer_logits` returns, from a prompt that was run already.
 
-    def answer(self, prompt_embeds: Float32, max_tokens: int) -> str:
-        """Return the greedy answer to a prompt."""
-        length = prompt_embeds.shape[1]
-        cache = self._empty_cache(min(length + max_tokens, self._dims.max_positions))
-        embeds, past, chosen = prompt_embeds, 0, list[int]()
-        while len(chosen) < max_tokens and past + embeds.shape[1] <= _capacity(cache):
-            step = self._decoder.run(self._feeds(embeds, past, np.array([embeds.shape[1] - 1]), cache))
-            past += embeds.shape[1]
-            cache = {name.replace("present", "past_key_values"): step[name] for name in step if name != "logits"}
-            token_id = int(step["logits"][0, 0].argmax())
-            if token_id in self._eos_token_ids:
-                break
+        Raises:
+            QuantizationError: The answer does not fit behind the prompt.
+        """
+        if len(answer_ids) == 1:
+            return prompt.logits[None]
+        if prompt.length + len(answer_ids) - 1 > _capacity(prompt.cache):
+            raise QuantizationError(
+                f"a prompt of {prompt.length} tokens and an answer of {len(answer_ids)} exceed the model's "
+                f"{self._dims.max_positions}; leave this sample out"
+            )
+        fed = self._embed_ids(np.array([answer_ids[:-1]], np.int64))
+        step = self._decoder.run(self._feeds(fed, prompt.length, np.arange(fed.shape[1]), prompt.cache))
+        return np.concatenate([prompt.logits[None], np.asarray(step["logits"][0], np.float32)])
+
+    def reply_ids(self, prompt: Prefilled, max_tokens: int) -> list[int]:
+        """Return the greedy reply to a prompt, without the token that ends it."""
+        chosen: list[int] = []
+        past, cache, token_id = prompt.length, prompt.cache, int(prompt.logits.argmax())
+        while token_id not in self._eos_token_ids:
             chosen.append(token_id)
+            if len(chosen) == max_tokens or past == _capacity(cache):
+                break
             embeds = self._embed_ids(np.array([[token_id]], np.int64))
-        return self._prompts.tokenizer.decode(chosen)
+            step = self._decoder.run(self._feeds(embeds, past, np.array([0]), cache))
+            past, cache, token_id = past + 1, _handed_on(step), int(step["logits"][0, 0].argmax())
+        return chosen
+
+    def text_of(self, token_ids: Sequence[int]) -> str:
+        """Return a reply as a reader sees it."""
+        return self._prompts.tokenizer.decode(list(token_ids))
 
     def _embed_ids(self, ids: NDArray[np.int64]) -> Float32:
         return np.array(self._embed.run({"input_ids": ids})["inputs_embeds"], np.float32)
@@ -229,6 +303,10 @@ def _present(part: _Part | None, directory: Path, what: str) -> _Part:
 
 def _capacity(cache: dict[str, Array]) -> int:
     return int(next(iter(cache.values())).shape[2])
+
+
+def _handed_on(step: dict[str, Array]) -> dict[str, Array]:
+    return {name.replace("present", "past_key_values"): rows for name, rows in step.items() if name != "logits"}
 
 
 def _unit(rows: Array) -> Float32:

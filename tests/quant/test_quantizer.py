@@ -40,7 +40,10 @@ class Captioned:
     caption: str
 
 
-QUESTIONS = Evaluation(questions=(Asked("red"), Asked("a cat", task="name"), Asked("42", task="count", images=())))
+RED = Image.new("RGB", (40, 30), "red")
+QUESTIONS = Evaluation(
+    questions=(Asked("red"), Asked("a cat", task="name", images=(RED,)), Asked("42", task="count", images=()))
+)
 CAPTIONS = [Captioned(Image.new("RGB", (40, 30), colour), f"a {colour} square") for colour in COLOURS]
 LABELS = {"colour": Labelled([sample.caption for sample in CAPTIONS], CAPTIONS)}
 
@@ -116,10 +119,15 @@ def test_the_report_says_what_was_measured(smolvlm_bundle: Path, int8_vlm: Path)
 
 def test_a_dual_encoder_is_measured_by_cosine_recall_and_labels(int8_clip: Path) -> None:
     report = read_report(int8_clip)
-    assert set(report.embeddings) == {"image", "text"}
+    assert set(report.likenesses) == {"image", "text"}
     # 8-bit weights and activations on random matrices: known near 1 % per layer, two layers deep.
-    assert all(each.cosine_mean > 0.995 and each.n == len(CAPTIONS) for each in report.embeddings.values())
-    assert set(report.tasks) == {"recall@1/image-to-text", "recall@1/text-to-image", "zero-shot/colour", "all"}
+    # Captioned images and labelled ones; six captions and six candidates.
+    assert all(each.cosine_mean > 0.995 and each.n == 2 * len(CAPTIONS) for each in report.likenesses.values())
+    assert set(report.tasks) == {
+        *(f"recall@{k}/{way}" for k in (1, 5) for way in ("image-to-text", "text-to-image")),
+        "zero-shot/colour",
+        "all",
+    }
     assert report.tasks["all"].n == 3 * len(CAPTIONS)
 
 
@@ -198,7 +206,7 @@ def test_a_variant_that_no_longer_follows_its_parent_fails_its_gate(clip_bundle:
 
 
 def test_an_evaluation_of_the_wrong_kind_is_refused(clip_bundle: Path, smolvlm_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(QuantizationError, match="no captions"):
+    with pytest.raises(QuantizationError, match="no captions or labels"):
         quantize_bundle(clip_bundle, tmp_path / "out", weights="int8", evaluation=QUESTIONS)
     with pytest.raises(QuantizationError, match="no questions"):
         quantize_bundle(smolvlm_bundle, tmp_path / "out", weights="int8", evaluation=Evaluation(captions=CAPTIONS))

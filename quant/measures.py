@@ -1,0 +1,147 @@
+"""How far a variant's outputs lie from its parent's: pure functions of arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bundle.errors import QuantizationError
+
+Float64 = NDArray[np.float64]
+
+_NO_SPREAD = 1e-10
+"""Share of the squared length below which what rows differ by is rounding: sums of squares in float64 keep 1e-15."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and the 95 % interval around it.
+
+    Attributes:
+        mean: Of the values.
+        low: 2.5th percentile of the means of resamples.
+        high: 97.5th percentile.
+        n: How many values.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def kl_divergences(reference_logits: ArrayLike, logits: ArrayLike) -> Float64:
+    """Return KL(reference || variant) in nats at each position: [A] from two [A, V]."""
+    expected, found = _log_softmax(reference_logits), _log_softmax(logits)
+    divergences: Float64 = np.sum(np.exp(expected) * (expected - found), axis=-1)
+    return divergences
+
+
+def top1_agreements(reference_logits: ArrayLike, logits: ArrayLike) -> Float64:
+    """Return 1 where both would choose the same token, else 0: [A] from two [A, V]."""
+    same = np.asarray(reference_logits).argmax(axis=-1) == np.asarray(logits).argmax(axis=-1)
+    return np.asarray(same, np.float64)
+
+
+def negative_log_likelihoods(logits: ArrayLike, token_ids: Sequence[int]) -> Float64:
+    """Return -log p of the given token in nats at each position: [A] from [A, V] and A ids."""
+    chosen: Float64 = -_log_softmax(logits)[np.arange(len(token_ids)), list(token_ids)]
+    return chosen
+
+
+def first_difference(expected: Sequence[int], found: Sequence[int]) -> int | None:
+    """Return the index of the first token that differs, an end counting as one; None for equal sequences."""
+    if list(expected) == list(found):
+        return None
+    pairs = enumerate(zip(expected, found, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(expected), len(found)))
+
+
+def cosines(reference: ArrayLike, found: ArrayLike) -> Float64:
+    """Return the cosine of each pair of rows: [n] from two [n, E]; 0 where a row is all zeros."""
+    a, b = np.asarray(reference, np.float64), np.asarray(found, np.float64)
+    lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    products: Float64 = np.sum(a * b, axis=-1)
+    return np.asarray(np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0))
+
+
+def bootstrap(values: ArrayLike, resamples: int = 2000, seed: int = 0) -> Interval:
+    """Return the mean of values and its 95 % percentile interval (Efron, 1979).
+
+    Args:
+        values: [n], one per sample. For a loss pass the differences of pairs: what both variants get right or wrong
+            alike then adds no width.
+        resamples: How many.
+        seed: Of the resampling.
+
+    Raises:
+        QuantizationError: There are no values.
+    """
+    array = np.asarray(values, np.float64)
+    if array.size == 0:
+        raise QuantizationError("an interval needs at least one sample; the evaluation gave none")
+    drawn = np.random.default_rng(seed).integers(0, array.size, (resamples, array.size))
+    low, high = np.percentile(array[drawn].mean(axis=1), [2.5, 97.5])
+    return Interval(float(array.mean()), float(low), float(high), int(array.size))
+
+
+class Likeness:
+    """How alike two models see many inputs: each pair of vectors, and what sets the inputs apart.
+
+    Cosines alone are blind to a model that says the same of every input: where the parent's vectors share a large
+    mean, that mean is near all of them. So the mean is taken off: `correlation` is the cosine of what is left, over all
+    inputs as one vector, and `spread` the ratio of its lengths. Sums are kept, never the vectors.
+    """
+
+    def __init__(self) -> None:
+        self._cosines: list[float] = []
+        self._sums: tuple[Float64, Float64] | None = None
+        self._products = np.zeros(3)  # parent with parent, variant with variant, parent with variant
+
+    def add(self, expected: ArrayLike, found: ArrayLike) -> None:
+        """Take in what parent and variant made of one input: two vectors of one length, the same for every input."""
+        a, b = (np.asarray(each, np.float64).ravel() for each in (expected, found))
+        self._cosines.append(float(cosines(a, b)))
+        self._sums = (a, b) if self._sums is None else (self._sums[0] + a, self._sums[1] + b)
+        self._products += (a @ a, b @ b, a @ b)
+
+    @property
+    def cosines(self) -> Float64:
+        """The cosine of each pair: [n]."""
+        return np.array(self._cosines)
+
+    @property
+    def correlation(self) -> float:
+        """The cosine after the means are taken off; 0 where the variant alone has no spread, NaN where the parent."""
+        parent, variant, both = self._centred()
+        if parent == 0:
+            return float("nan")
+        return 0.0 if variant == 0 else both / float(np.sqrt(parent * variant))
+
+    @property
+    def spread(self) -> float:
+        """The variant's root mean square distance from its mean over the parent's; NaN where the parent has none."""
+        parent, variant, _ = self._centred()
+        return float("nan") if parent == 0 else float(np.sqrt(variant / parent))
+
+    def _centred(self) -> tuple[float, float, float]:
+        if self._sums is None:
+            return 0.0, 0.0, 0.0
+        a, b = self._sums
+        n = len(self._cosines)
+        centred = self._products - np.array([a @ a, b @ b, a @ b]) / n
+        parent, variant = (
+            float(value) if value > _NO_SPREAD * whole else 0.0
+            for value, whole in zip(centred[:2], self._products[:2], strict=True)
+        )
+        return parent, variant, float(centred[2])
+
+
+def _log_softmax(logits: ArrayLike) -> Float64:
+    shifted = np.asarray(logits, np.float64)
+    shifted = shifted - shifted.max(axis=-1, keepdims=True)
+    result: Float64 = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result
