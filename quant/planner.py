@@ -1,143 +1,196 @@
-"""Which layer gets which weight scheme, and why.
+"""Which layer gets which operator, block and width, and why.
 
-The operator follows the number of rows M that meet a weight. Many rows (images, texts) want W8A8: integer products cost
-a third of float32 ones. One row per step (decoding) wants the fewest bytes, which is MatMulNBits. Milliseconds for a
-product of M x K by K x N on an AMD EPYC (Zen 5, avx512_vnni, no AMX), ONNX Runtime 1.31.1, one thread of a shared
-machine, median of 30:
+The operator follows the rows M that meet a weight. Many rows (images, texts, prompts) want W8A8: integer products cost
+a third of float32 ones. One row per step (decoding) wants the fewest bytes, which is MatMulNBits; its cost per weight
+falls with the block, because each block of activations is rounded and summed by itself.
 
-    768 x 3072   float32    W8A8   8-bit b32   8-bit b128   4-bit b32   4-bit b128
-    M = 1           0.33    0.12        0.11         0.09        0.07         0.07
-    M = 8           0.56    0.23        0.25         0.20        0.24         0.18
-    M = 77           2.4    0.92         1.9          1.6         2.1          1.5
-    M = 256          7.0     2.2         6.0          7.9         8.6          4.8
-
-Made by `python -m quant.kernel_times`; read ratios, not digits.
+A recipe names the candidates of a layer, its default first. The quickest in `LayerTimes` at the layer's rows is taken,
+but one that does not save 10 % of the default's time is not worth a coarser block: so a plan is never slower than its
+default, and noise seldom changes it. Where nothing was measured (`--no-tune`), the times are those of
+`quant.layer_times.BUILTIN`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import groupby
-from typing import TypeVar
-
-import onnx_ir as ir
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from bundle.errors import QuantizationError
-from bundle.manifest import Component, ComponentName, Manifest, Scheme
-from quant.layers import Linear, Table, find_linears, find_tables
+from bundle.manifest import ComponentName, Manifest, Scheme, Target
+from quant.cliffs import refuse_cliffs
+from quant.layer_times import LayerTimes, Timed
+from quant.plan import KEPT, Choice, ComponentPlan, LayerPlan
+from quant.recipes import RECIPES, Asked, Recipe
+from quant.survey import Site
 from quant.weights.weight_pass import Form
 
-_Layer = TypeVar("_Layer", Linear, Table)
+Sites = Mapping[ComponentName, Sequence[Site]]
 
-FLOAT32 = "fp32"
-"""The method of a layer that keeps its weights."""
+WORTH_CHANGING = 0.9
+"""An alternative to the default may take at most this share of its time."""
+
+_W8A8 = Choice("w8a8", Form(8))
+_TABLE_BLOCKS = (128, 64, 32, 16)
+_WEIGHT_ONLY_BLOCKS = (128, 64, 32)
+_MOST_TIMED_ROWS = 256  # beyond it, time grows with the rows
 
 _MANY_ROWS = "many rows meet each weight, where integer products run 2 to 3 times as fast as float32"
-_MANY_ROWS_FEWER_BITS = (
-    "8 bits, not {bits}: many rows meet each weight, where fewer bits are slower than W8A8 and coarser"
-)
+_NO_FEWER_BITS = "8 bits, not {bits}: many rows meet each weight, where fewer bits are slower than W8A8 and coarser"
+_PROMPTS = "prompts bring many rows, and the first token waits for them"
 _ONE_ROW = "decoding reads every weight for one row, so fewer bytes are less time"
-_HEAD = "the vocabulary's scores decide the token, so they keep 8 bits"
+_HEAD = "the vocabulary's scores are computed for one row at a time"
 _LOOKED_UP = "rows are decoded as they are looked up"
-_NOT_IN_DIALECT = "the portable dialect has no operator for it"
 _CONSTANT = "looked up once with constant ids"
+_NOT_IN_DIALECT = "the portable dialect has no operator for it"
+_KEPT = "as exported"
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What `--weights NAME` asks of a decoder; encoders get W8A8 under every recipe.
+class Planner:
+    """Plans the graphs of one bundle.
 
     Attributes:
-        bits: Of the linear layers.
-        block_sizes: Preferred first; the first that divides K is taken, else the last.
-        scheme: What the manifest calls the decoder.
+        manifest: The parent's.
+        asked: The `--weights` option.
+        target: The execution provider that the variant is for.
+        times: Of this machine, or built in; None where the variant will run elsewhere: defaults are then taken.
+        prompt_rows: Tokens of the prompt that a first token waits for.
+        block_size: For every layer that has blocks; None: chosen.
     """
 
-    bits: int
-    block_sizes: tuple[int, ...]
-    scheme: Scheme
+    manifest: Manifest
+    asked: Asked
+    target: Target
+    times: LayerTimes | None
+    prompt_rows: int
+    block_size: int | None = None
 
+    def with_times(self, times: LayerTimes) -> Planner:
+        """Return the planner with times to choose by."""
+        return replace(self, times=times)
 
-RECIPES = {
-    "int8": Recipe(bits=8, block_sizes=(128, 64, 32), scheme="int8-weight-only"),
-    "int4": Recipe(bits=4, block_sizes=(32,), scheme="int4"),
-}
-_W8A8 = Form(8)
-_HEAD_BITS = 8
-_HEAD_BLOCKS = (128, 64, 32)
-_TABLE_BLOCKS = (128, 64, 32, 16)
+    def recipe_of(self, component: ComponentName) -> str:
+        """Return the recipe that a component gets; on a GPU, encoders are float16 unless asked otherwise."""
+        name = self.asked.recipe_of(component)
+        is_asked = component in self.asked.by_component
+        is_encoder = component in ("vision_encoder", "text_encoder")
+        return "fp16" if self.target == "cuda" and is_encoder and not is_asked and name == "int8" else name
 
+    def plan_component(
+        self, component: ComponentName, sites: Sequence[Site], *, recipe: str, for_steps: bool = False
+    ) -> ComponentPlan:
+        """Return the plan of one graph.
 
-@dataclass(frozen=True)
-class LayerPlan:
-    """The choice for one layer.
+        Args:
+            component: Its name.
+            sites: Its layers.
+            recipe: A name in `RECIPES`.
+            for_steps: A decoder's speed counts at one row, not at a prompt's.
 
-    Attributes:
-        name: The weight's.
-        method: A name of `quant.weights.table.PASSES`, or "fp32".
-        form: None for "fp32".
-        num_inputs: K of a linear layer, V of a table.
-        num_outputs: N of a linear layer, D of a table.
-        reason: Half a sentence.
-    """
+        Raises:
+            QuantizationError: A form that the dialect, the target or the layer cannot hold, or that is a known cliff.
+        """
+        layers = tuple(self._plan_site(site, recipe, 1 if for_steps else self.prompt_rows) for site in sites)
+        plan = ComponentPlan(component, recipe, _scheme(layers, RECIPES[recipe]), layers, RECIPES[recipe].scaling)
+        refuse_cliffs(plan, self.manifest.dialect, self.target)
+        return plan
 
-    name: str
-    method: str
-    form: Form | None
-    num_inputs: int
-    num_outputs: int
-    reason: str
+    def candidates(self, site: Site, recipe: Recipe, rows: float) -> list[Choice]:
+        """Return what a linear layer may become, the default first.
 
-    @property
-    def label(self) -> str:
-        """Return method and form in words, such as "matmul_nbits 4-bit b32"."""
-        if self.form is None:
-            return self.method
-        block = "" if self.form.block_size is None else f" b{self.form.block_size}"
-        return f"{self.method} {self.form.bits}-bit{block}"
+        Raises:
+            QuantizationError: The dialect has no operator for the recipe.
+        """
+        if recipe.method == "fp32":
+            return [KEPT]
+        method = recipe.method if self.manifest.dialect == "contrib" else recipe.portable_method
+        if method is None:
+            raise QuantizationError(
+                f"{site.name}: {recipe.summary}: the {self.manifest.dialect} dialect has no operator for it; "
+                "export the checkpoint with --dialect contrib"
+            )
+        if method == "w8a8":
+            return self._eight_bits(site, rows)
+        if not recipe.blocks:
+            return [Choice(method, Form(recipe.bits, rounding=recipe.rounding))]
+        forms = (Form(recipe.bits, size, recipe.rounding) for size in self._blocks(recipe.blocks, site))
+        return [Choice(method, form) for form in forms]
 
+    def wanted(self, component: ComponentName, sites: Sequence[Site], recipes: Sequence[str]) -> Iterator[Timed]:
+        """Yield the measurements that planning a graph by these recipes will ask for."""
+        for site in sites:
+            if site.is_table:
+                continue
+            for rows in self._timed_rows(site):
+                names = {RECIPES[name].head if site.kind == "head" else name for name in recipes}
+                for name in sorted(names):
+                    for choice in self.candidates(site, RECIPES[name], rows):
+                        yield Timed(site.num_inputs, site.num_outputs, choice, rows)
 
-@dataclass(frozen=True)
-class ComponentPlan:
-    """The choices for one graph.
+    def _timed_rows(self, site: Site) -> tuple[int, ...]:
+        if site.kind == "head":
+            return (1,)
+        if site.rows is None:
+            return (1, min(max(self.prompt_rows, 2), _MOST_TIMED_ROWS))
+        return (min(site.rows, _MOST_TIMED_ROWS),)
 
-    Attributes:
-        component: Its name.
-        scheme: What the manifest will say.
-        layers: In node order.
-    """
+    def _plan_site(self, site: Site, recipe: str, decoder_rows: float) -> LayerPlan:
+        if site.kind == "constant table":
+            return _layer(site, KEPT, _CONSTANT)
+        if site.kind == "table":
+            return self._plan_table(site, RECIPES[recipe].table)
+        name = RECIPES[recipe].head if site.kind == "head" else recipe
+        rows = 1.0 if site.kind == "head" else decoder_rows if site.rows is None else site.rows
+        default, *others = self.candidates(site, RECIPES[name], rows)
+        reason = self._reason(site, default, rows)
+        if self.times is None or not others:
+            return _layer(site, default, reason)
+        took_ms = {each: self.times.ms(site.num_inputs, site.num_outputs, each, rows) for each in (default, *others)}
+        quickest = min(took_ms, key=took_ms.__getitem__)
+        if took_ms[quickest] > WORTH_CHANGING * took_ms[default]:
+            return _layer(site, default, reason)
+        share = took_ms[quickest] / took_ms[default]
+        return _layer(
+            site, quickest, f"{self._reason(site, quickest, rows)}; {share:.0%} of the time of {default.label}"
+        )
 
-    component: ComponentName
-    scheme: Scheme
-    layers: tuple[LayerPlan, ...]
+    def _plan_table(self, site: Site, recipe: str) -> LayerPlan:
+        if recipe == "fp32":
+            return _layer(site, KEPT, _KEPT)
+        if self.manifest.dialect != "contrib":
+            return _layer(site, KEPT, _NOT_IN_DIALECT)
+        form = Form(RECIPES[recipe].bits, self._blocks(_TABLE_BLOCKS, site)[0])
+        return _layer(site, Choice("gather_int8", form), _LOOKED_UP)
 
-    def forms_of(self, method: str) -> dict[str, Form]:
-        """Return the layers of one method as its pass takes them."""
-        return {plan.name: plan.form for plan in self.layers if plan.method == method and plan.form is not None}
+    def _eight_bits(self, site: Site, rows: float) -> list[Choice]:
+        """Return W8A8 and, in a decoder, weight-only forms; those first where one row at a time is computed.
 
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """Return the methods used, float32 left out."""
-        return tuple(dict.fromkeys(plan.method for plan in self.layers if plan.form is not None))
+        An encoder's rows come from several requests, and W8A8 gives a row the same bits alone or beside others;
+        MatMulNBits has a kernel of its own for one row and rounds it differently.
+        """
+        if self.manifest.dialect != "contrib" or (site.rows is not None and self.target != "cuda"):
+            return [_W8A8]
+        blocks = self._blocks(_WEIGHT_ONLY_BLOCKS, site)
+        weight_only = [Choice("matmul_nbits", Form(8, size)) for size in blocks]
+        if self.target == "cuda":
+            return weight_only
+        return [*weight_only, _W8A8] if rows == 1 else [_W8A8, *weight_only]
 
-    @property
-    def detail(self) -> str:
-        """Return one line per distinct choice: how many layers, what, why."""
-        ordered = sorted(self.layers, key=lambda plan: (plan.label, plan.reason))
-        groups = [list(group) for _, group in groupby(ordered, key=lambda plan: (plan.label, plan.reason))]
-        return "\n".join(f"{len(group)} x {group[0].label}: {group[0].reason}" for group in groups)
+    def _blocks(self, preferred: Sequence[int], site: Site) -> list[int]:
+        """Return block sizes, those that divide K first."""
+        if self.block_size is not None:
+            return [self.block_size]
+        return sorted(preferred, key=lambda size: site.num_inputs % size != 0)
 
-
-def recipe_named(weights: str) -> Recipe:
-    """Return what a `--weights` value asks for.
-
-    Raises:
-        QuantizationError: Nothing has that name.
-    """
-    if weights not in RECIPES:
-        raise QuantizationError(f"unknown weights {weights!r}; known: {', '.join(RECIPES)}")
-    return RECIPES[weights]
+    def _reason(self, site: Site, choice: Choice, rows: float) -> str:
+        if choice.form is None:
+            return _KEPT
+        if site.kind == "head":
+            return _HEAD
+        if site.rows is None:
+            return _ONE_ROW if rows == 1 else _PROMPTS
+        bits = RECIPES[self.asked.default].bits
+        return _NO_FEWER_BITS.format(bits=bits) if bits < choice.form.bits else _MANY_ROWS
 
 
 def require_float(manifest: Manifest) -> None:
@@ -146,82 +199,22 @@ def require_float(manifest: Manifest) -> None:
     Raises:
         QuantizationError: A component is quantized already; its rounding errors would be rounded again.
     """
-    done = [f"{name} is {part.scheme}" for name, part in manifest.components.items() if part.scheme != FLOAT32]
+    done = [f"{name} is {part.scheme}" for name, part in manifest.components.items() if part.scheme != "fp32"]
     if done:
         raise QuantizationError(
             f"{manifest.name} is quantized already ({', '.join(done)}). Quantize the fp32 bundle that it was made from."
         )
 
 
-def plan_component(name: ComponentName, graph: ir.Graph, manifest: Manifest, recipe: Recipe) -> ComponentPlan:
-    """Return the choice for every linear layer and embedding table of a graph.
-
-    Raises:
-        QuantizationError: The dialect has no operator for a decoder's weights, or no layer was found.
-    """
-    linears, tables = _distinct(find_linears(graph)), _distinct(find_tables(graph))
-    if not linears and not tables:
-        raise QuantizationError(f"{name}: no linear layer or embedding table was found; nothing can be made smaller")
-    if name == "decoder":
-        layers = [_plan_decoder_linear(linear, manifest, recipe) for linear in linears]
-    else:
-        layers = [_plan_encoder_linear(linear, recipe) for linear in linears]
-    layers += [_plan_table(table, graph, manifest) for table in tables]
-    return ComponentPlan(name, _scheme(name, layers, recipe), tuple(layers))
+def _layer(site: Site, choice: Choice, reason: str) -> LayerPlan:
+    return LayerPlan(site.name, choice, site.num_inputs, site.num_outputs, reason, site.is_table)
 
 
-def apply_plan(model: ir.Model, plan: ComponentPlan) -> None:
-    """Rewrite a graph in place as planned."""
-    from quant.weights.table import load_pass
-
-    for method in plan.methods:
-        load_pass(method)(plan.forms_of(method))(model)
-
-
-def planned(component: Component, plan: ComponentPlan, weight_bytes: int) -> Component:
-    """Return a component's manifest entry after its plan was applied."""
-    return component.model_copy(update={"scheme": plan.scheme, "detail": plan.detail, "weight_bytes": weight_bytes})
-
-
-def _plan_encoder_linear(linear: Linear, recipe: Recipe) -> LayerPlan:
-    reason = _MANY_ROWS if recipe.bits >= _W8A8.bits else _MANY_ROWS_FEWER_BITS.format(bits=recipe.bits)
-    return LayerPlan(linear.name, "w8a8", _W8A8, linear.num_inputs, linear.num_outputs, reason)
-
-
-def _plan_decoder_linear(linear: Linear, manifest: Manifest, recipe: Recipe) -> LayerPlan:
-    if manifest.dialect != "contrib":
-        raise QuantizationError(
-            f"decoder: {recipe.bits}-bit weights need MatMulNBits, which the {manifest.dialect} dialect lacks; "
-            "export the checkpoint with --dialect contrib"
-        )
-    is_head = manifest.decoder is not None and linear.num_outputs == manifest.decoder.vocab_size
-    bits, block_sizes = (_HEAD_BITS, _HEAD_BLOCKS) if is_head else (recipe.bits, recipe.block_sizes)
-    form = Form(bits, _first_divisor(block_sizes, linear.num_inputs))
-    reason = _HEAD if is_head and recipe.bits < _HEAD_BITS else _ONE_ROW
-    return LayerPlan(linear.name, "matmul_nbits", form, linear.num_inputs, linear.num_outputs, reason)
-
-
-def _plan_table(table: Table, graph: ir.Graph, manifest: Manifest) -> LayerPlan:
-    size = table.num_rows, table.width
-    if table.ids not in graph.inputs:
-        return LayerPlan(table.name, FLOAT32, None, *size, _CONSTANT)
-    if manifest.dialect != "contrib":
-        return LayerPlan(table.name, FLOAT32, None, *size, _NOT_IN_DIALECT)
-    return LayerPlan(table.name, "gather_int8", Form(8, _first_divisor(_TABLE_BLOCKS, table.width)), *size, _LOOKED_UP)
-
-
-def _scheme(name: ComponentName, layers: Sequence[LayerPlan], recipe: Recipe) -> Scheme:
-    if all(plan.form is None for plan in layers):
+def _scheme(layers: Sequence[LayerPlan], recipe: Recipe) -> Scheme:
+    """Return the manifest's word: W8A8 where any layer is, weight-only where int8 layers only store 8 bits."""
+    methods = {layer.choice.method for layer in layers if layer.choice.form is not None}
+    if not methods:
         return "fp32"
-    if name == "decoder":
-        return recipe.scheme
-    return "int8" if any(plan.method == "w8a8" for plan in layers) else "int8-weight-only"
-
-
-def _first_divisor(block_sizes: Sequence[int], size: int) -> int:
-    return next((block_size for block_size in block_sizes if size % block_size == 0), block_sizes[-1])
-
-
-def _distinct(layers: Sequence[_Layer]) -> list[_Layer]:
-    """Return one layer of each weight."""
-    return list({layer.name: layer for layer in layers}.values())
+    if recipe.scheme == "int8" and "w8a8" not in methods:
+        return "int8-weight-only"
+    return recipe.scheme

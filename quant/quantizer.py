@@ -5,18 +5,53 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
 
 from bundle.directory import MANIFEST, open_bundle, seal, write_aside
 from bundle.errors import QuantizationError
 from bundle.machine import this_machine
-from bundle.manifest import Component, ComponentName, Gate, Manifest
+from bundle.manifest import Component, ComponentName, Manifest
+from quant.calibrator import Calibrator
+from quant.draft import Draft, Options, make_draft
 from quant.evaluation import Evaluation, Measured
-from quant.gate import judge_all, measure
+from quant.feeds import FeedSource
+from quant.gate import MIXED, judge_all, measure
 from quant.graphs import open_graph, save_graph, weight_bytes
 from quant.parity import Parity, canary_parity
-from quant.planner import Recipe, apply_plan, plan_component, planned, recipe_named, require_float
-from quant.report import REPORT, ComponentReport, EvaluationFacts, Report, write_report
+from quant.plan import ComponentPlan, apply_plan, planned
+from quant.planner import require_float
+from quant.profiles import PREFILL
+from quant.recipes import RECIPES
+from quant.report import REPORT, CalibrationFacts, ComponentReport, EvaluationFacts, Report, write_report
+from quant.rounding.table import load_rounding
+
+Say = Callable[[str], None]
+_DEFAULTS = Options()
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is made of what.
+
+    Attributes:
+        bundle: The parent's folder.
+        parent: Its manifest.
+        aside: Where the variant is written.
+        draft: What was decided.
+        calibration: Samples that weights are fitted to.
+        say: Told of each step.
+    """
+
+    bundle: Path
+    parent: Manifest
+    aside: Path
+    draft: Draft
+    calibration: Evaluation | None
+    say: Say
 
 
 def quantize_bundle(
@@ -24,9 +59,13 @@ def quantize_bundle(
     output: Path,
     *,
     weights: str,
+    options: Options = _DEFAULTS,
+    calibration: Evaluation | None = None,
     evaluation: Evaluation | None = None,
+    limits: Mapping[str, float] | None = None,
     overwrite: bool = False,
-    progress: Callable[[str], None] | None = None,
+    progress: Say | None = None,
+    show: Callable[[Draft], None] | None = None,
 ) -> Manifest:
     """Write a smaller variant of an fp32 bundle and return its manifest.
 
@@ -36,96 +75,148 @@ def quantize_bundle(
     Args:
         bundle: The parent.
         output: The variant's folder.
-        weights: "int8" or "int4".
-        evaluation: Samples to measure quality on; without them only the canary is compared.
+        weights: NAME[,component=NAME...] of `quant.recipes.RECIPES`.
+        options: Blocks, profile, target, and whether layers are timed.
+        calibration: Samples for recipes that fit weights to inputs.
+        evaluation: Samples to measure quality on; without them only the canary is compared, and nothing is gated.
+        limits: Gates' limits set by the user, as `quant.gate.parse_limits` returns them.
         overwrite: Replace a bundle that stands at `output`.
         progress: Called with a line at each step.
+        show: Called with the plan before it is carried out.
 
     Raises:
-        QuantizationError: Unknown weights, a parent that is quantized already, or a dialect without the operators.
+        QuantizationError: Weights or options that cannot be had, samples that lack, or a parent that is quantized.
         BundleError: The parent is not whole, or `output` exists.
     """
     started = time.monotonic()
     say = progress or (lambda line: None)
-    recipe = recipe_named(weights)
     if output.resolve() == bundle.resolve():
         raise QuantizationError(f"{output} is the bundle to be quantized; choose another -o")
     parent = open_bundle(bundle, allow_ungated=True)  # a quantized parent has an error of its own
     require_float(parent)
+    draft = make_draft(bundle, parent, weights, options, say)
+    _require_calibration(draft, calibration)
     with write_aside(output, overwrite=overwrite) as aside:
-        components = _quantize_components(bundle, aside, parent, recipe, say)
-        _copy_the_rest(bundle, aside, parent)
-        variant = parent.model_copy(update={"name": f"{parent.name}-{weights}", "components": components})
+        if show:
+            show(draft)
+        job = Job(bundle, parent, aside, draft, calibration, say)
+        variant = _write_variant(job, options)
         say("comparing with the outputs recorded at export")
-        parity = canary_parity(aside, components)
+        parity = canary_parity(aside, variant.components)
         measured = measure((bundle, parent), (aside, variant), evaluation, say) if evaluation else None
-        gates = judge_all(parity, measured, weights)
-        facts = EvaluationFacts(source=evaluation.source, num_samples=evaluation.num_samples) if evaluation else None
-        report = _report(parent, variant, weights, parity, measured, facts, gates, time.monotonic() - started)
-        write_report(report, aside)
-        return seal(aside, variant.model_copy(update={"gates": gates}))
+        gates = judge_all(parity, measured, _limits_row(draft), limits)
+        variant = variant.model_copy(update={"gates": gates})
+        write_report(_report(job, variant, parity, measured, evaluation, time.monotonic() - started), aside)
+        return seal(aside, variant)
 
 
-def _quantize_components(
-    bundle: Path, aside: Path, parent: Manifest, recipe: Recipe, say: Callable[[str], None]
-) -> dict[ComponentName, Component]:
+def _require_calibration(draft: Draft, calibration: Evaluation | None) -> None:
+    """Check that there are samples where a recipe fits weights to inputs.
+
+    Raises:
+        QuantizationError: There are none.
+    """
+    fitted = {plan.recipe for plan in draft.plans.values() if RECIPES[plan.recipe].calibration != "none"}
+    if fitted and (calibration is None or not calibration.num_samples):
+        what = "holds no samples" if calibration else "is missing"
+        raise QuantizationError(
+            f"{', '.join(sorted(fitted))} fits weights to real inputs, and calibration {what}: pass --calibration "
+            "FILE.jsonl with a few dozen samples of what the model will see, or take int8 or int4"
+        )
+
+
+def _write_variant(job: Job, options: Options) -> Manifest:
     components: dict[ComponentName, Component] = {}
-    for name, component in parent.components.items():
-        model = open_graph(bundle / component.file)
-        plan = plan_component(name, model.graph, parent, recipe)
-        apply_plan(model, plan)
-        save_graph(model, aside / component.file)
-        components[name] = planned(component, plan, weight_bytes(model))
-        before, after = component.weight_bytes / 1e6, components[name].weight_bytes / 1e6
-        say(f"{name}: {before:.1f} -> {after:.1f} MB; {plan.detail.replace(chr(10), '; ')}")
-    return components
-
-
-def _copy_the_rest(bundle: Path, aside: Path, parent: Manifest) -> None:
-    graphs = {component.file for component in parent.components.values()}
+    for name, plan in job.draft.plans.items():
+        components[name] = _write_graph(job, name, plan)
+    graphs = {component.file for component in job.parent.components.values()}
     rewritten = graphs | {f"{file}.data" for file in graphs} | {REPORT, MANIFEST}
-    for name in parent.files.keys() - rewritten:
-        shutil.copyfile(bundle / name, aside / name)
+    for file in job.parent.files.keys() - rewritten:
+        shutil.copyfile(job.bundle / file, job.aside / file)
+    title = f"{job.parent.name}-{job.draft.label}"
+    return job.parent.model_copy(update={"name": title, "components": components, "target": options.target})
+
+
+def _write_graph(job: Job, name: ComponentName, plan: ComponentPlan) -> Component:
+    source = job.parent.components["decoder" if name == PREFILL else name]
+    component = source.model_copy(update={"file": f"{name}.onnx"}) if name == PREFILL else source
+    model = open_graph(job.bundle / source.file)
+    _carry_out(job, model, name, plan)
+    save_graph(model, job.aside / component.file)
+    written = planned(component, plan, weight_bytes(model))
+    before, after = source.weight_bytes / 1e6, written.weight_bytes / 1e6
+    job.say(f"{name}: {before:.1f} -> {after:.1f} MB; {plan.detail.replace(chr(10), '; ')}")
+    return written
+
+
+def _carry_out(job: Job, model: ir.Model, name: ComponentName, plan: ComponentPlan) -> None:
+    """Rewrite a graph as planned, calibrating what wants it."""
+    wants = RECIPES[plan.recipe].calibration
+    if wants == "none" or job.calibration is None:
+        apply_plan(model, plan)
+        return
+    calibrator = Calibrator(FeedSource(job.bundle, job.parent, job.calibration), job.say)
+    if plan.scaling is not None or wants == "peaks":
+        groups = calibrator.groups(name, grams=wants == "grams")
+        apply_plan(model, plan, {layer: found for group in groups for layer, found in group.items()})
+        return
+    fitted = [
+        layer.name
+        for layer in plan.layers
+        if layer.choice.form and load_rounding(layer.choice.form.rounding).needs_gram
+    ]
+    for group in calibrator.groups(name, grams=True, layers=fitted):  # a group's Grams are let go before the next
+        apply_plan(model, plan.only(group), group)
+    apply_plan(model, plan.without(fitted))
+
+
+def _limits_row(draft: Draft) -> str:
+    """Return the row of `quant.gate.LIMITS` that a variant is held to."""
+    return MIXED if draft.asked.by_component else draft.asked.default
 
 
 def _report(
-    parent: Manifest,
+    job: Job,
     variant: Manifest,
-    weights: str,
     parity: Mapping[ComponentName, Parity],
     measured: Measured | None,
-    evaluation: EvaluationFacts | None,
-    gates: tuple[Gate, ...],
+    evaluation: Evaluation | None,
     seconds: float,
 ) -> Report:
-    components = {
-        name: ComponentReport(
-            scheme=component.scheme,
-            choices=tuple(component.detail.splitlines()),
-            fp32_bytes=parent.components[name].weight_bytes,
-            weight_bytes=component.weight_bytes,
-            canary_cosine=parity[name].cosine,
-            canary_max_abs=parity[name].max_abs,
-        )
-        for name, component in variant.components.items()
-    }
-    missing = () if measured else ("quality on held-out samples: no evaluation was given",)
     found = measured or Measured()
+    missing = () if measured else ("quality on samples: no evaluation was given",)
+    fitted = any(RECIPES[plan.recipe].calibration != "none" for plan in job.draft.plans.values())
     return Report(
-        parent=parent.name,
-        parent_sha256=parent.source_sha256,
-        weights=weights,
-        fp32_bytes=parent.weight_bytes,
+        parent=job.parent.name,
+        parent_sha256=job.parent.source_sha256,
+        weights=job.draft.label,
+        fp32_bytes=job.parent.weight_bytes,
         weight_bytes=variant.weight_bytes,
-        components=components,
-        evaluation=evaluation,
-        teacher_forced=found.teacher_forced,
-        replies=found.replies,
-        image_sensitivity=found.image_sensitivity,
-        likenesses=found.likenesses,
-        tasks=found.tasks,
-        gates=gates,
+        components={
+            name: _component_report(part, job.parent.components["decoder" if name == PREFILL else name], parity[name])
+            for name, part in variant.components.items()
+        },
+        calibration=CalibrationFacts(**_facts(job.calibration)) if fitted and job.calibration else None,
+        evaluation=EvaluationFacts(**_facts(evaluation)) if evaluation else None,
+        **{part.name: getattr(found, part.name) for part in fields(found)},
+        profiles=job.draft.profiles,
+        gates=variant.gates,
         not_measured=(*missing, "speed: measure it with pocketvlm bench on the machine that will serve"),
         machine=this_machine(("onnxruntime", "numpy")),
         seconds=round(seconds, 2),
+    )
+
+
+def _facts(samples: Evaluation) -> dict[str, Any]:
+    return {"source": samples.source, "num_samples": samples.num_samples}
+
+
+def _component_report(component: Component, parent: Component, parity: Parity) -> ComponentReport:
+    return ComponentReport(
+        scheme=component.scheme,
+        choices=tuple(component.detail.splitlines()),
+        fp32_bytes=parent.weight_bytes,
+        weight_bytes=component.weight_bytes,
+        canary_cosine=parity.cosine,
+        canary_max_abs=parity.max_abs,
     )

@@ -1,119 +1,137 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 
 from bundle.directory import read_manifest
 from bundle.errors import QuantizationError
-from bundle.manifest import Manifest
-from quant.graphs import open_graph
-from quant.planner import RECIPES, ComponentPlan, plan_component, recipe_named, require_float
+from bundle.manifest import ComponentName, Manifest
+from quant.layer_times import LayerTimes, builtin_times
+from quant.plan import ComponentPlan
+from quant.planner import Planner, require_float
+from quant.recipes import RECIPES, Asked
+from quant.survey import Site
 from quant.weights.table import PASSES, load_pass
 from quant.weights.weight_pass import WeightPass
 
-VOCABULARY = 96
+HEAD = Site("lm_head", "head", 64, 96)
+UP, DOWN = Site("up", "linear", 64, 192), Site("down", "linear", 192, 64)
+DECODER = (UP, DOWN, HEAD)
+TOWER = (Site("fc1", "linear", 64, 128, rows=77),)
+TABLE = (Site("tokens", "table", 64, 96),)
 
 
 @pytest.fixture
 def manifest(smolvlm_bundle: Path) -> Manifest:
-    manifest = read_manifest(smolvlm_bundle)
-    assert manifest.decoder is not None
-    return manifest.model_copy(update={"decoder": manifest.decoder.model_copy(update={"vocab_size": VOCABULARY})})
+    return read_manifest(smolvlm_bundle)
 
 
-@pytest.fixture
-def graph(model_of: Callable[..., ir.Model], rng: np.random.Generator) -> ir.Graph:
-    weights = {"up": (48, 64), "down": (64, 48), "lm_head": (48, VOCABULARY)}
-    arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in weights.items()}
-    nodes = [
-        ("MatMul", ["x", "up"], "a", {}),
-        ("MatMul", ["a", "down"], "b", {}),
-        ("MatMul", ["b", "lm_head"], "y", {}),
-    ]
-    return model_of({"x": (ir.DataType.FLOAT, ["M", 48])}, nodes, arrays, ["y"]).graph
+def planner_of(manifest: Manifest, weights: str, **changes) -> Planner:
+    settings = {"target": "cpu", "times": None, "prompt_rows": 96, **changes}
+    return Planner(manifest, Asked(weights), **settings)
+
+
+def plan(
+    manifest: Manifest, component: ComponentName, sites, weights: str, for_steps=False, **changes
+) -> ComponentPlan:
+    planner = planner_of(manifest, weights, **changes)
+    return planner.plan_component(component, sites, recipe=planner.recipe_of(component), for_steps=for_steps)
 
 
 def labels(plan: ComponentPlan) -> dict[str, str]:
-    return {layer.name: layer.label for layer in plan.layers}
+    return {layer.name: layer.choice.label for layer in plan.layers}
 
 
-@pytest.mark.parametrize("weights", RECIPES)
+def table_of(times_ms: dict[str, float]) -> LayerTimes:
+    """Return times of `UP` at one row by form; the other layers have those of the built-in table."""
+    return LayerTimes({f"64x192 {label} M=1": ms for label, ms in times_ms.items()}, "fixed")
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4", "ternary"])
 @pytest.mark.parametrize("component", ["vision_encoder", "text_encoder"])
-def test_encoders_get_w8a8_whatever_is_asked(graph, manifest, weights: str, component) -> None:
-    plan = plan_component(component, graph, manifest, RECIPES[weights])
-    assert set(labels(plan).values()) == {"w8a8 8-bit"}
-    assert plan.scheme == "int8"
-    assert "many rows" in plan.detail
-    assert ("8 bits, not 4" in plan.detail) == (weights == "int4")
+@pytest.mark.parametrize("times", [None, builtin_times()])
+def test_encoders_are_w8a8_whatever_few_bits_are_asked_and_say_why(manifest, weights, component, times) -> None:
+    found = plan(manifest, component, TOWER, weights, times=times)
+    assert set(labels(found).values()) == {"w8a8 8-bit"}
+    assert found.scheme == "int8"
+    assert "many rows" in found.detail
+    assert (f"8 bits, not {RECIPES[weights].bits}" in found.detail) == (weights != "int8")
 
 
-def test_an_int8_decoder_takes_the_largest_block_that_divides(graph, manifest) -> None:
-    plan = plan_component("decoder", graph, manifest, RECIPES["int8"])
-    assert labels(plan) == {
-        "up": "matmul_nbits 8-bit b32",
-        "down": "matmul_nbits 8-bit b64",
-        "lm_head": "matmul_nbits 8-bit b32",
-    }
-    assert plan.scheme == "int8-weight-only"
+def test_an_encoder_that_is_named_gets_what_was_asked(manifest) -> None:
+    planner = Planner(manifest, Asked("int8", {"vision_encoder": "int4"}), "cpu", None, 96)
+    found = planner.plan_component("vision_encoder", TOWER, recipe=planner.recipe_of("vision_encoder"))
+    assert labels(found) == {"fc1": "matmul_nbits 4-bit b64"}
+    assert found.scheme == "int4"
 
 
-def test_an_int4_decoder_keeps_its_head_at_8_bits_and_says_why(graph, manifest) -> None:
-    plan = plan_component("decoder", graph, manifest, RECIPES["int4"])
-    assert labels(plan) == {
-        "up": "matmul_nbits 4-bit b32",
-        "down": "matmul_nbits 4-bit b32",
-        "lm_head": "matmul_nbits 8-bit b32",
-    }
-    assert plan.scheme == "int4"
-    assert plan.detail.splitlines()[1].startswith("1 x matmul_nbits 8-bit b32: the vocabulary's scores")
+@pytest.mark.parametrize("times", [None, builtin_times()])
+def test_an_int8_decoder_is_w8a8_for_prompts_and_weight_only_for_steps(manifest, times) -> None:
+    prompts = plan(manifest, "decoder", DECODER, "int8", times=times)
+    assert labels(prompts) == {"up": "w8a8 8-bit", "down": "w8a8 8-bit", "lm_head": "matmul_nbits 8-bit b64"} or times
+    assert labels(prompts)["up"] == labels(prompts)["down"] == "w8a8 8-bit"
+    assert prompts.scheme == "int8"
+    steps = plan(manifest, "decoder", DECODER, "int8", for_steps=True, times=times)
+    assert all(label.startswith("matmul_nbits 8-bit") for label in labels(steps).values())
+    assert steps.scheme == "int8-weight-only"
 
 
-def test_a_portable_decoder_is_refused_with_what_to_do(graph, manifest) -> None:
+def test_blocks_that_divide_come_first(manifest) -> None:
+    found = plan(manifest, "decoder", (Site("a", "linear", 192, 64), Site("b", "linear", 256, 64)), "ternary")
+    assert labels(found) == {"a": "matmul_nbits 2-bit b64 ternary", "b": "matmul_nbits 2-bit b128 ternary"}
+
+
+def test_a_block_size_that_is_given_is_taken_everywhere(manifest) -> None:
+    found = plan(manifest, "decoder", DECODER, "int4", block_size=32, times=builtin_times())
+    assert set(labels(found).values()) == {"matmul_nbits 4-bit b32"}
+
+
+def test_the_quickest_form_is_taken_where_it_saves_enough(manifest) -> None:
+    times = table_of({"matmul_nbits 4-bit b64": 1.0, "matmul_nbits 4-bit b128": 0.85, "matmul_nbits 4-bit b32": 2.0})
+    found = plan(manifest, "decoder", DECODER, "int4", for_steps=True, times=times)
+    assert labels(found)["up"] == "matmul_nbits 4-bit b128"
+    assert "85% of the time of matmul_nbits 4-bit b64" in found.detail
+
+
+def test_a_form_that_saves_little_is_left_alone(manifest) -> None:
+    times = table_of({"matmul_nbits 4-bit b64": 1.0, "matmul_nbits 4-bit b128": 0.95, "matmul_nbits 4-bit b32": 2.0})
+    found = plan(manifest, "decoder", DECODER, "int4", for_steps=True, times=times)
+    assert labels(found)["up"] == "matmul_nbits 4-bit b64"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_plan_is_never_slower_than_its_default_and_always_the_same(manifest, seed: int) -> None:
+    drawn = np.random.default_rng(seed).uniform(0.1, 1.0, 3)
+    times = table_of({f"matmul_nbits 4-bit b{size}": ms for size, ms in zip((32, 64, 128), drawn, strict=True)})
+    default, found, again = (
+        plan(manifest, "decoder", DECODER, "int4", for_steps=True, times=each) for each in (None, times, times)
+    )
+    assert found == again
+    for before, after in zip(default.layers, found.layers, strict=True):
+        took = [times.ms(layer.num_inputs, layer.num_outputs, layer.choice, 1) for layer in (before, after)]
+        assert took[1] <= took[0]
+
+
+def test_a_token_table_is_looked_up_in_8_bits(manifest) -> None:
+    found = plan(manifest, "embed_tokens", TABLE, "int8")
+    assert labels(found) == {"tokens": "gather_int8 8-bit b64"}
+    assert found.scheme == "int8-weight-only"
+
+
+def test_a_table_with_constant_ids_stays_float(manifest) -> None:
+    found = plan(manifest, "vision_encoder", (Site("positions", "constant table", 64, 16),), "int8")
+    assert labels(found) == {"positions": "fp32"}
+    assert found.scheme == "fp32"
+    assert found.methods == ()
+
+
+def test_the_portable_dialect_refuses_what_it_has_no_operator_for(manifest) -> None:
     portable = manifest.model_copy(update={"dialect": "portable"})
     with pytest.raises(QuantizationError, match="--dialect contrib"):
-        plan_component("decoder", graph, portable, RECIPES["int8"])
-
-
-def look_up(model_of, rng, ids: str) -> ir.Graph:
-    weights = {"t": rng.standard_normal((30, 64)).astype(np.float32), "fixed": np.arange(4)}
-    nodes = [("Gather", ["t", ids], "y", {})]
-    return model_of({"ids": (ir.DataType.INT64, ["B", "T"])}, nodes, weights, ["y"]).graph
-
-
-def test_a_token_table_becomes_int8(model_of, rng, manifest) -> None:
-    plan = plan_component("embed_tokens", look_up(model_of, rng, "ids"), manifest, RECIPES["int4"])
-    assert labels(plan) == {"t": "gather_int8 8-bit b64"}
-    assert plan.scheme == "int8-weight-only"
-
-
-def test_a_table_with_constant_ids_stays_float(model_of, rng, manifest) -> None:
-    plan = plan_component("vision_encoder", look_up(model_of, rng, "fixed"), manifest, RECIPES["int8"])
-    assert labels(plan) == {"t": "fp32"}
-    assert plan.scheme == "fp32"
-    assert plan.methods == ()
-
-
-def test_a_token_table_stays_float_in_the_portable_dialect(model_of, rng, manifest) -> None:
-    portable = manifest.model_copy(update={"dialect": "portable"})
-    plan = plan_component("text_encoder", look_up(model_of, rng, "ids"), portable, RECIPES["int8"])
-    assert plan.detail == "1 x fp32: the portable dialect has no operator for it"
-
-
-def test_a_graph_without_weights_is_refused(model_of, manifest) -> None:
-    inputs = {"x": (ir.DataType.FLOAT, ["M", 4])}
-    with pytest.raises(QuantizationError, match="nothing can be made smaller"):
-        plan_component(
-            "decoder", model_of(inputs, [("Relu", ["x"], "y", {})], {}, ["y"]).graph, manifest, RECIPES["int8"]
-        )
-
-
-def test_unknown_weights_are_answered_with_the_known_ones() -> None:
-    with pytest.raises(QuantizationError, match="unknown weights 'int3'; known: int8, int4"):
-        recipe_named("int3")
+        plan(portable, "decoder", DECODER, "ternary")
+    assert set(labels(plan(portable, "decoder", DECODER, "int8")).values()) == {"w8a8 8-bit"}
 
 
 def test_an_fp32_bundle_is_accepted_and_a_quantized_one_named(manifest) -> None:
@@ -124,18 +142,11 @@ def test_an_fp32_bundle_is_accepted_and_a_quantized_one_named(manifest) -> None:
         require_float(done)
 
 
-def test_an_exported_decoders_every_linear_layer_is_planned(smolvlm_bundle: Path, manifest) -> None:
-    graph = open_graph(smolvlm_bundle / manifest.components["decoder"].file).graph
-    plan = plan_component("decoder", graph, manifest, RECIPES["int8"])
-    matrices = [name for name, value in graph.initializers.items() if value.shape is not None and len(value.shape) == 2]
-    assert sorted(labels(plan)) == sorted(matrices)
-
-
 @pytest.mark.parametrize("name", PASSES)
 def test_every_scheme_of_the_table_loads(name: str) -> None:
     assert issubclass(load_pass(name), WeightPass)
 
 
 def test_an_unknown_scheme_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(QuantizationError, match="known: w8a8, matmul_nbits, gather_int8"):
+    with pytest.raises(QuantizationError, match="known: w8a8, "):
         load_pass("w2a2")

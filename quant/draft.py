@@ -1,0 +1,117 @@
+"""What will be done to a bundle, decided before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bundle.errors import QuantizationError
+from bundle.manifest import ComponentName, Manifest, Target
+from quant.cliffs import refuse_target
+from quant.graphs import open_graph
+from quant.layer_times import LayerTimes, Timed, builtin_times, cache_folder, tuned_times
+from quant.planner import Planner, Sites
+from quant.profiles import Mix, Plans, ProfileName, compare_profiles, plan_bundle, read_profile
+from quant.recipes import RECIPES, Asked, read_weights
+from quant.report import DecoderProfile
+from quant.survey import survey
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a plan is made, beside the weights asked for.
+
+    Attributes:
+        block_size: Weights per scale, for every layer that has blocks; None: chosen.
+        profile: "latency", "memory" or "dual"; None: the one of the weights.
+        target: The execution provider that the variant is for.
+        tune: Measure the layers' times on this machine; else the built-in table is used.
+        mix: The request that times are predicted for.
+    """
+
+    block_size: int | None = None
+    profile: str | None = None
+    target: Target = "cpu"
+    tune: bool = False
+    mix: Mix = field(default_factory=Mix)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A whole bundle's plan.
+
+    Attributes:
+        asked: The weights asked for.
+        profile: Of the decoder; None where there is none or its recipe is of no profile.
+        plans: By component, `decoder_prefill` among them under the profile "dual".
+        profiles: The decoder's profiles beside each other; empty where they are not predicted.
+        times_source: Where the times come from that decided; "" where none did.
+    """
+
+    asked: Asked
+    profile: ProfileName | None
+    plans: Plans
+    profiles: tuple[DecoderProfile, ...]
+    times_source: str
+
+    @property
+    def label(self) -> str:
+        """Return what a variant's name gets: the weights, and the profile where it is not the weights' own."""
+        own = read_profile(None, self.asked.recipe_of("decoder")) if self.profile else None
+        return self.asked.label if self.profile == own else f"{self.asked.label}-{self.profile}"
+
+
+def make_draft(bundle: Path, manifest: Manifest, weights: str, options: Options, say: Say) -> Draft:
+    """Return the plan for an fp32 bundle.
+
+    Raises:
+        QuantizationError: Weights, profile, block or target that are unknown, do not fit, or are a known cliff.
+    """
+    asked = read_weights(weights, manifest)
+    refuse_target(manifest, options.target)
+    sites = {
+        name: survey(name, open_graph(bundle / component.file).graph, manifest)
+        for name, component in manifest.components.items()
+    }
+    profile = _profile_of(asked, manifest, options)
+    planner = Planner(manifest, asked, options.target, None, options.mix.prompt_tokens(manifest), options.block_size)
+    plan_bundle(planner, sites, profile)  # refuses what cannot be done before time is spent on measuring
+    if options.target != "cpu":
+        return Draft(asked, profile, plan_bundle(planner, sites, profile), (), "")
+    times = _times(planner, sites, options, say)
+    planner = planner.with_times(times)
+    profiles = compare_profiles(planner, sites, profile, options.mix, times) if profile else ()
+    return Draft(asked, profile, plan_bundle(planner, sites, profile), profiles, times.source)
+
+
+def _profile_of(asked: Asked, manifest: Manifest, options: Options) -> ProfileName | None:
+    if "decoder" in manifest.components:
+        return read_profile(options.profile, asked.recipe_of("decoder"))
+    if options.profile is not None:
+        raise QuantizationError(f"{manifest.name} has no decoder, so no profile {options.profile!r}")
+    return None
+
+
+def _times(planner: Planner, sites: Sites, options: Options, say: Say) -> LayerTimes:
+    if not options.tune:
+        return builtin_times()
+    wanted: list[Timed] = []
+    for component, of_graph in sites.items():
+        wanted += planner.wanted(component, of_graph, _recipes_to_time(planner, component))
+    return tuned_times(wanted, cache_folder(), say)
+
+
+def _recipes_to_time(planner: Planner, component: ComponentName) -> list[str]:
+    """Return the recipe of a component, and those of the decoder's other profiles."""
+    own = planner.recipe_of(component)
+    return [own, "int8", "int4"] if component == "decoder" else [own]
+
+
+def experimental(draft: Draft) -> list[str]:
+    """Return the names of recipes in use that are known to lose quality unless the checkpoint was trained for them."""
+    return [
+        name for name in dict.fromkeys(plan.recipe for plan in draft.plans.values()) if RECIPES[name].is_experimental
+    ]

@@ -1,0 +1,167 @@
+"""What `--weights NAME[,component=NAME...]` asks for: the table of names, and the reading of the option."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from bundle.errors import QuantizationError
+from bundle.manifest import ComponentName, Manifest, Scheme
+
+Calibration = Literal["none", "peaks", "grams"]
+"""What a recipe must know of the inputs of layers: nothing, channel peaks, or their second moments as well."""
+
+_LINEAR: tuple[ComponentName, ...] = ("vision_encoder", "text_encoder", "decoder")
+_EVERY: tuple[ComponentName, ...] = (*_LINEAR, "embed_tokens")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What one name asks of the component that it is given to, and what the others get under it.
+
+    Attributes:
+        scheme: The manifest's word for a component of this recipe.
+        bits: Of the linear layers.
+        summary: One line for help and tables.
+        method: The pass of linear layers, a name of `quant.weights.table.PASSES`, or "fp32".
+        portable_method: The same in the portable dialect; None where it has none.
+        blocks: Preferred first; empty for one scale per output.
+        rounding: A name of `quant.rounding.table.ROUNDINGS`.
+        scaling: A name of `quant.scaling.table.SCALINGS`, or None.
+        calibration: What must be known of the inputs.
+        fits: Components that may be given this name.
+        encoder: The recipe of encoders under it.
+        head: The recipe of the vocabulary's scores under it.
+        table: The recipe of embedding tables under it.
+        is_experimental: Known to lose quality unless the checkpoint was trained for it.
+    """
+
+    scheme: Scheme
+    bits: int
+    summary: str
+    method: str
+    portable_method: str | None = None
+    blocks: tuple[int, ...] = ()
+    rounding: str = "rtn"
+    scaling: str | None = None
+    calibration: Calibration = "none"
+    fits: tuple[ComponentName, ...] = _LINEAR
+    encoder: str = "int8"
+    head: str = "int8"
+    table: str = "int8"
+    is_experimental: bool = False
+
+
+def _four_bits(summary: str, rounding: str, calibration: Calibration = "none", scaling: str | None = None) -> Recipe:
+    return Recipe(
+        *("int4", 4, summary, "matmul_nbits", None, (64, 128, 32), rounding, scaling, calibration),
+        fits=_EVERY if rounding == "rtn" and scaling is None else _LINEAR,
+        head="int4",
+        table="int8",
+    )
+
+
+def _two_bits(scheme: Scheme, summary: str, rounding: str, calibration: Calibration = "none") -> Recipe:
+    return Recipe(
+        *(scheme, 2, summary, "matmul_nbits", None, (128, 64, 32), rounding, None, calibration),
+        head="int4",
+        table="int8",
+        is_experimental=True,
+    )
+
+
+RECIPES: dict[str, Recipe] = {
+    "fp32": Recipe("fp32", 32, "as exported", "fp32", "fp32", fits=_EVERY, encoder="fp32", head="fp32", table="fp32"),
+    "int8": Recipe("int8", 8, "8-bit weights and activations, a scale per token", "w8a8", "w8a8", fits=_EVERY),
+    "int4": _four_bits("4-bit weights, rounded to nearest", "rtn"),
+    "int4-hqq": _four_bits("4-bit weights, grids that let outliers go", "hqq"),
+    "int4-gptq": _four_bits("4-bit weights, errors fed forward", "gptq", "grams"),
+    "int2": _two_bits("int2", "2-bit weights of four levels", "four-level"),
+    "ternary": _two_bits("ternary", "-a, 0, a, of least squared error", "ternary"),
+    "ternary-mean": _two_bits("ternary", "ternary about a mean", "ternary-mean"),
+    "ternary-planes": _two_bits("ternary", "the sum of two ternary planes", "ternary-planes"),
+    "ternary-gptq": _two_bits("ternary", "ternary, errors fed forward", "ternary-gptq", "grams"),
+}
+"""By the name that a user gives. Where one is given alone, `encoder`, `head` and `table` say what the rest becomes."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A `--weights` option as read.
+
+    Attributes:
+        default: A name in `RECIPES`.
+        by_component: Names for single components.
+    """
+
+    default: str
+    by_component: Mapping[ComponentName, str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """Return it in the letters of a model id: "int4", "int4-vision_encoder-fp32"."""
+        return "-".join([self.default, *(f"{part}-{name}" for part, name in self.by_component.items())])
+
+    def recipe_of(self, component: ComponentName) -> str:
+        """Return the recipe's name of one component."""
+        if component in self.by_component:
+            return self.by_component[component]
+        if component in ("vision_encoder", "text_encoder"):
+            return RECIPES[self.default].encoder
+        if component == "embed_tokens":
+            return RECIPES[self.default].table
+        return self.default
+
+
+def read_weights(weights: str, manifest: Manifest) -> Asked:
+    """Return what a `--weights` value asks of a bundle.
+
+    Raises:
+        QuantizationError: A name or component is unknown, given twice, or does not fit.
+    """
+    first, *others = [part.strip() for part in weights.split(",")]
+    if "=" in first:
+        raise QuantizationError(
+            f"--weights {weights!r} begins with one component; begin with a name for the rest: NAME,{first}"
+        )
+    _require_known(first)
+    by_component: dict[ComponentName, str] = {}
+    for other in others:
+        component, separator, name = other.partition("=")
+        if not separator:
+            raise QuantizationError(
+                f"--weights: {other!r} is not component=NAME, as every part after the first must be"
+            )
+        found = _component_named(component, manifest)
+        if found in by_component:
+            raise QuantizationError(f"--weights names {component} twice; once is enough")
+        by_component[found] = _fitting(name, found)
+    return Asked(first, by_component)
+
+
+def known_weights() -> str:
+    """Return all names for an error or a help text."""
+    return ", ".join(RECIPES)
+
+
+def _require_known(name: str) -> None:
+    if name not in RECIPES:
+        raise QuantizationError(f"unknown weights {name!r}; known: {known_weights()}")
+
+
+def _component_named(component: str, manifest: Manifest) -> ComponentName:
+    found = next((name for name in manifest.components if name == component), None)
+    if found is None:
+        raise QuantizationError(
+            f"--weights names the component {component!r}; {manifest.name} has {', '.join(manifest.components)}"
+        )
+    return found
+
+
+def _fitting(name: str, component: ComponentName) -> str:
+    _require_known(name)
+    if component not in RECIPES[name].fits:
+        fitting = ", ".join(known for known, recipe in RECIPES.items() if component in recipe.fits)
+        raise QuantizationError(f"{name} is not for {component}; what fits it: {fitting}")
+    return name
