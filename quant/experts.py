@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from bundle.errors import QuantizationError
@@ -62,11 +63,26 @@ class Experts:
         """Return the numbers of `first` and `second`, mapped, not read."""
         return _read(self.first), _read(self.second)
 
+    @property
+    def is_ternary(self) -> bool:
+        """Return whether every matrix is -a, 0 and a, as 2 bits hold it exactly."""
+        return all(_is_ternary(matrix) for stacked in self.matrices() for matrix in _separate(stacked))
+
 
 def find_experts(graph: ir.Graph) -> list[Experts]:
     """Return the routed experts of a graph in node order; the portable dialect has only linear layers."""
     routers = {linear.node: linear.name for linear in find_linears(graph)}
     return [_experts(node, routers) for node in graph if node.domain == CONTRIB and node.op_type == "MoE"]
+
+
+def _separate(stacked: Float32) -> list[Float32]:
+    """Return the checkpoint's matrices: those that alternate in the rows may have different scales."""
+    return [rows for matrix in stacked for rows in (matrix[0::2], matrix[1::2])]
+
+
+def _is_ternary(matrix: Float32) -> bool:
+    magnitudes = np.abs(matrix)
+    return bool(np.isin(magnitudes, (0, magnitudes.max())).all())
 
 
 def _experts(node: ir.Node, routers: dict[ir.Node, str]) -> Experts:

@@ -147,6 +147,20 @@ def test_two_bit_experts_take_two_bits_and_their_scales(mixture: Mixture) -> Non
     assert after == before * (2 + 32 / 64) / 32
 
 
+def test_ternary_experts_are_told_from_others(mixture: Mixture) -> None:
+    """A scale of its own for each matrix, gate and up apart."""
+    (experts,) = find_experts(mixture.model.graph)
+    assert not experts.is_ternary
+    for weight, scale in ((experts.first, 0.5), (experts.second, 0.1)):
+        rows = np.sign(weight.const_value.numpy()) * np.float32(scale)
+        rows[:, 0::2] *= 3
+        rows[2] = 0
+        weight.const_value = ir.tensor(rows, name=weight.name)
+    assert experts.is_ternary
+    experts.second.const_value.numpy()[1, 2, 3] *= 2
+    assert not experts.is_ternary
+
+
 def test_experts_are_found_with_their_router(mixture: Mixture) -> None:
     (found,) = find_experts(mixture.model.graph)
     assert (found.name, found.router) == (NAME, "layers.0.mlp.router.weight")
