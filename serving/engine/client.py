@@ -26,6 +26,7 @@ from serving.engine.protocol import (
     ModelCard,
 )
 from serving.engine.settings import EngineSettings
+from serving.engine.targets import check_target
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ def load_model(directory: Path, settings: EngineSettings, pool: PreprocessPool) 
         MachineError: This machine cannot run it.
     """
     manifest = open_bundle(directory, verify=settings.verify_digests, allow_ungated=settings.allow_ungated)
+    check_target(directory, manifest, settings)
     kind = DualEncoder if manifest.task == "dual-encoder" else GenerativeModel
     return kind(directory, manifest, settings, pool)
 
