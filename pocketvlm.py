@@ -73,6 +73,9 @@ def export(
     output: OutputOption,
     name: Annotated[str | None, typer.Option(help="Model id to serve it under; the folder's name if absent.")] = None,
     dialect: Annotated[Literal["contrib", "portable"], typer.Option(help="Operator set of the graphs.")] = "contrib",
+    decoder_gguf: Annotated[
+        Path | None, typer.Option(help="llama.cpp file that replaces the checkpoint's decoder.", show_default=False)
+    ] = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -80,7 +83,13 @@ def export(
     from export.exporter import export_checkpoint
 
     manifest = export_checkpoint(
-        checkpoint, output, name=name, dialect=dialect, overwrite=overwrite, progress=_progress
+        checkpoint,
+        output,
+        name=name,
+        dialect=dialect,
+        decoder_gguf=decoder_gguf,
+        overwrite=overwrite,
+        progress=_progress,
     )
     if as_json:
         _print_json(manifest.model_dump(mode="json"))

@@ -111,10 +111,10 @@ class Checkpoint:
             tensors.update(_read_header(file))
         return cls(folder, config, tensors, files)
 
-    def digest(self) -> str:
-        """Return a hex SHA-256 over the weight files, in order of their names."""
+    def digest(self, *more: Path | None) -> str:
+        """Return a hex SHA-256 over the weight files, in order of their names, and then over `more`, if any."""
         whole = hashlib.sha256()
-        for file in self.files:
+        for file in (*self.files, *(file for file in more if file is not None)):
             whole.update(sha256_of(file).encode())
         return whole.hexdigest()
 

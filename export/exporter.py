@@ -16,7 +16,7 @@ from bundle.errors import CheckpointError, UnsupportedConfigError
 from bundle.machine import own_version
 from bundle.manifest import Component, ComponentName, Dialect, DualEncoderDims, Manifest
 from export.architectures import load_family
-from export.checkpoint import Checkpoint
+from export.checkpoint import Checkpoint, WeightTensor
 from export.family import DualEncoder, Family, GraphPlan, VisionLanguage
 from export.goldens import Canary, can_record, record_goldens
 from export.graph import build_model, write_model
@@ -34,6 +34,7 @@ def export_checkpoint(
     *,
     name: str | None = None,
     dialect: Dialect = "contrib",
+    decoder_gguf: Path | None = None,
     overwrite: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Manifest:
@@ -47,6 +48,7 @@ def export_checkpoint(
         output: The bundle's folder.
         name: The served model id; the checkpoint's last path component by default.
         dialect: Which operators the graphs use.
+        decoder_gguf: A llama.cpp file whose weights take the place of the checkpoint's decoder.
         overwrite: Replace a bundle that stands at `output`.
         progress: Called with a line at each step.
 
@@ -63,7 +65,8 @@ def export_checkpoint(
     plans = family.graphs(lowering)
     say(f"building {len(plans)} graphs for {source.config['model_type']}")
     models = {part: build_model(part, plan, lowering) for part, plan in plans.items()}
-    weights = WeightSource(source, family, [model.graph for model in models.values()])
+    decoder = None if decoder_gguf is None else _read_gguf(decoder_gguf, family)
+    weights = WeightSource(source, family, [model.graph for model in models.values()], decoder)
     weights.fill()
     weights.require_all_used()
     with write_aside(output, overwrite=overwrite) as aside:
@@ -77,7 +80,7 @@ def export_checkpoint(
         manifest = Manifest(
             name=name or label.rsplit("/", 1)[-1],
             source=label,
-            source_sha256=source.digest(),
+            source_sha256=source.digest(decoder_gguf),
             created_by=f"pocketvlm {own_version()}",
             model_type=source.config["model_type"],
             task=family.task,
@@ -91,6 +94,14 @@ def export_checkpoint(
             template_tokens=files.template_tokens,
         )
         return seal(aside, manifest)
+
+
+def _read_gguf(file: Path, family: Family) -> dict[str, WeightTensor]:
+    if not isinstance(family, VisionLanguage):
+        raise UnsupportedConfigError(f"{file.name} brings a decoder, and the checkpoint's architecture has none")
+    from export.gguf_decoder import read_gguf
+
+    return read_gguf(file, family.decoder, family.text_prefix)
 
 
 def _located(checkpoint: str, say: Callable[[str], None]) -> tuple[Path, str]:

@@ -17,6 +17,8 @@ from export.quantized.bitnet import PackedExperts
 from export.quantized.method import QuantizationMethod
 from export.quantized.table import load_method
 
+_HEAD = "lm_head.weight"
+
 
 @dataclass(frozen=True)
 class GraphPlan:
@@ -90,6 +92,10 @@ class Family(ABC):
         """Return checkpoint keys that may be absent, each with the key that then takes its place."""
         return {}
 
+    def is_of_decoder(self, name: str) -> bool:
+        """Return whether a weight, by its name in the graphs, belongs to a causal decoder."""
+        return False
+
     def skipped(self) -> tuple[str, ...]:
         """Return `unused`, plus what this config leaves out of the graphs."""
         return self.unused
@@ -131,11 +137,15 @@ class VisionLanguage(Family):
         require(self.config, [("quantization_config", None)])
         return PackedExperts({})
 
+    def is_of_decoder(self, name: str) -> bool:
+        """Return whether a weight is the stack's, the table's or the output matrix's."""
+        return name == _HEAD or name.startswith(f"{self.text_prefix}.")
+
     def stand_ins(self) -> dict[str, str]:
         """Return table and output matrix for each other, where the config ties them."""
         text = self.config.get("text_config") or {}
         if self.config.get("tie_word_embeddings") or text.get("tie_word_embeddings"):
-            head, table = "lm_head.weight", f"{self.text_prefix}.embed_tokens.weight"
+            head, table = _HEAD, f"{self.text_prefix}.embed_tokens.weight"
             return {head: table, table: head}
         return {}
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import onnx_ir as ir
 
 from bundle.errors import CheckpointError, MissingWeightError, SurplusWeightError
-from export.checkpoint import Checkpoint, StoredTensor
+from export.checkpoint import Checkpoint, StoredTensor, WeightTensor
 from export.family import Family
 from export.nn.module import Weight
 
@@ -23,19 +23,29 @@ class WeightSource:
         checkpoint: Where they lie.
         family: Its renames, stand-ins and unused keys.
         graphs: What `fill` gives values to.
+        decoder: Weights that take the place of the checkpoint's decoder.
 
     Raises:
         CheckpointError: Two keys become the same name, or quantized tensors contradict the config.
     """
 
-    def __init__(self, checkpoint: Checkpoint, family: Family, graphs: Iterable[ir.Graph]) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        family: Family,
+        graphs: Iterable[ir.Graph],
+        decoder: Mapping[str, WeightTensor] | None = None,
+    ) -> None:
         self._family = family
         self._used: set[str] = set()
         self._weights = [
             value for graph in graphs for value in graph.initializers.values() if isinstance(value, Weight)
         ]
         linears = {key for weight in self._weights if weight.is_linear for key in weight.source_keys}
-        self._tensors = family.stored_weights().restored(_under_graph_names(checkpoint, family), linears)
+        stored = _under_graph_names(checkpoint, family)
+        if decoder is not None:
+            stored = {name: tensor for name, tensor in stored.items() if not family.is_of_decoder(name)}
+        self._tensors = {**family.stored_weights().restored(stored, linears), **(decoder or {})}
 
     def fill(self) -> None:
         """Give every weight of the graphs its value, not yet read.

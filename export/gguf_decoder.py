@@ -1,0 +1,153 @@
+"""A decoder's weights read from a llama.cpp file: GGUF, of any of its quantization types, TQ1_0 and TQ2_0 among them.
+
+A GGUF file holds a language model alone; config, tokenizer and vision tower come from the checkpoint folder. Weights
+are restored by the `gguf` package, which defines the types; the file is memory-mapped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+from bundle.errors import CheckpointError, UnsupportedConfigError
+from export.checkpoint import WeightTensor
+from export.config import DecoderConfig
+
+_PERMUTES = {"llama": True, "qwen2": False}
+"""Architectures that are read: whether the rows of queries and keys are reordered.
+
+llama.cpp turns neighbouring pairs of a head where Hugging Face turns its halves (convert_hf_to_gguf, `permute`).
+"""
+_WHOLE = {"token_embd": "embed_tokens", "output_norm": "norm"}
+_HEAD = "output.weight"
+_OF_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_ROPE_FACTORS = "rope_freqs.weight"
+"""Divisors of rotary frequencies, which the config's rope_scaling gives as well."""
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """One tensor of a GGUF file.
+
+    Attributes:
+        data: Its rows, as stored.
+        kind: How they are encoded.
+        shape: Of the weight.
+        heads: Heads whose rows alternate between the halves of a head; 0: rows are in their places.
+    """
+
+    data: npt.NDArray[Any]
+    kind: gguf.GGMLQuantizationType
+    shape: tuple[int, ...]
+    heads: int
+
+    def read(self) -> npt.NDArray[np.float32]:
+        """Return the weight, rows in Hugging Face's order."""
+        values = np.asarray(gguf.quants.dequantize(self.data, self.kind), np.float32)
+        if not self.heads:
+            return values
+        pairs = values.reshape(self.heads, self.shape[0] // self.heads // 2, 2, *self.shape[1:])
+        return pairs.swapaxes(1, 2).reshape(self.shape)
+
+
+def read_gguf(file: Path, config: DecoderConfig, prefix: str) -> dict[str, WeightTensor]:
+    """Return the tensors of a GGUF file under the names of the graphs, not yet read.
+
+    Args:
+        file: The GGUF.
+        config: The decoder that the checkpoint's config.json describes.
+        prefix: Where its layers stand, e.g. "model.text_model".
+
+    Raises:
+        CheckpointError: Not a GGUF file, or of another decoder than the config's.
+        UnsupportedConfigError: An architecture or a type of tensors that is not read.
+    """
+    reader = _opened(file)
+    architecture = _field(reader, "general.architecture")
+    if architecture not in _PERMUTES or config.experts is not None:
+        raise UnsupportedConfigError(
+            f"{file.name} holds a decoder of architecture {architecture!r}; read are {', '.join(_PERMUTES)}, dense"
+        )
+    _require_agreement(file, reader, str(architecture), config)
+    heads = {"attn_q": config.num_heads, "attn_k": config.num_kv_heads} if _PERMUTES[str(architecture)] else {}
+    return {
+        _graph_name(tensor.name, prefix): _tensor(file, tensor, heads)
+        for tensor in reader.tensors
+        if tensor.name != _ROPE_FACTORS or config.rope.kind != "llama3"
+    }
+
+
+def _opened(file: Path) -> gguf.GGUFReader:
+    try:
+        return gguf.GGUFReader(file)
+    except (OSError, ValueError, IndexError, KeyError) as error:
+        raise CheckpointError(f"{file} is not a GGUF file, or was cut short: {error}") from error
+
+
+def _field(reader: gguf.GGUFReader, name: str) -> Any:
+    field = reader.get_field(name)
+    return None if field is None else field.contents()
+
+
+def _require_agreement(file: Path, reader: gguf.GGUFReader, architecture: str, config: DecoderConfig) -> None:
+    """Check that file and config describe one decoder.
+
+    Raises:
+        CheckpointError: Names the first size in which they differ.
+    """
+    expected = {
+        "block_count": config.num_layers,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_heads,
+        "attention.head_count_kv": config.num_kv_heads,
+    }
+    for key, size in expected.items():
+        found = _field(reader, f"{architecture}.{key}")
+        if found is not None and found != size:
+            raise CheckpointError(
+                f"{file.name} says {architecture}.{key} {found}, config.json {size}. They are not of one model."
+            )
+
+
+def _graph_name(name: str, prefix: str) -> str:
+    """Return the graphs' name of a tensor; one that no graph has keeps its own, and is reported as surplus."""
+    if name == _HEAD:
+        return "lm_head.weight"
+    stem, _, kind = name.rpartition(".")
+    if stem in _WHOLE:
+        return f"{prefix}.{_WHOLE[stem]}.{kind}"
+    layer = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
+    if layer is None or layer[2] not in _OF_LAYER:
+        return name
+    return f"{prefix}.layers.{layer[1]}.{_OF_LAYER[layer[2]]}.{kind}"
+
+
+def _tensor(file: Path, tensor: gguf.ReaderTensor, heads: Mapping[str, int]) -> GgufTensor:
+    shape = tuple(int(size) for size in reversed(tensor.shape))
+    try:
+        gguf.quants.dequantize(tensor.data[:1], tensor.tensor_type)
+    except NotImplementedError as error:
+        raise UnsupportedConfigError(
+            f"{file.name} stores {tensor.name} as {tensor.tensor_type.name}, which the gguf package cannot restore; "
+            "convert the file to another type with llama-quantize"
+        ) from error
+    stem = tensor.name.split(".")[-2] if "." in tensor.name else ""
+    return GgufTensor(tensor.data, tensor.tensor_type, shape, heads.get(stem, 0))
