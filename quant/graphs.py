@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 CONTRIB = "com.microsoft"
 _EXTERNAL_FROM_BYTES = 1024  # below it a tensor stays inside the .onnx file, where shape inference can read it
-_PAGE_BYTES = 4096  # large weights start on a page, so that a runtime can map them
+PAGE_BYTES = 4096  # large weights start on a page, so that a runtime can map them
 
 
 def open_graph(path: Path) -> ir.Model:
@@ -23,7 +23,7 @@ def open_graph(path: Path) -> ir.Model:
 def save_graph(model: ir.Model, path: Path) -> None:
     """Write `path` and, beside it, `path + ".data"` with every weight of 1 KiB or more."""
     data = path.name + ".data"
-    ir.save(model, path, external_data=data, size_threshold_bytes=_EXTERNAL_FROM_BYTES, alignment=_PAGE_BYTES)
+    ir.save(model, path, external_data=data, size_threshold_bytes=_EXTERNAL_FROM_BYTES, alignment=PAGE_BYTES)
 
 
 def weight_bytes(model: ir.Model) -> int:

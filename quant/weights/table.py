@@ -14,7 +14,9 @@ PASSES = {
     "bnb4": "quant.weights.bnb4:Bnb4",
     "qdq_int4": "quant.weights.qdq_int4:DequantizedInt4",
     "qmoe": "quant.weights.qmoe:QuantizedExperts",
-    "gather_int8": "quant.weights.gather_int8:GatherInt8",
+    "gather_int8": "quant.weights.gather_blocks:GatherBlocks",
+    "gather_blocks": "quant.weights.gather_blocks:GatherBlocks",
+    "gather_rows": "quant.weights.gather_blocks:GatherRows",
 }
 
 

@@ -72,7 +72,11 @@ class Runner:
 
     def optimized_ops(self) -> list[str]:
         """Return the operators that ONNX Runtime really ran, in order."""
-        return [node.op_type for node in ir.load(self._folder / "optimized.onnx").graph]
+        return [node.op_type for node in self.optimized_graph()]
+
+    def optimized_graph(self) -> ir.Graph:
+        """Return what ONNX Runtime made of the last model."""
+        return ir.load(self._folder / "optimized.onnx").graph
 
 
 @pytest.fixture

@@ -1,0 +1,135 @@
+"""Embedding tables in 8 or 4 bits: rows are decoded when they are looked up.
+
+`GatherBlocks`, for the contrib dialect, with one scale for each block of a row:
+
+    Gather(table [V, D], ids)  ->  GatherBlockQuantized(codes [V, D * bits / 8] uint8, ids, scales [V, D / block])
+
+(code - 2^(bits-1)) * scale is all the arithmetic: the operator equals its reference exactly. Where block divides D,
+codes and scales are, byte for byte, those of the MatMulNBits that a tied output matrix becomes under the same form,
+so that `quant.sharing` can store them once.
+
+`GatherRows`, for the portable dialect, with one scale for each row and 8 bits:
+
+    Gather(codes [V, D] int8, ids) ── DequantizeLinear(1) ── Mul ── y
+    Gather(scales [V, 1], ids) ──────────────────────────────┘
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bundle.errors import QuantizationError
+from quant.graphs import CONTRIB, add_initializer, make_node, replace_node
+from quant.layers import Float32, Table, find_tables
+from quant.rounding.block_codes import pack
+from quant.rounding.table import load_rounding
+from quant.weights.w8a8 import quantize_rows
+from quant.weights.weight_pass import Form, WeightPass
+
+WIDTHS = (4, 8)
+BLOCK_SIZES = (16, 32, 64, 128)
+ROUNDINGS = ("rtn", "rtn-positive")
+"""Those whose codes need no zero points or offsets."""
+
+
+def reference(ids: NDArray[np.int64], rows: Float32, form: Form) -> Float32:
+    """Return rows[ids] as the nodes give it: [*ids.shape, D] float32.
+
+    Args:
+        ids: Any shape.
+        rows: [V, D] float32.
+        form: Of either pass.
+    """
+    if form.block_size is None:
+        codes, scales = quantize_rows(rows)
+        return np.asarray(codes[ids].astype(np.float32) * scales[ids][..., None], np.float32)
+    return load_rounding(form.rounding)(rows, form.bits, form.block_size).weights(rows.shape[1])[ids]
+
+
+class _TablePass(WeightPass):
+    """Replaces embedding look-ups."""
+
+    def layers_of(self, graph: ir.Graph) -> set[str]:
+        """Return the names of the graph's embedding tables."""
+        return {table.name for table in find_tables(graph)}
+
+    def rewrite(self, graph: ir.Graph) -> None:
+        """Replace the look-ups; a table that two of them read is stored once."""
+        for table in find_tables(graph):
+            if table.name in self._forms:
+                self.replace(graph, table, self._forms[table.name])
+
+    @abstractmethod
+    def replace(self, graph: ir.Graph, table: Table, form: Form) -> None:
+        """Replace one look-up."""
+
+
+class GatherBlocks(_TablePass):
+    """Replaces the named embedding look-ups by GatherBlockQuantized.
+
+    Args:
+        layers: Weight name to 4 or 8 bits and a block size.
+    """
+
+    def check(self, name: str, form: Form) -> None:
+        """Refuse widths, block sizes and roundings that the operator lacks."""
+        if form.bits not in WIDTHS or form.block_size not in BLOCK_SIZES or form.rounding not in ROUNDINGS:
+            raise QuantizationError(
+                f"{name}: GatherBlockQuantized stores {' or '.join(map(str, WIDTHS))} bits in blocks of "
+                f"{', '.join(map(str, BLOCK_SIZES))}, rounded by {' or '.join(ROUNDINGS)}, not {form}"
+            )
+
+    def replace(self, graph: ir.Graph, table: Table, form: Form) -> None:
+        """Put GatherBlockQuantized in the place of a look-up."""
+        block_size = form.block_size or 0
+        name = f"{table.name}.int{form.bits}"
+        if name not in graph.initializers:
+            _store_blocks(graph, table, form, name, block_size)
+        inputs = [graph.initializers[name], table.ids, graph.initializers[f"{table.name}.scale"]]
+        attributes = {"bits": form.bits, "block_size": block_size, "gather_axis": 0, "quantize_axis": 1}
+        node = make_node("GatherBlockQuantized", inputs, f"{table.node.outputs[0].name}.rows", attributes, CONTRIB)
+        replace_node(graph, table.node, [node])
+        graph.opset_imports[CONTRIB] = 1
+
+
+def _store_blocks(graph: ir.Graph, table: Table, form: Form, name: str, block_size: int) -> None:
+    if table.width % (8 // form.bits):
+        raise QuantizationError(
+            f"{table.name}: rows of {table.width} do not fill whole bytes with {form.bits}-bit codes"
+        )
+    blocks = load_rounding(form.rounding)(table.rows(), form.bits, block_size)
+    add_initializer(graph, name, pack(blocks.codes[:, : table.width], form.bits))
+    add_initializer(graph, f"{table.name}.scale", blocks.scales)
+
+
+class GatherRows(_TablePass):
+    """Replaces the named embedding look-ups by those of int8 rows, in standard operators.
+
+    Args:
+        layers: Weight name to `Form(8)`, the only form there is.
+    """
+
+    def check(self, name: str, form: Form) -> None:
+        """Refuse anything but 8 bits with one scale per row."""
+        if form != Form(8):
+            raise QuantizationError(f"{name}: look-ups of int8 rows have 8 bits and one scale per row, not {form}")
+
+    def replace(self, graph: ir.Graph, table: Table, form: Form) -> None:
+        """Put the look-ups of codes and scales, and their product, in the place of a look-up."""
+        codes, scales = (f"{table.name}.{part}" for part in ("int8", "scale"))
+        if codes not in graph.initializers:
+            values, steps = quantize_rows(table.rows())
+            add_initializer(graph, codes, values)
+            add_initializer(graph, scales, steps[:, None])
+        name = str(table.node.outputs[0].name)
+        one = add_initializer(graph, "gather_rows.one", np.array(1, np.float32))
+        zero = add_initializer(graph, "gather_rows.zero", np.array(0, np.int8))
+        rows = make_node("Gather", [graph.initializers[codes], table.ids], f"{name}.codes", {"axis": 0})
+        numbers = make_node("DequantizeLinear", [rows.outputs[0], one, zero], f"{name}.numbers")
+        steps_of_rows = make_node("Gather", [graph.initializers[scales], table.ids], f"{name}.steps", {"axis": 0})
+        product = make_node("Mul", [numbers.outputs[0], steps_of_rows.outputs[0]], f"{name}.rows")
+        replace_node(graph, table.node, [rows, numbers, steps_of_rows, product])
