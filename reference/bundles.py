@@ -16,6 +16,7 @@ CHECKPOINTS = {"vlm": _HERE / "checkpoints" / "vlm", "clip": _HERE / "checkpoint
 """Name -> Hugging Face folder of what a demo serves; the served id is `pocketvlm-` and the name."""
 SHIPPED = {
     **CHECKPOINTS,
+    "vlm-ternary": _HERE / "checkpoints" / "vlm-ternary",
 }
 """Name -> folder of every checkpoint whose bundles are measured on held-out scenes."""
 
