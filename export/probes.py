@@ -75,43 +75,80 @@ def _group_query_attention(cache_dtype: type[np.generic], **attributes: object) 
     return _model([node], values)
 
 
-def _gather_block_quantized() -> onnx.ModelProto:
+def _gather_block_quantized(bits: int) -> onnx.ModelProto:
     node = helper.make_node(
         "GatherBlockQuantized",
         ["codes", "ids", "scales"],
         ["y"],
         domain=_CONTRIB,
-        bits=8,
+        bits=bits,
         block_size=32,
         gather_axis=0,
         quantize_axis=1,
     )
     values: dict[str, NDArray[Any]] = {
-        "codes": np.full((4, 64), 128, np.uint8),
+        "codes": np.full((4, 64 * bits // 8), 0x88, np.uint8),
         "ids": np.array([1], np.int64),
         "scales": np.ones((4, 2), np.float32),
     }
     return _model([node], values)
 
 
-def _mixture_of_experts() -> onnx.ModelProto:
-    hidden, inner, experts = 32, 32, 2
+def _matmul_bnb4() -> onnx.ModelProto:
+    inputs, outputs, block = 64, 8, 64
+    node = helper.make_node(
+        "MatMulBnb4", ["a", "b", "absmax"], ["y"], domain=_CONTRIB, K=inputs, N=outputs, block_size=block, quant_type=1
+    )
     values: dict[str, NDArray[Any]] = {
-        "x": np.ones((1, hidden), np.float32),
-        "router": np.ones((1, experts), np.float32),
-        "w1": np.full((experts, inner, hidden // 4), 0xAA, np.uint8),
-        "s1": np.ones((experts, inner), np.float32),
-        "w2": np.full((experts, hidden, inner // 4), 0xAA, np.uint8),
-        "s2": np.ones((experts, hidden), np.float32),
+        "a": np.ones((1, inputs), np.float32),
+        "b": np.full(inputs * outputs // 2, 0x77, np.uint8),
+        "absmax": np.ones(inputs * outputs // block, np.float32),
+    }
+    return _model([node], values)
+
+
+_SWIGLU = {
+    "k": 1,
+    "activation_type": "swiglu",
+    "swiglu_fusion": 1,
+    "activation_alpha": 1.0,
+    "activation_beta": 0.0,
+    "normalize_routing_weights": 0,
+}
+"""Experts as export/nn/moe.py writes them."""
+_HIDDEN, _INNER, _EXPERTS = 32, 32, 2
+
+
+def _mixture_of_experts() -> onnx.ModelProto:
+    values: dict[str, NDArray[Any]] = {
+        "x": np.ones((1, _HIDDEN), np.float32),
+        "router": np.ones((1, _EXPERTS), np.float32),
+        "w1": np.ones((_EXPERTS, 2 * _INNER, _HIDDEN), np.float32),
+        "w2": np.ones((_EXPERTS, _HIDDEN, _INNER), np.float32),
+    }
+    return _model([helper.make_node("MoE", ["x", "router", "w1", "", "w2"], ["y"], domain=_CONTRIB, **_SWIGLU)], values)
+
+
+def _quantized_experts(bits: int) -> onnx.ModelProto:
+    """Return a QMoE that is handed the weights of experts as `router_weights`, which is a recent input."""
+    block = _HIDDEN
+    values: dict[str, NDArray[Any]] = {
+        "x": np.ones((1, _HIDDEN), np.float32),
+        "router": np.ones((1, _EXPERTS), np.float32),
+        "w1": np.full((_EXPERTS, 2 * _INNER, _HIDDEN * bits // 8), 0xAA, np.uint8),
+        "s1": np.ones((_EXPERTS, 2 * _INNER, _HIDDEN // block), np.float32),
+        "w2": np.full((_EXPERTS, _HIDDEN, _INNER * bits // 8), 0xAA, np.uint8),
+        "s2": np.ones((_EXPERTS, _HIDDEN, _INNER // block), np.float32),
+        "shares": np.full((1, _EXPERTS), 0.5, np.float32),
     }
     node = helper.make_node(
         "QMoE",
-        ["x", "router", "w1", "s1", "", "w2", "s2"],
+        ["x", "router", "w1", "s1", "", "w2", "s2", *[""] * 7, "shares"],
         ["y"],
         domain=_CONTRIB,
-        k=1,
-        expert_weight_bits=2,
-        activation_type="relu",
+        expert_weight_bits=bits,
+        block_size=block,
+        **_SWIGLU,
     )
     return _model([node], values)
 
@@ -140,8 +177,13 @@ PROBES: dict[str, Callable[[], onnx.ModelProto]] = {
     "GroupQueryAttention-int8-cache": lambda: _group_query_attention(
         np.int8, k_quant_type="PER_TENSOR", v_quant_type="PER_TENSOR", kv_cache_bit_width=8
     ),
-    "GatherBlockQuantized-8bit": _gather_block_quantized,
-    "QMoE-2bit": _mixture_of_experts,
+    "GatherBlockQuantized-4bit": lambda: _gather_block_quantized(4),
+    "GatherBlockQuantized-8bit": lambda: _gather_block_quantized(8),
+    "MatMulBnb4": _matmul_bnb4,
+    "MoE": _mixture_of_experts,
+    "QMoE-2bit": lambda: _quantized_experts(2),
+    "QMoE-4bit": lambda: _quantized_experts(4),
+    "QMoE-8bit": lambda: _quantized_experts(8),
     "Attention-24-static-cache": _static_cache_attention,
 }
 """File stem -> builder. The stem is what `pocketvlm doctor` prints."""
