@@ -12,6 +12,7 @@ PASSES = {
     "w8a8_static": "quant.weights.w8a8_static:StaticInt8",
     "matmul_nbits": "quant.weights.matmul_nbits:MatMulNBits",
     "bnb4": "quant.weights.bnb4:Bnb4",
+    "float16": "quant.weights.float16:Float16",
     "qdq_int4": "quant.weights.qdq_int4:DequantizedInt4",
     "qmoe": "quant.weights.qmoe:QuantizedExperts",
     "gather_int8": "quant.weights.gather_blocks:GatherBlocks",

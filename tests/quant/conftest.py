@@ -1,9 +1,10 @@
-"""Small ONNX graphs written node by node, and a way to run them."""
+"""Small ONNX graphs written node by node, those of every family, and a way to run them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,11 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
+
+from export.exporter import export_checkpoint
+from quant.calibration import InputStatistics
+from quant.graphs import open_graph, save_graph
+from quant.layers import find_linears
 
 Arrays = Mapping[str, NDArray[Any]]
 NodeSpec = tuple[str, list[str], str, dict[str, Any]]
@@ -58,8 +64,6 @@ class Runner:
 
     def __call__(self, model: ir.Model, **feeds: NDArray[Any]) -> list[NDArray[Any]]:
         """Return the outputs of a model."""
-        from quant.graphs import save_graph
-
         path = self._folder / "model.onnx"
         save_graph(model, path)
         options = ort.SessionOptions()
@@ -87,3 +91,86 @@ def run(tmp_path: Path) -> Runner:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(7)
+
+
+Feeds = dict[str, NDArray[Any]]
+
+
+def _save(checkpoints: ModuleType, family: str, folder: Path) -> None:
+    if family.startswith("llava"):
+        checkpoints.save_llava(folder, checkpoints.llava_config(*family.split("-")[1:]))
+    else:
+        getattr(checkpoints, f"save_{family}")(folder)
+
+
+@pytest.fixture(scope="session")
+def bundle_of(checkpoints: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """Return the folder of a family's tiny bundle in a dialect, exported once; read only."""
+    made: dict[tuple[str, str], Path] = {}
+
+    def bundle(family: str, dialect: str) -> Path:
+        if (family, dialect) not in made:
+            folder = tmp_path_factory.mktemp(f"{family}-{dialect}")
+            _save(checkpoints, family, folder / "checkpoint")
+            export_checkpoint(folder / "checkpoint", folder / "bundle", dialect=dialect)
+            made[family, dialect] = folder / "bundle"
+        return made[family, dialect]
+
+    return bundle
+
+
+@pytest.fixture
+def feeds_of(rng: np.random.Generator) -> Callable[[ir.Model], Feeds]:
+    """Return random inputs for a graph: two sequences of six tokens on an empty cache, or two images."""
+
+    def feeds(model: ir.Model) -> Feeds:
+        sizes = {"B": 2, "I": 2, "T": 6, "S": 8, "N": 6}
+        found: Feeds = {}
+        for value in model.graph.inputs:
+            shape = [sizes.get(str(side), side) for side in value.shape or ()]
+            if value.name == "attention_mask":
+                found[value.name] = np.ones(shape, np.int64)
+            elif value.name == "past_lengths":
+                found[value.name] = np.zeros(shape, np.int64)
+            elif value.name in ("position_ids", "logits_indices"):
+                found[value.name] = np.tile(np.arange(shape[1]), (shape[0], 1))
+            elif value.name == "input_ids":
+                found[value.name] = rng.integers(0, 255, shape)
+            elif str(value.name).startswith("past_key_values"):
+                found[str(value.name)] = np.zeros(shape, np.float32)
+            else:
+                found[str(value.name)] = rng.standard_normal(shape).astype(np.float32)
+        return found
+
+    return feeds
+
+
+@pytest.fixture
+def statistics_of(run: Any) -> Callable[[ir.Model, Feeds], dict[str, InputStatistics]]:
+    """Return what meets every linear layer of a graph on some inputs."""
+
+    def statistics(model: ir.Model, feeds: Feeds) -> dict[str, InputStatistics]:
+        linears = find_linears(model.graph)
+        seen = list(dict.fromkeys(linear.input for linear in linears))
+        num_own = len(model.graph.outputs)
+        types = [value.type for value in seen]
+        model.graph.outputs.extend(value for value in seen if value not in model.graph.outputs)
+        for value in seen:
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+        rows = dict(zip(seen, run(model, **feeds)[num_own:], strict=True))
+        del model.graph.outputs[num_own:]
+        for value, before in zip(seen, types, strict=True):
+            value.type = before
+        found = {}
+        for linear in linears:
+            x = rows[linear.input].reshape(-1, linear.num_inputs)
+            found[linear.name] = InputStatistics(len(x), np.abs(x).max(axis=0), x.T @ x / np.float32(len(x)))
+        return found
+
+    return statistics
+
+
+@pytest.fixture
+def graph_of(bundle_of: Callable[[str, str], Path]) -> Callable[[str, str, str], ir.Model]:
+    """Return a fresh copy of one graph: family, dialect, component."""
+    return lambda family, dialect, component: open_graph(bundle_of(family, dialect) / f"{component}.onnx")
