@@ -7,7 +7,8 @@ of G over its diagonal. We take U from the Cholesky factor of G itself, so that 
 blocks only, and what earlier blocks ask of a block is (W - Q) U V of those columns.
 
 Any rounding whose grid belongs to a block can be fed back: the grid of a block is fitted when the block is reached, to
-the weights as the errors before it have left them.
+the weights as the errors before it have left them. Ternary grids are so coarse that aligning their scales afterwards
+(`alignment`) is worth its time; for GPTQ we stay with what was published.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from numpy.typing import NDArray
 from bundle.errors import QuantizationError
 from quant.calibration import InputStatistics
 from quant.layers import Float32
+from quant.rounding.alignment import aligned
 from quant.rounding.block_codes import BlockCodes, joined
 from quant.rounding.blockwise import refuse_not_finite
+from quant.rounding.four_level import fit_four_levels
 from quant.rounding.grid import Fit
 from quant.rounding.rtn import fit_peak, fit_positive
 from quant.rounding.ternary import fit_optimal
@@ -38,11 +41,13 @@ class Feedback:
     Attributes:
         fit: Finds the grid of a block.
         widths: Bits that the fit is made for.
+        aligns: Fits the scales of a row once more, together, when all its codes stand.
         needs_gram: True: calibration must have kept G.
     """
 
     fit: Fit
     widths: tuple[int, ...]
+    aligns: bool = False
     needs_gram: ClassVar[bool] = True
 
     def __call__(self, rows: Float32, bits: int, block_size: int, inputs: InputStatistics | None = None) -> BlockCodes:
@@ -58,7 +63,8 @@ class Feedback:
             QuantizationError: There is no Gram, it is not K x K or not finite, or a weight is not finite.
         """
         refuse_not_finite(rows)
-        factor = unit_factor(_gram(inputs, rows.shape[1])).astype(np.float32)
+        gram = _damped(_gram(inputs, rows.shape[1]))
+        factor = unit_factor(gram).astype(np.float32)
         rounded = np.empty(rows.shape, np.float32)
         parts = []
         for start in range(0, rows.shape[1], block_size):
@@ -69,7 +75,8 @@ class Feedback:
             codes = self._round_block(block, inverse, bits)
             rounded[:, here] = codes.weights(block.shape[1])
             parts.append(codes.padded(block_size))
-        return joined(parts, axis=1)
+        codes = joined(parts, axis=1)
+        return aligned(codes, rows, gram.astype(np.float32)) if self.aligns else codes
 
     def _round_block(self, block: Float32, inverse: Float32, bits: int) -> BlockCodes:
         """Return the codes of one block [N, n], which is changed to the weights that were rounded."""
@@ -81,12 +88,16 @@ class Feedback:
         return grid.encode(block)
 
 
-def unit_factor(gram: Float32) -> NDArray[np.float64]:
-    """Return the unit upper triangular U of the damped Gram U D U^T, [K, K]."""
+def unit_factor(gram: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the unit upper triangular U of a positive definite matrix U D U^T, [K, K]."""
+    factor = np.linalg.cholesky(gram[::-1, ::-1])[::-1, ::-1]
+    return np.asarray(factor / np.diagonal(factor), np.float64)
+
+
+def _damped(gram: Float32) -> NDArray[np.float64]:
     damped = gram.astype(np.float64)
     damped[np.diag_indices_from(damped)] += DAMPING * np.trace(damped) / len(damped) or 1.0
-    factor = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
-    return np.asarray(factor / np.diagonal(factor), np.float64)
+    return damped
 
 
 def _gram(inputs: InputStatistics | None, num_inputs: int) -> Float32:
@@ -102,4 +113,5 @@ def _gram(inputs: InputStatistics | None, num_inputs: int) -> Float32:
 
 round_with_feedback = Feedback(fit_peak, widths=(2, 4, 8))
 round_positive_with_feedback = Feedback(fit_positive, widths=(4, 8))
-round_ternary_with_feedback = Feedback(fit_optimal, widths=(2,))
+round_ternary_with_feedback = Feedback(fit_optimal, widths=(2,), aligns=True)
+round_four_levels_with_feedback = Feedback(fit_four_levels, widths=(2,), aligns=True)

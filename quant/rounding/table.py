@@ -42,6 +42,7 @@ ROUNDINGS = {
     "ternary-planes": "quant.rounding.planes:round_to_planes",
     "ternary-gptq": "quant.rounding.feedback:round_ternary_with_feedback",
     "four-level": "quant.rounding.four_level:round_to_four_levels",
+    "four-level-gptq": "quant.rounding.feedback:round_four_levels_with_feedback",
 }
 
 
