@@ -17,6 +17,7 @@ CHECKPOINTS = {"vlm": _HERE / "checkpoints" / "vlm", "clip": _HERE / "checkpoint
 SHIPPED = {
     **CHECKPOINTS,
     "vlm-ternary": _HERE / "checkpoints" / "vlm-ternary",
+    "vlm-mote": _HERE / "checkpoints" / "vlm-mote",
 }
 """Name -> folder of every checkpoint whose bundles are measured on held-out scenes."""
 
