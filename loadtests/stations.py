@@ -55,6 +55,13 @@ def measure_vision(
     yield Measurement(f"vision, {told}", watch.time(lambda: stage.run([tiles])))
 
 
+def open_runner(directory: Path, manifest: Manifest, dims: DecoderDims, settings: EngineSettings) -> Runner:
+    """Return a bundle's token graphs over a new cache, for prompts without images."""
+    embed_tokens = Session(directory, manifest.components["embed_tokens"], settings)
+    decoder = bind_decoder(open_decoders(directory, manifest, settings), dims, cache_shape(dims, settings))
+    return Runner(embed_tokens, decoder, image_token_id=-1)
+
+
 class DecoderBench:
     """A bundle's decoder with its cache, without the scheduler between its steps.
 
@@ -87,9 +94,7 @@ class DecoderBench:
                 f"{prompt_tokens} prompt and {output_tokens} output tokens do not fit the context of "
                 f"{self._shape.capacity_tokens} tokens: ask for fewer"
             )
-        embed_tokens = Session(directory, manifest.components["embed_tokens"], settings)
-        decoder = bind_decoder(open_decoders(directory, manifest, settings), dims, self._shape)
-        self._runner = Runner(embed_tokens, decoder, image_token_id=-1)
+        self._runner = open_runner(directory, manifest, dims, settings)
         self._chunk_tokens = settings.prefill_chunk_tokens
         self._prompt_ids = np.random.default_rng(seed).integers(0, dims.vocab_size, prompt_tokens, np.int64)
         self._output_tokens = output_tokens

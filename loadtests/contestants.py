@@ -1,0 +1,263 @@
+"""Bundles to be compared, each open in a process of its own that runs a station when it is told to.
+
+One at a time works and the others sleep (their threads do not spin), so the machine is as quiet for each as it is for
+the others, and what each process needs in memory is its bundle's alone.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+
+from bundle.directory import read_manifest
+from bundle.errors import MachineError, PocketVLMError, SettingsError
+from bundle.image import ImageSpec
+from bundle.machine import peak_memory_bytes
+from bundle.manifest import ComponentName, Manifest
+from loadtests.stations import open_runner
+from loadtests.wording import counted
+from serving.engine.pool import PreprocessPool
+from serving.engine.protocol import SamplingParams
+from serving.engine.scheduler import Decode, DecodeRow, Prefill
+from serving.engine.sequence import Sequence
+from serving.engine.settings import EngineSettings
+from serving.engine.vision import VisionStage
+
+_LANGUAGE_MODEL: tuple[ComponentName, ...] = ("embed_tokens", "decoder", "decoder_prefill")
+_STOP_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Station:
+    """One piece of work that every contestant does in turn.
+
+    Attributes:
+        kind: Encode tiles, run a prompt into an empty cache, or decode one token of each sequence.
+        size: Tiles, prompt tokens, or sequences.
+        cached_tokens: Before a decode step; 0 elsewhere. What the rows hold does not change the time of a step.
+    """
+
+    kind: Literal["vision", "prefill", "decode"]
+    size: int
+    cached_tokens: int = 0
+
+    @property
+    def name(self) -> str:
+        """Return what is printed."""
+        if self.kind == "vision":
+            return f"vision, {counted(self.size, 'tile')}"
+        return f"prefill, {self.size} tokens" if self.kind == "prefill" else f"decode, batch {self.size}"
+
+    @property
+    def unit(self) -> str:
+        """Return what a rate counts."""
+        return "tiles" if self.kind == "vision" else "tokens"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The milliseconds of one run: on the wall clock, and of all cores' time that the process used.
+
+    On a shared machine the second is the steadier one: neighbours stretch the wall clock, and hardly the work.
+    """
+
+    wall_ms: float
+    processor_ms: float
+
+
+@dataclass(frozen=True)
+class Bench:
+    """How a contestant opens its bundle.
+
+    Attributes:
+        bundle: The directory.
+        stations: All that it will be asked for.
+        threads: Inside one operator; 0 means one per physical core.
+        steps: Decode steps in one run, of which the mean counts.
+    """
+
+    bundle: Path
+    stations: tuple[Station, ...]
+    threads: int
+    steps: int
+
+    def settings(self) -> EngineSettings:
+        """Return an engine with a slot for each sequence and room for the longest station."""
+        longest = max(
+            station.size if station.kind == "prefill" else station.cached_tokens + 1 for station in self.stations
+        )
+        slots = max((station.size for station in self.stations if station.kind == "decode"), default=1)
+        return EngineSettings(max_sequences=slots, context_tokens=max(longest, 2), intra_threads=self.threads)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a contestant says of its bundle.
+
+    Attributes:
+        name: The bundle's folder.
+        schemes: Weight scheme by component.
+        language_model_bytes: Of token embeddings and decoders, as stored.
+        step_bytes: Of the decoder that runs single tokens: read once for each of them.
+    """
+
+    name: str
+    schemes: dict[str, str]
+    language_model_bytes: int
+    step_bytes: int
+
+    def scheme_of(self, kind: str) -> str:
+        """Return the decoder's scheme for prompts ("prefill") or single tokens."""
+        steps = self.schemes["decoder"]
+        return self.schemes.get("decoder_prefill", steps) if kind == "prefill" else steps
+
+
+class StationBench:
+    """The child's side: the graphs of one bundle."""
+
+    def __init__(self, bench: Bench) -> None:
+        manifest = read_manifest(bench.bundle)
+        if manifest.decoder is None:
+            raise SettingsError(f"{bench.bundle} has no decoder; weight schemes are compared on vision-language models")
+        settings = bench.settings()
+        longest = settings.context_tokens or 1
+        if longest > manifest.decoder.max_positions:
+            raise SettingsError(
+                f"{longest} tokens do not fit the context of {bench.bundle}, which holds "
+                f"{manifest.decoder.max_positions}: ask for fewer"
+            )
+        self.variant = _variant(bench.bundle, manifest)
+        self._steps = bench.steps
+        self._runner = open_runner(bench.bundle, manifest, manifest.decoder, settings)
+        self._ids = np.random.default_rng(0).integers(0, manifest.decoder.vocab_size, longest, np.int64)
+        self._vision = _open_vision(bench.bundle, manifest, settings)
+        width_px, height_px = reversed(ImageSpec.from_bundle(bench.bundle).tile_size_px)
+        self._tile = np.random.default_rng(0).standard_normal((1, 3, height_px, width_px)).astype(np.float32)
+
+    def run(self, station: Station) -> Reading:
+        """Return the time of one run, of one step where it is a decode."""
+        work, times = self._work(station)
+        wall_s, processor_s = time.perf_counter(), time.process_time()
+        for _ in range(times):
+            work()
+        taken_s = time.perf_counter() - wall_s, time.process_time() - processor_s
+        return Reading(*(seconds / times * 1e3 for seconds in taken_s))
+
+    def _work(self, station: Station) -> tuple[Callable[[], object], int]:
+        if station.kind == "vision":
+            batch = [self._tile] * station.size
+            return (lambda: self._vision.run(batch)), 1
+        sequences = [self._sequence(slot) for slot in range(station.size if station.kind == "decode" else 1)]
+        if station.kind == "prefill":
+            prompt = Prefill(sequences[0], 0, station.size)
+            return (lambda: self._runner.prefill(prompt)), 1
+        batch_of_steps = Decode(0, tuple(DecodeRow(station.cached_tokens, sequence) for sequence in sequences))
+        return (lambda: self._runner.decode(batch_of_steps)), self._steps
+
+    def _sequence(self, slot: int) -> Sequence:
+        sequence = Sequence(str(slot), self._ids, SamplingParams(), eos_token_ids=())
+        sequence.slot = slot
+        sequence.output_ids.append(int(self._ids[0]))
+        return sequence
+
+
+def _variant(bundle: Path, manifest: Manifest) -> Variant:
+    components = manifest.components
+    return Variant(
+        name=bundle.resolve().name,
+        schemes={name: component.scheme for name, component in components.items()},
+        language_model_bytes=sum(components[name].weight_bytes for name in _LANGUAGE_MODEL if name in components),
+        step_bytes=components["decoder"].weight_bytes,
+    )
+
+
+def _open_vision(bundle: Path, manifest: Manifest, settings: EngineSettings) -> VisionStage:
+    pool = PreprocessPool(1)  # the stage wants one; runs of its encoder do not use it
+    try:
+        return VisionStage(bundle, manifest, settings, pool)
+    finally:
+        pool.close()
+
+
+class Contestant:
+    """One bundle in its process; use it in a `with` block.
+
+    Raises:
+        PocketVLMError: As the engine raises them; the class crosses the process boundary.
+        MachineError: The process died, for lack of memory most likely.
+    """
+
+    def __init__(self, bench: Bench) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._bundle = bench.bundle
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, bench), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def variant(self) -> Variant:
+        """Return what the bundle is; the first question, answered when it is open."""
+        found: Variant = self._answer(self._connection.recv)
+        return found
+
+    def run(self, station: Station) -> Reading:
+        """Return the time of one run."""
+        found: Reading = self._ask(station)
+        return found
+
+    def peak_memory_bytes(self) -> int:
+        """Return the most resident memory that the process had; mapped weights count as far as they were read."""
+        found: int = self._ask(None)
+        return found
+
+    def _ask(self, question: Station | None) -> Any:
+        def exchange() -> Any:
+            self._connection.send(question)
+            return self._connection.recv()
+
+        return self._answer(exchange)
+
+    def _answer(self, exchange: Callable[[], Any]) -> Any:
+        try:
+            found = exchange()
+        except (EOFError, OSError) as error:
+            self._process.join(_STOP_TIMEOUT_S)
+            raise MachineError(
+                f"the process of {self._bundle} ended with code {self._process.exitcode}; compare fewer bundles at "
+                "once if memory ran out"
+            ) from error
+        if isinstance(found, PocketVLMError):
+            raise found
+        return found
+
+    def __enter__(self) -> Contestant:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._connection.close()
+        self._process.join(_STOP_TIMEOUT_S)
+        self._process.terminate()
+
+
+def _serve(connection: Connection, bench: Bench) -> None:
+    """Open the bundle, then answer: a reading for a station, the peak of memory for None, until the pipe closes."""
+    try:
+        stations = StationBench(bench)
+        connection.send(stations.variant)
+        while True:
+            station = connection.recv()
+            connection.send(peak_memory_bytes() if station is None else stations.run(station))
+    except PocketVLMError as error:
+        connection.send(error)
+    except (EOFError, KeyboardInterrupt):
+        return
