@@ -4,7 +4,7 @@ What is minimised is the error of the layer's outputs, tr(dW G dW^T) with G the 
 not that of its weights. Columns are rounded in order. With G = U D U^T, U unit upper triangular, an error e in column j
 moves every later column i by -e * V[j, i], V the inverse of U: that is GPTQ's row of the Cholesky factor of the inverse
 of G over its diagonal. We take U from the Cholesky factor of G itself, so that G is never inverted: V is needed inside
-blocks only, and what earlier blocks ask of a block is (W - Q) U V of those columns.
+blocks only, and what earlier blocks ask of a block is (W - Q) U V over their columns.
 
 Any rounding whose grid belongs to a block can be fed back: the grid of a block is fitted when the block is reached, to
 the weights as the errors before it have left them. Ternary grids are so coarse that aligning their scales afterwards
@@ -65,15 +65,15 @@ class Feedback:
         refuse_not_finite(rows)
         gram = _damped(_gram(inputs, rows.shape[1]))
         factor = unit_factor(gram).astype(np.float32)
-        rounded = np.empty(rows.shape, np.float32)
+        errors = np.empty(rows.shape, np.float32)
         parts = []
         for start in range(0, rows.shape[1], block_size):
             here = slice(start, start + block_size)
             inverse: Float32 = np.linalg.inv(factor[here, here])
             asked = factor[:start, here] @ inverse
-            block = rows[:, here] + (rows[:, :start] - rounded[:, :start]) @ asked
+            block = rows[:, here] + errors[:, :start] @ asked
             codes = self._round_block(block, inverse, bits)
-            rounded[:, here] = codes.weights(block.shape[1])
+            errors[:, here] = rows[:, here] - codes.weights(block.shape[1])
             parts.append(codes.padded(block_size))
         codes = joined(parts, axis=1)
         return aligned(codes, rows, gram.astype(np.float32)) if self.aligns else codes

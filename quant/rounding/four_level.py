@@ -5,9 +5,9 @@ and on the side that has two, |w| = 3 |s| / 2 takes the second. Sorting those ev
 tries every assignment that some s can make; the error of each at its best s is the block's energy less
 (sum w t)^2 / sum t^2. That is exact, as is the ternary grid, which is the same sweep without second steps.
 
-Levels at -1.5, -0.5, 0.5, 1.5 would err less on Gaussian weights (0.116 of the energy in blocks of 128, against 0.132
-here), but their zero point of 1.5 is no uint8, and a float one takes ONNX Runtime's path of unpacking to float32, about
-100 times slower on a CPU. As an offset of s / 2 it would cost the second product that `ternary_mean` costs.
+Levels at -1.5, -0.5, 0.5, 1.5 would err less on Gaussian weights, but their zero point of 1.5 is no uint8, and a float
+one takes ONNX Runtime's path of unpacking to float32, about 100 times slower on a CPU. As an offset of s / 2 it would
+cost the second product that `ternary_mean` costs.
 """
 
 from __future__ import annotations

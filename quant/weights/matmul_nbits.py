@@ -7,9 +7,8 @@ no time. What a rounding adds to a whole block goes through the sum of the block
 
     x ── MatMul(indicator [K, blocks]) ── MatMul(offsets [blocks, N]) ── Add
 
-where the sums are found once for all layers that read x. For one row that costs 5 to 35 % of the product in blocks of
-128 (2048 x 5632 and 5632 x 2048, one thread); ReduceSum would need the rank of x and a K of whole blocks. A second
-plane is a second MatMulNBits and twice the time.
+where the sums are found once for all layers that read x. The indicator takes x of any rank and blocks that K does not
+fill; ReduceSum would need reshapes that know both. A second plane is a second MatMulNBits and twice the time.
 
 With accuracy_level 4, ONNX Runtime rounds the activations of each block to int8 as well and multiplies integers; that
 costs about half a percent of relative error and is what makes decoding fast. Without it the CPU has no kernel for 2 or
