@@ -80,12 +80,17 @@ class Probe:
 
         Args:
             weights: [N, K] float32 by weight name.
+
+        Raises:
+            QuantizationError: The loss is no number: the weights, or what they lead to, are not finite.
         """
         overrides = {name: self._as_stored(name, rows) for name, rows in weights.items()}
         found = [self._output({**feeds, **overrides}) for feeds in self._samples]
         compare = kl_divergences if self.measure == "kl" else _cosine_distances
-        losses = [compare(*pair) for pair in zip(self._expected, found, strict=True)]
-        return max(0.0, float(np.concatenate(losses).mean()))  # 0 may come out as -1e-17
+        losses = np.concatenate([compare(*pair) for pair in zip(self._expected, found, strict=True)])
+        if not np.isfinite(losses).all():
+            raise QuantizationError(f"with {', '.join(weights)} rounded, answers are not finite; try another form")
+        return max(0.0, float(losses.mean()))  # 0 may come out as -1e-17
 
     def _as_stored(self, name: str, rows: Float32) -> Float32:
         return np.ascontiguousarray(rows if self.linears[name].is_transposed else rows.T)

@@ -101,6 +101,12 @@ def test_own_weights_lose_nothing(source: ArraySource) -> None:
     assert probe.loss({name: linear.rows() for name, linear in probe.linears.items()}) == 0
 
 
+def test_answers_that_are_not_finite_are_no_small_loss(source: ArraySource) -> None:
+    probe = Probe(source, "decoder")
+    with pytest.raises(QuantizationError, match=r"with w\.in rounded, answers are not finite"):
+        probe.loss({"w.in": np.full((32, 32), np.nan, np.float32)})
+
+
 def test_the_table_holds_every_layer_in_every_form(source: ArraySource) -> None:
     forms = {"w.in": [TERNARY, INT4], "w.out": [INT8]}
     table = measure_sensitivity(source, "decoder", forms)
