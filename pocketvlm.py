@@ -37,6 +37,8 @@ _EXTRA_OF_MODULE = {
     "ray": "ray",
     "locust": "loadtests",
     "sklearn": "reference",
+    "matplotlib": "quant",
+    "bitsandbytes": "quant",
 }
 
 app = typer.Typer(
@@ -153,6 +155,27 @@ def _print_manifest(bundle: Path, manifest: Any) -> None:
 
     for item in summary(bundle, manifest):
         console.print(item)
+
+
+@app.command()
+def report(
+    bundles: Annotated[
+        list[Path], typer.Argument(help="Quantized bundles, and their fp32 parent for its speed.", show_default=False)
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The page; its charts go beside it as PNG files.")
+    ] = Path("report.html"),
+    speed: Annotated[bool, typer.Option(help="Time the variants in turns on this machine.")] = True,
+) -> None:
+    """Compare variants on one HTML page: accuracy against size and speed, gates, tasks, layers."""
+    from quant.comparison import compare_bundles
+    from quant.page import verdict_sentence
+
+    families, written = compare_bundles(bundles, output, with_speed=speed, progress=_progress)
+    for family in families:
+        console.print(f"[bold]{verdict_sentence(family)}[/bold]")
+    for path in written:
+        console.print(str(path), soft_wrap=True)
 
 
 @app.command()

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from bundle.errors import BundleFormatError
 from bundle.machine import Machine
 from bundle.manifest import ComponentName, Gate, Scheme
+from quant.budget import LayerSensitivity
 from quant.measures import Likeness
 
 REPORT = "report.json"
@@ -165,24 +166,6 @@ class TaskAccuracy(_Frozen):
     loss_points: float
     loss_low: float
     loss_high: float
-
-
-class LayerSensitivity(_Frozen):
-    """What one layer in a smaller form costs, all others in fp32.
-
-    Attributes:
-        component: The graph it is in.
-        layer: The weight's name.
-        form: The form tried, such as "int4 b64".
-        loss: Decoders: mean KL in nats, answers fed. Encoders: 1 - cosine of the output.
-        bytes_saved: Over fp32.
-    """
-
-    component: ComponentName
-    layer: str
-    form: str
-    loss: float
-    bytes_saved: int
 
 
 class DecoderProfile(_Frozen):

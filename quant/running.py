@@ -5,9 +5,10 @@ This is no server: no batching, no cache kept between requests. The engine is in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -206,16 +207,18 @@ class VisionLanguageRunner:
 
     def reply_ids(self, prompt: Prefilled, max_tokens: int) -> list[int]:
         """Return the greedy reply to a prompt, without the token that ends it."""
-        chosen: list[int] = []
+        tokens = islice(self.greedy_tokens(prompt), max_tokens)
+        return list(takewhile(lambda token_id: token_id not in self._eos_token_ids, tokens))
+
+    def greedy_tokens(self, prompt: Prefilled) -> Iterator[int]:
+        """Yield the likeliest token after a prompt and each token after it, until the prompt's room is used up."""
         past, cache, token_id = prompt.length, prompt.cache, int(prompt.logits.argmax())
-        while token_id not in self._eos_token_ids:
-            chosen.append(token_id)
-            if len(chosen) == max_tokens or past == _capacity(cache):
-                break
+        yield token_id
+        while past < _capacity(cache):
             embeds = self._embed_ids(np.array([[token_id]], np.int64))
             step = self._decoder.run(self._feeds(embeds, past, np.array([0]), cache))
             past, cache, token_id = past + 1, _handed_on(step), int(step["logits"][0, 0].argmax())
-        return chosen
+            yield token_id
 
     def text_of(self, token_ids: Sequence[int]) -> str:
         """Return a reply as a reader sees it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from quant.evaluation import Evaluation, Labelled
 from reference import captions, scenes
 
+HELD_OUT, TRAINING = "held-out reference scenes", "reference scenes of the training data"
 RECALL_CAPTIONS = 200
 """Distinct captions among which recall@1 is counted, whatever the samples per task: it depends on their number."""
 _LABELS = {"shape": captions.SHAPE_LABELS, "colour": captions.COLOUR_LABELS}
@@ -18,8 +19,10 @@ def evaluation_of(name: str, samples: int) -> Evaluation:
         samples: Questions per task, or images per set of labels.
     """
     if name != "clip":
-        return Evaluation(questions=[q for task in scenes.TASKS for q in scenes.held_out(task, samples)])
+        questions = [question for task in scenes.TASKS for question in scenes.held_out(task, samples)]
+        return Evaluation(questions=questions, source=HELD_OUT)
     return Evaluation(
+        source=HELD_OUT,
         captions=captions.held_out(RECALL_CAPTIONS),
         labelled={
             kind: Labelled(tuple(texts.values()), captions.held_out_labels(kind, samples))
@@ -36,8 +39,10 @@ def calibration_of(name: str, samples: int) -> Evaluation:
         samples: Questions per task, or images per set of labels and with captions.
     """
     if name != "clip":
-        return Evaluation(questions=[q for task in scenes.TASKS for q in scenes.calibration(task, samples)])
+        questions = [question for task in scenes.TASKS for question in scenes.calibration(task, samples)]
+        return Evaluation(questions=questions, source=TRAINING)
     return Evaluation(
+        source=TRAINING,
         captions=captions.calibration(samples),
         labelled={
             kind: Labelled(tuple(texts.values()), captions.calibration_labels(kind, samples))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -13,10 +14,15 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
+from bundle.directory import read_manifest, seal
+from bundle.machine import Machine
 from export.exporter import export_checkpoint
 from quant.calibration import InputStatistics
+from quant.evaluation import PairedFlags
+from quant.gate import judge
 from quant.graphs import open_graph, save_graph
 from quant.layers import find_linears
+from quant.report import EvaluationFacts, Replies, Report, TeacherForced, write_report
 
 Arrays = Mapping[str, NDArray[Any]]
 NodeSpec = tuple[str, list[str], str, dict[str, Any]]
@@ -174,3 +180,63 @@ def statistics_of(run: Any) -> Callable[[ir.Model, Feeds], dict[str, InputStatis
 def graph_of(bundle_of: Callable[[str, str], Path]) -> Callable[[str, str, str], ir.Model]:
     """Return a fresh copy of one graph: family, dialect, component."""
     return lambda family, dialect, component: open_graph(bundle_of(family, dialect) / f"{component}.onnx")
+
+
+@pytest.fixture(scope="session")
+def variant_at(smolvlm_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Write a bundle that says it was quantized: its graphs are its parent's, its figures are the test's."""
+
+    def write(
+        name: str,
+        *,
+        num_bytes: int,
+        lost: int = 0,
+        passed: bool | None = True,
+        sensitivity: tuple[Any, ...] = (),
+        n: int = 200,
+    ) -> Path:
+        folder = Path(shutil.copytree(smolvlm_bundle, tmp_path_factory.mktemp("variant") / name))
+        parent = read_manifest(folder)
+        share = num_bytes / parent.weight_bytes
+        components = {
+            key: part.model_copy(
+                update={"scheme": "int4", "detail": "2 x <b>", "weight_bytes": round(part.weight_bytes * share)}
+            )
+            for key, part in parent.components.items()
+        }
+        tasks = {task: _tally(n, lost).summary() for task in ("digit", "colour & shape", "all")}
+        forced = TeacherForced(
+            num_samples=n, num_tokens=3 * n, kl_mean=0.0123, kl_p99=0.4, top1_agreement=0.987, delta_nll=0.002
+        )
+        gates = (judge("kl_mean", 0.0123 if passed else 9.0, 3 * n, "int4"),)
+        report = Report(
+            parent=parent.name,
+            parent_sha256=parent.source_sha256,
+            weights=name,
+            fp32_bytes=parent.weight_bytes,
+            weight_bytes=num_bytes,
+            components={},
+            evaluation=None if passed is None else EvaluationFacts(source="cats.jsonl", num_samples=n),
+            teacher_forced=None if passed is None else forced,
+            replies=None if passed is None else Replies(n=n, identical=0.93, first_divergence=1.5),
+            tasks={} if passed is None else tasks,
+            sensitivity=sensitivity,
+            gates=() if passed is None else gates,
+            not_measured=("speed: with pocketvlm bench", "taste"),
+            machine=Machine("Some CPU", 4, 8 << 30, 32 << 20, "Linux", {"onnxruntime": "1.31.1"}),
+            seconds=1.0,
+        )
+        write_report(report, folder)
+        seal(
+            folder,
+            parent.model_copy(
+                update={"name": f"{parent.name}-{name}", "components": components, "gates": report.gates}
+            ),
+        )
+        return folder
+
+    return write
+
+
+def _tally(n: int, lost: int) -> PairedFlags:
+    return PairedFlags(np.arange(n) > 0, np.arange(n) > lost)
