@@ -209,6 +209,8 @@ def print_benchmark(report: BenchmarkReport, console: Console) -> None:
     """Print a benchmark as a table, with what it was measured on."""
     schemes = ", ".join(f"{name} {scheme}" for name, scheme in report.schemes.items())
     console.print(f"[bold]{report.name}[/bold]  {report.model_type}: {schemes}")
+    if (prompts := report.schemes.get("decoder_prefill")) is not None:
+        console.print(f"profile dual: prompts run in {prompts}, single tokens in {report.schemes['decoder']}")
     table = Table("", "n", "median ms", "p95 ms", "per second")
     for line in report.lines:
         rate = "" if line.per_second is None else f"{number(line.per_second)} {line.unit}"

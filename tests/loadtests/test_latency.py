@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -81,6 +82,16 @@ def test_the_table_holds_every_line(vlm_report: BenchmarkReport) -> None:
     assert all(name in text for name in names(vlm_report))
     assert "1 thread" in text
     console.file.close()
+
+
+def test_a_second_decoder_is_told_with_what_each_of_the_two_runs(vlm_report: BenchmarkReport) -> None:
+    schemes = {"decoder": "int4", "decoder_prefill": "int8"}
+    with Path("/dev/null").open("w") as nowhere:
+        console = Console(width=200, record=True, file=nowhere)
+        print_benchmark(dataclasses.replace(vlm_report, schemes=schemes), console)
+        assert "profile dual: prompts run in int8, single tokens in int4" in console.export_text()
+        print_benchmark(vlm_report, console)
+        assert "profile" not in console.export_text()
 
 
 def test_a_prompt_longer_than_the_context_is_refused(smolvlm_bundle: Path) -> None:
