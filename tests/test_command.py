@@ -25,7 +25,20 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "command",
-    ["export", "quantize", "inspect", "report", "run", "embed", "serve", "deploy", "bench", "loadtest", "doctor", "demo"],
+    [
+        "export",
+        "quantize",
+        "inspect",
+        "report",
+        "run",
+        "embed",
+        "serve",
+        "deploy",
+        "bench",
+        "loadtest",
+        "doctor",
+        "demo",
+    ],
 )
 def test_every_command_explains_itself(command: str) -> None:
     done = pocketvlm(command, "--help")
