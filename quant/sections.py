@@ -58,7 +58,7 @@ def cut(graph: ir.Graph, watched: Sequence[Sequence[str]]) -> list[Section]:
     values = ir.convenience.create_value_mapping(graph, include_subgraphs=False)
     wanted = [[values[name] for name in group] for group in watched]
     ends = [1 + max((_place(value, places) for value in group), default=-1) for group in wanted]
-    needed = _ancestors([value for group in wanted for value in group])
+    needed = _ancestors([value for group in wanted for value in group]) & _descendants(graph.inputs)
     return [
         Section(tuple(group), tuple(_read_across(needed, places, end) if at + 1 < len(watched) else ()))
         for at, (group, end) in enumerate(zip(watched, ends, strict=True))
@@ -80,6 +80,18 @@ def _ancestors(values: Iterable[ir.Value]) -> set[ir.Node]:
         if node not in found:
             found.add(node)
             left.extend(source for value in node.inputs if value is not None and (source := value.producer()))
+    return found
+
+
+def _descendants(values: Iterable[ir.Value]) -> set[ir.Node]:
+    """Return the nodes whose results depend on these values; all others only turn weights, and run in each section."""
+    found: set[ir.Node] = set()
+    left = list(values)
+    while left:
+        for user in left.pop().consumers():
+            if user not in found:
+                found.add(user)
+                left.extend(user.outputs)
     return found
 
 

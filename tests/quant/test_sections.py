@@ -11,7 +11,7 @@ from bundle.errors import QuantizationError
 from quant.graphs import save_graph
 from quant.sections import SectionedGraph, cut
 
-GROUPS = [["x", "a"], ["b"], ["d", "e"]]
+GROUPS = [["x", "a"], ["b"], ["d"], ["e"]]
 
 
 @pytest.fixture
@@ -23,10 +23,11 @@ def model(model_of: Callable[..., ir.Model], rng: np.random.Generator) -> ir.Mod
             ("Sigmoid", ["x"], "s", {}),
             ("MatMul", ["x", "w"], "a", {}),
             ("Relu", ["a"], "b", {}),
-            ("MatMul", ["b", "w"], "c", {}),
+            ("Transpose", ["w"], "turned", {"perm": [1, 0]}),
+            ("MatMul", ["b", "turned"], "c", {}),
             ("Add", ["c", "s"], "d", {}),
             ("Exp", ["a"], "unread", {}),
-            ("Mul", ["d", "x"], "e", {}),
+            ("MatMul", ["d", "turned"], "e", {}),
             ("Add", ["e", "unread"], "y", {}),
         ],
         {"w": rng.standard_normal((4, 4)).astype(np.float32)},
@@ -42,17 +43,17 @@ def test_sections_see_what_the_whole_graph_computes(model: ir.Model, tmp_path: P
     seen = [list(graph.run(section)) for section in cut(model.graph, GROUPS)]
     for at, x in enumerate(samples):
         a = x @ w
-        d = np.maximum(a, 0) @ w + 1 / (1 + np.exp(-x))
+        d = np.maximum(a, 0) @ w.T + 1 / (1 + np.exp(-x))
         found = {name: array for section in seen for name, array in section[at].items()}
-        expected = {"x": x, "a": a, "b": np.maximum(a, 0), "d": d, "e": d * x}
+        expected = {"x": x, "a": a, "b": np.maximum(a, 0), "d": d, "e": d @ w.T}
         assert found.keys() == expected.keys()
         for name, array in expected.items():
             np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-5)  # float32 sums in another order
 
 
 def test_only_what_later_sections_read_is_carried(model: ir.Model) -> None:
-    # "unread" reads a late but leads to no watched value, and x comes with every sample.
-    assert [section.carried for section in cut(model.graph, GROUPS)] == [("s", "a"), ("s", "b"), ()]
+    # "unread" reads a late but leads to no watched value, x comes with every sample, and "turned" is no sample's.
+    assert [section.carried for section in cut(model.graph, GROUPS)] == [("s", "a"), ("s", "b"), ("d",), ()]
 
 
 def test_a_sample_that_cannot_run_is_named(model: ir.Model, tmp_path: Path) -> None:
