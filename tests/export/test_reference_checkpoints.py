@@ -14,6 +14,9 @@ from transformers import CLIPModel, SmolVLMForConditionalGeneration
 from bundle.golden import canary_image
 from bundle.image import ImageSpec
 from export.exporter import export_checkpoint
+from reference import ternary
+from reference.bitnet import load_bitnet
+from reference.mote import load_mote
 
 CHECKPOINTS = Path(__file__).parents[2] / "reference" / "checkpoints"
 
@@ -30,9 +33,21 @@ def canary_pixels(graphs: Any) -> np.ndarray:
     return spec.preprocess([canary_image()]).pixel_values[:1]
 
 
-def test_reference_vlm_gives_the_reference_logits_and_tokens(tmp_path: Path, open_graphs: Any) -> None:
-    graphs = exported("vlm", tmp_path, open_graphs)
-    model = SmolVLMForConditionalGeneration.from_pretrained(CHECKPOINTS / "vlm", dtype=torch.float32).eval()
+def load_vlm(folder: Path) -> SmolVLMForConditionalGeneration:
+    return SmolVLMForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+
+
+LOADERS = {"vlm": load_vlm, "vlm-ternary": load_bitnet, "vlm-mote": load_mote}
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_reference_vlm_gives_the_reference_logits_and_tokens(
+    name: str, tmp_path: Path, open_graphs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ternary layers without their rounding of inputs to int8, which the float32 graph does not have."""
+    monkeypatch.setattr(ternary, "int8_per_token", lambda values: values)
+    graphs = exported(name, tmp_path, open_graphs)
+    model = LOADERS[name](CHECKPOINTS / name).eval()
     prompt = graphs.manifest.image_prompt
     pixels = canary_pixels(graphs)
     (features,) = graphs.run("vision_encoder", pixel_values=pixels)
