@@ -27,6 +27,7 @@ import onnxruntime as ort
 
 from bundle.errors import QuantizationError
 from bundle.machine import cpu_name, num_usable_cores
+from quant.calibration import InputStatistics
 from quant.graphs import make_node, save_graph
 from quant.layers import Float32
 from quant.plan import KEPT, Choice
@@ -36,7 +37,11 @@ from quant.weights.weight_pass import Form
 FORMS = (
     KEPT,
     Choice("w8a8", Form(8)),
+    Choice("w8a8_static", Form(8)),
     *(Choice("matmul_nbits", Form(bits, block)) for bits in (8, 4, 2) for block in (32, 64, 128)),
+    *(Choice("matmul_nbits", Form(2, block, "ternary-mean")) for block in (32, 64, 128)),
+    *(Choice("matmul_nbits", Form(2, block, "ternary-planes")) for block in (32, 64, 128)),
+    Choice("bnb4", Form(4, 64, "nf4")),
 )
 """What the command times."""
 
@@ -44,6 +49,7 @@ BUILTIN_SHAPE = (768, 3072)
 BUILTIN: dict[str, dict[int, float]] = {
     "fp32": {1: 0.501, 8: 0.711, 77: 3.698, 256: 11.525},
     "w8a8 8-bit": {1: 0.215, 8: 0.258, 77: 1.186, 256: 3.612},
+    "w8a8_static 8-bit": {1: 0.14, 8: 0.17, 77: 1.0, 256: 3.2},
     "matmul_nbits 8-bit b32": {1: 0.157, 8: 0.346, 77: 2.594, 256: 8.532},
     "matmul_nbits 8-bit b64": {1: 0.144, 8: 0.328, 77: 2.352, 256: 7.580},
     "matmul_nbits 8-bit b128": {1: 0.101, 8: 0.278, 77: 1.983, 256: 8.794},
@@ -53,6 +59,13 @@ BUILTIN: dict[str, dict[int, float]] = {
     "matmul_nbits 2-bit b32": {1: 0.117, 8: 0.584, 77: 5.273, 256: 21.376},
     "matmul_nbits 2-bit b64": {1: 0.086, 8: 0.343, 77: 2.987, 256: 10.327},
     "matmul_nbits 2-bit b128": {1: 0.072, 8: 0.296, 77: 2.684, 256: 9.474},
+    "matmul_nbits 2-bit b32 ternary-mean": {1: 0.169, 8: 0.636, 77: 5.5, 256: 22.0},
+    "matmul_nbits 2-bit b64 ternary-mean": {1: 0.098, 8: 0.368, 77: 3.2, 256: 11.0},
+    "matmul_nbits 2-bit b128 ternary-mean": {1: 0.073, 8: 0.321, 77: 2.8, 256: 10.0},
+    "matmul_nbits 2-bit b32 ternary-planes": {1: 0.225, 8: 1.202, 77: 10.6, 256: 43.0},
+    "matmul_nbits 2-bit b64 ternary-planes": {1: 0.162, 8: 0.722, 77: 6.0, 256: 21.0},
+    "matmul_nbits 2-bit b128 ternary-planes": {1: 0.132, 8: 0.614, 77: 5.4, 256: 19.0},
+    "bnb4 4-bit b64 nf4": {1: 11.941, 8: 14.358, 77: 18.915, 256: 28.0},
 }
 """Milliseconds by form and rows for `BUILTIN_SHAPE`, on an AMD EPYC (avx512_vnni, no AMX), ONNX Runtime 1.31.1, one
 thread of a shared machine, median of 30: read ratios, not digits. Printed by `python -m quant.layer_times`."""
@@ -64,8 +77,11 @@ _FEWEST_TURNS = 3
 _BUDGET_S = 6.0
 _MOST_WEIGHTS = 1 << 22  # of a timed layer; a larger one is timed with fewer outputs and the time scaled
 _FORMAT = 1
-_SAME_OPERATOR = dict.fromkeys(("hqq", "gptq", "ternary", "ternary-absmean", "ternary-gptq", "four-level"), "rtn")
+_SAME_ROUNDING = dict.fromkeys(("hqq", "gptq", "ternary", "ternary-absmean", "ternary-gptq", "four-level"), "rtn")
+_SAME_ROUNDING["fp4"] = "nf4"
 """Roundings that differ in the codes alone take the same time as the quickest one to compute."""
+_SAME_METHOD = {"qmoe": "matmul_nbits", "qdq_int4": "matmul_nbits"}
+"""QMoE multiplies one expert as MatMulNBits does; ONNX Runtime fuses int4 in standard operators to MatMulNBits."""
 
 Times = dict[str, float]
 
@@ -231,7 +247,8 @@ def _activations(timed: Timed) -> Float32:
 def _timed_model(timed: Timed) -> ir.Model:
     model = linear_model(timed.num_inputs, _timed_outputs(timed))
     if timed.choice.form is not None:
-        load_pass(timed.choice.method)({"w": timed.choice.form})(model)
+        inputs = InputStatistics(1, np.full(timed.num_inputs, 4, np.float32))  # Gaussian rows stay within it
+        load_pass(timed.choice.method)({"w": timed.choice.form}, {"w": inputs})(model)
     return model
 
 
@@ -259,9 +276,11 @@ def _as_timed(timed: Timed) -> Timed:
 
 
 def _timed_as(choice: Choice) -> Choice:
-    if choice.form is None or choice.form.rounding not in _SAME_OPERATOR:
+    """Return a choice that takes the same time and is quick to make."""
+    if choice.form is None:
         return choice
-    return replace(choice, form=replace(choice.form, rounding=_SAME_OPERATOR[choice.form.rounding]))
+    rounding = _SAME_ROUNDING.get(choice.form.rounding, choice.form.rounding)
+    return Choice(_SAME_METHOD.get(choice.method, choice.method), replace(choice.form, rounding=rounding))
 
 
 def _parse(key: str) -> tuple[tuple[int, int], str, int]:

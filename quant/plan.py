@@ -35,9 +35,13 @@ class Choice:
         """Return method and form in words, such as "matmul_nbits 4-bit b32" or "matmul_nbits 4-bit b32 gptq"."""
         if self.form is None:
             return self.method
-        block = "" if self.form.block_size is None else f" b{self.form.block_size}"
-        rounding = "" if self.form.rounding == "rtn" else f" {self.form.rounding}"
-        return f"{self.method} {self.form.bits}-bit{block}{rounding}"
+        return f"{self.method} {words(self.form)}"
+
+
+def words(form: Form) -> str:
+    """Return a form in words, such as "4-bit b64 gptq"."""
+    block = "" if form.block_size is None else f" b{form.block_size}"
+    return f"{form.bits}-bit{block}{'' if form.rounding == 'rtn' else f' {form.rounding}'}"
 
 
 KEPT = Choice(FLOAT32)
@@ -54,6 +58,8 @@ class LayerPlan:
         num_outputs: N of a linear layer, V of a table.
         reason: Half a sentence.
         is_table: Rows are looked up, not multiplied.
+        copies: Matrices of this size, of which a row meets one: the experts of a mixture; else 1.
+        is_shared: Another graph of the bundle stores its bytes.
     """
 
     name: str
@@ -62,11 +68,13 @@ class LayerPlan:
     num_outputs: int
     reason: str
     is_table: bool = False
+    copies: int = 1
+    is_shared: bool = False
 
     @property
     def stored_bytes(self) -> int:
-        """Return the bytes of its weights."""
-        return bytes_of(self.choice, self.num_inputs, self.num_outputs)
+        """Return the bytes of its weights, 0 where they are another layer's."""
+        return 0 if self.is_shared else self.copies * bytes_of(self.choice, self.num_inputs, self.num_outputs)
 
 
 def bytes_of(choice: Choice, num_inputs: int, num_outputs: int) -> int:
@@ -117,9 +125,14 @@ class ComponentPlan:
         """Return the bytes of all planned layers."""
         return sum(plan.stored_bytes for plan in self.layers)
 
+    @property
+    def fp32_bytes(self) -> int:
+        """Return the bytes of all planned layers as exported."""
+        return sum(plan.copies * bytes_of(KEPT, plan.num_inputs, plan.num_outputs) for plan in self.layers)
+
     def with_layers_of(self, other: ComponentPlan, names: Collection[str]) -> ComponentPlan:
-        """Return the plan with the named layers as another plan has them."""
-        theirs = {layer.name: layer for layer in other.layers if layer.name in names}
+        """Return the plan with the named layers as another plan has them, which stores them."""
+        theirs = {layer.name: replace(layer, is_shared=True) for layer in other.layers if layer.name in names}
         return replace(self, layers=tuple(theirs.get(layer.name, layer) for layer in self.layers))
 
     def only(self, names: Collection[str]) -> ComponentPlan:

@@ -32,6 +32,9 @@ WORTH_CHANGING = 0.9
 _W8A8 = Choice("w8a8", Form(8))
 _TABLE_BLOCKS = (128, 64, 32, 16)
 _WEIGHT_ONLY_BLOCKS = (128, 64, 32)
+_EXPERT_BLOCKS = (128, 64, 32)
+_MOST_EXPERT_BITS = 8
+_NOT_TIMED = ("router", "experts", "ternary experts")
 _MOST_TIMED_ROWS = 256  # beyond it, time grows with the rows
 
 _MANY_ROWS = "many rows meet each weight, where integer products run 2 to 3 times as fast as float32"
@@ -41,8 +44,13 @@ _ONE_ROW = "decoding reads every weight for one row, so fewer bytes are less tim
 _HEAD = "the vocabulary's scores are computed for one row at a time"
 _LOOKED_UP = "rows are decoded as they are looked up"
 _CONSTANT = "looked up once with constant ids"
-_NOT_IN_DIALECT = "the portable dialect has no operator for it"
+_LIKE_HEAD = "the codes of the tied head, stored once"
 _KEPT = "as exported"
+_ROUTER = "a thousandth of the experts' bytes, and an error in it sends tokens to other experts"
+_EXPERTS = "a token meets the weights of one expert, so fewer bytes are less time"
+_TERNARY_EXPERTS = "ternary as trained: two bits hold these weights exactly"
+_NO_EXPERT_BLOCK = "no block divides both widths of the experts"
+_NO_WHOLE_BLOCK = "8 bits: no block divides its inputs"
 
 
 @dataclass(frozen=True)
@@ -113,13 +121,15 @@ class Planner:
             return self._eight_bits(site, rows)
         if not recipe.blocks:
             return [Choice(method, Form(recipe.bits, rounding=recipe.rounding))]
-        forms = (Form(recipe.bits, size, recipe.rounding) for size in self._blocks(recipe.blocks, site))
-        return [Choice(method, form) for form in forms]
+        blocks = self._blocks(recipe.blocks, site)
+        if method == "qdq_int4" and self.block_size is None:
+            blocks = [size for size in blocks if site.num_inputs % size == 0]
+        return [Choice(method, Form(recipe.bits, size, recipe.rounding)) for size in blocks] or [_W8A8]
 
     def wanted(self, component: ComponentName, sites: Sequence[Site], recipes: Sequence[str]) -> Iterator[Timed]:
         """Yield the measurements that planning a graph by these recipes will ask for."""
         for site in sites:
-            if site.is_table:
+            if site.is_table or site.kind in _NOT_TIMED:
                 continue
             for rows in self._timed_rows(site):
                 names = {RECIPES[name].head if site.kind == "head" else name for name in recipes}
@@ -137,12 +147,16 @@ class Planner:
     def _plan_site(self, site: Site, recipe: str, decoder_rows: float) -> LayerPlan:
         if site.kind == "constant table":
             return _layer(site, KEPT, _CONSTANT)
-        if site.kind == "table":
+        if site.kind == "router":
+            return _layer(site, KEPT, _ROUTER)
+        if site.kind in ("experts", "ternary experts"):
+            return self._plan_experts(site, RECIPES[recipe])
+        if site.is_table:
             return self._plan_table(site, RECIPES[recipe].table)
         name = RECIPES[recipe].head if site.kind == "head" else recipe
         rows = 1.0 if site.kind == "head" else decoder_rows if site.rows is None else site.rows
         default, *others = self.candidates(site, RECIPES[name], rows)
-        reason = self._reason(site, default, rows)
+        reason = self._reason(site, RECIPES[name], default, rows)
         if self.times is None or not others:
             return _layer(site, default, reason)
         took_ms = {each: self.times.ms(site.num_inputs, site.num_outputs, each, rows) for each in (default, *others)}
@@ -151,16 +165,41 @@ class Planner:
             return _layer(site, default, reason)
         share = took_ms[quickest] / took_ms[default]
         return _layer(
-            site, quickest, f"{self._reason(site, quickest, rows)}; {share:.0%} of the time of {default.label}"
+            site,
+            quickest,
+            f"{self._reason(site, RECIPES[name], quickest, rows)}; {share:.0%} of the time of {default.label}",
         )
 
     def _plan_table(self, site: Site, recipe: str) -> LayerPlan:
         if recipe == "fp32":
             return _layer(site, KEPT, _KEPT)
+        if recipe == "fp16":
+            return _layer(site, Choice("float16", Form(16)), _LOOKED_UP)
         if self.manifest.dialect != "contrib":
-            return _layer(site, KEPT, _NOT_IN_DIALECT)
+            return _layer(site, Choice("gather_rows", Form(8)), _LOOKED_UP)
         form = Form(RECIPES[recipe].bits, self._blocks(_TABLE_BLOCKS, site)[0])
-        return _layer(site, Choice("gather_int8", form), _LOOKED_UP)
+        return _layer(site, Choice("gather_blocks", form), _LOOKED_UP)
+
+    def with_head(self, table: LayerPlan, head: LayerPlan) -> LayerPlan:
+        """Return a tied table's plan in the form of the head, where both then hold the same bytes."""
+        form, other = table.choice.form, head.choice.form
+        if table.choice.method != "gather_blocks" or head.choice.method != "matmul_nbits" or not form or not other:
+            return table
+        if form.bits != other.bits or other.block_size is None or table.num_inputs % other.block_size:
+            return table
+        return replace(table, choice=replace(table.choice, form=other), reason=_LIKE_HEAD, is_shared=True)
+
+    def _plan_experts(self, site: Site, recipe: Recipe) -> LayerPlan:
+        """Return the plan of routed experts: exact where they were trained ternary, else in the recipe's bits."""
+        blocks = [size for size in _EXPERT_BLOCKS if site.num_inputs % size == 0 and site.num_hidden % size == 0]
+        if self.block_size is not None:
+            blocks = [self.block_size]
+        if recipe.bits > _MOST_EXPERT_BITS or not blocks:
+            return _layer(site, KEPT, _KEPT if blocks else _NO_EXPERT_BLOCK)
+        if site.kind == "ternary experts":
+            return _layer(site, Choice("qmoe", Form(2, blocks[0], "ternary")), _TERNARY_EXPERTS)
+        rounding = {2: "ternary", 4: "hqq" if recipe.rounding == "hqq" else "rtn", 8: "rtn"}[recipe.bits]
+        return _layer(site, Choice("qmoe", Form(recipe.bits, blocks[0], rounding)), _EXPERTS)
 
     def _eight_bits(self, site: Site, rows: float) -> list[Choice]:
         """Return W8A8 and, in a decoder, weight-only forms; those first where one row at a time is computed.
@@ -180,13 +219,17 @@ class Planner:
         """Return block sizes, those that divide K first."""
         if self.block_size is not None:
             return [self.block_size]
-        return sorted(preferred, key=lambda size: site.num_inputs % size != 0)
+        blocks = sorted(preferred, key=lambda size: site.num_inputs % size != 0)
+        whole = [size for size in blocks if site.num_inputs % size == 0]
+        return whole if whole and site.kind == "head" else blocks  # only whole blocks can be shared with a tied table
 
-    def _reason(self, site: Site, choice: Choice, rows: float) -> str:
+    def _reason(self, site: Site, recipe: Recipe, choice: Choice, rows: float) -> str:
         if choice.form is None:
             return _KEPT
         if site.kind == "head":
             return _HEAD
+        if choice == _W8A8 and recipe.bits < choice.form.bits:
+            return _NO_WHOLE_BLOCK
         if site.rows is None:
             return _ONE_ROW if rows == 1 else _PROMPTS
         bits = RECIPES[self.asked.default].bits
@@ -207,7 +250,7 @@ def require_float(manifest: Manifest) -> None:
 
 
 def _layer(site: Site, choice: Choice, reason: str) -> LayerPlan:
-    return LayerPlan(site.name, choice, site.num_inputs, site.num_outputs, reason, site.is_table)
+    return LayerPlan(site.name, choice, site.num_inputs, site.num_outputs, reason, site.is_table, site.copies)
 
 
 def _scheme(layers: Sequence[LayerPlan], recipe: Recipe) -> Scheme:

@@ -10,7 +10,7 @@ Times are sums over linear layers in `LayerTimes`. Attention, norms and sampling
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from bundle.errors import QuantizationError
@@ -82,7 +82,22 @@ def plan_bundle(planner: Planner, sites: Sites, profile: ProfileName | None) -> 
             plans |= _plan_decoder(planner, sites, profile, recipe)
         else:
             plans[component] = planner.plan_component(component, of_graph, recipe=recipe)
-    return plans
+    return _share_head(planner, sites, plans)
+
+
+def _share_head(planner: Planner, sites: Sites, plans: Plans) -> Plans:
+    """Return the plans with a tied table in the form of the head."""
+    tied = {site.name for site in sites.get("embed_tokens", ()) if site.kind == "tied table"}
+    heads = [layer for layer in plans["decoder"].layers if layer.name in _heads(sites)] if "decoder" in plans else []
+    if not tied or not heads:
+        return plans
+    tables = plans["embed_tokens"]
+    layers = tuple(planner.with_head(layer, heads[0]) if layer.name in tied else layer for layer in tables.layers)
+    return {**plans, "embed_tokens": replace(tables, layers=layers)}
+
+
+def _heads(sites: Sites) -> set[str]:
+    return {site.name for site in sites["decoder"] if site.kind == "head"}
 
 
 def compare_profiles(
@@ -91,10 +106,10 @@ def compare_profiles(
     """Return what each profile is predicted to take, with few bits as asked, or int4 where none were."""
     asked = planner.recipe_of("decoder")
     rows: list[DecoderProfile] = []
+    others = plan_bundle(planner, {part: of for part, of in sites.items() if part != "decoder"}, None)
     for name in get_args(ProfileName):
         recipe = "int8" if name == "latency" else asked if name == chosen or asked != "int8" else _FEW_BITS
-        plans = plan_bundle(planner, {part: of for part, of in sites.items() if part != "decoder"}, None)
-        plans |= _plan_decoder(planner, sites, name, recipe)
+        plans = _share_head(planner, sites, {**others, **_plan_decoder(planner, sites, name, recipe)})
         rows.append(_predicted(name, chosen, plans, planner.manifest, sites, mix, times))
     return tuple(rows)
 
@@ -107,8 +122,7 @@ def _plan_decoder(planner: Planner, sites: Sites, profile: ProfileName | None, r
     if profile == "memory":
         return {"decoder": steps}
     prompts = planner.plan_component(PREFILL, of_graph, recipe="int8")
-    heads = {site.name for site in of_graph if site.kind == "head"}
-    return {"decoder": steps, PREFILL: prompts.with_layers_of(steps, heads)}
+    return {"decoder": steps, PREFILL: prompts.with_layers_of(steps, _heads(sites))}
 
 
 def _predicted(
@@ -131,7 +145,7 @@ def _predicted(
         is_chosen=name == chosen,
         first_token_ms=round(first_ms, 2),
         inter_token_ms=round(_ms(plans["decoder"], {}, 1, times), 3),
-        weight_bytes=_weight_bytes(plans, manifest, sites),
+        weight_bytes=weight_bytes(plans, manifest),
         kv_bytes_per_token=manifest.decoder.kv_bytes_per_token if manifest.decoder else 0,
         note=mix.note(manifest),
     )
@@ -146,11 +160,10 @@ def _ms(plan: ComponentPlan, rows: Mapping[str, float], other_rows: float, times
     )
 
 
-def _weight_bytes(plans: Mapping[ComponentName, ComponentPlan], manifest: Manifest, sites: Sites) -> int:
+def weight_bytes(plans: Mapping[ComponentName, ComponentPlan], manifest: Manifest) -> int:
     """Return the bytes of all graphs: planned layers in their forms, the rest (norms, convolutions) as exported."""
     total = 0
     for name, plan in plans.items():
-        parent = "decoder" if name == PREFILL else name
-        exported = manifest.components[parent].weight_bytes
-        total += exported - sum(4 * site.num_weights for site in sites[parent]) + plan.stored_bytes
+        exported = manifest.components["decoder" if name == PREFILL else name].weight_bytes
+        total += exported - plan.fp32_bytes + plan.stored_bytes
     return total

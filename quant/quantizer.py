@@ -16,7 +16,7 @@ from bundle.errors import QuantizationError
 from bundle.machine import this_machine
 from bundle.manifest import Component, ComponentName, Manifest
 from quant.calibrator import Calibrator
-from quant.draft import Draft, Options, make_draft
+from quant.draft import Draft, Options, experimental, fit_bits, make_draft
 from quant.evaluation import Evaluation, Measured
 from quant.feeds import FeedSource
 from quant.gate import MIXED, judge_all, measure
@@ -26,8 +26,16 @@ from quant.plan import ComponentPlan, apply_plan, planned
 from quant.planner import require_float
 from quant.profiles import PREFILL
 from quant.recipes import RECIPES
-from quant.report import REPORT, CalibrationFacts, ComponentReport, EvaluationFacts, Report, write_report
+from quant.report import (
+    REPORT,
+    CalibrationFacts,
+    ComponentReport,
+    EvaluationFacts,
+    Report,
+    write_report,
+)
 from quant.rounding.table import load_rounding
+from quant.sharing import share_weights
 
 Say = Callable[[str], None]
 _DEFAULTS = Options()
@@ -95,8 +103,10 @@ def quantize_bundle(
     parent = open_bundle(bundle, allow_ungated=True)  # a quantized parent has an error of its own
     require_float(parent)
     draft = make_draft(bundle, parent, weights, options, say)
-    _require_calibration(draft, calibration)
+    _require_calibration(draft, options, calibration)
     with write_aside(output, overwrite=overwrite) as aside:
+        if calibration is not None:
+            draft = fit_bits(draft, FeedSource(bundle, parent, calibration), options, say)
         if show:
             show(draft)
         job = Job(bundle, parent, aside, draft, calibration, say)
@@ -106,35 +116,61 @@ def quantize_bundle(
         measured = measure((bundle, parent), (aside, variant), evaluation, say) if evaluation else None
         gates = judge_all(parity, measured, _limits_row(draft), limits)
         variant = variant.model_copy(update={"gates": gates})
+        _tell_loss(draft, measured, say)
         write_report(_report(job, variant, parity, measured, evaluation, time.monotonic() - started), aside)
         return seal(aside, variant)
 
 
-def _require_calibration(draft: Draft, calibration: Evaluation | None) -> None:
-    """Check that there are samples where a recipe fits weights to inputs.
+def _require_calibration(draft: Draft, options: Options, calibration: Evaluation | None) -> None:
+    """Check that there are samples where something is fitted to inputs.
 
     Raises:
         QuantizationError: There are none.
     """
-    fitted = {plan.recipe for plan in draft.plans.values() if RECIPES[plan.recipe].calibration != "none"}
+    fitted = sorted({plan.recipe for plan in draft.plans.values() if RECIPES[plan.recipe].calibration != "none"})
+    if options.max_bytes is not None or options.max_kl is not None:
+        fitted.append("the search for bits")
     if fitted and (calibration is None or not calibration.num_samples):
-        what = "holds no samples" if calibration else "is missing"
+        what = "is missing" if calibration is None else "holds no samples"
         raise QuantizationError(
-            f"{', '.join(sorted(fitted))} fits weights to real inputs, and calibration {what}: pass --calibration "
-            "FILE.jsonl with a few dozen samples of what the model will see, or take int8 or int4"
+            f"{', '.join(fitted)}: fitted to real inputs, and calibration {what}. Pass --calibration FILE.jsonl with a "
+            "few dozen samples of what the model will see, or take int8 or int4 as they are"
         )
+
+
+def _tell_loss(draft: Draft, measured: Measured | None, say: Say) -> None:
+    """Say what a searched plan was predicted to lose and what it lost, and what an experimental one did."""
+    forced = measured.teacher_forced if measured else None
+    found = "not measured: no evaluation was given" if forced is None else f"measured {forced.kl_mean:.4f}"
+    if draft.search is not None:
+        say(f"KL mean in nats: predicted {draft.search.predicted_kl:.4f}, the sum over single layers; {found}")
+    elif experimental(draft):
+        say(f"{', '.join(experimental(draft))} is experimental. KL mean in nats: {found}")
 
 
 def _write_variant(job: Job, options: Options) -> Manifest:
     components: dict[ComponentName, Component] = {}
     for name, plan in job.draft.plans.items():
         components[name] = _write_graph(job, name, plan)
+    components = _share(job, components)
     graphs = {component.file for component in job.parent.components.values()}
     rewritten = graphs | {f"{file}.data" for file in graphs} | {REPORT, MANIFEST}
     for file in job.parent.files.keys() - rewritten:
         shutil.copyfile(job.bundle / file, job.aside / file)
     title = f"{job.parent.name}-{job.draft.label}"
     return job.parent.model_copy(update={"name": title, "components": components, "target": options.target})
+
+
+def _share(job: Job, components: Mapping[ComponentName, Component]) -> dict[ComponentName, Component]:
+    """Store once what several graphs hold, and return the components without the bytes that others hold for them."""
+    files = sorted((part.file for part in components.values()), key=lambda file: not file.startswith("decoder."))
+    saved = share_weights(job.aside, files)  # the decoder first: it keeps what the others point at
+    for file, num_bytes in saved.items():
+        job.say(f"{file}: {num_bytes / 1e6:.1f} MB are stored in another graph's file")
+    return {
+        name: part.model_copy(update={"weight_bytes": part.weight_bytes - saved.get(part.file, 0)})
+        for name, part in components.items()
+    }
 
 
 def _write_graph(job: Job, name: ComponentName, plan: ComponentPlan) -> Component:
@@ -172,7 +208,7 @@ def _carry_out(job: Job, model: ir.Model, name: ComponentName, plan: ComponentPl
 
 def _limits_row(draft: Draft) -> str:
     """Return the row of `quant.gate.LIMITS` that a variant is held to."""
-    return MIXED if draft.asked.by_component else draft.asked.default
+    return MIXED if draft.asked.by_component or draft.search else draft.asked.default
 
 
 def _report(
@@ -200,6 +236,7 @@ def _report(
         evaluation=EvaluationFacts(**_facts(evaluation)) if evaluation else None,
         **{part.name: getattr(found, part.name) for part in fields(found)},
         profiles=job.draft.profiles,
+        sensitivity=job.draft.search.table if job.draft.search else (),
         gates=variant.gates,
         not_measured=(*missing, "speed: measure it with pocketvlm bench on the machine that will serve"),
         machine=this_machine(("onnxruntime", "numpy")),

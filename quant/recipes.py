@@ -54,11 +54,13 @@ class Recipe:
 
 
 def _four_bits(summary: str, rounding: str, calibration: Calibration = "none", scaling: str | None = None) -> Recipe:
+    is_plain = calibration == "none" and rounding == "rtn"
+    portable = None if rounding == "hqq" else "qdq_int4"
     return Recipe(
-        *("int4", 4, summary, "matmul_nbits", None, (64, 128, 32), rounding, scaling, calibration),
-        fits=_EVERY if rounding == "rtn" and scaling is None else _LINEAR,
+        *("int4", 4, summary, "matmul_nbits", portable, (64, 128, 32), rounding, scaling, calibration),
+        fits=_EVERY if is_plain else _LINEAR,
         head="int4",
-        table="int8",
+        table="int4",
     )
 
 
@@ -66,17 +68,33 @@ def _two_bits(scheme: Scheme, summary: str, rounding: str, calibration: Calibrat
     return Recipe(
         *(scheme, 2, summary, "matmul_nbits", None, (128, 64, 32), rounding, None, calibration),
         head="int4",
-        table="int8",
+        table="int4",
         is_experimental=True,
     )
 
 
 RECIPES: dict[str, Recipe] = {
     "fp32": Recipe("fp32", 32, "as exported", "fp32", "fp32", fits=_EVERY, encoder="fp32", head="fp32", table="fp32"),
+    "fp16": Recipe(
+        *("fp16", 16, "float16, norms and softmax in float32; for CUDA and TensorRT", "float16", "float16"),
+        fits=_EVERY,
+        encoder="fp16",
+        head="fp16",
+        table="fp16",
+    ),
     "int8": Recipe("int8", 8, "8-bit weights and activations, a scale per token", "w8a8", "w8a8", fits=_EVERY),
+    "int8-static": Recipe(
+        *("int8-static", 8, "8-bit weights and activations, calibrated scales", "w8a8_static", "w8a8_static"),
+        scaling="smoothquant",
+        calibration="peaks",
+        encoder="int8-static",
+    ),
     "int4": _four_bits("4-bit weights, rounded to nearest", "rtn"),
     "int4-hqq": _four_bits("4-bit weights, grids that let outliers go", "hqq"),
     "int4-gptq": _four_bits("4-bit weights, errors fed forward", "gptq", "grams"),
+    "int4-awq": _four_bits("4-bit weights, loud channels scaled up first", "rtn", "grams", "awq"),
+    "nf4": Recipe("nf4", 4, "4-bit codes of bitsandbytes", "bnb4", None, (64,), "nf4"),
+    "fp4": Recipe("fp4", 4, "4-bit floats of bitsandbytes", "bnb4", None, (64,), "fp4"),
     "int2": _two_bits("int2", "2-bit weights of four levels", "four-level"),
     "ternary": _two_bits("ternary", "-a, 0, a, of least squared error", "ternary"),
     "ternary-mean": _two_bits("ternary", "ternary about a mean", "ternary-mean"),

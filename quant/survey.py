@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal, TypeVar
 
+import numpy as np
 import onnx_ir as ir
 
 from bundle.errors import QuantizationError
 from bundle.manifest import ComponentName, Manifest
+from quant.experts import Experts, find_experts
 from quant.layers import Linear, Table, find_linears, find_tables
 
 _Layer = TypeVar("_Layer", Linear, Table)
+_ROUTER = ".router.weight"
+"""Ends the name of the layer that chooses experts, in both dialects (export/nn/moe.py)."""
+
 _NORMS = {"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"}
 
-Kind = Literal["linear", "head", "table", "constant table"]
-"""A head gives the vocabulary's scores; a constant table is looked up with ids that the graph holds itself."""
+Kind = Literal["linear", "head", "router", "experts", "ternary experts", "table", "tied table", "constant table"]
+"""A head gives the vocabulary's scores, a router the experts'; ternary experts hold nothing but -a, 0 and a; a constant
+table is looked up with ids that the graph holds itself, and a tied one holds the head's weights."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +33,11 @@ class Site:
     Attributes:
         name: Its weight's.
         kind: What it does.
-        num_inputs: K of a linear layer, D of a table.
-        num_outputs: N of a linear layer, V of a table.
+        num_inputs: K of a linear layer or of one expert, D of a table.
+        num_outputs: N of a linear layer or of one expert's three matrices, V of a table.
         rows: That meet it for one image or one text; None in a decoder, where prompt and step decide.
+        copies: Experts; else 1.
+        num_hidden: Hidden units of one expert, which blocks must divide too; else 0.
     """
 
     name: str
@@ -36,16 +45,36 @@ class Site:
     num_inputs: int
     num_outputs: int
     rows: int | None = None
+    copies: int = 1
+    num_hidden: int = 0
 
     @property
     def num_weights(self) -> int:
-        """Return K * N."""
-        return self.num_inputs * self.num_outputs
+        """Return how many there are."""
+        return self.copies * self.num_inputs * self.num_outputs
 
     @property
     def is_table(self) -> bool:
         """Return whether rows are looked up, not multiplied."""
-        return self.kind in ("table", "constant table")
+        return self.kind in ("table", "tied table", "constant table")
+
+
+def survey_bundle(
+    graphs: Mapping[ComponentName, ir.Graph], manifest: Manifest
+) -> dict[ComponentName, tuple[Site, ...]]:
+    """Return the layers of all graphs; a token table that is the head's matrix too is known as tied.
+
+    Raises:
+        QuantizationError: A graph has no layers.
+    """
+    sites = {name: survey(name, graph, manifest) for name, graph in graphs.items()}
+    heads = [site.name for site in sites.get("decoder", ()) if site.kind == "head"]
+    if "embed_tokens" not in sites or not heads:
+        return sites
+    head = next(linear for linear in find_linears(graphs["decoder"]) if linear.name == heads[0])
+    tied = {table.name for table in find_tables(graphs["embed_tokens"]) if np.array_equal(table.rows(), head.rows())}
+    tables = (replace(site, kind="tied table") if site.name in tied else site for site in sites["embed_tokens"])
+    return {**sites, "embed_tokens": tuple(tables)}
 
 
 def survey(component: ComponentName, graph: ir.Graph, manifest: Manifest) -> tuple[Site, ...]:
@@ -55,8 +84,9 @@ def survey(component: ComponentName, graph: ir.Graph, manifest: Manifest) -> tup
         QuantizationError: There are none.
     """
     found = _distinct(find_linears(graph))
-    linears = [_decoder_site(linear, manifest) for linear in found]
-    if component != "decoder":
+    if component == "decoder":
+        linears = [*(_decoder_site(linear, manifest) for linear in found), *map(_experts_site, find_experts(graph))]
+    else:
         linears = _encoder_sites(found, component, graph, manifest)
     tables = [
         Site(table.name, "table" if table.ids in graph.inputs else "constant table", table.width, table.num_rows)
@@ -70,8 +100,18 @@ def survey(component: ComponentName, graph: ir.Graph, manifest: Manifest) -> tup
 
 
 def _decoder_site(linear: Linear, manifest: Manifest) -> Site:
-    is_head = manifest.decoder is not None and linear.num_outputs == manifest.decoder.vocab_size
-    return Site(linear.name, "head" if is_head else "linear", linear.num_inputs, linear.num_outputs)
+    kind: Kind = "linear"
+    if manifest.decoder is not None and linear.num_outputs == manifest.decoder.vocab_size:
+        kind = "head"
+    elif linear.name.endswith(_ROUTER):
+        kind = "router"
+    return Site(linear.name, kind, linear.num_inputs, linear.num_outputs)
+
+
+def _experts_site(experts: Experts) -> Site:
+    kind: Kind = "ternary experts" if experts.is_ternary else "experts"
+    size = experts.num_inputs, 3 * experts.width
+    return Site(experts.name, kind, *size, copies=experts.num_experts, num_hidden=experts.width)
 
 
 def _encoder_sites(linears: list[Linear], component: ComponentName, graph: ir.Graph, manifest: Manifest) -> list[Site]:

@@ -116,7 +116,7 @@ def test_a_plan_is_never_slower_than_its_default_and_always_the_same(manifest, s
 
 def test_a_token_table_is_looked_up_in_8_bits(manifest) -> None:
     found = plan(manifest, "embed_tokens", TABLE, "int8")
-    assert labels(found) == {"tokens": "gather_int8 8-bit b64"}
+    assert labels(found) == {"tokens": "gather_blocks 8-bit b64"}
     assert found.scheme == "int8-weight-only"
 
 

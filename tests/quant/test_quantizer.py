@@ -138,7 +138,7 @@ def test_progress_tells_each_components_sizes_and_reasons(clip_bundle: Path, tmp
 
 
 def test_unknown_weights_write_nothing(clip_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(QuantizationError, match="unknown weights 'int3'; known: fp32, int8, int4"):
+    with pytest.raises(QuantizationError, match="unknown weights 'int3'; known: fp32, fp16, int8, int8-static, int4"):
         quantize_bundle(clip_bundle, tmp_path / "out", weights="int3")
     assert list(tmp_path.iterdir()) == []
 

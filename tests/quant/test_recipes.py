@@ -9,6 +9,8 @@ from bundle.errors import QuantizationError
 from bundle.manifest import Manifest
 from quant.recipes import RECIPES, read_weights
 from quant.rounding.table import ROUNDINGS
+from quant.scaling.table import SCALINGS
+from quant.weights.bnb4 import KINDS
 from quant.weights.table import PASSES
 
 
@@ -43,14 +45,14 @@ def test_float_weights_for_one_component_leave_the_others_as_they_would_be(manif
 @pytest.mark.parametrize(
     ("weights", "words"),
     [
-        ("int3", r"unknown weights 'int3'; known: fp32, int8, int4"),
+        ("int3", r"unknown weights 'int3'; known: fp32, fp16, int8, int8-static, int4"),
         ("", r"unknown weights ''; known"),
         ("int8,decoder=int3", r"unknown weights 'int3'; known"),
         ("decoder=int4", r"begin with a name for the rest: NAME,decoder=int4"),
         ("int8,int4", r"'int4' is not component=NAME"),
         ("int8,text_encoder=int4", r"'text_encoder'; .* has vision_encoder, embed_tokens, decoder"),
         ("int8,decoder=int4,decoder=int8", r"names decoder twice"),
-        ("int8,embed_tokens=ternary", r"ternary is not for embed_tokens; what fits it: fp32, int8, int4"),
+        ("int8,embed_tokens=ternary", r"ternary is not for embed_tokens; what fits it: fp32, fp16, int8, int4$"),
     ],
 )
 def test_what_cannot_be_read_is_answered_with_what_can(manifest: Manifest, weights: str, words: str) -> None:
@@ -64,7 +66,8 @@ def test_every_recipe_names_what_exists(name: str) -> None:
     assert {recipe.encoder, recipe.head, recipe.table} <= RECIPES.keys()
     assert recipe.method in {*PASSES, "fp32"}
     assert recipe.portable_method in {*PASSES, "fp32", None}
-    assert recipe.rounding in ROUNDINGS
+    assert recipe.rounding in {*ROUNDINGS, *KINDS}
+    assert recipe.scaling in {*SCALINGS, None}
 
 
 def test_recipes_of_two_bits_are_experimental_and_no_others() -> None:
