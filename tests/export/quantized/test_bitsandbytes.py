@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_array_equal
+from safetensors.torch import load_file
 
 from bundle.errors import CheckpointError, UnsupportedConfigError
 from export.exporter import export_checkpoint
+from quant.weights.bnb4 import quantize_flat
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="its formats are made by itself")
 
@@ -87,6 +90,17 @@ def test_logits_are_those_of_bitsandbytes_layers(made: Made, open_graphs: Any) -
     assert np.linalg.norm(logits - expected) < tolerance * np.linalg.norm(expected)
 
 
+def test_what_was_stored_comes_back_when_the_bundle_is_quantized_alike(
+    checkpoint: Path, tmp_path: Path, decoder_matrices: Callable[[Path], dict[str, np.ndarray]]
+) -> None:
+    """Codes and scales of NF4 without nested scales, from checkpoint through float32 to MatMulBnb4."""
+    export_checkpoint(checkpoint, tmp_path / "bundle")
+    stored = load_file(checkpoint / "model.safetensors")
+    packed, absmax = quantize_flat(decoder_matrices(tmp_path / "bundle")[f"{LAYER}.weight"], "nf4", 64)
+    assert_array_equal(packed, stored[f"{LAYER}.weight"].numpy().ravel())
+    assert_array_equal(absmax, stored[f"{LAYER}.weight.absmax"].numpy())
+
+
 def test_blocks_run_on_from_row_to_row(
     save_bitsandbytes: Callable[..., Any],
     checkpoints: ModuleType,
@@ -149,8 +163,6 @@ def test_quantized_layer_that_the_config_skips_is_refused(
 def test_promised_but_absent_quantization_is_refused(
     smolvlm_checkpoint: Path, tmp_path: Path, edit_quantized: Callable[..., None]
 ) -> None:
-    import shutil
-
     folder = shutil.copytree(smolvlm_checkpoint, tmp_path / "checkpoint")
     edit_quantized(folder, quant_method="bitsandbytes", load_in_8bit=True)
     refused(folder, "promises int8 weights; the checkpoint holds none")
