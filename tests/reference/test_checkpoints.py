@@ -10,8 +10,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="checkpoints are loaded by the [train] extra")
 pytest.importorskip("transformers", reason="checkpoints are loaded by the [train] extra")
 
+from safetensors.torch import load_file  # noqa: E402
+
 from reference import clip_model, tokenizer  # noqa: E402
 from reference.evaluate import CHECKPOINTS, DualEncoder, Reader  # noqa: E402
+from reference.scenes import held_out  # noqa: E402
 
 MAX_BYTES = 20 * 2**20
 RESULTS = CHECKPOINTS / "results.json"
@@ -20,6 +23,16 @@ RESULTS = CHECKPOINTS / "results.json"
 @pytest.fixture(scope="module")
 def reader() -> Reader:
     return Reader(CHECKPOINTS / "vlm")
+
+
+@pytest.fixture(scope="module")
+def ternary() -> Reader:
+    return Reader(CHECKPOINTS / "vlm-ternary")
+
+
+@pytest.fixture(scope="module")
+def mixture() -> Reader:
+    return Reader(CHECKPOINTS / "vlm-mote")
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +51,41 @@ def test_checkpoint_is_small_and_in_half_precision(name: str) -> None:
     assert path.stat().st_size < MAX_BYTES
 
 
+@pytest.mark.parametrize(
+    ("name", "packed", "max_mb"), [("vlm-ternary", "_proj.weight", 4), ("vlm-mote", ".experts.", 12)]
+)
+def test_ternary_matrices_are_packed_and_all_else_is_in_half_precision(name: str, packed: str, max_mb: int) -> None:
+    tensors = load_file(CHECKPOINTS / name / "model.safetensors")
+    scales = {key for key in tensors if key.endswith(".weight_scale")}
+    for key in tensors.keys() - scales:
+        is_packed = packed in key and "text_model" in key
+        assert tensors[key].dtype == (torch.uint8 if is_packed else torch.float16), key
+        assert (f"{key}_scale" in scales) == is_packed, key
+    assert (CHECKPOINTS / name / "model.safetensors").stat().st_size < max_mb * 10**6
+
+
+def test_shared_experts_are_the_dense_models_layers_unchanged() -> None:
+    dense, mixture = (load_file(CHECKPOINTS / name / "model.safetensors") for name in ("vlm", "vlm-mote"))
+    feed_forward = [key for key in dense if ".mlp." in key and "text_model" in key]
+    assert len(feed_forward) == 3 * 4
+    for key in feed_forward:
+        assert torch.equal(mixture[key.replace(".mlp.", ".mlp.shared_expert.")], dense[key])
+
+
+def test_every_expert_is_used(mixture: Reader) -> None:
+    examples = [example for task in ("caption", "count", "text") for example in held_out(task, 2, seed=1)]
+    layers = [layer.mlp for layer in mixture.model.model.text_model.layers]
+    chosen: dict[int, set[int]] = {}
+
+    def note(number: int, logits: torch.Tensor) -> None:
+        chosen.setdefault(number, set()).update(logits.argmax(-1).flatten().tolist())
+
+    for number, layer in enumerate(layers):
+        layer.router.register_forward_hook(lambda _, __, logits, number=number: note(number, logits))
+    mixture.replies(examples, max_new_tokens=2)
+    assert chosen == {number: {0, 1, 2, 3} for number in range(4)}
+
+
 def test_vlm_is_a_smolvlm_of_the_stated_shape(reader: Reader) -> None:
     config = reader.model.config
     num_parameters = sum(p.numel() for p in reader.model.parameters())
@@ -52,6 +100,14 @@ def test_vlm_is_a_smolvlm_of_the_stated_shape(reader: Reader) -> None:
 @pytest.mark.parametrize(("task", "floor"), [("colour", 36), ("shape", 36), ("digit", 34), ("exist", 34), ("chat", 34)])
 def test_vlm_answers_held_out_questions(reader: Reader, task: str, floor: int) -> None:
     assert reader.score(task, 40, seed=1).num_right >= floor
+
+
+@pytest.mark.parametrize("task", ["colour", "digit", "exist", "chat"])
+@pytest.mark.parametrize("fixture", ["ternary", "mixture"])
+def test_small_experts_and_layers_answer_held_out_questions(
+    fixture: str, task: str, request: pytest.FixtureRequest
+) -> None:
+    assert request.getfixturevalue(fixture).score(task, 20, seed=1).num_right >= 17
 
 
 def test_clip_tells_held_out_shapes_and_colours(encoder: DualEncoder) -> None:
