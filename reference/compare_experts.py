@@ -90,8 +90,8 @@ def models(checkpoints: pathlib.Path, work: pathlib.Path) -> Iterator[tuple[str,
     )
     yield "full-width experts rounded after training, absmean", "2", rounded(load_mote(wide), absmean_ternary)
     yield "full-width float experts (8 times the bytes)", "16", load_mote(wide)
-    yield "no experts, trained as long", "", dense(work / "vlm-dense" / "checkpoint")
     yield "no experts, as shipped", "", dense(checkpoints / "vlm")
+    yield "no experts, trained as long", "", dense(work / "vlm-dense" / "checkpoint")
 
 
 def expert_bytes(model: SmolVLMForConditionalGeneration, bits: str) -> int:
