@@ -218,7 +218,7 @@ def _by_task(family: Family) -> Chart | None:
     axes.set_ylim(len(tasks) - 0.45, -0.55)
     axes.set_xlabel("points lost against fp32")
     figure.tight_layout(pad=0.6)
-    _legend(figure, axes)
+    _legend(figure, axes, [variant.label for variant in measured])
     caption = (
         "Bars: percentage points that a variant answers right less often than fp32; to the left of 0 it is the better "
         "one. Whiskers: 95 % interval over the same samples; n samples without a loss exclude only losses above 3 / n."
@@ -266,7 +266,7 @@ def _layers_of(component: ComponentName, rows: Sequence[LayerSensitivity]) -> Ch
     is_decoder = component.startswith("decoder")
     axes.set_xlabel("KL, nats per answer token" if is_decoder else "1 - cosine of the output")
     figure.tight_layout(pad=0.6)
-    _legend(figure, axes)
+    _legend(figure, axes, forms)
     rest = len(worst) - len(shown)
     others = f" The other {rest} layers, none worse, are left out." if rest else ""
     caption = f"One layer at a time in the form named, all others in fp32: what that alone costs.{others}"
@@ -304,10 +304,13 @@ def _new_figure(height_px: float) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _legend(figure: Any, axes: Any) -> None:
+def _legend(figure: Any, axes: Any, names: Sequence[str]) -> None:
     """Write a legend above the plot, in the order of the bars."""
     handles, labels = axes.get_legend_handles_labels()
-    legend = figure.legend(handles, labels, loc="upper left", ncols=3, frameon=False, fontsize=11)
+    drawn = dict(zip(labels, handles, strict=True))
+    legend = figure.legend(
+        [drawn[name] for name in names], names, loc="upper left", ncols=3, frameon=False, fontsize=11
+    )
     height = legend.get_window_extent(figure.canvas.get_renderer()).height / figure.bbox.height
     figure.tight_layout(pad=0.6, rect=(0, 0, 1, 1 - height))
 

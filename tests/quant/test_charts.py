@@ -118,6 +118,7 @@ def test_layers_are_shown_the_worst_first_and_the_rest_is_counted(charts: dict[s
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels[:2] == ["29 mlp.up_proj", "28 mlp.up_proj"]
     assert [bar.get_width() for bar in axes.patches[:2]] == [0.29, 0.28]  # bars are the costlier form
+    assert [text.get_text() for text in chart.figure.legends[0].texts] == ["2-bit b128 ternary", "4-bit b64"]
     assert "other 6 layers" in chart.caption
 
 

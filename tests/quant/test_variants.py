@@ -33,6 +33,12 @@ def test_the_smallest_variant_that_passes_is_recommended(variant_at) -> None:
     assert family.recommended.label == "int4"
 
 
+def test_of_two_equally_small_the_one_that_lost_less_is_recommended(variant_at) -> None:
+    (family,) = read_families([variant_at("a", num_bytes=100_000, lost=2), variant_at("b", num_bytes=100_000)])
+    assert family.recommended is not None
+    assert family.recommended.label == "b"
+
+
 def test_nothing_is_recommended_where_nothing_passes(variant_at) -> None:
     (family,) = read_families([variant_at("ternary", num_bytes=50_000, passed=False)])
     assert family.recommended is None
