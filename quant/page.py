@@ -374,8 +374,8 @@ def _method(family: Family) -> str:
         "<h2>How this was measured</h2><p>Each variant beside its fp32 parent on the same samples. KL divergence, the "
         "rise of -log p of the right token (NLL), both in nats, and the agreement of first choices are taken at every "
         "token of the right answer with that answer fed; NLL falls where the variant is less sure of what the parent "
-        "gets wrong. Replies are greedy; those that differ part, on average, at the token told. Points lost: percentage "
-        "points that the parent answers right more often, with the 95 % bootstrap "
+        "gets wrong. Replies are greedy; those that differ part, on average, at the token told. Points lost: "
+        "percentage points that the parent answers right more often, with the 95 % bootstrap "
         f"interval over pairs (2000 resamples).{calibration}{escape(speed)}</p>"
         f'<p class="soft">{escape(machine.cpu)}, {machine.cores} cores{memory}{cache}; {escape(machine.system)}; '
         f"{versions}</p>"
