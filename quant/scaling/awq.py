@@ -7,7 +7,8 @@ a = 0 (unscaled) included, for the least error of the layers that read the input
     sum of tr(dW G dW^T),   dW = round(s W) / s - W,   G = E[x x^T]
 
 which is the exact mean squared error of their outputs over the calibration rows, found with the rounding that the
-layers will get. The published search measures mean |X| and the output of the whole block on samples instead.
+layers will get, or with round to nearest where that is error feedback. The published search measures mean |X|, and the
+output of the whole block on samples, instead.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from quant.weights.weight_pass import Form
 
 EXPONENTS = tuple(step / 10 for step in range(11))
 """Tried for a."""
+
+_SEARCHED_INSTEAD = "rtn"
+"""Of roundings with error feedback, which take seconds a layer: eleven of them would take minutes a model."""
 
 
 def protect(
@@ -90,8 +94,11 @@ def _divisors(loudness: Float32, exponent: float) -> Float32:
 
 
 def _rounded(rows: Float32, form: Form, inputs: InputStatistics) -> Float32:
-    """Return rows [N, K] as they will be after rounding."""
+    """Return rows [N, K] as they will be after rounding, or after the one that is searched instead."""
     if form.block_size is None:
         codes, scales = quantize_rows(rows)
         return np.asarray(codes * scales[:, None], np.float32)
-    return load_rounding(form.rounding)(rows, form.bits, form.block_size, inputs).weights(rows.shape[1])
+    rounding = load_rounding(form.rounding)
+    if rounding.needs_gram:
+        rounding = load_rounding(_SEARCHED_INSTEAD)
+    return rounding(rows, form.bits, form.block_size, inputs).weights(rows.shape[1])

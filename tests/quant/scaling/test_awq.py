@@ -62,3 +62,15 @@ def test_without_grams_it_says_what_is_missing(norm_and_linear) -> None:
         protect(norm_and_linear, {"w": FORM}, peaks)
     with pytest.raises(QuantizationError, match="w: awq needs calibration samples"):
         protect(norm_and_linear, {"w": FORM}, {})
+
+
+def test_the_search_for_error_feedback_rounds_to_nearest(norm_and_linear, rng) -> None:
+    x = rng.standard_normal((200, 64)).astype(np.float32)
+    x[:, [5, 40]] *= 30
+    found = []
+    for rounding in ("rtn", "gptq"):
+        model = norm_and_linear.clone()
+        protect(model, {"w": Form(4, 32, rounding)}, {"w": statistics(x)})
+        found.append(model.graph.initializers["g"].const_value.numpy())
+    np.testing.assert_array_equal(found[0], found[1])
+    assert not np.array_equal(found[0], np.ones(64))

@@ -16,7 +16,7 @@ KINDS = ["nf4", "fp4"]
 SIZES = [(20, 64), (7, 100), (3, 33), (64, 256)]  # N, K; blocks that end inside a row, and an odd number of codes
 
 
-# bitsandbytes 0.50 decodes some matrices wrongly on a CPU where a block is longer than a row, so none of those are here;
+# bitsandbytes 0.50 decodes some matrices wrongly on a CPU where a block is longer than a row, so none is here;
 # its codes are right there too, as ONNX Runtime's own encoder and operator agree.
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from bundle.errors import QuantizationError
 from quant.graphs import save_graph
 from quant.layers import find_linears, find_tables
 from quant.weights.float16 import Float16
+from quant.weights.matmul_nbits import MatMulNBits
 from quant.weights.w8a8 import PerTokenInt8
 from quant.weights.weight_pass import Form
 
@@ -97,6 +98,19 @@ def test_layers_not_named_keep_float32(model_of, run, rng) -> None:
     half = (x.astype(np.float16).astype(np.float32) @ weights["a"].astype(np.float16).astype(np.float32)) @ weights["b"]
     # The product in between is rounded to float16 once.
     np.testing.assert_allclose(run(model, x=x)[0], half, atol=2e-3 * np.abs(half).max())
+
+
+def test_low_bit_layers_beside_it_read_float16(model_of, run, rng) -> None:
+    weights = {name: rng.standard_normal((32, 32)).astype(np.float32) for name in ("a", "b")}
+    nodes = [("MatMul", ["x", "a"], "h", {}), ("MatMul", ["h", "b"], "y", {})]
+    model = model_of({"x": (FLOAT, ["M", 32])}, nodes, weights, ["y"])
+    MatMulNBits({"a": Form(4, 32)})(model)
+    x = rng.standard_normal((3, 32)).astype(np.float32)
+    (before,) = run(model, x=x)
+    Float16({"b": Form(16)})(model)
+    assert model.graph.initializers["a.scale.fp16"].const_value.dtype == ir.DataType.FLOAT16
+    # Scales and activations lose all but 11 bits; the int8 activations of MatMulNBits may round to another code.
+    np.testing.assert_allclose(run(model, x=x)[0], before, atol=0.02 * np.abs(before).max())
 
 
 def test_a_weight_beyond_float16_is_refused(model_of) -> None:
