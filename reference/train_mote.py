@@ -60,7 +60,7 @@ def save(model: SmolVLMForConditionalGeneration, kind: str, folder: pathlib.Path
 
 def main(argv: list[str] | None = None) -> None:
     """Train and write the checkpoint."""
-    parser = arguments(__doc__, steps=900, lr=1e-3)
+    parser = arguments(__doc__, steps=750, lr=1e-3)
     parser.add_argument("--kind", choices=KINDS, default="mote", help="what is made")
     args = parser.parse_args(argv)
     start(args)
