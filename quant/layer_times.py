@@ -13,7 +13,6 @@ import argparse
 import hashlib
 import json
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -68,7 +67,7 @@ BUILTIN: dict[str, dict[int, float]] = {
     "bnb4 4-bit b64 nf4": {1: 11.941, 8: 14.358, 77: 18.915, 256: 28.0},
 }
 """Milliseconds by form and rows for `BUILTIN_SHAPE`, on an AMD EPYC (avx512_vnni, no AMX), ONNX Runtime 1.31.1, one
-thread of a shared machine, median of 30: read ratios, not digits. Printed by `python -m quant.layer_times`."""
+thread of a shared machine, lower quartile of 30: read ratios, not digits. Printed by `python -m quant.layer_times`."""
 
 _OPSET = 21
 _IR_VERSION = 10
@@ -175,7 +174,7 @@ def cache_folder() -> Path:
 
 
 def measure(wanted: Sequence[Timed], threads: int = 0, turns: int = _MOST_TURNS, budget_s: float = _BUDGET_S) -> Times:
-    """Return median milliseconds by key.
+    """Return milliseconds by key: the lower quartile of what was seen, for what else runs here only adds time.
 
     All layers are held at once and take turns, so that noise meets all alike and a small model finds its weights in the
     CPU's cache, as it will when it is served, and a large one does not. What the call of an empty graph takes is
@@ -211,13 +210,17 @@ def measure(wanted: Sequence[Timed], threads: int = 0, turns: int = _MOST_TURNS,
                     runs[timed.key].append(took_ms)
             _run_ms(empty, nothing)  # warms up again: other sessions ran since
             overheads.append(_run_ms(empty, nothing))
-    overhead_ms = statistics.median(overheads)
-    return {timed.key: _net_ms(timed, statistics.median(runs[timed.key]), overhead_ms) for timed in wanted}
+    overhead_ms = _quartile(overheads)
+    return {timed.key: _net_ms(timed, _quartile(runs[timed.key]), overhead_ms) for timed in wanted}
 
 
-def _net_ms(timed: Timed, median_ms: float, overhead_ms: float) -> float:
+def _quartile(values: Sequence[float]) -> float:
+    return float(np.percentile(values, 25))
+
+
+def _net_ms(timed: Timed, seen_ms: float, overhead_ms: float) -> float:
     """Return a layer's own time: at least a tenth of what was seen, whole outputs where fewer were timed."""
-    own_ms = max(median_ms - overhead_ms, 0.1 * median_ms)
+    own_ms = max(seen_ms - overhead_ms, 0.1 * seen_ms)
     return own_ms * timed.num_outputs / _timed_outputs(timed)
 
 

@@ -18,7 +18,7 @@ from bundle.manifest import ComponentName, Manifest
 from quant.layer_times import LayerTimes
 from quant.plan import ComponentPlan
 from quant.planner import Planner, Sites
-from quant.recipes import RECIPES
+from quant.recipes import RECIPES, Asked
 from quant.report import DecoderProfile
 
 ProfileName = Literal["latency", "memory", "dual"]
@@ -106,12 +106,21 @@ def compare_profiles(
     """Return what each profile is predicted to take, with few bits as asked, or int4 where none were."""
     asked = planner.recipe_of("decoder")
     rows: list[DecoderProfile] = []
-    others = plan_bundle(planner, {part: of for part, of in sites.items() if part != "decoder"}, None)
     for name in get_args(ProfileName):
         recipe = "int8" if name == "latency" else asked if name == chosen or asked != "int8" else _FEW_BITS
-        plans = _share_head(planner, sites, {**others, **_plan_decoder(planner, sites, name, recipe)})
+        plans = plan_bundle(_asked_for(planner, recipe), sites, name)
         rows.append(_predicted(name, chosen, plans, planner.manifest, sites, mix, times))
     return tuple(rows)
+
+
+def _asked_for(planner: Planner, recipe: str) -> Planner:
+    """Return the planner of a user who had asked for this decoder; other components stay as they were named."""
+    if planner.recipe_of("decoder") == recipe:
+        return planner
+    named: dict[ComponentName, str] = {
+        part: name for part, name in planner.asked.by_component.items() if part != "decoder"
+    }
+    return replace(planner, asked=Asked(recipe, named))
 
 
 def _plan_decoder(planner: Planner, sites: Sites, profile: ProfileName | None, recipe: str) -> Plans:

@@ -136,7 +136,7 @@ def read_weights(weights: str, manifest: Manifest) -> Asked:
     """Return what a `--weights` value asks of a bundle.
 
     Raises:
-        QuantizationError: A name or component is unknown, given twice, or does not fit.
+        QuantizationError: A name or component is unknown, given twice, or does not fit, or nothing would change.
     """
     first, *others = [part.strip() for part in weights.split(",")]
     if "=" in first:
@@ -155,6 +155,8 @@ def read_weights(weights: str, manifest: Manifest) -> Asked:
         if found in by_component:
             raise QuantizationError(f"--weights names {component} twice; once is enough")
         by_component[found] = _fitting(name, found)
+    if {first, *by_component.values()} == {"fp32"}:
+        raise QuantizationError(f"--weights {weights} changes nothing; name one of {known_weights()}")
     return Asked(first, by_component)
 
 

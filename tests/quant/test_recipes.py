@@ -52,6 +52,7 @@ def test_float_weights_for_one_component_leave_the_others_as_they_would_be(manif
         ("int8,int4", r"'int4' is not component=NAME"),
         ("int8,text_encoder=int4", r"'text_encoder'; .* has vision_encoder, embed_tokens, decoder"),
         ("int8,decoder=int4,decoder=int8", r"names decoder twice"),
+        ("fp32", r"fp32 changes nothing; name one of"),
         ("int8,embed_tokens=ternary", r"ternary is not for embed_tokens; what fits it: fp32, fp16, int8, int4$"),
     ],
 )
