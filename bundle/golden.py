@@ -21,6 +21,9 @@ from bundle.errors import BundleFileError, GoldenError
 
 GOLDEN = "golden.npz"
 
+_RECORDED_AS = {"decoder_prefill": "decoder"}
+"""A graph that computes what another does is held against that one's run."""
+
 Array = npt.NDArray[Any]
 
 
@@ -78,6 +81,18 @@ def load_golden(directory: Path) -> dict[str, Recording]:
         recording = recordings.setdefault(component, Recording({}, {}))
         (recording.inputs if direction == "in" else recording.outputs)[name] = array
     return recordings
+
+
+def recording_of(component: str, recordings: Mapping[str, Recording], directory: Path) -> Recording:
+    """Return the run that a component is held against.
+
+    Raises:
+        BundleFileError: It was not recorded.
+    """
+    name = _RECORDED_AS.get(component, component)
+    if name not in recordings:
+        raise BundleFileError(f"{directory / GOLDEN} holds no run of {name}. Export the checkpoint again.")
+    return recordings[name]
 
 
 def _parts(key: str, path: Path) -> tuple[str, str, str]:

@@ -6,14 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bundle.errors import BundleFileError
-from bundle.golden import compare, load_golden
+from bundle.golden import compare, load_golden, recording_of
 from bundle.manifest import Component, ComponentName
 from quant.measures import cosines
 from quant.running import Graph
-
-_RECORDED_AS: dict[ComponentName, ComponentName] = {"decoder_prefill": "decoder"}
-"""A graph that computes what another does is held against that one's run."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +34,9 @@ def canary_parity(directory: Path, components: Mapping[ComponentName, Component]
     recordings = load_golden(directory)
     found: dict[ComponentName, Parity] = {}
     for name, component in components.items():
-        recorded = _RECORDED_AS.get(name, name)
-        if recorded not in recordings:
-            raise BundleFileError(f"{directory}/golden.npz holds no run of {recorded}: export the checkpoint again")
-        outputs = Graph(directory / component.file).run(recordings[recorded].inputs)
-        expected = recordings[recorded].outputs
+        recording = recording_of(name, recordings, directory)
+        outputs = Graph(directory / component.file).run(recording.inputs)
+        expected = recording.outputs
         found[name] = Parity(
             cosine=min(float(cosines(expected[key].ravel(), outputs[key].ravel())) for key in expected),
             max_abs=max(compare(expected[key], outputs[key]).absolute for key in expected),

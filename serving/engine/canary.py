@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from bundle.errors import BundleFileError, GoldenError
-from bundle.golden import GOLDEN, Recording, check, load_golden
+from bundle.errors import GoldenError
+from bundle.golden import GOLDEN, check, load_golden, recording_of
 from bundle.manifest import Manifest, Scheme
 from serving.engine.session import Array, Session
 
@@ -23,9 +22,6 @@ _GATE = "canary_cosine/{component}"
 _MIN_COSINE = 0.3
 """Of a quantized graph against its fp32 parent, where the manifest has no gate for it: wrong nibbles fall near 0. How
 good a variant is, its gates say; this tells a broken kernel from a working one."""
-
-_RECORDED_AS = {"decoder_prefill": "decoder"}
-"""A graph that computes what another does is checked against that one's run."""
 
 
 def check_canary(directory: Path, manifest: Manifest, sessions: dict[str, Session]) -> None:
@@ -42,19 +38,12 @@ def check_canary(directory: Path, manifest: Manifest, sessions: dict[str, Sessio
         return
     recordings = load_golden(directory)
     for name, session in sessions.items():
-        recording = _recording_of(name, recordings, directory)
+        recording = recording_of(name, recordings, directory)
         found = session.run(recording.inputs)
         if session.component.scheme == "fp32":
             check(name, recording.outputs, found, max_relative=_MAX_RELATIVE)
         else:
             _check_quantized(name, session.component.scheme, _min_cosine(manifest, name), recording.outputs, found)
-
-
-def _recording_of(component: str, recordings: Mapping[str, Recording], directory: Path) -> Recording:
-    name = _RECORDED_AS.get(component, component)
-    if name not in recordings:
-        raise BundleFileError(f"{directory / GOLDEN} holds no run of {name}. Export the checkpoint again.")
-    return recordings[name]
 
 
 def _min_cosine(manifest: Manifest, component: str) -> float:
