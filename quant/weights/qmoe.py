@@ -5,9 +5,9 @@
 QMoE weighs the chosen experts by a softmax over *their* scores, which is 1 for one expert. A mixture that weighs by
 the share among all experts therefore hands the shares in as `router_weights`, and `logits` only choose.
 
-With blocks the operator rounds activations to int8 and multiplies integers, at 1.0 to 1.7 % of relative error; with one
-scale a row it restores the chosen expert to float32 at every call, which is exact and slower: three times for 4 and
-8 bits and 100 times for 2 (one token, 256 wide, x86-64), so that 2 bits a row are refused.
+The operator rounds activations to int8, block by block, and multiplies integers, at 1.0 to 1.7 % of relative error. It
+also has a form with one scale a row, which restores the chosen expert to float32 at every call: exact, and for one
+token 3 to 12 times slower than blocks in 4 and 8 bits, 30 to 75 times in 2 (docs/decisions/0006), so it is refused.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from quant.weights.weight_pass import Form, WeightPass
 
 BITS = (2, 4, 8)
 BLOCK_SIZES = (32, 64, 128)
-_LOWEST_BITS = 2
+_TABLE_BITS = 2
+"""Whose products are looked up."""
 _ROUTER_WEIGHTS = 14
 """Place of `router_weights` among the operator's inputs (ONNX Runtime 1.31, ContribOperators.md)."""
 
@@ -39,7 +40,7 @@ class QuantizedMatrices:
 
     Attributes:
         packed: [E, N, K * bits / 8] uint8.
-        scales: [E, N, blocks] float32, or [E, N] for one scale a row.
+        scales: [E, N, blocks] float32.
         restored: [E, N, K] float32, what the codes stand for.
     """
 
@@ -54,17 +55,29 @@ def quantize(matrices: Float32, form: Form) -> QuantizedMatrices:
     Raises:
         QuantizationError: The rounding stores more than symmetric codes, which the operator cannot hold.
     """
-    width = matrices.shape[2]
     rounding = load_rounding(form.rounding)
-    each = [rounding(rows, form.bits, form.block_size or width, None) for rows in matrices]
+    each = [rounding(rows, form.bits, _block_size(form), None) for rows in matrices]
     if any(codes.zero_points is not None or codes.offsets is not None or codes.rest is not None for codes in each):
         raise QuantizationError(f"the rounding {form.rounding} has zero points, offsets or two planes; QMoE has none")
-    scales = np.stack([codes.scales for codes in each])
     return QuantizedMatrices(
         packed=np.stack([pack(codes.codes, form.bits) for codes in each]),
-        scales=scales[:, :, 0] if form.block_size is None else scales,
-        restored=np.stack([codes.weights(width) for codes in each]),
+        scales=np.stack([codes.scales for codes in each]),
+        restored=np.stack([codes.weights(matrices.shape[2]) for codes in each]),
     )
+
+
+def _block_size(form: Form) -> int:
+    """Return the block of a form.
+
+    Raises:
+        QuantizationError: The operator lacks it, or is far slower in it.
+    """
+    if form.block_size not in BLOCK_SIZES:
+        raise QuantizationError(
+            f"{'one scale a row' if form.block_size is None else f'blocks of {form.block_size}'}; QMoE is fast in "
+            f"blocks of {', '.join(map(str, BLOCK_SIZES))}, and slower than float32 where it restores whole rows"
+        )
+    return form.block_size
 
 
 def reference(x: Float32, logits: Float32, first: Float32, second: Float32, form: Form) -> Float32:
@@ -95,30 +108,24 @@ def _seen(x: Float32, form: Form) -> Float32:
     For 2 bits the operator looks sums of activations up in tables of int8 steps, which costs 1.5 % and is not repeated
     here.
     """
-    if form.block_size is None or form.bits == _LOWEST_BITS:
-        return x
-    return round_activations(x, form.block_size)
+    return x if form.bits == _TABLE_BITS else round_activations(x, _block_size(form))
 
 
 class QuantizedExperts(WeightPass):
     """Replaces the named MoE nodes by QMoE.
 
     Args:
-        layers: Name of the experts (`quant.experts.Experts.name`) to bits, block size (None: per row) and rounding.
+        layers: Name of the experts (`quant.experts.Experts.name`) to bits, block size and rounding.
     """
 
     def check(self, name: str, form: Form) -> None:
         """Refuse forms that the operator lacks, and roundings that are calibrated."""
-        if form.bits not in BITS or form.block_size not in (None, *BLOCK_SIZES):
-            raise QuantizationError(
-                f"{name}: {form.bits} bits in blocks of {form.block_size}; QMoE stores {', '.join(map(str, BITS))} "
-                f"bits in blocks of {', '.join(map(str, BLOCK_SIZES))}, or with one scale a row"
-            )
-        if form.bits == _LOWEST_BITS and form.block_size is None:
-            raise QuantizationError(
-                f"{name}: {form.bits}-bit experts with one scale a row run about 100 times slower on a CPU than in "
-                f"blocks of {', '.join(map(str, BLOCK_SIZES))}: ONNX Runtime unpacks them to float32 at every call"
-            )
+        if form.bits not in BITS:
+            raise QuantizationError(f"{name}: QMoE stores {', '.join(map(str, BITS))} bits, not {form.bits}")
+        try:
+            _block_size(form)
+        except QuantizationError as error:
+            raise QuantizationError(f"{name}: {error}") from error
         rounding = load_rounding(form.rounding)
         if form.bits not in rounding.widths:
             widths = ", ".join(map(str, rounding.widths))
@@ -141,7 +148,7 @@ class QuantizedExperts(WeightPass):
 
 def _rewrite(graph: ir.Graph, experts: Experts, form: Form) -> None:
     for size in (experts.num_inputs, experts.width):
-        if form.block_size is not None and size % form.block_size:
+        if size % _block_size(form):
             raise QuantizationError(
                 f"{experts.name}: blocks of {form.block_size} do not divide {size}; the operator takes whole ones only"
             )
@@ -167,7 +174,6 @@ def _stored(graph: ir.Graph, name: str, matrices: Float32, form: Form) -> tuple[
 
 
 def _attributes(form: Form) -> dict[str, int | float | str]:
-    blocks = {} if form.block_size is None else {"block_size": form.block_size, "accuracy_level": INT8_ACTIVATIONS}
     return {
         "k": 1,
         "activation_type": "swiglu",
@@ -176,5 +182,6 @@ def _attributes(form: Form) -> dict[str, int | float | str]:
         "activation_beta": 0.0,
         "normalize_routing_weights": 0,
         "expert_weight_bits": form.bits,
-        **blocks,
+        "block_size": _block_size(form),
+        "accuracy_level": INT8_ACTIVATIONS,
     }

@@ -17,7 +17,7 @@ from quant.weights.weight_pass import Form
 Array = NDArray[np.float32]
 NAME = "layers.0.mlp.experts"
 EXPERTS, SIZE, WIDTH = 4, 64, 128
-FORMS = [Form(2, 32, "ternary"), Form(2, 64, "ternary"), Form(4, 32), Form(8, 64), Form(4), Form(8)]
+FORMS = [Form(2, 32, "ternary"), Form(2, 64, "ternary"), Form(4, 32), Form(4, 64), Form(8, 32), Form(8, 64)]
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,11 @@ def test_the_float_operator_is_the_dense_loop(mixture: Mixture, x: Array, run) -
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_the_operator_is_a_dense_loop_over_its_codes(mixture: Mixture, x: Array, run, form: Form) -> None:
-    """Exact with one scale a row; with blocks, activations are rounded to int8: 1.0 to 1.7 % on normal numbers."""
+    """Up to its rounding of activations to int8: 1.0 to 1.7 % on normal numbers."""
     restored = [quantize(matrices, form).restored for matrices in (mixture.first, mixture.second)]
     expected = dense(x, mixture.router, *restored)
     QuantizedExperts({NAME: form})(mixture.model)
-    assert relative(run(mixture.model, x=x)[1], expected) < (1e-6 if form.block_size is None else 2e-2)
+    assert relative(run(mixture.model, x=x)[1], expected) < 2e-2
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
@@ -108,14 +108,14 @@ def test_the_operator_equals_its_numpy_reference(mixture: Mixture, x: Array, run
 
 def test_without_router_weights_one_expert_counts_fully(mixture: Mixture, x: Array, run) -> None:
     """The trap: left to itself, the operator weighs by a softmax over the chosen expert alone."""
-    form = Form(4)
+    form = Form(8, 64)
     expected = reference(x, x @ mixture.router, mixture.first, mixture.second, form)
     QuantizedExperts({NAME: form})(mixture.model)
     (node,) = (node for node in mixture.model.graph if node.op_type == "QMoE")
     node.replace_input_with(14, None)
     scores = np.exp(x @ mixture.router)
     shares = scores.max(axis=1, keepdims=True) / scores.sum(axis=1, keepdims=True)
-    assert relative(run(mixture.model, x=x)[1], expected / shares) < 1e-5
+    assert relative(run(mixture.model, x=x)[1], expected / shares) < 2e-3
     assert shares.mean() < 0.8
 
 
@@ -178,9 +178,9 @@ def test_replaced_experts_are_found_no_more(mixture: Mixture) -> None:
 @pytest.mark.parametrize(
     ("form", "message"),
     [
-        (Form(2, None, "ternary"), "one scale a row run about 100 times slower"),
-        (Form(3, 32), "3 bits in blocks of 32; QMoE stores 2, 4, 8"),
-        (Form(4, 16), "4 bits in blocks of 16"),
+        (Form(2, None, "ternary"), "one scale a row; QMoE is fast in blocks of 32, 64, 128"),
+        (Form(3, 32), "QMoE stores 2, 4, 8 bits, not 3"),
+        (Form(4, 16), "blocks of 16; QMoE is fast in"),
         (Form(4, 32, "ternary"), "makes codes of 2 bits, not 4"),
         (Form(2, 32, "ternary-gptq"), "ternary-gptq is calibrated"),
     ],
