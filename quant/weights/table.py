@@ -15,7 +15,6 @@ PASSES = {
     "float16": "quant.weights.float16:Float16",
     "qdq_int4": "quant.weights.qdq_int4:DequantizedInt4",
     "qmoe": "quant.weights.qmoe:QuantizedExperts",
-    "gather_int8": "quant.weights.gather_blocks:GatherBlocks",
     "gather_blocks": "quant.weights.gather_blocks:GatherBlocks",
     "gather_rows": "quant.weights.gather_blocks:GatherRows",
 }
