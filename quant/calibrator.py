@@ -8,7 +8,7 @@ runs once per sample (see `quant.sections`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +49,8 @@ class Calibrator:
     ) -> Iterator[Group]:
         """Yield the statistics of a graph's linear layers by weight name, in groups that fit `MOST_BYTES`.
 
-        Layers that read the same value share one `InputStatistics` and one group.
+        Layers that read the same value share one `InputStatistics` and one group. While a group is computed the caller
+        should hold none: `del group` at the end of a loop's body, for a loop's variable lives on.
 
         Args:
             component: The graph.
@@ -66,11 +67,7 @@ class Calibrator:
         graph = SectionedGraph(path, self._source.of(component), self._source.threads)
         for at, (group, section) in enumerate(zip(groups, sections, strict=True)):
             self._say(f"{component}: calibrating on {graph.num_samples} runs, group {at + 1} of {len(groups)}")
-            sums = {each.value: _Sums(each.num_inputs, grams) for each in group}
-            for watched in graph.run(section):
-                for name, array in watched.items():
-                    sums[name].add(array)
-            yield {layer: found for each in group for layer, found in each.statistics(sums[each.value]).items()}
+            yield _collect(graph.run(section), group, grams)  # kept by no name here: the caller lets it go
 
 
 def calibrate(
@@ -156,6 +153,15 @@ class _Sums:
         if self._gram is not None:
             self._gram /= np.float32(self._num_rows)
         return InputStatistics(self._num_rows, self._peaks, self._gram)
+
+
+def _collect(runs: Iterable[Mapping[str, NDArray[np.float32]]], group: Sequence[_Input], grams: bool) -> Group:
+    """Return the statistics of a group from what its inputs were in each run."""
+    sums = {each.value: _Sums(each.num_inputs, grams) for each in group}
+    for watched in runs:
+        for name, array in watched.items():
+            sums[name].add(array)
+    return {layer: found for each in group for layer, found in each.statistics(sums[each.value]).items()}
 
 
 def _inputs_of(graph: ir.Graph, component: ComponentName, layers: Collection[str] | None) -> list[_Input]:
