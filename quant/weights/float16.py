@@ -150,6 +150,7 @@ class _Typing:
         name = str(value.name)
         value.name = f"{name}.float16"
         node = make_node("Cast", [value], name, {"to": int(_SINGLE)})
+        node.name = f"{name}.returned"  # a node that made the output may have its name
         node.outputs[0].type, node.outputs[0].shape = ir.TensorType(_SINGLE), value.shape
         self._graph.append(node)
         return node.outputs[0]
