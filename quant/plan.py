@@ -16,6 +16,8 @@ FLOAT32 = "fp32"
 """The method of a layer that keeps its weights."""
 
 _SCALE_BYTES = 4  # scales are float32
+_STEP_BYTES = 5  # the step of int8 activations, float32, and its zero point
+_ROW_PEAK_BYTES = 12  # what W8A8 needs once a graph to find the peaks of rows: an axis and an epsilon
 
 
 @dataclass(frozen=True)
@@ -78,18 +80,26 @@ class LayerPlan:
 
 
 def bytes_of(choice: Choice, num_inputs: int, num_outputs: int) -> int:
-    """Return the bytes that a matrix takes in a form: codes, scales and offsets; a last block counts as whole."""
+    """Return the bytes that a matrix takes in a form, scales, zero points and offsets with it."""
     form = choice.form
     if form is None:
         return 4 * num_inputs * num_outputs
     if form.bits == 16:
         return 2 * num_inputs * num_outputs
     if form.block_size is None:
-        return num_outputs * (num_inputs * form.bits // 8 + _SCALE_BYTES + 1)
-    blocks = -(-num_inputs // form.block_size)
-    planes = 2 if form.rounding == "ternary-planes" else 1
-    offsets = _SCALE_BYTES if form.rounding == "ternary-mean" else 0
-    return num_outputs * blocks * (planes * (form.block_size * form.bits // 8 + _SCALE_BYTES) + offsets)
+        zero_points = 0 if choice.method == "gather_rows" else 1
+        return num_outputs * (num_inputs + _SCALE_BYTES + zero_points) + _STEP_BYTES
+    return num_outputs * _row_bytes(form, -(-num_inputs // form.block_size), form.block_size)
+
+
+def _row_bytes(form: Form, blocks: int, block_size: int) -> int:
+    """Return the bytes of one output's blocks; a last block counts as whole."""
+    codes = blocks * (block_size * form.bits // 8 + _SCALE_BYTES)
+    if form.rounding == "ternary-planes":
+        return 2 * codes
+    if form.rounding == "ternary-mean":
+        return codes + blocks * _SCALE_BYTES
+    return codes + (-(-blocks * form.bits // 8) if form.rounding == "hqq" else 0)
 
 
 @dataclass(frozen=True)
@@ -123,7 +133,8 @@ class ComponentPlan:
     @property
     def stored_bytes(self) -> int:
         """Return the bytes of all planned layers."""
-        return sum(plan.stored_bytes for plan in self.layers)
+        once = _ROW_PEAK_BYTES if "w8a8" in self.methods else 0
+        return once + sum(plan.stored_bytes for plan in self.layers)
 
     @property
     def fp32_bytes(self) -> int:

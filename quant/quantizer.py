@@ -102,15 +102,16 @@ def quantize_bundle(
         raise QuantizationError(f"{output} is the bundle to be quantized; choose another -o")
     parent = open_bundle(bundle, allow_ungated=True)  # a quantized parent has an error of its own
     require_float(parent)
-    draft = make_draft(bundle, parent, weights, options, say)
-    _require_calibration(draft, options, calibration)
     with write_aside(output, overwrite=overwrite) as aside:
+        draft = make_draft(bundle, parent, weights, options, say)
+        _require_calibration(draft, options, calibration)
         if calibration is not None:
             draft = fit_bits(draft, FeedSource(bundle, parent, calibration), options, say)
         if show:
             show(draft)
         job = Job(bundle, parent, aside, draft, calibration, say)
         variant = _write_variant(job, options)
+        _require_bytes(variant, options)
         say("comparing with the outputs recorded at export")
         parity = canary_parity(aside, variant.components)
         measured = measure((bundle, parent), (aside, variant), evaluation, say) if evaluation else None
@@ -135,6 +136,20 @@ def _require_calibration(draft: Draft, options: Options, calibration: Evaluation
         raise QuantizationError(
             f"{', '.join(fitted)}: fitted to real inputs, and calibration {what}. Pass --calibration FILE.jsonl with a "
             "few dozen samples of what the model will see, or take int8 or int4 as they are"
+        )
+
+
+def _require_bytes(variant: Manifest, options: Options) -> None:
+    """Check that what was written is as small as was asked: roundings may store more than the search counted.
+
+    Raises:
+        QuantizationError: It is not.
+    """
+    if options.max_bytes is not None and variant.weight_bytes > options.max_bytes:
+        over = variant.weight_bytes - options.max_bytes
+        raise QuantizationError(
+            f"the weights take {variant.weight_bytes} bytes, {over} more than --max-bytes {options.max_bytes} allows: "
+            f"ask for {options.max_bytes - over}"
         )
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from bundle.directory import open_bundle, read_manifest, seal
 from bundle.errors import BundleError, BundleFileError, QuantizationError
 from bundle.golden import Recording, canary_image, load_golden, save_golden
+from quant.draft import Options
 from quant.evaluation import Evaluation, Labelled
 from quant.quantizer import quantize_bundle
 from quant.report import Report
@@ -214,3 +215,69 @@ def test_no_linear_layer_of_an_encoder_runs_in_float(int8_clip: Path, run, compo
     tables = ops.count("GatherBlockQuantized")
     assert ops.count("MatMulIntegerToFloat") == planned - tables > 0
     assert not {"MatMul", "Gemm", "FusedMatMul"} & set(ops)
+
+
+def test_dual_writes_a_second_decoder_over_the_same_signature(smolvlm_bundle: Path, tmp_path: Path) -> None:
+    manifest = quantize_bundle(smolvlm_bundle, tmp_path / "dual", weights="int4", options=Options(profile="dual"))
+    steps, prompts = manifest.components["decoder"], manifest.components["decoder_prefill"]
+    assert (steps.scheme, prompts.scheme) == ("int4", "int8")
+    assert prompts.file == "decoder_prefill.onnx"
+    assert (prompts.inputs, prompts.outputs) == (steps.inputs, steps.outputs)
+    assert manifest.name.endswith("-int4-dual")
+    report = read_report(tmp_path / "dual")
+    assert [profile.name for profile in report.profiles if profile.is_chosen] == ["dual"]
+    assert report.components["decoder_prefill"].canary_cosine > 0.99
+
+
+def test_the_chosen_profiles_predicted_bytes_are_those_written(smolvlm_bundle: Path, int8_vlm: Path) -> None:
+    report = read_report(int8_vlm)
+    (chosen,) = [profile for profile in report.profiles if profile.is_chosen]
+    assert chosen.weight_bytes == report.weight_bytes
+
+
+@pytest.mark.parametrize("weights", ["int8-static", "int4-gptq", "int4-awq"])
+def test_a_calibrated_recipe_uses_its_samples(smolvlm_bundle: Path, tmp_path: Path, weights: str) -> None:
+    manifest = quantize_bundle(smolvlm_bundle, tmp_path / "out", weights=weights, calibration=QUESTIONS)
+    report = read_report(tmp_path / "out")
+    assert report.calibration is not None
+    assert report.calibration.num_samples == 3
+    assert manifest.components["decoder"].scheme == weights.split("-")[0] or weights == "int8-static"
+    assert not manifest.has_failed_gate
+
+
+def test_a_calibrated_recipe_without_samples_says_what_to_pass(smolvlm_bundle: Path, tmp_path: Path) -> None:
+    for calibration, words in ((None, "is missing"), (Evaluation(), "holds no samples")):
+        with pytest.raises(
+            QuantizationError, match=rf"int4-gptq: .*calibration {words}\. Pass --calibration FILE.jsonl"
+        ):
+            quantize_bundle(smolvlm_bundle, tmp_path / "out", weights="int4-gptq", calibration=calibration)
+    with pytest.raises(QuantizationError, match=r"the search for bits: .*calibration is missing"):
+        quantize_bundle(smolvlm_bundle, tmp_path / "out", weights="int4", options=Options(max_kl=0.1))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_limit_of_bytes_is_kept_with_as_many_bits_as_fit(smolvlm_bundle: Path, tmp_path: Path) -> None:
+    smallest = quantize_bundle(smolvlm_bundle, tmp_path / "small", weights="ternary").weight_bytes
+    allowed = smallest + 8000
+    lines: list[str] = []
+    mixed = quantize_bundle(
+        smolvlm_bundle,
+        tmp_path / "mixed",
+        weights="ternary",
+        options=Options(max_bytes=allowed),
+        calibration=QUESTIONS,
+        evaluation=QUESTIONS,
+        progress=lines.append,
+    )
+    assert smallest < mixed.weight_bytes <= allowed
+    assert mixed.components["decoder"].scheme == "mixed"
+    assert mixed.name.endswith("-ternary-mixed")
+    report = read_report(tmp_path / "mixed")
+    assert {row.form.bits for row in report.sensitivity} == {2, 4, 8}
+    (told,) = [line for line in lines if line.startswith("KL mean")]
+    assert f"measured {report.teacher_forced.kl_mean:.4f}" in told
+    with pytest.raises(QuantizationError, match="no plan takes at most"):
+        quantize_bundle(
+            smolvlm_bundle, tmp_path / "no", weights="ternary", options=Options(max_bytes=99), calibration=QUESTIONS
+        )
+    assert not (tmp_path / "no").exists()
