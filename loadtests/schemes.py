@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from bundle.directory import MANIFEST
 from bundle.errors import PocketVLMError, QuantizationError, SettingsError
@@ -308,7 +308,7 @@ def print_comparison(found: Comparison, console: Console) -> None:
 
 
 def _size_table(found: Comparison) -> Table:
-    table = Table("bundle", "schemes", "language model", "of the first", "peak memory")
+    table = Table("bundle", Column("schemes", overflow="fold"), "language model", "of first", "peak memory")
     first = found.variants[0].language_model_bytes
     for variant in found.variants:
         schemes = ", ".join(f"{name} {scheme}" for name, scheme in variant.schemes.items())
@@ -318,27 +318,28 @@ def _size_table(found: Comparison) -> Table:
 
 
 def _speed_table(found: Comparison) -> Table:
-    table = Table("station", "bundle", "ms", "processor ms", "per second", "times as fast", "by processor time")
-    station = found.lines[0].station
+    table = Table(Column(no_wrap=True), "ms", "CPU ms", "per second", "times as fast", "by CPU time")
+    station = ""
     for line in found.lines:
         if line.station != station:
             table.add_section()
             station = line.station
-        rate = f"{number(line.per_second)} {line.unit}"
-        times = number(line.wall_ms), number(line.processor_ms)
-        ratios = str(line.wall_ratio), str(line.processor_ratio)
-        table.add_row(line.station, line.variant, *times, rate, *ratios)
+            table.add_row(f"[bold]{station}[/bold]", "", "", line.unit)
+        times = number(line.wall_ms), number(line.processor_ms), number(line.per_second)
+        table.add_row(line.variant, *times, str(line.wall_ratio), f"{line.processor_ratio.median:.2f}")
     return table
 
 
 def _verdict_table(found: Comparison) -> Table:
-    table = Table("target", "wanted", "measured", "by processor time", "verdict")
+    table = Table("target", "wanted", "measured", "by CPU time", "verdict")
     for verdict in found.verdicts:
         told = "met" if verdict.is_met else f"[red]missed by {verdict.least - verdict.wall_ratio.median:.2f}[/red]"
         if verdict.exceeds_cache is False:
             told += " (fits the cache)"
         name = f"{verdict.station}: {verdict.faster} over {verdict.slower}"
-        table.add_row(name, f"{verdict.least:g}", str(verdict.wall_ratio), str(verdict.processor_ratio), told)
+        table.add_row(
+            name, f"{verdict.least:g}", str(verdict.wall_ratio), f"{verdict.processor_ratio.median:.2f}", told
+        )
     return table
 
 
