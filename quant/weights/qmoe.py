@@ -21,7 +21,7 @@ from bundle.errors import QuantizationError
 from quant.experts import Experts, find_experts
 from quant.graphs import CONTRIB, add_initializer, make_node, replace_node
 from quant.layers import Float32
-from quant.rounding.block_codes import UInt8, pack
+from quant.rounding.block_codes import BlockCodes, UInt8, pack
 from quant.rounding.table import load_rounding
 from quant.weights.matmul_nbits import INT8_ACTIVATIONS, round_activations
 from quant.weights.weight_pass import Form, WeightPass
@@ -36,17 +36,30 @@ _ROUTER_WEIGHTS = 14
 
 @dataclass(frozen=True)
 class QuantizedMatrices:
-    """One matrix of every expert.
+    """One matrix [N, K] of every expert.
 
     Attributes:
-        packed: [E, N, K * bits / 8] uint8.
-        scales: [E, N, blocks] float32.
-        restored: [E, N, K] float32, what the codes stand for.
+        codes: Of each expert.
+        num_inputs: K.
     """
 
-    packed: UInt8
-    scales: Float32
-    restored: Float32
+    codes: tuple[BlockCodes, ...]
+    num_inputs: int
+
+    @property
+    def packed(self) -> UInt8:
+        """Return [E, N, K * bits / 8] uint8."""
+        return np.stack([pack(each.codes, each.bits) for each in self.codes])
+
+    @property
+    def scales(self) -> Float32:
+        """Return [E, N, blocks] float32."""
+        return np.stack([each.scales for each in self.codes])
+
+    @property
+    def restored(self) -> Float32:
+        """Return [E, N, K] float32, what the codes stand for."""
+        return np.stack([each.weights(self.num_inputs) for each in self.codes])
 
 
 def quantize(matrices: Float32, form: Form) -> QuantizedMatrices:
@@ -56,14 +69,10 @@ def quantize(matrices: Float32, form: Form) -> QuantizedMatrices:
         QuantizationError: The rounding stores more than symmetric codes, which the operator cannot hold.
     """
     rounding = load_rounding(form.rounding)
-    each = [rounding(rows, form.bits, _block_size(form), None) for rows in matrices]
-    if any(codes.zero_points is not None or codes.offsets is not None or codes.rest is not None for codes in each):
+    codes = tuple(rounding(rows, form.bits, _block_size(form), None) for rows in matrices)
+    if any(each.zero_points is not None or each.offsets is not None or each.rest is not None for each in codes):
         raise QuantizationError(f"the rounding {form.rounding} has zero points, offsets or two planes; QMoE has none")
-    return QuantizedMatrices(
-        packed=np.stack([pack(codes.codes, form.bits) for codes in each]),
-        scales=np.stack([codes.scales for codes in each]),
-        restored=np.stack([codes.weights(matrices.shape[2]) for codes in each]),
-    )
+    return QuantizedMatrices(codes, matrices.shape[2])
 
 
 def _block_size(form: Form) -> int:

@@ -18,7 +18,10 @@ from safetensors.torch import load_file, save_file
 
 from bundle.errors import CheckpointError, MissingWeightError, UnsupportedConfigError
 from export.exporter import export_checkpoint
-from quant.graphs import open_graph
+from quant.experts import find_experts
+from quant.graphs import open_graph, save_graph
+from quant.weights.qmoe import QuantizedExperts
+from quant.weights.weight_pass import Form
 from reference import mote, ternary
 from reference.bundles import CHECKPOINTS
 
@@ -122,6 +125,25 @@ def test_ternary_experts_hold_three_values_a_matrix(packed: Path, tmp_path: Path
             name = f"{prefix}.{expert}.{part}.weight"
             codes = ternary.unpack(stored[name]).float() * stored[f"{name}_scale"].float()
             assert_array_equal(stacked[expert, place::2], codes.numpy())
+
+
+def test_two_bit_experts_answer_as_the_reference_does(packed: Path, tmp_path: Path, open_graphs: Any) -> None:
+    """From packed checkpoint to QMoE: codes and scales as stored, and the reference's own int8 inputs of experts."""
+    export_checkpoint(packed, tmp_path / "bundle")
+    model = open_graph(tmp_path / "bundle" / "decoder.onnx")
+    names = [experts.name for experts in find_experts(model.graph)]
+    assert names == [f"model.text_model.layers.{layer}.mlp.experts" for layer in range(4)]
+    QuantizedExperts(dict.fromkeys(names, Form(2, 64, "ternary")))(model)
+    smaller = shutil.copytree(tmp_path / "bundle", tmp_path / "smaller")
+    save_graph(model, smaller / "decoder.onnx")
+    stored = load_file(packed / "model.safetensors")
+    scales = model.graph.initializers[f"{names[2]}.down_proj.scale"].const_value.numpy()
+    for expert in range(4):
+        assert set(np.unique(scales[expert])) <= {0, float(stored[f"{names[2]}.{expert}.down_proj.weight_scale"])}
+    with torch.inference_mode():
+        expected = mote.load_mote(packed)(input_ids=torch.from_numpy(IDS)).logits.numpy()
+    # both round the inputs of experts to int8, one per token and one per block
+    assert np.linalg.norm(logits_of(open_graphs(smaller), IDS) - expected) < 4e-2 * np.linalg.norm(expected)
 
 
 def with_text_config(checkpoint: Path, folder: Path, **changes: Any) -> Path:
