@@ -11,7 +11,7 @@ from bundle.summary import megabytes
 from quant.charts import Chart, charts_of, form_label, short_layer
 from quant.decode_speed import HOW
 from quant.measures import Interval
-from quant.report import TaskAccuracy
+from quant.report import Report, TaskAccuracy
 from quant.variants import REFERENCE, Family, Variant
 
 _MOST_LAYERS = 10
@@ -344,6 +344,10 @@ def _not_measured(family: Family) -> str:
         for line in variant.report.not_measured if variant.report else ():
             if not (family.speeds and line.startswith("speed:")):
                 found.setdefault(line, []).append(variant.label)
+        if variant.report and _fitted_to_the_test(variant.report):
+            found.setdefault("held-out quality: weights were fitted to the samples of the test", []).append(
+                variant.label
+            )
     if not family.speeds:
         found.setdefault("speed beside each other: this page was made with --no-speed", [])
     if not family.parent:
@@ -351,6 +355,11 @@ def _not_measured(family: Family) -> str:
     items = "".join(f"<li>{escape(line)}{_only(labels, family)}</li>" for line, labels in found.items())
     items += "<li>Machines other than the one named below; other data than the samples named above.</li>"
     return f"<h2>Not measured</h2><ul>{items}</ul>"
+
+
+def _fitted_to_the_test(report: Report) -> bool:
+    both = report.calibration, report.evaluation
+    return bool(both[0] and both[1] and both[0].source == both[1].source)
 
 
 def _only(labels: Sequence[str], family: Family) -> str:

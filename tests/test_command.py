@@ -119,3 +119,21 @@ def test_an_existing_folder_that_is_no_bundle_is_never_replaced(tmp_path: Path, 
     done = pocketvlm("quantize", clip_bundle, "-o", tmp_path, "--weights", "int8", "--overwrite")
     assert done.returncode == 1
     assert (tmp_path / "precious.txt").read_text() == "keep me"
+
+
+def test_a_variant_without_a_measured_quality_is_inspected_but_not_served(clip_bundle: Path, tmp_path: Path) -> None:
+    variant = tmp_path / "int8"
+    made = pocketvlm("quantize", clip_bundle, "-o", variant, "--weights", "int8", "--no-evaluate", "--no-tune")
+    assert made.returncode == 0, made.stderr
+    assert pocketvlm("inspect", variant).returncode == 0
+    served = pocketvlm("serve", variant, "--port", 0)
+    assert served.returncode == 1
+    assert "was never measured on samples" in served.stderr
+    assert "--allow-ungated" in served.stderr
+
+
+def test_a_report_needs_a_variant_to_compare(clip_bundle: Path, tmp_path: Path) -> None:
+    done = pocketvlm("report", clip_bundle, "-o", tmp_path / "page.html")
+    assert done.returncode == 1
+    assert "Add a quantized variant" in done.stderr
+    assert list(tmp_path.iterdir()) == []

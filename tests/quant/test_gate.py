@@ -12,6 +12,7 @@ from bundle.errors import GateError, QuantizationError
 from quant.evaluation import Measured, PairedFlags
 from quant.gate import LIMITS, judge, judge_all, parse_limits
 from quant.parity import Parity
+from quant.recipes import RECIPES
 from quant.report import ImageSensitivity, Likenesses, TeacherForced
 
 ALIKE = Likenesses(n=200, cosine_mean=0.999, cosine_p1=0.99, correlation=0.999, spread=1.0)
@@ -72,6 +73,10 @@ def test_a_measure_without_a_limit_is_refused() -> None:
 
 def test_every_scheme_has_every_limit() -> None:
     assert len({frozenset(limits) for limits in LIMITS.values()}) == 1
+
+
+def test_whatever_can_be_asked_for_has_limits() -> None:
+    assert RECIPES.keys() - {"fp32"} <= LIMITS.keys()
 
 
 def test_a_variant_that_is_well_passes_every_gate() -> None:

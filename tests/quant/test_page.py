@@ -12,6 +12,7 @@ from bundle.errors import BundleError
 from quant.comparison import compare_bundles
 from quant.measures import Interval
 from quant.page import verdict_sentence, write_comparison
+from quant.report import CalibrationFacts
 from quant.variants import Family, read_families
 
 VOID = {"meta", "br", "link", "img", "hr"}
@@ -113,6 +114,15 @@ def test_what_was_not_measured_is_listed(family: Family, tmp_path: Path) -> None
     assert any("taste" in item for item in items)
     assert any("--no-speed" in item for item in items)
     assert any("bundle was not among" in item for item in items)
+
+
+def test_weights_that_were_fitted_to_the_test_are_told(family: Family, tmp_path: Path) -> None:
+    first, *others = family.variants
+    assert first.report is not None
+    report = first.report.model_copy(update={"calibration": CalibrationFacts(source="cats.jsonl", num_samples=9)})
+    write_comparison(tmp_path / "page.html", [replace(family, variants=(replace(first, report=report), *others))])
+    items = re.findall(r"<li>(.*?)</li>", (tmp_path / "page.html").read_text())
+    assert any("fitted to the samples of the test" in item and "(ternary)" in item for item in items)
 
 
 def test_the_page_is_one_file_that_asks_for_nothing(family: Family, tmp_path: Path) -> None:
