@@ -196,7 +196,7 @@ def _write_graph(job: Job, name: ComponentName, plan: ComponentPlan) -> Componen
     save_graph(model, job.aside / component.file)
     written = planned(component, plan, weight_bytes(model))
     before, after = source.weight_bytes / 1e6, written.weight_bytes / 1e6
-    job.say(f"{name}: {before:.1f} -> {after:.1f} MB; {plan.detail.replace(chr(10), '; ')}")
+    job.say(f"{name}: {before:.1f} -> {after:.1f} MB, {written.scheme}")
     return written
 
 

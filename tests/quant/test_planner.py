@@ -134,6 +134,60 @@ def test_the_portable_dialect_refuses_what_it_has_no_operator_for(manifest) -> N
     assert set(labels(plan(portable, "decoder", DECODER, "int8")).values()) == {"w8a8 8-bit"}
 
 
+EXPERTS = Site("experts", "experts", 128, 3 * 192, copies=4, num_hidden=192)
+TERNARY_EXPERTS = Site("ternary", "ternary experts", 128, 3 * 256, copies=4, num_hidden=256)
+
+
+@pytest.mark.parametrize(
+    ("weights", "label"),
+    [
+        ("int8", "qmoe 8-bit b64"),
+        ("int4", "qmoe 4-bit b64"),
+        ("int4-hqq", "qmoe 4-bit b64 hqq"),
+        ("ternary", "qmoe 2-bit b64 ternary"),
+        ("fp32", "fp32"),
+    ],
+)
+def test_experts_get_the_recipes_bits_in_a_block_that_divides_both_widths(manifest, weights, label) -> None:
+    found = plan(manifest, "decoder", (EXPERTS,), weights)
+    assert labels(found) == {"experts": label}
+    bits = {"int8": 8, "int4": 4, "int4-hqq": 4, "ternary": 2, "fp32": 32}[weights]
+    assert found.stored_bytes >= 4 * 3 * 128 * 192 * bits // 8
+
+
+def test_experts_that_were_trained_ternary_keep_their_two_bits_under_every_recipe(manifest) -> None:
+    for weights in ("int8", "int4", "ternary"):
+        found = plan(manifest, "decoder", (TERNARY_EXPERTS,), weights)
+        assert labels(found) == {"ternary": "qmoe 2-bit b128 ternary"}
+        assert "hold these weights exactly" in found.detail
+
+
+def test_experts_without_a_common_block_and_routers_stay_float(manifest) -> None:
+    odd = Site("odd", "experts", 128, 3 * 80, copies=4, num_hidden=80)
+    found = plan(manifest, "decoder", (odd, Site("r", "router", 128, 4)), "int4", times=builtin_times())
+    assert labels(found) == {"odd": "fp32", "r": "fp32"}
+    assert "no block divides both widths" in found.detail
+    assert "sends tokens to other experts" in found.detail
+
+
+def test_int4_in_standard_operators_takes_whole_blocks_only(manifest) -> None:
+    portable = manifest.model_copy(update={"dialect": "portable"})
+    found = plan(
+        portable, "decoder", (UP, Site("odd", "linear", 80, 64)), "int4", for_steps=True, times=builtin_times()
+    )
+    assert labels(found)["up"].startswith("qdq_int4 4-bit")
+    assert labels(found)["odd"] == "w8a8 8-bit"
+    assert "no block divides its inputs" in found.detail
+
+
+def test_a_gpu_gets_float16_encoders_and_weight_only_decoders(manifest) -> None:
+    planner = planner_of(manifest, "int8", target="cuda")
+    assert planner.recipe_of("vision_encoder") == "fp16"
+    assert set(labels(plan(manifest, "decoder", DECODER, "int8", target="cuda")).values()) == {"matmul_nbits 8-bit b64"}
+    named = Planner(manifest, Asked("int8", {"vision_encoder": "int8"}), "cuda", None, 96)
+    assert named.recipe_of("vision_encoder") == "int8"
+
+
 def test_an_fp32_bundle_is_accepted_and_a_quantized_one_named(manifest) -> None:
     require_float(manifest)
     decoder = manifest.components["decoder"].model_copy(update={"scheme": "int4"})

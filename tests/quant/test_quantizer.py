@@ -132,10 +132,18 @@ def test_without_an_evaluation_the_report_says_so(clip_bundle: Path, tmp_path: P
     assert {gate.name for gate in manifest.gates} == {"canary_cosine/vision_encoder", "canary_cosine/text_encoder"}
 
 
-def test_progress_tells_each_components_sizes_and_reasons(clip_bundle: Path, tmp_path: Path) -> None:
-    lines: list[str] = []
-    quantize_bundle(clip_bundle, tmp_path / "int8", weights="int8", progress=lines.append)
-    assert any(line.startswith("vision_encoder: ") and "w8a8" in line and "many rows" in line for line in lines)
+def test_the_plan_is_shown_before_it_is_carried_out_and_sizes_are_told_as_they_come(clip_bundle, tmp_path) -> None:
+    told: list[str] = []
+    quantize_bundle(
+        clip_bundle,
+        tmp_path / "int8",
+        weights="int8",
+        progress=told.append,
+        show=lambda draft: told.append(draft.plans["vision_encoder"].detail),
+    )
+    plan = next(at for at, line in enumerate(told) if "w8a8" in line and "many rows" in line)
+    size = next(at for at, line in enumerate(told) if line.startswith("vision_encoder: ") and " MB, int8" in line)
+    assert plan < size
 
 
 def test_unknown_weights_write_nothing(clip_bundle: Path, tmp_path: Path) -> None:
