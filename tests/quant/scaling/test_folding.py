@@ -59,7 +59,8 @@ def test_every_layer_that_can_be_scaled_is_found(graph_of, family: str, componen
 def norm_and_linears(model_of, rng, readers: dict[str, str], extra=(), outputs=None):
     """Return x -> RMSNormalization n -> one MatMul for each reader, and what else is asked for."""
     weights = {"g": np.ones(16, np.float32)}
-    weights |= {name: rng.standard_normal((16, 16)).astype(np.float32) for name in readers.values()}
+    others = [name for _, sources, _, _ in extra for name in sources if name.startswith("w")]
+    weights |= {name: rng.standard_normal((16, 16)).astype(np.float32) for name in (*readers.values(), *others)}
     nodes = [("RMSNormalization", ["x", "g"], "n", {"axis": -1})]
     nodes += [("MatMul", ["n", weight], output, {}) for output, weight in readers.items()]
     return model_of({"x": (FLOAT, ["B", "T", 16])}, [*nodes, *extra], weights, outputs or [*readers], opset=23)
@@ -91,12 +92,8 @@ def test_a_scale_that_two_norms_use_is_left_alone(model_of, rng) -> None:
 
 
 def test_a_factor_that_is_its_own_gate_is_left_alone(model_of, rng) -> None:
-    extra = [
-        ("Sigmoid", ["a"], "gate", {}),
-        ("Mul", ["a", "gate"], "h", {}),
-        ("MatMul", ["h", "wd"], "y", {}),
-    ]
-    model = norm_and_linears(model_of, rng, {"a": "wa"}, extra[:2], ["h"])
+    extra = [("Sigmoid", ["a"], "gate", {}), ("Mul", ["a", "gate"], "h", {}), ("MatMul", ["h", "wd"], "y", {})]
+    model = norm_and_linears(model_of, rng, {"a": "wa"}, extra, ["y"])
     assert [reader.name for fold in find_folds(model.graph) for reader in fold.readers] == ["wa"]
 
 
