@@ -21,6 +21,8 @@ def summary(bundle: Path, manifest: Manifest) -> Iterator[RenderableType]:
         yield f"context {manifest.decoder.max_positions} tokens; cache {kv_kib:.1f} KiB per token and sequence"
     if manifest.gates:
         yield _gates(manifest.gates)
+    if manifest.is_gated is False and all(gate.basis == "canary" for gate in manifest.gates):
+        yield "[red]quality was never measured on samples[/red]; serve refuses it without --allow-ungated"
 
 
 def _components(manifest: Manifest) -> Table:
@@ -36,7 +38,8 @@ def _gates(gates: tuple[Gate, ...]) -> Table:
     for gate in gates:
         sign = ">=" if gate.direction == "min" else "<="
         verdict = "passed" if gate.passed else "[red]failed[/red]"
-        table.add_row(gate.name, f"{gate.value:.4f}", f"{sign} {gate.limit:g}", str(gate.n), verdict)
+        limit = f"{sign} {gate.limit:g}{' (yours)' if gate.is_overridden else ''}"
+        table.add_row(gate.name, f"{gate.value:.4f}", limit, str(gate.n), verdict)
     return table
 
 
