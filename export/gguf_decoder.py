@@ -98,7 +98,7 @@ def _opened(file: Path) -> gguf.GGUFReader:
     try:
         return gguf.GGUFReader(file)
     except (OSError, ValueError, IndexError, KeyError) as error:
-        raise CheckpointError(f"{file} is not a GGUF file, or was cut short: {error}") from error
+        raise CheckpointError(f"{file} cannot be read as a GGUF file: {error}") from error
 
 
 def _field(reader: gguf.GGUFReader, name: str) -> Any:

@@ -247,13 +247,13 @@ def test_a_decoder_for_an_encoder_is_refused(
 def test_truncated_file_is_refused(size: int, wide: tuple[Path, Any], weights: Weights, tmp_path: Path) -> None:
     write_gguf(tmp_path / "whole.gguf", weights, wide[1])
     (tmp_path / "d.gguf").write_bytes((tmp_path / "whole.gguf").read_bytes()[:size])
-    refused(wide[0], tmp_path / "d.gguf", CheckpointError, "not a GGUF file, or was cut short")
+    refused(wide[0], tmp_path / "d.gguf", CheckpointError, "cannot be read as a GGUF file")
 
 
 def test_absent_file_is_refused(wide: tuple[Path, Any], tmp_path: Path) -> None:
-    refused(wide[0], tmp_path / "d.gguf", CheckpointError, r"d\.gguf is not a GGUF file")
+    refused(wide[0], tmp_path / "d.gguf", CheckpointError, r"d\.gguf cannot be read as a GGUF file")
 
 
 def test_other_files_are_refused(wide: tuple[Path, Any], tmp_path: Path) -> None:
     shutil.copyfile(wide[0] / "model.safetensors", tmp_path / "d.gguf")
-    refused(wide[0], tmp_path / "d.gguf", CheckpointError, "not a GGUF file")
+    refused(wide[0], tmp_path / "d.gguf", CheckpointError, "cannot be read as a GGUF file")
