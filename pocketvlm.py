@@ -101,7 +101,7 @@ def export(
 
 WEIGHTS_HELP = (
     "NAME[,component=NAME...]. Names: int8, int8-static, int4, int4-hqq, int4-gptq, int4-awq, nf4, fp4, fp16, fp32; "
-    "experimental: int2, ternary, ternary-mean, ternary-planes, ternary-gptq."
+    "experimental: int2, int2-gptq, ternary, ternary-mean, ternary-planes, ternary-gptq."
 )
 
 

@@ -93,6 +93,7 @@ LIMITS: dict[str, dict[str, Limit]] = {
     "fp4": _FOUR_BITS,
     MIXED: _FOUR_BITS,
     "int2": _TWO_BITS,
+    "int2-gptq": _TWO_BITS,
     "ternary": _TWO_BITS,
     "ternary-mean": _TWO_BITS,
     "ternary-planes": _TWO_BITS,

@@ -46,28 +46,29 @@ FORMS = (
 
 BUILTIN_SHAPE = (768, 3072)
 BUILTIN: dict[str, dict[int, float]] = {
-    "fp32": {1: 0.501, 8: 0.711, 77: 3.698, 256: 11.525},
-    "w8a8 8-bit": {1: 0.215, 8: 0.258, 77: 1.186, 256: 3.612},
-    "w8a8_static 8-bit": {1: 0.14, 8: 0.17, 77: 1.0, 256: 3.2},
-    "matmul_nbits 8-bit b32": {1: 0.157, 8: 0.346, 77: 2.594, 256: 8.532},
-    "matmul_nbits 8-bit b64": {1: 0.144, 8: 0.328, 77: 2.352, 256: 7.580},
-    "matmul_nbits 8-bit b128": {1: 0.101, 8: 0.278, 77: 1.983, 256: 8.794},
-    "matmul_nbits 4-bit b32": {1: 0.127, 8: 0.370, 77: 2.893, 256: 12.055},
-    "matmul_nbits 4-bit b64": {1: 0.107, 8: 0.343, 77: 2.775, 256: 11.621},
-    "matmul_nbits 4-bit b128": {1: 0.076, 8: 0.261, 77: 2.151, 256: 6.969},
-    "matmul_nbits 2-bit b32": {1: 0.117, 8: 0.584, 77: 5.273, 256: 21.376},
-    "matmul_nbits 2-bit b64": {1: 0.086, 8: 0.343, 77: 2.987, 256: 10.327},
-    "matmul_nbits 2-bit b128": {1: 0.072, 8: 0.296, 77: 2.684, 256: 9.474},
-    "matmul_nbits 2-bit b32 ternary-mean": {1: 0.169, 8: 0.636, 77: 5.5, 256: 22.0},
-    "matmul_nbits 2-bit b64 ternary-mean": {1: 0.098, 8: 0.368, 77: 3.2, 256: 11.0},
-    "matmul_nbits 2-bit b128 ternary-mean": {1: 0.073, 8: 0.321, 77: 2.8, 256: 10.0},
-    "matmul_nbits 2-bit b32 ternary-planes": {1: 0.225, 8: 1.202, 77: 10.6, 256: 43.0},
-    "matmul_nbits 2-bit b64 ternary-planes": {1: 0.162, 8: 0.722, 77: 6.0, 256: 21.0},
-    "matmul_nbits 2-bit b128 ternary-planes": {1: 0.132, 8: 0.614, 77: 5.4, 256: 19.0},
-    "bnb4 4-bit b64 nf4": {1: 11.941, 8: 14.358, 77: 18.915, 256: 28.0},
+    "fp32": {1: 0.580, 8: 0.757, 77: 3.519, 256: 10.979},
+    "w8a8 8-bit": {1: 0.191, 8: 0.237, 77: 1.104, 256: 3.345},
+    "w8a8_static 8-bit": {1: 0.146, 8: 0.198, 77: 0.954, 256: 2.956},
+    "matmul_nbits 8-bit b32": {1: 0.134, 8: 0.333, 77: 2.471, 256: 8.098},
+    "matmul_nbits 8-bit b64": {1: 0.099, 8: 0.292, 77: 2.250, 256: 7.359},
+    "matmul_nbits 8-bit b128": {1: 0.084, 8: 0.257, 77: 1.886, 256: 6.165},
+    "matmul_nbits 4-bit b32": {1: 0.090, 8: 0.330, 77: 2.790, 256: 9.165},
+    "matmul_nbits 4-bit b64": {1: 0.082, 8: 0.316, 77: 2.721, 256: 8.885},
+    "matmul_nbits 4-bit b128": {1: 0.061, 8: 0.246, 77: 2.029, 256: 6.707},
+    "matmul_nbits 2-bit b32": {1: 0.111, 8: 0.565, 77: 5.187, 256: 17.217},
+    "matmul_nbits 2-bit b64": {1: 0.069, 8: 0.323, 77: 2.890, 256: 9.575},
+    "matmul_nbits 2-bit b128": {1: 0.060, 8: 0.288, 77: 2.577, 256: 8.525},
+    "matmul_nbits 2-bit b32 ternary-mean": {1: 0.144, 8: 0.607, 77: 5.444, 256: 17.986},
+    "matmul_nbits 2-bit b64 ternary-mean": {1: 0.089, 8: 0.353, 77: 3.069, 256: 10.152},
+    "matmul_nbits 2-bit b128 ternary-mean": {1: 0.071, 8: 0.312, 77: 2.726, 256: 9.024},
+    "matmul_nbits 2-bit b32 ternary-planes": {1: 0.231, 8: 1.146, 77: 10.469, 256: 34.814},
+    "matmul_nbits 2-bit b64 ternary-planes": {1: 0.139, 8: 0.645, 77: 5.857, 256: 19.482},
+    "matmul_nbits 2-bit b128 ternary-planes": {1: 0.118, 8: 0.580, 77: 5.211, 256: 17.424},
+    "bnb4 4-bit b64 nf4": {1: 1.338, 8: 1.792, 77: 4.900, 256: 12.500},
 }
 """Milliseconds by form and rows for `BUILTIN_SHAPE`, on an AMD EPYC (avx512_vnni, no AMX), ONNX Runtime 1.31.1, one
-thread of a shared machine, lower quartile of 30: read ratios, not digits. Printed by `python -m quant.layer_times`."""
+thread of a shared machine, lower quartile of 30, the lesser of two runs: read ratios, not digits. Printed by
+`python -m quant.layer_times`."""
 
 _OPSET = 21
 _IR_VERSION = 10

@@ -152,8 +152,8 @@ def _predicted(
     return DecoderProfile(
         name=name,
         is_chosen=name == chosen,
-        first_token_ms=round(first_ms, 2),
-        inter_token_ms=round(_ms(plans["decoder"], {}, 1, times), 3),
+        first_token_ms=round(first_ms, 4),
+        inter_token_ms=round(_ms(plans["decoder"], {}, 1, times), 4),
         weight_bytes=weight_bytes(plans, manifest),
         kv_bytes_per_token=manifest.decoder.kv_bytes_per_token if manifest.decoder else 0,
         note=mix.note(manifest),

@@ -218,6 +218,7 @@ def _carry_out(job: Job, model: ir.Model, name: ComponentName, plan: ComponentPl
     ]
     for group in calibrator.groups(name, grams=True, layers=fitted):  # a group's Grams are let go before the next
         apply_plan(model, plan.only(group), group)
+        del group
     apply_plan(model, plan.without(fitted))
 
 

@@ -96,6 +96,7 @@ RECIPES: dict[str, Recipe] = {
     "nf4": Recipe("nf4", 4, "4-bit codes of bitsandbytes", "bnb4", None, (64,), "nf4"),
     "fp4": Recipe("fp4", 4, "4-bit floats of bitsandbytes", "bnb4", None, (64,), "fp4"),
     "int2": _two_bits("int2", "2-bit weights of four levels", "four-level"),
+    "int2-gptq": _two_bits("int2", "2-bit weights, errors fed forward", "gptq", "grams"),
     "ternary": _two_bits("ternary", "-a, 0, a, of least squared error", "ternary"),
     "ternary-mean": _two_bits("ternary", "ternary about a mean", "ternary-mean"),
     "ternary-planes": _two_bits("ternary", "the sum of two ternary planes", "ternary-planes"),

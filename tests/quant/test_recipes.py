@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from bundle.directory import read_manifest
 from bundle.errors import QuantizationError
 from bundle.manifest import Manifest
+from quant.gate import LIMITS
 from quant.recipes import RECIPES, read_weights
 from quant.rounding.table import ROUNDINGS
 from quant.scaling.table import SCALINGS
@@ -75,3 +77,15 @@ def test_recipes_of_two_bits_are_experimental_and_no_others() -> None:
     assert {name for name, recipe in RECIPES.items() if recipe.is_experimental} == {
         name for name, recipe in RECIPES.items() if recipe.bits == 2
     }
+
+
+def test_the_commands_help_names_every_recipe() -> None:
+    from pocketvlm import WEIGHTS_HELP
+
+    named = re.findall(r"[a-z]+[0-9]*[a-z0-9-]*", WEIGHTS_HELP.split("Names: ")[1])
+    assert set(named) - {"experimental"} == RECIPES.keys()
+
+
+@pytest.mark.parametrize("name", RECIPES.keys() - {"fp32"})
+def test_every_recipe_has_limits(name: str) -> None:
+    assert name in LIMITS
