@@ -82,7 +82,10 @@ def _require_gated(root: Path, manifest: Manifest) -> None:
             f"{g.name} {g.value:.4g} on {g.n}, needs {'>=' if g.direction == 'min' else '<='} {g.limit:.4g}"
             for g in failed
         )
-        raise GateError(f"{root} failed its quality gate ({listed}). Load it anyway with --allow-ungated.")
+        raise GateError(
+            f"{root} failed its quality gate ({listed}). Quantize with more bits, measure on more samples where n is "
+            "small, or load it anyway with --allow-ungated."
+        )
     if manifest.is_gated is False:
         schemes = ", ".join(f"{name} {part.scheme}" for name, part in manifest.components.items())
         raise GateError(
