@@ -37,4 +37,5 @@ def compare_bundles(
 
 def _timed(family: Family, progress: Callable[[str], None]) -> Family:
     members = [*([family.parent] if family.parent else []), *family.variants]
-    return replace(family, speeds=measure_speeds(members, progress))
+    speeds, ratios = measure_speeds(members, progress)
+    return replace(family, speeds=speeds, speed_ratios=ratios if family.parent else {})

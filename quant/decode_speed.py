@@ -13,16 +13,16 @@ from quant.measures import Interval
 from quant.running import DualEncoderRunner, VisionLanguageRunner
 from quant.variants import Variant
 
-_ROUNDS = 15
+_ROUNDS = 25
 _WARMUP_ROUNDS = 3
 _PROMPT_TOKENS = 64
 _TOKENS_PER_ROUND = 8
 
 HOW = (
     f"One thread per physical core, one sequence. Decoding: {_TOKENS_PER_ROUND} tokens behind a prompt of "
-    f"{_PROMPT_TOKENS}; images: one at a time. All variants in turns in one process, {_ROUNDS} rounds; median and "
-    "quartiles. The server's engine writes its cache in place and is faster: compare ratios, and measure the engine "
-    "with pocketvlm bench."
+    f"{_PROMPT_TOKENS}; images: one at a time. All variants in turns in one process, {_ROUNDS} rounds: the median, and "
+    "for a ratio the median of the rounds' own. The server's engine writes its cache in place and is faster: compare "
+    "ratios, and measure the engine with pocketvlm bench."
 )
 
 
@@ -35,8 +35,12 @@ class _Work:
     run: Callable[[], object]
 
 
-def measure_speeds(variants: Sequence[Variant], progress: Callable[[str], None]) -> dict[str, Interval]:
-    """Return tokens decoded (images embedded, for a dual encoder) per second by label: median and quartiles.
+def measure_speeds(
+    variants: Sequence[Variant], progress: Callable[[str], None]
+) -> tuple[dict[str, Interval], dict[str, float]]:
+    """Return tokens decoded (images embedded, for a dual encoder) per second by label, and ratios to the first variant.
+
+    Rates are the median and quartiles of the rounds; a ratio is the median of the rounds' own ratios.
 
     Every variant is open at once, and a round runs each of them once: what else the machine does then meets all alike.
 
@@ -53,7 +57,9 @@ def measure_speeds(variants: Sequence[Variant], progress: Callable[[str], None])
             work.run()
             if at >= _WARMUP_ROUNDS:
                 rates[work.label].append(work.items / (time.perf_counter() - started_s))
-    return {label: _quartiles(values) for label, values in rates.items()}
+    first = rates[works[0].label]
+    ratios = {label: float(np.median(np.divide(values, first))) for label, values in rates.items()}
+    return {label: _quartiles(values) for label, values in rates.items()}, ratios
 
 
 def _work(variant: Variant) -> _Work:

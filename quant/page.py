@@ -10,7 +10,6 @@ from bundle.manifest import Gate
 from bundle.summary import megabytes
 from quant.charts import Chart, charts_of, form_label, short_layer
 from quant.decode_speed import HOW
-from quant.measures import Interval
 from quant.report import Report, TaskAccuracy
 from quant.variants import REFERENCE, Family, Variant
 
@@ -87,7 +86,7 @@ def verdict_sentence(family: Family) -> str:
     parts = [f"{megabytes(size)} of weights, {size / family.fp32_bytes:.0%} of fp32"]
     if accuracy := best.accuracy:
         parts.append(f"{accuracy.quantized:.1%} of {accuracy.n} answers right, fp32 {accuracy.fp32:.1%}")
-    if ratio := _speed_ratio(family, best):
+    if ratio := family.speed_ratios.get(best.label):
         parts.append(f"{ratio:.2g} times the speed of fp32")
     return f"Take {best.label}: {'; '.join(parts)}"
 
@@ -164,7 +163,7 @@ def _variants(family: Family) -> str:
 def _variant_row(family: Family, variant: Variant) -> list[str]:
     size = variant.manifest.weight_bytes
     weights = f"{megabytes(size)}<small>{size / family.fp32_bytes:.2f} of fp32</small>"
-    speed = [_speed(family.speeds.get(variant.label))] if family.speeds else []
+    speed = [_speed(family, variant.label)] if family.speeds else []
     return [
         escape(variant.label),
         weights,
@@ -177,7 +176,7 @@ def _variant_row(family: Family, variant: Variant) -> list[str]:
 
 def _parent_row(family: Family, num_measures: int) -> list[str]:
     right = "" if family.fp32_accuracy is None else f"{family.fp32_accuracy:.1%}"
-    speed = [_speed(family.speeds.get(REFERENCE))] if family.speeds else []
+    speed = [_speed(family, REFERENCE)] if family.speeds else []
     reference = '<span class="soft">reference</span>'
     return [REFERENCE, megabytes(family.fp32_bytes), right, "", *[""] * num_measures, *speed, reference]
 
@@ -208,13 +207,11 @@ def _likeness(variant: Variant) -> list[str]:
     ]
 
 
-def _speed(rate: Interval | None) -> str:
-    return "" if rate is None else f"{rate.mean:.0f}<small>{rate.low:.0f} to {rate.high:.0f}</small>"
-
-
-def _speed_ratio(family: Family, variant: Variant) -> float | None:
-    both = family.speeds.get(variant.label), family.speeds.get(REFERENCE)
-    return both[0].mean / both[1].mean if both[0] and both[1] else None
+def _speed(family: Family, label: str) -> str:
+    if label not in family.speeds:
+        return ""
+    ratio = f"<small>{family.speed_ratios[label]:.2f} x fp32</small>" if label in family.speed_ratios else ""
+    return f"{family.speeds[label].mean:.0f}{ratio}"
 
 
 def _verdict(variant: Variant) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -60,12 +60,14 @@ class Family:
         parent: The fp32 bundle, where it was given too.
         variants: Quantized, the smallest first; of equal ones the one that lost least.
         speeds: Items per second by label, with quartiles; empty where not measured.
+        speed_ratios: To the parent's by label, over rounds in turns; empty where not measured or without a parent.
     """
 
     name: str
     parent: Variant | None
     variants: tuple[Variant, ...]
-    speeds: Mapping[str, Interval]
+    speeds: Mapping[str, Interval] = field(default_factory=dict)
+    speed_ratios: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def reports(self) -> Sequence[Report]:
@@ -141,7 +143,7 @@ def _family(members: Sequence[tuple[Path, Manifest]]) -> Family:
         for directory, manifest, report in reports
     ]
     parent = Variant(REFERENCE, *parents[0], None) if parents else None
-    return Family(reports[0][2].parent, parent, tuple(sorted(variants, key=_rank)), {})
+    return Family(reports[0][2].parent, parent, tuple(sorted(variants, key=_rank)))
 
 
 def _rank(variant: Variant) -> tuple[float, ...]:

@@ -10,7 +10,6 @@ import pytest
 
 from bundle.errors import BundleError
 from quant.comparison import compare_bundles
-from quant.measures import Interval
 from quant.page import verdict_sentence, write_comparison
 from quant.report import CalibrationFacts
 from quant.variants import Family, read_families
@@ -74,7 +73,7 @@ def test_the_heading_says_which_variant_to_take_and_its_numbers(family: Family, 
     share = f"{100_000 / family.fp32_bytes:.0%}"
     expected = f"Take int4: 0.1 MB of weights, {share} of fp32; 98.0% of 200 answers right, fp32 99.5%"
     assert verdict_sentence(family) == expected
-    fast = replace(family, speeds={"int4": Interval(30, 29, 31, 15), "fp32": Interval(20, 19, 21, 15)})
+    fast = replace(family, speed_ratios={"int4": 1.5, "fp32": 1.0})
     assert verdict_sentence(fast) == f"{expected}; 1.5 times the speed of fp32"
     write_comparison(tmp_path / "page.html", [family])
     assert f"<h1>{expected}</h1>" in (tmp_path / "page.html").read_text()
@@ -170,6 +169,8 @@ def test_bundles_are_timed_in_turns_and_compared(folders: list[Path], smolvlm_bu
     assert "timing fp32, int4 in turns" in lines
     assert set(families[0].speeds) == {"fp32", "int4"}
     assert all(0 < rate.low <= rate.mean <= rate.high for rate in families[0].speeds.values())
+    assert families[0].speed_ratios["fp32"] == 1
+    assert families[0].speed_ratios["int4"] == pytest.approx(1, abs=0.9)  # the same graphs
     assert "page-accuracy-by-speed.png" in [path.name for path in written]
 
 
