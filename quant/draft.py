@@ -20,6 +20,8 @@ from quant.report import DecoderProfile
 from quant.survey import survey_bundle
 
 Say = Callable[[str], None]
+BLOCK_SIZES = (32, 64, 128)
+"""That every operator with blocks has a fast kernel for."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,9 @@ def make_draft(bundle: Path, manifest: Manifest, weights: str, options: Options,
         QuantizationError: Weights, profile, block or target that are unknown, do not fit, or are a known cliff.
     """
     asked = read_weights(weights, manifest)
+    if options.block_size not in (None, *BLOCK_SIZES):
+        sizes = ", ".join(map(str, BLOCK_SIZES))
+        raise QuantizationError(f"--block-size {options.block_size}: weights share a scale in blocks of {sizes}")
     refuse_target(manifest, options.target)
     graphs = {name: open_graph(bundle / component.file).graph for name, component in manifest.components.items()}
     sites = survey_bundle(graphs, manifest)

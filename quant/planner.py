@@ -258,6 +258,7 @@ def _scheme(layers: Sequence[LayerPlan], recipe: Recipe) -> Scheme:
     methods = {layer.choice.method for layer in layers if layer.choice.form is not None}
     if not methods:
         return "fp32"
-    if recipe.scheme == "int8" and "w8a8" not in methods:
+    bits = {layer.choice.form.bits for layer in layers if layer.choice.form is not None}
+    if bits == {8} and not methods & {"w8a8", "w8a8_static"}:
         return "int8-weight-only"
     return recipe.scheme

@@ -157,7 +157,8 @@ def read_weights(weights: str, manifest: Manifest) -> Asked:
             raise QuantizationError(f"--weights names {component} twice; once is enough")
         by_component[found] = _fitting(name, found)
     if {first, *by_component.values()} == {"fp32"}:
-        raise QuantizationError(f"--weights {weights} changes nothing; name one of {known_weights()}")
+        names = ", ".join(name for name in RECIPES if name != "fp32")
+        raise QuantizationError(f"--weights {weights} changes nothing; name one of {names}")
     return Asked(first, by_component)
 
 

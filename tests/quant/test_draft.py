@@ -83,3 +83,9 @@ def test_limits_exclude_each_other_and_want_a_decoder(smolvlm_bundle: Path, clip
         fit_bits(draft, source, Options(max_bytes=1, max_kl=1.0), print)
     with pytest.raises(QuantizationError, match="there is none"):
         fit_bits(drafted(clip_bundle, "int8"), source, Options(max_kl=1.0), print)
+
+
+@pytest.mark.parametrize("block_size", [0, 16, 48, 256])
+def test_a_block_size_without_a_fast_kernel_is_refused(smolvlm_bundle: Path, block_size: int) -> None:
+    with pytest.raises(QuantizationError, match=f"--block-size {block_size}: .* blocks of 32, 64, 128"):
+        drafted(smolvlm_bundle, "int4", block_size=block_size)

@@ -120,6 +120,13 @@ def test_a_token_table_is_looked_up_in_8_bits(manifest) -> None:
     assert found.scheme == "int8-weight-only"
 
 
+def test_a_portable_table_keeps_8_bits_and_is_called_so(manifest) -> None:
+    portable = manifest.model_copy(update={"dialect": "portable"})
+    found = plan(portable, "embed_tokens", TABLE, "int4")
+    assert labels(found) == {"tokens": "gather_rows 8-bit"}
+    assert found.scheme == "int8-weight-only"
+
+
 def test_a_table_with_constant_ids_stays_float(manifest) -> None:
     found = plan(manifest, "vision_encoder", (Site("positions", "constant table", 64, 16),), "int8")
     assert labels(found) == {"positions": "fp32"}
