@@ -163,7 +163,10 @@ def tuned_times(wanted: Iterable[Timed], folder: Path, progress: Callable[[str],
     by_key = {timed.key: timed for timed in map(_as_timed, wanted)}
     missing = [timed for key, timed in by_key.items() if key not in known]
     if missing:
-        progress(f"timing {len(missing)} layer forms on this machine, about {_BUDGET_S:.0f} s; kept in {path}")
+        progress(
+            f"timing {len(missing)} layer forms on this machine, about {_BUDGET_S:.0f} s; kept in {path}, "
+            "which may be deleted to measure again"
+        )
         known |= measure(missing, threads)
         _write(path, known)
     return LayerTimes(known, f"measured on this machine ({cpu_name()}, {num_usable_cores()} cores)")
