@@ -69,8 +69,8 @@ def rounded(
     """Return the model with the weights of its routed experts rounded in place; activations stay float."""
     for expert in model.modules():
         if isinstance(expert, Expert):
-            for weight in expert.parameters():
-                weight.data = rounding(weight.data)
+            for layer in expert.children():
+                layer.weight.data = rounding(layer.weight.data)
     return model
 
 
@@ -81,7 +81,9 @@ def models(checkpoints: pathlib.Path, work: pathlib.Path) -> Iterator[tuple[str,
         return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
 
     wide = work / "vlm-wide" / "checkpoint"
-    yield "mixture of ternary experts", "2", load_mote(checkpoints / "vlm-mote")
+    mixture = checkpoints / "vlm-mote"
+    yield "mixture of ternary experts", "2", load_mote(mixture)
+    yield "its routed experts taken out", "", rounded(load_mote(mixture), torch.zeros_like)
     yield "float experts, an eighth as wide", "16", load_mote(work / "vlm-narrow" / "checkpoint")
     yield (
         f"full-width experts rounded after training, nearest in blocks of {_BLOCK}",

@@ -13,6 +13,7 @@ pytest.importorskip("transformers", reason="checkpoints are loaded by the [train
 from safetensors.torch import load_file  # noqa: E402
 
 from reference import clip_model, tokenizer  # noqa: E402
+from reference.compare_experts import Compared  # noqa: E402
 from reference.evaluate import CHECKPOINTS, DualEncoder, Reader  # noqa: E402
 from reference.scenes import held_out  # noqa: E402
 
@@ -125,3 +126,9 @@ def test_page_states_the_recorded_results() -> None:
     for name, score in json.loads(pathlib.Path(RESULTS).read_text())["scores"].items():
         low, high = score["interval_95"]
         assert f"| {name} | {score['share']:.1%} | {low:.1%} - {high:.1%} | {score['n']} |" in page
+
+
+def test_page_states_the_recorded_comparison() -> None:
+    page = (CHECKPOINTS / "README.md").read_text()
+    for name, row in json.loads((CHECKPOINTS / "experts.json").read_text())["rows"].items():
+        assert Compared(**row).line(name) in page
