@@ -15,6 +15,8 @@ from bundle.errors import BundleError, BundleFileError, QuantizationError
 from bundle.golden import Recording, canary_image, load_golden, save_golden
 from quant.draft import Options
 from quant.evaluation import Evaluation, Labelled
+from quant.graphs import open_graph
+from quant.layers import find_linears
 from quant.quantizer import quantize_bundle
 from quant.report import Report
 
@@ -249,6 +251,7 @@ def test_a_calibrated_recipe_uses_its_samples(smolvlm_bundle: Path, tmp_path: Pa
     report = read_report(tmp_path / "out")
     assert report.calibration is not None
     assert report.calibration.num_samples == 3
+    assert find_linears(open_graph(tmp_path / "out" / "decoder.onnx").graph) == []
     assert manifest.components["decoder"].scheme == weights.split("-")[0] or weights == "int8-static"
     assert not manifest.has_failed_gate
 
