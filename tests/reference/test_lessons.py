@@ -14,6 +14,7 @@ transformers = pytest.importorskip("transformers", reason="training needs the [t
 from reference.fine_tuning import START  # noqa: E402
 from reference.lessons import FIRST_SEED, Lesson, Lessons, load_vlm  # noqa: E402
 from reference.seeds import CALIBRATION_SEEDS, TRAINING_SEEDS  # noqa: E402
+from reference.train_ternary import distillation_loss  # noqa: E402
 from reference.train_vlm import Conversations  # noqa: E402
 
 
@@ -74,3 +75,18 @@ def test_lessons_come_from_training_seeds_of_their_own(
     for seed in drawn:
         assert seed in TRAINING_SEEDS
         assert FIRST_SEED <= seed < CALIBRATION_SEEDS.start
+
+
+def test_distillation_adds_the_divergence_from_the_shipped_models_answers(made: list[Lesson]) -> None:
+    lesson = made[0]
+    teacher = lesson.logits.float()
+    same, facts = distillation_loss(teacher, lesson)
+    assert facts["kl"] == pytest.approx(0, abs=1e-6)
+    assert float(same) == pytest.approx(facts["loss"], abs=1e-6)
+    student = teacher.roll(1, dims=1) / 2
+    loss, facts = distillation_loss(student, lesson)
+    p, q = (torch.distributions.Categorical(logits=logits) for logits in (teacher, student))
+    weights = torch.from_numpy(lesson.batch.weights)
+    wanted = float((torch.distributions.kl_divergence(p, q) * weights).sum() / weights.sum())
+    assert facts["kl"] == pytest.approx(wanted, rel=1e-4)
+    assert float(loss) == pytest.approx(facts["loss"] + wanted, rel=1e-4)
