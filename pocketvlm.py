@@ -149,8 +149,8 @@ def quantize(
     as_json: JsonOption = False,
 ) -> None:
     """Write a smaller bundle and measure what it costs."""
-    from quant.draft import Options
-    from quant.gate import parse_limits
+    from quant.planning.draft import Options
+    from quant.quality.gate import parse_limits
     from quant.quantizer import quantize_bundle
 
     manifest = quantize_bundle(
@@ -176,7 +176,7 @@ def quantize(
 
 
 def _print_draft(draft: Any) -> None:
-    from quant.draft_tables import tables
+    from quant.planning.draft_tables import tables
 
     for item in tables(draft):
         console.print(item)
@@ -208,7 +208,7 @@ def _calibration(bundle: Path, file: Path | None) -> Any:
 
 def _read_samples(bundle: Path, file: Path) -> Any:
     from bundle.directory import read_manifest
-    from quant.samples import read_samples
+    from quant.quality.samples import read_samples
 
     return read_samples(file, read_manifest(bundle))
 
@@ -243,8 +243,8 @@ def report(
     speed: Annotated[bool, typer.Option(help="Time the variants in turns on this machine.")] = True,
 ) -> None:
     """Compare variants on one HTML page: accuracy against size and speed, gates, tasks, layers."""
-    from quant.comparison import compare_bundles
-    from quant.page import verdict_sentence
+    from quant.comparison.comparison import compare_bundles
+    from quant.comparison.page import verdict_sentence
 
     families, written = compare_bundles(bundles, output, with_speed=speed, progress=_progress)
     for family in families:

@@ -149,7 +149,7 @@ class Gate(_Frozen):
         passed: The verdict.
         basis: "samples": measured on inputs that mean something; "canary": on the one run recorded at export, which
             tells a broken graph from a working one and nothing of quality.
-        is_overridden: True where the user set the limit, not the table in `quant/gate.py`.
+        is_overridden: True where the user set the limit, not the table in `quant/quality/gate.py`.
     """
 
     name: str

@@ -15,17 +15,17 @@ from bundle.directory import MANIFEST, open_bundle, seal, write_aside
 from bundle.errors import QuantizationError
 from bundle.machine import this_machine
 from bundle.manifest import Component, ComponentName, Manifest
-from quant.calibrator import Calibrator
-from quant.draft import Draft, Options, experimental, fit_bits, make_draft
-from quant.evaluation import Evaluation, Measured
-from quant.feeds import FeedSource
-from quant.gate import MIXED, judge_all, measure
+from quant.calibration.calibrator import Calibrator
+from quant.calibration.feeds import FeedSource
 from quant.graphs import open_graph, save_graph, weight_bytes
-from quant.parity import Parity, canary_parity
-from quant.plan import ComponentPlan, apply_plan, planned
-from quant.planner import require_float
-from quant.profiles import PREFILL
-from quant.recipes import RECIPES
+from quant.planning.draft import Draft, Options, experimental, fit_bits, make_draft
+from quant.planning.plan import ComponentPlan, apply_plan, planned
+from quant.planning.planner import require_float
+from quant.planning.profiles import PREFILL
+from quant.planning.recipes import RECIPES
+from quant.quality.evaluation import Evaluation, Measured
+from quant.quality.gate import MIXED, judge_all, measure
+from quant.quality.parity import Parity, canary_parity
 from quant.report import (
     REPORT,
     CalibrationFacts,
@@ -83,11 +83,11 @@ def quantize_bundle(
     Args:
         bundle: The parent.
         output: The variant's folder.
-        weights: NAME[,component=NAME...] of `quant.recipes.RECIPES`.
+        weights: NAME[,component=NAME...] of `quant.planning.recipes.RECIPES`.
         options: Blocks, profile, target, and whether layers are timed.
         calibration: Samples for recipes that fit weights to inputs.
         evaluation: Samples to measure quality on; without them only the canary is compared, and nothing is gated.
-        limits: Gates' limits set by the user, as `quant.gate.parse_limits` returns them.
+        limits: Gates' limits set by the user, as `quant.quality.gate.parse_limits` returns them.
         overwrite: Replace a bundle that stands at `output`.
         progress: Called with a line at each step.
         show: Called with the plan before it is carried out.
@@ -223,7 +223,7 @@ def _carry_out(job: Job, model: ir.Model, name: ComponentName, plan: ComponentPl
 
 
 def _limits_row(draft: Draft) -> str:
-    """Return the row of `quant.gate.LIMITS` that a variant is held to."""
+    """Return the row of `quant.quality.gate.LIMITS` that a variant is held to."""
     return MIXED if draft.asked.by_component or draft.search else draft.asked.default
 
 

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from bundle.errors import BundleFormatError
 from bundle.machine import Machine
 from bundle.manifest import ComponentName, Gate, Scheme
-from quant.budget import LayerSensitivity
-from quant.measures import Likeness
+from quant.planning.budget import LayerSensitivity
+from quant.quality.measures import Likeness
 
 REPORT = "report.json"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quant.evaluation import Evaluation, Labelled
+from quant.quality.evaluation import Evaluation, Labelled
 from reference import captions, scenes
 
 HELD_OUT, TRAINING = "held-out reference scenes", "reference scenes of the training data"

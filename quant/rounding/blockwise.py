@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from bundle.errors import QuantizationError
-from quant.calibration import InputStatistics
+from quant.calibration.statistics import InputStatistics
 from quant.layers import Float32
 from quant.rounding.block_codes import BlockCodes, joined
 from quant.rounding.grid import Fit

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle.errors import QuantizationError
-from quant.calibration import InputStatistics
+from quant.calibration.statistics import InputStatistics
 from quant.layers import Float32
 from quant.rounding.alignment import aligned
 from quant.rounding.block_codes import BlockCodes, joined

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Protocol
 
 from bundle.errors import QuantizationError
-from quant.calibration import InputStatistics
+from quant.calibration.statistics import InputStatistics
 from quant.layers import Float32
 from quant.rounding.block_codes import BlockCodes
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from quant.calibration import InputStatistics
+from quant.calibration.statistics import InputStatistics
 from quant.layers import Float32, Linear
 from quant.rounding.table import load_rounding
 from quant.scaling.folding import Fold, find_folds

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from quant.calibration import InputStatistics
+from quant.calibration.statistics import InputStatistics
 from quant.layers import Float32, Linear
 from quant.scaling.folding import Fold, find_folds
 from quant.scaling.statistics import require_statistics

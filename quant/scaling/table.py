@@ -9,7 +9,7 @@ from typing import Protocol
 import onnx_ir as ir
 
 from bundle.errors import QuantizationError
-from quant.calibration import InputStatistics
+from quant.calibration.statistics import InputStatistics
 from quant.weights.weight_pass import Form
 
 

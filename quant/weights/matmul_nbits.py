@@ -24,7 +24,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bundle.errors import QuantizationError
-from quant.calibration import InputStatistics
+from quant.calibration.statistics import InputStatistics
 from quant.graphs import CONTRIB, add_initializer, add_new_initializer, make_node, replace_node
 from quant.layers import Float32, Linear, find_linears
 from quant.rounding.block_codes import BlockCodes, UInt8, pack

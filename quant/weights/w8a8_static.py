@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bundle.errors import QuantizationError
-from quant.calibration import InputStatistics
+from quant.calibration.statistics import InputStatistics
 from quant.graphs import add_initializer, make_node, replace_node
 from quant.layers import Float32, Linear, find_linears
 from quant.weights.w8a8 import LEVELS, int8_weight, quantize_rows

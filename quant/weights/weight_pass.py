@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from bundle.errors import QuantizationError
-from quant.calibration import InputStatistics
+from quant.calibration.statistics import InputStatistics
 from quant.graphs import drop_unused
 
 

@@ -29,7 +29,8 @@ def check_target(directory: Path, manifest: Manifest, settings: EngineSettings) 
     halves = [name for name, component in manifest.components.items() if component.scheme == "fp16"]
     if halves and settings.provider == "cpu":
         raise MachineError(
-            f"{directory}: {', '.join(halves)} hold float16 weights, which a CPU turns back into float32: no smaller, no faster. "
+            f"{directory}: {', '.join(halves)} hold float16 weights, which a CPU turns back into float32: no smaller, "
+            "no faster. "
             "Take the bundle it was made from or an int8 variant of that, or set engine.provider to cuda."
         )
     is_quantized = any(component.scheme != "fp32" for component in manifest.components.values())

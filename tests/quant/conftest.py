@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from bundle.directory import read_manifest, seal
 from bundle.machine import Machine
 from export.exporter import export_checkpoint
-from quant.calibration import InputStatistics
-from quant.evaluation import PairedFlags
-from quant.gate import judge
+from quant.calibration.statistics import InputStatistics
 from quant.graphs import open_graph, save_graph
 from quant.layers import find_linears
+from quant.quality.evaluation import PairedFlags
+from quant.quality.gate import judge
 from quant.report import EvaluationFacts, Replies, Report, TeacherForced, write_report
 
 Arrays = Mapping[str, NDArray[Any]]

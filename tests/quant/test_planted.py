@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from bundle.directory import read_manifest
-from quant.evaluation import Evaluation, Measured
-from quant.gate import judge_all, measure
 from quant.graphs import open_graph, save_graph
+from quant.quality.evaluation import Evaluation, Measured
+from quant.quality.gate import judge_all, measure
 
 Damage = Callable[[np.ndarray], np.ndarray]
 

@@ -13,10 +13,10 @@ from PIL import Image
 from bundle.directory import open_bundle, read_manifest, seal
 from bundle.errors import BundleError, BundleFileError, QuantizationError
 from bundle.golden import Recording, canary_image, load_golden, save_golden
-from quant.draft import Options
-from quant.evaluation import Evaluation, Labelled
 from quant.graphs import open_graph
 from quant.layers import find_linears
+from quant.planning.draft import Options
+from quant.quality.evaluation import Evaluation, Labelled
 from quant.quantizer import quantize_bundle
 from quant.report import Report
 

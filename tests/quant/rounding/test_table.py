@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bundle.errors import QuantizationError
-from quant.calibration import InputStatistics
+from quant.calibration.statistics import InputStatistics
 from quant.layers import Float32
 from quant.rounding.four_level import best_scales
 from quant.rounding.grid import StepGrid

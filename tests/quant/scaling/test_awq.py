@@ -5,7 +5,7 @@ import onnx_ir as ir
 import pytest
 
 from bundle.errors import QuantizationError
-from quant.calibration import InputStatistics
+from quant.calibration.statistics import InputStatistics
 from quant.layers import find_linears
 from quant.rounding.rtn import round_to_nearest
 from quant.scaling.awq import protect

@@ -1,0 +1,105 @@
+"""What each graph of a bundle is fed when the bundle answers samples; the graphs themselves are run elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from numpy.typing import NDArray
+from PIL import Image
+
+from bundle.errors import QuantizationError
+from bundle.image import ImageSpec
+from bundle.manifest import ComponentName, Manifest
+from quant.quality.evaluation import Caption, Evaluation, Question, turns_of
+from quant.running import DualEncoderRunner, VisionLanguageRunner
+
+NUM_SAMPLES = 64
+"""Taken of the questions or captions given."""
+
+MOST_TILES = 64
+"""Tiles of images that a vision encoder is fed in all: a question may hold 17 of a thousand patches each."""
+
+Array = NDArray[Any]
+Feeds = dict[str, Array]
+_Sample = TypeVar("_Sample")
+
+
+@dataclass(frozen=True)
+class FeedSource:
+    """A bundle and the samples that it answers.
+
+    Attributes:
+        directory: The bundle.
+        manifest: Its manifest.
+        samples: Questions for a vision-language model, captions for a dual encoder.
+        num_samples: How many of them are taken, spread evenly over the list, so that every task of a sorted one counts.
+        threads: Per operator; 0 means one per physical core.
+    """
+
+    directory: Path
+    manifest: Manifest
+    samples: Evaluation
+    num_samples: int = NUM_SAMPLES
+    threads: int = 0
+
+    def of(self, component: ComponentName) -> list[Feeds]:
+        """Return the inputs of one graph, one run each.
+
+        A run holds no padding: captions are run one at a time, and a text tower that was trained on padded texts
+        (SigLIP) reads its padding as text. Images are run tile by tile; the decoder is fed prompts and right answers.
+
+        Raises:
+            QuantizationError: No samples of the kind that the model needs, or a graph without linear layers.
+        """
+        if component == "vision_encoder":
+            return _present([{"pixel_values": tile[None]} for tile in self._tiles()], "images", "a vision encoder")
+        if component == "text_encoder":
+            runner = DualEncoderRunner(self.directory, self.manifest, self.threads)
+            return [runner.text_feeds([sample.caption]) for sample in self._captions()]
+        if component == "decoder":
+            return list(self._decoder_feeds())
+        raise QuantizationError(f"{component} has no inputs to calibrate on; choose a graph with linear layers")
+
+    def _decoder_feeds(self) -> Iterator[Feeds]:
+        runner = VisionLanguageRunner(self.directory, self.manifest, self.threads)
+        for question in self._questions():
+            prompt = runner.prompt_embeds(list(turns_of(question)), question.images)
+            yield runner.answer_feeds(prompt, runner.answer_ids(question.answer))
+
+    def _tiles(self) -> Iterator[Array]:
+        """Yield images as the vision encoder reads them, [3, height, width], at most `MOST_TILES`."""
+        spec = ImageSpec.from_bundle(self.directory)
+        groups = list(self._images())
+        each = max(1, MOST_TILES // max(1, len(groups)))
+        for at, images in enumerate(groups):
+            tiles = [tile for image in images for tile in spec.cut(image)]
+            first = at % max(1, len(tiles))  # another place in every image: a corner, the middle, the whole made small
+            yield from spec.pixels(spread(tiles[first:] + tiles[:first], each))
+
+    def _images(self) -> Iterator[Sequence[Image.Image]]:
+        """Yield the images of each sample."""
+        if self.manifest.dual is None:
+            yield from (question.images for question in self._questions())
+        else:
+            yield from ([sample.image] for sample in self._captions())
+
+    def _questions(self) -> list[Question]:
+        return _present(spread(self.samples.questions, self.num_samples), "questions", "a vision-language model")
+
+    def _captions(self) -> list[Caption]:
+        return _present(spread(self.samples.captions, self.num_samples), "captions", "a dual encoder")
+
+
+def spread(samples: Sequence[_Sample], most: int) -> list[_Sample]:
+    """Return at most so many samples at even distances, in their order."""
+    taken = min(len(samples), most)
+    return [samples[at * len(samples) // taken] for at in range(taken)]
+
+
+def _present(samples: list[_Sample], kind: str, model: str) -> list[_Sample]:
+    if not samples:
+        raise QuantizationError(f"the samples hold no {kind}, which {model} is calibrated on")
+    return samples

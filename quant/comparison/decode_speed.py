@@ -1,0 +1,81 @@
+"""How fast the variants of one checkpoint run on this machine, measured in turns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from quant.comparison.variants import Variant
+from quant.quality.measures import Interval
+from quant.running import DualEncoderRunner, VisionLanguageRunner
+
+_ROUNDS = 25
+_WARMUP_ROUNDS = 3
+_PROMPT_TOKENS = 64
+_TOKENS_PER_ROUND = 8
+
+HOW = (
+    f"One thread per physical core, one sequence. Decoding: {_TOKENS_PER_ROUND} tokens behind a prompt of "
+    f"{_PROMPT_TOKENS}; images: one at a time. All variants in turns in one process, {_ROUNDS} rounds: the median, and "
+    "for a ratio the median of the rounds' own. The server's engine writes its cache in place and is faster: compare "
+    "ratios, and measure the engine with pocketvlm bench."
+)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Something to be timed: it does `items` things."""
+
+    label: str
+    items: int
+    run: Callable[[], object]
+
+
+def measure_speeds(
+    variants: Sequence[Variant], progress: Callable[[str], None]
+) -> tuple[dict[str, Interval], dict[str, float]]:
+    """Return tokens decoded (images embedded, for a dual encoder) per second by label, and ratios to the first variant.
+
+    Rates are the median and quartiles of the rounds; a ratio is the median of the rounds' own ratios.
+
+    Every variant is open at once, and a round runs each of them once: what else the machine does then meets all alike.
+
+    Args:
+        variants: Of one checkpoint.
+        progress: Called with a line.
+    """
+    works = [_work(variant) for variant in variants]
+    progress(f"timing {', '.join(work.label for work in works)} in turns")
+    rates: dict[str, list[float]] = {work.label: [] for work in works}
+    for at in range(_WARMUP_ROUNDS + _ROUNDS):
+        for work in works:
+            started_s = time.perf_counter()
+            work.run()
+            if at >= _WARMUP_ROUNDS:
+                rates[work.label].append(work.items / (time.perf_counter() - started_s))
+    first = rates[works[0].label]
+    ratios = {label: float(np.median(np.divide(values, first))) for label, values in rates.items()}
+    return {label: _quartiles(values) for label, values in rates.items()}, ratios
+
+
+def _work(variant: Variant) -> _Work:
+    directory, manifest = variant.directory, variant.manifest
+    if manifest.dual is not None:
+        encoder = DualEncoderRunner(directory, manifest)
+        image = Image.new("RGB", (256, 256), (90, 120, 40))
+        return _Work(variant.label, 1, lambda: encoder.embed_images([image]))
+    runner = VisionLanguageRunner(directory, manifest)
+    width = manifest.decoder.hidden_size if manifest.decoder else 0
+    embeds = np.random.default_rng(0).standard_normal((1, _PROMPT_TOKENS, width)).astype(np.float32)
+    prompt = runner.prefill(embeds, _TOKENS_PER_ROUND)
+    # the first token comes with the prompt; each further one is a step
+    return _Work(variant.label, _TOKENS_PER_ROUND, lambda: list(runner.greedy_tokens(prompt)))
+
+
+def _quartiles(rates: Sequence[float]) -> Interval:
+    low, median, high = np.percentile(rates, [25, 50, 75])
+    return Interval(float(median), float(low), float(high), len(rates))

@@ -1,0 +1,153 @@
+"""The variants of one checkpoint side by side, and which of them to take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from bundle.directory import open_bundle
+from bundle.errors import BundleFormatError
+from bundle.manifest import Manifest
+from quant.quality.evaluation import ALL_TASKS
+from quant.quality.measures import Interval
+from quant.report import Report, TaskAccuracy, read_report
+
+REFERENCE = "fp32"
+"""What the parent is called."""
+
+Verdict = Literal["reference", "passed", "failed", "not gated"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One bundle.
+
+    Attributes:
+        label: By what it is told from its siblings.
+        directory: Where it lies.
+        manifest: As on disk.
+        report: None for an fp32 bundle.
+    """
+
+    label: str
+    directory: Path
+    manifest: Manifest
+    report: Report | None
+
+    @property
+    def accuracy(self) -> TaskAccuracy | None:
+        """Over all tasks, where it was measured."""
+        return self.report.tasks.get(ALL_TASKS) if self.report else None
+
+    @property
+    def verdict(self) -> Verdict:
+        """What its gates say."""
+        if self.manifest.is_gated is None:
+            return "reference"
+        if self.manifest.is_gated:
+            return "passed"
+        return "failed" if self.manifest.has_failed_gate else "not gated"
+
+
+@dataclass(frozen=True)
+class Family:
+    """An fp32 parent and what was made of it.
+
+    Attributes:
+        name: The parent's.
+        parent: The fp32 bundle, where it was given too.
+        variants: Quantized, the smallest first; of equal ones the one that lost least.
+        speeds: Items per second by label, with quartiles; empty where not measured.
+        speed_ratios: To the parent's by label, over rounds in turns; empty where not measured or without a parent.
+    """
+
+    name: str
+    parent: Variant | None
+    variants: tuple[Variant, ...]
+    speeds: Mapping[str, Interval] = field(default_factory=dict)
+    speed_ratios: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def reports(self) -> Sequence[Report]:
+        """The variants' reports."""
+        return [variant.report for variant in self.variants if variant.report]
+
+    @property
+    def fp32_bytes(self) -> int:
+        """Weights of the parent."""
+        return self.reports[0].fp32_bytes
+
+    @property
+    def fp32_accuracy(self) -> float | None:
+        """The parent's share of right answers, 0 to 1, where any variant was measured beside it."""
+        return next((variant.accuracy.fp32 for variant in self.variants if variant.accuracy), None)
+
+    @property
+    def speed_unit(self) -> str:
+        """What is counted per second."""
+        return "images" if self.variants[0].manifest.dual else "tokens"
+
+    @property
+    def recommended(self) -> Variant | None:
+        """The smallest variant that passes its gates."""
+        return next((variant for variant in self.variants if variant.verdict == "passed"), None)
+
+    @property
+    def pareto(self) -> list[Variant]:
+        """Variants than which none is both smaller and more often right, the smallest first."""
+        front: list[Variant] = []
+        for variant in self.variants:
+            best = max((each.accuracy.quantized for each in front if each.accuracy), default=-1.0)
+            if variant.accuracy and variant.accuracy.quantized > best:
+                front.append(variant)
+        return front
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of all tasks in the order of the reports, "all" last."""
+        names = dict.fromkeys(name for report in self.reports for name in report.tasks if name != ALL_TASKS)
+        return [*names, ALL_TASKS] if names else []
+
+
+def read_families(directories: Sequence[Path]) -> list[Family]:
+    """Return the bundles grouped by the checkpoint that they come from, in the order given.
+
+    Raises:
+        BundleFormatError: A checkpoint has no quantized variant among them, or a report is missing or of another form.
+        BundleError: A bundle is not whole.
+    """
+    manifests = [(directory, open_bundle(directory, verify=False, allow_ungated=True)) for directory in directories]
+    groups: dict[str, list[tuple[Path, Manifest]]] = {}
+    for directory, manifest in manifests:
+        groups.setdefault(manifest.source_sha256, []).append((directory, manifest))
+    return [_family(members) for members in groups.values()]
+
+
+def _family(members: Sequence[tuple[Path, Manifest]]) -> Family:
+    parents = [(directory, manifest) for directory, manifest in members if manifest.is_gated is None]
+    reports = [
+        (directory, manifest, read_report(directory))
+        for directory, manifest in members
+        if manifest.is_gated is not None
+    ]
+    if not reports:
+        names = ", ".join(str(directory) for directory, _ in parents)
+        raise BundleFormatError(
+            f"{names}: an fp32 bundle alone has nothing to be compared with. Add a quantized variant of it."
+        )
+    asked = [report.weights for _, _, report in reports]
+    variants = [
+        Variant(report.weights if asked.count(report.weights) == 1 else directory.name, directory, manifest, report)
+        for directory, manifest, report in reports
+    ]
+    parent = Variant(REFERENCE, *parents[0], None) if parents else None
+    return Family(reports[0][2].parent, parent, tuple(sorted(variants, key=_rank)))
+
+
+def _rank(variant: Variant) -> tuple[float, ...]:
+    """Return what variants are ordered by: size; where equal, what was lost, and then how far outputs moved."""
+    lost = variant.accuracy.loss_points if variant.accuracy else 0.0
+    forced = variant.report.teacher_forced if variant.report else None
+    return variant.manifest.weight_bytes, lost, forced.kl_mean if forced else 0.0

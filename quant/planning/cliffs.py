@@ -1,0 +1,54 @@
+"""Plans that are known to be slow, wrong or impossible where they would run: errors, not warnings."""
+
+from __future__ import annotations
+
+from bundle.errors import QuantizationError
+from bundle.manifest import Dialect, Manifest, Target
+from quant.planning.plan import Choice, ComponentPlan
+from quant.weights.matmul_nbits import INT8_ACTIVATIONS
+from quant.weights.matmul_nbits import refuse_cliffs as refuse_matmul_nbits
+
+_CONTRIB_ONLY = ("matmul_nbits", "bnb4", "qmoe")
+_WITH_ZERO_POINTS = ("hqq", "four-level", "ternary-mean")
+
+
+def refuse_target(manifest: Manifest, target: Target) -> None:
+    """Check that a bundle's graphs can run where they are wanted.
+
+    Raises:
+        QuantizationError: TensorRT does not know ONNX Runtime's own operators.
+    """
+    if target == "tensorrt" and manifest.dialect != "portable":
+        raise QuantizationError(
+            f"{manifest.name} is in the {manifest.dialect} dialect, whose GroupQueryAttention and MatMulNBits TensorRT "
+            "lacks; export the checkpoint with --dialect portable"
+        )
+
+
+def refuse_cliffs(plan: ComponentPlan, dialect: Dialect, target: Target) -> None:
+    """Check every layer of a plan.
+
+    Raises:
+        QuantizationError: A form that the dialect or the target lacks, or that runs far slower there than it looks.
+    """
+    for layer in plan.layers:
+        _refuse(f"{plan.component}: {layer.name}", layer.choice, dialect, target)
+
+
+def _refuse(name: str, choice: Choice, dialect: Dialect, target: Target) -> None:
+    if choice.form is None:
+        return
+    if choice.method in _CONTRIB_ONLY and dialect != "contrib":
+        raise QuantizationError(
+            f"{name}: {choice.label} needs an operator that the {dialect} dialect lacks; "
+            "export the checkpoint with --dialect contrib, or take int8, int8-static or int4"
+        )
+    if choice.method == "float16" and target == "cpu":
+        raise QuantizationError(
+            f"{name}: a CPU computes float16 through float32, slower than float32 itself; "
+            "take int8 for the CPU, or --target cuda or tensorrt"
+        )
+    if target == "tensorrt" and choice.form.rounding in _WITH_ZERO_POINTS:
+        raise QuantizationError(f"{name}: {choice.label} has zero points other than 0, which TensorRT refuses")
+    if choice.method == "matmul_nbits":
+        refuse_matmul_nbits(name, choice.form, INT8_ACTIVATIONS)

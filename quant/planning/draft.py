@@ -1,0 +1,151 @@
+"""What will be done to a bundle, decided before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from bundle.errors import QuantizationError
+from bundle.manifest import ComponentName, Manifest, Target
+from quant.calibration.feeds import FeedSource
+from quant.graphs import open_graph
+from quant.planning.bit_search import Found, search_bits
+from quant.planning.cliffs import refuse_target
+from quant.planning.layer_times import LayerTimes, Timed, builtin_times, cache_folder, tuned_times
+from quant.planning.planner import Planner, Sites
+from quant.planning.profiles import Mix, Plans, ProfileName, compare_profiles, plan_bundle, read_profile, weight_bytes
+from quant.planning.recipes import RECIPES, Asked, read_weights
+from quant.planning.survey import survey_bundle
+from quant.report import DecoderProfile
+
+Say = Callable[[str], None]
+BLOCK_SIZES = (32, 64, 128)
+"""That every operator with blocks has a fast kernel for."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a plan is made, beside the weights asked for.
+
+    Attributes:
+        block_size: Weights per scale, for every layer that has blocks; None: chosen.
+        profile: "latency", "memory" or "dual"; None: the one of the weights.
+        target: The execution provider that the variant is for.
+        tune: Measure the layers' times on this machine; else the built-in table is used.
+        max_bytes: Of all weights: layers of the decoder get more bits than asked while they fit.
+        max_kl: Predicted mean KL in nats: layers of the decoder get more bits than asked until it is kept.
+        mix: The request that times are predicted for.
+    """
+
+    block_size: int | None = None
+    profile: str | None = None
+    target: Target = "cpu"
+    tune: bool = False
+    max_bytes: int | None = None
+    max_kl: float | None = None
+    mix: Mix = field(default_factory=Mix)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A whole bundle's plan.
+
+    Attributes:
+        asked: The weights asked for.
+        profile: Of the decoder; None where there is none or its recipe is of no profile.
+        plans: By component, `decoder_prefill` among them under the profile "dual".
+        profiles: The decoder's profiles beside each other; empty where they are not predicted.
+        times_source: Where the times come from that decided; "" where none did.
+        cached_tokens: Prompt and answer of the request that the profiles are predicted for.
+        search: What the search for bits found, where a limit was given.
+    """
+
+    asked: Asked
+    profile: ProfileName | None
+    plans: Plans
+    profiles: tuple[DecoderProfile, ...]
+    times_source: str = ""
+    cached_tokens: int = 0
+    search: Found | None = None
+
+    @property
+    def label(self) -> str:
+        """Return what a variant's name gets: the weights, and the profile where it is not the weights' own."""
+        own = read_profile(None, self.asked.recipe_of("decoder")) if self.profile else None
+        name = self.asked.label if self.search is None else f"{self.asked.label}-mixed"
+        return name if self.profile == own else f"{name}-{self.profile}"
+
+
+def make_draft(bundle: Path, manifest: Manifest, weights: str, options: Options, say: Say) -> Draft:
+    """Return the plan for an fp32 bundle.
+
+    Raises:
+        QuantizationError: Weights, profile, block or target that are unknown, do not fit, or are a known cliff.
+    """
+    asked = read_weights(weights, manifest)
+    if options.block_size not in (None, *BLOCK_SIZES):
+        sizes = ", ".join(map(str, BLOCK_SIZES))
+        raise QuantizationError(f"--block-size {options.block_size}: weights share a scale in blocks of {sizes}")
+    refuse_target(manifest, options.target)
+    graphs = {name: open_graph(bundle / component.file).graph for name, component in manifest.components.items()}
+    sites = survey_bundle(graphs, manifest)
+    profile = _profile_of(asked, manifest, options)
+    planner = Planner(manifest, asked, options.target, None, options.mix.prompt_tokens(manifest), options.block_size)
+    plan_bundle(planner, sites, profile)  # refuses what cannot be done before time is spent on measuring
+    if options.target != "cpu":
+        return Draft(asked, profile, plan_bundle(planner, sites, profile), ())
+    times = _times(planner, sites, options, say)
+    planner = planner.with_times(times)
+    profiles = compare_profiles(planner, sites, profile, options.mix, times) if profile else ()
+    tokens = options.mix.prompt_tokens(manifest) + options.mix.answer_tokens
+    return Draft(asked, profile, plan_bundle(planner, sites, profile), profiles, times.source, tokens)
+
+
+def fit_bits(draft: Draft, source: FeedSource, options: Options, say: Say) -> Draft:
+    """Return the draft with a decoder of more bits where a limit of bytes or loss asks for them.
+
+    Raises:
+        QuantizationError: Both limits, a model without a decoder, or a limit that cannot be kept.
+    """
+    if options.max_bytes is None and options.max_kl is None:
+        return draft
+    if options.max_bytes is not None and options.max_kl is not None:
+        raise QuantizationError("--max-bytes and --max-kl are two ways to choose bits; give one of them")
+    if "decoder" not in draft.plans:
+        raise QuantizationError("--max-bytes and --max-kl choose the bits of a decoder's layers, and there is none")
+    plan, max_bytes = draft.plans["decoder"], options.max_bytes
+    if max_bytes is not None:
+        max_bytes -= weight_bytes(draft.plans, source.manifest) - plan.stored_bytes
+    found = search_bits(plan, source, max_bytes=max_bytes, max_kl=options.max_kl, say=say)
+    return replace(draft, plans={**draft.plans, "decoder": found.plan}, search=found)
+
+
+def _profile_of(asked: Asked, manifest: Manifest, options: Options) -> ProfileName | None:
+    if "decoder" in manifest.components:
+        return read_profile(options.profile, asked.recipe_of("decoder"))
+    if options.profile is not None:
+        raise QuantizationError(f"{manifest.name} has no decoder, so no profile {options.profile!r}")
+    return None
+
+
+def _times(planner: Planner, sites: Sites, options: Options, say: Say) -> LayerTimes:
+    if not options.tune:
+        return builtin_times()
+    wanted: list[Timed] = []
+    for component, of_graph in sites.items():
+        wanted += planner.wanted(component, of_graph, _recipes_to_time(planner, component))
+    return tuned_times(wanted, cache_folder(), say)
+
+
+def _recipes_to_time(planner: Planner, component: ComponentName) -> list[str]:
+    """Return the recipe of a component, and those of the decoder's other profiles."""
+    own = planner.recipe_of(component)
+    return [own, "int8", "int4"] if component == "decoder" else [own]
+
+
+def experimental(draft: Draft) -> list[str]:
+    """Return the names of recipes in use that are known to lose quality unless the checkpoint was trained for them."""
+    return [
+        name for name in dict.fromkeys(plan.recipe for plan in draft.plans.values()) if RECIPES[name].is_experimental
+    ]

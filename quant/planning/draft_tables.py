@@ -1,0 +1,62 @@
+"""A draft as a person reads it in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import RenderableType
+from rich.table import Table
+
+from bundle.summary import megabytes
+from quant.planning.draft import Draft, experimental
+from quant.planning.recipes import RECIPES
+from quant.report import DecoderProfile
+
+
+def tables(draft: Draft) -> Iterator[RenderableType]:
+    """Yield what to print: the choices with their reasons, the decoder's profiles, and warnings."""
+    yield _choices(draft)
+    if draft.profiles:
+        yield _profiles(draft.profiles)
+        yield _cache(draft)
+    for name in experimental(draft):
+        yield (
+            f"[yellow]{name} is experimental[/yellow] ({RECIPES[name].summary}): a checkpoint that was not trained for "
+            "two bits loses most of what it knows. What it costs here is measured below."
+        )
+
+
+def _choices(draft: Draft) -> Table:
+    source = draft.times_source or "defaults: nothing is timed for another machine"
+    table = Table("component", "layers", "choice", "why", title="Plan", caption=f"times: {source}")
+    for name, plan in draft.plans.items():
+        for at, (label, reason, number) in enumerate(plan.groups()):
+            table.add_row(name if at == 0 else "", str(number), label, reason)
+    return table
+
+
+def _profiles(profiles: tuple[DecoderProfile, ...]) -> Table:
+    table = Table(
+        *("profile", "first token", "next token", "weights", "cache per token"),
+        title="Decoder profiles, predicted from linear layers alone",
+        caption=profiles[0].note,
+    )
+    for profile in profiles:
+        table.add_row(
+            f"[bold]{profile.name}, chosen[/bold]" if profile.is_chosen else profile.name,
+            f"{profile.first_token_ms:.1f} ms",
+            f"{profile.inter_token_ms:.2f} ms",
+            megabytes(profile.weight_bytes),
+            f"{profile.kv_bytes_per_token / 1024:.1f} KiB",
+        )
+    return table
+
+
+def _cache(draft: Draft) -> str:
+    """Return what the cache of one request takes beside the weights, in words."""
+    chosen = next(profile for profile in draft.profiles if profile.is_chosen)
+    request_bytes = draft.cached_tokens * chosen.kv_bytes_per_token
+    return (
+        f"cache: a request of {draft.cached_tokens} tokens, its answer among them, takes {megabytes(request_bytes)}, "
+        f"{request_bytes / chosen.weight_bytes:.1%} of the weights"
+    )

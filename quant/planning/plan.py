@@ -1,0 +1,189 @@
+"""What was chosen for each layer of a graph, and the rewriting that carries it out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import onnx_ir as ir
+
+from bundle.manifest import Component, ComponentName, Scheme
+from quant.calibration.statistics import InputStatistics
+from quant.weights.weight_pass import Form
+
+FLOAT32 = "fp32"
+"""The method of a layer that keeps its weights."""
+
+_SCALE_BYTES = 4  # scales are float32
+_STEP_BYTES = 5  # the step of int8 activations, float32, and its zero point
+_ROW_PEAK_BYTES = 12  # what W8A8 needs once a graph to find the peaks of rows: an axis and an epsilon
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An operator and how it stores weights.
+
+    Attributes:
+        method: A name of `quant.weights.table.PASSES`, or "fp32".
+        form: None for "fp32".
+    """
+
+    method: str
+    form: Form | None = None
+
+    @property
+    def label(self) -> str:
+        """Return method and form in words, such as "matmul_nbits 4-bit b32" or "matmul_nbits 4-bit b32 gptq"."""
+        if self.form is None:
+            return self.method
+        return f"{self.method} {words(self.form)}"
+
+
+def words(form: Form) -> str:
+    """Return a form in words, such as "4-bit b64 gptq"."""
+    block = "" if form.block_size is None else f" b{form.block_size}"
+    return f"{form.bits}-bit{block}{'' if form.rounding == 'rtn' else f' {form.rounding}'}"
+
+
+KEPT = Choice(FLOAT32)
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """The choice for one layer.
+
+    Attributes:
+        name: The weight's.
+        choice: Operator and form.
+        num_inputs: K of a linear layer, D of a table.
+        num_outputs: N of a linear layer, V of a table.
+        reason: Half a sentence.
+        is_table: Rows are looked up, not multiplied.
+        copies: Matrices of this size, of which a row meets one: the experts of a mixture; else 1.
+        is_shared: Another graph of the bundle stores its bytes.
+    """
+
+    name: str
+    choice: Choice
+    num_inputs: int
+    num_outputs: int
+    reason: str
+    is_table: bool = False
+    copies: int = 1
+    is_shared: bool = False
+
+    @property
+    def stored_bytes(self) -> int:
+        """Return the bytes of its weights, 0 where they are another layer's."""
+        return 0 if self.is_shared else self.copies * bytes_of(self.choice, self.num_inputs, self.num_outputs)
+
+
+def bytes_of(choice: Choice, num_inputs: int, num_outputs: int) -> int:
+    """Return the bytes that a matrix takes in a form, scales, zero points and offsets with it."""
+    form = choice.form
+    if form is None:
+        return 4 * num_inputs * num_outputs
+    if form.bits == 16:
+        return 2 * num_inputs * num_outputs
+    if form.block_size is None:
+        zero_points = 0 if choice.method == "gather_rows" else 1
+        return num_outputs * (num_inputs + _SCALE_BYTES + zero_points) + _STEP_BYTES
+    return num_outputs * _row_bytes(form, -(-num_inputs // form.block_size), form.block_size)
+
+
+def _row_bytes(form: Form, blocks: int, block_size: int) -> int:
+    """Return the bytes of one output's blocks; a last block counts as whole."""
+    codes = blocks * (block_size * form.bits // 8 + _SCALE_BYTES)
+    if form.rounding == "ternary-planes":
+        return 2 * codes
+    if form.rounding == "ternary-mean":
+        return codes + blocks * _SCALE_BYTES
+    return codes + (-(-blocks * form.bits // 8) if form.rounding == "hqq" else 0)
+
+
+@dataclass(frozen=True)
+class ComponentPlan:
+    """The choices for one graph.
+
+    Attributes:
+        component: Its name.
+        recipe: The name in `quant.planning.recipes.RECIPES` that was asked for or follows.
+        scheme: What the manifest will say.
+        layers: In node order.
+        scaling: A name of `quant.scaling.table.SCALINGS`; None where activations are left as they are.
+    """
+
+    component: ComponentName
+    recipe: str
+    scheme: Scheme
+    layers: tuple[LayerPlan, ...]
+    scaling: str | None = None
+
+    def forms_of(self, method: str) -> dict[str, Form]:
+        """Return the layers of one method as its pass takes them."""
+        chosen = ((plan.name, plan.choice) for plan in self.layers)
+        return {name: each.form for name, each in chosen if each.method == method and each.form is not None}
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Return the methods used, float32 left out."""
+        return tuple(dict.fromkeys(plan.choice.method for plan in self.layers if plan.choice.form is not None))
+
+    @property
+    def stored_bytes(self) -> int:
+        """Return the bytes of all planned layers."""
+        once = _ROW_PEAK_BYTES if "w8a8" in self.methods else 0
+        return once + sum(plan.stored_bytes for plan in self.layers)
+
+    @property
+    def fp32_bytes(self) -> int:
+        """Return the bytes of all planned layers as exported."""
+        return sum(plan.copies * bytes_of(KEPT, plan.num_inputs, plan.num_outputs) for plan in self.layers)
+
+    def with_layers_of(self, other: ComponentPlan, names: Collection[str]) -> ComponentPlan:
+        """Return the plan with the named layers as another plan has them, which stores them."""
+        theirs = {layer.name: replace(layer, is_shared=True) for layer in other.layers if layer.name in names}
+        return replace(self, layers=tuple(theirs.get(layer.name, layer) for layer in self.layers))
+
+    def only(self, names: Collection[str]) -> ComponentPlan:
+        """Return the plan of the named layers alone."""
+        return replace(self, layers=tuple(layer for layer in self.layers if layer.name in names))
+
+    def without(self, names: Collection[str]) -> ComponentPlan:
+        """Return the plan of all other layers."""
+        return replace(self, layers=tuple(layer for layer in self.layers if layer.name not in names))
+
+    def groups(self) -> list[tuple[str, str, int]]:
+        """Return each distinct choice as label, reason and number of layers."""
+        ordered = sorted((plan.choice.label, plan.reason) for plan in self.layers)
+        return [(label, reason, len(list(same))) for (label, reason), same in groupby(ordered)]
+
+    @property
+    def detail(self) -> str:
+        """Return one line per distinct choice: how many layers, what, why."""
+        return "\n".join(f"{number} x {label}: {reason}" for label, reason, number in self.groups())
+
+
+def apply_plan(model: ir.Model, plan: ComponentPlan, inputs: Mapping[str, InputStatistics] | None = None) -> None:
+    """Rewrite a graph in place as planned.
+
+    Args:
+        model: Of float32 weights.
+        plan: For this graph.
+        inputs: Weight name to calibration statistics, where the plan needs them.
+    """
+    from quant.weights.table import load_pass
+
+    if plan.scaling is not None:
+        from quant.scaling.table import load_scaling
+
+        forms = {name: form for method in plan.methods for name, form in plan.forms_of(method).items()}
+        inputs = load_scaling(plan.scaling)(model, forms, inputs or {})
+    for method in plan.methods:
+        load_pass(method)(plan.forms_of(method), inputs)(model)
+
+
+def planned(component: Component, plan: ComponentPlan, weight_bytes: int) -> Component:
+    """Return a component's manifest entry after its plan was applied."""
+    return component.model_copy(update={"scheme": plan.scheme, "detail": plan.detail, "weight_bytes": weight_bytes})

@@ -1,0 +1,231 @@
+"""The limits that a variant's quality must keep, and the verdict on what was measured.
+
+KL divergence and top-1 agreement are held over answer positions with the right answer fed (teacher forcing). Likeness
+and image sensitivity catch an encoder that no longer tells inputs apart, whatever accuracy says.
+
+Accuracy has two gates over the 95 % interval of the loss. Its low end is the loss that is proved, and keeps the target:
+the loss itself moves by more than the target from one held-out set of a few hundred samples to the next. Its high end
+is the loss that is not excluded, and keeps a wider limit: too few samples exclude little, so they cannot pass. Why, and
+what was measured: docs/decisions/0005-two-ends-of-an-interval.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from bundle.errors import QuantizationError
+from bundle.manifest import ComponentName, Gate, Manifest
+from quant.quality.answers import measure_answers
+from quant.quality.embeddings import measure_embeddings
+from quant.quality.evaluation import ALL_TASKS, Evaluation, Measured, Progress
+from quant.quality.parity import Parity
+from quant.running import DualEncoderRunner, VisionLanguageRunner
+
+CANARY = "canary_cosine"
+"""The measure that is taken on the recorded run, not on samples."""
+
+MIXED = "mixed"
+"""The row of `LIMITS` for what no single name asked for."""
+
+_NAN = float("nan")
+
+_Value = tuple[str, str, float, int]
+"""Measure, of what, value, n."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A threshold.
+
+    Attributes:
+        value: Where it lies.
+        direction: "min": the measured value must be at least this; "max": at most.
+    """
+
+    value: float
+    direction: Literal["min", "max"]
+
+
+_ANY_SCHEME = {
+    CANARY: Limit(0.95, "min"),
+    "cosine_mean": Limit(0.99, "min"),
+    "cosine_p1": Limit(0.97, "min"),
+    "correlation": Limit(0.98, "min"),
+    "spread": Limit(0.9, "min"),
+    "image_sensitivity": Limit(0.8, "min"),
+}
+"""Encoders are W8A8 under every recipe unless asked for by name, and then they are held to no less."""
+
+
+_W8A8_DECODER_CANARY = 0.8
+
+
+def _decoder(canary: float, kl_mean: float, top1: float, proved: float, possible: float) -> dict[str, Limit]:
+    """Return a row of `LIMITS`: what a decoder's bits may cost."""
+    return {
+        **_ANY_SCHEME,
+        f"{CANARY}/decoder": Limit(canary, "min"),
+        f"{CANARY}/decoder_prefill": Limit(_W8A8_DECODER_CANARY, "min"),
+        "kl_mean": Limit(kl_mean, "max"),
+        "top1_agreement": Limit(top1, "min"),
+        "accuracy_loss_points/low": Limit(proved, "max"),
+        "accuracy_loss_points/high": Limit(possible, "max"),
+    }
+
+
+_EIGHT_BITS = _decoder(canary=_W8A8_DECODER_CANARY, kl_mean=0.02, top1=0.98, proved=0.5, possible=3.0)
+_FOUR_BITS = _decoder(canary=0.3, kl_mean=0.05, top1=0.96, proved=1.0, possible=4.0)
+_TWO_BITS = _decoder(canary=0.1, kl_mean=0.1, top1=0.95, proved=2.0, possible=6.0)
+
+LIMITS: dict[str, dict[str, Limit]] = {
+    "fp16": _EIGHT_BITS,
+    "int8": _EIGHT_BITS,
+    "int8-static": _EIGHT_BITS,
+    "int4": _FOUR_BITS,
+    "int4-hqq": _FOUR_BITS,
+    "int4-gptq": _FOUR_BITS,
+    "int4-awq": _FOUR_BITS,
+    "nf4": _FOUR_BITS,
+    "fp4": _FOUR_BITS,
+    MIXED: _FOUR_BITS,
+    "int2": _TWO_BITS,
+    "int2-gptq": _TWO_BITS,
+    "ternary": _TWO_BITS,
+    "ternary-mean": _TWO_BITS,
+    "ternary-planes": _TWO_BITS,
+    "ternary-gptq": _TWO_BITS,
+}
+"""By the `--weights` asked for, then by measure, or by "measure/of" where one part has its own.
+
+Two bits have the widest limits that a user might still call the same model; rounding a finished model to two bits
+mostly misses them.
+
+The canary is one run on nonsense: it tells a broken graph from a working one and says little of quality. Through 30
+decoder layers of random weights with gain 2, which multiply any rounding, right graphs kept a cosine of 0.90 (int8) and
+0.51 (int4); the same weights with nibbles or rows exchanged fell to 0.00.
+"""
+
+
+def parse_limits(options: Iterable[str]) -> dict[str, float]:
+    """Return limits that a user sets, by measure or "measure/of", from "MEASURE=VALUE" each.
+
+    Raises:
+        QuantizationError: Not of that form, no number, or no such measure.
+    """
+    known = list(dict.fromkeys(name.split("/")[0] for limits in LIMITS.values() for name in limits))
+    found: dict[str, float] = {}
+    for option in options:
+        name, equals, text = option.partition("=")
+        try:
+            value = float(text)
+        except ValueError:
+            value = _NAN
+        if not equals or not math.isfinite(value):
+            raise QuantizationError(f"--limit {option!r} is not MEASURE=NUMBER, such as kl_mean=0.1")
+        if name.split("/")[0] not in known:
+            raise QuantizationError(f"--limit {option!r}: no gate measures {name}; known: {', '.join(known)}")
+        found[name] = value
+    return found
+
+
+def judge(
+    measure: str, value: float, n: int, weights: str, of: str = "", overrides: Mapping[str, float] | None = None
+) -> Gate:
+    """Return the verdict on one measured value.
+
+    Args:
+        measure: A name in `LIMITS`.
+        value: What was measured; NaN fails.
+        n: Samples behind it.
+        weights: The `--weights` asked for.
+        of: What was measured, such as a component; becomes part of the gate's name.
+        overrides: Limits that the user set instead, by measure or "measure/of".
+
+    Raises:
+        QuantizationError: No limit is set for this measure or these weights.
+    """
+    limits, own = LIMITS.get(weights, {}), overrides or {}
+    name = f"{measure}/{of}" if of else measure
+    limit = limits.get(name, limits.get(measure))
+    if limit is None:
+        raise QuantizationError(f"no limit is set for {measure} of {weights}; set one in quant/quality/gate.py")
+    threshold = own.get(name, own.get(measure, limit.value))
+    passed = value >= threshold if limit.direction == "min" else value <= threshold
+    return Gate(
+        name=name,
+        value=value,
+        limit=threshold,
+        direction=limit.direction,
+        n=n,
+        passed=bool(passed),
+        basis="canary" if measure == CANARY else "samples",
+        is_overridden=name in own or measure in own,
+    )
+
+
+def judge_all(
+    parity: Mapping[ComponentName, Parity],
+    measured: Measured | None,
+    weights: str,
+    overrides: Mapping[str, float] | None = None,
+) -> tuple[Gate, ...]:
+    """Return the verdicts on everything that was measured.
+
+    Args:
+        parity: Of each graph on its canary.
+        measured: None where no samples were given; the variant is then ungated.
+        weights: A name in `LIMITS`.
+        overrides: Limits that the user set instead.
+    """
+    values: list[_Value] = [(CANARY, name, each.cosine, 1) for name, each in parity.items()]
+    if measured:
+        values += [*_likeness_values(measured), *_forced_values(measured), *_accuracy_values(measured)]
+    return tuple(judge(measure, value, n, weights, of, overrides) for measure, of, value, n in values)
+
+
+def measure(
+    parent: tuple[Path, Manifest], variant: tuple[Path, Manifest], evaluation: Evaluation, progress: Progress
+) -> Measured:
+    """Return what a variant's results on samples are beside its parent's.
+
+    Args:
+        parent: Folder and manifest of the fp32 bundle.
+        variant: Of what was made from it.
+        evaluation: Of the kind that the task wants.
+        progress: Called with a line at each step.
+
+    Raises:
+        QuantizationError: The samples are of the other kind.
+    """
+    if parent[1].dual is not None:
+        return measure_embeddings(DualEncoderRunner(*parent), DualEncoderRunner(*variant), evaluation, progress)
+    runners = VisionLanguageRunner(*parent), VisionLanguageRunner(*variant)
+    return measure_answers(*runners, evaluation.questions, progress)
+
+
+def _likeness_values(measured: Measured) -> Iterable[_Value]:
+    for kind, found in measured.likenesses.items():
+        if measured.teacher_forced is None:  # a decoder takes features of any length; an embedding is compared by angle
+            yield "cosine_mean", kind, found.cosine_mean, found.n
+            yield "cosine_p1", kind, found.cosine_p1, found.n
+        yield "correlation", kind, found.correlation, found.n
+        yield "spread", kind, found.spread, found.n
+    if sensitivity := measured.image_sensitivity:
+        yield "image_sensitivity", "", sensitivity.ratio, sensitivity.n
+
+
+def _forced_values(measured: Measured) -> Iterable[_Value]:
+    if forced := measured.teacher_forced:
+        yield "kl_mean", "", forced.kl_mean, forced.num_tokens
+        yield "top1_agreement", "", forced.top1_agreement, forced.num_tokens
+
+
+def _accuracy_values(measured: Measured) -> Iterable[_Value]:
+    total = measured.tasks.get(ALL_TASKS)
+    low, high, n = (total.loss_low, total.loss_high, total.n) if total else (_NAN, _NAN, 0)
+    yield "accuracy_loss_points", "low", low, n
+    yield "accuracy_loss_points", "high", high, n

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from bundle.errors import BundleError
+from quant.comparison.comparison import compare_bundles
+from quant.comparison.page import verdict_sentence, write_comparison
+from quant.comparison.variants import Family, read_families
+from quant.report import CalibrationFacts
+
+VOID = {"meta", "br", "link", "img", "hr"}
+
+
+class Structure(HTMLParser):
+    """Checks that tags nest, and keeps texts and addresses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+        self.texts: list[str] = []
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "action", "data") and value]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value for name, value in attrs if name in ("src", "href") and value]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def parsed(page: Path) -> Structure:
+    structure = Structure()
+    structure.feed(page.read_text(encoding="utf-8"))
+    assert structure.open == []
+    return structure
+
+
+@pytest.fixture(scope="module")
+def folders(variant_at) -> list[Path]:
+    return [
+        variant_at("ternary", num_bytes=50_000, lost=150, passed=False),
+        variant_at("int4", num_bytes=100_000, lost=3),
+        variant_at("nf4", num_bytes=101_000, passed=None),
+    ]
+
+
+@pytest.fixture(scope="module")
+def family(folders: list[Path]) -> Family:
+    (found,) = read_families(folders)
+    return found
+
+
+def silent(_: str) -> None:
+    pass
+
+
+def test_the_heading_says_which_variant_to_take_and_its_numbers(family: Family, tmp_path: Path) -> None:
+    share = f"{100_000 / family.fp32_bytes:.0%}"
+    expected = f"Take int4: 0.1 MB of weights, {share} of fp32; 98.0% of 200 answers right, fp32 99.5%"
+    assert verdict_sentence(family) == expected
+    fast = replace(family, speed_ratios={"int4": 1.5, "fp32": 1.0})
+    assert verdict_sentence(fast) == f"{expected}; 1.5 times the speed of fp32"
+    write_comparison(tmp_path / "page.html", [family])
+    assert f"<h1>{expected}</h1>" in (tmp_path / "page.html").read_text()
+
+
+def test_the_heading_recommends_fp32_where_nothing_passes(family: Family) -> None:
+    failed = replace(family, variants=family.variants[:1])
+    assert verdict_sentence(failed).startswith(f"Keep {family.name} in fp32: none of its 1 smaller variants passes")
+
+
+def test_the_page_holds_every_variants_numbers(family: Family, tmp_path: Path) -> None:
+    write_comparison(tmp_path / "page.html", [family])
+    text = " ".join(parsed(tmp_path / "page.html").texts)
+    for variant in family.variants:
+        assert variant.label in text
+        assert variant.verdict in text
+    # int4: 3 of 200 lost beyond the parent's one; KL; top-1; replies; the failed gate of ternary with its limit.
+    for figure in (
+        "98.0%",
+        "24.5%",
+        "1.50",
+        "0.0123",
+        "98.70%",
+        "93.0%",
+        "part at token 1.5",
+        "≤ 0.05",
+        "not measured",
+    ):
+        assert figure in text
+    assert "cats.jsonl" in text
+    assert "Some CPU, 4 cores, 8 GiB, largest cache 32 MiB" in text
+
+
+def test_what_was_not_measured_is_listed(family: Family, tmp_path: Path) -> None:
+    write_comparison(tmp_path / "page.html", [family])
+    items = re.findall(r"<li>(.*?)</li>", (tmp_path / "page.html").read_text())
+    assert any("taste" in item for item in items)
+    assert any("--no-speed" in item for item in items)
+    assert any("bundle was not among" in item for item in items)
+
+
+def test_weights_that_were_fitted_to_the_test_are_told(family: Family, tmp_path: Path) -> None:
+    first, *others = family.variants
+    assert first.report is not None
+    report = first.report.model_copy(update={"calibration": CalibrationFacts(source="cats.jsonl", num_samples=9)})
+    write_comparison(tmp_path / "page.html", [replace(family, variants=(replace(first, report=report), *others))])
+    items = re.findall(r"<li>(.*?)</li>", (tmp_path / "page.html").read_text())
+    assert any("fitted to the samples of the test" in item and "(ternary)" in item for item in items)
+
+
+def test_the_page_is_one_file_that_asks_for_nothing(family: Family, tmp_path: Path) -> None:
+    write_comparison(tmp_path / "page.html", [family])
+    structure = parsed(tmp_path / "page.html")
+    assert all(address.startswith("#") for address in structure.addresses)
+    assert not {"script", "link", "img", "iframe"} & set(structure.seen)
+    assert not re.search(r"https?:|@import|url\((?!#)", (tmp_path / "page.html").read_text())
+
+
+def test_names_and_texts_cannot_break_the_page(variant_at, tmp_path: Path) -> None:
+    (family,) = read_families([variant_at("int4", num_bytes=100_000)])
+    hostile = replace(family, name="<script>alert(1)</script>")
+    write_comparison(tmp_path / "page.html", [hostile])
+    page = (tmp_path / "page.html").read_text()
+    assert "<script" not in page
+    assert "2 x &lt;b&gt;" in page  # a planner's line
+    assert "colour &amp; shape" in page  # a task
+
+
+def test_charts_lie_beside_the_page_as_png(family: Family, tmp_path: Path) -> None:
+    written = write_comparison(tmp_path / "page.html", [family])
+    assert [path.name for path in written] == ["page.html", "page-accuracy-by-size.png", "page-loss-by-task.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written[1:])
+
+
+def test_several_checkpoints_have_a_section_and_files_each(family: Family, tmp_path: Path) -> None:
+    written = write_comparison(tmp_path / "page.html", [family, replace(family, name="other")])
+    assert f"page-{family.name}-loss-by-task.png" in [path.name for path in written]
+    assert "page-other-loss-by-task.png" in [path.name for path in written]
+    structure = parsed(tmp_path / "page.html")
+    assert (structure.seen.count("h1"), structure.seen.count("section")) == (1, 2)
+
+
+def test_variants_measured_on_other_samples_are_marked(variant_at, tmp_path: Path) -> None:
+    (family,) = read_families([variant_at("int4", num_bytes=100_000), variant_at("int8", num_bytes=200_000, n=90)])
+    write_comparison(tmp_path / "page.html", [family])
+    assert "compare their losses" in (tmp_path / "page.html").read_text()
+
+
+def test_bundles_are_timed_in_turns_and_compared(folders: list[Path], smolvlm_bundle: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    bundles = [smolvlm_bundle, folders[1]]
+    families, written = compare_bundles(bundles, tmp_path / "page.html", with_speed=True, progress=lines.append)
+    assert "timing fp32, int4 in turns" in lines
+    assert set(families[0].speeds) == {"fp32", "int4"}
+    assert all(0 < rate.low <= rate.mean <= rate.high for rate in families[0].speeds.values())
+    assert families[0].speed_ratios["fp32"] == 1
+    assert families[0].speed_ratios["int4"] == pytest.approx(1, abs=0.9)  # the same graphs
+    assert "page-accuracy-by-speed.png" in [path.name for path in written]
+
+
+def test_a_page_that_cannot_be_written_is_said_before_the_work(folders: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"is no folder\. Choose another -o"):
+        compare_bundles(folders, tmp_path / "absent" / "page.html", with_speed=True, progress=silent)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width_px", [390, 1280])
+def test_the_page_fits_a_phone_and_a_desk_and_asks_for_nothing(
+    folders: list[Path], tmp_path: Path, width_px: int
+) -> None:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium is installed")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    compare_bundles(folders, tmp_path / "page.html", with_speed=False, progress=silent)
+    requests: list[str] = []
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width_px, "height": 900})
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto((tmp_path / "page.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width_px
+        charts = page.locator("svg")
+        boxes = [charts.nth(at).bounding_box() for at in range(charts.count())]
+        sizes = page.locator("svg text").evaluate_all("all => all.map(each => each.getBoundingClientRect().height)")
+        browser.close()
+    assert len(requests) == 1
+    assert len(boxes) == 2
+    assert all(box["width"] >= 350 and box["height"] >= 100 for box in boxes)
+    assert min(sizes) >= 9  # px, of the whole line: letters smaller than on any page are not read on a phone

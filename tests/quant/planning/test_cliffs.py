@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bundle.directory import read_manifest
+from bundle.errors import QuantizationError
+from quant.planning.cliffs import refuse_cliffs, refuse_target
+from quant.planning.plan import Choice, ComponentPlan, LayerPlan
+from quant.weights.weight_pass import Form
+
+
+def plan_of(choice: Choice) -> ComponentPlan:
+    return ComponentPlan("decoder", "int4", "int4", (LayerPlan("up", choice, 64, 64, ""),))
+
+
+@pytest.mark.parametrize(
+    ("choice", "dialect", "target", "words"),
+    [
+        (Choice("matmul_nbits", Form(2, 16, "ternary")), "contrib", "cpu", "2-bit weights in blocks of 16"),
+        (Choice("matmul_nbits", Form(2, 256, "ternary")), "contrib", "cpu", "2-bit weights in blocks of 256"),
+        (Choice("matmul_nbits", Form(4, 48)), "contrib", "cpu", "block size 48"),
+        (Choice("float16", Form(16)), "contrib", "cpu", "a CPU computes float16"),
+        (Choice("matmul_nbits", Form(4, 64)), "portable", "cpu", "the portable dialect lacks"),
+        (Choice("bnb4", Form(4, 64, "nf4")), "portable", "tensorrt", "the portable dialect lacks"),
+        (Choice("qmoe", Form(2, 64, "ternary")), "portable", "cpu", "the portable dialect lacks"),
+        (Choice("qdq_int4", Form(4, 64, "hqq")), "portable", "tensorrt", "zero points other than 0"),
+    ],
+)
+def test_a_known_cliff_is_an_error_that_names_the_layer(choice, dialect, target, words) -> None:
+    with pytest.raises(QuantizationError, match=rf"decoder: up: .*{words}"):
+        refuse_cliffs(plan_of(choice), dialect, target)
+
+
+@pytest.mark.parametrize(
+    ("choice", "dialect", "target"),
+    [
+        (Choice("matmul_nbits", Form(2, 128, "ternary")), "contrib", "cpu"),
+        (Choice("float16", Form(16)), "contrib", "cuda"),
+        (Choice("w8a8", Form(8)), "portable", "tensorrt"),
+        (Choice("qdq_int4", Form(4, 64)), "portable", "tensorrt"),
+        (Choice("fp32"), "portable", "cpu"),
+    ],
+)
+def test_what_runs_well_is_let_through(choice, dialect, target) -> None:
+    refuse_cliffs(plan_of(choice), dialect, target)
+
+
+def test_tensorrt_wants_the_portable_dialect(smolvlm_bundle: Path) -> None:
+    manifest = read_manifest(smolvlm_bundle)
+    with pytest.raises(QuantizationError, match="export the checkpoint with --dialect portable"):
+        refuse_target(manifest, "tensorrt")
+    refuse_target(manifest.model_copy(update={"dialect": "portable"}), "tensorrt")
+    refuse_target(manifest, "cuda")

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from bundle.directory import read_manifest
+from bundle.errors import QuantizationError
+from quant.calibration.feeds import FeedSource
+from quant.planning import draft as drafts
+from quant.planning.draft import Options, experimental, fit_bits, make_draft
+from quant.planning.draft_tables import tables
+from quant.quality.evaluation import Evaluation
+
+
+def drafted(bundle: Path, weights: str, **options):
+    return make_draft(bundle, read_manifest(bundle), weights, Options(**options), lambda line: None)
+
+
+def printed(draft) -> str:
+    written = StringIO()
+    console = Console(width=200, file=written)
+    for item in tables(draft):
+        console.print(item)
+    return written.getvalue()
+
+
+def test_a_variant_is_named_by_its_weights_and_by_a_profile_that_is_not_their_own(smolvlm_bundle: Path) -> None:
+    assert drafted(smolvlm_bundle, "int8").label == "int8"
+    assert drafted(smolvlm_bundle, "int8", profile="latency").label == "int8"
+    assert drafted(smolvlm_bundle, "int4,vision_encoder=fp32", profile="dual").label == "int4-vision_encoder-fp32-dual"
+
+
+def test_a_dual_encoder_has_no_profiles(clip_bundle: Path) -> None:
+    assert drafted(clip_bundle, "int8").profiles == ()
+    with pytest.raises(QuantizationError, match="has no decoder, so no profile 'dual'"):
+        drafted(clip_bundle, "int8", profile="dual")
+
+
+def test_another_machines_target_takes_defaults_and_predicts_nothing(smolvlm_bundle: Path) -> None:
+    draft = drafted(smolvlm_bundle, "int4", target="cuda", tune=True)
+    assert draft.profiles == ()
+    assert draft.plans["vision_encoder"].scheme == "fp16"
+    assert draft.plans["decoder"].scheme == "int4"
+    with pytest.raises(QuantizationError, match="--dialect portable"):
+        drafted(smolvlm_bundle, "int8", target="tensorrt")
+
+
+def test_float16_is_refused_on_a_cpu_before_anything_is_timed(smolvlm_bundle: Path, monkeypatch) -> None:
+    monkeypatch.setattr(drafts, "tuned_times", lambda *_: pytest.fail("timed"))
+    with pytest.raises(QuantizationError, match="a CPU computes float16"):
+        drafted(smolvlm_bundle, "fp16", tune=True)
+
+
+def test_tuning_measures_the_graphs_own_shapes(clip_bundle: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    lines: list[str] = []
+    for _ in range(2):
+        draft = make_draft(clip_bundle, read_manifest(clip_bundle), "int8", Options(tune=True), lines.append)
+    assert draft.times_source.startswith("measured on this machine")
+    assert [line.split(",")[0].endswith("on this machine") for line in lines] == [True]
+    assert len(list((tmp_path / "pocketvlm").iterdir())) == 1
+
+
+def test_what_is_printed_names_choices_reasons_profiles_and_the_cache(smolvlm_bundle: Path) -> None:
+    text = printed(drafted(smolvlm_bundle, "ternary"))
+    assert "w8a8 8-bit" in text
+    assert "many rows meet each weight" in text
+    assert "memory, chosen" in text
+    assert "takes" in text
+    assert "KiB" in text
+    assert "ternary is experimental" in text
+    assert experimental(drafted(smolvlm_bundle, "int4")) == []
+
+
+def test_limits_exclude_each_other_and_want_a_decoder(smolvlm_bundle: Path, clip_bundle: Path) -> None:
+    source = FeedSource(smolvlm_bundle, read_manifest(smolvlm_bundle), Evaluation())
+    draft = drafted(smolvlm_bundle, "int4")
+    assert fit_bits(draft, source, Options(), print) is draft
+    with pytest.raises(QuantizationError, match="give one of them"):
+        fit_bits(draft, source, Options(max_bytes=1, max_kl=1.0), print)
+    with pytest.raises(QuantizationError, match="there is none"):
+        fit_bits(drafted(clip_bundle, "int8"), source, Options(max_kl=1.0), print)
+
+
+@pytest.mark.parametrize("block_size", [0, 16, 48, 256])
+def test_a_block_size_without_a_fast_kernel_is_refused(smolvlm_bundle: Path, block_size: int) -> None:
+    with pytest.raises(QuantizationError, match=f"--block-size {block_size}: .* blocks of 32, 64, 128"):
+        drafted(smolvlm_bundle, "int4", block_size=block_size)

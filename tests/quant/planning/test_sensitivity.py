@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from PIL import Image
+
+from bundle.directory import read_manifest
+from bundle.errors import QuantizationError
+from bundle.golden import canary_image
+from quant.calibration.feeds import FeedSource
+from quant.calibration.statistics import InputStatistics
+from quant.graphs import open_graph, save_graph
+from quant.layers import find_linears
+from quant.planning import sensitivity
+from quant.planning.sensitivity import MIN_SAMPLES, Probe, measure_sensitivity, stored
+from quant.quality.evaluation import Evaluation, turns_of
+from quant.running import DualEncoderRunner, VisionLanguageRunner
+from quant.weights.matmul_nbits import MatMulNBits
+from quant.weights.w8a8 import PerTokenInt8
+from quant.weights.weight_pass import Form, WeightPass
+
+TERNARY, INT4, INT8 = Form(2, 32, "ternary"), Form(4, 32), Form(8)
+
+
+@dataclass(frozen=True)
+class Asked:
+    answer: str
+    task: str = "any"
+    images: tuple[Image.Image, ...] = ()
+
+    def messages(self) -> list[dict[str, object]]:
+        image = [{"type": "image"} for _ in self.images]
+        return [{"role": "user", "content": [*image, {"type": "text", "text": f"Say {self.answer}."}]}]
+
+    def is_right(self, reply: str) -> bool:
+        return reply == self.answer
+
+
+@dataclass(frozen=True)
+class Captioned:
+    image: Image.Image
+    caption: str
+
+
+class ArraySource:
+    """What a probe reads of a bundle, with its samples at hand."""
+
+    def __init__(self, directory: Path, samples: list[np.ndarray]) -> None:
+        self.directory, self.threads = directory, 1
+        self.manifest = SimpleNamespace(components={"decoder": SimpleNamespace(file="decoder.onnx")})
+        self._samples = samples
+
+    def of(self, component: str) -> list[dict[str, np.ndarray]]:
+        return [{"x": each} for each in self._samples]
+
+
+def softmax(rows: np.ndarray) -> np.ndarray:
+    exponents = np.exp(rows - rows.max(axis=-1, keepdims=True))
+    return exponents / exponents.sum(axis=-1, keepdims=True)
+
+
+@pytest.fixture
+def source(model_of: Callable[..., ir.Model], rng: np.random.Generator, tmp_path: Path) -> ArraySource:
+    """logits = (x @ w.in) @ w.out^T over 7 tokens, the second matrix stored turned, on 16 samples."""
+    weights = {"w.in": rng.standard_normal((32, 32)), "w.out": rng.standard_normal((7, 32))}
+    nodes = [
+        ("MatMul", ["x", "w.in"], "h", {}),
+        ("Transpose", ["w.out"], "turned", {"perm": [1, 0]}),
+        ("MatMul", ["h", "turned"], "logits", {}),
+        ("Relu", ["h"], "present", {}),
+    ]
+    arrays = {name: array.astype(np.float32) for name, array in weights.items()}
+    model = model_of({"x": (ir.DataType.FLOAT, ["B", "T", 32])}, nodes, arrays, ["logits", "present"])
+    save_graph(model, tmp_path / "decoder.onnx")
+    samples = [0.1 * rng.standard_normal((1, 1 + at % 3, 32)).astype(np.float32) for at in range(16)]
+    return ArraySource(tmp_path, samples)
+
+
+@pytest.mark.parametrize("layer", ["w.in", "w.out"])
+def test_a_loss_is_the_mean_divergence_of_the_answers(source: ArraySource, layer: str) -> None:
+    probe = Probe(source, "decoder")
+    rows = {name: linear.rows().astype(np.float64) for name, linear in probe.linears.items()}
+    changed = {**rows, layer: 1.5 * rows[layer]}
+    x = np.concatenate([feeds["x"].reshape(-1, 32) for feeds in source.of("decoder")])
+    p, q = (softmax(x @ each["w.in"].T @ each["w.out"].T) for each in (rows, changed))
+    expected = np.mean(np.sum(p * np.log(p / q), axis=-1))
+    assert expected > 0.01
+    # float32 logits of about 1 are off by 1e-7, divergences of 0.1 by 1e-6
+    assert probe.loss({layer: changed[layer].astype(np.float32)}) == pytest.approx(expected, rel=1e-4)
+
+
+def test_own_weights_lose_nothing(source: ArraySource) -> None:
+    probe = Probe(source, "decoder")
+    assert probe.loss({name: linear.rows() for name, linear in probe.linears.items()}) == 0
+
+
+def test_answers_that_are_not_finite_are_no_small_loss(source: ArraySource) -> None:
+    probe = Probe(source, "decoder")
+    with pytest.raises(QuantizationError, match=r"with w\.in rounded, answers are not finite"):
+        probe.loss({"w.in": np.full((32, 32), np.nan, np.float32)})
+
+
+def test_the_table_holds_every_layer_in_every_form(source: ArraySource) -> None:
+    forms = {"w.in": [TERNARY, INT4], "w.out": [INT8]}
+    table = measure_sensitivity(source, "decoder", forms)
+    assert [(row.layer, row.form) for row in table] == [("w.in", TERNARY), ("w.in", INT4), ("w.out", INT8)]
+    assert all((row.component, row.measure, row.num_samples) == ("decoder", "kl", 16) for row in table)
+    assert [row.fp32_bytes for row in table] == [4096, 4096, 896]
+    assert table[0].loss > 10 * table[1].loss > 0  # ternary leaves a fifth of the energy, int4 a hundredth
+    assert measure_sensitivity(source, "decoder", forms) == table
+
+
+def test_calibrated_roundings_get_the_statistics_of_their_layer(source: ArraySource) -> None:
+    x = np.concatenate([feeds["x"].reshape(-1, 32) for feeds in source.of("decoder")])
+    inputs = {"w.in": InputStatistics(len(x), np.abs(x).max(axis=0), x.T @ x / len(x))}
+    gptq = Form(4, 32, "gptq")
+    (row,) = measure_sensitivity(source, "decoder", {"w.in": [gptq]}, inputs=inputs)
+    assert row.loss > 0
+    with pytest.raises(QuantizationError, match=r"w\.in: .*needs"):
+        measure_sensitivity(source, "decoder", {"w.in": [gptq]})
+
+
+class Clock:
+    """A clock by which every pass over the samples takes 4 seconds."""
+
+    def __init__(self) -> None:
+        self._now_s = 0.0
+
+    def monotonic(self) -> float:
+        self._now_s += 4.0
+        return self._now_s
+
+
+def test_a_time_limit_costs_samples(source: ArraySource, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sensitivity, "time", Clock())
+    lines: list[str] = []
+    forms = {"w.in": [TERNARY, INT4], "w.out": [INT8]}
+    table = measure_sensitivity(source, "decoder", forms, max_seconds=9, progress=lines.append)
+    assert [row.num_samples for row in table] == [12, 12, 12]
+    assert lines[0] == "decoder: 3 trials on 12 samples, about 9 s"
+    assert lines[1:] == ["decoder: 1 of 3 trials done", "decoder: 2 of 3 trials done"]
+
+
+def test_a_time_limit_too_short_for_a_verdict_is_refused(source: ArraySource, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sensitivity, "time", Clock())
+    with pytest.raises(QuantizationError, match=f"1 trials of {MIN_SAMPLES} samples take about 2 s, more than the 1.9"):
+        measure_sensitivity(source, "decoder", {"w.in": [INT4]}, max_seconds=1.9)
+
+
+def test_an_unknown_layer_is_named(source: ArraySource) -> None:
+    with pytest.raises(QuantizationError, match="no linear layer named nowhere"):
+        measure_sensitivity(source, "decoder", {"nowhere": [INT4]})
+
+
+def test_a_graph_without_layers_is_refused(source: ArraySource, model_of: Callable[..., ir.Model]) -> None:
+    model = model_of({"x": (ir.DataType.FLOAT, ["B", "T", 32])}, [("Relu", ["x"], "y", {})], {}, ["y"])
+    save_graph(model, source.directory / "decoder.onnx")
+    with pytest.raises(QuantizationError, match="nothing to measure"):
+        Probe(source, "decoder")
+
+
+PASSES: list[tuple[type[WeightPass], Form]] = [
+    (PerTokenInt8, INT8),
+    (MatMulNBits, INT4),
+    (MatMulNBits, TERNARY),
+    (MatMulNBits, Form(2, 32, "ternary-mean")),
+    (MatMulNBits, Form(2, 32, "ternary-planes")),
+    (MatMulNBits, Form(4, 32, "hqq")),
+]
+
+
+@pytest.mark.parametrize(("scheme", "form"), PASSES)
+def test_bytes_are_those_that_the_pass_stores(
+    scheme: type[WeightPass], form: Form, model_of: Callable[..., ir.Model], rng: np.random.Generator
+) -> None:
+    rows = rng.standard_normal((24, 160)).astype(np.float32)
+    model = model_of(
+        {"x": (ir.DataType.FLOAT, ["T", 160])},
+        [("MatMul", ["x", "w"], "y", {})],
+        {"w": np.ascontiguousarray(rows.T)},
+        ["y"],
+    )
+    (linear,) = find_linears(model.graph)
+    expected = stored(linear, form, {})[1]
+    scheme({"w": form})(model)
+    # Steps and sums that layers share are the graph's.
+    of_layer = [value.const_value.nbytes for name, value in model.graph.initializers.items() if name.startswith("w.")]
+    assert expected == sum(of_layer)
+
+
+@pytest.fixture
+def edited(tmp_path: Path) -> Iterator[Callable[[Path, str, str, Form], Path]]:
+    """A copy of a bundle with one layer of one graph in the float32 numbers of a form."""
+
+    def edit(bundle: Path, component: str, layer: str, form: Form) -> Path:
+        copy = tmp_path / "copy"
+        shutil.copytree(bundle, copy)
+        path = copy / f"{component}.onnx"
+        model = open_graph(bundle / path.name)
+        linear = next(each for each in find_linears(model.graph) if each.name == layer)
+        rows, _ = stored(linear, form, {})
+        array = np.ascontiguousarray(rows if linear.is_transposed else rows.T)
+        linear.weight.const_value = ir.tensor(array, name=layer)
+        save_graph(model, path)
+        return copy
+
+    return edit
+
+
+def test_a_decoders_loss_is_that_of_the_edited_bundle(
+    smolvlm_bundle: Path, edited: Callable[[Path, str, str, Form], Path]
+) -> None:
+    questions = [Asked("yes", images=(canary_image(),)), Asked("seven")]
+    manifest = read_manifest(smolvlm_bundle)
+    source = FeedSource(smolvlm_bundle, manifest, Evaluation(questions=questions), threads=1)
+    layer = "model.text_model.layers.1.mlp.up_proj.weight"
+    (row,) = measure_sensitivity(source, "decoder", {layer: [INT4]})
+    copy = edited(smolvlm_bundle, "decoder", layer, INT4)
+    divergences = []
+    for question in questions:
+        p, q = (softmax(_logits(folder, question)) for folder in (smolvlm_bundle, copy))
+        divergences.append(np.sum(p * np.log(p / q), axis=-1))
+    expected = float(np.concatenate(divergences).mean())
+    assert expected > 1e-4
+    assert row.loss == pytest.approx(
+        expected, rel=1e-2
+    )  # float32 logits near 10 are off by 1e-5, by way of other kernels
+
+
+def _logits(folder: Path, question: Asked) -> np.ndarray:
+    runner = VisionLanguageRunner(folder, read_manifest(folder), threads=1)
+    prompt = runner.prompt_embeds(list(turns_of(question)), question.images)
+    return runner.answer_logits(prompt, runner.answer_ids(question.answer)).astype(np.float64)
+
+
+@pytest.mark.parametrize("component", ["text_encoder", "vision_encoder"])
+def test_an_encoders_loss_is_the_distance_of_its_embeddings(
+    clip_bundle: Path, edited: Callable[[Path, str, str, Form], Path], component: str
+) -> None:
+    captions = [Captioned(canary_image(), text) for text in ("a", "a red circle")]
+    source = FeedSource(clip_bundle, read_manifest(clip_bundle), Evaluation(captions=captions), threads=1)
+    layer = next(iter(Probe(source, component).linears))
+    (row,) = measure_sensitivity(source, component, {layer: [TERNARY]})
+    copy = edited(clip_bundle, component, layer, TERNARY)
+    parent, variant = (DualEncoderRunner(folder, source.manifest, threads=1) for folder in (clip_bundle, copy))
+    if component == "text_encoder":
+        pairs = [runner.embed_texts([each.caption for each in captions]) for runner in (parent, variant)]
+    else:
+        pairs = [runner.embed_images([each.image for each in captions]) for runner in (parent, variant)]
+    expected = float(np.mean(1 - np.sum(pairs[0].astype(np.float64) * pairs[1], axis=-1)))
+    assert row.measure == "cosine_distance"
+    assert expected > 1e-3
+    assert row.loss == pytest.approx(expected, rel=1e-3)  # unit vectors in float32, other batches

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bundle.errors import QuantizationError
+from bundle.image import TileLayout
+from quant.quality.answers import measure_answers
+from quant.running import Prefilled, Prompt, SeenImages
+
+
+def picture(width: int) -> Image.Image:
+    return Image.new("RGB", (width, 1))
+
+
+@dataclass(frozen=True)
+class Asked:
+    task: str
+    answer: str
+    images: Sequence[Image.Image] = field(default_factory=list)
+
+    def messages(self) -> list[dict[str, object]]:
+        parts = [*({"type": "image"} for _ in self.images), {"type": "text", "text": "Which?"}]
+        return [{"role": "user", "content": parts}]
+
+    def is_right(self, reply: str) -> bool:
+        return reply == self.answer
+
+
+class Parrot:
+    """A vision-language model over two tokens, "a" and "b".
+
+    It favours the first by a margin, plus `sight` times the width of its image; it always replies the same.
+    """
+
+    def __init__(self, reply: str = "", margin: float = 0.0, sight: float = 0.0, blur: float = 1.0) -> None:
+        self.reply, self.margin, self.sight, self.blur = reply, margin, sight, blur
+
+    def see(self, images: Sequence[Image.Image]) -> SeenImages:
+        widths = [[[image.width * self.blur, 1.0]] for image in images]
+        return SeenImages((TileLayout(),) * len(images), None, np.array(widths, np.float32).reshape(-1, 1, 2))
+
+    def prompt_about(self, turns: object, seen: SeenImages) -> Prompt:
+        return Prompt(seen.features[:, :, :1].sum(axis=0, keepdims=True), np.ones((1, 1), bool), None)
+
+    def prefill(self, prompt_embeds: np.ndarray, room_tokens: int) -> Prefilled:
+        return Prefilled(1, np.array([self.margin + self.sight * prompt_embeds.sum(), 0], np.float32), {})
+
+    def answer_ids(self, answer: str) -> list[int]:
+        return [ord(letter) - ord("a") for letter in answer] + [0]
+
+    def forced_logits(self, prompt: Prefilled, answer_ids: Sequence[int]) -> np.ndarray:
+        return np.tile(prompt.logits, (len(answer_ids), 1))
+
+    def reply_ids(self, prompt: Prefilled, max_tokens: int) -> list[int]:
+        return [ord(letter) - ord("a") for letter in self.reply][:max_tokens]
+
+    def text_of(self, token_ids: Sequence[int]) -> str:
+        return "".join(chr(ord("a") + token_id) for token_id in token_ids)
+
+
+def silent(_: str) -> None:
+    pass
+
+
+def test_accuracy_is_kept_per_task_and_for_all() -> None:
+    questions = [Asked("digit", "a"), Asked("digit", "b"), Asked("colour", "a")]
+    found = measure_answers(Parrot("a"), Parrot("b"), questions, silent)
+    assert {name: (task.n, task.fp32, task.quantized) for name, task in found.tasks.items()} == {
+        "digit": (2, 0.5, 0.5),
+        "colour": (1, 1, 0),
+        "all": (3, pytest.approx(2 / 3), pytest.approx(1 / 3)),
+    }
+
+
+def test_teacher_forcing_compares_every_answer_position() -> None:
+    questions = [Asked("digit", "aa"), Asked("digit", "aaa")]
+    found = measure_answers(Parrot(margin=np.log(3)), Parrot(margin=np.log(1 / 3)), questions, silent).teacher_forced
+    assert found is not None
+    assert (found.num_samples, found.num_tokens) == (2, 7)
+    # Two coins, 3:1 against 1:3: KL = (3/4 - 1/4) ln 3 at every position, and the choices never agree.
+    assert found.kl_mean == pytest.approx(0.5 * np.log(3))
+    assert found.kl_p99 == pytest.approx(0.5 * np.log(3))
+    assert found.top1_agreement == 0
+    # Every right token is the first: p falls from 3/4 to 1/4.
+    assert found.delta_nll == pytest.approx(np.log(3))
+
+
+def test_replies_are_compared_token_by_token() -> None:
+    questions = [Asked("word", "abba"), Asked("word", "abab")]
+    same = measure_answers(Parrot("abba"), Parrot("abba"), questions, silent).replies
+    other = measure_answers(Parrot("abba"), Parrot("abab"), questions, silent).replies
+    assert same is not None
+    assert other is not None
+    assert (same.n, same.identical, same.first_divergence) == (2, 1, None)
+    assert (other.n, other.identical, other.first_divergence) == (2, 0, 2)
+
+
+def test_a_question_is_asked_about_the_image_of_another() -> None:
+    questions = [Asked("size", "a", [picture(width)]) for width in (1, 2, 2)]
+    found = measure_answers(Parrot(sight=1.0), Parrot(sight=0.5), questions, silent).image_sensitivity
+    assert found is not None
+
+    def kl(own: float, other: float) -> float:
+        p, q = 1 / (1 + math.exp(-own)), 1 / (1 + math.exp(-other))
+        return p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+
+    # The second question about the first's image; the third shows what the second shows, which tells nothing.
+    assert found.n == 1
+    assert found.fp32 == pytest.approx(kl(2, 1), rel=1e-5)
+    assert found.quantized == pytest.approx(kl(1, 0.5), rel=1e-5)
+    assert found.ratio == pytest.approx(kl(1, 0.5) / kl(2, 1), rel=1e-5)
+
+
+def test_a_model_that_ignores_images_has_no_sensitivity() -> None:
+    questions = [Asked("size", "a", [picture(width)]) for width in (1, 2, 3)]
+    found = measure_answers(Parrot(sight=1.0), Parrot(sight=0.0), questions, silent).image_sensitivity
+    assert found is not None
+    assert (found.n, found.quantized, found.ratio) == (2, 0, 0)
+
+
+def test_features_are_compared_image_by_image() -> None:
+    questions = [Asked("size", "a", [picture(1), picture(4)]), Asked("size", "a", [picture(9)])]
+    found = measure_answers(Parrot(), Parrot(blur=0.5), questions, silent).likenesses["image_features"]
+    assert found.n == 3
+    assert found.correlation == pytest.approx(1)
+    assert found.spread == pytest.approx(0.5)
+    assert found.cosine_mean < 1
+
+
+def test_questions_without_images_leave_the_image_measures_undefined() -> None:
+    found = measure_answers(Parrot(), Parrot(), [Asked("word", "a")] * 2, silent)
+    assert found.image_sensitivity is not None
+    assert math.isnan(found.image_sensitivity.ratio)
+    assert found.likenesses["image_features"].n == 0
+    assert math.isnan(found.likenesses["image_features"].correlation)
+
+
+def test_an_evaluation_without_questions_is_refused() -> None:
+    with pytest.raises(QuantizationError, match="no questions"):
+        measure_answers(Parrot(), Parrot(), [], silent)

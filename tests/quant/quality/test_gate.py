@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bundle.directory import open_bundle, read_manifest, seal
+from bundle.errors import GateError, QuantizationError
+from quant.planning.recipes import RECIPES
+from quant.quality.evaluation import Measured, PairedFlags
+from quant.quality.gate import LIMITS, judge, judge_all, parse_limits
+from quant.quality.parity import Parity
+from quant.report import ImageSensitivity, Likenesses, TeacherForced
+
+ALIKE = Likenesses(n=200, cosine_mean=0.999, cosine_p1=0.99, correlation=0.999, spread=1.0)
+PARITY = {"decoder": Parity(cosine=0.99, max_abs=0.1)}
+
+
+def accuracy(num: int, num_lost: int = 0) -> PairedFlags:
+    return PairedFlags(np.ones(num, bool), np.arange(num) >= num_lost)
+
+
+def answered(num: int, num_lost: int = 0, kl_mean: float = 0.001, correlation: float = 0.999) -> Measured:
+    """Return the results of a vision-language variant that is well but for what is asked."""
+    forced = TeacherForced(
+        num_samples=num, num_tokens=3 * num, kl_mean=kl_mean, kl_p99=0.01, top1_agreement=0.999, delta_nll=0.0
+    )
+    return Measured(
+        {"all": accuracy(num, num_lost).summary()},
+        forced,
+        image_sensitivity=ImageSensitivity(n=num, fp32=2.0, quantized=2.0, ratio=1.0),
+        likenesses={"image_features": ALIKE.model_copy(update={"correlation": correlation})},
+    )
+
+
+def failed(measured: Measured | None, weights: str = "int8", **overrides: float) -> set[str]:
+    gates = judge_all(PARITY, measured, weights, overrides)
+    return {gate.name for gate in gates if not gate.passed}
+
+
+@pytest.mark.parametrize(
+    ("measure", "value", "passed"),
+    [
+        ("kl_mean", 0.02, True),
+        ("kl_mean", 0.021, False),
+        ("top1_agreement", 0.98, True),
+        ("top1_agreement", 0.97, False),
+        ("kl_mean", float("nan"), False),
+        ("cosine_mean", float("nan"), False),
+    ],
+)
+def test_a_value_at_its_limit_passes_and_nothing_beyond_or_undefined(measure: str, value: float, passed: bool) -> None:
+    assert judge(measure, value, 5, "int8").passed is passed
+
+
+def test_a_gate_names_what_was_measured() -> None:
+    gate = judge("cosine_mean", 0.5, 7, "int4", of="image")
+    assert (gate.name, gate.n, gate.direction, gate.passed) == ("cosine_mean/image", 7, "min", False)
+
+
+def test_a_part_with_a_limit_of_its_own_is_held_to_that() -> None:
+    assert judge("canary_cosine", 0.9, 1, "int4", of="decoder").passed
+    assert not judge("canary_cosine", 0.9, 1, "int4", of="vision_encoder").passed
+
+
+def test_a_measure_without_a_limit_is_refused() -> None:
+    with pytest.raises(QuantizationError, match="no limit is set for charm of int8"):
+        judge("charm", 1.0, 1, "int8")
+
+
+def test_every_scheme_has_every_limit() -> None:
+    assert len({frozenset(limits) for limits in LIMITS.values()}) == 1
+
+
+def test_whatever_can_be_asked_for_has_limits() -> None:
+    assert RECIPES.keys() - {"fp32"} <= LIMITS.keys()
+
+
+def test_a_variant_that_is_well_passes_every_gate() -> None:
+    assert failed(answered(300)) == set()
+
+
+@pytest.mark.parametrize(
+    ("weights", "num", "passes"), [("int8", 99, False), ("int8", 100, True), ("int4", 75, True), ("ternary", 49, False)]
+)
+def test_few_samples_never_pass_however_well_they_went(weights: str, num: int, passes: bool) -> None:
+    # n samples without a loss exclude losses above 3 / n; the limits are 3, 4 and 6 points.
+    assert (failed(answered(num), weights) == set()) is passes
+    if not passes:
+        assert failed(answered(num), weights) == {"accuracy_loss_points/high"}
+
+
+def test_a_loss_that_is_proved_fails_and_one_that_may_be_chance_does_not() -> None:
+    # 1 of 300 lost: 0.33 points, the interval reaches 0. 12 of 300: 4 points, the low end is about 1.9.
+    assert failed(answered(300, num_lost=1)) == set()
+    assert failed(answered(300, num_lost=12)) == {"accuracy_loss_points/low", "accuracy_loss_points/high"}
+
+
+def test_a_loss_of_the_limit_itself_mostly_passes_and_three_times_it_mostly_fails() -> None:
+    rng = np.random.default_rng(0)
+    low, high = (
+        np.mean([not failed(answered(600, num_lost=rng.binomial(600, rate))) for _ in range(40)])
+        for rate in (0.005, 0.03)
+    )
+    # Operating points at 600 questions (the default), limit 0.5 points: power at 3 points, false alarms at 0.5.
+    assert low > 0.9
+    assert high < 0.1
+
+
+@pytest.mark.parametrize(
+    ("measured", "names"),
+    [
+        (answered(300, kl_mean=0.03), {"kl_mean"}),
+        (answered(300, correlation=math.nan), {"correlation/image_features"}),
+        (answered(300, correlation=0.3), {"correlation/image_features"}),
+    ],
+)
+def test_each_measure_fails_by_itself(measured: Measured, names: set[str]) -> None:
+    assert failed(measured) == names
+
+
+def test_features_are_not_held_to_an_angle_but_embeddings_are() -> None:
+    askew = ALIKE.model_copy(update={"cosine_mean": 0.5, "cosine_p1": 0.5})
+    tasks = {"all": accuracy(400).summary()}
+    assert failed(Measured(tasks, likenesses={"image": askew})) == {"cosine_mean/image", "cosine_p1/image"}
+
+
+def test_embeddings_without_a_single_task_fail() -> None:
+    assert failed(Measured({}, likenesses={"image": ALIKE})) == {
+        "accuracy_loss_points/low",
+        "accuracy_loss_points/high",
+    }
+
+
+def test_without_samples_only_the_canary_is_judged() -> None:
+    gates = judge_all(PARITY, None, "int4")
+    assert [(gate.name, gate.basis, gate.passed) for gate in gates] == [("canary_cosine/decoder", "canary", True)]
+
+
+def test_a_limit_of_the_users_own_replaces_the_table_and_says_so() -> None:
+    gate = next(
+        g for g in judge_all(PARITY, answered(300, kl_mean=0.09), "int8", {"kl_mean": 0.1}) if g.name == "kl_mean"
+    )
+    assert (gate.limit, gate.passed, gate.is_overridden) == (0.1, True, True)
+    assert not any(g.is_overridden for g in judge_all(PARITY, answered(300), "int8"))
+
+
+def test_a_part_is_overridden_alone_or_with_its_measure() -> None:
+    assert failed(answered(20), **{"accuracy_loss_points/high": 20.0}) == set()
+    assert failed(answered(300), canary_cosine=0.999) == {"canary_cosine/decoder"}
+
+
+def test_limits_are_read_from_options() -> None:
+    assert parse_limits(["kl_mean=0.1", "accuracy_loss_points/high=6"]) == {
+        "kl_mean": 0.1,
+        "accuracy_loss_points/high": 6.0,
+    }
+
+
+@pytest.mark.parametrize("option", ["kl_mean", "kl_mean=", "kl_mean=low", "kl_mean=nan", "=1"])
+def test_an_option_that_is_no_limit_is_refused(option: str) -> None:
+    with pytest.raises(QuantizationError, match="--limit"):
+        parse_limits([option])
+
+
+def test_a_limit_on_what_no_gate_measures_lists_the_measures() -> None:
+    with pytest.raises(QuantizationError, match=r"no gate measures charm; known: .*kl_mean"):
+        parse_limits(["charm=1"])
+
+
+def test_a_bundle_whose_measure_is_undefined_is_refused_by_that_gate(clip_bundle: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(clip_bundle, tmp_path / "variant")
+    gate = judge("kl_mean", float("nan"), 5, "int8")
+    seal(folder, read_manifest(folder).model_copy(update={"gates": (gate,)}))
+    with pytest.raises(GateError, match="kl_mean nan"):
+        open_bundle(folder)
