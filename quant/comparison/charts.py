@@ -43,7 +43,7 @@ _BARS_SHARE = 0.8
 """Of a task's row; the rest parts it from the next."""
 _PNG_DPI = 200
 _PX_PER_INCH = 72
-"""One unit of the SVG is one pixel of the page."""
+"""One unit of the SVG is one pixel of the page, and one point."""
 
 
 @dataclass(frozen=True)
@@ -188,10 +188,11 @@ def _name(figure: Any, axes: Any, points: Sequence[_Point]) -> None:
         whiskers += [Box(x - 1, low, x + 1, high), Box(left, y - 1, right, y + 1)]
     inside = Box(*axes.get_window_extent().extents)
     for point, mark, place in zip(points, marks, place_labels(_names(points), marks, whiskers, inside), strict=True):
+        # A point is a pixel at 72 per inch, and unlike one keeps its length at the resolution of a PNG.
         offset = place.left - mark.centre[0], place.bottom - mark.centre[1]
         axes.annotate(
             *(point.label, (point.x.mean, point.y.mean), offset),
-            textcoords="offset pixels",
+            textcoords="offset points",
             fontsize=11,
             color=_INK,
             arrowprops={"arrowstyle": "-", "color": _LINE, "lw": 0.8} if place.distance(mark) > 12 else None,
