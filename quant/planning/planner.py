@@ -31,6 +31,10 @@ WORTH_CHANGING = 0.9
 
 _W8A8 = Choice("w8a8", Form(8))
 _TABLE_BLOCKS = (128, 64, 32, 16)
+_SMALL_TABLE = 0.1
+"""Of the language model's weights. Rounding the reference model's table (4 %) to 4 bits saved half a percent of its
+bytes and cost more KL divergence than all layers under GPTQ (0.017 against 0.010 nats)."""
+_SMALL_TABLE_BITS = 8
 _WEIGHT_ONLY_BLOCKS = (128, 64, 32)
 _EXPERT_BLOCKS = (128, 64, 32)
 _MOST_EXPERT_BITS = 8
@@ -78,11 +82,21 @@ class Planner:
         return replace(self, times=times)
 
     def recipe_of(self, component: ComponentName) -> str:
-        """Return the recipe that a component gets; on a GPU, encoders are float16 unless asked otherwise."""
+        """Return the recipe that a component gets.
+
+        Unless asked otherwise, on a GPU encoders are float16, and a small token table keeps 8 bits.
+        """
         name = self.asked.recipe_of(component)
-        is_asked = component in self.asked.by_component
+        if component in self.asked.by_component:
+            return name
+        if component == "embed_tokens" and RECIPES[name].bits < _SMALL_TABLE_BITS and self._has_small_table():
+            return "int8"
         is_encoder = component in ("vision_encoder", "text_encoder")
-        return "fp16" if self.target == "cuda" and is_encoder and not is_asked and name == "int8" else name
+        return "fp16" if self.target == "cuda" and is_encoder and name == "int8" else name
+
+    def _has_small_table(self) -> bool:
+        table, decoder = (self.manifest.components[name].weight_bytes for name in ("embed_tokens", "decoder"))
+        return table <= _SMALL_TABLE * (table + decoder)
 
     def plan_component(
         self, component: ComponentName, sites: Sequence[Site], *, recipe: str, for_steps: bool = False

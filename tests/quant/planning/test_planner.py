@@ -120,6 +120,20 @@ def test_a_token_table_is_looked_up_in_8_bits(manifest) -> None:
     assert found.scheme == "int8-weight-only"
 
 
+@pytest.mark.parametrize(("table_bytes", "recipe"), [(100, "int8"), (200, "int4")])
+def test_a_token_table_of_a_tenth_of_the_language_model_keeps_8_bits_unless_asked(
+    manifest, table_bytes: int, recipe: str
+) -> None:
+    sizes = {"embed_tokens": table_bytes, "decoder": 900}
+    parts = {
+        name: part.model_copy(update={"weight_bytes": sizes.get(name, 0)}) for name, part in manifest.components.items()
+    }
+    sized = manifest.model_copy(update={"components": parts})
+    assert planner_of(sized, "int4-gptq").recipe_of("embed_tokens") == recipe
+    asked = Planner(sized, Asked("int4-gptq", {"embed_tokens": "int4"}), "cpu", None, 96)
+    assert asked.recipe_of("embed_tokens") == "int4"
+
+
 def test_a_portable_table_keeps_8_bits_and_is_called_so(manifest) -> None:
     portable = manifest.model_copy(update={"dialect": "portable"})
     found = plan(portable, "embed_tokens", TABLE, "int4")
