@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from bundle.errors import MachineError, PocketVLMError
@@ -66,7 +67,7 @@ def _print_json(value: Any) -> None:
 
 
 def _progress(line: str) -> None:
-    progress_console.print(f"[dim]{line}[/dim]")
+    progress_console.print(line, style="dim", markup=False)
 
 
 @app.command()
@@ -142,7 +143,11 @@ def quantize(
     ] = None,
     max_kl: Annotated[
         float | None,
-        typer.Option(min=0.0, help="Predicted mean KL in nats: decoder layers get more bits until it is kept."),
+        typer.Option(
+            min=0.0,
+            help="Predicted mean KL of the decoder's layers, in nats: they get more bits until it is kept. "
+            "Towers, tables and experts come on top.",
+        ),
     ] = None,
     tune: Annotated[bool, typer.Option(help="Time the layers on this machine, once; else a built-in table.")] = True,
     overwrite: OverwriteOption = False,
@@ -248,7 +253,7 @@ def report(
 
     families, written = compare_bundles(bundles, output, with_speed=speed, progress=_progress)
     for family in families:
-        console.print(f"[bold]{verdict_sentence(family)}[/bold]")
+        console.print(verdict_sentence(family), style="bold", markup=False)
     for path in written:
         console.print(str(path), soft_wrap=True)
 
@@ -280,7 +285,7 @@ def run(
         _print_json(asdict(answered))
     else:
         console.print()
-        progress_console.print(f"[dim]{speed(answered)}[/dim]")
+        progress_console.print(speed(answered), style="dim", markup=False)
 
 
 def _write(text: str) -> None:
@@ -508,7 +513,7 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    progress_console.print(f"[red]error:[/red] {message}", markup=True, soft_wrap=True)
+    progress_console.print(f"[red]error:[/red] {escape(message)}", soft_wrap=True)
     sys.exit(EXIT_FAILED)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 from bundle.manifest import Gate, Manifest
@@ -13,7 +14,7 @@ from bundle.manifest import Gate, Manifest
 
 def summary(bundle: Path, manifest: Manifest) -> Iterator[RenderableType]:
     """Yield what to print: title, components, cache, gates."""
-    yield f"[bold]{manifest.name}[/bold]  {manifest.model_type}, {manifest.task}, {manifest.dialect} dialect"
+    yield f"[bold]{escape(manifest.name)}[/bold]  {manifest.model_type}, {manifest.task}, {manifest.dialect} dialect"
     yield f"from {manifest.source}, in {bundle}"
     yield _components(manifest)
     if manifest.decoder:

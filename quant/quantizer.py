@@ -115,7 +115,7 @@ def quantize_bundle(
         say("comparing with the outputs recorded at export")
         parity = canary_parity(aside, variant.components)
         measured = measure((bundle, parent), (aside, variant), evaluation, say) if evaluation else None
-        gates = judge_all(parity, measured, _limits_row(draft), limits)
+        gates = judge_all(parity, measured, limits_row(draft), limits)
         variant = variant.model_copy(update={"gates": gates})
         _tell_loss(draft, measured, say)
         write_report(_report(job, variant, parity, measured, evaluation, time.monotonic() - started), aside)
@@ -222,9 +222,12 @@ def _carry_out(job: Job, model: ir.Model, name: ComponentName, plan: ComponentPl
     apply_plan(model, plan.without(fitted))
 
 
-def _limits_row(draft: Draft) -> str:
-    """Return the row of `quant.quality.gate.LIMITS` that a variant is held to."""
-    return MIXED if draft.asked.by_component or draft.search else draft.asked.default
+def limits_row(draft: Draft) -> str:
+    """Return the row of `quant.quality.gate.LIMITS` that a variant is held to: by what it holds, not what was asked."""
+    if draft.asked.by_component or draft.search:
+        return MIXED
+    used = {plan.recipe for plan in draft.plans.values()}
+    return draft.asked.default if draft.asked.default in used else used.pop() if len(used) == 1 else MIXED
 
 
 def _report(

@@ -137,3 +137,9 @@ def test_a_report_needs_a_variant_to_compare(clip_bundle: Path, tmp_path: Path) 
     assert done.returncode == 1
     assert "Add a quantized variant" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_square_brackets_in_a_message_are_printed_as_they_are() -> None:
+    done = pocketvlm("inspect", "x[/red][quant]")
+    assert done.returncode == 1
+    assert "x[/red][quant] is not a bundle" in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -12,6 +13,9 @@ from quant.comparison.charts import Chart, charts_of, form_label, short_layer
 from quant.comparison.decode_speed import HOW
 from quant.comparison.variants import REFERENCE, Family, Variant
 from quant.report import Report, TaskAccuracy
+
+_NOT_IN_NAMES = re.compile(r"[^\w.-]+")
+"""Of a model's name, what a file name does without."""
 
 _MOST_LAYERS = 10
 _VERDICT_CLASSES = {"passed": "good", "failed": "bad", "not gated": "warn", "reference": "soft"}
@@ -53,8 +57,8 @@ def write_comparison(path: Path, families: Sequence[Family]) -> list[Path]:
     """Write the page, and each of its charts as a PNG file beside it; return what was written.
 
     Args:
-        path: Of the page. "report.html" gets "report-accuracy-by-size.png" and so on; with several checkpoints the
-            parent's name stands in between.
+        path: Of the page. "report.html" gets "report-accuracy-by-size.png" and so on; with several checkpoints a
+            number and the parent's name stand in between.
         families: One per checkpoint.
     """
     charts = [charts_of(family) for family in families]
@@ -69,8 +73,8 @@ def write_comparison(path: Path, families: Sequence[Family]) -> list[Path]:
         encoding="utf-8",
     )
     written = [path]
-    for family, drawn in zip(families, charts, strict=True):
-        prefix = path.stem if is_alone else f"{path.stem}-{family.name}"
+    for number, (family, drawn) in enumerate(zip(families, charts, strict=True), start=1):
+        prefix = path.stem if is_alone else f"{path.stem}-{number}-{_NOT_IN_NAMES.sub('_', family.name)}"
         for chart in drawn:
             written.append(path.with_name(f"{prefix}-{chart.name}.png"))
             chart.write_png(written[-1])

@@ -118,11 +118,21 @@ def read_families(directories: Sequence[Path]) -> list[Family]:
         BundleFormatError: A checkpoint has no quantized variant among them, or a report is missing or of another form.
         BundleError: A bundle is not whole.
     """
-    manifests = [(directory, open_bundle(directory, verify=False, allow_ungated=True)) for directory in directories]
+    distinct = {directory.resolve(): directory for directory in directories}
+    manifests = [(each, open_bundle(each, verify=False, allow_ungated=True)) for each in distinct.values()]
     groups: dict[str, list[tuple[Path, Manifest]]] = {}
     for directory, manifest in manifests:
         groups.setdefault(manifest.source_sha256, []).append((directory, manifest))
     return [_family(members) for members in groups.values()]
+
+
+def _labels(names: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return a name for each variant that no other one bears: its first, or a later one where that is taken twice."""
+    labels = [own[0] for own in names]
+    for others in zip(*(own[1:] for own in names), strict=True):
+        taken = list(labels)
+        labels = [other if taken.count(label) > 1 else label for label, other in zip(taken, others, strict=True)]
+    return labels
 
 
 def _family(members: Sequence[tuple[Path, Manifest]]) -> Family:
@@ -137,11 +147,8 @@ def _family(members: Sequence[tuple[Path, Manifest]]) -> Family:
         raise BundleFormatError(
             f"{names}: an fp32 bundle alone has nothing to be compared with. Add a quantized variant of it."
         )
-    asked = [report.weights for _, _, report in reports]
-    variants = [
-        Variant(report.weights if asked.count(report.weights) == 1 else directory.name, directory, manifest, report)
-        for directory, manifest, report in reports
-    ]
+    labels = _labels([(report.weights, directory.name, str(directory)) for directory, _, report in reports])
+    variants = [Variant(label, *found) for label, found in zip(labels, reports, strict=True)]
     parent = Variant(REFERENCE, *parents[0], None) if parents else None
     return Family(reports[0][2].parent, parent, tuple(sorted(variants, key=_rank)))
 

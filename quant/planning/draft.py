@@ -14,7 +14,16 @@ from quant.planning.bit_search import Found, search_bits
 from quant.planning.cliffs import refuse_target
 from quant.planning.layer_times import LayerTimes, Timed, builtin_times, cache_folder, tuned_times
 from quant.planning.planner import Planner, Sites
-from quant.planning.profiles import Mix, Plans, ProfileName, compare_profiles, plan_bundle, read_profile, weight_bytes
+from quant.planning.profiles import (
+    PREFILL,
+    Mix,
+    Plans,
+    ProfileName,
+    compare_profiles,
+    plan_bundle,
+    read_profile,
+    weight_bytes,
+)
 from quant.planning.recipes import RECIPES, Asked, read_weights
 from quant.planning.survey import survey_bundle
 from quant.report import DecoderProfile
@@ -116,9 +125,26 @@ def fit_bits(draft: Draft, source: FeedSource, options: Options, say: Say) -> Dr
         raise QuantizationError("--max-bytes and --max-kl choose the bits of a decoder's layers, and there is none")
     plan, max_bytes = draft.plans["decoder"], options.max_bytes
     if max_bytes is not None:
-        max_bytes -= weight_bytes(draft.plans, source.manifest) - plan.stored_bytes
+        max_bytes = _bytes_left(draft, source.manifest, max_bytes) + plan.stored_bytes
     found = search_bits(plan, source, max_bytes=max_bytes, max_kl=options.max_kl, say=say)
     return replace(draft, plans={**draft.plans, "decoder": found.plan}, search=found)
+
+
+def _bytes_left(draft: Draft, manifest: Manifest, max_bytes: int) -> int:
+    """Return what a limit leaves above the plan of fewest bits.
+
+    Raises:
+        QuantizationError: Nothing, or there are two decoders, whose common weights part when one of them is raised.
+    """
+    if PREFILL in draft.plans:
+        raise QuantizationError("--max-bytes fits one decoder; with --profile dual use --max-kl, or another profile")
+    fewest = weight_bytes(draft.plans, manifest)
+    if max_bytes < fewest:
+        raise QuantizationError(
+            f"--max-bytes {max_bytes}: with {draft.asked.label} the weights take at least {fewest} bytes. "
+            "Allow more, or ask for a name of fewer bits"
+        )
+    return max_bytes - fewest
 
 
 def _profile_of(asked: Asked, manifest: Manifest, options: Options) -> ProfileName | None:

@@ -46,6 +46,7 @@ _NO_FEWER_BITS = "8 bits, not {bits}: many rows meet each weight, where fewer bi
 _PROMPTS = "prompts bring many rows, and the first token waits for them"
 _ONE_ROW = "decoding reads every weight for one row, so fewer bytes are less time"
 _HEAD = "the vocabulary's scores are computed for one row at a time"
+_HALF = "half the bytes, in the type that GPUs multiply fastest"
 _LOOKED_UP = "rows are decoded as they are looked up"
 _CONSTANT = "looked up once with constant ids"
 _LIKE_HEAD = "the codes of the tied head, stored once"
@@ -135,6 +136,9 @@ class Planner:
             return self._eight_bits(site, rows)
         if not recipe.blocks:
             return [Choice(method, Form(recipe.bits, rounding=recipe.rounding))]
+        if self.block_size is not None and self.block_size not in recipe.blocks:
+            sizes = ", ".join(map(str, recipe.blocks))
+            raise QuantizationError(f"--block-size {self.block_size}: {recipe.summary}, have blocks of {sizes} only")
         blocks = self._blocks(recipe.blocks, site)
         if method == "qdq_int4" and self.block_size is None:
             blocks = [size for size in blocks if site.num_inputs % size == 0]
@@ -240,6 +244,8 @@ class Planner:
     def _reason(self, site: Site, recipe: Recipe, choice: Choice, rows: float) -> str:
         if choice.form is None:
             return _KEPT
+        if choice.method == "float16":
+            return _HALF
         if site.kind == "head":
             return _HEAD
         if choice == _W8A8 and recipe.bits < choice.form.bits:

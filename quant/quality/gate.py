@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from bundle.errors import QuantizationError
 from bundle.manifest import ComponentName, Gate, Manifest
@@ -110,6 +110,21 @@ decoder layers of random weights with gain 2, which multiply any rounding, right
 """
 
 
+_KINDS = ("image", "text", "image_features")
+_PARTS: dict[str, tuple[str, ...]] = {
+    CANARY: get_args(ComponentName),
+    "cosine_mean": _KINDS,
+    "cosine_p1": _KINDS,
+    "correlation": _KINDS,
+    "spread": _KINDS,
+    "image_sensitivity": (),
+    "kl_mean": (),
+    "top1_agreement": (),
+    "accuracy_loss_points": ("low", "high"),
+}
+"""What a measure may be of, as gates are named: "measure/of"."""
+
+
 def parse_limits(options: Iterable[str]) -> dict[str, float]:
     """Return limits that a user sets, by measure or "measure/of", from "MEASURE=VALUE" each.
 
@@ -126,8 +141,12 @@ def parse_limits(options: Iterable[str]) -> dict[str, float]:
             value = _NAN
         if not equals or not math.isfinite(value):
             raise QuantizationError(f"--limit {option!r} is not MEASURE=NUMBER, such as kl_mean=0.1")
-        if name.split("/")[0] not in known:
+        measure, _, of = name.partition("/")
+        if measure not in known:
             raise QuantizationError(f"--limit {option!r}: no gate measures {name}; known: {', '.join(known)}")
+        if of and of not in _PARTS[measure]:
+            parts = ", ".join(f"{measure}/{part}" for part in _PARTS[measure]) or f"{measure} alone"
+            raise QuantizationError(f"--limit {option!r}: no gate is named {name}; known: {parts}")
         found[name] = value
     return found
 

@@ -63,6 +63,8 @@ class ImageFile:
             return decode_image(self.path.read_bytes())
         except OSError as error:
             raise QuantizationError(f"{self.where}: {self.path} cannot be read: {error.strerror}") from error
+        except ValueError as error:  # a path with a zero byte in it
+            raise QuantizationError(f"{self.where}: {str(self.path)!r} is no path: {error}") from error
         except ImageError as error:
             raise QuantizationError(f"{self.where}: {self.path}: {error}") from error
 
@@ -155,6 +157,8 @@ def _parsed(text: str, where: _Place) -> Row:
         row = json.loads(text.rstrip())
     except json.JSONDecodeError as error:
         raise QuantizationError(f"{where} is not JSON: {error.msg} at character {error.pos + 1}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise QuantizationError(f"{where} cannot be read as JSON: {error}") from error
     if not isinstance(row, dict):
         raise QuantizationError(f"{where} is no JSON object but {text.strip()[:40]!r}")
     return row

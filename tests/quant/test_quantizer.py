@@ -15,9 +15,9 @@ from bundle.errors import BundleError, BundleFileError, QuantizationError
 from bundle.golden import Recording, canary_image, load_golden, save_golden
 from quant.graphs import open_graph
 from quant.layers import find_linears
-from quant.planning.draft import Options
+from quant.planning.draft import Options, make_draft
 from quant.quality.evaluation import Evaluation, Labelled
-from quant.quantizer import quantize_bundle
+from quant.quantizer import limits_row, quantize_bundle
 from quant.report import Report
 
 COLOURS = ("red", "green", "blue", "white", "black", "gray")
@@ -287,8 +287,14 @@ def test_a_limit_of_bytes_is_kept_with_as_many_bits_as_fit(smolvlm_bundle: Path,
     assert {row.form.bits for row in report.sensitivity} == {2, 4, 8}
     (told,) = [line for line in lines if line.startswith("KL mean")]
     assert f"measured {report.teacher_forced.kl_mean:.4f}" in told
-    with pytest.raises(QuantizationError, match="no plan takes at most"):
+    with pytest.raises(QuantizationError, match="--max-bytes 99: with ternary the weights take at least"):
         quantize_bundle(
             smolvlm_bundle, tmp_path / "no", weights="ternary", options=Options(max_bytes=99), calibration=QUESTIONS
         )
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4", "ternary"])
+def test_encoders_that_keep_8_bits_are_held_to_the_limits_of_8_bits(clip_bundle: Path, weights: str) -> None:
+    draft = make_draft(clip_bundle, read_manifest(clip_bundle), weights, Options(tune=False), print)
+    assert limits_row(draft) == "int8"

@@ -149,9 +149,9 @@ def test_charts_lie_beside_the_page_as_png(family: Family, tmp_path: Path) -> No
 
 
 def test_several_checkpoints_have_a_section_and_files_each(family: Family, tmp_path: Path) -> None:
-    written = write_comparison(tmp_path / "page.html", [family, replace(family, name="other")])
-    assert f"page-{family.name}-loss-by-task.png" in [path.name for path in written]
-    assert "page-other-loss-by-task.png" in [path.name for path in written]
+    written = write_comparison(tmp_path / "page.html", [family, replace(family, name="org/other")])
+    assert f"page-1-{family.name}-loss-by-task.png" in [path.name for path in written]
+    assert "page-2-org_other-loss-by-task.png" in [path.name for path in written]
     structure = parsed(tmp_path / "page.html")
     assert (structure.seen.count("h1"), structure.seen.count("section")) == (1, 2)
 

@@ -62,6 +62,15 @@ def test_variants_of_one_name_are_told_apart_by_their_folders(variant_at, tmp_pa
     assert [variant.label for variant in family.variants] == ["int4", "int4-block128"]
 
 
+def test_variants_whose_names_and_folders_are_alike_are_told_apart_and_one_folder_counts_once(
+    variant_at, tmp_path: Path
+) -> None:
+    one = variant_at("int4", num_bytes=100_000)
+    twin = Path(shutil.copytree(one, tmp_path / "elsewhere" / one.name))
+    (family,) = read_families([one, twin, one])
+    assert sorted(variant.label for variant in family.variants) == sorted([str(one), str(twin)])
+
+
 def test_a_report_of_another_form_says_what_to_do(variant_at) -> None:
     folder = variant_at("int4", num_bytes=100_000)
     path = folder / "report.json"

@@ -88,6 +88,11 @@ def test_a_block_size_that_is_given_is_taken_everywhere(manifest) -> None:
     assert set(labels(found).values()) == {"matmul_nbits 4-bit b32"}
 
 
+def test_a_block_size_that_the_recipe_lacks_is_refused(manifest) -> None:
+    with pytest.raises(QuantizationError, match="--block-size 32: 4-bit codes of bitsandbytes, have blocks of 64 only"):
+        plan(manifest, "decoder", DECODER, "nf4", block_size=32)
+
+
 def test_the_quickest_form_is_taken_where_it_saves_enough(manifest) -> None:
     times = table_of({"matmul_nbits 4-bit b64": 1.0, "matmul_nbits 4-bit b128": 0.85, "matmul_nbits 4-bit b32": 2.0})
     found = plan(manifest, "decoder", DECODER, "int4", for_steps=True, times=times)

@@ -3,12 +3,14 @@ from __future__ import annotations
 import math
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from bundle.directory import open_bundle, read_manifest, seal
 from bundle.errors import GateError, QuantizationError
+from bundle.manifest import ComponentName
 from quant.planning.recipes import RECIPES
 from quant.quality.evaluation import Measured, PairedFlags
 from quant.quality.gate import LIMITS, judge, judge_all, parse_limits
@@ -164,6 +166,24 @@ def test_limits_are_read_from_options() -> None:
 def test_an_option_that_is_no_limit_is_refused(option: str) -> None:
     with pytest.raises(QuantizationError, match="--limit"):
         parse_limits([option])
+
+
+@pytest.mark.parametrize(
+    ("option", "known"),
+    [
+        ("kl_mean/decoder=1", "known: kl_mean alone"),
+        ("accuracy_loss_points/hihg=9", "known: accuracy_loss_points/low, accuracy_loss_points/high"),
+    ],
+)
+def test_a_limit_on_a_part_that_no_gate_has_is_refused(option: str, known: str) -> None:
+    with pytest.raises(QuantizationError, match=known):
+        parse_limits([option])
+
+
+def test_every_gate_can_be_given_a_limit_by_its_name() -> None:
+    parity = {name: Parity(cosine=1.0, max_abs=0.0) for name in get_args(ComponentName)}
+    gates = judge_all(parity, answered(300), "int4")
+    assert parse_limits(f"{gate.name}=1" for gate in gates) == {gate.name: 1.0 for gate in gates}
 
 
 def test_a_limit_on_what_no_gate_measures_lists_the_measures() -> None:

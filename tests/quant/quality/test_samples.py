@@ -106,6 +106,8 @@ def test_blank_lines_are_left_out_and_counted(write, vlm: Manifest) -> None:
     ("row", "words"),
     [
         ("[1, 2", r"line 2 is not JSON: .* character 6"),
+        ("[" * 100_000, r"line 2 cannot be read as JSON"),
+        ({**ASKED, "image": "red\x00.png"}, r"line 2: .* is no path: embedded null byte"),
         ("[1, 2]", r"line 2 is no JSON object but '\[1, 2\]'"),
         (
             {"image": "red.png", "prompt": "Which?"},
