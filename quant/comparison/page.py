@@ -28,7 +28,7 @@ _STYLE = """
   --panel: #1d2127; --good: #6bd08f; --bad: #ff8a80; --warn: #f0b840; --series-0: #56a7e0; --series-1: #ff8a3d;
   --series-2: #2cc79a; --series-3: #e29cc4; --series-4: #f0b840; --series-5: #9ad4ff; --series-6: #b5b5b5; } }
 * { box-sizing: border-box; }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground); max-width: 1120px;
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground); max-width: 1240px;
   margin: 0 auto; padding: 2rem 1rem 4rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; line-height: 1.3; margin: 0 0 .4rem; text-wrap: balance; }
 h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; } h3 { font-size: 1rem; margin: 1.4rem 0 .3rem; }
