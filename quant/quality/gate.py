@@ -99,7 +99,7 @@ LIMITS: dict[str, dict[str, Limit]] = {
     "ternary-planes": _TWO_BITS,
     "ternary-gptq": _TWO_BITS,
 }
-"""By the `--weights` asked for, then by measure, or by "measure/of" where one part has its own.
+"""By recipe (`quant.quantizer.limits_row` says which), then by measure, or by "measure/of" where one part has its own.
 
 Two bits have the widest limits that a user might still call the same model; rounding a finished model to two bits
 mostly misses them.
