@@ -274,8 +274,8 @@ def run(
     """Answer one question about images, in this process."""
     from dataclasses import asdict
 
-    from serving.engine.protocol import ImagePart, Message, SamplingParams, TextPart
     from serving.oneshot import answer, speed
+    from serving.protocol import ImagePart, Message, SamplingParams, TextPart
 
     images = [ImagePart(_read_image(path)) for path in image or ()]
     parts: tuple[TextPart | ImagePart, ...] = (*images, TextPart(prompt))
@@ -310,7 +310,7 @@ def embed(
 ) -> None:
     """Embed images and texts, and show how alike they are."""
     from serving import oneshot
-    from serving.engine.protocol import ImagePart, TextPart
+    from serving.protocol import ImagePart, TextPart
 
     names = [*(str(path) for path in image or ()), *(text or ())]
     if not names:
@@ -367,9 +367,9 @@ def serve(
     """Serve until a signal comes, on Ray where the command is `deploy`."""
     settings = _settings(config, host, port, max_sequences, context_tokens, threads, allow_ungated)
     if context.info_name == "deploy":
-        from serving import cluster
+        from serving.cluster.deploy import deploy
 
-        cluster.deploy(_served(bundles), settings)
+        deploy(_served(bundles), settings)
     else:
         from serving import edge
 

@@ -10,7 +10,7 @@ from onnxscript import GraphBuilder
 from bundle.manifest import Component
 from export.family import GraphPlan
 from export.nn.dialect import Dialect
-from quant.graphs import save_graph, weight_bytes
+from graphs.store import save_graph, weight_bytes
 
 _DTYPES = {"float32": ir.DataType.FLOAT, "int64": ir.DataType.INT64}
 _IR_VERSION = 11

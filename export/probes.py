@@ -1,7 +1,7 @@
 """One-node models that tell whether a machine's ONNX Runtime has an operator.
 
 A server cannot build graphs (it never imports onnx), so the models are written here and shipped, a few hundred bytes
-each, in `serving/probes/`. Rewrite them with: python -m export.probes
+each, in `runtime/probes/`. Rewrite them with: python -m export.probes
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-FOLDER = Path(__file__).resolve().parent.parent / "serving" / "probes"
+FOLDER = Path(__file__).resolve().parent.parent / "runtime" / "probes"
 _IR_VERSION = 10
 _CONTRIB = "com.microsoft"
 
@@ -190,7 +190,7 @@ PROBES: dict[str, Callable[[], onnx.ModelProto]] = {
 
 
 def main() -> None:
-    """Write every probe into `serving/probes/`."""
+    """Write every probe into `runtime/probes/`."""
     FOLDER.mkdir(exist_ok=True)
     for name, build in PROBES.items():
         (FOLDER / f"{name}.onnx").write_bytes(build().SerializeToString())

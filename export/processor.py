@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from bundle.errors import CheckpointError, UnsupportedConfigError
+from bundle.generation import SamplingDefaults
 from bundle.image import ImageSpec
 from bundle.manifest import ImagePrompt
 from export.image_processor import read_image_spec
@@ -90,7 +93,7 @@ def convert_processor(checkpoint: Path, config: Mapping[str, Any], output: Path)
     template = _chat_template(checkpoint, processor, vocabulary.settings)
     (output / "chat_template.jinja").write_text(template, encoding="utf-8")
     generation = _read_json(checkpoint / "generation_config.json", required=False)
-    (output / "generation.json").write_text(_sampling_json(generation), encoding="utf-8")
+    _sampling_defaults(generation).write(output)
     return ProcessorFiles(
         image_spec=spec,
         image_prompt=prompt,
@@ -328,17 +331,22 @@ def _chat_template(checkpoint: Path, processor: Mapping[str, Any], settings: Map
     return found
 
 
-def _sampling_json(generation: Mapping[str, Any]) -> str:
-    """Return `generation.json`: the checkpoint's sampling defaults; null where it is silent, temperature 0: greedy."""
+def _sampling_defaults(generation: Mapping[str, Any]) -> SamplingDefaults:
+    """Return the checkpoint's sampling defaults; None where it is silent, temperature 0: greedy."""
     stated = generation.get("temperature")
     temperature = 1.0 if stated is None else stated
-    defaults = {
-        "temperature": temperature if generation.get("do_sample") else 0.0,
-        "top_p": generation.get("top_p"),
-        "top_k": generation.get("top_k"),
-        "max_tokens": generation.get("max_new_tokens"),
-    }
-    return json.dumps(defaults, indent=2) + "\n"
+    try:
+        return SamplingDefaults(
+            temperature=temperature if generation.get("do_sample") else 0.0,
+            top_p=generation.get("top_p"),
+            top_k=generation.get("top_k"),
+            max_tokens=generation.get("max_new_tokens"),
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UnsupportedConfigError(
+            f"generation_config.json: {'.'.join(map(str, first['loc']))} {first['input']!r}: {first['msg']}"
+        ) from error
 
 
 def _not_applied(generation: Mapping[str, Any]) -> tuple[str, ...]:

@@ -24,12 +24,12 @@ from bundle.machine import peak_memory_bytes
 from bundle.manifest import ComponentName, Manifest
 from loadtests.stations import open_runner
 from loadtests.wording import counted
-from serving.engine.pool import PreprocessPool
-from serving.engine.protocol import SamplingParams
+from runtime.settings import EngineSettings
 from serving.engine.scheduler import Decode, DecodeRow, Prefill
 from serving.engine.sequence import Sequence
-from serving.engine.settings import EngineSettings
-from serving.engine.vision import VisionStage
+from serving.models.pool import PreprocessPool
+from serving.models.vision import VisionStage
+from serving.protocol import SamplingParams
 
 _LANGUAGE_MODEL: tuple[ComponentName, ...] = ("embed_tokens", "decoder", "decoder_prefill")
 _STOP_TIMEOUT_S = 10.0

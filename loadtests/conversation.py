@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Iterator
 from loadtests.images import draw_image
 from loadtests.stopwatch import Measurement, Stopwatch
 from loadtests.wording import counted
-from serving.engine.client import LocalClient
-from serving.engine.protocol import (
+from serving.models.client import LocalClient
+from serving.protocol import (
     EmbedRequest,
     FinishedEvent,
     GenerateRequest,

@@ -29,9 +29,9 @@ from loadtests.conversation import Conversation
 from loadtests.stations import DecoderBench, measure_vision
 from loadtests.stopwatch import Measurement, Stopwatch
 from loadtests.wording import counted, number
-from serving.engine.cache import cache_shape
-from serving.engine.client import LocalClient
-from serving.engine.settings import EngineSettings
+from runtime.cache_shape import cache_shape
+from runtime.settings import EngineSettings
+from serving.models.client import LocalClient
 
 _PACKAGES = ("pocketvlm", "onnxruntime", "onnxruntime-gpu", "numpy", "Pillow", "tokenizers")
 _MAX_BATCH = 64

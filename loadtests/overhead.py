@@ -38,8 +38,8 @@ from loadtests.sse import SSEParser, read_delta
 from loadtests.stopwatch import Stopwatch
 from loadtests.wording import counted, number
 from serving.edge import open_listener, run_server
-from serving.engine.fake import FAKE_CLIP, FAKE_VLM, FakeClient
-from serving.engine.protocol import EmbedRequest, GenerateRequest, ImagePart, Message, TextPart
+from serving.fake import FAKE_CLIP, FAKE_VLM, FakeClient
+from serving.protocol import EmbedRequest, GenerateRequest, ImagePart, Message, TextPart
 from serving.settings import ServerSettings
 
 ALONE = "engine alone"
@@ -240,7 +240,7 @@ def _serve_ray(connection: Connection) -> None:
     import ray
     from ray import serve
 
-    from serving.cluster import ClusterArgs, ServedModel, application
+    from serving.cluster.application import ClusterArgs, ServedModel, application
 
     models = [ServedModel(card.name, card.task, partial(FakeClient, (card,))) for card in (FAKE_VLM, FAKE_CLIP)]
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -18,15 +18,15 @@ from bundle.manifest import DecoderDims, Manifest
 from loadtests.images import draw_image
 from loadtests.stopwatch import Measurement, Stopwatch, milliseconds_of
 from loadtests.wording import counted
-from serving.engine.cache import cache_shape
-from serving.engine.pool import PreprocessPool
-from serving.engine.protocol import SamplingParams
+from runtime.cache_shape import cache_shape
+from runtime.session import Session, bind_decoder, open_decoders
+from runtime.settings import EngineSettings
 from serving.engine.runner import Runner
 from serving.engine.scheduler import Decode, DecodeRow, Prefill
 from serving.engine.sequence import Sequence
-from serving.engine.session import Session, bind_decoder, open_decoders
-from serving.engine.settings import EngineSettings
-from serving.engine.vision import VisionStage
+from serving.models.pool import PreprocessPool
+from serving.models.vision import VisionStage
+from serving.protocol import SamplingParams
 
 
 def measure_vision(

@@ -15,9 +15,17 @@ from bundle.directory import MANIFEST, open_bundle, seal, write_aside
 from bundle.errors import QuantizationError
 from bundle.machine import this_machine
 from bundle.manifest import Component, ComponentName, Manifest
+from bundle.report import (
+    REPORT,
+    CalibrationFacts,
+    ComponentReport,
+    EvaluationFacts,
+    Report,
+    write_report,
+)
+from graphs.store import open_graph, save_graph, weight_bytes
 from quant.calibration.calibrator import Calibrator
 from quant.calibration.feeds import FeedSource
-from quant.graphs import open_graph, save_graph, weight_bytes
 from quant.planning.draft import Draft, Options, experimental, fit_bits, make_draft
 from quant.planning.plan import ComponentPlan, apply_plan, planned
 from quant.planning.planner import require_float
@@ -26,14 +34,6 @@ from quant.planning.recipes import RECIPES
 from quant.quality.evaluation import Evaluation, Measured
 from quant.quality.gate import MIXED, judge_all, measure
 from quant.quality.parity import Parity, canary_parity
-from quant.report import (
-    REPORT,
-    CalibrationFacts,
-    ComponentReport,
-    EvaluationFacts,
-    Report,
-    write_report,
-)
 from quant.rounding.table import load_rounding
 from quant.sharing import share_weights
 

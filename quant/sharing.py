@@ -13,7 +13,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from quant.graphs import PAGE_BYTES, open_graph
+from graphs.store import PAGE_BYTES, open_graph
 
 WORTH_SHARING_BYTES = 1 << 16
 """Smaller weights are left where they are."""

@@ -14,9 +14,9 @@ from rich.table import Table
 
 from bundle.errors import MachineError
 from bundle.machine import memory_bytes, num_usable_cores
-from serving.engine.session import available_providers, failure_of, runtime_version
+from runtime.session import available_providers, failure_of, runtime_version
 
-PROBES = Path(__file__).resolve().parent / "probes"
+PROBES = Path(__file__).resolve().parents[1] / "runtime" / "probes"
 _MODULE_OF_EXTRA = {
     "cpu": "onnxruntime",
     "export": "onnxscript",

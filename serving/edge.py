@@ -15,8 +15,8 @@ import uvicorn
 
 from bundle.errors import SettingsError
 from serving.api.app import create_app
-from serving.engine.client import LocalClient
-from serving.engine.protocol import ManagedClient
+from serving.models.client import LocalClient
+from serving.protocol import ManagedClient
 from serving.settings import ServerSettings
 
 _BACKLOG_CONNECTIONS = 2048  # uvicorn's own default

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.engine.client import LocalClient
-from serving.engine.protocol import (
+from runtime.settings import EngineSettings
+from serving.models.client import LocalClient
+from serving.protocol import (
     EmbedRequest,
     EmbedResult,
     FinishedEvent,
@@ -21,7 +22,6 @@ from serving.engine.protocol import (
     TokenEvent,
     Usage,
 )
-from serving.engine.settings import EngineSettings
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from bundle.decode import DEFAULT_LIMITS
 from bundle.errors import SettingsError
-from serving.engine.settings import EngineSettings
+from runtime.settings import EngineSettings
 
 if sys.version_info >= (3, 11):
     import tomllib

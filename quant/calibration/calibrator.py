@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from bundle.errors import QuantizationError
 from bundle.manifest import ComponentName
+from graphs.layers import Linear, find_linears
+from graphs.store import open_graph
 from quant.calibration.feeds import FeedSource
 from quant.calibration.sections import SectionedGraph, cut
 from quant.calibration.statistics import InputStatistics
-from quant.graphs import open_graph
-from quant.layers import Linear, find_linears
 
 MOST_BYTES = 512 << 20
 """Grams and inputs of a group of layers, unless those of a single input take more."""

@@ -14,7 +14,7 @@ from bundle.errors import QuantizationError
 from bundle.image import ImageSpec
 from bundle.manifest import ComponentName, Manifest
 from quant.quality.evaluation import Caption, Evaluation, Question, turns_of
-from quant.running import DualEncoderRunner, VisionLanguageRunner
+from runtime.one_request import DualEncoderRunner, VisionLanguageRunner
 
 NUM_SAMPLES = 64
 """Taken of the questions or captions given."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from bundle.errors import QuantizationError
-from quant.graphs import open_graph
+from graphs.store import open_graph
 
 Array = NDArray[Any]
 Feeds = Mapping[str, Array]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quant.layers import Float32
+from graphs.layers import Float32
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,12 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from bundle.form import Form
 from bundle.manifest import ComponentName
+from bundle.report import LayerSensitivity, TaskAccuracy
 from quant.comparison.label_places import Box, place_labels
 from quant.comparison.variants import REFERENCE, Family, Variant
-from quant.planning.budget import LayerSensitivity
 from quant.quality.measures import Interval
-from quant.report import TaskAccuracy
-from quant.weights.weight_pass import Form
 
 WIDTH_PX = 430
 _SCATTER_HEIGHT_PX = 320

@@ -11,7 +11,7 @@ from PIL import Image
 
 from quant.comparison.variants import Variant
 from quant.quality.measures import Interval
-from quant.running import DualEncoderRunner, VisionLanguageRunner
+from runtime.one_request import DualEncoderRunner, VisionLanguageRunner
 
 _ROUNDS = 25
 _WARMUP_ROUNDS = 3

@@ -8,11 +8,11 @@ from html import escape
 from pathlib import Path
 
 from bundle.manifest import Gate
+from bundle.report import Report, TaskAccuracy
 from bundle.summary import megabytes
 from quant.comparison.charts import Chart, charts_of, form_label, short_layer
 from quant.comparison.decode_speed import HOW
 from quant.comparison.variants import REFERENCE, Family, Variant
-from quant.report import Report, TaskAccuracy
 
 _NOT_IN_NAMES = re.compile(r"[^\w.-]+")
 """Of a model's name, what a file name does without."""

@@ -10,9 +10,9 @@ from typing import Literal
 from bundle.directory import open_bundle
 from bundle.errors import BundleFormatError
 from bundle.manifest import Manifest
+from bundle.report import Report, TaskAccuracy, read_report
 from quant.quality.evaluation import ALL_TASKS
 from quant.quality.measures import Interval
-from quant.report import Report, TaskAccuracy, read_report
 
 REFERENCE = "fp32"
 """What the parent is called."""

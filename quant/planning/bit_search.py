@@ -6,14 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from bundle.errors import QuantizationError
+from bundle.form import Form
+from bundle.report import LayerSensitivity
 from quant.calibration.calibrator import calibrate
 from quant.calibration.feeds import FeedSource
 from quant.calibration.statistics import InputStatistics
-from quant.planning.budget import BitPlan, LayerSensitivity, choose
+from quant.planning.budget import BitPlan, choose
 from quant.planning.plan import KEPT, Choice, ComponentPlan, LayerPlan
 from quant.planning.sensitivity import measure_sensitivity
 from quant.rounding.table import load_rounding
-from quant.weights.weight_pass import Form
 
 MOST_SECONDS = 900.0
 """Of one search. A decoder of 200 layers takes about that with the fewest samples that say something."""

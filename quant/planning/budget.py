@@ -10,42 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict, Field
 
 from bundle.errors import QuantizationError
+from bundle.form import Form
 from bundle.manifest import ComponentName
-from quant.weights.weight_pass import Form
-
-LossMeasure = Literal["kl", "cosine_distance"]
-"""Mean KL(parent || variant) in nats over answer positions, for decoders; mean of 1 - cosine, for encoders."""
-
-
-class LayerSensitivity(BaseModel):
-    """What one layer in one form costs, every other layer in float32.
-
-    Attributes:
-        component: The graph.
-        layer: The weight's name.
-        form: Bits, block and rounding.
-        measure: What `loss` is.
-        loss: Mean over all positions of the samples.
-        num_samples: Questions, tiles of images or captions.
-        weight_bytes: The layer in this form, scales and zero points included.
-        fp32_bytes: The layer in float32.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
-
-    component: ComponentName
-    layer: str
-    form: Form
-    measure: LossMeasure
-    loss: float = Field(ge=0)
-    num_samples: int = Field(gt=0)
-    weight_bytes: int = Field(gt=0)
-    fp32_bytes: int = Field(gt=0)
+from bundle.report import LayerSensitivity
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from bundle.errors import QuantizationError
 from bundle.manifest import ComponentName, Manifest, Target
+from bundle.report import DecoderProfile
+from graphs.store import open_graph
 from quant.calibration.feeds import FeedSource
-from quant.graphs import open_graph
 from quant.planning.bit_search import Found, search_bits
 from quant.planning.cliffs import refuse_target
 from quant.planning.layer_times import LayerTimes, Timed, builtin_times, cache_folder, tuned_times
@@ -26,7 +27,6 @@ from quant.planning.profiles import (
 )
 from quant.planning.recipes import RECIPES, Asked, read_weights
 from quant.planning.survey import survey_bundle
-from quant.report import DecoderProfile
 
 Say = Callable[[str], None]
 BLOCK_SIZES = (32, 64, 128)

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from rich.console import RenderableType
 from rich.table import Table
 
+from bundle.report import DecoderProfile
 from bundle.summary import megabytes
 from quant.planning.draft import Draft, experimental
 from quant.planning.recipes import RECIPES
-from quant.report import DecoderProfile
 
 
 def tables(draft: Draft) -> Iterator[RenderableType]:

@@ -25,13 +25,13 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from bundle.errors import QuantizationError
+from bundle.form import Form
 from bundle.machine import cpu_name, num_usable_cores
+from graphs.layers import Float32
+from graphs.store import make_node, save_graph
 from quant.calibration.statistics import InputStatistics
-from quant.graphs import make_node, save_graph
-from quant.layers import Float32
 from quant.planning.plan import KEPT, Choice
 from quant.weights.table import load_pass
-from quant.weights.weight_pass import Form
 
 FORMS = (
     KEPT,

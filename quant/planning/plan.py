@@ -8,9 +8,9 @@ from itertools import groupby
 
 import onnx_ir as ir
 
+from bundle.form import Form
 from bundle.manifest import Component, ComponentName, Scheme
 from quant.calibration.statistics import InputStatistics
-from quant.weights.weight_pass import Form
 
 FLOAT32 = "fp32"
 """The method of a layer that keeps its weights."""

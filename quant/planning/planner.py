@@ -16,13 +16,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bundle.errors import QuantizationError
+from bundle.form import Form
 from bundle.manifest import ComponentName, Manifest, Scheme, Target
 from quant.planning.cliffs import refuse_cliffs
 from quant.planning.layer_times import LayerTimes, Timed
 from quant.planning.plan import KEPT, Choice, ComponentPlan, LayerPlan
 from quant.planning.recipes import RECIPES, Asked, Recipe
 from quant.planning.survey import Site
-from quant.weights.weight_pass import Form
 
 Sites = Mapping[ComponentName, Sequence[Site]]
 

@@ -15,11 +15,11 @@ from typing import Literal, get_args
 
 from bundle.errors import QuantizationError
 from bundle.manifest import ComponentName, Manifest
+from bundle.report import DecoderProfile
 from quant.planning.layer_times import LayerTimes
 from quant.planning.plan import ComponentPlan
 from quant.planning.planner import Planner, Sites
 from quant.planning.recipes import RECIPES, Asked
-from quant.report import DecoderProfile
 
 ProfileName = Literal["latency", "memory", "dual"]
 Plans = dict[ComponentName, ComponentPlan]

@@ -16,18 +16,18 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bundle.errors import QuantizationError
+from bundle.form import Form
 from bundle.manifest import ComponentName
+from bundle.report import LayerSensitivity, LossMeasure
+from graphs.layers import Float32, Linear, find_linears
+from graphs.store import open_graph
 from quant.calibration.feeds import FeedSource, spread
 from quant.calibration.sections import open_session
 from quant.calibration.statistics import InputStatistics
-from quant.graphs import open_graph
-from quant.layers import Float32, Linear, find_linears
-from quant.planning.budget import LayerSensitivity, LossMeasure
 from quant.quality.measures import cosines, kl_divergences
 from quant.rounding.block_codes import BlockCodes
 from quant.weights.layer_codes import refuse_rounding, round_layer
 from quant.weights.w8a8 import quantize_rows
-from quant.weights.weight_pass import Form
 
 MIN_SAMPLES = 8
 """Fewer say too little of a layer: a time limit that would need fewer is refused."""

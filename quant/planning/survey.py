@@ -12,8 +12,8 @@ import onnx_ir as ir
 
 from bundle.errors import QuantizationError
 from bundle.manifest import ComponentName, Manifest
-from quant.experts import Experts, find_experts
-from quant.layers import Linear, Table, find_linears, find_tables
+from graphs.experts import Experts, find_experts
+from graphs.layers import Linear, Table, find_linears, find_tables
 
 _Layer = TypeVar("_Layer", Linear, Table)
 _ROUTER = ".router.weight"

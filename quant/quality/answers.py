@@ -11,17 +11,18 @@ from PIL import Image
 
 from bundle.errors import QuantizationError
 from bundle.prompt import Turn
+from bundle.report import ImageSensitivity, Replies, TaskAccuracy, TeacherForced
 from quant.quality.evaluation import ALL_TASKS, Flags, Measured, PairedFlags, Progress, Question, turns_of
 from quant.quality.measures import (
     Float64,
     Likeness,
     first_difference,
     kl_divergences,
+    likenesses_of,
     negative_log_likelihoods,
     top1_agreements,
 )
-from quant.report import ImageSensitivity, Likenesses, Replies, TaskAccuracy, TeacherForced
-from quant.running import Float32, Prefilled, Prompt, SeenImages
+from runtime.one_request import Float32, Prefilled, Prompt, SeenImages
 
 _MOST_EXTRA_TOKENS = 8
 """A reply may run this much longer than the right one before it is cut: it is wrong by then."""
@@ -30,7 +31,7 @@ _MOST_SWAPS = 64
 
 
 class AnsweringModel(Protocol):
-    """What is asked of a model; `quant.running.VisionLanguageRunner` does it."""
+    """What is asked of a model; `runtime.one_request.VisionLanguageRunner` does it."""
 
     def see(self, images: Sequence[Image.Image]) -> SeenImages:
         """Return what the vision encoder makes of images."""
@@ -137,7 +138,7 @@ class _Comparison:
             self._teacher_forced(),
             self._replies(),
             self._image_sensitivity(),
-            {"image_features": Likenesses.of(self._features)},
+            {"image_features": likenesses_of(self._features)},
         )
 
     def _teacher_forced(self) -> TeacherForced:

@@ -10,9 +10,8 @@ from PIL import Image
 
 from bundle.errors import QuantizationError
 from quant.quality.evaluation import ALL_TASKS, Caption, Evaluation, Flags, Labelled, Measured, PairedFlags, Progress
-from quant.quality.measures import Likeness
-from quant.report import Likenesses
-from quant.running import Float32
+from quant.quality.measures import Likeness, likenesses_of
+from runtime.one_request import Float32
 
 _RECALLS = (1, 5)
 _IMAGES_AT_ONCE = 32
@@ -20,7 +19,7 @@ _IMAGES_AT_ONCE = 32
 
 
 class EmbeddingModel(Protocol):
-    """What is asked of a model; `quant.running.DualEncoderRunner` does it."""
+    """What is asked of a model; `runtime.one_request.DualEncoderRunner` does it."""
 
     def embed_images(self, images: Sequence[Image.Image]) -> Float32:
         """Return [n, E], rows of length 1."""
@@ -84,7 +83,7 @@ class _Comparison:
             tasks[ALL_TASKS] = PairedFlags(parent, np.concatenate([pair.variant for pair in counted])).summary()
         return Measured(
             tasks,
-            likenesses={kind: Likenesses.of(likeness) for kind, likeness in self._likeness.items()},
+            likenesses={kind: likenesses_of(likeness) for kind, likeness in self._likeness.items()},
         )
 
     def _embed(self, kind: str, embeddings: list[Float32]) -> list[Float32]:

@@ -12,8 +12,8 @@ from PIL import Image
 
 from bundle.errors import QuantizationError
 from bundle.prompt import Placeholder, Turn
+from bundle.report import ImageSensitivity, Likenesses, Replies, TaskAccuracy, TeacherForced
 from quant.quality.measures import Float64, bootstrap
-from quant.report import ImageSensitivity, Likenesses, Replies, TaskAccuracy, TeacherForced
 
 ALL_TASKS = "all"
 

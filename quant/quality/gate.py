@@ -23,7 +23,7 @@ from quant.quality.answers import measure_answers
 from quant.quality.embeddings import measure_embeddings
 from quant.quality.evaluation import ALL_TASKS, Evaluation, Measured, Progress
 from quant.quality.parity import Parity
-from quant.running import DualEncoderRunner, VisionLanguageRunner
+from runtime.one_request import DualEncoderRunner, VisionLanguageRunner
 
 CANARY = "canary_cosine"
 """The measure that is taken on the recorded run, not on samples."""

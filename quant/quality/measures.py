@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bundle.errors import QuantizationError
+from bundle.report import Likenesses
 
 Float64 = NDArray[np.float64]
 
@@ -138,6 +139,15 @@ class Likeness:
             for value, whole in zip(centred[:2], self._products[:2], strict=True)
         )
         return parent, variant, float(centred[2])
+
+
+def likenesses_of(likeness: Likeness) -> Likenesses:
+    """Return the figures of a comparison; NaN where nothing was compared."""
+    values = likeness.cosines
+    mean, first = (float(values.mean()), float(np.percentile(values, 1))) if values.size else (np.nan, np.nan)
+    return Likenesses(
+        n=values.size, cosine_mean=mean, cosine_p1=first, correlation=likeness.correlation, spread=likeness.spread
+    )
 
 
 def _log_softmax(logits: ArrayLike) -> Float64:

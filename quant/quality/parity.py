@@ -9,7 +9,7 @@ from pathlib import Path
 from bundle.golden import compare, load_golden, recording_of
 from bundle.manifest import Component, ComponentName
 from quant.quality.measures import cosines
-from quant.running import Graph
+from runtime.one_request import Graph
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from quant.layers import Float32
+from graphs.layers import Float32
 from quant.rounding.block_codes import BlockCodes
 
 _SLAB_ROWS = 512

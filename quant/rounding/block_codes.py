@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from quant.layers import Float32
+from graphs.layers import Float32
 
 UInt8 = NDArray[np.uint8]
 

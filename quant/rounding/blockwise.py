@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 
 from bundle.errors import QuantizationError
+from graphs.layers import Float32
 from quant.calibration.statistics import InputStatistics
-from quant.layers import Float32
 from quant.rounding.block_codes import BlockCodes, joined
 from quant.rounding.grid import Fit
 

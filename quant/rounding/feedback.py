@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle.errors import QuantizationError
+from graphs.layers import Float32
 from quant.calibration.statistics import InputStatistics
-from quant.layers import Float32
 from quant.rounding.alignment import aligned
 from quant.rounding.block_codes import BlockCodes, joined
 from quant.rounding.blockwise import refuse_not_finite

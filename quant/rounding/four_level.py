@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from quant.layers import Float32
+from graphs.layers import Float32
 from quant.rounding.blockwise import Blockwise
 from quant.rounding.grid import StepGrid
 

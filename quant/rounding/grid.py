@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from quant.layers import Float32
+from graphs.layers import Float32
 from quant.rounding.block_codes import BlockCodes, UInt8, zero_code
 
 

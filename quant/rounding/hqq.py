@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from quant.layers import Float32
+from graphs.layers import Float32
 from quant.rounding.block_codes import UInt8, zero_code
 from quant.rounding.blockwise import Blockwise
 from quant.rounding.grid import StepGrid

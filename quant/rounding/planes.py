@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quant.layers import Float32
+from graphs.layers import Float32
 from quant.rounding.block_codes import BlockCodes, zero_code
 from quant.rounding.blockwise import Blockwise
 from quant.rounding.grid import StepGrid

@@ -6,8 +6,8 @@ from importlib import import_module
 from typing import Protocol
 
 from bundle.errors import QuantizationError
+from graphs.layers import Float32
 from quant.calibration.statistics import InputStatistics
-from quant.layers import Float32
 from quant.rounding.block_codes import BlockCodes
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from quant.layers import Float32
+from graphs.layers import Float32
 from quant.rounding.blockwise import Blockwise
 from quant.rounding.grid import StepGrid
 from quant.rounding.ternary import BITS, LOWEST, best_scales

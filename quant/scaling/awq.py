@@ -19,13 +19,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from bundle.form import Form
+from graphs.layers import Float32, Linear
 from quant.calibration.statistics import InputStatistics
-from quant.layers import Float32, Linear
 from quant.rounding.table import load_rounding
 from quant.scaling.folding import Fold, find_folds
 from quant.scaling.statistics import require_gram
 from quant.weights.w8a8 import quantize_rows
-from quant.weights.weight_pass import Form
 
 EXPONENTS = tuple(step / 10 for step in range(11))
 """Tried for a."""

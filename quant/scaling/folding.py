@@ -23,7 +23,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bundle.errors import QuantizationError
-from quant.layers import Float32, Linear, find_linears
+from graphs.layers import Float32, Linear, find_linears
 
 Channels = NDArray[np.int64]
 

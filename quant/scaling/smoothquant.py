@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from bundle.form import Form
+from graphs.layers import Float32, Linear
 from quant.calibration.statistics import InputStatistics
-from quant.layers import Float32, Linear
 from quant.scaling.folding import Fold, find_folds
 from quant.scaling.statistics import require_statistics
-from quant.weights.weight_pass import Form
 
 STRENGTH = 0.5
 """a, the paper's default: outliers are halved on a logarithmic scale."""

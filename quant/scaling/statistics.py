@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bundle.errors import QuantizationError
+from graphs.layers import Float32
 from quant.calibration.statistics import InputStatistics
-from quant.layers import Float32
 
 
 def require_statistics(inputs: Mapping[str, InputStatistics], name: str, method: str) -> InputStatistics:

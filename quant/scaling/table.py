@@ -9,8 +9,8 @@ from typing import Protocol
 import onnx_ir as ir
 
 from bundle.errors import QuantizationError
+from bundle.form import Form
 from quant.calibration.statistics import InputStatistics
-from quant.weights.weight_pass import Form
 
 
 class Scaling(Protocol):

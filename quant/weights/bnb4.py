@@ -19,10 +19,11 @@ import numpy as np
 import onnx_ir as ir
 
 from bundle.errors import QuantizationError
-from quant.graphs import CONTRIB, add_initializer, make_node, replace_node
-from quant.layers import Float32, Linear, find_linears
+from bundle.form import Form
+from graphs.layers import Float32, Linear, find_linears
+from graphs.store import CONTRIB, add_initializer, make_node, replace_node
 from quant.rounding.block_codes import UInt8
-from quant.weights.weight_pass import Form, WeightPass
+from quant.weights.weight_pass import WeightPass
 
 Kind = Literal["nf4", "fp4"]
 

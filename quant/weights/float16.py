@@ -16,9 +16,10 @@ import numpy as np
 import onnx_ir as ir
 
 from bundle.errors import QuantizationError
-from quant.graphs import make_node
-from quant.layers import Linear, Table, find_linears, find_tables
-from quant.weights.weight_pass import Form, WeightPass
+from bundle.form import Form
+from graphs.layers import Linear, Table, find_linears, find_tables
+from graphs.store import make_node
+from quant.weights.weight_pass import WeightPass
 
 BITS = 16
 

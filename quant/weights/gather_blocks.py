@@ -23,12 +23,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bundle.errors import QuantizationError
-from quant.graphs import CONTRIB, add_initializer, make_node, replace_node
-from quant.layers import Float32, Table, find_tables
+from bundle.form import Form
+from graphs.layers import Float32, Table, find_tables
+from graphs.store import CONTRIB, add_initializer, make_node, replace_node
 from quant.rounding.block_codes import pack
 from quant.rounding.table import load_rounding
 from quant.weights.w8a8 import quantize_rows
-from quant.weights.weight_pass import Form, WeightPass
+from quant.weights.weight_pass import WeightPass
 
 WIDTHS = (4, 8)
 BLOCK_SIZES = (16, 32, 64, 128)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bundle.errors import QuantizationError
+from bundle.form import Form
+from graphs.layers import Linear
 from quant.calibration.statistics import InputStatistics
-from quant.layers import Linear
 from quant.rounding.block_codes import BlockCodes
 from quant.rounding.table import load_rounding
-from quant.weights.weight_pass import Form
 
 
 def refuse_rounding(name: str, form: Form, inputs: Mapping[str, InputStatistics]) -> None:

@@ -24,13 +24,14 @@ import numpy as np
 import onnx_ir as ir
 
 from bundle.errors import QuantizationError
+from bundle.form import Form
+from graphs.layers import Float32, Linear, find_linears
+from graphs.store import CONTRIB, add_initializer, add_new_initializer, make_node, replace_node
 from quant.calibration.statistics import InputStatistics
-from quant.graphs import CONTRIB, add_initializer, add_new_initializer, make_node, replace_node
-from quant.layers import Float32, Linear, find_linears
 from quant.rounding.block_codes import BlockCodes, UInt8, pack
 from quant.rounding.table import load_rounding
 from quant.weights.layer_codes import refuse_rounding, round_layer
-from quant.weights.weight_pass import Form, WeightPass
+from quant.weights.weight_pass import WeightPass
 
 INT8_ACTIVATIONS = 4
 """accuracy_level at which the kernel multiplies int8 by int8."""

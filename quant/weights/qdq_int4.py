@@ -20,13 +20,14 @@ import numpy as np
 import onnx_ir as ir
 
 from bundle.errors import QuantizationError
+from bundle.form import Form
+from graphs.layers import Float32, Linear, find_linears
+from graphs.store import add_new_initializer, make_node, replace_node
 from quant.calibration.statistics import InputStatistics
-from quant.graphs import add_new_initializer, make_node, replace_node
-from quant.layers import Float32, Linear, find_linears
 from quant.rounding.block_codes import BlockCodes, zero_code
 from quant.weights import matmul_nbits
 from quant.weights.layer_codes import refuse_rounding, round_layer
-from quant.weights.weight_pass import Form, WeightPass
+from quant.weights.weight_pass import WeightPass
 
 BITS = 4
 BLOCK_SIZES = (32, 64, 128)

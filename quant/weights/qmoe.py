@@ -18,13 +18,14 @@ import numpy as np
 import onnx_ir as ir
 
 from bundle.errors import QuantizationError
-from quant.experts import Experts, find_experts
-from quant.graphs import CONTRIB, add_initializer, make_node, replace_node
-from quant.layers import Float32
+from bundle.form import Form
+from graphs.experts import Experts, find_experts
+from graphs.layers import Float32
+from graphs.store import CONTRIB, add_initializer, make_node, replace_node
 from quant.rounding.block_codes import BlockCodes, UInt8, pack
 from quant.rounding.table import load_rounding
 from quant.weights.matmul_nbits import INT8_ACTIVATIONS, round_activations
-from quant.weights.weight_pass import Form, WeightPass
+from quant.weights.weight_pass import WeightPass
 
 BITS = (2, 4, 8)
 BLOCK_SIZES = (32, 64, 128)
@@ -124,7 +125,7 @@ class QuantizedExperts(WeightPass):
     """Replaces the named MoE nodes by QMoE.
 
     Args:
-        layers: Name of the experts (`quant.experts.Experts.name`) to bits, block size and rounding.
+        layers: Name of the experts (`graphs.experts.Experts.name`) to bits, block size and rounding.
     """
 
     def check(self, name: str, form: Form) -> None:

@@ -26,9 +26,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from bundle.errors import QuantizationError
-from quant.graphs import add_initializer, make_node, replace_node
-from quant.layers import Float32, Linear, find_linears
-from quant.weights.weight_pass import Form, WeightPass
+from bundle.form import Form
+from graphs.layers import Float32, Linear, find_linears
+from graphs.store import add_initializer, make_node, replace_node
+from quant.weights.weight_pass import WeightPass
 
 LEVELS = 127
 """Codes run from -127 to 127; -128 is left out so that the grid is symmetric."""

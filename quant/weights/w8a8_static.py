@@ -17,11 +17,12 @@ import numpy as np
 import onnx_ir as ir
 
 from bundle.errors import QuantizationError
+from bundle.form import Form
+from graphs.layers import Float32, Linear, find_linears
+from graphs.store import add_initializer, make_node, replace_node
 from quant.calibration.statistics import InputStatistics
-from quant.graphs import add_initializer, make_node, replace_node
-from quant.layers import Float32, Linear, find_linears
 from quant.weights.w8a8 import LEVELS, int8_weight, quantize_rows
-from quant.weights.weight_pass import Form, WeightPass
+from quant.weights.weight_pass import WeightPass
 
 _EPSILON = np.float32(1e-12)  # the step of an input that calibration saw only zeros of
 

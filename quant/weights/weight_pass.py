@@ -4,28 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from bundle.errors import QuantizationError
+from bundle.form import Form
+from graphs.store import drop_unused
 from quant.calibration.statistics import InputStatistics
-from quant.graphs import drop_unused
-
-
-@dataclass(frozen=True)
-class Form:
-    """How the weights of one layer are stored.
-
-    Attributes:
-        bits: Per weight.
-        block_size: Inputs that share a scale; None: one scale per output.
-        rounding: How codes are chosen, a name of `quant.rounding.table.ROUNDINGS`.
-    """
-
-    bits: int
-    block_size: int | None = None
-    rounding: str = "rtn"
 
 
 class WeightPass(ABC):

@@ -22,7 +22,7 @@ from serving.api.errors import error_body, http_error, routing_body
 from serving.api.service import Service
 from serving.api.status import status_router
 from serving.api.validation import explain
-from serving.engine.protocol import EngineClient
+from serving.protocol import EngineClient
 from serving.settings import ApiSettings
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from serving.api.disconnect import close, until_disconnect
 from serving.api.errors import error_body
 from serving.api.schemas import ChatMessage, ChatRequest
 from serving.api.service import Service, check_count, new_id
-from serving.engine.protocol import (
+from serving.protocol import (
     FinishedEvent,
     GenerateEvent,
     GenerateRequest,

@@ -13,7 +13,7 @@ from serving.api.disconnect import until_disconnect
 from serving.api.images import image_part
 from serving.api.schemas import ClassifyBody
 from serving.api.service import Service, check_count, new_id
-from serving.engine.protocol import ClassifyRequest
+from serving.protocol import ClassifyRequest
 
 
 def classify_router(service: Service) -> APIRouter:

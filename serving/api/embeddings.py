@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from serving.api.disconnect import until_disconnect
 from serving.api.schemas import EmbeddingRequest
 from serving.api.service import Service, check_count, new_id
-from serving.engine.protocol import EmbedRequest, ImagePart
+from serving.protocol import EmbedRequest, ImagePart
 
 
 def embeddings_router(service: Service) -> APIRouter:

@@ -6,7 +6,7 @@ import base64
 import binascii
 
 from bundle.errors import ImageError
-from serving.engine.protocol import ImagePart
+from serving.protocol import ImagePart
 
 MEDIA_TYPES = ("image/png", "image/jpeg", "image/jpg", "image/webp", "image/gif", "image/bmp", "image/tiff")
 """What a data URL may call itself; the bytes decide. "image/jpg" is no registered name, and what many clients write."""

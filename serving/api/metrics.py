@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 
 from serving.api.disconnect import close
 from serving.api.errors import http_error
-from serving.engine.protocol import FinishedEvent, GenerateEvent
+from serving.protocol import FinishedEvent, GenerateEvent
 
 PREFIX = "pocketvlm:"
 _LABEL = ["model_name"]

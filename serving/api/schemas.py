@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pydantic_core import PydanticCustomError
 
 from bundle.errors import ParameterError
-from serving.engine.protocol import SamplingParams
+from serving.protocol import SamplingParams
 
 MAX_SEED = 2**63 - 1
 _ALL_IN_VLLM = -1

@@ -12,7 +12,7 @@ from bundle.manifest import Task
 from serving.api.images import image_part
 from serving.api.metrics import Metrics
 from serving.api.schemas import ImageContent, TextContent
-from serving.engine.protocol import EngineClient, ImagePart, ModelCard, TextPart
+from serving.protocol import EngineClient, ImagePart, ModelCard, TextPart
 from serving.settings import ApiSettings
 
 

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from serving.api.service import Service
-from serving.engine.protocol import ModelCard
+from serving.protocol import ModelCard
 
 
 def status_router(service: Service) -> APIRouter:

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from queue import Empty
 
 from bundle.errors import EngineDeadError, MachineError, PocketVLMError
-from serving.engine.cache import CacheShape
+from runtime.cache_shape import CacheShape
 from serving.engine.faults import explained
-from serving.engine.protocol import FinishReason
 from serving.engine.runner import Logits, Runner
 from serving.engine.scheduler import Prefill, Scheduler, Work
 from serving.engine.sequence import Sequence
 from serving.engine.worker import Worker
+from serving.protocol import FinishReason
 
 logger = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from runtime.session import Array, BoundDecoder, Session
 from serving.engine.scheduler import Decode, Prefill
 from serving.engine.sequence import Sequence
-from serving.engine.session import Array, BoundDecoder, Session
 
 Logits = npt.NDArray[np.float32]
 Embeds = npt.NDArray[np.float32]

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.errors import MachineError
-from serving.engine.protocol import SamplingParams
+from serving.protocol import SamplingParams
 
 _FIRST_NUCLEUS = 256  # likeliest tokens in which a nucleus is searched before the whole vocabulary is sorted
 

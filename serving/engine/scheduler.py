@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from serving.engine.cache import CacheShape, SlotPool
-from serving.engine.protocol import FinishReason
+from runtime.cache_shape import CacheShape
 from serving.engine.sequence import Sequence
+from serving.engine.slots import SlotPool
+from serving.protocol import FinishReason
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from serving.engine.protocol import SamplingParams
 from serving.engine.sampler import Sampler
+from serving.protocol import SamplingParams
 
 
 @dataclass(eq=False)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from bundle.directory import read_manifest
 from bundle.errors import CheckpointError, MissingWeightError, SurplusWeightError, UnsupportedConfigError
 from export.exporter import export_checkpoint
-from quant.graphs import open_graph
+from graphs.store import open_graph
 
 WIDTH = 256  # ternary blocks hold 256 weights
 TENSORS = {

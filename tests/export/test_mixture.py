@@ -17,11 +17,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 from safetensors.torch import load_file, save_file
 
 from bundle.errors import CheckpointError, MissingWeightError, UnsupportedConfigError
+from bundle.form import Form
 from export.exporter import export_checkpoint
-from quant.experts import find_experts
-from quant.graphs import open_graph, save_graph
+from graphs.experts import find_experts
+from graphs.store import open_graph, save_graph
 from quant.weights.qmoe import QuantizedExperts
-from quant.weights.weight_pass import Form
 from reference import mote, ternary
 from reference.bundles import CHECKPOINTS
 

@@ -12,7 +12,7 @@ import pocketvlm
 from bundle.errors import SettingsError
 from reference.bundles import CHECKPOINTS
 from serving.api.app import create_app
-from serving.engine.fake import FakeClient
+from serving.fake import FakeClient
 from serving.settings import ApiSettings, ServerSettings, load_settings
 
 Object = dict[str, Any]

@@ -12,7 +12,8 @@ from packaging.requirements import Requirement
 from serving.settings import ServerSettings
 
 schema = pytest.importorskip("ray.serve.schema", reason="needs the extra [ray]")
-cluster = importlib.import_module("serving.cluster")
+cluster = importlib.import_module("serving.cluster.application")
+deploy = importlib.import_module("serving.cluster.deploy")
 
 Object = dict[str, Any]
 CONSTRAINTS = Path(__file__).resolve().parents[2] / "constraints.txt"
@@ -45,7 +46,7 @@ def test_the_import_path_leads_to_the_function_that_builds_the_application(rayse
     (application,) = serve_config(rayservice).applications
     module, name = application.import_path.split(":")
     assert getattr(importlib.import_module(module), name) is cluster.build_app
-    assert (application.name, application.route_prefix) == (cluster.APPLICATION, "/")
+    assert (application.name, application.route_prefix) == (deploy.APPLICATION, "/")
 
 
 def test_the_arguments_are_those_of_the_application_and_its_deployments_take_them(rayservice: Object) -> None:

@@ -13,7 +13,7 @@ import uvicorn
 
 from serving.api.app import create_app
 from serving.edge import open_listener, url_of
-from serving.engine.fake import FakeBehaviour, FakeClient
+from serving.fake import FakeBehaviour, FakeClient
 from serving.settings import ApiSettings
 
 FIRST_TOKEN_S = 0.03

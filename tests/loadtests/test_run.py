@@ -17,7 +17,7 @@ import pytest
 
 from bundle.errors import EngineDeadError
 from loadtests.samples import read_samples
-from serving.engine.fake import FAKE_VLM, FakeBehaviour, FakeClient
+from serving.fake import FAKE_VLM, FakeBehaviour, FakeClient
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ("--warmup-s", "0.5", "--image-px", "32", "--distinct-images", "4", "--spawn-rate", "100")

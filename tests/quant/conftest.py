@@ -1,103 +1,27 @@
-"""Small ONNX graphs written node by node, those of every family, and a way to run them."""
+"""Graphs of every family, what they are fed, and bundles with figures of a test's own."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
 from bundle.directory import read_manifest, seal
 from bundle.machine import Machine
+from bundle.report import EvaluationFacts, Replies, Report, TeacherForced, write_report
 from export.exporter import export_checkpoint
+from graphs.layers import find_linears
+from graphs.store import open_graph
 from quant.calibration.statistics import InputStatistics
-from quant.graphs import open_graph, save_graph
-from quant.layers import find_linears
 from quant.quality.evaluation import PairedFlags
 from quant.quality.gate import judge
-from quant.report import EvaluationFacts, Replies, Report, TeacherForced, write_report
-
-Arrays = Mapping[str, NDArray[Any]]
-NodeSpec = tuple[str, list[str], str, dict[str, Any]]
-
-
-def build_model(
-    inputs: Mapping[str, tuple[ir.DataType, list[int | str]]],
-    nodes: list[NodeSpec],
-    weights: Arrays,
-    outputs: list[str],
-    opset: int = 21,
-) -> ir.Model:
-    """Return a model of (op_type, inputs, output, attributes) nodes over named values."""
-    values = {name: ir.val(name, dtype, shape) for name, (dtype, shape) in inputs.items()}
-    graph_inputs = list(values.values())
-    for name, array in weights.items():
-        tensor = ir.tensor(array, name=name)
-        values[name] = ir.val(name, tensor.dtype, array.shape, const_value=tensor)
-    initializers = [values[name] for name in weights]
-    built = []
-    for op_type, sources, output, attributes in nodes:
-        values[output] = ir.Value(name=output, type=ir.TensorType(ir.DataType.FLOAT))
-        built.append(ir.node(op_type, [values[s] for s in sources], attributes, outputs=[values[output]], name=output))
-    graph = ir.Graph(
-        graph_inputs,
-        [values[name] for name in outputs],
-        nodes=built,
-        initializers=initializers,
-        opset_imports={"": opset},
-        name="test",
-    )
-    return ir.Model(graph, ir_version=10)
-
-
-@pytest.fixture
-def model_of() -> Callable[..., ir.Model]:
-    return build_model
-
-
-class Runner:
-    """Runs models through files, as bundles do, and keeps the last optimized graph."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def __call__(self, model: ir.Model, **feeds: NDArray[Any]) -> list[NDArray[Any]]:
-        """Return the outputs of a model."""
-        path = self._folder / "model.onnx"
-        save_graph(model, path)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        options.optimized_model_filepath = str(self._folder / "optimized.onnx")
-        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        found: list[NDArray[Any]] = session.run(None, feeds)
-        return found
-
-    def optimized_ops(self) -> list[str]:
-        """Return the operators that ONNX Runtime really ran, in order."""
-        return [node.op_type for node in self.optimized_graph()]
-
-    def optimized_graph(self) -> ir.Graph:
-        """Return what ONNX Runtime made of the last model."""
-        return ir.load(self._folder / "optimized.onnx").graph
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Runner:
-    return Runner(tmp_path)
-
-
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(7)
-
 
 Feeds = dict[str, NDArray[Any]]
 

@@ -9,8 +9,8 @@ import pytest
 
 from bundle.directory import open_bundle
 from export.exporter import export_checkpoint
-from quant.graphs import open_graph
-from quant.layers import find_linears
+from graphs.layers import find_linears
+from graphs.store import open_graph
 from quant.quantizer import quantize_bundle
 
 LLAVA = {"llava-clip-llama": ("clip", "llama"), "llava-siglip-qwen2": ("siglip", "qwen2")}

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from bundle.directory import read_manifest
-from quant.graphs import open_graph, save_graph
+from graphs.store import open_graph, save_graph
 from quant.quality.evaluation import Evaluation, Measured
 from quant.quality.gate import judge_all, measure
 

@@ -13,12 +13,12 @@ from PIL import Image
 from bundle.directory import open_bundle, read_manifest, seal
 from bundle.errors import BundleError, BundleFileError, QuantizationError
 from bundle.golden import Recording, canary_image, load_golden, save_golden
-from quant.graphs import open_graph
-from quant.layers import find_linears
+from bundle.report import Report
+from graphs.layers import find_linears
+from graphs.store import open_graph
 from quant.planning.draft import Options, make_draft
 from quant.quality.evaluation import Evaluation, Labelled
 from quant.quantizer import limits_row, quantize_bundle
-from quant.report import Report
 
 COLOURS = ("red", "green", "blue", "white", "black", "gray")
 

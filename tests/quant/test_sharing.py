@@ -7,11 +7,11 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from quant.graphs import save_graph
+from bundle.form import Form
+from graphs.store import save_graph
 from quant.sharing import share_weights
 from quant.weights.gather_blocks import GatherBlocks
 from quant.weights.matmul_nbits import MatMulNBits
-from quant.weights.weight_pass import Form
 
 VOCABULARY, WIDTH = 2048, 64
 FORM = Form(4, 32)

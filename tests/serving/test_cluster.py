@@ -30,8 +30,9 @@ from bundle.errors import (
     ImageError,
     PocketVLMError,
 )
-from serving.engine.fake import FakeBehaviour, FakeClient
-from serving.engine.protocol import (
+from serving.edge import open_listener
+from serving.fake import FakeBehaviour, FakeClient
+from serving.protocol import (
     GenerateRequest,
     Health,
     ImagePart,
@@ -44,8 +45,14 @@ from serving.settings import ScalingSettings
 with warnings.catch_warnings():
     # Ray 2.60 declares its own settings in a way that pydantic will drop.
     warnings.simplefilter("ignore", PydanticDeprecatedSince20)
-    from serving import cluster
-    from serving.cluster import ClusterArgs, RayClient, Replica, ServedModel, autoscaling, num_local_cpus
+    import ray
+    from ray import serve
+    from ray.exceptions import RayError
+
+    from serving.cluster import application as cluster
+    from serving.cluster.application import ClusterArgs, ServedModel, autoscaling, num_local_cpus
+    from serving.cluster.client import RayClient
+    from serving.cluster.replicas import Replica
 
 ROOT = Path(__file__).resolve().parents[2]
 APPLICATION = "tested"
@@ -101,8 +108,7 @@ def url(smolvlm_bundle: Path) -> Iterator[str]:
 
 
 def serve_application(args: ClusterArgs) -> Iterator[str]:
-    ray, serve = cluster.ray, cluster.serve
-    with cluster.open_listener("127.0.0.1", 0) as listener:
+    with open_listener("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
     try:
@@ -245,7 +251,7 @@ def test_a_second_replica_comes_under_load_and_goes_after_it(url: str) -> None:
 DEPLOY = """
 import sys
 from pathlib import Path
-from serving.cluster import deploy
+from serving.cluster.deploy import deploy
 from serving.settings import ServerSettings
 settings = ServerSettings.model_validate({"port": 0, "drain_timeout_s": 2, "ray": {"embedder": {"max_replicas": 1}}})
 deploy([Path(sys.argv[1])], settings, lambda line: print(line, flush=True))
@@ -328,7 +334,7 @@ def test_a_replica_whose_engine_died_is_reported_to_ray() -> None:
 
 def test_a_controller_that_does_not_answer_is_not_ready() -> None:
     def silent() -> dict[str, int]:
-        raise cluster.RayError("gone")
+        raise RayError("gone")
 
     health = asyncio.run(RayClient({}, silent).health())
     assert (health.is_ready, health.is_alive) == (False, True)

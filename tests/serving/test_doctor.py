@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import serving.doctor as doctor
-from serving.engine.session import failure_of
+from runtime.session import failure_of
 
 
 def test_every_probe_is_run_on_the_cpu_and_the_pinned_runtime_serves() -> None:

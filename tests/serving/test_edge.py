@@ -30,7 +30,7 @@ REAL = """
 import sys
 from pathlib import Path
 from serving.edge import serve
-from serving.engine.settings import EngineSettings
+from runtime.settings import EngineSettings
 from serving.settings import ServerSettings
 settings = ServerSettings(port=0, engine=EngineSettings(intra_threads=1, context_tokens=512))
 serve([Path(each) for each in sys.argv[1:]], settings, lambda line: print(line, flush=True))
@@ -39,8 +39,8 @@ serve([Path(each) for each in sys.argv[1:]], settings, lambda line: print(line, 
 FAKE = """
 import asyncio, sys
 from serving.edge import configure_logging, open_listener, run_server, url_of
-from serving.engine.fake import FakeBehaviour, FakeClient
-from serving.engine.protocol import Health
+from serving.fake import FakeBehaviour, FakeClient
+from serving.protocol import Health
 from serving.settings import ServerSettings
 
 load_s, token_s, drain_timeout_s = float(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from quant.graphs import open_graph
+from graphs.store import open_graph
 
 SKIPS = ["model.vision_model", "model.connector", "lm_head"]
 

@@ -14,11 +14,11 @@ import torch
 from numpy.testing import assert_array_equal
 
 from bundle.errors import CheckpointError, UnsupportedConfigError
+from bundle.form import Form
 from export.exporter import export_checkpoint
-from quant.graphs import open_graph, save_graph
+from graphs.store import open_graph, save_graph
 from quant.rounding.block_codes import BlockCodes, unpack
 from quant.weights.matmul_nbits import MatMulNBits
-from quant.weights.weight_pass import Form
 
 LAYOUTS = {
     "packed-divided": ("bitlinear", "offline", True),

@@ -16,11 +16,11 @@ from transformers import AutoModelForImageTextToText, CLIPModel
 from bundle.directory import read_manifest
 from bundle.errors import QuantizationError
 from bundle.golden import canary_image
+from graphs.store import save_graph
 from quant.calibration import calibrator
 from quant.calibration.calibrator import Calibrator, calibrate
 from quant.calibration.feeds import FeedSource
 from quant.calibration.statistics import InputStatistics
-from quant.graphs import save_graph
 from quant.quality.evaluation import Evaluation
 
 SHARED, ALONE = "w_shared", "w_alone"

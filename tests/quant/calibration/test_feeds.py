@@ -13,7 +13,7 @@ from bundle.image import ImageSpec
 from quant.calibration import feeds
 from quant.calibration.feeds import FeedSource, spread
 from quant.quality.evaluation import Evaluation
-from quant.running import DualEncoderRunner, VisionLanguageRunner
+from runtime.one_request import DualEncoderRunner, VisionLanguageRunner
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import onnx_ir as ir
 import pytest
 
 from bundle.errors import QuantizationError
+from graphs.store import save_graph
 from quant.calibration.sections import SectionedGraph, cut
-from quant.graphs import save_graph
 
 GROUPS = [["x", "a"], ["b"], ["d"], ["e"]]
 

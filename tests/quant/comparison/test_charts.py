@@ -9,11 +9,11 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
+from bundle.form import Form
+from bundle.report import LayerSensitivity
 from quant.comparison.charts import COLOURS, Chart, charts_of, form_label, short_layer
 from quant.comparison.variants import Family, read_families
-from quant.planning.budget import LayerSensitivity
 from quant.quality.measures import Interval
-from quant.weights.weight_pass import Form
 
 
 def row(layer: str, loss: float, form: Form) -> LayerSensitivity:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from bundle.errors import BundleError
+from bundle.report import CalibrationFacts
 from quant.comparison.comparison import compare_bundles
 from quant.comparison.page import verdict_sentence, write_comparison
 from quant.comparison.variants import Family, read_families
-from quant.report import CalibrationFacts
 
 VOID = {"meta", "br", "link", "img", "hr"}
 

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bundle.errors import QuantizationError
-from quant.planning.budget import BitPlan, LayerSensitivity, choose
-from quant.weights.weight_pass import Form
+from bundle.form import Form
+from bundle.report import LayerSensitivity
+from quant.planning.budget import BitPlan, choose
 
 TERNARY, INT4, INT8 = Form(2, 64, "ternary"), Form(4, 64), Form(8, 64)
 FP32_BYTES = 320

@@ -6,9 +6,9 @@ import pytest
 
 from bundle.directory import read_manifest
 from bundle.errors import QuantizationError
+from bundle.form import Form
 from quant.planning.cliffs import refuse_cliffs, refuse_target
 from quant.planning.plan import Choice, ComponentPlan, LayerPlan
-from quant.weights.weight_pass import Form
 
 
 def plan_of(choice: Choice) -> ComponentPlan:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from bundle.errors import QuantizationError
+from bundle.form import Form
 from quant.planning import layer_times
 from quant.planning.layer_times import (
     BUILTIN,
@@ -18,7 +19,6 @@ from quant.planning.layer_times import (
     tuned_times,
 )
 from quant.planning.plan import KEPT, Choice
-from quant.weights.weight_pass import Form
 
 W8A8 = Choice("w8a8", Form(8))
 INT4 = Choice("matmul_nbits", Form(4, 32))

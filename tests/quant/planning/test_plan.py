@@ -6,10 +6,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from bundle.form import Form
+from graphs.store import weight_bytes
 from quant.calibration.statistics import InputStatistics
-from quant.graphs import weight_bytes
 from quant.planning.plan import KEPT, Choice, ComponentPlan, LayerPlan, apply_plan, bytes_of
-from quant.weights.weight_pass import Form
 
 W8A8 = Choice("w8a8", Form(8))
 

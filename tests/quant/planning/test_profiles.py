@@ -7,13 +7,13 @@ import pytest
 from bundle.directory import read_manifest
 from bundle.errors import QuantizationError
 from bundle.manifest import Manifest
-from quant.graphs import open_graph
+from bundle.report import DecoderProfile
+from graphs.store import open_graph
 from quant.planning.layer_times import LayerTimes, builtin_times
 from quant.planning.planner import Planner
 from quant.planning.profiles import Mix, compare_profiles, plan_bundle, read_profile, weight_bytes
 from quant.planning.recipes import Asked
 from quant.planning.survey import Site, survey_bundle
-from quant.report import DecoderProfile
 
 
 @pytest.fixture

@@ -13,18 +13,19 @@ from PIL import Image
 
 from bundle.directory import read_manifest
 from bundle.errors import QuantizationError
+from bundle.form import Form
 from bundle.golden import canary_image
+from graphs.layers import find_linears
+from graphs.store import open_graph, save_graph
 from quant.calibration.feeds import FeedSource
 from quant.calibration.statistics import InputStatistics
-from quant.graphs import open_graph, save_graph
-from quant.layers import find_linears
 from quant.planning import sensitivity
 from quant.planning.sensitivity import MIN_SAMPLES, Probe, measure_sensitivity, stored
 from quant.quality.evaluation import Evaluation, turns_of
-from quant.running import DualEncoderRunner, VisionLanguageRunner
 from quant.weights.matmul_nbits import MatMulNBits
 from quant.weights.w8a8 import PerTokenInt8
-from quant.weights.weight_pass import Form, WeightPass
+from quant.weights.weight_pass import WeightPass
+from runtime.one_request import DualEncoderRunner, VisionLanguageRunner
 
 TERNARY, INT4, INT8 = Form(2, 32, "ternary"), Form(4, 32), Form(8)
 

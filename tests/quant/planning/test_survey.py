@@ -8,7 +8,7 @@ import pytest
 
 from bundle.directory import read_manifest
 from bundle.errors import QuantizationError
-from quant.graphs import open_graph
+from graphs.store import open_graph
 from quant.planning.survey import survey
 
 

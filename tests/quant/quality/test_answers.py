@@ -11,7 +11,7 @@ from PIL import Image
 from bundle.errors import QuantizationError
 from bundle.image import TileLayout
 from quant.quality.answers import measure_answers
-from quant.running import Prefilled, Prompt, SeenImages
+from runtime.one_request import Prefilled, Prompt, SeenImages
 
 
 def picture(width: int) -> Image.Image:

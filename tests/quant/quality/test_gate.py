@@ -11,11 +11,11 @@ import pytest
 from bundle.directory import open_bundle, read_manifest, seal
 from bundle.errors import GateError, QuantizationError
 from bundle.manifest import ComponentName
+from bundle.report import ImageSensitivity, Likenesses, TeacherForced
 from quant.planning.recipes import RECIPES
 from quant.quality.evaluation import Measured, PairedFlags
 from quant.quality.gate import LIMITS, judge, judge_all, parse_limits
 from quant.quality.parity import Parity
-from quant.report import ImageSensitivity, Likenesses, TeacherForced
 
 ALIKE = Likenesses(n=200, cosine_mean=0.999, cosine_p1=0.99, correlation=0.999, spread=1.0)
 PARITY = {"decoder": Parity(cosine=0.99, max_abs=0.1)}

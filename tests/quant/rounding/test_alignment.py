@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quant.layers import Float32
+from graphs.layers import Float32
 from quant.rounding import alignment
 from quant.rounding.alignment import aligned
 from quant.rounding.rtn import round_to_nearest

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bundle.errors import QuantizationError
+from graphs.layers import Float32
 from quant.calibration.statistics import InputStatistics
-from quant.layers import Float32
 from quant.rounding.table import load_rounding
 
 PUBLISHED_DAMPING = 0.01  # of the mean diagonal (GPTQ, arXiv 2210.17323); written out, so that a change of ours shows

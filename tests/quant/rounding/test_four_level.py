@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quant.layers import Float32
+from graphs.layers import Float32
 from quant.rounding.four_level import fit_four_levels, round_to_four_levels
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from quant.layers import Float32
+from graphs.layers import Float32
 from quant.rounding import hqq
 from quant.rounding.grid import StepGrid
 from quant.rounding.hqq import fit_half_quadratic, loss, round_half_quadratic, shrink

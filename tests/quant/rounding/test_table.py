@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from bundle.errors import QuantizationError
+from graphs.layers import Float32
 from quant.calibration.statistics import InputStatistics
-from quant.layers import Float32
 from quant.rounding.four_level import best_scales
 from quant.rounding.grid import StepGrid
 from quant.rounding.table import ROUNDINGS, load_rounding

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quant.layers import Float32
+from graphs.layers import Float32
 from quant.rounding.ternary import BITS, fit_absmean, fit_optimal, round_to_absmean, round_to_ternary
 
 

@@ -5,11 +5,11 @@ import onnx_ir as ir
 import pytest
 
 from bundle.errors import QuantizationError
+from bundle.form import Form
+from graphs.layers import find_linears
 from quant.calibration.statistics import InputStatistics
-from quant.layers import find_linears
 from quant.rounding.rtn import round_to_nearest
 from quant.scaling.awq import protect
-from quant.weights.weight_pass import Form
 
 FLOAT = ir.DataType.FLOAT
 FORM = Form(4, 32)

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from quant.layers import find_linears
+from graphs.layers import find_linears
 from quant.scaling.folding import find_folds
 
 FLOAT = ir.DataType.FLOAT

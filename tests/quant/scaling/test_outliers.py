@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from quant.layers import find_linears
+from bundle.form import Form
+from graphs.layers import find_linears
 from quant.scaling.outliers import plant_outliers
 from quant.scaling.table import load_scaling
 from quant.weights.matmul_nbits import MatMulNBits
 from quant.weights.w8a8 import PerTokenInt8
-from quant.weights.weight_pass import Form
 
 COMPONENTS = ["vision_encoder", "decoder"]
 

@@ -5,11 +5,11 @@ import onnx_ir as ir
 import pytest
 
 from bundle.errors import QuantizationError
+from bundle.form import Form
+from graphs.layers import find_linears
 from quant.calibration.statistics import InputStatistics
-from quant.layers import find_linears
 from quant.scaling.folding import find_folds
 from quant.scaling.smoothquant import divisors, smooth
-from quant.weights.weight_pass import Form
 
 FLOAT = ir.DataType.FLOAT
 

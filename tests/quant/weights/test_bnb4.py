@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from bundle.errors import QuantizationError
+from bundle.form import Form
 from quant.weights.bnb4 import Bnb4, quantize_flat, reference, weights
-from quant.weights.weight_pass import Form
 
 FLOAT = ir.DataType.FLOAT
 KINDS = ["nf4", "fp4"]

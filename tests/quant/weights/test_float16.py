@@ -6,12 +6,12 @@ import onnx_ir as ir
 import pytest
 
 from bundle.errors import QuantizationError
-from quant.graphs import save_graph
-from quant.layers import find_linears, find_tables
+from bundle.form import Form
+from graphs.layers import find_linears, find_tables
+from graphs.store import save_graph
 from quant.weights.float16 import Float16
 from quant.weights.matmul_nbits import MatMulNBits
 from quant.weights.w8a8 import PerTokenInt8
-from quant.weights.weight_pass import Form
 
 FLOAT = ir.DataType.FLOAT
 NORMS = ("RMSNormalization", "LayerNormalization")

@@ -5,10 +5,10 @@ import onnx_ir as ir
 import pytest
 
 from bundle.errors import QuantizationError
-from quant.layers import find_tables
+from bundle.form import Form
+from graphs.layers import find_tables
 from quant.weights.gather_blocks import GatherBlocks, GatherRows, reference
 from quant.weights.matmul_nbits import MatMulNBits
-from quant.weights.weight_pass import Form
 
 IDS = np.array([[0, 29, 3], [7, 7, 0]])
 

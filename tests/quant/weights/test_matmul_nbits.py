@@ -5,13 +5,13 @@ import onnx_ir as ir
 import pytest
 
 from bundle.errors import QuantizationError
+from bundle.form import Form
+from graphs.layers import find_linears
 from quant.calibration.statistics import InputStatistics
-from quant.layers import find_linears
 from quant.rounding.block_codes import BlockCodes
 from quant.rounding.table import load_rounding
 from quant.weights import layer_codes
 from quant.weights.matmul_nbits import MatMulNBits, reference
-from quant.weights.weight_pass import Form
 
 FLOAT = ir.DataType.FLOAT
 ZERO_POINTS, OFFSETS, PLANES = (4, "hqq"), (2, "ternary-mean"), (2, "ternary-planes")

@@ -5,12 +5,12 @@ import onnx_ir as ir
 import pytest
 
 from bundle.errors import QuantizationError
+from bundle.form import Form
+from graphs.layers import find_linears
+from graphs.store import weight_bytes
 from quant.calibration.statistics import InputStatistics
-from quant.graphs import weight_bytes
-from quant.layers import find_linears
 from quant.rounding.rtn import round_to_nearest
 from quant.weights.qdq_int4 import DequantizedInt4, reference
-from quant.weights.weight_pass import Form
 
 FLOAT = ir.DataType.FLOAT
 

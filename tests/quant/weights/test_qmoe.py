@@ -9,10 +9,10 @@ import pytest
 from numpy.typing import NDArray
 
 from bundle.errors import QuantizationError
-from quant.experts import find_experts
-from quant.graphs import CONTRIB, make_node
+from bundle.form import Form
+from graphs.experts import find_experts
+from graphs.store import CONTRIB, make_node
 from quant.weights.qmoe import QuantizedExperts, quantize, reference
-from quant.weights.weight_pass import Form
 
 Array = NDArray[np.float32]
 NAME = "layers.0.mlp.experts"

@@ -10,10 +10,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from quant.layers import find_linears, find_tables
+from bundle.form import Form
+from graphs.layers import find_linears, find_tables
 from quant.scaling.table import load_scaling
 from quant.weights.table import load_pass
-from quant.weights.weight_pass import Form
 
 SCHEMES = {
     "w8a8": Form(8),

@@ -5,9 +5,9 @@ import onnx_ir as ir
 import pytest
 
 from bundle.errors import QuantizationError
-from quant.layers import find_linears
+from bundle.form import Form
+from graphs.layers import find_linears
 from quant.weights.w8a8 import PerTokenInt8, quantize_rows, reference
-from quant.weights.weight_pass import Form
 
 FLOAT = ir.DataType.FLOAT
 

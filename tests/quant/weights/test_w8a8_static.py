@@ -5,10 +5,10 @@ import onnx_ir as ir
 import pytest
 
 from bundle.errors import QuantizationError
+from bundle.form import Form
+from graphs.layers import find_linears
 from quant.calibration.statistics import InputStatistics
-from quant.layers import find_linears
 from quant.weights.w8a8_static import StaticInt8, reference
-from quant.weights.weight_pass import Form
 
 FLOAT = ir.DataType.FLOAT
 

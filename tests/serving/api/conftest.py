@@ -19,7 +19,7 @@ from PIL import Image
 
 from serving.api.app import create_app
 from serving.edge import open_listener
-from serving.engine.fake import FakeClient
+from serving.fake import FakeClient
 from serving.settings import ApiSettings
 
 Body = dict[str, Any]

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from serving.engine.fake import FakeClient
+from serving.fake import FakeClient
 
 CHAT = "/v1/chat/completions"
 

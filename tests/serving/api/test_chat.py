@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from bundle.errors import EngineDeadError, OverloadedError, PocketVLMError
-from serving.engine.fake import FakeClient
-from serving.engine.protocol import ImagePart, Message, SamplingParams, TextPart
+from serving.fake import FakeClient
+from serving.protocol import ImagePart, Message, SamplingParams, TextPart
 
 CHAT = "/v1/chat/completions"
 Ask = Callable[..., dict[str, Any]]

@@ -14,7 +14,7 @@ import pytest
 
 from bundle.errors import EngineDeadError
 from serving.api.app import create_app
-from serving.engine.fake import FakeClient
+from serving.fake import FakeClient
 from serving.settings import ApiSettings
 
 CHAT = "/v1/chat/completions"

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serving.engine.fake import EMBEDDING_SIZE
+from serving.fake import EMBEDDING_SIZE
 
 EMBEDDINGS = "/v1/embeddings"
 

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from bundle.errors import EngineDeadError, OverloadedError
-from serving.engine.fake import EMBEDDING_SIZE, FakeClient
+from serving.fake import EMBEDDING_SIZE, FakeClient
 
 
 @pytest.fixture

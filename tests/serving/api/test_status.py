@@ -11,8 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from bundle.errors import EngineDeadError
 from serving.api.app import create_app
 from serving.api.docs import EXAMPLES
-from serving.engine.fake import FakeClient
-from serving.engine.protocol import Health
+from serving.fake import FakeClient
+from serving.protocol import Health
 from serving.settings import ApiSettings
 
 CHAT = "/v1/chat/completions"

@@ -13,13 +13,13 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from bundle.errors import EngineDeadError, MachineError
+from runtime.session import Session
+from runtime.settings import EngineSettings
 from serving.engine.engine import Ended, Engine, Failed, Sampled, StreamEvent, TokenStream
-from serving.engine.protocol import SamplingParams
 from serving.engine.runner import Runner
 from serving.engine.sampler import Sampler
 from serving.engine.sequence import Sequence
-from serving.engine.session import Session
-from serving.engine.settings import EngineSettings
+from serving.protocol import SamplingParams
 
 EOS = 60
 CAPACITY = 48

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from serving.engine.protocol import SamplingParams
 from serving.engine.runner import merged
 from serving.engine.scheduler import Prefill
 from serving.engine.sequence import Sequence
+from serving.protocol import SamplingParams
 
 IMAGE = 5
 RNG = np.random.default_rng(3)

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bundle.errors import MachineError
-from serving.engine.protocol import SamplingParams
 from serving.engine.sampler import Sampler
+from serving.protocol import SamplingParams
 
 # Eighths, all different: closer logits would tie once exponentiated, and ties may be ranked either way.
 ROWS = st.lists(st.integers(-160, 160), min_size=2, max_size=40, unique=True).map(

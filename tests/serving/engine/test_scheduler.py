@@ -2,10 +2,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.engine.cache import CacheShape
-from serving.engine.protocol import SamplingParams
+from runtime.cache_shape import CacheShape
 from serving.engine.scheduler import Decode, Prefill, Scheduler
 from serving.engine.sequence import Sequence
+from serving.protocol import SamplingParams
 
 EOS = 99
 CAPACITY = 16

@@ -12,17 +12,17 @@ from PIL import Image
 
 from bundle.directory import open_bundle, read_manifest, seal
 from bundle.errors import BundleFileError, GoldenError
+from bundle.form import Form
 from bundle.golden import GOLDEN, load_golden, save_golden
 from bundle.image import ImageSpec
 from bundle.manifest import Component, Gate
 from bundle.prompt import Placeholder, PromptBuilder, Turn
-from quant.graphs import open_graph, save_graph
-from quant.layers import find_linears
+from graphs.layers import find_linears
+from graphs.store import open_graph, save_graph
 from quant.weights.matmul_nbits import MatMulNBits
 from quant.weights.w8a8 import PerTokenInt8
-from quant.weights.weight_pass import Form
-from serving.engine.generative import GenerativeModel
-from serving.engine.settings import EngineSettings
+from runtime.settings import EngineSettings
+from serving.models.generative import GenerativeModel
 
 SETTINGS = EngineSettings(max_sequences=3, intra_threads=1)
 NUM_TOKENS = 24

@@ -1,0 +1,46 @@
+"""What a bundle says of sampling where a request is silent: `generation.json`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bundle.errors import BundleFileError
+
+GENERATION = "generation.json"
+
+
+class SamplingDefaults(BaseModel):
+    """The checkpoint's own defaults; None where it has none.
+
+    Attributes:
+        temperature: Of a request that states none; None is greedy.
+        top_p: None keeps the whole vocabulary.
+        top_k: None keeps the whole vocabulary.
+        max_tokens: None generates up to the context's end.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    temperature: float | None = Field(default=None, ge=0)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0)
+    max_tokens: int | None = Field(default=None, ge=1)
+
+    @classmethod
+    def read(cls, directory: Path) -> SamplingDefaults:
+        """Return a bundle's defaults.
+
+        Raises:
+            BundleFileError: The file is missing, not JSON, or holds values out of range.
+        """
+        path = directory / GENERATION
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise BundleFileError(f"{path} is missing or damaged: {error}. Export the checkpoint again.") from error
+
+    def write(self, directory: Path) -> None:
+        """Write `generation.json` into a bundle that is being made."""
+        (directory / GENERATION).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,269 @@
+"""What `report.json` says: a variant's size and quality beside its fp32 parent's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bundle.errors import BundleFormatError
+from bundle.form import Form
+from bundle.machine import Machine
+from bundle.manifest import ComponentName, Gate, Scheme
+
+REPORT = "report.json"
+
+LossMeasure = Literal["kl", "cosine_distance"]
+"""Mean KL(parent || variant) in nats over answer positions, for decoders; mean of 1 - cosine, for encoders."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class ComponentReport(_Frozen):
+    """One graph.
+
+    Attributes:
+        scheme: How its weights are stored.
+        choices: One line per distinct choice of the planner.
+        fp32_bytes: Of the parent's weights.
+        weight_bytes: Of this variant's.
+        canary_cosine: Lowest cosine of an output of the canary run with the parent's.
+        canary_max_abs: Largest absolute difference of an output of the canary run.
+    """
+
+    scheme: Scheme
+    choices: tuple[str, ...]
+    fp32_bytes: int = Field(ge=0)
+    weight_bytes: int = Field(ge=0)
+    canary_cosine: float
+    canary_max_abs: float
+
+
+class EvaluationFacts(_Frozen):
+    """What quality was measured on.
+
+    Attributes:
+        source: A file's name, or which held-out set.
+        num_samples: Questions, or captioned and labelled images.
+    """
+
+    source: str
+    num_samples: int
+
+
+class CalibrationFacts(_Frozen):
+    """What the weights were fitted to.
+
+    Attributes:
+        source: A file's name, or which set.
+        num_samples: Questions or images run through the fp32 parent.
+    """
+
+    source: str
+    num_samples: int
+
+
+class TeacherForced(_Frozen):
+    """Next-token distributions with the right answers fed.
+
+    Attributes:
+        num_samples: Questions.
+        num_tokens: Answer positions over all of them.
+        kl_mean: KL(parent || variant) in nats.
+        kl_p99: 99th percentile over positions.
+        top1_agreement: Share of positions at which both choose the same token.
+        delta_nll: Mean rise of -log p of the right token, in nats per token; below 0 the variant is the surer one.
+    """
+
+    num_samples: int
+    num_tokens: int
+    kl_mean: float
+    kl_p99: float
+    top1_agreement: float
+    delta_nll: float
+
+
+class Replies(_Frozen):
+    """Greedy replies beside the parent's.
+
+    Attributes:
+        n: Questions.
+        identical: Share whose tokens are all the same.
+        first_divergence: Mean index of the first token that differs, over the replies that differ; None for none.
+    """
+
+    n: int
+    identical: float
+    first_divergence: float | None
+
+
+class Likenesses(_Frozen):
+    """What two models make of the same inputs.
+
+    Attributes:
+        n: Inputs compared.
+        cosine_mean: Over all.
+        cosine_p1: First percentile.
+        correlation: Cosine of what sets the inputs apart: near 0 where the variant says the same of every input, or
+            something unrelated. NaN where the parent says the same of all.
+        spread: How far the variant's outputs lie apart, over the parent's.
+    """
+
+    n: int
+    cosine_mean: float
+    cosine_p1: float
+    correlation: float
+    spread: float
+
+
+class ImageSensitivity(_Frozen):
+    """How much answers hang on the image: KL in nats between a question's own image and another's, answers fed.
+
+    Attributes:
+        n: Questions asked about another question's images.
+        fp32: The parent's mean.
+        quantized: This variant's.
+        ratio: quantized / fp32; NaN where the parent does not look at images.
+    """
+
+    n: int
+    fp32: float
+    quantized: float
+    ratio: float
+
+
+class TaskAccuracy(_Frozen):
+    """Accuracy on one task, on the same samples.
+
+    Attributes:
+        n: Samples.
+        fp32: The parent's accuracy, 0 to 1.
+        quantized: This variant's.
+        loss_points: fp32 - quantized, in percentage points.
+        loss_low: Low end of its 95 % bootstrap interval over pairs.
+        loss_high: High end, and never below 300 / n: n samples without a loss exclude no smaller one (rule of three).
+    """
+
+    n: int
+    fp32: float
+    quantized: float
+    loss_points: float
+    loss_low: float
+    loss_high: float
+
+
+class LayerSensitivity(_Frozen):
+    """What one layer in one form costs, every other layer in float32.
+
+    Attributes:
+        component: The graph.
+        layer: The weight's name.
+        form: Bits, block and rounding.
+        measure: What `loss` is.
+        loss: Mean over all positions of the samples.
+        num_samples: Questions, tiles of images or captions.
+        weight_bytes: The layer in this form, scales and zero points included.
+        fp32_bytes: The layer in float32.
+    """
+
+    component: ComponentName
+    layer: str
+    form: Form
+    measure: LossMeasure
+    loss: float = Field(ge=0)
+    num_samples: int = Field(gt=0)
+    weight_bytes: int = Field(gt=0)
+    fp32_bytes: int = Field(gt=0)
+
+
+class DecoderProfile(_Frozen):
+    """One way to run the decoder, predicted from layer times on the machine of the report.
+
+    Attributes:
+        name: "latency": W8A8; "memory": few bits; "dual": a W8A8 prefill graph beside a few-bit decode graph.
+        is_chosen: What this bundle holds.
+        first_token_ms: Of the prompt in `note`.
+        inter_token_ms: One sequence.
+        weight_bytes: Of the whole bundle.
+        kv_bytes_per_token: Of the cache, per sequence.
+        note: The prompt that was assumed.
+    """
+
+    name: Literal["latency", "memory", "dual"]
+    is_chosen: bool
+    first_token_ms: float
+    inter_token_ms: float
+    weight_bytes: int
+    kv_bytes_per_token: int
+    note: str = ""
+
+
+class Report(_Frozen):
+    """All that was measured, and what was not.
+
+    Attributes:
+        parent: Name of the fp32 bundle.
+        parent_sha256: Its source digest.
+        weights: The `--weights` asked for.
+        fp32_bytes: Weights of the parent.
+        weight_bytes: Weights of this variant.
+        components: By name.
+        calibration: None where nothing was fitted to data.
+        evaluation: None where no samples were given.
+        teacher_forced: Vision-language models with an evaluation.
+        replies: The same.
+        image_sensitivity: The same, where questions show images.
+        likenesses: "image_features" of a vision-language model; "image" and "text" embeddings of a dual encoder.
+        tasks: By task; "all" over every task.
+        profiles: Of a decoder: the ways to run it, the chosen one among them.
+        sensitivity: Where a search was made: one row per layer and form tried.
+        gates: As in the manifest.
+        not_measured: What a reader might expect here and why it is absent.
+        machine: Where it was measured.
+        seconds: Quantizing and measuring together.
+    """
+
+    parent: str
+    parent_sha256: str
+    weights: str
+    fp32_bytes: int
+    weight_bytes: int
+    components: dict[ComponentName, ComponentReport]
+    calibration: CalibrationFacts | None = None
+    evaluation: EvaluationFacts | None = None
+    teacher_forced: TeacherForced | None = None
+    replies: Replies | None = None
+    image_sensitivity: ImageSensitivity | None = None
+    likenesses: dict[str, Likenesses] = Field(default_factory=dict)
+    tasks: dict[str, TaskAccuracy] = Field(default_factory=dict)
+    profiles: tuple[DecoderProfile, ...] = ()
+    sensitivity: tuple[LayerSensitivity, ...] = ()
+    gates: tuple[Gate, ...]
+    not_measured: tuple[str, ...] = ()
+    machine: Machine
+    seconds: float
+
+
+def write_report(report: Report, directory: Path) -> None:
+    """Write `report.json` into a bundle that is being made."""
+    (directory / REPORT).write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def read_report(directory: Path) -> Report:
+    """Return the report of a quantized bundle.
+
+    Raises:
+        BundleFormatError: It is missing, or of another form.
+    """
+    path = directory / REPORT
+    if not path.is_file():
+        raise BundleFormatError(f"{path} is missing: only what pocketvlm quantize wrote has one")
+    try:
+        return Report.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise BundleFormatError(f"{path}: {where}: {first['msg']}. Quantize the fp32 bundle again.") from error

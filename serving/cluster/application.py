@@ -1,0 +1,201 @@
+"""The application as Ray Serve deployments: which there are, how many replicas each has, what they are bound to.
+
+    HTTP -> proxy (Ray) -> ingress (the FastAPI application over a RayClient)
+                             -> generator-{model}   one deployment per vision-language model, each replica an engine
+                             -> embedder-{model}    one per dual encoder
+
+Replicas, autoscaling, placement, health checks and rolling updates are Ray Serve's own, configured here.
+"""
+
+# Without `from __future__ import annotations`: Ray reads the type of `build_app`'s argument at run time.
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+from ray.serve.config import AutoscalingConfig
+
+from bundle.directory import open_bundle
+from bundle.errors import BundleError
+from bundle.manifest import Task
+from runtime.settings import EngineSettings
+from serving.api.app import create_app
+from serving.cluster.client import RayClient
+from serving.cluster.replicas import Embedder, Generator
+from serving.models.client import LocalClient
+from serving.protocol import ManagedClient
+from serving.settings import ApiSettings, RaySettings, ScalingSettings
+
+INGRESS = "ingress"
+
+_PROBE_HEADROOM = 64
+"""Requests that an ingress replica takes beyond what the models can hold: health, metrics, refusals."""
+_CONSTRUCTOR_RETRIES = 2
+"""A bundle that is refused stays refused; Ray's 20 attempts would hide the reason for minutes."""
+
+
+class ClusterArgs(BaseModel):
+    """The arguments of `build_app`, as a Serve config file gives them under `args`.
+
+    Attributes:
+        bundles: Bundle directories, readable under the same path on every node.
+        api: Limits of a request.
+        engine: How models run in a replica.
+        ray: Replicas and scaling.
+        drain_timeout_s: How long a replica that is taken away may finish its requests.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bundles: tuple[Path, ...] = Field(min_length=1)
+    api: ApiSettings = ApiSettings()
+    engine: EngineSettings = EngineSettings()
+    ray: RaySettings = RaySettings()
+    drain_timeout_s: int = Field(default=30, ge=0)
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """One model of the application.
+
+    Attributes:
+        name: Under which it is asked for.
+        task: Decides the deployment's kind and scaling.
+        make_client: Called in each replica; pickled on the way there.
+    """
+
+    name: str
+    task: Task
+    make_client: Callable[[], ManagedClient]
+
+    @property
+    def deployment(self) -> str:
+        """The name that Ray knows."""
+        return f"{'embedder' if self.task == 'dual-encoder' else 'generator'}-{self.name}"
+
+
+def build_app(args: ClusterArgs) -> serve.Application:
+    """Return the application over bundles; a Serve config file names it as `serving.cluster.application:build_app`.
+
+    Raises:
+        BundleError: A bundle is not whole or failed its gate, or two have one name.
+    """
+    return application(served_models(args), args)
+
+
+def served_models(args: ClusterArgs) -> tuple[ServedModel, ...]:
+    """Return what the bundles hold, in their order.
+
+    Raises:
+        BundleError: A bundle is not whole or failed its gate, or two have one name.
+    """
+    models: dict[str, ServedModel] = {}
+    for directory in args.bundles:
+        # The replicas verify digests themselves, each on its own node.
+        manifest = open_bundle(directory, verify=False, allow_ungated=args.engine.allow_ungated)
+        if manifest.name in models:
+            raise BundleError(
+                f"{directory}: a model named {manifest.name} is served already; export with another --name"
+            )
+        make_client = partial(LocalClient, (directory,), args.engine)
+        models[manifest.name] = ServedModel(manifest.name, manifest.task, make_client)
+    return tuple(models.values())
+
+
+def application(models: Sequence[ServedModel], args: ClusterArgs) -> serve.Application:
+    """Return the ingress and one deployment per model, bound together."""
+    bound = [_model_deployment(model, args).bind(model.make_client) for model in models]
+    deployments = {model.name: model.deployment for model in models}
+    api = args.api
+
+    def build_asgi_app() -> Any:
+        name = serve.get_replica_context().app_name
+        handles = {model: serve.get_deployment_handle(deployment, name) for model, deployment in deployments.items()}
+        return create_app(RayClient(handles, partial(num_running_replicas, name, deployments)), api)
+
+    return _ingress_deployment(build_asgi_app, models, args).bind(*bound)
+
+
+def num_running_replicas(application_name: str, deployments: dict[str, str]) -> dict[str, int]:
+    """Return for each model how many of its replicas run; none of an application that is being taken away.
+
+    Args:
+        application_name: As Serve knows it.
+        deployments: Their names by model.
+    """
+    application = serve.status().applications.get(application_name)
+    found = application.deployments if application else {}
+    return {
+        model: found[deployment].replica_states.get("RUNNING", 0) if deployment in found else 0
+        for model, deployment in deployments.items()
+    }
+
+
+def _scaling(model: ServedModel, args: ClusterArgs) -> ScalingSettings:
+    return args.ray.embedder if model.task == "dual-encoder" else args.ray.generator
+
+
+def _model_deployment(model: ServedModel, args: ClusterArgs) -> Any:
+    scaling = _scaling(model, args)
+    return serve.deployment(
+        Embedder if model.task == "dual-encoder" else Generator,
+        name=model.deployment,
+        max_ongoing_requests=scaling.max_ongoing_requests,
+        max_queued_requests=scaling.max_queued_requests,
+        autoscaling_config=autoscaling(scaling),
+        ray_actor_options={"num_cpus": scaling.num_cpus, "num_gpus": scaling.num_gpus},
+        graceful_shutdown_timeout_s=args.drain_timeout_s,
+        health_check_period_s=args.ray.health_check_period_s,
+        health_check_timeout_s=args.ray.health_check_timeout_s,
+        max_constructor_retry_count=_CONSTRUCTOR_RETRIES,
+    )
+
+
+def autoscaling(scaling: ScalingSettings) -> AutoscalingConfig:
+    """Return Ray's form of our settings, with what Ray would otherwise choose written out."""
+    return AutoscalingConfig(
+        min_replicas=scaling.min_replicas,
+        # Replicas of an earlier peak are not kept over a redeployment.
+        initial_replicas=scaling.min_replicas,
+        max_replicas=scaling.max_replicas,
+        target_ongoing_requests=scaling.target_ongoing_requests,
+        upscale_delay_s=scaling.upscale_delay_s,
+        downscale_delay_s=scaling.downscale_delay_s,
+        look_back_period_s=scaling.look_back_period_s,
+        # Above 1, a single burst after idleness multiplies into all of `max_replicas`; each of them loads a model.
+        upscaling_factor=1.0,
+        # Below 1, the last surplus replica can round to "keep" for ever after a stream-heavy peak.
+        downscaling_factor=1.0,
+    )
+
+
+def _ingress_deployment(build_asgi_app: Callable[[], Any], models: Sequence[ServedModel], args: ClusterArgs) -> Any:
+    scalings = [_scaling(model, args) for model in models]
+    held = sum(each.max_replicas * each.max_ongoing_requests + each.max_queued_requests for each in scalings)
+    return serve.deployment(
+        serve.ingress(build_asgi_app)(),
+        name=INGRESS,
+        num_replicas=args.ray.ingress_replicas,
+        # The models' own queues are the bound; the ingress must never be the one that is full.
+        max_ongoing_requests=held + _PROBE_HEADROOM,
+        ray_actor_options={"num_cpus": args.ray.ingress_num_cpus},
+        graceful_shutdown_timeout_s=args.drain_timeout_s,
+        max_constructor_retry_count=_CONSTRUCTOR_RETRIES,
+    )
+
+
+def num_local_cpus(models: Sequence[ServedModel], args: ClusterArgs) -> int:
+    """Return the logical CPUs of a local cluster: the machine's, or what all replicas ask for where that is more.
+
+    Logical CPUs only admit replicas; on a small board, they share the cores.
+    """
+    scalings = [_scaling(model, args) for model in models]
+    wanted = args.ray.ingress_replicas * args.ray.ingress_num_cpus
+    wanted += sum(each.max_replicas * each.num_cpus for each in scalings)
+    return max(os.cpu_count() or 1, math.ceil(wanted))

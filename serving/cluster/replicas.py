@@ -1,0 +1,70 @@
+"""Engines in processes of Ray's: what a deployment runs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+from bundle.errors import EngineDeadError
+from serving.protocol import (
+    ClassifyRequest,
+    ClassifyResult,
+    EmbedRequest,
+    EmbedResult,
+    GenerateEvent,
+    GenerateRequest,
+    ManagedClient,
+    ModelCard,
+)
+
+
+class Replica:
+    """An engine in a process of Ray's. Ray restarts it when `check_health` raises.
+
+    Args:
+        make_client: Makes the engine; started here, closed when Ray takes the replica away.
+    """
+
+    async def __init__(self, make_client: Callable[[], ManagedClient]) -> None:  # type: ignore[misc]  # Ray awaits it
+        self._client = make_client()
+        await self._client.start()
+
+    async def check_health(self) -> None:
+        """Raise when the engine died or hangs.
+
+        Raises:
+            EngineDeadError: Requests cannot be served by this process any more.
+        """
+        health = await self._client.health()
+        if not health.is_ready:
+            raise EngineDeadError(health.reason)
+
+    async def describe(self) -> list[ModelCard]:
+        """Return the cards of the models served here."""
+        return await self._client.models()
+
+    async def __del__(self) -> None:
+        if hasattr(self, "_client"):
+            await self._client.close()
+
+
+class Generator(Replica):
+    """A replica of a vision-language model."""
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
+        """Yield the answer's pieces; cancelled when the ingress cancels."""
+        async with aclosing(self._client.generate(request)) as events:  # type: ignore[type-var]
+            async for event in events:
+                yield event
+
+
+class Embedder(Replica):
+    """A replica of a dual encoder."""
+
+    async def embed(self, request: EmbedRequest) -> EmbedResult:
+        """Return one embedding per input."""
+        return await self._client.embed(request)
+
+    async def classify(self, request: ClassifyRequest) -> ClassifyResult:
+        """Return every image's score for every label."""
+        return await self._client.classify(request)

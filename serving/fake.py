@@ -1,0 +1,225 @@
+"""An engine without a model: deterministic answers at a chosen pace, for tests and for measuring all but the model.
+
+A chat is answered with the number of images and the words of the last message, one token per word; an embedding is
+drawn from the digest of its input; a label scores by its digest. Images are decoded for real, so that bad ones fail
+as they would in an engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from bundle.decode import decode_image
+from bundle.errors import ContextLengthError, ModelNotFoundError, OverloadedError, PocketVLMError, TaskError
+from bundle.manifest import Gate, Task
+from serving.protocol import (
+    ClassifyRequest,
+    ClassifyResult,
+    EmbedRequest,
+    EmbedResult,
+    FinishedEvent,
+    FinishReason,
+    GenerateEvent,
+    GenerateRequest,
+    Health,
+    ImagePart,
+    Message,
+    ModelCard,
+    TextPart,
+    Timings,
+    TokenEvent,
+    Usage,
+)
+
+EMBEDDING_SIZE = 16
+TOKENS_PER_IMAGE = 4
+
+FAKE_VLM = ModelCard(
+    "fake-vlm",
+    "image-text-to-text",
+    "fake",
+    {"decoder": "int4"},
+    1_000_000,
+    64,
+    (
+        Gate(
+            name="top1_agreement",
+            value=0.99,
+            limit=0.95,
+            direction="min",
+            n=100,
+            passed=True,
+        ),
+    ),
+    is_gated=True,
+)
+FAKE_CLIP = ModelCard("fake-clip", "dual-encoder", "fake", {"vision_encoder": "fp32"}, 500_000, None)
+
+
+@dataclass
+class FakeBehaviour:
+    """What a fake engine does; tests change the fields while it runs.
+
+    Attributes:
+        first_token_s: Wait before the first token, and before an embedding or a classification.
+        token_s: Wait before each later token.
+        max_running: Requests at once; one more is refused.
+        failure: Raised by every request where it is set.
+        failure_after_tokens: Tokens of an answer that come before `failure`.
+        health: What `health` returns, the gauges aside.
+    """
+
+    first_token_s: float = 0.0
+    token_s: float = 0.0
+    max_running: int = 1024
+    failure: PocketVLMError | None = None
+    failure_after_tokens: int = 0
+    health: Health = field(default_factory=lambda: Health(is_ready=True))
+
+
+class FakeClient:
+    """An `EngineClient` that answers by rule.
+
+    Attributes:
+        behaviour: Pace and faults.
+        generations: Requests answered to their end or under way.
+        num_running: Requests under way now.
+        cancelled: Ids of the chats whose iterator was closed before its end.
+    """
+
+    def __init__(
+        self, cards: tuple[ModelCard, ...] = (FAKE_VLM, FAKE_CLIP), behaviour: FakeBehaviour | None = None
+    ) -> None:
+        self._cards = {card.name: card for card in cards}
+        self.behaviour = behaviour or FakeBehaviour()
+        self.generations: list[GenerateRequest] = []
+        self.num_running = 0
+        self.cancelled: list[str] = []
+
+    async def start(self) -> None:
+        """Do nothing: there is nothing to load."""
+
+    async def close(self) -> None:
+        """Do nothing: there is nothing to stop."""
+
+    async def models(self) -> list[ModelCard]:
+        """Return the cards given at construction."""
+        return list(self._cards.values())
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
+        """Yield one token per word of the answer, then the terminal event."""
+        card = self._card(request.model, "image-text-to-text")
+        words, reason, usage = _answer(request, card)
+        started_s = time.perf_counter()
+        self.generations.append(request)
+        self._enter()
+        try:
+            for index, word in enumerate(words):
+                await self._pause(index)
+                yield TokenEvent(word, (index,))
+            await self._pause(len(words), is_end=True)
+        except (GeneratorExit, asyncio.CancelledError):
+            self.cancelled.append(request.request_id)
+            raise
+        finally:
+            self.num_running -= 1
+        yield FinishedEvent(reason, usage, _timings(started_s, self.behaviour.first_token_s))
+
+    async def embed(self, request: EmbedRequest) -> EmbedResult:
+        """Return vectors of unit length that depend on the input alone."""
+        self._card(request.model, "dual-encoder")
+        await self._serve_once()
+        rows = np.stack([_embedding(_content(part)) for part in request.inputs])
+        return EmbedResult(rows, sum(len(part.text.split()) for part in request.inputs if isinstance(part, TextPart)))
+
+    async def classify(self, request: ClassifyRequest) -> ClassifyResult:
+        """Return softmax scores of cosines between the fake embeddings."""
+        self._card(request.model, "dual-encoder")
+        await self._serve_once()
+        template = request.prompt_template or "{}"
+        labels = np.stack([_embedding(template.replace("{}", label).encode()) for label in request.labels])
+        images = np.stack([_embedding(_content(image)) for image in request.images])
+        exponentials = np.exp(10 * images @ labels.T)
+        scores = (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
+        return ClassifyResult(scores, sum(len(label.split()) for label in request.labels))
+
+    async def health(self) -> Health:
+        """Return the health set in `behaviour`, with the gauges an engine has."""
+        gauges = {
+            "num_requests_running": float(self.num_running),
+            "num_requests_waiting": 0.0,
+            "kv_cache_usage_perc": min(1.0, self.num_running / self.behaviour.max_running),
+        }
+        return replace(self.behaviour.health, gauges=gauges)
+
+    def _card(self, model: str, task: Task) -> ModelCard:
+        if (card := self._cards.get(model)) is None:
+            raise ModelNotFoundError(f"model {model!r} is not served; served: {', '.join(self._cards)}", "model")
+        if card.task != task:
+            raise TaskError(f"model {model!r} does {card.task}, not {task}", "model")
+        return card
+
+    def _enter(self) -> None:
+        if self.num_running >= self.behaviour.max_running:
+            raise OverloadedError(f"{self.num_running} requests are running, the limit; retry after a while")
+        self.num_running += 1
+
+    async def _pause(self, index: int, *, is_end: bool = False) -> None:
+        if self.behaviour.failure is not None and index >= self.behaviour.failure_after_tokens:
+            raise self.behaviour.failure
+        if not is_end:
+            await asyncio.sleep(self.behaviour.token_s if index else self.behaviour.first_token_s)
+
+    async def _serve_once(self) -> None:
+        self._enter()
+        try:
+            await self._pause(0)
+        finally:
+            self.num_running -= 1
+
+
+def _answer(request: GenerateRequest, card: ModelCard) -> tuple[list[str], FinishReason, Usage]:
+    """Return the answer's pieces, cut by stop strings and by `max_tokens`, why it ends, and the counts."""
+    parts = [part for message in request.messages for part in message.parts]
+    images = [part for part in parts if isinstance(part, ImagePart)]
+    for image in images:
+        decode_image(image.data)
+    num_image_tokens = TOKENS_PER_IMAGE * len(images)
+    prompt_tokens = num_image_tokens + sum(len(part.text.split()) for part in parts if isinstance(part, TextPart))
+    limit = card.context_tokens or 64
+    if prompt_tokens >= limit:
+        raise ContextLengthError(f"the prompt has {prompt_tokens} tokens; the model holds {limit}", "messages")
+    answer = f"{len(images)} images. {_text_of(request.messages[-1])}"
+    for stop in request.sampling.stop:
+        answer = answer.split(stop)[0]
+    words = [word if index == 0 else f" {word}" for index, word in enumerate(answer.split())]
+    room = limit - prompt_tokens
+    shown = words[: room if request.sampling.max_tokens is None else min(room, request.sampling.max_tokens)]
+    reason: FinishReason = "length" if len(shown) < len(words) else "stop"
+    return shown, reason, Usage(prompt_tokens, len(shown), num_image_tokens)
+
+
+def _text_of(message: Message) -> str:
+    return " ".join(part.text for part in message.parts if isinstance(part, TextPart))
+
+
+def _timings(started_s: float, first_token_s: float) -> Timings:
+    return Timings(first_token_s=first_token_s, total_s=time.perf_counter() - started_s)
+
+
+def _content(part: TextPart | ImagePart) -> bytes:
+    return part.text.encode() if isinstance(part, TextPart) else decode_image(part.data).tobytes()
+
+
+def _embedding(content: bytes) -> npt.NDArray[np.float32]:
+    """Return [EMBEDDING_SIZE] float32 of unit length."""
+    seed = int.from_bytes(hashlib.sha256(content).digest()[:8], "little")
+    row = np.random.default_rng(seed).standard_normal(EMBEDDING_SIZE)
+    return (row / np.linalg.norm(row)).astype(np.float32)

@@ -1,0 +1,151 @@
+"""Several models in this process behind the `EngineClient` protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+from bundle.directory import open_bundle
+from bundle.errors import BundleError, EngineDeadError, ModelNotFoundError, TaskError
+from runtime.settings import EngineSettings
+from serving.models.dual import DualEncoder
+from serving.models.generative import GenerativeModel
+from serving.models.pool import PreprocessPool
+from serving.models.targets import check_target
+from serving.protocol import (
+    ClassifyRequest,
+    ClassifyResult,
+    EmbedRequest,
+    EmbedResult,
+    GenerateEvent,
+    GenerateRequest,
+    Health,
+    ModelCard,
+)
+
+logger = logging.getLogger(__name__)
+
+Model = GenerativeModel | DualEncoder
+Wanted = TypeVar("Wanted", GenerativeModel, DualEncoder)
+
+_TASK_OF_MODEL: dict[type[Model], str] = {GenerativeModel: "answering questions", DualEncoder: "embedding"}
+
+
+def load_model(directory: Path, settings: EngineSettings, pool: PreprocessPool) -> Model:
+    """Return the model of a bundle, opened and checked, not started.
+
+    Raises:
+        BundleError: The bundle is not whole, not what it says, failed its gate or has none, or its canary fails here.
+        MachineError: This machine cannot run it.
+    """
+    manifest = open_bundle(directory, verify=settings.verify_digests, allow_ungated=settings.allow_ungated)
+    check_target(directory, manifest, settings)
+    kind = DualEncoder if manifest.task == "dual-encoder" else GenerativeModel
+    return kind(directory, manifest, settings, pool)
+
+
+class LocalClient:
+    """An `EngineClient` over bundles in this process.
+
+    `async with LocalClient(bundles, settings) as client` loads, warms up, serves and stops. Until `start` returns,
+    `health` says that models are loading.
+
+    Args:
+        bundles: Bundle directories; each is served under its manifest's name.
+        settings: For every model.
+    """
+
+    def __init__(self, bundles: Sequence[Path], settings: EngineSettings) -> None:
+        self._bundles = tuple(bundles)
+        self._settings = settings
+        self._pool = PreprocessPool(settings.preprocess_threads)
+        self._models: dict[str, Model] = {}
+        self._state = "models are loading"  # empty while serving
+
+    async def start(self) -> None:
+        """Load, check and warm up every model, off the event loop.
+
+        Raises:
+            BundleError: A bundle is refused, or two have one name. Nothing is left running.
+            MachineError: This machine cannot run one.
+        """
+        try:
+            for directory in self._bundles:
+                await self._load(directory)
+        except BaseException:
+            await self.close()
+            raise
+        self._state = ""
+
+    async def _load(self, directory: Path) -> None:
+        model = await asyncio.to_thread(load_model, directory, self._settings, self._pool)
+        name = model.card.name
+        if name in self._models:
+            raise BundleError(f"{directory}: a model named {name} is served already. Export it with another --name.")
+        await asyncio.to_thread(model.start)
+        self._models[name] = model
+        logger.info("%s", model.start_line)
+
+    async def close(self) -> None:
+        """Stop every model; unfinished requests fail with EngineDeadError."""
+        self._state = "the engine was stopped"
+        for model in self._models.values():
+            await asyncio.to_thread(model.close)
+        self._pool.close()
+
+    async def __aenter__(self) -> LocalClient:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def models(self) -> list[ModelCard]:
+        """Return the served models, in the order of the bundles."""
+        return [model.card for model in self._models.values()]
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
+        """Yield the answer's pieces, then exactly one FinishedEvent, or raise. Closing the iterator cancels."""
+        async with aclosing(self._model(request.model, GenerativeModel).generate(request)) as events:
+            async for event in events:
+                yield event
+
+    async def embed(self, request: EmbedRequest) -> EmbedResult:
+        """Return one embedding per input."""
+        return await self._model(request.model, DualEncoder).embed(request)
+
+    async def classify(self, request: ClassifyRequest) -> ClassifyResult:
+        """Return every image's score for every label."""
+        return await self._model(request.model, DualEncoder).classify(request)
+
+    async def health(self) -> Health:
+        """Return whether every model serves, and the sum of their gauges (usage: the fullest)."""
+        workers = [worker for model in self._models.values() for worker in model.workers]
+        reason = "; ".join(filter(None, [self._state, *(worker.fault for worker in workers)]))
+        gauges = _combined([model.gauges for model in self._models.values()])
+        return Health(not reason, reason, gauges, is_alive=not any(worker.is_dead for worker in workers))
+
+    def _model(self, name: str, kind: type[Wanted]) -> Wanted:
+        if self._state:
+            raise EngineDeadError(f"{self._state}; ask /health/ready before sending requests")
+        model = self._models.get(name)
+        if model is None:
+            raise ModelNotFoundError(f"no model {name!r} is served; there are {', '.join(self._models)}", "model")
+        if not isinstance(model, kind):
+            raise TaskError(f"{name} does {model.card.task}; it is not made for {_TASK_OF_MODEL[kind]}", "model")
+        return model
+
+
+def _combined(gauges: Sequence[dict[str, float]]) -> dict[str, float]:
+    names = {name for each in gauges for name in each}
+    return {
+        name: (max if name.endswith("_perc") else sum)(each[name] for each in gauges if name in each)
+        for name in sorted(names)
+    }

@@ -1,0 +1,194 @@
+"""A dual encoder ready to serve: embeddings and zero-shot classification."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bundle.errors import BundleFormatError, ParameterError
+from bundle.manifest import DualEncoderDims, Manifest
+from bundle.text import TextBatch, Tokenizer
+from runtime.canary import check_canary
+from runtime.session import Session
+from runtime.settings import EngineSettings
+from serving.engine.batching import BatchWorker
+from serving.engine.worker import Worker
+from serving.models.admission import Admission
+from serving.models.generative import card_of
+from serving.models.pool import PreprocessPool
+from serving.models.together import together
+from serving.models.vision import VisionStage
+from serving.protocol import (
+    ClassifyRequest,
+    ClassifyResult,
+    EmbedRequest,
+    EmbedResult,
+    ImagePart,
+    ModelCard,
+    TextPart,
+)
+
+Vectors = npt.NDArray[np.float32]
+
+_SLOT = "{}"
+
+
+class DualEncoder:
+    """One dual-encoder bundle: opened at construction, serving after `start`. Used from one event loop.
+
+    Args:
+        directory: The bundle.
+        manifest: Its verified manifest.
+        settings: Batches, threads, limits.
+        pool: Decodes images and tokenizes.
+
+    Raises:
+        BundleError: A graph or the tokenizer is unusable, or the canary fails.
+        MachineError: This machine cannot run it.
+    """
+
+    def __init__(self, directory: Path, manifest: Manifest, settings: EngineSettings, pool: PreprocessPool) -> None:
+        if manifest.dual is None:
+            raise BundleFormatError(f"{directory} has no dual-encoder sizes; it cannot embed")
+        self._manifest = manifest
+        self._dims: DualEncoderDims = manifest.dual
+        self._pool = pool
+        self._tokenizer = Tokenizer.from_file(directory / "tokenizer.json")
+        self._vision = VisionStage(directory, manifest, settings, pool)
+        self._text = Session(directory, manifest.components["text_encoder"], settings)
+        if settings.check_golden:
+            check_canary(directory, manifest, {"vision_encoder": self._vision.session, "text_encoder": self._text})
+        self._text_worker: BatchWorker[TextBatch, Vectors] = BatchWorker(
+            f"text-{manifest.name}", self._run_texts, _num_rows, settings.text_batch_rows, settings.stall_timeout_s
+        )
+        self._admission = Admission(manifest.name, settings.max_sequences + settings.max_waiting)
+
+    @property
+    def card(self) -> ModelCard:
+        """What `/v1/models` tells of it."""
+        return card_of(self._manifest, None)
+
+    @property
+    def start_line(self) -> str:
+        """The line printed at start: name and weights."""
+        return f"{self._manifest.name}: {self._manifest.weight_bytes / 2**20:.0f} MiB of weights"
+
+    @property
+    def workers(self) -> tuple[Worker[Any], ...]:
+        """Its threads."""
+        return (self._text_worker, self._vision.worker)
+
+    @property
+    def gauges(self) -> dict[str, float]:
+        """Numbers for `/metrics`."""
+        return {"num_requests_running": float(self._admission.num_admitted), **self._vision.gauges}
+
+    def start(self) -> None:
+        """Warm up both encoders and start the threads."""
+        self._vision.warm_up()
+        self._run_texts([self._tokenized("warm-up")])
+        for worker in self.workers:
+            worker.start()
+
+    def close(self) -> None:
+        """Stop the threads; unfinished requests fail with EngineDeadError."""
+        for worker in self.workers:
+            worker.close()
+
+    async def embed(self, request: EmbedRequest) -> EmbedResult:
+        """Return one unit vector per input, in order.
+
+        Raises:
+            RequestError: No inputs, a text longer than the encoder reads, bytes that are not an image.
+        """
+        if not request.inputs:
+            raise ParameterError("input is empty; send at least one text or image", "input")
+        with self._admission.admit():
+            texts = [part.text for part in request.inputs if isinstance(part, TextPart)]
+            images = [part for part in request.inputs if isinstance(part, ImagePart)]
+            of_texts, num_tokens, of_images = await self._embed_both(texts, images)
+        embeddings = np.empty((len(request.inputs), self._dims.embedding_size), np.float32)
+        is_text = np.array([isinstance(part, TextPart) for part in request.inputs])
+        embeddings[is_text], embeddings[~is_text] = of_texts, of_images
+        return EmbedResult(embeddings, num_tokens)
+
+    async def classify(self, request: ClassifyRequest) -> ClassifyResult:
+        """Return every image's score for every label.
+
+        Raises:
+            RequestError: No images or labels, a template without its slot, an unusable image or text.
+        """
+        template = request.prompt_template or self._dims.prompt_template
+        if not request.images or not request.labels:
+            raise ParameterError(
+                f"{len(request.images)} images and {len(request.labels)} labels; send at least one of each",
+                "images" if request.labels else "labels",
+            )
+        if _SLOT not in template:
+            raise ParameterError(f"prompt_template {template!r} has no {_SLOT} for the label", "prompt_template")
+        with self._admission.admit():
+            prompts = [template.replace(_SLOT, label) for label in request.labels]
+            of_labels, num_tokens, of_images = await self._embed_both(prompts, request.images)
+        return ClassifyResult(scores(of_images @ of_labels.T, self._dims), num_tokens)
+
+    async def _embed_both(self, texts: Sequence[str], images: Sequence[ImagePart]) -> tuple[Vectors, int, Vectors]:
+        """Return the unit vectors of texts, the tokens they took, and the unit vectors of images."""
+        work: list[Coroutine[Any, Any, Any]] = [self._embed_texts(texts), self._embed_images(images)]
+        (of_texts, num_tokens), of_images = await together(work)
+        return of_texts, num_tokens, of_images
+
+    async def _embed_texts(self, texts: Sequence[str]) -> tuple[Vectors, int]:
+        """Return [n, E] unit vectors and the tokens they took."""
+        rows = await together(self._pool.run(self._tokenized, text) for text in texts)
+        futures = [asyncio.wrap_future(self._text_worker.submit(row)) for row in rows]
+        vectors = await asyncio.gather(*futures)
+        return self._unit(vectors), sum(row.num_tokens for row in rows)
+
+    async def _embed_images(self, images: Sequence[ImagePart]) -> Vectors:
+        """Return [n, E] unit vectors."""
+        decoded = await together(self._vision.decode(image.data) for image in images)
+        encoded = await together(self._vision.encode(image) for image in decoded)
+        return self._unit([image.features for image in encoded])
+
+    def _unit(self, vectors: Sequence[npt.NDArray[Any]]) -> Vectors:
+        rows = np.concatenate([np.zeros((0, self._dims.embedding_size), np.float32), *vectors])
+        unit: Vectors = rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+        return unit
+
+    def _tokenized(self, text: str) -> TextBatch:
+        return self._tokenizer.encode_batch(
+            [text],
+            max_tokens=self._dims.max_text_tokens,
+            pad_token_id=self._dims.pad_token_id,
+            pads_to_max=self._dims.pads_to_max,
+        )
+
+    def _run_texts(self, rows: list[TextBatch]) -> list[Vectors]:
+        """Return [1, E] per text, of one run over all, shorter rows padded on the right and masked."""
+        width = max(row.input_ids.shape[1] for row in rows)
+        input_ids = np.full((len(rows), width), self._dims.pad_token_id, np.int64)
+        attention_mask = np.zeros((len(rows), width), np.int64)
+        for row, ids, mask in zip(rows, input_ids, attention_mask, strict=True):
+            ids[: row.input_ids.shape[1]] = row.input_ids[0]
+            mask[: row.input_ids.shape[1]] = row.attention_mask[0]
+        vectors = self._text.run({"input_ids": input_ids, "attention_mask": attention_mask})["text_embeds"]
+        return [vector[None] for vector in vectors]
+
+
+def _num_rows(batch: TextBatch) -> int:
+    return len(batch.input_ids)
+
+
+def scores(cosines: Vectors, dims: DualEncoderDims) -> Vectors:
+    """Return [images, labels] probabilities over the labels ("softmax", CLIP) or of each label ("sigmoid", SigLIP)."""
+    logits = cosines.astype(np.float64) * dims.logit_scale + dims.logit_bias
+    if dims.scoring == "sigmoid":
+        return (1 / (1 + np.exp(-logits))).astype(np.float32)
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    probabilities: Vectors = (weights / weights.sum(axis=-1, keepdims=True)).astype(np.float32)
+    return probabilities

@@ -1,0 +1,192 @@
+"""The vision stage of a model: image bytes to features, batched over requests, each image encoded once.
+
+Images are decoded and preprocessed on the preprocessing pool, encoded on the stage's own thread, and kept by content.
+Chat, embeddings and classification share it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from bundle.decode import decode_image
+from bundle.image import ImageSpec, TileLayout
+from bundle.manifest import Manifest
+from runtime.session import Session
+from runtime.settings import EngineSettings
+from serving.engine.batching import BatchWorker
+from serving.models.feature_cache import FeatureCache
+from serving.models.pool import PreprocessPool
+
+Pixels = npt.NDArray[np.float32]
+Features = npt.NDArray[Any]
+
+_BATCHES_AHEAD = 2
+"""One batch of images runs while the next is made ready; further ones wait as 8-bit images, a quarter of their pixels'
+size: a whole queue of tiled ones would take gigabytes."""
+
+_BAND_PX = 64
+"""Rows of an image that are hashed at a time."""
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """An image whose size in the prompt is known and whose features are not needed yet.
+
+    Attributes:
+        key: SHA-256 over pixels, preprocessing and encoder: equal keys have equal features.
+        images: Its tiles where they are smaller than it (a photograph of 12 megapixels is 36 MB), else the image alone.
+        layout: How it is cut into tiles.
+        is_cut: `images` are the tiles.
+    """
+
+    key: bytes
+    images: tuple[Image.Image, ...]
+    layout: TileLayout
+    is_cut: bool = False
+
+
+@dataclass
+class _Flight:
+    """An image being encoded, and how many callers wait for it."""
+
+    task: asyncio.Task[EncodedImage]
+    num_callers: int = 0
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """Features of one image ([tiles, P, D] of a vision-language model, [1, E] of a dual encoder) and what they cost."""
+
+    features: Features
+    preprocess_s: float = 0.0
+    vision_s: float = 0.0
+
+
+class VisionStage:
+    """One model's vision encoder, used from one event loop.
+
+    Args:
+        directory: The bundle.
+        manifest: Its manifest.
+        settings: Batch size, cache size, threads.
+        pool: Decodes and preprocesses.
+    """
+
+    def __init__(self, directory: Path, manifest: Manifest, settings: EngineSettings, pool: PreprocessPool) -> None:
+        self.session = Session(directory, manifest.components["vision_encoder"], settings)
+        self._spec = ImageSpec.from_bundle(directory)
+        self._identity = encoder_identity(manifest, self._spec)
+        self._pool = pool
+        self._max_tiles = settings.vision_batch_tiles
+        self.cache = FeatureCache(settings.image_cache_bytes)
+        self._in_flight: dict[bytes, _Flight] = {}
+        self._room = asyncio.Semaphore(_BATCHES_AHEAD * self._max_tiles)
+        self.worker: BatchWorker[Pixels, Features] = BatchWorker(
+            f"vision-{manifest.name}", self.run, len, self._max_tiles, settings.stall_timeout_s
+        )
+
+    @property
+    def gauges(self) -> dict[str, float]:
+        """Return the image cache's numbers for `/metrics`."""
+        return {
+            "image_cache_bytes": float(self.cache.num_bytes),
+            "image_cache_hits": float(self.cache.num_hits),
+            "image_cache_misses": float(self.cache.num_misses),
+        }
+
+    def warm_up(self) -> None:
+        """Run once on a blank tile, so that no request pays for the first run."""
+        self.run([np.zeros((1, 3, *self._spec.tile_size_px), np.float32)])
+
+    async def decode(self, data: bytes) -> DecodedImage:
+        """Return the decoded image.
+
+        Raises:
+            ImageError: The bytes are not an image, or one over the limits.
+        """
+        return await self._pool.run(self._decode, data)
+
+    async def encode(self, image: DecodedImage) -> EncodedImage:
+        """Return the features of an image: kept ones, those being computed for somebody else, or new ones."""
+        kept = self.cache.try_get(image.key)
+        if kept is not None:
+            return EncodedImage(kept)
+        flight = self._in_flight.get(image.key) or self._take_off(image)
+        flight.num_callers += 1
+        try:
+            return await asyncio.shield(flight.task)  # a caller that leaves takes nothing from the others
+        finally:
+            flight.num_callers -= 1
+            if flight.num_callers == 0:
+                self._land(image.key, flight)
+
+    def run(self, images: list[Pixels]) -> list[Features]:
+        """Return the features of each image's tiles, at most `vision_batch_tiles` of them in one run."""
+        tiles = np.concatenate(images) if len(images) > 1 else images[0]
+        (name,) = self.session.output_names
+        pieces = [
+            self.session.run({"pixel_values": tiles[start : start + self._max_tiles]})[name]
+            for start in range(0, len(tiles), self._max_tiles)
+        ]
+        features = np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+        ends = np.cumsum([len(image) for image in images])
+        return [features[end - len(image) : end].copy() for image, end in zip(images, ends, strict=True)]
+
+    def _decode(self, data: bytes) -> DecodedImage:
+        image = decode_image(data)
+        digest = hashlib.sha256(self._identity)
+        digest.update(f"{image.width}x{image.height}".encode())
+        for top in range(0, image.height, _BAND_PX):  # the bytes of a whole image at once are two more copies of it
+            band = image.crop((0, top, image.width, min(top + _BAND_PX, image.height)))
+            digest.update(band.tobytes())
+        layout = self._spec.layout(*image.size)
+        if layout.num_tiles * math.prod(self._spec.tile_size_px) < image.width * image.height:
+            return DecodedImage(digest.digest(), tuple(self._spec.cut(image)), layout, is_cut=True)
+        return DecodedImage(digest.digest(), (image,), layout)
+
+    def _pixels(self, image: DecodedImage) -> Pixels:
+        return self._spec.pixels(image.images if image.is_cut else self._spec.cut(image.images[0]))
+
+    def _take_off(self, image: DecodedImage) -> _Flight:
+        flight = _Flight(asyncio.get_running_loop().create_task(self._encode(image)))
+        self._in_flight[image.key] = flight
+        return flight
+
+    def _land(self, key: bytes, flight: _Flight) -> None:
+        """Forget an image that nobody waits for any more; what is not begun of it is not done."""
+        flight.task.cancel()
+        if self._in_flight.get(key) is flight:
+            del self._in_flight[key]
+
+    async def _encode(self, image: DecodedImage) -> EncodedImage:
+        async with self._room:
+            started_s = time.monotonic()
+            pixels = await self._pool.run(self._pixels, image)
+            preprocessed_s = time.monotonic()
+            features = await asyncio.wrap_future(self.worker.submit(pixels))
+        self.cache.put(image.key, features)
+        return EncodedImage(features, preprocessed_s - started_s, time.monotonic() - preprocessed_s)
+
+
+def encoder_identity(manifest: Manifest, spec: ImageSpec) -> bytes:
+    """Return what, beside the pixels, decides an image's features: the encoder's files and the preprocessing."""
+    file = manifest.components["vision_encoder"].file
+    digests = [manifest.files[name].sha256 for name in sorted(manifest.files) if name.startswith(file)]
+    return "|".join([*digests, spec.model_dump_json()]).encode()
+
+
+def concatenated(images: Sequence[EncodedImage]) -> Features | None:
+    """Return the rows of several images' features [sum of tiles * P, D] in order; None without images."""
+    rows = [image.features.reshape(-1, image.features.shape[-1]) for image in images]
+    return np.concatenate(rows) if rows else None

@@ -1,0 +1,74 @@
+"""Images, requests and their answers, as the tests of the server's rooms want them."""
+
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serving.models.pool import PreprocessPool
+from serving.protocol import (
+    FinishedEvent,
+    GenerateRequest,
+    ImagePart,
+    Message,
+    SamplingParams,
+    TextPart,
+)
+
+
+def png(seed: int = 0, width_px: int = 70, height_px: int = 50) -> bytes:
+    """Return an encoded image of noise."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height_px, width_px, 3), np.uint8)
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def image_bytes():
+    """The function that makes an encoded image from a seed and a size."""
+    return png
+
+
+@pytest.fixture(scope="session")
+def ask():
+    """The function that makes a chat request of one message."""
+
+    def make(*parts: str | bytes, model: str = "tiny-smolvlm", **sampling) -> GenerateRequest:
+        content = tuple(TextPart(part) if isinstance(part, str) else ImagePart(part) for part in parts)
+        return GenerateRequest("r", model, (Message("user", content),), SamplingParams(**sampling))
+
+    return make
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One whole answer."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finished: FinishedEvent
+
+
+@pytest.fixture(scope="session")
+def answer():
+    """The coroutine function that reads a generation to its end and checks its form."""
+
+    async def read(model, request: GenerateRequest) -> Answered:
+        events = [event async for event in model.generate(request)]
+        assert [isinstance(event, FinishedEvent) for event in events] == [False] * (len(events) - 1) + [True]
+        tokens = events[:-1]
+        return Answered(
+            "".join(event.text for event in tokens), tuple(i for event in tokens for i in event.token_ids), events[-1]
+        )
+
+    return read
+
+
+@pytest.fixture
+def pool():
+    pool = PreprocessPool(2)
+    yield pool
+    pool.close()
