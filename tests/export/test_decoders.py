@@ -6,19 +6,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.testing import assert_allclose
 
 from export.exporter import export_checkpoint
+
+if TYPE_CHECKING:
+    import torch
 
 # float32 sums in another order, on logits whose largest are above 10; an error in a graph makes 1e-1 and more
 LOGIT_TOLERANCE = 1e-3
 GREEDY_TOKENS = 64
 IMAGE_TOKEN = 260
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _torch() -> None:
+    """Import torch here, so that collecting takes none."""
+    global torch
+    import torch
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,7 @@ class Pair:
             return self.model(input_ids=torch.from_numpy(ids), **more).logits.numpy()
 
 
-def geometries(checkpoints: ModuleType) -> dict[str, Callable[[Path], Any]]:
+def geometries(checkpoints: ModuleType) -> dict[str, Callable[[Path], None]]:
     llama3 = {
         "rope_type": "llama3",
         "rope_theta": 500.0,
@@ -82,13 +91,17 @@ DIALECTS = ("contrib", "portable")
 
 @pytest.fixture(scope="module", params=[(name, dialect) for name in NAMES for dialect in DIALECTS], ids="-".join)
 def pair(
-    request: pytest.FixtureRequest, checkpoints: ModuleType, open_graphs: Any, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    checkpoints: ModuleType,
+    load_reference: Callable[[Path], Any],
+    open_graphs: Any,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Pair:
     name, dialect = request.param
     folder = tmp_path_factory.mktemp(name)
-    model = geometries(checkpoints)[name](folder / "checkpoint")
+    geometries(checkpoints)[name](folder / "checkpoint")
     export_checkpoint(folder / "checkpoint", folder / "bundle", dialect=dialect)
-    return Pair(model, open_graphs(folder / "bundle"))
+    return Pair(load_reference(folder / "checkpoint"), open_graphs(folder / "bundle"))
 
 
 def random_ids(seed: int, batch: int, length: int) -> np.ndarray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from numpy.typing import NDArray
 from bundle.directory import read_manifest, seal
 from bundle.machine import Machine
 from bundle.report import EvaluationFacts, Replies, Report, TeacherForced, write_report
-from export.exporter import export_checkpoint
 from graphs.layers import find_linears
 from graphs.store import open_graph
 from quant.calibration.statistics import InputStatistics
@@ -24,29 +22,6 @@ from quant.quality.evaluation import PairedFlags
 from quant.quality.gate import judge
 
 Feeds = dict[str, NDArray[Any]]
-
-
-def _save(checkpoints: ModuleType, family: str, folder: Path) -> None:
-    if family.startswith("llava"):
-        checkpoints.save_llava(folder, checkpoints.llava_config(*family.split("-")[1:]))
-    else:
-        getattr(checkpoints, f"save_{family}")(folder)
-
-
-@pytest.fixture(scope="session")
-def bundle_of(checkpoints: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
-    """Return the folder of a family's tiny bundle in a dialect, exported once; read only."""
-    made: dict[tuple[str, str], Path] = {}
-
-    def bundle(family: str, dialect: str) -> Path:
-        if (family, dialect) not in made:
-            folder = tmp_path_factory.mktemp(f"{family}-{dialect}")
-            _save(checkpoints, family, folder / "checkpoint")
-            export_checkpoint(folder / "checkpoint", folder / "bundle", dialect=dialect)
-            made[family, dialect] = folder / "bundle"
-        return made[family, dialect]
-
-    return bundle
 
 
 @pytest.fixture
