@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +12,6 @@ from numpy.testing import assert_allclose
 from bundle.errors import UnsupportedConfigError
 from export.config import RopeConfig, VisionConfig, read_decoder
 from export.models import clip, idefics3, siglip
-
-if TYPE_CHECKING:
-    import torch
-    import transformers
 
 LLAMA3 = {
     "rope_type": "llama3",

@@ -6,16 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
 from export.exporter import export_checkpoint
-
-if TYPE_CHECKING:
-    import torch
 
 # float32 sums in another order, on logits whose largest are above 10; an error in a graph makes 1e-1 and more
 LOGIT_TOLERANCE = 1e-3

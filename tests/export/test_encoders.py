@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,9 +15,6 @@ from numpy.testing import assert_allclose
 from bundle.errors import UnsupportedConfigError
 from export.exporter import export_checkpoint
 from export.models.idefics3 import position_rows
-
-if TYPE_CHECKING:
-    import torch
 
 # of the largest output: float32 sums in another order; an error in a graph makes 1e-2 and more
 TOLERANCE = 2e-5

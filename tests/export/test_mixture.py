@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,12 +21,6 @@ from graphs.experts import find_experts
 from graphs.store import open_graph, save_graph
 from quant.weights.qmoe import QuantizedExperts
 from reference.bundles import CHECKPOINTS
-
-if TYPE_CHECKING:
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    from reference import mote, ternary
 
 # float32 sums in another order, on logits up to 12; a wrong gate or expert makes 1e-1 and more
 LOGIT_TOLERANCE = 1e-3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +12,6 @@ from numpy.testing import assert_allclose
 from bundle.golden import canary_image
 from bundle.image import ImageSpec
 from export.exporter import export_checkpoint
-
-if TYPE_CHECKING:
-    import torch
-
-    from reference import ternary
 
 CHECKPOINTS = Path(__file__).parents[2] / "reference" / "checkpoints"
 

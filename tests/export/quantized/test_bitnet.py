@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +19,6 @@ from export.exporter import export_checkpoint
 from graphs.store import open_graph, save_graph
 from quant.rounding.block_codes import BlockCodes, unpack
 from quant.weights.matmul_nbits import MatMulNBits
-
-if TYPE_CHECKING:
-    import torch
 
 LAYOUTS = {
     "packed-divided": ("bitlinear", "offline", True),

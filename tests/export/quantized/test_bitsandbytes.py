@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,10 +18,6 @@ from safetensors.numpy import load_file
 from bundle.errors import CheckpointError, UnsupportedConfigError
 from export.exporter import export_checkpoint
 from quant.weights.bnb4 import quantize_flat
-
-if TYPE_CHECKING:
-    import bitsandbytes
-    import torch
 
 KINDS = {
     "nf4": {"kind": "nf4"},
