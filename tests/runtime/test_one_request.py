@@ -6,9 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, CLIPModel
 
 from bundle.directory import read_manifest
 from bundle.errors import BundleFormatError, MachineError, QuantizationError
@@ -108,6 +106,9 @@ def test_each_image_is_known_by_the_tile_that_shows_all_of_it(runner: VisionLang
 
 
 def test_logits_equal_transformers(runner: VisionLanguageRunner, smolvlm_checkpoint: Path) -> None:
+    import torch
+    from transformers import AutoModelForImageTextToText
+
     model = AutoModelForImageTextToText.from_pretrained(smolvlm_checkpoint).eval()
     embeds = runner.prompt_embeds([Turn("user", ("Hello",))], [])
     answer = runner.answer_ids("yes")
@@ -140,6 +141,9 @@ def test_generation_stops_at_the_models_longest_sequence(runner: VisionLanguageR
 
 
 def test_embeddings_are_unit_length_and_equal_transformers(clip_bundle: Path, clip_checkpoint: Path) -> None:
+    import torch
+    from transformers import CLIPModel
+
     manifest = read_manifest(clip_bundle)
     runner = DualEncoderRunner(clip_bundle, manifest)
     images = [canary_image(), Image.new("RGB", (33, 50), "blue")] * 20  # more than one batch

@@ -5,13 +5,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 import pytest
-import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, CLIPModel
 
 from bundle.directory import read_manifest
 from bundle.errors import QuantizationError
@@ -22,6 +21,9 @@ from quant.calibration.calibrator import Calibrator, calibrate
 from quant.calibration.feeds import FeedSource
 from quant.calibration.statistics import InputStatistics
 from quant.quality.evaluation import Evaluation
+
+if TYPE_CHECKING:
+    import torch
 
 SHARED, ALONE = "w_shared", "w_alone"
 
@@ -154,6 +156,8 @@ def test_inputs_that_are_not_finite_are_refused(source: ArraySource, wrong: floa
 @contextmanager
 def watched(model: torch.nn.Module, names: list[str]) -> Iterator[dict[str, list[torch.Tensor]]]:
     """Record what enters modules whose weights have these names."""
+    import torch
+
     seen: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     modules = dict(model.named_modules())
     hooks = [
@@ -180,6 +184,9 @@ QUESTIONS = [Asked("yes", images=(canary_image(),)), Asked("a red circle"), Aske
 def test_a_decoder_meets_what_transformers_meets_on_prompts_and_right_answers(
     smolvlm_bundle: Path, smolvlm_checkpoint: Path
 ) -> None:
+    import torch
+    from transformers import AutoModelForImageTextToText
+
     model = AutoModelForImageTextToText.from_pretrained(smolvlm_checkpoint).eval()
     source = FeedSource(smolvlm_bundle, read_manifest(smolvlm_bundle), Evaluation(questions=QUESTIONS), threads=1)
     found = calibrate(source, {"decoder": None}, grams=True)["decoder"]
@@ -193,6 +200,9 @@ def test_a_decoder_meets_what_transformers_meets_on_prompts_and_right_answers(
 
 
 def test_a_vision_encoder_meets_what_transformers_meets(smolvlm_bundle: Path, smolvlm_checkpoint: Path) -> None:
+    import torch
+    from transformers import AutoModelForImageTextToText
+
     model = AutoModelForImageTextToText.from_pretrained(smolvlm_checkpoint).eval()
     source = FeedSource(smolvlm_bundle, read_manifest(smolvlm_bundle), Evaluation(questions=QUESTIONS), threads=1)
     found = calibrate(source, {"vision_encoder": None}, grams=True)["vision_encoder"]
@@ -204,6 +214,9 @@ def test_a_vision_encoder_meets_what_transformers_meets(smolvlm_bundle: Path, sm
 
 
 def test_padding_does_not_count(clip_bundle: Path, clip_checkpoint: Path) -> None:
+    import torch
+    from transformers import CLIPModel
+
     model = CLIPModel.from_pretrained(clip_checkpoint).eval()
     manifest = read_manifest(clip_bundle)
     captions = [Captioned(canary_image(), text) for text in ("a", "a photo of a rather long thing", "two words")]
