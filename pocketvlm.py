@@ -223,7 +223,7 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     """Verify a bundle and show what it holds."""
     from bundle.directory import open_bundle
 
-    manifest = open_bundle(bundle, allow_ungated=True)
+    manifest = open_bundle(bundle, allow_ungated=True).manifest
     if as_json:
         _print_json(manifest.model_dump(mode="json"))
     else:

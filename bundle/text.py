@@ -13,6 +13,8 @@ import tokenizers
 
 from bundle.errors import BundleFormatError, ContextLengthError, PromptError
 
+TOKENIZER = "tokenizer.json"
+
 _REPLACEMENT = "�"
 """What a decoder writes for bytes that are not (yet) a character."""
 

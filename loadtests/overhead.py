@@ -242,7 +242,7 @@ def _serve_ray(connection: Connection) -> None:
 
     from serving.cluster.application import ClusterArgs, ServedModel, application
 
-    models = [ServedModel(card.name, card.task, partial(FakeClient, (card,))) for card in (FAKE_VLM, FAKE_CLIP)]
+    models = [ServedModel(card, partial(FakeClient, (card,))) for card in (FAKE_VLM, FAKE_CLIP)]
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     with open_listener("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]

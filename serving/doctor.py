@@ -6,7 +6,6 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 
 from rich.console import RenderableType
 from rich.markup import escape
@@ -14,9 +13,10 @@ from rich.table import Table
 
 from bundle.errors import MachineError
 from bundle.machine import memory_bytes, num_usable_cores
-from runtime.session import available_providers, failure_of, runtime_version
+from runtime.onnx_runtime import runtime_version
+from runtime.operators import failure_of, probed_operators
+from runtime.providers import CPU, CUDA, available_providers
 
-PROBES = Path(__file__).resolve().parents[1] / "runtime" / "probes"
 _MODULE_OF_EXTRA = {
     "cpu": "onnxruntime",
     "export": "onnxscript",
@@ -29,7 +29,7 @@ _MODULE_OF_EXTRA = {
     "optimum": "optimum",
     "train": "torch",
 }
-_PROBED_PROVIDERS = ("CPUExecutionProvider", "CUDAExecutionProvider")
+_PROBED_PROVIDERS = (CPU, CUDA)
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,14 @@ class Diagnosis:
 def diagnose() -> Diagnosis:
     """Return what this machine can run; takes about a second."""
     try:
-        version, providers = runtime_version(), tuple(available_providers())
+        version, providers = runtime_version(), available_providers()
     except MachineError:
         version, providers = None, ()
     operators = tuple(
-        OperatorFinding(probe.stem, provider, failure_of(probe, provider))
+        OperatorFinding(operator, provider, failure_of(operator, provider))
         for provider in providers
         if provider in _PROBED_PROVIDERS
-        for probe in sorted(PROBES.glob("*.onnx"))
+        for operator in probed_operators()
     )
     return Diagnosis(
         machine=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",

@@ -17,7 +17,7 @@ from hypothesis import settings as hypothesis_settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from export.exporter import export_checkpoint
-from runtime.settings import EngineSettings
+from serving.settings import EngineSettings
 
 # How long an example takes says more of the machine's other work than of the code.
 hypothesis_settings.register_profile("shared-machine", deadline=None)

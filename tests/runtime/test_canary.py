@@ -10,7 +10,7 @@ from bundle.golden import GOLDEN, Recording, load_golden, save_golden
 from bundle.manifest import Gate, Manifest
 from runtime.canary import check_canary
 from runtime.session import Session
-from runtime.settings import EngineSettings
+from serving.settings import EngineSettings
 
 
 @pytest.fixture

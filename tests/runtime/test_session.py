@@ -9,7 +9,7 @@ from bundle.manifest import Component, TensorSpec
 from runtime import session as session_module
 from runtime.cache_shape import CacheShape, cache_shape
 from runtime.session import BoundDecoder, Session, bind_decoder
-from runtime.settings import EngineSettings
+from serving.settings import EngineSettings
 
 RNG = np.random.default_rng(7)
 

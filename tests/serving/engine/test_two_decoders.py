@@ -21,8 +21,8 @@ from graphs.layers import find_linears
 from graphs.store import open_graph, save_graph
 from quant.weights.matmul_nbits import MatMulNBits
 from quant.weights.w8a8 import PerTokenInt8
-from runtime.settings import EngineSettings
 from serving.models.generative import GenerativeModel
+from serving.settings import EngineSettings
 
 SETTINGS = EngineSettings(max_sequences=3, intra_threads=1)
 NUM_TOKENS = 24

@@ -15,9 +15,9 @@ from bundle.errors import (
     ModelNotFoundError,
     TaskError,
 )
-from runtime.settings import EngineSettings
 from serving.models.client import LocalClient
 from serving.protocol import ClassifyRequest, EmbedRequest, ImagePart, TextPart
+from serving.settings import EngineSettings
 
 SETTINGS = EngineSettings(max_sequences=2, intra_threads=1)
 

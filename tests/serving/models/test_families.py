@@ -14,10 +14,10 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from bundle.directory import open_bundle
 from export.exporter import export_checkpoint
-from runtime.settings import EngineSettings
 from serving.models.dual import DualEncoder
 from serving.models.generative import GenerativeModel
 from serving.protocol import ClassifyRequest, EmbedRequest, ImagePart, TextPart
+from serving.settings import EngineSettings
 
 SETTINGS = EngineSettings(max_sequences=3, intra_threads=1, prefill_chunk_tokens=48)
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 from bundle.directory import open_bundle
 from bundle.errors import ContextLengthError, ImageError, MachineError, OverloadedError, ParameterError, PromptError
-from runtime.settings import EngineSettings
 from serving.models.generative import GenerativeModel
 from serving.protocol import FinishedEvent, GenerateRequest, Message, TextPart
+from serving.settings import EngineSettings
 
 SETTINGS = EngineSettings(max_sequences=3, max_waiting=5, intra_threads=1, prefill_chunk_tokens=48)
 

@@ -8,9 +8,9 @@ import pytest
 from bundle.directory import read_manifest, seal
 from bundle.errors import MachineError
 from bundle.manifest import Manifest, Scheme, Target
-from runtime.settings import EngineSettings
 from serving.models.client import load_model
 from serving.models.targets import check_target
+from serving.settings import EngineSettings
 
 CPU, CUDA = EngineSettings(provider="cpu"), EngineSettings(provider="cuda")
 

@@ -8,8 +8,8 @@ from PIL import Image
 
 from bundle.directory import open_bundle
 from bundle.image import TileLayout
-from runtime.settings import EngineSettings
 from serving.models.vision import DecodedImage, VisionStage, concatenated, encoder_identity
+from serving.settings import EngineSettings
 
 SETTINGS = EngineSettings(intra_threads=1, vision_batch_tiles=3)
 

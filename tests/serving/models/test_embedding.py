@@ -11,9 +11,9 @@ from PIL import Image
 from bundle.directory import open_bundle
 from bundle.errors import ContextLengthError, ImageError, OverloadedError, ParameterError
 from bundle.manifest import DualEncoderDims
-from runtime.settings import EngineSettings
 from serving.models.dual import DualEncoder, scores
 from serving.protocol import ClassifyRequest, EmbedRequest, ImagePart, TextPart
+from serving.settings import EngineSettings
 
 SETTINGS = EngineSettings(max_sequences=2, max_waiting=6, intra_threads=1, text_batch_rows=3, vision_batch_tiles=2)
 # Other batch heights round float32 sums differently; unit vectors of a few dozen elements agree far closer than this.
