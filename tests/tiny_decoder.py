@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import onnx_ir as ir
 
 from bundle import tensors
 from bundle.directory import Bundle, seal
-from bundle.manifest import Component, DecoderDims, Manifest, TensorSpec
+from bundle.manifest import Component, DecoderDims, Manifest, TensorSpec, graph_name
 from export.config import DecoderConfig, RopeConfig
 from export.family import GraphPlan, decoder_plan
 from export.graph import build_model, write_model
@@ -59,6 +60,24 @@ class TinyModel:
     def shape(self, settings: EngineSettings) -> CacheShape:
         capacity_tokens = context_of(self.bundle.manifest, settings.context_tokens) or 0
         return cache_shape(self.bundle.manifest, settings.max_sequences, capacity_tokens)
+
+    def with_manifest(self, **changes: Any) -> TinyModel:
+        """Return the same files under another manifest."""
+        manifest = self.bundle.manifest.model_copy(update=changes)
+        return TinyModel(Bundle(self.bundle.directory, manifest), self.config)
+
+    def with_prompt_graph(self, folder: Path) -> TinyModel:
+        """Return a copy with a second decoder, of other weights, that runs prompts."""
+        shutil.copytree(self.bundle.directory, folder, dirs_exist_ok=True)
+        manifest, name = self.bundle.manifest, graph_name("decoder", "prompt")
+        lowering = DIALECTS[manifest.dialect]()
+        prompts = _written(name, _plans(self.config, lowering)["decoder"], lowering, folder, np.random.default_rng(1))
+        components = {
+            **manifest.components,
+            "decoder": manifest.components["decoder"].model_copy(update={"phase": "step"}),
+            name: prompts.model_copy(update={"phase": "prompt"}),
+        }
+        return TinyModel(seal(folder, manifest.model_copy(update={"components": components})), self.config)
 
 
 def write_tiny_model(folder: Path, config: DecoderConfig = CONFIG, dialect: str = "contrib") -> TinyModel:
