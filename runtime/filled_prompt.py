@@ -36,13 +36,13 @@ class FilledPrompt:
             SignatureError: An image has another number of rows than the prompt has places for it.
         """
         rows = [each.reshape(-1, each.shape[-1]) for each in features]
-        wanted = [0] * len(rows)
+        wanted, given = [0] * prompt.num_images, [len(each) for each in rows]
         for span in prompt.spans:
             wanted[span.image] += span.end - span.start
-        if prompt.num_images != len(rows) or wanted != [len(each) for each in rows]:
+        if wanted != given:
             raise SignatureError(
-                f"the vision encoder gave {[len(each) for each in rows]} rows of features for {len(rows)} images, the "
-                f"prompt has places for {wanted} of {prompt.num_images}. Export the checkpoint again."
+                f"the vision encoder gave {given} rows of features by image, the prompt has places for {wanted}. "
+                "Export the checkpoint again."
             )
         placed = (
             Placed(span.start, rows[span.image][span.row : span.row + span.end - span.start]) for span in prompt.spans

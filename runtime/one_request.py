@@ -32,7 +32,7 @@ from runtime.settings import DEFAULT_CHUNK_TOKENS, DEFAULT_VISION_TILES, Runtime
 from runtime.states import empty_states
 
 _DEFAULTS = RuntimeSettings()
-_FEWEST_ROWS = 512
+_FEWEST_ROWS = 128
 """Of a cache, so that it is not made anew for every prompt that is a little longer."""
 _RUNNING, _KEPT = 0, 1
 """The slot that runs, and the one that keeps states of fixed size as the prompt left them."""

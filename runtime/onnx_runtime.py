@@ -12,6 +12,7 @@ from bundle.errors import MachineError, PocketVLMError
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _NO_MEMORY = ("failed to allocate memory", "out of memory", "bad_alloc", "cudaerrormemoryallocation")
+_NO_OPERATOR = ("is not a registered function/op", "No Op registered for")
 
 
 def onnx_runtime() -> ModuleType:
@@ -40,7 +41,7 @@ def runtime_version() -> str:
 
 def lacks_operator(error: Exception) -> bool:
     """Return whether a graph could not be opened because this build has no kernel for it."""
-    return type(error).__name__ == "NotImplemented"
+    return type(error).__name__ == "NotImplemented" or any(sign in str(error) for sign in _NO_OPERATOR)
 
 
 def memory_error(what: str, error: Exception) -> PocketVLMError | None:

@@ -63,7 +63,8 @@ def measure_answers(
     """Return how a variant answers questions beside its parent.
 
     Raises:
-        QuantizationError: There are no questions, or one does not fit the model's context.
+        QuantizationError: There are no questions.
+        ContextLengthError: One does not fit the model's context.
     """
     if not questions:
         raise QuantizationError("the evaluation holds no questions, which a vision-language model is measured on")

@@ -152,16 +152,18 @@ def installed_with(extras: set[str]) -> set[str]:
     return found
 
 
-SERVER = [path for path in (REPOSITORY / "serving").rglob("*.py") if path.name != "cluster.py"]
-BUNDLE = [*(REPOSITORY / "bundle").rglob("*.py")]
+CLUSTER = [*(REPOSITORY / "serving" / "cluster").rglob("*.py")]
+RUNTIME = [path for folder in ("bundle", "runtime") for path in (REPOSITORY / folder).rglob("*.py")]
+EXPORTER = [path for folder in ("export", "graphs") for path in (REPOSITORY / folder).rglob("*.py")]
+SERVER = [path for path in (REPOSITORY / "serving").rglob("*.py") if path not in CLUSTER]
 
 
 @pytest.mark.parametrize(
     ("stage", "files"),
     [
-        ("edge-packages", [*SERVER, *BUNDLE]),
-        ("cluster-packages", [*SERVER, *BUNDLE, REPOSITORY / "serving/cluster.py"]),
-        ("exporter", [*(REPOSITORY / "export").rglob("*.py"), *BUNDLE, REPOSITORY / "reference/bundles.py"]),
+        ("edge-packages", [*SERVER, *RUNTIME]),
+        ("cluster-packages", [*SERVER, *RUNTIME, *CLUSTER]),
+        ("exporter", [*EXPORTER, *RUNTIME, REPOSITORY / "reference/bundles.py"]),
     ],
     ids=["edge", "cluster", "exporter"],
 )
