@@ -18,29 +18,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from bundle.errors import MachineError, PocketVLMError
+from bundle.extras import extra_of, install_line
 
 EXIT_FAILED = 1
 EXIT_MISSED = 3
 EXIT_INTERRUPTED = 130
-
-_EXTRA_OF_MODULE = {
-    "onnxruntime": "cpu",
-    "onnx": "export",
-    "onnx_ir": "export",
-    "onnxscript": "export",
-    "safetensors": "export",
-    "huggingface_hub": "export",
-    "ml_dtypes": "export",
-    "fastapi": "serve",
-    "uvicorn": "serve",
-    "httpx": "serve",
-    "prometheus_client": "serve",
-    "ray": "ray",
-    "locust": "loadtests",
-    "sklearn": "reference",
-    "matplotlib": "quant",
-    "bitsandbytes": "quant",
-}
 
 app = typer.Typer(
     name="pocketvlm",
@@ -500,10 +482,10 @@ def main() -> None:
     except PocketVLMError as error:
         _fail(str(error))
     except ModuleNotFoundError as error:
-        extra = _EXTRA_OF_MODULE.get((error.name or "").split(".")[0])
+        extra = extra_of(error.name or "")
         if extra is None:
             raise
-        _fail(f"this command needs {error.name}. Install it with: pip install 'pocketvlm[{extra}]'")
+        _fail(f"this command needs {error.name}. Install it with: {install_line(extra)}")
     except OSError as error:
         if error.filename is None:
             raise

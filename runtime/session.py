@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.errors import BundleFileError, MachineError, SignatureError
+from bundle.extras import install_line
 from bundle.machine import num_granted_cores
 from bundle.manifest import Component, ComponentName, DecoderDims, Manifest, TensorSpec
 from runtime.cache_shape import CacheShape
@@ -50,7 +51,7 @@ def _runtime() -> ModuleType:
         import onnxruntime
     except ImportError as error:
         raise MachineError(
-            "running a bundle needs ONNX Runtime. Install it with: pip install 'pocketvlm[cpu]' (or [gpu])"
+            f"running a bundle needs ONNX Runtime. Install it with: {install_line('cpu')} (or [gpu])"
         ) from error
     return onnxruntime  # type: ignore[no-any-return]
 
@@ -70,7 +71,8 @@ def _open(path: Path, settings: EngineSettings) -> Any:
     if providers[0] not in runtime.get_available_providers():
         raise MachineError(
             f"this ONNX Runtime {runtime.__version__} has no {providers[0]}, only "
-            f"{', '.join(runtime.get_available_providers())}. Install 'pocketvlm[gpu]' or choose provider cpu."
+            f"{', '.join(runtime.get_available_providers())}. Replace it with: pip uninstall onnxruntime, then "
+            f"{install_line('gpu')}; or choose provider cpu."
         )
     unsupported = runtime.capi.onnxruntime_pybind11_state.NotImplemented
     try:

@@ -143,7 +143,7 @@ def test_a_provider_that_this_runtime_lacks_is_a_clear_error(tiny_model) -> None
 
 def test_a_missing_runtime_names_the_package_to_install(monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
-    with pytest.raises(MachineError, match=r"pip install 'pocketvlm\[cpu\]'"):
+    with pytest.raises(MachineError, match=r"pip install -e '\.\[cpu\]'"):
         session_module._runtime()
 
 
