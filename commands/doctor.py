@@ -19,6 +19,6 @@ def doctor(as_json: JsonOption = False) -> None:
         print_json({**asdict(found), "can_serve": found.can_serve})
     else:
         for item in lines(found):
-            console.print(item)
+            console.print(item, soft_wrap=isinstance(item, str))
     if not found.can_serve:
         raise typer.Exit(EXIT_FAILED)

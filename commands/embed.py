@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from commands.options import BundleArgument, ImageOption, JsonOption, ThreadsOption, read_image
-from commands.terminal import console, print_json
+from commands.terminal import console, print_json, tell_of_failed_gates
 
 
 def embed(
@@ -28,6 +28,7 @@ def embed(
         raise typer.BadParameter("give at least one --image or --text")
     images: list[TextPart | ImagePart] = [ImagePart(read_image(path)) for path in image or ()]
     inputs = (*images, *(TextPart(words) for words in text or ()))
+    tell_of_failed_gates(bundle)
     result = asyncio.run(oneshot.embed(bundle, inputs, threads))
     if as_json:
         print_json({"inputs": names, "embeddings": result.embeddings.tolist(), "prompt_tokens": result.prompt_tokens})

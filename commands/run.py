@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from commands.options import BundleArgument, ImageOption, JsonOption, ThreadsOption, read_image
-from commands.terminal import console, print_json, progress, write
+from commands.terminal import console, print_json, progress, tell_of_failed_gates, write
 
 _OWN = "Default: the model's own."
 
@@ -33,6 +33,7 @@ def run(
 
     images = [ImagePart(read_image(path)) for path in image or ()]
     parts: tuple[TextPart | ImagePart, ...] = (*images, TextPart(prompt))
+    tell_of_failed_gates(bundle)
     sampling = SamplingParams(max_tokens, temperature, top_p, top_k, seed)
     answered = asyncio.run(answer(bundle, Message("user", parts), sampling, threads, None if as_json else write))
     if as_json:

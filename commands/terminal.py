@@ -36,6 +36,19 @@ def progress(line: str) -> None:
     progress_console.print(line, style="dim", markup=False)
 
 
+def tell_of_failed_gates(bundle: Path) -> None:
+    """Print one dim line on stderr where a bundle that is about to answer failed its quality gate.
+
+    Raises:
+        BundleFormatError: The folder is not a bundle.
+    """
+    from bundle.directory import failed_gates, read_manifest
+
+    if failed := failed_gates(read_manifest(bundle)):
+        line = f"{bundle} failed its quality gate ({failed}); it answers all the same"
+        progress_console.print(line, style="dim", markup=False, soft_wrap=True)
+
+
 def print_manifest(bundle: Path, manifest: Manifest) -> None:
     """Print on stdout what a bundle holds and costs."""
     from bundle.summary import summary
