@@ -128,12 +128,17 @@ def open_bundle(directory: Path | str, *, verify: bool = True, allow_ungated: bo
     return bundle
 
 
+def failed_gates(manifest: Manifest) -> str:
+    """Return every gate that failed in words, its value, samples and limit; empty where none did."""
+    return "; ".join(
+        f"{g.name} {g.value:.4g} on {g.n}, needs {'>=' if g.direction == 'min' else '<='} {g.limit:.4g}"
+        for g in manifest.gates
+        if not g.passed
+    )
+
+
 def _require_gated(root: Path, manifest: Manifest) -> None:
-    if failed := [gate for gate in manifest.gates if not gate.passed]:
-        listed = "; ".join(
-            f"{g.name} {g.value:.4g} on {g.n}, needs {'>=' if g.direction == 'min' else '<='} {g.limit:.4g}"
-            for g in failed
-        )
+    if listed := failed_gates(manifest):
         raise GateError(
             f"{root} failed its quality gate ({listed}). Quantize with more bits, measure on more samples where n is "
             "small, or load it anyway with --allow-ungated."

@@ -6,6 +6,7 @@ import os
 from types import ModuleType
 
 from bundle.errors import MachineError, PocketVLMError
+from bundle.extras import install_line
 
 # Since 1.29 its wheels keep a device id and queue events (model file names, producer, CPU, path of Python) under the
 # user's cache folder, and try to send them. Read when the library is loaded.
@@ -25,7 +26,7 @@ def onnx_runtime() -> ModuleType:
         import onnxruntime
     except ImportError as error:
         raise MachineError(
-            "running a bundle needs ONNX Runtime. Install it with: pip install 'pocketvlm[cpu]' (or [gpu])"
+            f"running a bundle needs ONNX Runtime. Install it with: {install_line('cpu')} (or [gpu])"
         ) from error
     return onnxruntime  # type: ignore[no-any-return]
 

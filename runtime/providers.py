@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import Any
 
 from bundle.errors import MachineError
+from bundle.extras import install_line
 from bundle.machine import num_granted_cores
 from runtime.onnx_runtime import onnx_runtime
 from runtime.settings import Provider, RuntimeSettings
@@ -40,7 +41,8 @@ def providers_of(settings: RuntimeSettings) -> list[str]:
     if not has_provider(settings.provider):
         raise MachineError(
             f"this ONNX Runtime {onnx_runtime().__version__} has no {names[0]}, only "
-            f"{', '.join(available_providers())}. Install 'pocketvlm[gpu]' or choose provider cpu."
+            f"{', '.join(available_providers())}. Replace it with: pip uninstall onnxruntime, then "
+            f"{install_line('gpu')}; or choose provider cpu."
         )
     return names
 

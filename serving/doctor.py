@@ -12,23 +12,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from bundle.errors import MachineError
+from bundle.extras import MODULES_OF_EXTRA, install_line
 from bundle.machine import memory_bytes, num_usable_cores
 from runtime.onnx_runtime import runtime_version
 from runtime.operators import failure_of, probed_operators
 from runtime.providers import CPU, CUDA, available_providers
 
-_MODULE_OF_EXTRA = {
-    "cpu": "onnxruntime",
-    "export": "onnxscript",
-    "serve": "fastapi",
-    "ray": "ray",
-    "quant": "bitsandbytes",
-    "reference": "sklearn",
-    "loadtests": "locust",
-    "tensorrt": "tensorrt",
-    "optimum": "optimum",
-    "train": "torch",
-}
 _PROBED_PROVIDERS = (CPU, CUDA)
 
 
@@ -52,7 +41,7 @@ class Diagnosis:
         onnxruntime: Its version; None where it is not installed.
         providers: Execution providers it was built with.
         operators: One finding per probe and provider.
-        missing: Extra -> the pip line that installs it.
+        missing: Extra that lacks a module -> what installs it.
     """
 
     machine: str
@@ -90,9 +79,9 @@ def diagnose() -> Diagnosis:
         providers=providers,
         operators=operators,
         missing={
-            extra: f"pip install 'pocketvlm[{extra}]'"
-            for extra, module in _MODULE_OF_EXTRA.items()
-            if find_spec(module) is None
+            extra: install_line(extra)
+            for extra, modules in MODULES_OF_EXTRA.items()
+            if any(find_spec(module) is None for module in modules)
         },
     )
 

@@ -152,18 +152,21 @@ def installed_with(extras: set[str]) -> set[str]:
     return found
 
 
-CLUSTER = [*(REPOSITORY / "serving" / "cluster").rglob("*.py")]
-RUNTIME = [path for folder in ("bundle", "runtime") for path in (REPOSITORY / folder).rglob("*.py")]
-EXPORTER = [path for folder in ("export", "graphs") for path in (REPOSITORY / folder).rglob("*.py")]
-SERVER = [path for path in (REPOSITORY / "serving").rglob("*.py") if path not in CLUSTER]
+def sources(*folders: str) -> list[Path]:
+    return [path for folder in folders for path in (REPOSITORY / folder).rglob("*.py")]
+
+
+CLUSTER = sources("serving/cluster")
+SERVER = [path for path in sources("bundle", "commands", "runtime", "serving") if path not in CLUSTER]
+EXPORTER = [*sources("bundle", "export", "graphs"), REPOSITORY / "commands/shipped.py"]
 
 
 @pytest.mark.parametrize(
     ("stage", "files"),
     [
-        ("edge-packages", [*SERVER, *RUNTIME]),
-        ("cluster-packages", [*SERVER, *RUNTIME, *CLUSTER]),
-        ("exporter", [*EXPORTER, *RUNTIME, REPOSITORY / "reference/bundles.py"]),
+        ("edge-packages", SERVER),
+        ("cluster-packages", [*SERVER, *CLUSTER]),
+        ("exporter", EXPORTER),
     ],
     ids=["edge", "cluster", "exporter"],
 )

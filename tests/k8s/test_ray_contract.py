@@ -63,7 +63,7 @@ def test_the_arguments_are_those_of_the_application_and_its_deployments_take_the
 
 
 def test_the_bundles_are_those_that_the_image_holds(rayservice: Object) -> None:
-    from reference.bundles import CHECKPOINTS
+    from commands.shipped import CHECKPOINTS
 
     assert [str(path) for path in arguments(rayservice).bundles] == [f"/bundles/{name}" for name in CHECKPOINTS]
 

@@ -32,4 +32,14 @@ def test_missing_operators_mean_that_the_machine_cannot_serve(monkeypatch: pytes
 
 def test_missing_extras_come_with_the_line_that_installs_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "find_spec", lambda module: None)
-    assert doctor.diagnose().missing["ray"] == "pip install 'pocketvlm[ray]'"
+    assert doctor.diagnose().missing["ray"] == "pip install -e '.[ray]' in a checkout of PocketVLM"
+
+
+def test_an_extra_is_missing_where_one_of_its_modules_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "find_spec", lambda module: None if module == "gguf" else module)
+    assert set(doctor.diagnose().missing) == {"export"}
+
+
+def test_extras_that_nothing_uses_are_not_advertised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "find_spec", lambda module: None)
+    assert not {"tensorrt", "optimum", "llguidance"} & set(doctor.diagnose().missing)

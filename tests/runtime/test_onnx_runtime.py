@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from bundle.errors import MachineError
+from runtime.onnx_runtime import onnx_runtime
+
 ROOT = Path(__file__).parents[2]
 BARE = "import onnxruntime as o, sys; o.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])"
 
@@ -31,6 +34,12 @@ def test_a_run_leaves_no_file_and_without_our_switch_it_would(smolvlm_bundle: Pa
     if not bare:
         pytest.skip("this ONNX Runtime writes nothing by itself: nothing to switch off")
     assert any("onnxruntime" in name for name in bare)
+
+
+def test_a_missing_runtime_names_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MachineError, match=r"pip install -e '\.\[cpu\]'"):
+        onnx_runtime()
 
 
 def test_every_entry_switches_it_off_before_the_library_is_loaded() -> None:
