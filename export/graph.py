@@ -28,13 +28,16 @@ def build_model(name: str, plan: GraphPlan, dialect: Dialect) -> ir.Model:
     """
     graph = ir.Graph([], [], nodes=[], opset_imports=dict(dialect.opset_imports), name=name)
     builder = GraphBuilder(graph)
-    inputs = [builder.input(spec.name, _DTYPES[spec.dtype], list(spec.shape)) for spec in plan.inputs]
-    returned = plan.module(builder.op, *inputs)
+    taken = [(spec.name, spec.dtype, spec.shape) for spec in plan.inputs]
+    taken += [(state.input, state.dtype, state.shape) for state in plan.states]
+    given = [(spec.name, spec.dtype, spec.shape) for spec in plan.outputs]
+    given += [(state.output, state.dtype, state.shape) for state in plan.states]
+    returned = plan.module(builder.op, *(builder.input(input_, _DTYPES[dtype], [*at]) for input_, dtype, at in taken))
     values = returned if isinstance(returned, tuple) else (returned,)
-    for value, spec in zip(values, plan.outputs, strict=True):
-        value.type = ir.TensorType(_DTYPES[spec.dtype])
-        value.shape = ir.Shape(spec.shape)
-        builder.add_output(value, spec.name)
+    for value, (output, dtype, shape) in zip(values, given, strict=True):
+        value.type = ir.TensorType(_DTYPES[dtype])
+        value.shape = ir.Shape(shape)
+        builder.add_output(value, output)
     return ir.Model(graph, ir_version=_IR_VERSION, producer_name=_PRODUCER)
 
 
@@ -43,5 +46,10 @@ def write_model(model: ir.Model, folder: Path, plan: GraphPlan) -> Component:
     file = f"{model.graph.name}.onnx"
     save_graph(model, folder / file)
     return Component(
-        file=file, scheme="fp32", inputs=plan.inputs, outputs=plan.outputs, weight_bytes=weight_bytes(model)
+        file=file,
+        role=plan.role,
+        scheme="fp32",
+        inputs=plan.inputs,
+        outputs=plan.outputs,
+        weight_bytes=weight_bytes(model),
     )

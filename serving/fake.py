@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from bundle.decode import decode_image
 from bundle.errors import ContextLengthError, ModelNotFoundError, OverloadedError, PocketVLMError, TaskError
-from bundle.manifest import Gate, Task
+from bundle.gates import Gate
+from bundle.manifest import Task
 from serving.protocol import (
     ClassifyRequest,
     ClassifyResult,
@@ -123,7 +124,7 @@ class FakeClient:
         try:
             for index, word in enumerate(words):
                 await self._pause(index)
-                yield TokenEvent(word, (index,))
+                yield TokenEvent(word, (index,), time.monotonic())
             await self._pause(len(words), is_end=True)
         except (GeneratorExit, asyncio.CancelledError):
             self.cancelled.append(request.request_id)

@@ -71,12 +71,18 @@ class DecoderStack(Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dialect)
 
     def forward(
-        self, op: OpBuilder, x: ir.Value, angles: Angles, past: list[CacheRows], lengths: Lengths, rows: ir.Value
+        self,
+        op: OpBuilder,
+        x: ir.Value,
+        angles: Angles,
+        past: list[CacheRows],
+        lengths: list[Lengths],
+        rows: ir.Value,
     ) -> tuple[ir.Value, list[CacheRows]]:
-        """Return the normed hidden states of `rows` [B, N, D] and every layer's cache."""
+        """Return the normed hidden states of `rows` [B, N, D] and every layer's cache; `lengths` are each layer's."""
         presents = []
-        for layer, cache in zip(self.layers, past, strict=True):
-            x, present = layer(op, x, angles, cache, lengths)
+        for layer, cache, of_layer in zip(self.layers, past, lengths, strict=True):
+            x, present = layer(op, x, angles, cache, of_layer)
             presents.append(present)
         wanted = op.GatherND(x, op.Unsqueeze(rows, [2]), batch_dims=1)
         return self.norm(op, wanted), presents
@@ -109,7 +115,11 @@ class CausalDecoder(Module):
     ) -> tuple[ir.Value, ...]:
         """Return logits [B, N, V] and the presents, key and value of each layer in turn."""
         angles = rotary_angles(op, position_ids, self.config.rope, self.config.head_size)
-        lengths = self.dialect.lengths(op, inputs_embeds, past_lengths)
+        of_group = [
+            self.dialect.lengths(op, inputs_embeds, op.Gather(past_lengths, group, axis=0))
+            for group in range(self.config.num_length_groups)
+        ]
+        lengths = [of_group[group] for group in self.config.length_groups]
         past = [CacheRows(key, value) for key, value in zip(cache[::2], cache[1::2], strict=True)]
         hidden, presents = self.stack(op, inputs_embeds, angles, past, lengths, logits_indices)
         return self.lm_head(op, hidden), *(rows for present in presents for rows in (present.key, present.value))

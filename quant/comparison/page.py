@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from bundle.manifest import Gate
+from bundle.gates import Gate
 from bundle.report import Report, TaskAccuracy
 from bundle.summary import megabytes
 from quant.comparison.charts import Chart, charts_of, form_label, short_layer

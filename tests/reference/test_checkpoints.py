@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from reference.bundles import SHIPPED
+from commands.shipped import CHECKPOINTS as SERVED
 from reference.scenes import held_out
 
 MAX_BYTES = 20 * 2**20
-CHECKPOINTS = SHIPPED["vlm"].parent
+CHECKPOINTS = SERVED["vlm"].parent
 
 
 @pytest.fixture(scope="module", autouse=True)

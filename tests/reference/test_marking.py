@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reference.bundles import CHECKPOINTS
+from commands.shipped import CHECKPOINTS
 from reference.scenes import TASKS, held_out
 
 

@@ -7,7 +7,7 @@ import pathlib
 
 import pytest
 
-from reference.bundles import CHECKPOINTS
+from commands.shipped import CHECKPOINTS
 
 WIDTHS = {"ternary": 704, "float": 88}
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from reference.bundles import CHECKPOINTS, SHIPPED
+from commands.shipped import CHECKPOINTS
 
-STORED = SHIPPED["vlm-ternary"]
+STORED = CHECKPOINTS["vlm"].parent / "vlm-ternary"
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,8 +9,8 @@ import random
 import numpy as np
 import pytest
 
+from commands.shipped import CHECKPOINTS
 from reference import contrast, packing
-from reference.bundles import CHECKPOINTS
 from reference.layout import dense_labels, render
 from reference.scenes import held_out
 
