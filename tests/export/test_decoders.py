@@ -167,18 +167,19 @@ def test_portable_decoder_appends_several_tokens_to_several_sequences(pair: Pair
 
 
 def test_greedy_decoding_gives_the_reference_tokens(pair: Pair) -> None:
+    """Or one whose logit is as high: which of two such is the largest, the order of a sum decides."""
     ids = random_ids(4, 1, 12)
     decoder = pair.graphs.decoder(1, 12 + GREEDY_TOKENS)
-    expected, found = ids, ids
     logits = decoder.step(pair.graphs.embed(ids))
     for _ in range(GREEDY_TOKENS):
-        found = np.append(found, logits[:, -1].argmax(axis=1)[:, None], axis=1)
-        expected = np.append(expected, pair.reference(expected)[:, -1].argmax(axis=1)[:, None], axis=1)
-        if found.shape[1] < 12 + GREEDY_TOKENS:
-            logits = decoder.step(pair.graphs.embed(found[:, -1:]))
-    assert found.tolist() == expected.tolist()
+        token = int(logits[0, -1].argmax())
+        expected = pair.reference(ids)[0, -1]
+        assert expected[token] > expected.max() - 2 * LOGIT_TOLERANCE
+        ids = np.append(ids, [[token]], axis=1)
+        if ids.shape[1] < decoder.capacity:
+            logits = decoder.step(pair.graphs.embed(ids[:, -1:]))
     # a decoder that repeats one token would agree however wrong its positions and cache
-    assert len(set(found[0, 12:].tolist())) > 10
+    assert len(set(ids[0, 12:].tolist())) > 10
 
 
 def test_positions_turn_the_rotary_embedding_and_nothing_else(pair: Pair) -> None:
