@@ -145,7 +145,7 @@ class Decoder:
         for name, array in self.graphs.feeds(phase, self.graphs.step(runs)).items():
             binding.bind_cpu_input(name, array)
         logits = self._bind_logits(binding, len(runs), len(runs[0].wanted))
-        session.graph.run_bound(binding)
+        session.graph.run_bound(binding, in_part=len(optional) < len(session.component.optional_outputs))
         *_, last = found = binding.get_outputs()
         asked = found[len(self.states.states) : -1]
         return (
