@@ -22,6 +22,7 @@ from export.nn.linear import Linear
 from export.nn.mlp import GatedMLP
 from export.nn.module import Module, ModuleList, Weight
 from graphs.experts import GATE_ROWS, SWIGLU, UP_ROWS, operands
+from graphs.labels import Label
 from graphs.store import CONTRIB
 
 
@@ -36,7 +37,7 @@ class StackedWeight(Weight):
     """
 
     def __init__(self, experts: int, matrix: tuple[int, int], sources: Mapping[str, slice], name: str) -> None:
-        super().__init__(experts, *matrix, name=name)
+        super().__init__(experts, *matrix, name=name, label=Label("experts"))
         self._sources = tuple(f"{expert}.{source}" for expert in range(experts) for source in sources)
         self._rows = tuple(sources.values())
 
@@ -69,7 +70,7 @@ class _Mixture(Module):
     def __init__(self, config: DecoderConfig, experts: ExpertsConfig) -> None:
         super().__init__()
         self.shared_expert = GatedMLP(config)
-        self.router = Linear(config.hidden_size, experts.num, bias=False)
+        self.router = Linear(config.hidden_size, experts.num, rows=None, role="router", bias=False)
         self.num_experts = experts.num
 
 
