@@ -12,7 +12,7 @@ from bundle.errors import CheckpointError, MissingWeightError, SurplusWeightErro
 from export.checkpoint import Checkpoint, StoredTensor, WeightTensor
 from export.family import Family
 from export.nn.module import Weight
-from graphs.labels import Label, Role
+from graphs.labels import Label, LayerRole
 
 _LISTED = 5
 """Names shown in an error; the rest are counted."""
@@ -94,7 +94,7 @@ class WeightSource:
             raise MissingWeightError(f"the checkpoint lacks {name!r}")
         return float(self._tensors[name].read().reshape(-1)[0])
 
-    def _labelled(self, role: Role) -> list[Weight]:
+    def _labelled(self, role: LayerRole) -> list[Weight]:
         return [weight for weight in self._weights if Label.try_read(weight) == Label(role)]
 
     def _is_tied(self, table: Weight, head: Weight) -> bool:

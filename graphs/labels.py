@@ -15,7 +15,7 @@ from bundle.errors import QuantizationError
 from graphs.experts import find_experts
 from graphs.layers import find_linears, find_tables
 
-Role = Literal["linear", "head", "router", "experts", "table", "tied table", "constant table"]
+LayerRole = Literal["linear", "head", "router", "experts", "table", "tied table", "constant table"]
 """A head gives the vocabulary's scores, a router the experts'; a constant table is looked up with ids that the graph
 holds itself, and a tied one holds the head's numbers."""
 
@@ -32,7 +32,7 @@ class Label:
             decide, and for tables.
     """
 
-    role: Role
+    role: LayerRole
     rows: int | None = None
 
     def write(self, weight: ir.Value) -> None:
@@ -52,12 +52,13 @@ class Label:
         role, rows = (weight.metadata_props.get(key) for key in (_ROLE, _ROWS))
         if role is None:
             return None
-        if role not in get_args(Role) or not (rows is None or rows.isdecimal()):
+        known = get_args(LayerRole)
+        if role not in known or not (rows is None or rows.isdecimal()):
             raise QuantizationError(
-                f"{weight.name} is labelled {role!r} with rows {rows!r}; known are {', '.join(get_args(Role))}, with a "
-                "whole number or none. It was exported by another version; export the checkpoint again"
+                f"{weight.name} is labelled {role!r} with rows {rows!r}; known are {', '.join(known)}, with a whole "
+                "number of rows or none. It was exported by another version; export the checkpoint again"
             )
-        return cls(cast(Role, role), None if rows is None else int(rows))
+        return cls(cast(LayerRole, role), None if rows is None else int(rows))
 
     @classmethod
     def read(cls, weight: ir.Value) -> Label:

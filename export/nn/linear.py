@@ -7,7 +7,7 @@ from onnxscript import OpBuilder
 
 from bundle.errors import UnsupportedConfigError
 from export.nn.module import Module, Weight
-from graphs.labels import Label, Role
+from graphs.labels import Label, LayerRole
 
 _QUICK_GELU_ALPHA = 1.702
 """Of CLIP's x * sigmoid(1.702 x) (Hendrycks and Gimpel, arXiv 1606.08415, section 2)."""
@@ -34,7 +34,7 @@ class Linear(Module):
         out_features: int,
         *,
         rows: int | None,
-        role: Role = "linear",
+        role: LayerRole = "linear",
         bias: bool = True,
         name: str | None = None,
     ) -> None:

@@ -11,12 +11,12 @@ import onnx_ir as ir
 from bundle.errors import QuantizationError
 from bundle.manifest import ComponentName
 from graphs.experts import Experts, find_experts
-from graphs.labels import Label, Role
+from graphs.labels import Label, LayerRole
 from graphs.layers import Linear, Table, find_linears, find_tables
 
 _Layer = TypeVar("_Layer", Linear, Table)
 
-Kind = Role | Literal["ternary experts"]
+Kind = LayerRole | Literal["ternary experts"]
 """Ternary experts hold nothing but -a, 0 and a, which is seen from their numbers; the rest is what export says."""
 
 

@@ -11,18 +11,15 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from onnxscript import OpBuilder
 from safetensors.torch import load_file, save_file
 
 from bundle.directory import read_manifest
-from bundle.manifest import Component, Manifest, TensorSpec
+from bundle.manifest import Component, Manifest
 from export.architectures import load_family
 from export.checkpoint import Checkpoint, StoredTensor
 from export.exporter import export_checkpoint
-from export.family import GraphPlan
 from export.graph import build_model, write_model
 from export.nn.dialect import DIALECTS, Contrib
-from export.nn.module import Module, Weight
 from export.weights import WeightSource
 from graphs.experts import find_experts
 from graphs.labels import Label, unlabelled
@@ -151,6 +148,16 @@ def test_the_bucketed_positions_are_the_constant_table(checkpoints: ModuleType, 
     assert Bundle(tmp_path / "bundle").roles("vision_encoder")["constant table"] == 1
 
 
+def filled(folder: Path) -> tuple[Any, dict[str, ir.Model]]:
+    """Plans and models of a checkpoint, their weights found and not yet written."""
+    checkpoint = Checkpoint.open(folder)
+    family = load_family(checkpoint.config)
+    plans = family.graphs(Contrib())
+    models = {name: build_model(name, plan, Contrib()) for name, plan in plans.items()}
+    WeightSource(checkpoint, family, [model.graph for model in models.values()]).fill()
+    return plans, models
+
+
 def table_role(folder: Path) -> str:
     export_checkpoint(folder, folder.with_name("bundle"))
     (role,) = Bundle(folder.with_name("bundle")).roles("embed_tokens")
@@ -172,12 +179,8 @@ def test_a_table_is_known_as_tied_by_its_key_without_reading_a_number(
         raise AssertionError(f"{tensor} was read")
 
     monkeypatch.setattr(StoredTensor, "read", fail)
-    checkpoint = Checkpoint.open(smolvlm_checkpoint)
-    family = load_family(checkpoint.config)
-    plans = family.graphs(Contrib())
-    graphs = {name: build_model(name, plan, Contrib()).graph for name, plan in plans.items()}
-    WeightSource(checkpoint, family, graphs.values()).fill()
-    (table,) = graphs["embed_tokens"].initializers.values()
+    _, models = filled(smolvlm_checkpoint)
+    (table,) = models["embed_tokens"].graph.initializers.values()
     assert Label.read(table) == Label("tied table")
 
 
@@ -194,21 +197,10 @@ def test_a_table_stored_twice_is_tied_where_both_hold_the_same_numbers(
     assert table_role(tmp_path / "checkpoint") == role
 
 
-class _Forgetful(Module):
-    """A family's module whose author forgot the label."""
-
-    def __init__(self) -> None:
-        super().__init__("forgetful")
-        self.weight = Weight(4, 3, transposed=True)
-
-    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        return op.MatMul(x, self.weight)
-
-
-def test_a_module_that_leaves_a_layer_without_a_label_is_named(tmp_path: Path) -> None:
-    x, y = (TensorSpec(name=name, dtype="float32", shape=("B", size)) for name, size in (("x", 4), ("y", 3)))
-    plan = GraphPlan(_Forgetful(), (x,), (y,))
-    model = build_model("vision_encoder", plan, Contrib())
-    model.graph.initializers["forgetful.weight"].const_value = ir.tensor(np.ones((4, 3), np.float32))
-    with pytest.raises(TypeError, match=r"vision_encoder: forgetful\.weight: .* without a label"):
-        write_model(model, tmp_path, plan)
+def test_a_graph_with_a_layer_that_has_no_label_is_not_written(smolvlm_checkpoint: Path, tmp_path: Path) -> None:
+    plans, models = filled(smolvlm_checkpoint)
+    forgotten = next(name for name in models["decoder"].graph.initializers if name.endswith("mlp.up_proj.weight"))
+    models["decoder"].graph.initializers[forgotten].metadata_props.clear()
+    with pytest.raises(TypeError, match=f"decoder: {forgotten}: .* without a label"):
+        write_model(models["decoder"], tmp_path, plans["decoder"])
+    assert list(tmp_path.iterdir()) == []

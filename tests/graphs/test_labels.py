@@ -9,10 +9,10 @@ import onnx_ir as ir
 import pytest
 
 from bundle.errors import QuantizationError
-from graphs.labels import Label, Role, unlabelled
+from graphs.labels import Label, LayerRole, unlabelled
 from graphs.store import open_graph, save_graph
 
-LABELS = [*(Label(role) for role in get_args(Role)), Label("linear", 1), Label("linear", 257)]
+LABELS = [*(Label(role) for role in get_args(LayerRole)), Label("linear", 1), Label("linear", 257)]
 
 
 @pytest.fixture
