@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from bundle.directory import read_manifest
 from bundle.manifest import Component, Manifest
+from commands.shipped import CHECKPOINTS
 from export.architectures import load_family
 from export.checkpoint import Checkpoint, StoredTensor
 from export.exporter import export_checkpoint
@@ -26,7 +27,6 @@ from graphs.labels import Label, unlabelled
 from graphs.layers import find_linears, find_tables
 from graphs.store import open_graph
 from reference import mote
-from reference.bundles import CHECKPOINTS
 
 BUCKETED = {"image_size": 62, "patch_size": 2}  # 31 patches a side: some positions round into the bucket below
 SAVES: Mapping[str, Callable[[ModuleType, Path], Any]] = {
