@@ -10,6 +10,7 @@ from onnxscript import GraphBuilder
 from bundle.manifest import Component
 from export.family import GraphPlan
 from export.nn.dialect import Dialect
+from graphs.labels import unlabelled
 from graphs.store import save_graph, weight_bytes
 
 _DTYPES = {"float32": ir.DataType.FLOAT, "int64": ir.DataType.INT64}
@@ -42,7 +43,17 @@ def build_model(name: str, plan: GraphPlan, dialect: Dialect) -> ir.Model:
 
 
 def write_model(model: ir.Model, folder: Path, plan: GraphPlan) -> Component:
-    """Write `{name}.onnx` and `{name}.onnx.data`, one weight in memory at a time, and return the manifest's entry."""
+    """Write `{name}.onnx` and `{name}.onnx.data`, one weight in memory at a time, and return the manifest's entry.
+
+    Raises:
+        TypeError: A module left a layer without a label.
+    """
+    bare = unlabelled(model.graph)
+    if bare:
+        raise TypeError(
+            f"{model.graph.name}: {', '.join(bare)}: multiplied or looked up, and without a label. Give the Weight one "
+            "in its module (docs/add-a-model.md); what is made smaller is planned by it"
+        )
     file = f"{model.graph.name}.onnx"
     save_graph(model, folder / file)
     return Component(

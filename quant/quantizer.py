@@ -23,6 +23,7 @@ from bundle.report import (
     Report,
     write_report,
 )
+from graphs.sharing import share_weights
 from graphs.store import open_graph, save_graph, weight_bytes
 from quant.calibration.calibrator import Calibrator
 from quant.calibration.feeds import FeedSource
@@ -34,7 +35,6 @@ from quant.quality.evaluation import Evaluation, Measured
 from quant.quality.gate import MIXED, judge_all, measure
 from quant.quality.parity import Parity, canary_parity
 from quant.rounding.table import load_rounding
-from quant.sharing import share_weights
 from runtime.providers import has_provider
 from runtime.settings import RuntimeSettings, provider_of
 

@@ -82,9 +82,9 @@ class Graph:
         self.inputs = tuple(map(Port.of, self._session.get_inputs()))
         self.optional_inputs = tuple(map(Port.of, self._session.get_overridable_initializers()))
         self.outputs = tuple(map(Port.of, self._session.get_outputs()))
-        self._run_options = onnx_runtime().RunOptions()
-        # Computes what is asked for and nothing else: outputs may be optional.
-        self._run_options.only_execute_path_to_fetches = True
+        # Computes what is asked for and nothing else. It costs every run a walk through the graph.
+        self._in_part = onnx_runtime().RunOptions()
+        self._in_part.only_execute_path_to_fetches = True
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Return outputs by name, all where none are named; the arrays are new.
@@ -93,7 +93,7 @@ class Graph:
             MachineError: The run failed.
         """
         names = [port.name for port in self.outputs] if outputs is None else list(outputs)
-        options = None if outputs is None else self._run_options
+        options = self._in_part if len(names) < len(self.outputs) else None
         try:
             return dict(zip(names, self._session.run(names, dict(feeds), options), strict=True))
         except Exception as error:  # ONNX Runtime's errors share no class
@@ -103,14 +103,18 @@ class Graph:
         """Return a fresh ONNX Runtime binding."""
         return self._session.io_binding()
 
-    def run_bound(self, binding: Any) -> None:
-        """Run with inputs and outputs bound beforehand; what is not bound is not computed.
+    def run_bound(self, binding: Any, *, in_part: bool = False) -> None:
+        """Run with inputs and outputs bound beforehand.
+
+        Args:
+            binding: As `binding` returned it.
+            in_part: Not all outputs are bound; the others are not computed.
 
         Raises:
             MachineError: The run failed.
         """
         try:
-            self._session.run_with_iobinding(binding, self._run_options)
+            self._session.run_with_iobinding(binding, self._in_part if in_part else None)
         except Exception as error:  # ONNX Runtime's errors share no class
             raise run_error(self.name, error) from error
 

@@ -26,6 +26,10 @@ from serving.settings import EngineSettings
 if TYPE_CHECKING:
     from bundle.manifest import Dialect
 
+STARTS_RAY = ("serving/test_cluster.py", "loadtests/test_overhead.py")
+SLOW = ("commands/test_walkthrough.py", "export/test_exporter.py", "loadtests/test_run.py")
+"""Begun last, each would keep one worker busy while the others are done."""
+
 # How long an example takes says more of the machine's other work than of the code.
 hypothesis_settings.register_profile("shared-machine", deadline=None)
 hypothesis_settings.load_profile("shared-machine")
@@ -40,6 +44,31 @@ def beside(name: str) -> ModuleType:
     sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give workers whole files (`--dist loadgroup`), for fixtures are made once a file, the slowest files first.
+
+    What starts Ray is one file to them: two clusters of two cores each are too much for a small machine.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    places = {file: place for place, file in enumerate((*STARTS_RAY, *SLOW))}
+    files = {item: item.path.relative_to(Path(__file__).parent).as_posix() for item in items}
+    for item, file in files.items():
+        item.add_marker(pytest.mark.xdist_group("Ray" if file in STARTS_RAY else file))
+    items.sort(key=lambda item: places.get(files[item], len(places)))
+
+
+def pytest_collection_finish() -> None:
+    """Refuse a suite that takes seconds to collect: most tests need neither of these.
+
+    Raises:
+        UsageError: A test module or a conftest imports one at its top.
+    """
+    heavy = " and ".join(sorted({"torch", "transformers"} & sys.modules.keys()))
+    if heavy:
+        raise pytest.UsageError(f"collecting imported {heavy}; import it in the test or the fixture that needs it")
 
 
 @pytest.fixture(scope="session")

@@ -21,10 +21,10 @@ class CachedAttention(Module):
     def __init__(self, config: DecoderConfig, dialect: Dialect) -> None:
         super().__init__()
         size, heads, kv_heads = config.head_size, config.num_heads, config.num_kv_heads
-        self.q_proj = Linear(config.hidden_size, heads * size, bias=config.qkv_bias)
-        self.k_proj = Linear(config.hidden_size, kv_heads * size, bias=config.qkv_bias)
-        self.v_proj = Linear(config.hidden_size, kv_heads * size, bias=config.qkv_bias)
-        self.o_proj = Linear(heads * size, config.hidden_size, bias=config.out_bias)
+        self.q_proj = Linear(config.hidden_size, heads * size, rows=None, bias=config.qkv_bias)
+        self.k_proj = Linear(config.hidden_size, kv_heads * size, rows=None, bias=config.qkv_bias)
+        self.v_proj = Linear(config.hidden_size, kv_heads * size, rows=None, bias=config.qkv_bias)
+        self.o_proj = Linear(heads * size, config.hidden_size, rows=None, bias=config.out_bias)
         self.heads = Heads(heads, kv_heads, size, float(size) ** -0.5)
         self.dialect = dialect
 
@@ -100,7 +100,7 @@ class CausalDecoder(Module):
     def __init__(self, config: DecoderConfig, dialect: Dialect, name: str) -> None:
         super().__init__()
         self.stack = DecoderStack(config, dialect, name)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, rows=None, role="head", bias=False)
         self.config = config
         self.dialect = dialect
 

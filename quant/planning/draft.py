@@ -99,7 +99,7 @@ def make_draft(bundle: Bundle, weights: str, options: Options, say: Say) -> Draf
         raise QuantizationError(f"--block-size {options.block_size}: weights share a scale in blocks of {sizes}")
     refuse_target(manifest, options.target)
     graphs = {name: open_graph(bundle.graph_path(name)).graph for name in manifest.components}
-    sites = survey_bundle(graphs, manifest)
+    sites = survey_bundle(graphs)
     profile = _profile_of(asked, manifest, options)
     planner = Planner(manifest, asked, options.target, None, options.mix.prompt_tokens(manifest), options.block_size)
     plan_bundle(planner, sites, profile)  # refuses what cannot be done before time is spent on measuring

@@ -333,6 +333,16 @@ def test_a_replica_whose_engine_died_is_reported_to_ray() -> None:
     asyncio.run(check())
 
 
+def test_models_are_told_from_their_manifests_while_a_replica_is_full_or_absent(smolvlm_bundle, clip_bundle) -> None:
+    models = cluster.served_models(ClusterArgs(bundles=(smolvlm_bundle, clip_bundle)))
+    nobody = dict.fromkeys(("tiny-smolvlm", "tiny-clip"), SimpleNamespace(options=lambda **_: None))
+    told = asyncio.run(RayClient([model.card for model in models], nobody, dict).models())
+    assert [(card.name, card.task, card.context_tokens) for card in told] == [
+        ("tiny-smolvlm", "image-text-to-text", 512),
+        ("tiny-clip", "dual-encoder", None),
+    ]
+
+
 def test_a_controller_that_does_not_answer_is_not_ready() -> None:
     def silent() -> dict[str, int]:
         raise RayError("gone")
