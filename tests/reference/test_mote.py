@@ -150,6 +150,7 @@ def test_slices_beyond_the_dense_layer_are_refused() -> None:
         mote.ExpertShape(4, 704, "int3")
 
 
+@pytest.mark.usefixtures("quick_steps")
 @pytest.mark.parametrize("kind", ["mote", "dense"])
 def test_five_steps_of_training_leave_a_checkpoint_that_loads(kind: str, tmp_path: pathlib.Path) -> None:
     train_mote.main(["--smoke", "--kind", kind, "--out", str(tmp_path)])

@@ -160,7 +160,7 @@ def exact_activations(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def smoke(quick_steps: None, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("ternary")
     train_ternary.main(["--smoke", "--out", str(folder)])
     return folder

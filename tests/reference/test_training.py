@@ -47,7 +47,7 @@ def tokens(reader: Reader) -> transformers.PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="module")
-def trained_vlm(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def trained_vlm(quick_steps: None, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Five steps, with the shipped tokenizer, which test_checkpoints.py holds the scripts to: its training is slow."""
     folder = tmp_path_factory.mktemp("vlm")
     with pytest.MonkeyPatch.context() as patch:
@@ -58,7 +58,7 @@ def trained_vlm(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
-def trained_clip(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def trained_clip(quick_steps: None, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("clip")
     train_clip.main(["--smoke", "--out", str(folder)])
     return folder
