@@ -238,7 +238,9 @@ def test_no_linear_layer_of_an_encoder_runs_in_float(int8_clip: Path, run, compo
 
 
 def test_dual_writes_a_second_decoder_over_the_same_signature(smolvlm_bundle: Path, tmp_path: Path) -> None:
-    manifest = quantize_bundle(smolvlm_bundle, tmp_path / "dual", weights="int4", options=Options(profile="dual"))
+    manifest = quantize_bundle(
+        smolvlm_bundle, tmp_path / "dual", weights="int4", options=Options(profile="dual"), evaluation=QUESTIONS
+    )
     steps, prompts = manifest.components["decoder"], manifest.components["decoder_prefill"]
     assert (steps.scheme, prompts.scheme) == ("int4", "int8")
     assert prompts.file == "decoder_prefill.onnx"
@@ -246,7 +248,7 @@ def test_dual_writes_a_second_decoder_over_the_same_signature(smolvlm_bundle: Pa
     assert (steps.role, prompts.role) == ("decoder", "decoder")
     assert (steps.phase, prompts.phase) == ("step", "prompt")
     written = open_bundle(tmp_path / "dual", allow_ungated=True).manifest
-    assert written == manifest
+    assert written.components == manifest.components
     assert written.graph("decoder", "prompt") == "decoder_prefill"
     assert written.graph("decoder", "step") == written.graph("decoder") == "decoder"
     assert written.states == read_manifest(smolvlm_bundle).states
@@ -254,6 +256,8 @@ def test_dual_writes_a_second_decoder_over_the_same_signature(smolvlm_bundle: Pa
     report = read_report(tmp_path / "dual")
     assert [profile.name for profile in report.profiles if profile.is_chosen] == ["dual"]
     assert report.components["decoder_prefill"].canary_cosine > 0.99
+    assert report.teacher_forced is not None
+    assert report.teacher_forced.kl_mean > 0
 
 
 def test_the_chosen_profiles_predicted_bytes_are_those_written(smolvlm_bundle: Path, int8_vlm: Path) -> None:
