@@ -15,7 +15,7 @@ def test_bundles_are_grouped_by_their_checkpoint(variant_at, smolvlm_bundle: Pat
     (family,) = read_families([*variants, smolvlm_bundle])
     assert [variant.label for variant in family.variants] == ["int4", "int8"]  # the smallest first
     assert family.parent is not None
-    assert family.parent.directory == smolvlm_bundle
+    assert family.parent.bundle.directory == smolvlm_bundle
     with pytest.raises(BundleFormatError, match="an fp32 bundle alone"):
         read_families([*variants, clip_bundle])
 
