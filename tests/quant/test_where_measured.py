@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from bundle.directory import open_bundle
 from bundle.manifest import Manifest, Target
+from bundle.report import read_report
 from quant import quantizer
 from quant.planning.draft import Options
 from quant.quality.evaluation import Evaluation
@@ -17,7 +19,7 @@ from runtime.graph import Graph
 from runtime.providers import has_provider
 from runtime.settings import Provider, RuntimeSettings
 
-TOLD = "this machine has no cuda: quality is measured on its CPU"
+TOLD = "quality on cuda: this machine has no cuda, so it is measured on the CPU"
 
 
 @pytest.fixture
@@ -56,6 +58,7 @@ def test_a_variant_for_cuda_is_measured_on_the_cpu_of_a_machine_without_it_and_t
 ) -> None:
     manifest, told = quantized(smolvlm_bundle, tmp_path / "out", "cuda", samples)
     assert told[0].startswith(TOLD)
+    assert told[0] in read_report(open_bundle(tmp_path / "out", allow_ungated=True)).not_measured
     assert manifest.target == "cuda"
     assert set(providers) == {"cpu"}
     assert {gate.basis for gate in manifest.gates} == {"canary", "samples"}
