@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ from bundle.directory import Bundle, read_manifest, seal
 from bundle.machine import Machine
 from bundle.manifest import Component, Manifest
 from bundle.report import EvaluationFacts, Replies, Report, TeacherForced, write_report
-from export.exporter import export_checkpoint
 from graphs.layers import find_linears
 from graphs.store import open_graph, save_graph
 from quant.calibration.statistics import InputStatistics
@@ -104,29 +102,6 @@ def array_source(tmp_path: Path, one_thread: RuntimeSettings) -> Callable[..., A
         return ArraySource(seal(tmp_path, manifest), samples, one_thread)
 
     return write
-
-
-def _save(checkpoints: ModuleType, family: str, folder: Path) -> None:
-    if family.startswith("llava"):
-        checkpoints.save_llava(folder, checkpoints.llava_config(*family.split("-")[1:]))
-    else:
-        getattr(checkpoints, f"save_{family}")(folder)
-
-
-@pytest.fixture(scope="session")
-def bundle_of(checkpoints: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
-    """Return the folder of a family's tiny bundle in a dialect, exported once; read only."""
-    made: dict[tuple[str, str], Path] = {}
-
-    def bundle(family: str, dialect: str) -> Path:
-        if (family, dialect) not in made:
-            folder = tmp_path_factory.mktemp(f"{family}-{dialect}")
-            _save(checkpoints, family, folder / "checkpoint")
-            export_checkpoint(folder / "checkpoint", folder / "bundle", dialect=dialect)
-            made[family, dialect] = folder / "bundle"
-        return made[family, dialect]
-
-    return bundle
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
-import openai
 import pytest
 from pydantic import PydanticDeprecatedSince20
 
@@ -134,6 +133,8 @@ def wait_until(is_true: Callable[[], bool], patience_s: float) -> None:
 
 @pytest.mark.slow
 def test_a_chat_of_a_real_model_streams_through_the_cluster(url: str) -> None:
+    import openai
+
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         whole = client.chat.completions.create(**ask("tiny-smolvlm", max_tokens=8))
         chunks = list(client.chat.completions.create(**ask("tiny-smolvlm", max_tokens=8, stream=True)))

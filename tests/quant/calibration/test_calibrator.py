@@ -3,13 +3,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
-import torch
-from transformers import AutoModelForImageTextToText, CLIPModel
 
 from bundle.directory import open_bundle
 from bundle.errors import QuantizationError
@@ -20,6 +18,9 @@ from quant.calibration.feeds import FeedSource
 from quant.calibration.statistics import InputStatistics
 from quant.quality.evaluation import Evaluation
 from runtime.settings import RuntimeSettings
+
+if TYPE_CHECKING:
+    import torch
 
 SHARED, ALONE = "w_shared", "w_alone"
 
@@ -123,6 +124,8 @@ def test_inputs_that_are_not_finite_are_refused(source: Any, wrong: float) -> No
 @contextmanager
 def watched(model: torch.nn.Module, names: list[str]) -> Iterator[dict[str, list[torch.Tensor]]]:
     """Record what enters modules whose weights have these names."""
+    import torch
+
     seen: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     modules = dict(model.named_modules())
     hooks = [
@@ -152,6 +155,9 @@ def questions(asked: type) -> Evaluation:
 def test_a_decoder_meets_what_transformers_meets_on_prompts_and_right_answers(
     smolvlm_bundle: Path, smolvlm_checkpoint: Path, questions: Evaluation, one_thread: RuntimeSettings
 ) -> None:
+    import torch
+    from transformers import AutoModelForImageTextToText
+
     model = AutoModelForImageTextToText.from_pretrained(smolvlm_checkpoint).eval()
     source = FeedSource(open_bundle(smolvlm_bundle), questions, settings=one_thread)
     found = calibrate(source, {"decoder": None}, grams=True)["decoder"]
@@ -167,6 +173,9 @@ def test_a_decoder_meets_what_transformers_meets_on_prompts_and_right_answers(
 def test_a_vision_encoder_meets_what_transformers_meets(
     smolvlm_bundle: Path, smolvlm_checkpoint: Path, questions: Evaluation, one_thread: RuntimeSettings
 ) -> None:
+    import torch
+    from transformers import AutoModelForImageTextToText
+
     model = AutoModelForImageTextToText.from_pretrained(smolvlm_checkpoint).eval()
     source = FeedSource(open_bundle(smolvlm_bundle), questions, settings=one_thread)
     found = calibrate(source, {"vision_encoder": None}, grams=True)["vision_encoder"]
@@ -180,6 +189,9 @@ def test_a_vision_encoder_meets_what_transformers_meets(
 def test_padding_does_not_count(
     clip_bundle: Path, clip_checkpoint: Path, captioned: type, one_thread: RuntimeSettings
 ) -> None:
+    import torch
+    from transformers import CLIPModel
+
     model = CLIPModel.from_pretrained(clip_checkpoint).eval()
     bundle = open_bundle(clip_bundle)
     captions = [captioned(canary_image(), text) for text in ("a", "a photo of a rather long thing", "two words")]
