@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from bundle.decode import decode_image
 from bundle.errors import ContextLengthError, ModelNotFoundError, OverloadedError, PocketVLMError, TaskError
+from bundle.labels import SLOT, label_text
 from bundle.manifest import Gate, Task
 from serving.protocol import (
     ClassifyRequest,
@@ -143,8 +144,8 @@ class FakeClient:
         """Return softmax scores of cosines between the fake embeddings."""
         self._card(request.model, "dual-encoder")
         await self._serve_once()
-        template = request.prompt_template or "{}"
-        labels = np.stack([_embedding(template.replace("{}", label).encode()) for label in request.labels])
+        template = request.prompt_template or SLOT
+        labels = np.stack([_embedding(label_text(template, label).encode()) for label in request.labels])
         images = np.stack([_embedding(_content(image)) for image in request.images])
         exponentials = np.exp(10 * images @ labels.T)
         scores = (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.errors import BundleFormatError, ParameterError
+from bundle.labels import SLOT, label_text
 from bundle.manifest import DualEncoderDims, Manifest
 from bundle.text import TextBatch, Tokenizer
 from runtime.canary import check_canary
@@ -34,8 +35,6 @@ from serving.protocol import (
 )
 
 Vectors = npt.NDArray[np.float32]
-
-_SLOT = "{}"
 
 
 class DualEncoder:
@@ -129,10 +128,10 @@ class DualEncoder:
                 f"{len(request.images)} images and {len(request.labels)} labels; send at least one of each",
                 "images" if request.labels else "labels",
             )
-        if _SLOT not in template:
-            raise ParameterError(f"prompt_template {template!r} has no {_SLOT} for the label", "prompt_template")
+        if SLOT not in template:
+            raise ParameterError(f"prompt_template {template!r} has no {SLOT} for the label", "prompt_template")
         with self._admission.admit():
-            prompts = [template.replace(_SLOT, label) for label in request.labels]
+            prompts = [label_text(template, label) for label in request.labels]
             of_labels, num_tokens, of_images = await self._embed_both(prompts, request.images)
         return ClassifyResult(scores(of_images @ of_labels.T, self._dims), num_tokens)
 
