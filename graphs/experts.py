@@ -45,11 +45,6 @@ class Experts:
         return str(self.first.name).rpartition(".")[0]
 
     @property
-    def num_weights(self) -> int:
-        """Return how many weights the matrices have."""
-        return 3 * self.num_experts * self.num_inputs * self.width
-
-    @property
     def input(self) -> ir.Value:
         """Return x [B, T, D]."""
         return _present(self.node, 0)

@@ -77,7 +77,7 @@ _FEWEST_TURNS = 3
 _BUDGET_S = 6.0
 _MOST_WEIGHTS = 1 << 22  # of a timed layer; a larger one is timed with fewer outputs and the time scaled
 _FORMAT = 1
-_SAME_ROUNDING = dict.fromkeys(("hqq", "gptq", "ternary", "ternary-absmean", "ternary-gptq", "four-level"), "rtn")
+_SAME_ROUNDING = dict.fromkeys(("hqq", "gptq", "ternary", "ternary-gptq", "four-level"), "rtn")
 _SAME_ROUNDING["fp4"] = "nf4"
 """Roundings that differ in the codes alone take the same time as the quickest one to compute."""
 _SAME_METHOD = {"qmoe": "matmul_nbits", "qdq_int4": "matmul_nbits"}

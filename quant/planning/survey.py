@@ -49,11 +49,6 @@ class Site:
     num_hidden: int = 0
 
     @property
-    def num_weights(self) -> int:
-        """Return how many there are."""
-        return self.copies * self.num_inputs * self.num_outputs
-
-    @property
     def is_table(self) -> bool:
         """Return whether rows are looked up, not multiplied."""
         return self.kind in ("table", "tied table", "constant table")
