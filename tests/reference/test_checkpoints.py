@@ -14,7 +14,7 @@ from safetensors.torch import load_file  # noqa: E402
 
 from reference import clip_model, tokenizer  # noqa: E402
 from reference.compare_experts import Compared  # noqa: E402
-from reference.evaluate import CHECKPOINTS, DualEncoder, Reader  # noqa: E402
+from reference.evaluate import CHECKPOINTS, Matcher, Reader  # noqa: E402
 from reference.scenes import held_out  # noqa: E402
 
 MAX_BYTES = 20 * 2**20
@@ -37,8 +37,8 @@ def mixture() -> Reader:
 
 
 @pytest.fixture(scope="module")
-def encoder() -> DualEncoder:
-    return DualEncoder(CHECKPOINTS / "clip")
+def encoder() -> Matcher:
+    return Matcher(CHECKPOINTS / "clip")
 
 
 @pytest.mark.parametrize("name", ["vlm", "clip"])
@@ -111,12 +111,12 @@ def test_small_experts_and_layers_answer_held_out_questions(
     assert request.getfixturevalue(fixture).score(task, 20, seed=1).num_right >= 17
 
 
-def test_clip_tells_held_out_shapes_and_colours(encoder: DualEncoder) -> None:
+def test_clip_tells_held_out_shapes_and_colours(encoder: Matcher) -> None:
     assert encoder.zero_shot("shape", 40, seed=1).num_right >= 36
     assert encoder.zero_shot("colour", 40, seed=1).num_right >= 36
 
 
-def test_shipped_tokenizers_are_the_ones_the_scripts_make(reader: Reader, encoder: DualEncoder) -> None:
+def test_shipped_tokenizers_are_the_ones_the_scripts_make(reader: Reader, encoder: Matcher) -> None:
     assert tokenizer.train().get_vocab() == reader.processor.tokenizer.get_vocab()
     assert clip_model.train_tokenizer().get_vocab() == encoder.processor.tokenizer.get_vocab()
 

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch", reason="training needs the [train] extra")
 transformers = pytest.importorskip("transformers", reason="training needs the [train] extra")
 
 from reference import clip_model, contrast, packing, train_clip, train_vlm, vlm_model  # noqa: E402
-from reference.evaluate import DualEncoder, Reader, Score  # noqa: E402
+from reference.evaluate import Matcher, Reader, Score  # noqa: E402
 from reference.layout import dense_labels, render  # noqa: E402
 from reference.scenes import held_out  # noqa: E402
 from reference.shipping import save_vlm  # noqa: E402
@@ -47,7 +47,7 @@ def test_five_vlm_steps_leave_a_checkpoint_that_answers(vlm_folder: pathlib.Path
 
 
 def test_five_clip_steps_leave_a_checkpoint_that_embeds(clip_folder: pathlib.Path) -> None:
-    assert DualEncoder(clip_folder).zero_shot("shape", 4, 0).n == 4
+    assert Matcher(clip_folder).zero_shot("shape", 4, 0).n == 4
 
 
 def test_weights_are_stored_in_half_precision(vlm_folder: pathlib.Path, clip_folder: pathlib.Path) -> None:
@@ -105,7 +105,7 @@ def test_training_pixels_equal_the_processors_pixels(vlm_folder: pathlib.Path, c
     image = held_out("colour", 1)[0].images[0]
     wanted = np.asarray(image).astype(np.float32).transpose(2, 0, 1) / 127.5 - 1
     vlm = Reader(vlm_folder).processor(text="<image>", images=[image])["pixel_values"]
-    clip = DualEncoder(clip_folder).processor(images=[image])["pixel_values"]
+    clip = Matcher(clip_folder).processor(images=[image])["pixel_values"]
     np.testing.assert_allclose(np.asarray(vlm[0][0]), wanted, atol=1e-5)
     np.testing.assert_allclose(np.asarray(clip[0]), wanted, atol=1e-5)
 
@@ -129,7 +129,7 @@ def test_clip_tokenizer_knows_every_byte(clip_folder: pathlib.Path) -> None:
 
 
 def test_clip_training_embeds_as_transformers_does(clip_folder: pathlib.Path) -> None:
-    encoder = DualEncoder(clip_folder)
+    encoder = Matcher(clip_folder)
     texts = ["a circle", "a large red circle and a small blue star"]
     ids = encoder.processor.tokenizer(texts, padding=True, return_tensors="pt")
     pixels = torch.from_numpy(np.stack([np.asarray(held_out("colour", 1)[0].images[0])]))
