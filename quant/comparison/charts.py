@@ -19,7 +19,7 @@ from bundle.form import Form
 from bundle.manifest import ComponentName
 from bundle.report import LayerSensitivity, TaskAccuracy
 from quant.comparison.label_places import Box, place_labels
-from quant.comparison.variants import REFERENCE, Family, Variant
+from quant.comparison.variants import REFERENCE, Siblings, Variant
 from quant.quality.measures import Interval
 
 WIDTH_PX = 430
@@ -86,19 +86,19 @@ class _Point:
     is_filled: bool
 
 
-def charts_of(family: Family) -> list[Chart]:
+def charts_of(siblings: Siblings) -> list[Chart]:
     """Return every chart that the measurements allow."""
     with _style():
-        charts = [_by_size(family), _by_speed(family), _by_task(family), *_by_layer(family)]
+        charts = [_by_size(siblings), _by_speed(siblings), _by_task(siblings), *_by_layer(siblings)]
     return [chart for chart in charts if chart is not None]
 
 
-def _by_size(family: Family) -> Chart | None:
-    sizes = {each.label: _exactly(each.manifest.weight_bytes / 1e6) for each in family.variants}
-    points = _points(family, {**sizes, REFERENCE: _exactly(family.fp32_bytes / 1e6)})
+def _by_size(siblings: Siblings) -> Chart | None:
+    sizes = {each.label: _exactly(each.manifest.weight_bytes / 1e6) for each in siblings.variants}
+    points = _points(siblings, {**sizes, REFERENCE: _exactly(siblings.fp32_bytes / 1e6)})
     if not points:
         return None
-    front = [point for point in points if point.label in {variant.label for variant in family.pareto}]
+    front = [point for point in points if point.label in {variant.label for variant in siblings.pareto}]
     caption = (
         "Up and to the left is better. The line joins the variants than which none is both smaller and more often "
         "right. Filled: passes its gates; hollow: fails, or was not gated. Whiskers: 95 % interval of the loss against "
@@ -107,28 +107,28 @@ def _by_size(family: Family) -> Chart | None:
     return Chart("accuracy-by-size", "Right answers and size", caption, _scatter(points, front, "weights, MB"))
 
 
-def _by_speed(family: Family) -> Chart | None:
-    points = _points(family, family.speeds)
+def _by_speed(siblings: Siblings) -> Chart | None:
+    points = _points(siblings, siblings.speeds)
     if not points:
         return None
-    what = "images embedded" if family.speed_unit == "images" else "tokens decoded"
+    what = "images embedded" if siblings.speed_unit == "images" else "tokens decoded"
     caption = "Up and to the right is better. Whiskers across: quartiles of the rounds; marks as in the chart of sizes."
     return Chart("accuracy-by-speed", "Right answers and speed", caption, _scatter(points, [], f"{what} per second"))
 
 
-def _points(family: Family, x: Mapping[str, Interval]) -> list[_Point]:
+def _points(siblings: Siblings, x: Mapping[str, Interval]) -> list[_Point]:
     points = [
-        _Point(variant.label, x[variant.label], _share(variant.accuracy), *_look(family, variant))
-        for variant in family.variants
+        _Point(variant.label, x[variant.label], _share(variant.accuracy), *_look(siblings, variant))
+        for variant in siblings.variants
         if variant.accuracy and variant.label in x
     ]
-    if points and family.fp32_accuracy is not None and REFERENCE in x:
-        points.append(_Point(REFERENCE, x[REFERENCE], _exactly(100 * family.fp32_accuracy), _INK, "*", True))
+    if points and siblings.fp32_accuracy is not None and REFERENCE in x:
+        points.append(_Point(REFERENCE, x[REFERENCE], _exactly(100 * siblings.fp32_accuracy), _INK, "*", True))
     return points
 
 
-def _look(family: Family, variant: Variant) -> tuple[str, str, bool]:
-    at = family.variants.index(variant)
+def _look(siblings: Siblings, variant: Variant) -> tuple[str, str, bool]:
+    at = siblings.variants.index(variant)
     return _SERIES[at % len(_SERIES)], _MARKERS[at % len(_MARKERS)], variant.verdict == "passed"
 
 
@@ -203,16 +203,16 @@ def _names(points: Sequence[_Point]) -> list[str]:
     return [point.label for point in points]
 
 
-def _by_task(family: Family) -> Chart | None:
+def _by_task(siblings: Siblings) -> Chart | None:
     """Return bars of the loss per task: from 0, which is fp32, so that their length is what was lost."""
-    measured = [variant for variant in family.variants if variant.accuracy]
-    tasks = family.tasks
+    measured = [variant for variant in siblings.variants if variant.accuracy]
+    tasks = siblings.tasks
     if not measured:
         return None
     figure, axes = _new_figure(70 + len(tasks) * max(8 * len(measured) + 6, 20) + 18 * ((len(measured) + 2) // 3))
     for at, variant in enumerate(measured):
         offset = (at - (len(measured) - 1) / 2) * _BARS_SHARE / len(measured)
-        _add_bars(axes, tasks, variant, offset, _BARS_SHARE / len(measured), _look(family, variant)[0])
+        _add_bars(axes, tasks, variant, offset, _BARS_SHARE / len(measured), _look(siblings, variant)[0])
     axes.axvline(0, color=_INK, lw=1)
     axes.set_yticks(range(len(tasks)), [f"{task} (n {_num(measured, task)})" for task in tasks])
     axes.set_ylim(len(tasks) - 0.45, -0.55)
@@ -240,9 +240,9 @@ def _num(measured: Sequence[Variant], task: str) -> int:
     return next(each.report.tasks[task].n for each in measured if each.report and task in each.report.tasks)
 
 
-def _by_layer(family: Family) -> Iterator[Chart]:
+def _by_layer(siblings: Siblings) -> Iterator[Chart]:
     """Yield one chart per component that a sensitivity search looked at."""
-    rows = max((report.sensitivity for report in family.reports), key=len, default=())
+    rows = max((report.sensitivity for report in siblings.reports), key=len, default=())
     for component in dict.fromkeys(row.component for row in rows):
         yield _layers_of(component, [row for row in rows if row.component == component])
 

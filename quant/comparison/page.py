@@ -12,7 +12,7 @@ from bundle.report import Report, TaskAccuracy
 from bundle.summary import megabytes
 from quant.comparison.charts import Chart, charts_of, form_label, short_layer
 from quant.comparison.decode_speed import HOW
-from quant.comparison.variants import REFERENCE, Family, Variant
+from quant.comparison.variants import REFERENCE, Siblings, Variant
 
 _NOT_IN_NAMES = re.compile(r"[^\w.-]+")
 """Of a model's name, what a file name does without."""
@@ -53,71 +53,71 @@ details { border-top: 1px solid var(--line); padding: .5rem 0; } summary { curso
 """
 
 
-def write_comparison(path: Path, families: Sequence[Family]) -> list[Path]:
+def write_comparison(path: Path, groups: Sequence[Siblings]) -> list[Path]:
     """Write the page, and each of its charts as a PNG file beside it; return what was written.
 
     Args:
         path: Of the page. "report.html" gets "report-accuracy-by-size.png" and so on; with several checkpoints a
             number and the parent's name stand in between.
-        families: One per checkpoint.
+        groups: One per checkpoint.
     """
-    charts = [charts_of(family) for family in families]
-    is_alone = len(families) == 1
+    charts = [charts_of(siblings) for siblings in groups]
+    is_alone = len(groups) == 1
     heading = "" if is_alone else "<h1>Which variants to take</h1>"
-    body = "".join(_section(family, drawn, is_alone) for family, drawn in zip(families, charts, strict=True))
+    body = "".join(_section(siblings, drawn, is_alone) for siblings, drawn in zip(groups, charts, strict=True))
     path.write_text(
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Variants of {escape(', '.join(family.name for family in families))}</title>"
+        f"<title>Variants of {escape(', '.join(siblings.name for siblings in groups))}</title>"
         f"<style>{_STYLE}</style></head>\n<body>{heading}{body}</body></html>\n",
         encoding="utf-8",
     )
     written = [path]
-    for number, (family, drawn) in enumerate(zip(families, charts, strict=True), start=1):
-        prefix = path.stem if is_alone else f"{path.stem}-{number}-{_NOT_IN_NAMES.sub('_', family.name)}"
+    for number, (siblings, drawn) in enumerate(zip(groups, charts, strict=True), start=1):
+        prefix = path.stem if is_alone else f"{path.stem}-{number}-{_NOT_IN_NAMES.sub('_', siblings.name)}"
         for chart in drawn:
             written.append(path.with_name(f"{prefix}-{chart.name}.png"))
             chart.write_png(written[-1])
     return written
 
 
-def verdict_sentence(family: Family) -> str:
+def verdict_sentence(siblings: Siblings) -> str:
     """Return which variant to take, with its numbers."""
-    best = family.recommended
+    best = siblings.recommended
     if best is None:
-        return f"Keep {family.name} in fp32: none of its {len(family.variants)} smaller variants passes its gates"
+        return f"Keep {siblings.name} in fp32: none of its {len(siblings.variants)} smaller variants passes its gates"
     size = best.manifest.weight_bytes
-    parts = [f"{megabytes(size)} of weights, {size / family.fp32_bytes:.0%} of fp32"]
+    parts = [f"{megabytes(size)} of weights, {size / siblings.fp32_bytes:.0%} of fp32"]
     if accuracy := best.accuracy:
         parts.append(f"{accuracy.quantized:.1%} of {accuracy.n} answers right, fp32 {accuracy.fp32:.1%}")
-    if ratio := family.speed_ratios.get(best.label):
+    if ratio := siblings.speed_ratios.get(best.label):
         parts.append(f"{ratio:.2g} times the speed of fp32")
     return f"Take {best.label}: {'; '.join(parts)}"
 
 
-def _section(family: Family, charts: Sequence[Chart], is_alone: bool) -> str:
+def _section(siblings: Siblings, charts: Sequence[Chart], is_alone: bool) -> str:
     level = "h1" if is_alone else "h2"
     parts = (
-        f"<{level}>{escape(verdict_sentence(family))}</{level}>",
-        _origin(family),
-        _variants(family),
+        f"<{level}>{escape(verdict_sentence(siblings))}</{level}>",
+        _origin(siblings),
+        _variants(siblings),
         _figures(charts),
-        _tasks(family),
-        _gates(family),
-        _profiles(family),
-        _layers(family),
-        _components(family),
-        _not_measured(family),
-        _method(family),
+        _tasks(siblings),
+        _gates(siblings),
+        _profiles(siblings),
+        _layers(siblings),
+        _components(siblings),
+        _not_measured(siblings),
+        _method(siblings),
     )
     return f"<section>{''.join(parts)}</section>"
 
 
-def _origin(family: Family) -> str:
-    manifest = family.variants[0].manifest
+def _origin(siblings: Siblings) -> str:
+    manifest = siblings.variants[0].manifest
     facts = {
         f"{report.evaluation.num_samples} samples ({report.evaluation.source})"
-        for report in family.reports
+        for report in siblings.reports
         if report.evaluation
     }
     samples = "; ".join(sorted(facts)) or "no samples"
@@ -129,7 +129,7 @@ def _origin(family: Family) -> str:
     )
     rule = "The recommendation is the smallest variant that passes all of its quality gates."
     return (
-        f'<p class="soft">{escape(family.name)}: {escape(manifest.model_type)} from {escape(manifest.source)}, '
+        f'<p class="soft">{escape(siblings.name)}: {escape(manifest.model_type)} from {escape(manifest.source)}, '
         f"measured on {escape(samples)}. {rule}{differ}</p>"
     )
 
@@ -151,23 +151,23 @@ def _prose(place: int, heads: Sequence[str], texts: bool) -> str:
     return ' class="text"' if texts and place == len(heads) - 1 else ""
 
 
-def _variants(family: Family) -> str:
-    is_dual = family.variants[0].manifest.dual is not None
+def _variants(siblings: Siblings) -> str:
+    is_dual = siblings.variants[0].manifest.dual is not None
     measures = (
         ("image cosine", "text cosine") if is_dual else ("KL mean", "NLL rise", "same first choice", "same replies")
     )
-    speed = (f"{family.speed_unit}/s",) if family.speeds else ()
+    speed = (f"{siblings.speed_unit}/s",) if siblings.speeds else ()
     head = ("variant", "weights", "right answers", "points lost", *measures, *speed, "gates")
-    rows = [_variant_row(family, variant) for variant in family.variants]
-    best = family.recommended
-    chosen = family.variants.index(best) if best else None
-    return _table(head, [*rows, _parent_row(family, len(measures))], chosen=chosen)
+    rows = [_variant_row(siblings, variant) for variant in siblings.variants]
+    best = siblings.recommended
+    chosen = siblings.variants.index(best) if best else None
+    return _table(head, [*rows, _parent_row(siblings, len(measures))], chosen=chosen)
 
 
-def _variant_row(family: Family, variant: Variant) -> list[str]:
+def _variant_row(siblings: Siblings, variant: Variant) -> list[str]:
     size = variant.manifest.weight_bytes
-    weights = f"{megabytes(size)}<small>{size / family.fp32_bytes:.2f} of fp32</small>"
-    speed = [_speed(family, variant.label)] if family.speeds else []
+    weights = f"{megabytes(size)}<small>{size / siblings.fp32_bytes:.2f} of fp32</small>"
+    speed = [_speed(siblings, variant.label)] if siblings.speeds else []
     return [
         escape(variant.label),
         weights,
@@ -178,11 +178,11 @@ def _variant_row(family: Family, variant: Variant) -> list[str]:
     ]
 
 
-def _parent_row(family: Family, num_measures: int) -> list[str]:
-    right = "" if family.fp32_accuracy is None else f"{family.fp32_accuracy:.1%}"
-    speed = [_speed(family, REFERENCE)] if family.speeds else []
+def _parent_row(siblings: Siblings, num_measures: int) -> list[str]:
+    right = "" if siblings.fp32_accuracy is None else f"{siblings.fp32_accuracy:.1%}"
+    speed = [_speed(siblings, REFERENCE)] if siblings.speeds else []
     reference = '<span class="soft">reference</span>'
-    return [REFERENCE, megabytes(family.fp32_bytes), right, "", *[""] * num_measures, *speed, reference]
+    return [REFERENCE, megabytes(siblings.fp32_bytes), right, "", *[""] * num_measures, *speed, reference]
 
 
 def _accuracy(accuracy: TaskAccuracy | None) -> tuple[str, str]:
@@ -211,11 +211,11 @@ def _likeness(variant: Variant) -> list[str]:
     ]
 
 
-def _speed(family: Family, label: str) -> str:
-    if label not in family.speeds:
+def _speed(siblings: Siblings, label: str) -> str:
+    if label not in siblings.speeds:
         return ""
-    ratio = f"<small>{family.speed_ratios[label]:.2f} x fp32</small>" if label in family.speed_ratios else ""
-    return f"{family.speeds[label].mean:.0f}{ratio}"
+    ratio = f"<small>{siblings.speed_ratios[label]:.2f} x fp32</small>" if label in siblings.speed_ratios else ""
+    return f"{siblings.speeds[label].mean:.0f}{ratio}"
 
 
 def _verdict(variant: Variant) -> str:
@@ -238,12 +238,12 @@ def _figures(charts: Sequence[Chart]) -> str:
     return f'<h2>Charts</h2><div class="charts">{figures}</div>' if charts else ""
 
 
-def _tasks(family: Family) -> str:
-    if not family.tasks:
+def _tasks(siblings: Siblings) -> str:
+    if not siblings.tasks:
         return ""
-    measured = [variant for variant in family.variants if variant.report and variant.report.tasks]
+    measured = [variant for variant in siblings.variants if variant.report and variant.report.tasks]
     rows = []
-    for task in family.tasks:
+    for task in siblings.tasks:
         found = [variant.report.tasks.get(task) for variant in measured if variant.report]
         known = next(each for each in found if each)
         cells = ["" if each is None else f"{each.quantized:.1%}" for each in found]
@@ -252,9 +252,9 @@ def _tasks(family: Family) -> str:
     return f"<h2>Right answers by task</h2>{_table(head, rows)}"
 
 
-def _gates(family: Family) -> str:
+def _gates(siblings: Siblings) -> str:
     parts = []
-    for variant in family.variants:
+    for variant in siblings.variants:
         gates = sorted(variant.manifest.gates, key=lambda gate: gate.passed)  # what failed comes first
         is_open = " open" if variant.verdict == "failed" else ""
         head = ("gate", "measured", "limit", "n", "verdict")
@@ -273,7 +273,7 @@ def _gate_row(gate: Gate) -> list[str]:
     return [escape(gate.name), f"{gate.value:.4g}", f"{sign} {gate.limit:g}{own}", str(gate.n), verdict]
 
 
-def _profiles(family: Family) -> str:
+def _profiles(siblings: Siblings) -> str:
     rows = [
         [
             escape(variant.label),
@@ -284,7 +284,7 @@ def _profiles(family: Family) -> str:
             f"{profile.kv_bytes_per_token / 1e3:.1f}",
             escape(profile.note),
         ]
-        for variant in family.variants
+        for variant in siblings.variants
         for profile in (variant.report.profiles if variant.report else ())
     ]
     if not rows:
@@ -301,8 +301,8 @@ def _profiles(family: Family) -> str:
     return f"<h2>Decoder profiles, predicted from layer times</h2>{_table(head, rows, texts=True)}"
 
 
-def _layers(family: Family) -> str:
-    rows = max((report.sensitivity for report in family.reports), key=len, default=())
+def _layers(siblings: Siblings) -> str:
+    rows = max((report.sensitivity for report in siblings.reports), key=len, default=())
     if not rows:
         return ""
     worst = sorted(rows, key=lambda row: -row.loss)[:_MOST_LAYERS]
@@ -320,9 +320,9 @@ def _layers(family: Family) -> str:
     return f"<h2>The {len(worst)} costliest of {len(rows)} layers and forms tried</h2>{_table(head, cells)}"
 
 
-def _components(family: Family) -> str:
+def _components(siblings: Siblings) -> str:
     parts = []
-    for variant in family.variants:
+    for variant in siblings.variants:
         reports = variant.report.components if variant.report else {}
         rows = [
             [
@@ -339,21 +339,21 @@ def _components(family: Family) -> str:
     return f"<h2>What each variant holds</h2>{''.join(parts)}"
 
 
-def _not_measured(family: Family) -> str:
+def _not_measured(siblings: Siblings) -> str:
     found: dict[str, list[str]] = {}
-    for variant in family.variants:
+    for variant in siblings.variants:
         for line in variant.report.not_measured if variant.report else ():
-            if not (family.speeds and line.startswith("speed:")):
+            if not (siblings.speeds and line.startswith("speed:")):
                 found.setdefault(line, []).append(variant.label)
         if variant.report and _fitted_to_the_test(variant.report):
             found.setdefault("held-out quality: weights were fitted to the samples of the test", []).append(
                 variant.label
             )
-    if not family.speeds:
+    if not siblings.speeds:
         found.setdefault("speed beside each other: this page was made with --no-speed", [])
-    if not family.parent:
+    if not siblings.parent:
         found.setdefault("speed of fp32: its bundle was not among those given", [])
-    items = "".join(f"<li>{escape(line)}{_only(labels, family)}</li>" for line, labels in found.items())
+    items = "".join(f"<li>{escape(line)}{_only(labels, siblings)}</li>" for line, labels in found.items())
     items += "<li>Machines other than the one named below; other data than the samples named above.</li>"
     return f"<h2>Not measured</h2><ul>{items}</ul>"
 
@@ -363,23 +363,25 @@ def _fitted_to_the_test(report: Report) -> bool:
     return bool(both[0] and both[1] and both[0].source == both[1].source)
 
 
-def _only(labels: Sequence[str], family: Family) -> str:
-    return f' <span class="soft">({escape(", ".join(labels))})</span>' if 0 < len(labels) < len(family.variants) else ""
+def _only(labels: Sequence[str], siblings: Siblings) -> str:
+    return (
+        f' <span class="soft">({escape(", ".join(labels))})</span>' if 0 < len(labels) < len(siblings.variants) else ""
+    )
 
 
-def _method(family: Family) -> str:
-    report = family.reports[0]
+def _method(siblings: Siblings) -> str:
+    report = siblings.reports[0]
     machine = report.machine
     versions = ", ".join(f"{escape(name)} {escape(version)}" for name, version in machine.versions.items())
     memory = f", {machine.memory_bytes / 2**30:.0f} GiB" if machine.memory_bytes else ""
     cache = f", largest cache {machine.cache_bytes / 2**20:.0f} MiB" if machine.cache_bytes else ""
     fitted = sorted(
         f"{variant.label}: {each.num_samples} samples of {each.source}"
-        for variant in family.variants
+        for variant in siblings.variants
         if variant.report and (each := variant.report.calibration)
     )
     calibration = f" Weights were fitted to samples for {escape('; '.join(fitted))}." if fitted else ""
-    speed = f" Speed: {HOW}" if family.speeds else ""
+    speed = f" Speed: {HOW}" if siblings.speeds else ""
     return (
         "<h2>How this was measured</h2><p>Each variant beside its fp32 parent on the same samples. KL divergence, the "
         "rise of -log p of the right token (NLL), both in nats, and the agreement of first choices are taken at every "

@@ -52,7 +52,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Family:
+class Siblings:
     """An fp32 parent and what was made of it.
 
     Attributes:
@@ -111,7 +111,7 @@ class Family:
         return [*names, ALL_TASKS] if names else []
 
 
-def read_families(directories: Sequence[Path]) -> list[Family]:
+def read_siblings(directories: Sequence[Path]) -> list[Siblings]:
     """Return the bundles grouped by the checkpoint that they come from, in the order given.
 
     Raises:
@@ -123,7 +123,7 @@ def read_families(directories: Sequence[Path]) -> list[Family]:
     groups: dict[str, list[tuple[Path, Manifest]]] = {}
     for directory, manifest in manifests:
         groups.setdefault(manifest.source_sha256, []).append((directory, manifest))
-    return [_family(members) for members in groups.values()]
+    return [_siblings(members) for members in groups.values()]
 
 
 def _labels(names: Sequence[tuple[str, ...]]) -> list[str]:
@@ -135,7 +135,7 @@ def _labels(names: Sequence[tuple[str, ...]]) -> list[str]:
     return labels
 
 
-def _family(members: Sequence[tuple[Path, Manifest]]) -> Family:
+def _siblings(members: Sequence[tuple[Path, Manifest]]) -> Siblings:
     parents = [(directory, manifest) for directory, manifest in members if manifest.is_gated is None]
     reports = [
         (directory, manifest, read_report(directory))
@@ -150,7 +150,7 @@ def _family(members: Sequence[tuple[Path, Manifest]]) -> Family:
     labels = _labels([(report.weights, directory.name, str(directory)) for directory, _, report in reports])
     variants = [Variant(label, *found) for label, found in zip(labels, reports, strict=True)]
     parent = Variant(REFERENCE, *parents[0], None) if parents else None
-    return Family(reports[0][2].parent, parent, tuple(sorted(variants, key=_rank)))
+    return Siblings(reports[0][2].parent, parent, tuple(sorted(variants, key=_rank)))
 
 
 def _rank(variant: Variant) -> tuple[float, ...]:

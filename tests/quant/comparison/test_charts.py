@@ -12,7 +12,7 @@ from PIL import Image
 from bundle.form import Form
 from bundle.report import LayerSensitivity
 from quant.comparison.charts import COLOURS, Chart, charts_of, form_label, short_layer
-from quant.comparison.variants import Family, read_families
+from quant.comparison.variants import Siblings, read_siblings
 from quant.quality.measures import Interval
 
 
@@ -36,20 +36,20 @@ SENSITIVITY = (
 
 
 @pytest.fixture(scope="module")
-def family(variant_at) -> Family:
+def siblings(variant_at) -> Siblings:
     folders = [
         variant_at("ternary", num_bytes=50_000, lost=150, passed=False, sensitivity=SENSITIVITY),
         variant_at("int4", num_bytes=100_000, lost=3),
         variant_at("int8", num_bytes=200_000),
         variant_at("nf4", num_bytes=101_000, passed=None),
     ]
-    (found,) = read_families(folders)
+    (found,) = read_siblings(folders)
     return found
 
 
 @pytest.fixture(scope="module")
-def charts(family: Family) -> dict[str, Chart]:
-    return named(family)
+def charts(siblings: Siblings) -> dict[str, Chart]:
+    return named(siblings)
 
 
 @pytest.fixture(scope="module")
@@ -57,22 +57,22 @@ def svgs(charts: dict[str, Chart]) -> list[str]:
     return [chart.svg() for chart in charts.values()]
 
 
-def named(family: Family) -> dict[str, Chart]:
-    return {chart.name: chart for chart in charts_of(family)}
+def named(siblings: Siblings) -> dict[str, Chart]:
+    return {chart.name: chart for chart in charts_of(siblings)}
 
 
-def test_every_measurement_has_its_chart(family: Family, charts: dict[str, Chart]) -> None:
+def test_every_measurement_has_its_chart(siblings: Siblings, charts: dict[str, Chart]) -> None:
     assert list(charts) == ["accuracy-by-size", "loss-by-task", "sensitivity-decoder"]
     speeds = {label: Interval(rate, rate - 1, rate + 2, 15) for label, rate in (("int4", 40.0), ("fp32", 20.0))}
-    assert "accuracy-by-speed" in named(replace(family, speeds=speeds))
+    assert "accuracy-by-speed" in named(replace(siblings, speeds=speeds))
 
 
 def test_nothing_measured_is_no_chart(variant_at) -> None:
-    (family,) = read_families([variant_at("int4", num_bytes=100_000, passed=None)])
-    assert charts_of(family) == []
+    (siblings,) = read_siblings([variant_at("int4", num_bytes=100_000, passed=None)])
+    assert charts_of(siblings) == []
 
 
-def test_points_stand_where_the_figures_say(family: Family, charts: dict[str, Chart]) -> None:
+def test_points_stand_where_the_figures_say(siblings: Siblings, charts: dict[str, Chart]) -> None:
     axes = charts["accuracy-by-size"].figure.axes[0]
     marks = {
         (float(line.get_xdata()[0]), float(line.get_ydata()[0]))
@@ -81,11 +81,11 @@ def test_points_stand_where_the_figures_say(family: Family, charts: dict[str, Ch
     }
     expected = {
         (variant.manifest.weight_bytes / 1e6, 100 * variant.accuracy.quantized)
-        for variant in family.variants
+        for variant in siblings.variants
         if variant.accuracy
     }
     assert {(round(x, 6), round(y, 6)) for x, y in expected} <= {(round(x, 6), round(y, 6)) for x, y in marks}
-    assert (family.fp32_bytes / 1e6, 99.5) in marks  # the parent's own point
+    assert (siblings.fp32_bytes / 1e6, 99.5) in marks  # the parent's own point
 
 
 def test_only_what_passes_is_filled(charts: dict[str, Chart]) -> None:
@@ -94,9 +94,9 @@ def test_only_what_passes_is_filled(charts: dict[str, Chart]) -> None:
     assert hollow == [pytest.approx(24.5)]  # ternary, 151 of 200 lost
 
 
-def test_whiskers_reach_from_the_worst_to_the_best_loss(family: Family, charts: dict[str, Chart]) -> None:
+def test_whiskers_reach_from_the_worst_to_the_best_loss(siblings: Siblings, charts: dict[str, Chart]) -> None:
     axes = charts["accuracy-by-size"].figure.axes[0]
-    int4 = next(variant for variant in family.variants if variant.label == "int4").accuracy
+    int4 = next(variant for variant in siblings.variants if variant.label == "int4").accuracy
     assert int4 is not None
     ends = [sorted(path.vertices[:, 1]) for each in axes.collections for path in each.get_paths()]
     expected = sorted([100 * int4.fp32 - int4.loss_high, 100 * int4.fp32 - int4.loss_low])
@@ -105,8 +105,8 @@ def test_whiskers_reach_from_the_worst_to_the_best_loss(family: Family, charts: 
 
 def test_names_of_points_do_not_overlap(variant_at) -> None:
     folders = [variant_at(f"int4-{at}", num_bytes=100_000 + 800 * at, lost=at % 3) for at in range(6)]
-    (family,) = read_families(folders)
-    figure = named(family)["accuracy-by-size"].figure
+    (siblings,) = read_siblings(folders)
+    figure = named(siblings)["accuracy-by-size"].figure
     boxes = [text.get_window_extent() for text in figure.axes[0].texts]
     assert len(boxes) == 7
     assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
