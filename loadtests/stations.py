@@ -16,11 +16,12 @@ from bundle.errors import SettingsError
 from bundle.image import ImageSpec
 from bundle.manifest import DecoderDims, Manifest
 from loadtests.images import draw_image
-from loadtests.stopwatch import Measurement, Stopwatch, milliseconds_of
+from loadtests.stopwatch import Measurement, Stopwatch
 from loadtests.wording import counted
 from runtime.cache_shape import cache_shape
 from runtime.session import Session, bind_decoder, open_decoders
 from runtime.settings import EngineSettings
+from runtime.turns import milliseconds_of
 from serving.engine.runner import Runner
 from serving.engine.scheduler import Decode, DecodeRow, Prefill
 from serving.engine.sequence import Sequence

@@ -108,7 +108,8 @@ def _by_size(siblings: Siblings) -> Chart | None:
 
 
 def _by_speed(siblings: Siblings) -> Chart | None:
-    points = _points(siblings, siblings.speeds)
+    speeds = {label: Interval(rate.median, rate.low, rate.high, 1) for label, rate in siblings.speeds.items()}
+    points = _points(siblings, speeds)
     if not points:
         return None
     what = "images embedded" if siblings.speed_unit == "images" else "tokens decoded"

@@ -215,7 +215,7 @@ def _speed(siblings: Siblings, label: str) -> str:
     if label not in siblings.speeds:
         return ""
     ratio = f"<small>{siblings.speed_ratios[label]:.2f} x fp32</small>" if label in siblings.speed_ratios else ""
-    return f"{siblings.speeds[label].mean:.0f}{ratio}"
+    return f"{siblings.speeds[label].median:.0f}{ratio}"
 
 
 def _verdict(variant: Variant) -> str:

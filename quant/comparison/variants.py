@@ -12,7 +12,7 @@ from bundle.errors import BundleFormatError
 from bundle.manifest import Manifest
 from bundle.report import Report, TaskAccuracy, read_report
 from quant.quality.evaluation import ALL_TASKS
-from quant.quality.measures import Interval
+from runtime.turns import Quartiles
 
 REFERENCE = "fp32"
 """What the parent is called."""
@@ -59,14 +59,14 @@ class Siblings:
         name: The parent's.
         parent: The fp32 bundle, where it was given too.
         variants: Quantized, the smallest first; of equal ones the one that lost least.
-        speeds: Items per second by label, with quartiles; empty where not measured.
+        speeds: Items per second by label; empty where not measured.
         speed_ratios: To the parent's by label, over rounds in turns; empty where not measured or without a parent.
     """
 
     name: str
     parent: Variant | None
     variants: tuple[Variant, ...]
-    speeds: Mapping[str, Interval] = field(default_factory=dict)
+    speeds: Mapping[str, Quartiles] = field(default_factory=dict)
     speed_ratios: Mapping[str, float] = field(default_factory=dict)
 
     @property

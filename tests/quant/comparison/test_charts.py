@@ -13,7 +13,7 @@ from bundle.form import Form
 from bundle.report import LayerSensitivity
 from quant.comparison.charts import COLOURS, Chart, charts_of, form_label, short_layer
 from quant.comparison.variants import Siblings, read_siblings
-from quant.quality.measures import Interval
+from runtime.turns import Quartiles
 
 
 def row(layer: str, loss: float, form: Form) -> LayerSensitivity:
@@ -63,7 +63,7 @@ def named(siblings: Siblings) -> dict[str, Chart]:
 
 def test_every_measurement_has_its_chart(siblings: Siblings, charts: dict[str, Chart]) -> None:
     assert list(charts) == ["accuracy-by-size", "loss-by-task", "sensitivity-decoder"]
-    speeds = {label: Interval(rate, rate - 1, rate + 2, 15) for label, rate in (("int4", 40.0), ("fp32", 20.0))}
+    speeds = {label: Quartiles(rate - 1, rate, rate + 2) for label, rate in (("int4", 40.0), ("fp32", 20.0))}
     assert "accuracy-by-speed" in named(replace(siblings, speeds=speeds))
 
 
