@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("bundle", "export", "graphs", "quant", "runtime", "serving", "loadtests", "reference")
+PACKAGES = ("bundle", "export", "graphs", "pages", "quant", "runtime", "serving", "loadtests", "reference")
 
 
 def importers_of(package: str, library: str) -> set[str]:

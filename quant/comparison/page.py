@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 from bundle.manifest import Gate
 from bundle.report import Report, TaskAccuracy
 from bundle.summary import megabytes
+from pages.frame import page, table
+from pages.png import write_png
+from pages.svg import svg
 from quant.comparison.charts import Chart, charts_of, form_label, short_layer
 from quant.comparison.decode_speed import HOW
 from quant.comparison.variants import REFERENCE, Siblings, Variant
@@ -19,38 +22,6 @@ _NOT_IN_NAMES = re.compile(r"[^\w.-]+")
 
 _MOST_LAYERS = 10
 _VERDICT_CLASSES = {"passed": "good", "failed": "bad", "not gated": "warn", "reference": "soft"}
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --soft: #5b6470; --line: #d8dce3; --ground: #ffffff; --panel: #f6f7f9;
-  --good: #17753a; --bad: #b3261e; --warn: #8a5a00; --series-0: #0072b2; --series-1: #d55e00; --series-2: #009e73;
-  --series-3: #b0568c; --series-4: #a87900; --series-5: #3a8fbf; --series-6: #6b6b6b; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --soft: #a3acb8; --line: #383f48; --ground: #15181c;
-  --panel: #1d2127; --good: #6bd08f; --bad: #ff8a80; --warn: #f0b840; --series-0: #56a7e0; --series-1: #ff8a3d;
-  --series-2: #2cc79a; --series-3: #e29cc4; --series-4: #f0b840; --series-5: #9ad4ff; --series-6: #b5b5b5; } }
-* { box-sizing: border-box; }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground); max-width: 1240px;
-  margin: 0 auto; padding: 2rem 1rem 4rem; overflow-wrap: anywhere; }
-h1 { font-size: 1.6rem; line-height: 1.3; margin: 0 0 .4rem; text-wrap: balance; }
-h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; } h3 { font-size: 1rem; margin: 1.4rem 0 .3rem; }
-section + section { border-top: 1px solid var(--line); margin-top: 3rem; padding-top: 2rem; }
-p { margin: .4rem 0 .8rem; max-width: 75ch; } ul { padding-left: 1.2rem; max-width: 75ch; }
-.soft, figcaption { color: var(--soft); } figcaption { font-size: .85rem; line-height: 1.4; }
-.good { color: var(--good); } .bad { color: var(--bad); } .warn { color: var(--warn); }
-.good, .bad, .warn { font-weight: 600; }
-.scroll { overflow-x: auto; } .scroll:focus-visible { outline: 2px solid var(--series-0); }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap;
-  vertical-align: top; }
-th { font-weight: 600; color: var(--soft); font-size: .87rem; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; position: sticky; left: 0;
-  background: var(--ground); }
-td.text, th.text { text-align: left; white-space: normal; min-width: 16rem; overflow-wrap: normal; }
-tr.chosen td { background: var(--panel); font-weight: 600; } tr.chosen td:first-child { padding-left: .5rem; }
-small { color: var(--soft); font-size: .82rem; font-weight: 400; display: block; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 430px), 1fr)); gap: 2rem 2.5rem; }
-figure { margin: 0; } figure h3 { margin-top: 0; } svg { display: block; width: 100%; max-width: 560px; height: auto; }
-details { border-top: 1px solid var(--line); padding: .5rem 0; } summary { cursor: pointer; font-weight: 600; }
-"""
 
 
 def write_comparison(path: Path, groups: Sequence[Siblings]) -> list[Path]:
@@ -65,19 +36,14 @@ def write_comparison(path: Path, groups: Sequence[Siblings]) -> list[Path]:
     is_alone = len(groups) == 1
     heading = "" if is_alone else "<h1>Which variants to take</h1>"
     body = "".join(_section(siblings, drawn, is_alone) for siblings, drawn in zip(groups, charts, strict=True))
-    path.write_text(
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Variants of {escape(', '.join(siblings.name for siblings in groups))}</title>"
-        f"<style>{_STYLE}</style></head>\n<body>{heading}{body}</body></html>\n",
-        encoding="utf-8",
-    )
+    title = f"Variants of {', '.join(siblings.name for siblings in groups)}"
+    path.write_text(page(title, heading + body), encoding="utf-8")
     written = [path]
     for number, (siblings, drawn) in enumerate(zip(groups, charts, strict=True), start=1):
         prefix = path.stem if is_alone else f"{path.stem}-{number}-{_NOT_IN_NAMES.sub('_', siblings.name)}"
         for chart in drawn:
             written.append(path.with_name(f"{prefix}-{chart.name}.png"))
-            chart.write_png(written[-1])
+            write_png(chart.drawing, written[-1])
     return written
 
 
@@ -134,23 +100,6 @@ def _origin(siblings: Siblings) -> str:
     )
 
 
-def _table(
-    head: Iterable[str], rows: Iterable[Sequence[str]], *, chosen: int | None = None, texts: bool = False
-) -> str:
-    """Return a table; cells of `rows` are HTML already, those of `head` are not. `texts`: the last column is prose."""
-    heads = list(head)
-    body = ""
-    for at, row in enumerate(rows):
-        cells = "".join(f"<td{_prose(place, heads, texts)}>{cell}</td>" for place, cell in enumerate(row))
-        body += f'<tr class="chosen">{cells}</tr>' if at == chosen else f"<tr>{cells}</tr>"
-    cells = "".join(f"<th{_prose(place, heads, texts)}>{escape(cell)}</th>" for place, cell in enumerate(heads))
-    return f'<div class="scroll" tabindex="0"><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _prose(place: int, heads: Sequence[str], texts: bool) -> str:
-    return ' class="text"' if texts and place == len(heads) - 1 else ""
-
-
 def _variants(siblings: Siblings) -> str:
     is_dual = siblings.variants[0].manifest.dual is not None
     measures = (
@@ -161,7 +110,7 @@ def _variants(siblings: Siblings) -> str:
     rows = [_variant_row(siblings, variant) for variant in siblings.variants]
     best = siblings.recommended
     chosen = siblings.variants.index(best) if best else None
-    return _table(head, [*rows, _parent_row(siblings, len(measures))], chosen=chosen)
+    return table(head, [*rows, _parent_row(siblings, len(measures))], chosen=chosen)
 
 
 def _variant_row(siblings: Siblings, variant: Variant) -> list[str]:
@@ -232,7 +181,7 @@ def _verdict(variant: Variant) -> str:
 
 def _figures(charts: Sequence[Chart]) -> str:
     figures = "".join(
-        f"<figure><h3>{escape(chart.title)}</h3>{chart.svg()}<figcaption>{escape(chart.caption)}</figcaption></figure>"
+        f"<figure><h3>{escape(chart.drawing.title)}</h3>{svg(chart.drawing)}<figcaption>{escape(chart.caption)}</figcaption></figure>"
         for chart in charts
     )
     return f'<h2>Charts</h2><div class="charts">{figures}</div>' if charts else ""
@@ -249,7 +198,7 @@ def _tasks(siblings: Siblings) -> str:
         cells = ["" if each is None else f"{each.quantized:.1%}" for each in found]
         rows.append([escape(task), str(known.n), f"{known.fp32:.1%}", *cells])
     head = ("task", "n", REFERENCE, *(variant.label for variant in measured))
-    return f"<h2>Right answers by task</h2>{_table(head, rows)}"
+    return f"<h2>Right answers by task</h2>{table(head, rows)}"
 
 
 def _gates(siblings: Siblings) -> str:
@@ -258,10 +207,10 @@ def _gates(siblings: Siblings) -> str:
         gates = sorted(variant.manifest.gates, key=lambda gate: gate.passed)  # what failed comes first
         is_open = " open" if variant.verdict == "failed" else ""
         head = ("gate", "measured", "limit", "n", "verdict")
-        table = _table(head, [_gate_row(gate) for gate in gates]) if gates else "<p>None was measured.</p>"
+        told = table(head, [_gate_row(gate) for gate in gates]) if gates else "<p>None was measured.</p>"
         parts.append(
             f"<details{is_open}><summary>{escape(variant.label)}: "
-            f'<span class="{_VERDICT_CLASSES[variant.verdict]}">{variant.verdict}</span></summary>{table}</details>'
+            f'<span class="{_VERDICT_CLASSES[variant.verdict]}">{variant.verdict}</span></summary>{told}</details>'
         )
     return f"<h2>Quality gates</h2>{''.join(parts)}"
 
@@ -298,7 +247,7 @@ def _profiles(siblings: Siblings) -> str:
         "cache, kB per token",
         "assumed",
     )
-    return f"<h2>Decoder profiles, predicted from layer times</h2>{_table(head, rows, texts=True)}"
+    return f"<h2>Decoder profiles, predicted from layer times</h2>{table(head, rows, prose=len(head) - 1)}"
 
 
 def _layers(siblings: Siblings) -> str:
@@ -317,7 +266,7 @@ def _layers(siblings: Siblings) -> str:
         for row in worst
     ]
     head = ("layer", "component", "form", "loss", "MB saved")
-    return f"<h2>The {len(worst)} costliest of {len(rows)} layers and forms tried</h2>{_table(head, cells)}"
+    return f"<h2>The {len(worst)} costliest of {len(rows)} layers and forms tried</h2>{table(head, cells)}"
 
 
 def _components(siblings: Siblings) -> str:
@@ -334,8 +283,8 @@ def _components(siblings: Siblings) -> str:
             ]
             for name, component in variant.manifest.components.items()
         ]
-        table = _table(("component", "scheme", "weights", "of fp32", "choices"), rows, texts=True)
-        parts.append(f"<details><summary>{escape(variant.label)}</summary>{table}</details>")
+        held = table(("component", "scheme", "weights", "of fp32", "choices"), rows, prose=4)
+        parts.append(f"<details><summary>{escape(variant.label)}</summary>{held}</details>")
     return f"<h2>What each variant holds</h2>{''.join(parts)}"
 
 
