@@ -15,6 +15,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from bundle.errors import BundleFormatError, PromptError
 
+CHAT_TEMPLATE = "chat_template.jinja"
+
 
 class ChatTemplate:
     """Messages to the text of a prompt; image placeholders as the template writes them.

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
+from bundle import format_1
 from bundle.errors import BundleError, BundleFileError, BundleFormatError, GateError
-from bundle.manifest import FORMAT_VERSION, FileRecord, Manifest
+from bundle.external_data import external_files
+from bundle.manifest import FORMAT_VERSION, ComponentName, FileRecord, Manifest
 
 MANIFEST = "manifest.json"
 _READ_BYTES = 1 << 22
@@ -27,6 +32,41 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class Bundle:
+    """A folder and what its manifest says of it; whoever opens one of its files asks here where it lies.
+
+    Attributes:
+        directory: The folder.
+        manifest: As read from it.
+    """
+
+    directory: Path
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        """The model's id."""
+        return self.manifest.name
+
+    def path(self, file: str) -> Path:
+        """Return where a file lies.
+
+        Raises:
+            BundleFileError: The manifest does not list it: nobody knows whether it is the one that was measured.
+        """
+        if file not in self.manifest.files:
+            raise BundleFileError(
+                f"{self.directory / file} is not among the files that {MANIFEST} lists, so it is not opened. "
+                "Export the checkpoint again."
+            )
+        return self.directory / file
+
+    def graph_path(self, component: ComponentName) -> Path:
+        """Return where a graph lies."""
+        return self.path(self.manifest.components[component].file)
+
+
 def read_manifest(directory: Path) -> Manifest:
     """Return the manifest of a bundle, checked for form but not against the files.
 
@@ -39,18 +79,29 @@ def read_manifest(directory: Path) -> Manifest:
             f"{directory} is not a bundle: it holds no {MANIFEST}. Make one with: pocketvlm export CHECKPOINT -o BUNDLE"
         )
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate(_in_this_format(json.loads(path.read_bytes())))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise BundleFormatError(
-            f"{path}: {where}: {first['msg']} ({error.error_count()} problems). "
-            f"This version reads format {FORMAT_VERSION}; export the checkpoint again."
+            _unreadable(path, f"{where}: {first['msg']} ({error.error_count()} problems)")
         ) from error
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise BundleFormatError(_unreadable(path, f"{type(error).__name__}: {error}")) from error
 
 
-def open_bundle(directory: Path | str, *, verify: bool = True, allow_ungated: bool = False) -> Manifest:
-    """Return the manifest of a bundle that is whole.
+def _in_this_format(raw: Any) -> Any:
+    """Return a parsed manifest, lifted from the format before this one."""
+    is_older = isinstance(raw, dict) and raw.get("format_version") == format_1.VERSION
+    return format_1.upgraded(raw) if is_older else raw
+
+
+def _unreadable(path: Path, problem: str) -> str:
+    return f"{path}: {problem}. This version reads formats {format_1.VERSION} and {FORMAT_VERSION}; export again."
+
+
+def open_bundle(directory: Path | str, *, verify: bool = True, allow_ungated: bool = False) -> Bundle:
+    """Return a bundle that is whole.
 
     Args:
         directory: The bundle.
@@ -59,29 +110,35 @@ def open_bundle(directory: Path | str, *, verify: bool = True, allow_ungated: bo
 
     Raises:
         BundleFormatError: The manifest is unusable.
-        BundleFileError: A file is missing or altered.
+        BundleFileError: A file is missing, altered, or one that a graph reads its weights from is not listed.
         GateError: A gate failed or none was measured, and `allow_ungated` is False.
     """
-    root = Path(directory)
-    manifest = read_manifest(root)
-    for name, record in manifest.files.items():
+    bundle = Bundle(Path(directory), read_manifest(Path(directory)))
+    for name, record in bundle.manifest.files.items():
         if Path(name).name != name:
-            raise BundleFormatError(f"{root / MANIFEST} lists {name!r}; a bundle's files lie in its own folder")
-        _check_file(root / name, record, verify)
-    for component in manifest.components.values():
-        if component.file not in manifest.files:
-            raise BundleFileError(f"{root / component.file}: a component's graph is not listed among the files")
+            raise BundleFormatError(
+                f"{bundle.directory / MANIFEST} lists {name!r}; a bundle's files lie in its own folder"
+            )
+        _check_file(bundle.directory / name, record, verify)
+    for component in bundle.manifest.components:
+        for file in external_files(bundle.graph_path(component)):
+            bundle.path(file)
     if not allow_ungated:
-        _require_gated(root, manifest)
-    return manifest
+        _require_gated(bundle.directory, bundle.manifest)
+    return bundle
+
+
+def failed_gates(manifest: Manifest) -> str:
+    """Return every gate that failed in words, its value, samples and limit; empty where none did."""
+    return "; ".join(
+        f"{g.name} {g.value:.4g} on {g.n}, needs {'>=' if g.direction == 'min' else '<='} {g.limit:.4g}"
+        for g in manifest.gates
+        if not g.passed
+    )
 
 
 def _require_gated(root: Path, manifest: Manifest) -> None:
-    if failed := [gate for gate in manifest.gates if not gate.passed]:
-        listed = "; ".join(
-            f"{g.name} {g.value:.4g} on {g.n}, needs {'>=' if g.direction == 'min' else '<='} {g.limit:.4g}"
-            for g in failed
-        )
+    if listed := failed_gates(manifest):
         raise GateError(
             f"{root} failed its quality gate ({listed}). Quantize with more bits, measure on more samples where n is "
             "small, or load it anyway with --allow-ungated."
@@ -104,16 +161,23 @@ def _check_file(path: Path, record: FileRecord, verify: bool) -> None:
         raise BundleFileError(f"{path} was altered: sha256 {found[:12]}, expected {record.sha256[:12]}")
 
 
-def seal(directory: Path, manifest: Manifest) -> Manifest:
-    """Record every file of `directory` in the manifest, write it, and return it."""
+def seal(directory: Path, manifest: Manifest, unchanged: Mapping[str, FileRecord] | None = None) -> Bundle:
+    """Record every file of `directory` in the manifest, write it, and return the bundle.
+
+    Args:
+        directory: The folder.
+        manifest: All but its files.
+        unchanged: Records of files that were sealed before and not written since; they are not read again.
+    """
+    known = unchanged or {}
     files = {
-        path.name: FileRecord(size_bytes=path.stat().st_size, sha256=sha256_of(path))
+        path.name: known.get(path.name) or FileRecord(size_bytes=path.stat().st_size, sha256=sha256_of(path))
         for path in sorted(directory.iterdir())
         if path.is_file() and path.name != MANIFEST
     }
     sealed = manifest.model_copy(update={"files": files})
     (directory / MANIFEST).write_text(sealed.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    return sealed
+    return Bundle(directory, sealed)
 
 
 @contextmanager

@@ -29,13 +29,12 @@ class SamplingDefaults(BaseModel):
     max_tokens: int | None = Field(default=None, ge=1)
 
     @classmethod
-    def read(cls, directory: Path) -> SamplingDefaults:
-        """Return a bundle's defaults.
+    def read(cls, path: Path) -> SamplingDefaults:
+        """Return the defaults in a `generation.json`.
 
         Raises:
             BundleFileError: The file is missing, not JSON, or holds values out of range.
         """
-        path = directory / GENERATION
         try:
             return cls.model_validate_json(path.read_bytes())
         except (OSError, ValidationError) as error:

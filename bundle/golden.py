@@ -1,7 +1,7 @@
 """What the fp32 graphs computed at export, kept to be computed again wherever the bundle is loaded.
 
-`golden.npz` holds one small run of each graph under the keys `"{component}.in.{tensor}"` and
-`"{component}.out.{tensor}"`. The inputs come from a canary: an image and ids made by integer arithmetic alone, the same
+`golden.npz` holds one small run of each role's graph under the keys `"{role}.in.{tensor}"` and
+`"{role}.out.{tensor}"`. The inputs come from a canary: an image and ids made by integer arithmetic alone, the same
 on every machine.
 """
 
@@ -18,11 +18,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from bundle.errors import BundleFileError, GoldenError
+from bundle.manifest import Role
 
 GOLDEN = "golden.npz"
-
-_RECORDED_AS = {"decoder_prefill": "decoder"}
-"""A graph that computes what another does is held against that one's run."""
 
 Array = npt.NDArray[Any]
 
@@ -53,8 +51,8 @@ class Difference:
     relative: float
 
 
-def save_golden(directory: Path, recordings: Mapping[str, Recording]) -> None:
-    """Write `golden.npz` from recordings by component name."""
+def save_golden(directory: Path, recordings: Mapping[Role, Recording]) -> None:
+    """Write `golden.npz` from recordings by role."""
     arrays: dict[str, Array] = {}
     for component, recording in recordings.items():
         arrays.update({f"{component}.in.{name}": array for name, array in recording.inputs.items()})
@@ -63,13 +61,12 @@ def save_golden(directory: Path, recordings: Mapping[str, Recording]) -> None:
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
-def load_golden(directory: Path) -> dict[str, Recording]:
-    """Return the recordings of a bundle by component name.
+def load_golden(path: Path) -> dict[str, Recording]:
+    """Return the recordings in a `golden.npz` by the role of the graph.
 
     Raises:
         BundleFileError: The file is missing, damaged, or holds a key of another form.
     """
-    path = directory / GOLDEN
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
@@ -83,16 +80,15 @@ def load_golden(directory: Path) -> dict[str, Recording]:
     return recordings
 
 
-def recording_of(component: str, recordings: Mapping[str, Recording], directory: Path) -> Recording:
-    """Return the run that a component is held against.
+def recording_of(role: Role, recordings: Mapping[str, Recording], path: Path) -> Recording:
+    """Return the run that the graphs of a role are held against.
 
     Raises:
         BundleFileError: It was not recorded.
     """
-    name = _RECORDED_AS.get(component, component)
-    if name not in recordings:
-        raise BundleFileError(f"{directory / GOLDEN} holds no run of {name}. Export the checkpoint again.")
-    return recordings[name]
+    if role not in recordings:
+        raise BundleFileError(f"{path} holds no run of {role}. Export the checkpoint again.")
+    return recordings[role]
 
 
 def _parts(key: str, path: Path) -> tuple[str, str, str]:

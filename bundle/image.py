@@ -23,6 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bundle.errors import BundleFileError
 
+PREPROCESSOR = "preprocessor.json"
+
 Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 
 _FILTERS: dict[str, Image.Resampling] = {
@@ -233,13 +235,12 @@ class ImageSpec(_Frozen):
     std: tuple[float, float, float]
 
     @classmethod
-    def from_bundle(cls, directory: Path) -> ImageSpec:
-        """Return a bundle's preprocessing.
+    def read(cls, path: Path) -> ImageSpec:
+        """Return the preprocessing in a `preprocessor.json`.
 
         Raises:
             BundleFileError: The file is missing, not JSON, or made by another version.
         """
-        path = directory / "preprocessor.json"
         try:
             return cls.model_validate_json(path.read_bytes())
         except (OSError, ValidationError) as error:

@@ -5,15 +5,25 @@ The file is written once, last, when everything else stands; `bundle.directory` 
 
 from __future__ import annotations
 
-from typing import Literal
+from itertools import product
+from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-FORMAT_VERSION = 1
-"""Bumped when a reader of the previous version would misread a bundle."""
+from bundle.errors import BundleFormatError
+from bundle.gates import Gate
+from bundle.states import State
 
-ComponentName = Literal["vision_encoder", "embed_tokens", "decoder", "decoder_prefill", "text_encoder"]
-"""`decoder_prefill` is optional: the decoder in a scheme for many rows, run on prompts over the same cache."""
+FORMAT_VERSION = 2
+"""Bumped when a reader of the previous version would misread a bundle. Version 1 is read too: `bundle.format_1`."""
+
+ComponentName = str
+"""What a bundle calls one of its graphs: `graph_name`."""
+Role = Literal["vision_encoder", "embed_tokens", "decoder", "text_encoder"]
+"""What a graph computes, whatever it is called and however its weights are stored."""
+Phase = Literal["prompt", "step", "any"]
+"""When a decoder's graph runs: over the tokens that a caller sent, over one that was sampled, or over both."""
+RunPhase = Literal["prompt", "step"]
 Task = Literal["image-text-to-text", "dual-encoder"]
 Dialect = Literal["contrib", "portable"]
 Scheme = Literal[
@@ -34,7 +44,7 @@ class TensorSpec(_Frozen):
         name: As in the graph.
         dtype: numpy name, e.g. "float32", "int64".
         shape: A size, or the axis name of a size that is free at run time
-            (B sequences, T new tokens, S cache capacity, N sampled rows, I images).
+            (B sequences, T new tokens, N sampled rows, I images).
     """
 
     name: str
@@ -47,49 +57,50 @@ class Component(_Frozen):
 
     Attributes:
         file: The `.onnx` file; its weights lie beside it in `file + ".data"`.
+        role: What it computes. Graphs of one role compute the same function and share one recorded run.
+        phase: When it runs, where two graphs have one role.
         scheme: How its weights are stored.
         detail: One line per choice made by the planner, for people.
-        inputs: In graph order.
+        inputs: In graph order. A decoder takes and gives the manifest's `states` beside them.
         outputs: In graph order.
+        optional_inputs: Inputs with a value of their own in the graph, which a caller may leave out.
+        optional_outputs: Outputs that are computed only where a caller asks for them.
         weight_bytes: Size of all initializers as stored.
     """
 
     file: str
+    role: Role
+    phase: Phase = "any"
     scheme: Scheme
     detail: str = ""
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    optional_inputs: tuple[TensorSpec, ...] = ()
+    optional_outputs: tuple[TensorSpec, ...] = ()
     weight_bytes: int = Field(ge=0)
+
+    def runs(self, phase: RunPhase) -> bool:
+        """Return whether this graph runs tokens of a phase."""
+        return self.phase in ("any", phase)
+
+
+def graph_name(role: Role, phase: Phase = "any") -> ComponentName:
+    """Return what a bundle calls a graph: its role, and a suffix where prompts have a graph of their own."""
+    return f"{role}_prefill" if phase == "prompt" else role
 
 
 class DecoderDims(_Frozen):
-    """Sizes of a causal decoder and of the cache it wants.
+    """Sizes of a causal decoder that no tensor of its graphs tells.
 
     Attributes:
-        num_layers: L.
         hidden_size: D.
         vocab_size: V.
-        num_heads: H query heads.
-        num_kv_heads: K key/value heads.
-        head_size: C.
         max_positions: Longest sequence, in tokens, that the checkpoint was made for.
-        kv_dtype: numpy name of the cache's element type.
     """
 
-    num_layers: int = Field(gt=0)
     hidden_size: int = Field(gt=0)
     vocab_size: int = Field(gt=0)
-    num_heads: int = Field(gt=0)
-    num_kv_heads: int = Field(gt=0)
-    head_size: int = Field(gt=0)
     max_positions: int = Field(gt=0)
-    kv_dtype: Literal["float32", "float16"] = "float32"
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """Bytes of keys and values, over all layers, of one cached token."""
-        itemsize = 4 if self.kv_dtype == "float32" else 2
-        return 2 * self.num_layers * self.num_kv_heads * self.head_size * itemsize
 
 
 class ImagePrompt(_Frozen):
@@ -124,7 +135,7 @@ class DualEncoderDims(_Frozen):
         scoring: "softmax": probabilities over the candidates (CLIP); "sigmoid": each on its own (SigLIP).
         logit_scale: Multiplier of the cosine, already exponentiated.
         logit_bias: Added after the scale; 0 for CLIP.
-        prompt_template: Text around a candidate label, as `bundle.labels` reads it.
+        prompt_template: Text around a candidate label, as `bundle.zero_shot` reads it.
     """
 
     embedding_size: int = Field(gt=0)
@@ -135,31 +146,6 @@ class DualEncoderDims(_Frozen):
     logit_scale: float
     logit_bias: float = 0.0
     prompt_template: str = "a photo of {}"
-
-
-class Gate(_Frozen):
-    """One quality measurement held against its threshold.
-
-    Attributes:
-        name: e.g. "top1_agreement", "accuracy/colour", "cosine_mean".
-        value: What was measured.
-        limit: The threshold.
-        direction: "min": value must be at least the limit; "max": at most.
-        n: Samples behind the value.
-        passed: The verdict.
-        basis: "samples": measured on inputs that mean something; "canary": on the one run recorded at export, which
-            tells a broken graph from a working one and nothing of quality.
-        is_overridden: True where the user set the limit, not the table in `quant/quality/gate.py`.
-    """
-
-    name: str
-    value: float
-    limit: float
-    direction: Literal["min", "max"]
-    n: int = Field(ge=0)
-    passed: bool
-    basis: Literal["samples", "canary"] = "samples"
-    is_overridden: bool = False
 
 
 class FileRecord(_Frozen):
@@ -182,6 +168,7 @@ class Manifest(_Frozen):
         dialect: Which operator set the graphs are written in.
         target: The execution provider that the weights were chosen for.
         components: By name.
+        states: What the decoder hands from step to step; empty without one.
         decoder: Vision-language models only.
         image_prompt: Vision-language models only.
         dual: Dual encoders only.
@@ -192,7 +179,7 @@ class Manifest(_Frozen):
         files: Every other file of the bundle by name.
     """
 
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     name: str
     source: str
     source_sha256: str
@@ -202,6 +189,7 @@ class Manifest(_Frozen):
     dialect: Dialect
     target: Target = "cpu"
     components: dict[ComponentName, Component]
+    states: tuple[State, ...] = ()
     decoder: DecoderDims | None = None
     image_prompt: ImagePrompt | None = None
     dual: DualEncoderDims | None = None
@@ -210,6 +198,52 @@ class Manifest(_Frozen):
     template_tokens: dict[str, str] = Field(default_factory=dict)
     gates: tuple[Gate, ...] = ()
     files: dict[str, FileRecord] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_graphs(self) -> Manifest:
+        phases: tuple[RunPhase, ...] = get_args(RunPhase)
+        for role, phase in product({part.role for part in self.components.values()}, phases):
+            names = [name for name, part in self.components.items() if part.role == role and part.runs(phase)]
+            if len(names) != 1:
+                raise ValueError(f"{len(names)} graphs run the {phase} of {role} ({', '.join(names)}); one must")
+        groups = {state.group for state in self.states if state.group is not None}
+        if groups != set(range(len(groups))):
+            raise ValueError(f"length groups of the states are {sorted(groups)}; they count up from 0")
+        return self
+
+    def graph(self, role: Role, phase: RunPhase = "step") -> ComponentName:
+        """Return the name of the graph that runs a role in a phase.
+
+        Raises:
+            BundleFormatError: There is none.
+        """
+        for name, component in self.components.items():
+            if component.role == role and component.runs(phase):
+                return name
+        raise BundleFormatError(f"{self.name} has no graph with the role {role}, only {', '.join(self.components)}")
+
+    def scheme_of(self, role: Role, phase: RunPhase) -> Scheme:
+        """Return how the weights are stored that run a role in a phase.
+
+        Raises:
+            BundleFormatError: There is no such graph.
+        """
+        return self.components[self.graph(role, phase)].scheme
+
+    @property
+    def num_length_groups(self) -> int:
+        """G: how many row counts a sequence has."""
+        return len({state.group for state in self.states if state.group is not None})
+
+    @property
+    def state_bytes_per_token(self) -> int:
+        """Bytes of one token's rows over all states, where every length group keeps one."""
+        return sum(state.num_bytes for state in self.states if state.kind == "rows")
+
+    @property
+    def state_bytes_per_sequence(self) -> int:
+        """Bytes of one sequence's states of fixed size."""
+        return sum(state.num_bytes for state in self.states if state.kind == "fixed")
 
     @property
     def weight_bytes(self) -> int:

@@ -16,13 +16,16 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 
-from bundle.chat_template import ChatTemplate
+import numpy as np
+import numpy.typing as npt
+
+from bundle.chat_template import CHAT_TEMPLATE, ChatTemplate
+from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, PromptError
 from bundle.image import TileLayout
-from bundle.manifest import ImagePrompt, Manifest
-from bundle.text import Tokenizer
+from bundle.manifest import ImagePrompt
+from bundle.text import TOKENIZER, Tokenizer
 
 _TILE_MARKER = re.compile(r"<row_\d+_col_\d+>")
 
@@ -42,18 +45,49 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class Span:
+    """Consecutive tokens of a prompt that stand for consecutive rows of one image's features.
+
+    Attributes:
+        start: First token.
+        end: Behind the last one.
+        image: Which image, in the order of the conversation.
+        row: The image's feature row that the first token stands for.
+    """
+
+    start: int
+    end: int
+    image: int
+    row: int
+
+
+@dataclass(frozen=True)
 class Prompt:
     """A conversation as the decoder takes it.
 
     Attributes:
-        token_ids: With `num_image_tokens` ids of the image token, to be replaced by image features in order.
+        token_ids: [T] int64, ids of the image token where image features go.
+        spans: Where those are, in order.
+        positions: [T] int64, the logical position of each token; [3, T] where a model turns by three axes.
+        next_position: Of the first token after the prompt.
         num_images: Images in the conversation.
-        num_image_tokens: Rows of `image_features` that the prompt wants.
     """
 
-    token_ids: tuple[int, ...]
+    token_ids: npt.NDArray[np.int64]
+    spans: tuple[Span, ...]
+    positions: npt.NDArray[np.int64]
+    next_position: int
     num_images: int
-    num_image_tokens: int
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return len(self.token_ids)
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Rows of `image_features` that the prompt wants."""
+        return sum(span.end - span.start for span in self.spans)
 
 
 class PromptBuilder:
@@ -91,21 +125,25 @@ class PromptBuilder:
         self._control_pattern = re.compile("|".join(map(re.escape, longest_first)))
 
     @classmethod
-    def from_bundle(cls, directory: Path, manifest: Manifest) -> PromptBuilder:
+    def from_bundle(cls, bundle: Bundle) -> PromptBuilder:
         """Return the builder of an opened vision-language bundle.
 
         Raises:
             BundleFormatError: The bundle is not one, or its tokenizer or template is unusable.
+            BundleFileError: The manifest lists no tokenizer or no template.
         """
+        manifest = bundle.manifest
         if manifest.image_prompt is None:
             raise BundleFormatError(
-                f"{directory} is a {manifest.task} bundle; it has no prompt layout and takes no chat"
+                f"{bundle.directory} is a {manifest.task} bundle; it has no prompt layout and takes no chat"
             )
-        path = directory / "chat_template.jinja"
-        if not path.is_file():
-            raise BundleFormatError(f"{path} is missing. Export the checkpoint again.")
-        tokenizer = Tokenizer.from_file(directory / "tokenizer.json")
-        return cls(tokenizer, path.read_text(encoding="utf-8"), manifest.image_prompt, manifest.template_tokens)
+        path = bundle.path(CHAT_TEMPLATE)
+        try:
+            template = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleFormatError(f"{path} cannot be read: {error}. Export the checkpoint again.") from error
+        tokenizer = Tokenizer.from_file(bundle.path(TOKENIZER))
+        return cls(tokenizer, template, manifest.image_prompt, manifest.template_tokens)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -131,13 +169,25 @@ class PromptBuilder:
         ids = self._one_string(turns, expansions, add_generation_prompt)
         if ids is None:
             ids = self._pieces(turns, expansions, add_generation_prompt)
-        num_image_tokens = sum(layout.num_tiles for layout in layouts) * self._image_prompt.tokens_per_tile
-        if ids.count(self._image_prompt.image_token_id) != num_image_tokens:
+        token_ids = np.array(ids, np.int64)
+        spans = self._spans(token_ids, layouts)
+        return Prompt(token_ids, spans, np.arange(len(ids), dtype=np.int64), len(ids), len(layouts))
+
+    def _spans(self, token_ids: npt.NDArray[np.int64], layouts: Sequence[TileLayout]) -> tuple[Span, ...]:
+        """Return where each image's rows go."""
+        places = np.flatnonzero(token_ids == self._image_prompt.image_token_id)
+        sizes = [layout.num_tiles * self._image_prompt.tokens_per_tile for layout in layouts]
+        if len(places) != sum(sizes):
             raise PromptError(
-                f"the prompt holds {ids.count(self._image_prompt.image_token_id)} image tokens where its "
-                f"{len(layouts)} images take {num_image_tokens}"
+                f"the prompt holds {len(places)} image tokens where its {len(layouts)} images take {sum(sizes)}"
             )
-        return Prompt(tuple(ids), len(layouts), num_image_tokens)
+        spans: list[Span] = []
+        for image, of_image in enumerate(np.split(places, np.cumsum(sizes)[:-1]) if sizes else []):
+            row = 0
+            for run in np.split(of_image, np.flatnonzero(np.diff(of_image) > 1) + 1):
+                spans.append(Span(int(run[0]), int(run[-1]) + 1, image, row))
+                row += len(run)
+        return tuple(spans)
 
     def _one_string(
         self, turns: Sequence[Turn], expansions: Sequence[str], add_generation_prompt: bool

@@ -7,10 +7,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bundle.errors import BundleFormatError
+from bundle.directory import Bundle
+from bundle.errors import BundleFileError, BundleFormatError
 from bundle.form import Form
+from bundle.gates import Gate
 from bundle.machine import Machine
-from bundle.manifest import ComponentName, Gate, Scheme
+from bundle.manifest import ComponentName, Scheme
 
 REPORT = "report.json"
 
@@ -252,17 +254,20 @@ def write_report(report: Report, directory: Path) -> None:
     (directory / REPORT).write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-def read_report(directory: Path) -> Report:
+def read_report(bundle: Bundle) -> Report:
     """Return the report of a quantized bundle.
 
     Raises:
-        BundleFormatError: It is missing, or of another form.
+        BundleFormatError: It has none, or one of another form.
+        BundleFileError: The file is gone.
     """
-    path = directory / REPORT
-    if not path.is_file():
-        raise BundleFormatError(f"{path} is missing: only what pocketvlm quantize wrote has one")
+    if REPORT not in bundle.manifest.files:
+        raise BundleFormatError(f"{bundle.directory} has no {REPORT}: only what pocketvlm quantize wrote has one")
+    path = bundle.path(REPORT)
     try:
         return Report.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise BundleFileError(f"{path} cannot be read: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"

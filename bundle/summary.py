@@ -9,7 +9,8 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from bundle.manifest import Gate, Manifest
+from bundle.gates import Gate
+from bundle.manifest import Manifest
 
 
 def summary(bundle: Path, manifest: Manifest) -> Iterator[RenderableType]:
@@ -18,7 +19,7 @@ def summary(bundle: Path, manifest: Manifest) -> Iterator[RenderableType]:
     yield f"from {manifest.source}, in {bundle}"
     yield _components(manifest)
     if manifest.decoder:
-        kv_kib = manifest.decoder.kv_bytes_per_token / 1024
+        kv_kib = manifest.state_bytes_per_token / 1024
         yield f"context {manifest.decoder.max_positions} tokens; cache {kv_kib:.1f} KiB per token and sequence"
     if manifest.gates:
         yield _gates(manifest.gates)

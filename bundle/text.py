@@ -13,8 +13,14 @@ import tokenizers
 
 from bundle.errors import BundleFormatError, ContextLengthError, PromptError
 
+TOKENIZER = "tokenizer.json"
+
 _REPLACEMENT = "�"
 """What a decoder writes for bytes that are not (yet) a character."""
+_MOST_UNFINISHED = 3
+"""Bytes of a character of UTF-8 before its last one; a decoder writes at most one replacement for each."""
+_LONGEST_WINDOW = 16
+"""Ids decoded again for each new one, where none of them completes a character."""
 
 
 @dataclass(frozen=True)
@@ -215,29 +221,55 @@ class Detokenizer:
     """Ids of one answer to text, piece by piece, never half a character.
 
     The pieces joined equal the ids decoded at once (where those hold no broken character). Each step decodes only the
-    ids since the piece before last: a decoder may strip or join at the edge of what it is given, so the newest piece
-    is read off with the last one before it.
+    newest ids and those of the piece before them: a decoder may strip or join at the edge of what it is given, so the
+    newest piece is read off behind the last. Held back are at most the bytes of one unfinished character; what cannot
+    become one any more comes out as U+FFFD.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._window: list[int] = []
-        self._num_emitted = 0  # ids of the window whose text has been given out
+        self._num_old = 0  # ids of the window whose text was given out when the last piece began
+        self._num_whole = 0  # ids of the window whose text has been given out to its last character
+        self._given = ""  # how the window's text begins: what was given out of it
 
     def push(self, token_ids: Sequence[int]) -> str:
         """Return the text that these ids complete; empty while a character is unfinished."""
         self._window.extend(token_ids)
-        return self._emit(is_last=False)
+        text = self._tokenizer.decode(self._window)
+        if not text.startswith(self._given):  # byte fallback judges a run of bytes as a whole, what was whole included
+            if len(self._window) - self._num_whole <= _MOST_UNFINISHED:
+                return ""
+            self._begin_at(self._num_whole, "")
+            self._given = ""
+            text = self._tokenizer.decode(self._window)
+        return self._shown(text, max(len(text) - _num_unfinished(text), len(self._given)))
 
     def finish(self) -> str:
         """Return what was held back; an unfinished character comes out as U+FFFD."""
-        return self._emit(is_last=True)
+        text = self._tokenizer.decode(self._window)
+        if not text.startswith(self._given):
+            return self._tokenizer.decode(self._window[self._num_whole :])
+        return self._shown(text, len(text))
 
-    def _emit(self, *, is_last: bool) -> str:
-        before = self._tokenizer.decode(self._window[: self._num_emitted])
-        now = self._tokenizer.decode(self._window)
-        if len(now) <= len(before) or (now.endswith(_REPLACEMENT) and not is_last):
-            return ""
-        self._window = self._window[self._num_emitted :]
-        self._num_emitted = len(self._window)
-        return now[len(before) :]
+    def _shown(self, text: str, end: int) -> str:
+        piece, held = text[len(self._given) : end], text[end:]
+        self._given = text[:end]
+        if piece and not held:
+            self._begin_at(self._num_old, held)
+            self._num_old = self._num_whole = len(self._window)
+        elif len(self._window) > _LONGEST_WINDOW:
+            self._begin_at(len(self._window) - _LONGEST_WINDOW // 2, held)
+        return piece
+
+    def _begin_at(self, first: int, held: str) -> None:
+        """Forget the ids before one of the window; the text behind it ends alike, with what is held back."""
+        self._window = self._window[first:]
+        self._num_old, self._num_whole = (max(count - first, 0) for count in (self._num_old, self._num_whole))
+        text = self._tokenizer.decode(self._window)
+        self._given = text[: max(len(text) - len(held), 0)]
+
+
+def _num_unfinished(text: str) -> int:
+    """Return how many of the last characters may yet become another one."""
+    return len(text[-_MOST_UNFINISHED:]) - len(text[-_MOST_UNFINISHED:].rstrip(_REPLACEMENT))

@@ -218,6 +218,8 @@ class DecoderConfig:
         out_bias: On the output projection.
         mlp_bias: On the three matrices of the MLP.
         experts: Beside each layer's MLP, which is then the shared expert; None: there are none.
+        layer_groups: The length group of each layer, counted from 0: layers of different groups may keep different
+            numbers of rows. None: all keep the same.
     """
 
     vocab_size: int
@@ -235,6 +237,17 @@ class DecoderConfig:
     out_bias: bool
     mlp_bias: bool
     experts: ExpertsConfig | None = None
+    layer_groups: tuple[int, ...] | None = None
+
+    @property
+    def length_groups(self) -> tuple[int, ...]:
+        """The length group of each layer."""
+        return self.layer_groups or (0,) * self.num_layers
+
+    @property
+    def num_length_groups(self) -> int:
+        """G."""
+        return max(self.length_groups) + 1
 
 
 MIXTURE = "llama_mote"

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
 
-from bundle.directory import seal, write_aside
+from bundle.directory import Bundle, seal, write_aside
 from bundle.errors import CheckpointError, UnsupportedConfigError
 from bundle.machine import own_version
 from bundle.manifest import Component, ComponentName, Dialect, DualEncoderDims, Manifest
@@ -75,8 +75,6 @@ def export_checkpoint(
         for setting in files.not_applied:
             say(f"generation_config.json: {setting} is left out; answers are sampled without it")
         components = _write_all(models, plans, aside, say)
-        _record(family, files, components, aside, say)
-        say("computing digests")
         manifest = Manifest(
             name=name or label.rsplit("/", 1)[-1],
             source=label,
@@ -86,6 +84,7 @@ def export_checkpoint(
             task=family.task,
             dialect=dialect,
             components=components,
+            states=tuple(state for plan in plans.values() for state in plan.states),
             decoder=family.decoder_dims() if isinstance(family, VisionLanguage) else None,
             image_prompt=files.image_prompt,
             dual=_dual_dims(family, files, weights) if isinstance(family, DualEncoder) else None,
@@ -93,7 +92,10 @@ def export_checkpoint(
             eos_token_ids=files.eos_token_ids,
             template_tokens=files.template_tokens,
         )
-        return seal(aside, manifest)
+        say("computing digests")
+        bundle = seal(aside, manifest)
+        _record(bundle, family, files, say)
+        return seal(aside, manifest, unchanged=bundle.manifest.files).manifest
 
 
 def _read_gguf(file: Path, family: Family) -> dict[str, WeightTensor]:
@@ -161,19 +163,12 @@ def _write_all(
     return components
 
 
-def _record(
-    family: Family,
-    files: ProcessorFiles,
-    components: dict[ComponentName, Component],
-    folder: Path,
-    say: Callable[[str], None],
-) -> None:
+def _record(bundle: Bundle, family: Family, files: ProcessorFiles, say: Callable[[str], None]) -> None:
     if not can_record():
         say("no golden.npz: ONNX Runtime is not installed, so loads of this bundle cannot be checked against it")
         return
     say("recording golden outputs")
-    dims = family.decoder_dims() if isinstance(family, VisionLanguage) else None
-    record_goldens(folder, components, Canary.make(files.image_spec, family.vocab_size, files.eos_token_ids, dims))
+    record_goldens(bundle, Canary.make(files.image_spec, family.vocab_size, files.eos_token_ids))
 
 
 def _dual_dims(family: DualEncoder, files: ProcessorFiles, weights: WeightSource) -> DualEncoderDims:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal
 
-from bundle.manifest import ComponentName, DecoderDims, Task, TensorSpec
+from bundle import tensors
+from bundle.manifest import ComponentName, DecoderDims, Role, Task, TensorSpec
+from bundle.states import State
 from export.config import DecoderConfig, Raw, read_decoder, require, sub_config
 from export.nn.decoder import CausalDecoder
 from export.nn.dialect import Dialect
@@ -25,14 +27,19 @@ class GraphPlan:
     """A graph to be written.
 
     Attributes:
-        module: Called with the inputs, returns the outputs (one value or a tuple).
+        module: Called with the inputs and then the states, returns the outputs and then the states (one value or a
+            tuple).
+        role: What the graph computes.
         inputs: In order.
         outputs: In order.
+        states: What it takes and gives beside them.
     """
 
     module: Module
+    role: Role
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    states: tuple[State, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -153,24 +160,22 @@ class VisionLanguage(Family):
         """Return the three graphs of docs/bundle-format.md."""
         size, vocab = self.decoder.hidden_size, self.decoder.vocab_size
         table = Embedding(vocab, size, name=f"{self.text_prefix}.embed_tokens")
-        features = TensorSpec(name="image_features", dtype="float32", shape=("I", self.tokens_per_tile, size))
-        embeds = TensorSpec(name="inputs_embeds", dtype="float32", shape=("B", "T", size))
-        ids = TensorSpec(name="input_ids", dtype="int64", shape=("B", "T"))
+        features = TensorSpec(name=tensors.IMAGE_FEATURES, dtype="float32", shape=("I", self.tokens_per_tile, size))
+        embeds = TensorSpec(name=tensors.INPUTS_EMBEDS, dtype="float32", shape=("B", "T", size))
+        ids = TensorSpec(name=tensors.INPUT_IDS, dtype="int64", shape=("B", "T"))
         return {
-            "vision_encoder": GraphPlan(self.vision(dialect), (pixels(self.image_size_px),), (features,)),
-            "embed_tokens": GraphPlan(table, (ids,), (embeds,)),
-            "decoder": _decoder_plan(self.decoder, embeds, CausalDecoder(self.decoder, dialect, self.text_prefix)),
+            "vision_encoder": GraphPlan(
+                self.vision(dialect), "vision_encoder", (pixels(self.image_size_px),), (features,)
+            ),
+            "embed_tokens": GraphPlan(table, "embed_tokens", (ids,), (embeds,)),
+            "decoder": decoder_plan(self.decoder, embeds, CausalDecoder(self.decoder, dialect, self.text_prefix)),
         }
 
     def decoder_dims(self) -> DecoderDims:
         """Return the manifest's part on the decoder."""
         return DecoderDims(
-            num_layers=self.decoder.num_layers,
             hidden_size=self.decoder.hidden_size,
             vocab_size=self.decoder.vocab_size,
-            num_heads=self.decoder.num_heads,
-            num_kv_heads=self.decoder.num_kv_heads,
-            head_size=self.decoder.head_size,
             max_positions=self.decoder.max_positions,
         )
 
@@ -201,32 +206,51 @@ class DualEncoder(Family):
     def graphs(self, dialect: Dialect) -> dict[ComponentName, GraphPlan]:
         """Return the two graphs of docs/bundle-format.md."""
         width = self.text_tower.embedding_size
-        images = TensorSpec(name="image_embeds", dtype="float32", shape=("I", width))
-        texts = TensorSpec(name="text_embeds", dtype="float32", shape=("B", width))
-        ids = TensorSpec(name="input_ids", dtype="int64", shape=("B", "T"))
-        mask = TensorSpec(name="attention_mask", dtype="int64", shape=("B", "T"))
+        images = TensorSpec(name=tensors.IMAGE_EMBEDS, dtype="float32", shape=("I", width))
+        texts = TensorSpec(name=tensors.TEXT_EMBEDS, dtype="float32", shape=("B", width))
+        ids = TensorSpec(name=tensors.INPUT_IDS, dtype="int64", shape=("B", "T"))
+        mask = TensorSpec(name=tensors.ATTENTION_MASK, dtype="int64", shape=("B", "T"))
         return {
-            "vision_encoder": GraphPlan(self.vision(dialect), (pixels(self.image_size_px),), (images,)),
-            "text_encoder": GraphPlan(self.text(dialect), (ids, mask), (texts,)),
+            "vision_encoder": GraphPlan(
+                self.vision(dialect), "vision_encoder", (pixels(self.image_size_px),), (images,)
+            ),
+            "text_encoder": GraphPlan(self.text(dialect), "text_encoder", (ids, mask), (texts,)),
         }
 
 
 def pixels(side_px: int) -> TensorSpec:
     """Return the input of a vision graph."""
-    return TensorSpec(name="pixel_values", dtype="float32", shape=("I", 3, side_px, side_px))
+    return TensorSpec(name=tensors.PIXEL_VALUES, dtype="float32", shape=("I", 3, side_px, side_px))
 
 
-def _decoder_plan(config: DecoderConfig, embeds: TensorSpec, module: Module) -> GraphPlan:
-    cache_shape: tuple[int | str, ...] = ("B", config.num_kv_heads, "S", config.head_size)
+def decoder_plan(config: DecoderConfig, embeds: TensorSpec, module: Module) -> GraphPlan:
+    """Return the decoder's graph of docs/bundle-format.md.
 
-    def cache(prefix: str) -> tuple[TensorSpec, ...]:
-        return tuple(
-            TensorSpec(name=f"{prefix}.{layer}.{part}", dtype="float32", shape=cache_shape)
-            for layer in range(config.num_layers)
-            for part in ("key", "value")
-        )
-
-    indices = [("position_ids", ("B", "T")), ("past_lengths", ("B",)), ("logits_indices", ("B", "N"))]
+    Args:
+        config: Sizes.
+        embeds: What `embed_tokens` gives.
+        module: As `export.nn.decoder.CausalDecoder`.
+    """
+    indices: list[tuple[str, tuple[int | str, ...]]] = [
+        (tensors.POSITION_IDS, ("B", "T")),
+        (tensors.PAST_LENGTHS, (config.num_length_groups, "B")),
+        (tensors.LOGITS_INDICES, ("B", "N")),
+    ]
     inputs = tuple(TensorSpec(name=name, dtype="int64", shape=shape) for name, shape in indices)
-    logits = TensorSpec(name="logits", dtype="float32", shape=("B", "N", config.vocab_size))
-    return GraphPlan(module, (embeds, *inputs, *cache("past_key_values")), (logits, *cache("present")))
+    logits = TensorSpec(name=tensors.LOGITS, dtype="float32", shape=("B", "N", config.vocab_size))
+    return GraphPlan(module, "decoder", (embeds, *inputs), (logits,), _cache(config))
+
+
+def _cache(config: DecoderConfig) -> tuple[State, ...]:
+    """Return keys and values of every layer, as transformers.js and Optimum name them."""
+    return tuple(
+        State(
+            input=f"past_key_values.{layer}.{part}",
+            output=f"present.{layer}.{part}",
+            dtype="float32",
+            shape=("B", config.num_kv_heads, "S", config.head_size),
+            group=group,
+        )
+        for layer, group in enumerate(config.length_groups)
+        for part in ("key", "value")
+    )

@@ -5,18 +5,24 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from bundle import tensors
+from bundle.directory import Bundle
 from bundle.golden import Recording, canary_image, canary_token_ids, save_golden
 from bundle.image import ImageSpec
-from bundle.manifest import Component, ComponentName, DecoderDims
+from bundle.manifest import Role
+from runtime.feeds import Step, TokenRun, feeds_of
+from runtime.graph import Graph
+from runtime.settings import RuntimeSettings
+from runtime.states import empty_states
 
 _CANARY_TOKENS = 12
-_KEPT_OF_DECODER = ("logits", "present.0.key", "present.0.value")
+_STATES_KEPT = 2
+"""Of a decoder's recorded outputs: the first layer's keys and values tell a broken cache, and all of them are large."""
 
 Array = npt.NDArray[Any]
 
@@ -28,22 +34,18 @@ class Canary:
     Attributes:
         pixel_values: [1, 3, height, width] float32.
         input_ids: [1, T] int64.
-        decoder: Sizes of the cache; None for dual encoders.
     """
 
     pixel_values: Array
     input_ids: Array
-    decoder: DecoderDims | None
 
     @classmethod
-    def make(
-        cls, image: ImageSpec, vocab_size: int, end_token_ids: tuple[int, ...], decoder: DecoderDims | None
-    ) -> Canary:
+    def make(cls, image: ImageSpec, vocab_size: int, end_token_ids: tuple[int, ...]) -> Canary:
         """Return the canary of a model; the ids close with the first end token, where a text tower pools."""
         ids = canary_token_ids(vocab_size, _CANARY_TOKENS)
         if end_token_ids:
             ids[0, -1] = end_token_ids[0]
-        return cls(image.preprocess([canary_image()]).pixel_values[:1], ids, decoder)
+        return cls(image.preprocess([canary_image()]).pixel_values[:1], ids)
 
 
 def can_record() -> bool:
@@ -51,39 +53,36 @@ def can_record() -> bool:
     return importlib.util.find_spec("onnxruntime") is not None
 
 
-def record_goldens(folder: Path, components: Mapping[ComponentName, Component], canary: Canary) -> None:
-    """Run every graph in `folder` once on the canary and write `golden.npz`."""
-    recordings: dict[str, Recording] = {
-        "vision_encoder": _record(folder, components["vision_encoder"], canary.pixel_values)
+def record_goldens(bundle: Bundle, canary: Canary) -> None:
+    """Run every graph once on the canary and write `golden.npz`."""
+    known = {
+        tensors.PIXEL_VALUES: canary.pixel_values,
+        tensors.INPUT_IDS: canary.input_ids,
+        tensors.ATTENTION_MASK: np.ones_like(canary.input_ids),
     }
-    ids = canary.input_ids
-    if canary.decoder is None:
-        recordings["text_encoder"] = _record(folder, components["text_encoder"], ids, np.ones_like(ids))
-    else:
-        embedded = _record(folder, components["embed_tokens"], ids)
-        step = _first_step(canary.decoder, embedded.outputs["inputs_embeds"])
-        run = _record(folder, components["decoder"], *step)
-        kept = {name: run.outputs[name] for name in _KEPT_OF_DECODER}
-        recordings |= {"embed_tokens": embedded, "decoder": Recording(run.inputs, kept)}
-    save_golden(folder, recordings)
+    recordings: dict[Role, Recording] = {}
+    for name, component in bundle.manifest.components.items():
+        if component.role != "decoder":
+            feeds = {spec.name: known[spec.name] for spec in component.inputs}
+            recordings[component.role] = _recorded(bundle, name, feeds)
+    if bundle.manifest.decoder is not None:
+        embeds = recordings["embed_tokens"].outputs[tensors.INPUTS_EMBEDS]
+        recordings["decoder"] = _first_step(bundle, canary.input_ids[0], embeds)
+    save_golden(bundle.directory, recordings)
 
 
-def _first_step(dims: DecoderDims, embeds: Array) -> list[Array]:
-    """Return the decoder's inputs for a prefill into an empty cache just large enough, logits of the last token."""
-    length = embeds.shape[1]
-    rows = np.zeros((1, dims.num_kv_heads, length, dims.head_size), dims.kv_dtype)
-    indices = [np.arange(length)[None], np.zeros(1, np.int64), np.array([[length - 1]])]
-    return [embeds, *indices, *[rows] * (2 * dims.num_layers)]
+def _first_step(bundle: Bundle, ids: npt.NDArray[np.int64], embeds: Array) -> Recording:
+    """Return the recording of a prompt on empty states just large enough, with the logits of the last token."""
+    manifest, num_tokens = bundle.manifest, len(ids)
+    name = manifest.graph("decoder", "prompt")
+    lengths = [0] * manifest.num_length_groups
+    run = TokenRun(ids, np.arange(num_tokens, dtype=np.int64), lengths, [num_tokens - 1])
+    feeds = feeds_of(manifest.components[name].inputs, Step([run], embeds))
+    recorded = _recorded(bundle, name, {**feeds, **empty_states(manifest.states, 1, num_tokens)})
+    kept = [tensors.LOGITS, *(state.output for state in manifest.states[:_STATES_KEPT])]
+    return Recording(recorded.inputs, {output: recorded.outputs[output] for output in kept})
 
 
-def _record(folder: Path, component: Component, *inputs: Array) -> Recording:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only
-    # one run does not repay a second copy of the weights in the kernels' own layout
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    session = onnxruntime.InferenceSession(str(folder / component.file), options, providers=["CPUExecutionProvider"])
-    feeds = {spec.name: array for spec, array in zip(component.inputs, inputs, strict=True)}
-    found = session.run(None, feeds)
-    return Recording(feeds, {spec.name: array for spec, array in zip(component.outputs, found, strict=True)})
+def _recorded(bundle: Bundle, name: str, feeds: Mapping[str, Array]) -> Recording:
+    graph = Graph(bundle.graph_path(name), RuntimeSettings(), prepacks=False)
+    return Recording(dict(feeds), graph.run(feeds))

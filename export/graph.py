@@ -10,6 +10,7 @@ from onnxscript import GraphBuilder
 from bundle.manifest import Component
 from export.family import GraphPlan
 from export.nn.dialect import Dialect
+from graphs.labels import unlabelled
 from graphs.store import save_graph, weight_bytes
 
 _DTYPES = {"float32": ir.DataType.FLOAT, "int64": ir.DataType.INT64}
@@ -28,20 +29,38 @@ def build_model(name: str, plan: GraphPlan, dialect: Dialect) -> ir.Model:
     """
     graph = ir.Graph([], [], nodes=[], opset_imports=dict(dialect.opset_imports), name=name)
     builder = GraphBuilder(graph)
-    inputs = [builder.input(spec.name, _DTYPES[spec.dtype], list(spec.shape)) for spec in plan.inputs]
-    returned = plan.module(builder.op, *inputs)
+    taken = [(spec.name, spec.dtype, spec.shape) for spec in plan.inputs]
+    taken += [(state.input, state.dtype, state.shape) for state in plan.states]
+    given = [(spec.name, spec.dtype, spec.shape) for spec in plan.outputs]
+    given += [(state.output, state.dtype, state.shape) for state in plan.states]
+    returned = plan.module(builder.op, *(builder.input(input_, _DTYPES[dtype], [*at]) for input_, dtype, at in taken))
     values = returned if isinstance(returned, tuple) else (returned,)
-    for value, spec in zip(values, plan.outputs, strict=True):
-        value.type = ir.TensorType(_DTYPES[spec.dtype])
-        value.shape = ir.Shape(spec.shape)
-        builder.add_output(value, spec.name)
+    for value, (output, dtype, shape) in zip(values, given, strict=True):
+        value.type = ir.TensorType(_DTYPES[dtype])
+        value.shape = ir.Shape(shape)
+        builder.add_output(value, output)
     return ir.Model(graph, ir_version=_IR_VERSION, producer_name=_PRODUCER)
 
 
 def write_model(model: ir.Model, folder: Path, plan: GraphPlan) -> Component:
-    """Write `{name}.onnx` and `{name}.onnx.data`, one weight in memory at a time, and return the manifest's entry."""
+    """Write `{name}.onnx` and `{name}.onnx.data`, one weight in memory at a time, and return the manifest's entry.
+
+    Raises:
+        TypeError: A module left a layer without a label.
+    """
+    bare = unlabelled(model.graph)
+    if bare:
+        raise TypeError(
+            f"{model.graph.name}: {', '.join(bare)}: multiplied or looked up, and without a label. Give the Weight one "
+            "in its module (docs/add-a-model.md); what is made smaller is planned by it"
+        )
     file = f"{model.graph.name}.onnx"
     save_graph(model, folder / file)
     return Component(
-        file=file, scheme="fp32", inputs=plan.inputs, outputs=plan.outputs, weight_bytes=weight_bytes(model)
+        file=file,
+        role=plan.role,
+        scheme="fp32",
+        inputs=plan.inputs,
+        outputs=plan.outputs,
+        weight_bytes=weight_bytes(model),
     )

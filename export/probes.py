@@ -15,9 +15,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from graphs.experts import SWIGLU
+from graphs.store import CONTRIB
+
 FOLDER = Path(__file__).resolve().parent.parent / "runtime" / "probes"
 _IR_VERSION = 10
-_CONTRIB = "com.microsoft"
 
 
 def _model(nodes: list[onnx.NodeProto], initializers: dict[str, NDArray[Any]], opset: int = 21) -> onnx.ModelProto:
@@ -25,7 +27,7 @@ def _model(nodes: list[onnx.NodeProto], initializers: dict[str, NDArray[Any]], o
     tensors = [numpy_helper.from_array(array, name) for name, array in initializers.items()]
     output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
     graph = helper.make_graph(nodes, "probe", [], [output], tensors)
-    opsets = [helper.make_opsetid("", opset), helper.make_opsetid(_CONTRIB, 1)]
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid(CONTRIB, 1)]
     return helper.make_model(graph, ir_version=_IR_VERSION, opset_imports=opsets)
 
 
@@ -36,7 +38,7 @@ def _matmul_nbits(bits: int) -> onnx.ModelProto:
         "MatMulNBits",
         ["a", "b", "s"],
         ["y"],
-        domain=_CONTRIB,
+        domain=CONTRIB,
         K=columns,
         N=rows,
         bits=bits,
@@ -67,7 +69,7 @@ def _group_query_attention(cache_dtype: type[np.generic], **attributes: object) 
         "GroupQueryAttention",
         names,
         ["y", "nk", "nv"],
-        domain=_CONTRIB,
+        domain=CONTRIB,
         num_heads=heads,
         kv_num_heads=kv_heads,
         **attributes,
@@ -80,7 +82,7 @@ def _gather_block_quantized(bits: int) -> onnx.ModelProto:
         "GatherBlockQuantized",
         ["codes", "ids", "scales"],
         ["y"],
-        domain=_CONTRIB,
+        domain=CONTRIB,
         bits=bits,
         block_size=32,
         gather_axis=0,
@@ -97,7 +99,7 @@ def _gather_block_quantized(bits: int) -> onnx.ModelProto:
 def _matmul_bnb4() -> onnx.ModelProto:
     inputs, outputs, block = 64, 8, 64
     node = helper.make_node(
-        "MatMulBnb4", ["a", "b", "absmax"], ["y"], domain=_CONTRIB, K=inputs, N=outputs, block_size=block, quant_type=1
+        "MatMulBnb4", ["a", "b", "absmax"], ["y"], domain=CONTRIB, K=inputs, N=outputs, block_size=block, quant_type=1
     )
     values: dict[str, NDArray[Any]] = {
         "a": np.ones((1, inputs), np.float32),
@@ -107,15 +109,6 @@ def _matmul_bnb4() -> onnx.ModelProto:
     return _model([node], values)
 
 
-_SWIGLU = {
-    "k": 1,
-    "activation_type": "swiglu",
-    "swiglu_fusion": 1,
-    "activation_alpha": 1.0,
-    "activation_beta": 0.0,
-    "normalize_routing_weights": 0,
-}
-"""Experts as export/nn/moe.py writes them."""
 _HIDDEN, _INNER, _EXPERTS = 32, 32, 2
 
 
@@ -126,7 +119,7 @@ def _mixture_of_experts() -> onnx.ModelProto:
         "w1": np.ones((_EXPERTS, 2 * _INNER, _HIDDEN), np.float32),
         "w2": np.ones((_EXPERTS, _HIDDEN, _INNER), np.float32),
     }
-    return _model([helper.make_node("MoE", ["x", "router", "w1", "", "w2"], ["y"], domain=_CONTRIB, **_SWIGLU)], values)
+    return _model([helper.make_node("MoE", ["x", "router", "w1", "", "w2"], ["y"], domain=CONTRIB, **SWIGLU)], values)
 
 
 def _quantized_experts(bits: int) -> onnx.ModelProto:
@@ -145,10 +138,10 @@ def _quantized_experts(bits: int) -> onnx.ModelProto:
         "QMoE",
         ["x", "router", "w1", "s1", "", "w2", "s2", *[""] * 7, "shares"],
         ["y"],
-        domain=_CONTRIB,
+        domain=CONTRIB,
         expert_weight_bits=bits,
         block_size=block,
-        **_SWIGLU,
+        **SWIGLU,
     )
     return _model([node], values)
 

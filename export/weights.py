@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+import numpy as np
 import onnx_ir as ir
 
 from bundle.errors import CheckpointError, MissingWeightError, SurplusWeightError
 from export.checkpoint import Checkpoint, StoredTensor, WeightTensor
 from export.family import Family
 from export.nn.module import Weight
+from graphs.labels import Label, LayerRole
 
 _LISTED = 5
 """Names shown in an error; the rest are counted."""
@@ -48,7 +50,7 @@ class WeightSource:
         self._tensors = {**family.stored_weights().restored(stored, linears), **(decoder or {})}
 
     def fill(self) -> None:
-        """Give every weight of the graphs its value, not yet read.
+        """Give every weight of the graphs its value, not yet read, and label the table that is the head's matrix.
 
         Raises:
             MissingWeightError: The checkpoint lacks some.
@@ -63,6 +65,10 @@ class WeightSource:
             )
         for weight in self._weights:
             weight.const_value = self._lazy(weight)
+        heads, tables = self._labelled("head"), self._labelled("table")
+        for table in tables:
+            if any(self._is_tied(table, head) for head in heads):
+                Label("tied table").write(table)
 
     def require_all_used(self) -> None:
         """Check that no key is left over.
@@ -88,6 +94,18 @@ class WeightSource:
             raise MissingWeightError(f"the checkpoint lacks {name!r}")
         return float(self._tensors[name].read().reshape(-1)[0])
 
+    def _labelled(self, role: LayerRole) -> list[Weight]:
+        return [weight for weight in self._weights if Label.try_read(weight) == Label(role)]
+
+    def _is_tied(self, table: Weight, head: Weight) -> bool:
+        """Return whether both are one tensor of the checkpoint, or two of the same numbers."""
+        first, second = (self._tensors[key] for weight in (table, head) for key in self._keys(weight))
+        return first is second or (first.shape == second.shape and np.array_equal(first.read(), second.read()))
+
+    def _keys(self, weight: Weight) -> list[str]:
+        """Return where a weight that is not missing lies."""
+        return [self._key(key) or key for key in weight.source_keys]
+
     def _key(self, name: str) -> str | None:
         if name in self._tensors:
             return name
@@ -95,7 +113,7 @@ class WeightSource:
         return stand_in if stand_in in self._tensors else None
 
     def _lazy(self, weight: Weight) -> ir.LazyTensor:
-        keys = [self._key(key) or key for key in weight.source_keys]
+        keys = self._keys(weight)
         for key in keys:
             if not weight.fits(self._tensors[key].shape):
                 raise CheckpointError(

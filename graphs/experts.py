@@ -1,19 +1,37 @@
 """The routed experts of a graph: `com.microsoft::MoE` nodes, each a layer of many matrices of which a token meets one.
 
-Export writes them (export/nn/moe.py): SwiGLU experts whose first matrices alternate the rows of gate and up, one
-expert a token, weighed by its share in the softmax over all of them.
+How they are spelled stands here, for those who write them (export/nn/moe.py), rewrite them (quant/weights/qmoe.py) and
+probe for them (export/probes.py): SwiGLU experts whose first matrices alternate the rows of gate and up, one expert a
+token, weighed by its share in the softmax over all of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from bundle.errors import QuantizationError
-from graphs.layers import Float32, find_linears
+from graphs.layers import Float32
 from graphs.store import CONTRIB
+
+SWIGLU: Mapping[str, int | float | str] = {
+    "k": 1,
+    "activation_type": "swiglu",
+    "swiglu_fusion": 1,
+    "activation_alpha": 1.0,
+    "activation_beta": 0.0,
+    "normalize_routing_weights": 0,
+}
+"""Attributes of a MoE or QMoE. Fusion 1 is one matrix for gate and up; not normalised, an expert counts with its share
+among all (ONNX Runtime 1.31, ContribOperators.md; QMoE wants the shares as an input besides)."""
+GATE_ROWS, UP_ROWS = slice(0, None, 2), slice(1, None, 2)
+"""Rows of that matrix under fusion 1: gate 0, up 0, gate 1, up 1, ..."""
+
+_INPUT, _LOGITS, _FIRST, _SECOND = 0, 1, 2, 4
+"""Places among the inputs of a MoE; 3 and 5 are biases, which these experts lack."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +45,6 @@ class Experts:
         num_experts: E.
         num_inputs: D.
         width: I, hidden units of one expert.
-        router: Name of the linear layer whose outputs choose the expert; its K x N is D x E. It stays float32: it is
-            a thousandth of the experts' bytes, and an error in it sends tokens to other experts.
     """
 
     node: ir.Node
@@ -37,7 +53,6 @@ class Experts:
     num_experts: int
     num_inputs: int
     width: int
-    router: str | None
 
     @property
     def name(self) -> str:
@@ -47,32 +62,42 @@ class Experts:
     @property
     def input(self) -> ir.Value:
         """Return x [B, T, D]."""
-        return _present(self.node, 0)
+        return _present(self.node, _INPUT)
 
     @property
     def logits(self) -> ir.Value:
         """Return the router's scores, [B * T, E]."""
-        return _present(self.node, 1)
+        return _present(self.node, _LOGITS)
 
     def matrices(self) -> tuple[Float32, Float32]:
         """Return the numbers of `first` and `second`, mapped, not read."""
-        return _read(self.first), _read(self.second)
+        return _tensor(self.first).numpy(), _tensor(self.second).numpy()
 
     @property
     def is_ternary(self) -> bool:
         """Return whether every matrix is -a, 0 and a, as 2 bits hold it exactly."""
-        return all(_is_ternary(matrix) for stacked in self.matrices() for matrix in _separate(stacked))
+        first, second = self.matrices()
+        return all(
+            _is_ternary(matrix) for stacked in (first[:, GATE_ROWS], first[:, UP_ROWS], second) for matrix in stacked
+        )
+
+
+def operands(x: ir.Value, logits: ir.Value, first: ir.Value, second: ir.Value) -> list[ir.Value | None]:
+    """Return the inputs of a MoE.
+
+    Args:
+        x: [B, T, D].
+        logits: The router's scores, [B * T, E]; of another rank than x.
+        first: [E, 2I, D], rows alternating.
+        second: [E, D, I].
+    """
+    places = {_INPUT: x, _LOGITS: logits, _FIRST: first, _SECOND: second}
+    return [places.get(at) for at in range(max(places) + 1)]
 
 
 def find_experts(graph: ir.Graph) -> list[Experts]:
     """Return the routed experts of a graph in node order; the portable dialect has only linear layers."""
-    routers = {linear.node: linear.name for linear in find_linears(graph)}
-    return [_experts(node, routers) for node in graph if node.domain == CONTRIB and node.op_type == "MoE"]
-
-
-def _separate(stacked: Float32) -> list[Float32]:
-    """Return the checkpoint's matrices: those that alternate in the rows may have different scales."""
-    return [rows for matrix in stacked for rows in (matrix[0::2], matrix[1::2])]
+    return [_experts(node) for node in graph if node.domain == CONTRIB and node.op_type == "MoE"]
 
 
 def _is_ternary(matrix: Float32) -> bool:
@@ -80,18 +105,10 @@ def _is_ternary(matrix: Float32) -> bool:
     return bool(np.isin(magnitudes, (0, magnitudes.max())).all())
 
 
-def _experts(node: ir.Node, routers: dict[ir.Node, str]) -> Experts:
-    first, second = _present(node, 2), _present(node, 4)
-    num_experts, num_inputs, width = (int(size) for size in _read(second).shape)
-    return Experts(node, first, second, num_experts, num_inputs, width, _router(node, routers))
-
-
-def _router(node: ir.Node, routers: dict[ir.Node, str]) -> str | None:
-    """Return the name of the linear layer behind the router's scores, through the Reshape that flattens them."""
-    producer = _present(node, 1).producer()
-    if producer is not None and producer.op_type == "Reshape":
-        producer = _present(producer, 0).producer()
-    return None if producer is None else routers.get(producer)
+def _experts(node: ir.Node) -> Experts:
+    first, second = _present(node, _FIRST), _present(node, _SECOND)
+    num_experts, num_inputs, width = (int(size) for size in _tensor(second).shape)
+    return Experts(node, first, second, num_experts, num_inputs, width)
 
 
 def _present(node: ir.Node, at: int) -> ir.Value:
@@ -101,8 +118,7 @@ def _present(node: ir.Node, at: int) -> ir.Value:
     return value
 
 
-def _read(weight: ir.Value) -> Float32:
+def _tensor(weight: ir.Value) -> ir.TensorProtocol:
     if weight.const_value is None:
         raise QuantizationError(f"{weight.name} holds no numbers")
-    array: Float32 = weight.const_value.numpy()
-    return array
+    return weight.const_value

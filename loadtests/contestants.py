@@ -17,21 +17,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bundle.directory import read_manifest
+from bundle.directory import Bundle, open_bundle
 from bundle.errors import MachineError, PocketVLMError, SettingsError
-from bundle.image import ImageSpec
+from bundle.image import PREPROCESSOR, ImageSpec
 from bundle.machine import peak_memory_bytes
-from bundle.manifest import ComponentName, Manifest
-from loadtests.stations import open_runner
+from bundle.manifest import Role
+from loadtests.stations import TokenBench, open_vision
 from loadtests.wording import counted
-from runtime.settings import EngineSettings
-from serving.engine.scheduler import Decode, DecodeRow, Prefill
 from serving.engine.sequence import Sequence
-from serving.models.pool import PreprocessPool
-from serving.models.vision import VisionStage
-from serving.protocol import SamplingParams
+from serving.settings import EngineSettings
 
-_LANGUAGE_MODEL: tuple[ComponentName, ...] = ("embed_tokens", "decoder", "decoder_prefill")
+_LANGUAGE_MODEL: tuple[Role, ...] = ("embed_tokens", "decoder")
 _STOP_TIMEOUT_S = 10.0
 
 
@@ -105,26 +101,30 @@ class Variant:
     Attributes:
         name: The bundle's folder.
         schemes: Weight scheme by component.
+        prompt_scheme: Of the decoder that runs prompts.
+        step_scheme: Of the decoder that runs single tokens.
         language_model_bytes: Of token embeddings and decoders, as stored.
         step_bytes: Of the decoder that runs single tokens: read once for each of them.
     """
 
     name: str
     schemes: dict[str, str]
+    prompt_scheme: str
+    step_scheme: str
     language_model_bytes: int
     step_bytes: int
 
     def scheme_of(self, kind: str) -> str:
         """Return the decoder's scheme for prompts ("prefill") or single tokens."""
-        steps = self.schemes["decoder"]
-        return self.schemes.get("decoder_prefill", steps) if kind == "prefill" else steps
+        return self.prompt_scheme if kind == "prefill" else self.step_scheme
 
 
 class StationBench:
     """The child's side: the graphs of one bundle."""
 
     def __init__(self, bench: Bench) -> None:
-        manifest = read_manifest(bench.bundle)
+        bundle = open_bundle(bench.bundle, verify=False, allow_ungated=True)
+        manifest = bundle.manifest
         if manifest.decoder is None:
             raise SettingsError(f"{bench.bundle} has no decoder; weight schemes are compared on vision-language models")
         settings = bench.settings()
@@ -134,12 +134,12 @@ class StationBench:
                 f"{longest} tokens do not fit the context of {bench.bundle}, which holds "
                 f"{manifest.decoder.max_positions}: ask for fewer"
             )
-        self.variant = _variant(bench.bundle, manifest)
+        self.variant = _variant(bundle)
         self._steps = bench.steps
-        self._runner = open_runner(bench.bundle, manifest, manifest.decoder, settings)
+        self._tokens = TokenBench(bundle, settings.max_sequences, longest, settings)
         self._ids = np.random.default_rng(0).integers(0, manifest.decoder.vocab_size, longest, np.int64)
-        self._vision = _open_vision(bench.bundle, manifest, settings)
-        width_px, height_px = reversed(ImageSpec.from_bundle(bench.bundle).tile_size_px)
+        self._vision = open_vision(bundle, settings)
+        height_px, width_px = ImageSpec.read(bundle.path(PREPROCESSOR)).tile_size_px
         self._tile = np.random.default_rng(0).standard_normal((1, 3, height_px, width_px)).astype(np.float32)
 
     def run(self, station: Station) -> Reading:
@@ -155,36 +155,35 @@ class StationBench:
         if station.kind == "vision":
             batch = [self._tile] * station.size
             return (lambda: self._vision.run(batch)), 1
-        sequences = [self._sequence(slot) for slot in range(station.size if station.kind == "decode" else 1)]
         if station.kind == "prefill":
-            prompt = Prefill(sequences[0], 0, station.size)
-            return (lambda: self._runner.prefill(prompt)), 1
-        batch_of_steps = Decode(0, tuple(DecodeRow(station.cached_tokens, sequence) for sequence in sequences))
-        return (lambda: self._runner.decode(batch_of_steps)), self._steps
+            prompt = self._tokens.sequence(self._ids[: station.size], 0)
+            return (lambda: self._prefill(prompt)), 1
+        sequences = [self._decoding(slot, station.cached_tokens) for slot in range(station.size)]
+        return (lambda: self._tokens.step(sequences)), self._steps
 
-    def _sequence(self, slot: int) -> Sequence:
-        sequence = Sequence(str(slot), self._ids, SamplingParams(), eos_token_ids=())
-        sequence.slot = slot
-        sequence.output_ids.append(int(self._ids[0]))
+    def _prefill(self, prompt: Sequence) -> None:
+        prompt.forget()
+        self._tokens.prefill(prompt)
+
+    def _decoding(self, slot: int, cached_tokens: int) -> Sequence:
+        """Return a sequence that counts as read so far, with a token sampled."""
+        sequence = self._tokens.sequence(self._ids[:cached_tokens], slot)
+        sequence.advance(cached_tokens)
+        sequence.append(int(self._ids[0]))
         return sequence
 
 
-def _variant(bundle: Path, manifest: Manifest) -> Variant:
-    components = manifest.components
+def _variant(bundle: Bundle) -> Variant:
+    manifest = bundle.manifest
+    of_tokens = (part for part in manifest.components.values() if part.role in _LANGUAGE_MODEL)
     return Variant(
-        name=bundle.resolve().name,
-        schemes={name: component.scheme for name, component in components.items()},
-        language_model_bytes=sum(components[name].weight_bytes for name in _LANGUAGE_MODEL if name in components),
-        step_bytes=components["decoder"].weight_bytes,
+        name=bundle.directory.resolve().name,
+        schemes={name: component.scheme for name, component in manifest.components.items()},
+        prompt_scheme=manifest.scheme_of("decoder", "prompt"),
+        step_scheme=manifest.scheme_of("decoder", "step"),
+        language_model_bytes=sum(part.weight_bytes for part in of_tokens),
+        step_bytes=manifest.components[manifest.graph("decoder", "step")].weight_bytes,
     )
-
-
-def _open_vision(bundle: Path, manifest: Manifest, settings: EngineSettings) -> VisionStage:
-    pool = PreprocessPool(1)  # the stage wants one; runs of its encoder do not use it
-    try:
-        return VisionStage(bundle, manifest, settings, pool)
-    finally:
-        pool.close()
 
 
 class Contestant:

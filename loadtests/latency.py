@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bundle.directory import read_manifest
+from bundle.directory import Bundle, open_bundle, read_manifest
 from bundle.errors import PocketVLMError, SettingsError
 from bundle.machine import Machine, peak_memory_bytes, this_machine
 from bundle.manifest import Manifest
@@ -29,9 +29,9 @@ from loadtests.conversation import Conversation
 from loadtests.stations import DecoderBench, measure_vision
 from loadtests.stopwatch import Measurement, Stopwatch
 from loadtests.wording import counted, number
-from runtime.cache_shape import cache_shape
-from runtime.settings import EngineSettings
+from runtime.cache_shape import cache_shape, context_of
 from serving.models.client import LocalClient
+from serving.settings import EngineSettings
 
 _PACKAGES = ("pocketvlm", "onnxruntime", "onnxruntime-gpu", "numpy", "Pillow", "tokenizers")
 _MAX_BATCH = 64
@@ -108,6 +108,7 @@ class BenchmarkReport:
         name: The model's.
         model_type: As in its checkpoint.
         schemes: Weight scheme by component.
+        decoder_schemes: Of what runs prompts and of what runs single tokens; None without a decoder.
         weight_bytes: As stored.
         cache_bytes: Reserved for keys and values; resident as far as it was written. 0 without a decoder.
         load_s: From a bundle on disk to an engine that answers: digests, sessions, canary, warm-up.
@@ -121,6 +122,7 @@ class BenchmarkReport:
     name: str
     model_type: str
     schemes: dict[str, str]
+    decoder_schemes: tuple[str, str] | None
     weight_bytes: int
     cache_bytes: int
     load_s: float
@@ -169,11 +171,12 @@ def measure_bundle(bundle: Path, plan: BenchmarkPlan) -> BenchmarkReport:
         model_type=manifest.model_type,
         schemes={name: component.scheme for name, component in manifest.components.items()},
         weight_bytes=manifest.weight_bytes,
-        cache_bytes=cache_shape(manifest.decoder, settings).total_bytes if manifest.decoder else 0,
+        decoder_schemes=_decoder_schemes(manifest),
+        cache_bytes=_cache_bytes(manifest, settings),
         load_s=load_s,
         memory_before_bytes=memory_before_bytes,
         peak_memory_bytes=peak_bytes,
-        lines=(*engine_lines, *_measure_stations(bundle, manifest, plan)),
+        lines=(*engine_lines, *_measure_stations(open_bundle(bundle, verify=False, allow_ungated=True), plan)),
         plan=plan,
         machine=this_machine(_PACKAGES),
     )
@@ -193,24 +196,36 @@ async def _measure_engine(bundle: Path, manifest: Manifest, plan: BenchmarkPlan)
     return lines, load_s
 
 
-def _measure_stations(bundle: Path, manifest: Manifest, plan: BenchmarkPlan) -> list[Measurement]:
+def _measure_stations(bundle: Bundle, plan: BenchmarkPlan) -> list[Measurement]:
     """Return the lines of vision, and of prefill and decode where there is a decoder."""
     settings, watch = plan.settings(), plan.watch
-    lines = list(measure_vision(bundle, manifest, settings, watch, plan.batch_sizes, plan.image_px, plan.seed))
-    if manifest.decoder is not None:
-        bench = DecoderBench(
-            bundle, manifest, manifest.decoder, settings, plan.prompt_tokens, plan.output_tokens, plan.seed
-        )
+    lines = list(measure_vision(bundle, settings, watch, plan.batch_sizes, plan.image_px, plan.seed))
+    if bundle.manifest.decoder is not None:
+        bench = DecoderBench(bundle, settings, plan.prompt_tokens, plan.output_tokens, plan.seed)
         lines += bench.measure(watch, plan.batch_sizes)
     return lines
+
+
+def _decoder_schemes(manifest: Manifest) -> tuple[str, str] | None:
+    """Return the schemes that run prompts and single tokens; None without a decoder."""
+    if manifest.decoder is None:
+        return None
+    return manifest.scheme_of("decoder", "prompt"), manifest.scheme_of("decoder", "step")
+
+
+def _cache_bytes(manifest: Manifest, settings: EngineSettings) -> int:
+    capacity_tokens = context_of(manifest, settings.context_tokens)
+    if capacity_tokens is None:
+        return 0
+    return cache_shape(manifest, settings.max_sequences, capacity_tokens).total_bytes
 
 
 def print_benchmark(report: BenchmarkReport, console: Console) -> None:
     """Print a benchmark as a table, with what it was measured on."""
     schemes = ", ".join(f"{name} {scheme}" for name, scheme in report.schemes.items())
     console.print(f"[bold]{report.name}[/bold]  {report.model_type}: {schemes}")
-    if (prompts := report.schemes.get("decoder_prefill")) is not None:
-        console.print(f"profile dual: prompts run in {prompts}, single tokens in {report.schemes['decoder']}")
+    if report.decoder_schemes and len(set(report.decoder_schemes)) > 1:
+        console.print("profile dual: prompts run in {}, single tokens in {}".format(*report.decoder_schemes))
     table = Table("", "n", "median ms", "p95 ms", "per second")
     for line in report.lines:
         rate = "" if line.per_second is None else f"{number(line.per_second)} {line.unit}"

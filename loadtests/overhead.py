@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bundle.errors import MachineError
+from bundle.extras import install_line
 from bundle.machine import Machine, this_machine
 from loadtests.distribution import Distribution
 from loadtests.images import draw_image, image_part
@@ -235,7 +236,7 @@ def _serve_ray(connection: Connection) -> None:
 
     from serving.cluster.application import ClusterArgs, ServedModel, application
 
-    models = [ServedModel(card.name, card.task, partial(FakeClient, (card,))) for card in (FAKE_VLM, FAKE_CLIP)]
+    models = [ServedModel(card, partial(FakeClient, (card,))) for card in (FAKE_VLM, FAKE_CLIP)]
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     with open_listener("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
@@ -277,7 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     if options.ray and importlib.util.find_spec("ray") is None:
-        print("error: --ray needs Ray. Install it with: pip install 'pocketvlm[ray]'", file=sys.stderr)
+        print(f"error: --ray needs Ray. Install it with: {install_line('ray')}", file=sys.stderr)
         return 1
     try:
         report = measure_overhead(Stopwatch(warmup=20, repeats=options.repeats), with_ray=options.ray)

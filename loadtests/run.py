@@ -22,6 +22,7 @@ from pathlib import Path
 from rich.console import Console
 
 from bundle.errors import MachineError, PocketVLMError
+from bundle.extras import install_line
 from loadtests.objectives import Objective, judge, parse_objectives
 from loadtests.page import write_page
 from loadtests.plan import MAX_USERS, LoadPlan, check_target
@@ -132,7 +133,7 @@ def locust_command(url: str, plan: LoadPlan, output: Path) -> list[str]:
 def _run_locust(url: str, plan: LoadPlan, output: Path) -> None:
     """Run Locust to its end, its words going to `locust.log`; its whole process group ends with this call."""
     if importlib.util.find_spec("locust") is None:
-        raise MachineError("this command needs locust. Install it with: pip install 'pocketvlm[loadtests]'")
+        raise MachineError(f"this command needs locust. Install it with: {install_line('loadtests')}")
     (output / "run.json").unlink(missing_ok=True)
     limit_s = plan.total_s + _STOP_TIMEOUT_S + _GRACE_S
     log = output / "locust.log"

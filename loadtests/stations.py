@@ -7,32 +7,42 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
+from bundle.directory import Bundle
 from bundle.errors import SettingsError
-from bundle.image import ImageSpec
-from bundle.manifest import DecoderDims, Manifest
+from bundle.image import PREPROCESSOR, ImageSpec
 from loadtests.images import draw_image
 from loadtests.stopwatch import Measurement, Stopwatch
 from loadtests.wording import counted
-from runtime.cache_shape import cache_shape
-from runtime.session import Session, bind_decoder, open_decoders
-from runtime.settings import EngineSettings
+from runtime.cache_shape import cache_shape, context_of
+from runtime.chunks import chunks
+from runtime.decoder import Decoder, Logits, TokenGraphs
+from runtime.filled_prompt import FilledPrompt
 from runtime.turns import milliseconds_of
 from serving.engine.runner import Runner
-from serving.engine.scheduler import Decode, DecodeRow, Prefill
+from serving.engine.scheduler import Batch, Row
 from serving.engine.sequence import Sequence
 from serving.models.pool import PreprocessPool
 from serving.models.vision import VisionStage
 from serving.protocol import SamplingParams
+from serving.settings import EngineSettings
+
+
+def open_vision(bundle: Bundle, settings: EngineSettings) -> VisionStage:
+    """Return a bundle's vision stage, whose encoder is to be run directly."""
+    pool = PreprocessPool(1)  # the stage wants one; runs of its encoder do not use it
+    try:
+        return VisionStage(bundle, settings, pool)
+    finally:
+        pool.close()
 
 
 def measure_vision(
-    directory: Path,
-    manifest: Manifest,
+    bundle: Bundle,
     settings: EngineSettings,
     watch: Stopwatch,
     batch_sizes: tuple[int, ...],
@@ -40,10 +50,8 @@ def measure_vision(
     seed: int,
 ) -> Iterator[Measurement]:
     """Yield the encoder's time per batch of tiles, then what one image of `image_px` square costs before and in it."""
-    pool = PreprocessPool(1)  # the stage wants one; runs of its encoder do not use it
-    stage = VisionStage(directory, manifest, settings, pool)
-    pool.close()
-    spec = ImageSpec.model_validate_json((directory / "preprocessor.json").read_bytes())
+    stage = open_vision(bundle, settings)
+    spec = ImageSpec.read(bundle.path(PREPROCESSOR))
     image = Image.open(io.BytesIO(draw_image(seed, image_px))).convert("RGB")
     tiles = spec.preprocess([image]).pixel_values
     height_px, width_px = spec.tile_size_px
@@ -56,20 +64,47 @@ def measure_vision(
     yield Measurement(f"vision, {told}", watch.time(lambda: stage.run([tiles])))
 
 
-def open_runner(directory: Path, manifest: Manifest, dims: DecoderDims, settings: EngineSettings) -> Runner:
-    """Return a bundle's token graphs over a new cache, for prompts without images."""
-    embed_tokens = Session(directory, manifest.components["embed_tokens"], settings)
-    decoder = bind_decoder(open_decoders(directory, manifest, settings), dims, cache_shape(dims, settings))
-    return Runner(embed_tokens, decoder, image_token_id=-1)
+class TokenBench:
+    """A bundle's token graphs under the engine's own runner, without the scheduler between its steps.
+
+    Args:
+        bundle: Opened; it has a decoder.
+        num_slots: Sequences of the largest batch.
+        capacity_tokens: Rows of a slot.
+        settings: Chunk length, threads.
+    """
+
+    def __init__(self, bundle: Bundle, num_slots: int, capacity_tokens: int, settings: EngineSettings) -> None:
+        shape = cache_shape(bundle.manifest, num_slots, capacity_tokens)
+        self._runner = Runner(Decoder(TokenGraphs(bundle, settings), shape))
+        self._chunk_tokens = settings.prefill_chunk_tokens
+
+    def sequence(self, ids: npt.NDArray[np.int64], slot: int) -> Sequence:
+        """Return a sequence with nothing in the cache yet."""
+        sequence = Sequence(
+            str(slot), FilledPrompt.of_ids(ids), SamplingParams(), (), num_length_groups=self._runner.num_length_groups
+        )
+        sequence.slot = slot
+        return sequence
+
+    def prefill(self, sequence: Sequence) -> Logits:
+        """Run a whole prompt in chunks and return the logits [1, V] of its last token."""
+        for start, end in chunks(sequence.num_prompt_tokens, self._chunk_tokens):
+            logits = self._runner.run(Batch("prompt", (Row(sequence, start, end),)))
+            sequence.advance(end - start)
+        return logits
+
+    def step(self, sequences: list[Sequence]) -> Logits:
+        """Run the newest token of every sequence and return the logits [n, V]."""
+        rows = tuple(Row(sequence, len(sequence.ids) - 1, len(sequence.ids)) for sequence in sequences)
+        return self._runner.run(Batch("step", rows))
 
 
 class DecoderBench:
-    """A bundle's decoder with its cache, without the scheduler between its steps.
+    """A bundle's decoder: a prompt, and steps behind it.
 
     Args:
-        directory: The bundle.
-        manifest: Its manifest.
-        dims: The manifest's decoder.
+        bundle: Opened; it has a decoder.
         settings: Slots, capacity, chunk length, threads.
         prompt_tokens: Cached before the first decode step.
         output_tokens: Decode steps before the prompt is cached anew.
@@ -80,24 +115,17 @@ class DecoderBench:
     """
 
     def __init__(
-        self,
-        directory: Path,
-        manifest: Manifest,
-        dims: DecoderDims,
-        settings: EngineSettings,
-        prompt_tokens: int,
-        output_tokens: int,
-        seed: int,
+        self, bundle: Bundle, settings: EngineSettings, prompt_tokens: int, output_tokens: int, seed: int
     ) -> None:
-        self._shape = cache_shape(dims, settings)
-        if prompt_tokens + output_tokens > self._shape.capacity_tokens:
+        capacity_tokens = context_of(bundle.manifest, settings.context_tokens) or 0
+        if prompt_tokens + output_tokens > capacity_tokens:
             raise SettingsError(
                 f"{prompt_tokens} prompt and {output_tokens} output tokens do not fit the context of "
-                f"{self._shape.capacity_tokens} tokens: ask for fewer"
+                f"{capacity_tokens} tokens: ask for fewer"
             )
-        self._runner = open_runner(directory, manifest, dims, settings)
-        self._chunk_tokens = settings.prefill_chunk_tokens
-        self._prompt_ids = np.random.default_rng(seed).integers(0, dims.vocab_size, prompt_tokens, np.int64)
+        self._tokens = TokenBench(bundle, settings.max_sequences, capacity_tokens, settings)
+        vocab_size = bundle.manifest.decoder.vocab_size if bundle.manifest.decoder else 1
+        self._prompt_ids = np.random.default_rng(seed).integers(0, vocab_size, prompt_tokens, np.int64)
         self._output_tokens = output_tokens
 
     def measure(self, watch: Stopwatch, batch_sizes: tuple[int, ...]) -> Iterator[Measurement]:
@@ -112,14 +140,9 @@ class DecoderBench:
 
     def _prefilled(self, size: int) -> list[Sequence]:
         """Return `size` sequences in the first slots, each with its prompt cached and one token sampled."""
-        sequences = [Sequence(str(slot), self._prompt_ids, SamplingParams(), eos_token_ids=()) for slot in range(size)]
-        for slot, sequence in enumerate(sequences):
-            sequence.slot = slot
-            while not sequence.is_prefilled:
-                end = min(sequence.num_cached + self._chunk_tokens, sequence.num_prompt_tokens)
-                logits = self._runner.prefill(Prefill(sequence, sequence.num_cached, end))
-                sequence.num_cached = end
-            sequence.output_ids.append(sequence.sampler(logits[0]))
+        sequences = [self._tokens.sequence(self._prompt_ids, slot) for slot in range(size)]
+        for sequence in sequences:
+            sequence.append(sequence.sampler(self._tokens.prefill(sequence)[0]))
         return sequences
 
     def _decode_steps(self, size: int) -> Iterator[float]:
@@ -131,7 +154,6 @@ class DecoderBench:
 
     def _step(self, sequences: list[Sequence]) -> None:
         """Run and sample one token of every sequence, as the engine's step does."""
-        rows = tuple(DecodeRow(sequence.num_cached, sequence) for sequence in sequences)
-        for sequence, logits in zip(sequences, self._runner.decode(Decode(0, rows)), strict=True):
-            sequence.output_ids.append(sequence.sampler(logits))
-            sequence.num_cached += 1
+        for sequence, logits in zip(sequences, self._tokens.step(sequences), strict=True):
+            sequence.advance(1)
+            sequence.append(sequence.sampler(logits))

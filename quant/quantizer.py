@@ -11,10 +11,10 @@ from typing import Any
 
 import onnx_ir as ir
 
-from bundle.directory import MANIFEST, open_bundle, seal, write_aside
+from bundle.directory import MANIFEST, Bundle, open_bundle, seal, write_aside
 from bundle.errors import QuantizationError
 from bundle.machine import this_machine
-from bundle.manifest import Component, ComponentName, Manifest
+from bundle.manifest import Component, ComponentName, Manifest, Target
 from bundle.report import (
     REPORT,
     CalibrationFacts,
@@ -23,19 +23,20 @@ from bundle.report import (
     Report,
     write_report,
 )
+from graphs.sharing import share_weights
 from graphs.store import open_graph, save_graph, weight_bytes
 from quant.calibration.calibrator import Calibrator
 from quant.calibration.feeds import FeedSource
 from quant.planning.draft import Draft, Options, experimental, fit_bits, make_draft
 from quant.planning.plan import ComponentPlan, apply_plan, planned
 from quant.planning.planner import require_float
-from quant.planning.profiles import PREFILL
 from quant.planning.recipes import RECIPES
 from quant.quality.evaluation import Evaluation, Measured
 from quant.quality.gate import MIXED, judge_all, measure
 from quant.quality.parity import Parity, canary_parity
 from quant.rounding.table import load_rounding
-from quant.sharing import share_weights
+from runtime.providers import has_provider
+from runtime.settings import RuntimeSettings, provider_of
 
 Say = Callable[[str], None]
 _DEFAULTS = Options()
@@ -46,16 +47,14 @@ class Job:
     """What is made of what.
 
     Attributes:
-        bundle: The parent's folder.
-        parent: Its manifest.
+        parent: The fp32 bundle.
         aside: Where the variant is written.
         draft: What was decided.
         calibration: Samples that weights are fitted to.
         say: Told of each step.
     """
 
-    bundle: Path
-    parent: Manifest
+    parent: Bundle
     aside: Path
     draft: Draft
     calibration: Evaluation | None
@@ -101,25 +100,36 @@ def quantize_bundle(
     if output.resolve() == bundle.resolve():
         raise QuantizationError(f"{output} is the bundle to be quantized; choose another -o")
     parent = open_bundle(bundle, allow_ungated=True)  # a quantized parent has an error of its own
-    require_float(parent)
+    require_float(parent.manifest)
+    settings = _measured_on(options.target, say)
     with write_aside(output, overwrite=overwrite) as aside:
-        draft = make_draft(bundle, parent, weights, options, say)
+        draft = make_draft(parent, weights, options, say)
         _require_calibration(draft, options, calibration)
         if calibration is not None:
-            draft = fit_bits(draft, FeedSource(bundle, parent, calibration), options, say)
+            draft = fit_bits(draft, FeedSource(parent, calibration), options, say)
         if show:
             show(draft)
-        job = Job(bundle, parent, aside, draft, calibration, say)
-        variant = _write_variant(job, options)
-        _require_bytes(variant, options)
+        job = Job(parent, aside, draft, calibration, say)
+        written = _write_variant(job, options)
+        _require_bytes(written, options)
+        variant = seal(aside, written)
         say("comparing with the outputs recorded at export")
-        parity = canary_parity(aside, variant.components)
-        measured = measure((bundle, parent), (aside, variant), evaluation, say) if evaluation else None
+        parity = canary_parity(variant, settings)
+        measured = measure(parent, variant, evaluation, say, settings) if evaluation else None
         gates = judge_all(parity, measured, limits_row(draft), limits)
-        variant = variant.model_copy(update={"gates": gates})
+        judged = variant.manifest.model_copy(update={"gates": gates})
         _tell_loss(draft, measured, say)
-        write_report(_report(job, variant, parity, measured, evaluation, time.monotonic() - started), aside)
-        return seal(aside, variant)
+        write_report(_report(job, judged, parity, measured, evaluation, time.monotonic() - started), aside)
+        return seal(aside, judged, unchanged=variant.manifest.files).manifest
+
+
+def _measured_on(target: Target, say: Say) -> RuntimeSettings:
+    """Return where a variant is run to be measured: where it will serve, or on the CPU where this machine cannot."""
+    provider = provider_of(target)
+    if not has_provider(provider):
+        say(f"this machine has no {provider}: quality is measured on its CPU, whose kernels round differently")
+        return RuntimeSettings()
+    return RuntimeSettings(provider=provider)
 
 
 def _require_calibration(draft: Draft, options: Options, calibration: Evaluation | None) -> None:
@@ -168,12 +178,13 @@ def _write_variant(job: Job, options: Options) -> Manifest:
     for name, plan in job.draft.plans.items():
         components[name] = _write_graph(job, name, plan)
     components = _share(job, components)
-    graphs = {component.file for component in job.parent.components.values()}
+    parent = job.parent.manifest
+    graphs = {component.file for component in parent.components.values()}
     rewritten = graphs | {f"{file}.data" for file in graphs} | {REPORT, MANIFEST}
-    for file in job.parent.files.keys() - rewritten:
-        shutil.copyfile(job.bundle / file, job.aside / file)
-    title = f"{job.parent.name}-{job.draft.label}"
-    return job.parent.model_copy(update={"name": title, "components": components, "target": options.target})
+    for file in parent.files.keys() - rewritten:
+        shutil.copyfile(job.parent.path(file), job.aside / file)
+    title = f"{parent.name}-{job.draft.label}"
+    return parent.model_copy(update={"name": title, "components": components, "target": options.target})
 
 
 def _share(job: Job, components: Mapping[ComponentName, Component]) -> dict[ComponentName, Component]:
@@ -189,26 +200,25 @@ def _share(job: Job, components: Mapping[ComponentName, Component]) -> dict[Comp
 
 
 def _write_graph(job: Job, name: ComponentName, plan: ComponentPlan) -> Component:
-    source = job.parent.components["decoder" if name == PREFILL else name]
-    component = source.model_copy(update={"file": f"{name}.onnx"}) if name == PREFILL else source
-    model = open_graph(job.bundle / source.file)
-    _carry_out(job, model, name, plan)
-    save_graph(model, job.aside / component.file)
-    written = planned(component, plan, weight_bytes(model))
+    source = job.parent.manifest.components[plan.parent]
+    model = open_graph(job.parent.path(source.file))
+    _carry_out(job, model, plan)
+    written = planned(source, plan, weight_bytes(model))
+    save_graph(model, job.aside / written.file)
     before, after = source.weight_bytes / 1e6, written.weight_bytes / 1e6
     job.say(f"{name}: {before:.1f} -> {after:.1f} MB, {written.scheme}")
     return written
 
 
-def _carry_out(job: Job, model: ir.Model, name: ComponentName, plan: ComponentPlan) -> None:
+def _carry_out(job: Job, model: ir.Model, plan: ComponentPlan) -> None:
     """Rewrite a graph as planned, calibrating what wants it."""
     wants = RECIPES[plan.recipe].calibration
     if wants == "none" or job.calibration is None:
         apply_plan(model, plan)
         return
-    calibrator = Calibrator(FeedSource(job.bundle, job.parent, job.calibration), job.say)
+    calibrator = Calibrator(FeedSource(job.parent, job.calibration), job.say)
     if plan.scaling is not None or wants == "peaks":
-        groups = calibrator.groups(name, grams=wants == "grams")
+        groups = calibrator.groups(plan.parent, grams=wants == "grams")
         apply_plan(model, plan, {layer: found for group in groups for layer, found in group.items()})
         return
     fitted = [
@@ -216,7 +226,9 @@ def _carry_out(job: Job, model: ir.Model, name: ComponentName, plan: ComponentPl
         for layer in plan.layers
         if layer.choice.form and load_rounding(layer.choice.form.rounding).needs_gram
     ]
-    for group in calibrator.groups(name, grams=True, layers=fitted):  # a group's Grams are let go before the next
+    for group in calibrator.groups(
+        plan.parent, grams=True, layers=fitted
+    ):  # a group's Grams are let go before the next
         apply_plan(model, plan.only(group), group)
         del group
     apply_plan(model, plan.without(fitted))
@@ -243,12 +255,12 @@ def _report(
     fitted = any(RECIPES[plan.recipe].calibration != "none" for plan in job.draft.plans.values())
     return Report(
         parent=job.parent.name,
-        parent_sha256=job.parent.source_sha256,
+        parent_sha256=job.parent.manifest.source_sha256,
         weights=job.draft.label,
-        fp32_bytes=job.parent.weight_bytes,
+        fp32_bytes=job.parent.manifest.weight_bytes,
         weight_bytes=variant.weight_bytes,
         components={
-            name: _component_report(part, job.parent.components["decoder" if name == PREFILL else name], parity[name])
+            name: _component_report(part, job.parent.manifest.components[job.draft.plans[name].parent], parity[name])
             for name, part in variant.components.items()
         },
         calibration=CalibrationFacts(**_facts(job.calibration)) if fitted and job.calibration else None,

@@ -15,7 +15,7 @@ def evaluation_of(name: str, samples: int) -> Evaluation:
     """Return the held-out samples of a shipped model.
 
     Args:
-        name: One of `reference.bundles.SHIPPED`.
+        name: One of the shipped checkpoints ("vlm", "clip", ...).
         samples: Questions per task, or images per set of labels.
     """
     if name != "clip":
@@ -35,7 +35,7 @@ def calibration_of(name: str, samples: int) -> Evaluation:
     """Return what quantizers may be calibrated on: samples like those of `evaluation_of`, but of the training data.
 
     Args:
-        name: One of `reference.bundles.SHIPPED`.
+        name: One of the shipped checkpoints ("vlm", "clip", ...).
         samples: Questions per task, or images per set of labels and with captions.
     """
     if name != "clip":

@@ -1,35 +1,50 @@
-"""What a model's cache weighs: slots, their length, bytes."""
+"""What a model's states weigh: slots, their length, bytes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bundle.manifest import DecoderDims
-from runtime.settings import DEFAULT_CONTEXT_TOKENS, EngineSettings
+from bundle.manifest import Manifest
+from runtime.settings import DEFAULT_CONTEXT_TOKENS
 
 
 @dataclass(frozen=True)
 class CacheShape:
-    """The size of one model's cache: `num_slots` sequences of at most `capacity_tokens` rows each."""
+    """The size of one model's cache: `num_slots` sequences of at most `capacity_tokens` rows each.
+
+    Attributes:
+        num_slots: Sequences.
+        capacity_tokens: Rows of a slot.
+        bytes_per_token: Of one row over all states that have rows.
+        bytes_per_slot: Of a slot's states of fixed size.
+    """
 
     num_slots: int
     capacity_tokens: int
     bytes_per_token: int
+    bytes_per_slot: int = 0
 
     @property
     def total_bytes(self) -> int:
         """Bytes of all slots; reserved at start, resident as rows are written."""
-        return self.num_slots * self.capacity_tokens * self.bytes_per_token
+        return self.num_slots * (self.capacity_tokens * self.bytes_per_token + self.bytes_per_slot)
 
     def __str__(self) -> str:
         """Return the line that is printed at start."""
+        fixed = f" and {self.bytes_per_slot} B" if self.bytes_per_slot else ""
         return (
-            f"{self.num_slots} slots x {self.capacity_tokens} tokens x {self.bytes_per_token} B/token "
+            f"{self.num_slots} slots x {self.capacity_tokens} tokens x {self.bytes_per_token} B/token{fixed} "
             f"= {self.total_bytes / 2**20:.0f} MiB of cache"
         )
 
 
-def cache_shape(dims: DecoderDims, settings: EngineSettings) -> CacheShape:
-    """Return the cache that a model gets on this machine: the asked context, never more than the model's own."""
-    wanted = settings.context_tokens or DEFAULT_CONTEXT_TOKENS
-    return CacheShape(settings.max_sequences, min(wanted, dims.max_positions), dims.kv_bytes_per_token)
+def context_of(manifest: Manifest, wanted_tokens: int | None) -> int | None:
+    """Return the rows of a slot: what is wanted, never more than the model's own limit; None without a decoder."""
+    if manifest.decoder is None:
+        return None
+    return min(wanted_tokens or DEFAULT_CONTEXT_TOKENS, manifest.decoder.max_positions)
+
+
+def cache_shape(manifest: Manifest, num_slots: int, capacity_tokens: int) -> CacheShape:
+    """Return the cache of a model with so many slots of so many rows."""
+    return CacheShape(num_slots, capacity_tokens, manifest.state_bytes_per_token, manifest.state_bytes_per_sequence)

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
+from bundle.directory import Bundle
 from bundle.errors import GoldenError
-from bundle.golden import GOLDEN, check, load_golden, recording_of
-from bundle.manifest import Manifest, Scheme
-from runtime.session import Array, Session
+from bundle.gates import canary_gate
+from bundle.golden import GOLDEN, Recording, check, load_golden, recording_of
+from bundle.manifest import ComponentName, Manifest, Scheme
+from runtime.graph import Array
+from runtime.session import Session
 
 logger = logging.getLogger(__name__)
 
 _MAX_RELATIVE = 1e-3
 """Of an fp32 graph's outputs, relative to their largest value: other kernels and thread counts reorder sums."""
 
-_GATE = "canary_cosine/{component}"
 _MIN_COSINE = 0.3
 """Of a quantized graph against its fp32 parent, where the manifest has no gate for it: wrong nibbles fall near 0. How
 good a variant is, its gates say; this tells a broken kernel from a working one."""
 
 
-def check_canary(directory: Path, manifest: Manifest, sessions: dict[str, Session]) -> None:
-    """Replay the golden run of every component.
+def check_canary(bundle: Bundle, sessions: Mapping[ComponentName, Session]) -> None:
+    """Replay the recorded run of every graph.
 
     A bundle exported without a runtime holds no recording; that is logged.
 
@@ -33,22 +35,37 @@ def check_canary(directory: Path, manifest: Manifest, sessions: dict[str, Sessio
         GoldenError: A graph computes something else here.
         BundleFileError: The recording lacks a graph's run.
     """
-    if GOLDEN not in manifest.files:
-        logger.warning("%s holds no %s: its graphs are not checked on this machine", directory, GOLDEN)
+    if GOLDEN not in bundle.manifest.files:
+        logger.warning("%s holds no %s: its graphs are not checked on this machine", bundle.directory, GOLDEN)
         return
-    recordings = load_golden(directory)
-    for name, session in sessions.items():
-        recording = recording_of(name, recordings, directory)
-        found = session.run(recording.inputs)
-        if session.component.scheme == "fp32":
+    for name, (recording, found) in replayed(bundle, sessions).items():
+        scheme = bundle.manifest.components[name].scheme
+        if scheme == "fp32":
             check(name, recording.outputs, found, max_relative=_MAX_RELATIVE)
         else:
-            _check_quantized(name, session.component.scheme, _min_cosine(manifest, name), recording.outputs, found)
+            _check_quantized(name, scheme, _min_cosine(bundle.manifest, name), recording.outputs, found)
 
 
-def _min_cosine(manifest: Manifest, component: str) -> float:
+def replayed(
+    bundle: Bundle, sessions: Mapping[ComponentName, Session]
+) -> dict[ComponentName, tuple[Recording, dict[str, Array]]]:
+    """Return each graph's recorded run and what it gives on the same inputs here.
+
+    Raises:
+        BundleFileError: The recording is missing, damaged, or lacks a graph's run.
+    """
+    path = bundle.path(GOLDEN)
+    recordings = load_golden(path)
+    found: dict[ComponentName, tuple[Recording, dict[str, Array]]] = {}
+    for name, session in sessions.items():
+        recording = recording_of(session.component.role, recordings, path)
+        found[name] = recording, session.run(recording.inputs)
+    return found
+
+
+def _min_cosine(manifest: Manifest, component: ComponentName) -> float:
     """Return the limit that the variant was held to when it was made."""
-    name = _GATE.format(component=component)
+    name = canary_gate(component)
     return next((gate.limit for gate in manifest.gates if gate.name == name), _MIN_COSINE)
 
 

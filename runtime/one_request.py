@@ -1,78 +1,41 @@
-"""A bundle's graphs run one request at a time, for measuring: what a variant answers, and how sure it is.
+"""One request from arrays to tokens, without a server: what a gate measures, through the graphs and steps that serve.
 
-This is no server: no batching, no cache kept between requests. The engine is in `serving`.
+Prompts run in chunks through the graph for prompts and sampled tokens one at a time through the graph for steps, over a
+cache written in place, as the engine runs them; a test holds the two equal, token by token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice, takewhile
-from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
-import onnxruntime as ort
-from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from PIL import Image
 
-from bundle.errors import BundleFormatError, MachineError, QuantizationError
-from bundle.image import ImageSpec, TileLayout
-from bundle.manifest import DualEncoderDims, Manifest
+from bundle.directory import Bundle
+from bundle.errors import BundleFormatError, ContextLengthError
+from bundle.image import PREPROCESSOR, ImageSpec, TileLayout
+from bundle.manifest import DecoderDims, DualEncoderDims
 from bundle.prompt import PromptBuilder, Turn
-from bundle.text import Tokenizer
+from bundle.text import TOKENIZER, TextBatch, Tokenizer
+from runtime.cache_shape import cache_shape
+from runtime.chunks import chunks
+from runtime.decoder import Decoder, Logits, TokenGraphs
+from runtime.encoders import Pixels, Vectors, encode_texts, encode_tiles, text_feeds, unit
+from runtime.feeds import Embeds, TokenRun
+from runtime.filled_prompt import FilledPrompt, positions_from
+from runtime.graph import Array
+from runtime.session import Session
+from runtime.settings import DEFAULT_CHUNK_TOKENS, DEFAULT_VISION_TILES, RuntimeSettings
+from runtime.states import empty_states
 
-Array = NDArray[Any]
-Float32 = NDArray[np.float32]
-_Part = TypeVar("_Part")
-_REFUSALS = (ort_errors.Fail, ort_errors.InvalidGraph, ort_errors.NotImplemented, ort_errors.RuntimeException)
-
-
-class Graph:
-    """One ONNX graph on the CPU.
-
-    Args:
-        path: The `.onnx` file.
-        threads: Per operator; 0 means one per physical core.
-
-    Raises:
-        MachineError: The runtime lacks an operator of the graph.
-    """
-
-    def __init__(self, path: Path, threads: int = 0) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3  # errors; a quantized graph warns about shapes that it need not know
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # several sessions share the cores
-        try:
-            self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except _REFUSALS as error:
-            raise MachineError(
-                f"{path}: ONNX Runtime {ort.__version__} cannot run it: {str(error).splitlines()[0]}. "
-                "Install a newer one, or see what this machine has with: pocketvlm doctor"
-            ) from error
-        self._outputs = [output.name for output in self._session.get_outputs()]
-
-    def run(self, feeds: dict[str, Array]) -> dict[str, Array]:
-        """Return all outputs by name."""
-        return dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A conversation as the decoder reads it.
-
-    Attributes:
-        embeds: [1, T, D] float32, image features in their places.
-        is_image: [1, T] bool, where those are.
-        pixel_values: [tiles, 3, height, width] that the features are of; None without images.
-    """
-
-    embeds: Float32
-    is_image: NDArray[np.bool_]
-    pixel_values: Float32 | None
+_DEFAULTS = RuntimeSettings()
+_FEWEST_ROWS = 128
+"""Of a cache, so that it is not made anew for every prompt that is a little longer."""
+_RUNNING, _KEPT = 0, 1
+"""The slot that runs, and the one that keeps states of fixed size as the prompt left them."""
 
 
 @dataclass(frozen=True)
@@ -81,129 +44,119 @@ class SeenImages:
 
     Attributes:
         layouts: How each image was cut; its last tile is always the whole image.
-        pixel_values: [I, 3, height, width] that the features are of; None without images.
-        features: [I, P, D] float32, the tiles of the first image, then of the second, ...
+        features: Of each image, [tiles, P, D].
     """
 
     layouts: tuple[TileLayout, ...]
-    pixel_values: Float32 | None
-    features: Float32
+    features: tuple[Embeds, ...]
 
     @property
-    def whole(self) -> list[Float32]:
+    def whole(self) -> list[Embeds]:
         """Each image's features of the tile that shows all of it: [P, D]."""
-        ends = np.cumsum([layout.num_tiles for layout in self.layouts])
-        return [self.features[end - 1] for end in ends]
+        return [tiles[-1] for tiles in self.features]
 
 
 @dataclass(frozen=True)
 class Prefilled:
-    """A decoder's state after a prompt.
+    """A prompt that is in the cache. Valid until the next one is: several answers may start from it.
 
     Attributes:
-        length: Tokens of the prompt.
-        logits: [V] float32, from which the first token of the answer is chosen.
-        cache: By input name; never written to, so that several answers may start from it.
+        prompt: What was run.
+        logits: [V], from which the first token of an answer is chosen.
+        capacity_tokens: Of the cache.
     """
 
-    length: int
-    logits: Float32
-    cache: dict[str, Array]
+    prompt: FilledPrompt
+    logits: Logits
+    capacity_tokens: int
 
 
 class VisionLanguageRunner:
     """Prompts, features, logits and greedy answers of a vision-language bundle.
 
     Args:
-        directory: The bundle.
-        manifest: Its manifest.
-        threads: Per operator; 0 means one per physical core.
+        bundle: The bundle.
+        settings: Provider and threads.
     """
 
-    def __init__(self, directory: Path, manifest: Manifest, threads: int = 0) -> None:
-        self._dims = _present(manifest.decoder, directory, "decoder sizes")
-        self._image_token_id = _present(manifest.image_prompt, directory, "prompt layout").image_token_id
-        self._prompts = PromptBuilder.from_bundle(directory, manifest)
-        self._images = ImageSpec.from_bundle(directory)
-        self._eos_token_ids = manifest.eos_token_ids
-        self._vision = Graph(directory / manifest.components["vision_encoder"].file, threads)
-        self._embed = Graph(directory / manifest.components["embed_tokens"].file, threads)
-        self._directory, self._components, self._threads = directory, manifest.components, threads
+    def __init__(self, bundle: Bundle, settings: RuntimeSettings = _DEFAULTS) -> None:
+        self._bundle = bundle
+        self._settings = settings
+        self._prompts = PromptBuilder.from_bundle(bundle)
+        self._images = ImageSpec.read(bundle.path(PREPROCESSOR))
+        if bundle.manifest.decoder is None:
+            raise BundleFormatError(f"{bundle.directory} has no decoder; it cannot answer questions")
+        self._dims: DecoderDims = bundle.manifest.decoder
+        self._eos_token_ids = bundle.manifest.eos_token_ids
+        self._current: Prefilled | None = None
+        self._bound: Decoder | None = None
+
+    # Opened late: calibration wants a part of them.
+    @cached_property
+    def _vision(self) -> Session:
+        return Session(self._bundle, self._bundle.manifest.graph("vision_encoder"), self._settings)
 
     @cached_property
-    def _decoder(self) -> Graph:
-        # opened late: calibration only wants prompts
-        return Graph(self._directory / self._components["decoder"].file, self._threads)
-
-    @cached_property
-    def _prefill(self) -> Graph:
-        prefill = self._components.get("decoder_prefill")
-        return Graph(self._directory / prefill.file, self._threads) if prefill else self._decoder
+    def _graphs(self) -> TokenGraphs:
+        return TokenGraphs(self._bundle, self._settings)
 
     def see(self, images: Sequence[Image.Image]) -> SeenImages:
         """Return what the vision encoder makes of images; none are fine."""
-        if not images:
-            return SeenImages((), None, np.zeros((0, 0, self._dims.hidden_size), np.float32))
-        processed = self._images.preprocess(list(images))
-        features = self._vision.run({"pixel_values": processed.pixel_values})["image_features"]
-        return SeenImages(processed.layouts, processed.pixel_values, np.asarray(features, np.float32))
+        processed = [self._images.preprocess([image]) for image in images]
+        features = [encode_tiles(self._vision, each.pixel_values, DEFAULT_VISION_TILES) for each in processed]
+        return SeenImages(tuple(layout for each in processed for layout in each.layouts), tuple(features))
 
-    def prompt(self, turns: Sequence[Turn], images: Sequence[Image.Image]) -> Prompt:
-        """Return the prompt of a conversation and what its images became."""
+    def prompt(self, turns: Sequence[Turn], images: Sequence[Image.Image]) -> FilledPrompt:
+        """Return the prompt of a conversation about images."""
         return self.prompt_about(turns, self.see(images))
 
-    def prompt_about(self, turns: Sequence[Turn], seen: SeenImages) -> Prompt:
+    def prompt_about(self, turns: Sequence[Turn], seen: SeenImages) -> FilledPrompt:
         """Return the prompt of a conversation about images that were seen already."""
-        ids = np.array([self._prompts.build(turns, seen.layouts).token_ids], np.int64)
-        embeds, is_image = self._embed_ids(ids), ids == self._image_token_id
-        embeds[is_image] = seen.features.reshape(-1, embeds.shape[-1])
-        return Prompt(embeds, is_image, seen.pixel_values)
-
-    def prompt_embeds(self, turns: Sequence[Turn], images: Sequence[Image.Image]) -> Float32:
-        """Return the prompt of a conversation about images, their features in their places: [1, T, D]."""
-        return self.prompt(turns, images).embeds
+        return FilledPrompt.of(self._prompts.build(turns, seen.layouts), seen.features)
 
     def answer_ids(self, answer: str) -> list[int]:
         """Return the ids of an answer and of the token that ends it."""
         return [*self._prompts.tokenizer.encode(answer), *self._eos_token_ids[:1]]
 
-    def prefill(self, prompt_embeds: Float32, room_tokens: int) -> Prefilled:
-        """Return the state after a prompt, with room for so many tokens more where the model's limit allows."""
-        length = prompt_embeds.shape[1]
-        cache = self._empty_cache(max(min(length + room_tokens, self._dims.max_positions), length))
-        step = self._prefill.run(self._feeds(prompt_embeds, 0, np.array([length - 1]), cache))
-        return Prefilled(length, np.asarray(step["logits"][0, 0], np.float32), _handed_on(step))
+    def prefill(self, prompt: FilledPrompt, room_tokens: int) -> Prefilled:
+        """Run a prompt, with room for so many tokens more where the model's limit allows.
 
-    def answer_feeds(self, prompt_embeds: Float32, answer_ids: Sequence[int]) -> dict[str, Array]:
-        """Return the decoder's inputs for a prompt and its answer in one run, to score each token of the answer."""
-        fed = self._embed_ids(np.array([answer_ids[:-1]], np.int64)) if len(answer_ids) > 1 else prompt_embeds[:, :0]
-        embeds = np.concatenate([prompt_embeds, fed], axis=1)
-        first = prompt_embeds.shape[1] - 1
-        return self._feeds(embeds, 0, np.arange(first, embeds.shape[1]), self._empty_cache(embeds.shape[1]))
+        Raises:
+            ContextLengthError: The prompt alone is longer than the model's limit.
+        """
+        num_tokens, limit = prompt.num_tokens, self._dims.max_positions
+        if num_tokens > limit:
+            raise ContextLengthError(f"the prompt takes {num_tokens} tokens; the model holds {limit}. Shorten it.")
+        decoder = self._with_room(min(num_tokens + room_tokens, limit))
+        decoder.states.clear(_RUNNING)
+        for start, end in chunks(num_tokens, DEFAULT_CHUNK_TOKENS):
+            run = prompt.run(start, end, self._lengths(start), [end - start - 1])
+            logits = decoder.run("prompt", _RUNNING, [run])[0, 0]
+        if self._bundle.manifest.state_bytes_per_sequence:
+            decoder.states.copy(_RUNNING, _KEPT, self._lengths(0))
+        self._current = Prefilled(prompt, logits.copy(), decoder.shape.capacity_tokens)
+        return self._current
 
-    def answer_logits(self, prompt_embeds: Float32, answer_ids: Sequence[int]) -> Float32:
+    def forced_logits(self, prompt: Prefilled, answer_ids: Sequence[int]) -> Logits:
         """Return the logits from which each token of a given answer would be chosen: [len(answer_ids), V].
 
         Teacher forcing: the answer's own tokens are fed, whatever the model would have said.
-        """
-        return self.forced_logits(self.prefill(prompt_embeds, len(answer_ids)), answer_ids)
-
-    def forced_logits(self, prompt: Prefilled, answer_ids: Sequence[int]) -> Float32:
-        """Return what `answer_logits` returns, from a prompt that was run already.
 
         Raises:
-            QuantizationError: The answer does not fit behind the prompt.
+            ContextLengthError: The answer does not fit behind the prompt.
         """
-        if len(answer_ids) == 1:
-            return prompt.logits[None]
-        if prompt.length + len(answer_ids) - 1 > _capacity(prompt.cache):
-            raise QuantizationError(
-                f"a prompt of {prompt.length} tokens and an answer of {len(answer_ids)} exceed the model's "
+        if prompt.prompt.num_tokens + len(answer_ids) - 1 > prompt.capacity_tokens:
+            raise ContextLengthError(
+                f"a prompt of {prompt.prompt.num_tokens} tokens and an answer of {len(answer_ids)} exceed the model's "
                 f"{self._dims.max_positions}; leave this sample out"
             )
-        fed = self._embed_ids(np.array([answer_ids[:-1]], np.int64))
-        step = self._decoder.run(self._feeds(fed, prompt.length, np.arange(fed.shape[1]), prompt.cache))
-        return np.concatenate([prompt.logits[None], np.asarray(step["logits"][0], np.float32)])
+        steps = self._steps(prompt)
+        next(steps)
+        return np.stack([prompt.logits, *(steps.send(token_id).copy() for token_id in answer_ids[:-1])])
+
+    def answer_logits(self, prompt: FilledPrompt, answer_ids: Sequence[int]) -> Logits:
+        """Return what `forced_logits` returns, of a prompt that was not run yet."""
+        return self.forced_logits(self.prefill(prompt, len(answer_ids)), answer_ids)
 
     def reply_ids(self, prompt: Prefilled, max_tokens: int) -> list[int]:
         """Return the greedy reply to a prompt, without the token that ends it."""
@@ -211,106 +164,116 @@ class VisionLanguageRunner:
         return list(takewhile(lambda token_id: token_id not in self._eos_token_ids, tokens))
 
     def greedy_tokens(self, prompt: Prefilled) -> Iterator[int]:
-        """Yield the likeliest token after a prompt and each token after it, until the prompt's room is used up."""
-        past, cache, token_id = prompt.length, prompt.cache, int(prompt.logits.argmax())
+        """Yield the likeliest token after a prompt and each token after it, until the cache is full."""
+        steps = self._steps(prompt)
+        token_id = int(next(steps).argmax())
         yield token_id
-        while past < _capacity(cache):
-            embeds = self._embed_ids(np.array([[token_id]], np.int64))
-            step = self._decoder.run(self._feeds(embeds, past, np.array([0]), cache))
-            past, cache, token_id = past + 1, _handed_on(step), int(step["logits"][0, 0].argmax())
+        for _ in range(prompt.prompt.num_tokens, prompt.capacity_tokens):
+            token_id = int(steps.send(token_id).argmax())
             yield token_id
 
     def text_of(self, token_ids: Sequence[int]) -> str:
         """Return a reply as a reader sees it."""
         return self._prompts.tokenizer.decode(list(token_ids))
 
-    def _embed_ids(self, ids: NDArray[np.int64]) -> Float32:
-        return np.array(self._embed.run({"input_ids": ids})["inputs_embeds"], np.float32)
+    def answer_feeds(self, prompt: FilledPrompt, answer_ids: Sequence[int]) -> dict[str, Array]:
+        """Return the decoder's inputs for a prompt and its answer in one run, to score each token of the answer."""
+        whole = prompt.run(0, prompt.num_tokens, self._lengths(0), ())
+        behind = positions_from(prompt.prompt.next_position, len(answer_ids) - 1, whole.positions)
+        run = TokenRun(
+            np.concatenate([whole.ids, np.array(answer_ids[:-1], np.int64)]),
+            np.concatenate([whole.positions, behind], axis=-1),
+            whole.lengths,
+            range(prompt.num_tokens - 1, prompt.num_tokens + len(answer_ids) - 1),
+            whole.features,
+        )
+        feeds = self._graphs.feeds("prompt", self._graphs.step([run]))
+        return {**feeds, **empty_states(self._bundle.manifest.states, 1, len(run.ids))}
 
-    def _feeds(self, embeds: Float32, past: int, wanted: Array, cache: dict[str, Array]) -> dict[str, Array]:
-        length = embeds.shape[1]
-        feeds = {
-            "inputs_embeds": embeds,
-            "position_ids": np.arange(past, past + length, dtype=np.int64)[None],
-            "past_lengths": np.array([past], np.int64),
-            "logits_indices": wanted.astype(np.int64)[None],
-        }
-        return {**feeds, **cache}
+    def _steps(self, prompt: Prefilled) -> Generator[Logits, int, None]:
+        """Yield [V] of the token after a prompt, then of the token after each one that is sent.
 
-    def _empty_cache(self, capacity: int) -> dict[str, Array]:
-        dims = self._dims
-        rows = np.zeros((1, dims.num_kv_heads, capacity, dims.head_size), dims.kv_dtype)
-        names = (f"past_key_values.{layer}.{part}" for layer in range(dims.num_layers) for part in ("key", "value"))
-        return dict.fromkeys(names, rows)
+        Raises:
+            ValueError: Another prompt was run since.
+        """
+        if prompt is not self._current or self._bound is None:
+            raise ValueError("another prompt was run since this one, in the same cache")
+        if self._bundle.manifest.state_bytes_per_sequence:
+            self._bound.states.copy(_KEPT, _RUNNING, self._lengths(0))
+        position, logits = prompt.prompt.prompt.next_position, prompt.logits
+        rows = prompt.prompt.num_tokens
+        while True:
+            token_id = yield logits
+            places = positions_from(position, 1, prompt.prompt.prompt.positions)
+            run = TokenRun(np.array([token_id], np.int64), places, self._lengths(rows), [0])
+            logits = self._bound.run("step", _RUNNING, [run])[0, 0]
+            rows, position = rows + 1, position + 1
+
+    def _lengths(self, num_rows: int) -> list[int]:
+        """Return the lengths of a sequence that has lost no row."""
+        return [num_rows] * self._graphs.num_length_groups
+
+    def _with_room(self, num_rows: int) -> Decoder:
+        """Return the decoder with a cache of at least so many rows."""
+        if self._bound is None or self._bound.shape.capacity_tokens < num_rows:
+            grown = 2 * self._bound.shape.capacity_tokens if self._bound else _FEWEST_ROWS
+            capacity = min(max(num_rows, grown), self._dims.max_positions)
+            slots = 2 if self._bundle.manifest.state_bytes_per_sequence else 1
+            self._bound = Decoder(self._graphs, cache_shape(self._bundle.manifest, slots, capacity))
+        return self._bound
 
 
 class DualEncoderRunner:
     """Unit-length embeddings of a dual-encoder bundle.
 
     Args:
-        directory: The bundle.
-        manifest: Its manifest.
-        threads: Per operator; 0 means one per physical core.
+        bundle: The bundle.
+        settings: Provider and threads.
     """
 
     _BATCH = 32
 
-    def __init__(self, directory: Path, manifest: Manifest, threads: int = 0) -> None:
-        self._dims: DualEncoderDims = _present(manifest.dual, directory, "embedding sizes")
-        self._tokenizer = Tokenizer.from_file(directory / "tokenizer.json")
-        self._images = ImageSpec.from_bundle(directory)
-        self._vision_file = directory / manifest.components["vision_encoder"].file
-        self._text_file = directory / manifest.components["text_encoder"].file
-        self._threads = threads
+    def __init__(self, bundle: Bundle, settings: RuntimeSettings = _DEFAULTS) -> None:
+        if bundle.manifest.dual is None:
+            raise BundleFormatError(f"{bundle.directory} has no embedding sizes; it cannot embed")
+        self._dims: DualEncoderDims = bundle.manifest.dual
+        self._tokenizer = Tokenizer.from_file(bundle.path(TOKENIZER))
+        self._images = ImageSpec.read(bundle.path(PREPROCESSOR))
+        self._bundle, self._settings = bundle, settings
 
     @cached_property
-    def _vision(self) -> Graph:
-        return Graph(self._vision_file, self._threads)
+    def _vision(self) -> Session:
+        return Session(self._bundle, self._bundle.manifest.graph("vision_encoder"), self._settings)
 
     @cached_property
-    def _text(self) -> Graph:
-        return Graph(self._text_file, self._threads)
+    def _text(self) -> Session:
+        return Session(self._bundle, self._bundle.manifest.graph("text_encoder"), self._settings)
 
-    def embed_images(self, images: Sequence[Image.Image]) -> Float32:
+    def embed_images(self, images: Sequence[Image.Image]) -> Vectors:
         """Return [len(images), E]."""
-        batches = (images[at : at + self._BATCH] for at in range(0, len(images), self._BATCH))
-        return _unit(np.concatenate([self._vision.run(self.image_feeds(batch))["image_embeds"] for batch in batches]))
+        batches = (self.pixels(images[at : at + self._BATCH]) for at in range(0, len(images), self._BATCH))
+        return unit(np.concatenate([encode_tiles(self._vision, batch, DEFAULT_VISION_TILES) for batch in batches]))
 
-    def embed_texts(self, texts: Sequence[str]) -> Float32:
+    def embed_texts(self, texts: Sequence[str]) -> Vectors:
         """Return [len(texts), E]; texts that are too long are cut."""
-        batches = [texts[at : at + self._BATCH] for at in range(0, len(texts), self._BATCH)]
-        return _unit(np.concatenate([self._text.run(self.text_feeds(batch))["text_embeds"] for batch in batches]))
+        rows = [self._tokenized(text) for text in texts]
+        batches = (rows[at : at + self._BATCH] for at in range(0, len(rows), self._BATCH))
+        return unit(np.concatenate([encode_texts(self._text, batch, self._dims) for batch in batches]))
 
-    def image_feeds(self, images: Sequence[Image.Image]) -> dict[str, Array]:
-        """Return the vision encoder's inputs for one batch."""
-        return {"pixel_values": self._images.preprocess(list(images)).pixel_values}
+    def pixels(self, images: Sequence[Image.Image]) -> Pixels:
+        """Return the vision encoder's input for one batch."""
+        return self._images.preprocess(list(images)).pixel_values
 
-    def text_feeds(self, texts: Sequence[str]) -> dict[str, Array]:
-        """Return the text encoder's inputs for one batch; texts that are too long are cut."""
+    def text_feeds(self, text: str) -> dict[str, Array]:
+        """Return the text encoder's inputs for one text; one that is too long is cut."""
+        return dict(text_feeds([self._tokenized(text)], self._dims))
+
+    def _tokenized(self, text: str) -> TextBatch:
         dims = self._dims
-        batch = self._tokenizer.encode_batch(
-            texts,
+        return self._tokenizer.encode_batch(
+            [text],
             max_tokens=dims.max_text_tokens,
             pad_token_id=dims.pad_token_id,
             pads_to_max=dims.pads_to_max,
             truncate=True,
         )
-        return {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-
-
-def _present(part: _Part | None, directory: Path, what: str) -> _Part:
-    if part is None:
-        raise BundleFormatError(f"{directory}: the manifest has no {what}; export the checkpoint again")
-    return part
-
-
-def _capacity(cache: dict[str, Array]) -> int:
-    return int(next(iter(cache.values())).shape[2])
-
-
-def _handed_on(step: dict[str, Array]) -> dict[str, Array]:
-    return {name.replace("present", "past_key_values"): rows for name, rows in step.items() if name != "logits"}
-
-
-def _unit(rows: Array) -> Float32:
-    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)

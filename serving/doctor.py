@@ -6,30 +6,19 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 
 from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
 from bundle.errors import MachineError
+from bundle.extras import MODULES_OF_EXTRA, install_line
 from bundle.machine import memory_bytes, num_usable_cores
-from runtime.session import available_providers, failure_of, runtime_version
+from runtime.onnx_runtime import runtime_version
+from runtime.operators import failure_of, probed_operators
+from runtime.providers import CPU, CUDA, available_providers
 
-PROBES = Path(__file__).resolve().parents[1] / "runtime" / "probes"
-_MODULE_OF_EXTRA = {
-    "cpu": "onnxruntime",
-    "export": "onnxscript",
-    "serve": "fastapi",
-    "ray": "ray",
-    "quant": "bitsandbytes",
-    "reference": "sklearn",
-    "loadtests": "locust",
-    "tensorrt": "tensorrt",
-    "optimum": "optimum",
-    "train": "torch",
-}
-_PROBED_PROVIDERS = ("CPUExecutionProvider", "CUDAExecutionProvider")
+_PROBED_PROVIDERS = (CPU, CUDA)
 
 
 @dataclass(frozen=True)
@@ -52,7 +41,7 @@ class Diagnosis:
         onnxruntime: Its version; None where it is not installed.
         providers: Execution providers it was built with.
         operators: One finding per probe and provider.
-        missing: Extra -> the pip line that installs it.
+        missing: Extra that lacks a module -> what installs it.
     """
 
     machine: str
@@ -73,14 +62,14 @@ class Diagnosis:
 def diagnose() -> Diagnosis:
     """Return what this machine can run; takes about a second."""
     try:
-        version, providers = runtime_version(), tuple(available_providers())
+        version, providers = runtime_version(), available_providers()
     except MachineError:
         version, providers = None, ()
     operators = tuple(
-        OperatorFinding(probe.stem, provider, failure_of(probe, provider))
+        OperatorFinding(operator, provider, failure_of(operator, provider))
         for provider in providers
         if provider in _PROBED_PROVIDERS
-        for probe in sorted(PROBES.glob("*.onnx"))
+        for operator in probed_operators()
     )
     return Diagnosis(
         machine=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
@@ -90,9 +79,9 @@ def diagnose() -> Diagnosis:
         providers=providers,
         operators=operators,
         missing={
-            extra: f"pip install 'pocketvlm[{extra}]'"
-            for extra, module in _MODULE_OF_EXTRA.items()
-            if find_spec(module) is None
+            extra: install_line(extra)
+            for extra, modules in MODULES_OF_EXTRA.items()
+            if any(find_spec(module) is None for module in modules)
         },
     )
 

@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from bundle.decode import decode_image
 from bundle.errors import ContextLengthError, ModelNotFoundError, OverloadedError, PocketVLMError, TaskError
-from bundle.labels import SLOT, label_text
-from bundle.manifest import Gate, Task
+from bundle.gates import Gate
+from bundle.manifest import Task
+from bundle.zero_shot import SLOT, label_text
 from serving.protocol import (
     ClassifyRequest,
     ClassifyResult,
@@ -124,7 +125,7 @@ class FakeClient:
         try:
             for index, word in enumerate(words):
                 await self._pause(index)
-                yield TokenEvent(word, (index,))
+                yield TokenEvent(word, (index,), time.monotonic())
             await self._pause(len(words), is_end=True)
         except (GeneratorExit, asyncio.CancelledError):
             self.cancelled.append(request.request_id)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.settings import EngineSettings
 from serving.models.client import LocalClient
 from serving.protocol import (
     EmbedRequest,
@@ -22,6 +21,7 @@ from serving.protocol import (
     TokenEvent,
     Usage,
 )
+from serving.settings import EngineSettings
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from bundle.gates import Gate
 from bundle.generation import SamplingDefaults
-from bundle.manifest import Gate, Task
+from bundle.manifest import Task
 
 FinishReason = Literal["stop", "length"]
 
@@ -103,10 +104,18 @@ class Timings:
 
 @dataclass(frozen=True)
 class TokenEvent:
-    """A piece of the answer. `text` may be empty while a multi-byte character or a stop string is undecided."""
+    """A piece of the answer.
+
+    Attributes:
+        text: May be empty while a multi-byte character or a stop string is undecided.
+        token_ids: The tokens that it is of; none of the last piece, which was held back.
+        sampled_s: When the tokens were chosen, by the monotonic clock of the engine's machine: only differences tell,
+            and they are the engine's own, however slowly a client takes its pieces.
+    """
 
     text: str
     token_ids: tuple[int, ...]
+    sampled_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from bundle.decode import DEFAULT_LIMITS
 from bundle.errors import SettingsError
-from runtime.settings import EngineSettings
+from runtime.settings import DEFAULT_CHUNK_TOKENS, DEFAULT_VISION_TILES, RuntimeSettings
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -55,6 +55,38 @@ class ApiSettings(_Frozen):
     max_labels: int = Field(default=1000, ge=1)
     retry_after_s: int = Field(default=1, ge=1)
     stalled_client_s: float = Field(default=60.0, gt=0)
+
+
+class EngineSettings(RuntimeSettings):
+    """Settings of every model that a client loads; read once, passed explicitly.
+
+    Attributes:
+        max_sequences: Cache slots per generative model: the largest decode batch.
+        context_tokens: Cache rows per slot. None: the model's own limit, at most `DEFAULT_CONTEXT_TOKENS`.
+        max_waiting: Requests per model that may wait for a slot; one more is refused.
+        prefill_chunk_tokens: Prompt tokens run between two decode steps; smaller keeps running answers smoother.
+        vision_batch_tiles: Images or tiles in one run of a vision encoder; bounds its activation memory.
+        text_batch_rows: Texts in one run of a text encoder.
+        image_cache_bytes: Bytes of image features kept for reuse, per model; 0 keeps none.
+        preprocess_threads: Threads that decode images, fill templates and tokenize.
+        verify_digests: Compare every file with its recorded digest at start (reads the weights once).
+        check_golden: Replay the canary recorded at export before serving.
+        allow_ungated: Load a variant whose quality gate failed, or whose quality was never measured on samples.
+        stall_timeout_s: An engine that has work and finishes no step for so long is reported as not ready.
+    """
+
+    max_sequences: int = Field(default=4, ge=1, le=256)
+    context_tokens: int | None = Field(default=None, ge=2)
+    max_waiting: int = Field(default=64, ge=0)
+    prefill_chunk_tokens: int = Field(default=DEFAULT_CHUNK_TOKENS, ge=1)
+    vision_batch_tiles: int = Field(default=DEFAULT_VISION_TILES, ge=1)
+    text_batch_rows: int = Field(default=32, ge=1)
+    image_cache_bytes: int = Field(default=64 << 20, ge=0)
+    preprocess_threads: int = Field(default=2, ge=1)
+    verify_digests: bool = True
+    check_golden: bool = True
+    allow_ungated: bool = False
+    stall_timeout_s: float = Field(default=120.0, gt=0)
 
 
 class ScalingSettings(_Frozen):

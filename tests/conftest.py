@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 import sys
@@ -17,7 +18,7 @@ from hypothesis import settings as hypothesis_settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from export.exporter import export_checkpoint
-from runtime.settings import EngineSettings
+from serving.settings import EngineSettings
 
 # How long an example takes says more of the machine's other work than of the code.
 hypothesis_settings.register_profile("shared-machine", deadline=None)
@@ -71,9 +72,25 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The graphs of tests/tiny_decoder.py on disk; read only."""
-    return beside("tiny_decoder").write_tiny_model(tmp_path_factory.mktemp("tiny_model"))
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The function that returns the graphs of tests/tiny_decoder.py on disk, by dialect and layer groups; read only."""
+    made: dict[tuple[str, Any], Any] = {}
+
+    def model(dialect: str, layer_groups: tuple[int, ...] | None = None) -> Any:
+        if (dialect, layer_groups) not in made:
+            tiny = beside("tiny_decoder")
+            config = dataclasses.replace(tiny.CONFIG, layer_groups=layer_groups)
+            folder = tmp_path_factory.mktemp("tiny_model")
+            made[dialect, layer_groups] = tiny.write_tiny_model(folder, config, dialect)
+        return made[dialect, layer_groups]
+
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_models: Any) -> Any:
+    """Token graphs of the contrib dialect."""
+    return tiny_models("contrib")
 
 
 @pytest.fixture(scope="session")

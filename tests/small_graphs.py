@@ -10,7 +10,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from graphs.store import save_graph
+from graphs.experts import SWIGLU, operands
+from graphs.store import CONTRIB, make_node, save_graph
 
 Arrays = Mapping[str, NDArray[Any]]
 NodeSpec = tuple[str, list[str], str, dict[str, Any]]
@@ -43,6 +44,21 @@ def build_model(
         name="test",
     )
     return ir.Model(graph, ir_version=10)
+
+
+def build_mixture(name: str, router: NDArray[Any], first: NDArray[Any], second: NDArray[Any]) -> ir.Model:
+    """Return a model with outputs s and y of a router [D, E] and the experts `name`, as export writes them."""
+    weights = {"layers.0.mlp.router.weight": router, f"{name}.gate_up_proj": first, f"{name}.down_proj": second}
+    router_node: NodeSpec = ("MatMul", ["x", "layers.0.mlp.router.weight"], "s", {})
+    model = build_model({"x": (ir.DataType.FLOAT, ["T", len(router)])}, [router_node], weights, ["s"])
+    graph = model.graph
+    stacked = (graph.initializers[f"{name}.{part}"] for part in ("gate_up_proj", "down_proj"))
+    node = make_node("MoE", operands(graph.inputs[0], graph.outputs[0], *stacked), "y", SWIGLU, CONTRIB)
+    graph.append(node)
+    node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    graph.outputs.append(node.outputs[0])
+    graph.opset_imports[CONTRIB] = 1
+    return model
 
 
 class Runner:

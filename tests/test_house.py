@@ -1,15 +1,17 @@
 """The house rules that a linter cannot state: who may import what, and what the wheel holds."""
 
 import ast
+import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("bundle", "export", "graphs", "pages", "quant", "runtime", "serving", "loadtests", "reference")
+PACKAGES = ("bundle", "commands", "export", "graphs", "pages", "quant", "runtime", "serving", "loadtests", "reference")
 
 
 def importers_of(package: str, library: str) -> set[str]:
@@ -59,6 +61,26 @@ def test_the_command_imports_nothing_heavy_until_a_subcommand_runs() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def our_texts() -> Iterator[tuple[str, str]]:
+    """Every text file of the repository that a user may read, by its name relative to the root."""
+    kinds = {".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".html", ""}
+    folders = [*PACKAGES, "tests", "docs", "k8s", ".ci"]
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*")] + [*ROOT.iterdir()]
+    for path in files:
+        if path.is_file() and path.suffix in kinds and "__pycache__" not in path.parts:
+            yield path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
+
+
+def test_nothing_advises_to_install_our_name_from_an_index() -> None:
+    """The project is on no index: whoever registered the name there would be installed by our advice."""
+    advice = re.compile(r"(pip install (-\S+ )*|install )['\"]?pocketvlm\b|pocketvlm\[\{?[a-z]", re.IGNORECASE)
+    assert advice.search("pip install -U 'pocket" + "vlm'")
+    assert advice.search("Install 'pocket" + "vlm[gpu]'")
+    texts = dict(our_texts())
+    assert {"README.md", "docs/deploy.md", "k8s/images/Dockerfile", "runtime/session.py", "pocketvlm.py"} <= set(texts)
+    assert [name for name, text in texts.items() if advice.search(text)] == []
 
 
 @pytest.mark.slow

@@ -1,140 +1,129 @@
-"""A decoder small enough for thousands of steps: real graphs, real GroupQueryAttention, random weights scaled up."""
+"""Token graphs small enough for thousands of steps: the exporter's own modules, random weights scaled up."""
 
+from __future__ import annotations
+
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
+import onnx_ir as ir
 
-from bundle.manifest import Component, DecoderDims, TensorSpec
-from runtime.cache_shape import CacheShape, cache_shape
-from runtime.session import BoundDecoder, Session
-from runtime.settings import EngineSettings
+from bundle import tensors
+from bundle.directory import Bundle, seal
+from bundle.manifest import Component, DecoderDims, Manifest, TensorSpec, graph_name
+from export.config import DecoderConfig, RopeConfig
+from export.family import GraphPlan, decoder_plan
+from export.graph import build_model, write_model
+from export.nn.decoder import CausalDecoder
+from export.nn.dialect import DIALECTS, Dialect
+from export.nn.linear import Embedding
+from runtime.cache_shape import CacheShape, cache_shape, context_of
+from runtime.decoder import Decoder, TokenGraphs
 from serving.engine.runner import Runner
+from serving.settings import EngineSettings
 
-IMAGE_TOKEN = 5
-DIMS = DecoderDims(
-    num_layers=2, hidden_size=48, vocab_size=61, num_heads=6, num_kv_heads=2, head_size=8, max_positions=48
+CONFIG = DecoderConfig(
+    vocab_size=61,
+    hidden_size=48,
+    intermediate_size=64,
+    num_layers=2,
+    num_heads=6,
+    num_kv_heads=2,
+    head_size=8,
+    max_positions=48,
+    hidden_act="silu",
+    rms_norm_eps=1e-5,
+    rope=RopeConfig("default", 10_000.0),
+    qkv_bias=False,
+    out_bias=False,
+    mlp_bias=False,
 )
-_ONNX_TYPE = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
+_SCALE = {1: 0.1, 2: 0.25}
+"""Standard deviation of weights by their number of axes; a vector's are about 1, as norms have them."""
 
 
 @dataclass(frozen=True)
 class TinyModel:
-    """Graphs of one decoder on disk and their manifest entries."""
+    """A bundle of token graphs alone, and the config that they were built from."""
 
-    directory: Path
-    embed_tokens: Component
-    decoder: Component
-    dims: DecoderDims = DIMS
+    bundle: Bundle
+    config: DecoderConfig
+
+    def graphs(self, settings: EngineSettings) -> TokenGraphs:
+        return TokenGraphs(self.bundle, settings)
 
     def runner(self, settings: EngineSettings) -> Runner:
-        decoder = BoundDecoder(Session(self.directory, self.decoder, settings), self.dims, self.shape(settings))
-        return Runner(Session(self.directory, self.embed_tokens, settings), decoder, IMAGE_TOKEN)
+        return Runner(Decoder(self.graphs(settings), self.shape(settings)))
 
     def shape(self, settings: EngineSettings) -> CacheShape:
-        return cache_shape(self.dims, settings)
+        capacity_tokens = context_of(self.bundle.manifest, settings.context_tokens) or 0
+        return cache_shape(self.bundle.manifest, settings.max_sequences, capacity_tokens)
 
-    @staticmethod
-    def write_decoder(path: Path, dims: DecoderDims, rng: np.random.Generator) -> Component:
-        return write_decoder(path, dims, rng)
+    def with_manifest(self, **changes: Any) -> TinyModel:
+        """Return the same files under another manifest."""
+        manifest = self.bundle.manifest.model_copy(update=changes)
+        return TinyModel(Bundle(self.bundle.directory, manifest), self.config)
 
-
-def write_graph(
-    path: Path,
-    nodes: list[onnx.NodeProto],
-    weights: dict[str, np.ndarray],
-    inputs: list[TensorSpec],
-    outputs: list[TensorSpec],
-) -> Component:
-    def values(specs: list[TensorSpec]) -> list[onnx.ValueInfoProto]:
-        return [helper.make_tensor_value_info(s.name, _ONNX_TYPE[s.dtype], list(s.shape)) for s in specs]
-
-    initializers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
-    graph = helper.make_graph(nodes, path.stem, values(inputs), values(outputs), initializers)
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
-    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
-    return Component(file=path.name, scheme="fp32", inputs=tuple(inputs), outputs=tuple(outputs), weight_bytes=0)
+    def with_prompt_graph(self, folder: Path) -> TinyModel:
+        """Return a copy with a second decoder, of other weights, that runs prompts."""
+        shutil.copytree(self.bundle.directory, folder, dirs_exist_ok=True)
+        manifest, name = self.bundle.manifest, graph_name("decoder", "prompt")
+        lowering = DIALECTS[manifest.dialect]()
+        prompts = _written(name, _plans(self.config, lowering)["decoder"], lowering, folder, np.random.default_rng(1))
+        components = {
+            **manifest.components,
+            "decoder": manifest.components["decoder"].model_copy(update={"phase": "step"}),
+            name: prompts.model_copy(update={"phase": "prompt"}),
+        }
+        return TinyModel(seal(folder, manifest.model_copy(update={"components": components})), self.config)
 
 
-def cache_specs(prefix: str, dims: DecoderDims) -> list[TensorSpec]:
-    shape = ("B", dims.num_kv_heads, "S", dims.head_size)
-    return [
-        TensorSpec(name=f"{prefix}.{layer}.{side}", dtype="float32", shape=shape)
-        for layer in range(dims.num_layers)
-        for side in ("key", "value")
-    ]
-
-
-def write_decoder(path: Path, dims: DecoderDims, rng: np.random.Generator) -> Component:
-    """Write attention and a gated bend per layer; positions are learned vectors added to the input."""
-    node = helper.make_node
-    hidden, kv_width = dims.hidden_size, dims.num_kv_heads * dims.head_size
-    weights = {
-        "positions": rng.normal(size=(dims.max_positions, hidden)).astype(np.float32),
-        "head": rng.normal(size=(hidden, dims.vocab_size), scale=0.3).astype(np.float32),
-        "one": np.array(1, np.int64),
-        "time_axis": np.array(1, np.int64),
-        "last": np.array([-1], np.int64),
-    }
-    nodes = [
-        node("Gather", ["positions", "position_ids"], ["p"]),
-        node("Add", ["inputs_embeds", "p"], ["x0"]),
-        node("Shape", ["inputs_embeds"], ["sizes"]),
-        node("Gather", ["sizes", "time_axis"], ["T"]),
-        node("Add", ["past_lengths", "T"], ["totals"]),
-        node("Sub", ["totals", "one"], ["lasts"]),
-        node("Cast", ["lasts"], ["seqlens_k"], to=TensorProto.INT32),
-        node("ReduceMax", ["totals"], ["total64"], keepdims=0),
-        node("Cast", ["total64"], ["total"], to=TensorProto.INT32),
-    ]
-    for i in range(dims.num_layers):
-        for name, width in (("q", hidden), ("k", kv_width), ("v", kv_width), ("o", hidden), ("m", hidden)):
-            weights[f"{name}w{i}"] = rng.normal(size=(hidden, width), scale=0.2).astype(np.float32)
-        nodes += [node("MatMul", [f"x{i}", f"{n}w{i}"], [f"{n}{i}"]) for n in "qkv"]
-        past = [f"past_key_values.{i}.{side}" for side in ("key", "value")]
-        present = [f"present.{i}.{side}" for side in ("key", "value")]
-        nodes += [
-            node(
-                "GroupQueryAttention",
-                [f"q{i}", f"k{i}", f"v{i}", *past, "seqlens_k", "total"],
-                [f"a{i}", *present],
-                domain="com.microsoft",
-                num_heads=dims.num_heads,
-                kv_num_heads=dims.num_kv_heads,
-            ),
-            node("MatMul", [f"a{i}", f"ow{i}"], [f"ao{i}"]),
-            node("Add", [f"x{i}", f"ao{i}"], [f"y{i}"]),
-            node("MatMul", [f"y{i}", f"mw{i}"], [f"ym{i}"]),
-            node("Tanh", [f"ym{i}"], [f"yt{i}"]),
-            node("Add", [f"y{i}", f"yt{i}"], [f"x{i + 1}"]),
-        ]
-    nodes += [
-        node("Unsqueeze", ["logits_indices", "last"], ["where"]),
-        node("GatherND", [f"x{dims.num_layers}", "where"], ["rows"], batch_dims=1),
-        node("MatMul", ["rows", "head"], ["logits"]),
-    ]
-    inputs = [
-        TensorSpec(name="inputs_embeds", dtype="float32", shape=("B", "T", hidden)),
-        TensorSpec(name="position_ids", dtype="int64", shape=("B", "T")),
-        TensorSpec(name="past_lengths", dtype="int64", shape=("B",)),
-        TensorSpec(name="logits_indices", dtype="int64", shape=("B", "N")),
-        *cache_specs("past_key_values", dims),
-    ]
-    logits = TensorSpec(name="logits", dtype="float32", shape=("B", "N", dims.vocab_size))
-    return write_graph(path, nodes, weights, inputs, [logits, *cache_specs("present", dims)])
-
-
-def write_tiny_model(directory: Path) -> TinyModel:
-    """Write the graphs of one decoder into a folder."""
-    rng = np.random.default_rng(0)
-    table = rng.normal(size=(DIMS.vocab_size, DIMS.hidden_size)).astype(np.float32)
-    embed_tokens = write_graph(
-        directory / "embed_tokens.onnx",
-        [helper.make_node("Gather", ["table", "input_ids"], ["inputs_embeds"])],
-        {"table": table},
-        [TensorSpec(name="input_ids", dtype="int64", shape=("B", "T"))],
-        [TensorSpec(name="inputs_embeds", dtype="float32", shape=("B", "T", DIMS.hidden_size))],
+def write_tiny_model(folder: Path, config: DecoderConfig = CONFIG, dialect: str = "contrib") -> TinyModel:
+    """Write the graphs of one decoder, and a manifest, into an empty folder."""
+    lowering, rng = DIALECTS[dialect](), np.random.default_rng(0)
+    plans = _plans(config, lowering)
+    components = {name: _written(name, plan, lowering, folder, rng) for name, plan in plans.items()}
+    manifest = Manifest(
+        name="tiny",
+        source="tiny",
+        source_sha256="0" * 64,
+        created_by="a test",
+        model_type="llama",
+        task="image-text-to-text",
+        dialect=dialect,
+        components=components,
+        states=plans["decoder"].states,
+        decoder=DecoderDims(
+            hidden_size=config.hidden_size, vocab_size=config.vocab_size, max_positions=config.max_positions
+        ),
     )
-    return TinyModel(directory, embed_tokens, write_decoder(directory / "decoder.onnx", DIMS, rng))
+    return TinyModel(seal(folder, manifest), config)
+
+
+def _plans(config: DecoderConfig, dialect: Dialect) -> dict[str, GraphPlan]:
+    ids = TensorSpec(name=tensors.INPUT_IDS, dtype="int64", shape=("B", "T"))
+    embeds = TensorSpec(name=tensors.INPUTS_EMBEDS, dtype="float32", shape=("B", "T", config.hidden_size))
+    table = Embedding(config.vocab_size, config.hidden_size, name="model.embed_tokens")
+    decoder = CausalDecoder(config, dialect, "model")
+    return {
+        "embed_tokens": GraphPlan(table, "embed_tokens", (ids,), (embeds,)),
+        "decoder": decoder_plan(config, embeds, decoder),
+    }
+
+
+def _written(name: str, plan: GraphPlan, dialect: Dialect, folder: Path, rng: np.random.Generator) -> Component:
+    model = build_model(name, plan, dialect)
+    fill(model, rng)
+    return write_model(model, folder, plan)
+
+
+def fill(model: ir.Model, rng: np.random.Generator) -> None:
+    """Give random numbers to every weight that has none yet."""
+    for value in model.graph.initializers.values():
+        if value.const_value is None:
+            shape: Any = tuple(int(size) for size in value.shape or ())
+            numbers = rng.normal(size=shape, scale=_SCALE[len(shape)]).astype(np.float32)
+            numbers += len(shape) == 1
+            value.const_value = ir.tensor(numbers, name=value.name)

@@ -45,7 +45,7 @@ class _VisionTower(Module):
         width, eps = config.tower.hidden_size, config.tower.layer_norm_eps
         self.embeddings = ClipEmbeddings(config)
         self.pre_layrnorm = LayerNorm(width, eps)
-        self.encoder = Encoder(config.tower, dialect)
+        self.encoder = Encoder(config.tower, dialect, rows=self.embeddings.num_rows)
         self.post_layernorm = LayerNorm(width, eps)
 
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
@@ -57,7 +57,7 @@ class _Vision(Module):
     def __init__(self, config: VisionConfig, dialect: Dialect, embedding_size: int) -> None:
         super().__init__()
         self.vision_model = _VisionTower(config, dialect)
-        self.visual_projection = Linear(config.tower.hidden_size, embedding_size, bias=False)
+        self.visual_projection = Linear(config.tower.hidden_size, embedding_size, rows=1, bias=False)
 
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
         return self.visual_projection(op, self.vision_model(op, pixel_values))
@@ -67,7 +67,7 @@ class _TextTower(Module):
     def __init__(self, tower: TowerConfig, raw: Raw, dialect: Dialect) -> None:
         super().__init__("text_model")
         self.embeddings = TextEmbeddings(raw["vocab_size"], raw["max_position_embeddings"], tower.hidden_size)
-        self.encoder = Encoder(tower, dialect)
+        self.encoder = Encoder(tower, dialect, rows=self.embeddings.num_rows)
         self.final_layer_norm = LayerNorm(tower.hidden_size, tower.layer_norm_eps)
         self.eos_token_id = int(raw["eos_token_id"])
 
@@ -87,7 +87,7 @@ class _Text(Module):
     def __init__(self, tower: TowerConfig, raw: Raw, dialect: Dialect, embedding_size: int) -> None:
         super().__init__()
         self.text_model = _TextTower(tower, raw, dialect)
-        self.text_projection = Linear(tower.hidden_size, embedding_size, bias=False)
+        self.text_projection = Linear(tower.hidden_size, embedding_size, rows=1, bias=False)
 
     def forward(self, op: OpBuilder, input_ids: ir.Value, attention_mask: ir.Value) -> ir.Value:
         return self.text_projection(op, self.text_model(op, input_ids, attention_mask))

@@ -47,11 +47,16 @@ def position_rows(grid: int) -> npt.NDArray[np.int64]:
     return (buckets[:, None] * grid + buckets[None, :]).reshape(-1)
 
 
+def _num_features(config: VisionConfig, factor: int) -> int:
+    """Return how many vectors the shuffle leaves of a tile."""
+    return int((config.grid // factor) ** 2)
+
+
 class _Tower(Module):
     def __init__(self, config: VisionConfig, dialect: Dialect) -> None:
         super().__init__("model.vision_model")
         self.embeddings = SiglipEmbeddings(config, position_rows(config.grid))
-        self.encoder = Encoder(config.tower, dialect)
+        self.encoder = Encoder(config.tower, dialect, rows=self.embeddings.num_rows)
         self.post_layernorm = LayerNorm(config.tower.hidden_size, config.tower.layer_norm_eps)
 
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
@@ -63,7 +68,13 @@ class _Vision(Module):
         super().__init__()
         self.tower = _Tower(config, dialect)
         wide = config.tower.hidden_size * factor**2
-        self.projection = Linear(wide, out_size, bias=False, name="model.connector.modality_projection.proj")
+        self.projection = Linear(
+            wide,
+            out_size,
+            rows=_num_features(config, factor),
+            bias=False,
+            name="model.connector.modality_projection.proj",
+        )
         self.config = config
         self.factor = factor
 
@@ -95,7 +106,7 @@ class Idefics3(VisionLanguage):
     @property
     def tokens_per_tile(self) -> int:
         """Patches of a tile, after the shuffle."""
-        return int((self._vision.grid // self._factor) ** 2)
+        return _num_features(self._vision, self._factor)
 
     def vision(self, dialect: Dialect) -> Module:
         """Return tower, shuffle and projection."""

@@ -29,7 +29,7 @@ class _Tower(Module):
         super().__init__(_TOWER)
         self.embeddings = ClipEmbeddings(config) if is_clip else SiglipEmbeddings(config)
         self.pre_layrnorm = LayerNorm(config.tower.hidden_size, config.tower.layer_norm_eps) if is_clip else None
-        self.encoder = Encoder(config.tower, dialect, num_layers)
+        self.encoder = Encoder(config.tower, dialect, rows=self.embeddings.num_rows, num_layers=num_layers)
 
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> list[ir.Value]:
         hidden = self.embeddings(op, pixel_values)
@@ -125,6 +125,7 @@ class Llava(VisionLanguage):
             self._vision.tower.hidden_size * len(self._layers),
             self.decoder.hidden_size,
             self.config.get("projector_hidden_act", "gelu"),
+            rows=self.tokens_per_tile,
             bias=bool(self.config.get("multimodal_projector_bias", True)),
             name="model.multi_modal_projector",
         )

@@ -13,6 +13,7 @@ from export.nn.linear import Linear
 from export.nn.module import Module, Weight
 from export.nn.norms import LayerNorm
 from export.nn.vit import Encoder, EncoderMLP, SiglipEmbeddings, TextEmbeddings, attention_bias, tower_heads
+from graphs.labels import Label
 
 VISION_DEFAULTS: Raw = {
     "hidden_size": 768,
@@ -40,28 +41,34 @@ TEXT_DEFAULTS: Raw = {
 class _PackedLinear(Module):
     """One third of the projection that the checkpoint keeps as a single [3D, D] matrix."""
 
-    def __init__(self, size: int, part: int, name: str) -> None:
+    def __init__(self, size: int, part: int, name: str, *, rows: int) -> None:
         super().__init__("")
-        rows = (part * size, (part + 1) * size)
+        third = (part * size, (part + 1) * size)
         self.weight = Weight(
-            size, size, transposed=True, name=f"{name}_proj.weight", source="in_proj_weight", rows=rows
+            size,
+            size,
+            transposed=True,
+            name=f"{name}_proj.weight",
+            source="in_proj_weight",
+            rows=third,
+            label=Label("linear", rows),
         )
-        self.bias = Weight(size, name=f"{name}_proj.bias", source="in_proj_bias", rows=rows)
+        self.bias = Weight(size, name=f"{name}_proj.bias", source="in_proj_bias", rows=third)
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         return op.Add(op.MatMul(x, self.weight), self.bias)
 
 
 class _PoolAttention(Module):
-    """The learned query over all patches."""
+    """The learned query, one row, over the `rows` patches of an image."""
 
-    def __init__(self, config: TowerConfig, dialect: Dialect) -> None:
+    def __init__(self, config: TowerConfig, dialect: Dialect, *, rows: int) -> None:
         super().__init__()
         size = config.hidden_size
-        self.query = _PackedLinear(size, 0, "q")
-        self.key = _PackedLinear(size, 1, "k")
-        self.value = _PackedLinear(size, 2, "v")
-        self.out_proj = Linear(size, size)
+        self.query = _PackedLinear(size, 0, "q", rows=1)
+        self.key = _PackedLinear(size, 1, "k", rows=rows)
+        self.value = _PackedLinear(size, 2, "v", rows=rows)
+        self.out_proj = Linear(size, size, rows=1)
         self.heads = tower_heads(config)
         self.dialect = dialect
 
@@ -71,14 +78,14 @@ class _PoolAttention(Module):
 
 
 class PoolingHead(Module):
-    """Attention pooling (Zhai et al., arXiv 2106.04560, "multihead attention pooling")."""
+    """Attention pooling of `rows` patches (Zhai et al., arXiv 2106.04560, "multihead attention pooling")."""
 
-    def __init__(self, config: TowerConfig, dialect: Dialect) -> None:
+    def __init__(self, config: TowerConfig, dialect: Dialect, *, rows: int) -> None:
         super().__init__()
         self.probe = Weight(1, 1, config.hidden_size)
-        self.attention = _PoolAttention(config, dialect)
+        self.attention = _PoolAttention(config, dialect, rows=rows)
         self.layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.mlp = EncoderMLP(config)
+        self.mlp = EncoderMLP(config, rows=1)
         self.size = config.hidden_size
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
@@ -93,9 +100,9 @@ class _Vision(Module):
     def __init__(self, config: VisionConfig, dialect: Dialect) -> None:
         super().__init__("vision_model")
         self.embeddings = SiglipEmbeddings(config)
-        self.encoder = Encoder(config.tower, dialect)
+        self.encoder = Encoder(config.tower, dialect, rows=self.embeddings.num_rows)
         self.post_layernorm = LayerNorm(config.tower.hidden_size, config.tower.layer_norm_eps)
-        self.head = PoolingHead(config.tower, dialect)
+        self.head = PoolingHead(config.tower, dialect, rows=self.embeddings.num_rows)
 
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
         hidden = self.encoder(op, self.embeddings(op, pixel_values))[-1]
@@ -108,9 +115,9 @@ class _Text(Module):
     def __init__(self, tower: TowerConfig, raw: Raw, dialect: Dialect, embedding_size: int) -> None:
         super().__init__("text_model")
         self.embeddings = TextEmbeddings(raw["vocab_size"], raw["max_position_embeddings"], tower.hidden_size)
-        self.encoder = Encoder(tower, dialect)
+        self.encoder = Encoder(tower, dialect, rows=self.embeddings.num_rows)
         self.final_layer_norm = LayerNorm(tower.hidden_size, tower.layer_norm_eps)
-        self.head = Linear(tower.hidden_size, embedding_size)
+        self.head = Linear(tower.hidden_size, embedding_size, rows=1)
 
     def forward(self, op: OpBuilder, input_ids: ir.Value, attention_mask: ir.Value) -> ir.Value:
         bias = attention_bias(op, attention_mask, is_causal=False)

@@ -26,12 +26,21 @@ def pixel_shuffle(op: OpBuilder, x: ir.Value, grid: int, size: int, factor: int)
 
 
 class Projector(Module):
-    """Two matrices with an activation between (LLaVA-1.5, arXiv 2310.03744)."""
+    """Two matrices with an activation between (LLaVA-1.5, arXiv 2310.03744).
 
-    def __init__(self, in_size: int, out_size: int, hidden_act: str, *, bias: bool, name: str) -> None:
+    Args:
+        in_size: Width of a feature.
+        out_size: The decoder's.
+        hidden_act: Of the activation.
+        rows: Features of one image.
+        bias: Whether both add one.
+        name: Where the checkpoint keeps it.
+    """
+
+    def __init__(self, in_size: int, out_size: int, hidden_act: str, *, rows: int, bias: bool, name: str) -> None:
         super().__init__(name)
-        self.linear_1 = Linear(in_size, out_size, bias=bias)
-        self.linear_2 = Linear(out_size, out_size, bias=bias)
+        self.linear_1 = Linear(in_size, out_size, rows=rows, bias=bias)
+        self.linear_2 = Linear(out_size, out_size, rows=rows, bias=bias)
         self.hidden_act = hidden_act
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:

@@ -21,10 +21,10 @@ class CachedAttention(Module):
     def __init__(self, config: DecoderConfig, dialect: Dialect) -> None:
         super().__init__()
         size, heads, kv_heads = config.head_size, config.num_heads, config.num_kv_heads
-        self.q_proj = Linear(config.hidden_size, heads * size, bias=config.qkv_bias)
-        self.k_proj = Linear(config.hidden_size, kv_heads * size, bias=config.qkv_bias)
-        self.v_proj = Linear(config.hidden_size, kv_heads * size, bias=config.qkv_bias)
-        self.o_proj = Linear(heads * size, config.hidden_size, bias=config.out_bias)
+        self.q_proj = Linear(config.hidden_size, heads * size, rows=None, bias=config.qkv_bias)
+        self.k_proj = Linear(config.hidden_size, kv_heads * size, rows=None, bias=config.qkv_bias)
+        self.v_proj = Linear(config.hidden_size, kv_heads * size, rows=None, bias=config.qkv_bias)
+        self.o_proj = Linear(heads * size, config.hidden_size, rows=None, bias=config.out_bias)
         self.heads = Heads(heads, kv_heads, size, float(size) ** -0.5)
         self.dialect = dialect
 
@@ -71,12 +71,18 @@ class DecoderStack(Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dialect)
 
     def forward(
-        self, op: OpBuilder, x: ir.Value, angles: Angles, past: list[CacheRows], lengths: Lengths, rows: ir.Value
+        self,
+        op: OpBuilder,
+        x: ir.Value,
+        angles: Angles,
+        past: list[CacheRows],
+        lengths: list[Lengths],
+        rows: ir.Value,
     ) -> tuple[ir.Value, list[CacheRows]]:
-        """Return the normed hidden states of `rows` [B, N, D] and every layer's cache."""
+        """Return the normed hidden states of `rows` [B, N, D] and every layer's cache; `lengths` are each layer's."""
         presents = []
-        for layer, cache in zip(self.layers, past, strict=True):
-            x, present = layer(op, x, angles, cache, lengths)
+        for layer, cache, of_layer in zip(self.layers, past, lengths, strict=True):
+            x, present = layer(op, x, angles, cache, of_layer)
             presents.append(present)
         wanted = op.GatherND(x, op.Unsqueeze(rows, [2]), batch_dims=1)
         return self.norm(op, wanted), presents
@@ -94,7 +100,7 @@ class CausalDecoder(Module):
     def __init__(self, config: DecoderConfig, dialect: Dialect, name: str) -> None:
         super().__init__()
         self.stack = DecoderStack(config, dialect, name)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, rows=None, role="head", bias=False)
         self.config = config
         self.dialect = dialect
 
@@ -109,7 +115,11 @@ class CausalDecoder(Module):
     ) -> tuple[ir.Value, ...]:
         """Return logits [B, N, V] and the presents, key and value of each layer in turn."""
         angles = rotary_angles(op, position_ids, self.config.rope, self.config.head_size)
-        lengths = self.dialect.lengths(op, inputs_embeds, past_lengths)
+        of_group = [
+            self.dialect.lengths(op, inputs_embeds, op.Gather(past_lengths, group, axis=0))
+            for group in range(self.config.num_length_groups)
+        ]
+        lengths = [of_group[group] for group in self.config.length_groups]
         past = [CacheRows(key, value) for key, value in zip(cache[::2], cache[1::2], strict=True)]
         hidden, presents = self.stack(op, inputs_embeds, angles, past, lengths, logits_indices)
         return self.lm_head(op, hidden), *(rows for present in presents for rows in (present.key, present.value))

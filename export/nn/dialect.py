@@ -15,8 +15,8 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from bundle.errors import UnsupportedConfigError
+from graphs.store import CONTRIB
 
-CONTRIB_DOMAIN = "com.microsoft"
 _GROUP_QUERY_HEAD_MULTIPLE = 8
 """Of head sizes, refused otherwise when the graph runs (ONNX Runtime 1.31, group_query_attention_helper)."""
 
@@ -100,7 +100,7 @@ class Contrib(Dialect):
     """ONNX Runtime's operators: MultiHeadAttention, GroupQueryAttention."""
 
     name = "contrib"
-    opset_imports: ClassVar[Mapping[str, int]] = {"": 23, CONTRIB_DOMAIN: 1}
+    opset_imports: ClassVar[Mapping[str, int]] = {"": 23, CONTRIB: 1}
 
     def attention(
         self, op: OpBuilder, query: ir.Value, key: ir.Value, value: ir.Value, heads: Heads, bias: ir.Value | None
@@ -115,7 +115,7 @@ class Contrib(Dialect):
             bias,
             num_heads=heads.num,
             scale=heads.scale,
-            _domain=CONTRIB_DOMAIN,
+            _domain=CONTRIB,
             _version=1,
         )
 
@@ -153,7 +153,7 @@ class Contrib(Dialect):
             kv_num_heads=heads.num_kv,
             scale=heads.scale,
             do_rotary=0,
-            _domain=CONTRIB_DOMAIN,
+            _domain=CONTRIB,
             _version=1,
             _outputs=3,
         )

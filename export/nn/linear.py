@@ -7,6 +7,7 @@ from onnxscript import OpBuilder
 
 from bundle.errors import UnsupportedConfigError
 from export.nn.module import Module, Weight
+from graphs.labels import Label, LayerRole
 
 _QUICK_GELU_ALPHA = 1.702
 """Of CLIP's x * sigmoid(1.702 x) (Hendrycks and Gimpel, arXiv 1606.08415, section 2)."""
@@ -17,11 +18,28 @@ class Linear(Module):
 
     The graph stores W as [in, out], the transpose of the checkpoint: MatMul reads it without a Transpose node, which
     a runtime would otherwise fold at load into a second copy of the weights (docs/decisions/0004).
+
+    Args:
+        in_features: Last axis of x.
+        out_features: Last axis of y.
+        rows: That it multiplies for one image or one text; None in a decoder, where prompt and step decide.
+        role: What it does, where that is more than to multiply.
+        bias: Whether b is added.
+        name: Where the checkpoint keeps it; the attribute's name by default.
     """
 
-    def __init__(self, in_features: int, out_features: int, *, bias: bool = True, name: str | None = None) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        rows: int | None,
+        role: LayerRole = "linear",
+        bias: bool = True,
+        name: str | None = None,
+    ) -> None:
         super().__init__(name)
-        self.weight = Weight(in_features, out_features, transposed=True)
+        self.weight = Weight(in_features, out_features, transposed=True, label=Label(role, rows))
         self.bias = Weight(out_features) if bias else None
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
@@ -35,7 +53,7 @@ class Embedding(Module):
 
     def __init__(self, num_rows: int, size: int, *, name: str | None = None) -> None:
         super().__init__(name)
-        self.weight = Weight(num_rows, size)
+        self.weight = Weight(num_rows, size, label=Label("table"))
 
     def forward(self, op: OpBuilder, ids: ir.Value) -> ir.Value:
         """Return [..., size] from [...] int64."""

@@ -16,9 +16,9 @@ class GatedMLP(Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         size, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = Linear(size, inner, bias=bias)
-        self.up_proj = Linear(size, inner, bias=bias)
-        self.down_proj = Linear(inner, size, bias=bias)
+        self.gate_proj = Linear(size, inner, rows=None, bias=bias)
+        self.up_proj = Linear(size, inner, rows=None, bias=bias)
+        self.down_proj = Linear(inner, size, rows=None, bias=bias)
         self.hidden_act = config.hidden_act
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:

@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxscript.nn
 
+from graphs.labels import Label
+
 
 class Module(onnxscript.nn.Module):  # type: ignore[misc]
     """A block of a graph; named and nested as in the checkpoint, so that weights are found by name."""
@@ -26,6 +28,7 @@ class Weight(onnxscript.nn.Parameter):  # type: ignore[misc]
         name: The last part of its name; the attribute's name by default.
         source: The last part of its key in the checkpoint where that differs from `name`.
         rows: Half-open range of the checkpoint's first axis that is this weight; all by default.
+        label: What the layer that reads it is; None for what is no layer, such as norms and biases.
     """
 
     def __init__(
@@ -35,8 +38,11 @@ class Weight(onnxscript.nn.Parameter):  # type: ignore[misc]
         name: str | None = None,
         source: str | None = None,
         rows: tuple[int, int] | None = None,
+        label: Label | None = None,
     ) -> None:
         super().__init__(list(shape), name=name)
+        if label is not None:
+            label.write(self)
         self.transposed = transposed
         self.rows = rows
         self._rename = (name or "", source or name or "")

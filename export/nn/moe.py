@@ -18,10 +18,12 @@ from onnxscript import OpBuilder
 
 from bundle.errors import UnsupportedConfigError
 from export.config import DecoderConfig, ExpertsConfig
-from export.nn.dialect import CONTRIB_DOMAIN
 from export.nn.linear import Linear
 from export.nn.mlp import GatedMLP
 from export.nn.module import Module, ModuleList, Weight
+from graphs.experts import GATE_ROWS, SWIGLU, UP_ROWS, operands
+from graphs.labels import Label
+from graphs.store import CONTRIB
 
 
 class StackedWeight(Weight):
@@ -30,14 +32,14 @@ class StackedWeight(Weight):
     Args:
         experts: E.
         matrix: (N, K) of one expert's.
-        sources: Keys below `experts.{e}.` in the checkpoint; the rows of several alternate: a0, b0, a1, b1, ...
+        sources: Keys below `experts.{e}.` in the checkpoint, each with the rows of the matrix that it fills.
         name: Of the initializer.
     """
 
-    def __init__(self, experts: int, matrix: tuple[int, int], sources: Sequence[str], name: str) -> None:
-        super().__init__(experts, *matrix, name=name)
+    def __init__(self, experts: int, matrix: tuple[int, int], sources: Mapping[str, slice], name: str) -> None:
+        super().__init__(experts, *matrix, name=name, label=Label("experts"))
         self._sources = tuple(f"{expert}.{source}" for expert in range(experts) for source in sources)
-        self._per_expert = len(sources)
+        self._rows = tuple(sources.values())
 
     @property
     def source_keys(self) -> tuple[str, ...]:
@@ -53,14 +55,14 @@ class StackedWeight(Weight):
     def fits(self, stored: tuple[int, ...]) -> bool:
         """Return whether one of the matrices has that shape."""
         _, rows, width = (int(size) for size in self.shape)
-        return stored == (rows // self._per_expert, width)
+        return stored == (rows // len(self._rows), width)
 
     def from_stored(self, parts: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
         """Return [E, N, K]."""
         stacked = np.empty(tuple(int(size) for size in self.shape), np.float32)
         for number, part in enumerate(parts):
-            expert, place = divmod(number, self._per_expert)
-            stacked[expert, place :: self._per_expert] = part
+            expert, place = divmod(number, len(self._rows))
+            stacked[expert, self._rows[place]] = part
         return stacked
 
 
@@ -68,7 +70,7 @@ class _Mixture(Module):
     def __init__(self, config: DecoderConfig, experts: ExpertsConfig) -> None:
         super().__init__()
         self.shared_expert = GatedMLP(config)
-        self.router = Linear(config.hidden_size, experts.num, bias=False)
+        self.router = Linear(config.hidden_size, experts.num, rows=None, role="router", bias=False)
         self.num_experts = experts.num
 
 
@@ -83,30 +85,21 @@ class _Experts(Module):
         super().__init__()
         sizes = experts.num, experts.width, config.hidden_size
         self.gate_up_proj = StackedWeight(
-            sizes[0], (2 * sizes[1], sizes[2]), ("gate_proj.weight", "up_proj.weight"), "gate_up_proj"
+            sizes[0],
+            (2 * sizes[1], sizes[2]),
+            {"gate_proj.weight": GATE_ROWS, "up_proj.weight": UP_ROWS},
+            "gate_up_proj",
         )
-        self.down_proj = StackedWeight(sizes[0], (sizes[2], sizes[1]), ("down_proj.weight",), "down_proj")
+        self.down_proj = StackedWeight(sizes[0], (sizes[2], sizes[1]), {"down_proj.weight": slice(None)}, "down_proj")
         self.num_experts = experts.num
         if config.hidden_act not in ("silu", "swish"):
             raise UnsupportedConfigError(f"hidden_act {config.hidden_act!r}: experts are built with silu only")
 
     def forward(self, op: OpBuilder, x: ir.Value, logits: ir.Value) -> ir.Value:
         """Return [B, T, D], from x [B, T, D] and the router's logits [B, T, E]."""
-        return op.MoE(
-            x,
-            op.Reshape(logits, [-1, self.num_experts]),
-            self.gate_up_proj,
-            None,
-            self.down_proj,
-            k=1,
-            activation_type="swiglu",
-            swiglu_fusion=1,
-            activation_alpha=1.0,
-            activation_beta=0.0,
-            normalize_routing_weights=0,
-            _domain=CONTRIB_DOMAIN,
-            _version=1,
-        )
+        flat = op.Reshape(logits, [-1, self.num_experts])
+        inputs = operands(x, flat, self.gate_up_proj, self.down_proj)
+        return op.MoE(*inputs, **SWIGLU, _domain=CONTRIB, _version=1)
 
 
 class FusedMixture(_Mixture):

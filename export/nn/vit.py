@@ -9,24 +9,25 @@ from onnxscript import OpBuilder
 
 from export.config import TowerConfig, VisionConfig
 from export.nn.dialect import Dialect, Heads
-from export.nn.linear import Linear, activation
+from export.nn.linear import Embedding, Linear, activation
 from export.nn.module import Module, ModuleList, Weight
 from export.nn.norms import LayerNorm
+from graphs.labels import Label
 
 _MASKED = float(np.finfo(np.float32).min) / 2
 """Added to a score that must not count; halved so that adding it to a score cannot overflow."""
 
 
 class EncoderAttention(Module):
-    """Multi-head self-attention with biases."""
+    """Multi-head self-attention with biases, over `rows` vectors of one image or text."""
 
-    def __init__(self, config: TowerConfig, dialect: Dialect) -> None:
+    def __init__(self, config: TowerConfig, dialect: Dialect, *, rows: int) -> None:
         super().__init__()
         size = config.hidden_size
-        self.q_proj = Linear(size, size)
-        self.k_proj = Linear(size, size)
-        self.v_proj = Linear(size, size)
-        self.out_proj = Linear(size, size)
+        self.q_proj = Linear(size, size, rows=rows)
+        self.k_proj = Linear(size, size, rows=rows)
+        self.v_proj = Linear(size, size, rows=rows)
+        self.out_proj = Linear(size, size, rows=rows)
         self.heads = tower_heads(config)
         self.dialect = dialect
 
@@ -43,12 +44,12 @@ def tower_heads(config: TowerConfig) -> Heads:
 
 
 class EncoderMLP(Module):
-    """Two matrices with the config's activation between."""
+    """Two matrices with the config's activation between, over `rows` vectors of one image or text."""
 
-    def __init__(self, config: TowerConfig) -> None:
+    def __init__(self, config: TowerConfig, *, rows: int) -> None:
         super().__init__()
-        self.fc1 = Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = Linear(config.intermediate_size, config.hidden_size)
+        self.fc1 = Linear(config.hidden_size, config.intermediate_size, rows=rows)
+        self.fc2 = Linear(config.intermediate_size, config.hidden_size, rows=rows)
         self.hidden_act = config.hidden_act
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
@@ -57,14 +58,14 @@ class EncoderMLP(Module):
 
 
 class EncoderLayer(Module):
-    """Pre-norm attention and MLP, each with its residual."""
+    """Pre-norm attention and MLP, each with its residual, over `rows` vectors of one image or text."""
 
-    def __init__(self, config: TowerConfig, dialect: Dialect) -> None:
+    def __init__(self, config: TowerConfig, dialect: Dialect, *, rows: int) -> None:
         super().__init__()
         self.layer_norm1 = LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.self_attn = EncoderAttention(config, dialect)
+        self.self_attn = EncoderAttention(config, dialect, rows=rows)
         self.layer_norm2 = LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.mlp = EncoderMLP(config)
+        self.mlp = EncoderMLP(config, rows=rows)
 
     def forward(self, op: OpBuilder, x: ir.Value, bias: ir.Value | None) -> ir.Value:
         """Return [B, T, D] from [B, T, D]."""
@@ -78,13 +79,14 @@ class Encoder(Module):
     Args:
         config: The tower.
         dialect: How attention is written.
+        rows: Vectors of one image or of the longest text, a class token among them.
         num_layers: How many of the tower's layers are built; all by default.
     """
 
-    def __init__(self, config: TowerConfig, dialect: Dialect, num_layers: int | None = None) -> None:
+    def __init__(self, config: TowerConfig, dialect: Dialect, *, rows: int, num_layers: int | None = None) -> None:
         super().__init__()
         depth = config.num_layers if num_layers is None else num_layers
-        self.layers = ModuleList([EncoderLayer(config, dialect) for _ in range(depth)])
+        self.layers = ModuleList([EncoderLayer(config, dialect, rows=rows) for _ in range(depth)])
 
     def forward(self, op: OpBuilder, x: ir.Value, bias: ir.Value | None = None) -> list[ir.Value]:
         """Return the hidden states [B, T, D] before the first layer and after every layer."""
@@ -123,9 +125,9 @@ class PositionTable(Module):
 
     def __init__(self, num_rows: int, size: int, rows: npt.NDArray[np.int64] | None = None) -> None:
         super().__init__()
-        self.weight = Weight(num_rows, size)
         is_plain = rows is None or np.array_equal(rows, np.arange(num_rows))
         self.rows = None if is_plain else rows
+        self.weight = Weight(num_rows, size, label=None if is_plain else Label("constant table"))
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         """Return x [B, n, D] plus the row of each of its n places."""
@@ -135,12 +137,17 @@ class PositionTable(Module):
 
 
 class SiglipEmbeddings(Module):
-    """Patches and positions; no class token."""
+    """Patches and positions; no class token.
+
+    Attributes:
+        num_rows: Vectors of one image.
+    """
 
     def __init__(self, config: VisionConfig, rows: npt.NDArray[np.int64] | None = None) -> None:
         super().__init__()
         self.patch_embedding = PatchEmbedding(config, bias=True)
-        self.position_embedding = PositionTable(config.grid**2, config.tower.hidden_size, rows)
+        self.num_rows = config.grid**2
+        self.position_embedding = PositionTable(self.num_rows, config.tower.hidden_size, rows)
 
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
         """Return [I, patches, D]."""
@@ -148,14 +155,19 @@ class SiglipEmbeddings(Module):
 
 
 class ClipEmbeddings(Module):
-    """A class token, then patches, and positions for both."""
+    """A class token, then patches, and positions for both.
+
+    Attributes:
+        num_rows: Vectors of one image.
+    """
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         width = config.tower.hidden_size
         self.class_embedding = Weight(width)
         self.patch_embedding = PatchEmbedding(config, bias=False)
-        self.position_embedding = PositionTable(config.grid**2 + 1, width)
+        self.num_rows = config.grid**2 + 1
+        self.position_embedding = PositionTable(self.num_rows, width)
 
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
         """Return [I, 1 + patches, D]."""
@@ -167,16 +179,21 @@ class ClipEmbeddings(Module):
 
 
 class TextEmbeddings(Module):
-    """Words and positions."""
+    """Words and positions.
+
+    Attributes:
+        num_rows: Vectors of the longest text.
+    """
 
     def __init__(self, vocab_size: int, max_positions: int, size: int) -> None:
         super().__init__()
-        self.token_embedding = _Table(vocab_size, size)
+        self.token_embedding = Embedding(vocab_size, size)
         self.position_embedding = _Table(max_positions, size)
+        self.num_rows = max_positions
 
     def forward(self, op: OpBuilder, input_ids: ir.Value) -> ir.Value:
         """Return [B, T, D] from [B, T] int64."""
-        words = op.Gather(self.token_embedding(op), input_ids, axis=0)
+        words = self.token_embedding(op, input_ids)
         length = op.Shape(input_ids, start=1, end=2)
         return op.Add(words, op.Slice(self.position_embedding(op), [0], length, [0]))
 

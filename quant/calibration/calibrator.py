@@ -60,11 +60,11 @@ class Calibrator:
         Raises:
             QuantizationError: No samples, no such layers, a graph that cannot run, or inputs that are not finite.
         """
-        path = self._source.directory / self._source.manifest.components[component].file
+        path = self._source.bundle.graph_path(component)
         model = open_graph(path)
         groups = _grouped(_inputs_of(model.graph, component, layers), grams)
         sections = cut(model.graph, [[each.value for each in group] for group in groups])
-        graph = SectionedGraph(path, self._source.of(component), self._source.threads)
+        graph = SectionedGraph(path, self._source.of(component), self._source.settings)
         for at, (group, section) in enumerate(zip(groups, sections, strict=True)):
             self._say(f"{component}: calibrating on {graph.num_samples} runs, group {at + 1} of {len(groups)}")
             yield _collect(graph.run(section), group, grams)  # kept by no name here: the caller lets it go

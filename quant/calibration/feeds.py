@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 from PIL import Image
 
+from bundle.directory import Bundle
 from bundle.errors import QuantizationError
-from bundle.image import ImageSpec
-from bundle.manifest import ComponentName, Manifest
+from bundle.image import PREPROCESSOR, ImageSpec
+from bundle.manifest import ComponentName
+from bundle.tensors import PIXEL_VALUES
 from quant.quality.evaluation import Caption, Evaluation, Question, turns_of
 from runtime.one_request import DualEncoderRunner, VisionLanguageRunner
+from runtime.settings import RuntimeSettings
 
 NUM_SAMPLES = 64
 """Taken of the questions or captions given."""
 
 MOST_TILES = 64
 """Tiles of images that a vision encoder is fed in all: a question may hold 17 of a thousand patches each."""
+
+_DEFAULTS = RuntimeSettings()
 
 Array = NDArray[Any]
 Feeds = dict[str, Array]
@@ -32,18 +36,16 @@ class FeedSource:
     """A bundle and the samples that it answers.
 
     Attributes:
-        directory: The bundle.
-        manifest: Its manifest.
+        bundle: Opened.
         samples: Questions for a vision-language model, captions for a dual encoder.
         num_samples: How many of them are taken, spread evenly over the list, so that every task of a sorted one counts.
-        threads: Per operator; 0 means one per physical core.
+        settings: Provider and threads.
     """
 
-    directory: Path
-    manifest: Manifest
+    bundle: Bundle
     samples: Evaluation
     num_samples: int = NUM_SAMPLES
-    threads: int = 0
+    settings: RuntimeSettings = _DEFAULTS
 
     def of(self, component: ComponentName) -> list[Feeds]:
         """Return the inputs of one graph, one run each.
@@ -54,24 +56,25 @@ class FeedSource:
         Raises:
             QuantizationError: No samples of the kind that the model needs, or a graph without linear layers.
         """
-        if component == "vision_encoder":
-            return _present([{"pixel_values": tile[None]} for tile in self._tiles()], "images", "a vision encoder")
-        if component == "text_encoder":
-            runner = DualEncoderRunner(self.directory, self.manifest, self.threads)
-            return [runner.text_feeds([sample.caption]) for sample in self._captions()]
-        if component == "decoder":
+        role = self.bundle.manifest.components[component].role
+        if role == "vision_encoder":
+            return _present([{PIXEL_VALUES: tile[None]} for tile in self._tiles()], "images", "a vision encoder")
+        if role == "text_encoder":
+            runner = DualEncoderRunner(self.bundle, self.settings)
+            return [runner.text_feeds(sample.caption) for sample in self._captions()]
+        if role == "decoder":
             return list(self._decoder_feeds())
         raise QuantizationError(f"{component} has no inputs to calibrate on; choose a graph with linear layers")
 
     def _decoder_feeds(self) -> Iterator[Feeds]:
-        runner = VisionLanguageRunner(self.directory, self.manifest, self.threads)
+        runner = VisionLanguageRunner(self.bundle, self.settings)
         for question in self._questions():
-            prompt = runner.prompt_embeds(list(turns_of(question)), question.images)
+            prompt = runner.prompt(turns_of(question), question.images)
             yield runner.answer_feeds(prompt, runner.answer_ids(question.answer))
 
     def _tiles(self) -> Iterator[Array]:
         """Yield images as the vision encoder reads them, [3, height, width], at most `MOST_TILES`."""
-        spec = ImageSpec.from_bundle(self.directory)
+        spec = ImageSpec.read(self.bundle.path(PREPROCESSOR))
         groups = list(self._images())
         each = max(1, MOST_TILES // max(1, len(groups)))
         for at, images in enumerate(groups):
@@ -81,7 +84,7 @@ class FeedSource:
 
     def _images(self) -> Iterator[Sequence[Image.Image]]:
         """Yield the images of each sample."""
-        if self.manifest.dual is None:
+        if self.bundle.manifest.dual is None:
             yield from (question.images for question in self._questions())
         else:
             yield from ([sample.image] for sample in self._captions())

@@ -16,22 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-import onnxruntime as ort
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from bundle.errors import QuantizationError
+from bundle.errors import PocketVLMError, QuantizationError
 from graphs.store import open_graph
+from runtime.graph import Graph
+from runtime.settings import RuntimeSettings
 
 Array = NDArray[Any]
 Feeds = Mapping[str, Array]
-_FAILURES = (
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-)
 
 
 @dataclass(frozen=True)
@@ -111,13 +104,13 @@ class SectionedGraph:
     Args:
         path: The `.onnx` file; its weights are mapped where they lie.
         samples: What the graph is fed, by sample; at least one.
-        threads: Per operator; 0 means one per physical core.
+        settings: Provider and threads.
     """
 
-    def __init__(self, path: Path, samples: Sequence[Feeds], threads: int = 0) -> None:
+    def __init__(self, path: Path, samples: Sequence[Feeds], settings: RuntimeSettings) -> None:
         self._path = path
         self._samples = samples
-        self._threads = threads
+        self._settings = settings
         self._carried: list[dict[str, Array]] = [{} for _ in samples]
 
     @property
@@ -136,14 +129,14 @@ class SectionedGraph:
         for at, feeds in enumerate(self._samples):
             known = {**feeds, **self._carried[at]}
             if session is not None:
-                known.update(zip(computed, self._run(session, computed, known, at), strict=True))
+                known.update(self._run(session, known, at))
             self._carried[at] = {name: known[name] for name in section.carried}
             yield {name: known[name] for name in section.watched}
 
     def _is_known(self, name: str) -> bool:
         return name in self._samples[0] or name in self._carried[0]
 
-    def _session(self, outputs: Sequence[str]) -> ort.InferenceSession:
+    def _session(self, outputs: Sequence[str]) -> Graph:
         """Return what computes the outputs from the carried values; it reads no other weights than theirs."""
         model = open_graph(self._path)
         values = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
@@ -153,32 +146,22 @@ class SectionedGraph:
         sources = [*model.graph.inputs, *(values[name] for name in self._carried[0])]
         section = ir.convenience.extract(model.graph, sources, outputs)
         proto = ir.to_proto(ir.Model(section, ir_version=model.ir_version))
-        return open_session(proto.SerializeToString(), self._path.parent, self._threads)
+        return open_part(proto.SerializeToString(), self._path.parent, self._settings)
 
-    def _run(self, session: ort.InferenceSession, outputs: Sequence[str], known: Feeds, at: int) -> list[Array]:
+    def _run(self, session: Graph, known: Feeds, at: int) -> dict[str, Array]:
         try:
-            found: list[Array] = session.run(outputs, {each.name: known[each.name] for each in session.get_inputs()})
-        except _FAILURES as error:
-            raise QuantizationError(f"{self._path.name} cannot run sample {at}: {_first_line(error)}") from error
-        return found
+            return session.run({port.name: known[port.name] for port in session.inputs})
+        except PocketVLMError as error:
+            raise QuantizationError(f"{self._path.name} cannot run sample {at}: {error}") from error
 
 
-def open_session(serialized: bytes, folder: Path, threads: int) -> ort.InferenceSession:
-    """Return a session of a graph in memory whose weights lie in the files of `folder`.
+def open_part(serialized: bytes, folder: Path, settings: RuntimeSettings) -> Graph:
+    """Return a graph in memory, opened, whose weights lie in the files of `folder`.
 
     Raises:
         QuantizationError: ONNX Runtime cannot load it.
     """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it shares its cores with numpy
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     try:
-        return ort.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
-    except _FAILURES as error:
-        raise QuantizationError(f"{folder}: a part of its graph cannot be loaded: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+        return Graph(serialized, settings, weights_folder=folder)
+    except PocketVLMError as error:
+        raise QuantizationError(f"{folder}: a part of its graph cannot be loaded: {error}") from error

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from bundle.manifest import Gate
+from bundle.gates import Gate
 from bundle.report import Report, TaskAccuracy
 from bundle.summary import megabytes
 from pages.frame import page, table

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from bundle.directory import open_bundle
+from bundle.directory import Bundle, open_bundle
 from bundle.errors import BundleFormatError
 from bundle.manifest import Manifest
 from bundle.report import Report, TaskAccuracy, read_report
@@ -26,15 +26,18 @@ class Variant:
 
     Attributes:
         label: By what it is told from its siblings.
-        directory: Where it lies.
-        manifest: As on disk.
+        bundle: Opened.
         report: None for an fp32 bundle.
     """
 
     label: str
-    directory: Path
-    manifest: Manifest
+    bundle: Bundle
     report: Report | None
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says of itself."""
+        return self.bundle.manifest
 
     @property
     def accuracy(self) -> TaskAccuracy | None:
@@ -119,10 +122,10 @@ def read_siblings(directories: Sequence[Path]) -> list[Siblings]:
         BundleError: A bundle is not whole.
     """
     distinct = {directory.resolve(): directory for directory in directories}
-    manifests = [(each, open_bundle(each, verify=False, allow_ungated=True)) for each in distinct.values()]
-    groups: dict[str, list[tuple[Path, Manifest]]] = {}
-    for directory, manifest in manifests:
-        groups.setdefault(manifest.source_sha256, []).append((directory, manifest))
+    groups: dict[str, list[Bundle]] = {}
+    for directory in distinct.values():
+        bundle = open_bundle(directory, verify=False, allow_ungated=True)
+        groups.setdefault(bundle.manifest.source_sha256, []).append(bundle)
     return [_siblings(members) for members in groups.values()]
 
 
@@ -135,22 +138,18 @@ def _labels(names: Sequence[tuple[str, ...]]) -> list[str]:
     return labels
 
 
-def _siblings(members: Sequence[tuple[Path, Manifest]]) -> Siblings:
-    parents = [(directory, manifest) for directory, manifest in members if manifest.is_gated is None]
-    reports = [
-        (directory, manifest, read_report(directory))
-        for directory, manifest in members
-        if manifest.is_gated is not None
-    ]
+def _siblings(members: Sequence[Bundle]) -> Siblings:
+    parents = [bundle for bundle in members if bundle.manifest.is_gated is None]
+    reports = [(bundle, read_report(bundle)) for bundle in members if bundle.manifest.is_gated is not None]
     if not reports:
-        names = ", ".join(str(directory) for directory, _ in parents)
+        names = ", ".join(str(bundle.directory) for bundle in parents)
         raise BundleFormatError(
             f"{names}: an fp32 bundle alone has nothing to be compared with. Add a quantized variant of it."
         )
-    labels = _labels([(report.weights, directory.name, str(directory)) for directory, _, report in reports])
+    labels = _labels([(each.weights, it.directory.name, str(it.directory)) for it, each in reports])
     variants = [Variant(label, *found) for label, found in zip(labels, reports, strict=True)]
-    parent = Variant(REFERENCE, *parents[0], None) if parents else None
-    return Siblings(reports[0][2].parent, parent, tuple(sorted(variants, key=_rank)))
+    parent = Variant(REFERENCE, parents[0], None) if parents else None
+    return Siblings(reports[0][1].parent, parent, tuple(sorted(variants, key=_rank)))
 
 
 def _rank(variant: Variant) -> tuple[float, ...]:

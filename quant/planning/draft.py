@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
+from bundle.directory import Bundle
 from bundle.errors import QuantizationError
 from bundle.manifest import ComponentName, Manifest, Target
 from bundle.report import DecoderProfile
@@ -16,11 +16,11 @@ from quant.planning.cliffs import refuse_target
 from quant.planning.layer_times import LayerTimes, Timed, builtin_times, cache_folder, tuned_times
 from quant.planning.planner import Planner, Sites
 from quant.planning.profiles import (
-    PREFILL,
     Mix,
     Plans,
     ProfileName,
     compare_profiles,
+    decoder_plan,
     plan_bundle,
     read_profile,
     weight_bytes,
@@ -63,7 +63,7 @@ class Draft:
     Attributes:
         asked: The weights asked for.
         profile: Of the decoder; None where there is none or its recipe is of no profile.
-        plans: By component, `decoder_prefill` among them under the profile "dual".
+        plans: By component; under the profile "dual" two of them are of the decoder.
         profiles: The decoder's profiles beside each other; empty where they are not predicted.
         times_source: Where the times come from that decided; "" where none did.
         cached_tokens: Prompt and answer of the request that the profiles are predicted for.
@@ -86,19 +86,20 @@ class Draft:
         return name if self.profile == own else f"{name}-{self.profile}"
 
 
-def make_draft(bundle: Path, manifest: Manifest, weights: str, options: Options, say: Say) -> Draft:
+def make_draft(bundle: Bundle, weights: str, options: Options, say: Say) -> Draft:
     """Return the plan for an fp32 bundle.
 
     Raises:
         QuantizationError: Weights, profile, block or target that are unknown, do not fit, or are a known cliff.
     """
+    manifest = bundle.manifest
     asked = read_weights(weights, manifest)
     if options.block_size not in (None, *BLOCK_SIZES):
         sizes = ", ".join(map(str, BLOCK_SIZES))
         raise QuantizationError(f"--block-size {options.block_size}: weights share a scale in blocks of {sizes}")
     refuse_target(manifest, options.target)
-    graphs = {name: open_graph(bundle / component.file).graph for name, component in manifest.components.items()}
-    sites = survey_bundle(graphs, manifest)
+    graphs = {name: open_graph(bundle.graph_path(name)).graph for name in manifest.components}
+    sites = survey_bundle(graphs)
     profile = _profile_of(asked, manifest, options)
     planner = Planner(manifest, asked, options.target, None, options.mix.prompt_tokens(manifest), options.block_size)
     plan_bundle(planner, sites, profile)  # refuses what cannot be done before time is spent on measuring
@@ -125,7 +126,7 @@ def fit_bits(draft: Draft, source: FeedSource, options: Options, say: Say) -> Dr
         raise QuantizationError("--max-bytes and --max-kl choose the bits of a decoder's layers, and there is none")
     plan, max_bytes = draft.plans["decoder"], options.max_bytes
     if max_bytes is not None:
-        max_bytes = _bytes_left(draft, source.manifest, max_bytes) + plan.stored_bytes
+        max_bytes = _bytes_left(draft, source.bundle.manifest, max_bytes) + plan.stored_bytes
     found = search_bits(plan, source, max_bytes=max_bytes, max_kl=options.max_kl, say=say)
     return replace(draft, plans={**draft.plans, "decoder": found.plan}, search=found)
 
@@ -136,7 +137,7 @@ def _bytes_left(draft: Draft, manifest: Manifest, max_bytes: int) -> int:
     Raises:
         QuantizationError: Nothing, or there are two decoders, whose common weights part when one of them is raised.
     """
-    if PREFILL in draft.plans:
+    if decoder_plan(draft.plans, "prompt") is not decoder_plan(draft.plans, "step"):
         raise QuantizationError("--max-bytes fits one decoder; with --profile dual use --max-kl, or another profile")
     fewest = weight_bytes(draft.plans, manifest)
     if max_bytes < fewest:

@@ -22,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 
 from bundle.errors import QuantizationError
 from bundle.form import Form
@@ -32,6 +31,9 @@ from graphs.store import make_node, save_graph
 from quant.calibration.statistics import InputStatistics
 from quant.planning.plan import KEPT, Choice
 from quant.weights.table import load_pass
+from runtime.graph import Graph
+from runtime.onnx_runtime import runtime_version
+from runtime.settings import RuntimeSettings
 from runtime.turns import Quartiles, Turns, milliseconds_of
 
 FORMS = (
@@ -219,23 +221,19 @@ def _timed_outputs(timed: Timed) -> int:
     return min(timed.num_outputs, max(_MOST_WEIGHTS // timed.num_inputs, 1))
 
 
-def _run_ms(session: ort.InferenceSession, x: Float32) -> float:
-    return milliseconds_of(lambda: session.run(None, {"x": x}))
+def _run_ms(session: Graph, x: Float32) -> float:
+    return milliseconds_of(lambda: session.run({"x": x}))
 
 
-def _second_run_ms(session: ort.InferenceSession, x: Float32) -> float:
+def _second_run_ms(session: Graph, x: Float32) -> float:
     """Return the time of a run behind another one, which warms up: other sessions ran before it."""
     _run_ms(session, x)
     return _run_ms(session, x)
 
 
-def _session(model: ir.Model, path: Path, threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+def _session(model: ir.Model, path: Path, threads: int) -> Graph:
     save_graph(model, path)
-    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return Graph(path, RuntimeSettings(intra_threads=threads))
 
 
 def _activations(timed: Timed) -> Float32:
@@ -298,7 +296,7 @@ def _between(points: Sequence[tuple[int, float]], rows: float) -> float:
 
 
 def _machine_digest(threads: int) -> str:
-    facts = f"{cpu_name()}|{num_usable_cores()}|{threads}|{ort.__version__}|{_FORMAT}"
+    facts = f"{cpu_name()}|{num_usable_cores()}|{threads}|{runtime_version()}|{_FORMAT}"
     return hashlib.sha256(facts.encode()).hexdigest()[:12]
 
 

@@ -9,7 +9,7 @@ from itertools import groupby
 import onnx_ir as ir
 
 from bundle.form import Form
-from bundle.manifest import Component, ComponentName, Scheme
+from bundle.manifest import Component, ComponentName, Phase, Scheme
 from quant.calibration.statistics import InputStatistics
 
 FLOAT32 = "fp32"
@@ -107,11 +107,13 @@ class ComponentPlan:
     """The choices for one graph.
 
     Attributes:
-        component: Its name.
+        component: What the graph is called.
         recipe: The name in `quant.planning.recipes.RECIPES` that was asked for or follows.
         scheme: What the manifest will say.
         layers: In node order.
         scaling: A name of `quant.scaling.table.SCALINGS`; None where activations are left as they are.
+        source: The parent's graph that is rewritten, where that has another name.
+        phase: When the graph runs, where another one has its role.
     """
 
     component: ComponentName
@@ -119,6 +121,13 @@ class ComponentPlan:
     scheme: Scheme
     layers: tuple[LayerPlan, ...]
     scaling: str | None = None
+    source: ComponentName | None = None
+    phase: Phase = "any"
+
+    @property
+    def parent(self) -> ComponentName:
+        """Return the parent's graph that is rewritten."""
+        return self.source or self.component
 
     def forms_of(self, method: str) -> dict[str, Form]:
         """Return the layers of one method as its pass takes them."""
@@ -186,4 +195,5 @@ def apply_plan(model: ir.Model, plan: ComponentPlan, inputs: Mapping[str, InputS
 
 def planned(component: Component, plan: ComponentPlan, weight_bytes: int) -> Component:
     """Return a component's manifest entry after its plan was applied."""
-    return component.model_copy(update={"scheme": plan.scheme, "detail": plan.detail, "weight_bytes": weight_bytes})
+    written = {"file": f"{plan.component}.onnx", "phase": plan.phase, "weight_bytes": weight_bytes}
+    return component.model_copy(update={**written, "scheme": plan.scheme, "detail": plan.detail})

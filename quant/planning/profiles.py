@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from bundle.errors import QuantizationError
-from bundle.manifest import ComponentName, Manifest
+from bundle.manifest import ComponentName, Manifest, RunPhase, graph_name
 from bundle.report import DecoderProfile
 from quant.planning.layer_times import LayerTimes
 from quant.planning.plan import ComponentPlan
@@ -24,7 +24,6 @@ from quant.planning.recipes import RECIPES, Asked
 ProfileName = Literal["latency", "memory", "dual"]
 Plans = dict[ComponentName, ComponentPlan]
 
-PREFILL: ComponentName = "decoder_prefill"
 _FEW_BITS = "int4"
 """What a profile of few bits is where the user named none."""
 
@@ -130,8 +129,17 @@ def _plan_decoder(planner: Planner, sites: Sites, profile: ProfileName | None, r
     steps = planner.plan_component("decoder", of_graph, recipe=recipe, for_steps=True)
     if profile == "memory":
         return {"decoder": steps}
-    prompts = planner.plan_component(PREFILL, of_graph, recipe="int8")
-    return {"decoder": steps, PREFILL: prompts.with_layers_of(steps, _heads(sites))}
+    prompts = planner.plan_component("decoder", of_graph, recipe="int8").with_layers_of(steps, _heads(sites))
+    name = graph_name("decoder", "prompt")
+    return {
+        "decoder": replace(steps, phase="step"),
+        name: replace(prompts, component=name, source="decoder", phase="prompt"),
+    }
+
+
+def decoder_plan(plans: Mapping[ComponentName, ComponentPlan], phase: RunPhase) -> ComponentPlan:
+    """Return the plan of the graph that runs a decoder's tokens of a phase."""
+    return next(plan for plan in plans.values() if plan.parent == "decoder" and plan.phase in ("any", phase))
 
 
 def _predicted(
@@ -143,7 +151,7 @@ def _predicted(
     mix: Mix,
     times: LayerTimes,
 ) -> DecoderProfile:
-    prompt = plans.get(PREFILL, plans["decoder"])
+    prompt, step = decoder_plan(plans, "prompt"), decoder_plan(plans, "step")
     one_row = {site.name: 1.0 for site in sites["decoder"] if site.kind == "head"}
     vision_rows = {site.name: float(site.rows or 1) for site in sites.get("vision_encoder", ())}
     first_ms = _ms(prompt, one_row, mix.prompt_tokens(manifest), times)
@@ -153,9 +161,9 @@ def _predicted(
         name=name,
         is_chosen=name == chosen,
         first_token_ms=round(first_ms, 4),
-        inter_token_ms=round(_ms(plans["decoder"], {}, 1, times), 4),
+        inter_token_ms=round(_ms(step, {}, 1, times), 4),
         weight_bytes=weight_bytes(plans, manifest),
-        kv_bytes_per_token=manifest.decoder.kv_bytes_per_token if manifest.decoder else 0,
+        kv_bytes_per_token=manifest.state_bytes_per_token,
         note=mix.note(manifest),
     )
 
@@ -172,7 +180,6 @@ def _ms(plan: ComponentPlan, rows: Mapping[str, float], other_rows: float, times
 def weight_bytes(plans: Mapping[ComponentName, ComponentPlan], manifest: Manifest) -> int:
     """Return the bytes of all graphs: planned layers in their forms, the rest (norms, convolutions) as exported."""
     total = 0
-    for name, plan in plans.items():
-        exported = manifest.components["decoder" if name == PREFILL else name].weight_bytes
-        total += exported - plan.fp32_bytes + plan.stored_bytes
+    for plan in plans.values():
+        total += manifest.components[plan.parent].weight_bytes - plan.fp32_bytes + plan.stored_bytes
     return total

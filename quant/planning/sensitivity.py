@@ -22,7 +22,7 @@ from bundle.report import LayerSensitivity, LossMeasure
 from graphs.layers import Float32, Linear, find_linears
 from graphs.store import open_graph
 from quant.calibration.feeds import FeedSource, spread
-from quant.calibration.sections import open_session
+from quant.calibration.sections import open_part
 from quant.calibration.statistics import InputStatistics
 from quant.quality.measures import cosines, kl_divergences
 from quant.rounding.block_codes import BlockCodes
@@ -53,14 +53,15 @@ class Probe:
     """
 
     def __init__(self, source: FeedSource, component: ComponentName) -> None:
-        path = source.directory / source.manifest.components[component].file
+        path = source.bundle.graph_path(component)
         model = open_graph(path)
         self.linears: dict[str, Linear] = {linear.name: linear for linear in find_linears(model.graph)}
         if not self.linears:
             raise QuantizationError(f"{component}: the graph has no linear layer, so there is nothing to measure")
-        self.measure: LossMeasure = "kl" if component == "decoder" else "cosine_distance"
+        role = source.bundle.manifest.components[component].role
+        self.measure: LossMeasure = "kl" if role == "decoder" else "cosine_distance"
         self._samples = source.of(component)
-        self._session = open_session(_overridable(model, self.linears), path.parent, source.threads)
+        self._session = open_part(_overridable(model, self.linears), path.parent, source.settings)
         started = time.monotonic()
         self._expected = [self._output(feeds) for feeds in self._samples]
         self.seconds = time.monotonic() - started
@@ -97,7 +98,7 @@ class Probe:
 
     def _output(self, feeds: Mapping[str, Array]) -> Array:
         """Return logits or embeddings, one row per position."""
-        (output,) = self._session.run(None, dict(feeds))
+        (output,) = self._session.run(feeds).values()
         return np.asarray(output).reshape(-1, output.shape[-1])
 
 

@@ -22,7 +22,9 @@ from quant.quality.measures import (
     negative_log_likelihoods,
     top1_agreements,
 )
-from runtime.one_request import Float32, Prefilled, Prompt, SeenImages
+from runtime.decoder import Logits
+from runtime.filled_prompt import FilledPrompt
+from runtime.one_request import Prefilled, SeenImages
 
 _MOST_EXTRA_TOKENS = 8
 """A reply may run this much longer than the right one before it is cut: it is wrong by then."""
@@ -36,16 +38,16 @@ class AnsweringModel(Protocol):
     def see(self, images: Sequence[Image.Image]) -> SeenImages:
         """Return what the vision encoder makes of images."""
 
-    def prompt_about(self, turns: Sequence[Turn], seen: SeenImages) -> Prompt:
+    def prompt_about(self, turns: Sequence[Turn], seen: SeenImages) -> FilledPrompt:
         """Return the prompt of a conversation about images that were seen."""
 
-    def prefill(self, prompt_embeds: Float32, room_tokens: int) -> Prefilled:
-        """Return the state after a prompt."""
+    def prefill(self, prompt: FilledPrompt, room_tokens: int) -> Prefilled:
+        """Return the state after a prompt, valid until the next one is run."""
 
     def answer_ids(self, answer: str) -> list[int]:
         """Return the ids of an answer and of the token that ends it."""
 
-    def forced_logits(self, prompt: Prefilled, answer_ids: Sequence[int]) -> Float32:
+    def forced_logits(self, prompt: Prefilled, answer_ids: Sequence[int]) -> Logits:
         """Return the logits from which each token of a given answer would be chosen."""
 
     def reply_ids(self, prompt: Prefilled, max_tokens: int) -> list[int]:
@@ -61,7 +63,8 @@ def measure_answers(
     """Return how a variant answers questions beside its parent.
 
     Raises:
-        QuantizationError: There are no questions, or one does not fit the model's context.
+        QuantizationError: There are no questions.
+        ContextLengthError: One does not fit the model's context.
     """
     if not questions:
         raise QuantizationError("the evaluation holds no questions, which a vision-language model is measured on")
@@ -85,7 +88,7 @@ class _Answered:
     """
 
     seen: SeenImages
-    logits: Float32
+    logits: Logits
     reply: list[int]
     is_right: bool
 
@@ -167,7 +170,7 @@ class _Comparison:
 def _answer(model: AnsweringModel, question: Question, turns: Sequence[Turn], ids: Sequence[int]) -> _Answered:
     seen = model.see(question.images)
     room = len(ids) + _MOST_EXTRA_TOKENS
-    prompt = model.prefill(model.prompt_about(turns, seen).embeds, room)
+    prompt = model.prefill(model.prompt_about(turns, seen), room)
     reply = model.reply_ids(prompt, room)
     return _Answered(seen, model.forced_logits(prompt, ids), reply, question.is_right(model.text_of(reply)))
 
@@ -175,14 +178,14 @@ def _answer(model: AnsweringModel, question: Question, turns: Sequence[Turn], id
 def _shows_another(seen: SeenImages, other: SeenImages) -> bool:
     """Say whether the other question's images can stand in for a question's own, and are not the same."""
     fits = len(seen.layouts) == len(other.layouts) > 0
-    return fits and not np.array_equal(seen.features, other.features)
+    return fits and not all(map(np.array_equal, seen.features, other.features))
 
 
 def _sensitivity(
-    model: AnsweringModel, turns: Sequence[Turn], ids: Sequence[int], logits: Float32, other: SeenImages
+    model: AnsweringModel, turns: Sequence[Turn], ids: Sequence[int], logits: Logits, other: SeenImages
 ) -> float:
     """Return the mean KL between a model's distributions about its own images and about the other ones."""
-    prompt = model.prefill(model.prompt_about(turns, other).embeds, len(ids))
+    prompt = model.prefill(model.prompt_about(turns, other), len(ids))
     return float(kl_divergences(logits, model.forced_logits(prompt, ids)).mean())
 
 

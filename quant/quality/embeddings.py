@@ -11,7 +11,7 @@ from PIL import Image
 from bundle.errors import QuantizationError
 from quant.quality.evaluation import ALL_TASKS, Caption, Evaluation, Flags, Labelled, Measured, PairedFlags, Progress
 from quant.quality.measures import Likeness, likenesses_of
-from runtime.one_request import Float32
+from runtime.encoders import Vectors
 
 _RECALLS = (1, 5)
 _IMAGES_AT_ONCE = 32
@@ -21,10 +21,10 @@ _IMAGES_AT_ONCE = 32
 class EmbeddingModel(Protocol):
     """What is asked of a model; `runtime.one_request.DualEncoderRunner` does it."""
 
-    def embed_images(self, images: Sequence[Image.Image]) -> Float32:
+    def embed_images(self, images: Sequence[Image.Image]) -> Vectors:
         """Return [n, E], rows of length 1."""
 
-    def embed_texts(self, texts: Sequence[str]) -> Float32:
+    def embed_texts(self, texts: Sequence[str]) -> Vectors:
         """Return [n, E], rows of length 1."""
 
 
@@ -86,26 +86,26 @@ class _Comparison:
             likenesses={kind: likenesses_of(likeness) for kind, likeness in self._likeness.items()},
         )
 
-    def _embed(self, kind: str, embeddings: list[Float32]) -> list[Float32]:
+    def _embed(self, kind: str, embeddings: list[Vectors]) -> list[Vectors]:
         for pair in zip(*embeddings, strict=True):
             self._likeness[kind].add(*pair)
         return embeddings
 
 
-def _embed_images(model: EmbeddingModel, samples: Sequence[Caption]) -> Float32:
+def _embed_images(model: EmbeddingModel, samples: Sequence[Caption]) -> Vectors:
     starts = range(0, len(samples), _IMAGES_AT_ONCE)
     batches = (samples[at : at + _IMAGES_AT_ONCE] for at in starts)
     return np.concatenate([model.embed_images([sample.image for sample in batch]) for batch in batches])
 
 
-def _finds(queries: Float32, targets: Float32, captions: Sequence[str], k: int) -> Flags:
+def _finds(queries: Vectors, targets: Vectors, captions: Sequence[str], k: int) -> Flags:
     """Return for each query whether a target of the same caption is among the k nearest: [n] bool from two [n, E]."""
     nearest = np.argsort(-(queries @ targets.T), axis=1, kind="stable")[:, :k]
     names = np.array(captions)
     return np.asarray((names[nearest] == names[:, None]).any(axis=1))
 
 
-def _classifies(images: Float32, candidates: Float32, labelled: Labelled) -> Flags:
+def _classifies(images: Vectors, candidates: Vectors, labelled: Labelled) -> Flags:
     """Return for each image whether its label is the nearest candidate: [n] bool."""
     chosen = np.array(labelled.candidates)[(images @ candidates.T).argmax(axis=1)]
     return np.asarray(chosen == np.array([sample.caption for sample in labelled.samples]))

@@ -14,19 +14,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import product
 from typing import Literal, get_args
 
+from bundle.directory import Bundle
 from bundle.errors import QuantizationError
-from bundle.manifest import ComponentName, Gate, Manifest
+from bundle.gates import CANARY, Gate, canary_gate
+from bundle.manifest import ComponentName, Phase, Role, graph_name
 from quant.quality.answers import measure_answers
 from quant.quality.embeddings import measure_embeddings
 from quant.quality.evaluation import ALL_TASKS, Evaluation, Measured, Progress
 from quant.quality.parity import Parity
 from runtime.one_request import DualEncoderRunner, VisionLanguageRunner
-
-CANARY = "canary_cosine"
-"""The measure that is taken on the recorded run, not on samples."""
+from runtime.settings import RuntimeSettings
 
 MIXED = "mixed"
 """The row of `LIMITS` for what no single name asked for."""
@@ -68,8 +68,8 @@ def _decoder(canary: float, kl_mean: float, top1: float, proved: float, possible
     """Return a row of `LIMITS`: what a decoder's bits may cost."""
     return {
         **_ANY_SCHEME,
-        f"{CANARY}/decoder": Limit(canary, "min"),
-        f"{CANARY}/decoder_prefill": Limit(_W8A8_DECODER_CANARY, "min"),
+        canary_gate(graph_name("decoder")): Limit(canary, "min"),
+        canary_gate(graph_name("decoder", "prompt")): Limit(_W8A8_DECODER_CANARY, "min"),
         "kl_mean": Limit(kl_mean, "max"),
         "top1_agreement": Limit(top1, "min"),
         "accuracy_loss_points/low": Limit(proved, "max"),
@@ -112,7 +112,7 @@ decoder layers of random weights with gain 2, which multiply any rounding, right
 
 _KINDS = ("image", "text", "image_features")
 _PARTS: dict[str, tuple[str, ...]] = {
-    CANARY: get_args(ComponentName),
+    CANARY: tuple(dict.fromkeys(graph_name(*each) for each in product(get_args(Role), get_args(Phase)))),
     "cosine_mean": _KINDS,
     "cosine_p1": _KINDS,
     "correlation": _KINDS,
@@ -207,23 +207,25 @@ def judge_all(
 
 
 def measure(
-    parent: tuple[Path, Manifest], variant: tuple[Path, Manifest], evaluation: Evaluation, progress: Progress
+    parent: Bundle, variant: Bundle, evaluation: Evaluation, progress: Progress, settings: RuntimeSettings
 ) -> Measured:
     """Return what a variant's results on samples are beside its parent's.
 
     Args:
-        parent: Folder and manifest of the fp32 bundle.
-        variant: Of what was made from it.
+        parent: The fp32 bundle.
+        variant: What was made from it.
         evaluation: Of the kind that the task wants.
         progress: Called with a line at each step.
+        settings: Provider and threads, those of where the variant will serve.
 
     Raises:
         QuantizationError: The samples are of the other kind.
     """
-    if parent[1].dual is not None:
-        return measure_embeddings(DualEncoderRunner(*parent), DualEncoderRunner(*variant), evaluation, progress)
-    runners = VisionLanguageRunner(*parent), VisionLanguageRunner(*variant)
-    return measure_answers(*runners, evaluation.questions, progress)
+    if parent.manifest.dual is not None:
+        encoders = DualEncoderRunner(parent, settings), DualEncoderRunner(variant, settings)
+        return measure_embeddings(*encoders, evaluation, progress)
+    models = VisionLanguageRunner(parent, settings), VisionLanguageRunner(variant, settings)
+    return measure_answers(*models, evaluation.questions, progress)
 
 
 def _likeness_values(measured: Measured) -> Iterable[_Value]:

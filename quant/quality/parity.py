@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from bundle.golden import compare, load_golden, recording_of
-from bundle.manifest import Component, ComponentName
+from bundle.directory import Bundle
+from bundle.golden import compare
+from bundle.manifest import ComponentName
 from quant.quality.measures import cosines
-from runtime.one_request import Graph
+from runtime.canary import replayed
+from runtime.session import Session
+from runtime.settings import RuntimeSettings
 
 
 @dataclass(frozen=True)
@@ -25,17 +26,15 @@ class Parity:
     max_abs: float
 
 
-def canary_parity(directory: Path, components: Mapping[ComponentName, Component]) -> dict[ComponentName, Parity]:
-    """Return the parity of every graph of a bundle with `golden.npz` in it.
+def canary_parity(bundle: Bundle, settings: RuntimeSettings) -> dict[ComponentName, Parity]:
+    """Return the parity of every graph of a bundle.
 
     Raises:
         BundleFileError: The recording is missing, damaged, or lacks a component.
     """
-    recordings = load_golden(directory)
     found: dict[ComponentName, Parity] = {}
-    for name, component in components.items():
-        recording = recording_of(name, recordings, directory)
-        outputs = Graph(directory / component.file).run(recording.inputs)
+    for name in bundle.manifest.components:  # one graph open at a time
+        ((_, (recording, outputs)),) = replayed(bundle, {name: Session(bundle, name, settings)}).items()
         expected = recording.outputs
         found[name] = Parity(
             cosine=min(float(cosines(expected[key].ravel(), outputs[key].ravel())) for key in expected),

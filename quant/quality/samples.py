@@ -20,8 +20,8 @@ from PIL import Image
 
 from bundle.decode import decode_image
 from bundle.errors import ImageError, QuantizationError
-from bundle.labels import label_text
 from bundle.manifest import Manifest
+from bundle.zero_shot import label_text
 from quant.quality.evaluation import Evaluation, Labelled
 
 UNNAMED_TASK = "questions"

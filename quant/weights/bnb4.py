@@ -19,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bundle.errors import QuantizationError
+from bundle.extras import install_line
 from bundle.form import Form
 from graphs.layers import Float32, Linear, find_linears
 from graphs.store import CONTRIB, add_initializer, make_node, replace_node
@@ -66,7 +67,7 @@ def quantize_flat(rows: Float32, kind: Kind, block_size: int) -> tuple[UInt8, Fl
         import torch
         from bitsandbytes.functional import quantize_4bit
     except ImportError as error:
-        raise QuantizationError(f"{kind} is made by bitsandbytes: pip install 'pocketvlm[quant]'") from error
+        raise QuantizationError(f"{kind} is made by bitsandbytes: {install_line('quant')}") from error
     packed, state = quantize_4bit(torch.from_numpy(np.array(rows)), blocksize=block_size, quant_type=kind)
     return packed.numpy().ravel(), state.absmax.numpy().astype(np.float32)
 

@@ -6,7 +6,7 @@
 
 (code - 2^(bits-1)) * scale is all the arithmetic: the operator equals its reference exactly. Where block divides D,
 codes and scales are, byte for byte, those of the MatMulNBits that a tied output matrix becomes under the same form,
-so that `quant.sharing` can store them once.
+so that `graphs.sharing` can store them once.
 
 `GatherRows`, for the portable dialect, with one scale for each row and 8 bits:
 

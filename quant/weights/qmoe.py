@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from bundle.errors import QuantizationError
 from bundle.form import Form
-from graphs.experts import Experts, find_experts
+from graphs.experts import GATE_ROWS, SWIGLU, UP_ROWS, Experts, find_experts
 from graphs.layers import Float32
 from graphs.store import CONTRIB, add_initializer, make_node, replace_node
 from quant.rounding.block_codes import BlockCodes, UInt8, pack
@@ -106,7 +106,7 @@ def reference(x: Float32, logits: Float32, first: Float32, second: Float32, form
         shares = np.exp(scores - scores.max())
         expert = int(scores.argmax())
         hidden = first[expert] @ _seen(x[row], form)
-        gate, up = hidden[0::2], hidden[1::2]
+        gate, up = hidden[GATE_ROWS], hidden[UP_ROWS]
         inner = np.asarray(gate / (1 + np.exp(-gate)) * up, np.float32)
         out[row] = shares[expert] / shares.sum() * (second[expert] @ _seen(inner, form))
     return out
@@ -185,12 +185,7 @@ def _stored(graph: ir.Graph, name: str, matrices: Float32, form: Form) -> tuple[
 
 def _attributes(form: Form) -> dict[str, int | float | str]:
     return {
-        "k": 1,
-        "activation_type": "swiglu",
-        "swiglu_fusion": 1,
-        "activation_alpha": 1.0,
-        "activation_beta": 0.0,
-        "normalize_routing_weights": 0,
+        **SWIGLU,
         "expert_weight_bits": form.bits,
         "block_size": _block_size(form),
         "accuracy_level": INT8_ACTIVATIONS,

@@ -86,17 +86,18 @@ class Metrics:
 
     async def observed(self, events: AsyncIterator[GenerateEvent], model: str) -> AsyncIterator[GenerateEvent]:
         """Yield the events as they come, timing them; closing this closes them."""
-        started_s = last_s = time.perf_counter()
-        has_token = False
+        started_s = time.perf_counter()
+        last_s: float | None = None
         try:
             async for event in events:
-                now_s = time.perf_counter()
                 if isinstance(event, FinishedEvent):
-                    self._finish(event, model, now_s - started_s)
+                    self._finish(event, model, time.perf_counter() - started_s)
                 elif event.token_ids:
-                    histogram = self._between if has_token else self._first_token
-                    histogram.labels(model).observe(now_s - last_s)
-                    has_token, last_s = True, now_s
+                    if last_s is None:
+                        self._first_token.labels(model).observe(time.perf_counter() - started_s)
+                    else:
+                        self._between.labels(model).observe(event.sampled_s - last_s)
+                    last_s = event.sampled_s
                 yield event
         finally:
             await close(events)

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pydantic_core import PydanticCustomError
 
 from bundle.errors import ParameterError
-from bundle.labels import SLOT
+from bundle.zero_shot import SLOT
 from serving.protocol import SamplingParams
 
 MAX_SEED = 2**63 - 1

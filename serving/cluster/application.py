@@ -24,13 +24,13 @@ from ray.serve.config import AutoscalingConfig
 from bundle.directory import open_bundle
 from bundle.errors import BundleError
 from bundle.manifest import Task
-from runtime.settings import EngineSettings
 from serving.api.app import create_app
 from serving.cluster.client import RayClient
 from serving.cluster.replicas import Embedder, Generator
+from serving.models.cards import card_of
 from serving.models.client import LocalClient
-from serving.protocol import ManagedClient
-from serving.settings import ApiSettings, RaySettings, ScalingSettings
+from serving.protocol import ManagedClient, ModelCard
+from serving.settings import ApiSettings, EngineSettings, RaySettings, ScalingSettings
 
 INGRESS = "ingress"
 
@@ -65,14 +65,22 @@ class ServedModel:
     """One model of the application.
 
     Attributes:
-        name: Under which it is asked for.
-        task: Decides the deployment's kind and scaling.
+        card: What is told of it, without asking a replica: a full one would not answer.
         make_client: Called in each replica; pickled on the way there.
     """
 
-    name: str
-    task: Task
+    card: ModelCard
     make_client: Callable[[], ManagedClient]
+
+    @property
+    def name(self) -> str:
+        """Under which it is asked for."""
+        return self.card.name
+
+    @property
+    def task(self) -> Task:
+        """Decides the deployment's kind and scaling."""
+        return self.card.task
 
     @property
     def deployment(self) -> str:
@@ -98,13 +106,13 @@ def served_models(args: ClusterArgs) -> tuple[ServedModel, ...]:
     models: dict[str, ServedModel] = {}
     for directory in args.bundles:
         # The replicas verify digests themselves, each on its own node.
-        manifest = open_bundle(directory, verify=False, allow_ungated=args.engine.allow_ungated)
+        manifest = open_bundle(directory, verify=False, allow_ungated=args.engine.allow_ungated).manifest
         if manifest.name in models:
             raise BundleError(
                 f"{directory}: a model named {manifest.name} is served already; export with another --name"
             )
         make_client = partial(LocalClient, (directory,), args.engine)
-        models[manifest.name] = ServedModel(manifest.name, manifest.task, make_client)
+        models[manifest.name] = ServedModel(card_of(manifest, args.engine), make_client)
     return tuple(models.values())
 
 
@@ -112,12 +120,12 @@ def application(models: Sequence[ServedModel], args: ClusterArgs) -> serve.Appli
     """Return the ingress and one deployment per model, bound together."""
     bound = [_model_deployment(model, args).bind(model.make_client) for model in models]
     deployments = {model.name: model.deployment for model in models}
-    api = args.api
+    api, cards = args.api, [model.card for model in models]
 
     def build_asgi_app() -> Any:
         name = serve.get_replica_context().app_name
         handles = {model: serve.get_deployment_handle(deployment, name) for model, deployment in deployments.items()}
-        return create_app(RayClient(handles, partial(num_running_replicas, name, deployments)), api)
+        return create_app(RayClient(cards, handles, partial(num_running_replicas, name, deployments)), api)
 
     return _ingress_deployment(build_asgi_app, models, args).bind(*bound)
 

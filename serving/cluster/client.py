@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -36,23 +36,23 @@ class RayClient:
     """An `EngineClient` over deployment handles.
 
     Args:
+        cards: Of the served models, in order; a bundle does not change under a deployment.
         handles: By the name of the served model.
         status: Returns for each model the number of replicas that run, by asking Serve's controller; blocks.
     """
 
-    def __init__(self, handles: dict[str, Any], status: Callable[[], dict[str, int]]) -> None:
+    def __init__(
+        self, cards: Sequence[ModelCard], handles: dict[str, Any], status: Callable[[], dict[str, int]]
+    ) -> None:
+        self._cards = list(cards)
         self._handles = handles
         self._streams = {name: handle.options(stream=True) for name, handle in handles.items()}
         self._status = status
-        self._cards: list[ModelCard] = []
         self._health = Health(is_ready=False, reason="the replicas were not asked yet")
         self._health_until_s = 0.0
 
     async def models(self) -> list[ModelCard]:
-        """Return the served models; asked of the replicas once, for a bundle does not change under a deployment."""
-        if not self._cards:
-            answers = await asyncio.gather(*(_result(h.describe.remote()) for h in self._handles.values()))
-            self._cards = [card for cards in answers for card in cards]
+        """Return the served models."""
         return self._cards
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:

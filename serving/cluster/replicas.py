@@ -14,7 +14,6 @@ from serving.protocol import (
     GenerateEvent,
     GenerateRequest,
     ManagedClient,
-    ModelCard,
 )
 
 
@@ -38,10 +37,6 @@ class Replica:
         health = await self._client.health()
         if not health.is_ready:
             raise EngineDeadError(health.reason)
-
-    async def describe(self) -> list[ModelCard]:
-        """Return the cards of the models served here."""
-        return await self._client.models()
 
     async def __del__(self) -> None:
         if hasattr(self, "_client"):

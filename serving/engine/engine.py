@@ -13,11 +13,15 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from queue import Empty
 
+import numpy as np
+import numpy.typing as npt
+
 from bundle.errors import EngineDeadError, MachineError, PocketVLMError
 from runtime.cache_shape import CacheShape
+from runtime.decoder import Logits
 from serving.engine.faults import explained
-from serving.engine.runner import Logits, Runner
-from serving.engine.scheduler import Prefill, Scheduler, Work
+from serving.engine.runner import Runner
+from serving.engine.scheduler import Batch, Scheduler
 from serving.engine.sequence import Sequence
 from serving.engine.worker import Worker
 from serving.protocol import FinishReason
@@ -27,9 +31,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Sampled:
-    """One token of an answer."""
+    """One token of an answer, and the monotonic time at which it was chosen."""
 
     token_id: int
+    sampled_s: float
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,7 @@ class Engine(Worker[_Submit | _Cancel]):
         rows = self._shape.num_slots * self._shape.capacity_tokens
         return {
             "num_requests_running": float(self._scheduler.num_running),
-            "kv_cache_usage_perc": self._scheduler.num_cached_tokens / rows,
+            "kv_cache_usage_perc": self._scheduler.num_cached_rows / rows,
             "kv_cache_bytes": float(self._shape.total_bytes),
         }
 
@@ -132,9 +137,9 @@ class Engine(Worker[_Submit | _Cancel]):
         if not self._receive():
             return False
         self._beat()
-        work = self._scheduler.schedule()
-        if work is not None:
-            self._do(work)
+        batch = self._scheduler.schedule()
+        if batch is not None:
+            self._do(batch)
         return True
 
     def _receive(self) -> bool:
@@ -153,37 +158,34 @@ class Engine(Worker[_Submit | _Cancel]):
             elif self._scheduler.remove(message.stream.sequence):
                 self._emit(message.stream.sequence, Ended(None))
 
-    def _do(self, work: Work) -> None:
-        sequences = [work.sequence] if isinstance(work, Prefill) else work.sequences
+    def _do(self, batch: Batch) -> None:
         try:
-            logits = self._logits(work)
+            logits = self._logits(batch)
         except Exception as error:
-            logger.exception("%s: a step of %d sequences failed", self.name, len(sequences))
-            for sequence in sequences:
+            logger.exception("%s: a step of %d sequences failed", self.name, len(batch.rows))
+            for sequence in batch.sequences:
                 self._fail(sequence, explained(error))
             return
-        if isinstance(work, Prefill) and not work.is_last:
-            return
-        for sequence, row in zip(sequences, logits, strict=True):
-            self._sample(sequence, row)
+        for row, of_row in zip(batch.rows, logits, strict=True):
+            if row.is_last:
+                self._sample(row.sequence, of_row)
 
-    def _logits(self, work: Work) -> Logits:
-        if not isinstance(work, Prefill):
-            return self._runner.decode(work)
-        if work.start == 0:
-            work.sequence.started_s = time.monotonic()
-        logits = self._runner.prefill(work)
-        self._scheduler.advance(work)
+    def _logits(self, batch: Batch) -> Logits:
+        for row in batch.rows:
+            if row.start == 0:
+                row.sequence.started_s = row.sequence.started_s or time.monotonic()
+        logits = self._runner.run(batch)
+        self._scheduler.advance(batch)
         return logits
 
-    def _sample(self, sequence: Sequence, row: Logits) -> None:
+    def _sample(self, sequence: Sequence, row: npt.NDArray[np.float32]) -> None:
         try:
             token_id = sequence.sampler(row)
         except MachineError as error:
             self._fail(sequence, error)
             return
         reason = self._scheduler.append(sequence, token_id)
-        self._emit(sequence, Sampled(token_id))
+        self._emit(sequence, Sampled(token_id, time.monotonic()))
         if reason is not None:
             self._emit(sequence, Ended(reason))
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
+from bundle.manifest import RunPhase
 from runtime.cache_shape import CacheShape
+from runtime.chunks import next_chunk
 from serving.engine.sequence import Sequence
-from serving.engine.slots import SlotPool
+from serving.engine.slots import Move, Slots
 from serving.protocol import FinishReason
 
 
 @dataclass(frozen=True)
-class Prefill:
-    """Run prompt tokens `start ... end - 1` of one sequence."""
+class Row:
+    """One sequence's part of a batch: tokens `start ... end - 1` of its ids."""
 
     sequence: Sequence
     start: int
@@ -21,136 +27,154 @@ class Prefill:
 
     @property
     def is_last(self) -> bool:
-        """True when the prompt ends with this chunk, so that a token can be sampled."""
-        return self.end == self.sequence.num_prompt_tokens
+        """True when nothing of the sequence is left to be read, so that a token can be sampled."""
+        return self.end == len(self.sequence.ids)
 
 
 @dataclass(frozen=True)
-class DecodeRow:
-    """One slot of a decode batch.
+class Keep:
+    """Rows of a slot that stay, all others of the length group being dropped before anything runs.
 
     Attributes:
-        num_cached: Rows written before this step; the new token is written at this row.
-        sequence: The owner that wants a token; None for a slot inside the range that is free or still in prefill. Such
-            a row is computed for nothing, and what it writes is overwritten by the slot's next token.
+        slot: Of the sequence.
+        group: The length group.
+        rows: Those kept, which move to the front in this order.
     """
 
-    num_cached: int
-    sequence: Sequence | None
+    slot: int
+    group: int
+    rows: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Decode:
-    """Run one token of every row; row i is slot `start + i`."""
+class Batch:
+    """What is run in one step.
 
-    start: int
-    rows: tuple[DecodeRow, ...]
+    Attributes:
+        phase: Whether the tokens are a prompt's or were sampled; decides the graph.
+        rows: Of one length, in neighbouring slots, by slot.
+        changes: Copies and drops of rows that are made first, in order.
+    """
+
+    phase: RunPhase
+    rows: tuple[Row, ...]
+    changes: tuple[Move | Keep, ...] = ()
 
     @property
     def sequences(self) -> list[Sequence]:
-        """The owners that want a token, by slot."""
-        return [row.sequence for row in self.rows if row.sequence is not None]
-
-
-Work = Prefill | Decode
+        """Whose tokens run."""
+        return [row.sequence for row in self.rows]
 
 
 class Scheduler:
-    """Sequences by state: waiting for a slot, in prefill, or decoding. Used by one thread.
+    """Sequences by state: waiting for a slot, having their prompt run, or decoding. Used by one thread.
 
     A prompt chunk and a decode step take turns, so that a long prompt slows the running answers but never stops them.
-    Prompts go first come, first served. A slot is as long as the context, so a running sequence is never preempted.
+    Prompts go first come, first served. A slot is as long as the context, so a running sequence never has to give way;
+    `preempt` is for whoever wants its place.
     """
 
     def __init__(self, shape: CacheShape, chunk_tokens: int) -> None:
         self._capacity_tokens = shape.capacity_tokens
         self._chunk_tokens = chunk_tokens
-        self._pool = SlotPool(shape.num_slots)
+        self._slots = Slots(shape.num_slots)
         self._waiting: deque[Sequence] = deque()
-        self._running: dict[int, Sequence] = {}
-        self._prefill_was_last = False
-
-    @property
-    def num_waiting(self) -> int:
-        """Sequences without a slot."""
-        return len(self._waiting)
+        self._changes: list[Move | Keep] = []
+        self._prompt_was_last = False
 
     @property
     def num_running(self) -> int:
         """Sequences with a slot."""
-        return len(self._running)
+        return len(self._slots.decoding) + (self._slots.filling is not None)
 
     @property
-    def num_cached_tokens(self) -> int:
-        """Cache rows in use, over all slots."""
-        return sum(sequence.num_cached for sequence in list(self._running.values()))
+    def num_cached_rows(self) -> int:
+        """Rows in use, over all slots: of each sequence, those of its longest length group."""
+        filling = self._slots.filling
+        running = [*self._slots.decoding, *([filling] if filling else [])]
+        return sum(max(sequence.rows) for sequence in running)
 
     @property
     def has_work(self) -> bool:
         """True while any sequence is unfinished."""
-        return bool(self._waiting or self._running)
+        return bool(self._waiting or self.num_running)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; its prompt and one more token fit a slot, which the caller has checked."""
         self._waiting.append(sequence)
 
-    def schedule(self) -> Work | None:
+    def schedule(self) -> Batch | None:
         """Return what to run next; None when nothing is left."""
-        self._admit()
-        prefill = next((s for s in self._running.values() if not s.is_prefilled), None)
-        can_decode = any(s.is_prefilled for s in self._running.values())
-        if prefill is None and not can_decode:
+        if self._waiting and self._slots.has_room:
+            self._slots.seat(self._waiting.popleft())
+        filling, decoding = self._slots.filling, self._slots.decoding
+        if filling is None and not decoding:
             return None
-        self._prefill_was_last = prefill is not None and not (can_decode and self._prefill_was_last)
-        if prefill is not None and self._prefill_was_last:
-            end = min(prefill.num_cached + self._chunk_tokens, prefill.num_prompt_tokens)
-            return Prefill(prefill, prefill.num_cached, end)
-        return self._decode()
+        self._prompt_was_last = filling is not None and not (decoding and self._prompt_was_last)
+        if filling is not None and self._prompt_was_last:
+            return self._batch(*self._next_chunk(filling))
+        return self._batch("step", [Row(sequence, sequence.num_run, sequence.num_run + 1) for sequence in decoding])
 
-    def _admit(self) -> None:
-        while self._waiting and (slot := self._pool.try_take()) is not None:
-            sequence = self._waiting.popleft()
-            sequence.slot = slot
-            self._running[slot] = sequence
+    def _next_chunk(self, sequence: Sequence) -> tuple[RunPhase, list[Row]]:
+        """Return the next tokens of a sequence that has more than one to be read.
 
-    def _decode(self) -> Decode:
-        slots = [slot for slot, sequence in self._running.items() if sequence.is_prefilled]
-        start, end = min(slots), max(slots) + 1
-        return Decode(start, tuple(self._row(slot) for slot in range(start, end)))
+        A sequence that was preempted has sampled tokens among them: those are read by the graph that read them first.
+        """
+        start, num_prompt = sequence.num_run, sequence.num_prompt_tokens
+        is_prompt = start < num_prompt
+        left = (num_prompt if is_prompt else len(sequence.ids) - 1) - start
+        row = Row(sequence, start, start + next_chunk(left, self._chunk_tokens))
+        return "prompt" if is_prompt else "step", [row]
 
-    def _row(self, slot: int) -> DecodeRow:
-        sequence = self._running.get(slot)
-        if sequence is None:
-            return DecodeRow(0, None)
-        return DecodeRow(sequence.num_cached, sequence if sequence.is_prefilled else None)
+    def _batch(self, phase: RunPhase, rows: SequenceOf[Row]) -> Batch:
+        changes, self._changes = [*self._changes, *self._slots.take_moves()], []
+        return Batch(phase, tuple(rows), tuple(changes))
 
-    def advance(self, prefill: Prefill) -> None:
-        """Record that a prompt chunk is in the cache."""
-        prefill.sequence.num_cached = prefill.end
+    def advance(self, batch: Batch) -> None:
+        """Record that a batch was run."""
+        for row in batch.rows:
+            row.sequence.advance(row.end - row.start)
+            if row.sequence is self._slots.filling and row.sequence.is_decoding:
+                self._slots.settle()
 
     def append(self, sequence: Sequence, token_id: int) -> FinishReason | None:
         """Record a sampled token; free the slot and return the reason when it was the last."""
-        if sequence.output_ids:
-            sequence.num_cached += 1
-        sequence.output_ids.append(token_id)
+        sequence.append(token_id)
         reason = self._finish_reason(sequence, token_id)
         if reason is not None:
             self.remove(sequence)
+        elif sequence is self._slots.filling:
+            self._slots.settle()
         return reason
 
     def _finish_reason(self, sequence: Sequence, token_id: int) -> FinishReason | None:
         if token_id in sequence.eos_token_ids:
             return "stop"
-        limit = sequence.sampling.max_tokens
-        is_full = sequence.num_cached >= self._capacity_tokens
-        return "length" if is_full or len(sequence.output_ids) == limit else None
+        is_full = max(sequence.rows) >= self._capacity_tokens
+        return "length" if is_full or sequence.num_output_tokens == sequence.sampling.max_tokens else None
+
+    def keep(self, sequence: Sequence, group: int, rows: npt.NDArray[np.int64]) -> None:
+        """Drop all rows of a running sequence's length group but some; its positions stay as they are.
+
+        Raises:
+            ValueError: The sequence has no slot, or a row is none of its own.
+        """
+        if sequence.slot is None or not all(0 <= row < sequence.rows[group] for row in rows.tolist()):
+            raise ValueError(f"{sequence.request_id} in slot {sequence.slot} does not hold all of the rows {rows}")
+        self._changes += [*self._slots.take_moves(), Keep(sequence.slot, group, rows)]
+        sequence.rows[group] = len(rows)
+
+    def preempt(self, sequence: Sequence) -> bool:
+        """Take a sequence's slot and let it wait, before all others, to be read again; False where it has none."""
+        if not self._slots.free(sequence):
+            return False
+        sequence.forget()
+        self._waiting.appendleft(sequence)
+        return True
 
     def remove(self, sequence: Sequence) -> bool:
         """Forget a sequence in any state and free its slot; False when it is not here any more."""
-        if sequence.slot is not None and self._running.get(sequence.slot) is sequence:
-            del self._running[sequence.slot]
-            self._pool.give_back(sequence.slot)
-            sequence.slot = None
+        if self._slots.free(sequence):
             return True
         if sequence in self._waiting:
             self._waiting.remove(sequence)

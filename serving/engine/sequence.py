@@ -6,51 +6,115 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
+from runtime.feeds import TokenRun
+from runtime.filled_prompt import FilledPrompt, positions_from
 from serving.engine.sampler import Sampler
 from serving.protocol import SamplingParams
+
+RowKey = int | tuple[bytes, int]
+"""What a row of the cache is of: a token's id, or an image's digest and the row of its features."""
 
 
 @dataclass(eq=False)
 class Sequence:
-    """A prompt, the tokens sampled after it, and its place in the cache.
+    """A prompt, the tokens sampled after it, and how far the cache has them.
+
+    Three numbers that are often equal and never one another: `num_run` counts tokens, `rows` what the cache holds of
+    them (a policy may drop rows), `next_position` is where the next token stands in the text.
 
     Attributes:
         request_id: The caller's name for it.
-        prompt_ids: [n] int64, never empty; image placeholders included.
+        prompt: Tokens, positions, image features.
         sampling: How its tokens are chosen.
         eos_token_ids: Any of them ends it.
-        image_rows: [m, D] float32, one row per placeholder in the prompt, in order; None without images.
+        image_keys: Of each image, the digest of what its features depend on.
+        num_length_groups: G.
         sampler: Made from `sampling`; its generator is the sequence's own.
+        ids: Prompt and output in one list, an end token included; the scheduler appends.
+        keys: What each token of `ids` is, by content; the scheduler appends.
+        next_position: Logical position of the token that is sampled next; the scheduler advances it.
+        num_run: Tokens of `ids` that the decoder has read; the scheduler advances it.
+        rows: [G] rows that its slot holds of each length group; the scheduler advances them.
+        slot: Set by `Slots` while the sequence runs.
         submitted_s: Monotonic time; set by `Engine.submit`.
         started_s: Monotonic time at which its first prompt chunk ran; set by the engine thread.
-        slot: Set by the scheduler while the sequence runs.
-        num_cached: Rows of the slot that are written; advanced by the scheduler.
-        output_ids: Sampled tokens, an end token included; appended by the scheduler.
     """
 
     request_id: str
-    prompt_ids: npt.NDArray[np.int64]
+    prompt: FilledPrompt
     sampling: SamplingParams
     eos_token_ids: SequenceOf[int]
-    image_rows: npt.NDArray[np.float32] | None = None
+    image_keys: SequenceOf[bytes] = ()
+    num_length_groups: int = 1
     sampler: Sampler = field(init=False)
+    ids: list[int] = field(init=False)
+    keys: list[RowKey] = field(init=False)
+    next_position: int = field(init=False)
+    num_run: int = 0
+    rows: list[int] = field(init=False)
+    slot: int | None = None
     submitted_s: float = 0.0
     started_s: float = 0.0
-    slot: int | None = None
-    num_cached: int = 0
-    output_ids: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.sampler = Sampler(self.sampling)
+        self.ids = self.prompt.prompt.token_ids.tolist()
+        self.keys = _row_keys(self.ids, self.prompt, self.image_keys)
+        self.next_position = self.prompt.prompt.next_position
+        self.rows = [0] * self.num_length_groups
 
     @property
     def num_prompt_tokens(self) -> int:
         """Tokens of the prompt."""
-        return len(self.prompt_ids)
+        return self.prompt.num_tokens
 
     @property
-    def is_prefilled(self) -> bool:
-        """True when every prompt token is in the cache."""
-        return self.num_cached >= self.num_prompt_tokens
+    def num_output_tokens(self) -> int:
+        """Tokens sampled so far."""
+        return len(self.ids) - self.num_prompt_tokens
+
+    @property
+    def is_decoding(self) -> bool:
+        """True when nothing is left to be read but the token sampled last."""
+        return self.num_output_tokens > 0 and self.num_run == len(self.ids) - 1
+
+    def run(self, start: int, end: int) -> TokenRun:
+        """Return tokens `start ... end - 1` as they are run, which lie in the prompt or behind it.
+
+        Raises:
+            ValueError: Some lie in it and some behind.
+        """
+        wanted, num_prompt = [end - start - 1], self.num_prompt_tokens
+        if end <= num_prompt:
+            return self.prompt.run(start, end, self.rows, wanted)
+        if start < num_prompt:
+            raise ValueError(f"tokens {start} to {end} are of two phases: the prompt has {num_prompt}")
+        first = self.next_position - (len(self.ids) - start)
+        places = positions_from(first, end - start, self.prompt.prompt.positions)
+        return TokenRun(np.array(self.ids[start:end], np.int64), places, self.rows, wanted)
+
+    def advance(self, num_tokens: int) -> None:
+        """Record that so many tokens more were read and their rows written."""
+        self.num_run += num_tokens
+        self.rows = [rows + num_tokens for rows in self.rows]
+
+    def append(self, token_id: int) -> None:
+        """Record a sampled token, which is yet to be read."""
+        self.ids.append(token_id)
+        self.keys.append(token_id)
+        self.next_position += 1
+
+    def forget(self) -> None:
+        """Record that the cache holds nothing of it any more; what was sampled stays."""
+        self.num_run = 0
+        self.rows = [0] * len(self.rows)
+
+
+def _row_keys(ids: SequenceOf[int], prompt: FilledPrompt, image_keys: SequenceOf[bytes]) -> list[RowKey]:
+    keys: list[RowKey] = list(ids)
+    for span in prompt.prompt.spans:
+        keys[span.start : span.end] = [
+            (image_keys[span.image], row) for row in range(span.row, span.row + span.end - span.start)
+        ]
+    return keys

@@ -44,7 +44,7 @@ class StopText:
         return 0
 
 
-class Answer:
+class AnswerText:
     """One answer as it grows: token ids in, text out.
 
     Args:

@@ -12,8 +12,8 @@ from typing import TypeVar
 
 from bundle.directory import open_bundle
 from bundle.errors import BundleError, EngineDeadError, ModelNotFoundError, TaskError
-from runtime.settings import EngineSettings
-from serving.models.dual import DualEncoder
+from bundle.manifest import Task
+from serving.models.embedding import EmbeddingModel
 from serving.models.generative import GenerativeModel
 from serving.models.pool import PreprocessPool
 from serving.models.targets import check_target
@@ -27,13 +27,15 @@ from serving.protocol import (
     Health,
     ModelCard,
 )
+from serving.settings import EngineSettings
 
 logger = logging.getLogger(__name__)
 
-Model = GenerativeModel | DualEncoder
-Wanted = TypeVar("Wanted", GenerativeModel, DualEncoder)
+Model = GenerativeModel | EmbeddingModel
+Wanted = TypeVar("Wanted", GenerativeModel, EmbeddingModel)
 
-_TASK_OF_MODEL: dict[type[Model], str] = {GenerativeModel: "answering questions", DualEncoder: "embedding"}
+_MODEL_OF_TASK: dict[Task, type[Model]] = {"image-text-to-text": GenerativeModel, "dual-encoder": EmbeddingModel}
+_WORDS_OF_MODEL: dict[type[Model], str] = {GenerativeModel: "answering questions", EmbeddingModel: "embedding"}
 
 
 def load_model(directory: Path, settings: EngineSettings, pool: PreprocessPool) -> Model:
@@ -43,10 +45,9 @@ def load_model(directory: Path, settings: EngineSettings, pool: PreprocessPool) 
         BundleError: The bundle is not whole, not what it says, failed its gate or has none, or its canary fails here.
         MachineError: This machine cannot run it.
     """
-    manifest = open_bundle(directory, verify=settings.verify_digests, allow_ungated=settings.allow_ungated)
-    check_target(directory, manifest, settings)
-    kind = DualEncoder if manifest.task == "dual-encoder" else GenerativeModel
-    return kind(directory, manifest, settings, pool)
+    bundle = open_bundle(directory, verify=settings.verify_digests, allow_ungated=settings.allow_ungated)
+    check_target(bundle, settings)
+    return _MODEL_OF_TASK[bundle.manifest.task](bundle, settings, pool)
 
 
 class LocalClient:
@@ -119,11 +120,11 @@ class LocalClient:
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """Return one embedding per input."""
-        return await self._model(request.model, DualEncoder).embed(request)
+        return await self._model(request.model, EmbeddingModel).embed(request)
 
     async def classify(self, request: ClassifyRequest) -> ClassifyResult:
         """Return every image's score for every label."""
-        return await self._model(request.model, DualEncoder).classify(request)
+        return await self._model(request.model, EmbeddingModel).classify(request)
 
     async def health(self) -> Health:
         """Return whether every model serves, and the sum of their gauges (usage: the fullest)."""
@@ -139,7 +140,7 @@ class LocalClient:
         if model is None:
             raise ModelNotFoundError(f"no model {name!r} is served; there are {', '.join(self._models)}", "model")
         if not isinstance(model, kind):
-            raise TaskError(f"{name} does {model.card.task}; it is not made for {_TASK_OF_MODEL[kind]}", "model")
+            raise TaskError(f"{name} does {model.card.task}; it is not made for {_WORDS_OF_MODEL[kind]}", "model")
         return model
 
 

@@ -6,29 +6,26 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from bundle.errors import BundleFormatError, ContextLengthError, ParameterError, SignatureError
-from bundle.generation import SamplingDefaults
-from bundle.manifest import Manifest
+from bundle.directory import Bundle
+from bundle.errors import BundleFormatError, ContextLengthError, ParameterError
+from bundle.generation import GENERATION, SamplingDefaults
 from bundle.prompt import Placeholder, Prompt, PromptBuilder, Turn
-from runtime.cache_shape import cache_shape
+from runtime.cache_shape import cache_shape, context_of
 from runtime.canary import check_canary
-from runtime.session import Session, bind_decoder, open_decoders
-from runtime.settings import EngineSettings
+from runtime.decoder import Decoder, TokenGraphs
+from runtime.filled_prompt import FilledPrompt
 from serving.engine.engine import Engine, Failed, Sampled, TokenStream
 from serving.engine.runner import Runner
-from serving.engine.scheduler import Decode, DecodeRow, Prefill
 from serving.engine.sequence import Sequence as EngineSequence
 from serving.engine.worker import Worker
 from serving.models.admission import Admission
-from serving.models.answer import Answer
+from serving.models.answer import AnswerText
+from serving.models.cards import card_of
 from serving.models.pool import PreprocessPool
 from serving.models.together import together
-from serving.models.vision import EncodedImage, VisionStage, concatenated
+from serving.models.vision import EncodedImage, VisionStage
 from serving.protocol import (
     FinishedEvent,
     FinishReason,
@@ -43,6 +40,7 @@ from serving.protocol import (
     TokenEvent,
     Usage,
 )
+from serving.settings import EngineSettings
 
 _MAX_STOPS = 4
 _WARM_UP_TOKENS = 8
@@ -69,8 +67,7 @@ class GenerativeModel:
     """One vision-language bundle: opened at construction, serving after `start`. Used from one event loop.
 
     Args:
-        directory: The bundle.
-        manifest: Its verified manifest.
+        bundle: Opened.
         settings: Slots, threads, limits.
         pool: Decodes images, fills templates, tokenizes.
 
@@ -79,29 +76,25 @@ class GenerativeModel:
         MachineError: This machine cannot run it.
     """
 
-    def __init__(self, directory: Path, manifest: Manifest, settings: EngineSettings, pool: PreprocessPool) -> None:
-        if manifest.decoder is None or manifest.image_prompt is None:
-            raise BundleFormatError(f"{directory} has no decoder or no image prompt; it cannot answer questions")
+    def __init__(self, bundle: Bundle, settings: EngineSettings, pool: PreprocessPool) -> None:
+        manifest = bundle.manifest
+        context_tokens = context_of(manifest, settings.context_tokens)
+        if context_tokens is None:
+            raise BundleFormatError(f"{bundle.directory} has no decoder; it cannot answer questions")
         self._manifest = manifest
         self._settings = settings
         self._pool = pool
-        self._shape = cache_shape(manifest.decoder, settings)
-        self._defaults = SamplingDefaults.read(directory)
-        self._prompts = PromptBuilder.from_bundle(directory, manifest)
-        self._vision = VisionStage(directory, manifest, settings, pool)
-        embed_tokens = Session(directory, manifest.components["embed_tokens"], settings)
-        decoders = open_decoders(directory, manifest, settings)
+        self._shape = cache_shape(manifest, settings.max_sequences, context_tokens)
+        self._defaults = SamplingDefaults.read(bundle.path(GENERATION))
+        self._prompts = PromptBuilder.from_bundle(bundle)
+        self._vision = VisionStage(bundle, settings, pool)
+        graphs = TokenGraphs(bundle, settings)
         if settings.check_golden:
-            check_canary(
-                directory,
-                manifest,
-                {"vision_encoder": self._vision.session, "embed_tokens": embed_tokens, **decoders},
-            )
-        bound = bind_decoder(decoders, manifest.decoder, self._shape)
-        self.runner = Runner(embed_tokens, bound, manifest.image_prompt.image_token_id)
+            check_canary(bundle, {self._vision.name: self._vision.session, **graphs.sessions})
+        self._decoder = Decoder(graphs, self._shape)
         self._engine = Engine(
             f"engine-{manifest.name}",
-            self.runner,
+            Runner(self._decoder),
             self._shape,
             settings.prefill_chunk_tokens,
             settings.stall_timeout_s,
@@ -111,7 +104,7 @@ class GenerativeModel:
     @property
     def card(self) -> ModelCard:
         """What `/v1/models` tells of it."""
-        return card_of(self._manifest, self._shape.capacity_tokens)
+        return card_of(self._manifest, self._settings)
 
     @property
     def start_line(self) -> str:
@@ -133,7 +126,7 @@ class GenerativeModel:
     def start(self) -> None:
         """Warm up every graph and start the threads; blocks for the length of a few steps."""
         self._vision.warm_up()
-        self._warm_up()
+        self._decoder.warm_up(min(_WARM_UP_TOKENS, self._shape.capacity_tokens - 1))
         for worker in self.workers:
             worker.start()
 
@@ -141,15 +134,6 @@ class GenerativeModel:
         """Stop the threads; unfinished requests fail with EngineDeadError."""
         for worker in self.workers:
             worker.close()
-
-    def _warm_up(self) -> None:
-        """Run prefill and the smallest and largest decode batch; what they write, later tokens overwrite."""
-        ids = np.zeros(min(_WARM_UP_TOKENS, self._shape.capacity_tokens - 1), np.int64)
-        sequence = EngineSequence("warm-up", ids, SamplingParams(), ())
-        sequence.slot = 0
-        self.runner.prefill(Prefill(sequence, 0, len(ids)))
-        for size in {1, self._shape.num_slots}:
-            self.runner.decode(Decode(0, (DecodeRow(0, None),) * size))
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
         """Yield the answer's pieces, then exactly one FinishedEvent, or raise; closing the iterator frees the slot."""
@@ -182,7 +166,7 @@ class GenerativeModel:
         return _Prepared(prompt, images, prompted_s - started_s + resize_s, vision_s)
 
     def _check_length(self, prompt: Prompt) -> None:
-        num_tokens, limit = len(prompt.token_ids), self._shape.capacity_tokens
+        num_tokens, limit = prompt.num_tokens, self._shape.capacity_tokens
         if num_tokens + 1 > limit:
             raise ContextLengthError(
                 f"the prompt takes {num_tokens} tokens ({prompt.num_image_tokens} of them for {prompt.num_images} "
@@ -195,19 +179,13 @@ class GenerativeModel:
         self, request_id: str, prepared: _Prepared, sampling: SamplingParams
     ) -> AsyncIterator[TokenStream]:
         """Submit the sequence; cancel it when the block is left, however that happens."""
-        image_rows = concatenated(prepared.images)
-        num_rows = 0 if image_rows is None else len(image_rows)
-        if num_rows != prepared.prompt.num_image_tokens:
-            raise SignatureError(
-                f"{self._manifest.name}: the vision encoder gave {num_rows} rows of features, the prompt has "
-                f"{prepared.prompt.num_image_tokens} image tokens. Export the checkpoint again."
-            )
         sequence = EngineSequence(
             request_id,
-            np.array(prepared.prompt.token_ids, np.int64),
+            FilledPrompt.of(prepared.prompt, [image.features for image in prepared.images]),
             sampling,
             self._manifest.eos_token_ids,
-            image_rows,
+            [image.key for image in prepared.images],
+            self._manifest.num_length_groups,
         )
         stream = self._engine.submit(sequence)
         try:
@@ -218,7 +196,7 @@ class GenerativeModel:
     async def _events(
         self, stream: TokenStream, prepared: _Prepared, sampling: SamplingParams, arrived_s: float
     ) -> AsyncGenerator[GenerateEvent, None]:
-        answer = Answer(self._prompts.tokenizer, self._manifest.eos_token_ids, sampling.stop)
+        answer = AnswerText(self._prompts.tokenizer, self._manifest.eos_token_ids, sampling.stop)
         first_token_s = 0.0
         reason: FinishReason = "stop"
         while not answer.is_stopped:
@@ -229,29 +207,15 @@ class GenerativeModel:
                 reason = event.reason or reason
                 break
             first_token_s = first_token_s or time.monotonic() - arrived_s
-            yield TokenEvent(answer.push(event.token_id), (event.token_id,))
+            yield TokenEvent(answer.push(event.token_id), (event.token_id,), event.sampled_s)
         if rest := answer.finish():
             yield TokenEvent(rest, ())
         prompt, sequence = prepared.prompt, stream.sequence
-        usage = Usage(len(prompt.token_ids), answer.num_tokens, prompt.num_image_tokens)
+        usage = Usage(prompt.num_tokens, answer.num_tokens, prompt.num_image_tokens)
         queue_s = sequence.started_s - sequence.submitted_s
         total_s = time.monotonic() - arrived_s
         timings = Timings(queue_s, prepared.preprocess_s, prepared.vision_s, first_token_s, total_s)
         yield FinishedEvent("stop" if answer.is_stopped else reason, usage, timings)
-
-
-def card_of(manifest: Manifest, context_tokens: int | None) -> ModelCard:
-    """Return the public description of a bundle."""
-    return ModelCard(
-        manifest.name,
-        manifest.task,
-        manifest.model_type,
-        {name: component.scheme for name, component in manifest.components.items()},
-        manifest.weight_bytes,
-        context_tokens,
-        manifest.gates,
-        manifest.is_gated,
-    )
 
 
 def check_sampling(sampling: SamplingParams) -> None:

@@ -3,35 +3,34 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
+from bundle.directory import Bundle
 from bundle.errors import MachineError
-from bundle.manifest import Manifest
-from runtime.settings import EngineSettings
+from serving.settings import EngineSettings
 
 logger = logging.getLogger(__name__)
 
 
-def check_target(directory: Path, manifest: Manifest, settings: EngineSettings) -> None:
+def check_target(bundle: Bundle, settings: EngineSettings) -> None:
     """Refuse weights that the provider has no use for; log those that it runs, but that were chosen for another.
 
     Float16 on an x86 CPU is such a use: ONNX Runtime 1.31 turns the weights into float32 when it opens the graph and
     computes in float32 (its profile shows no float16 product), so neither time nor memory pays for the lost digits.
 
     Args:
-        directory: The bundle, for the message.
-        manifest: Its manifest.
+        bundle: Opened.
         settings: Say where graphs run.
 
     Raises:
         MachineError: Float16 weights on a CPU.
     """
+    manifest = bundle.manifest
     halves = [name for name, component in manifest.components.items() if component.scheme == "fp16"]
     if halves and settings.provider == "cpu":
         raise MachineError(
-            f"{directory}: {', '.join(halves)} hold float16 weights, which a CPU turns back into float32: no smaller, "
-            "no faster. "
-            "Take the bundle it was made from or an int8 variant of that, or set engine.provider to cuda."
+            f"{bundle.directory}: {', '.join(halves)} hold float16 weights, which a CPU turns back into float32: "
+            "no smaller, no faster. Take the bundle it was made from or an int8 variant of that, or set "
+            "engine.provider to cuda."
         )
     is_quantized = any(component.scheme != "fp32" for component in manifest.components.values())
     if is_quantized and manifest.target != settings.provider:

@@ -10,9 +10,7 @@ import asyncio
 import hashlib
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,15 +18,16 @@ import numpy.typing as npt
 from PIL import Image
 
 from bundle.decode import decode_image
-from bundle.image import ImageSpec, TileLayout
+from bundle.directory import Bundle
+from bundle.image import PREPROCESSOR, ImageSpec, TileLayout
 from bundle.manifest import Manifest
+from runtime.encoders import Pixels, encode_tiles
 from runtime.session import Session
-from runtime.settings import EngineSettings
 from serving.engine.batching import BatchWorker
 from serving.models.feature_cache import FeatureCache
 from serving.models.pool import PreprocessPool
+from serving.settings import EngineSettings
 
-Pixels = npt.NDArray[np.float32]
 Features = npt.NDArray[Any]
 
 _BATCHES_AHEAD = 2
@@ -66,8 +65,16 @@ class _Flight:
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """Features of one image ([tiles, P, D] of a vision-language model, [1, E] of a dual encoder) and what they cost."""
+    """An image as the encoder sees it, and what that cost.
 
+    Attributes:
+        key: As `DecodedImage.key`: equal keys have equal features.
+        features: [tiles, P, D] of a vision-language model, [1, E] of a dual encoder.
+        preprocess_s: Resizing and normalising; 0 where the features were kept.
+        vision_s: In the encoder and before it; 0 where the features were kept.
+    """
+
+    key: bytes
     features: Features
     preprocess_s: float = 0.0
     vision_s: float = 0.0
@@ -77,23 +84,23 @@ class VisionStage:
     """One model's vision encoder, used from one event loop.
 
     Args:
-        directory: The bundle.
-        manifest: Its manifest.
+        bundle: Opened.
         settings: Batch size, cache size, threads.
         pool: Decodes and preprocesses.
     """
 
-    def __init__(self, directory: Path, manifest: Manifest, settings: EngineSettings, pool: PreprocessPool) -> None:
-        self.session = Session(directory, manifest.components["vision_encoder"], settings)
-        self._spec = ImageSpec.from_bundle(directory)
-        self._identity = encoder_identity(manifest, self._spec)
+    def __init__(self, bundle: Bundle, settings: EngineSettings, pool: PreprocessPool) -> None:
+        self.name = bundle.manifest.graph("vision_encoder")
+        self.session = Session(bundle, self.name, settings)
+        self._spec = ImageSpec.read(bundle.path(PREPROCESSOR))
+        self._identity = encoder_identity(bundle.manifest, self._spec)
         self._pool = pool
         self._max_tiles = settings.vision_batch_tiles
         self.cache = FeatureCache(settings.image_cache_bytes)
         self._in_flight: dict[bytes, _Flight] = {}
         self._room = asyncio.Semaphore(_BATCHES_AHEAD * self._max_tiles)
         self.worker: BatchWorker[Pixels, Features] = BatchWorker(
-            f"vision-{manifest.name}", self.run, len, self._max_tiles, settings.stall_timeout_s
+            f"vision-{bundle.name}", self.run, len, self._max_tiles, settings.stall_timeout_s
         )
 
     @property
@@ -121,7 +128,7 @@ class VisionStage:
         """Return the features of an image: kept ones, those being computed for somebody else, or new ones."""
         kept = self.cache.try_get(image.key)
         if kept is not None:
-            return EncodedImage(kept)
+            return EncodedImage(image.key, kept)
         flight = self._in_flight.get(image.key) or self._take_off(image)
         flight.num_callers += 1
         try:
@@ -134,12 +141,7 @@ class VisionStage:
     def run(self, images: list[Pixels]) -> list[Features]:
         """Return the features of each image's tiles, at most `vision_batch_tiles` of them in one run."""
         tiles = np.concatenate(images) if len(images) > 1 else images[0]
-        (name,) = self.session.output_names
-        pieces = [
-            self.session.run({"pixel_values": tiles[start : start + self._max_tiles]})[name]
-            for start in range(0, len(tiles), self._max_tiles)
-        ]
-        features = np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+        features = encode_tiles(self.session, tiles, self._max_tiles)
         ends = np.cumsum([len(image) for image in images])
         return [features[end - len(image) : end].copy() for image, end in zip(images, ends, strict=True)]
 
@@ -176,17 +178,11 @@ class VisionStage:
             preprocessed_s = time.monotonic()
             features = await asyncio.wrap_future(self.worker.submit(pixels))
         self.cache.put(image.key, features)
-        return EncodedImage(features, preprocessed_s - started_s, time.monotonic() - preprocessed_s)
+        return EncodedImage(image.key, features, preprocessed_s - started_s, time.monotonic() - preprocessed_s)
 
 
 def encoder_identity(manifest: Manifest, spec: ImageSpec) -> bytes:
     """Return what, beside the pixels, decides an image's features: the encoder's files and the preprocessing."""
-    file = manifest.components["vision_encoder"].file
+    file = manifest.components[manifest.graph("vision_encoder")].file
     digests = [manifest.files[name].sha256 for name in sorted(manifest.files) if name.startswith(file)]
     return "|".join([*digests, spec.model_dump_json()]).encode()
-
-
-def concatenated(images: Sequence[EncodedImage]) -> Features | None:
-    """Return the rows of several images' features [sum of tiles * P, D] in order; None without images."""
-    rows = [image.features.reshape(-1, image.features.shape[-1]) for image in images]
-    return np.concatenate(rows) if rows else None

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from bundle.directory import MANIFEST, open_bundle, read_manifest, seal, sha256_of, write_aside
+from bundle.directory import MANIFEST, Bundle, open_bundle, read_manifest, seal, sha256_of, write_aside
 from bundle.errors import BundleError, BundleFileError, BundleFormatError, GateError
-from bundle.manifest import Gate, Manifest
+from bundle.gates import Gate
+from bundle.manifest import Manifest
 
 
 @pytest.fixture
@@ -18,11 +19,11 @@ def copy(clip_bundle: Path, tmp_path: Path) -> Path:
 
 
 def test_an_untouched_bundle_opens(copy: Path) -> None:
-    assert open_bundle(copy) == read_manifest(copy)
+    assert open_bundle(copy) == Bundle(copy, read_manifest(copy))
 
 
 def test_every_file_but_the_manifest_is_recorded(copy: Path) -> None:
-    recorded = open_bundle(copy).files
+    recorded = open_bundle(copy).manifest.files
     assert set(recorded) == {path.name for path in copy.iterdir()} - {MANIFEST}
     assert all(record.sha256 == sha256_of(copy / name) for name, record in recorded.items())
 
@@ -51,7 +52,7 @@ def test_a_truncated_file_is_refused_without_reading_it(copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"format_version": 2}, {"surprise": 1}, {"task": "telepathy"}, {"components": {"decoder": {}}}]
+    "change", [{"format_version": 3}, {"surprise": 1}, {"task": "telepathy"}, {"components": {"decoder": {}}}]
 )
 def test_a_manifest_of_another_form_is_refused(copy: Path, change: dict[str, object]) -> None:
     manifest = json.loads((copy / MANIFEST).read_text())
@@ -80,7 +81,7 @@ def test_a_failed_gate_is_refused_unless_asked_for(copy: Path) -> None:
     seal(copy, read_manifest(copy).model_copy(update={"gates": (gate,)}))
     with pytest.raises(GateError, match=r"top1_agreement 0.5 on 10, needs >= 0.95"):
         open_bundle(copy)
-    assert open_bundle(copy, allow_ungated=True).has_failed_gate
+    assert open_bundle(copy, allow_ungated=True).manifest.has_failed_gate
 
 
 @pytest.mark.parametrize("basis", [None, "canary"])
@@ -90,17 +91,17 @@ def test_quantized_weights_that_were_never_measured_on_samples_are_refused(copy:
     seal(copy, manifest.model_copy(update={"gates": (gate,) if basis else ()}))
     with pytest.raises(GateError, match=r"never measured on samples .*text_encoder int8.*--eval FILE.jsonl"):
         open_bundle(copy)
-    assert open_bundle(copy, allow_ungated=True).is_gated is False
+    assert open_bundle(copy, allow_ungated=True).manifest.is_gated is False
 
 
 def test_quantized_weights_that_passed_on_samples_open(copy: Path) -> None:
     gate = Gate(name="cosine_mean", value=1, limit=0.9, direction="min", n=300, passed=True)
     seal(copy, quantized(read_manifest(copy)).model_copy(update={"gates": (gate,)}))
-    assert open_bundle(copy).is_gated is True
+    assert open_bundle(copy).manifest.is_gated is True
 
 
 def test_an_export_is_its_own_reference(copy: Path) -> None:
-    assert open_bundle(copy).is_gated is None
+    assert open_bundle(copy).manifest.is_gated is None
 
 
 def quantized(manifest: Manifest) -> Manifest:

@@ -34,7 +34,7 @@ RECORDINGS = {
 
 def test_recordings_come_back_as_they_were_written(tmp_path: Path) -> None:
     save_golden(tmp_path, RECORDINGS)
-    found = load_golden(tmp_path)
+    found = load_golden(tmp_path / GOLDEN)
     assert found.keys() == RECORDINGS.keys()
     for name, recording in RECORDINGS.items():
         for expected, got in ((recording.inputs, found[name].inputs), (recording.outputs, found[name].outputs)):
@@ -62,20 +62,20 @@ def test_missing_or_damaged_file_is_refused(tmp_path: Path, content: bytes | Non
     if content is not None:
         (tmp_path / GOLDEN).write_bytes(content)
     with pytest.raises(BundleFileError, match="missing or damaged"):
-        load_golden(tmp_path)
+        load_golden(tmp_path / GOLDEN)
 
 
 def test_file_with_pickled_objects_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / GOLDEN, **{"decoder.out.logits": np.array([{}], dtype=object)})
     with pytest.raises(BundleFileError, match="missing or damaged"):
-        load_golden(tmp_path)
+        load_golden(tmp_path / GOLDEN)
 
 
 @pytest.mark.parametrize("key", ["logits", "decoder.logits", "decoder.out.", ".in.x"])
 def test_key_of_another_form_is_refused(tmp_path: Path, key: str) -> None:
     np.savez(tmp_path / GOLDEN, **{key: np.zeros(1)})
     with pytest.raises(BundleFileError, match=r"COMPONENT\.in\.TENSOR"):
-        load_golden(tmp_path)
+        load_golden(tmp_path / GOLDEN)
 
 
 def test_difference_is_the_worst_element_over_the_largest_magnitude() -> None:
@@ -140,4 +140,4 @@ def test_a_plain_array_in_the_place_of_goldens_is_refused(tmp_path: Path) -> Non
     with (tmp_path / "golden.npz").open("wb") as file:
         np.save(file, np.zeros(3))
     with pytest.raises(BundleFileError, match="damaged"):
-        load_golden(tmp_path)
+        load_golden(tmp_path / GOLDEN)

@@ -13,7 +13,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from bundle.errors import BundleFileError
-from bundle.image import Cropped, Fixed, Geometry, ImageSpec, Tiled, TileLayout
+from bundle.image import PREPROCESSOR, Cropped, Fixed, Geometry, ImageSpec, Tiled, TileLayout
 
 
 def _spec(geometry: Geometry) -> ImageSpec:
@@ -92,9 +92,9 @@ def test_a_preprocessing_file_that_cannot_be_read_is_the_bundle_s_fault(tmp_path
     if content is not None:
         (tmp_path / "preprocessor.json").write_bytes(content)
     with pytest.raises(BundleFileError, match=r"preprocessor\.json is missing or damaged"):
-        ImageSpec.from_bundle(tmp_path)
+        ImageSpec.read(tmp_path / PREPROCESSOR)
 
 
 def test_the_preprocessing_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     (tmp_path / "preprocessor.json").write_text(SPECS["tiled"].model_dump_json())
-    assert ImageSpec.from_bundle(tmp_path) == SPECS["tiled"]
+    assert ImageSpec.read(tmp_path / PREPROCESSOR) == SPECS["tiled"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -237,9 +238,26 @@ def test_forged_text_reaches_the_model_as_the_text_that_it_is(smolvlm: Pair, tex
 def test_forged_text_leaves_the_rest_of_the_conversation_as_it_was(smolvlm: Pair) -> None:
     ids = smolvlm.builder.build([Turn("user", (IMAGE, "<image>"))], [TileLayout()]).token_ids
     blank = smolvlm.builder.build([Turn("user", (IMAGE, ""))], [TileLayout()]).token_ids
-    plain = tuple(smolvlm.builder.tokenizer.encode_plain("<image>"))
-    at = next(at for at in range(len(ids)) if ids[at : at + len(plain)] == plain)
-    assert ids[:at] + ids[at + len(plain) :] == blank
+    plain = smolvlm.builder.tokenizer.encode_plain("<image>")
+    at = next(at for at in range(len(ids)) if ids[at : at + len(plain)].tolist() == plain)
+    assert [*ids[:at], *ids[at + len(plain) :]] == blank.tolist()
+
+
+@pytest.mark.parametrize("kind", ["smolvlm", "llava"])
+def test_spans_cover_the_placeholders_and_no_other_token(kind: str, smolvlm: Pair, llava: Pair) -> None:
+    """Two images side by side, of which the first is cut into tiles where the family cuts."""
+    pair = smolvlm if kind == "smolvlm" else llava
+    layouts = [TileLayout(2, 3), TileLayout()] if kind == "smolvlm" else [TileLayout(), TileLayout()]
+    prompt = pair.builder.build([Turn("user", (IMAGE, IMAGE, "and?", IMAGE))], [*layouts, TileLayout()])
+    image_id = pair.builder.tokenizer.token_id("<image>")
+    covered = [token for span in prompt.spans for token in range(span.start, span.end)]
+    assert covered == np.flatnonzero(prompt.token_ids == image_id).tolist()
+    rows = [(span.image, span.row + at) for span in prompt.spans for at in range(span.end - span.start)]
+    per_tile = len(rows) // sum(layout.num_tiles for layout in [*layouts, TileLayout()])
+    expected = [layout.num_tiles * per_tile for layout in [*layouts, TileLayout()]]
+    assert rows == [(image, row) for image, count in enumerate(expected) for row in range(count)]
+    assert prompt.positions.tolist() == list(range(prompt.num_tokens))
+    assert (prompt.next_position, prompt.num_images) == (prompt.num_tokens, 3)
 
 
 def test_characters_that_normalise_into_a_control_token_do_not_become_one() -> None:
@@ -253,7 +271,11 @@ def test_characters_that_normalise_into_a_control_token_do_not_become_one() -> N
     template = "{% for m in messages %}{% for p in m.content %}{{ p.text or '<image>' }}{% endfor %}{% endfor %}"
     prompt = ImagePrompt(kind="llava", image_token="<image>", image_token_id=256, tokens_per_tile=2)
     builder = PromptBuilder(tokenizer, template, prompt, {})
-    assert builder.build([Turn("user", ("＜image＞", IMAGE))], [TileLayout()]).token_ids[-3:] == (ord(">"), 256, 256)
+    assert builder.build([Turn("user", ("＜image＞", IMAGE))], [TileLayout()]).token_ids[-3:].tolist() == [
+        ord(">"),
+        256,
+        256,
+    ]
 
 
 def test_template_that_cuts_a_forged_text_apart_is_refused(byte_level: Backend) -> None:
@@ -315,7 +337,7 @@ def test_words_unknown_to_the_vocabulary_are_ordinary_text() -> None:
     builder = _builder_of(backend)(
         "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"
     )
-    assert builder.build([Turn("user", ("a strange a",))], []).token_ids == (1, 0, 1)
+    assert builder.build([Turn("user", ("a strange a",))], []).token_ids.tolist() == [1, 0, 1]
     assert 2 not in builder.build([Turn("user", ("a <image>",))], []).token_ids
 
 

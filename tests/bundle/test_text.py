@@ -191,6 +191,34 @@ def test_streaming_does_not_decode_the_whole_answer_at_every_step(byte_level: Ba
     assert tokenizer.most_ids <= 8  # two characters of at most four bytes
 
 
+@pytest.mark.parametrize("kind", ["byte_level", "byte_fallback"])
+def test_bytes_that_are_no_character_come_out_as_they_arrive_and_cost_no_more_each(
+    kind: str, byte_level: Backend, byte_fallback: Backend
+) -> None:
+    backend = Backend.from_str({"byte_level": byte_level, "byte_fallback": byte_fallback}[kind].to_str())
+    tokenizer = _Watched(backend)
+    broken = tokenizer.token_id("<0xF0>" if kind == "byte_fallback" else "ð")  # the first byte of four
+    assert broken is not None
+    ids = [*tokenizer.encode("the"), *[broken] * 2000]
+    pieces = _streamed(tokenizer, ids)
+    most_decoded, tokenizer.most_ids = tokenizer.most_ids, 0
+    assert "".join(pieces) == tokenizer.decode(ids)
+    assert most_decoded <= 17
+    shown = 0
+    for at, piece in enumerate(pieces[:-1]):
+        shown += len(piece)
+        assert at + 1 - shown <= 3  # at most an unfinished character is held back
+
+
+@settings(max_examples=200, deadline=None)
+@given(ids=st.lists(st.integers(3, 258), min_size=1, max_size=60), text=st.text(st.characters(codec="utf-8")))
+def test_text_after_broken_bytes_comes_out_whole(ids: list[int], text: str, byte_fallback: Backend) -> None:
+    tokenizer = Tokenizer(Backend.from_str(byte_fallback.to_str()))
+    word = tokenizer.encode("the")
+    streamed = "".join(_streamed(tokenizer, [*ids, *word, *tokenizer.encode(text)]))
+    assert streamed.endswith(tokenizer.decode([*word, *tokenizer.encode(text)]))
+
+
 def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(
     clip: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

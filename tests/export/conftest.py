@@ -45,16 +45,13 @@ class Decoder:
     """A decoder with its cache; `step` appends."""
 
     def __init__(self, bundle: Bundle, batch: int, capacity: int) -> None:
-        dims = bundle.manifest.decoder
-        assert dims is not None
         self.bundle = bundle
         self.capacity = capacity
-        shape = (batch, dims.num_kv_heads, capacity, dims.head_size)
+        sizes = {"B": batch, "S": capacity}
         # filled with rubbish: rows beyond the valid ones must never be read
         self.cache = {
-            f"{layer}.{part}": np.full(shape, 7.0, np.float32)
-            for layer in range(dims.num_layers)
-            for part in ("key", "value")
+            state.input: np.full([sizes.get(str(size), size) for size in state.shape], 7.0, np.float32)
+            for state in bundle.manifest.states
         }
         self.lengths = np.zeros(batch, np.int64)
 
@@ -63,14 +60,13 @@ class Decoder:
         batch, new = embeds.shape[:2]
         real = np.full(batch, new) if lengths is None else lengths
         places = np.broadcast_to(np.arange(new), (batch, new))
-        feeds = {f"past_key_values.{name}": rows for name, rows in self.cache.items()}
         logits, *presents = self.bundle.run(
             "decoder",
             inputs_embeds=embeds,
             position_ids=self.lengths[:, None] + places if positions is None else positions,
-            past_lengths=self.lengths,
+            past_lengths=self.lengths[None],
             logits_indices=np.ascontiguousarray(places),
-            **feeds,
+            **self.cache,
         )
         self.cache = dict(zip(self.cache, presents, strict=True))
         self.lengths = self.lengths + real

@@ -194,8 +194,8 @@ def test_logits_come_for_the_rows_asked_for(pair: Pair) -> None:
         "decoder",
         inputs_embeds=pair.graphs.embed(ids),
         position_ids=np.arange(9)[None].repeat(2, 0),
-        past_lengths=np.zeros(2, np.int64),
+        past_lengths=np.zeros((1, 2), np.int64),
         logits_indices=wanted,
-        **{f"past_key_values.{name}": rows for name, rows in decoder.cache.items()},
+        **decoder.cache,
     )
     assert_allclose(logits, np.take_along_axis(every, wanted[:, :, None], axis=1), atol=1e-5)

@@ -18,7 +18,7 @@ import pytest
 
 from bundle.directory import open_bundle, read_manifest
 from bundle.errors import BundleError, CheckpointError, UnknownArchitectureError, UnsupportedConfigError
-from bundle.golden import check, load_golden
+from bundle.golden import GOLDEN, check, load_golden
 from export.exporter import export_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ def with_config(checkpoint: Path, folder: Path, **changes: Any) -> Path:
 
 
 def test_bundle_opens_and_holds_every_file(bundle: Path) -> None:
-    manifest = open_bundle(bundle)
+    manifest = open_bundle(bundle).manifest
     for part in manifest.components:
         assert {f"{part}.onnx", f"{part}.onnx.data"} <= set(manifest.files)
     assert {"tokenizer.json", "preprocessor.json", "golden.npz"} <= set(manifest.files)
@@ -52,15 +52,21 @@ def test_bundle_opens_and_holds_every_file(bundle: Path) -> None:
 
 
 def test_graphs_have_the_signature_that_the_manifest_states(bundle: Path) -> None:
-    for component in open_bundle(bundle).components.values():
+    manifest = open_bundle(bundle).manifest
+    for component in manifest.components.values():
         graph = onnx.load(bundle / component.file, load_external_data=False).graph
-        for specs, values in ((component.inputs, graph.input), (component.outputs, graph.output)):
-            for spec, value in zip(specs, values, strict=True):
-                tensor = value.type.tensor_type
-                shape = tuple(axis.dim_param or axis.dim_value for axis in tensor.shape.dim)
-                dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
-                assert (spec.name, spec.dtype, spec.shape) == (value.name, dtype, shape)
-                assert {axis for axis in shape if isinstance(axis, str)} <= AXES
+        states = manifest.states if component.role == "decoder" else ()
+        taken = [(spec.name, spec.dtype, spec.shape) for spec in component.inputs]
+        given = [(spec.name, spec.dtype, spec.shape) for spec in component.outputs]
+        assert [described(value) for value in graph.input] == taken + [(s.input, s.dtype, s.shape) for s in states]
+        assert [described(value) for value in graph.output] == given + [(s.output, s.dtype, s.shape) for s in states]
+
+
+def described(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[int | str, ...]]:
+    tensor = value.type.tensor_type
+    shape = tuple(axis.dim_param or axis.dim_value for axis in tensor.shape.dim)
+    assert {axis for axis in shape if isinstance(axis, str)} <= AXES
+    return value.name, onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name, shape
 
 
 def test_graphs_pass_the_onnx_checker(bundle: Path) -> None:
@@ -69,7 +75,7 @@ def test_graphs_pass_the_onnx_checker(bundle: Path) -> None:
 
 
 def test_weights_lie_outside_the_graph_on_pages(smolvlm_bundle: Path) -> None:
-    for component in open_bundle(smolvlm_bundle).components.values():
+    for component in open_bundle(smolvlm_bundle).manifest.components.values():
         graph = onnx.load(smolvlm_bundle / component.file, load_external_data=False).graph
         inline = [tensor for tensor in graph.initializer if not tensor.external_data]
         assert all(len(tensor.raw_data) <= 1024 for tensor in inline)
@@ -87,10 +93,11 @@ def test_weights_keep_their_checkpoint_names(smolvlm_bundle: Path) -> None:
 
 def test_goldens_are_reproduced_by_the_graphs(bundle: Path, open_graphs: Any) -> None:
     graphs = open_graphs(bundle)
-    recordings = load_golden(bundle)
+    recordings = load_golden(bundle / GOLDEN)
     assert set(recordings) == set(graphs.manifest.components)
     for component, recording in recordings.items():
         names = [spec.name for spec in graphs.manifest.components[component].outputs]
+        names += [state.output for state in graphs.manifest.states if component == "decoder"]
         found = dict(zip(names, graphs.run(component, **recording.inputs), strict=True))
         # the recording session skips weight prepacking, so sums may run in another order
         check(component, recording.outputs, found, max_relative=1e-5)
@@ -102,21 +109,21 @@ def test_goldens_differ_when_a_weight_differs(smolvlm_bundle: Path, tmp_path: Pa
     data = np.fromfile(altered / "decoder.onnx.data", np.float32)
     data[::1000] += 1
     data.tofile(altered / "decoder.onnx.data")
-    recording = load_golden(altered)["decoder"]
+    recording = load_golden(altered / GOLDEN)["decoder"]
     logits = open_graphs(altered).run("decoder", **recording.inputs)[0]
     assert np.abs(logits - recording.outputs["logits"]).max() > 1e-2
 
 
 def test_manifest_names_the_source_without_its_path(smolvlm_bundle: Path) -> None:
-    manifest = open_bundle(smolvlm_bundle)
+    manifest = open_bundle(smolvlm_bundle).manifest
     assert (manifest.name, manifest.source, manifest.model_type) == ("tiny-smolvlm", "tiny-smolvlm", "smolvlm")
 
 
 def test_source_digest_follows_the_weights_alone(clip_checkpoint: Path, clip_bundle: Path, tmp_path: Path) -> None:
     export_checkpoint(clip_checkpoint, tmp_path / "again", name="other")
-    again = open_bundle(tmp_path / "again")
+    again = open_bundle(tmp_path / "again").manifest
     assert again.name == "other"
-    assert again.source_sha256 == open_bundle(clip_bundle).source_sha256
+    assert again.source_sha256 == open_bundle(clip_bundle).manifest.source_sha256
     changed = shutil.copytree(clip_checkpoint, tmp_path / "changed")
     weights = bytearray((changed / "model.safetensors").read_bytes())
     weights[-1] ^= 1
@@ -125,7 +132,7 @@ def test_source_digest_follows_the_weights_alone(clip_checkpoint: Path, clip_bun
 
 
 def test_dual_encoder_states_its_scoring(clip_bundle: Path) -> None:
-    dual = open_bundle(clip_bundle).dual
+    dual = open_bundle(clip_bundle).manifest.dual
     assert dual is not None
     assert dual.scoring == "softmax"
     assert dual.logit_scale == pytest.approx(np.exp(2.6592), rel=0.5)
@@ -266,7 +273,7 @@ def test_smolvlm_256m_exports_quickly_in_little_memory(checkpoints: ModuleType, 
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     taken_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     peak_bytes = after.ru_maxrss * 1024
-    weight_bytes = open_bundle(tmp_path / "bundle", verify=False).weight_bytes
+    weight_bytes = open_bundle(tmp_path / "bundle", verify=False).manifest.weight_bytes
     print(f"{taken_s:.1f} s, peak {peak_bytes / 1e6:.0f} MB, weights {weight_bytes / 1e6:.0f} MB")
     assert weight_bytes == pytest.approx(4 * num_weights, rel=0.01)
     assert taken_s < 30

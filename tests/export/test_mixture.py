@@ -18,12 +18,12 @@ from safetensors.torch import load_file, save_file
 
 from bundle.errors import CheckpointError, MissingWeightError, UnsupportedConfigError
 from bundle.form import Form
+from commands.shipped import CHECKPOINTS
 from export.exporter import export_checkpoint
 from graphs.experts import find_experts
 from graphs.store import open_graph, save_graph
 from quant.weights.qmoe import QuantizedExperts
 from reference import mote, ternary
-from reference.bundles import CHECKPOINTS
 
 # float32 sums in another order, on logits up to 12; a wrong gate or expert makes 1e-1 and more
 LOGIT_TOLERANCE = 1e-3

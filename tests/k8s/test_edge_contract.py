@@ -10,7 +10,7 @@ import typer.main
 
 import pocketvlm
 from bundle.errors import SettingsError
-from reference.bundles import CHECKPOINTS
+from commands.shipped import CHECKPOINTS
 from serving.api.app import create_app
 from serving.fake import FakeClient
 from serving.settings import ApiSettings, ServerSettings, load_settings

@@ -152,16 +152,21 @@ def installed_with(extras: set[str]) -> set[str]:
     return found
 
 
-SERVER = [path for path in (REPOSITORY / "serving").rglob("*.py") if path.name != "cluster.py"]
-BUNDLE = [*(REPOSITORY / "bundle").rglob("*.py")]
+def sources(*folders: str) -> list[Path]:
+    return [path for folder in folders for path in (REPOSITORY / folder).rglob("*.py")]
+
+
+CLUSTER = sources("serving/cluster")
+SERVER = [path for path in sources("bundle", "commands", "runtime", "serving") if path not in CLUSTER]
+EXPORTER = [*sources("bundle", "export", "graphs"), REPOSITORY / "commands/shipped.py"]
 
 
 @pytest.mark.parametrize(
     ("stage", "files"),
     [
-        ("edge-packages", [*SERVER, *BUNDLE]),
-        ("cluster-packages", [*SERVER, *BUNDLE, REPOSITORY / "serving/cluster.py"]),
-        ("exporter", [*(REPOSITORY / "export").rglob("*.py"), *BUNDLE, REPOSITORY / "reference/bundles.py"]),
+        ("edge-packages", SERVER),
+        ("cluster-packages", [*SERVER, *CLUSTER]),
+        ("exporter", EXPORTER),
     ],
     ids=["edge", "cluster", "exporter"],
 )

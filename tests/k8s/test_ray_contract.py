@@ -2,6 +2,7 @@
 
 import importlib
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from serving.fake import FAKE_CLIP, FAKE_VLM
 from serving.settings import ServerSettings
 
 schema = pytest.importorskip("ray.serve.schema", reason="needs the extra [ray]")
@@ -52,8 +54,8 @@ def test_the_import_path_leads_to_the_function_that_builds_the_application(rayse
 def test_the_arguments_are_those_of_the_application_and_its_deployments_take_them(rayservice: Object) -> None:
     args = arguments(rayservice)
     models = [
-        cluster.ServedModel("pocketvlm-vlm", "image-text-to-text", object),
-        cluster.ServedModel("pocketvlm-clip", "dual-encoder", object),
+        cluster.ServedModel(replace(FAKE_VLM, name="pocketvlm-vlm"), object),
+        cluster.ServedModel(replace(FAKE_CLIP, name="pocketvlm-clip"), object),
     ]
     assert isinstance(cluster.application(models, args), cluster.serve.Application)
     for scaling in (args.ray.generator, args.ray.embedder):
@@ -61,7 +63,7 @@ def test_the_arguments_are_those_of_the_application_and_its_deployments_take_the
 
 
 def test_the_bundles_are_those_that_the_image_holds(rayservice: Object) -> None:
-    from reference.bundles import CHECKPOINTS
+    from commands.shipped import CHECKPOINTS
 
     assert [str(path) for path in arguments(rayservice).bundles] == [f"/bundles/{name}" for name in CHECKPOINTS]
 

@@ -7,8 +7,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs the [train] extra")
 pytest.importorskip("transformers", reason="training needs the [train] extra")
 
+from commands.shipped import CHECKPOINTS  # noqa: E402
 from reference import compare_experts, mote  # noqa: E402
-from reference.bundles import CHECKPOINTS  # noqa: E402
 from reference.evaluate import Reader  # noqa: E402
 from reference.lessons import load_vlm  # noqa: E402
 from reference.marking import Mark, Marker  # noqa: E402

@@ -12,8 +12,8 @@ transformers = pytest.importorskip("transformers", reason="training needs the [t
 
 from safetensors.torch import load_file  # noqa: E402
 
+from commands.shipped import CHECKPOINTS  # noqa: E402
 from reference import mote, train_mote  # noqa: E402
-from reference.bundles import CHECKPOINTS  # noqa: E402
 from reference.lessons import load_vlm  # noqa: E402
 from reference.ternary import absmean, int8_per_token  # noqa: E402
 

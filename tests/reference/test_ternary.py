@@ -17,8 +17,8 @@ from safetensors.torch import load_file  # noqa: E402
 from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration  # noqa: E402
 from transformers.utils.quantization_config import BitNetQuantConfig  # noqa: E402
 
+from commands.shipped import CHECKPOINTS  # noqa: E402
 from reference import bitnet, ternary, train_ternary  # noqa: E402
-from reference.bundles import CHECKPOINTS  # noqa: E402
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # torch's compiler, which it imports, uses torch.jit

@@ -1,23 +1,24 @@
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
-import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, CLIPModel
 
-from bundle.directory import read_manifest
-from bundle.errors import BundleFormatError, MachineError, QuantizationError
+from bundle.directory import open_bundle, read_manifest
+from bundle.errors import BundleFormatError, ContextLengthError, MachineError
 from bundle.golden import canary_image
+from bundle.image import PREPROCESSOR, ImageSpec
 from bundle.prompt import Placeholder, Turn
 from bundle.text import Tokenizer
-from graphs.layers import find_linears
-from graphs.store import open_graph, save_graph
-from runtime.one_request import DualEncoderRunner, Graph, VisionLanguageRunner
+from graphs.store import save_graph
+from runtime.filled_prompt import FilledPrompt
+from runtime.graph import Graph
+from runtime.one_request import DualEncoderRunner, VisionLanguageRunner
+from runtime.session import Session
+from runtime.settings import RuntimeSettings
 
 TURNS = [Turn("user", (Placeholder.IMAGE, "What is this?"))]
 NUM_TOKENS = 12
@@ -25,126 +26,119 @@ NUM_TOKENS = 12
 
 @pytest.fixture(scope="module")
 def runner(smolvlm_bundle: Path) -> VisionLanguageRunner:
-    return VisionLanguageRunner(smolvlm_bundle, read_manifest(smolvlm_bundle))
+    return VisionLanguageRunner(open_bundle(smolvlm_bundle))
 
 
-def greedy_ids(runner: VisionLanguageRunner, embeds: np.ndarray, num_tokens: int) -> list[int]:
-    """Return the greedy continuation found one whole prompt at a time, without a cache."""
+@pytest.fixture(scope="module")
+def prompt(runner: VisionLanguageRunner) -> FilledPrompt:
+    return runner.prompt(TURNS, [canary_image()])
+
+
+def greedy_ids(runner: VisionLanguageRunner, prompt: FilledPrompt, num_tokens: int) -> list[int]:
+    """Return the greedy continuation found one whole prompt at a time."""
     chosen: list[int] = []
     for _ in range(num_tokens):
-        chosen.append(int(runner.answer_logits(embeds, [*chosen, 0])[-1].argmax()))
+        chosen.append(int(runner.answer_logits(prompt, [*chosen, 0])[-1].argmax()))
     return chosen
 
 
-def test_feeding_an_answer_gives_the_logits_that_decoding_it_would(runner: VisionLanguageRunner) -> None:
-    embeds = runner.prompt_embeds(TURNS, [canary_image()])
-    chosen = greedy_ids(runner, embeds, 6)
+def test_feeding_an_answer_gives_the_logits_that_decoding_it_would(runner, prompt) -> None:
+    chosen = greedy_ids(runner, prompt, 6)
     assert len(set(chosen)) > 1  # a decoder that repeats itself would hide a shift by one
-    logits = runner.answer_logits(embeds, chosen)
+    logits = runner.answer_logits(prompt, chosen)
     assert logits.shape[0] == 6
     assert logits.argmax(axis=1).tolist() == chosen
 
 
-def test_a_greedy_reply_is_its_greedy_tokens_up_to_the_end(runner: VisionLanguageRunner, smolvlm_bundle: Path) -> None:
-    embeds = runner.prompt_embeds(TURNS, [canary_image()])
-    manifest = read_manifest(smolvlm_bundle)
-    chosen = greedy_ids(runner, embeds, NUM_TOKENS)
-    ends = [at for at, token_id in enumerate(chosen) if token_id in manifest.eos_token_ids]
-    reply = runner.reply_ids(runner.prefill(embeds, NUM_TOKENS), NUM_TOKENS)
+def test_a_greedy_reply_is_its_greedy_tokens_up_to_the_end(runner, prompt, smolvlm_bundle: Path) -> None:
+    chosen = greedy_ids(runner, prompt, NUM_TOKENS)
+    ends = [at for at, token_id in enumerate(chosen) if token_id in read_manifest(smolvlm_bundle).eos_token_ids]
+    reply = runner.reply_ids(runner.prefill(prompt, NUM_TOKENS), NUM_TOKENS)
     assert reply == (chosen[: ends[0]] if ends else chosen)
     assert runner.text_of(reply) == Tokenizer.from_file(smolvlm_bundle / "tokenizer.json").decode(reply)
 
 
-def test_a_prompt_that_was_run_serves_several_answers(runner: VisionLanguageRunner) -> None:
-    embeds = runner.prompt_embeds(TURNS, [canary_image()])
-    prompt = runner.prefill(embeds, NUM_TOKENS)
-    first = runner.forced_logits(prompt, [5, 6, 7, 8])
-    runner.reply_ids(prompt, NUM_TOKENS)
-    np.testing.assert_array_equal(runner.forced_logits(prompt, [5, 6, 7, 8]), first)
+def test_a_prompt_that_was_run_serves_several_answers_until_the_next_one(runner, prompt, smolvlm_bundle) -> None:
+    run = runner.prefill(prompt, NUM_TOKENS)
+    first = runner.forced_logits(run, [5, 6, 7, 8])
+    runner.reply_ids(run, NUM_TOKENS)
+    np.testing.assert_array_equal(runner.forced_logits(run, [5, 6, 7, 8]), first)
     # The prompt and its answer in one run: other matrix shapes, sums in another order.
-    whole = runner._decoder.run(runner.answer_feeds(embeds, [5, 6, 7, 8]))["logits"][0]
+    decoder = Session(open_bundle(smolvlm_bundle), "decoder", RuntimeSettings())
+    whole = decoder.run(runner.answer_feeds(prompt, [5, 6, 7, 8]))["logits"][0]
     np.testing.assert_allclose(first, whole, atol=1e-4)
+    runner.prefill(prompt, NUM_TOKENS)
+    with pytest.raises(ValueError, match="another prompt was run since"):
+        runner.forced_logits(run, [5, 6])
 
 
-def test_an_answer_beyond_the_context_is_refused(runner: VisionLanguageRunner, smolvlm_bundle: Path) -> None:
-    dims = read_manifest(smolvlm_bundle).decoder
-    assert dims is not None
-    embeds = np.ones((1, dims.max_positions - 1, dims.hidden_size), np.float32)
-    with pytest.raises(QuantizationError, match=f"exceed the model's {dims.max_positions}"):
-        runner.answer_logits(embeds, [1, 2, 3])
+def test_a_longer_cache_changes_no_answer(smolvlm_bundle: Path) -> None:
+    runner, short = VisionLanguageRunner(open_bundle(smolvlm_bundle)), FilledPrompt.of_ids(np.arange(6, 20))
+    before = runner.answer_logits(short, [5, 6, 7])
+    capacity = runner.prefill(short, 3).capacity_tokens
+    grown = runner.prefill(FilledPrompt.of_ids(np.full(capacity, 7)), 1)
+    assert grown.capacity_tokens > capacity
+    np.testing.assert_array_equal(runner.answer_logits(short, [5, 6, 7]), before)
 
 
-def test_a_prompt_runs_on_the_graph_for_prompts_and_its_answer_on_the_other(
-    smolvlm_bundle: Path, runner: VisionLanguageRunner, tmp_path: Path
-) -> None:
-    folder = Path(shutil.copytree(smolvlm_bundle, tmp_path / "dual"))
-    manifest = read_manifest(folder)
-    decoder = manifest.components["decoder"]
-    save_graph(open_graph(folder / "decoder.onnx"), folder / "decoder_prefill.onnx")
-    model = open_graph(folder / "decoder.onnx")  # the decode graph alone is damaged: its logits are all 0
-    head = max(find_linears(model.graph), key=lambda linear: linear.num_outputs)
-    weight = model.graph.initializers[head.name]
-    weight.const_value = ir.tensor(np.zeros(weight.const_value.shape, np.float32), name=head.name)
-    save_graph(model, tmp_path / "decoder.onnx")
-    for suffix in ("", ".data"):
-        shutil.move(tmp_path / f"decoder.onnx{suffix}", folder / f"decoder.onnx{suffix}")
-    prefill = decoder.model_copy(update={"file": "decoder_prefill.onnx"})
-    both = manifest.model_copy(update={"components": {**manifest.components, "decoder_prefill": prefill}})
-    dual = VisionLanguageRunner(folder, both)
-    embeds = runner.prompt_embeds(TURNS, [canary_image()])
-    logits, expected = dual.answer_logits(embeds, [5, 6, 7]), runner.answer_logits(embeds, [5, 6, 7])
-    np.testing.assert_array_equal(logits[0], expected[0])
-    assert not logits[1:].any()
-    assert expected[1:].any()
+def test_an_answer_beyond_the_context_is_refused(runner, smolvlm_bundle: Path) -> None:
+    limit = read_manifest(smolvlm_bundle).decoder.max_positions
+    with pytest.raises(ContextLengthError, match=f"exceed the model's {limit}"):
+        runner.answer_logits(FilledPrompt.of_ids(np.full(limit - 1, 7)), [1, 2, 3])
+    with pytest.raises(ContextLengthError, match=f"the model holds {limit}"):
+        runner.prefill(FilledPrompt.of_ids(np.full(limit + 1, 7)), 0)
 
 
-def test_each_image_is_known_by_the_tile_that_shows_all_of_it(runner: VisionLanguageRunner) -> None:
+def test_each_image_is_known_by_the_tile_that_shows_all_of_it(runner) -> None:
     small, large = canary_image(), canary_image().resize((200, 90))
     alone = [runner.see([image]) for image in (small, large)]
     together = runner.see([small, large])
-    assert len(together.features) == sum(len(seen.features) for seen in alone) > 2
+    assert [len(tiles) for tiles in together.features] == [len(seen.features[0]) for seen in alone]
+    assert sum(map(len, together.features)) > 2
     for whole, seen in zip(together.whole, alone, strict=True):
-        np.testing.assert_allclose(whole, seen.features[-1], atol=1e-5)
+        np.testing.assert_allclose(whole, seen.features[0][-1], atol=1e-5)
 
 
-def test_logits_equal_transformers(runner: VisionLanguageRunner, smolvlm_checkpoint: Path) -> None:
+def test_logits_equal_transformers(runner, smolvlm_checkpoint: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForImageTextToText
+
     model = AutoModelForImageTextToText.from_pretrained(smolvlm_checkpoint).eval()
-    embeds = runner.prompt_embeds([Turn("user", ("Hello",))], [])
-    answer = runner.answer_ids("yes")
+    prompt, answer = runner.prompt([Turn("user", ("Hello",))], []), runner.answer_ids("yes")
+    ids = [*prompt.prompt.token_ids.tolist(), *answer[:-1]]
     with torch.no_grad():
-        fed = model.get_input_embeddings()(torch.tensor([answer[:-1]]))
-        inputs = torch.cat([torch.from_numpy(embeds), fed], dim=1)
-        expected = model(inputs_embeds=inputs).logits[0, embeds.shape[1] - 1 :].numpy()
+        expected = model(input_ids=torch.tensor([ids])).logits[0, prompt.num_tokens - 1 :].numpy()
     # float32 sums in another order, three layers with matrices of gain 2.
-    np.testing.assert_allclose(runner.answer_logits(embeds, answer), expected, atol=1e-3)
+    np.testing.assert_allclose(runner.answer_logits(prompt, answer), expected, atol=1e-3)
 
 
-def test_an_answer_ends_with_the_end_token(runner: VisionLanguageRunner, smolvlm_bundle: Path) -> None:
+def test_an_answer_ends_with_the_end_token(runner, smolvlm_bundle: Path) -> None:
     ids = runner.answer_ids("no")
     assert ids[-1] in read_manifest(smolvlm_bundle).eos_token_ids
     assert len(ids) == 3
 
 
-def test_another_image_is_another_prompt(runner: VisionLanguageRunner) -> None:
-    one = runner.prompt_embeds(TURNS, [canary_image()])
-    other = runner.prompt_embeds(TURNS, [Image.new("RGB", canary_image().size, "red")])
-    assert one.shape == other.shape
-    assert np.abs(one - other).max() > 0.01
+def test_another_image_is_another_prompt(runner, prompt) -> None:
+    other = runner.prompt(TURNS, [Image.new("RGB", canary_image().size, "red")])
+    np.testing.assert_array_equal(other.prompt.token_ids, prompt.prompt.token_ids)
+    logits = [runner.answer_logits(each, [5, 6]) for each in (prompt, other)]
+    assert np.abs(logits[0] - logits[1]).max() > 0.01
 
 
-def test_generation_stops_at_the_models_longest_sequence(runner: VisionLanguageRunner, smolvlm_bundle: Path) -> None:
-    dims = read_manifest(smolvlm_bundle).decoder
-    assert dims is not None
-    embeds = np.ones((1, dims.max_positions - 1, dims.hidden_size), np.float32)
-    assert len(runner.reply_ids(runner.prefill(embeds, 50), 50)) <= 2
+def test_generation_stops_at_the_models_longest_sequence(runner, smolvlm_bundle: Path) -> None:
+    limit = read_manifest(smolvlm_bundle).decoder.max_positions
+    prompt = FilledPrompt.of_ids(np.full(limit - 1, 7))
+    assert len(list(runner.greedy_tokens(runner.prefill(prompt, 50)))) == 2
 
 
 def test_embeddings_are_unit_length_and_equal_transformers(clip_bundle: Path, clip_checkpoint: Path) -> None:
-    manifest = read_manifest(clip_bundle)
-    runner = DualEncoderRunner(clip_bundle, manifest)
+    torch = pytest.importorskip("torch")
+    from transformers import CLIPModel
+
+    runner = DualEncoderRunner(open_bundle(clip_bundle))
     images = [canary_image(), Image.new("RGB", (33, 50), "blue")] * 20  # more than one batch
     found = runner.embed_images(images)
-    pixels = torch.from_numpy(runner._images.preprocess(images).pixel_values)
+    pixels = torch.from_numpy(ImageSpec.read(clip_bundle / PREPROCESSOR).preprocess(images).pixel_values)
     model = CLIPModel.from_pretrained(clip_checkpoint).eval()
     with torch.no_grad():
         features = model.visual_projection(model.vision_model(pixels).pooler_output)
@@ -155,19 +149,19 @@ def test_embeddings_are_unit_length_and_equal_transformers(clip_bundle: Path, cl
 
 
 def test_texts_longer_than_the_model_reads_are_cut(clip_bundle: Path) -> None:
-    runner = DualEncoderRunner(clip_bundle, read_manifest(clip_bundle))
+    runner = DualEncoderRunner(open_bundle(clip_bundle))
     assert runner.embed_texts(["a" * 500, "a"]).shape[0] == 2
 
 
 def test_a_bundle_of_the_other_task_is_refused(clip_bundle: Path, smolvlm_bundle: Path) -> None:
-    with pytest.raises(BundleFormatError, match="no decoder sizes"):
-        VisionLanguageRunner(clip_bundle, read_manifest(clip_bundle))
+    with pytest.raises(BundleFormatError, match="takes no chat"):
+        VisionLanguageRunner(open_bundle(clip_bundle))
     with pytest.raises(BundleFormatError, match="no embedding sizes"):
-        DualEncoderRunner(smolvlm_bundle, read_manifest(smolvlm_bundle))
+        DualEncoderRunner(open_bundle(smolvlm_bundle))
 
 
 def test_a_graph_that_the_runtime_cannot_run_says_what_to_do(model_of, tmp_path: Path) -> None:
     inputs = {"x": (ir.DataType.FLOAT, [2])}
     save_graph(model_of(inputs, [("NoSuchOperator", ["x"], "y", {})], {}, ["y"]), tmp_path / "new.onnx")
     with pytest.raises(MachineError, match=r"NoSuchOperator.*pocketvlm doctor"):
-        Graph(tmp_path / "new.onnx")
+        Graph(tmp_path / "new.onnx", RuntimeSettings())

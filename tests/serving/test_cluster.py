@@ -69,7 +69,7 @@ pytestmark = [
 
 def fake(name: str, **behaviour: Any) -> ServedModel:
     card = ModelCard(name, "image-text-to-text", "fake", {}, 0, 1000)
-    return ServedModel(name, "image-text-to-text", partial(FakeClient, (card,), FakeBehaviour(**behaviour)))
+    return ServedModel(card, partial(FakeClient, (card,), FakeBehaviour(**behaviour)))
 
 
 FAKES = (
@@ -184,7 +184,7 @@ def test_an_error_in_a_replica_keeps_its_class_text_and_field(url: str) -> None:
     handle = cluster.serve.get_deployment_handle("generator-tiny-smolvlm", APPLICATION)
 
     async def error_of(part: TextPart | ImagePart) -> PocketVLMError:
-        client = RayClient({"tiny-smolvlm": handle}, dict)
+        client = RayClient([], {"tiny-smolvlm": handle}, dict)
         request = GenerateRequest("r", "tiny-smolvlm", (Message("user", (part,)),))
         with pytest.raises(PocketVLMError) as caught:
             async for _ in client.generate(request):
@@ -336,17 +336,17 @@ def test_a_controller_that_does_not_answer_is_not_ready() -> None:
     def silent() -> dict[str, int]:
         raise RayError("gone")
 
-    health = asyncio.run(RayClient({}, silent).health())
+    health = asyncio.run(RayClient([], {}, silent).health())
     assert (health.is_ready, health.is_alive) == (False, True)
     assert "controller does not answer" in health.reason
 
 
 def test_a_model_without_a_replica_is_not_ready() -> None:
-    health = asyncio.run(RayClient({}, lambda: {"a": 1, "b": 0}).health())
+    health = asyncio.run(RayClient([], {}, lambda: {"a": 1, "b": 0}).health())
     assert (health.is_ready, health.reason, health.gauges) == (False, "no replica runs of: b", {"num_replicas": 1.0})
 
 
 def test_an_application_that_is_being_taken_away_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster.serve, "status", lambda: SimpleNamespace(applications={}))
-    client = RayClient({}, partial(cluster.num_running_replicas, "gone", {"slow": "generator-slow"}))
+    client = RayClient([], {}, partial(cluster.num_running_replicas, "gone", {"slow": "generator-slow"}))
     assert asyncio.run(client.health()) == Health(False, "no replica runs of: slow", {"num_replicas": 0.0})

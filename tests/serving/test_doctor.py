@@ -5,30 +5,41 @@ from pathlib import Path
 import pytest
 
 import serving.doctor as doctor
-from runtime.session import failure_of
+from runtime import operators
 
 
 def test_every_probe_is_run_on_the_cpu_and_the_pinned_runtime_serves() -> None:
     found = doctor.diagnose()
     on_cpu = {finding.operator for finding in found.operators if finding.provider == "CPUExecutionProvider"}
-    assert on_cpu == {probe.stem for probe in doctor.PROBES.glob("*.onnx")}
+    assert on_cpu == set(operators.probed_operators())
     assert found.can_serve
     assert found.memory_bytes is None or found.memory_bytes > 1 << 28
 
 
-def test_a_probe_that_cannot_run_is_a_finding_in_one_line(tmp_path: Path) -> None:
-    broken = tmp_path / "broken.onnx"
-    broken.write_bytes(b"not a graph")
-    failure = failure_of(broken, "CPUExecutionProvider")
+def test_a_probe_that_cannot_run_is_a_finding_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"not a graph")
+    monkeypatch.setattr(operators, "PROBES", tmp_path)
+    assert operators.probed_operators() == ["broken"]
+    failure = operators.failure_of("broken", "CPUExecutionProvider")
     assert failure
     assert "\n" not in failure
 
 
 def test_missing_operators_mean_that_the_machine_cannot_serve(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "failure_of", lambda probe, provider: "absent" if "Group" in probe.stem else None)
+    monkeypatch.setattr(doctor, "failure_of", lambda operator, provider: "absent" if "Group" in operator else None)
     assert not doctor.diagnose().can_serve
 
 
 def test_missing_extras_come_with_the_line_that_installs_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "find_spec", lambda module: None)
-    assert doctor.diagnose().missing["ray"] == "pip install 'pocketvlm[ray]'"
+    assert doctor.diagnose().missing["ray"] == "pip install -e '.[ray]' in a checkout of PocketVLM"
+
+
+def test_an_extra_is_missing_where_one_of_its_modules_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "find_spec", lambda module: None if module == "gguf" else module)
+    assert set(doctor.diagnose().missing) == {"export"}
+
+
+def test_extras_that_nothing_uses_are_not_advertised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "find_spec", lambda module: None)
+    assert not {"tensorrt", "optimum", "llguidance"} & set(doctor.diagnose().missing)

@@ -30,7 +30,7 @@ REAL = """
 import sys
 from pathlib import Path
 from serving.edge import serve
-from runtime.settings import EngineSettings
+from serving.settings import EngineSettings
 from serving.settings import ServerSettings
 settings = ServerSettings(port=0, engine=EngineSettings(intra_threads=1, context_tokens=512))
 serve([Path(each) for each in sys.argv[1:]], settings, lambda line: print(line, flush=True))

@@ -15,7 +15,7 @@ def test_bundles_are_grouped_by_their_checkpoint(variant_at, smolvlm_bundle: Pat
     (siblings,) = read_siblings([*variants, smolvlm_bundle])
     assert [variant.label for variant in siblings.variants] == ["int4", "int8"]  # the smallest first
     assert siblings.parent is not None
-    assert siblings.parent.directory == smolvlm_bundle
+    assert siblings.parent.bundle.directory == smolvlm_bundle
     with pytest.raises(BundleFormatError, match="an fp32 bundle alone"):
         read_siblings([*variants, clip_bundle])
 

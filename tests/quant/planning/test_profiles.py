@@ -24,7 +24,7 @@ def manifest(smolvlm_bundle: Path) -> Manifest:
 @pytest.fixture
 def sites(smolvlm_bundle: Path, manifest: Manifest):
     graphs = {name: open_graph(smolvlm_bundle / part.file).graph for name, part in manifest.components.items()}
-    return survey_bundle(graphs, manifest)
+    return survey_bundle(graphs)
 
 
 def planner_of(manifest: Manifest, weights: str) -> Planner:

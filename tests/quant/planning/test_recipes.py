@@ -88,7 +88,7 @@ def test_recipes_of_two_bits_are_experimental_and_no_others() -> None:
 
 
 def test_the_commands_help_names_every_recipe() -> None:
-    from pocketvlm import WEIGHTS_HELP
+    from commands.quantize import WEIGHTS_HELP
 
     named = re.findall(r"[a-z]+[0-9]*[a-z0-9-]*", WEIGHTS_HELP.split("Names: ")[1])
     assert set(named) - {"experimental"} == RECIPES.keys()

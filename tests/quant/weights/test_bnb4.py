@@ -75,5 +75,5 @@ def test_other_forms_are_refused(form: Form) -> None:
 
 def test_without_bitsandbytes_it_says_what_to_install(monkeypatch, rng) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes.functional", None)
-    with pytest.raises(QuantizationError, match=r"pip install 'pocketvlm\[quant\]'"):
+    with pytest.raises(QuantizationError, match=r"pip install -e '\.\[quant\]'"):
         quantize_flat(rng.standard_normal((4, 64)).astype(np.float32), "nf4", 64)

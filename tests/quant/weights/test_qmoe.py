@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 import onnx_ir as ir
@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from bundle.errors import QuantizationError
 from bundle.form import Form
 from graphs.experts import find_experts
-from graphs.store import CONTRIB, make_node
 from quant.weights.qmoe import QuantizedExperts, quantize, reference
 
 Array = NDArray[np.float32]
@@ -31,33 +30,13 @@ class Mixture:
 
 
 @pytest.fixture
-def mixture(rng: np.random.Generator, model_of: Callable[..., ir.Model]) -> Mixture:
+def mixture(rng: np.random.Generator, small_graphs: ModuleType) -> Mixture:
     def matrices(rows: int, columns: int) -> Array:
         return np.asarray(rng.standard_normal((EXPERTS, rows, columns)) / np.sqrt(columns), np.float32)
 
     first, second = matrices(2 * WIDTH, SIZE), matrices(SIZE, WIDTH)
     router = rng.standard_normal((SIZE, EXPERTS)).astype(np.float32) / 4
-    names = {"router": "layers.0.mlp.router.weight", "first": f"{NAME}.gate_up_proj", "second": f"{NAME}.down_proj"}
-    weights = {names["router"]: router, names["first"]: first, names["second"]: second}
-    model = model_of(
-        {"x": (ir.DataType.FLOAT, ["T", SIZE])}, [("MatMul", ["x", names["router"]], "s", {})], weights, ["s"]
-    )
-    graph = model.graph
-    values = {name: graph.initializers[names[name]] for name in ("first", "second")}
-    attributes = {
-        "k": 1,
-        "activation_type": "swiglu",
-        "swiglu_fusion": 1,
-        "activation_alpha": 1.0,
-        "activation_beta": 0.0,
-        "normalize_routing_weights": 0,
-    }
-    inputs = [graph.inputs[0], graph.outputs[0], values["first"], None, values["second"]]
-    node = make_node("MoE", inputs, "y", attributes, CONTRIB)
-    graph.append(node)
-    node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-    graph.outputs.append(node.outputs[0])
-    graph.opset_imports[CONTRIB] = 1
+    model = small_graphs.build_mixture(NAME, router, first, second)
     return Mixture(model, router, first, second)
 
 
@@ -145,26 +124,6 @@ def test_two_bit_experts_take_two_bits_and_their_scales(mixture: Mixture) -> Non
     values = mixture.model.graph.initializers.values()
     after = sum(value.const_value.nbytes for value in values if value.name.startswith(NAME))
     assert after == before * (2 + 32 / 64) / 32
-
-
-def test_ternary_experts_are_told_from_others(mixture: Mixture) -> None:
-    """A scale of its own for each matrix, gate and up apart."""
-    (experts,) = find_experts(mixture.model.graph)
-    assert not experts.is_ternary
-    for weight, scale in ((experts.first, 0.5), (experts.second, 0.1)):
-        rows = np.sign(weight.const_value.numpy()) * np.float32(scale)
-        rows[:, 0::2] *= 3
-        rows[2] = 0
-        weight.const_value = ir.tensor(rows, name=weight.name)
-    assert experts.is_ternary
-    experts.second.const_value.numpy()[1, 2, 3] *= 2
-    assert not experts.is_ternary
-
-
-def test_experts_are_found_with_their_router(mixture: Mixture) -> None:
-    (found,) = find_experts(mixture.model.graph)
-    assert (found.name, found.router) == (NAME, "layers.0.mlp.router.weight")
-    assert (found.num_experts, found.num_inputs, found.width) == (EXPERTS, SIZE, WIDTH)
 
 
 def test_replaced_experts_are_found_no_more(mixture: Mixture) -> None:

@@ -13,7 +13,7 @@ from bundle.errors import EngineDeadError
 from serving.api.app import create_app
 from serving.api.docs import EXAMPLES
 from serving.fake import FakeClient
-from serving.protocol import Health
+from serving.protocol import Health, ModelCard
 from serving.settings import ApiSettings
 
 CHAT = "/v1/chat/completions"
@@ -65,9 +65,12 @@ def test_probes_tell_loading_from_dead(api: Any, engine: FakeClient, health: Hea
 
 
 def test_a_request_while_models_load_is_a_503_and_no_404(
-    ask: Callable[..., Any], make_caller: Any, engine: FakeClient
+    ask: Callable[..., Any], make_caller: Any, engine: FakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine._cards = {}
+    async def none_yet() -> list[ModelCard]:
+        return []
+
+    monkeypatch.setattr(engine, "models", none_yet)
     engine.behaviour.health = Health(is_ready=False, reason="models are loading")
     response = make_caller().post(CHAT, ask())
     assert response.status_code == 503

@@ -13,13 +13,14 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from bundle.errors import EngineDeadError, MachineError
+from runtime.filled_prompt import FilledPrompt
 from runtime.session import Session
-from runtime.settings import EngineSettings
 from serving.engine.engine import Ended, Engine, Failed, Sampled, StreamEvent, TokenStream
 from serving.engine.runner import Runner
 from serving.engine.sampler import Sampler
 from serving.engine.sequence import Sequence
 from serving.protocol import SamplingParams
+from serving.settings import EngineSettings
 
 EOS = 60
 CAPACITY = 48
@@ -38,13 +39,9 @@ class FaultyRunner:
         if self.num_steps - 1 in self._faults:
             raise self._faults[self.num_steps - 1]
 
-    def prefill(self, work):
+    def run(self, batch):
         self._count()
-        return self._runner.prefill(work)
-
-    def decode(self, work):
-        self._count()
-        return self._runner.decode(work)
+        return self._runner.run(batch)
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ class Request:
     cancel_after: int | None = None
 
     def sequence(self) -> Sequence:
-        return Sequence("r", np.array(self.prompt, np.int64), self.sampling, (EOS,))
+        return Sequence("r", FilledPrompt.of_ids(np.array(self.prompt, np.int64)), self.sampling, (EOS,))
 
 
 @dataclass(frozen=True)
@@ -84,9 +81,9 @@ class Oracle:
     """Answers of a model to one prompt alone: whole-prompt prefill, plain runs, no slots, no engine."""
 
     def __init__(self, model, settings: EngineSettings) -> None:
-        self._embed_tokens = Session(model.directory, model.embed_tokens, settings)
-        self._decoder = Session(model.directory, model.decoder, settings)
-        self._dims = model.dims
+        self._embed_tokens = Session(model.bundle, "embed_tokens", settings)
+        self._decoder = Session(model.bundle, "decoder", settings)
+        self._states = model.bundle.manifest.states
         self._known: dict[tuple, Expected] = {}
 
     def answer(self, request: Request) -> Expected:
@@ -96,9 +93,10 @@ class Oracle:
         return self._known[key]
 
     def _run(self, request: Request) -> Expected:
-        shape = (1, self._dims.num_kv_heads, CAPACITY, self._dims.head_size)
-        names = [f"{i}.{side}" for i in range(self._dims.num_layers) for side in ("key", "value")]
-        cache = {name: np.zeros(shape, np.float32) for name in names}
+        cache = {
+            state.input: np.zeros([{"B": 1, "S": CAPACITY}.get(str(size), size) for size in state.shape], np.float32)
+            for state in self._states
+        }
         sampler, ids, past = Sampler(request.sampling), list(request.prompt), 0
         tokens: list[int] = []
         decided: list[bool] = []
@@ -106,11 +104,11 @@ class Oracle:
             inputs = {
                 "inputs_embeds": self._embed_tokens.run({"input_ids": np.array([ids])})["inputs_embeds"],
                 "position_ids": np.arange(past, past + len(ids))[None],
-                "past_lengths": np.array([past]),
+                "past_lengths": np.array([[past]]),
                 "logits_indices": np.array([[len(ids) - 1]]),
             }
-            outputs = self._decoder.run({**inputs, **{f"past_key_values.{n}": cache[n] for n in names}})
-            cache = {name: outputs[f"present.{name}"] for name in names}
+            outputs = self._decoder.run({**inputs, **cache})
+            cache = {state.input: outputs[state.output] for state in self._states}
             past += len(ids)
             logits = outputs["logits"][0, 0]
             decided.append(is_decided(sampler, logits))
@@ -155,7 +153,7 @@ def engine_of(tiny_model, settings):
     yield make
     for engine in engines:
         engine.close()
-        assert not engine._thread.is_alive()
+        assert engine.is_dead
 
 
 async def read(engine: Engine, stream: TokenStream, cancel_after: int | None = None) -> list[StreamEvent]:
@@ -172,7 +170,9 @@ async def serve(engine: Engine, requests: list[Request]) -> list[tuple[TokenStre
     streams = [engine.submit(request.sequence()) for request in requests]
     reads = [read(engine, s, request.cancel_after) for s, request in zip(streams, requests, strict=True)]
     events = await asyncio.gather(*reads)
-    await asyncio.sleep(0)
+    for stream in streams:  # nothing follows the terminal event
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(stream.get(), 0.001)
     return list(zip(streams, events, strict=True))
 
 
@@ -208,8 +208,7 @@ def test_every_request_ends_once_and_answers_as_if_alone_whatever_its_mates_suff
 ) -> None:
     engine = engine_of(FaultyRunner(runner, faults))
     served = asyncio.run(serve(engine, requests))
-    for request, (stream, events) in zip(requests, served, strict=True):
-        assert stream._events.empty()  # nothing follows the terminal event
+    for request, (_, events) in zip(requests, served, strict=True):
         alone = oracle.answer(request)
         match events[-1]:
             case Ended(None):

@@ -1,9 +1,11 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.cache_shape import CacheShape
-from serving.engine.scheduler import Decode, Prefill, Scheduler
+from runtime.filled_prompt import FilledPrompt
+from serving.engine.scheduler import Batch, Keep, Scheduler
 from serving.engine.sequence import Sequence
 from serving.protocol import SamplingParams
 
@@ -12,18 +14,18 @@ CAPACITY = 16
 
 
 def sequence(prompt_tokens: int, max_tokens: int | None = None) -> Sequence:
-    return Sequence("r", np.arange(prompt_tokens), SamplingParams(max_tokens=max_tokens), (EOS,))
+    prompt = FilledPrompt.of_ids(np.arange(prompt_tokens))
+    return Sequence("r", prompt, SamplingParams(max_tokens=max_tokens), (EOS,))
 
 
 def scheduler(num_slots: int = 2, chunk: int = 4) -> Scheduler:
     return Scheduler(CacheShape(num_slots, CAPACITY, 1), chunk)
 
 
-def run(scheduler: Scheduler, work: Prefill | Decode, token: int = 1) -> list[tuple[Sequence, str]]:
+def run(scheduler: Scheduler, batch: Batch, token: int = 1) -> list[tuple[Sequence, str]]:
     """Do what the engine does with a step that worked; return the sequences that finished."""
-    if isinstance(work, Prefill):
-        scheduler.advance(work)
-    sampled = work.sequences if isinstance(work, Decode) else [work.sequence] * work.is_last
+    scheduler.advance(batch)
+    sampled = [row.sequence for row in batch.rows if row.is_last]
     return [(s, reason) for s in sampled if (reason := scheduler.append(s, token)) is not None]
 
 
@@ -33,43 +35,55 @@ def test_a_long_prompt_and_running_answers_take_turns() -> None:
     s.add(first)
     run(s, s.schedule())
     s.add(second)
-    kinds = []
+    seen = []
     for _ in range(6):
-        work = s.schedule()
-        kinds.append((type(work).__name__, work.start if isinstance(work, Prefill) else len(work.sequences)))
-        run(s, work)
-    assert kinds == [("Decode", 1), ("Prefill", 0), ("Decode", 1), ("Prefill", 4), ("Decode", 1), ("Prefill", 8)]
+        batch = s.schedule()
+        seen.append((batch.phase, batch.rows[0].start if batch.phase == "prompt" else len(batch.rows)))
+        run(s, batch)
+    assert seen == [("step", 1), ("prompt", 0), ("step", 1), ("prompt", 4), ("step", 1), ("prompt", 8)]
 
 
-def test_prompts_are_prefilled_first_come_first_served() -> None:
+def test_prompts_are_run_first_come_first_served() -> None:
     s = scheduler(num_slots=3)
     prompts = [sequence(6) for _ in range(3)]
     for prompt in prompts:
         s.add(prompt)
     order = []
     while len(order) < 3:
-        work = s.schedule()
-        if isinstance(work, Prefill) and work.is_last:
-            order.append(work.sequence)
-        run(s, work)
+        batch = s.schedule()
+        if batch.phase == "prompt" and batch.rows[0].is_last:
+            order.append(batch.rows[0].sequence)
+        run(s, batch)
     assert order == prompts
 
 
-def test_a_slot_in_prefill_inside_the_decode_range_is_a_row_without_owner_at_its_own_length() -> None:
+@pytest.mark.parametrize("num_tokens", range(1, 14))
+def test_the_last_tokens_of_a_prompt_run_as_a_prompt_and_never_one_alone(num_tokens: int) -> None:
+    s, one = scheduler(chunk=4), sequence(num_tokens)
+    s.add(one)
+    cuts = []
+    while not one.num_output_tokens:
+        batch = s.schedule()
+        assert batch.phase == "prompt"
+        cuts.append(batch.rows[0].end - batch.rows[0].start)
+        run(s, batch)
+    assert sum(cuts) == num_tokens
+    assert max(cuts) <= 4
+    assert cuts[-1] > 1 or num_tokens == 1
+
+
+def test_a_hole_in_the_slots_is_not_run() -> None:
     s = scheduler(num_slots=3)
-    first, second, third = sequence(2), sequence(2, max_tokens=1), sequence(2)
-    for one in (first, second, third):
+    answers = [sequence(2), sequence(2), sequence(2)]
+    for one in answers:
         s.add(one)
-    while s.num_running == 3:
+    while not all(one.num_output_tokens for one in answers):
         run(s, s.schedule())
-    s.add(sequence(12))
-    seen = []
-    for _ in range(12):
-        work = s.schedule()
-        if isinstance(work, Decode) and first in work.sequences and third in work.sequences:
-            seen.append((work.start, work.rows[1].num_cached, work.rows[1].sequence is None))
-        run(s, work)
-    assert seen[:4] == [(0, 0, True), (0, 4, True), (0, 8, True), (0, 12, False)]
+    s.remove(answers[0])
+    batch = s.schedule()
+    assert [row.sequence.slot for row in batch.rows] == [0, 1]
+    assert set(batch.sequences) == set(answers[1:])
+    assert len(batch.changes) == 1
 
 
 def test_an_answer_ends_at_the_end_token_at_max_tokens_and_at_capacity() -> None:
@@ -80,10 +94,48 @@ def test_an_answer_ends_at_the_end_token_at_max_tokens_and_at_capacity() -> None
         finished = []
         while not finished:
             finished = run(s, s.schedule(), token)
-        endings[name] = (finished[0][1], len(one.output_ids))
+        endings[name] = (finished[0][1], one.num_output_tokens)
         assert not s.has_work
     # 16 rows hold the prompt's 4 tokens and 12 sampled ones; the 13th is sampled and needs no row.
     assert endings == {"eos": ("stop", 1), "max": ("length", 3), "capacity": ("length", 13)}
+
+
+def test_a_preempted_sequence_goes_before_all_others_and_keeps_what_it_said() -> None:
+    s = scheduler(num_slots=1)
+    first, second = sequence(6), sequence(2)
+    s.add(first)
+    s.add(second)
+    while first.num_output_tokens < 3:
+        run(s, s.schedule())
+    assert s.preempt(first)
+    assert (first.num_run, first.rows, first.slot, first.num_output_tokens) == (0, [0], None, 3)
+    assert first.next_position == 9
+    phases = []
+    while first.num_output_tokens == 3:
+        batch = s.schedule()
+        assert batch.sequences == [first]
+        phases.append((batch.phase, batch.rows[0].start, batch.rows[0].end))
+        run(s, batch)
+    # The prompt again by the graph for prompts, what was sampled by the one for steps; the newest token as ever.
+    assert phases == [("prompt", 0, 4), ("prompt", 4, 6), ("step", 6, 8), ("step", 8, 9)]
+    assert not s.preempt(second)
+
+
+def test_dropped_rows_make_room_and_leave_positions_alone() -> None:
+    s, one = scheduler(), sequence(8)
+    s.add(one)
+    while not one.num_output_tokens:
+        run(s, s.schedule())
+    position = one.next_position
+    s.keep(one, 0, np.array([0, 7]))
+    assert (one.rows, one.num_run, one.next_position) == ([2], 8, position)
+    (change,) = s.schedule().changes
+    assert isinstance(change, Keep)
+    with pytest.raises(ValueError, match="does not hold all of the rows"):
+        s.keep(one, 0, np.array([2]))
+    while not run(s, s.schedule()):
+        assert one.rows[0] <= CAPACITY
+    assert one.num_output_tokens == CAPACITY - 2 + 1
 
 
 ACTIONS = st.lists(
@@ -91,6 +143,7 @@ ACTIONS = st.lists(
         st.tuples(st.just("add"), st.integers(1, CAPACITY - 1), st.integers(1, 6)),
         st.tuples(st.just("step"), st.just(0), st.sampled_from([1, 1, 1, EOS])),
         st.tuples(st.just("remove"), st.integers(0, 9), st.just(0)),
+        st.tuples(st.just("preempt"), st.integers(0, 9), st.just(0)),
     ),
     max_size=80,
 )
@@ -101,7 +154,7 @@ def test_whatever_happens_slots_have_one_owner_steps_fit_and_every_sequence_ends
     s = scheduler(num_slots=3)
     live: list[Sequence] = []
     ended: list[Sequence] = []
-    for kind, number, value in actions + [("step", 0, 1)] * 200:
+    for kind, number, value in actions + [("step", 0, 1)] * 300:
         if kind == "add":
             live.append(sequence(number, value))
             s.add(live[-1])
@@ -110,29 +163,29 @@ def test_whatever_happens_slots_have_one_owner_steps_fit_and_every_sequence_ends
             assert s.remove(gone)
             assert not s.remove(gone)
             ended.append(gone)
-        elif kind == "step" and (work := s.schedule()) is not None:
-            check_step(s, work, live)
-            for finished, _ in run(s, work, value):
+        elif kind == "preempt" and live:
+            s.preempt(live[number % len(live)])
+        elif kind == "step" and (batch := s.schedule()) is not None:
+            check_step(s, batch, live)
+            for finished, _ in run(s, batch, value):
                 live.remove(finished)
                 ended.append(finished)
     assert not live
     assert not s.has_work
-    assert s.num_cached_tokens == 0
+    assert s.num_cached_rows == 0
     assert len(ended) == len(set(map(id, ended)))
 
 
-def check_step(s: Scheduler, work: Prefill | Decode, live: list[Sequence]) -> None:
+def check_step(s: Scheduler, batch: Batch, live: list[Sequence]) -> None:
     slots = [one.slot for one in live if one.slot is not None]
     assert len(slots) == len(set(slots)) == s.num_running <= 3
-    assert s.num_running + s.num_waiting == len(live)
-    if isinstance(work, Prefill):
-        assert work.sequence in live
-        assert work.start == work.sequence.num_cached < work.end <= min(work.start + 4, CAPACITY)
+    assert set(batch.sequences) <= set(live)
+    for row in batch.rows:
+        assert row.start == row.sequence.num_run == row.sequence.rows[0] < row.end
+        assert row.end <= min(len(row.sequence.ids), CAPACITY)
+    if len(batch.rows) == 1 and not batch.rows[0].sequence.is_decoding:
+        assert batch.rows[0].end - batch.rows[0].start <= 4
         return
-    assert work.sequences
-    assert work.rows[0].sequence is not None
-    assert work.rows[-1].sequence is not None
-    for slot, row in enumerate(work.rows, work.start):
-        owner = next((one for one in live if one.slot == slot), None)
-        assert row.num_cached == (owner.num_cached if owner else 0) < CAPACITY
-        assert row.sequence is (owner if owner and owner.is_prefilled else None)
+    # Every sequence that decodes is in the batch, side by side from the first slot.
+    assert [row.sequence.slot for row in batch.rows] == list(range(len(batch.rows)))
+    assert set(batch.sequences) == {one for one in live if one.slot is not None and one.is_decoding}

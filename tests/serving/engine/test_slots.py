@@ -1,42 +1,63 @@
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bundle.manifest import DecoderDims
-from runtime.cache_shape import cache_shape
-from runtime.settings import EngineSettings
-from serving.engine.slots import SlotPool
+from runtime.filled_prompt import FilledPrompt
+from serving.engine.sequence import Sequence
+from serving.engine.slots import Move, Slots
+from serving.protocol import SamplingParams
 
-DIMS = DecoderDims(
-    num_layers=30, hidden_size=576, vocab_size=49280, num_heads=9, num_kv_heads=3, head_size=64, max_positions=8192
-)
-
-
-@given(st.lists(st.integers(0, 3), max_size=60))
-def test_a_slot_has_one_owner_and_the_lowest_free_one_is_taken(actions: list[int]) -> None:
-    pool, owned = SlotPool(3), set()
-    for action in actions:
-        if action == 3:
-            slot = pool.try_take()
-            expected = min(set(range(3)) - owned, default=None)
-            assert slot == expected
-            owned |= {slot} - {None}
-        elif action in owned:
-            pool.give_back(action)
-            owned.remove(action)
-        else:
-            with pytest.raises(ValueError, match="has no owner"):
-                pool.give_back(action)
-        assert pool.num_free == 3 - len(owned)
+NUM_SLOTS = 4
+ACTIONS = st.lists(st.tuples(st.sampled_from(["seat", "settle", "free"]), st.integers(0, NUM_SLOTS - 1)), max_size=60)
 
 
-def test_the_cache_of_smolvlm_256m_weighs_what_its_sizes_say() -> None:
-    shape = cache_shape(DIMS, EngineSettings(max_sequences=2, context_tokens=1000))
-    assert shape.total_bytes == 2 * 1000 * 30 * 2 * 3 * 64 * 4
-    assert str(shape) == "2 slots x 1000 tokens x 46080 B/token = 88 MiB of cache"
+def sequence(num_rows: int = 0) -> Sequence:
+    made = Sequence("r", FilledPrompt.of_ids(np.arange(1 + num_rows)), SamplingParams(), ())
+    made.advance(num_rows)
+    return made
 
 
-@pytest.mark.parametrize(("asked", "model_limit", "given"), [(None, 8192, 4096), (None, 300, 300), (9000, 8192, 8192)])
-def test_a_slot_is_never_longer_than_the_model_allows(asked, model_limit, given) -> None:
-    dims = DIMS.model_copy(update={"max_positions": model_limit})
-    assert cache_shape(dims, EngineSettings(context_tokens=asked)).capacity_tokens == given
+@given(ACTIONS)
+def test_decoding_sequences_sit_side_by_side_and_their_rows_follow_them(actions: list[tuple[str, int]]) -> None:
+    slots, memory, live = Slots(NUM_SLOTS), dict[int, Sequence](), list[Sequence]()
+    for kind, number in actions:
+        if kind == "seat" and slots.has_room:
+            live.append(sequence(num_rows=number))
+            slots.seat(live[-1])
+            memory[live[-1].slot] = live[-1]  # its prompt is written there
+        elif kind == "settle" and slots.filling is not None:
+            slots.settle()
+        elif kind == "free" and live:
+            gone = live.pop(number % len(live))
+            assert slots.free(gone)
+            assert not slots.free(gone)
+            assert gone.slot is None
+        for move in slots.take_moves():
+            assert move.rows == tuple(memory[move.source].rows)
+            memory[move.target] = memory[move.source]
+        seated = [*slots.decoding, *([slots.filling] if slots.filling else [])]
+        assert set(seated) == set(live)
+        assert [each.slot for each in slots.decoding] == list(range(len(slots.decoding)))
+        assert len({each.slot for each in seated}) == len(seated) <= NUM_SLOTS
+        assert all(memory[each.slot] is each for each in seated)
+
+
+def test_where_one_in_the_middle_leaves_only_the_last_moves() -> None:
+    slots, several = Slots(NUM_SLOTS), [sequence(3), sequence(4), sequence(5)]
+    for each in several:
+        slots.seat(each)
+        slots.settle()
+    slots.free(several[0])
+    assert slots.decoding == (several[2], several[1])
+    assert slots.take_moves() == (Move(2, 0, (5,)),)
+    assert slots.take_moves() == ()
+
+
+def test_nobody_is_seated_where_there_is_no_room() -> None:
+    slots = Slots(1)
+    slots.seat(sequence())
+    with pytest.raises(ValueError, match="no slot for r"):
+        slots.seat(sequence())
+    with pytest.raises(ValueError, match="no prompt is running"):
+        Slots(1).settle()

@@ -15,9 +15,10 @@ from bundle.errors import (
     ModelNotFoundError,
     TaskError,
 )
-from runtime.settings import EngineSettings
+from runtime.decoder import Decoder
 from serving.models.client import LocalClient
 from serving.protocol import ClassifyRequest, EmbedRequest, ImagePart, TextPart
+from serving.settings import EngineSettings
 
 SETTINGS = EngineSettings(max_sequences=2, intra_threads=1)
 
@@ -83,14 +84,16 @@ def test_health_is_red_before_start_green_while_serving_and_red_after_close(smol
     run(main)
 
 
-def test_a_dead_worker_turns_health_red_and_fails_requests_at_once(smolvlm_bundle, clip_bundle, ask, answer) -> None:
+def test_a_dead_worker_turns_health_red_and_fails_requests_at_once(
+    smolvlm_bundle, clip_bundle, ask, answer, monkeypatch
+) -> None:
     async def main() -> None:
         async with LocalClient([smolvlm_bundle, clip_bundle], SETTINGS) as client:
 
-            def die(work: object) -> None:
+            def die(*work: object) -> None:
                 raise SystemExit("killed")
 
-            client._models["tiny-smolvlm"].runner.prefill = die
+            monkeypatch.setattr(Decoder, "run", die)
             with pytest.raises(EngineDeadError, match="engine-tiny-smolvlm died"):
                 await answer(client, ask("hi"))
             with pytest.raises(EngineDeadError, match="engine-tiny-smolvlm died"):

@@ -14,10 +14,10 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from bundle.directory import open_bundle
 from export.exporter import export_checkpoint
-from runtime.settings import EngineSettings
-from serving.models.dual import DualEncoder
+from serving.models.embedding import EmbeddingModel
 from serving.models.generative import GenerativeModel
 from serving.protocol import ClassifyRequest, EmbedRequest, ImagePart, TextPart
+from serving.settings import EngineSettings
 
 SETTINGS = EngineSettings(max_sequences=3, intra_threads=1, prefill_chunk_tokens=48)
 
@@ -28,7 +28,7 @@ def decoded(data: bytes) -> Image.Image:
 
 async def answers_of(directory: Path, pool, answer, requests) -> list[tuple[int, ...]]:
     """Answer requests together with a freshly opened model."""
-    model = GenerativeModel(directory, open_bundle(directory), SETTINGS, pool)
+    model = GenerativeModel(open_bundle(directory), SETTINGS, pool)
     model.start()
     try:
         found = await asyncio.gather(*(answer(model, request) for request in requests))
@@ -99,7 +99,7 @@ def test_siglip_embeds_and_scores_as_transformers_does(checkpoints, tmp_path, po
         expected = reference(input_ids=padded, pixel_values=pixels["pixel_values"])
 
     async def main() -> None:
-        model = DualEncoder(tmp_path / "bundle", open_bundle(tmp_path / "bundle"), SETTINGS, pool)
+        model = EmbeddingModel(open_bundle(tmp_path / "bundle"), SETTINGS, pool)
         model.start()
         parts = (*map(TextPart, texts), *map(ImagePart, images))
         embedded = await model.embed(EmbedRequest("r", "m", parts))

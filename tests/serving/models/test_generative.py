@@ -5,26 +5,34 @@ import dataclasses
 import threading
 from collections.abc import Awaitable, Callable
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from bundle.directory import open_bundle
+from bundle.directory import Bundle, open_bundle
 from bundle.errors import ContextLengthError, ImageError, MachineError, OverloadedError, ParameterError, PromptError
-from runtime.settings import EngineSettings
+from serving.models import vision
 from serving.models.generative import GenerativeModel
 from serving.protocol import FinishedEvent, GenerateRequest, Message, TextPart
+from serving.settings import EngineSettings
 
 SETTINGS = EngineSettings(max_sequences=3, max_waiting=5, intra_threads=1, prefill_chunk_tokens=48)
 
 
 @pytest.fixture
 def model(smolvlm_bundle, pool):
-    model = GenerativeModel(smolvlm_bundle, open_bundle(smolvlm_bundle), SETTINGS, pool)
+    model = GenerativeModel(open_bundle(smolvlm_bundle), SETTINGS, pool)
     model.start()
     yield model
     model.close()
+
+
+def ending_at(directory: Path, *token_ids: int) -> Bundle:
+    """Return a bundle whose answers end at these tokens alone."""
+    manifest = open_bundle(directory).manifest
+    return Bundle(directory, manifest.model_copy(update={"eos_token_ids": token_ids}))
 
 
 async def until(is_so: Callable[[], bool]) -> None:
@@ -116,10 +124,10 @@ def test_a_kept_image_answers_like_a_new_one_and_is_not_encoded_again(model, ask
     run(main)
 
 
-def test_one_image_sent_by_many_at_once_is_encoded_once(model, ask, answer, image_bytes) -> None:
+def test_one_image_sent_by_many_at_once_is_encoded_once(model, ask, answer, image_bytes, monkeypatch) -> None:
     runs = []
-    encode = model._vision.worker._run_batch
-    model._vision.worker._run_batch = lambda images: runs.append(len(images)) or encode(images)
+    encode = vision.encode_tiles
+    monkeypatch.setattr(vision, "encode_tiles", lambda *work: runs.append(1) or encode(*work))
 
     async def main() -> None:
         request = ask(image_bytes(7), "what", max_tokens=4)
@@ -142,8 +150,7 @@ def test_a_prompt_longer_than_the_context_is_refused_before_its_images_are_encod
 
 
 def test_an_answer_ends_at_the_end_of_the_context_with_reason_length(smolvlm_bundle, pool, ask, answer) -> None:
-    endless = open_bundle(smolvlm_bundle).model_copy(update={"eos_token_ids": ()})
-    model = GenerativeModel(smolvlm_bundle, endless, SETTINGS, pool)
+    model = GenerativeModel(ending_at(smolvlm_bundle), SETTINGS, pool)
     model.start()
 
     async def main() -> None:
@@ -213,15 +220,13 @@ def test_an_answer_ends_before_a_stop_string_and_counts_the_tokens_up_to_it(mode
 
 
 def test_the_end_token_ends_the_answer_and_is_no_part_of_its_text(smolvlm_bundle, pool, ask, answer) -> None:
-    manifest = open_bundle(smolvlm_bundle)
-
     async def main() -> None:
-        plain = GenerativeModel(smolvlm_bundle, manifest, SETTINGS, pool)
+        plain = GenerativeModel(open_bundle(smolvlm_bundle), SETTINGS, pool)
         plain.start()
         whole = await answer(plain, ask("tell me", max_tokens=12))
         plain.close()
         end = whole.token_ids[5]
-        ending = GenerativeModel(smolvlm_bundle, manifest.model_copy(update={"eos_token_ids": (end,)}), SETTINGS, pool)
+        ending = GenerativeModel(ending_at(smolvlm_bundle, end), SETTINGS, pool)
         ending.start()
         found = await answer(ending, ask("tell me", max_tokens=12))
         ending.close()
@@ -275,14 +280,16 @@ def test_a_single_pixel_is_answered(model, ask, answer, image_bytes) -> None:
     run(main)
 
 
-def test_a_failing_vision_run_fails_its_request_and_the_next_is_answered(model, ask, answer, image_bytes) -> None:
-    encode = model._vision.worker._run_batch
+def test_a_failing_vision_run_fails_its_request_and_the_next_is_answered(
+    model, ask, answer, image_bytes, monkeypatch
+) -> None:
+    encode = vision.encode_tiles
 
-    def fail_once(images: list[np.ndarray]) -> list[np.ndarray]:
-        model._vision.worker._run_batch = encode
+    def fail_once(*work: object) -> np.ndarray:
+        monkeypatch.setattr(vision, "encode_tiles", encode)
         raise RuntimeError("out of memory")
 
-    model._vision.worker._run_batch = fail_once
+    monkeypatch.setattr(vision, "encode_tiles", fail_once)
 
     async def main() -> None:
         with pytest.raises(MachineError, match="out of memory"):
@@ -317,9 +324,9 @@ def test_a_conversation_of_several_turns_is_one_prompt(model, answer) -> None:
     run(main)
 
 
-def test_a_request_with_one_bad_image_leaves_no_work_behind(model, ask, answer, image_bytes) -> None:
+def test_a_request_with_one_bad_image_leaves_no_work_behind(model, ask, answer, image_bytes, monkeypatch) -> None:
     """What is admitted is bounded; what a failed request left in the pool's queue would not be."""
-    go, decode, num_decoded = threading.Event(), model._vision._decode, []
+    go, decode, num_decoded = threading.Event(), vision.decode_image, []
 
     def wait(data: bytes) -> object:
         if data:
@@ -327,7 +334,7 @@ def test_a_request_with_one_bad_image_leaves_no_work_behind(model, ask, answer, 
             num_decoded.append(1)
         return decode(data)
 
-    model._vision._decode = wait
+    monkeypatch.setattr(vision, "decode_image", wait)
     images = [image_bytes(seed) for seed in range(12)]
 
     async def main() -> None:
@@ -341,8 +348,10 @@ def test_a_request_with_one_bad_image_leaves_no_work_behind(model, ask, answer, 
     assert len(num_decoded) <= 4  # one per thread of the pool when the request failed, and the next request's
 
 
-def test_a_prompt_that_no_context_holds_is_refused_before_anything_is_done_with_it(model, ask, answer) -> None:
-    model._pool.run = lambda *_: pytest.fail("it was worked on")
+def test_a_prompt_that_no_context_holds_is_refused_before_anything_is_done_with_it(
+    model, pool, ask, answer, monkeypatch
+) -> None:
+    monkeypatch.setattr(pool, "run", lambda *_: pytest.fail("it was worked on"))
 
     async def main() -> None:
         with pytest.raises(ContextLengthError, match=r"the text holds 10000000 characters; 512 tokens hold at most"):

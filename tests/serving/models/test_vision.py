@@ -7,16 +7,17 @@ import pytest
 from PIL import Image
 
 from bundle.directory import open_bundle
-from bundle.image import TileLayout
-from runtime.settings import EngineSettings
-from serving.models.vision import DecodedImage, VisionStage, concatenated, encoder_identity
+from bundle.image import PREPROCESSOR, ImageSpec, TileLayout
+from serving.models import vision
+from serving.models.vision import DecodedImage, VisionStage, encoder_identity
+from serving.settings import EngineSettings
 
 SETTINGS = EngineSettings(intra_threads=1, vision_batch_tiles=3)
 
 
 @pytest.fixture
 def stage(smolvlm_bundle, pool):
-    stage = VisionStage(smolvlm_bundle, open_bundle(smolvlm_bundle), SETTINGS, pool)
+    stage = VisionStage(open_bundle(smolvlm_bundle), SETTINGS, pool)
     stage.worker.start()
     yield stage
     stage.worker.close()
@@ -45,8 +46,13 @@ def test_the_key_is_the_content_not_the_file(stage) -> None:
     asyncio.run(main())
 
 
-def test_another_preprocessing_or_encoder_is_another_identity(smolvlm_bundle, stage) -> None:
-    manifest, spec = open_bundle(smolvlm_bundle), stage._spec
+@pytest.fixture
+def spec(smolvlm_bundle) -> ImageSpec:
+    return ImageSpec.read(smolvlm_bundle / PREPROCESSOR)
+
+
+def test_another_preprocessing_or_encoder_is_another_identity(smolvlm_bundle, spec) -> None:
+    manifest = open_bundle(smolvlm_bundle).manifest
     name = "vision_encoder.onnx.data"
     record = manifest.files[name].model_copy(update={"sha256": "0" * 64})
     retrained = manifest.model_copy(update={"files": {**manifest.files, name: record}})
@@ -57,11 +63,11 @@ def test_another_preprocessing_or_encoder_is_another_identity(smolvlm_bundle, st
         encoder_identity(manifest, shifted),
     }
     assert len(identities) == 3
-    assert encoder_identity(open_bundle(smolvlm_bundle), spec) in identities
+    assert encoder_identity(open_bundle(smolvlm_bundle).manifest, spec) in identities
 
 
-def test_features_are_those_of_the_tiles_however_they_are_batched(stage) -> None:
-    images = [stage._spec.preprocess([Image.fromarray(PIXELS[:, :width])]).pixel_values for width in (90, 30, 64)]
+def test_features_are_those_of_the_tiles_however_they_are_batched(stage, spec) -> None:
+    images = [spec.preprocess([Image.fromarray(PIXELS[:, :width])]).pixel_values for width in (90, 30, 64)]
     together = stage.run(images)
     assert [len(features) for features in together] == [len(image) for image in images]
     for image, features in zip(images, together, strict=True):
@@ -84,36 +90,32 @@ def test_a_caller_that_leaves_takes_nothing_from_the_others(stage) -> None:
     asyncio.run(main())
 
 
-def test_rows_of_several_images_stand_in_order(stage) -> None:
+def test_an_encoded_image_carries_its_key_new_or_kept(stage) -> None:
     async def main() -> None:
-        images = [await stage.decode(encoded(PIXELS[:, :width])) for width in (90, 30)]
-        features = [await stage.encode(image) for image in images]
-        rows = concatenated(features)
-        assert rows is not None
-        tokens, width = features[0].features.shape[1:]
-        assert rows.shape == (sum(image.layout.num_tiles for image in images) * tokens, width)
-        np.testing.assert_array_equal(rows[:tokens], features[0].features[0])
-        np.testing.assert_array_equal(rows[-tokens:], features[1].features[-1])
+        image = await stage.decode(encoded(PIXELS))
+        new, kept = await stage.encode(image), await stage.encode(image)
+        assert new.key == kept.key == image.key
+        np.testing.assert_array_equal(new.features, kept.features)
 
     asyncio.run(main())
-    assert concatenated([]) is None
 
 
-def held(stage) -> tuple[threading.Event, list[int]]:
-    """Make the encoder wait, and return the event that lets it go and the sizes of its batches."""
-    go, batches, encode = threading.Event(), [], stage.worker._run_batch
+@pytest.fixture
+def held(monkeypatch) -> tuple[threading.Event, list[int]]:
+    """Make the encoder wait; the event that lets it go, and the tiles of its runs."""
+    go, runs, encode = threading.Event(), [], vision.encode_tiles
 
-    def wait(images: list[np.ndarray]) -> list[np.ndarray]:
+    def wait(session: object, tiles: np.ndarray, most_tiles: int) -> np.ndarray:
         go.wait(20)
-        batches.append(len(images))
-        return encode(images)
+        runs.append(len(tiles))
+        return encode(session, tiles, most_tiles)
 
-    stage.worker._run_batch = wait
-    return go, batches
+    monkeypatch.setattr(vision, "encode_tiles", wait)
+    return go, runs
 
 
-def test_images_that_nobody_waits_for_any_more_are_not_encoded(stage) -> None:
-    go, batches = held(stage)
+def test_images_that_nobody_waits_for_any_more_are_not_encoded(stage, held) -> None:
+    go, runs = held
 
     async def main() -> None:
         images = [await stage.decode(encoded(PIXELS[:, :width])) for width in range(40, 60)]
@@ -128,13 +130,13 @@ def test_images_that_nobody_waits_for_any_more_are_not_encoded(stage) -> None:
         assert len(again.features) == images[0].layout.num_tiles
 
     asyncio.run(main())
-    assert sum(batches) <= 4  # those that ran when their callers left, and the two wanted since
+    assert len(runs) <= 4  # those that ran when their callers left, and the two wanted since
 
 
-def test_pixels_are_made_for_few_more_images_than_one_batch(stage) -> None:
-    go, _ = held(stage)
-    pixels, made = stage._pixels, []
-    stage._pixels = lambda image: made.append(image) or pixels(image)
+def test_pixels_are_made_for_few_more_images_than_one_batch(stage, held, monkeypatch) -> None:
+    go, _ = held
+    pixels, made = ImageSpec.pixels, []
+    monkeypatch.setattr(ImageSpec, "pixels", lambda spec, tiles: made.append(tiles) or pixels(spec, tiles))
 
     async def main() -> None:
         sizes = range(40, 60)
@@ -150,16 +152,16 @@ def test_pixels_are_made_for_few_more_images_than_one_batch(stage) -> None:
 
 
 @pytest.mark.parametrize("size_px", [(40, 30), (900, 700), (3000, 2000)])
-def test_an_image_that_waits_takes_no_more_memory_than_its_tiles_and_encodes_the_same(stage, size_px) -> None:
+def test_an_image_that_waits_takes_no_more_memory_than_its_tiles_and_encodes_the_same(stage, spec, size_px) -> None:
     image = Image.fromarray(PIXELS).resize(size_px)
 
     async def main() -> None:
         decoded = await stage.decode(encoded(np.asarray(image)))
-        height, width = stage._spec.tile_size_px
+        height, width = spec.tile_size_px
         held_pixels = sum(each.width * each.height for each in decoded.images)
         assert held_pixels <= max(decoded.layout.num_tiles * height * width, 1)
         found = (await stage.encode(decoded)).features
-        (expected,) = stage.run([stage._spec.preprocess([image]).pixel_values])
+        (expected,) = stage.run([spec.preprocess([image]).pixel_values])
         np.testing.assert_array_equal(found, expected)
 
     asyncio.run(main())

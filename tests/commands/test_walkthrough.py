@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bundle.directory import open_bundle
-from reference.bundles import CHECKPOINTS
+from commands.shipped import CHECKPOINTS
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, ParameterError
-from bundle.labels import SLOT, label_text
-from bundle.manifest import DualEncoderDims, Manifest
-from bundle.text import TextBatch, Tokenizer
+from bundle.manifest import DualEncoderDims
+from bundle.text import TOKENIZER, TextBatch, Tokenizer
+from bundle.zero_shot import SLOT, label_text
 from runtime.canary import check_canary
+from runtime.encoders import Vectors, encode_texts, unit
 from runtime.session import Session
-from runtime.settings import EngineSettings
 from serving.engine.batching import BatchWorker
 from serving.engine.worker import Worker
 from serving.models.admission import Admission
-from serving.models.generative import card_of
+from serving.models.cards import card_of
 from serving.models.pool import PreprocessPool
 from serving.models.together import together
 from serving.models.vision import VisionStage
@@ -33,16 +33,14 @@ from serving.protocol import (
     ModelCard,
     TextPart,
 )
+from serving.settings import EngineSettings
 
-Vectors = npt.NDArray[np.float32]
 
-
-class DualEncoder:
+class EmbeddingModel:
     """One dual-encoder bundle: opened at construction, serving after `start`. Used from one event loop.
 
     Args:
-        directory: The bundle.
-        manifest: Its verified manifest.
+        bundle: Opened.
         settings: Batches, threads, limits.
         pool: Decodes images and tokenizes.
 
@@ -51,17 +49,20 @@ class DualEncoder:
         MachineError: This machine cannot run it.
     """
 
-    def __init__(self, directory: Path, manifest: Manifest, settings: EngineSettings, pool: PreprocessPool) -> None:
+    def __init__(self, bundle: Bundle, settings: EngineSettings, pool: PreprocessPool) -> None:
+        manifest = bundle.manifest
         if manifest.dual is None:
-            raise BundleFormatError(f"{directory} has no dual-encoder sizes; it cannot embed")
+            raise BundleFormatError(f"{bundle.directory} has no dual-encoder sizes; it cannot embed")
         self._manifest = manifest
+        self._settings = settings
         self._dims: DualEncoderDims = manifest.dual
         self._pool = pool
-        self._tokenizer = Tokenizer.from_file(directory / "tokenizer.json")
-        self._vision = VisionStage(directory, manifest, settings, pool)
-        self._text = Session(directory, manifest.components["text_encoder"], settings)
+        self._tokenizer = Tokenizer.from_file(bundle.path(TOKENIZER))
+        self._vision = VisionStage(bundle, settings, pool)
+        text_name = manifest.graph("text_encoder")
+        self._text = Session(bundle, text_name, settings)
         if settings.check_golden:
-            check_canary(directory, manifest, {"vision_encoder": self._vision.session, "text_encoder": self._text})
+            check_canary(bundle, {self._vision.name: self._vision.session, text_name: self._text})
         self._text_worker: BatchWorker[TextBatch, Vectors] = BatchWorker(
             f"text-{manifest.name}", self._run_texts, _num_rows, settings.text_batch_rows, settings.stall_timeout_s
         )
@@ -70,7 +71,7 @@ class DualEncoder:
     @property
     def card(self) -> ModelCard:
         """What `/v1/models` tells of it."""
-        return card_of(self._manifest, None)
+        return card_of(self._manifest, self._settings)
 
     @property
     def start_line(self) -> str:
@@ -155,9 +156,7 @@ class DualEncoder:
         return self._unit([image.features for image in encoded])
 
     def _unit(self, vectors: Sequence[npt.NDArray[Any]]) -> Vectors:
-        rows = np.concatenate([np.zeros((0, self._dims.embedding_size), np.float32), *vectors])
-        unit: Vectors = rows / np.linalg.norm(rows, axis=-1, keepdims=True)
-        return unit
+        return unit(np.concatenate([np.zeros((0, self._dims.embedding_size), np.float32), *vectors]))
 
     def _tokenized(self, text: str) -> TextBatch:
         return self._tokenizer.encode_batch(
@@ -168,15 +167,8 @@ class DualEncoder:
         )
 
     def _run_texts(self, rows: list[TextBatch]) -> list[Vectors]:
-        """Return [1, E] per text, of one run over all, shorter rows padded on the right and masked."""
-        width = max(row.input_ids.shape[1] for row in rows)
-        input_ids = np.full((len(rows), width), self._dims.pad_token_id, np.int64)
-        attention_mask = np.zeros((len(rows), width), np.int64)
-        for row, ids, mask in zip(rows, input_ids, attention_mask, strict=True):
-            ids[: row.input_ids.shape[1]] = row.input_ids[0]
-            mask[: row.input_ids.shape[1]] = row.attention_mask[0]
-        vectors = self._text.run({"input_ids": input_ids, "attention_mask": attention_mask})["text_embeds"]
-        return [vector[None] for vector in vectors]
+        """Return [1, E] per text, of one run over all."""
+        return [vector[None] for vector in encode_texts(self._text, rows, self._dims)]
 
 
 def _num_rows(batch: TextBatch) -> int:

@@ -13,16 +13,17 @@ from PIL import Image
 from bundle.directory import open_bundle, read_manifest, seal
 from bundle.errors import BundleFileError, GoldenError
 from bundle.form import Form
+from bundle.gates import Gate
 from bundle.golden import GOLDEN, load_golden, save_golden
-from bundle.image import ImageSpec
-from bundle.manifest import Component, Gate
+from bundle.image import PREPROCESSOR, ImageSpec
+from bundle.manifest import Component
 from bundle.prompt import Placeholder, PromptBuilder, Turn
 from graphs.layers import find_linears
 from graphs.store import open_graph, save_graph
 from quant.weights.matmul_nbits import MatMulNBits
 from quant.weights.w8a8 import PerTokenInt8
-from runtime.settings import EngineSettings
 from serving.models.generative import GenerativeModel
+from serving.settings import EngineSettings
 
 SETTINGS = EngineSettings(max_sequences=3, intra_threads=1)
 NUM_TOKENS = 24
@@ -42,7 +43,8 @@ def dual_bundle(smolvlm_bundle: Path, tmp_path_factory: pytest.TempPathFactory) 
     bundle = Path(shutil.copytree(smolvlm_bundle, tmp_path_factory.mktemp("dual") / "tiny-dual"))
     manifest = read_manifest(bundle)
     decoder, source = manifest.components["decoder"], smolvlm_bundle / "decoder.onnx"
-    prompts = decoder.model_copy(update={"file": "decoder_prefill.onnx"})
+    decoder = decoder.model_copy(update={"phase": "step"})
+    prompts = decoder.model_copy(update={"file": "decoder_prefill.onnx", "phase": "prompt"})
     components = {
         **manifest.components,
         "decoder": write_decoder(bundle, source, decoder, "int4", Form(4, 16)),
@@ -61,22 +63,24 @@ class Oracle:
     """Greedy answers by plain runs of the graphs, the cache going in and coming back as new arrays."""
 
     def __init__(self, bundle: Path, prompts: str, steps: str) -> None:
-        self._bundle, self._manifest = bundle, read_manifest(bundle)
+        self._bundle, self._manifest = open_bundle(bundle, allow_ungated=True), read_manifest(bundle)
         self._prompts, self._steps = self._open(prompts), self._open(steps)
         self._embed, self._vision = self._open("embed_tokens.onnx"), self._open("vision_encoder.onnx")
 
     def _open(self, file: str) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        return onnxruntime.InferenceSession(str(self._bundle / file), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            str(self._bundle.directory / file), options, providers=["CPUExecutionProvider"]
+        )
 
     def __call__(self, text: str, image: Image.Image | None) -> list[int]:
-        builder = PromptBuilder.from_bundle(self._bundle, self._manifest)
-        spec = ImageSpec.from_bundle(self._bundle)
+        builder = PromptBuilder.from_bundle(self._bundle)
+        spec = ImageSpec.read(self._bundle.path(PREPROCESSOR))
         parts = (text,) if image is None else (Placeholder.IMAGE, text)
         prepared = None if image is None else spec.preprocess([image])
         layouts = [] if image is None else [spec.layout(*image.size)]
-        ids = np.array(builder.build([Turn("user", parts)], layouts).token_ids)
+        ids = builder.build([Turn("user", parts)], layouts).token_ids
         embeds = self._embed.run(None, {"input_ids": ids[None]})[0]
         if prepared is not None:
             name = self._vision.get_inputs()[0].name
@@ -85,22 +89,21 @@ class Oracle:
         return self._generate(embeds)
 
     def _generate(self, embeds: np.ndarray) -> list[int]:
-        dims, capacity = self._manifest.decoder, embeds.shape[1] + NUM_TOKENS
-        empty = np.zeros((1, dims.num_kv_heads, capacity, dims.head_size), np.float32)
-        sides = [f"{layer}.{side}" for layer in range(dims.num_layers) for side in ("key", "value")]
-        cache, past, found = dict.fromkeys(sides, empty), 0, []
+        sizes, states = {"B": 1, "S": embeds.shape[1] + NUM_TOKENS}, self._manifest.states
+        cache = {s.input: np.zeros([sizes.get(str(size), size) for size in s.shape], np.float32) for s in states}
+        past, found = 0, []
         while len(found) < NUM_TOKENS and not set(found) & set(self._manifest.eos_token_ids):
             length = embeds.shape[1]
             session = self._prompts if past == 0 else self._steps
             feeds = {
                 "inputs_embeds": embeds,
                 "position_ids": np.arange(past, past + length)[None],
-                "past_lengths": np.array([past]),
+                "past_lengths": np.array([[past]]),
                 "logits_indices": np.array([[length - 1]]),
-                **{f"past_key_values.{side}": rows for side, rows in cache.items()},
+                **cache,
             }
-            logits, *presents = session.run(["logits", *(f"present.{side}" for side in sides)], feeds)
-            cache, past = dict(zip(sides, presents, strict=True)), past + length
+            logits, *presents = session.run(["logits", *(state.output for state in states)], feeds)
+            cache, past = dict(zip(cache, presents, strict=True)), past + length
             found.append(int(logits[0, -1].argmax()))
             embeds = self._embed.run(None, {"input_ids": np.array([[found[-1]]])})[0]
         return found
@@ -130,7 +133,7 @@ def encoded(image: Image.Image) -> bytes:
 def test_answers_are_those_of_the_prompt_graph_alone_and_then_the_step_graph_alone(
     dual_bundle, expected, pool, ask, answer
 ) -> None:
-    model = GenerativeModel(dual_bundle, open_bundle(dual_bundle, allow_ungated=True), SETTINGS, pool)
+    model = GenerativeModel(open_bundle(dual_bundle, allow_ungated=True), SETTINGS, pool)
     model.start()
 
     async def main() -> list[list[int]]:
@@ -159,18 +162,18 @@ def test_each_graph_is_held_to_its_own_limit_against_the_one_recorded_run(dual_b
     shutil.copyfile(bundle / "decoder.onnx", bundle / "decoder_prefill.onnx")  # 4-bit weights where 8 are promised
     sealed = seal(bundle, manifest)
     with pytest.raises(GoldenError, match=r"decoder_prefill: output .* at least 0\.99 is expected"):
-        GenerativeModel(bundle, sealed, SETTINGS, pool)
+        GenerativeModel(sealed, SETTINGS, pool)
 
 
 def test_a_recording_that_lacks_the_decoder_is_refused_by_name(dual_bundle, pool, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(dual_bundle, tmp_path / "unrecorded"))
-    recordings = load_golden(bundle)
+    recordings = load_golden(bundle / GOLDEN)
     save_golden(bundle, {name: run for name, run in recordings.items() if name != "decoder"})
     with pytest.raises(BundleFileError, match=rf"{GOLDEN} holds no run of decoder"):
-        GenerativeModel(bundle, seal(bundle, read_manifest(bundle)), SETTINGS, pool)
+        GenerativeModel(seal(bundle, read_manifest(bundle)), SETTINGS, pool)
 
 
 def test_the_models_card_names_both_schemes(dual_bundle, pool) -> None:
-    card = GenerativeModel(dual_bundle, read_manifest(dual_bundle), SETTINGS, pool).card
+    card = GenerativeModel(open_bundle(dual_bundle, allow_ungated=True), SETTINGS, pool).card
     assert card.schemes["decoder"] == "int4"
     assert card.schemes["decoder_prefill"] == "int8"

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bundle.directory import open_bundle
+from bundle.directory import open_bundle, read_manifest
 from bundle.errors import ContextLengthError, ImageError, OverloadedError, ParameterError
 from bundle.manifest import DualEncoderDims
-from runtime.settings import EngineSettings
-from serving.models.dual import DualEncoder, scores
+from serving.models import embedding
+from serving.models.embedding import EmbeddingModel, scores
 from serving.protocol import ClassifyRequest, EmbedRequest, ImagePart, TextPart
+from serving.settings import EngineSettings
 
 SETTINGS = EngineSettings(max_sequences=2, max_waiting=6, intra_threads=1, text_batch_rows=3, vision_batch_tiles=2)
 # Other batch heights round float32 sums differently; unit vectors of a few dozen elements agree far closer than this.
@@ -22,7 +23,7 @@ ATOL = 1e-5
 
 @pytest.fixture
 def model(clip_bundle, pool):
-    model = DualEncoder(clip_bundle, open_bundle(clip_bundle), SETTINGS, pool)
+    model = EmbeddingModel(open_bundle(clip_bundle), SETTINGS, pool)
     model.start()
     yield model
     model.close()
@@ -72,11 +73,13 @@ def test_embeddings_equal_transformers_in_the_order_of_the_inputs(model, referen
     run(main)
 
 
-def test_concurrent_requests_share_batches_and_get_their_own_vectors(model, image_bytes) -> None:
+def test_concurrent_requests_share_batches_and_get_their_own_vectors(model, image_bytes, monkeypatch) -> None:
     requests = [inputs(*(f"text {i} " * (i % 4 + 1) for i in range(n)), image_bytes(n)) for n in range(1, 7)]
     batches = []
-    encode = model._text_worker._run_batch
-    model._text_worker._run_batch = lambda rows: batches.append(len(rows)) or encode(rows)
+    encode = embedding.encode_texts
+    monkeypatch.setattr(
+        embedding, "encode_texts", lambda session, rows, dims: batches.append(len(rows)) or encode(session, rows, dims)
+    )
 
     async def main() -> None:
         alone = [await model.embed(request) for request in requests]
@@ -91,9 +94,9 @@ def test_concurrent_requests_share_batches_and_get_their_own_vectors(model, imag
     run(main)
 
 
-def test_classification_is_the_softmax_of_the_scaled_cosines(model, image_bytes) -> None:
+def test_classification_is_the_softmax_of_the_scaled_cosines(model, clip_bundle, image_bytes) -> None:
     labels, images = ("cat", "dog", "a red square"), [image_bytes(1), image_bytes(2)]
-    dims = open_bundle_dims(model)
+    dims = read_manifest(clip_bundle).dual
 
     async def main() -> None:
         result = await model.classify(ClassifyRequest("r", "m", tuple(map(ImagePart, images)), labels))
@@ -105,10 +108,6 @@ def test_classification_is_the_softmax_of_the_scaled_cosines(model, image_bytes)
         np.testing.assert_allclose(result.scores.sum(axis=1), 1, rtol=1e-6)
 
     run(main)
-
-
-def open_bundle_dims(model: DualEncoder) -> DualEncoderDims:
-    return model._dims
 
 
 def test_the_template_stands_around_the_label(model, image_bytes) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from bundle.labels import label_text
+from bundle.zero_shot import label_text
 
 
 @pytest.mark.parametrize(

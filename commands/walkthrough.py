@@ -21,10 +21,11 @@ from rich.table import Table
 
 from bundle.directory import read_manifest
 from bundle.errors import PocketVLMError
-from reference.bundles import CHECKPOINTS, is_current
+from commands.shipped import CHECKPOINTS, is_current
+from commands.terminal import EXIT_MISSED
 from serving.process import running_server
 
-SAMPLES = Path(__file__).resolve().parent / "samples"
+SAMPLES = Path(__file__).resolve().parents[1] / "reference" / "samples"
 QUESTIONS = (
     ("scene.png", "How many shapes are there?"),
     ("scene.png", "What color is the star?"),
@@ -104,9 +105,9 @@ def _make_variants(folder: Path, name: str, samples: int, console: Console) -> N
 
 
 def _command(*arguments: str, may_miss: bool = False) -> None:
-    """Run a subcommand; a missed quality gate (exit code 3) is reported, not fatal, where `may_miss` is set."""
+    """Run a subcommand; a missed quality gate is reported, not fatal, where `may_miss` is set."""
     done = subprocess.run([sys.executable, "-m", "pocketvlm", *arguments], check=False)
-    if done.returncode and not (may_miss and done.returncode == 3):
+    if done.returncode and not (may_miss and done.returncode == EXIT_MISSED):
         raise PocketVLMError(f"pocketvlm {arguments[0]} failed with exit code {done.returncode}; see above")
 
 

@@ -8,8 +8,8 @@ import onnxruntime as ort
 import pytest
 
 from bundle.form import Form
+from graphs.sharing import share_weights
 from graphs.store import save_graph
-from quant.sharing import share_weights
 from quant.weights.gather_blocks import GatherBlocks
 from quant.weights.matmul_nbits import MatMulNBits
 

@@ -1,4 +1,4 @@
-"""The shipped checkpoints as bundles: which there are, and where a machine keeps its exports of them."""
+"""The shipped checkpoints: which there are, how a bundle of one is known, and where exports of them are kept."""
 
 from __future__ import annotations
 
@@ -8,39 +8,36 @@ from pathlib import Path
 
 from bundle.directory import read_manifest
 from bundle.errors import BundleError
-from export.checkpoint import Checkpoint
-from export.exporter import export_checkpoint
 
-_HERE = Path(__file__).resolve().parent
-CHECKPOINTS = {"vlm": _HERE / "checkpoints" / "vlm", "clip": _HERE / "checkpoints" / "clip"}
+_FOLDER = Path(__file__).resolve().parents[1] / "reference" / "checkpoints"
+CHECKPOINTS = {"vlm": _FOLDER / "vlm", "clip": _FOLDER / "clip"}
 """Name -> Hugging Face folder of what a demo serves; the served id is `pocketvlm-` and the name."""
-SHIPPED = {
-    **CHECKPOINTS,
-    "vlm-ternary": _HERE / "checkpoints" / "vlm-ternary",
-    "vlm-mote": _HERE / "checkpoints" / "vlm-mote",
+SOURCE_SHA256 = {
+    "vlm": "c6d4516ee632de4d3183799961bd96a0a45b22dda7bc7878bd896719c2e432ef",
+    "clip": "44bf058acf77001b3df0b8dd93ffd0e139c8d22d138e4f35418e4f53defe43bb",
+    "vlm-ternary": "930e35d0c099910b8097b5983b2a75d946b2765c6360915912b7ede9e908f4a3",
+    "vlm-mote": "4ff494937045fe40b6f27835509c510ec07a92e8a7d3826c698460548e95f8d7",
 }
-"""Name -> folder of every checkpoint whose bundles are measured on held-out scenes."""
+"""Name of every checkpoint whose bundles are measured on held-out scenes -> the digest that its bundles record.
+
+It stands here so that the bundle of a stranger's model is known for one without reading any checkpoint.
+"""
 
 
-def checkpoint_digest(name: str) -> str:
-    """Return the digest that a bundle made of this checkpoint records as `source_sha256`."""
-    return Checkpoint.open(SHIPPED[name]).digest()
-
-
-def reference_name(bundle: Path) -> str | None:
+def shipped_name(bundle: Path) -> str | None:
     """Return which shipped checkpoint a bundle was made of, or None for any other model.
 
     Raises:
         BundleFormatError: The folder is not a bundle.
     """
     digest = read_manifest(bundle).source_sha256
-    return next((name for name in SHIPPED if checkpoint_digest(name) == digest), None)
+    return next((name for name, known in SOURCE_SHA256.items() if known == digest), None)
 
 
 def is_current(bundle: Path, name: str) -> bool:
     """Say whether `bundle` exists and was made of the checkpoint as shipped now."""
     try:
-        return reference_name(bundle) == name
+        return shipped_name(bundle) == name
     except BundleError:
         return False
 
@@ -50,11 +47,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pocketvlm"
 
 
-def reference_bundles(folder: Path, progress: Callable[[str], None] | None = None) -> list[Path]:
+def shipped_bundles(folder: Path, progress: Callable[[str], None] | None = None) -> list[Path]:
     """Return the bundles of the shipped checkpoints in `folder`, exporting those that are absent or outdated."""
     bundles = [folder / name for name in CHECKPOINTS]
     for bundle, (name, checkpoint) in zip(bundles, CHECKPOINTS.items(), strict=True):
         if not is_current(bundle, name):
+            from export.exporter import export_checkpoint
+
             export_checkpoint(
                 checkpoint, bundle, name=f"pocketvlm-{name}", overwrite=bundle.exists(), progress=progress
             )

@@ -1,0 +1,70 @@
+"""What a decoder hands from one step to the next, as data: no reader of a bundle spells these tensors' names."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, model_validator
+
+SEQUENCES = "B"
+"""The axis of sequences: the first of every state."""
+ROWS = "S"
+"""The axis along which a state holds one row per token."""
+
+
+class State(BaseModel):
+    """One tensor that a graph takes and gives back, changed.
+
+    Attributes:
+        input: Name of the graph's input.
+        output: Name of the graph's output; of the input's shape.
+        kind: "rows": one row per token that was read, written in place in a buffer of fixed length (keys, values);
+            "fixed": as large after one token as after a thousand (a convolution's or a recurrence's state, the memory
+            of cross-attention). A fixed state is all zeros before a sequence begins.
+        dtype: numpy name of its elements.
+        shape: B first, S where the rows of a state of kind "rows" lie; all other sizes are numbers.
+        group: States of one length group hold the same number of rows of a sequence; None for kind "fixed".
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    input: str
+    output: str
+    kind: Literal["rows", "fixed"] = "rows"
+    dtype: str
+    shape: tuple[int | str, ...]
+    group: int | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> State:
+        wanted = {SEQUENCES, ROWS} if self.kind == "rows" else {SEQUENCES}
+        if not self.shape or self.shape[0] != SEQUENCES or {a for a in self.shape if isinstance(a, str)} != wanted:
+            raise ValueError(
+                f"{self.input}: shape {list(self.shape)} of a state of kind {self.kind!r}; wanted {wanted}"
+            )
+        if (self.group is None) == (self.kind == "rows") or (self.group or 0) < 0:
+            raise ValueError(f"{self.input}: length group {self.group} of a state of kind {self.kind!r}")
+        if any(isinstance(size, int) and size < 1 for size in self.shape):
+            raise ValueError(f"{self.input}: shape {list(self.shape)}; every size is at least 1")
+        try:
+            np.dtype(self.dtype)
+        except TypeError as error:
+            raise ValueError(f"{self.input}: dtype {self.dtype!r} is none of numpy's") from error
+        return self
+
+    def sizes(self, num_sequences: int, capacity_rows: int) -> tuple[int, ...]:
+        """Return the shape of a buffer for so many sequences of so many rows."""
+        named = {SEQUENCES: num_sequences, ROWS: capacity_rows}
+        return tuple(named[size] if isinstance(size, str) else size for size in self.shape)
+
+    @property
+    def row_axis(self) -> int:
+        """Where the rows lie in the shape of a state of kind "rows"."""
+        return self.shape.index(ROWS)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of one row of one sequence, or of one sequence's whole state of kind "fixed"."""
+        return prod(self.sizes(1, 1)) * np.dtype(self.dtype).itemsize

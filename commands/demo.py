@@ -1,0 +1,21 @@
+"""`pocketvlm demo`: the main job, end to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from commands.terminal import console
+
+
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where bundles and the server's log go.")] = Path(".demo"),
+    samples: Annotated[int, typer.Option(min=1, help="Held-out questions per task when a variant is measured.")] = 20,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the server running.")] = False,
+) -> None:
+    """Export, compress, serve and ask the shipped models, end to end."""
+    from commands.walkthrough import run_demo
+
+    run_demo(folder, samples=samples, keep=keep, console=console)

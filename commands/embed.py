@@ -1,0 +1,39 @@
+"""`pocketvlm embed`: embeddings and their cosines, without a server."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from commands.options import BundleArgument, ImageOption, JsonOption, ThreadsOption, read_image
+from commands.terminal import console, print_json, tell_of_failed_gates
+
+
+def embed(
+    bundle: BundleArgument,
+    image: ImageOption = None,
+    text: Annotated[list[str] | None, typer.Option(help="A text; may be repeated.")] = None,
+    threads: ThreadsOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Embed images and texts, and show how alike they are."""
+    from serving import oneshot
+    from serving.protocol import ImagePart, TextPart
+
+    names = [*(str(path) for path in image or ()), *(text or ())]
+    if not names:
+        raise typer.BadParameter("give at least one --image or --text")
+    images: list[TextPart | ImagePart] = [ImagePart(read_image(path)) for path in image or ()]
+    inputs = (*images, *(TextPart(words) for words in text or ()))
+    tell_of_failed_gates(bundle)
+    result = asyncio.run(oneshot.embed(bundle, inputs, threads))
+    if as_json:
+        print_json({"inputs": names, "embeddings": result.embeddings.tolist(), "prompt_tokens": result.prompt_tokens})
+        return
+    table = Table("cosine", *(str(i + 1) for i in range(len(names))))
+    for i, (name, row) in enumerate(zip(names, result.embeddings @ result.embeddings.T, strict=True)):
+        table.add_row(f"{i + 1} {name}", *(f"{value:.3f}" for value in row))
+    console.print(table)

@@ -1,0 +1,43 @@
+"""`pocketvlm run`: one answer, without a server."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from commands.options import BundleArgument, ImageOption, JsonOption, ThreadsOption, read_image
+from commands.terminal import console, print_json, progress, tell_of_failed_gates, write
+
+_OWN = "Default: the model's own."
+
+
+def run(
+    bundle: BundleArgument,
+    prompt: Annotated[str, typer.Argument(help="The question.", show_default=False)],
+    image: ImageOption = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 128,
+    temperature: Annotated[float | None, typer.Option(min=0.0, max=2.0, help=f"0: the likeliest token. {_OWN}")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, help=f"Nucleus mass. {_OWN}")] = None,
+    top_k: Annotated[int | None, typer.Option(min=0, help=f"Likeliest tokens kept; 0 keeps all. {_OWN}")] = None,
+    seed: Annotated[int | None, typer.Option(help="Repeats a sampled answer.")] = None,
+    threads: ThreadsOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer one question about images, in this process."""
+    from dataclasses import asdict
+
+    from serving.oneshot import answer, speed
+    from serving.protocol import ImagePart, Message, SamplingParams, TextPart
+
+    images = [ImagePart(read_image(path)) for path in image or ()]
+    parts: tuple[TextPart | ImagePart, ...] = (*images, TextPart(prompt))
+    tell_of_failed_gates(bundle)
+    sampling = SamplingParams(max_tokens, temperature, top_p, top_k, seed)
+    answered = asyncio.run(answer(bundle, Message("user", parts), sampling, threads, None if as_json else write))
+    if as_json:
+        print_json(asdict(answered))
+    else:
+        console.print()
+        progress(speed(answered))

@@ -1,0 +1,78 @@
+"""`pocketvlm serve` and `pocketvlm deploy`: one application, in this process or on Ray Serve."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from commands.terminal import progress
+
+SERVE_HELP = "Serve bundles over HTTP from this one process (OpenAI-compatible; docs at /docs)."
+DEPLOY_HELP = "Serve the same application as autoscaled Ray Serve deployments."
+
+BundlesArgument = Annotated[
+    list[Path] | None,
+    typer.Argument(help="Bundle directories. None: the shipped reference models, exported on first use."),
+]
+ConfigOption = Annotated[
+    Path | None, typer.Option(help="A TOML file of settings (docs/architecture.md); flags win over it.")
+]
+HostOption = Annotated[str | None, typer.Option(help="Address to listen on; 0.0.0.0 for all. Default: 127.0.0.1.")]
+PortOption = Annotated[int | None, typer.Option(min=0, max=65535, help="TCP port; 0 takes a free one. Default: 8000.")]
+SequencesOption = Annotated[
+    int | None, typer.Option(min=1, max=256, help="Sequences decoded together, per model. Default: 4.")
+]
+ContextOption = Annotated[
+    int | None, typer.Option(min=2, help="Tokens per sequence. Default: the model's own, at most 4096.")
+]
+ServeThreadsOption = Annotated[
+    int | None, typer.Option(min=0, help="Threads per operator. Default: 0, one per physical core.")
+]
+UngatedOption = Annotated[
+    bool | None,
+    typer.Option("--allow-ungated", help="Serve a variant whose quality gate failed or was never measured."),
+]
+
+
+def serve(
+    context: typer.Context,
+    bundles: BundlesArgument = None,
+    host: HostOption = None,
+    port: PortOption = None,
+    max_sequences: SequencesOption = None,
+    context_tokens: ContextOption = None,
+    threads: ServeThreadsOption = None,
+    allow_ungated: UngatedOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Serve until a signal comes, on Ray where the command is `deploy`."""
+    from serving.settings import load_settings
+
+    flags = {
+        "host": host,
+        "port": port,
+        "engine.max_sequences": max_sequences,
+        "engine.context_tokens": context_tokens,
+        "engine.intra_threads": threads,
+        "engine.allow_ungated": allow_ungated or None,
+    }
+    settings = load_settings(config, os.environ, flags)
+    if context.info_name == "deploy":
+        from serving.cluster.deploy import deploy
+
+        deploy(_served(bundles), settings)
+    else:
+        from serving import edge
+
+        edge.serve(_served(bundles), settings)
+
+
+def _served(bundles: list[Path] | None) -> list[Path]:
+    if bundles:
+        return bundles
+    from commands.shipped import cache_folder, shipped_bundles
+
+    return shipped_bundles(cache_folder(), progress)

@@ -1,0 +1,57 @@
+"""How a subcommand speaks to whoever called it: results on stdout, everything else on stderr, and exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from bundle.manifest import Manifest
+
+EXIT_FAILED = 1
+EXIT_MISSED = 3
+EXIT_INTERRUPTED = 130
+
+console = Console(highlight=False)
+progress_console = Console(stderr=True, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """Print a result on stdout as JSON."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def write(text: str) -> None:
+    """Write a piece of a result on stdout at once, as it is."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def progress(line: str) -> None:
+    """Print a dim line on stderr."""
+    progress_console.print(line, style="dim", markup=False)
+
+
+def tell_of_failed_gates(bundle: Path) -> None:
+    """Print one dim line on stderr where a bundle that is about to answer failed its quality gate.
+
+    Raises:
+        BundleFormatError: The folder is not a bundle.
+    """
+    from bundle.directory import failed_gates, read_manifest
+
+    if failed := failed_gates(read_manifest(bundle)):
+        line = f"{bundle} failed its quality gate ({failed}); it answers all the same"
+        progress_console.print(line, style="dim", markup=False, soft_wrap=True)
+
+
+def print_manifest(bundle: Path, manifest: Manifest) -> None:
+    """Print on stdout what a bundle holds and costs."""
+    from bundle.summary import summary
+
+    for item in summary(bundle, manifest):
+        console.print(item)

@@ -1,0 +1,211 @@
+"""The token graphs of a bundle over a cache of its own: ids in, logits out, rows written in place."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from bundle import tensors
+from bundle.directory import Bundle
+from bundle.errors import BundleFormatError, SignatureError
+from bundle.manifest import ComponentName, RunPhase
+from runtime.cache_shape import CacheShape
+from runtime.feeds import Embeds, Int64, Step, TokenRun, check_inputs, feeds_of, place_features
+from runtime.graph import Array
+from runtime.session import Session
+from runtime.settings import RuntimeSettings
+from runtime.states import StateBuffers
+
+Logits = npt.NDArray[np.float32]
+
+_MOST_BINDINGS = 64
+"""Kept at once. A decode batch begins at the first slot, so there are about as many as slots; each is a list of
+addresses."""
+
+
+class TokenGraphs:
+    """The graphs that turn token ids into logits, opened and not yet bound to a cache.
+
+    Args:
+        bundle: A vision-language bundle.
+        settings: Provider and threads.
+
+    Attributes:
+        sessions: By the graph's name in the manifest.
+
+    Raises:
+        BundleError: A graph is missing, unusable, or not what the manifest says.
+        MachineError: This machine cannot run one.
+    """
+
+    def __init__(self, bundle: Bundle, settings: RuntimeSettings) -> None:
+        manifest = bundle.manifest
+        if manifest.decoder is None or not manifest.states:
+            raise BundleFormatError(f"{bundle.directory} has no decoder; it cannot answer questions")
+        self.states = manifest.states
+        self._dims = manifest.decoder
+        self._num_groups = manifest.num_length_groups
+        names = {phase: manifest.graph("decoder", phase) for phase in get_args(RunPhase)}
+        embed_name = manifest.graph("embed_tokens")
+        self.sessions: dict[ComponentName, Session] = {
+            name: Session(bundle, name, settings) for name in dict.fromkeys([embed_name, *names.values()])
+        }
+        self._embed = self.sessions[embed_name]
+        self._of_phase: dict[RunPhase, Session] = {phase: self.sessions[name] for phase, name in names.items()}
+        for session in self._of_phase.values():
+            check_inputs(session.component.inputs, str(session.path))
+        _check_same_signature(*self._of_phase.values())
+
+    @property
+    def num_length_groups(self) -> int:
+        """G."""
+        return self._num_groups
+
+    @property
+    def position_axes(self) -> tuple[int, ...]:
+        """The sizes before [T] of a run's positions: none, or (3,) where a model turns by three axes."""
+        spec = next(spec for spec in self._of_phase["step"].component.inputs if spec.name == tensors.POSITION_IDS)
+        return tuple(size for size in spec.shape[:-2] if isinstance(size, int))
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return self._dims.vocab_size
+
+    def of_phase(self, phase: RunPhase) -> Session:
+        """Return the decoder's graph for a phase."""
+        return self._of_phase[phase]
+
+    def embed(self, ids: Int64) -> Embeds:
+        """Return [B, T, D] of ids [B, T]; the array is new."""
+        name = self._embed.component.inputs[0].name
+        embeds: Embeds = self._embed.run({name: ids})[self._embed.output]
+        return embeds
+
+    def step(self, runs: Sequence[TokenRun]) -> Step:
+        """Return runs of one length with their embeddings, image features in their places."""
+        return Step(runs, place_features(self.embed(np.stack([run.ids for run in runs])), runs))
+
+    def feeds(self, phase: RunPhase, step: Step) -> dict[str, Array]:
+        """Return the inputs of a phase's decoder by name, states aside."""
+        component = self._of_phase[phase].component
+        return feeds_of((*component.inputs, *component.optional_inputs), step)
+
+
+class Decoder:
+    """Token graphs bound to a cache. A step over slots `first ... first + B - 1` writes their new rows in place.
+
+    The caller says which phase a step is of: tokens of a prompt run through the graph for prompts however few they are,
+    so that no answer depends on how a prompt was cut. B would be as good a reason to choose a graph (eight rows are
+    many, too), but then an answer would depend on who shares its batch.
+
+    Args:
+        graphs: Opened.
+        shape: Slots and their length.
+
+    Attributes:
+        states: The cache; whoever moves, copies or drops rows asks it.
+
+    Raises:
+        MachineError: The cache is larger than what the machine can promise.
+    """
+
+    def __init__(self, graphs: TokenGraphs, shape: CacheShape) -> None:
+        self.graphs = graphs
+        self.shape = shape
+        self.states = StateBuffers(graphs.states, shape, graphs.of_phase("step").graph.device)
+        self._logits = np.empty((shape.num_slots, 1, graphs.vocab_size), np.float32)
+        self._bindings: OrderedDict[tuple[Session, int, int, tuple[str, ...]], Any] = OrderedDict()
+
+    def run(self, phase: RunPhase, first_slot: int, runs: Sequence[TokenRun]) -> Logits:
+        """Run tokens of one sequence per slot and return their logits [B, N, V], valid until the next run.
+
+        Args:
+            phase: Whether the tokens are a prompt's or were sampled.
+            first_slot: Of the first run; the others follow.
+            runs: All of one length and with as many wanted logits.
+        """
+        return self.run_with((), phase, first_slot, runs)[0]
+
+    def run_with(
+        self, optional: tuple[str, ...], phase: RunPhase, first_slot: int, runs: Sequence[TokenRun]
+    ) -> tuple[Logits, dict[str, Array]]:
+        """Run as `run` does, and return some of the graph's optional outputs as well, by name.
+
+        Raises:
+            SignatureError: The graph has no such output.
+        """
+        session = self.graphs.of_phase(phase)
+        session.check_optional(optional)
+        binding = self._binding(session, first_slot, len(runs), optional)
+        for name, array in self.graphs.feeds(phase, self.graphs.step(runs)).items():
+            binding.bind_cpu_input(name, array)
+        logits = self._bind_logits(binding, len(runs), len(runs[0].wanted))
+        session.graph.run_bound(binding, in_part=len(optional) < len(session.component.optional_outputs))
+        *_, last = found = binding.get_outputs()
+        asked = found[len(self.states.states) : -1]
+        return (
+            last.numpy() if logits is None else logits,
+            {name: value.numpy() for name, value in zip(optional, asked, strict=True)},
+        )
+
+    def warm_up(self, num_tokens: int) -> None:
+        """Run a prompt and the smallest and largest batch of steps, so that no request pays for the first run.
+
+        What they write, tokens of sequences overwrite.
+        """
+        self.run("prompt", 0, [self._blank(num_tokens)])
+        for size in {1, self.shape.num_slots}:
+            self.run("step", 0, [self._blank(1)] * size)
+
+    def _blank(self, num_tokens: int) -> TokenRun:
+        position_shape = self.graphs.position_axes + (num_tokens,)
+        lengths = [0] * self.graphs.num_length_groups
+        return TokenRun(np.zeros(num_tokens, np.int64), np.zeros(position_shape, np.int64), lengths, [num_tokens - 1])
+
+    def _bind_logits(self, binding: Any, num_runs: int, num_wanted: int) -> Logits | None:
+        """Bind the logits to the buffer that is kept for one row per slot; None where there are more."""
+        if num_wanted != 1:
+            binding.bind_output(tensors.LOGITS, "cpu")
+            return None
+        logits = self._logits[:num_runs]
+        binding.bind_output(tensors.LOGITS, "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        return logits
+
+    @property
+    def num_bindings(self) -> int:
+        """How many are kept."""
+        return len(self._bindings)
+
+    def _binding(self, session: Session, first_slot: int, size: int, optional: tuple[str, ...]) -> Any:
+        """Return a graph's binding to a range of slots, whose states in and out are the same memory.
+
+        Outputs are bound in this order: states, optional ones, logits.
+        """
+        key = session, first_slot, size, optional
+        if key in self._bindings:
+            self._bindings.move_to_end(key)
+            return self._bindings[key]
+        binding = session.graph.binding()
+        for state in self.states.states:
+            place = self.states.place(state, first_slot, size)
+            binding.bind_input(state.input, *place)
+            binding.bind_output(state.output, *place)
+        for name in optional:
+            binding.bind_output(name, "cpu")
+        self._bindings[key] = binding
+        if len(self._bindings) > _MOST_BINDINGS:
+            self._bindings.popitem(last=False)
+        return binding
+
+
+def _check_same_signature(first: Session, second: Session) -> None:
+    if (first.component.inputs, first.component.outputs) != (second.component.inputs, second.component.outputs):
+        raise SignatureError(
+            f"{second.path} does not take and give what {first.path.name} does, so they cannot share a cache. "
+            "Quantize the fp32 bundle again."
+        )

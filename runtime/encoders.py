@@ -1,0 +1,51 @@
+"""Encoders run on many inputs: images in runs of bounded size, texts padded to one another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bundle import tensors
+from bundle.manifest import DualEncoderDims
+from bundle.text import TextBatch
+from runtime.session import Session
+
+Pixels = npt.NDArray[np.float32]
+Vectors = npt.NDArray[np.float32]
+
+
+def encode_tiles(session: Session, pixel_values: Pixels, most_tiles: int) -> npt.NDArray[Any]:
+    """Return what a vision encoder makes of [I, 3, height, width], at most so many tiles in one run."""
+    (spec,) = session.component.inputs
+    pieces = [
+        session.run({spec.name: pixel_values[start : start + most_tiles]})[session.output]
+        for start in range(0, len(pixel_values), most_tiles)
+    ]
+    return np.concatenate(pieces) if len(pieces) != 1 else pieces[0]
+
+
+def encode_texts(session: Session, rows: Sequence[TextBatch], dims: DualEncoderDims) -> Vectors:
+    """Return [n, E] of n texts in one run, shorter ones padded on the right and masked."""
+    vectors: Vectors = session.run(text_feeds(rows, dims))[session.output]
+    return vectors
+
+
+def text_feeds(rows: Sequence[TextBatch], dims: DualEncoderDims) -> dict[str, npt.NDArray[np.int64]]:
+    """Return a text encoder's inputs for tokenized texts, shorter ones padded on the right and masked."""
+    num_rows, width = sum(len(row.input_ids) for row in rows), max(row.input_ids.shape[1] for row in rows)
+    input_ids = np.full((num_rows, width), dims.pad_token_id, np.int64)
+    attention_mask = np.zeros((num_rows, width), np.int64)
+    at = 0
+    for row in rows:
+        of_row = slice(at, at + len(row.input_ids)), slice(row.input_ids.shape[1])
+        input_ids[of_row], attention_mask[of_row] = row.input_ids, row.attention_mask
+        at += len(row.input_ids)
+    return {tensors.INPUT_IDS: input_ids, tensors.ATTENTION_MASK: attention_mask}
+
+
+def unit(vectors: npt.NDArray[Any]) -> Vectors:
+    """Return rows [n, E] of length 1."""
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True), np.float32)

@@ -1,0 +1,118 @@
+"""What a decoder is fed, made from what is to be run: the one place that knows what each of its inputs means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from bundle import tensors
+from bundle.errors import SignatureError
+from bundle.manifest import TensorSpec
+from runtime.graph import Array
+
+Int64 = npt.NDArray[np.int64]
+Embeds = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Rows of image features and where they go.
+
+    Attributes:
+        start: The token of the run whose place the first row takes.
+        rows: [m, D].
+    """
+
+    start: int
+    rows: Embeds
+
+
+@dataclass(frozen=True)
+class TokenRun:
+    """Consecutive tokens of one sequence, run as one row of a batch.
+
+    Attributes:
+        ids: [T], placeholders included.
+        positions: [T] logical positions; [3, T] where a model turns by three axes.
+        lengths: [G] rows that the sequence holds of each length group before the run; the new ones follow them.
+        wanted: [N] the tokens of the run whose logits are wanted.
+        features: Image features in the places of placeholders.
+    """
+
+    ids: Int64
+    positions: Int64
+    lengths: Sequence[int]
+    wanted: Sequence[int]
+    features: Sequence[Placed] = ()
+
+
+@dataclass(frozen=True)
+class Step:
+    """A batch of runs of one length.
+
+    Attributes:
+        runs: B of them.
+        embeds: [B, T, D], features in their places.
+    """
+
+    runs: Sequence[TokenRun]
+    embeds: Embeds = field(repr=False)
+
+
+def place_features(embeds: Embeds, runs: Sequence[TokenRun]) -> Embeds:
+    """Write image features into the embeddings [B, T, D] of a batch, and return them."""
+    for row, run in zip(embeds, runs, strict=True):
+        for placed in run.features:
+            row[placed.start : placed.start + len(placed.rows)] = placed.rows
+    return embeds
+
+
+def _positions(step: Step, spec: TensorSpec) -> Int64:
+    return np.stack([run.positions for run in step.runs], axis=-2)
+
+
+def _lengths(step: Step, spec: TensorSpec) -> Int64:
+    lengths = np.array([run.lengths for run in step.runs], np.int64).T
+    return np.ascontiguousarray(lengths) if len(spec.shape) > 1 else lengths[0]
+
+
+def _wanted(step: Step, spec: TensorSpec) -> Int64:
+    return np.array([run.wanted for run in step.runs], np.int64)
+
+
+def _is_image(step: Step, spec: TensorSpec) -> npt.NDArray[np.bool_]:
+    marked = np.zeros(step.embeds.shape[:2], np.bool_)
+    for row, run in zip(marked, step.runs, strict=True):
+        for placed in run.features:
+            row[placed.start : placed.start + len(placed.rows)] = True
+    return marked
+
+
+_FILLED: Mapping[str, Callable[[Step, TensorSpec], Array]] = {
+    tensors.INPUTS_EMBEDS: lambda step, spec: step.embeds,
+    tensors.POSITION_IDS: _positions,
+    tensors.PAST_LENGTHS: _lengths,
+    tensors.LOGITS_INDICES: _wanted,
+    tensors.IS_IMAGE: _is_image,
+}
+
+
+def check_inputs(specs: Sequence[TensorSpec], what: str) -> None:
+    """Check that every input of a decoder is one that is known here.
+
+    Raises:
+        SignatureError: One is not.
+    """
+    if unknown := [spec.name for spec in specs if spec.name not in _FILLED]:
+        raise SignatureError(
+            f"{what} wants {', '.join(unknown)}; a decoder is fed {', '.join(_FILLED)} and its states. "
+            "It was made by a newer version."
+        )
+
+
+def feeds_of(specs: Sequence[TensorSpec], step: Step) -> dict[str, Array]:
+    """Return a decoder's inputs, states aside, by name."""
+    return {spec.name: _FILLED[spec.name](step, spec) for spec in specs}

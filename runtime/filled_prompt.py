@@ -1,0 +1,89 @@
+"""A prompt with the features of its images, of which any stretch can be run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bundle.errors import SignatureError
+from bundle.prompt import Prompt
+from runtime.feeds import Embeds, Int64, Placed, TokenRun
+
+
+@dataclass(frozen=True)
+class FilledPrompt:
+    """A prompt whose placeholders have their features.
+
+    Attributes:
+        prompt: Tokens and positions.
+        placed: The features of each span, in order; views of what the encoder gave.
+    """
+
+    prompt: Prompt
+    placed: tuple[Placed, ...] = ()
+
+    @classmethod
+    def of(cls, prompt: Prompt, features: Sequence[Embeds]) -> FilledPrompt:
+        """Return a prompt with its images' features.
+
+        Args:
+            prompt: Its spans count the images from 0.
+            features: Of each image, [rows, D] or [tiles, P, D].
+
+        Raises:
+            SignatureError: An image has another number of rows than the prompt has places for it.
+        """
+        rows = [each.reshape(-1, each.shape[-1]) for each in features]
+        wanted, given = [0] * prompt.num_images, [len(each) for each in rows]
+        for span in prompt.spans:
+            wanted[span.image] += span.end - span.start
+        if wanted != given:
+            raise SignatureError(
+                f"the vision encoder gave {given} rows of features by image, the prompt has places for {wanted}. "
+                "Export the checkpoint again."
+            )
+        placed = (
+            Placed(span.start, rows[span.image][span.row : span.row + span.end - span.start]) for span in prompt.spans
+        )
+        return cls(prompt, tuple(placed))
+
+    @classmethod
+    def of_ids(cls, ids: Int64) -> FilledPrompt:
+        """Return a prompt of tokens alone, as benchmarks and tests want it."""
+        return cls(Prompt(ids, (), np.arange(len(ids), dtype=np.int64), len(ids), 0))
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return self.prompt.num_tokens
+
+    def run(self, start: int, end: int, lengths: Sequence[int], wanted: Sequence[int]) -> TokenRun:
+        """Return tokens `start ... end - 1` as they are run.
+
+        Args:
+            start: First token.
+            end: Behind the last one.
+            lengths: [G] rows held before.
+            wanted: Tokens of the run, counted from `start`, whose logits are wanted.
+        """
+        prompt = self.prompt
+        positions = prompt.positions[..., start:end]
+        return TokenRun(prompt.token_ids[start:end], positions, lengths, wanted, _between(self.placed, start, end))
+
+
+def _between(placed: Sequence[Placed], start: int, end: int) -> tuple[Placed, ...]:
+    """Return the features that lie in a stretch, counted from its start."""
+    inside = []
+    for each in placed:
+        first, last = max(each.start, start), min(each.start + len(each.rows), end)
+        if first < last:
+            inside.append(Placed(first - start, each.rows[first - each.start : last - each.start]))
+    return tuple(inside)
+
+
+def positions_from(first: int, num_tokens: int, like: Int64) -> Int64:
+    """Return consecutive positions in the form of a prompt's: [num_tokens], or [3, num_tokens] of equal axes."""
+    places = np.arange(first, first + num_tokens, dtype=np.int64)
+    return np.broadcast_to(places, (*like.shape[:-1], num_tokens))

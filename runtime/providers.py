@@ -1,0 +1,57 @@
+"""Execution providers: which there are, which a session asks for, and with what options."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+from bundle.errors import MachineError
+from bundle.extras import install_line
+from bundle.machine import num_granted_cores
+from runtime.onnx_runtime import onnx_runtime
+from runtime.settings import Provider, RuntimeSettings
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_PROVIDERS: dict[Provider, tuple[str, ...]] = {"cpu": (CPU,), "cuda": (CUDA, CPU)}
+_ERRORS_ONLY = 3
+"""ONNX Runtime's log severity: what goes wrong is raised, warnings about graph shapes are not for users."""
+
+
+def available_providers() -> tuple[str, ...]:
+    """Return the execution providers that the installed ONNX Runtime was built with.
+
+    Raises:
+        MachineError: It is not installed.
+    """
+    return tuple(onnx_runtime().get_available_providers())
+
+
+def has_provider(provider: Provider) -> bool:
+    """Return whether sessions can run there."""
+    return _PROVIDERS[provider][0] in available_providers()
+
+
+def providers_of(settings: RuntimeSettings) -> list[str]:
+    """Return ONNX Runtime's names of what a session asks for, in order.
+
+    Raises:
+        MachineError: The installed build lacks the provider.
+    """
+    names = list(_PROVIDERS[settings.provider])
+    if not has_provider(settings.provider):
+        raise MachineError(
+            f"this ONNX Runtime {onnx_runtime().__version__} has no {names[0]}, only "
+            f"{', '.join(available_providers())}. Replace it with: pip uninstall onnxruntime, then "
+            f"{install_line('gpu')}; or choose provider cpu."
+        )
+    return names
+
+
+def session_options(runtime: ModuleType, settings: RuntimeSettings) -> Any:
+    """Return the options that every session of ours has."""
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = settings.intra_threads or num_granted_cores() or 0  # 0: one per physical core
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _ERRORS_ONLY
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if settings.allow_spinning else "0")
+    return options

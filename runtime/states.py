@@ -1,0 +1,167 @@
+"""The states of every slot of a model, in buffers of fixed address that its graphs write in place."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import mmap
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bundle.errors import MachineError
+from bundle.states import State
+from runtime.cache_shape import CacheShape
+from runtime.graph import Array
+from runtime.onnx_runtime import first_line, onnx_runtime
+from runtime.settings import Provider
+
+Place = tuple[str, int, Any, tuple[int, ...], int]
+"""Device, its number, element type, shape, address: what ONNX Runtime binds."""
+
+
+class _Buffer(ABC):
+    """One state of all slots.
+
+    Attributes:
+        address: Of its first element.
+    """
+
+    address: int
+
+    @abstractmethod
+    def read(self) -> Array:
+        """Return the content [slots, ...]; changes count once `write` was called."""
+
+    @abstractmethod
+    def write(self, content: Array) -> None:
+        """Put back what `read` returned."""
+
+
+class _HostBuffer(_Buffer):
+    def __init__(self, sizes: tuple[int, ...], dtype: str) -> None:
+        self._array = _lazy_zeros(sizes, np.dtype(dtype))
+        self.address = self._array.ctypes.data
+
+    def read(self) -> Array:
+        return self._array
+
+    def write(self, content: Array) -> None:
+        """Do nothing: the content is the memory itself."""
+
+
+class _DeviceBuffer(_Buffer):
+    def __init__(self, sizes: tuple[int, ...], dtype: str, device: Provider) -> None:
+        self._value = onnx_runtime().OrtValue.ortvalue_from_numpy(np.zeros(sizes, dtype), device, 0)
+        self.address = self._value.data_ptr()
+
+    def read(self) -> Array:
+        content: Array = self._value.numpy().copy()
+        return content
+
+    def write(self, content: Array) -> None:
+        self._value.update_inplace(content)
+
+
+def _lazy_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Return zeros whose 4 KiB pages become resident when they are written, and not before.
+
+    numpy asks the kernel for huge pages: one token per slot would then make most of the cache resident.
+    """
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without huge pages refuses the advice and does not need it
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, dtype).reshape(shape)
+
+
+class StateBuffers:
+    """Buffers of a model's states over its slots. Neighbouring slots are neighbours in memory.
+
+    Args:
+        states: Of the manifest.
+        shape: Slots and their length.
+        device: Where graphs run.
+
+    Raises:
+        MachineError: The buffers are larger than what the machine can promise.
+    """
+
+    def __init__(self, states: Sequence[State], shape: CacheShape, device: Provider) -> None:
+        self.states = tuple(states)
+        self.shape = shape
+        self._device = device
+        try:
+            self._buffers = {state.input: self._allocated(state) for state in self.states}
+        except Exception as error:  # a device's errors are ONNX Runtime's, the host's OSError and OverflowError
+            raise MachineError(
+                f"this machine has no room for the cache, {shape}: {first_line(error)}. Lower max_sequences or "
+                "context_tokens."
+            ) from error
+
+    def _allocated(self, state: State) -> _Buffer:
+        sizes = state.sizes(self.shape.num_slots, self.shape.capacity_tokens)
+        if self._device == "cpu":
+            return _HostBuffer(sizes, state.dtype)
+        return _DeviceBuffer(sizes, state.dtype, self._device)
+
+    def place(self, state: State, first_slot: int, num_slots: int) -> Place:
+        """Return where a range of slots of a state lies, as one tensor of that batch."""
+        sizes = state.sizes(num_slots, self.shape.capacity_tokens)
+        slot_bytes = math.prod(sizes[1:]) * np.dtype(state.dtype).itemsize
+        address = self._buffers[state.input].address + first_slot * slot_bytes
+        return self._device, 0, np.dtype(state.dtype), sizes, address
+
+    def copy(self, source: int, target: int, lengths: Sequence[int]) -> None:
+        """Copy a sequence from one slot to another.
+
+        Args:
+            source: Its slot.
+            target: Another slot, whose content is lost.
+            lengths: [G] rows to copy of each length group; states of fixed size are copied whole.
+        """
+        for state in self.states:
+            buffer = self._buffers[state.input]
+            content = buffer.read()
+            rows = _rows(state, 0 if state.group is None else lengths[state.group])
+            content[target][rows] = content[source][rows]
+            buffer.write(content)
+
+    def keep(self, slot: int, group: int, kept: npt.NDArray[np.int64]) -> None:
+        """Drop all rows of a length group but some, which move to the front in the order given.
+
+        Args:
+            slot: Of the sequence.
+            group: The length group.
+            kept: Row numbers, each at most once.
+        """
+        for state in self.states:
+            if state.group == group:
+                buffer = self._buffers[state.input]
+                content = buffer.read()
+                content[slot][_rows(state, len(kept))] = content[slot].take(kept, axis=state.row_axis - 1)
+                buffer.write(content)
+
+    def clear(self, slot: int) -> None:
+        """Make a slot's states of fixed size zero, as they are before a sequence begins; rows count by lengths."""
+        for state in self.states:
+            if state.kind == "fixed":
+                buffer = self._buffers[state.input]
+                content = buffer.read()
+                content[slot] = 0
+                buffer.write(content)
+
+
+def _rows(state: State, num_rows: int) -> tuple[slice, ...]:
+    """Return the index of a slot's first rows; of everything where a state has no rows."""
+    if state.kind == "fixed":
+        return (slice(None),)
+    return (*[slice(None)] * (state.row_axis - 1), slice(num_rows))
+
+
+def empty_states(states: Sequence[State], num_sequences: int, capacity_rows: int) -> dict[str, Array]:
+    """Return the states of sequences that have not begun, by input name, for a graph that is run only once."""
+    return {state.input: np.zeros(state.sizes(num_sequences, capacity_rows), state.dtype) for state in states}

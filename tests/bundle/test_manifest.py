@@ -1,0 +1,72 @@
+import pytest
+from pydantic import ValidationError
+
+from bundle.errors import BundleFormatError
+from bundle.manifest import Component, Manifest, graph_name
+from bundle.states import State
+
+ROWS = {"input": "k", "output": "k2", "dtype": "float32", "shape": ("B", 2, "S", 3), "group": 0}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"shape": ("B", 2, 3)}, "shape"),
+        ({"shape": ("S", "B", 3)}, "shape"),
+        ({"shape": ("B", "S", "T")}, "shape"),
+        ({"shape": ("B", 0, "S")}, "at least 1"),
+        ({"kind": "fixed"}, "shape"),
+        ({"group": None}, "length group None"),
+        ({"group": -1}, "length group -1"),
+        ({"kind": "fixed", "shape": ("B", 3), "group": 1}, "length group 1"),
+        ({"dtype": "decimal"}, "none of numpy's"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_a_state_that_means_nothing_is_refused(change: dict[str, object], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        State.model_validate({**ROWS, **change})
+
+
+def test_a_state_knows_its_sizes_and_its_rows() -> None:
+    rows = State.model_validate(ROWS)
+    assert (rows.sizes(4, 7), rows.row_axis, rows.num_bytes) == ((4, 2, 7, 3), 2, 24)
+    fixed = State(input="c", output="c2", kind="fixed", dtype="float16", shape=("B", 5))
+    assert (fixed.sizes(4, 7), fixed.num_bytes) == ((4, 5), 10)
+
+
+def component(role: str, phase: str = "any") -> Component:
+    return Component(file="x.onnx", role=role, phase=phase, scheme="fp32", inputs=(), outputs=(), weight_bytes=0)
+
+
+def manifest(**changes: object) -> Manifest:
+    facts = dict.fromkeys(("name", "source", "source_sha256", "created_by", "model_type"), "t")
+    values = {"task": "image-text-to-text", "dialect": "contrib", "components": {"decoder": component("decoder")}}
+    return Manifest.model_validate({**facts, **values, **changes})
+
+
+def test_a_graph_is_found_by_its_role_and_phase() -> None:
+    both = manifest(components={"steps": component("decoder", "step"), "reads": component("decoder", "prompt")})
+    assert (both.graph("decoder", "prompt"), both.graph("decoder", "step")) == ("reads", "steps")
+    assert manifest().graph("decoder", "prompt") == manifest().graph("decoder") == "decoder"
+    with pytest.raises(BundleFormatError, match="no graph with the role text_encoder, only decoder"):
+        manifest().graph("text_encoder")
+    assert [graph_name("decoder", phase) for phase in ("any", "step", "prompt")] == [
+        "decoder",
+        "decoder",
+        "decoder_prefill",
+    ]
+
+
+@pytest.mark.parametrize("phases", [("any", "prompt"), ("step",), ("prompt",), ("any", "any")])
+def test_a_role_whose_phases_are_run_twice_or_never_is_refused(phases: tuple[str, ...]) -> None:
+    with pytest.raises(ValidationError, match="one must"):
+        manifest(components={str(at): component("decoder", phase) for at, phase in enumerate(phases)})
+
+
+def test_length_groups_count_up_from_zero() -> None:
+    states = [State.model_validate({**ROWS, "input": name, "group": at}) for name, at in (("a", 0), ("b", 2))]
+    with pytest.raises(ValidationError, match=r"length groups of the states are \[0, 2\]"):
+        manifest(states=states)
+    two = [states[0], State.model_validate({**ROWS, "group": 1})]
+    assert (manifest(states=two).num_length_groups, manifest(states=two).state_bytes_per_token) == (2, 48)

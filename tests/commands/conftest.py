@@ -1,0 +1,53 @@
+"""The command as a caller meets it: in this process where a process of its own would prove nothing more."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import pocketvlm as entry
+
+ROOT = Path(__file__).resolve().parents[2]
+Done = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture
+def pocketvlm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """Calls the command with arguments in this process, and says how it ended."""
+
+    def call(*arguments: object) -> Done:
+        command = ["pocketvlm", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", command)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            entry.main()
+        said = capsys.readouterr()
+        assert end.value.code is None or isinstance(end.value.code, int)
+        return subprocess.CompletedProcess(command, end.value.code or 0, said.out, said.err)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def process() -> Callable[..., Done]:
+    """Calls the command with arguments in a process of its own; `without` names modules that it shall not find."""
+
+    def call(*arguments: object, without: tuple[str, ...] = ()) -> Done:
+        program = f"import sys; sys.modules.update(dict.fromkeys({without!r})); import pocketvlm; pocketvlm.main()"
+        start = ["-c", program] if without else ["-m", "pocketvlm"]
+        command = [sys.executable, *start, *map(str, arguments)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("images") / "red.png"
+    Image.new("RGB", (40, 30), "red").save(path)
+    return path

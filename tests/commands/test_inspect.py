@@ -1,0 +1,22 @@
+"""`pocketvlm inspect` on a tiny bundle."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+
+def test_as_json_it_is_the_manifest(pocketvlm, smolvlm_bundle: Path) -> None:
+    done = pocketvlm("inspect", smolvlm_bundle, "--json")
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)["components"]) == {"vision_encoder", "embed_tokens", "decoder"}
+
+
+def test_a_bundle_that_was_altered_is_found_out(pocketvlm, clip_bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(clip_bundle, tmp_path / "altered")
+    file = tmp_path / "altered" / "tokenizer.json"
+    file.write_bytes(file.read_bytes()[::-1])
+    done = pocketvlm("inspect", tmp_path / "altered")
+    assert done.returncode == 1
+    assert "tokenizer.json was altered" in done.stderr

@@ -1,0 +1,84 @@
+"""`pocketvlm quantize`: what it is measured on, and what it never touches."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bundle.directory import read_manifest
+from bundle.manifest import Manifest
+from commands.quantize import _evaluation
+from commands.shipped import SOURCE_SHA256
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("bundle", "commands", "export", "graphs", "loadtests", "quant", "runtime", "serving")
+CALLS = """
+import json, sys
+sys.modules["reference"] = None
+import pocketvlm
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["pocketvlm", *arguments]
+    try:
+        pocketvlm.main()
+    except SystemExit as end:
+        print(arguments[0], end.code or 0, file=sys.stderr)
+"""
+
+
+def test_an_existing_folder_that_is_no_bundle_is_never_replaced(pocketvlm, clip_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("keep me")
+    done = pocketvlm("quantize", clip_bundle, "-o", tmp_path, "--weights", "int8", "--overwrite")
+    assert done.returncode == 1
+    assert (tmp_path / "precious.txt").read_text() == "keep me"
+
+
+def test_another_model_is_handled_where_there_is_no_reference_folder(clip_bundle, smolvlm_bundle, tmp_path) -> None:
+    """In a copy of our packages without reference/, and with the name `reference` blocked."""
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pocketvlm.py", tmp_path)
+    calls = [
+        ["quantize", clip_bundle, "-o", "int8", "--weights", "int8", "--no-tune"],
+        ["quantize", smolvlm_bundle, "-o", "gptq", "--weights", "int4-gptq", "--no-evaluate", "--no-tune"],
+        ["inspect", "int8"],
+        ["report", "int8", "--no-speed"],
+        ["run", smolvlm_bundle, "--max-tokens", "1", "what?"],
+    ]
+    line = json.dumps([[str(word) for word in call] for call in calls])
+    command = [sys.executable, "-c", CALLS, line]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for call in calls:
+        assert f"{call[0]} 0" in done.stderr.splitlines(), done.stderr
+    assert read_manifest(tmp_path / "int8").components["vision_encoder"].scheme == "int8"
+
+
+def test_a_missed_gate_is_exit_code_three(pocketvlm, clip_bundle: Path, tmp_path: Path) -> None:
+    arguments = ("--weights", "int8", "--no-tune", "--limit", "canary_cosine=1.0")
+    done = pocketvlm("quantize", clip_bundle, "-o", tmp_path / "int8", *arguments)
+    assert done.returncode == 3, done.stderr
+    assert read_manifest(tmp_path / "int8").has_failed_gate
+
+
+def bundle_of(digest: str, parent: Path, folder: Path) -> Path:
+    """A manifest alone, of another checkpoint."""
+    manifest: Manifest = read_manifest(parent).model_copy(update={"source_sha256": digest})
+    folder.mkdir()
+    (folder / "manifest.json").write_text(manifest.model_dump_json(), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("name", SOURCE_SHA256)
+def test_a_shipped_model_is_measured_on_its_held_out_samples(name: str, clip_bundle: Path, tmp_path: Path) -> None:
+    evaluation = _evaluation(bundle_of(SOURCE_SHA256[name], clip_bundle, tmp_path / name), None, 1)
+    assert evaluation is not None
+    assert bool(evaluation.captions) == (name == "clip")
+
+
+def test_another_model_is_measured_on_nothing_unless_told(clip_bundle: Path) -> None:
+    assert _evaluation(clip_bundle, None, 1) is None

@@ -1,0 +1,73 @@
+"""`pocketvlm run` on tiny bundles."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bundle.directory import MANIFEST, read_manifest
+from bundle.manifest import Gate
+
+
+@pytest.fixture(scope="module")
+def failed_bundle(smolvlm_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that missed one of two gates."""
+    folder = tmp_path_factory.mktemp("failed") / "tiny"
+    shutil.copytree(smolvlm_bundle, folder)
+    gates = (
+        Gate(name="kl_mean", value=0.375, limit=0.1, direction="max", n=48, passed=False),
+        Gate(name="top1_agreement", value=0.9875, limit=0.9, direction="min", n=48, passed=True),
+    )
+    manifest = read_manifest(folder).model_copy(update={"gates": gates})
+    (folder / MANIFEST).write_text(manifest.model_dump_json(), encoding="utf-8")
+    return folder
+
+
+def test_as_json_it_reports_text_tokens_usage_and_timings(process, smolvlm_bundle: Path, image: Path) -> None:
+    done = process("run", smolvlm_bundle, "--image", image, "--max-tokens", 5, "--json", "what?")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert len(answer["token_ids"]) == answer["usage"]["completion_tokens"] <= 5
+    assert answer["usage"]["image_tokens"] > 0
+    assert 0 < answer["timings"]["first_token_s"] <= answer["timings"]["total_s"]
+
+
+def test_the_text_goes_to_stdout_and_its_speed_to_stderr(pocketvlm, smolvlm_bundle: Path) -> None:
+    words = pocketvlm("run", smolvlm_bundle, "--max-tokens", 5, "what?")
+    assert words.returncode == 0, words.stderr
+    answer = json.loads(pocketvlm("run", smolvlm_bundle, "--max-tokens", 5, "--json", "what?").stdout)
+    assert words.stdout == answer["text"] + "\n"
+    assert "first token" in words.stderr
+
+
+def test_it_takes_several_images(pocketvlm, smolvlm_bundle: Path, image: Path) -> None:
+    counts = []
+    for images in (["--image", image], ["--image", image, "--image", image]):
+        done = pocketvlm("run", smolvlm_bundle, *images, "--max-tokens", 1, "--json", "what?")
+        assert done.returncode == 0, done.stderr
+        counts.append(json.loads(done.stdout)["usage"]["image_tokens"])
+    assert counts[1] == 2 * counts[0] > 0
+
+
+def test_a_bundle_that_failed_its_gate_says_so_in_one_line_and_answers(
+    pocketvlm, failed_bundle: Path, smolvlm_bundle: Path
+) -> None:
+    done = pocketvlm("run", failed_bundle, "--max-tokens", 3, "what?")
+    assert done.returncode == 0, done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if "gate" in line)
+    assert "kl_mean 0.375 on 48, needs <= 0.1" in line
+    assert "top1_agreement" not in line
+    assert done.stdout == pocketvlm("run", smolvlm_bundle, "--max-tokens", 3, "what?").stdout
+
+
+def test_a_failed_gate_adds_nothing_to_stdout(pocketvlm, failed_bundle: Path) -> None:
+    done = pocketvlm("run", failed_bundle, "--max-tokens", 1, "--json", "what?")
+    assert set(json.loads(done.stdout)) == {"text", "token_ids", "finish_reason", "usage", "timings"}
+    assert "kl_mean 0.375" in done.stderr
+
+
+def test_a_bundle_that_failed_no_gate_says_nothing_of_gates(pocketvlm, smolvlm_bundle: Path) -> None:
+    assert "gate" not in pocketvlm("run", smolvlm_bundle, "--max-tokens", 1, "what?").stderr

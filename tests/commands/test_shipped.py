@@ -1,0 +1,38 @@
+"""Bundles of the shipped checkpoints are known by their digests alone, and so are measured on held-out scenes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from commands.shipped import CHECKPOINTS, SOURCE_SHA256, is_current, shipped_name
+from export.checkpoint import Checkpoint
+from export.exporter import export_checkpoint
+
+FOLDER = Path(__file__).resolve().parents[2] / "reference" / "checkpoints"
+
+
+def test_a_demo_serves_the_dense_models_only() -> None:
+    assert {name: FOLDER / name for name in ("vlm", "clip")} == CHECKPOINTS
+
+
+def test_the_digests_are_those_of_the_checkpoints() -> None:
+    """After training one anew, its digest goes into the table."""
+    found = {config.parent.name: Checkpoint.open(config.parent).digest() for config in FOLDER.glob("*/config.json")}
+    assert found == SOURCE_SHA256
+    assert len(set(found.values())) == len(found)
+
+
+@pytest.mark.parametrize("name", ["vlm-ternary", "vlm-mote"])
+def test_bundle_of_a_shipped_checkpoint_is_recognised(name: str, tmp_path: Path) -> None:
+    export_checkpoint(FOLDER / name, tmp_path / "bundle", name=f"pocketvlm-{name}")
+    assert shipped_name(tmp_path / "bundle") == name
+
+
+def test_bundle_of_another_model_is_nobodys(smolvlm_bundle: Path) -> None:
+    assert shipped_name(smolvlm_bundle) is None
+
+
+def test_what_is_no_bundle_is_not_current(tmp_path: Path) -> None:
+    assert not is_current(tmp_path, "vlm")

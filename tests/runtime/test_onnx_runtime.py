@@ -1,0 +1,56 @@
+"""ONNX Runtime tells nobody anything: neither a device id nor a queued event is left in a user's home."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bundle.errors import MachineError
+from runtime.onnx_runtime import onnx_runtime
+
+ROOT = Path(__file__).parents[2]
+BARE = "import onnxruntime as o, sys; o.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])"
+
+
+def files_left_by(arguments: list[str], home: Path) -> list[str]:
+    """Return what a process leaves in an empty home. CI is unset: it switches telemetry off, hiding the effect."""
+    home.mkdir()
+    kept = {key: value for key, value in os.environ.items() if key not in ("CI", "ORT_DISABLE_TELEMETRY")}
+    environment = {**kept, "HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache"), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return [str(path.relative_to(home)) for path in home.rglob("*") if path.is_file()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where the files lie is known of Linux")
+def test_a_run_leaves_no_file_and_without_our_switch_it_would(smolvlm_bundle: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pocketvlm", "run", str(smolvlm_bundle), "hi", "--max-tokens", "2"]
+    assert files_left_by(command, tmp_path / "ours") == []
+    bare = files_left_by([sys.executable, "-c", BARE, str(smolvlm_bundle / "decoder.onnx")], tmp_path / "bare")
+    if not bare:
+        pytest.skip("this ONNX Runtime writes nothing by itself: nothing to switch off")
+    assert any("onnxruntime" in name for name in bare)
+
+
+def test_a_missing_runtime_names_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MachineError, match=r"pip install -e '\.\[cpu\]'"):
+        onnx_runtime()
+
+
+def test_every_entry_switches_it_off_before_the_library_is_loaded() -> None:
+    """Whatever module of ours is imported first, `onnxruntime` comes through the one module that sets the switch."""
+    program = (
+        "import os; os.environ.pop('ORT_DISABLE_TELEMETRY', None)\n"
+        "import importlib, pkgutil, sys, runtime\n"
+        "for module in pkgutil.walk_packages(runtime.__path__, 'runtime.'): importlib.import_module(module.name)\n"
+        "assert 'onnxruntime' not in sys.modules\n"
+        "from runtime.onnx_runtime import onnx_runtime; onnx_runtime()\n"
+        "assert os.environ['ORT_DISABLE_TELEMETRY'] == '1'"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

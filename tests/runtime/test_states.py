@@ -1,0 +1,105 @@
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bundle.errors import MachineError
+from bundle.states import State
+from runtime.cache_shape import CacheShape, cache_shape, context_of
+from runtime.states import StateBuffers, empty_states
+
+ROWS = State(input="k", output="k2", dtype="float32", shape=("B", 2, "S", 3), group=0)
+OTHER_ROWS = State(input="v", output="v2", dtype="float16", shape=("B", "S", 4), group=1)
+FIXED = State(input="conv", output="conv2", kind="fixed", dtype="float32", shape=("B", 5))
+SHAPE = CacheShape(3, 6, 2 * 3 * 4 + 4 * 2, 5 * 4)
+
+
+@pytest.fixture
+def buffers() -> StateBuffers:
+    """Three slots of six rows, every number of which says where it is."""
+    made = StateBuffers((ROWS, OTHER_ROWS, FIXED), SHAPE, "cpu")
+    for state in made.states:
+        array = content(made, state)
+        array[...] = np.arange(array.size).reshape(array.shape) % 512
+    return made
+
+
+def content(buffers: StateBuffers, state: State) -> np.ndarray:
+    """Return the memory that a graph would be handed for all slots of a state."""
+    _, _, dtype, sizes, address = buffers.place(state, 0, SHAPE.num_slots)
+    size_bytes = int(np.prod(sizes)) * dtype.itemsize
+    import ctypes
+
+    return np.frombuffer((ctypes.c_char * size_bytes).from_address(address), dtype).reshape(sizes)
+
+
+def test_a_range_of_slots_is_a_part_of_the_same_memory(buffers) -> None:
+    _, _, _, sizes, address = buffers.place(ROWS, 1, 2)
+    assert sizes == (2, 2, 6, 3)
+    assert address - buffers.place(ROWS, 0, 1)[-1] == 2 * 6 * 3 * 4
+
+
+def test_a_copy_takes_each_groups_rows_and_all_of_what_has_none(buffers) -> None:
+    before = {state.input: content(buffers, state).copy() for state in buffers.states}
+    buffers.copy(2, 0, [4, 1])
+    keys, values, conv = (content(buffers, state) for state in buffers.states)
+    np.testing.assert_array_equal(keys[0][:, :4], before["k"][2][:, :4])
+    np.testing.assert_array_equal(keys[0][:, 4:], before["k"][0][:, 4:])
+    np.testing.assert_array_equal(values[0][:1], before["v"][2][:1])
+    np.testing.assert_array_equal(values[0][1:], before["v"][0][1:])
+    np.testing.assert_array_equal(conv[0], before["conv"][2])
+    for state in buffers.states:
+        np.testing.assert_array_equal(content(buffers, state)[1:], before[state.input][1:])
+
+
+def test_kept_rows_move_to_the_front_of_their_group_alone(buffers) -> None:
+    before = {state.input: content(buffers, state).copy() for state in buffers.states}
+    buffers.keep(1, 0, np.array([0, 5, 3]))
+    np.testing.assert_array_equal(content(buffers, ROWS)[1][:, :3], before["k"][1][:, [0, 5, 3]])
+    np.testing.assert_array_equal(content(buffers, OTHER_ROWS), before["v"])
+
+
+def test_a_new_sequence_begins_with_zeros_where_states_have_no_rows(buffers) -> None:
+    buffers.clear(1)
+    assert not content(buffers, FIXED)[1].any()
+    assert content(buffers, FIXED)[[0, 2]].all(axis=1).any()
+    assert content(buffers, ROWS)[1].any()
+
+
+def test_states_of_a_graph_that_runs_once_are_as_long_as_asked() -> None:
+    made = empty_states((ROWS, FIXED), 2, 7)
+    assert {name: array.shape for name, array in made.items()} == {"k": (2, 2, 7, 3), "conv": (2, 5)}
+
+
+def test_the_cache_weighs_what_its_states_say() -> None:
+    assert SHAPE.total_bytes == 3 * (6 * (24 + 8) + 20)
+    assert str(SHAPE) == "3 slots x 6 tokens x 32 B/token and 20 B = 0 MiB of cache"
+
+
+@pytest.mark.parametrize(("asked", "model_limit", "given"), [(None, 8192, 4096), (None, 300, 300), (9000, 8192, 8192)])
+def test_a_slot_is_never_longer_than_the_model_allows(tiny_model, asked, model_limit, given) -> None:
+    dims = tiny_model.bundle.manifest.decoder.model_copy(update={"max_positions": model_limit})
+    assert context_of(tiny_model.with_manifest(decoder=dims).bundle.manifest, asked) == given
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from Linux's /proc")
+def test_memory_becomes_resident_as_rows_are_written_and_not_before() -> None:
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    rows = 65_536  # 2 MiB per head: with huge pages, the first token of a slot would make all of it resident
+    state = State(input="k", output="k2", dtype="float32", shape=("B", 2, "S", 8), group=0)
+    before = resident_bytes()
+    large = StateBuffers([state] * 1, CacheShape(16, rows, 64), "cpu")
+    assert large.shape.total_bytes == 64 << 20
+    for slot in range(16):
+        large.keep(slot, 0, np.array([0]))  # writes one row of each slot
+    assert resident_bytes() - before < 8 << 20
+
+
+@pytest.mark.parametrize("capacity_tokens", [2**40, 2**60])
+def test_a_cache_that_the_machine_cannot_hold_is_told_by_its_size(tiny_model, capacity_tokens) -> None:
+    shape = cache_shape(tiny_model.bundle.manifest, 4, capacity_tokens)
+    with pytest.raises(MachineError, match=rf"4 slots x {capacity_tokens} tokens .* Lower max_sequences"):
+        StateBuffers(tiny_model.bundle.manifest.states, shape, "cpu")

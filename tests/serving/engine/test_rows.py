@@ -1,0 +1,190 @@
+"""Rows, positions and tokens are three things: what is evicted, preempted or grouped changes no other of them.
+
+The reference is transformers' Llama with the same weights, in one pass over the whole text without any cache: rows that
+were dropped are masked there for all later tokens, and positions stay as they were.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from graphs.store import open_graph
+from runtime.filled_prompt import FilledPrompt
+from serving.engine.scheduler import Scheduler
+from serving.engine.sequence import Sequence
+from serving.protocol import SamplingParams
+
+NUM_PROMPT = 17
+NUM_ANSWER = 12
+PROMPT = np.random.default_rng(11).integers(6, 60, NUM_PROMPT)
+
+
+@pytest.fixture(params=["contrib", "portable"])
+def dialect(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+class Drive:
+    """The engine's step without its thread: schedule, run, sample; remembers each sequence's logits."""
+
+    def __init__(self, model: Any, settings: Any, num_slots: int = 4) -> None:
+        settings = settings.model_copy(update={"max_sequences": num_slots})
+        self.runner = model.runner(settings)
+        self.scheduler = Scheduler(model.shape(settings), settings.prefill_chunk_tokens)
+        self.num_groups = model.bundle.manifest.num_length_groups
+        self.logits: dict[Sequence, list[np.ndarray]] = {}
+
+    def add(self, ids: np.ndarray, **sampling: Any) -> Sequence:
+        sequence = Sequence("r", FilledPrompt.of_ids(ids), SamplingParams(**sampling), (), (), self.num_groups)
+        self.scheduler.add(sequence)
+        self.logits[sequence] = []
+        return sequence
+
+    def step(self) -> bool:
+        batch = self.scheduler.schedule()
+        if batch is None:
+            return False
+        logits = self.runner.run(batch).copy()
+        self.scheduler.advance(batch)
+        for row, of_row in zip(batch.rows, logits, strict=True):
+            if row.is_last:
+                self.logits[row.sequence].append(of_row)
+                self.scheduler.append(row.sequence, row.sequence.sampler(of_row))
+        return True
+
+    def until(self, sequence: Sequence, num_output: int) -> None:
+        while sequence.num_output_tokens < num_output and self.step():
+            pass
+
+
+def whole_text_logits(model: Any, ids: list[int], hidden: dict[int, list[tuple[int, list[int]]]]) -> np.ndarray:
+    """Return [T, V] of transformers' Llama in one pass.
+
+    Args:
+        model: Whose weights it gets.
+        ids: The text.
+        hidden: By layer, (first token, rows): from that token on, these rows are not seen.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = model.config
+    reference = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_kv_heads,
+            head_dim=config.head_size,
+            rms_norm_eps=config.rms_norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope.theta},
+            tie_word_embeddings=False,
+            attn_implementation="eager",
+        )
+    ).eval()
+    weights = {}
+    for file in ("embed_tokens", "decoder"):
+        for name, value in open_graph(model.bundle.directory / f"{file}.onnx").graph.initializers.items():
+            if name.endswith(".weight"):
+                array = torch.from_numpy(value.const_value.numpy().copy())
+                weights[name] = array.T if "proj" in name or "lm_head" in name else array
+    reference.load_state_dict(weights)
+    seen = np.tril(np.ones((len(ids), len(ids)), bool))
+    for at, layer in enumerate(reference.model.layers):
+        of_layer = seen.copy()
+        for first, rows in hidden.get(at, []):
+            of_layer[first:, rows] = False
+        mask = torch.from_numpy(np.where(of_layer, 0.0, -np.inf).astype(np.float32))[None, None]
+        layer.register_forward_pre_hook(
+            lambda module, args, kwargs, mask=mask: (args, {**kwargs, "attention_mask": mask}), with_kwargs=True
+        )
+    with torch.no_grad():
+        return reference(torch.tensor([ids])).logits[0].numpy()
+
+
+def assert_follows(drive: Drive, sequence: Sequence, expected: np.ndarray) -> None:
+    found = np.stack(drive.logits[sequence])
+    np.testing.assert_allclose(found, expected[NUM_PROMPT - 1 : NUM_PROMPT - 1 + len(found)], rtol=0, atol=2e-4)
+
+
+def test_the_reference_is_the_engines_model(tiny_models, settings, dialect) -> None:
+    model = tiny_models(dialect)
+    drive = Drive(model, settings)
+    sequence = drive.add(PROMPT)
+    drive.until(sequence, NUM_ANSWER)
+    assert_follows(drive, sequence, whole_text_logits(model, sequence.ids, {}))
+
+
+def test_dropping_rows_is_masking_them_and_moves_no_position(tiny_models, settings, dialect) -> None:
+    model = tiny_models(dialect)
+    drive = Drive(model, settings)
+    neighbour, sequence = drive.add(PROMPT[::-1]), drive.add(PROMPT)
+    drive.until(sequence, 4)
+    dropped = [1, 2, 5, 11, 18]  # of the prompt, and a token that was sampled
+    held = sequence.rows[0]
+    drive.scheduler.keep(sequence, 0, np.setdiff1d(np.arange(held), dropped))
+    drive.until(sequence, NUM_ANSWER)
+    hidden = {layer: [(held, dropped)] for layer in range(model.config.num_layers)}
+    expected = whole_text_logits(model, sequence.ids, hidden)
+    assert_follows(drive, sequence, expected)
+    assert np.abs(expected - whole_text_logits(model, sequence.ids, {}))[held:].max() > 0.05  # they did matter
+    assert sequence.rows == [sequence.num_run - len(dropped)]
+    assert sequence.next_position == len(sequence.ids)
+    assert_follows(drive, neighbour, whole_text_logits(model, neighbour.ids, {}))
+
+
+def test_rows_that_were_masked_anyway_change_no_logit_when_they_are_removed(tiny_models, settings, dialect) -> None:
+    """Dropped once, a row is masked; whether its place is then taken by others or kept must not matter."""
+    model = tiny_models(dialect)
+    drives = [Drive(model, settings) for _ in range(2)]
+    found = []
+    for drive, kept in zip(drives, ([0, 3, 4, 9, 16], [16, 9, 0, 4, 3]), strict=True):
+        sequence = drive.add(PROMPT)
+        drive.until(sequence, 1)
+        drive.scheduler.keep(sequence, 0, np.array(kept))
+        drive.until(sequence, NUM_ANSWER)
+        found.append(np.stack(drive.logits[sequence]))
+    np.testing.assert_allclose(found[0], found[1], rtol=0, atol=2e-5)
+
+
+def test_layers_of_two_groups_may_keep_different_rows(tiny_models, settings, dialect) -> None:
+    model = tiny_models(dialect, (0, 1))
+    drive = Drive(model, settings)
+    sequence = drive.add(PROMPT)
+    drive.until(sequence, 3)
+    held = sequence.rows[0]
+    dropped = {0: [0, 4, 9], 1: [2, 3, 5, 6, 7, 15]}
+    for group, rows in dropped.items():
+        drive.scheduler.keep(sequence, group, np.setdiff1d(np.arange(held), rows))
+    drive.until(sequence, NUM_ANSWER)
+    hidden = {group: [(held, rows)] for group, rows in dropped.items()}
+    assert_follows(drive, sequence, whole_text_logits(model, sequence.ids, hidden))
+    assert sequence.rows == [sequence.num_run - 3, sequence.num_run - 6]
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.3, "seed": 5}])
+@pytest.mark.parametrize("preempted_after", [0, 1, 5])
+def test_a_sequence_preempted_and_resumed_says_the_same(
+    tiny_models, settings, dialect, sampling, preempted_after
+) -> None:
+    model, answers = tiny_models(dialect), []
+    for is_preempted in (False, True):
+        drive = Drive(model, settings, num_slots=2)
+        neighbour, sequence = drive.add(PROMPT[::-1], max_tokens=20), drive.add(PROMPT, **sampling)
+        drive.until(sequence, preempted_after)
+        if is_preempted:
+            while sequence.slot is None:
+                drive.step()
+            assert drive.scheduler.preempt(sequence)
+            for _ in range(2):  # somebody else takes the slot meanwhile
+                drive.step()
+        drive.until(sequence, NUM_ANSWER)
+        drive.until(neighbour, NUM_ANSWER)
+        answers.append((sequence.ids[:], neighbour.ids[: NUM_PROMPT + NUM_ANSWER]))
+    assert answers[0] == answers[1]
+    assert len(set(answers[0][0][NUM_PROMPT:])) > 3
