@@ -146,6 +146,19 @@ def test_the_page_holds_everything_and_fetches_nothing(run: Run) -> None:
     assert "url(" not in run.page
 
 
+@pytest.mark.browser
+@pytest.mark.parametrize("width_px", [400, 1280])
+def test_the_page_fits_a_phone_and_a_desk_and_asks_for_nothing(run: Run, look: Any, width_px: int) -> None:
+    seen = look(run.folder / "report.html", width_px)
+    assert seen.page_px <= width_px
+    assert len(seen.requests) == 1
+    assert len(seen.charts_px) == 12
+    assert all(width >= 350 and height >= 100 for width, height in seen.charts_px)
+    assert min(seen.letters_px) >= 11
+    assert min(seen.names_px) >= 100  # a first column of single letters was once seen
+    assert seen.cut == []
+
+
 def test_a_missed_objective_exits_with_three(fake_server: Any, tmp_path: Path) -> None:
     options = ("--duration-s", "1", "--mix", "chat=1", "--users", "2", "--output", str(tmp_path))
     done = load(fake_server.url, *options, "--objective", "ttft_p50_ms<5")

@@ -17,9 +17,10 @@ from bundle.directory import read_manifest, seal
 from bundle.errors import BundleError, MachineError, QuantizationError, SettingsError
 from bundle.manifest import RunPhase, Scheme
 from loadtests.contestants import Bench, Contestant, Reading, Station, StationBench, Variant
-from loadtests.schemes import Comparison, Plan, Ratio, compare, judge, main, make_variants, print_comparison
+from loadtests.schemes import Comparison, Plan, compare, judge, main, make_variants, print_comparison
 from runtime.decoder import Decoder, Logits
 from runtime.feeds import TokenRun
+from runtime.turns import Quartiles
 from serving.models.vision import VisionStage
 
 PLAN = Plan(prompt_tokens=9, batch_sizes=(1, 2), cached_tokens=4, steps=2, rounds=3, threads=1)
@@ -48,7 +49,7 @@ def test_every_bundle_is_read_at_every_station_and_the_first_is_as_fast_as_itsel
         assert line.wall_ms > 0
         assert line.processor_ms > 0
         if line.variant == "tiny-smolvlm":
-            assert line.wall_ratio == line.processor_ratio == Ratio(1, 1, 1)
+            assert line.wall_ratio == line.processor_ratio == Quartiles(1, 1, 1)
 
 
 def test_rates_count_all_sequences_of_a_batch(compared: Comparison) -> None:
@@ -89,12 +90,6 @@ def variant(name: str, prompts: str, steps: str, step_bytes: int = 1000) -> Vari
 
 def readings(**wall_ms: list[float]) -> dict[str, list[Reading]]:
     return {name: [Reading(value, 2 * value) for value in values] for name, values in wall_ms.items()}
-
-
-def test_ratios_are_taken_within_a_turn() -> None:
-    slower, faster = [10.0, 100.0, 12.0], [5.0, 20.0, 4.0]  # 2, 5 and 3 times: the second turn was disturbed as a whole
-    assert Ratio.of(slower, faster).median == 3
-    assert np.median(slower) / np.median(faster) == pytest.approx(2.4)
 
 
 def test_targets_judge_each_pair_by_the_graph_that_runs_the_station() -> None:

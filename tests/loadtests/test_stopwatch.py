@@ -1,4 +1,4 @@
-"""What counts, how often, and when it is enough."""
+"""The distribution of one work's runs, and a rate of it. When it is enough: tests/runtime/test_turns.py."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import asyncio
 
 import pytest
 
-from loadtests import stopwatch
 from loadtests.distribution import Distribution
-from loadtests.stopwatch import MIN_RUNS, Measurement, Stopwatch, milliseconds_of
+from loadtests.stopwatch import Measurement, Stopwatch
+from runtime import turns
+from runtime.turns import MIN_ROUNDS, milliseconds_of
 
 
 def test_warm_up_runs_do_not_count() -> None:
@@ -43,14 +44,14 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
-    monkeypatch.setattr(stopwatch, "time", found)
+    monkeypatch.setattr(turns, "time", found)
     return found
 
 
 def test_slow_work_is_warmed_once_and_repeated_the_least_often(clock: Clock) -> None:
     found = Stopwatch(warmup=10, repeats=50, budget_s=0.01).time(clock.work)
-    assert found.n == MIN_RUNS
-    assert clock.now_s == pytest.approx(0.02 * (MIN_RUNS + 1))
+    assert found.n == MIN_ROUNDS
+    assert clock.now_s == pytest.approx(0.02 * (MIN_ROUNDS + 1))
     assert found.p50 == pytest.approx(20)
 
 
