@@ -7,7 +7,7 @@ MODULES_OF_EXTRA = {
     "export": ("onnx", "onnx_ir", "onnxscript", "safetensors", "huggingface_hub", "ml_dtypes", "gguf"),
     "serve": ("fastapi", "uvicorn", "httpx", "prometheus_client"),
     "ray": ("ray",),
-    "quant": ("bitsandbytes", "matplotlib"),
+    "quant": ("bitsandbytes",),
     "reference": ("sklearn",),
     "loadtests": ("locust",),
     "train": ("accelerate", "torch", "transformers"),

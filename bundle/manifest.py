@@ -135,7 +135,7 @@ class DualEncoderDims(_Frozen):
         scoring: "softmax": probabilities over the candidates (CLIP); "sigmoid": each on its own (SigLIP).
         logit_scale: Multiplier of the cosine, already exponentiated.
         logit_bias: Added after the scale; 0 for CLIP.
-        prompt_template: Text around a candidate label, "{}" standing for it.
+        prompt_template: Text around a candidate label, as `bundle.zero_shot` reads it.
     """
 
     embedding_size: int = Field(gt=0)

@@ -102,11 +102,6 @@ class Tokenizer:
         found: int | None = self._backend.token_to_id(text)
         return found
 
-    def token_text(self, token_id: int) -> str | None:
-        """Return the token's text as the vocabulary spells it, None where the id is out of range."""
-        found: str | None = self._backend.id_to_token(token_id)
-        return found
-
     def check_characters(self, num_characters: int, max_tokens: int) -> None:
         """Refuse a text that is too long whatever it says, before it is tokenized, which takes 200 bytes a character.
 

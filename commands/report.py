@@ -23,8 +23,8 @@ def report(
     from quant.comparison.comparison import compare_bundles
     from quant.comparison.page import verdict_sentence
 
-    families, written = compare_bundles(bundles, output, with_speed=speed, progress=progress)
-    for family in families:
-        console.print(verdict_sentence(family), style="bold", markup=False)
+    groups, written = compare_bundles(bundles, output, with_speed=speed, progress=progress)
+    for siblings in groups:
+        console.print(verdict_sentence(siblings), style="bold", markup=False)
     for path in written:
         console.print(str(path), soft_wrap=True)

@@ -1,113 +1,74 @@
-"""Two charts as inline SVG: how a latency is distributed, and how it went over time."""
+"""Two charts of a latency: how it is distributed, and how it went over time."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from loadtests.distribution import Distribution
+from loadtests.wording import number
+from pages.drawing import Dots, Drawing, Line, Part, Shape, Text, rectangle
+from pages.palette import SERIES
+from pages.plot import Axis, Plot
 
-WIDTH_PX, HEIGHT_PX = 460, 190
-_LEFT_PX, _RIGHT_PX, _TOP_PX, _BOTTOM_PX = 52, 12, 10, 34
-_PLOT_WIDTH_PX = WIDTH_PX - _LEFT_PX - _RIGHT_PX
-_PLOT_HEIGHT_PX = HEIGHT_PX - _TOP_PX - _BOTTOM_PX
-_MAX_MARKS = 1500
+_HEIGHT_PX = 140.0
+_MOST_MARKS = 1500
 """Points drawn per chart; more are thinned evenly, so that a page stays small."""
-_NUM_TICKS = 5
-_LEAST_SPAN = 1e-6
-"""Of an axis, so that values of 0 alone have one."""
+_SHARES = Axis("% of measurements within x ms", 0.0, 100.0, tuple((float(s), str(s)) for s in (0, 25, 50, 75, 100)))
+
+Item = TypeVar("Item")
 
 
-def distribution_chart(values: Sequence[float]) -> str:
-    """Return the share of measurements (y, 0 to 100 %) that took at most x milliseconds, with p50 and p95 marked.
+def distribution_chart(name: str, values_ms: Sequence[float]) -> Drawing:
+    """Return the share of measurements that took at most x milliseconds, with p50 and p95 marked.
 
     Args:
-        values: Milliseconds, at least one.
+        name: What was measured.
+        values_ms: At least one.
     """
-    stats = Distribution.of(values)
+    stats = Distribution.of(values_ms)
     if stats is None:
         raise ValueError("a chart of no values")
-    ordered = np.sort(np.asarray(values, dtype=np.float64))
-    kept = np.unique(np.linspace(0, len(ordered) - 1, _MAX_MARKS).astype(int))
-    x_ticks = _ticks(float(ordered[-1]))
-    x_end = x_ticks[-1]
-    steps = [f"{_x(0, x_end):.1f},{_y(0, 100):.1f}"]
-    before = 0.0
-    for rank in kept:
-        x = _x(ordered[rank], x_end)
-        share = (rank + 1) / len(ordered) * 100
-        steps += [f"{x:.1f},{_y(before, 100):.1f}", f"{x:.1f},{_y(share, 100):.1f}"]
+    plot = Plot(Axis.from_zero("ms", max(values_ms)), _SHARES, _HEIGHT_PX)
+    steps, before = [plot.at(0, 0)], 0.0
+    for rank, value in _thinned(list(enumerate(np.sort(values_ms).tolist(), start=1))):
+        share = 100 * rank / len(values_ms)
+        steps += [plot.at(value, before), plot.at(value, share)]
         before = share
-    marks = "".join(_percentile_mark(name, stats.statistic(name), x_end) for name in ("p50", "p95"))
-    body = f'<polyline class="line" points="{" ".join(steps)}"/>{marks}'
-    return _frame("% of measurements within x ms", body, x_ticks, (0.0, 25.0, 50.0, 75.0, 100.0))
+    marks = [part for at, rank in enumerate(("p50", "p95")) for part in _percentile(plot, rank, stats, at)]
+    return plot.drawing(f"{name}: {_SHARES.title}", [*marks[::2], Line(steps, SERIES[0], 1.8), *marks[1::2]])
 
 
-def _percentile_mark(name: str, value: float, x_end: float) -> str:
-    x = _x(value, x_end)
-    anchor, offset = ("end", -4) if x > WIDTH_PX * 0.75 else ("start", 4)
-    y = HEIGHT_PX - _BOTTOM_PX - (24 if name == "p50" else 8)
-    return (
-        f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP_PX}" y2="{HEIGHT_PX - _BOTTOM_PX}"/>'
-        f'<text x="{x + offset:.1f}" y="{y}" text-anchor="{anchor}">{name} {_number(value)}</text>'
+def _percentile(plot: Plot, name: str, stats: Distribution, at: int) -> tuple[Part, Part]:
+    """Return an upright line and its name, beside it where there is room and one above the other."""
+    value = stats.statistic(name)
+    x, y = plot.at(value, 22 - 16 * at)
+    is_right = plot.x.share(value) > 0.75
+    told = Text(
+        (x - 4 if is_right else x + 4, y), f"{name} {number(value)}", "end" if is_right else "start", "ink", True
     )
+    return Line([plot.at(value, 0), plot.at(value, 100)], "soft"), told
 
 
-def time_chart(points: Sequence[tuple[float, float]], end_s: float, warmup_s: float) -> str:
-    """Return one dot per measurement: when it began (x, seconds) and what it took (y, milliseconds).
+def time_chart(name: str, points: Sequence[tuple[float, float]], end_s: float, warmup_s: float) -> Drawing:
+    """Return one dot per measurement: when it began, and what it took.
 
     Args:
-        points: (seconds, milliseconds), at least one.
-        end_s: Where the x axis ends.
+        name: What was measured.
+        points: (seconds into the run, milliseconds), at least one.
+        end_s: Where the x axis ends, at least.
         warmup_s: The shaded part before it was not measured.
     """
-    kept = np.unique(np.linspace(0, len(points) - 1, _MAX_MARKS).astype(int))
-    x_ticks, y_ticks = _ticks(end_s), _ticks(max(milliseconds for _, milliseconds in points))
-    dots = "".join(
-        f'<circle cx="{_x(points[i][0], x_ticks[-1]):.1f}" cy="{_y(points[i][1], y_ticks[-1]):.1f}" r="2"/>'
-        for i in kept
-    )
-    shade_px = _x(warmup_s, x_ticks[-1]) - _LEFT_PX
-    shade = f'<rect class="warmup" x="{_LEFT_PX}" y="{_TOP_PX}" width="{shade_px:.1f}" height="{_PLOT_HEIGHT_PX}"/>'
-    return _frame("ms, by seconds into the run", shade + f'<g class="dots">{dots}</g>', x_ticks, y_ticks)
+    most_ms = max(milliseconds for _, milliseconds in points)
+    plot = Plot(Axis.from_zero("seconds into the run", end_s), Axis.from_zero("ms", most_ms), _HEIGHT_PX)
+    (left, bottom), (right, top) = plot.at(0, 0), plot.at(warmup_s, plot.y.end)
+    shade = Shape(rectangle(left, top, right, bottom), "line", opacity=0.5)
+    dots = Dots([plot.at(*point) for point in _thinned(points)], SERIES[0])
+    return plot.drawing(f"{name}: ms by seconds into the run", [shade, dots])
 
 
-def _x(value: float, end: float) -> float:
-    return _LEFT_PX + _PLOT_WIDTH_PX * min(float(value), end) / end
-
-
-def _y(value: float, end: float) -> float:
-    return _TOP_PX + _PLOT_HEIGHT_PX * (1 - min(float(value), end) / end)
-
-
-def _ticks(largest: float) -> tuple[float, ...]:
-    """Return round numbers from 0 to at least `largest`: steps of 1, 2 or 5 times a power of ten."""
-    rough = max(largest, _LEAST_SPAN) / _NUM_TICKS
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
-    return tuple(step * i for i in range(max(1, math.ceil(largest / step - 1e-9)) + 1))
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _frame(caption: str, body: str, x_ticks: Sequence[float], y_ticks: Sequence[float]) -> str:
-    """Return a whole SVG: grid and tick labels, the body drawn over them, and a caption that says what y and x are."""
-    bottom, right = HEIGHT_PX - _BOTTOM_PX, WIDTH_PX - _RIGHT_PX
-    grid = [
-        f'<line class="grid" x1="{_LEFT_PX}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<text x="{_LEFT_PX - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(tick)}</text>'
-        for tick in y_ticks
-        for y in [_y(tick, y_ticks[-1])]
-    ]
-    grid += [
-        f'<text x="{_x(tick, x_ticks[-1]):.1f}" y="{bottom + 16}" text-anchor="middle">{_number(tick)}</text>'
-        for tick in x_ticks
-    ]
-    return (
-        f'<svg viewBox="0 0 {WIDTH_PX} {HEIGHT_PX}" role="img" aria-label="{caption}">{"".join(grid)}{body}'
-        f'<text x="{(_LEFT_PX + right) / 2}" y="{bottom + 31}" text-anchor="middle">{caption}</text></svg>'
-    )
+def _thinned(items: Sequence[Item]) -> list[Item]:
+    """Return at most so many items, evenly spaced, the first and the last among them."""
+    return [items[at] for at in np.unique(np.linspace(0, len(items) - 1, _MOST_MARKS).astype(int))]

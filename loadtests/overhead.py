@@ -36,7 +36,7 @@ from bundle.machine import Machine, this_machine
 from loadtests.distribution import Distribution
 from loadtests.images import draw_image, image_part
 from loadtests.sse import SSEParser, read_delta
-from loadtests.stopwatch import Stopwatch
+from loadtests.stopwatch import Stopwatch, distribution_of
 from loadtests.wording import counted, number
 from serving.edge import open_listener, run_server
 from serving.fake import FAKE_CLIP, FAKE_VLM, FakeClient
@@ -146,17 +146,10 @@ def measure_case(case: Case, urls: Mapping[str, str], watch: Stopwatch) -> Itera
     if case.alone is not None:
         yield OverheadLine(case.name, ALONE, asyncio.run(_alone(case.alone, watch)))
     connections = {name: _connection(url) for name, url in urls.items()}
-    times_ms: dict[str, list[float]] = {name: [] for name in urls}
-    for counts in watch.rounds():
-        for name, connection in connections.items():
-            took_ms = exchange(connection, case)
-            if counts:
-                times_ms[name].append(took_ms)
+    times_ms = watch.run({name: partial(exchange, connection, case) for name, connection in connections.items()})
     for name, connection in connections.items():
         connection.close()
-        found = Distribution.of(times_ms[name])
-        if found is not None:
-            yield OverheadLine(case.name, name, found)
+        yield OverheadLine(case.name, name, distribution_of(times_ms[name]))
 
 
 async def _alone(work: Callable[[FakeClient], Awaitable[object]], watch: Stopwatch) -> Distribution:

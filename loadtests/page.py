@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -10,8 +10,10 @@ from loadtests.charts import distribution_chart, time_chart
 from loadtests.distribution import STATISTICS
 from loadtests.report import LoadReport
 from loadtests.samples import RequestSample
-from loadtests.summary import LATENCIES, latency_values
+from loadtests.summary import latency_values
 from loadtests.wording import counted, number
+from pages.frame import page, table
+from pages.svg import svg
 
 BUSY_CLIENT_SHARE = 0.8
 """Above this share of a core the load generator waits for itself, and its figures are too high."""
@@ -25,30 +27,6 @@ TITLES = {
     "classify": "Classify an image",
 }
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --soft: #667; --line: #d8dce3; --accent: #2563c9;
-  --good: #17753a; --bad: #b3261e; --ground: #fff; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --soft: #9aa3af; --line: #343a42; --accent: #7fb0ff;
-  --good: #6bd08f; --bad: #ff8a80; --ground: #15181c; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground);
-  max-width: 1000px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.4rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
-h3 { font-size: 1rem; margin: 1.2rem 0 .2rem; }
-.soft, figcaption { color: var(--soft); }
-.verdict { font-weight: 600; } .met { color: var(--good); } .missed { color: var(--bad); }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere; }
-th { font-weight: 600; color: var(--soft); }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 1rem; }
-svg { width: 100%; height: auto; } svg text { font-size: 11px; fill: var(--soft); }
-.grid { stroke: var(--line); } .line { fill: none; stroke: var(--accent); stroke-width: 1.8; }
-.mark + text { paint-order: stroke; stroke: var(--ground); stroke-width: 4px; }
-.mark { stroke: var(--soft); stroke-dasharray: 3 3; } .dots { fill: var(--accent); fill-opacity: .55; }
-.warmup { fill: var(--line); fill-opacity: .5; }
-"""
-
 
 def write_page(path: Path, report: LoadReport) -> None:
     """Write the page of a report."""
@@ -61,22 +39,16 @@ def write_page(path: Path, report: LoadReport) -> None:
         _charts(report),
         _method(report),
     )
-    path.write_text(
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Load test of {escape(report.url)}</title><style>{_STYLE}</style></head>\n"
-        f"<body>{''.join(sections)}</body></html>\n",
-        encoding="utf-8",
-    )
+    path.write_text(page(f"Load test of {report.url}", "".join(sections)), encoding="utf-8")
 
 
 def _heading(report: LoadReport) -> str:
     num_missed = sum(not verdict.is_met for verdict in report.verdicts)
     total = len(report.verdicts)
     verdict = (
-        f'<p class="verdict missed">{num_missed} of {total} objectives missed</p>'
+        f'<p class="bad">{num_missed} of {total} objectives missed</p>'
         if num_missed
-        else f'<p class="verdict met">{counted(total, "objective")} met</p>'
+        else f'<p class="good">{counted(total, "objective")} met</p>'
     )
     users = ", ".join(f"{count} {kind} ({escape(report.record.models[kind])})" for kind, count in report.users())
     return (
@@ -87,23 +59,16 @@ def _heading(report: LoadReport) -> str:
     )
 
 
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Return a table; the cells of `rows` are HTML already, those of `head` are not."""
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    heads = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
 def _objectives(report: LoadReport) -> str:
     rows = (
         (
             escape(str(verdict.objective)),
             "nothing measured" if verdict.measured is None else number(verdict.measured),
-            '<span class="met">met</span>' if verdict.is_met else '<span class="missed">missed</span>',
+            '<span class="good">met</span>' if verdict.is_met else '<span class="bad">missed</span>',
         )
         for verdict in report.verdicts
     )
-    return "<h2>Objectives</h2>" + _table(("objective", "measured", "verdict"), rows)
+    return "<h2>Objectives</h2>" + table(("objective", "measured", "verdict"), rows)
 
 
 def _latencies(report: LoadReport) -> str:
@@ -112,7 +77,7 @@ def _latencies(report: LoadReport) -> str:
         for name, values in report.summary.latencies.items()
         if values is not None
     ]
-    return "<h2>Latencies, ms</h2>" + _table(("", "n", *STATISTICS), rows)
+    return "<h2>Latencies, ms</h2>" + table(("", "n", *STATISTICS), rows)
 
 
 def _throughput(report: LoadReport) -> str:
@@ -125,9 +90,8 @@ def _throughput(report: LoadReport) -> str:
     rates = [(name, "nothing measured" if value is None else number(value)) for name, value in summary.rates.items()]
     return (
         "<h2>Requests and rates</h2>"
-        + _table(("", "sent", "failed"), requests)
-        + "<br>"
-        + _table(("in the measured window", ""), rates)
+        + table(("", "sent", "failed"), requests)
+        + table(("in the measured window", ""), rates)
     )
 
 
@@ -135,20 +99,23 @@ def _failures(report: LoadReport) -> str:
     if not report.summary.errors:
         return ""
     rows = ((escape(text), str(count)) for text, count in report.summary.errors)
-    return "<h2>Failures</h2>" + _table(("what the client saw", "times"), rows)
+    return "<h2>Failures</h2>" + table(("what the client saw", "times"), rows, prose=0)
 
 
 def _charts(report: LoadReport) -> str:
     window = report.summary.window
     measured = latency_values(sample for sample in report.samples if window.holds(sample.started_s))
     end_s = max(sample.started_s for sample in report.samples)
-    figures = [
-        f'<h3>{TITLES[name]}</h3><div class="pair">{distribution_chart(measured[name])}'
-        f"{time_chart(points, end_s, window.start_s)}</div>"
-        for name in LATENCIES
+    charts = [
+        (title, distribution_chart(title, measured[name]), time_chart(title, points, end_s, window.start_s))
+        for name, title in TITLES.items()
         if measured[name] and (points := time_points(report.samples, name))
     ]
-    return "<h2>Charts</h2>" + "".join(figures)
+    figures = "".join(
+        f'<h3>{title}</h3><div class="charts"><figure>{svg(spread)}</figure><figure>{svg(course)}</figure></div>'
+        for title, spread, course in charts
+    )
+    return f"<h2>Charts</h2>{figures}"
 
 
 def time_points(samples: Sequence[RequestSample], name: str) -> list[tuple[float, float]]:
@@ -173,7 +140,7 @@ def _method(report: LoadReport) -> str:
     plan, record = report.plan, report.record
     share = f"{record.client_cpu_share:.0%}"
     busy = (
-        f'<strong class="missed">The load generator used {share} of a core: its own waiting is in these figures. '
+        f'<strong class="bad">The load generator used {share} of a core: its own waiting is in these figures. '
         "Use fewer users, or a machine of its own.</strong>"
         if record.client_cpu_share > BUSY_CLIENT_SHARE
         else f"The load generator used {share} of a core."

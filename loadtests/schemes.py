@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,9 @@ from bundle.errors import PocketVLMError, QuantizationError, SettingsError
 from bundle.machine import Machine, this_machine
 from loadtests.contestants import Bench, Contestant, Reading, Station, Variant
 from loadtests.wording import counted, number
+from runtime.turns import Quartiles, Turns
 
 _PACKAGES = ("pocketvlm", "onnxruntime", "onnxruntime-gpu", "numpy")
-_QUARTILES = (25, 50, 75)
 
 
 @dataclass(frozen=True)
@@ -77,25 +78,6 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """How many times as fast one bundle is as another: quartiles over the turns, by one clock."""
-
-    low: float
-    median: float
-    high: float
-
-    @classmethod
-    def of(cls, slower_ms: Sequence[float], faster_ms: Sequence[float]) -> Ratio:
-        """Return the quartiles of the ratios within each turn."""
-        quartiles = np.percentile(np.divide(slower_ms, faster_ms), _QUARTILES)
-        return cls(*(float(value) for value in quartiles))
-
-    def __str__(self) -> str:
-        """Return e.g. "1.43 (1.38-1.51)"."""
-        return f"{self.median:.2f} ({self.low:.2f}-{self.high:.2f})"
-
-
-@dataclass(frozen=True)
 class Line:
     """One bundle at one station.
 
@@ -116,8 +98,8 @@ class Line:
     processor_ms: float
     per_second: float
     unit: str
-    wall_ratio: Ratio
-    processor_ratio: Ratio
+    wall_ratio: Quartiles
+    processor_ratio: Quartiles
 
 
 @dataclass(frozen=True)
@@ -156,8 +138,8 @@ class Verdict:
     faster: str
     slower: str
     least: float
-    wall_ratio: Ratio
-    processor_ratio: Ratio
+    wall_ratio: Quartiles
+    processor_ratio: Quartiles
     exceeds_cache: bool | None
 
     @property
@@ -229,12 +211,8 @@ def _take_turns(contestants: Mapping[str, Contestant], plan: Plan, say: Callable
     readings: dict[Station, dict[str, list[Reading]]] = {}
     for station in plan.stations:
         say(f"{station.name}: {counted(plan.rounds, 'turn')} of {counted(len(contestants), 'bundle')}")
-        for contestant in contestants.values():
-            contestant.run(station)
-        readings[station] = {name: [] for name in contestants}
-        for _ in range(plan.rounds):
-            for name, contestant in contestants.items():
-                readings[station][name].append(contestant.run(station))
+        works = {name: partial(contestant.run, station) for name, contestant in contestants.items()}
+        readings[station] = Turns(warmup=1, repeats=plan.rounds).run(works)
     return readings
 
 
@@ -250,10 +228,10 @@ def _lines(names: Sequence[str], readings: Readings) -> tuple[Line, ...]:
     return tuple(lines)
 
 
-def _ratios(slower: Sequence[Reading], faster: Sequence[Reading]) -> tuple[Ratio, Ratio]:
-    """Return the ratios by the wall clock and by processor time."""
-    wall = Ratio.of([reading.wall_ms for reading in slower], [reading.wall_ms for reading in faster])
-    return wall, Ratio.of([reading.processor_ms for reading in slower], [reading.processor_ms for reading in faster])
+def _ratios(slower: Sequence[Reading], faster: Sequence[Reading]) -> tuple[Quartiles, Quartiles]:
+    """Return how many times as fast one is as another, by the wall clock and by processor time."""
+    wall = Quartiles.of_ratios([each.wall_ms for each in slower], [each.wall_ms for each in faster])
+    return wall, Quartiles.of_ratios([each.processor_ms for each in slower], [each.processor_ms for each in faster])
 
 
 def judge(variants: Sequence[Variant], readings: Readings, cache_bytes: int | None) -> tuple[Verdict, ...]:

@@ -16,12 +16,13 @@ from bundle.directory import Bundle
 from bundle.errors import SettingsError
 from bundle.image import PREPROCESSOR, ImageSpec
 from loadtests.images import draw_image
-from loadtests.stopwatch import Measurement, Stopwatch, milliseconds_of
+from loadtests.stopwatch import Measurement, Stopwatch
 from loadtests.wording import counted
 from runtime.cache_shape import cache_shape, context_of
 from runtime.chunks import chunks
 from runtime.decoder import Decoder, Logits, TokenGraphs
 from runtime.filled_prompt import FilledPrompt
+from runtime.turns import milliseconds_of
 from serving.engine.runner import Runner
 from serving.engine.scheduler import Batch, Row
 from serving.engine.sequence import Sequence

@@ -87,8 +87,8 @@ class Reader:
         return Score(num_right, n)
 
 
-class DualEncoder:
-    """A CLIP checkpoint that embeds images and texts."""
+class Matcher:
+    """A CLIP checkpoint that says how well images and texts match."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         """Load model and processor from a folder."""
@@ -126,7 +126,7 @@ def scores(args: argparse.Namespace) -> Iterator[tuple[str, Score]]:
         for task in args.tasks:
             yield f"{name} {task}", reader.score(task, args.n, args.seed)
     if "clip" in args.models:
-        encoder = DualEncoder(args.checkpoints / "clip")
+        encoder = Matcher(args.checkpoints / "clip")
         for kind in ("shape", "colour"):
             yield f"clip zero-shot {kind}", encoder.zero_shot(kind, args.n, args.seed)
         to_text, to_image = encoder.recall(args.seed)

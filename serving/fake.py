@@ -20,6 +20,7 @@ from bundle.decode import decode_image
 from bundle.errors import ContextLengthError, ModelNotFoundError, OverloadedError, PocketVLMError, TaskError
 from bundle.gates import Gate
 from bundle.manifest import Task
+from bundle.zero_shot import SLOT, label_text
 from serving.protocol import (
     ClassifyRequest,
     ClassifyResult,
@@ -144,8 +145,8 @@ class FakeClient:
         """Return softmax scores of cosines between the fake embeddings."""
         self._card(request.model, "dual-encoder")
         await self._serve_once()
-        template = request.prompt_template or "{}"
-        labels = np.stack([_embedding(template.replace("{}", label).encode()) for label in request.labels])
+        template = request.prompt_template or SLOT
+        labels = np.stack([_embedding(label_text(template, label).encode()) for label in request.labels])
         images = np.stack([_embedding(_content(image)) for image in request.images])
         exponentials = np.exp(10 * images @ labels.T)
         scores = (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)

@@ -97,6 +97,12 @@ def run(small_graphs: ModuleType, tmp_path: Path) -> Any:
 
 
 @pytest.fixture
+def look() -> Any:
+    """The function that shows a page in a browser; skips where there is none."""
+    return beside("browser").looker()
+
+
+@pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(7)
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from bundle.errors import BundleError
 from quant.comparison.decode_speed import measure_speeds
 from quant.comparison.page import write_comparison
-from quant.comparison.variants import Family, read_families
+from quant.comparison.variants import Siblings, read_siblings
 
 
 def compare_bundles(
     directories: Sequence[Path], output: Path, *, with_speed: bool, progress: Callable[[str], None]
-) -> tuple[list[Family], list[Path]]:
+) -> tuple[list[Siblings], list[Path]]:
     """Write the page that compares bundles and its charts; return what was compared and what was written.
 
     Args:
@@ -27,15 +27,15 @@ def compare_bundles(
         BundleError: A bundle or its report cannot be used, or `output` cannot be written.
         MachineError: A graph cannot run here.
     """
-    families = read_families(directories)
+    groups = read_siblings(directories)
     if not output.parent.is_dir():
         raise BundleError(f"{output} cannot be written: {output.parent} is no folder. Choose another -o.")
     if with_speed:
-        families = [_timed(family, progress) for family in families]
-    return families, write_comparison(output, families)
+        groups = [_timed(siblings, progress) for siblings in groups]
+    return groups, write_comparison(output, groups)
 
 
-def _timed(family: Family, progress: Callable[[str], None]) -> Family:
-    members = [*([family.parent] if family.parent else []), *family.variants]
+def _timed(siblings: Siblings, progress: Callable[[str], None]) -> Siblings:
+    members = [*([siblings.parent] if siblings.parent else []), *siblings.variants]
     speeds, ratios = measure_speeds(members, progress)
-    return replace(family, speeds=speeds, speed_ratios=ratios if family.parent else {})
+    return replace(siblings, speeds=speeds, speed_ratios=ratios if siblings.parent else {})

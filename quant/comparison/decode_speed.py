@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -11,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from quant.comparison.variants import Variant
-from quant.quality.measures import Interval
 from runtime.filled_prompt import FilledPrompt
 from runtime.one_request import DualEncoderRunner, VisionLanguageRunner
+from runtime.turns import Quartiles, Turns, milliseconds_of
 
 _ROUNDS = 25
 _WARMUP_ROUNDS = 3
@@ -35,10 +34,14 @@ class _Work:
     items: int
     run: Callable[[], object]
 
+    def rate(self) -> float:
+        """Run it once and return how many things a second it did."""
+        return self.items / milliseconds_of(self.run) * 1e3
+
 
 def measure_speeds(
     variants: Sequence[Variant], progress: Callable[[str], None]
-) -> tuple[dict[str, Interval], dict[str, float]]:
+) -> tuple[dict[str, Quartiles], dict[str, float]]:
     """Return tokens decoded (images embedded, for a dual encoder) per second by label, and ratios to the first variant.
 
     Rates are the median and quartiles of the rounds; a ratio is the median of the rounds' own ratios.
@@ -51,16 +54,10 @@ def measure_speeds(
     """
     works = [_work(variant) for variant in variants]
     progress(f"timing {', '.join(work.label for work in works)} in turns")
-    rates: dict[str, list[float]] = {work.label: [] for work in works}
-    for at in range(_WARMUP_ROUNDS + _ROUNDS):
-        for work in works:
-            started_s = time.perf_counter()
-            work.run()
-            if at >= _WARMUP_ROUNDS:
-                rates[work.label].append(work.items / (time.perf_counter() - started_s))
+    rates = Turns(_WARMUP_ROUNDS, _ROUNDS).run({work.label: work.rate for work in works})
     first = rates[works[0].label]
-    ratios = {label: float(np.median(np.divide(values, first))) for label, values in rates.items()}
-    return {label: _quartiles(values) for label, values in rates.items()}, ratios
+    ratios = {label: Quartiles.of_ratios(values, first).median for label, values in rates.items()}
+    return {label: Quartiles.of(values) for label, values in rates.items()}, ratios
 
 
 def _work(variant: Variant) -> _Work:
@@ -77,8 +74,3 @@ def _work(variant: Variant) -> _Work:
     return _Work(
         variant.label, _TOKENS_PER_ROUND, lambda: list(islice(runner.greedy_tokens(prompt), _TOKENS_PER_ROUND + 1))
     )
-
-
-def _quartiles(rates: Sequence[float]) -> Interval:
-    low, median, high = np.percentile(rates, [25, 50, 75])
-    return Interval(float(median), float(low), float(high), len(rates))

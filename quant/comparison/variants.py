@@ -12,7 +12,7 @@ from bundle.errors import BundleFormatError
 from bundle.manifest import Manifest
 from bundle.report import Report, TaskAccuracy, read_report
 from quant.quality.evaluation import ALL_TASKS
-from quant.quality.measures import Interval
+from runtime.turns import Quartiles
 
 REFERENCE = "fp32"
 """What the parent is called."""
@@ -55,21 +55,21 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Family:
+class Siblings:
     """An fp32 parent and what was made of it.
 
     Attributes:
         name: The parent's.
         parent: The fp32 bundle, where it was given too.
         variants: Quantized, the smallest first; of equal ones the one that lost least.
-        speeds: Items per second by label, with quartiles; empty where not measured.
+        speeds: Items per second by label; empty where not measured.
         speed_ratios: To the parent's by label, over rounds in turns; empty where not measured or without a parent.
     """
 
     name: str
     parent: Variant | None
     variants: tuple[Variant, ...]
-    speeds: Mapping[str, Interval] = field(default_factory=dict)
+    speeds: Mapping[str, Quartiles] = field(default_factory=dict)
     speed_ratios: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -114,7 +114,7 @@ class Family:
         return [*names, ALL_TASKS] if names else []
 
 
-def read_families(directories: Sequence[Path]) -> list[Family]:
+def read_siblings(directories: Sequence[Path]) -> list[Siblings]:
     """Return the bundles grouped by the checkpoint that they come from, in the order given.
 
     Raises:
@@ -126,7 +126,7 @@ def read_families(directories: Sequence[Path]) -> list[Family]:
     for directory in distinct.values():
         bundle = open_bundle(directory, verify=False, allow_ungated=True)
         groups.setdefault(bundle.manifest.source_sha256, []).append(bundle)
-    return [_family(members) for members in groups.values()]
+    return [_siblings(members) for members in groups.values()]
 
 
 def _labels(names: Sequence[tuple[str, ...]]) -> list[str]:
@@ -138,7 +138,7 @@ def _labels(names: Sequence[tuple[str, ...]]) -> list[str]:
     return labels
 
 
-def _family(members: Sequence[Bundle]) -> Family:
+def _siblings(members: Sequence[Bundle]) -> Siblings:
     parents = [bundle for bundle in members if bundle.manifest.is_gated is None]
     reports = [(bundle, read_report(bundle)) for bundle in members if bundle.manifest.is_gated is not None]
     if not reports:
@@ -149,7 +149,7 @@ def _family(members: Sequence[Bundle]) -> Family:
     labels = _labels([(each.weights, it.directory.name, str(it.directory)) for it, each in reports])
     variants = [Variant(label, *found) for label, found in zip(labels, reports, strict=True)]
     parent = Variant(REFERENCE, parents[0], None) if parents else None
-    return Family(reports[0][1].parent, parent, tuple(sorted(variants, key=_rank)))
+    return Siblings(reports[0][1].parent, parent, tuple(sorted(variants, key=_rank)))
 
 
 def _rank(variant: Variant) -> tuple[float, ...]:

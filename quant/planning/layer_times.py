@@ -14,9 +14,9 @@ import hashlib
 import json
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from quant.weights.table import load_pass
 from runtime.graph import Graph
 from runtime.onnx_runtime import runtime_version
 from runtime.settings import RuntimeSettings
+from runtime.turns import Quartiles, Turns, milliseconds_of
 
 FORMS = (
     KEPT,
@@ -75,11 +76,12 @@ thread of a shared machine, lower quartile of 30, the lesser of two runs: read r
 _OPSET = 21
 _IR_VERSION = 10
 _MOST_TURNS = 15
-_FEWEST_TURNS = 3
 _BUDGET_S = 6.0
 _MOST_WEIGHTS = 1 << 22  # of a timed layer; a larger one is timed with fewer outputs and the time scaled
 _FORMAT = 1
-_SAME_ROUNDING = dict.fromkeys(("hqq", "gptq", "ternary", "ternary-absmean", "ternary-gptq", "four-level"), "rtn")
+_EMPTY = "empty"
+"""What a graph of no layers is called among those that take turns."""
+_SAME_ROUNDING = dict.fromkeys(("hqq", "gptq", "ternary", "ternary-gptq", "four-level"), "rtn")
 _SAME_ROUNDING["fp4"] = "nf4"
 """Roundings that differ in the codes alone take the same time as the quickest one to compute."""
 _SAME_METHOD = {"qmoe": "matmul_nbits", "qdq_int4": "matmul_nbits"}
@@ -190,10 +192,9 @@ def measure(wanted: Sequence[Timed], threads: int = 0, turns: int = _MOST_TURNS,
         wanted: Any order.
         threads: Per operator; 0 means one per physical core.
         turns: Most runs of each.
-        budget_s: Turns end after it, but never before three.
+        budget_s: No turn is begun after it, once three have counted.
     """
     layers = {(timed.num_inputs, timed.num_outputs, timed.choice): timed for timed in wanted}
-    runs: dict[str, list[float]] = {timed.key: [] for timed in wanted}
     with tempfile.TemporaryDirectory() as folder:
         sessions = {
             at: _session(_timed_model(timed), Path(folder) / f"{number}.onnx", threads)
@@ -201,27 +202,13 @@ def measure(wanted: Sequence[Timed], threads: int = 0, turns: int = _MOST_TURNS,
         }
         inputs = {(timed.num_inputs, timed.rows): _activations(timed) for timed in wanted}
         empty = _session(_empty_model(), Path(folder) / "empty.onnx", threads)
-        overheads, nothing = list[float](), np.zeros((1, 16), np.float32)
-        in_turns = sorted(
-            wanted, key=lambda timed: timed.rows
-        )  # the same weights never twice in a row: they would be cached
-        started = time.perf_counter()
-        for turn in range(turns + 1):
-            if turn > _FEWEST_TURNS and time.perf_counter() - started > budget_s:
-                break
-            for timed in in_turns:
-                session = sessions[timed.num_inputs, timed.num_outputs, timed.choice]
-                took_ms = _run_ms(session, inputs[timed.num_inputs, timed.rows])
-                if turn:  # the first turn warms up
-                    runs[timed.key].append(took_ms)
-            _run_ms(empty, nothing)  # warms up again: other sessions ran since
-            overheads.append(_run_ms(empty, nothing))
-    overhead_ms = _quartile(overheads)
-    return {timed.key: _net_ms(timed, _quartile(runs[timed.key]), overhead_ms) for timed in wanted}
-
-
-def _quartile(values: Sequence[float]) -> float:
-    return float(np.percentile(values, 25))
+        works: dict[str, Callable[[], float]] = {_EMPTY: partial(_second_run_ms, empty, np.zeros((1, 16), np.float32))}
+        for timed in sorted(wanted, key=lambda timed: timed.rows):  # the same weights twice in a row would be cached
+            session = sessions[timed.num_inputs, timed.num_outputs, timed.choice]
+            works[timed.key] = partial(_run_ms, session, inputs[timed.num_inputs, timed.rows])
+        runs = Turns(warmup=1, repeats=turns, budget_s=budget_s).run(works)
+    seen_ms = {key: Quartiles.of(values).low for key, values in runs.items()}
+    return {timed.key: _net_ms(timed, seen_ms[timed.key], seen_ms[_EMPTY]) for timed in wanted}
 
 
 def _net_ms(timed: Timed, seen_ms: float, overhead_ms: float) -> float:
@@ -235,9 +222,13 @@ def _timed_outputs(timed: Timed) -> int:
 
 
 def _run_ms(session: Graph, x: Float32) -> float:
-    started = time.perf_counter()
-    session.run({"x": x})
-    return (time.perf_counter() - started) * 1e3
+    return milliseconds_of(lambda: session.run({"x": x}))
+
+
+def _second_run_ms(session: Graph, x: Float32) -> float:
+    """Return the time of a run behind another one, which warms up: other sessions ran before it."""
+    _run_ms(session, x)
+    return _run_ms(session, x)
 
 
 def _session(model: ir.Model, path: Path, threads: int) -> Graph:

@@ -16,7 +16,7 @@ _LINEAR: tuple[ComponentName, ...] = ("vision_encoder", "text_encoder", "decoder
 _EVERY: tuple[ComponentName, ...] = (*_LINEAR, "embed_tokens")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What one name asks of the component that it is given to, and what the others get under it.
 
@@ -55,9 +55,16 @@ class Recipe:
 
 def _four_bits(summary: str, rounding: str, calibration: Calibration = "none", scaling: str | None = None) -> Recipe:
     is_plain = calibration == "none" and rounding == "rtn"
-    portable = None if rounding == "hqq" else "qdq_int4"
     return Recipe(
-        *("int4", 4, summary, "matmul_nbits", portable, (64, 128, 32), rounding, scaling, calibration),
+        scheme="int4",
+        bits=4,
+        summary=summary,
+        method="matmul_nbits",
+        portable_method=None if rounding == "hqq" else "qdq_int4",
+        blocks=(64, 128, 32),
+        rounding=rounding,
+        scaling=scaling,
+        calibration=calibration,
         fits=_EVERY if is_plain else _LINEAR,
         head="int4",
         table="int4",
@@ -66,7 +73,13 @@ def _four_bits(summary: str, rounding: str, calibration: Calibration = "none", s
 
 def _two_bits(scheme: Scheme, summary: str, rounding: str, calibration: Calibration = "none") -> Recipe:
     return Recipe(
-        *(scheme, 2, summary, "matmul_nbits", None, (128, 64, 32), rounding, None, calibration),
+        scheme=scheme,
+        bits=2,
+        summary=summary,
+        method="matmul_nbits",
+        blocks=(128, 64, 32),
+        rounding=rounding,
+        calibration=calibration,
         head="int4",
         table="int4",
         is_experimental=True,
@@ -74,33 +87,62 @@ def _two_bits(scheme: Scheme, summary: str, rounding: str, calibration: Calibrat
 
 
 RECIPES: dict[str, Recipe] = {
-    "fp32": Recipe("fp32", 32, "as exported", "fp32", "fp32", fits=_EVERY, encoder="fp32", head="fp32", table="fp32"),
+    "fp32": Recipe(
+        scheme="fp32",
+        bits=32,
+        summary="as exported",
+        method="fp32",
+        portable_method="fp32",
+        fits=_EVERY,
+        encoder="fp32",
+        head="fp32",
+        table="fp32",
+    ),
     "fp16": Recipe(
-        *("fp16", 16, "float16, norms and softmax in float32; for CUDA and TensorRT", "float16", "float16"),
+        scheme="fp16",
+        bits=16,
+        summary="float16, norms and softmax in float32; for CUDA and TensorRT",
+        method="float16",
+        portable_method="float16",
         fits=_EVERY,
         encoder="fp16",
         head="fp16",
         table="fp16",
     ),
-    "int8": Recipe("int8", 8, "8-bit weights and activations, a scale per token", "w8a8", "w8a8", fits=_EVERY),
+    "int8": Recipe(
+        scheme="int8",
+        bits=8,
+        summary="8-bit weights and activations, a scale per token",
+        method="w8a8",
+        portable_method="w8a8",
+        fits=_EVERY,
+    ),
     "int8-static": Recipe(
-        *("int8-static", 8, "8-bit weights and activations, calibrated scales", "w8a8_static", "w8a8_static"),
+        scheme="int8-static",
+        bits=8,
+        summary="8-bit weights and activations, calibrated scales",
+        method="w8a8_static",
+        portable_method="w8a8_static",
         scaling="smoothquant",
         calibration="peaks",
         encoder="int8-static",
     ),
     "int4": _four_bits("4-bit weights, rounded to nearest", "rtn"),
     "int4-hqq": _four_bits("4-bit weights, grids that let outliers go", "hqq"),
-    "int4-gptq": _four_bits("4-bit weights, errors fed forward", "gptq", "grams"),
-    "int4-awq": _four_bits("4-bit weights, loud channels scaled up first", "rtn", "grams", "awq"),
-    "nf4": Recipe("nf4", 4, "4-bit codes of bitsandbytes", "bnb4", None, (64,), "nf4"),
-    "fp4": Recipe("fp4", 4, "4-bit floats of bitsandbytes", "bnb4", None, (64,), "fp4"),
+    "int4-gptq": _four_bits("4-bit weights, errors fed forward", "gptq", calibration="grams"),
+    "int4-awq": _four_bits("4-bit weights, loud channels scaled up first", "rtn", calibration="grams", scaling="awq"),
+    "nf4": Recipe(
+        scheme="nf4", bits=4, summary="4-bit codes of bitsandbytes", method="bnb4", blocks=(64,), rounding="nf4"
+    ),
+    "fp4": Recipe(
+        scheme="fp4", bits=4, summary="4-bit floats of bitsandbytes", method="bnb4", blocks=(64,), rounding="fp4"
+    ),
     "int2": _two_bits("int2", "2-bit weights of four levels", "four-level"),
-    "int2-gptq": _two_bits("int2", "2-bit weights, errors fed forward", "gptq", "grams"),
+    "int2-gptq": _two_bits("int2", "2-bit weights, errors fed forward", "gptq", calibration="grams"),
     "ternary": _two_bits("ternary", "-a, 0, a, of least squared error", "ternary"),
     "ternary-mean": _two_bits("ternary", "ternary about a mean", "ternary-mean"),
     "ternary-planes": _two_bits("ternary", "the sum of two ternary planes", "ternary-planes"),
-    "ternary-gptq": _two_bits("ternary", "ternary, errors fed forward", "ternary-gptq", "grams"),
+    "ternary-gptq": _two_bits("ternary", "ternary, errors fed forward", "ternary-gptq", calibration="grams"),
 }
 """By the name that a user gives. Where one is given alone, `encoder`, `head` and `table` say what the rest becomes."""
 

@@ -21,6 +21,7 @@ from PIL import Image
 from bundle.decode import decode_image
 from bundle.errors import ImageError, QuantizationError
 from bundle.manifest import Manifest
+from bundle.zero_shot import label_text
 from quant.quality.evaluation import Evaluation, Labelled
 
 UNNAMED_TASK = "questions"
@@ -182,7 +183,7 @@ def _encoder_samples(path: Path, rows: Sequence[tuple[_Place, Row]], template: s
         if "caption" in row:
             captions.append(FileCaption(file, _text(row, "caption", where)))
         if "label" in row:
-            labelled.append(FileCaption(file, template.format(_text(row, "label", where))))
+            labelled.append(FileCaption(file, label_text(template, _text(row, "label", where))))
     candidates = sorted({sample.caption for sample in labelled})
     if len(candidates) == 1:
         raise QuantizationError(

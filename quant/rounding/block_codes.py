@@ -104,16 +104,3 @@ def pack(codes: UInt8, bits: int) -> UInt8:
     for lane in range(per_byte):
         packed |= lanes[..., lane] << np.uint8(lane * bits)
     return packed
-
-
-def unpack(packed: UInt8, bits: int) -> UInt8:
-    """Return the codes that `pack` took, one per byte."""
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    lanes = (packed[..., None] >> shifts) & np.uint8((1 << bits) - 1)
-    return lanes.reshape(*packed.shape[:-1], -1)
-
-
-def pad(rows: Float32, block_size: int) -> Float32:
-    """Return rows [N, K] with zeros after them up to a whole number of blocks."""
-    missing = -rows.shape[1] % block_size
-    return np.pad(rows, ((0, 0), (0, missing))) if missing else np.ascontiguousarray(rows)

@@ -25,7 +25,6 @@ from quant.calibration.statistics import InputStatistics
 from quant.rounding.alignment import aligned
 from quant.rounding.block_codes import BlockCodes, joined
 from quant.rounding.blockwise import refuse_not_finite
-from quant.rounding.four_level import fit_four_levels
 from quant.rounding.grid import Fit
 from quant.rounding.rtn import fit_peak, fit_positive
 from quant.rounding.ternary import fit_optimal
@@ -114,4 +113,3 @@ def _gram(inputs: InputStatistics | None, num_inputs: int) -> Float32:
 round_with_feedback = Feedback(fit_peak, widths=(2, 4, 8))
 round_positive_with_feedback = Feedback(fit_positive, widths=(4, 8))
 round_ternary_with_feedback = Feedback(fit_optimal, widths=(2,), aligns=True)
-round_four_levels_with_feedback = Feedback(fit_four_levels, widths=(2,), aligns=True)

@@ -37,12 +37,10 @@ ROUNDINGS = {
     "gptq": "quant.rounding.feedback:round_with_feedback",
     "gptq-positive": "quant.rounding.feedback:round_positive_with_feedback",
     "ternary": "quant.rounding.ternary:round_to_ternary",
-    "ternary-absmean": "quant.rounding.ternary:round_to_absmean",
     "ternary-mean": "quant.rounding.ternary_mean:round_about_mean",
     "ternary-planes": "quant.rounding.planes:round_to_planes",
     "ternary-gptq": "quant.rounding.feedback:round_ternary_with_feedback",
     "four-level": "quant.rounding.four_level:round_to_four_levels",
-    "four-level-gptq": "quant.rounding.feedback:round_four_levels_with_feedback",
 }
 
 

@@ -4,9 +4,6 @@ For a given number k of weights that are not 0, the best are the k largest and t
 the squared error is then the block's energy less s^2 / k. Sorting once and trying every k is exact: no threshold is
 guessed and nothing is iterated. A block that is ternary already is reproduced bit for bit, because sums of equal
 float32 numbers are exact in float64.
-
-`fit_absmean` is the rule that BitNet b1.58 trains with (arXiv 2402.17764, section 2): a = mean |w|, weights rounded to
-the nearest of -a, 0, a. On weights that were not trained for it, its squared error is 1.4 times the optimum.
 """
 
 from __future__ import annotations
@@ -37,10 +34,4 @@ def fit_optimal(blocks: Float32, bits: int) -> StepGrid:
     return StepGrid(best_scales(blocks), bits, lowest=LOWEST)
 
 
-def fit_absmean(blocks: Float32, bits: int) -> StepGrid:
-    """Return the ternary grids whose a is the mean magnitude."""
-    return StepGrid(np.abs(blocks).mean(axis=1, keepdims=True), bits, lowest=LOWEST)
-
-
 round_to_ternary = Blockwise(fit_optimal, widths=(BITS,))
-round_to_absmean = Blockwise(fit_absmean, widths=(BITS,))

@@ -56,14 +56,12 @@ class Fold:
         sources: What it is made of.
         channels: [K], which channel of the sources each channel of the input is.
         num_channels: Of the sources, at most K.
-        is_of_norm: The sources are those of a normalization.
     """
 
     readers: tuple[Linear, ...]
     sources: tuple[Source, ...]
     channels: Channels
     num_channels: int
-    is_of_norm: bool
 
     def largest(self, values: Float32) -> Float32:
         """Return the largest of values [K] in each channel of the sources, [num_channels]."""
@@ -116,7 +114,6 @@ class _Origin:
     sources: tuple[Source, ...]
     channels: Channels
     num_channels: int
-    is_of_norm: bool
 
 
 class _Search:
@@ -138,7 +135,7 @@ class _Search:
         origin = self._origin(value)
         if origin is None or len(origin.channels) != readers[0].num_inputs:
             return None
-        return Fold(tuple(readers), origin.sources, origin.channels, origin.num_channels, origin.is_of_norm)
+        return Fold(tuple(readers), origin.sources, origin.channels, origin.num_channels)
 
     def _only(self, value: ir.Value | None) -> _Origin | None:
         """Return the origin of a value that has one reader."""
@@ -168,7 +165,7 @@ class _Search:
         if linear is None or not _owns_weight(linear):
             return None
         weight = Source(linear.weight, 0 if linear.is_transposed else 1)
-        origin = _Origin((weight,), np.arange(linear.num_outputs), linear.num_outputs, is_of_norm=False)
+        origin = _Origin((weight,), np.arange(linear.num_outputs), linear.num_outputs)
         return origin if linear.bias is None else _with_vector(origin, linear.bias)
 
     def _of_sum(self, node: ir.Node) -> _Origin | None:
@@ -222,7 +219,7 @@ def _num_readings(value: ir.Value) -> int:
 def _of_norm(node: ir.Node) -> _Origin | None:
     weights = [value for value in node.inputs[1:] if value is not None]
     size = _length(weights[0])
-    origin = _Origin((), np.arange(size), size, is_of_norm=True)
+    origin = _Origin((), np.arange(size), size)
     for weight in weights:
         grown = _with_vector(origin, weight)
         if grown is None:

@@ -10,10 +10,8 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse
 
-_STYLE = (
-    "body{font:15px/1.5 system-ui;max-width:60em;margin:2em auto;padding:0 1em}"
-    "pre{background:#f4f4f4;padding:1em;overflow:auto}"
-)
+from pages.frame import page
+
 EXAMPLES = {
     "/v1/chat/completions": {
         "model": "MODEL",
@@ -54,11 +52,7 @@ def _page(schema: dict[str, Any], url: str) -> str:
     title = f"{schema['info']['title']} {schema['info']['version']}"
     intro = "OpenAI-compatible: point any OpenAI client at <code>/v1</code>. Every field and limit is in"
     link = '<a href="openapi.json">openapi.json</a>.'
-    body = "\n".join(_operations(schema, url))
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{_STYLE}</style>"
-        f"<h1>{escape(title)}</h1><p>{intro} {link}</p>{body}</html>"
-    )
+    return page(title, f"<h1>{escape(title)}</h1><p>{intro} {link}</p>{''.join(_operations(schema, url))}")
 
 
 def _operations(schema: dict[str, Any], url: str) -> Iterator[str]:
@@ -67,4 +61,5 @@ def _operations(schema: dict[str, Any], url: str) -> Iterator[str]:
             yield f"<h2><code>{method.upper()} {escape(path)}</code></h2><p>{escape(operation['description'])}</p>"
             if path in EXAMPLES:
                 example = json.dumps(EXAMPLES[path], indent=2)
-                yield f"<pre>curl {escape(url + path)} -H 'Content-Type: application/json' -d '{escape(example)}'</pre>"
+                command = f"curl {url + path} -H 'Content-Type: application/json' -d '{example}'"
+                yield f'<pre tabindex="0">{escape(command, quote=False)}</pre>'

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pydantic_core import PydanticCustomError
 
 from bundle.errors import ParameterError
+from bundle.zero_shot import SLOT
 from serving.protocol import SamplingParams
 
 MAX_SEED = 2**63 - 1
@@ -187,6 +188,6 @@ class ClassifyBody(_Strict):
         if len(set(self.labels)) != len(self.labels):
             twice = next(label for label in self.labels if self.labels.count(label) > 1)
             raise ParameterError(f"label {twice!r} is there twice; labels must differ", "labels")
-        if self.prompt_template is not None and "{}" not in self.prompt_template:
-            raise ParameterError(f"{self.prompt_template!r} holds no {{}} for the label", "prompt_template")
+        if self.prompt_template is not None and SLOT not in self.prompt_template:
+            raise ParameterError(f"{self.prompt_template!r} holds no {SLOT} for the label", "prompt_template")
         return self

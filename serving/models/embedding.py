@@ -13,6 +13,7 @@ from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, ParameterError
 from bundle.manifest import DualEncoderDims
 from bundle.text import TOKENIZER, TextBatch, Tokenizer
+from bundle.zero_shot import SLOT, label_text
 from runtime.canary import check_canary
 from runtime.encoders import Vectors, encode_texts, unit
 from runtime.session import Session
@@ -33,8 +34,6 @@ from serving.protocol import (
     TextPart,
 )
 from serving.settings import EngineSettings
-
-_SLOT = "{}"
 
 
 class EmbeddingModel:
@@ -130,10 +129,10 @@ class EmbeddingModel:
                 f"{len(request.images)} images and {len(request.labels)} labels; send at least one of each",
                 "images" if request.labels else "labels",
             )
-        if _SLOT not in template:
-            raise ParameterError(f"prompt_template {template!r} has no {_SLOT} for the label", "prompt_template")
+        if SLOT not in template:
+            raise ParameterError(f"prompt_template {template!r} has no {SLOT} for the label", "prompt_template")
         with self._admission.admit():
-            prompts = [template.replace(_SLOT, label) for label in request.labels]
+            prompts = [label_text(template, label) for label in request.labels]
             of_labels, num_tokens, of_images = await self._embed_both(prompts, request.images)
         return ClassifyResult(scores(of_images @ of_labels.T, self._dims), num_tokens)
 

@@ -19,12 +19,10 @@ def test_no_linear_layer_of_a_family_keeps_float_weights(
 ) -> None:
     quantize_bundle(bundle_of(family, "contrib"), tmp_path / "int8", weights="int8")
     variant = open_bundle(tmp_path / "int8", allow_ungated=True)
-    assert {part.scheme for part in variant.components.values()} <= {"int8", "int8-weight-only"}
-    assert all(
-        find_linears(open_graph(tmp_path / "int8" / part.file).graph) == [] for part in variant.components.values()
-    )
+    assert {part.scheme for part in variant.manifest.components.values()} <= {"int8", "int8-weight-only"}
+    assert all(find_linears(open_graph(variant.graph_path(name)).graph) == [] for name in variant.manifest.components)
     # 8-bit weights and activations through a few random layers.
-    assert all(gate.value > 0.99 for gate in variant.gates)
+    assert all(gate.value > 0.99 for gate in variant.manifest.gates)
 
 
 def test_portable_encoders_become_int8_in_standard_operators(

@@ -16,7 +16,7 @@ CHECKPOINTS = SERVED["vlm"].parent
 @pytest.fixture(scope="module", autouse=True)
 def _late_imports() -> None:
     """Import what loads models here, so that collecting takes none of it."""
-    global torch, load_file, clip_model, tokenizer, Compared, DualEncoder, Reader
+    global torch, load_file, clip_model, tokenizer, Compared, Matcher, Reader
     torch = pytest.importorskip("torch", reason="checkpoints are loaded by the [train] extra")
     pytest.importorskip("transformers", reason="checkpoints are loaded by the [train] extra")
 
@@ -24,7 +24,7 @@ def _late_imports() -> None:
 
     from reference import clip_model, tokenizer
     from reference.compare_experts import Compared
-    from reference.evaluate import DualEncoder, Reader
+    from reference.evaluate import Matcher, Reader
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +43,8 @@ def mixture() -> Reader:
 
 
 @pytest.fixture(scope="module")
-def encoder() -> DualEncoder:
-    return DualEncoder(CHECKPOINTS / "clip")
+def encoder() -> Matcher:
+    return Matcher(CHECKPOINTS / "clip")
 
 
 @pytest.mark.parametrize("name", ["vlm", "clip"])
@@ -117,12 +117,12 @@ def test_small_experts_and_layers_answer_held_out_questions(
     assert request.getfixturevalue(fixture).score(task, 20, seed=1).num_right >= 17
 
 
-def test_clip_tells_held_out_shapes_and_colours(encoder: DualEncoder) -> None:
+def test_clip_tells_held_out_shapes_and_colours(encoder: Matcher) -> None:
     assert encoder.zero_shot("shape", 40, seed=1).num_right >= 36
     assert encoder.zero_shot("colour", 40, seed=1).num_right >= 36
 
 
-def test_shipped_tokenizers_are_the_ones_the_scripts_make(reader: Reader, encoder: DualEncoder) -> None:
+def test_shipped_tokenizers_are_the_ones_the_scripts_make(reader: Reader, encoder: Matcher) -> None:
     assert tokenizer.train().get_vocab() == reader.processor.tokenizer.get_vocab()
     assert clip_model.train_tokenizer().get_vocab() == encoder.processor.tokenizer.get_vocab()
 

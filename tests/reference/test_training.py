@@ -18,13 +18,13 @@ from reference.scenes import held_out
 @pytest.fixture(scope="module", autouse=True)
 def _late_imports() -> None:
     """Import what trains here, so that collecting takes none of it."""
-    global torch, transformers, clip_model, train_clip, train_vlm, vlm_model, DualEncoder, Reader, Score
+    global torch, transformers, clip_model, train_clip, train_vlm, vlm_model, Matcher, Reader, Score
     global save_vlm, MasterWeights, Run, Schedule
     torch = pytest.importorskip("torch", reason="training needs the [train] extra")
     transformers = pytest.importorskip("transformers", reason="training needs the [train] extra")
 
     from reference import clip_model, train_clip, train_vlm, vlm_model
-    from reference.evaluate import DualEncoder, Reader, Score
+    from reference.evaluate import Matcher, Reader, Score
     from reference.shipping import save_vlm
     from reference.training import MasterWeights, Run, Schedule
 
@@ -36,9 +36,9 @@ def reader() -> Reader:
 
 
 @pytest.fixture(scope="module")
-def encoder() -> DualEncoder:
+def encoder() -> Matcher:
     """The shipped dual encoder."""
-    return DualEncoder(CHECKPOINTS["clip"])
+    return Matcher(CHECKPOINTS["clip"])
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_five_vlm_steps_leave_a_checkpoint_that_answers(trained_vlm: pathlib.Pat
 
 
 def test_five_clip_steps_leave_a_checkpoint_that_embeds(trained_clip: pathlib.Path) -> None:
-    assert DualEncoder(trained_clip).zero_shot("shape", 4, 0).n == 4
+    assert Matcher(trained_clip).zero_shot("shape", 4, 0).n == 4
 
 
 def test_weights_are_stored_in_half_precision(trained_vlm: pathlib.Path, trained_clip: pathlib.Path) -> None:
@@ -124,7 +124,7 @@ def test_packed_answers_have_the_logits_they_have_alone(reader: Reader, monkeypa
     assert row == len(packed)
 
 
-def test_training_pixels_equal_the_processors_pixels(reader: Reader, encoder: DualEncoder) -> None:
+def test_training_pixels_equal_the_processors_pixels(reader: Reader, encoder: Matcher) -> None:
     image = held_out("colour", 1)[0].images[0]
     wanted = np.asarray(image).astype(np.float32).transpose(2, 0, 1) / 127.5 - 1
     vlm = reader.processor(text="<image>", images=[image])["pixel_values"]
@@ -151,7 +151,7 @@ def test_clip_tokenizer_knows_every_byte() -> None:
     assert tokens.decode(tokens("a large red circle")["input_ids"], skip_special_tokens=True) == "a large red circle"
 
 
-def test_clip_training_embeds_as_transformers_does(encoder: DualEncoder) -> None:
+def test_clip_training_embeds_as_transformers_does(encoder: Matcher) -> None:
     texts = ["a circle", "a large red circle and a small blue star"]
     ids = encoder.processor.tokenizer(texts, padding=True, return_tensors="pt")
     pixels = torch.from_numpy(np.stack([np.asarray(held_out("colour", 1)[0].images[0])]))

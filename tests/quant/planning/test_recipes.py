@@ -7,12 +7,14 @@ import pytest
 
 from bundle.directory import read_manifest
 from bundle.errors import QuantizationError
+from bundle.form import Form
 from bundle.manifest import Manifest
 from quant.planning.recipes import RECIPES, read_weights
 from quant.quality.gate import LIMITS
 from quant.rounding.table import ROUNDINGS
 from quant.scaling.table import SCALINGS
 from quant.weights.bnb4 import KINDS
+from quant.weights.qdq_int4 import positive
 from quant.weights.table import PASSES
 
 
@@ -71,6 +73,12 @@ def test_every_recipe_names_what_exists(name: str) -> None:
     assert recipe.portable_method in {*PASSES, "fp32", None}
     assert recipe.rounding in {*ROUNDINGS, *KINDS}
     assert recipe.scaling in {*SCALINGS, None}
+
+
+def test_every_rounding_is_reached_by_a_recipe() -> None:
+    reached = {recipe.rounding for recipe in RECIPES.values()}
+    portable = {recipe.rounding for recipe in RECIPES.values() if recipe.portable_method == "qdq_int4"}
+    assert reached | {positive(Form(4, 32, name)).rounding for name in portable} >= ROUNDINGS.keys()
 
 
 def test_recipes_of_two_bits_are_experimental_and_no_others() -> None:

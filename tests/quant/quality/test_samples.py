@@ -88,6 +88,14 @@ def test_captions_and_labels_become_recall_and_zero_shot(write, clip: Manifest) 
     assert [sample.image.size for sample in labelled.samples] == [(3, 2), (5, 4)]
 
 
+def test_braces_in_a_template_and_in_a_label_are_letters(write, clip: Manifest) -> None:
+    assert clip.dual is not None
+    braced = clip.dual.model_copy(update={"prompt_template": "a {photo} of {}"})
+    rows = [{"image": "red.png", "label": "{red}"}, {"image": "more/blue.jpg", "label": "blue"}]
+    evaluation = read_samples(write(*rows), clip.model_copy(update={"dual": braced}))
+    assert list(evaluation.labelled["label"].candidates) == ["a {photo} of blue", "a {photo} of {red}"]
+
+
 def test_images_are_opened_when_they_are_used(write, vlm: Manifest, tmp_path: Path) -> None:
     (question,) = read_samples(write(ASKED), vlm).questions
     Image.new("RGB", (7, 7)).save(tmp_path / "red.png")

@@ -15,7 +15,6 @@ FED_BACK = {
     "gptq": "rtn",
     "gptq-positive": "rtn-positive",
     "ternary-gptq": "ternary",
-    "four-level-gptq": "four-level",
 }
 
 

@@ -27,7 +27,6 @@ def lost(found: Float32, rows: Float32) -> float:
 
 # Relative squared error, blocks of 128 and 32 of Gaussian weights and of 128 Student-t(5) ones, as measured elsewhere.
 KNOWN = [
-    ("ternary-absmean", 2, gaussian, 128, 0.261),
     ("ternary", 2, gaussian, 128, 0.187),
     ("ternary", 2, gaussian, 32, 0.178),
     ("ternary", 2, student, 128, 0.264),

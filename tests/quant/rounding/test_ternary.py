@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphs.layers import Float32
-from quant.rounding.ternary import BITS, fit_absmean, fit_optimal, round_to_absmean, round_to_ternary
+from quant.rounding.ternary import BITS, fit_optimal, round_to_ternary
 
 
 def brute_force(block: Float32) -> float:
@@ -67,12 +67,4 @@ def test_a_matrix_that_is_ternary_already_is_reproduced_bit_for_bit(
 
 def test_the_free_code_is_never_used() -> None:
     rows = np.random.default_rng(1).standard_normal((8, 128)).astype(np.float32)
-    for rounding in (round_to_ternary, round_to_absmean):
-        assert np.unique(rounding(rows, BITS, 64).codes).tolist() == [1, 2, 3]
-
-
-def test_absmean_equals_the_formula_that_bitnet_trains_with() -> None:
-    rows = np.random.default_rng(2).standard_normal((1, 256)).astype(np.float32)
-    level = np.abs(rows).mean()
-    expected = np.clip(np.round(rows / level), -1, 1) * level
-    np.testing.assert_allclose(fit_absmean(rows, BITS).encode(rows).weights(256), expected, rtol=1e-6)
+    assert np.unique(round_to_ternary(rows, BITS, 64).codes).tolist() == [1, 2, 3]

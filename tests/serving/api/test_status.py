@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -154,6 +155,15 @@ def test_the_docs_page_loads_nothing_from_elsewhere_and_shows_each_route(api: An
     assert "://" not in page.replace("http://test", "")
     assert all(f"<code>POST {path}</code>" in page for path in EXAMPLES)
     assert api.get("/redoc").status_code == 404
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width_px", [400, 1280])
+def test_the_docs_page_fits_a_phone_and_a_desk(api: Any, tmp_path: Path, look: Any, width_px: int) -> None:
+    (tmp_path / "docs.html").write_text(api.get("/docs").text, encoding="utf-8")
+    seen = look(tmp_path / "docs.html", width_px)
+    assert seen.page_px <= width_px
+    assert len(seen.requests) == 1
 
 
 @pytest.mark.parametrize("path", EXAMPLES)

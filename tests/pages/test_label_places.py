@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quant.comparison.label_places import Box, place_labels
+from pages.label_places import Box, place_labels
 
 PLOT = Box(0, 0, 400, 300)
 
