@@ -79,7 +79,8 @@ def read_manifest(directory: Path) -> Manifest:
             f"{directory} is not a bundle: it holds no {MANIFEST}. Make one with: pocketvlm export CHECKPOINT -o BUNDLE"
         )
     try:
-        return Manifest.model_validate(_in_this_format(json.loads(path.read_bytes())))
+        raw = json.loads(path.read_bytes())
+        return Manifest.model_validate(format_1.upgraded(raw) if _is_older(raw) else raw)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
@@ -90,10 +91,18 @@ def read_manifest(directory: Path) -> Manifest:
         raise BundleFormatError(_unreadable(path, f"{type(error).__name__}: {error}")) from error
 
 
-def _in_this_format(raw: Any) -> Any:
-    """Return a parsed manifest, lifted from the format before this one."""
-    is_older = isinstance(raw, dict) and raw.get("format_version") == format_1.VERSION
-    return format_1.upgraded(raw) if is_older else raw
+def is_of_this_format(directory: Path) -> bool:
+    """Return whether a bundle's manifest is of the format that is written now, not of one that is only read.
+
+    Raises:
+        BundleFormatError: There is no manifest that can be read.
+    """
+    read_manifest(directory)
+    return not _is_older(json.loads((directory / MANIFEST).read_bytes()))
+
+
+def _is_older(raw: Any) -> bool:
+    return isinstance(raw, dict) and raw.get("format_version") == format_1.VERSION
 
 
 def _unreadable(path: Path, problem: str) -> str:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from bundle.directory import read_manifest
+from bundle.directory import is_of_this_format, read_manifest
 from bundle.errors import BundleError
 
 _FOLDER = Path(__file__).resolve().parents[1] / "reference" / "checkpoints"
@@ -35,9 +35,9 @@ def shipped_name(bundle: Path) -> str | None:
 
 
 def is_current(bundle: Path, name: str) -> bool:
-    """Say whether `bundle` exists and was made of the checkpoint as shipped now."""
+    """Say whether `bundle` exists, was made of the checkpoint as shipped now, and is of the format written now."""
     try:
-        return shipped_name(bundle) == name
+        return shipped_name(bundle) == name and is_of_this_format(bundle)
     except BundleError:
         return False
 

@@ -157,13 +157,9 @@ class StationBench:
             return (lambda: self._vision.run(batch)), 1
         if station.kind == "prefill":
             prompt = self._tokens.sequence(self._ids[: station.size], 0)
-            return (lambda: self._prefill(prompt)), 1
+            return (lambda: self._tokens.prefill(prompt)), 1
         sequences = [self._decoding(slot, station.cached_tokens) for slot in range(station.size)]
         return (lambda: self._tokens.step(sequences)), self._steps
-
-    def _prefill(self, prompt: Sequence) -> None:
-        prompt.forget()
-        self._tokens.prefill(prompt)
 
     def _decoding(self, slot: int, cached_tokens: int) -> Sequence:
         """Return a sequence that counts as read so far, with a token sampled."""

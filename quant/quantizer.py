@@ -101,7 +101,9 @@ def quantize_bundle(
         raise QuantizationError(f"{output} is the bundle to be quantized; choose another -o")
     parent = open_bundle(bundle, allow_ungated=True)  # a quantized parent has an error of its own
     require_float(parent.manifest)
-    settings = _measured_on(options.target, say)
+    settings = _measured_on(options.target)
+    if note := _elsewhere(options.target, settings):
+        say(note)
     with write_aside(output, overwrite=overwrite) as aside:
         draft = make_draft(parent, weights, options, say)
         _require_calibration(draft, options, calibration)
@@ -119,17 +121,23 @@ def quantize_bundle(
         gates = judge_all(parity, measured, limits_row(draft), limits)
         judged = variant.manifest.model_copy(update={"gates": gates})
         _tell_loss(draft, measured, say)
-        write_report(_report(job, judged, parity, measured, evaluation, time.monotonic() - started), aside)
+        report = _report(job, judged, parity, measured, evaluation, time.monotonic() - started)
+        write_report(report.model_copy(update={"not_measured": (*report.not_measured, *filter(None, [note]))}), aside)
         return seal(aside, judged, unchanged=variant.manifest.files).manifest
 
 
-def _measured_on(target: Target, say: Say) -> RuntimeSettings:
+def _measured_on(target: Target) -> RuntimeSettings:
     """Return where a variant is run to be measured: where it will serve, or on the CPU where this machine cannot."""
     provider = provider_of(target)
-    if not has_provider(provider):
-        say(f"this machine has no {provider}: quality is measured on its CPU, whose kernels round differently")
-        return RuntimeSettings()
-    return RuntimeSettings(provider=provider)
+    return RuntimeSettings(provider=provider) if has_provider(provider) else RuntimeSettings()
+
+
+def _elsewhere(target: Target, settings: RuntimeSettings) -> str:
+    """Return what is to be said where a variant is measured on something else than it was made for; else nothing."""
+    if settings.provider == target:
+        return ""
+    reason = "engines are built on the board" if target == "tensorrt" else f"this machine has no {target}"
+    return f"quality on {target}: {reason}, so it is measured on the CPU, whose kernels round differently"
 
 
 def _require_calibration(draft: Draft, options: Options, calibration: Evaluation | None) -> None:

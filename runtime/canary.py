@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +38,7 @@ def check_canary(bundle: Bundle, sessions: Mapping[ComponentName, Session]) -> N
     if GOLDEN not in bundle.manifest.files:
         logger.warning("%s holds no %s: its graphs are not checked on this machine", bundle.directory, GOLDEN)
         return
-    for name, (recording, found) in replayed(bundle, sessions).items():
+    for name, recording, found in replayed(bundle, sessions.items()):
         scheme = bundle.manifest.components[name].scheme
         if scheme == "fp32":
             check(name, recording.outputs, found, max_relative=_MAX_RELATIVE)
@@ -47,20 +47,18 @@ def check_canary(bundle: Bundle, sessions: Mapping[ComponentName, Session]) -> N
 
 
 def replayed(
-    bundle: Bundle, sessions: Mapping[ComponentName, Session]
-) -> dict[ComponentName, tuple[Recording, dict[str, Array]]]:
-    """Return each graph's recorded run and what it gives on the same inputs here.
+    bundle: Bundle, sessions: Iterable[tuple[ComponentName, Session]]
+) -> Iterator[tuple[ComponentName, Recording, dict[str, Array]]]:
+    """Yield each graph's name, its recorded run and what it gives on the same inputs here.
 
     Raises:
         BundleFileError: The recording is missing, damaged, or lacks a graph's run.
     """
     path = bundle.path(GOLDEN)
     recordings = load_golden(path)
-    found: dict[ComponentName, tuple[Recording, dict[str, Array]]] = {}
-    for name, session in sessions.items():
+    for name, session in sessions:
         recording = recording_of(session.component.role, recordings, path)
-        found[name] = recording, session.run(recording.inputs)
-    return found
+        yield name, recording, session.run(recording.inputs)
 
 
 def _min_cosine(manifest: Manifest, component: ComponentName) -> float:

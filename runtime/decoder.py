@@ -16,6 +16,7 @@ from bundle.manifest import ComponentName, RunPhase
 from runtime.cache_shape import CacheShape
 from runtime.feeds import Embeds, Int64, Step, TokenRun, check_inputs, feeds_of, place_features
 from runtime.graph import Array
+from runtime.inputs import InputBuffers
 from runtime.session import Session
 from runtime.settings import RuntimeSettings
 from runtime.states import StateBuffers
@@ -119,6 +120,7 @@ class Decoder:
         self.shape = shape
         self.states = StateBuffers(graphs.states, shape, graphs.of_phase("step").graph.device)
         self._logits = np.empty((shape.num_slots, 1, graphs.vocab_size), np.float32)
+        self._inputs = InputBuffers()
         self._bindings: OrderedDict[tuple[Session, int, int, tuple[str, ...]], Any] = OrderedDict()
 
     def run(self, phase: RunPhase, first_slot: int, runs: Sequence[TokenRun]) -> Logits:
@@ -143,9 +145,10 @@ class Decoder:
         session.check_optional(optional)
         binding = self._binding(session, first_slot, len(runs), optional)
         for name, array in self.graphs.feeds(phase, self.graphs.step(runs)).items():
-            binding.bind_cpu_input(name, array)
+            self._inputs.bind(binding, name, array)
         logits = self._bind_logits(binding, len(runs), len(runs[0].wanted))
         session.graph.run_bound(binding, in_part=len(optional) < len(session.component.optional_outputs))
+        self.states.take_over(first_slot, len(runs))
         *_, last = found = binding.get_outputs()
         asked = found[len(self.states.states) : -1]
         return (
@@ -182,7 +185,7 @@ class Decoder:
         return len(self._bindings)
 
     def _binding(self, session: Session, first_slot: int, size: int, optional: tuple[str, ...]) -> Any:
-        """Return a graph's binding to a range of slots, whose states in and out are the same memory.
+        """Return a graph's binding to the states of a range of slots.
 
         Outputs are bound in this order: states, optional ones, logits.
         """
@@ -192,9 +195,8 @@ class Decoder:
             return self._bindings[key]
         binding = session.graph.binding()
         for state in self.states.states:
-            place = self.states.place(state, first_slot, size)
-            binding.bind_input(state.input, *place)
-            binding.bind_output(state.output, *place)
+            binding.bind_input(state.input, *self.states.place(state, first_slot, size))
+            binding.bind_output(state.output, *self.states.place_after(state, first_slot, size))
         for name in optional:
             binding.bind_output(name, "cpu")
         self._bindings[key] = binding

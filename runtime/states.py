@@ -96,6 +96,7 @@ class StateBuffers:
         self._device = device
         try:
             self._buffers = {state.input: self._allocated(state) for state in self.states}
+            self._after = {state.input: self._allocated(state) for state in self.states if state.kind == "fixed"}
         except Exception as error:  # a device's errors are ONNX Runtime's, the host's OSError and OverflowError
             raise MachineError(
                 f"this machine has no room for the cache, {shape}: {first_line(error)}. Lower max_sequences or "
@@ -109,11 +110,29 @@ class StateBuffers:
         return _DeviceBuffer(sizes, state.dtype, self._device)
 
     def place(self, state: State, first_slot: int, num_slots: int) -> Place:
-        """Return where a range of slots of a state lies, as one tensor of that batch."""
+        """Return where a graph finds a range of slots of a state, as one tensor of that batch."""
+        return self._place(self._buffers[state.input], state, first_slot, num_slots)
+
+    def place_after(self, state: State, first_slot: int, num_slots: int) -> Place:
+        """Return where a graph leaves a range of slots of a state.
+
+        Rows are written where they stay. A state of fixed size is written elsewhere: some operator of the graph may
+        read the old one after another has written the new.
+        """
+        return self._place(self._after.get(state.input, self._buffers[state.input]), state, first_slot, num_slots)
+
+    def take_over(self, first_slot: int, num_slots: int) -> None:
+        """Let what a run left of states of fixed size be what the next one finds."""
+        written = slice(first_slot, first_slot + num_slots)
+        for name, after in self._after.items():
+            content = self._buffers[name].read()
+            content[written] = after.read()[written]
+            self._buffers[name].write(content)
+
+    def _place(self, buffer: _Buffer, state: State, first_slot: int, num_slots: int) -> Place:
         sizes = state.sizes(num_slots, self.shape.capacity_tokens)
         slot_bytes = math.prod(sizes[1:]) * np.dtype(state.dtype).itemsize
-        address = self._buffers[state.input].address + first_slot * slot_bytes
-        return self._device, 0, np.dtype(state.dtype), sizes, address
+        return self._device, 0, np.dtype(state.dtype), sizes, buffer.address + first_slot * slot_bytes
 
     def copy(self, source: int, target: int, lengths: Sequence[int]) -> None:
         """Copy a sequence from one slot to another.

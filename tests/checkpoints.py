@@ -1,7 +1,8 @@
-"""Tiny checkpoints with random weights, saved by transformers as real ones are.
+"""Tiny checkpoints with random weights, written as transformers writes real ones, without torch or transformers.
 
 Tests reach these functions through the fixture `checkpoints` of tests/conftest.py. Weights are drawn large enough that
 greedy decoding is diverse: at its default initialisation a decoder repeats one token, which hides errors.
+tests/export/test_tiny_checkpoints.py holds that transformers loads every weight of them and would save the same.
 
 `python tests/checkpoints.py FOLDER [--preset NAME] [--one-tile]` writes one of a real model's sizes, SmolVLM-256M's by
 default, for measuring speed and memory.
@@ -10,79 +11,40 @@ default, for measuring speed and memory.
 from __future__ import annotations
 
 import argparse
+import json
+import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    CLIPConfig,
-    CLIPModel,
-    CLIPProcessor,
-    CLIPTokenizer,
-    CLIPVisionConfig,
-    GenerationConfig,
-    Idefics3Processor,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    SiglipConfig,
-    SiglipModel,
-    SiglipProcessor,
-    SiglipVisionConfig,
-    SmolVLMConfig,
-    SmolVLMForConditionalGeneration,
-)
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
-from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+import ml_dtypes
+import numpy as np
+from numpy.typing import DTypeLike
+from safetensors.numpy import save_file
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from weight_shapes import Config, Shapes, clip_shapes, drawn_weight, llava_shapes, siglip_shapes, smolvlm_shapes
 
 TILE_PX = 32
 PATCH_PX = 8
 CONTEXT_TOKENS = 512
 MARKERS = [f"<row_{row}_col_{col}>" for row in range(1, 5) for col in range(1, 5)]
-CONTROL = ["<|pad|>", "<|im_start|>", "<end_of_utterance>", "<fake_token_around_image>", "<image>", "<global-img>"]
+PAD, BOS, EOS = "<|pad|>", "<|im_start|>", "<end_of_utterance>"
+NAMED = {"pad_token": PAD, "bos_token": BOS, "eos_token": EOS}
+CONTROL = [PAD, BOS, EOS, "<fake_token_around_image>", "<image>", "<global-img>"]
+CONTROL_IDS = {"pad_token_id": 256, "bos_token_id": 257, "eos_token_id": 258}
+IMAGE_TOKEN_ID = 260
 TEMPLATE = (
     "<|im_start|>{% for message in messages %}{{ message.role | capitalize }}:"
     "{% for part in message.content %}{% if part.type == 'image' %}<image>{% else %} {{ part.text }}{% endif %}"
     "{% endfor %}<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
+CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
+CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
+RESCALING = {"do_rescale": True, "rescale_factor": 1 / 255, "do_convert_rgb": True, "do_normalize": True}
 
 
-def byte_tokenizer(specials: list[str]) -> PreTrainedTokenizerFast:
-    """Return a byte-level tokenizer: one token per byte, then the special ones."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in specials])
-    return PreTrainedTokenizerFast(tokenizer_object=backend)
-
-
-def enlarge(model: PreTrainedModel, seed: int = 0) -> None:
-    """Redraw every weight in place: matrices with gain 2, norms near 1, biases and vectors near 0."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            noise = torch.randn(weight.shape, generator=generator)
-            if "embed" in name and weight.dim() == 2:
-                weight.copy_(noise)
-            elif weight.dim() >= 2:
-                weight.copy_(2 * noise / weight[0].numel() ** 0.5)
-            elif weight.dim() == 1 and "norm" in name and name.endswith("weight"):
-                weight.copy_(1 + 0.2 * noise)
-            elif weight.dim() == 1:
-                weight.copy_(0.2 * noise)
-
-
-def smolvlm_config(
-    text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None, **top: Any
-) -> SmolVLMConfig:
+def smolvlm_config(text: Config | None = None, vision: Config | None = None, **top: Any) -> Config:
     """Return a tiny SmolVLM config with 6 query and 2 key/value heads; arguments override its parts."""
     text_config = {
         "model_type": "llama",
@@ -93,12 +55,11 @@ def smolvlm_config(
         "num_key_value_heads": 2,
         "vocab_size": 256 + len(CONTROL) + len(MARKERS),
         "max_position_embeddings": CONTEXT_TOKENS,
-        "pad_token_id": 256,
-        "bos_token_id": 257,
-        "eos_token_id": 258,
+        **CONTROL_IDS,
         **(text or {}),
     }
     vision_config = {
+        "model_type": "smolvlm_vision",
         "hidden_size": 32,
         "intermediate_size": 56,
         "num_hidden_layers": 2,
@@ -107,48 +68,19 @@ def smolvlm_config(
         "patch_size": PATCH_PX,
         **(vision or {}),
     }
-    settings = {"scale_factor": 2, "image_token_id": 260, "tie_word_embeddings": True, **top}
-    return SmolVLMConfig(text_config=text_config, vision_config=vision_config, **settings)
+    return {
+        "architectures": ["SmolVLMForConditionalGeneration"],
+        "model_type": "smolvlm",
+        "scale_factor": 2,
+        "image_token_id": IMAGE_TOKEN_ID,
+        "tie_word_embeddings": True,
+        "text_config": text_config,
+        "vision_config": vision_config,
+        **top,
+    }
 
 
-def save_smolvlm(folder: Path, config: SmolVLMConfig | None = None, *, splits: bool = True) -> PreTrainedModel:
-    """Write a whole SmolVLM checkpoint into `folder` and return the model in float32.
-
-    Args:
-        folder: Created when missing.
-        config: `smolvlm_config()` by default.
-        splits: Whether large images are cut into tiles (at most 4 x 4).
-    """
-    config = config or smolvlm_config()
-    torch.manual_seed(0)
-    model = SmolVLMForConditionalGeneration(config).eval()
-    enlarge(model)
-    model.generation_config = GenerationConfig(eos_token_id=258, pad_token_id=256, bos_token_id=257)
-    model.save_pretrained(folder)
-    save_smolvlm_processor(folder, config, splits=splits)
-    return model
-
-
-def save_smolvlm_processor(folder: Path, config: SmolVLMConfig, *, splits: bool = True) -> None:
-    """Write the processor files of a SmolVLM checkpoint."""
-    tile_px = config.vision_config.image_size
-    tokenizer = byte_tokenizer([*CONTROL, *MARKERS])
-    tokenizer.add_special_tokens(
-        {"bos_token": "<|im_start|>", "eos_token": "<end_of_utterance>", "pad_token": "<|pad|>"}
-    )
-    tokenizer.model_max_length = CONTEXT_TOKENS
-    images = Idefics3ImageProcessorPil(
-        do_image_splitting=splits,
-        size={"longest_edge": 4 * tile_px if splits else tile_px},
-        max_image_size={"longest_edge": tile_px},
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
-    )
-    grid = tile_px // config.vision_config.patch_size // config.scale_factor
-    Idefics3Processor(images, tokenizer, image_seq_len=grid**2, chat_template=TEMPLATE).save_pretrained(folder)
-
-
-def smolvlm_256m_config() -> SmolVLMConfig:
+def smolvlm_256m_config() -> Config:
     """Return the sizes of SmolVLM-256M."""
     text = {
         "hidden_size": 576,
@@ -172,7 +104,7 @@ def smolvlm_256m_config() -> SmolVLMConfig:
     return smolvlm_config(text, vision, scale_factor=4, tie_word_embeddings=False)
 
 
-def llama_1_1b_config() -> SmolVLMConfig:
+def llama_1_1b_config() -> Config:
     """Return the sizes of TinyLlama-1.1B as the decoder of a SmolVLM with a small vision tower."""
     text = {
         "hidden_size": 2048,
@@ -198,71 +130,40 @@ def llama_1_1b_config() -> SmolVLMConfig:
 PRESETS = {"smolvlm-256m": smolvlm_256m_config, "llama-1.1b": llama_1_1b_config}
 
 
-def save_preset(folder: Path, preset: str, *, splits: bool = True) -> int:
-    """Write a checkpoint of a real model's sizes with random bfloat16 weights; return its number of weights.
-
-    With `splits`, an image is enlarged to 2048 px and cut into 16 tiles and itself, as the real processor does.
-    """
-    config = PRESETS[preset]()
-    with torch.device("meta"):
-        model = SmolVLMForConditionalGeneration(config)
-    generator = torch.Generator().manual_seed(0)
-    weights = {
-        name: (torch.randn(weight.shape, generator=generator) / weight[0].numel() ** 0.5).to(torch.bfloat16)
-        for name, weight in model.named_parameters()
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    config.architectures = [type(model).__name__]
-    config.save_pretrained(folder)
-    save_smolvlm_processor(folder, config, splits=splits)
-    return sum(weight.numel() for weight in weights.values())
-
-
-def clip_config(text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None, **top: Any) -> CLIPConfig:
+def clip_config(text: Config | None = None, vision: Config | None = None, **top: Any) -> Config:
     """Return a tiny CLIP config; arguments override its parts."""
-    text_config = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "vocab_size": 514,
-        "max_position_embeddings": 32,
-        "bos_token_id": 512,
-        "eos_token_id": 513,
-        "pad_token_id": 513,
-        **(text or {}),
+    ids = {"bos_token_id": 512, "eos_token_id": 513, "pad_token_id": 513}
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2}
+    text_config = {"vocab_size": 514, "max_position_embeddings": 32, **sizes, **ids, **(text or {})}
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": 24,
+        "logit_scale_init_value": 2.6592,
+        "text_config": {"model_type": "clip_text_model", **text_config},
+        "vision_config": {"model_type": "clip_vision_model", **_dual_tower(), **(vision or {})},
+        **top,
     }
-    vision_config = {
-        "hidden_size": 48,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 3,
-        "image_size": TILE_PX,
-        "patch_size": PATCH_PX,
-        **(vision or {}),
+
+
+def siglip_config(text: Config | None = None, vision: Config | None = None) -> Config:
+    """Return a tiny SigLIP config; arguments override its parts."""
+    sizes = {"hidden_size": 48, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
+    vocab = {"vocab_size": 256 + len(CONTROL), "max_position_embeddings": 24, "projection_size": sizes["hidden_size"]}
+    return {
+        "architectures": ["SiglipModel"],
+        "model_type": "siglip",
+        "text_config": {"model_type": "siglip_text_model", **sizes, **vocab, **CONTROL_IDS, **(text or {})},
+        "vision_config": {"model_type": "siglip_vision_model", **_dual_tower(), **(vision or {})},
     }
-    return CLIPConfig(text_config=text_config, vision_config=vision_config, projection_dim=24, **top)
 
 
-def save_clip(folder: Path, config: CLIPConfig | None = None) -> PreTrainedModel:
-    """Write a whole CLIP checkpoint into `folder` and return the model in float32."""
-    config = config or clip_config()
-    torch.manual_seed(0)
-    model = CLIPModel(config).eval()
-    enlarge(model)
-    model.save_pretrained(folder)
-    side = config.vision_config.image_size
-    images = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    letters = [*alphabet, *(f"{letter}</w>" for letter in alphabet), "<|startoftext|>", "<|endoftext|>"]
-    tokenizer = CLIPTokenizer({text: i for i, text in enumerate(letters)}, [])
-    tokenizer.model_max_length = config.text_config.max_position_embeddings
-    CLIPProcessor(images, tokenizer).save_pretrained(folder)
-    return model
+def _dual_tower() -> Config:
+    sizes = {"hidden_size": 48, "intermediate_size": 64, "num_attention_heads": 3, "num_hidden_layers": 2}
+    return {**sizes, "image_size": TILE_PX, "patch_size": PATCH_PX}
 
 
-def llava_config(tower: str = "clip", text: str = "llama", **top: Any) -> LlavaConfig:
+def llava_config(tower: str = "clip", text: str = "llama", **top: Any) -> Config:
     """Return a tiny LLaVA config.
 
     Args:
@@ -270,16 +171,10 @@ def llava_config(tower: str = "clip", text: str = "llama", **top: Any) -> LlavaC
         text: "llama" (untied, biased projections) or "qwen2" (tied).
         top: Overrides of the top level, e.g. `vision_feature_layer`.
     """
-    sizes = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "image_size": TILE_PX,
-        "patch_size": PATCH_PX,
-    }
-    vision = CLIPVisionConfig(**sizes) if tower == "clip" else SiglipVisionConfig(**sizes)
-    words: dict[str, Any] = {
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 4}
+    vision = {"model_type": f"{tower}_vision_model", **sizes, "image_size": TILE_PX, "patch_size": PATCH_PX}
+    words = {
+        "model_type": text,
         "hidden_size": 40,
         "intermediate_size": 72,
         "num_hidden_layers": 2,
@@ -287,87 +182,176 @@ def llava_config(tower: str = "clip", text: str = "llama", **top: Any) -> LlavaC
         "num_key_value_heads": 1,
         "vocab_size": 256 + len(CONTROL),
         "max_position_embeddings": CONTEXT_TOKENS,
-        "pad_token_id": 256,
-        "bos_token_id": 257,
-        "eos_token_id": 258,
+        **CONTROL_IDS,
     }
-    if text == "llama":
-        decoder = LlamaConfig(**words, attention_bias=True, mlp_bias=True, head_dim=16)
-    else:
-        decoder = Qwen2Config(**words, tie_word_embeddings=True)
-    settings = {"image_token_index": 260, "tie_word_embeddings": text == "qwen2", **top}
-    return LlavaConfig(vision_config=vision, text_config=decoder, **settings)
+    llama = {"attention_bias": True, "mlp_bias": True, "head_dim": 16}
+    return {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        "image_token_index": IMAGE_TOKEN_ID,
+        "tie_word_embeddings": text == "qwen2",
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+        "text_config": words | (llama if text == "llama" else {"tie_word_embeddings": True}),
+        "vision_config": vision,
+        **top,
+    }
 
 
-def save_llava(folder: Path, config: LlavaConfig | None = None) -> PreTrainedModel:
-    """Write a whole LLaVA checkpoint into `folder` and return the model in float32."""
-    config = config or llava_config()
-    torch.manual_seed(0)
-    model = LlavaForConditionalGeneration(config).eval()
-    enlarge(model)
-    model.generation_config = GenerationConfig(eos_token_id=258, pad_token_id=256, bos_token_id=257)
-    model.save_pretrained(folder)
-    side = config.vision_config.image_size
-    is_clip = config.vision_config.model_type == "clip_vision_model"
-    tokenizer = byte_tokenizer(CONTROL)
-    tokenizer.add_special_tokens(
-        {"bos_token": "<|im_start|>", "eos_token": "<end_of_utterance>", "pad_token": "<|pad|>"}
+def save_smolvlm(folder: Path, config: Config | None = None, *, splits: bool = True) -> None:
+    """Write a whole SmolVLM checkpoint into `folder`, in float32.
+
+    Args:
+        folder: Created when missing.
+        config: `smolvlm_config()` by default.
+        splits: Whether large images are cut into tiles (at most 4 x 4).
+    """
+    config = config or smolvlm_config()
+    _save_model(folder, config, smolvlm_shapes(config))
+    _write_json(folder / "generation_config.json", CONTROL_IDS)
+    save_smolvlm_processor(folder, config, splits=splits)
+
+
+def save_smolvlm_processor(folder: Path, config: Config, *, splits: bool = True) -> None:
+    """Write the processor files of a SmolVLM checkpoint."""
+    tile_px = config["vision_config"]["image_size"]
+    images = {
+        "image_processor_type": "Idefics3ImageProcessor",
+        "do_resize": True,
+        "size": {"longest_edge": 4 * tile_px if splits else tile_px},
+        "do_image_splitting": splits,
+        "max_image_size": {"longest_edge": tile_px},
+        "resample": 1,
+        "do_pad": True,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        **RESCALING,
+    }
+    grid = tile_px // config["vision_config"]["patch_size"] // config["scale_factor"]
+    _save_processor(folder, "Idefics3Processor", images, image_seq_len=grid**2)
+    _save_byte_tokenizer(
+        folder,
+        [*CONTROL, *MARKERS],
+        extra_special_tokens=["<fake_token_around_image>", "<image>", EOS],
+        model_max_length=CONTEXT_TOKENS,
+        **NAMED,
     )
-    if is_clip:
-        images = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-    else:
-        images = SiglipImageProcessorPil(size={"height": side, "width": side})
-    LlavaProcessor(
-        images,
-        tokenizer,
-        patch_size=config.vision_config.patch_size,
-        vision_feature_select_strategy=config.vision_feature_select_strategy,
-        num_additional_image_tokens=int(is_clip),
-        chat_template=TEMPLATE,
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+
+
+def save_clip(folder: Path, config: Config | None = None) -> None:
+    """Write a whole CLIP checkpoint into `folder`, in float32."""
+    config = config or clip_config()
+    _save_model(folder, config, clip_shapes(config))
+    _save_processor(folder, "CLIPProcessor", _cropping(config["vision_config"]["image_size"]))
+    _save_clip_tokenizer(folder, config["text_config"]["max_position_embeddings"])
+
+
+def save_llava(folder: Path, config: Config | None = None) -> None:
+    """Write a whole LLaVA checkpoint into `folder`, in float32."""
+    config = config or llava_config()
+    vision = config["vision_config"]
+    is_clip = vision["model_type"] == "clip_vision_model"
+    _save_model(folder, config, llava_shapes(config))
+    _write_json(folder / "generation_config.json", CONTROL_IDS)
+    _save_processor(
+        folder,
+        "LlavaProcessor",
+        (_cropping if is_clip else _squashing)(vision["image_size"]),
         image_token="<image>",
-    ).save_pretrained(folder)
-    return model
+        patch_size=vision["patch_size"],
+        num_additional_image_tokens=int(is_clip),
+        vision_feature_select_strategy=config["vision_feature_select_strategy"],
+    )
+    _save_byte_tokenizer(folder, CONTROL, **NAMED)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
 
 
-def siglip_config(text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None) -> SiglipConfig:
-    """Return a tiny SigLIP config; arguments override its parts."""
-    text_config = {
-        "hidden_size": 48,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "vocab_size": 256 + len(CONTROL),
-        "max_position_embeddings": 24,
-        "bos_token_id": 257,
-        "eos_token_id": 258,
-        "pad_token_id": 256,
-        **(text or {}),
-    }
-    vision_config = {
-        "hidden_size": 48,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 3,
-        "image_size": TILE_PX,
-        "patch_size": PATCH_PX,
-        **(vision or {}),
-    }
-    return SiglipConfig(text_config=text_config, vision_config=vision_config)
-
-
-def save_siglip(folder: Path, config: SiglipConfig | None = None) -> PreTrainedModel:
-    """Write a whole SigLIP checkpoint into `folder` and return the model in float32."""
+def save_siglip(folder: Path, config: Config | None = None) -> None:
+    """Write a whole SigLIP checkpoint into `folder`, in float32."""
     config = config or siglip_config()
-    torch.manual_seed(0)
-    model = SiglipModel(config).eval()
-    enlarge(model)
-    model.save_pretrained(folder)
-    side = config.vision_config.image_size
-    tokenizer = byte_tokenizer(CONTROL)
-    tokenizer.add_special_tokens({"eos_token": "<end_of_utterance>", "pad_token": "<|pad|>"})
-    tokenizer.model_max_length = config.text_config.max_position_embeddings
-    SiglipProcessor(SiglipImageProcessorPil(size={"height": side, "width": side}), tokenizer).save_pretrained(folder)
-    return model
+    _save_model(folder, config, siglip_shapes(config))
+    _save_processor(folder, "SiglipProcessor", _squashing(config["vision_config"]["image_size"]))
+    tokens = {"eos_token": EOS, "pad_token": PAD}
+    _save_byte_tokenizer(folder, CONTROL, model_max_length=config["text_config"]["max_position_embeddings"], **tokens)
+
+
+def save_preset(folder: Path, preset: str, *, splits: bool = True) -> int:
+    """Write a checkpoint of a real model's sizes with random bfloat16 weights; return its number of weights.
+
+    With `splits`, an image is enlarged to 2048 px and cut into 16 tiles and itself, as the real processor does.
+    """
+    config = PRESETS[preset]()
+    shapes = smolvlm_shapes(config)
+    _save_model(folder, config, shapes, ml_dtypes.bfloat16)
+    save_smolvlm_processor(folder, config, splits=splits)
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+def _save_model(folder: Path, config: Config, shapes: Shapes, dtype: DTypeLike = np.float32) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "config.json", {**config, "dtype": np.dtype(dtype).name})
+    with ThreadPoolExecutor() as pool:
+        drawn = pool.map(lambda name: drawn_weight(name, shapes[name]).astype(dtype), shapes)
+        save_file(dict(zip(shapes, drawn, strict=True)), folder / "model.safetensors", {"format": "pt"})
+
+
+def _save_processor(folder: Path, name: str, images: Config, **settings: Any) -> None:
+    _write_json(folder / "processor_config.json", {"processor_class": name, "image_processor": images, **settings})
+
+
+def _cropping(side_px: int) -> Config:
+    crop = {"do_center_crop": True, "crop_size": {"height": side_px, "width": side_px}}
+    resize = {"do_resize": True, "size": {"shortest_edge": side_px}, "resample": 3}
+    colours = {"image_mean": CLIP_MEAN, "image_std": CLIP_STD}
+    return {"image_processor_type": "CLIPImageProcessor", **resize, **crop, **colours, **RESCALING}
+
+
+def _squashing(side_px: int) -> Config:
+    resize = {"do_resize": True, "size": {"height": side_px, "width": side_px}, "resample": 3}
+    colours = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    return {"image_processor_type": "SiglipImageProcessor", **resize, **colours, **RESCALING}
+
+
+def _save_byte_tokenizer(folder: Path, specials: list[str], **settings: Any) -> None:
+    """Write a byte-level tokenizer: one token per byte, then the special ones."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    _save_tokenizer(folder, backend, specials, tokenizer_class="TokenizersBackend", **settings)
+
+
+def _save_clip_tokenizer(folder: Path, max_tokens: int) -> None:
+    """Write CLIP's tokenizer with letters for words."""
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    letters = [*alphabet, *(f"{letter}</w>" for letter in alphabet), start, end]
+    vocab = {text: i for i, text in enumerate(letters)}
+    backend = Tokenizer(models.BPE(vocab, [], unk_token=end, end_of_word_suffix="</w>", continuing_subword_prefix=""))
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    split = pre_tokenizers.Split(Regex(CLIP_WORDS), "removed", invert=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    backend.post_processor = processors.RobertaProcessing(
+        (end, vocab[end]), (start, vocab[start]), trim_offsets=False, add_prefix_space=False
+    )
+    backend.decoder = decoders.ByteLevel()
+    tokens = {"bos_token": start, "eos_token": end, "pad_token": end, "unk_token": end}
+    _save_tokenizer(
+        folder, backend, [start, end], tokenizer_class="CLIPTokenizer", model_max_length=max_tokens, **tokens
+    )
+
+
+def _save_tokenizer(folder: Path, backend: Tokenizer, specials: list[str], **settings: Any) -> None:
+    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in specials])
+    backend.save(str(folder / "tokenizer.json"))
+    _write_json(folder / "tokenizer_config.json", settings)
+
+
+def _write_json(path: Path, content: Config) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import os
+
+# Before anything imports ONNX Runtime, whose wheels from 1.29 on else write a device id and events under ~/.cache.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+# Tiny matrices: one thread is faster than two that wait for each other. Set before torch and numpy start theirs.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from hypothesis import settings as hypothesis_settings
 
-# Tiny matrices: one thread is faster than two that wait for each other. Set before torch and numpy start theirs.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-from export.exporter import export_checkpoint
 from serving.settings import EngineSettings
+
+if TYPE_CHECKING:
+    from bundle.manifest import Dialect
+
+STARTS_RAY = ("serving/test_cluster.py", "loadtests/test_overhead.py")
+SLOW = ("commands/test_walkthrough.py", "export/test_exporter.py", "loadtests/test_run.py")
+"""Begun last, each would keep one worker busy while the others are done."""
 
 # How long an example takes says more of the machine's other work than of the code.
 hypothesis_settings.register_profile("shared-machine", deadline=None)
@@ -36,9 +46,35 @@ def beside(name: str) -> ModuleType:
     return module
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give workers whole files (`--dist loadgroup`), for fixtures are made once a file, the slowest files first.
+
+    What starts Ray is one file to them: two clusters of two cores each are too much for a small machine.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    places = {file: place for place, file in enumerate((*STARTS_RAY, *SLOW))}
+    files = {item: item.path.relative_to(Path(__file__).parent).as_posix() for item in items}
+    for item, file in files.items():
+        item.add_marker(pytest.mark.xdist_group("Ray" if file in STARTS_RAY else file))
+    items.sort(key=lambda item: places.get(files[item], len(places)))
+
+
+def pytest_collection_finish() -> None:
+    """Refuse a suite that takes seconds to collect: most tests need neither of these.
+
+    Raises:
+        UsageError: A test module or a conftest imports one at its top.
+    """
+    heavy = " and ".join(sorted({"torch", "transformers"} & sys.modules.keys()))
+    if heavy:
+        raise pytest.UsageError(f"collecting imported {heavy}; import it in the test or the fixture that needs it")
+
+
 @pytest.fixture(scope="session")
 def checkpoints() -> ModuleType:
     """The functions of tests/checkpoints.py."""
+    beside("weight_shapes")  # which they import
     return beside("checkpoints")
 
 
@@ -100,32 +136,62 @@ def settings() -> EngineSettings:
 
 
 @pytest.fixture(scope="session")
-def smolvlm_checkpoint(checkpoints: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint_of(checkpoints: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return the folder of a family's tiny checkpoint, written once; read only.
+
+    Families: smolvlm (its images are cut into tiles), clip, siglip, llava-clip-llama, llava-siglip-qwen2.
+    """
+    made: dict[str, Path] = {}
+
+    def checkpoint(family: str) -> Path:
+        if family not in made:
+            name, *parts = family.split("-")
+            folder = tmp_path_factory.mktemp("checkpoint") / f"tiny-{family}"
+            getattr(checkpoints, f"save_{name}")(folder, checkpoints.llava_config(*parts) if parts else None)
+            made[family] = folder
+        return made[family]
+
+    return checkpoint
+
+
+@pytest.fixture(scope="session")
+def bundle_of(
+    checkpoint_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, Dialect], Path]:
+    """Return the folder of the bundle of `checkpoint_of(family)` in a dialect, exported once; read only."""
+    from export.exporter import export_checkpoint
+
+    made: dict[tuple[str, str], Path] = {}
+
+    def bundle(family: str, dialect: Dialect = "contrib") -> Path:
+        if (family, dialect) not in made:
+            folder = tmp_path_factory.mktemp(f"bundle-{dialect}") / f"tiny-{family}"
+            export_checkpoint(checkpoint_of(family), folder, dialect=dialect)
+            made[family, dialect] = folder
+        return made[family, dialect]
+
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def smolvlm_checkpoint(checkpoint_of: Callable[[str], Path]) -> Path:
     """Folder of a tiny SmolVLM checkpoint whose images are cut into tiles; read only."""
-    folder = tmp_path_factory.mktemp("checkpoint") / "tiny-smolvlm"
-    checkpoints.save_smolvlm(folder)
-    return folder
+    return checkpoint_of("smolvlm")
 
 
 @pytest.fixture(scope="session")
-def clip_checkpoint(checkpoints: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clip_checkpoint(checkpoint_of: Callable[[str], Path]) -> Path:
     """Folder of a tiny CLIP checkpoint; read only."""
-    folder = tmp_path_factory.mktemp("checkpoint") / "tiny-clip"
-    checkpoints.save_clip(folder)
-    return folder
+    return checkpoint_of("clip")
 
 
 @pytest.fixture(scope="session")
-def smolvlm_bundle(smolvlm_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def smolvlm_bundle(bundle_of: Callable[..., Path]) -> Path:
     """Folder of the bundle of `smolvlm_checkpoint`; read only."""
-    folder = tmp_path_factory.mktemp("bundle") / "tiny-smolvlm"
-    export_checkpoint(smolvlm_checkpoint, folder)
-    return folder
+    return bundle_of("smolvlm")
 
 
 @pytest.fixture(scope="session")
-def clip_bundle(clip_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clip_bundle(bundle_of: Callable[..., Path]) -> Path:
     """Folder of the bundle of `clip_checkpoint`; read only."""
-    folder = tmp_path_factory.mktemp("bundle") / "tiny-clip"
-    export_checkpoint(clip_checkpoint, folder)
-    return folder
+    return bundle_of("clip")

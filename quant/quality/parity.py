@@ -33,8 +33,8 @@ def canary_parity(bundle: Bundle, settings: RuntimeSettings) -> dict[ComponentNa
         BundleFileError: The recording is missing, damaged, or lacks a component.
     """
     found: dict[ComponentName, Parity] = {}
-    for name in bundle.manifest.components:  # one graph open at a time
-        ((_, (recording, outputs)),) = replayed(bundle, {name: Session(bundle, name, settings)}).items()
+    opened = ((name, Session(bundle, name, settings)) for name in bundle.manifest.components)  # one at a time
+    for name, recording, outputs in replayed(bundle, opened):
         expected = recording.outputs
         found[name] = Parity(
             cosine=min(float(cosines(expected[key].ravel(), outputs[key].ravel())) for key in expected),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import datetime
 
 import pytest
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from bundle.chat_template import ChatTemplate
 from bundle.errors import BundleFormatError, PromptError
@@ -36,6 +35,8 @@ SOURCES = {
 @pytest.mark.parametrize("name", SOURCES)
 @pytest.mark.parametrize("generation", [True, False])
 def test_template_renders_as_the_reference_does(name: str, generation: bool) -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
     expected, _ = render_jinja_template(
         conversations=[MESSAGES], chat_template=SOURCES[name], add_generation_prompt=generation, **TOKENS
     )

@@ -12,9 +12,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
-from transformers import Idefics3Processor, LlavaProcessor, PreTrainedTokenizerFast
-from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from bundle.errors import BundleFormatError, PromptError
 from bundle.image import TileLayout
@@ -54,6 +51,13 @@ LLAVA = (
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _late_imports() -> None:
+    """Import transformers here, so that collecting takes none."""
+    global transformers
+    import transformers
+
+
 class Pair:
     """A builder and the processor that it must equal."""
 
@@ -89,11 +93,11 @@ class Pair:
 
 
 def _idefics3(backend: Backend, template: str, splits: bool, images: dict[str, Image.Image]) -> Pair:
-    wrapped = PreTrainedTokenizerFast(
+    wrapped = transformers.PreTrainedTokenizerFast(
         tokenizer_object=Backend.from_str(backend.to_str()), bos_token="<|im_start|>", eos_token="<end_of_utterance>"
     )
-    processor = Idefics3Processor(
-        Idefics3ImageProcessorPil(
+    processor = transformers.Idefics3Processor(
+        transformers.Idefics3ImageProcessorPil(
             size={"longest_edge": 64}, max_image_size={"longest_edge": 16}, do_image_splitting=splits
         ),
         wrapped,
@@ -119,11 +123,11 @@ def smolvlm(byte_level: Backend, photographs: dict[str, Image.Image]) -> Pair:
 
 @pytest.fixture(scope="module")
 def llava(byte_fallback: Backend, photographs: dict[str, Image.Image]) -> Pair:
-    wrapped = PreTrainedTokenizerFast(
+    wrapped = transformers.PreTrainedTokenizerFast(
         tokenizer_object=Backend.from_str(byte_fallback.to_str()), bos_token="<s>", eos_token="</s>"
     )
-    processor = LlavaProcessor(
-        LlavaImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}),
+    processor = transformers.LlavaProcessor(
+        transformers.LlavaImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}),
         wrapped,
         patch_size=8,
         vision_feature_select_strategy="default",

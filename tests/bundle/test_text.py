@@ -11,12 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, processors
-from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
 from bundle.errors import BundleFormatError, ContextLengthError, PromptError
 from bundle.text import Tokenizer
 
 TEXTS = ["a photo of a cat", "", "a  much   longer text, with MANY words and punctuation!!", "größe 日本 🙂", "x"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _late_imports() -> None:
+    """Import transformers here, so that collecting takes none."""
+    global CLIPTokenizer, PreTrainedTokenizerFast
+    from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -35,4 +36,11 @@ def test_bundle_of_another_model_is_nobodys(smolvlm_bundle: Path) -> None:
 
 
 def test_what_is_no_bundle_is_not_current(tmp_path: Path) -> None:
+    assert not is_current(tmp_path, "vlm")
+
+
+def test_a_bundle_of_the_older_format_is_exported_anew(tmp_path: Path) -> None:
+    recorded = json.loads((Path(__file__).parents[1] / "data" / "manifest-format-1.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(recorded | {"source_sha256": SOURCE_SHA256["vlm"]}))
+    assert shipped_name(tmp_path) == "vlm"
     assert not is_current(tmp_path, "vlm")

@@ -1,9 +1,11 @@
-"""The graphs of a bundle run by ONNX Runtime, as an engine would."""
+"""The graphs of a bundle run by ONNX Runtime, as an engine would, and transformers' own models of checkpoints."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -76,3 +78,18 @@ class Decoder:
 @pytest.fixture(scope="session")
 def open_graphs() -> Callable[[Path], Bundle]:
     return Bundle
+
+
+@pytest.fixture(scope="session")
+def load_reference() -> Callable[[Path], Any]:
+    """Load a checkpoint with transformers, ready to answer; a key that is missing or left over is a ValueError."""
+    import transformers
+
+    def load(folder: Path) -> Any:
+        (name,) = json.loads((folder / "config.json").read_text())["architectures"]
+        model, found = getattr(transformers, name).from_pretrained(folder, output_loading_info=True)
+        if any(found.values()):
+            raise ValueError(f"{folder} is not what {name} wants: {found}")
+        return model.eval()
+
+    return load

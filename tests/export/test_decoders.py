@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.testing import assert_allclose
 
 from export.exporter import export_checkpoint
@@ -19,6 +18,13 @@ from export.exporter import export_checkpoint
 LOGIT_TOLERANCE = 1e-3
 GREEDY_TOKENS = 64
 IMAGE_TOKEN = 260
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _torch() -> None:
+    """Import torch here, so that collecting takes none."""
+    global torch
+    import torch
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Pair:
             return self.model(input_ids=torch.from_numpy(ids), **more).logits.numpy()
 
 
-def geometries(checkpoints: ModuleType) -> dict[str, Callable[[Path], Any]]:
+def geometries(checkpoints: ModuleType) -> dict[str, Callable[[Path], None]]:
     llama3 = {
         "rope_type": "llama3",
         "rope_theta": 500.0,
@@ -82,13 +88,17 @@ DIALECTS = ("contrib", "portable")
 
 @pytest.fixture(scope="module", params=[(name, dialect) for name in NAMES for dialect in DIALECTS], ids="-".join)
 def pair(
-    request: pytest.FixtureRequest, checkpoints: ModuleType, open_graphs: Any, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    checkpoints: ModuleType,
+    load_reference: Callable[[Path], Any],
+    open_graphs: Any,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Pair:
     name, dialect = request.param
     folder = tmp_path_factory.mktemp(name)
-    model = geometries(checkpoints)[name](folder / "checkpoint")
+    geometries(checkpoints)[name](folder / "checkpoint")
     export_checkpoint(folder / "checkpoint", folder / "bundle", dialect=dialect)
-    return Pair(model, open_graphs(folder / "bundle"))
+    return Pair(load_reference(folder / "checkpoint"), open_graphs(folder / "bundle"))
 
 
 def random_ids(seed: int, batch: int, length: int) -> np.ndarray:
@@ -157,18 +167,19 @@ def test_portable_decoder_appends_several_tokens_to_several_sequences(pair: Pair
 
 
 def test_greedy_decoding_gives_the_reference_tokens(pair: Pair) -> None:
+    """Or one whose logit is as high: which of two such is the largest, the order of a sum decides."""
     ids = random_ids(4, 1, 12)
     decoder = pair.graphs.decoder(1, 12 + GREEDY_TOKENS)
-    expected, found = ids, ids
     logits = decoder.step(pair.graphs.embed(ids))
     for _ in range(GREEDY_TOKENS):
-        found = np.append(found, logits[:, -1].argmax(axis=1)[:, None], axis=1)
-        expected = np.append(expected, pair.reference(expected)[:, -1].argmax(axis=1)[:, None], axis=1)
-        if found.shape[1] < 12 + GREEDY_TOKENS:
-            logits = decoder.step(pair.graphs.embed(found[:, -1:]))
-    assert found.tolist() == expected.tolist()
+        token = int(logits[0, -1].argmax())
+        expected = pair.reference(ids)[0, -1]
+        assert expected[token] > expected.max() - 2 * LOGIT_TOLERANCE
+        ids = np.append(ids, [[token]], axis=1)
+        if ids.shape[1] < decoder.capacity:
+            logits = decoder.step(pair.graphs.embed(ids[:, -1:]))
     # a decoder that repeats one token would agree however wrong its positions and cache
-    assert len(set(found[0, 12:].tolist())) > 10
+    assert len(set(ids[0, 12:].tolist())) > 10
 
 
 def test_positions_turn_the_rotary_embedding_and_nothing_else(pair: Pair) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
 from numpy.testing import assert_array_equal
-from safetensors.torch import load_file, save_file
+from safetensors.numpy import load_file, save_file
 
 from bundle.directory import read_manifest
 from bundle.errors import CheckpointError, MissingWeightError, SurplusWeightError, UnsupportedConfigError
@@ -35,22 +36,26 @@ TENSORS = {
 Weights = dict[str, np.ndarray]
 
 
-def llama_cpp_names(model: Any, prefix: str, *, permutes: bool) -> Weights:
+def text_config(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / "config.json").read_text())["text_config"]
+
+
+def llama_cpp_names(checkpoint: Path, prefix: str, *, permutes: bool) -> Weights:
     """A decoder's weights as llama.cpp's converter writes them."""
-    text = model.config.text_config
-    state = {name: value.float().numpy() for name, value in model.state_dict().items()}
+    text = text_config(checkpoint)
+    state = load_file(checkpoint / "model.safetensors")
     found = {
         "token_embd.weight": state[f"{prefix}.embed_tokens.weight"],
         "output_norm.weight": state[f"{prefix}.norm.weight"],
     }
-    if not model.config.tie_word_embeddings:
-        found["output.weight"] = state["lm_head.weight"]
-    for layer in range(text.num_hidden_layers):
+    for head in (name for name in state if name.endswith("lm_head.weight")):
+        found["output.weight"] = state[head]
+    for layer in range(text["num_hidden_layers"]):
         for theirs, name in TENSORS.items():
             for kind in ("weight", "bias"):
                 value = state.get(f"{prefix}.layers.{layer}.{theirs}.{kind}")
                 if value is not None:
-                    heads = {"attn_q": text.num_attention_heads, "attn_k": text.num_key_value_heads}.get(name)
+                    heads = {"attn_q": text["num_attention_heads"], "attn_k": text["num_key_value_heads"]}.get(name)
                     found[f"blk.{layer}.{name}.{kind}"] = permuted(value, heads) if heads and permutes else value
     return found
 
@@ -65,16 +70,16 @@ def permuted(value: np.ndarray, heads: int) -> np.ndarray:
 
 
 def write_gguf(
-    path: Path, weights: Weights, model: Any, architecture: str = "llama", kind: Kind = Kind.F32, **sizes: int
+    path: Path, weights: Weights, checkpoint: Path, architecture: str = "llama", kind: Kind = Kind.F32, **sizes: int
 ) -> None:
     """Write a GGUF file; matrices of the layers in `kind`, all else in float32."""
-    text = model.config.text_config
+    text = text_config(checkpoint)
     writer = gguf.GGUFWriter(path, architecture)
-    writer.add_block_count(sizes.get("layers", text.num_hidden_layers))
-    writer.add_embedding_length(text.hidden_size)
-    writer.add_feed_forward_length(text.intermediate_size)
-    writer.add_head_count(sizes.get("heads", text.num_attention_heads))
-    writer.add_head_count_kv(text.num_key_value_heads)
+    writer.add_block_count(sizes.get("layers", text["num_hidden_layers"]))
+    writer.add_embedding_length(text["hidden_size"])
+    writer.add_feed_forward_length(text["intermediate_size"])
+    writer.add_head_count(sizes.get("heads", text["num_attention_heads"]))
+    writer.add_head_count_kv(text["num_key_value_heads"])
     for name, value in weights.items():
         if kind != Kind.F32 and value.ndim == 2 and name.startswith("blk."):
             writer.add_tensor(name, gguf.quants.quantize(value, kind), raw_dtype=kind)
@@ -87,16 +92,17 @@ def write_gguf(
 
 
 @pytest.fixture(scope="module")
-def wide(checkpoints: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """A checkpoint whose rows fill ternary blocks, and its model."""
+def wide(checkpoints: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose rows fill ternary blocks."""
     folder = tmp_path_factory.mktemp("wide") / "wide"
     sizes = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 8}
-    return folder, checkpoints.save_smolvlm(folder, checkpoints.smolvlm_config(sizes))
+    checkpoints.save_smolvlm(folder, checkpoints.smolvlm_config(sizes))
+    return folder
 
 
 @pytest.fixture(scope="module")
-def weights(wide: tuple[Path, Any]) -> Weights:
-    return llama_cpp_names(wide[1], "model.text_model", permutes=True)
+def weights(wide: Path) -> Weights:
+    return llama_cpp_names(wide, "model.text_model", permutes=True)
 
 
 def decoder_files(bundle: Path) -> list[bytes]:
@@ -106,19 +112,18 @@ def decoder_files(bundle: Path) -> list[bytes]:
 
 @pytest.mark.parametrize(
     ("architecture", "prefix"),
-    [("llama", "model.text_model"), ("llama", "model.language_model"), ("qwen2", "model.language_model")],
+    [("llama", "model.text_model"), ("llama", "language_model.model"), ("qwen2", "language_model.model")],
 )
 def test_a_file_in_float32_gives_the_graphs_of_the_checkpoint(
     architecture: str, prefix: str, checkpoints: ModuleType, tmp_path: Path
 ) -> None:
     """Tied and untied, with biases and without, byte for byte; the checkpoint's own decoder is not read."""
     if prefix == "model.text_model":
-        model = checkpoints.save_smolvlm(tmp_path / "checkpoint")
+        checkpoints.save_smolvlm(tmp_path / "checkpoint")
     else:
-        model = checkpoints.save_llava(tmp_path / "checkpoint", checkpoints.llava_config(text=architecture))
-    write_gguf(
-        tmp_path / "d.gguf", llama_cpp_names(model, prefix, permutes=architecture == "llama"), model, architecture
-    )
+        checkpoints.save_llava(tmp_path / "checkpoint", checkpoints.llava_config(text=architecture))
+    weights = llama_cpp_names(tmp_path / "checkpoint", prefix, permutes=architecture == "llama")
+    write_gguf(tmp_path / "d.gguf", weights, tmp_path / "checkpoint", architecture)
     export_checkpoint(tmp_path / "checkpoint", tmp_path / "expected")
     stored = load_file(tmp_path / "checkpoint" / "model.safetensors")
     is_text = ("language_model.", "lm_head.", "model.text_model.", "model.language_model.")
@@ -132,11 +137,9 @@ def test_a_file_in_float32_gives_the_graphs_of_the_checkpoint(
 @pytest.mark.parametrize(
     "kind", [Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.TQ1_0, Kind.TQ2_0], ids=lambda kind: kind.name
 )
-def test_blocks_are_restored_as_the_gguf_package_does(
-    kind: Kind, wide: tuple[Path, Any], weights: Weights, tmp_path: Path
-) -> None:
-    write_gguf(tmp_path / "d.gguf", weights, wide[1], kind=kind)
-    export_checkpoint(wide[0], tmp_path / "bundle", decoder_gguf=tmp_path / "d.gguf")
+def test_blocks_are_restored_as_the_gguf_package_does(kind: Kind, wide: Path, weights: Weights, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "d.gguf", weights, wide, kind=kind)
+    export_checkpoint(wide, tmp_path / "bundle", decoder_gguf=tmp_path / "d.gguf")
     initializers = open_graph(tmp_path / "bundle" / "decoder.onnx").graph.initializers
     stored = weights["blk.0.ffn_up.weight"]
     expected = gguf.quants.dequantize(gguf.quants.quantize(stored, kind), kind)
@@ -167,7 +170,7 @@ def tq1_0(codes: np.ndarray, scale: np.ndarray) -> bytes:
 def test_ternary_blocks_written_by_hand_are_exact(
     kind: Kind,
     encode: Callable[[np.ndarray, np.ndarray], bytes],
-    wide: tuple[Path, Any],
+    wide: Path,
     weights: Weights,
     tmp_path: Path,
 ) -> None:
@@ -180,20 +183,20 @@ def test_ternary_blocks_written_by_hand_are_exact(
     encoded = np.stack(rows)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gguf.quants, "quantize", lambda value, k: encoded if value is weights[name] else plain(value, k))
-        write_gguf(tmp_path / "d.gguf", weights, wide[1], kind=kind)
-    export_checkpoint(wide[0], tmp_path / "bundle", decoder_gguf=tmp_path / "d.gguf")
+        write_gguf(tmp_path / "d.gguf", weights, wide, kind=kind)
+    export_checkpoint(wide, tmp_path / "bundle", decoder_gguf=tmp_path / "d.gguf")
     initializers = open_graph(tmp_path / "bundle" / "decoder.onnx").graph.initializers
     found = initializers["model.text_model.layers.0.mlp.down_proj.weight"].const_value.numpy().T
     assert_array_equal(found, codes * scales.astype(np.float32)[:, None])
 
 
-def test_digest_follows_the_file(wide: tuple[Path, Any], weights: Weights, tmp_path: Path) -> None:
+def test_digest_follows_the_file(wide: Path, weights: Weights, tmp_path: Path) -> None:
     digests = set()
     for number, kind in enumerate((Kind.F32, Kind.Q8_0)):
-        write_gguf(tmp_path / "d.gguf", weights, wide[1], kind=kind)
-        export_checkpoint(wide[0], tmp_path / f"{number}", decoder_gguf=tmp_path / "d.gguf")
+        write_gguf(tmp_path / "d.gguf", weights, wide, kind=kind)
+        export_checkpoint(wide, tmp_path / f"{number}", decoder_gguf=tmp_path / "d.gguf")
         digests.add(read_manifest(tmp_path / f"{number}").source_sha256)
-    export_checkpoint(wide[0], tmp_path / "plain")
+    export_checkpoint(wide, tmp_path / "plain")
     assert len(digests | {read_manifest(tmp_path / "plain").source_sha256}) == 3
 
 
@@ -203,21 +206,21 @@ def refused(checkpoint: Path, file: Path, error: type[Exception], message: str) 
     assert not (file.parent / "bundle").exists()
 
 
-def test_missing_tensor_is_named(wide: tuple[Path, Any], weights: Weights, tmp_path: Path) -> None:
+def test_missing_tensor_is_named(wide: Path, weights: Weights, tmp_path: Path) -> None:
     kept = {name: value for name, value in weights.items() if name != "blk.0.ffn_up.weight"}
-    write_gguf(tmp_path / "d.gguf", kept, wide[1])
-    refused(wide[0], tmp_path / "d.gguf", MissingWeightError, r"layers\.0\.mlp\.up_proj\.weight")
+    write_gguf(tmp_path / "d.gguf", kept, wide)
+    refused(wide, tmp_path / "d.gguf", MissingWeightError, r"layers\.0\.mlp\.up_proj\.weight")
 
 
-def test_tensor_that_no_graph_uses_is_named(wide: tuple[Path, Any], weights: Weights, tmp_path: Path) -> None:
+def test_tensor_that_no_graph_uses_is_named(wide: Path, weights: Weights, tmp_path: Path) -> None:
     more = {"blk.0.attn_sub_norm.weight": np.ones(WIDTH), "blk.1.ffn_up.weight": np.ones((WIDTH, WIDTH))}
-    write_gguf(tmp_path / "d.gguf", weights | more, wide[1])
-    refused(wide[0], tmp_path / "d.gguf", SurplusWeightError, r"2 weights .*blk\.0\.attn_sub_norm\.weight")
+    write_gguf(tmp_path / "d.gguf", weights | more, wide)
+    refused(wide, tmp_path / "d.gguf", SurplusWeightError, r"2 weights .*blk\.0\.attn_sub_norm\.weight")
 
 
-def test_tensor_of_another_shape_is_refused(wide: tuple[Path, Any], weights: Weights, tmp_path: Path) -> None:
-    write_gguf(tmp_path / "d.gguf", weights | {"blk.0.ffn_up.weight": np.ones((8, WIDTH))}, wide[1])
-    refused(wide[0], tmp_path / "d.gguf", CheckpointError, r"up_proj\.weight is \[8, 256\] in the checkpoint")
+def test_tensor_of_another_shape_is_refused(wide: Path, weights: Weights, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "d.gguf", weights | {"blk.0.ffn_up.weight": np.ones((8, WIDTH))}, wide)
+    refused(wide, tmp_path / "d.gguf", CheckpointError, r"up_proj\.weight is \[8, 256\] in the checkpoint")
 
 
 @pytest.mark.parametrize(
@@ -225,35 +228,35 @@ def test_tensor_of_another_shape_is_refused(wide: tuple[Path, Any], weights: Wei
     [({"heads": 4}, "head_count 4, config.json 8"), ({"layers": 2}, "block_count 2, config.json 1")],
 )
 def test_decoder_of_other_sizes_is_refused(
-    sizes: dict[str, int], message: str, wide: tuple[Path, Any], weights: Weights, tmp_path: Path
+    sizes: dict[str, int], message: str, wide: Path, weights: Weights, tmp_path: Path
 ) -> None:
-    write_gguf(tmp_path / "d.gguf", weights, wide[1], **sizes)
-    refused(wide[0], tmp_path / "d.gguf", CheckpointError, message)
+    write_gguf(tmp_path / "d.gguf", weights, wide, **sizes)
+    refused(wide, tmp_path / "d.gguf", CheckpointError, message)
 
 
-def test_other_architectures_are_refused(wide: tuple[Path, Any], weights: Weights, tmp_path: Path) -> None:
-    write_gguf(tmp_path / "d.gguf", weights, wide[1], "bitnet")
-    refused(wide[0], tmp_path / "d.gguf", UnsupportedConfigError, "architecture 'bitnet'; read are llama, qwen2")
+def test_other_architectures_are_refused(wide: Path, weights: Weights, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "d.gguf", weights, wide, "bitnet")
+    refused(wide, tmp_path / "d.gguf", UnsupportedConfigError, "architecture 'bitnet'; read are llama, qwen2")
 
 
 def test_a_decoder_for_an_encoder_is_refused(
-    clip_checkpoint: Path, wide: tuple[Path, Any], weights: Weights, tmp_path: Path
+    clip_checkpoint: Path, wide: Path, weights: Weights, tmp_path: Path
 ) -> None:
-    write_gguf(tmp_path / "d.gguf", weights, wide[1])
+    write_gguf(tmp_path / "d.gguf", weights, wide)
     refused(clip_checkpoint, tmp_path / "d.gguf", UnsupportedConfigError, "brings a decoder")
 
 
 @pytest.mark.parametrize("size", [0, 3, 100, -1000])
-def test_truncated_file_is_refused(size: int, wide: tuple[Path, Any], weights: Weights, tmp_path: Path) -> None:
-    write_gguf(tmp_path / "whole.gguf", weights, wide[1])
+def test_truncated_file_is_refused(size: int, wide: Path, weights: Weights, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "whole.gguf", weights, wide)
     (tmp_path / "d.gguf").write_bytes((tmp_path / "whole.gguf").read_bytes()[:size])
-    refused(wide[0], tmp_path / "d.gguf", CheckpointError, "cannot be read as a GGUF file")
+    refused(wide, tmp_path / "d.gguf", CheckpointError, "cannot be read as a GGUF file")
 
 
-def test_absent_file_is_refused(wide: tuple[Path, Any], tmp_path: Path) -> None:
-    refused(wide[0], tmp_path / "d.gguf", CheckpointError, r"d\.gguf cannot be read as a GGUF file")
+def test_absent_file_is_refused(wide: Path, tmp_path: Path) -> None:
+    refused(wide, tmp_path / "d.gguf", CheckpointError, r"d\.gguf cannot be read as a GGUF file")
 
 
-def test_other_files_are_refused(wide: tuple[Path, Any], tmp_path: Path) -> None:
-    shutil.copyfile(wide[0] / "model.safetensors", tmp_path / "d.gguf")
-    refused(wide[0], tmp_path / "d.gguf", CheckpointError, "cannot be read as a GGUF file")
+def test_other_files_are_refused(wide: Path, tmp_path: Path) -> None:
+    shutil.copyfile(wide / "model.safetensors", tmp_path / "d.gguf")
+    refused(wide, tmp_path / "d.gguf", CheckpointError, "cannot be read as a GGUF file")

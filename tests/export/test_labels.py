@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from safetensors.torch import load_file, save_file
+from safetensors.numpy import load_file, save_file
 
 from bundle.directory import read_manifest
 from bundle.manifest import Component, Manifest
+from commands.shipped import CHECKPOINTS
 from export.architectures import load_family
 from export.checkpoint import Checkpoint, StoredTensor
 from export.exporter import export_checkpoint
@@ -25,8 +26,13 @@ from graphs.experts import find_experts
 from graphs.labels import Label, unlabelled
 from graphs.layers import find_linears, find_tables
 from graphs.store import open_graph
-from reference import mote
-from reference.bundles import CHECKPOINTS
+
+
+def save_mixture(folder: Path) -> None:
+    from reference import mote
+
+    mote.write_upcycled(CHECKPOINTS["vlm"], folder, mote.ExpertShape(4, 88, "float"))
+
 
 BUCKETED = {"image_size": 62, "patch_size": 2}  # 31 patches a side: some positions round into the bucket below
 SAVES: Mapping[str, Callable[[ModuleType, Path], Any]] = {
@@ -39,7 +45,7 @@ SAVES: Mapping[str, Callable[[ModuleType, Path], Any]] = {
     ),
     "clip": lambda c, folder: c.save_clip(folder),
     "siglip": lambda c, folder: c.save_siglip(folder),
-    "mixture": lambda c, folder: mote.write_upcycled(CHECKPOINTS["vlm"], folder, mote.ExpertShape(4, 88, "float")),
+    "mixture": lambda _, folder: save_mixture(folder),
 }
 
 
@@ -191,7 +197,7 @@ def test_a_table_stored_twice_is_tied_where_both_hold_the_same_numbers(
     checkpoints.save_smolvlm(tmp_path / "checkpoint", checkpoints.smolvlm_config(tie_word_embeddings=False))
     file = tmp_path / "checkpoint" / "model.safetensors"
     stored = load_file(file)
-    stored["lm_head.weight"] = stored["model.text_model.embed_tokens.weight"].clone()
+    stored["lm_head.weight"] = stored["model.text_model.embed_tokens.weight"].copy()
     stored["lm_head.weight"][-1, -1] += float(changed)
     save_file(stored, file, {"format": "pt"})
     assert table_role(tmp_path / "checkpoint") == role

@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import torch
 from numpy.testing import assert_allclose, assert_array_equal
-from safetensors.torch import load_file, save_file
 
 from bundle.errors import CheckpointError, MissingWeightError, UnsupportedConfigError
 from bundle.form import Form
@@ -23,12 +21,21 @@ from export.exporter import export_checkpoint
 from graphs.experts import find_experts
 from graphs.store import open_graph, save_graph
 from quant.weights.qmoe import QuantizedExperts
-from reference import mote, ternary
 
 # float32 sums in another order, on logits up to 12; a wrong gate or expert makes 1e-1 and more
 LOGIT_TOLERANCE = 1e-3
-SHAPES = {"ternary": mote.ExpertShape(4, 704, "ternary"), "float": mote.ExpertShape(4, 88, "float")}
+SHAPES = {"ternary": (4, 704, "ternary"), "float": (4, 88, "float")}
 IDS = np.array([[1, 20, 30, 40, 50, 60, 70, 21], [9, 8, 7, 6, 5, 4, 3, 2]])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _torch() -> None:
+    """Import torch here, so that collecting takes none."""
+    global torch, load_file, save_file, mote, ternary
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from reference import mote, ternary
 
 
 @dataclass(frozen=True)
@@ -43,14 +50,14 @@ class Pair:
 def mixture(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained mixture whose experts differ and whose routers send tokens to all of them."""
     folder = tmp_path_factory.mktemp("mixture")
-    mote.write_upcycled(CHECKPOINTS["vlm"], folder, SHAPES[request.param])
+    mote.write_upcycled(CHECKPOINTS["vlm"], folder, mote.ExpertShape(*SHAPES[request.param]))
     return folder
 
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("packed")
-    mote.write_upcycled(CHECKPOINTS["vlm"], folder, SHAPES["ternary"])
+    mote.write_upcycled(CHECKPOINTS["vlm"], folder, mote.ExpertShape(*SHAPES["ternary"]))
     return folder
 
 

@@ -6,14 +6,11 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from transformers import AutoTokenizer, Idefics3Processor, LlavaProcessor
-from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 from bundle.errors import CheckpointError, UnsupportedConfigError
 from bundle.golden import canary_image
@@ -56,18 +53,14 @@ def clip(clip_checkpoint: Path, tmp_path: Path) -> Path:
     return _copy(clip_checkpoint, tmp_path / "clip")
 
 
-@pytest.fixture(scope="module")
-def llava_checkpoint(checkpoints: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder: Path = tmp_path_factory.mktemp("checkpoint") / "tiny-llava"
-    checkpoints.save_llava(folder)
-    return folder
+@pytest.fixture
+def llava_checkpoint(checkpoint_of: Callable[[str], Path]) -> Path:
+    return checkpoint_of("llava-clip-llama")
 
 
-@pytest.fixture(scope="module")
-def siglip_checkpoint(checkpoints: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder: Path = tmp_path_factory.mktemp("checkpoint") / "tiny-siglip"
-    checkpoints.save_siglip(folder)
-    return folder
+@pytest.fixture
+def siglip_checkpoint(checkpoint_of: Callable[[str], Path]) -> Path:
+    return checkpoint_of("siglip")
 
 
 def _builder(output: Path, files: ProcessorFiles) -> PromptBuilder:
@@ -90,6 +83,8 @@ TURNS = [Turn("user", (Placeholder.IMAGE, "what is this?"))]
 
 
 def test_smolvlm_bundle_prompts_as_the_checkpoint_s_processor(smolvlm: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, Idefics3ImageProcessorPil, Idefics3Processor
+
     files = _convert(smolvlm, tmp_path / "out")
     images = Idefics3ImageProcessorPil.from_pretrained(smolvlm)
     processor = Idefics3Processor(
@@ -108,6 +103,8 @@ def test_smolvlm_bundle_prompts_as_the_checkpoint_s_processor(smolvlm: Path, tmp
 
 
 def test_llava_bundle_prompts_as_the_checkpoint_s_processor(llava_checkpoint: Path, tmp_path: Path) -> None:
+    from transformers import LlavaProcessor
+
     files = _convert(llava_checkpoint, tmp_path / "out")
     processor = LlavaProcessor.from_pretrained(llava_checkpoint, backend="pil")
     image = canary_image()

@@ -7,18 +7,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.testing import assert_allclose
-from transformers import CLIPModel, SmolVLMForConditionalGeneration
 
 from bundle.golden import canary_image
 from bundle.image import ImageSpec
 from export.exporter import export_checkpoint
-from reference import ternary
-from reference.bitnet import load_bitnet
-from reference.mote import load_mote
 
 CHECKPOINTS = Path(__file__).parents[2] / "reference" / "checkpoints"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _torch() -> None:
+    """Import torch here, so that collecting takes none."""
+    global torch, ternary
+    import torch
+
+    from reference import ternary
 
 
 def exported(kind: str, folder: Path, open_graphs: Any) -> Any:
@@ -33,21 +37,25 @@ def canary_pixels(graphs: Any) -> np.ndarray:
     return spec.preprocess([canary_image()]).pixel_values[:1]
 
 
-def load_vlm(folder: Path) -> SmolVLMForConditionalGeneration:
-    return SmolVLMForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+def loaded(name: str) -> Any:
+    from transformers import SmolVLMForConditionalGeneration
+
+    from reference.bitnet import load_bitnet
+    from reference.mote import load_mote
+
+    if name == "vlm":
+        return SmolVLMForConditionalGeneration.from_pretrained(CHECKPOINTS / name, dtype=torch.float32).eval()
+    return {"vlm-ternary": load_bitnet, "vlm-mote": load_mote}[name](CHECKPOINTS / name).eval()
 
 
-LOADERS = {"vlm": load_vlm, "vlm-ternary": load_bitnet, "vlm-mote": load_mote}
-
-
-@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize("name", ["vlm", "vlm-ternary", "vlm-mote"])
 def test_reference_vlm_gives_the_reference_logits_and_tokens(
     name: str, tmp_path: Path, open_graphs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ternary layers without their rounding of inputs to int8, which the float32 graph does not have."""
     monkeypatch.setattr(ternary, "int8_per_token", lambda values: values)
     graphs = exported(name, tmp_path, open_graphs)
-    model = LOADERS[name](CHECKPOINTS / name).eval()
+    model = loaded(name)
     prompt = graphs.manifest.image_prompt
     pixels = canary_pixels(graphs)
     (features,) = graphs.run("vision_encoder", pixel_values=pixels)
@@ -67,6 +75,8 @@ def test_reference_vlm_gives_the_reference_logits_and_tokens(
 
 
 def test_reference_clip_gives_the_reference_embeddings(tmp_path: Path, open_graphs: Any) -> None:
+    from transformers import CLIPModel
+
     graphs = exported("clip", tmp_path, open_graphs)
     model = CLIPModel.from_pretrained(CHECKPOINTS / "clip", dtype=torch.float32).eval()
     pixels = canary_pixels(graphs)

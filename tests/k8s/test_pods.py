@@ -27,6 +27,11 @@ def test_no_pod_reaches_into_its_node(pod_specs: list[Object]) -> None:
         assert all("hostPort" not in port for container in pod["containers"] for port in container.get("ports", []))
 
 
+def test_no_container_sends_telemetry(containers: list[Object]) -> None:
+    for container in containers:
+        assert {"name": "ORT_DISABLE_TELEMETRY", "value": "1"} in container["env"]
+
+
 def test_every_container_is_read_only_without_privileges(containers: list[Object]) -> None:
     assert containers
     for container in containers:

@@ -7,10 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import uvicorn
 
+from quant.planning.draft import Options
+from quant.quantizer import quantize_bundle
 from serving.api.app import create_app
 from serving.edge import open_listener, url_of
 from serving.fake import FakeBehaviour, FakeClient
@@ -60,3 +63,11 @@ def fake_server() -> Iterator[FakeServer]:
     client = FakeClient(behaviour=FakeBehaviour(first_token_s=FIRST_TOKEN_S, token_s=TOKEN_S))
     with serving(client) as url:
         yield FakeServer(url, client)
+
+
+@pytest.fixture(scope="session")
+def dual_bundle(smolvlm_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a variant whose prompts run in int8 and whose single tokens run in int4; read only."""
+    folder = tmp_path_factory.mktemp("variant") / "dual"
+    quantize_bundle(smolvlm_bundle, folder, weights="int4", options=Options(profile="dual"))
+    return folder

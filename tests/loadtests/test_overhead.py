@@ -16,6 +16,7 @@ import pytest
 from bundle.errors import MachineError
 from loadtests.overhead import ALONE, Case, cases, exchange, measure_case
 from loadtests.stopwatch import Stopwatch
+from serving.fake import FakeBehaviour, FakeClient
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,15 +32,17 @@ def test_every_kind_of_request_is_answered_and_measured(fake_server: Any) -> Non
         assert all(line.milliseconds.n == 3 and line.milliseconds.p50 > 0 for line in lines)
 
 
-def test_first_text_comes_before_the_whole_stream(fake_server: Any) -> None:
+def test_first_text_comes_before_the_whole_stream(serve: Any) -> None:
     (first,) = [case for case in cases() if case.is_first_text]
-    connection = connect(fake_server.url)
-    first_ms = exchange(connection, first)
-    whole_ms = exchange(connection, dataclasses.replace(first, is_first_text=False))
-    connection.close()
-    # The fake engine waits 30 ms for the first word and 10 ms for each of the six that follow.
-    assert first_ms >= 30
-    assert whole_ms >= 85
+    with serve(FakeClient(behaviour=FakeBehaviour(first_token_s=0.03, token_s=0.1))) as url:
+        connection = connect(url)
+        # A machine that is busy elsewhere may read the first text late, but not each time as late as the last.
+        firsts_ms = [exchange(connection, first) for _ in range(3)]
+        whole_ms = exchange(connection, dataclasses.replace(first, is_first_text=False))
+        connection.close()
+    # The fake engine waits 30 ms for the first word and 100 ms for each of the six that follow, on timers that count
+    # whole milliseconds.
+    assert 29 <= min(firsts_ms) < 620 <= whole_ms
 
 
 @pytest.mark.parametrize("is_first_text", [False, True])

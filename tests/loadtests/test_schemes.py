@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,13 @@ from rich.console import Console
 
 from bundle.directory import read_manifest, seal
 from bundle.errors import BundleError, MachineError, QuantizationError, SettingsError
-from bundle.manifest import Scheme
+from bundle.manifest import RunPhase, Scheme
 from loadtests.contestants import Bench, Contestant, Reading, Station, StationBench, Variant
 from loadtests.schemes import Comparison, Plan, compare, judge, main, make_variants, print_comparison
+from runtime.decoder import Decoder, Logits
+from runtime.feeds import TokenRun
 from runtime.turns import Quartiles
+from serving.models.vision import VisionStage
 
 PLAN = Plan(prompt_tokens=9, batch_sizes=(1, 2), cached_tokens=4, steps=2, rounds=3, threads=1)
 
@@ -58,7 +63,7 @@ def test_bytes_are_those_of_the_language_model_alone(compared: Comparison, smolv
     assert first.language_model_bytes == parts["embed_tokens"].weight_bytes + parts["decoder"].weight_bytes
     assert first.step_bytes == parts["decoder"].weight_bytes
     assert set(compared.peak_memory_bytes) == {"tiny-smolvlm", "small"}
-    assert all(50e6 < peak < 400e6 for peak in compared.peak_memory_bytes.values())  # Python and libraries
+    assert all(20e6 < peak < 4e9 for peak in compared.peak_memory_bytes.values())  # bytes, of Python and libraries
 
 
 def test_the_tables_and_the_json_hold_what_was_measured(compared: Comparison) -> None:
@@ -80,7 +85,7 @@ def test_the_tables_and_the_json_hold_what_was_measured(compared: Comparison) ->
 
 
 def variant(name: str, prompts: str, steps: str, step_bytes: int = 1000) -> Variant:
-    return Variant(name, {"decoder": steps, "decoder_prefill": prompts}, step_bytes, step_bytes)
+    return Variant(name, {"decoder": steps, "decoder_prefill": prompts}, prompts, steps, step_bytes, step_bytes)
 
 
 def readings(**wall_ms: list[float]) -> dict[str, list[Reading]]:
@@ -104,19 +109,39 @@ def test_targets_judge_each_pair_by_the_graph_that_runs_the_station() -> None:
     assert prompts.is_met
 
 
-def test_the_work_of_a_station_is_what_its_name_says(smolvlm_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = StationBench(Bench(smolvlm_bundle, PLAN.stations, threads=1, steps=2))
-    fed: list[tuple[tuple[int, ...], list[int]]] = []
-    step = type(bench._runner._decoder).step
+def test_the_work_of_a_station_is_what_its_name_says(dual_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = StationBench(Bench(dual_bundle, PLAN.stations, threads=1, steps=2))
+    work: list[tuple[object, ...]] = []
+    run_tokens, run_tiles = Decoder.run, VisionStage.run
 
-    def watched(self: object, start: int, feeds: dict[str, np.ndarray]) -> np.ndarray:
-        fed.append((feeds["inputs_embeds"].shape[:2], feeds["past_lengths"].tolist()))
-        return step(self, start, feeds)
+    def tokens(decoder: Decoder, phase: RunPhase, first_slot: int, runs: Sequence[TokenRun]) -> Logits:
+        work.append((phase, first_slot, *((len(run.ids), list(run.positions), list(run.lengths)) for run in runs)))
+        return run_tokens(decoder, phase, first_slot, runs)
 
-    monkeypatch.setattr(type(bench._runner._decoder), "step", watched)
+    def tiles(stage: VisionStage, batch: list[np.ndarray]) -> object:
+        work.append(("vision", len(batch)))
+        return run_tiles(stage, batch)
+
+    monkeypatch.setattr(Decoder, "run", tokens)
+    monkeypatch.setattr(VisionStage, "run", tiles)
     for station in PLAN.stations:
         bench.run(station)
-    assert fed == [((1, 9), [0]), *[((1, 1), [4])] * 2, *[((2, 1), [4, 4])] * 2]
+    step = (1, [4], [4])
+    assert work == [
+        ("vision", 1),
+        ("prompt", 0, (9, list(range(9)), [0])),
+        *[("step", 0, step)] * 2,
+        *[("step", 0, step, step)] * 2,
+    ]
+
+
+def test_a_variant_is_what_its_manifest_says_of_each_phase(dual_bundle: Path) -> None:
+    found = StationBench(Bench(dual_bundle, PLAN.stations, threads=1, steps=1)).variant
+    parts = read_manifest(dual_bundle).components
+    assert (found.scheme_of("prefill"), found.scheme_of("decode")) == ("int8", "int4")
+    assert found.step_bytes == parts["decoder"].weight_bytes
+    of_tokens = ("embed_tokens", "decoder", "decoder_prefill")
+    assert found.language_model_bytes == sum(parts[name].weight_bytes for name in of_tokens)
 
 
 def test_what_cannot_be_compared_is_refused_by_name(smolvlm_bundle: Path, clip_bundle: Path, tmp_path: Path) -> None:
@@ -139,9 +164,11 @@ def test_a_value_out_of_its_range_is_refused_by_name(field: dict[str, int]) -> N
 
 
 def test_a_process_that_dies_is_told_with_its_bundle(smolvlm_bundle: Path) -> None:
+    before = set(multiprocessing.active_children())
     with Contestant(Bench(smolvlm_bundle, PLAN.stations, 1, 1)) as contestant:
         contestant.variant()
-        contestant._process.kill()
+        (process,) = set(multiprocessing.active_children()) - before
+        process.kill()
         with pytest.raises(MachineError, match=r"tiny-smolvlm ended with code -9; compare fewer bundles"):
             contestant.run(PLAN.stations[0])
 

@@ -3,50 +3,105 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
-from bundle.directory import read_manifest, seal
+from bundle.directory import Bundle, read_manifest, seal
 from bundle.machine import Machine
+from bundle.manifest import Component, Manifest
 from bundle.report import EvaluationFacts, Replies, Report, TeacherForced, write_report
-from export.exporter import export_checkpoint
 from graphs.layers import find_linears
-from graphs.store import open_graph
+from graphs.store import open_graph, save_graph
 from quant.calibration.statistics import InputStatistics
 from quant.quality.evaluation import PairedFlags
 from quant.quality.gate import judge
+from runtime.settings import RuntimeSettings
 
 Feeds = dict[str, NDArray[Any]]
 
 
-def _save(checkpoints: ModuleType, family: str, folder: Path) -> None:
-    if family.startswith("llava"):
-        checkpoints.save_llava(folder, checkpoints.llava_config(*family.split("-")[1:]))
-    else:
-        getattr(checkpoints, f"save_{family}")(folder)
+@dataclass(frozen=True)
+class Asked:
+    """A question whose text names its answer."""
+
+    answer: str
+    images: tuple[Image.Image, ...] = ()
+    task: str = "any"
+
+    def messages(self) -> list[dict[str, object]]:
+        image = [{"type": "image"} for _ in self.images]
+        return [{"role": "user", "content": [*image, {"type": "text", "text": f"Say {self.answer}."}]}]
+
+    def is_right(self, reply: str) -> bool:
+        return reply == self.answer
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """An image and a text."""
+
+    image: Image.Image
+    caption: str
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """What is read of a `FeedSource`: a bundle of one graph, whose input x is at hand."""
+
+    bundle: Bundle
+    samples: Sequence[NDArray[np.float32]]
+    settings: RuntimeSettings
+
+    def of(self, component: str) -> list[Feeds]:
+        return [{"x": each} for each in self.samples]
 
 
 @pytest.fixture(scope="session")
-def bundle_of(checkpoints: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
-    """Return the folder of a family's tiny bundle in a dialect, exported once; read only."""
-    made: dict[tuple[str, str], Path] = {}
+def asked() -> type[Asked]:
+    """Makes questions."""
+    return Asked
 
-    def bundle(family: str, dialect: str) -> Path:
-        if (family, dialect) not in made:
-            folder = tmp_path_factory.mktemp(f"{family}-{dialect}")
-            _save(checkpoints, family, folder / "checkpoint")
-            export_checkpoint(folder / "checkpoint", folder / "bundle", dialect=dialect)
-            made[family, dialect] = folder / "bundle"
-        return made[family, dialect]
 
-    return bundle
+@pytest.fixture(scope="session")
+def captioned() -> type[Captioned]:
+    """Makes captioned images."""
+    return Captioned
+
+
+@pytest.fixture(scope="session")
+def one_thread() -> RuntimeSettings:
+    """Tiny matrices: threads would wait for each other."""
+    return RuntimeSettings(intra_threads=1)
+
+
+@pytest.fixture
+def array_source(tmp_path: Path, one_thread: RuntimeSettings) -> Callable[..., ArraySource]:
+    """Write a graph with an input x as a bundle's decoder, and return it with its samples."""
+
+    def write(model: ir.Model, samples: Sequence[NDArray[np.float32]]) -> ArraySource:
+        save_graph(model, tmp_path / "decoder.onnx")
+        decoder = Component(file="decoder.onnx", role="decoder", scheme="fp32", inputs=(), outputs=(), weight_bytes=0)
+        manifest = Manifest(
+            name="arrays",
+            source="arrays",
+            source_sha256="0" * 64,
+            created_by="a test",
+            model_type="llama",
+            task="image-text-to-text",
+            dialect="contrib",
+            components={"decoder": decoder},
+        )
+        return ArraySource(seal(tmp_path, manifest), samples, one_thread)
+
+    return write
 
 
 @pytest.fixture

@@ -12,10 +12,11 @@ import onnx_ir as ir
 import pytest
 from PIL import Image
 
-from bundle.directory import read_manifest
+from bundle.directory import open_bundle, seal
 from graphs.store import open_graph, save_graph
 from quant.quality.evaluation import Evaluation, Measured
 from quant.quality.gate import judge_all, measure
+from runtime.settings import RuntimeSettings
 
 Damage = Callable[[np.ndarray], np.ndarray]
 
@@ -48,15 +49,17 @@ QUESTIONS = Evaluation(questions=[Asked((image,)) for image in pictures(4)])
 CAPTIONS = Evaluation(captions=[Captioned(image, f"picture {at}") for at, image in enumerate(pictures(4))])
 
 
-def results(bundle: Path, folder: Path, evaluation: Evaluation, file: str, weight: str, damage: Damage) -> Measured:
+def results(
+    folder: Path, scratch: Path, evaluation: Evaluation, component: str, weight: str, damage: Damage
+) -> Measured:
     """Return what is measured after one weight of one graph was damaged."""
-    variant = Path(shutil.copytree(bundle, folder / "variant"))
-    model = open_graph(bundle / file)
+    parent, copied = open_bundle(folder), Path(shutil.copytree(folder, scratch / "variant"))
+    model = open_graph(parent.graph_path(component))
     value = model.graph.initializers[weight]
     value.const_value = ir.tensor(damage(value.const_value.numpy()).astype(np.float32), name=weight)
-    save_graph(model, variant / file)
-    manifest = read_manifest(bundle)
-    return measure((bundle, manifest), (variant, manifest), evaluation, lambda _: None)
+    save_graph(model, copied / parent.graph_path(component).name)
+    variant = seal(copied, parent.manifest)
+    return measure(parent, variant, evaluation, lambda _: None, RuntimeSettings(intra_threads=1))
 
 
 def failed(measured: Measured) -> set[str]:
@@ -87,37 +90,39 @@ PATCHES, CONNECTOR = (
 
 
 def test_a_vision_tower_that_sees_every_image_alike_fails(smolvlm_bundle: Path, tmp_path: Path) -> None:
-    found = failed(results(smolvlm_bundle, tmp_path, QUESTIONS, "vision_encoder.onnx", PATCHES, zeros))
+    found = failed(results(smolvlm_bundle, tmp_path, QUESTIONS, "vision_encoder", PATCHES, zeros))
     assert {"correlation/image_features", "spread/image_features", "image_sensitivity"} <= found
 
 
 def test_image_features_in_another_order_fail(smolvlm_bundle: Path, tmp_path: Path) -> None:
-    found = failed(results(smolvlm_bundle, tmp_path, QUESTIONS, "vision_encoder.onnx", CONNECTOR, shuffled))
+    found = failed(results(smolvlm_bundle, tmp_path, QUESTIONS, "vision_encoder", CONNECTOR, shuffled))
     assert "correlation/image_features" in found
 
 
 def test_an_image_tower_that_embeds_every_image_alike_fails(clip_bundle: Path, tmp_path: Path) -> None:
     name = "vision_model.embeddings.patch_embedding.weight"
-    found = failed(results(clip_bundle, tmp_path, CAPTIONS, "vision_encoder.onnx", name, zeros))
+    found = failed(results(clip_bundle, tmp_path, CAPTIONS, "vision_encoder", name, zeros))
     assert {"correlation/image", "spread/image"} <= found
     assert not any(gate.endswith("/text") for gate in found)
 
 
 @pytest.mark.parametrize(
-    ("file", "weight", "kind"),
+    ("component", "weight", "kind"),
     [
-        ("vision_encoder.onnx", "visual_projection.weight", "image"),
-        ("text_encoder.onnx", "text_projection.weight", "text"),
+        ("vision_encoder", "visual_projection.weight", "image"),
+        ("text_encoder", "text_projection.weight", "text"),
     ],
 )
-def test_embeddings_in_another_order_fail(clip_bundle: Path, tmp_path: Path, file: str, weight: str, kind: str) -> None:
-    measured = results(clip_bundle, tmp_path, CAPTIONS, file, weight, shuffled)
+def test_embeddings_in_another_order_fail(
+    clip_bundle: Path, tmp_path: Path, component: str, weight: str, kind: str
+) -> None:
+    measured = results(clip_bundle, tmp_path, CAPTIONS, component, weight, shuffled)
     assert abs(measured.likenesses[kind].cosine_mean) < 0.5
     assert {f"cosine_mean/{kind}", f"cosine_p1/{kind}", f"correlation/{kind}"} <= failed(measured)
 
 
 def test_small_errors_pass_the_same_gates(smolvlm_bundle: Path, clip_bundle: Path, tmp_path: Path) -> None:
-    vlm = results(smolvlm_bundle, tmp_path / "vlm", QUESTIONS, "vision_encoder.onnx", CONNECTOR, nearly)
-    clip = results(clip_bundle, tmp_path / "clip", CAPTIONS, "vision_encoder.onnx", "visual_projection.weight", nearly)
+    vlm = results(smolvlm_bundle, tmp_path / "vlm", QUESTIONS, "vision_encoder", CONNECTOR, nearly)
+    clip = results(clip_bundle, tmp_path / "clip", CAPTIONS, "vision_encoder", "visual_projection.weight", nearly)
     assert failed(vlm) == failed(clip) == set()
     assert vlm.likenesses["image_features"].correlation < 1  # they are errors

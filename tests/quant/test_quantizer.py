@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,15 +13,18 @@ import onnx_ir as ir
 import pytest
 from PIL import Image
 
-from bundle.directory import open_bundle, read_manifest, seal
+from bundle import report as reports
+from bundle.directory import Bundle, open_bundle, read_manifest, seal
 from bundle.errors import BundleError, BundleFileError, QuantizationError
-from bundle.golden import Recording, canary_image, load_golden, save_golden
+from bundle.golden import GOLDEN, Recording, canary_image, load_golden, save_golden
 from bundle.report import Report
 from graphs.layers import find_linears
 from graphs.store import open_graph
 from quant.planning.draft import Options, make_draft
 from quant.quality.evaluation import Evaluation, Labelled
 from quant.quantizer import limits_row, quantize_bundle
+
+ROOT = Path(__file__).resolve().parents[2]
 
 COLOURS = ("red", "green", "blue", "white", "black", "gray")
 
@@ -48,8 +54,8 @@ CAPTIONS = [Captioned(Image.new("RGB", (40, 30), colour), f"a {colour} square") 
 LABELS = {"colour": Labelled([sample.caption for sample in CAPTIONS], CAPTIONS)}
 
 
-def read_report(bundle: Path) -> Report:
-    return Report.model_validate_json((bundle / "report.json").read_bytes())
+def read_report(folder: Path) -> Report:
+    return reports.read_report(Bundle(folder, read_manifest(folder)))
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +73,18 @@ def int8_clip(clip_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def test_a_variant_opens_as_a_bundle_and_names_its_schemes(smolvlm_bundle: Path, int8_vlm: Path) -> None:
-    parent, variant = read_manifest(smolvlm_bundle), open_bundle(int8_vlm, allow_ungated=True)
+    parent, variant = read_manifest(smolvlm_bundle), open_bundle(int8_vlm, allow_ungated=True).manifest
     assert variant.name == f"{parent.name}-int8"
     assert {name: part.scheme for name, part in variant.components.items()} == {
         "vision_encoder": "int8",
         "embed_tokens": "int8-weight-only",
         "decoder": "int8",
     }
-    assert variant.components["decoder"].inputs == parent.components["decoder"].inputs
+    for name, part in variant.components.items():
+        before = parent.components[name]
+        assert (part.role, part.phase) == (before.role, "any")
+        assert (part.inputs, part.outputs) == (before.inputs, before.outputs)
+    assert variant.states == parent.states != ()
     assert variant.source_sha256 == parent.source_sha256
 
 
@@ -178,7 +188,7 @@ def test_an_existing_output_is_kept_unless_told(clip_bundle: Path, tmp_path: Pat
 def test_a_failure_leaves_nothing_behind(clip_bundle: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(clip_bundle, broken)
-    recordings = load_golden(broken)
+    recordings = load_golden(broken / GOLDEN)
     save_golden(broken, {"vision_encoder": recordings["vision_encoder"]})
     seal(broken, read_manifest(broken))
     with pytest.raises(BundleFileError, match="no run of text_encoder"):
@@ -198,7 +208,7 @@ def test_an_altered_parent_is_refused(clip_bundle: Path, tmp_path: Path) -> None
 def test_a_variant_that_no_longer_follows_its_parent_fails_its_gate(clip_bundle: Path, tmp_path: Path) -> None:
     planted = tmp_path / "planted"
     shutil.copytree(clip_bundle, planted)
-    recordings = load_golden(planted)
+    recordings = load_golden(planted / GOLDEN)
     noise = np.random.default_rng(0)
     outputs = {k: noise.standard_normal(v.shape).astype(v.dtype) for k, v in recordings["text_encoder"].outputs.items()}
     save_golden(planted, {**recordings, "text_encoder": Recording(recordings["text_encoder"].inputs, outputs)})
@@ -220,7 +230,7 @@ def test_an_evaluation_of_the_wrong_kind_is_refused(clip_bundle: Path, smolvlm_b
 def test_no_linear_layer_of_an_encoder_runs_in_float(int8_clip: Path, run, component: str) -> None:
     model = ir.load(int8_clip / f"{component}.onnx")
     planned = sum(name.endswith(".int8") for name in model.graph.initializers)
-    run(model, **load_golden(int8_clip)[component].inputs)
+    run(model, **load_golden(int8_clip / GOLDEN)[component].inputs)
     ops = run.optimized_ops()
     tables = ops.count("GatherBlockQuantized")
     assert ops.count("MatMulIntegerToFloat") == planned - tables > 0
@@ -228,15 +238,26 @@ def test_no_linear_layer_of_an_encoder_runs_in_float(int8_clip: Path, run, compo
 
 
 def test_dual_writes_a_second_decoder_over_the_same_signature(smolvlm_bundle: Path, tmp_path: Path) -> None:
-    manifest = quantize_bundle(smolvlm_bundle, tmp_path / "dual", weights="int4", options=Options(profile="dual"))
+    manifest = quantize_bundle(
+        smolvlm_bundle, tmp_path / "dual", weights="int4", options=Options(profile="dual"), evaluation=QUESTIONS
+    )
     steps, prompts = manifest.components["decoder"], manifest.components["decoder_prefill"]
     assert (steps.scheme, prompts.scheme) == ("int4", "int8")
     assert prompts.file == "decoder_prefill.onnx"
     assert (prompts.inputs, prompts.outputs) == (steps.inputs, steps.outputs)
+    assert (steps.role, prompts.role) == ("decoder", "decoder")
+    assert (steps.phase, prompts.phase) == ("step", "prompt")
+    written = open_bundle(tmp_path / "dual", allow_ungated=True).manifest
+    assert written.components == manifest.components
+    assert written.graph("decoder", "prompt") == "decoder_prefill"
+    assert written.graph("decoder", "step") == written.graph("decoder") == "decoder"
+    assert written.states == read_manifest(smolvlm_bundle).states
     assert manifest.name.endswith("-int4-dual")
     report = read_report(tmp_path / "dual")
     assert [profile.name for profile in report.profiles if profile.is_chosen] == ["dual"]
     assert report.components["decoder_prefill"].canary_cosine > 0.99
+    assert report.teacher_forced is not None
+    assert report.teacher_forced.kl_mean > 0
 
 
 def test_the_chosen_profiles_predicted_bytes_are_those_written(smolvlm_bundle: Path, int8_vlm: Path) -> None:
@@ -267,34 +288,83 @@ def test_a_calibrated_recipe_without_samples_says_what_to_pass(smolvlm_bundle: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_limit_of_bytes_is_kept_with_as_many_bits_as_fit(smolvlm_bundle: Path, tmp_path: Path) -> None:
-    smallest = quantize_bundle(smolvlm_bundle, tmp_path / "small", weights="ternary").weight_bytes
-    allowed = smallest + 8000
-    lines: list[str] = []
-    mixed = quantize_bundle(
+@dataclass(frozen=True)
+class Searched:
+    """A variant whose bits were searched for.
+
+    Attributes:
+        folder: Of the variant.
+        fewest_bytes: Of all layers in the weights asked for.
+        max_bytes: Allowed.
+        told: Its lines of progress.
+    """
+
+    folder: Path
+    fewest_bytes: int
+    max_bytes: int
+    told: Sequence[str]
+
+
+@pytest.fixture(scope="module")
+def searched(smolvlm_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Searched:
+    folder, told = tmp_path_factory.mktemp("searched"), list[str]()
+    fewest_bytes = quantize_bundle(smolvlm_bundle, folder / "small", weights="ternary").weight_bytes
+    max_bytes = fewest_bytes + 8000
+    quantize_bundle(
         smolvlm_bundle,
-        tmp_path / "mixed",
+        folder / "mixed",
         weights="ternary",
-        options=Options(max_bytes=allowed),
+        options=Options(max_bytes=max_bytes),
         calibration=QUESTIONS,
         evaluation=QUESTIONS,
-        progress=lines.append,
+        progress=told.append,
     )
-    assert smallest < mixed.weight_bytes <= allowed
+    return Searched(folder / "mixed", fewest_bytes, max_bytes, told)
+
+
+def test_a_limit_of_bytes_is_kept_with_as_many_bits_as_fit(searched: Searched) -> None:
+    mixed, report = read_manifest(searched.folder), read_report(searched.folder)
+    assert searched.fewest_bytes < mixed.weight_bytes <= searched.max_bytes
     assert mixed.components["decoder"].scheme == "mixed"
     assert mixed.name.endswith("-ternary-mixed")
-    report = read_report(tmp_path / "mixed")
     assert {row.form.bits for row in report.sensitivity} == {2, 4, 8}
-    (told,) = [line for line in lines if line.startswith("KL mean")]
+    (told,) = [line for line in searched.told if line.startswith("KL mean")]
+    assert report.teacher_forced is not None
     assert f"measured {report.teacher_forced.kl_mean:.4f}" in told
+
+
+def test_a_limit_of_bytes_that_no_bits_keep_writes_nothing(smolvlm_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(QuantizationError, match="--max-bytes 99: with ternary the weights take at least"):
         quantize_bundle(
             smolvlm_bundle, tmp_path / "no", weights="ternary", options=Options(max_bytes=99), calibration=QUESTIONS
         )
-    assert not (tmp_path / "no").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+READER = """
+import json, sys
+for name in ("onnx_ir", "onnx", "onnxscript", "onnxruntime", "torch", "transformers", "safetensors"):
+    sys.modules[name] = None
+from bundle.directory import open_bundle
+from bundle.form import Form
+from bundle.report import read_report
+report = read_report(open_bundle(sys.argv[1], allow_ungated=True))
+assert all(type(row.form) is Form for row in report.sensitivity)
+print(report.model_dump_json())
+"""
+
+
+def test_a_machine_without_graph_libraries_reads_a_report(searched: Searched) -> None:
+    command = [sys.executable, "-c", READER, str(searched.folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found == json.loads((searched.folder / "report.json").read_text(encoding="utf-8"))
+    assert found["sensitivity"]
+    assert found["gates"]
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4", "ternary"])
 def test_encoders_that_keep_8_bits_are_held_to_the_limits_of_8_bits(clip_bundle: Path, weights: str) -> None:
-    draft = make_draft(clip_bundle, read_manifest(clip_bundle), weights, Options(tune=False), print)
+    draft = make_draft(open_bundle(clip_bundle), weights, Options(tune=False), print)
     assert limits_row(draft) == "int8"

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
-import pathlib
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="checkpoints are loaded by the [train] extra")
-pytest.importorskip("transformers", reason="checkpoints are loaded by the [train] extra")
-
-from safetensors.torch import load_file  # noqa: E402
-
-from reference import clip_model, tokenizer  # noqa: E402
-from reference.compare_experts import Compared  # noqa: E402
-from reference.evaluate import CHECKPOINTS, Matcher, Reader  # noqa: E402
-from reference.scenes import held_out  # noqa: E402
+from commands.shipped import CHECKPOINTS as SERVED
+from reference.scenes import held_out
 
 MAX_BYTES = 20 * 2**20
-RESULTS = CHECKPOINTS / "results.json"
+CHECKPOINTS = SERVED["vlm"].parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _late_imports() -> None:
+    """Import what loads models here, so that collecting takes none of it."""
+    global torch, load_file, clip_model, tokenizer, Compared, Matcher, Reader
+    torch = pytest.importorskip("torch", reason="checkpoints are loaded by the [train] extra")
+    pytest.importorskip("transformers", reason="checkpoints are loaded by the [train] extra")
+
+    from safetensors.torch import load_file
+
+    from reference import clip_model, tokenizer
+    from reference.compare_experts import Compared
+    from reference.evaluate import Matcher, Reader
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +129,7 @@ def test_shipped_tokenizers_are_the_ones_the_scripts_make(reader: Reader, encode
 
 def test_page_states_the_recorded_results() -> None:
     page = (CHECKPOINTS / "README.md").read_text()
-    for name, score in json.loads(pathlib.Path(RESULTS).read_text())["scores"].items():
+    for name, score in json.loads((CHECKPOINTS / "results.json").read_text())["scores"].items():
         low, high = score["interval_95"]
         assert f"| {name} | {score['share']:.1%} | {low:.1%} - {high:.1%} | {score['n']} |" in page
 

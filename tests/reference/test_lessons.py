@@ -8,14 +8,20 @@ import random
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="training needs the [train] extra")
-transformers = pytest.importorskip("transformers", reason="training needs the [train] extra")
+from reference.seeds import CALIBRATION_SEEDS, TRAINING_SEEDS
 
-from reference.fine_tuning import START  # noqa: E402
-from reference.lessons import FIRST_SEED, Lesson, Lessons, load_vlm  # noqa: E402
-from reference.seeds import CALIBRATION_SEEDS, TRAINING_SEEDS  # noqa: E402
-from reference.train_ternary import distillation_loss  # noqa: E402
-from reference.train_vlm import Conversations  # noqa: E402
+
+@pytest.fixture(scope="module", autouse=True)
+def _late_imports() -> None:
+    """Import what trains here, so that collecting takes none of it."""
+    global torch, transformers, START, FIRST_SEED, Lesson, Lessons, load_vlm, distillation_loss, Conversations
+    torch = pytest.importorskip("torch", reason="training needs the [train] extra")
+    transformers = pytest.importorskip("transformers", reason="training needs the [train] extra")
+
+    from reference.fine_tuning import START
+    from reference.lessons import FIRST_SEED, Lesson, Lessons, load_vlm
+    from reference.train_ternary import distillation_loss
+    from reference.train_vlm import Conversations
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bundle.errors import MachineError
-from runtime.onnx_runtime import onnx_runtime
+from runtime.onnx_runtime import memory_error, onnx_runtime
 
 ROOT = Path(__file__).parents[2]
 BARE = "import onnxruntime as o, sys; o.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])"
@@ -42,6 +42,22 @@ def test_a_missing_runtime_names_what_installs_it(monkeypatch: pytest.MonkeyPatc
         onnx_runtime()
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("bfc_arena.cc:376 Failed to allocate memory for requested buffer of size 4294967296"),
+        RuntimeError("CUDA failure 2: out of memory ; GPU=0"),
+    ],
+)
+def test_running_out_of_memory_is_told_with_what_to_lower(error: Exception) -> None:
+    told = memory_error("decoder.onnx", error)
+    assert isinstance(told, MachineError)
+    assert "decoder.onnx: memory ran out" in str(told)
+    assert "Lower max_sequences" in str(told)
+    assert memory_error("decoder.onnx", RuntimeError("bad shape")) is None
+
+
 def test_every_entry_switches_it_off_before_the_library_is_loaded() -> None:
     """Whatever module of ours is imported first, `onnxruntime` comes through the one module that sets the switch."""
     program = (
@@ -49,7 +65,7 @@ def test_every_entry_switches_it_off_before_the_library_is_loaded() -> None:
         "import importlib, pkgutil, sys, runtime\n"
         "for module in pkgutil.walk_packages(runtime.__path__, 'runtime.'): importlib.import_module(module.name)\n"
         "assert 'onnxruntime' not in sys.modules\n"
-        "from runtime.onnx_runtime import onnx_runtime; onnx_runtime()\n"
+        "from runtime.onnx_runtime import memory_error, onnx_runtime; onnx_runtime()\n"
         "assert os.environ['ORT_DISABLE_TELEMETRY'] == '1'"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -1,5 +1,6 @@
 import resource
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -58,6 +59,25 @@ def test_kept_rows_move_to_the_front_of_their_group_alone(buffers) -> None:
     buffers.keep(1, 0, np.array([0, 5, 3]))
     np.testing.assert_array_equal(content(buffers, ROWS)[1][:, :3], before["k"][1][:, [0, 5, 3]])
     np.testing.assert_array_equal(content(buffers, OTHER_ROWS), before["v"])
+
+
+def test_rows_are_left_where_they_are_found_and_a_fixed_state_elsewhere_until_it_is_taken_over(buffers) -> None:
+    assert buffers.place_after(ROWS, 1, 2) == buffers.place(ROWS, 1, 2)
+    before = content(buffers, FIXED).copy()
+    assert buffers.place_after(FIXED, 0, 3)[-1] != buffers.place(FIXED, 0, 3)[-1]
+    buffers.take_over(1, 1)  # a run over slot 1 left zeros
+    assert not content(buffers, FIXED)[1].any()
+    np.testing.assert_array_equal(content(buffers, FIXED)[[0, 2]], before[[0, 2]])
+
+
+def test_a_device_without_memory_is_told_as_the_machines_lack(monkeypatch) -> None:
+    def no_memory(*_: object) -> None:
+        raise RuntimeError("CUDA failure 2: out of memory")
+
+    runtime = SimpleNamespace(OrtValue=SimpleNamespace(ortvalue_from_numpy=no_memory))
+    monkeypatch.setattr("runtime.states.onnx_runtime", lambda: runtime)
+    with pytest.raises(MachineError, match=r"no room for the cache.*out of memory.*Lower max_sequences"):
+        StateBuffers((ROWS,), SHAPE, "cuda")
 
 
 def test_a_new_sequence_begins_with_zeros_where_states_have_no_rows(buffers) -> None:

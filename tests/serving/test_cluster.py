@@ -18,7 +18,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
-import openai
 import pytest
 from pydantic import PydanticDeprecatedSince20
 
@@ -134,6 +133,8 @@ def wait_until(is_true: Callable[[], bool], patience_s: float) -> None:
 
 @pytest.mark.slow
 def test_a_chat_of_a_real_model_streams_through_the_cluster(url: str) -> None:
+    import openai
+
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         whole = client.chat.completions.create(**ask("tiny-smolvlm", max_tokens=8))
         chunks = list(client.chat.completions.create(**ask("tiny-smolvlm", max_tokens=8, stream=True)))
@@ -330,6 +331,16 @@ def test_a_replica_whose_engine_died_is_reported_to_ray() -> None:
             await replica.check_health()
 
     asyncio.run(check())
+
+
+def test_models_are_told_from_their_manifests_while_a_replica_is_full_or_absent(smolvlm_bundle, clip_bundle) -> None:
+    models = cluster.served_models(ClusterArgs(bundles=(smolvlm_bundle, clip_bundle)))
+    nobody = dict.fromkeys(("tiny-smolvlm", "tiny-clip"), SimpleNamespace(options=lambda **_: None))
+    told = asyncio.run(RayClient([model.card for model in models], nobody, dict).models())
+    assert [(card.name, card.task, card.context_tokens) for card in told] == [
+        ("tiny-smolvlm", "image-text-to-text", 512),
+        ("tiny-clip", "dual-encoder", None),
+    ]
 
 
 def test_a_controller_that_does_not_answer_is_not_ready() -> None:

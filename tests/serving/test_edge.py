@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import openai
 import pytest
 from PIL import Image
 
@@ -122,6 +121,8 @@ def test_a_real_model_answers_about_an_image(real_url: str, image: dict[str, Any
 
 
 def test_a_real_stream_has_the_whole_answers_text(real_url: str, image: dict[str, Any]) -> None:
+    import openai
+
     whole = httpx.post(f"{real_url}/v1/chat/completions", json=ask(image), timeout=30).json()
     with openai.OpenAI(base_url=f"{real_url}/v1", api_key="none", max_retries=0) as client:
         chunks = list(client.chat.completions.create(**ask(image, stream=True)))

@@ -7,23 +7,26 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
 
 from graphs.store import open_graph
 
-SKIPS = ["model.vision_model", "model.connector", "lm_head"]
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
-Weights = dict[str, torch.Tensor]
+    Weights = dict[str, torch.Tensor]
+
+SKIPS = ["model.vision_model", "model.connector", "lm_head"]
 
 
 def put_quantized(folder: Path, stored: Weights, settings: dict[str, Any]) -> None:
     """Put other weights and a `quantization_config` into a checkpoint."""
+    from safetensors.torch import save_file
+
     save_file({name: weight.contiguous() for name, weight in stored.items()}, folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
@@ -32,6 +35,8 @@ def put_quantized(folder: Path, stored: Weights, settings: dict[str, Any]) -> No
 @pytest.fixture
 def edit_quantized() -> Callable[..., None]:
     """Change weights and settings of a checkpoint in place: (folder, edit of the weights, settings)."""
+
+    from safetensors.torch import load_file
 
     def edit(folder: Path, change: Callable[[Weights], Weights] = lambda weights: weights, **settings: Any) -> None:
         config = json.loads((folder / "config.json").read_text())
@@ -52,13 +57,16 @@ def bitnet_layers() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def save_bitnet(checkpoints: ModuleType, bitnet_layers: ModuleType) -> Callable[..., PreTrainedModel]:
+def save_bitnet(
+    checkpoints: ModuleType, bitnet_layers: ModuleType, load_reference: Callable[[Path], Any]
+) -> Callable[..., PreTrainedModel]:
     """Write a SmolVLM checkpoint with BitNet layers in its decoder; return transformers' own model of it."""
+    import torch
+    from transformers import BitNetQuantConfig
 
     def save(folder: Path, linear_class: str, mode: str = "offline", *, packs: bool = True) -> PreTrainedModel:
-        from transformers import BitNetQuantConfig
-
-        model = checkpoints.save_smolvlm(folder)
+        checkpoints.save_smolvlm(folder)
+        model = load_reference(folder)
         settings = BitNetQuantConfig(modules_to_not_convert=SKIPS, linear_class=linear_class, quantization_mode=mode)
         dense = {name: weight.clone() for name, weight in model.state_dict().items()}
         bitnet_layers.replace_with_bitnet_linear(model, SKIPS, settings)
@@ -84,9 +92,10 @@ def save_bitnet(checkpoints: ModuleType, bitnet_layers: ModuleType) -> Callable[
 
 
 @pytest.fixture(scope="session")
-def save_bitsandbytes(checkpoints: ModuleType) -> Callable[..., PreTrainedModel]:
+def save_bitsandbytes(checkpoints: ModuleType, load_reference: Callable[[Path], Any]) -> Callable[..., PreTrainedModel]:
     """Write a SmolVLM checkpoint whose decoder's linear layers bitsandbytes quantized; return the model with them."""
     bitsandbytes = pytest.importorskip("bitsandbytes", reason="its formats are made by itself")
+    import torch
 
     def layer_of(dense: torch.nn.Linear, kind: str, *, nested: bool, dtype: torch.dtype) -> torch.nn.Module:
         sizes = (dense.in_features, dense.out_features)
@@ -101,14 +110,15 @@ def save_bitsandbytes(checkpoints: ModuleType) -> Callable[..., PreTrainedModel]
         return layer
 
     def save(
-        folder: Path, kind: str, *, nested: bool = False, dtype: torch.dtype = torch.float32, width: int = 64
+        folder: Path, kind: str, *, nested: bool = False, dtype: str = "float32", width: int = 64
     ) -> PreTrainedModel:
         heads = {"num_attention_heads": width // 8, "num_key_value_heads": 2}
         sizes = {"hidden_size": width, "intermediate_size": 128, **heads}
-        model = checkpoints.save_smolvlm(folder, checkpoints.smolvlm_config(sizes))
+        checkpoints.save_smolvlm(folder, checkpoints.smolvlm_config(sizes))
+        model = load_reference(folder)
         layers = model.model.text_model.layers
         for name, dense in [(n, m) for n, m in layers.named_modules() if isinstance(m, torch.nn.Linear)]:
-            layers.set_submodule(name, layer_of(dense, kind, nested=nested, dtype=dtype))
+            layers.set_submodule(name, layer_of(dense, kind, nested=nested, dtype=getattr(torch, dtype)))
         settings = {
             "quant_method": "bitsandbytes",
             "load_in_4bit": kind != "int8",

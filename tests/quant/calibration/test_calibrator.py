@@ -2,64 +2,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
-import torch
-from PIL import Image
-from transformers import AutoModelForImageTextToText, CLIPModel
 
-from bundle.directory import read_manifest
+from bundle.directory import open_bundle
 from bundle.errors import QuantizationError
 from bundle.golden import canary_image
-from graphs.store import save_graph
 from quant.calibration import calibrator
 from quant.calibration.calibrator import Calibrator, calibrate
 from quant.calibration.feeds import FeedSource
 from quant.calibration.statistics import InputStatistics
 from quant.quality.evaluation import Evaluation
+from runtime.settings import RuntimeSettings
+
+if TYPE_CHECKING:
+    import torch
 
 SHARED, ALONE = "w_shared", "w_alone"
 
 
-@dataclass(frozen=True)
-class Asked:
-    answer: str
-    task: str = "any"
-    images: tuple[Image.Image, ...] = ()
-
-    def messages(self) -> list[dict[str, object]]:
-        image = [{"type": "image"} for _ in self.images]
-        return [{"role": "user", "content": [*image, {"type": "text", "text": f"Say {self.answer}."}]}]
-
-    def is_right(self, reply: str) -> bool:
-        return reply == self.answer
-
-
-@dataclass(frozen=True)
-class Captioned:
-    image: Image.Image
-    caption: str
-
-
-class ArraySource:
-    """What a calibrator reads of a bundle, with its samples at hand."""
-
-    def __init__(self, directory: Path, samples: list[np.ndarray]) -> None:
-        self.directory, self.threads = directory, 1
-        self.manifest = SimpleNamespace(components={"decoder": SimpleNamespace(file="decoder.onnx")})
-        self._samples = samples
-
-    def of(self, component: str) -> list[dict[str, np.ndarray]]:
-        return [{"x": each} for each in self._samples]
-
-
 @pytest.fixture
-def source(model_of: Callable[..., ir.Model], rng: np.random.Generator, tmp_path: Path) -> ArraySource:
+def source(model_of: Callable[..., ir.Model], rng: np.random.Generator, array_source: Callable[..., Any]) -> Any:
     """Two layers that read x, and one that reads the Relu of their product."""
     weights = {name: rng.standard_normal((6, 6)).astype(np.float32) for name in (SHARED, "w_other", ALONE)}
     nodes = [
@@ -70,10 +37,9 @@ def source(model_of: Callable[..., ir.Model], rng: np.random.Generator, tmp_path
         ("MatMul", ["d", ALONE], "y", {}),
     ]
     model = model_of({"x": (ir.DataType.FLOAT, ["B", "T", 6])}, nodes, weights, ["y"])
-    save_graph(model, tmp_path / "decoder.onnx")
     samples = [rng.standard_normal((2, length, 6)).astype(np.float32) for length in (1, 4, 7)]
     samples[1][0, 2, 3] = -40.0
-    return ArraySource(tmp_path, samples)
+    return array_source(model, samples)
 
 
 def expected_of(rows: np.ndarray) -> InputStatistics:
@@ -90,7 +56,7 @@ def assert_same(found: InputStatistics, expected: InputStatistics, tolerance: fl
 
 @pytest.mark.parametrize("most_bytes", [calibrator.MOST_BYTES, 1])
 def test_statistics_are_those_of_all_rows_of_all_samples(
-    source: ArraySource, monkeypatch: pytest.MonkeyPatch, most_bytes: int
+    source: Any, monkeypatch: pytest.MonkeyPatch, most_bytes: int
 ) -> None:
     monkeypatch.setattr(calibrator, "MOST_BYTES", most_bytes)
     groups = list(Calibrator(source).groups("decoder", grams=True))
@@ -107,46 +73,50 @@ def test_statistics_are_those_of_all_rows_of_all_samples(
     assert found[SHARED] is found["w_other"]
 
 
-def _initializers(source: ArraySource) -> dict[str, ir.Value]:
-    return dict(ir.load(source.directory / "decoder.onnx").graph.initializers)
+def _initializers(source: Any) -> dict[str, ir.Value]:
+    return dict(ir.load(source.bundle.graph_path("decoder")).graph.initializers)
 
 
-def test_a_gram_is_kept_only_where_it_is_asked_for(source: ArraySource) -> None:
+def test_a_gram_is_kept_only_where_it_is_asked_for(source: Any) -> None:
     found = calibrate(source, {"decoder": {ALONE}})
     assert set(found["decoder"]) == {ALONE}
     assert found["decoder"][ALONE].gram is None
 
 
-def test_each_group_is_announced(source: ArraySource, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_group_is_announced(source: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrator, "MOST_BYTES", 1)
     lines: list[str] = []
     calibrate(source, {"decoder": None}, progress=lines.append)
     assert lines == [f"decoder: calibrating on 3 runs, group {at} of 2" for at in (1, 2)]
 
 
-def test_an_unknown_layer_is_named(source: ArraySource) -> None:
+def test_an_unknown_layer_is_named(source: Any) -> None:
     with pytest.raises(QuantizationError, match="decoder: the graph has no linear layer named nowhere"):
         list(Calibrator(source).groups("decoder", layers={ALONE, "nowhere"}))
 
 
-def test_a_graph_without_linear_layers_is_refused(source: ArraySource, model_of: Callable[..., ir.Model]) -> None:
+def test_a_graph_without_linear_layers_is_refused(
+    source: Any, model_of: Callable[..., ir.Model], array_source: Callable[..., Any]
+) -> None:
     model = model_of({"x": (ir.DataType.FLOAT, ["B", "T", 6])}, [("Relu", ["x"], "y", {})], {}, ["y"])
-    save_graph(model, source.directory / "decoder.onnx")
+    source = array_source(model, source.samples)
     with pytest.raises(QuantizationError, match="no linear layer at all"):
         list(Calibrator(source).groups("decoder"))
 
 
-def test_a_weight_that_meets_two_inputs_is_refused(source: ArraySource, model_of: Callable[..., ir.Model]) -> None:
+def test_a_weight_that_meets_two_inputs_is_refused(
+    source: Any, model_of: Callable[..., ir.Model], array_source: Callable[..., Any]
+) -> None:
     nodes = [("MatMul", ["x", "w"], "a", {}), ("MatMul", ["a", "w"], "y", {})]
     model = model_of({"x": (ir.DataType.FLOAT, ["B", "T", 6])}, nodes, {"w": np.eye(6, dtype=np.float32)}, ["y"])
-    save_graph(model, source.directory / "decoder.onnx")
+    source = array_source(model, source.samples)
     with pytest.raises(QuantizationError, match="a weight meets two inputs"):
         list(Calibrator(source).groups("decoder"))
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
-def test_inputs_that_are_not_finite_are_refused(source: ArraySource, wrong: float) -> None:
-    source._samples[2][0, 0, 0] = wrong
+def test_inputs_that_are_not_finite_are_refused(source: Any, wrong: float) -> None:
+    source.samples[2][0, 0, 0] = wrong
     with pytest.raises(QuantizationError, match=r"w_\w+ meets inputs that are not finite"):
         calibrate(source, {"decoder": None})
 
@@ -154,6 +124,8 @@ def test_inputs_that_are_not_finite_are_refused(source: ArraySource, wrong: floa
 @contextmanager
 def watched(model: torch.nn.Module, names: list[str]) -> Iterator[dict[str, list[torch.Tensor]]]:
     """Record what enters modules whose weights have these names."""
+    import torch
+
     seen: dict[str, list[torch.Tensor]] = {name: [] for name in names}
     modules = dict(model.named_modules())
     hooks = [
@@ -174,14 +146,20 @@ def rows_of(tensors: list[torch.Tensor]) -> np.ndarray:
     return np.concatenate([each.reshape(-1, each.shape[-1]).numpy() for each in tensors])
 
 
-QUESTIONS = [Asked("yes", images=(canary_image(),)), Asked("a red circle"), Asked("7", images=(canary_image(),))]
+@pytest.fixture
+def questions(asked: type) -> Evaluation:
+    image = canary_image()
+    return Evaluation(questions=[asked("yes", (image,)), asked("a red circle"), asked("7", (image,))])
 
 
 def test_a_decoder_meets_what_transformers_meets_on_prompts_and_right_answers(
-    smolvlm_bundle: Path, smolvlm_checkpoint: Path
+    smolvlm_bundle: Path, smolvlm_checkpoint: Path, questions: Evaluation, one_thread: RuntimeSettings
 ) -> None:
+    import torch
+    from transformers import AutoModelForImageTextToText
+
     model = AutoModelForImageTextToText.from_pretrained(smolvlm_checkpoint).eval()
-    source = FeedSource(smolvlm_bundle, read_manifest(smolvlm_bundle), Evaluation(questions=QUESTIONS), threads=1)
+    source = FeedSource(open_bundle(smolvlm_bundle), questions, settings=one_thread)
     found = calibrate(source, {"decoder": None}, grams=True)["decoder"]
     names = [name for name in found if "layers" in name]
     assert len(names) == 3 * 7
@@ -192,9 +170,14 @@ def test_a_decoder_meets_what_transformers_meets_on_prompts_and_right_answers(
         assert_same(found[name], expected_of(rows_of(seen[name])), 1e-4)  # float32 through three layers of gain 2
 
 
-def test_a_vision_encoder_meets_what_transformers_meets(smolvlm_bundle: Path, smolvlm_checkpoint: Path) -> None:
+def test_a_vision_encoder_meets_what_transformers_meets(
+    smolvlm_bundle: Path, smolvlm_checkpoint: Path, questions: Evaluation, one_thread: RuntimeSettings
+) -> None:
+    import torch
+    from transformers import AutoModelForImageTextToText
+
     model = AutoModelForImageTextToText.from_pretrained(smolvlm_checkpoint).eval()
-    source = FeedSource(smolvlm_bundle, read_manifest(smolvlm_bundle), Evaluation(questions=QUESTIONS), threads=1)
+    source = FeedSource(open_bundle(smolvlm_bundle), questions, settings=one_thread)
     found = calibrate(source, {"vision_encoder": None}, grams=True)["vision_encoder"]
     with watched(model, list(found)) as seen:
         for feeds in source.of("vision_encoder"):
@@ -203,18 +186,23 @@ def test_a_vision_encoder_meets_what_transformers_meets(smolvlm_bundle: Path, sm
         assert_same(each, expected_of(rows_of(seen[name])), 1e-4)
 
 
-def test_padding_does_not_count(clip_bundle: Path, clip_checkpoint: Path) -> None:
+def test_padding_does_not_count(
+    clip_bundle: Path, clip_checkpoint: Path, captioned: type, one_thread: RuntimeSettings
+) -> None:
+    import torch
+    from transformers import CLIPModel
+
     model = CLIPModel.from_pretrained(clip_checkpoint).eval()
-    manifest = read_manifest(clip_bundle)
-    captions = [Captioned(canary_image(), text) for text in ("a", "a photo of a rather long thing", "two words")]
-    source = FeedSource(clip_bundle, manifest, Evaluation(captions=captions), threads=1)
+    bundle = open_bundle(clip_bundle)
+    captions = [captioned(canary_image(), text) for text in ("a", "a photo of a rather long thing", "two words")]
+    source = FeedSource(bundle, Evaluation(captions=captions), settings=one_thread)
     found = calibrate(source, {"text_encoder": None}, grams=True)["text_encoder"]
     # transformers runs the three as one padded batch; of what its layers meet, the padding is taken out.
     ids = [feeds["input_ids"][0] for feeds in source.of("text_encoder")]
     width = max(map(len, ids))
     assert len({len(each) for each in ids}) == 3
-    assert manifest.dual is not None
-    padded = torch.full((3, width), manifest.dual.pad_token_id)
+    assert bundle.manifest.dual is not None
+    padded = torch.full((3, width), bundle.manifest.dual.pad_token_id)
     mask = torch.zeros((3, width), dtype=torch.long)
     for row, each in enumerate(ids):
         padded[row, : len(each)] = torch.from_numpy(each)

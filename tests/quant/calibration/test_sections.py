@@ -10,6 +10,7 @@ import pytest
 from bundle.errors import QuantizationError
 from graphs.store import save_graph
 from quant.calibration.sections import SectionedGraph, cut
+from runtime.settings import RuntimeSettings
 
 GROUPS = [["x", "a"], ["b"], ["d"], ["e"]]
 
@@ -35,11 +36,13 @@ def model(model_of: Callable[..., ir.Model], rng: np.random.Generator) -> ir.Mod
     )
 
 
-def test_sections_see_what_the_whole_graph_computes(model: ir.Model, tmp_path: Path, rng: np.random.Generator) -> None:
+def test_sections_see_what_the_whole_graph_computes(
+    model: ir.Model, tmp_path: Path, rng: np.random.Generator, one_thread: RuntimeSettings
+) -> None:
     save_graph(model, tmp_path / "g.onnx")
     w = model.graph.initializers["w"].const_value.numpy()
     samples = [rng.standard_normal((length, 4)).astype(np.float32) for length in (1, 3)]
-    graph = SectionedGraph(tmp_path / "g.onnx", [{"x": x} for x in samples], threads=1)
+    graph = SectionedGraph(tmp_path / "g.onnx", [{"x": x} for x in samples], one_thread)
     seen = [list(graph.run(section)) for section in cut(model.graph, GROUPS)]
     for at, x in enumerate(samples):
         a = x @ w
@@ -56,17 +59,17 @@ def test_only_what_later_sections_read_is_carried(model: ir.Model) -> None:
     assert [section.carried for section in cut(model.graph, GROUPS)] == [("s", "a"), ("s", "b"), ("d",), ()]
 
 
-def test_a_sample_that_cannot_run_is_named(model: ir.Model, tmp_path: Path) -> None:
+def test_a_sample_that_cannot_run_is_named(model: ir.Model, tmp_path: Path, one_thread: RuntimeSettings) -> None:
     save_graph(model, tmp_path / "g.onnx")
     samples = [{"x": np.ones((1, width), np.float32)} for width in (4, 5)]
-    graph = SectionedGraph(tmp_path / "g.onnx", samples, threads=1)
+    graph = SectionedGraph(tmp_path / "g.onnx", samples, one_thread)
     with pytest.raises(QuantizationError, match=r"g\.onnx cannot run sample 1: "):
         list(graph.run(cut(model.graph, [["a"]])[0]))
 
 
-def test_a_graph_that_cannot_be_loaded_is_named(model: ir.Model, tmp_path: Path) -> None:
+def test_a_graph_that_cannot_be_loaded_is_named(model: ir.Model, tmp_path: Path, one_thread: RuntimeSettings) -> None:
     next(iter(model.graph)).op_type = "NoSuchOperator"
     save_graph(model, tmp_path / "g.onnx")
-    graph = SectionedGraph(tmp_path / "g.onnx", [{"x": np.ones((1, 4), np.float32)}], threads=1)
+    graph = SectionedGraph(tmp_path / "g.onnx", [{"x": np.ones((1, 4), np.float32)}], one_thread)
     with pytest.raises(QuantizationError, match=r"cannot be loaded: .*NoSuchOperator"):
         list(graph.run(cut(model.graph, [["s"]])[0]))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bundle.directory import read_manifest
+from bundle.directory import open_bundle
 from bundle.errors import QuantizationError
 from quant.calibration.feeds import FeedSource
 from quant.planning import draft as drafts
@@ -16,7 +16,7 @@ from quant.quality.evaluation import Evaluation
 
 
 def drafted(bundle: Path, weights: str, **options):
-    return make_draft(bundle, read_manifest(bundle), weights, Options(**options), lambda line: None)
+    return make_draft(open_bundle(bundle), weights, Options(**options), lambda line: None)
 
 
 def printed(draft) -> str:
@@ -58,7 +58,7 @@ def test_tuning_measures_the_graphs_own_shapes(clip_bundle: Path, tmp_path: Path
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     lines: list[str] = []
     for _ in range(2):
-        draft = make_draft(clip_bundle, read_manifest(clip_bundle), "int8", Options(tune=True), lines.append)
+        draft = make_draft(open_bundle(clip_bundle), "int8", Options(tune=True), lines.append)
     assert draft.times_source.startswith("measured on this machine")
     assert [line.split(",")[0].endswith("on this machine") for line in lines] == [True]
     assert len(list((tmp_path / "pocketvlm").iterdir())) == 1
@@ -76,7 +76,7 @@ def test_what_is_printed_names_choices_reasons_profiles_and_the_cache(smolvlm_bu
 
 
 def test_limits_exclude_each_other_and_want_a_decoder(smolvlm_bundle: Path, clip_bundle: Path) -> None:
-    source = FeedSource(smolvlm_bundle, read_manifest(smolvlm_bundle), Evaluation())
+    source = FeedSource(open_bundle(smolvlm_bundle), Evaluation())
     draft = drafted(smolvlm_bundle, "int4")
     assert fit_bits(draft, source, Options(), print) is draft
     with pytest.raises(QuantizationError, match="give one of them"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from bundle.report import DecoderProfile
 from graphs.store import open_graph
 from quant.planning.layer_times import LayerTimes, builtin_times
 from quant.planning.planner import Planner
-from quant.planning.profiles import Mix, compare_profiles, plan_bundle, read_profile, weight_bytes
+from quant.planning.profiles import Mix, compare_profiles, decoder_plan, plan_bundle, read_profile, weight_bytes
 from quant.planning.recipes import Asked
 from quant.planning.survey import Site, survey_bundle
 
@@ -62,11 +63,22 @@ def test_dual_plans_a_second_decoder_for_prompts_with_the_head_of_the_first(mani
     plans = plan_bundle(planner_of(manifest, "int4"), sites, "dual")
     prompts, steps = plans["decoder_prefill"], plans["decoder"]
     assert (prompts.scheme, steps.scheme) == ("int8", "int4")
+    assert (prompts.phase, steps.phase) == ("prompt", "step")
+    assert decoder_plan(plans, "prompt") is prompts
+    assert decoder_plan(plans, "step") is steps
     head = next(site.name for site in sites["decoder"] if site.kind == "head")
     choices = [{layer.name: layer.choice for layer in plan.layers} for plan in (prompts, steps)]
     assert choices[0].keys() == choices[1].keys()
     assert choices[0][head] == choices[1][head]
     assert all(choice.method == "w8a8" for name, choice in choices[0].items() if name != head)
+
+
+@pytest.mark.parametrize(("weights", "profile"), [("int8", "latency"), ("int4", "memory"), ("fp32", None)])
+def test_other_profiles_run_prompts_and_steps_in_one_decoder(manifest, sites, weights: str, profile) -> None:
+    plans = plan_bundle(planner_of(manifest, weights), sites, profile)
+    assert plans.keys() == manifest.components.keys()
+    assert plans["decoder"].phase == "any"
+    assert decoder_plan(plans, "prompt") is decoder_plan(plans, "step") is plans["decoder"]
 
 
 def test_each_profile_is_best_at_what_it_is_for(manifest, sites) -> None:
@@ -91,8 +103,15 @@ def test_predicted_times_are_sums_over_layers(manifest, sites) -> None:
     decoder = plan_bundle(planner_of(manifest, "int8"), sites, "latency")["decoder"]
     by_hand = sum(times.ms(layer.num_inputs, layer.num_outputs, layer.choice, 1) for layer in decoder.layers)
     assert found.inter_token_ms == pytest.approx(by_hand, abs=1e-3)
-    assert found.kv_bytes_per_token == manifest.decoder.kv_bytes_per_token
     assert found.note.endswith(f"{32 + manifest.image_prompt.tokens_per_tile} rows")
+
+
+def test_a_token_in_the_cache_is_its_keys_and_values_in_every_layer(manifest, sites, smolvlm_checkpoint: Path) -> None:
+    text = json.loads((smolvlm_checkpoint / "config.json").read_text(encoding="utf-8"))["text_config"]
+    head_size = text["hidden_size"] // text["num_attention_heads"]
+    num_bytes = 2 * text["num_hidden_layers"] * text["num_key_value_heads"] * head_size * 4  # float32
+    found = compared(manifest, sites, "int4", "memory")
+    assert {profile.kv_bytes_per_token for profile in found.values()} == {num_bytes}
 
 
 def test_a_tied_table_takes_the_form_of_the_head_and_is_counted_once(manifest) -> None:

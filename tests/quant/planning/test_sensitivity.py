@@ -1,17 +1,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
-from PIL import Image
 
-from bundle.directory import read_manifest
+from bundle.directory import Bundle, open_bundle, seal
 from bundle.errors import QuantizationError
 from bundle.form import Form
 from bundle.golden import canary_image
@@ -26,40 +24,9 @@ from quant.weights.matmul_nbits import MatMulNBits
 from quant.weights.w8a8 import PerTokenInt8
 from quant.weights.weight_pass import WeightPass
 from runtime.one_request import DualEncoderRunner, VisionLanguageRunner
+from runtime.settings import RuntimeSettings
 
 TERNARY, INT4, INT8 = Form(2, 32, "ternary"), Form(4, 32), Form(8)
-
-
-@dataclass(frozen=True)
-class Asked:
-    answer: str
-    task: str = "any"
-    images: tuple[Image.Image, ...] = ()
-
-    def messages(self) -> list[dict[str, object]]:
-        image = [{"type": "image"} for _ in self.images]
-        return [{"role": "user", "content": [*image, {"type": "text", "text": f"Say {self.answer}."}]}]
-
-    def is_right(self, reply: str) -> bool:
-        return reply == self.answer
-
-
-@dataclass(frozen=True)
-class Captioned:
-    image: Image.Image
-    caption: str
-
-
-class ArraySource:
-    """What a probe reads of a bundle, with its samples at hand."""
-
-    def __init__(self, directory: Path, samples: list[np.ndarray]) -> None:
-        self.directory, self.threads = directory, 1
-        self.manifest = SimpleNamespace(components={"decoder": SimpleNamespace(file="decoder.onnx")})
-        self._samples = samples
-
-    def of(self, component: str) -> list[dict[str, np.ndarray]]:
-        return [{"x": each} for each in self._samples]
 
 
 def softmax(rows: np.ndarray) -> np.ndarray:
@@ -68,7 +35,7 @@ def softmax(rows: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture
-def source(model_of: Callable[..., ir.Model], rng: np.random.Generator, tmp_path: Path) -> ArraySource:
+def source(model_of: Callable[..., ir.Model], rng: np.random.Generator, array_source: Callable[..., Any]) -> Any:
     """logits = (x @ w.in) @ w.out^T over 7 tokens, the second matrix stored turned, on 16 samples."""
     weights = {"w.in": rng.standard_normal((32, 32)), "w.out": rng.standard_normal((7, 32))}
     nodes = [
@@ -79,13 +46,12 @@ def source(model_of: Callable[..., ir.Model], rng: np.random.Generator, tmp_path
     ]
     arrays = {name: array.astype(np.float32) for name, array in weights.items()}
     model = model_of({"x": (ir.DataType.FLOAT, ["B", "T", 32])}, nodes, arrays, ["logits", "present"])
-    save_graph(model, tmp_path / "decoder.onnx")
     samples = [0.1 * rng.standard_normal((1, 1 + at % 3, 32)).astype(np.float32) for at in range(16)]
-    return ArraySource(tmp_path, samples)
+    return array_source(model, samples)
 
 
 @pytest.mark.parametrize("layer", ["w.in", "w.out"])
-def test_a_loss_is_the_mean_divergence_of_the_answers(source: ArraySource, layer: str) -> None:
+def test_a_loss_is_the_mean_divergence_of_the_answers(source: Any, layer: str) -> None:
     probe = Probe(source, "decoder")
     rows = {name: linear.rows().astype(np.float64) for name, linear in probe.linears.items()}
     changed = {**rows, layer: 1.5 * rows[layer]}
@@ -97,18 +63,18 @@ def test_a_loss_is_the_mean_divergence_of_the_answers(source: ArraySource, layer
     assert probe.loss({layer: changed[layer].astype(np.float32)}) == pytest.approx(expected, rel=1e-4)
 
 
-def test_own_weights_lose_nothing(source: ArraySource) -> None:
+def test_own_weights_lose_nothing(source: Any) -> None:
     probe = Probe(source, "decoder")
     assert probe.loss({name: linear.rows() for name, linear in probe.linears.items()}) == 0
 
 
-def test_answers_that_are_not_finite_are_no_small_loss(source: ArraySource) -> None:
+def test_answers_that_are_not_finite_are_no_small_loss(source: Any) -> None:
     probe = Probe(source, "decoder")
     with pytest.raises(QuantizationError, match=r"with w\.in rounded, answers are not finite"):
         probe.loss({"w.in": np.full((32, 32), np.nan, np.float32)})
 
 
-def test_the_table_holds_every_layer_in_every_form(source: ArraySource) -> None:
+def test_the_table_holds_every_layer_in_every_form(source: Any) -> None:
     forms = {"w.in": [TERNARY, INT4], "w.out": [INT8]}
     table = measure_sensitivity(source, "decoder", forms)
     assert [(row.layer, row.form) for row in table] == [("w.in", TERNARY), ("w.in", INT4), ("w.out", INT8)]
@@ -118,7 +84,7 @@ def test_the_table_holds_every_layer_in_every_form(source: ArraySource) -> None:
     assert measure_sensitivity(source, "decoder", forms) == table
 
 
-def test_calibrated_roundings_get_the_statistics_of_their_layer(source: ArraySource) -> None:
+def test_calibrated_roundings_get_the_statistics_of_their_layer(source: Any) -> None:
     x = np.concatenate([feeds["x"].reshape(-1, 32) for feeds in source.of("decoder")])
     inputs = {"w.in": InputStatistics(len(x), np.abs(x).max(axis=0), x.T @ x / len(x))}
     gptq = Form(4, 32, "gptq")
@@ -139,7 +105,7 @@ class Clock:
         return self._now_s
 
 
-def test_a_time_limit_costs_samples(source: ArraySource, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_time_limit_costs_samples(source: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sensitivity, "time", Clock())
     lines: list[str] = []
     forms = {"w.in": [TERNARY, INT4], "w.out": [INT8]}
@@ -149,22 +115,21 @@ def test_a_time_limit_costs_samples(source: ArraySource, monkeypatch: pytest.Mon
     assert lines[1:] == ["decoder: 1 of 3 trials done", "decoder: 2 of 3 trials done"]
 
 
-def test_a_time_limit_too_short_for_a_verdict_is_refused(source: ArraySource, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_time_limit_too_short_for_a_verdict_is_refused(source: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sensitivity, "time", Clock())
     with pytest.raises(QuantizationError, match=f"1 trials of {MIN_SAMPLES} samples take about 2 s, more than the 1.9"):
         measure_sensitivity(source, "decoder", {"w.in": [INT4]}, max_seconds=1.9)
 
 
-def test_an_unknown_layer_is_named(source: ArraySource) -> None:
+def test_an_unknown_layer_is_named(source: Any) -> None:
     with pytest.raises(QuantizationError, match="no linear layer named nowhere"):
         measure_sensitivity(source, "decoder", {"nowhere": [INT4]})
 
 
-def test_a_graph_without_layers_is_refused(source: ArraySource, model_of: Callable[..., ir.Model]) -> None:
+def test_a_graph_without_layers_is_refused(model_of: Callable[..., ir.Model], array_source: Callable[..., Any]) -> None:
     model = model_of({"x": (ir.DataType.FLOAT, ["B", "T", 32])}, [("Relu", ["x"], "y", {})], {}, ["y"])
-    save_graph(model, source.directory / "decoder.onnx")
     with pytest.raises(QuantizationError, match="nothing to measure"):
-        Probe(source, "decoder")
+        Probe(array_source(model, []), "decoder")
 
 
 PASSES: list[tuple[type[WeightPass], Form]] = [
@@ -197,60 +162,61 @@ def test_bytes_are_those_that_the_pass_stores(
 
 
 @pytest.fixture
-def edited(tmp_path: Path) -> Iterator[Callable[[Path, str, str, Form], Path]]:
+def edited(tmp_path: Path) -> Callable[[Bundle, str, str, Form], Bundle]:
     """A copy of a bundle with one layer of one graph in the float32 numbers of a form."""
 
-    def edit(bundle: Path, component: str, layer: str, form: Form) -> Path:
-        copy = tmp_path / "copy"
-        shutil.copytree(bundle, copy)
-        path = copy / f"{component}.onnx"
-        model = open_graph(bundle / path.name)
+    def edit(bundle: Bundle, component: str, layer: str, form: Form) -> Bundle:
+        copy = Path(shutil.copytree(bundle.directory, tmp_path / "copy"))
+        model = open_graph(bundle.graph_path(component))
         linear = next(each for each in find_linears(model.graph) if each.name == layer)
         rows, _ = stored(linear, form, {})
         array = np.ascontiguousarray(rows if linear.is_transposed else rows.T)
         linear.weight.const_value = ir.tensor(array, name=layer)
-        save_graph(model, path)
-        return copy
+        save_graph(model, copy / bundle.graph_path(component).name)
+        return seal(copy, bundle.manifest)
 
     return edit
 
 
 def test_a_decoders_loss_is_that_of_the_edited_bundle(
-    smolvlm_bundle: Path, edited: Callable[[Path, str, str, Form], Path]
+    smolvlm_bundle: Path, edited: Callable[[Bundle, str, str, Form], Bundle], asked: type, one_thread: RuntimeSettings
 ) -> None:
-    questions = [Asked("yes", images=(canary_image(),)), Asked("seven")]
-    manifest = read_manifest(smolvlm_bundle)
-    source = FeedSource(smolvlm_bundle, manifest, Evaluation(questions=questions), threads=1)
+    questions = [asked("yes", (canary_image(),)), asked("seven")]
+    bundle = open_bundle(smolvlm_bundle)
+    source = FeedSource(bundle, Evaluation(questions=questions), settings=one_thread)
     layer = "model.text_model.layers.1.mlp.up_proj.weight"
     (row,) = measure_sensitivity(source, "decoder", {layer: [INT4]})
-    copy = edited(smolvlm_bundle, "decoder", layer, INT4)
+    runners = [VisionLanguageRunner(each, one_thread) for each in (bundle, edited(bundle, "decoder", layer, INT4))]
     divergences = []
     for question in questions:
-        p, q = (softmax(_logits(folder, question)) for folder in (smolvlm_bundle, copy))
+        p, q = (softmax(_logits(runner, question)) for runner in runners)
         divergences.append(np.sum(p * np.log(p / q), axis=-1))
     expected = float(np.concatenate(divergences).mean())
     assert expected > 1e-4
-    assert row.loss == pytest.approx(
-        expected, rel=1e-2
-    )  # float32 logits near 10 are off by 1e-5, by way of other kernels
+    # float32 logits near 10 are off by 1e-5, by way of other kernels
+    assert row.loss == pytest.approx(expected, rel=1e-2)
 
 
-def _logits(folder: Path, question: Asked) -> np.ndarray:
-    runner = VisionLanguageRunner(folder, read_manifest(folder), threads=1)
-    prompt = runner.prompt_embeds(list(turns_of(question)), question.images)
+def _logits(runner: VisionLanguageRunner, question: Any) -> np.ndarray:
+    prompt = runner.prompt(turns_of(question), question.images)
     return runner.answer_logits(prompt, runner.answer_ids(question.answer)).astype(np.float64)
 
 
 @pytest.mark.parametrize("component", ["text_encoder", "vision_encoder"])
 def test_an_encoders_loss_is_the_distance_of_its_embeddings(
-    clip_bundle: Path, edited: Callable[[Path, str, str, Form], Path], component: str
+    clip_bundle: Path,
+    edited: Callable[[Bundle, str, str, Form], Bundle],
+    captioned: type,
+    one_thread: RuntimeSettings,
+    component: str,
 ) -> None:
-    captions = [Captioned(canary_image(), text) for text in ("a", "a red circle")]
-    source = FeedSource(clip_bundle, read_manifest(clip_bundle), Evaluation(captions=captions), threads=1)
+    captions = [captioned(canary_image(), text) for text in ("a", "a red circle")]
+    bundle = open_bundle(clip_bundle)
+    source = FeedSource(bundle, Evaluation(captions=captions), settings=one_thread)
     layer = next(iter(Probe(source, component).linears))
     (row,) = measure_sensitivity(source, component, {layer: [TERNARY]})
-    copy = edited(clip_bundle, component, layer, TERNARY)
-    parent, variant = (DualEncoderRunner(folder, source.manifest, threads=1) for folder in (clip_bundle, copy))
+    bundles = bundle, edited(bundle, component, layer, TERNARY)
+    parent, variant = (DualEncoderRunner(each, one_thread) for each in bundles)
     if component == "text_encoder":
         pairs = [runner.embed_texts([each.caption for each in captions]) for runner in (parent, variant)]
     else:

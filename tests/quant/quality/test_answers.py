@@ -10,8 +10,10 @@ from PIL import Image
 
 from bundle.errors import QuantizationError
 from bundle.image import TileLayout
+from bundle.prompt import Prompt, Span
 from quant.quality.answers import measure_answers
-from runtime.one_request import Prefilled, Prompt, SeenImages
+from runtime.filled_prompt import FilledPrompt
+from runtime.one_request import Prefilled, SeenImages
 
 
 def picture(width: int) -> Image.Image:
@@ -42,14 +44,19 @@ class Parrot:
         self.reply, self.margin, self.sight, self.blur = reply, margin, sight, blur
 
     def see(self, images: Sequence[Image.Image]) -> SeenImages:
-        widths = [[[image.width * self.blur, 1.0]] for image in images]
-        return SeenImages((TileLayout(),) * len(images), None, np.array(widths, np.float32).reshape(-1, 1, 2))
+        features = (np.array([[[image.width * self.blur, 1.0]]], np.float32) for image in images)
+        return SeenImages((TileLayout(),) * len(images), tuple(features))
 
-    def prompt_about(self, turns: object, seen: SeenImages) -> Prompt:
-        return Prompt(seen.features[:, :, :1].sum(axis=0, keepdims=True), np.ones((1, 1), bool), None)
+    def prompt_about(self, turns: object, seen: SeenImages) -> FilledPrompt:
+        num_images = len(seen.features)
+        spans = tuple(Span(at, at + 1, image=at, row=0) for at in range(num_images))
+        ids = np.zeros(num_images + 1, np.int64)
+        return FilledPrompt.of(Prompt(ids, spans, np.arange(len(ids)), len(ids), num_images), seen.features)
 
-    def prefill(self, prompt_embeds: np.ndarray, room_tokens: int) -> Prefilled:
-        return Prefilled(1, np.array([self.margin + self.sight * prompt_embeds.sum(), 0], np.float32), {})
+    def prefill(self, prompt: FilledPrompt, room_tokens: int) -> Prefilled:
+        widths = sum(float(placed.rows[0, 0]) for placed in prompt.placed)
+        logits = np.array([self.margin + self.sight * widths, 0], np.float32)
+        return Prefilled(prompt, logits, prompt.num_tokens + room_tokens)
 
     def answer_ids(self, answer: str) -> list[int]:
         return [ord(letter) - ord("a") for letter in answer] + [0]

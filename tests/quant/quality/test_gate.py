@@ -3,20 +3,19 @@ from __future__ import annotations
 import math
 import shutil
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
 
 from bundle.directory import open_bundle, read_manifest, seal
 from bundle.errors import GateError, QuantizationError
-from bundle.manifest import ComponentName
 from bundle.report import ImageSensitivity, Likenesses, TeacherForced
 from quant.planning.recipes import RECIPES
 from quant.quality.evaluation import Measured, PairedFlags
 from quant.quality.gate import LIMITS, judge, judge_all, parse_limits
 from quant.quality.parity import Parity
 
+GRAPHS = ("vision_encoder", "text_encoder", "embed_tokens", "decoder", "decoder_prefill")
 ALIKE = Likenesses(n=200, cosine_mean=0.999, cosine_p1=0.99, correlation=0.999, spread=1.0)
 PARITY = {"decoder": Parity(cosine=0.99, max_abs=0.1)}
 
@@ -66,6 +65,12 @@ def test_a_gate_names_what_was_measured() -> None:
 def test_a_part_with_a_limit_of_its_own_is_held_to_that() -> None:
     assert judge("canary_cosine", 0.9, 1, "int4", of="decoder").passed
     assert not judge("canary_cosine", 0.9, 1, "int4", of="vision_encoder").passed
+
+
+def test_a_decoder_for_prompts_is_held_to_8_bits_whatever_runs_the_steps() -> None:
+    assert judge("canary_cosine", 0.5, 1, "int4", of="decoder").passed
+    assert not judge("canary_cosine", 0.5, 1, "int4", of="decoder_prefill").passed
+    assert judge("canary_cosine", 0.9, 1, "int4", of="decoder_prefill").passed
 
 
 def test_a_measure_without_a_limit_is_refused() -> None:
@@ -181,8 +186,8 @@ def test_a_limit_on_a_part_that_no_gate_has_is_refused(option: str, known: str) 
 
 
 def test_every_gate_can_be_given_a_limit_by_its_name() -> None:
-    parity = {name: Parity(cosine=1.0, max_abs=0.0) for name in get_args(ComponentName)}
-    gates = judge_all(parity, answered(300), "int4")
+    gates = judge_all(dict.fromkeys(GRAPHS, Parity(cosine=1.0, max_abs=0.0)), answered(300), "int4")
+    assert {f"canary_cosine/{graph}" for graph in GRAPHS} < {gate.name for gate in gates}
     assert parse_limits(f"{gate.name}=1" for gate in gates) == {gate.name: 1.0 for gate in gates}
 
 

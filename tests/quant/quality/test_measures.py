@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,6 +39,8 @@ def test_kl_of_huge_logits_is_finite() -> None:
 
 
 def test_nll_equals_torch_cross_entropy(rng: np.random.Generator) -> None:
+    import torch
+
     logits, ids = rng.standard_normal((6, 11)) * 5, [3, 0, 10, 3, 7, 1]
     expected = torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.tensor(ids), reduction="none")
     np.testing.assert_allclose(negative_log_likelihoods(logits, ids), expected.numpy(), rtol=1e-12)

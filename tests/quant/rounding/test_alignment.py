@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphs.layers import Float32
-from quant.rounding import alignment
 from quant.rounding.alignment import aligned
 from quant.rounding.rtn import round_to_nearest
 from quant.rounding.ternary import round_to_ternary
@@ -55,10 +54,12 @@ def test_a_block_of_zeros_keeps_its_scale_and_its_neighbour_gets_its_own() -> No
     assert found.scales[0, 1] == pytest.approx(alone.scales[0, 0], rel=1e-4)
 
 
-def test_rows_are_aligned_one_by_one_whatever_the_slab(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_aligned_one_by_one_however_many_there_are() -> None:
     rng = np.random.default_rng(4)
-    rows, gram = rng.standard_normal((7, 40)).astype(np.float32), gram_of(rng, 40)
+    rows, gram = rng.standard_normal((1030, 40)).astype(np.float32), gram_of(rng, 40)
     codes = round_to_ternary(rows, 2, 16)
-    whole = aligned(codes, rows, gram)
-    monkeypatch.setattr(alignment, "_SLAB_ROWS", 3)
-    np.testing.assert_allclose(aligned(codes, rows, gram).scales, whole.scales, rtol=1e-4)
+    found = aligned(codes, rows, gram).scales
+    for at in (0, 511, 512, 1023, 1024, 1029):  # slabs hold 512 rows
+        one = slice(at, at + 1)
+        alone = aligned(codes.map(lambda array, one=one: array[one]), rows[one], gram)
+        np.testing.assert_allclose(found[one], alone.scales, rtol=1e-4)

@@ -52,19 +52,17 @@ def test_gaussian_weights_lose_what_theory_says_at_four_bits() -> None:
     assert np.square(found - rows).mean() / np.square(rows).mean() == pytest.approx(0.0107, rel=0.1)
 
 
-def test_codes_equal_onnxruntimes_own_quantizer() -> None:
-    from onnxruntime.capi._pybind_state import quantize_matmul_4bits
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_codes_equal_onnxruntimes_own_quantizer(bits: int) -> None:
+    from onnxruntime.quantization import matmul_nbits_quantizer as theirs
 
-    rng = np.random.default_rng(1)
-    rows, block_size = rng.standard_normal((24, 96)).astype(np.float32), 32
-    packed = np.zeros((24, 3, 16), np.uint8)
-    scales = np.zeros((24 * 3,), np.float32)
-    zero_points = np.zeros((24, 2), np.uint8)
+    rows, block_size = np.random.default_rng(1).standard_normal((24, 96)).astype(np.float32), 32
+    config = theirs.DefaultWeightOnlyQuantConfig(block_size, is_symmetric=True, bits=bits)
     weights = np.ascontiguousarray(rows.T)
-    quantize_matmul_4bits(packed, weights, scales, zero_points, block_size, 24, 96, True)
-    ours = round_to_nearest(rows, 4, block_size)
-    np.testing.assert_allclose(ours.scales, scales.reshape(24, 3), rtol=1e-6)
-    np.testing.assert_array_equal(pack(ours.codes, 4).reshape(24, 3, 16), packed)
+    packed, scales, _ = theirs.DefaultWeightOnlyQuantizer(config).qbits_block_quant(weights)
+    ours = round_to_nearest(rows, bits, block_size)
+    np.testing.assert_allclose(ours.scales, scales, rtol=1e-6)
+    np.testing.assert_array_equal(pack(ours.codes, bits).reshape(packed.shape), packed)
 
 
 @pytest.mark.parametrize("bits", [4, 8])

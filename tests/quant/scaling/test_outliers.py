@@ -19,6 +19,7 @@ from quant.weights.matmul_nbits import MatMulNBits
 from quant.weights.w8a8 import PerTokenInt8
 
 COMPONENTS = ["vision_encoder", "decoder"]
+PLANTINGS = 4
 SHARE = 0.005  # of a normalization's channels, at least one
 LOUDNESS = (20.0, 50.0)  # factors are drawn evenly from this range
 
@@ -43,21 +44,25 @@ def error(found, expected) -> float:
 
 @pytest.fixture
 def errors_of(graph_of, feeds_of, statistics_of, run):
-    """Return the relative errors of the first output of a graph with outliers: as it is, and scaled first."""
+    """Return the relative errors of the first output of a graph with outliers: as it is, and scaled first.
+
+    Means of several plantings: which channel of 48 is loud decides up to half of what one planting costs.
+    """
 
     def errors(component: str, form: Form, scheme, scaling: str) -> tuple[float, float]:
-        found = []
+        found = np.zeros((PLANTINGS, 2))
         feeds = feeds_of(graph_of("smolvlm", "contrib", component))
-        for is_scaled in (False, True):
+        for seed, is_scaled in np.ndindex(found.shape):
             model = graph_of("smolvlm", "contrib", component)
-            plant_outliers(model)
+            plant_outliers(model, seed)
             expected = run(model, **feeds)[0]
             forms = {linear.name: form for linear in find_linears(model.graph)}
             if is_scaled:
                 load_scaling(scaling)(model, forms, statistics_of(model, feeds))
             scheme(forms)(model)
-            found.append(error(run(model, **feeds)[0], expected))
-        return found[0], found[1]
+            found[seed, is_scaled] = error(run(model, **feeds)[0], expected)
+        plain, scaled = found.mean(axis=0)
+        return float(plain), float(scaled)
 
     return errors
 
@@ -89,12 +94,12 @@ def test_planted_channels_are_20_to_50_times_louder(graph_of, feeds_of, statisti
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_smoothquant_beats_plain_w8a8(errors_of, component: str) -> None:
     plain, smoothed = errors_of(component, Form(8), PerTokenInt8, "smoothquant")
-    # Measured: 0.36 to 0.027 and 0.30 to 0.039. Without outliers W8A8 costs about 0.02 here.
+    # Measured: 0.27 to 0.027 and 0.34 to 0.051. Without outliers W8A8 costs about 0.02 here.
     assert smoothed < plain / 5
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_awq_beats_plain_int4(errors_of, component: str) -> None:
     plain, protected = errors_of(component, Form(4, 32), MatMulNBits, "awq")
-    # Measured: 0.62 to 0.31 and 0.59 to 0.37. Random weights in blocks of 32 leave 4 bits no better than that.
+    # Measured: 0.47 to 0.26 and 0.69 to 0.46. Random weights in blocks of 32 leave 4 bits no better than that.
     assert protected < 0.75 * plain

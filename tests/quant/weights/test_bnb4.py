@@ -5,7 +5,6 @@ import sys
 import numpy as np
 import onnx_ir as ir
 import pytest
-import torch
 
 from bundle.errors import QuantizationError
 from bundle.form import Form
@@ -23,6 +22,7 @@ SIZES = [(20, 64), (7, 100), (3, 33), (64, 256)]  # N, K; blocks that end inside
     ("num_outputs", "num_inputs", "block_size"), [(20, 64, 64), (7, 100, 64), (64, 256, 64), (64, 256, 128)]
 )
 def test_our_decoding_is_that_of_bitsandbytes(rng, kind, num_outputs: int, num_inputs: int, block_size: int) -> None:
+    import torch
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     rows = rng.standard_normal((num_outputs, num_inputs)).astype(np.float32)

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from bundle.errors import EngineDeadError
 from serving.api.app import create_app
 from serving.api.docs import EXAMPLES
+from serving.api.metrics import Metrics
 from serving.fake import FakeClient
-from serving.protocol import Health, ModelCard
+from serving.protocol import FinishedEvent, GenerateEvent, Health, ModelCard, Timings, TokenEvent, Usage
 from serving.settings import ApiSettings
 
 CHAT = "/v1/chat/completions"
@@ -75,6 +77,24 @@ def test_a_request_while_models_load_is_a_503_and_no_404(
     response = make_caller().post(CHAT, ask())
     assert response.status_code == 503
     assert "models are loading" in response.json()["error"]["message"]
+
+
+def test_time_between_tokens_is_the_engines_however_slowly_a_client_reads() -> None:
+    async def tokens() -> AsyncIterator[GenerateEvent]:
+        for at in range(5):
+            yield TokenEvent("x", (at,), 100.0 + at * 0.003)
+        yield FinishedEvent("stop", Usage(1, 5), Timings())
+
+    async def read(metrics: Metrics) -> None:
+        async for _ in metrics.observed(tokens(), "m"):
+            await asyncio.sleep(0.02)
+
+    metrics = Metrics()
+    asyncio.run(read(metrics))
+    families = text_string_to_metric_families(metrics.exposition().decode())
+    found = {sample.name: sample.value for family in families for sample in family.samples}
+    assert found["pocketvlm:inter_token_latency_seconds_count"] == 4
+    assert found["pocketvlm:inter_token_latency_seconds_sum"] == pytest.approx(0.012)
 
 
 def test_a_chat_is_counted_and_timed(api: Any, ask: Callable[..., Any]) -> None:

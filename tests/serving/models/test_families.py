@@ -6,11 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from transformers import AutoTokenizer, LlavaForConditionalGeneration, LlavaProcessor, SiglipModel
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from bundle.directory import open_bundle
 from export.exporter import export_checkpoint
@@ -54,6 +50,15 @@ def test_both_dialects_give_the_same_answers_in_one_batch(
 def test_llava_answers_as_transformers_does(
     checkpoints, tmp_path, pool, ask, answer, image_bytes, tower: str, text: str
 ) -> None:
+    import torch
+    from transformers import (
+        AutoTokenizer,
+        CLIPImageProcessorPil,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+        SiglipImageProcessorPil,
+    )
+
     checkpoints.save_llava(tmp_path / "checkpoint", checkpoints.llava_config(tower, text))
     export_checkpoint(tmp_path / "checkpoint", tmp_path / "bundle")
     reference = LlavaForConditionalGeneration.from_pretrained(tmp_path / "checkpoint").eval()
@@ -84,6 +89,9 @@ def test_llava_answers_as_transformers_does(
 
 
 def test_siglip_embeds_and_scores_as_transformers_does(checkpoints, tmp_path, pool, image_bytes) -> None:
+    import torch
+    from transformers import AutoTokenizer, SiglipImageProcessorPil, SiglipModel
+
     checkpoints.save_siglip(tmp_path / "checkpoint")
     export_checkpoint(tmp_path / "checkpoint", tmp_path / "bundle")
     reference = SiglipModel.from_pretrained(tmp_path / "checkpoint").eval()

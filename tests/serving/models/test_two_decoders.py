@@ -149,6 +149,28 @@ def test_answers_are_those_of_the_prompt_graph_alone_and_then_the_step_graph_alo
         model.close()
 
 
+@pytest.mark.parametrize("chunk_tokens", [2, 7, 16, 33])
+def test_answers_do_not_depend_on_how_the_prompt_is_cut(
+    dual_bundle, expected, pool, ask, answer, chunk_tokens: int
+) -> None:
+    """Among these are chunks after which one token is left, which no graph for steps may read."""
+    cut = SETTINGS.model_copy(update={"prefill_chunk_tokens": chunk_tokens})
+    model = GenerativeModel(open_bundle(dual_bundle, allow_ungated=True), cut, pool)
+    model.start()
+
+    async def main() -> list[list[int]]:
+        requests = [
+            ask(*([] if size is None else [encoded(picture(size))]), text, max_tokens=NUM_TOKENS)
+            for text, size in PROMPTS
+        ]
+        return [list((await answer(model, request)).token_ids) for request in requests]
+
+    try:
+        assert asyncio.run(asyncio.wait_for(main(), 60)) == expected
+    finally:
+        model.close()
+
+
 @pytest.mark.parametrize("file", ["decoder.onnx", "decoder_prefill.onnx"])
 def test_neither_graph_alone_gives_these_answers(dual_bundle, expected, file) -> None:
     """Guards the test above: were the two graphs alike, it would pass whichever of them ran."""
