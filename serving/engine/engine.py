@@ -139,6 +139,8 @@ class Engine(Worker[_Submit | _Cancel]):
         self._beat()
         batch = self._scheduler.schedule()
         if batch is not None:
+            # Outside of what a failing step may lose; where this fails, rows are gone and the worker ends.
+            self._runner.change(self._scheduler.take_changes())
             self._do(batch)
         return True
 

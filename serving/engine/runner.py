@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from runtime.decoder import Decoder, Logits
-from serving.engine.scheduler import Batch
+from serving.engine.scheduler import Batch, Change
 from serving.engine.slots import Move
 
 
@@ -22,8 +24,16 @@ class Runner:
         """G: how many row counts a sequence has."""
         return self._decoder.graphs.num_length_groups
 
+    def change(self, changes: Iterable[Change]) -> None:
+        """Copy and drop rows of the cache, in order."""
+        for change in changes:
+            if isinstance(change, Move):
+                self._decoder.states.copy(change.source, change.target, change.rows)
+            else:
+                self._decoder.states.keep(change.slot, change.group, change.rows)
+
     def run(self, batch: Batch) -> Logits:
-        """Make the batch's changes to the cache, run its tokens, and return the logits [B, V] of each row's last.
+        """Run a batch's tokens and return the logits [B, V] of each row's last.
 
         Raises:
             ValueError: The rows are not in neighbouring slots.
@@ -32,13 +42,7 @@ class Runner:
         first = slots[0]
         if first is None or slots != list(range(first, first + len(slots))):
             raise ValueError(f"the rows of a batch are in the slots {slots}, which are not neighbours")
-        states = self._decoder.states
-        for change in batch.changes:
-            if isinstance(change, Move):
-                states.copy(change.source, change.target, change.rows)
-            else:
-                states.keep(change.slot, change.group, change.rows)
         if batch.rows[0].start == 0:
-            states.clear(first)
+            self._decoder.states.clear(first)
         runs = [row.sequence.run(row.start, row.end) for row in batch.rows]
         return self._decoder.run(batch.phase, first, runs)[:, 0]

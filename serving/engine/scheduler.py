@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +45,10 @@ class Keep:
     rows: npt.NDArray[np.int64]
 
 
+Change = Move | Keep
+"""What is done to the cache between two steps."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """What is run in one step.
@@ -53,12 +56,10 @@ class Batch:
     Attributes:
         phase: Whether the tokens are a prompt's or were sampled; decides the graph.
         rows: Of one length, in neighbouring slots, by slot.
-        changes: Copies and drops of rows that are made first, in order.
     """
 
     phase: RunPhase
     rows: tuple[Row, ...]
-    changes: tuple[Move | Keep, ...] = ()
 
     @property
     def sequences(self) -> list[Sequence]:
@@ -79,7 +80,7 @@ class Scheduler:
         self._chunk_tokens = chunk_tokens
         self._slots = Slots(shape.num_slots)
         self._waiting: deque[Sequence] = deque()
-        self._changes: list[Move | Keep] = []
+        self._changes: list[Change] = []
         self._prompt_was_last = False
 
     @property
@@ -104,7 +105,7 @@ class Scheduler:
         self._waiting.append(sequence)
 
     def schedule(self) -> Batch | None:
-        """Return what to run next; None when nothing is left."""
+        """Return what to run next, once the changes that are due are made; None when nothing is left."""
         if self._waiting and self._slots.has_room:
             self._slots.seat(self._waiting.popleft())
         filling, decoding = self._slots.filling, self._slots.decoding
@@ -112,10 +113,19 @@ class Scheduler:
             return None
         self._prompt_was_last = filling is not None and not (decoding and self._prompt_was_last)
         if filling is not None and self._prompt_was_last:
-            return self._batch(*self._next_chunk(filling))
-        return self._batch("step", [Row(sequence, sequence.num_run, sequence.num_run + 1) for sequence in decoding])
+            return self._next_chunk(filling)
+        rows = (Row(sequence, sequence.num_run, sequence.num_run + 1) for sequence in decoding)
+        return Batch("step", tuple(rows))
 
-    def _next_chunk(self, sequence: Sequence) -> tuple[RunPhase, list[Row]]:
+    def take_changes(self) -> tuple[Change, ...]:
+        """Return the copies and drops of rows that are due, in order; whoever runs batches makes them first.
+
+        They are no part of a batch: one that fails must not take with it what other sequences' rows depend on.
+        """
+        changes, self._changes = (*self._changes, *self._slots.take_moves()), []
+        return changes
+
+    def _next_chunk(self, sequence: Sequence) -> Batch:
         """Return the next tokens of a sequence that has more than one to be read.
 
         A sequence that was preempted has sampled tokens among them: those are read by the graph that read them first.
@@ -124,11 +134,7 @@ class Scheduler:
         is_prompt = start < num_prompt
         left = (num_prompt if is_prompt else len(sequence.ids) - 1) - start
         row = Row(sequence, start, start + next_chunk(left, self._chunk_tokens))
-        return "prompt" if is_prompt else "step", [row]
-
-    def _batch(self, phase: RunPhase, rows: SequenceOf[Row]) -> Batch:
-        changes, self._changes = [*self._changes, *self._slots.take_moves()], []
-        return Batch(phase, tuple(rows), tuple(changes))
+        return Batch("prompt" if is_prompt else "step", (row,))
 
     def advance(self, batch: Batch) -> None:
         """Record that a batch was run."""

@@ -113,6 +113,7 @@ def test_each_sequence_carries_its_own_total_through_chunks_moves_and_preemption
         scheduler.add(one)
     second, num_steps = list(found)[1], 0
     while (batch := scheduler.schedule()) is not None:
+        runner.change(scheduler.take_changes())
         logits = runner.run(batch).copy()
         scheduler.advance(batch)
         for row, of_row in zip(batch.rows, logits, strict=True):

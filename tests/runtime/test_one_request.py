@@ -66,7 +66,7 @@ def test_a_prompt_that_was_run_serves_several_answers_until_the_next_one(runner,
     # The prompt and its answer in one run: other matrix shapes, sums in another order.
     decoder = Session(open_bundle(smolvlm_bundle), "decoder", RuntimeSettings())
     whole = decoder.run(runner.answer_feeds(prompt, [5, 6, 7, 8]))["logits"][0]
-    np.testing.assert_allclose(first, whole, atol=1e-4)
+    np.testing.assert_allclose(first, whole, atol=1e-3)  # float32 sums in another order, layers of gain 2
     runner.prefill(prompt, NUM_TOKENS)
     with pytest.raises(ValueError, match="another prompt was run since"):
         runner.forced_logits(run, [5, 6])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
+from runtime import turns
 from runtime.turns import MIN_ROUNDS, Quartiles, Turns, milliseconds_of
 
 
@@ -26,21 +26,42 @@ def test_works_take_turns_and_warm_up_rounds_do_not_count() -> None:
     assert told == {"a": ["a3", "a5", "a7", "a9"], "b": ["b4", "b6", "b8", "b10"]}
 
 
-def test_slow_work_is_warmed_up_once_and_repeated_the_least_often() -> None:
-    calls: list[float] = []
+class Clock:
+    """A clock that only work moves."""
 
-    def slow() -> None:
-        time.sleep(0.02)
-        calls.append(time.perf_counter())
+    def __init__(self) -> None:
+        self.now_s = 0.0
 
-    assert len(Turns(warmup=10, repeats=50, budget_s=0.01).run({"slow": slow})["slow"]) == MIN_ROUNDS
-    assert len(calls) == 1 + MIN_ROUNDS
+    def perf_counter(self) -> float:
+        return self.now_s
+
+    def work(self) -> None:
+        self.now_s += 0.02
 
 
-def test_the_budget_ends_rounds_between_the_least_and_the_most() -> None:
-    turns = Turns(warmup=0, repeats=10_000, budget_s=0.2)
-    found = turns.run({"a": lambda: time.sleep(0.01)})["a"]
-    assert MIN_ROUNDS <= len(found) <= 21
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(turns, "time", found)
+    return found
+
+
+def test_slow_work_is_warmed_up_once_and_repeated_the_least_often(clock: Clock) -> None:
+    found = Turns(warmup=10, repeats=50, budget_s=0.01).run({"slow": clock.work})["slow"]
+    assert len(found) == MIN_ROUNDS
+    assert clock.now_s == pytest.approx(0.02 * (1 + MIN_ROUNDS))
+
+
+def test_a_quarter_of_the_budget_goes_to_warm_up_and_no_round_begins_after_it(clock: Clock) -> None:
+    found = Turns(warmup=10, repeats=50, budget_s=0.19).run({"work": clock.work})["work"]
+    # Warm-up rounds begin at 0, 20 and 40 ms of 47.5; those that count at 0, 20, ..., 180 ms of 190.
+    assert len(found) == 10
+    assert clock.now_s == pytest.approx(0.02 * (3 + 10))
+
+
+def test_every_work_of_a_round_is_run_though_the_budget_ends_within_it(clock: Clock) -> None:
+    found = Turns(warmup=1, repeats=50, budget_s=0.13).run({"a": clock.work, "b": clock.work})
+    assert len(found["a"]) == len(found["b"]) == 4  # rounds of 40 ms, which begin at 0, 40, 80 and 120
 
 
 def test_work_without_a_budget_runs_as_often_as_asked_for_and_at_least_thrice() -> None:
@@ -67,5 +88,5 @@ def test_ratios_are_taken_within_each_round() -> None:
     assert np.median(slower) / np.median(faster) == pytest.approx(2.4)
 
 
-def test_a_call_is_timed_in_milliseconds() -> None:
-    assert 20 <= milliseconds_of(lambda: time.sleep(0.02)) < 2000
+def test_a_call_is_timed_in_milliseconds(clock: Clock) -> None:
+    assert milliseconds_of(clock.work) == pytest.approx(20)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -10,6 +11,7 @@ import pytest
 
 from bundle.errors import BundleError
 from bundle.report import CalibrationFacts
+from quant.comparison import decode_speed
 from quant.comparison.comparison import compare_bundles
 from quant.comparison.page import verdict_sentence, write_comparison
 from quant.comparison.variants import Siblings, read_siblings
@@ -162,15 +164,18 @@ def test_variants_measured_on_other_samples_are_marked(variant_at, tmp_path: Pat
     assert "compare their losses" in (tmp_path / "page.html").read_text()
 
 
-def test_bundles_are_timed_in_turns_and_compared(folders: list[Path], smolvlm_bundle: Path, tmp_path: Path) -> None:
+def test_bundles_are_timed_in_turns_and_compared(
+    folders: list[Path], smolvlm_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times_ms = itertools.cycle([20.0, 10.0])  # by the clock the parent takes twice as long, in each of its turns
+    monkeypatch.setattr(decode_speed, "milliseconds_of", lambda work: (work(), next(times_ms))[1])
     lines: list[str] = []
     bundles = [smolvlm_bundle, folders[1]]
     groups, written = compare_bundles(bundles, tmp_path / "page.html", with_speed=True, progress=lines.append)
     assert "timing fp32, int4 in turns" in lines
     assert set(groups[0].speeds) == {"fp32", "int4"}
-    assert all(0 < rate.low <= rate.median <= rate.high for rate in groups[0].speeds.values())
-    assert groups[0].speed_ratios["fp32"] == 1
-    assert groups[0].speed_ratios["int4"] == pytest.approx(1, abs=0.9)  # the same graphs
+    assert groups[0].speeds["fp32"].median == pytest.approx(8 / 20e-3)  # eight tokens a round
+    assert groups[0].speed_ratios == {"fp32": 1, "int4": 2}
     assert "page-accuracy-by-speed.png" in [path.name for path in written]
 
 

@@ -19,6 +19,7 @@ from quant.planning.layer_times import (
     tuned_times,
 )
 from quant.planning.plan import KEPT, Choice
+from runtime import turns
 
 W8A8 = Choice("w8a8", Form(8))
 INT4 = Choice("matmul_nbits", Form(4, 32))
@@ -64,7 +65,7 @@ class EvenClock:
 
 
 def test_a_large_layer_is_timed_by_a_part_and_counted_whole(monkeypatch) -> None:
-    monkeypatch.setattr(layer_times, "time", EvenClock())
+    monkeypatch.setattr(turns, "time", EvenClock())
     # 4 Mi weights are run at most: half of the second layer's, and each run takes as long as any other.
     whole, halved = Timed(512, 512, KEPT, 1), Timed(512, 1 << 14, KEPT, 1)
     found = measure([whole, halved], threads=1, turns=3)

@@ -37,7 +37,7 @@ def test_every_matrix_of_an_exported_decoder_is_found_and_one_is_its_head(smolvl
 
 
 def test_layers_as_wide_as_the_vocabulary_are_no_heads(checkpoints: ModuleType, tmp_path: Path) -> None:
-    vocabulary = checkpoints.smolvlm_config().text_config.vocab_size
+    vocabulary = checkpoints.smolvlm_config()["text_config"]["vocab_size"]
     config = checkpoints.smolvlm_config({"intermediate_size": vocabulary})
     checkpoints.save_smolvlm(tmp_path / "checkpoint", config)
     export_checkpoint(tmp_path / "checkpoint", tmp_path / "bundle")

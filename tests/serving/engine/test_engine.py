@@ -39,6 +39,9 @@ class FaultyRunner:
         if self.num_steps - 1 in self._faults:
             raise self._faults[self.num_steps - 1]
 
+    def change(self, changes):
+        self._runner.change(changes)
+
     def run(self, batch):
         self._count()
         return self._runner.run(batch)
@@ -240,6 +243,24 @@ def test_a_failed_step_fails_its_own_requests_and_later_ones_are_answered(runner
     assert "no memory" in str(first[0].error)
     assert oracle.answer(kept).is_given_by(tokens_of(second))
     assert engine.fault == ""
+
+
+@pytest.mark.parametrize("fault", range(3, 24))
+def test_a_step_that_fails_loses_no_row_of_those_it_did_not_run(runner, oracle, engine_of, fault: int) -> None:
+    """Among these steps are prompts that run just after an answer ended and another's rows are due to move."""
+    are_here = threading.Event()
+    engine = engine_of(FaultyRunner(runner, {fault: RuntimeError("injected")}, lambda: are_here.wait(20) and None))
+    requests = [greedy(*[6] * 22, max_tokens=4), greedy(6), greedy(6), greedy(*range(7, 40), max_tokens=5)]
+
+    async def main() -> None:
+        streams = [engine.submit(request.sequence()) for request in requests]
+        are_here.set()
+        for request, stream in zip(requests, streams, strict=True):
+            events = await read(engine, stream)
+            assert oracle.answer(request).is_begun_by(tokens_of(events))
+            assert isinstance(events[-1], Failed) or oracle.answer(request).is_given_by(tokens_of(events))
+
+    asyncio.run(main())
 
 
 def test_a_dead_worker_fails_what_it_has_and_what_comes_and_says_so(runner, engine_of) -> None:

@@ -47,6 +47,7 @@ class Drive:
         batch = self.scheduler.schedule()
         if batch is None:
             return False
+        self.runner.change(self.scheduler.take_changes())
         logits = self.runner.run(batch).copy()
         self.scheduler.advance(batch)
         for row, of_row in zip(batch.rows, logits, strict=True):

@@ -34,7 +34,8 @@ def prefilled(runner, one: Sequence, cuts: list[int]) -> np.ndarray:
 def stepped(runner, *several: Sequence, changes: tuple = ()) -> np.ndarray:
     """Return the logits after the newest token of each, which is not recorded as run."""
     rows = tuple(Row(one, len(one.ids) - 1, len(one.ids)) for one in several)
-    return runner.run(Batch("step", rows, changes)).copy()
+    runner.change(changes)
+    return runner.run(Batch("step", rows)).copy()
 
 
 @pytest.fixture
