@@ -46,6 +46,7 @@ def beside(name: str) -> ModuleType:
     return module
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give workers whole files (`--dist loadgroup`), for fixtures are made once a file, the slowest files first.
 
