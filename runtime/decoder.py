@@ -179,11 +179,6 @@ class Decoder:
         binding.bind_output(tensors.LOGITS, "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         return logits
 
-    @property
-    def num_bindings(self) -> int:
-        """How many are kept."""
-        return len(self._bindings)
-
     def _binding(self, session: Session, first_slot: int, size: int, optional: tuple[str, ...]) -> Any:
         """Return a graph's binding to the states of a range of slots.
 

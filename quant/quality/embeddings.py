@@ -18,7 +18,7 @@ _IMAGES_AT_ONCE = 32
 """Images that are open together: a large file of samples never lies in memory whole."""
 
 
-class EmbeddingModel(Protocol):
+class EmbeddingRunner(Protocol):
     """What is asked of a model; `runtime.one_request.DualEncoderRunner` does it."""
 
     def embed_images(self, images: Sequence[Image.Image]) -> Vectors:
@@ -29,7 +29,7 @@ class EmbeddingModel(Protocol):
 
 
 def measure_embeddings(
-    parent: EmbeddingModel, variant: EmbeddingModel, evaluation: Evaluation, progress: Progress
+    parent: EmbeddingRunner, variant: EmbeddingRunner, evaluation: Evaluation, progress: Progress
 ) -> Measured:
     """Return how a variant embeds beside its parent.
 
@@ -51,7 +51,7 @@ def measure_embeddings(
 
 
 class _Comparison:
-    def __init__(self, parent: EmbeddingModel, variant: EmbeddingModel) -> None:
+    def __init__(self, parent: EmbeddingRunner, variant: EmbeddingRunner) -> None:
         self._models = (parent, variant)
         self._tasks: dict[str, PairedFlags] = {}
         self._likeness = {"image": Likeness(), "text": Likeness()}
@@ -92,7 +92,7 @@ class _Comparison:
         return embeddings
 
 
-def _embed_images(model: EmbeddingModel, samples: Sequence[Caption]) -> Vectors:
+def _embed_images(model: EmbeddingRunner, samples: Sequence[Caption]) -> Vectors:
     starts = range(0, len(samples), _IMAGES_AT_ONCE)
     batches = (samples[at : at + _IMAGES_AT_ONCE] for at in starts)
     return np.concatenate([model.embed_images([sample.image for sample in batch]) for batch in batches])

@@ -15,6 +15,7 @@ from bundle.errors import BundleError, EngineDeadError, ModelNotFoundError, Task
 from bundle.manifest import Task
 from serving.models.embedding import EmbeddingModel
 from serving.models.generative import GenerativeModel
+from serving.models.model import Model
 from serving.models.pool import PreprocessPool
 from serving.models.targets import check_target
 from serving.protocol import (
@@ -31,11 +32,12 @@ from serving.settings import EngineSettings
 
 logger = logging.getLogger(__name__)
 
-Model = GenerativeModel | EmbeddingModel
-Wanted = TypeVar("Wanted", GenerativeModel, EmbeddingModel)
+Wanted = TypeVar("Wanted", bound=Model)
 
-_MODEL_OF_TASK: dict[Task, type[Model]] = {"image-text-to-text": GenerativeModel, "dual-encoder": EmbeddingModel}
-_WORDS_OF_MODEL: dict[type[Model], str] = {GenerativeModel: "answering questions", EmbeddingModel: "embedding"}
+_MODEL_OF_TASK: dict[Task, type[GenerativeModel] | type[EmbeddingModel]] = {
+    "image-text-to-text": GenerativeModel,
+    "dual-encoder": EmbeddingModel,
+}
 
 
 def load_model(directory: Path, settings: EngineSettings, pool: PreprocessPool) -> Model:
@@ -140,7 +142,7 @@ class LocalClient:
         if model is None:
             raise ModelNotFoundError(f"no model {name!r} is served; there are {', '.join(self._models)}", "model")
         if not isinstance(model, kind):
-            raise TaskError(f"{name} does {model.card.task}; it is not made for {_WORDS_OF_MODEL[kind]}", "model")
+            raise TaskError(f"{name} does {model.card.task}; it is not made for {kind.does}", "model")
         return model
 
 

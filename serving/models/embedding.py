@@ -19,8 +19,7 @@ from runtime.encoders import Vectors, encode_texts, unit
 from runtime.session import Session
 from serving.engine.batching import BatchWorker
 from serving.engine.worker import Worker
-from serving.models.admission import Admission
-from serving.models.cards import card_of
+from serving.models.model import Model
 from serving.models.pool import PreprocessPool
 from serving.models.together import together
 from serving.models.vision import VisionStage
@@ -30,14 +29,13 @@ from serving.protocol import (
     EmbedRequest,
     EmbedResult,
     ImagePart,
-    ModelCard,
     TextPart,
 )
 from serving.settings import EngineSettings
 
 
-class EmbeddingModel:
-    """One dual-encoder bundle: opened at construction, serving after `start`. Used from one event loop.
+class EmbeddingModel(Model):
+    """One dual-encoder bundle.
 
     Args:
         bundle: Opened.
@@ -49,12 +47,13 @@ class EmbeddingModel:
         MachineError: This machine cannot run it.
     """
 
+    does = "embedding"
+
     def __init__(self, bundle: Bundle, settings: EngineSettings, pool: PreprocessPool) -> None:
         manifest = bundle.manifest
         if manifest.dual is None:
             raise BundleFormatError(f"{bundle.directory} has no dual-encoder sizes; it cannot embed")
-        self._manifest = manifest
-        self._settings = settings
+        super().__init__(manifest, settings)
         self._dims: DualEncoderDims = manifest.dual
         self._pool = pool
         self._tokenizer = Tokenizer.from_file(bundle.path(TOKENIZER))
@@ -66,17 +65,6 @@ class EmbeddingModel:
         self._text_worker: BatchWorker[TextBatch, Vectors] = BatchWorker(
             f"text-{manifest.name}", self._run_texts, _num_rows, settings.text_batch_rows, settings.stall_timeout_s
         )
-        self._admission = Admission(manifest.name, settings.max_sequences + settings.max_waiting)
-
-    @property
-    def card(self) -> ModelCard:
-        """What `/v1/models` tells of it."""
-        return card_of(self._manifest, self._settings)
-
-    @property
-    def start_line(self) -> str:
-        """The line printed at start: name and weights."""
-        return f"{self._manifest.name}: {self._manifest.weight_bytes / 2**20:.0f} MiB of weights"
 
     @property
     def workers(self) -> tuple[Worker[Any], ...]:
@@ -88,17 +76,10 @@ class EmbeddingModel:
         """Numbers for `/metrics`."""
         return {"num_requests_running": float(self._admission.num_admitted), **self._vision.gauges}
 
-    def start(self) -> None:
-        """Warm up both encoders and start the threads."""
+    def warm_up(self) -> None:
+        """Run both encoders once."""
         self._vision.warm_up()
         self._run_texts([self._tokenized("warm-up")])
-        for worker in self.workers:
-            worker.start()
-
-    def close(self) -> None:
-        """Stop the threads; unfinished requests fail with EngineDeadError."""
-        for worker in self.workers:
-            worker.close()
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """Return one unit vector per input, in order.

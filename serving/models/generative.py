@@ -20,9 +20,8 @@ from serving.engine.engine import Engine, Failed, Sampled, TokenStream
 from serving.engine.runner import Runner
 from serving.engine.sequence import Sequence as EngineSequence
 from serving.engine.worker import Worker
-from serving.models.admission import Admission
 from serving.models.answer import AnswerText
-from serving.models.cards import card_of
+from serving.models.model import Model
 from serving.models.pool import PreprocessPool
 from serving.models.together import together
 from serving.models.vision import EncodedImage, VisionStage
@@ -33,7 +32,6 @@ from serving.protocol import (
     GenerateRequest,
     ImagePart,
     Message,
-    ModelCard,
     SamplingParams,
     TextPart,
     Timings,
@@ -63,8 +61,8 @@ class _Prepared:
     vision_s: float
 
 
-class GenerativeModel:
-    """One vision-language bundle: opened at construction, serving after `start`. Used from one event loop.
+class GenerativeModel(Model):
+    """One vision-language bundle.
 
     Args:
         bundle: Opened.
@@ -76,13 +74,14 @@ class GenerativeModel:
         MachineError: This machine cannot run it.
     """
 
+    does = "answering questions"
+
     def __init__(self, bundle: Bundle, settings: EngineSettings, pool: PreprocessPool) -> None:
         manifest = bundle.manifest
         context_tokens = context_of(manifest, settings.context_tokens)
         if context_tokens is None:
             raise BundleFormatError(f"{bundle.directory} has no decoder; it cannot answer questions")
-        self._manifest = manifest
-        self._settings = settings
+        super().__init__(manifest, settings)
         self._pool = pool
         self._shape = cache_shape(manifest, settings.max_sequences, context_tokens)
         self._defaults = SamplingDefaults.read(bundle.path(GENERATION))
@@ -99,17 +98,11 @@ class GenerativeModel:
             settings.prefill_chunk_tokens,
             settings.stall_timeout_s,
         )
-        self._admission = Admission(manifest.name, settings.max_sequences + settings.max_waiting)
-
-    @property
-    def card(self) -> ModelCard:
-        """What `/v1/models` tells of it."""
-        return card_of(self._manifest, self._settings)
 
     @property
     def start_line(self) -> str:
         """The line printed at start: name, weights, cache."""
-        return f"{self._manifest.name}: {self._manifest.weight_bytes / 2**20:.0f} MiB of weights, {self._shape}"
+        return f"{super().start_line}, {self._shape}"
 
     @property
     def workers(self) -> tuple[Worker[Any], ...]:
@@ -123,17 +116,10 @@ class GenerativeModel:
         waiting = self._admission.num_admitted - running["num_requests_running"]
         return {**running, "num_requests_waiting": max(waiting, 0.0), **self._vision.gauges}
 
-    def start(self) -> None:
-        """Warm up every graph and start the threads; blocks for the length of a few steps."""
+    def warm_up(self) -> None:
+        """Run every graph once."""
         self._vision.warm_up()
         self._decoder.warm_up(min(_WARM_UP_TOKENS, self._shape.capacity_tokens - 1))
-        for worker in self.workers:
-            worker.start()
-
-    def close(self) -> None:
-        """Stop the threads; unfinished requests fail with EngineDeadError."""
-        for worker in self.workers:
-            worker.close()
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
         """Yield the answer's pieces, then exactly one FinishedEvent, or raise; closing the iterator frees the slot."""

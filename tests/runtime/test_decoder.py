@@ -9,6 +9,7 @@ from bundle.errors import SignatureError
 from bundle.manifest import TensorSpec
 from runtime.decoder import Decoder, TokenGraphs
 from runtime.feeds import Placed, Step, TokenRun, feeds_of
+from runtime.graph import Graph
 from runtime.session import Session
 
 RNG = np.random.default_rng(7)
@@ -106,7 +107,9 @@ def test_a_step_touches_only_the_new_rows_of_its_own_slots(model, decoder) -> No
         np.testing.assert_array_equal(decoder.run("step", slot, [probe]), before[slot])
 
 
-def test_many_batch_sizes_keep_few_bindings_and_stay_right(tiny_model, settings) -> None:
+def test_many_batch_sizes_keep_few_bindings_and_stay_right(tiny_model, settings, monkeypatch) -> None:
+    made, binding = [], Graph.binding
+    monkeypatch.setattr(Graph, "binding", lambda graph: made.append(graph) or binding(graph))
     many = settings.model_copy(update={"max_sequences": 96})
     decoder = Decoder(tiny_model.graphs(many), tiny_model.shape(many))
     runs = [run_of(0, 1) for _ in range(96)]
@@ -114,7 +117,12 @@ def test_many_batch_sizes_keep_few_bindings_and_stay_right(tiny_model, settings)
     for size in range(1, 97):
         # Matrix products of other heights round differently.
         np.testing.assert_allclose(decoder.run("step", 0, runs[:size]), whole[:size], rtol=0, atol=1e-4)
-    assert decoder.num_bindings <= 64
+    made.clear()
+    for size in range(33, 97):  # the last 64 are kept
+        decoder.run("step", 0, runs[:size])
+    assert not made
+    decoder.run("step", 0, runs[:1])  # and no others
+    assert len(made) == 1
 
 
 def test_image_features_take_the_places_they_are_put_in_and_no_others(tiny_model, settings) -> None:

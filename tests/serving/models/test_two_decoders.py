@@ -130,45 +130,37 @@ def encoded(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def test_answers_are_those_of_the_prompt_graph_alone_and_then_the_step_graph_alone(
-    dual_bundle, expected, pool, ask, answer
-) -> None:
-    model = GenerativeModel(open_bundle(dual_bundle, allow_ungated=True), SETTINGS, pool)
-    model.start()
+@pytest.fixture
+def served(dual_bundle, pool, ask, answer):
+    """The function that answers all prompts with a freshly opened model."""
 
-    async def main() -> list[list[int]]:
-        requests = [
-            ask(*([] if size is None else [encoded(picture(size))]), text, max_tokens=NUM_TOKENS)
-            for text, size in PROMPTS
-        ]
-        return [list((await answer(model, request)).token_ids) for request in requests]
+    def answers(settings: EngineSettings) -> list[list[int]]:
+        model = GenerativeModel(open_bundle(dual_bundle, allow_ungated=True), settings, pool)
+        model.start()
 
-    try:
-        assert asyncio.run(asyncio.wait_for(main(), 60)) == expected
-    finally:
-        model.close()
+        async def main() -> list[list[int]]:
+            requests = [
+                ask(*([] if size is None else [encoded(picture(size))]), text, max_tokens=NUM_TOKENS)
+                for text, size in PROMPTS
+            ]
+            return [list((await answer(model, request)).token_ids) for request in requests]
+
+        try:
+            return asyncio.run(asyncio.wait_for(main(), 60))
+        finally:
+            model.close()
+
+    return answers
+
+
+def test_answers_are_those_of_the_prompt_graph_alone_and_then_the_step_graph_alone(served, expected) -> None:
+    assert served(SETTINGS) == expected
 
 
 @pytest.mark.parametrize("chunk_tokens", [2, 7, 16, 33])
-def test_answers_do_not_depend_on_how_the_prompt_is_cut(
-    dual_bundle, expected, pool, ask, answer, chunk_tokens: int
-) -> None:
+def test_answers_do_not_depend_on_how_the_prompt_is_cut(served, expected, chunk_tokens: int) -> None:
     """Among these are chunks after which one token is left, which no graph for steps may read."""
-    cut = SETTINGS.model_copy(update={"prefill_chunk_tokens": chunk_tokens})
-    model = GenerativeModel(open_bundle(dual_bundle, allow_ungated=True), cut, pool)
-    model.start()
-
-    async def main() -> list[list[int]]:
-        requests = [
-            ask(*([] if size is None else [encoded(picture(size))]), text, max_tokens=NUM_TOKENS)
-            for text, size in PROMPTS
-        ]
-        return [list((await answer(model, request)).token_ids) for request in requests]
-
-    try:
-        assert asyncio.run(asyncio.wait_for(main(), 60)) == expected
-    finally:
-        model.close()
+    assert served(SETTINGS.model_copy(update={"prefill_chunk_tokens": chunk_tokens})) == expected
 
 
 @pytest.mark.parametrize("file", ["decoder.onnx", "decoder_prefill.onnx"])
