@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from bundle.errors import PocketVLMError
-from serving.api.disconnect import close, until_disconnect
+from serving.api.disconnect import close, finish_within, until_disconnect
 from serving.api.errors import error_body
 from serving.api.schemas import ChatMessage, ChatRequest
 from serving.api.service import Service, check_count, new_id
@@ -198,7 +198,7 @@ class EventStream(Response):
             ClientDisconnect: The client took nothing for too long.
         """
         try:
-            await asyncio.wait_for(sending, self._chat.service.settings.stalled_client_s)
+            await finish_within(self._chat.service.settings.stalled_client_s, sending)
         except asyncio.TimeoutError as error:
             raise ClientDisconnect from error
 

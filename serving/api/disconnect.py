@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
@@ -33,6 +33,30 @@ async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         for future in (task, watcher):
             future.cancel()
         await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+async def finish_within(timeout_s: float, work: Awaitable[T]) -> T:
+    """Return the result of `work`, or cancel it when it takes longer.
+
+    As `asyncio.wait_for`, which until Python 3.12 forgets its own cancellation where the work is done in that moment: a
+    stream would go on for a client that has left.
+
+    Args:
+        timeout_s: How long to wait.
+        work: Cancelled, and waited for, before this raises.
+
+    Raises:
+        TimeoutError: The work took longer.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        done, _ = await asyncio.wait((task,), timeout=timeout_s)
+        if not done:
+            raise asyncio.TimeoutError
+        return task.result()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def close(events: AsyncIterator[Any]) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from bundle.errors import EngineDeadError
 from serving.api.app import create_app
+from serving.api.disconnect import finish_within
 from serving.fake import FakeClient
 from serving.settings import ApiSettings
 
@@ -53,6 +54,24 @@ def test_work_stops_when_the_client_leaves_a_stream(
     assert len(engine.cancelled) == 1
     counted = 'pocketvlm:request_success_total{finished_reason="abort",model_name="fake-vlm"} 1.0'
     wait_until(lambda: counted in httpx.get(f"{server_url}/metrics").text)  # a moment after the engine let go
+
+
+@pytest.mark.parametrize("num_turns", range(3))
+def test_a_cancellation_that_meets_the_end_of_a_send_is_kept(num_turns: int) -> None:
+    """A client that leaves in the moment in which a piece was taken: asyncio.wait_for of Python 3.11 would go on."""
+
+    async def main() -> None:
+        room = asyncio.Event()
+        sending = asyncio.create_task(finish_within(60, room.wait()))
+        await asyncio.sleep(0.01)
+        room.set()
+        for _ in range(num_turns):  # of the loop, after which it has ended more and more
+            await asyncio.sleep(0)
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+
+    asyncio.run(main())
 
 
 def test_an_embedding_stops_when_the_client_leaves(server_url: str, engine: FakeClient) -> None:
