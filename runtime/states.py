@@ -146,7 +146,7 @@ class StateBuffers:
             buffer = self._buffers[state.input]
             content = buffer.read()
             rows = _rows(state, 0 if state.group is None else lengths[state.group])
-            content[target][rows] = content[source][rows]
+            content[(target, *rows)] = content[(source, *rows)]
             buffer.write(content)
 
     def keep(self, slot: int, group: int, kept: npt.NDArray[np.int64]) -> None:
@@ -174,10 +174,10 @@ class StateBuffers:
                 buffer.write(content)
 
 
-def _rows(state: State, num_rows: int) -> tuple[slice, ...]:
+def _rows(state: State, num_rows: int) -> tuple[Any, ...]:
     """Return the index of a slot's first rows; of everything where a state has no rows."""
     if state.kind == "fixed":
-        return (slice(None),)
+        return ()
     return (*[slice(None)] * (state.row_axis - 1), slice(num_rows))
 
 
