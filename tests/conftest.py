@@ -26,9 +26,9 @@ from serving.settings import EngineSettings
 if TYPE_CHECKING:
     from bundle.manifest import Dialect
 
+TESTS = Path(__file__).parent
 STARTS_RAY = ("serving/test_cluster.py", "loadtests/test_overhead.py")
 SLOW = ("commands/test_walkthrough.py", "export/test_exporter.py", "loadtests/test_run.py")
-"""Begun last, each would keep one worker busy while the others are done."""
 
 # How long an example takes says more of the machine's other work than of the code.
 hypothesis_settings.register_profile("shared-machine", deadline=None)
@@ -46,19 +46,27 @@ def beside(name: str) -> ModuleType:
     return module
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give workers whole files (`--dist loadgroup`), for fixtures are made once a file, the slowest files first.
+    """Put the slowest files first where workers share the suite: begun last, one would keep the others waiting."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        places = {TESTS / file: place for place, file in enumerate((*STARTS_RAY, *SLOW))}
+        items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give workers whole files, for many fixtures are made once a file.
 
     What starts Ray is one file to them: two clusters of two cores each are too much for a small machine.
     """
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        return
-    places = {file: place for place, file in enumerate((*STARTS_RAY, *SLOW))}
-    files = {item: item.path.relative_to(Path(__file__).parent).as_posix() for item in items}
-    for item, file in files.items():
-        item.add_marker(pytest.mark.xdist_group("Ray" if file in STARTS_RAY else file))
-    items.sort(key=lambda item: places.get(files[item], len(places)))
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "Ray" if file.removeprefix("tests/") in STARTS_RAY else file
+
+    return ByFile(config, log)
 
 
 def pytest_collection_finish() -> None:
