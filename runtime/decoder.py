@@ -137,7 +137,7 @@ class Decoder:
     def run_with(
         self, optional: tuple[str, ...], phase: RunPhase, first_slot: int, runs: Sequence[TokenRun]
     ) -> tuple[Logits, dict[str, Array]]:
-        """Run as `run` does, and return some of the graph's optional outputs as well, by name.
+        """Run as `run` does, and return some of the graph's optional outputs as well, by name; those arrays are new.
 
         Raises:
             SignatureError: The graph has no such output.

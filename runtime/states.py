@@ -54,6 +54,8 @@ class _HostBuffer(_Buffer):
 
 
 class _DeviceBuffer(_Buffer):
+    """In a device's memory. A copy of rows brings all of it to the host and back: right, and slow; never measured."""
+
     def __init__(self, sizes: tuple[int, ...], dtype: str, device: Provider) -> None:
         self._value = onnx_runtime().OrtValue.ortvalue_from_numpy(np.zeros(sizes, dtype), device, 0)
         self.address = self._value.data_ptr()
