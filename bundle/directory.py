@@ -161,7 +161,11 @@ def _require_gated(root: Path, manifest: Manifest) -> None:
 
 
 def _check_file(path: Path, record: FileRecord, verify: bool) -> None:
-    if not path.is_file():
+    try:
+        is_there = path.is_file()
+    except OSError as error:  # a name that no file can have
+        raise BundleFileError(f"{path} cannot be read: {error.strerror}") from error
+    if not is_there:
         raise BundleFileError(f"{path} is missing; the manifest lists it with {record.size_bytes} bytes")
     size_bytes = path.stat().st_size
     if size_bytes != record.size_bytes:

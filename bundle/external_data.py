@@ -25,6 +25,7 @@ _FIELDS: Mapping[str, Mapping[int, str]] = {
 """Message -> field number -> the message in it."""
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MOST_NESTED = 64
+_LARGEST_TAG = (1 << 32) - 1
 
 
 def external_files(path: Path) -> set[str]:
@@ -65,6 +66,8 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)
+        if tag > _LARGEST_TAG:  # readers drop the bits above, and find another field than is written here
+            raise ValueError(f"a field's number of more than 29 bits before byte {at}")
         number, wire = tag >> 3, tag & 7
         if wire == _VARINT:
             _, at = _varint(message, at)

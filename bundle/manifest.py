@@ -68,7 +68,7 @@ class Component(_Frozen):
         weight_bytes: Size of all initializers as stored.
     """
 
-    file: str
+    file: str = Field(pattern=r"\.onnx$")  # a runtime chooses how it reads a file by its ending
     role: Role
     phase: Phase = "any"
     scheme: Scheme

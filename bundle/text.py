@@ -220,14 +220,16 @@ def _affixes(backend: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
 class Detokenizer:
     """Ids of one answer to text, piece by piece, never half a character.
 
-    The pieces joined equal the ids decoded at once (where those hold no broken character). Each step decodes only the
-    newest ids and those of the piece before them: a decoder may strip or join at the edge of what it is given, so the
-    newest piece is read off behind the last. Held back are at most the bytes of one unfinished character; what cannot
-    become one any more comes out as U+FFFD.
+    The pieces joined equal the ids decoded at once, where those hold no broken character. Special tokens have no text
+    and are passed over. Each step decodes only the newest ids and those of the piece before them: a decoder may strip
+    or join at the edge of what it is given, so the newest piece is read off behind the last. Held back are at most the
+    bytes of one unfinished character; what cannot become one any more comes out as U+FFFD.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self._without_text = frozenset(token.id for token in tokenizer.added_tokens if token.is_special)
+        self._replacement_ids = [tokenizer.token_id(f"<0x{byte:02X}>") for byte in _REPLACEMENT.encode()]
         self._window: list[int] = []
         self._num_old = 0  # ids of the window whose text was given out when the last piece began
         self._num_whole = 0  # ids of the window whose text has been given out to its last character
@@ -235,7 +237,7 @@ class Detokenizer:
 
     def push(self, token_ids: Sequence[int]) -> str:
         """Return the text that these ids complete; empty while a character is unfinished."""
-        self._window.extend(token_ids)
+        self._window.extend(token_id for token_id in token_ids if token_id not in self._without_text)
         text = self._tokenizer.decode(self._window)
         if not text.startswith(self._given):  # byte fallback judges a run of bytes as a whole, what was whole included
             if len(self._window) - self._num_whole <= _MOST_UNFINISHED:
@@ -243,7 +245,7 @@ class Detokenizer:
             self._begin_at(self._num_whole, "")
             self._given = ""
             text = self._tokenizer.decode(self._window)
-        return self._shown(text, max(len(text) - _num_unfinished(text), len(self._given)))
+        return self._shown(text, max(len(text) - self._num_unfinished(text), len(self._given)))
 
     def finish(self) -> str:
         """Return what was held back; an unfinished character comes out as U+FFFD."""
@@ -269,7 +271,11 @@ class Detokenizer:
         text = self._tokenizer.decode(self._window)
         self._given = text[: max(len(text) - len(held), 0)]
 
-
-def _num_unfinished(text: str) -> int:
-    """Return how many of the last characters may yet become another one."""
-    return len(text[-_MOST_UNFINISHED:]) - len(text[-_MOST_UNFINISHED:].rstrip(_REPLACEMENT))
+    def _num_unfinished(self, text: str) -> int:
+        """Return how many of the last characters may yet become another one."""
+        if self._window[-len(self._replacement_ids) :] == self._replacement_ids:
+            return 0  # byte by byte, and it is whole: what was said is U+FFFD itself
+        new = text[len(self._given) :]
+        if len(self._window) - self._num_whole > _MOST_UNFINISHED:
+            new = new[-_MOST_UNFINISHED:]
+        return len(new) - len(new.rstrip(_REPLACEMENT))

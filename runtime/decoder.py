@@ -59,6 +59,7 @@ class TokenGraphs:
         self._of_phase: dict[RunPhase, Session] = {phase: self.sessions[name] for phase, name in names.items()}
         for session in self._of_phase.values():
             check_inputs(session.component.inputs, str(session.path))
+            _check_gives_logits(session, self._dims.vocab_size)
         _check_same_signature(*self._of_phase.values())
 
     @property
@@ -136,7 +137,7 @@ class Decoder:
     def run_with(
         self, optional: tuple[str, ...], phase: RunPhase, first_slot: int, runs: Sequence[TokenRun]
     ) -> tuple[Logits, dict[str, Array]]:
-        """Run as `run` does, and return some of the graph's optional outputs as well, by name.
+        """Run as `run` does, and return some of the graph's optional outputs as well, by name; those arrays are new.
 
         Raises:
             SignatureError: The graph has no such output.
@@ -146,6 +147,8 @@ class Decoder:
         binding = self._binding(session, first_slot, len(runs), optional)
         for name, array in self.graphs.feeds(phase, self.graphs.step(runs)).items():
             self._inputs.bind(binding, name, array)
+        for name in optional:  # anew: an output once made is written again, whatever its size is now
+            binding.bind_output(name, "cpu")
         logits = self._bind_logits(binding, len(runs), len(runs[0].wanted))
         session.graph.run_bound(binding, in_part=len(optional) < len(session.component.optional_outputs))
         self.states.take_over(first_slot, len(runs))
@@ -180,10 +183,7 @@ class Decoder:
         return logits
 
     def _binding(self, session: Session, first_slot: int, size: int, optional: tuple[str, ...]) -> Any:
-        """Return a graph's binding to the states of a range of slots.
-
-        Outputs are bound in this order: states, optional ones, logits.
-        """
+        """Return a graph's binding to the states of a range of slots; optional outputs and logits follow per run."""
         key = session, first_slot, size, optional
         if key in self._bindings:
             self._bindings.move_to_end(key)
@@ -192,12 +192,21 @@ class Decoder:
         for state in self.states.states:
             binding.bind_input(state.input, *self.states.place(state, first_slot, size))
             binding.bind_output(state.output, *self.states.place_after(state, first_slot, size))
-        for name in optional:
-            binding.bind_output(name, "cpu")
         self._bindings[key] = binding
         if len(self._bindings) > _MOST_BINDINGS:
             self._bindings.popitem(last=False)
         return binding
+
+
+def _check_gives_logits(session: Session, vocab_size: int) -> None:
+    found = {spec.name: spec for spec in session.component.outputs}
+    spec = found.get(tensors.LOGITS)
+    if list(found) != [tensors.LOGITS] or spec is None or (spec.dtype, spec.shape[-1]) != ("float32", vocab_size):
+        said = ", ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in found.values())
+        raise SignatureError(
+            f"{session.path} gives {said or 'nothing'}; a decoder gives {tensors.LOGITS} float32 [B, N, {vocab_size}] "
+            "and its states. Export the checkpoint again."
+        )
 
 
 def _check_same_signature(first: Session, second: Session) -> None:

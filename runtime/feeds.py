@@ -101,18 +101,20 @@ _FILLED: Mapping[str, Callable[[Step, TensorSpec], Array]] = {
 
 
 def check_inputs(specs: Sequence[TensorSpec], what: str) -> None:
-    """Check that every input of a decoder is one that is known here.
+    """Check that every input that a decoder needs is known here, and that positions are among them.
 
     Raises:
-        SignatureError: One is not.
+        SignatureError: One is not, or they are not.
     """
     if unknown := [spec.name for spec in specs if spec.name not in _FILLED]:
         raise SignatureError(
             f"{what} wants {', '.join(unknown)}; a decoder is fed {', '.join(_FILLED)} and its states. "
             "It was made by a newer version."
         )
+    if tensors.POSITION_IDS not in {spec.name for spec in specs}:
+        raise SignatureError(f"{what} takes no {tensors.POSITION_IDS}; a decoder is told where its tokens stand")
 
 
 def feeds_of(specs: Sequence[TensorSpec], step: Step) -> dict[str, Array]:
-    """Return a decoder's inputs, states aside, by name."""
-    return {spec.name: _FILLED[spec.name](step, spec) for spec in specs}
+    """Return a decoder's inputs, states aside, by name; those unknown here are left to the graph, which has a value."""
+    return {spec.name: _FILLED[spec.name](step, spec) for spec in specs if spec.name in _FILLED}

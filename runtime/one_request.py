@@ -89,6 +89,7 @@ class VisionLanguageRunner:
         self._dims: DecoderDims = bundle.manifest.decoder
         self._eos_token_ids = bundle.manifest.eos_token_ids
         self._current: Prefilled | None = None
+        self._answering: object = None
         self._bound: Decoder | None = None
 
     # Opened late: calibration wants a part of them.
@@ -124,7 +125,10 @@ class VisionLanguageRunner:
         Raises:
             ContextLengthError: The prompt alone is longer than the model's limit.
         """
+        self._current = None
         num_tokens, limit = prompt.num_tokens, self._dims.max_positions
+        if not num_tokens:
+            raise ValueError("a prompt of no tokens says nothing")
         if num_tokens > limit:
             raise ContextLengthError(f"the prompt takes {num_tokens} tokens; the model holds {limit}. Shorten it.")
         decoder = self._with_room(min(num_tokens + room_tokens, limit))
@@ -144,11 +148,14 @@ class VisionLanguageRunner:
 
         Raises:
             ContextLengthError: The answer does not fit behind the prompt.
+            ValueError: The answer has no token.
         """
+        if not answer_ids:
+            raise ValueError("an answer of no tokens has no logits")
         if prompt.prompt.num_tokens + len(answer_ids) - 1 > prompt.capacity_tokens:
             raise ContextLengthError(
-                f"a prompt of {prompt.prompt.num_tokens} tokens and an answer of {len(answer_ids)} exceed the model's "
-                f"{self._dims.max_positions}; leave this sample out"
+                f"a prompt of {prompt.prompt.num_tokens} tokens and an answer of {len(answer_ids)} exceed the cache's "
+                f"{prompt.capacity_tokens} (the model's limit: {self._dims.max_positions}); leave this sample out"
             )
         steps = self._steps(prompt)
         next(steps)
@@ -194,8 +201,9 @@ class VisionLanguageRunner:
         """Yield [V] of the token after a prompt, then of the token after each one that is sent.
 
         Raises:
-            ValueError: Another prompt was run since.
+            ValueError: Another prompt was run since, or another answer begun.
         """
+        self._answering = this = object()
         if prompt is not self._current or self._bound is None:
             raise ValueError("another prompt was run since this one, in the same cache")
         if self._bundle.manifest.state_bytes_per_sequence:
@@ -204,6 +212,8 @@ class VisionLanguageRunner:
         rows = prompt.prompt.num_tokens
         while True:
             token_id = yield logits
+            if prompt is not self._current or this is not self._answering:
+                raise ValueError("another prompt or answer was begun since this one, in the same cache")
             places = positions_from(position, 1, prompt.prompt.prompt.positions)
             run = TokenRun(np.array([token_id], np.int64), places, self._lengths(rows), [0])
             logits = self._bound.run("step", _RUNNING, [run])[0, 0]

@@ -54,6 +54,8 @@ class _HostBuffer(_Buffer):
 
 
 class _DeviceBuffer(_Buffer):
+    """In a device's memory. A copy of rows brings all of it to the host and back: right, and slow; never measured."""
+
     def __init__(self, sizes: tuple[int, ...], dtype: str, device: Provider) -> None:
         self._value = onnx_runtime().OrtValue.ortvalue_from_numpy(np.zeros(sizes, dtype), device, 0)
         self.address = self._value.data_ptr()
@@ -146,7 +148,7 @@ class StateBuffers:
             buffer = self._buffers[state.input]
             content = buffer.read()
             rows = _rows(state, 0 if state.group is None else lengths[state.group])
-            content[target][rows] = content[source][rows]
+            content[(target, *rows)] = content[(source, *rows)]
             buffer.write(content)
 
     def keep(self, slot: int, group: int, kept: npt.NDArray[np.int64]) -> None:
@@ -174,10 +176,10 @@ class StateBuffers:
                 buffer.write(content)
 
 
-def _rows(state: State, num_rows: int) -> tuple[slice, ...]:
+def _rows(state: State, num_rows: int) -> tuple[Any, ...]:
     """Return the index of a slot's first rows; of everything where a state has no rows."""
     if state.kind == "fixed":
-        return (slice(None),)
+        return ()
     return (*[slice(None)] * (state.row_axis - 1), slice(num_rows))
 
 

@@ -93,7 +93,7 @@ class Scheduler:
         """Rows in use, over all slots: of each sequence, those of its longest length group."""
         filling = self._slots.filling
         running = [*self._slots.decoding, *([filling] if filling else [])]
-        return sum(max(sequence.rows) for sequence in running)
+        return sum(sequence.num_rows for sequence in running)
 
     @property
     def has_work(self) -> bool:
@@ -156,7 +156,7 @@ class Scheduler:
     def _finish_reason(self, sequence: Sequence, token_id: int) -> FinishReason | None:
         if token_id in sequence.eos_token_ids:
             return "stop"
-        is_full = max(sequence.rows) >= self._capacity_tokens
+        is_full = sequence.num_rows >= self._capacity_tokens
         return "length" if is_full or sequence.num_output_tokens == sequence.sampling.max_tokens else None
 
     def keep(self, sequence: Sequence, group: int, rows: npt.NDArray[np.int64]) -> None:
@@ -171,8 +171,11 @@ class Scheduler:
         sequence.rows[group] = len(rows)
 
     def preempt(self, sequence: Sequence) -> bool:
-        """Take a sequence's slot and let it wait, before all others, to be read again; False where it has none."""
-        if not self._slots.free(sequence):
+        """Take a sequence's slot and let it wait, before all others, to be read again.
+
+        False where it has none, or has lost rows and grown longer than a slot, so that it cannot be read again.
+        """
+        if len(sequence.ids) > self._capacity_tokens or not self._slots.free(sequence):
             return False
         sequence.forget()
         self._waiting.appendleft(sequence)

@@ -75,6 +75,11 @@ class Sequence:
         return len(self.ids) - self.num_prompt_tokens
 
     @property
+    def num_rows(self) -> int:
+        """Rows of its longest length group; tokens that were read, where a model keeps no rows."""
+        return max(self.rows, default=self.num_run)
+
+    @property
     def is_decoding(self) -> bool:
         """True when nothing is left to be read but the token sampled last."""
         return self.num_output_tokens > 0 and self.num_run == len(self.ids) - 1

@@ -44,6 +44,14 @@ def test_a_missing_file_is_named(copy: Path) -> None:
         open_bundle(copy, verify=False)
 
 
+def test_a_name_that_no_file_can_have_is_told(copy: Path) -> None:
+    manifest = json.loads((copy / MANIFEST).read_text())
+    manifest["files"]["x" * 300] = manifest["files"]["tokenizer.json"]
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(BundleFileError, match="cannot be read: File name too long"):
+        open_bundle(copy, verify=False)
+
+
 def test_a_truncated_file_is_refused_without_reading_it(copy: Path) -> None:
     graph = copy / "text_encoder.onnx"
     graph.write_bytes(graph.read_bytes()[:-1])

@@ -49,6 +49,21 @@ def test_every_place_of_a_weight_is_looked_at(tmp_path: Path) -> None:
     assert external_files(tmp_path / "m.onnx") == {f"{name}.data" for name in names}
 
 
+@pytest.mark.parametrize("bits", [32, 35, 60])
+def test_a_field_whose_number_only_others_cut_short_is_refused(tmp_path: Path, bits: int) -> None:
+    graph = helper.make_graph([], "g", [], [], [outside("w", "hidden.data")]).SerializeToString()
+    tag = bytearray()
+    left = (7 << 3 | 2) + (1 << bits)
+    while left > 127:
+        tag.append(left & 127 | 128)
+        left >>= 7
+    tag.append(left)
+    assert len(graph) < 128
+    (tmp_path / "m.onnx").write_bytes(bytes(tag) + bytes([len(graph)]) + graph)
+    with pytest.raises(BundleFileError, match="more than 29 bits"):
+        external_files(tmp_path / "m.onnx")
+
+
 def test_exported_graphs_name_the_file_beside_them(smolvlm_bundle: Path) -> None:
     for path in smolvlm_bundle.glob("*.onnx"):
         expected = {

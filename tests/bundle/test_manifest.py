@@ -19,7 +19,9 @@ ROWS = {"input": "k", "output": "k2", "dtype": "float32", "shape": ("B", 2, "S",
         ({"group": None}, "length group None"),
         ({"group": -1}, "length group -1"),
         ({"kind": "fixed", "shape": ("B", 3), "group": 1}, "length group 1"),
-        ({"dtype": "decimal"}, "none of numpy's"),
+        ({"dtype": "decimal"}, "'decimal' is none of float32"),
+        ({"dtype": "i4,,"}, "'i4,,' is none of float32"),
+        ({"dtype": "object"}, "'object' is none of float32"),
         ({"surprise": 1}, "surprise"),
     ],
 )
@@ -37,6 +39,11 @@ def test_a_state_knows_its_sizes_and_its_rows() -> None:
 
 def component(role: str, phase: str = "any") -> Component:
     return Component(file="x.onnx", role=role, phase=phase, scheme="fp32", inputs=(), outputs=(), weight_bytes=0)
+
+
+def test_a_graph_is_a_file_that_is_read_as_one() -> None:
+    with pytest.raises(ValidationError, match="file"):
+        component("decoder").model_validate({**component("decoder").model_dump(), "file": "decoder.ort"})
 
 
 def manifest(**changes: object) -> Manifest:

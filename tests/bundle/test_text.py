@@ -164,6 +164,25 @@ def test_spaces_after_a_special_token_survive_streaming(byte_fallback: Backend) 
     assert "".join(_streamed(tokenizer, ids)) == tokenizer.decode(ids) == "the tin the"
 
 
+@pytest.mark.parametrize("kind", ["byte_level", "byte_fallback"])
+@pytest.mark.parametrize("num_special", [7, 15, 16, 40])
+def test_a_run_of_special_tokens_takes_no_text_with_it(
+    kind: str, num_special: int, byte_level: Backend, byte_fallback: Backend
+) -> None:
+    tokenizer = Tokenizer(Backend.from_str({"byte_level": byte_level, "byte_fallback": byte_fallback}[kind].to_str()))
+    special = next(token.id for token in tokenizer.added_tokens if token.is_special)
+    half = tokenizer.encode("Ω")[-2:-1]
+    ids = [*tokenizer.encode("hi"), *half, *[special] * num_special, *tokenizer.encode(" there")]
+    assert "".join(_streamed(tokenizer, ids)) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("text", ["a\ufffd日", "\ufffd\ufffd🙂x", "日\ufffd日\ufffd", "\ufffd"])
+def test_a_replacement_character_that_was_said_comes_once(text: str, byte_fallback: Backend) -> None:
+    tokenizer = Tokenizer(Backend.from_str(byte_fallback.to_str()))
+    ids = tokenizer.encode(text)
+    assert "".join(_streamed(tokenizer, ids)) == tokenizer.decode(ids) == text
+
+
 def test_unfinished_character_comes_out_at_the_end(byte_level: Backend) -> None:
     tokenizer = Tokenizer(Backend.from_str(byte_level.to_str()))
     half = tokenizer.encode("Ω")[:1]

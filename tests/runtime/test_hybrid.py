@@ -15,10 +15,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bundle.directory import Bundle, seal
+from bundle.errors import SignatureError
 from bundle.manifest import Component, DecoderDims, Manifest, TensorSpec
 from bundle.states import State
 from runtime.cache_shape import cache_shape
 from runtime.decoder import Decoder, TokenGraphs
+from runtime.feeds import TokenRun
 from runtime.filled_prompt import FilledPrompt
 from runtime.settings import RuntimeSettings
 from serving.engine.runner import Runner
@@ -130,3 +132,87 @@ def test_each_sequence_carries_its_own_total_through_chunks_moves_and_preemption
             if at:  # one token was new
                 np.testing.assert_allclose(old, TABLE[read[:-1]].sum(axis=0), rtol=0, atol=1e-4)
         assert len(seen) == one.num_output_tokens
+
+
+def changed(bundle: Bundle, change: Any, **fields: Any) -> Bundle:
+    """Return the bundle with its decoder's graph and its entry in the manifest changed."""
+    path = bundle.graph_path("decoder")
+    model = onnx.load(path)
+    change(model.graph)
+    onnx.save(model, path)
+    components = {**bundle.manifest.components}
+    components["decoder"] = components["decoder"].model_copy(update=fields)
+    return seal(bundle.directory, bundle.manifest.model_copy(update={"components": components}))
+
+
+def decoder_of(bundle: Bundle) -> Decoder:
+    return Decoder(TokenGraphs(bundle, RuntimeSettings(intra_threads=1)), cache_shape(bundle.manifest, 2, 32))
+
+
+def run_of(ids: list[int], num_wanted: int = 1) -> TokenRun:
+    return TokenRun(np.array(ids), np.arange(len(ids)), [0], list(range(num_wanted)))
+
+
+def test_an_optional_output_is_its_runs_own_whatever_the_length_of_the_next(summing: Bundle) -> None:
+    def add_squares(graph: Any) -> None:
+        graph.node.append(helper.make_node("Mul", ["inputs_embeds", "inputs_embeds"], ["squares"]))
+        graph.output.append(helper.make_tensor_value_info("squares", TensorProto.FLOAT, ("B", "T", SIZE)))
+
+    squares = TensorSpec(name="squares", dtype="float32", shape=("B", "T", SIZE))
+    decoder, found = decoder_of(changed(summing, add_squares, optional_outputs=(squares,))), []
+    lists = [[1, 2, 3], [4, 5, 6], [7, 8], [9, 10, 11, 12]]
+    for ids in lists:
+        logits, others = decoder.run_with(("squares",), "prompt", 0, [run_of(ids)])
+        assert logits.shape == (1, 1, 2 * SIZE)
+        found.append(others["squares"])
+    for ids, seen in zip(lists, found, strict=True):
+        np.testing.assert_allclose(seen[0], TABLE[ids] ** 2, rtol=1e-6)
+
+
+def test_logits_are_as_many_as_are_wanted_in_any_order_of_runs(summing: Bundle) -> None:
+    decoder = decoder_of(summing)
+    for num_wanted in (3, 1, 2, 1, 3):
+        assert decoder.run("prompt", 0, [run_of([1, 2, 3], num_wanted)]).shape == (1, num_wanted, 2 * SIZE)
+
+
+def test_an_optional_input_of_a_newer_version_is_left_to_the_graph(summing: Bundle) -> None:
+    def add_bias(graph: Any) -> None:
+        graph.initializer.append(numpy_helper.from_array(np.ones(1, np.float32), "bias"))
+        graph.input.append(helper.make_tensor_value_info("bias", TensorProto.FLOAT, (1,)))
+        for node in graph.node:
+            if node.output[0] == "logits":
+                node.output[0] = "before"
+        graph.node.append(helper.make_node("Add", ["before", "bias"], ["logits"]))
+
+    before = decoder_of(summing).run("prompt", 0, [run_of([1, 2])]).copy()
+    bias = TensorSpec(name="bias", dtype="float32", shape=(1,))
+    after = decoder_of(changed(summing, add_bias, optional_inputs=(bias,))).run("prompt", 0, [run_of([1, 2])])
+    np.testing.assert_allclose(after, before + 1, rtol=1e-6)
+
+
+def test_a_decoder_that_is_not_told_positions_is_refused_when_it_is_opened(summing: Bundle) -> None:
+    inputs = tuple(spec for spec in summing.manifest.components["decoder"].inputs if spec.name != "position_ids")
+
+    def drop(graph: Any) -> None:
+        graph.input.remove(next(value for value in graph.input if value.name == "position_ids"))
+
+    with pytest.raises(SignatureError, match="takes no position_ids"):
+        decoder_of(changed(summing, drop, inputs=inputs))
+
+
+def test_a_decoder_that_gives_no_logits_is_refused_when_it_is_opened(summing: Bundle) -> None:
+    def rename(graph: Any) -> None:
+        for node in graph.node:
+            if node.output[0] == "logits":
+                node.output[0] = "scores"
+        graph.output[0].name = "scores"
+
+    scores = summing.manifest.components["decoder"].outputs[0].model_copy(update={"name": "scores"})
+    with pytest.raises(SignatureError, match="a decoder gives logits float32"):
+        decoder_of(changed(summing, rename, outputs=(scores,)))
+
+
+def test_a_vocabulary_of_another_size_than_the_logits_is_refused_when_it_is_opened(summing: Bundle) -> None:
+    dims = summing.manifest.decoder.model_copy(update={"vocab_size": 5})
+    with pytest.raises(SignatureError, match=r"a decoder gives logits float32 \[B, N, 5\]"):
+        decoder_of(seal(summing.directory, summing.manifest.model_copy(update={"decoder": dims})))

@@ -72,6 +72,39 @@ def test_a_prompt_that_was_run_serves_several_answers_until_the_next_one(runner,
         runner.forced_logits(run, [5, 6])
 
 
+def test_an_answer_ends_where_another_is_begun_or_a_prompt_fails(runner, prompt, monkeypatch) -> None:
+    run = runner.prefill(prompt, NUM_TOKENS)
+    first = runner.greedy_tokens(run)
+    expected = [next(first), next(first)]
+    again = runner.greedy_tokens(run)
+    assert [next(again), next(again)] == expected
+    with pytest.raises(ValueError, match="another prompt or answer was begun"):
+        next(first)
+
+    def failing(*_: object) -> None:
+        raise RuntimeError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("runtime.decoder.Decoder.run", failing)
+        with pytest.raises(RuntimeError, match="no memory"):
+            runner.prefill(prompt, NUM_TOKENS)
+    with pytest.raises(ValueError, match="another prompt"):
+        runner.forced_logits(run, [5, 6])
+
+
+@pytest.mark.parametrize("ids", [[], [7, 8]], ids=["no prompt", "no answer"])
+def test_nothing_has_no_logits(runner, ids) -> None:
+    with pytest.raises(ValueError, match="no tokens"):
+        runner.answer_logits(FilledPrompt.of_ids(np.array(ids, np.int64)), [])
+
+
+def test_the_room_that_was_asked_for_is_what_an_answer_may_take(smolvlm_bundle: Path) -> None:
+    runner = VisionLanguageRunner(open_bundle(smolvlm_bundle))
+    run = runner.prefill(FilledPrompt.of_ids(np.full(100, 7)), 1)
+    with pytest.raises(ContextLengthError, match=f"exceed the cache's {run.capacity_tokens} "):
+        runner.forced_logits(run, [5] * run.capacity_tokens)
+
+
 def test_a_longer_cache_changes_no_answer(smolvlm_bundle: Path) -> None:
     runner, short = VisionLanguageRunner(open_bundle(smolvlm_bundle)), FilledPrompt.of_ids(np.arange(6, 20))
     before = runner.answer_logits(short, [5, 6, 7])
@@ -83,7 +116,7 @@ def test_a_longer_cache_changes_no_answer(smolvlm_bundle: Path) -> None:
 
 def test_an_answer_beyond_the_context_is_refused(runner, smolvlm_bundle: Path) -> None:
     limit = read_manifest(smolvlm_bundle).decoder.max_positions
-    with pytest.raises(ContextLengthError, match=f"exceed the model's {limit}"):
+    with pytest.raises(ContextLengthError, match=rf"the model's limit: {limit}"):
         runner.answer_logits(FilledPrompt.of_ids(np.full(limit - 1, 7)), [1, 2, 3])
     with pytest.raises(ContextLengthError, match=f"the model holds {limit}"):
         runner.prefill(FilledPrompt.of_ids(np.full(limit + 1, 7)), 0)

@@ -122,6 +122,29 @@ def test_a_preempted_sequence_goes_before_all_others_and_keeps_what_it_said() ->
     assert not s.preempt(second)
 
 
+def test_a_sequence_that_outgrew_a_slot_by_losing_rows_is_not_preempted() -> None:
+    s, one = scheduler(num_slots=1), sequence(8)
+    s.add(one)
+    while len(one.ids) <= 16:
+        run(s, s.schedule())
+        if one.num_output_tokens and one.rows[0] > 8:
+            s.keep(one, 0, np.arange(4))
+    assert not s.preempt(one)
+    assert one.slot == 0
+    s.take_changes()
+    run(s, s.schedule())
+
+
+def test_a_model_that_keeps_no_rows_is_full_by_its_tokens() -> None:
+    s, one = scheduler(), sequence(8)
+    one.rows, one.num_length_groups = [], 0
+    s.add(one)
+    finished = []
+    while not finished:
+        finished = run(s, s.schedule())
+    assert (finished[0][1], one.num_run) == ("length", 16)
+
+
 def test_dropped_rows_make_room_and_leave_positions_alone() -> None:
     s, one = scheduler(), sequence(8)
     s.add(one)
