@@ -32,11 +32,15 @@ setup-dev: $(VENV)/.dev-installed    ## Add everything that tests, training and 
 demo: setup     ## Export, compress, serve and ask the shipped models (KEEP=1 leaves the server running)
 	$(BIN)/pocketvlm demo $(if $(KEEP),--keep)
 
+# As many workers as cores, each of which imports torch, so no more than four; PYTEST_ARGS=-n0 runs all in one process.
+# Bytecode is kept even where the environment forbids it: else every process that a test starts compiles ours anew.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n logical --maxprocesses 4 --no-loadscope-reorder
+
 test: setup-dev ## Run every test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 test-fast: setup-dev ## Run the tests that take less than ten seconds each
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 load-smoke: setup-dev ## Load the edge server and Ray Serve for ten seconds each
 	$(BIN)/python -m loadtests.smoke
