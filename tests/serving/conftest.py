@@ -43,6 +43,31 @@ def ask():
     return make
 
 
+@pytest.fixture(scope="session")
+def check_greedy():
+    """The function that holds an answer to be greedy by transformers' model of the same weights.
+
+    Every token has the highest logit, or one as high: which of two such is the largest, the order of a sum decides.
+    """
+
+    def check(model, inputs, token_ids, max_tokens: int, tolerance: float = 2e-3) -> None:
+        import torch
+
+        answer = torch.tensor([token_ids])
+        ids = torch.cat([inputs["input_ids"], answer], dim=1)
+        with torch.no_grad():
+            logits = model(**{**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}).logits
+        logits = logits[0, -len(token_ids) - 1 : -1]
+        highest, median = logits.max(dim=1).values, logits.median(dim=1).values
+        assert (highest - median > 50 * tolerance).all()  # else any token would do
+        assert (highest - logits.gather(1, answer.T)[:, 0] <= tolerance).all()
+        eos = np.atleast_1d(model.generation_config.eos_token_id or -1).tolist()
+        assert [token_id in eos for token_id in token_ids[:-1]] == [False] * (len(token_ids) - 1)
+        assert len(token_ids) == max_tokens or token_ids[-1] in eos
+
+    return check
+
+
 @dataclass(frozen=True)
 class Answered:
     """One whole answer."""
