@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from bundle.manifest import ComponentName, RunPhase
 from runtime.cache_shape import CacheShape
 from runtime.feeds import Embeds, Int64, Step, TokenRun, check_inputs, feeds_of, place_features
 from runtime.graph import Array
-from runtime.inputs import InputBuffers
+from runtime.inputs import Binding, InputBuffers
 from runtime.session import Session
 from runtime.settings import RuntimeSettings
 from runtime.states import StateBuffers
@@ -122,7 +122,7 @@ class Decoder:
         self.states = StateBuffers(graphs.states, shape, graphs.of_phase("step").graph.device)
         self._logits = np.empty((shape.num_slots, 1, graphs.vocab_size), np.float32)
         self._inputs = InputBuffers()
-        self._bindings: OrderedDict[tuple[Session, int, int, tuple[str, ...]], Any] = OrderedDict()
+        self._bindings: OrderedDict[tuple[Session, int, int, tuple[str, ...]], Binding] = OrderedDict()
 
     def run(self, phase: RunPhase, first_slot: int, runs: Sequence[TokenRun]) -> Logits:
         """Run tokens of one sequence per slot and return their logits [B, N, V], valid until the next run.
@@ -148,11 +148,13 @@ class Decoder:
         for name, array in self.graphs.feeds(phase, self.graphs.step(runs)).items():
             self._inputs.bind(binding, name, array)
         for name in optional:  # anew: an output once made is written again, whatever its size is now
-            binding.bind_output(name, "cpu")
+            binding.io.bind_output(name, "cpu")
         logits = self._bind_logits(binding, len(runs), len(runs[0].wanted))
-        session.graph.run_bound(binding, in_part=len(optional) < len(session.component.optional_outputs))
+        session.graph.run_bound(binding.io, in_part=len(optional) < len(session.component.optional_outputs))
         self.states.take_over(first_slot, len(runs))
-        *_, last = found = binding.get_outputs()
+        if logits is not None and not optional:
+            return logits, {}
+        *_, last = found = binding.io.get_outputs()
         asked = found[len(self.states.states) : -1]
         return (
             last.numpy() if logits is None else logits,
@@ -173,25 +175,29 @@ class Decoder:
         lengths = [0] * self.graphs.num_length_groups
         return TokenRun(np.zeros(num_tokens, np.int64), np.zeros(position_shape, np.int64), lengths, [num_tokens - 1])
 
-    def _bind_logits(self, binding: Any, num_runs: int, num_wanted: int) -> Logits | None:
+    def _bind_logits(self, binding: Binding, num_runs: int, num_wanted: int) -> Logits | None:
         """Bind the logits to the buffer that is kept for one row per slot; None where there are more."""
         if num_wanted != 1:
-            binding.bind_output(tensors.LOGITS, "cpu")
+            binding.io.bind_output(tensors.LOGITS, "cpu")
+            binding.places.pop(tensors.LOGITS, None)
             return None
         logits = self._logits[:num_runs]
-        binding.bind_output(tensors.LOGITS, "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        if tensors.LOGITS not in binding.places:
+            place = logits.shape, logits.ctypes.data
+            binding.io.bind_output(tensors.LOGITS, "cpu", 0, np.float32, *place)
+            binding.places[tensors.LOGITS] = place
         return logits
 
-    def _binding(self, session: Session, first_slot: int, size: int, optional: tuple[str, ...]) -> Any:
+    def _binding(self, session: Session, first_slot: int, size: int, optional: tuple[str, ...]) -> Binding:
         """Return a graph's binding to the states of a range of slots; optional outputs and logits follow per run."""
         key = session, first_slot, size, optional
         if key in self._bindings:
             self._bindings.move_to_end(key)
             return self._bindings[key]
-        binding = session.graph.binding()
+        binding = Binding(session.graph.binding())
         for state in self.states.states:
-            binding.bind_input(state.input, *self.states.place(state, first_slot, size))
-            binding.bind_output(state.output, *self.states.place_after(state, first_slot, size))
+            binding.io.bind_input(state.input, *self.states.place(state, first_slot, size))
+            binding.io.bind_output(state.output, *self.states.place_after(state, first_slot, size))
         self._bindings[key] = binding
         if len(self._bindings) > _MOST_BINDINGS:
             self._bindings.popitem(last=False)

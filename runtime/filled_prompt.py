@@ -86,4 +86,4 @@ def _between(placed: Sequence[Placed], start: int, end: int) -> tuple[Placed, ..
 def positions_from(first: int, num_tokens: int, like: Int64) -> Int64:
     """Return consecutive positions in the form of a prompt's: [num_tokens], or [3, num_tokens] of equal axes."""
     places = np.arange(first, first + num_tokens, dtype=np.int64)
-    return np.broadcast_to(places, (*like.shape[:-1], num_tokens))
+    return places if like.ndim == 1 else np.broadcast_to(places, (*like.shape[:-1], num_tokens))

@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from runtime.graph import Array
 
+Place = tuple[tuple[int, ...], int]
+"""Shape and address of an array."""
+
+
+@dataclass(frozen=True)
+class Binding:
+    """A graph's binding and where its arrays lie, so that what lies where it lay is not bound anew.
+
+    Attributes:
+        io: ONNX Runtime's.
+        places: By the name of the input or output.
+    """
+
+    io: Any
+    places: dict[str, Place] = field(default_factory=dict)
+
 
 class InputBuffers:
     """One buffer per input, as large as the largest array that it ever held."""
 
     def __init__(self) -> None:
-        self._buffers: dict[str, Array] = {}
+        self._buffers: dict[str, tuple[Array, int]] = {}
 
-    def bind(self, binding: Any, name: str, array: Array) -> None:
+    def bind(self, binding: Binding, name: str, array: Array) -> None:
         """Bind an input to its buffer, which then holds the array; valid until it is bound again."""
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.size < array.size:
-            buffer = self._buffers[name] = np.empty(array.size, array.dtype)
-        view = buffer[: array.size].reshape(array.shape)
-        np.copyto(view, array, casting="no")
-        binding.bind_input(name, "cpu", 0, view.dtype, view.shape, view.ctypes.data)
+        if name not in self._buffers or self._buffers[name][0].size < array.size:
+            made = np.empty(array.size, array.dtype)
+            self._buffers[name] = made, made.ctypes.data
+        buffer, address = self._buffers[name]
+        np.copyto(buffer[: array.size].reshape(array.shape), array, casting="no")
+        place = array.shape, address
+        if binding.places.get(name) != place:
+            binding.io.bind_input(name, "cpu", 0, buffer.dtype, *place)
+            binding.places[name] = place

@@ -51,12 +51,13 @@ async def finish_within(timeout_s: float, work: Awaitable[T]) -> T:
     task = asyncio.ensure_future(work)
     try:
         done, _ = await asyncio.wait((task,), timeout=timeout_s)
-        if not done:
-            raise asyncio.TimeoutError
-        return task.result()
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        if not task.done():  # it took too long, or nobody waits for it any more
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+    if not done:
+        raise asyncio.TimeoutError
+    return task.result()
 
 
 async def close(events: AsyncIterator[Any]) -> None:
