@@ -39,7 +39,7 @@ async def finish_within(timeout_s: float, work: Awaitable[T]) -> T:
     """Return the result of `work`, or cancel it when it takes longer.
 
     As `asyncio.wait_for`, which until Python 3.12 forgets its own cancellation where the work is done in that moment: a
-    stream would go on for a client that has left.
+    stream would go on for a client that has left. It also makes a task of the work, which most sends are too short for.
 
     Args:
         timeout_s: How long to wait.
@@ -48,16 +48,23 @@ async def finish_within(timeout_s: float, work: Awaitable[T]) -> T:
     Raises:
         TimeoutError: The work took longer.
     """
-    task = asyncio.ensure_future(work)
+    waiting, is_late = asyncio.current_task(), False
+    assert waiting is not None
+
+    def give_up() -> None:
+        nonlocal is_late
+        is_late = True
+        waiting.cancel()
+
+    timer = asyncio.get_running_loop().call_later(timeout_s, give_up)
     try:
-        done, _ = await asyncio.wait((task,), timeout=timeout_s)
+        return await work
+    except asyncio.CancelledError as error:
+        if is_late:
+            raise asyncio.TimeoutError from error
+        raise
     finally:
-        if not task.done():  # it took too long, or nobody waits for it any more
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-    if not done:
-        raise asyncio.TimeoutError
-    return task.result()
+        timer.cancel()
 
 
 async def close(events: AsyncIterator[Any]) -> None:

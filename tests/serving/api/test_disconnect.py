@@ -67,11 +67,32 @@ def test_a_cancellation_that_meets_the_end_of_a_send_is_kept(num_turns: int) -> 
         room.set()
         for _ in range(num_turns):  # of the loop, after which it has ended more and more
             await asyncio.sleep(0)
-        sending.cancel()
-        with pytest.raises(asyncio.CancelledError):
+        if sending.cancel():  # it had not ended, so it ends so
+            with pytest.raises(asyncio.CancelledError):
+                await sending
+        else:
+            assert num_turns > 0
             await sending
 
     asyncio.run(main())
+
+
+def test_work_that_takes_too_long_is_cancelled_and_told() -> None:
+    ends = []
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ends.append("cancelled")
+
+    async def main() -> str:
+        with pytest.raises(asyncio.TimeoutError):
+            await finish_within(0.01, work())
+        return await finish_within(60, asyncio.sleep(0, "the next is not touched by it"))
+
+    assert asyncio.run(main()) == "the next is not touched by it"
+    assert ends == ["cancelled"]
 
 
 def test_an_embedding_stops_when_the_client_leaves(server_url: str, engine: FakeClient) -> None:
