@@ -13,6 +13,7 @@ from bundle.directory import Bundle
 from bundle.errors import QuantizationError
 from bundle.image import PREPROCESSOR, ImageSpec
 from bundle.manifest import ComponentName
+from bundle.prompt import Placeholder
 from bundle.tensors import PIXEL_VALUES
 from quant.quality.evaluation import Caption, Evaluation, Question, turns_of
 from runtime.one_request import DualEncoderRunner, VisionLanguageRunner
@@ -94,6 +95,12 @@ class FeedSource:
 
     def _captions(self) -> list[Caption]:
         return _present(spread(self.samples.captions, self.num_samples), "captions", "a dual encoder")
+
+
+def shows_images(samples: Evaluation) -> bool:
+    """Say whether any sample has an image; none is opened."""
+    asked = (turn.parts for question in samples.questions for turn in turns_of(question))
+    return bool(samples.captions) or any(Placeholder.IMAGE in parts for parts in asked)
 
 
 def spread(samples: Sequence[_Sample], most: int) -> list[_Sample]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,18 +115,18 @@ class Likeness:
         return np.array(self._cosines)
 
     @property
-    def correlation(self) -> float:
-        """The cosine after the means are taken off; 0 where the variant alone has no spread, NaN where the parent."""
+    def correlation(self) -> float | None:
+        """The cosine after the means are taken off; 0 where the variant alone has no spread, None where the parent."""
         parent, variant, both = self._centred()
         if parent == 0:
-            return float("nan")
+            return None
         return 0.0 if variant == 0 else both / float(np.sqrt(parent * variant))
 
     @property
-    def spread(self) -> float:
-        """The variant's root mean square distance from its mean over the parent's; NaN where the parent has none."""
+    def spread(self) -> float | None:
+        """The variant's root mean square distance from its mean over the parent's; None where the parent has none."""
         parent, variant, _ = self._centred()
-        return float("nan") if parent == 0 else float(np.sqrt(variant / parent))
+        return None if parent == 0 else float(np.sqrt(variant / parent))
 
     def _centred(self) -> tuple[float, float, float]:
         if self._sums is None:
@@ -141,13 +141,19 @@ class Likeness:
         return parent, variant, float(centred[2])
 
 
-def likenesses_of(likeness: Likeness) -> Likenesses:
-    """Return the figures of a comparison; NaN where nothing was compared."""
-    values = likeness.cosines
-    mean, first = (float(values.mean()), float(np.percentile(values, 1))) if values.size else (np.nan, np.nan)
-    return Likenesses(
-        n=values.size, cosine_mean=mean, cosine_p1=first, correlation=likeness.correlation, spread=likeness.spread
-    )
+def likenesses_of(likenesses: Mapping[str, Likeness]) -> dict[str, Likenesses]:
+    """Return the figures of each comparison, those of nothing left out."""
+    found = {}
+    for kind, likeness in likenesses.items():
+        if (values := likeness.cosines).size:
+            found[kind] = Likenesses(
+                n=values.size,
+                cosine_mean=float(values.mean()),
+                cosine_p1=float(np.percentile(values, 1)),
+                correlation=likeness.correlation,
+                spread=likeness.spread,
+            )
+    return found
 
 
 def _log_softmax(logits: ArrayLike) -> Float64:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bundle.directory import Bundle, read_manifest, seal
+from bundle.gates import Unmeasured
 from bundle.machine import Machine
 from bundle.manifest import Component, Manifest
 from bundle.report import EvaluationFacts, Replies, Report, TeacherForced, write_report
@@ -173,6 +174,7 @@ def variant_at(smolvlm_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
         passed: bool | None = True,
         sensitivity: tuple[Any, ...] = (),
         n: int = 200,
+        unmeasured: tuple[Unmeasured, ...] = (),
     ) -> Path:
         folder = Path(shutil.copytree(smolvlm_bundle, tmp_path_factory.mktemp("variant") / name))
         parent = read_manifest(folder)
@@ -201,6 +203,7 @@ def variant_at(smolvlm_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
             tasks={} if passed is None else tasks,
             sensitivity=sensitivity,
             gates=() if passed is None else gates,
+            unmeasured=unmeasured,
             not_measured=("speed: with pocketvlm bench", "taste"),
             machine=Machine("Some CPU", 4, 8 << 30, 32 << 20, "Linux", {"onnxruntime": "1.31.1"}),
             seconds=1.0,
@@ -209,7 +212,12 @@ def variant_at(smolvlm_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
         seal(
             folder,
             parent.model_copy(
-                update={"name": f"{parent.name}-{name}", "components": components, "gates": report.gates}
+                update={
+                    "name": f"{parent.name}-{name}",
+                    "components": components,
+                    "gates": report.gates,
+                    "unmeasured": unmeasured,
+                }
             ),
         )
         return folder

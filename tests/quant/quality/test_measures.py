@@ -97,9 +97,14 @@ def test_other_inputs_outputs_have_no_correlation(rng: np.random.Generator) -> N
 
 def test_likeness_is_undefined_where_the_parent_says_the_same_of_all() -> None:
     same = likeness(np.ones((3, 2)), np.eye(3, 2))
-    assert math.isnan(same.correlation)
-    assert math.isnan(same.spread)
-    assert math.isnan(Likeness().correlation)
+    assert same.correlation is None
+    assert same.spread is None
+    assert Likeness().correlation is None
+
+
+def test_a_variant_that_says_nothing_finite_has_no_likeness_to_a_parent_that_does() -> None:
+    broken = likeness(np.eye(3), np.full((3, 3), np.nan))
+    assert (broken.correlation, broken.spread) == (0, 0)
 
 
 def test_an_interval_covers_the_true_mean_as_often_as_it_says() -> None:
