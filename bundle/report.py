@@ -75,8 +75,11 @@ class TeacherForced(_Frozen):
         num_samples: Questions.
         num_tokens: Answer positions over all of them.
         kl_mean: KL(parent || variant) in nats.
+        kl_interval: The 95 % interval of that mean, by resampling questions: tokens of one answer go together. None of
+            one question alone.
         kl_p99: 99th percentile over positions.
         top1_agreement: Share of positions at which both choose the same token.
+        top1_interval: The 95 % interval of that share, by the same resamples.
         delta_nll: Mean rise of -log p of the right token, in nats per token; below 0 the variant is the surer one.
     """
 
@@ -86,6 +89,8 @@ class TeacherForced(_Frozen):
     kl_p99: float
     top1_agreement: float
     delta_nll: float
+    kl_interval: tuple[float, float] | None = None
+    top1_interval: tuple[float, float] | None = None
 
 
 class Replies(_Frozen):

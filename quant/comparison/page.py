@@ -153,11 +153,16 @@ def _likeness(variant: Variant) -> list[str]:
         return [""] * 4
     first = "" if replies.first_divergence is None else f"<small>part at token {replies.first_divergence:.1f}</small>"
     return [
-        f"{forced.kl_mean:.4f}<small>p99 {forced.kl_p99:.3f}</small>",
+        f"{forced.kl_mean:.4f}<small>{_span(forced.kl_interval, '.4f')}p99 {forced.kl_p99:.3f}</small>",
         f"{forced.delta_nll:+.4f}",
-        f"{forced.top1_agreement:.2%}<small>of {forced.num_tokens} tokens</small>",
+        f"{forced.top1_agreement:.2%}<small>{_span(forced.top1_interval, '.2%')}of {forced.num_tokens} tokens</small>",
         f"{replies.identical:.1%}{first}",
     ]
+
+
+def _span(interval: tuple[float, float] | None, form: str) -> str:
+    """Return an interval in words before others, or nothing."""
+    return "" if interval is None else f"{interval[0]:{form}} to {interval[1]:{form}}, "
 
 
 def _speed(siblings: Siblings, label: str) -> str:
@@ -343,7 +348,8 @@ def _method(siblings: Siblings) -> str:
         "token of the right answer with that answer fed; NLL falls where the variant is less sure of what the parent "
         "gets wrong. Replies are greedy; those that differ part, on average, at the token told. Points lost: "
         "percentage points that the parent answers right more often, with the 95 % bootstrap "
-        f"interval over pairs (2000 resamples).{calibration}{escape(speed)}</p>"
+        "interval over pairs (2000 resamples); those of KL and of first choices are drawn over questions."
+        f"{calibration}{escape(speed)}</p>"
         f'<p class="soft">{escape(machine.cpu)}, {machine.cores} cores{memory}{cache}; {escape(machine.system)}; '
         f"{versions}</p>"
     )

@@ -17,6 +17,7 @@ from quant.quality.measures import (
     Float64,
     Likeness,
     first_difference,
+    grouped_bootstrap,
     kl_divergences,
     likenesses_of,
     negative_log_likelihoods,
@@ -178,12 +179,16 @@ class _Comparison:
 
     def _teacher_forced(self) -> TeacherForced:
         kl = np.concatenate(self._divergences)
+        kl_mean, top1 = grouped_bootstrap(self._divergences), grouped_bootstrap(self._agreements)
+        has_interval = len(self._divergences) > 1
         return TeacherForced(
             num_samples=len(self._divergences),
             num_tokens=kl.size,
-            kl_mean=float(kl.mean()),
+            kl_mean=kl_mean.mean,
+            kl_interval=(kl_mean.low, kl_mean.high) if has_interval else None,
             kl_p99=float(np.percentile(kl, 99)),
-            top1_agreement=float(np.concatenate(self._agreements).mean()),
+            top1_agreement=top1.mean,
+            top1_interval=(top1.low, top1.high) if has_interval else None,
             delta_nll=float(np.concatenate(self._nll_rises).mean()),
         )
 

@@ -187,7 +187,13 @@ def variant_at(smolvlm_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
         }
         tasks = {task: _tally(n, lost).summary() for task in ("digit", "colour & shape", "all")}
         forced = TeacherForced(
-            num_samples=n, num_tokens=3 * n, kl_mean=0.0123, kl_p99=0.4, top1_agreement=0.987, delta_nll=0.002
+            num_samples=n,
+            num_tokens=3 * n,
+            kl_mean=0.0123,
+            kl_p99=0.4,
+            top1_agreement=0.987,
+            delta_nll=0.002,
+            kl_interval=(0.0101, 0.0145),
         )
         gates = (judge("kl_mean", 0.0123 if passed else 9.0, 3 * n, "int4"),)
         report = Report(

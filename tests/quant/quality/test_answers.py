@@ -93,8 +93,16 @@ def test_teacher_forcing_compares_every_answer_position() -> None:
     assert found.kl_mean == pytest.approx(0.5 * np.log(3))
     assert found.kl_p99 == pytest.approx(0.5 * np.log(3))
     assert found.top1_agreement == 0
+    assert found.kl_interval == pytest.approx((found.kl_mean, found.kl_mean))  # all alike: no width
+    assert found.top1_interval == (0, 0)
     # Every right token is the first: p falls from 3/4 to 1/4.
     assert found.delta_nll == pytest.approx(np.log(3))
+
+
+def test_one_question_has_no_interval() -> None:
+    found = measure_answers(Parrot(), Parrot(), [Asked("digit", "aa")], silent).teacher_forced
+    assert found is not None
+    assert (found.kl_interval, found.top1_interval) == (None, None)
 
 
 def test_replies_are_compared_token_by_token() -> None:
