@@ -39,6 +39,8 @@ def measure_embeddings(
     if evaluation.captions:
         progress(f"embedding {len(evaluation.captions)} images and captions twice")
         comparison.add_captions(evaluation.captions)
+    if evaluation.texts:
+        comparison.add_texts(evaluation.texts)
     for name, labelled in evaluation.labelled.items():
         progress(f"classifying {len(labelled.samples)} images by {name}")
         comparison.add_labels(name, labelled)
@@ -62,6 +64,10 @@ class _Comparison:
             for way, queries, targets in (("image-to-text", images, texts), ("text-to-image", texts, images)):
                 flags = (_finds(own, its, captions, k) for own, its in zip(queries, targets, strict=True))
                 self._tasks[f"recall@{k}/{way}"] = PairedFlags(*flags)
+
+    def add_texts(self, texts: Sequence[str]) -> None:
+        """Compare texts that no image goes with."""
+        self._embed("text", [model.embed_texts(list(texts)) for model in self._models])
 
     def add_labels(self, name: str, labelled: Labelled) -> None:
         """Compare labelled images and candidates, and classify one by the other."""

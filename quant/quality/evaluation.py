@@ -74,12 +74,13 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a variant is measured on. A vision-language model needs questions; a dual encoder the other two.
+    """What a variant is measured on. A vision-language model needs questions; a dual encoder any of the others.
 
     Attributes:
         questions: Free generation and teacher forcing.
         captions: For recall in both directions and for cosines.
         labelled: Zero-shot tasks by name.
+        texts: Texts alone, to see how a dual encoder's text tower embeds them.
         source: Where the samples come from, for the report: a file's name, or which held-out set.
         no_accuracy: Why no answer counts as right or wrong; "" where answers do.
     """
@@ -87,13 +88,14 @@ class Evaluation:
     questions: Sequence[Question] = ()
     captions: Sequence[Caption] = ()
     labelled: Mapping[str, Labelled] = field(default_factory=dict)
+    texts: Sequence[str] = ()
     source: str = "samples of the caller"
     no_accuracy: str = ""
 
     @property
     def num_samples(self) -> int:
-        """Questions, captioned and labelled images together."""
-        return len(self.questions) + len(self.captions) + self._num_labelled
+        """Questions, captioned and labelled images, and texts alone together."""
+        return len(self.questions) + len(self.captions) + self._num_labelled + len(self.texts)
 
     @property
     def num_verdicts(self) -> int:
@@ -124,7 +126,7 @@ def require_kind(evaluation: Evaluation, *, is_dual: bool) -> None:
     Raises:
         QuantizationError: They are not.
     """
-    if is_dual and not evaluation.captions and not evaluation.labelled:
+    if is_dual and not (evaluation.captions or evaluation.labelled or evaluation.texts):
         raise QuantizationError("the evaluation holds no captions or labels, which a dual encoder is measured on")
     if not is_dual and not evaluation.questions:
         raise QuantizationError("the evaluation holds no questions, which a vision-language model is measured on")
