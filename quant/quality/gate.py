@@ -277,7 +277,7 @@ def measure(
     if parent.manifest.dual is not None:
         encoders = DualEncoderRunner(parent, settings), DualEncoderRunner(variant, settings)
         return measure_embeddings(*encoders, evaluation, progress)
-    models = VisionLanguageRunner(parent, settings), VisionLanguageRunner(variant, settings)
+    models = VisionLanguageRunner(parent, settings, whole_answers=True), VisionLanguageRunner(variant, settings)
     return measure_answers(*models, evaluation.questions, progress, has_accuracy=not evaluation.no_accuracy)
 
 
