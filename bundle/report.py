@@ -83,6 +83,7 @@ class TeacherForced(_Frozen):
         top1_agreement: Share of positions at which both choose the same token.
         top1_interval: The 95 % interval of that share, by the same resamples.
         delta_nll: Mean rise of -log p of the right token, in nats per token; below 0 the variant is the surer one.
+        parent_nll: Mean -log p of those tokens to the parent, in nats: how much at home it is in the samples.
     """
 
     num_samples: int
@@ -91,6 +92,7 @@ class TeacherForced(_Frozen):
     kl_p99: float
     top1_agreement: float
     delta_nll: float
+    parent_nll: float | None = None
     kl_interval: tuple[float, float] | None = None
     top1_interval: tuple[float, float] | None = None
 

@@ -12,7 +12,9 @@ from commands.terminal import console
 
 def demo(
     folder: Annotated[Path, typer.Option(help="Where bundles and the server's log go.")] = Path(".demo"),
-    samples: Annotated[int, typer.Option(min=1, help="Held-out questions per task when a variant is measured.")] = 20,
+    samples: Annotated[
+        int, typer.Option(min=9, help="Held-out questions per task when a variant is measured; fewer cannot pass.")
+    ] = 20,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the server running.")] = False,
 ) -> None:
     """Export, compress, serve and ask the shipped models, end to end."""

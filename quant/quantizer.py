@@ -33,7 +33,7 @@ from quant.planning.plan import ComponentPlan, apply_plan, planned
 from quant.planning.planner import require_float
 from quant.planning.recipes import RECIPES
 from quant.quality.evaluation import Evaluation, Measured
-from quant.quality.gate import MIXED, judge_all, measure, require_measurable, unmeasured_gates
+from quant.quality.gate import MIXED, foreign_samples, judge_all, measure, require_measurable, unmeasured_gates
 from quant.quality.parity import Parity, canary_parity
 from quant.rounding.table import load_rounding
 from runtime.providers import has_provider
@@ -125,8 +125,12 @@ def quantize_bundle(
         unmeasured = unmeasured_gates(measured, evaluation.no_accuracy if evaluation else "")
         judged = variant.manifest.model_copy(update={"gates": gates, "unmeasured": unmeasured})
         _tell_loss(draft, measured, say)
+        if foreign := foreign_samples(measured, parent.manifest):
+            say(foreign)
         report = _report(job, judged, parity, measured, evaluation, time.monotonic() - started)
-        write_report(report.model_copy(update={"not_measured": (*report.not_measured, *filter(None, [note]))}), aside)
+        write_report(
+            report.model_copy(update={"not_measured": (*report.not_measured, *filter(None, [note, foreign]))}), aside
+        )
         return seal(aside, judged, unchanged=variant.manifest.files).manifest
 
 

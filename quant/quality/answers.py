@@ -135,6 +135,7 @@ class _Comparison:
         self._right: list[list[bool]] = []
         self._divergences: list[Float64] = []
         self._agreements: list[Float64] = []
+        self._nlls: list[Float64] = []
         self._nll_rises: list[Float64] = []
         self._first_differences: list[int | None] = []
         self._features = Likeness()
@@ -147,8 +148,8 @@ class _Comparison:
         expected, found = (_answer(model, question, turns, ids, replies) for model in (self._parent, self._variant))
         self._divergences.append(kl_divergences(expected.logits, found.logits))
         self._agreements.append(top1_agreements(expected.logits, found.logits))
-        rise = negative_log_likelihoods(found.logits, ids) - negative_log_likelihoods(expected.logits, ids)
-        self._nll_rises.append(rise)
+        self._nlls.append(negative_log_likelihoods(expected.logits, ids))
+        self._nll_rises.append(negative_log_likelihoods(found.logits, ids) - self._nlls[-1])
         if expected.reply is not None and found.reply is not None:
             self._add_replies(question, expected.reply, found.reply)
         for features in zip(expected.seen.whole, found.seen.whole, strict=True):
@@ -190,6 +191,7 @@ class _Comparison:
             top1_agreement=top1.mean,
             top1_interval=(top1.low, top1.high) if has_interval else None,
             delta_nll=float(np.concatenate(self._nll_rises).mean()),
+            parent_nll=float(np.concatenate(self._nlls).mean()),
         )
 
     def _replies(self) -> Replies:

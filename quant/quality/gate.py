@@ -20,7 +20,7 @@ from typing import Literal, get_args
 from bundle.directory import Bundle
 from bundle.errors import QuantizationError
 from bundle.gates import CANARY, Gate, Unmeasured, canary_gate
-from bundle.manifest import ComponentName, Phase, Role, graph_name
+from bundle.manifest import ComponentName, Manifest, Phase, Role, graph_name
 from bundle.report import Likenesses
 from bundle.tensors import IMAGE_FEATURES
 from quant.quality.answers import measure_answers
@@ -230,6 +230,24 @@ def unmeasured_gates(measured: Measured | None, no_accuracy: str = "") -> tuple[
     return tuple(Unmeasured(name=_name(it.measure, it.of), reason=it.lack) for it in values if it.value is None)
 
 
+def foreign_samples(measured: Measured | None, manifest: Manifest) -> str:
+    """Return what is to be said where the parent foretells the answers no better than by guessing; else nothing.
+
+    Texts that a model was never made for show how far its variant is off where nobody uses it.
+    """
+    forced = measured.teacher_forced if measured else None
+    if manifest.decoder is None or forced is None or forced.parent_nll is None:
+        return ""
+    guessed = math.log(manifest.decoder.vocab_size)
+    if forced.parent_nll < guessed:
+        return ""
+    return (
+        "quality on what this model is for: the answers of these samples are foreign to fp32 itself, "
+        f"{forced.parent_nll:.1f} nats a token where guessing costs {guessed:.1f}. Measure on samples of its own: "
+        "--eval FILE.jsonl"
+    )
+
+
 def require_measurable(
     evaluation: Evaluation, weights: str, *, is_dual: bool, overrides: Mapping[str, float] | None = None
 ) -> None:
@@ -250,11 +268,12 @@ def require_measurable(
     points = own.get(name, own.get(ACCURACY, LIMITS[weights][name].value))
     if evaluation.no_accuracy or num >= (fewest := fewest_verdicts(points)):
         return
-    own_limit = f", or accept what {num} can show: --limit {name}={points_excluded(num):g}" if num else ""
+    own_limit = f", accept what {num} can show (--limit {name}={points_excluded(num):g})" if num else ""
     raise QuantizationError(
         f"{evaluation.source} gives {num} answers to judge, and no fewer than {fewest:g} can pass: n answers without a "
-        f"single loss still allow a loss of 300 / n points, and {name} allows {points:g} under {weights}. Add samples"
-        f"{own_limit}, or leave out --eval for the built-in samples, or measure nothing: --no-evaluate"
+        f"single loss still allow a loss of 300 / n points, and {name} allows {points:g} under {weights}. Give more "
+        f"(--eval, or --samples of a shipped model){own_limit}, leave both out for the usual ones, or measure nothing "
+        "(--no-evaluate)"
     )
 
 

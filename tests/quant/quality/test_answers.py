@@ -97,6 +97,7 @@ def test_teacher_forcing_compares_every_answer_position() -> None:
     assert found.top1_interval == (0, 0)
     # Every right token is the first: p falls from 3/4 to 1/4.
     assert found.delta_nll == pytest.approx(np.log(3))
+    assert found.parent_nll == pytest.approx(np.log(4 / 3))
 
 
 def test_one_question_has_no_interval() -> None:

@@ -10,10 +10,19 @@ import pytest
 
 from bundle.directory import open_bundle, read_manifest, seal
 from bundle.errors import GateError, QuantizationError
+from bundle.manifest import Manifest
 from bundle.report import ImageSensitivity, Likenesses, TeacherForced
 from quant.planning.recipes import RECIPES
 from quant.quality.evaluation import Evaluation, Measured, PairedFlags
-from quant.quality.gate import LIMITS, judge, judge_all, parse_limits, require_measurable, unmeasured_gates
+from quant.quality.gate import (
+    LIMITS,
+    foreign_samples,
+    judge,
+    judge_all,
+    parse_limits,
+    require_measurable,
+    unmeasured_gates,
+)
 from quant.quality.parity import Parity
 
 GRAPHS = ("vision_encoder", "text_encoder", "embed_tokens", "decoder", "decoder_prefill")
@@ -196,7 +205,7 @@ def test_the_limit_that_is_offered_for_few_samples_lets_them_through() -> None:
     for num in (1, 2, 7, 41):
         with pytest.raises(QuantizationError, match="--limit accuracy_loss_points/high=") as refused:
             require_measurable(questions(num), "int8", is_dual=False)
-        offered = parse_limits([re.search(r"--limit (\S+=[\d.]+)", str(refused.value))[1]])  # type: ignore[index]
+        offered = parse_limits([re.search(r"--limit (\S+=[\d.]+)\)", str(refused.value))[1]])  # type: ignore[index]
         require_measurable(questions(num), "int8", is_dual=False, overrides=offered)
         assert failed(answered(num), **offered) == set()
 
@@ -212,6 +221,23 @@ def test_a_caption_counts_twice_for_it_is_searched_both_ways() -> None:
         require_measurable(Evaluation(captions=captions[1:]), "int8", is_dual=True)  # type: ignore[arg-type]
     with pytest.raises(QuantizationError, match="gives 0 answers"):
         require_measurable(Evaluation(captions=captions[:1]), "int8", is_dual=True)  # type: ignore[arg-type]
+
+
+def test_samples_that_the_parent_foretells_no_better_than_a_guess_are_told(smolvlm_bundle: Path, clip_bundle) -> None:
+    manifest, clip = read_manifest(smolvlm_bundle), read_manifest(clip_bundle)
+    assert manifest.decoder is not None
+
+    def told(nll: float | None, of: Manifest = manifest) -> str:
+        seen = answered(9)
+        assert seen.teacher_forced is not None
+        return foreign_samples(
+            replace(seen, teacher_forced=seen.teacher_forced.model_copy(update={"parent_nll": nll})), of
+        )
+
+    guessed = np.log(manifest.decoder.vocab_size)
+    assert told(guessed - 0.01) == told(None) == told(99.0, clip) == foreign_samples(None, manifest) == ""
+    assert f"{guessed + 2:.1f} nats a token where guessing costs {guessed:.1f}" in told(guessed + 2)
+    assert "--eval" in told(guessed + 2)
 
 
 def test_samples_of_the_other_kind_are_refused() -> None:
