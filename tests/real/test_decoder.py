@@ -24,8 +24,8 @@ QUESTIONS = (
     "Write a short poem about the sea.",
 )
 REPLY_TOKENS = 24
-# As tests/export: float32 sums in another order, on logits whose largest are near 30 (found: 9e-5); rows of queries that
-# are not put back make 10 and more
+# As tests/export: float32 sums in another order, on logits whose largest are near 30 (found: 9e-5); rows of queries
+# that are not put back make 10 and more
 LOGIT_TOLERANCE = 1e-3
 
 
