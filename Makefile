@@ -16,14 +16,14 @@ $(VENV)/bin/python:
 
 $(VENV)/.serve-installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing PocketVLM into $(VENV) (export + serve)"
-	$(PIP) --editable ".[cpu,export,serve,reference]"
+	$(PIP) --editable ".[cpu,export,serve,reference,photographs]"
 	@touch $@
 
 # torch first and by its exact version: any other spelling lets pip prefer a build with gigabytes of CUDA.
 $(VENV)/.dev-installed: $(VENV)/.serve-installed
 	@echo "Installing what the tests compare against (torch, transformers, Ray, Locust, ...)"
 	$(PIP) "$$(grep -m1 '^torch==' constraints.txt)"
-	$(PIP) --editable ".[cpu,export,serve,reference,quant,ray,loadtests,train,dev]"
+	$(PIP) --editable ".[cpu,export,serve,reference,photographs,quant,ray,loadtests,train,dev]"
 	@touch $@
 
 setup: $(VENV)/.serve-installed      ## Make .venv with what exporting and serving need

@@ -12,7 +12,7 @@ import pytest
 
 from bundle.directory import read_manifest
 from bundle.manifest import Manifest
-from commands.quantize import _evaluation
+from commands.quantize import _calibration, _evaluation
 from commands.shipped import SOURCE_SHA256
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,9 +76,35 @@ def bundle_of(digest: str, parent: Path, folder: Path) -> Path:
 @pytest.mark.parametrize("name", SOURCE_SHA256)
 def test_a_shipped_model_is_measured_on_its_held_out_samples(name: str, clip_bundle: Path, tmp_path: Path) -> None:
     evaluation = _evaluation(bundle_of(SOURCE_SHA256[name], clip_bundle, tmp_path / name), None, 1)
-    assert evaluation is not None
     assert bool(evaluation.captions) == (name == "clip")
 
 
-def test_another_model_is_measured_on_nothing_unless_told(clip_bundle: Path) -> None:
-    assert _evaluation(clip_bundle, None, 1) is None
+def test_another_model_is_fitted_to_one_built_in_half_and_measured_on_the_other(smolvlm_bundle: Path) -> None:
+    fitted, measured = _calibration(smolvlm_bundle, None), _evaluation(smolvlm_bundle, None, 1)
+    assert fitted.source.startswith("built-in calibration texts")
+    assert measured.source.startswith("built-in evaluation texts")
+    answers = [{question.answer for question in each.questions} for each in (fitted, measured)]
+    assert all(answers)
+    assert not answers[0] & answers[1]
+
+
+def test_a_users_own_samples_come_before_the_built_in_ones(smolvlm_bundle: Path, tmp_path: Path) -> None:
+    own = tmp_path / "mine.jsonl"
+    own.write_text('{"image": [], "question": "Who?", "answer": "Me."}')
+    assert [each.source for each in (_calibration(smolvlm_bundle, own), _evaluation(smolvlm_bundle, own, 1))] == [
+        "mine.jsonl",
+        "mine.jsonl",
+    ]
+
+
+def test_a_strangers_model_is_measured_without_being_told_and_says_on_what(
+    pocketvlm, smolvlm_bundle: Path, tmp_path: Path
+) -> None:
+    done = pocketvlm("quantize", smolvlm_bundle, "-o", tmp_path / "int8", "--weights", "int8", "--no-tune")
+    told = " ".join(done.stderr.split())
+    assert "of built-in calibration texts" in told
+    assert "of built-in evaluation texts" in told
+    manifest = read_manifest(tmp_path / "int8")
+    assert {gate.name for gate in manifest.gates if gate.basis == "samples"} >= {"kl_mean", "top1_agreement"}
+    assert {each.name for each in manifest.unmeasured} >= {"accuracy_loss_points/low", "accuracy_loss_points/high"}
+    assert done.returncode == (3 if manifest.has_failed_gate else 0)
