@@ -26,6 +26,7 @@ _PERMUTES = {"llama": True, "qwen2": False}
 llama.cpp turns neighbouring pairs of a head where Hugging Face turns its halves (convert_hf_to_gguf, `permute`).
 """
 _WHOLE = {"token_embd": "embed_tokens", "output_norm": "norm"}
+_TABLE = "token_embd.weight"
 _HEAD = "output.weight"
 _OF_LAYER = {
     "attn_norm": "input_layernorm",
@@ -131,6 +132,12 @@ def _require_agreement(file: Path, reader: gguf.GGUFReader, architecture: str, c
             raise CheckpointError(
                 f"{file.name} says {architecture}.{key} {found}, config.json {size}. They are not of one model."
             )
+    rows = next((int(tensor.shape[1]) for tensor in reader.tensors if tensor.name == _TABLE), config.vocab_size)
+    if rows != config.vocab_size:
+        raise CheckpointError(
+            f"{file.name} holds a vocabulary of {rows} tokens, config.json says text_config.vocab_size "
+            f"{config.vocab_size}. Take a GGUF that was converted from this very checkpoint, added tokens and all."
+        )
 
 
 def _graph_name(name: str, prefix: str) -> str:
