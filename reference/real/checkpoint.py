@@ -100,7 +100,8 @@ def _text_config(reader: gguf.GGUFReader) -> dict[str, Any]:
 
 
 def _decoder_weights(file: Path, text: dict[str, Any]) -> Weights:
-    weights = {name: tensor.read() for name, tensor in read_gguf(file, read_decoder(text), _PREFIX).items()}
+    own = read_decoder({**text, "vocab_size": len(read_field(open_gguf(file), "tokenizer.ggml.tokens"))})
+    weights = {name: tensor.read() for name, tensor in read_gguf(file, own, _PREFIX).items()}
     table = weights[_TABLE]
     missing = text["vocab_size"] - len(table)
     if missing < len(IMAGE_TOKENS):
