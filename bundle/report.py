@@ -62,10 +62,12 @@ class CalibrationFacts(_Frozen):
     Attributes:
         source: A file's name, or which set.
         num_samples: Questions or images run through the fp32 parent.
+        unseen_share: Of the evaluation's text tokens, those that no calibration sample holds; None without evaluation.
     """
 
     source: str
     num_samples: int
+    unseen_share: float | None = None
 
 
 class TeacherForced(_Frozen):

@@ -83,9 +83,7 @@ def quantize(
 
     fitted_to = _calibration(bundle, calibration)
     measured_on = _evaluation(bundle, evaluation, samples) if evaluate else None
-    progress(f"weights that are fitted to samples: to {fitted_to.num_samples} of {fitted_to.source}")
-    if measured_on:
-        progress(f"quality: on {measured_on.num_samples} of {measured_on.source}")
+    _tell_samples(bundle, fitted_to, measured_on)
     manifest = quantize_bundle(
         bundle,
         output,
@@ -113,6 +111,19 @@ def _print_draft(draft: Draft) -> None:
 
     for item in tables(draft):
         console.print(item)
+
+
+def _tell_samples(bundle: Path, fitted_to: Evaluation, measured_on: Evaluation | None) -> None:
+    """Say which samples are used, and where those that weights are fitted to hardly resemble those of the test."""
+    from bundle.directory import open_bundle
+    from quant.calibration.coverage import unlike
+
+    progress(f"weights that are fitted to samples: to {fitted_to.num_samples}, {fitted_to.source}")
+    if measured_on:
+        progress(f"quality: on {measured_on.num_samples}, {measured_on.source}")
+        parent = open_bundle(bundle, verify=False, allow_ungated=True)
+        if warning := unlike(parent, fitted_to, measured_on):
+            progress(warning)
 
 
 def _evaluation(bundle: Path, file: Path | None, samples: int) -> Evaluation:

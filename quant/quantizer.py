@@ -26,6 +26,7 @@ from bundle.report import (
 from graphs.sharing import share_weights
 from graphs.store import open_graph, save_graph, weight_bytes
 from quant.calibration.calibrator import Calibrator
+from quant.calibration.coverage import unseen_share
 from quant.calibration.feeds import FeedSource, shows_images
 from quant.planning.draft import Draft, Options, experimental, fit_bits, make_draft
 from quant.planning.plan import ComponentPlan, apply_plan, planned
@@ -293,7 +294,7 @@ def _report(
             name: _component_report(part, job.parent.manifest.components[job.draft.plans[name].parent], parity[name])
             for name, part in variant.components.items()
         },
-        calibration=CalibrationFacts(**_facts(job.calibration)) if fitted and job.calibration else None,
+        calibration=_calibration_facts(job, job.calibration, evaluation) if fitted and job.calibration else None,
         evaluation=EvaluationFacts(**_facts(evaluation)) if evaluation else None,
         **{part.name: getattr(found, part.name) for part in fields(found)},
         profiles=job.draft.profiles,
@@ -304,6 +305,11 @@ def _report(
         machine=this_machine(("onnxruntime", "numpy")),
         seconds=round(seconds, 2),
     )
+
+
+def _calibration_facts(job: Job, calibration: Evaluation, evaluation: Evaluation | None) -> CalibrationFacts:
+    unseen = unseen_share(job.parent, calibration, evaluation) if evaluation else None
+    return CalibrationFacts(**_facts(calibration), unseen_share=unseen)
 
 
 def _facts(samples: Evaluation) -> dict[str, Any]:

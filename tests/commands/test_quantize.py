@@ -97,13 +97,27 @@ def test_a_users_own_samples_come_before_the_built_in_ones(smolvlm_bundle: Path,
     ]
 
 
+def test_samples_of_another_language_and_samples_too_few_are_told_before_anything_is_made(
+    pocketvlm, smolvlm_bundle: Path, tmp_path: Path
+) -> None:
+    for name, answer in (("fitted", "It is."), ("measured", "Да, это так.")):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"image": [], "question": "?", "answer": answer}))
+    files = ("--calibration", tmp_path / "fitted.jsonl", "--eval", tmp_path / "measured.jsonl")
+    done = pocketvlm("quantize", smolvlm_bundle, "-o", tmp_path / "out", "--weights", "int8", "--no-tune", *files)
+    told = " ".join(done.stderr.split())
+    assert "of the tokens of measured.jsonl never occur in fitted.jsonl" in told
+    assert "measured.jsonl gives 1 answers to judge, and no fewer than 100 can pass" in told
+    assert done.returncode == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_strangers_model_is_measured_without_being_told_and_says_on_what(
     pocketvlm, smolvlm_bundle: Path, tmp_path: Path
 ) -> None:
     done = pocketvlm("quantize", smolvlm_bundle, "-o", tmp_path / "int8", "--weights", "int8", "--no-tune")
     told = " ".join(done.stderr.split())
-    assert "of built-in calibration texts" in told
-    assert "of built-in evaluation texts" in told
+    assert ", built-in calibration texts" in told
+    assert ", built-in evaluation texts" in told
     manifest = read_manifest(tmp_path / "int8")
     assert {gate.name for gate in manifest.gates if gate.basis == "samples"} >= {"kl_mean", "top1_agreement"}
     assert {each.name for each in manifest.unmeasured} >= {"accuracy_loss_points/low", "accuracy_loss_points/high"}
