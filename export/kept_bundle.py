@@ -27,13 +27,11 @@ from export.kept_blocks import KeptLayers, keep_blocks
 from graphs.sharing import share_weights
 from graphs.store import open_graph, save_graph, weight_bytes
 from quant.quality.evaluation import Evaluation, Measured
-from quant.quality.gate import judge_all, measure, require_measurable, unmeasured_gates
+from quant.quality.gate import MIXED, judge_all, measure, require_measurable, unmeasured_gates
 from quant.quality.parity import Parity, canary_parity
 from runtime.settings import RuntimeSettings
 
 Say = Callable[[str], None]
-_LIMITS = "int8"
-"""The row of limits: what a kept bundle loses is what 8-bit activations lose, however few bits its weights have."""
 
 
 def export_kept(
@@ -74,6 +72,12 @@ def export_kept(
         evaluation = samples(making.parent) if samples else None
         judged = making.judge(variant, evaluation, started)
         return seal(aside, judged, unchanged=variant.manifest.files).manifest
+
+
+def limits_row(kept: Manifest) -> str:
+    """Return the row of `quant.quality.gate.LIMITS` that a kept bundle is held to: by what it holds, as any variant."""
+    held = {part.scheme for part in kept.components.values()} - {"fp32"}
+    return "int8" if held == {"int8-weight-only"} else MIXED
 
 
 def _tensors(folder: Path, file: Path) -> dict[str, GgufTensor]:
@@ -137,14 +141,14 @@ class _Making:
 
     def judge(self, variant: Bundle, evaluation: Evaluation | None, started: float) -> Manifest:
         """Measure the kept bundle beside its parent, write the report and return the manifest with its gates."""
-        settings = RuntimeSettings()
+        settings, row = RuntimeSettings(), limits_row(variant.manifest)
         if evaluation is not None:
-            require_measurable(evaluation, _LIMITS, is_dual=False)
+            require_measurable(evaluation, row, is_dual=False)
         parity = canary_parity(variant, settings)
         measured = measure(self.parent, variant, evaluation, self.say, settings) if evaluation else None
         judged = variant.manifest.model_copy(
             update={
-                "gates": judge_all(parity, measured, _LIMITS),
+                "gates": judge_all(parity, measured, row),
                 "unmeasured": unmeasured_gates(measured, evaluation.no_accuracy if evaluation else ""),
             }
         )

@@ -177,11 +177,12 @@ def samples(num: int) -> Callable[[Any], Evaluation]:
     return lambda bundle: Evaluation(questions=questions, source="test", no_accuracy="random weights know no answers")
 
 
-def test_measured_bundle_is_served_where_its_gates_pass(maker: Maker, tmp_path: Path) -> None:
-    file = maker.write(Kind.Q4_1, Kind.Q8_0)
+@pytest.mark.parametrize(("kind", "limit"), [(Kind.Q4_1, 0.05), (Kind.Q8_0, 0.02)], ids=["4 bits", "8 bits"])
+def test_measured_bundle_is_served_where_its_gates_pass(kind: Kind, limit: float, maker: Maker, tmp_path: Path) -> None:
+    file = maker.write(kind, Kind.Q8_0)
     manifest = export_kept(maker.checkpoint, tmp_path / "kept", file, samples=samples(4))
     gates = {gate.name: gate for gate in manifest.gates}
-    assert gates["kl_mean"].limit == 0.02
+    assert gates["kl_mean"].limit == limit
     assert gates["kl_mean"].n == 24
     assert manifest.is_gated is all(gate.passed for gate in manifest.gates)
     report = read_report(open_bundle(tmp_path / "kept", allow_ungated=True))
