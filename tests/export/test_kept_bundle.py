@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
@@ -26,77 +25,28 @@ from quant.quality.evaluation import Evaluation
 from quant.quality.samples import FileQuestion
 from quant.quantizer import quantize_bundle
 from runtime.one_request import VisionLanguageRunner
+from serving.oneshot import answer
+from serving.protocol import Message, SamplingParams, TextPart
 
 PREFIX = "model.text_model"
 LAYER = f"{PREFIX}.layers.0"
-MATRICES = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4}
+MODULES = (
+    *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
+    *("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
+)
 
 
 @pytest.fixture(scope="module")
-def checkpoint(checkpoints: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(gguf_files: ModuleType, checkpoints: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Table and head tied; its rows fill blocks of 32."""
     folder = tmp_path_factory.mktemp("kept") / "tiny"
-    checkpoints.save_smolvlm(folder, checkpoints.smolvlm_config(SIZES))
+    checkpoints.save_smolvlm(folder, checkpoints.smolvlm_config(gguf_files.SIZES))
     return folder
 
 
-class Maker:
-    """Writes GGUF files of the checkpoint's sizes."""
-
-    def __init__(self, folder: Path, checkpoint: Path) -> None:
-        self.folder = folder
-        self.checkpoint = checkpoint
-        self.rng = np.random.default_rng(3)
-
-    def write(self, kind: Kind, table: Kind, **others: Kind) -> Path:
-        """A file whose matrices are of a type, the table of another, and single ones of others."""
-        path = self.folder / f"{kind.name}-{table.name}.gguf"
-        writer = gguf.GGUFWriter(path, "llama")
-        writer.add_block_count(1)
-        writer.add_embedding_length(64)
-        writer.add_feed_forward_length(96)
-        writer.add_head_count(4)
-        writer.add_head_count_kv(2)
-        self._add(writer, "token_embd", (self.vocab_size, 64), table)
-        for norm in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
-            writer.add_tensor(f"{norm}.weight", 1 + 0.1 * self.rng.standard_normal(64).astype(np.float32))
-        shapes = {
-            "attn_k": (32, 64),
-            "attn_v": (32, 64),
-            "ffn_gate": (96, 64),
-            "ffn_up": (96, 64),
-            "ffn_down": (64, 96),
-        }
-        for name in MATRICES:
-            self._add(writer, f"blk.0.{name}", shapes.get(name, (64, 64)), others.get(name, kind))
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        return path
-
-    @property
-    def vocab_size(self) -> int:
-        return int(json.loads((self.checkpoint / "config.json").read_text())["text_config"]["vocab_size"])
-
-    def _add(self, writer: gguf.GGUFWriter, name: str, shape: tuple[int, int], kind: Kind) -> None:
-        values = (0.4 * self.rng.standard_normal(shape)).astype(np.float32)
-        data = gguf.quants.quantize(values, kind)
-        writer.add_tensor(f"{name}.weight", data, raw_dtype=kind)
-
-
 @pytest.fixture
-def maker(checkpoint: Path, tmp_path: Path) -> Maker:
-    return Maker(tmp_path, checkpoint)
+def maker(gguf_files: ModuleType, checkpoint: Path, tmp_path: Path) -> Any:
+    return gguf_files.Maker(tmp_path, checkpoint)
 
 
 def unpacked(stored: np.ndarray, bits: int) -> np.ndarray:
@@ -119,13 +69,13 @@ def held_weight(bundle: Path, name: str, bits: int, component: str = "decoder") 
 
 
 @pytest.mark.parametrize(("kind", "bits"), [(Kind.Q4_0, 4), (Kind.Q4_1, 4), (Kind.Q5_1, 8), (Kind.Q8_0, 8)])
-def test_stored_numbers_are_those_that_would_be_restored(kind: Kind, bits: int, maker: Maker, tmp_path: Path) -> None:
+def test_stored_numbers_are_those_that_would_be_restored(kind: Kind, bits: int, maker: Any, tmp_path: Path) -> None:
     """Queries and keys included, whose rows are put back in order."""
     file = maker.write(kind, Kind.Q8_0)
     export_checkpoint(maker.checkpoint, tmp_path / "fp32", decoder_gguf=file)
     export_kept(maker.checkpoint, tmp_path / "kept", file)
     restored = open_graph(tmp_path / "fp32" / "decoder.onnx").graph.initializers
-    for module in MATRICES.values():
+    for module in MODULES:
         name = f"{LAYER}.{module}.weight"
         assert_array_equal(held_weight(tmp_path / "kept", name, bits), restored[name].const_value.numpy().T)
     head = restored["lm_head.weight"].const_value.numpy().T
@@ -135,7 +85,7 @@ def test_stored_numbers_are_those_that_would_be_restored(kind: Kind, bits: int, 
 
 
 @pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q4_1, Kind.Q8_0], ids=lambda kind: kind.name)
-def test_kept_bundle_answers_as_the_restored_one(kind: Kind, maker: Maker, tmp_path: Path) -> None:
+def test_kept_bundle_answers_as_the_restored_one(kind: Kind, maker: Any, tmp_path: Path) -> None:
     file = maker.write(kind, Kind.Q8_0)
     export_checkpoint(maker.checkpoint, tmp_path / "fp32", decoder_gguf=file)
     export_kept(maker.checkpoint, tmp_path / "kept", file)
@@ -147,7 +97,16 @@ def test_kept_bundle_answers_as_the_restored_one(kind: Kind, maker: Maker, tmp_p
     assert np.linalg.norm(found[1] - found[0]) < 0.05 * np.linalg.norm(found[0])
 
 
-def test_manifest_says_what_is_held_and_what_was_restored(maker: Maker, tmp_path: Path) -> None:
+def test_engine_serves_a_kept_bundle(maker: Any, tmp_path: Path) -> None:
+    """The recorded run is replayed at load; the canary's limit is the one that the export kept."""
+    export_kept(maker.checkpoint, tmp_path / "kept", maker.write(Kind.Q4_1, Kind.Q8_0))
+    found = asyncio.run(answer(tmp_path / "kept", Message("user", (TextPart("Hello"),)), SamplingParams(5, 0.0)))
+    runner = VisionLanguageRunner(open_bundle(tmp_path / "kept", allow_ungated=True))
+    prefilled = runner.prefill(runner.prompt([Turn("user", ("Hello",))], []), 5)
+    assert list(found.token_ids)[:5] == runner.reply_ids(prefilled, 5)[: len(found.token_ids)]
+
+
+def test_manifest_says_what_is_held_and_what_was_restored(maker: Any, tmp_path: Path) -> None:
     said: list[str] = []
     file = maker.write(Kind.Q4_0, Kind.Q4_1, ffn_down=Kind.F16, attn_q=Kind.Q8_0)
     manifest = export_kept(maker.checkpoint, tmp_path / "kept", file, progress=said.append)
@@ -166,7 +125,7 @@ def test_manifest_says_what_is_held_and_what_was_restored(maker: Maker, tmp_path
 
 
 @pytest.mark.parametrize(("kind", "scheme"), [(Kind.Q4_0, "int4"), (Kind.Q8_0, "int8-weight-only")])
-def test_one_width_gives_the_scheme_its_name(kind: Kind, scheme: str, maker: Maker, tmp_path: Path) -> None:
+def test_one_width_gives_the_scheme_its_name(kind: Kind, scheme: str, maker: Any, tmp_path: Path) -> None:
     manifest = export_kept(maker.checkpoint, tmp_path / "kept", maker.write(kind, kind))
     assert manifest.components["decoder"].scheme == scheme
 
@@ -178,7 +137,7 @@ def samples(num: int) -> Callable[[Any], Evaluation]:
 
 
 @pytest.mark.parametrize(("kind", "limit"), [(Kind.Q4_1, 0.05), (Kind.Q8_0, 0.02)], ids=["4 bits", "8 bits"])
-def test_measured_bundle_is_served_where_its_gates_pass(kind: Kind, limit: float, maker: Maker, tmp_path: Path) -> None:
+def test_measured_bundle_is_served_where_its_gates_pass(kind: Kind, limit: float, maker: Any, tmp_path: Path) -> None:
     file = maker.write(kind, Kind.Q8_0)
     manifest = export_kept(maker.checkpoint, tmp_path / "kept", file, samples=samples(4))
     gates = {gate.name: gate for gate in manifest.gates}
@@ -192,20 +151,20 @@ def test_measured_bundle_is_served_where_its_gates_pass(kind: Kind, limit: float
     assert report.teacher_forced.kl_mean < 0.01
 
 
-def test_bundle_that_was_not_measured_is_not_served_unasked(maker: Maker, tmp_path: Path) -> None:
+def test_bundle_that_was_not_measured_is_not_served_unasked(maker: Any, tmp_path: Path) -> None:
     export_kept(maker.checkpoint, tmp_path / "kept", maker.write(Kind.Q8_0, Kind.Q8_0))
     with pytest.raises(GateError, match="never measured on samples"):
         open_bundle(tmp_path / "kept")
     open_bundle(tmp_path / "kept", allow_ungated=True)
 
 
-def test_kept_blocks_are_not_rounded_again(maker: Maker, tmp_path: Path) -> None:
+def test_kept_blocks_are_not_rounded_again(maker: Any, tmp_path: Path) -> None:
     export_kept(maker.checkpoint, tmp_path / "kept", maker.write(Kind.Q4_0, Kind.Q8_0))
     with pytest.raises(QuantizationError, match="quantized already"):
         quantize_bundle(tmp_path / "kept", tmp_path / "again", weights="int8")
 
 
-def test_file_without_blocks_to_keep_is_refused(maker: Maker, tmp_path: Path) -> None:
+def test_file_without_blocks_to_keep_is_refused(maker: Any, tmp_path: Path) -> None:
     with pytest.raises(
         UnsupportedConfigError, match=r"holds F16, F32, and kept are blocks of Q4_0.*without --keep-quan"
     ):
@@ -213,7 +172,7 @@ def test_file_without_blocks_to_keep_is_refused(maker: Maker, tmp_path: Path) ->
     assert not (tmp_path / "kept").exists()
 
 
-def test_nothing_is_left_beside_the_bundle(maker: Maker, tmp_path: Path) -> None:
+def test_nothing_is_left_beside_the_bundle(maker: Any, tmp_path: Path) -> None:
     file = maker.write(Kind.Q4_0, Kind.Q8_0)
     export_kept(maker.checkpoint, tmp_path / "kept", file)
     assert {path.name for path in tmp_path.iterdir()} == {"kept", file.name}
