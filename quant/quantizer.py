@@ -295,7 +295,9 @@ def _report(
         fp32_bytes=job.parent.manifest.weight_bytes,
         weight_bytes=variant.weight_bytes,
         components={
-            name: _component_report(part, job.parent.manifest.components[job.draft.plans[name].parent], parity[name])
+            name: _component_report(
+                part, job.draft.plans[name], job.parent.manifest.components[job.draft.plans[name].parent], parity[name]
+            )
             for name, part in variant.components.items()
         },
         calibration=_calibration_facts(job, job.calibration, evaluation) if fitted and job.calibration else None,
@@ -320,10 +322,11 @@ def _facts(samples: Evaluation) -> dict[str, Any]:
     return {"source": samples.source, "num_samples": samples.num_samples}
 
 
-def _component_report(component: Component, parent: Component, parity: Parity) -> ComponentReport:
+def _component_report(component: Component, plan: ComponentPlan, parent: Component, parity: Parity) -> ComponentReport:
     return ComponentReport(
         scheme=component.scheme,
         choices=tuple(component.detail.splitlines()),
+        decisions=plan.decisions,
         fp32_bytes=parent.weight_bytes,
         weight_bytes=component.weight_bytes,
         canary_cosine=parity.cosine,
