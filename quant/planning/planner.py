@@ -214,7 +214,9 @@ class Planner:
             return table
         if form.bits != other.bits or other.block_size is None or table.num_inputs % other.block_size:
             return table
-        return replace(table, choice=replace(table.choice, form=other), reason=_LIKE_HEAD, is_shared=True)
+        return replace(
+            table, choice=replace(table.choice, form=other), reason=_LIKE_HEAD, is_shared=True, head=head.name
+        )
 
     def _plan_experts(self, site: Site, recipe: Recipe) -> LayerPlan:
         """Return the plan of routed experts: exact where they were trained ternary, else in the recipe's bits."""

@@ -162,7 +162,9 @@ def test_the_plan_is_shown_before_it_is_carried_out_and_sizes_are_told_as_they_c
 
 
 def test_unknown_weights_write_nothing(clip_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(QuantizationError, match="unknown weights 'int3'; known: fp32, fp16, int8, int8-static, int4"):
+    with pytest.raises(
+        QuantizationError, match="unknown weights 'int3'; known: fp32, fp16, int8, int8-rtn, int8-static, int4"
+    ):
         quantize_bundle(clip_bundle, tmp_path / "out", weights="int3")
     assert list(tmp_path.iterdir()) == []
 
