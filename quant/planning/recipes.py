@@ -26,7 +26,8 @@ class Recipe:
         summary: One line for help and tables.
         method: The pass of linear layers, a name of `quant.weights.table.PASSES`, or "fp32".
         portable_method: The same in the portable dialect; None where it has none.
-        blocks: Preferred first; empty for one scale per output.
+        blocks: Preferred first; empty for one scale per output. A recipe that refines takes the first that fits, for its
+            quality: times do not choose.
         rounding: A name of `quant.rounding.table.ROUNDINGS`.
         scaling: A name of `quant.scaling.table.SCALINGS`, or None.
         calibration: What must be known of the inputs.
@@ -65,7 +66,7 @@ def _four_bits(
         summary=summary,
         method="matmul_nbits",
         portable_method=None if rounding == "hqq" else "qdq_int4",
-        blocks=(64, 128, 32),
+        blocks=(32, 64, 128) if refines else (64, 128, 32),
         rounding=rounding,
         scaling=scaling,
         calibration=calibration,

@@ -1,10 +1,12 @@
 """A decoder's plan made better by what calibration tells of its inputs.
 
-Three things are done to the layers of recipes that ask for it (`Recipe.refines`), each where it costs next to nothing
-while the model runs; docs/decisions/0011 has what was measured:
+Three things are done to the layers of recipes that ask for it (`Recipe.refines`); docs/decisions/0011 has what was
+measured:
 
-- the residual stream is turned, so that norms hand on no loud channel (`quant.scaling.rotation`);
-- an input that is loud all the same, as that of `down_proj` is, keeps its loudest channels in float;
+- under W8A8, whose input has one step for all channels, the residual stream is turned, so that norms hand on no loud
+  channel (`quant.scaling.rotation`). Blocks have steps of their own, and lose more by loud channels spread over all of
+  them than by loud channels;
+- an input that is loud then, as that of `down_proj` is, keeps its loudest channels in float;
 - codes are fed the errors of those before them.
 """
 
@@ -51,10 +53,10 @@ def rotated_parent(parent: Bundle, draft: Draft, folder: Path) -> Iterator[Bundl
 
     Args:
         parent: The fp32 bundle.
-        draft: Its plan.
+        draft: Its plan. Only W8A8 is worth a rotation.
         folder: Where a rotated copy may be written; it is empty again afterwards.
     """
-    if not any(map(_refines, draft.plans.values())):
+    if not any(_refines(plan) and "w8a8" in plan.methods for plan in draft.plans.values()):
         yield parent
         return
     source = parent.manifest.components["decoder"]
