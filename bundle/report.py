@@ -24,12 +24,65 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
+class FormTime(_Frozen):
+    """What a form takes, of one layer or of several together, on one thread.
+
+    Attributes:
+        form: Operator, bits, block and rounding.
+        least_ms: The least that was seen.
+        usual_ms: What is usually the least; the same where a table was taken instead of measured times.
+    """
+
+    form: str
+    least_ms: float
+    usual_ms: float
+
+
+class ShapeTimes(_Frozen):
+    """What the forms of one size of layer take.
+
+    Attributes:
+        num_inputs: K.
+        num_outputs: N.
+        rows: That meet the layer.
+        num_layers: Of this size.
+        forms: The default first.
+    """
+
+    num_inputs: int
+    num_outputs: int
+    rows: float
+    num_layers: int
+    forms: tuple[FormTime, ...]
+
+
+class FormDecision(_Frozen):
+    """What layers of a kind became, and the times by which that was decided for all of them.
+
+    Attributes:
+        kind: Of the layers.
+        num_layers: Decided together.
+        forms: All layers in their default, then in each other form that they can hold.
+        chosen: One of `forms`.
+        doubt: What noise left open, for people; "" where nothing was.
+        shapes: One by one.
+    """
+
+    kind: str
+    num_layers: int
+    forms: tuple[FormTime, ...]
+    chosen: str
+    doubt: str = ""
+    shapes: tuple[ShapeTimes, ...] = ()
+
+
 class ComponentReport(_Frozen):
     """One graph.
 
     Attributes:
         scheme: How its weights are stored.
         choices: One line per distinct choice of the planner.
+        decisions: Of the planner, where it had a choice between forms.
         fp32_bytes: Of the parent's weights.
         weight_bytes: Of this variant's.
         canary_cosine: Lowest cosine of an output of the canary run with the parent's.
@@ -38,6 +91,7 @@ class ComponentReport(_Frozen):
 
     scheme: Scheme
     choices: tuple[str, ...]
+    decisions: tuple[FormDecision, ...] = ()
     fp32_bytes: int = Field(ge=0)
     weight_bytes: int = Field(ge=0)
     canary_cosine: float
@@ -191,7 +245,7 @@ class LayerSensitivity(_Frozen):
 
 
 class DecoderProfile(_Frozen):
-    """One way to run the decoder, predicted from layer times on the machine of the report.
+    """One way to run the decoder, predicted from layer times on one thread of the machine of the report.
 
     Attributes:
         name: "latency": W8A8; "memory": few bits; "dual": a W8A8 prefill graph beside a few-bit decode graph.

@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.errors import CheckpointError, UnsupportedConfigError
-from export.checkpoint import WeightTensor
 from export.config import DecoderConfig
+from export.gguf_blocks import block_codes
+from quant.rounding.block_codes import BlockCodes
 
 _PERMUTES = {"llama": True, "qwen2": False}
 """Architectures that are read: whether the rows of queries and keys are reordered.
@@ -61,14 +62,22 @@ class GgufTensor:
 
     def read(self) -> npt.NDArray[np.float32]:
         """Return the weight, rows in Hugging Face's order."""
-        values = np.asarray(gguf.quants.dequantize(self.data, self.kind), np.float32)
+        return np.asarray(self._in_order(gguf.quants.dequantize(self.data, self.kind)), np.float32)
+
+    def try_blocks(self) -> BlockCodes | None:
+        """Return the weight's own codes and scales, rows in the same order; None where they cannot be held as such."""
+        found = block_codes(self.data, self.kind) if len(self.shape) == 2 else None
+        return None if found is None else found.map(self._in_order)
+
+    def _in_order(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return an array of one row per output, in Hugging Face's order."""
         if not self.heads:
-            return values
-        pairs = values.reshape(self.heads, self.shape[0] // self.heads // 2, 2, *self.shape[1:])
-        return pairs.swapaxes(1, 2).reshape(self.shape)
+            return rows
+        pairs = rows.reshape(self.heads, len(rows) // self.heads // 2, 2, *rows.shape[1:])
+        return pairs.swapaxes(1, 2).reshape(rows.shape)
 
 
-def read_gguf(file: Path, config: DecoderConfig, prefix: str) -> dict[str, WeightTensor]:
+def read_gguf(file: Path, config: DecoderConfig, prefix: str) -> dict[str, GgufTensor]:
     """Return the tensors of a GGUF file under the names of the graphs, not yet read.
 
     Args:

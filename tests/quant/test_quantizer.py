@@ -162,7 +162,9 @@ def test_the_plan_is_shown_before_it_is_carried_out_and_sizes_are_told_as_they_c
 
 
 def test_unknown_weights_write_nothing(clip_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(QuantizationError, match="unknown weights 'int3'; known: fp32, fp16, int8, int8-static, int4"):
+    with pytest.raises(
+        QuantizationError, match="unknown weights 'int3'; known: fp32, fp16, int8, int8-rtn, int8-static, int4"
+    ):
         quantize_bundle(clip_bundle, tmp_path / "out", weights="int3")
     assert list(tmp_path.iterdir()) == []
 
@@ -264,6 +266,10 @@ def test_dual_writes_a_second_decoder_over_the_same_signature(smolvlm_bundle: Pa
     report = read_report(tmp_path / "dual")
     assert [profile.name for profile in report.profiles if profile.is_chosen] == ["dual"]
     assert report.components["decoder_prefill"].canary_cosine > 0.99
+    (linear, _) = report.components["decoder"].decisions
+    assert (linear.kind, linear.chosen, linear.doubt) == ("linear", "matmul_nbits 4-bit b64", "")
+    assert [form.form for form in linear.forms] == [f"matmul_nbits 4-bit b{size}" for size in (64, 128, 32)]
+    assert sum(shape.num_layers for shape in linear.shapes) == linear.num_layers == 21
     assert report.teacher_forced is not None
     assert report.teacher_forced.kl_mean > 0
 
