@@ -73,6 +73,7 @@ def serve(
 def _served(bundles: list[Path] | None) -> list[Path]:
     if bundles:
         return bundles
-    from commands.shipped import cache_folder, shipped_bundles
+    from bundle.machine import cache_folder
+    from commands.shipped import shipped_bundles
 
     return shipped_bundles(cache_folder(), progress)

@@ -79,8 +79,8 @@ def read_gguf(file: Path, config: DecoderConfig, prefix: str) -> dict[str, Weigh
         CheckpointError: Not a GGUF file, or of another decoder than the config's.
         UnsupportedConfigError: An architecture or a type of tensors that is not read.
     """
-    reader = _opened(file)
-    architecture = _field(reader, "general.architecture")
+    reader = open_gguf(file)
+    architecture = read_field(reader, "general.architecture")
     if architecture not in _PERMUTES or config.experts is not None:
         raise UnsupportedConfigError(
             f"{file.name} holds a decoder of architecture {architecture!r}; read are {', '.join(_PERMUTES)}, dense"
@@ -94,14 +94,20 @@ def read_gguf(file: Path, config: DecoderConfig, prefix: str) -> dict[str, Weigh
     }
 
 
-def _opened(file: Path) -> gguf.GGUFReader:
+def open_gguf(file: Path) -> gguf.GGUFReader:
+    """Return a GGUF file, memory-mapped.
+
+    Raises:
+        CheckpointError: It is absent, cut short, or another kind of file.
+    """
     try:
         return gguf.GGUFReader(file)
     except (OSError, ValueError, IndexError, KeyError) as error:
         raise CheckpointError(f"{file} cannot be read as a GGUF file: {error}") from error
 
 
-def _field(reader: gguf.GGUFReader, name: str) -> Any:
+def read_field(reader: gguf.GGUFReader, name: str) -> Any:
+    """Return what a file says of a name; None where it says nothing."""
     field = reader.get_field(name)
     return None if field is None else field.contents()
 
@@ -120,7 +126,7 @@ def _require_agreement(file: Path, reader: gguf.GGUFReader, architecture: str, c
         "attention.head_count_kv": config.num_kv_heads,
     }
     for key, size in expected.items():
-        found = _field(reader, f"{architecture}.{key}")
+        found = read_field(reader, f"{architecture}.{key}")
         if found is not None and found != size:
             raise CheckpointError(
                 f"{file.name} says {architecture}.{key} {found}, config.json {size}. They are not of one model."
