@@ -21,13 +21,11 @@ from bundle.directory import Bundle, open_bundle
 from bundle.errors import MachineError, PocketVLMError, SettingsError
 from bundle.image import PREPROCESSOR, ImageSpec
 from bundle.machine import peak_memory_bytes
-from bundle.manifest import Role
 from loadtests.stations import TokenBench, open_vision
 from loadtests.wording import counted
 from serving.engine.sequence import Sequence
 from serving.settings import EngineSettings
 
-_LANGUAGE_MODEL: tuple[Role, ...] = ("embed_tokens", "decoder")
 _STOP_TIMEOUT_S = 10.0
 
 
@@ -207,13 +205,12 @@ def read_clocks(work: Callable[[], object], times: int) -> Reading:
 
 def _variant(bundle: Bundle) -> Variant:
     manifest = bundle.manifest
-    of_tokens = (part for part in manifest.components.values() if part.role in _LANGUAGE_MODEL)
     return Variant(
         name=bundle.directory.resolve().name,
         schemes={name: component.scheme for name, component in manifest.components.items()},
         prompt_scheme=manifest.scheme_of("decoder", "prompt"),
         step_scheme=manifest.scheme_of("decoder", "step"),
-        language_model_bytes=sum(part.weight_bytes for part in of_tokens),
+        language_model_bytes=manifest.language_model_bytes,
         step_bytes=manifest.components[manifest.graph("decoder", "step")].weight_bytes,
     )
 

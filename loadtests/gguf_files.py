@@ -8,6 +8,7 @@ import gguf
 import numpy as np
 
 from bundle.errors import CheckpointError
+from export.gguf_decoder import open_gguf, read_field
 
 _FILE_TYPE = "general.file_type"
 _OF_THE_WRITER = ("GGUF.", "general.architecture", "general.quantization_version", _FILE_TYPE)
@@ -16,26 +17,9 @@ _ALL_FLOAT32 = 0
 """llama.h: LLAMA_FTYPE_ALL_F32."""
 
 
-def open_gguf(file: Path) -> gguf.GGUFReader:
-    """Return a reader of a file, which is memory-mapped.
-
-    Raises:
-        CheckpointError: It cannot be read as GGUF.
-    """
-    try:
-        return gguf.GGUFReader(file)
-    except (OSError, ValueError, IndexError, KeyError) as error:
-        raise CheckpointError(f"{file} cannot be read as a GGUF file: {error}") from error
-
-
 def weight_bytes(file: Path) -> int:
     """Return the size of all tensors as stored: without vocabulary, merges and template."""
     return sum(int(tensor.n_bytes) for tensor in open_gguf(file).tensors)
-
-
-def is_float32(file: Path) -> bool:
-    """Say whether every tensor of a file is float32."""
-    return all(tensor.tensor_type == gguf.GGMLQuantizationType.F32 for tensor in open_gguf(file).tensors)
 
 
 def restore_float32(file: Path, output: Path) -> None:
@@ -47,7 +31,7 @@ def restore_float32(file: Path, output: Path) -> None:
         CheckpointError: The file cannot be read, or has a type that the `gguf` package cannot restore.
     """
     reader = open_gguf(file)
-    writer = gguf.GGUFWriter(output, str(_contents(reader, "general.architecture")))
+    writer = gguf.GGUFWriter(output, str(read_field(reader, "general.architecture")))
     for name, field in reader.fields.items():
         if not name.startswith(_OF_THE_WRITER):
             element = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
@@ -62,11 +46,6 @@ def restore_float32(file: Path, output: Path) -> None:
     for tensor in reader.tensors:
         writer.write_tensor_data(_restored(file, tensor))
     writer.close()
-
-
-def _contents(reader: gguf.GGUFReader, name: str) -> object:
-    field = reader.get_field(name)
-    return None if field is None else field.contents()
 
 
 def _restored(file: Path, tensor: gguf.ReaderTensor) -> np.ndarray:

@@ -28,14 +28,13 @@ from bundle.directory import Bundle, open_bundle
 from bundle.errors import PocketVLMError, SettingsError
 from bundle.machine import num_usable_cores, this_machine
 from bundle.report import EvaluationFacts
-from bundle.summary import megabytes
 from loadtests.contestants import Bench, Contestant, Opening, Reading, Station
 from loadtests.gguf_files import restore_float32, weight_bytes
 from loadtests.llama_answers import LlamaAnswers, RecalledAnswers
 from loadtests.llama_binding import Llama, NativeLlama
 from loadtests.llama_stations import GgufBench
 from loadtests.wording import counted, number
-from quant.comparison.rivals import Rival, Rivals, Speed, SpeedFacts, Spread, write_rivals
+from quant.comparison.rivals import Rival, Rivals, Speed, SpeedFacts, write_rivals
 from quant.quality.answers import measure_answers
 from quant.quality.evaluation import Evaluation, Measured
 from quant.quality.samples import read_samples
@@ -109,16 +108,21 @@ def make_files(llama: Llama, parent: Path, types: Sequence[str], into: Path, thr
         SettingsError: llama.cpp has no such type.
     """
     into.mkdir(parents=True, exist_ok=True)
-    files = [into / f"{FLOAT32}.gguf"]
-    if not files[0].is_file():
-        say(f"restoring {parent.name} to float32")
-        restore_float32(parent, files[0])
-    for kind in types:
-        files.append(into / f"{kind}.gguf")
-        if not files[-1].is_file():
-            say(f"quantizing to {kind}")
-            llama.quantize(files[0], files[-1], kind, threads)
-    return files
+    float32 = into / f"{FLOAT32}.gguf"
+    _make(float32, lambda aside: restore_float32(parent, aside), say)
+    files = {kind: into / f"{kind}.gguf" for kind in types}
+    for kind, file in files.items():
+        _make(file, lambda aside, kind=kind: llama.quantize(float32, aside, kind, threads), say)  # type: ignore[misc]
+    return [float32, *files.values()]
+
+
+def _make(file: Path, write: Callable[[Path], None], say: Say) -> None:
+    """Write a file where it is not there yet; it appears whole or not at all."""
+    if not file.is_file():
+        say(f"writing {file.name}")
+        aside = file.with_suffix(".part")
+        write(aside)
+        aside.rename(file)
 
 
 def measure_quality(
@@ -161,11 +165,7 @@ def speed_of(readings: Mapping[str, Sequence[Reading]], name: str, num_tokens: i
     """Return a contestant's rate, and its ratio to the bundle's within each turn."""
     own, parents = ([reading.wall_ms for reading in readings[each]] for each in (name, PARENT))
     per_second = Quartiles.of([num_tokens / wall_ms * 1e3 for wall_ms in own])
-    return Speed(per_second=_spread(per_second), ratio=_spread(Quartiles.of_ratios(parents, own)))
-
-
-def _spread(quartiles: Quartiles) -> Spread:
-    return Spread(low=quartiles.low, median=quartiles.median, high=quartiles.high)
+    return Speed(per_second=per_second, ratio=Quartiles.of_ratios(parents, own))
 
 
 def take_turns(bundle: Path, files: Sequence[Path], plan: Plan, say: Say) -> Readings:
@@ -199,6 +199,7 @@ def compare(llama: Llama, bundle: Bundle, files: Sequence[Path], questions: Path
     evaluation = read_samples(questions, manifest)
     measured = measure_quality(llama, bundle, files, evaluation, plan.threads, say)
     readings = take_turns(bundle.directory, files, plan, say) if plan.rounds else {}
+    parity, *rivals = (rival_of(file, measured[file.stem], readings, plan) for file in files)
     return Rivals(
         system=SYSTEM,
         version=llama.version,
@@ -206,7 +207,8 @@ def compare(llama: Llama, bundle: Bundle, files: Sequence[Path], questions: Path
         parent_sha256=manifest.source_sha256,
         evaluation=EvaluationFacts(source=evaluation.source, num_samples=evaluation.num_samples),
         speed=speed_facts(readings, plan) if readings else None,
-        rivals=tuple(rival_of(file, measured[file.stem], readings, plan) for file in files),
+        parity=parity,
+        rivals=tuple(rivals),
         machine=this_machine(_PACKAGES),
     )
 
@@ -249,38 +251,37 @@ def rival_of(file: Path, measured: Measured, readings: Readings, plan: Plan) -> 
 
 def print_rivals(found: Rivals, console: Console) -> None:
     """Print the figures as a table, with what they were measured on."""
-    head = (
-        "file",
-        "weights",
-        "KL mean",
-        "p99",
-        "same first choice",
-        "same replies",
-        "decode",
-        "x fp32",
-        "prefill",
-        "x fp32",
-    )
-    table = Table(*head)
-    for rival in found.rivals:
-        forced = rival.teacher_forced
-        quality = f"{forced.kl_mean:.4f}", f"{forced.kl_p99:.3f}", f"{forced.top1_agreement:.2%}"
-        speeds = [cell for speed in (rival.decode, rival.prefill) for cell in _speed_cells(speed)]
-        table.add_row(rival.name, megabytes(rival.weight_bytes), *quality, f"{rival.replies.identical:.0%}", *speeds)
-    console.print(table)
-    first, machine = found.rivals[0].teacher_forced, found.machine
+    console.print(_table(found))
+    first, machine = found.parity.teacher_forced, found.machine
     console.print(
         f"[dim]{found.system} ({found.version}) against {found.parent}: {counted(first.num_samples, 'question')} of "
         f"{found.evaluation.source}, {counted(first.num_tokens, 'answer token')}. {machine.cpu}, "
         f"{counted(machine.cores, 'core')}[/dim]"
     )
+    if speed := found.speed:
+        console.print(
+            f"[dim]{counted(speed.rounds, 'turn')}, {counted(speed.threads, 'thread')} each; x fp32: times the "
+            f"{number(speed.parent_decode.median)} tokens/s of the bundle behind {speed.cached_tokens} tokens, and its "
+            f"{number(speed.parent_prefill.median)} tokens/s of a prompt of {speed.prompt_tokens}[/dim]"
+        )
 
 
-def _speed_cells(speed: Speed | None) -> tuple[str, str]:
-    if speed is None:
-        return "", ""
-    ratio = speed.ratio
-    return number(speed.per_second.median), f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
+def _table(found: Rivals) -> Table:
+    table = Table(title=f"{found.system} beside {found.parent} in fp32")
+    for head in ("file", "MB", "KL mean", "p99", "top-1", "replies", "decode, x fp32", "prefill, x fp32"):
+        table.add_column(head, no_wrap=True, justify="left" if head == "file" else "right")
+    for rival in (found.parity, *found.rivals):
+        forced = rival.teacher_forced
+        table.add_row(
+            rival.name,
+            f"{rival.weight_bytes / 1e6:.1f}",
+            f"{forced.kl_mean:.4f}",
+            f"{forced.kl_p99:.3f}",
+            f"{forced.top1_agreement:.1%}",
+            f"{rival.replies.identical:.0%}",
+            *("" if speed is None else str(speed.ratio) for speed in (rival.decode, rival.prefill)),
+        )
+    return table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

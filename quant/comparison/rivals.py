@@ -1,7 +1,7 @@
 """Figures of another system on the same weights, as a file that `pocketvlm report --rivals` puts beside the variants.
 
-`python -m loadtests.llama_cpp` writes one. Quality is measured against the same fp32 bundle by the same code. Speeds are
-told with their ratio to that bundle's within each turn: two runs of a shared machine are not compared by the clock.
+`python -m loadtests.llama_cpp` writes one. Quality is measured against the same fp32 bundle by the same code. Speeds
+are told with their ratio to that bundle's within each turn: two runs of a shared machine are not compared by the clock.
 """
 
 from __future__ import annotations
@@ -13,18 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from bundle.errors import BundleFormatError
 from bundle.machine import Machine
 from bundle.report import EvaluationFacts, Replies, TaskAccuracy, TeacherForced
+from runtime.turns import Quartiles
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
-
-
-class Spread(_Frozen):
-    """Quartiles over the turns."""
-
-    low: float
-    median: float
-    high: float
 
 
 class Speed(_Frozen):
@@ -35,8 +28,8 @@ class Speed(_Frozen):
         ratio: How many times as fast as the fp32 bundle within each turn.
     """
 
-    per_second: Spread
-    ratio: Spread
+    per_second: Quartiles
+    ratio: Quartiles
 
 
 class Rival(_Frozen):
@@ -81,8 +74,8 @@ class SpeedFacts(_Frozen):
     cached_tokens: int
     steps: int
     rounds: int
-    parent_prefill: Spread
-    parent_decode: Spread
+    parent_prefill: Quartiles
+    parent_decode: Quartiles
 
 
 class Rivals(_Frozen):
@@ -95,6 +88,7 @@ class Rivals(_Frozen):
         parent_sha256: Its source digest.
         evaluation: What quality was measured on.
         speed: None where it was not measured.
+        parity: The parent's own weights in float32 in that system: what it differs by is arithmetic.
         rivals: In the order in which they were measured.
         machine: Where.
     """
@@ -105,7 +99,8 @@ class Rivals(_Frozen):
     parent_sha256: str
     evaluation: EvaluationFacts
     speed: SpeedFacts | None = None
-    rivals: tuple[Rival, ...] = Field(min_length=1)
+    parity: Rival
+    rivals: tuple[Rival, ...]
     machine: Machine
 
 

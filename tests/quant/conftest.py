@@ -173,6 +173,8 @@ def variant_at(smolvlm_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
         passed: bool | None = True,
         sensitivity: tuple[Any, ...] = (),
         n: int = 200,
+        kl_mean: float = 0.0123,
+        weights: str = "int4",
     ) -> Path:
         folder = Path(shutil.copytree(smolvlm_bundle, tmp_path_factory.mktemp("variant") / name))
         parent = read_manifest(folder)
@@ -185,9 +187,9 @@ def variant_at(smolvlm_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
         }
         tasks = {task: _tally(n, lost).summary() for task in ("digit", "colour & shape", "all")}
         forced = TeacherForced(
-            num_samples=n, num_tokens=3 * n, kl_mean=0.0123, kl_p99=0.4, top1_agreement=0.987, delta_nll=0.002
+            num_samples=n, num_tokens=3 * n, kl_mean=kl_mean, kl_p99=0.4, top1_agreement=0.987, delta_nll=0.002
         )
-        gates = (judge("kl_mean", 0.0123 if passed else 9.0, 3 * n, "int4"),)
+        gates = (judge("kl_mean", kl_mean if passed else 9.0, 3 * n, weights),)
         report = Report(
             parent=parent.name,
             parent_sha256=parent.source_sha256,
