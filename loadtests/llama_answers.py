@@ -39,8 +39,14 @@ class LlamaAnswers:
         return self._bundle.see(images)
 
     def prompt_about(self, turns: Sequence[Turn], seen: SeenImages) -> FilledPrompt:
-        """Return the bundle's prompt."""
-        return self._bundle.prompt_about(turns, seen)
+        """Return the bundle's prompt.
+
+        Raises:
+            SettingsError: The file does not know a token of it.
+        """
+        prompt = self._bundle.prompt_about(turns, seen)
+        _require_known(prompt.prompt.token_ids.tolist(), self._session.vocab_size)
+        return prompt
 
     def prefill(self, prompt: FilledPrompt, room_tokens: int) -> Prefilled:
         """Run a prompt into an empty cache."""
@@ -101,8 +107,14 @@ class RecalledAnswers:
         return Prefilled(prompt, np.empty(0, np.float32), room_tokens)
 
     def answer_ids(self, answer: str) -> list[int]:
-        """Return the bundle's ids."""
-        return self._bundle.answer_ids(answer)
+        """Return the bundle's ids.
+
+        Raises:
+            SettingsError: The files do not know one of them.
+        """
+        found = self._bundle.answer_ids(answer)
+        _require_known(found, self._vocab_size)
+        return found
 
     def forced_logits(self, prompt: Prefilled, answer_ids: Sequence[int]) -> Logits:
         """Return the logits from which each token of a given answer would be chosen."""
@@ -127,6 +139,14 @@ class RecalledAnswers:
         if self._running is None:
             self._running = self._bundle.prefill(prompt.prompt, prompt.capacity_tokens)
         return self._running
+
+
+def _require_known(token_ids: Sequence[int], vocab_size: int) -> None:
+    if max(token_ids) >= vocab_size:
+        raise SettingsError(
+            f"a question has token {max(token_ids)}, and llama.cpp's file knows {vocab_size}: its vocabulary is not "
+            "the bundle's. Export the bundle from the checkpoint that the file was made of."
+        )
 
 
 def _key(prompt: Prefilled) -> bytes:

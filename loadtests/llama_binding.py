@@ -22,6 +22,9 @@ _MOST_IN_A_RUN = 2048
 _LEVEL_ERROR = 4
 """ggml.h: GGML_LOG_LEVEL_ERROR."""
 
+_CALLED: list[object] = []
+"""What the library was told to call: it does so as long as the process lives."""
+
 
 class LlamaSession(Protocol):
     """One sequence of a model that is open in llama.cpp."""
@@ -67,8 +70,8 @@ class NativeLlama:
             ) from error
         self._native: ModuleType = llama_cpp
         self._complaint = ""
-        self._log = llama_cpp.llama_log_callback(self._hear)  # kept: the library calls it as long as it is loaded
-        llama_cpp.llama_log_set(self._log, None)
+        _CALLED.append(llama_cpp.llama_log_callback(self._hear))
+        llama_cpp.llama_log_set(_CALLED[-1], None)
 
     @property
     def version(self) -> str:

@@ -163,9 +163,14 @@ def _require_one_model(file: Path, bundle: Bundle, found: Measured) -> None:
 
 def speed_of(readings: Mapping[str, Sequence[Reading]], name: str, num_tokens: int) -> Speed:
     """Return a contestant's rate, and its ratio to the bundle's within each turn."""
-    own, parents = ([reading.wall_ms for reading in readings[each]] for each in (name, PARENT))
-    per_second = Quartiles.of([num_tokens / wall_ms * 1e3 for wall_ms in own])
-    return Speed(per_second=per_second, ratio=Quartiles.of_ratios(parents, own))
+    own, parents = readings[name], readings[PARENT]
+    return Speed(
+        per_second=Quartiles.of([num_tokens / reading.wall_ms * 1e3 for reading in own]),
+        ratio=Quartiles.of_ratios([each.wall_ms for each in parents], [each.wall_ms for each in own]),
+        processor_ratio=Quartiles.of_ratios(
+            [each.processor_ms for each in parents], [each.processor_ms for each in own]
+        ),
+    )
 
 
 def take_turns(bundle: Path, files: Sequence[Path], plan: Plan, say: Say) -> Readings:
@@ -267,8 +272,8 @@ def print_rivals(found: Rivals, console: Console) -> None:
 
 
 def _table(found: Rivals) -> Table:
-    table = Table(title=f"{found.system} beside {found.parent} in fp32")
-    for head in ("file", "MB", "KL mean", "p99", "top-1", "replies", "decode, x fp32", "prefill, x fp32"):
+    table = Table(title=f"{found.system} beside {found.parent} in fp32", pad_edge=False, padding=(0, 1, 0, 0))
+    for head in ("file", "MB", "KL mean", "p99", "top-1", "replies", "decode, x fp32", "prefill"):
         table.add_column(head, no_wrap=True, justify="left" if head == "file" else "right")
     for rival in (found.parity, *found.rivals):
         forced = rival.teacher_forced
@@ -279,7 +284,8 @@ def _table(found: Rivals) -> Table:
             f"{forced.kl_p99:.3f}",
             f"{forced.top1_agreement:.1%}",
             f"{rival.replies.identical:.0%}",
-            *("" if speed is None else str(speed.ratio) for speed in (rival.decode, rival.prefill)),
+            str(rival.decode.ratio) if rival.decode else "",
+            f"{rival.prefill.ratio.median:.2f}" if rival.prefill else "",
         )
     return table
 

@@ -25,11 +25,14 @@ class Speed(_Frozen):
 
     Attributes:
         per_second: Tokens.
-        ratio: How many times as fast as the fp32 bundle within each turn.
+        ratio: How many times as fast as the fp32 bundle within each turn, by the wall clock.
+        processor_ratio: The same by the time of all cores that the processes used, which neighbours stretch less; with
+            several threads it counts those that wait for each other too.
     """
 
     per_second: Quartiles
     ratio: Quartiles
+    processor_ratio: Quartiles
 
 
 class Rival(_Frozen):

@@ -17,7 +17,7 @@ def around(value: float) -> Quartiles:
 
 
 def rival(name: str, num_bytes: int, kl_mean: float, ratio: float) -> Rival:
-    speed = Speed(per_second=around(50 * ratio), ratio=around(ratio))
+    speed = Speed(per_second=around(50 * ratio), ratio=around(ratio), processor_ratio=around(ratio))
     forced = TeacherForced(
         num_samples=200, num_tokens=600, kl_mean=kl_mean, kl_p99=0.7, top1_agreement=0.876, delta_nll=0.004
     )
