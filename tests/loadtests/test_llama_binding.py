@@ -254,7 +254,7 @@ def renamed(checkpoint: Path, heads: int, kv_heads: int) -> Iterator[tuple[str, 
 
 
 def test_the_real_library_computes_what_the_bundle_does(wide: Path, decoder_gguf: Path, tmp_path: Path) -> None:
-    """Prompt, step, several behind it, and again from the middle. A float16 cache costs 2e-3 of the logits' length; rows
+    """Prompt, step, several behind it, again from the middle. A float16 cache costs 2e-3 of the logits' length; rows
     in another order would cost all of it."""
     llama = real_llama()
     export_checkpoint(wide, tmp_path / "bundle")
