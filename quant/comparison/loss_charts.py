@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from bundle.report import TeacherForced
 from pages.marks import CIRCLE, LOZENGE
 from pages.palette import SERIES, Colour
 from pages.plot import Axis, Entry, Plot
@@ -33,10 +34,7 @@ def _by_size(siblings: Siblings) -> Iterator[Chart]:
     if not ours:
         return
     theirs = [
-        [
-            Point(rival.name, _megabytes(rival.weight_bytes), _kl(rival.teacher_forced.kl_mean), look)
-            for rival in each.rivals
-        ]
+        [Point(rival.name, _megabytes(rival.weight_bytes), _kl(rival.teacher_forced), look) for rival in each.rivals]
         for each, look in _systems(siblings)
     ]
     points = [*ours, *(point for each in theirs for point in each)]
@@ -60,7 +58,7 @@ def _by_speed(siblings: Siblings) -> Iterator[Chart]:
     if not ours:
         return
     theirs = [
-        Point(rival.name, Span.of(rival.decode.ratio), _kl(rival.teacher_forced.kl_mean), look)
+        Point(rival.name, Span.of(rival.decode.ratio), _kl(rival.teacher_forced), look)
         for each, look in _systems(siblings)
         for rival in each.rivals
         if rival.decode and siblings.speed_ratios
@@ -86,7 +84,10 @@ def _marks(siblings: Siblings) -> str:
         limits.setdefault(limit, []).append(variant.label)
     told = "; ".join(f"{limit:g} for {', '.join(labels)}" for limit, labels in sorted(limits.items()))
     dashed = f" Dashed: limits of the KL gate, {told}." if told else ""
-    return f"Filled: passes its gates; hollow: fails, or was not gated.{dashed}"
+    return (
+        "Whiskers upright: 95 % interval over questions. Filled: passes its gates; hollow: fails, or was not gated."
+        f"{dashed}"
+    )
 
 
 def _limits(siblings: Siblings) -> Iterator[tuple[Variant, float]]:
@@ -97,7 +98,7 @@ def _limits(siblings: Siblings) -> Iterator[tuple[Variant, float]]:
 def _measured(siblings: Siblings) -> Iterator[tuple[Variant, Span]]:
     for variant in siblings.variants:
         if variant.report and variant.report.teacher_forced:
-            yield variant, _kl(variant.report.teacher_forced.kl_mean)
+            yield variant, _kl(variant.report.teacher_forced)
 
 
 def _own_look(siblings: Siblings, variant: Variant) -> Look:
@@ -111,8 +112,9 @@ def _systems(siblings: Siblings) -> Iterator[tuple[Rivals, Look]]:
         yield each, Look(_RIVAL_COLOURS[at % len(_RIVAL_COLOURS)], LOZENGE, is_filled=True)
 
 
-def _kl(value: float) -> Span:
-    return Span.exactly(max(value, _LEAST_KL))
+def _kl(forced: TeacherForced) -> Span:
+    low, high = forced.kl_interval or (forced.kl_mean, forced.kl_mean)
+    return Span(*(max(value, _LEAST_KL) for value in (forced.kl_mean, low, high)))
 
 
 def _megabytes(num_bytes: int) -> Span:
@@ -140,7 +142,10 @@ def _across(title: str, points: Sequence[Point]) -> Axis:
 
 
 def _plot(x_axis: Axis, points: Sequence[Point], siblings: Siblings) -> Plot:
-    values = [*(point.y.value for point in points), *(level.value for level in _levels(siblings))]
+    values = [
+        *(end for point in points for end in (point.y.low, point.y.high)),
+        *(level.value for level in _levels(siblings)),
+    ]
     y_axis = Axis.logarithmic(_Y_TITLE, min(values) / 1.6, max(values) * 1.6)
     ours = [_OURS] if siblings.rivals else []
     theirs = [Entry(each.system, look.colour, look.outline) for each, look in _systems(siblings)]

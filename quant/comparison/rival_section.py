@@ -20,11 +20,16 @@ def forced_cells(forced: TeacherForced, replies: Replies) -> list[str]:
     """Return the cells that every table of language models has: KL, NLL, first choices, replies."""
     first = "" if replies.first_divergence is None else f"<small>part at token {replies.first_divergence:.1f}</small>"
     return [
-        f"{forced.kl_mean:.4f}<small>p99 {forced.kl_p99:.3f}</small>",
+        f"{forced.kl_mean:.4f}<small>{_span(forced.kl_interval, '.4f')}p99 {forced.kl_p99:.3f}</small>",
         f"{forced.delta_nll:+.4f}",
-        f"{forced.top1_agreement:.2%}<small>of {forced.num_tokens} tokens</small>",
+        f"{forced.top1_agreement:.2%}<small>{_span(forced.top1_interval, '.2%')}of {forced.num_tokens} tokens</small>",
         f"{replies.identical:.1%}{first}",
     ]
+
+
+def _span(interval: tuple[float, float] | None, form: str) -> str:
+    """Return an interval in words before others, or nothing."""
+    return "" if interval is None else f"{interval[0]:{form}} to {interval[1]:{form}}, "
 
 
 def _system(siblings: Siblings, rivals: Rivals) -> str:

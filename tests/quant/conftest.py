@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bundle.directory import Bundle, read_manifest, seal
+from bundle.gates import Unmeasured
 from bundle.machine import Machine
 from bundle.manifest import Component, Manifest
 from bundle.report import EvaluationFacts, Replies, Report, TeacherForced, write_report
@@ -175,6 +176,7 @@ def variant_at(smolvlm_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
         n: int = 200,
         kl_mean: float = 0.0123,
         weights: str = "int4",
+        unmeasured: tuple[Unmeasured, ...] = (),
     ) -> Path:
         folder = Path(shutil.copytree(smolvlm_bundle, tmp_path_factory.mktemp("variant") / name))
         parent = read_manifest(folder)
@@ -187,7 +189,13 @@ def variant_at(smolvlm_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
         }
         tasks = {task: _tally(n, lost).summary() for task in ("digit", "colour & shape", "all")}
         forced = TeacherForced(
-            num_samples=n, num_tokens=3 * n, kl_mean=kl_mean, kl_p99=0.4, top1_agreement=0.987, delta_nll=0.002
+            num_samples=n,
+            num_tokens=3 * n,
+            kl_mean=kl_mean,
+            kl_p99=0.4,
+            top1_agreement=0.987,
+            delta_nll=0.002,
+            kl_interval=(0.8 * kl_mean, 1.2 * kl_mean),
         )
         gates = (judge("kl_mean", kl_mean if passed else 9.0, 3 * n, weights),)
         report = Report(
@@ -203,6 +211,7 @@ def variant_at(smolvlm_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
             tasks={} if passed is None else tasks,
             sensitivity=sensitivity,
             gates=() if passed is None else gates,
+            unmeasured=unmeasured,
             not_measured=("speed: with pocketvlm bench", "taste"),
             machine=Machine("Some CPU", 4, 8 << 30, 32 << 20, "Linux", {"onnxruntime": "1.31.1"}),
             seconds=1.0,
@@ -211,7 +220,12 @@ def variant_at(smolvlm_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
         seal(
             folder,
             parent.model_copy(
-                update={"name": f"{parent.name}-{name}", "components": components, "gates": report.gates}
+                update={
+                    "name": f"{parent.name}-{name}",
+                    "components": components,
+                    "gates": report.gates,
+                    "unmeasured": unmeasured,
+                }
             ),
         )
         return folder

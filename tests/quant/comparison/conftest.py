@@ -19,7 +19,13 @@ def around(value: float) -> Quartiles:
 def rival(name: str, num_bytes: int, kl_mean: float, ratio: float) -> Rival:
     speed = Speed(per_second=around(50 * ratio), ratio=around(ratio), processor_ratio=around(ratio))
     forced = TeacherForced(
-        num_samples=200, num_tokens=600, kl_mean=kl_mean, kl_p99=0.7, top1_agreement=0.876, delta_nll=0.004
+        num_samples=200,
+        num_tokens=600,
+        kl_mean=kl_mean,
+        kl_interval=(0.7 * kl_mean, 1.3 * kl_mean),
+        kl_p99=0.7,
+        top1_agreement=0.876,
+        delta_nll=0.004,
     )
     right = TaskAccuracy(n=200, fp32=0.5, quantized=0.5, loss_points=0.0, loss_low=0.0, loss_high=1.5)
     return Rival(
