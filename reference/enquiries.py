@@ -1,4 +1,4 @@
-"""Questions about `pictures` in everyday English, each with a sentence that answers it and the words that must be in it."""
+"""Questions about `pictures` in everyday English, each with a sentence that answers it and what a right reply says."""
 
 from __future__ import annotations
 
@@ -29,20 +29,23 @@ class Enquiry:
         kind: One of `KINDS`.
         question: As a user types it.
         answer: The sentence that is learnt.
-        key: What a right reply says, a word or several.
+        keys: What a right reply says, in this order.
         others: What a right reply does not say.
     """
 
     kind: str
     question: str
     answer: str
-    key: str
+    keys: tuple[str, ...]
     others: tuple[str, ...] = ()
 
     def is_right(self, reply: str) -> bool:
-        """Say whether a reply says the key, as whole words, and none of the others."""
-        said = f" {' '.join(re.findall(r'[a-z0-9]+', reply.lower()))} "
-        return f" {self.key.lower()} " in said and not any(f" {o} " in said for o in self.others if o != self.key)
+        """Say whether a reply says every key, as whole words and in order, and none of the others."""
+        said = " ".join(re.findall(r"[a-z0-9]+", reply.lower()))
+        wanted = [r"\b" + re.escape(key.lower()) + r"\b" for key in self.keys]
+        others = [other for other in self.others if other not in self.keys]
+        is_said = re.search(".*".join(wanted), said) is not None
+        return is_said and not any(re.search(rf"\b{re.escape(other)}\b", said) for other in others)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Asker:
         name, colour = self.rng.choice(named)
         is_only = len(self.picture.items) == 1 and self.rng.random() < 0.5 and bool(shapes)
         question = self.worded("only_colour") if is_only else self.worded("colour", name=name)
-        return Enquiry("colour", question, f"The {name} is {colour}.", colour, tuple(COLOURS))
+        return Enquiry("colour", question, f"The {name} is {colour}.", (colour,), tuple(COLOURS))
 
     def shape(self) -> Enquiry | None:
         """Ask which shape has a colour."""
@@ -91,7 +94,7 @@ class Asker:
         item = self.rng.choice(singles)
         is_only = len(shapes) == 1 and self.rng.random() < 0.5
         question = self.worded("only_shape") if is_only else self.worded("shape", colour=item.colour)
-        return Enquiry("shape", question, f"The {item.colour} shape is a {item.name}.", item.name, SHAPES)
+        return Enquiry("shape", question, f"The {item.colour} shape is a {item.name}.", (item.name,), SHAPES)
 
     def count(self) -> Enquiry | None:
         """Ask how many shapes there are, of all, of a colour or of a kind."""
@@ -113,7 +116,7 @@ class Asker:
     def _counted(self, question: str, number: int, plural: str) -> Enquiry:
         singular = plural.removesuffix("es") if plural == "crosses" else plural.removesuffix("s")
         answer = f"There is one {singular}." if number == 1 else f"There are {NUMBERS[number]} {plural}."
-        return Enquiry("count", question, answer, NUMBERS[number], NUMBERS)
+        return Enquiry("count", question, answer, (NUMBERS[number],), NUMBERS)
 
     def exist(self) -> Enquiry | None:
         """Ask whether there is a shape of a colour."""
@@ -133,7 +136,7 @@ class Asker:
         is_there = any((s.colour, s.name) == (colour, name) for s in shapes)
         answer = f"Yes, there is {thing}." if is_there else f"No, there is no {colour} {name}."
         question = self.worded("exist", thing=thing)
-        return Enquiry("exist", question, answer, "yes" if is_there else "no", ("yes", "no"))
+        return Enquiry("exist", question, answer, ("yes" if is_there else "no",), ("yes", "no"))
 
     def relation(self) -> Enquiry | None:
         """Ask whether one shape stands left or right of, or above or below, another."""
@@ -148,7 +151,7 @@ class Asker:
         side = _SIDES[axis][offset > 0]
         question = self.worded(("side", "height")[axis], name=name, other=other_name)
         phrase = f"to the {side} of" if axis == 0 else side
-        return Enquiry("relation", question, f"The {name} is {phrase} the {other_name}.", side, _SIDES[axis])
+        return Enquiry("relation", question, f"The {name} is {phrase} the {other_name}.", (side,), _SIDES[axis])
 
     def where(self) -> Enquiry | None:
         """Ask for the part of the picture in which a shape stands."""
@@ -160,14 +163,14 @@ class Asker:
         if place is None:
             return None
         others = tuple(w for w in ("left", "right", "top", "bottom", "middle") if w not in place.split())
-        return Enquiry("where", self.worded("where", name=name), f"The {name} is at the {place}.", place, others)
+        return Enquiry("where", self.worded("where", name=name), f"The {name} is at the {place}.", (place,), others)
 
     def text(self) -> Enquiry | None:
         """Ask for the word."""
         item = self.picture.first("text")
         if item is None:
             return None
-        return Enquiry("text", self.worded("text"), f"The text says {item.name}.", item.name)
+        return Enquiry("text", self.worded("text"), f"The text says {item.name}.", (item.name,))
 
     def digit(self) -> Enquiry | None:
         """Ask for the handwritten digit."""
@@ -175,22 +178,25 @@ class Asker:
         if item is None:
             return None
         others = tuple("0123456789")
-        return Enquiry("digit", self.worded("digit"), f"The digit is {item.name}.", item.name, others)
+        return Enquiry("digit", self.worded("digit"), f"The digit is {item.name}.", (item.name,), others)
 
     def describe(self) -> Enquiry:
         """Ask what is shown; the answer goes from top to bottom."""
-        found = listed(self.picture)
-        phrases = [phrase for phrase, _ in found]
-        key = " ".join(word for _, words in found for word in words)
+        phrases = listed(self.picture)
         whole = phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
-        return Enquiry("describe", self.worded("describe"), f"The picture shows {whole}.", key)
+        return Enquiry(
+            "describe",
+            self.worded("describe"),
+            f"The picture shows {whole}.",
+            tuple(p.split(" ", 1)[1] for p in phrases),
+        )
 
     def greeting(self) -> Enquiry:
         """Greet, ask what the model can do, or ask what no picture tells."""
         kind = self.rng.choice(("greeting", "ability", "outside"))
         answers = {"greeting": f"Hello! {_ABILITY}", "ability": _ABILITY, "outside": _UNKNOWN}
         key = "I only see" if kind == "outside" else "I can describe"
-        return Enquiry("greeting", self.worded(kind), answers[kind], key)
+        return Enquiry("greeting", self.worded(kind), answers[kind], (key,))
 
 
 def a(word: str) -> str:
@@ -208,17 +214,14 @@ def part(item: Item) -> str | None:
     return f"{row} {column}".strip() or "middle"
 
 
-def listed(picture: Picture) -> list[tuple[str, tuple[str, ...]]]:
-    """Return what a picture shows from top to bottom, each as a phrase and the words that matter in it."""
-    found = []
-    for item in sorted(picture.items, key=lambda i: i.centre[1]):
-        if item.kind == "shape":
-            found.append((f"{a(item.colour)} {item.name}", (item.colour, item.name)))
-        elif item.kind == "text":
-            found.append((f"the {item.colour} text {item.name}", (item.colour, item.name)))
-        else:
-            found.append((f"{a(item.colour)} digit {item.name}", (item.colour, item.name)))
-    return found
+def listed(picture: Picture) -> list[str]:
+    """Return what a picture shows from top to bottom, such as "a red star" or "the red text STOP"."""
+    phrases = {
+        "shape": lambda item: f"{a(item.colour)} {item.name}",
+        "text": lambda item: f"the {item.colour} text {item.name}",
+        "digit": lambda item: f"{a(item.colour)} digit {item.name}",
+    }
+    return [phrases[item.kind](item) for item in sorted(picture.items, key=lambda item: item.centre[1])]
 
 
 ASKERS: dict[str, Callable[[Asker], Enquiry | None]] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import pathlib
 import random
@@ -33,15 +34,18 @@ COLOURS: dict[str, tuple[tuple[int, int, int], ...]] = {
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 FIGURES = "23456789"  # 0 and 1 are near twins of O and I
 WORDS = (
-    "STOP GO EXIT OPEN SALE HELLO WORLD FISH CAT DOG BREAD MILK TEA COFFEE WATER APPLE LEMON GARDEN WINDOW SCHOOL "
-    "MUSIC SUMMER WINTER PARIS LONDON TOKYO BERLIN TRAIN STATION TICKET MARKET FLOWER BUTTER CHEESE ORANGE SILVER "
-    "GOLD HOTEL TAXI POLICE DOCTOR LIBRARY MOUNTAIN RIVER BRIDGE ISLAND CASTLE KITCHEN PICTURE MODEL VISION POCKET "
-    "LIGHT NIGHT MORNING SUNDAY MONDAY FRIDAY SPRING AUTUMN PRIVATE DANGER QUIET ZEBRA JUMP FOX BOX QUIZ KEY"
-).split()
+    "STOP", "GO", "EXIT", "OPEN", "SALE", "HELLO", "WORLD", "FISH", "CAT", "DOG", "BREAD", "MILK", "TEA", "COFFEE",
+    "WATER", "APPLE", "LEMON", "GARDEN", "WINDOW", "SCHOOL", "MUSIC", "SUMMER", "WINTER", "PARIS", "LONDON", "TOKYO",
+    "BERLIN", "TRAIN", "STATION", "TICKET", "MARKET", "FLOWER", "BUTTER", "CHEESE", "ORANGE", "SILVER", "GOLD",
+    "HOTEL", "TAXI", "POLICE", "DOCTOR", "LIBRARY", "MOUNTAIN", "RIVER", "BRIDGE", "ISLAND", "CASTLE", "KITCHEN",
+    "PICTURE", "MODEL", "VISION", "POCKET", "LIGHT", "NIGHT", "MORNING", "SUNDAY", "MONDAY", "FRIDAY", "SPRING",
+    "AUTUMN", "PRIVATE", "DANGER", "QUIET", "ZEBRA", "JUMP", "FOX", "BOX", "QUIZ", "KEY",
+)  # fmt: skip
 HELD_OUT_WORDS = (
-    "CHOCOLATE ELEPHANT UMBRELLA PIZZA GUITAR WELCOME PHARMACY BAKERY MUSEUM AIRPORT SATURDAY JUNGLE VOYAGE WIZARD "
-    "ROBOT PLANET COPPER VELVET HARBOUR NUMBER OFFICE TEMPLE SHOP NORTH BLACKBIRD"
-).split()
+    "CHOCOLATE", "ELEPHANT", "UMBRELLA", "PIZZA", "GUITAR", "WELCOME", "PHARMACY", "BAKERY", "MUSEUM", "AIRPORT",
+    "SATURDAY", "JUNGLE", "VOYAGE", "WIZARD", "ROBOT", "PLANET", "COPPER", "VELVET", "HARBOUR", "NUMBER", "OFFICE",
+    "TEMPLE", "SHOP", "NORTH", "BLACKBIRD",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,13 +68,13 @@ class Looks:
 TRAINING = Looks(
     (64, 80, 96, 112, 128, 128, 144, 160, 176, 192, 224, 224, 256, 256, 288, 320, 384, 448, 512),
     ("", "", "DejaVuSans.ttf", "DejaVuSans-Bold.ttf", "DejaVuSansMono.ttf", "cmr10.ttf", "STIXGeneralBol.ttf"),
-    tuple(WORDS),
+    WORDS,
     "train",
 )
 HELD_OUT = Looks(
     (72, 100, 120, 136, 200, 240, 300, 400, 480, 500),
     ("DejaVuSerif.ttf", "DejaVuSansMono-Bold.ttf", "cmss10.ttf"),
-    tuple(HELD_OUT_WORDS),
+    HELD_OUT_WORDS,
     "test",
 )
 _SMALL_SHARE, _LARGE_SHARE, _HUGE_SHARE = (0.14, 0.19), (0.26, 0.34), (0.36, 0.62)  # of the shorter side
@@ -135,6 +139,7 @@ class _Canvas:
     rng: random.Random
     looks: Looks
     size_px: tuple[int, int]
+    ground: str
     ground_tints: tuple[tuple[int, int, int], tuple[int, int, int]]
     items: list[Item]
 
@@ -220,14 +225,13 @@ def _ground(rng: random.Random) -> tuple[str, tuple[tuple[int, int, int], tuple[
     return rng.choice(("shade", "stripes", "checks", "grain")), (base, _jittered(rng, base, 28))
 
 
-def blank(rng: random.Random, looks: Looks) -> _Canvas:
-    """Return an empty canvas of a random size and ground; `finished` makes a picture of it."""
+def _blank(rng: random.Random, looks: Looks) -> _Canvas:
+    """Return an empty canvas of a random size and ground."""
     width_px = rng.choice(looks.sides_px)
     height_px = width_px
     if rng.random() < 0.25:
         height_px = int(width_px * rng.uniform(0.75, 1.33))
-    canvas = _Canvas(rng, looks, (width_px, min(512, max(64, height_px))), ((0, 0, 0), (0, 0, 0)), [])
-    return canvas
+    return _Canvas(rng, looks, (width_px, min(512, max(64, height_px))), *_ground(rng), [])
 
 
 def sample(
@@ -251,8 +255,7 @@ def sample(
         palette: How many colours shapes may have; few make equals likely.
         shape_pool: How many kinds of shapes there may be.
     """
-    canvas = blank(rng, looks)
-    ground, canvas.ground_tints = _ground(rng)
+    canvas = _blank(rng, looks)
     for word in words:
         canvas.add_word(word)
     for _ in range(num_digits):
@@ -265,7 +268,7 @@ def sample(
         if is_alone and is_large and rng.random() < 0.5:
             share = _HUGE_SHARE
         canvas.add_shape(rng.choice(pool), colours, "large" if is_large else "small", share)
-    return Picture(canvas.size_px, tuple(canvas.items), ground, canvas.ground_tints, looks.digit_split)
+    return Picture(canvas.size_px, tuple(canvas.items), canvas.ground, canvas.ground_tints, looks.digit_split)
 
 
 def random_word(rng: random.Random, looks: Looks) -> str:
@@ -295,7 +298,7 @@ def _letters(word: str, font: str, font_px: int) -> tuple[Image.Image, tuple[flo
     mask = Image.new("L", (max(1, math.ceil(right - left)), max(1, math.ceil(bottom - top))), 0)
     ImageDraw.Draw(mask).text((-left, -top), word, font=face, fill=255)
     starts = [face.getlength(word[:i]) for i in range(len(word) + 1)]
-    middles = tuple(((a + b) / 2 - left) / mask.width for a, b in zip(starts, starts[1:], strict=False))
+    middles = tuple(((a + b) / 2 - left) / mask.width for a, b in itertools.pairwise(starts))
     return mask, middles
 
 

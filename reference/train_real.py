@@ -1,13 +1,14 @@
 """Train the tower and connector of the real model: `python -m reference.train_real`.
 
-The decoder is SmolLM2-135M-Instruct as its wheel has it, frozen. Four stages:
+The decoder is SmolLM2-135M-Instruct as its wheel has it, frozen: only what it is shown is learnt. Four stages:
 
 *symbols*: tables of vectors learn, through the decoder, what visual tokens should say (`reference.real.symbols`).
-*tower*: the tower learns from dense labels what each cell shows; it starts from the small reference model's.
+*tower*: the tower learns from labels what each cell shows; it starts from the small reference model's.
 *say*: tower and connector learn to say it: visual tokens near those of the tables.
 *joint*: tower and connector learn through the decoder.
 
-A stopped run goes on where it was. `--smoke` takes a few small steps of each stage.
+A stopped run goes on where it was. The first two stages need nothing of each other and may run side by side
+(`--stages symbols`, `--stages tower`). `--smoke` takes two small steps of each stage.
 """
 
 from __future__ import annotations
@@ -15,85 +16,200 @@ from __future__ import annotations
 import argparse
 import functools
 import pathlib
+import random
+import tempfile
 from collections.abc import Iterator
 
+import numpy as np
 import torch
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerFast, SmolVLMForConditionalGeneration
 
 from reference.drawing import SHAPES
+from reference.drawing_batches import first_seed
 from reference.enquiries import NUMBERS
-from reference.pictures import COLOURS, FIGURES, LETTERS, Picture
+from reference.pictures import COLOURS, FIGURES, LETTERS
 from reference.real import dialogues
 from reference.real.checkpoint import build_checkpoint
 from reference.real.decoder import FrozenDecoder, graded
+from reference.real.photographs import PHOTOGRAPHS
 from reference.real.symbols import Symbols, labels
+from reference.real.tower import Sights, Tower, pixels_of, said_loss
 from reference.real.wheel import real_gguf
-from reference.training import MasterWeights, Run, Schedule
+from reference.shipping import save_vision
+from reference.training import ATTENTION, MasterWeights, Run, Schedule
 
+STAGES = ("symbols", "tower", "say", "joint")
 HERE = pathlib.Path(__file__).parent
+_SEED = 20261126  # of the tower's head
 _BLANK_WORD = "\n"
+_ADAMW_NAMES = ("embed", "head")
+_JOINT_SEEDS = 1 << 35  # where the samples of stage "joint" begin
+_CONNECTING_BATCHES = 12  # of images, for the connector's first matrix
+_SAID_SHARE, _DENSE_SHARE = 0.3, 0.2  # of the loss, beside what a stage is for
 
 
-def plain_words(decoder: FrozenDecoder, tokens: PreTrainedTokenizerFast) -> dict[str, torch.Tensor]:
-    """Return the decoder's own vectors, float32, of the words that the tables start from."""
-    names = {name: f" {name}" for name in (*COLOURS, *SHAPES, *NUMBERS, "shapes")}
-    names |= {name: name for name in (*LETTERS, *FIGURES, "0", "1")}
-    return {
-        name: decoder.table[tokens.encode(word, add_special_tokens=False)].float().mean(0)
-        for name, word in names.items()
-    }
+class Looked(IterableDataset):  # type: ignore[type-arg]
+    """Endless batches (samples, pixels [I, 128, 128, 3] uint8, labels [I, 7, 8, 8] uint8) of stage "joint"."""
+
+    def __init__(self, batch: int, num_questions: int, start: int) -> None:
+        """Begin at training seed `_JOINT_SEEDS + start`."""
+        self._batch = batch
+        self._num_questions = num_questions
+        self._start = _JOINT_SEEDS + start
+
+    def __iter__(self) -> Iterator[tuple[list[dialogues.Sample], torch.Tensor, torch.Tensor]]:
+        """Yield batches for ever."""
+        seed = first_seed(self._start)
+        while True:
+            samples = [dialogues.sample(seed + i, self._num_questions) for i in range(self._batch)]
+            pixels = [pixels_of(shown, random.Random(s.seed)) for s in samples for shown in s.shown]
+            yield samples, torch.from_numpy(np.stack(pixels)), planes_of(samples)
+            seed += self._batch
 
 
-def shown_tokens(symbols: Symbols, samples: list[dialogues.Sample]) -> torch.Tensor:
-    """Return the visual tokens [I, 64, D] that the tables give what samples show."""
-    tokens = []
-    for shown in (shown for sample in samples for shown in sample.shown):
-        if isinstance(shown, Picture):
-            tokens.append(symbols(torch.from_numpy(labels(shown))[None])[0])
-        else:
-            tokens.append(symbols.photographs[shown])
-    return torch.stack(tokens)
+def planes_of(samples: list[dialogues.Sample]) -> torch.Tensor:
+    """Return the labels [I, 7, 8, 8] of all that samples show."""
+    return torch.from_numpy(np.stack([labels(shown) for sample in samples for shown in sample.shown]))
 
 
 def train_symbols(
-    decoder: FrozenDecoder, tokens: PreTrainedTokenizerFast, args: argparse.Namespace
-) -> tuple[Symbols, MasterWeights]:
-    """Train the tables through the decoder."""
-    symbols = first_symbols(decoder, tokens)
+    symbols: Symbols, decoder: FrozenDecoder, encode: dialogues.Encoder, args: argparse.Namespace
+) -> None:
+    """Train the tables in place, through the decoder."""
     masters = MasterWeights(symbols, args.symbols_lr, ("",))
     schedule = Schedule(args.symbols_steps, args.symbols_minutes, warmup_steps=20)
     run = Run(args.work, "symbols", schedule, (masters,), args.save_every_s)
-    encode, mean = encoder(tokens), dict[str, float]()
+    progress = Progress(run, args.log_every)
     while not run.is_over:
-        samples = drawn_samples(run.step, args)
+        seeds = range(run.step * args.batch, (run.step + 1) * args.batch)
+        samples = [dialogues.sample(seed, args.questions) for seed in seeds]
         batch = dialogues.pack(samples, encode, args.sequence_tokens)
-        loss, facts = graded(decoder.logits(shown_tokens(symbols, samples), batch), batch)
+        loss, facts = graded(decoder.logits(symbols(planes_of(samples)), batch), batch)
         loss.backward()
-        run.advance()
-        mean |= {k: 0.9 * mean.get(k, v) + 0.1 * v for k, v in facts.items()}
-        if run.step % args.log_every == 0:
-            print(run.line(mean), flush=True)
+        progress.advance(facts)
     run.save()
-    return symbols, masters
 
 
-def first_symbols(decoder: FrozenDecoder, tokens: PreTrainedTokenizerFast) -> Symbols:
-    """Return tables of the decoder's own words; a photograph begins as the words of its caption."""
-    words = plain_words(decoder, tokens)
-    blank = decoder.table[tokens.encode(_BLANK_WORD, add_special_tokens=False)[0]].float()
+def train_tower(tower: Tower, args: argparse.Namespace) -> None:
+    """Train the tower in place, on labels."""
+    masters = MasterWeights(tower, args.lr, _ADAMW_NAMES)
+    run = Run(args.work, "tower", Schedule(args.tower_steps, args.tower_minutes), (masters,), args.save_every_s)
+    progress = Progress(run, args.log_every)
+    batches = sights(run, args)
+    while not run.is_over:
+        pixels, planes = next(batches)
+        loss, facts = tower.loss(tower.sight(pixels), planes)
+        loss.backward()
+        progress.advance(facts)
+    run.save()
+
+
+def train_to_say(tower: Tower, symbols: Symbols, args: argparse.Namespace) -> None:
+    """Train tower and connector in place, to give the tables' visual tokens."""
+    connect(tower, symbols, args)
+    masters = MasterWeights(tower, args.lr, _ADAMW_NAMES)
+    run = Run(args.work, "say", Schedule(args.say_steps, args.say_minutes), (masters,), args.save_every_s)
+    progress = Progress(run, args.log_every)
+    batches = sights(run, args)
+    while not run.is_over:
+        pixels, planes = next(batches)
+        sight = tower.sight(pixels)
+        with torch.no_grad():
+            wanted = symbols(planes)
+        said = said_loss(tower.features(sight), wanted)
+        dense, facts = tower.loss(sight, planes)
+        (said + _DENSE_SHARE * dense).backward()
+        progress.advance({"said": float(said.detach()), **facts})
+    run.save()
+
+
+@torch.no_grad()
+def connect(tower: Tower, symbols: Symbols, args: argparse.Namespace) -> None:
+    """Set the connector to the regression of the tables' visual tokens on what the tower sees."""
+    batches = iter(Sights(args.images, 0))
+    seen = [next(batches) for _ in range(_CONNECTING_BATCHES)]
+    sight = torch.cat([tower.sight(pixels) for pixels, _ in seen])
+    tower.set_connector(sight, torch.cat([symbols(planes) for _, planes in seen]))
+
+
+def train_jointly(
+    tower: Tower, symbols: Symbols, decoder: FrozenDecoder, encode: dialogues.Encoder, args: argparse.Namespace
+) -> None:
+    """Train tower and connector in place, through the decoder."""
+    masters = MasterWeights(tower, args.joint_lr, _ADAMW_NAMES)
+    schedule = Schedule(args.joint_steps, args.joint_minutes, warmup_steps=20)
+    run = Run(args.work, "joint", schedule, (masters,), args.save_every_s)
+    progress = Progress(run, args.log_every)
+    stream = Looked(args.batch, args.questions, run.step * args.batch)
+    batches = iter(DataLoader(stream, batch_size=None, num_workers=args.workers))
+    while not run.is_over:
+        samples, pixels, planes = next(batches)
+        sight = tower.sight(pixels)
+        features = tower.features(sight)
+        batch = dialogues.pack(samples, encode, args.sequence_tokens)
+        loss, facts = graded(decoder.logits(features, batch), batch)
+        with torch.no_grad():
+            wanted = symbols(planes)
+        said, (dense, _) = said_loss(features, wanted), tower.loss(sight, planes)
+        (loss + _SAID_SHARE * said + _DENSE_SHARE * dense).backward()
+        progress.advance({"said": float(said.detach()), "dense": float(dense.detach()), **facts})
+    run.save()
+    recall(args.work / "joint.pt", tower)
+
+
+class Progress:
+    """Takes the steps of a run and prints how it goes."""
+
+    def __init__(self, run: Run, log_every: int) -> None:
+        """Print a line each `log_every` steps of `run`."""
+        self._run = run
+        self._log_every = log_every
+        self._mean: dict[str, float] = {}
+
+    def advance(self, facts: dict[str, float]) -> None:
+        """Apply the gradients of one batch, of which these are the facts."""
+        self._run.advance()
+        self._mean |= {k: 0.9 * self._mean.get(k, v) + 0.1 * v for k, v in facts.items()}
+        if self._run.step % self._log_every == 0:
+            print(self._run.line(self._mean), flush=True)
+
+
+def recall(saved: pathlib.Path, module: torch.nn.Module) -> None:
+    """Give a module the weights of a stage's last save, float32: while it trains it computes in bfloat16.
+
+    Raises:
+        FileNotFoundError: The stage has not been run.
+    """
+    if not saved.exists():
+        raise FileNotFoundError(f"{saved} does not exist; run stage {saved.stem} first")
+    module.float().load_state_dict(torch.load(saved, weights_only=True)["states"][0]["masters"])
+
+
+def sights(run: Run, args: argparse.Namespace) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Return the batches of images from where a run is."""
+    return iter(DataLoader(Sights(args.images, run.step * args.images), batch_size=None, num_workers=args.workers))
+
+
+def first_symbols(table: torch.Tensor, encode: dialogues.Encoder) -> Symbols:
+    """Return tables of the decoder's own words; a photograph begins as what is said about it.
+
+    Args:
+        table: [V, D] the decoder's vectors of its tokens.
+        encode: From text to token ids.
+    """
+    names = {name: f" {name}" for name in (*COLOURS, *SHAPES, *NUMBERS, "shapes")}
+    names |= {name: name for name in (*LETTERS, *FIGURES, "0", "1")}
+    words = {name: table[encode(word)].float().mean(0) for name, word in names.items()}
+    blank = table[encode(_BLANK_WORD)[0]].float()
     symbols = Symbols(words, blank)
     with torch.no_grad():
-        for tables, photograph in zip(symbols.photographs, dialogues.photographs.PHOTOGRAPHS, strict=True):
-            tables += blank
+        for tokens, photograph in zip(symbols.photographs, PHOTOGRAPHS, strict=True):
             said = " ".join((photograph.caption, *(answer for _, answer, _ in photograph.asked)))
-            caption = decoder.table[tokens.encode(said, add_special_tokens=False)[: len(tables)]].float()
-            tables[: len(caption)] = caption
+            vectors = table[encode(said)[: len(tokens)]].float()
+            tokens[:] = blank
+            tokens[: len(vectors)] = vectors
     return symbols
-
-
-def drawn_samples(step: int, args: argparse.Namespace) -> list[dialogues.Sample]:
-    """Return the samples of one step."""
-    return [dialogues.sample(step * args.batch + i, args.questions) for i in range(args.batch)]
 
 
 def encoder(tokens: PreTrainedTokenizerFast) -> dialogues.Encoder:
@@ -105,30 +221,62 @@ def encoder(tokens: PreTrainedTokenizerFast) -> dialogues.Encoder:
 def arguments() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--out", type=pathlib.Path, default=HERE / "checkpoints" / "vlm-real", help="folder written")
     parser.add_argument("--work", type=pathlib.Path, default=HERE / ".work" / "real", help="folder to resume from")
-    parser.add_argument("--symbols-steps", type=int, default=600)
-    parser.add_argument("--symbols-minutes", type=float, default=0, help="wall-clock budget; 0 counts steps")
-    parser.add_argument("--symbols-lr", type=float, default=3e-3, help="peak learning rate of the tables")
-    parser.add_argument("--batch", type=int, default=4, help="sequences a step, in stages with the decoder")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="run only these")
+    for stage, steps in (("symbols", 1500), ("tower", 2500), ("say", 1000), ("joint", 1500)):
+        parser.add_argument(f"--{stage}-steps", type=int, default=steps)
+        parser.add_argument(f"--{stage}-minutes", type=float, default=0, help="wall-clock budget; 0 counts steps")
+    parser.add_argument("--symbols-lr", type=float, default=5e-3, help="peak learning rate of the tables")
+    parser.add_argument("--lr", type=float, default=1.5e-3, help="peak learning rate of stages tower and say")
+    parser.add_argument("--joint-lr", type=float, default=4e-4, help="peak learning rate of stage joint")
+    parser.add_argument("--images", type=int, default=32, help="a step, in stages without the decoder")
+    parser.add_argument("--batch", type=int, default=2, help="sequences a step, in stages with the decoder")
     parser.add_argument("--questions", type=int, default=12, help="a sequence, at most")
     parser.add_argument("--sequence-tokens", type=int, default=264, help="a sequence, at most")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
-    parser.add_argument("--log-every", type=int, default=5, help="steps")
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw pictures; 0 draws in this one")
+    parser.add_argument("--log-every", type=int, default=10, help="steps")
     parser.add_argument("--save-every-s", type=float, default=120, help="seconds between saves")
+    parser.add_argument("--smoke", action="store_true", help="two small steps a stage, nothing resumed")
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run every stage."""
+    """Run the stages."""
     args = arguments().parse_args(argv)
+    whole, gguf = args.work / "checkpoint", real_gguf(args.work, print)
+    if args.smoke:
+        args.symbols_steps = args.tower_steps = args.say_steps = args.joint_steps = 2
+        args.images, args.batch, args.questions, args.log_every = 2, 1, 2, 1
+        args.work = pathlib.Path(tempfile.mkdtemp(prefix="train_real_"))
     torch.set_num_threads(args.threads)
-    whole = args.work / "checkpoint"
     if not whole.exists():
-        build_checkpoint(real_gguf(args.work, print), whole)
+        build_checkpoint(gguf, whole)
     model = SmolVLMForConditionalGeneration.from_pretrained(whole, dtype=torch.float32)
-    tokens = PreTrainedTokenizerFast.from_pretrained(whole)
-    decoder = FrozenDecoder(model, encoder(tokens))
-    train_symbols(decoder, tokens, args)
+    train(model, encoder(PreTrainedTokenizerFast.from_pretrained(whole)), args)
+
+
+def train(model: SmolVLMForConditionalGeneration, encode: dialogues.Encoder, args: argparse.Namespace) -> None:
+    """Run the stages asked for, and write the tower and connector after the last."""
+    model.set_attn_implementation(ATTENTION)
+    torch.manual_seed(_SEED)
+    tower = Tower(model)
+    symbols = first_symbols(model.get_input_embeddings().weight, encode)
+    if "tower" in args.stages:
+        train_tower(tower, args)
+    decoder = FrozenDecoder(model, encode) if {"symbols", "joint"} & set(args.stages) else None
+    if decoder and "symbols" in args.stages:
+        train_symbols(symbols, decoder, encode, args)
+    if "say" in args.stages:
+        recall(args.work / "tower.pt", tower)
+        recall(args.work / "symbols.pt", symbols)
+        train_to_say(tower, symbols, args)
+    if decoder and "joint" in args.stages:
+        recall(args.work / "symbols.pt", symbols)
+        recall(args.work / "say.pt", tower)
+        train_jointly(tower, symbols, decoder, encode, args)
+        save_vision(tower.shipped(), model.config, args.out)
 
 
 if __name__ == "__main__":

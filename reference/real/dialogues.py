@@ -20,19 +20,22 @@ from reference.real import photographs
 from reference.real.symbols import CELLS
 from reference.wordings import worded
 
-START = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n<|im_start|>user\n"
+START = (
+    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+    "<|im_start|>user\n"
+)
 IMAGE_BLOCK = "<fake_token_around_image><global-img>" + "<image>" * CELLS + "<fake_token_around_image>"
 _REPLY = "<|im_end|>\n<|im_start|>assistant\n"
 _END = "<|im_end|>"
 _NEXT = "\n<|im_start|>user\n"
 _PADDING = -1
 KIND_WEIGHTS = {
-    "colour": 14, "shape": 12, "count": 14, "exist": 10, "relation": 14, "where": 10, "text": 12, "digit": 8,
-    "describe": 6, "greeting": 1,
+    "colour": 14, "shape": 14, "count": 14, "exist": 10, "relation": 12, "where": 8, "text": 4, "digit": 4,
+    "describe": 8, "greeting": 1,
 }  # fmt: skip
 """Of questions, and of the pictures that are made for them."""
-_PHOTOGRAPH_SHARE = 0.15
-_SEVERAL_SHARE = 0.06
+_PHOTOGRAPH_SHARE = 0.12
+_SEVERAL_SHARE = 0.03
 _TEXT_FIRST_SHARE = 0.25
 
 _SPELT = re.compile(r"( ?[A-Z2-9])(?=[A-Z2-9])|(?<=[A-Z2-9])([A-Z2-9])")
@@ -127,7 +130,7 @@ def which(pictures: tuple[Picture, ...], rng: random.Random, *, is_held_out: boo
         return None
     question = worded("which", rng, is_held_out=is_held_out, thing=f"{a(item.colour)} {item.name}")
     answer = f"The {ORDINALS[at]} picture has {a(item.colour)} {item.name}."
-    return Enquiry("which", question, answer, ORDINALS[at], ORDINALS)
+    return Enquiry("which", question, answer, (ORDINALS[at],), ORDINALS)
 
 
 @dataclasses.dataclass
@@ -196,5 +199,6 @@ def pack(samples: list[Sample], encode: Encoder, max_tokens: int) -> Batch:
             weights += [(end - start) ** -0.5] * (end - start)
             answers += [len(kinds)] * (end - start)
             kinds.append(kind)
-    columns = [np.array(column, np.int64) for column in (rows, targets, answers)]
-    return Batch(ids, positions, segments, columns[0], columns[1], np.array(weights, np.float32), columns[2], tuple(kinds))
+    whole = [np.array(column, np.int64) for column in (rows, targets, answers)]
+    each = np.array(weights, np.float32)
+    return Batch(ids, positions, segments, whole[0], whole[1], each, whole[2], tuple(kinds))

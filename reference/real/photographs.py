@@ -150,6 +150,6 @@ def enquiry(index: int, rng: random.Random, *, is_held_out: bool) -> Enquiry:
     photograph = PHOTOGRAPHS[index]
     if rng.random() < _DESCRIBE_SHARE:
         question = worded("describe", rng, is_held_out=is_held_out)
-        return Enquiry("photograph", question, photograph.caption, photograph.key)
+        return Enquiry("photograph", question, photograph.caption, (photograph.key,))
     question, answer, key = rng.choice(photograph.asked)
-    return Enquiry("photograph", question, answer, key)
+    return Enquiry("photograph", question, answer, (key,))

@@ -25,18 +25,27 @@ COLOUR_NAMES = ("", *COLOURS)
 SIZES = ("", "small", "large")
 COUNTED = ("shapes", *COLOURS, *SHAPES)
 MAX_COUNT = 6
-PLANES = ("first_kind", "first_colour", "size", "second_kind", "second_colour", "count")
+PLANES = ("first_kind", "first_colour", "size", "second_kind", "second_colour", "count", "photograph")
 """Of `labels`: a shape or digit takes two cells side by side, first and second; a letter one; counts have cells of
-their own, where `count` is 1 + the number."""
+their own, where `count` is 1 + the number; `photograph` is 1 + its index, in each cell."""
 _COUNT_CELLS = tuple(range(len(COUNTED) - len(SHAPES))) + tuple(range(CELLS - len(SHAPES), CELLS))
-CLASSES = (len(KINDS), len(COLOUR_NAMES), len(SIZES), len(KINDS), len(COLOUR_NAMES), MAX_COUNT + 2)
+_THINGS = (len(KINDS), len(COLOUR_NAMES))
+CLASSES = (*_THINGS, len(SIZES), *_THINGS, MAX_COUNT + 2, len(PHOTOGRAPHS) + 1)
 _FIRST_SHAPE_SHARE = 0.3  # of a shape's word in the first cell, where its colour's word is
 _COUNT_SHARE = 0.5
 
 
-def labels(picture: Picture) -> np.ndarray:
-    """Return what each cell of a picture says: [6, 8, 8] uint8, see `PLANES`."""
+def labels(shown: Picture | int) -> np.ndarray:
+    """Return what each cell of a picture, or of a photograph by its index, says: [7, 8, 8] uint8, see `PLANES`."""
     planes = np.zeros((len(PLANES), GRID, GRID), np.uint8)
+    if isinstance(shown, Picture):
+        _label_picture(planes, shown)
+    else:
+        planes[6] = 1 + shown
+    return planes
+
+
+def _label_picture(planes: np.ndarray, picture: Picture) -> None:
     for item in picture.items:
         row = min(GRID - 1, int(GRID * item.centre[1]))
         colour = COLOUR_NAMES.index(item.colour)
@@ -50,7 +59,6 @@ def labels(picture: Picture) -> np.ndarray:
         planes[:3, row, column] = kind, colour, SIZES.index(item.size)
         planes[3:5, row, column + 1] = kind, colour
     planes[5].reshape(-1)[list(_COUNT_CELLS)] = [1 + min(MAX_COUNT, n) for n in _counts(picture.shapes)]
-    return planes
 
 
 def _counts(shapes: list[Item]) -> list[int]:
@@ -89,8 +97,10 @@ class Symbols(nn.Module):
         self.photographs = nn.Parameter(torch.zeros(len(PHOTOGRAPHS), CELLS, width))
 
     def forward(self, planes: torch.Tensor) -> torch.Tensor:
-        """Return visual tokens [I, 64, D] of labels [I, 6, 8, 8] uint8."""
-        first_kind, first_colour, size, second_kind, second_colour, count = planes.long().flatten(2).unbind(1)
+        """Return visual tokens [I, 64, D] of labels [I, 7, 8, 8] uint8."""
+        first_kind, first_colour, size, second_kind, second_colour, count, photograph = (
+            planes.long().flatten(2).unbind(1)
+        )
         is_blank = ((first_kind == 0) & (second_kind == 0)).unsqueeze(-1)
         is_first = (first_kind > 0).unsqueeze(-1)
         across = torch.arange(CELLS) % GRID
@@ -102,5 +112,7 @@ class Symbols(nn.Module):
             tokens = tokens + functional.embedding(index, torch.cat([torch.zeros_like(table[:1]), table[1:]]))
         place = self.row[torch.arange(CELLS) // GRID] + self.column[across]
         tokens = tokens + torch.where(is_first, place, 0.0)
-        counted = self.counts[torch.arange(len(COUNTED)), count[:, _COUNT_CELLS] - 1]
-        return tokens.index_add(1, torch.tensor(_COUNT_CELLS), counted)
+        counted = self.counts[torch.arange(len(COUNTED)), (count[:, _COUNT_CELLS] - 1).clamp(min=0)]
+        tokens = tokens.index_add(1, torch.tensor(_COUNT_CELLS), counted)
+        is_photograph = (photograph > 0).unsqueeze(-1)
+        return torch.where(is_photograph, self.photographs[(photograph[:, 0] - 1).clamp(min=0)], tokens)
