@@ -94,7 +94,7 @@ class Asker:
         item = self.rng.choice(singles)
         is_only = len(shapes) == 1 and self.rng.random() < 0.5
         question = self.worded("only_shape") if is_only else self.worded("shape", colour=item.colour)
-        return Enquiry("shape", question, f"The {item.colour} shape is a {item.name}.", (item.name,), SHAPES)
+        return Enquiry("shape", question, f"It is {a(item.colour)} {item.name}.", (item.name,), SHAPES)
 
     def count(self) -> Enquiry | None:
         """Ask how many shapes there are, of all, of a colour or of a kind."""
@@ -107,15 +107,15 @@ class Asker:
         item = self.rng.choice(shapes)
         if draw < 0.7:
             colour = item.colour if self.rng.random() < 0.85 else self.rng.choice(list(COLOURS))
-            number, plural = sum(s.colour == colour for s in shapes), f"{colour} shapes"
+            number, several = sum(s.colour == colour for s in shapes), f"{colour} shapes"
         else:
             name = item.name if self.rng.random() < 0.85 else self.rng.choice(SHAPES)
-            number, plural = sum(s.name == name for s in shapes), name + ("es" if name == "cross" else "s")
-        return self._counted(self.worded("count_some", plural=plural), number, plural)
+            number, several = sum(s.name == name for s in shapes), plural(name)
+        return self._counted(self.worded("count_some", plural=several), number, several)
 
-    def _counted(self, question: str, number: int, plural: str) -> Enquiry:
-        singular = plural.removesuffix("es") if plural == "crosses" else plural.removesuffix("s")
-        answer = f"There is one {singular}." if number == 1 else f"There are {NUMBERS[number]} {plural}."
+    def _counted(self, question: str, number: int, several: str) -> Enquiry:
+        singular = several.removesuffix("es") if several == "crosses" else several.removesuffix("s")
+        answer = f"There is one {singular}." if number == 1 else f"There are {NUMBERS[number]} {several}."
         return Enquiry("count", question, answer, (NUMBERS[number],), NUMBERS)
 
     def exist(self) -> Enquiry | None:
@@ -181,15 +181,11 @@ class Asker:
         return Enquiry("digit", self.worded("digit"), f"The digit is {item.name}.", (item.name,), others)
 
     def describe(self) -> Enquiry:
-        """Ask what is shown; the answer goes from top to bottom."""
+        """Ask what is shown; the answer names shapes in the order of `SHAPES`, then what is written."""
         phrases = listed(self.picture)
         whole = phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
-        return Enquiry(
-            "describe",
-            self.worded("describe"),
-            f"The picture shows {whole}.",
-            tuple(p.split(" ", 1)[1] for p in phrases),
-        )
+        keys = tuple(phrase.split(" ", 1)[1] for phrase in phrases)
+        return Enquiry("describe", self.worded("describe"), f"The picture shows {whole}.", keys)
 
     def greeting(self) -> Enquiry:
         """Greet, ask what the model can do, or ask what no picture tells."""
@@ -204,6 +200,11 @@ def a(word: str) -> str:
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
+def plural(name: str) -> str:
+    """Return a shape's name in the plural."""
+    return name + ("es" if name == "cross" else "s")
+
+
 def part(item: Item) -> str | None:
     """Return the part of the picture in which a thing stands, such as "top left", or None where two parts meet."""
     across, down = item.centre
@@ -215,13 +216,18 @@ def part(item: Item) -> str | None:
 
 
 def listed(picture: Picture) -> list[str]:
-    """Return what a picture shows from top to bottom, such as "a red star" or "the red text STOP"."""
-    phrases = {
-        "shape": lambda item: f"{a(item.colour)} {item.name}",
-        "text": lambda item: f"the {item.colour} text {item.name}",
-        "digit": lambda item: f"{a(item.colour)} digit {item.name}",
-    }
-    return [phrases[item.kind](item) for item in sorted(picture.items, key=lambda item: item.centre[1])]
+    """Return what a picture shows, such as "a red star", "two blue rings", "three hearts" or "the red text STOP"."""
+    found = []
+    for name in SHAPES:
+        same = [item for item in picture.shapes if item.name == name]
+        colours = {item.colour for item in same}
+        if len(same) == 1:
+            found.append(f"{a(same[0].colour)} {name}")
+        elif same:
+            colour = f"{colours.pop()} " if len(colours) == 1 else ""
+            found.append(f"{NUMBERS[len(same)]} {colour}{plural(name)}")
+    found += [f"the {item.colour} {item.kind} {item.name}" for item in picture.items if item.kind != "shape"]
+    return found
 
 
 ASKERS: dict[str, Callable[[Asker], Enquiry | None]] = {

@@ -25,16 +25,13 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerFast, SmolVLMForConditionalGeneration
 
-from reference.drawing import SHAPES
 from reference.drawing_batches import first_seed
-from reference.enquiries import NUMBERS
-from reference.pictures import COLOURS, FIGURES, LETTERS
 from reference.real import dialogues
 from reference.real.checkpoint import build_checkpoint
 from reference.real.decoder import FrozenDecoder, graded
 from reference.real.photographs import PHOTOGRAPHS
-from reference.real.symbols import Symbols, labels
-from reference.real.tower import Sights, Tower, pixels_of, said_loss
+from reference.real.symbols import ROLES, Symbols
+from reference.real.tower import Labels, Sights, Tower, pixels_of, said_loss
 from reference.real.wheel import real_gguf
 from reference.shipping import save_vision
 from reference.training import ATTENTION, MasterWeights, Run, Schedule
@@ -50,7 +47,7 @@ _SAID_SHARE, _DENSE_SHARE = 0.3, 0.2  # of the loss, beside what a stage is for
 
 
 class Looked(IterableDataset):  # type: ignore[type-arg]
-    """Endless batches (samples, pixels [I, 128, 128, 3] uint8, labels [I, 7, 8, 8] uint8) of stage "joint"."""
+    """Endless batches (samples, pixels [I, 128, 128, 3] uint8, labels) of stage "joint"."""
 
     def __init__(self, batch: int, num_questions: int, start: int) -> None:
         """Begin at training seed `_JOINT_SEEDS + start`."""
@@ -58,19 +55,19 @@ class Looked(IterableDataset):  # type: ignore[type-arg]
         self._num_questions = num_questions
         self._start = _JOINT_SEEDS + start
 
-    def __iter__(self) -> Iterator[tuple[list[dialogues.Sample], torch.Tensor, torch.Tensor]]:
+    def __iter__(self) -> Iterator[tuple[list[dialogues.Sample], torch.Tensor, Labels]]:
         """Yield batches for ever."""
         seed = first_seed(self._start)
         while True:
             samples = [dialogues.sample(seed + i, self._num_questions) for i in range(self._batch)]
             pixels = [pixels_of(shown, random.Random(s.seed)) for s in samples for shown in s.shown]
-            yield samples, torch.from_numpy(np.stack(pixels)), planes_of(samples)
+            yield samples, torch.from_numpy(np.stack(pixels)), labels_of(samples)
             seed += self._batch
 
 
-def planes_of(samples: list[dialogues.Sample]) -> torch.Tensor:
-    """Return the labels [I, 7, 8, 8] of all that samples show."""
-    return torch.from_numpy(np.stack([labels(shown) for sample in samples for shown in sample.shown]))
+def labels_of(samples: list[dialogues.Sample]) -> Labels:
+    """Return what is to be said about all that samples show."""
+    return Labels.of([shown for sample in samples for shown in sample.shown])
 
 
 def train_symbols(
@@ -85,7 +82,7 @@ def train_symbols(
         seeds = range(run.step * args.batch, (run.step + 1) * args.batch)
         samples = [dialogues.sample(seed, args.questions) for seed in seeds]
         batch = dialogues.pack(samples, encode, args.sequence_tokens)
-        loss, facts = graded(decoder.logits(symbols(planes_of(samples)), batch), batch)
+        loss, facts = graded(decoder.logits(symbols(*labels_of(samples).said), batch), batch)
         loss.backward()
         progress.advance(facts)
     run.save()
@@ -98,8 +95,8 @@ def train_tower(tower: Tower, args: argparse.Namespace) -> None:
     progress = Progress(run, args.log_every)
     batches = sights(run, args)
     while not run.is_over:
-        pixels, planes = next(batches)
-        loss, facts = tower.loss(tower.sight(pixels), planes)
+        pixels, labels = next(batches)
+        loss, facts = tower.loss(tower.sight(pixels), labels)
         loss.backward()
         progress.advance(facts)
     run.save()
@@ -113,12 +110,12 @@ def train_to_say(tower: Tower, symbols: Symbols, args: argparse.Namespace) -> No
     progress = Progress(run, args.log_every)
     batches = sights(run, args)
     while not run.is_over:
-        pixels, planes = next(batches)
+        pixels, labels = next(batches)
         sight = tower.sight(pixels)
         with torch.no_grad():
-            wanted = symbols(planes)
+            wanted = symbols(*labels.said)
         said = said_loss(tower.features(sight), wanted)
-        dense, facts = tower.loss(sight, planes)
+        dense, facts = tower.loss(sight, labels)
         (said + _DENSE_SHARE * dense).backward()
         progress.advance({"said": float(said.detach()), **facts})
     run.save()
@@ -130,7 +127,7 @@ def connect(tower: Tower, symbols: Symbols, args: argparse.Namespace) -> None:
     batches = iter(Sights(args.images, 0))
     seen = [next(batches) for _ in range(_CONNECTING_BATCHES)]
     sight = torch.cat([tower.sight(pixels) for pixels, _ in seen])
-    tower.set_connector(sight, torch.cat([symbols(planes) for _, planes in seen]))
+    tower.set_connector(sight, torch.cat([symbols(*labels.said) for _, labels in seen]))
 
 
 def train_jointly(
@@ -144,14 +141,14 @@ def train_jointly(
     stream = Looked(args.batch, args.questions, run.step * args.batch)
     batches = iter(DataLoader(stream, batch_size=None, num_workers=args.workers))
     while not run.is_over:
-        samples, pixels, planes = next(batches)
+        samples, pixels, labels = next(batches)
         sight = tower.sight(pixels)
         features = tower.features(sight)
         batch = dialogues.pack(samples, encode, args.sequence_tokens)
         loss, facts = graded(decoder.logits(features, batch), batch)
         with torch.no_grad():
-            wanted = symbols(planes)
-        said, (dense, _) = said_loss(features, wanted), tower.loss(sight, planes)
+            wanted = symbols(*labels.said)
+        said, (dense, _) = said_loss(features, wanted), tower.loss(sight, labels)
         (loss + _SAID_SHARE * said + _DENSE_SHARE * dense).backward()
         progress.advance({"said": float(said.detach()), "dense": float(dense.detach()), **facts})
     run.save()
@@ -186,7 +183,7 @@ def recall(saved: pathlib.Path, module: torch.nn.Module) -> None:
     module.float().load_state_dict(torch.load(saved, weights_only=True)["states"][0]["masters"])
 
 
-def sights(run: Run, args: argparse.Namespace) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def sights(run: Run, args: argparse.Namespace) -> Iterator[tuple[torch.Tensor, Labels]]:
     """Return the batches of images from where a run is."""
     return iter(DataLoader(Sights(args.images, run.step * args.images), batch_size=None, num_workers=args.workers))
 
@@ -198,9 +195,8 @@ def first_symbols(table: torch.Tensor, encode: dialogues.Encoder) -> Symbols:
         table: [V, D] the decoder's vectors of its tokens.
         encode: From text to token ids.
     """
-    names = {name: f" {name}" for name in (*COLOURS, *SHAPES, *NUMBERS, "shapes")}
-    names |= {name: name for name in (*LETTERS, *FIGURES, "0", "1")}
-    words = {name: table[encode(word)].float().mean(0) for name, word in names.items()}
+    names = {name for role in ROLES.values() for name in role if name}
+    words = {name: table[encode(name if len(name) == 1 else f" {name}")].float().mean(0) for name in names}
     blank = table[encode(_BLANK_WORD)[0]].float()
     symbols = Symbols(words, blank)
     with torch.no_grad():
