@@ -25,11 +25,11 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerFast, SmolVLMForConditionalGeneration
 
+from reference import dialogues
 from reference.drawing_batches import first_seed
-from reference.real import dialogues
+from reference.photographs import PHOTOGRAPHS
 from reference.real.checkpoint import build_checkpoint
 from reference.real.decoder import FrozenDecoder, graded
-from reference.real.photographs import PHOTOGRAPHS
 from reference.real.symbols import ROLES, Symbols
 from reference.real.tower import Labels, Sights, Tower, pixels_of, said_loss
 from reference.real.wheel import real_gguf
@@ -40,7 +40,7 @@ STAGES = ("symbols", "tower", "say", "joint")
 HERE = pathlib.Path(__file__).parent
 _SEED = 20261126  # of the tower's head
 _BLANK_WORD = "\n"
-_ADAMW_NAMES = ("embed", "head")
+ADAMW_NAMES = ("embed", "head")
 _JOINT_SEEDS = 1 << 35  # where the samples of stage "joint" begin
 _CONNECTING_BATCHES = 12  # of images, for the connector's first matrix
 _SAID_SHARE, _DENSE_SHARE = 0.3, 0.2  # of the loss, beside what a stage is for
@@ -81,7 +81,7 @@ def train_symbols(
     while not run.is_over:
         seeds = range(run.step * args.batch, (run.step + 1) * args.batch)
         samples = [dialogues.sample(seed, args.questions) for seed in seeds]
-        batch = dialogues.pack(samples, encode, args.sequence_tokens)
+        batch = dialogues.pack(samples, dialogues.REAL, encode, args.sequence_tokens)
         loss, facts = graded(decoder.logits(symbols(*labels_of(samples).said), batch), batch)
         loss.backward()
         progress.advance(facts)
@@ -90,7 +90,7 @@ def train_symbols(
 
 def train_tower(tower: Tower, args: argparse.Namespace) -> None:
     """Train the tower in place, on labels."""
-    masters = MasterWeights(tower, args.lr, _ADAMW_NAMES)
+    masters = MasterWeights(tower, args.lr, ADAMW_NAMES)
     run = Run(args.work, "tower", Schedule(args.tower_steps, args.tower_minutes), (masters,), args.save_every_s)
     progress = Progress(run, args.log_every)
     batches = sights(run, args)
@@ -105,7 +105,7 @@ def train_tower(tower: Tower, args: argparse.Namespace) -> None:
 def train_to_say(tower: Tower, symbols: Symbols, args: argparse.Namespace) -> None:
     """Train tower and connector in place, to give the tables' visual tokens."""
     connect(tower, symbols, args)
-    masters = MasterWeights(tower, args.lr, _ADAMW_NAMES)
+    masters = MasterWeights(tower, args.lr, ADAMW_NAMES)
     run = Run(args.work, "say", Schedule(args.say_steps, args.say_minutes), (masters,), args.save_every_s)
     progress = Progress(run, args.log_every)
     batches = sights(run, args)
@@ -134,7 +134,7 @@ def train_jointly(
     tower: Tower, symbols: Symbols, decoder: FrozenDecoder, encode: dialogues.Encoder, args: argparse.Namespace
 ) -> None:
     """Train tower and connector in place, through the decoder."""
-    masters = MasterWeights(tower, args.joint_lr, _ADAMW_NAMES)
+    masters = MasterWeights(tower, args.joint_lr, ADAMW_NAMES)
     schedule = Schedule(args.joint_steps, args.joint_minutes, warmup_steps=20)
     run = Run(args.work, "joint", schedule, (masters,), args.save_every_s)
     progress = Progress(run, args.log_every)
@@ -144,7 +144,7 @@ def train_jointly(
         samples, pixels, labels = next(batches)
         sight = tower.sight(pixels)
         features = tower.features(sight)
-        batch = dialogues.pack(samples, encode, args.sequence_tokens)
+        batch = dialogues.pack(samples, dialogues.REAL, encode, args.sequence_tokens)
         loss, facts = graded(decoder.logits(features, batch), batch)
         with torch.no_grad():
             wanted = symbols(*labels.said)

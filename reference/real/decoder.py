@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 from transformers import DynamicCache, SmolVLMForConditionalGeneration
 
-from reference.real.dialogues import START, Batch, Encoder
+from reference.dialogues import REAL, Batch, Encoder
 from reference.training import ATTENTION
 
 
@@ -24,7 +24,7 @@ class FrozenDecoder:
         model.set_attn_implementation(ATTENTION)
         self._layers = model.model.text_model.to(torch.bfloat16).requires_grad_(False)
         self._image_id = model.config.image_token_id
-        start = torch.tensor([encode(START)])
+        start = torch.tensor([encode(REAL.start)])
         self._start_tokens = start.shape[1]
         causal = torch.full((self._start_tokens,) * 2, -1e4, dtype=torch.bfloat16).triu(1)
         with torch.no_grad():

@@ -7,10 +7,9 @@ import random
 
 from PIL import Image
 
-from reference import pictures
+from reference import photographs, pictures
+from reference.dialogues import which
 from reference.enquiries import ASKERS, Asker, Enquiry, picture_for
-from reference.real import photographs
-from reference.real.dialogues import which
 from reference.seeds import held_out_seed
 
 KINDS = (*ASKERS, "which", "photograph")

@@ -18,8 +18,8 @@ from torch import nn
 
 from reference.drawing import SHAPES
 from reference.enquiries import NUMBERS
+from reference.photographs import PHOTOGRAPHS
 from reference.pictures import COLOURS, FIGURES, LETTERS, Item, Picture
-from reference.real.photographs import PHOTOGRAPHS
 
 GRID = 8
 CELLS = GRID * GRID

@@ -14,12 +14,12 @@ from torch.nn import functional
 from torch.utils.data import IterableDataset
 from transformers import SmolVLMForConditionalGeneration
 
+from reference import photographs
 from reference.drawing import SHAPES
 from reference.drawing_batches import first_seed
 from reference.enquiries import KINDS, picture_for
 from reference.layout import IMAGE_PX
 from reference.pictures import COLOURS, FIGURES, LETTERS, TRAINING, Picture, letter_middles, render
-from reference.real import photographs
 from reference.real.symbols import CELL_ROLES, GRID, ROLES, inventory
 from reference.vlm_model import SCALE_FACTOR
 

@@ -1,8 +1,8 @@
-"""Training conversations about pictures and photographs, packed as the real decoder's chat template writes them.
+"""Training conversations about pictures and photographs, packed as a model's chat template writes them.
 
 One sequence holds the images and several questions; each question sees the images and itself only, as if it stood
-alone. What every prompt begins with (`START`) is left out: the decoder computes it once. Where the text comes before
-the image, the first question with its answer is part of what all others see, as earlier turns are.
+alone. Where the text comes before the image, the first question with its answer is part of what all others see, as
+earlier turns are.
 """
 
 from __future__ import annotations
@@ -14,20 +14,59 @@ from collections.abc import Callable
 
 import numpy as np
 
+from reference import photographs
 from reference.enquiries import ORDINALS, Enquiry, a, enquiries, picture_for
+from reference.packing import VISUAL_TOKENS
 from reference.pictures import TRAINING, Picture
-from reference.real import photographs
-from reference.real.symbols import CELLS
 from reference.wordings import worded
 
-START = (
-    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
-    "<|im_start|>user\n"
+IMAGE_BLOCK = "<fake_token_around_image><global-img>" + "<image>" * VISUAL_TOKENS + "<fake_token_around_image>"
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """How a chat template writes a conversation.
+
+    Attributes:
+        start: What every prompt begins with, up to the first image.
+        is_start_apart: The model computes the start once by itself; sequences are packed without it.
+        text_gap: Between the start and a text that comes first.
+        reply: Between question and answer.
+        answer_gap: Begins an answer, learnt with it.
+        end: After an answer, learnt with it.
+        turn: Between an answer's end and the next question.
+    """
+
+    start: str
+    is_start_apart: bool
+    text_gap: str
+    reply: str
+    answer_gap: str
+    end: str
+    turn: str
+
+
+REAL = Template(
+    start="<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+    "<|im_start|>user\n",
+    is_start_apart=True,
+    text_gap="",
+    reply="<|im_end|>\n<|im_start|>assistant\n",
+    answer_gap="",
+    end="<|im_end|>",
+    turn="\n<|im_start|>user\n",
 )
-IMAGE_BLOCK = "<fake_token_around_image><global-img>" + "<image>" * CELLS + "<fake_token_around_image>"
-_REPLY = "<|im_end|>\n<|im_start|>assistant\n"
-_END = "<|im_end|>"
-_NEXT = "\n<|im_start|>user\n"
+"""SmolLM2's."""
+SMALL = Template(
+    start="<|im_start|>User:",
+    is_start_apart=False,
+    text_gap=" ",
+    reply="<end_of_utterance>\nAssistant:",
+    answer_gap=" ",
+    end="<end_of_utterance>",
+    turn="\nUser: ",
+)
+"""SmolVLM's, which the small reference model has."""
 _PADDING = -1
 KIND_WEIGHTS = {
     "colour": 14, "shape": 14, "count": 14, "exist": 10, "relation": 12, "where": 8, "text": 4, "digit": 4,
@@ -67,7 +106,7 @@ class Batch:
 
     Attributes:
         ids: [B, T] int64 token ids.
-        positions: [B, T] int64, counted from the end of `START`.
+        positions: [B, T] int64, counted from the template's start where that is not apart, else from its end.
         segments: [B, T] int64; 0 what all see, 1.. conversations, -1 padding.
         rows: [N, 2] int64 (sequence, position) of every token whose successor is learnt.
         targets: [N] int64 successors.
@@ -160,18 +199,20 @@ def spelt(text: str, encode: Encoder) -> list[int]:
     return [token for piece in pieces for token in encode(piece)]
 
 
-def _sequence(sample: Sample, encode: Encoder, max_tokens: int) -> _Sequence:
+def _sequence(sample: Sample, template: Template, encode: Encoder, max_tokens: int) -> _Sequence:
     sequence, asked = _Sequence(encode), sample.asked
     images = IMAGE_BLOCK * len(sample.shown)
+    position = 0 if template.is_start_apart else sequence.add(template.start, 0, 0)
     if sample.is_text_first:
         first, asked = asked[0], asked[1:]
-        position = sequence.add(f"{first.question}{images}{_REPLY}", 0, 0)
-        position = sequence.add(f"{first.answer}{_END}", 0, position, first.kind)
-        shared_end = sequence.add(_NEXT, 0, position)
+        position = sequence.add(f"{template.text_gap}{first.question}{images}{template.reply}", 0, position)
+        position = sequence.add(f"{template.answer_gap}{first.answer}{template.end}", 0, position, first.kind)
+        shared_end = sequence.add(template.turn, 0, position)
     else:
-        shared_end = sequence.add(images, 0, 0)
+        shared_end = sequence.add(images, 0, position)
     for number, enquiry in enumerate(asked, start=1):
-        question, answer = f"{enquiry.question}{_REPLY}", f"{enquiry.answer}{_END}"
+        question = f"{enquiry.question}{template.reply}"
+        answer = f"{template.answer_gap}{enquiry.answer}{template.end}"
         if len(sequence.tokens) + len(encode(question)) + len(spelt(answer, encode)) > max_tokens:
             break
         position = sequence.add(question, number, shared_end)
@@ -179,9 +220,9 @@ def _sequence(sample: Sample, encode: Encoder, max_tokens: int) -> _Sequence:
     return sequence
 
 
-def pack(samples: list[Sample], encode: Encoder, max_tokens: int) -> Batch:
+def pack(samples: list[Sample], template: Template, encode: Encoder, max_tokens: int) -> Batch:
     """Return one batch of samples, each with as many of its questions as fit in `max_tokens`."""
-    sequences = [_sequence(s, encode, max_tokens) for s in samples]
+    sequences = [_sequence(s, template, encode, max_tokens) for s in samples]
     shape = (len(sequences), max(len(q.tokens) for q in sequences))
     ids, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     segments = np.full(shape, _PADDING, np.int64)
