@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from bundle.directory import Bundle
 from bundle.errors import BundleFileError, BundleFormatError
 from bundle.form import Form
-from bundle.gates import Gate
+from bundle.gates import Gate, Unmeasured
 from bundle.machine import Machine
 from bundle.manifest import ComponentName, Scheme
 
@@ -24,12 +24,65 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
+class FormTime(_Frozen):
+    """What a form takes, of one layer or of several together, on one thread.
+
+    Attributes:
+        form: Operator, bits, block and rounding.
+        least_ms: The least that was seen.
+        usual_ms: What is usually the least; the same where a table was taken instead of measured times.
+    """
+
+    form: str
+    least_ms: float
+    usual_ms: float
+
+
+class ShapeTimes(_Frozen):
+    """What the forms of one size of layer take.
+
+    Attributes:
+        num_inputs: K.
+        num_outputs: N.
+        rows: That meet the layer.
+        num_layers: Of this size.
+        forms: The default first.
+    """
+
+    num_inputs: int
+    num_outputs: int
+    rows: float
+    num_layers: int
+    forms: tuple[FormTime, ...]
+
+
+class FormDecision(_Frozen):
+    """What layers of a kind became, and the times by which that was decided for all of them.
+
+    Attributes:
+        kind: Of the layers.
+        num_layers: Decided together.
+        forms: All layers in their default, then in each other form that they can hold.
+        chosen: One of `forms`.
+        doubt: What noise left open, for people; "" where nothing was.
+        shapes: One by one.
+    """
+
+    kind: str
+    num_layers: int
+    forms: tuple[FormTime, ...]
+    chosen: str
+    doubt: str = ""
+    shapes: tuple[ShapeTimes, ...] = ()
+
+
 class ComponentReport(_Frozen):
     """One graph.
 
     Attributes:
         scheme: How its weights are stored.
         choices: One line per distinct choice of the planner.
+        decisions: Of the planner, where it had a choice between forms.
         fp32_bytes: Of the parent's weights.
         weight_bytes: Of this variant's.
         canary_cosine: Lowest cosine of an output of the canary run with the parent's.
@@ -38,6 +91,7 @@ class ComponentReport(_Frozen):
 
     scheme: Scheme
     choices: tuple[str, ...]
+    decisions: tuple[FormDecision, ...] = ()
     fp32_bytes: int = Field(ge=0)
     weight_bytes: int = Field(ge=0)
     canary_cosine: float
@@ -62,10 +116,12 @@ class CalibrationFacts(_Frozen):
     Attributes:
         source: A file's name, or which set.
         num_samples: Questions or images run through the fp32 parent.
+        unseen_share: Of the evaluation's text tokens, those that no calibration sample holds; None without evaluation.
     """
 
     source: str
     num_samples: int
+    unseen_share: float | None = None
 
 
 class TeacherForced(_Frozen):
@@ -75,9 +131,13 @@ class TeacherForced(_Frozen):
         num_samples: Questions.
         num_tokens: Answer positions over all of them.
         kl_mean: KL(parent || variant) in nats.
+        kl_interval: The 95 % interval of that mean, by resampling questions: tokens of one answer go together. None of
+            one question alone.
         kl_p99: 99th percentile over positions.
         top1_agreement: Share of positions at which both choose the same token.
+        top1_interval: The 95 % interval of that share, by the same resamples.
         delta_nll: Mean rise of -log p of the right token, in nats per token; below 0 the variant is the surer one.
+        parent_nll: Mean -log p of those tokens to the parent, in nats: how much at home it is in the samples.
     """
 
     num_samples: int
@@ -86,6 +146,9 @@ class TeacherForced(_Frozen):
     kl_p99: float
     top1_agreement: float
     delta_nll: float
+    parent_nll: float | None = None
+    kl_interval: tuple[float, float] | None = None
+    top1_interval: tuple[float, float] | None = None
 
 
 class Replies(_Frozen):
@@ -110,15 +173,15 @@ class Likenesses(_Frozen):
         cosine_mean: Over all.
         cosine_p1: First percentile.
         correlation: Cosine of what sets the inputs apart: near 0 where the variant says the same of every input, or
-            something unrelated. NaN where the parent says the same of all.
-        spread: How far the variant's outputs lie apart, over the parent's.
+            something unrelated. None where the parent says the same of all, as it does of one input alone.
+        spread: How far the variant's outputs lie apart, over the parent's; None in the same case.
     """
 
     n: int
     cosine_mean: float
     cosine_p1: float
-    correlation: float
-    spread: float
+    correlation: float | None
+    spread: float | None
 
 
 class ImageSensitivity(_Frozen):
@@ -128,13 +191,13 @@ class ImageSensitivity(_Frozen):
         n: Questions asked about another question's images.
         fp32: The parent's mean.
         quantized: This variant's.
-        ratio: quantized / fp32; NaN where the parent does not look at images.
+        ratio: quantized / fp32; None where the parent does not look at images.
     """
 
     n: int
     fp32: float
     quantized: float
-    ratio: float
+    ratio: float | None
 
 
 class TaskAccuracy(_Frozen):
@@ -182,7 +245,7 @@ class LayerSensitivity(_Frozen):
 
 
 class DecoderProfile(_Frozen):
-    """One way to run the decoder, predicted from layer times on the machine of the report.
+    """One way to run the decoder, predicted from layer times on one thread of the machine of the report.
 
     Attributes:
         name: "latency": W8A8; "memory": few bits; "dual": a W8A8 prefill graph beside a few-bit decode graph.
@@ -217,12 +280,14 @@ class Report(_Frozen):
         evaluation: None where no samples were given.
         teacher_forced: Vision-language models with an evaluation.
         replies: The same.
-        image_sensitivity: The same, where questions show images.
-        likenesses: "image_features" of a vision-language model; "image" and "text" embeddings of a dual encoder.
+        image_sensitivity: The same, where two questions show different images.
+        likenesses: "image_features" of a vision-language model that was shown images; "image" and "text" embeddings of
+            a dual encoder.
         tasks: By task; "all" over every task.
         profiles: Of a decoder: the ways to run it, the chosen one among them.
         sensitivity: Where a search was made: one row per layer and form tried.
         gates: As in the manifest.
+        unmeasured: As in the manifest.
         not_measured: What a reader might expect here and why it is absent.
         machine: Where it was measured.
         seconds: Quantizing and measuring together.
@@ -244,6 +309,7 @@ class Report(_Frozen):
     profiles: tuple[DecoderProfile, ...] = ()
     sensitivity: tuple[LayerSensitivity, ...] = ()
     gates: tuple[Gate, ...]
+    unmeasured: tuple[Unmeasured, ...] = ()
     not_measured: tuple[str, ...] = ()
     machine: Machine
     seconds: float

@@ -26,13 +26,14 @@ from bundle.report import (
 from graphs.sharing import share_weights
 from graphs.store import open_graph, save_graph, weight_bytes
 from quant.calibration.calibrator import Calibrator
-from quant.calibration.feeds import FeedSource
+from quant.calibration.coverage import unseen_share
+from quant.calibration.feeds import FeedSource, shows_images
 from quant.planning.draft import Draft, Options, experimental, fit_bits, make_draft
 from quant.planning.plan import ComponentPlan, apply_plan, planned
 from quant.planning.planner import require_float
 from quant.planning.recipes import RECIPES
 from quant.quality.evaluation import Evaluation, Measured
-from quant.quality.gate import MIXED, judge_all, measure
+from quant.quality.gate import MIXED, foreign_samples, judge_all, measure, require_measurable, unmeasured_gates
 from quant.quality.parity import Parity, canary_parity
 from quant.rounding.table import load_rounding
 from runtime.providers import has_provider
@@ -107,6 +108,8 @@ def quantize_bundle(
     with write_aside(output, overwrite=overwrite) as aside:
         draft = make_draft(parent, weights, options, say)
         _require_calibration(draft, options, calibration)
+        if evaluation is not None:
+            _require_measurable(evaluation, parent, draft, options, limits)
         if calibration is not None:
             draft = fit_bits(draft, FeedSource(parent, calibration), options, say)
         if show:
@@ -119,10 +122,15 @@ def quantize_bundle(
         parity = canary_parity(variant, settings)
         measured = measure(parent, variant, evaluation, say, settings) if evaluation else None
         gates = judge_all(parity, measured, limits_row(draft), limits)
-        judged = variant.manifest.model_copy(update={"gates": gates})
+        unmeasured = unmeasured_gates(measured, evaluation.no_accuracy if evaluation else "")
+        judged = variant.manifest.model_copy(update={"gates": gates, "unmeasured": unmeasured})
         _tell_loss(draft, measured, say)
+        if foreign := foreign_samples(measured, parent.manifest):
+            say(foreign)
         report = _report(job, judged, parity, measured, evaluation, time.monotonic() - started)
-        write_report(report.model_copy(update={"not_measured": (*report.not_measured, *filter(None, [note]))}), aside)
+        write_report(
+            report.model_copy(update={"not_measured": (*report.not_measured, *filter(None, [note, foreign]))}), aside
+        )
         return seal(aside, judged, unchanged=variant.manifest.files).manifest
 
 
@@ -155,6 +163,25 @@ def _require_calibration(draft: Draft, options: Options, calibration: Evaluation
             f"{', '.join(fitted)}: fitted to real inputs, and calibration {what}. Pass --calibration FILE.jsonl with a "
             "few dozen samples of what the model will see, or take int8 or int4 as they are"
         )
+    tower = draft.plans.get("vision_encoder")
+    if tower and calibration and RECIPES[tower.recipe].calibration != "none" and not shows_images(calibration):
+        raise QuantizationError(
+            f"{tower.recipe} fits the vision encoder to images, and no sample of {calibration.source} has one. Leave "
+            f"it out, --weights {draft.asked.without('vision_encoder')}, or calibrate on samples with images"
+        )
+
+
+def _require_measurable(
+    evaluation: Evaluation, parent: Bundle, draft: Draft, options: Options, limits: Mapping[str, float] | None
+) -> None:
+    """Check that samples can pass the limits of what will be written.
+
+    Raises:
+        QuantizationError: They are of the other kind, or too few.
+    """
+    is_searched = options.max_bytes is not None or options.max_kl is not None
+    row = MIXED if is_searched else limits_row(draft)
+    require_measurable(evaluation, row, is_dual=parent.manifest.dual is not None, overrides=limits)
 
 
 def _require_bytes(variant: Manifest, options: Options) -> None:
@@ -268,29 +295,38 @@ def _report(
         fp32_bytes=job.parent.manifest.weight_bytes,
         weight_bytes=variant.weight_bytes,
         components={
-            name: _component_report(part, job.parent.manifest.components[job.draft.plans[name].parent], parity[name])
+            name: _component_report(
+                part, job.draft.plans[name], job.parent.manifest.components[job.draft.plans[name].parent], parity[name]
+            )
             for name, part in variant.components.items()
         },
-        calibration=CalibrationFacts(**_facts(job.calibration)) if fitted and job.calibration else None,
+        calibration=_calibration_facts(job, job.calibration, evaluation) if fitted and job.calibration else None,
         evaluation=EvaluationFacts(**_facts(evaluation)) if evaluation else None,
         **{part.name: getattr(found, part.name) for part in fields(found)},
         profiles=job.draft.profiles,
         sensitivity=job.draft.search.table if job.draft.search else (),
         gates=variant.gates,
+        unmeasured=variant.unmeasured,
         not_measured=(*missing, "speed: measure it with pocketvlm bench on the machine that will serve"),
         machine=this_machine(("onnxruntime", "numpy")),
         seconds=round(seconds, 2),
     )
 
 
+def _calibration_facts(job: Job, calibration: Evaluation, evaluation: Evaluation | None) -> CalibrationFacts:
+    unseen = unseen_share(job.parent, calibration, evaluation) if evaluation else None
+    return CalibrationFacts(**_facts(calibration), unseen_share=unseen)
+
+
 def _facts(samples: Evaluation) -> dict[str, Any]:
     return {"source": samples.source, "num_samples": samples.num_samples}
 
 
-def _component_report(component: Component, parent: Component, parity: Parity) -> ComponentReport:
+def _component_report(component: Component, plan: ComponentPlan, parent: Component, parity: Parity) -> ComponentReport:
     return ComponentReport(
         scheme=component.scheme,
         choices=tuple(component.detail.splitlines()),
+        decisions=plan.decisions,
         fp32_bytes=parent.weight_bytes,
         weight_bytes=component.weight_bytes,
         canary_cosine=parity.cosine,

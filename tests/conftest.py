@@ -92,6 +92,12 @@ def checkpoints() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def gguf_files() -> ModuleType:
+    """The functions of tests/gguf_files.py."""
+    return beside("gguf_files")
+
+
+@pytest.fixture(scope="session")
 def small_graphs() -> ModuleType:
     """The functions of tests/small_graphs.py."""
     return beside("small_graphs")

@@ -13,7 +13,8 @@ from graphs.store import open_graph
 from quant.calibration.feeds import FeedSource
 from quant.planning.bit_search import Found, search_bits
 from quant.planning.cliffs import refuse_target
-from quant.planning.layer_times import LayerTimes, Timed, builtin_times, cache_folder, tuned_times
+from quant.planning.layer_runs import Timed, TimeLayers, time_layers
+from quant.planning.layer_times import LayerTimes, builtin_times, cache_folder, tuned_times
 from quant.planning.planner import Planner, Sites
 from quant.planning.profiles import (
     Mix,
@@ -86,8 +87,17 @@ class Draft:
         return name if self.profile == own else f"{name}-{self.profile}"
 
 
-def make_draft(bundle: Bundle, weights: str, options: Options, say: Say) -> Draft:
+def make_draft(
+    bundle: Bundle, weights: str, options: Options, say: Say, time_layers: TimeLayers = time_layers
+) -> Draft:
     """Return the plan for an fp32 bundle.
+
+    Args:
+        bundle: The parent.
+        weights: The `--weights` option.
+        options: Beside it.
+        say: Told of each step.
+        time_layers: What measures layers, where `options` ask for it.
 
     Raises:
         QuantizationError: Weights, profile, block or target that are unknown, do not fit, or are a known cliff.
@@ -105,11 +115,21 @@ def make_draft(bundle: Bundle, weights: str, options: Options, say: Say) -> Draf
     plan_bundle(planner, sites, profile)  # refuses what cannot be done before time is spent on measuring
     if options.target != "cpu":
         return Draft(asked, profile, plan_bundle(planner, sites, profile), ())
-    times = _times(planner, sites, options, say)
+    times = _times(planner, sites, options, say, time_layers)
     planner = planner.with_times(times)
     profiles = compare_profiles(planner, sites, profile, options.mix, times) if profile else ()
     tokens = options.mix.prompt_tokens(manifest) + options.mix.answer_tokens
-    return Draft(asked, profile, plan_bundle(planner, sites, profile), profiles, times.source, tokens)
+    draft = Draft(asked, profile, plan_bundle(planner, sites, profile), profiles, times.source, tokens)
+    _tell_doubts(draft, say)
+    return draft
+
+
+def _tell_doubts(draft: Draft, say: Say) -> None:
+    """Say where noise kept the planner from telling forms apart."""
+    for name, plan in draft.plans.items():
+        for decision in plan.decisions:
+            if decision.doubt:
+                say(f"{name}, {decision.num_layers} x {decision.kind}: {decision.doubt}")
 
 
 def fit_bits(draft: Draft, source: FeedSource, options: Options, say: Say) -> Draft:
@@ -156,13 +176,13 @@ def _profile_of(asked: Asked, manifest: Manifest, options: Options) -> ProfileNa
     return None
 
 
-def _times(planner: Planner, sites: Sites, options: Options, say: Say) -> LayerTimes:
+def _times(planner: Planner, sites: Sites, options: Options, say: Say, time_layers: TimeLayers) -> LayerTimes:
     if not options.tune:
         return builtin_times()
     wanted: list[Timed] = []
     for component, of_graph in sites.items():
         wanted += planner.wanted(component, of_graph, _recipes_to_time(planner, component))
-    return tuned_times(wanted, cache_folder(), say)
+    return tuned_times(wanted, cache_folder(), say, time_layers)
 
 
 def _recipes_to_time(planner: Planner, component: ComponentName) -> list[str]:

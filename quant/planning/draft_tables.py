@@ -16,6 +16,8 @@ from quant.planning.recipes import RECIPES
 def tables(draft: Draft) -> Iterator[RenderableType]:
     """Yield what to print: the choices with their reasons, the decoder's profiles, and warnings."""
     yield _choices(draft)
+    if any(plan.decisions for plan in draft.plans.values()):
+        yield _decisions(draft)
     if draft.profiles:
         yield _profiles(draft.profiles)
         yield _cache(draft)
@@ -32,6 +34,25 @@ def _choices(draft: Draft) -> Table:
     for name, plan in draft.plans.items():
         for at, (label, reason, number) in enumerate(plan.groups()):
             table.add_row(name if at == 0 else "", str(number), label, reason)
+    return table
+
+
+def _decisions(draft: Draft) -> Table:
+    table = Table(
+        *("component", "layers", "form", "at best", "usually"),
+        title="What was weighed: all layers of a row in the form, or in their default where they cannot hold it",
+        caption="per pass; sizes one by one are in report.json",
+    )
+    for name, plan in draft.plans.items():
+        for decision in plan.decisions:
+            for at, form in enumerate(decision.forms):
+                table.add_row(
+                    name if at == 0 else "",
+                    f"{decision.num_layers} x {decision.kind}" if at == 0 else "",
+                    f"[bold]{form.form}, chosen[/bold]" if form.form == decision.chosen else form.form,
+                    f"{form.least_ms:.2f} ms",
+                    f"{form.usual_ms:.2f} ms",
+                )
     return table
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import onnx_ir as ir
 
 from bundle.form import Form
 from bundle.manifest import Component, ComponentName, Phase, Scheme
+from bundle.report import FormDecision
 from quant.calibration.statistics import InputStatistics
 
 FLOAT32 = "fp32"
@@ -114,6 +115,7 @@ class ComponentPlan:
         scaling: A name of `quant.scaling.table.SCALINGS`; None where activations are left as they are.
         source: The parent's graph that is rewritten, where that has another name.
         phase: When the graph runs, where another one has its role.
+        decisions: Why layers have one of several forms; plans of the same layers are equal whatever the times were.
     """
 
     component: ComponentName
@@ -123,6 +125,7 @@ class ComponentPlan:
     scaling: str | None = None
     source: ComponentName | None = None
     phase: Phase = "any"
+    decisions: tuple[FormDecision, ...] = field(default=(), compare=False)
 
     @property
     def parent(self) -> ComponentName:

@@ -4,10 +4,10 @@ The operator follows the rows M that meet a weight. Many rows (images, texts, pr
 a third of float32 ones. One row per step (decoding) wants the fewest bytes, which is MatMulNBits; its cost per weight
 falls with the block, because each block of activations is rounded and summed by itself.
 
-A recipe names the candidates of a layer, its default first. The quickest in `LayerTimes` at the layer's rows is taken,
-but one that does not save 10 % of the default's time is not worth a coarser block: so a plan is never slower than its
-default, and noise seldom changes it. Where nothing was measured (`--no-tune`), the times are those of
-`quant.planning.layer_times.BUILTIN`.
+A recipe names the candidates of a layer, its default first. `quant.planning.selection` decides by `LayerTimes` at the
+layers' rows, for all layers of a kind in a graph at once: the defaults are kept unless another form saves much. So a
+plan is never slower than its default, and noise does not change it. Where nothing was measured (`--no-tune`), the times
+are those of `quant.planning.layer_times.BUILTIN`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ from bundle.errors import QuantizationError
 from bundle.form import Form
 from bundle.manifest import ComponentName, Manifest, Scheme, Target
 from quant.planning.cliffs import refuse_cliffs
-from quant.planning.layer_times import LayerTimes, Timed
+from quant.planning.layer_runs import Timed
+from quant.planning.layer_times import LayerTimes
 from quant.planning.plan import KEPT, Choice, ComponentPlan, LayerPlan
 from quant.planning.recipes import RECIPES, Asked, Recipe
-from quant.planning.survey import Site
+from quant.planning.selection import Candidates, Decision, decide
+from quant.planning.survey import Kind, Site
 
 Sites = Mapping[ComponentName, Sequence[Site]]
-
-WORTH_CHANGING = 0.9
-"""An alternative to the default may take at most this share of its time."""
 
 _W8A8 = Choice("w8a8", Form(8))
 _TABLE_BLOCKS = (128, 64, 32, 16)
@@ -113,10 +112,12 @@ class Planner:
         Raises:
             QuantizationError: A form that the dialect, the target or the layer cannot hold, or that is a known cliff.
         """
-        layers = tuple(self._plan_site(site, recipe, 1 if for_steps else self.prompt_rows) for site in sites)
+        decoder_rows = 1 if for_steps else self.prompt_rows
+        decisions = self._decisions(sites, recipe, decoder_rows)
+        layers = tuple(self._plan_site(site, recipe, decoder_rows, decisions.get(site.kind)) for site in sites)
         plan = ComponentPlan(component, recipe, _scheme(layers, RECIPES[recipe]), layers, RECIPES[recipe].scaling)
         refuse_cliffs(plan, self.manifest.dialect, self.target)
-        return plan
+        return replace(plan, decisions=tuple(decision.told(kind) for kind, decision in decisions.items()))
 
     def candidates(self, site: Site, recipe: Recipe, rows: float) -> list[Choice]:
         """Return what a linear layer may become, the default first.
@@ -162,7 +163,24 @@ class Planner:
             return (1, min(max(self.prompt_rows, 2), _MOST_TIMED_ROWS))
         return (min(site.rows, _MOST_TIMED_ROWS),)
 
-    def _plan_site(self, site: Site, recipe: str, decoder_rows: float) -> LayerPlan:
+    def _decisions(self, sites: Sequence[Site], recipe: str, decoder_rows: float) -> dict[Kind, Decision]:
+        """Return what layers become by the times, by kind; nothing where there are no times or no alternatives."""
+        if self.times is None:
+            return {}
+        by_kind: dict[Kind, list[Candidates]] = {}
+        for site in sites:
+            if not site.is_table and site.kind not in _NOT_TIMED:
+                by_kind.setdefault(site.kind, []).append(self._choices(site, recipe, decoder_rows))
+        with_others = {kind for kind, layers in by_kind.items() if any(len(layer.choices) > 1 for layer in layers)}
+        return {kind: decide(layers, self.times) for kind, layers in by_kind.items() if kind in with_others}
+
+    def _choices(self, site: Site, recipe: str, decoder_rows: float) -> Candidates:
+        """Return what a linear layer may become at the rows that it will meet."""
+        name = RECIPES[recipe].head if site.kind == "head" else recipe
+        rows = 1.0 if site.kind == "head" else decoder_rows if site.rows is None else site.rows
+        return Candidates(site.num_inputs, site.num_outputs, rows, tuple(self.candidates(site, RECIPES[name], rows)))
+
+    def _plan_site(self, site: Site, recipe: str, decoder_rows: float, decision: Decision | None) -> LayerPlan:
         if site.kind == "constant table":
             return _layer(site, KEPT, _CONSTANT)
         if site.kind == "router":
@@ -172,21 +190,12 @@ class Planner:
         if site.is_table:
             return self._plan_table(site, RECIPES[recipe].table)
         name = RECIPES[recipe].head if site.kind == "head" else recipe
-        rows = 1.0 if site.kind == "head" else decoder_rows if site.rows is None else site.rows
-        default, *others = self.candidates(site, RECIPES[name], rows)
-        reason = self._reason(site, RECIPES[name], default, rows)
-        if self.times is None or not others:
-            return _layer(site, default, reason)
-        took_ms = {each: self.times.ms(site.num_inputs, site.num_outputs, each, rows) for each in (default, *others)}
-        quickest = min(took_ms, key=took_ms.__getitem__)
-        if took_ms[quickest] > WORTH_CHANGING * took_ms[default]:
-            return _layer(site, default, reason)
-        share = took_ms[quickest] / took_ms[default]
-        return _layer(
-            site,
-            quickest,
-            f"{self._reason(site, RECIPES[name], quickest, rows)}; {share:.0%} of the time of {default.label}",
-        )
+        layer = self._choices(site, recipe, decoder_rows)
+        choice = layer.taking(decision.chosen.choice if decision else None)
+        reason = self._reason(site, RECIPES[name], choice, layer.rows)
+        if decision is None or choice == layer.taking(None):
+            return _layer(site, choice, reason)
+        return _layer(site, choice, f"{reason}; {decision.gain}")
 
     def _plan_table(self, site: Site, recipe: str) -> LayerPlan:
         if recipe == "fp32":

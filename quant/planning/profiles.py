@@ -4,7 +4,8 @@ latency  W8A8 for prompts and steps: the first token soonest.
 memory   few bits for both: the fewest bytes, and steps that read the least.
 dual     W8A8 for prompts beside few bits for steps, over one cache: both, for the bytes of both.
 
-Times are sums over linear layers in `LayerTimes`. Attention, norms and sampling come on top; they are the same for all.
+Times are sums over linear layers in `LayerTimes`, on one thread. Attention, norms and sampling come on top; they are
+the same for all.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Mix:
     def note(self, manifest: Manifest) -> str:
         """Return it in words."""
         rows = self.prompt_tokens(manifest)
-        return f"{self.images} x image of one tile, {self.text_tokens} text tokens: {rows} rows"
+        return f"{self.images} x image of one tile, {self.text_tokens} text tokens: {rows} rows, one thread"
 
 
 def read_profile(profile: str | None, decoder_recipe: str) -> ProfileName | None:

@@ -164,6 +164,11 @@ class Asked:
         """Return it in the letters of a model id: "int4", "int4-vision_encoder-fp32"."""
         return "-".join([self.default, *(f"{part}-{name}" for part, name in self.by_component.items())])
 
+    def without(self, component: ComponentName) -> str:
+        """Return the `--weights` that asks the same, but for one component that shall be int8."""
+        others = {**self.by_component, component: "int8"}
+        return ",".join([self.default, *(f"{part}={name}" for part, name in others.items())])
+
     def recipe_of(self, component: ComponentName) -> str:
         """Return the recipe's name of one component."""
         if component in self.by_component:

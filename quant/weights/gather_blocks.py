@@ -26,7 +26,7 @@ from bundle.errors import QuantizationError
 from bundle.form import Form
 from graphs.layers import Float32, Table, find_tables
 from graphs.store import CONTRIB, add_initializer, make_node, replace_node
-from quant.rounding.block_codes import pack
+from quant.rounding.block_codes import BlockCodes, pack
 from quant.rounding.table import load_rounding
 from quant.weights.w8a8 import quantize_rows
 from quant.weights.weight_pass import WeightPass
@@ -89,22 +89,25 @@ class GatherBlocks(_TablePass):
         block_size = form.block_size or 0
         name = f"{table.name}.int{form.bits}"
         if name not in graph.initializers:
-            _store_blocks(graph, table, form, name, block_size)
+            self._store(graph, table, form, name)
         inputs = [graph.initializers[name], table.ids, graph.initializers[f"{table.name}.scale"]]
         attributes = {"bits": form.bits, "block_size": block_size, "gather_axis": 0, "quantize_axis": 1}
         node = make_node("GatherBlockQuantized", inputs, f"{table.node.outputs[0].name}.rows", attributes, CONTRIB)
         replace_node(graph, table.node, [node])
         graph.opset_imports[CONTRIB] = 1
 
+    def codes(self, table: Table, form: Form) -> BlockCodes:
+        """Return a table in codes: rounded, unless who has them says otherwise."""
+        return load_rounding(form.rounding)(table.rows(), form.bits, form.block_size or 0)
 
-def _store_blocks(graph: ir.Graph, table: Table, form: Form, name: str, block_size: int) -> None:
-    if table.width % (8 // form.bits):
-        raise QuantizationError(
-            f"{table.name}: rows of {table.width} do not fill whole bytes with {form.bits}-bit codes"
-        )
-    blocks = load_rounding(form.rounding)(table.rows(), form.bits, block_size)
-    add_initializer(graph, name, pack(blocks.codes[:, : table.width], form.bits))
-    add_initializer(graph, f"{table.name}.scale", blocks.scales)
+    def _store(self, graph: ir.Graph, table: Table, form: Form, name: str) -> None:
+        if table.width % (8 // form.bits):
+            raise QuantizationError(
+                f"{table.name}: rows of {table.width} do not fill whole bytes with {form.bits}-bit codes"
+            )
+        blocks = self.codes(table, form)
+        add_initializer(graph, name, pack(blocks.codes[:, : table.width], form.bits))
+        add_initializer(graph, f"{table.name}.scale", blocks.scales)
 
 
 class GatherRows(_TablePass):

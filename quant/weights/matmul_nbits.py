@@ -156,10 +156,14 @@ class MatMulNBits(WeightPass):
             if form is not None:
                 if linear.name not in stored:
                     block_size = refuse_cliffs(linear.name, form, self._accuracy_level)
-                    planes = round_layer(linear, form, block_size, self._inputs).planes
+                    planes = self.codes(linear, form, block_size).planes
                     stored[linear.name] = [_stored(graph, linear.name, *each) for each in enumerate(planes)]
                 self._replace(graph, linear, stored[linear.name], sums)
                 graph.opset_imports[CONTRIB] = 1
+
+    def codes(self, linear: Linear, form: Form, block_size: int) -> BlockCodes:
+        """Return a layer's weights in codes: rounded, unless who has them says otherwise."""
+        return round_layer(linear, form, block_size, self._inputs)
 
     def _replace(self, graph: ir.Graph, linear: Linear, planes: Sequence[_StoredPlane], sums: _BlockSums) -> None:
         """Put the sum of the planes' products, and of what offsets add, in the place of a layer's node."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -14,11 +15,13 @@ import numpy.typing as npt
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
+from bundle.directory import sha256_of
 from bundle.errors import CheckpointError
 from export.checkpoint import Checkpoint
 from export.config import read_decoder
 from export.gguf_decoder import open_gguf, read_field, read_gguf
 from reference.real.tokens import CHAT_TEMPLATE, IMAGE, IMAGE_TOKENS, read_tokenizer
+from reference.real.wheel import GGUF_SHA256
 
 REFERENCE_TOWER = Path(__file__).resolve().parents[1] / "checkpoints" / "vlm"
 _ROWS = 49_280
@@ -59,13 +62,21 @@ def build_checkpoint(decoder: Path, folder: Path, vision: Path | None = None) ->
         aside = Path(scratch) / folder.name
         aside.mkdir()
         save_file(weights, aside / "model.safetensors", {"format": "pt"})
-        _write_json(aside / "config.json", _config(source, text, tokenizer.token_to_id(IMAGE)))
+        _write_json(aside / "config.json", _config(source, text, tokenizer.get_vocab()[IMAGE]))
         _write_json(aside / "generation_config.json", {**_token_ids(text), "max_new_tokens": 256})
         shutil.copyfile(source.folder / "processor_config.json", aside / "processor_config.json")
         _write_tokenizer(aside, tokenizer, text["max_position_embeddings"])
         if folder.exists():
             folder.rename(Path(scratch) / "old")
         aside.rename(folder)
+
+
+def checkpoint_key(vision: Path | None = None) -> str:
+    """Return a hex digest of all that `build_checkpoint` makes a checkpoint of: another one, another checkpoint."""
+    source = vision or REFERENCE_TOWER
+    files = [source / name for name in ("config.json", "processor_config.json", "model.safetensors")]
+    parts = [GGUF_SHA256, *map(sha256_of, files), CHAT_TEMPLATE, *IMAGE_TOKENS, str(_ROWS), str(vision is not None)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _text_config(reader: gguf.GGUFReader) -> dict[str, Any]:
@@ -100,7 +111,8 @@ def _text_config(reader: gguf.GGUFReader) -> dict[str, Any]:
 
 
 def _decoder_weights(file: Path, text: dict[str, Any]) -> Weights:
-    weights = {name: tensor.read() for name, tensor in read_gguf(file, read_decoder(text), _PREFIX).items()}
+    own = read_decoder({**text, "vocab_size": len(read_field(open_gguf(file), "tokenizer.ggml.tokens"))})
+    weights = {name: tensor.read() for name, tensor in read_gguf(file, own, _PREFIX).items()}
     table = weights[_TABLE]
     missing = text["vocab_size"] - len(table)
     if missing < len(IMAGE_TOKENS):

@@ -18,6 +18,7 @@ from bundle.errors import MachineError
 from bundle.machine import cache_folder
 from export.checkpoint import Checkpoint
 from export.exporter import export_checkpoint
+from export.kept_bundle import export_kept
 from reference.real import wheel
 from reference.real.checkpoint import build_checkpoint
 
@@ -87,3 +88,10 @@ def gguf_bundle(bare_checkpoint: Path, gguf_file: Path, scratch: Path) -> Path:
     """Exported through the file's weights."""
     export_checkpoint(bare_checkpoint, scratch / "gguf-bundle", decoder_gguf=gguf_file)
     return scratch / "gguf-bundle"
+
+
+@pytest.fixture(scope="session")
+def kept_bundle(bare_checkpoint: Path, gguf_file: Path, scratch: Path) -> Path:
+    """Of the file's own blocks; not measured."""
+    export_kept(bare_checkpoint, scratch / "kept-bundle", gguf_file)
+    return scratch / "kept-bundle"

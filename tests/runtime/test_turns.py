@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from runtime import turns
-from runtime.turns import MIN_ROUNDS, Quartiles, Turns, milliseconds_of
+from runtime.turns import MIN_ROUNDS, Quartiles, Turns, milliseconds_of, thread_milliseconds_of
 
 
 def test_works_take_turns_and_warm_up_rounds_do_not_count() -> None:
@@ -90,3 +91,14 @@ def test_ratios_are_taken_within_each_round() -> None:
 
 def test_a_call_is_timed_in_milliseconds(clock: Clock) -> None:
     assert milliseconds_of(clock.work) == pytest.approx(20)
+
+
+def test_what_a_thread_waits_for_is_none_of_its_own_time() -> None:
+    assert thread_milliseconds_of(lambda: time.sleep(0.05)) < 25
+
+    def count() -> None:
+        end_s = time.thread_time() + 0.02
+        while time.thread_time() < end_s:
+            pass
+
+    assert thread_milliseconds_of(count) >= 20

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from quant.calibration.feeds import FeedSource
 from quant.planning import draft as drafts
 from quant.planning.draft import Options, experimental, fit_bits, make_draft
 from quant.planning.draft_tables import tables
+from quant.planning.layer_runs import Timed
 from quant.quality.evaluation import Evaluation
 
 
@@ -73,6 +75,30 @@ def test_what_is_printed_names_choices_reasons_profiles_and_the_cache(smolvlm_bu
     assert "KiB" in text
     assert "ternary is experimental" in text
     assert experimental(drafted(smolvlm_bundle, "int4")) == []
+
+
+def test_what_was_weighed_is_printed_with_its_times(smolvlm_bundle: Path) -> None:
+    text = printed(drafted(smolvlm_bundle, "int4"))
+    assert "matmul_nbits 4-bit b64, chosen" in text
+    assert "at best" in text
+    assert "usually" in text
+
+
+def test_a_machine_that_is_too_noisy_to_tell_forms_apart_keeps_the_default_and_says_so(
+    smolvlm_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    lines: list[str] = []
+
+    def time_layers(wanted: Sequence[Timed]) -> dict[str, list[list[float]]]:
+        """Blocks of 128 were quick once; everything else takes a millisecond, whenever it is run."""
+        return {timed.key: [[0.1 if "4-bit b128" in timed.key else 1.0], [1.0], [1.0]] for timed in wanted}
+
+    draft = make_draft(open_bundle(smolvlm_bundle), "int4", Options(tune=True), lines.append, time_layers)
+    assert {layer.choice.label for layer in draft.plans["decoder"].layers} == {"matmul_nbits 4-bit b64"}
+    told = [line for line in lines if "too noisy to tell" in line]
+    assert [line.partition(":")[0] for line in told] == ["decoder, 21 x linear", "decoder, 1 x head"]
+    assert all("so matmul_nbits 4-bit b64 is kept" in line for line in told)
 
 
 def test_limits_exclude_each_other_and_want_a_decoder(smolvlm_bundle: Path, clip_bundle: Path) -> None:

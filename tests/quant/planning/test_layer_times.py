@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -8,18 +9,9 @@ import pytest
 from bundle.errors import QuantizationError
 from bundle.form import Form
 from quant.planning import layer_times
-from quant.planning.layer_times import (
-    BUILTIN,
-    BUILTIN_SHAPE,
-    FORMS,
-    LayerTimes,
-    Timed,
-    builtin_times,
-    measure,
-    tuned_times,
-)
+from quant.planning.layer_runs import Openings, Timed
+from quant.planning.layer_times import BUILTIN, BUILTIN_SHAPE, FORMS, LayerTimes, builtin_times, tuned_times
 from quant.planning.plan import KEPT, Choice
-from runtime import turns
 
 W8A8 = Choice("w8a8", Form(8))
 INT4 = Choice("matmul_nbits", Form(4, 32))
@@ -53,61 +45,78 @@ def test_roundings_that_end_in_the_same_operator_share_a_time() -> None:
     assert times.ms(64, 48, Choice("matmul_nbits", Form(4, 32, "gptq")), 1) == 1.5
 
 
-class EvenClock:
-    """A clock by which whatever is timed takes a millisecond."""
-
-    def __init__(self) -> None:
-        self._now_s = 0.0
-
-    def perf_counter(self) -> float:
-        self._now_s += 1e-3
-        return self._now_s
+def test_what_is_usual_is_what_was_seen_where_times_are_exact() -> None:
+    exact, measured = (LayerTimes({"64x48 fp32 M=1": 2.0}, "", usual) for usual in (None, {"64x48 fp32 M=1": 2.5}))
+    assert exact.usual.ms(64, 48, KEPT, 1) == 2.0
+    assert (measured.ms(64, 48, KEPT, 1), measured.usual.ms(64, 48, KEPT, 1)) == (2.0, 2.5)
 
 
-def test_a_large_layer_is_timed_by_a_part_and_counted_whole(monkeypatch) -> None:
-    monkeypatch.setattr(turns, "time", EvenClock())
-    # 4 Mi weights are run at most: half of the second layer's, and each run takes as long as any other.
-    whole, halved = Timed(512, 512, KEPT, 1), Timed(512, 1 << 14, KEPT, 1)
-    found = measure([whole, halved], threads=1, turns=3)
-    assert found[halved.key] == pytest.approx(2 * found[whole.key])
+class Stopwatch:
+    """Tells what it was given, and which layers it was asked for."""
+
+    def __init__(self, *openings: list[float]) -> None:
+        self.openings = openings
+        self.asked: list[set[str]] = []
+
+    def __call__(self, wanted: Sequence[Timed]) -> dict[str, Openings]:
+        self.asked.append({timed.key for timed in wanted})
+        return {timed.key: self.openings for timed in wanted}
 
 
-def test_a_measurement_is_made_once_and_read_afterwards(tmp_path: Path) -> None:
+def test_the_least_of_all_runs_and_of_a_middling_opening_are_kept(tmp_path: Path) -> None:
+    stopwatch = Stopwatch([9.0, 3.0], [5.0, 6.0], [2.0, 80.0])
+    for _ in range(2):
+        times = tuned_times([Timed(32, 16, KEPT, 1)], tmp_path, lambda line: None, stopwatch)
+        assert (times.ms(32, 16, KEPT, 1), times.usual.ms(32, 16, KEPT, 1)) == (2.0, 3.0)
+    assert len(stopwatch.asked) == 1
+
+
+def test_a_measurement_is_made_once_and_where_one_lacks_all_that_are_compared_are_made_in_turns(tmp_path: Path) -> None:
     lines: list[str] = []
+    stopwatch = Stopwatch([1.0])
     wanted = [Timed(32, 16, choice, rows) for choice in (KEPT, W8A8, INT4) for rows in (1, 4)]
-    first = tuned_times(wanted, tmp_path, lines.append, threads=1)
-    again = tuned_times(wanted, tmp_path, lines.append, threads=1)
+    for _ in range(2):
+        tuned_times(wanted, tmp_path, lines.append, stopwatch)
     assert len(lines) == 1
     assert lines[0].startswith("timing 6 layer forms")
-    assert all(first.ms(32, 16, each.choice, each.rows) == again.ms(32, 16, each.choice, each.rows) for each in wanted)
-    tuned_times([*wanted, Timed(64, 16, KEPT, 1)], tmp_path, lines.append, threads=1)
-    assert lines[1].startswith("timing 1 layer forms")
+    more = [*wanted, Timed(64, 16, KEPT, 1)]
+    tuned_times(more, tmp_path, lines.append, stopwatch)
+    assert lines[1].startswith("timing 7 layer forms")
+    assert stopwatch.asked == [{timed.key for timed in each} for each in (wanted, more)]
 
 
 @pytest.mark.parametrize(
-    "damage", ["", "{", "[1, 2]", '{"x": 1}', '{"32x16 fp32 M=1": "quick"}', '{"32x16 fp32 M=1": -1}']
+    "damage",
+    [
+        *("", "{", "[1, 2]", '{"x": 1}'),
+        '{"x": {"least_ms": 1, "usual_ms": 1}}',
+        '{"32x16 fp32 M=1": 1.0}',
+        '{"32x16 fp32 M=1": {"least_ms": "quick", "usual_ms": 1}}',
+        '{"32x16 fp32 M=1": {"least_ms": -1, "usual_ms": 1}}',
+        '{"32x16 fp32 M=1": {"least_ms": 2, "usual_ms": 1}}',
+        '{"32x16 fp32 M=1": {"least_ms": 1}}',
+    ],
 )
 def test_a_damaged_record_is_measured_again(tmp_path: Path, damage: str) -> None:
     wanted = [Timed(32, 16, KEPT, 1)]
-    tuned_times(wanted, tmp_path, lambda line: None, threads=1)
+    tuned_times(wanted, tmp_path, lambda line: None)
     (record,) = tmp_path.iterdir()
     record.write_text(damage, encoding="utf-8")
-    assert tuned_times(wanted, tmp_path, lambda line: None, threads=1).ms(32, 16, KEPT, 1) > 0
+    assert tuned_times(wanted, tmp_path, lambda line: None).ms(32, 16, KEPT, 1) > 0
     assert json.loads(record.read_text(encoding="utf-8")).keys() == {"32x16 fp32 M=1"}
 
 
 def test_a_folder_that_cannot_be_written_costs_no_more_than_the_record(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("in the way", encoding="utf-8")
-    assert tuned_times([Timed(32, 16, KEPT, 1)], file, lambda line: None, threads=1).ms(32, 16, KEPT, 1) > 0
+    assert tuned_times([Timed(32, 16, KEPT, 1)], file, lambda line: None).ms(32, 16, KEPT, 1) > 0
 
 
-def test_other_threads_and_cores_have_a_record_of_their_own(tmp_path: Path, monkeypatch) -> None:
-    for threads in (1, 2):
-        tuned_times([Timed(32, 16, KEPT, 1)], tmp_path, lambda line: None, threads=threads)
-    monkeypatch.setattr(layer_times, "num_usable_cores", lambda: 77)
-    tuned_times([Timed(32, 16, KEPT, 1)], tmp_path, lambda line: None, threads=1)
-    assert len(list(tmp_path.iterdir())) == 3
+def test_other_cores_have_a_record_of_their_own(tmp_path: Path, monkeypatch) -> None:
+    for cores in (2, 2, 77):
+        monkeypatch.setattr(layer_times, "num_usable_cores", lambda cores=cores: cores)
+        tuned_times([Timed(32, 16, KEPT, 1)], tmp_path, lambda line: None, Stopwatch([1.0]))
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_the_command_prints_every_form_at_every_number_of_rows(capsys) -> None:
