@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 
 import pytest
@@ -13,6 +14,14 @@ from reference.real.tokens import CHAT_TEMPLATE
 from reference.seeds import TRAINING_SEEDS
 
 _LONG = 10_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fonts_and_photographs() -> None:
+    """Both come with packages of the [train] extra."""
+    for package in ("matplotlib", "skimage", "sklearn"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed; pip install 'pocketvlm[train]'")
 
 
 @pytest.fixture(scope="module")

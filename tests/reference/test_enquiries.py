@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import random
 
 import pytest
@@ -11,6 +12,14 @@ from reference import wordings
 from reference.enquiries import ASKERS, Asker, Enquiry, picture_for
 from reference.photographs import PHOTOGRAPHS, enquiry, opened, view
 from reference.pictures import HELD_OUT, TRAINING, Item, Picture
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fonts_and_photographs() -> None:
+    """Both come with packages of the [train] extra."""
+    for package in ("matplotlib", "skimage", "sklearn"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed; pip install 'pocketvlm[train]'")
 
 
 def _asked(kind: str, seed: int, *, is_held_out: bool = False) -> Enquiry | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 
 import numpy as np
@@ -9,6 +10,14 @@ import pytest
 from scipy import ndimage
 
 from reference.pictures import COLOURS, HELD_OUT, TRAINING, Picture, letter_middles, render, sample
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fonts_and_photographs() -> None:
+    """Both come with packages of the [train] extra."""
+    for package in ("matplotlib", "skimage", "sklearn"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed; pip install 'pocketvlm[train]'")
 
 
 def _plain(num_shapes: int, seed: int) -> Picture:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import pathlib
 
@@ -16,6 +17,14 @@ from reference.real import held_out as scored
 WIDTH = 32
 VOCABULARY = 320
 IMAGE_ID = 300
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fonts_and_photographs() -> None:
+    """Both come with packages of the [train] extra."""
+    for package in ("matplotlib", "skimage", "sklearn"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed; pip install 'pocketvlm[train]'")
 
 
 @pytest.fixture(scope="module", autouse=True)
