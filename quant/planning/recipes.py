@@ -71,8 +71,8 @@ def _four_bits(
         scaling=scaling,
         calibration=calibration,
         fits=_EVERY if is_plain else _LINEAR,
-        head="int4",
-        table="int4",
+        head="int4" if refines else "int4-rtn",
+        table="int4" if refines else "int4-rtn",
         refines=refines,
     )
 
@@ -86,8 +86,8 @@ def _two_bits(scheme: Scheme, summary: str, rounding: str, calibration: Calibrat
         blocks=(128, 64, 32),
         rounding=rounding,
         calibration=calibration,
-        head="int4",
-        table="int4",
+        head="int4-rtn",
+        table="int4-rtn",
         is_experimental=True,
     )
 
