@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -114,11 +113,11 @@ def quantize_bundle(
         _require_calibration(draft, options, calibration)
         if evaluation is not None:
             _require_measurable(evaluation, parent, draft, options, limits)
-        with _to_be_rounded(parent, draft, calibration, aside) as source:
+        if calibration is not None:
+            draft = refine(draft, FeedSource(parent, calibration), say)
+        with rotated_parent(parent, draft, aside) as source:
             if calibration is not None:
-                samples = FeedSource(source, calibration)
-                draft = refine(draft, samples, source is not parent, say)
-                draft = fit_bits(draft, samples, options, say)
+                draft = fit_bits(draft, FeedSource(source, calibration), options, say)
             if show:
                 show(draft)
             job = Job(source, aside, draft, calibration, say)
@@ -139,13 +138,6 @@ def quantize_bundle(
             report.model_copy(update={"not_measured": (*report.not_measured, *filter(None, [note, foreign]))}), aside
         )
         return seal(aside, judged, unchanged=variant.manifest.files).manifest
-
-
-def _to_be_rounded(
-    parent: Bundle, draft: Draft, calibration: Evaluation | None, aside: Path
-) -> AbstractContextManager[Bundle]:
-    """Lend the bundle whose weights are rounded: the parent, or a copy of it that is easier to round."""
-    return nullcontext(parent) if calibration is None else rotated_parent(parent, draft, aside)
 
 
 def _measured_on(target: Target) -> RuntimeSettings:

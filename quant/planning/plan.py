@@ -17,6 +17,7 @@ FLOAT32 = "fp32"
 """The method of a layer that keeps its weights."""
 
 _WITH_ZERO_POINTS = ("hqq", "gptq-zeros")
+_ROTATED = "the residual stream is rotated: behind its norms no channel is louder than others"
 _SCALE_BYTES = 4  # scales are float32
 _HALF_BYTES, _INDEX_BYTES = 2, 8  # of an input in float: a weight for each output, and its number
 _STEP_BYTES = 5  # the step of int8 activations, float32, and its zero point
@@ -124,7 +125,7 @@ class ComponentPlan:
         source: The parent's graph that is rewritten, where that has another name.
         phase: When the graph runs, where another one has its role.
         decisions: Why layers have one of several forms; plans of the same layers are equal whatever the times were.
-        notes: What is done to the graph as a whole, a line each.
+        is_rotated: The residual stream is turned before weights are rounded.
     """
 
     component: ComponentName
@@ -135,7 +136,7 @@ class ComponentPlan:
     source: ComponentName | None = None
     phase: Phase = "any"
     decisions: tuple[FormDecision, ...] = field(default=(), compare=False)
-    notes: tuple[str, ...] = ()
+    is_rotated: bool = False
 
     @property
     def parent(self) -> ComponentName:
@@ -183,8 +184,9 @@ class ComponentPlan:
 
     @property
     def detail(self) -> str:
-        """Return one line per distinct choice: how many layers, what, why; then the notes."""
-        return "\n".join([*(f"{number} x {label}: {reason}" for label, reason, number in self.groups()), *self.notes])
+        """Return one line per distinct choice: how many layers, what, why; and one for a rotation."""
+        lines = [f"{number} x {label}: {reason}" for label, reason, number in self.groups()]
+        return "\n".join([*lines, *([_ROTATED] if self.is_rotated else [])])
 
 
 def apply_plan(model: ir.Model, plan: ComponentPlan, inputs: Mapping[str, InputStatistics] | None = None) -> None:

@@ -3,9 +3,9 @@
 Three things are done to the layers of recipes that ask for it (`Recipe.refines`); docs/decisions/0011 has what was
 measured:
 
-- under W8A8, whose input has one step for all channels, the residual stream is turned, so that norms hand on no loud
-  channel (`quant.scaling.rotation`). Blocks have steps of their own, and lose more by loud channels spread over all of
-  them than by loud channels;
+- under W8A8, whose input has one step for all channels, the residual stream is turned where norms hand on loud ones, so
+  that none is (`quant.scaling.rotation`). Blocks have steps of their own, and lose more by loud channels that are spread
+  over all of them;
 - an input that is loud then, as that of `down_proj` is, keeps its loudest channels in float;
 - codes are fed the errors of those before them.
 """
@@ -30,7 +30,7 @@ from quant.calibration.statistics import InputStatistics
 from quant.planning.draft import Draft
 from quant.planning.plan import ComponentPlan, LayerPlan
 from quant.planning.recipes import RECIPES
-from quant.scaling.rotation import rotate
+from quant.scaling.rotation import find_stream, rotate
 
 Say = Callable[[str], None]
 
@@ -44,26 +44,23 @@ _MOST_SHARE = 1 / 24  # of a layer's inputs: 64 of the 1,536 of SmolLM2-135M's d
 
 FED = {("w8a8", 8): "gptq", ("matmul_nbits", 8): "gptq", ("matmul_nbits", 4): "gptq-zeros", ("qdq_int4", 4): "gptq"}
 """What a plain rounding becomes, by method and bits."""
-_ROTATED = "the residual stream is rotated: no channel behind a norm is louder than others"
 
 
 @contextmanager
 def rotated_parent(parent: Bundle, draft: Draft, folder: Path) -> Iterator[Bundle]:
-    """Lend the parent, its decoder rotated where the draft's plans are refined and it has a stream to rotate.
+    """Lend the bundle whose weights are rounded: the parent, its decoder rotated where the draft says so.
 
     Args:
         parent: The fp32 bundle.
-        draft: Its plan. Only W8A8 is worth a rotation.
-        folder: Where a rotated copy may be written; it is empty again afterwards.
+        draft: Its refined plan.
+        folder: Where a rotated copy may be written; nothing is left of it afterwards.
     """
-    if not any(_refines(plan) and "w8a8" in plan.methods for plan in draft.plans.values()):
+    if not any(plan.is_rotated for plan in draft.plans.values()):
         yield parent
         return
     source = parent.manifest.components["decoder"]
     model = open_graph(parent.graph_path("decoder"))
-    if not rotate(model):
-        yield parent
-        return
+    rotate(model)
     copy = folder / "rotated"
     copy.mkdir()
     try:
@@ -92,27 +89,42 @@ class _OtherDecoder(Bundle):
         return self.elsewhere / file if file == self.manifest.components["decoder"].file else found
 
 
-def refine(draft: Draft, source: FeedSource, is_rotated: bool, say: Say) -> Draft:
+def refine(draft: Draft, source: FeedSource, say: Say) -> Draft:
     """Return a draft whose plans of the decoder use what calibration tells.
 
     Args:
         draft: As planned without calibration.
-        source: The bundle whose weights will be rounded, rotated if it could be, and calibration samples.
-        is_rotated: Whether its decoder is.
+        source: The fp32 bundle and calibration samples.
         say: Told what was found.
     """
-    refined = {name: plan for name, plan in draft.plans.items() if _refines(plan)}
+    refined = [name for name, plan in draft.plans.items() if _refines(plan)]
     if not refined:
         return draft
-    layers = {layer.name for plan in refined.values() for layer in plan.layers if _fed_form(layer) is not None}
+    layers = {layer.name for name in refined for layer in draft.plans[name].layers if _fed_form(layer) is not None}
     peaks = calibrate(source, {"decoder": sorted(layers)}, progress=say)["decoder"]
     loudness = {name: Loudness.of(inputs) for name, inputs in peaks.items()}
-    say(_told(loudness))
+    turned = _worth_rotating(draft, source.bundle, loudness)
+    loudness = {name: each for name, each in loudness.items() if name not in turned}
+    say(_told(loudness, len(turned)))
     plans = {
-        name: replace(_refined(plan, loudness), notes=(_ROTATED,) if is_rotated else ()) if name in refined else plan
+        name: _refined(plan, loudness, is_rotated=bool(turned)) if name in refined else plan
         for name, plan in draft.plans.items()
     }
     return replace(draft, plans=_with_head(plans))
+
+
+def _worth_rotating(draft: Draft, parent: Bundle, loudness: Mapping[str, Loudness]) -> frozenset[str]:
+    """Return the layers behind the norms of a stream that is to be rotated; none where that is not worth it.
+
+    It is worth it where one of them is in W8A8 and its input has a loud channel.
+    """
+    stream = find_stream(open_graph(parent.graph_path("decoder")).graph)
+    if stream is None:
+        return frozenset()
+    behind = frozenset(reader.name for _, readers in stream.norms for reader in readers)
+    in_w8a8 = {name for plan in draft.plans.values() if _refines(plan) for name in plan.forms_of("w8a8")}
+    loud = {name for name in behind & in_w8a8 if name in loudness and loudness[name].ratio >= LOUD}
+    return behind if loud else frozenset()
 
 
 @dataclass(frozen=True)
@@ -139,11 +151,14 @@ class Loudness:
         return cls(float(ratios.max()), min(most, wanted))
 
 
-def _told(loudness: Mapping[str, Loudness]) -> str:
-    """Return in words which inputs are loud."""
+def _told(loudness: Mapping[str, Loudness], num_turned: int) -> str:
+    """Return in words which inputs are loud, and what becomes of them."""
+    turned = f"decoder: rotated, for {num_turned} layers behind its norms; " if num_turned else "decoder: "
+    if not loudness:
+        return turned + "no other layer has inputs to look at"
     loudest = max(loudness, key=lambda name: loudness[name].ratio)
+    first = f"{turned}the loudest input channel is {loudness[loudest].ratio:.0f} times the median one ({loudest})"
     counts = [each.float_inputs for each in loudness.values() if each.float_inputs]
-    first = f"decoder: the loudest input channel is {loudness[loudest].ratio:.0f} times the median one ({loudest})"
     if not counts:
         return f"{first}; none is {LOUD:g} times, so no layer keeps inputs in float"
     span = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
@@ -163,16 +178,18 @@ def _fed_form(layer: LayerPlan) -> Form | None:
     return None if fed is None else replace(form, rounding=fed)
 
 
-def _refined(plan: ComponentPlan, loudness: Mapping[str, Loudness]) -> ComponentPlan:
-    return replace(plan, layers=tuple(_refined_layer(layer, loudness) for layer in plan.layers))
+def _refined(plan: ComponentPlan, loudness: Mapping[str, Loudness], *, is_rotated: bool) -> ComponentPlan:
+    layers = tuple(_refined_layer(layer, loudness) for layer in plan.layers)
+    return replace(plan, layers=layers, is_rotated=is_rotated)
 
 
 def _refined_layer(layer: LayerPlan, loudness: Mapping[str, Loudness]) -> LayerPlan:
+    """Return a layer whose codes are fed errors, its loudest inputs in float; none where a rotation spreads them."""
     form = _fed_form(layer)
-    if form is None or layer.name not in loudness:
+    if form is None:
         return layer
-    form = replace(form, float_inputs=loudness[layer.name].float_inputs)
-    return replace(layer, choice=replace(layer.choice, form=form))
+    count = loudness[layer.name].float_inputs if layer.name in loudness else 0
+    return replace(layer, choice=replace(layer.choice, form=replace(form, float_inputs=count)))
 
 
 def _with_head(plans: Mapping[ComponentName, ComponentPlan]) -> dict[ComponentName, ComponentPlan]:

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bundle.directory import open_bundle
+from bundle.directory import Bundle, open_bundle, read_manifest, seal
+from bundle.form import Form
+from graphs.store import open_graph, save_graph
 from quant.calibration.feeds import FeedSource
 from quant.calibration.statistics import InputStatistics
-from quant.planning.draft import Options, make_draft
+from quant.planning.draft import Draft, Options, make_draft
 from quant.planning.refinement import MOST_FLOAT_INPUTS, Loudness, refine, rotated_parent
 from quant.quality.evaluation import Evaluation
+from quant.scaling.folding import find_folds
 
 
 def loudness(peaks: list[float] | np.ndarray) -> Loudness:
@@ -39,22 +43,70 @@ def test_channels_that_never_spoke_make_no_input_loud() -> None:
     assert loudness(np.zeros(64)).float_inputs == 0
 
 
-def test_the_plan_says_which_layers_keep_inputs_in_float_and_whether_it_is_rotated(
-    smolvlm_bundle: Path, asked: type, tmp_path: Path
+@pytest.fixture
+def loud_bundle(smolvlm_bundle: Path, tmp_path: Path) -> Bundle:
+    """A bundle one of whose norms makes one channel loud."""
+    folder = Path(shutil.copytree(smolvlm_bundle, tmp_path / "loud"))
+    parent = read_manifest(folder)
+    model = open_graph(folder / "decoder.onnx")
+    (fold, *_) = find_folds(model.graph)
+    fold.apply(np.reciprocal(np.where(np.arange(fold.num_channels) == 7, 1000, 1).astype(np.float32)))
+    save_graph(model, tmp_path / "decoder.onnx")
+    for name in ("decoder.onnx", "decoder.onnx.data"):
+        (tmp_path / name).replace(folder / name)
+    return seal(folder, parent)
+
+
+def refined(parent: Bundle, weights: str, samples: Evaluation) -> tuple[Draft, Draft, list[str]]:
+    told: list[str] = []
+    draft = make_draft(parent, weights, Options(), lambda line: None)
+    return draft, refine(draft, FeedSource(parent, samples), told.append), told
+
+
+@pytest.fixture
+def samples(asked: type) -> Evaluation:
+    return Evaluation(questions=[asked(f"word {at}") for at in range(4)])
+
+
+def test_a_loud_stream_is_rotated_under_w8a8_and_its_readers_keep_nothing_in_float(
+    loud_bundle: Bundle, samples: Evaluation
 ) -> None:
-    parent = open_bundle(smolvlm_bundle)
-    samples = Evaluation(questions=[asked(f"word {at}") for at in range(4)])
-    for weights, is_rotated in (("int8", True), ("int4", False), ("int8-rtn", False)):
-        draft = make_draft(parent, weights, Options(), lambda line: None)
-        told: list[str] = []
-        with rotated_parent(parent, draft, tmp_path) as source:
-            assert (source is not parent) == is_rotated
-            found = refine(draft, FeedSource(source, samples), is_rotated, told.append)
-        assert not list(tmp_path.iterdir())
-        roundings = {layer.choice.form.rounding for layer in found.plans["decoder"].layers if layer.choice.form}
-        if weights == "int8-rtn":
-            assert found is draft
-            continue
-        assert roundings == {"gptq" if weights == "int8" else "gptq-zeros"}
-        assert ("rotated" in found.plans["decoder"].detail) == is_rotated
-        assert any("the loudest input channel is" in line for line in told)
+    _, found, told = refined(loud_bundle, "int8", samples)
+    plan = found.plans["decoder"]
+    assert plan.is_rotated
+    assert "rotated" in plan.detail
+    queries = [layer.choice.form for layer in plan.layers if layer.name.endswith("q_proj.weight")]
+    assert {(form.rounding, form.float_inputs) for form in queries if form} == {("gptq", 0)}
+    assert any(line.startswith("decoder: rotated, for 15 layers behind its norms") for line in told)
+
+
+def test_blocks_keep_loud_inputs_in_float_instead(loud_bundle: Bundle, samples: Evaluation) -> None:
+    _, found, told = refined(loud_bundle, "int4", samples)
+    plan = found.plans["decoder"]
+    assert not plan.is_rotated
+    first = next(layer.choice.form for layer in plan.layers if layer.name.endswith("layers.0.self_attn.q_proj.weight"))
+    assert first == Form(4, 32, "gptq-zeros", 8)
+    assert any("layers keep their loudest 8 inputs in float" in line for line in told)
+
+
+def test_a_stream_without_loud_channels_stays_as_it_is(smolvlm_bundle: Path, samples: Evaluation) -> None:
+    _, found, _ = refined(open_bundle(smolvlm_bundle), "int8", samples)
+    assert not found.plans["decoder"].is_rotated
+
+
+def test_other_recipes_are_left_alone(loud_bundle: Bundle, samples: Evaluation) -> None:
+    for weights in ("int8-rtn", "int4-hqq", "ternary"):
+        draft, found, _ = refined(loud_bundle, weights, samples)
+        assert found is draft
+
+
+def test_a_rotated_parent_is_lent_and_leaves_nothing(loud_bundle: Bundle, samples: Evaluation, tmp_path: Path) -> None:
+    draft, found, _ = refined(loud_bundle, "int8", samples)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    with rotated_parent(loud_bundle, found, scratch) as lent:
+        assert lent.graph_path("decoder").parent == scratch / "rotated"
+        assert lent.graph_path("vision_encoder") == loud_bundle.graph_path("vision_encoder")
+    assert not list(scratch.iterdir())
+    with rotated_parent(loud_bundle, draft, scratch) as lent:
+        assert lent is loud_bundle
