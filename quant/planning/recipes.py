@@ -26,8 +26,8 @@ class Recipe:
         summary: One line for help and tables.
         method: The pass of linear layers, a name of `quant.weights.table.PASSES`, or "fp32".
         portable_method: The same in the portable dialect; None where it has none.
-        blocks: Preferred first; empty for one scale per output. A recipe that refines takes the first that fits: times do
-            not choose.
+        blocks: Preferred first; empty for one scale per output. A recipe that refines takes the first that fits: times
+            do not choose.
         rounding: A name of `quant.rounding.table.ROUNDINGS`.
         scaling: A name of `quant.scaling.table.SCALINGS`, or None.
         calibration: What must be known of the inputs.

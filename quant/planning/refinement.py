@@ -4,8 +4,8 @@ Three things are done to the layers of recipes that ask for it (`Recipe.refines`
 measured:
 
 - under W8A8, whose input has one step for all channels, the residual stream is turned where norms hand on loud ones, so
-  that none is (`quant.scaling.rotation`). Blocks have steps of their own, and lose more by loud channels that are spread
-  over all of them;
+  that none is (`quant.scaling.rotation`). Blocks have steps of their own, and lose more by loud channels spread over
+  all of them;
 - an input that is loud then, as that of `down_proj` is, keeps its loudest channels in float;
 - codes are fed the errors of those before them.
 """
