@@ -11,6 +11,7 @@ MODULES_OF_EXTRA = {
     "reference": ("sklearn",),
     "photographs": ("skimage",),
     "loadtests": ("locust",),
+    "peers": ("llama_cpp",),
     "train": ("accelerate", "torch", "transformers"),
 }
 """Extra -> the modules that it brings, by the names under which they are imported; a module stands once.

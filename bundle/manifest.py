@@ -21,6 +21,7 @@ ComponentName = str
 """What a bundle calls one of its graphs: `graph_name`."""
 Role = Literal["vision_encoder", "embed_tokens", "decoder", "text_encoder"]
 """What a graph computes, whatever it is called and however its weights are stored."""
+_LANGUAGE_MODEL: tuple[Role, ...] = ("embed_tokens", "decoder")
 Phase = Literal["prompt", "step", "any"]
 """When a decoder's graph runs: over the tokens that a caller sent, over one that was sampled, or over both."""
 RunPhase = Literal["prompt", "step"]
@@ -251,6 +252,11 @@ class Manifest(_Frozen):
     def weight_bytes(self) -> int:
         """Bytes of all components' weights as stored."""
         return sum(component.weight_bytes for component in self.components.values())
+
+    @property
+    def language_model_bytes(self) -> int:
+        """Bytes of the weights that tokens run through: embeddings and decoders."""
+        return sum(part.weight_bytes for part in self.components.values() if part.role in _LANGUAGE_MODEL)
 
     @property
     def has_failed_gate(self) -> bool:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from quant.samples.built_in import Half
 
 WEIGHTS_HELP = (
-    "NAME[,component=NAME...]. Names: int8, int8-static, int4, int4-hqq, int4-gptq, int4-awq, nf4, fp4, fp16, fp32; "
-    "experimental: int2, int2-gptq, ternary, ternary-mean, ternary-planes, ternary-gptq."
+    "NAME[,component=NAME...]. Names: int8, int8-rtn, int8-static, int4, int4-rtn, int4-hqq, int4-gptq, int4-awq, nf4, "
+    "fp4, fp16, fp32; experimental: int2, int2-gptq, ternary, ternary-mean, ternary-planes, ternary-gptq."
 )
 _CALIBRATION_SAMPLES = 8
 """Per task of a shipped model, which has 12: more than calibration takes in all."""

@@ -17,13 +17,19 @@ def report(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The page; its charts go beside it as PNG files.")
     ] = Path("report.html"),
+    rivals: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Figures of another system on the same weights, by python -m loadtests.llama_cpp; repeatable."
+        ),
+    ] = None,
     speed: Annotated[bool, typer.Option(help="Time the variants in turns on this machine.")] = True,
 ) -> None:
-    """Compare variants on one HTML page: accuracy against size and speed, gates, tasks, layers."""
+    """Compare variants on one HTML page: loss and accuracy against size and speed, gates, tasks, layers."""
     from quant.comparison.comparison import compare_bundles
     from quant.comparison.page import verdict_sentence
 
-    groups, written = compare_bundles(bundles, output, with_speed=speed, progress=progress)
+    groups, written = compare_bundles(bundles, output, with_speed=speed, progress=progress, rivals=rivals or [])
     for siblings in groups:
         console.print(verdict_sentence(siblings), style="bold", markup=False)
     for path in written:

@@ -16,6 +16,7 @@ from export.gguf_decoder import GgufTensor
 from graphs.layers import Linear, Table, find_linears, find_tables
 from quant.rounding.block_codes import BlockCodes
 from quant.weights.gather_blocks import BLOCK_SIZES, GatherBlocks
+from quant.weights.layer_codes import LayerCodes
 from quant.weights.matmul_nbits import MatMulNBits
 
 _SCHEMES: Mapping[frozenset[int], Scheme] = {
@@ -97,8 +98,8 @@ class _KeptLinears(MatMulNBits):
         super().__init__(layers)
         self._tensors = tensors
 
-    def codes(self, linear: Linear, form: Form, block_size: int) -> BlockCodes:
-        return _codes_of(self._tensors[linear.name], linear.name)
+    def codes(self, linear: Linear, form: Form, block_size: int) -> LayerCodes:
+        return LayerCodes.without_float(_codes_of(self._tensors[linear.name], linear.name))
 
 
 class _KeptTables(GatherBlocks):
@@ -108,5 +109,5 @@ class _KeptTables(GatherBlocks):
         super().__init__(layers)
         self._tensors = tensors
 
-    def codes(self, table: Table, form: Form) -> BlockCodes:
-        return _codes_of(self._tensors[table.name], table.name)
+    def codes(self, table: Table, form: Form) -> LayerCodes:
+        return LayerCodes.without_float(_codes_of(self._tensors[table.name], table.name))

@@ -1,7 +1,7 @@
-"""Bundles to be compared, each open in a process of its own that runs a station when it is told to.
+"""What is to be compared, bundles mostly, each open in a process of its own that runs a station when it is told to.
 
 One at a time works and the others sleep (their threads do not spin), so the machine is as quiet for each as it is for
-the others, and what each process needs in memory is its bundle's alone.
+the others, and what each process needs in memory is its own model's alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -21,13 +21,11 @@ from bundle.directory import Bundle, open_bundle
 from bundle.errors import MachineError, PocketVLMError, SettingsError
 from bundle.image import PREPROCESSOR, ImageSpec
 from bundle.machine import peak_memory_bytes
-from bundle.manifest import Role
 from loadtests.stations import TokenBench, open_vision
 from loadtests.wording import counted
 from serving.engine.sequence import Sequence
 from serving.settings import EngineSettings
 
-_LANGUAGE_MODEL: tuple[Role, ...] = ("embed_tokens", "decoder")
 _STOP_TIMEOUT_S = 10.0
 
 
@@ -69,6 +67,28 @@ class Reading:
     processor_ms: float
 
 
+class Stations(Protocol):
+    """The child's side: something that is open and runs stations."""
+
+    @property
+    def variant(self) -> Variant:
+        """Return what it says of itself."""
+
+    def run(self, station: Station) -> Reading:
+        """Return the time of one run, of one step where it is a decode."""
+
+
+class Opening(Protocol):
+    """What a child is told to open; it crosses the process boundary."""
+
+    @property
+    def source(self) -> Path:
+        """Return the file or directory, for errors."""
+
+    def open(self) -> Stations:
+        """Return it, open."""
+
+
 @dataclass(frozen=True)
 class Bench:
     """How a contestant opens its bundle.
@@ -84,6 +104,15 @@ class Bench:
     stations: tuple[Station, ...]
     threads: int
     steps: int
+
+    @property
+    def source(self) -> Path:
+        """The directory."""
+        return self.bundle
+
+    def open(self) -> StationBench:
+        """Return its graphs, loaded."""
+        return StationBench(self)
 
     def settings(self) -> EngineSettings:
         """Return an engine with a slot for each sequence and room for the longest station."""
@@ -145,11 +174,7 @@ class StationBench:
     def run(self, station: Station) -> Reading:
         """Return the time of one run, of one step where it is a decode."""
         work, times = self._work(station)
-        wall_s, processor_s = time.perf_counter(), time.process_time()
-        for _ in range(times):
-            work()
-        taken_s = time.perf_counter() - wall_s, time.process_time() - processor_s
-        return Reading(*(seconds / times * 1e3 for seconds in taken_s))
+        return read_clocks(work, times)
 
     def _work(self, station: Station) -> tuple[Callable[[], object], int]:
         if station.kind == "vision":
@@ -169,37 +194,45 @@ class StationBench:
         return sequence
 
 
+def read_clocks(work: Callable[[], object], times: int) -> Reading:
+    """Return the time of one run, as the mean of so many."""
+    wall_s, processor_s = time.perf_counter(), time.process_time()
+    for _ in range(times):
+        work()
+    taken_s = time.perf_counter() - wall_s, time.process_time() - processor_s
+    return Reading(*(seconds / times * 1e3 for seconds in taken_s))
+
+
 def _variant(bundle: Bundle) -> Variant:
     manifest = bundle.manifest
-    of_tokens = (part for part in manifest.components.values() if part.role in _LANGUAGE_MODEL)
     return Variant(
         name=bundle.directory.resolve().name,
         schemes={name: component.scheme for name, component in manifest.components.items()},
         prompt_scheme=manifest.scheme_of("decoder", "prompt"),
         step_scheme=manifest.scheme_of("decoder", "step"),
-        language_model_bytes=sum(part.weight_bytes for part in of_tokens),
+        language_model_bytes=manifest.language_model_bytes,
         step_bytes=manifest.components[manifest.graph("decoder", "step")].weight_bytes,
     )
 
 
 class Contestant:
-    """One bundle in its process; use it in a `with` block.
+    """One model in its process; use it in a `with` block.
 
     Raises:
         PocketVLMError: As the engine raises them; the class crosses the process boundary.
         MachineError: The process died, for lack of memory most likely.
     """
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: Opening) -> None:
         context = multiprocessing.get_context("spawn")
-        self._bundle = bench.bundle
+        self._source = bench.source
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, bench), daemon=True)
         self._process.start()
         theirs.close()
 
     def variant(self) -> Variant:
-        """Return what the bundle is; the first question, answered when it is open."""
+        """Return what it is; the first question, answered when it is open."""
         found: Variant = self._answer(self._connection.recv)
         return found
 
@@ -226,7 +259,7 @@ class Contestant:
         except (EOFError, OSError) as error:
             self._process.join(_STOP_TIMEOUT_S)
             raise MachineError(
-                f"the process of {self._bundle} ended with code {self._process.exitcode}; compare fewer bundles at "
+                f"the process of {self._source} ended with code {self._process.exitcode}; compare fewer bundles at "
                 "once if memory ran out"
             ) from error
         if isinstance(found, PocketVLMError):
@@ -244,10 +277,10 @@ class Contestant:
         self._process.terminate()
 
 
-def _serve(connection: Connection, bench: Bench) -> None:
-    """Open the bundle, then answer: a reading for a station, the peak of memory for None, until the pipe closes."""
+def _serve(connection: Connection, bench: Opening) -> None:
+    """Open it, then answer: a reading for a station, the peak of memory for None, until the pipe closes."""
     try:
-        stations = StationBench(bench)
+        stations = bench.open()
         connection.send(stations.variant)
         while True:
             station = connection.recv()

@@ -253,6 +253,8 @@ def judge(variants: Sequence[Variant], readings: Readings, cache_bytes: int | No
 def make_variants(parent: Path, weights: Sequence[str], into: Path, say: Callable[[str], None]) -> list[Path]:
     """Return bundles of the parent's weights in other schemes, made by the `pocketvlm` command where not there yet.
 
+    Their quality is not measured: what is timed here is mostly of random weights.
+
     Raises:
         QuantizationError: The command failed; it has said why.
     """
@@ -261,7 +263,8 @@ def make_variants(parent: Path, weights: Sequence[str], into: Path, say: Callabl
         output = into / f"{parent.resolve().name}-{name}"
         if not (output / MANIFEST).is_file():
             say(f"quantizing to {name}")
-            command = [sys.executable, "-m", "pocketvlm", "quantize", str(parent), "-o", str(output), "--weights", name]
+            command = [sys.executable, "-m", "pocketvlm", "quantize", str(parent), "-o", str(output), "--no-evaluate"]
+            command += ["--weights", name]
             done = subprocess.run(command, check=False, capture_output=True, text=True)
             if done.returncode != 0:
                 raise QuantizationError(f"pocketvlm quantize --weights {name} failed: {done.stderr.strip()}")

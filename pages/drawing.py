@@ -27,6 +27,7 @@ class Line:
     points: Sequence[Point]
     colour: Colour
     width_px: float = 1.0
+    is_dashed: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ class Text:
 
 Part: TypeAlias = Line | Shape | Dots | Text
 
+DASH_PX, DASH_GAP_PX = 5.0, 4.0
+"""Of dashed lines."""
 EDGE_PX = 1.6
 """Of the outlines of shapes."""
 HALO_PX = 4.0

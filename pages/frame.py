@@ -26,7 +26,7 @@ pre { background: var(--panel); border: 1px solid var(--line); padding: .8rem 1r
 .scroll { overflow-x: auto; margin-bottom: 1rem; }
 .scroll:focus-visible, pre:focus-visible { outline: 2px solid var(--series-0); }
 table { border-collapse: collapse; min-width: min(100%, 40rem); font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .8rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap;
+th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap;
   vertical-align: top; }
 th { font-weight: 600; color: var(--soft); font-size: .87rem; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; position: sticky; left: 0;

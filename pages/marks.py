@@ -43,6 +43,8 @@ OUTLINES: tuple[Outline, ...] = (
     _regular(5, radius=1.15),
 )
 """In the order in which they are given to what is compared; `STAR` and no other stands for the reference."""
+LOZENGE: Outline = [(0.0, -1.5), (0.75, 0.0), (0.0, 1.5), (-0.75, 0.0)]
+"""Of what is not ours."""
 
 
 def mark(outline: Outline, at: Point, colour: Colour, *, is_filled: bool = True, radius_px: float = 4.5) -> Shape:

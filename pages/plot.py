@@ -18,6 +18,8 @@ _MOST_ROW_LETTERS = 30
 """Of a row's name, so that half of the chart is left for the plot."""
 _MOST_LEGEND_LETTERS = 50
 """Of a name in the legend, so that it fits a line."""
+_MOST_POWERS = 3.0
+"""Of ten on a logarithmic axis, of which parts are named too."""
 _LEAST_SPAN = 1e-6
 """Of an axis, so that values of 0 alone have one."""
 _LINE_PX = 18.0
@@ -29,7 +31,7 @@ _SWATCH_PX = 16.0
 
 @dataclass(frozen=True)
 class Axis:
-    """A straight axis.
+    """An axis, straight or logarithmic.
 
     Attributes:
         title: What is measured, and its unit; empty where the ticks say it.
@@ -37,6 +39,7 @@ class Axis:
         end: The value at the right or at the top.
         ticks: Values that are named, with their names.
         has_grid: Whether lines lead from the ticks through the plot.
+        is_logarithmic: Whether equal lengths are equal ratios; all values are above 0 then.
     """
 
     title: str
@@ -44,6 +47,19 @@ class Axis:
     end: float
     ticks: tuple[tuple[float, str], ...]
     has_grid: bool = True
+    is_logarithmic: bool = False
+
+    @classmethod
+    def logarithmic(cls, title: str, start: float, end: float) -> Axis:
+        """Return a logarithmic axis of just these values, both above 0, with ticks at 1, 2 and 5 of each power of ten.
+
+        Over more than three powers of ten only these are named.
+        """
+        powers = range(math.floor(math.log10(start)), math.ceil(math.log10(end)) + 1)
+        factors = (1,) if math.log10(end / start) > _MOST_POWERS else (1, 2, 5)
+        values = [factor * 10.0**power for power in powers for factor in factors]
+        ticks = tuple((value, _tick(value)) for value in values if start * (1 - 1e-9) <= value <= end * (1 + 1e-9))
+        return cls(title, start, end, ticks, is_logarithmic=True)
 
     @classmethod
     def between(cls, title: str, start: float, end: float) -> Axis:
@@ -66,7 +82,12 @@ class Axis:
 
     def share(self, value: float) -> float:
         """Return how far along the axis a value lies, 0 to 1; at its ends for what lies beyond them."""
-        return min(max((float(value) - self.start) / (self.end - self.start), 0.0), 1.0)
+        if self.is_logarithmic:
+            value = max(float(value), self.start)
+            share = math.log(value / self.start) / math.log(self.end / self.start)
+        else:
+            share = (float(value) - self.start) / (self.end - self.start)
+        return min(max(share, 0.0), 1.0)
 
 
 def _round_step(span: float) -> float:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from math import hypot
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
-from pages.drawing import EDGE_PX, HALO_PX, TEXT_PX, Dots, Drawing, Line, Part, Point, Shape, Text
+from pages.drawing import DASH_GAP_PX, DASH_PX, EDGE_PX, HALO_PX, TEXT_PX, Dots, Drawing, Line, Part, Point, Shape, Text
 from pages.palette import LIGHT, Colour
 
 _SCALE = 3
@@ -53,7 +56,8 @@ class _Brush:
 
     def draw(self, part: Part) -> None:
         if isinstance(part, Line):
-            self._line(part.points, part.colour, part.width_px)
+            for points in _dashes(part.points) if part.is_dashed else [part.points]:
+                self._line(points, part.colour, part.width_px)
         elif isinstance(part, Shape):
             self._shape(part)
         elif isinstance(part, Dots):
@@ -88,6 +92,15 @@ class _Brush:
             stroke_width=halo,
             stroke_fill=LIGHT["ground"],
         )
+
+
+def _dashes(points: Sequence[Point]) -> Iterator[Sequence[Point]]:
+    """Yield the pieces of a dashed line, anew from each of its points."""
+    for (x, y), (to_x, to_y) in pairwise(points):
+        length = hypot(to_x - x, to_y - y)
+        for start in np.arange(0.0, length, DASH_PX + DASH_GAP_PX):
+            ends = (share / length for share in (start, min(start + DASH_PX, length)))
+            yield [(x + end * (to_x - x), y + end * (to_y - y)) for end in ends]
 
 
 def _rgba(colour: Colour, opacity: float) -> tuple[int, ...]:

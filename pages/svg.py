@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
-from pages.drawing import EDGE_PX, HALO_PX, TEXT_PX, Dots, Drawing, Line, Part, Point, Shape, Text
+from pages.drawing import DASH_GAP_PX, DASH_PX, EDGE_PX, HALO_PX, TEXT_PX, Dots, Drawing, Line, Part, Point, Shape, Text
 
 
 def svg(drawing: Drawing) -> str:
@@ -19,9 +19,10 @@ def svg(drawing: Drawing) -> str:
 
 def _element(part: Part) -> str:
     if isinstance(part, Line):
+        dashes = f' stroke-dasharray="{DASH_PX:g} {DASH_GAP_PX:g}"' if part.is_dashed else ""
         return (
             f'<polyline points="{_points(part.points)}" fill="none" stroke="var(--{part.colour})" '
-            f'stroke-width="{part.width_px:g}"/>'
+            f'stroke-width="{part.width_px:g}"{dashes}/>'
         )
     if isinstance(part, Shape):
         opacity = "" if part.opacity == 1 else f' fill-opacity="{part.opacity:g}"'

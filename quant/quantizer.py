@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,10 @@ from quant.calibration.calibrator import Calibrator
 from quant.calibration.coverage import unseen_share
 from quant.calibration.feeds import FeedSource, shows_images
 from quant.planning.draft import Draft, Options, experimental, fit_bits, make_draft
-from quant.planning.plan import ComponentPlan, apply_plan, planned
+from quant.planning.plan import ComponentPlan, LayerPlan, apply_plan, planned
 from quant.planning.planner import require_float
 from quant.planning.recipes import RECIPES
+from quant.planning.refinement import refine, rotated_parent
 from quant.quality.evaluation import Evaluation, Measured
 from quant.quality.gate import MIXED, foreign_samples, judge_all, measure, require_measurable, unmeasured_gates
 from quant.quality.parity import Parity, canary_parity
@@ -41,6 +43,8 @@ from runtime.settings import RuntimeSettings, provider_of
 
 Say = Callable[[str], None]
 _DEFAULTS = Options()
+_FED_METHODS = ("w8a8", "matmul_nbits", "qdq_int4", "gather_blocks")
+"""Whose forms name a rounding of `quant.rounding.table`."""
 
 
 @dataclass(frozen=True)
@@ -110,12 +114,15 @@ def quantize_bundle(
         _require_calibration(draft, options, calibration)
         if evaluation is not None:
             _require_measurable(evaluation, parent, draft, options, limits)
-        if calibration is not None:
-            draft = fit_bits(draft, FeedSource(parent, calibration), options, say)
-        if show:
-            show(draft)
-        job = Job(parent, aside, draft, calibration, say)
-        written = _write_variant(job, options)
+        with _to_be_rounded(parent, draft, calibration, aside) as source:
+            if calibration is not None:
+                samples = FeedSource(source, calibration)
+                draft = refine(draft, samples, source is not parent, say)
+                draft = fit_bits(draft, samples, options, say)
+            if show:
+                show(draft)
+            job = Job(source, aside, draft, calibration, say)
+            written = _write_variant(job, options)
         _require_bytes(written, options)
         variant = seal(aside, written)
         say("comparing with the outputs recorded at export")
@@ -127,11 +134,18 @@ def quantize_bundle(
         _tell_loss(draft, measured, say)
         if foreign := foreign_samples(measured, parent.manifest):
             say(foreign)
-        report = _report(job, judged, parity, measured, evaluation, time.monotonic() - started)
+        report = _report(replace(job, parent=parent), judged, parity, measured, evaluation, time.monotonic() - started)
         write_report(
             report.model_copy(update={"not_measured": (*report.not_measured, *filter(None, [note, foreign]))}), aside
         )
         return seal(aside, judged, unchanged=variant.manifest.files).manifest
+
+
+def _to_be_rounded(
+    parent: Bundle, draft: Draft, calibration: Evaluation | None, aside: Path
+) -> AbstractContextManager[Bundle]:
+    """Lend the bundle whose weights are rounded: the parent, or a copy of it that is easier to round."""
+    return nullcontext(parent) if calibration is None else rotated_parent(parent, draft, aside)
 
 
 def _measured_on(target: Target) -> RuntimeSettings:
@@ -248,25 +262,35 @@ def _write_graph(job: Job, name: ComponentName, plan: ComponentPlan) -> Componen
 def _carry_out(job: Job, model: ir.Model, plan: ComponentPlan) -> None:
     """Rewrite a graph as planned, calibrating what wants it."""
     wants = RECIPES[plan.recipe].calibration
-    if wants == "none" or job.calibration is None:
+    if job.calibration is None:
         apply_plan(model, plan)
         return
     calibrator = Calibrator(FeedSource(job.parent, job.calibration), job.say)
+    if of_head := {layer.name: layer.head for layer in plan.layers if layer.head and _is_fitted(layer)}:
+        (found,) = calibrator.groups("decoder", grams=True, layers=list(of_head.values()))
+        apply_plan(model, plan, {table: found[head] for table, head in of_head.items()})
+        return
     if plan.scaling is not None or wants == "peaks":
         groups = calibrator.groups(plan.parent, grams=wants == "grams")
         apply_plan(model, plan, {layer: found for group in groups for layer, found in group.items()})
         return
-    fitted = [
-        layer.name
-        for layer in plan.layers
-        if layer.choice.form and load_rounding(layer.choice.form.rounding).needs_gram
-    ]
+    fitted = [layer.name for layer in plan.layers if _is_fitted(layer)]
+    if not fitted:
+        apply_plan(model, plan)
+        return
     for group in calibrator.groups(
         plan.parent, grams=True, layers=fitted
     ):  # a group's Grams are let go before the next
         apply_plan(model, plan.only(group), group)
         del group
     apply_plan(model, plan.without(fitted))
+
+
+def _is_fitted(layer: LayerPlan) -> bool:
+    """Return whether the codes of a layer depend on what meets it."""
+    form = layer.choice.form
+    fed = form is not None and layer.choice.method in _FED_METHODS and load_rounding(form.rounding).needs_gram
+    return fed or bool(form and form.float_inputs)
 
 
 def limits_row(draft: Draft) -> str:
@@ -287,7 +311,8 @@ def _report(
 ) -> Report:
     found = measured or Measured()
     missing = () if measured else ("quality on samples: no evaluation was given",)
-    fitted = any(RECIPES[plan.recipe].calibration != "none" for plan in job.draft.plans.values())
+    plans = job.draft.plans.values()
+    fitted = any(RECIPES[plan.recipe].calibration != "none" or any(map(_is_fitted, plan.layers)) for plan in plans)
     return Report(
         parent=job.parent.name,
         parent_sha256=job.parent.manifest.source_sha256,

@@ -15,6 +15,7 @@ from transformers import (
     Idefics3Processor,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    SmolVLMConfig,
     SmolVLMForConditionalGeneration,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -47,15 +48,47 @@ def save_vlm(
     shipped = _filled(SmolVLMForConditionalGeneration(model.config), weights)
     shipped.generation_config.max_new_tokens = 64
     shipped.save_pretrained(folder)
-    images = Idefics3ImageProcessorPil(
+    images = _image_processor()
+    tokens.model_max_length = CONTEXT_TOKENS
+    Idefics3Processor(images, tokens, image_seq_len=VISUAL_TOKENS, chat_template=CHAT_TEMPLATE).save_pretrained(folder)
+
+
+def _image_processor() -> Idefics3ImageProcessorPil:
+    return Idefics3ImageProcessorPil(
         do_image_splitting=False,
         size={"longest_edge": IMAGE_PX},
         max_image_size={"longest_edge": IMAGE_PX},
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
     )
-    tokens.model_max_length = CONTEXT_TOKENS
-    Idefics3Processor(images, tokens, image_seq_len=VISUAL_TOKENS, chat_template=CHAT_TEMPLATE).save_pretrained(folder)
+
+
+def save_vision(weights: dict[str, torch.Tensor], config: SmolVLMConfig, folder: pathlib.Path) -> None:
+    """Write a tower and a connector, with what is needed to put them before a decoder that is shipped elsewhere.
+
+    Args:
+        weights: Under `model.vision_model.` and `model.connector.`.
+        config: Of the whole model.
+        folder: Created when missing.
+
+    Raises:
+        ValueError: A weight is too large for float16.
+    """
+    check_float16(weights)
+    folder.mkdir(parents=True, exist_ok=True)
+    content = save({name: weight.half().contiguous() for name, weight in weights.items()}, {"format": "pt"})
+    (folder / "model.safetensors").write_bytes(content)
+    vision = {
+        "model_type": config.model_type,
+        "scale_factor": config.scale_factor,
+        "text_config": {"hidden_size": config.text_config.hidden_size},
+        "vision_config": config.vision_config.to_diff_dict(),
+    }
+    (folder / "config.json").write_text(json.dumps(vision, indent=2) + "\n")
+    processor = {"image_processor": _image_processor().to_dict(), "image_seq_len": VISUAL_TOKENS}
+    (folder / "processor_config.json").write_text(
+        json.dumps(processor | {"processor_class": "Idefics3Processor"}, indent=2) + "\n"
+    )
 
 
 def save_clip(weights: dict[str, torch.Tensor], model: CLIPModel, tokens: CLIPTokenizer, folder: pathlib.Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -47,11 +47,17 @@ def _sentences() -> Iterator[str]:
                 yield f"User: {turn.question}\nAssistant: {turn.answer}\n"
 
 
-def train() -> PreTrainedTokenizerFast:
+def train(
+    sentences: Iterable[str] | None = None, vocabulary_tokens: int = VOCABULARY_TOKENS
+) -> PreTrainedTokenizerFast:
     """Return the tokenizer; the same sentences give the same one each time.
 
     Capitals and digits stand alone, so that a text in an image is spelt one token a character. All 256 bytes are in
     the vocabulary: no input is unknown.
+
+    Args:
+        sentences: What it is learnt from; None: what `scenes` asks and answers.
+        vocabulary_tokens: An upper limit.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -59,13 +65,13 @@ def train() -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY_TOKENS,
+        vocab_size=vocabulary_tokens,
         min_frequency=_MIN_FREQUENCY,
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_sentences(), trainer)
+    tokenizer.train_from_iterator(_sentences() if sentences is None else sentences, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<|im_start|>",

@@ -19,7 +19,7 @@ from quant.quality.evaluation import Caption, Evaluation, Question, turns_of
 from runtime.one_request import DualEncoderRunner, VisionLanguageRunner
 from runtime.settings import RuntimeSettings
 
-NUM_SAMPLES = 64
+NUM_SAMPLES = 128
 """Taken of the questions or captions given."""
 
 MOST_TILES = 64

@@ -7,25 +7,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from bundle.form import Form
 from bundle.manifest import ComponentName
 from bundle.report import LayerSensitivity, TaskAccuracy
-from pages.drawing import Drawing, Line, Part, Shape, Text, elided, rectangle
-from pages.label_places import Box, place_labels
+from pages.drawing import Drawing, Line, Part, Shape, elided, rectangle
 from pages.marks import OUTLINES, SQUARE, STAR, Outline, mark
 from pages.palette import SERIES, Colour
 from pages.plot import Axis, Entry, Plot
-from quant.comparison.variants import REFERENCE, Siblings, Variant
+from quant.comparison.loss_charts import loss_charts
+from quant.comparison.scatter import Chart, Front, Look, Point, Span, look_of, scatter
+from quant.comparison.variants import REFERENCE, Siblings
 
 _SCATTER_PX = 240.0
-_MOST_LETTERS = 30
-"""Of a point's name."""
-_MARK_PX = 7.0
-"""Half the width that a point keeps free of names."""
-_FAR_PX = 12.0
-"""From its point, and a name is led to it by a line."""
 _MOST_TASK_LETTERS = 22
 """Of a task's name, before its n."""
 _MOST_LAYERS = 24
@@ -35,58 +29,15 @@ _BARS_SHARE = 0.8
 """Of a task's row; the rest parts it from the next."""
 
 
-@dataclass(frozen=True)
-class Chart:
-    """One chart.
-
-    Attributes:
-        name: Part of the PNG's file name.
-        caption: How to read it.
-        drawing: Its title says what it shows, in a line.
-    """
-
-    name: str
-    caption: str
-    drawing: Drawing
-
-
-@dataclass(frozen=True)
-class _Span:
-    """A value and the whisker through it."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class _Look:
-    """How a variant is told from its siblings."""
-
-    colour: Colour
-    outline: Outline
-    is_filled: bool
-
-
-@dataclass(frozen=True)
-class _Point:
-    """One bundle in a scatter chart: where it stands, and how it looks."""
-
-    label: str
-    x: _Span
-    y: _Span
-    look: _Look
-
-
 def charts_of(siblings: Siblings) -> list[Chart]:
     """Return every chart that the measurements allow."""
-    charts = [_by_size(siblings), _by_speed(siblings), _by_task(siblings), *_by_layer(siblings)]
-    return [chart for chart in charts if chart is not None]
+    of_answers = [_by_size(siblings), _by_speed(siblings), _by_task(siblings)]
+    return [*loss_charts(siblings), *(chart for chart in of_answers if chart), *_by_layer(siblings)]
 
 
 def _by_size(siblings: Siblings) -> Chart | None:
-    sizes = {each.label: _exactly(each.manifest.weight_bytes / 1e6) for each in siblings.variants}
-    points = _points(siblings, {**sizes, REFERENCE: _exactly(siblings.fp32_bytes / 1e6)})
+    sizes = {each.label: Span.exactly(each.manifest.weight_bytes / 1e6) for each in siblings.variants}
+    points = _points(siblings, {**sizes, REFERENCE: Span.exactly(siblings.fp32_bytes / 1e6)})
     if not points:
         return None
     front = [point for point in points if point.label in {variant.label for variant in siblings.pareto}]
@@ -99,7 +50,7 @@ def _by_size(siblings: Siblings) -> Chart | None:
 
 
 def _by_speed(siblings: Siblings) -> Chart | None:
-    speeds = {label: _Span(rate.median, rate.low, rate.high) for label, rate in siblings.speeds.items()}
+    speeds = {label: Span.of(rate) for label, rate in siblings.speeds.items()}
     points = _points(siblings, speeds)
     if not points:
         return None
@@ -109,80 +60,39 @@ def _by_speed(siblings: Siblings) -> Chart | None:
     return Chart("accuracy-by-speed", caption, drawing)
 
 
-def _points(siblings: Siblings, x: Mapping[str, _Span]) -> list[_Point]:
+def _points(siblings: Siblings, x: Mapping[str, Span]) -> list[Point]:
     points = [
-        _Point(variant.label, x[variant.label], _share(variant.accuracy), _look(siblings, variant))
+        Point(variant.label, x[variant.label], _share(variant.accuracy), look_of(siblings, variant))
         for variant in siblings.variants
         if variant.accuracy and variant.label in x
     ]
     if points and siblings.fp32_accuracy is not None and REFERENCE in x:
-        star = _Look("ink", STAR, is_filled=True)
-        points.append(_Point(REFERENCE, x[REFERENCE], _exactly(100 * siblings.fp32_accuracy), star))
+        star = Look("ink", STAR, is_filled=True)
+        points.append(Point(REFERENCE, x[REFERENCE], Span.exactly(100 * siblings.fp32_accuracy), star))
     return points
 
 
-def _look(siblings: Siblings, variant: Variant) -> _Look:
-    at = siblings.variants.index(variant)
-    return _Look(SERIES[at % len(SERIES)], OUTLINES[at % len(OUTLINES)], variant.verdict == "passed")
-
-
-def _share(accuracy: TaskAccuracy) -> _Span:
+def _share(accuracy: TaskAccuracy) -> Span:
     """Return a variant's accuracy in %, with the interval of its loss around it."""
     parent = 100 * accuracy.fp32
-    return _Span(100 * accuracy.quantized, parent - accuracy.loss_high, parent - accuracy.loss_low)
+    return Span(100 * accuracy.quantized, parent - accuracy.loss_high, parent - accuracy.loss_low)
 
 
-def _exactly(value: float) -> _Span:
-    return _Span(value, value, value)
-
-
-def _scatter(title: str, points: Sequence[_Point], front: Sequence[_Point], x_title: str) -> Drawing:
+def _scatter(title: str, points: Sequence[Point], front: Sequence[Point], x_title: str) -> Drawing:
     x_axis = Axis.between(x_title, 0.0, 1.08 * max(point.x.high for point in points))
-    plot = Plot(x_axis, _around(points), _SCATTER_PX)
-    line = [Line([plot.at(point.x.value, point.y.value) for point in front], "soft")] if front else []
-    whiskers = [line for point in points for line in _whiskers(plot, point)]
-    marks = [
-        mark(
-            point.look.outline, plot.at(point.x.value, point.y.value), point.look.colour, is_filled=point.look.is_filled
-        )
-        for point in points
-    ]
-    leaders, names = _leaders_and_names(plot, points)
-    return plot.drawing(title, [*line, *whiskers, *leaders, *marks, *names])
+    return scatter(title, Plot(x_axis, _around(points), _SCATTER_PX), points, [Front(front, "soft")])
 
 
-def _around(points: Sequence[_Point]) -> Axis:
+def _around(points: Sequence[Point]) -> Axis:
     """Return an axis of the whole range of accuracies, and at least two points of it."""
     low, high = min(point.y.low for point in points), max(point.y.high for point in points)
     margin = max(0.12 * (high - low), (2 - (high - low)) / 2, 0.3)
     return Axis.between("right answers, %", max(low - margin, -4), min(high + margin, 104))
 
 
-def _whiskers(plot: Plot, point: _Point) -> Iterator[Line]:
-    x, y = point.x, point.y
-    yield Line([plot.at(x.low, y.value), plot.at(x.high, y.value)], point.look.colour)
-    yield Line([plot.at(x.value, y.low), plot.at(x.value, y.high)], point.look.colour)
-
-
-def _leaders_and_names(plot: Plot, points: Sequence[_Point]) -> tuple[list[Line], list[Text]]:
-    """Return each point's name where it covers nothing, and lines to those that are not beside their points."""
-    names = [elided(point.label, _MOST_LETTERS) for point in points]
-    marks = [Box.around(*plot.at(point.x.value, point.y.value), _MARK_PX) for point in points]
-    whiskers = [Box.along(*line.points) for point in points for line in _whiskers(plot, point)]
-    inside = Box(plot.left_px, plot.top_px, plot.right_px, plot.bottom_px)
-    places = place_labels(names, marks, whiskers, inside)
-    far = [(mark, place) for mark, place in zip(marks, places, strict=True) if place.distance(mark) > _FAR_PX]
-    leaders = [Line([mark.centre, place.nearest(mark.centre)], "soft", 0.8) for mark, place in far]
-    texts = [
-        Text((at.left, at.bottom - 2), name, colour="ink", has_halo=True)
-        for name, at in zip(names, places, strict=True)
-    ]
-    return leaders, texts
-
-
 def _by_task(siblings: Siblings) -> Chart | None:
     """Return bars of the loss per task: from 0, which is fp32, so that their length is what was lost."""
-    measured = [(variant, _look(siblings, variant).colour) for variant in siblings.variants if variant.accuracy]
+    measured = [(variant, look_of(siblings, variant).colour) for variant in siblings.variants if variant.accuracy]
     if not measured:
         return None
     found = [variant.report.tasks for variant, _ in measured if variant.report]

@@ -6,28 +6,35 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bundle.errors import BundleError
+from bundle.errors import BundleError, BundleFormatError
 from quant.comparison.decode_speed import measure_speeds
 from quant.comparison.page import write_comparison
+from quant.comparison.rivals import read_rivals
 from quant.comparison.variants import Siblings, read_siblings
 
 
 def compare_bundles(
-    directories: Sequence[Path], output: Path, *, with_speed: bool, progress: Callable[[str], None]
+    directories: Sequence[Path],
+    output: Path,
+    *,
+    with_speed: bool,
+    progress: Callable[[str], None],
+    rivals: Sequence[Path] = (),
 ) -> tuple[list[Siblings], list[Path]]:
     """Write the page that compares bundles and its charts; return what was compared and what was written.
 
     Args:
         directories: Quantized variants, of one checkpoint or several, and perhaps their fp32 parents.
         output: The page.
-        with_speed: Time the variants of each checkpoint in turns.
+        with_speed: Time the variants of each checkpoint in turns, with as many threads as other systems had.
         progress: Called with a line at each step.
+        rivals: Files of other systems' figures, each put beside the variants of the parent that it was held against.
 
     Raises:
-        BundleError: A bundle or its report cannot be used, or `output` cannot be written.
+        BundleError: A bundle, its report or a file of figures cannot be used, or `output` cannot be written.
         MachineError: A graph cannot run here.
     """
-    groups = read_siblings(directories)
+    groups = _beside(read_siblings(directories), rivals)
     if not output.parent.is_dir():
         raise BundleError(f"{output} cannot be written: {output.parent} is no folder. Choose another -o.")
     if with_speed:
@@ -35,7 +42,34 @@ def compare_bundles(
     return groups, write_comparison(output, groups)
 
 
+def _beside(groups: Sequence[Siblings], files: Sequence[Path]) -> list[Siblings]:
+    """Return groups with the rivals of their parents.
+
+    Raises:
+        BundleFormatError: A file cannot be read, was held against a parent of which no variant was given, or was timed
+            with other threads than the next.
+    """
+    found = [(file, read_rivals(file)) for file in files]
+    parents = {siblings.parent_sha256 for siblings in groups}
+    for file, each in found:
+        if each.parent_sha256 not in parents:
+            raise BundleFormatError(
+                f"{file} was measured beside {each.parent}, of which no variant is given; it was made from "
+                f"{each.parent_sha256[:12]}, those given from {', '.join(sorted(key[:12] for key in parents))}"
+            )
+    threads = {each.speed.threads for _, each in found if each.speed}
+    if len(threads) > 1:
+        raise BundleFormatError(
+            f"{', '.join(map(str, files))} were timed with {sorted(threads)} threads; time all with the same --threads"
+        )
+    return [
+        replace(siblings, rivals=tuple(each for _, each in found if each.parent_sha256 == siblings.parent_sha256))
+        for siblings in groups
+    ]
+
+
 def _timed(siblings: Siblings, progress: Callable[[str], None]) -> Siblings:
     members = [*([siblings.parent] if siblings.parent else []), *siblings.variants]
-    speeds, ratios = measure_speeds(members, progress)
-    return replace(siblings, speeds=speeds, speed_ratios=ratios if siblings.parent else {})
+    threads = siblings.rival_threads
+    speeds, ratios = measure_speeds(members, progress, threads)
+    return replace(siblings, speeds=speeds, speed_ratios=ratios if siblings.parent else {}, speed_threads=threads)

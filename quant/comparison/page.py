@@ -13,8 +13,10 @@ from bundle.summary import megabytes
 from pages.frame import page, table
 from pages.png import write_png
 from pages.svg import svg
-from quant.comparison.charts import Chart, charts_of, form_label, short_layer
+from quant.comparison.charts import charts_of, form_label, short_layer
 from quant.comparison.decode_speed import HOW
+from quant.comparison.rival_section import forced_cells, rival_section
+from quant.comparison.scatter import Chart
 from quant.comparison.variants import REFERENCE, Siblings, Variant
 
 _NOT_IN_NAMES = re.compile(r"[^\w.-]+")
@@ -57,7 +59,7 @@ def verdict_sentence(siblings: Siblings) -> str:
     if accuracy := best.accuracy:
         parts.append(f"{accuracy.quantized:.1%} of {accuracy.n} answers right, fp32 {accuracy.fp32:.1%}")
     if ratio := siblings.speed_ratios.get(best.label):
-        parts.append(f"{ratio:.2g} times the speed of fp32")
+        parts.append(f"{ratio.median:.2g} times the speed of fp32")
     return f"Take {best.label}: {'; '.join(parts)}"
 
 
@@ -68,6 +70,7 @@ def _section(siblings: Siblings, charts: Sequence[Chart], is_alone: bool) -> str
         _origin(siblings),
         _variants(siblings),
         _figures(charts),
+        rival_section(siblings),
         _tasks(siblings),
         _gates(siblings),
         _profiles(siblings),
@@ -151,24 +154,13 @@ def _likeness(variant: Variant) -> list[str]:
     forced, replies = report.teacher_forced, report.replies
     if forced is None or replies is None:
         return [""] * 4
-    first = "" if replies.first_divergence is None else f"<small>part at token {replies.first_divergence:.1f}</small>"
-    return [
-        f"{forced.kl_mean:.4f}<small>{_span(forced.kl_interval, '.4f')}p99 {forced.kl_p99:.3f}</small>",
-        f"{forced.delta_nll:+.4f}",
-        f"{forced.top1_agreement:.2%}<small>{_span(forced.top1_interval, '.2%')}of {forced.num_tokens} tokens</small>",
-        f"{replies.identical:.1%}{first}",
-    ]
-
-
-def _span(interval: tuple[float, float] | None, form: str) -> str:
-    """Return an interval in words before others, or nothing."""
-    return "" if interval is None else f"{interval[0]:{form}} to {interval[1]:{form}}, "
+    return forced_cells(forced, replies)
 
 
 def _speed(siblings: Siblings, label: str) -> str:
     if label not in siblings.speeds:
         return ""
-    ratio = f"<small>{siblings.speed_ratios[label]:.2f} x fp32</small>" if label in siblings.speed_ratios else ""
+    ratio = f"<small>{siblings.speed_ratios[label].median:.2f} x fp32</small>" if label in siblings.speed_ratios else ""
     return f"{siblings.speeds[label].median:.0f}{ratio}"
 
 
@@ -329,6 +321,11 @@ def _only(labels: Sequence[str], siblings: Siblings) -> str:
     )
 
 
+def _threads(siblings: Siblings) -> str:
+    num = siblings.speed_threads
+    return "one thread per physical core" if not num else "one thread" if num == 1 else f"{num} threads"
+
+
 def _method(siblings: Siblings) -> str:
     report = siblings.reports[0]
     machine = report.machine
@@ -341,7 +338,7 @@ def _method(siblings: Siblings) -> str:
         if variant.report and (each := variant.report.calibration)
     )
     calibration = f" Weights were fitted to samples for {escape('; '.join(fitted))}." if fitted else ""
-    speed = f" Speed: {HOW}" if siblings.speeds else ""
+    speed = f" Speed: {_threads(siblings)} each. {HOW}" if siblings.speeds else ""
     return (
         "<h2>How this was measured</h2><p>Each variant beside its fp32 parent on the same samples. KL divergence, the "
         "rise of -log p of the right token (NLL), both in nats, and the agreement of first choices are taken at every "

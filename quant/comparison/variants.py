@@ -11,6 +11,7 @@ from bundle.directory import Bundle, open_bundle
 from bundle.errors import BundleFormatError
 from bundle.manifest import Manifest
 from bundle.report import Report, TaskAccuracy, read_report
+from quant.comparison.rivals import Rivals
 from quant.quality.evaluation import ALL_TASKS
 from runtime.turns import Quartiles
 
@@ -64,18 +65,32 @@ class Siblings:
         variants: Quantized, the smallest first; of equal ones the one that lost least.
         speeds: Items per second by label; empty where not measured.
         speed_ratios: To the parent's by label, over rounds in turns; empty where not measured or without a parent.
+        speed_threads: Of each variant when it was timed; 0 means one per physical core.
+        rivals: Other systems that were held against the same parent.
     """
 
     name: str
     parent: Variant | None
     variants: tuple[Variant, ...]
     speeds: Mapping[str, Quartiles] = field(default_factory=dict)
-    speed_ratios: Mapping[str, float] = field(default_factory=dict)
+    speed_ratios: Mapping[str, Quartiles] = field(default_factory=dict)
+    speed_threads: int = 0
+    rivals: tuple[Rivals, ...] = ()
+
+    @property
+    def rival_threads(self) -> int:
+        """Threads of the other systems when they were timed; 0 where none was."""
+        return next((each.speed.threads for each in self.rivals if each.speed), 0)
 
     @property
     def reports(self) -> Sequence[Report]:
         """The variants' reports."""
         return [variant.report for variant in self.variants if variant.report]
+
+    @property
+    def parent_sha256(self) -> str:
+        """The source digest that all share."""
+        return self.variants[0].manifest.source_sha256
 
     @property
     def fp32_bytes(self) -> int:

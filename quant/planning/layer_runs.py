@@ -3,7 +3,11 @@
 Everything is arranged so that what else the machine does changes little: a product runs on one thread, whose processor
 time is counted, not the time of the wall clock (two threads that share their cores with others take one or two times
 as long, at random); all layers take turns; and each is opened anew several times, for where its weights happen to lie
-in memory changes its time by a fifth and more, for as long as it is open.
+in memory changes its time by a fifth and more, for as long as it is open. The order of the turns is another one each
+time, for a small product is slower behind a large one.
+
+Products of one row find their weights in memory, not in the CPU's cache: so does each step of a model that is larger
+than it, and a form that reads fewer bytes may be the slower one otherwise.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from bundle.machine import largest_cache_bytes
 from graphs.layers import Float32
 from graphs.store import make_node, save_graph
 from quant.calibration.statistics import InputStatistics
@@ -35,8 +40,11 @@ _OPSET = 21
 _IR_VERSION = 10
 _MOST_WEIGHTS = 1 << 22  # of a timed layer; a larger one is timed with fewer outputs and the time scaled
 _LEAST_SHARE = 0.1  # of what was seen that is a layer's own, however much an empty graph takes
-_EMPTY = "empty"
-"""What a graph of no layers is called among those that take turns."""
+_EMPTY, _FLUSH = "empty", "flush"
+"""What a graph of no layers, and the emptying of the cache, are called among those that take turns."""
+_CACHES = 2  # read to empty one
+_USUAL_CACHE_BYTES = 32 << 20  # where the system does not say
+_MOST_CACHE_BYTES = 256 << 20
 
 _Layer = tuple[int, int, Choice]
 
@@ -109,9 +117,8 @@ def time_layers(
 ) -> dict[str, list[list[float]]]:
     """Return milliseconds by key, of all runs of each opening.
 
-    All layers are held at once and take turns, so that noise meets all alike and a small model finds its weights in the
-    CPU's cache, as it will when it is served, and a large one does not. What the call of an empty graph takes is
-    subtracted: in a whole graph it is paid once, not per layer.
+    All layers are held at once and take turns, those of fewest rows first behind an emptied cache, so that noise meets
+    all alike. What the call of an empty graph takes is subtracted: in a whole graph it is paid once, not per layer.
 
     Args:
         wanted: Any order.
@@ -124,7 +131,7 @@ def time_layers(
     opening = Turns(warmup=1, repeats=turns, budget_s=budget_s / num_openings)
     with tempfile.TemporaryDirectory() as folder:
         paths = _save_models(wanted, Path(folder))
-        told = [opening.run(_works(wanted, paths, threads)) for _ in range(num_openings)]
+        told = [opening.run(_works(in_turn(wanted, seed), paths, threads)) for seed in range(num_openings)]
     overhead_ms = min(min(runs[_EMPTY]) for runs in told)
     return {
         timed.key: [[_net_ms(timed, seen_ms, overhead_ms) for seen_ms in runs[timed.key]] for runs in told]
@@ -149,6 +156,12 @@ def _save_models(wanted: Iterable[Timed], folder: Path) -> dict[_Layer | None, P
     return paths
 
 
+def in_turn(wanted: Sequence[Timed], seed: int) -> list[Timed]:
+    """Return measurements by rising rows, so that no weights are met twice behind each other; else at random."""
+    order = np.random.default_rng(seed).permutation(len(wanted))
+    return sorted((wanted[at] for at in order), key=lambda timed: timed.rows)
+
+
 def _works(
     wanted: Iterable[Timed], paths: Mapping[_Layer | None, Path], threads: int
 ) -> dict[str, Callable[[], float]]:
@@ -158,8 +171,12 @@ def _works(
     clock = thread_milliseconds_of if threads == 1 else milliseconds_of
     rows = {(timed.num_inputs, timed.rows): _activations(timed) for timed in wanted}
     one_row = np.zeros((1, 16), np.float32)
-    works: dict[str, Callable[[], float]] = {_EMPTY: lambda: _second_run_ms(clock, graphs[None], one_row)}
-    for timed in sorted(wanted, key=lambda timed: timed.rows):  # the same weights twice in a row would be cached
+    cache = np.ones(_CACHES * min(largest_cache_bytes() or _USUAL_CACHE_BYTES, _MOST_CACHE_BYTES) // 8)
+    works: dict[str, Callable[[], float]] = {
+        _FLUSH: lambda: float(cache.sum()),
+        _EMPTY: lambda: _second_run_ms(clock, graphs[None], one_row),
+    }
+    for timed in wanted:
         works[timed.key] = partial(_run_ms, clock, graphs[timed.layer], rows[timed.num_inputs, timed.rows])
     return works
 

@@ -171,7 +171,7 @@ class _Comparison:
     def measured(self) -> Measured:
         """Return all figures."""
         return Measured(
-            _by_task(self._tasks, np.array(self._right)) if self._has_accuracy else {},
+            _by_task(self._tasks, np.array(self._right)) if self._right else {},
             self._teacher_forced(),
             self._replies(),
             self._image_sensitivity(),

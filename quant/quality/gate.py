@@ -93,8 +93,10 @@ _TWO_BITS = _decoder(canary=0.1, kl_mean=0.1, top1=0.95, proved=2.0, possible=6.
 LIMITS: dict[str, dict[str, Limit]] = {
     "fp16": _EIGHT_BITS,
     "int8": _EIGHT_BITS,
+    "int8-rtn": _EIGHT_BITS,
     "int8-static": _EIGHT_BITS,
     "int4": _FOUR_BITS,
+    "int4-rtn": _FOUR_BITS,
     "int4-hqq": _FOUR_BITS,
     "int4-gptq": _FOUR_BITS,
     "int4-awq": _FOUR_BITS,

@@ -189,6 +189,7 @@ def test_variants_are_made_by_the_command_once(
     for _ in range(2):
         assert make_variants(smolvlm_bundle, ["int8"], tmp_path, print) == [tmp_path / "tiny-smolvlm-int8"]
     assert [command[1:4] for command in commands] == [["-m", "pocketvlm", "quantize"]]
+    assert "--no-evaluate" in commands[0]
     with pytest.raises(QuantizationError, match="unknown weights 'int3'"):
         make_variants(smolvlm_bundle, ["int3"], tmp_path, print)
 

@@ -47,3 +47,23 @@ def test_a_label_leaves_the_plot_by_no_more_than_it_must(points: list[tuple[floa
     marks = [Box.around(*point, 7) for point in points]
     places = place_labels(["ab"] * len(points), marks, [], PLOT)
     assert all(place.overlap(PLOT) >= 0.4 * place.area for place in places)
+
+
+def test_a_line_crosses_a_box_where_it_passes_through() -> None:
+    box = Box(10, 10, 20, 20)
+    assert box.is_crossed((0, 0), (30, 30))
+    assert box.is_crossed((15, 0), (15, 30))
+    assert box.is_crossed((0, 15), (15, 15))
+    assert not box.is_crossed((0, 15), (9, 15))  # ends before it
+    assert not box.is_crossed((0, 0), (30, 5))
+    assert not box.is_crossed((5, 0), (5, 30))
+
+
+def test_a_label_far_from_its_mark_is_not_led_across_another_one() -> None:
+    # a wall to the left and to the right leaves places above and below; above, the way leads across a mark
+    mark = Box.around(200, 150, 7)
+    walls = [Box(0, 110, 190, 190), Box(210, 110, 400, 190), Box.around(200, 130, 7), Box(150, 165, 250, 178)]
+    (place, *_) = place_labels(["int4"], [mark], walls, PLOT)
+    crossed = [wall for wall in walls if wall.is_crossed(mark.centre, place.nearest(mark.centre))]
+    assert len(crossed) <= 1
+    assert not any(place.overlap(wall) for wall in walls)

@@ -82,3 +82,24 @@ def test_a_legend_takes_as_many_lines_as_it_needs_and_leaves_none_to_the_plot() 
     assert len(lines) == 4  # two to a line, and one that is too long for company
     assert max(lines) < plot.top_px
     assert all(text.at[0] + text_width_px(text.text) <= WIDTH_PX for text in texts)
+
+
+def test_equal_lengths_of_a_logarithmic_axis_are_equal_ratios() -> None:
+    axis = Axis.logarithmic("", 0.01, 1.0)
+    assert [axis.share(value) for value in (0.01, 0.1, 1.0)] == pytest.approx([0, 0.5, 1])
+    assert axis.share(0.2) - axis.share(0.1) == pytest.approx(axis.share(0.04) - axis.share(0.02))
+    assert [axis.share(value) for value in (0.0, 0.001, 5.0)] == [0, 0, 1]
+
+
+def test_a_logarithmic_axis_names_parts_of_a_power_where_it_is_short() -> None:
+    assert names(Axis.logarithmic("", 0.015, 0.6)) == ["0.02", "0.05", "0.1", "0.2", "0.5"]
+    assert names(Axis.logarithmic("", 1e-5, 2.0)) == ["1e-05", "0.0001", "0.001", "0.01", "0.1", "1"]
+
+
+@given(st.floats(1e-6, 10), st.floats(1.5, 1e6))
+def test_ticks_of_a_logarithmic_axis_lie_on_it_and_are_few(start: float, ratio: float) -> None:
+    axis = Axis.logarithmic("", start, start * ratio)
+    values = [value for value, _ in axis.ticks]
+    assert all(start * (1 - 1e-6) <= value <= start * ratio * (1 + 1e-6) for value in values)
+    assert len(values) <= 10
+    assert values or ratio < 2.5  # between 2 and 5 of a power may lie none

@@ -45,6 +45,13 @@ def test_parts_are_drawn_where_they_say_in_the_light_colours(tmp_path: Path) -> 
     assert at(image, 220, 50) == at(image, 30, 60) == (255, 255, 255)
 
 
+def test_a_dashed_line_has_gaps_of_the_ground(tmp_path: Path) -> None:
+    image = written(tmp_path / "a.png", Line([(10, 50), (100, 50)], "ink", 4, is_dashed=True))
+    ink = ImageColor.getrgb(LIGHT["ink"])
+    found = [at(image, 10 + 9 * dash + offset, 50) == ink for dash in range(9) for offset in (2, 7)]
+    assert found == [True, False] * 9
+
+
 def test_half_opacity_is_halfway_to_white(tmp_path: Path) -> None:
     found = at(written(tmp_path / "a.png", Shape(rectangle(0, 0, 400, 100), "ink", opacity=0.5)), 200, 50)
     assert found == pytest.approx([(value + 255) / 2 for value in ImageColor.getrgb(LIGHT["ink"])], abs=1.5)

@@ -47,6 +47,14 @@ def test_every_part_is_drawn_where_it_says_in_the_pages_colours() -> None:
     assert "stroke" not in bare.attrib
 
 
+def test_dashed_lines_and_no_others_have_dashes() -> None:
+    whole, dashed = ElementTree.fromstring(
+        svg(Drawing("", 9, 9, [Line([(0, 0), (9, 9)], "ink"), Line([(0, 0), (9, 9)], "ink", is_dashed=True)]))
+    )
+    assert "stroke-dasharray" not in whole.attrib
+    assert dashed.attrib["stroke-dasharray"] == "5 4"
+
+
 def test_every_colour_is_a_variable_of_the_page_and_no_address_is_in_it() -> None:
     element = svg(DRAWING)
     assert set(re.findall(r"var\(--([\w-]+)\)", element)) <= LIGHT.keys()

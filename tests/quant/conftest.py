@@ -174,6 +174,8 @@ def variant_at(smolvlm_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
         passed: bool | None = True,
         sensitivity: tuple[Any, ...] = (),
         n: int = 200,
+        kl_mean: float = 0.0123,
+        weights: str = "int4",
         unmeasured: tuple[Unmeasured, ...] = (),
     ) -> Path:
         folder = Path(shutil.copytree(smolvlm_bundle, tmp_path_factory.mktemp("variant") / name))
@@ -189,13 +191,13 @@ def variant_at(smolvlm_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
         forced = TeacherForced(
             num_samples=n,
             num_tokens=3 * n,
-            kl_mean=0.0123,
+            kl_mean=kl_mean,
             kl_p99=0.4,
             top1_agreement=0.987,
             delta_nll=0.002,
-            kl_interval=(0.0101, 0.0145),
+            kl_interval=(0.8 * kl_mean, 1.2 * kl_mean),
         )
-        gates = (judge("kl_mean", 0.0123 if passed else 9.0, 3 * n, "int4"),)
+        gates = (judge("kl_mean", kl_mean if passed else 9.0, 3 * n, weights),)
         report = Report(
             parent=parent.name,
             parent_sha256=parent.source_sha256,

@@ -162,7 +162,9 @@ def test_the_plan_is_shown_before_it_is_carried_out_and_sizes_are_told_as_they_c
 
 
 def test_unknown_weights_write_nothing(clip_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(QuantizationError, match="unknown weights 'int3'; known: fp32, fp16, int8, int8-static, int4"):
+    with pytest.raises(
+        QuantizationError, match="unknown weights 'int3'; known: fp32, fp16, int8, int8-rtn, int8-static, int4"
+    ):
         quantize_bundle(clip_bundle, tmp_path / "out", weights="int3")
     assert list(tmp_path.iterdir()) == []
 
@@ -244,7 +246,7 @@ def test_dual_writes_a_second_decoder_over_the_same_signature(smolvlm_bundle: Pa
     manifest = quantize_bundle(
         smolvlm_bundle,
         tmp_path / "dual",
-        weights="int4",
+        weights="int4-rtn",
         options=Options(profile="dual"),
         evaluation=QUESTIONS,
         limits=FEW,
@@ -260,7 +262,7 @@ def test_dual_writes_a_second_decoder_over_the_same_signature(smolvlm_bundle: Pa
     assert written.graph("decoder", "prompt") == "decoder_prefill"
     assert written.graph("decoder", "step") == written.graph("decoder") == "decoder"
     assert written.states == read_manifest(smolvlm_bundle).states
-    assert manifest.name.endswith("-int4-dual")
+    assert manifest.name.endswith("-int4-rtn-dual")
     report = read_report(tmp_path / "dual")
     assert [profile.name for profile in report.profiles if profile.is_chosen] == ["dual"]
     assert report.components["decoder_prefill"].canary_cosine > 0.99

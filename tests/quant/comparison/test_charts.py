@@ -9,10 +9,11 @@ import pytest
 
 from bundle.form import Form
 from bundle.report import LayerSensitivity
-from pages.drawing import TEXT_PX, Line, Part, Shape, Text, text_width_px
+from pages.drawing import TEXT_PX, Line, Part, Shape, Text
 from pages.label_places import Box
 from pages.palette import SERIES
-from quant.comparison.charts import Chart, charts_of, form_label, short_layer
+from quant.comparison.charts import charts_of, form_label, short_layer
+from quant.comparison.scatter import Chart
 from quant.comparison.variants import Siblings, read_siblings
 from runtime.turns import Quartiles
 
@@ -58,9 +59,10 @@ def named(siblings: Siblings) -> dict[str, Chart]:
 
 
 def test_every_measurement_has_its_chart(siblings: Siblings, charts: dict[str, Chart]) -> None:
-    assert list(charts) == ["accuracy-by-size", "loss-by-task", "sensitivity-decoder"]
+    assert list(charts) == ["loss-by-size", "accuracy-by-size", "loss-by-task", "sensitivity-decoder"]
     speeds = {label: Quartiles(rate - 1, rate, rate + 2) for label, rate in (("int4", 40.0), ("fp32", 20.0))}
-    assert "accuracy-by-speed" in named(replace(siblings, speeds=speeds))
+    timed = named(replace(siblings, speeds=speeds))
+    assert {"loss-by-speed", "accuracy-by-speed"} <= set(timed)
 
 
 def test_nothing_measured_is_no_chart(variant_at) -> None:
@@ -86,12 +88,16 @@ class Read:
         return [part for part in self.parts if isinstance(part, Text)]
 
     @property
+    def names(self) -> list[Text]:
+        return [text for text in self.texts if text.has_halo]
+
+    @property
     def shapes(self) -> list[Shape]:
         return [part for part in self.parts if isinstance(part, Shape)]
 
     @property
     def x(self) -> Callable[[float], float]:
-        middle = [text for text in self.texts if text.anchor == "middle"]
+        middle = [text for text in self.texts if text.anchor == "middle" and not text.has_halo]
         return scale([tick for tick in middle if tick.at[1] == middle[0].at[1]], 0)
 
     @property
@@ -102,7 +108,7 @@ class Read:
 
     @property
     def row_names(self) -> list[Text]:
-        return [text for text in self.texts if text.anchor == "end"]
+        return [text for text in self.texts if text.anchor == "end" and not text.has_halo]
 
     def centre(self, shape: Shape) -> tuple[float, float]:
         x, y = np.mean(shape.points, axis=0)
@@ -155,8 +161,7 @@ def test_the_line_joins_what_is_neither_larger_nor_more_often_wrong(
 def test_names_of_points_do_not_overlap(variant_at) -> None:
     folders = [variant_at(f"int4-{at}", num_bytes=100_000 + 800 * at, lost=at % 3) for at in range(6)]
     (siblings,) = read_siblings(folders)
-    names = [text for text in read(named(siblings)["accuracy-by-size"]).texts if text.has_halo]
-    boxes = [Box(name.at[0], name.at[1] - TEXT_PX, name.at[0] + text_width_px(name.text), name.at[1]) for name in names]
+    boxes = [Box.of_text(name) for name in read(named(siblings)["accuracy-by-size"]).names]
     assert len(boxes) == 7
     assert not any(one.overlap(other) for one, other in combinations(boxes, 2))
 

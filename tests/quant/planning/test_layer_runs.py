@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bundle.form import Form
-from quant.planning.layer_runs import Seen, Timed, time_layers
+from quant.planning.layer_runs import Seen, Timed, in_turn, time_layers
 from quant.planning.plan import KEPT, Choice
 from runtime import turns
 
@@ -34,6 +34,14 @@ def test_every_form_is_opened_anew_and_run_as_often_as_asked() -> None:
     assert told.keys() == {timed.key for timed in wanted}
     assert all([len(runs) for runs in openings] == [4, 4] for openings in told.values())
     assert all(ms > 0 for openings in told.values() for runs in openings for ms in runs)
+
+
+def test_few_rows_come_first_and_in_another_order_each_time() -> None:
+    wanted = [Timed(32, outputs, KEPT, rows) for outputs in range(16, 24) for rows in (96, 1)]
+    orders = [in_turn(wanted, seed) for seed in range(5)]
+    assert all([timed.rows for timed in order] == [1] * 8 + [96] * 8 for order in orders)
+    assert all(set(order) == set(wanted) for order in orders)
+    assert len({tuple(order[:8]) for order in orders}) == len({tuple(order[8:]) for order in orders}) == 5
 
 
 def test_a_large_layer_is_run_in_part_and_counted_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,6 +142,10 @@ def test_groups_count_by_their_values() -> None:
     found = grouped_bootstrap([np.array([1.0]), np.array([4.0, 4.0, 4.0])])
     assert (found.mean, found.n) == (3.25, 2)
     assert (found.low, found.high) == (1, 4)
+    # One long answer and twenty short ones: the mean of the answers' means, 0.05, is another figure.
+    found = grouped_bootstrap([np.ones(1000), *([np.zeros(1)] * 20)])
+    assert found.mean == pytest.approx(1000 / 1020)
+    assert found.low <= found.mean <= found.high
 
 
 def test_one_value_a_group_is_the_plain_interval() -> None:

@@ -1,0 +1,95 @@
+"""The part of a page that tells what other systems make of the same weights."""
+
+from __future__ import annotations
+
+from html import escape
+
+from bundle.report import Replies, TeacherForced
+from bundle.summary import megabytes
+from pages.frame import table
+from quant.comparison.rivals import Rival, Rivals, Speed
+from quant.comparison.variants import REFERENCE, Siblings, Variant
+
+
+def rival_section(siblings: Siblings) -> str:
+    """Return a heading, a table and how it was measured for each other system; nothing where there is none."""
+    return "".join(_system(siblings, rivals) for rivals in siblings.rivals)
+
+
+def forced_cells(forced: TeacherForced, replies: Replies) -> list[str]:
+    """Return the cells that every table of language models has: KL, NLL, first choices, replies."""
+    first = "" if replies.first_divergence is None else f"<small>part at token {replies.first_divergence:.1f}</small>"
+    return [
+        f"{forced.kl_mean:.4f}<small>{_span(forced.kl_interval, '.4f')}p99 {forced.kl_p99:.3f}</small>",
+        f"{forced.delta_nll:+.4f}",
+        f"{forced.top1_agreement:.2%}<small>{_span(forced.top1_interval, '.2%')}of {forced.num_tokens} tokens</small>",
+        f"{replies.identical:.1%}{first}",
+    ]
+
+
+def _span(interval: tuple[float, float] | None, form: str) -> str:
+    """Return an interval in words before others, or nothing."""
+    return "" if interval is None else f"{interval[0]:{form}} to {interval[1]:{form}}, "
+
+
+def _system(siblings: Siblings, rivals: Rivals) -> str:
+    head = ("file", "language model", "KL mean", "NLL rise", "same first choice", "same replies")
+    speeds = (f"decode, x {REFERENCE}", f"prefill, x {REFERENCE}") if rivals.speed else ()
+    rows = [_row(siblings, rival, has_speeds=bool(speeds)) for rival in (rivals.parity, *rivals.rivals)]
+    return (
+        f"<h2>{escape(rivals.system)} on the same weights</h2>"
+        f"{table((*head, *speeds, 'best of ours at no more bytes'), rows)}{_method(siblings, rivals)}"
+    )
+
+
+def _row(siblings: Siblings, rival: Rival, *, has_speeds: bool) -> list[str]:
+    size = f"{megabytes(rival.weight_bytes)}<small>file {megabytes(rival.file_bytes)}</small>"
+    speeds = [_speed(rival.decode), _speed(rival.prefill)] if has_speeds else []
+    quality = forced_cells(rival.teacher_forced, rival.replies)
+    return [escape(rival.name), size, *quality, *speeds, _best_of_ours(siblings, rival)]
+
+
+def _speed(speed: Speed | None) -> str:
+    return "" if speed is None else f"{speed.ratio.median:.2f}<small>{speed.per_second.median:.0f} tokens/s</small>"
+
+
+def _best_of_ours(siblings: Siblings, rival: Rival) -> str:
+    """Return the variant with the least loss among those no larger than a file of another system."""
+
+    def loss_of(variant: Variant) -> float:
+        return variant.report.teacher_forced.kl_mean if variant.report and variant.report.teacher_forced else 0.0
+
+    fitting = [
+        variant
+        for variant in siblings.variants
+        if variant.report
+        and variant.report.teacher_forced
+        and variant.manifest.language_model_bytes <= rival.weight_bytes
+    ]
+    if not fitting:
+        return '<span class="soft">none</span>'
+    best = min(fitting, key=loss_of)
+    return f"{escape(best.label)}<small>{megabytes(best.manifest.language_model_bytes)}, KL {loss_of(best):.4f}</small>"
+
+
+def _method(siblings: Siblings, rivals: Rivals) -> str:
+    ours = {report.evaluation.source for report in siblings.reports if report.evaluation}
+    asked = f"{rivals.evaluation.num_samples} questions of {rivals.evaluation.source}"
+    differ = (
+        ' <span class="warn">Our variants were measured on other samples: compare with care.</span>'
+        if ours - {rivals.evaluation.source}
+        else ""
+    )
+    how = ""
+    if speed := rivals.speed:
+        how = (
+            f" Speed: {speed.rounds} turns, {speed.threads} threads each, a prompt of {speed.prompt_tokens} tokens and "
+            f"single tokens behind {speed.cached_tokens}; the {REFERENCE} bundle decoded "
+            f"{speed.parent_decode.median:.0f} and read {speed.parent_prefill.median:.0f} tokens/s in these turns."
+        )
+    return (
+        f'<p class="soft">{escape(rivals.system)} ({escape(rivals.version)}), given the token ids that the bundle '
+        f"makes of {escape(asked)}, and held against the same {REFERENCE} bundle by the same code. The first row is "
+        f"the parent's own weights in float32: what it differs by is arithmetic.{how} {escape(rivals.machine.cpu)}, "
+        f"{rivals.machine.cores} cores.{differ}</p>"
+    )

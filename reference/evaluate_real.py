@@ -1,0 +1,87 @@
+"""Score the real model on held-out questions: `python -m reference.evaluate_real`.
+
+Greedy replies; a reply is right that says what must be said, as whole words and in order, and none of what would
+contradict it (`Enquiry.is_right`). Each kind with n and the 95 % Wilson interval. The decoder comes from its wheel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import tempfile
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from reference.evaluate import CHECKPOINTS, Score
+from reference.real.checkpoint import build_checkpoint
+from reference.real.held_out import KINDS, Question, held_out
+from reference.real.wheel import real_gguf
+
+_BATCH = 20
+_MAX_NEW_TOKENS = 48
+_WORK = pathlib.Path(__file__).parent / ".work" / "real"
+
+
+class RealReader:
+    """The real model, in bfloat16, which answers questions."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        """Load a whole checkpoint, as `build_checkpoint` writes it."""
+        self._processor = AutoProcessor.from_pretrained(folder)
+        self._model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16).eval()
+
+    @torch.inference_mode()
+    def replies(self, questions: list[Question]) -> list[str]:
+        """Return the greedy reply to each question; all have equally many images."""
+        prompts = [self._processor.apply_chat_template(q.messages(), add_generation_prompt=True) for q in questions]
+        images = [list(q.images) for q in questions]
+        inputs = self._processor(text=prompts, images=images, padding=True, return_tensors="pt")
+        inputs["pixel_values"] = inputs["pixel_values"].to(torch.bfloat16)
+        tokens = self._model.generate(**inputs, max_new_tokens=_MAX_NEW_TOKENS, do_sample=False)
+        new = tokens[:, inputs["input_ids"].shape[1] :]
+        return [reply.strip() for reply in self._processor.batch_decode(new, skip_special_tokens=True)]
+
+    def score(self, questions: list[Question], shown: int) -> Score:
+        """Return how many are answered rightly; print the first `shown` replies."""
+        num_right = 0
+        for start in range(0, len(questions), _BATCH):
+            batch = questions[start : start + _BATCH]
+            for i, (question, reply) in enumerate(zip(batch, self.replies(batch), strict=True), start):
+                is_right = question.enquiry.is_right(reply)
+                num_right += is_right
+                if i < shown:
+                    print(f"{'right' if is_right else 'wrong'}: {question.enquiry.question!r} {reply!r}", flush=True)
+        return Score(num_right, len(questions))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print a Markdown table, and write the numbers as JSON when asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--vision", type=pathlib.Path, default=CHECKPOINTS / "vlm-real", help="tower and connector")
+    parser.add_argument("--work", type=pathlib.Path, default=_WORK, help="folder that keeps the decoder")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--n", type=int, default=100, help="questions a kind")
+    parser.add_argument("--familiar", action="store_true", help="in training's wordings, sizes and fonts")
+    parser.add_argument("--show", type=int, default=0, help="replies of each kind to print")
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--json", type=pathlib.Path, help="file to write")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory() as scratch:
+        whole = pathlib.Path(scratch) / "whole"
+        build_checkpoint(real_gguf(args.work, print), whole, args.vision)
+        reader = RealReader(whole)
+    print("| what | right | 95 % interval | n |\n|---|---|---|---|")
+    found = {}
+    for kind in args.kinds:
+        score = reader.score(held_out(kind, args.n, is_familiar=args.familiar), args.show)
+        print(score.line(kind), flush=True)
+        found[kind] = {"right": score.num_right, "n": score.n, "share": score.share, "interval_95": score.interval()}
+    if args.json:
+        args.json.write_text(json.dumps({"is_familiar": args.familiar, "scores": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

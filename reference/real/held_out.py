@@ -1,0 +1,76 @@
+"""What the real model is scored on: wordings, sizes, fonts, words, digits and seeds that training never uses."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+from PIL import Image
+
+from reference import photographs, pictures
+from reference.dialogues import which
+from reference.enquiries import ASKERS, Asker, Enquiry, picture_for
+from reference.seeds import held_out_seed
+
+KINDS = (*ASKERS, "which", "photograph")
+_TEXT_FIRST_SHARE = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One question about images.
+
+    Attributes:
+        images: Of any size.
+        enquiry: What is asked and what is right.
+        is_text_first: The text comes before the images.
+    """
+
+    images: tuple[Image.Image, ...]
+    enquiry: Enquiry
+    is_text_first: bool
+
+    def messages(self) -> list[dict[str, object]]:
+        """Return the conversation for a chat template."""
+        content: list[dict[str, str]] = [{"type": "image"} for _ in self.images]
+        text = {"type": "text", "text": self.enquiry.question}
+        return [{"role": "user", "content": [text, *content] if self.is_text_first else [*content, text]}]
+
+
+def held_out(kind: str, n: int, *, is_familiar: bool = False) -> list[Question]:
+    """Return n questions of a kind; the same ones for ever.
+
+    Args:
+        kind: One of `KINDS`.
+        n: How many.
+        is_familiar: In training's wordings and looks; pictures still come from held-out seeds.
+
+    Raises:
+        ValueError: The kind is unknown.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind {kind!r}; known: {', '.join(KINDS)}")
+    found: list[Question] = []
+    index = 0
+    while len(found) < n:
+        question = _try_question(kind, random.Random(held_out_seed(f"real {kind}", 0, index)), is_familiar)
+        index += 1
+        if question is not None:
+            found.append(question)
+    return found
+
+
+def _try_question(kind: str, rng: random.Random, is_familiar: bool) -> Question | None:
+    looks = pictures.TRAINING if is_familiar else pictures.HELD_OUT
+    is_text_first = rng.random() < _TEXT_FIRST_SHARE
+    if kind == "photograph":
+        index = rng.randrange(len(photographs.PHOTOGRAPHS))
+        image = photographs.view(index, rng, is_held_out=not is_familiar)
+        return Question((image,), photographs.enquiry(index, rng, is_held_out=not is_familiar), is_text_first)
+    if kind == "which":
+        shown = tuple(picture_for("shape", rng, looks) for _ in range(2))
+        enquiry = which(shown, rng, is_held_out=not is_familiar)
+    else:
+        shown = (picture_for(kind, rng, looks),)
+        enquiry = ASKERS[kind](Asker(shown[0], rng, is_held_out=not is_familiar))
+    return None if enquiry is None else Question(tuple(map(pictures.render, shown)), enquiry, is_text_first)

@@ -1,0 +1,118 @@
+"""Train the small vision-language model on wider pictures and wordings: `python -m reference.train_wide`.
+
+The shipped `vlm` learnt `scenes`: images of one size, in few wordings. This trains the same architecture on `pictures`
+and `enquiries`: 64 to 512 pixels, grounds, fonts, longer words, equal shapes, both orders of text and image, greetings
+and questions that no picture answers, and the photographs of `photographs`.
+
+*tower* is that stage of `reference.train_real`, from fresh weights. *language*: decoder, connector and tower
+learn from answers. A stopped run goes on where it was. The result goes to `--out`, which is not what is shipped.
+`--smoke` takes two small steps of each stage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import tempfile
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerFast, SmolVLMForConditionalGeneration
+
+from reference import dialogues, tokenizer, vlm_model
+from reference.real.decoder import graded
+from reference.real.tower import Tower
+from reference.shipping import save_vlm
+from reference.train_real import ADAMW_NAMES, Looked, Progress, encoder, recall, train_tower
+from reference.train_vlm import SEED, Decoder
+from reference.training import MasterWeights, Run, Schedule
+
+HERE = pathlib.Path(__file__).parent
+_CORPUS_SAMPLES = 10_000
+_VOCABULARY_TOKENS = 1024
+_STILL_TOWER_SHARE = 0.15  # of the stage; the tower's gradients are noise until the decoder reads it
+_TOWER_LR_SHARE = 0.3
+_DENSE_SHARE = 0.1  # of the loss
+
+
+def sentences() -> Iterator[str]:
+    """Yield what the tokenizer is learnt from."""
+    for seed in range(_CORPUS_SAMPLES):
+        for enquiry in dialogues.sample(seed, 8).asked:
+            yield f"User:{enquiry.question}"
+            yield f"User: {enquiry.question}\nAssistant: {enquiry.answer}\n"
+
+
+def train_language(
+    model: SmolVLMForConditionalGeneration, tower: Tower, tokens: PreTrainedTokenizerFast, args: argparse.Namespace
+) -> None:
+    """Train the decoder in place, and after a while the tower with it; write the checkpoint."""
+    masters = MasterWeights(Decoder(model), args.lr, ("embed_tokens", "lm_head"))
+    tower_masters = MasterWeights(tower, args.lr * _TOWER_LR_SHARE, ADAMW_NAMES)
+    schedule = Schedule(args.language_steps, args.language_minutes, warmup_steps=100)
+    run = Run(args.work, "language", schedule, (masters, tower_masters), args.save_every_s)
+    progress, encode = Progress(run, args.log_every), encoder(tokens)
+    stream = Looked(args.batch, args.questions, run.step * args.batch)
+    batches = iter(DataLoader(stream, batch_size=None, num_workers=args.workers))
+    while not run.is_over:
+        samples, pixels, labels = next(batches)
+        is_still = run.progress < _STILL_TOWER_SHARE
+        with torch.set_grad_enabled(not is_still):
+            sight = tower.sight(pixels)
+        batch = dialogues.pack(samples, dialogues.SMALL, encode, args.sequence_tokens)
+        loss, facts = graded(_logits(model, tower.features(sight), batch), batch)
+        dense, _ = tower.loss(sight, labels)
+        (loss + _DENSE_SHARE * dense).backward()
+        progress.advance({"dense": float(dense.detach()), **facts})
+    run.save()
+    weights = {name if name.startswith("lm_head") else f"model.{name}": w for name, w in masters.weights().items()}
+    weights |= {f"model.{name}": w for name, w in tower_masters.weights().items() if not name.startswith("head.")}
+    save_vlm(weights, model, tokens, args.out)
+
+
+def _logits(model: SmolVLMForConditionalGeneration, features: torch.Tensor, batch: dialogues.Batch) -> torch.Tensor:
+    """Return float32 logits [N, V] of the rows that are learnt, from visual tokens [I, 64, D]."""
+    columns = (torch.from_numpy(column) for column in (batch.ids, batch.positions, batch.segments, batch.rows))
+    return vlm_model.answer_logits(model, features, *columns)
+
+
+def arguments() -> argparse.ArgumentParser:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--out", type=pathlib.Path, default=HERE / ".work" / "wide" / "vlm", help="folder written")
+    parser.add_argument("--work", type=pathlib.Path, default=HERE / ".work" / "wide", help="folder to resume from")
+    for stage, steps in (("tower", 5000), ("language", 8000)):
+        parser.add_argument(f"--{stage}-steps", type=int, default=steps)
+        parser.add_argument(f"--{stage}-minutes", type=float, default=0, help="wall-clock budget; 0 counts steps")
+    parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate")
+    parser.add_argument("--images", type=int, default=32, help="a step of stage tower")
+    parser.add_argument("--batch", type=int, default=16, help="sequences a step of stage language")
+    parser.add_argument("--questions", type=int, default=10, help="a sequence, at most")
+    parser.add_argument("--sequence-tokens", type=int, default=320, help="a sequence, at most")
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw pictures; 0 draws in this one")
+    parser.add_argument("--log-every", type=int, default=25, help="steps")
+    parser.add_argument("--save-every-s", type=float, default=180, help="seconds between saves")
+    parser.add_argument("--smoke", action="store_true", help="two small steps a stage, nothing resumed")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run both stages."""
+    args = arguments().parse_args(argv)
+    if args.smoke:
+        args.tower_steps = args.language_steps = 2
+        args.images, args.batch, args.questions, args.log_every = 2, 2, 3, 1
+        args.work = pathlib.Path(tempfile.mkdtemp(prefix="train_wide_"))
+    torch.set_num_threads(args.threads)
+    tokens = tokenizer.train(sentences(), _VOCABULARY_TOKENS)
+    model = vlm_model.build(tokens.get_vocab(), SEED)
+    tower = Tower(model)
+    train_tower(tower, args)
+    recall(args.work / "tower.pt", tower)
+    train_language(model, tower, tokens, args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""Ways to ask the same thing, from a small grammar: "(a|b)" stands for one of its parts, which may hold further ones.
+
+`HELD_OUT` holds other sentences than `TRAINING`: a model that answers them has not met them. Words in braces are filled
+in by who asks.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+
+_CHOICE = re.compile(r"\(([^()]*)\)")
+_UNCAPPED_SHARE = 0.25  # of questions begin with a small letter, as people type
+_UNENDED_SHARE = 0.2  # of questions lack their last mark
+
+TRAINING: dict[str, tuple[str, ...]] = {
+    "colour": (
+        "(What|Which) (color|colour) is the {name}?",
+        "What is the (color|colour) of the {name}?",
+        "(Tell me|Say|Name) the (color|colour) of the {name}.",
+        "What (color|colour) does the {name} have?",
+        "(What|Which) (color|colour) is the {name} (here|in the picture|in the image)?",
+    ),
+    "only_colour": (
+        "(What|Which) (color|colour) is (it|this|the shape|this shape)?",
+        "What is the (color|colour) of (this|the) shape?",
+        "What (color|colour) is the (object|figure|thing)?",
+    ),
+    "shape": (
+        "(What|Which) shape is {colour}?",
+        "What is the {colour} (shape|thing|object)?",
+        "(Which|What) (object|figure) is {colour}?",
+        "(What|Which) shape has the (color|colour) {colour}?",
+        "(Tell me|Name|Say) the shape that is {colour}.",
+    ),
+    "only_shape": (
+        "(What|Which) shape is (it|this|shown|in the picture|in the image)?",
+        "What (is|do you see) in the (picture|image)?",
+        "What (kind|sort) of shape is this?",
+    ),
+    "count": (
+        "How many (shapes|objects|things|figures) are (there|in the picture|in the image|shown)?",
+        "(Count|Please count) the (shapes|objects).",
+        "How many (shapes|objects) (can|do) you (see|count)?",
+        "What is the number of (shapes|objects)?",
+    ),
+    "count_some": (
+        "How many {plural} are (there|in the picture|in the image|shown)?",
+        "(Count|Please count) the {plural}.",
+        "How many {plural} (can|do) you (see|count)?",
+    ),
+    "exist": (
+        "Is there {thing} (here|in the picture|in the image|)?",
+        "(Can|Do) you see {thing}?",
+        "Does the (picture|image) (show|have|contain) {thing}?",
+    ),
+    "side": (
+        "Is the {name} (left or right of|to the left or right of|to the left or to the right of) the {other}?",
+        "On which side of the {other} is the {name}?",
+    ),
+    "height": ("Is the {name} (above or below|higher or lower than) the {other}?",),
+    "where": (
+        "Where is the {name}?",
+        "(In|At) which (part|place) of the (picture|image) is the {name}?",
+        "Where (do|can) you see the {name}?",
+    ),
+    "text": (
+        "What (does the text say|is written|does it say|is written here|is the text)?",
+        "(Read|Please read|Spell out) the (text|word|letters)(| in the picture| in the image).",
+        "(What|Which) (word|text|letters) (is|are) (shown|in the picture|in the image)?",
+    ),
+    "digit": (
+        "(What|Which) (digit|number) is (this|it|shown|written|in the picture|in the image)?",
+        "(Read|Please read) the (digit|number).",
+        "What handwritten (digit|number) (is this|do you see)?",
+    ),
+    "describe": (
+        "(Describe|Please describe|Can you describe) (the|this) (picture|image|drawing).",
+        "What (is|do you see|can you see) (in|on) (the|this) (picture|image)?",
+        "(Tell me|Say) what (is in|you see in) the (picture|image).",
+        "What does the (picture|image) show?",
+        "(Give me|Write) a (caption|description) (of|for) (this|the) (picture|image).",
+    ),
+    "which": (
+        "Which (picture|image) (has|shows|contains) {thing}?",
+        "(In|On) which (picture|image) is there {thing}?",
+    ),
+    "greeting": ("(Hello|Hi|Hey|Good morning|Good evening|Hi there|Hello there)(!|.|)",),
+    "ability": (
+        "What can you do?",
+        "(Who|What) are you?",
+        "(How can you|Can you) help me?",
+        "What (can|should) I ask you?",
+    ),
+    "outside": (
+        "What is the weather (like|today)?",
+        "Who (took|made|painted) this (picture|image)?",
+        "(When|Where) was this (picture|image) (taken|made)?",
+        "What (time|day) is it?",
+        "How (old|heavy|tall) is it?",
+        "Who won the (game|match) yesterday?",
+    ),
+}
+HELD_OUT: dict[str, tuple[str, ...]] = {
+    "colour": (
+        "In what (color|colour) is the {name} drawn?",
+        "Could you tell me (what|which) (color|colour) the {name} is?",
+        "The {name} is painted in which (color|colour)?",
+    ),
+    "only_colour": ("Which (color|colour) do you see?", "What (color|colour) was it drawn in?"),
+    "shape": (
+        "Can you tell me which shape is {colour}?",
+        "There is something {colour}. What is it?",
+        "Name the {colour} figure.",
+    ),
+    "only_shape": ("Can you name this shape?", "Which figure do you see here?"),
+    "count": (
+        "Could you count (all|) the shapes for me?",
+        "What is the total number of figures here?",
+        "Tell me how many things were drawn.",
+    ),
+    "count_some": ("Could you count the {plural} for me?", "Tell me how many {plural} you find."),
+    "exist": ("Is {thing} (visible|shown) (here|anywhere)?", "Can {thing} be seen?", "Would you find {thing} here?"),
+    "side": (
+        "Compared with the {other}, is the {name} on the left or on the right?",
+        "Does the {name} stand left or right of the {other}?",
+    ),
+    "height": ("Does the {name} stand above or below the {other}?",),
+    "where": ("Could you tell me where the {name} is?", "Where would I find the {name}?"),
+    "text": ("Can you tell me the word in this picture?", "Which letters do you see?", "What does the writing say?"),
+    "digit": ("Can you tell me which digit this is?", "Which figure was written by hand?"),
+    "describe": ("Could you tell me what this picture shows?", "Look at the image and describe it", "Caption this."),
+    "which": ("Where is {thing}: which image?", "Tell me which of the pictures has {thing}."),
+    "greeting": ("Good afternoon!", "Hi, how are you?"),
+    "ability": ("What are you able to do?", "What do you know?"),
+    "outside": ("Who drew this?", "What is the capital of this place?", "How much does it cost?"),
+}
+
+
+def expand(pattern: str) -> list[str]:
+    """Return every sentence of a pattern."""
+    found = _CHOICE.search(pattern)
+    if found is None:
+        return [" ".join(pattern.split()).replace(" ?", "?").replace(" .", ".")]
+    ways = (pattern[: found.start()] + part + pattern[found.end() :] for part in found[1].split("|"))
+    return [sentence for way in ways for sentence in expand(way)]
+
+
+_SENTENCES = {
+    is_held_out: {kind: [expand(p) for p in patterns] for kind, patterns in source.items()}
+    for is_held_out, source in ((False, TRAINING), (True, HELD_OUT))
+}
+
+
+def worded(kind: str, rng: random.Random, *, is_held_out: bool, **words: str) -> str:
+    """Return one way to ask, filled in, now and then without its capital or its last mark.
+
+    Args:
+        kind: One of `TRAINING`.
+        rng: Source of every choice.
+        is_held_out: Take a sentence that training never uses.
+        words: What the braces of this kind's patterns stand for.
+    """
+    sentence = rng.choice(rng.choice(_SENTENCES[is_held_out][kind])).format(**words)
+    if rng.random() < _UNENDED_SHARE:
+        sentence = sentence.rstrip("?.!")
+    return sentence[0].lower() + sentence[1:] if rng.random() < _UNCAPPED_SHARE else sentence
