@@ -82,7 +82,9 @@ def run_real_demo(folder: Path, *, keep: bool, console: Console) -> None:
     checkpoint, bundle, variant = (_made(folder) / name for name in ("real-checkpoint", "real", "real-int8"))
     console.print(f"[bold]build[/bold] {checkpoint}")
     build_real_checkpoint(checkpoint, console.print)
+    console.print("[bold]export[/bold] it")
     run_command("export", str(checkpoint), "-o", str(bundle), "--name", NAME, "--overwrite")
+    console.print("[bold]quantize[/bold] it to int8, and measure it on built-in texts and photographs (some minutes)")
     run_command("quantize", str(bundle), "-o", str(variant), "--weights", "int8", "--overwrite", may_miss=True)
     log = folder / "real-server.log"
     console.print(f"[bold]serve[/bold] {variant.name} (log: {log})")
