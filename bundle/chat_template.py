@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import jinja2
 import jinja2.nodes
@@ -16,6 +17,12 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from bundle.errors import BundleFormatError, PromptError
 
 CHAT_TEMPLATE = "chat_template.jinja"
+PROBED_ROLES = (("user",), ("system", "user"), ("user", "assistant", "user"))
+"""Conversations that a template is tried on: some want a system message, or an answer, before they render at all."""
+_PROBE = "20480 4096"
+"""No letters: a template may change their case."""
+_PRINTED_PARTS = re.compile(r"""['"]type['"]: ?['"]text['"]""", re.IGNORECASE)
+"""A part that was printed as Python or JSON."""
 
 
 class ChatTemplate:
@@ -25,8 +32,13 @@ class ChatTemplate:
         source: The Jinja text.
         template_tokens: Special tokens by name, variables of the template.
 
+    Attributes:
+        content: What the template reads as a message's content: a list of parts, or one string, as the templates of
+            language models do. Found as vLLM finds it (its "openai" and "string"), but by trying, not by reading the
+            source.
+
     Raises:
-        BundleFormatError: `source` is not a template, or one for messages whose content is a plain string.
+        BundleFormatError: `source` is not a template.
     """
 
     def __init__(self, source: str, template_tokens: Mapping[str, str]) -> None:
@@ -35,13 +47,14 @@ class ChatTemplate:
         except jinja2.TemplateSyntaxError as error:
             raise BundleFormatError(f"chat_template.jinja, line {error.lineno}: {error.message}") from error
         self._template_tokens = dict(template_tokens)
-        self._check_reads_parts()
+        self.content: Literal["parts", "string"] = "parts" if self._reads_parts() else "string"
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> str:
         """Return the prompt's text.
 
         Args:
-            messages: `{"role", "content"}`, content a list of `{"type": "image"}` and `{"type": "text", "text"}`.
+            messages: `{"role", "content"}`; content is a list of `{"type": "image"}` and `{"type": "text", "text"}`
+                or one string, as `self.content` says.
             add_generation_prompt: End with what opens the assistant's answer.
 
         Raises:
@@ -58,17 +71,20 @@ class ChatTemplate:
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
             raise PromptError(f"the model's chat template refuses these messages: {error}", "messages") from error
 
-    def _check_reads_parts(self) -> None:
-        probe = {"role": "user", "content": [{"type": "text", "text": "probe"}]}
-        try:
-            text = self.render([probe], add_generation_prompt=True)
-        except PromptError:
-            return  # it wants a longer conversation; a request will show
-        if "'type':" in text:
-            raise BundleFormatError(
-                "chat_template.jinja prints a message's parts as Python objects: it was made for content that is one "
-                "string. Take the template of the checkpoint's processor, which reads lists of parts."
-            )
+    def _reads_parts(self) -> bool:
+        """Return whether a text among parts comes out as text; also where no probe tells, since most read parts."""
+        of_parts = list(self._probed([{"type": "text", "text": _PROBE}]))
+        if any(_PROBE in text and not _PRINTED_PARTS.search(text) for text in of_parts):
+            return True
+        return not any(_PROBE in text for text in self._probed(_PROBE))
+
+    def _probed(self, content: Any) -> Iterator[str]:
+        """Yield what conversations of this content give, without those that the template refuses."""
+        for roles in PROBED_ROLES:
+            try:
+                yield self.render([{"role": role, "content": content} for role in roles], add_generation_prompt=True)
+            except PromptError:
+                continue
 
 
 class _Generation(Extension):

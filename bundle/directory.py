@@ -156,7 +156,7 @@ def _require_gated(root: Path, manifest: Manifest) -> None:
         schemes = ", ".join(f"{name} {part.scheme}" for name, part in manifest.components.items())
         raise GateError(
             f"{root} was never measured on samples ({schemes}): what its weights cost in quality is unknown. "
-            "Quantize again with --eval FILE.jsonl, or load it anyway with --allow-ungated."
+            "Make it again without --no-evaluate, or load it anyway with --allow-ungated."
         )
 
 

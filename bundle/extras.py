@@ -9,6 +9,7 @@ MODULES_OF_EXTRA = {
     "ray": ("ray",),
     "quant": ("bitsandbytes",),
     "reference": ("sklearn",),
+    "photographs": ("skimage",),
     "loadtests": ("locust",),
     "train": ("accelerate", "torch", "transformers"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -41,3 +42,25 @@ class Gate(BaseModel):
     passed: bool
     basis: Literal["samples", "canary"] = "samples"
     is_overridden: bool = False
+
+
+class Unmeasured(BaseModel):
+    """A gate that was neither passed nor failed, for the samples could not tell.
+
+    Attributes:
+        name: As a `Gate` of it would be named.
+        reason: What the samples lack, such as "no sample has an image".
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    reason: str
+
+
+def reasons(unmeasured: Sequence[Unmeasured]) -> dict[str, str]:
+    """Return the names of gates that were not measured, joined by commas, by reason."""
+    names: dict[str, list[str]] = {}
+    for each in unmeasured:
+        names.setdefault(each.reason, []).append(each.name)
+    return {reason: ", ".join(those) for reason, those in names.items()}

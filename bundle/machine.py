@@ -64,6 +64,11 @@ def own_version() -> str:
     return try_version("pocketvlm") or "unknown"
 
 
+def cache_folder() -> Path:
+    """Return where what can be made again is kept: $XDG_CACHE_HOME/pocketvlm, or ~/.cache/pocketvlm."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pocketvlm"
+
+
 def cpu_name() -> str:
     """Return the CPU's model name, as the kernel gives it."""
     info = Path("/proc/cpuinfo")

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bundle.errors import BundleFormatError
-from bundle.gates import Gate
+from bundle.gates import Gate, Unmeasured
 from bundle.states import State
 
 FORMAT_VERSION = 2
@@ -176,6 +176,7 @@ class Manifest(_Frozen):
         eos_token_ids: Generation stops at any of them.
         template_tokens: Special tokens by the name that the chat template uses ("bos_token", "eos_token", ...).
         gates: Empty for an fp32 export: it is its own reference.
+        unmeasured: Gates that the samples could not tell of; they are neither passed nor failed.
         files: Every other file of the bundle by name.
     """
 
@@ -197,6 +198,7 @@ class Manifest(_Frozen):
     eos_token_ids: tuple[int, ...] = ()
     template_tokens: dict[str, str] = Field(default_factory=dict)
     gates: tuple[Gate, ...] = ()
+    unmeasured: tuple[Unmeasured, ...] = ()
     files: dict[str, FileRecord] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -257,7 +259,7 @@ class Manifest(_Frozen):
 
     @property
     def is_gated(self) -> bool | None:
-        """Whether quality was measured on samples and every gate passed; None for fp32, its own reference."""
+        """Whether quality was measured on samples and every gate that could be measured passed; None for fp32."""
         if all(component.scheme == "fp32" for component in self.components.values()):
             return None
         return not self.has_failed_gate and any(gate.basis == "samples" for gate in self.gates)

@@ -20,7 +20,7 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
-from bundle.chat_template import CHAT_TEMPLATE, ChatTemplate
+from bundle.chat_template import CHAT_TEMPLATE, PROBED_ROLES, ChatTemplate
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, PromptError
 from bundle.image import TileLayout
@@ -28,6 +28,8 @@ from bundle.manifest import ImagePrompt
 from bundle.text import TOKENIZER, Tokenizer
 
 _TILE_MARKER = re.compile(r"<row_\d+_col_\d+>")
+_BETWEEN_PARTS = "\n"
+"""Joins the parts of a message for a template that reads one string, as vLLM does and LLaVA was trained."""
 
 
 class Placeholder(Enum):
@@ -150,6 +152,28 @@ class PromptBuilder:
         """The model's tokenizer."""
         return self._tokenizer
 
+    def require_images(self) -> None:
+        """Check that the template places an image; a bundle is written only of a checkpoint where it does.
+
+        Raises:
+            BundleFormatError: One image of a conversation does not become one image token.
+        """
+        token = self._image_prompt.image_token
+        found: list[str] = []
+        for roles in PROBED_ROLES:
+            turns = [*(Turn(role, ("x",)) for role in roles[:-1]), Turn(roles[-1], (Placeholder.IMAGE, "x"))]
+            try:
+                count = self._render(turns, str, True).count(token)
+            except PromptError as error:
+                found.append(error.message)
+                continue
+            if count == 1:
+                return
+            found.append(f"the chat template writes {count} {token} for one image")
+        raise BundleFormatError(
+            f"{found[0]}. Use a template that reads lists of parts and writes {token} for each image."
+        )
+
     def build(
         self, turns: Sequence[Turn], layouts: Sequence[TileLayout], *, add_generation_prompt: bool = True
     ) -> Prompt:
@@ -230,8 +254,21 @@ class PromptBuilder:
         return self._control_pattern.findall(text)
 
     def _render(self, turns: Sequence[Turn], of_text: Callable[[str], str], add_generation_prompt: bool) -> str:
-        messages = [{"role": turn.role, "content": [_content(part, of_text) for part in turn.parts]} for turn in turns]
+        messages = [{"role": turn.role, "content": self._content(turn.parts, of_text)} for turn in turns]
         return self._template.render(messages, add_generation_prompt=add_generation_prompt)
+
+    def _content(self, parts: Sequence[str | Placeholder], of_text: Callable[[str], str]) -> list[dict[str, str]] | str:
+        """Return a message's content as the template reads it."""
+        if self._template.content == "parts":
+            return [_part(part, of_text) for part in parts]
+        if Placeholder.IMAGE in parts and self._image_prompt.kind != "llava":
+            raise PromptError(
+                "the model's chat template reads a message as one string, and nothing says where in it a model of kind "
+                f"{self._image_prompt.kind} wants an image; send text alone",
+                "messages",
+            )
+        token = self._image_prompt.image_token
+        return _BETWEEN_PARTS.join(token if isinstance(part, Placeholder) else of_text(part) for part in parts)
 
     def _expanded(self, text: str, next_expansion: Callable[[], str]) -> str:
         """Return the text with each image placeholder replaced by the next image's tokens."""
@@ -293,7 +330,7 @@ def _check(turns: Sequence[Turn], layouts: Sequence[TileLayout]) -> None:
         raise PromptError(f"the messages hold {num_images} images, but {len(layouts)} were preprocessed")
 
 
-def _content(part: str | Placeholder, of_text: Callable[[str], str]) -> dict[str, str]:
+def _part(part: str | Placeholder, of_text: Callable[[str], str]) -> dict[str, str]:
     return {"type": "image"} if isinstance(part, Placeholder) else {"type": "text", "text": of_text(part)}
 
 

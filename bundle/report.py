@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from bundle.directory import Bundle
 from bundle.errors import BundleFileError, BundleFormatError
 from bundle.form import Form
-from bundle.gates import Gate
+from bundle.gates import Gate, Unmeasured
 from bundle.machine import Machine
 from bundle.manifest import ComponentName, Scheme
 
@@ -116,10 +116,12 @@ class CalibrationFacts(_Frozen):
     Attributes:
         source: A file's name, or which set.
         num_samples: Questions or images run through the fp32 parent.
+        unseen_share: Of the evaluation's text tokens, those that no calibration sample holds; None without evaluation.
     """
 
     source: str
     num_samples: int
+    unseen_share: float | None = None
 
 
 class TeacherForced(_Frozen):
@@ -129,9 +131,13 @@ class TeacherForced(_Frozen):
         num_samples: Questions.
         num_tokens: Answer positions over all of them.
         kl_mean: KL(parent || variant) in nats.
+        kl_interval: The 95 % interval of that mean, by resampling questions: tokens of one answer go together. None of
+            one question alone.
         kl_p99: 99th percentile over positions.
         top1_agreement: Share of positions at which both choose the same token.
+        top1_interval: The 95 % interval of that share, by the same resamples.
         delta_nll: Mean rise of -log p of the right token, in nats per token; below 0 the variant is the surer one.
+        parent_nll: Mean -log p of those tokens to the parent, in nats: how much at home it is in the samples.
     """
 
     num_samples: int
@@ -140,6 +146,9 @@ class TeacherForced(_Frozen):
     kl_p99: float
     top1_agreement: float
     delta_nll: float
+    parent_nll: float | None = None
+    kl_interval: tuple[float, float] | None = None
+    top1_interval: tuple[float, float] | None = None
 
 
 class Replies(_Frozen):
@@ -164,15 +173,15 @@ class Likenesses(_Frozen):
         cosine_mean: Over all.
         cosine_p1: First percentile.
         correlation: Cosine of what sets the inputs apart: near 0 where the variant says the same of every input, or
-            something unrelated. NaN where the parent says the same of all.
-        spread: How far the variant's outputs lie apart, over the parent's.
+            something unrelated. None where the parent says the same of all, as it does of one input alone.
+        spread: How far the variant's outputs lie apart, over the parent's; None in the same case.
     """
 
     n: int
     cosine_mean: float
     cosine_p1: float
-    correlation: float
-    spread: float
+    correlation: float | None
+    spread: float | None
 
 
 class ImageSensitivity(_Frozen):
@@ -182,13 +191,13 @@ class ImageSensitivity(_Frozen):
         n: Questions asked about another question's images.
         fp32: The parent's mean.
         quantized: This variant's.
-        ratio: quantized / fp32; NaN where the parent does not look at images.
+        ratio: quantized / fp32; None where the parent does not look at images.
     """
 
     n: int
     fp32: float
     quantized: float
-    ratio: float
+    ratio: float | None
 
 
 class TaskAccuracy(_Frozen):
@@ -271,12 +280,14 @@ class Report(_Frozen):
         evaluation: None where no samples were given.
         teacher_forced: Vision-language models with an evaluation.
         replies: The same.
-        image_sensitivity: The same, where questions show images.
-        likenesses: "image_features" of a vision-language model; "image" and "text" embeddings of a dual encoder.
+        image_sensitivity: The same, where two questions show different images.
+        likenesses: "image_features" of a vision-language model that was shown images; "image" and "text" embeddings of
+            a dual encoder.
         tasks: By task; "all" over every task.
         profiles: Of a decoder: the ways to run it, the chosen one among them.
         sensitivity: Where a search was made: one row per layer and form tried.
         gates: As in the manifest.
+        unmeasured: As in the manifest.
         not_measured: What a reader might expect here and why it is absent.
         machine: Where it was measured.
         seconds: Quantizing and measuring together.
@@ -298,6 +309,7 @@ class Report(_Frozen):
     profiles: tuple[DecoderProfile, ...] = ()
     sensitivity: tuple[LayerSensitivity, ...] = ()
     gates: tuple[Gate, ...]
+    unmeasured: tuple[Unmeasured, ...] = ()
     not_measured: tuple[str, ...] = ()
     machine: Machine
     seconds: float

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from bundle.gates import Gate
+from bundle.gates import Gate, reasons
 from bundle.manifest import Manifest
 
 
@@ -23,6 +23,8 @@ def summary(bundle: Path, manifest: Manifest) -> Iterator[RenderableType]:
         yield f"context {manifest.decoder.max_positions} tokens; cache {kv_kib:.1f} KiB per token and sequence"
     if manifest.gates:
         yield _gates(manifest.gates)
+    for reason, names in reasons(manifest.unmeasured).items():
+        yield escape(f"not measured: {names}: {reason}")
     if manifest.is_gated is False and all(gate.basis == "canary" for gate in manifest.gates):
         yield "[red]quality was never measured on samples[/red]; serve refuses it without --allow-ungated"
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from bundle.errors import CheckpointError, UnsupportedConfigError
 from commands.options import JsonOption, OutputOption, OverwriteOption
-from commands.terminal import print_json, print_manifest, progress
+from commands.terminal import EXIT_MISSED, print_json, print_manifest, progress
+
+if TYPE_CHECKING:
+    from bundle.directory import Bundle
+    from quant.quality.evaluation import Evaluation
 
 
 def export(
@@ -19,22 +24,72 @@ def export(
     decoder_gguf: Annotated[
         Path | None, typer.Option(help="llama.cpp file that replaces the checkpoint's decoder.", show_default=False)
     ] = None,
+    keep_quantized: Annotated[
+        bool, typer.Option("--keep-quantized", help="Keep the blocks of --decoder-gguf instead of restoring float32.")
+    ] = False,
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(
+            "--eval",
+            help="With --keep-quantized: JSONL of {image, question, answer} that quality is measured on. Default: "
+            "built-in texts and photographs.",
+            show_default=False,
+        ),
+    ] = None,
+    evaluate: Annotated[
+        bool, typer.Option(help="With --keep-quantized: measure quality; without it the bundle is ungated.")
+    ] = True,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a checkpoint as a bundle of fp32 ONNX graphs."""
-    from export.exporter import export_checkpoint
+    """Write a checkpoint as a bundle of fp32 ONNX graphs, or of a GGUF's own blocks."""
+    if keep_quantized:
+        from export.kept_bundle import export_kept
 
-    manifest = export_checkpoint(
-        checkpoint,
-        output,
-        name=name,
-        dialect=dialect,
-        decoder_gguf=decoder_gguf,
-        overwrite=overwrite,
-        progress=progress,
-    )
+        manifest = export_kept(
+            checkpoint,
+            output,
+            _kept_file(decoder_gguf, dialect),
+            name=name,
+            samples=(lambda bundle: _samples(bundle, evaluation)) if evaluate else None,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    else:
+        from export.exporter import export_checkpoint
+
+        manifest = export_checkpoint(
+            checkpoint,
+            output,
+            name=name,
+            dialect=dialect,
+            decoder_gguf=decoder_gguf,
+            overwrite=overwrite,
+            progress=progress,
+        )
     if as_json:
         print_json(manifest.model_dump(mode="json"))
     else:
         print_manifest(output, manifest)
+    if manifest.has_failed_gate:
+        raise typer.Exit(EXIT_MISSED)
+
+
+def _kept_file(decoder_gguf: Path | None, dialect: str) -> Path:
+    if decoder_gguf is None:
+        raise CheckpointError("--keep-quantized keeps the blocks of a llama.cpp file; name it with --decoder-gguf FILE")
+    if dialect != "contrib":
+        raise UnsupportedConfigError(
+            f"--keep-quantized wants --dialect contrib, not {dialect}: no standard operator multiplies such blocks"
+        )
+    return decoder_gguf
+
+
+def _samples(bundle: Bundle, file: Path | None) -> Evaluation:
+    if file is not None:
+        from quant.quality.samples import read_samples
+
+        return read_samples(file, bundle.manifest)
+    from quant.samples.built_in import built_in_samples
+
+    return built_in_samples(bundle, "evaluation")

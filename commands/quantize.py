@@ -14,10 +14,11 @@ from commands.terminal import EXIT_MISSED, console, print_json, print_manifest, 
 if TYPE_CHECKING:
     from quant.planning.draft import Draft
     from quant.quality.evaluation import Evaluation
+    from quant.samples.built_in import Half
 
 WEIGHTS_HELP = (
-    "NAME[,component=NAME...]. Names: int8, int8-static, int4, int4-hqq, int4-gptq, int4-awq, nf4, fp4, fp16, fp32; "
-    "experimental: int2, int2-gptq, ternary, ternary-mean, ternary-planes, ternary-gptq."
+    "NAME[,component=NAME...]. Names: int8, int8-rtn, int8-static, int4, int4-rtn, int4-hqq, int4-gptq, int4-awq, nf4, "
+    "fp4, fp16, fp32; experimental: int2, int2-gptq, ternary, ternary-mean, ternary-planes, ternary-gptq."
 )
 _CALIBRATION_SAMPLES = 8
 """Per task of a shipped model, which has 12: more than calibration takes in all."""
@@ -38,14 +39,20 @@ def quantize(
         Literal["cpu", "cuda", "tensorrt"], typer.Option(help="Execution provider that will run it.")
     ] = "cpu",
     calibration: Annotated[
-        Path | None, typer.Option(help="JSONL of samples that weights are fitted to; as --eval.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="JSONL of samples that weights are fitted to, as --eval. Default: scenes of the training data for a "
+            "shipped model, else built-in texts and photographs.",
+            show_default=False,
+        ),
     ] = None,
     evaluation: Annotated[
         Path | None,
         typer.Option(
             "--eval",
             help="JSONL of samples that quality is measured on: {image, question, answer}; for an encoder {image, "
-            "caption} or {image, label}. The shipped models have held-out ones.",
+            "caption} or {image, label}. Default: held-out scenes for a shipped model, else built-in texts and "
+            "photographs, others than those of --calibration.",
             show_default=False,
         ),
     ] = None,
@@ -74,6 +81,9 @@ def quantize(
     from quant.quality.gate import parse_limits
     from quant.quantizer import quantize_bundle
 
+    fitted_to = _calibration(bundle, calibration)
+    measured_on = _evaluation(bundle, evaluation, samples) if evaluate else None
+    _tell_samples(bundle, fitted_to, measured_on)
     manifest = quantize_bundle(
         bundle,
         output,
@@ -81,8 +91,8 @@ def quantize(
         options=Options(
             block_size=block_size, profile=profile, target=target, tune=tune, max_bytes=max_bytes, max_kl=max_kl
         ),
-        calibration=_calibration(bundle, calibration),
-        evaluation=_evaluation(bundle, evaluation, samples) if evaluate else None,
+        calibration=fitted_to,
+        evaluation=measured_on,
         limits=parse_limits(limit or ()),
         overwrite=overwrite,
         progress=progress,
@@ -103,30 +113,52 @@ def _print_draft(draft: Draft) -> None:
         console.print(item)
 
 
-def _evaluation(bundle: Path, file: Path | None, samples: int) -> Evaluation | None:
+def _tell_samples(bundle: Path, fitted_to: Evaluation, measured_on: Evaluation | None) -> None:
+    """Say which samples are used, and where those that weights are fitted to hardly resemble those of the test."""
+    from bundle.directory import open_bundle
+    from quant.calibration.coverage import unlike
+
+    progress(f"weights that are fitted to samples: to {fitted_to.num_samples}, {fitted_to.source}")
+    if measured_on:
+        progress(f"quality: on {measured_on.num_samples}, {measured_on.source}")
+        parent = open_bundle(bundle, verify=False, allow_ungated=True)
+        if warning := unlike(parent, fitted_to, measured_on):
+            progress(warning)
+
+
+def _evaluation(bundle: Path, file: Path | None, samples: int) -> Evaluation:
+    """Return what quality is measured on: a user's file, a shipped model's held-out scenes, or built-in samples."""
     if file is not None:
         return _read_samples(bundle, file)
     from commands.shipped import shipped_name
 
     name = shipped_name(bundle)
     if name is None:
-        return None
+        return _built_in(bundle, "evaluation")
     from reference.held_out import evaluation_of
 
     return evaluation_of(name, samples)
 
 
-def _calibration(bundle: Path, file: Path | None) -> Evaluation | None:
+def _calibration(bundle: Path, file: Path | None) -> Evaluation:
+    """Return what weights are fitted to, from the same places; never the samples that they are measured on."""
     if file is not None:
         return _read_samples(bundle, file)
     from commands.shipped import shipped_name
 
     name = shipped_name(bundle)
     if name is None:
-        return None
+        return _built_in(bundle, "calibration")
     from reference.held_out import calibration_of
 
     return calibration_of(name, _CALIBRATION_SAMPLES)
+
+
+def _built_in(bundle: Path, half: Half) -> Evaluation:
+    from bundle.directory import open_bundle
+    from quant.samples.built_in import built_in_samples
+
+    return built_in_samples(open_bundle(bundle, verify=False, allow_ungated=True), half)
 
 
 def _read_samples(bundle: Path, file: Path) -> Evaluation:

@@ -35,6 +35,10 @@ UngatedOption = Annotated[
     bool | None,
     typer.Option("--allow-ungated", help="Serve a variant whose quality gate failed or was never measured."),
 ]
+RealOption = Annotated[
+    bool,
+    typer.Option("--real", help="Serve the real model too: SmolLM2-135M's decoder, fetched (93 MB) on first use."),
+]
 
 
 def serve(
@@ -46,6 +50,7 @@ def serve(
     context_tokens: ContextOption = None,
     threads: ServeThreadsOption = None,
     allow_ungated: UngatedOption = None,
+    real: RealOption = False,
     config: ConfigOption = None,
 ) -> None:
     """Serve until a signal comes, on Ray where the command is `deploy`."""
@@ -63,16 +68,23 @@ def serve(
     if context.info_name == "deploy":
         from serving.cluster.deploy import deploy
 
-        deploy(_served(bundles), settings)
+        deploy(_served(bundles, real), settings)
     else:
         from serving import edge
 
-        edge.serve(_served(bundles), settings)
+        edge.serve(_served(bundles, real), settings)
 
 
-def _served(bundles: list[Path] | None) -> list[Path]:
+def _served(bundles: list[Path] | None, real: bool) -> list[Path]:
+    """Return the bundles that were named, and the real model if it is asked for; the shipped ones without either."""
+    from bundle.machine import cache_folder
+
+    if real:
+        from commands.real import real_bundle
+
+        return [*(bundles or ()), real_bundle(cache_folder() / "real", progress)]
     if bundles:
         return bundles
-    from commands.shipped import cache_folder, shipped_bundles
+    from commands.shipped import shipped_bundles
 
     return shipped_bundles(cache_folder(), progress)

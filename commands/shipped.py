@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,11 +39,6 @@ def is_current(bundle: Path, name: str) -> bool:
         return shipped_name(bundle) == name and is_of_this_format(bundle)
     except BundleError:
         return False
-
-
-def cache_folder() -> Path:
-    """Return where exports of the shipped checkpoints are kept: $XDG_CACHE_HOME/pocketvlm, or ~/.cache/pocketvlm."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pocketvlm"
 
 
 def shipped_bundles(folder: Path, progress: Callable[[str], None] | None = None) -> list[Path]:

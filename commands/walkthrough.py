@@ -92,19 +92,19 @@ def _make_variants(folder: Path, name: str, samples: int, console: Console) -> N
     parent = folder / name
     if not is_current(parent, name):
         console.print(f"[bold]export[/bold] {CHECKPOINTS[name]}")
-        _command("export", str(CHECKPOINTS[name]), "-o", str(parent), "--name", f"pocketvlm-{name}", "--overwrite")
+        run_command("export", str(CHECKPOINTS[name]), "-o", str(parent), "--name", f"pocketvlm-{name}", "--overwrite")
     for scheme in ("int8", "int4"):
         variant = folder / f"{name}-{scheme}"
         if not is_current(variant, name):
             console.print(f"[bold]quantize[/bold] {name} to {scheme}, and measure it on held-out scenes")
-            _command(
+            run_command(
                 *("quantize", str(parent), "-o", str(variant), "--weights", scheme, "--samples", str(samples)),
                 "--overwrite",
                 may_miss=True,
             )
 
 
-def _command(*arguments: str, may_miss: bool = False) -> None:
+def run_command(*arguments: str, may_miss: bool = False) -> None:
     """Run a subcommand; a missed quality gate is reported, not fatal, where `may_miss` is set."""
     done = subprocess.run([sys.executable, "-m", "pocketvlm", *arguments], check=False)
     if done.returncode and not (may_miss and done.returncode == EXIT_MISSED):
@@ -136,7 +136,7 @@ def _ask_all(url: str, console: Console) -> None:
         cards = http.get("/v1/models").raise_for_status().json()["data"]
         by_task = {card["task"]: card["id"] for card in cards}
         for sample, question in QUESTIONS:
-            answer = _stream_answer(http, by_task["image-text-to-text"], SAMPLES / sample, question)
+            answer = stream_answer(http, by_task["image-text-to-text"], SAMPLES / sample, question)
             console.print(f"[bold]{sample}[/bold] {question} [green]{answer.text}[/green]")
             console.print(
                 f"  [dim]first token {answer.first_token_ms:.0f} ms, {answer.num_tokens} tokens in "
@@ -146,13 +146,19 @@ def _ask_all(url: str, console: Console) -> None:
         _classify(http, by_task["dual-encoder"], console)
 
 
-def _image_part(path: Path) -> dict[str, object]:
+def image_part(path: Path) -> dict[str, object]:
+    """Return a PNG as a part of a message."""
     encoded = base64.b64encode(path.read_bytes()).decode()
     return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}}
 
 
-def _stream_answer(http: httpx.Client, model: str, image: Path, question: str) -> StreamedAnswer:
-    content = [_image_part(image), {"type": "text", "text": question}]
+def stream_answer(http: httpx.Client, model: str, image: Path | None, question: str) -> StreamedAnswer:
+    """Return the answer to a question, about an image if there is one.
+
+    Raises:
+        PocketVLMError: The server refused it.
+    """
+    content = [*([] if image is None else [image_part(image)]), {"type": "text", "text": question}]
     body = {
         "model": model,
         "messages": [{"role": "user", "content": content}],
@@ -180,7 +186,7 @@ def _stream_answer(http: httpx.Client, model: str, image: Path, question: str) -
 
 def _embed(http: httpx.Client, model: str, console: Console) -> None:
     texts = ["a red circle", "a blue square"]
-    inputs = [_image_part(SAMPLES / "relation.png"), *({"type": "text", "text": text} for text in texts)]
+    inputs = [image_part(SAMPLES / "relation.png"), *({"type": "text", "text": text} for text in texts)]
     body = {"model": model, "input": inputs, "encoding_format": "float"}
     rows = [row["embedding"] for row in http.post("/v1/embeddings", json=body).raise_for_status().json()["data"]]
     image = rows[0]
@@ -190,7 +196,7 @@ def _embed(http: httpx.Client, model: str, console: Console) -> None:
 
 
 def _classify(http: httpx.Client, model: str, console: Console) -> None:
-    body = {"model": model, "images": [_image_part(SAMPLES / "relation.png")], "labels": list(LABELS)}
+    body = {"model": model, "images": [image_part(SAMPLES / "relation.png")], "labels": list(LABELS)}
     data = http.post("/v1/classify", json=body).raise_for_status().json()["data"]
     shown = ", ".join(f"{item['label']} {item['score']:.3f}" for item in data[0]["labels"])
     console.print(f"[bold]classify[/bold] relation.png: {shown}")

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 from huggingface_hub import snapshot_download
@@ -16,13 +17,16 @@ from bundle.errors import CheckpointError, UnsupportedConfigError
 from bundle.machine import own_version
 from bundle.manifest import Component, ComponentName, Dialect, DualEncoderDims, Manifest
 from export.architectures import load_family
-from export.checkpoint import Checkpoint, WeightTensor
+from export.checkpoint import Checkpoint
 from export.family import DualEncoder, Family, GraphPlan, VisionLanguage
 from export.goldens import Canary, can_record, record_goldens
 from export.graph import build_model, write_model
 from export.nn.dialect import DIALECTS
 from export.processor import ProcessorFiles, convert_processor
 from export.weights import WeightSource
+
+if TYPE_CHECKING:
+    from export.gguf_decoder import GgufTensor
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja"]
@@ -58,14 +62,14 @@ def export_checkpoint(
         BundleError: `output` exists.
     """
     say = progress or (lambda line: None)
-    folder, label = _located(str(checkpoint), say)
+    folder, label = located(str(checkpoint), say)
     source = Checkpoint.open(folder)
     family = load_family(source.config)
     lowering = DIALECTS[dialect]()
     plans = family.graphs(lowering)
     say(f"building {len(plans)} graphs for {source.config['model_type']}")
     models = {part: build_model(part, plan, lowering) for part, plan in plans.items()}
-    decoder = None if decoder_gguf is None else _read_gguf(decoder_gguf, family)
+    decoder = None if decoder_gguf is None else read_decoder(decoder_gguf, family)
     weights = WeightSource(source, family, [model.graph for model in models.values()], decoder)
     weights.fill()
     weights.require_all_used()
@@ -98,7 +102,13 @@ def export_checkpoint(
         return seal(aside, manifest, unchanged=bundle.manifest.files).manifest
 
 
-def _read_gguf(file: Path, family: Family) -> dict[str, WeightTensor]:
+def read_decoder(file: Path, family: Family) -> dict[str, GgufTensor]:
+    """Return the tensors of a GGUF file under the names of the graphs, not yet read.
+
+    Raises:
+        CheckpointError: Not a GGUF file, or of another decoder than the checkpoint's.
+        UnsupportedConfigError: The checkpoint has no decoder, or the file one that is not read.
+    """
     if not isinstance(family, VisionLanguage):
         raise UnsupportedConfigError(f"{file.name} brings a decoder, and the checkpoint's architecture has none")
     from export.gguf_decoder import read_gguf
@@ -106,8 +116,12 @@ def _read_gguf(file: Path, family: Family) -> dict[str, WeightTensor]:
     return read_gguf(file, family.decoder, family.text_prefix)
 
 
-def _located(checkpoint: str, say: Callable[[str], None]) -> tuple[Path, str]:
-    """Return the checkpoint's folder, fetched if it is a hub id, and what the manifest calls it."""
+def located(checkpoint: str, say: Callable[[str], None]) -> tuple[Path, str]:
+    """Return the checkpoint's folder, fetched if it is a hub id, and what the manifest calls it.
+
+    Raises:
+        CheckpointError: It is neither there nor could be fetched.
+    """
     folder = Path(checkpoint).expanduser()
     if folder.is_dir():
         return folder, folder.resolve().name

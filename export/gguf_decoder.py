@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.errors import CheckpointError, UnsupportedConfigError
-from export.checkpoint import WeightTensor
 from export.config import DecoderConfig
+from export.gguf_blocks import block_codes
+from quant.rounding.block_codes import BlockCodes
 
 _PERMUTES = {"llama": True, "qwen2": False}
 """Architectures that are read: whether the rows of queries and keys are reordered.
@@ -26,6 +27,7 @@ _PERMUTES = {"llama": True, "qwen2": False}
 llama.cpp turns neighbouring pairs of a head where Hugging Face turns its halves (convert_hf_to_gguf, `permute`).
 """
 _WHOLE = {"token_embd": "embed_tokens", "output_norm": "norm"}
+_TABLE = "token_embd.weight"
 _HEAD = "output.weight"
 _OF_LAYER = {
     "attn_norm": "input_layernorm",
@@ -60,14 +62,22 @@ class GgufTensor:
 
     def read(self) -> npt.NDArray[np.float32]:
         """Return the weight, rows in Hugging Face's order."""
-        values = np.asarray(gguf.quants.dequantize(self.data, self.kind), np.float32)
+        return np.asarray(self._in_order(gguf.quants.dequantize(self.data, self.kind)), np.float32)
+
+    def try_blocks(self) -> BlockCodes | None:
+        """Return the weight's own codes and scales, rows in the same order; None where they cannot be held as such."""
+        found = block_codes(self.data, self.kind) if len(self.shape) == 2 else None
+        return None if found is None else found.map(self._in_order)
+
+    def _in_order(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return an array of one row per output, in Hugging Face's order."""
         if not self.heads:
-            return values
-        pairs = values.reshape(self.heads, self.shape[0] // self.heads // 2, 2, *self.shape[1:])
-        return pairs.swapaxes(1, 2).reshape(self.shape)
+            return rows
+        pairs = rows.reshape(self.heads, len(rows) // self.heads // 2, 2, *rows.shape[1:])
+        return pairs.swapaxes(1, 2).reshape(rows.shape)
 
 
-def read_gguf(file: Path, config: DecoderConfig, prefix: str) -> dict[str, WeightTensor]:
+def read_gguf(file: Path, config: DecoderConfig, prefix: str) -> dict[str, GgufTensor]:
     """Return the tensors of a GGUF file under the names of the graphs, not yet read.
 
     Args:
@@ -79,8 +89,8 @@ def read_gguf(file: Path, config: DecoderConfig, prefix: str) -> dict[str, Weigh
         CheckpointError: Not a GGUF file, or of another decoder than the config's.
         UnsupportedConfigError: An architecture or a type of tensors that is not read.
     """
-    reader = _opened(file)
-    architecture = _field(reader, "general.architecture")
+    reader = open_gguf(file)
+    architecture = read_field(reader, "general.architecture")
     if architecture not in _PERMUTES or config.experts is not None:
         raise UnsupportedConfigError(
             f"{file.name} holds a decoder of architecture {architecture!r}; read are {', '.join(_PERMUTES)}, dense"
@@ -94,14 +104,20 @@ def read_gguf(file: Path, config: DecoderConfig, prefix: str) -> dict[str, Weigh
     }
 
 
-def _opened(file: Path) -> gguf.GGUFReader:
+def open_gguf(file: Path) -> gguf.GGUFReader:
+    """Return a GGUF file, memory-mapped.
+
+    Raises:
+        CheckpointError: It is absent, cut short, or another kind of file.
+    """
     try:
         return gguf.GGUFReader(file)
     except (OSError, ValueError, IndexError, KeyError) as error:
         raise CheckpointError(f"{file} cannot be read as a GGUF file: {error}") from error
 
 
-def _field(reader: gguf.GGUFReader, name: str) -> Any:
+def read_field(reader: gguf.GGUFReader, name: str) -> Any:
+    """Return what a file says of a name; None where it says nothing."""
     field = reader.get_field(name)
     return None if field is None else field.contents()
 
@@ -120,11 +136,17 @@ def _require_agreement(file: Path, reader: gguf.GGUFReader, architecture: str, c
         "attention.head_count_kv": config.num_kv_heads,
     }
     for key, size in expected.items():
-        found = _field(reader, f"{architecture}.{key}")
+        found = read_field(reader, f"{architecture}.{key}")
         if found is not None and found != size:
             raise CheckpointError(
                 f"{file.name} says {architecture}.{key} {found}, config.json {size}. They are not of one model."
             )
+    rows = next((int(tensor.shape[1]) for tensor in reader.tensors if tensor.name == _TABLE), config.vocab_size)
+    if rows != config.vocab_size:
+        raise CheckpointError(
+            f"{file.name} holds a vocabulary of {rows} tokens, config.json says text_config.vocab_size "
+            f"{config.vocab_size}. Take a GGUF that was converted from this very checkpoint, added tokens and all."
+        )
 
 
 def _graph_name(name: str, prefix: str) -> str:

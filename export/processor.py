@@ -14,11 +14,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from bundle.chat_template import CHAT_TEMPLATE
 from bundle.errors import CheckpointError, UnsupportedConfigError
 from bundle.generation import SamplingDefaults
 from bundle.image import ImageSpec
 from bundle.manifest import ImagePrompt
+from export.found_template import FoundTemplate
 from export.image_processor import read_image_spec
+from export.settings_file import read_settings
 
 _TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _DUAL_TYPES = ("clip", "siglip", "siglip2")
@@ -82,7 +85,7 @@ def convert_processor(checkpoint: Path, config: Mapping[str, Any], output: Path)
         UnsupportedConfigError: A setting that the preprocessing does not reproduce; the message names it.
     """
     model_type = str(config.get("model_type"))
-    processor = _read_json(checkpoint / "processor_config.json", required=False)
+    processor = read_settings(checkpoint / "processor_config.json", required=False)
     spec = read_image_spec(_image_settings(checkpoint, processor), _image_settings_file(checkpoint, processor))
     (output / "preprocessor.json").write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
     vocabulary = _Vocabulary.read(checkpoint)
@@ -90,9 +93,10 @@ def convert_processor(checkpoint: Path, config: Mapping[str, Any], output: Path)
     if model_type in _DUAL_TYPES:
         return _dual_encoder(model_type, spec, vocabulary)
     prompt = _image_prompt(config, model_type, processor, spec, vocabulary)
-    template = _chat_template(checkpoint, processor, vocabulary.settings)
-    (output / "chat_template.jinja").write_text(template, encoding="utf-8")
-    generation = _read_json(checkpoint / "generation_config.json", required=False)
+    template = FoundTemplate.find(checkpoint, processor, vocabulary.settings)
+    template.require_prompts(prompt, vocabulary.template_tokens)
+    (output / CHAT_TEMPLATE).write_text(template.text, encoding="utf-8")
+    generation = read_settings(checkpoint / "generation_config.json", required=False)
     _sampling_defaults(generation).write(output)
     return ProcessorFiles(
         image_spec=spec,
@@ -131,9 +135,9 @@ class _Vocabulary:
                 f"{path} is missing. A sentencepiece model alone is not read; save the tokenizer with transformers' "
                 "fast class, which writes tokenizer.json."
             )
-        content = _read_json(path)
-        settings = _read_json(checkpoint / "tokenizer_config.json", required=False)
-        legacy = _read_json(checkpoint / "special_tokens_map.json", required=False)
+        content = read_settings(path)
+        settings = read_settings(checkpoint / "tokenizer_config.json", required=False)
+        legacy = read_settings(checkpoint / "special_tokens_map.json", required=False)
         named = {name: settings.get(name, legacy.get(name)) for name in _TOKEN_NAMES}
         tokens = {name: _token_text(token) for name, token in named.items() if token is not None}
         vocabulary = cls(path.read_text(encoding="utf-8"), _token_ids(content), settings, tokens)
@@ -183,23 +187,9 @@ def _check_lowercasing(settings: Mapping[str, Any], content: Mapping[str, Any]) 
         )
 
 
-def _read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
-    if not path.is_file():
-        if required:
-            raise CheckpointError(f"{path} is missing; the checkpoint is incomplete, download it again")
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__} where an object is expected")
-    return content
-
-
 def _image_settings(checkpoint: Path, processor: Mapping[str, Any]) -> dict[str, Any]:
     nested = processor.get("image_processor")
-    return dict(nested) if nested is not None else _read_json(checkpoint / "preprocessor_config.json")
+    return dict(nested) if nested is not None else read_settings(checkpoint / "preprocessor_config.json")
 
 
 def _image_settings_file(checkpoint: Path, processor: Mapping[str, Any]) -> str:
@@ -306,28 +296,6 @@ def _image_token_id(config: Mapping[str, Any], key: str, token: str, vocabulary:
     stated = config.get(key)
     if stated is not None and int(stated) != found:
         raise UnsupportedConfigError(f"config.json: {key} {stated}, but tokenizer.json gives {token!r} the id {found}")
-    return found
-
-
-def _chat_template(checkpoint: Path, processor: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """Return the checkpoint's template, looked for where transformers' processor looks and in its order."""
-    legacy = _read_json(checkpoint / "chat_template.json", required=False)
-    raw = checkpoint / "chat_template.jinja"
-    found = (
-        processor.get("chat_template")
-        or legacy.get("chat_template")
-        or (raw.read_text(encoding="utf-8") if raw.is_file() else None)
-        or settings.get("chat_template")
-    )
-    if isinstance(found, list):
-        found = {str(entry["name"]): entry["template"] for entry in found}
-    if isinstance(found, dict):
-        found = found.get("default")
-    if not isinstance(found, str):
-        raise CheckpointError(
-            f"{checkpoint} holds no chat template: neither chat_template.jinja, chat_template.json nor one inside "
-            "processor_config.json or tokenizer_config.json. Add chat_template.jinja."
-        )
     return found
 
 

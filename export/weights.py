@@ -47,6 +47,7 @@ class WeightSource:
         stored = _under_graph_names(checkpoint, family)
         if decoder is not None:
             stored = {name: tensor for name, tensor in stored.items() if not family.is_of_decoder(name)}
+        self._given = frozenset(decoder or ())
         self._tensors = {**family.stored_weights().restored(stored, linears), **(decoder or {})}
 
     def fill(self) -> None:
@@ -116,8 +117,9 @@ class WeightSource:
         keys = self._keys(weight)
         for key in keys:
             if not weight.fits(self._tensors[key].shape):
+                where = "in the GGUF file" if key in self._given else "in the checkpoint"
                 raise CheckpointError(
-                    f"{key} is {list(self._tensors[key].shape)} in the checkpoint; the config asks for {weight.shape}"
+                    f"{key} is {list(self._tensors[key].shape)} {where}; the config asks for {weight.shape}"
                     f"{' transposed' if weight.transposed else ''}. Config and weights do not belong together."
                 )
         self._used.update(keys)

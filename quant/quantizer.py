@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,15 @@ from bundle.report import (
 from graphs.sharing import share_weights
 from graphs.store import open_graph, save_graph, weight_bytes
 from quant.calibration.calibrator import Calibrator
-from quant.calibration.feeds import FeedSource
+from quant.calibration.coverage import unseen_share
+from quant.calibration.feeds import FeedSource, shows_images
 from quant.planning.draft import Draft, Options, experimental, fit_bits, make_draft
-from quant.planning.plan import ComponentPlan, apply_plan, planned
+from quant.planning.plan import ComponentPlan, LayerPlan, apply_plan, planned
 from quant.planning.planner import require_float
 from quant.planning.recipes import RECIPES
+from quant.planning.refinement import refine, rotated_parent
 from quant.quality.evaluation import Evaluation, Measured
-from quant.quality.gate import MIXED, judge_all, measure
+from quant.quality.gate import MIXED, foreign_samples, judge_all, measure, require_measurable, unmeasured_gates
 from quant.quality.parity import Parity, canary_parity
 from quant.rounding.table import load_rounding
 from runtime.providers import has_provider
@@ -40,6 +43,8 @@ from runtime.settings import RuntimeSettings, provider_of
 
 Say = Callable[[str], None]
 _DEFAULTS = Options()
+_FED_METHODS = ("w8a8", "matmul_nbits", "qdq_int4", "gather_blocks")
+"""Whose forms name a rounding of `quant.rounding.table`."""
 
 
 @dataclass(frozen=True)
@@ -107,23 +112,40 @@ def quantize_bundle(
     with write_aside(output, overwrite=overwrite) as aside:
         draft = make_draft(parent, weights, options, say)
         _require_calibration(draft, options, calibration)
-        if calibration is not None:
-            draft = fit_bits(draft, FeedSource(parent, calibration), options, say)
-        if show:
-            show(draft)
-        job = Job(parent, aside, draft, calibration, say)
-        written = _write_variant(job, options)
+        if evaluation is not None:
+            _require_measurable(evaluation, parent, draft, options, limits)
+        with _to_be_rounded(parent, draft, calibration, aside) as source:
+            if calibration is not None:
+                samples = FeedSource(source, calibration)
+                draft = refine(draft, samples, source is not parent, say)
+                draft = fit_bits(draft, samples, options, say)
+            if show:
+                show(draft)
+            job = Job(source, aside, draft, calibration, say)
+            written = _write_variant(job, options)
         _require_bytes(written, options)
         variant = seal(aside, written)
         say("comparing with the outputs recorded at export")
         parity = canary_parity(variant, settings)
         measured = measure(parent, variant, evaluation, say, settings) if evaluation else None
         gates = judge_all(parity, measured, limits_row(draft), limits)
-        judged = variant.manifest.model_copy(update={"gates": gates})
+        unmeasured = unmeasured_gates(measured, evaluation.no_accuracy if evaluation else "")
+        judged = variant.manifest.model_copy(update={"gates": gates, "unmeasured": unmeasured})
         _tell_loss(draft, measured, say)
-        report = _report(job, judged, parity, measured, evaluation, time.monotonic() - started)
-        write_report(report.model_copy(update={"not_measured": (*report.not_measured, *filter(None, [note]))}), aside)
+        if foreign := foreign_samples(measured, parent.manifest):
+            say(foreign)
+        report = _report(replace(job, parent=parent), judged, parity, measured, evaluation, time.monotonic() - started)
+        write_report(
+            report.model_copy(update={"not_measured": (*report.not_measured, *filter(None, [note, foreign]))}), aside
+        )
         return seal(aside, judged, unchanged=variant.manifest.files).manifest
+
+
+def _to_be_rounded(
+    parent: Bundle, draft: Draft, calibration: Evaluation | None, aside: Path
+) -> AbstractContextManager[Bundle]:
+    """Lend the bundle whose weights are rounded: the parent, or a copy of it that is easier to round."""
+    return nullcontext(parent) if calibration is None else rotated_parent(parent, draft, aside)
 
 
 def _measured_on(target: Target) -> RuntimeSettings:
@@ -155,6 +177,25 @@ def _require_calibration(draft: Draft, options: Options, calibration: Evaluation
             f"{', '.join(fitted)}: fitted to real inputs, and calibration {what}. Pass --calibration FILE.jsonl with a "
             "few dozen samples of what the model will see, or take int8 or int4 as they are"
         )
+    tower = draft.plans.get("vision_encoder")
+    if tower and calibration and RECIPES[tower.recipe].calibration != "none" and not shows_images(calibration):
+        raise QuantizationError(
+            f"{tower.recipe} fits the vision encoder to images, and no sample of {calibration.source} has one. Leave "
+            f"it out, --weights {draft.asked.without('vision_encoder')}, or calibrate on samples with images"
+        )
+
+
+def _require_measurable(
+    evaluation: Evaluation, parent: Bundle, draft: Draft, options: Options, limits: Mapping[str, float] | None
+) -> None:
+    """Check that samples can pass the limits of what will be written.
+
+    Raises:
+        QuantizationError: They are of the other kind, or too few.
+    """
+    is_searched = options.max_bytes is not None or options.max_kl is not None
+    row = MIXED if is_searched else limits_row(draft)
+    require_measurable(evaluation, row, is_dual=parent.manifest.dual is not None, overrides=limits)
 
 
 def _require_bytes(variant: Manifest, options: Options) -> None:
@@ -221,25 +262,35 @@ def _write_graph(job: Job, name: ComponentName, plan: ComponentPlan) -> Componen
 def _carry_out(job: Job, model: ir.Model, plan: ComponentPlan) -> None:
     """Rewrite a graph as planned, calibrating what wants it."""
     wants = RECIPES[plan.recipe].calibration
-    if wants == "none" or job.calibration is None:
+    if job.calibration is None:
         apply_plan(model, plan)
         return
     calibrator = Calibrator(FeedSource(job.parent, job.calibration), job.say)
+    if of_head := {layer.name: layer.head for layer in plan.layers if layer.head and _is_fitted(layer)}:
+        (found,) = calibrator.groups("decoder", grams=True, layers=list(of_head.values()))
+        apply_plan(model, plan, {table: found[head] for table, head in of_head.items()})
+        return
     if plan.scaling is not None or wants == "peaks":
         groups = calibrator.groups(plan.parent, grams=wants == "grams")
         apply_plan(model, plan, {layer: found for group in groups for layer, found in group.items()})
         return
-    fitted = [
-        layer.name
-        for layer in plan.layers
-        if layer.choice.form and load_rounding(layer.choice.form.rounding).needs_gram
-    ]
+    fitted = [layer.name for layer in plan.layers if _is_fitted(layer)]
+    if not fitted:
+        apply_plan(model, plan)
+        return
     for group in calibrator.groups(
         plan.parent, grams=True, layers=fitted
     ):  # a group's Grams are let go before the next
         apply_plan(model, plan.only(group), group)
         del group
     apply_plan(model, plan.without(fitted))
+
+
+def _is_fitted(layer: LayerPlan) -> bool:
+    """Return whether the codes of a layer depend on what meets it."""
+    form = layer.choice.form
+    fed = form is not None and layer.choice.method in _FED_METHODS and load_rounding(form.rounding).needs_gram
+    return fed or bool(form and form.float_inputs)
 
 
 def limits_row(draft: Draft) -> str:
@@ -260,7 +311,8 @@ def _report(
 ) -> Report:
     found = measured or Measured()
     missing = () if measured else ("quality on samples: no evaluation was given",)
-    fitted = any(RECIPES[plan.recipe].calibration != "none" for plan in job.draft.plans.values())
+    plans = job.draft.plans.values()
+    fitted = any(RECIPES[plan.recipe].calibration != "none" or any(map(_is_fitted, plan.layers)) for plan in plans)
     return Report(
         parent=job.parent.name,
         parent_sha256=job.parent.manifest.source_sha256,
@@ -273,16 +325,22 @@ def _report(
             )
             for name, part in variant.components.items()
         },
-        calibration=CalibrationFacts(**_facts(job.calibration)) if fitted and job.calibration else None,
+        calibration=_calibration_facts(job, job.calibration, evaluation) if fitted and job.calibration else None,
         evaluation=EvaluationFacts(**_facts(evaluation)) if evaluation else None,
         **{part.name: getattr(found, part.name) for part in fields(found)},
         profiles=job.draft.profiles,
         sensitivity=job.draft.search.table if job.draft.search else (),
         gates=variant.gates,
+        unmeasured=variant.unmeasured,
         not_measured=(*missing, "speed: measure it with pocketvlm bench on the machine that will serve"),
         machine=this_machine(("onnxruntime", "numpy")),
         seconds=round(seconds, 2),
     )
+
+
+def _calibration_facts(job: Job, calibration: Evaluation, evaluation: Evaluation | None) -> CalibrationFacts:
+    unseen = unseen_share(job.parent, calibration, evaluation) if evaluation else None
+    return CalibrationFacts(**_facts(calibration), unseen_share=unseen)
 
 
 def _facts(samples: Evaluation) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from bundle.decode import decode_image
 from bundle.errors import ContextLengthError, ModelNotFoundError, OverloadedError, PocketVLMError, TaskError
-from bundle.gates import Gate
+from bundle.gates import Gate, Unmeasured
 from bundle.manifest import Task
 from bundle.zero_shot import SLOT, label_text
 from serving.protocol import (
@@ -61,6 +61,7 @@ FAKE_VLM = ModelCard(
         ),
     ),
     is_gated=True,
+    unmeasured=(Unmeasured(name="image_sensitivity", reason="no sample has an image"),),
 )
 FAKE_CLIP = ModelCard("fake-clip", "dual-encoder", "fake", {"vision_encoder": "fp32"}, 500_000, None)
 

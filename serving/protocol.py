@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from bundle.gates import Gate
+from bundle.gates import Gate, Unmeasured
 from bundle.generation import SamplingDefaults
 from bundle.manifest import Task
 
@@ -171,7 +171,9 @@ class ModelCard:
     """What `/v1/models` tells of one served model.
 
     Attributes:
-        is_gated: Whether quality was measured on samples and every gate passed; None for fp32, its own reference.
+        is_gated: Whether quality was measured on samples and every gate that could be measured passed; None for fp32,
+            its own reference.
+        unmeasured: Gates that the samples could not tell of.
     """
 
     name: str
@@ -182,6 +184,7 @@ class ModelCard:
     context_tokens: int | None
     gates: tuple[Gate, ...] = ()
     is_gated: bool | None = None
+    unmeasured: tuple[Unmeasured, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 TESTS = Path(__file__).parent
 STARTS_RAY = ("serving/test_cluster.py", "loadtests/test_overhead.py")
-SLOW = ("commands/test_walkthrough.py", "export/test_exporter.py", "loadtests/test_run.py")
+REAL = "tests/real/"
+SLOW = ("real/test_decoder.py", "commands/test_walkthrough.py", "export/test_exporter.py", "loadtests/test_run.py")
 
 # How long an example takes says more of the machine's other work than of the code.
 hypothesis_settings.register_profile("shared-machine", deadline=None)
@@ -57,13 +58,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Give workers whole files, for many fixtures are made once a file.
 
-    What starts Ray is one file to them: two clusters of two cores each are too much for a small machine.
+    What starts Ray is one file to them: two clusters of two cores each are too much for a small machine. So are two
+    bundles of the real decoder at once.
     """
     from xdist.scheduler import LoadFileScheduling
 
     class ByFile(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
+            if file.startswith(REAL):
+                return REAL
             return "Ray" if file.removeprefix("tests/") in STARTS_RAY else file
 
     return ByFile(config, log)
@@ -85,6 +89,12 @@ def checkpoints() -> ModuleType:
     """The functions of tests/checkpoints.py."""
     beside("weight_shapes")  # which they import
     return beside("checkpoints")
+
+
+@pytest.fixture(scope="session")
+def gguf_files() -> ModuleType:
+    """The functions of tests/gguf_files.py."""
+    return beside("gguf_files")
 
 
 @pytest.fixture(scope="session")

@@ -89,8 +89,10 @@ def test_the_wheel_holds_exactly_our_packages(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
-        top = {name.split("/")[0] for name in wheel.namelist()}
+        names = wheel.namelist()
+    top = {name.split("/")[0] for name in names}
     assert {name for name in top if not name.endswith(".dist-info")} == {*PACKAGES, "pocketvlm.py"}
+    assert {"quant/samples/texts.jsonl", "quant/samples/photographs.jsonl"} <= set(names)
 
 
 def test_every_package_on_disk_is_in_the_wheels_list() -> None:

@@ -13,12 +13,13 @@ from bundle.directory import Bundle
 from bundle.errors import QuantizationError
 from bundle.image import PREPROCESSOR, ImageSpec
 from bundle.manifest import ComponentName
+from bundle.prompt import Placeholder
 from bundle.tensors import PIXEL_VALUES
 from quant.quality.evaluation import Caption, Evaluation, Question, turns_of
 from runtime.one_request import DualEncoderRunner, VisionLanguageRunner
 from runtime.settings import RuntimeSettings
 
-NUM_SAMPLES = 64
+NUM_SAMPLES = 128
 """Taken of the questions or captions given."""
 
 MOST_TILES = 64
@@ -61,7 +62,7 @@ class FeedSource:
             return _present([{PIXEL_VALUES: tile[None]} for tile in self._tiles()], "images", "a vision encoder")
         if role == "text_encoder":
             runner = DualEncoderRunner(self.bundle, self.settings)
-            return [runner.text_feeds(sample.caption) for sample in self._captions()]
+            return [runner.text_feeds(text) for text in self._texts()]
         if role == "decoder":
             return list(self._decoder_feeds())
         raise QuantizationError(f"{component} has no inputs to calibrate on; choose a graph with linear layers")
@@ -92,8 +93,18 @@ class FeedSource:
     def _questions(self) -> list[Question]:
         return _present(spread(self.samples.questions, self.num_samples), "questions", "a vision-language model")
 
+    def _texts(self) -> list[str]:
+        texts = [*(sample.caption for sample in self.samples.captions), *self.samples.texts]
+        return _present(spread(texts, self.num_samples), "captions", "a dual encoder")
+
     def _captions(self) -> list[Caption]:
         return _present(spread(self.samples.captions, self.num_samples), "captions", "a dual encoder")
+
+
+def shows_images(samples: Evaluation) -> bool:
+    """Say whether any sample has an image; none is opened."""
+    asked = (turn.parts for question in samples.questions for turn in turns_of(question))
+    return bool(samples.captions) or any(Placeholder.IMAGE in parts for parts in asked)
 
 
 def spread(samples: Sequence[_Sample], most: int) -> list[_Sample]:

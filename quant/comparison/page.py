@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from bundle.gates import Gate
+from bundle.gates import Gate, Unmeasured, reasons
 from bundle.report import Report, TaskAccuracy
 from bundle.summary import megabytes
 from pages.frame import page, table
@@ -93,7 +93,7 @@ def _origin(siblings: Siblings) -> str:
         if len(facts) > 1
         else ""
     )
-    rule = "The recommendation is the smallest variant that passes all of its quality gates."
+    rule = "The recommendation is the smallest variant that passes all of the quality gates that could be measured."
     return (
         f'<p class="soft">{escape(siblings.name)}: {escape(manifest.model_type)} from {escape(manifest.source)}, '
         f"measured on {escape(samples)}. {rule}{differ}</p>"
@@ -153,11 +153,16 @@ def _likeness(variant: Variant) -> list[str]:
         return [""] * 4
     first = "" if replies.first_divergence is None else f"<small>part at token {replies.first_divergence:.1f}</small>"
     return [
-        f"{forced.kl_mean:.4f}<small>p99 {forced.kl_p99:.3f}</small>",
+        f"{forced.kl_mean:.4f}<small>{_span(forced.kl_interval, '.4f')}p99 {forced.kl_p99:.3f}</small>",
         f"{forced.delta_nll:+.4f}",
-        f"{forced.top1_agreement:.2%}<small>of {forced.num_tokens} tokens</small>",
+        f"{forced.top1_agreement:.2%}<small>{_span(forced.top1_interval, '.2%')}of {forced.num_tokens} tokens</small>",
         f"{replies.identical:.1%}{first}",
     ]
+
+
+def _span(interval: tuple[float, float] | None, form: str) -> str:
+    """Return an interval in words before others, or nothing."""
+    return "" if interval is None else f"{interval[0]:{form}} to {interval[1]:{form}}, "
 
 
 def _speed(siblings: Siblings, label: str) -> str:
@@ -169,9 +174,9 @@ def _speed(siblings: Siblings, label: str) -> str:
 
 def _verdict(variant: Variant) -> str:
     gates = variant.manifest.gates
-    passed = sum(gate.passed for gate in gates)
+    passed, left = sum(gate.passed for gate in gates), len(variant.manifest.unmeasured)
     told = {
-        "passed": f"all {len(gates)}",
+        "passed": f"all {len(gates)}" + (f", {left} not measured" if left else ""),
         "failed": f"{len(gates) - passed} of {len(gates)}",
         "not gated": "no samples",
         "reference": "",
@@ -207,7 +212,8 @@ def _gates(siblings: Siblings) -> str:
         gates = sorted(variant.manifest.gates, key=lambda gate: gate.passed)  # what failed comes first
         is_open = " open" if variant.verdict == "failed" else ""
         head = ("gate", "measured", "limit", "n", "verdict")
-        told = table(head, [_gate_row(gate) for gate in gates]) if gates else "<p>None was measured.</p>"
+        rows = [*map(_gate_row, gates), *map(_unmeasured_row, variant.manifest.unmeasured)]
+        told = table(head, rows) if rows else "<p>None was measured.</p>"
         parts.append(
             f"<details{is_open}><summary>{escape(variant.label)}: "
             f'<span class="{_VERDICT_CLASSES[variant.verdict]}">{variant.verdict}</span></summary>{told}</details>'
@@ -220,6 +226,10 @@ def _gate_row(gate: Gate) -> list[str]:
     own = "<small>set by the user</small>" if gate.is_overridden else ""
     verdict = '<span class="good">passed</span>' if gate.passed else '<span class="bad">failed</span>'
     return [escape(gate.name), f"{gate.value:.4g}", f"{sign} {gate.limit:g}{own}", str(gate.n), verdict]
+
+
+def _unmeasured_row(gate: Unmeasured) -> list[str]:
+    return [escape(gate.name), f"not measured<small>{escape(gate.reason)}</small>", "", "", ""]
 
 
 def _profiles(siblings: Siblings) -> str:
@@ -291,7 +301,8 @@ def _components(siblings: Siblings) -> str:
 def _not_measured(siblings: Siblings) -> str:
     found: dict[str, list[str]] = {}
     for variant in siblings.variants:
-        for line in variant.report.not_measured if variant.report else ():
+        unmeasured = [f"{names}: {reason}" for reason, names in reasons(variant.manifest.unmeasured).items()]
+        for line in (*variant.report.not_measured, *unmeasured) if variant.report else ():
             if not (siblings.speeds and line.startswith("speed:")):
                 found.setdefault(line, []).append(variant.label)
         if variant.report and _fitted_to_the_test(variant.report):
@@ -337,7 +348,8 @@ def _method(siblings: Siblings) -> str:
         "token of the right answer with that answer fed; NLL falls where the variant is less sure of what the parent "
         "gets wrong. Replies are greedy; those that differ part, on average, at the token told. Points lost: "
         "percentage points that the parent answers right more often, with the 95 % bootstrap "
-        f"interval over pairs (2000 resamples).{calibration}{escape(speed)}</p>"
+        "interval over pairs (2000 resamples); those of KL and of first choices are drawn over questions."
+        f"{calibration}{escape(speed)}</p>"
         f'<p class="soft">{escape(machine.cpu)}, {machine.cores} cores{memory}{cache}; {escape(machine.system)}; '
         f"{versions}</p>"
     )

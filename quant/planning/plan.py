@@ -16,7 +16,9 @@ from quant.calibration.statistics import InputStatistics
 FLOAT32 = "fp32"
 """The method of a layer that keeps its weights."""
 
+_WITH_ZERO_POINTS = ("hqq", "gptq-zeros")
 _SCALE_BYTES = 4  # scales are float32
+_HALF_BYTES, _INDEX_BYTES = 2, 8  # of an input in float: a weight for each output, and its number
 _STEP_BYTES = 5  # the step of int8 activations, float32, and its zero point
 _ROW_PEAK_BYTES = 12  # what W8A8 needs once a graph to find the peaks of rows: an axis and an epsilon
 
@@ -44,7 +46,8 @@ class Choice:
 def words(form: Form) -> str:
     """Return a form in words, such as "4-bit b64 gptq"."""
     block = "" if form.block_size is None else f" b{form.block_size}"
-    return f"{form.bits}-bit{block}{'' if form.rounding == 'rtn' else f' {form.rounding}'}"
+    rounding = "" if form.rounding == "rtn" else f" {form.rounding}"
+    return f"{form.bits}-bit{block}{rounding}{f' +{form.float_inputs} float' if form.float_inputs else ''}"
 
 
 KEPT = Choice(FLOAT32)
@@ -63,6 +66,7 @@ class LayerPlan:
         is_table: Rows are looked up, not multiplied.
         copies: Matrices of this size, of which a row meets one: the experts of a mixture; else 1.
         is_shared: Another graph of the bundle stores its bytes.
+        head: The layer of the decoder that a table is rounded with; None: by itself.
     """
 
     name: str
@@ -73,6 +77,7 @@ class LayerPlan:
     is_table: bool = False
     copies: int = 1
     is_shared: bool = False
+    head: str | None = None
 
     @property
     def stored_bytes(self) -> int:
@@ -87,10 +92,13 @@ def bytes_of(choice: Choice, num_inputs: int, num_outputs: int) -> int:
         return 4 * num_inputs * num_outputs
     if form.bits == 16:
         return 2 * num_inputs * num_outputs
+    beside = form.float_inputs * (_HALF_BYTES * num_outputs + _INDEX_BYTES) + (
+        4 * num_inputs if form.float_inputs else 0
+    )
     if form.block_size is None:
         zero_points = 0 if choice.method == "gather_rows" else 1
-        return num_outputs * (num_inputs + _SCALE_BYTES + zero_points) + _STEP_BYTES
-    return num_outputs * _row_bytes(form, -(-num_inputs // form.block_size), form.block_size)
+        return num_outputs * (num_inputs + _SCALE_BYTES + zero_points) + _STEP_BYTES + beside
+    return num_outputs * _row_bytes(form, -(-num_inputs // form.block_size), form.block_size) + beside
 
 
 def _row_bytes(form: Form, blocks: int, block_size: int) -> int:
@@ -100,7 +108,7 @@ def _row_bytes(form: Form, blocks: int, block_size: int) -> int:
         return 2 * codes
     if form.rounding == "ternary-mean":
         return codes + blocks * _SCALE_BYTES
-    return codes + (-(-blocks * form.bits // 8) if form.rounding == "hqq" else 0)
+    return codes + (-(-blocks * form.bits // 8) if form.rounding in _WITH_ZERO_POINTS else 0)
 
 
 @dataclass(frozen=True)
@@ -116,6 +124,7 @@ class ComponentPlan:
         source: The parent's graph that is rewritten, where that has another name.
         phase: When the graph runs, where another one has its role.
         decisions: Why layers have one of several forms; plans of the same layers are equal whatever the times were.
+        notes: What is done to the graph as a whole, a line each.
     """
 
     component: ComponentName
@@ -126,6 +135,7 @@ class ComponentPlan:
     source: ComponentName | None = None
     phase: Phase = "any"
     decisions: tuple[FormDecision, ...] = field(default=(), compare=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def parent(self) -> ComponentName:
@@ -173,8 +183,8 @@ class ComponentPlan:
 
     @property
     def detail(self) -> str:
-        """Return one line per distinct choice: how many layers, what, why."""
-        return "\n".join(f"{number} x {label}: {reason}" for label, reason, number in self.groups())
+        """Return one line per distinct choice: how many layers, what, why; then the notes."""
+        return "\n".join([*(f"{number} x {label}: {reason}" for label, reason, number in self.groups()), *self.notes])
 
 
 def apply_plan(model: ir.Model, plan: ComponentPlan, inputs: Mapping[str, InputStatistics] | None = None) -> None:

@@ -140,7 +140,7 @@ class Planner:
         if self.block_size is not None and self.block_size not in recipe.blocks:
             sizes = ", ".join(map(str, recipe.blocks))
             raise QuantizationError(f"--block-size {self.block_size}: {recipe.summary}, have blocks of {sizes} only")
-        blocks = self._blocks(recipe.blocks, site)
+        blocks = self._blocks(recipe.blocks[:1] if recipe.refines and not self.block_size else recipe.blocks, site)
         if method == "qdq_int4" and self.block_size is None:
             blocks = [size for size in blocks if site.num_inputs % size == 0]
         return [Choice(method, Form(recipe.bits, size, recipe.rounding)) for size in blocks] or [_W8A8]
@@ -214,7 +214,9 @@ class Planner:
             return table
         if form.bits != other.bits or other.block_size is None or table.num_inputs % other.block_size:
             return table
-        return replace(table, choice=replace(table.choice, form=other), reason=_LIKE_HEAD, is_shared=True)
+        return replace(
+            table, choice=replace(table.choice, form=other), reason=_LIKE_HEAD, is_shared=True, head=head.name
+        )
 
     def _plan_experts(self, site: Site, recipe: Recipe) -> LayerPlan:
         """Return the plan of routed experts: exact where they were trained ternary, else in the recipe's bits."""

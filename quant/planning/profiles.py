@@ -59,7 +59,7 @@ def read_profile(profile: str | None, decoder_recipe: str) -> ProfileName | None
     Raises:
         QuantizationError: No such profile, or not of these weights.
     """
-    fits: dict[str, tuple[ProfileName, ...]] = {"int8": ("latency", "memory", "dual")}
+    fits: dict[str, tuple[ProfileName, ...]] = dict.fromkeys(("int8", "int8-rtn"), ("latency", "memory", "dual"))
     few_bits = RECIPES[decoder_recipe].bits <= 4
     known = fits.get(decoder_recipe, ("memory", "dual") if few_bits else ())
     if profile is None:

@@ -26,7 +26,8 @@ class Recipe:
         summary: One line for help and tables.
         method: The pass of linear layers, a name of `quant.weights.table.PASSES`, or "fp32".
         portable_method: The same in the portable dialect; None where it has none.
-        blocks: Preferred first; empty for one scale per output.
+        blocks: Preferred first; empty for one scale per output. A recipe that refines takes the first that fits, for its
+            quality: times do not choose.
         rounding: A name of `quant.rounding.table.ROUNDINGS`.
         scaling: A name of `quant.scaling.table.SCALINGS`, or None.
         calibration: What must be known of the inputs.
@@ -34,6 +35,7 @@ class Recipe:
         encoder: The recipe of encoders under it.
         head: The recipe of the vocabulary's scores under it.
         table: The recipe of embedding tables under it.
+        refines: In a decoder, calibration samples make it better (`quant.planning.refinement`); it does without.
         is_experimental: Known to lose quality unless the checkpoint was trained for it.
     """
 
@@ -50,10 +52,13 @@ class Recipe:
     encoder: str = "int8"
     head: str = "int8"
     table: str = "int8"
+    refines: bool = False
     is_experimental: bool = False
 
 
-def _four_bits(summary: str, rounding: str, calibration: Calibration = "none", scaling: str | None = None) -> Recipe:
+def _four_bits(
+    summary: str, rounding: str, calibration: Calibration = "none", scaling: str | None = None, *, refines: bool = False
+) -> Recipe:
     is_plain = calibration == "none" and rounding == "rtn"
     return Recipe(
         scheme="int4",
@@ -61,13 +66,14 @@ def _four_bits(summary: str, rounding: str, calibration: Calibration = "none", s
         summary=summary,
         method="matmul_nbits",
         portable_method=None if rounding == "hqq" else "qdq_int4",
-        blocks=(64, 128, 32),
+        blocks=(32, 64, 128) if refines else (64, 128, 32),
         rounding=rounding,
         scaling=scaling,
         calibration=calibration,
         fits=_EVERY if is_plain else _LINEAR,
         head="int4",
         table="int4",
+        refines=refines,
     )
 
 
@@ -112,7 +118,16 @@ RECIPES: dict[str, Recipe] = {
     "int8": Recipe(
         scheme="int8",
         bits=8,
-        summary="8-bit weights and activations, a scale per token",
+        summary="8-bit weights and activations, a scale per token; loud channels spread or in float",
+        method="w8a8",
+        portable_method="w8a8",
+        fits=_EVERY,
+        refines=True,
+    ),
+    "int8-rtn": Recipe(
+        scheme="int8",
+        bits=8,
+        summary="8-bit weights and activations, a scale per token, rounded to nearest",
         method="w8a8",
         portable_method="w8a8",
         fits=_EVERY,
@@ -127,7 +142,8 @@ RECIPES: dict[str, Recipe] = {
         calibration="peaks",
         encoder="int8-static",
     ),
-    "int4": _four_bits("4-bit weights, rounded to nearest", "rtn"),
+    "int4": _four_bits("4-bit weights, errors fed forward; loud channels spread or in float", "rtn", refines=True),
+    "int4-rtn": _four_bits("4-bit weights, rounded to nearest", "rtn"),
     "int4-hqq": _four_bits("4-bit weights, grids that let outliers go", "hqq"),
     "int4-gptq": _four_bits("4-bit weights, errors fed forward", "gptq", calibration="grams"),
     "int4-awq": _four_bits("4-bit weights, loud channels scaled up first", "rtn", calibration="grams", scaling="awq"),
@@ -163,6 +179,11 @@ class Asked:
     def label(self) -> str:
         """Return it in the letters of a model id: "int4", "int4-vision_encoder-fp32"."""
         return "-".join([self.default, *(f"{part}-{name}" for part, name in self.by_component.items())])
+
+    def without(self, component: ComponentName) -> str:
+        """Return the `--weights` that asks the same, but for one component that shall be int8."""
+        others = {**self.by_component, component: "int8"}
+        return ",".join([self.default, *(f"{part}={name}" for part, name in others.items())])
 
     def recipe_of(self, component: ComponentName) -> str:
         """Return the recipe's name of one component."""

@@ -26,8 +26,7 @@ from quant.calibration.sections import open_part
 from quant.calibration.statistics import InputStatistics
 from quant.quality.measures import cosines, kl_divergences
 from quant.rounding.block_codes import BlockCodes
-from quant.weights.layer_codes import refuse_rounding, round_layer
-from quant.weights.w8a8 import quantize_rows
+from quant.weights.layer_codes import refuse_rounding, round_layer, round_rows
 
 MIN_SAMPLES = 8
 """Fewer say too little of a layer: a time limit that would need fewer is refused."""
@@ -167,10 +166,11 @@ def stored(linear: Linear, form: Form, inputs: Mapping[str, InputStatistics]) ->
         inputs: For roundings that are calibrated, by weight name.
     """
     if form.block_size is None:
-        codes, scales = quantize_rows(linear.rows())
-        return codes * scales[:, None], codes.nbytes + scales.nbytes + len(scales)  # a zero point per output
-    blocks = round_layer(linear, form, form.block_size, inputs)
-    return blocks.weights(linear.num_inputs), _num_bytes(blocks)
+        rows = round_rows(linear.rows(), form, inputs.get(linear.name))
+        per_output = rows.scales.nbytes + len(rows.scales)  # a scale and a zero point
+        return rows.weights(), rows.codes.nbytes + per_output + rows.float_rows.nbytes // 2
+    layer = round_layer(linear, form, form.block_size, inputs)
+    return layer.weights(linear.num_inputs), _num_bytes(layer.codes) + layer.float_rows.nbytes // 2
 
 
 def _num_bytes(blocks: BlockCodes) -> int:

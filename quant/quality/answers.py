@@ -9,14 +9,15 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from bundle.errors import QuantizationError
 from bundle.prompt import Turn
 from bundle.report import ImageSensitivity, Replies, TaskAccuracy, TeacherForced
+from bundle.tensors import IMAGE_FEATURES
 from quant.quality.evaluation import ALL_TASKS, Flags, Measured, PairedFlags, Progress, Question, turns_of
 from quant.quality.measures import (
     Float64,
     Likeness,
     first_difference,
+    grouped_bootstrap,
     kl_divergences,
     likenesses_of,
     negative_log_likelihoods,
@@ -30,6 +31,8 @@ _MOST_EXTRA_TOKENS = 8
 """A reply may run this much longer than the right one before it is cut: it is wrong by then."""
 _MOST_SWAPS = 64
 """Questions asked once more about another's images, spread evenly over all."""
+_MOST_UNJUDGED = 24
+"""Questions answered freely where no reply is right or wrong, spread evenly over all: enough to see where two part."""
 
 
 class AnsweringModel(Protocol):
@@ -58,17 +61,29 @@ class AnsweringModel(Protocol):
 
 
 def measure_answers(
-    parent: AnsweringModel, variant: AnsweringModel, questions: Sequence[Question], progress: Progress
+    parent: AnsweringModel,
+    variant: AnsweringModel,
+    questions: Sequence[Question],
+    progress: Progress,
+    *,
+    has_accuracy: bool = True,
 ) -> Measured:
     """Return how a variant answers questions beside its parent.
 
+    Args:
+        parent: The reference.
+        variant: Held against it.
+        questions: At least one.
+        progress: Called with a line now and then.
+        has_accuracy: Whether a reply can be right; else no accuracy is counted, and few questions are answered freely.
+
     Raises:
-        QuantizationError: There are no questions.
-        ContextLengthError: One does not fit the model's context.
+        ContextLengthError: A question does not fit the model's context.
     """
-    if not questions:
-        raise QuantizationError("the evaluation holds no questions, which a vision-language model is measured on")
-    comparison = _Comparison(parent, variant, swap_every=max(len(questions) // _MOST_SWAPS, 1))
+    every = _Every(
+        swap=max(len(questions) // _MOST_SWAPS, 1), reply=1 if has_accuracy else -(-len(questions) // _MOST_UNJUDGED)
+    )
+    comparison = _Comparison(parent, variant, every, has_accuracy)
     for at, question in enumerate(questions):
         if at % 50 == 0:
             progress(f"evaluating question {at + 1} of {len(questions)}")
@@ -83,14 +98,25 @@ class _Answered:
     Attributes:
         seen: Its images.
         logits: [A, V], of the right answer's tokens.
-        reply: Its own answer's tokens.
-        is_right: Whether that answer counts.
+        reply: Its own answer's tokens; None where it was not asked for one.
     """
 
     seen: SeenImages
     logits: Logits
-    reply: list[int]
-    is_right: bool
+    reply: list[int] | None
+
+
+@dataclass(frozen=True)
+class _Every:
+    """One question in how many is treated so.
+
+    Attributes:
+        swap: Asked again about the images of one before it.
+        reply: Answered freely.
+    """
+
+    swap: int
+    reply: int
 
 
 class _Comparison:
@@ -99,15 +125,17 @@ class _Comparison:
     Args:
         parent: The reference.
         variant: Held against it.
-        swap_every: One in so many questions is asked again about the images of one before it.
+        every: What is done with one question in how many.
+        has_accuracy: Whether replies are judged.
     """
 
-    def __init__(self, parent: AnsweringModel, variant: AnsweringModel, swap_every: int) -> None:
-        self._parent, self._variant, self._swap_every = parent, variant, swap_every
+    def __init__(self, parent: AnsweringModel, variant: AnsweringModel, every: _Every, has_accuracy: bool) -> None:
+        self._parent, self._variant, self._every, self._has_accuracy = parent, variant, every, has_accuracy
         self._tasks: list[str] = []
-        self._right: list[tuple[bool, bool]] = []
+        self._right: list[list[bool]] = []
         self._divergences: list[Float64] = []
         self._agreements: list[Float64] = []
+        self._nlls: list[Float64] = []
         self._nll_rises: list[Float64] = []
         self._first_differences: list[int | None] = []
         self._features = Likeness()
@@ -116,43 +144,54 @@ class _Comparison:
 
     def add(self, at: int, question: Question) -> None:
         """Ask both models question number `at`."""
-        turns, ids = turns_of(question), self._parent.answer_ids(question.answer)
-        expected, found = (_answer(model, question, turns, ids) for model in (self._parent, self._variant))
-        self._tasks.append(question.task)
-        self._right.append((expected.is_right, found.is_right))
+        turns, ids, replies = turns_of(question), self._parent.answer_ids(question.answer), at % self._every.reply == 0
+        expected, found = (_answer(model, question, turns, ids, replies) for model in (self._parent, self._variant))
         self._divergences.append(kl_divergences(expected.logits, found.logits))
         self._agreements.append(top1_agreements(expected.logits, found.logits))
-        rise = negative_log_likelihoods(found.logits, ids) - negative_log_likelihoods(expected.logits, ids)
-        self._nll_rises.append(rise)
-        self._first_differences.append(first_difference(expected.reply, found.reply))
+        self._nlls.append(negative_log_likelihoods(expected.logits, ids))
+        self._nll_rises.append(negative_log_likelihoods(found.logits, ids) - self._nlls[-1])
+        if expected.reply is not None and found.reply is not None:
+            self._add_replies(question, expected.reply, found.reply)
         for features in zip(expected.seen.whole, found.seen.whole, strict=True):
             self._features.add(*features)
-        if at % self._swap_every == 0 and self._others and _shows_another(expected.seen, self._others[0]):
+        if at % self._every.swap == 0 and self._others and _shows_another(expected.seen, self._others[0]):
             pairs = ((self._parent, expected, self._others[0]), (self._variant, found, self._others[1]))
             parent, variant = (_sensitivity(model, turns, ids, own.logits, other) for model, own, other in pairs)
             self._swaps.append((parent, variant))
         if expected.seen.layouts:
             self._others = expected.seen, found.seen
 
+    def _add_replies(self, question: Question, expected: list[int], found: list[int]) -> None:
+        self._first_differences.append(first_difference(expected, found))
+        if self._has_accuracy:
+            pairs = (self._parent, expected), (self._variant, found)
+            self._tasks.append(question.task)
+            self._right.append([question.is_right(model.text_of(reply)) for model, reply in pairs])
+
     def measured(self) -> Measured:
         """Return all figures."""
         return Measured(
-            _by_task(self._tasks, np.array(self._right)),
+            _by_task(self._tasks, np.array(self._right)) if self._has_accuracy else {},
             self._teacher_forced(),
             self._replies(),
             self._image_sensitivity(),
-            {"image_features": likenesses_of(self._features)},
+            likenesses_of({IMAGE_FEATURES: self._features}),
         )
 
     def _teacher_forced(self) -> TeacherForced:
         kl = np.concatenate(self._divergences)
+        kl_mean, top1 = grouped_bootstrap(self._divergences), grouped_bootstrap(self._agreements)
+        has_interval = len(self._divergences) > 1
         return TeacherForced(
-            num_samples=len(self._tasks),
+            num_samples=len(self._divergences),
             num_tokens=kl.size,
-            kl_mean=float(kl.mean()),
+            kl_mean=kl_mean.mean,
+            kl_interval=(kl_mean.low, kl_mean.high) if has_interval else None,
             kl_p99=float(np.percentile(kl, 99)),
-            top1_agreement=float(np.concatenate(self._agreements).mean()),
+            top1_agreement=top1.mean,
+            top1_interval=(top1.low, top1.high) if has_interval else None,
             delta_nll=float(np.concatenate(self._nll_rises).mean()),
+            parent_nll=float(np.concatenate(self._nlls).mean()),
         )
 
     def _replies(self) -> Replies:
@@ -161,18 +200,22 @@ class _Comparison:
         first = float(np.mean(different)) if different else None
         return Replies(n=n, identical=1 - len(different) / n, first_divergence=first)
 
-    def _image_sensitivity(self) -> ImageSensitivity:
-        parent, variant = np.mean(self._swaps, axis=0) if self._swaps else (0.0, 0.0)
-        ratio = float(variant / parent) if parent > 0 else float("nan")
+    def _image_sensitivity(self) -> ImageSensitivity | None:
+        if not self._swaps:
+            return None
+        parent, variant = np.mean(self._swaps, axis=0)
+        ratio = float(variant / parent) if parent > 0 else None
         return ImageSensitivity(n=len(self._swaps), fp32=float(parent), quantized=float(variant), ratio=ratio)
 
 
-def _answer(model: AnsweringModel, question: Question, turns: Sequence[Turn], ids: Sequence[int]) -> _Answered:
+def _answer(
+    model: AnsweringModel, question: Question, turns: Sequence[Turn], ids: Sequence[int], replies: bool
+) -> _Answered:
     seen = model.see(question.images)
     room = len(ids) + _MOST_EXTRA_TOKENS
     prompt = model.prefill(model.prompt_about(turns, seen), room)
-    reply = model.reply_ids(prompt, room)
-    return _Answered(seen, model.forced_logits(prompt, ids), reply, question.is_right(model.text_of(reply)))
+    reply = model.reply_ids(prompt, room) if replies else None
+    return _Answered(seen, model.forced_logits(prompt, ids), reply)
 
 
 def _shows_another(seen: SeenImages, other: SeenImages) -> bool:

@@ -8,7 +8,6 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from bundle.errors import QuantizationError
 from quant.quality.evaluation import ALL_TASKS, Caption, Evaluation, Flags, Labelled, Measured, PairedFlags, Progress
 from quant.quality.measures import Likeness, likenesses_of
 from runtime.encoders import Vectors
@@ -33,17 +32,15 @@ def measure_embeddings(
 ) -> Measured:
     """Return how a variant embeds beside its parent.
 
-    Accuracy over "all" counts recall@1 and zero-shot answers; recall@5 stands beside it.
-
-    Raises:
-        QuantizationError: There are neither captions nor labels.
+    Accuracy over "all" counts recall@1 and zero-shot answers; recall@5 stands beside it. Where no answer counts as
+    right, captions are embedded and not searched for.
     """
-    if not evaluation.captions and not evaluation.labelled:
-        raise QuantizationError("the evaluation holds no captions or labels, which a dual encoder is measured on")
-    comparison = _Comparison(parent, variant)
+    comparison = _Comparison(parent, variant, has_accuracy=not evaluation.no_accuracy)
     if evaluation.captions:
         progress(f"embedding {len(evaluation.captions)} images and captions twice")
         comparison.add_captions(evaluation.captions)
+    if evaluation.texts:
+        comparison.add_texts(evaluation.texts)
     for name, labelled in evaluation.labelled.items():
         progress(f"classifying {len(labelled.samples)} images by {name}")
         comparison.add_labels(name, labelled)
@@ -51,8 +48,8 @@ def measure_embeddings(
 
 
 class _Comparison:
-    def __init__(self, parent: EmbeddingRunner, variant: EmbeddingRunner) -> None:
-        self._models = (parent, variant)
+    def __init__(self, parent: EmbeddingRunner, variant: EmbeddingRunner, has_accuracy: bool) -> None:
+        self._models, self._has_accuracy = (parent, variant), has_accuracy
         self._tasks: dict[str, PairedFlags] = {}
         self._likeness = {"image": Likeness(), "text": Likeness()}
 
@@ -62,11 +59,15 @@ class _Comparison:
         images = self._embed("image", [_embed_images(model, samples) for model in self._models])
         texts = self._embed("text", [model.embed_texts(captions) for model in self._models])
         for k in _RECALLS:
-            if k >= len(samples):
-                continue  # every target is among the nearest
+            if k >= len(samples) or not self._has_accuracy:
+                continue  # every target is among the nearest, or there are too few to search
             for way, queries, targets in (("image-to-text", images, texts), ("text-to-image", texts, images)):
                 flags = (_finds(own, its, captions, k) for own, its in zip(queries, targets, strict=True))
                 self._tasks[f"recall@{k}/{way}"] = PairedFlags(*flags)
+
+    def add_texts(self, texts: Sequence[str]) -> None:
+        """Compare texts that no image goes with."""
+        self._embed("text", [model.embed_texts(list(texts)) for model in self._models])
 
     def add_labels(self, name: str, labelled: Labelled) -> None:
         """Compare labelled images and candidates, and classify one by the other."""
@@ -83,7 +84,7 @@ class _Comparison:
             tasks[ALL_TASKS] = PairedFlags(parent, np.concatenate([pair.variant for pair in counted])).summary()
         return Measured(
             tasks,
-            likenesses={kind: likenesses_of(likeness) for kind, likeness in self._likeness.items()},
+            likenesses=likenesses_of(self._likeness),
         )
 
     def _embed(self, kind: str, embeddings: list[Vectors]) -> list[Vectors]:

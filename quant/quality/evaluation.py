@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -73,24 +74,62 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a variant is measured on. A vision-language model needs questions; a dual encoder the other two.
+    """What a variant is measured on. A vision-language model needs questions; a dual encoder any of the others.
 
     Attributes:
         questions: Free generation and teacher forcing.
         captions: For recall in both directions and for cosines.
         labelled: Zero-shot tasks by name.
+        texts: Texts alone, to see how a dual encoder's text tower embeds them.
         source: Where the samples come from, for the report: a file's name, or which held-out set.
+        no_accuracy: Why no answer counts as right or wrong; "" where answers do.
     """
 
     questions: Sequence[Question] = ()
     captions: Sequence[Caption] = ()
     labelled: Mapping[str, Labelled] = field(default_factory=dict)
+    texts: Sequence[str] = ()
     source: str = "samples of the caller"
+    no_accuracy: str = ""
 
     @property
     def num_samples(self) -> int:
-        """Questions, captioned and labelled images together."""
-        return len(self.questions) + len(self.captions) + sum(len(task.samples) for task in self.labelled.values())
+        """Questions, captioned and labelled images, and texts alone together."""
+        return len(self.questions) + len(self.captions) + self._num_labelled + len(self.texts)
+
+    @property
+    def num_verdicts(self) -> int:
+        """Answers that are right or wrong; of a caption two, for it is searched both ways unless it is the only one."""
+        searches = 2 * len(self.captions) if len(self.captions) > 1 else 0
+        return 0 if self.no_accuracy else len(self.questions) + searches + self._num_labelled
+
+    @property
+    def _num_labelled(self) -> int:
+        return sum(len(task.samples) for task in self.labelled.values())
+
+
+def fewest_verdicts(points: float) -> float:
+    """Return how many answers without a single loss exclude losses above so many points; infinity for none."""
+    if points <= 0:
+        return math.inf
+    return 1 if points >= 100 else math.ceil(100 * _RULE_OF_THREE / points)
+
+
+def points_excluded(num: int) -> float:
+    """Return the least loss in points, in whole hundredths, above which so many answers without one exclude any."""
+    return min(math.ceil(1e4 * _RULE_OF_THREE / num) / 100, 100.0)
+
+
+def require_kind(evaluation: Evaluation, *, is_dual: bool) -> None:
+    """Check that samples are of the kind that a model is measured on.
+
+    Raises:
+        QuantizationError: They are not.
+    """
+    if is_dual and not (evaluation.captions or evaluation.labelled or evaluation.texts):
+        raise QuantizationError("the evaluation holds no captions or labels, which a dual encoder is measured on")
+    if not is_dual and not evaluation.questions:
+        raise QuantizationError("the evaluation holds no questions, which a vision-language model is measured on")
 
 
 @dataclass(frozen=True)
@@ -130,8 +169,8 @@ class Measured:
         tasks: By task, "all" over every sample.
         teacher_forced: Vision-language models.
         replies: Vision-language models.
-        image_sensitivity: Vision-language models.
-        likenesses: "image_features", or "image" and "text".
+        image_sensitivity: Vision-language models, where two questions show different images.
+        likenesses: "image_features" where questions show images, or "image" and "text".
     """
 
     tasks: dict[str, TaskAccuracy] = field(default_factory=dict)

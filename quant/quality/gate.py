@@ -19,11 +19,21 @@ from typing import Literal, get_args
 
 from bundle.directory import Bundle
 from bundle.errors import QuantizationError
-from bundle.gates import CANARY, Gate, canary_gate
-from bundle.manifest import ComponentName, Phase, Role, graph_name
+from bundle.gates import CANARY, Gate, Unmeasured, canary_gate
+from bundle.manifest import ComponentName, Manifest, Phase, Role, graph_name
+from bundle.report import Likenesses
+from bundle.tensors import IMAGE_FEATURES
 from quant.quality.answers import measure_answers
 from quant.quality.embeddings import measure_embeddings
-from quant.quality.evaluation import ALL_TASKS, Evaluation, Measured, Progress
+from quant.quality.evaluation import (
+    ALL_TASKS,
+    Evaluation,
+    Measured,
+    Progress,
+    fewest_verdicts,
+    points_excluded,
+    require_kind,
+)
 from quant.quality.parity import Parity
 from runtime.one_request import DualEncoderRunner, VisionLanguageRunner
 from runtime.settings import RuntimeSettings
@@ -31,10 +41,9 @@ from runtime.settings import RuntimeSettings
 MIXED = "mixed"
 """The row of `LIMITS` for what no single name asked for."""
 
+ACCURACY = "accuracy_loss_points"
 _NAN = float("nan")
-
-_Value = tuple[str, str, float, int]
-"""Measure, of what, value, n."""
+_NO_IMAGE = "no sample has an image"
 
 
 @dataclass(frozen=True)
@@ -72,8 +81,8 @@ def _decoder(canary: float, kl_mean: float, top1: float, proved: float, possible
         canary_gate(graph_name("decoder", "prompt")): Limit(_W8A8_DECODER_CANARY, "min"),
         "kl_mean": Limit(kl_mean, "max"),
         "top1_agreement": Limit(top1, "min"),
-        "accuracy_loss_points/low": Limit(proved, "max"),
-        "accuracy_loss_points/high": Limit(possible, "max"),
+        f"{ACCURACY}/low": Limit(proved, "max"),
+        f"{ACCURACY}/high": Limit(possible, "max"),
     }
 
 
@@ -84,8 +93,10 @@ _TWO_BITS = _decoder(canary=0.1, kl_mean=0.1, top1=0.95, proved=2.0, possible=6.
 LIMITS: dict[str, dict[str, Limit]] = {
     "fp16": _EIGHT_BITS,
     "int8": _EIGHT_BITS,
+    "int8-rtn": _EIGHT_BITS,
     "int8-static": _EIGHT_BITS,
     "int4": _FOUR_BITS,
+    "int4-rtn": _FOUR_BITS,
     "int4-hqq": _FOUR_BITS,
     "int4-gptq": _FOUR_BITS,
     "int4-awq": _FOUR_BITS,
@@ -110,7 +121,8 @@ decoder layers of random weights with gain 2, which multiply any rounding, right
 """
 
 
-_KINDS = ("image", "text", "image_features")
+_EMBEDDINGS = ("image", "text")
+_KINDS = (*_EMBEDDINGS, IMAGE_FEATURES)
 _PARTS: dict[str, tuple[str, ...]] = {
     CANARY: tuple(dict.fromkeys(graph_name(*each) for each in product(get_args(Role), get_args(Phase)))),
     "cosine_mean": _KINDS,
@@ -120,7 +132,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "image_sensitivity": (),
     "kl_mean": (),
     "top1_agreement": (),
-    "accuracy_loss_points": ("low", "high"),
+    ACCURACY: ("low", "high"),
 }
 """What a measure may be of, as gates are named: "measure/of"."""
 
@@ -168,7 +180,7 @@ def judge(
         QuantizationError: No limit is set for this measure or these weights.
     """
     limits, own = LIMITS.get(weights, {}), overrides or {}
-    name = f"{measure}/{of}" if of else measure
+    name = _name(measure, of)
     limit = limits.get(name, limits.get(measure))
     if limit is None:
         raise QuantizationError(f"no limit is set for {measure} of {weights}; set one in quant/quality/gate.py")
@@ -200,10 +212,71 @@ def judge_all(
         weights: A name in `LIMITS`.
         overrides: Limits that the user set instead.
     """
-    values: list[_Value] = [(CANARY, name, each.cosine, 1) for name, each in parity.items()]
-    if measured:
-        values += [*_likeness_values(measured), *_forced_values(measured), *_accuracy_values(measured)]
-    return tuple(judge(measure, value, n, weights, of, overrides) for measure, of, value, n in values)
+    values = [_Value(CANARY, name, each.cosine, 1) for name, each in parity.items()]
+    values += _values(measured) if measured else []
+    return tuple(
+        judge(each.measure, each.value, each.n, weights, each.of, overrides)
+        for each in values
+        if each.value is not None
+    )
+
+
+def unmeasured_gates(measured: Measured | None, no_accuracy: str = "") -> tuple[Unmeasured, ...]:
+    """Return the gates that samples were there for and could not tell of, and why.
+
+    Args:
+        measured: None where no samples were given.
+        no_accuracy: `Evaluation.no_accuracy`.
+    """
+    values = _values(measured, no_accuracy) if measured else []
+    return tuple(Unmeasured(name=_name(it.measure, it.of), reason=it.lack) for it in values if it.value is None)
+
+
+def foreign_samples(measured: Measured | None, manifest: Manifest) -> str:
+    """Return what is to be said where the parent foretells the answers no better than by guessing; else nothing.
+
+    Texts that a model was never made for show how far its variant is off where nobody uses it.
+    """
+    forced = measured.teacher_forced if measured else None
+    if manifest.decoder is None or forced is None or forced.parent_nll is None:
+        return ""
+    guessed = math.log(manifest.decoder.vocab_size)
+    if forced.parent_nll < guessed:
+        return ""
+    return (
+        "quality on what this model is for: the answers of these samples are foreign to fp32 itself, "
+        f"{forced.parent_nll:.1f} nats a token where guessing costs {guessed:.1f}. Measure on samples of its own: "
+        "--eval FILE.jsonl"
+    )
+
+
+def require_measurable(
+    evaluation: Evaluation, weights: str, *, is_dual: bool, overrides: Mapping[str, float] | None = None
+) -> None:
+    """Check, before anything is computed, that samples can pass.
+
+    Args:
+        evaluation: To be measured on.
+        weights: A name in `LIMITS`.
+        is_dual: Whether they are for a dual encoder, else for a vision-language model.
+        overrides: Limits that the user set instead.
+
+    Raises:
+        QuantizationError: The samples are of the other kind, or too few to exclude the loss that is not allowed.
+    """
+    require_kind(evaluation, is_dual=is_dual)
+    name, num = f"{ACCURACY}/high", evaluation.num_verdicts
+    own = overrides or {}
+    points = own.get(name, own.get(ACCURACY, LIMITS[weights][name].value))
+    if evaluation.no_accuracy or num >= (fewest := fewest_verdicts(points)):
+        return
+    own_limit = f", accept what {num} can show (--limit {name}={points_excluded(num):g})" if num else ""
+    raise QuantizationError(
+        f"{evaluation.source} gives {num} answers to judge, and no fewer than {fewest:g} can pass: n answers without a "
+        f"single loss still allow a loss of 300 / n points, and {name} allows {points:g} under {weights}. Give more "
+        f"(--eval, or --samples of a shipped model){own_limit}, leave both out for the usual ones, or measure nothing "
+        "(--no-evaluate)"
+    )
 
 
 def measure(
@@ -221,32 +294,74 @@ def measure(
     Raises:
         QuantizationError: The samples are of the other kind.
     """
+    require_kind(evaluation, is_dual=parent.manifest.dual is not None)
     if parent.manifest.dual is not None:
         encoders = DualEncoderRunner(parent, settings), DualEncoderRunner(variant, settings)
         return measure_embeddings(*encoders, evaluation, progress)
-    models = VisionLanguageRunner(parent, settings), VisionLanguageRunner(variant, settings)
-    return measure_answers(*models, evaluation.questions, progress)
+    models = VisionLanguageRunner(parent, settings, whole_answers=True), VisionLanguageRunner(variant, settings)
+    return measure_answers(*models, evaluation.questions, progress, has_accuracy=not evaluation.no_accuracy)
 
 
-def _likeness_values(measured: Measured) -> Iterable[_Value]:
-    for kind, found in measured.likenesses.items():
-        if measured.teacher_forced is None:  # a decoder takes features of any length; an embedding is compared by angle
-            yield "cosine_mean", kind, found.cosine_mean, found.n
-            yield "cosine_p1", kind, found.cosine_p1, found.n
-        yield "correlation", kind, found.correlation, found.n
-        yield "spread", kind, found.spread, found.n
-    if sensitivity := measured.image_sensitivity:
-        yield "image_sensitivity", "", sensitivity.ratio, sensitivity.n
+@dataclass(frozen=True)
+class _Value:
+    """What a gate is held over.
+
+    Attributes:
+        measure: A name in `LIMITS`.
+        of: What was measured.
+        value: None where it could not be measured.
+        n: Samples behind it.
+        lack: Why it could not be.
+    """
+
+    measure: str
+    of: str
+    value: float | None
+    n: int
+    lack: str = ""
+
+
+def _name(measure: str, of: str) -> str:
+    return f"{measure}/{of}" if of else measure
+
+
+def _values(measured: Measured, no_accuracy: str = "") -> list[_Value]:
+    is_dual = measured.teacher_forced is None
+    kinds = _EMBEDDINGS if is_dual else (IMAGE_FEATURES,)
+    found = [value for kind in kinds for value in _likeness_values(kind, measured.likenesses.get(kind), is_dual)]
+    found += [] if is_dual else [_sensitivity_value(measured)]
+    return [*found, *_forced_values(measured), *_accuracy_values(measured, no_accuracy)]
+
+
+def _likeness_values(kind: str, found: Likenesses | None, is_dual: bool) -> Iterable[_Value]:
+    nouns = "texts" if kind == "text" else "images"
+    n, lack = found.n if found else 0, f"the samples have no two {nouns} that the parent tells apart"
+    if found is None:
+        lack = "no sample has a text" if kind == "text" else _NO_IMAGE
+    if is_dual:  # a decoder takes features of any length; an embedding is compared by angle
+        yield _Value("cosine_mean", kind, found.cosine_mean if found else None, n, lack)
+        yield _Value("cosine_p1", kind, found.cosine_p1 if found else None, n, lack)
+    yield _Value("correlation", kind, found.correlation if found else None, n, lack)
+    yield _Value("spread", kind, found.spread if found else None, n, lack)
+
+
+def _sensitivity_value(measured: Measured) -> _Value:
+    if (found := measured.image_sensitivity) is not None:
+        lack = "the parent's answers do not depend on the images of these samples"
+        return _Value("image_sensitivity", "", found.ratio, found.n, lack)
+    has_images = IMAGE_FEATURES in measured.likenesses
+    lack = "no two questions show different images, equally many" if has_images else _NO_IMAGE
+    return _Value("image_sensitivity", "", None, 0, lack)
 
 
 def _forced_values(measured: Measured) -> Iterable[_Value]:
     if forced := measured.teacher_forced:
-        yield "kl_mean", "", forced.kl_mean, forced.num_tokens
-        yield "top1_agreement", "", forced.top1_agreement, forced.num_tokens
+        yield _Value("kl_mean", "", forced.kl_mean, forced.num_tokens)
+        yield _Value("top1_agreement", "", forced.top1_agreement, forced.num_tokens)
 
 
-def _accuracy_values(measured: Measured) -> Iterable[_Value]:
+def _accuracy_values(measured: Measured, no_accuracy: str) -> Iterable[_Value]:
     total = measured.tasks.get(ALL_TASKS)
-    low, high, n = (total.loss_low, total.loss_high, total.n) if total else (_NAN, _NAN, 0)
-    yield "accuracy_loss_points", "low", low, n
-    yield "accuracy_loss_points", "high", high, n
+    n, lack = total.n if total else 0, no_accuracy or "no answer of the samples is right or wrong"
+    yield _Value(ACCURACY, "low", total.loss_low if total else None, n, lack)
+    yield _Value(ACCURACY, "high", total.loss_high if total else None, n, lack)

@@ -32,7 +32,7 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """A line of a file of samples, for errors."""
 
     path: Path
@@ -52,7 +52,7 @@ class ImageFile:
     """
 
     path: Path
-    where: _Place
+    where: Place
 
     def open(self) -> Image.Image:
         """Return the image, upright and RGB.
@@ -139,12 +139,12 @@ def read_samples(path: Path, manifest: Manifest) -> Evaluation:
     return _encoder_samples(path, rows, manifest.dual.prompt_template)
 
 
-def _rows(path: Path) -> Iterator[tuple[_Place, Row]]:
+def _rows(path: Path) -> Iterator[tuple[Place, Row]]:
     """Yield the objects of a file, blank lines left out."""
     try:
         with path.open(encoding="utf-8") as file:
             for number, text in enumerate(file, start=1):
-                where = _Place(path, number)
+                where = Place(path, number)
                 if text.strip():
                     yield where, _parsed(text, where)
     except OSError as error:
@@ -153,7 +153,7 @@ def _rows(path: Path) -> Iterator[tuple[_Place, Row]]:
         raise QuantizationError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
 
 
-def _parsed(text: str, where: _Place) -> Row:
+def _parsed(text: str, where: Place) -> Row:
     try:
         row = json.loads(text.rstrip())
     except json.JSONDecodeError as error:
@@ -165,7 +165,7 @@ def _parsed(text: str, where: _Place) -> Row:
     return row
 
 
-def _question(row: Row, where: _Place) -> FileQuestion:
+def _question(row: Row, where: Place) -> FileQuestion:
     _require_columns(row, {"image", "question", "answer"}, {"task"}, where)
     images = row["image"] if isinstance(row["image"], list) else [row["image"]]
     texts = {name: _text(row, name, where) for name in ("question", "answer")}
@@ -173,7 +173,7 @@ def _question(row: Row, where: _Place) -> FileQuestion:
     return FileQuestion(task, tuple(_image(name, where) for name in images), texts["question"], texts["answer"])
 
 
-def _encoder_samples(path: Path, rows: Sequence[tuple[_Place, Row]], template: str) -> Evaluation:
+def _encoder_samples(path: Path, rows: Sequence[tuple[Place, Row]], template: str) -> Evaluation:
     captions, labelled = [], []
     for where, row in rows:
         _require_columns(row, {"image"}, {"caption", "label"}, where)
@@ -193,7 +193,7 @@ def _encoder_samples(path: Path, rows: Sequence[tuple[_Place, Row]], template: s
     return Evaluation(captions=captions, labelled=tasks, source=path.name)
 
 
-def _require_columns(row: Row, wanted: set[str], optional: set[str], where: _Place) -> None:
+def _require_columns(row: Row, wanted: set[str], optional: set[str], where: Place) -> None:
     if wanted <= row.keys() <= wanted | optional:
         return
     found = ", ".join(sorted(row)) or "none"
@@ -201,14 +201,14 @@ def _require_columns(row: Row, wanted: set[str], optional: set[str], where: _Pla
     raise QuantizationError(f"{where} has the columns {found}. Wanted for this model: {allowed}")
 
 
-def _text(row: Row, name: str, where: _Place) -> str:
+def _text(row: Row, name: str, where: Place) -> str:
     value = row[name]
     if not isinstance(value, str) or not value.strip():
         raise QuantizationError(f"{where}: {name} is {value!r}, not a text")
     return value
 
 
-def _image(name: object, where: _Place) -> ImageFile:
+def _image(name: object, where: Place) -> ImageFile:
     if not isinstance(name, str) or not name:
         raise QuantizationError(f"{where}: image is {name!r}, not a path or a list of paths")
     file = ImageFile(where.path.parent / name, where)

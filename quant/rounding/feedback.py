@@ -13,6 +13,7 @@ the weights as the errors before it have left them. Ternary grids are so coarse 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,14 +24,19 @@ from bundle.errors import QuantizationError
 from graphs.layers import Float32
 from quant.calibration.statistics import InputStatistics
 from quant.rounding.alignment import aligned
-from quant.rounding.block_codes import BlockCodes, joined
+from quant.rounding.block_codes import BlockCodes, UInt8, joined
 from quant.rounding.blockwise import refuse_not_finite
-from quant.rounding.grid import Fit
-from quant.rounding.rtn import fit_peak, fit_positive
+from quant.rounding.grid import Fit, Grid
+from quant.rounding.rtn import fit_peak, fit_positive, fit_range
 from quant.rounding.ternary import fit_optimal
 
 DAMPING = 0.01
 """Of G's mean diagonal, added to the diagonal, as in GPTQ: channels that never spoke have no say and no singularity."""
+
+
+_COLUMNS_AT_ONCE = (
+    128  # of a row with one grid: what is fed within them is a product of vectors, beyond them of matrices
+)
 
 
 @dataclass(frozen=True)
@@ -62,29 +68,51 @@ class Feedback:
             QuantizationError: There is no Gram, it is not K x K or not finite, or a weight is not finite.
         """
         refuse_not_finite(rows)
-        gram = _damped(_gram(inputs, rows.shape[1]))
-        factor = unit_factor(gram).astype(np.float32)
-        errors = np.empty(rows.shape, np.float32)
-        parts = []
-        for start in range(0, rows.shape[1], block_size):
-            here = slice(start, start + block_size)
-            inverse: Float32 = np.linalg.inv(factor[here, here])
-            asked = factor[:start, here] @ inverse
-            block = rows[:, here] + errors[:, :start] @ asked
-            codes = self._round_block(block, inverse, bits)
-            errors[:, here] = rows[:, here] - codes.weights(block.shape[1])
-            parts.append(codes.padded(block_size))
-        codes = joined(parts, axis=1)
+        gram = damped(gram_of(inputs, rows.shape[1]))
+        parts = _fed_forward(rows, gram, block_size, lambda block: self.fit(block, bits))
+        codes = joined([part.padded(block_size) for part in parts], axis=1)
         return aligned(codes, rows, gram.astype(np.float32)) if self.aligns else codes
 
-    def _round_block(self, block: Float32, inverse: Float32, bits: int) -> BlockCodes:
-        """Return the codes of one block [N, n], which is changed to the weights that were rounded."""
-        grid = self.fit(block, bits)
-        for column in range(block.shape[1]):
-            weights = block[:, column : column + 1]
-            error = weights - grid.encode(weights).weights(1)
-            block[:, column + 1 :] -= error * inverse[column, column + 1 :]
-        return grid.encode(block)
+
+def round_rows_with_feedback(rows: Float32, grid: Grid, inputs: InputStatistics | None) -> UInt8:
+    """Return the codes [N, K] uint8 of rows whose weights share one grid each, errors fed forward.
+
+    Args:
+        rows: [N, K] float32.
+        grid: Of each row.
+        inputs: What met the layer, with the Gram of its K channels.
+
+    Raises:
+        QuantizationError: There is no Gram, it is not K x K or not finite, or a weight is not finite.
+    """
+    refuse_not_finite(rows)
+    parts = _fed_forward(rows, damped(gram_of(inputs, rows.shape[1])), _COLUMNS_AT_ONCE, lambda block: grid)
+    return np.concatenate([part.codes for part in parts], axis=1)
+
+
+def _fed_forward(
+    rows: Float32, gram: NDArray[np.float64], block_size: int, grid_of: Callable[[Float32], Grid]
+) -> Iterator[BlockCodes]:
+    """Yield the codes of one block of columns after the other, the last one perhaps narrower."""
+    factor = unit_factor(gram).astype(np.float32)
+    errors = np.empty(rows.shape, np.float32)
+    for start in range(0, rows.shape[1], block_size):
+        here = slice(start, start + block_size)
+        inverse: Float32 = np.linalg.inv(factor[here, here])
+        asked = factor[:start, here] @ inverse
+        block = rows[:, here] + errors[:, :start] @ asked
+        codes = _round_block(block, inverse, grid_of(block))
+        errors[:, here] = rows[:, here] - codes.weights(block.shape[1])
+        yield codes
+
+
+def _round_block(block: Float32, inverse: Float32, grid: Grid) -> BlockCodes:
+    """Return the codes of one block [N, n], which is changed to the weights that were rounded."""
+    for column in range(block.shape[1]):
+        weights = block[:, column : column + 1]
+        error = weights - grid.encode(weights).weights(1)
+        block[:, column + 1 :] -= error * inverse[column, column + 1 :]
+    return grid.encode(block)
 
 
 def unit_factor(gram: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -93,13 +121,19 @@ def unit_factor(gram: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(factor / np.diagonal(factor), np.float64)
 
 
-def _damped(gram: Float32) -> NDArray[np.float64]:
-    damped = gram.astype(np.float64)
-    damped[np.diag_indices_from(damped)] += DAMPING * np.trace(damped) / len(damped) or 1.0
-    return damped
+def damped(gram: Float32) -> NDArray[np.float64]:
+    """Return a Gram in float64 whose diagonal was raised by `DAMPING` of its mean."""
+    raised = gram.astype(np.float64)
+    raised[np.diag_indices_from(raised)] += DAMPING * np.trace(raised) / len(raised) or 1.0
+    return raised
 
 
-def _gram(inputs: InputStatistics | None, num_inputs: int) -> Float32:
+def gram_of(inputs: InputStatistics | None, num_inputs: int) -> Float32:
+    """Return the Gram of a layer's inputs, [K, K].
+
+    Raises:
+        QuantizationError: It was not recorded, is not K x K or not finite.
+    """
     if inputs is None or inputs.gram is None:
         raise QuantizationError("error feedback needs calibration: what met this layer was not recorded")
     gram = inputs.gram
@@ -112,4 +146,5 @@ def _gram(inputs: InputStatistics | None, num_inputs: int) -> Float32:
 
 round_with_feedback = Feedback(fit_peak, widths=(2, 4, 8))
 round_positive_with_feedback = Feedback(fit_positive, widths=(4, 8))
+round_range_with_feedback = Feedback(fit_range, widths=(4, 8))
 round_ternary_with_feedback = Feedback(fit_optimal, widths=(2,), aligns=True)

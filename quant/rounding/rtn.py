@@ -33,6 +33,31 @@ def fit_positive(blocks: Float32, bits: int) -> StepGrid:
     return StepGrid(np.where(keeps_peak, coarse, fine), bits)
 
 
+def fit_range(blocks: Float32, bits: int) -> StepGrid:
+    """Return grids with zero points, from a block's smallest weight (or 0) to its largest (or 0).
+
+    Each block's range is also tried somewhat narrower, and the one of the smallest squared error is taken.
+    """
+    top = np.maximum(blocks.max(axis=1, keepdims=True), 0)
+    bottom = np.minimum(blocks.min(axis=1, keepdims=True), 0)
+    last = (1 << bits) - 1
+    best: StepGrid | None = None
+    for share in _RANGE_SHARES:
+        scales = np.asarray((top - bottom) * share / last, np.float32)
+        steps = np.divide(-bottom, scales / share, out=np.zeros_like(scales), where=scales != 0)
+        grid = StepGrid(scales, bits, np.clip(np.rint(steps), 0, last).astype(np.uint8))
+        best = grid if best is None else _better(blocks, best, grid)
+    return best if best is not None else fit_peak(blocks, bits)
+
+
+def _better(blocks: Float32, one: StepGrid, other: StepGrid) -> StepGrid:
+    """Return, block by block, the grid of the smaller sum of squared errors."""
+    errors = [np.square(grid.encode(blocks).weights(blocks.shape[1]) - blocks).sum(axis=1) for grid in (one, other)]
+    takes_other = (errors[1] < errors[0])[:, None]
+    zeros = np.where(takes_other, np.asarray(other.zero_points), np.asarray(one.zero_points))
+    return StepGrid(np.where(takes_other, other.scales, one.scales), one.bits, zeros)
+
+
 def _peaks(blocks: Float32) -> Float32:
     """Return the weight of largest magnitude of each block, [R, 1]."""
     at = np.abs(blocks).argmax(axis=1)[:, None]
@@ -45,6 +70,8 @@ def _squared_error(blocks: Float32, scales: Float32, bits: int) -> Float32:
     errors: Float32 = np.square(values - blocks).sum(axis=1, keepdims=True)
     return errors
 
+
+_RANGE_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8)
 
 round_to_nearest = Blockwise(fit_peak, widths=(2, 4, 8))
 round_to_positive = Blockwise(fit_positive, widths=(4, 8))

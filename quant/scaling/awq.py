@@ -25,7 +25,7 @@ from quant.calibration.statistics import InputStatistics
 from quant.rounding.table import load_rounding
 from quant.scaling.folding import Fold, find_folds
 from quant.scaling.statistics import require_gram
-from quant.weights.w8a8 import quantize_rows
+from quant.weights.layer_codes import quantize_rows
 
 EXPONENTS = tuple(step / 10 for step in range(11))
 """Tried for a."""

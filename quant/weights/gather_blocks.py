@@ -4,9 +4,10 @@
 
     Gather(table [V, D], ids)  ->  GatherBlockQuantized(codes [V, D * bits / 8] uint8, ids, scales [V, D / block])
 
-(code - 2^(bits-1)) * scale is all the arithmetic: the operator equals its reference exactly. Where block divides D,
-codes and scales are, byte for byte, those of the MatMulNBits that a tied output matrix becomes under the same form,
-so that `graphs.sharing` can store them once.
+(code - zero point) * scale is all the arithmetic: the operator equals its reference exactly. Where block divides D,
+codes and scales are, byte for byte, those of the MatMulNBits that a tied output matrix becomes under the same form and
+the same calibration, so that `graphs.sharing` can store them once. Columns that the head keeps in float are looked up
+beside, and put in their places by a product with a 0-1 matrix [k, D].
 
 `GatherRows`, for the portable dialect, with one scale for each row and 8 bits:
 
@@ -26,29 +27,38 @@ from bundle.errors import QuantizationError
 from bundle.form import Form
 from graphs.layers import Float32, Table, find_tables
 from graphs.store import CONTRIB, add_initializer, make_node, replace_node
+from quant.calibration.statistics import InputStatistics
 from quant.rounding.block_codes import pack
 from quant.rounding.table import load_rounding
-from quant.weights.w8a8 import quantize_rows
+from quant.weights.float_inputs import split_rows
+from quant.weights.layer_codes import LayerCodes, quantize_rows, refuse_rounding, round_layer
+from quant.weights.matmul_nbits import packed_zeros
 from quant.weights.weight_pass import WeightPass
 
 WIDTHS = (4, 8)
 BLOCK_SIZES = (16, 32, 64, 128)
-ROUNDINGS = ("rtn", "rtn-positive")
-"""Those whose codes need no zero points or offsets."""
+ROUNDINGS = ("rtn", "rtn-positive", "gptq", "gptq-positive", "gptq-zeros")
+"""Those whose codes need no offsets; where errors are fed, they are those of the head that the table is tied to."""
 
 
-def reference(ids: NDArray[np.int64], rows: Float32, form: Form) -> Float32:
+def reference(ids: NDArray[np.int64], rows: Float32, form: Form, inputs: InputStatistics | None = None) -> Float32:
     """Return rows[ids] as the nodes give it: [*ids.shape, D] float32.
 
     Args:
         ids: Any shape.
         rows: [V, D] float32.
         form: Of either pass.
+        inputs: Of the head that the table is tied to, for roundings that are calibrated and for columns in float.
     """
     if form.block_size is None:
         codes, scales = quantize_rows(rows)
         return np.asarray(codes[ids].astype(np.float32) * scales[ids][..., None], np.float32)
-    return load_rounding(form.rounding)(rows, form.bits, form.block_size).weights(rows.shape[1])[ids]
+    split = split_rows(rows, form, inputs)
+    blocks = load_rounding(form.rounding)(split.rows, form.bits, form.block_size, split.inputs)
+    weights = blocks.weights(rows.shape[1])
+    if len(split.channels):
+        weights[:, split.channels] = split.finished(weights).astype(np.float16)
+    return np.asarray(weights[ids], np.float32)
 
 
 class _TablePass(WeightPass):
@@ -74,6 +84,7 @@ class GatherBlocks(_TablePass):
 
     Args:
         layers: Weight name to 4 or 8 bits and a block size.
+        inputs: Of the head that a table is tied to, by the table's name, where it is rounded as the head is.
     """
 
     def check(self, name: str, form: Form) -> None:
@@ -83,28 +94,55 @@ class GatherBlocks(_TablePass):
                 f"{name}: GatherBlockQuantized stores {' or '.join(map(str, WIDTHS))} bits in blocks of "
                 f"{', '.join(map(str, BLOCK_SIZES))}, rounded by {' or '.join(ROUNDINGS)}, not {form}"
             )
+        refuse_rounding(name, form, self._inputs)
 
     def replace(self, graph: ir.Graph, table: Table, form: Form) -> None:
         """Put GatherBlockQuantized in the place of a look-up."""
         block_size = form.block_size or 0
         name = f"{table.name}.int{form.bits}"
         if name not in graph.initializers:
-            _store_blocks(graph, table, form, name, block_size)
+            self._store(graph, table, form, name)
         inputs = [graph.initializers[name], table.ids, graph.initializers[f"{table.name}.scale"]]
+        if (zeros := f"{table.name}.zeros") in graph.initializers:
+            inputs.append(graph.initializers[zeros])
         attributes = {"bits": form.bits, "block_size": block_size, "gather_axis": 0, "quantize_axis": 1}
-        node = make_node("GatherBlockQuantized", inputs, f"{table.node.outputs[0].name}.rows", attributes, CONTRIB)
-        replace_node(graph, table.node, [node])
+        out = str(table.node.outputs[0].name)
+        nodes = [make_node("GatherBlockQuantized", inputs, f"{out}.rows", attributes, CONTRIB)]
+        if (places := f"{table.name}.places") in graph.initializers:
+            beside = _float_columns(graph, table, graph.initializers[places])
+            nodes += [*beside, make_node("Add", [nodes[0].outputs[0], beside[-1].outputs[0]], f"{out}.whole")]
+        replace_node(graph, table.node, nodes)
         graph.opset_imports[CONTRIB] = 1
 
+    def codes(self, table: Table, form: Form) -> LayerCodes:
+        """Return a table in codes: rounded, unless who has them says otherwise."""
+        return round_layer(table, form, form.block_size or 0, self._inputs)
 
-def _store_blocks(graph: ir.Graph, table: Table, form: Form, name: str, block_size: int) -> None:
-    if table.width % (8 // form.bits):
-        raise QuantizationError(
-            f"{table.name}: rows of {table.width} do not fill whole bytes with {form.bits}-bit codes"
-        )
-    blocks = load_rounding(form.rounding)(table.rows(), form.bits, block_size)
-    add_initializer(graph, name, pack(blocks.codes[:, : table.width], form.bits))
-    add_initializer(graph, f"{table.name}.scale", blocks.scales)
+    def _store(self, graph: ir.Graph, table: Table, form: Form, name: str) -> None:
+        if table.width % (8 // form.bits):
+            raise QuantizationError(
+                f"{table.name}: rows of {table.width} do not fill whole bytes with {form.bits}-bit codes"
+            )
+        layer = self.codes(table, form)
+        blocks = layer.codes
+        add_initializer(graph, name, pack(blocks.codes[:, : table.width], form.bits))
+        add_initializer(graph, f"{table.name}.scale", blocks.scales)
+        if blocks.zero_points is not None:
+            add_initializer(graph, f"{table.name}.zeros", packed_zeros(table.name, blocks))
+        if len(layer.channels):
+            places = np.zeros((len(layer.channels), table.width), np.float32)
+            places[np.arange(len(layer.channels)), layer.channels] = 1
+            add_initializer(graph, f"{table.name}.places", places)
+            add_initializer(graph, f"{table.name}.float", layer.float_rows.astype(np.float16))
+
+
+def _float_columns(graph: ir.Graph, table: Table, places: ir.Value) -> list[ir.Node]:
+    """Return the nodes that give the columns in float of the rows looked up, at their places [..., D]."""
+    out = str(table.node.outputs[0].name)
+    stored = graph.initializers[f"{table.name}.float"]
+    half = make_node("Gather", [stored, table.ids], f"{out}.half", {"axis": 0})
+    whole = make_node("Cast", [half.outputs[0]], f"{out}.float", {"to": int(ir.DataType.FLOAT)})
+    return [half, whole, make_node("MatMul", [whole.outputs[0], places], f"{out}.placed")]
 
 
 class GatherRows(_TablePass):

@@ -30,7 +30,8 @@ from graphs.store import CONTRIB, add_initializer, add_new_initializer, make_nod
 from quant.calibration.statistics import InputStatistics
 from quant.rounding.block_codes import BlockCodes, UInt8, pack
 from quant.rounding.table import load_rounding
-from quant.weights.layer_codes import refuse_rounding, round_layer
+from quant.weights.float_inputs import FloatInputs, split_rows
+from quant.weights.layer_codes import LayerCodes, refuse_rounding, round_layer
 from quant.weights.weight_pass import WeightPass
 
 INT8_ACTIVATIONS = 4
@@ -90,9 +91,16 @@ def reference(
         magnitude, as MLAS does; those that meet offsets are not.
     """
     block_size = refuse_cliffs("reference", form, accuracy_level)
-    codes = load_rounding(form.rounding)(rows, form.bits, block_size, inputs)
-    seen = round_activations(x, block_size) if accuracy_level >= INT8_ACTIVATIONS else x
-    return np.asarray(sum(_plane_product(x, seen, plane) for plane in codes.planes), np.float32)
+    split = split_rows(rows, form, inputs)
+    codes = load_rounding(form.rounding)(split.rows, form.bits, block_size, split.inputs)
+    quiet = np.array(x, np.float32)
+    quiet[..., split.channels] = 0
+    seen = round_activations(quiet, block_size) if accuracy_level >= INT8_ACTIVATIONS else quiet
+    product = np.asarray(sum(_plane_product(quiet, seen, plane) for plane in codes.planes), np.float32)
+    if len(split.channels):
+        float_rows = split.finished(codes.weights(rows.shape[1])).astype(np.float16).astype(np.float32)
+        product = product + x[..., split.channels] @ float_rows.T
+    return np.asarray(product, np.float32)
 
 
 def block_indicator(num_inputs: int, block_size: int) -> Float32:
@@ -149,24 +157,37 @@ class MatMulNBits(WeightPass):
 
     def rewrite(self, graph: ir.Graph) -> None:
         """Replace the layers; a weight that two of them read is rounded and packed once."""
-        stored: dict[str, list[_StoredPlane]] = {}
-        sums = _BlockSums()
+        stored: dict[str, _StoredLayer] = {}
+        sums, beside = _BlockSums(), FloatInputs()
         for linear in find_linears(graph):
             form = self._forms.get(linear.name)
             if form is not None:
                 if linear.name not in stored:
                     block_size = refuse_cliffs(linear.name, form, self._accuracy_level)
-                    planes = round_layer(linear, form, block_size, self._inputs).planes
-                    stored[linear.name] = [_stored(graph, linear.name, *each) for each in enumerate(planes)]
-                self._replace(graph, linear, stored[linear.name], sums)
+                    layer = self.codes(linear, form, block_size)
+                    planes = [_stored(graph, linear.name, *each) for each in enumerate(layer.codes.planes)]
+                    stored[linear.name] = _StoredLayer(planes, layer)
+                self._replace(graph, linear, stored[linear.name], sums, beside)
                 graph.opset_imports[CONTRIB] = 1
 
-    def _replace(self, graph: ir.Graph, linear: Linear, planes: Sequence[_StoredPlane], sums: _BlockSums) -> None:
-        """Put the sum of the planes' products, and of what offsets add, in the place of a layer's node."""
-        name = str(linear.node.outputs[0].name)
-        nodes = [self._product(linear, plane, f"{name}.product{plane.suffix}") for plane in planes]
+    def codes(self, linear: Linear, form: Form, block_size: int) -> LayerCodes:
+        """Return a layer's weights in codes: rounded, unless who has them says otherwise."""
+        return round_layer(linear, form, block_size, self._inputs)
+
+    def _replace(
+        self, graph: ir.Graph, linear: Linear, layer: _StoredLayer, sums: _BlockSums, beside: FloatInputs
+    ) -> None:
+        """Put the sum of the planes' products, of offsets and of float inputs in the place of a layer's node."""
+        name, x = str(linear.node.outputs[0].name), linear.input
+        apart = beside.apart(graph, linear, layer.codes.channels) if len(layer.codes.channels) else None
+        if apart is not None:
+            x = apart.quiet
+        nodes = [self._product(linear, x, plane, f"{name}.product{plane.suffix}") for plane in layer.planes]
         terms = [node.outputs[0] for node in nodes]
-        for plane in planes:
+        if apart is not None:
+            nodes += beside.product(graph, linear, apart, layer.codes.float_rows)
+            terms.append(nodes[-1].outputs[0])
+        for plane in layer.planes:
             if plane.offsets is not None:
                 block_sums = sums.of(graph, linear, plane.block_size)
                 nodes.append(make_node("MatMul", [block_sums, plane.offsets], f"{name}.offset{plane.suffix}"))
@@ -179,7 +200,7 @@ class MatMulNBits(WeightPass):
             total = nodes[-1].outputs[0]
         replace_node(graph, linear.node, nodes)
 
-    def _product(self, linear: Linear, plane: _StoredPlane, name: str) -> ir.Node:
+    def _product(self, linear: Linear, x: ir.Value, plane: _StoredPlane, name: str) -> ir.Node:
         attributes = {
             "K": linear.num_inputs,
             "N": linear.num_outputs,
@@ -187,7 +208,7 @@ class MatMulNBits(WeightPass):
             "block_size": plane.block_size,
             "accuracy_level": self._accuracy_level,
         }
-        return make_node("MatMulNBits", [linear.input, *plane.weight], name, attributes, CONTRIB)
+        return make_node("MatMulNBits", [x, *plane.weight], name, attributes, CONTRIB)
 
 
 @dataclass(frozen=True)
@@ -209,6 +230,19 @@ class _StoredPlane:
     suffix: str
 
 
+@dataclass(frozen=True)
+class _StoredLayer:
+    """A layer in the graph.
+
+    Attributes:
+        planes: Its matrices.
+        codes: What they were made of, and the inputs in float.
+    """
+
+    planes: Sequence[_StoredPlane]
+    codes: LayerCodes
+
+
 def _stored(graph: ir.Graph, layer: str, at: int, plane: BlockCodes) -> _StoredPlane:
     """Keep one plane of a layer in the graph."""
     suffix = f".plane{at}" if at else ""
@@ -218,12 +252,12 @@ def _stored(graph: ir.Graph, layer: str, at: int, plane: BlockCodes) -> _StoredP
         add_new_initializer(graph, f"{name}.scale", plane.scales),
     ]
     if plane.zero_points is not None:
-        weight.append(add_new_initializer(graph, f"{name}.zeros", _packed_zeros(name, plane)))
+        weight.append(add_new_initializer(graph, f"{name}.zeros", packed_zeros(name, plane)))
     offsets = None if plane.offsets is None else add_new_initializer(graph, f"{name}.offset", plane.offsets.T)
     return _StoredPlane(plane.bits, plane.block_size, weight, offsets, suffix)
 
 
-def _packed_zeros(name: str, plane: BlockCodes) -> UInt8:
+def packed_zeros(name: str, plane: BlockCodes) -> UInt8:
     """Return the zero points as the operator reads them, [N, ceil(blocks * bits / 8)]."""
     zeros = np.asarray(plane.zero_points)
     if zeros.dtype != np.uint8:

@@ -24,9 +24,10 @@ from bundle.form import Form
 from graphs.layers import Float32, Linear, find_linears
 from graphs.store import add_new_initializer, make_node, replace_node
 from quant.calibration.statistics import InputStatistics
-from quant.rounding.block_codes import BlockCodes, zero_code
+from quant.rounding.block_codes import zero_code
 from quant.weights import matmul_nbits
-from quant.weights.layer_codes import refuse_rounding, round_layer
+from quant.weights.float_inputs import FloatInputs
+from quant.weights.layer_codes import LayerCodes, refuse_rounding, round_layer
 from quant.weights.weight_pass import WeightPass
 
 BITS = 4
@@ -85,14 +86,15 @@ class DequantizedInt4(WeightPass):
         opset = graph.opset_imports.get("", 0)
         if opset < OLDEST_OPSET:
             raise QuantizationError(f"int4 needs opset {OLDEST_OPSET} or newer, the graph has {opset}: export it again")
-        rounded: dict[str, BlockCodes] = {}
+        rounded: dict[str, LayerCodes] = {}
+        beside = FloatInputs()
         for linear in find_linears(graph):
             form = self._forms.get(linear.name)
             if form is not None and form.block_size is not None:
                 if linear.name not in rounded:
                     refuse_part_blocks(linear, form.block_size)
                     rounded[linear.name] = round_layer(linear, positive(form), form.block_size, self._inputs)
-                _replace(graph, linear, rounded[linear.name])
+                _replace(graph, linear, rounded[linear.name], beside)
 
 
 def refuse_part_blocks(linear: Linear, block_size: int) -> None:
@@ -109,17 +111,22 @@ def refuse_part_blocks(linear: Linear, block_size: int) -> None:
         )
 
 
-def _replace(graph: ir.Graph, linear: Linear, codes: BlockCodes) -> None:
+def _replace(graph: ir.Graph, linear: Linear, layer: LayerCodes, beside: FloatInputs) -> None:
     """Put codes [K, N] int4, scales [K / block, N] and their nodes in the place of a layer's node."""
-    name = str(linear.node.outputs[0].name)
+    name, codes, x = str(linear.node.outputs[0].name), layer.codes, linear.input
     steps = (codes.codes.astype(np.int8) - zero_code(BITS)).T.astype(ml_dtypes.int4)
     stored = [
         add_new_initializer(graph, f"{linear.name}.int4", steps),
         add_new_initializer(graph, f"{linear.name}.scale", codes.scales.T),
     ]
     attributes = {"axis": 0, "block_size": codes.block_size}
+    nodes, terms = [], []
+    if len(layer.channels):
+        apart = beside.apart(graph, linear, layer.channels)
+        nodes, x = beside.product(graph, linear, apart, layer.float_rows), apart.quiet
+        terms.append(nodes[-1].outputs[0])
     weight = make_node("DequantizeLinear", stored, f"{name}.weight", attributes)
-    nodes = [weight, make_node("MatMul", [linear.input, weight.outputs[0]], f"{name}.product")]
-    if linear.bias is not None:
-        nodes.append(make_node("Add", [nodes[-1].outputs[0], linear.bias], f"{name}.biased"))
+    nodes += [weight, make_node("MatMul", [x, weight.outputs[0]], f"{name}.product")]
+    for at, term in enumerate([*terms, *([] if linear.bias is None else [linear.bias])]):
+        nodes.append(make_node("Add", [nodes[-1].outputs[0], term], f"{name}.sum{at}"))
     replace_node(graph, linear.node, nodes)

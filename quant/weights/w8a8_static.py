@@ -21,7 +21,8 @@ from bundle.form import Form
 from graphs.layers import Float32, Linear, find_linears
 from graphs.store import add_initializer, make_node, replace_node
 from quant.calibration.statistics import InputStatistics
-from quant.weights.w8a8 import LEVELS, int8_weight, quantize_rows
+from quant.weights.layer_codes import LEVELS, quantize_rows, round_rows
+from quant.weights.w8a8 import int8_weight
 from quant.weights.weight_pass import WeightPass
 
 _EPSILON = np.float32(1e-12)  # the step of an input that calibration saw only zeros of
@@ -85,7 +86,10 @@ def _rewrite(graph: ir.Graph, linear: Linear, input_step: np.float32) -> None:
     zero = add_initializer(graph, f"{name}.input_zero", np.array(0, np.int8))
     codes = make_node("QuantizeLinear", [linear.input, step, zero], f"{name}.codes")
     grid = make_node("DequantizeLinear", [codes.outputs[0], step, zero], f"{name}.grid")
-    weight = make_node("DequantizeLinear", int8_weight(graph, linear), f"{name}.weight", {"axis": 1})
+    codes_of_rows = round_rows(linear.rows(), Form(8), None)
+    weight = make_node(
+        "DequantizeLinear", int8_weight(graph, linear.name, codes_of_rows), f"{name}.weight", {"axis": 1}
+    )
     nodes = [codes, grid, weight, make_node("MatMul", [grid.outputs[0], weight.outputs[0]], f"{name}.product")]
     if linear.bias is not None:
         nodes.append(make_node("Add", [nodes[-1].outputs[0], linear.bias], f"{name}.biased"))

@@ -61,6 +61,7 @@ def _card_body(card: ModelCard, created_s: int) -> dict[str, Any]:
         "context_tokens": card.context_tokens,
         "gated": card.is_gated,
         "gates": [gate.model_dump() for gate in card.gates],
+        "unmeasured": [each.model_dump() for each in card.unmeasured],
     }
 
 

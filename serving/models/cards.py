@@ -19,4 +19,5 @@ def card_of(manifest: Manifest, settings: EngineSettings) -> ModelCard:
         context_of(manifest, settings.context_tokens),
         manifest.gates,
         manifest.is_gated,
+        manifest.unmeasured,
     )

@@ -80,6 +80,46 @@ def test_text_that_is_no_template_is_refused_with_its_line() -> None:
         ChatTemplate("fine\n{% for %}", {})
 
 
-def test_template_for_plain_strings_is_refused() -> None:
-    with pytest.raises(BundleFormatError, match="one string"):
-        ChatTemplate("{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}", {})
+# As language models' templates are shaped: they join a content that is one string, print it, or filter it
+STRING_SOURCES = {
+    "ChatML, default system": "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<s>sys</s>\n"
+    "{% endif %}{{ '<s>' + m['role'] + '\n' + m['content'] + '</s>\n' }}{% endfor %}",
+    "ChatML, by attributes": "{%- if messages[0].role == 'system' %}{{- '<s>system\n' + messages[0].content }}"
+    "{%- else %}{{- '<s>system\nYou help.' }}{%- endif %}{%- for m in messages %}{%- if m.role == 'user' or"
+    " (m.role == 'assistant' and not m.tool_calls) %}{{- '<s>' + m.role + '\n' + m.content }}{%- endif %}{%- endfor %}",
+    "roles alternate": "{{ bos_token }}{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{% if m['role'] == 'user' %}"
+    "{{ '[INST] ' + m['content'] + ' [/INST]' }}{% else %}{{ m['content'] + eos_token }}{% endif %}{% endfor %}",
+    "one branch a role": "{% for m in messages %}{% if m['role'] == 'user' %}"
+    "{{ '<|user|>\n' + m['content'] + eos_token }}"
+    "{% elif m['role'] == 'system' %}{{ '<|system|>\n' + m['content'] + eos_token }}{% endif %}\n{% endfor %}",
+    "wants a system message": "{% if messages[0].role != 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}",
+    "printed": "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
+    "trimmed": "{% for m in messages %}{{ m.role }}: {{ m.content | trim }}\n{% endfor %}",
+    "as JSON": "{% for m in messages %}{{ m.role }}: {{ m.content | tojson }}\n{% endfor %}",
+    "cut": "{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}",
+    "in capitals": "{% for m in messages %}{{ m.content | upper }}{% endfor %}",
+    "drops all else": "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% endif %}{% endfor %}",
+}
+PARTS_SOURCES = {
+    "parts": "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}",
+    "either": "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}"
+    "{{ p['text'] }}{% endfor %}{% endif %}{% endfor %}",
+    "upper case": "{% for m in messages %}{% for p in m.content %}{{ p.text | upper }}{% endfor %}{% endfor %}",
+    "either, no system": "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    "{% if m.content is string %}{{ m.content }}{% else %}{{ m.content[0].text }}{% endif %}{% endfor %}",
+    "wants a system message": "{% if messages[0].role != 'system' %}{{ raise_exception('no') }}{% endif %}"
+    "{% for m in messages %}{{ m.content[0].text }}{% endfor %}",
+    "says nothing of contents": "{{ bos_token }}",
+}
+
+
+@pytest.mark.parametrize("name", STRING_SOURCES)
+def test_template_that_reads_a_string_is_known(name: str) -> None:
+    assert ChatTemplate(STRING_SOURCES[name], TOKENS).content == "string"
+
+
+@pytest.mark.parametrize("name", PARTS_SOURCES)
+def test_template_that_reads_parts_is_known(name: str) -> None:
+    assert ChatTemplate(PARTS_SOURCES[name], TOKENS).content == "parts"

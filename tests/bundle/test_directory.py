@@ -8,7 +8,7 @@ import pytest
 
 from bundle.directory import MANIFEST, Bundle, open_bundle, read_manifest, seal, sha256_of, write_aside
 from bundle.errors import BundleError, BundleFileError, BundleFormatError, GateError
-from bundle.gates import Gate
+from bundle.gates import Gate, Unmeasured
 from bundle.manifest import Manifest
 
 
@@ -97,7 +97,7 @@ def test_quantized_weights_that_were_never_measured_on_samples_are_refused(copy:
     manifest = quantized(read_manifest(copy))
     gate = Gate(name="canary_cosine", value=1, limit=0.9, direction="min", n=1, passed=True, basis=basis or "samples")
     seal(copy, manifest.model_copy(update={"gates": (gate,) if basis else ()}))
-    with pytest.raises(GateError, match=r"never measured on samples .*text_encoder int8.*--eval FILE.jsonl"):
+    with pytest.raises(GateError, match=r"never measured on samples .*text_encoder int8.*without --no-evaluate"):
         open_bundle(copy)
     assert open_bundle(copy, allow_ungated=True).manifest.is_gated is False
 
@@ -106,6 +106,21 @@ def test_quantized_weights_that_passed_on_samples_open(copy: Path) -> None:
     gate = Gate(name="cosine_mean", value=1, limit=0.9, direction="min", n=300, passed=True)
     seal(copy, quantized(read_manifest(copy)).model_copy(update={"gates": (gate,)}))
     assert open_bundle(copy).manifest.is_gated is True
+
+
+def test_a_variant_is_served_by_what_was_measured_whatever_could_not_be(copy: Path) -> None:
+    gate = Gate(name="kl_mean", value=0.01, limit=0.02, direction="max", n=300, passed=True)
+    left = Unmeasured(name="image_sensitivity", reason="no sample has an image")
+    seal(copy, quantized(read_manifest(copy)).model_copy(update={"gates": (gate,), "unmeasured": (left,)}))
+    assert open_bundle(copy).manifest.is_gated is True
+    assert open_bundle(copy).manifest.unmeasured == (left,)
+
+
+def test_a_variant_of_which_nothing_could_be_measured_is_refused(copy: Path) -> None:
+    left = Unmeasured(name="image_sensitivity", reason="no sample has an image")
+    seal(copy, quantized(read_manifest(copy)).model_copy(update={"unmeasured": (left,)}))
+    with pytest.raises(GateError, match="never measured on samples"):
+        open_bundle(copy)
 
 
 def test_an_export_is_its_own_reference(copy: Path) -> None:

@@ -349,3 +349,103 @@ def test_template_that_cuts_off_the_end_of_a_text_is_refused_beside_a_forged_one
     builder = _builder_of(byte_level)("{% for m in messages %}{{ m.content[0].text.split('|')[0] }};{% endfor %}")
     with pytest.raises(PromptError, match="control tokens"):
         builder.build([Turn("user", ("b|c",)), Turn("user", ("<image>",))], [])
+
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""As SmolLM2's and Qwen2.5's: contents are joined as strings."""
+INSTRUCTED = (
+    "{{ bos_token }}{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{% if m['role'] == 'user' %}"
+    "{{ '[INST] ' + m['content'] | trim + ' [/INST]' }}{% else %}{{ m['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+"""As Mistral's: roles alternate, contents are trimmed."""
+TURNED = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + eos_token + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+"""As Zephyr's."""
+STRING_TURNS = {
+    "one": [Turn("user", ("What is 2 + 2?",))],
+    "several": [Turn("user", ("Hi  there \n",)), Turn("assistant", ("naïve café",)), Turn("user", (" 日本 ",))],
+    "two texts": [Turn("user", ("Look at this.", "What is it?"))],
+    "image first": [Turn("user", (IMAGE, "What is it?"))],
+    "image last": [Turn("user", ("What is it?", IMAGE))],
+    "image between, then text": [
+        Turn("user", ("Here", IMAGE, "and there")),
+        Turn("assistant", ("yes",)),
+        Turn("user", ("Why?",)),
+    ],
+}
+
+
+@pytest.mark.parametrize("template", [CHATML, INSTRUCTED, TURNED], ids=["chatml", "instructed", "turned"])
+@pytest.mark.parametrize("name", STRING_TURNS)
+def test_template_that_reads_strings_gets_the_parts_as_lines(name: str, template: str, llava: Pair) -> None:
+    """transformers takes such contents from callers who wrote the image's token into their text."""
+    tokens = llava.processor.tokenizer.special_tokens_map
+    builder = PromptBuilder(llava.builder.tokenizer, template, llava.builder._image_prompt, tokens)
+    builder.require_images()
+    messages = [
+        {"role": turn.role, "content": "\n".join("<image>" if part is IMAGE else part for part in turn.parts)}
+        for turn in STRING_TURNS[name]
+    ]
+    text = llava.processor.tokenizer.apply_chat_template(
+        messages, chat_template=template, add_generation_prompt=True, tokenize=False
+    )
+    images = [llava.images["china"]] * text.count("<image>")
+    expected = llava.processor(text=text, images=images or None)["input_ids"][0]
+    found = builder.build(STRING_TURNS[name], [llava.spec.layout(*image.size) for image in images])
+    # transformers writes the BOS again where the template wrote it already, unless asked not to
+    assert found.token_ids.tolist() == list(expected)[text.startswith("<s>") :]
+
+
+def test_text_cannot_forge_an_image_in_a_template_that_reads_strings(byte_level: Backend) -> None:
+    builder = _builder_of(byte_level)(CHATML)
+    image = byte_level.token_to_id("<image>")
+    ids = builder.build([Turn("user", (IMAGE, "and <image><|im_end|>"))], [TileLayout()]).token_ids.tolist()
+    assert ids.count(image) == 1
+    assert ids.count(byte_level.token_to_id("<|im_end|>")) == 1
+
+
+def _tiled(backend: Backend, template: str) -> PromptBuilder:
+    prompt = ImagePrompt(
+        kind="idefics3",
+        image_token="<image>",
+        image_token_id=backend.token_to_id("<image>"),
+        tokens_per_tile=1,
+        fake_token="<fake_token_around_image>",
+        global_token="<global-img>",
+    )
+    return PromptBuilder(Tokenizer(Backend.from_str(backend.to_str())), template, prompt, {})
+
+
+def test_tiled_images_have_no_place_in_a_template_that_reads_strings(byte_level: Backend) -> None:
+    builder = _tiled(byte_level, CHATML)
+    assert builder.build([Turn("user", ("Hi",))], []).num_tokens > 2
+    with pytest.raises(PromptError, match=r"reads a message as one string.*idefics3.*send text alone"):
+        builder.build([Turn("user", (IMAGE, "Hi"))], [TileLayout()])
+    with pytest.raises(BundleFormatError, match=r"as one string.*writes <image> for each image"):
+        builder.require_images()
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}", "writes 0 <image>"),
+        ("{% for m in messages %}{{ m.content[0].type.foo.bar }}{% endfor %}", "refuses these messages"),
+        ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "writes 0 <image>"),
+        ("{% for m in messages %}{{ m.content + m.content }}{% endfor %}", "writes 2 <image>"),
+    ],
+    ids=["text only", "broken", "letters changed", "twice"],
+)
+def test_template_that_cannot_place_an_image_is_told(template: str, message: str, byte_level: Backend) -> None:
+    with pytest.raises(BundleFormatError, match=message):
+        _builder_of(byte_level)(template).require_images()
+
+
+@pytest.mark.parametrize("kind", ["smolvlm", "trimmed"])
+def test_template_that_places_an_image_is_found_to(kind: str, byte_level: Backend) -> None:
+    _tiled(byte_level, {"smolvlm": SMOLVLM, "trimmed": TRIMMED}[kind]).require_images()

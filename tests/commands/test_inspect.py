@@ -6,11 +6,22 @@ import json
 import shutil
 from pathlib import Path
 
+from bundle.directory import read_manifest, seal
+from bundle.gates import Unmeasured
+
 
 def test_as_json_it_is_the_manifest(pocketvlm, smolvlm_bundle: Path) -> None:
     done = pocketvlm("inspect", smolvlm_bundle, "--json")
     assert done.returncode == 0, done.stderr
     assert set(json.loads(done.stdout)["components"]) == {"vision_encoder", "embed_tokens", "decoder"}
+
+
+def test_gates_that_could_not_be_measured_are_told_with_their_reason(pocketvlm, clip_bundle, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(clip_bundle, tmp_path / "variant"))
+    left = tuple(Unmeasured(name=name, reason="no sample has a text") for name in ("spread/text", "correlation/text"))
+    seal(folder, read_manifest(folder).model_copy(update={"unmeasured": left}))
+    told = " ".join(pocketvlm("inspect", folder).stdout.split())
+    assert "not measured: spread/text, correlation/text: no sample has a text" in told
 
 
 def test_a_bundle_that_was_altered_is_found_out(pocketvlm, clip_bundle: Path, tmp_path: Path) -> None:

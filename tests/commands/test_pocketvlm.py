@@ -43,6 +43,11 @@ def test_no_word_of_a_help_text_is_taken_for_markup() -> None:
     ("arguments", "words"),
     [
         (["export", "nowhere/at-all/here", "-o", "{out}"], "nowhere/at-all/here"),
+        (["export", "{vlm}", "-o", "{out}", "--keep-quantized"], "--decoder-gguf FILE"),
+        (
+            ["export", "{vlm}", "-o", "{out}", "--keep-quantized", "--decoder-gguf", "d", "--dialect", "portable"],
+            "wants --dialect contrib, not portable",
+        ),
         (["inspect", "{out}"], "is not a bundle"),
         (["run", "{vlm}", "--image", "absent.png", "hi"], "absent.png"),
         (["run", "{clip}", "hi"], "dual-encoder"),

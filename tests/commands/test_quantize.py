@@ -12,7 +12,7 @@ import pytest
 
 from bundle.directory import read_manifest
 from bundle.manifest import Manifest
-from commands.quantize import _evaluation
+from commands.quantize import _calibration, _evaluation
 from commands.shipped import SOURCE_SHA256
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,9 +76,49 @@ def bundle_of(digest: str, parent: Path, folder: Path) -> Path:
 @pytest.mark.parametrize("name", SOURCE_SHA256)
 def test_a_shipped_model_is_measured_on_its_held_out_samples(name: str, clip_bundle: Path, tmp_path: Path) -> None:
     evaluation = _evaluation(bundle_of(SOURCE_SHA256[name], clip_bundle, tmp_path / name), None, 1)
-    assert evaluation is not None
     assert bool(evaluation.captions) == (name == "clip")
 
 
-def test_another_model_is_measured_on_nothing_unless_told(clip_bundle: Path) -> None:
-    assert _evaluation(clip_bundle, None, 1) is None
+def test_another_model_is_fitted_to_one_built_in_half_and_measured_on_the_other(smolvlm_bundle: Path) -> None:
+    fitted, measured = _calibration(smolvlm_bundle, None), _evaluation(smolvlm_bundle, None, 1)
+    assert fitted.source.startswith("built-in calibration texts")
+    assert measured.source.startswith("built-in evaluation texts")
+    answers = [{question.answer for question in each.questions} for each in (fitted, measured)]
+    assert all(answers)
+    assert not answers[0] & answers[1]
+
+
+def test_a_users_own_samples_come_before_the_built_in_ones(smolvlm_bundle: Path, tmp_path: Path) -> None:
+    own = tmp_path / "mine.jsonl"
+    own.write_text('{"image": [], "question": "Who?", "answer": "Me."}')
+    assert [each.source for each in (_calibration(smolvlm_bundle, own), _evaluation(smolvlm_bundle, own, 1))] == [
+        "mine.jsonl",
+        "mine.jsonl",
+    ]
+
+
+def test_samples_of_another_language_and_samples_too_few_are_told_before_anything_is_made(
+    pocketvlm, smolvlm_bundle: Path, tmp_path: Path
+) -> None:
+    for name, answer in (("fitted", "It is."), ("measured", "Да, это так.")):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"image": [], "question": "?", "answer": answer}))
+    files = ("--calibration", tmp_path / "fitted.jsonl", "--eval", tmp_path / "measured.jsonl")
+    done = pocketvlm("quantize", smolvlm_bundle, "-o", tmp_path / "out", "--weights", "int8", "--no-tune", *files)
+    told = " ".join(done.stderr.split())
+    assert "of the tokens of measured.jsonl never occur in fitted.jsonl" in told
+    assert "measured.jsonl gives 1 answers to judge, and no fewer than 100 can pass" in told
+    assert done.returncode == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_strangers_model_is_measured_without_being_told_and_says_on_what(
+    pocketvlm, smolvlm_bundle: Path, tmp_path: Path
+) -> None:
+    done = pocketvlm("quantize", smolvlm_bundle, "-o", tmp_path / "int8", "--weights", "int8", "--no-tune")
+    told = " ".join(done.stderr.split())
+    assert ", built-in calibration texts" in told
+    assert ", built-in evaluation texts" in told
+    manifest = read_manifest(tmp_path / "int8")
+    assert {gate.name for gate in manifest.gates if gate.basis == "samples"} >= {"kl_mean", "top1_agreement"}
+    assert {each.name for each in manifest.unmeasured} >= {"accuracy_loss_points/low", "accuracy_loss_points/high"}
+    assert done.returncode == (3 if manifest.has_failed_gate else 0)

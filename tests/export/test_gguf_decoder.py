@@ -220,7 +220,7 @@ def test_tensor_that_no_graph_uses_is_named(wide: Path, weights: Weights, tmp_pa
 
 def test_tensor_of_another_shape_is_refused(wide: Path, weights: Weights, tmp_path: Path) -> None:
     write_gguf(tmp_path / "d.gguf", weights | {"blk.0.ffn_up.weight": np.ones((8, WIDTH))}, wide)
-    refused(wide, tmp_path / "d.gguf", CheckpointError, r"up_proj\.weight is \[8, 256\] in the checkpoint")
+    refused(wide, tmp_path / "d.gguf", CheckpointError, r"up_proj\.weight is \[8, 256\] in the GGUF file")
 
 
 @pytest.mark.parametrize(
@@ -232,6 +232,17 @@ def test_decoder_of_other_sizes_is_refused(
 ) -> None:
     write_gguf(tmp_path / "d.gguf", weights, wide, **sizes)
     refused(wide, tmp_path / "d.gguf", CheckpointError, message)
+
+
+def test_another_vocabulary_is_the_file_s_and_not_the_checkpoint_s(
+    wide: Path, weights: Weights, tmp_path: Path
+) -> None:
+    table = weights["token_embd.weight"]
+    write_gguf(tmp_path / "d.gguf", weights | {"token_embd.weight": table[:-3]}, wide)
+    rows = len(table)
+    refused(
+        wide, tmp_path / "d.gguf", CheckpointError, rf"d\.gguf holds a vocabulary of {rows - 3} .*vocab_size {rows}"
+    )
 
 
 def test_other_architectures_are_refused(wide: Path, weights: Weights, tmp_path: Path) -> None:

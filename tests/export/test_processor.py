@@ -181,6 +181,51 @@ def test_chat_template_inside_the_tokenizer_s_settings_is_found(smolvlm: Path, t
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == template
 
 
+JOINED = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + m['content'] + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}"
+)
+"""As a language model's own template, which knows of no image."""
+
+
+@pytest.mark.parametrize(
+    ("file", "target"),
+    [
+        ("chat_template.jinja", "chat_template.jinja"),
+        ("chat_template.json", "chat_template.json"),
+        ("processor_config.json", "processor_config.json"),
+        ("tokenizer_config.json", "chat_template.jinja"),
+    ],
+)
+def test_template_that_cannot_place_tiles_is_refused_with_the_file_to_mend(
+    file: str, target: str, smolvlm: Path, tmp_path: Path
+) -> None:
+    (smolvlm / "chat_template.jinja").unlink()
+    if file.endswith(".jinja"):
+        (smolvlm / file).write_text(JOINED)
+    else:
+        content = json.loads((smolvlm / file).read_text()) if (smolvlm / file).exists() else {}
+        (smolvlm / file).write_text(json.dumps({**content, "chat_template": JOINED}))
+    message = rf"{smolvlm / file}: .*as one string.*writes <image> for each image\. It goes into {smolvlm / target}\."
+    with pytest.raises(UnsupportedConfigError, match=message):
+        _convert(smolvlm, tmp_path / "out")
+
+
+def test_template_that_writes_no_image_is_refused(llava_checkpoint: Path, tmp_path: Path) -> None:
+    llava = _copy(llava_checkpoint, tmp_path / "llava")
+    (llava / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content[-1].text }}{% endfor %}")
+    with pytest.raises(UnsupportedConfigError, match="writes 0 <image> for one image"):
+        _convert(llava, tmp_path / "out")
+
+
+def test_template_of_strings_is_taken_where_one_token_stands_for_an_image(
+    llava_checkpoint: Path, tmp_path: Path
+) -> None:
+    llava = _copy(llava_checkpoint, tmp_path / "llava")
+    (llava / "chat_template.jinja").write_text(JOINED)
+    assert _convert(llava, tmp_path / "out").image_prompt is not None
+
+
 def test_missing_chat_template_is_refused(smolvlm: Path, tmp_path: Path) -> None:
     (smolvlm / "chat_template.jinja").unlink()
     with pytest.raises(CheckpointError, match="holds no chat template"):

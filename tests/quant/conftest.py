@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bundle.directory import Bundle, read_manifest, seal
+from bundle.gates import Unmeasured
 from bundle.machine import Machine
 from bundle.manifest import Component, Manifest
 from bundle.report import EvaluationFacts, Replies, Report, TeacherForced, write_report
@@ -173,6 +174,7 @@ def variant_at(smolvlm_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
         passed: bool | None = True,
         sensitivity: tuple[Any, ...] = (),
         n: int = 200,
+        unmeasured: tuple[Unmeasured, ...] = (),
     ) -> Path:
         folder = Path(shutil.copytree(smolvlm_bundle, tmp_path_factory.mktemp("variant") / name))
         parent = read_manifest(folder)
@@ -185,7 +187,13 @@ def variant_at(smolvlm_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
         }
         tasks = {task: _tally(n, lost).summary() for task in ("digit", "colour & shape", "all")}
         forced = TeacherForced(
-            num_samples=n, num_tokens=3 * n, kl_mean=0.0123, kl_p99=0.4, top1_agreement=0.987, delta_nll=0.002
+            num_samples=n,
+            num_tokens=3 * n,
+            kl_mean=0.0123,
+            kl_p99=0.4,
+            top1_agreement=0.987,
+            delta_nll=0.002,
+            kl_interval=(0.0101, 0.0145),
         )
         gates = (judge("kl_mean", 0.0123 if passed else 9.0, 3 * n, "int4"),)
         report = Report(
@@ -201,6 +209,7 @@ def variant_at(smolvlm_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
             tasks={} if passed is None else tasks,
             sensitivity=sensitivity,
             gates=() if passed is None else gates,
+            unmeasured=unmeasured,
             not_measured=("speed: with pocketvlm bench", "taste"),
             machine=Machine("Some CPU", 4, 8 << 30, 32 << 20, "Linux", {"onnxruntime": "1.31.1"}),
             seconds=1.0,
@@ -209,7 +218,12 @@ def variant_at(smolvlm_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -
         seal(
             folder,
             parent.model_copy(
-                update={"name": f"{parent.name}-{name}", "components": components, "gates": report.gates}
+                update={
+                    "name": f"{parent.name}-{name}",
+                    "components": components,
+                    "gates": report.gates,
+                    "unmeasured": unmeasured,
+                }
             ),
         )
         return folder

@@ -49,6 +49,8 @@ class Captioned:
     caption: str
 
 
+FEW = {"accuracy_loss_points/high": 100.0}
+"""A limit that a handful of samples can keep."""
 QUESTIONS = Evaluation(questions=(Asked("red"), Asked("a cat", task="name"), Asked("42", task="count", images=())))
 CAPTIONS = [Captioned(Image.new("RGB", (40, 30), colour), f"a {colour} square") for colour in COLOURS]
 LABELS = {"colour": Labelled([sample.caption for sample in CAPTIONS], CAPTIONS)}
@@ -61,14 +63,15 @@ def read_report(folder: Path) -> Report:
 @pytest.fixture(scope="module")
 def int8_vlm(smolvlm_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("quantized") / "int8"
-    quantize_bundle(smolvlm_bundle, output, weights="int8", evaluation=QUESTIONS)
+    quantize_bundle(smolvlm_bundle, output, weights="int8", evaluation=QUESTIONS, limits=FEW)
     return output
 
 
 @pytest.fixture(scope="module")
 def int8_clip(clip_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("quantized") / "int8"
-    quantize_bundle(clip_bundle, output, weights="int8", evaluation=Evaluation(captions=CAPTIONS, labelled=LABELS))
+    samples = Evaluation(captions=CAPTIONS, labelled=LABELS)
+    quantize_bundle(clip_bundle, output, weights="int8", evaluation=samples, limits=FEW)
     return output
 
 
@@ -159,7 +162,9 @@ def test_the_plan_is_shown_before_it_is_carried_out_and_sizes_are_told_as_they_c
 
 
 def test_unknown_weights_write_nothing(clip_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(QuantizationError, match="unknown weights 'int3'; known: fp32, fp16, int8, int8-static, int4"):
+    with pytest.raises(
+        QuantizationError, match="unknown weights 'int3'; known: fp32, fp16, int8, int8-rtn, int8-static, int4"
+    ):
         quantize_bundle(clip_bundle, tmp_path / "out", weights="int3")
     assert list(tmp_path.iterdir()) == []
 
@@ -239,7 +244,12 @@ def test_no_linear_layer_of_an_encoder_runs_in_float(int8_clip: Path, run, compo
 
 def test_dual_writes_a_second_decoder_over_the_same_signature(smolvlm_bundle: Path, tmp_path: Path) -> None:
     manifest = quantize_bundle(
-        smolvlm_bundle, tmp_path / "dual", weights="int4", options=Options(profile="dual"), evaluation=QUESTIONS
+        smolvlm_bundle,
+        tmp_path / "dual",
+        weights="int4",
+        options=Options(profile="dual"),
+        evaluation=QUESTIONS,
+        limits=FEW,
     )
     steps, prompts = manifest.components["decoder"], manifest.components["decoder_prefill"]
     assert (steps.scheme, prompts.scheme) == ("int4", "int8")
@@ -256,9 +266,10 @@ def test_dual_writes_a_second_decoder_over_the_same_signature(smolvlm_bundle: Pa
     report = read_report(tmp_path / "dual")
     assert [profile.name for profile in report.profiles if profile.is_chosen] == ["dual"]
     assert report.components["decoder_prefill"].canary_cosine > 0.99
-    (linear, _) = report.components["decoder"].decisions
-    assert (linear.kind, linear.chosen, linear.doubt) == ("linear", "matmul_nbits 4-bit b64", "")
-    assert [form.form for form in linear.forms] == [f"matmul_nbits 4-bit b{size}" for size in (64, 128, 32)]
+    (linear, _) = report.components["decoder_prefill"].decisions
+    assert (linear.kind, linear.chosen, linear.doubt) == ("linear", "w8a8 8-bit", "")
+    weight_only = {f"matmul_nbits 8-bit b{size}" for size in (128, 64, 32)}
+    assert {form.form for form in linear.forms} == {"w8a8 8-bit", *weight_only}
     assert sum(shape.num_layers for shape in linear.shapes) == linear.num_layers == 21
     assert report.teacher_forced is not None
     assert report.teacher_forced.kl_mean > 0
@@ -292,6 +303,55 @@ def test_a_calibrated_recipe_without_samples_says_what_to_pass(smolvlm_bundle: P
     assert list(tmp_path.iterdir()) == []
 
 
+TEXTS = Evaluation(questions=[Asked(word, images=()) for word in ("red", "a cat", "42")], source="texts.jsonl")
+
+
+def test_a_variant_measured_on_texts_alone_says_which_gates_that_leaves_open(
+    smolvlm_bundle: Path, tmp_path: Path
+) -> None:
+    manifest = quantize_bundle(smolvlm_bundle, tmp_path / "out", weights="int8", evaluation=TEXTS, limits=FEW)
+    assert {each.name: each.reason for each in manifest.unmeasured} == dict.fromkeys(
+        ("correlation/image_features", "spread/image_features", "image_sensitivity"), "no sample has an image"
+    )
+    assert {gate.name for gate in manifest.gates if gate.basis == "samples"} == {
+        *("kl_mean", "top1_agreement", "accuracy_loss_points/low", "accuracy_loss_points/high")
+    }
+    report = read_report(tmp_path / "out")
+    assert report.unmeasured == manifest.unmeasured
+    for file in ("manifest.json", "report.json"):
+        assert "nan" not in (tmp_path / "out" / file).read_text().casefold()
+
+
+def test_too_few_samples_are_refused_before_anything_is_made(smolvlm_bundle: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    with pytest.raises(QuantizationError, match=r"texts.jsonl gives 3 answers to judge, and no fewer than 75"):
+        quantize_bundle(smolvlm_bundle, tmp_path / "out", weights="int4", evaluation=TEXTS, progress=told.append)
+    assert told == []
+    # A search may give any layer more bits: the limits are those of what no single name asked for.
+    with pytest.raises(QuantizationError, match="no fewer than 75"):
+        quantize_bundle(
+            *(smolvlm_bundle, tmp_path / "out"),
+            weights="int8",
+            options=Options(max_kl=0.1),
+            calibration=TEXTS,
+            evaluation=TEXTS,
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tower_that_wants_images_is_named_with_what_leaves_it_out(smolvlm_bundle: Path, tmp_path: Path) -> None:
+    weights = "int8-static,embed_tokens=fp32"
+    without = "int8-static,embed_tokens=fp32,vision_encoder=int8"
+    words = (
+        rf"int8-static fits the vision encoder to images, and no sample of texts.jsonl has one.*--weights {without},"
+    )
+    with pytest.raises(QuantizationError, match=words):
+        quantize_bundle(smolvlm_bundle, tmp_path / "out", weights=weights, calibration=TEXTS)
+    manifest = quantize_bundle(smolvlm_bundle, tmp_path / "out", weights=without, calibration=TEXTS)
+    assert manifest.components["vision_encoder"].scheme == "int8"
+    assert manifest.components["decoder"].scheme == "int8-static"
+
+
 @dataclass(frozen=True)
 class Searched:
     """A variant whose bits were searched for.
@@ -321,6 +381,7 @@ def searched(smolvlm_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         options=Options(max_bytes=max_bytes),
         calibration=QUESTIONS,
         evaluation=QUESTIONS,
+        limits=FEW,
         progress=told.append,
     )
     return Searched(folder / "mixed", fewest_bytes, max_bytes, told)

@@ -72,6 +72,21 @@ def test_a_prompt_that_was_run_serves_several_answers_until_the_next_one(runner,
         runner.forced_logits(run, [5, 6])
 
 
+@pytest.mark.parametrize("most_tokens", [256, 2])
+def test_an_answer_fed_at_once_has_the_logits_of_one_fed_token_by_token(
+    smolvlm_bundle: Path, runner, prompt, monkeypatch: pytest.MonkeyPatch, most_tokens: int
+) -> None:
+    at_once = VisionLanguageRunner(open_bundle(smolvlm_bundle), whole_answers=True)
+    ids = greedy_ids(runner, prompt, 6)
+    expected = runner.forced_logits(runner.prefill(prompt, NUM_TOKENS), ids)
+    run = at_once.prefill(prompt, NUM_TOKENS)
+    monkeypatch.setattr("runtime.one_request.DEFAULT_CHUNK_TOKENS", most_tokens)
+    np.testing.assert_allclose(at_once.forced_logits(run, ids), expected, atol=1e-3)  # sums in another order
+    # The answer left nothing behind that the next one would see.
+    assert at_once.reply_ids(run, NUM_TOKENS) == runner.reply_ids(runner.prefill(prompt, NUM_TOKENS), NUM_TOKENS)
+    np.testing.assert_array_equal(at_once.forced_logits(run, ids[:1]), run.logits[None])
+
+
 def test_an_answer_ends_where_another_is_begun_or_a_prompt_fails(runner, prompt, monkeypatch) -> None:
     run = runner.prefill(prompt, NUM_TOKENS)
     first = runner.greedy_tokens(run)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from bundle.errors import BundleError
+from bundle.gates import Unmeasured
 from bundle.report import CalibrationFacts
 from quant.comparison import decode_speed
 from quant.comparison.comparison import compare_bundles
@@ -98,6 +99,7 @@ def test_the_page_holds_every_variants_numbers(siblings: Siblings, tmp_path: Pat
         "24.5%",
         "1.50",
         "0.0123",
+        "0.0101 to 0.0145, p99 0.400",
         "98.70%",
         "93.0%",
         "part at token 1.5",
@@ -115,6 +117,18 @@ def test_what_was_not_measured_is_listed(siblings: Siblings, tmp_path: Path) -> 
     assert any("taste" in item for item in items)
     assert any("--no-speed" in item for item in items)
     assert any("bundle was not among" in item for item in items)
+
+
+def test_gates_that_could_not_be_measured_are_told_with_their_reason(variant_at, tmp_path: Path) -> None:
+    left = tuple(Unmeasured(name=name, reason="no sample has an image") for name in ("spread", "correlation"))
+    (siblings,) = read_siblings([variant_at("int4", num_bytes=100_000, unmeasured=left)])
+    write_comparison(tmp_path / "report.html", [siblings])
+    texts = parsed(tmp_path / "report.html").texts
+    assert texts.count("no sample has an image") == 2  # a row of the table for each
+    assert "spread, correlation: no sample has an image" in texts
+    assert "all 1, 2 not measured" in texts
+    assert "nan" not in [text.strip() for text in texts]
+    assert siblings.recommended is not None
 
 
 def test_weights_that_were_fitted_to_the_test_are_told(siblings: Siblings, tmp_path: Path) -> None:

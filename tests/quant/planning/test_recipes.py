@@ -10,6 +10,7 @@ from bundle.errors import QuantizationError
 from bundle.form import Form
 from bundle.manifest import Manifest
 from quant.planning.recipes import RECIPES, read_weights
+from quant.planning.refinement import FED
 from quant.quality.gate import LIMITS
 from quant.rounding.table import ROUNDINGS
 from quant.scaling.table import SCALINGS
@@ -49,7 +50,7 @@ def test_float_weights_for_one_component_leave_the_others_as_they_would_be(manif
 @pytest.mark.parametrize(
     ("weights", "words"),
     [
-        ("int3", r"unknown weights 'int3'; known: fp32, fp16, int8, int8-static, int4"),
+        ("int3", r"unknown weights 'int3'; known: fp32, fp16, int8, int8-rtn, int8-static, int4"),
         ("", r"unknown weights ''; known"),
         ("int8,decoder=int3", r"unknown weights 'int3'; known"),
         ("decoder=int4", r"begin with a name for the rest: NAME,decoder=int4"),
@@ -57,7 +58,10 @@ def test_float_weights_for_one_component_leave_the_others_as_they_would_be(manif
         ("int8,text_encoder=int4", r"'text_encoder'; .* has vision_encoder, embed_tokens, decoder"),
         ("int8,decoder=int4,decoder=int8", r"names decoder twice"),
         ("fp32", r"fp32 changes nothing; name one of"),
-        ("int8,embed_tokens=ternary", r"ternary is not for embed_tokens; what fits it: fp32, fp16, int8, int4$"),
+        (
+            "int8,embed_tokens=ternary",
+            r"ternary is not for embed_tokens; what fits it: fp32, fp16, int8, int8-rtn, int4, int4-rtn$",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_answered_with_what_can(manifest: Manifest, weights: str, words: str) -> None:
@@ -76,7 +80,7 @@ def test_every_recipe_names_what_exists(name: str) -> None:
 
 
 def test_every_rounding_is_reached_by_a_recipe() -> None:
-    reached = {recipe.rounding for recipe in RECIPES.values()}
+    reached = {recipe.rounding for recipe in RECIPES.values()} | set(FED.values())
     portable = {recipe.rounding for recipe in RECIPES.values() if recipe.portable_method == "qdq_int4"}
     assert reached | {positive(Form(4, 32, name)).rounding for name in portable} >= ROUNDINGS.keys()
 

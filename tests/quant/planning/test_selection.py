@@ -162,13 +162,13 @@ def manifest(smolvlm_bundle: Path) -> Manifest:
 def tuned(manifest: Manifest, weights: str, profile: ProfileName, folder: Path, time_layers) -> Plans:
     """Return the plan by times that were all measured anew."""
     planner = Planner(manifest, Asked(weights), "cpu", None, 96)
-    wanted = planner.wanted("decoder", SITES["decoder"], ["int8", "int4"])
+    wanted = planner.wanted("decoder", SITES["decoder"], ["int8", "int4-rtn"])
     times = tuned_times(wanted, folder, lambda line: None, time_layers)
     return plan_bundle(planner.with_times(times), SITES, profile)
 
 
 @pytest.mark.parametrize("per_weight", [CLOSE, FAR], ids=["close", "far"])
-@pytest.mark.parametrize(("weights", "profile"), [("int8", "latency"), ("int8", "memory"), ("int4", "dual")])
+@pytest.mark.parametrize(("weights", "profile"), [("int8", "latency"), ("int8", "memory"), ("int4-rtn", "dual")])
 def test_noise_of_any_strength_leaves_the_plan_as_it_is(manifest, tmp_path, weights, profile, per_weight) -> None:
     expected = tuned(manifest, weights, profile, tmp_path / "quiet", noisy(per_weight, 0, np.random.default_rng(0)))
     for number, stall_ms in enumerate([0.01, 0.1, 1.0] * 5):
@@ -179,7 +179,7 @@ def test_noise_of_any_strength_leaves_the_plan_as_it_is(manifest, tmp_path, weig
 def test_the_two_machines_of_these_tests_have_plans_of_their_own(manifest, tmp_path) -> None:
     still = np.random.default_rng(0)
     close, far = (
-        tuned(manifest, "int4", "dual", tmp_path / name, noisy(per_weight, 0, still))
+        tuned(manifest, "int4-rtn", "dual", tmp_path / name, noisy(per_weight, 0, still))
         for name, per_weight in (("close", CLOSE), ("far", FAR))
     )
     kinds = [

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bundle.errors import QuantizationError
 from bundle.image import TileLayout
 from bundle.prompt import Prompt, Span
 from quant.quality.answers import measure_answers
@@ -94,8 +93,17 @@ def test_teacher_forcing_compares_every_answer_position() -> None:
     assert found.kl_mean == pytest.approx(0.5 * np.log(3))
     assert found.kl_p99 == pytest.approx(0.5 * np.log(3))
     assert found.top1_agreement == 0
+    assert found.kl_interval == pytest.approx((found.kl_mean, found.kl_mean))  # all alike: no width
+    assert found.top1_interval == (0, 0)
     # Every right token is the first: p falls from 3/4 to 1/4.
     assert found.delta_nll == pytest.approx(np.log(3))
+    assert found.parent_nll == pytest.approx(np.log(4 / 3))
+
+
+def test_one_question_has_no_interval() -> None:
+    found = measure_answers(Parrot(), Parrot(), [Asked("digit", "aa")], silent).teacher_forced
+    assert found is not None
+    assert (found.kl_interval, found.top1_interval) == (None, None)
 
 
 def test_replies_are_compared_token_by_token() -> None:
@@ -140,14 +148,24 @@ def test_features_are_compared_image_by_image() -> None:
     assert found.cosine_mean < 1
 
 
-def test_questions_without_images_leave_the_image_measures_undefined() -> None:
+def test_questions_without_images_leave_the_image_measures_out() -> None:
     found = measure_answers(Parrot(), Parrot(), [Asked("word", "a")] * 2, silent)
-    assert found.image_sensitivity is not None
-    assert math.isnan(found.image_sensitivity.ratio)
-    assert found.likenesses["image_features"].n == 0
-    assert math.isnan(found.likenesses["image_features"].correlation)
+    assert found.image_sensitivity is None
+    assert found.likenesses == {}
 
 
-def test_an_evaluation_without_questions_is_refused() -> None:
-    with pytest.raises(QuantizationError, match="no questions"):
-        measure_answers(Parrot(), Parrot(), [], silent)
+def test_a_parent_that_does_not_look_at_images_gives_no_ratio() -> None:
+    questions = [Asked("size", "a", [picture(width)]) for width in (1, 2)]
+    found = measure_answers(Parrot(), Parrot(sight=1.0), questions, silent).image_sensitivity
+    assert found is not None
+    assert (found.n, found.fp32, found.ratio) == (1, 0, None)
+
+
+def test_where_nothing_is_right_or_wrong_no_accuracy_is_counted_and_few_replies_are_made() -> None:
+    questions = [Asked("word", "ab") for _ in range(60)]
+    found = measure_answers(Parrot("a"), Parrot("b"), questions, silent, has_accuracy=False)
+    assert found.tasks == {}
+    assert found.replies is not None
+    assert (found.replies.n, found.replies.identical) == (20, 0)  # one of three, so that no more than 24 are made
+    assert found.teacher_forced is not None
+    assert (found.teacher_forced.num_samples, found.teacher_forced.num_tokens) == (60, 180)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bundle.errors import QuantizationError
 from quant.quality.embeddings import measure_embeddings
 from quant.quality.evaluation import Evaluation, Labelled
 
@@ -105,6 +104,8 @@ def test_labels_alone_are_enough() -> None:
     assert found.likenesses["text"].n == 3
 
 
-def test_an_evaluation_of_questions_alone_is_refused() -> None:
-    with pytest.raises(QuantizationError, match="no captions or labels"):
-        measure_embeddings(TableEncoder([], {}), TableEncoder([], {}), Evaluation(), silent)
+def test_where_nothing_is_right_or_wrong_captions_are_embedded_and_not_searched() -> None:
+    encoder = TableEncoder(np.eye(3).tolist(), LETTERS)
+    found = measure_embeddings(encoder, encoder, Evaluation(captions=SAMPLES, no_accuracy="too few"), silent)
+    assert found.tasks == {}
+    assert {kind: each.n for kind, each in found.likenesses.items()} == {"image": 3, "text": 3}

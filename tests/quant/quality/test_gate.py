@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-import math
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,19 @@ import pytest
 
 from bundle.directory import open_bundle, read_manifest, seal
 from bundle.errors import GateError, QuantizationError
+from bundle.manifest import Manifest
 from bundle.report import ImageSensitivity, Likenesses, TeacherForced
 from quant.planning.recipes import RECIPES
-from quant.quality.evaluation import Measured, PairedFlags
-from quant.quality.gate import LIMITS, judge, judge_all, parse_limits
+from quant.quality.evaluation import Evaluation, Measured, PairedFlags
+from quant.quality.gate import (
+    LIMITS,
+    foreign_samples,
+    judge,
+    judge_all,
+    parse_limits,
+    require_measurable,
+    unmeasured_gates,
+)
 from quant.quality.parity import Parity
 
 GRAPHS = ("vision_encoder", "text_encoder", "embed_tokens", "decoder", "decoder_prefill")
@@ -121,7 +131,6 @@ def test_a_loss_of_the_limit_itself_mostly_passes_and_three_times_it_mostly_fail
     ("measured", "names"),
     [
         (answered(300, kl_mean=0.03), {"kl_mean"}),
-        (answered(300, correlation=math.nan), {"correlation/image_features"}),
         (answered(300, correlation=0.3), {"correlation/image_features"}),
     ],
 )
@@ -135,11 +144,107 @@ def test_features_are_not_held_to_an_angle_but_embeddings_are() -> None:
     assert failed(Measured(tasks, likenesses={"image": askew})) == {"cosine_mean/image", "cosine_p1/image"}
 
 
-def test_embeddings_without_a_single_task_fail() -> None:
-    assert failed(Measured({}, likenesses={"image": ALIKE})) == {
-        "accuracy_loss_points/low",
-        "accuracy_loss_points/high",
+def unmeasured(measured: Measured, no_accuracy: str = "") -> dict[str, str]:
+    return {each.name: each.reason for each in unmeasured_gates(measured, no_accuracy)}
+
+
+def test_what_wants_an_image_is_not_measured_where_no_sample_has_one() -> None:
+    seen = answered(300)
+    blind = replace(seen, likenesses={}, image_sensitivity=None)
+    names = {"correlation/image_features", "spread/image_features", "image_sensitivity"}
+    assert unmeasured(seen) == {}
+    assert unmeasured(blind) == dict.fromkeys(names, "no sample has an image")
+    judged = {gate.name for gate in judge_all(PARITY, blind, "int8")}
+    assert judged | names == {gate.name for gate in judge_all(PARITY, seen, "int8")}
+    assert not judged & names
+
+
+def test_images_that_are_all_the_same_set_nothing_apart() -> None:
+    alone = {"image_features": ALIKE.model_copy(update={"n": 1, "correlation": None, "spread": None})}
+    found = unmeasured(replace(answered(300), likenesses=alone, image_sensitivity=None))
+    assert found == {
+        "correlation/image_features": "the samples have no two images that the parent tells apart",
+        "spread/image_features": "the samples have no two images that the parent tells apart",
+        "image_sensitivity": "no two questions show different images, equally many",
     }
+
+
+def test_a_parent_that_does_not_look_says_nothing_of_a_variants_sight() -> None:
+    blind = ImageSensitivity(n=9, fp32=0.0, quantized=1.0, ratio=None)
+    found = unmeasured(replace(answered(300), image_sensitivity=blind))
+    assert found == {"image_sensitivity": "the parent's answers do not depend on the images of these samples"}
+
+
+def test_accuracy_is_not_measured_where_nothing_is_right_and_the_reason_is_kept() -> None:
+    found = unmeasured(replace(answered(300), tasks={}), "nobody knows the answers")
+    assert found == dict.fromkeys(("accuracy_loss_points/low", "accuracy_loss_points/high"), "nobody knows the answers")
+    pair = dict.fromkeys(("image", "text"), ALIKE)
+    assert unmeasured(Measured({}, likenesses=pair)).keys() == found.keys()
+
+
+def test_without_samples_nothing_is_told_to_be_unmeasured() -> None:
+    assert unmeasured_gates(None) == ()
+
+
+def questions(num: int, no_accuracy: str = "") -> Evaluation:
+    return Evaluation(questions=[object()] * num, source="mine.jsonl", no_accuracy=no_accuracy)  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(("weights", "fewest"), [("int8", 100), ("int4", 75), ("ternary", 50)])
+def test_samples_too_few_to_pass_are_refused_with_the_number_that_can(weights: str, fewest: int) -> None:
+    require_measurable(questions(fewest), weights, is_dual=False)
+    told = f"mine.jsonl gives {fewest - 1} answers to judge, and no fewer than {fewest} can pass"
+    with pytest.raises(QuantizationError, match=told):
+        require_measurable(questions(fewest - 1), weights, is_dual=False)
+    # ... and what passes the check can pass the gate.
+    assert failed(answered(fewest), weights) == set()
+    assert failed(answered(fewest - 1), weights) == {"accuracy_loss_points/high"}
+
+
+def test_the_limit_that_is_offered_for_few_samples_lets_them_through() -> None:
+    for num in (1, 2, 7, 41):
+        with pytest.raises(QuantizationError, match="--limit accuracy_loss_points/high=") as refused:
+            require_measurable(questions(num), "int8", is_dual=False)
+        offered = parse_limits([re.search(r"--limit (\S+=[\d.]+)\)", str(refused.value))[1]])  # type: ignore[index]
+        require_measurable(questions(num), "int8", is_dual=False, overrides=offered)
+        assert failed(answered(num), **offered) == set()
+
+
+def test_samples_without_right_answers_need_no_number() -> None:
+    require_measurable(questions(1, "nobody knows"), "int8", is_dual=False)
+
+
+def test_a_caption_counts_twice_for_it_is_searched_both_ways() -> None:
+    captions = [object()] * 50
+    require_measurable(Evaluation(captions=captions), "int8", is_dual=True)  # type: ignore[arg-type]
+    with pytest.raises(QuantizationError, match="gives 98 answers"):
+        require_measurable(Evaluation(captions=captions[1:]), "int8", is_dual=True)  # type: ignore[arg-type]
+    with pytest.raises(QuantizationError, match="gives 0 answers"):
+        require_measurable(Evaluation(captions=captions[:1]), "int8", is_dual=True)  # type: ignore[arg-type]
+
+
+def test_samples_that_the_parent_foretells_no_better_than_a_guess_are_told(smolvlm_bundle: Path, clip_bundle) -> None:
+    manifest, clip = read_manifest(smolvlm_bundle), read_manifest(clip_bundle)
+    assert manifest.decoder is not None
+
+    def told(nll: float | None, of: Manifest = manifest) -> str:
+        seen = answered(9)
+        assert seen.teacher_forced is not None
+        return foreign_samples(
+            replace(seen, teacher_forced=seen.teacher_forced.model_copy(update={"parent_nll": nll})), of
+        )
+
+    guessed = np.log(manifest.decoder.vocab_size)
+    assert told(guessed - 0.01) == told(None) == told(99.0, clip) == foreign_samples(None, manifest) == ""
+    assert f"{guessed + 2:.1f} nats a token where guessing costs {guessed:.1f}" in told(guessed + 2)
+    assert "--eval" in told(guessed + 2)
+
+
+def test_samples_of_the_other_kind_are_refused() -> None:
+    with pytest.raises(QuantizationError, match="no captions or labels"):
+        require_measurable(questions(300), "int8", is_dual=True)
+    with pytest.raises(QuantizationError, match="no questions"):
+        require_measurable(Evaluation(), "int8", is_dual=False)
 
 
 def test_without_samples_only_the_canary_is_judged() -> None:

@@ -13,6 +13,7 @@ from quant.quality.measures import (
     bootstrap,
     cosines,
     first_difference,
+    grouped_bootstrap,
     kl_divergences,
     negative_log_likelihoods,
     top1_agreements,
@@ -97,9 +98,14 @@ def test_other_inputs_outputs_have_no_correlation(rng: np.random.Generator) -> N
 
 def test_likeness_is_undefined_where_the_parent_says_the_same_of_all() -> None:
     same = likeness(np.ones((3, 2)), np.eye(3, 2))
-    assert math.isnan(same.correlation)
-    assert math.isnan(same.spread)
-    assert math.isnan(Likeness().correlation)
+    assert same.correlation is None
+    assert same.spread is None
+    assert Likeness().correlation is None
+
+
+def test_a_variant_that_says_nothing_finite_has_no_likeness_to_a_parent_that_does() -> None:
+    broken = likeness(np.eye(3), np.full((3, 3), np.nan))
+    assert (broken.correlation, broken.spread) == (0, 0)
 
 
 def test_an_interval_covers_the_true_mean_as_often_as_it_says() -> None:
@@ -120,6 +126,32 @@ def test_equal_values_have_an_interval_of_no_width() -> None:
     assert (interval.mean, interval.low, interval.high, interval.n) == (2.0, 2.0, 2.0, 10)
 
 
+def test_an_interval_over_groups_covers_the_true_mean_where_one_over_values_does_not() -> None:
+    rng = np.random.default_rng(4)
+    # 40 answers of 5 tokens that all err alike: 200 values tell as much as 40.
+    drawn = [[np.repeat(answer, 5) for answer in rng.exponential(size=40)] for _ in range(200)]
+    grouped = [grouped_bootstrap(groups, resamples=300) for groups in drawn]
+    single = [bootstrap(np.concatenate(groups), resamples=300) for groups in drawn]
+    covered, too_sure = (np.mean([each.low <= 1 <= each.high for each in found]) for found in (grouped, single))
+    # 95 % nominal; skewed values at n = 40 cost the percentile method some points, and 200 trials deviate by 1.5 %.
+    assert 0.87 <= covered <= 0.99
+    assert too_sure < 0.7
+
+
+def test_groups_count_by_their_values() -> None:
+    found = grouped_bootstrap([np.array([1.0]), np.array([4.0, 4.0, 4.0])])
+    assert (found.mean, found.n) == (3.25, 2)
+    assert (found.low, found.high) == (1, 4)
+
+
+def test_one_value_a_group_is_the_plain_interval() -> None:
+    values = np.random.default_rng(0).random(30)
+    found, plain = grouped_bootstrap(list(values[:, None])), bootstrap(values)
+    assert (found.low, found.high) == pytest.approx((plain.low, plain.high), abs=1e-12)
+
+
 def test_no_values_are_refused() -> None:
+    with pytest.raises(QuantizationError, match="at least one sample"):
+        grouped_bootstrap([])
     with pytest.raises(QuantizationError, match="at least one sample"):
         bootstrap([])

@@ -7,7 +7,8 @@ import pytest
 from bundle.errors import QuantizationError
 from bundle.form import Form
 from graphs.layers import find_linears
-from quant.weights.w8a8 import PerTokenInt8, quantize_rows, reference
+from quant.weights.layer_codes import quantize_rows
+from quant.weights.w8a8 import PerTokenInt8, reference
 
 FLOAT = ir.DataType.FLOAT
 

@@ -1,0 +1,84 @@
+"""A checkpoint's chat template: where it was found, and whether it makes prompts for the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bundle.chat_template import CHAT_TEMPLATE
+from bundle.errors import BundleFormatError, CheckpointError, UnsupportedConfigError
+from bundle.manifest import ImagePrompt
+from bundle.prompt import PromptBuilder
+from bundle.text import TOKENIZER, Tokenizer
+from export.settings_file import read_settings
+
+_PROCESSOR, _LEGACY, _TOKENIZER = "processor_config.json", "chat_template.json", "tokenizer_config.json"
+
+
+@dataclass(frozen=True)
+class FoundTemplate:
+    """A checkpoint's chat template.
+
+    Attributes:
+        text: Its source.
+        checkpoint: The folder.
+        file: The one in it that holds the template.
+    """
+
+    text: str
+    checkpoint: Path
+    file: str
+
+    @classmethod
+    def find(cls, checkpoint: Path, processor: Mapping[str, Any], settings: Mapping[str, Any]) -> FoundTemplate:
+        """Return the template, looked for where transformers' processor looks and in its order.
+
+        Args:
+            checkpoint: The folder.
+            processor: Its `processor_config.json`.
+            settings: Its `tokenizer_config.json`.
+
+        Raises:
+            CheckpointError: There is none.
+        """
+        raw = checkpoint / CHAT_TEMPLATE
+        places = {
+            _PROCESSOR: processor.get("chat_template"),
+            _LEGACY: read_settings(checkpoint / _LEGACY, required=False).get("chat_template"),
+            CHAT_TEMPLATE: raw.read_text(encoding="utf-8") if raw.is_file() else None,
+            _TOKENIZER: settings.get("chat_template"),
+        }
+        file = next((name for name, content in places.items() if content), "")
+        text = _default(places.get(file))
+        if text is None:
+            raise CheckpointError(
+                f"{checkpoint} holds no chat template: neither {CHAT_TEMPLATE}, {_LEGACY} nor one inside "
+                f"{_PROCESSOR} or {_TOKENIZER}. Add {CHAT_TEMPLATE}."
+            )
+        return cls(text, checkpoint, file)
+
+    def require_prompts(self, image_prompt: ImagePrompt, template_tokens: Mapping[str, str]) -> None:
+        """Check that the template makes prompts with an image in them.
+
+        Raises:
+            UnsupportedConfigError: It does not; the message says where to put one that does.
+        """
+        try:
+            tokenizer = Tokenizer.from_file(self.checkpoint / TOKENIZER)
+            PromptBuilder(tokenizer, self.text, image_prompt, template_tokens).require_images()
+        except BundleFormatError as error:
+            target = CHAT_TEMPLATE if self.file == _TOKENIZER else self.file  # the former is looked for before it
+            raise UnsupportedConfigError(
+                f"{self.checkpoint / self.file}: {error} It goes into {self.checkpoint / target}."
+            ) from error
+
+
+def _default(found: Any) -> str | None:
+    """Return the template of a chat where a file holds several by name."""
+    if isinstance(found, list):
+        found = {str(entry["name"]): entry["template"] for entry in found}
+    if isinstance(found, dict):
+        found = found.get("default")
+    return found if isinstance(found, str) else None
