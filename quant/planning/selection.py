@@ -17,7 +17,7 @@ from quant.planning.layer_times import LayerTimes
 from quant.planning.plan import Choice
 
 WORTH_CHANGING = 0.7
-"""An alternative may take at most this share of the defaults' time: docs/decisions/0009."""
+"""An alternative may take at most this share of the defaults' time: docs/decisions/0010."""
 
 
 @dataclass(frozen=True)
