@@ -70,8 +70,9 @@ class Read:
         return float(np.polyval(self._x, point[0])), float(10 ** np.polyval(self._y, point[1]))
 
     def front(self, colour: str) -> list[float]:
-        """The losses along the one line of a colour that is neither level nor a whisker of no length."""
-        (line,) = [each for each in self._solid if each.colour == colour and each.points[0][1] != each.points[-1][1]]
+        """The losses along the one line of a colour that is no whisker: neither level nor upright."""
+        aslant = (each for each in self._solid if each.points[0][0] != each.points[-1][0])
+        (line,) = [each for each in aslant if each.colour == colour and each.points[0][1] != each.points[-1][1]]
         return [self.at(point)[1] for point in line.points]
 
     def places(self, colour: str) -> list[tuple[float, float]]:
@@ -108,6 +109,15 @@ def test_each_systems_front_leaves_out_what_is_larger_and_no_nearer(beside: Sibl
     found = charts(beside)["loss-by-size"]
     assert found.front(OURS) == pytest.approx([0.04, 0.004], rel=0.02)
     assert found.front(THEIRS) == pytest.approx([0.2, 0.003], rel=0.02)
+
+
+def test_whiskers_upright_are_the_interval_of_the_loss(siblings: Siblings) -> None:
+    found = charts(siblings)["loss-by-size"]
+    upright = [each for each in found._solid if each.points[0][0] == each.points[-1][0] and each.colour == "series-1"]
+    ends = sorted(found.at(point)[1] for line in upright for point in line.points)
+    label = siblings.variants[1].label
+    assert label == "int4"
+    assert [ends[0], ends[-1]] == pytest.approx([0.8 * 0.04, 1.2 * 0.04], rel=0.02)
 
 
 def test_a_dashed_line_stands_at_each_limit_and_the_caption_says_whose_it_is(beside: Siblings) -> None:
