@@ -19,7 +19,7 @@ def _fonts_and_photographs() -> None:
     """Both come with packages of the [train] extra."""
     for package in ("matplotlib", "skimage", "sklearn"):
         if importlib.util.find_spec(package) is None:
-            pytest.skip(f"{package} is not installed; pip install 'pocketvlm[train]'")
+            pytest.skip(f"{package} is not installed; it comes with the extra train")
 
 
 def _asked(kind: str, seed: int, *, is_held_out: bool = False) -> Enquiry | None:

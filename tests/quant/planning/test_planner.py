@@ -101,11 +101,13 @@ def test_a_form_that_saves_enough_is_taken_by_all_layers_of_the_kind_and_the_rea
     assert labels(found) == {
         "up": "matmul_nbits 4-bit b128",
         "down": "matmul_nbits 4-bit b128",
-        "lm_head": "matmul_nbits 4-bit b32",
+        "lm_head": "matmul_nbits 4-bit b64",
     }
     assert "less than 70% of the time of matmul_nbits 4-bit b64" in found.detail
-    (decision,) = found.decisions  # the head's recipe has one form
-    assert (decision.kind, decision.num_layers, decision.chosen) == ("linear", 2, "matmul_nbits 4-bit b128")
+    assert [(each.kind, each.num_layers, each.chosen) for each in found.decisions] == [
+        ("linear", 2, "matmul_nbits 4-bit b128"),
+        ("head", 1, "matmul_nbits 4-bit b64"),
+    ]
 
 
 def test_a_form_that_saves_little_is_left_alone(manifest) -> None:

@@ -24,7 +24,7 @@ def _fonts_and_photographs() -> None:
     """Both come with packages of the [train] extra."""
     for package in ("matplotlib", "skimage", "sklearn"):
         if importlib.util.find_spec(package) is None:
-            pytest.skip(f"{package} is not installed; pip install 'pocketvlm[train]'")
+            pytest.skip(f"{package} is not installed; it comes with the extra train")
 
 
 @pytest.fixture(scope="module", autouse=True)
