@@ -13,7 +13,7 @@ class Form:
         bits: Per weight.
         block_size: Inputs that share a scale; None: one scale per output.
         rounding: How codes are chosen, a name of `quant.rounding.table.ROUNDINGS`.
-        float_inputs: How many inputs, the loudest in calibration, have float weights and are multiplied beside the rest.
+        float_inputs: How many inputs, the loudest in calibration, are multiplied by float weights beside the rest.
     """
 
     bits: int
