@@ -18,6 +18,7 @@ FLOAT32 = "fp32"
 
 _WITH_ZERO_POINTS = ("hqq", "gptq-zeros")
 _ROTATED = "the residual stream is rotated: behind its norms no channel is louder than others"
+_TURNED = "{number} layers turn their inputs in blocks of 64 channels as they run: loud channels share their loudness"
 _SCALE_BYTES = 4  # scales are float32
 _HALF_BYTES, _INDEX_BYTES = 2, 8  # of an input in float: a weight for each output, and its number
 _STEP_BYTES = 5  # the step of int8 activations, float32, and its zero point
@@ -126,6 +127,7 @@ class ComponentPlan:
         phase: When the graph runs, where another one has its role.
         decisions: Why layers have one of several forms; plans of the same layers are equal whatever the times were.
         is_rotated: The residual stream is turned before weights are rounded.
+        turned: Layers whose inputs are turned while the model runs.
     """
 
     component: ComponentName
@@ -137,6 +139,7 @@ class ComponentPlan:
     phase: Phase = "any"
     decisions: tuple[FormDecision, ...] = field(default=(), compare=False)
     is_rotated: bool = False
+    turned: frozenset[str] = frozenset()
 
     @property
     def parent(self) -> ComponentName:
@@ -184,9 +187,13 @@ class ComponentPlan:
 
     @property
     def detail(self) -> str:
-        """Return one line per distinct choice: how many layers, what, why; and one for a rotation."""
+        """Return one line per distinct choice: how many layers, what, why; and one for each kind of rotation."""
         lines = [f"{number} x {label}: {reason}" for label, reason, number in self.groups()]
-        return "\n".join([*lines, *([_ROTATED] if self.is_rotated else [])])
+        if self.is_rotated:
+            lines.append(_ROTATED)
+        if self.turned:
+            lines.append(_TURNED.format(number=len(self.turned)))
+        return "\n".join(lines)
 
 
 def apply_plan(model: ir.Model, plan: ComponentPlan, inputs: Mapping[str, InputStatistics] | None = None) -> None:

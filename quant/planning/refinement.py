@@ -3,9 +3,9 @@
 Three things are done to the layers of recipes that ask for it (`Recipe.refines`); docs/decisions/0011 has what was
 measured:
 
-- under W8A8, whose input has one step for all channels, the residual stream is turned where norms hand on loud ones, so
-  that none is (`quant.scaling.rotation`). Blocks have steps of their own, and lose more by loud channels spread over
-  all of them;
+- under W8A8, whose input has one step for all channels, the residual stream is turned where norms hand on loud ones,
+  and so are other loud inputs, in small blocks (`quant.scaling.rotation`). Blocks of weights have steps of their own,
+  and lose more by loud channels spread over all of them;
 - an input that is loud then, as that of `down_proj` is, keeps its loudest channels in float;
 - codes are fed the errors of those before them.
 """
@@ -19,10 +19,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 
 from bundle.directory import Bundle
 from bundle.form import Form
 from bundle.manifest import ComponentName
+from graphs.layers import find_linears
 from graphs.store import open_graph, save_graph, weight_bytes
 from quant.calibration.calibrator import calibrate
 from quant.calibration.feeds import FeedSource
@@ -30,7 +32,7 @@ from quant.calibration.statistics import InputStatistics
 from quant.planning.draft import Draft
 from quant.planning.plan import ComponentPlan, LayerPlan
 from quant.planning.recipes import RECIPES
-from quant.scaling.rotation import find_stream, rotate
+from quant.scaling.rotation import TURNED_CHANNELS, can_turn_input, find_stream, rotate, turn_inputs
 
 Say = Callable[[str], None]
 
@@ -39,6 +41,7 @@ LOUD = 4.0
 QUIET = 2.0
 """Where one is loud, all channels down to this many times the median go with it: more of them cost little more."""
 MOST_FLOAT_INPUTS = 64
+MOST_FLOAT_BLOCKS = 2
 _STEP = 8  # float inputs are counted in eights, so that a plan has few distinct forms
 _MOST_SHARE = 1 / 24  # of a layer's inputs: 64 of the 1,536 of SmolLM2-135M's down_proj, 24 of its 576
 
@@ -55,12 +58,16 @@ def rotated_parent(parent: Bundle, draft: Draft, folder: Path) -> Iterator[Bundl
         draft: Its refined plan.
         folder: Where a rotated copy may be written; nothing is left of it afterwards.
     """
-    if not any(plan.is_rotated for plan in draft.plans.values()):
+    turned = frozenset[str]().union(*(plan.turned for plan in draft.plans.values()))
+    is_rotated = any(plan.is_rotated for plan in draft.plans.values())
+    if not (is_rotated or turned):
         yield parent
         return
     source = parent.manifest.components["decoder"]
     model = open_graph(parent.graph_path("decoder"))
-    rotate(model)
+    if is_rotated:
+        rotate(model)
+    turn_inputs(model, turned)
     copy = folder / "rotated"
     copy.mkdir()
     try:
@@ -103,28 +110,49 @@ def refine(draft: Draft, source: FeedSource, say: Say) -> Draft:
     layers = {layer.name for name in refined for layer in draft.plans[name].layers if _fed_form(layer) is not None}
     peaks = calibrate(source, {"decoder": sorted(layers)}, progress=say)["decoder"]
     loudness = {name: Loudness.of(inputs) for name, inputs in peaks.items()}
-    turned = _worth_rotating(draft, source.bundle, loudness)
-    loudness = {name: each for name, each in loudness.items() if name not in turned}
-    say(_told(loudness, len(turned)))
-    plans = {
-        name: _refined(plan, loudness, is_rotated=bool(turned)) if name in refined else plan
-        for name, plan in draft.plans.items()
-    }
+    graph = open_graph(source.bundle.graph_path("decoder")).graph
+    in_w8a8 = frozenset(name for one in refined for name in draft.plans[one].forms_of("w8a8")) & loudness.keys()
+    spread = Spread.of(graph, {name: loudness[name] for name in in_w8a8})
+    say(_told({name: each for name, each in loudness.items() if name not in spread.behind_norms}, spread))
+    counts = {name: spread.float_inputs(name, each) for name, each in loudness.items()}
+    plans = {name: _refined(plan, counts, spread) if name in refined else plan for name, plan in draft.plans.items()}
     return replace(draft, plans=_with_head(plans))
 
 
-def _worth_rotating(draft: Draft, parent: Bundle, loudness: Mapping[str, Loudness]) -> frozenset[str]:
-    """Return the layers behind the norms of a stream that is to be rotated; none where that is not worth it.
+@dataclass(frozen=True)
+class Spread:
+    """The layers whose loud input channels are spread over others.
 
-    It is worth it where one of them is in W8A8 and its input has a loud channel.
+    Attributes:
+        behind_norms: By turning the residual stream.
+        turned: By turning their own inputs, while the model runs.
     """
-    stream = find_stream(open_graph(parent.graph_path("decoder")).graph)
-    if stream is None:
-        return frozenset()
-    behind = frozenset(reader.name for _, readers in stream.norms for reader in readers)
-    in_w8a8 = {name for plan in draft.plans.values() if _refines(plan) for name in plan.forms_of("w8a8")}
-    loud = {name for name in behind & in_w8a8 if name in loudness and loudness[name].ratio >= LOUD}
-    return behind if loud else frozenset()
+
+    behind_norms: frozenset[str]
+    turned: frozenset[str]
+
+    @classmethod
+    def of(cls, graph: ir.Graph, loudness: Mapping[str, Loudness]) -> Spread:
+        """Return what is worth spreading.
+
+        Args:
+            graph: The decoder's.
+            loudness: Of the inputs of layers in W8A8, which have one step for all channels.
+        """
+        loud = {name for name, each in loudness.items() if each.ratio >= LOUD}
+        stream = find_stream(graph)
+        behind = frozenset(reader.name for _, readers in stream.norms for reader in readers) if stream else frozenset()
+        rest = loud - behind
+        turned = frozenset(
+            linear.name for linear in find_linears(graph) if linear.name in rest and can_turn_input(linear)
+        )
+        return cls(behind if behind & loud else frozenset(), turned)
+
+    def float_inputs(self, layer: str, loudness: Loudness) -> int:
+        """Return how many inputs of a layer stay in float all the same."""
+        if layer in self.behind_norms:
+            return 0
+        return loudness.turned_float_inputs if layer in self.turned else loudness.float_inputs
 
 
 @dataclass(frozen=True)
@@ -134,10 +162,12 @@ class Loudness:
     Attributes:
         ratio: The loudest channel's peak over the median channel's.
         float_inputs: How many of them are to stay in float.
+        turned_float_inputs: The same where the input is turned: blocks with a channel that is loud even when shared.
     """
 
     ratio: float
     float_inputs: int
+    turned_float_inputs: int = 0
 
     @classmethod
     def of(cls, inputs: InputStatistics) -> Loudness:
@@ -146,23 +176,33 @@ class Loudness:
         ratios = inputs.peaks / median
         if ratios.max() < LOUD:
             return cls(float(ratios.max()), 0)
+        loud = np.flatnonzero(ratios >= LOUD * np.sqrt(TURNED_CHANNELS)) // TURNED_CHANNELS
+        of_blocks = TURNED_CHANNELS * min(len(np.unique(loud)), MOST_FLOAT_BLOCKS)
         most = min(MOST_FLOAT_INPUTS, max(_STEP, int(len(ratios) * _MOST_SHARE) // _STEP * _STEP))
         wanted = -(-int((ratios > QUIET).sum()) // _STEP) * _STEP
-        return cls(float(ratios.max()), min(most, wanted))
+        return cls(float(ratios.max()), min(most, wanted), of_blocks)
 
 
-def _told(loudness: Mapping[str, Loudness], num_turned: int) -> str:
+def _told(loudness: Mapping[str, Loudness], spread: Spread) -> str:
     """Return in words which inputs are loud, and what becomes of them."""
-    turned = f"decoder: rotated, for {num_turned} layers behind its norms; " if num_turned else "decoder: "
-    if not loudness:
-        return turned + "no other layer has inputs to look at"
-    loudest = max(loudness, key=lambda name: loudness[name].ratio)
-    first = f"{turned}the loudest input channel is {loudness[loudest].ratio:.0f} times the median one ({loudest})"
-    counts = [each.float_inputs for each in loudness.values() if each.float_inputs]
-    if not counts:
-        return f"{first}; none is {LOUD:g} times, so no layer keeps inputs in float"
-    span = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-    return f"{first}; {len(counts)} of {len(loudness)} layers keep their loudest {span} inputs in float"
+    words = []
+    if spread.behind_norms:
+        words.append(f"rotated, for {len(spread.behind_norms)} layers behind its norms")
+    if loudness:
+        loudest = max(loudness, key=lambda name: loudness[name].ratio)
+        where = " elsewhere" if spread.behind_norms else ""
+        words.append(
+            f"the loudest input channel{where} is {loudness[loudest].ratio:.0f} times the median one ({loudest})"
+        )
+    if spread.turned:
+        words.append(f"{len(spread.turned)} layers turn their inputs in blocks of {TURNED_CHANNELS}")
+    counts = [count for name, each in loudness.items() if (count := spread.float_inputs(name, each))]
+    if counts:
+        span = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+        words.append(f"{len(counts)} layers keep their loudest {span} inputs in float")
+    elif not (spread.turned or spread.behind_norms):
+        words.append(f"none is {LOUD:g} times, so all inputs are rounded as they are")
+    return f"decoder: {'; '.join(words)}"
 
 
 def _refines(plan: ComponentPlan) -> bool:
@@ -178,18 +218,17 @@ def _fed_form(layer: LayerPlan) -> Form | None:
     return None if fed is None else replace(form, rounding=fed)
 
 
-def _refined(plan: ComponentPlan, loudness: Mapping[str, Loudness], *, is_rotated: bool) -> ComponentPlan:
-    layers = tuple(_refined_layer(layer, loudness) for layer in plan.layers)
-    return replace(plan, layers=layers, is_rotated=is_rotated)
+def _refined(plan: ComponentPlan, float_inputs: Mapping[str, int], spread: Spread) -> ComponentPlan:
+    layers = tuple(_refined_layer(layer, float_inputs.get(layer.name, 0)) for layer in plan.layers)
+    return replace(plan, layers=layers, is_rotated=bool(spread.behind_norms), turned=spread.turned)
 
 
-def _refined_layer(layer: LayerPlan, loudness: Mapping[str, Loudness]) -> LayerPlan:
-    """Return a layer whose codes are fed errors, its loudest inputs in float; none where a rotation spreads them."""
+def _refined_layer(layer: LayerPlan, float_inputs: int) -> LayerPlan:
+    """Return a layer whose codes are fed errors, so many of its inputs in float."""
     form = _fed_form(layer)
     if form is None:
         return layer
-    count = loudness[layer.name].float_inputs if layer.name in loudness else 0
-    return replace(layer, choice=replace(layer.choice, form=replace(form, float_inputs=count)))
+    return replace(layer, choice=replace(layer.choice, form=replace(form, float_inputs=float_inputs)))
 
 
 def _with_head(plans: Mapping[ComponentName, ComponentPlan]) -> dict[ComponentName, ComponentPlan]:

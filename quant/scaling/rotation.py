@@ -18,7 +18,7 @@ keep their loudest channels in float instead (`quant.weights.float_columns`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,9 @@ from graphs.store import add_initializer, make_node
 
 _NORMS = ("RMSNormalization", "SimplifiedLayerNormalization")
 _SELECTS_ROWS = ("GatherND",)
+TURNED_CHANNELS = 64
+"""In a block. SmolLM2-135M lost 0.0011 nats with 32, 0.0009 with 64 and 0.0006 with 128; time grows with them."""
+
 _SEED = 20260
 """Any will do; the same one makes the two graphs of a decoder that runs in two phases share what they store."""
 
@@ -89,6 +92,48 @@ def rotate(model: ir.Model) -> bool:
     for norm in stream.ends:
         _turn_back(model.graph, norm, turn)
     return True
+
+
+def turn_inputs(model: ir.Model, layers: Collection[str]) -> None:
+    """Turn the inputs of named linear layers in blocks of `TURNED_CHANNELS` channels, in place.
+
+    Args:
+        model: Of float32 weights.
+        layers: Weight names, each read by one layer alone whose input [B, T, K] is of whole blocks.
+    """
+    turn = rotation(TURNED_CHANNELS)
+    for linear in find_linears(model.graph):
+        if linear.name in layers:
+            _turn_input(model.graph, linear, turn)
+
+
+def can_turn_input(linear: Linear) -> bool:
+    """Return whether `turn_inputs` can turn a layer's input: its weight is its own, and blocks are whole."""
+    return _owns_weight(linear) and linear.num_inputs % TURNED_CHANNELS == 0
+
+
+def _turn_input(graph: ir.Graph, linear: Linear, turn: Float32) -> None:
+    x, blocks = linear.input, linear.num_inputs // TURNED_CHANNELS
+    whole = add_initializer(graph, f"turned.{linear.num_inputs}", np.array([0, 0, linear.num_inputs], np.int64))
+    apart = add_initializer(graph, f"turned.{blocks}x", np.array([0, 0, blocks, TURNED_CHANNELS], np.int64))
+    split = make_node("Reshape", [x, apart], f"{x.name}.blocks")
+    turned = make_node(
+        "MatMul", [split.outputs[0], add_initializer(graph, "turned.matrix", turn)], f"{x.name}.turned_blocks"
+    )
+    joined = make_node("Reshape", [turned.outputs[0], whole], f"{x.name}.turned")
+    joined.outputs[0].type, joined.outputs[0].shape = x.type, x.shape
+    graph.insert_before(linear.node, [split, turned, joined])
+    linear.node.replace_input_with(0, joined.outputs[0])
+    _rewrite(linear.weight, _blocks_turned(turn, linear.is_transposed))
+
+
+def _blocks_turned(turn: Float32, is_transposed: bool) -> Callable[[Float32], Float32]:
+    def turned(stored: Float32) -> Float32:
+        rows = stored if is_transposed else stored.T
+        rows = (rows.reshape(len(rows), -1, TURNED_CHANNELS) @ turn).reshape(rows.shape)
+        return np.asarray(rows if is_transposed else rows.T, np.float32)
+
+    return turned
 
 
 def rotation(width: int) -> Float32:

@@ -29,7 +29,7 @@ def test_inputs_of_equal_channels_keep_none_in_float(rng) -> None:
 def test_loud_channels_are_counted_in_eights_up_to_a_limit(loud: int, expected: int) -> None:
     peaks = np.ones(1536, np.float32)
     peaks[:loud] = 100
-    assert loudness(peaks) == Loudness(100.0, expected)
+    assert (loudness(peaks).ratio, loudness(peaks).float_inputs) == (100.0, expected)
     assert expected <= MOST_FLOAT_INPUTS
 
 
@@ -37,6 +37,16 @@ def test_a_narrow_layer_keeps_a_twenty_fourth_of_its_inputs_at_most() -> None:
     peaks = np.ones(576, np.float32)
     peaks[:100] = 100
     assert loudness(peaks).float_inputs == 24
+
+
+def test_a_turned_input_keeps_the_blocks_that_are_loud_even_when_they_share() -> None:
+    peaks = np.ones(1536, np.float32)
+    peaks[[5, 700]] = 31  # an eighth of it is below four
+    assert loudness(peaks).turned_float_inputs == 0
+    peaks[[5, 6, 700]] = 33
+    assert loudness(peaks).turned_float_inputs == 128
+    peaks[900] = 33
+    assert loudness(peaks).turned_float_inputs == 128
 
 
 def test_channels_that_never_spoke_make_no_input_loud() -> None:

@@ -5,7 +5,7 @@ import onnx_ir as ir
 import pytest
 
 from graphs.layers import find_linears
-from quant.scaling.rotation import find_stream, rotate, rotation
+from quant.scaling.rotation import can_turn_input, find_stream, rotate, rotation, turn_inputs
 
 
 @pytest.mark.parametrize("width", [8, 48, 576])
@@ -70,3 +70,30 @@ def test_a_stream_that_something_else_reads_is_not_turned(graph_of) -> None:
     model.graph.outputs.append(stream.norms[1][0].inputs[0])
     assert find_stream(model.graph) is None
     assert not rotate(model)
+
+
+def test_a_turned_input_changes_nothing_but_its_loudness(model_of, run, rng) -> None:
+    weights = {"w": rng.standard_normal((128, 24)).astype(np.float32)}
+    model = model_of(
+        {"x": (ir.DataType.FLOAT, ["B", "T", 128])}, [("MatMul", ["x", "w"], "y", {})], weights, ["y"], opset=21
+    )
+    (linear,) = find_linears(model.graph)
+    assert can_turn_input(linear)
+    x = rng.standard_normal((2, 5, 128)).astype(np.float32)
+    x[..., 70] *= 100
+    (expected,) = run(model, x=x)
+    turn_inputs(model, {"w"})
+    (found,) = run(model, x=x)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4 * np.abs(expected).max())
+    (turned,) = [each for each in find_linears(model.graph) if each.name == "w"]
+    blocks = (x.reshape(2, 5, 2, 64) @ rotation(64)).reshape(x.shape)
+    np.testing.assert_allclose(blocks @ turned.rows().T, expected, rtol=1e-5, atol=1e-4 * np.abs(expected).max())
+    assert np.abs(blocks).max() < 0.6 * np.abs(x).max()
+
+
+@pytest.mark.parametrize("width", [80, 32])
+def test_inputs_of_parts_of_blocks_are_not_turned(model_of, rng, width: int) -> None:
+    weights = {"w": rng.standard_normal((width, 24)).astype(np.float32)}
+    inputs = {"x": (ir.DataType.FLOAT, ["B", "T", width])}
+    model = model_of(inputs, [("MatMul", ["x", "w"], "y", {})], weights, ["y"], opset=21)
+    assert not can_turn_input(find_linears(model.graph)[0])
