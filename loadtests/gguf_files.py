@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import gguf
@@ -20,6 +21,23 @@ _ALL_FLOAT32 = 0
 def weight_bytes(file: Path) -> int:
     """Return the size of all tensors as stored: without vocabulary, merges and template."""
     return sum(int(tensor.n_bytes) for tensor in open_gguf(file).tensors)
+
+
+def weight_error(parent: Path, file: Path) -> float:
+    """Return the length of what a file's weights differ by from its parent's, over the length of the parent's.
+
+    Raises:
+        CheckpointError: The file has not the parent's tensors.
+    """
+    restored = {tensor.name: tensor for tensor in open_gguf(file).tensors}
+    off, whole = 0.0, 0.0
+    for tensor in open_gguf(parent).tensors:
+        if tensor.name not in restored or list(restored[tensor.name].shape) != list(tensor.shape):
+            raise CheckpointError(f"{file} has no {tensor.name} of the shape that it has in {parent}")
+        expected, found = _restored(parent, tensor), _restored(file, restored[tensor.name])
+        off += float(np.square(found - expected, dtype=np.float64).sum())
+        whole += float(np.square(expected, dtype=np.float64).sum())
+    return math.sqrt(off / whole)
 
 
 def restore_float32(file: Path, output: Path) -> None:

@@ -29,7 +29,7 @@ from bundle.errors import PocketVLMError, SettingsError
 from bundle.machine import num_usable_cores, this_machine
 from bundle.report import EvaluationFacts
 from loadtests.contestants import Bench, Contestant, Opening, Reading, Station
-from loadtests.gguf_files import restore_float32, weight_bytes
+from loadtests.gguf_files import restore_float32, weight_bytes, weight_error
 from loadtests.llama_answers import LlamaAnswers, RecalledAnswers
 from loadtests.llama_binding import Llama, NativeLlama
 from loadtests.llama_stations import GgufBench
@@ -204,7 +204,12 @@ def compare(llama: Llama, bundle: Bundle, files: Sequence[Path], questions: Path
     evaluation = read_samples(questions, manifest)
     measured = measure_quality(llama, bundle, files, evaluation, plan.threads, say)
     readings = take_turns(bundle.directory, files, plan, say) if plan.rounds else {}
-    parity, *rivals = (rival_of(file, measured[file.stem], readings, plan) for file in files)
+    parity, *rivals = (
+        rival_of(file, measured[file.stem], readings, plan).model_copy(
+            update={"weight_error": weight_error(files[0], file)}
+        )
+        for file in files
+    )
     return Rivals(
         system=SYSTEM,
         version=llama.version,

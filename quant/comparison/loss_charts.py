@@ -8,7 +8,7 @@ from bundle.report import TeacherForced
 from pages.marks import CIRCLE, LOZENGE
 from pages.palette import SERIES, Colour
 from pages.plot import Axis, Entry, Plot
-from quant.comparison.rivals import Rivals
+from quant.comparison.rivals import Rival, Rivals
 from quant.comparison.scatter import Chart, Front, Level, Look, Point, Span, look_of, scatter
 from quant.comparison.variants import REFERENCE, Siblings, Variant
 
@@ -33,12 +33,11 @@ def _by_size(siblings: Siblings) -> Iterator[Chart]:
     ]
     if not ours:
         return
-    theirs = [
-        [Point(rival.name, _megabytes(rival.weight_bytes), _kl(rival.teacher_forced), look) for rival in each.rivals]
-        for each, look in _systems(siblings)
-    ]
-    points = [*ours, *(point for each in theirs for point in each)]
-    fronts = [Front(_front(ours), SERIES[0]), *(Front(_front(each), each[0].look.colour) for each in theirs)]
+    points, fronts = list(ours), [Front(_front(ours), SERIES[0])]
+    for each, look in _systems(siblings):
+        theirs = [_theirs(rival, _megabytes(rival.weight_bytes), look) for rival in each.rivals]
+        points += theirs
+        fronts.append(Front(_front([point for point in theirs if point.look.is_filled]), look.colour))
     x_axis = _across("language model, MB", points)
     caption = (
         "Down and to the left is better. Lines join the points than which none is both smaller and nearer to fp32. "
@@ -58,7 +57,7 @@ def _by_speed(siblings: Siblings) -> Iterator[Chart]:
     if not ours:
         return
     theirs = [
-        Point(rival.name, Span.of(rival.decode.ratio), _kl(rival.teacher_forced), look)
+        _theirs(rival, Span.of(rival.decode.ratio), look)
         for each, look in _systems(siblings)
         for rival in each.rivals
         if rival.decode and siblings.speed_ratios
@@ -84,9 +83,11 @@ def _marks(siblings: Siblings) -> str:
         limits.setdefault(limit, []).append(variant.label)
     told = "; ".join(f"{limit:g} for {', '.join(labels)}" for limit, labels in sorted(limits.items()))
     dashed = f" Dashed: limits of the KL gate, {told}." if told else ""
+    kept = [rival.name for each in siblings.rivals for rival in each.rivals if rival.keeps_weights]
+    hollow = f" Hollow {', '.join(kept)}: the parent's weights lie on that grid, so none was rounded." if kept else ""
     return (
         "Whiskers upright: 95 % interval over questions. Filled: passes its gates; hollow: fails, or was not gated."
-        f"{dashed}"
+        f"{hollow}{dashed}"
     )
 
 
@@ -110,6 +111,12 @@ def _own_look(siblings: Siblings, variant: Variant) -> Look:
 def _systems(siblings: Siblings) -> Iterator[tuple[Rivals, Look]]:
     for at, each in enumerate(siblings.rivals):
         yield each, Look(_RIVAL_COLOURS[at % len(_RIVAL_COLOURS)], LOZENGE, is_filled=True)
+
+
+def _theirs(rival: Rival, x: Span, look: Look) -> Point:
+    """Return the point of another system's file: hollow where it says nothing of what its bits cost."""
+    own = Look(look.colour, look.outline, is_filled=not rival.keeps_weights)
+    return Point(rival.name, x, _kl(rival.teacher_forced), own)
 
 
 def _kl(forced: TeacherForced) -> Span:

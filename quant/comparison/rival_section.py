@@ -20,16 +20,16 @@ def forced_cells(forced: TeacherForced, replies: Replies) -> list[str]:
     """Return the cells that every table of language models has: KL, NLL, first choices, replies."""
     first = "" if replies.first_divergence is None else f"<small>part at token {replies.first_divergence:.1f}</small>"
     return [
-        f"{forced.kl_mean:.4f}<small>{_span(forced.kl_interval, '.4f')}p99 {forced.kl_p99:.3f}</small>",
+        f"{forced.kl_mean:.4f}{_span(forced.kl_interval, '.4f')}<small>p99 {forced.kl_p99:.3f}</small>",
         f"{forced.delta_nll:+.4f}",
-        f"{forced.top1_agreement:.2%}<small>{_span(forced.top1_interval, '.2%')}of {forced.num_tokens} tokens</small>",
+        f"{forced.top1_agreement:.2%}{_span(forced.top1_interval, '.2%')}<small>of {forced.num_tokens} tokens</small>",
         f"{replies.identical:.1%}{first}",
     ]
 
 
 def _span(interval: tuple[float, float] | None, form: str) -> str:
-    """Return an interval in words before others, or nothing."""
-    return "" if interval is None else f"{interval[0]:{form}} to {interval[1]:{form}}, "
+    """Return an interval on a line of its own, or nothing."""
+    return "" if interval is None else f"<small>{interval[0]:{form}} to {interval[1]:{form}}</small>"
 
 
 def _system(siblings: Siblings, rivals: Rivals) -> str:
@@ -43,10 +43,17 @@ def _system(siblings: Siblings, rivals: Rivals) -> str:
 
 
 def _row(siblings: Siblings, rival: Rival, *, has_speeds: bool) -> list[str]:
-    size = f"{megabytes(rival.weight_bytes)}<small>file {megabytes(rival.file_bytes)}</small>"
+    size = f"{megabytes(rival.weight_bytes)}<small>file {megabytes(rival.file_bytes)}</small>{_error(rival)}"
     speeds = [_speed(rival.decode), _speed(rival.prefill)] if has_speeds else []
     quality = forced_cells(rival.teacher_forced, rival.replies)
     return [escape(rival.name), size, *quality, *speeds, _best_of_ours(siblings, rival)]
+
+
+def _error(rival: Rival) -> str:
+    if rival.weight_error is None:
+        return ""
+    told = "the parent's weights" if rival.keeps_weights else f"weights off by {rival.weight_error:.2%}"
+    return f"<small>{told}</small>"
 
 
 def _speed(speed: Speed | None) -> str:

@@ -15,6 +15,9 @@ from bundle.machine import Machine
 from bundle.report import EvaluationFacts, Replies, TaskAccuracy, TeacherForced
 from runtime.turns import Quartiles
 
+_NOTHING_ROUNDED = 1e-3
+"""Of `weight_error`: rounding to 8 bits in blocks of 32 makes about 5e-3."""
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
@@ -42,6 +45,8 @@ class Rival(_Frozen):
         name: By which it is told, such as "Q4_0".
         weight_bytes: Of its tensors: the language model alone.
         file_bytes: Of the whole file, vocabulary included.
+        weight_error: Length of what its weights differ by from the float32 file's, over the length of those; None where
+            that was not taken.
         teacher_forced: Against the fp32 bundle.
         replies: The same.
         tasks: The same; "all" over every task.
@@ -52,11 +57,17 @@ class Rival(_Frozen):
     name: str
     weight_bytes: int = Field(gt=0)
     file_bytes: int = Field(gt=0)
+    weight_error: float | None = None
     teacher_forced: TeacherForced
     replies: Replies
     tasks: dict[str, TaskAccuracy]
     prefill: Speed | None = None
     decode: Speed | None = None
+
+    @property
+    def keeps_weights(self) -> bool:
+        """True where nothing was rounded: the parent's weights lie on the grid of its type already."""
+        return self.weight_error is not None and self.weight_error < _NOTHING_ROUNDED
 
 
 class SpeedFacts(_Frozen):

@@ -19,6 +19,7 @@ from bundle.errors import CheckpointError, SettingsError
 from bundle.prompt import Turn
 from loadtests import llama_cpp
 from loadtests.contestants import Reading, Station, Variant
+from loadtests.gguf_files import weight_error
 from loadtests.llama_cpp import FLOAT32, PARENT, Plan, compare, main, make_files, print_rivals, speed_of
 from loadtests.llama_stations import LlamaStations
 from quant.comparison.rivals import Rivals, read_rivals
@@ -254,6 +255,26 @@ def test_a_file_that_fails_half_way_is_not_taken_for_a_whole_one(smolvlm_bundle:
     with pytest.raises(CheckpointError, match="cannot write it"):
         make_files(FakeLlama(smolvlm_bundle, {}), parent, ["Q0"], tmp_path / "made", 1, silent)
     assert not (tmp_path / "made" / "Q0.gguf").exists()
+
+
+def test_the_error_of_weights_is_over_the_length_of_the_parents(tmp_path: Path) -> None:
+    parent = write_gguf(tmp_path / "parent.gguf")
+    rounded = write_gguf(tmp_path / "rounded.gguf", gguf.GGMLQuantizationType.Q4_0)
+    matrix = np.linspace(-1, 1, 256, dtype=np.float32).reshape(4, 64)
+    kind = gguf.GGMLQuantizationType.Q4_0
+    off = gguf.quants.dequantize(gguf.quants.quantize(matrix, kind), kind) - matrix
+    whole = np.concatenate([matrix.ravel(), np.ones(64)])  # the norm's weights count, and are not rounded
+    expected = np.linalg.norm(off) / np.linalg.norm(whole)
+    assert weight_error(parent, rounded) == pytest.approx(expected, rel=1e-5)
+    assert expected > 0.01
+    assert weight_error(parent, parent) == 0
+    empty = gguf.GGUFWriter(tmp_path / "empty.gguf", "llama")
+    empty.write_header_to_file()
+    empty.write_kv_data_to_file()
+    empty.write_tensors_to_file()
+    empty.close()
+    with pytest.raises(CheckpointError, match=r"empty\.gguf has no token_embd\.weight"):
+        weight_error(parent, tmp_path / "empty.gguf")
 
 
 def readings(**wall_ms: list[float]) -> dict[str, list[Reading]]:

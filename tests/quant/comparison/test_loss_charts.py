@@ -111,6 +111,19 @@ def test_each_systems_front_leaves_out_what_is_larger_and_no_nearer(beside: Sibl
     assert found.front(THEIRS) == pytest.approx([0.2, 0.003], rel=0.02)
 
 
+def test_a_file_whose_weights_were_not_rounded_is_hollow_and_no_part_of_the_front(beside: Siblings) -> None:
+    (system,) = beside.rivals
+    kept, *others = system.rivals
+    assert kept.name == "Q8_0"
+    marked = system.model_copy(update={"rivals": (kept.model_copy(update={"weight_error": 1e-5}), *others)})
+    changed = replace(beside, rivals=(marked,))
+    found = charts(changed)["loss-by-size"]
+    hollow = [mark for mark in found.marks if mark.fill == "ground" and mark.edge == THEIRS]
+    assert [found.at(tuple(np.mean(mark.points, axis=0)))[1] for mark in hollow] == pytest.approx([0.003], rel=0.02)
+    assert found.front(THEIRS) == pytest.approx([0.2, 0.02], rel=0.02)
+    assert "Hollow Q8_0: the parent's weights lie on that grid" in loss_charts(changed)[0].caption
+
+
 def test_whiskers_upright_are_the_interval_of_the_loss(siblings: Siblings) -> None:
     found = charts(siblings)["loss-by-size"]
     upright = [each for each in found._solid if each.points[0][0] == each.points[-1][0] and each.colour == "series-1"]
