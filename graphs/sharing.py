@@ -11,12 +11,15 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from graphs.store import PAGE_BYTES, open_graph
 
 WORTH_SHARING_BYTES = 1 << 16
 """Smaller weights are left where they are."""
+
+_HELD_BYTES = 1 << 20  # a tensor up to that is held in memory while its file is written anew
 
 
 def share_weights(folder: Path, files: Sequence[str]) -> dict[str, int]:
@@ -54,7 +57,7 @@ def _point_elsewhere(model: ir.Model, path: Path, repeated: dict[ir.Value, ir.Ex
     data = f"{path.name}.data"
     initializers = model.graph.initializers.values()
     own = {
-        value: value.const_value
+        value: _apart_from_file(value.const_value)
         for value in initializers
         if isinstance(value.const_value, ir.ExternalTensor) and value not in repeated
     }
@@ -66,6 +69,11 @@ def _point_elsewhere(model: ir.Model, path: Path, repeated: dict[ir.Value, ir.Ex
     if not own:
         (path.parent / data).unlink()
     ir.save(model, path)
+
+
+def _apart_from_file(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+    """Return a small tensor in memory: its file is about to be written anew, of which the library warns."""
+    return tensor if tensor.nbytes > _HELD_BYTES else ir.Tensor(np.array(tensor.numpy()), name=tensor.name)
 
 
 def _reference(value: ir.Value, stored: ir.ExternalTensor) -> ir.ExternalTensor:
