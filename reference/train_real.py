@@ -254,7 +254,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def train(model: SmolVLMForConditionalGeneration, encode: dialogues.Encoder, args: argparse.Namespace) -> None:
-    """Run the stages asked for, and write the tower and connector after the last."""
+    """Run the stages asked for; write tower and connector after stage say, and again after joint."""
     model.set_attn_implementation(ATTENTION)
     torch.manual_seed(_SEED)
     tower = Tower(model)
@@ -268,6 +268,8 @@ def train(model: SmolVLMForConditionalGeneration, encode: dialogues.Encoder, arg
         recall(args.work / "tower.pt", tower)
         recall(args.work / "symbols.pt", symbols)
         train_to_say(tower, symbols, args)
+        recall(args.work / "say.pt", tower)
+        save_vision(tower.shipped(), model.config, args.out)
     if decoder and "joint" in args.stages:
         recall(args.work / "symbols.pt", symbols)
         recall(args.work / "say.pt", tower)
