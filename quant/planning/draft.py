@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from bundle.directory import Bundle
 from bundle.errors import QuantizationError
+from bundle.machine import cache_folder
 from bundle.manifest import ComponentName, Manifest, Target
 from bundle.report import DecoderProfile
 from graphs.store import open_graph
@@ -14,7 +15,7 @@ from quant.calibration.feeds import FeedSource
 from quant.planning.bit_search import Found, search_bits
 from quant.planning.cliffs import refuse_target
 from quant.planning.layer_runs import Timed, TimeLayers, time_layers
-from quant.planning.layer_times import LayerTimes, builtin_times, cache_folder, tuned_times
+from quant.planning.layer_times import LayerTimes, builtin_times, tuned_times
 from quant.planning.planner import Planner, Sites
 from quant.planning.profiles import (
     Mix,

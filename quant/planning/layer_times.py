@@ -153,11 +153,6 @@ def _layer_times(seen: Mapping[str, Seen], source: str) -> LayerTimes:
     return LayerTimes(least_ms, source, {key: each.usual_ms for key, each in seen.items()})
 
 
-def cache_folder() -> Path:
-    """Return where measured times are kept: $XDG_CACHE_HOME/pocketvlm, or ~/.cache/pocketvlm."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pocketvlm"
-
-
 def _as_timed(timed: Timed) -> Timed:
     return replace(timed, choice=_timed_as(timed.choice))
 
