@@ -12,7 +12,7 @@ MODULES_OF_EXTRA = {
     "photographs": ("skimage",),
     "loadtests": ("locust",),
     "peers": ("llama_cpp",),
-    "train": ("accelerate", "torch", "transformers"),
+    "train": ("accelerate", "matplotlib", "torch", "transformers"),
 }
 """Extra -> the modules that it brings, by the names under which they are imported; a module stands once.
 
