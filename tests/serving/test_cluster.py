@@ -144,14 +144,21 @@ def test_a_chat_of_a_real_model_streams_through_the_cluster(url: str) -> None:
 
 @pytest.mark.slow
 def test_a_stream_arrives_piece_by_piece(url: str) -> None:
-    """The answer has 5 tokens, 50 ms apart; half of the time is left to a busy machine."""
-    arrivals = []
-    with httpx.stream("POST", url + CHAT, json=ask("slow", stream=True), timeout=30) as response:
-        for line in response.iter_lines():
-            if '"content":"' in line:
-                arrivals.append(time.monotonic())
-    assert len(arrivals) == 6
-    assert arrivals[-1] - arrivals[1] > 4 * 0.025
+    """The answer has 5 tokens, 50 ms apart; half of the time is left to a busy machine.
+
+    One that stalls reads what waited for it at once, so there are five tries: a stream that is held back never spreads.
+    """
+
+    def spread_s() -> float:
+        arrivals = []
+        with httpx.stream("POST", url + CHAT, json=ask("slow", stream=True), timeout=30) as response:
+            for line in response.iter_lines():
+                if '"content":"' in line:
+                    arrivals.append(time.monotonic())
+        assert len(arrivals) == 6
+        return arrivals[-1] - arrivals[1]
+
+    assert any(spread_s() > 4 * 0.025 for _ in range(5))
 
 
 @pytest.mark.slow
