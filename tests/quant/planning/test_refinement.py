@@ -14,6 +14,7 @@ from quant.calibration.statistics import InputStatistics
 from quant.planning.draft import Draft, Options, make_draft
 from quant.planning.refinement import MOST_FLOAT_INPUTS, Loudness, refine, rotated_parent
 from quant.quality.evaluation import Evaluation
+from quant.quantizer import quantize_bundle
 from quant.scaling.folding import find_folds
 
 
@@ -120,3 +121,20 @@ def test_a_rotated_parent_is_lent_and_leaves_nothing(loud_bundle: Bundle, sample
     assert not list(scratch.iterdir())
     with rotated_parent(loud_bundle, draft, scratch) as lent:
         assert lent is loud_bundle
+
+
+@pytest.mark.parametrize(("weights", "profile"), [("int8", None), ("int4", None), ("int4", "dual")])
+def test_what_was_rotated_and_kept_apart_computes_what_the_parent_does(
+    loud_bundle: Bundle, samples: Evaluation, tmp_path: Path, weights: str, profile: str | None
+) -> None:
+    found = quantize_bundle(
+        loud_bundle.directory,
+        tmp_path / "variant",
+        weights=weights,
+        options=Options(profile=profile),
+        calibration=samples,
+    )
+    cosines = {gate.name: gate.value for gate in found.gates if gate.name.startswith("canary_cosine/decoder")}
+    assert len(cosines) == (2 if profile else 1)
+    # A rotation that one graph forgets, or channels taken from other places, leave a cosine near 0.
+    assert min(cosines.values()) > (0.98 if weights == "int8" else 0.8), cosines
