@@ -13,7 +13,8 @@
     │   ├── SurplusWeightError
     │   └── UnsupportedConfigError
     ├── QuantizationError          a scheme that is unknown, or not for this component
-    ├── MachineError               something this machine lacks: an operator, a provider, a package, memory
+    ├── MachineError               something this machine lacks: an operator, a provider, a package
+    │   └── OutOfMemoryError       memory, for now: the same may work after a while
     ├── SettingsError              a configuration file, environment variable or flag that cannot be used
     ├── RequestError               what a caller sent cannot be served as asked
     │   ├── ImageError             bytes that are not an image, or one that is too large
@@ -24,7 +25,8 @@
     │   ├── ModelNotFoundError
     │   └── TaskError              the model cannot do this task
     ├── OverloadedError            the queue is full; retry after a while
-    └── EngineDeadError            a worker died; the process must be restarted
+    ├── DeadlineError              a request took longer than it may
+    └── EngineDeadError            a worker died, hangs or was stopped; its requests fail
 
 A message says what was wrong (the value), the limit, and what to do. HTTP status codes live in `serving/api`.
 """
@@ -85,7 +87,11 @@ class QuantizationError(PocketVLMError):
 
 
 class MachineError(PocketVLMError):
-    """This machine lacks something: an operator, a provider, a package, memory."""
+    """This machine lacks something: an operator, a provider, a package."""
+
+
+class OutOfMemoryError(MachineError):
+    """This machine lacks memory for what was asked, or for what runs beside it; nothing is wrong with the request."""
 
 
 class SettingsError(PocketVLMError):
@@ -142,5 +148,9 @@ class OverloadedError(PocketVLMError):
     """The queue is full; the caller may retry after a while."""
 
 
+class DeadlineError(PocketVLMError):
+    """A request took longer than the server or its caller allows; its work was stopped."""
+
+
 class EngineDeadError(PocketVLMError):
-    """A worker died; its requests fail and readiness turns red."""
+    """A worker died, hangs or was stopped; its requests fail and readiness turns red."""

@@ -39,6 +39,8 @@ HTTP_ERRORS: dict[type[PocketVLMError], HttpError] = {
     errors.TaskError: HttpError(400, _INVALID, "unsupported_task"),
     errors.RequestError: HttpError(400, _INVALID, "invalid_request"),
     errors.OverloadedError: HttpError(429, "overloaded_error", "overloaded"),
+    errors.DeadlineError: HttpError(504, "timeout_error", "deadline_exceeded"),
+    errors.OutOfMemoryError: HttpError(503, "unavailable_error", "out_of_memory"),
     errors.EngineDeadError: HttpError(503, "unavailable_error", "engine_dead"),
     errors.MachineError: HttpError(500, "server_error", "machine"),
     errors.SettingsError: HttpError(500, "server_error", "settings"),
