@@ -74,6 +74,29 @@ class ApiSettings(_Frozen):
     stalled_client_s: float = Field(default=60.0, gt=0)
 
 
+class HttpSettings(_Frozen):
+    """Connections of the one-process server; under Ray they are its proxy's.
+
+    Attributes:
+        head_timeout_s: For URL and headers, from the first byte to the last; also how long a new connection may be
+            silent. Apache's is 20 s, nginx's 60 s.
+        idle_timeout_s: A connection without a request is closed after so long.
+        max_head_bytes: Of URL and headers together; also of requests that are sent before the last is answered.
+        max_connections: Open at once, and at most what descriptors allow. One more closes the one that was idle for
+            longest, or is refused with 503 where all are at work.
+        health_port: Answers `/health/live` and `/health/ready` from a thread of its own, on the same address, so that
+            no load keeps probes waiting. None: on the one port alone.
+        loop_timeout_s: The thread tells live as false when the event loop has been silent for so long.
+    """
+
+    head_timeout_s: float = Field(default=20.0, gt=0)
+    idle_timeout_s: int = Field(default=5, ge=1)
+    max_head_bytes: int = Field(default=32 << 10, ge=1024)
+    max_connections: int = Field(default=1000, ge=4)
+    health_port: int | None = Field(default=None, ge=0, le=65535)
+    loop_timeout_s: float = Field(default=15.0, gt=0)
+
+
 class EngineSettings(RuntimeSettings):
     """Settings of every model that a client loads; read once, passed explicitly.
 
@@ -175,6 +198,7 @@ class ServerSettings(_Frozen):
         log_level: Least severe line that is logged.
         drain_timeout_s: How long running requests may go on after SIGTERM.
         api: Limits of a request.
+        http: Limits of a connection.
         engine: How models run.
         ray: Replicas on a cluster.
     """
@@ -184,6 +208,7 @@ class ServerSettings(_Frozen):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     drain_timeout_s: int = Field(default=30, ge=0)
     api: ApiSettings = ApiSettings()
+    http: HttpSettings = HttpSettings()
     engine: EngineSettings = EngineSettings()
     ray: RaySettings = RaySettings()
 

@@ -36,6 +36,8 @@ from serving.protocol import (
 
 logger = logging.getLogger(__name__)
 
+_PROXY_S = 2.0
+"""The edge server's own watch comes first, and closes the connection as well; behind Ray's proxy there is only this."""
 _ROLES: dict[str, Literal["system", "user", "assistant"]] = {
     "developer": "system",
     "system": "system",
@@ -252,7 +254,7 @@ class EventStream(Response):
             ClientDisconnect: The client took nothing for too long.
         """
         try:
-            await finish_within(self._chat.service.settings.stalled_client_s, sending)
+            await finish_within(self._chat.service.settings.stalled_client_s + _PROXY_S, sending)
         except asyncio.TimeoutError as error:
             raise ClientDisconnect from error
 
