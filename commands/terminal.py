@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 EXIT_FAILED = 1
 EXIT_MISSED = 3
-EXIT_INTERRUPTED = 130
 
 console = Console(highlight=False)
 progress_console = Console(stderr=True, highlight=False)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import pocketvlm as entry
+from commands.ending import run
 
 ROOT = Path(__file__).resolve().parents[2]
 Done = subprocess.CompletedProcess[str]
@@ -24,11 +24,9 @@ def pocketvlm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         command = ["pocketvlm", *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", command)
         capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            entry.main()
+        code = run()
         said = capsys.readouterr()
-        assert end.value.code is None or isinstance(end.value.code, int)
-        return subprocess.CompletedProcess(command, end.value.code or 0, said.out, said.err)
+        return subprocess.CompletedProcess(command, code, said.out, said.err)
 
     return call
 

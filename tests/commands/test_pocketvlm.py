@@ -10,8 +10,8 @@ import pytest
 import typer.main
 from rich.text import Text
 
-import pocketvlm as entry
 import serving.doctor
+from commands.app import app
 
 SUBCOMMANDS = (
     *("export", "quantize", "inspect", "report", "run", "embed"),
@@ -20,7 +20,7 @@ SUBCOMMANDS = (
 
 
 def test_the_subcommands_are_these() -> None:
-    command: Any = typer.main.get_command(entry.app)
+    command: Any = typer.main.get_command(app)
     assert set(command.commands) == set(SUBCOMMANDS)
 
 
@@ -33,7 +33,7 @@ def test_every_subcommand_explains_itself(pocketvlm, subcommand: str) -> None:
 
 def test_no_word_of_a_help_text_is_taken_for_markup() -> None:
     """Rich prints nothing of [words] that it takes for a style; a backslash before the bracket keeps them."""
-    command: Any = typer.main.get_command(entry.app)
+    command: Any = typer.main.get_command(app)
     texts = [param.help for sub in command.commands.values() for param in sub.params if getattr(param, "help", None)]
     assert any("[" in text for text in texts)
     assert [text for text in texts if Text.from_markup(text).plain != text.replace("\\[", "[")] == []
