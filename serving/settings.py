@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from bundle.decode import DEFAULT_LIMITS
 from bundle.errors import SettingsError
 from runtime.settings import DEFAULT_CHUNK_TOKENS, DEFAULT_VISION_TILES, RuntimeSettings
-from serving.engine.watch import Patience
+from serving.watch import Patience
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -11,8 +11,8 @@ from typing import Generic, TypeVar
 from bundle.errors import EngineDeadError
 from serving.engine.faults import explained
 from serving.engine.job import Job
-from serving.engine.watch import Patience
 from serving.engine.worker import Worker
+from serving.watch import Patience
 
 logger = logging.getLogger(__name__)
 

@@ -24,9 +24,9 @@ from serving.engine.faults import explained
 from serving.engine.runner import Runner
 from serving.engine.scheduler import Batch, Scheduler
 from serving.engine.sequence import Sequence
-from serving.engine.watch import Patience
 from serving.engine.worker import Worker
 from serving.protocol import FinishReason
+from serving.watch import Patience
 
 logger = logging.getLogger(__name__)
 

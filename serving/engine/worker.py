@@ -12,7 +12,7 @@ from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
 from bundle.errors import EngineDeadError
-from serving.engine.watch import Patience
+from serving.watch import Patience
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,6 @@ from typing import TypeVar
 from bundle.directory import open_bundle
 from bundle.errors import BundleError, EngineDeadError, ModelNotFoundError, TaskError
 from bundle.manifest import Task
-from serving.engine.watch import Watched
 from serving.models.embedding import EmbeddingModel
 from serving.models.generative import GenerativeModel
 from serving.models.model import Model
@@ -30,6 +29,7 @@ from serving.protocol import (
     ModelCard,
 )
 from serving.settings import EngineSettings
+from serving.watch import Watched
 
 logger = logging.getLogger(__name__)
 

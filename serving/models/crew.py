@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 from bundle.errors import EngineDeadError, PocketVLMError
 from serving.engine.faults import explained
 from serving.engine.job import Job
-from serving.engine.watch import Patience
+from serving.watch import Patience
 
 logger = logging.getLogger(__name__)
 

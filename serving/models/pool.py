@@ -9,11 +9,11 @@ import threading
 from collections.abc import Hashable
 
 from bundle.image import ImageSpec
-from serving.engine.watch import Watched
 from serving.models.crew import Crew
 from serving.models.cut_image import CutImage, try_cut_cheaply
 from serving.models.image_process import ImageProcess
 from serving.settings import EngineSettings
+from serving.watch import Watched
 
 
 class PreprocessPool:

@@ -5,7 +5,7 @@ import pytest
 
 from bundle.errors import EngineDeadError, MachineError
 from serving.engine.batching import BatchWorker
-from serving.engine.watch import Patience
+from serving.watch import Patience
 
 
 class Doubler:

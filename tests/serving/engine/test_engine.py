@@ -19,9 +19,9 @@ from serving.engine.engine import Ended, Engine, Failed, Sampled, StreamEvent, T
 from serving.engine.runner import Runner
 from serving.engine.sampler import Sampler
 from serving.engine.sequence import Sequence
-from serving.engine.watch import Patience
 from serving.protocol import SamplingParams
 from serving.settings import EngineSettings
+from serving.watch import Patience
 
 EOS = 60
 CAPACITY = 48

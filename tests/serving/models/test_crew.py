@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from bundle.errors import EngineDeadError, ImageError, MachineError, OutOfMemoryError
-from serving.engine.watch import Patience
 from serving.models.crew import Crew
+from serving.watch import Patience
 
 PATIENT = Patience(60.0, 60.0)
 
