@@ -136,7 +136,9 @@ class LocalClient:
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
         """Yield the answer's pieces, then exactly one FinishedEvent, or raise. Closing the iterator cancels."""
-        async with aclosing(self._model(request.model, GenerativeModel).generate(request)) as events:
+        answer = self._model(request.model, GenerativeModel).generate(request)
+        del request  # it holds the encoded images, which an answer is not to hold for its whole length
+        async with aclosing(answer) as events:
             async for event in events:
                 yield event
 

@@ -127,9 +127,10 @@ class GenerativeModel(Model):
         sampling = request.sampling.filled(self._defaults)
         arrived_s = time.monotonic()
         with self._admission.admit():
-            prepared = await self._prepare(request)
+            prepared, request_id = await self._prepare(request), request.request_id
+            del request  # it holds the encoded images, which an answer is not to hold for its whole length
             async with (
-                self._stream(request.request_id, prepared, sampling) as stream,
+                self._stream(request_id, prepared, sampling) as stream,
                 aclosing(self._events(stream, prepared, sampling, arrived_s)) as events,
             ):
                 async for event in events:
