@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,12 @@ def write(text: str) -> None:
     """Write a piece of a result on stdout at once, as it is."""
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+def announce(line: str) -> None:
+    """Write a line on stdout at once; a full disk under it stops no server."""
+    with suppress(OSError):
+        print(line, flush=True)
 
 
 def progress(line: str) -> None:

@@ -103,8 +103,8 @@ def test_an_error_that_nobody_foresaw_keeps_its_traceback(pocketvlm, monkeypatch
     [
         ("onnxscript", "export", ["export", "{checkpoint}", "-o", "{out}"]),
         ("gguf", "export", ["export", "{checkpoint}", "-o", "{out}", "--decoder-gguf", "decoder.gguf"]),
-        ("uvicorn", "serve", ["serve", "{out}"]),
-        ("ray", "ray", ["deploy", "{out}"]),
+        ("uvicorn", "serve", ["serve", "{bundle}"]),
+        ("ray", "ray", ["deploy", "{bundle}"]),
         ("onnxruntime", "cpu", ["run", "{bundle}", "hi"]),
     ],
 )
