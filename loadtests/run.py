@@ -29,6 +29,7 @@ from loadtests.plan import MAX_USERS, LoadPlan, check_target
 from loadtests.report import LoadReport, print_report
 from loadtests.samples import read_record, read_samples
 from loadtests.summary import summarize
+from pages.file import write_whole
 
 EXIT_MET = 0
 EXIT_FAILED = 1
@@ -101,7 +102,7 @@ def measure(
             f"of warm-up ({len(samples)} in it). Lower warmup_s, or raise max_requests ({plan.max_requests})."
         )
     report = LoadReport(url, plan, record, summary, judge(objectives, summary), samples)
-    (output / "report.json").write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+    write_whole(output / "report.json", (json.dumps(report.to_json(), indent=2) + "\n").encode())
     write_page(output / "report.html", report)
     return report
 
