@@ -35,11 +35,11 @@ def pocketvlm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 def process() -> Callable[..., Done]:
     """Calls the command with arguments in a process of its own; `without` names modules that it shall not find."""
 
-    def call(*arguments: object, without: tuple[str, ...] = ()) -> Done:
+    def call(*arguments: object, without: tuple[str, ...] = (), stdin: str = "") -> Done:
         program = f"import sys; sys.modules.update(dict.fromkeys({without!r})); import pocketvlm; pocketvlm.main()"
         start = ["-c", program] if without else ["-m", "pocketvlm"]
         command = [sys.executable, *start, *map(str, arguments)]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120, input=stdin)
 
     return call
 
