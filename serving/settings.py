@@ -37,24 +37,41 @@ class _Frozen(BaseModel):
 
 
 class ApiSettings(_Frozen):
-    """What the HTTP application accepts of one request.
+    """What the HTTP application accepts of one request, and of all of them together.
 
     Attributes:
         max_body_bytes: Of a request body, counted while it is read. The default holds one image of the largest size
             in base64 (4/3 of its bytes) and some text.
+        max_bodies_bytes: Of all bodies and their images that are held at once, from arrival to the end of the answer;
+            one more is refused with 429. While one is parsed, it takes up to two times as much again.
+        max_json_values: Values in one body, counted as its commas and opening brackets before it is parsed, those
+            within texts among them. Parsing that many takes tens of milliseconds, in which nothing else runs.
         max_image_bytes: Of one encoded image; at most what the engine decodes.
         max_images: In one request.
+        max_messages: Of one conversation.
+        max_parts: Texts and images in all messages of one request.
         max_inputs: Texts and images in one embedding request.
         max_labels: Candidate labels in one classification.
+        body_timeout_s: In every span of so long, a body must bring `body_bytes_per_s` times the span, or its end.
+        body_bytes_per_s: The slowest client that is waited for.
+        request_timeout_s: From a request's arrival to the end of its answer; also the most that a client may ask for
+            with `X-Request-Timeout`. OpenAI's own clients wait for 600 s: after that, nobody reads the answer.
         retry_after_s: What a refused client is told to wait.
-        stalled_client_s: A client that takes nothing of its stream for so long is gone: its place is somebody else's.
+        stalled_client_s: A client that takes nothing of its answer for so long is gone: its place is somebody else's.
     """
 
     max_body_bytes: int = Field(default=32 << 20, ge=1024)
+    max_bodies_bytes: int = Field(default=96 << 20, ge=1024)
+    max_json_values: int = Field(default=100_000, ge=100)
     max_image_bytes: int = Field(default=DEFAULT_LIMITS.max_bytes, ge=1, le=DEFAULT_LIMITS.max_bytes)
     max_images: int = Field(default=16, ge=1)
+    max_messages: int = Field(default=1024, ge=1)
+    max_parts: int = Field(default=1024, ge=1)
     max_inputs: int = Field(default=256, ge=1)
     max_labels: int = Field(default=1000, ge=1)
+    body_timeout_s: float = Field(default=20.0, gt=0)
+    body_bytes_per_s: int = Field(default=4096, ge=0)
+    request_timeout_s: float = Field(default=600.0, gt=0)
     retry_after_s: int = Field(default=1, ge=1)
     stalled_client_s: float = Field(default=60.0, gt=0)
 
