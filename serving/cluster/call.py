@@ -54,14 +54,18 @@ class Outlook:
             EngineDeadError: Nothing will come of it.
         """
         try:
+            self._look_for_stop()
             while not (await asyncio.wait((waiting,), timeout=LOOK_S))[0]:
                 self._look()
         finally:
             waiting.cancel()
 
-    def _look(self) -> None:
+    def _look_for_stop(self) -> None:
         if reason := self._stop_reason():
             raise EngineDeadError(reason)
+
+    def _look(self) -> None:
+        self._look_for_stop()
         replica = self._call.replica
         if self._watch.is_silent(replica) if replica else self._watch.num_silences > self._num_silences:
             self.is_lost = True

@@ -340,6 +340,19 @@ def test_a_client_that_drains_takes_nothing_new_and_one_that_stops_ends_what_it_
     assert asyncio.run(client.health()).reason == "it stops"
 
 
+def test_an_answer_whose_pieces_keep_coming_ends_when_the_client_stops() -> None:
+    client = client_of(Handle([TOKENS[0]] * 100))
+
+    async def stop() -> None:
+        events = client.generate(GenerateRequest("r", "m", ()))
+        await anext(events)
+        client.stop("it stops")
+        with pytest.raises(EngineDeadError, match="it stops"):
+            await anext(events)
+
+    asyncio.run(stop())
+
+
 def test_health_is_that_of_the_replicas_which_answer() -> None:
     watch = watch_over("a", "b")
     client = RayClient([], {"m": Replicas(Handle(), Handle(), watch)}, 60)
