@@ -8,7 +8,7 @@ from typing import Any
 
 from bundle.errors import EngineDeadError, ModelNotFoundError
 from serving.cluster.call import Outlook, WatchedCall
-from serving.cluster.watch import ReplicaWatch
+from serving.cluster.watch import ReplicaWatch, summed
 from serving.protocol import (
     ClassifyRequest,
     ClassifyResult,
@@ -104,7 +104,7 @@ class RayClient:
         """
         faults = [f"{name}: {each.watch.reason}" for name, each in self._replicas.items() if not each.watch.has_fit]
         reason = "; ".join(filter(None, [self._drain_reason, *faults]))
-        return Health(not reason, reason, summed([model_gauges(each.watch) for each in self._replicas.values()]))
+        return Health(not reason, reason, {name: _gauges(each.watch) for name, each in self._replicas.items()})
 
     async def _first(self, model: str, send: Callable[[], Any], what: Callable[[WatchedCall], Any]) -> Any:
         """Return a call and the first that came of it, from as many replicas as it takes.
@@ -131,15 +131,5 @@ class RayClient:
         return self._replicas[model]
 
 
-def model_gauges(watch: ReplicaWatch) -> dict[str, float]:
-    """Return the momentary values of one model: those of its replicas together, and how many there are."""
+def _gauges(watch: ReplicaWatch) -> dict[str, float]:
     return {**summed(watch.gauges), "num_replicas": float(watch.num_running)}
-
-
-def summed(gauges: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the sum of each gauge; of a usage, the fullest."""
-    names = {name for each in gauges for name in each}
-    return {
-        name: (max if name.endswith("_perc") else sum)(each[name] for each in gauges if name in each)
-        for name in sorted(names)
-    }

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from bundle.errors import EngineDeadError
-from serving.cluster.watch import Report
+from serving.cluster.watch import Report, summed
 from serving.protocol import (
     ClassifyRequest,
     ClassifyResult,
@@ -44,7 +44,7 @@ class Replica:
     async def record_routing_stats(self) -> dict[str, Any]:
         """Return what the routers are to know, as the fields of a `Report`. Ray asks for it beside the requests."""
         health = await self._client.health()
-        return asdict(Report(health.is_ready, health.reason, health.gauges))
+        return asdict(Report(health.is_ready, health.reason, summed(list(health.model_gauges.values()))))
 
     async def __del__(self) -> None:
         if hasattr(self, "_client"):

@@ -6,7 +6,7 @@ three times, and meanwhile gets requests. So every process that routes asks its 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -135,3 +135,12 @@ _WATCHES: dict[str, ReplicaWatch] = {}
 def watch_of(deployment: str) -> ReplicaWatch:
     """Return this process's watch over a deployment: Ray makes the routers, so they meet their callers here."""
     return _WATCHES.setdefault(deployment, ReplicaWatch())
+
+
+def summed(gauges: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the sum of each gauge; of a usage, the fullest."""
+    names = {name for each in gauges for name in each}
+    return {
+        name: (max if name.endswith("_perc") else sum)(each[name] for each in gauges if name in each)
+        for name in sorted(names)
+    }

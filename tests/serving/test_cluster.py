@@ -179,8 +179,9 @@ def test_gauges_of_the_engines_are_told_by_the_ingress(url: str) -> None:
     with httpx.stream("POST", url + CHAT, json=ask("single", stream=True), timeout=30) as response:
         lines = response.iter_lines()  # kept: a dropped iterator closes the connection
         next(lines)
-        wait_until(lambda: "pocketvlm:num_requests_running 1.0" in httpx.get(f"{url}/metrics").text, 15)
-    assert f"pocketvlm:num_replicas {1 + len(FAKES)}.0" in httpx.get(f"{url}/metrics").text
+        running = 'pocketvlm:num_requests_running{model_name="single"} 1.0'
+        wait_until(lambda: running in httpx.get(f"{url}/metrics").text, 15)
+    assert 'pocketvlm:num_replicas{model_name="single"} 1.0' in httpx.get(f"{url}/metrics").text
 
 
 @pytest.mark.slow
@@ -314,36 +315,74 @@ def test_a_second_replica_comes_under_load_and_goes_after_it(url: str) -> None:
 
 
 DEPLOY = """
-import sys
+import sys, warnings
+warnings.simplefilter("ignore")
+from functools import partial
 from pathlib import Path
-from serving.cluster.deploy import deploy
+from serving.cluster import deploy as command
+from serving.cluster.application import ServedModel
+from serving.fake import FakeBehaviour, FakeClient
+from serving.protocol import ModelCard
 from serving.settings import ServerSettings
-settings = ServerSettings.model_validate({"port": 0, "drain_timeout_s": 2, "ray": {"embedder": {"max_replicas": 1}}})
-deploy([Path(sys.argv[1])], settings, lambda line: print(line, flush=True))
+
+card = ModelCard("slow", "image-text-to-text", "fake", {}, 0, 1000)
+slow = ServedModel(card, partial(FakeClient, (card,), FakeBehaviour(token_s=0.1)))
+real = command.served_models
+command.served_models = lambda args: (*real(args), slow)
+few = {"min_replicas": 1, "max_replicas": 1, "num_cpus": 0.1}
+ray = {"ingress_num_cpus": 0.1, "embedder": few, "generator": few}
+settings = ServerSettings.model_validate({"port": 0, "drain_timeout_s": 8, "ray": ray})
+command.deploy([Path(sys.argv[1])], settings, lambda line: print(line, flush=True))
 print("ended", flush=True)
 """
 
 
+async def end_under_way(url: str, process: subprocess.Popen[str]) -> tuple[dict[str, httpx.Response], httpx.Response]:
+    """Stop a server with short and endless requests under way; return their answers, and what a late one gets."""
+    bodies = {
+        f"{length} {kind}": ask("slow", "a " * words, stream=kind == "stream")
+        for length, words in (("short", 30), ("endless", 490))
+        for kind in ("stream", "whole")
+    }
+    async with httpx.AsyncClient(timeout=60) as client:
+        asked = {name: asyncio.ensure_future(client.post(url + CHAT, json=body)) for name, body in bodies.items()}
+        await asyncio.sleep(2)
+        process.send_signal(signal.SIGTERM)
+        await asyncio.sleep(2)
+        late = await client.post(url + CHAT, json=ask("slow"))
+        return {name: await each for name, each in asked.items()}, late
+
+
 @pytest.mark.slow
-def test_deploy_serves_until_sigterm_and_takes_everything_down(clip_bundle: Path) -> None:
+def test_deploy_serves_until_sigterm_drains_and_takes_everything_down(clip_bundle: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", DEPLOY, str(clip_bundle)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
         try:
             line = process.stdout.readline()
-            assert line.startswith("PocketVLM serves tiny-clip at http://127.0.0.1:"), process.stderr.read()
+            assert line.startswith("PocketVLM serves tiny-clip, slow at http://127.0.0.1:"), process.stderr.read()
             url = line.split(" at ")[1].split()[0]
             body = {"model": "tiny-clip", "input": ["a", "b"]}
             items = httpx.post(f"{url}/v1/embeddings", json=body, timeout=30).json()["data"]
             norms = [sum(x * x for x in item["embedding"]) for item in items]
             assert norms == pytest.approx([1, 1], abs=1e-5)  # float32
-            process.send_signal(signal.SIGTERM)
+            answers, late = asyncio.run(end_under_way(url, process))
             out, log = process.communicate(timeout=START_S)
         finally:
             process.kill()
     assert process.returncode == 0, log
     assert out.endswith("ended\n")
+    for text in (out, log):
+        assert "\033" not in text
+        assert "infinite retries" not in text
+    assert (late.status_code, late.json()["error"]["code"]) == (503, "engine_dead")
+    assert answers["short whole"].json()["choices"][0]["finish_reason"] == "stop"
+    assert answers["endless whole"].status_code == 503
+    assert "stopped before the request was answered" in answers["endless whole"].json()["error"]["message"]
+    for name, last in (("short stream", '"finish_reason":"stop"'), ("endless stream", '"code":"engine_dead"')):
+        *_, event, done, end = answers[name].text.split("\n\n")
+        assert (last in event, done, end) == (True, "data: [DONE]", ""), name
     with pytest.raises(httpx.ConnectError):
         httpx.get(url)
 
