@@ -163,20 +163,26 @@ class RaySettings(_Frozen):
     """The same application as Ray Serve deployments.
 
     Attributes:
-        ingress_replicas: Processes that run the HTTP application. `/metrics` shows the one that answers.
+        ingress_replicas: Processes that run the HTTP application. Two, so that one may die.
         ingress_num_cpus: Logical CPUs that Ray reserves for each.
         generator: Replicas of each vision-language model.
         embedder: Replicas of each dual encoder.
-        health_check_period_s: How often Ray asks a replica whether its engine lives.
-        health_check_timeout_s: A replica that is silent for so long counts as dead.
+        silent_after_s: A replica that answers nothing for so long gets no requests; those that it has are sent to
+            another, or fail if they were begun to be answered.
+        patience_s: How long a request waits while its model has no replica that can take it.
+        health_check_period_s: How often Ray asks a replica whether its engine lives. It replaces one that fails three
+            times.
+        health_check_timeout_s: A question that is not answered for so long has failed.
     """
 
-    ingress_replicas: int = Field(default=1, ge=1)
-    ingress_num_cpus: float = Field(default=0.5, ge=0)
+    ingress_replicas: int = Field(default=2, ge=1)
+    ingress_num_cpus: float = Field(default=0.25, ge=0)
     generator: ScalingSettings = ScalingSettings()
     embedder: ScalingSettings = ScalingSettings()
-    health_check_period_s: float = Field(default=5.0, gt=0)
-    health_check_timeout_s: float = Field(default=30.0, gt=0)
+    silent_after_s: float = Field(default=4.0, ge=2)
+    patience_s: float = Field(default=15.0, gt=0)
+    health_check_period_s: float = Field(default=1.0, gt=0)
+    health_check_timeout_s: float = Field(default=3.0, gt=0)
 
 
 class ServerSettings(_Frozen):
