@@ -24,7 +24,8 @@ BundlesArgument = Annotated[
 ConfigOption = Annotated[
     Path | None,
     typer.Option(
-        help="A TOML file of settings (docs/architecture.md). Variables POCKETVLM_... win over it, flags over both. Default: none."
+        help="A TOML file of settings (docs/architecture.md); variables POCKETVLM_... win over it, flags over both. "
+        "Default: none."
     ),
 ]
 HostOption = Annotated[str | None, typer.Option(help="Address to listen on; 0.0.0.0 for all. Default: 127.0.0.1.")]

@@ -9,7 +9,6 @@ import base64
 import json
 import math
 import os
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from bundle.directory import read_manifest
 from bundle.errors import PocketVLMError
 from commands.shipped import CHECKPOINTS, is_current
 from commands.terminal import EXIT_MISSED
-from serving.process import running_server
+from serving.process import run_process, running_server
 
 SAMPLES = Path(__file__).resolve().parents[1] / "reference" / "samples"
 QUESTIONS = (
@@ -106,9 +105,9 @@ def _make_variants(folder: Path, name: str, samples: int, console: Console) -> N
 
 def run_command(*arguments: str, may_miss: bool = False) -> None:
     """Run a subcommand; a missed quality gate is reported, not fatal, where `may_miss` is set."""
-    done = subprocess.run([sys.executable, "-m", "pocketvlm", *arguments], check=False)
-    if done.returncode and not (may_miss and done.returncode == EXIT_MISSED):
-        raise PocketVLMError(f"pocketvlm {arguments[0]} failed with exit code {done.returncode}; see above")
+    code = run_process([sys.executable, "-m", "pocketvlm", *arguments])
+    if code and not (may_miss and code == EXIT_MISSED):
+        raise PocketVLMError(f"pocketvlm {arguments[0]} failed with exit code {code}; see above")
 
 
 def _print_variants(folder: Path, console: Console) -> None:
