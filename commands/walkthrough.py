@@ -61,7 +61,7 @@ def run_demo(folder: Path, *, samples: int, keep: bool, console: Console) -> Non
     """Make the bundles in `folder`, serve the INT8 ones, ask, and stop (or leave the server with `keep`).
 
     Args:
-        folder: Keeps bundles and the server's log; what is current in it is used again.
+        folder: Is there; keeps bundles and the server's log, and what is current in it is used again.
         samples: Held-out questions per task on which a variant is measured.
         keep: Leave the server running.
         console: Gets what a user sees.
@@ -70,7 +70,6 @@ def run_demo(folder: Path, *, samples: int, keep: bool, console: Console) -> Non
         PocketVLMError: A step failed; its own output is on the terminal.
     """
     started_s = time.perf_counter()
-    folder.mkdir(parents=True, exist_ok=True)
     for name in CHECKPOINTS:
         _make_variants(folder, name, samples, console)
     _print_variants(folder, console)
