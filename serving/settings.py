@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from bundle.decode import DEFAULT_LIMITS
 from bundle.errors import SettingsError
 from runtime.settings import DEFAULT_CHUNK_TOKENS, DEFAULT_VISION_TILES, RuntimeSettings
+from serving.watch import Patience
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -73,7 +74,11 @@ class EngineSettings(RuntimeSettings):
         verify_digests: Compare every file with its recorded digest at start (reads the weights once).
         check_golden: Replay the canary recorded at export before serving.
         allow_ungated: Load a variant whose quality gate failed, or whose quality was never measured on samples.
-        stall_timeout_s: An engine that has work and finishes no step for so long is reported as not ready.
+        image_timeout_s: For decoding one image; it is stopped then, and refused.
+        stall_timeout_s: An engine that has work and finishes no step for so long fails what it has, takes nothing new
+            and is not ready, until it goes on.
+        restart_after_stall_s: An engine that hangs for so long more is not alive either: whoever watches the process
+            shall restart it.
     """
 
     max_sequences: int = Field(default=4, ge=1, le=256)
@@ -87,7 +92,14 @@ class EngineSettings(RuntimeSettings):
     verify_digests: bool = True
     check_golden: bool = True
     allow_ungated: bool = False
+    image_timeout_s: float = Field(default=20.0, gt=0)
     stall_timeout_s: float = Field(default=120.0, gt=0)
+    restart_after_stall_s: float = Field(default=120.0, ge=0)
+
+    @property
+    def patience(self) -> Patience:
+        """How long the threads of a model may be silent."""
+        return Patience(self.stall_timeout_s, self.stall_timeout_s + self.restart_after_stall_s)
 
 
 class ScalingSettings(_Frozen):

@@ -344,10 +344,11 @@ def _method(siblings: Siblings) -> str:
     speed = f" Speed: {_threads(siblings)} each. {HOW}" if siblings.speeds else ""
     return (
         "<h2>How this was measured</h2><p>Each variant beside its fp32 parent on the same samples. KL divergence, the "
-        "change of -log p of the right token (NLL), both in nats, and the agreement of first choices are taken at every "
-        "token of the right answer with that answer fed; NLL is below the parent's where the variant is less sure of "
-        "what the parent gets wrong, which is a change like any other and no gain. Replies are greedy; those that differ part, on average, at the token told. Points lost: "
-        "percentage points that the parent answers right more often, with the 95 % bootstrap "
+        "change of -log p of the right token (NLL), both in nats, and the agreement of first choices are taken at "
+        "every token of the right answer with that answer fed; NLL is below the parent's where the variant is less "
+        "sure of what the parent gets wrong, which is a change like any other and no gain. Replies are greedy; those "
+        "that differ part, on average, at the token told. Points lost: percentage points that the parent answers right "
+        "more often, with the 95 % bootstrap "
         "interval over pairs (2000 resamples); those of KL and of first choices are drawn over questions."
         f"{calibration}{escape(speed)}</p>"
         f'<p class="soft">{escape(machine.cpu)}, {machine.cores} cores{memory}{cache}; {escape(machine.system)}; '

@@ -63,7 +63,7 @@ class EmbeddingModel(Model):
         if settings.check_golden:
             check_canary(bundle, {self._vision.name: self._vision.session, text_name: self._text})
         self._text_worker: BatchWorker[TextBatch, Vectors] = BatchWorker(
-            f"text-{manifest.name}", self._run_texts, _num_rows, settings.text_batch_rows, settings.stall_timeout_s
+            f"text-{manifest.name}", self._run_texts, _num_rows, settings.text_batch_rows, settings.patience
         )
 
     @property
@@ -92,7 +92,7 @@ class EmbeddingModel(Model):
         with self._admission.admit():
             texts = [part.text for part in request.inputs if isinstance(part, TextPart)]
             images = [part for part in request.inputs if isinstance(part, ImagePart)]
-            of_texts, num_tokens, of_images = await self._embed_both(texts, images)
+            of_texts, num_tokens, of_images = await self._embed_both(request.request_id, texts, images)
         embeddings = np.empty((len(request.inputs), self._dims.embedding_size), np.float32)
         is_text = np.array([isinstance(part, TextPart) for part in request.inputs])
         embeddings[is_text], embeddings[~is_text] = of_texts, of_images
@@ -114,25 +114,27 @@ class EmbeddingModel(Model):
             raise ParameterError(f"prompt_template {template!r} has no {SLOT} for the label", "prompt_template")
         with self._admission.admit():
             prompts = [label_text(template, label) for label in request.labels]
-            of_labels, num_tokens, of_images = await self._embed_both(prompts, request.images)
+            of_labels, num_tokens, of_images = await self._embed_both(request.request_id, prompts, request.images)
         return ClassifyResult(scores(of_images @ of_labels.T, self._dims), num_tokens)
 
-    async def _embed_both(self, texts: Sequence[str], images: Sequence[ImagePart]) -> tuple[Vectors, int, Vectors]:
+    async def _embed_both(
+        self, owner: str, texts: Sequence[str], images: Sequence[ImagePart]
+    ) -> tuple[Vectors, int, Vectors]:
         """Return the unit vectors of texts, the tokens they took, and the unit vectors of images."""
-        work: list[Coroutine[Any, Any, Any]] = [self._embed_texts(texts), self._embed_images(images)]
+        work: list[Coroutine[Any, Any, Any]] = [self._embed_texts(owner, texts), self._embed_images(owner, images)]
         (of_texts, num_tokens), of_images = await together(work)
         return of_texts, num_tokens, of_images
 
-    async def _embed_texts(self, texts: Sequence[str]) -> tuple[Vectors, int]:
+    async def _embed_texts(self, owner: str, texts: Sequence[str]) -> tuple[Vectors, int]:
         """Return [n, E] unit vectors and the tokens they took."""
-        rows = await together(self._pool.run(self._tokenized, text) for text in texts)
+        rows = await together(self._pool.text.run(owner, self._tokenized, text) for text in texts)
         futures = [asyncio.wrap_future(self._text_worker.submit(row)) for row in rows]
         vectors = await asyncio.gather(*futures)
         return self._unit(vectors), sum(row.num_tokens for row in rows)
 
-    async def _embed_images(self, images: Sequence[ImagePart]) -> Vectors:
+    async def _embed_images(self, owner: str, images: Sequence[ImagePart]) -> Vectors:
         """Return [n, E] unit vectors."""
-        decoded = await together(self._vision.decode(image.data) for image in images)
+        decoded = await together(self._vision.decode(owner, image.data) for image in images)
         encoded = await together(self._vision.encode(image) for image in decoded)
         return self._unit([image.features for image in encoded])
 

@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import math
 import time
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from bundle.decode import decode_image
 from bundle.directory import Bundle
 from bundle.image import PREPROCESSOR, ImageSpec, TileLayout
 from bundle.manifest import Manifest
 from runtime.encoders import Pixels, encode_tiles
 from runtime.session import Session
 from serving.engine.batching import BatchWorker
+from serving.models.cut_image import CutImage
 from serving.models.feature_cache import FeatureCache
 from serving.models.pool import PreprocessPool
 from serving.settings import EngineSettings
@@ -34,9 +33,6 @@ _BATCHES_AHEAD = 2
 """One batch of images runs while the next is made ready; further ones wait as 8-bit images, a quarter of their pixels'
 size: a whole queue of tiled ones would take gigabytes."""
 
-_BAND_PX = 64
-"""Rows of an image that are hashed at a time."""
-
 
 @dataclass(frozen=True)
 class DecodedImage:
@@ -44,15 +40,13 @@ class DecodedImage:
 
     Attributes:
         key: SHA-256 over pixels, preprocessing and encoder: equal keys have equal features.
-        images: Its tiles where they are smaller than it (a photograph of 12 megapixels is 36 MB), else the image alone.
+        cut: Its 8-bit pixels.
         layout: How it is cut into tiles.
-        is_cut: `images` are the tiles.
     """
 
     key: bytes
-    images: tuple[Image.Image, ...]
+    cut: CutImage
     layout: TileLayout
-    is_cut: bool = False
 
 
 @dataclass
@@ -100,7 +94,7 @@ class VisionStage:
         self._in_flight: dict[bytes, _Flight] = {}
         self._room = asyncio.Semaphore(_BATCHES_AHEAD * self._max_tiles)
         self.worker: BatchWorker[Pixels, Features] = BatchWorker(
-            f"vision-{bundle.name}", self.run, len, self._max_tiles, settings.stall_timeout_s
+            f"vision-{bundle.name}", self.run, len, self._max_tiles, settings.patience
         )
 
     @property
@@ -116,13 +110,21 @@ class VisionStage:
         """Run once on a blank tile, so that no request pays for the first run."""
         self.run([np.zeros((1, 3, *self._spec.tile_size_px), np.float32)])
 
-    async def decode(self, data: bytes) -> DecodedImage:
+    async def decode(self, owner: Hashable, data: bytes) -> DecodedImage:
         """Return the decoded image.
 
+        Args:
+            owner: The request: requests take turns.
+            data: The encoded image.
+
         Raises:
-            ImageError: The bytes are not an image, or one over the limits.
+            ImageError: The bytes are not an image, one over the limits, or one that takes too long.
+            OutOfMemoryError: This machine lacks memory for it.
+            EngineDeadError: The pool is closed or hangs.
         """
-        return await self._pool.run(self._decode, data)
+        cut = await self._pool.cut(owner, self._spec, data)
+        key = hashlib.sha256(self._identity + cut.digest).digest()
+        return DecodedImage(key, cut, self._spec.layout(cut.width_px, cut.height_px))
 
     async def encode(self, image: DecodedImage) -> EncodedImage:
         """Return the features of an image: kept ones, those being computed for somebody else, or new ones."""
@@ -145,20 +147,8 @@ class VisionStage:
         ends = np.cumsum([len(image) for image in images])
         return [features[end - len(image) : end].copy() for image, end in zip(images, ends, strict=True)]
 
-    def _decode(self, data: bytes) -> DecodedImage:
-        image = decode_image(data)
-        digest = hashlib.sha256(self._identity)
-        digest.update(f"{image.width}x{image.height}".encode())
-        for top in range(0, image.height, _BAND_PX):  # the bytes of a whole image at once are two more copies of it
-            band = image.crop((0, top, image.width, min(top + _BAND_PX, image.height)))
-            digest.update(band.tobytes())
-        layout = self._spec.layout(*image.size)
-        if layout.num_tiles * math.prod(self._spec.tile_size_px) < image.width * image.height:
-            return DecodedImage(digest.digest(), tuple(self._spec.cut(image)), layout, is_cut=True)
-        return DecodedImage(digest.digest(), (image,), layout)
-
-    def _pixels(self, image: DecodedImage) -> Pixels:
-        return self._spec.pixels(image.images if image.is_cut else self._spec.cut(image.images[0]))
+    def _pixels(self, cut: CutImage) -> Pixels:
+        return self._spec.pixels(cut.images if cut.is_cut else self._spec.cut(cut.images[0]))
 
     def _take_off(self, image: DecodedImage) -> _Flight:
         flight = _Flight(asyncio.get_running_loop().create_task(self._encode(image)))
@@ -174,7 +164,7 @@ class VisionStage:
     async def _encode(self, image: DecodedImage) -> EncodedImage:
         async with self._room:
             started_s = time.monotonic()
-            pixels = await self._pool.run(self._pixels, image)
+            pixels = await self._pool.images.run(image.key, self._pixels, image.cut)
             preprocessed_s = time.monotonic()
             features = await asyncio.wrap_future(self.worker.submit(pixels))
         self.cache.put(image.key, features)
