@@ -57,7 +57,10 @@ UngatedOption = Annotated[
 ]
 RealOption = Annotated[
     bool,
-    typer.Option("--real", help="Serve the real model too: SmolLM2-135M's decoder, fetched (93 MB) on first use."),
+    typer.Option(
+        "--real",
+        help="Serve the real model, beside the bundles that are named: SmolLM2-135M's decoder, fetched (93 MB) once.",
+    ),
 ]
 
 
@@ -124,7 +127,8 @@ def _served(bundles: list[Path] | None, real: bool) -> list[Path]:
             return [*(bundles or ()), real_bundle(folder, progress)]
     if bundles:
         return bundles
-    from commands.shipped import shipped_bundles
+    from commands.shipped import WHAT_TO_ASK, shipped_bundles
 
+    progress(WHAT_TO_ASK)
     with kept_in(cache_folder()) as folder:
         return shipped_bundles(folder, progress)

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from bundle.directory import read_manifest
 from bundle.errors import PocketVLMError
-from commands.shipped import CHECKPOINTS, is_current
+from commands.shipped import CHECKPOINTS, WHAT_TO_ASK, is_current
 from commands.terminal import EXIT_MISSED
 from serving.process import run_process, running_server
 
@@ -204,10 +204,12 @@ def _print_next(folder: Path, console: Console) -> None:
     bundle = os.path.relpath(folder / "vlm-int8")
     lines = (
         ("serve", "", "the shipped models, on port 8000"),
+        ("serve", "--real", "a language model that talks instead, SmolLM2-135M (fetches 93 MB, once)"),
         ("run", f'{bundle} --image reference/samples/text.png "What does the text say?"', "one answer, no server"),
         ("inspect", bundle, "what a variant holds and costs"),
         ("export", "HuggingFaceTB/SmolVLM-256M-Instruct -o smolvlm", "your own model"),
     )
+    console.print(f"\n{WHAT_TO_ASK}", markup=False)
     console.print("\nWhat to run next:")
     for command, rest, meaning in lines:
         console.print(f"  [dim]# {meaning}[/dim]\n  .venv/bin/pocketvlm {command} {rest}", soft_wrap=True)
