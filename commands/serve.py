@@ -129,6 +129,7 @@ def _served(bundles: list[Path] | None, real: bool) -> list[Path]:
         return bundles
     from commands.shipped import WHAT_TO_ASK, shipped_bundles
 
-    progress(WHAT_TO_ASK)
     with kept_in(cache_folder()) as folder:
-        return shipped_bundles(folder, progress)
+        shipped = shipped_bundles(folder, progress)
+    progress(WHAT_TO_ASK)
+    return shipped

@@ -23,8 +23,8 @@ It stands here so that the bundle of a stranger's model is known for one without
 """
 
 WHAT_TO_ASK = (
-    "The shipped models are small and know drawn scenes alone: coloured shapes, a handwritten digit, one word of up to "
-    'four letters. Ask "What color is the star?", "What shape is red?", "What does the text say?", "What digit is '
+    "The shipped models are small and know drawn scenes alone: coloured shapes, a handwritten digit, up to four "
+    'letters. Ask "What color is the star?", "What shape is red?", "What does the text say?", "What digit is '
     'this?" or "Describe the image.", the image before the text; the whole list is in reference/checkpoints/README.md. '
     '"Hello", a photograph or general knowledge get nonsense: that is the model, not the server.'
 )
