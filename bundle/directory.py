@@ -16,7 +16,7 @@ from bundle import format_1
 from bundle.errors import BundleError, BundleFileError, BundleFormatError, GateError
 from bundle.external_data import external_files
 from bundle.manifest import FORMAT_VERSION, ComponentName, FileRecord, Manifest
-from bundle.scratch import NEW, OLD, remove_abandoned, scratch_beside, try_lack_of_room
+from bundle.scratch import NEW, OLD, reason_of, remove_abandoned, scratch_beside, try_lack_of_room
 
 MANIFEST = "manifest.json"
 _READ_BYTES = 1 << 22
@@ -211,7 +211,7 @@ def write_aside(target: Path | str, *, overwrite: bool = False) -> Iterator[Path
             final.parent.mkdir(parents=True, exist_ok=True)
             scratch = stack.enter_context(scratch_beside(final))
         except OSError as error:
-            raise BundleError(f"{target} cannot be written: {error.strerror}. Choose another -o.") from error
+            raise BundleError(f"{target} cannot be written: {reason_of(error)}. Choose another -o.") from error
         try:
             yield scratch / NEW
             _put_in_place(scratch / NEW, final, scratch / OLD)

@@ -65,6 +65,13 @@ def try_lack_of_room(error: OSError) -> str | None:
     return None
 
 
+def reason_of(error: OSError) -> str:
+    """Return why a place cannot be written, in words."""
+    if isinstance(error, FileExistsError):  # what `mkdir` says of a file in the place of a folder
+        return os.strerror(errno.ENOTDIR)
+    return error.strerror or str(error)
+
+
 @contextmanager
 def _try_locked(folder: Path) -> Iterator[bool]:
     """Yield whether a folder's lock could be had, which is held during the block; some file systems know none."""

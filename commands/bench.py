@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from commands.options import BundleArgument, JsonOption, ThreadsOption
+from commands.options import BundleArgument, JsonOption, ThreadsOption, usage_errors
 from commands.terminal import console, print_json, progress
 
 
@@ -41,7 +41,8 @@ def bench(
         threads=threads,
         allow_ungated=True,
     )
-    report = run_benchmark(bundle, plan, progress=progress)
+    with usage_errors():
+        report = run_benchmark(bundle, plan, progress=progress)
     if as_json:
         print_json(report.to_json())
     else:

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from commands.options import BundleArgument, ImageOption, JsonOption, ThreadsOption, read_image, read_text
+from commands.options import BundleArgument, ImageOption, JsonOption, ThreadsOption, naming, read_image, read_text
 from commands.terminal import console, print_json, tell_of_failed_gates
 
 
@@ -34,7 +34,8 @@ def embed(
     images: list[TextPart | ImagePart] = [ImagePart(read_image(file)) for file in files]
     inputs = (*images, *(TextPart(words) for words in texts))
     tell_of_failed_gates(bundle)
-    result = asyncio.run(oneshot.embed(bundle, inputs, threads))
+    with naming(files):
+        result = asyncio.run(oneshot.embed(bundle, inputs, threads))
     if as_json:
         print_json({"inputs": names, "embeddings": result.embeddings.tolist(), "prompt_tokens": result.prompt_tokens})
         return

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bundle.errors import MachineError, ParameterError, QuantizationError, SettingsError
+from bundle.errors import ImageError, MachineError, ParameterError, QuantizationError, SettingsError
+from bundle.scratch import reason_of
 
 _URL = re.compile(r"(https?|ftp|s3|data):", re.IGNORECASE)
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _SHOWN_CHARACTERS = 100
 """Of a value in a message: a data URL has millions."""
 
@@ -51,10 +53,42 @@ def read_image(file: str) -> bytes:
             "Save it first, e.g. with curl -o image URL"
         )
     try:
-        return Path(file).read_bytes()
+        data = Path(file).read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise MachineError(f"{file[:_SHOWN_CHARACTERS]} cannot be read: {reason}") from error
+    if data.startswith(_LFS_POINTER):
+        raise MachineError(
+            f"{file} is a Git LFS pointer, not the image that it stands for; fetch it with: git lfs pull"
+        )
+    return data
+
+
+@contextmanager
+def naming(files: Sequence[str]) -> Iterator[None]:
+    """Begin the message about an image with the file that it was read from; with several, with all of them."""
+    try:
+        yield
+    except ImageError as error:
+        told = files[0] if len(files) == 1 else f"one of {', '.join(files)}"
+        raise ImageError(f"{told}: {error}") from error
+
+
+def made_folder(folder: Path, option: str) -> Path:
+    """Return a folder to write into, made if absent.
+
+    Args:
+        folder: As given.
+        option: What it was given with.
+
+    Raises:
+        MachineError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MachineError(f"{folder} cannot be written: {reason_of(error)}. Choose another {option}.") from error
+    return folder
 
 
 def read_text(text: str, option: str) -> str:

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from commands.options import BundleArgument, ImageOption, JsonOption, ThreadsOption, read_image, read_text, usage_errors
+from commands.options import (
+    BundleArgument,
+    ImageOption,
+    JsonOption,
+    ThreadsOption,
+    naming,
+    read_image,
+    read_text,
+    usage_errors,
+)
 from commands.terminal import Stripped, console, print_json, progress, tell_of_failed_gates
 
 _OWN = "Default: the model's own."
@@ -40,7 +49,7 @@ def run(
     tell_of_failed_gates(bundle)
     sampling = SamplingParams(max_tokens, temperature, top_p, top_k, seed)
     shown = None if as_json else Stripped()
-    with usage_errors():
+    with usage_errors(), naming(image or ()):
         answered = asyncio.run(answer(bundle, Message("user", parts), sampling, threads, shown))
     if as_json:
         print_json(asdict(answered))

@@ -24,7 +24,7 @@ BundlesArgument = Annotated[
 ConfigOption = Annotated[
     Path | None,
     typer.Option(
-        help="A TOML file of settings (docs/architecture.md). Variables POCKETVLM_... win over it, flags over both. "
+        help="A TOML file of settings (docs/architecture.md); variables POCKETVLM_... win over it, flags over both. "
         "Default: none."
     ),
 ]
@@ -57,7 +57,10 @@ UngatedOption = Annotated[
 ]
 RealOption = Annotated[
     bool,
-    typer.Option("--real", help="Serve the real model too: SmolLM2-135M's decoder, fetched (93 MB) on first use."),
+    typer.Option(
+        "--real",
+        help="Serve the real model, beside the bundles that are named: SmolLM2-135M's decoder, fetched (93 MB) once.",
+    ),
 ]
 
 
@@ -124,7 +127,9 @@ def _served(bundles: list[Path] | None, real: bool) -> list[Path]:
             return [*(bundles or ()), real_bundle(folder, progress)]
     if bundles:
         return bundles
-    from commands.shipped import shipped_bundles
+    from commands.shipped import WHAT_TO_ASK, shipped_bundles
 
     with kept_in(cache_folder()) as folder:
-        return shipped_bundles(folder, progress)
+        shipped = shipped_bundles(folder, progress)
+    progress(WHAT_TO_ASK)
+    return shipped

@@ -9,11 +9,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from bundle.directory import Bundle, open_bundle, read_manifest
 from bundle.errors import PocketVLMError, SettingsError
 from bundle.machine import Machine, peak_memory_bytes, this_machine
 from bundle.manifest import Manifest
+from loadtests.apart import run_apart
 from loadtests.conversation import Conversation
 from loadtests.stations import DecoderBench, measure_vision
 from loadtests.stopwatch import Measurement, Stopwatch
@@ -156,8 +155,7 @@ def run_benchmark(
     manifest = read_manifest(Path(bundle))
     if progress:
         progress(f"measuring {manifest.name} in a process of its own")
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        return process.submit(measure_bundle, Path(bundle), plan or BenchmarkPlan()).result()
+    return run_apart(measure_bundle, Path(bundle), plan or BenchmarkPlan())
 
 
 def measure_bundle(bundle: Path, plan: BenchmarkPlan) -> BenchmarkReport:

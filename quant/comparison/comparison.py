@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from bundle.errors import BundleError, BundleFormatError
+from bundle.scratch import reason_of
 from quant.comparison.decode_speed import measure_speeds
 from quant.comparison.page import write_comparison
 from quant.comparison.rivals import read_rivals
@@ -55,7 +56,7 @@ def _require_writable(output: Path) -> None:
         with TemporaryFile(dir=output.parent):
             pass
     except OSError as error:
-        raise BundleError(f"{output} cannot be written: {error.strerror}. Choose another -o.") from error
+        raise BundleError(f"{output} cannot be written: {reason_of(error)}. Choose another -o.") from error
 
 
 def _beside(groups: Sequence[Siblings], files: Sequence[Path]) -> list[Siblings]:
