@@ -28,7 +28,7 @@ from bundle.manifest import Manifest
 from loadtests.conversation import Conversation
 from loadtests.stations import DecoderBench, measure_vision
 from loadtests.stopwatch import Measurement, Stopwatch
-from loadtests.wording import counted, number
+from loadtests.wording import counted, number, out_of_range
 from runtime.cache_shape import cache_shape, context_of
 from serving.models.client import LocalClient
 from serving.settings import EngineSettings
@@ -86,7 +86,7 @@ class BenchmarkPlan:
         for name, low, high in bounds:
             value = getattr(self, name)
             if not low <= value <= high:
-                raise SettingsError(f"{name} {value} is out of range: it may be {low:g} to {high:g}")
+                raise SettingsError(out_of_range(name, value, low, high))
 
     @property
     def watch(self) -> Stopwatch:

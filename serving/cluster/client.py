@@ -94,7 +94,7 @@ class RayClient:
             return Health(is_ready=False, reason=f"Serve's controller does not answer: {type(error).__name__}")
         lacking = [name for name, count in running.items() if count == 0]
         reason = f"no replica runs of: {', '.join(lacking)}" if lacking else ""
-        return Health(not lacking, reason, {"num_replicas": float(sum(running.values()))})
+        return Health(not lacking, reason, {name: {"num_replicas": float(count)} for name, count in running.items()})
 
     def _of(self, handles: dict[str, Any], model: str) -> Any:
         if model not in handles:

@@ -16,6 +16,7 @@ from serving.protocol import (
     SamplingParams,
     TextPart,
 )
+from serving.settings import EngineSettings
 
 
 def png(seed: int = 0, width_px: int = 70, height_px: int = 50) -> bytes:
@@ -94,6 +95,6 @@ def answer():
 
 @pytest.fixture
 def pool():
-    pool = PreprocessPool(2)
+    pool = PreprocessPool(EngineSettings(preprocess_threads=2))
     yield pool
     pool.close()

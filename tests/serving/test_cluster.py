@@ -361,10 +361,11 @@ def test_a_controller_that_does_not_answer_is_not_ready() -> None:
 
 def test_a_model_without_a_replica_is_not_ready() -> None:
     health = asyncio.run(RayClient([], {}, lambda: {"a": 1, "b": 0}).health())
-    assert (health.is_ready, health.reason, health.gauges) == (False, "no replica runs of: b", {"num_replicas": 1.0})
+    assert (health.is_ready, health.reason) == (False, "no replica runs of: b")
+    assert health.model_gauges == {"a": {"num_replicas": 1.0}, "b": {"num_replicas": 0.0}}
 
 
 def test_an_application_that_is_being_taken_away_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster.serve, "status", lambda: SimpleNamespace(applications={}))
     client = RayClient([], {}, partial(cluster.num_running_replicas, "gone", {"slow": "generator-slow"}))
-    assert asyncio.run(client.health()) == Health(False, "no replica runs of: slow", {"num_replicas": 0.0})
+    assert asyncio.run(client.health()) == Health(False, "no replica runs of: slow", {"slow": {"num_replicas": 0.0}})
