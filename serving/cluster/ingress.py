@@ -11,7 +11,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.api.app import create_app
-from serving.api.body import REQUEST_ID
+from serving.api.record import REQUEST_ID
 from serving.cluster.client import RayClient, Replicas
 from serving.cluster.proxy import MARK
 from serving.cluster.watch import watch_of

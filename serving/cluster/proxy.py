@@ -18,8 +18,8 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bundle.errors import DeadlineError, EngineDeadError, PocketVLMError
-from serving.api.body import REQUEST_ID
 from serving.api.errors import error_body, http_error
+from serving.api.record import REQUEST_ID
 from serving.cluster.call import Outlook
 from serving.cluster.watch import watch_of
 
