@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from types import ModuleType
 
-from bundle.errors import MachineError, PocketVLMError
+from bundle.errors import MachineError, OutOfMemoryError
 from bundle.extras import install_line
 
 # Since 1.29 its wheels keep a device id and queue events (model file names, producer, CPU, path of Python) under the
@@ -45,12 +45,12 @@ def lacks_operator(error: Exception) -> bool:
     return type(error).__name__ == "NotImplemented" or any(sign in str(error) for sign in _NO_OPERATOR)
 
 
-def memory_error(what: str, error: Exception) -> PocketVLMError | None:
+def memory_error(what: str, error: Exception) -> OutOfMemoryError | None:
     """Return the error to raise where memory ran out, of the host or of a device; None where something else failed."""
     told = str(error).lower()
     if not isinstance(error, MemoryError) and not any(sign in told for sign in _NO_MEMORY):
         return None
-    return MachineError(
+    return OutOfMemoryError(
         f"{what}: memory ran out ({first_line(error)}). Lower max_sequences, context_tokens or vision_batch_tiles, or "
         "take a variant of fewer bits."
     )

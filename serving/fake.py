@@ -165,7 +165,7 @@ class FakeClient:
             "num_requests_waiting": 0.0,
             "kv_cache_usage_perc": min(1.0, self.num_running / self.behaviour.max_running),
         }
-        return replace(self.behaviour.health, gauges=gauges)
+        return replace(self.behaviour.health, model_gauges=dict.fromkeys(self._cards, gauges))
 
     def _card(self, model: str, task: Task) -> ModelCard:
         if (card := self._cards.get(model)) is None:

@@ -10,7 +10,8 @@ is no setting is an error, in each of the three.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from bundle.decode import DEFAULT_LIMITS
 from bundle.errors import SettingsError
 from runtime.settings import DEFAULT_CHUNK_TOKENS, DEFAULT_VISION_TILES, RuntimeSettings
+from serving.watch import Patience
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -112,7 +114,11 @@ class EngineSettings(RuntimeSettings):
         verify_digests: Compare every file with its recorded digest at start (reads the weights once).
         check_golden: Replay the canary recorded at export before serving.
         allow_ungated: Load a variant whose quality gate failed, or whose quality was never measured on samples.
-        stall_timeout_s: An engine that has work and finishes no step for so long is reported as not ready.
+        image_timeout_s: For decoding one image; it is stopped then, and refused.
+        stall_timeout_s: An engine that has work and finishes no step for so long fails what it has, takes nothing new
+            and is not ready, until it goes on.
+        restart_after_stall_s: An engine that hangs for so long more is not alive either: whoever watches the process
+            shall restart it.
     """
 
     max_sequences: int = Field(default=4, ge=1, le=256)
@@ -126,7 +132,14 @@ class EngineSettings(RuntimeSettings):
     verify_digests: bool = True
     check_golden: bool = True
     allow_ungated: bool = False
+    image_timeout_s: float = Field(default=20.0, gt=0)
     stall_timeout_s: float = Field(default=120.0, gt=0)
+    restart_after_stall_s: float = Field(default=120.0, ge=0)
+
+    @property
+    def patience(self) -> Patience:
+        """How long the threads of a model may be silent."""
+        return Patience(self.stall_timeout_s, self.stall_timeout_s + self.restart_after_stall_s)
 
 
 class ScalingSettings(_Frozen):
@@ -173,20 +186,26 @@ class RaySettings(_Frozen):
     """The same application as Ray Serve deployments.
 
     Attributes:
-        ingress_replicas: Processes that run the HTTP application. `/metrics` shows the one that answers.
+        ingress_replicas: Processes that run the HTTP application. Two, so that one may die.
         ingress_num_cpus: Logical CPUs that Ray reserves for each.
         generator: Replicas of each vision-language model.
         embedder: Replicas of each dual encoder.
-        health_check_period_s: How often Ray asks a replica whether its engine lives.
-        health_check_timeout_s: A replica that is silent for so long counts as dead.
+        silent_after_s: A replica that answers nothing for so long gets no requests; those that it has are sent to
+            another, or fail if they were begun to be answered.
+        patience_s: How long a request waits while its model has no replica that can take it.
+        health_check_period_s: How often Ray asks a replica whether its engine lives. It replaces one that fails three
+            times.
+        health_check_timeout_s: A question that is not answered for so long has failed.
     """
 
-    ingress_replicas: int = Field(default=1, ge=1)
-    ingress_num_cpus: float = Field(default=0.5, ge=0)
+    ingress_replicas: int = Field(default=2, ge=1)
+    ingress_num_cpus: float = Field(default=0.25, ge=0)
     generator: ScalingSettings = ScalingSettings()
     embedder: ScalingSettings = ScalingSettings()
-    health_check_period_s: float = Field(default=5.0, gt=0)
-    health_check_timeout_s: float = Field(default=30.0, gt=0)
+    silent_after_s: float = Field(default=4.0, ge=2)
+    patience_s: float = Field(default=15.0, gt=0)
+    health_check_period_s: float = Field(default=1.0, gt=0)
+    health_check_timeout_s: float = Field(default=3.0, gt=0)
 
 
 class ServerSettings(_Frozen):
@@ -228,17 +247,57 @@ def load_settings(
     Raises:
         SettingsError: The file cannot be read, a name is no setting, or a value is not allowed.
     """
-    merged = _read_toml(file) if file else {}
+    collected = _Collected()
+    if file:
+        collected.add_file(file)
     for name, text in sorted((environment or {}).items()):
         if name.startswith(ENVIRONMENT_PREFIX) and name not in _OTHER_VARIABLES:
-            _put(merged, name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"), text, f"variable {name}")
+            collected.put(name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"), text, f"variable {name}")
     for dotted, value in (flags or {}).items():
         if value is not None:
-            _put(merged, dotted.split("."), value, f"flag {dotted}")
+            collected.put(dotted.split("."), value, f"flag {dotted}")
     try:
-        return ServerSettings.model_validate(merged)
+        return ServerSettings.model_validate(collected.values)
     except ValidationError as error:
-        raise SettingsError(_first_problem(error)) from error
+        raise SettingsError(_first_problem(error, collected.sources)) from error
+
+
+class _Collected:
+    """Values of all sources, the later having replaced the earlier.
+
+    Attributes:
+        values: As nested tables.
+        sources: Path of each value -> what it was read from, in words.
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.sources: dict[tuple[str, ...], str] = {}
+
+    def add_file(self, file: Path) -> None:
+        """Add what a TOML file says."""
+        for path, value in _leaves(_read_toml(file)):
+            self.put(list(path), value, f"settings file {file}")
+
+    def put(self, path: list[str], value: Any, source: str) -> None:
+        """Set one value, making the tables on its way."""
+        table = self.values
+        for depth, name in enumerate(path[:-1], start=1):
+            table = table.setdefault(name, {})
+            if not isinstance(table, dict):
+                whose = self.sources[tuple(path[:depth])]
+                raise SettingsError(f"{source}: {name} is a value, not a table of settings, in {whose}")
+        table[path[-1]] = value
+        self.sources[tuple(path)] = source
+
+
+def _leaves(table: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield every value of nested tables with its path; an empty table is a value."""
+    for name, value in table.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, (*above, name))
+        else:
+            yield (*above, name), value
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
@@ -250,19 +309,32 @@ def _read_toml(file: Path) -> dict[str, Any]:
         raise SettingsError(f"the settings file {file} is not TOML: {error}") from error
 
 
-def _put(merged: dict[str, Any], path: list[str], value: Any, source: str) -> None:
-    """Set one value, making the tables on its way."""
-    for name in path[:-1]:
-        merged = merged.setdefault(name, {})
-        if not isinstance(merged, dict):
-            raise SettingsError(f"{source}: {name} is a value, not a table of settings")
-    merged[path[-1]] = value
-
-
-def _first_problem(error: ValidationError) -> str:
+def _first_problem(error: ValidationError, sources: Mapping[tuple[str, ...], str]) -> str:
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
+    path = tuple(str(part) for part in first["loc"])
+    where = ".".join(path)
+    source = _source_of(path, sources)
     more = f" ({error.error_count()} problems in all)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        return f"{where} is no setting of the server{more}; see pocketvlm serve --help and docs/architecture.md"
-    return f"setting {where or 'combination'} = {first['input']!r}: {first['msg']}{more}"
+        return f"{source}{where} is no setting of the server{_nearest(where, source)}{more}"
+    if first["type"] == "value_error":
+        return f"{source}settings {where or 'together'}: {first['ctx']['error']}{more}"
+    if first["type"] == "model_type":
+        return f"{source}{where} is a table of settings, not a value such as {first['input']!r}{more}"
+    return f"{source}setting {where} = {first['input']!r}: {first['msg']}{more}"
+
+
+def _source_of(path: tuple[str, ...], sources: Mapping[tuple[str, ...], str]) -> str:
+    """Return where the value at a path, or those below it, came from, as the beginning of a message."""
+    found = [source for place, source in sources.items() if place[: len(path)] == path or path[: len(place)] == place]
+    return f"{', '.join(dict.fromkeys(found))}: " if found else ""
+
+
+def _nearest(where: str, source: str) -> str:
+    """Return advice on an unknown name: the setting most like it, as its source would spell it, or where all stand."""
+    known = [".".join(path) for path, _ in _leaves(ServerSettings().model_dump())]
+    near = get_close_matches(where, known, n=1, cutoff=0.7)
+    if not near:
+        return "; see pocketvlm serve --help and docs/architecture.md"
+    spelled = ENVIRONMENT_PREFIX + near[0].replace(".", "__").upper() if source.startswith("variable") else near[0]
+    return f"; did you mean {spelled}?"

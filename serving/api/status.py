@@ -44,7 +44,7 @@ def status_router(service: Service) -> APIRouter:
     @router.get("/metrics")
     async def metrics() -> Response:
         """Return the counters in Prometheus' text format."""
-        service.metrics.gauges.values = (await service.client.health()).gauges
+        service.metrics.gauges.values = (await service.client.health()).model_gauges
         return Response(service.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
     return router

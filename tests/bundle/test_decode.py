@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 import zlib
 from contextlib import suppress
 from io import BytesIO
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from bundle.decode import ImageLimits, decode_image
+from bundle.decode import ImageLimits, decode_image, inspect_image
 from bundle.errors import ImageError
 
 
@@ -33,6 +35,12 @@ def _png_header(width: int, height: int) -> bytes:
         struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in (body, rows)
     ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def _with_more_scans(progressive: bytes, num_more: int) -> bytes:
+    """A progressive JPEG whose last scan stands there so many times more; it is the same picture."""
+    last, end = progressive.rindex(b"\xff\xda"), progressive.rindex(b"\xff\xd9")
+    return progressive[:end] + progressive[last:end] * num_more + progressive[end:]
 
 
 PICTURE = Image.linear_gradient("L").resize((40, 30)).convert("RGB")
@@ -129,6 +137,80 @@ def test_rotation_in_the_metadata_is_applied(photograph_files: dict[str, Path]) 
     image = Image.open(photograph_files["coffee"])
     found = decode_image(_encoded(image, "PNG", exif=exif))
     np.testing.assert_array_equal(np.asarray(found), np.asarray(image.transpose(Image.Transpose.ROTATE_270)))
+
+
+@pytest.mark.parametrize("form", FILES)
+def test_head_tells_what_an_image_costs_without_its_pixels(form: str) -> None:
+    head = inspect_image(FILES[form])
+    assert (head.format, head.width_px, head.height_px) == (form, 40, 30)
+    assert (head.pixels, head.num_bytes, head.num_scans) == (1200, len(FILES[form]), 1)
+    assert head.is_cheap
+
+
+def test_scans_are_those_of_the_picture_not_of_a_preview_in_its_metadata() -> None:
+    preview = _encoded(PICTURE, "JPEG", progressive=True)
+    exif = Image.Exif()
+    exif[0x927C] = preview  # MakerNote, where cameras keep previews
+    data = _encoded(PICTURE, "JPEG", exif=exif)
+    assert data.count(b"\xff\xda") > 6
+    assert inspect_image(data).num_scans == 1
+    several = _encoded(PICTURE, "MPO", save_all=True, append_images=[PICTURE])
+    assert inspect_image(several).num_scans == 1
+    assert inspect_image(several).format == "JPEG"
+
+
+@pytest.mark.parametrize("size", [(40, 30), (1000, 1000)])
+def test_many_scans_are_not_cheap_and_beyond_the_limit_refused(size: tuple[int, int]) -> None:
+    progressive = _encoded(PICTURE.resize(size), "JPEG", progressive=True)  # libjpeg-turbo's script for colour: 10
+    assert inspect_image(progressive).num_scans == 10
+    assert inspect_image(progressive).is_cheap
+    assert inspect_image(_with_more_scans(progressive, 90)).num_scans == 100
+    assert inspect_image(_with_more_scans(progressive, 90)).is_cheap == (size == (40, 30))
+    with pytest.raises(ImageError, match=rf"{size[0]}x{size[1]} pixels in 101 scans; at most 100 are decoded"):
+        decode_image(_with_more_scans(progressive, 91))
+
+
+def test_scans_behind_restarts_fill_and_garbage_are_counted() -> None:
+    data = _encoded(PICTURE, "JPEG", progressive=True, restart_marker_blocks=1)
+    assert b"\xff\xd0" in data
+    behind = data[: data.rindex(b"\xff\xda")] + b"garbage\xff\xff" + data[data.rindex(b"\xff\xda") :]
+    assert inspect_image(behind).num_scans == inspect_image(data).num_scans == 10
+    assert decode_image(behind) == decode_image(data)
+
+
+def test_large_images_are_not_cheap() -> None:
+    assert not inspect_image(_encoded(Image.new("L", (1025, 1024)))).is_cheap
+    assert not inspect_image(FILES["PNG"] + bytes(1 << 20)).is_cheap
+
+
+_SHORT_OF_MEMORY = """
+import re, resource, sys
+from bundle.decode import decode_image
+from bundle.errors import OutOfMemoryError
+data = open(sys.argv[1], "rb").read()
+used = int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1]) << 10
+resource.setrlimit(resource.RLIMIT_AS, (used + (160 << 20), resource.RLIM_INFINITY))
+try:
+    decode_image(data)
+except OutOfMemoryError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the address space of Linux is limited here")
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [("PNG", {}), ("JPEG", {"progressive": True}), ("TIFF", {"compression": "tiff_lzw"}), ("WEBP", {"lossless": True})],
+)
+def test_lack_of_memory_is_not_the_caller_s_damaged_image(
+    form: str, options: dict[str, object], tmp_path: Path
+) -> None:
+    path = tmp_path / form
+    path.write_bytes(_encoded(Image.new("RGB", (7000, 7000)), form, **options))
+    told = subprocess.run(
+        [sys.executable, "-c", _SHORT_OF_MEMORY, path], capture_output=True, text=True, check=True, timeout=120
+    ).stdout
+    assert "was not decoded: memory ran out" in told
 
 
 @pytest.mark.parametrize("form", FILES)

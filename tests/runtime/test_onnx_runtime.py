@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bundle.errors import MachineError
+from bundle.errors import MachineError, OutOfMemoryError
 from runtime.onnx_runtime import memory_error, onnx_runtime
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +52,7 @@ def test_a_missing_runtime_names_what_installs_it(monkeypatch: pytest.MonkeyPatc
 )
 def test_running_out_of_memory_is_told_with_what_to_lower(error: Exception) -> None:
     told = memory_error("decoder.onnx", error)
-    assert isinstance(told, MachineError)
+    assert isinstance(told, OutOfMemoryError)
     assert "decoder.onnx: memory ran out" in str(told)
     assert "Lower max_sequences" in str(told)
     assert memory_error("decoder.onnx", RuntimeError("bad shape")) is None

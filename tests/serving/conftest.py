@@ -23,7 +23,7 @@ from serving.protocol import (
     TextPart,
 )
 from serving.server import EdgeServer
-from serving.settings import ServerSettings
+from serving.settings import EngineSettings, ServerSettings
 
 
 def png(seed: int = 0, width_px: int = 70, height_px: int = 50) -> bytes:
@@ -102,7 +102,7 @@ def answer():
 
 @pytest.fixture
 def pool():
-    pool = PreprocessPool(2)
+    pool = PreprocessPool(EngineSettings(preprocess_threads=2))
     yield pool
     pool.close()
 

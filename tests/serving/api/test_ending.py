@@ -125,6 +125,7 @@ def test_an_engine_that_is_closed_fails_what_waits_and_ends_its_streams(
             asked = [asyncio.create_task(client.post(CHAT, json=ask(stream=stream))) for stream in (False, True)]
             while engine.num_running < 2:
                 await asyncio.sleep(0.01)
+            await asyncio.sleep(0.2)  # the stream's first token, which nothing but this loop holds up, has gone out
             await engine.close()
             return await asyncio.gather(*asked)
 
