@@ -49,8 +49,8 @@ def announce(line: str) -> None:
 
 
 def progress(line: str) -> None:
-    """Print a dim line on stderr."""
-    progress_console.print(line, style="dim", markup=False)
+    """Print a dim line on stderr, however long: what is kept in a file stays one line."""
+    progress_console.print(line, style="dim", markup=False, soft_wrap=True)
 
 
 def tell_of_failed_gates(bundle: Path) -> None:
