@@ -30,13 +30,15 @@ class Figures:
     """What the kernel counts of a server and the processes that it started.
 
     Attributes:
-        memory_mb: Proportional set size: pages that processes share are counted once.
+        memory_mb: Of the server itself: proportional set size, which counts pages that processes share once.
+        helpers_mb: Of the processes that it started.
         descriptors: Open in the server itself.
         threads: Of the server itself.
         processes: The server and its descendants.
     """
 
     memory_mb: float
+    helpers_mb: float
     descriptors: int
     threads: int
     processes: int
@@ -120,10 +122,10 @@ class Victim:
 
     def figures(self) -> Figures:
         """Return what the kernel counts now."""
-        processes = [self.pid, *descendants(self.pid)]
-        memory_mb = sum(map(memory_bytes, processes)) / _MB
-        descriptors = len(os.listdir(f"/proc/{self.pid}/fd"))
-        return Figures(memory_mb, descriptors, len(os.listdir(f"/proc/{self.pid}/task")), len(processes))
+        helpers = descendants(self.pid)
+        memory_mb, helpers_mb = memory_bytes(self.pid) / _MB, sum(map(memory_bytes, helpers)) / _MB
+        descriptors, threads = (len(os.listdir(f"/proc/{self.pid}/{kind}")) for kind in ("fd", "task"))
+        return Figures(memory_mb, helpers_mb, descriptors, threads, 1 + len(helpers))
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the server alone."""
