@@ -153,18 +153,23 @@ def descendants(pid: int) -> list[int]:
 
 def memory_bytes(pid: int) -> int:
     """Return a process's proportional set size; 0 where it is gone."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-    return 0
+    return _kernel_bytes(pid, "smaps_rollup", "Pss:")
+
+
+def resident_bytes(pid: int) -> int:
+    """Return a process's resident set, pages that it shares included; 0 where it is gone."""
+    return _kernel_bytes(pid, "status", "VmRSS:")
 
 
 def peak_bytes(pid: int) -> int:
     """Return the largest resident set that a process ever had, as the kernel kept it; 0 where it is gone."""
+    return _kernel_bytes(pid, "status", "VmHWM:")
+
+
+def _kernel_bytes(pid: int, file: str, name: str) -> int:
     with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
+        for line in Path(f"/proc/{pid}/{file}").read_text().splitlines():
+            if line.startswith(name):
                 return int(line.split()[1]) * 1024
     return 0
 
