@@ -6,7 +6,7 @@ PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint co
 OURS   := bundle commands export graphs pages quant runtime serving loadtests reference pocketvlm.py tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo demo-real test test-fast check fmt load-smoke clean
+.PHONY: help setup setup-dev demo demo-real test test-fast check fmt load-smoke attack soak clean
 
 help:           ## Show this list
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 22
@@ -38,6 +38,8 @@ demo-real: setup ## The same with a real language model, SmolLM2-135M (fetches a
 # As many workers as cores, each of which imports torch, so no more than four; PYTEST_ARGS=-n0 runs all in one process.
 # Bytecode is kept even where the environment forbids it: else every process that a test starts compiles ours anew.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n logical --maxprocesses 4 --no-loadscope-reorder
+PYTEST_ONE := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q
+SOAK_MINUTES ?= 30
 
 test: setup-dev ## Run every test
 	$(PYTEST) $(PYTEST_ARGS)
@@ -47,6 +49,13 @@ test-fast: setup-dev ## Run the tests that take less than ten seconds each
 
 load-smoke: setup-dev ## Load the edge server and Ray Serve for ten seconds each
 	$(BIN)/python -m loadtests.smoke
+
+# One attack at a time: each is measured by how long it silences the server. ATTACK_ARGS: -k WORDS, --attack-json FILE.
+attack: setup-dev ## Attack servers of our own on the loopback, and print what each attack did (25 minutes)
+	$(PYTEST_ONE) tests/attacks --attacks $(ATTACK_ARGS)
+
+soak: setup-dev ## Load a server for SOAK_MINUTES (30) with clients of every kind and injected faults
+	$(BIN)/python tests/attacks/soak.py --minutes $(SOAK_MINUTES) $(SOAK_ARGS)
 
 check: setup-dev ## Formatting, lint, types, import rules
 	$(BIN)/ruff format --check $(OURS)

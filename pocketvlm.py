@@ -1,75 +1,62 @@
-"""The `pocketvlm` command: its subcommands, and how a call of it ends.
+"""The `pocketvlm` command: what a call of it begins with, and how it ends.
 
 Exit codes: 0 done; 1 it could not be done (one line on stderr says why); 2 the command line is wrong;
-3 a measured objective or quality gate was missed; 130 interrupted.
+3 a measured objective or quality gate was missed; 130 interrupted (Ctrl-C); 143 told to stop (SIGTERM), 129 left by its
+terminal (SIGHUP). A server that drained after SIGTERM is done: 0.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from types import FrameType
 
-import typer
-from rich.markup import escape
-
-from bundle.errors import PocketVLMError
-from bundle.extras import extra_of, install_line
-from commands.bench import bench
-from commands.demo import demo
-from commands.doctor import doctor
-from commands.embed import embed
-from commands.export import export
-from commands.inspect import inspect
-from commands.loadtest import loadtest
-from commands.quantize import quantize
-from commands.report import report
-from commands.run import run
-from commands.serve import DEPLOY_HELP, SERVE_HELP, serve
-from commands.terminal import EXIT_FAILED, EXIT_INTERRUPTED, progress_console
-
-app = typer.Typer(
-    name="pocketvlm",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Compact vision-language models from checkpoint to endpoint: export, compress, measure, serve.",
-)
-app.command()(export)
-app.command()(quantize)
-app.command()(inspect)
-app.command()(report)
-app.command()(run)
-app.command()(embed)
-app.command("deploy", help=DEPLOY_HELP)(serve)
-app.command("serve", help=SERVE_HELP)(serve)
-app.command()(bench)
-app.command()(loadtest)
-app.command()(doctor)
-app.command()(demo)
+_EXIT_OF_SIGNAL = 128
+"""Added to the number of the signal that ended a process, as shells count."""
 
 
 def main() -> None:
-    """Run the command; turn deliberate errors and missing packages into one line."""
+    """Run the command, and end with its exit code; signals and closed streams are seen to before anything is loaded."""
+    _end_on_signals()
+    _open_closed_streams()
     try:
-        app()
-    except PocketVLMError as error:
-        _fail(str(error))
-    except ModuleNotFoundError as error:
-        extra = extra_of(error.name or "")
-        if extra is None:
-            raise
-        _fail(f"this command needs {error.name}. Install it with: {install_line(extra)}")
-    except OSError as error:
-        if error.filename is None:
-            raise
-        _fail(f"{error.filename}: {error.strerror}")
+        from commands.ending import run
+
+        code = run()
     except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
+        code = _EXIT_OF_SIGNAL + signal.SIGINT
+    sys.exit(code)
 
 
-def _fail(message: str) -> None:
-    progress_console.print(f"[red]error:[/red] {escape(message)}", soft_wrap=True)
-    sys.exit(EXIT_FAILED)
+def _end_on_signals() -> None:
+    """Let SIGTERM and SIGHUP unwind the stack, so that half-written files go; first of all, for loading takes seconds.
+
+    Without a handler of our own, the process with the number 1 of a container would not even see them. A signal that is
+    ignored, as under nohup, stays so.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(_EXIT_OF_SIGNAL + number)
+
+
+def _open_closed_streams() -> None:
+    """Put the null device where a standard stream was closed: the next file to be opened would take its place."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stdin is None:
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 (open as long as the process)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
 
 
 if __name__ == "__main__":

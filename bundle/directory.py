@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from bundle.errors import BundleError, BundleFileError, BundleFormatError, GateE
 from bundle.external_data import external_files
 from bundle.json_file import first_problem, printable
 from bundle.manifest import FORMAT_VERSION, ComponentName, FileRecord, Manifest
+from bundle.scratch import NEW, OLD, reason_of, remove_abandoned, scratch_beside, try_lack_of_room
 
 MANIFEST = "manifest.json"
 _READ_BYTES = 1 << 22
@@ -215,23 +214,27 @@ def write_aside(target: Path | str, *, overwrite: bool = False) -> Iterator[Path
         BundleError: `target` exists and is not a bundle, or is one and `overwrite` is False, or cannot be written.
     """
     final = Path(target).resolve()
+    remove_abandoned(final)
     if final.exists():
         if not overwrite:
             raise BundleError(f"{target} exists. Choose another -o, or pass --overwrite to replace it.")
         if not (final / MANIFEST).is_file():
             raise BundleError(f"{target} exists and is not a bundle; it is left alone. Choose another -o.")
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
-    except OSError as error:
-        raise BundleError(f"{target} cannot be written: {error.strerror}. Choose another -o.") from error
-    try:
-        aside = scratch / "new"
-        aside.mkdir()
-        yield aside
-        _put_in_place(aside, final, scratch / "old")
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with ExitStack() as stack:
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            scratch = stack.enter_context(scratch_beside(final))
+        except OSError as error:
+            raise BundleError(f"{target} cannot be written: {reason_of(error)}. Choose another -o.") from error
+        try:
+            yield scratch / NEW
+            _put_in_place(scratch / NEW, final, scratch / OLD)
+        except OSError as error:
+            if reason := try_lack_of_room(error):
+                raise BundleError(
+                    f"{target} cannot be written: {reason}. Free some space there, or choose another -o."
+                ) from error
+            raise
 
 
 def _put_in_place(new: Path, final: Path, old: Path) -> None:

@@ -6,19 +6,26 @@ from typing import Annotated
 
 import typer
 
-from commands.options import BundleArgument, JsonOption, ThreadsOption
+from commands.options import BundleArgument, JsonOption, ThreadsOption, usage_errors
 from commands.terminal import console, print_json, progress
 
 
 def bench(
     bundle: BundleArgument,
     batch_size: Annotated[
-        list[int] | None, typer.Option(help=r"Sequences or images; may be repeated. \[default: 1, 8]")
+        list[int] | None,
+        typer.Option(min=1, max=64, help="Sequences or images at once; may be repeated. Default: 1 and 8."),
     ] = None,
-    prompt_tokens: Annotated[int, typer.Option(help="Tokens of the prefill, and cached before decoding.")] = 128,
-    output_tokens: Annotated[int, typer.Option(help="Tokens of an answer, at most.")] = 32,
-    image_px: Annotated[int, typer.Option(help="Width and height of the image before the first token, pixels.")] = 512,
-    repeats: Annotated[int, typer.Option(help="Counted runs of each measurement, at most; 10 warm it up.")] = 30,
+    prompt_tokens: Annotated[
+        int, typer.Option(min=1, max=1 << 20, help="Tokens of the prefill, and cached before decoding.")
+    ] = 128,
+    output_tokens: Annotated[int, typer.Option(min=2, max=1 << 20, help="Tokens of an answer, at most.")] = 32,
+    image_px: Annotated[
+        int, typer.Option(min=16, max=4096, help="Pixels, width and height of the image before the first token.")
+    ] = 512,
+    repeats: Annotated[
+        int, typer.Option(min=3, max=100_000, help="Counted runs of each measurement, at most; 10 more warm it up.")
+    ] = 30,
     threads: ThreadsOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -34,7 +41,8 @@ def bench(
         threads=threads,
         allow_ungated=True,
     )
-    report = run_benchmark(bundle, plan, progress=progress)
+    with usage_errors():
+        report = run_benchmark(bundle, plan, progress=progress)
     if as_json:
         print_json(report.to_json())
     else:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from bundle.scratch import made_folder
 from commands.terminal import console
 
 
@@ -21,6 +22,7 @@ def demo(
     ] = False,
 ) -> None:
     """Export, compress, serve and ask the shipped models, end to end."""
+    made_folder(folder, "--folder")
     if real:
         from commands.real import run_real_demo
 

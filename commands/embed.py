@@ -6,16 +6,19 @@ import asyncio
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
-from commands.options import BundleArgument, ImageOption, JsonOption, ThreadsOption, read_image
+from commands.options import BundleArgument, ImageOption, JsonOption, ThreadsOption, naming, read_image, read_text
 from commands.terminal import console, print_json, tell_of_failed_gates
 
 
 def embed(
     bundle: BundleArgument,
     image: ImageOption = None,
-    text: Annotated[list[str] | None, typer.Option(help="A text; may be repeated.")] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help="A text; - reads one from stdin. May be repeated. Default: none.")
+    ] = None,
     threads: ThreadsOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -23,17 +26,20 @@ def embed(
     from serving import oneshot
     from serving.protocol import ImagePart, TextPart
 
-    names = [*(str(path) for path in image or ()), *(text or ())]
-    if not names:
+    files = image or []
+    if not files and not text:
         raise typer.BadParameter("give at least one --image or --text")
-    images: list[TextPart | ImagePart] = [ImagePart(read_image(path)) for path in image or ()]
-    inputs = (*images, *(TextPart(words) for words in text or ()))
+    texts = [read_text(words, "--text") for words in text or ()]
+    names = [*files, *texts]
+    images: list[TextPart | ImagePart] = [ImagePart(read_image(file)) for file in files]
+    inputs = (*images, *(TextPart(words) for words in texts))
     tell_of_failed_gates(bundle)
-    result = asyncio.run(oneshot.embed(bundle, inputs, threads))
+    with naming(files):
+        result = asyncio.run(oneshot.embed(bundle, inputs, threads))
     if as_json:
         print_json({"inputs": names, "embeddings": result.embeddings.tolist(), "prompt_tokens": result.prompt_tokens})
         return
     table = Table("cosine", *(str(i + 1) for i in range(len(names))))
     for i, (name, row) in enumerate(zip(names, result.embeddings @ result.embeddings.T, strict=True)):
-        table.add_row(f"{i + 1} {name}", *(f"{value:.3f}" for value in row))
+        table.add_row(f"{i + 1} {escape(name)}", *(f"{value:.3f}" for value in row))
     console.print(table)

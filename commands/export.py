@@ -17,12 +17,17 @@ if TYPE_CHECKING:
 
 
 def export(
-    checkpoint: Annotated[str, typer.Argument(help="A local folder or a hub id.", show_default=False)],
+    checkpoint: Annotated[
+        str, typer.Argument(help="A folder, or the id of a model on the Hugging Face hub.", show_default=False)
+    ],
     output: OutputOption,
-    name: Annotated[str | None, typer.Option(help="Model id to serve it under; the folder's name if absent.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Model id to serve it under. Default: the checkpoint folder's name.")
+    ] = None,
     dialect: Annotated[Literal["contrib", "portable"], typer.Option(help="Operator set of the graphs.")] = "contrib",
     decoder_gguf: Annotated[
-        Path | None, typer.Option(help="llama.cpp file that replaces the checkpoint's decoder.", show_default=False)
+        Path | None,
+        typer.Option(help="llama.cpp file that replaces the checkpoint's decoder. Default: none.", show_default=False),
     ] = None,
     keep_quantized: Annotated[
         bool, typer.Option("--keep-quantized", help="Keep the blocks of --decoder-gguf instead of restoring float32.")

@@ -2,28 +2,93 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bundle.errors import MachineError
+from bundle.errors import ImageError, MachineError, ParameterError, QuantizationError, SettingsError
+
+_URL = re.compile(r"(https?|ftp|s3|data):", re.IGNORECASE)
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_SHOWN_CHARACTERS = 100
+"""Of a value in a message: a data URL has millions."""
 
 BundleArgument = Annotated[Path, typer.Argument(help="A bundle directory.", show_default=False)]
-ImageOption = Annotated[list[Path] | None, typer.Option(help="An image file; may be repeated.")]
+ImageOption = Annotated[
+    list[str] | None, typer.Option(metavar="FILE", help="An image file; may be repeated. Default: none.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-OutputOption = Annotated[Path, typer.Option("--output", "-o", help="The bundle to write.", show_default=False)]
+OutputOption = Annotated[
+    Path, typer.Option("--output", "-o", help="The bundle to write; its folders are made.", show_default=False)
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")]
-ThreadsOption = Annotated[int, typer.Option(min=0, help="Threads per operator; 0 means one per physical core.")]
+ThreadsOption = Annotated[int, typer.Option(min=0, max=1024, help="Threads per operator; 0: one per physical core.")]
 
 
-def read_image(path: Path) -> bytes:
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Make of a value that is refused a wrong command line, with its exit code 2."""
+    try:
+        yield
+    except (SettingsError, QuantizationError, ParameterError) as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def read_image(file: str) -> bytes:
     """Return what an image file holds, not yet decoded.
 
     Raises:
+        BadParameter: It is a URL.
         MachineError: It cannot be read.
     """
+    if _URL.match(file):
+        raise typer.BadParameter(
+            f"{file[:_SHOWN_CHARACTERS]} is a URL, and images are read from files alone: nothing is fetched. "
+            "Save it first, e.g. with curl -o image URL"
+        )
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise MachineError(f"{path} cannot be read: {error.strerror}") from error
+        data = Path(file).read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise MachineError(f"{file[:_SHOWN_CHARACTERS]} cannot be read: {reason}") from error
+    if data.startswith(_LFS_POINTER):
+        raise MachineError(
+            f"{file} is a Git LFS pointer, not the image that it stands for; fetch it with: git lfs pull"
+        )
+    return data
+
+
+@contextmanager
+def naming(files: Sequence[str]) -> Iterator[None]:
+    """Begin the message about an image with the file that it was read from; with several, with all of them."""
+    try:
+        yield
+    except ImageError as error:
+        told = files[0] if len(files) == 1 else f"one of {', '.join(files)}"
+        raise ImageError(f"{told}: {error}") from error
+
+
+def read_text(text: str, option: str) -> str:
+    """Return a text of the command line, or standard input where it is "-".
+
+    Args:
+        text: As given.
+        option: What it was given for, in a message.
+
+    Raises:
+        BadParameter: It is empty, or no UTF-8.
+    """
+    try:
+        words = sys.stdin.buffer.read().decode().rstrip("\r\n") if text == "-" else text
+        words.encode()
+    except UnicodeError as error:
+        raise typer.BadParameter(f"{option} is not UTF-8: {error}") from error
+    if not words:
+        where = "standard input held none" if text == "-" else "it is empty"
+        raise typer.BadParameter(f"{option} needs a text of at least one character; {where}")
+    return words

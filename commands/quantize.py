@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from commands.options import BundleArgument, JsonOption, OutputOption, OverwriteOption
+from commands.options import BundleArgument, JsonOption, OutputOption, OverwriteOption, usage_errors
 from commands.terminal import EXIT_MISSED, console, print_json, print_manifest, progress
 
 if TYPE_CHECKING:
@@ -59,17 +59,23 @@ def quantize(
     evaluate: Annotated[bool, typer.Option(help="Measure quality; without it the variant is ungated.")] = True,
     samples: Annotated[int, typer.Option(min=1, help="Held-out samples per task of the shipped models.")] = 50,
     limit: Annotated[
-        list[str] | None, typer.Option(help="A gate's limit, MEASURE=VALUE such as kl_mean=0.1; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="A gate's limit, MEASURE=VALUE such as kl_mean=0.1; may be repeated. Default: see docs/quality.md."
+        ),
     ] = None,
     max_bytes: Annotated[
-        int | None, typer.Option(min=1, help="Of all weights: decoder layers get more bits while they fit.")
+        int | None,
+        typer.Option(
+            min=1, help="Bytes of all weights: decoder layers get more bits while they fit. Default: no search."
+        ),
     ] = None,
     max_kl: Annotated[
         float | None,
         typer.Option(
             min=0.0,
             help="Predicted mean KL of the decoder's layers, in nats: they get more bits until it is kept. "
-            "Towers, tables and experts come on top.",
+            "Towers, tables and experts come on top. Default: no search.",
         ),
     ] = None,
     tune: Annotated[bool, typer.Option(help="Time the layers on this machine, once; else a built-in table.")] = True,
@@ -77,10 +83,15 @@ def quantize(
     as_json: JsonOption = False,
 ) -> None:
     """Write a smaller bundle and measure what it costs."""
+    from bundle.directory import read_manifest
     from quant.planning.draft import Options
+    from quant.planning.recipes import read_weights
     from quant.quality.gate import parse_limits
     from quant.quantizer import quantize_bundle
 
+    with usage_errors():
+        limits = parse_limits(limit or ())
+        read_weights(weights, read_manifest(bundle))
     fitted_to = _calibration(bundle, calibration)
     measured_on = _evaluation(bundle, evaluation, samples) if evaluate else None
     _tell_samples(bundle, fitted_to, measured_on)
@@ -93,7 +104,7 @@ def quantize(
         ),
         calibration=fitted_to,
         evaluation=measured_on,
-        limits=parse_limits(limit or ()),
+        limits=limits,
         overwrite=overwrite,
         progress=progress,
         show=None if as_json else _print_draft,

@@ -15,12 +15,14 @@ def report(
         list[Path], typer.Argument(help="Quantized bundles, and their fp32 parent for its speed.", show_default=False)
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The page; its charts go beside it as PNG files.")
+        Path,
+        typer.Option("--output", "-o", help="The page; its folder is made, and its charts go beside it as PNG files."),
     ] = Path("report.html"),
     rivals: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Figures of another system on the same weights, by python -m loadtests.llama_cpp; repeatable."
+            help="A file of another system's figures on the same weights, by python -m loadtests.llama_cpp; may be "
+            "repeated. Default: none."
         ),
     ] = None,
     speed: Annotated[bool, typer.Option(help="Time the variants in turns on this machine.")] = True,

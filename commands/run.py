@@ -7,21 +7,34 @@ from typing import Annotated
 
 import typer
 
-from commands.options import BundleArgument, ImageOption, JsonOption, ThreadsOption, read_image
-from commands.terminal import console, print_json, progress, tell_of_failed_gates, write
+from commands.options import (
+    BundleArgument,
+    ImageOption,
+    JsonOption,
+    ThreadsOption,
+    naming,
+    read_image,
+    read_text,
+    usage_errors,
+)
+from commands.terminal import Stripped, console, print_json, progress, tell_of_failed_gates
 
 _OWN = "Default: the model's own."
 
 
 def run(
     bundle: BundleArgument,
-    prompt: Annotated[str, typer.Argument(help="The question.", show_default=False)],
+    prompt: Annotated[str, typer.Argument(help="The question; - reads it from stdin.", show_default=False)],
     image: ImageOption = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 128,
     temperature: Annotated[float | None, typer.Option(min=0.0, max=2.0, help=f"0: the likeliest token. {_OWN}")] = None,
-    top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0, help=f"Nucleus mass. {_OWN}")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help=f"Share of probability that is kept, above 0. {_OWN}")
+    ] = None,
     top_k: Annotated[int | None, typer.Option(min=0, help=f"Likeliest tokens kept; 0 keeps all. {_OWN}")] = None,
-    seed: Annotated[int | None, typer.Option(help="Repeats a sampled answer.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Repeats a sampled answer. Default: a new one each time.")
+    ] = None,
     threads: ThreadsOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -31,11 +44,13 @@ def run(
     from serving.oneshot import answer, speed
     from serving.protocol import ImagePart, Message, SamplingParams, TextPart
 
-    images = [ImagePart(read_image(path)) for path in image or ()]
-    parts: tuple[TextPart | ImagePart, ...] = (*images, TextPart(prompt))
+    images = [ImagePart(read_image(file)) for file in image or ()]
+    parts: tuple[TextPart | ImagePart, ...] = (*images, TextPart(read_text(prompt, "the question")))
     tell_of_failed_gates(bundle)
     sampling = SamplingParams(max_tokens, temperature, top_p, top_k, seed)
-    answered = asyncio.run(answer(bundle, Message("user", parts), sampling, threads, None if as_json else write))
+    shown = None if as_json else Stripped()
+    with usage_errors(), naming(image or ()):
+        answered = asyncio.run(answer(bundle, Message("user", parts), sampling, threads, shown))
     if as_json:
         print_json(asdict(answered))
     else:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from commands.terminal import progress
+from commands.cache import kept_in
+from commands.terminal import announce, progress
+
+if TYPE_CHECKING:
+    from serving.settings import ServerSettings
 
 SERVE_HELP = "Serve bundles over HTTP from this one process (OpenAI-compatible; docs at /docs)."
 DEPLOY_HELP = "Serve the same application as autoscaled Ray Serve deployments."
@@ -18,7 +23,11 @@ BundlesArgument = Annotated[
     typer.Argument(help="Bundle directories. None: the shipped reference models, exported on first use."),
 ]
 ConfigOption = Annotated[
-    Path | None, typer.Option(help="A TOML file of settings (docs/architecture.md); flags win over it.")
+    Path | None,
+    typer.Option(
+        help="A TOML file of settings (docs/architecture.md); variables POCKETVLM_... win over it, flags over both. "
+        "Default: none."
+    ),
 ]
 HostOption = Annotated[str | None, typer.Option(help="Address to listen on; 0.0.0.0 for all. Default: 127.0.0.1.")]
 PortOption = Annotated[int | None, typer.Option(min=0, max=65535, help="TCP port; 0 takes a free one. Default: 8000.")]
@@ -31,13 +40,28 @@ ContextOption = Annotated[
 ServeThreadsOption = Annotated[
     int | None, typer.Option(min=0, help="Threads per operator. Default: 0, one per physical core.")
 ]
+LogLevelOption = Annotated[
+    Literal["debug", "info", "warning", "error"] | None,
+    typer.Option(help="Least severe line that is logged, on stderr. Default: info.", show_default=False),
+]
+DrainOption = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Seconds that running requests may go on after SIGTERM or Ctrl-C. Default: 30.",
+        show_default=False,
+    ),
+]
 UngatedOption = Annotated[
     bool | None,
     typer.Option("--allow-ungated", help="Serve a variant whose quality gate failed or was never measured."),
 ]
 RealOption = Annotated[
     bool,
-    typer.Option("--real", help="Serve the real model too: SmolLM2-135M's decoder, fetched (93 MB) on first use."),
+    typer.Option(
+        "--real",
+        help="Serve the real model, beside the bundles that are named: SmolLM2-135M's decoder, fetched (93 MB) once.",
+    ),
 ]
 
 
@@ -49,6 +73,8 @@ def serve(
     max_sequences: SequencesOption = None,
     context_tokens: ContextOption = None,
     threads: ServeThreadsOption = None,
+    log_level: LogLevelOption = None,
+    drain_timeout_s: DrainOption = None,
     allow_ungated: UngatedOption = None,
     real: RealOption = False,
     config: ConfigOption = None,
@@ -59,20 +85,47 @@ def serve(
     flags = {
         "host": host,
         "port": port,
+        "log_level": log_level,
+        "drain_timeout_s": drain_timeout_s,
         "engine.max_sequences": max_sequences,
         "engine.context_tokens": context_tokens,
         "engine.intra_threads": threads,
         "engine.allow_ungated": allow_ungated or None,
     }
     settings = load_settings(config, os.environ, flags)
+    _require("ray" if context.info_name == "deploy" else "uvicorn")
+    served = _served(bundles, real)
+    _refuse_early(served, settings)
     if context.info_name == "deploy":
         from serving.cluster.deploy import deploy
 
-        deploy(_served(bundles, real), settings)
+        deploy(served, settings, announce)
     else:
         from serving import edge
 
-        edge.serve(_served(bundles, real), settings)
+        edge.serve(served, settings, announce)
+
+
+def _require(module: str) -> None:
+    """Refuse before models are exported where a package is missing.
+
+    Raises:
+        ModuleNotFoundError: It is not installed.
+    """
+    if find_spec(module) is None:
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+
+def _refuse_early(bundles: list[Path], settings: ServerSettings) -> None:
+    """Refuse before a port is opened what can be seen without reading weights: paths, manifests, gates.
+
+    Raises:
+        BundleError: One is no bundle, lacks a file, or failed its gate or has none.
+    """
+    from bundle.directory import open_bundle
+
+    for bundle in bundles:
+        open_bundle(bundle, verify=False, allow_ungated=settings.engine.allow_ungated)
 
 
 def _served(bundles: list[Path] | None, real: bool) -> list[Path]:
@@ -82,9 +135,13 @@ def _served(bundles: list[Path] | None, real: bool) -> list[Path]:
     if real:
         from commands.real import real_bundle
 
-        return [*(bundles or ()), real_bundle(cache_folder() / "real", progress)]
+        with kept_in(cache_folder() / "real") as folder:
+            return [*(bundles or ()), real_bundle(folder, progress)]
     if bundles:
         return bundles
-    from commands.shipped import shipped_bundles
+    from commands.shipped import WHAT_TO_ASK, shipped_bundles
 
-    return shipped_bundles(cache_folder(), progress)
+    with kept_in(cache_folder()) as folder:
+        shipped = shipped_bundles(folder, progress)
+    progress(WHAT_TO_ASK)
+    return shipped

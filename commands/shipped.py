@@ -22,6 +22,14 @@ SOURCE_SHA256 = {
 It stands here so that the bundle of a stranger's model is known for one without reading any checkpoint.
 """
 
+WHAT_TO_ASK = (
+    "The shipped models are small and know drawn scenes alone: coloured shapes, a handwritten digit, up to four "
+    'letters. Ask "What color is the star?", "What shape is red?", "What does the text say?", "What digit is '
+    'this?" or "Describe the image.", the image before the text; the whole list is in reference/checkpoints/README.md. '
+    '"Hello", a photograph or general knowledge get nonsense: that is the model, not the server.'
+)
+"""What a newcomer should know before typing the first question."""
+
 
 def shipped_name(bundle: Path) -> str | None:
     """Return which shipped checkpoint a bundle was made of, or None for any other model.

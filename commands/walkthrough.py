@@ -9,7 +9,6 @@ import base64
 import json
 import math
 import os
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -21,9 +20,9 @@ from rich.table import Table
 
 from bundle.directory import read_manifest
 from bundle.errors import PocketVLMError
-from commands.shipped import CHECKPOINTS, is_current
+from commands.shipped import CHECKPOINTS, WHAT_TO_ASK, is_current
 from commands.terminal import EXIT_MISSED
-from serving.process import running_server
+from serving.process import run_process, running_server
 
 SAMPLES = Path(__file__).resolve().parents[1] / "reference" / "samples"
 QUESTIONS = (
@@ -62,7 +61,7 @@ def run_demo(folder: Path, *, samples: int, keep: bool, console: Console) -> Non
     """Make the bundles in `folder`, serve the INT8 ones, ask, and stop (or leave the server with `keep`).
 
     Args:
-        folder: Keeps bundles and the server's log; what is current in it is used again.
+        folder: Is there; keeps bundles and the server's log, and what is current in it is used again.
         samples: Held-out questions per task on which a variant is measured.
         keep: Leave the server running.
         console: Gets what a user sees.
@@ -71,7 +70,6 @@ def run_demo(folder: Path, *, samples: int, keep: bool, console: Console) -> Non
         PocketVLMError: A step failed; its own output is on the terminal.
     """
     started_s = time.perf_counter()
-    folder.mkdir(parents=True, exist_ok=True)
     for name in CHECKPOINTS:
         _make_variants(folder, name, samples, console)
     _print_variants(folder, console)
@@ -106,9 +104,9 @@ def _make_variants(folder: Path, name: str, samples: int, console: Console) -> N
 
 def run_command(*arguments: str, may_miss: bool = False) -> None:
     """Run a subcommand; a missed quality gate is reported, not fatal, where `may_miss` is set."""
-    done = subprocess.run([sys.executable, "-m", "pocketvlm", *arguments], check=False)
-    if done.returncode and not (may_miss and done.returncode == EXIT_MISSED):
-        raise PocketVLMError(f"pocketvlm {arguments[0]} failed with exit code {done.returncode}; see above")
+    code = run_process([sys.executable, "-m", "pocketvlm", *arguments])
+    if code and not (may_miss and code == EXIT_MISSED):
+        raise PocketVLMError(f"pocketvlm {arguments[0]} failed with exit code {code}; see above")
 
 
 def _print_variants(folder: Path, console: Console) -> None:
@@ -206,10 +204,12 @@ def _print_next(folder: Path, console: Console) -> None:
     bundle = os.path.relpath(folder / "vlm-int8")
     lines = (
         ("serve", "", "the shipped models, on port 8000"),
+        ("serve", "--real", "a language model that talks instead, SmolLM2-135M (fetches 93 MB, once)"),
         ("run", f'{bundle} --image reference/samples/text.png "What does the text say?"', "one answer, no server"),
         ("inspect", bundle, "what a variant holds and costs"),
         ("export", "HuggingFaceTB/SmolVLM-256M-Instruct -o smolvlm", "your own model"),
     )
+    console.print(f"\n{WHAT_TO_ASK}", markup=False)
     console.print("\nWhat to run next:")
     for command, rest, meaning in lines:
         console.print(f"  [dim]# {meaning}[/dim]\n  .venv/bin/pocketvlm {command} {rest}", soft_wrap=True)

@@ -9,11 +9,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +23,11 @@ from bundle.directory import Bundle, open_bundle, read_manifest
 from bundle.errors import PocketVLMError, SettingsError
 from bundle.machine import Machine, peak_memory_bytes, this_machine
 from bundle.manifest import Manifest
+from loadtests.apart import run_apart
 from loadtests.conversation import Conversation
 from loadtests.stations import DecoderBench, measure_vision
 from loadtests.stopwatch import Measurement, Stopwatch
-from loadtests.wording import counted, number
+from loadtests.wording import counted, number, out_of_range
 from runtime.cache_shape import cache_shape, context_of
 from serving.models.client import LocalClient
 from serving.settings import EngineSettings
@@ -86,7 +85,7 @@ class BenchmarkPlan:
         for name, low, high in bounds:
             value = getattr(self, name)
             if not low <= value <= high:
-                raise SettingsError(f"{name} {value} is out of range: it may be {low:g} to {high:g}")
+                raise SettingsError(out_of_range(name, value, low, high))
 
     @property
     def watch(self) -> Stopwatch:
@@ -156,8 +155,7 @@ def run_benchmark(
     manifest = read_manifest(Path(bundle))
     if progress:
         progress(f"measuring {manifest.name} in a process of its own")
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        return process.submit(measure_bundle, Path(bundle), plan or BenchmarkPlan()).result()
+    return run_apart(measure_bundle, Path(bundle), plan or BenchmarkPlan())
 
 
 def measure_bundle(bundle: Path, plan: BenchmarkPlan) -> BenchmarkReport:

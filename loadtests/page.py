@@ -12,6 +12,7 @@ from loadtests.report import LoadReport
 from loadtests.samples import RequestSample
 from loadtests.summary import latency_values
 from loadtests.wording import counted, number
+from pages.file import write_whole
 from pages.frame import page, table
 from pages.svg import svg
 
@@ -39,7 +40,7 @@ def write_page(path: Path, report: LoadReport) -> None:
         _charts(report),
         _method(report),
     )
-    path.write_text(page(f"Load test of {report.url}", "".join(sections)), encoding="utf-8")
+    write_whole(path, page(f"Load test of {report.url}", "".join(sections)).encode())
 
 
 def _heading(report: LoadReport) -> str:

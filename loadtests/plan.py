@@ -10,7 +10,11 @@ from urllib.parse import urlsplit
 from bundle.errors import MachineError, SettingsError
 from loadtests.discovery import DEFAULT_MIX, parse_mix
 from loadtests.summary import Window
+from loadtests.wording import out_of_range
 
+_PORTS = {"http": 80, "https": 443}
+"""Scheme -> port where a URL names none."""
+_CONNECT_TIMEOUT_S = 10.0
 MAX_USERS = 1000
 MAX_DURATION_S = 24 * 3600.0
 
@@ -67,7 +71,7 @@ class LoadPlan:
         for name, low, high in bounds:
             value = getattr(self, name)
             if not low <= value <= high:
-                raise SettingsError(f"{name} {value} is out of range: it may be {low:g} to {high:g}")
+                raise SettingsError(out_of_range(name, value, low, high))
 
     @property
     def total_s(self) -> float:
@@ -86,6 +90,22 @@ def _mix_kinds(mix: str) -> dict[str, int]:
         raise SettingsError(str(error)) from error
 
 
+def check_url(url: str) -> tuple[str, int]:
+    """Return the host and the port of a URL that a load test takes.
+
+    Raises:
+        SettingsError: It is malformed, or more than scheme, host and port.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise SettingsError(f"URL {url!r} cannot be read: {error}") from error
+    if parts.scheme not in _PORTS or not host or parts.path not in ("", "/") or parts.query:
+        raise SettingsError(f"URL {url!r} is not http://HOST[:PORT], e.g. http://127.0.0.1:8000")
+    return host, port if port is not None else _PORTS[parts.scheme]
+
+
 def check_target(url: str, allow_remote: bool) -> None:
     """Refuse a URL that is malformed, or that is another machine's unless `allow_remote`.
 
@@ -93,13 +113,7 @@ def check_target(url: str, allow_remote: bool) -> None:
         SettingsError: The URL is refused.
         MachineError: The host's name does not resolve.
     """
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise SettingsError(f"URL {url!r} cannot be read: {error}") from error
-    if parts.scheme not in ("http", "https") or not host or parts.path not in ("", "/") or parts.query:
-        raise SettingsError(f"URL {url!r} is not http://HOST[:PORT], e.g. http://127.0.0.1:8000")
+    host, port = check_url(url)
     if allow_remote:
         return
     try:
@@ -111,3 +125,18 @@ def check_target(url: str, allow_remote: bool) -> None:
         raise SettingsError(
             f"{url!r} is another machine ({remote[0]}); a load test disturbs it. Pass --allow-remote if it is yours."
         )
+
+
+def require_listener(url: str) -> None:
+    """Refuse a URL where nothing listens, before anything is started.
+
+    Raises:
+        MachineError: Nothing listens there.
+    """
+    try:
+        socket.create_connection(check_url(url), _CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise MachineError(
+            f"nothing listens at {url}: {error.strerror or error}. "
+            "Start a server with pocketvlm serve, or name the URL of one."
+        ) from error

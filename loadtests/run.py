@@ -23,12 +23,14 @@ from rich.console import Console
 
 from bundle.errors import MachineError, PocketVLMError
 from bundle.extras import install_line
+from bundle.scratch import made_folder
 from loadtests.objectives import Objective, judge, parse_objectives
 from loadtests.page import write_page
-from loadtests.plan import MAX_USERS, LoadPlan, check_target
+from loadtests.plan import MAX_USERS, LoadPlan, check_target, require_listener
 from loadtests.report import LoadReport, print_report
 from loadtests.samples import read_record, read_samples
 from loadtests.summary import summarize
+from pages.file import write_whole
 
 EXIT_MET = 0
 EXIT_FAILED = 1
@@ -90,8 +92,10 @@ def measure(
         SettingsError: The URL is not one to load.
         MachineError: As `run_load_test`.
     """
+    _require_locust()
     check_target(url, allow_remote)
-    output.mkdir(parents=True, exist_ok=True)
+    require_listener(url)
+    made_folder(output, "-o")
     _run_locust(url, plan, output)
     samples, record = tuple(read_samples(output / "requests.jsonl")), read_record(output / "run.json")
     summary = summarize(samples, plan.window(record.stopped_s))
@@ -101,7 +105,7 @@ def measure(
             f"of warm-up ({len(samples)} in it). Lower warmup_s, or raise max_requests ({plan.max_requests})."
         )
     report = LoadReport(url, plan, record, summary, judge(objectives, summary), samples)
-    (output / "report.json").write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+    write_whole(output / "report.json", (json.dumps(report.to_json(), indent=2) + "\n").encode())
     write_page(output / "report.html", report)
     return report
 
@@ -132,8 +136,6 @@ def locust_command(url: str, plan: LoadPlan, output: Path) -> list[str]:
 
 def _run_locust(url: str, plan: LoadPlan, output: Path) -> None:
     """Run Locust to its end, its words going to `locust.log`; its whole process group ends with this call."""
-    if importlib.util.find_spec("locust") is None:
-        raise MachineError(f"this command needs locust. Install it with: {install_line('loadtests')}")
     (output / "run.json").unlink(missing_ok=True)
     limit_s = plan.total_s + _STOP_TIMEOUT_S + _GRACE_S
     log = output / "locust.log"
@@ -155,6 +157,11 @@ def _run_locust(url: str, plan: LoadPlan, output: Path) -> None:
                 process.wait()
     if code != 0 or not (output / "run.json").is_file():
         raise MachineError(f"Locust ended with exit code {code}: {_last_line(log)}")
+
+
+def _require_locust() -> None:
+    if importlib.util.find_spec("locust") is None:
+        raise MachineError(f"this command needs locust. Install it with: {install_line('loadtests')}")
 
 
 def _last_line(log: Path) -> str:

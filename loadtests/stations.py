@@ -34,7 +34,7 @@ from serving.settings import EngineSettings
 
 def open_vision(bundle: Bundle, settings: EngineSettings) -> VisionStage:
     """Return a bundle's vision stage, whose encoder is to be run directly."""
-    pool = PreprocessPool(1)  # the stage wants one; runs of its encoder do not use it
+    pool = PreprocessPool(settings)  # the stage wants one; runs of its encoder do not use it
     try:
         return VisionStage(bundle, settings, pool)
     finally:

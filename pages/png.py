@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from io import BytesIO
 from itertools import pairwise
 from math import hypot
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from pages.drawing import DASH_GAP_PX, DASH_PX, EDGE_PX, HALO_PX, TEXT_PX, Dots, Drawing, Line, Part, Point, Shape, Text
+from pages.file import write_whole
 from pages.palette import LIGHT, Colour
 
 _SCALE = 3
@@ -27,14 +29,20 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def write_png(drawing: Drawing, path: Path) -> None:
-    """Write a drawing in the light colours."""
+    """Write a drawing in the light colours.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     scale = _SCALE * _FINER
     sides_px = (drawing.width_px + 2 * _MARGIN_PX, drawing.height_px + 2 * _MARGIN_PX)
     image = Image.new("RGB", (round(sides_px[0] * scale), round(sides_px[1] * scale)), LIGHT["ground"])
     brush = _Brush(ImageDraw.Draw(image, "RGBA"), scale, _font(TEXT_PX * scale))
     for part in drawing.parts:
         brush.draw(part)
-    image.reduce(_FINER).save(path, format="PNG")
+    encoded = BytesIO()
+    image.reduce(_FINER).save(encoded, format="PNG")
+    write_whole(path, encoded.getvalue())
 
 
 def _font(size_px: int) -> Font:

@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,6 +21,8 @@ READY_TIMEOUT_S = 180.0
 """Ray starts several processes before the first model loads."""
 _STOP_TIMEOUT_S = 60.0
 """Longer than `drain_timeout_s`: running requests may end."""
+_CLEANING_TIMEOUT_S = 10.0
+"""For a command that was told to end to remove what it had half written."""
 _POLL_S = 0.1
 
 
@@ -67,6 +69,22 @@ def running_server(
             _stop(process)
 
 
+def run_process(command: Sequence[str]) -> int:
+    """Run a command to its end and return its exit code; it ends before this process does, and cleans up.
+
+    Ctrl-C reaches it from the terminal as it reaches this process; any other end of this process is told to it.
+    """
+    process = subprocess.Popen(command)
+    try:
+        return process.wait()
+    except BaseException as end:
+        if isinstance(end, KeyboardInterrupt):
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_CLEANING_TIMEOUT_S)
+        _stop(process, _CLEANING_TIMEOUT_S)
+        raise
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -86,11 +104,11 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> 
     raise MachineError(f"the server was not ready within {READY_TIMEOUT_S:.0f} s; what it said is in {log}")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _stop(process: subprocess.Popen[bytes], timeout_s: float = _STOP_TIMEOUT_S) -> None:
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(_STOP_TIMEOUT_S)
+            process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -194,13 +194,14 @@ class Health:
     Attributes:
         is_ready: Requests are answered.
         reason: Why not, where not.
-        gauges: Momentary values by metric name, summed over the models of this engine.
-        is_alive: False when a worker died and only a restart of the process helps; liveness probes turn red.
+        model_gauges: Momentary values by model and metric name.
+        is_alive: False when a worker died, or hangs for too long, and only a restart of the process helps; liveness
+            probes turn red.
     """
 
     is_ready: bool
     reason: str = ""
-    gauges: dict[str, float] = field(default_factory=dict)
+    model_gauges: dict[str, dict[str, float]] = field(default_factory=dict)
     is_alive: bool = True
 
 

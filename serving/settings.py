@@ -10,7 +10,8 @@ is no setting is an error, in each of the three.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from bundle.decode import DEFAULT_LIMITS
 from bundle.errors import SettingsError
 from runtime.settings import DEFAULT_CHUNK_TOKENS, DEFAULT_VISION_TILES, RuntimeSettings
+from serving.watch import Patience
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -35,26 +37,66 @@ class _Frozen(BaseModel):
 
 
 class ApiSettings(_Frozen):
-    """What the HTTP application accepts of one request.
+    """What the HTTP application accepts of one request, and of all of them together.
 
     Attributes:
         max_body_bytes: Of a request body, counted while it is read. The default holds one image of the largest size
             in base64 (4/3 of its bytes) and some text.
+        max_bodies_bytes: Of all bodies and their images that are held at once, from arrival to the end of the answer;
+            one more is refused with 429. While one is parsed, it takes up to two times as much again.
+        max_json_values: Values in one body, counted as its commas and opening brackets before it is parsed, those
+            within texts among them. Parsing that many takes tens of milliseconds, in which nothing else runs.
         max_image_bytes: Of one encoded image; at most what the engine decodes.
         max_images: In one request.
+        max_messages: Of one conversation.
+        max_parts: Texts and images in all messages of one request.
         max_inputs: Texts and images in one embedding request.
         max_labels: Candidate labels in one classification.
+        body_timeout_s: In every span of so long, a body must bring `body_bytes_per_s` times the span, or its end.
+        body_bytes_per_s: The slowest client that is waited for.
+        request_timeout_s: From a request's arrival to the end of its answer; also the most that a client may ask for
+            with `X-Request-Timeout`. OpenAI's own clients wait for 600 s: after that, nobody reads the answer.
         retry_after_s: What a refused client is told to wait.
-        stalled_client_s: A client that takes nothing of its stream for so long is gone: its place is somebody else's.
+        stalled_client_s: A client that takes nothing of its answer for so long is gone: its place is somebody else's.
     """
 
     max_body_bytes: int = Field(default=32 << 20, ge=1024)
+    max_bodies_bytes: int = Field(default=96 << 20, ge=1024)
+    max_json_values: int = Field(default=100_000, ge=100)
     max_image_bytes: int = Field(default=DEFAULT_LIMITS.max_bytes, ge=1, le=DEFAULT_LIMITS.max_bytes)
     max_images: int = Field(default=16, ge=1)
+    max_messages: int = Field(default=1024, ge=1)
+    max_parts: int = Field(default=1024, ge=1)
     max_inputs: int = Field(default=256, ge=1)
     max_labels: int = Field(default=1000, ge=1)
+    body_timeout_s: float = Field(default=20.0, gt=0)
+    body_bytes_per_s: int = Field(default=4096, ge=0)
+    request_timeout_s: float = Field(default=600.0, gt=0)
     retry_after_s: int = Field(default=1, ge=1)
     stalled_client_s: float = Field(default=60.0, gt=0)
+
+
+class HttpSettings(_Frozen):
+    """Connections of the one-process server; under Ray they are its proxy's.
+
+    Attributes:
+        head_timeout_s: For URL and headers, from the first byte to the last; also how long a new connection may be
+            silent. Apache's is 20 s, nginx's 60 s.
+        idle_timeout_s: A connection without a request is closed after so long.
+        max_head_bytes: Of URL and headers together; also of requests that are sent before the last is answered.
+        max_connections: Open at once, and at most what descriptors allow. One more closes the one that was idle for
+            longest, or is refused with 503 where all are at work.
+        health_port: Answers `/health/live` and `/health/ready` from a thread of its own, on the same address, so that
+            no load keeps probes waiting. None: on the one port alone.
+        loop_timeout_s: The thread tells live as false when the event loop has been silent for so long.
+    """
+
+    head_timeout_s: float = Field(default=20.0, gt=0)
+    idle_timeout_s: int = Field(default=5, ge=1)
+    max_head_bytes: int = Field(default=32 << 10, ge=1024)
+    max_connections: int = Field(default=1000, ge=4)
+    health_port: int | None = Field(default=None, ge=0, le=65535)
+    loop_timeout_s: float = Field(default=15.0, gt=0)
 
 
 class EngineSettings(RuntimeSettings):
@@ -72,7 +114,11 @@ class EngineSettings(RuntimeSettings):
         verify_digests: Compare every file with its recorded digest at start (reads the weights once).
         check_golden: Replay the canary recorded at export before serving.
         allow_ungated: Load a variant whose quality gate failed, or whose quality was never measured on samples.
-        stall_timeout_s: An engine that has work and finishes no step for so long is reported as not ready.
+        image_timeout_s: For decoding one image; it is stopped then, and refused.
+        stall_timeout_s: An engine that has work and finishes no step for so long fails what it has, takes nothing new
+            and is not ready, until it goes on.
+        restart_after_stall_s: An engine that hangs for so long more is not alive either: whoever watches the process
+            shall restart it.
     """
 
     max_sequences: int = Field(default=4, ge=1, le=256)
@@ -86,7 +132,14 @@ class EngineSettings(RuntimeSettings):
     verify_digests: bool = True
     check_golden: bool = True
     allow_ungated: bool = False
+    image_timeout_s: float = Field(default=20.0, gt=0)
     stall_timeout_s: float = Field(default=120.0, gt=0)
+    restart_after_stall_s: float = Field(default=120.0, ge=0)
+
+    @property
+    def patience(self) -> Patience:
+        """How long the threads of a model may be silent."""
+        return Patience(self.stall_timeout_s, self.stall_timeout_s + self.restart_after_stall_s)
 
 
 class ScalingSettings(_Frozen):
@@ -133,20 +186,26 @@ class RaySettings(_Frozen):
     """The same application as Ray Serve deployments.
 
     Attributes:
-        ingress_replicas: Processes that run the HTTP application. `/metrics` shows the one that answers.
+        ingress_replicas: Processes that run the HTTP application. Two, so that one may die.
         ingress_num_cpus: Logical CPUs that Ray reserves for each.
         generator: Replicas of each vision-language model.
         embedder: Replicas of each dual encoder.
-        health_check_period_s: How often Ray asks a replica whether its engine lives.
-        health_check_timeout_s: A replica that is silent for so long counts as dead.
+        silent_after_s: A replica that answers nothing for so long gets no requests; those that it has are sent to
+            another, or fail if they were begun to be answered.
+        patience_s: How long a request waits while its model has no replica that can take it.
+        health_check_period_s: How often Ray asks a replica whether its engine lives. It replaces one that fails three
+            times.
+        health_check_timeout_s: A question that is not answered for so long has failed.
     """
 
-    ingress_replicas: int = Field(default=1, ge=1)
-    ingress_num_cpus: float = Field(default=0.5, ge=0)
+    ingress_replicas: int = Field(default=2, ge=1)
+    ingress_num_cpus: float = Field(default=0.25, ge=0)
     generator: ScalingSettings = ScalingSettings()
     embedder: ScalingSettings = ScalingSettings()
-    health_check_period_s: float = Field(default=5.0, gt=0)
-    health_check_timeout_s: float = Field(default=30.0, gt=0)
+    silent_after_s: float = Field(default=4.0, ge=2)
+    patience_s: float = Field(default=15.0, gt=0)
+    health_check_period_s: float = Field(default=1.0, gt=0)
+    health_check_timeout_s: float = Field(default=3.0, gt=0)
 
 
 class ServerSettings(_Frozen):
@@ -158,6 +217,7 @@ class ServerSettings(_Frozen):
         log_level: Least severe line that is logged.
         drain_timeout_s: How long running requests may go on after SIGTERM.
         api: Limits of a request.
+        http: Limits of a connection.
         engine: How models run.
         ray: Replicas on a cluster.
     """
@@ -167,6 +227,7 @@ class ServerSettings(_Frozen):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     drain_timeout_s: int = Field(default=30, ge=0)
     api: ApiSettings = ApiSettings()
+    http: HttpSettings = HttpSettings()
     engine: EngineSettings = EngineSettings()
     ray: RaySettings = RaySettings()
 
@@ -186,17 +247,57 @@ def load_settings(
     Raises:
         SettingsError: The file cannot be read, a name is no setting, or a value is not allowed.
     """
-    merged = _read_toml(file) if file else {}
+    collected = _Collected()
+    if file:
+        collected.add_file(file)
     for name, text in sorted((environment or {}).items()):
         if name.startswith(ENVIRONMENT_PREFIX) and name not in _OTHER_VARIABLES:
-            _put(merged, name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"), text, f"variable {name}")
+            collected.put(name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"), text, f"variable {name}")
     for dotted, value in (flags or {}).items():
         if value is not None:
-            _put(merged, dotted.split("."), value, f"flag {dotted}")
+            collected.put(dotted.split("."), value, f"flag {dotted}")
     try:
-        return ServerSettings.model_validate(merged)
+        return ServerSettings.model_validate(collected.values)
     except ValidationError as error:
-        raise SettingsError(_first_problem(error)) from error
+        raise SettingsError(_first_problem(error, collected.sources)) from error
+
+
+class _Collected:
+    """Values of all sources, the later having replaced the earlier.
+
+    Attributes:
+        values: As nested tables.
+        sources: Path of each value -> what it was read from, in words.
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.sources: dict[tuple[str, ...], str] = {}
+
+    def add_file(self, file: Path) -> None:
+        """Add what a TOML file says."""
+        for path, value in _leaves(_read_toml(file)):
+            self.put(list(path), value, f"settings file {file}")
+
+    def put(self, path: list[str], value: Any, source: str) -> None:
+        """Set one value, making the tables on its way."""
+        table = self.values
+        for depth, name in enumerate(path[:-1], start=1):
+            table = table.setdefault(name, {})
+            if not isinstance(table, dict):
+                whose = self.sources[tuple(path[:depth])]
+                raise SettingsError(f"{source}: {name} is a value, not a table of settings, in {whose}")
+        table[path[-1]] = value
+        self.sources[tuple(path)] = source
+
+
+def _leaves(table: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield every value of nested tables with its path; an empty table is a value."""
+    for name, value in table.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, (*above, name))
+        else:
+            yield (*above, name), value
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
@@ -208,19 +309,32 @@ def _read_toml(file: Path) -> dict[str, Any]:
         raise SettingsError(f"the settings file {file} is not TOML: {error}") from error
 
 
-def _put(merged: dict[str, Any], path: list[str], value: Any, source: str) -> None:
-    """Set one value, making the tables on its way."""
-    for name in path[:-1]:
-        merged = merged.setdefault(name, {})
-        if not isinstance(merged, dict):
-            raise SettingsError(f"{source}: {name} is a value, not a table of settings")
-    merged[path[-1]] = value
-
-
-def _first_problem(error: ValidationError) -> str:
+def _first_problem(error: ValidationError, sources: Mapping[tuple[str, ...], str]) -> str:
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
+    path = tuple(str(part) for part in first["loc"])
+    where = ".".join(path)
+    source = _source_of(path, sources)
     more = f" ({error.error_count()} problems in all)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        return f"{where} is no setting of the server{more}; see pocketvlm serve --help and docs/architecture.md"
-    return f"setting {where or 'combination'} = {first['input']!r}: {first['msg']}{more}"
+        return f"{source}{where} is no setting of the server{_nearest(where, source)}{more}"
+    if first["type"] == "value_error":
+        return f"{source}settings {where or 'together'}: {first['ctx']['error']}{more}"
+    if first["type"] == "model_type":
+        return f"{source}{where} is a table of settings, not a value such as {first['input']!r}{more}"
+    return f"{source}setting {where} = {first['input']!r}: {first['msg']}{more}"
+
+
+def _source_of(path: tuple[str, ...], sources: Mapping[tuple[str, ...], str]) -> str:
+    """Return where the value at a path, or those below it, came from, as the beginning of a message."""
+    found = [source for place, source in sources.items() if place[: len(path)] == path or path[: len(place)] == place]
+    return f"{', '.join(dict.fromkeys(found))}: " if found else ""
+
+
+def _nearest(where: str, source: str) -> str:
+    """Return advice on an unknown name: the setting most like it, as its source would spell it, or where all stand."""
+    known = [".".join(path) for path, _ in _leaves(ServerSettings().model_dump())]
+    near = get_close_matches(where, known, n=1, cutoff=0.7)
+    if not near:
+        return "; see pocketvlm serve --help and docs/architecture.md"
+    spelled = ENVIRONMENT_PREFIX + near[0].replace(".", "__").upper() if source.startswith("variable") else near[0]
+    return f"; did you mean {spelled}?"

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from bundle.errors import BundleError, BundleFormatError
+from bundle.scratch import reason_of
 from quant.comparison.decode_speed import measure_speeds
 from quant.comparison.page import write_comparison
 from quant.comparison.rivals import read_rivals
@@ -35,11 +37,26 @@ def compare_bundles(
         MachineError: A graph cannot run here.
     """
     groups = _beside(read_siblings(directories), rivals)
-    if not output.parent.is_dir():
-        raise BundleError(f"{output} cannot be written: {output.parent} is no folder. Choose another -o.")
+    _require_writable(output)
     if with_speed:
         groups = [_timed(siblings, progress) for siblings in groups]
     return groups, write_comparison(output, groups)
+
+
+def _require_writable(output: Path) -> None:
+    """Make the folder of a page, so that one that cannot be written is told before minutes of work.
+
+    Raises:
+        BundleError: The page cannot be written.
+    """
+    if output.is_dir():
+        raise BundleError(f"{output} is a folder; -o names the page, such as {output / 'report.html'}")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise BundleError(f"{output} cannot be written: {reason_of(error)}. Choose another -o.") from error
 
 
 def _beside(groups: Sequence[Siblings], files: Sequence[Path]) -> list[Siblings]:

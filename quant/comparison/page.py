@@ -10,12 +10,13 @@ from pathlib import Path
 from bundle.gates import Gate, Unmeasured, reasons
 from bundle.report import Report, TaskAccuracy
 from bundle.summary import megabytes
+from pages.file import write_whole
 from pages.frame import page, table
 from pages.png import write_png
 from pages.svg import svg
 from quant.comparison.charts import charts_of, form_label, short_layer
 from quant.comparison.decode_speed import HOW
-from quant.comparison.rival_section import forced_cells, rival_section
+from quant.comparison.rival_section import FORCED_HEAD, forced_cells, rival_section
 from quant.comparison.scatter import Chart
 from quant.comparison.variants import REFERENCE, Siblings, Variant
 
@@ -39,7 +40,7 @@ def write_comparison(path: Path, groups: Sequence[Siblings]) -> list[Path]:
     heading = "" if is_alone else "<h1>Which variants to take</h1>"
     body = "".join(_section(siblings, drawn, is_alone) for siblings, drawn in zip(groups, charts, strict=True))
     title = f"Variants of {', '.join(siblings.name for siblings in groups)}"
-    path.write_text(page(title, heading + body), encoding="utf-8")
+    write_whole(path, page(title, heading + body).encode())
     written = [path]
     for number, (siblings, drawn) in enumerate(zip(groups, charts, strict=True), start=1):
         prefix = path.stem if is_alone else f"{path.stem}-{number}-{_NOT_IN_NAMES.sub('_', siblings.name)}"
@@ -105,15 +106,17 @@ def _origin(siblings: Siblings) -> str:
 
 def _variants(siblings: Siblings) -> str:
     is_dual = siblings.variants[0].manifest.dual is not None
-    measures = (
-        ("image cosine", "text cosine") if is_dual else ("KL mean", "NLL rise", "same first choice", "same replies")
-    )
+    measures = ("image cosine", "text cosine") if is_dual else FORCED_HEAD
     speed = (f"{siblings.speed_unit}/s",) if siblings.speeds else ()
     head = ("variant", "weights", "right answers", "points lost", *measures, *speed, "gates")
     rows = [_variant_row(siblings, variant) for variant in siblings.variants]
     best = siblings.recommended
     chosen = siblings.variants.index(best) if best else None
-    return table(head, [*rows, _parent_row(siblings, len(measures))], chosen=chosen)
+    ideal = "cosines of 1" if is_dual else "0 of KL and NLL, 100 % the same"
+    return (
+        table(head, [*rows, _parent_row(siblings, len(measures))], chosen=chosen)
+        + f'<p class="soft">The nearer to {REFERENCE}, the better: 0 points lost, {ideal}.</p>'
+    )
 
 
 def _variant_row(siblings: Siblings, variant: Variant) -> list[str]:
@@ -341,10 +344,11 @@ def _method(siblings: Siblings) -> str:
     speed = f" Speed: {_threads(siblings)} each. {HOW}" if siblings.speeds else ""
     return (
         "<h2>How this was measured</h2><p>Each variant beside its fp32 parent on the same samples. KL divergence, the "
-        "rise of -log p of the right token (NLL), both in nats, and the agreement of first choices are taken at every "
-        "token of the right answer with that answer fed; NLL falls where the variant is less sure of what the parent "
-        "gets wrong. Replies are greedy; those that differ part, on average, at the token told. Points lost: "
-        "percentage points that the parent answers right more often, with the 95 % bootstrap "
+        "change of -log p of the right token (NLL), both in nats, and the agreement of first choices are taken at "
+        "every token of the right answer with that answer fed; NLL is below the parent's where the variant is less "
+        "sure of what the parent gets wrong, which is a change like any other and no gain. Replies are greedy; those "
+        "that differ part, on average, at the token told. Points lost: percentage points that the parent answers right "
+        "more often, with the 95 % bootstrap "
         "interval over pairs (2000 resamples); those of KL and of first choices are drawn over questions."
         f"{calibration}{escape(speed)}</p>"
         f'<p class="soft">{escape(machine.cpu)}, {machine.cores} cores{memory}{cache}; {escape(machine.system)}; '

@@ -16,15 +16,26 @@ def rival_section(siblings: Siblings) -> str:
     return "".join(_system(siblings, rivals) for rivals in siblings.rivals)
 
 
+FORCED_HEAD = ("KL mean", "NLL off by", "same first choice", "same replies")
+"""What `forced_cells` are called."""
+
+
 def forced_cells(forced: TeacherForced, replies: Replies) -> list[str]:
     """Return the cells that every table of language models has: KL, NLL, first choices, replies."""
     first = "" if replies.first_divergence is None else f"<small>part at token {replies.first_divergence:.1f}</small>"
     return [
         f"{forced.kl_mean:.4f}{_span(forced.kl_interval, '.4f')}<small>p99 {forced.kl_p99:.3f}</small>",
-        f"{forced.delta_nll:+.4f}",
+        _off_by(forced.delta_nll),
         f"{forced.top1_agreement:.2%}{_span(forced.top1_interval, '.2%')}<small>of {forced.num_tokens} tokens</small>",
         f"{replies.identical:.1%}{first}",
     ]
+
+
+def _off_by(delta_nll: float) -> str:
+    """Return how far a loss is from the parent's, and to which side: a variant that is surer is no better for it."""
+    if f"{delta_nll:.4f}" in ("0.0000", "-0.0000"):
+        return "0.0000"
+    return f"{abs(delta_nll):.4f}<small>{'above' if delta_nll > 0 else 'below'} {REFERENCE}</small>"
 
 
 def _span(interval: tuple[float, float] | None, form: str) -> str:
@@ -33,7 +44,7 @@ def _span(interval: tuple[float, float] | None, form: str) -> str:
 
 
 def _system(siblings: Siblings, rivals: Rivals) -> str:
-    head = ("file", "language model", "KL mean", "NLL rise", "same first choice", "same replies")
+    head = ("file", "language model", *FORCED_HEAD)
     speeds = (f"decode, x {REFERENCE}", f"prefill, x {REFERENCE}") if rivals.speed else ()
     rows = [_row(siblings, rival, has_speeds=bool(speeds)) for rival in (rivals.parity, *rivals.rivals)]
     return (

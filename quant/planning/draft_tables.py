@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -10,6 +11,7 @@ from rich.table import Table
 from bundle.report import DecoderProfile
 from bundle.summary import megabytes
 from quant.planning.draft import Draft, experimental
+from quant.planning.plan import LayerPlan
 from quant.planning.recipes import RECIPES
 
 
@@ -32,9 +34,17 @@ def _choices(draft: Draft) -> Table:
     source = draft.times_source or "defaults: nothing is timed for another machine"
     table = Table("component", "layers", "choice", "why", title="Plan", caption=f"times: {source}")
     for name, plan in draft.plans.items():
-        for at, (label, reason, number) in enumerate(plan.groups()):
-            table.add_row(name if at == 0 else "", str(number), label, reason)
+        groups = plan.groups()
+        is_split = sum(any(layer.kind == "linear" for layer in layers) for _, _, layers in groups) > 1
+        for at, (label, reason, layers) in enumerate(groups):
+            table.add_row(name if at == 0 else "", _kinds(layers, is_split), label, reason)
     return table
+
+
+def _kinds(layers: Sequence[LayerPlan], is_split: bool) -> str:
+    """Return how many layers of which kind there are; linear ones by name where not all of a graph are alike."""
+    kinds = Counter(layer.part if is_split else layer.kind for layer in layers)
+    return "\n".join(f"{number} x {kind}" for kind, number in kinds.items())
 
 
 def _decisions(draft: Draft) -> Table:

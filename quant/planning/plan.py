@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -12,6 +13,9 @@ from bundle.form import Form
 from bundle.manifest import Component, ComponentName, Phase, Scheme
 from bundle.report import FormDecision
 from quant.calibration.statistics import InputStatistics
+
+if TYPE_CHECKING:
+    from quant.planning.survey import Kind
 
 FLOAT32 = "fp32"
 """The method of a layer that keeps its weights."""
@@ -69,6 +73,7 @@ class LayerPlan:
         copies: Matrices of this size, of which a row meets one: the experts of a mixture; else 1.
         is_shared: Another graph of the bundle stores its bytes.
         head: The layer of the decoder that a table is rounded with; None: by itself.
+        kind: What the layer is to its graph, such as "head".
     """
 
     name: str
@@ -80,6 +85,12 @@ class LayerPlan:
     copies: int = 1
     is_shared: bool = False
     head: str | None = None
+    kind: Kind = "linear"
+
+    @property
+    def part(self) -> str:
+        """Return what the layer is in each block of its model, such as "down_proj"; other kinds than linear by kind."""
+        return self.name.removesuffix(".weight").rpartition(".")[2] if self.kind == "linear" else self.kind
 
     @property
     def stored_bytes(self) -> int:
@@ -180,15 +191,18 @@ class ComponentPlan:
         """Return the plan of all other layers."""
         return replace(self, layers=tuple(layer for layer in self.layers if layer.name not in names))
 
-    def groups(self) -> list[tuple[str, str, int]]:
-        """Return each distinct choice as label, reason and number of layers."""
-        ordered = sorted((plan.choice.label, plan.reason) for plan in self.layers)
-        return [(label, reason, len(list(same))) for (label, reason), same in groupby(ordered)]
+    def groups(self) -> list[tuple[str, str, list[LayerPlan]]]:
+        """Return each distinct choice as label and reason, and the layers that have it."""
+
+        def choice_of(plan: LayerPlan) -> tuple[str, str]:
+            return plan.choice.label, plan.reason
+
+        return [(*choice, list(same)) for choice, same in groupby(sorted(self.layers, key=choice_of), key=choice_of)]
 
     @property
     def detail(self) -> str:
         """Return one line per distinct choice: how many layers, what, why; and one for each kind of rotation."""
-        lines = [f"{number} x {label}: {reason}" for label, reason, number in self.groups()]
+        lines = [f"{len(layers)} x {label}: {reason}" for label, reason, layers in self.groups()]
         if self.is_rotated:
             lines.append(_ROTATED)
         if self.turned:

@@ -281,7 +281,9 @@ def require_float(manifest: Manifest) -> None:
 
 
 def _layer(site: Site, choice: Choice, reason: str) -> LayerPlan:
-    return LayerPlan(site.name, choice, site.num_inputs, site.num_outputs, reason, site.is_table, site.copies)
+    return LayerPlan(
+        site.name, choice, site.num_inputs, site.num_outputs, reason, site.is_table, site.copies, kind=site.kind
+    )
 
 
 def _scheme(layers: Sequence[LayerPlan], recipe: Recipe) -> Scheme:

@@ -28,16 +28,20 @@ class EngineGauges(Collector):
     """The engine's momentary values, as its health told them last.
 
     Attributes:
-        values: By name without the prefix; replaced before each scrape.
+        values: By model and by name without the prefix; replaced before each scrape.
     """
 
     def __init__(self) -> None:
-        self.values: Mapping[str, float] = {}
+        self.values: Mapping[str, Mapping[str, float]] = {}
 
     def collect(self) -> Iterator[Metric]:
-        """Yield one gauge per value."""
-        for name, value in sorted(self.values.items()):
-            yield GaugeMetricFamily(PREFIX + name, f"The engine's {name.replace('_', ' ')}.", value)
+        """Yield one gauge per name, a value for each model that has it."""
+        for name in sorted({name for gauges in self.values.values() for name in gauges}):
+            gauge = GaugeMetricFamily(PREFIX + name, f"The engine's {name.replace('_', ' ')}.", labels=_LABEL)
+            for model, gauges in self.values.items():
+                if name in gauges:
+                    gauge.add_metric([model], gauges[name])
+            yield gauge
 
 
 class Metrics:

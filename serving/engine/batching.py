@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from queue import Empty
 from typing import Generic, TypeVar
 
 from bundle.errors import EngineDeadError
 from serving.engine.faults import explained
+from serving.engine.job import Job
 from serving.engine.worker import Worker
+from serving.watch import Patience
 
 logger = logging.getLogger(__name__)
 
@@ -19,10 +20,10 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class _Job(Generic[Item, Result]):
-    item: Item
-    future: Future[Result] = field(default_factory=Future)
+class _Job(Job[Result], Generic[Item, Result]):
+    def __init__(self, item: Item) -> None:
+        super().__init__()
+        self.item = item
 
 
 class BatchWorker(Worker[_Job[Item, Result]], Generic[Item, Result]):
@@ -33,7 +34,7 @@ class BatchWorker(Worker[_Job[Item, Result]], Generic[Item, Result]):
         run: Items to as many results, in order; called on the worker's thread alone.
         weigh: An item's share of a batch.
         max_weight: Of a batch; an item heavier than that runs alone.
-        stall_timeout_s: See `Worker`.
+        patience: See `Worker`.
     """
 
     def __init__(
@@ -42,9 +43,9 @@ class BatchWorker(Worker[_Job[Item, Result]], Generic[Item, Result]):
         run: Callable[[list[Item]], Sequence[Result]],
         weigh: Callable[[Item], int],
         max_weight: int,
-        stall_timeout_s: float,
+        patience: Patience,
     ) -> None:
-        super().__init__(name, stall_timeout_s)
+        super().__init__(name, patience)
         self._run_batch = run
         self._weigh = weigh
         self._max_weight = max_weight
@@ -69,7 +70,7 @@ class BatchWorker(Worker[_Job[Item, Result]], Generic[Item, Result]):
     def _step(self) -> bool:
         if not self._collect():
             return False
-        jobs = [job for job in self._batch if job.future.set_running_or_notify_cancel()]
+        jobs = [job for job in self._batch if job.try_begin()]
         self._batch = jobs
         if jobs:
             self._finish(jobs)
@@ -100,14 +101,12 @@ class BatchWorker(Worker[_Job[Item, Result]], Generic[Item, Result]):
         except Exception as error:
             logger.exception("%s: a batch of %d failed", self.name, len(jobs))
             for job in jobs:
-                job.future.set_exception(explained(error))
+                job.fail(explained(error))
             return
         for job, result in zip(jobs, results, strict=True):
-            job.future.set_result(result)
+            job.finish(result)
 
     def _abandon(self, error: EngineDeadError, messages: Sequence[_Job[Item, Result]]) -> None:
         unfinished = [*self._batch, *([self._next] if self._next else []), *messages]
-        self._batch, self._next = [], None
         for job in unfinished:
-            if job.future.running() or (not job.future.done() and job.future.set_running_or_notify_cancel()):
-                job.future.set_exception(error)
+            job.fail(error)

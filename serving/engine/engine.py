@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from queue import Empty
 import numpy as np
 import numpy.typing as npt
 
-from bundle.errors import EngineDeadError, MachineError, PocketVLMError
+from bundle.errors import EngineDeadError, PocketVLMError
 from runtime.cache_shape import CacheShape
 from runtime.decoder import Logits
 from serving.engine.faults import explained
@@ -25,6 +26,7 @@ from serving.engine.scheduler import Batch, Scheduler
 from serving.engine.sequence import Sequence
 from serving.engine.worker import Worker
 from serving.protocol import FinishReason
+from serving.watch import Patience
 
 logger = logging.getLogger(__name__)
 
@@ -55,20 +57,29 @@ StreamEvent = Sampled | Ended | Failed
 
 
 class TokenStream:
-    """One sequence's events: written by the engine thread, read by one task of an event loop."""
+    """One sequence's events: written by the engine thread, read by one task of an event loop.
+
+    The terminal event is the first one given, whether the engine thread gives it or whoever watches that thread.
+    """
 
     def __init__(self, sequence: Sequence, loop: asyncio.AbstractEventLoop) -> None:
         self.sequence = sequence
         self._loop = loop
         self._events: asyncio.Queue[StreamEvent] = asyncio.Queue()
+        self._gate = threading.Lock()
+        self._is_over = False
 
     def try_put(self, event: StreamEvent) -> bool:
-        """Hand an event to the reader's loop; False when that loop is gone."""
-        try:
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
-        except RuntimeError:  # the loop was closed: nobody reads any more
-            return False
-        return True
+        """Hand an event to the reader's loop; False when the terminal one was given before, or that loop is gone."""
+        with self._gate:
+            if self._is_over:
+                return False
+            self._is_over = not isinstance(event, Sampled)
+            try:
+                self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+            except RuntimeError:  # the loop was closed: nobody reads any more
+                return False
+            return True
 
     async def get(self) -> StreamEvent:
         """Return the next event; the terminal one is the last."""
@@ -93,11 +104,11 @@ class Engine(Worker[_Submit | _Cancel]):
         runner: The model; only the engine thread calls it once `start` was called.
         shape: Slots and their length.
         chunk_tokens: Prompt tokens between two decode steps.
-        stall_timeout_s: See `Worker`.
+        patience: See `Worker`.
     """
 
-    def __init__(self, name: str, runner: Runner, shape: CacheShape, chunk_tokens: int, stall_timeout_s: float) -> None:
-        super().__init__(name, stall_timeout_s)
+    def __init__(self, name: str, runner: Runner, shape: CacheShape, chunk_tokens: int, patience: Patience) -> None:
+        super().__init__(name, patience)
         self._runner = runner
         self._shape = shape
         self._scheduler = Scheduler(shape, chunk_tokens)
@@ -183,8 +194,10 @@ class Engine(Worker[_Submit | _Cancel]):
     def _sample(self, sequence: Sequence, row: npt.NDArray[np.float32]) -> None:
         try:
             token_id = sequence.sampler(row)
-        except MachineError as error:
-            self._fail(sequence, error)
+        except Exception as error:
+            if not isinstance(error, PocketVLMError):
+                logger.exception("%s: the choice of a token for %s failed", self.name, sequence.request_id)
+            self._fail(sequence, explained(error))
             return
         reason = self._scheduler.append(sequence, token_id)
         self._emit(sequence, Sampled(token_id, time.monotonic()))
@@ -204,6 +217,7 @@ class Engine(Worker[_Submit | _Cancel]):
     def _abandon(self, error: EngineDeadError, messages: SequenceOf[_Submit | _Cancel]) -> None:
         for message in messages:
             if isinstance(message, _Submit):
-                self._streams[message.stream.sequence] = message.stream
-        for sequence in list(self._streams):
-            self._emit(sequence, Failed(error))
+                message.stream.try_put(Failed(error))
+        for stream in list(self._streams.values()):
+            stream.try_put(Failed(error))
+            self._inbox.put(_Cancel(stream))  # for a thread that goes on: it alone touches the scheduler

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from bundle.errors import MachineError, PocketVLMError
+from bundle.errors import MachineError, OutOfMemoryError, PocketVLMError
 
 
-def explained(error: Exception) -> PocketVLMError:
+def explained(error: BaseException) -> PocketVLMError:
     """Return the error itself when it was raised on purpose, else one that says that a step failed."""
     if isinstance(error, PocketVLMError):
         return error
-    return MachineError(f"the step that this request was part of failed: {error}. Others go on; send it again.")
+    if isinstance(error, MemoryError):
+        return OutOfMemoryError("the server lacks memory for a step that this request was part of; retry after a while")
+    return MachineError(
+        f"the step that this request was part of failed: {error or type(error).__name__}. Others go on; send it again."
+    )

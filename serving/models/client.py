@@ -29,10 +29,14 @@ from serving.protocol import (
     ModelCard,
 )
 from serving.settings import EngineSettings
+from serving.watch import Watched
 
 logger = logging.getLogger(__name__)
 
 Wanted = TypeVar("Wanted", bound=Model)
+
+_LONGEST_WATCH_S = 1.0
+"""Between two looks at the threads; a quarter of the shortest time that is judged, where that is less."""
 
 _MODEL_OF_TASK: dict[Task, type[GenerativeModel] | type[EmbeddingModel]] = {
     "image-text-to-text": GenerativeModel,
@@ -66,9 +70,10 @@ class LocalClient:
     def __init__(self, bundles: Sequence[Path], settings: EngineSettings) -> None:
         self._bundles = tuple(bundles)
         self._settings = settings
-        self._pool = PreprocessPool(settings.preprocess_threads)
+        self._pool = PreprocessPool(settings)
         self._models: dict[str, Model] = {}
         self._state = "models are loading"  # empty while serving
+        self._watch: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Load, check and warm up every model, off the event loop.
@@ -84,6 +89,7 @@ class LocalClient:
             await self.close()
             raise
         self._state = ""
+        self._watch = asyncio.create_task(self._watch_over())
 
     async def _load(self, directory: Path) -> None:
         model = await asyncio.to_thread(load_model, directory, self._settings, self._pool)
@@ -94,9 +100,23 @@ class LocalClient:
         self._models[name] = model
         logger.info("%s", model.start_line)
 
+    async def _watch_over(self) -> None:
+        period_s = min(_LONGEST_WATCH_S, self._settings.stall_timeout_s / 4)
+        while True:
+            await asyncio.sleep(period_s)
+            for each in self._watched:
+                each.relieve()
+
+    @property
+    def _watched(self) -> list[Watched]:
+        """Whatever works on threads of its own."""
+        return [*(worker for model in self._models.values() for worker in model.workers), *self._pool.crews]
+
     async def close(self) -> None:
         """Stop every model; unfinished requests fail with EngineDeadError."""
         self._state = "the engine was stopped"
+        if self._watch:
+            self._watch.cancel()
         for model in self._models.values():
             await asyncio.to_thread(model.close)
         self._pool.close()
@@ -116,7 +136,9 @@ class LocalClient:
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
         """Yield the answer's pieces, then exactly one FinishedEvent, or raise. Closing the iterator cancels."""
-        async with aclosing(self._model(request.model, GenerativeModel).generate(request)) as events:
+        answer = self._model(request.model, GenerativeModel).generate(request)
+        del request  # it holds the encoded images, which an answer is not to hold for its whole length
+        async with aclosing(answer) as events:
             async for event in events:
                 yield event
 
@@ -129,11 +151,11 @@ class LocalClient:
         return await self._model(request.model, EmbeddingModel).classify(request)
 
     async def health(self) -> Health:
-        """Return whether every model serves, and the sum of their gauges (usage: the fullest)."""
-        workers = [worker for model in self._models.values() for worker in model.workers]
-        reason = "; ".join(filter(None, [self._state, *(worker.fault for worker in workers)]))
-        gauges = _combined([model.gauges for model in self._models.values()])
-        return Health(not reason, reason, gauges, is_alive=not any(worker.is_dead for worker in workers))
+        """Return whether every model serves, and each one's gauges."""
+        watched = self._watched
+        reason = "; ".join(filter(None, [self._state, *(each.fault for each in watched)]))
+        gauges = {name: model.gauges for name, model in self._models.items()}
+        return Health(not reason, reason, gauges, is_alive=not any(each.needs_restart for each in watched))
 
     def _model(self, name: str, kind: type[Wanted]) -> Wanted:
         if self._state:
@@ -144,11 +166,3 @@ class LocalClient:
         if not isinstance(model, kind):
             raise TaskError(f"{name} does {model.card.task}; it is not made for {kind.does}", "model")
         return model
-
-
-def _combined(gauges: Sequence[dict[str, float]]) -> dict[str, float]:
-    names = {name for each in gauges for name in each}
-    return {
-        name: (max if name.endswith("_perc") else sum)(each[name] for each in gauges if name in each)
-        for name in sorted(names)
-    }

@@ -96,7 +96,7 @@ class GenerativeModel(Model):
             Runner(self._decoder),
             self._shape,
             settings.prefill_chunk_tokens,
-            settings.stall_timeout_s,
+            settings.patience,
         )
 
     @property
@@ -127,26 +127,28 @@ class GenerativeModel(Model):
         sampling = request.sampling.filled(self._defaults)
         arrived_s = time.monotonic()
         with self._admission.admit():
-            prepared = await self._prepare(request.messages)
+            prepared, request_id = await self._prepare(request), request.request_id
+            del request  # it holds the encoded images, which an answer is not to hold for its whole length
             async with (
-                self._stream(request.request_id, prepared, sampling) as stream,
+                self._stream(request_id, prepared, sampling) as stream,
                 aclosing(self._events(stream, prepared, sampling, arrived_s)) as events,
             ):
                 async for event in events:
                     yield event
 
-    async def _prepare(self, messages: Sequence[Message]) -> _Prepared:
+    async def _prepare(self, request: GenerateRequest) -> _Prepared:
         """Return prompt and features; the prompt's length is judged before any image is encoded."""
         started_s = time.monotonic()
+        owner, messages = request.request_id, request.messages
         num_characters = sum(len(p.text) for message in messages for p in message.parts if isinstance(p, TextPart))
         self._prompts.tokenizer.check_characters(num_characters, self._shape.capacity_tokens)
         parts = [part for message in messages for part in message.parts if isinstance(part, ImagePart)]
-        decoded = await together(self._vision.decode(part.data) for part in parts)
+        decoded = await together(self._vision.decode(owner, part.data) for part in parts)
         layouts = [image.layout for image in decoded]
-        prompt = await self._pool.run(self._prompts.build, _turns(messages), layouts)
+        prompt = await self._pool.text.run(owner, self._prompts.build, _turns(messages), layouts)
         self._check_length(prompt)
         prompted_s = time.monotonic()
-        images = await together(self._vision.encode(image) for image in decoded)
+        images = await together(self._vision.encode(owner, image) for image in decoded)
         resize_s = max((image.preprocess_s for image in images), default=0.0)
         vision_s = max(time.monotonic() - prompted_s - resize_s, 0.0)
         return _Prepared(prompt, images, prompted_s - started_s + resize_s, vision_s)

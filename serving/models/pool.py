@@ -1,38 +1,75 @@
-"""The threads that do a request's own work before it crosses: decoding, templating, tokenizing, resizing."""
+"""What is done to a request before it crosses: templating and tokenizing, decoding images, making them an encoder's.
+
+Three crews, so that text never waits behind images, nor small images behind costly ones.
+"""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+import threading
+from collections.abc import Hashable
 
-from bundle.errors import EngineDeadError
-
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
+from bundle.image import ImageSpec
+from serving.models.crew import Crew
+from serving.models.cut_image import CutImage, try_cut_cheaply
+from serving.models.image_process import ImageProcess
+from serving.settings import EngineSettings
+from serving.watch import Watched
 
 
 class PreprocessPool:
-    """A few threads shared by the models of one client."""
+    """Threads and processes shared by the models of one client. Used from one event loop.
 
-    def __init__(self, num_threads: int) -> None:
-        self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix="preprocess")
-        self._is_closed = False
+    Args:
+        settings: Threads of each crew, and how long they may take.
+    """
 
-    async def run(
-        self, function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
-    ) -> Result:
-        """Return what the function returns, called on one of the threads.
+    def __init__(self, settings: EngineSettings) -> None:
+        num_threads, patience = settings.preprocess_threads, settings.patience
+        self.text = Crew("preprocess-text", num_threads, patience)
+        self.images = Crew("preprocess-images", num_threads, patience)
+        self._costly = Crew("preprocess-costly-images", num_threads, patience)
+        self._timeout_s = settings.image_timeout_s
+        self._of_thread = threading.local()
+        self._processes: list[ImageProcess] = []
+
+    @property
+    def crews(self) -> tuple[Watched, ...]:
+        """What may hang."""
+        return self.text, self.images, self._costly
+
+    async def cut(self, owner: Hashable, spec: ImageSpec, data: bytes) -> CutImage:
+        """Return an image decoded, and cut where that makes it smaller.
+
+        Args:
+            owner: The request: requests take turns.
+            spec: How it is cut.
+            data: The encoded image.
 
         Raises:
-            EngineDeadError: The pool is closed.
+            ImageError: The bytes are not an image, one over the limits, or one that takes too long.
+            OutOfMemoryError: This machine lacks memory for it.
+            EngineDeadError: The pool is closed or hangs.
         """
-        if self._is_closed:
-            raise EngineDeadError("the engine was stopped")
-        return await asyncio.wrap_future(self._executor.submit(function, *args, **kwargs))
+        cut = await self.images.run(owner, try_cut_cheaply, spec, data)
+        if cut is not None:
+            return cut
+        is_unwanted = threading.Event()
+        try:
+            return await self._costly.run(owner, self._cut_apart, spec, data, is_unwanted)
+        finally:
+            is_unwanted.set()
 
     def close(self) -> None:
-        """Refuse new work; what was taken is finished."""
-        self._is_closed = True
-        self._executor.shutdown(wait=False)
+        """Refuse new work; what waits fails, and what runs is not waited for."""
+        for crew in (self.text, self.images, self._costly):
+            crew.close()
+        for process in self._processes:
+            process.stop()
+
+    def _cut_apart(self, spec: ImageSpec, data: bytes, is_unwanted: threading.Event) -> CutImage:
+        """Cut an image in the child process of this thread."""
+        if not hasattr(self._of_thread, "process"):
+            self._of_thread.process = ImageProcess(self._timeout_s)
+            self._processes.append(self._of_thread.process)
+        process: ImageProcess = self._of_thread.process
+        return process.cut(spec, data, is_unwanted)

@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import math
 import time
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from bundle.decode import decode_image
 from bundle.directory import Bundle
 from bundle.image import PREPROCESSOR, ImageSpec, TileLayout
 from bundle.manifest import Manifest
 from runtime.encoders import Pixels, encode_tiles
 from runtime.session import Session
 from serving.engine.batching import BatchWorker
+from serving.models.cut_image import CutImage
 from serving.models.feature_cache import FeatureCache
 from serving.models.pool import PreprocessPool
+from serving.models.turns import Turns
 from serving.settings import EngineSettings
 
 Features = npt.NDArray[Any]
@@ -34,9 +34,6 @@ _BATCHES_AHEAD = 2
 """One batch of images runs while the next is made ready; further ones wait as 8-bit images, a quarter of their pixels'
 size: a whole queue of tiled ones would take gigabytes."""
 
-_BAND_PX = 64
-"""Rows of an image that are hashed at a time."""
-
 
 @dataclass(frozen=True)
 class DecodedImage:
@@ -44,15 +41,13 @@ class DecodedImage:
 
     Attributes:
         key: SHA-256 over pixels, preprocessing and encoder: equal keys have equal features.
-        images: Its tiles where they are smaller than it (a photograph of 12 megapixels is 36 MB), else the image alone.
+        cut: Its 8-bit pixels.
         layout: How it is cut into tiles.
-        is_cut: `images` are the tiles.
     """
 
     key: bytes
-    images: tuple[Image.Image, ...]
+    cut: CutImage
     layout: TileLayout
-    is_cut: bool = False
 
 
 @dataclass
@@ -98,9 +93,9 @@ class VisionStage:
         self._max_tiles = settings.vision_batch_tiles
         self.cache = FeatureCache(settings.image_cache_bytes)
         self._in_flight: dict[bytes, _Flight] = {}
-        self._room = asyncio.Semaphore(_BATCHES_AHEAD * self._max_tiles)
+        self._turns = Turns(_BATCHES_AHEAD * self._max_tiles)
         self.worker: BatchWorker[Pixels, Features] = BatchWorker(
-            f"vision-{bundle.name}", self.run, len, self._max_tiles, settings.stall_timeout_s
+            f"vision-{bundle.name}", self.run, len, self._max_tiles, settings.patience
         )
 
     @property
@@ -116,20 +111,33 @@ class VisionStage:
         """Run once on a blank tile, so that no request pays for the first run."""
         self.run([np.zeros((1, 3, *self._spec.tile_size_px), np.float32)])
 
-    async def decode(self, data: bytes) -> DecodedImage:
+    async def decode(self, owner: Hashable, data: bytes) -> DecodedImage:
         """Return the decoded image.
 
-        Raises:
-            ImageError: The bytes are not an image, or one over the limits.
-        """
-        return await self._pool.run(self._decode, data)
+        Args:
+            owner: The request: requests take turns.
+            data: The encoded image.
 
-    async def encode(self, image: DecodedImage) -> EncodedImage:
-        """Return the features of an image: kept ones, those being computed for somebody else, or new ones."""
+        Raises:
+            ImageError: The bytes are not an image, one over the limits, or one that takes too long.
+            OutOfMemoryError: This machine lacks memory for it.
+            EngineDeadError: The pool is closed or hangs.
+        """
+        cut = await self._pool.cut(owner, self._spec, data)
+        key = hashlib.sha256(self._identity + cut.digest).digest()
+        return DecodedImage(key, cut, self._spec.layout(cut.width_px, cut.height_px))
+
+    async def encode(self, owner: Hashable, image: DecodedImage) -> EncodedImage:
+        """Return the features of an image: kept ones, those being computed for somebody else, or new ones.
+
+        Args:
+            owner: The request: requests take turns.
+            image: Decoded.
+        """
         kept = self.cache.try_get(image.key)
         if kept is not None:
             return EncodedImage(image.key, kept)
-        flight = self._in_flight.get(image.key) or self._take_off(image)
+        flight = self._in_flight.get(image.key) or self._take_off(owner, image)
         flight.num_callers += 1
         try:
             return await asyncio.shield(flight.task)  # a caller that leaves takes nothing from the others
@@ -145,23 +153,11 @@ class VisionStage:
         ends = np.cumsum([len(image) for image in images])
         return [features[end - len(image) : end].copy() for image, end in zip(images, ends, strict=True)]
 
-    def _decode(self, data: bytes) -> DecodedImage:
-        image = decode_image(data)
-        digest = hashlib.sha256(self._identity)
-        digest.update(f"{image.width}x{image.height}".encode())
-        for top in range(0, image.height, _BAND_PX):  # the bytes of a whole image at once are two more copies of it
-            band = image.crop((0, top, image.width, min(top + _BAND_PX, image.height)))
-            digest.update(band.tobytes())
-        layout = self._spec.layout(*image.size)
-        if layout.num_tiles * math.prod(self._spec.tile_size_px) < image.width * image.height:
-            return DecodedImage(digest.digest(), tuple(self._spec.cut(image)), layout, is_cut=True)
-        return DecodedImage(digest.digest(), (image,), layout)
+    def _pixels(self, cut: CutImage) -> Pixels:
+        return self._spec.pixels(cut.images if cut.is_cut else self._spec.cut(cut.images[0]))
 
-    def _pixels(self, image: DecodedImage) -> Pixels:
-        return self._spec.pixels(image.images if image.is_cut else self._spec.cut(image.images[0]))
-
-    def _take_off(self, image: DecodedImage) -> _Flight:
-        flight = _Flight(asyncio.get_running_loop().create_task(self._encode(image)))
+    def _take_off(self, owner: Hashable, image: DecodedImage) -> _Flight:
+        flight = _Flight(asyncio.get_running_loop().create_task(self._encode(owner, image)))
         self._in_flight[image.key] = flight
         return flight
 
@@ -171,10 +167,10 @@ class VisionStage:
         if self._in_flight.get(key) is flight:
             del self._in_flight[key]
 
-    async def _encode(self, image: DecodedImage) -> EncodedImage:
-        async with self._room:
+    async def _encode(self, owner: Hashable, image: DecodedImage) -> EncodedImage:
+        async with self._turns.place(owner):
             started_s = time.monotonic()
-            pixels = await self._pool.run(self._pixels, image)
+            pixels = await self._pool.images.run(owner, self._pixels, image.cut)
             preprocessed_s = time.monotonic()
             features = await asyncio.wrap_future(self.worker.submit(pixels))
         self.cache.put(image.key, features)

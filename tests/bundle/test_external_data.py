@@ -128,5 +128,6 @@ def test_a_server_opens_nothing_that_the_manifest_does_not_list(
     kept.unlink()
     seal(copy, manifest)
     kept.write_bytes(content)
+    settings = EngineSettings(intra_threads=1)
     with pytest.raises(BundleFileError, match=f"{file} is not among the files"):
-        load_model(copy, EngineSettings(intra_threads=1), PreprocessPool(1))
+        load_model(copy, settings, PreprocessPool(settings))

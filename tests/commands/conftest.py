@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import pocketvlm as entry
+from commands.ending import run
 
 ROOT = Path(__file__).resolve().parents[2]
 Done = subprocess.CompletedProcess[str]
@@ -24,11 +24,9 @@ def pocketvlm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         command = ["pocketvlm", *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", command)
         capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            entry.main()
+        code = run()
         said = capsys.readouterr()
-        assert end.value.code is None or isinstance(end.value.code, int)
-        return subprocess.CompletedProcess(command, end.value.code or 0, said.out, said.err)
+        return subprocess.CompletedProcess(command, code, said.out, said.err)
 
     return call
 
@@ -37,11 +35,11 @@ def pocketvlm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 def process() -> Callable[..., Done]:
     """Calls the command with arguments in a process of its own; `without` names modules that it shall not find."""
 
-    def call(*arguments: object, without: tuple[str, ...] = ()) -> Done:
+    def call(*arguments: object, without: tuple[str, ...] = (), stdin: str = "") -> Done:
         program = f"import sys; sys.modules.update(dict.fromkeys({without!r})); import pocketvlm; pocketvlm.main()"
         start = ["-c", program] if without else ["-m", "pocketvlm"]
         command = [sys.executable, *start, *map(str, arguments)]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120, input=stdin)
 
     return call
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from loadtests.latency import BenchmarkPlan
+
 
 def test_the_help_shows_the_batch_sizes_that_are_measured_where_none_is_named(pocketvlm) -> None:
     shown = " ".join(pocketvlm("bench", "--help").stdout.replace("│", " ").split())
-    assert "Sequences or images; may be repeated. [default: 1, 8]" in shown
+    assert "Default: 1 and 8." in shown
+    assert BenchmarkPlan().batch_sizes == (1, 8)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import typer.main
 from rich.text import Text
 
-import pocketvlm as entry
 import serving.doctor
+from bundle.errors import SettingsError
+from commands.app import app
+from commands.bench import bench
+from loadtests.latency import BenchmarkPlan
 
 SUBCOMMANDS = (
     *("export", "quantize", "inspect", "report", "run", "embed"),
@@ -20,7 +23,7 @@ SUBCOMMANDS = (
 
 
 def test_the_subcommands_are_these() -> None:
-    command: Any = typer.main.get_command(entry.app)
+    command: Any = typer.main.get_command(app)
     assert set(command.commands) == set(SUBCOMMANDS)
 
 
@@ -33,7 +36,7 @@ def test_every_subcommand_explains_itself(pocketvlm, subcommand: str) -> None:
 
 def test_no_word_of_a_help_text_is_taken_for_markup() -> None:
     """Rich prints nothing of [words] that it takes for a style; a backslash before the bracket keeps them."""
-    command: Any = typer.main.get_command(entry.app)
+    command: Any = typer.main.get_command(app)
     texts = [param.help for sub in command.commands.values() for param in sub.params if getattr(param, "help", None)]
     assert any("[" in text for text in texts)
     assert [text for text in texts if Text.from_markup(text).plain != text.replace("\\[", "[")] == []
@@ -52,7 +55,6 @@ def test_no_word_of_a_help_text_is_taken_for_markup() -> None:
         (["run", "{vlm}", "--image", "absent.png", "hi"], "absent.png"),
         (["run", "{clip}", "hi"], "dual-encoder"),
         (["embed", "{vlm}", "--text", "hi"], "image-text-to-text"),
-        (["quantize", "{vlm}", "-o", "{out}", "--weights", "int3"], "int3"),
         (["quantize", "{vlm}", "-o", "{out}", "--weights", "int8", "--eval", "{out}.jsonl"], "out.jsonl"),
         (["bench", "{out}"], "is not a bundle"),
         (["serve", "{vlm}", "--config", "{out}.toml"], "out.toml"),
@@ -73,6 +75,64 @@ def test_a_wrong_command_line_is_exit_code_two(pocketvlm) -> None:
     assert pocketvlm("run").returncode == 2
     assert pocketvlm("export", "x", "-o", "y", "--dialect", "french").returncode == 2
     assert pocketvlm("embed", "x").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["quantize", "{vlm}", "-o", "{out}", "--weights", "int3"], "unknown weights 'int3'; known: fp32"),
+        (["quantize", "{vlm}", "-o", "{out}", "--weights", "int8", "--limit", "kl=1"], "no gate measures kl"),
+        (["bench", "{vlm}", "--repeats", "2"], "greater than or equal to 3"),
+        (["bench", "{vlm}", "--batch-size", "0"], "--batch-size"),
+        (["loadtest", "127.0.0.1:1"], "is not http://HOST[:PORT]"),
+        (["loadtest", "http://127.0.0.1:1", "--mix", "chat"], "must be a whole number"),
+        (["loadtest", "http://127.0.0.1:1", "--objective", "speed<5"], "no metric 'speed'"),
+        (["loadtest", "http://127.0.0.1:1", "--users", "2"], "users 2 is out of range: it may be 3 to 1,000"),
+        (["run", "{vlm}", "hi", "--image", "https://example.com/a.png"], "https://example.com/a.png is a URL"),
+        (["run", "{vlm}", "hi", "--image", "data:image/png;base64," + "A" * 5000], "is a URL"),
+        (["run", "{vlm}", ""], "the question needs a text of at least one character"),
+        (["run", "{vlm}", "hi", "--top-p", "0"], "top_p is 0.0; it must be above 0"),
+        (["run", "{vlm}", "hi", "--seed", "-1"], "--seed"),
+        (["run", "{vlm}", "\udcff"], "the question is not UTF-8"),
+        (["embed", "{clip}", "--text", ""], "--text needs a text of at least one character"),
+        (["embed", "{clip}"], "give at least one --image or --text"),
+    ],
+)
+def test_a_value_that_a_flag_does_not_take_is_told_and_is_exit_code_two(
+    pocketvlm, arguments: list[str], words: str, tmp_path: Path, smolvlm_bundle: Path, clip_bundle: Path
+) -> None:
+    names = {"out": tmp_path / "out", "vlm": smolvlm_bundle, "clip": clip_bundle}
+    done = pocketvlm(*(argument.format(**names) for argument in arguments))
+    told = " ".join(done.stderr.replace("│", " ").split())
+    assert done.returncode == 2, done.stderr
+    assert words in told
+    assert len(told) < 1000
+
+
+def test_every_option_tells_its_default() -> None:
+    """By typer's own line, or in words; a flag without a value is off."""
+    command: Any = typer.main.get_command(app)
+    silent = [
+        f"{name} {option.opts[0]}"
+        for name, sub in command.commands.items()
+        for option in sub.params
+        if option.param_type_name == "option" and not (option.required or option.is_flag or option.name == "help")
+        if option.default is None and "Default" not in (option.help or "")
+    ]
+    assert silent == []
+
+
+def test_bench_takes_what_its_help_says_it_takes() -> None:
+    """The bounds of the command line are those of the work itself."""
+    hints = get_type_hints(bench, include_extras=True)
+    names = ("prompt_tokens", "output_tokens", "image_px", "repeats", "threads")
+    for name in names:
+        option = hints[name].__metadata__[0]
+        for end in (option.min, option.max):
+            BenchmarkPlan(**{name: end})
+        for beyond in (option.min - 1, option.max + 1):
+            with pytest.raises(SettingsError, match="out of range"):
+                BenchmarkPlan(**{name: beyond})
 
 
 def test_an_interrupted_command_is_exit_code_130(pocketvlm, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,8 +163,10 @@ def test_an_error_that_nobody_foresaw_keeps_its_traceback(pocketvlm, monkeypatch
     [
         ("onnxscript", "export", ["export", "{checkpoint}", "-o", "{out}"]),
         ("gguf", "export", ["export", "{checkpoint}", "-o", "{out}", "--decoder-gguf", "decoder.gguf"]),
-        ("uvicorn", "serve", ["serve", "{out}"]),
-        ("ray", "ray", ["deploy", "{out}"]),
+        ("uvicorn", "serve", ["serve", "{bundle}"]),
+        ("uvicorn", "serve", ["serve"]),
+        ("ray", "ray", ["deploy"]),
+        ("ray", "ray", ["deploy", "{bundle}"]),
         ("onnxruntime", "cpu", ["run", "{bundle}", "hi"]),
     ],
 )

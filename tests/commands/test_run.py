@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bundle.directory import MANIFEST, read_manifest
 from bundle.manifest import Gate
+from commands.terminal import Stripped
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +44,7 @@ def test_the_text_goes_to_stdout_and_its_speed_to_stderr(pocketvlm, smolvlm_bund
     words = pocketvlm("run", smolvlm_bundle, "--max-tokens", 5, "what?")
     assert words.returncode == 0, words.stderr
     answer = json.loads(pocketvlm("run", smolvlm_bundle, "--max-tokens", 5, "--json", "what?").stdout)
-    assert words.stdout == answer["text"] + "\n"
+    assert words.stdout == answer["text"].strip() + "\n"
     assert "first token" in words.stderr
 
 
@@ -71,3 +76,21 @@ def test_a_failed_gate_adds_nothing_to_stdout(pocketvlm, failed_bundle: Path) ->
 
 def test_a_bundle_that_failed_no_gate_says_nothing_of_gates(pocketvlm, smolvlm_bundle: Path) -> None:
     assert "gate" not in pocketvlm("run", smolvlm_bundle, "--max-tokens", 1, "what?").stderr
+
+
+def test_a_question_may_come_on_standard_input(process, smolvlm_bundle: Path) -> None:
+    said = process("run", smolvlm_bundle, "--max-tokens", 3, "--json", "what?")
+    read = process("run", smolvlm_bundle, "--max-tokens", 3, "--json", "-", stdin="what?\n")
+    assert read.returncode == 0, read.stderr
+    assert json.loads(read.stdout)["token_ids"] == json.loads(said.stdout)["token_ids"]
+    assert process("run", smolvlm_bundle, "-").returncode == 2
+
+
+@given(st.lists(st.text(" \n\tab", max_size=4)))
+def test_pieces_are_written_without_the_blanks_around_their_text(pieces: list[str]) -> None:
+    written = io.StringIO()
+    with redirect_stdout(written):
+        write = Stripped()
+        for piece in pieces:
+            write(piece)
+    assert written.getvalue() == "".join(pieces).strip()

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+
+from serving import edge
+from serving.settings import ServerSettings
 
 
 def test_a_folder_that_is_no_bundle_ends_it_with_one_line(process, tmp_path: Path) -> None:
@@ -23,3 +36,70 @@ def test_a_variant_without_a_measured_quality_is_inspected_but_not_served(
     assert served.returncode == 1
     assert "was never measured on samples" in served.stderr
     assert "--allow-ungated" in served.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no device that is always full")
+def test_a_full_disk_under_its_log_stops_no_server(clip_bundle: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    command = [sys.executable, "-m", "pocketvlm", "serve", str(clip_bundle), "--port", str(port)]
+    with open("/dev/full", "w") as full, subprocess.Popen(command, stdout=full, stderr=full) as process:
+        try:
+            assert is_ready(process, f"http://127.0.0.1:{port}/health/ready")
+            time.sleep(0.5)  # in which a line on stdout that failed would have ended it
+            assert is_ready(process, f"http://127.0.0.1:{port}/health/ready")
+        finally:
+            process.send_signal(signal.SIGTERM)
+    assert process.returncode == 0
+
+
+def is_ready(process: subprocess.Popen[bytes], url: str) -> bool:
+    deadline_s = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline_s:
+        try:
+            with urlopen(url, timeout=5) as response:
+                return response.status == 200
+        except OSError:
+            time.sleep(0.1)
+    return False
+
+
+def test_a_path_that_is_no_bundle_is_refused_before_the_port_is_opened(
+    pocketvlm: Callable, clip_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(edge, "serve", lambda *arguments: pytest.fail("the server was started"))
+    done = pocketvlm("serve", clip_bundle, tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        f"error: {tmp_path} is not a bundle: it holds no manifest.json. "
+        "Make one with: pocketvlm export CHECKPOINT -o BUNDLE"
+    ]
+
+
+def test_flags_become_settings(pocketvlm: Callable, clip_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[ServerSettings] = []
+    monkeypatch.setattr(edge, "serve", lambda bundles, settings, announce: served.append(settings))
+    done = pocketvlm("serve", clip_bundle, "--log-level", "error", "--drain-timeout-s", 7)
+    assert done.returncode == 0, done.stderr
+    assert (served[0].log_level, served[0].drain_timeout_s) == ("error", 7)
+
+
+def test_the_defaults_that_help_names_are_the_settings(pocketvlm: Callable) -> None:
+    told = " ".join(pocketvlm("serve", "--help").stdout.replace("│", " ").split())
+    settings = ServerSettings()
+    for default in (settings.host, settings.port, settings.log_level, settings.drain_timeout_s):
+        assert f"Default: {default}." in told
+
+
+@pytest.mark.parametrize("command", ["serve", "deploy"])
+def test_a_cache_that_cannot_be_written_is_told_with_what_can_be_done(
+    pocketvlm: Callable, command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    done = pocketvlm(command)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert f"{tmp_path / 'file' / 'pocketvlm'}, which cannot be written: Not a directory" in line
+    assert "Set XDG_CACHE_HOME" in line
+    assert " -o" not in line

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from commands.shipped import CHECKPOINTS, SOURCE_SHA256, is_current, shipped_name
+from commands.shipped import CHECKPOINTS, SOURCE_SHA256, WHAT_TO_ASK, is_current, shipped_name
 from export.checkpoint import Checkpoint
 from export.exporter import export_checkpoint
 
@@ -44,3 +45,10 @@ def test_a_bundle_of_the_older_format_is_exported_anew(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps(recorded | {"source_sha256": SOURCE_SHA256["vlm"]}))
     assert shipped_name(tmp_path) == "vlm"
     assert not is_current(tmp_path, "vlm")
+
+
+def test_the_questions_that_a_newcomer_is_told_are_those_of_the_models_own_page() -> None:
+    page = " ".join((FOLDER / "README.md").read_text(encoding="utf-8").split())
+    asked = re.findall(r'"([A-Z][^"]*[?.])"', WHAT_TO_ASK)
+    assert len(asked) == 5
+    assert [question for question in asked if f'"{question}"' not in page] == []

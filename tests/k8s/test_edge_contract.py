@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import typer.main
 
-import pocketvlm
 from bundle.errors import SettingsError
+from commands.app import app
 from commands.shipped import CHECKPOINTS
 from serving.api.app import create_app
 from serving.fake import FakeClient
@@ -38,7 +38,7 @@ def served_bundles(arguments: list[str]) -> list[str]:
     """What the command understands its arguments to mean."""
     name, *rest = arguments
     assert name == "serve"
-    command: Any = typer.main.get_command(pocketvlm.app)
+    command: Any = typer.main.get_command(app)
     return [str(path) for path in command.commands[name].make_context(name, rest).params["bundles"]]
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import pytest
 
 from bundle.errors import MachineError, SettingsError
-from loadtests.plan import LoadPlan, check_target
+from loadtests.plan import LoadPlan, check_target, require_listener
 
 
 @pytest.mark.parametrize(
@@ -56,3 +57,18 @@ def test_the_window_follows_the_warm_up_and_ends_where_the_run_did() -> None:
     assert (plan.window(12.1).start_s, plan.window(12.1).end_s) == (2.0, 12.0)
     assert plan.window(5.0).end_s == 5.0
     assert plan.window(1.0).length_s == 0.0
+
+
+def test_a_url_where_nothing_listens_is_told_before_anything_is_started() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        require_listener(url)
+    with pytest.raises(MachineError, match=f"nothing listens at {url}: Connection refused"):
+        require_listener(url)
+
+
+def test_a_bound_is_told_with_all_its_digits() -> None:
+    with pytest.raises(SettingsError, match=r"max_requests 0 is out of range: it may be 1 to 10,000,000$"):
+        LoadPlan(max_requests=0)
+    with pytest.raises(SettingsError, match=r"spawn_rate 0 is out of range: it may be 0\.1 to 1,000$"):
+        LoadPlan(spawn_rate=0)

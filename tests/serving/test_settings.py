@@ -56,6 +56,58 @@ def test_a_wrong_setting_is_named(
         load_settings(write(tmp_path, text), environment, flags)
 
 
+@pytest.mark.parametrize(
+    ("text", "environment", "message"),
+    [
+        (
+            "",
+            {"POCKETVLM_API_MAX_IMAGES": "1"},
+            "variable POCKETVLM_API_MAX_IMAGES: api_max_images is no setting of the server; "
+            "did you mean POCKETVLM_API__MAX_IMAGES?",
+        ),
+        (
+            "[api]\nmax_image = 1",
+            {},
+            "settings file {file}: api.max_image is no setting of the server; did you mean api.max_images?",
+        ),
+        (
+            "",
+            {"POCKETVLM_FOO": "1"},
+            "variable POCKETVLM_FOO: foo is no setting of the server; see pocketvlm serve --help and "
+            "docs/architecture.md",
+        ),
+        (
+            "port = 1\n[ray.generator]\nmin_replicas = 3",
+            {"POCKETVLM_RAY__GENERATOR__MAX_REPLICAS": "1", "POCKETVLM_PORT": "2"},
+            "settings file {file}, variable POCKETVLM_RAY__GENERATOR__MAX_REPLICAS: settings ray.generator: "
+            "max_replicas 1 is below min_replicas 3",
+        ),
+        (
+            "api = 1",
+            {},
+            "settings file {file}: api is a table of settings, not a value such as 1",
+        ),
+        (
+            "api = 1",
+            {"POCKETVLM_API__MAX_IMAGES": "1"},
+            "variable POCKETVLM_API__MAX_IMAGES: api is a value, not a table of settings, in settings file {file}",
+        ),
+    ],
+)
+def test_a_wrong_setting_is_told_with_where_it_was_read(
+    tmp_path: Path, text: str, environment: dict[str, str], message: str
+) -> None:
+    file = write(tmp_path, text)
+    with pytest.raises(SettingsError) as error:
+        load_settings(file, environment)
+    assert str(error.value) == message.format(file=file)
+
+
+def test_the_source_of_a_replaced_value_is_the_one_that_replaced_it(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"^variable POCKETVLM_PORT: setting port = '0x1'"):
+        load_settings(write(tmp_path, "port = 1"), {"POCKETVLM_PORT": "0x1"})
+
+
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"absent\.toml cannot be read: No such file"):
         load_settings(tmp_path / "absent.toml")

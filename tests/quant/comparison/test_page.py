@@ -12,7 +12,7 @@ import pytest
 from bundle.errors import BundleError
 from bundle.gates import Unmeasured
 from bundle.report import CalibrationFacts
-from quant.comparison import decode_speed
+from quant.comparison import comparison, decode_speed
 from quant.comparison.comparison import compare_bundles
 from quant.comparison.page import verdict_sentence, write_comparison
 from quant.comparison.variants import Siblings, read_siblings
@@ -195,9 +195,21 @@ def test_bundles_are_timed_in_turns_and_compared(
     assert {"page-loss-by-speed.png", "page-accuracy-by-speed.png"} <= {path.name for path in written}
 
 
-def test_a_page_that_cannot_be_written_is_said_before_the_work(folders: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"is no folder\. Choose another -o"):
-        compare_bundles(folders, tmp_path / "absent" / "page.html", with_speed=True, progress=silent)
+def test_a_page_that_cannot_be_written_is_said_before_the_work(
+    folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "measure_speeds", lambda *_: pytest.fail("timed"))
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(BundleError, match=r"cannot be written: (Not a directory|File exists)\. Choose another -o"):
+        compare_bundles(folders, tmp_path / "file" / "page.html", with_speed=True, progress=silent)
+    with pytest.raises(BundleError, match=r"is a folder; -o names the page, such as .*report\.html"):
+        compare_bundles(folders, tmp_path, with_speed=True, progress=silent)
+
+
+def test_the_folder_of_a_page_is_made(folders: list[Path], tmp_path: Path) -> None:
+    _, written = compare_bundles(folders, tmp_path / "a" / "b" / "page.html", with_speed=False, progress=silent)
+    assert {path.parent for path in written} == {tmp_path / "a" / "b"}
+    assert sorted(written) == sorted((tmp_path / "a" / "b").iterdir())
 
 
 @pytest.mark.browser

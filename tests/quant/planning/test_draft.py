@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from quant.planning import draft as drafts
 from quant.planning.draft import Options, experimental, fit_bits, make_draft
 from quant.planning.draft_tables import tables
 from quant.planning.layer_runs import Timed
+from quant.planning.plan import KEPT
 from quant.quality.evaluation import Evaluation
 
 
@@ -115,3 +117,17 @@ def test_limits_exclude_each_other_and_want_a_decoder(smolvlm_bundle: Path, clip
 def test_a_block_size_without_a_fast_kernel_is_refused(smolvlm_bundle: Path, block_size: int) -> None:
     with pytest.raises(QuantizationError, match=f"--block-size {block_size}: .* blocks of 32, 64, 128"):
         drafted(smolvlm_bundle, "int4", block_size=block_size)
+
+
+def test_the_plan_s_table_says_which_layers_a_row_is_about(smolvlm_bundle: Path) -> None:
+    plain = printed(drafted(smolvlm_bundle, "int8-rtn"))
+    assert "x linear" in plain
+    assert "1 x head" in plain
+    draft = drafted(smolvlm_bundle, "int8-rtn")
+    plan = draft.plans["decoder"]
+    first = next(layer for layer in plan.layers if layer.kind == "linear")
+    others = tuple(layer for layer in plan.layers if layer is not first)
+    split = replace(plan, layers=(replace(first, choice=KEPT), *others), decisions=())
+    told = printed(replace(draft, plans={"decoder": split}))
+    assert f"1 x {first.part}" in told
+    assert "x linear" not in told

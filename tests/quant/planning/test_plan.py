@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -55,7 +56,10 @@ def test_layers_of_a_plan_keep_their_own_forms(model: ir.Model) -> None:
 
 def test_groups_count_equal_choices_and_reasons() -> None:
     assert plan_of(W8A8, W8A8).detail == "2 x w8a8 8-bit: why"
-    assert plan_of(W8A8, KEPT).groups() == [("fp32", "why", 1), ("w8a8 8-bit", "why", 1)]
+    assert plan_of(W8A8, KEPT).groups() == [
+        ("fp32", "why", list(plan_of(KEPT, KEPT).layers[1:])),
+        ("w8a8 8-bit", "why", list(plan_of(W8A8).layers)),
+    ]
 
 
 def test_a_part_of_a_plan_and_the_rest_are_the_whole() -> None:
@@ -69,3 +73,9 @@ def test_layers_of_another_plan_are_stored_by_it() -> None:
     assert [layer.choice for layer in mixed.layers] == [W8A8, KEPT]
     assert mixed.stored_bytes == ours.stored_bytes - bytes_of(W8A8, 72, 40)
     assert mixed.fp32_bytes == ours.fp32_bytes == 2 * 4 * 72 * 40
+
+
+def test_a_linear_layer_is_called_by_what_it_is_in_its_block() -> None:
+    layer = LayerPlan("model.layers.3.mlp.down_proj.weight", KEPT, 8, 8, "why")
+    assert layer.part == "down_proj"
+    assert replace(layer, kind="head").part == "head"

@@ -133,7 +133,7 @@ def test_labels_never_take_a_name_that_a_caller_invents(api: Any, ask: Callable[
 
 def test_the_engines_gauges_are_shown(api: Any) -> None:
     for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"):
-        assert ("pocketvlm:" + name, frozenset()) in samples(api)
+        assert ("pocketvlm:" + name, frozenset({("model_name", "fake-vlm")})) in samples(api)
 
 
 def test_two_applications_count_apart_and_leave_the_global_registry_alone(

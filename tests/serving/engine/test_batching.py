@@ -5,6 +5,7 @@ import pytest
 
 from bundle.errors import EngineDeadError, MachineError
 from serving.engine.batching import BatchWorker
+from serving.watch import Patience
 
 
 class Doubler:
@@ -31,7 +32,7 @@ def doubler() -> Doubler:
 
 @pytest.fixture
 def worker(doubler: Doubler):
-    worker = BatchWorker("doubler", doubler, lambda item: item, 10, 0.05)
+    worker = BatchWorker("doubler", doubler, lambda item: item, 10, Patience(0.05, 0.2))
     worker.start()
     yield worker
     doubler.go.set()
@@ -87,8 +88,24 @@ def test_a_stuck_batch_is_a_fault(worker) -> None:
     assert "doubler has work but finished no step" in worker.fault
 
 
+def test_a_stall_fails_what_runs_and_waits_and_a_thread_that_goes_on_works_again(worker, doubler) -> None:
+    futures = [worker.submit(item) for item in (9, 8, 7)]
+    while not worker.fault:
+        threading.Event().wait(0.01)
+    worker.relieve()
+    for future in futures:
+        with pytest.raises(EngineDeadError, match="finished no step"):
+            future.result(20)
+    with pytest.raises(EngineDeadError, match="finished no step"):
+        worker.submit(1)
+    doubler.go.set()
+    while worker.fault:
+        threading.Event().wait(0.01)
+    assert results([worker.submit(3)]) == [6]
+
+
 def test_closing_fails_what_waits(doubler) -> None:
-    worker = BatchWorker("doubler", doubler, lambda item: item, 10, 60.0)
+    worker = BatchWorker("doubler", doubler, lambda item: item, 10, Patience(60.0, 60.0))
     waiting = worker.submit(1)
     worker.start()
     late = worker.submit(10)

@@ -21,9 +21,11 @@ from serving.engine.sampler import Sampler
 from serving.engine.sequence import Sequence
 from serving.protocol import SamplingParams
 from serving.settings import EngineSettings
+from serving.watch import Patience
 
 EOS = 60
 CAPACITY = 48
+PATIENT = Patience(60.0, 60.0)
 
 
 class FaultyRunner:
@@ -147,9 +149,9 @@ def oracle(tiny_model, settings) -> Oracle:
 def engine_of(tiny_model, settings):
     engines = []
 
-    def make(runner, stall_timeout_s: float = 60.0) -> Engine:
+    def make(runner, patience: Patience = PATIENT) -> Engine:
         chunk = settings.prefill_chunk_tokens
-        engines.append(Engine("engine-test", runner, tiny_model.shape(settings), chunk, stall_timeout_s))
+        engines.append(Engine("engine-test", runner, tiny_model.shape(settings), chunk, patience))
         engines[-1].start()
         return engines[-1]
 
@@ -304,7 +306,7 @@ def test_requests_on_their_way_to_a_dying_worker_still_end(runner, engine_of) ->
 
 def test_a_stuck_step_is_reported_and_recovers(runner, engine_of) -> None:
     release = threading.Event()
-    engine = engine_of(FaultyRunner(runner, {}, lambda: release.wait(20) and None), stall_timeout_s=0.05)
+    engine = engine_of(FaultyRunner(runner, {}, lambda: release.wait(20) and None), Patience(0.05, 0.2))
 
     async def main() -> None:
         stream = engine.submit(greedy(7, max_tokens=2).sequence())
@@ -319,11 +321,84 @@ def test_a_stuck_step_is_reported_and_recovers(runner, engine_of) -> None:
     assert engine.fault == ""
 
 
+def test_a_stall_fails_what_runs_waits_and_comes_and_a_thread_that_goes_on_serves_again(runner, engine_of) -> None:
+    release, is_held = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        if not release.is_set():
+            is_held.set()
+            release.wait(20)
+
+    engine = engine_of(FaultyRunner(runner, {}, hang), Patience(0.05, 60.0))
+
+    async def main() -> None:
+        running = engine.submit(greedy(7, max_tokens=2).sequence())
+        await asyncio.to_thread(is_held.wait, 20)
+        waiting = engine.submit(greedy(8, max_tokens=2).sequence())  # its message is still in the inbox
+        while not engine.fault:
+            await asyncio.sleep(0.01)
+        engine.relieve()
+        engine.relieve()
+        for stream in (running, waiting):
+            event = await asyncio.wait_for(stream.get(), 20)
+            assert isinstance(event, Failed)
+            assert "finished no step" in str(event.error)
+        with pytest.raises(EngineDeadError, match="finished no step"):
+            engine.submit(greedy(9).sequence())
+        assert not engine.needs_restart
+        release.set()
+        while engine.fault:
+            await asyncio.sleep(0.01)
+        assert isinstance((await read(engine, engine.submit(greedy(7, max_tokens=2).sequence())))[-1], Ended)
+        assert engine.gauges["num_requests_running"] == 0
+        assert running._events.empty()
+        assert waiting._events.empty()
+
+    asyncio.run(main())
+
+
+def test_a_thread_that_hangs_for_too_long_needs_a_restart(runner, engine_of) -> None:
+    release = threading.Event()
+    engine = engine_of(FaultyRunner(runner, {}, lambda: release.wait(20) and None), Patience(0.05, 0.3))
+
+    async def main() -> None:
+        stream = engine.submit(greedy(7, max_tokens=2).sequence())
+        while not engine.fault:
+            await asyncio.sleep(0.01)
+        while not engine.needs_restart:
+            await asyncio.sleep(0.01)
+        release.set()
+        await read(engine, stream)
+        assert not engine.needs_restart
+
+    asyncio.run(main())
+
+
+def test_a_sampler_that_fails_ends_its_own_answer_alone(runner, engine_of) -> None:
+    engine = engine_of(runner)
+
+    class Broken:
+        def __call__(self, logits: np.ndarray) -> int:
+            raise ZeroDivisionError("no luck")
+
+    async def main() -> None:
+        bad = greedy(7, max_tokens=2).sequence()
+        bad.sampler = Broken()
+        streams = [engine.submit(bad), engine.submit(greedy(8, max_tokens=2).sequence())]
+        failed, ended = [(await read(engine, stream))[-1] for stream in streams]
+        assert isinstance(failed, Failed)
+        assert "no luck" in str(failed.error)
+        assert isinstance(ended, Ended)
+
+    asyncio.run(main())
+    assert engine.fault == ""
+
+
 def test_a_cancelled_request_gives_its_slot_to_the_next(tiny_model, settings) -> None:
     one_slot = settings.model_copy(update={"max_sequences": 1})
     permits = threading.Semaphore(1)
     runner = FaultyRunner(tiny_model.runner(one_slot), {}, lambda: permits.acquire(timeout=20) and None)
-    engine = Engine("engine-test", runner, tiny_model.shape(one_slot), 7, 60.0)
+    engine = Engine("engine-test", runner, tiny_model.shape(one_slot), 7, PATIENT)
     engine.start()
 
     async def main() -> None:

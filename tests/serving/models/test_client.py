@@ -1,6 +1,8 @@
 import asyncio
+import gc
 import shutil
 import threading
+import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -54,6 +56,23 @@ def test_both_kinds_of_bundles_are_served_side_by_side(smolvlm_bundle, clip_bund
     assert worker_threads() == []
 
 
+def test_an_answer_under_way_holds_nothing_of_its_request(smolvlm_bundle, ask, image_bytes) -> None:
+    """A request holds its images' bytes, up to the body's limit; an answer may take minutes."""
+
+    async def main() -> None:
+        async with LocalClient([smolvlm_bundle], SETTINGS) as client:
+            request = ask(image_bytes(1), "hi", max_tokens=50)
+            held = weakref.ref(request)
+            events = client.generate(request)
+            del request
+            await anext(events)
+            gc.collect()
+            assert held() is None
+            await events.aclose()
+
+    run(main)
+
+
 def test_a_model_that_is_not_served_or_does_another_task_is_named(smolvlm_bundle, clip_bundle, ask, answer) -> None:
     async def main() -> None:
         async with LocalClient([smolvlm_bundle, clip_bundle], SETTINGS) as client:
@@ -77,7 +96,7 @@ def test_health_is_red_before_start_green_while_serving_and_red_after_close(smol
         await client.start()
         health = await client.health()
         assert (health.is_ready, health.is_alive, health.reason) == (True, True, "")
-        assert health.gauges["kv_cache_bytes"] == 2 * 512 * 3 * 2 * 2 * 8 * 4
+        assert health.model_gauges["tiny-smolvlm"]["kv_cache_bytes"] == 2 * 512 * 3 * 2 * 2 * 8 * 4
         await client.close()
         assert not (await client.health()).is_ready
 

@@ -62,7 +62,7 @@ def variant(smolvlm_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
 def both(variant: Callable[[str], Bundle]) -> Any:
     """The function that returns a variant's gate runner and its served model, opened once."""
     opened: dict[str, tuple[VisionLanguageRunner, GenerativeModel]] = {}
-    pool = PreprocessPool(1)
+    pool = PreprocessPool(EngineSettings(preprocess_threads=1))
 
     def open_both(name: str) -> tuple[VisionLanguageRunner, GenerativeModel]:
         if name not in opened:

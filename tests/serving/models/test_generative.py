@@ -13,7 +13,9 @@ from PIL import Image
 
 from bundle.directory import Bundle, open_bundle
 from bundle.errors import ContextLengthError, ImageError, MachineError, OverloadedError, ParameterError, PromptError
-from serving.models import vision
+from bundle.image import ImageSpec
+from serving.models import pool, vision
+from serving.models.crew import Crew
 from serving.models.generative import GenerativeModel
 from serving.protocol import FinishedEvent, GenerateRequest, Message, TextPart
 from serving.settings import EngineSettings
@@ -322,15 +324,15 @@ def test_a_conversation_of_several_turns_is_one_prompt(model, answer) -> None:
 
 def test_a_request_with_one_bad_image_leaves_no_work_behind(model, ask, answer, image_bytes, monkeypatch) -> None:
     """What is admitted is bounded; what a failed request left in the pool's queue would not be."""
-    go, decode, num_decoded = threading.Event(), vision.decode_image, []
+    go, cut, num_decoded = threading.Event(), pool.try_cut_cheaply, []
 
-    def wait(data: bytes) -> object:
+    def wait(spec: ImageSpec, data: bytes) -> object:
         if data:
             go.wait(20)
             num_decoded.append(1)
-        return decode(data)
+        return cut(spec, data)
 
-    monkeypatch.setattr(vision, "decode_image", wait)
+    monkeypatch.setattr(pool, "try_cut_cheaply", wait)
     images = [image_bytes(seed) for seed in range(12)]
 
     async def main() -> None:
@@ -345,9 +347,9 @@ def test_a_request_with_one_bad_image_leaves_no_work_behind(model, ask, answer, 
 
 
 def test_a_prompt_that_no_context_holds_is_refused_before_anything_is_done_with_it(
-    model, pool, ask, answer, monkeypatch
+    model, ask, answer, monkeypatch
 ) -> None:
-    monkeypatch.setattr(pool, "run", lambda *_: pytest.fail("it was worked on"))
+    monkeypatch.setattr(Crew, "run", lambda *_: pytest.fail("it was worked on"))
 
     async def main() -> None:
         with pytest.raises(ContextLengthError, match=r"the text holds 10000000 characters; 512 tokens hold at most"):

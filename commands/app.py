@@ -1,0 +1,58 @@
+"""The subcommands, under one name."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from commands.bench import bench
+from commands.demo import demo
+from commands.doctor import doctor
+from commands.embed import embed
+from commands.export import export
+from commands.inspect import inspect
+from commands.loadtest import loadtest
+from commands.quantize import quantize
+from commands.report import report
+from commands.run import run
+from commands.serve import DEPLOY_HELP, SERVE_HELP, serve
+from commands.terminal import console
+
+app = typer.Typer(
+    name="pocketvlm",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    epilog="Exit codes: 0 done; 1 it could not be done; 2 the command line is wrong; 3 a quality gate or an objective "
+    "was missed; 130 Ctrl-C, 143 SIGTERM (a server that drained: 0). Each command has --help.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(export)
+app.command()(quantize)
+app.command()(inspect)
+app.command()(report)
+app.command()(run)
+app.command()(embed)
+app.command("serve", help=SERVE_HELP)(serve)
+app.command("deploy", help=DEPLOY_HELP)(serve)
+app.command()(bench)
+app.command()(loadtest)
+app.command()(doctor)
+app.command()(demo)
+
+
+def _tell_version(is_asked: bool) -> None:
+    if is_asked:
+        from bundle.machine import own_version
+
+        console.print(f"pocketvlm {own_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version, and end.")
+    ] = False,
+) -> None:
+    """Compact vision-language models from checkpoint to endpoint: export, compress, measure, serve."""

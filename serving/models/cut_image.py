@@ -1,0 +1,61 @@
+"""Encoded bytes to the 8-bit images that an encoder's tiles are made of, and a digest of their pixels."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+from PIL import Image
+
+from bundle.decode import decode_image, inspect_image
+from bundle.image import ImageSpec
+
+_BAND_PX = 64
+"""Rows of an image that are hashed at a time."""
+
+
+@dataclass(frozen=True)
+class CutImage:
+    """A decoded image in the smaller of two forms.
+
+    Attributes:
+        digest: SHA-256 over its size and pixels.
+        width_px: Of the whole, upright image.
+        height_px: Of the whole, upright image.
+        images: Its tiles where they are smaller than it (a photograph of 12 megapixels is 36 MB), else it alone. RGB.
+        is_cut: `images` are the tiles.
+    """
+
+    digest: bytes
+    width_px: int
+    height_px: int
+    images: tuple[Image.Image, ...]
+    is_cut: bool
+
+
+def cut_image(spec: ImageSpec, data: bytes) -> CutImage:
+    """Return an image decoded, and cut where that makes it smaller.
+
+    Raises:
+        ImageError: The bytes are not an image, or one over the limits.
+        OutOfMemoryError: This machine lacks memory for it.
+    """
+    image = decode_image(data)
+    digest = hashlib.sha256(f"{image.width}x{image.height}".encode())
+    for top in range(0, image.height, _BAND_PX):  # the bytes of a whole image at once are two more copies of it
+        digest.update(image.crop((0, top, image.width, min(top + _BAND_PX, image.height))).tobytes())
+    num_tiles = spec.layout(*image.size).num_tiles
+    is_cut = num_tiles * math.prod(spec.tile_size_px) < image.width * image.height
+    images = tuple(spec.cut(image)) if is_cut else (image,)
+    return CutImage(digest.digest(), *image.size, images, is_cut)
+
+
+def try_cut_cheaply(spec: ImageSpec, data: bytes) -> CutImage | None:
+    """Return an image as `cut_image` does where that takes milliseconds whatever its bytes are, else None.
+
+    Raises:
+        ImageError: The bytes are not an image, or one over the limits.
+        OutOfMemoryError: This machine lacks memory for it.
+    """
+    return cut_image(spec, data) if inspect_image(data).is_cheap else None

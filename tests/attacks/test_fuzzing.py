@@ -1,0 +1,52 @@
+"""Spoilt requests, drawn from a seed: each is answered or refused in the API's own form, in bounded time and memory."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from damage import Record
+from fuzzing import ENGINES, Tally, fault_of, peak_mb
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # what Pillow tells of a damaged TIFF
+MAX_INPUT_S = 10.0
+MAX_GROWTH_MB = 300.0
+
+
+def check(tally: Tally, grown_mb: float) -> None:
+    assert not tally.bad, tally.bad[:5]
+    assert tally.longest_s <= MAX_INPUT_S
+    assert grown_mb <= MAX_GROWTH_MB
+    assert {200, 400} <= set(tally.statuses)  # else the inputs are too wild, or too tame
+
+
+def test_spoilt_requests_are_refused_in_the_apis_own_form() -> None:
+    before_mb = peak_mb()
+    check(asyncio.run(ENGINES["fake"](1500, 1)), peak_mb() - before_mb)
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(("engine", "count"), [("fake", 10_000), ("shipped", 4_000)])
+def test_many_spoilt_requests_are(engine: str, count: int, record: Record) -> None:
+    before_mb, seed = peak_mb(), int(time.time())
+    with record.attack(f"fuzz: {count} inputs of seed {seed}, {engine} engine") as attack:
+        tally = asyncio.run(ENGINES[engine](count, seed))
+        attack.must(not tally.bad, "; ".join(tally.bad[:3]))
+        attack.must(tally.longest_s <= MAX_INPUT_S, f"one took {tally.longest_s:.1f} s")
+        grown_mb = peak_mb() - before_mb
+        attack.must(grown_mb <= MAX_GROWTH_MB, f"memory grew by {grown_mb:.0f} MB")
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "answer"),
+    [
+        (500, b"application/json", b'{"error": {}}'),
+        (400, b"text/plain", b"Bad Request"),
+        (400, b"application/json", b'{"detail": "x"}'),
+        (200, b"application/json", b'{"error": {}}'),
+        (200, b"text/event-stream", b'data: {"choices": []}\n\n'),
+    ],
+)
+def test_an_answer_of_another_form_is_found(status: int, kind: bytes, answer: bytes) -> None:
+    assert fault_of(status, {b"content-type": kind}, answer)
