@@ -22,6 +22,7 @@
     │   ├── ContextLengthError     more tokens than the model holds
     │   ├── ParameterError         a field unknown, unsupported or out of range
     │   ├── BodySizeError          a request body over the byte limit
+    │   ├── SlowBodyError          a request body that did not arrive in time
     │   ├── ModelNotFoundError
     │   └── TaskError              the model cannot do this task
     ├── OverloadedError            the queue is full; retry after a while
@@ -134,6 +135,10 @@ class ParameterError(RequestError):
 
 class BodySizeError(RequestError):
     """A request body over the byte limit."""
+
+
+class SlowBodyError(RequestError):
+    """A request body that did not arrive in time."""
 
 
 class ModelNotFoundError(RequestError):

@@ -240,7 +240,7 @@ def _serve_ray(connection: Connection) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     with open_listener("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
-    ray.init(num_cpus=_RAY_CPUS, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+    ray.init("local", num_cpus=_RAY_CPUS, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())  # after ray.init, which sets a handler that leaves at once
     try:

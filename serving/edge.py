@@ -5,21 +5,26 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-import uvicorn
-
 from bundle.errors import SettingsError
-from serving.api.app import create_app
+from serving.exiting import LastResort
 from serving.models.client import LocalClient
+from serving.probes import Heartbeat, probes_answered
 from serving.protocol import ManagedClient
+from serving.server import BACKLOG_CONNECTIONS, EdgeServer
 from serving.settings import ServerSettings
+from serving.stopping import stopping_on_signals
 
-_BACKLOG_CONNECTIONS = 2048  # uvicorn's own default
+logger = logging.getLogger(__name__)
+
+INTERRUPTED = 130
+"""The shell's exit code for SIGINT."""
+_BEAT_S = 0.5
 
 
 def serve(bundles: Sequence[Path], settings: ServerSettings, announce: Callable[[str], None] = print) -> None:
@@ -35,8 +40,13 @@ def serve(bundles: Sequence[Path], settings: ServerSettings, announce: Callable[
         KeyboardInterrupt: SIGINT came, and everything is stopped.
     """
     configure_logging(settings)
-    with open_listener(settings.host, settings.port) as listener:
-        asyncio.run(run_server(LocalClient(bundles, settings.engine), settings, listener, announce))
+    last_resort = LastResort()
+    try:
+        with open_listener(settings.host, settings.port) as listener:
+            client = LocalClient(bundles, settings.engine)
+            asyncio.run(run_server(client, settings, listener, announce, last_resort.arm))
+    finally:
+        last_resort.disarm()
 
 
 def configure_logging(settings: ServerSettings) -> None:
@@ -62,7 +72,7 @@ def open_listener(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(_BACKLOG_CONNECTIONS)
+        listener.listen(BACKLOG_CONNECTIONS)
     except OSError as error:
         listener.close()
         raise SettingsError(_refusal(host, port, error)) from error
@@ -85,7 +95,11 @@ def url_of(listener: socket.socket) -> str:
 
 
 async def run_server(
-    client: ManagedClient, settings: ServerSettings, listener: socket.socket, announce: Callable[[str], None]
+    client: ManagedClient,
+    settings: ServerSettings,
+    listener: socket.socket,
+    announce: Callable[[str], None],
+    on_end: Callable[[int], None] = lambda exit_code: None,
 ) -> None:
     """Serve a client until a signal comes; start it meanwhile, and close it after the last request.
 
@@ -94,68 +108,56 @@ async def run_server(
         settings: Of the server.
         listener: Listens already; closed on return.
         announce: Gets one line when requests can be served.
+        on_end: Gets the process's exit code when every request has ended and only closing is left.
 
     Raises:
         PocketVLMError: The client did not start.
         KeyboardInterrupt: SIGINT came, and everything is stopped.
     """
     url = url_of(listener)
-    server = _Server(_uvicorn_config(client, settings))
-    with _stopping_on_signals(server) as received:
+    server = EdgeServer(client, settings)
+    with stopping_on_signals() as stop, _probes(settings) as heartbeat:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         starting = asyncio.create_task(client.start())
+        beating = asyncio.create_task(_beat(client, server, heartbeat))
+        asked = asyncio.create_task(stop.is_asked.wait())
         try:
-            await asyncio.wait((serving, starting), return_when=asyncio.FIRST_COMPLETED)
-            if not serving.done():
+            await asyncio.wait((serving, starting, asked), return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
                 starting.result()
                 names = ", ".join(card.name for card in await client.models())
                 announce(f"PocketVLM serves {names} at {url} (how to ask: {url}/docs)")
-            await serving
+            await asyncio.wait((serving, asked), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            server.should_exit = True
-            await asyncio.gather(serving, starting, return_exceptions=True)
-            await client.close()
-    if signal.SIGINT in received:
+            await server.drain(serving, stop)
+            on_end(INTERRUPTED if stop.is_interrupt else 0)
+            await server.end(serving, starting)
+            for task in (beating, asked):
+                task.cancel()
+    serving.result()
+    if stop.is_interrupt:
         raise KeyboardInterrupt
 
 
-def _uvicorn_config(client: ManagedClient, settings: ServerSettings) -> uvicorn.Config:
-    return uvicorn.Config(
-        create_app(client, settings.api),
-        log_config=None,
-        log_level=settings.log_level,
-        access_log=settings.log_level == "debug",
-        timeout_graceful_shutdown=settings.drain_timeout_s,
-        lifespan="off",
-        ws="none",
-        server_header=False,
-    )
-
-
-class _Server(uvicorn.Server):
-    """Without signal handlers of its own: they would raise each signal again before the engine is closed."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
-        yield
-
-
 @contextmanager
-def _stopping_on_signals(server: uvicorn.Server) -> Iterator[list[signal.Signals]]:
-    """Drain the server on the first SIGTERM or SIGINT, drop what still runs on the second; yield those that came."""
-    loop = asyncio.get_running_loop()
-    received: list[signal.Signals] = []
+def _probes(settings: ServerSettings) -> Iterator[Heartbeat]:
+    """Answer health on a port of its own while the block lasts, where one is set; yield what the loop tells it by."""
+    heartbeat, port = Heartbeat(settings.http.loop_timeout_s), settings.http.health_port
+    if port is None:
+        yield heartbeat
+        return
+    with open_listener(settings.host, port) as listener, probes_answered(listener, heartbeat.health):
+        logger.info("health is answered at %s/health/live too, from a thread of its own", url_of(listener))
+        yield heartbeat
 
-    def stop(number: signal.Signals) -> None:
-        server.should_exit = True
-        server.force_exit = bool(received)
-        received.append(number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop, number)
-    try:
-        yield received
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
+async def _beat(client: ManagedClient, server: EdgeServer, heartbeat: Heartbeat) -> None:
+    """Look after the connections, and tell that the loop runs, for ever."""
+    while True:
+        try:
+            server.watch.sweep()
+            health = await client.health()
+            heartbeat.beat(replace(health, is_ready=False, reason="it stops") if server.should_exit else health)
+        except Exception:
+            logger.exception("the connections could not be looked after; the next look is in %.1f s", _BEAT_S)
+        await asyncio.sleep(_BEAT_S)

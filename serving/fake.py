@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.decode import decode_image
-from bundle.errors import ContextLengthError, ModelNotFoundError, OverloadedError, PocketVLMError, TaskError
+from bundle.errors import ContextLengthError, EngineDeadError, ModelNotFoundError, OverloadedError, TaskError
 from bundle.gates import Gate, Unmeasured
 from bundle.manifest import Task
 from bundle.zero_shot import SLOT, label_text
@@ -74,7 +74,7 @@ class FakeBehaviour:
         first_token_s: Wait before the first token, and before an embedding or a classification.
         token_s: Wait before each later token.
         max_running: Requests at once; one more is refused.
-        failure: Raised by every request where it is set.
+        failure: Raised by every request where it is set; a library's BaseException as well.
         failure_after_tokens: Tokens of an answer that come before `failure`.
         health: What `health` returns, the gauges aside.
     """
@@ -82,7 +82,7 @@ class FakeBehaviour:
     first_token_s: float = 0.0
     token_s: float = 0.0
     max_running: int = 1024
-    failure: PocketVLMError | None = None
+    failure: BaseException | None = None
     failure_after_tokens: int = 0
     health: Health = field(default_factory=lambda: Health(is_ready=True))
 
@@ -105,12 +105,17 @@ class FakeClient:
         self.generations: list[GenerateRequest] = []
         self.num_running = 0
         self.cancelled: list[str] = []
+        self._is_closed = False
+        self._waits: set[asyncio.Future[None]] = set()
 
     async def start(self) -> None:
         """Do nothing: there is nothing to load."""
 
     async def close(self) -> None:
-        """Do nothing: there is nothing to stop."""
+        """Stop; unfinished requests fail with EngineDeadError."""
+        self._is_closed = True
+        for wait in self._waits:
+            wait.cancel()
 
     async def models(self) -> list[ModelCard]:
         """Return the cards given at construction."""
@@ -178,7 +183,18 @@ class FakeClient:
         if self.behaviour.failure is not None and index >= self.behaviour.failure_after_tokens:
             raise self.behaviour.failure
         if not is_end:
-            await asyncio.sleep(self.behaviour.token_s if index else self.behaviour.first_token_s)
+            await self._wait(self.behaviour.token_s if index else self.behaviour.first_token_s)
+        if self._is_closed:
+            raise EngineDeadError("the engine was stopped; its requests with it. Send them again.")
+
+    async def _wait(self, time_s: float) -> None:
+        """Wait for so long, or until the engine is closed."""
+        wait = asyncio.get_running_loop().create_future()
+        self._waits.add(wait)
+        try:
+            await asyncio.wait((wait,), timeout=time_s)
+        finally:
+            self._waits.discard(wait)
 
     async def _serve_once(self) -> None:
         self._enter()

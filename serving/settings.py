@@ -37,26 +37,66 @@ class _Frozen(BaseModel):
 
 
 class ApiSettings(_Frozen):
-    """What the HTTP application accepts of one request.
+    """What the HTTP application accepts of one request, and of all of them together.
 
     Attributes:
         max_body_bytes: Of a request body, counted while it is read. The default holds one image of the largest size
             in base64 (4/3 of its bytes) and some text.
+        max_bodies_bytes: Of all bodies and their images that are held at once, from arrival to the end of the answer;
+            one more is refused with 429. While one is parsed, it takes up to two times as much again.
+        max_json_values: Values in one body, counted as its commas and opening brackets before it is parsed, those
+            within texts among them. Parsing that many takes tens of milliseconds, in which nothing else runs.
         max_image_bytes: Of one encoded image; at most what the engine decodes.
         max_images: In one request.
+        max_messages: Of one conversation.
+        max_parts: Texts and images in all messages of one request.
         max_inputs: Texts and images in one embedding request.
         max_labels: Candidate labels in one classification.
+        body_timeout_s: In every span of so long, a body must bring `body_bytes_per_s` times the span, or its end.
+        body_bytes_per_s: The slowest client that is waited for.
+        request_timeout_s: From a request's arrival to the end of its answer; also the most that a client may ask for
+            with `X-Request-Timeout`. OpenAI's own clients wait for 600 s: after that, nobody reads the answer.
         retry_after_s: What a refused client is told to wait.
-        stalled_client_s: A client that takes nothing of its stream for so long is gone: its place is somebody else's.
+        stalled_client_s: A client that takes nothing of its answer for so long is gone: its place is somebody else's.
     """
 
     max_body_bytes: int = Field(default=32 << 20, ge=1024)
+    max_bodies_bytes: int = Field(default=96 << 20, ge=1024)
+    max_json_values: int = Field(default=100_000, ge=100)
     max_image_bytes: int = Field(default=DEFAULT_LIMITS.max_bytes, ge=1, le=DEFAULT_LIMITS.max_bytes)
     max_images: int = Field(default=16, ge=1)
+    max_messages: int = Field(default=1024, ge=1)
+    max_parts: int = Field(default=1024, ge=1)
     max_inputs: int = Field(default=256, ge=1)
     max_labels: int = Field(default=1000, ge=1)
+    body_timeout_s: float = Field(default=20.0, gt=0)
+    body_bytes_per_s: int = Field(default=4096, ge=0)
+    request_timeout_s: float = Field(default=600.0, gt=0)
     retry_after_s: int = Field(default=1, ge=1)
     stalled_client_s: float = Field(default=60.0, gt=0)
+
+
+class HttpSettings(_Frozen):
+    """Connections of the one-process server; under Ray they are its proxy's.
+
+    Attributes:
+        head_timeout_s: For URL and headers, from the first byte to the last; also how long a new connection may be
+            silent. Apache's is 20 s, nginx's 60 s.
+        idle_timeout_s: A connection without a request is closed after so long.
+        max_head_bytes: Of URL and headers together; also of requests that are sent before the last is answered.
+        max_connections: Open at once, and at most what descriptors allow. One more closes the one that was idle for
+            longest, or is refused with 503 where all are at work.
+        health_port: Answers `/health/live` and `/health/ready` from a thread of its own, on the same address, so that
+            no load keeps probes waiting. None: on the one port alone.
+        loop_timeout_s: The thread tells live as false when the event loop has been silent for so long.
+    """
+
+    head_timeout_s: float = Field(default=20.0, gt=0)
+    idle_timeout_s: int = Field(default=5, ge=1)
+    max_head_bytes: int = Field(default=32 << 10, ge=1024)
+    max_connections: int = Field(default=1000, ge=4)
+    health_port: int | None = Field(default=None, ge=0, le=65535)
+    loop_timeout_s: float = Field(default=15.0, gt=0)
 
 
 class EngineSettings(RuntimeSettings):
@@ -146,20 +186,26 @@ class RaySettings(_Frozen):
     """The same application as Ray Serve deployments.
 
     Attributes:
-        ingress_replicas: Processes that run the HTTP application. `/metrics` shows the one that answers.
+        ingress_replicas: Processes that run the HTTP application. Two, so that one may die.
         ingress_num_cpus: Logical CPUs that Ray reserves for each.
         generator: Replicas of each vision-language model.
         embedder: Replicas of each dual encoder.
-        health_check_period_s: How often Ray asks a replica whether its engine lives.
-        health_check_timeout_s: A replica that is silent for so long counts as dead.
+        silent_after_s: A replica that answers nothing for so long gets no requests; those that it has are sent to
+            another, or fail if they were begun to be answered.
+        patience_s: How long a request waits while its model has no replica that can take it.
+        health_check_period_s: How often Ray asks a replica whether its engine lives. It replaces one that fails three
+            times.
+        health_check_timeout_s: A question that is not answered for so long has failed.
     """
 
-    ingress_replicas: int = Field(default=1, ge=1)
-    ingress_num_cpus: float = Field(default=0.5, ge=0)
+    ingress_replicas: int = Field(default=2, ge=1)
+    ingress_num_cpus: float = Field(default=0.25, ge=0)
     generator: ScalingSettings = ScalingSettings()
     embedder: ScalingSettings = ScalingSettings()
-    health_check_period_s: float = Field(default=5.0, gt=0)
-    health_check_timeout_s: float = Field(default=30.0, gt=0)
+    silent_after_s: float = Field(default=4.0, ge=2)
+    patience_s: float = Field(default=15.0, gt=0)
+    health_check_period_s: float = Field(default=1.0, gt=0)
+    health_check_timeout_s: float = Field(default=3.0, gt=0)
 
 
 class ServerSettings(_Frozen):
@@ -171,6 +217,7 @@ class ServerSettings(_Frozen):
         log_level: Least severe line that is logged.
         drain_timeout_s: How long running requests may go on after SIGTERM.
         api: Limits of a request.
+        http: Limits of a connection.
         engine: How models run.
         ray: Replicas on a cluster.
     """
@@ -180,6 +227,7 @@ class ServerSettings(_Frozen):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     drain_timeout_s: int = Field(default=30, ge=0)
     api: ApiSettings = ApiSettings()
+    http: HttpSettings = HttpSettings()
     engine: EngineSettings = EngineSettings()
     ray: RaySettings = RaySettings()
 

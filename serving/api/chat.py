@@ -8,7 +8,8 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
@@ -16,8 +17,10 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from bundle.errors import PocketVLMError
-from serving.api.disconnect import close, finish_within, until_disconnect
+from serving.api.deadline import Deadline
+from serving.api.disconnect import close, contained, finish_within, until_disconnect
 from serving.api.errors import error_body
+from serving.api.record import RequestRecord, record_of
 from serving.api.schemas import ChatMessage, ChatRequest
 from serving.api.service import Service, check_count, new_id
 from serving.protocol import (
@@ -26,11 +29,36 @@ from serving.protocol import (
     GenerateRequest,
     ImagePart,
     Message,
+    TextPart,
     TokenEvent,
     Usage,
 )
 
 logger = logging.getLogger(__name__)
+
+_PROXY_S = 2.0
+"""The edge server's own watch comes first, and closes the connection as well; behind Ray's proxy there is only this."""
+_ROLES: dict[str, Literal["system", "user", "assistant"]] = {
+    "developer": "system",
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+}
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a body asks for.
+
+    Attributes:
+        request: For the engine.
+        streams: The answer comes in pieces.
+        includes_usage: The stream ends with the token counts.
+    """
+
+    request: GenerateRequest
+    streams: bool
+    includes_usage: bool
 
 
 def chat_router(service: Service) -> APIRouter:
@@ -38,31 +66,37 @@ def chat_router(service: Service) -> APIRouter:
     router = APIRouter(tags=["chat"])
 
     @router.post("/v1/chat/completions")
-    async def complete(body: ChatRequest, request: Request) -> Response:
+    async def complete(request: Request) -> Response:
         """Answer a conversation that may hold images."""
-        model = await service.choose(request, body.model, "image-text-to-text")
-        wanted = GenerateRequest(new_id("chatcmpl"), model, _messages(service, body), body.sampling())
-        chat = Chat(service, wanted, int(time.time()))
-        if not body.stream:
+        deadline = service.deadline(request)
+        asked = await service.read(request, deadline, ChatRequest, partial(_asked, service))
+        await service.choose(request, asked.request.model, "image-text-to-text")
+        chat = Chat.begin(service, asked.request, deadline, record_of(request))
+        if not asked.streams:
+            del asked  # its images go as soon as the engine has them
             return JSONResponse(await until_disconnect(request.receive, chat.whole()))
         first = await until_disconnect(request.receive, chat.first())
-        return EventStream(chat, first, includes_usage=body.includes_usage)
+        return EventStream(chat, first, includes_usage=asked.includes_usage)
 
     return router
 
 
-def _messages(service: Service, body: ChatRequest) -> tuple[Message, ...]:
+def _asked(service: Service, body: ChatRequest) -> _Asked:
     messages = []
+    num_parts = sum(len(message.content) for message in body.messages if isinstance(message.content, list))
+    check_count(num_parts, service.settings.max_parts, "messages", "parts")
     for index, message in enumerate(body.messages):
-        messages.append(Message(message.role, _parts(service, message, f"messages.{index}.content")))
+        messages.append(Message(_ROLES[message.role], _parts(service, message, f"messages.{index}.content")))
     num_images = sum(isinstance(part, ImagePart) for message in messages for part in message.parts)
     check_count(num_images, service.settings.max_images, "messages", "images")
-    return tuple(messages)
+    request = GenerateRequest(new_id("chatcmpl"), body.model, tuple(messages), body.sampling())
+    return _Asked(request, bool(body.stream), body.includes_usage)
 
 
 def _parts(service: Service, message: ChatMessage, param: str) -> tuple[Any, ...]:
-    contents = [message.content] if isinstance(message.content, str) else message.content
-    return tuple(service.part(content, f"{param}.{index}") for index, content in enumerate(contents))
+    if message.content is None or isinstance(message.content, str):
+        return (TextPart(message.content or ""),)
+    return tuple(service.part(content, f"{param}.{index}") for index, content in enumerate(message.content))
 
 
 @dataclass
@@ -71,24 +105,48 @@ class Chat:
 
     Attributes:
         service: Where it runs.
-        request: What the engine was asked.
+        request_id: As the engine knows it.
+        model: Its name.
+        events: Of the engine, counted and timed.
+        deadline: When it is stopped.
+        record: Gets the counts of tokens.
         created_s: Unix time, as the answer tells it.
         is_counted: Its end was seen by the metrics; a client that leaves after that aborts nothing.
     """
 
     service: Service
-    request: GenerateRequest
+    request_id: str
+    model: str
+    events: AsyncIterator[GenerateEvent]
+    deadline: Deadline
+    record: RequestRecord
     created_s: int
     is_counted: bool = False
 
-    def __post_init__(self) -> None:
-        events = self.service.client.generate(self.request)
-        self.events = self.service.metrics.observed(events, self.request.model)
+    @classmethod
+    def begin(cls, service: Service, request: GenerateRequest, deadline: Deadline, record: RequestRecord) -> Chat:
+        """Hand a request to the engine; nothing here keeps its images."""
+        events = service.metrics.observed(service.client.generate(request), request.model)
+        return cls(service, request.request_id, request.model, events, deadline, record, int(time.time()))
+
+    async def next(self) -> GenerateEvent:
+        """Return the next event.
+
+        Raises:
+            DeadlineError: It did not come in time.
+        """
+        event = await self.deadline.finish(contained(anext(self.events)))
+        if isinstance(event, FinishedEvent):
+            self.record.prompt_tokens = event.usage.prompt_tokens
+            self.record.completion_tokens = event.usage.completion_tokens
+        else:
+            self.record.saw_token()
+        return event
 
     async def first(self) -> GenerateEvent:
         """Return the first event: until it is there, a failure can still have a status code of its own."""
         try:
-            return await anext(self.events)
+            return await self.next()
         except BaseException:
             await close(self.events)
             raise
@@ -97,13 +155,11 @@ class Chat:
         """Return the body of an answer that is not streamed."""
         text = ""
         try:
-            async for event in self.events:
-                if isinstance(event, FinishedEvent):
-                    return self._whole_body(text, event)
+            while isinstance(event := await self.next(), TokenEvent):
                 text += event.text
         finally:
             await close(self.events)
-        raise RuntimeError(f"the engine ended {self.request.request_id} without its terminal event")
+        return self._whole_body(text, event)
 
     def _whole_body(self, text: str, finished: FinishedEvent) -> dict[str, Any]:
         message = {"role": "assistant", "content": text, "refusal": None}
@@ -126,7 +182,7 @@ class Chat:
             while isinstance(event, TokenEvent):
                 if event.text:
                     yield self._delta({"content": event.text}, None, includes_usage)
-                event = await anext(self.events)
+                event = await self.next()
             self.is_counted = True
             yield self._delta({}, event.reason, includes_usage)
             if includes_usage:
@@ -137,8 +193,8 @@ class Chat:
 
     def _failure(self, error: Exception) -> bytes:
         if not isinstance(error, PocketVLMError):
-            logger.error("stream %s failed", self.request.request_id, exc_info=error)
-        self.service.metrics.count_error(error, self.request.model)
+            logger.error("stream %s failed", self.request_id, exc_info=error)
+        self.service.metrics.count_error(error, self.model)
         self.is_counted = True
         return _event(error_body(error))
 
@@ -153,10 +209,10 @@ class Chat:
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {
-            "id": self.request.request_id,
+            "id": self.request_id,
             "object": kind,
             "created": self.created_s,
-            "model": self.request.model,
+            "model": self.model,
         }
 
 
@@ -178,7 +234,7 @@ class EventStream(Response):
             await until_disconnect(receive, self._send(send))
         except ClientDisconnect:
             if not self._chat.is_counted:
-                self._chat.service.metrics.count_abort(self._chat.request.model)
+                self._chat.service.metrics.count_abort(self._chat.model)
 
     async def _send(self, send: Send) -> None:
         pieces = self._chat.pieces(self._first, includes_usage=self._includes_usage)
@@ -198,7 +254,7 @@ class EventStream(Response):
             ClientDisconnect: The client took nothing for too long.
         """
         try:
-            await finish_within(self._chat.service.settings.stalled_client_s, sending)
+            await finish_within(self._chat.service.settings.stalled_client_s + _PROXY_S, sending)
         except asyncio.TimeoutError as error:
             raise ClientDisconnect from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine
 from typing import Any, TypeVar
 
@@ -10,6 +11,11 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+_STOP_TIMEOUT_S = 5.0
+"""What is cancelled ends at its next wait; a slot is free within milliseconds."""
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -22,7 +28,7 @@ async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     Raises:
         ClientDisconnect: The client went away first.
     """
-    task = asyncio.ensure_future(work)
+    task = asyncio.ensure_future(contained(work))
     watcher = asyncio.ensure_future(_wait_for_disconnect(receive))
     try:
         await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
@@ -30,9 +36,34 @@ async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
             raise ClientDisconnect
         return task.result()
     finally:
-        for future in (task, watcher):
-            future.cancel()
-        await asyncio.gather(task, watcher, return_exceptions=True)
+        await _stop(task, watcher)
+
+
+async def _stop(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel tasks and wait for their end; one that does not end is left behind, for its request must be answered."""
+    for task in tasks:
+        task.cancel()
+    ended, left = await asyncio.wait(tasks, timeout=_STOP_TIMEOUT_S)
+    for task in ended:
+        if not task.cancelled():
+            task.exception()  # it was raised already, or came too late to matter
+    for task in left:
+        logger.error("work that was cancelled %.0f s ago goes on: %s", _STOP_TIMEOUT_S, task)
+
+
+async def contained(work: Awaitable[T]) -> T:
+    """Return the result of `work`.
+
+    Raises:
+        RuntimeError: It raised what is no Exception: a library's panic, or SystemExit. An event loop that is handed
+            one of those ends.
+    """
+    try:
+        return await work
+    except (Exception, asyncio.CancelledError, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
 
 async def finish_within(timeout_s: float, work: Awaitable[T]) -> T:
@@ -48,8 +79,7 @@ async def finish_within(timeout_s: float, work: Awaitable[T]) -> T:
     Raises:
         TimeoutError: The work took longer.
     """
-    waiting, is_late = asyncio.current_task(), False
-    assert waiting is not None
+    waiting, is_late = _own_task(), False
 
     def give_up() -> None:
         nonlocal is_late
@@ -65,6 +95,12 @@ async def finish_within(timeout_s: float, work: Awaitable[T]) -> T:
         raise
     finally:
         timer.cancel()
+
+
+def _own_task() -> asyncio.Task[Any]:
+    if (task := asyncio.current_task()) is None:
+        raise RuntimeError("only a task can be timed")
+    return task
 
 
 async def close(events: AsyncIterator[Any]) -> None:

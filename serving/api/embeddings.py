@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,10 +12,11 @@ import numpy.typing as npt
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from serving.api.disconnect import until_disconnect
+from bundle.errors import ParameterError
+from serving.api.disconnect import contained, until_disconnect
 from serving.api.schemas import EmbeddingRequest
-from serving.api.service import Service, check_count, new_id
-from serving.protocol import EmbedRequest, ImagePart
+from serving.api.service import Service, check_count, count_prompt, new_id
+from serving.protocol import EmbedRequest, EmbedResult, ImagePart
 
 
 def embeddings_router(service: Service) -> APIRouter:
@@ -21,23 +24,54 @@ def embeddings_router(service: Service) -> APIRouter:
     router = APIRouter(tags=["embeddings"])
 
     @router.post("/v1/embeddings")
-    async def embed(body: EmbeddingRequest, request: Request) -> Response:
+    async def embed(request: Request) -> Response:
         """Embed texts and images into the space that they share."""
-        model = await service.choose(request, body.model, "dual-encoder")
-        source = "input" if body.messages is None else "messages"
-        contents = body.contents()
-        check_count(len(contents), service.settings.max_inputs, source, "inputs")
-        parts = tuple(service.part(content, f"{source}.{index}") for index, content in enumerate(contents))
-        check_count(sum(isinstance(p, ImagePart) for p in parts), service.settings.max_images, source, "images")
-        wanted = EmbedRequest(new_id("embd"), model, parts)
+        deadline = service.deadline(request)
+        asked = await service.read(request, deadline, EmbeddingRequest, partial(_asked, service))
+        model = await service.choose(request, asked.request.model, "dual-encoder")
         with service.metrics.one_answer(model):
-            result = await until_disconnect(request.receive, service.client.embed(wanted))
-        service.metrics.count_prompt(model, result.prompt_tokens)
-        data = [_item(index, row, body.encoding_format) for index, row in enumerate(result.embeddings)]
-        usage = {"prompt_tokens": result.prompt_tokens, "total_tokens": result.prompt_tokens}
-        return JSONResponse({"object": "list", "model": model, "data": data, "usage": usage})
+            work = deadline.finish(contained(service.client.embed(asked.request)))
+            result = await until_disconnect(request.receive, work)
+        _check_dimensions(asked.dimensions, result)
+        return JSONResponse(_body(service, request, asked, result))
 
     return router
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a body asks for.
+
+    Attributes:
+        request: For the engine.
+        encoding: Of the vectors in the answer.
+        dimensions: That they shall have; None: the model's own.
+    """
+
+    request: EmbedRequest
+    encoding: str
+    dimensions: int | None
+
+
+def _asked(service: Service, body: EmbeddingRequest) -> _Asked:
+    source = "input" if body.messages is None else "messages"
+    parts = tuple(service.part(content, f"{source}.{index}") for index, content in enumerate(body.contents()))
+    check_count(sum(isinstance(part, ImagePart) for part in parts), service.settings.max_images, source, "images")
+    request = EmbedRequest(new_id("embd"), body.model, parts)
+    return _Asked(request, body.encoding_format or "float", body.dimensions)
+
+
+def _check_dimensions(asked: int | None, result: EmbedResult) -> None:
+    size = result.embeddings.shape[1]
+    if asked is not None and asked != size:
+        raise ParameterError(f"dimensions = {asked}: the model's vectors have {size}, and are not cut", "dimensions")
+
+
+def _body(service: Service, request: Request, asked: _Asked, result: EmbedResult) -> dict[str, Any]:
+    count_prompt(service, request, result.prompt_tokens)
+    data = [_item(index, row, asked.encoding) for index, row in enumerate(result.embeddings)]
+    usage = {"prompt_tokens": result.prompt_tokens, "total_tokens": result.prompt_tokens}
+    return {"object": "list", "model": asked.request.model, "data": data, "usage": usage}
 
 
 def _item(index: int, row: npt.NDArray[np.float32], encoding: str) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from starlette.responses import JSONResponse
+
 from bundle import errors
 from bundle.errors import PocketVLMError, RequestError
 
@@ -35,6 +37,7 @@ HTTP_ERRORS: dict[type[PocketVLMError], HttpError] = {
     errors.ContextLengthError: HttpError(400, _INVALID, "context_length_exceeded"),
     errors.ParameterError: HttpError(400, _INVALID, "invalid_parameter"),
     errors.BodySizeError: HttpError(413, _INVALID, "body_too_large"),
+    errors.SlowBodyError: HttpError(408, _INVALID, "body_timeout"),
     errors.ModelNotFoundError: HttpError(404, _INVALID, "model_not_found"),
     errors.TaskError: HttpError(400, _INVALID, "unsupported_task"),
     errors.RequestError: HttpError(400, _INVALID, "invalid_request"),
@@ -62,20 +65,44 @@ HTTP_ERRORS: dict[type[PocketVLMError], HttpError] = {
 UNEXPECTED = HttpError(500, "server_error", "internal")
 """For what was not raised on purpose; its text stays in the log."""
 
+_RETRIED = (errors.OverloadedError, errors.OutOfMemoryError, MemoryError)
+"""What says when to come again."""
+_CLOSING = frozenset({408, 413})
+"""Statuses after which the rest of a body may still be on its way: nothing more is read of that connection."""
 _TYPE_OF_STATUS = {404: "not_found", 405: "method_not_allowed"}
+
+
+_INTERNAL = "internal error; the server's log has the details"
+_HIDDEN = {HTTP_ERRORS[errors.OutOfMemoryError]: "the server lacks memory for this now; retry after a while"}
 
 
 def http_error(error: BaseException) -> HttpError:
     """Return how an error looks over HTTP."""
+    if isinstance(error, MemoryError):
+        return HTTP_ERRORS[errors.OutOfMemoryError]
     return next((HTTP_ERRORS[kind] for kind in type(error).__mro__ if kind in HTTP_ERRORS), UNEXPECTED)
 
 
 def error_body(error: BaseException) -> dict[str, Any]:
     """Return the OpenAI error body of an error; one that was not raised on purpose keeps its text to itself."""
     looks = http_error(error)
-    message = str(error) if isinstance(error, PocketVLMError) else "internal error; the server's log has the details"
+    message = str(error) if isinstance(error, PocketVLMError) else _HIDDEN.get(looks, _INTERNAL)
     param = error.param if isinstance(error, RequestError) else None
     return body(message, looks.type, param, looks.code)
+
+
+def error_response(error: BaseException, retry_after_s: int) -> JSONResponse:
+    """Return the answer for an error.
+
+    Args:
+        error: Anything that was raised.
+        retry_after_s: What a client is told to wait where the same request may be answered later.
+    """
+    status = http_error(error).status
+    headers = {"Retry-After": str(retry_after_s)} if isinstance(error, _RETRIED) else {}
+    if status in _CLOSING:
+        headers["Connection"] = "close"
+    return JSONResponse(error_body(error), status, headers)
 
 
 def body(message: str, kind: str, param: str | None, code: str) -> dict[str, Any]:

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 from fastapi import Request
 
 from bundle.errors import EngineDeadError, ModelNotFoundError, ParameterError, TaskError
 from bundle.manifest import Task
+from serving.api.body import read_body
+from serving.api.budget import BodyBudget
+from serving.api.deadline import Deadline
 from serving.api.images import image_part
 from serving.api.metrics import Metrics
+from serving.api.parsing import Schema, check_content_type, parse_body
+from serving.api.record import record_of
 from serving.api.schemas import ImageContent, TextContent
 from serving.protocol import EngineClient, ImagePart, ModelCard, TextPart
 from serving.settings import ApiSettings
+
+T = TypeVar("T")
+
+_SMALL_BODY_BYTES = 64 << 10
+"""Parsed at once: it takes less than the way to another thread and back."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +38,52 @@ class Service:
     Attributes:
         client: Given by whoever made the application; started and closed there.
         settings: Limits of a request.
-        metrics: Of this application.
         started_s: Unix time of the application's making.
+        metrics: Of this application.
+        budget: Of all bodies.
+        parser: The thread in which large bodies are parsed, one at a time: each takes twice its size for a moment.
     """
 
     client: EngineClient
     settings: ApiSettings
     started_s: int
     metrics: Metrics = field(default_factory=Metrics)
+    budget: BodyBudget = field(init=False)
+    parser: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1, "body"))
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "budget", BodyBudget(self.settings.max_bodies_bytes))
+
+    def deadline(self, request: Request) -> Deadline:
+        """Return when the work for a request is stopped.
+
+        Raises:
+            ParameterError: Its client asks for a time that cannot be.
+        """
+        return Deadline.of(request, record_of(request).arrived_s, self.settings.request_timeout_s)
+
+    async def read(
+        self, request: Request, deadline: Deadline, schema: type[Schema], convert: Callable[[Schema], T]
+    ) -> T:
+        """Return what a request's body asks for.
+
+        Args:
+            request: Nothing of its body was read. It holds its share of the budget until it has ended.
+            deadline: Of the request.
+            schema: Of the body.
+            convert: From the checked body to what the route works with; decodes images, and may run in a thread.
+
+        Raises:
+            PocketVLMError: The body is refused.
+            ClientDisconnect: The client went away before its end.
+        """
+        check_content_type(request)
+        share = record_of(request).until_end.enter_context(self.budget.share())
+        content = [await deadline.finish(read_body(request, self.settings, share))]
+        work = partial(_converted, content, schema, convert, self.settings)
+        if len(content[0]) <= _SMALL_BODY_BYTES:
+            return work()
+        return await deadline.finish(asyncio.get_running_loop().run_in_executor(self.parser, work))
 
     async def card(self, name: str) -> ModelCard:
         """Return a served model.
@@ -57,7 +110,7 @@ class Service:
             TaskError: It does something else.
         """
         card = await self.card(name)
-        request.state.model_name = card.name
+        record_of(request).model = card.name
         if card.task != task:
             raise TaskError(f"model {name!r} does {card.task}; this route wants {task}", "model")
         return card.name
@@ -73,6 +126,17 @@ class Service:
         if isinstance(content, TextContent):
             return TextPart(content.text)
         return image_part(content.image_url.url, f"{param}.image_url.url", self.settings.max_image_bytes)
+
+
+def _converted(content: list[bytes], schema: type[Schema], convert: Callable[[Schema], T], limits: ApiSettings) -> T:
+    return convert(parse_body(content, schema, limits))
+
+
+def count_prompt(service: Service, request: Request, tokens: int) -> None:
+    """Count the tokens of a request that generates none."""
+    record = record_of(request)
+    record.prompt_tokens = tokens
+    service.metrics.count_prompt(record.model, tokens)
 
 
 def check_count(count: int, limit: int, param: str, noun: str) -> None:

@@ -27,12 +27,14 @@ def status_router(service: Service) -> APIRouter:
         """Describe one served model: weight schemes, bytes, quality gates."""
         return _card_body(await service.card(name), service.started_s)
 
+    @router.head("/health/live", include_in_schema=False)
     @router.get("/health/live")
     async def live() -> Response:
         """Answer 200 unless only a restart helps."""
         health = await service.client.health()
         return _health(health.is_alive, "live", health.reason)
 
+    @router.head("/health/ready", include_in_schema=False)
     @router.get("/health/ready")
     async def ready() -> Response:
         """Answer 200 when requests can be served now."""

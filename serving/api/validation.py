@@ -8,14 +8,16 @@ from typing import Any
 from bundle.errors import ParameterError
 
 _VALUE_CHARACTERS = 80
+_SPEAK_FOR_THEMSELVES = frozenset({"too_many", "unknown_field", "token_ids", "unicode"})
+"""Problems of our own schemas whose text needs no value beside it."""
 
 
 def explain(problems: Sequence[Mapping[str, Any]], body: Any) -> ParameterError:
     """Return the error for the most specific of pydantic's problems.
 
     Args:
-        problems: As `RequestValidationError.errors()` gives them, at least one.
-        body: The parsed body, or its raw text where it did not parse.
+        problems: As `ValidationError.errors()` gives them, at least one, and few: the schemas stop at a list's first.
+        body: The parsed body.
     """
     paths = [_path(problem, body) for problem in problems]
 
@@ -24,37 +26,50 @@ def explain(problems: Sequence[Mapping[str, Any]], body: Any) -> ParameterError:
         return len(paths[place]), not problems[place]["type"].endswith("_type")
 
     meant = max(range(len(paths)), key=precision)
-    param = ".".join(str(part) for part in paths[meant])
+    param = ".".join(_printable(str(part)) for part in paths[meant])
     return ParameterError(_message(problems[meant], param), param or None)
 
 
 def _message(problem: Mapping[str, Any], param: str) -> str:
     kind, text, context = problem["type"], problem["msg"], problem.get("ctx", {})
-    if kind == "json_invalid":
-        return f"the body is not JSON: {context.get('error', text)}"
-    if not param:
-        return f"the body must be a JSON object, sent as application/json: {text}"
-    if kind == "extra_forbidden":
-        return f"{param}: this field is unknown or not supported; remove it"
+    if kind in _SPEAK_FOR_THEMSELVES:
+        return f"{param}: {text}"
     if kind in ("missing", "union_tag_not_found"):
         return f"{param}: this field is required"
     if kind == "union_tag_invalid":
-        return f"{param} = {context['tag']!r}: it must be one of {context['expected_tags']}"
-    value = repr(problem["input"])
-    shown = value if len(value) <= _VALUE_CHARACTERS else value[:_VALUE_CHARACTERS] + "..."
-    return f"{param} = {shown}: {text}"
+        return f"{param} = {shown(context['tag'])}: it must be one of {context['expected_tags']}"
+    return f"{param} = {shown(problem['input'])}: {text}"
+
+
+def _printable(name: str) -> str:
+    """Return a field's name so that it can be sent back: of bounded length, and half surrogate pairs written out."""
+    cut = name if len(name) <= _VALUE_CHARACTERS else f"{name[:_VALUE_CHARACTERS]}..."
+    return cut.encode(errors="backslashreplace").decode()
+
+
+def shown(value: Any) -> str:
+    """Return a value as the caller knows it, without ever writing out a large one."""
+    if isinstance(value, (list, dict)):
+        kind = "a list" if isinstance(value, list) else "an object"
+        return f"{kind} of {len(value)}" if len(value) > 1 else f"{kind}" if value else repr(value)
+    if isinstance(value, str) and len(value) > _VALUE_CHARACTERS:
+        return f"{value[:_VALUE_CHARACTERS]!r}..."
+    text = repr(value)
+    return text if len(text) <= _VALUE_CHARACTERS else f"{text[:_VALUE_CHARACTERS]}..."
 
 
 def _path(problem: Mapping[str, Any], body: Any) -> list[str | int]:
     """Return the path to the fault within the body: pydantic's, without the names it gives to a union's members."""
     path: list[str | int] = []
-    location = [part for part in problem["loc"] if part != "body"]
+    location = problem["loc"]
     for place, part in enumerate(location):
         if _holds(body, part):
             body = body[part]
         elif not (problem["type"] == "missing" and place == len(location) - 1):
             continue
         path.append(part)
+    if problem["type"] == "unknown_field":
+        path.append(problem["ctx"]["name"])
     if problem["type"].startswith("union_tag_"):
         path.append(problem["ctx"]["discriminator"].strip("'"))
     return path

@@ -16,28 +16,31 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
-from ray.serve.config import AutoscalingConfig
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
 from bundle.directory import open_bundle
 from bundle.errors import BundleError
 from bundle.manifest import Task
-from serving.api.app import create_app
-from serving.cluster.client import RayClient
+from serving.cluster.ingress import IngressPlan, ingress_deployment
+from serving.cluster.proxy import INGRESS
 from serving.cluster.replicas import Embedder, Generator
+from serving.cluster.router import WatchingRouter
 from serving.models.cards import card_of
 from serving.models.client import LocalClient
 from serving.protocol import ManagedClient, ModelCard
 from serving.settings import ApiSettings, EngineSettings, RaySettings, ScalingSettings
 
-INGRESS = "ingress"
-
 _PROBE_HEADROOM = 64
 """Requests that an ingress replica takes beyond what the models can hold: health, metrics, refusals."""
 _CONSTRUCTOR_RETRIES = 2
 """A bundle that is refused stays refused; Ray's 20 attempts would hide the reason for minutes."""
+_SHUTDOWN_LOOK_S = 0.5
+_REPORT_PERIOD_S = 1.0
+"""How old gauges, and the word of an engine that it is not ready, may be."""
 
 
 class ClusterArgs(BaseModel):
@@ -84,8 +87,9 @@ class ServedModel:
 
     @property
     def deployment(self) -> str:
-        """The name that Ray knows."""
-        return f"{'embedder' if self.task == 'dual-encoder' else 'generator'}-{self.name}"
+        """The name that Ray knows. It goes into replicas' ids, logs' file names and metrics, so it is plain."""
+        kind = "embedder" if self.task == "dual-encoder" else "generator"
+        return f"{kind}-{quote(self.name, safe='').replace('%', '=')}"
 
 
 def build_app(args: ClusterArgs) -> serve.Application:
@@ -119,30 +123,13 @@ def served_models(args: ClusterArgs) -> tuple[ServedModel, ...]:
 def application(models: Sequence[ServedModel], args: ClusterArgs) -> serve.Application:
     """Return the ingress and one deployment per model, bound together."""
     bound = [_model_deployment(model, args).bind(model.make_client) for model in models]
-    deployments = {model.name: model.deployment for model in models}
-    api, cards = args.api, [model.card for model in models]
-
-    def build_asgi_app() -> Any:
-        name = serve.get_replica_context().app_name
-        handles = {model: serve.get_deployment_handle(deployment, name) for model, deployment in deployments.items()}
-        return create_app(RayClient(cards, handles, partial(num_running_replicas, name, deployments)), api)
-
-    return _ingress_deployment(build_asgi_app, models, args).bind(*bound)
-
-
-def num_running_replicas(application_name: str, deployments: dict[str, str]) -> dict[str, int]:
-    """Return for each model how many of its replicas run; none of an application that is being taken away.
-
-    Args:
-        application_name: As Serve knows it.
-        deployments: Their names by model.
-    """
-    application = serve.status().applications.get(application_name)
-    found = application.deployments if application else {}
-    return {
-        model: found[deployment].replica_states.get("RUNNING", 0) if deployment in found else 0
-        for model, deployment in deployments.items()
-    }
+    plan = IngressPlan(
+        tuple(model.card for model in models),
+        tuple(model.deployment for model in models),
+        args.api,
+        args.ray.patience_s,
+    )
+    return _ingress_deployment(models, args).bind(plan, *bound)
 
 
 def _scaling(model: ServedModel, args: ClusterArgs) -> ScalingSettings:
@@ -158,10 +145,7 @@ def _model_deployment(model: ServedModel, args: ClusterArgs) -> Any:
         max_queued_requests=scaling.max_queued_requests,
         autoscaling_config=autoscaling(scaling),
         ray_actor_options={"num_cpus": scaling.num_cpus, "num_gpus": scaling.num_gpus},
-        graceful_shutdown_timeout_s=args.drain_timeout_s,
-        health_check_period_s=args.ray.health_check_period_s,
-        health_check_timeout_s=args.ray.health_check_timeout_s,
-        max_constructor_retry_count=_CONSTRUCTOR_RETRIES,
+        **_common_options(model.deployment, args),
     )
 
 
@@ -183,19 +167,34 @@ def autoscaling(scaling: ScalingSettings) -> AutoscalingConfig:
     )
 
 
-def _ingress_deployment(build_asgi_app: Callable[[], Any], models: Sequence[ServedModel], args: ClusterArgs) -> Any:
+def _ingress_deployment(models: Sequence[ServedModel], args: ClusterArgs) -> Any:
     scalings = [_scaling(model, args) for model in models]
     held = sum(each.max_replicas * each.max_ongoing_requests + each.max_queued_requests for each in scalings)
-    return serve.deployment(
-        serve.ingress(build_asgi_app)(),
+    return ingress_deployment(
         name=INGRESS,
         num_replicas=args.ray.ingress_replicas,
         # The models' own queues are the bound; the ingress must never be the one that is full.
         max_ongoing_requests=held + _PROBE_HEADROOM,
         ray_actor_options={"num_cpus": args.ray.ingress_num_cpus},
-        graceful_shutdown_timeout_s=args.drain_timeout_s,
-        max_constructor_retry_count=_CONSTRUCTOR_RETRIES,
+        **_common_options(INGRESS, args),
     )
+
+
+def _common_options(deployment: str, args: ClusterArgs) -> dict[str, Any]:
+    return {
+        "graceful_shutdown_timeout_s": args.drain_timeout_s,
+        # How often Ray looks whether the replicas that it stops are done; its 2 s would be added to every stop.
+        "graceful_shutdown_wait_loop_s": _SHUTDOWN_LOOK_S,
+        "health_check_period_s": args.ray.health_check_period_s,
+        "health_check_timeout_s": args.ray.health_check_timeout_s,
+        "max_constructor_retry_count": _CONSTRUCTOR_RETRIES,
+        "request_router_config": RequestRouterConfig(
+            request_router_class=WatchingRouter,
+            request_router_kwargs={"deployment": deployment, "silent_after_s": args.ray.silent_after_s},
+            request_routing_stats_period_s=_REPORT_PERIOD_S,
+            request_routing_stats_timeout_s=args.ray.health_check_timeout_s,
+        ),
+    }
 
 
 def num_local_cpus(models: Sequence[ServedModel], args: ClusterArgs) -> int:

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.serve.exceptions import (
-    BackPressureError,
-    DeploymentUnavailableError,
-    RayServeException,
-    ReplicaUnavailableError,
-)
-
-from bundle.errors import EngineDeadError, ModelNotFoundError, OverloadedError, PocketVLMError
+from bundle.errors import EngineDeadError, ModelNotFoundError
+from serving.cluster.call import Outlook, WatchedCall
+from serving.cluster.watch import ReplicaWatch, summed
 from serving.protocol import (
     ClassifyRequest,
     ClassifyResult,
@@ -27,29 +20,51 @@ from serving.protocol import (
     ModelCard,
 )
 
-_STATUS_AGE_S = 1.0
-"""For so long one answer of Serve's controller stands for all probes."""
-_STATUS_TIMEOUT_S = 5.0
+_TRIES = 2
+"""Replicas that a request may be sent to, one after another, while nothing came of it. A request that brings its
+replica down brings down no more than these."""
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """The replicas of one model, as a client reaches them.
+
+    Attributes:
+        handle: Ray's, of the model's deployment.
+        stream: The same, for answers in pieces.
+        watch: Over them, in this process.
+    """
+
+    handle: Any
+    stream: Any
+    watch: ReplicaWatch
 
 
 class RayClient:
     """An `EngineClient` over deployment handles.
 
+    A request whose replica dies or falls silent before its first event is sent to another; later, it fails.
+
     Args:
         cards: Of the served models, in order; a bundle does not change under a deployment.
-        handles: By the name of the served model.
-        status: Returns for each model the number of replicas that run, by asking Serve's controller; blocks.
+        replicas: By the name of the served model.
+        patience_s: How long a request waits while its model has no replica that can take it.
     """
 
-    def __init__(
-        self, cards: Sequence[ModelCard], handles: dict[str, Any], status: Callable[[], dict[str, int]]
-    ) -> None:
+    def __init__(self, cards: Sequence[ModelCard], replicas: Mapping[str, Replicas], patience_s: float) -> None:
         self._cards = list(cards)
-        self._handles = handles
-        self._streams = {name: handle.options(stream=True) for name, handle in handles.items()}
-        self._status = status
-        self._health = Health(is_ready=False, reason="the replicas were not asked yet")
-        self._health_until_s = 0.0
+        self._replicas = dict(replicas)
+        self._patience_s = patience_s
+        self._drain_reason = ""
+        self._stop_reason = ""
+
+    def drain(self, reason: str) -> None:
+        """Take no more requests; those under way go on."""
+        self._drain_reason = reason
+
+    def stop(self, reason: str) -> None:
+        """Take no more requests, and fail those under way."""
+        self._drain_reason = self._stop_reason = reason
 
     async def models(self) -> list[ModelCard]:
         """Return the served models."""
@@ -57,72 +72,64 @@ class RayClient:
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
         """Yield the answer's pieces, then exactly one FinishedEvent, or raise. Closing the iterator cancels."""
-        events = self._of(self._streams, request.model).generate.remote(request)
+        stream = self._of(request.model).stream
+        call, event = await self._first(request.model, lambda: stream.generate.remote(request), WatchedCall.next)
+        is_over = False
         try:
-            async for event in events:
+            while event is not None:
                 yield event
-        except (RayError, RayServeException) as error:
-            raise own_error(error) from error
+                event = await call.next()
+            is_over = True
         finally:
-            events.cancel()
+            if not is_over:
+                call.cancel()
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """Return one embedding per input."""
-        result: EmbedResult = await _result(self._of(self._handles, request.model).embed.remote(request))
-        return result
+        handle = self._of(request.model).handle
+        _, result = await self._first(request.model, lambda: handle.embed.remote(request), WatchedCall.result)
+        return result  # type: ignore[no-any-return]
 
     async def classify(self, request: ClassifyRequest) -> ClassifyResult:
         """Return every image's score for every label."""
-        result: ClassifyResult = await _result(self._of(self._handles, request.model).classify.remote(request))
-        return result
+        handle = self._of(request.model).handle
+        _, result = await self._first(request.model, lambda: handle.classify.remote(request), WatchedCall.result)
+        return result  # type: ignore[no-any-return]
 
     async def health(self) -> Health:
-        """Return whether every model has a replica that runs.
+        """Return whether every model has a replica that answers, by what this process sees of them.
 
-        Serve's controller is asked, not the replicas: a question to a replica would wait behind its requests, and a
-        full model would look like a dead one. The controller hears from each replica's `check_health`.
+        Neither a replica nor Serve's controller is asked: a question to a replica would wait behind its requests, and
+        requests are served while the controller is away.
         """
-        if time.monotonic() >= self._health_until_s:
-            self._health = await self._ask_controller()
-            self._health_until_s = time.monotonic() + _STATUS_AGE_S
-        return self._health
+        faults = [f"{name}: {each.watch.reason}" for name, each in self._replicas.items() if not each.watch.has_fit]
+        reason = "; ".join(filter(None, [self._drain_reason, *faults]))
+        return Health(not reason, reason, {name: _gauges(each.watch) for name, each in self._replicas.items()})
 
-    async def _ask_controller(self) -> Health:
-        try:
-            running = await asyncio.wait_for(asyncio.to_thread(self._status), _STATUS_TIMEOUT_S)
-        except (RayError, RayServeException, asyncio.TimeoutError) as error:
-            return Health(is_ready=False, reason=f"Serve's controller does not answer: {type(error).__name__}")
-        lacking = [name for name, count in running.items() if count == 0]
-        reason = f"no replica runs of: {', '.join(lacking)}" if lacking else ""
-        return Health(not lacking, reason, {name: {"num_replicas": float(count)} for name, count in running.items()})
+    async def _first(self, model: str, send: Callable[[], Any], what: Callable[[WatchedCall], Any]) -> Any:
+        """Return a call and the first that came of it, from as many replicas as it takes.
 
-    def _of(self, handles: dict[str, Any], model: str) -> Any:
-        if model not in handles:
-            raise ModelNotFoundError(f"no model {model!r} is served; there are {', '.join(handles)}", "model")
-        return handles[model]
+        Raises:
+            PocketVLMError: As a replica raised it, or what happened to the last one.
+        """
+        for tries_left in reversed(range(_TRIES)):
+            if self._drain_reason:
+                raise EngineDeadError(self._drain_reason)
+            watch = self._replicas[model].watch
+            call = WatchedCall(send, Outlook(watch, self._patience_s, lambda: self._stop_reason))
+            try:
+                return call, await what(call)
+            except BaseException as error:
+                call.cancel()
+                if not (isinstance(error, EngineDeadError) and call.is_lost and tries_left):
+                    raise
+        raise RuntimeError(f"{_TRIES} tries are none")
 
-
-async def _result(response: Any) -> Any:
-    """Return what a replica answers; the replica's work is cancelled with the waiting.
-
-    Raises:
-        PocketVLMError: As the replica raised it.
-    """
-    try:
-        return await response
-    except asyncio.CancelledError:
-        response.cancel()
-        raise
-    except (RayError, RayServeException) as error:
-        raise own_error(error) from error
+    def _of(self, model: str) -> Replicas:
+        if model not in self._replicas:
+            raise ModelNotFoundError(f"no model {model!r} is served; there are {', '.join(self._replicas)}", "model")
+        return self._replicas[model]
 
 
-def own_error(error: Exception) -> Exception:
-    """Return the PocketVLM error behind one of Ray's; an error that we did not raise stays as it is."""
-    if isinstance(error, RayTaskError) and isinstance(error.cause, PocketVLMError):
-        return error.cause
-    if isinstance(error, BackPressureError):
-        return OverloadedError(f"every replica is full and the queue as well ({error}); retry after a while")
-    if isinstance(error, (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)):
-        return EngineDeadError(f"the replica that had this request is gone ({type(error).__name__}); send it again")
-    return error
+def _gauges(watch: ReplicaWatch) -> dict[str, float]:
+    return {**summed(watch.gauges), "num_replicas": float(watch.num_running)}

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
+import logging
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
 import ray
 from ray import serve
@@ -15,16 +20,21 @@ from ray.exceptions import RayError
 
 from bundle.errors import MachineError
 from serving.cluster.application import ClusterArgs, application, num_local_cpus, served_models
+from serving.cluster.drain import drain
+from serving.cluster.environment import set_ray_environment
 from serving.edge import configure_logging, open_listener, url_of
 from serving.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
 
 APPLICATION = "pocketvlm"
 
 
 def deploy(bundles: Sequence[Path], settings: ServerSettings, announce: Callable[[str], None] = print) -> None:
-    """Serve bundles as Ray Serve deployments until SIGTERM or SIGINT, then take everything down.
+    """Serve bundles as Ray Serve deployments until SIGTERM or SIGINT, let requests end, then take everything down.
 
-    A cluster named by RAY_ADDRESS is joined; without one, a local cluster is started and stopped here.
+    Requests that run may end within `settings.drain_timeout_s`, or until a second signal; new ones are refused. A
+    cluster named by RAY_ADDRESS is joined; without one, a local cluster is started and stopped here.
 
     Raises:
         SettingsError: The port or the address cannot be had.
@@ -45,42 +55,91 @@ def deploy(bundles: Sequence[Path], settings: ServerSettings, announce: Callable
     with open_listener(settings.host, settings.port) as listener:
         port, url = listener.getsockname()[1], url_of(listener)
     _join_cluster(num_local_cpus(models, args))
+    signals = _Signals()
     try:
-        with _stop_event() as stop:
-            serve.start(http_options={"host": settings.host, "port": port})
-            _run(app)
-            names = ", ".join(model.name for model in models)
-            announce(f"PocketVLM serves {names} at {url} (how to ask: {url}/docs)")
-            stop.wait()
+        with signals.received(signal.SIGTERM):
+            _start(app, settings.host, port)
+            with signals.received(signal.SIGINT):
+                if not signals.first.is_set():
+                    names = ", ".join(model.name for model in models)
+                    announce(f"PocketVLM serves {names} at {url} (how to ask: {url}/docs)")
+                signals.first.wait()
+                asyncio.run(drain(APPLICATION, settings.drain_timeout_s, signals.second))
     finally:
-        serve.shutdown()
-        ray.shutdown()
+        _take_down()
+    if signals.is_interrupted:
+        raise KeyboardInterrupt
 
 
-def _run(app: serve.Application) -> None:
+def _start(app: serve.Application, host: str, port: int) -> None:
     try:
+        serve.start(http_options={"host": host, "port": port})
         serve.run(app, name=APPLICATION, route_prefix="/")
     except (RuntimeError, RayError) as error:
         raise MachineError(f"Ray Serve could not start the application: {error}") from error
 
 
 def _join_cluster(num_cpus: int) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the machine unasked
+    set_ray_environment()
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False)
     else:
-        ray.init(num_cpus=num_cpus, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+        ray.init(
+            "local",  # not whatever cluster somebody has started on this machine
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            _node_ip_address="127.0.0.1",
+        )
 
 
-@contextmanager
-def _stop_event() -> Iterator[threading.Event]:
-    """Yield an event that SIGTERM sets; SIGINT stays KeyboardInterrupt.
-
-    To be entered once Ray is there: joining a cluster installs a handler that ends the process with a core dump.
-    """
-    stop = threading.Event()
-    previous = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+def _take_down() -> None:
+    """Stop Serve, then leave the cluster, which a local one does not outlive."""
     try:
-        yield stop
+        # Ray prints there that its controller, which ends itself, will be asked for ever.
+        with redirect_stdout(_DebugLines()):
+            serve.shutdown()
+    except (RuntimeError, RayError) as error:
+        logger.error("Ray Serve could not be shut down: %s", error)
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        ray.shutdown()
+
+
+class _DebugLines(io.TextIOBase):
+    """A text file whose lines go to the log, for whoever wants every detail."""
+
+    def write(self, text: str) -> int:
+        """Log a piece of text that is not blank."""
+        if text.strip():
+            logger.debug("Ray: %s", text.strip())
+        return len(text)
+
+
+@dataclass
+class _Signals:
+    """What came.
+
+    To be listened to once Ray is there: joining a cluster installs a handler that ends the process with a core dump.
+
+    Attributes:
+        first: A signal came: drain.
+        second: Another came: end what still runs.
+        is_interrupted: One of them was SIGINT.
+    """
+
+    first: threading.Event = field(default_factory=threading.Event)
+    second: threading.Event = field(default_factory=threading.Event)
+    is_interrupted: bool = False
+
+    @contextmanager
+    def received(self, number: signal.Signals) -> Iterator[None]:
+        """Take a signal down while the block lasts, in place of what it does otherwise."""
+        previous = signal.signal(number, self._receive)
+        try:
+            yield
+        finally:
+            signal.signal(number, previous)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.is_interrupted |= number == signal.SIGINT
+        (self.second if self.first.is_set() else self.first).set()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import asdict
+from typing import Any
 
 from bundle.errors import EngineDeadError
+from serving.cluster.watch import Report, summed
 from serving.protocol import (
     ClassifyRequest,
     ClassifyResult,
@@ -37,6 +40,11 @@ class Replica:
         health = await self._client.health()
         if not health.is_ready:
             raise EngineDeadError(health.reason)
+
+    async def record_routing_stats(self) -> dict[str, Any]:
+        """Return what the routers are to know, as the fields of a `Report`. Ray asks for it beside the requests."""
+        health = await self._client.health()
+        return asdict(Report(health.is_ready, health.reason, summed(list(health.model_gauges.values()))))
 
     async def __del__(self) -> None:
         if hasattr(self, "_client"):

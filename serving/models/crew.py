@@ -6,7 +6,6 @@ import asyncio
 import logging
 import threading
 import time
-from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
@@ -14,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 from bundle.errors import EngineDeadError, PocketVLMError
 from serving.engine.faults import explained
 from serving.engine.job import Job
+from serving.models.fair_queue import FairQueue
 from serving.watch import Patience
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class Crew:
         self._patience = patience
         self._num_threads = num_threads
         self._changed = threading.Condition()
-        self._waiting: OrderedDict[Hashable, deque[_Task]] = OrderedDict()
+        self._waiting: FairQueue[_Task] = FairQueue()
         self._running: set[_Task] = set()
         self._lost: set[_Task] = set()
         self._is_closed = False
@@ -94,7 +94,7 @@ class Crew:
         with self._changed:
             if fault := self.fault:
                 raise EngineDeadError(fault)
-            self._waiting.setdefault(owner, deque()).append(task)
+            self._waiting.push(owner, task)
             self._changed.notify()
         try:
             result: Result = await asyncio.wrap_future(task.future)
@@ -106,7 +106,8 @@ class Crew:
     @property
     def num_waiting(self) -> int:
         """Calls that were not begun."""
-        return sum(len(tasks) for tasks in list(self._waiting.values()))
+        with self._changed:
+            return len(self._waiting)
 
     @property
     def fault(self) -> str:
@@ -131,7 +132,7 @@ class Crew:
             self._running.difference_update(late)
             self._lost.update(late)
             fault = self.fault
-            waiting = self._take_all() if fault else []
+            waiting = self._waiting.clear() if fault else []
         for task in late:
             logger.error("%s: a call for %s hangs", self.name, task.owner)
             task.fail(EngineDeadError(f"{self.name} took over {self._patience.stall_timeout_s:g} s for one call"))
@@ -142,7 +143,7 @@ class Crew:
         """Refuse new work and fail what waits; a call that was begun ends by itself."""
         with self._changed:
             self._is_closed = True
-            waiting = self._take_all()
+            waiting = self._waiting.clear()
             self._changed.notify_all()
         for task in waiting:
             task.fail(EngineDeadError(self.fault))
@@ -165,25 +166,13 @@ class Crew:
                 if self._is_closed:
                     return None
                 self._changed.wait()
-            owner, tasks = self._waiting.popitem(last=False)
-            task = tasks.popleft()
-            if tasks:
-                self._waiting[owner] = tasks
+            task = self._waiting.pop()
             task.started_s = time.monotonic()
             self._running.add(task)
             return task
 
-    def _take_all(self) -> list[_Task]:
-        tasks = [task for tasks in self._waiting.values() for task in tasks]
-        self._waiting.clear()
-        return tasks
-
     def _forget(self, task: _Task) -> None:
         """Drop a task for which nobody waits any more, unless it was begun."""
         with self._changed:
-            tasks = self._waiting.get(task.owner)
-            if tasks and task in tasks:
-                tasks.remove(task)
-                if not tasks:
-                    del self._waiting[task.owner]
+            if self._waiting.try_remove(task.owner, task):
                 task.drop()

@@ -22,6 +22,7 @@ from serving.engine.worker import Worker
 from serving.models.model import Model
 from serving.models.pool import PreprocessPool
 from serving.models.together import together
+from serving.models.turns import Turns
 from serving.models.vision import VisionStage
 from serving.protocol import (
     ClassifyRequest,
@@ -32,6 +33,11 @@ from serving.protocol import (
     TextPart,
 )
 from serving.settings import EngineSettings
+
+_PIECE_TEXTS = 8
+"""Texts of one request that are tokenized and batched as one: each piece waits for its turn among other requests'."""
+_BATCHES_AHEAD = 2
+"""One batch of single texts runs while the next is made ready."""
 
 
 class EmbeddingModel(Model):
@@ -62,6 +68,7 @@ class EmbeddingModel(Model):
         self._text = Session(bundle, text_name, settings)
         if settings.check_golden:
             check_canary(bundle, {self._vision.name: self._vision.session, text_name: self._text})
+        self._turns = Turns(_BATCHES_AHEAD * settings.text_batch_rows)
         self._text_worker: BatchWorker[TextBatch, Vectors] = BatchWorker(
             f"text-{manifest.name}", self._run_texts, _num_rows, settings.text_batch_rows, settings.patience
         )
@@ -79,7 +86,7 @@ class EmbeddingModel(Model):
     def warm_up(self) -> None:
         """Run both encoders once."""
         self._vision.warm_up()
-        self._run_texts([self._tokenized("warm-up")])
+        self._run_texts([self._tokenized(["warm-up"])])
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """Return one unit vector per input, in order.
@@ -127,31 +134,39 @@ class EmbeddingModel(Model):
 
     async def _embed_texts(self, owner: str, texts: Sequence[str]) -> tuple[Vectors, int]:
         """Return [n, E] unit vectors and the tokens they took."""
-        rows = await together(self._pool.text.run(owner, self._tokenized, text) for text in texts)
-        futures = [asyncio.wrap_future(self._text_worker.submit(row)) for row in rows]
-        vectors = await asyncio.gather(*futures)
-        return self._unit(vectors), sum(row.num_tokens for row in rows)
+        size = min(_PIECE_TEXTS, self._settings.text_batch_rows)
+        pieces = [texts[start : start + size] for start in range(0, len(texts), size)]
+        embedded = await together(self._embed_piece(owner, piece) for piece in pieces)
+        return self._unit([vectors for vectors, _ in embedded]), sum(num_tokens for _, num_tokens in embedded)
+
+    async def _embed_piece(self, owner: str, texts: Sequence[str]) -> tuple[Vectors, int]:
+        """Return [n, E] vectors of a few texts, and the tokens they took."""
+        async with self._turns.place(owner):
+            rows = await self._pool.text.run(owner, self._tokenized, texts)
+            return await asyncio.wrap_future(self._text_worker.submit(rows)), rows.num_tokens
 
     async def _embed_images(self, owner: str, images: Sequence[ImagePart]) -> Vectors:
         """Return [n, E] unit vectors."""
         decoded = await together(self._vision.decode(owner, image.data) for image in images)
-        encoded = await together(self._vision.encode(image) for image in decoded)
+        encoded = await together(self._vision.encode(owner, image) for image in decoded)
         return self._unit([image.features for image in encoded])
 
     def _unit(self, vectors: Sequence[npt.NDArray[Any]]) -> Vectors:
         return unit(np.concatenate([np.zeros((0, self._dims.embedding_size), np.float32), *vectors]))
 
-    def _tokenized(self, text: str) -> TextBatch:
+    def _tokenized(self, texts: Sequence[str]) -> TextBatch:
         return self._tokenizer.encode_batch(
-            [text],
+            texts,
             max_tokens=self._dims.max_text_tokens,
             pad_token_id=self._dims.pad_token_id,
             pads_to_max=self._dims.pads_to_max,
         )
 
     def _run_texts(self, rows: list[TextBatch]) -> list[Vectors]:
-        """Return [1, E] per text, of one run over all."""
-        return [vector[None] for vector in encode_texts(self._text, rows, self._dims)]
+        """Return the vectors [n, E] of each item's texts, of one run over all."""
+        vectors = encode_texts(self._text, rows, self._dims)
+        ends = np.cumsum([_num_rows(item) for item in rows])
+        return [vectors[end - _num_rows(item) : end].copy() for item, end in zip(rows, ends, strict=True)]
 
 
 def _num_rows(batch: TextBatch) -> int:

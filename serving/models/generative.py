@@ -148,7 +148,7 @@ class GenerativeModel(Model):
         prompt = await self._pool.text.run(owner, self._prompts.build, _turns(messages), layouts)
         self._check_length(prompt)
         prompted_s = time.monotonic()
-        images = await together(self._vision.encode(image) for image in decoded)
+        images = await together(self._vision.encode(owner, image) for image in decoded)
         resize_s = max((image.preprocess_s for image in images), default=0.0)
         vision_s = max(time.monotonic() - prompted_s - resize_s, 0.0)
         return _Prepared(prompt, images, prompted_s - started_s + resize_s, vision_s)

@@ -25,6 +25,7 @@ from serving.engine.batching import BatchWorker
 from serving.models.cut_image import CutImage
 from serving.models.feature_cache import FeatureCache
 from serving.models.pool import PreprocessPool
+from serving.models.turns import Turns
 from serving.settings import EngineSettings
 
 Features = npt.NDArray[Any]
@@ -92,7 +93,7 @@ class VisionStage:
         self._max_tiles = settings.vision_batch_tiles
         self.cache = FeatureCache(settings.image_cache_bytes)
         self._in_flight: dict[bytes, _Flight] = {}
-        self._room = asyncio.Semaphore(_BATCHES_AHEAD * self._max_tiles)
+        self._turns = Turns(_BATCHES_AHEAD * self._max_tiles)
         self.worker: BatchWorker[Pixels, Features] = BatchWorker(
             f"vision-{bundle.name}", self.run, len, self._max_tiles, settings.patience
         )
@@ -126,12 +127,17 @@ class VisionStage:
         key = hashlib.sha256(self._identity + cut.digest).digest()
         return DecodedImage(key, cut, self._spec.layout(cut.width_px, cut.height_px))
 
-    async def encode(self, image: DecodedImage) -> EncodedImage:
-        """Return the features of an image: kept ones, those being computed for somebody else, or new ones."""
+    async def encode(self, owner: Hashable, image: DecodedImage) -> EncodedImage:
+        """Return the features of an image: kept ones, those being computed for somebody else, or new ones.
+
+        Args:
+            owner: The request: requests take turns.
+            image: Decoded.
+        """
         kept = self.cache.try_get(image.key)
         if kept is not None:
             return EncodedImage(image.key, kept)
-        flight = self._in_flight.get(image.key) or self._take_off(image)
+        flight = self._in_flight.get(image.key) or self._take_off(owner, image)
         flight.num_callers += 1
         try:
             return await asyncio.shield(flight.task)  # a caller that leaves takes nothing from the others
@@ -150,8 +156,8 @@ class VisionStage:
     def _pixels(self, cut: CutImage) -> Pixels:
         return self._spec.pixels(cut.images if cut.is_cut else self._spec.cut(cut.images[0]))
 
-    def _take_off(self, image: DecodedImage) -> _Flight:
-        flight = _Flight(asyncio.get_running_loop().create_task(self._encode(image)))
+    def _take_off(self, owner: Hashable, image: DecodedImage) -> _Flight:
+        flight = _Flight(asyncio.get_running_loop().create_task(self._encode(owner, image)))
         self._in_flight[image.key] = flight
         return flight
 
@@ -161,10 +167,10 @@ class VisionStage:
         if self._in_flight.get(key) is flight:
             del self._in_flight[key]
 
-    async def _encode(self, image: DecodedImage) -> EncodedImage:
-        async with self._room:
+    async def _encode(self, owner: Hashable, image: DecodedImage) -> EncodedImage:
+        async with self._turns.place(owner):
             started_s = time.monotonic()
-            pixels = await self._pool.images.run(image.key, self._pixels, image.cut)
+            pixels = await self._pool.images.run(owner, self._pixels, image.cut)
             preprocessed_s = time.monotonic()
             features = await asyncio.wrap_future(self.worker.submit(pixels))
         self.cache.put(image.key, features)

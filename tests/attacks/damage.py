@@ -28,18 +28,18 @@ class Damage:
 
     Attributes:
         attack: Its name.
-        silence_s: Longest that /health/live was silent.
+        silence_s: Longest that /health/live was silent; None where it was not asked, since the server starts or ends.
         silence_limit_s: What was allowed, on this machine, in this run.
-        growth_mb: Peak memory above that before the attack.
+        growth_mb: Peak memory above that before the attack; None where it was not weighed.
         endings: Of the requests: how -> how many.
         seconds: That the attack took.
         faults: What went beyond its limit; empty where nothing did.
     """
 
     attack: str
-    silence_s: float
+    silence_s: float | None
     silence_limit_s: float
-    growth_mb: float
+    growth_mb: float | None
     endings: dict[str, int]
     seconds: float
     faults: tuple[str, ...]
@@ -77,15 +77,13 @@ class Attack:
         endings = Counter(reply.ending for reply in self.replies)
         faults = [f"{endings[bad]} {bad}" for bad in ("lost", "hung") if endings[bad]]
         bad = [str(reply) for reply in self.replies if reply.ending in ("lost", "hung")]
-        silence_s, limit_s, growth_mb = 0.0, self.max_silence_s, 0.0
-        if probed is not None:
-            silence_s, growth_mb = probed.silence_s, probed.growth_mb
-            limit_s = max(self.max_silence_s, MACHINE_FACTOR * probed.lateness_s)
-            if silence_s > limit_s:
-                faults.append(f"/health/live silent for {silence_s:.2f} s, {limit_s:.2f} s allowed")
-            if growth_mb > self.max_growth_mb:
-                faults.append(f"memory grew by {growth_mb:.0f} MB, {self.max_growth_mb:.0f} allowed")
+        limit_s = max(self.max_silence_s, MACHINE_FACTOR * (probed.lateness_s if probed else 0.0))
+        if probed and probed.silence_s > limit_s:
+            faults.append(f"/health/live silent for {probed.silence_s:.2f} s, {limit_s:.2f} s allowed")
+        if probed and probed.growth_mb > self.max_growth_mb:
+            faults.append(f"memory grew by {probed.growth_mb:.0f} MB, {self.max_growth_mb:.0f} allowed")
         told = (*self.faults, *faults, *bad[:2])
+        silence_s, growth_mb = (probed.silence_s, probed.growth_mb) if probed else (None, None)
         return Damage(self.name, silence_s, limit_s, growth_mb, dict(endings), seconds, told)
 
 
@@ -138,6 +136,8 @@ def table(rows: Iterable[Damage]) -> list[str]:
 def _cells(row: Damage) -> tuple[str, ...]:
     lost, hung = row.endings.get("lost", 0), row.endings.get("hung", 0)
     ended = sum(row.endings.values()) - lost - hung
-    verdict = "holds" if not row.faults else f"FAILS: {row.faults[0][:100]}"
-    figures = (f"{row.silence_s:.2f}", f"{row.silence_limit_s:.2f}", f"{row.growth_mb:.0f}")
+    verdict = "holds" if not row.faults else f"FAILS: {' '.join(row.faults[0].split())[:100]}"
+    figures = ("-", "-", "-")
+    if row.silence_s is not None and row.growth_mb is not None:
+        figures = (f"{row.silence_s:.2f}", f"{row.silence_limit_s:.2f}", f"{row.growth_mb:.0f}")
     return (row.attack, *figures, str(ended), str(lost), str(hung), f"{row.seconds:.1f}", verdict)

@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from payloads import encoded, image_part, small_png, text_part
@@ -183,13 +184,14 @@ class Inputs:
     _changes = (_set_byte, _set_number, _set_marker, _drop, _repeat, _cut, _splice)
 
 
-def image_files() -> list[bytes]:
+@lru_cache
+def image_files() -> tuple[bytes, ...]:
     """Return small images of every kind and mode that Pillow writes, and files that only claim to be some."""
     kinds: list[tuple[str, dict[str, Any]]] = [
         *(("PNG", {}), ("JPEG", {}), ("JPEG", {"progressive": True}), ("GIF", {}), ("WEBP", {}), ("BMP", {})),
-        *(("TIFF", {"compression": name}) for name in ("raw", "tiff_lzw", "jpeg", "tiff_adobe_deflate", "packbits")),
+        *(("TIFF", {"compression": name}) for name in ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits")),
     ]
-    files = [small_png()]
+    files = [small_png(), encoded(Image.new("RGB", (61, 33)), "TIFF", compression="jpeg")]
     for mode in ("RGB", "RGBA", "L", "P", "1", "CMYK", "I;16", "F", "LA"):
         for kind, options in kinds:
             try:
@@ -200,7 +202,7 @@ def image_files() -> list[bytes]:
     for kind in ("GIF", "WEBP", "PNG", "TIFF"):
         files.append(encoded(frames[0], kind, save_all=True, append_images=frames[1:]))
     foreign = (b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.4 x", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"PK\x03\x04")
-    return [*files, *foreign, b"\0\0\1\0\1\0", b"\0\0\0\x0cjP  \r\n\x87\n", b"SIMPLE  =                    T"]
+    return (*files, *foreign, b"\0\0\1\0\1\0", b"\0\0\0\x0cjP  \r\n\x87\n", b"SIMPLE  =                    T")
 
 
 App = Callable[..., Any]

@@ -19,6 +19,10 @@ Serve = Callable[..., contextlib.AbstractContextManager[Victim]]
 DRAIN_S = 1
 EXIT_WITHIN_S = 12.0
 """After the drain: a busy machine unloads models and ends an interpreter."""
+BEGUN = {
+    "half a head": b"POST /v1/chat/completions HTTP/1.1\r\n",
+    "half a body": b"POST /v1/embeddings HTTP/1.1\r\nContent-Length: 99\r\n\r\n",
+}
 
 
 def stops(victim: Victim, attack: Attack, *numbers: signal.Signals, within_s: float = DRAIN_S + EXIT_WITHIN_S) -> None:
@@ -84,14 +88,12 @@ def test_an_image_that_decodes_for_minutes_does_not_keep_the_process(serve: Serv
 
 
 @pytest.mark.attack
-@pytest.mark.parametrize(
-    "begun", [b"POST /v1/chat/completions HTTP/1.1\r\n", b"POST /v1/embeddings HTTP/1.1\r\nContent-Length: 99\r\n\r\n"]
-)
-def test_a_request_that_never_ends_does_not_keep_the_process(begun: bytes, serve: Serve, record: Record) -> None:
+@pytest.mark.parametrize("name", BEGUN)
+def test_a_request_that_never_ends_does_not_keep_the_process(name: str, serve: Serve, record: Record) -> None:
     with serve({"drain_timeout_s": DRAIN_S}) as victim, connect(victim.port) as connection:
-        connection.sendall(begun)
+        connection.sendall(BEGUN[name])
         time.sleep(0.3)
-        with record.attack(f"drain: {'half a body' if b'Length' in begun else 'half a head'} is under way") as attack:
+        with record.attack(f"drain: {name} is under way") as attack:
             stops(victim, attack, signal.SIGTERM)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +15,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -46,12 +46,13 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", PydanticDeprecatedSince20)
     import ray
     from ray import serve
-    from ray.exceptions import RayError
 
     from serving.cluster import application as cluster
     from serving.cluster.application import ClusterArgs, ServedModel, autoscaling, num_local_cpus
-    from serving.cluster.client import RayClient
+    from serving.cluster.client import RayClient, Replicas
+    from serving.cluster.environment import RAY_ENVIRONMENT, set_ray_environment
     from serving.cluster.replicas import Replica
+    from serving.cluster.watch import Report, watch_of
 
 ROOT = Path(__file__).resolve().parents[2]
 APPLICATION = "tested"
@@ -75,6 +76,9 @@ FAKES = (
     fake("slow", token_s=0.05),
     fake("single", token_s=60, max_running=1),
     fake("dying", failure=EngineDeadError("worker died"), failure_after_tokens=2),
+    fake("full", token_s=60),
+    fake("buggy", failure=KeyError("a bug")),
+    fake("org/model #1"),
 )
 
 
@@ -82,7 +86,8 @@ FAKES = (
 def url(smolvlm_bundle: Path) -> Iterator[str]:
     """URL of a running application on a local cluster that reports load every half second."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        for name, value in RAY_ENVIRONMENT.items():
+            patch.setenv(name, value)
         patch.setenv("RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "0.5")
         patch.setenv("RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "0.5")
         patch.setenv("OMP_NUM_THREADS", "1")
@@ -109,7 +114,7 @@ def url(smolvlm_bundle: Path) -> Iterator[str]:
 def serve_application(args: ClusterArgs) -> Iterator[str]:
     with open_listener("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         serve.run(cluster.application((*cluster.served_models(args), *FAKES), args), name=APPLICATION)
@@ -167,7 +172,16 @@ def test_models_probes_and_metrics_answer_on_the_cluster(url: str) -> None:
     assert names == ["tiny-smolvlm", *(model.name for model in FAKES)]
     assert httpx.get(f"{url}/health/ready").json() == {"status": "ready"}
     assert httpx.get(f"{url}/health/live").json() == {"status": "live"}
-    assert "pocketvlm:num_replicas" in httpx.get(f"{url}/metrics").text
+
+
+@pytest.mark.slow
+def test_gauges_of_the_engines_are_told_by_the_ingress(url: str) -> None:
+    with httpx.stream("POST", url + CHAT, json=ask("single", stream=True), timeout=30) as response:
+        lines = response.iter_lines()  # kept: a dropped iterator closes the connection
+        next(lines)
+        running = 'pocketvlm:num_requests_running{model_name="single"} 1.0'
+        wait_until(lambda: running in httpx.get(f"{url}/metrics").text, 15)
+    assert 'pocketvlm:num_replicas{model_name="single"} 1.0' in httpx.get(f"{url}/metrics").text
 
 
 @pytest.mark.slow
@@ -189,10 +203,12 @@ def test_an_error_in_a_replica_keeps_its_status(
 
 @pytest.mark.slow
 def test_an_error_in_a_replica_keeps_its_class_text_and_field(url: str) -> None:
-    handle = cluster.serve.get_deployment_handle("generator-tiny-smolvlm", APPLICATION)
+    deployment = "generator-tiny-smolvlm"
+    handle = cluster.serve.get_deployment_handle(deployment, APPLICATION)
+    replicas = Replicas(handle, handle.options(stream=True), watch_of(deployment))
 
     async def error_of(part: TextPart | ImagePart) -> PocketVLMError:
-        client = RayClient([], {"tiny-smolvlm": handle}, dict)
+        client = RayClient([], {"tiny-smolvlm": replicas}, 60)
         request = GenerateRequest("r", "tiny-smolvlm", (Message("user", (part,)),))
         with pytest.raises(PocketVLMError) as caught:
             async for _ in client.generate(request):
@@ -215,6 +231,47 @@ def test_an_engine_that_dies_in_the_middle_of_an_answer_is_told(url: str) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_full_queue_of_rays_is_429_with_retry_after(url: str, stream: bool) -> None:
+    """The model takes 16 requests a replica, one replica's worth at first, and 64 wait."""
+
+    async def flood() -> list[httpx.Response]:
+        async with httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=200)) as client:
+            asked = [
+                asyncio.ensure_future(client.post(url + CHAT, json=ask("full", stream=stream))) for _ in range(130)
+            ]
+            done, waiting = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+            done |= (await asyncio.wait(waiting, timeout=2))[0]
+            for each in asked:
+                each.cancel()
+            return [each.result() for each in done]
+
+    refused = asyncio.run(flood())
+    assert {(each.status_code, each.json()["error"]["code"]) for each in refused} == {(429, "overloaded")}
+    assert {each.headers["retry-after"] for each in refused} == {"1"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_bug_in_a_replica_is_a_500_of_the_apis_form(url: str, stream: bool) -> None:
+    response = httpx.post(url + CHAT, json=ask("buggy", stream=stream), timeout=30)
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "internal")
+
+
+@pytest.mark.slow
+def test_a_model_whose_name_ray_would_not_take_is_served(url: str) -> None:
+    response = httpx.post(url + CHAT, json=ask("org/model #1"), timeout=30)
+    assert (response.status_code, response.json()["model"]) == (200, "org/model #1")
+
+
+@pytest.mark.slow
+def test_an_answer_has_one_request_id(url: str) -> None:
+    response = httpx.get(f"{url}/health/live", headers={"X-Request-ID": "mine-1"})
+    assert response.headers.get_list("x-request-id") == ["mine-1"]
+    assert len(httpx.get(f"{url}/health/live").headers.get_list("x-request-id")) == 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("leaves_by", ["stream", "whole"])
 def test_a_client_that_leaves_frees_its_place_in_the_replica(url: str, leaves_by: str) -> None:
     """The model takes one request at a time, and its second token a minute."""
@@ -232,7 +289,8 @@ def test_a_client_that_leaves_frees_its_place_in_the_replica(url: str, leaves_by
 @pytest.mark.slow
 def test_a_second_replica_comes_under_load_and_goes_after_it(url: str) -> None:
     def num_replicas() -> int:
-        return cluster.num_running_replicas(APPLICATION, {"slow": "generator-slow"})["slow"]
+        deployments = serve.status().applications[APPLICATION].deployments
+        return deployments["generator-slow"].replica_states.get("RUNNING", 0)
 
     is_over = threading.Event()
     statuses: list[int] = []
@@ -257,36 +315,74 @@ def test_a_second_replica_comes_under_load_and_goes_after_it(url: str) -> None:
 
 
 DEPLOY = """
-import sys
+import sys, warnings
+warnings.simplefilter("ignore")
+from functools import partial
 from pathlib import Path
-from serving.cluster.deploy import deploy
+from serving.cluster import deploy as command
+from serving.cluster.application import ServedModel
+from serving.fake import FakeBehaviour, FakeClient
+from serving.protocol import ModelCard
 from serving.settings import ServerSettings
-settings = ServerSettings.model_validate({"port": 0, "drain_timeout_s": 2, "ray": {"embedder": {"max_replicas": 1}}})
-deploy([Path(sys.argv[1])], settings, lambda line: print(line, flush=True))
+
+card = ModelCard("slow", "image-text-to-text", "fake", {}, 0, 1000)
+slow = ServedModel(card, partial(FakeClient, (card,), FakeBehaviour(token_s=0.1)))
+real = command.served_models
+command.served_models = lambda args: (*real(args), slow)
+few = {"min_replicas": 1, "max_replicas": 1, "num_cpus": 0.1}
+ray = {"ingress_num_cpus": 0.1, "embedder": few, "generator": few}
+settings = ServerSettings.model_validate({"port": 0, "drain_timeout_s": 8, "ray": ray})
+command.deploy([Path(sys.argv[1])], settings, lambda line: print(line, flush=True))
 print("ended", flush=True)
 """
 
 
+async def end_under_way(url: str, process: subprocess.Popen[str]) -> tuple[dict[str, httpx.Response], httpx.Response]:
+    """Stop a server with short and endless requests under way; return their answers, and what a late one gets."""
+    bodies = {
+        f"{length} {kind}": ask("slow", "a " * words, stream=kind == "stream")
+        for length, words in (("short", 30), ("endless", 490))
+        for kind in ("stream", "whole")
+    }
+    async with httpx.AsyncClient(timeout=60) as client:
+        asked = {name: asyncio.ensure_future(client.post(url + CHAT, json=body)) for name, body in bodies.items()}
+        await asyncio.sleep(2)
+        process.send_signal(signal.SIGTERM)
+        await asyncio.sleep(2)
+        late = await client.post(url + CHAT, json=ask("slow"))
+        return {name: await each for name, each in asked.items()}, late
+
+
 @pytest.mark.slow
-def test_deploy_serves_until_sigterm_and_takes_everything_down(clip_bundle: Path) -> None:
+def test_deploy_serves_until_sigterm_drains_and_takes_everything_down(clip_bundle: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", DEPLOY, str(clip_bundle)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
         try:
             line = process.stdout.readline()
-            assert line.startswith("PocketVLM serves tiny-clip at http://127.0.0.1:"), process.stderr.read()
+            assert line.startswith("PocketVLM serves tiny-clip, slow at http://127.0.0.1:"), process.stderr.read()
             url = line.split(" at ")[1].split()[0]
             body = {"model": "tiny-clip", "input": ["a", "b"]}
             items = httpx.post(f"{url}/v1/embeddings", json=body, timeout=30).json()["data"]
             norms = [sum(x * x for x in item["embedding"]) for item in items]
             assert norms == pytest.approx([1, 1], abs=1e-5)  # float32
-            process.send_signal(signal.SIGTERM)
+            answers, late = asyncio.run(end_under_way(url, process))
             out, log = process.communicate(timeout=START_S)
         finally:
             process.kill()
     assert process.returncode == 0, log
     assert out.endswith("ended\n")
+    for text in (out, log):
+        assert "\033" not in text
+        assert "infinite retries" not in text
+    assert (late.status_code, late.json()["error"]["code"]) == (503, "engine_dead")
+    assert answers["short whole"].json()["choices"][0]["finish_reason"] == "stop"
+    assert answers["endless whole"].status_code == 503
+    assert "stopped before the request was answered" in answers["endless whole"].json()["error"]["message"]
+    for name, last in (("short stream", '"finish_reason":"stop"'), ("endless stream", '"code":"engine_dead"')):
+        *_, event, done, end = answers[name].text.split("\n\n")
+        assert (last in event, done, end) == (True, "data: [DONE]", ""), name
     with pytest.raises(httpx.ConnectError):
         httpx.get(url)
 
@@ -340,32 +436,39 @@ def test_a_replica_whose_engine_died_is_reported_to_ray() -> None:
     asyncio.run(check())
 
 
+def test_what_a_replica_reports_to_the_routers_is_plain_data() -> None:
+    """Ray carries it through its controller, and `Report` takes it up."""
+
+    async def report() -> dict[str, Any]:
+        replica = Replica.__new__(Replica)
+        replica._client = FakeClient(behaviour=FakeBehaviour(health=Health(False, "worker died")))
+        return await replica.record_routing_stats()
+
+    told = Report(**json.loads(json.dumps(asyncio.run(report()))))
+    assert (told.is_ready, told.reason, told.gauges["num_requests_running"]) == (False, "worker died", 0.0)
+
+
 def test_models_are_told_from_their_manifests_while_a_replica_is_full_or_absent(smolvlm_bundle, clip_bundle) -> None:
     models = cluster.served_models(ClusterArgs(bundles=(smolvlm_bundle, clip_bundle)))
-    nobody = dict.fromkeys(("tiny-smolvlm", "tiny-clip"), SimpleNamespace(options=lambda **_: None))
-    told = asyncio.run(RayClient([model.card for model in models], nobody, dict).models())
+    told = asyncio.run(RayClient([model.card for model in models], {}, 60).models())
     assert [(card.name, card.task, card.context_tokens) for card in told] == [
         ("tiny-smolvlm", "image-text-to-text", 512),
         ("tiny-clip", "dual-encoder", None),
     ]
 
 
-def test_a_controller_that_does_not_answer_is_not_ready() -> None:
-    def silent() -> dict[str, int]:
-        raise RayError("gone")
-
-    health = asyncio.run(RayClient([], {}, silent).health())
-    assert (health.is_ready, health.is_alive) == (False, True)
-    assert "controller does not answer" in health.reason
-
-
-def test_a_model_without_a_replica_is_not_ready() -> None:
-    health = asyncio.run(RayClient([], {}, lambda: {"a": 1, "b": 0}).health())
-    assert (health.is_ready, health.reason) == (False, "no replica runs of: b")
-    assert health.model_gauges == {"a": {"num_replicas": 1.0}, "b": {"num_replicas": 0.0}}
+def test_a_name_that_ray_would_not_take_becomes_one_that_tells_it_apart() -> None:
+    names = [fake(name).deployment for name in ("org/model", "org=2Fmodel", "a#b", "模型", "..")]
+    assert names == [
+        "generator-org=2Fmodel",
+        "generator-org=3D2Fmodel",
+        "generator-a=23b",
+        "generator-=E6=A8=A1=E5=9E=8B",
+        "generator-..",
+    ]
 
 
-def test_an_application_that_is_being_taken_away_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster.serve, "status", lambda: SimpleNamespace(applications={}))
-    client = RayClient([], {}, partial(cluster.num_running_replicas, "gone", {"slow": "generator-slow"}))
-    assert asyncio.run(client.health()) == Health(False, "no replica runs of: slow", {"slow": {"num_replicas": 0.0}})
+def test_what_is_set_already_stays() -> None:
+    environment = {"RAY_COLOR_PREFIX": "1"}
+    set_ray_environment(environment)
+    assert environment == {**RAY_ENVIRONMENT, "RAY_COLOR_PREFIX": "1"}

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -50,6 +53,7 @@ class SlowToLoad(FakeClient):
         await asyncio.sleep(load_s)
         self.behaviour.health = Health(is_ready=True)
     async def close(self):
+        await super().close()
         print("closed", flush=True)
 
 settings = ServerSettings(drain_timeout_s=drain_timeout_s)
@@ -200,20 +204,158 @@ def test_sigterm_lets_a_running_answer_end_and_closes_the_engine(run: Callable[.
     assert (process.returncode, out.split()[-2:]) == (0, ["closed", "ended"]), log
 
 
-def test_an_answer_longer_than_the_drain_is_cut(run: Callable[..., subprocess.Popen[str]]) -> None:
-    process = run(FAKE, "0", "60", "1")
+def begin_whole(url: str, bodies: list[bytes]) -> threading.Thread:
+    """Ask for a whole answer in a thread, which puts status and body into a list."""
+
+    def ask_for_it() -> None:
+        body = {"model": "fake-vlm", "messages": [{"role": "user", "content": "a b c d e"}]}
+        answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=START_S)
+        bodies.append(b"%d %s" % (answer.status_code, answer.content))
+
+    thread = threading.Thread(target=ask_for_it)
+    thread.start()
+    return thread
+
+
+def wait_until_running(url: str, count: int) -> None:
+    while f"num_requests_running {count}.0" not in httpx.get(f"{url}/metrics").text:
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    "signals", [[signal.SIGTERM], [signal.SIGTERM, signal.SIGTERM], [signal.SIGINT, signal.SIGINT]]
+)
+def test_answers_longer_than_the_drain_end_with_an_error_of_ours(
+    run: Callable[..., subprocess.Popen[str]], signals: list[signal.Signals]
+) -> None:
+    process = run(FAKE, "0", "60", "1" if len(signals) == 1 else "60")
     assert process.stdout is not None
     url = process.stdout.readline().strip()
     process.stdout.readline()
+    whole: list[bytes] = []
+    thread = begin_whole(url, whole)
     client, stream = begin_stream(url)
     with client, stream as response:
         lines = response.iter_lines()
         next(lines)
-        process.send_signal(signal.SIGTERM)
-        with pytest.raises(httpx.RemoteProtocolError):
-            list(lines)
+        wait_until_running(url, 2)
+        for number in signals:
+            process.send_signal(number)
+            time.sleep(0.5)
+        rest = [line for line in lines if line]
+    thread.join()
+    assert json.loads(rest[-2].removeprefix("data: "))["error"]["code"] == "engine_dead"
+    assert rest[-1] == "data: [DONE]"
+    assert whole[0].startswith(b"503 ")
+    assert b'"code":"engine_dead"' in whole[0]
     out, log = process.communicate(timeout=STOP_S)
+    if signals[0] is signal.SIGTERM:
+        assert (process.returncode, out.split()[-2:]) == (0, ["closed", "ended"]), log
+        assert "Traceback" not in log
+        assert "2 requests are ended: the server stops" in log
+    else:
+        assert log.rstrip().endswith("KeyboardInterrupt")
+
+
+def test_half_a_request_does_not_hold_up_the_end(run: Callable[..., subprocess.Popen[str]]) -> None:
+    process = run(FAKE, "0", "0", "60")
+    assert process.stdout is not None
+    host, port = process.stdout.readline().strip().removeprefix("http://").split(":")
+    process.stdout.readline()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    with socket.create_connection((host, int(port))) as half, socket.create_connection((host, int(port))) as body:
+        half.sendall(head)
+        body.sendall(head + b"Content-Length: 100\r\n\r\n{")
+        httpx.get(f"http://{host}:{port}/health/live")
+        process.send_signal(signal.SIGTERM)
+        out, log = process.communicate(timeout=STOP_S)
+        assert body.recv(1 << 16).startswith(b"HTTP/1.1 503 ")
     assert (process.returncode, out.split()[-2:]) == (0, ["closed", "ended"]), log
+
+
+STUCK = """
+import sys, threading, time
+from pathlib import Path
+from serving import edge, exiting
+from serving.fake import FakeClient
+from serving.settings import ServerSettings
+
+exiting.EXIT_GRACE_S = 1.0
+exiting.LastResort.arm.__defaults__ = (1.0,)
+place = sys.argv[1]
+
+class Stuck(FakeClient):
+    async def start(self):
+        threading.Thread(target=time.sleep, args=(600,), name="stuck-pool").start()
+        if place == "loop":
+            import asyncio
+            asyncio.get_running_loop().run_in_executor(None, time.sleep, 600)
+
+edge.LocalClient = lambda bundles, settings: Stuck()
+edge.serve([], ServerSettings(port=0), lambda line: print(line, flush=True))
+"""
+
+
+@pytest.mark.parametrize("place", ["thread", "loop"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_thread_that_is_stuck_does_not_keep_the_process(
+    run: Callable[..., subprocess.Popen[str]], place: str, number: signal.Signals, code: int
+) -> None:
+    process = run(STUCK, place)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(number)
+    _, log = process.communicate(timeout=STOP_S)
+    assert process.returncode == code, log
+    assert "stuck-pool" in log
+
+
+DEAF = """
+import asyncio, sys, time
+from serving.edge import configure_logging, open_listener, run_server
+from serving.fake import FakeClient
+from serving.settings import HttpSettings, ServerSettings
+
+with open_listener("127.0.0.1", 0) as probe:
+    port = probe.getsockname()[1]
+settings = ServerSettings(http=HttpSettings(health_port=port, loop_timeout_s=1.5))
+
+class Deaf(FakeClient):
+    async def embed(self, request):
+        time.sleep(4)
+        return await super().embed(request)
+
+print(port, flush=True)
+with open_listener("127.0.0.1", 0) as listener:
+    asyncio.run(run_server(Deaf(), settings, listener, lambda line: print(line, flush=True)))
+"""
+
+
+def test_health_on_a_port_of_its_own_tells_of_an_event_loop_that_is_silent(
+    run: Callable[..., subprocess.Popen[str]],
+) -> None:
+    process = run(DEAF)
+    assert process.stdout is not None
+    probes = f"http://127.0.0.1:{process.stdout.readline().strip()}/health"
+    url = process.stdout.readline().split(" at ")[1].split()[0]
+    while httpx.get(f"{probes}/ready").status_code != 200:
+        time.sleep(0.1)
+    thread = threading.Thread(
+        target=httpx.post,
+        args=(f"{url}/v1/embeddings",),
+        kwargs={"json": {"model": "fake-clip", "input": "a"}, "timeout": 60},
+    )
+    thread.start()
+    deadline_s = time.monotonic() + STOP_S
+    while (answer := httpx.get(f"{probes}/live")).status_code == 200:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+    assert "silent" in answer.json()["reason"]
+    assert httpx.get(f"{probes}/ready").status_code == 503
+    thread.join()
+    while httpx.get(f"{probes}/live").status_code != 200:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
 
 
 def test_sigint_stops_cleanly_and_is_told_as_an_interrupt(run: Callable[..., subprocess.Popen[str]]) -> None:

@@ -6,19 +6,15 @@ import asyncio
 import base64
 import io
 import json
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
 from serving.api.app import create_app
-from serving.edge import open_listener
 from serving.fake import FakeClient
 from serving.settings import ApiSettings
 
@@ -63,18 +59,9 @@ def api(make_caller: Callable[..., Caller]) -> Caller:
 
 
 @pytest.fixture
-def server_url(engine: FakeClient) -> Iterator[str]:
-    """URL of a real uvicorn on a free port."""
-    listener = open_listener("127.0.0.1", 0)
-    config = uvicorn.Config(create_app(engine, ApiSettings()), log_config=None, lifespan="off", ws="none")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+def server_url(engine: FakeClient, serve_edge: Callable[..., Any]) -> str:
+    """URL of a real server on a free port."""
+    return serve_edge(engine)
 
 
 def data_url(data: bytes, media_type: str = "image/png") -> str:

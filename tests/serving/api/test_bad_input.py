@@ -42,7 +42,8 @@ BAD_IMAGES = {
     "20000x20000": url_of(huge_png(20000, 20000)),
     "zero bytes": "data:image/png;base64,",
     "not base64": "data:image/png;base64,@@@@",
-    "base64 with a line break": url_of(noisy_png())[:100] + "\n" + url_of(noisy_png())[100:],
+    "base64 after its padding": "data:image/png;base64,AAA=AAAA",
+    "another letter": url_of(noisy_png())[:100] + "é" + url_of(noisy_png())[100:],
     "cut base64": "data:image/png;base64,AAAAA",
     "no base64 mark": "data:image/png,AAAA",
     "no comma": "data:image/png;base64",
@@ -95,10 +96,11 @@ BAD_CHATS: dict[str, tuple[dict[str, Any], int, str | None]] = {
     "no model": ({"model": None}, 400, "model"),
     "another task's model": ({"model": "fake-clip"}, 400, "model"),
     "unknown field": ({"colour": 1}, 400, "colour"),
-    "unsupported field": ({"tools": []}, 400, "tools"),
+    "unsupported field": ({"tools": [{"type": "function"}]}, 400, "tools"),
+    "more choices as true": ({"n": True}, 400, "n"),
     "log probabilities": ({"logprobs": True}, 400, "logprobs"),
     "a penalty": ({"frequency_penalty": 0.5}, 400, "frequency_penalty"),
-    "a response format": ({"response_format": {"type": "json_object"}}, 400, "response_format.type"),
+    "a response format": ({"response_format": {"type": "json_object"}}, 400, "response_format"),
     "two choices": ({"n": 2}, 400, "n"),
     "no messages": ({"messages": []}, 400, "messages"),
     "messages are no list": ({"messages": "hi"}, 400, "messages"),
@@ -106,9 +108,9 @@ BAD_CHATS: dict[str, tuple[dict[str, Any], int, str | None]] = {
     "a message without content": ({"messages": [{"role": "user"}]}, 400, "messages.0.content"),
     "an unknown role": ({"messages": [{"role": "tool", "content": "a"}]}, 400, "messages.0.role"),
     "an unknown field in a message": (
-        {"messages": [{"role": "user", "content": "a", "name": "me"}]},
+        {"messages": [{"role": "user", "content": "a", "mood": "me"}]},
         400,
-        "messages.0.name",
+        "messages.0.mood",
     ),
     "an unknown part": (
         {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},
@@ -119,7 +121,7 @@ BAD_CHATS: dict[str, tuple[dict[str, Any], int, str | None]] = {
     "an unsupported detail": (
         {
             "messages": [
-                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "", "detail": "high"}}]}
+                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "", "detail": "huge"}}]}
             ]
         },
         400,

@@ -33,7 +33,8 @@ def test_a_body_without_an_announced_length_is_counted(make_caller: Any) -> None
         for piece in pieces(4096):
             yield piece
 
-    assert make_caller(max_body_bytes=2048).request("POST", CHAT, content=body()).status_code == 413
+    headers = {"Content-Type": "application/json"}
+    assert make_caller(max_body_bytes=2048).request("POST", CHAT, content=body(), headers=headers).status_code == 413
 
 
 def test_an_absurd_content_length_is_a_400(api: Any) -> None:

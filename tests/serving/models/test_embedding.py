@@ -11,6 +11,7 @@ from PIL import Image
 from bundle.directory import open_bundle, read_manifest
 from bundle.errors import ContextLengthError, ImageError, OverloadedError, ParameterError
 from bundle.manifest import DualEncoderDims
+from bundle.text import TextBatch
 from serving.models import embedding
 from serving.models.embedding import EmbeddingModel, scores
 from serving.protocol import ClassifyRequest, EmbedRequest, ImagePart, TextPart
@@ -75,11 +76,13 @@ def test_embeddings_equal_transformers_in_the_order_of_the_inputs(model, referen
 
 def test_concurrent_requests_share_batches_and_get_their_own_vectors(model, image_bytes, monkeypatch) -> None:
     requests = [inputs(*(f"text {i} " * (i % 4 + 1) for i in range(n)), image_bytes(n)) for n in range(1, 7)]
-    batches = []
-    encode = embedding.encode_texts
-    monkeypatch.setattr(
-        embedding, "encode_texts", lambda session, rows, dims: batches.append(len(rows)) or encode(session, rows, dims)
-    )
+    batches, encode = [], embedding.encode_texts
+
+    def counted(session: object, rows: list[TextBatch], dims: object) -> object:
+        batches.append(sum(len(row.input_ids) for row in rows))
+        return encode(session, rows, dims)
+
+    monkeypatch.setattr(embedding, "encode_texts", counted)
 
     async def main() -> None:
         alone = [await model.embed(request) for request in requests]

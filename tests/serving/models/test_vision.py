@@ -80,12 +80,12 @@ def test_features_are_those_of_the_tiles_however_they_are_batched(stage, spec) -
 def test_a_caller_that_leaves_takes_nothing_from_the_others(stage) -> None:
     async def main() -> None:
         image = await stage.decode("r", encoded(PIXELS))
-        first, second = (asyncio.create_task(stage.encode(image)) for _ in range(2))
+        first, second = (asyncio.create_task(stage.encode("r", image)) for _ in range(2))
         await asyncio.sleep(0)
         first.cancel()
         features = (await asyncio.wait_for(second, 20)).features
         assert first.cancelled()
-        np.testing.assert_array_equal((await stage.encode(image)).features, features)
+        np.testing.assert_array_equal((await stage.encode("r", image)).features, features)
         assert stage.cache.num_hits == 1
 
     asyncio.run(main())
@@ -94,7 +94,7 @@ def test_a_caller_that_leaves_takes_nothing_from_the_others(stage) -> None:
 def test_an_encoded_image_carries_its_key_new_or_kept(stage) -> None:
     async def main() -> None:
         image = await stage.decode("r", encoded(PIXELS))
-        new, kept = await stage.encode(image), await stage.encode(image)
+        new, kept = await stage.encode("r", image), await stage.encode("r", image)
         assert new.key == kept.key == image.key
         np.testing.assert_array_equal(new.features, kept.features)
 
@@ -120,14 +120,16 @@ def test_images_that_nobody_waits_for_any_more_are_not_encoded(stage, held) -> N
 
     async def main() -> None:
         images = [await stage.decode("r", encoded(PIXELS[:, :width])) for width in range(40, 60)]
-        tasks = [asyncio.create_task(stage.encode(image)) for image in images]
+        tasks = [asyncio.create_task(stage.encode("r", image)) for image in images]
         await asyncio.sleep(0.2)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         go.set()
-        await asyncio.wait_for(stage.encode(await stage.decode("r", encoded(PIXELS))), 20)
-        again = await asyncio.wait_for(stage.encode(images[0]), 20)  # who comes back is not told of the cancellation
+        await asyncio.wait_for(stage.encode("r", await stage.decode("r", encoded(PIXELS))), 20)
+        again = await asyncio.wait_for(
+            stage.encode("r", images[0]), 20
+        )  # who comes back is not told of the cancellation
         assert len(again.features) == images[0].layout.num_tiles
 
     asyncio.run(main())
@@ -143,7 +145,7 @@ def test_pixels_are_made_for_few_more_images_than_one_batch(stage, held, monkeyp
         sizes = range(40, 60)
         cuts = [CutImage(bytes([n]), n, 40, (Image.fromarray(PIXELS[:, :n]),), is_cut=False) for n in sizes]
         images = [DecodedImage(cut.digest, cut, TileLayout()) for cut in cuts]
-        tasks = [asyncio.create_task(stage.encode(image)) for image in images]
+        tasks = [asyncio.create_task(stage.encode("r", image)) for image in images]
         while not made:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.3)
@@ -164,7 +166,7 @@ def test_an_image_that_waits_takes_no_more_memory_than_its_tiles_and_encodes_the
         height, width = spec.tile_size_px
         held_pixels = sum(each.width * each.height for each in decoded.cut.images)
         assert held_pixels <= max(decoded.layout.num_tiles * height * width, 1)
-        found = (await stage.encode(decoded)).features
+        found = (await stage.encode("r", decoded)).features
         (expected,) = stage.run([spec.preprocess([image]).pixel_values])
         np.testing.assert_array_equal(found, expected)
 

@@ -1,0 +1,33 @@
+"""Environment variables that Ray's processes are started with. Ray reads them once, in each process.
+
+`pocketvlm deploy` sets them before it starts a local cluster; a cluster that is started otherwise gets them from who
+starts it (`k8s/base/rayservice`). What is set already stays.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import MutableMapping
+
+RAY_ENVIRONMENT = {
+    # Nothing leaves the machine unasked.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # A proxy that fails three times is replaced: one that died after 3 s, one that hangs after 9 s. Ray's own 10 s and
+    # 10 s leave a node without a port for half a minute.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "2",
+    # A proxy that starts is given 3 x 30 s; Ray's own 3 x 5 s end it again and again on a small or busy machine.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
+    # An unhealthy replica holds requests that nobody will answer: it is ended, not drained.
+    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+    # What a proxy itself answers gets the API's form, and requests of an ingress that died are sent to another.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.cluster.proxy:middlewares",
+    # Ray's lines among ours are plain text, for files as for terminals.
+    "RAY_COLOR_PREFIX": "0",
+}
+
+
+def set_ray_environment(environment: MutableMapping[str, str] | None = None) -> None:
+    """Set what is not set yet, in this process and so in all that it starts."""
+    for name, value in RAY_ENVIRONMENT.items():
+        (os.environ if environment is None else environment).setdefault(name, value)
