@@ -1,4 +1,4 @@
-"""A checkpoint's chat template, rendered as transformers does, in Jinja's sandbox: templates are strangers' code."""
+"""A checkpoint's chat template, rendered as transformers does, in a bounded sandbox: templates are strangers' code."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import jinja2
 import jinja2.nodes
 import jinja2.parser
 from jinja2.ext import Extension, loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from bundle.errors import BundleFormatError, PromptError
+from bundle.errors import BundleFormatError, OutOfMemoryError, PromptError
+from bundle.template_budget import MOST_STEPS, TemplateBudgetError, spending
+from bundle.template_sandbox import MOST_SOURCE_CHARACTERS, BoundedEnvironment
 
 CHAT_TEMPLATE = "chat_template.jinja"
 PROBED_ROLES = (("user",), ("system", "user"), ("user", "assistant", "user"))
@@ -23,6 +24,20 @@ _PROBE = "20480 4096"
 """No letters: a template may change their case."""
 _PRINTED_PARTS = re.compile(r"""['"]type['"]: ?['"]text['"]""", re.IGNORECASE)
 """A part that was printed as Python or JSON."""
+_PROBE_STEPS = MOST_STEPS // 10
+"""Of a conversation of three messages at most."""
+_MOST_REASON_CHARACTERS = 500
+_MOST_DATE_CHARACTERS = 1000
+_REFUSED = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+"""What templates let out of themselves."""
 
 
 class ChatTemplate:
@@ -38,14 +53,11 @@ class ChatTemplate:
             source.
 
     Raises:
-        BundleFormatError: `source` is not a template.
+        BundleFormatError: `source` is not a template, or does more than any prompt needs.
     """
 
     def __init__(self, source: str, template_tokens: Mapping[str, str]) -> None:
-        try:
-            self._template = _environment().from_string(source)
-        except jinja2.TemplateSyntaxError as error:
-            raise BundleFormatError(f"chat_template.jinja, line {error.lineno}: {error.message}") from error
+        self._template = _compiled(source)
         self._template_tokens = dict(template_tokens)
         self.content: Literal["parts", "string"] = "parts" if self._reads_parts() else "string"
 
@@ -61,6 +73,16 @@ class ChatTemplate:
             PromptError: The template refuses the conversation; its own reason is in the message.
         """
         try:
+            return self._rendered(messages, add_generation_prompt, MOST_STEPS)
+        except MemoryError as error:
+            raise OutOfMemoryError("the prompt was not made: memory ran out. Try again later.") from error
+        except _REFUSED as error:
+            raise PromptError(
+                f"the model's chat template refuses these messages: {_reason(error)}", "messages"
+            ) from error
+
+    def _rendered(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, steps: int) -> str:
+        with spending(steps):
             return self._template.render(
                 messages=list(messages),
                 tools=None,
@@ -68,8 +90,6 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **self._template_tokens,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
-            raise PromptError(f"the model's chat template refuses these messages: {error}", "messages") from error
 
     def _reads_parts(self) -> bool:
         """Return whether a text among parts comes out as text; also where no probe tells, since most read parts."""
@@ -82,9 +102,33 @@ class ChatTemplate:
         """Yield what conversations of this content give, without those that the template refuses."""
         for roles in PROBED_ROLES:
             try:
-                yield self.render([{"role": role, "content": content} for role in roles], add_generation_prompt=True)
-            except PromptError:
+                yield self._rendered([{"role": role, "content": content} for role in roles], True, _PROBE_STEPS)
+            except (TemplateBudgetError, RecursionError, MemoryError) as error:
+                raise BundleFormatError(
+                    f"{CHAT_TEMPLATE} does more for {len(roles)} short messages than any prompt needs: {_reason(error)}"
+                ) from error
+            except _REFUSED:
                 continue
+
+
+def _compiled(source: str) -> jinja2.Template:
+    if len(source) > MOST_SOURCE_CHARACTERS:
+        raise BundleFormatError(
+            f"{CHAT_TEMPLATE} holds {len(source)} characters; at most {MOST_SOURCE_CHARACTERS} are read"
+        )
+    try:
+        with spending(MOST_STEPS):
+            return _environment().from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise BundleFormatError(f"{CHAT_TEMPLATE}, line {error.lineno}: {_reason(error)}") from error
+    except (*_REFUSED, SyntaxError, MemoryError) as error:
+        raise BundleFormatError(f"{CHAT_TEMPLATE} cannot be read: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return what an error says in one short line without control characters: part of it may be the template's."""
+    told = " ".join(str(error).split()) or type(error).__name__
+    return "".join(letter for letter in told if letter.isprintable())[:_MOST_REASON_CHARACTERS]
 
 
 class _Generation(Extension):
@@ -101,10 +145,8 @@ class _Generation(Extension):
 
 
 def _environment() -> jinja2.Environment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
+    environment = BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    environment.add_filter("tojson", _to_json)
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     environment.globals["dict"] = _dict
@@ -127,6 +169,8 @@ def _raise_exception(message: str) -> NoReturn:
 
 
 def _strftime_now(form: str) -> str:
+    if len(form) > _MOST_DATE_CHARACTERS:
+        raise TemplateBudgetError(f"it writes a date by a form of {len(form)} characters")
     return datetime.now().strftime(form)
 
 

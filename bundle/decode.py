@@ -1,8 +1,9 @@
 """Encoded image bytes from strangers to an upright RGB image, or an `ImageError`.
 
-The result is what transformers' `load_image` yields: EXIF rotation applied, then Pillow's conversion to RGB (alpha is
-dropped, 16-bit is clipped, CMYK is inverted as the file says). Of an animation, the first frame. The header is judged
-before any pixel is decoded.
+The result is what transformers' `load_image` yields (the rotation of the metadata applied, CMYK inverted as the file
+says, of an animation the first frame), but for transparency and wide greyscale (`bundle.rgb`). A file is cut down to
+its first picture, and that judged by its header, before Pillow sees it: metadata, profiles and further frames cost time
+in its readers, and nothing of them is wanted but the rotation.
 """
 
 from __future__ import annotations
@@ -13,24 +14,28 @@ import zlib
 from dataclasses import dataclass
 from io import BytesIO
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
+from bundle.containers.picture import Picture
+from bundle.containers.table import first_picture
 from bundle.errors import ImageError, OutOfMemoryError
-from bundle.jpeg_scans import num_scans
+from bundle.rgb import held_bytes, to_rgb
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-"""What is decoded. Pillow reads more, some of it through external programs (EPS); those stay closed to strangers."""
-
-_JPEGS = ("JPEG", "MPO")
-"""Pillow's names of a JPEG; MPO is one with more pictures behind the first, which phones write."""
 _CHEAP_PIXELS = 1 << 20
 _CHEAP_BYTES = 1 << 20
 _CHEAP_SCANS = 16
 _DECODER_BYTES_PER_PIXEL = 12
 """What libjpeg (coefficients and rows of a progressive image) and libwebp (two canvases, the picture) take at most."""
-_MOST_OPENING_BYTES = 1 << 29
-"""libwebp takes its canvases when a file is opened; of a file that was not, the size is not known."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # What Pillow's decoders let out of themselves on broken files; Warning where the process turns warnings into errors.
 _BROKEN_FILE = (
@@ -51,6 +56,8 @@ _BROKEN_FILE = (
 
 # Between one and two times Pillow's own pixel limit it warns and goes on; an image that large is never wanted here.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+# Of each tag that a damaged TIFF gives a wrong length: a line of the log for every two bytes that a stranger sends.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
 
 class ImageLimits(BaseModel):
@@ -65,6 +72,8 @@ class ImageLimits(BaseModel):
             would make an image of 7 GB.
         max_scans: Times that a progressive JPEG goes over its pixels, at about 0.1 s for 50 million of them. Encoders
             write about 10; libtiff stops at 100, too.
+        max_decoded_bytes: What decoding may hold at once. The default takes `max_pixels` of a plain JPEG or an
+            opaque PNG; 27 million pixels with alpha, 25 million of a progressive JPEG, 15 million of WebP.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,6 +83,7 @@ class ImageLimits(BaseModel):
     min_side_px: int = Field(default=1, gt=0)
     max_aspect_ratio: float = Field(default=200.0, ge=1)
     max_scans: int = Field(default=100, gt=0)
+    max_decoded_bytes: int = Field(default=250_000_000, gt=0)
 
 
 DEFAULT_LIMITS = ImageLimits()
@@ -84,18 +94,20 @@ class ImageHead:
     """What an image will cost, told before any pixel is decoded.
 
     Attributes:
-        format: One of `FORMATS`.
+        format: One of `bundle.containers.table.FORMATS`.
         width_px: Before any rotation that the metadata asks for.
         height_px: Before any rotation.
         num_bytes: Of the file.
         num_scans: Times that decoding goes over all pixels; 1 for all but progressive JPEGs.
+        is_slow: Of a kind whose pixels do not tell what they cost.
     """
 
     format: str
     width_px: int
     height_px: int
     num_bytes: int
-    num_scans: int
+    num_scans: int = 1
+    is_slow: bool = False
 
     @property
     def pixels(self) -> int:
@@ -106,40 +118,76 @@ class ImageHead:
     def is_cheap(self) -> bool:
         """Whether decoding it takes tens of milliseconds at most, whatever its bytes are."""
         return (
-            self.pixels <= _CHEAP_PIXELS
+            not self.is_slow
+            and self.pixels <= _CHEAP_PIXELS
             and self.num_bytes <= _CHEAP_BYTES
             and self.pixels * self.num_scans <= _CHEAP_PIXELS * _CHEAP_SCANS
         )
 
 
 def inspect_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> ImageHead:
-    """Return what an image will cost; it is within the limits.
+    """Return what an image within the limits will cost. This takes milliseconds a megabyte, whatever the bytes are.
 
     Raises:
-        ImageError: No bytes, too many, not an image of `FORMATS`, a damaged head, or over the limits.
-        OutOfMemoryError: This machine lacks memory.
+        ImageError: No bytes, too many, not an image that is read here, a damaged head, or over the limits.
+        OutOfMemoryError: This machine lacks memory for another copy of the file.
     """
-    return _opened(data, limits)[1]
+    picture = _picture(data, limits)
+    return ImageHead(picture.format, picture.width_px, picture.height_px, len(data), picture.num_scans, picture.is_slow)
 
 
 def decode_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
     """Return the image, upright and RGB, its pixels decoded.
 
     Raises:
-        ImageError: No bytes, too many, not an image of `FORMATS`, damaged, or over the limits.
+        ImageError: No bytes, too many, not an image that is read here, damaged, or over the limits.
         OutOfMemoryError: This machine lacks memory for its pixels.
     """
-    image, _ = _opened(data, limits)
-    what = f"the {image.format} image of {image.width}x{image.height} pixels"
+    picture = _picture(data, limits)
+    what = f"the {picture.format} image of {picture.width_px}x{picture.height_px} pixels"
     try:
-        image.load()
-        return _upright_rgb(image)
+        return _decoded(picture, limits)
     except MemoryError as error:
         raise _no_memory(what) from error
     except _BROKEN_FILE as error:
-        if not _has_memory(image.width * image.height * _DECODER_BYTES_PER_PIXEL):
+        if not _has_memory(picture.width_px * picture.height_px * _DECODER_BYTES_PER_PIXEL):
             raise _no_memory(what) from error
         raise ImageError(f"{what} is damaged or truncated ({len(data)} bytes): {error}. Save it again.") from error
+
+
+def _picture(data: bytes, limits: ImageLimits) -> Picture:
+    """Return the picture of a file, within the limits and not decoded."""
+    if not data:
+        raise ImageError("the image is empty (0 bytes); send the bytes of an image file")
+    if len(data) > limits.max_bytes:
+        raise ImageError(f"the image file holds {len(data)} bytes; at most {limits.max_bytes} are read. Scale it down.")
+    try:
+        picture = first_picture(data)
+    except MemoryError as error:
+        raise _no_memory(f"an image of {len(data)} bytes") from error
+    _check_size(picture.width_px, picture.height_px, limits)
+    if picture.num_scans > limits.max_scans:
+        raise ImageError(
+            f"the JPEG goes over its {picture.width_px}x{picture.height_px} pixels in {picture.num_scans} scans; at "
+            f"most {limits.max_scans} are decoded. Save it again."
+        )
+    return picture
+
+
+def _decoded(picture: Picture, limits: ImageLimits) -> Image.Image:
+    image = Image.open(BytesIO(picture.data), formats=(picture.format,))
+    if sorted(image.size) != sorted((picture.width_px, picture.height_px)):  # Pillow turns a TIFF when it opens it
+        raise ValueError(f"two places give its size, and one says {image.width}x{image.height}")
+    if (num_bytes := held_bytes(image, picture.num_scans)) > limits.max_decoded_bytes:
+        raise ImageError(
+            f"a {picture.format} image of {image.width}x{image.height} pixels in mode {image.mode} takes "
+            f"{num_bytes >> 20} MiB to decode; {limits.max_decoded_bytes >> 20} are allowed. Scale it down, or save it "
+            "as a plain JPEG."
+        )
+    image.load()
+    upright = to_rgb(image)
+    turn = _TURNS.get(picture.orientation)
+    return upright if turn is None else upright.transpose(turn)
 
 
 def _no_memory(what: str) -> OutOfMemoryError:
@@ -155,43 +203,6 @@ def _has_memory(num_bytes: int) -> bool:
     return True
 
 
-def _opened(data: bytes, limits: ImageLimits) -> tuple[Image.Image, ImageHead]:
-    """Return an image within the limits, its pixels not decoded, and its head."""
-    if not data:
-        raise ImageError("the image is empty (0 bytes); send the bytes of an image file")
-    if len(data) > limits.max_bytes:
-        raise ImageError(f"the image file holds {len(data)} bytes; at most {limits.max_bytes} are read. Scale it down.")
-    image = _open(data, limits)
-    _check_size(*image.size, limits)
-    is_jpeg = image.format in _JPEGS
-    scans = num_scans(data) if is_jpeg else 1
-    if scans > limits.max_scans:
-        raise ImageError(
-            f"the JPEG goes over its {image.width}x{image.height} pixels in {scans} scans; at most {limits.max_scans} "
-            "are decoded. Save it again."
-        )
-    return image, ImageHead("JPEG" if is_jpeg else str(image.format), *image.size, len(data), scans)
-
-
-def _open(data: bytes, limits: ImageLimits) -> Image.Image:
-    """Return the image with its header read and its pixels not."""
-    try:
-        return Image.open(BytesIO(data), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"the image has too many pixels; at most {limits.max_pixels} are decoded: {error}") from error
-    except UnidentifiedImageError as error:
-        raise ImageError(
-            f"{len(data)} bytes beginning {data[:8]!r} are not an image that is read here; send one of "
-            f"{', '.join(FORMATS)}"
-        ) from error
-    except MemoryError as error:
-        raise _no_memory(f"an image of {len(data)} bytes") from error
-    except _BROKEN_FILE as error:
-        if not _has_memory(_MOST_OPENING_BYTES):
-            raise _no_memory(f"an image of {len(data)} bytes") from error
-        raise ImageError(f"the image's header is damaged ({len(data)} bytes): {error}. Save it again.") from error
-
-
 def _check_size(width: int, height: int, limits: ImageLimits) -> None:
     if min(width, height) < limits.min_side_px:
         raise ImageError(f"the image is {width}x{height} pixels; each side needs at least {limits.min_side_px}")
@@ -205,9 +216,3 @@ def _check_size(width: int, height: int, limits: ImageLimits) -> None:
             f"the image is {width}x{height} pixels; its longer side may be at most {limits.max_aspect_ratio:g} times "
             "the shorter. Crop it."
         )
-
-
-def _upright_rgb(image: Image.Image) -> Image.Image:
-    ImageOps.exif_transpose(image, in_place=True)  # a copy of 50 megapixels is 150 MB
-    image.info.pop("transparency", None)  # dropped by the conversion anyway, with a warning for some palettes
-    return image.convert("RGB")

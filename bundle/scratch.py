@@ -1,4 +1,4 @@
-"""Hidden folders beside what is being written: gone when their process ends, or when the next one finds them."""
+"""Places to write: folders, and hidden ones beside what is being written, which go with their process or the next."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from bundle.errors import MachineError
 
 NEW = "new"
 """In a scratch folder: what is being written."""
@@ -70,6 +72,23 @@ def reason_of(error: OSError) -> str:
     if isinstance(error, FileExistsError):  # what `mkdir` says of a file in the place of a folder
         return os.strerror(errno.ENOTDIR)
     return error.strerror or str(error)
+
+
+def made_folder(folder: Path, option: str) -> Path:
+    """Return a folder to write into, made if absent.
+
+    Args:
+        folder: As given.
+        option: What it was given with.
+
+    Raises:
+        MachineError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MachineError(f"{folder} cannot be written: {reason_of(error)}. Choose another {option}.") from error
+    return folder
 
 
 @contextmanager

@@ -23,6 +23,8 @@ app = typer.Typer(
     name="pocketvlm",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    epilog="Exit codes: 0 done; 1 it could not be done; 2 the command line is wrong; 3 a quality gate or an objective "
+    "was missed; 130 Ctrl-C, 143 SIGTERM (a server that drained: 0). Each command has --help.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(export)
@@ -31,8 +33,8 @@ app.command()(inspect)
 app.command()(report)
 app.command()(run)
 app.command()(embed)
-app.command("deploy", help=DEPLOY_HELP)(serve)
 app.command("serve", help=SERVE_HELP)(serve)
+app.command("deploy", help=DEPLOY_HELP)(serve)
 app.command()(bench)
 app.command()(loadtest)
 app.command()(doctor)

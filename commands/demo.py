@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from commands.options import made_folder
+from bundle.scratch import made_folder
 from commands.terminal import console
 
 

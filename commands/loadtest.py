@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from commands.options import JsonOption, made_folder, usage_errors
+from commands.options import JsonOption, usage_errors
 
 
 def loadtest(
@@ -42,8 +42,6 @@ def loadtest(
         plan = LoadPlan(users=users, duration_s=duration_s, mix=mix)
         parse_objectives(objective or ())
         check_url(url)
-    if output is not None:
-        made_folder(output, "-o")
     code = run_load_test(
         url, plan, objectives=objective or (), output=output, allow_remote=allow_remote, as_json=as_json
     )

@@ -12,7 +12,6 @@ from typing import Annotated
 import typer
 
 from bundle.errors import ImageError, MachineError, ParameterError, QuantizationError, SettingsError
-from bundle.scratch import reason_of
 
 _URL = re.compile(r"(https?|ftp|s3|data):", re.IGNORECASE)
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -72,23 +71,6 @@ def naming(files: Sequence[str]) -> Iterator[None]:
     except ImageError as error:
         told = files[0] if len(files) == 1 else f"one of {', '.join(files)}"
         raise ImageError(f"{told}: {error}") from error
-
-
-def made_folder(folder: Path, option: str) -> Path:
-    """Return a folder to write into, made if absent.
-
-    Args:
-        folder: As given.
-        option: What it was given with.
-
-    Raises:
-        MachineError: It cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MachineError(f"{folder} cannot be written: {reason_of(error)}. Choose another {option}.") from error
-    return folder
 
 
 def read_text(text: str, option: str) -> str:

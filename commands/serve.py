@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -92,6 +93,7 @@ def serve(
         "engine.allow_ungated": allow_ungated or None,
     }
     settings = load_settings(config, os.environ, flags)
+    _require("ray" if context.info_name == "deploy" else "uvicorn")
     served = _served(bundles, real)
     _refuse_early(served, settings)
     if context.info_name == "deploy":
@@ -102,6 +104,16 @@ def serve(
         from serving import edge
 
         edge.serve(served, settings, announce)
+
+
+def _require(module: str) -> None:
+    """Refuse before models are exported where a package is missing.
+
+    Raises:
+        ModuleNotFoundError: It is not installed.
+    """
+    if find_spec(module) is None:
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
 
 
 def _refuse_early(bundles: list[Path], settings: ServerSettings) -> None:

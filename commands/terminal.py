@@ -49,8 +49,9 @@ def announce(line: str) -> None:
 
 
 def progress(line: str) -> None:
-    """Print a dim line on stderr."""
-    progress_console.print(line, style="dim", markup=False)
+    """Print a dim line on stderr, one line however long; where it cannot be written, the work goes on without it."""
+    with suppress(OSError):
+        progress_console.print(line, style="dim", markup=False, soft_wrap=True)
 
 
 def tell_of_failed_gates(bundle: Path) -> None:
@@ -62,8 +63,7 @@ def tell_of_failed_gates(bundle: Path) -> None:
     from bundle.directory import failed_gates, read_manifest
 
     if failed := failed_gates(read_manifest(bundle)):
-        line = f"{bundle} failed its quality gate ({failed}); it answers all the same"
-        progress_console.print(line, style="dim", markup=False, soft_wrap=True)
+        progress(f"{bundle} failed its quality gate ({failed}); it answers all the same")
 
 
 def print_manifest(bundle: Path, manifest: Manifest) -> None:

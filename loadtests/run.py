@@ -23,6 +23,7 @@ from rich.console import Console
 
 from bundle.errors import MachineError, PocketVLMError
 from bundle.extras import install_line
+from bundle.scratch import made_folder
 from loadtests.objectives import Objective, judge, parse_objectives
 from loadtests.page import write_page
 from loadtests.plan import MAX_USERS, LoadPlan, check_target, require_listener
@@ -94,7 +95,7 @@ def measure(
     _require_locust()
     check_target(url, allow_remote)
     require_listener(url)
-    output.mkdir(parents=True, exist_ok=True)
+    made_folder(output, "-o")
     _run_locust(url, plan, output)
     samples, record = tuple(read_samples(output / "requests.jsonl")), read_record(output / "run.json")
     summary = summarize(samples, plan.window(record.stopped_s))

@@ -15,7 +15,7 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 
-from victim import descendants, forget_peak, memory_bytes, peak_bytes
+from victim import descendants, forget_peak, memory_bytes, peak_bytes, resident_bytes
 
 INTERVAL_S = 0.02
 _WEIGH_EVERY_S = 0.1
@@ -69,6 +69,7 @@ class _Watch:
         self._num_probes = self._num_red = 0
         forget_peak(pid)
         self._start_bytes = self._peak_bytes = self._weight()
+        self._resident_bytes = resident_bytes(pid)
 
     def ask_for_ever(self) -> None:
         """Probe; a probe that fails goes on being a silence until one is answered."""
@@ -94,8 +95,9 @@ class _Watch:
         """Return what was seen until now, a probe that still waits included."""
         since_s = self._silent_since_s
         silence_s = max(self._silence_s, time.monotonic() - since_s if since_s else 0.0)
-        peak = max(self._peak_bytes, peak_bytes(self._pid))
-        growth_mb = max(peak - self._start_bytes, 0) / 1e6
+        # A sample sees all processes and may miss the moment; what the kernel keeps does not, of the server alone.
+        sampled, kept = self._peak_bytes - self._start_bytes, peak_bytes(self._pid) - self._resident_bytes
+        growth_mb = max(sampled, kept, 0) / 1e6
         return Probed(silence_s, self._lateness_s, self._num_probes, self._num_red, growth_mb)
 
     def _weight(self) -> int:

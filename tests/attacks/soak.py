@@ -73,7 +73,7 @@ class Soaked:
 
     @property
     def memory_slope(self) -> Slope:
-        """Megabytes a minute, after the warm-up."""
+        """Megabytes a minute of the server itself, after the warm-up; its helpers come and go with costly images."""
         return slope_of(self.times_s[self.warm], [each.memory_mb for each in self.figures[self.warm]])
 
 
@@ -178,10 +178,12 @@ def lines(soaked: Soaked) -> list[str]:
         counts = [endings[ending] for ending in ("answered", "refused", "lost", "hung")]
         told.append(f"{client:22}{counts[0]:>10}{counts[1]:>10}{counts[2]:>8}{counts[3]:>8}")
     peak_mb = max(each.memory_mb for each in soaked.figures)
+    helpers_mb = max(each.helpers_mb for each in soaked.figures)
     told += [
         f"faults switched on: {soaked.num_faults}",
         f"memory, MB: {soaked.before.memory_mb:.0f} before, {peak_mb:.0f} at most, {soaked.after.memory_mb:.0f} after; "
         f"after the warm-up {soaked.memory_slope}",
+        f"memory of helpers, MB: {helpers_mb:.0f} at most, {soaked.after.helpers_mb:.0f} after",
         f"descriptors: {soaked.before.descriptors} before, {soaked.after.descriptors} after",
         f"threads: {soaked.before.threads} before, {soaked.after.threads} after",
     ]
@@ -193,6 +195,7 @@ def picture(soaked: Soaked) -> Drawing:
     minutes = [time_s / 60 for time_s in soaked.times_s]
     curves = {
         "memory, MB": [each.memory_mb for each in soaked.figures],
+        "helpers' memory, MB": [each.helpers_mb for each in soaked.figures],
         "descriptors": [float(each.descriptors) for each in soaked.figures],
         "threads": [float(each.threads) for each in soaked.figures],
     }

@@ -8,8 +8,6 @@ from payloads import BODIES, Body, chat, weighty_chat
 from victim import Victim
 from wire import CHAT, ask, ask_all, request_bytes
 
-pytestmark = pytest.mark.attack
-
 ANSWER_TIMEOUT_S = 90.0
 
 

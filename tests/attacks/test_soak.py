@@ -66,7 +66,7 @@ class _Stopped:
 
 
 def test_a_soak_whose_server_ended_and_grew_fails() -> None:
-    figures = [Figures(200.0 + step, 10 + step, 8, 1) for step in range(100)]
+    figures = [Figures(200.0 + step, 0.0, 10 + step, 8, 1) for step in range(100)]
     counts = {"asks": Counter(answered=5, lost=1)}
     soaked = soak.Soaked(counts, [], [float(step) for step in range(100)], figures, figures[0], figures[-1], 3)
     soak.judge(soaked, _Stopped(), True)  # type: ignore[arg-type]

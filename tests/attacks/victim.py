@@ -30,13 +30,15 @@ class Figures:
     """What the kernel counts of a server and the processes that it started.
 
     Attributes:
-        memory_mb: Proportional set size: pages that processes share are counted once.
+        memory_mb: Of the server itself: proportional set size, which counts pages that processes share once.
+        helpers_mb: Of the processes that it started.
         descriptors: Open in the server itself.
         threads: Of the server itself.
         processes: The server and its descendants.
     """
 
     memory_mb: float
+    helpers_mb: float
     descriptors: int
     threads: int
     processes: int
@@ -120,10 +122,10 @@ class Victim:
 
     def figures(self) -> Figures:
         """Return what the kernel counts now."""
-        processes = [self.pid, *descendants(self.pid)]
-        memory_mb = sum(map(memory_bytes, processes)) / _MB
-        descriptors = len(os.listdir(f"/proc/{self.pid}/fd"))
-        return Figures(memory_mb, descriptors, len(os.listdir(f"/proc/{self.pid}/task")), len(processes))
+        helpers = descendants(self.pid)
+        memory_mb, helpers_mb = memory_bytes(self.pid) / _MB, sum(map(memory_bytes, helpers)) / _MB
+        descriptors, threads = (len(os.listdir(f"/proc/{self.pid}/{kind}")) for kind in ("fd", "task"))
+        return Figures(memory_mb, helpers_mb, descriptors, threads, 1 + len(helpers))
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the server alone."""
@@ -151,18 +153,23 @@ def descendants(pid: int) -> list[int]:
 
 def memory_bytes(pid: int) -> int:
     """Return a process's proportional set size; 0 where it is gone."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-    return 0
+    return _kernel_bytes(pid, "smaps_rollup", "Pss:")
+
+
+def resident_bytes(pid: int) -> int:
+    """Return a process's resident set, pages that it shares included; 0 where it is gone."""
+    return _kernel_bytes(pid, "status", "VmRSS:")
 
 
 def peak_bytes(pid: int) -> int:
     """Return the largest resident set that a process ever had, as the kernel kept it; 0 where it is gone."""
+    return _kernel_bytes(pid, "status", "VmHWM:")
+
+
+def _kernel_bytes(pid: int, file: str, name: str) -> int:
     with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
+        for line in Path(f"/proc/{pid}/{file}").read_text().splitlines():
+            if line.startswith(name):
                 return int(line.split()[1]) * 1024
     return 0
 

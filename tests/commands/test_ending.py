@@ -71,6 +71,15 @@ def test_results_that_find_no_room_are_one_line_and_exit_code_one(clip_bundle: P
         assert "cannot be written: No space left on device" in done.stderr
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no device that is always full")
+def test_words_that_find_no_room_stop_no_work(smolvlm_bundle: Path) -> None:
+    command = [sys.executable, "-m", "pocketvlm", "run", str(smolvlm_bundle), "hi", "--max-tokens", "1"]
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=full, check=False, timeout=120)
+    assert done.returncode == 0
+    assert done.stdout.endswith(b"\n")
+
+
 def test_closed_streams_disturb_nothing(clip_bundle: Path) -> None:
     line = f"exec {sys.executable} -m pocketvlm inspect {clip_bundle} <&- >&- 2>&-"
     assert ended(["sh", "-c", line]).returncode == 0

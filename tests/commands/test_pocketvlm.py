@@ -164,6 +164,8 @@ def test_an_error_that_nobody_foresaw_keeps_its_traceback(pocketvlm, monkeypatch
         ("onnxscript", "export", ["export", "{checkpoint}", "-o", "{out}"]),
         ("gguf", "export", ["export", "{checkpoint}", "-o", "{out}", "--decoder-gguf", "decoder.gguf"]),
         ("uvicorn", "serve", ["serve", "{bundle}"]),
+        ("uvicorn", "serve", ["serve"]),
+        ("ray", "ray", ["deploy"]),
         ("ray", "ray", ["deploy", "{bundle}"]),
         ("onnxruntime", "cpu", ["run", "{bundle}", "hi"]),
     ],

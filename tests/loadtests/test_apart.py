@@ -50,7 +50,10 @@ def test_the_process_ends_with_the_one_that_waits_for_it(tmp_path: Path) -> None
         assert process.stdout.readline() == "begun\n"
         children = wait_for_children(process.pid)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 143
+        try:
+            assert process.wait(30) == 143
+        finally:
+            process.kill()
     assert children
     deadline_s = time.monotonic() + 10
     while any(is_alive(child) for child in children):
