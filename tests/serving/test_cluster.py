@@ -114,7 +114,7 @@ def url(smolvlm_bundle: Path) -> Iterator[str]:
 def serve_application(args: ClusterArgs) -> Iterator[str]:
     with open_listener("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         serve.run(cluster.application((*cluster.served_models(args), *FAKES), args), name=APPLICATION)
