@@ -18,6 +18,8 @@ warnings.simplefilter("ignore")
 
 MODEL = "steady"
 TOKEN_S = 0.05
+HEAD_ADDRESS, OTHER_ADDRESS = "127.0.0.2", "127.0.0.3"
+"""Of the loopback; Ray puts the machine's own address in the place of 127.0.0.1."""
 
 
 def main(head_port: int, other_port: int, folder: str) -> None:
@@ -28,18 +30,20 @@ def main(head_port: int, other_port: int, folder: str) -> None:
     set_ray_environment()
     import ray
     from ray import serve
+    from ray._common.utils import reset_ray_address
     from ray.cluster_utils import Cluster
 
     node: dict[str, Any] = {"num_cpus": 4, "include_dashboard": False, "object_store_memory": 100 << 20}
-    head = {**node, "temp_dir": folder, "node_ip_address": "127.0.0.1"}
+    head = {**node, "temp_dir": folder, "node_ip_address": HEAD_ADDRESS}
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    cluster.add_node(**node, node_ip_address="127.0.0.1")
+    reset_ray_address()  # where every other `ray.init()` on this machine would find it
+    cluster.add_node(**node, node_ip_address=OTHER_ADDRESS)
     ray.init(address=cluster.address, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": head_port}, proxy_location="EveryNode")
     serve.run(_application(), name="pocketvlm", route_prefix="/")
     print(json.dumps({"raylets": [_raylet(each) for each in cluster.list_all_nodes()]}), flush=True)
     for _ in sys.stdin:
-        print(json.dumps({"raylets": [_raylet(cluster.add_node(**node, node_ip_address="127.0.0.1"))]}), flush=True)
+        print(json.dumps({"raylets": [_raylet(cluster.add_node(**node, node_ip_address=OTHER_ADDRESS))]}), flush=True)
     serve.shutdown()
     ray.shutdown()
     cluster.shutdown()

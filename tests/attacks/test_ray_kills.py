@@ -39,6 +39,8 @@ PROBE_S = 0.5
 MAX_RECOVERY_S = 20.0
 """Twice the 10 s that an idle machine is held to: two cores run a dozen of Ray's processes, and what else there is."""
 START_TIMEOUT_S = 400.0
+CONTROLLER, PROXY = "ray::ServeController", "ray::ProxyActor"
+INGRESS, REPLICA = "ray::ServeReplica:pocketvlm:ingress", f"ray::ServeReplica:pocketvlm:generator-{MODEL}"
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class Nodes:
 
     def is_whole(self) -> bool:
         """Whether two of everything serve again, by both proxies."""
+        if [len(self.find(title)) for title in (CONTROLLER, PROXY, INGRESS, REPLICA)] != [1, 2, 2, 2]:
+            return False
         gauge = f'pocketvlm:num_replicas{{model_name="{MODEL}"}} 2.0'
         return all(b"200" in _get(port, "/health/ready")[:15] for port in self.ports) and all(
             gauge.encode() in _get(port, "/metrics") for port in self.ports
@@ -86,7 +90,7 @@ class Nodes:
         """Add a node in the place of the second."""
         _pipe(self.process.stdin).write("add\n")
         _pipe(self.process.stdin).flush()
-        self.raylets[1:] = json.loads(_pipe(self.process.stdout).readline())["raylets"]
+        self.raylets[1:] = json.loads(_line(self.process))["raylets"]
 
 
 class Load:
@@ -188,18 +192,17 @@ class Fault:
     after: Callable[[Nodes], None] = field(default=lambda nodes: None)
 
 
-def one(title: str, node: int) -> Callable[[Nodes], int]:
-    return lambda nodes: nodes.find(title, nodes.raylets[node])[0]
+def one(title: str, node: int | None = None) -> Callable[[Nodes], int]:
+    return lambda nodes: nodes.find(title, None if node is None else nodes.raylets[node])[0]
 
 
-REPLICA, INGRESS, PROXY = f"ServeReplica:pocketvlm:generator-{MODEL}", "ServeReplica:pocketvlm:ingress", "ProxyActor"
 FAULTS = [
-    Fault("replica killed", one(REPLICA, 0), signal.SIGKILL),
-    Fault("replica stopped", one(REPLICA, 0), signal.SIGSTOP),
-    Fault("ingress killed", one(INGRESS, 0), signal.SIGKILL),
-    Fault("ingress stopped", one(INGRESS, 0), signal.SIGSTOP),
-    Fault("controller killed", one("ServeController", 0), signal.SIGKILL),
-    Fault("controller stopped", one("ServeController", 0), signal.SIGSTOP),
+    Fault("replica killed", one(REPLICA), signal.SIGKILL),
+    Fault("replica stopped", one(REPLICA), signal.SIGSTOP),
+    Fault("ingress killed", one(INGRESS), signal.SIGKILL),
+    Fault("ingress stopped", one(INGRESS), signal.SIGSTOP),
+    Fault("controller killed", one(CONTROLLER), signal.SIGKILL),
+    Fault("controller stopped", one(CONTROLLER), signal.SIGSTOP),
     Fault("proxy killed", one(PROXY, 0), signal.SIGKILL, 0),
     Fault("proxy stopped", one(PROXY, 0), signal.SIGSTOP, 0),
     Fault("node killed", lambda nodes: nodes.raylets[1], signal.SIGKILL, 1, Nodes.replace_node),
@@ -221,7 +224,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
         )
     try:
         with _deadline(process, START_TIMEOUT_S):
-            line = _serving_line(process)
+            line = _line(process)
         assert line, log.read_text()[-2000:]
         nodes = Nodes(process, ports, json.loads(line)["raylets"])
         _wait_until(nodes.is_whole, 60)
@@ -254,7 +257,7 @@ def test_no_request_is_lost_with_a_process(nodes: Nodes, fault: Fault, record: R
         attack.must(outcome.recovery_s <= MAX_RECOVERY_S, f"requests failed for {outcome.recovery_s:.1f} s")
 
 
-def _serving_line(process: subprocess.Popen[str]) -> str:
+def _line(process: subprocess.Popen[str]) -> str:
     """Return the script's line among Ray's."""
     return next((line for line in _pipe(process.stdout) if line.startswith("{")), "")
 
