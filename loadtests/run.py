@@ -11,6 +11,7 @@ import importlib.util
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,6 +40,8 @@ EXIT_MISSED = 3
 
 _STOP_TIMEOUT_S = 30
 """Locust lets requests in flight end for so long, so that slow ones are not left out of the figures."""
+_LEAST_FREE_BYTES = 1 << 16
+"""Below it Locust ended for lack of space: its log, whose last line is quoted else, was cut as well."""
 _GRACE_S = 60.0
 """Beyond the run's own length, for starting Locust, drawing the images and writing the files."""
 
@@ -156,6 +159,8 @@ def _run_locust(url: str, plan: LoadPlan, output: Path) -> None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
     if code != 0 or not (output / "run.json").is_file():
+        if shutil.disk_usage(output).free < _LEAST_FREE_BYTES:
+            raise MachineError(f"{output} cannot be written: no space is left. Free some there, or choose another -o.")
         raise MachineError(f"Locust ended with exit code {code}: {_last_line(log)}")
 
 

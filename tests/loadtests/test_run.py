@@ -11,11 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from bundle.errors import EngineDeadError
+import loadtests.run as run_module
+from bundle.errors import EngineDeadError, MachineError
+from loadtests.run import run_load_test
 from loadtests.samples import read_samples
 from serving.fake import FAKE_VLM, FakeBehaviour, FakeClient
 
@@ -229,3 +232,15 @@ def test_what_may_not_be_run_is_refused_in_one_line(options: tuple[str, ...], to
     assert done.returncode == 1
     assert told in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("free_bytes", "told"), [(0, "no space is left"), (1 << 30, "ended with exit code 2: it said nothing")]
+)
+def test_a_disk_that_filled_up_is_told_as_such(
+    fake_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_bytes: int, told: str
+) -> None:
+    monkeypatch.setattr(run_module, "locust_command", lambda *_: [sys.executable, "-c", "raise SystemExit(2)"])
+    monkeypatch.setattr(run_module.shutil, "disk_usage", lambda _: SimpleNamespace(free=free_bytes))
+    with pytest.raises(MachineError, match=told):
+        run_load_test(fake_server.url, output=tmp_path)
