@@ -53,13 +53,23 @@ def check_name(name: str) -> str:
 
 
 def _check_text(text: str) -> str:
+    """Return a text that is shown as it is.
+
+    Raises:
+        ValueError: It is too long, or holds what is not printed, such as a terminal's orders.
+    """
     if len(text) > _MOST_TEXT_CHARACTERS or not text.isprintable():
         raise ValueError(f"{text[:_MOST_NAME_CHARACTERS]!r} holds characters that are not printed, or too many")
     return text
 
 
+def _check_lines(text: str) -> str:
+    _check_text(text.replace("\n", " "))
+    return text
+
+
 Text: TypeAlias = Annotated[str, AfterValidator(_check_text)]
-"""A text that is shown as it is."""
+Lines: TypeAlias = Annotated[str, AfterValidator(_check_lines)]
 TokenId: TypeAlias = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
@@ -103,7 +113,7 @@ class Component(_Frozen):
     role: Role
     phase: Phase = "any"
     scheme: Scheme
-    detail: Text = ""
+    detail: Lines = ""
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     optional_inputs: tuple[TensorSpec, ...] = ()

@@ -78,6 +78,12 @@ def test_manifest_that_says_too_much_is_refused_in_one_line(name: str, copied: P
     assert len(str(told.value)) < 1500
 
 
+def test_choices_are_told_in_lines(copied: Path) -> None:
+    told = "18 x w8a8 8-bit: prompts bring many rows\n1 x matmul_nbits 8-bit b64"
+    _edited(copied / "manifest.json", lambda m: m["components"]["decoder"].update(detail=told))
+    assert read_manifest(copied).components["decoder"].detail == told
+
+
 @pytest.mark.parametrize(
     "content", ["[" * 100_000, '{"a":' * 100_000, "[]", "3", "", "\x00", '{"name": "\\ud800"}', "NaN"], ids=repr
 )
@@ -210,6 +216,12 @@ def test_tokenizer_that_panics_fails_with_an_error_of_ours() -> None:
         _panicking(
             pre_tokenizer=pre_tokenizers.Split(Regex("(a*)*$|(a|aa)+b"), "isolated"), model=models.Unigram([("b", 0.0)])
         )
+
+
+def test_choices_are_told_in_lines(copied: Path) -> None:
+    told = "18 x w8a8 8-bit: prompts bring many rows\n1 x matmul_nbits 8-bit b64"
+    _edited(copied / "manifest.json", lambda m: m["components"]["decoder"].update(detail=told))
+    assert read_manifest(copied).components["decoder"].detail == told
 
 
 @pytest.mark.parametrize(
