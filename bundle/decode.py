@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from bundle.containers.picture import Picture
 from bundle.containers.table import first_picture
 from bundle.errors import ImageError, OutOfMemoryError
-from bundle.rgb import to_rgb
+from bundle.rgb import held_bytes, to_rgb
 
 _CHEAP_PIXELS = 1 << 20
 _CHEAP_BYTES = 1 << 20
@@ -72,6 +72,8 @@ class ImageLimits(BaseModel):
             would make an image of 7 GB.
         max_scans: Times that a progressive JPEG goes over its pixels, at about 0.1 s for 50 million of them. Encoders
             write about 10; libtiff stops at 100, too.
+        max_decoded_bytes: What decoding may hold at once. The default takes `max_pixels` of a plain JPEG or an
+            opaque PNG; 27 million pixels with alpha, 25 million of a progressive JPEG, 15 million of WebP.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -81,6 +83,7 @@ class ImageLimits(BaseModel):
     min_side_px: int = Field(default=1, gt=0)
     max_aspect_ratio: float = Field(default=200.0, ge=1)
     max_scans: int = Field(default=100, gt=0)
+    max_decoded_bytes: int = Field(default=250_000_000, gt=0)
 
 
 DEFAULT_LIMITS = ImageLimits()
@@ -143,7 +146,7 @@ def decode_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Ima
     picture = _picture(data, limits)
     what = f"the {picture.format} image of {picture.width_px}x{picture.height_px} pixels"
     try:
-        return _decoded(picture)
+        return _decoded(picture, limits)
     except MemoryError as error:
         raise _no_memory(what) from error
     except _BROKEN_FILE as error:
@@ -171,10 +174,16 @@ def _picture(data: bytes, limits: ImageLimits) -> Picture:
     return picture
 
 
-def _decoded(picture: Picture) -> Image.Image:
+def _decoded(picture: Picture, limits: ImageLimits) -> Image.Image:
     image = Image.open(BytesIO(picture.data), formats=(picture.format,))
     if sorted(image.size) != sorted((picture.width_px, picture.height_px)):  # Pillow turns a TIFF when it opens it
         raise ValueError(f"two places give its size, and one says {image.width}x{image.height}")
+    if (num_bytes := held_bytes(image, picture.num_scans)) > limits.max_decoded_bytes:
+        raise ImageError(
+            f"a {picture.format} image of {image.width}x{image.height} pixels in mode {image.mode} takes "
+            f"{num_bytes >> 20} MiB to decode; {limits.max_decoded_bytes >> 20} are allowed. Scale it down, or save it "
+            "as a plain JPEG."
+        )
     image.load()
     upright = to_rgb(image)
     turn = _TURNS.get(picture.orientation)

@@ -15,11 +15,13 @@ from pydantic import ValidationError
 from bundle import format_1
 from bundle.errors import BundleError, BundleFileError, BundleFormatError, GateError
 from bundle.external_data import external_files
+from bundle.json_file import first_problem, printable
 from bundle.manifest import FORMAT_VERSION, ComponentName, FileRecord, Manifest
 from bundle.scratch import NEW, OLD, reason_of, remove_abandoned, scratch_beside, try_lack_of_room
 
 MANIFEST = "manifest.json"
 _READ_BYTES = 1 << 22
+_MOST_MANIFEST_BYTES = 1 << 24
 
 
 def sha256_of(path: Path) -> str:
@@ -77,17 +79,16 @@ def read_manifest(directory: Path) -> Manifest:
         raise BundleFormatError(
             f"{directory} is not a bundle: it holds no {MANIFEST}. Make one with: pocketvlm export CHECKPOINT -o BUNDLE"
         )
+    _require_inside(path, directory)
     try:
+        if (size_bytes := path.stat().st_size) > _MOST_MANIFEST_BYTES:
+            raise BundleFormatError(f"{path} holds {size_bytes} bytes; at most {_MOST_MANIFEST_BYTES} are read")
         raw = json.loads(path.read_bytes())
         return Manifest.model_validate(format_1.upgraded(raw) if _is_older(raw) else raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise BundleFormatError(
-            _unreadable(path, f"{where}: {first['msg']} ({error.error_count()} problems)")
-        ) from error
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        raise BundleFormatError(_unreadable(path, f"{type(error).__name__}: {error}")) from error
+        raise BundleFormatError(_unreadable(path, first_problem(error))) from error
+    except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise BundleFormatError(_unreadable(path, printable(f"{type(error).__name__}: {error}"))) from error
 
 
 def is_of_this_format(directory: Path) -> bool:
@@ -125,7 +126,7 @@ def open_bundle(directory: Path | str, *, verify: bool = True, allow_ungated: bo
     for name, record in bundle.manifest.files.items():
         if Path(name).name != name:
             raise BundleFormatError(
-                f"{bundle.directory / MANIFEST} lists {name!r}; a bundle's files lie in its own folder"
+                f"{bundle.directory / MANIFEST} lists {name[:200]!r}; a bundle's files lie in its own folder"
             )
         _check_file(bundle.directory / name, record, verify)
     for component in bundle.manifest.components:
@@ -166,11 +167,24 @@ def _check_file(path: Path, record: FileRecord, verify: bool) -> None:
         raise BundleFileError(f"{path} cannot be read: {error.strerror}") from error
     if not is_there:
         raise BundleFileError(f"{path} is missing; the manifest lists it with {record.size_bytes} bytes")
+    _require_inside(path, path.parent)
     size_bytes = path.stat().st_size
     if size_bytes != record.size_bytes:
         raise BundleFileError(f"{path} holds {size_bytes} bytes, expected {record.size_bytes}: export it again")
     if verify and (found := sha256_of(path)) != record.sha256:
         raise BundleFileError(f"{path} was altered: sha256 {found[:12]}, expected {record.sha256[:12]}")
+
+
+def _require_inside(path: Path, directory: Path) -> None:
+    """Check that a file is not a link to one elsewhere: a bundle must not make a server read the host's files.
+
+    Raises:
+        BundleFileError: It is.
+    """
+    if not path.resolve().is_relative_to(directory.resolve()):
+        raise BundleFileError(
+            f"{path} is a link that leads out of the bundle, so it is not opened. Copy the file there."
+        )
 
 
 def seal(directory: Path, manifest: Manifest, unchanged: Mapping[str, FileRecord] | None = None) -> Bundle:

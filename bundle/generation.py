@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from bundle.errors import BundleFileError
+from bundle.json_file import read_json
 
 GENERATION = "generation.json"
 
@@ -21,7 +21,7 @@ class SamplingDefaults(BaseModel):
         max_tokens: None generates up to the context's end.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     temperature: float | None = Field(default=None, ge=0)
     top_p: float | None = Field(default=None, gt=0, le=1)
@@ -35,10 +35,7 @@ class SamplingDefaults(BaseModel):
         Raises:
             BundleFileError: The file is missing, not JSON, or holds values out of range.
         """
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
-            raise BundleFileError(f"{path} is missing or damaged: {error}. Export the checkpoint again.") from error
+        return read_json(cls, path)
 
     def write(self, directory: Path) -> None:
         """Write `generation.json` into a bundle that is being made."""

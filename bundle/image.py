@@ -19,9 +19,9 @@ from typing import Annotated, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from bundle.errors import BundleFileError
+from bundle.json_file import read_json
 
 PREPROCESSOR = "preprocessor.json"
 
@@ -38,6 +38,14 @@ _FILTERS: dict[str, Image.Resampling] = {
 
 _TILED_LONGEST_EDGE_PX = 4096
 """Upper bound on either edge before tiling, fixed in the Idefics3 processor whatever its configuration says."""
+
+_LARGEST_FACTOR = 1e3
+"""Of the numbers that turn a byte into an encoder's value, which lies about 1."""
+_LARGEST_SHORT_EDGE_PX = 1024
+"""Before a centre is cut out: of an image of 200:1, 600 MB of pixels."""
+_MOST_TILES_A_SIDE = 64
+EdgePx: TypeAlias = Annotated[int, Field(gt=0, le=4096)]
+"""Of what an encoder takes in one piece: 200 MB of float32 at most."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ class ProcessedImages:
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Fixed(_Frozen):
@@ -84,8 +92,8 @@ class Fixed(_Frozen):
     """
 
     kind: Literal["fixed"] = "fixed"
-    height_px: int = Field(gt=0)
-    width_px: int = Field(gt=0)
+    height_px: EdgePx
+    width_px: EdgePx
 
     @property
     def tile_size_px(self) -> tuple[int, int]:
@@ -111,9 +119,9 @@ class Cropped(_Frozen):
     """
 
     kind: Literal["cropped"] = "cropped"
-    shortest_edge_px: int = Field(gt=0)
-    height_px: int = Field(gt=0)
-    width_px: int = Field(gt=0)
+    shortest_edge_px: int = Field(gt=0, le=_LARGEST_SHORT_EDGE_PX)
+    height_px: EdgePx
+    width_px: EdgePx
 
     @property
     def tile_size_px(self) -> tuple[int, int]:
@@ -149,9 +157,16 @@ class Tiled(_Frozen):
     """
 
     kind: Literal["tiled"] = "tiled"
-    longest_edge_px: int = Field(gt=0)
-    tile_px: int = Field(gt=0)
+    longest_edge_px: int = Field(gt=0, le=1 << 20)
+    tile_px: EdgePx
     splits: bool
+
+    @model_validator(mode="after")
+    def _check_tiles(self) -> Tiled:
+        longest = min(self.longest_edge_px, _TILED_LONGEST_EDGE_PX)
+        if self.splits and longest > _MOST_TILES_A_SIDE * self.tile_px:
+            raise ValueError(f"tiles of {self.tile_px} px out of {longest}; at most {_MOST_TILES_A_SIDE} on a side")
+        return self
 
     @property
     def tile_size_px(self) -> tuple[int, int]:
@@ -230,9 +245,15 @@ class ImageSpec(_Frozen):
 
     geometry: Geometry
     resample: Resample
-    rescale_factor: float = Field(gt=0)
+    rescale_factor: float = Field(gt=0, le=_LARGEST_FACTOR)
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    @model_validator(mode="after")
+    def _check_scale(self) -> ImageSpec:
+        if max(map(abs, self.mean)) > _LARGEST_FACTOR or not all(each > 1 / _LARGEST_FACTOR for each in self.std):
+            raise ValueError(f"mean {self.mean} and std {self.std} would turn bytes into values that no encoder takes")
+        return self
 
     @classmethod
     def read(cls, path: Path) -> ImageSpec:
@@ -241,10 +262,7 @@ class ImageSpec(_Frozen):
         Raises:
             BundleFileError: The file is missing, not JSON, or made by another version.
         """
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError) as error:
-            raise BundleFileError(f"{path} is missing or damaged: {error}. Export the checkpoint again.") from error
+        return read_json(cls, path)
 
     @property
     def tile_size_px(self) -> tuple[int, int]:

@@ -6,9 +6,10 @@ The file is written once, last, when everything else stands; `bundle.directory` 
 from __future__ import annotations
 
 from itertools import product
-from typing import Literal, get_args
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Annotated, Literal, TypeAlias, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from bundle.errors import BundleFormatError
 from bundle.gates import Gate, Unmeasured
@@ -31,6 +32,45 @@ Scheme = Literal[
     "fp32", "fp16", "int8", "int8-static", "int8-weight-only", "int4", "nf4", "fp4", "int2", "ternary", "mixed"
 ]
 Target = Literal["cpu", "cuda", "tensorrt"]
+_MOST_NAME_CHARACTERS = 200
+_MOST_TEXT_CHARACTERS = 10_000
+
+
+def check_name(name: str) -> str:
+    """Return a model's id; it stands in addresses, log lines, file names and terminals.
+
+    Raises:
+        ValueError: It is empty, too long, holds what is not printed, or leads out of a folder.
+    """
+    parts = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)
+    is_path = name.startswith("/") or any(part in ("..", ".") or part.endswith(("\\", ":")) for part in parts)
+    if not 0 < len(name.strip()) == len(name) <= _MOST_NAME_CHARACTERS or is_path or not name.isprintable():
+        raise ValueError(
+            f"the name {name[:_MOST_NAME_CHARACTERS]!r} is of no use: 1 to {_MOST_NAME_CHARACTERS} printed characters, "
+            "no space at its ends, no path that leads elsewhere"
+        )
+    return name
+
+
+def _check_text(text: str) -> str:
+    """Return a text that is shown as it is.
+
+    Raises:
+        ValueError: It is too long, or holds what is not printed, such as a terminal's orders.
+    """
+    if len(text) > _MOST_TEXT_CHARACTERS or not text.isprintable():
+        raise ValueError(f"{text[:_MOST_NAME_CHARACTERS]!r} holds characters that are not printed, or too many")
+    return text
+
+
+def _check_lines(text: str) -> str:
+    _check_text(text.replace("\n", " "))
+    return text
+
+
+Text: TypeAlias = Annotated[str, AfterValidator(_check_text)]
+Lines: TypeAlias = Annotated[str, AfterValidator(_check_lines)]
+TokenId: TypeAlias = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
 class _Frozen(BaseModel):
@@ -48,8 +88,8 @@ class TensorSpec(_Frozen):
             (B sequences, T new tokens, N sampled rows, I images).
     """
 
-    name: str
-    dtype: str
+    name: Text
+    dtype: Text
     shape: tuple[int | str, ...]
 
 
@@ -69,11 +109,11 @@ class Component(_Frozen):
         weight_bytes: Size of all initializers as stored.
     """
 
-    file: str = Field(pattern=r"\.onnx$")  # a runtime chooses how it reads a file by its ending
+    file: Text = Field(pattern=r"\.onnx$")  # a runtime chooses how it reads a file by its ending
     role: Role
     phase: Phase = "any"
     scheme: Scheme
-    detail: str = ""
+    detail: Lines = ""
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     optional_inputs: tuple[TensorSpec, ...] = ()
@@ -83,6 +123,10 @@ class Component(_Frozen):
     def runs(self, phase: RunPhase) -> bool:
         """Return whether this graph runs tokens of a phase."""
         return self.phase in ("any", phase)
+
+
+def _gives_rows(part: Component) -> bool:
+    return part.role == "vision_encoder" and len(part.outputs) > 0 and len(part.outputs[0].shape) == 3
 
 
 def graph_name(role: Role, phase: Phase = "any") -> ComponentName:
@@ -99,9 +143,9 @@ class DecoderDims(_Frozen):
         max_positions: Longest sequence, in tokens, that the checkpoint was made for.
     """
 
-    hidden_size: int = Field(gt=0)
-    vocab_size: int = Field(gt=0)
-    max_positions: int = Field(gt=0)
+    hidden_size: int = Field(gt=0, le=1 << 20)
+    vocab_size: int = Field(gt=0, le=1 << 24)
+    max_positions: int = Field(gt=0, le=1 << 27)
 
 
 class ImagePrompt(_Frozen):
@@ -118,11 +162,11 @@ class ImagePrompt(_Frozen):
     """
 
     kind: Literal["idefics3", "llava"]
-    image_token: str
-    image_token_id: int
-    tokens_per_tile: int = Field(gt=0)
-    fake_token: str = ""
-    global_token: str = ""
+    image_token: str = Field(min_length=1, max_length=_MOST_NAME_CHARACTERS)
+    image_token_id: TokenId
+    tokens_per_tile: int = Field(gt=0, le=1 << 16)
+    fake_token: str = Field(default="", max_length=_MOST_NAME_CHARACTERS)
+    global_token: str = Field(default="", max_length=_MOST_NAME_CHARACTERS)
 
 
 class DualEncoderDims(_Frozen):
@@ -139,14 +183,14 @@ class DualEncoderDims(_Frozen):
         prompt_template: Text around a candidate label, as `bundle.zero_shot` reads it.
     """
 
-    embedding_size: int = Field(gt=0)
-    max_text_tokens: int = Field(gt=0)
-    pad_token_id: int
+    embedding_size: int = Field(gt=0, le=1 << 20)
+    max_text_tokens: int = Field(gt=0, le=1 << 20)
+    pad_token_id: TokenId
     pads_to_max: bool
     scoring: Literal["softmax", "sigmoid"]
-    logit_scale: float
-    logit_bias: float = 0.0
-    prompt_template: str = "a photo of {}"
+    logit_scale: float = Field(allow_inf_nan=False)
+    logit_bias: float = Field(default=0.0, allow_inf_nan=False)
+    prompt_template: Text = "a photo of {}"
 
 
 class FileRecord(_Frozen):
@@ -182,22 +226,22 @@ class Manifest(_Frozen):
     """
 
     format_version: Literal[2] = 2
-    name: str
-    source: str
-    source_sha256: str
-    created_by: str
-    model_type: str
+    name: Annotated[str, AfterValidator(check_name)]
+    source: Text
+    source_sha256: Text
+    created_by: Text
+    model_type: Text
     task: Task
     dialect: Dialect
     target: Target = "cpu"
-    components: dict[ComponentName, Component]
-    states: tuple[State, ...] = ()
+    components: dict[Annotated[ComponentName, AfterValidator(_check_text)], Component] = Field(max_length=64)
+    states: tuple[State, ...] = Field(default=(), max_length=1 << 14)
     decoder: DecoderDims | None = None
     image_prompt: ImagePrompt | None = None
     dual: DualEncoderDims | None = None
-    bos_token_id: int | None = None
-    eos_token_ids: tuple[int, ...] = ()
-    template_tokens: dict[str, str] = Field(default_factory=dict)
+    bos_token_id: TokenId | None = None
+    eos_token_ids: tuple[TokenId, ...] = Field(default=(), max_length=1 << 10)
+    template_tokens: dict[str, Annotated[str, Field(max_length=_MOST_TEXT_CHARACTERS)]] = Field(default_factory=dict)
     gates: tuple[Gate, ...] = ()
     unmeasured: tuple[Unmeasured, ...] = ()
     files: dict[str, FileRecord] = Field(default_factory=dict)
@@ -212,6 +256,14 @@ class Manifest(_Frozen):
         groups = {state.group for state in self.states if state.group is not None}
         if groups != set(range(len(groups))):
             raise ValueError(f"length groups of the states are {sorted(groups)}; they count up from 0")
+        return self
+
+    @model_validator(mode="after")
+    def _check_image_tokens(self) -> Manifest:
+        rows = [part.outputs[0].shape[1:2] for part in self.components.values() if _gives_rows(part)]
+        wanted = None if self.image_prompt is None else self.image_prompt.tokens_per_tile
+        if wanted is not None and any(isinstance(found, int) and found != wanted for (found,) in rows):
+            raise ValueError(f"tokens_per_tile is {wanted}, but the vision encoder gives {rows[0][0]} rows for a tile")
         return self
 
     def graph(self, role: Role, phase: RunPhase = "step") -> ComponentName:

@@ -16,18 +16,21 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from bundle.chat_template import CHAT_TEMPLATE, PROBED_ROLES, ChatTemplate
 from bundle.directory import Bundle
-from bundle.errors import BundleFormatError, PromptError
+from bundle.errors import BundleFormatError, ContextLengthError, PromptError
 from bundle.image import TileLayout
 from bundle.manifest import ImagePrompt
+from bundle.template_sandbox import MOST_SOURCE_CHARACTERS
 from bundle.text import TOKENIZER, Tokenizer
 
 _TILE_MARKER = re.compile(r"<row_\d+_col_\d+>")
+_MOST_BYTES_A_CHARACTER = 4
 _BETWEEN_PARTS = "\n"
 """Joins the parts of a message for a template that reads one string, as vLLM does and LLaVA was trained."""
 
@@ -141,8 +144,8 @@ class PromptBuilder:
             )
         path = bundle.path(CHAT_TEMPLATE)
         try:
-            template = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            template = _read_template(path)
+        except (OSError, ValueError) as error:
             raise BundleFormatError(f"{path} cannot be read: {error}. Export the checkpoint again.") from error
         tokenizer = Tokenizer.from_file(bundle.path(TOKENIZER))
         return cls(tokenizer, template, manifest.image_prompt, manifest.template_tokens)
@@ -175,7 +178,12 @@ class PromptBuilder:
         )
 
     def build(
-        self, turns: Sequence[Turn], layouts: Sequence[TileLayout], *, add_generation_prompt: bool = True
+        self,
+        turns: Sequence[Turn],
+        layouts: Sequence[TileLayout],
+        *,
+        add_generation_prompt: bool = True,
+        max_tokens: int | None = None,
     ) -> Prompt:
         """Return the prompt of a conversation.
 
@@ -183,14 +191,26 @@ class PromptBuilder:
             turns: At least one, each with at least one part.
             layouts: How each image was cut, in the order of the images.
             add_generation_prompt: End with what opens the assistant's answer.
+            max_tokens: What makes more of them is refused before it is tokenized, in memory of 200 bytes a character.
 
         Raises:
             PromptError: No turns, an empty turn, another number of layouts than images, a conversation that the
                 template refuses, or one in which texts join into a control token.
+            ContextLengthError: Images alone, or the characters that the template makes, are more than `max_tokens`.
         """
         _check(turns, layouts)
+        num_image_tokens = sum(layout.num_tiles for layout in layouts) * self._image_prompt.tokens_per_tile
+        if max_tokens is not None and num_image_tokens > max_tokens:
+            raise ContextLengthError(
+                f"the {len(layouts)} images take {num_image_tokens} tokens; the context holds {max_tokens}. Send fewer "
+                "images, or smaller ones.",
+                "messages",
+            )
         expansions = [self._expansion(layout) for layout in layouts]
-        ids = self._one_string(turns, expansions, add_generation_prompt)
+        rendered = self._render(turns, str, add_generation_prompt)
+        if max_tokens is not None:
+            self._tokenizer.check_characters(len(rendered), max_tokens)
+        ids = self._one_string(turns, rendered, expansions, add_generation_prompt)
         if ids is None:
             ids = self._pieces(turns, expansions, add_generation_prompt)
         token_ids = np.array(ids, np.int64)
@@ -214,10 +234,9 @@ class PromptBuilder:
         return tuple(spans)
 
     def _one_string(
-        self, turns: Sequence[Turn], expansions: Sequence[str], add_generation_prompt: bool
+        self, turns: Sequence[Turn], rendered: str, expansions: Sequence[str], add_generation_prompt: bool
     ) -> list[int] | None:
         """Return the ids of the conversation as one string; None where a text wrote a control token."""
-        rendered = self._render(turns, str, add_generation_prompt)
         blanked = self._render(turns, _blanked, add_generation_prompt)
         if self._controls(rendered) != self._controls(blanked):
             return None
@@ -300,6 +319,12 @@ class PromptBuilder:
         if self._bos_token is not None and text.startswith(self._bos_token):
             return ids
         return self._tokenizer.with_special_tokens(ids)
+
+
+def _read_template(path: Path) -> str:
+    if (size_bytes := path.stat().st_size) > MOST_SOURCE_CHARACTERS * _MOST_BYTES_A_CHARACTER:
+        raise ValueError(f"it holds {size_bytes} bytes; at most {MOST_SOURCE_CHARACTERS} characters are read")
+    return path.read_text(encoding="utf-8")
 
 
 def _control_tokens(tokenizer: Tokenizer, template: str, image_prompt: ImagePrompt) -> dict[str, int]:

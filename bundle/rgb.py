@@ -22,9 +22,23 @@ _TRANSPARENT = "transparency"
 _KEYED = ("1", "L", "P", "RGB")
 """Modes of which Pillow makes alpha out of one transparent colour or entry of the palette."""
 
+_HELD_BYTES = {
+    "RGB": 4,
+    **dict.fromkeys(("L", "P", "1"), 5),
+    **dict.fromkeys(("CMYK", "YCbCr"), 8),
+    "RGBA": 9,
+    **dict.fromkeys(("I;16", "I;16B", "I;16L"), 10),
+    **dict.fromkeys(("I", "F"), 21),
+}
+"""By mode, bytes for each pixel. Pillow keeps RGB in four; what is not RGB is held beside what is made of it."""
+_HELD_BYTES_OF_OTHERS = 13
+_HELD_BYTES_BY_WEBP = 12
+_HELD_BYTES_BETWEEN_SCANS = 6
+"""A progressive JPEG's coefficients, two bytes for each of three colours."""
+
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return a new RGB image: transparency laid on white, greyscale of more than 8 bits scaled to 8.
+    """Return the image as RGB, itself where it is that already: transparency on white, wide greyscale scaled to 8 bits.
 
     16 bits become their high byte (PNG, third edition, 13.12). Of 32 bits and of floats the range is the first of
     0 to 1 (floats), 0 to 255 and 0 to 65535 that holds every value, or else that of the values themselves.
@@ -32,9 +46,32 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(_WIDE_INTEGERS) or image.mode == _FLOATS:
         return _from_wide(image)
     if image.mode in _WITH_ALPHA or (_TRANSPARENT in image.info and image.mode in _KEYED):
-        return _on_ground(image.convert("RGBA") if image.mode != "La" else image.convert("LA").convert("RGBA"))
+        return _on_ground(_with_alpha(image))
     image.info.pop(_TRANSPARENT, None)  # another mode's, which Pillow would warn of
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def held_bytes(image: Image.Image, num_scans: int) -> int:
+    """Return what decoding an image that was only opened, and `to_rgb` of it, hold at most (measured with Pillow 12).
+
+    Args:
+        image: Its pixels are not read yet.
+        num_scans: Times that decoding goes over all pixels.
+    """
+    per_pixel = _HELD_BYTES.get(image.mode, _HELD_BYTES_OF_OTHERS)
+    if image.format == "WEBP":
+        per_pixel += _HELD_BYTES_BY_WEBP
+    elif image.mode in _KEYED and _TRANSPARENT in image.info:
+        per_pixel += _HELD_BYTES["RGBA"]
+    if num_scans > 1:
+        per_pixel += _HELD_BYTES_BETWEEN_SCANS
+    return per_pixel * image.width * image.height
+
+
+def _with_alpha(image: Image.Image) -> Image.Image:
+    if image.mode == "RGBA":
+        return image
+    return image.convert("LA").convert("RGBA") if image.mode == "La" else image.convert("RGBA")
 
 
 def _on_ground(image: Image.Image) -> Image.Image:

@@ -12,6 +12,8 @@ SEQUENCES = "B"
 """The axis of sequences: the first of every state."""
 ROWS = "S"
 """The axis along which a state holds one row per token."""
+_LARGEST_STATE_BYTES = 1 << 32
+"""Of one row of one sequence, or of one sequence's whole state."""
 DTYPES = ("float32", "float16", "float64", "int64", "int32", "int8", "uint8", "bool")
 """numpy names of the elements that a graph takes and gives."""
 
@@ -52,6 +54,8 @@ class State(BaseModel):
             raise ValueError(f"{self.input}: shape {list(self.shape)}; every size is at least 1")
         if self.dtype not in DTYPES:
             raise ValueError(f"{self.input}: dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
+        if self.num_bytes > _LARGEST_STATE_BYTES:
+            raise ValueError(f"{self.input}: shape {list(self.shape)} takes {self.num_bytes} bytes a sequence")
         return self
 
     def sizes(self, num_sequences: int, capacity_rows: int) -> tuple[int, ...]:

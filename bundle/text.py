@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from bundle.errors import BundleFormatError, ContextLengthError, PromptError
+from bundle.errors import BundleFormatError, ContextLengthError, OutOfMemoryError, PocketVLMError, PromptError
+from bundle.json_file import printable
 
 TOKENIZER = "tokenizer.json"
 
+_MOST_BYTES = 1 << 27
+"""Of a `tokenizer.json`; one of 262,144 tokens takes 33 MB."""
+_PANIC = "PanicException"
+"""A BaseException that a panic of Rust becomes; it has no module to import it from."""
 _REPLACEMENT = "�"
 """What a decoder writes for bytes that are not (yet) a character."""
 _MOST_UNFINISHED = 3
@@ -65,6 +71,10 @@ class Tokenizer:
     """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        with _failures_told("when it is read"):
+            self._read(backend)
+
+    def _read(self, backend: tokenizers.Tokenizer) -> None:
         backend.no_padding()
         backend.no_truncation()
         self._backend = backend
@@ -85,11 +95,17 @@ class Tokenizer:
             BundleFormatError: The file is missing or not a tokenizer.
         """
         try:
+            if (size_bytes := path.stat().st_size) > _MOST_BYTES:
+                raise ValueError(f"it holds {size_bytes} bytes; at most {_MOST_BYTES} are read")
             text = path.read_text(encoding="utf-8")
             json.loads(text)
             backend = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises bare Exception for what it cannot read
-            raise BundleFormatError(f"{path} is not a tokenizer: {error}. Export the checkpoint again.") from error
+        except BaseException as error:  # the library raises bare Exception for what it cannot read, and panics
+            if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
+                raise
+            raise BundleFormatError(
+                f"{path} is not a tokenizer: {printable(str(error))}. Export the checkpoint again."
+            ) from error
         return cls(backend)
 
     @property
@@ -116,7 +132,8 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Return the ids of a text in which added tokens count as such (a rendered prompt, say)."""
-        ids = list(self._backend.encode(text, add_special_tokens=False).ids)
+        with _failures_told(f"on a text of {len(text)} characters"):
+            ids = list(self._backend.encode(text, add_special_tokens=False).ids)
         return self.with_special_tokens(ids) if add_special_tokens else ids
 
     def encode_plain(self, text: str) -> list[int]:
@@ -136,10 +153,11 @@ class Tokenizer:
 
     def _model_ids(self, text: str) -> list[int]:
         normalizer, splitter = self._backend.normalizer, self._backend.pre_tokenizer
-        if normalizer is not None:
-            text = normalizer.normalize_str(text)
-        words = [text] if splitter is None else [word for word, _ in splitter.pre_tokenize_str(text)]
-        return [token.id for word in words for token in self._backend.model.tokenize(word)]
+        with _failures_told(f"on a text of {len(text)} characters"):
+            if normalizer is not None:
+                text = normalizer.normalize_str(text)
+            words = [text] if splitter is None else [word for word, _ in splitter.pre_tokenize_str(text)]
+            return [token.id for word in words for token in self._backend.model.tokenize(word)]
 
     def with_special_tokens(self, ids: Sequence[int]) -> list[int]:
         """Return ids with what the tokenizer puts around every text (BOS, EOS, or nothing)."""
@@ -190,12 +208,33 @@ class Tokenizer:
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of ids."""
-        text: str = self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
-        return text
+        with _failures_told(f"on {len(token_ids)} ids"):
+            text: str = self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+            return text
 
     def detokenizer(self) -> Detokenizer:
         """Return a fresh decoder of one answer's ids as they arrive."""
         return Detokenizer(self)
+
+
+@contextmanager
+def _failures_told(when: str) -> Iterator[None]:
+    """Turn what a tokenizer lets out of itself into errors of ours: bare exceptions, and Rust's panics.
+
+    Raises:
+        BundleFormatError: The tokenizer fails.
+        OutOfMemoryError: Memory ran out.
+    """
+    try:
+        yield
+    except PocketVLMError:
+        raise
+    except MemoryError as error:
+        raise OutOfMemoryError(f"the model's tokenizer stopped {when}: memory ran out. Try again later.") from error
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
+            raise
+        raise BundleFormatError(f"the model's {TOKENIZER} fails {when}: {printable(str(error))}") from error
 
 
 def _unknown_id(backend: tokenizers.Tokenizer) -> int | None:

@@ -13,9 +13,10 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
 
 from bundle.directory import Bundle, seal, write_aside
-from bundle.errors import CheckpointError, UnsupportedConfigError
+from bundle.errors import BundleError, CheckpointError, UnsupportedConfigError
+from bundle.json_file import printable
 from bundle.machine import own_version
-from bundle.manifest import Component, ComponentName, Dialect, DualEncoderDims, Manifest
+from bundle.manifest import Component, ComponentName, Dialect, DualEncoderDims, Manifest, check_name
 from export.architectures import load_family
 from export.checkpoint import Checkpoint
 from export.family import DualEncoder, Family, GraphPlan, VisionLanguage
@@ -63,6 +64,8 @@ def export_checkpoint(
     """
     say = progress or (lambda line: None)
     folder, label = located(str(checkpoint), say)
+    label = printable(label)
+    bundle_name = _checked_name(name or label.rsplit("/", 1)[-1])
     source = Checkpoint.open(folder)
     family = load_family(source.config)
     lowering = DIALECTS[dialect]()
@@ -80,7 +83,7 @@ def export_checkpoint(
             say(f"generation_config.json: {setting} is left out; answers are sampled without it")
         components = _write_all(models, plans, aside, say)
         manifest = Manifest(
-            name=name or label.rsplit("/", 1)[-1],
+            name=bundle_name,
             source=label,
             source_sha256=source.digest(decoder_gguf),
             created_by=f"pocketvlm {own_version()}",
@@ -100,6 +103,13 @@ def export_checkpoint(
         bundle = seal(aside, manifest)
         _record(bundle, family, files, say)
         return seal(aside, manifest, unchanged=bundle.manifest.files).manifest
+
+
+def _checked_name(name: str) -> str:
+    try:
+        return check_name(name)
+    except ValueError as error:
+        raise BundleError(f"{error}. Choose another --name.") from error
 
 
 def read_decoder(file: Path, family: Family) -> dict[str, GgufTensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bundle.errors import SettingsError
 from bundle.manifest import Manifest
 from runtime.settings import DEFAULT_CONTEXT_TOKENS
 
@@ -39,10 +40,25 @@ class CacheShape:
 
 
 def context_of(manifest: Manifest, wanted_tokens: int | None) -> int | None:
-    """Return the rows of a slot: what is wanted, never more than the model's own limit; None without a decoder."""
+    """Return the rows of a slot; None without a decoder.
+
+    Args:
+        manifest: Whose decoder it is.
+        wanted_tokens: None: the default, or all that the model holds where that is less.
+
+    Raises:
+        SettingsError: More are wanted than the model holds.
+    """
     if manifest.decoder is None:
         return None
-    return min(wanted_tokens or DEFAULT_CONTEXT_TOKENS, manifest.decoder.max_positions)
+    limit = manifest.decoder.max_positions
+    if wanted_tokens is None:
+        return min(DEFAULT_CONTEXT_TOKENS, limit)
+    if wanted_tokens > limit:
+        raise SettingsError(
+            f"context_tokens {wanted_tokens} is more than {manifest.name} holds, {limit}. Ask for {limit} or less."
+        )
+    return wanted_tokens
 
 
 def cache_shape(manifest: Manifest, num_slots: int, capacity_tokens: int) -> CacheShape:

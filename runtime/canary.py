@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from bundle.directory import Bundle
-from bundle.errors import GoldenError
+from bundle.errors import BundleFileError, GoldenError
 from bundle.gates import canary_gate
 from bundle.golden import GOLDEN, Recording, check, load_golden, recording_of
 from bundle.manifest import ComponentName, Manifest, Scheme
 from runtime.graph import Array
 from runtime.session import Session
+
+_MOST_ALONG_A_FREE_AXIS = 1024
+"""Sequences, tokens, images of a recorded run; 12 tokens are what export records."""
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +62,33 @@ def replayed(
     recordings = load_golden(path)
     for name, session in sessions:
         recording = recording_of(session.component.role, recordings, path)
+        _check_inputs(path, session, recording)
         yield name, recording, session.run(recording.inputs)
+
+
+def _check_inputs(path: Path, session: Session, recording: Recording) -> None:
+    """Check that a recorded run is one of this graph, and a small one.
+
+    Raises:
+        BundleFileError: It is not.
+    """
+    ports = {port.name: port for port in (*session.graph.inputs, *session.graph.optional_inputs)}
+    if lacking := {port.name for port in session.graph.inputs} - set(recording.inputs):
+        raise BundleFileError(f"{path} records no {', '.join(sorted(lacking))}. Export the checkpoint again.")
+    for name, array in recording.inputs.items():
+        port = ports.get(name)
+        if port is None or array.dtype.name != port.dtype or not _fits(array.shape, port.shape):
+            raise BundleFileError(
+                f"{path} records {name} of {array.dtype} {list(array.shape)}, which {session.path.name} does not take "
+                "in a small run. Export the checkpoint again."
+            )
+
+
+def _fits(found: tuple[int, ...], declared: tuple[int | str | None, ...]) -> bool:
+    return len(found) == len(declared) and all(
+        size == wanted if isinstance(wanted, int) else size <= _MOST_ALONG_A_FREE_AXIS
+        for size, wanted in zip(found, declared, strict=True)
+    )
 
 
 def _min_cosine(manifest: Manifest, component: ComponentName) -> float:
@@ -71,6 +101,8 @@ def _check_quantized(
     name: str, scheme: Scheme, min_cosine: float, recorded: dict[str, Array], found: dict[str, Array]
 ) -> None:
     for output, expected in recorded.items():
+        if output not in found or found[output].shape != expected.shape:
+            raise GoldenError(f"{name}: output {output} was recorded as {list(expected.shape)}; this run gave another")
         cosine = _cosine(expected, found[output])
         if not cosine >= min_cosine:
             raise GoldenError(

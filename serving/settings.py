@@ -48,6 +48,7 @@ class ApiSettings(_Frozen):
             within texts among them. Parsing that many takes tens of milliseconds, in which nothing else runs.
         max_image_bytes: Of one encoded image; at most what the engine decodes.
         max_images: In one request.
+        max_text_characters: Of one text; a model's own limit is far below. What holds no images stays small by it.
         max_messages: Of one conversation.
         max_parts: Texts and images in all messages of one request.
         max_inputs: Texts and images in one embedding request.
@@ -65,6 +66,7 @@ class ApiSettings(_Frozen):
     max_json_values: int = Field(default=100_000, ge=100)
     max_image_bytes: int = Field(default=DEFAULT_LIMITS.max_bytes, ge=1, le=DEFAULT_LIMITS.max_bytes)
     max_images: int = Field(default=16, ge=1)
+    max_text_characters: int = Field(default=4_000_000, ge=1)
     max_messages: int = Field(default=1024, ge=1)
     max_parts: int = Field(default=1024, ge=1)
     max_inputs: int = Field(default=256, ge=1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from functools import partial
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -17,6 +19,7 @@ from serving.api.docs import add_docs
 from serving.api.embeddings import embeddings_router
 from serving.api.ending import OneAnswer
 from serving.api.errors import error_response, routing_body
+from serving.api.openapi import document
 from serving.api.record import Recorded, record_of
 from serving.api.service import Service
 from serving.api.status import status_router
@@ -39,11 +42,18 @@ def create_app(client: EngineClient, settings: ApiSettings) -> FastAPI:
     app = FastAPI(title="PocketVLM", version=own_version(), docs_url=None, redoc_url=None)
     for router in (chat_router(service), embeddings_router(service), classify_router(service), status_router(service)):
         app.include_router(router)
-    add_docs(app)
+    add_docs(app, service)
+    app.openapi = partial(_documented, app, settings)  # type: ignore[method-assign]  # as FastAPI says to replace it
     _answer_failures(app, service)
     app.add_middleware(OneAnswer, service=service)
     app.add_middleware(Recorded)
     return app
+
+
+def _documented(app: FastAPI, settings: ApiSettings) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        app.openapi_schema = document(app, settings)
+    return app.openapi_schema
 
 
 def _answer_failures(app: FastAPI, service: Service) -> None:

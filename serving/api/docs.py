@@ -1,65 +1,83 @@
-"""`GET /docs`: the routes on one page that loads nothing from elsewhere, for machines without a network."""
+"""`GET /docs`, the routes on one page that loads nothing from elsewhere, for machines without a network; `GET /`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
+from bundle.manifest import Task
 from pages.frame import page
+from serving.api.service import Service
+from serving.protocol import ModelCard
 
-EXAMPLES = {
-    "/v1/chat/completions": {
-        "model": "MODEL",
-        "messages": [
-            {
-                "role": "user",
-                "content": [
-                    {"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}},
-                    {"type": "text", "text": "What is this?"},
-                ],
-            }
-        ],
-        "max_tokens": 64,
-        "stream": True,
-    },
-    "/v1/embeddings": {
-        "model": "MODEL",
-        "input": ["a red circle", {"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}],
-    },
-    "/v1/classify": {
-        "model": "MODEL",
-        "images": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}],
-        "labels": ["circle", "square"],
-    },
+RED_CIRCLE = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAEAAAABAAQMAAACQp+OdAAAABlBMVEX/////AADrWueTAAAAg0lEQVR42r3QsQ2DQBQE"
+    "0ccHCTJTAu4Ed+QSrwSXQAmEJwtxDpCtC4gcsNFoVtpguTa3jMCzP0RTSgJ9KSvBwEAw0hFMBMFMQ0tCk0IDs/jOx4FTbToYa/ODAYbT6j/IkE+rDdba"
+    "7LDUpkDSYuYhSBSChZ1gZSPIZII3L1qY79XPF+QDrEEctGfYTQAAAAAASUVORK5CYII="
+)
+"""A red circle on white, 64 x 64."""
+_IMAGE = {"type": "image_url", "image_url": {"url": RED_CIRCLE}}
+_UNKNOWN = "MODEL"
+_TASKS: dict[str, Task] = {
+    "/v1/chat/completions": "image-text-to-text",
+    "/v1/embeddings": "dual-encoder",
+    "/v1/classify": "dual-encoder",
 }
-"""A body per route; a test sends each with a real image."""
 
 
-def add_docs(app: FastAPI) -> None:
-    """Add the page to an application that has its routes."""
+def examples(cards: Sequence[ModelCard]) -> dict[str, dict[str, Any]]:
+    """Return a body per route, for the first served model that can answer it."""
 
+    def model(path: str) -> str:
+        return next((card.name for card in cards if card.task == _TASKS[path]), _UNKNOWN)
+
+    asked = {"role": "user", "content": [_IMAGE, {"type": "text", "text": "What color is the circle?"}]}
+    fields: dict[str, dict[str, Any]] = {
+        "/v1/chat/completions": {"messages": [asked], "max_tokens": 64, "stream": True},
+        "/v1/embeddings": {"input": ["a red circle", _IMAGE]},
+        "/v1/classify": {"images": [_IMAGE], "labels": ["circle", "square"]},
+    }
+    return {path: {"model": model(path), **rest} for path, rest in fields.items()}
+
+
+def add_docs(app: FastAPI, service: Service) -> None:
+    """Add the page, and the way to it, to an application that has its routes."""
+
+    @app.head("/docs", include_in_schema=False)
     @app.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> HTMLResponse:
-        return HTMLResponse(_page(app.openapi(), str(request.base_url).rstrip("/")))
+        cards = await service.client.models()
+        return HTMLResponse(_page(app.openapi(), str(request.base_url).rstrip("/"), cards))
+
+    @app.head("/", include_in_schema=False)
+    @app.get("/", tags=["status"])
+    async def welcome(request: Request) -> Response:
+        """Tell where to go from here; a browser is taken to /docs."""
+        if "text/html" in request.headers.get("accept", ""):
+            return RedirectResponse("docs")
+        places = {"models": "/v1/models", "docs": "/docs", "openapi": "/openapi.json"}
+        return JSONResponse({"name": app.title, "version": app.version, **places})
 
 
-def _page(schema: dict[str, Any], url: str) -> str:
+def _page(schema: dict[str, Any], url: str, cards: Sequence[ModelCard]) -> str:
     title = f"{schema['info']['title']} {schema['info']['version']}"
-    intro = "OpenAI-compatible: point any OpenAI client at <code>/v1</code>. Every field and limit is in"
+    intro = "OpenAI-compatible: point any OpenAI client at <code>/v1</code>. Every field, status and limit is in"
     link = '<a href="openapi.json">openapi.json</a>.'
-    return page(title, f"<h1>{escape(title)}</h1><p>{intro} {link}</p>{''.join(_operations(schema, url))}")
+    served = ", ".join(f"<code>{escape(card.name)}</code>" for card in cards) or "none yet"
+    head = f"<h1>{escape(title)}</h1><p>{intro} {link}</p><p>Models served: {served}.</p>"
+    return page(title, head + "".join(_operations(schema, url, examples(cards))))
 
 
-def _operations(schema: dict[str, Any], url: str) -> Iterator[str]:
+def _operations(schema: dict[str, Any], url: str, bodies: dict[str, dict[str, Any]]) -> Iterator[str]:
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():
             yield f"<h2><code>{method.upper()} {escape(path)}</code></h2><p>{escape(operation['description'])}</p>"
-            if path in EXAMPLES:
-                example = json.dumps(EXAMPLES[path], indent=2)
-                command = f"curl {url + path} -H 'Content-Type: application/json' -d '{example}'"
+            if path in bodies:
+                body = json.dumps(bodies[path], indent=2)
+                command = f"curl -N {url + path} -H 'Content-Type: application/json' -d '{body}'"
                 yield f'<pre tabindex="0">{escape(command, quote=False)}</pre>'

@@ -50,11 +50,16 @@ class _Strict(BaseModel):
         )
 
 
+def _limit(info: ValidationInfo, name: str) -> int:
+    """Return a limit of the `ApiSettings` that a body is validated with."""
+    return int(getattr(info.context, name))
+
+
 def _at_most(limit: str | int, noun: str) -> BeforeValidator:
     """Return what counts a list or object before its items are looked at: to a number or a limit of `ApiSettings`."""
 
     def count(value: Any, info: ValidationInfo) -> Any:
-        most = limit if isinstance(limit, int) else getattr(info.context, limit)
+        most = limit if isinstance(limit, int) else _limit(info, limit)
         if isinstance(value, (list, dict)) and len(value) > most:
             context = {"count": len(value), "noun": noun, "most": most}
             raise PydanticCustomError("too_many", "{count} {noun}; one request may hold {most}", context)
@@ -95,8 +100,11 @@ OffOrZero = Annotated[Any, Unbuilt((0, 0.0))]
 OffOrOne = Annotated[Any, Unbuilt((1, 1.0))]
 
 
-def _whole_characters(text: str) -> str:
-    """Refuse half a surrogate pair, which JSON can write and no encoding can."""
+def _whole_characters(text: str, info: ValidationInfo) -> str:
+    """Refuse a text that no model holds, and half a surrogate pair, which JSON can write and no encoding can."""
+    if len(text) > (most := _limit(info, "max_text_characters")):
+        context = {"count": len(text), "noun": "characters", "most": most}
+        raise PydanticCustomError("too_many", "{count} {noun}; one text may hold {most}", context)
     try:
         text.encode()
     except UnicodeEncodeError as error:

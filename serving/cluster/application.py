@@ -142,7 +142,8 @@ def _model_deployment(model: ServedModel, args: ClusterArgs) -> Any:
         Embedder if model.task == "dual-encoder" else Generator,
         name=model.deployment,
         max_ongoing_requests=scaling.max_ongoing_requests,
-        max_queued_requests=scaling.max_queued_requests,
+        # Each ingress replica has a queue of its own.
+        max_queued_requests=math.ceil(scaling.max_queued_requests / args.ray.ingress_replicas),
         autoscaling_config=autoscaling(scaling),
         ray_actor_options={"num_cpus": scaling.num_cpus, "num_gpus": scaling.num_gpus},
         **_common_options(model.deployment, args),

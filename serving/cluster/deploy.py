@@ -85,7 +85,7 @@ def _join_cluster(num_cpus: int) -> None:
         ray.init(log_to_driver=False)
     else:
         ray.init(
-            "local",  # not whatever cluster somebody has started on this machine
+            "local",  # else Ray looks for a cluster that somebody else runs on this machine
             num_cpus=num_cpus,
             include_dashboard=False,
             log_to_driver=False,

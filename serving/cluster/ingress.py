@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
+from prometheus_client import CONTENT_TYPE_LATEST
 from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from starlette.datastructures import MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.api.app import create_app
 from serving.api.record import REQUEST_ID
 from serving.cluster.client import RayClient, Replicas
+from serving.cluster.exposition import joined
 from serving.cluster.proxy import MARK
 from serving.cluster.watch import watch_of
 from serving.protocol import ModelCard
 from serving.settings import ApiSettings
 
+METRICS = "/metrics"
 _PROBES = ("GET", "HEAD")
+_PEER_S = 2.0
+"""How long the other ingress replicas may take to tell theirs; a scrape has 10 s."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +63,40 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Return the application; called by Ray once."""
-        app = create_app(self._client, self._api)
+        self._app = create_app(self._client, self._api)
 
-        async def counted(scope: Scope, receive: Receive, send: Send) -> None:
-            is_work = scope["type"] == "http" and scope["method"] not in _PROBES
-            self._num_under_way += is_work
-            try:
-                await app(scope, receive, _for_proxy(send))
-            finally:
-                self._num_under_way -= is_work
+        async def application(scope: Scope, receive: Receive, send: Send) -> None:  # a method would be taken for ASGI 2
+            await self._serve(scope, receive, send)
 
-        return counted
+        return application
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_work = scope["type"] == "http" and scope["method"] not in _PROBES
+        send = _for_proxy(send)
+        self._num_under_way += is_work
+        try:
+            if scope["type"] == "http" and (scope["method"], scope["path"]) == ("GET", METRICS):
+                await Response(await self._metrics(), media_type=CONTENT_TYPE_LATEST)(scope, receive, send)
+            else:
+                await self._app(scope, receive, send)
+        finally:
+            self._num_under_way -= is_work
+
+    async def exposition(self) -> tuple[str, str]:
+        """Return this replica's id, and its own metrics."""
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(self._app), base_url="http://ingress") as client:
+            return serve.get_replica_context().replica_id.unique_id, (await client.get(METRICS)).text
+
+    async def _metrics(self) -> bytes:
+        """Return the metrics of all ingress replicas; of this one alone where the others cannot be asked in time."""
+        own = await self.exposition()
+        context = serve.get_replica_context()
+        handle = serve.get_deployment_handle(context.deployment, context.app_name)
+        answers: list[Any] = []
+        with suppress(RayError, RayServeException, TimeoutError):
+            answering = handle.broadcast("exposition").results_async(timeout_s=_PEER_S, return_exceptions=True)
+            answers = await answering
+        return joined(dict([own, *(answer for answer in answers if not isinstance(answer, BaseException))]))
 
     async def drain(self, reason: str) -> None:
         """Turn readiness red and refuse new requests; those under way go on."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from bundle.decode import decode_image, inspect_image
+from bundle.decode import ImageHead, decode_image, inspect_image
 from bundle.image import ImageSpec
 
 _BAND_PX = 64
@@ -51,11 +51,12 @@ def cut_image(spec: ImageSpec, data: bytes) -> CutImage:
     return CutImage(digest.digest(), *image.size, images, is_cut)
 
 
-def try_cut_cheaply(spec: ImageSpec, data: bytes) -> CutImage | None:
-    """Return an image as `cut_image` does where that takes milliseconds whatever its bytes are, else None.
+def cut_if_cheap(spec: ImageSpec, data: bytes) -> CutImage | ImageHead:
+    """Return an image as `cut_image` does where that takes milliseconds whatever its bytes are, else its head.
 
     Raises:
         ImageError: The bytes are not an image, or one over the limits.
         OutOfMemoryError: This machine lacks memory for it.
     """
-    return cut_image(spec, data) if inspect_image(data).is_cheap else None
+    head = inspect_image(data)
+    return cut_image(spec, data) if head.is_cheap else head

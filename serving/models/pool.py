@@ -6,14 +6,41 @@ Three crews, so that text never waits behind images, nor small images behind cos
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 
 from bundle.image import ImageSpec
 from serving.models.crew import Crew
-from serving.models.cut_image import CutImage, try_cut_cheaply
+from serving.models.cut_image import CutImage, cut_if_cheap
 from serving.models.image_process import ImageProcess
 from serving.settings import EngineSettings
 from serving.watch import Watched
+
+_PIXELS_AT_ONCE = 28_000_000
+"""Of costly images that are decoded at the same time, at 9 bytes each: two of 12 megapixels, or one of any size."""
+
+
+class _Room:
+    """Room for pixels, used by threads; what is larger than all of it goes in alone."""
+
+    def __init__(self, num_pixels: int) -> None:
+        self._num_pixels = num_pixels
+        self._num_taken = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, num_pixels: int) -> Iterator[None]:
+        """Hold room for the length of the block."""
+        wanted = min(num_pixels, self._num_pixels)
+        with self._changed:
+            self._changed.wait_for(lambda: self._num_taken + wanted <= self._num_pixels)
+            self._num_taken += wanted
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._num_taken -= wanted
+                self._changed.notify_all()
 
 
 class PreprocessPool:
@@ -29,6 +56,7 @@ class PreprocessPool:
         self.images = Crew("preprocess-images", num_threads, patience)
         self._costly = Crew("preprocess-costly-images", num_threads, patience)
         self._timeout_s = settings.image_timeout_s
+        self._room = _Room(_PIXELS_AT_ONCE)
         self._of_thread = threading.local()
         self._processes: list[ImageProcess] = []
 
@@ -50,12 +78,12 @@ class PreprocessPool:
             OutOfMemoryError: This machine lacks memory for it.
             EngineDeadError: The pool is closed or hangs.
         """
-        cut = await self.images.run(owner, try_cut_cheaply, spec, data)
-        if cut is not None:
+        cut = await self.images.run(owner, cut_if_cheap, spec, data)
+        if isinstance(cut, CutImage):
             return cut
         is_unwanted = threading.Event()
         try:
-            return await self._costly.run(owner, self._cut_apart, spec, data, is_unwanted)
+            return await self._costly.run(owner, self._cut_apart, spec, data, cut.pixels, is_unwanted)
         finally:
             is_unwanted.set()
 
@@ -66,10 +94,11 @@ class PreprocessPool:
         for process in self._processes:
             process.stop()
 
-    def _cut_apart(self, spec: ImageSpec, data: bytes, is_unwanted: threading.Event) -> CutImage:
-        """Cut an image in the child process of this thread."""
+    def _cut_apart(self, spec: ImageSpec, data: bytes, num_pixels: int, is_unwanted: threading.Event) -> CutImage:
+        """Cut an image in the child process of this thread, once there is room for its pixels."""
         if not hasattr(self._of_thread, "process"):
             self._of_thread.process = ImageProcess(self._timeout_s)
             self._processes.append(self._of_thread.process)
         process: ImageProcess = self._of_thread.process
-        return process.cut(spec, data, is_unwanted)
+        with self._room.taken(num_pixels):
+            return process.cut(spec, data, is_unwanted)

@@ -14,8 +14,6 @@ from payloads import MB, chat, long_chat
 from victim import Victim
 from wire import CHAT, ask, connect, exchange, is_open, read_reply, request_bytes
 
-pytestmark = pytest.mark.attack
-
 PATIENCE_S = 5.0
 """After the server's own deadline, on a busy machine."""
 HELD_TIMEOUT_S = 75.0

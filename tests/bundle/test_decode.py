@@ -19,6 +19,9 @@ from pydantic import ValidationError
 
 from bundle.decode import ImageLimits, decode_image, inspect_image
 from bundle.errors import ImageError
+from bundle.rgb import held_bytes
+
+ROOT = Path(__file__).parents[2]
 
 
 def _encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
@@ -189,7 +192,7 @@ from bundle.decode import decode_image
 from bundle.errors import OutOfMemoryError
 data = open(sys.argv[1], "rb").read()
 used = int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1]) << 10
-resource.setrlimit(resource.RLIMIT_AS, (used + (160 << 20), resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_AS, (used + (40 << 20), resource.RLIM_INFINITY))
 try:
     decode_image(data)
 except OutOfMemoryError as error:
@@ -206,7 +209,7 @@ def test_lack_of_memory_is_not_the_caller_s_damaged_image(
     form: str, options: dict[str, object], tmp_path: Path
 ) -> None:
     path = tmp_path / form
-    path.write_bytes(_encoded(Image.new("RGB", (7000, 7000)), form, **options))
+    path.write_bytes(_encoded(Image.new("RGB", (3900, 3900)), form, **options))
     told = subprocess.run(
         [sys.executable, "-c", _SHORT_OF_MEMORY, path], capture_output=True, text=True, check=True, timeout=120
     ).stdout
@@ -224,3 +227,52 @@ def test_damaged_bytes_give_an_image_or_an_image_error_and_nothing_else(
         data[place % len(data)] = value
     with suppress(ImageError):
         assert decode_image(bytes(data)).mode == "RGB"
+
+
+HELD = """
+import sys
+from bundle.decode import decode_image
+def peak_bytes():
+    with open("/proc/self/status") as status:
+        return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+def decode(path):
+    with open(path, "rb") as file:
+        decode_image(file.read())
+decode(sys.argv[1])
+before = peak_bytes()
+decode(sys.argv[2])
+print(peak_bytes() - before)
+"""
+
+KINDS: dict[str, tuple[str, str, dict[str, object]]] = {
+    "RGB": ("RGB", "PNG", {}),
+    "RGBA": ("RGBA", "PNG", {}),
+    "grey and alpha": ("LA", "PNG", {}),
+    "palette": ("P", "PNG", {}),
+    "palette with a transparent entry": ("P", "PNG", {"transparency": 3}),
+    "16 bits": ("I;16", "PNG", {}),
+    "floats": ("F", "TIFF", {"compression": "tiff_lzw"}),
+    "CMYK": ("CMYK", "JPEG", {}),
+    "progressive": ("RGB", "JPEG", {"progressive": True, "subsampling": 0}),
+    "WebP": ("RGB", "WEBP", {}),
+    "WebP with alpha": ("RGBA", "WEBP", {}),
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="memory is measured by Linux' own figures")
+@pytest.mark.parametrize("kind", KINDS)
+def test_decoding_holds_no_more_than_its_limit_counts(tmp_path: Path, kind: str) -> None:
+    """The count is of the kind and the size; an eighth more is the files' and the decoders' own."""
+    mode, form, options = KINDS[kind]
+    files = []
+    for edge in (64, 2500):
+        image = Image.new(mode, (edge, edge))
+        files.append(tmp_path / f"{edge}.{form}")
+        image.save(files[-1], form, **options)
+    done = subprocess.run([sys.executable, "-c", HELD, *files], cwd=ROOT, capture_output=True, text=True, check=True)
+    data = files[-1].read_bytes()
+    counted = held_bytes(Image.open(BytesIO(data)), inspect_image(data).num_scans)
+    assert 0.4 * counted < int(done.stdout) < 1.125 * counted
+    with pytest.raises(ImageError, match=r"takes \d+ MiB to decode; \d+ are allowed"):
+        decode_image(data, ImageLimits(max_decoded_bytes=counted - 1))
+    decode_image(data, ImageLimits(max_decoded_bytes=counted))

@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -110,9 +111,29 @@ def test_an_operator_has_as_many_threads_as_its_generator_reserves(rayservice: O
     assert args.engine.intra_threads == args.ray.generator.num_cpus
 
 
-def test_a_worker_outlives_the_replicas_that_drain_on_it(rayservice: Object) -> None:
+def test_a_worker_drains_its_node_and_outlives_the_requests_on_it(rayservice: Object) -> None:
     pod = worker_group(rayservice)["template"]["spec"]
-    assert arguments(rayservice).drain_timeout_s < pod["terminationGracePeriodSeconds"]
+    (*_, script) = ray_containers(rayservice)[1]["lifecycle"]["preStop"]["exec"]["command"]
+    drain, sleep = (shlex.split(line) for line in script.split(";"))
+    assert drain[:2] == ["ray", "drain-node"]
+    told_s, waited_s = int(drain[drain.index("--deadline-remaining-seconds") + 1]), int(sleep[1])
+    assert arguments(rayservice).drain_timeout_s < told_s == waited_s < pod["terminationGracePeriodSeconds"]
+
+
+def test_the_command_that_drains_a_node_is_rays(rayservice: Object) -> None:
+    from ray.scripts.scripts import drain_node
+
+    (*_, script) = ray_containers(rayservice)[1]["lifecycle"]["preStop"]["exec"]["command"]
+    arguments = shlex.split(script.split(";")[0])[2:]
+    drain_node.make_context("drain-node", arguments)
+
+
+def test_rays_processes_have_the_environment_that_the_deployments_count_on(rayservice: Object) -> None:
+    from serving.cluster.environment import RAY_ENVIRONMENT
+
+    for container in ray_containers(rayservice):
+        stated = {variable["name"]: variable["value"] for variable in container["env"]}
+        assert stated.items() >= RAY_ENVIRONMENT.items()
 
 
 def test_workers_are_kept_longer_than_a_lull_between_two_loads(rayservice: Object) -> None:

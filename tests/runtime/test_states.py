@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from bundle.errors import MachineError
+from bundle.errors import MachineError, SettingsError
 from bundle.states import State
 from runtime.cache_shape import CacheShape, cache_shape, context_of
 from runtime.states import StateBuffers, empty_states
@@ -96,10 +96,18 @@ def test_the_cache_weighs_what_its_states_say() -> None:
     assert str(SHAPE) == "3 slots x 6 tokens x 32 B/token and 20 B = 0 MiB of cache"
 
 
-@pytest.mark.parametrize(("asked", "model_limit", "given"), [(None, 8192, 4096), (None, 300, 300), (9000, 8192, 8192)])
+@pytest.mark.parametrize(
+    ("asked", "model_limit", "given"), [(None, 8192, 4096), (None, 300, 300), (8192, 8192, 8192), (9, 8192, 9)]
+)
 def test_a_slot_is_never_longer_than_the_model_allows(tiny_model, asked, model_limit, given) -> None:
     dims = tiny_model.bundle.manifest.decoder.model_copy(update={"max_positions": model_limit})
     assert context_of(tiny_model.with_manifest(decoder=dims).bundle.manifest, asked) == given
+
+
+def test_a_longer_slot_than_the_model_allows_is_refused_with_both_numbers(tiny_model) -> None:
+    dims = tiny_model.bundle.manifest.decoder.model_copy(update={"max_positions": 8192})
+    with pytest.raises(SettingsError, match="context_tokens 9000 is more than tiny holds, 8192"):
+        context_of(tiny_model.with_manifest(decoder=dims).bundle.manifest, 9000)
 
 
 def resident_bytes(address: int) -> int:

@@ -415,6 +415,13 @@ def test_what_ray_would_choose_for_scaling_is_written_out() -> None:
     assert (config.upscaling_factor, config.downscaling_factor) == (1.0, 1.0)
 
 
+@pytest.mark.parametrize(("ingress_replicas", "queued"), [(1, 64), (2, 32), (3, 22)])
+def test_the_queue_is_shared_among_the_ingress_replicas(ingress_replicas: int, queued: int) -> None:
+    args = ClusterArgs.model_validate({"bundles": ["x"], "ray": {"ingress_replicas": ingress_replicas}})
+    deployment = cluster._model_deployment(fake("a"), args)
+    assert deployment.max_queued_requests == queued
+
+
 def test_a_local_cluster_admits_every_replica() -> None:
     args = ClusterArgs.model_validate({"bundles": ["x"], "ray": {"generator": {"max_replicas": 100, "num_cpus": 2}}})
     assert num_local_cpus([fake("a")], args) == 201  # half a CPU for the ingress, rounded up

@@ -103,6 +103,25 @@ def test_the_first_fault_is_told_and_the_rest_is_not_looked_at(
     assert counts[0] <= 4  # one fault; as many errors as a union has members
 
 
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        (CHAT, {"messages": [{"role": "user", "content": "a" * 9}]}, "messages.0.content"),
+        (CHAT, {"messages": [{"role": "user", "content": "a"}], "user": "a" * 9}, "user"),
+        ("/v1/embeddings", {"input": ["a", "a" * 9]}, "input.1"),
+        ("/v1/classify", {"images": [IMAGE], "labels": ["a" * 9]}, "labels.0"),
+    ],
+)
+def test_a_text_that_no_model_holds_is_refused_before_it_is_looked_at(
+    make_caller: Any, path: str, fields: dict[str, Any], param: str
+) -> None:
+    content = json.dumps({"model": "fake-vlm", **fields}).encode()
+    status, error = send(make_caller(max_text_characters=8), content, path)
+    assert (status, error["param"]) == (400, param)
+    assert "9 characters; one text may hold 8" in error["message"]
+    assert "one text may hold" not in json.dumps(send(make_caller(max_text_characters=9), content, path)[1])
+
+
 def test_a_label_that_is_there_twice_is_found_among_many_at_once(make_caller: Any) -> None:
     """Comparing each with each of 30,000 would take half a minute."""
     labels = [f"l{at}" for at in range(30_000)] + ["l29999"]

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import json
+import re
+import shlex
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +15,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bundle.errors import EngineDeadError
 from serving.api.app import create_app
-from serving.api.docs import EXAMPLES
+from serving.api.docs import examples
 from serving.api.metrics import Metrics
 from serving.fake import FakeClient
 from serving.protocol import FinishedEvent, GenerateEvent, Health, ModelCard, Timings, TokenEvent, Usage
 from serving.settings import ApiSettings
 
 CHAT = "/v1/chat/completions"
+EXAMPLES = list(examples(()))
 
 
 def samples(api: Any) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -155,6 +159,7 @@ def test_the_docs_page_loads_nothing_from_elsewhere_and_shows_each_route(api: An
     page = api.get("/docs").text
     assert "://" not in page.replace("http://test", "")
     assert all(f"<code>POST {path}</code>" in page for path in EXAMPLES)
+    assert api.request("HEAD", "/docs").status_code == 200
     assert api.get("/redoc").status_code == 404
 
 
@@ -167,9 +172,29 @@ def test_the_docs_page_fits_a_phone_and_a_desk(api: Any, tmp_path: Path, look: A
     assert len(seen.requests) == 1
 
 
+def pasted(page: str) -> dict[str, Any]:
+    """The bodies of the page's commands by path, as a shell reads them."""
+    commands = [shlex.split(html.unescape(text)) for text in re.findall(r"<pre[^>]*>(.*?)</pre>", page, re.DOTALL)]
+    return {words[2].removeprefix("http://test"): json.loads(words[-1]) for words in commands}
+
+
 @pytest.mark.parametrize("path", EXAMPLES)
-def test_the_documented_examples_are_answered(api: Any, path: str, png: bytes, image_part: Any) -> None:
-    url = image_part(png)["image_url"]["url"]
-    text = json.dumps(EXAMPLES[path]).replace("data:image/png;base64,...", url)
-    model = "fake-vlm" if "chat" in path else "fake-clip"
-    assert api.post(path, json.loads(text.replace("MODEL", model))).status_code == 200
+def test_the_documented_commands_can_be_pasted(api: Any, path: str) -> None:
+    assert api.post(path, pasted(api.get("/docs").text)[path]).status_code == 200
+
+
+def test_the_docs_of_a_server_without_models_name_a_place_for_them(
+    make_caller: Any, engine: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def none_yet() -> list[ModelCard]:
+        return []
+
+    monkeypatch.setattr(engine, "models", none_yet)
+    assert pasted(make_caller().get("/docs").text)["/v1/classify"]["model"] == "MODEL"
+
+
+def test_the_root_takes_a_browser_to_the_docs_and_tells_a_program_where_things_are(api: Any) -> None:
+    assert api.get("/", headers={"Accept": "text/html,*/*"}).headers["location"] == "docs"
+    told = api.get("/").json()
+    assert all(api.get(told[place]).status_code == 200 for place in ("models", "docs", "openapi"))
+    assert api.request("HEAD", "/").status_code == 200

@@ -324,7 +324,7 @@ def test_a_conversation_of_several_turns_is_one_prompt(model, answer) -> None:
 
 def test_a_request_with_one_bad_image_leaves_no_work_behind(model, ask, answer, image_bytes, monkeypatch) -> None:
     """What is admitted is bounded; what a failed request left in the pool's queue would not be."""
-    go, cut, num_decoded = threading.Event(), pool.try_cut_cheaply, []
+    go, cut, num_decoded = threading.Event(), pool.cut_if_cheap, []
 
     def wait(spec: ImageSpec, data: bytes) -> object:
         if data:
@@ -332,7 +332,7 @@ def test_a_request_with_one_bad_image_leaves_no_work_behind(model, ask, answer, 
             num_decoded.append(1)
         return cut(spec, data)
 
-    monkeypatch.setattr(pool, "try_cut_cheaply", wait)
+    monkeypatch.setattr(pool, "cut_if_cheap", wait)
     images = [image_bytes(seed) for seed in range(12)]
 
     async def main() -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from bundle.errors import ImageError, OutOfMemoryError
 from bundle.image import PREPROCESSOR, ImageSpec
 from serving.models import image_process
-from serving.models.cut_image import CutImage, cut_image, try_cut_cheaply
+from serving.models.cut_image import CutImage, cut_if_cheap, cut_image
 from serving.models.image_process import ImageProcess
 
 NEVER = threading.Event()
@@ -50,8 +50,9 @@ def test_a_child_gives_what_a_thread_gives(process, spec, size_px) -> None:
 
 
 def test_only_images_of_a_bounded_cost_are_left_to_a_thread(spec) -> None:
-    assert try_cut_cheaply(spec, photograph(60, 40)) is not None
-    assert try_cut_cheaply(spec, photograph(1500, 1000)) is None
+    small, large = photograph(60, 40), photograph(1500, 1000)
+    assert content(cut_if_cheap(spec, small)) == content(cut_image(spec, small))
+    assert cut_if_cheap(spec, large).pixels == 1_500_000
 
 
 def test_the_childs_refusal_is_the_threads(process, spec) -> None:

@@ -1,0 +1,203 @@
+"""The bodies of answers, as the OpenAPI document describes them; the tests hold every real answer to these."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Fault(_Answer):
+    """What went wrong.
+
+    `param` names the field of the request, dotted, or the header; `code` is a word to branch on.
+    """
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorAnswer(_Answer):
+    """The one form of every failure; in a stream, the last event but `[DONE]`."""
+
+    error: Fault
+
+
+class PromptTokensDetails(_Answer):
+    """Part of the prompt's tokens."""
+
+    image_tokens: int
+
+
+class ChatUsage(_Answer):
+    """Counts of tokens."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class ChatTimings(_Answer):
+    """Where the time went, in seconds."""
+
+    queue_s: float
+    preprocess_s: float
+    vision_s: float
+    first_token_s: float
+    total_s: float
+
+
+class AssistantAnswer(_Answer):
+    """What the model said; may be sent back as the next turn's history."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoice(_Answer):
+    """The one answer."""
+
+    index: Literal[0]
+    message: AssistantAnswer
+    logprobs: None
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatCompletion(_Answer):
+    """A whole answer."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice] = Field(min_length=1, max_length=1)
+    usage: ChatUsage
+    timings: ChatTimings
+
+
+class ChatDelta(_Answer):
+    """What an event adds to the answer: its role first, then its text."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChunkChoice(_Answer):
+    """The next piece of the one answer; the last has a reason and no text."""
+
+    index: Literal[0]
+    delta: ChatDelta
+    logprobs: None
+    finish_reason: Literal["stop", "length"] | None
+
+
+class ChatCompletionChunk(_Answer):
+    """One event of a stream; the last event is the word `[DONE]`.
+
+    With `stream_options.include_usage`, an event without choices follows the answer and has the counts.
+    """
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChunkChoice] = Field(max_length=1)
+    usage: ChatUsage | None = None
+    timings: ChatTimings | None = None
+
+
+class TextUsage(_Answer):
+    """Counts of the tokens that texts took."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embedding(_Answer):
+    """A vector of unit length: numbers, or the base64 of its little-endian float32 bytes."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingList(_Answer):
+    """One vector per input, in their order."""
+
+    object: Literal["list"]
+    model: str
+    data: list[Embedding]
+    usage: TextUsage
+
+
+class LabelScore(_Answer):
+    """How well a label fits."""
+
+    label: str
+    score: float
+
+
+class Classification(_Answer):
+    """An image's labels, the best first."""
+
+    object: Literal["classification"]
+    index: int
+    labels: list[LabelScore]
+
+
+class ClassificationList(_Answer):
+    """One classification per image, in their order."""
+
+    object: Literal["list"]
+    model: str
+    data: list[Classification]
+    usage: TextUsage
+
+
+class ModelDescription(_Answer):
+    """A served model: weight schemes by component, bytes, and how it passed its quality gates."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: Literal["pocketvlm"]
+    task: Literal["image-text-to-text", "dual-encoder"]
+    model_type: str
+    schemes: dict[str, str]
+    weight_bytes: int
+    context_tokens: int | None
+    gated: bool | None
+    gates: list[dict[str, Any]]
+    unmeasured: list[dict[str, Any]]
+
+
+class ModelList(_Answer):
+    """All served models."""
+
+    object: Literal["list"]
+    data: list[ModelDescription]
+
+
+class HealthAnswer(_Answer):
+    """`live` or `ready`, or why not."""
+
+    status: str
+    reason: str | None = None
+
+
+class Welcome(_Answer):
+    """Where to go from here."""
+
+    name: Literal["PocketVLM"]
+    version: str
+    models: str
+    docs: str
+    openapi: str

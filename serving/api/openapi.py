@@ -1,0 +1,120 @@
+"""The OpenAPI document: what FastAPI finds of the routes, with the real bodies and statuses put in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from serving.api import answers, schemas
+from serving.api.deadline import REQUEST_TIMEOUT
+from serving.api.record import REQUEST_ID
+from serving.settings import ApiSettings
+
+_REFUSALS = {
+    400: "A field or an image is wrong; the message names it.",
+    404: "No served model has that name.",
+    408: "The body did not arrive in time.",
+    413: "The body is too large.",
+    429: "Too much is going on; `Retry-After` says when to come again.",
+    500: "A fault of the server; its log has the details.",
+    503: "The model cannot answer now: it loads, stops, hangs or lacks memory.",
+    504: "The request's time limit came first.",
+}
+_OF_WORK = tuple(_REFUSALS)
+_REF = "#/components/schemas/{model}"
+
+
+@dataclass(frozen=True)
+class Described:
+    """What the document says of one route.
+
+    Attributes:
+        answer: Of status 200; None: plain text.
+        statuses: Others that it answers with.
+        request: Its body.
+        event: Of a stream.
+    """
+
+    answer: type[BaseModel] | None
+    statuses: tuple[int, ...] = ()
+    request: type[BaseModel] | None = None
+    event: type[BaseModel] | None = None
+
+
+ROUTES: dict[str, Described] = {
+    "/v1/chat/completions": Described(
+        answers.ChatCompletion, _OF_WORK, schemas.ChatRequest, answers.ChatCompletionChunk
+    ),
+    "/v1/embeddings": Described(answers.EmbeddingList, _OF_WORK, schemas.EmbeddingRequest),
+    "/v1/classify": Described(answers.ClassificationList, _OF_WORK, schemas.ClassifyBody),
+    "/v1/models": Described(answers.ModelList),
+    "/v1/models/{name}": Described(answers.ModelDescription, (404, 503)),
+    "/health/live": Described(answers.HealthAnswer, (503,)),
+    "/health/ready": Described(answers.HealthAnswer, (503,)),
+    "/metrics": Described(None),
+    "/": Described(answers.Welcome),
+}
+"""By path; each has one documented method."""
+
+
+def document(app: FastAPI, settings: ApiSettings) -> dict[str, Any]:
+    """Return the document of an application that has its routes."""
+    found = get_openapi(title=app.title, version=app.version, description=_limits(settings), routes=app.routes)
+    schemas_of, definitions = _schemas()
+    for path, operations in found["paths"].items():
+        for operation in operations.values():
+            _complete(operation, ROUTES[path], schemas_of)
+    found["components"] = {"schemas": definitions}
+    return found
+
+
+def _schemas() -> tuple[dict[type[BaseModel], Any], dict[str, Any]]:
+    """Return a reference for every model of the table, and the definitions that they refer to."""
+    models: dict[type[BaseModel], None] = {answers.ErrorAnswer: None, answers.HealthAnswer: None}
+    for route in ROUTES.values():
+        models |= dict.fromkeys(each for each in (route.answer, route.request, route.event) if each is not None)
+    references, definitions = models_json_schema([(each, "validation") for each in models], ref_template=_REF)
+    return {model: references[(model, "validation")] for model in models}, definitions["$defs"]
+
+
+def _complete(operation: dict[str, Any], route: Described, schema_of: dict[type[BaseModel], Any]) -> None:
+    """Put bodies, headers and statuses into FastAPI's description of a route."""
+
+    def json_of(model: type[BaseModel]) -> dict[str, Any]:
+        return {"application/json": {"schema": schema_of[model]}}
+
+    content = json_of(route.answer) if route.answer else {"text/plain": {"schema": {"type": "string"}}}
+    if route.event:
+        content["text/event-stream"] = {"schema": schema_of[route.event]}
+    operation["responses"] = {"200": {"description": "What was asked for.", "content": content}}
+    for status in route.statuses:
+        is_health = route.answer is answers.HealthAnswer
+        operation["responses"][str(status)] = {
+            "description": HTTPStatus(status).phrase if is_health else _REFUSALS[status],
+            "content": json_of(answers.HealthAnswer if is_health else answers.ErrorAnswer),
+        }
+    if route.request:
+        operation["requestBody"] = {"required": True, "content": json_of(route.request)}
+        operation["parameters"] = [_header(*each) for each in _HEADERS]
+
+
+_HEADERS = (
+    (REQUEST_TIMEOUT, {"type": "number", "exclusiveMinimum": 0}, "Seconds until the request is given up."),
+    (REQUEST_ID, {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"}, "Comes back with the answer and in the log."),
+)
+
+
+def _header(name: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
+    return {"name": name, "in": "header", "required": False, "schema": schema, "description": description}
+
+
+def _limits(settings: ApiSettings) -> str:
+    """Return this server's limits of a request, which are settings and stand in no schema."""
+    limits = settings.model_dump()
+    return "Limits of this server: " + ", ".join(f"{name} {value:g}" for name, value in limits.items()) + "."
