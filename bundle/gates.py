@@ -20,7 +20,7 @@ class Gate(BaseModel):
     """One quality measurement held against its threshold.
 
     Attributes:
-        name: e.g. "top1_agreement", "accuracy/colour", "cosine_mean".
+        name: e.g. "clear_agreement", "accuracy/colour", "cosine_mean".
         value: What was measured.
         limit: The threshold.
         direction: "min": value must be at least the limit; "max": at most.

@@ -136,6 +136,9 @@ class TeacherForced(_Frozen):
         kl_p99: 99th percentile over positions.
         top1_agreement: Share of positions at which both choose the same token.
         top1_interval: The 95 % interval of that share, by the same resamples.
+        num_clear_tokens: Positions at which the parent's choice is at least 1.5 times as likely as its second.
+        clear_agreement: Share of those at which both choose the same token; None where there are none.
+        clear_interval: The 95 % interval of that share, by resampling questions.
         delta_nll: Mean rise of -log p of the right token, in nats per token; below 0 the variant is the surer one.
         parent_nll: Mean -log p of those tokens to the parent, in nats: how much at home it is in the samples.
     """
@@ -149,6 +152,9 @@ class TeacherForced(_Frozen):
     parent_nll: float | None = None
     kl_interval: tuple[float, float] | None = None
     top1_interval: tuple[float, float] | None = None
+    num_clear_tokens: int = 0
+    clear_agreement: float | None = None
+    clear_interval: tuple[float, float] | None = None
 
 
 class Replies(_Frozen):

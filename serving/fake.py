@@ -52,7 +52,7 @@ FAKE_VLM = ModelCard(
     64,
     (
         Gate(
-            name="top1_agreement",
+            name="clear_agreement",
             value=0.99,
             limit=0.95,
             direction="min",

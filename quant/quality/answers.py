@@ -16,6 +16,7 @@ from quant.quality.evaluation import ALL_TASKS, Flags, Measured, PairedFlags, Pr
 from quant.quality.measures import (
     Float64,
     Likeness,
+    clear_choices,
     first_difference,
     grouped_bootstrap,
     kl_divergences,
@@ -135,6 +136,7 @@ class _Comparison:
         self._right: list[list[bool]] = []
         self._divergences: list[Float64] = []
         self._agreements: list[Float64] = []
+        self._clear_agreements: list[Float64] = []
         self._nlls: list[Float64] = []
         self._nll_rises: list[Float64] = []
         self._first_differences: list[int | None] = []
@@ -148,6 +150,7 @@ class _Comparison:
         expected, found = (_answer(model, question, turns, ids, replies) for model in (self._parent, self._variant))
         self._divergences.append(kl_divergences(expected.logits, found.logits))
         self._agreements.append(top1_agreements(expected.logits, found.logits))
+        self._clear_agreements.append(self._agreements[-1][clear_choices(expected.logits)])
         self._nlls.append(negative_log_likelihoods(expected.logits, ids))
         self._nll_rises.append(negative_log_likelihoods(found.logits, ids) - self._nlls[-1])
         if expected.reply is not None and found.reply is not None:
@@ -181,6 +184,8 @@ class _Comparison:
     def _teacher_forced(self) -> TeacherForced:
         kl = np.concatenate(self._divergences)
         kl_mean, top1 = grouped_bootstrap(self._divergences), grouped_bootstrap(self._agreements)
+        clear = [each for each in self._clear_agreements if each.size]
+        of_clear = grouped_bootstrap(clear) if clear else None
         has_interval = len(self._divergences) > 1
         return TeacherForced(
             num_samples=len(self._divergences),
@@ -190,6 +195,9 @@ class _Comparison:
             kl_p99=float(np.percentile(kl, 99)),
             top1_agreement=top1.mean,
             top1_interval=(top1.low, top1.high) if has_interval else None,
+            num_clear_tokens=sum(each.size for each in clear),
+            clear_agreement=of_clear.mean if of_clear else None,
+            clear_interval=(of_clear.low, of_clear.high) if of_clear and len(clear) > 1 else None,
             delta_nll=float(np.concatenate(self._nll_rises).mean()),
             parent_nll=float(np.concatenate(self._nlls).mean()),
         )

@@ -73,22 +73,22 @@ _ANY_SCHEME = {
 _W8A8_DECODER_CANARY = 0.8
 
 
-def _decoder(canary: float, kl_mean: float, top1: float, proved: float, possible: float) -> dict[str, Limit]:
+def _decoder(canary: float, kl_mean: float, clear: float, proved: float, possible: float) -> dict[str, Limit]:
     """Return a row of `LIMITS`: what a decoder's bits may cost."""
     return {
         **_ANY_SCHEME,
         canary_gate(graph_name("decoder")): Limit(canary, "min"),
         canary_gate(graph_name("decoder", "prompt")): Limit(_W8A8_DECODER_CANARY, "min"),
         "kl_mean": Limit(kl_mean, "max"),
-        "top1_agreement": Limit(top1, "min"),
+        "clear_agreement": Limit(clear, "min"),
         f"{ACCURACY}/low": Limit(proved, "max"),
         f"{ACCURACY}/high": Limit(possible, "max"),
     }
 
 
-_EIGHT_BITS = _decoder(canary=_W8A8_DECODER_CANARY, kl_mean=0.02, top1=0.98, proved=0.5, possible=3.0)
-_FOUR_BITS = _decoder(canary=0.3, kl_mean=0.05, top1=0.96, proved=1.0, possible=4.0)
-_TWO_BITS = _decoder(canary=0.1, kl_mean=0.1, top1=0.95, proved=2.0, possible=6.0)
+_EIGHT_BITS = _decoder(canary=_W8A8_DECODER_CANARY, kl_mean=0.02, clear=0.98, proved=0.5, possible=3.0)
+_FOUR_BITS = _decoder(canary=0.3, kl_mean=0.05, clear=0.96, proved=1.0, possible=4.0)
+_TWO_BITS = _decoder(canary=0.1, kl_mean=0.1, clear=0.95, proved=2.0, possible=6.0)
 
 LIMITS: dict[str, dict[str, Limit]] = {
     "fp16": _EIGHT_BITS,
@@ -131,7 +131,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "spread": _KINDS,
     "image_sensitivity": (),
     "kl_mean": (),
-    "top1_agreement": (),
+    "clear_agreement": (),
     ACCURACY: ("low", "high"),
 }
 """What a measure may be of, as gates are named: "measure/of"."""
@@ -357,7 +357,8 @@ def _sensitivity_value(measured: Measured) -> _Value:
 def _forced_values(measured: Measured) -> Iterable[_Value]:
     if forced := measured.teacher_forced:
         yield _Value("kl_mean", "", forced.kl_mean, forced.num_tokens)
-        yield _Value("top1_agreement", "", forced.top1_agreement, forced.num_tokens)
+        lack = "the parent is sure of no token of these answers"
+        yield _Value("clear_agreement", "", forced.clear_agreement, forced.num_clear_tokens, lack)
 
 
 def _accuracy_values(measured: Measured, no_accuracy: str) -> Iterable[_Value]:

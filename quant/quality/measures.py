@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,9 @@ from bundle.report import Likenesses
 
 Float64 = NDArray[np.float64]
 
+CLEAR_RATIO = 1.5
+"""How much likelier than its second a model's first choice must be to count as one. Between two tokens that are nearly
+as likely, any rounding chooses: an open answer of a small model has one such position in six."""
 _NO_SPREAD = 1e-10
 """Share of the squared length below which what rows differ by is rounding: sums of squares in float64 keep 1e-15."""
 
@@ -45,6 +49,13 @@ def top1_agreements(reference_logits: ArrayLike, logits: ArrayLike) -> Float64:
     """Return 1 where both would choose the same token, else 0: [A] from two [A, V]."""
     same = np.asarray(reference_logits).argmax(axis=-1) == np.asarray(logits).argmax(axis=-1)
     return np.asarray(same, np.float64)
+
+
+def clear_choices(logits: ArrayLike) -> NDArray[np.bool_]:
+    """Return where the first choice is at least `CLEAR_RATIO` times as likely as the second: [A] from [A, V]."""
+    second, first = np.partition(np.asarray(logits, np.float64), -2, axis=-1)[..., -2:].T
+    clear: NDArray[np.bool_] = first - second >= math.log(CLEAR_RATIO)
+    return clear
 
 
 def negative_log_likelihoods(logits: ArrayLike, token_ids: Sequence[int]) -> Float64:

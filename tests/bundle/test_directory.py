@@ -85,9 +85,9 @@ def test_a_manifest_cannot_reach_outside_its_folder(copy: Path) -> None:
 
 
 def test_a_failed_gate_is_refused_unless_asked_for(copy: Path) -> None:
-    gate = Gate(name="top1_agreement", value=0.5, limit=0.95, direction="min", n=10, passed=False)
+    gate = Gate(name="clear_agreement", value=0.5, limit=0.95, direction="min", n=10, passed=False)
     seal(copy, read_manifest(copy).model_copy(update={"gates": (gate,)}))
-    with pytest.raises(GateError, match=r"top1_agreement 0.5 on 10, needs >= 0.95"):
+    with pytest.raises(GateError, match=r"clear_agreement 0.5 on 10, needs >= 0.95"):
         open_bundle(copy)
     assert open_bundle(copy, allow_ungated=True).manifest.has_failed_gate
 

@@ -119,6 +119,6 @@ def test_a_strangers_model_is_measured_without_being_told_and_says_on_what(
     assert ", built-in calibration texts" in told
     assert ", built-in evaluation texts" in told
     manifest = read_manifest(tmp_path / "int8")
-    assert {gate.name for gate in manifest.gates if gate.basis == "samples"} >= {"kl_mean", "top1_agreement"}
+    assert {gate.name for gate in manifest.gates if gate.basis == "samples"} >= {"kl_mean", "clear_agreement"}
     assert {each.name for each in manifest.unmeasured} >= {"accuracy_loss_points/low", "accuracy_loss_points/high"}
     assert done.returncode == (3 if manifest.has_failed_gate else 0)

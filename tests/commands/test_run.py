@@ -26,7 +26,7 @@ def failed_bundle(smolvlm_bundle: Path, tmp_path_factory: pytest.TempPathFactory
     shutil.copytree(smolvlm_bundle, folder)
     gates = (
         Gate(name="kl_mean", value=0.375, limit=0.1, direction="max", n=48, passed=False),
-        Gate(name="top1_agreement", value=0.9875, limit=0.9, direction="min", n=48, passed=True),
+        Gate(name="clear_agreement", value=0.9875, limit=0.9, direction="min", n=48, passed=True),
     )
     manifest = read_manifest(folder).model_copy(update={"gates": gates})
     (folder / MANIFEST).write_text(manifest.model_dump_json(), encoding="utf-8")
@@ -66,7 +66,7 @@ def test_a_bundle_that_failed_its_gate_says_so_in_one_line_and_answers(
     assert done.returncode == 0, done.stderr
     (line,) = (line for line in done.stderr.splitlines() if "gate" in line)
     assert "kl_mean 0.375 on 48, needs <= 0.1" in line
-    assert "top1_agreement" not in line
+    assert "clear_agreement" not in line
     assert done.stdout == pocketvlm("run", smolvlm_bundle, "--max-tokens", 3, "what?").stdout
 
 

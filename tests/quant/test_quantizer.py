@@ -314,7 +314,7 @@ def test_a_variant_measured_on_texts_alone_says_which_gates_that_leaves_open(
         ("correlation/image_features", "spread/image_features", "image_sensitivity"), "no sample has an image"
     )
     assert {gate.name for gate in manifest.gates if gate.basis == "samples"} == {
-        *("kl_mean", "top1_agreement", "accuracy_loss_points/low", "accuracy_loss_points/high")
+        *("kl_mean", "clear_agreement", "accuracy_loss_points/low", "accuracy_loss_points/high")
     }
     report = read_report(tmp_path / "out")
     assert report.unmeasured == manifest.unmeasured

@@ -22,7 +22,7 @@ NO_LIMITS = {
     "accuracy_loss_points/high": 100.0,
     "accuracy_loss_points/low": 100.0,
     "kl_mean": 9.0,
-    "top1_agreement": 0.0,
+    "clear_agreement": 0.0,
 }
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from bundle.image import TileLayout
 from bundle.prompt import Prompt, Span
 from quant.quality.answers import measure_answers
+from quant.quality.gate import unmeasured_gates
 from runtime.filled_prompt import FilledPrompt
 from runtime.one_request import Prefilled, SeenImages
 
@@ -93,11 +94,22 @@ def test_teacher_forcing_compares_every_answer_position() -> None:
     assert found.kl_mean == pytest.approx(0.5 * np.log(3))
     assert found.kl_p99 == pytest.approx(0.5 * np.log(3))
     assert found.top1_agreement == 0
+    assert (found.num_clear_tokens, found.clear_agreement, found.clear_interval) == (7, 0, (0, 0))
     assert found.kl_interval == pytest.approx((found.kl_mean, found.kl_mean))  # all alike: no width
     assert found.top1_interval == (0, 0)
     # Every right token is the first: p falls from 3/4 to 1/4.
     assert found.delta_nll == pytest.approx(np.log(3))
     assert found.parent_nll == pytest.approx(np.log(4 / 3))
+
+
+def test_tokens_that_are_nearly_as_likely_are_no_choice_to_agree_on() -> None:
+    questions = [Asked("digit", "aa"), Asked("digit", "aaa")]
+    pair = Parrot(margin=np.log(1.4)), Parrot(margin=np.log(1 / 1.4))
+    measured = measure_answers(*pair, questions, silent)
+    found = measured.teacher_forced
+    assert found is not None
+    assert (found.top1_agreement, found.num_clear_tokens, found.clear_agreement) == (0, 0, None)
+    assert "clear_agreement" in {each.name for each in unmeasured_gates(measured)}
 
 
 def test_one_question_has_no_interval() -> None:

@@ -11,6 +11,7 @@ from bundle.errors import QuantizationError
 from quant.quality.measures import (
     Likeness,
     bootstrap,
+    clear_choices,
     cosines,
     first_difference,
     grouped_bootstrap,
@@ -49,6 +50,11 @@ def test_nll_equals_torch_cross_entropy(rng: np.random.Generator) -> None:
 
 def test_agreement_counts_equal_choices() -> None:
     assert top1_agreements([[1, 2], [3, 0], [0, 1]], [[0, 5], [0, 1], [2, 1]]).tolist() == [1, 0, 0]
+
+
+def test_a_choice_is_clear_where_the_first_is_half_as_likely_again_as_the_second() -> None:
+    odds = np.log([[1.4, 1, 0.1], [1, 1.49, 0.1], [0.1, 1, 1.51], [1, 1, 1]]) + 7
+    assert clear_choices(odds).tolist() == [False, False, True, False]
 
 
 @pytest.mark.parametrize(

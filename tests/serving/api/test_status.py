@@ -45,7 +45,7 @@ def test_models_are_listed_with_task_schemes_bytes_and_gates(api: Any) -> None:
     card = api.get("/v1/models/fake-vlm").json()
     assert card == listing["data"][0]
     assert (card["schemes"], card["weight_bytes"], card["context_tokens"]) == ({"decoder": "int4"}, 1_000_000, 64)
-    assert card["gates"][0]["name"] == "top1_agreement"
+    assert card["gates"][0]["name"] == "clear_agreement"
     assert card["unmeasured"] == [{"name": "image_sensitivity", "reason": "no sample has an image"}]
     assert [card["gated"] for card in listing["data"]] == [True, None]
 
