@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from bundle.directory import sha256_of
 from bundle.errors import CheckpointError, UnsupportedConfigError
+from export.lfs import require_content
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -120,11 +121,12 @@ class Checkpoint:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    require_content(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path.parent} holds no {path.name}: it is not a Hugging Face checkpoint") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a {type(value).__name__}, expected an object")
@@ -148,6 +150,7 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 def _read_header(file: Path) -> dict[str, StoredTensor]:
+    require_content(file)
     try:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
@@ -156,7 +159,7 @@ def _read_header(file: Path) -> dict[str, StoredTensor]:
             header = json.loads(stream.read(length))
         header.pop("__metadata__", None)
         return {name: _stored(file, name, entry, 8 + length) for name, entry in header.items()}
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{file} is not a safetensors file, or was cut short: {error}") from error
 
 

@@ -79,6 +79,8 @@ def export_checkpoint(
     with write_aside(output, overwrite=overwrite) as aside:
         files = convert_processor(folder, source.config, aside)
         _require_agreement(family, files)
+        if files.note is not None:
+            say(files.note)
         for setting in files.not_applied:
             say(f"generation_config.json: {setting} is left out; answers are sampled without it")
         components = _write_all(models, plans, aside, say)

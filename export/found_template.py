@@ -11,7 +11,8 @@ from bundle.chat_template import CHAT_TEMPLATE
 from bundle.errors import BundleFormatError, CheckpointError, UnsupportedConfigError
 from bundle.manifest import ImagePrompt
 from bundle.prompt import PromptBuilder
-from bundle.text import TOKENIZER, Tokenizer
+from bundle.text import Tokenizer
+from export.lfs import require_content
 from export.settings_file import read_settings
 
 _PROCESSOR, _LEGACY, _TOKENIZER = "processor_config.json", "chat_template.json", "tokenizer_config.json"
@@ -44,6 +45,7 @@ class FoundTemplate:
             CheckpointError: There is none.
         """
         raw = checkpoint / CHAT_TEMPLATE
+        require_content(raw)
         places = {
             _PROCESSOR: processor.get("chat_template"),
             _LEGACY: read_settings(checkpoint / _LEGACY, required=False).get("chat_template"),
@@ -59,15 +61,19 @@ class FoundTemplate:
             )
         return cls(text, checkpoint, file)
 
-    def require_prompts(self, image_prompt: ImagePrompt, template_tokens: Mapping[str, str]) -> None:
+    def require_prompts(self, tokenizer: Path, image_prompt: ImagePrompt, template_tokens: Mapping[str, str]) -> None:
         """Check that the template makes prompts with an image in them.
+
+        Args:
+            tokenizer: The bundle's `tokenizer.json`.
+            image_prompt: How the model writes images.
+            template_tokens: Special tokens by the name the template uses.
 
         Raises:
             UnsupportedConfigError: It does not; the message says where to put one that does.
         """
         try:
-            tokenizer = Tokenizer.from_file(self.checkpoint / TOKENIZER)
-            PromptBuilder(tokenizer, self.text, image_prompt, template_tokens).require_images()
+            PromptBuilder(Tokenizer.from_file(tokenizer), self.text, image_prompt, template_tokens).require_images()
         except BundleFormatError as error:
             target = CHAT_TEMPLATE if self.file == _TOKENIZER else self.file  # the former is looked for before it
             raise UnsupportedConfigError(

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from bundle.errors import CheckpointError, UnsupportedConfigError
 from export.config import DecoderConfig
 from export.gguf_blocks import block_codes
+from export.lfs import require_content
 from quant.rounding.block_codes import BlockCodes
 
 _PERMUTES = {"llama": True, "qwen2": False}
@@ -111,6 +112,7 @@ def open_gguf(file: Path) -> gguf.GGUFReader:
         CheckpointError: It is absent, cut short, or another kind of file.
     """
     try:
+        require_content(file)
         return gguf.GGUFReader(file)
     except (OSError, ValueError, IndexError, KeyError) as error:
         raise CheckpointError(f"{file} cannot be read as a GGUF file: {error}") from error

@@ -51,6 +51,15 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 """Processor class, less its "Fast" or "Pil" ending, to the defaults it has in transformers 5."""
 
+_CLASS_OF_MODEL = {
+    "clip": "CLIPImageProcessor",
+    "siglip": "SiglipImageProcessor",
+    "llava": "LlavaImageProcessor",
+    "idefics3": "Idefics3ImageProcessor",
+    "smolvlm": "SmolVLMImageProcessor",
+}
+"""Model type to the class that transformers takes where a processor file names none."""
+
 _WITHOUT_EFFECT = frozenset(
     {
         "do_convert_rgb",  # every image is RGB before preprocessing
@@ -76,17 +85,18 @@ _WITHOUT_EFFECT = frozenset(
 """Settings of these classes that do not change `pixel_values`."""
 
 
-def read_image_spec(settings: Mapping[str, Any], source: str) -> ImageSpec:
+def read_image_spec(settings: Mapping[str, Any], source: str, model_type: str | None = None) -> ImageSpec:
     """Return the preprocessing that the settings describe.
 
     Args:
         settings: `preprocessor_config.json`, or `image_processor` inside `processor_config.json`.
         source: Where they were read, for messages.
+        model_type: Of the checkpoint's config; tells the class where the settings do not.
 
     Raises:
         UnsupportedConfigError: An unknown class or setting, or a value that is not reproduced.
     """
-    name = _class_name(settings, source)
+    name = _class_name(settings, source, model_type)
     _check_known(settings, _DEFAULTS[name], source)
     full = {**_DEFAULTS[name], **{key: value for key, value in settings.items() if value is not None}}
     for key in ("do_resize", "do_rescale", "do_normalize"):
@@ -102,14 +112,17 @@ def read_image_spec(settings: Mapping[str, Any], source: str) -> ImageSpec:
     )
 
 
-def _class_name(settings: Mapping[str, Any], source: str) -> str:
+def _class_name(settings: Mapping[str, Any], source: str, model_type: str | None) -> str:
     stated = settings.get("image_processor_type") or settings.get("feature_extractor_type")
+    if stated is None:
+        stated = _CLASS_OF_MODEL.get(model_type or "")
     name = str(stated)
     for ending in ("Fast", "Pil"):
         name = name.removesuffix(ending)
     if name not in _DEFAULTS:
         raise UnsupportedConfigError(
-            f"{source}: image_processor_type {stated!r} is not supported; known are {', '.join(sorted(_DEFAULTS))}"
+            f"{source}: image_processor_type {stated!r} is not supported; known are {', '.join(sorted(_DEFAULTS))}. "
+            "Where the file names none, add the one that the model was trained with."
         )
     return name
 

@@ -15,16 +15,20 @@ from typing import Any
 from pydantic import ValidationError
 
 from bundle.chat_template import CHAT_TEMPLATE
-from bundle.errors import CheckpointError, UnsupportedConfigError
+from bundle.errors import CheckpointError, PocketVLMError, UnsupportedConfigError
 from bundle.generation import SamplingDefaults
 from bundle.image import ImageSpec
 from bundle.manifest import ImagePrompt
+from bundle.text import TOKENIZER
+from export.added_tokens import with_added_tokens
 from export.found_template import FoundTemplate
 from export.image_processor import read_image_spec
+from export.lowercase import with_training_case
 from export.settings_file import read_settings
 
 _TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _DUAL_TYPES = ("clip", "siglip", "siglip2")
+_LOWER_CASED = ("siglip", "siglip2")
 _TILED_TYPES = ("idefics3", "smolvlm")
 _NOT_APPLIED: Mapping[str, Any] = {
     "repetition_penalty": 1.0,
@@ -55,6 +59,7 @@ class ProcessorFiles:
         last_token: Text and id of the token with the highest id.
         pads_to_max: Dual encoders: texts are padded to the longest length there is (SigLIP).
         not_applied: What `generation_config.json` asks for and is left out, as "name value".
+        note: What the bundle does that the checkpoint's files alone do not, in words; None where nothing.
     """
 
     image_spec: ImageSpec
@@ -66,6 +71,7 @@ class ProcessorFiles:
     last_token: tuple[str, int]
     pads_to_max: bool
     not_applied: tuple[str, ...] = ()
+    note: str | None = None
 
 
 def convert_processor(checkpoint: Path, config: Mapping[str, Any], output: Path) -> ProcessorFiles:
@@ -86,15 +92,16 @@ def convert_processor(checkpoint: Path, config: Mapping[str, Any], output: Path)
     """
     model_type = str(config.get("model_type"))
     processor = read_settings(checkpoint / "processor_config.json", required=False)
-    spec = read_image_spec(_image_settings(checkpoint, processor), _image_settings_file(checkpoint, processor))
+    settings, source = _image_settings(checkpoint, processor), _image_settings_file(checkpoint, processor)
+    spec = read_image_spec(settings, source, model_type)
     (output / "preprocessor.json").write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    vocabulary = _Vocabulary.read(checkpoint)
-    (output / "tokenizer.json").write_text(vocabulary.text, encoding="utf-8")
+    vocabulary = _Vocabulary.read(checkpoint, model_type)
+    (output / TOKENIZER).write_text(vocabulary.text, encoding="utf-8")
     if model_type in _DUAL_TYPES:
         return _dual_encoder(model_type, spec, vocabulary)
     prompt = _image_prompt(config, model_type, processor, spec, vocabulary)
     template = FoundTemplate.find(checkpoint, processor, vocabulary.settings)
-    template.require_prompts(prompt, vocabulary.template_tokens)
+    template.require_prompts(output / TOKENIZER, prompt, vocabulary.template_tokens)
     (output / CHAT_TEMPLATE).write_text(template.text, encoding="utf-8")
     generation = read_settings(checkpoint / "generation_config.json", required=False)
     _sampling_defaults(generation).write(output)
@@ -116,33 +123,41 @@ class _Vocabulary:
     """The tokenizer's files, as far as a conversion reads them.
 
     Attributes:
-        text: `tokenizer.json` as it stands.
+        text: `tokenizer.json`, with the tokens that other files state and the case of the model's training.
         ids: Token text to id, added tokens included.
         settings: `tokenizer_config.json`.
         template_tokens: Special tokens by name.
+        note: What was changed, in words; None where nothing.
     """
 
     text: str
     ids: dict[str, int]
     settings: dict[str, Any]
     template_tokens: dict[str, str]
+    note: str | None = None
 
     @classmethod
-    def read(cls, checkpoint: Path) -> _Vocabulary:
+    def read(cls, checkpoint: Path, model_type: str) -> _Vocabulary:
         path = checkpoint / "tokenizer.json"
         if not path.is_file():
             raise CheckpointError(
                 f"{path} is missing. A sentencepiece model alone is not read; save the tokenizer with transformers' "
                 "fast class, which writes tokenizer.json."
             )
-        content = read_settings(path)
+        read_settings(path)
         settings = read_settings(checkpoint / "tokenizer_config.json", required=False)
         legacy = read_settings(checkpoint / "special_tokens_map.json", required=False)
         named = {name: settings.get(name, legacy.get(name)) for name in _TOKEN_NAMES}
         tokens = {name: _token_text(token) for name, token in named.items() if token is not None}
-        vocabulary = cls(path.read_text(encoding="utf-8"), _token_ids(content), settings, tokens)
-        _check_lowercasing(settings, content)
-        return vocabulary
+        added = read_settings(checkpoint / "added_tokens.json", required=False)
+        try:
+            text = with_added_tokens(path.read_text(encoding="utf-8"), settings, legacy, added)
+            text, note = with_training_case(text, settings) if model_type in _LOWER_CASED else (text, None)
+        except PocketVLMError:
+            raise
+        except Exception as error:  # the tokenizers library raises bare Exception for what it cannot read
+            raise CheckpointError(f"{path} is not a tokenizer: {error}") from error
+        return cls(text, _token_ids(json.loads(text)), settings, tokens, note)
 
     @property
     def last(self) -> tuple[str, int]:
@@ -177,16 +192,6 @@ def _token_text(token: str | Mapping[str, Any]) -> str:
     return token if isinstance(token, str) else str(token["content"])
 
 
-def _check_lowercasing(settings: Mapping[str, Any], content: Mapping[str, Any]) -> None:
-    """Refuse a SigLIP tokenizer whose class lowercases in Python what `tokenizer.json` alone would not."""
-    name = settings.get("tokenizer_class")
-    if name in ("SiglipTokenizer", "Siglip2Tokenizer") and "Lowercase" not in json.dumps(content.get("normalizer")):
-        raise UnsupportedConfigError(
-            f"tokenizer_class {name} lowercases text, but the normalizer in tokenizer.json does not; save the "
-            "tokenizer again with transformers 5"
-        )
-
-
 def _image_settings(checkpoint: Path, processor: Mapping[str, Any]) -> dict[str, Any]:
     nested = processor.get("image_processor")
     return dict(nested) if nested is not None else read_settings(checkpoint / "preprocessor_config.json")
@@ -218,6 +223,7 @@ def _dual_encoder(model_type: str, spec: ImageSpec, vocabulary: _Vocabulary) -> 
         pad_token_id=vocabulary.named_id("pad_token"),
         last_token=vocabulary.last,
         pads_to_max=model_type != "clip",
+        note=vocabulary.note,
     )
 
 

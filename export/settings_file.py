@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bundle.errors import CheckpointError
+from export.lfs import require_content
 
 
 def read_settings(path: Path, *, required: bool = True) -> dict[str, Any]:
@@ -19,9 +20,10 @@ def read_settings(path: Path, *, required: bool = True) -> dict[str, Any]:
         if required:
             raise CheckpointError(f"{path} is missing; the checkpoint is incomplete, download it again")
         return {}
+    require_content(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__} where an object is expected")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,3 +77,29 @@ def test_setting_that_is_not_reproduced_is_refused_by_name(settings: dict[str, A
 def test_settings_without_effect_and_nulls_are_accepted() -> None:
     settings = {**CLIP, "do_convert_rgb": True, "pad_size": None, "do_image_splitting": False, "processor_class": "X"}
     assert read_image_spec(settings, "test") == read_image_spec(CLIP, "test")
+
+
+@pytest.mark.parametrize("preset", ["clip", "siglip", "smolvlm", "llava-clip-llama"])
+def test_file_that_names_no_class_is_read_as_the_model_s(
+    preset: str, checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """transformers takes the class of config.json's model_type; so is done here."""
+    from transformers import AutoProcessor
+
+    folder = Path(shutil.copytree(checkpoint_of(preset), tmp_path / "checkpoint"))
+    path = folder / "processor_config.json"
+    content = json.loads(path.read_text())
+    named = read_image_spec(content["image_processor"], "named")
+    del content["image_processor"]["image_processor_type"]
+    path.write_text(json.dumps(content))
+    nameless = read_image_spec(
+        content["image_processor"], "nameless", json.loads((folder / "config.json").read_text())["model_type"]
+    )
+    assert nameless == named
+    theirs = type(AutoProcessor.from_pretrained(folder).image_processor).__name__
+    assert read_image_spec({**content["image_processor"], "image_processor_type": theirs}, "theirs") == nameless
+
+
+def test_file_that_names_no_class_of_an_unknown_model_is_refused_with_what_to_add() -> None:
+    with pytest.raises(UnsupportedConfigError, match=r"image_processor_type None is not supported; .* add the one"):
+        read_image_spec({}, "test", "mystery")

@@ -294,8 +294,6 @@ def _set(key: str, value: Any) -> Edit:
         ("config.json", _set("model_type", "mystery"), "model_type 'mystery'"),
         ("processor_config.json", _set("image_seq_len", 999), "image_seq_len 999"),
         ("tokenizer_config.json", _set("image_token", "<none>"), "<none>"),
-        ("tokenizer_config.json", _set("bos_token", "<nowhere>"), "bos_token '<nowhere>'"),
-        ("tokenizer_config.json", _set("tokenizer_class", "Siglip2Tokenizer"), "lowercases"),
     ],
 )
 def test_contradiction_between_files_is_refused_by_name(
