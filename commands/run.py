@@ -55,4 +55,6 @@ def run(
         print_json(asdict(answered))
     else:
         console.print()
+        if not answered.text.strip():
+            progress("the answer is empty: the model had nothing to say to these words")
         progress(speed(answered))

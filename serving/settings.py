@@ -197,17 +197,18 @@ class RaySettings(_Frozen):
         patience_s: How long a request waits while its model has no replica that can take it.
         health_check_period_s: How often Ray asks a replica whether its engine lives. It replaces one that fails three
             times.
-        health_check_timeout_s: A question that is not answered for so long has failed.
+        health_check_timeout_s: A question that is not answered for so long has failed. A short one ends replicas of a
+            machine that is merely busy.
     """
 
     ingress_replicas: int = Field(default=2, ge=1)
     ingress_num_cpus: float = Field(default=0.25, ge=0)
     generator: ScalingSettings = ScalingSettings()
     embedder: ScalingSettings = ScalingSettings()
-    silent_after_s: float = Field(default=4.0, ge=2)
+    silent_after_s: float = Field(default=5.0, ge=2)
     patience_s: float = Field(default=15.0, gt=0)
     health_check_period_s: float = Field(default=1.0, gt=0)
-    health_check_timeout_s: float = Field(default=3.0, gt=0)
+    health_check_timeout_s: float = Field(default=10.0, gt=0)
 
 
 class ServerSettings(_Frozen):

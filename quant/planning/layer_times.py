@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
@@ -21,6 +20,7 @@ from pathlib import Path
 from bundle.errors import QuantizationError
 from bundle.form import Form
 from bundle.machine import cpu_name, num_usable_cores
+from pages.file import write_whole
 from quant.planning.layer_runs import BUDGET_S, Seen, Timed, TimeLayers, time_layers
 from quant.planning.plan import KEPT, Choice
 from runtime.onnx_runtime import runtime_version
@@ -138,13 +138,10 @@ def tuned_times(
     known = _read(path)
     by_key = {timed.key: timed for timed in map(_as_timed, wanted)}
     if by_key.keys() - known.keys():
-        progress(
-            f"timing {len(by_key)} layer forms on this machine, about {_ABOUT_S} s; kept in {path}, "
-            "which may be deleted to measure again"
-        )
+        progress(f"timing {len(by_key)} layer forms on this machine, about {_ABOUT_S} s")
         told = time_layers(list(by_key.values()))
         known |= {key: Seen.of(openings) for key, openings in told.items()}
-        _write(path, known)
+        progress(_kept(path, known))
     return _layer_times(known, f"measured on this machine ({cpu_name()}, {num_usable_cores()} cores), one thread")
 
 
@@ -197,16 +194,14 @@ def _read(path: Path) -> dict[str, Seen]:
     return seen if all(0 < each.least_ms <= each.usual_ms < float("inf") for each in seen.values()) else {}
 
 
-def _write(path: Path, seen: Mapping[str, Seen]) -> None:
-    """Keep times for the next run; a place that cannot be written costs that run a few seconds, not this one."""
+def _kept(path: Path, seen: Mapping[str, Seen]) -> str:
+    """Keep times for the next run, and say where; a place that cannot be written costs that run some seconds."""
+    told = {key: asdict(each) for key, each in seen.items()}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(f".{os.getpid()}")
-        told = {key: asdict(each) for key, each in seen.items()}
-        scratch.write_text(json.dumps(told, indent=1, sort_keys=True), encoding="utf-8")
-        scratch.replace(path)
-    except OSError:
-        return
+        write_whole(path, json.dumps(told, indent=1, sort_keys=True).encode())
+    except OSError as error:
+        return f"the times cannot be kept in {path} ({error.strerror}): the next run measures them again"
+    return f"the times are kept in {path}, which may be deleted to measure again"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

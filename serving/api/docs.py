@@ -1,4 +1,4 @@
-"""`GET /docs`, the routes on one page that loads nothing from elsewhere, for machines without a network; `GET /`."""
+"""`GET /docs`: the routes on one page that loads nothing from elsewhere, so that it needs no network; and `GET /`."""
 
 from __future__ import annotations
 

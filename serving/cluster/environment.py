@@ -12,12 +12,14 @@ from collections.abc import MutableMapping
 RAY_ENVIRONMENT = {
     # Nothing leaves the machine unasked.
     "RAY_USAGE_STATS_ENABLED": "0",
-    # A proxy that fails three times is replaced: one that died after 3 s, one that hangs after 9 s. Ray's own 10 s and
-    # 10 s leave a node without a port for half a minute.
+    # A proxy that fails three times is replaced: one that died after 3 s, one that hangs after 18 s. Ray's own 10 s and
+    # 10 s leave a node without a port for half a minute. Less than 5 s ends proxies of a machine that is merely busy.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
-    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "2",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "5",
     # A proxy that starts is given 3 x 30 s; Ray's own 3 x 5 s end it again and again on a small or busy machine.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
+    # A node whose raylet fails five times is dead: after 5 s where nothing listens, instead of 15 s.
+    "RAY_health_check_period_ms": "1000",
     # An unhealthy replica holds requests that nobody will answer: it is ended, not drained.
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
     # What a proxy itself answers gets the API's form, and requests of an ingress that died are sent to another.

@@ -167,7 +167,8 @@ class _Answer:
     async def end(self, error: PocketVLMError) -> None:
         """End a stream that was cut with an error event; another answer is cut, as its length tells."""
         if self._is_stream:
-            event = f"data: {json.dumps(error_body(error), ensure_ascii=False)}\n\ndata: [DONE]\n\n"
+            body = json.dumps(error_body(error), ensure_ascii=False, separators=(",", ":"))
+            event = f"data: {body}\n\ndata: [DONE]\n\n"
             await self._send({"type": "http.response.body", "body": event.encode(), "more_body": False})
 
     def _begin(self, message: Message) -> bool:

@@ -53,6 +53,11 @@ class WatchingRouter(FIFOMixin, LocalityMixin, RequestRouter):  # type: ignore[m
         """Tell the request's caller which replica took it."""
         tell_caller(replica_id.unique_id)
 
+    def on_replica_actor_unavailable(self, replica_id: ReplicaID) -> None:
+        """Pass a replica over that could not be reached: its node may be gone, which takes Ray seconds to know."""
+        super().on_replica_actor_unavailable(replica_id)
+        self._watch.doubt(replica_id.unique_id)
+
     def _is_fit(self, replica: RunningReplica) -> bool:
         return self._watch.is_fit(replica.replica_id.unique_id)
 

@@ -64,6 +64,7 @@ class ReplicaWatch:
         self.silent_after_s = 5.0
         self.num_silences = 0
         self._missed_rounds: dict[str, int] = {}
+        self._unreachable: set[str] = set()
         self._reports: dict[str, Report] = {}
         self._running: frozenset[str] = frozenset()
 
@@ -106,6 +107,7 @@ class ReplicaWatch:
         """
         self._running = frozenset(reports)
         self._reports = {replica: Report(**told) for replica, told in reports.items() if told}
+        self._unreachable &= self._running
         silent = {replica for replica in self._missed_rounds if self.is_silent(replica)}
         self._missed_rounds = {
             replica: self._missed_rounds.get(replica, 0) + 1 for replica in sorted(self._running | silent)
@@ -115,16 +117,24 @@ class ReplicaWatch:
     def hear(self, replica: str) -> None:
         """Take down that a replica answered."""
         self._missed_rounds[replica] = 0
+        self._unreachable.discard(replica)
+
+    def doubt(self, replica: str) -> None:
+        """Take down that a replica could not be reached; it gets no request until it answers."""
+        self._unreachable.add(replica)
 
     def forget(self, replicas: Iterable[str]) -> None:
         """Take down that replicas are dead: Ray tells their callers."""
         for replica in replicas:
             self._missed_rounds.pop(replica, None)
+            self._unreachable.discard(replica)
         self._running -= frozenset(replicas)
 
     def _fault_of(self, replica: str) -> str:
         if self.is_silent(replica):
             return f"a replica has been silent for more than {self.silent_after_s:g} s"
+        if replica in self._unreachable:
+            return "a replica cannot be reached"
         report = self._reports.get(replica, Report())
         return "" if report.is_ready else report.reason or "a replica is not ready"
 

@@ -139,6 +139,7 @@ class Outcome:
     Attributes:
         endings: Of requests that did not go by a proxy that was hit.
         with_proxy: Of requests that were under way in a proxy that was hit.
+        refusals: What they were told.
         recovery_s: From the fault until requests sent are answered again, all of them.
         slowest_s: The longest that an answer took.
     """
@@ -146,13 +147,14 @@ class Outcome:
     fault: str
     endings: dict[str, int]
     with_proxy: dict[str, int]
+    refusals: dict[str, int]
     recovery_s: float
     slowest_s: float
 
     def __str__(self) -> str:
         told = "  ".join(f"{name} {self.endings.get(name, 0):3d}" for name in ("answered", "refused", "lost", "hung"))
         return f"{self.fault:28s} {told}  in the hit proxy {self.with_proxy}  recovery {self.recovery_s:.1f} s" + (
-            f"  slowest answer {self.slowest_s:.1f} s"
+            f"  slowest answer {self.slowest_s:.1f} s  {self.refusals or ''}"
         )
 
 
@@ -165,9 +167,14 @@ def outcome_of(fault: str, samples: list[Sample], hit_s: float, hit_ports: tuple
         fault,
         dict(Counter(each.reply.ending for each, within in zip(samples, is_within, strict=True) if not within)),
         dict(Counter(each.reply.ending for each, within in zip(samples, is_within, strict=True) if within)),
+        dict(Counter(_told(each.reply) for each in samples if each.reply.ending == "refused")),
         max(0.0, *failed_s, 0.0),
         max(answered, default=0.0),
     )
+
+
+def _told(reply: Reply) -> str:
+    return reply.body.rpartition(b'"message"')[2][:90].decode(errors="replace")
 
 
 OUTCOMES: list[Outcome] = []

@@ -218,12 +218,6 @@ def test_tokenizer_that_panics_fails_with_an_error_of_ours() -> None:
         )
 
 
-def test_choices_are_told_in_lines(copied: Path) -> None:
-    told = "18 x w8a8 8-bit: prompts bring many rows\n1 x matmul_nbits 8-bit b64"
-    _edited(copied / "manifest.json", lambda m: m["components"]["decoder"].update(detail=told))
-    assert read_manifest(copied).components["decoder"].detail == told
-
-
 @pytest.mark.parametrize(
     "content", ["[" * 100_000, "{}", "", '{"version": "1.0", "model": {"type": "X"}}', "\x00"], ids=repr
 )

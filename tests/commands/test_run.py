@@ -6,12 +6,14 @@ import io
 import json
 import shutil
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import serving.oneshot
 from bundle.directory import MANIFEST, read_manifest
 from bundle.manifest import Gate
 from commands.terminal import Stripped
@@ -84,6 +86,18 @@ def test_a_question_may_come_on_standard_input(process, smolvlm_bundle: Path) ->
     assert read.returncode == 0, read.stderr
     assert json.loads(read.stdout)["token_ids"] == json.loads(said.stdout)["token_ids"]
     assert process("run", smolvlm_bundle, "-").returncode == 2
+
+
+def test_an_answer_without_words_is_told_on_stderr(pocketvlm, smolvlm_bundle: Path, monkeypatch) -> None:
+    answer = serving.oneshot.answer
+
+    async def blank(*arguments: object) -> serving.oneshot.Answer:
+        return replace(await answer(*arguments[:-1], None), text=" \n")
+
+    monkeypatch.setattr(serving.oneshot, "answer", blank)
+    done = pocketvlm("run", smolvlm_bundle, "--max-tokens", 1, "what?")
+    assert done.stdout == "\n"
+    assert "the answer is empty" in done.stderr
 
 
 @given(st.lists(st.text(" \n\tab", max_size=4)))

@@ -369,6 +369,19 @@ def test_health_is_that_of_the_replicas_which_answer() -> None:
     assert health.reason == "m: a replica has been silent for more than 5 s"
 
 
+def test_a_replica_that_could_not_be_reached_is_passed_over_until_it_answers() -> None:
+    watch = watch_over("a", "b")
+    watch.doubt("a")
+    assert (watch.is_fit("a"), watch.is_silent("a"), watch.has_fit) == (False, False, True)
+    watch.begin_round({"a": {}, "b": {}})
+    assert not watch.is_fit("a")
+    watch.hear("a")
+    assert watch.is_fit("a")
+    watch.doubt("a")
+    watch.doubt("b")
+    assert watch.reason == "a replica cannot be reached"
+
+
 def test_an_unready_model_is_named() -> None:
     client = RayClient([], {"m": Replicas(Handle(), Handle(), ReplicaWatch())}, 60)
     assert asyncio.run(client.health()).reason == "m: no replica runs"

@@ -77,11 +77,13 @@ def test_a_measurement_is_made_once_and_where_one_lacks_all_that_are_compared_ar
     wanted = [Timed(32, 16, choice, rows) for choice in (KEPT, W8A8, INT4) for rows in (1, 4)]
     for _ in range(2):
         tuned_times(wanted, tmp_path, lines.append, stopwatch)
-    assert len(lines) == 1
-    assert lines[0].startswith("timing 6 layer forms")
+    (record,) = tmp_path.iterdir()
+    begun, kept = lines
+    assert begun.startswith("timing 6 layer forms")
+    assert kept == f"the times are kept in {record}, which may be deleted to measure again"
     more = [*wanted, Timed(64, 16, KEPT, 1)]
     tuned_times(more, tmp_path, lines.append, stopwatch)
-    assert lines[1].startswith("timing 7 layer forms")
+    assert lines[2].startswith("timing 7 layer forms")
     assert stopwatch.asked == [{timed.key for timed in each} for each in (wanted, more)]
 
 
@@ -109,7 +111,9 @@ def test_a_damaged_record_is_measured_again(tmp_path: Path, damage: str) -> None
 def test_a_folder_that_cannot_be_written_costs_no_more_than_the_record(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("in the way", encoding="utf-8")
-    assert tuned_times([Timed(32, 16, KEPT, 1)], file, lambda line: None).ms(32, 16, KEPT, 1) > 0
+    lines: list[str] = []
+    assert tuned_times([Timed(32, 16, KEPT, 1)], file, lines.append).ms(32, 16, KEPT, 1) > 0
+    assert f"the times cannot be kept in {file}" in lines[1]
 
 
 def test_other_cores_have_a_record_of_their_own(tmp_path: Path, monkeypatch) -> None:
