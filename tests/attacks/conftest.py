@@ -54,10 +54,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         write_json(rows, path)
 
 
+@pytest.fixture(scope="session")
+def twin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
+    """A server that nobody attacks."""
+    log = tmp_path_factory.mktemp("twin") / "server.log"
+    with running_victim(serve_command([], "fake_server.py"), log) as victim:
+        yield victim
+
+
 @pytest.fixture
-def record(request: pytest.FixtureRequest) -> Record:
+def record(request: pytest.FixtureRequest, twin: Victim) -> Record:
     """The table."""
-    return request.config.stash[_RECORD]
+    record = request.config.stash[_RECORD]
+    record.twin_port = twin.port
+    return record
 
 
 Serve = Callable[..., AbstractContextManager[Victim]]

@@ -1,7 +1,7 @@
 """A process beside the attack that asks /health/live all the time, and weighs the server's memory.
 
-It is a process of its own, so that the attackers' work in theirs is not taken for the server's silence. How late it
-wakes from its own short sleeps says what the machine's other work costs everybody.
+It is a process of its own, so that the attackers' work in theirs is not taken for the server's silence. It asks a twin
+as well, a server that nobody attacks: what that one's answers cost in the same seconds is the machine's doing.
 """
 
 from __future__ import annotations
@@ -30,26 +30,31 @@ class Probed:
 
     Attributes:
         silence_s: Longest time from a probe's start to the next answer.
-        lateness_s: How late the prober itself woke, at worst: no fault of the server.
+        twin_silence_s: The same of the twin; 0 where there is none.
         num_probes: Answered or not.
         num_red: Answers other than 200.
         growth_mb: Peak memory of the server and its processes, less what it was at the start.
     """
 
     silence_s: float
-    lateness_s: float
+    twin_silence_s: float
     num_probes: int
     num_red: int
     growth_mb: float
 
 
 class Prober:
-    """Probes a server from construction to `stop`."""
+    """Probes a server from construction to `stop`.
 
-    def __init__(self, port: int, pid: int) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, str(port), str(pid)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+    Args:
+        port: Of the server.
+        pid: Of the server.
+        twin_port: Of a server that nobody attacks; 0 where there is none.
+    """
+
+    def __init__(self, port: int, pid: int, twin_port: int = 0) -> None:
+        line = [sys.executable, __file__, str(port), str(pid), str(twin_port)]
+        self._process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         self._process.stdout.readline()  # it probes
 
@@ -59,31 +64,42 @@ class Prober:
         return Probed(**json.loads(out))
 
 
-class _Watch:
-    """The probing side: one thread asks, one weighs, the main one waits to be told to stop."""
+class _Asker:
+    """Asks one server all the time; a probe that fails goes on being a silence until one is answered."""
 
-    def __init__(self, port: int, pid: int) -> None:
-        self._port, self._pid = port, pid
+    def __init__(self, port: int) -> None:
+        self._port = port
         self._silent_since_s: float | None = None
-        self._silence_s = self._lateness_s = 0.0
-        self._num_probes = self._num_red = 0
+        self._silence_s = 0.0
+        self.num_probes = self.num_red = 0
+
+    def ask_for_ever(self) -> None:
+        """Probe."""
+        while True:
+            self._silent_since_s = self._silent_since_s or time.monotonic()
+            self.num_probes += 1
+            status = _ask(self._port)
+            if status:
+                self.num_red += status != b"200"
+                self._silence_s = max(self._silence_s, time.monotonic() - self._silent_since_s)
+                self._silent_since_s = None
+            time.sleep(INTERVAL_S)
+
+    @property
+    def silence_s(self) -> float:
+        """The longest silence, that of a probe which still waits included."""
+        since_s = self._silent_since_s
+        return max(self._silence_s, time.monotonic() - since_s if since_s else 0.0)
+
+
+class _Scales:
+    """Weighs a server and its processes all the time."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
         forget_peak(pid)
         self._start_bytes = self._peak_bytes = self._weight()
         self._resident_bytes = resident_bytes(pid)
-
-    def ask_for_ever(self) -> None:
-        """Probe; a probe that fails goes on being a silence until one is answered."""
-        while True:
-            self._silent_since_s = self._silent_since_s or time.monotonic()
-            self._num_probes += 1
-            status = _ask(self._port)
-            if status:
-                self._num_red += status != b"200"
-                self._silence_s = max(self._silence_s, time.monotonic() - self._silent_since_s)
-                self._silent_since_s = None
-            asleep_s = time.monotonic()
-            time.sleep(INTERVAL_S)
-            self._lateness_s = max(self._lateness_s, time.monotonic() - asleep_s - INTERVAL_S)
 
     def weigh_for_ever(self) -> None:
         """Keep the largest weight."""
@@ -91,14 +107,12 @@ class _Watch:
             self._peak_bytes = max(self._peak_bytes, self._weight())
             time.sleep(_WEIGH_EVERY_S)
 
-    def result(self) -> Probed:
-        """Return what was seen until now, a probe that still waits included."""
-        since_s = self._silent_since_s
-        silence_s = max(self._silence_s, time.monotonic() - since_s if since_s else 0.0)
+    @property
+    def growth_mb(self) -> float:
+        """The peak, less what it was at the start."""
         # A sample sees all processes and may miss the moment; what the kernel keeps does not, of the server alone.
         sampled, kept = self._peak_bytes - self._start_bytes, peak_bytes(self._pid) - self._resident_bytes
-        growth_mb = max(sampled, kept, 0) / 1e6
-        return Probed(silence_s, self._lateness_s, self._num_probes, self._num_red, growth_mb)
+        return max(sampled, kept, 0) / 1e6
 
     def _weight(self) -> int:
         return sum(map(memory_bytes, [self._pid, *descendants(self._pid)]))
@@ -112,13 +126,14 @@ def _ask(port: int) -> bytes:
     return b""
 
 
-def _main(port: int, pid: int) -> None:
-    watch = _Watch(port, pid)
-    for work in (watch.ask_for_ever, watch.weigh_for_ever):
+def _main(port: int, pid: int, twin_port: int) -> None:
+    asker, twin, scales = _Asker(port), _Asker(twin_port), _Scales(pid)
+    for work in (asker.ask_for_ever, scales.weigh_for_ever, *([twin.ask_for_ever] if twin_port else ())):
         threading.Thread(target=work, daemon=True).start()
     print("probing", flush=True)
     sys.stdin.read()
-    print(json.dumps(asdict(watch.result())), flush=True)
+    probed = Probed(asker.silence_s, twin.silence_s, asker.num_probes, asker.num_red, scales.growth_mb)
+    print(json.dumps(asdict(probed)), flush=True)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,9 @@ def seal(folder: Path, unlisted: tuple[str, ...] = ()) -> None:
     change_manifest(folder, record_files)
 
 
-def try_bundle(folder: Path, attack: Attack, tmp_path: Path, num_turns: tuple[int, ...] = (1,)) -> str:
+def try_bundle(
+    folder: Path, attack: Attack, tmp_path: Path, num_turns: tuple[int, ...] = (1,), text: str = "word " * 20
+) -> str:
     """Serve a bundle and chat with it; return what was said of it. It is refused in a line, or keeps its bounds."""
     limits = {resource.RLIMIT_AS: ADDRESSES_BYTES}
     command = serve_command([folder])
@@ -78,7 +80,7 @@ def try_bundle(folder: Path, attack: Attack, tmp_path: Path, num_turns: tuple[in
         )
         attack.must(loaded_s is not None, f"neither refused nor ready after {MAX_LOAD_S:.0f} s")
         if victim.is_running and loaded_s is not None:
-            converse(victim, attack, num_turns)
+            converse(victim, attack, [*(chat_of_turns(count, text) for count in num_turns)])
         peak_mb = peak_bytes(victim.pid) / 1e6
         attack.must(peak_mb <= MAX_PEAK_MB, f"memory of {peak_mb:.0f} MB")
         said = victim.tail()
@@ -86,20 +88,22 @@ def try_bundle(folder: Path, attack: Attack, tmp_path: Path, num_turns: tuple[in
         return "served" if victim.is_running else said
 
 
-def converse(victim: Victim, attack: Attack, num_turns: tuple[int, ...]) -> None:
+def converse(victim: Victim, attack: Attack, bodies: list[dict[str, Any]]) -> None:
     """Ask with and without an image; every request ends well or in an error of ours, and the server stays."""
     model = json.loads(victim.get("/v1/models")[1])["data"][0]["id"]
+    attack.must(model.isprintable() and model.strip() != "", f"it is served under the name {model!r}")
     picture = chat(model, [image_part(small_png()), text_part("x")])
-    for body in (*(chat_of_turns(model, count) for count in num_turns), picture, chat(model, "hello")):
-        attack.came(ask(victim.port, CHAT, body, MAX_ASK_S))
+    for body in (*({**body, "model": model} for body in bodies), picture, chat(model, "hello")):
+        attack.came(reply := ask(victim.port, CHAT, body, MAX_ASK_S))
+        attack.must(reply.status != 500, f"an error that nobody foresaw: {reply}")
     attack.must(victim.is_running, f"the process ended: {victim.tail(200)}")
     attack.must(victim.status("/health/live") == 200, "live is red")
 
 
-def chat_of_turns(model: str, count: int) -> dict[str, Any]:
+def chat_of_turns(count: int, text: str) -> dict[str, Any]:
     """Return a chat of so many messages, by turns the user's and the model's."""
-    messages = [{"role": ("user", "assistant")[turn % 2], "content": "word " * 20} for turn in range(count)]
-    return {"model": model, "messages": messages, "max_tokens": 4}
+    messages = [{"role": ("user", "assistant")[turn % 2], "content": text} for turn in range(count)]
+    return {"messages": messages, "max_tokens": 4}
 
 
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
@@ -224,7 +228,7 @@ def test_a_preprocessor_is_held_to_sense(name: str, folder: Path, record: Record
         try_bundle(folder, attack, tmp_path)
 
 
-SPLITS = {"a regex that backtracks": "(a+)+$|(x+x+)+y|(o*)*d!", "a regex that panics": "(?:(?:a{1000}){1000}){1000}"}
+SPLITS = {"a regex that backtracks": "(a+)+$|(x+x+)+y", "a regex of 10**9 letters": "(?:(?:a{1000}){1000}){1000}"}
 
 
 @pytest.mark.parametrize("name", SPLITS)
@@ -236,4 +240,4 @@ def test_a_tokenizer_cannot_end_the_server(name: str, folder: Path, record: Reco
     file.write_text(json.dumps(tokenizer), encoding="utf-8")
     seal(folder)
     with record.attack(f"bundle: a tokenizer of {name}") as attack:
-        try_bundle(folder, attack, tmp_path, (1, 3))
+        try_bundle(folder, attack, tmp_path, (1, 3), text="x" * 2000)

@@ -63,6 +63,13 @@ def test_a_silence_that_has_not_ended_is_measured_too(simple: Victim) -> None:
     assert prober.stop().silence_s >= 0.5
 
 
+def test_the_twin_is_asked_in_the_same_seconds(simple: Victim) -> None:
+    prober = Prober(simple.port, simple.pid, simple.port)
+    ask(simple.port, "/silence", b"{}")
+    time.sleep(0.3)
+    assert prober.stop().twin_silence_s >= 0.7
+
+
 def test_a_weight_is_measured(simple: Victim) -> None:
     assert 190 <= probed_while(simple, "/weight").growth_mb <= 260
     assert probed_while(simple, "/fine").growth_mb < 50
@@ -82,6 +89,7 @@ def test_how_a_request_ended_is_told(path: str, ending: str, simple: Victim) -> 
         (b"HTTP/1.1 500 X\r\ncontent-type: text/plain\r\ncontent-length: 2\r\n\r\nno", "lost"),
         (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", "answered"),
         (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n", "lost"),
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", "answered"),
         (b"HTTP/1.1 200 OK\r\n", "lost"),
         (b"", "lost"),
     ],
@@ -98,9 +106,9 @@ def test_what_goes_beyond_a_limit_is_a_fault() -> None:
     assert "FAILS" in table([damage])[1]
 
 
-def test_a_machine_that_wakes_everybody_late_is_no_fault_of_the_server() -> None:
-    assert not Attack("a").damage(Probed(0.9, 0.25, 9, 0, 0.0), 1.0).faults
-    assert Attack("a").damage(Probed(1.1, 0.25, 9, 0, 0.0), 1.0).faults
+def test_what_keeps_the_twin_silent_too_is_no_fault_of_the_server() -> None:
+    assert not Attack("a").damage(Probed(0.9, 0.5, 9, 0, 0.0), 1.0).faults
+    assert Attack("a").damage(Probed(1.1, 0.5, 9, 0, 0.0), 1.0).faults
 
 
 def test_a_row_is_there_also_where_the_attack_failed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import select
 import socket
 import struct
@@ -99,7 +100,9 @@ def _converse(connection: socket.socket, request: bytes, deadline_s: float) -> t
 
 
 def read_reply(answer: bytes, is_closed: bool, seconds: float) -> Reply:
-    """Return the first answer in these bytes, and how it ended."""
+    """Return the first answer in these bytes, and how it ended; interim ones (RFC 9110, 15.2) come before it."""
+    while re.match(rb"HTTP/1\.1 1\d\d ", answer):
+        answer = answer.partition(b"\r\n\r\n")[2]
     head, separator, rest = answer.partition(b"\r\n\r\n")
     lines = head.decode("latin-1").split("\r\n")
     words = lines[0].split()
