@@ -65,8 +65,8 @@ HTTP_ERRORS: dict[type[PocketVLMError], HttpError] = {
 UNEXPECTED = HttpError(500, "server_error", "internal")
 """For what was not raised on purpose; its text stays in the log."""
 
-_RETRIED = (errors.OverloadedError, errors.OutOfMemoryError, MemoryError)
-"""What says when to come again."""
+_RETRIED = frozenset({429, 503})
+"""Statuses that say when to come again."""
 _CLOSING = frozenset({408, 413})
 """Statuses after which the rest of a body may still be on its way: nothing more is read of that connection."""
 _TYPE_OF_STATUS = {404: "not_found", 405: "method_not_allowed"}
@@ -99,7 +99,7 @@ def error_response(error: BaseException, retry_after_s: int) -> JSONResponse:
         retry_after_s: What a client is told to wait where the same request may be answered later.
     """
     status = http_error(error).status
-    headers = {"Retry-After": str(retry_after_s)} if isinstance(error, _RETRIED) else {}
+    headers = {"Retry-After": str(retry_after_s)} if status in _RETRIED else {}
     if status in _CLOSING:
         headers["Connection"] = "close"
     return JSONResponse(error_body(error), status, headers)
