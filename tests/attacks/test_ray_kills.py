@@ -106,7 +106,9 @@ class Load:
         self.open_ports = ports
         self._ports = ports
         self._is_over = threading.Event()
-        self._clients = [threading.Thread(target=self._ask_on, args=(index,)) for index in range(NUM_CLIENTS)]
+        self._clients = [
+            threading.Thread(target=self._ask_on, args=(index,), daemon=True) for index in range(NUM_CLIENTS)
+        ]
         for client in (*self._clients, threading.Thread(target=self._watch, daemon=True)):
             client.start()
 
@@ -246,11 +248,13 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
 def test_no_request_is_lost_with_a_process(nodes: Nodes, fault: Fault, record: Record) -> None:
     with record.attack(f"ray: {fault.name}") as attack:
         load = Load(nodes.ports)
-        time.sleep(WARM_UP_S)
-        pid, hit_s = fault.find(nodes), time.monotonic()
-        os.kill(pid, fault.number)
-        time.sleep(WATCHED_S)
-        samples = load.stop()
+        try:
+            time.sleep(WARM_UP_S)
+            pid, hit_s = fault.find(nodes), time.monotonic()
+            os.kill(pid, fault.number)
+            time.sleep(WATCHED_S)
+        finally:
+            samples = load.stop()
         hit_ports = () if fault.hits_port is None else (nodes.ports[fault.hits_port],)
         outcome = outcome_of(fault.name, samples, hit_s, hit_ports)
         OUTCOMES.append(outcome)
