@@ -45,8 +45,9 @@ class _Strict(BaseModel):
         if unknown is None:
             return handler(value)
         handler({name: each for name, each in value.items() if name in cls.model_fields})  # tells more where it fails
+        # In a tuple, for pydantic would encode a bare text, and half a surrogate pair cannot be.
         raise PydanticCustomError(
-            "unknown_field", "this field is unknown or not supported; remove it", {"name": unknown}
+            "unknown_field", "this field is unknown or not supported; remove it", {"path": (unknown,)}
         )
 
 

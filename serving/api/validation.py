@@ -69,7 +69,7 @@ def _path(problem: Mapping[str, Any], body: Any) -> list[str | int]:
             continue
         path.append(part)
     if problem["type"] == "unknown_field":
-        path.append(problem["ctx"]["name"])
+        path.extend(problem["ctx"]["path"])
     if problem["type"].startswith("union_tag_"):
         path.append(problem["ctx"]["discriminator"].strip("'"))
     return path

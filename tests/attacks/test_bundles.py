@@ -95,7 +95,7 @@ def converse(victim: Victim, attack: Attack, bodies: list[dict[str, Any]]) -> No
     picture = chat(model, [image_part(small_png()), text_part("x")])
     for body in (*({**body, "model": model} for body in bodies), picture, chat(model, "hello")):
         attack.came(reply := ask(victim.port, CHAT, body, MAX_ASK_S))
-        attack.must(reply.status != 500, f"an error that nobody foresaw: {reply}")
+        attack.must(reply.code != "internal", f"an error that nobody foresaw: {reply}")
     attack.must(victim.is_running, f"the process ended: {victim.tail(200)}")
     attack.must(victim.status("/health/live") == 200, "live is red")
 
@@ -136,7 +136,8 @@ def test_a_template_is_bounded_in_time_and_memory(name: str, folder: Path, recor
         try_bundle(folder, attack, tmp_path, (1, 3))
 
 
-UNLISTED = ("decoder.onnx.data", "chat_template.jinja", "tokenizer.json", "golden.npz", "preprocessor.json")
+UNLISTED = ("decoder.onnx.data", "chat_template.jinja", "tokenizer.json", "preprocessor.json")
+"""Without goldens a bundle is whole: nothing is replayed then."""
 
 
 @pytest.mark.parametrize("name", UNLISTED)

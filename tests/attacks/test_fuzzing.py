@@ -7,7 +7,12 @@ import time
 
 import pytest
 from damage import Record
-from fuzzing import ENGINES, Tally, fault_of, peak_mb
+from fuzzing import ENGINES, Tally, ask_app, fault_of, peak_mb
+from wire import CHAT, EMBEDDINGS
+
+from serving.api.app import create_app
+from serving.fake import FakeClient
+from serving.settings import ApiSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # what Pillow tells of a damaged TIFF
 MAX_INPUT_S = 10.0
@@ -24,6 +29,20 @@ def check(tally: Tally, grown_mb: float) -> None:
 def test_spoilt_requests_are_refused_in_the_apis_own_form() -> None:
     before_mb = peak_mb()
     check(asyncio.run(ENGINES["fake"](1500, 1)), peak_mb() - before_mb)
+
+
+FOUND = {
+    "a field whose name is half a character": (EMBEDDINGS, rb'{"model": "fake-clip", "input": "x", "\ud800": null}'),
+    "the same of a chat": (CHAT, rb'{"model": "m", "messages": [{"role": "user", "content": "x"}], "\ud800": 1}'),
+}
+"""What made the server fail once."""
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_before_is_refused(name: str) -> None:
+    path, body = FOUND[name]
+    status, headers, answer = asyncio.run(ask_app(create_app(FakeClient(), ApiSettings()), path, body))
+    assert (status, fault_of(status, headers, answer)) == (400, "")
 
 
 @pytest.mark.attack
