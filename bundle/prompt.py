@@ -16,6 +16,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from bundle.text import TOKENIZER, Tokenizer
 
 _TILE_MARKER = re.compile(r"<row_\d+_col_\d+>")
 _MOST_BYTES_A_CHARACTER = 4
+_PROBED_TEXT = "x"
 _BETWEEN_PARTS = "\n"
 """Joins the parts of a message for a template that reads one string, as vLLM does and LLaVA was trained."""
 
@@ -216,6 +218,28 @@ class PromptBuilder:
         token_ids = np.array(ids, np.int64)
         spans = self._spans(token_ids, layouts)
         return Prompt(token_ids, spans, np.arange(len(ids), dtype=np.int64), len(ids), len(layouts))
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Return the tokens of an answer as they follow a prompt: many templates put a blank before it.
+
+        That is what a model was trained to say, and what it says; the token that ends it is left out.
+        """
+        prompt, blanks = self._before_answers
+        before, whole = self._tokenizer.encode(prompt), self._tokenizer.encode(prompt + blanks + answer)
+        # Behind a prompt, as a vocabulary that begins every text with a blank has no second one there
+        return whole[len(before) :] if whole[: len(before)] == before else self._tokenizer.encode(blanks + answer)
+
+    @cached_property
+    def _before_answers(self) -> tuple[str, str]:
+        """A prompt, and the blanks that the template writes between it and an answer."""
+        asked = [Turn("user", (_PROBED_TEXT,))]
+        try:
+            prompt = self._render(asked, str, True)
+            whole = self._render([*asked, Turn("assistant", (_PROBED_TEXT,))], str, False)
+        except PromptError:
+            return "", ""
+        between = whole.removeprefix(prompt).partition(_PROBED_TEXT)[0] if whole.startswith(prompt) else ""
+        return prompt, between if between.isspace() else ""
 
     def _spans(self, token_ids: npt.NDArray[np.int64], layouts: Sequence[TileLayout]) -> tuple[Span, ...]:
         """Return where each image's rows go."""

@@ -9,8 +9,9 @@ is never taken. Filters that make HTML are left out, and `lipsum`.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from types import BuiltinMethodType
+from types import BuiltinMethodType, CodeType
 from typing import Any
 
 import jinja2
@@ -63,6 +64,11 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         charged: nodes.Template = _Charging().visit(tree)
         charged.set_environment(self)
         return charged
+
+    def _compile(self, source: str, filename: str) -> CodeType:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # Python's, on expressions of a stranger: `1[0]`
+            return super()._compile(source, filename)
 
     def concat(self, pieces: Iterable[str]) -> str:
         """Return the pieces as one text: of the whole template, of a macro, of a block that is set."""

@@ -14,11 +14,14 @@ import tokenizers
 
 from bundle.errors import BundleFormatError, ContextLengthError, OutOfMemoryError, PocketVLMError, PromptError
 from bundle.json_file import printable
+from bundle.tokenizer_limits import check_tokenizer
 
 TOKENIZER = "tokenizer.json"
 
 _MOST_BYTES = 1 << 27
 """Of a `tokenizer.json`; one of 262,144 tokens takes 33 MB."""
+_MOST_TOKEN_CHARACTERS = 1 << 12
+"""Of one token, where a limit in tokens becomes one in characters."""
 _PANIC = "PanicException"
 """A BaseException that a panic of Rust becomes; it has no module to import it from."""
 _REPLACEMENT = "�"
@@ -83,7 +86,8 @@ class Tokenizer:
             for id_, token in sorted(backend.get_added_tokens_decoder().items())
         )
         self.unknown_id: int | None = _unknown_id(backend)
-        self._longest_characters = max(map(len, backend.get_vocab(with_added_tokens=True)), default=1)
+        longest = max(map(len, backend.get_vocab(with_added_tokens=True)), default=1)
+        self._longest_characters = min(longest, _MOST_TOKEN_CHARACTERS)
         self._forbidden_ids = frozenset(token.id for token in self.added_tokens) - {self.unknown_id}
         self._affixes = _affixes(backend)
 
@@ -98,7 +102,7 @@ class Tokenizer:
             if (size_bytes := path.stat().st_size) > _MOST_BYTES:
                 raise ValueError(f"it holds {size_bytes} bytes; at most {_MOST_BYTES} are read")
             text = path.read_text(encoding="utf-8")
-            json.loads(text)
+            check_tokenizer(json.loads(text))
             backend = tokenizers.Tokenizer.from_str(text)
         except BaseException as error:  # the library raises bare Exception for what it cannot read, and panics
             if not isinstance(error, Exception) and type(error).__name__ != _PANIC:

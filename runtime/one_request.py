@@ -120,8 +120,8 @@ class VisionLanguageRunner:
         return FilledPrompt.of(self._prompts.build(turns, seen.layouts), seen.features)
 
     def answer_ids(self, answer: str) -> list[int]:
-        """Return the ids of an answer and of the token that ends it."""
-        return [*self._prompts.tokenizer.encode(answer), *self._eos_token_ids[:1]]
+        """Return the ids of an answer behind a prompt, and of the token that ends it."""
+        return [*self._prompts.answer_ids(answer), *self._eos_token_ids[:1]]
 
     def prefill(self, prompt: FilledPrompt, room_tokens: int) -> Prefilled:
         """Run a prompt, with room for so many tokens more where the model's limit allows.

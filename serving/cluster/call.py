@@ -104,7 +104,7 @@ class WatchedCall:
         return await self._outcome(asyncio.ensure_future(self._response))
 
     async def next(self) -> Any:
-        """Return the next event of the replica's stream, None at its end.
+        """Return the next of the replica's stream, None at its end.
 
         Raises:
             PocketVLMError: As the replica raised it, or what happened to the replica.

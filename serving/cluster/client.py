@@ -73,12 +73,13 @@ class RayClient:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
         """Yield the answer's pieces, then exactly one FinishedEvent, or raise. Closing the iterator cancels."""
         stream = self._of(request.model).stream
-        call, event = await self._first(request.model, lambda: stream.generate.remote(request), WatchedCall.next)
+        call, pieces = await self._first(request.model, lambda: stream.generate.remote(request), WatchedCall.next)
         is_over = False
         try:
-            while event is not None:
-                yield event
-                event = await call.next()
+            while pieces is not None:
+                for event in pieces:
+                    yield event
+                pieces = await call.next()
             is_over = True
         finally:
             if not is_over:

@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -73,7 +73,8 @@ def deploy(bundles: Sequence[Path], settings: ServerSettings, announce: Callable
 
 def _start(app: serve.Application, host: str, port: int) -> None:
     try:
-        serve.start(http_options={"host": host, "port": port})
+        with suppress(TimeoutError):  # of a minute for the proxy, which starts all the same: the replicas take longer
+            serve.start(http_options={"host": host, "port": port})
         serve.run(app, name=APPLICATION, route_prefix="/")
     except (RuntimeError, RayError) as error:
         raise MachineError(f"Ray Serve could not start the application: {error}") from error

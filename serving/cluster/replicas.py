@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
@@ -54,11 +55,14 @@ class Replica:
 class Generator(Replica):
     """A replica of a vision-language model."""
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
-        """Yield the answer's pieces; cancelled when the ingress cancels."""
-        async with aclosing(self._client.generate(request)) as events:  # type: ignore[type-var]
-            async for event in events:
-                yield event
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[list[GenerateEvent], None]:
+        """Yield the answer's pieces as `gathered`; cancelled when the ingress cancels."""
+        async with (
+            aclosing(self._client.generate(request)) as events,  # type: ignore[type-var]
+            aclosing(gathered(events)) as pieces,
+        ):
+            async for each in pieces:
+                yield each
 
 
 class Embedder(Replica):
@@ -71,3 +75,29 @@ class Embedder(Replica):
     async def classify(self, request: ClassifyRequest) -> ClassifyResult:
         """Return every image's score for every label."""
         return await self._client.classify(request)
+
+
+async def gathered(events: AsyncIterator[GenerateEvent]) -> AsyncGenerator[list[GenerateEvent], None]:
+    """Yield events, those together that came while the last ones were taken: each message costs Ray milliseconds."""
+    waiting: asyncio.Queue[GenerateEvent | None] = asyncio.Queue()
+
+    async def take() -> None:
+        try:
+            async for event in events:
+                waiting.put_nowait(event)
+        finally:
+            waiting.put_nowait(None)
+
+    taking = asyncio.ensure_future(take())
+    try:
+        while (event := await waiting.get()) is not None:
+            pieces = [event]
+            while not waiting.empty() and (event := waiting.get_nowait()) is not None:
+                pieces.append(event)
+            yield pieces
+            if event is None:
+                break
+        await taking
+    finally:
+        taking.cancel()
+        await asyncio.gather(taking, return_exceptions=True)

@@ -194,6 +194,38 @@ def test_ordinary_text_is_tokenized_as_the_reference_does(smolvlm: Pair, first: 
     smolvlm.expect_equal(turns, _images(turns, smolvlm.images))
 
 
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("name", ["smolvlm", "trimmed", "llava", "chatml"])
+def test_answer_is_what_the_template_writes_behind_its_prompt(name: str, smolvlm: Pair, llava: Pair) -> None:
+    """A template's blank before an answer belongs to the answer's first token, in training as in what is said."""
+    pair = llava if name == "llava" else smolvlm
+    template = {"trimmed": TRIMMED, "chatml": CHATML}.get(name)
+    builder = (
+        pair.builder
+        if template is None
+        else PromptBuilder(
+            pair.builder.tokenizer, template, pair.builder._image_prompt, pair.processor.tokenizer.special_tokens_map
+        )
+    )
+    asked = [Turn("user", ("what is this",))]
+    for answer in ("red", "The sky", "42", "a b\nc"):
+        whole = builder.build([*asked, Turn("assistant", (answer,))], [], add_generation_prompt=False)
+        said = [*builder.build(asked, []).token_ids, *builder.answer_ids(answer)]
+        assert whole.token_ids[: len(said)].tolist() == said
+        assert len(said) < whole.num_tokens
+
+
+def test_template_that_takes_no_answer_leaves_it_as_it_is(byte_level: Backend, smolvlm: Pair) -> None:
+    template = "{% for m in messages %}{% if m.role != 'user' %}{{ raise_exception('no') }}{% endif %}x{% endfor %}"
+    builder = PromptBuilder(smolvlm.builder.tokenizer, template, smolvlm.builder._image_prompt, {})
+    assert builder.answer_ids("red") == builder.tokenizer.encode("red")
+
+
 def _controls(pair: Pair, ids: tuple[int, ...]) -> list[int]:
     added = {token.id for token in pair.builder.tokenizer.added_tokens}
     return [token for token in ids if token in added]

@@ -51,8 +51,9 @@ TOKENS = (TokenEvent("a", (1,)), FinishedEvent("stop", Usage(1, 1), Timings()))
 class Response:
     """What a handle's call returns: a stream and an awaitable in one, which raises again when it is cancelled late."""
 
-    def __init__(self, events: list[Any]) -> None:
+    def __init__(self, events: list[Any], in_lists: bool) -> None:
         self.events = events
+        self.in_lists = in_lists
         self.is_cancelled = False
 
     def __aiter__(self) -> Response:
@@ -67,7 +68,7 @@ class Response:
         if isinstance(event, BaseException):
             self.failure = event
             raise event
-        return event
+        return [event] if self.in_lists else event
 
     def __await__(self) -> Any:
         return self.__anext__().__await__()
@@ -86,21 +87,23 @@ class Handle:
         self.responses: list[Response] = []
         self.taken_by: str | None = None
 
-    def options(self, **_: Any) -> Handle:
-        return self
+    @property
+    def stream(self) -> Any:
+        """The same handle, whose calls answer in lists, as replicas gather them."""
+        return SimpleNamespace(generate=SimpleNamespace(remote=lambda request: self._call(request, in_lists=True)))
 
     def __getattr__(self, name: str) -> Any:
         return SimpleNamespace(remote=self._call)
 
-    def _call(self, request: Any) -> Response:
+    def _call(self, request: Any, *, in_lists: bool = False) -> Response:
         if self.taken_by is not None and not self.responses:
             tell_caller(self.taken_by)
-        self.responses.append(Response(self.answers.pop(0)))
+        self.responses.append(Response(self.answers.pop(0), in_lists))
         return self.responses[-1]
 
 
 def client_of(handle: Handle, watch: ReplicaWatch | None = None, patience_s: float = 60) -> RayClient:
-    return RayClient([], {"m": Replicas(handle, handle, watch or watch_over("a"))}, patience_s)
+    return RayClient([], {"m": Replicas(handle, handle.stream, watch or watch_over("a"))}, patience_s)
 
 
 def watch_over(*replicas: str, **report: Any) -> ReplicaWatch:
@@ -190,7 +193,7 @@ def test_an_answer_comes_through_whole_and_nothing_is_cancelled_after_it() -> No
 def test_an_unknown_model_is_refused_without_a_call() -> None:
     handle = Handle()
     with pytest.raises(ModelNotFoundError):
-        asyncio.run(chat(RayClient([], {"other": Replicas(handle, handle, ReplicaWatch())}, 60)))
+        asyncio.run(chat(RayClient([], {"other": Replicas(handle, handle.stream, ReplicaWatch())}, 60)))
     assert handle.responses == []
 
 
@@ -355,7 +358,7 @@ def test_an_answer_whose_pieces_keep_coming_ends_when_the_client_stops() -> None
 
 def test_health_is_that_of_the_replicas_which_answer() -> None:
     watch = watch_over("a", "b")
-    client = RayClient([], {"m": Replicas(Handle(), Handle(), watch)}, 60)
+    client = RayClient([], {"m": Replicas(Handle(), Handle().stream, watch)}, 60)
     assert asyncio.run(client.health()).is_ready
     silence(watch, "a")
     assert asyncio.run(client.health()).is_ready
@@ -383,7 +386,7 @@ def test_a_replica_that_could_not_be_reached_is_passed_over_until_it_answers() -
 
 
 def test_an_unready_model_is_named() -> None:
-    client = RayClient([], {"m": Replicas(Handle(), Handle(), ReplicaWatch())}, 60)
+    client = RayClient([], {"m": Replicas(Handle(), Handle().stream, ReplicaWatch())}, 60)
     assert asyncio.run(client.health()).reason == "m: no replica runs"
 
 
@@ -395,7 +398,7 @@ def test_gauges_are_those_of_all_replicas_together() -> None:
         {},  # has not reported yet
     ]
     watch.begin_round(dict(zip("abc", reports, strict=True)))
-    client = RayClient([], {"m": Replicas(Handle(), Handle(), watch)}, 60)
+    client = RayClient([], {"m": Replicas(Handle(), Handle().stream, watch)}, 60)
     assert asyncio.run(client.health()).model_gauges == {
         "m": {"num_requests_running": 3.0, "kv_cache_usage_perc": 0.75, "num_replicas": 3.0}
     }
