@@ -22,6 +22,12 @@ RAY_ENVIRONMENT = {
     "RAY_health_check_period_ms": "1000",
     # An unhealthy replica holds requests that nobody will answer: it is ended, not drained.
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+    # A request crosses two process borders. gRPC takes half of the processors' time that Ray's own calls take, for a
+    # streamed answer less; so do event loops that share a thread, whose work here is short.
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": "1073741824",  # bytes; Ray's own 4 MiB hold no large image
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     # What a proxy itself answers gets the API's form, and requests of an ingress that died are sent to another.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.cluster.proxy:middlewares",
     # Ray's lines among ours are plain text, for files as for terminals.
