@@ -12,10 +12,9 @@ from collections.abc import MutableMapping
 RAY_ENVIRONMENT = {
     # Nothing leaves the machine unasked.
     "RAY_USAGE_STATS_ENABLED": "0",
-    # A proxy that fails three times is replaced: one that died after 3 s, one that hangs after 18 s. Ray's own 10 s and
-    # 10 s leave a node without a port for half a minute. Less than 5 s ends proxies of a machine that is merely busy.
+    # A proxy that fails three times is replaced: one that died after 3 s, with Ray's own 10 s after half a minute. The
+    # timeout (10 s) stays: less ends proxies of a machine that merely starts its replicas.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
-    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "5",
     # A proxy that starts is given 3 x 30 s; Ray's own 3 x 5 s end it again and again on a small or busy machine.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
     # A node whose raylet fails five times is dead: after 5 s where nothing listens, instead of 15 s.
