@@ -13,7 +13,6 @@ import http.client
 import importlib.util
 import json
 import multiprocessing
-import os
 import signal
 import sys
 import threading
@@ -231,13 +230,15 @@ def _serve_edge(connection: Connection) -> None:
 
 def _serve_ray(connection: Connection) -> None:
     """Run the application on a local Ray cluster until SIGTERM; sends its URL when it is ready."""
+    from serving.cluster.environment import set_ray_environment
+
+    set_ray_environment()
     import ray
     from ray import serve
 
     from serving.cluster.application import ClusterArgs, ServedModel, application
 
     models = [ServedModel(card, partial(FakeClient, (card,))) for card in (FAKE_VLM, FAKE_CLIP)]
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     with open_listener("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
     ray.init("local", num_cpus=_RAY_CPUS, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")

@@ -27,9 +27,9 @@ body that nobody wants, the rest of a head, or the next request."""
 
 _HEAD_TOO_LARGE = 431
 _HEAD_END = re.compile(rb"\n\r?\n")
-_SLICE_BYTES = 32 << 10
-"""Parsed at once: h11 takes up to 40 µs a chunk, and the shortest has six bytes."""
-_MAX_FRAMING_BYTES = 16 << 10
+_SLICE_BYTES = 8 << 10
+"""Parsed at once of what may be chunks: h11 takes up to 40 µs for each, and the shortest has six bytes."""
+_MAX_FRAMING_BYTES = 8 << 10
 _FRAMED_PER_FRAMING = 16
 """A body in chunks may have so many bytes of framing, and one more for as many bytes of its own."""
 _LINGER_S = 2.0
@@ -80,9 +80,10 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take the next bytes. A request that comes before the last is answered waits, and hides no departure."""
-        for start in range(0, len(data), _SLICE_BYTES):
+        num_at_once = len(data) if self._is_receiving and not self._is_chunked else _SLICE_BYTES
+        for start in range(0, len(data), num_at_once):
             if not self._is_dropping:
-                self._take(data[start : start + _SLICE_BYTES])
+                self._take(data[start : start + num_at_once])
 
     def _take(self, data: bytes) -> None:
         if self._is_answering:
@@ -171,6 +172,10 @@ class Connection(H11Protocol):
     @property
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete
+
+    @property
+    def _is_chunked(self) -> bool:
+        return any(name == b"transfer-encoding" for name, _ in self.headers)
 
     @property
     def _is_receiving(self) -> bool:

@@ -6,6 +6,8 @@ import asyncio
 from contextlib import suppress
 from typing import Any
 
+from grpc import StatusCode
+from grpc.aio import AioRpcError
 from ray.exceptions import (
     ActorUnschedulableError,
     AsyncioActorExit,
@@ -51,6 +53,9 @@ _GONE = (
 )
 """The process that had the request, or one on the way to it, is gone; TaskCancelledError: Ray took it away."""
 
+_BROKEN_OFF = (StatusCode.UNAVAILABLE, StatusCode.CANCELLED, StatusCode.ABORTED)
+"""How a message between replicas fails that the other end, while it goes away, no longer takes."""
+
 
 def own_error(error: BaseException) -> Exception:
     """Return the error of ours behind one of Ray's.
@@ -67,13 +72,15 @@ def own_error(error: BaseException) -> Exception:
         return OverloadedError(f"every replica is full and the queue as well ({error}); retry after a while")
     if isinstance(error, _NO_MEMORY):
         return OutOfMemoryError(f"a node lacks memory for this request ({type(error).__name__}); retry after a while")
-    if isinstance(error, (*_GONE, asyncio.CancelledError)):
+    if is_loss(error):
         return EngineDeadError(f"the replica that had this request is gone ({type(error).__name__}); send it again")
     return _unknown(error)
 
 
 def is_loss(error: BaseException) -> bool:
     """Return whether a request failed for what happened to its replica, not for what the replica made of it."""
+    if isinstance(error, AioRpcError):
+        return error.code() in _BROKEN_OFF
     return isinstance(error, (*_GONE, asyncio.CancelledError)) and not isinstance(error, RayTaskError)
 
 

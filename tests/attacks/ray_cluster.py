@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import warnings
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ def main(head_port: int, other_port: int, folder: str) -> None:
     reset_ray_address()  # where every other `ray.init()` on this machine would find it
     cluster.add_node(**node, node_ip_address=OTHER_ADDRESS)
     ray.init(address=cluster.address, log_to_driver=False)
-    serve.start(http_options={"host": "127.0.0.1", "port": head_port}, proxy_location="EveryNode")
+    with suppress(TimeoutError):  # of a minute for the proxies, which start all the same
+        serve.start(http_options={"host": "127.0.0.1", "port": head_port}, proxy_location="EveryNode")
     serve.run(_application(), name="pocketvlm", route_prefix="/")
     print(json.dumps({"raylets": [_raylet(each) for each in cluster.list_all_nodes()]}), flush=True)
     for _ in sys.stdin:

@@ -13,6 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,8 @@ def serve_application(args: ClusterArgs) -> Iterator[str]:
         port = listener.getsockname()[1]
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
     try:
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        with suppress(TimeoutError):  # of a minute for the proxy, which starts all the same
+            serve.start(http_options={"host": "127.0.0.1", "port": port})
         serve.run(cluster.application((*cluster.served_models(args), *FAKES), args), name=APPLICATION)
         yield f"http://127.0.0.1:{port}"
     finally:

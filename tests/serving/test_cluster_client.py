@@ -10,6 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from grpc import StatusCode
+from grpc.aio import AioRpcError, Metadata
 from pydantic import PydanticDeprecatedSince20
 
 from bundle.errors import (
@@ -149,6 +151,8 @@ CALLS = pytest.mark.parametrize("call", [chat, embed, classify])
         (ray_errors.ActorDiedError(), EngineDeadError, 503),
         (ray_errors.ActorUnavailableError("away", None), EngineDeadError, 503),
         (asyncio.CancelledError(), EngineDeadError, 503),
+        (AioRpcError(StatusCode.CANCELLED, Metadata(), Metadata()), EngineDeadError, 503),
+        (AioRpcError(StatusCode.RESOURCE_EXHAUSTED, Metadata(), Metadata()), RuntimeError, 500),
         (ray_errors.OutOfMemoryError("killed"), OutOfMemoryError, 503),
         (ray_errors.ObjectStoreFullError("full"), OutOfMemoryError, 503),
         (ray_errors.RayTaskError("f", "trace", ImageError("no image", "x")), ImageError, 400),

@@ -241,6 +241,17 @@ def test_a_client_that_only_closed_its_side_is_answered(url: str, engine: FakeCl
     assert engine.cancelled == []
 
 
+def test_a_departure_that_is_heard_of_late_is_seen_by_a_sweep(
+    url: str, engine: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.connection._PROBE_DELAYS_S", ())  # as if its answer took longer than those
+    engine.behaviour.first_token_s = 60
+    connection = connect(url, post(chat()))
+    wait_until(lambda: engine.num_running == 1)
+    connection.close()
+    wait_until(lambda: engine.num_running == 0)
+
+
 def test_a_client_of_http_1_0_reads_a_stream_as_it_is(url: str) -> None:
     received = read_all(connect(url, post(chat(stream=True), version="1.0")))
     head, _, body = received.partition(b"\r\n\r\n")
@@ -254,7 +265,7 @@ def test_a_client_that_does_not_read_loses_its_connection(serve_edge: Any, strea
     engine = FakeClient(cards=(replace(FAKE_VLM, context_tokens=1_000_000),))
     settings = ServerSettings(api=ApiSettings(stalled_client_s=0.5))
     url = serve_edge(engine, settings, send_buffer_bytes=4096)
-    words = " ".join(["word" * 100] * (200 if stream else 20_000))
+    words = " ".join(["word" * (100 if stream else 3_000)] * 200)
     connection = socket.socket()
     opened.append(connection)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
