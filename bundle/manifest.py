@@ -58,8 +58,16 @@ def _check_text(text: str) -> str:
     return text
 
 
+def _check_lines(text: str) -> str:
+    for line in text.split("\n"):
+        _check_text(line)
+    return text
+
+
 Text: TypeAlias = Annotated[str, AfterValidator(_check_text)]
 """A text that is shown as it is."""
+Lines: TypeAlias = Annotated[str, Field(max_length=1 << 20), AfterValidator(_check_lines)]
+"""Lines of such text."""
 TokenId: TypeAlias = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
@@ -103,7 +111,7 @@ class Component(_Frozen):
     role: Role
     phase: Phase = "any"
     scheme: Scheme
-    detail: Text = ""
+    detail: Lines = ""
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     optional_inputs: tuple[TensorSpec, ...] = ()
