@@ -35,12 +35,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip the long attacks unless they are asked for."""
+    """Leave out the long attacks unless they are asked for: `make attack`, or `-m attack`."""
     if config.getoption("--attacks", default=False) or "attack" in config.option.markexpr:
         return
-    for item in items:
-        if item.get_closest_marker("attack"):
-            item.add_marker(pytest.mark.skip(reason="a long attack: `make attack` runs it"))
+    long = [item for item in items if item.get_closest_marker("attack")]
+    items[:] = [item for item in items if not item.get_closest_marker("attack")]
+    config.hook.pytest_deselected(items=long)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

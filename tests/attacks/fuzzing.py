@@ -57,11 +57,13 @@ class Tally:
         statuses: Of the answers.
         bad: Inputs that found a fault: what, and how it began.
         longest_s: Of one input.
+        slowest: That input, as it began.
     """
 
     statuses: Counter[int] = field(default_factory=Counter)
     bad: list[str] = field(default_factory=list)
     longest_s: float = 0.0
+    slowest: str = ""
 
 
 class Inputs:
@@ -271,7 +273,8 @@ async def fuzz(app: App, inputs: Inputs, count: int, progress: Callable[[str], N
         except Exception as error:  # what the server's own last layer would have to answer
             tally.bad.append(f"{type(error).__name__}: {error}: {path} {body[:300]!r}")
             continue
-        tally.longest_s = max(tally.longest_s, time.perf_counter() - started_s)
+        if (took_s := time.perf_counter() - started_s) > tally.longest_s:
+            tally.longest_s, tally.slowest = took_s, f"{answer[0]} to {path}, {len(body)} bytes, {body[:120]!r}"
         tally.statuses[answer[0]] += 1
         if fault := fault_of(*answer):
             tally.bad.append(f"{fault}: {path} {body[:300]!r} -> {answer[2][:200]!r}")
@@ -321,7 +324,7 @@ def main() -> int:
         print(f"BAD {line}")
     grown_mb, took_s = peak_mb() - before_mb, time.monotonic() - started_s
     print(f"{options.inputs} inputs of seed {options.seed}, {options.engine} engine: {sorted(tally.statuses.items())}")
-    print(f"{len(tally.bad)} bad, {num_5xx} of 5xx; longest {tally.longest_s:.2f} s")
+    print(f"{len(tally.bad)} bad, {num_5xx} of 5xx; longest {tally.longest_s:.2f} s ({tally.slowest})")
     print(f"peak {peak_mb():.0f} MB (+{grown_mb:.0f}); {took_s:.0f} s in all")
     return 1 if tally.bad else 0
 

@@ -15,14 +15,15 @@ from serving.fake import FakeClient
 from serving.settings import ApiSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # what Pillow tells of a damaged TIFF
-MAX_INPUT_S = 10.0
+MAX_INPUT_S = 25.0
+"""Decoding one image is stopped after 20 s, and a busy machine starts a process for it in seconds."""
 MAX_GROWTH_MB = 900.0
 """The fake engine decodes in this process: now and then the largest picture that is taken, and its copies."""
 
 
 def check(tally: Tally, grown_mb: float) -> None:
     assert not tally.bad, tally.bad[:5]
-    assert tally.longest_s <= MAX_INPUT_S
+    assert tally.longest_s <= MAX_INPUT_S, tally.slowest
     assert grown_mb <= MAX_GROWTH_MB
     assert {200, 400} <= set(tally.statuses)  # else the inputs are too wild, or too tame
 
@@ -53,7 +54,7 @@ def test_many_spoilt_requests_are(engine: str, count: int, record: Record) -> No
     with record.attack(f"fuzz: {count} inputs of seed {seed}, {engine} engine") as attack:
         tally = asyncio.run(ENGINES[engine](count, seed))
         attack.must(not tally.bad, "; ".join(tally.bad[:3]))
-        attack.must(tally.longest_s <= MAX_INPUT_S, f"one took {tally.longest_s:.1f} s")
+        attack.must(tally.longest_s <= MAX_INPUT_S, f"one took {tally.longest_s:.1f} s: {tally.slowest}")
         grown_mb = peak_mb() - before_mb
         attack.must(grown_mb <= MAX_GROWTH_MB, f"memory grew by {grown_mb:.0f} MB")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -9,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from damage import Attack, Record, table
+from damage import Attack, Record, table, write_json
 from probing import Probed, Prober
+from side_by_side import side_by_side
 from victim import Victim, free_port
 from wire import ask, read_reply
 
@@ -118,3 +120,15 @@ def test_a_row_is_there_also_where_the_attack_failed() -> None:
     with pytest.raises(pytest.fail.Exception), record.attack("b") as attack:
         attack.must(False, "it does not hold")
     assert [row.faults for row in record.rows] == [("ZeroDivisionError: x",), ("it does not hold",)]
+
+
+def test_two_tables_are_told_side_by_side(tmp_path: Path) -> None:
+    old = Attack("a", replies=[read_reply(b"", True, 0.0)]).damage(Probed(0.3, 0.0, 9, 0, 301.0), 1.0)
+    new = [Attack("a").damage(Probed(0.1, 0.0, 9, 0, 1.0), 1.0), Attack("b").damage(None, 1.0)]
+    write_json([old], tmp_path / "old")
+    write_json(new, tmp_path / "new")
+    lines = side_by_side(*(json.loads((tmp_path / name).read_text()) for name in ("old", "new")))
+    assert [line.split() for line in lines[1:]] == [
+        ["a", "0.30", "->", "0.10", "301", "->", "1", "1", "->", "0", "0", "->", "0", "FAILS", "holds"],
+        ["b", "-", "->", "-", "-", "->", "-", "-", "->", "0", "-", "->", "0", "-", "holds"],
+    ]

@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 from victim import ROOT
 
+from bundle.decode import ImageLimits
 from serving.settings import ApiSettings, HttpSettings, ServerSettings
 
 DOCUMENT = ROOT / "docs" / "security.md"
 _ROW = re.compile(r"^\| `(?P<name>[a-z_0-9.]+)` \| (?P<default>[^|]+?) \|", re.MULTILINE)
 _FIXED_ROW = re.compile(r"^\| `(?P<module>[a-z_.]+):(?P<path>[A-Za-z_.]+)` \| (?P<value>[^|]+?) \|", re.MULTILINE)
 _UNITS = {"": 1, "s": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "B/s": 1, "million": 10**6}
-_NOT_LIMITS = {"retry_after_s", "health_port"}
+_NOT_LIMITS = {"retry_after_s", "health_port", "min_side_px", "max_bytes"}
+"""Of an image, its bytes are a setting, and a side of one pixel is the least there is."""
 
 
 def value_of(told: str) -> Any:
@@ -60,6 +62,11 @@ def test_a_fixed_limit_of_the_table_is_in_the_code_with_that_value(row: dict[str
 def test_every_limit_of_a_request_is_in_the_table() -> None:
     told = {row["name"].rpartition(".")[2] for row in rows(_ROW)}
     assert {*ApiSettings.model_fields, *HttpSettings.model_fields} - _NOT_LIMITS - told == set()
+
+
+def test_every_limit_of_an_image_is_in_a_table() -> None:
+    told = {row["path"].rpartition(".")[2] for row in rows(_FIXED_ROW)}
+    assert {*ImageLimits.model_fields} - _NOT_LIMITS - told == set()
 
 
 def test_a_number_is_read_with_its_unit() -> None:
