@@ -53,23 +53,21 @@ def check_name(name: str) -> str:
 
 
 def _check_text(text: str) -> str:
-    """Return a text that is shown as it is.
-
-    Raises:
-        ValueError: It is too long, or holds what is not printed, such as a terminal's orders.
-    """
     if len(text) > _MOST_TEXT_CHARACTERS or not text.isprintable():
         raise ValueError(f"{text[:_MOST_NAME_CHARACTERS]!r} holds characters that are not printed, or too many")
     return text
 
 
 def _check_lines(text: str) -> str:
-    _check_text(text.replace("\n", " "))
+    for line in text.split("\n"):
+        _check_text(line)
     return text
 
 
 Text: TypeAlias = Annotated[str, AfterValidator(_check_text)]
-Lines: TypeAlias = Annotated[str, AfterValidator(_check_lines)]
+"""A text that is shown as it is."""
+Lines: TypeAlias = Annotated[str, Field(max_length=1 << 20), AfterValidator(_check_lines)]
+"""Lines of such text."""
 TokenId: TypeAlias = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
