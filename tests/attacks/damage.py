@@ -29,6 +29,7 @@ class Damage:
     Attributes:
         attack: Its name.
         silence_s: Longest that /health/live was silent; None where it was not asked, since the server starts or ends.
+        own_silence_s: Longest without what its thread waited for a core; judged.
         silence_limit_s: What was allowed, on this machine, in this run.
         growth_mb: Peak memory above that before the attack; None where it was not weighed.
         endings: Of the requests: how -> how many.
@@ -38,6 +39,7 @@ class Damage:
 
     attack: str
     silence_s: float | None
+    own_silence_s: float | None
     silence_limit_s: float
     growth_mb: float | None
     endings: dict[str, int]
@@ -78,13 +80,16 @@ class Attack:
         faults = [f"{endings[bad]} {bad}" for bad in ("lost", "hung") if endings[bad]]
         bad = [str(reply) for reply in self.replies if reply.ending in ("lost", "hung")]
         limit_s = max(self.max_silence_s, TWIN_FACTOR * (probed.twin_silence_s if probed else 0.0))
-        if probed and probed.silence_s > limit_s:
-            faults.append(f"/health/live silent for {probed.silence_s:.2f} s, {limit_s:.2f} s allowed")
+        if probed and probed.own_silence_s > limit_s:
+            told = f"{probed.silence_s:.2f} s, {probed.own_silence_s:.2f} s of it by its own doing"
+            faults.append(f"/health/live silent for {told}; {limit_s:.2f} s allowed")
         if probed and probed.growth_mb > self.max_growth_mb:
             faults.append(f"memory grew by {probed.growth_mb:.0f} MB, {self.max_growth_mb:.0f} allowed")
         told = (*self.faults, *faults, *bad[:2])
-        silence_s, growth_mb = (probed.silence_s, probed.growth_mb) if probed else (None, None)
-        return Damage(self.name, silence_s, limit_s, growth_mb, dict(endings), seconds, told)
+        if probed is None:
+            return Damage(self.name, None, None, limit_s, None, dict(endings), seconds, told)
+        silences_s = (probed.silence_s, probed.own_silence_s)
+        return Damage(self.name, *silences_s, limit_s, probed.growth_mb, dict(endings), seconds, told)
 
 
 class Record:
@@ -131,7 +136,7 @@ def write_json(rows: Iterable[Damage], path: Path) -> None:
 
 def table(rows: Iterable[Damage]) -> list[str]:
     """Return the lines of the table."""
-    head = ("attack", "silence s", "allowed", "peak +MB", "ended", "lost", "hung", "s", "verdict")
+    head = ("attack", "silence s", "its own", "allowed", "peak +MB", "ended", "lost", "hung", "s", "verdict")
     lines = [head, *map(_cells, rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head) - 1)]
     return [
@@ -143,7 +148,7 @@ def _cells(row: Damage) -> tuple[str, ...]:
     lost, hung = row.endings.get("lost", 0), row.endings.get("hung", 0)
     ended = sum(row.endings.values()) - lost - hung
     verdict = "holds" if not row.faults else f"FAILS: {' '.join(row.faults[0].split())[:100]}"
-    figures = ("-", "-", "-")
-    if row.silence_s is not None and row.growth_mb is not None:
-        figures = (f"{row.silence_s:.2f}", f"{row.silence_limit_s:.2f}", f"{row.growth_mb:.0f}")
-    return (row.attack, *figures, str(ended), str(lost), str(hung), f"{row.seconds:.1f}", verdict)
+    measured = (row.silence_s, row.own_silence_s, row.silence_limit_s if row.silence_s is not None else None)
+    figures = ("-" if seconds is None else f"{seconds:.2f}" for seconds in measured)
+    growth = "-" if row.growth_mb is None else f"{row.growth_mb:.0f}"
+    return (row.attack, *figures, growth, str(ended), str(lost), str(hung), f"{row.seconds:.1f}", verdict)

@@ -296,14 +296,15 @@ async def fuzz_fake(count: int, seed: int) -> Tally:
 
 async def fuzz_shipped(count: int, seed: int) -> Tally:
     """Fuzz the application over the shipped models in int8, in this process."""
-    from attack_bundles import attacked_bundles
+    from attack_bundles import int8_bundle
 
     from serving.models.client import LocalClient
     from serving.settings import EngineSettings
 
-    async with LocalClient(attacked_bundles(), EngineSettings(intra_threads=1)) as client:
+    bundles = [int8_bundle("vlm"), int8_bundle("clip")]
+    async with LocalClient(bundles, EngineSettings(intra_threads=1)) as client:
         engine: EngineClient = client
-        return await fuzz(create_app(engine, ApiSettings()), Inputs(seed, "long", "clip-int8"), count)
+        return await fuzz(create_app(engine, ApiSettings()), Inputs(seed, "vlm-int8", "clip-int8"), count)
 
 
 ENGINES = {"fake": fuzz_fake, "shipped": fuzz_shipped}

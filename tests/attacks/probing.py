@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from victim import descendants, forget_peak, memory_bytes, peak_bytes, resident_bytes
 
@@ -30,6 +31,7 @@ class Probed:
 
     Attributes:
         silence_s: Longest time from a probe's start to the next answer.
+        own_silence_s: The same without what the event loop's thread waited for a core in that time: the server's doing.
         twin_silence_s: The same of the twin; 0 where there is none.
         num_probes: Answered or not.
         num_red: Answers other than 200.
@@ -37,6 +39,7 @@ class Probed:
     """
 
     silence_s: float
+    own_silence_s: float
     twin_silence_s: float
     num_probes: int
     num_red: int
@@ -67,29 +70,42 @@ class Prober:
 class _Asker:
     """Asks one server all the time; a probe that fails goes on being a silence until one is answered."""
 
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self._silent_since_s: float | None = None
-        self._silence_s = 0.0
+    def __init__(self, port: int, pid: int = 0) -> None:
+        self._port, self._pid = port, pid
+        self._since: tuple[float, float] | None = None
+        self._silence_s = self._own_silence_s = 0.0
         self.num_probes = self.num_red = 0
 
     def ask_for_ever(self) -> None:
         """Probe."""
         while True:
-            self._silent_since_s = self._silent_since_s or time.monotonic()
+            self._since = self._since or (time.monotonic(), waited_s(self._pid))
             self.num_probes += 1
             status = _ask(self._port)
             if status:
                 self.num_red += status != b"200"
-                self._silence_s = max(self._silence_s, time.monotonic() - self._silent_since_s)
-                self._silent_since_s = None
+                self._silence_s, self._own_silence_s = self.silences_s
+                self._since = None
             time.sleep(INTERVAL_S)
 
     @property
-    def silence_s(self) -> float:
-        """The longest silence, that of a probe which still waits included."""
-        since_s = self._silent_since_s
-        return max(self._silence_s, time.monotonic() - since_s if since_s else 0.0)
+    def silences_s(self) -> tuple[float, float]:
+        """The longest silence, and the longest of its own, those of a probe which still waits included."""
+        if self._since is None:
+            return self._silence_s, self._own_silence_s
+        silence_s = time.monotonic() - self._since[0]
+        own_s = silence_s - (waited_s(self._pid) - self._since[1])
+        return max(self._silence_s, silence_s), max(self._own_silence_s, own_s)
+
+
+def waited_s(pid: int) -> float:
+    """Return how long a process's first thread was ready to run and had no core, in all; 0 where it is gone.
+
+    Linux, Documentation/scheduler/sched-stats.rst: the second number of schedstat, nanoseconds.
+    """
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    return 0.0
 
 
 class _Scales:
@@ -127,12 +143,12 @@ def _ask(port: int) -> bytes:
 
 
 def _main(port: int, pid: int, twin_port: int) -> None:
-    asker, twin, scales = _Asker(port), _Asker(twin_port), _Scales(pid)
+    asker, twin, scales = _Asker(port, pid), _Asker(twin_port), _Scales(pid)
     for work in (asker.ask_for_ever, scales.weigh_for_ever, *([twin.ask_for_ever] if twin_port else ())):
         threading.Thread(target=work, daemon=True).start()
     print("probing", flush=True)
     sys.stdin.read()
-    probed = Probed(asker.silence_s, twin.silence_s, asker.num_probes, asker.num_red, scales.growth_mb)
+    probed = Probed(*asker.silences_s, twin.silences_s[0], asker.num_probes, asker.num_red, scales.growth_mb)
     print(json.dumps(asdict(probed)), flush=True)
 
 

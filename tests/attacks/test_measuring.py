@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from damage import Attack, Record, table, write_json
-from probing import Probed, Prober
+from probing import Probed, Prober, waited_s
 from side_by_side import side_by_side
 from victim import Victim, free_port
 from wire import ask, read_reply
@@ -102,15 +103,23 @@ def test_an_answer_is_whole_and_of_the_apis_own_form_or_lost(answer: bytes, endi
 
 def test_what_goes_beyond_a_limit_is_a_fault() -> None:
     attack = Attack("a", replies=[read_reply(b"", True, 0.0), read_reply(b"", False, 0.0)])
-    damage = attack.damage(Probed(0.3, 0.01, 9, 0, 301.0), 1.0)
+    damage = attack.damage(Probed(0.3, 0.3, 0.01, 9, 0, 301.0), 1.0)
     told = "; ".join(damage.faults)
-    assert all(word in told for word in ("1 lost", "1 hung", "silent for 0.30 s, 0.25 s allowed", "301 MB, 300"))
+    assert all(
+        word in told
+        for word in ("1 lost", "1 hung", "silent for 0.30 s, 0.30 s of it by its own doing; 0.25 s", "301 MB, 300")
+    )
     assert "FAILS" in table([damage])[1]
 
 
 def test_what_keeps_the_twin_silent_too_is_no_fault_of_the_server() -> None:
-    assert not Attack("a").damage(Probed(0.9, 0.5, 9, 0, 0.0), 1.0).faults
-    assert Attack("a").damage(Probed(1.1, 0.5, 9, 0, 0.0), 1.0).faults
+    assert not Attack("a").damage(Probed(0.9, 0.9, 0.5, 9, 0, 0.0), 1.0).faults
+    assert Attack("a").damage(Probed(1.1, 1.1, 0.5, 9, 0, 0.0), 1.0).faults
+
+
+def test_waiting_for_a_core_is_no_fault_of_the_server() -> None:
+    assert not Attack("a").damage(Probed(0.9, 0.2, 0.0, 9, 0, 0.0), 1.0).faults
+    assert 0 < waited_s(os.getpid()) < waited_s(1) + time.monotonic()
 
 
 def test_a_row_is_there_also_where_the_attack_failed() -> None:
@@ -123,8 +132,8 @@ def test_a_row_is_there_also_where_the_attack_failed() -> None:
 
 
 def test_two_tables_are_told_side_by_side(tmp_path: Path) -> None:
-    old = Attack("a", replies=[read_reply(b"", True, 0.0)]).damage(Probed(0.3, 0.0, 9, 0, 301.0), 1.0)
-    new = [Attack("a").damage(Probed(0.1, 0.0, 9, 0, 1.0), 1.0), Attack("b").damage(None, 1.0)]
+    old = Attack("a", replies=[read_reply(b"", True, 0.0)]).damage(Probed(0.3, 0.3, 0.0, 9, 0, 301.0), 1.0)
+    new = [Attack("a").damage(Probed(0.1, 0.1, 0.0, 9, 0, 1.0), 1.0), Attack("b").damage(None, 1.0)]
     write_json([old], tmp_path / "old")
     write_json(new, tmp_path / "new")
     lines = side_by_side(*(json.loads((tmp_path / name).read_text()) for name in ("old", "new")))
