@@ -37,6 +37,8 @@ WARM_UP_SHARE = 0.3
 MAX_SURE_GROWTH_MB = 10.0
 """That memory may have grown by for sure after the warm-up."""
 MAX_MORE_DESCRIPTORS, MAX_MORE_THREADS = 4, 2
+CACHE_BYTES = 2 << 20
+"""Of image features: filled within the warm-up, so that what grows afterwards is no cache."""
 _SAMPLE_EVERY_S = 0.5
 _SETTLE_S = 30.0
 _USERS = 3
@@ -113,7 +115,7 @@ def soak(minutes: float, output: Path, bundles: list[Path], **models: str) -> So
     fault_file = output / "fault"
     fault_file.write_text("")
     os.environ["FAULT_FILE"] = str(fault_file)
-    settings = known({"log_level": "warning", "api.stalled_client_s": 5})
+    settings = known({"log_level": "warning", "api.stalled_client_s": 5, "engine.image_cache_bytes": CACHE_BYTES})
     command = serve_command(bundles, "faulty_server.py")
     with running_victim(command, output / "server.log", settings=settings, **models) as victim:
         before, sampler, crowd = victim.figures(), Sampler(victim), Crowd(victim, fault_file)
