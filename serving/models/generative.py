@@ -145,7 +145,8 @@ class GenerativeModel(Model):
         parts = [part for message in messages for part in message.parts if isinstance(part, ImagePart)]
         decoded = await together(self._vision.decode(owner, part.data) for part in parts)
         layouts = [image.layout for image in decoded]
-        prompt = await self._pool.text.run(owner, self._prompts.build, _turns(messages), layouts)
+        most = self._shape.capacity_tokens
+        prompt = await self._pool.text.run(owner, self._prompts.build, _turns(messages), layouts, max_tokens=most)
         self._check_length(prompt)
         prompted_s = time.monotonic()
         images = await together(self._vision.encode(owner, image) for image in decoded)

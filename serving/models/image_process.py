@@ -25,6 +25,7 @@ from PIL import Image
 
 from bundle.errors import ImageError, MachineError, OutOfMemoryError, PocketVLMError
 from bundle.image import ImageSpec
+from serving.engine.faults import explained
 from serving.models.cut_image import CutImage, cut_image
 
 _MODULE = "serving.models.image_process"
@@ -35,7 +36,10 @@ _MEMORY_BYTES = 4 << 30
 """Address space of a child: 50 megapixels of four floats, four times over."""
 _KILLED_FIRST = "900"
 """Out of 1000: where the machine runs out of memory, the kernel takes a child before the server."""
-_ERRORS: dict[str, type[PocketVLMError]] = {kind.__name__: kind for kind in (ImageError, OutOfMemoryError)}
+_ERRORS: dict[str, type[PocketVLMError]] = {
+    kind.__name__: kind for kind in (ImageError, OutOfMemoryError, MachineError)
+}
+"""What a child tells; whatever else goes wrong in it is a MachineError."""
 
 
 class ImageProcess:
@@ -126,7 +130,9 @@ class ImageProcess:
         if code is not None and code < 0:
             name = signal.Signals(-code).name
             return ImageError(f"the image of {num_bytes} bytes broke its decoder ({name}). Save it again.")
-        return MachineError(f"the process that decodes images ended with exit code {code}; see the server's log")
+        return MachineError(
+            f"the process that decodes images ended with exit code {code}; what it said is in the server's log"
+        )
 
 
 class _Exchange:
@@ -191,7 +197,7 @@ class _Exchange:
 def _answer(exchange: _Exchange) -> CutImage:
     head = json.loads(exchange.line())
     if "error" in head:
-        raise _ERRORS[head["error"]](head["message"])
+        raise _ERRORS.get(head["error"], MachineError)(head["message"])
     images = [
         Image.frombytes("RGB", (width, height), exchange.read(3 * width * height)) for width, height in head["sizes"]
     ]
@@ -212,8 +218,9 @@ def serve(stream: BufferedRWPair) -> None:
 def _reply(spec: str, data: bytes) -> list[bytes]:
     try:
         cut = cut_image(_spec_of(spec), data)
-    except (ImageError, OutOfMemoryError) as error:
-        return [json.dumps({"error": type(error).__name__, "message": str(error)}).encode() + b"\n"]
+    except Exception as error:
+        told = explained(error)
+        return [json.dumps({"error": type(told).__name__, "message": str(told)}).encode() + b"\n"]
     head = {
         "digest": cut.digest.hex(),
         "width_px": cut.width_px,
@@ -232,6 +239,8 @@ def _confine() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches a whole terminal; the server says when it is over
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
         score.write(_KILLED_FIRST)
+    with suppress(OSError):  # codecs write there what they find in damaged files
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     with suppress(ImportError, OSError, ValueError):
         import resource
 

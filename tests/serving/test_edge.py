@@ -218,7 +218,9 @@ def begin_whole(url: str, bodies: list[bytes]) -> threading.Thread:
 
 
 def wait_until_running(url: str, count: int) -> None:
-    while f"num_requests_running {count}.0" not in httpx.get(f"{url}/metrics").text:
+    deadline_s = time.monotonic() + START_S
+    while f'num_requests_running{{model_name="fake-vlm"}} {count}.0' not in httpx.get(f"{url}/metrics").text:
+        assert time.monotonic() < deadline_s
         time.sleep(0.05)
 
 

@@ -356,3 +356,18 @@ def test_a_prompt_that_no_context_holds_is_refused_before_anything_is_done_with_
             await answer(model, ask(b"", "x" * 10_000_000))
 
     run(main)
+
+
+def test_what_a_template_makes_of_a_prompt_is_bounded_before_it_is_tokenized(model, ask, answer, monkeypatch) -> None:
+    """Empty messages have no characters of the caller's, and still fill a prompt."""
+    from bundle.text import Tokenizer
+
+    request = ask("hi")
+    flood = dataclasses.replace(request, messages=(Message("user", (TextPart(""),)),) * 10_000)
+    monkeypatch.setattr(Tokenizer, "encode", lambda *_: pytest.fail("it was tokenized"))
+
+    async def main() -> None:
+        with pytest.raises(ContextLengthError, match="512 tokens hold at most"):
+            await answer(model, flood)
+
+    run(main)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bundle.errors import ImageError, OutOfMemoryError
+from bundle.errors import ImageError, MachineError, OutOfMemoryError
 from bundle.image import PREPROCESSOR, ImageSpec
 from serving.models import image_process
 from serving.models.cut_image import CutImage, cut_if_cheap, cut_image
@@ -81,6 +81,25 @@ def slow(monkeypatch, tmp_path):
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(image_process, "_MODULE", "slow_child")
+
+
+def test_what_goes_wrong_in_a_child_is_told_and_the_child_goes_on(monkeypatch, spec, tmp_path) -> None:
+    (tmp_path / "faulty_child.py").write_text(
+        "from serving.models import image_process\n"
+        "cut = image_process.cut_image\n"
+        "image_process.cut_image = lambda spec, data: 1 / 0 if data == b'13' else cut(spec, data)\n"
+        "image_process.main()\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(image_process, "_MODULE", "faulty_child")
+    process = ImageProcess(30.0)
+    process.cut(spec, photograph(60, 40), NEVER)
+    pid = process.pid
+    with pytest.raises(MachineError, match="division by zero"):
+        process.cut(spec, b"13", NEVER)
+    assert process.cut(spec, photograph(60, 40), NEVER).width_px == 60
+    assert process.pid == pid
+    process.stop()
 
 
 def is_alive(pid: int) -> bool:
