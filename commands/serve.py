@@ -101,9 +101,9 @@ def serve(
 
         deploy(served, settings, announce)
     else:
-        from serving import edge
+        from serving.edge.serve import serve as serve_here
 
-        edge.serve(served, settings, announce)
+        serve_here(served, settings, announce)
 
 
 def _require(module: str) -> None:

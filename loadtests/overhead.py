@@ -37,8 +37,9 @@ from loadtests.images import draw_image, image_part
 from loadtests.sse import SSEParser, read_delta
 from loadtests.stopwatch import Stopwatch, distribution_of
 from loadtests.wording import counted, number
-from serving.edge import open_listener, run_server
+from serving.edge.serve import run_server
 from serving.fake import FAKE_CLIP, FAKE_VLM, FakeClient
+from serving.listener import open_listener
 from serving.protocol import EmbedRequest, GenerateRequest, ImagePart, Message, TextPart
 from serving.settings import ServerSettings
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bundle.manifest import Dialect
 
 TESTS = Path(__file__).parent
-STARTS_RAY = ("serving/test_cluster.py", "loadtests/test_overhead.py")
+STARTS_RAY = ("serving/cluster/test_cluster.py", "loadtests/test_overhead.py")
 REAL = "tests/real/"
 SLOW = ("real/test_decoder.py", "commands/test_walkthrough.py", "export/test_exporter.py", "loadtests/test_run.py")
 

@@ -49,7 +49,7 @@ def test_a_server_runs_without_training_and_graph_libraries() -> None:
     blocked = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "optimum", "safetensors")
     program = (
         f"import sys; sys.modules.update(dict.fromkeys({blocked!r}))\n"
-        "import serving.edge, serving.models.client, serving.api.app, bundle.directory, commands.ending"
+        "import serving.edge.serve, serving.models.client, serving.api.app, bundle.directory, commands.ending"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

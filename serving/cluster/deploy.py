@@ -22,7 +22,8 @@ from bundle.errors import MachineError
 from serving.cluster.application import ClusterArgs, application, num_local_cpus, served_models
 from serving.cluster.drain import drain
 from serving.cluster.environment import set_ray_environment
-from serving.edge import configure_logging, open_listener, url_of
+from serving.listener import open_listener, url_of
+from serving.log import configure_logging
 from serving.settings import ServerSettings
 
 logger = logging.getLogger(__name__)

@@ -6,8 +6,10 @@ import asyncio
 import os
 import sys
 
-from serving.edge import configure_logging, open_listener, run_server
+from serving.edge.serve import run_server
 from serving.fake import FakeBehaviour, FakeClient
+from serving.listener import open_listener
+from serving.log import configure_logging
 from serving.settings import load_settings
 
 TOKEN_S = 0.05

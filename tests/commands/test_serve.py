@@ -14,7 +14,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from serving import edge
+from serving.edge import serve as edge
 from serving.settings import ServerSettings
 
 

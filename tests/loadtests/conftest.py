@@ -15,8 +15,8 @@ import uvicorn
 from quant.planning.draft import Options
 from quant.quantizer import quantize_bundle
 from serving.api.app import create_app
-from serving.edge import open_listener, url_of
 from serving.fake import FakeBehaviour, FakeClient
+from serving.listener import open_listener, url_of
 from serving.settings import ApiSettings
 
 FIRST_TOKEN_S = 0.03

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving.edge import open_listener, url_of
+from serving.edge.server import EdgeServer
+from serving.listener import open_listener, url_of
 from serving.models.pool import PreprocessPool
 from serving.protocol import (
     FinishedEvent,
@@ -22,7 +23,6 @@ from serving.protocol import (
     SamplingParams,
     TextPart,
 )
-from serving.server import EdgeServer
 from serving.settings import EngineSettings, ServerSettings
 
 

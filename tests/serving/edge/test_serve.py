@@ -22,16 +22,16 @@ import pytest
 from PIL import Image
 
 from bundle.errors import SettingsError
-from serving.edge import open_listener, url_of
+from serving.listener import open_listener, url_of
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 START_S = 60.0  # a busy machine imports and loads for seconds
 STOP_S = 30.0
 
 REAL = """
 import sys
 from pathlib import Path
-from serving.edge import serve
+from serving.edge.serve import serve
 from serving.settings import EngineSettings
 from serving.settings import ServerSettings
 settings = ServerSettings(port=0, engine=EngineSettings(intra_threads=1, context_tokens=512))
@@ -40,7 +40,9 @@ serve([Path(each) for each in sys.argv[1:]], settings, lambda line: print(line, 
 
 FAKE = """
 import asyncio, sys
-from serving.edge import configure_logging, open_listener, run_server, url_of
+from serving.edge.serve import run_server
+from serving.listener import open_listener, url_of
+from serving.log import configure_logging
 from serving.fake import FakeBehaviour, FakeClient
 from serving.protocol import Health
 from serving.settings import ServerSettings
@@ -278,7 +280,7 @@ def test_half_a_request_does_not_hold_up_the_end(run: Callable[..., subprocess.P
 STUCK = """
 import sys, threading, time
 from pathlib import Path
-from serving import edge, exiting
+from serving.edge import exiting, serve as edge_serve
 from serving.fake import FakeClient
 from serving.settings import ServerSettings
 
@@ -293,8 +295,8 @@ class Stuck(FakeClient):
             import asyncio
             asyncio.get_running_loop().run_in_executor(None, time.sleep, 600)
 
-edge.LocalClient = lambda bundles, settings: Stuck()
-edge.serve([], ServerSettings(port=0), lambda line: print(line, flush=True))
+edge_serve.LocalClient = lambda bundles, settings: Stuck()
+edge_serve.serve([], ServerSettings(port=0), lambda line: print(line, flush=True))
 """
 
 
@@ -314,7 +316,9 @@ def test_a_thread_that_is_stuck_does_not_keep_the_process(
 
 DEAF = """
 import asyncio, sys, time
-from serving.edge import configure_logging, open_listener, run_server
+from serving.edge.serve import run_server
+from serving.listener import open_listener
+from serving.log import configure_logging
 from serving.fake import FakeClient
 from serving.settings import HttpSettings, ServerSettings
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -11,14 +10,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from bundle.errors import SettingsError
-from serving.exiting import LastResort
+from serving.edge.exiting import LastResort
+from serving.edge.probes import Heartbeat, probes_answered
+from serving.edge.server import EdgeServer
+from serving.edge.stopping import stopping_on_signals
+from serving.listener import open_listener, url_of
+from serving.log import configure_logging
 from serving.models.client import LocalClient
-from serving.probes import Heartbeat, probes_answered
 from serving.protocol import ManagedClient
-from serving.server import BACKLOG_CONNECTIONS, EdgeServer
 from serving.settings import ServerSettings
-from serving.stopping import stopping_on_signals
 
 logger = logging.getLogger(__name__)
 
@@ -47,51 +47,6 @@ def serve(bundles: Sequence[Path], settings: ServerSettings, announce: Callable[
             asyncio.run(run_server(client, settings, listener, announce, last_resort.arm))
     finally:
         last_resort.disarm()
-
-
-def configure_logging(settings: ServerSettings) -> None:
-    """Send log lines of at least the chosen level to standard error."""
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-    )
-
-
-def open_listener(host: str, port: int) -> socket.socket:
-    """Return a socket that listens.
-
-    Raises:
-        SettingsError: The port is in use or not ours to take, or the address is not this machine's.
-    """
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except socket.gaierror as error:
-        raise SettingsError(f"host {host!r} is no address: {error.strerror}. Choose another --host.") from error
-    # The protocol is named because asyncio switches Nagle's algorithm off for such sockets only, and with it on, every
-    # small answer waits 40 ms for an acknowledgement that the client delays.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(BACKLOG_CONNECTIONS)
-    except OSError as error:
-        listener.close()
-        raise SettingsError(_refusal(host, port, error)) from error
-    return listener
-
-
-def _refusal(host: str, port: int, error: OSError) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return f"port {port} on {host} is in use. Stop what listens there, or choose another --port (0: any free one)."
-    if error.errno == errno.EADDRNOTAVAIL:
-        return f"{host} is not an address of this machine. Choose another --host."
-    return f"cannot listen on {host}:{port}: {error.strerror}. Choose another --port."
-
-
-def url_of(listener: socket.socket) -> str:
-    """Return the URL under which a listener is reached from this machine."""
-    host, port = listener.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 async def run_server(

@@ -15,15 +15,14 @@ from typing import Any
 import uvicorn
 
 from serving.api.app import create_app
-from serving.connection import Connection, ConnectionWatch
+from serving.edge.connection import Connection, ConnectionWatch
+from serving.edge.stopping import Stop
+from serving.listener import BACKLOG_CONNECTIONS
 from serving.protocol import ManagedClient
 from serving.settings import ServerSettings
-from serving.stopping import Stop
 
 logger = logging.getLogger(__name__)
 
-BACKLOG_CONNECTIONS = 2048
-"""That the system keeps until they are accepted; uvicorn's own default."""
 _ACCEPTED_AT_ONCE = 16
 """Between two looks at how many there are."""
 _RESERVED_DESCRIPTORS = 64

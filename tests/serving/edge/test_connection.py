@@ -244,7 +244,7 @@ def test_a_client_that_only_closed_its_side_is_answered(url: str, engine: FakeCl
 def test_a_departure_that_is_heard_of_late_is_seen_by_a_sweep(
     url: str, engine: FakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.connection._PROBE_DELAYS_S", ())  # as if its answer took longer than those
+    monkeypatch.setattr("serving.edge.connection._PROBE_DELAYS_S", ())  # as if its answer took longer than those
     engine.behaviour.first_token_s = 60
     connection = connect(url, post(chat()))
     wait_until(lambda: engine.num_running == 1)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from serving.edge import open_listener, url_of
-from serving.probes import Heartbeat, probes_answered
+from serving.edge.probes import Heartbeat, probes_answered
+from serving.listener import open_listener, url_of
 from serving.protocol import Health
 
 

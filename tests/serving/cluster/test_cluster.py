@@ -30,8 +30,8 @@ from bundle.errors import (
     ImageError,
     PocketVLMError,
 )
-from serving.edge import open_listener
 from serving.fake import FakeBehaviour, FakeClient
+from serving.listener import open_listener
 from serving.protocol import (
     GenerateRequest,
     Health,
@@ -55,7 +55,7 @@ with warnings.catch_warnings():
     from serving.cluster.replicas import Replica
     from serving.cluster.watch import Report, watch_of
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 APPLICATION = "tested"
 CHAT = "/v1/chat/completions"
 START_S = 120.0  # Ray starts a dozen processes; a busy two-core machine takes its time
