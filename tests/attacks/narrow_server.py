@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 import pocketvlm
-from serving import edge
+from serving.edge import serve as edge
 
 _BUFFER_BYTES = 4096
 
