@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -88,6 +89,10 @@ class LocalClient:
         except BaseException:
             await self.close()
             raise
+        # What lives as long as the server is not looked through again for garbage, so that the rest is, often: a failed
+        # request's traceback holds its body in a cycle.
+        gc.collect()
+        gc.freeze()
         self._state = ""
         self._watch = asyncio.create_task(self._watch_over())
 
