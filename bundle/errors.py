@@ -99,6 +99,13 @@ class SettingsError(PocketVLMError):
     """A configuration file, environment variable or flag cannot be used."""
 
 
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Return whether an error of Python's own tells of too little memory, as that of a thread which cannot begin."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and "can't start new thread" in str(error)
+    )
+
+
 class RequestError(PocketVLMError):
     """What a caller sent cannot be served as asked.
 

@@ -8,7 +8,7 @@ import sys
 
 from rich.markup import escape
 
-from bundle.errors import PocketVLMError
+from bundle.errors import PocketVLMError, is_lack_of_memory
 from bundle.extras import extra_of, install_line
 from commands.app import app
 from commands.terminal import EXIT_FAILED, progress_console
@@ -24,7 +24,7 @@ def run() -> int:
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else EXIT_FAILED if end.code else 0
-    except (PocketVLMError, ModuleNotFoundError, MemoryError, OSError) as error:
+    except (PocketVLMError, ModuleNotFoundError, MemoryError, OSError, RuntimeError) as error:
         if not _flushed():
             _tell(_one_line(error))
         return EXIT_FAILED
@@ -37,7 +37,7 @@ def _one_line(error: Exception) -> str:
         return str(error)
     if isinstance(error, ModuleNotFoundError) and (extra := extra_of(error.name or "")):
         return f"this command needs {error.name}. Install it with: {install_line(extra)}"
-    if isinstance(error, MemoryError):
+    if is_lack_of_memory(error):
         return "there is not enough memory for this. Stop what else runs here, or take a larger machine."
     if isinstance(error, OSError) and error.errno is not None:
         return _one_line_of_the_system(error)

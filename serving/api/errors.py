@@ -78,7 +78,7 @@ _HIDDEN = {HTTP_ERRORS[errors.OutOfMemoryError]: "the server lacks memory for th
 
 def http_error(error: BaseException) -> HttpError:
     """Return how an error looks over HTTP."""
-    if isinstance(error, MemoryError):
+    if errors.is_lack_of_memory(error):
         return HTTP_ERRORS[errors.OutOfMemoryError]
     return next((HTTP_ERRORS[kind] for kind in type(error).__mro__ if kind in HTTP_ERRORS), UNEXPECTED)
 

@@ -85,9 +85,10 @@ def test_closed_streams_disturb_nothing(clip_bundle: Path) -> None:
     assert ended(["sh", "-c", line]).returncode == 0
 
 
-def test_lack_of_memory_is_told_as_such(pocketvlm: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("lack", [MemoryError(), RuntimeError("can't start new thread")])
+def test_lack_of_memory_is_told_as_such(pocketvlm: Callable, monkeypatch: pytest.MonkeyPatch, lack: Exception) -> None:
     def large() -> None:
-        raise MemoryError
+        raise lack
 
     monkeypatch.setattr(serving.doctor, "diagnose", large)
     done = pocketvlm("doctor")

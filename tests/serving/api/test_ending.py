@@ -67,7 +67,9 @@ def test_a_panic_within_a_stream_is_its_last_event_but_one(
     assert (error["error"]["code"], last) == ("internal", "[DONE]")
 
 
-@pytest.mark.parametrize("failure", [MemoryError(), OutOfMemoryError("no room for 9 bytes")])
+@pytest.mark.parametrize(
+    "failure", [MemoryError(), RuntimeError("can't start new thread"), OutOfMemoryError("no room for 9 bytes")]
+)
 def test_the_machines_lack_of_memory_is_not_the_callers_fault(
     api: Any, engine: FakeClient, ask: Callable[..., Any], failure: BaseException
 ) -> None:

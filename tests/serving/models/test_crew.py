@@ -55,7 +55,15 @@ def test_whatever_a_call_raises_reaches_its_caller_and_the_thread_lives_on(crew,
     run(main())
 
 
-@pytest.mark.parametrize(("raised", "told"), [(ImageError("bad"), ImageError), (MemoryError(), OutOfMemoryError)])
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (ImageError("bad"), ImageError),
+        (MemoryError(), OutOfMemoryError),
+        (RuntimeError("can't start new thread"), OutOfMemoryError),
+        (RuntimeError("another"), MachineError),
+    ],
+)
 def test_an_error_raised_on_purpose_stays_and_lack_of_memory_is_told_as_such(crew, raised, told) -> None:
     def fail() -> None:
         raise raised
