@@ -123,8 +123,9 @@ def test_the_report_says_what_was_measured(smolvlm_bundle: Path, int8_vlm: Path)
     assert set(report.tasks) == {"colour", "name", "count", "all"}
     assert report.tasks["all"].n == 3
     assert report.teacher_forced is not None
-    # One position per byte of an answer and one for its end: the tokenizer of the tiny checkpoint knows bytes only.
-    assert report.teacher_forced.num_tokens == len("red") + len("a cat") + len("42") + 3
+    # One position per byte of an answer, one for the blank that the template puts before it, and one for its end: the
+    # tokenizer of the tiny checkpoint knows bytes only.
+    assert report.teacher_forced.num_tokens == len(" red") + len(" a cat") + len(" 42") + 3
     assert 0 < report.teacher_forced.kl_mean <= report.teacher_forced.kl_p99
     assert [gate.model_dump_json() for gate in report.gates] == [gate.model_dump_json() for gate in manifest.gates]
     assert all(0.95 < part.canary_cosine < 1 for part in report.components.values())

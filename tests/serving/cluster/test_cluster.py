@@ -59,7 +59,7 @@ ROOT = Path(__file__).resolve().parents[3]
 APPLICATION = "tested"
 CHAT = "/v1/chat/completions"
 START_S = 120.0  # Ray starts a dozen processes; a busy two-core machine takes its time
-SCALE_S = 60.0
+SCALE_S = 120.0
 
 # Ray leaves sockets and log files of its child processes to the garbage collector.
 pytestmark = [
