@@ -10,6 +10,9 @@ import numpy.typing as npt
 
 Features = npt.NDArray[Any]
 
+ENTRY_BYTES = 512
+"""That an entry takes beside its numbers: digest, array, place in the order. An embedding of 128 numbers is as large."""
+
 
 class FeatureCache:
     """Arrays by digest, least recently used dropped first, never more bytes than allowed. Safe between threads."""
@@ -36,10 +39,14 @@ class FeatureCache:
     def put(self, key: bytes, features: Features) -> None:
         """Keep features, dropping the least recently used; features larger than the whole cache are not kept."""
         with self._lock:
-            if key in self._entries or features.nbytes > self._max_bytes:
+            if key in self._entries or _held_bytes(features) > self._max_bytes:
                 return
-            while self.num_bytes + features.nbytes > self._max_bytes:
-                self.num_bytes -= self._entries.popitem(last=False)[1].nbytes
+            while self.num_bytes + _held_bytes(features) > self._max_bytes:
+                self.num_bytes -= _held_bytes(self._entries.popitem(last=False)[1])
             features.flags.writeable = False
             self._entries[key] = features
-            self.num_bytes += features.nbytes
+            self.num_bytes += _held_bytes(features)
+
+
+def _held_bytes(features: Features) -> int:
+    return features.nbytes + ENTRY_BYTES

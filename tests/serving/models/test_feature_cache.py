@@ -1,22 +1,25 @@
+import tracemalloc
 from collections import OrderedDict
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.models.feature_cache import FeatureCache
+from serving.models.feature_cache import ENTRY_BYTES, FeatureCache
 
-SIZES = {key: 40 * (key + 1) for key in range(5)}  # bytes: 40 ... 200
+NUMBERS = {key: 10 * (key + 1) for key in range(5)}
+SIZES = {key: 4 * numbers + ENTRY_BYTES for key, numbers in NUMBERS.items()}
+LIMIT = 2 * ENTRY_BYTES + 190
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 4)), max_size=60))
 def test_the_least_recently_used_goes_first_and_bytes_stay_within_the_limit(actions) -> None:
-    cache, model = FeatureCache(190), OrderedDict()
+    cache, model = FeatureCache(LIMIT), OrderedDict()
     for is_put, key in actions:
         if is_put:
-            cache.put(bytes([key]), np.full(SIZES[key] // 4, key, np.float32))
-            if key not in model and SIZES[key] <= 190:
-                while sum(SIZES[k] for k in model) + SIZES[key] > 190:
+            cache.put(bytes([key]), np.full(NUMBERS[key], key, np.float32))
+            if key not in model and SIZES[key] <= LIMIT:
+                while sum(SIZES[k] for k in model) + SIZES[key] > LIMIT:
                     model.popitem(last=False)
                 model[key] = True
         else:
@@ -24,12 +27,12 @@ def test_the_least_recently_used_goes_first_and_bytes_stay_within_the_limit(acti
             assert (found is not None) == (key in model)
             if found is not None:
                 model.move_to_end(key)
-                np.testing.assert_array_equal(found, np.full(SIZES[key] // 4, key, np.float32))
-        assert cache.num_bytes == sum(SIZES[k] for k in model) <= 190
+                np.testing.assert_array_equal(found, np.full(NUMBERS[key], key, np.float32))
+        assert cache.num_bytes == sum(SIZES[k] for k in model) <= LIMIT
 
 
 def test_kept_features_cannot_be_changed_by_a_reader() -> None:
-    cache = FeatureCache(100)
+    cache = FeatureCache(1000)
     cache.put(b"k", np.zeros(3))
     found = cache.try_get(b"k")
     assert found is not None
@@ -40,3 +43,16 @@ def test_a_cache_of_no_bytes_keeps_nothing() -> None:
     cache = FeatureCache(0)
     cache.put(b"k", np.zeros(3))
     assert cache.try_get(b"k") is None
+
+
+def test_many_small_entries_take_no_more_memory_than_the_cache_says() -> None:
+    cache = FeatureCache(4 << 20)
+    tracemalloc.start()
+    try:
+        for number in range(10_000):
+            cache.put(number.to_bytes(32, "big"), np.zeros((1, 128), np.float32))
+        held_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert cache.num_bytes <= 4 << 20
+    assert 0.5 * cache.num_bytes < held_bytes < cache.num_bytes
