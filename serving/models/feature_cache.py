@@ -11,7 +11,7 @@ import numpy.typing as npt
 Features = npt.NDArray[Any]
 
 ENTRY_BYTES = 512
-"""That an entry takes beside its numbers: digest, array, place in the order. An embedding of 128 numbers is as large."""
+"""That an entry takes beside its numbers: digest, array, place in the order. 128 numbers are as large."""
 
 
 class FeatureCache:
