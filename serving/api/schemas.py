@@ -113,6 +113,13 @@ def _whole_characters(text: str, info: ValidationInfo) -> str:
     return text
 
 
+def _check_not_zero(value: int) -> int:
+    if value == 0:
+        raise PydanticCustomError("no_frames", "a video is looked at by 1 frame at least; -1 are all")
+    return value
+
+
+_no_zero = AfterValidator(_check_not_zero)
 Text = Annotated[str, AfterValidator(_whole_characters)]
 Name = Annotated[Text, Field(max_length=256)]
 
@@ -138,10 +145,73 @@ class ImageContent(_Strict):
     image_url: ImageUrl
 
 
+class VideoUrl(_Strict):
+    """Where a video is: a data URL of one file, or of JPEG frames with commas between them (`video/jpeg`)."""
+
+    url: str
+
+
+class VideoContent(_Strict):
+    """A video, as vLLM takes it."""
+
+    type: Literal["video_url"]
+    video_url: VideoUrl
+
+
+_Fps = Annotated[float, Field(gt=0, le=1000)]
+_AllFrames = Annotated[int, Field(ge=-1), _no_zero]
+Frames = Annotated[list[str], Field(min_length=1, fail_fast=True), _at_most("max_frames", "frames")]
+
+
+class FramesContent(_Strict):
+    """A video, as Qwen's clients write it: the data URLs of its frames, or of one file.
+
+    `fps` is how many frames of a list make a second (1 where it is left out), or how many of a file are looked at.
+    """
+
+    type: Literal["video"]
+    video: str | Frames
+    fps: _Fps | None = None
+    nframes: int | None = Field(default=None, ge=1)
+
+
+class VideoSampling(_Strict):
+    """Which frames of every video of a request are looked at, as vLLM's clients say it; -1 frames are all."""
+
+    num_frames: _AllFrames | None = None
+    fps: _Fps | None = None
+
+
+class VideoOptions(VideoSampling):
+    """How every video of a request is looked at.
+
+    `layout`: `uniform`, `thumbnail-and-sampling`, `image-grid` or `progressive-pooling`; `visual_tokens`: what a video
+    takes in the layouts that choose.
+    """
+
+    layout: Name | None = None
+    visual_tokens: int | None = Field(default=None, ge=1)
+
+
+class MediaOptions(_Strict):
+    """vLLM's options by kind of media."""
+
+    video: VideoSampling | None = None
+    image: OffOrEmptyObject = None
+    audio: OffOrEmptyObject = None
+
+
+class ProcessorOptions(VideoSampling):
+    """vLLM's options of a model's processor."""
+
+    do_sample_frames: Annotated[Any, Unbuilt((True,))] = None
+
+
 Content = Annotated[TextContent | ImageContent, Field(discriminator="type")]
+ShownContent = Annotated[TextContent | ImageContent | VideoContent | FramesContent, Field(discriminator="type")]
 _AtMostParts = _at_most("max_parts", "parts")
 Texts = Annotated[list[TextContent], Field(fail_fast=True), _AtMostParts]
-Contents = Annotated[list[Content], Field(fail_fast=True), _AtMostParts]
+Contents = Annotated[list[ShownContent], Field(fail_fast=True), _AtMostParts]
 
 
 class _Message(_Strict):
@@ -209,6 +279,10 @@ class ChatRequest(_Strict):
     top_k: int | None = Field(default=None, ge=-1)
     seed: int | None = Field(default=None, ge=-MAX_SEED - 1, le=MAX_SEED)
     stop: Stop | Annotated[list[Stop], Field(max_length=4, fail_fast=True)] | None = None
+
+    video: VideoOptions | None = None
+    media_io_kwargs: MediaOptions | None = None
+    mm_processor_kwargs: ProcessorOptions | None = None
 
     user: Text | None = None
     safety_identifier: Text | None = None
