@@ -60,6 +60,11 @@ class _Prepared:
     preprocess_s: float
     vision_s: float
 
+    @property
+    def num_kept_rows(self) -> int:
+        """Image tokens whose features were not encoded for this request."""
+        return sum(image.num_rows for image in self.images if image.is_kept)
+
 
 class GenerativeModel(Model):
     """One vision-language bundle.
@@ -199,7 +204,8 @@ class GenerativeModel(Model):
                     reason = piece.reason
                 yield piece
         prompt, sequences = prepared.prompt, [choice.stream.sequence for choice in choices]
-        usage = Usage(prompt.num_tokens, sum(choice.num_tokens for choice in choices), prompt.num_image_tokens)
+        num_tokens = sum(choice.num_tokens for choice in choices)
+        usage = Usage(prompt.num_tokens, num_tokens, prompt.num_image_tokens, prepared.num_kept_rows)
         queue_s = min(sequence.started_s for sequence in sequences) - sequences[0].submitted_s
         total_s = time.monotonic() - arrived_s
         timings = Timings(queue_s, prepared.preprocess_s, prepared.vision_s, first_token_s, total_s)
