@@ -331,13 +331,12 @@ class PromptBuilder:
     def _expansion(self, layout: TileLayout) -> str:
         """Return what one image becomes in the prompt's text."""
         image = self._image_prompt
+        tokens = image.image_token * (image.tokens_per_tile if layout.rows else layout.num_tokens(image.tokens_per_tile))
         if image.kind == "llava":
-            return image.image_token * layout.num_tokens(image.tokens_per_tile)
-        if layout.rows == 0:
-            tokens = image.image_token * layout.num_tokens(image.tokens_per_tile)
-            return f"{image.fake_token}{image.global_token}{tokens}{image.fake_token}"
-        tokens = image.image_token * image.tokens_per_tile
+            return tokens
         whole = f"{image.fake_token}{image.global_token}{tokens}{image.fake_token}"
+        if layout.rows == 0:
+            return whole
         lines = [
             "".join(f"{image.fake_token}<row_{row}_col_{col}>{tokens}" for col in range(1, layout.cols + 1)) + "\n"
             for row in range(1, layout.rows + 1)

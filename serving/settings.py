@@ -58,6 +58,7 @@ class ApiSettings(_Frozen):
         max_parts: Texts and images in all messages of one request.
         max_inputs: Texts and images in one embedding request.
         max_labels: Candidate labels in one classification.
+        max_choices: Answers to one request (`n`): each takes a place in the queue, and a slot while it runs.
         body_timeout_s: In every span of so long, a body must bring `body_bytes_per_s` times the span, or its end.
         body_bytes_per_s: The slowest client that is waited for.
         request_timeout_s: From a request's arrival to the end of its answer; also the most that a client may ask for
@@ -80,6 +81,7 @@ class ApiSettings(_Frozen):
     max_parts: int = Field(default=1024, ge=1)
     max_inputs: int = Field(default=256, ge=1)
     max_labels: int = Field(default=1000, ge=1)
+    max_choices: int = Field(default=8, ge=1)
     body_timeout_s: float = Field(default=20.0, gt=0)
     body_bytes_per_s: int = Field(default=4096, ge=0)
     request_timeout_s: float = Field(default=600.0, gt=0)

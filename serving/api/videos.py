@@ -12,8 +12,9 @@ from typing import Any
 from bundle.errors import ImageError, ParameterError
 from bundle.frames.options import UNIFORM, FrameOptions
 from bundle.frames.table import check_options
+from serving.api.contents import FramesContent, VideoContent, VideoSampling
 from serving.api.images import UNKNOWN_TYPES, decoded, image_part, split_data_url
-from serving.api.schemas import ChatRequest, FramesContent, VideoContent, VideoSampling
+from serving.api.schemas import ChatRequest
 from serving.api.validation import shown
 from serving.protocol import VideoPart
 from serving.settings import ApiSettings

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from bundle.directory import Bundle
-from bundle.errors import BundleFormatError, ContextLengthError, ParameterError
+from bundle.errors import BundleFormatError, ContextLengthError
 from bundle.generation import GENERATION, SamplingDefaults
 from bundle.prompt import Prompt, PromptBuilder
+from bundle.token_bytes import TokenBytes
 from runtime.cache_shape import cache_shape, context_of
 from runtime.canary import check_canary
 from runtime.decoder import Decoder, TokenGraphs
 from runtime.filled_prompt import FilledPrompt
-from serving.engine.engine import Engine, Failed, Sampled, TokenStream
+from serving.engine.engine import Engine
 from serving.engine.runner import Runner
 from serving.engine.sequence import Sequence as EngineSequence
 from serving.engine.worker import Worker
-from serving.models.answer import AnswerText
+from serving.models.choices import ChoiceAnswer, Vocabulary, merged, sampling_of
 from serving.models.cut_frames import FrameRoom
 from serving.models.model import Model
 from serving.models.pool import PreprocessPool
+from serving.models.sampling_limits import check_sampling
 from serving.models.together import together
 from serving.models.vision import EncodedImage, VisionStage
 from serving.models.visual import Visual, all_filled, turns_of
@@ -36,13 +38,11 @@ from serving.protocol import (
     SamplingParams,
     TextPart,
     Timings,
-    TokenEvent,
     Usage,
     VideoPart,
 )
 from serving.settings import EngineSettings
 
-_MAX_STOPS = 4
 _WARM_UP_TOKENS = 8
 
 
@@ -93,11 +93,14 @@ class GenerativeModel(Model):
         self._shape = cache_shape(manifest, settings.max_sequences, context_tokens)
         self._defaults = SamplingDefaults.read(bundle.path(GENERATION))
         self._prompts = PromptBuilder.from_bundle(bundle)
+        tokenizer = self._prompts.tokenizer
+        self._vocabulary = Vocabulary(tokenizer, TokenBytes(tokenizer), manifest.eos_token_ids)
         self._vision = VisionStage(bundle, settings, pool)
         graphs = TokenGraphs(bundle, settings)
         if settings.check_golden:
             check_canary(bundle, {self._vision.name: self._vision.session, **graphs.sessions})
         self._decoder = Decoder(graphs, self._shape)
+        self._vocab_size = graphs.vocab_size
         self._engine = Engine(
             f"engine-{manifest.name}",
             Runner(self._decoder),
@@ -130,18 +133,18 @@ class GenerativeModel(Model):
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
         """Yield the answer's pieces, then exactly one FinishedEvent, or raise; closing the iterator frees the slot."""
-        check_sampling(request.sampling)
-        sampling = request.sampling.filled(self._defaults)
+        check_sampling(request, self._vocab_size, self._shape.num_slots * self._shape.capacity_tokens)
+        sampling, num_choices = request.sampling.filled(self._defaults), request.num_choices
         arrived_s = time.monotonic()
-        with self._admission.admit():
+        with ExitStack() as places:
+            for _ in range(num_choices):
+                places.enter_context(self._admission.admit())
             prepared, request_id = await self._prepare(request), request.request_id
             del request  # it holds the encoded images, which an answer is not to hold for its whole length
-            async with (
-                self._stream(request_id, prepared, sampling) as stream,
-                aclosing(self._events(stream, prepared, sampling, arrived_s)) as events,
-            ):
-                async for event in events:
-                    yield event
+            with self._choices(request_id, prepared, sampling, num_choices) as choices:
+                async with aclosing(self._events(choices, prepared, arrived_s)) as events:
+                    async for event in events:
+                        yield event
 
     async def _prepare(self, request: GenerateRequest) -> _Prepared:
         """Return prompt and features; the prompt's length is judged before any image is encoded."""
@@ -179,64 +182,42 @@ class GenerativeModel(Model):
                 "messages",
             )
 
-    @asynccontextmanager
-    async def _stream(
-        self, request_id: str, prepared: _Prepared, sampling: SamplingParams
-    ) -> AsyncIterator[TokenStream]:
-        """Submit the sequence; cancel it when the block is left, however that happens."""
-        sequence = EngineSequence(
-            request_id,
-            FilledPrompt.of(prepared.prompt, [image.features for image in prepared.images]),
-            sampling,
-            self._manifest.eos_token_ids,
-            [image.key for image in prepared.images],
-            self._manifest.num_length_groups,
-        )
-        stream = self._engine.submit(sequence)
-        try:
-            yield stream
-        finally:
-            self._engine.cancel(stream)
+    @contextmanager
+    def _choices(
+        self, request_id: str, prepared: _Prepared, sampling: SamplingParams, num_choices: int
+    ) -> Iterator[list[ChoiceAnswer]]:
+        """Submit as many sequences of the prompt; cancel them when the block is left, however that happens."""
+        prompt = FilledPrompt.of(prepared.prompt, [image.features for image in prepared.images])
+        image_keys = [image.key for image in prepared.images]
+        end_ids = (*(() if sampling.ignores_eos else self._manifest.eos_token_ids), *sampling.stop_token_ids)
+        choices = []
+        with ExitStack() as submitted:
+            for index in range(num_choices):
+                own = sampling_of(sampling, index)
+                sequence = EngineSequence(
+                    request_id, prompt, own, end_ids, image_keys, self._manifest.num_length_groups
+                )
+                stream = self._engine.submit(sequence)
+                submitted.callback(self._engine.cancel, stream)
+                choices.append(ChoiceAnswer(index, self._engine, stream, own, self._vocabulary))
+            yield choices
 
     async def _events(
-        self, stream: TokenStream, prepared: _Prepared, sampling: SamplingParams, arrived_s: float
+        self, choices: Sequence[ChoiceAnswer], prepared: _Prepared, arrived_s: float
     ) -> AsyncGenerator[GenerateEvent, None]:
-        answer = AnswerText(self._prompts.tokenizer, self._manifest.eos_token_ids, sampling.stop)
         first_token_s = 0.0
         reason: FinishReason = "stop"
-        while not answer.is_stopped:
-            event = await stream.get()
-            if isinstance(event, Failed):
-                raise event.error
-            if not isinstance(event, Sampled):
-                reason = event.reason or reason
-                break
-            first_token_s = first_token_s or time.monotonic() - arrived_s
-            yield TokenEvent(answer.push(event.token_id), (event.token_id,), event.sampled_s)
-        if rest := answer.finish():
-            yield TokenEvent(rest, ())
-        prompt, sequence = prepared.prompt, stream.sequence
-        usage = Usage(prompt.num_tokens, answer.num_tokens, prompt.num_image_tokens, prepared.num_kept_rows)
-        queue_s = sequence.started_s - sequence.submitted_s
+        async with aclosing(merged([choice.events() for choice in choices])) as pieces:
+            async for piece in pieces:
+                if piece.token_ids:
+                    first_token_s = first_token_s or time.monotonic() - arrived_s
+                if piece.reason and piece.index == 0:
+                    reason = piece.reason
+                yield piece
+        prompt, sequences = prepared.prompt, [choice.stream.sequence for choice in choices]
+        num_tokens = sum(choice.num_tokens for choice in choices)
+        usage = Usage(prompt.num_tokens, num_tokens, prompt.num_image_tokens, prepared.num_kept_rows)
+        queue_s = min(sequence.started_s for sequence in sequences) - sequences[0].submitted_s
         total_s = time.monotonic() - arrived_s
         timings = Timings(queue_s, prepared.preprocess_s, prepared.vision_s, first_token_s, total_s)
-        yield FinishedEvent("stop" if answer.is_stopped else reason, usage, timings)
-
-
-def check_sampling(sampling: SamplingParams) -> None:
-    """Refuse sampling that means nothing.
-
-    Raises:
-        ParameterError: A value is out of range; the message gives the range.
-    """
-    limits: dict[str, tuple[Callable[[Any], bool], str]] = {
-        "max_tokens": (lambda count: count >= 1, "at least 1"),
-        "temperature": (lambda heat: 0 <= heat < float("inf"), "0 or more, and finite"),
-        "top_p": (lambda mass: 0 < mass <= 1, "above 0 and at most 1"),
-        "top_k": (lambda count: count >= 0, "0 (all) or more"),
-        "stop": (lambda texts: len(texts) <= _MAX_STOPS and all(texts), f"at most {_MAX_STOPS} texts, none empty"),
-    }
-    for name, (is_good, limit) in limits.items():
-        value = getattr(sampling, name)
-        if value is not None and not is_good(value):
-            raise ParameterError(f"{name} is {value!r}; it must be {limit}", name)
+        yield FinishedEvent(reason, usage, timings)
