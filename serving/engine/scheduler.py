@@ -79,10 +79,14 @@ class Scheduler:
         chunk_tokens: Most tokens of a prompt between two decode steps.
         keeps_prefixes: Whether rows of a prompt outlive its sequence, for those that begin alike. States of fixed size
             cannot be cut, so models that have them keep none.
+
+    Attributes:
+        shape: As it was given.
+        counts: What it did until now.
     """
 
     def __init__(self, shape: CacheShape, chunk_tokens: int, *, keeps_prefixes: bool = True) -> None:
-        self._shape = shape
+        self.shape = shape
         self._chunk_tokens = chunk_tokens
         keeps = keeps_prefixes and not shape.bytes_per_slot
         self._slots = Slots(shape.num_slots, shape.num_spare_slots, keeps=keeps)
@@ -147,8 +151,8 @@ class Scheduler:
     def _has_rows_for(self, sequence: Sequence) -> bool:
         """Return whether a sequence that waits could run beside the others for a while."""
         num_running = self.num_running
-        headroom = self._shape.capacity_tokens // _HEADROOM_SHARE * (num_running + 1)
-        return not num_running or self.num_cached_rows + len(sequence.ids) + headroom <= self._shape.most_rows
+        headroom = self.shape.capacity_tokens // _HEADROOM_SHARE * (num_running + 1)
+        return not num_running or self.num_cached_rows + len(sequence.ids) + headroom <= self.shape.most_rows
 
     def _next_batch(self) -> Batch | None:
         filling, decoding = self._slots.filling, self._slots.decoding
@@ -162,14 +166,14 @@ class Scheduler:
 
     def _try_make_room(self, batch: Batch) -> bool:
         """Free rows of sequences that have ended until those of a batch can become resident."""
-        if self._shape.budget_rows is None:
+        if self.shape.budget_rows is None:
             return True
         new_rows = sum(self._slots.new_rows(row.sequence, row.end - row.start) for row in batch.rows)
-        excess = self._slots.num_resident_rows + new_rows - self._shape.budget_rows
+        excess = self._slots.num_resident_rows + new_rows - self.shape.budget_rows
         if excess > 0:
             self._slots.give_back(excess)
             new_rows = sum(self._slots.new_rows(row.sequence, row.end - row.start) for row in batch.rows)
-        return self._slots.num_resident_rows + new_rows <= self._shape.budget_rows
+        return self._slots.num_resident_rows + new_rows <= self.shape.budget_rows
 
     def _try_preempt_last(self) -> bool:
         """Preempt the running sequence that would have been the last to get a slot; False where one alone is left."""
@@ -207,7 +211,7 @@ class Scheduler:
     def _finish_reason(self, sequence: Sequence, token_id: int) -> FinishReason | None:
         if token_id in sequence.eos_token_ids:
             return "stop"
-        is_full = sequence.num_rows >= self._shape.capacity_tokens
+        is_full = sequence.num_rows >= self.shape.capacity_tokens
         return "length" if is_full or sequence.num_output_tokens == sequence.sampling.max_tokens else None
 
     def keep(self, sequence: Sequence, group: int, rows: npt.NDArray[np.int64]) -> None:
@@ -226,7 +230,7 @@ class Scheduler:
 
         False where it has none, or has lost rows and grown longer than a slot, so that it cannot be read again.
         """
-        if len(sequence.ids) > self._shape.capacity_tokens or not self._slots.free(sequence):
+        if len(sequence.ids) > self.shape.capacity_tokens or not self._slots.free(sequence):
             return False
         sequence.forget()
         self._waiting.add(sequence)

@@ -18,6 +18,7 @@ from runtime.session import Session
 from serving.engine.engine import Ended, Engine, Failed, Sampled, StreamEvent, TokenStream
 from serving.engine.runner import Runner
 from serving.engine.sampler import Sampler
+from serving.engine.scheduler import Scheduler
 from serving.engine.sequence import Sequence
 from serving.protocol import SamplingParams
 from serving.settings import EngineSettings
@@ -150,8 +151,8 @@ def engine_of(tiny_model, settings):
     engines = []
 
     def make(runner, patience: Patience = PATIENT) -> Engine:
-        chunk = settings.prefill_chunk_tokens
-        engines.append(Engine("engine-test", runner, tiny_model.shape(settings), chunk, patience))
+        scheduler = Scheduler(tiny_model.shape(settings), settings.prefill_chunk_tokens)
+        engines.append(Engine("engine-test", runner, scheduler, patience))
         engines[-1].start()
         return engines[-1]
 
@@ -398,7 +399,7 @@ def test_a_cancelled_request_gives_its_slot_to_the_next(tiny_model, settings) ->
     one_slot = settings.model_copy(update={"max_sequences": 1})
     permits = threading.Semaphore(1)
     runner = FaultyRunner(tiny_model.runner(one_slot), {}, lambda: permits.acquire(timeout=20) and None)
-    engine = Engine("engine-test", runner, tiny_model.shape(one_slot), 7, PATIENT)
+    engine = Engine("engine-test", runner, Scheduler(tiny_model.shape(one_slot), 7), PATIENT)
     engine.start()
 
     async def main() -> None:
