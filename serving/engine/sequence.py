@@ -10,7 +10,7 @@ import numpy as np
 
 from runtime.feeds import TokenRun
 from runtime.filled_prompt import FilledPrompt, positions_from
-from serving.engine.sampler import Sampler
+from serving.engine.sampling.state import SamplingState
 from serving.protocol import SamplingParams
 
 RowKey = int | tuple[bytes, int]
@@ -33,7 +33,7 @@ class Sequence:
         num_length_groups: G.
         priority: Lower runs earlier.
         deadline_s: Monotonic time after which it is not begun.
-        sampler: Made from `sampling`; its generator is the sequence's own.
+        sampling_state: Made from `sampling`; the sampler changes it.
         ids: Prompt and output in one list, an end token included; the scheduler appends.
         keys: What each token of `ids` is, by content; the scheduler appends.
         next_position: Logical position of the token that is sampled next; the scheduler advances it.
@@ -54,7 +54,7 @@ class Sequence:
     num_length_groups: int = 1
     priority: int = 0
     deadline_s: float = math.inf
-    sampler: Sampler = field(init=False)
+    sampling_state: SamplingState = field(init=False)
     ids: list[int] = field(init=False)
     keys: list[RowKey] = field(init=False)
     next_position: int = field(init=False)
@@ -67,7 +67,7 @@ class Sequence:
     started_s: float = 0.0
 
     def __post_init__(self) -> None:
-        self.sampler = Sampler(self.sampling)
+        self.sampling_state = SamplingState(self.sampling)
         self.ids = self.prompt.prompt.token_ids.tolist()
         self.keys = _row_keys(self.ids, self.prompt, self.image_keys)
         self.next_position = self.prompt.prompt.next_position
