@@ -214,10 +214,11 @@ class Engine(Worker[_Message]):
             self._sample([row.sequence for row in batch.rows if row.is_last], logits[is_last])
 
     def _logits(self, batch: Batch) -> Logits:
+        began_s = time.monotonic()
         for row in batch.rows:
-            row.sequence.started_s = row.sequence.started_s or time.monotonic()
+            row.sequence.started_s = row.sequence.started_s or began_s
         logits = self._runner.run(batch)
-        self._scheduler.advance(batch)
+        self._scheduler.advance(batch, time.monotonic() - began_s)
         return logits
 
     def _sample(self, sequences: SequenceOf[Sequence], logits: npt.NDArray[np.float32]) -> None:

@@ -11,6 +11,7 @@ from bundle.manifest import RunPhase
 from runtime.cache_shape import CacheShape
 from runtime.chunks import next_chunk
 from serving.engine.changes import Change, Keep
+from serving.engine.pace import Pace
 from serving.engine.sequence import Sequence
 from serving.engine.slots import Slots
 from serving.engine.waiting import Waiting
@@ -76,7 +77,7 @@ class Scheduler:
 
     Args:
         shape: Slots, their length, and how many rows may hold something.
-        chunk_tokens: Most tokens of a prompt between two decode steps.
+        pace: How much of a prompt runs between two decode steps.
         keeps_prefixes: Whether rows of a prompt outlive its sequence, for those that begin alike. States of fixed size
             cannot be cut, so models that have them keep none.
 
@@ -85,9 +86,9 @@ class Scheduler:
         counts: What it did until now.
     """
 
-    def __init__(self, shape: CacheShape, chunk_tokens: int, *, keeps_prefixes: bool = True) -> None:
+    def __init__(self, shape: CacheShape, pace: Pace, *, keeps_prefixes: bool = True) -> None:
         self.shape = shape
-        self._chunk_tokens = chunk_tokens
+        self._pace = pace
         keeps = keeps_prefixes and not shape.bytes_per_slot
         self._slots = Slots(shape.num_slots, shape.num_spare_slots, keeps=keeps)
         self._waiting = Waiting()
@@ -188,15 +189,24 @@ class Scheduler:
         start, num_prompt = sequence.num_run, sequence.num_prompt_tokens
         is_prompt = start < num_prompt
         left = (num_prompt if is_prompt else len(sequence.ids) - 1) - start
-        row = Row(sequence, start, start + next_chunk(left, self._chunk_tokens))
+        most = self._pace.chunk_tokens(beside_answers=bool(self._slots.decoding))
+        row = Row(sequence, start, start + next_chunk(left, most))
         return Batch("prompt" if is_prompt else "step", (row,))
 
-    def advance(self, batch: Batch) -> None:
-        """Record that a batch was run."""
+    def advance(self, batch: Batch, took_s: float = 0.0) -> None:
+        """Record that a batch was run, and how long that took; 0 where nobody measured."""
+        if took_s:
+            self._note_pace(batch, took_s)
         for row in batch.rows:
             row.sequence.advance(row.end - row.start)
             if row.sequence is self._slots.filling and row.sequence.is_decoding:
                 self._slots.settle()
+
+    def _note_pace(self, batch: Batch, took_s: float) -> None:
+        if self._is_filling(batch):
+            self._pace.note_chunk(batch.rows[0].end - batch.rows[0].start, took_s)
+        else:
+            self._pace.note_step(took_s)
 
     def append(self, sequence: Sequence, token_id: int) -> FinishReason | None:
         """Record a sampled token; free the slot and return the reason when it was the last."""

@@ -1,3 +1,4 @@
+import math
 from itertools import count
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from runtime.cache_shape import CacheShape
 from runtime.filled_prompt import FilledPrompt
 from serving.engine.changes import Keep
+from serving.engine.pace import Pace
 from serving.engine.scheduler import Batch, Scheduler
 from serving.engine.sequence import Sequence
 from serving.protocol import SamplingParams
@@ -27,7 +29,7 @@ def sequence(prompt_tokens: int, max_tokens: int | None = None) -> Sequence:
 
 
 def scheduler(num_slots: int = 2, chunk: int = 4) -> Scheduler:
-    return Scheduler(CacheShape(num_slots, CAPACITY, 1), chunk)
+    return Scheduler(CacheShape(num_slots, CAPACITY, 1), Pace(chunk, math.inf))
 
 
 def run(scheduler: Scheduler, batch: Batch, token: int = 1) -> list[tuple[Sequence, str]]:
@@ -111,7 +113,7 @@ def test_an_answer_ends_at_the_end_token_at_max_tokens_and_at_capacity() -> None
 
 @pytest.mark.parametrize("keeps_prefixes", [False, True])
 def test_a_preempted_sequence_goes_before_all_others_and_keeps_what_it_said(keeps_prefixes: bool) -> None:
-    s = Scheduler(CacheShape(1, CAPACITY, 1), 4, keeps_prefixes=keeps_prefixes)
+    s = Scheduler(CacheShape(1, CAPACITY, 1), Pace(4, math.inf), keeps_prefixes=keeps_prefixes)
     first, second = sequence(6), sequence(2)
     s.add(first)
     s.add(second)
