@@ -169,12 +169,8 @@ class Scheduler:
         """Free rows of sequences that have ended until those of a batch can become resident."""
         if self.shape.budget_rows is None:
             return True
-        new_rows = sum(self._slots.new_rows(row.sequence, row.end - row.start) for row in batch.rows)
-        excess = self._slots.num_resident_rows + new_rows - self.shape.budget_rows
-        if excess > 0:
-            self._slots.give_back(excess)
-            new_rows = sum(self._slots.new_rows(row.sequence, row.end - row.start) for row in batch.rows)
-        return self._slots.num_resident_rows + new_rows <= self.shape.budget_rows
+        ends = {row.sequence: row.sequence.num_rows + row.end - row.start for row in batch.rows}
+        return self._slots.try_fit(ends, self.shape.budget_rows)
 
     def _try_preempt_last(self) -> bool:
         """Preempt the running sequence that would have been the last to get a slot; False where one alone is left."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import count
 
 from serving.engine.changes import Change, GiveBack, Move
@@ -27,7 +28,7 @@ class Slots:
     Args:
         num_seats: Sequences that run at once.
         num_spare: Slots behind the seats, which only keep rows.
-        keeps: Whether rows outlive their sequence.
+        keeps: Whether rows serve other sequences than their own, and outlive it.
     """
 
     def __init__(self, num_seats: int, num_spare: int = 0, *, keeps: bool = True) -> None:
@@ -64,14 +65,6 @@ class Slots:
     def num_kept_rows(self) -> int:
         """Rows that are kept, of no running sequence."""
         return sum(len(held.keys) for held in self._held if isinstance(held, Kept))
-
-    @property
-    def num_resident_rows(self) -> int:
-        """Rows whose memory is taken: all that were written and not given back."""
-        for slot, held in enumerate(self._held):
-            if isinstance(held, Sequence):
-                self._note_written(slot, held.num_rows)
-        return sum(self._written)
 
     def seat(self, sequence: Sequence) -> None:
         """Give a sequence the slot behind those that decode, and what is here of its prompt.
@@ -128,11 +121,6 @@ class Slots:
             self._decoding[slot] = last
         return True
 
-    def new_rows(self, sequence: Sequence, num_tokens: int) -> int:
-        """Return how many rows become resident when a sequence that has a slot reads so many tokens."""
-        written = 0 if sequence.slot is None else self._written[sequence.slot]
-        return max(sequence.num_rows + num_tokens - written, 0)
-
     def take_changes(self) -> tuple[Change, ...]:
         """Return what is due to be done to rows, in order; the caller does it before it runs anything."""
         changes, self._changes = tuple(self._changes), []
@@ -142,30 +130,39 @@ class Slots:
         """Add something to be done to rows, behind what is due already."""
         self._changes.append(change)
 
-    def give_back(self, num_rows: int) -> None:
-        """Free the memory of so many rows or more, as far as no running sequence holds them.
+    def try_fit(self, ends: Mapping[Sequence, int], most_rows: int) -> bool:
+        """Free memory until running sequences can grow; False where all that is not theirs is not enough.
 
-        Rows that hold nothing go first, then those that were not needed for longest.
+        What holds nothing goes first, then what was not needed for longest.
+
+        Args:
+            ends: How many rows each of some that run will hold.
+            most_rows: That may be resident at once, over all slots.
         """
-        wanted = self.num_resident_rows - num_rows
-        for slot, held in enumerate(self._held):
-            self._shrink(slot, 0 if held is None else max(held.rows, default=0))
-            if sum(self._written) <= wanted:
-                return
+        in_use = [0 if held is None else max(held.rows, default=0) for held in self._held]
+        for sequence, end in ends.items():
+            if sequence.slot is not None:
+                in_use[sequence.slot] = end
+        self._written = list(map(max, self._written, in_use))
+        for slot, num_rows in enumerate(in_use):
+            if sum(self._written) <= most_rows:
+                return True
+            self._shrink(slot, num_rows)
         for slot in self._kept_slots():
-            self._held[slot] = None
-            self._shrink(slot, 0)
-            if sum(self._written) <= wanted:
-                return
+            if sum(self._written) <= most_rows:
+                return True
+            self._drop(slot)
+        return sum(self._written) <= most_rows
 
     def clear(self) -> None:
         """Forget all rows of sequences that have ended."""
         for slot in self._kept_slots():
-            self._held[slot] = None
-            self._shrink(slot, 0)
+            self._drop(slot)
 
     def _longest_prefix(self, sequence: Sequence, seat: int) -> tuple[int, int]:
         """Return the slot that holds most of a prompt's first rows, the seat itself among equals, and how many."""
+        if not self._keeps:
+            return seat, 0
         found = {
             slot: reusable_rows(sequence, shared_rows(held, sequence.keys)) for slot, held in enumerate(self._held)
         }
@@ -242,6 +239,10 @@ class Slots:
         if self._written[slot] > num_rows:
             self._changes.append(GiveBack(slot, num_rows))
             self._written[slot] = num_rows
+
+    def _drop(self, slot: int) -> None:
+        self._held[slot] = None
+        self._shrink(slot, 0)
 
     def _kept_slots(self) -> list[int]:
         """Return the slots that keep something, what was not needed for longest first."""
