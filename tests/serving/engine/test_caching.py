@@ -163,6 +163,8 @@ class Server:
         assert len(slots) == len(set(slots)) == self.scheduler.num_running
         assert all(slot < self.scheduler.shape.num_slots for slot in slots)
         assert set(batch.sequences) <= set(self.live)
+        held = [each for each in self.scheduler._slots._held if isinstance(each, Sequence)]
+        assert [sequence.slot for sequence in held] == sorted(slots)
         if len(batch.rows) > 1:
             assert [row.sequence.slot for row in batch.rows] == list(range(len(batch.rows)))
 
@@ -264,8 +266,8 @@ def test_another_image_of_equal_size_shares_no_row_with_the_first(other: int) ->
     assert here.ask(Asked((1, 2, other, 3, 3, 3, 3, 3))).cached_tokens == 2
 
 
-def test_a_running_sequence_lends_its_prompt_to_another() -> None:
-    here = server()
+def test_a_running_sequence_lends_its_prompt_to_another_and_goes_on_where_both_fit() -> None:
+    here = server(budget=3 * CAPACITY)
     asked = Asked((1, 2, IMAGE, 3, 1), max_tokens=9)
     first = here.add(asked)
     while not first.num_output_tokens:
@@ -273,6 +275,7 @@ def test_a_running_sequence_lends_its_prompt_to_another() -> None:
     second = here.add(replace(asked, max_tokens=2))
     here.until_idle()
     assert second.cached_tokens == first.num_prompt_tokens - 2
+    assert here.scheduler.counts.preemptions == 0
 
 
 def test_two_conversations_in_turns_keep_their_rows_with_one_seat() -> None:
