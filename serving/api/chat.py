@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -90,7 +90,9 @@ def _asked(service: Service, body: ChatRequest) -> _Asked:
         messages.append(Message(_ROLES[message.role], _parts(service, message, f"messages.{index}.content")))
     num_images = sum(isinstance(part, ImagePart) for message in messages for part in message.parts)
     check_count(num_images, service.settings.max_images, "messages", "images")
-    request = GenerateRequest(new_id("chatcmpl"), body.model, tuple(messages), body.sampling(), body.n or 1)
+    request = GenerateRequest(
+        new_id("chatcmpl"), body.model, tuple(messages), body.sampling(), body.n or 1, body.priority
+    )
     return _Asked(request, bool(body.stream), body.includes_usage)
 
 
@@ -131,6 +133,7 @@ class Chat:
     @classmethod
     def begin(cls, service: Service, request: GenerateRequest, deadline: Deadline, record: RequestRecord) -> Chat:
         """Hand a request to the engine; nothing here keeps its images."""
+        request = replace(request, timeout_s=deadline.deadline_s - time.monotonic())
         events = service.metrics.observed(service.client.generate(request), request.model)
         tells_logprobs = request.sampling.top_logprobs is not None
         return cls(
@@ -279,6 +282,7 @@ def usage_body(usage: Usage) -> dict[str, Any]:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {
+            "cached_tokens": usage.cached_tokens,
             "image_tokens": usage.image_tokens,
             "cached_image_tokens": usage.cached_image_tokens,
         },

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bundle.directory import Bundle
@@ -13,18 +14,21 @@ from bundle.errors import BundleFormatError, ContextLengthError
 from bundle.generation import GENERATION, SamplingDefaults
 from bundle.prompt import Placeholder, Prompt, PromptBuilder, Turn
 from bundle.token_bytes import TokenBytes
-from runtime.cache_shape import cache_shape, context_of
+from runtime.cache_shape import context_of
 from runtime.canary import check_canary
 from runtime.decoder import Decoder, TokenGraphs
 from runtime.filled_prompt import FilledPrompt
 from serving.engine.engine import Engine
+from serving.engine.pace import Pace
 from serving.engine.runner import Runner
+from serving.engine.scheduler import Scheduler
 from serving.engine.sequence import Sequence as EngineSequence
 from serving.engine.worker import Worker
 from serving.models.choices import ChoiceAnswer, Vocabulary, merged, sampling_of
 from serving.models.model import Model
 from serving.models.pool import PreprocessPool
 from serving.models.sampling_limits import check_sampling
+from serving.models.served_cache import served_cache
 from serving.models.together import together
 from serving.models.vision import EncodedImage, VisionStage
 from serving.protocol import (
@@ -83,12 +87,12 @@ class GenerativeModel(Model):
 
     def __init__(self, bundle: Bundle, settings: EngineSettings, pool: PreprocessPool) -> None:
         manifest = bundle.manifest
-        context_tokens = context_of(manifest, settings.context_tokens)
-        if context_tokens is None:
+        shape = served_cache(manifest, settings)
+        if shape is None:
             raise BundleFormatError(f"{bundle.directory} has no decoder; it cannot answer questions")
         super().__init__(manifest, settings)
         self._pool = pool
-        self._shape = cache_shape(manifest, settings.max_sequences, context_tokens)
+        self._shape = shape
         self._defaults = SamplingDefaults.read(bundle.path(GENERATION))
         self._prompts = PromptBuilder.from_bundle(bundle)
         tokenizer = self._prompts.tokenizer
@@ -102,8 +106,11 @@ class GenerativeModel(Model):
         self._engine = Engine(
             f"engine-{manifest.name}",
             Runner(self._decoder),
-            self._shape,
-            settings.prefill_chunk_tokens,
+            Scheduler(
+                shape,
+                Pace(settings.prefill_chunk_tokens, settings.max_gap_ms / 1e3),
+                keeps_prefixes=settings.prefix_cache,
+            ),
             settings.patience,
         )
 
@@ -124,6 +131,10 @@ class GenerativeModel(Model):
         waiting = self._admission.num_admitted - running["num_requests_running"]
         return {**running, "num_requests_waiting": max(waiting, 0.0), **self._vision.gauges}
 
+    def clear_prefixes(self) -> None:
+        """Forget what was read of prompts of earlier requests."""
+        self._engine.clear_prefixes()
+
     def warm_up(self) -> None:
         """Run every graph once."""
         self._vision.warm_up()
@@ -137,9 +148,9 @@ class GenerativeModel(Model):
         with ExitStack() as places:
             for _ in range(num_choices):
                 places.enter_context(self._admission.admit())
-            prepared, request_id = await self._prepare(request), request.request_id
-            del request  # it holds the encoded images, which an answer is not to hold for its whole length
-            with self._choices(request_id, prepared, sampling, num_choices) as choices:
+            prepared = await self._prepare(request)
+            request = replace(request, messages=())  # not to hold the encoded images for an answer's whole length
+            with self._choices(request, prepared, sampling, arrived_s) as choices:
                 async with aclosing(self._events(choices, prepared, arrived_s)) as events:
                     async for event in events:
                         yield event
@@ -167,24 +178,39 @@ class GenerativeModel(Model):
         if num_tokens + 1 > limit:
             raise ContextLengthError(
                 f"the prompt takes {num_tokens} tokens ({prompt.num_image_tokens} of them for {prompt.num_images} "
-                f"images); the context holds {limit}, one of them for the answer. Send less text or fewer images.",
+                f"images); the context holds {limit}{self._limited_by}, one of them for the answer. Send less text or "
+                "fewer images.",
                 "messages",
             )
 
+    @property
+    def _limited_by(self) -> str:
+        """Why a context is no longer, where that is neither the model nor `context_tokens`."""
+        longest = context_of(self._manifest, self._settings.context_tokens)
+        return "" if longest == self._shape.capacity_tokens else ", all that kv_memory_bytes has room for"
+
     @contextmanager
     def _choices(
-        self, request_id: str, prepared: _Prepared, sampling: SamplingParams, num_choices: int
+        self, request: GenerateRequest, prepared: _Prepared, sampling: SamplingParams, arrived_s: float
     ) -> Iterator[list[ChoiceAnswer]]:
         """Submit as many sequences of the prompt; cancel them when the block is left, however that happens."""
         prompt = FilledPrompt.of(prepared.prompt, [image.features for image in prepared.images])
         image_keys = [image.key for image in prepared.images]
         end_ids = (*(() if sampling.ignores_eos else self._manifest.eos_token_ids), *sampling.stop_token_ids)
+        deadline_s = math.inf if request.timeout_s is None else arrived_s + request.timeout_s
         choices = []
         with ExitStack() as submitted:
-            for index in range(num_choices):
+            for index in range(request.num_choices):
                 own = sampling_of(sampling, index)
                 sequence = EngineSequence(
-                    request_id, prompt, own, end_ids, image_keys, self._manifest.num_length_groups
+                    request.request_id,
+                    prompt,
+                    own,
+                    end_ids,
+                    image_keys,
+                    self._manifest.num_length_groups,
+                    priority=request.priority,
+                    deadline_s=deadline_s,
                 )
                 stream = self._engine.submit(sequence)
                 submitted.callback(self._engine.cancel, stream)
@@ -205,7 +231,8 @@ class GenerativeModel(Model):
                 yield piece
         prompt, sequences = prepared.prompt, [choice.stream.sequence for choice in choices]
         num_tokens = sum(choice.num_tokens for choice in choices)
-        usage = Usage(prompt.num_tokens, num_tokens, prompt.num_image_tokens, prepared.num_kept_rows)
+        cached_tokens = sequences[0].cached_tokens or 0
+        usage = Usage(prompt.num_tokens, num_tokens, prompt.num_image_tokens, prepared.num_kept_rows, cached_tokens)
         queue_s = min(sequence.started_s for sequence in sequences) - sequences[0].submitted_s
         total_s = time.monotonic() - arrived_s
         timings = Timings(queue_s, prepared.preprocess_s, prepared.vision_s, first_token_s, total_s)
