@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from bundle.frames.options import FrameOptions
 from bundle.gates import Gate, Unmeasured
 from bundle.generation import SamplingDefaults
 from bundle.manifest import Task
@@ -35,11 +36,24 @@ class ImagePart:
 
 
 @dataclass(frozen=True)
+class VideoPart:
+    """An encoded video in a message, decoded by the engine side in a process of its own.
+
+    Attributes:
+        files: One file (GIF, WebP, MP4), or pictures in order, as `options.list_fps` says.
+        options: Which frames are looked at, and how they are laid out.
+    """
+
+    files: tuple[bytes, ...]
+    options: FrameOptions
+
+
+@dataclass(frozen=True)
 class Message:
     """One turn of a conversation; the parts keep their order."""
 
     role: Literal["system", "user", "assistant"]
-    parts: tuple[TextPart | ImagePart, ...]
+    parts: tuple[TextPart | ImagePart | VideoPart, ...]
 
 
 @dataclass(frozen=True)

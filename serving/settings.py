@@ -19,6 +19,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, mo
 
 from bundle.decode import DEFAULT_LIMITS
 from bundle.errors import SettingsError
+from bundle.frames.limits import DEFAULT_VIDEO_LIMITS
 from runtime.settings import DEFAULT_CHUNK_TOKENS, DEFAULT_VISION_TILES, RuntimeSettings
 from serving.watch import Patience
 
@@ -48,6 +49,10 @@ class ApiSettings(_Frozen):
             within texts among them. Parsing that many takes tens of milliseconds, in which nothing else runs.
         max_image_bytes: Of one encoded image; at most what the engine decodes.
         max_images: In one request.
+        max_videos: In one request.
+        max_video_bytes: Of one encoded video, or of all pictures of a list of frames.
+        max_frames: That a model looks at in one request; of a list, its pictures.
+        video_frames: Looked at in a video whose request does not say how many.
         max_text_characters: Of one text; a model's own limit is far below. What holds no images stays small by it.
         max_messages: Of one conversation.
         max_parts: Texts and images in all messages of one request.
@@ -67,6 +72,10 @@ class ApiSettings(_Frozen):
     max_json_values: int = Field(default=100_000, ge=100)
     max_image_bytes: int = Field(default=DEFAULT_LIMITS.max_bytes, ge=1, le=DEFAULT_LIMITS.max_bytes)
     max_images: int = Field(default=16, ge=1)
+    max_videos: int = Field(default=4, ge=1)
+    max_video_bytes: int = Field(default=DEFAULT_VIDEO_LIMITS.max_bytes, ge=1, le=DEFAULT_VIDEO_LIMITS.max_bytes)
+    max_frames: int = Field(default=64, ge=1, le=4096)
+    video_frames: int = Field(default=8, ge=1)
     max_text_characters: int = Field(default=4_000_000, ge=1)
     max_messages: int = Field(default=1024, ge=1)
     max_parts: int = Field(default=1024, ge=1)
@@ -78,6 +87,12 @@ class ApiSettings(_Frozen):
     request_timeout_s: float = Field(default=600.0, gt=0)
     retry_after_s: int = Field(default=1, ge=1)
     stalled_client_s: float = Field(default=60.0, gt=0)
+
+    @model_validator(mode="after")
+    def _check_frames(self) -> ApiSettings:
+        if self.video_frames > self.max_frames:
+            raise ValueError(f"video_frames {self.video_frames} is above max_frames {self.max_frames}")
+        return self
 
 
 class HttpSettings(_Frozen):

@@ -12,7 +12,7 @@ from typing import Any
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, ContextLengthError
 from bundle.generation import GENERATION, SamplingDefaults
-from bundle.prompt import Placeholder, Prompt, PromptBuilder, Turn
+from bundle.prompt import Prompt, PromptBuilder
 from bundle.token_bytes import TokenBytes
 from runtime.cache_shape import context_of
 from runtime.canary import check_canary
@@ -25,23 +25,25 @@ from serving.engine.scheduler import Scheduler
 from serving.engine.sequence import Sequence as EngineSequence
 from serving.engine.worker import Worker
 from serving.models.choices import ChoiceAnswer, Vocabulary, merged, sampling_of
+from serving.models.cut_frames import FrameRoom
 from serving.models.model import Model
 from serving.models.pool import PreprocessPool
 from serving.models.sampling_limits import check_sampling
 from serving.models.served_cache import served_cache
 from serving.models.together import together
 from serving.models.vision import EncodedImage, VisionStage
+from serving.models.visual import Visual, all_filled, turns_of
 from serving.protocol import (
     FinishedEvent,
     FinishReason,
     GenerateEvent,
     GenerateRequest,
     ImagePart,
-    Message,
     SamplingParams,
     TextPart,
     Timings,
     Usage,
+    VideoPart,
 )
 from serving.settings import EngineSettings
 
@@ -161,17 +163,26 @@ class GenerativeModel(Model):
         owner, messages = request.request_id, request.messages
         num_characters = sum(len(p.text) for message in messages for p in message.parts if isinstance(p, TextPart))
         self._prompts.tokenizer.check_characters(num_characters, self._shape.capacity_tokens)
-        parts = [part for message in messages for part in message.parts if isinstance(part, ImagePart)]
-        decoded = await together(self._vision.decode(owner, part.data) for part in parts)
-        layouts = [image.layout for image in decoded]
+        parts = [part for message in messages for part in message.parts if not isinstance(part, TextPart)]
+        visuals = await together(self._visual(owner, part) for part in parts)
+        layouts = [layout for visual in visuals for layout in visual.layouts]
         most = self._shape.capacity_tokens
-        prompt = await self._pool.text.run(owner, self._prompts.build, _turns(messages), layouts, max_tokens=most)
+        turns = turns_of(messages, visuals)
+        prompt = await self._pool.text.run(owner, self._prompts.build, turns, layouts, max_tokens=most)
         self._check_length(prompt)
         prompted_s = time.monotonic()
-        images = await together(self._vision.encode(owner, image) for image in decoded)
+        encoded = await together(self._vision.encode(owner, each) for visual in visuals for each in visual.pictures)
+        images = all_filled(visuals, encoded)
         resize_s = max((image.preprocess_s for image in images), default=0.0)
         vision_s = max(time.monotonic() - prompted_s - resize_s, 0.0)
         return _Prepared(prompt, images, prompted_s - started_s + resize_s, vision_s)
+
+    async def _visual(self, owner: str, part: ImagePart | VideoPart) -> Visual:
+        """Return an image or a video, decoded."""
+        if isinstance(part, ImagePart):
+            return Visual.of_image(await self._vision.decode(owner, part.data))
+        room = FrameRoom(self._prompts.image_prompt.tokens_per_tile, self._shape.capacity_tokens)
+        return Visual.of_video(await self._vision.decode_frames(owner, part, room), self._prompts.image_prompt)
 
     def _check_length(self, prompt: Prompt) -> None:
         num_tokens, limit = prompt.num_tokens, self._shape.capacity_tokens
@@ -237,13 +248,3 @@ class GenerativeModel(Model):
         total_s = time.monotonic() - arrived_s
         timings = Timings(queue_s, prepared.preprocess_s, prepared.vision_s, first_token_s, total_s)
         yield FinishedEvent(reason, usage, timings)
-
-
-def _turns(messages: Sequence[Message]) -> list[Turn]:
-    return [
-        Turn(
-            message.role,
-            tuple(part.text if isinstance(part, TextPart) else Placeholder.IMAGE for part in message.parts),
-        )
-        for message in messages
-    ]
