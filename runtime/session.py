@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from bundle import tensors
 from bundle.directory import Bundle
 from bundle.errors import SignatureError
-from bundle.manifest import ComponentName, TensorSpec
+from bundle.manifest import Component, ComponentName, TensorSpec
 from bundle.states import State
 from runtime.graph import Array, Graph, Port
 from runtime.settings import RuntimeSettings
@@ -34,7 +35,7 @@ class Session:
     def __init__(self, bundle: Bundle, name: ComponentName, settings: RuntimeSettings) -> None:
         self.path = bundle.graph_path(name)
         self.component = bundle.manifest.components[name]
-        self.graph = Graph(self.path, settings)
+        self.graph = Graph(self.path, settings, captures=_has_fixed_runs(self.component))
         states = bundle.manifest.states if self.component.role == "decoder" else ()
         _check_signature(self.path, "input", [*self.component.inputs, *_taken(states)], self.graph.inputs)
         _check_signature(self.path, "optional input", self.component.optional_inputs, self.graph.optional_inputs)
@@ -69,6 +70,12 @@ class Session:
                 f"{self.path} has no optional output {', '.join(sorted(unknown))}, only "
                 f"{', '.join(sorted(self._optional_outputs)) or 'none'}"
             )
+
+
+def _has_fixed_runs(component: Component) -> bool:
+    """Return whether a graph computes nothing on the host during a run, as those made for CUDA do."""
+    names = {spec.name: spec.dtype for spec in component.inputs}
+    return tensors.TOTAL_SEQUENCE_LENGTH in names or names.get(tensors.PIXEL_VALUES) == "uint8"
 
 
 def _taken(states: Sequence[State]) -> list[TensorSpec]:

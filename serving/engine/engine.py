@@ -14,12 +14,9 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from queue import Empty
 
-import numpy as np
-import numpy.typing as npt
-
 from bundle.errors import EngineDeadError, PocketVLMError
 from runtime.cache_shape import CacheShape
-from runtime.decoder import Logits
+from runtime.step_logits import StepLogits
 from serving.engine.faults import explained
 from serving.engine.runner import Runner
 from serving.engine.sampling.choice import Choice
@@ -189,9 +186,9 @@ class Engine(Worker[_Submit | _Cancel]):
             return
         is_last = [row.is_last for row in batch.rows]
         if any(is_last):
-            self._sample([row.sequence for row in batch.rows if row.is_last], logits[is_last])
+            self._sample([row.sequence for row in batch.rows if row.is_last], logits.picked(is_last))
 
-    def _logits(self, batch: Batch) -> Logits:
+    def _logits(self, batch: Batch) -> StepLogits:
         for row in batch.rows:
             if row.start == 0:
                 row.sequence.started_s = row.sequence.started_s or time.monotonic()
@@ -199,7 +196,7 @@ class Engine(Worker[_Submit | _Cancel]):
         self._scheduler.advance(batch)
         return logits
 
-    def _sample(self, sequences: SequenceOf[Sequence], logits: npt.NDArray[np.float32]) -> None:
+    def _sample(self, sequences: SequenceOf[Sequence], logits: StepLogits) -> None:
         """Let each sequence go on with a token chosen from its row of [B, V], or fail it alone."""
         choices = self._sampler.choose(logits, [sequence.sampling_state for sequence in sequences])
         for sequence, choice in zip(sequences, choices, strict=True):
