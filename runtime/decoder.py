@@ -13,15 +13,16 @@ from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, SignatureError
 from bundle.manifest import ComponentName, RunPhase
 from runtime.cache_shape import CacheShape
-from runtime.device.fixed_run import FixedRun
 from runtime.device.steps import DeviceSteps, has_greedy_ids, runs_on_device
 from runtime.feeds import Embeds, Int64, Step, TokenRun, check_inputs, feeds_of, place_features
+from runtime.fixed_run import FixedRun
 from runtime.graph import Array
 from runtime.inputs import Binding, InputBuffers
 from runtime.session import Session
 from runtime.settings import RuntimeSettings
 from runtime.states import StateBuffers
-from runtime.step_logits import Logits, StepLogits
+from runtime.step_logits import Logits as Logits
+from runtime.step_logits import StepLogits
 
 _MOST_BINDINGS = 64
 """Kept at once. A decode batch begins at the first slot, so there are about as many as slots; each is a list of

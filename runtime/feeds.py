@@ -87,7 +87,8 @@ def _wanted(step: Step, spec: TensorSpec) -> Int64:
 
 
 def _last_rows(step: Step, spec: TensorSpec) -> npt.NDArray[np.int32]:
-    return (_lengths(step, spec) + (step.embeds.shape[1] - 1)).astype(np.int32)
+    last: npt.NDArray[np.int32] = (_lengths(step, spec) + (step.embeds.shape[1] - 1)).astype(np.int32)
+    return last
 
 
 def _total(step: Step, spec: TensorSpec) -> npt.NDArray[np.int32]:
@@ -96,8 +97,8 @@ def _total(step: Step, spec: TensorSpec) -> npt.NDArray[np.int32]:
 
 
 def _wanted_rows(step: Step, spec: TensorSpec) -> Int64:
-    before = np.arange(len(step.runs), dtype=np.int64) * step.embeds.shape[1]
-    return _wanted(step, spec) + before[:, None]
+    rows: Int64 = _wanted(step, spec) + np.arange(len(step.runs), dtype=np.int64)[:, None] * step.embeds.shape[1]
+    return rows
 
 
 def _is_image(step: Step, spec: TensorSpec) -> npt.NDArray[np.bool_]:

@@ -6,19 +6,20 @@ then crosses the bus in every run. Arithmetic on shapes it keeps on the CPU by c
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Any
 
 from bundle.errors import MachineError
 from runtime.settings import Provider
 
-_SHAPE_ARITHMETIC = frozenset(  # fmt: skip
-    {
-        "Abs", "Add", "And", "Cast", "Ceil", "Concat", "Constant", "ConstantOfShape", "Div", "Equal", "Expand",
-        "Floor", "Gather", "Greater", "GreaterOrEqual", "Identity", "Less", "LessOrEqual", "Max", "Min", "Mod",
-        "Mul", "Neg", "Not", "Or", "Range", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceSum", "Reshape",
-        "Shape", "Size", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Tile", "Transpose", "Unsqueeze", "Where"
-    }
+_SHAPE_ARITHMETIC = frozenset(
+    re.findall(
+        r"\w+",
+        "Abs Add And Cast Ceil Concat Constant ConstantOfShape Div Equal Expand Floor Gather Greater "
+        "GreaterOrEqual Identity Less LessOrEqual Max Min Mod Mul Neg Not Or Range ReduceMax ReduceMin ReduceProd "
+        "ReduceSum Reshape Shape Size Slice Split Sqrt Squeeze Sub Tile Transpose Unsqueeze Where ",
+    )
 )
 """Operators with a CUDA kernel for every type of tensor that our graphs compute with: where ONNX Runtime puts one on
 the CPU, it works on a shape."""

@@ -10,6 +10,7 @@ from bundle.directory import Bundle
 from bundle.errors import SignatureError
 from bundle.manifest import Component, ComponentName, TensorSpec
 from bundle.states import State
+from runtime.fixed_run import FixedRuns
 from runtime.graph import Array, Graph, Port
 from runtime.settings import RuntimeSettings
 
@@ -42,6 +43,7 @@ class Session:
         given = [*self.component.outputs, *self.component.optional_outputs, *_given(states)]
         _check_signature(self.path, "output", given, self.graph.outputs)
         self._own_outputs = [spec.name for spec in (*self.component.outputs, *_given(states))]
+        self._fixed = self._captured()
         self._optional_outputs = frozenset(spec.name for spec in self.component.optional_outputs)
 
     @property
@@ -57,7 +59,19 @@ class Session:
             MachineError: The run failed.
         """
         self.check_optional(optional)
+        if self._fixed is not None and (found := self._fixed.try_run(feeds)) is not None:
+            return found
         return self.graph.run(feeds, [*self._own_outputs, *optional] if self._optional_outputs else None)
+
+    def _captured(self) -> FixedRuns | None:
+        """Return captured runs of an encoder that can have them; a decoder's are bound to its cache."""
+        shapes = {spec.name: (spec.shape, spec.dtype) for spec in self.component.outputs}
+        has_one_free_axis = all(
+            len({size for size in shape if isinstance(size, str)}) == 1 for shape, _ in shapes.values()
+        )
+        if self.component.role != "vision_encoder" or not self.graph.can_capture or not has_one_free_axis:
+            return None
+        return FixedRuns(self.graph, shapes)
 
     def check_optional(self, outputs: Sequence[str]) -> None:
         """Check that the graph has optional outputs of these names.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from bundle import tensors
-from runtime.device.fixed_run import FixedRun
+from runtime.fixed_run import FixedRun
 from runtime.graph import Array
 from runtime.session import Session
 

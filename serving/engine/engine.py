@@ -20,6 +20,7 @@ from runtime.step_logits import StepLogits
 from serving.engine.faults import explained
 from serving.engine.runner import Runner
 from serving.engine.sampling.choice import Choice
+from serving.engine.sampling.likeliest import choices
 from serving.engine.sampling.sampler import Sampler
 from serving.engine.scheduler import Batch, Scheduler
 from serving.engine.sequence import Sequence
@@ -198,8 +199,8 @@ class Engine(Worker[_Submit | _Cancel]):
 
     def _sample(self, sequences: SequenceOf[Sequence], logits: StepLogits) -> None:
         """Let each sequence go on with a token chosen from its row of [B, V], or fail it alone."""
-        choices = self._sampler.choose(logits, [sequence.sampling_state for sequence in sequences])
-        for sequence, choice in zip(sequences, choices, strict=True):
+        chosen = choices(self._sampler, logits, [sequence.sampling_state for sequence in sequences])
+        for sequence, choice in zip(sequences, chosen, strict=True):
             if isinstance(choice, Choice):
                 self._append(sequence, choice)
             else:

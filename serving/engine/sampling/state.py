@@ -34,6 +34,11 @@ class SamplingState:
             self._drawn = float(self._generator.random())
         return self._drawn
 
+    @property
+    def takes_likeliest(self) -> bool:
+        """True where the next token is that of the largest logit, whatever the others are."""
+        return self.temperature == 0
+
     def take(self, token_id: int) -> None:
         """Record the token that was chosen."""
         del token_id

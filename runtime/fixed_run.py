@@ -17,6 +17,8 @@ from runtime.onnx_runtime import onnx_runtime
 
 _GRAPH_NUMBERS = count(1)
 """ONNX Runtime's `gpu_graph_id`: 0 is its own. Never used twice, whatever graph and thread it is for."""
+_MOST_SHAPES = 16
+"""Captured of one graph: numbers of tiles in a batch. Each takes about as long as three runs when it first occurs."""
 
 
 class FixedRun:
@@ -77,3 +79,34 @@ def device_value(array: Array, device: str) -> Any:
     """Return ONNX Runtime's value with an array's content, in memory of its own."""
     content = np.array(array, copy=True, order="C")  # on the host, ONNX Runtime takes the array's own memory
     return onnx_runtime().OrtValue.ortvalue_from_numpy(content, device, 0)
+
+
+class FixedRuns:
+    """Captured runs of a graph by the shapes of its inputs, for graphs whose outputs are free in one axis only.
+
+    Args:
+        graph: Opened with `captures` set.
+        outputs: As the graph declares them; a free axis is as long as the inputs' first.
+    """
+
+    def __init__(self, graph: Graph, outputs: Mapping[str, tuple[tuple[int | str, ...], str]]) -> None:
+        self._graph = graph
+        self._outputs = outputs
+        self._runs: dict[tuple[tuple[int, ...], ...], FixedRun] = {}
+
+    def try_run(self, feeds: Mapping[str, Array]) -> dict[str, Array] | None:
+        """Return every output by name; None where as many shapes were captured as are kept."""
+        shapes = tuple(array.shape for array in feeds.values())
+        if shapes not in self._runs:
+            if len(self._runs) == _MOST_SHAPES:
+                return None
+            self._runs[shapes] = FixedRun(self._graph, feeds, self._sizes(shapes[0][0]))
+        run = self._runs[shapes]
+        run.run(feeds)
+        return {name: run.output(name) for name in self._outputs}
+
+    def _sizes(self, first: int) -> dict[str, tuple[tuple[int, ...], str]]:
+        return {
+            name: (tuple(size if isinstance(size, int) else first for size in shape), dtype)
+            for name, (shape, dtype) in self._outputs.items()
+        }
