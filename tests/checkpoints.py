@@ -127,7 +127,12 @@ def llama_1_1b_config() -> Config:
     return smolvlm_config(text, vision, scale_factor=4, tie_word_embeddings=False)
 
 
-PRESETS = {"smolvlm-256m": smolvlm_256m_config, "llama-1.1b": llama_1_1b_config}
+def tiny_config() -> Config:
+    """Return tiny sizes with heads of 16, as float16 attention wants them at least."""
+    return smolvlm_config({"num_attention_heads": 3, "num_key_value_heads": 1})
+
+
+PRESETS = {"smolvlm-256m": smolvlm_256m_config, "llama-1.1b": llama_1_1b_config, "tiny": tiny_config}
 
 
 def clip_config(text: Config | None = None, vision: Config | None = None, **top: Any) -> Config:
