@@ -11,6 +11,7 @@ MODULES_OF_EXTRA = {
     "reference": ("sklearn",),
     "photographs": ("skimage",),
     "loadtests": ("locust",),
+    "openvino": ("openvino",),
     "peers": ("llama_cpp",),
     "train": ("accelerate", "matplotlib", "torch", "transformers"),
 }

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from bundle.decode import DEFAULT_LIMITS
 from bundle.errors import SettingsError
-from runtime.settings import DEFAULT_CHUNK_TOKENS, DEFAULT_VISION_TILES, RuntimeSettings
+from runtime.settings import DEFAULT_CHUNK_TOKENS, DEFAULT_VISION_TILES, EncoderRuntime, RuntimeSettings
 from serving.watch import Patience
 
 if sys.version_info >= (3, 11):
@@ -123,6 +123,7 @@ class EngineSettings(RuntimeSettings):
             shall restart it.
     """
 
+    encoder_runtime: EncoderRuntime = "auto"
     max_sequences: int = Field(default=4, ge=1, le=256)
     context_tokens: int | None = Field(default=None, ge=2)
     max_waiting: int = Field(default=64, ge=0)

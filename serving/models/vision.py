@@ -19,8 +19,8 @@ import numpy.typing as npt
 from bundle.directory import Bundle
 from bundle.image import PREPROCESSOR, ImageSpec, TileLayout
 from bundle.manifest import Manifest
+from runtime.encoder import open_encoder
 from runtime.encoders import Pixels, encode_tiles
-from runtime.session import Session
 from serving.engine.batching import BatchWorker
 from serving.models.cut_image import CutImage
 from serving.models.feature_cache import FeatureCache
@@ -86,7 +86,7 @@ class VisionStage:
 
     def __init__(self, bundle: Bundle, settings: EngineSettings, pool: PreprocessPool) -> None:
         self.name = bundle.manifest.graph("vision_encoder")
-        self.session = Session(bundle, self.name, settings)
+        self.session = open_encoder(bundle, self.name, settings)
         self._spec = ImageSpec.read(bundle.path(PREPROCESSOR))
         self._identity = encoder_identity(bundle.manifest, self._spec)
         self._pool = pool
