@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from bundle.directory import Bundle
-from bundle.errors import SettingsError
+from bundle.errors import PocketVLMError, SettingsError
 from bundle.image import PREPROCESSOR, ImageSpec
 from loadtests.images import draw_image
 from loadtests.stopwatch import Measurement, Stopwatch
@@ -24,6 +24,7 @@ from runtime.decoder import Decoder, Logits, TokenGraphs
 from runtime.filled_prompt import FilledPrompt
 from runtime.turns import milliseconds_of
 from serving.engine.runner import Runner
+from serving.engine.sampling.sampler import Sampler
 from serving.engine.scheduler import Batch, Row
 from serving.engine.sequence import Sequence
 from serving.models.pool import PreprocessPool
@@ -127,6 +128,7 @@ class DecoderBench:
         vocab_size = bundle.manifest.decoder.vocab_size if bundle.manifest.decoder else 1
         self._prompt_ids = np.random.default_rng(seed).integers(0, vocab_size, prompt_tokens, np.int64)
         self._output_tokens = output_tokens
+        self._sampler = Sampler()
 
     def measure(self, watch: Stopwatch, batch_sizes: tuple[int, ...]) -> Iterator[Measurement]:
         """Yield the time of a whole prompt's prefill, then of one decode step at each batch size."""
@@ -142,7 +144,7 @@ class DecoderBench:
         """Return `size` sequences in the first slots, each with its prompt cached and one token sampled."""
         sequences = [self._tokens.sequence(self._prompt_ids, slot) for slot in range(size)]
         for sequence in sequences:
-            sequence.append(sequence.sampler(self._tokens.prefill(sequence)[0]))
+            self._sample([sequence], self._tokens.prefill(sequence))
         return sequences
 
     def _decode_steps(self, size: int) -> Iterator[float]:
@@ -154,6 +156,19 @@ class DecoderBench:
 
     def _step(self, sequences: list[Sequence]) -> None:
         """Run and sample one token of every sequence, as the engine's step does."""
-        for sequence, logits in zip(sequences, self._tokens.step(sequences), strict=True):
+        logits = self._tokens.step(sequences)
+        for sequence in sequences:
             sequence.advance(1)
-            sequence.append(sequence.sampler(logits))
+        self._sample(sequences, logits)
+
+    def _sample(self, sequences: list[Sequence], logits: Logits) -> None:
+        """Append a token to every sequence.
+
+        Raises:
+            PocketVLMError: One has none.
+        """
+        choices = self._sampler.choose(logits, [sequence.sampling_state for sequence in sequences])
+        for sequence, choice in zip(sequences, choices, strict=True):
+            if isinstance(choice, PocketVLMError):
+                raise choice
+            sequence.append(choice.token_id)

@@ -84,11 +84,17 @@ class GenerateRequest:
 
 @dataclass(frozen=True)
 class Usage:
-    """Token counts of one request; `image_tokens` are part of `prompt_tokens`."""
+    """Token counts of one request.
+
+    Attributes:
+        image_tokens: Of images and frames, part of `prompt_tokens`.
+        cached_image_tokens: Those of them whose features were kept from before, and were not encoded again.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     image_tokens: int = 0
+    cached_image_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ class EngineSettings(RuntimeSettings):
         prefill_chunk_tokens: Prompt tokens run between two decode steps; smaller keeps running answers smoother.
         vision_batch_tiles: Images or tiles in one run of a vision encoder; bounds its activation memory.
         text_batch_rows: Texts in one run of a text encoder.
-        image_cache_bytes: Bytes of image features kept for reuse, per model; 0 keeps none.
+        image_cache_bytes: Bytes of image features kept for reuse, of all models together; 0 keeps none.
         preprocess_threads: Threads that decode images, fill templates and tokenize.
         verify_digests: Compare every file with its recorded digest at start (reads the weights once).
         check_golden: Replay the canary recorded at export before serving.

@@ -30,9 +30,10 @@ class ErrorAnswer(_Answer):
 
 
 class PromptTokensDetails(_Answer):
-    """Part of the prompt's tokens."""
+    """Part of the prompt's tokens: those of images and frames, and of these the ones that were not encoded again."""
 
     image_tokens: int
+    cached_image_tokens: int
 
 
 class ChatUsage(_Answer):

@@ -265,7 +265,10 @@ def usage_body(usage: Usage) -> dict[str, Any]:
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"image_tokens": usage.image_tokens},
+        "prompt_tokens_details": {
+            "image_tokens": usage.image_tokens,
+            "cached_image_tokens": usage.cached_image_tokens,
+        },
     }
 
 

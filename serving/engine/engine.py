@@ -22,6 +22,8 @@ from runtime.cache_shape import CacheShape
 from runtime.decoder import Logits
 from serving.engine.faults import explained
 from serving.engine.runner import Runner
+from serving.engine.sampling.choice import Choice
+from serving.engine.sampling.sampler import Sampler
 from serving.engine.scheduler import Batch, Scheduler
 from serving.engine.sequence import Sequence
 from serving.engine.worker import Worker
@@ -35,8 +37,13 @@ logger = logging.getLogger(__name__)
 class Sampled:
     """One token of an answer, and the monotonic time at which it was chosen."""
 
-    token_id: int
+    choice: Choice
     sampled_s: float
+
+    @property
+    def token_id(self) -> int:
+        """The token."""
+        return self.choice.token_id
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,7 @@ class Engine(Worker[_Submit | _Cancel]):
         self._runner = runner
         self._shape = shape
         self._scheduler = Scheduler(shape, chunk_tokens)
+        self._sampler = Sampler()
         self._streams: dict[Sequence, TokenStream] = {}
 
     @property
@@ -179,9 +187,9 @@ class Engine(Worker[_Submit | _Cancel]):
             for sequence in batch.sequences:
                 self._fail(sequence, explained(error))
             return
-        for row, of_row in zip(batch.rows, logits, strict=True):
-            if row.is_last:
-                self._sample(row.sequence, of_row)
+        is_last = [row.is_last for row in batch.rows]
+        if any(is_last):
+            self._sample([row.sequence for row in batch.rows if row.is_last], logits[is_last])
 
     def _logits(self, batch: Batch) -> Logits:
         for row in batch.rows:
@@ -191,16 +199,18 @@ class Engine(Worker[_Submit | _Cancel]):
         self._scheduler.advance(batch)
         return logits
 
-    def _sample(self, sequence: Sequence, row: npt.NDArray[np.float32]) -> None:
-        try:
-            token_id = sequence.sampler(row)
-        except Exception as error:
-            if not isinstance(error, PocketVLMError):
-                logger.exception("%s: the choice of a token for %s failed", self.name, sequence.request_id)
-            self._fail(sequence, explained(error))
-            return
-        reason = self._scheduler.append(sequence, token_id)
-        self._emit(sequence, Sampled(token_id, time.monotonic()))
+    def _sample(self, sequences: SequenceOf[Sequence], logits: npt.NDArray[np.float32]) -> None:
+        """Let each sequence go on with a token chosen from its row of [B, V], or fail it alone."""
+        choices = self._sampler.choose(logits, [sequence.sampling_state for sequence in sequences])
+        for sequence, choice in zip(sequences, choices, strict=True):
+            if isinstance(choice, Choice):
+                self._append(sequence, choice)
+            else:
+                self._fail(sequence, choice)
+
+    def _append(self, sequence: Sequence, choice: Choice) -> None:
+        reason = self._scheduler.append(sequence, choice.token_id)
+        self._emit(sequence, Sampled(choice, time.monotonic()))
         if reason is not None:
             self._emit(sequence, Ended(reason))
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from runtime.feeds import TokenRun
 from runtime.filled_prompt import FilledPrompt, positions_from
-from serving.engine.sampler import Sampler
+from serving.engine.sampling.state import SamplingState
 from serving.protocol import SamplingParams
 
 RowKey = int | tuple[bytes, int]
@@ -30,7 +30,7 @@ class Sequence:
         eos_token_ids: Any of them ends it.
         image_keys: Of each image, the digest of what its features depend on.
         num_length_groups: G.
-        sampler: Made from `sampling`; its generator is the sequence's own.
+        sampling_state: Made from `sampling`; the sampler changes it.
         ids: Prompt and output in one list, an end token included; the scheduler appends.
         keys: What each token of `ids` is, by content; the scheduler appends.
         next_position: Logical position of the token that is sampled next; the scheduler advances it.
@@ -47,7 +47,7 @@ class Sequence:
     eos_token_ids: SequenceOf[int]
     image_keys: SequenceOf[bytes] = ()
     num_length_groups: int = 1
-    sampler: Sampler = field(init=False)
+    sampling_state: SamplingState = field(init=False)
     ids: list[int] = field(init=False)
     keys: list[RowKey] = field(init=False)
     next_position: int = field(init=False)
@@ -58,7 +58,7 @@ class Sequence:
     started_s: float = 0.0
 
     def __post_init__(self) -> None:
-        self.sampler = Sampler(self.sampling)
+        self.sampling_state = SamplingState(self.sampling)
         self.ids = self.prompt.prompt.token_ids.tolist()
         self.keys = _row_keys(self.ids, self.prompt, self.image_keys)
         self.next_position = self.prompt.prompt.next_position

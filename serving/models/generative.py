@@ -60,6 +60,11 @@ class _Prepared:
     preprocess_s: float
     vision_s: float
 
+    @property
+    def num_kept_rows(self) -> int:
+        """Image tokens whose features were not encoded for this request."""
+        return sum(image.num_rows for image in self.images if image.is_kept)
+
 
 class GenerativeModel(Model):
     """One vision-language bundle.
@@ -200,7 +205,7 @@ class GenerativeModel(Model):
         if rest := answer.finish():
             yield TokenEvent(rest, ())
         prompt, sequence = prepared.prompt, stream.sequence
-        usage = Usage(prompt.num_tokens, answer.num_tokens, prompt.num_image_tokens)
+        usage = Usage(prompt.num_tokens, answer.num_tokens, prompt.num_image_tokens, prepared.num_kept_rows)
         queue_s = sequence.started_s - sequence.submitted_s
         total_s = time.monotonic() - arrived_s
         timings = Timings(queue_s, prepared.preprocess_s, prepared.vision_s, first_token_s, total_s)

@@ -1,5 +1,7 @@
 """What is done to a request before it crosses: templating and tokenizing, decoding images, making them an encoder's.
 
+Beside the threads for it, the pool has the other thing that all models of a client share: image features that are kept.
+
 Three crews, so that text never waits behind images, nor small images behind costly ones.
 """
 
@@ -12,6 +14,7 @@ from contextlib import contextmanager
 from bundle.image import ImageSpec
 from serving.models.crew import Crew
 from serving.models.cut_image import CutImage, cut_if_cheap
+from serving.models.feature_cache import FeatureCache
 from serving.models.image_process import ImageProcess
 from serving.settings import EngineSettings
 from serving.watch import Watched
@@ -44,14 +47,18 @@ class _Room:
 
 
 class PreprocessPool:
-    """Threads and processes shared by the models of one client. Used from one event loop.
+    """Threads, processes and kept image features, shared by the models of one client. Used from one event loop.
 
     Args:
-        settings: Threads of each crew, and how long they may take.
+        settings: Threads of each crew, how long they may take, bytes of kept features.
+
+    Attributes:
+        features: Of the images of all models.
     """
 
     def __init__(self, settings: EngineSettings) -> None:
         num_threads, patience = settings.preprocess_threads, settings.patience
+        self.features = FeatureCache(settings.image_cache_bytes)
         self.text = Crew("preprocess-text", num_threads, patience)
         self.images = Crew("preprocess-images", num_threads, patience)
         self._costly = Crew("preprocess-costly-images", num_threads, patience)

@@ -23,7 +23,6 @@ from runtime.encoder import open_encoder
 from runtime.encoders import Pixels, encode_tiles
 from serving.engine.batching import BatchWorker
 from serving.models.cut_image import CutImage
-from serving.models.feature_cache import FeatureCache
 from serving.models.pool import PreprocessPool
 from serving.models.turns import Turns
 from serving.settings import EngineSettings
@@ -67,12 +66,19 @@ class EncodedImage:
         features: [tiles, P, D] of a vision-language model, [1, E] of a dual encoder.
         preprocess_s: Resizing and normalising; 0 where the features were kept.
         vision_s: In the encoder and before it; 0 where the features were kept.
+        is_kept: The features were in the cache.
     """
 
     key: bytes
     features: Features
     preprocess_s: float = 0.0
     vision_s: float = 0.0
+    is_kept: bool = False
+
+    @property
+    def num_rows(self) -> int:
+        """Image tokens that it fills."""
+        return int(self.features.size // self.features.shape[-1])
 
 
 class VisionStage:
@@ -80,8 +86,8 @@ class VisionStage:
 
     Args:
         bundle: Opened.
-        settings: Batch size, cache size, threads.
-        pool: Decodes and preprocesses.
+        settings: Batch size, threads.
+        pool: Decodes and preprocesses, and keeps features.
     """
 
     def __init__(self, bundle: Bundle, settings: EngineSettings, pool: PreprocessPool) -> None:
@@ -91,7 +97,7 @@ class VisionStage:
         self._identity = encoder_identity(bundle.manifest, self._spec)
         self._pool = pool
         self._max_tiles = settings.vision_batch_tiles
-        self.cache = FeatureCache(settings.image_cache_bytes)
+        self.cache = pool.features.share()
         self._in_flight: dict[bytes, _Flight] = {}
         self._turns = Turns(_BATCHES_AHEAD * self._max_tiles)
         self.worker: BatchWorker[Pixels, Features] = BatchWorker(
@@ -136,7 +142,7 @@ class VisionStage:
         """
         kept = self.cache.try_get(image.key)
         if kept is not None:
-            return EncodedImage(image.key, kept)
+            return EncodedImage(image.key, kept, is_kept=True)
         flight = self._in_flight.get(image.key) or self._take_off(owner, image)
         flight.num_callers += 1
         try:

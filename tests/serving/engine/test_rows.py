@@ -13,6 +13,7 @@ import pytest
 
 from graphs.store import open_graph
 from runtime.filled_prompt import FilledPrompt
+from serving.engine.sampling.sampler import Sampler
 from serving.engine.scheduler import Scheduler
 from serving.engine.sequence import Sequence
 from serving.protocol import SamplingParams
@@ -53,7 +54,8 @@ class Drive:
         for row, of_row in zip(batch.rows, logits, strict=True):
             if row.is_last:
                 self.logits[row.sequence].append(of_row)
-                self.scheduler.append(row.sequence, row.sequence.sampler(of_row))
+                [choice] = Sampler().choose(of_row[None], [row.sequence.sampling_state])
+                self.scheduler.append(row.sequence, choice.token_id)
         return True
 
     def until(self, sequence: Sequence, num_output: int) -> None:
