@@ -20,7 +20,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, mo
 from bundle.decode import DEFAULT_LIMITS
 from bundle.errors import SettingsError
 from bundle.frames.limits import DEFAULT_VIDEO_LIMITS
-from runtime.settings import DEFAULT_CHUNK_TOKENS, DEFAULT_VISION_TILES, RuntimeSettings
+from runtime.settings import DEFAULT_CHUNK_TOKENS, DEFAULT_VISION_TILES, EncoderRuntime, RuntimeSettings
 from serving.watch import Patience
 
 if sys.version_info >= (3, 11):
@@ -146,6 +146,7 @@ class EngineSettings(RuntimeSettings):
             shall restart it.
     """
 
+    encoder_runtime: EncoderRuntime = "auto"
     max_sequences: int = Field(default=8, ge=1, le=256)
     context_tokens: int | None = Field(default=None, ge=2)
     kv_memory_bytes: ByteSize | None = None
