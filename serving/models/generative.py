@@ -19,12 +19,14 @@ from runtime.decoder import Decoder, TokenGraphs
 from runtime.filled_prompt import FilledPrompt
 from serving.engine.engine import Engine
 from serving.engine.runner import Runner
+from serving.engine.sampling.grammar import Grammars
 from serving.engine.sequence import Sequence as EngineSequence
 from serving.engine.worker import Worker
 from serving.models.choices import ChoiceAnswer, Vocabulary, merged, sampling_of
 from serving.models.model import Model
 from serving.models.pool import PreprocessPool
 from serving.models.sampling_limits import check_sampling
+from serving.models.structures import CompiledStructure, compiled_structure
 from serving.models.together import together
 from serving.models.vision import EncodedImage, VisionStage
 from serving.protocol import (
@@ -99,6 +101,7 @@ class GenerativeModel(Model):
             check_canary(bundle, {self._vision.name: self._vision.session, **graphs.sessions})
         self._decoder = Decoder(graphs, self._shape)
         self._vocab_size = graphs.vocab_size
+        self._grammars = Grammars(tokenizer, graphs.vocab_size, manifest.eos_token_ids, settings.max_sequences)
         self._engine = Engine(
             f"engine-{manifest.name}",
             Runner(self._decoder),
@@ -129,6 +132,11 @@ class GenerativeModel(Model):
         self._vision.warm_up()
         self._decoder.warm_up(min(_WARM_UP_TOKENS, self._shape.capacity_tokens - 1))
 
+    def close(self) -> None:
+        """Stop the threads; unfinished requests fail with EngineDeadError."""
+        super().close()
+        self._grammars.close()
+
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
         """Yield the answer's pieces, then exactly one FinishedEvent, or raise; closing the iterator frees the slot."""
         check_sampling(request, self._vocab_size, self._shape.num_slots * self._shape.capacity_tokens)
@@ -137,9 +145,11 @@ class GenerativeModel(Model):
         with ExitStack() as places:
             for _ in range(num_choices):
                 places.enter_context(self._admission.admit())
-            prepared, request_id = await self._prepare(request), request.request_id
+            request_id = request.request_id
+            structure = await compiled_structure(self._pool.grammars, request_id, self._grammars, sampling.structure)
+            prepared = await self._prepare(request)
             del request  # it holds the encoded images, which an answer is not to hold for its whole length
-            with self._choices(request_id, prepared, sampling, num_choices) as choices:
+            with self._choices(request_id, prepared, sampling, num_choices, structure) as choices:
                 async with aclosing(self._events(choices, prepared, arrived_s)) as events:
                     async for event in events:
                         yield event
@@ -173,7 +183,12 @@ class GenerativeModel(Model):
 
     @contextmanager
     def _choices(
-        self, request_id: str, prepared: _Prepared, sampling: SamplingParams, num_choices: int
+        self,
+        request_id: str,
+        prepared: _Prepared,
+        sampling: SamplingParams,
+        num_choices: int,
+        structure: CompiledStructure | None,
     ) -> Iterator[list[ChoiceAnswer]]:
         """Submit as many sequences of the prompt; cancel them when the block is left, however that happens."""
         prompt = FilledPrompt.of(prepared.prompt, [image.features for image in prepared.images])
@@ -184,7 +199,13 @@ class GenerativeModel(Model):
             for index in range(num_choices):
                 own = sampling_of(sampling, index)
                 sequence = EngineSequence(
-                    request_id, prompt, own, end_ids, image_keys, self._manifest.num_length_groups
+                    request_id,
+                    prompt,
+                    own,
+                    end_ids,
+                    image_keys,
+                    self._manifest.num_length_groups,
+                    None if structure is None else structure.constraint(),
                 )
                 stream = self._engine.submit(sequence)
                 submitted.callback(self._engine.cancel, stream)
