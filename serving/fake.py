@@ -20,6 +20,8 @@ import numpy.typing as npt
 
 from bundle.decode import decode_image
 from bundle.errors import ContextLengthError, EngineDeadError, ModelNotFoundError, OverloadedError, TaskError
+from bundle.frames.opening import open_clip
+from bundle.frames.sampling import chosen_frames
 from bundle.gates import Gate, Unmeasured
 from bundle.manifest import Task
 from bundle.zero_shot import SLOT, label_text
@@ -42,6 +44,7 @@ from serving.protocol import (
     TokenEvent,
     TokenLogprob,
     Usage,
+    VideoPart,
 )
 
 EMBEDDING_SIZE = 16
@@ -218,7 +221,8 @@ def _answer(request: GenerateRequest, card: ModelCard) -> tuple[list[str], Finis
     images = [part for part in parts if isinstance(part, ImagePart)]
     for image in images:
         decode_image(image.data)
-    num_image_tokens = TOKENS_PER_IMAGE * len(images)
+    num_frames = sum(_num_frames(part) for part in parts if isinstance(part, VideoPart))
+    num_image_tokens = TOKENS_PER_IMAGE * (len(images) + num_frames)
     prompt_tokens = num_image_tokens + sum(len(part.text.split()) for part in parts if isinstance(part, TextPart))
     limit = card.context_tokens or 64
     if prompt_tokens >= limit:
@@ -246,6 +250,13 @@ def _logprobs(word: str, num_top: int | None) -> tuple[TokenLogprob, ...]:
     alternatives = [word, *(f"{word}-{place}" for place in range(1, num_top))][:num_top]
     top = tuple(TokenLogprob(each.encode(), -float(place)) for place, each in enumerate(alternatives, 1))
     return (TokenLogprob(word.encode(), -1.0, top),)
+
+
+def _num_frames(video: VideoPart) -> int:
+    """Return how many frames are looked at, all of them decoded."""
+    clip = open_clip(video.files, video.options.list_fps)
+    chosen = chosen_frames(clip.times_s, clip.duration_s, video.options)
+    return sum(1 for _ in clip.pictures(chosen))
 
 
 def _text_of(message: Message) -> str:

@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from bundle.frames.options import FrameOptions
 from bundle.gates import Gate, Unmeasured
 from bundle.generation import SamplingDefaults
 from bundle.manifest import Task
@@ -35,11 +36,24 @@ class ImagePart:
 
 
 @dataclass(frozen=True)
+class VideoPart:
+    """An encoded video in a message, decoded by the engine side in a process of its own.
+
+    Attributes:
+        files: One file (GIF, WebP, MP4), or pictures in order, as `options.list_fps` says.
+        options: Which frames are looked at, and how they are laid out.
+    """
+
+    files: tuple[bytes, ...]
+    options: FrameOptions
+
+
+@dataclass(frozen=True)
 class Message:
     """One turn of a conversation; the parts keep their order."""
 
     role: Literal["system", "user", "assistant"]
-    parts: tuple[TextPart | ImagePart, ...]
+    parts: tuple[TextPart | ImagePart | VideoPart, ...]
 
 
 @dataclass(frozen=True)
@@ -112,13 +126,21 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """One chat completion of one or more choices; the seed of choice i is the request's plus i."""
+    """One chat completion.
+
+    Attributes:
+        num_choices: Answers wanted; the seed of choice i is the request's plus i.
+        priority: Lower begins earlier where requests wait.
+        timeout_s: From now on; one that was not begun by then is not begun. None waits for any time.
+    """
 
     request_id: str
     model: str
     messages: tuple[Message, ...]
     sampling: SamplingParams = SamplingParams()
     num_choices: int = 1
+    priority: int = 0
+    timeout_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +148,7 @@ class Usage:
     """Token counts of one request.
 
     Attributes:
+        cached_tokens: Of the prompt, those that were read for an earlier request and not again.
         image_tokens: Of images and frames, part of `prompt_tokens`.
         cached_image_tokens: Those of them whose features were kept from before, and were not encoded again.
     """
@@ -134,6 +157,7 @@ class Usage:
     completion_tokens: int
     image_tokens: int = 0
     cached_image_tokens: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -17,13 +17,16 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from bundle.errors import PocketVLMError
+from bundle.frames.options import FrameOptions
 from serving.api.choices import WholeChoice, delta_body, end_body, role_body
+from serving.api.contents import FramesContent, ImageContent, TextContent, VideoContent
 from serving.api.deadline import Deadline
 from serving.api.disconnect import close, contained, finish_within, until_disconnect
 from serving.api.errors import error_body
 from serving.api.record import RequestRecord, record_of
 from serving.api.schemas import ChatMessage, ChatRequest
 from serving.api.service import Service, check_count, new_id
+from serving.api.videos import num_frames_of, options_of, video_part
 from serving.protocol import (
     FinishedEvent,
     GenerateEvent,
@@ -33,6 +36,7 @@ from serving.protocol import (
     TextPart,
     TokenEvent,
     Usage,
+    VideoPart,
 )
 
 logger = logging.getLogger(__name__)
@@ -86,18 +90,35 @@ def _asked(service: Service, body: ChatRequest) -> _Asked:
     messages = []
     num_parts = sum(len(message.content) for message in body.messages if isinstance(message.content, list))
     check_count(num_parts, service.settings.max_parts, "messages", "parts")
+    options = options_of(body, service.settings)
     for index, message in enumerate(body.messages):
-        messages.append(Message(_ROLES[message.role], _parts(service, message, f"messages.{index}.content")))
-    num_images = sum(isinstance(part, ImagePart) for message in messages for part in message.parts)
-    check_count(num_images, service.settings.max_images, "messages", "images")
-    request = GenerateRequest(new_id("chatcmpl"), body.model, tuple(messages), body.sampling(), body.n or 1)
+        messages.append(Message(_ROLES[message.role], _parts(service, message, options, f"messages.{index}.content")))
+    parts = [part for message in messages for part in message.parts]
+    check_count(sum(isinstance(part, ImagePart) for part in parts), service.settings.max_images, "messages", "images")
+    videos = [part for part in parts if isinstance(part, VideoPart)]
+    check_count(len(videos), service.settings.max_videos, "messages", "videos")
+    check_count(sum(map(num_frames_of, videos)), service.settings.max_frames, "messages", "frames")
+    request = GenerateRequest(
+        new_id("chatcmpl"), body.model, tuple(messages), body.sampling(), body.n or 1, body.priority
+    )
     return _Asked(request, bool(body.stream), body.includes_usage)
 
 
-def _parts(service: Service, message: ChatMessage, param: str) -> tuple[Any, ...]:
+def _parts(service: Service, message: ChatMessage, options: FrameOptions, param: str) -> tuple[Any, ...]:
     if message.content is None or isinstance(message.content, str):
         return (TextPart(message.content or ""),)
-    return tuple(service.part(content, f"{param}.{index}") for index, content in enumerate(message.content))
+    return tuple(_part(service, each, options, f"{param}.{index}") for index, each in enumerate(message.content))
+
+
+def _part(
+    service: Service,
+    content: TextContent | ImageContent | VideoContent | FramesContent,
+    options: FrameOptions,
+    param: str,
+) -> TextPart | ImagePart | VideoPart:
+    if isinstance(content, (VideoContent, FramesContent)):
+        return video_part(content, options, service.settings, param)
+    return service.part(content, param)
 
 
 @dataclass
@@ -131,6 +152,7 @@ class Chat:
     @classmethod
     def begin(cls, service: Service, request: GenerateRequest, deadline: Deadline, record: RequestRecord) -> Chat:
         """Hand a request to the engine; nothing here keeps its images."""
+        request = replace(request, timeout_s=deadline.deadline_s - time.monotonic())
         events = service.metrics.observed(service.client.generate(request), request.model)
         tells_logprobs = request.sampling.top_logprobs is not None
         return cls(
@@ -279,6 +301,7 @@ def usage_body(usage: Usage) -> dict[str, Any]:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {
+            "cached_tokens": usage.cached_tokens,
             "image_tokens": usage.image_tokens,
             "cached_image_tokens": usage.cached_image_tokens,
         },

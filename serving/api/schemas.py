@@ -13,6 +13,16 @@ from pydantic_core import PydanticCustomError
 
 from bundle.errors import ParameterError
 from bundle.zero_shot import SLOT
+from serving.api.contents import (
+    Content,
+    Contents,
+    ImageContent,
+    MediaOptions,
+    ProcessorOptions,
+    TextContent,
+    Texts,
+    VideoOptions,
+)
 from serving.api.fields import (
     Name,
     Off,
@@ -56,33 +66,6 @@ LogitBias = Annotated[dict[str, float], AfterValidator(_check_bias), _at_most(_M
 NumChoices = Annotated[int, Field(ge=1), AfterValidator(_check_choices)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 StopTokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True), _at_most(64, "token ids")]
-
-
-class ImageUrl(_Strict):
-    """Where an image is: a data URL. `detail` changes nothing: the model's own resolution is used."""
-
-    url: str
-    detail: Literal["auto", "low", "high"] | None = None
-
-
-class TextContent(_Strict):
-    """A piece of text."""
-
-    type: Literal["text"]
-    text: Text
-
-
-class ImageContent(_Strict):
-    """An image."""
-
-    type: Literal["image_url"]
-    image_url: ImageUrl
-
-
-Content = Annotated[TextContent | ImageContent, Field(discriminator="type")]
-_AtMostParts = _at_most("max_parts", "parts")
-Texts = Annotated[list[TextContent], Field(fail_fast=True), _AtMostParts]
-Contents = Annotated[list[Content], Field(fail_fast=True), _AtMostParts]
 
 
 class _Message(_Strict):
@@ -149,6 +132,7 @@ class ChatRequest(_Strict):
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=-1)
     seed: int | None = Field(default=None, ge=-MAX_SEED - 1, le=MAX_SEED)
+    priority: int = Field(default=0, ge=-10, le=10)
     stop: Stop | Annotated[list[Stop], Field(max_length=4, fail_fast=True)] | None = None
     n: NumChoices | None = None
     min_p: float | None = Field(default=None, ge=0, le=1)
@@ -168,6 +152,10 @@ class ChatRequest(_Strict):
     guided_regex: Text | None = None
     guided_choice: GuidedChoice | None = None
     guided_grammar: Text | None = None
+
+    video: VideoOptions | None = None
+    media_io_kwargs: MediaOptions | None = None
+    mm_processor_kwargs: ProcessorOptions | None = None
 
     user: Text | None = None
     safety_identifier: Text | None = None
