@@ -38,10 +38,10 @@ class Session:
         self.component = bundle.manifest.components[name]
         self.graph = Graph(self.path, settings, captures=_has_fixed_runs(self.component))
         states = bundle.manifest.states if self.component.role == "decoder" else ()
-        _check_signature(self.path, "input", [*self.component.inputs, *_taken(states)], self.graph.inputs)
-        _check_signature(self.path, "optional input", self.component.optional_inputs, self.graph.optional_inputs)
+        check_signature(self.path, "input", [*self.component.inputs, *_taken(states)], self.graph.inputs)
+        check_signature(self.path, "optional input", self.component.optional_inputs, self.graph.optional_inputs)
         given = [*self.component.outputs, *self.component.optional_outputs, *_given(states)]
-        _check_signature(self.path, "output", given, self.graph.outputs)
+        check_signature(self.path, "output", given, self.graph.outputs)
         self._own_outputs = [spec.name for spec in (*self.component.outputs, *_given(states))]
         self._fixed = self._captured()
         self._optional_outputs = frozenset(spec.name for spec in self.component.optional_outputs)
@@ -100,7 +100,12 @@ def _given(states: Sequence[State]) -> list[TensorSpec]:
     return [TensorSpec(name=state.output, dtype=state.dtype, shape=state.shape) for state in states]
 
 
-def _check_signature(path: Path, side: str, expected: Sequence[TensorSpec], found: Sequence[Port]) -> None:
+def check_signature(path: Path, side: str, expected: Sequence[TensorSpec], found: Sequence[Port]) -> None:
+    """Check that a graph's inputs or outputs are the manifest's.
+
+    Raises:
+        SignatureError: They are not.
+    """
     found_by_name = {port.name: port for port in found}
     if set(found_by_name) != {spec.name for spec in expected}:
         raise SignatureError(

@@ -8,11 +8,14 @@ Three crews, so that text never waits behind images, nor small images behind cos
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 
+from bundle.frames.limits import DEFAULT_VIDEO_LIMITS
+from bundle.frames.options import FrameOptions
 from bundle.image import ImageSpec
 from serving.models.crew import Crew
+from serving.models.cut_frames import CutFrames, FrameRoom
 from serving.models.cut_image import CutImage, cut_if_cheap
 from serving.models.feature_cache import FeatureCache
 from serving.models.image_process import ImageProcess
@@ -94,6 +97,33 @@ class PreprocessPool:
         finally:
             is_unwanted.set()
 
+    async def cut_frames(
+        self, owner: Hashable, spec: ImageSpec, files: Sequence[bytes], options: FrameOptions, room: FrameRoom
+    ) -> CutFrames:
+        """Return a video's frames as the pictures of their layout; never decoded in this process.
+
+        Args:
+            owner: The request: requests take turns.
+            spec: How an image is cut.
+            files: One file, or a picture for each frame.
+            options: Which frames, and their layout.
+            room: For them.
+
+        Raises:
+            RequestError: As `cut_frames` of `serving.models.cut_frames`; or it takes too long.
+            MachineError: This machine lacks memory, or what decodes such a file.
+            EngineDeadError: The pool is closed or hangs.
+        """
+        is_unwanted = threading.Event()
+        # One frame is decoded at a time; a picture of a list may be as large as any image
+        num_pixels = DEFAULT_VIDEO_LIMITS.max_pixels if options.list_fps is None else _PIXELS_AT_ONCE
+        try:
+            return await self._costly.run(
+                owner, self._cut_frames_apart, spec, files, options, room, num_pixels, is_unwanted
+            )
+        finally:
+            is_unwanted.set()
+
     def close(self) -> None:
         """Refuse new work; what waits fails, and what runs is not waited for."""
         for crew in (self.text, self.images, self._costly):
@@ -103,9 +133,27 @@ class PreprocessPool:
 
     def _cut_apart(self, spec: ImageSpec, data: bytes, num_pixels: int, is_unwanted: threading.Event) -> CutImage:
         """Cut an image in the child process of this thread, once there is room for its pixels."""
+        with self._room.taken(num_pixels):
+            return self._process.cut(spec, data, is_unwanted)
+
+    def _cut_frames_apart(
+        self,
+        spec: ImageSpec,
+        files: Sequence[bytes],
+        options: FrameOptions,
+        room: FrameRoom,
+        num_pixels: int,
+        is_unwanted: threading.Event,
+    ) -> CutFrames:
+        """Cut a video in the child process of this thread, once there is room for a frame's pixels."""
+        with self._room.taken(num_pixels):
+            return self._process.cut_frames(spec, files, options, room, is_unwanted)
+
+    @property
+    def _process(self) -> ImageProcess:
+        """The child process of this thread."""
         if not hasattr(self._of_thread, "process"):
             self._of_thread.process = ImageProcess(self._timeout_s)
             self._processes.append(self._of_thread.process)
         process: ImageProcess = self._of_thread.process
-        with self._room.taken(num_pixels):
-            return process.cut(spec, data, is_unwanted)
+        return process

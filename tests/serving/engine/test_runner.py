@@ -3,9 +3,9 @@ import pytest
 
 from bundle.prompt import Prompt, Span
 from runtime.filled_prompt import FilledPrompt
-from serving.engine.scheduler import Batch, Keep, Row
+from serving.engine.changes import Keep, Move
+from serving.engine.scheduler import Batch, Row
 from serving.engine.sequence import Sequence
-from serving.engine.slots import Move
 from serving.protocol import SamplingParams
 
 IMAGE = 5
