@@ -47,6 +47,12 @@ def check_placement(name: str, session: Any, provider: Provider) -> None:
     """
     if provider == "cpu":
         return
+    if all(_is_cpu_name(each) for each in session.get_providers()):
+        raise MachineError(
+            f"{name}: ONNX Runtime was built with the provider for {provider} but could not load it, and fell back to "
+            "the CPU: no device, a driver that is too old, or libraries that are not found (cuBLAS, cuDNN, cudart of "
+            "the CUDA version that it was built for, on LD_LIBRARY_PATH). See: pocketvlm doctor"
+        )
     strays = [
         node for part in session.get_provider_graph_assignment_info() if _is_cpu(part) for node in part.get_nodes()
     ]
@@ -67,7 +73,11 @@ def refuses_capture(error: Exception) -> bool:
 
 
 def _is_cpu(part: Any) -> bool:
-    return str(part.ep_name).startswith("CPU")
+    return _is_cpu_name(str(part.ep_name))
+
+
+def _is_cpu_name(provider: str) -> bool:
+    return provider.startswith("CPU")
 
 
 def _counted(strays: list[Any]) -> list[tuple[str, int]]:
