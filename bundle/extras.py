@@ -12,6 +12,7 @@ MODULES_OF_EXTRA = {
     "photographs": ("skimage",),
     "video": ("av",),
     "loadtests": ("locust",),
+    "openvino": ("openvino",),
     "peers": ("llama_cpp",),
     "train": ("accelerate", "matplotlib", "torch", "transformers"),
 }

@@ -126,13 +126,21 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """One chat completion of one or more choices; the seed of choice i is the request's plus i."""
+    """One chat completion.
+
+    Attributes:
+        num_choices: Answers wanted; the seed of choice i is the request's plus i.
+        priority: Lower begins earlier where requests wait.
+        timeout_s: From now on; one that was not begun by then is not begun. None waits for any time.
+    """
 
     request_id: str
     model: str
     messages: tuple[Message, ...]
     sampling: SamplingParams = SamplingParams()
     num_choices: int = 1
+    priority: int = 0
+    timeout_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -140,6 +148,7 @@ class Usage:
     """Token counts of one request.
 
     Attributes:
+        cached_tokens: Of the prompt, those that were read for an earlier request and not again.
         image_tokens: Of images and frames, part of `prompt_tokens`.
         cached_image_tokens: Those of them whose features were kept from before, and were not encoded again.
     """
@@ -148,6 +157,7 @@ class Usage:
     completion_tokens: int
     image_tokens: int = 0
     cached_image_tokens: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
 
 from bundle.decode import DEFAULT_LIMITS
 from bundle.errors import SettingsError
 from bundle.frames.limits import DEFAULT_VIDEO_LIMITS
-from runtime.settings import DEFAULT_CHUNK_TOKENS, DEFAULT_VISION_TILES, RuntimeSettings
+from runtime.settings import DEFAULT_CHUNK_TOKENS, DEFAULT_VISION_TILES, EncoderRuntime, RuntimeSettings
 from serving.watch import Patience
 
 if sys.version_info >= (3, 11):
@@ -122,10 +122,16 @@ class EngineSettings(RuntimeSettings):
     """Settings of every model that a client loads; read once, passed explicitly.
 
     Attributes:
-        max_sequences: Cache slots per generative model: the largest decode batch.
-        context_tokens: Cache rows per slot. None: the model's own limit, at most `DEFAULT_CONTEXT_TOKENS`.
+        max_sequences: Answers of one generative model that are made at once: the largest decode batch.
+        context_tokens: Of one sequence, at most. None: the model's own limit, at most `DEFAULT_CONTEXT_TOKENS`, and
+            no more than `kv_memory_bytes` holds.
+        kv_memory_bytes: Of each generative model's cache, for running answers and kept prompts together; a number or
+            a text such as "512MiB". None: half of `max_sequences` whole contexts, few of which are ever full.
+        prefix_cache: Keep what was read of prompts for those that begin alike.
+        max_gap_ms: While answers run, prompts are read in chunks so that a chunk and a decode step take no longer
+            together, by what they took until now, as far as that can be kept.
         max_waiting: Requests per model that may wait for a slot; one more is refused.
-        prefill_chunk_tokens: Prompt tokens run between two decode steps; smaller keeps running answers smoother.
+        prefill_chunk_tokens: Most tokens of a prompt in one run.
         vision_batch_tiles: Images or tiles in one run of a vision encoder; bounds its activation memory.
         text_batch_rows: Texts in one run of a text encoder.
         image_cache_bytes: Bytes of image features kept for reuse, of all models together; 0 keeps none.
@@ -140,8 +146,12 @@ class EngineSettings(RuntimeSettings):
             shall restart it.
     """
 
-    max_sequences: int = Field(default=4, ge=1, le=256)
+    encoder_runtime: EncoderRuntime = "auto"
+    max_sequences: int = Field(default=8, ge=1, le=256)
     context_tokens: int | None = Field(default=None, ge=2)
+    kv_memory_bytes: ByteSize | None = None
+    prefix_cache: bool = True
+    max_gap_ms: float = Field(default=250.0, gt=0)
     max_waiting: int = Field(default=64, ge=0)
     prefill_chunk_tokens: int = Field(default=DEFAULT_CHUNK_TOKENS, ge=1)
     vision_batch_tiles: int = Field(default=DEFAULT_VISION_TILES, ge=1)

@@ -30,8 +30,12 @@ class ErrorAnswer(_Answer):
 
 
 class PromptTokensDetails(_Answer):
-    """Part of the prompt's tokens: those of images and frames, and of these the ones that were not encoded again."""
+    """Part of the prompt's tokens.
 
+    Those that were not read again; those of images and frames; of these, the ones that were not encoded again.
+    """
+
+    cached_tokens: int
     image_tokens: int
     cached_image_tokens: int
 

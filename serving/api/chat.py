@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -98,7 +98,9 @@ def _asked(service: Service, body: ChatRequest) -> _Asked:
     videos = [part for part in parts if isinstance(part, VideoPart)]
     check_count(len(videos), service.settings.max_videos, "messages", "videos")
     check_count(sum(map(num_frames_of, videos)), service.settings.max_frames, "messages", "frames")
-    request = GenerateRequest(new_id("chatcmpl"), body.model, tuple(messages), body.sampling(), body.n or 1)
+    request = GenerateRequest(
+        new_id("chatcmpl"), body.model, tuple(messages), body.sampling(), body.n or 1, body.priority
+    )
     return _Asked(request, bool(body.stream), body.includes_usage)
 
 
@@ -150,6 +152,7 @@ class Chat:
     @classmethod
     def begin(cls, service: Service, request: GenerateRequest, deadline: Deadline, record: RequestRecord) -> Chat:
         """Hand a request to the engine; nothing here keeps its images."""
+        request = replace(request, timeout_s=deadline.deadline_s - time.monotonic())
         events = service.metrics.observed(service.client.generate(request), request.model)
         tells_logprobs = request.sampling.top_logprobs is not None
         return cls(
@@ -298,6 +301,7 @@ def usage_body(usage: Usage) -> dict[str, Any]:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {
+            "cached_tokens": usage.cached_tokens,
             "image_tokens": usage.image_tokens,
             "cached_image_tokens": usage.cached_image_tokens,
         },

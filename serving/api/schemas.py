@@ -132,6 +132,7 @@ class ChatRequest(_Strict):
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=-1)
     seed: int | None = Field(default=None, ge=-MAX_SEED - 1, le=MAX_SEED)
+    priority: int = Field(default=0, ge=-10, le=10)
     stop: Stop | Annotated[list[Stop], Field(max_length=4, fail_fast=True)] | None = None
     n: NumChoices | None = None
     min_p: float | None = Field(default=None, ge=0, le=1)

@@ -20,8 +20,8 @@ from bundle.directory import Bundle
 from bundle.frames.plan import FramePlan
 from bundle.image import PREPROCESSOR, ImageSpec, TileLayout
 from bundle.manifest import Manifest
+from runtime.encoder import open_encoder
 from runtime.encoders import Pixels, encode_tiles
-from runtime.session import Session
 from serving.engine.batching import BatchWorker
 from serving.models.cut_frames import FrameRoom
 from serving.models.cut_image import CutImage
@@ -112,7 +112,7 @@ class VisionStage:
 
     def __init__(self, bundle: Bundle, settings: EngineSettings, pool: PreprocessPool) -> None:
         self.name = bundle.manifest.graph("vision_encoder")
-        self.session = Session(bundle, self.name, settings)
+        self.session = open_encoder(bundle, self.name, settings)
         self._spec = ImageSpec.read(bundle.path(PREPROCESSOR))
         self._identity = encoder_identity(bundle.manifest, self._spec)
         self._frame_identity = encoder_identity(bundle.manifest, self._spec.for_frames)

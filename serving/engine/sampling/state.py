@@ -71,6 +71,11 @@ class SamplingState:
         return self._drawn
 
     @property
+    def takes_likeliest(self) -> bool:
+        """True where the next token is that of the largest logit, and nobody asks for more of the logits."""
+        return self.temperature == 0 and not self.changes_scores and self.num_logprobs is None
+
+    @property
     def changes_scores(self) -> bool:
         """True where `change` does something to the next row of logits."""
         return (
