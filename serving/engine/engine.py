@@ -14,14 +14,12 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from queue import Empty
 
-import numpy as np
-import numpy.typing as npt
-
 from bundle.errors import DeadlineError, EngineDeadError, PocketVLMError
-from runtime.decoder import Logits
+from runtime.step_logits import StepLogits
 from serving.engine.faults import explained
 from serving.engine.runner import Runner
 from serving.engine.sampling.choice import Choice
+from serving.engine.sampling.likeliest import choices
 from serving.engine.sampling.sampler import Sampler
 from serving.engine.scheduler import Batch, Scheduler
 from serving.engine.sequence import Sequence
@@ -211,9 +209,9 @@ class Engine(Worker[_Message]):
             return
         is_last = [row.is_last for row in batch.rows]
         if any(is_last):
-            self._sample([row.sequence for row in batch.rows if row.is_last], logits[is_last])
+            self._sample([row.sequence for row in batch.rows if row.is_last], logits.picked(is_last))
 
-    def _logits(self, batch: Batch) -> Logits:
+    def _logits(self, batch: Batch) -> StepLogits:
         began_s = time.monotonic()
         for row in batch.rows:
             row.sequence.started_s = row.sequence.started_s or began_s
@@ -221,10 +219,10 @@ class Engine(Worker[_Message]):
         self._scheduler.advance(batch, time.monotonic() - began_s)
         return logits
 
-    def _sample(self, sequences: SequenceOf[Sequence], logits: npt.NDArray[np.float32]) -> None:
+    def _sample(self, sequences: SequenceOf[Sequence], logits: StepLogits) -> None:
         """Let each sequence go on with a token chosen from its row of [B, V], or fail it alone."""
-        choices = self._sampler.choose(logits, [sequence.sampling_state for sequence in sequences])
-        for sequence, choice in zip(sequences, choices, strict=True):
+        chosen = choices(self._sampler, logits, [sequence.sampling_state for sequence in sequences])
+        for sequence, choice in zip(sequences, chosen, strict=True):
             if isinstance(choice, Choice):
                 self._append(sequence, choice)
             else:

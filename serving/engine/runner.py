@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from runtime.decoder import Decoder, Logits
+from runtime.decoder import Decoder
+from runtime.step_logits import StepLogits
 from serving.engine.changes import Change, Keep, Move
 from serving.engine.scheduler import Batch
 
@@ -35,8 +36,8 @@ class Runner:
             else:
                 states.give_back(change.slot, change.first_row)
 
-    def run(self, batch: Batch) -> Logits:
-        """Run a batch's tokens and return the logits [B, V] of each row's last.
+    def run(self, batch: Batch) -> StepLogits:
+        """Run a batch's tokens and return the logits [B, V] of each row's last, valid until the next run.
 
         Raises:
             ValueError: The rows are not in neighbouring slots.
@@ -48,4 +49,4 @@ class Runner:
         if batch.rows[0].start == 0:
             self._decoder.states.clear(first)
         runs = [row.sequence.run(row.start, row.end) for row in batch.rows]
-        return self._decoder.run(batch.phase, first, runs)[:, 0]
+        return self._decoder.step(batch.phase, first, runs)

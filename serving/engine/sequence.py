@@ -10,6 +10,7 @@ import numpy as np
 
 from runtime.feeds import TokenRun
 from runtime.filled_prompt import FilledPrompt, positions_from
+from serving.engine.sampling.constraint import Constraint
 from serving.engine.sampling.state import SamplingState
 from serving.protocol import SamplingParams
 
@@ -31,9 +32,10 @@ class Sequence:
         eos_token_ids: Any of them ends it.
         image_keys: Of each image, the digest of what its features depend on.
         num_length_groups: G.
+        constraint: The structure that its answer has to have.
         priority: Lower runs earlier.
         deadline_s: Monotonic time after which it is not begun.
-        sampling_state: Made from `sampling`; the sampler changes it.
+        sampling_state: Made from `sampling`, prompt and constraint; the sampler changes it.
         ids: Prompt and output in one list, an end token included; the scheduler appends.
         keys: What each token of `ids` is, by content; the scheduler appends.
         next_position: Logical position of the token that is sampled next; the scheduler advances it.
@@ -52,6 +54,7 @@ class Sequence:
     eos_token_ids: SequenceOf[int]
     image_keys: SequenceOf[bytes] = ()
     num_length_groups: int = 1
+    constraint: Constraint | None = None
     priority: int = 0
     deadline_s: float = math.inf
     sampling_state: SamplingState = field(init=False)
@@ -67,8 +70,8 @@ class Sequence:
     started_s: float = 0.0
 
     def __post_init__(self) -> None:
-        self.sampling_state = SamplingState(self.sampling)
         self.ids = self.prompt.prompt.token_ids.tolist()
+        self.sampling_state = SamplingState(self.sampling, self.ids, self.eos_token_ids, self.constraint)
         self.keys = _row_keys(self.ids, self.prompt, self.image_keys)
         self.next_position = self.prompt.prompt.next_position
         self.rows = [0] * self.num_length_groups

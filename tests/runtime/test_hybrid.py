@@ -118,7 +118,7 @@ def test_each_sequence_carries_its_own_total_through_chunks_moves_and_preemption
     second, num_steps = list(found)[1], 0
     while (batch := scheduler.schedule()) is not None:
         runner.change(scheduler.take_changes())
-        logits = runner.run(batch).copy()
+        logits = runner.run(batch).rows().copy()
         scheduler.advance(batch)
         for row, of_row in zip(batch.rows, logits, strict=True):
             if row.is_last:

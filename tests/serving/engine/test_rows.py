@@ -51,7 +51,7 @@ class Drive:
         if batch is None:
             return False
         self.runner.change(self.scheduler.take_changes())
-        logits = self.runner.run(batch).copy()
+        logits = self.runner.run(batch).rows().copy()
         self.scheduler.advance(batch)
         for row, of_row in zip(batch.rows, logits, strict=True):
             if row.is_last:
