@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -167,7 +168,7 @@ def test_a_cache_without_a_limit_of_its_own_may_fill_half_of_its_slots() -> None
     shape = within(GIVEN, None, 5, "cpu")
     assert (shape.budget_rows, shape.capacity_tokens, shape.num_spare_slots) == (2000, 1000, 5)
     assert within(CacheShape(1, 1000, 100), None, 0, "cpu").budget_rows == 1000
-    assert within(GIVEN, None, 5, "cuda") == GIVEN
+    assert within(GIVEN, None, 5, "cuda") == replace(GIVEN, has_cheap_copies=False)
 
 
 def test_a_limit_counts_rows_and_shortens_slots_that_it_cannot_hold() -> None:
@@ -185,6 +186,6 @@ def test_a_limit_that_holds_nothing_is_refused_with_the_numbers() -> None:
 
 
 def test_a_device_must_hold_all_slots_at_once() -> None:
-    assert within(GIVEN, 400_200, 9, "cuda") == GIVEN
+    assert within(GIVEN, 400_200, 9, "cuda") == replace(GIVEN, has_cheap_copies=False)
     with pytest.raises(SettingsError, match=r"4 slots x 1000 tokens.*kv_memory_bytes allows 0 MiB, and cuda takes all"):
         within(GIVEN, 400_199, 9, "cuda")
