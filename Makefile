@@ -23,7 +23,7 @@ $(VENV)/.serve-installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.dev-installed: $(VENV)/.serve-installed
 	@echo "Installing what the tests compare against (torch, transformers, Ray, Locust, ...)"
 	$(PIP) "$$(grep -m1 '^torch==' constraints.txt)"
-	$(PIP) --editable ".[cpu,export,serve,reference,photographs,quant,ray,loadtests,train,dev]"
+	$(PIP) --editable ".[cpu,export,serve,reference,photographs,quant,ray,openvino,loadtests,train,dev]"
 	@touch $@
 
 setup: $(VENV)/.serve-installed      ## Make .venv with what exporting and serving need

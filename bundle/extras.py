@@ -10,7 +10,9 @@ MODULES_OF_EXTRA = {
     "quant": ("bitsandbytes",),
     "reference": ("sklearn",),
     "photographs": ("skimage",),
+    "video": ("av",),
     "loadtests": ("locust",),
+    "openvino": ("openvino",),
     "peers": ("llama_cpp",),
     "train": ("accelerate", "matplotlib", "torch", "transformers"),
 }

@@ -157,6 +157,11 @@ class PromptBuilder:
         """The model's tokenizer."""
         return self._tokenizer
 
+    @property
+    def image_prompt(self) -> ImagePrompt:
+        """How the model writes images."""
+        return self._image_prompt
+
     def require_images(self) -> None:
         """Check that the template places an image; a bundle is written only of a checkpoint where it does.
 
@@ -201,7 +206,7 @@ class PromptBuilder:
             ContextLengthError: Images alone, or the characters that the template makes, are more than `max_tokens`.
         """
         _check(turns, layouts)
-        num_image_tokens = sum(layout.num_tiles for layout in layouts) * self._image_prompt.tokens_per_tile
+        num_image_tokens = sum(layout.num_tokens(self._image_prompt.tokens_per_tile) for layout in layouts)
         if max_tokens is not None and num_image_tokens > max_tokens:
             raise ContextLengthError(
                 f"the {len(layouts)} images take {num_image_tokens} tokens; the context holds {max_tokens}. Send fewer "
@@ -244,7 +249,7 @@ class PromptBuilder:
     def _spans(self, token_ids: npt.NDArray[np.int64], layouts: Sequence[TileLayout]) -> tuple[Span, ...]:
         """Return where each image's rows go."""
         places = np.flatnonzero(token_ids == self._image_prompt.image_token_id)
-        sizes = [layout.num_tiles * self._image_prompt.tokens_per_tile for layout in layouts]
+        sizes = [layout.num_tokens(self._image_prompt.tokens_per_tile) for layout in layouts]
         if len(places) != sum(sizes):
             raise PromptError(
                 f"the prompt holds {len(places)} image tokens where its {len(layouts)} images take {sum(sizes)}"
@@ -326,9 +331,11 @@ class PromptBuilder:
     def _expansion(self, layout: TileLayout) -> str:
         """Return what one image becomes in the prompt's text."""
         image = self._image_prompt
-        tokens = image.image_token * image.tokens_per_tile
+        tokens = image.image_token * (
+            image.tokens_per_tile if layout.rows else layout.num_tokens(image.tokens_per_tile)
+        )
         if image.kind == "llava":
-            return tokens * layout.num_tiles
+            return tokens
         whole = f"{image.fake_token}{image.global_token}{tokens}{image.fake_token}"
         if layout.rows == 0:
             return whole

@@ -78,6 +78,10 @@ def quantize(
             "Towers, tables and experts come on top. Default: no search.",
         ),
     ] = None,
+    encoder_runtime: Annotated[
+        Literal["onnxruntime", "openvino"],
+        typer.Option(help="What runs encoders where quality is measured, on a CPU; openvino needs its extra."),
+    ] = "onnxruntime",
     tune: Annotated[bool, typer.Option(help="Time the layers on this machine, once; else a built-in table.")] = True,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
@@ -100,7 +104,13 @@ def quantize(
         output,
         weights=weights,
         options=Options(
-            block_size=block_size, profile=profile, target=target, tune=tune, max_bytes=max_bytes, max_kl=max_kl
+            block_size=block_size,
+            profile=profile,
+            target=target,
+            tune=tune,
+            max_bytes=max_bytes,
+            max_kl=max_kl,
+            encoder_runtime=encoder_runtime,
         ),
         calibration=fitted_to,
         evaluation=measured_on,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -24,6 +25,16 @@ _LEVEL_ERROR = 4
 
 _CALLED: list[object] = []
 """What the library was told to call: it does so as long as the process lives."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One token of a run."""
+
+    token_id: int
+    position: int
+    sequence: int
+    wants_logits: bool
 
 
 class LlamaSession(Protocol):
@@ -95,8 +106,8 @@ class NativeLlama:
                 f"llama.cpp cannot write {file} as {kind}: {self._complaint or 'it does not say why'}"
             )
 
-    def open(self, file: Path, context_tokens: int, threads: int) -> NativeSession:
-        """Open a file.
+    def open(self, file: Path, context_tokens: int, threads: int, num_sequences: int = 1) -> NativeSession:
+        """Open a file for sequences of at most so many tokens each.
 
         Raises:
             CheckpointError: llama.cpp cannot read it.
@@ -104,7 +115,7 @@ class NativeLlama:
         model = self._native.llama_model_load_from_file(os.fsencode(file), self._native.llama_model_default_params())
         if not model:
             raise CheckpointError(f"llama.cpp cannot open {file}: {self._complaint or 'it does not say why'}")
-        return NativeSession(self._native, model, context_tokens, threads)
+        return NativeSession(self._native, model, context_tokens, threads, num_sequences)
 
     def _kind(self, name: str) -> int:
         found = getattr(self._native, _KIND_PREFIX + name, None)
@@ -120,21 +131,25 @@ class NativeLlama:
 
 
 class NativeSession:
-    """One sequence, with llama.cpp's own defaults: a float16 cache, flash attention where it is faster.
+    """Sequences, with llama.cpp's own defaults: a float16 cache, flash attention where it is faster.
 
     Args:
         native: The module.
         model: Loaded.
-        context_tokens: At most.
+        context_tokens: Of each sequence, at most.
         threads: Of prompts and of single tokens.
+        num_sequences: That run together.
 
     Raises:
         MachineError: There is no memory for the cache.
     """
 
-    def __init__(self, native: ModuleType, model: Any, context_tokens: int, threads: int) -> None:
+    def __init__(
+        self, native: ModuleType, model: Any, context_tokens: int, threads: int, num_sequences: int = 1
+    ) -> None:
         params = native.llama_context_default_params()
-        params.n_ctx = context_tokens
+        params.n_ctx = context_tokens * num_sequences
+        params.n_seq_max = num_sequences
         params.n_batch = _MOST_IN_A_RUN
         params.n_threads = params.n_threads_batch = threads
         self._native, self._model = native, model
@@ -144,6 +159,7 @@ class NativeSession:
         self._memory = native.llama_get_memory(self._context)
         self._batch = native.llama_batch_init(_MOST_IN_A_RUN, 0, 1)
         self._context_tokens = context_tokens
+        self._num_sequences = num_sequences
         self._vocab_size = int(native.llama_vocab_n_tokens(native.llama_model_get_vocab(model)))
 
     @property
@@ -168,18 +184,36 @@ class NativeSession:
         logits = self._native.llama_get_logits_ith(self._context, -1)
         return np.ctypeslib.as_array(logits, (self._vocab_size,)).copy()
 
+    def share(self) -> None:
+        """Give every sequence the rows of the first, the one that `run` fills."""
+        for sequence in range(1, self._num_sequences):
+            self._native.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+            self._native.llama_memory_seq_cp(self._memory, 0, sequence, -1, -1)
+
+    def step(self, token_ids: Sequence[int], start: int) -> None:
+        """Forget the rows from `start` on, and run one token of each of the first sequences behind those before."""
+        for sequence in range(len(token_ids)):
+            self._native.llama_memory_seq_rm(self._memory, sequence, start, -1)
+        self._run_rows([_Row(token_id, start, sequence, True) for sequence, token_id in enumerate(token_ids)])
+
     def _decode(self, token_ids: Sequence[int], start: int) -> None:
-        batch, last = self._batch, len(token_ids) - 1
-        batch.n_tokens = len(token_ids)
-        for at, token_id in enumerate(token_ids):
-            batch.token[at] = int(token_id)
-            batch.pos[at] = start + at
+        last = len(token_ids) - 1
+        self._run_rows([_Row(token_id, start + at, 0, at == last) for at, token_id in enumerate(token_ids)])
+
+    def _run_rows(self, rows: Sequence[_Row]) -> None:
+        batch = self._batch
+        batch.n_tokens = len(rows)
+        for at, row in enumerate(rows):
+            batch.token[at] = int(row.token_id)
+            batch.pos[at] = row.position
             batch.n_seq_id[at] = 1
-            batch.seq_id[at][0] = 0
-            batch.logits[at] = at == last
+            batch.seq_id[at][0] = row.sequence
+            batch.logits[at] = row.wants_logits
         failed = self._native.llama_decode(self._context, batch)
         if failed:
-            raise MachineError(f"llama.cpp failed to run {len(token_ids)} tokens behind {start}: it returned {failed}")
+            raise MachineError(
+                f"llama.cpp failed to run {len(rows)} tokens behind {rows[0].position}: it returned {failed}"
+            )
 
     def close(self) -> None:
         """Free what llama.cpp holds of it."""

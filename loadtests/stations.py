@@ -13,17 +13,20 @@ import numpy.typing as npt
 from PIL import Image
 
 from bundle.directory import Bundle
-from bundle.errors import SettingsError
+from bundle.errors import PocketVLMError, SettingsError
 from bundle.image import PREPROCESSOR, ImageSpec
 from loadtests.images import draw_image
 from loadtests.stopwatch import Measurement, Stopwatch
 from loadtests.wording import counted
 from runtime.cache_shape import cache_shape, context_of
 from runtime.chunks import chunks
-from runtime.decoder import Decoder, Logits, TokenGraphs
+from runtime.decoder import Decoder, TokenGraphs
 from runtime.filled_prompt import FilledPrompt
+from runtime.step_logits import StepLogits
 from runtime.turns import milliseconds_of
 from serving.engine.runner import Runner
+from serving.engine.sampling.likeliest import choices
+from serving.engine.sampling.sampler import Sampler
 from serving.engine.scheduler import Batch, Row
 from serving.engine.sequence import Sequence
 from serving.models.pool import PreprocessPool
@@ -87,14 +90,14 @@ class TokenBench:
         sequence.slot = slot
         return sequence
 
-    def prefill(self, sequence: Sequence) -> Logits:
+    def prefill(self, sequence: Sequence) -> StepLogits:
         """Run a whole prompt in chunks and return the logits [1, V] of its last token."""
         for start, end in chunks(sequence.num_prompt_tokens, self._chunk_tokens):
             logits = self._runner.run(Batch("prompt", (Row(sequence, start, end),)))
             sequence.advance(end - start)
         return logits
 
-    def step(self, sequences: list[Sequence]) -> Logits:
+    def step(self, sequences: list[Sequence]) -> StepLogits:
         """Run the newest token of every sequence and return the logits [n, V]."""
         rows = tuple(Row(sequence, len(sequence.ids) - 1, len(sequence.ids)) for sequence in sequences)
         return self._runner.run(Batch("step", rows))
@@ -127,6 +130,7 @@ class DecoderBench:
         vocab_size = bundle.manifest.decoder.vocab_size if bundle.manifest.decoder else 1
         self._prompt_ids = np.random.default_rng(seed).integers(0, vocab_size, prompt_tokens, np.int64)
         self._output_tokens = output_tokens
+        self._sampler = Sampler()
 
     def measure(self, watch: Stopwatch, batch_sizes: tuple[int, ...]) -> Iterator[Measurement]:
         """Yield the time of a whole prompt's prefill, then of one decode step at each batch size."""
@@ -142,7 +146,7 @@ class DecoderBench:
         """Return `size` sequences in the first slots, each with its prompt cached and one token sampled."""
         sequences = [self._tokens.sequence(self._prompt_ids, slot) for slot in range(size)]
         for sequence in sequences:
-            sequence.append(sequence.sampler(self._tokens.prefill(sequence)[0]))
+            self._sample([sequence], self._tokens.prefill(sequence))
         return sequences
 
     def _decode_steps(self, size: int) -> Iterator[float]:
@@ -154,6 +158,19 @@ class DecoderBench:
 
     def _step(self, sequences: list[Sequence]) -> None:
         """Run and sample one token of every sequence, as the engine's step does."""
-        for sequence, logits in zip(sequences, self._tokens.step(sequences), strict=True):
+        logits = self._tokens.step(sequences)
+        for sequence in sequences:
             sequence.advance(1)
-            sequence.append(sequence.sampler(logits))
+        self._sample(sequences, logits)
+
+    def _sample(self, sequences: list[Sequence], logits: StepLogits) -> None:
+        """Append a token to every sequence.
+
+        Raises:
+            PocketVLMError: One has none.
+        """
+        chosen = choices(self._sampler, logits, [sequence.sampling_state for sequence in sequences])
+        for sequence, choice in zip(sequences, chosen, strict=True):
+            if isinstance(choice, PocketVLMError):
+                raise choice
+            sequence.append(choice.token_id)

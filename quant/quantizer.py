@@ -106,7 +106,7 @@ def quantize_bundle(
         raise QuantizationError(f"{output} is the bundle to be quantized; choose another -o")
     parent = open_bundle(bundle, allow_ungated=True)  # a quantized parent has an error of its own
     require_float(parent.manifest)
-    settings = _measured_on(options.target)
+    settings = _measured_on(options)
     if note := _elsewhere(options.target, settings):
         say(note)
     with write_aside(output, overwrite=overwrite) as aside:
@@ -141,10 +141,12 @@ def quantize_bundle(
         return seal(aside, judged, unchanged=variant.manifest.files).manifest
 
 
-def _measured_on(target: Target) -> RuntimeSettings:
+def _measured_on(options: Options) -> RuntimeSettings:
     """Return where a variant is run to be measured: where it will serve, or on the CPU where this machine cannot."""
-    provider = provider_of(target)
-    return RuntimeSettings(provider=provider) if has_provider(provider) else RuntimeSettings()
+    provider = provider_of(options.target)
+    return RuntimeSettings(
+        provider=provider if has_provider(provider) else "cpu", encoder_runtime=options.encoder_runtime
+    )
 
 
 def _elsewhere(target: Target, settings: RuntimeSettings) -> str:

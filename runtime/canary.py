@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +14,8 @@ from bundle.directory import Bundle
 from bundle.errors import BundleFileError, GoldenError
 from bundle.gates import canary_gate
 from bundle.golden import GOLDEN, Recording, check, load_golden, recording_of
-from bundle.manifest import ComponentName, Manifest, Scheme
-from runtime.graph import Array
-from runtime.session import Session
+from bundle.manifest import Component, ComponentName, Manifest, Scheme
+from runtime.graph import Array, Port
 
 _MOST_ALONG_A_FREE_AXIS = 1024
 """Sequences, tokens, images of a recorded run; 12 tokens are what export records."""
@@ -30,7 +30,38 @@ _MIN_COSINE = 0.3
 good a variant is, its gates say; this tells a broken kernel from a working one."""
 
 
-def check_canary(bundle: Bundle, sessions: Mapping[ComponentName, Session]) -> None:
+class Ports(Protocol):
+    """What a graph declares."""
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        """Return those without a value of their own."""
+
+    @property
+    def optional_inputs(self) -> tuple[Port, ...]:
+        """Return those that have one."""
+
+
+class Replayable(Protocol):
+    """A graph of a bundle, whoever opened it."""
+
+    @property
+    def path(self) -> Path:
+        """Return its file."""
+
+    @property
+    def component(self) -> Component:
+        """Return its entry in the manifest."""
+
+    @property
+    def graph(self) -> Ports:
+        """Return what it declares."""
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Return every output by name."""
+
+
+def check_canary(bundle: Bundle, sessions: Mapping[ComponentName, Replayable]) -> None:
     """Replay the recorded run of every graph.
 
     A bundle exported without a runtime holds no recording; that is logged.
@@ -51,7 +82,7 @@ def check_canary(bundle: Bundle, sessions: Mapping[ComponentName, Session]) -> N
 
 
 def replayed(
-    bundle: Bundle, sessions: Iterable[tuple[ComponentName, Session]]
+    bundle: Bundle, sessions: Iterable[tuple[ComponentName, Replayable]]
 ) -> Iterator[tuple[ComponentName, Recording, dict[str, Array]]]:
     """Yield each graph's name, its recorded run and what it gives on the same inputs here.
 
@@ -66,7 +97,7 @@ def replayed(
         yield name, recording, session.run(recording.inputs)
 
 
-def _check_inputs(path: Path, session: Session, recording: Recording) -> None:
+def _check_inputs(path: Path, session: Replayable, recording: Recording) -> None:
     """Check that a recorded run is one of this graph, and a small one.
 
     Raises:
@@ -103,15 +134,16 @@ def _check_quantized(
     for output, expected in recorded.items():
         if output not in found or found[output].shape != expected.shape:
             raise GoldenError(f"{name}: output {output} was recorded as {list(expected.shape)}; this run gave another")
-        cosine = _cosine(expected, found[output])
-        if not cosine >= min_cosine:
+        found_cosine = cosine(expected, found[output])
+        if not found_cosine >= min_cosine:
             raise GoldenError(
-                f"{name}: output {output} of the {scheme} graph has cosine {cosine:.4f} with the fp32 parent's, at "
-                f"least {min_cosine} is expected. A kernel is broken on this machine; try another provider."
+                f"{name}: output {output} of the {scheme} graph has cosine {found_cosine:.4f} with the fp32 parent's, "
+                f"at least {min_cosine} is expected. A kernel is broken on this machine; try another provider."
             )
 
 
-def _cosine(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
+def cosine(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
+    """Return the cosine of two arrays of one shape, each taken as one vector."""
     a = np.asarray(first, np.float64).ravel()
     b = np.asarray(second, np.float64).ravel()
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))

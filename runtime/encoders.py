@@ -11,25 +11,25 @@ import numpy.typing as npt
 from bundle import tensors
 from bundle.manifest import DualEncoderDims
 from bundle.text import TextBatch
-from runtime.session import Session
+from runtime.encoder import Encoder
 
 Pixels = npt.NDArray[np.float32]
 Vectors = npt.NDArray[np.float32]
 
 
-def encode_tiles(session: Session, pixel_values: Pixels, most_tiles: int) -> npt.NDArray[Any]:
+def encode_tiles(encoder: Encoder, pixel_values: Pixels, most_tiles: int) -> npt.NDArray[Any]:
     """Return what a vision encoder makes of [I, 3, height, width], at most so many tiles in one run."""
-    (spec,) = session.component.inputs
+    (spec,) = encoder.component.inputs
     pieces = [
-        session.run({spec.name: pixel_values[start : start + most_tiles]})[session.output]
+        encoder.run({spec.name: pixel_values[start : start + most_tiles]})[encoder.output]
         for start in range(0, len(pixel_values), most_tiles)
     ]
     return np.concatenate(pieces) if len(pieces) != 1 else pieces[0]
 
 
-def encode_texts(session: Session, rows: Sequence[TextBatch], dims: DualEncoderDims) -> Vectors:
+def encode_texts(encoder: Encoder, rows: Sequence[TextBatch], dims: DualEncoderDims) -> Vectors:
     """Return [n, E] of n texts in one run, shorter ones padded on the right and masked."""
-    vectors: Vectors = session.run(text_feeds(rows, dims))[session.output]
+    vectors: Vectors = encoder.run(text_feeds(rows, dims))[encoder.output]
     return vectors
 
 

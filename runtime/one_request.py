@@ -23,11 +23,11 @@ from bundle.text import TOKENIZER, TextBatch, Tokenizer
 from runtime.cache_shape import cache_shape
 from runtime.chunks import chunks
 from runtime.decoder import Decoder, Logits, TokenGraphs
+from runtime.encoder import Encoder, open_encoder
 from runtime.encoders import Pixels, Vectors, encode_texts, encode_tiles, text_feeds, unit
 from runtime.feeds import Embeds, TokenRun
 from runtime.filled_prompt import FilledPrompt, positions_from
 from runtime.graph import Array
-from runtime.session import Session
 from runtime.settings import DEFAULT_CHUNK_TOKENS, DEFAULT_VISION_TILES, RuntimeSettings
 from runtime.states import empty_states
 
@@ -98,8 +98,8 @@ class VisionLanguageRunner:
 
     # Opened late: calibration wants a part of them.
     @cached_property
-    def _vision(self) -> Session:
-        return Session(self._bundle, self._bundle.manifest.graph("vision_encoder"), self._settings)
+    def _vision(self) -> Encoder:
+        return open_encoder(self._bundle, self._bundle.manifest.graph("vision_encoder"), self._settings)
 
     @cached_property
     def _graphs(self) -> TokenGraphs:
@@ -266,12 +266,12 @@ class DualEncoderRunner:
         self._bundle, self._settings = bundle, settings
 
     @cached_property
-    def _vision(self) -> Session:
-        return Session(self._bundle, self._bundle.manifest.graph("vision_encoder"), self._settings)
+    def _vision(self) -> Encoder:
+        return open_encoder(self._bundle, self._bundle.manifest.graph("vision_encoder"), self._settings)
 
     @cached_property
-    def _text(self) -> Session:
-        return Session(self._bundle, self._bundle.manifest.graph("text_encoder"), self._settings)
+    def _text(self) -> Encoder:
+        return open_encoder(self._bundle, self._bundle.manifest.graph("text_encoder"), self._settings)
 
     def embed_images(self, images: Sequence[Image.Image]) -> Vectors:
         """Return [len(images), E]."""

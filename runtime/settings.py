@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from bundle.manifest import Target
 
 Provider = Literal["cpu", "cuda"]
+EncoderRuntime = Literal["auto", "onnxruntime", "openvino"]
 
 DEFAULT_CONTEXT_TOKENS = 4096
 """Capacity of a slot where the model would take more: a tiled image of SmolVLM is about 1,100 tokens, and a board
@@ -29,6 +30,9 @@ class RuntimeSettings(BaseModel):
         intra_threads: Threads inside one operator; 0 means one per physical core, or per core of a container's limit.
         allow_spinning: Let idle operator threads spin: lower latency on a machine of one's own, and wasted power and
             cores on any other.
+        encoder_runtime: What runs vision and text encoders on a CPU. "auto": whichever is faster here, by measurement
+            when a model is loaded, where OpenVINO is installed. It computes in bfloat16 what is not int8 of a
+            quantized encoder, where the processor can.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,6 +40,7 @@ class RuntimeSettings(BaseModel):
     provider: Provider = "cpu"
     intra_threads: int = Field(default=0, ge=0)
     allow_spinning: bool = False
+    encoder_runtime: EncoderRuntime = "onnxruntime"
 
 
 def provider_of(target: Target) -> Provider:

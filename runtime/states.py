@@ -40,10 +40,15 @@ class _Buffer(ABC):
     def write(self, content: Array) -> None:
         """Put back what `read` returned."""
 
+    @abstractmethod
+    def give_back(self, start: int, end: int) -> None:
+        """Let the machine have memory again where it can be had a page at a time: elements `start ... end - 1`."""
+
 
 class _HostBuffer(_Buffer):
     def __init__(self, sizes: tuple[int, ...], dtype: str) -> None:
-        self._array = _lazy_zeros(sizes, np.dtype(dtype))
+        self._memory = _lazy_memory(math.prod(sizes) * np.dtype(dtype).itemsize)
+        self._array = np.frombuffer(self._memory, dtype).reshape(sizes)
         self.address = self._array.ctypes.data
 
     def read(self) -> Array:
@@ -51,6 +56,14 @@ class _HostBuffer(_Buffer):
 
     def write(self, content: Array) -> None:
         """Do nothing: the content is the memory itself."""
+
+    def give_back(self, start: int, end: int) -> None:
+        """Return whole pages to the kernel; their next reader finds zeros."""
+        size_bytes = self._array.itemsize
+        first = -(-start * size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        behind = end * size_bytes // mmap.PAGESIZE * mmap.PAGESIZE
+        if first < behind and hasattr(mmap, "MADV_DONTNEED"):
+            self._memory.madvise(mmap.MADV_DONTNEED, first, behind - first)
 
 
 class _DeviceBuffer(_Buffer):
@@ -67,17 +80,24 @@ class _DeviceBuffer(_Buffer):
     def write(self, content: Array) -> None:
         self._value.update_inplace(content)
 
+    def give_back(self, start: int, end: int) -> None:
+        """Do nothing: a device's memory is taken whole."""
 
-def _lazy_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+
+def _lazy_memory(size_bytes: int) -> mmap.mmap:
     """Return zeros whose 4 KiB pages become resident when they are written, and not before.
 
-    numpy asks the kernel for huge pages: one token per slot would then make most of the cache resident.
+    numpy asks the kernel for huge pages: one token per slot would then make most of the cache resident. Private memory
+    can be given back; Python's own choice, shared memory, cannot.
     """
-    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    if hasattr(mmap, "MAP_PRIVATE"):
+        memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    else:
+        memory = mmap.mmap(-1, size_bytes)
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without huge pages refuses the advice and does not need it
             memory.madvise(mmap.MADV_NOHUGEPAGE)
-    return np.frombuffer(memory, dtype).reshape(shape)
+    return memory
 
 
 class StateBuffers:
@@ -106,7 +126,7 @@ class StateBuffers:
             ) from error
 
     def _allocated(self, state: State) -> _Buffer:
-        sizes = state.sizes(self.shape.num_slots, self.shape.capacity_tokens)
+        sizes = state.sizes(self.shape.num_slots + self.shape.num_spare_slots, self.shape.capacity_tokens)
         if self._device == "cpu":
             return _HostBuffer(sizes, state.dtype)
         return _DeviceBuffer(sizes, state.dtype, self._device)
@@ -166,6 +186,16 @@ class StateBuffers:
                 content[slot][_rows(state, len(kept))] = content[slot].take(kept, axis=state.row_axis - 1)
                 buffer.write(content)
 
+    def give_back(self, slot: int, first_row: int) -> None:
+        """Let the machine have the memory of a slot's rows again, from one on; what they held is lost."""
+        for state in self.states:
+            if state.kind == "rows":
+                _, *before, rows, after = _sizes_around_rows(state, self.shape.capacity_tokens)
+                blocks = math.prod(before)
+                for block in range(slot * blocks, (slot + 1) * blocks):
+                    start = block * rows * after
+                    self._buffers[state.input].give_back(start + first_row * after, start + rows * after)
+
     def clear(self, slot: int) -> None:
         """Make a slot's states of fixed size zero, as they are before a sequence begins; rows count by lengths."""
         for state in self.states:
@@ -181,6 +211,12 @@ def _rows(state: State, num_rows: int) -> tuple[Any, ...]:
     if state.kind == "fixed":
         return ()
     return (*[slice(None)] * (state.row_axis - 1), slice(num_rows))
+
+
+def _sizes_around_rows(state: State, capacity_rows: int) -> tuple[int, ...]:
+    """Return the sizes of one slot of a state: those before the rows, the rows, and the product of those behind."""
+    sizes, axis = state.sizes(1, capacity_rows), state.row_axis
+    return (*sizes[:axis], sizes[axis], math.prod(sizes[axis + 1 :]))
 
 
 def empty_states(states: Sequence[State], num_sequences: int, capacity_rows: int) -> dict[str, Array]:

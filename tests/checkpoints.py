@@ -127,7 +127,25 @@ def llama_1_1b_config() -> Config:
     return smolvlm_config(text, vision, scale_factor=4, tie_word_embeddings=False)
 
 
-PRESETS = {"smolvlm-256m": smolvlm_256m_config, "llama-1.1b": llama_1_1b_config}
+def tiny_config() -> Config:
+    """Return tiny sizes with heads of 16, as float16 attention wants them at least."""
+    return smolvlm_config({"num_attention_heads": 3, "num_key_value_heads": 1})
+
+
+def siglip_b16_config() -> Config:
+    """Return the sizes of SigLIP-B/16 at 224 px, but for the words, whose table changes no speed."""
+    sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12}
+    return siglip_config(
+        {**sizes, "projection_size": 768, "max_position_embeddings": 64}, {**sizes, "image_size": 224, "patch_size": 16}
+    )
+
+
+PRESETS = {
+    "smolvlm-256m": smolvlm_256m_config,
+    "llama-1.1b": llama_1_1b_config,
+    "siglip-b16": siglip_b16_config,
+    "tiny": tiny_config,
+}
 
 
 def clip_config(text: Config | None = None, vision: Config | None = None, **top: Any) -> Config:
@@ -271,6 +289,11 @@ def save_siglip(folder: Path, config: Config | None = None) -> None:
     """Write a whole SigLIP checkpoint into `folder`, in float32."""
     config = config or siglip_config()
     _save_model(folder, config, siglip_shapes(config))
+    save_siglip_processor(folder, config)
+
+
+def save_siglip_processor(folder: Path, config: Config) -> None:
+    """Write the processor files of a SigLIP checkpoint."""
     _save_processor(folder, "SiglipProcessor", _squashing(config["vision_config"]["image_size"]))
     tokens = {"eos_token": EOS, "pad_token": PAD}
     _save_byte_tokenizer(folder, CONTROL, model_max_length=config["text_config"]["max_position_embeddings"], **tokens)
@@ -279,12 +302,17 @@ def save_siglip(folder: Path, config: Config | None = None) -> None:
 def save_preset(folder: Path, preset: str, *, splits: bool = True) -> int:
     """Write a checkpoint of a real model's sizes with random bfloat16 weights; return its number of weights.
 
-    With `splits`, an image is enlarged to 2048 px and cut into 16 tiles and itself, as the real processor does.
+    With `splits`, an image of a SmolVLM is enlarged to 2048 px and cut into 16 tiles and itself, as the real processor
+    does.
     """
     config = PRESETS[preset]()
-    shapes = smolvlm_shapes(config)
+    is_encoder = config["model_type"] == "siglip"
+    shapes = siglip_shapes(config) if is_encoder else smolvlm_shapes(config)
     _save_model(folder, config, shapes, ml_dtypes.bfloat16)
-    save_smolvlm_processor(folder, config, splits=splits)
+    if is_encoder:
+        save_siglip_processor(folder, config)
+    else:
+        save_smolvlm_processor(folder, config, splits=splits)
     return sum(math.prod(shape) for shape in shapes.values())
 
 

@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -82,6 +82,14 @@ def pytest_collection_finish() -> None:
     heavy = " and ".join(sorted({"torch", "transformers"} & sys.modules.keys()))
     if heavy:
         raise pytest.UsageError(f"collecting imported {heavy}; import it in the test or the fixture that needs it")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def encoders_on_onnx_runtime() -> Iterator[None]:
+    """Choose no engine by the time that it takes: where OpenVINO is installed, tests of the choice undo this."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("runtime.encoder.has_openvino", lambda: False)
+        yield
 
 
 @pytest.fixture(scope="session")

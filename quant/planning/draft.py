@@ -29,6 +29,7 @@ from quant.planning.profiles import (
 )
 from quant.planning.recipes import RECIPES, Asked, read_weights
 from quant.planning.survey import survey_bundle
+from runtime.settings import EncoderRuntime
 
 Say = Callable[[str], None]
 BLOCK_SIZES = (32, 64, 128)
@@ -47,6 +48,7 @@ class Options:
         max_bytes: Of all weights: layers of the decoder get more bits than asked while they fit.
         max_kl: Predicted mean KL in nats: layers of the decoder get more bits than asked until it is kept.
         mix: The request that times are predicted for.
+        encoder_runtime: What runs encoders where the variant is measured.
     """
 
     block_size: int | None = None
@@ -56,6 +58,7 @@ class Options:
     max_bytes: int | None = None
     max_kl: float | None = None
     mix: Mix = field(default_factory=Mix)
+    encoder_runtime: EncoderRuntime = "onnxruntime"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from bundle.golden import compare
 from bundle.manifest import ComponentName
 from quant.quality.measures import cosines
 from runtime.canary import replayed
-from runtime.session import Session
+from runtime.encoder import open_graph
 from runtime.settings import RuntimeSettings
 
 
@@ -33,7 +33,7 @@ def canary_parity(bundle: Bundle, settings: RuntimeSettings) -> dict[ComponentNa
         BundleFileError: The recording is missing, damaged, or lacks a component.
     """
     found: dict[ComponentName, Parity] = {}
-    opened = ((name, Session(bundle, name, settings)) for name in bundle.manifest.components)  # one at a time
+    opened = ((name, open_graph(bundle, name, settings)) for name in bundle.manifest.components)  # one at a time
     for name, recording, outputs in replayed(bundle, opened):
         expected = recording.outputs
         found[name] = Parity(

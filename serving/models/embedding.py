@@ -15,8 +15,8 @@ from bundle.manifest import DualEncoderDims
 from bundle.text import TOKENIZER, TextBatch, Tokenizer
 from bundle.zero_shot import SLOT, label_text
 from runtime.canary import check_canary
+from runtime.encoder import open_encoder
 from runtime.encoders import Vectors, encode_texts, unit
-from runtime.session import Session
 from serving.engine.batching import BatchWorker
 from serving.engine.worker import Worker
 from serving.models.model import Model
@@ -65,7 +65,7 @@ class EmbeddingModel(Model):
         self._tokenizer = Tokenizer.from_file(bundle.path(TOKENIZER))
         self._vision = VisionStage(bundle, settings, pool)
         text_name = manifest.graph("text_encoder")
-        self._text = Session(bundle, text_name, settings)
+        self._text = open_encoder(bundle, text_name, settings)
         if settings.check_golden:
             check_canary(bundle, {self._vision.name: self._vision.session, text_name: self._text})
         self._turns = Turns(_BATCHES_AHEAD * settings.text_batch_rows)

@@ -17,15 +17,17 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.directory import Bundle
+from bundle.frames.plan import FramePlan
 from bundle.image import PREPROCESSOR, ImageSpec, TileLayout
 from bundle.manifest import Manifest
+from runtime.encoder import open_encoder
 from runtime.encoders import Pixels, encode_tiles
-from runtime.session import Session
 from serving.engine.batching import BatchWorker
+from serving.models.cut_frames import FrameRoom
 from serving.models.cut_image import CutImage
-from serving.models.feature_cache import FeatureCache
 from serving.models.pool import PreprocessPool
 from serving.models.turns import Turns
+from serving.protocol import VideoPart
 from serving.settings import EngineSettings
 
 Features = npt.NDArray[Any]
@@ -50,6 +52,23 @@ class DecodedImage:
     layout: TileLayout
 
 
+@dataclass(frozen=True)
+class DecodedVideo:
+    """A video whose size in the prompt is known and whose features are not needed yet.
+
+    Attributes:
+        pictures: To encode, one tile each.
+        plan: How they fill the prompt.
+        times_s: Of each frame that is looked at.
+        duration_s: Of the whole.
+    """
+
+    pictures: tuple[DecodedImage, ...]
+    plan: FramePlan
+    times_s: tuple[float, ...]
+    duration_s: float
+
+
 @dataclass
 class _Flight:
     """An image being encoded, and how many callers wait for it."""
@@ -67,12 +86,19 @@ class EncodedImage:
         features: [tiles, P, D] of a vision-language model, [1, E] of a dual encoder.
         preprocess_s: Resizing and normalising; 0 where the features were kept.
         vision_s: In the encoder and before it; 0 where the features were kept.
+        is_kept: The features were in the cache.
     """
 
     key: bytes
     features: Features
     preprocess_s: float = 0.0
     vision_s: float = 0.0
+    is_kept: bool = False
+
+    @property
+    def num_rows(self) -> int:
+        """Image tokens that it fills."""
+        return int(self.features.size // self.features.shape[-1])
 
 
 class VisionStage:
@@ -80,18 +106,19 @@ class VisionStage:
 
     Args:
         bundle: Opened.
-        settings: Batch size, cache size, threads.
-        pool: Decodes and preprocesses.
+        settings: Batch size, threads.
+        pool: Decodes and preprocesses, and keeps features.
     """
 
     def __init__(self, bundle: Bundle, settings: EngineSettings, pool: PreprocessPool) -> None:
         self.name = bundle.manifest.graph("vision_encoder")
-        self.session = Session(bundle, self.name, settings)
+        self.session = open_encoder(bundle, self.name, settings)
         self._spec = ImageSpec.read(bundle.path(PREPROCESSOR))
         self._identity = encoder_identity(bundle.manifest, self._spec)
+        self._frame_identity = encoder_identity(bundle.manifest, self._spec.for_frames)
         self._pool = pool
         self._max_tiles = settings.vision_batch_tiles
-        self.cache = FeatureCache(settings.image_cache_bytes)
+        self.cache = pool.features.share()
         self._in_flight: dict[bytes, _Flight] = {}
         self._turns = Turns(_BATCHES_AHEAD * self._max_tiles)
         self.worker: BatchWorker[Pixels, Features] = BatchWorker(
@@ -127,6 +154,24 @@ class VisionStage:
         key = hashlib.sha256(self._identity + cut.digest).digest()
         return DecodedImage(key, cut, self._spec.layout(cut.width_px, cut.height_px))
 
+    async def decode_frames(self, owner: Hashable, video: VideoPart, room: FrameRoom) -> DecodedVideo:
+        """Return the decoded frames of a video, as the pictures of their layout.
+
+        Args:
+            owner: The request: requests take turns.
+            video: Encoded.
+            room: That the model has for it.
+
+        Raises:
+            RequestError: It is no video, one over the limits, takes too long, or does not fit.
+            MachineError: This machine lacks memory, or what decodes such a file.
+            EngineDeadError: The pool is closed or hangs.
+        """
+        cut = await self._pool.cut_frames(owner, self._spec, video.files, video.options, room)
+        keys = [hashlib.sha256(self._frame_identity + picture.digest).digest() for picture in cut.pictures]
+        pictures = tuple(DecodedImage(key, each, TileLayout()) for key, each in zip(keys, cut.pictures, strict=True))
+        return DecodedVideo(pictures, cut.plan(video.options, room), cut.times_s, cut.duration_s)
+
     async def encode(self, owner: Hashable, image: DecodedImage) -> EncodedImage:
         """Return the features of an image: kept ones, those being computed for somebody else, or new ones.
 
@@ -136,7 +181,7 @@ class VisionStage:
         """
         kept = self.cache.try_get(image.key)
         if kept is not None:
-            return EncodedImage(image.key, kept)
+            return EncodedImage(image.key, kept, is_kept=True)
         flight = self._in_flight.get(image.key) or self._take_off(owner, image)
         flight.num_callers += 1
         try:

@@ -12,11 +12,11 @@ from typing import Any
 
 import pocketvlm
 from serving.engine.runner import Runner
-from serving.engine.sampler import Sampler
+from serving.engine.sampling.sampler import Sampler
 from serving.models.vision import VisionStage
 
 _LOOK_EVERY_S = 0.05
-_PLACES = {"decoder": (Runner, "run"), "vision": (VisionStage, "run"), "sampler": (Sampler, "__call__")}
+_PLACES = {"decoder": (Runner, "run"), "vision": (VisionStage, "run"), "sampler": (Sampler, "choose")}
 
 
 def current_fault() -> str:

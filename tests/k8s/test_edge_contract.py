@@ -44,9 +44,9 @@ def served_bundles(arguments: list[str]) -> list[str]:
 
 def test_the_server_listens_to_the_cluster_on_the_port_that_the_pod_names(deployment: Object) -> None:
     settings = settings_of(deployment)
-    (port,) = container(deployment)["ports"]
+    ports = {port["name"]: port["containerPort"] for port in container(deployment)["ports"]}
     assert settings.host == "0.0.0.0"
-    assert settings.port == port["containerPort"]
+    assert ports == {"http": settings.port, "health": settings.http.health_port}
     assert deployment["spec"]["template"]["metadata"]["annotations"]["prometheus.io/port"] == str(settings.port)
 
 
@@ -62,7 +62,9 @@ def test_kubernetes_waits_longer_than_the_server_drains(deployment: Object) -> N
 
 def test_probes_and_scraping_ask_for_routes_that_exist(deployment: Object) -> None:
     paths = set(create_app(FakeClient(), ApiSettings()).openapi()["paths"])
-    probes = {name: probe["httpGet"]["path"] for name, probe in container(deployment).items() if name.endswith("Probe")}
+    asked = {name: probe["httpGet"] for name, probe in container(deployment).items() if name.endswith("Probe")}
+    probes = {name: where["path"] for name, where in asked.items()}
+    assert {where["port"] for where in asked.values()} == {"health"}
     assert probes == {
         "startupProbe": "/health/live",
         "readinessProbe": "/health/ready",

@@ -124,14 +124,22 @@ def test_the_work_of_a_station_is_what_its_name_says(dual_bundle: Path, monkeypa
 
     monkeypatch.setattr(Decoder, "run", tokens)
     monkeypatch.setattr(VisionStage, "run", tiles)
-    for station in PLAN.stations:
+    for station in PLAN.stations * 2:
         bench.run(station)
-    step = (1, [4], [4])
+    step, rows_of_slot = (1, [4], [4]), [("prompt", slot, (4, list(range(4)), [0])) for slot in range(2)]
+    timed = [
+        [("vision", 1), ("prompt", 0, (9, list(range(9)), [0]))],
+        [("step", 0, step)] * 2,
+        [("step", 0, step, step)] * 2,
+    ]
+    # each slot's rows are written once, before the first step behind them
     assert work == [
-        ("vision", 1),
-        ("prompt", 0, (9, list(range(9)), [0])),
-        *[("step", 0, step)] * 2,
-        *[("step", 0, step, step)] * 2,
+        *timed[0],
+        rows_of_slot[0],
+        *timed[1],
+        rows_of_slot[1],
+        *timed[2],
+        *(run for runs in timed for run in runs),
     ]
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
-import json
 import os
 import signal
 import subprocess
@@ -23,8 +21,6 @@ import pytest
 from pydantic import PydanticDeprecatedSince20
 
 from bundle.errors import (
-    BundleError,
-    BundleFormatError,
     ContextLengthError,
     EngineDeadError,
     ImageError,
@@ -34,13 +30,11 @@ from serving.fake import FakeBehaviour, FakeClient
 from serving.listener import open_listener
 from serving.protocol import (
     GenerateRequest,
-    Health,
     ImagePart,
     Message,
     ModelCard,
     TextPart,
 )
-from serving.settings import ScalingSettings
 
 with warnings.catch_warnings():
     # Ray 2.60 declares its own settings in a way that pydantic will drop.
@@ -49,11 +43,10 @@ with warnings.catch_warnings():
     from ray import serve
 
     from serving.cluster import application as cluster
-    from serving.cluster.application import ClusterArgs, ServedModel, autoscaling, num_local_cpus
+    from serving.cluster.application import ClusterArgs, ServedModel
     from serving.cluster.client import RayClient, Replicas
-    from serving.cluster.environment import RAY_ENVIRONMENT, set_ray_environment
-    from serving.cluster.replicas import Replica
-    from serving.cluster.watch import Report, watch_of
+    from serving.cluster.environment import RAY_ENVIRONMENT
+    from serving.cluster.watch import watch_of
 
 ROOT = Path(__file__).resolve().parents[3]
 APPLICATION = "tested"
@@ -387,97 +380,3 @@ def test_deploy_serves_until_sigterm_drains_and_takes_everything_down(clip_bundl
         assert (last in event, done, end) == (True, "data: [DONE]", ""), name
     with pytest.raises(httpx.ConnectError):
         httpx.get(url)
-
-
-def test_ray_reads_the_type_of_the_builders_argument() -> None:
-    """With postponed annotations, Ray would hand over a plain dict without a word."""
-    (parameter,) = inspect.signature(cluster.build_app).parameters.values()
-    assert parameter.annotation is ClusterArgs
-
-
-def test_the_builder_names_one_deployment_per_model(clip_bundle: Path, smolvlm_bundle: Path) -> None:
-    args = ClusterArgs(bundles=(clip_bundle, smolvlm_bundle))
-    assert [model.deployment for model in cluster.served_models(args)] == [
-        "embedder-tiny-clip",
-        "generator-tiny-smolvlm",
-    ]
-    assert cluster.build_app(args)._bound_deployment.name == "ingress"
-
-
-def test_a_bundle_that_is_refused_is_refused_before_anything_starts(clip_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(BundleFormatError):
-        cluster.build_app(ClusterArgs(bundles=(tmp_path,)))
-    with pytest.raises(BundleError, match="tiny-clip is served already"):
-        cluster.build_app(ClusterArgs(bundles=(clip_bundle, clip_bundle)))
-
-
-def test_what_ray_would_choose_for_scaling_is_written_out() -> None:
-    config = autoscaling(ScalingSettings(min_replicas=2, max_replicas=5))
-    assert (config.min_replicas, config.initial_replicas, config.max_replicas) == (2, 2, 5)
-    assert (config.upscaling_factor, config.downscaling_factor) == (1.0, 1.0)
-
-
-@pytest.mark.parametrize(("ingress_replicas", "queued"), [(1, 64), (2, 32), (3, 22)])
-def test_the_queue_is_shared_among_the_ingress_replicas(ingress_replicas: int, queued: int) -> None:
-    args = ClusterArgs.model_validate({"bundles": ["x"], "ray": {"ingress_replicas": ingress_replicas}})
-    deployment = cluster._model_deployment(fake("a"), args)
-    assert deployment.max_queued_requests == queued
-
-
-def test_a_local_cluster_admits_every_replica() -> None:
-    args = ClusterArgs.model_validate({"bundles": ["x"], "ray": {"generator": {"max_replicas": 100, "num_cpus": 2}}})
-    assert num_local_cpus([fake("a")], args) == 201  # half a CPU for the ingress, rounded up
-    assert num_local_cpus([], args) == os.cpu_count()
-
-
-@pytest.mark.filterwarnings("ignore:coroutine 'Replica.__del__' was never awaited")
-def test_a_replica_whose_engine_died_is_reported_to_ray() -> None:
-    client = FakeClient()
-
-    async def check() -> None:
-        replica = Replica.__new__(Replica)
-        await replica.__init__(lambda: client)  # type: ignore[misc,func-returns-value]
-        await replica.check_health()
-        client.behaviour.health = Health(is_ready=False, reason="worker died", is_alive=False)
-        with pytest.raises(EngineDeadError, match="worker died"):
-            await replica.check_health()
-
-    asyncio.run(check())
-
-
-def test_what_a_replica_reports_to_the_routers_is_plain_data() -> None:
-    """Ray carries it through its controller, and `Report` takes it up."""
-
-    async def report() -> dict[str, Any]:
-        replica = Replica.__new__(Replica)
-        replica._client = FakeClient(behaviour=FakeBehaviour(health=Health(False, "worker died")))
-        return await replica.record_routing_stats()
-
-    told = Report(**json.loads(json.dumps(asyncio.run(report()))))
-    assert (told.is_ready, told.reason, told.gauges["num_requests_running"]) == (False, "worker died", 0.0)
-
-
-def test_models_are_told_from_their_manifests_while_a_replica_is_full_or_absent(smolvlm_bundle, clip_bundle) -> None:
-    models = cluster.served_models(ClusterArgs(bundles=(smolvlm_bundle, clip_bundle)))
-    told = asyncio.run(RayClient([model.card for model in models], {}, 60).models())
-    assert [(card.name, card.task, card.context_tokens) for card in told] == [
-        ("tiny-smolvlm", "image-text-to-text", 512),
-        ("tiny-clip", "dual-encoder", None),
-    ]
-
-
-def test_a_name_that_ray_would_not_take_becomes_one_that_tells_it_apart() -> None:
-    names = [fake(name).deployment for name in ("org/model", "org=2Fmodel", "a#b", "模型", "..")]
-    assert names == [
-        "generator-org=2Fmodel",
-        "generator-org=3D2Fmodel",
-        "generator-a=23b",
-        "generator-=E6=A8=A1=E5=9E=8B",
-        "generator-..",
-    ]
-
-
-def test_what_is_set_already_stays() -> None:
-    environment = {"RAY_COLOR_PREFIX": "1"}
-    set_ray_environment(environment)
-    assert environment == {**RAY_ENVIRONMENT, "RAY_COLOR_PREFIX": "1"}

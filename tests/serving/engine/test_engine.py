@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +17,11 @@ from bundle.errors import EngineDeadError, MachineError
 from runtime.filled_prompt import FilledPrompt
 from runtime.session import Session
 from serving.engine.engine import Ended, Engine, Failed, Sampled, StreamEvent, TokenStream
+from serving.engine.pace import Pace
 from serving.engine.runner import Runner
-from serving.engine.sampler import Sampler
+from serving.engine.sampling.sampler import Sampler
+from serving.engine.sampling.state import SamplingState
+from serving.engine.scheduler import Scheduler
 from serving.engine.sequence import Sequence
 from serving.protocol import SamplingParams
 from serving.settings import EngineSettings
@@ -102,7 +106,7 @@ class Oracle:
             state.input: np.zeros([{"B": 1, "S": CAPACITY}.get(str(size), size) for size in state.shape], np.float32)
             for state in self._states
         }
-        sampler, ids, past = Sampler(request.sampling), list(request.prompt), 0
+        state, ids, past = SamplingState(request.sampling), list(request.prompt), 0
         tokens: list[int] = []
         decided: list[bool] = []
         while past + len(ids) <= CAPACITY:
@@ -116,15 +120,20 @@ class Oracle:
             cache = {state.input: outputs[state.output] for state in self._states}
             past += len(ids)
             logits = outputs["logits"][0, 0]
-            decided.append(is_decided(sampler, logits))
-            tokens.append(sampler(logits))
+            decided.append(is_decided(state, logits))
+            tokens.append(chosen(state, logits))
             ids = tokens[-1:]
             if ids[0] == EOS or len(tokens) == request.sampling.max_tokens:
                 break
         return Expected(tokens, len(tokens) if all(decided) else decided.index(False))
 
 
-def is_decided(sampler: Sampler, logits: np.ndarray) -> bool:
+def chosen(state: SamplingState, logits: np.ndarray) -> int:
+    [choice] = Sampler().choose(logits[None], [state])
+    return choice.token_id
+
+
+def is_decided(state: SamplingState, logits: np.ndarray) -> bool:
     """True when logits a rounding error away give the same token.
 
     A decode batch multiplies matrices of another height than a lone row, which orders float32 sums differently: here
@@ -132,7 +141,7 @@ def is_decided(sampler: Sampler, logits: np.ndarray) -> bool:
     """
     rng = np.random.default_rng(0)
     near = [logits, *(logits + rng.uniform(-1e-4, 1e-4, logits.shape).astype(np.float32) for _ in range(4))]
-    return len({copy.deepcopy(sampler)(row) for row in near}) == 1
+    return len({chosen(copy.deepcopy(state), row) for row in near}) == 1
 
 
 @pytest.fixture(scope="module")
@@ -150,8 +159,8 @@ def engine_of(tiny_model, settings):
     engines = []
 
     def make(runner, patience: Patience = PATIENT) -> Engine:
-        chunk = settings.prefill_chunk_tokens
-        engines.append(Engine("engine-test", runner, tiny_model.shape(settings), chunk, patience))
+        scheduler = Scheduler(tiny_model.shape(settings), Pace(settings.prefill_chunk_tokens, math.inf))
+        engines.append(Engine("engine-test", runner, scheduler, patience))
         engines[-1].start()
         return engines[-1]
 
@@ -377,13 +386,13 @@ def test_a_thread_that_hangs_for_too_long_needs_a_restart(runner, engine_of) -> 
 def test_a_sampler_that_fails_ends_its_own_answer_alone(runner, engine_of) -> None:
     engine = engine_of(runner)
 
-    class Broken:
-        def __call__(self, logits: np.ndarray) -> int:
+    class Broken(SamplingState):
+        def take(self, token_id: int) -> None:
             raise ZeroDivisionError("no luck")
 
     async def main() -> None:
         bad = greedy(7, max_tokens=2).sequence()
-        bad.sampler = Broken()
+        bad.sampling_state = Broken(bad.sampling)
         streams = [engine.submit(bad), engine.submit(greedy(8, max_tokens=2).sequence())]
         failed, ended = [(await read(engine, stream))[-1] for stream in streams]
         assert isinstance(failed, Failed)
@@ -398,7 +407,7 @@ def test_a_cancelled_request_gives_its_slot_to_the_next(tiny_model, settings) ->
     one_slot = settings.model_copy(update={"max_sequences": 1})
     permits = threading.Semaphore(1)
     runner = FaultyRunner(tiny_model.runner(one_slot), {}, lambda: permits.acquire(timeout=20) and None)
-    engine = Engine("engine-test", runner, tiny_model.shape(one_slot), 7, PATIENT)
+    engine = Engine("engine-test", runner, Scheduler(tiny_model.shape(one_slot), Pace(7, math.inf)), PATIENT)
     engine.start()
 
     async def main() -> None:

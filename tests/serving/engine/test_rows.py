@@ -6,6 +6,7 @@ were dropped are masked there for all later tokens, and positions stay as they w
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ import pytest
 
 from graphs.store import open_graph
 from runtime.filled_prompt import FilledPrompt
+from serving.engine.pace import Pace
+from serving.engine.sampling.sampler import Sampler
 from serving.engine.scheduler import Scheduler
 from serving.engine.sequence import Sequence
 from serving.protocol import SamplingParams
@@ -33,7 +36,7 @@ class Drive:
     def __init__(self, model: Any, settings: Any, num_slots: int = 4) -> None:
         settings = settings.model_copy(update={"max_sequences": num_slots})
         self.runner = model.runner(settings)
-        self.scheduler = Scheduler(model.shape(settings), settings.prefill_chunk_tokens)
+        self.scheduler = Scheduler(model.shape(settings), Pace(settings.prefill_chunk_tokens, math.inf))
         self.num_groups = model.bundle.manifest.num_length_groups
         self.logits: dict[Sequence, list[np.ndarray]] = {}
 
@@ -48,12 +51,13 @@ class Drive:
         if batch is None:
             return False
         self.runner.change(self.scheduler.take_changes())
-        logits = self.runner.run(batch).copy()
+        logits = self.runner.run(batch).rows().copy()
         self.scheduler.advance(batch)
         for row, of_row in zip(batch.rows, logits, strict=True):
             if row.is_last:
                 self.logits[row.sequence].append(of_row)
-                self.scheduler.append(row.sequence, row.sequence.sampler(of_row))
+                [choice] = Sampler().choose(of_row[None], [row.sequence.sampling_state])
+                self.scheduler.append(row.sequence, choice.token_id)
         return True
 
     def until(self, sequence: Sequence, num_output: int) -> None:

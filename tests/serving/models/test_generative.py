@@ -116,7 +116,11 @@ def test_a_kept_image_answers_like_a_new_one_and_is_not_encoded_again(model, ask
         new = await answer(model, ask(image_bytes(1), "what", max_tokens=12))
         kept = await answer(model, ask(image_bytes(1), "what", max_tokens=12))
         assert kept.token_ids == new.token_ids
-        assert (model.gauges["image_cache_hits"], model.gauges["image_cache_misses"]) == (1, 1)
+        counts = [(each.finished.usage.image_tokens, each.finished.usage.cached_image_tokens) for each in (new, kept)]
+        assert counts == [(counts[0][0], 0), (counts[0][0], counts[0][0])]
+        both = await answer(model, ask(image_bytes(1), image_bytes(2), "what", max_tokens=2))
+        assert both.finished.usage.cached_image_tokens == counts[0][0]
+        assert (model.gauges["image_cache_hits"], model.gauges["image_cache_misses"]) == (2, 2)
         assert new.finished.timings.vision_s > 0
 
     run(main)

@@ -91,6 +91,37 @@ def test_a_caller_that_leaves_takes_nothing_from_the_others(stage) -> None:
     asyncio.run(main())
 
 
+def stage_of(directory, pool) -> VisionStage:
+    stage = VisionStage(open_bundle(directory), SETTINGS, pool)
+    stage.worker.start()
+    return stage
+
+
+def test_models_of_one_tower_encode_an_image_once_and_one_of_another_tower_again(
+    stage, smolvlm_bundle, clip_bundle, pool
+) -> None:
+    twin, other = stage_of(smolvlm_bundle, pool), stage_of(clip_bundle, pool)
+
+    async def main() -> None:
+        first = await stage.encode("r", await stage.decode("r", encoded(PIXELS)))
+        second = await twin.encode("r", await twin.decode("r", encoded(PIXELS)))
+        assert (first.is_kept, second.is_kept) == (False, True)
+        np.testing.assert_array_equal(first.features, second.features)
+        third = await other.encode("r", await other.decode("r", encoded(PIXELS)))
+        assert not third.is_kept
+        assert third.features.shape != first.features.shape
+        assert (stage.gauges["image_cache_misses"], twin.gauges["image_cache_hits"]) == (1, 1)
+        assert twin.gauges["image_cache_bytes"] == 0
+        pool.features.clear()
+        assert not (await stage.encode("r", await stage.decode("r", encoded(PIXELS)))).is_kept
+
+    try:
+        asyncio.run(main())
+    finally:
+        twin.worker.close()
+        other.worker.close()
+
+
 def test_an_encoded_image_carries_its_key_new_or_kept(stage) -> None:
     async def main() -> None:
         image = await stage.decode("r", encoded(PIXELS))

@@ -1,0 +1,192 @@
+"""An encoder of a bundle, run by the engine that is asked for: ONNX Runtime, OpenVINO, or the faster one here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from bundle.directory import Bundle
+from bundle.errors import PocketVLMError
+from bundle.golden import GOLDEN, Recording, load_golden, recording_of
+from bundle.manifest import ComponentName, Role
+from runtime.canary import check_canary, cosine
+from runtime.graph import Array, Graph, Port
+from runtime.openvino_graph import OpenVinoGraph, has_openvino
+from runtime.session import Session, check_signature
+from runtime.settings import RuntimeSettings
+from runtime.turns import Quartiles, Turns, milliseconds_of
+
+logger = logging.getLogger(__name__)
+
+_ENCODERS: tuple[Role, ...] = ("vision_encoder", "text_encoder")
+
+_TRIAL = Turns(warmup=1, repeats=7, budget_s=2.0)
+"""Of both engines on the recorded run: a tower of half a second takes four seconds of a start."""
+_MOST_TIME = 0.95
+"""Of ONNX Runtime's that OpenVINO may take to be chosen: below it, what is gained exceeds what noise feigns."""
+_MOST_DISTANCE = 1.25
+"""Times ONNX Runtime's distance from the fp32 parent that OpenVINO's may be: what bfloat16 adds to an int8 tower is a
+seventh of what int8 costs."""
+_SAME_DISTANCE = 1e-5
+"""Of two float32 runs that add up in another order, at most."""
+
+
+class EncoderGraph(Protocol):
+    """A graph, whoever opened it."""
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        """Return those without a value of their own."""
+
+    @property
+    def optional_inputs(self) -> tuple[Port, ...]:
+        """Return those that have one."""
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        """Return them as declared."""
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Return outputs by name; the arrays are new."""
+
+
+class Encoder:
+    """A vision or text encoder of a bundle.
+
+    Args:
+        bundle: Whose graph it is.
+        name: The graph's, in the manifest.
+        graph: As an engine opened it.
+
+    Attributes:
+        component: The graph's entry in the manifest.
+
+    Raises:
+        SignatureError: Inputs or outputs differ from the manifest's.
+    """
+
+    def __init__(self, bundle: Bundle, name: ComponentName, graph: EncoderGraph) -> None:
+        self.path = bundle.graph_path(name)
+        self.component = bundle.manifest.components[name]
+        self.graph = graph
+        check_signature(self.path, "input", self.component.inputs, graph.inputs)
+        check_signature(self.path, "output", self.component.outputs, graph.outputs)
+
+    @property
+    def output(self) -> str:
+        """The name of the first output."""
+        return self.component.outputs[0].name
+
+    @property
+    def engine(self) -> str:
+        """Whose graph it is, for people."""
+        return "OpenVINO" if isinstance(self.graph, OpenVinoGraph) else "ONNX Runtime"
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Return every output by name; the arrays are new.
+
+        Raises:
+            MachineError: The run failed.
+        """
+        return self.graph.run(feeds)
+
+
+def open_encoder(bundle: Bundle, name: ComponentName, settings: RuntimeSettings) -> Encoder:
+    """Return an encoder, opened by the engine that the settings ask for.
+
+    "auto" takes OpenVINO where it is installed, passes the canary, comes about as near to the fp32 parent as ONNX
+    Runtime, and takes less time for it on this machine, as measured here and now on the run recorded at export.
+
+    Raises:
+        MachineError: The engine, its provider, an operator or memory is missing.
+        BundleFileError: The file is not a graph.
+        SignatureError: Inputs or outputs differ from the manifest's.
+    """
+    if settings.encoder_runtime == "openvino" and settings.provider == "cpu":
+        return _on_openvino(bundle, name, settings)
+    usual = Encoder(bundle, name, Graph(bundle.graph_path(name), settings))
+    may_change = settings.encoder_runtime == "auto" and settings.provider == "cpu" and has_openvino()
+    return _faster(bundle, name, settings, usual) if may_change else usual
+
+
+def open_graph(bundle: Bundle, name: ComponentName, settings: RuntimeSettings) -> Encoder | Session:
+    """Return any graph of a bundle as it is served: an encoder by the engine that the settings ask for.
+
+    Raises:
+        As `open_encoder`.
+    """
+    is_encoder = bundle.manifest.components[name].role in _ENCODERS
+    return open_encoder(bundle, name, settings) if is_encoder else Session(bundle, name, settings)
+
+
+def _on_openvino(bundle: Bundle, name: ComponentName, settings: RuntimeSettings) -> Encoder:
+    is_exact = bundle.manifest.components[name].scheme == "fp32"  # whoever keeps float32 wants no other
+    return Encoder(bundle, name, OpenVinoGraph(bundle.graph_path(name), settings, is_exact=is_exact))
+
+
+def _faster(bundle: Bundle, name: ComponentName, settings: RuntimeSettings, usual: Encoder) -> Encoder:
+    """Return OpenVINO's encoder where it agrees with the usual one and is faster; else the usual one."""
+    if GOLDEN not in bundle.manifest.files:
+        logger.info("%s: no run was recorded to compare engines on; ONNX Runtime runs it", usual.path)
+        return usual
+    try:
+        other = _on_openvino(bundle, name, settings)
+        check_canary(bundle, {name: other})
+        trial = _tried(usual, other, _recorded(bundle, usual))
+    except PocketVLMError as error:
+        logger.info("%s: ONNX Runtime runs it, for OpenVINO does not: %s", usual.path, error)
+        return usual
+    chosen = other if trial.is_won else usual
+    logger.info("%s: %s runs it; OpenVINO %s", usual.path, chosen.engine, trial)
+    return chosen
+
+
+def _recorded(bundle: Bundle, encoder: Encoder) -> Recording:
+    path = bundle.path(GOLDEN)
+    return recording_of(encoder.component.role, load_golden(path), path)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """OpenVINO beside ONNX Runtime, on the run recorded of the fp32 parent.
+
+    Attributes:
+        distance: OpenVINO's, from what was recorded: 1 less the lowest cosine of the outputs.
+        usual_distance: ONNX Runtime's: what the weights' scheme costs.
+        time: OpenVINO's over ONNX Runtime's, within each turn.
+    """
+
+    distance: float
+    usual_distance: float
+    time: Quartiles
+
+    @property
+    def is_won(self) -> bool:
+        """True where OpenVINO is about as near to the parent, and takes less time in three turns of four."""
+        is_near = self.distance <= self.usual_distance * _MOST_DISTANCE + _SAME_DISTANCE
+        return is_near and self.time.median <= _MOST_TIME and self.time.high < 1
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        return (
+            f"takes {self.time} of ONNX Runtime's time; 1 - cosine with the fp32 parent is {self.distance:.1e}, ONNX "
+            f"Runtime's {self.usual_distance:.1e}"
+        )
+
+
+def _tried(usual: Encoder, other: Encoder, recording: Recording) -> Trial:
+    """Return how OpenVINO's encoder compares with the usual one."""
+    works = {each.engine: partial(milliseconds_of, partial(each.run, recording.inputs)) for each in (usual, other)}
+    times_ms = _TRIAL.run(works)
+    return Trial(
+        distance=_distance(recording, other.run(recording.inputs)),
+        usual_distance=_distance(recording, usual.run(recording.inputs)),
+        time=Quartiles.of_ratios(times_ms[other.engine], times_ms[usual.engine]),
+    )
+
+
+def _distance(recording: Recording, found: Mapping[str, Array]) -> float:
+    return max(1 - cosine(array, found[name]) for name, array in recording.outputs.items())

@@ -1,0 +1,203 @@
+"""Encoders by either engine: OpenVINO's answers beside ONNX Runtime's, and what "auto" chooses."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bundle.directory import Bundle, open_bundle
+from bundle.errors import BundleFileError, MachineError
+from bundle.golden import GOLDEN
+from quant.quantizer import quantize_bundle
+from runtime import encoder as module
+from runtime.canary import check_canary, cosine
+from runtime.encoder import Encoder, Trial, open_encoder, open_graph
+from runtime.graph import Array, Graph
+from runtime.openvino_graph import OpenVinoGraph
+from runtime.session import Session
+from runtime.settings import EncoderRuntime, RuntimeSettings
+from runtime.turns import Quartiles
+
+BundleOf = Callable[..., Path]
+
+
+def asking_for(engine: EncoderRuntime) -> RuntimeSettings:
+    return RuntimeSettings(intra_threads=1, encoder_runtime=engine)
+
+
+@pytest.fixture(scope="module")
+def int8(bundle_of: BundleOf, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("int8") / "bundle"
+    quantize_bundle(bundle_of("smolvlm"), folder, weights="int8-rtn")
+    return open_bundle(folder, allow_ungated=True)
+
+
+@pytest.mark.parametrize("dialect", ["contrib", "portable"])
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("smolvlm", "vision_encoder"),
+        ("siglip", "vision_encoder"),
+        ("siglip", "text_encoder"),
+        ("clip", "vision_encoder"),
+        ("clip", "text_encoder"),
+    ],
+)
+def test_openvino_computes_what_was_recorded_at_export(
+    bundle_of: BundleOf, family: str, name: Any, dialect: str
+) -> None:
+    """The graphs are read as they are, in both dialects; float32 ones pass the canary of float32."""
+    pytest.importorskip("openvino")
+    bundle = open_bundle(bundle_of(family, dialect))
+    found = open_encoder(bundle, name, asking_for("openvino"))
+    assert isinstance(found.graph, OpenVinoGraph)
+    check_canary(bundle, {name: found})
+
+
+def test_openvino_reads_an_int8_tower_as_it_is_and_batch_mates_change_nothing(int8: Bundle) -> None:
+    """On a processor with bfloat16 its attention is rounded to 8 bits: 1e-3 of a cosine is far more than that."""
+    pytest.importorskip("openvino")
+    usual, other = (open_encoder(int8, "vision_encoder", asking_for(each)) for each in ("onnxruntime", "openvino"))
+    pixels = np.random.default_rng(1).standard_normal((3, 3, 32, 32)).astype(np.float32)
+    together = other.run({"pixel_values": pixels})[other.output]
+    assert cosine(usual.run({"pixel_values": pixels})[usual.output], together) > 0.999
+    for place, image in enumerate(pixels):
+        assert np.array_equal(other.run({"pixel_values": image[None]})[other.output][0], together[place])
+
+
+def test_the_arrays_of_a_run_are_new(int8: Bundle) -> None:
+    pytest.importorskip("openvino")
+    encoder = open_encoder(int8, "vision_encoder", asking_for("openvino"))
+    first = encoder.run({"pixel_values": np.zeros((1, 3, 32, 32), np.float32)})[encoder.output]
+    kept = first.copy()
+    encoder.run({"pixel_values": np.ones((1, 3, 32, 32), np.float32)})
+    assert np.array_equal(first, kept)
+
+
+def test_a_file_that_openvino_cannot_read_is_refused_by_name(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    path = tmp_path / "vision_encoder.onnx"
+    path.write_bytes(b"not a graph")
+    with pytest.raises(BundleFileError, match=r"vision_encoder\.onnx: OpenVINO .* cannot read it"):
+        OpenVinoGraph(path, RuntimeSettings(), is_exact=True)
+
+
+def test_openvino_that_is_absent_is_told_with_what_installs_it(
+    bundle_of: BundleOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MachineError, match=r"\[openvino\].*encoder_runtime"):
+        open_encoder(open_bundle(bundle_of("siglip")), "text_encoder", asking_for("openvino"))
+
+
+class Other:
+    """Stands for OpenVINO: ONNX Runtime with noise relative to the mean magnitude of its outputs."""
+
+    noise = 0.0
+    opened = 0
+
+    def __init__(self, path: Path, settings: RuntimeSettings, *, is_exact: bool) -> None:
+        self._graph = Graph(path, settings)
+        self.inputs, self.outputs = self._graph.inputs, self._graph.outputs
+        self.optional_inputs = self._graph.optional_inputs
+        type(self).opened += 1
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        found = self._graph.run(feeds, outputs)
+        draw = np.random.default_rng(0).standard_normal
+        return {
+            name: (array + self.noise * np.abs(array).mean() * draw(array.shape)).astype(array.dtype)
+            for name, array in found.items()
+        }
+
+
+class Broken(Other):
+    def __init__(self, path: Path, settings: RuntimeSettings, *, is_exact: bool) -> None:
+        raise MachineError("no such instruction")
+
+
+def choose(patch: pytest.MonkeyPatch, bundle: Bundle, other: type[Other], times_ms: dict[str, float]) -> Encoder:
+    """Return what "auto" opens where the two engines take these times."""
+    patch.setattr(module, "has_openvino", lambda: True)
+    patch.setattr(module, "OpenVinoGraph", other)
+    patch.setattr(module, "milliseconds_of", lambda work: times_ms[work.func.__self__.engine])
+    return open_encoder(bundle, "vision_encoder", asking_for("auto"))
+
+
+FASTER = {"OpenVINO": 5.0, "ONNX Runtime": 10.0}
+SLOWER = {"OpenVINO": 9.8, "ONNX Runtime": 10.0}
+
+
+@pytest.mark.parametrize(("times_ms", "chosen"), [(FASTER, "OpenVINO"), (SLOWER, "ONNX Runtime")])
+def test_auto_takes_the_engine_that_is_clearly_faster_and_says_so(
+    bundle_of: BundleOf, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, times_ms: Any, chosen: str
+) -> None:
+    caplog.set_level(logging.INFO, module.__name__)
+    found = choose(monkeypatch, open_bundle(bundle_of("smolvlm")), type("Same", (Other,), {}), times_ms)
+    assert found.engine == chosen
+    assert f"{chosen} runs it" in caplog.text
+
+
+def test_auto_takes_no_faster_engine_that_computes_something_else(
+    bundle_of: BundleOf, monkeypatch: pytest.MonkeyPatch, int8: Bundle
+) -> None:
+    """A float32 encoder is held to the canary; a quantized one may be little further from its parent."""
+    noisy = type("Noisy", (Other,), {"noise": 0.05})
+    assert choose(monkeypatch, open_bundle(bundle_of("smolvlm")), noisy, FASTER).engine == "ONNX Runtime"
+    assert choose(monkeypatch, int8, noisy, FASTER).engine == "ONNX Runtime"
+    assert choose(monkeypatch, int8, type("Near", (Other,), {"noise": 1e-4}), FASTER).engine == "OpenVINO"
+
+
+def test_auto_takes_onnx_runtime_where_the_other_cannot_be_opened(
+    bundle_of: BundleOf, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, module.__name__)
+    found = choose(monkeypatch, open_bundle(bundle_of("smolvlm")), Broken, FASTER)
+    assert found.engine == "ONNX Runtime"
+    assert "no such instruction" in caplog.text
+
+
+def test_auto_compares_nothing_where_nothing_was_recorded(bundle_of: BundleOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = open_bundle(bundle_of("smolvlm"))
+    files = {name: record for name, record in whole.manifest.files.items() if name != GOLDEN}
+    bare = Bundle(whole.directory, whole.manifest.model_copy(update={"files": files}))
+    other = type("Never", (Other,), {})
+    assert choose(monkeypatch, bare, other, FASTER).engine == "ONNX Runtime"
+    assert other.opened == 0
+
+
+def test_a_gpu_keeps_its_encoders(bundle_of: BundleOf) -> None:
+    settings = RuntimeSettings(provider="cuda", encoder_runtime="openvino")
+    with pytest.raises(MachineError, match="CUDAExecutionProvider"):
+        open_encoder(open_bundle(bundle_of("siglip")), "text_encoder", settings)
+
+
+def test_of_all_graphs_encoders_alone_follow_the_setting(bundle_of: BundleOf) -> None:
+    pytest.importorskip("openvino")
+    bundle, settings = open_bundle(bundle_of("smolvlm")), asking_for("openvino")
+    assert isinstance(open_graph(bundle, "decoder", settings), Session)
+    assert isinstance(open_graph(bundle, "vision_encoder", settings), Encoder)
+
+
+@pytest.mark.parametrize(
+    ("distance", "usual", "median", "high", "is_won"),
+    [
+        (0.0024, 0.002, 0.7, 0.9, True),
+        (0.0026, 0.002, 0.7, 0.9, False),
+        (5e-6, 0.0, 0.7, 0.9, True),
+        (2e-5, 0.0, 0.7, 0.9, False),
+        (0.0, 0.0, 0.97, 0.99, False),
+        (0.0, 0.0, 0.9, 1.05, False),
+        (float("nan"), 0.0, 0.7, 0.9, False),
+    ],
+)
+def test_a_trial_is_won_by_who_is_near_and_surely_faster(
+    distance: float, usual: float, median: float, high: float, is_won: bool
+) -> None:
+    assert Trial(distance, usual, Quartiles(median - 0.01, median, high)).is_won is is_won
