@@ -331,7 +331,9 @@ class PromptBuilder:
     def _expansion(self, layout: TileLayout) -> str:
         """Return what one image becomes in the prompt's text."""
         image = self._image_prompt
-        tokens = image.image_token * (image.tokens_per_tile if layout.rows else layout.num_tokens(image.tokens_per_tile))
+        tokens = image.image_token * (
+            image.tokens_per_tile if layout.rows else layout.num_tokens(image.tokens_per_tile)
+        )
         if image.kind == "llava":
             return tokens
         whole = f"{image.fake_token}{image.global_token}{tokens}{image.fake_token}"
