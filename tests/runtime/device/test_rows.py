@@ -72,7 +72,7 @@ def test_states_of_fixed_size_are_taken_over_and_cleared(pair) -> None:
     for each in pair:
         each.take_over(0, 2)
         each.clear(1)
-    assert_same(pair, {slot: (7, 7) for slot in range(3)})
+    assert_same(pair, dict.fromkeys(range(3), (7, 7)))
     assert not pair[1]._buffers["c"].read()[1].any()
     assert pair[1]._buffers["c"].read()[0].any()
 
