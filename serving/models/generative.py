@@ -21,6 +21,7 @@ from runtime.filled_prompt import FilledPrompt
 from serving.engine.engine import Engine
 from serving.engine.pace import Pace
 from serving.engine.runner import Runner
+from serving.engine.sampling.grammar import Grammars
 from serving.engine.scheduler import Scheduler
 from serving.engine.sequence import Sequence as EngineSequence
 from serving.engine.worker import Worker
@@ -30,6 +31,7 @@ from serving.models.model import Model
 from serving.models.pool import PreprocessPool
 from serving.models.sampling_limits import check_sampling
 from serving.models.served_cache import served_cache
+from serving.models.structures import CompiledStructure, compiled_structure
 from serving.models.together import together
 from serving.models.vision import EncodedImage, VisionStage
 from serving.models.visual import Visual, all_filled, turns_of
@@ -57,12 +59,14 @@ class _Prepared:
     Attributes:
         prompt: Filled from messages and image sizes.
         images: Encoded, in prompt order.
+        structure: That every choice is held to.
         preprocess_s: Decoding, templating, tokenizing, resizing.
         vision_s: Waiting for the vision encoder.
     """
 
     prompt: Prompt
     images: Sequence[EncodedImage]
+    structure: CompiledStructure | None
     preprocess_s: float
     vision_s: float
 
@@ -105,6 +109,7 @@ class GenerativeModel(Model):
             check_canary(bundle, {self._vision.name: self._vision.session, **graphs.sessions})
         self._decoder = Decoder(graphs, self._shape)
         self._vocab_size = graphs.vocab_size
+        self._grammars = Grammars(tokenizer, graphs.vocab_size, manifest.eos_token_ids, settings.max_sequences)
         self._engine = Engine(
             f"engine-{manifest.name}",
             Runner(self._decoder),
@@ -142,6 +147,11 @@ class GenerativeModel(Model):
         self._vision.warm_up()
         self._decoder.warm_up(min(_WARM_UP_TOKENS, self._shape.capacity_tokens - 1))
 
+    def close(self) -> None:
+        """Stop the threads; unfinished requests fail with EngineDeadError."""
+        super().close()
+        self._grammars.close()
+
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
         """Yield the answer's pieces, then exactly one FinishedEvent, or raise; closing the iterator frees the slot."""
         check_sampling(request, self._vocab_size, self._shape.num_slots * self._shape.capacity_tokens)
@@ -158,9 +168,10 @@ class GenerativeModel(Model):
                         yield event
 
     async def _prepare(self, request: GenerateRequest) -> _Prepared:
-        """Return prompt and features; the prompt's length is judged before any image is encoded."""
+        """Return prompt and features; structure and prompt are judged before any image is encoded."""
         started_s = time.monotonic()
         owner, messages = request.request_id, request.messages
+        structure = await compiled_structure(self._pool.grammars, owner, self._grammars, request.sampling.structure)
         num_characters = sum(len(p.text) for message in messages for p in message.parts if isinstance(p, TextPart))
         self._prompts.tokenizer.check_characters(num_characters, self._shape.capacity_tokens)
         parts = [part for message in messages for part in message.parts if not isinstance(part, TextPart)]
@@ -175,7 +186,7 @@ class GenerativeModel(Model):
         images = all_filled(visuals, encoded)
         resize_s = max((image.preprocess_s for image in images), default=0.0)
         vision_s = max(time.monotonic() - prompted_s - resize_s, 0.0)
-        return _Prepared(prompt, images, prompted_s - started_s + resize_s, vision_s)
+        return _Prepared(prompt, images, structure, prompted_s - started_s + resize_s, vision_s)
 
     async def _visual(self, owner: str, part: ImagePart | VideoPart) -> Visual:
         """Return an image or a video, decoded."""
@@ -220,6 +231,7 @@ class GenerativeModel(Model):
                     end_ids,
                     image_keys,
                     self._manifest.num_length_groups,
+                    None if prepared.structure is None else prepared.structure.constraint(),
                     priority=request.priority,
                     deadline_s=deadline_s,
                 )

@@ -2,7 +2,7 @@
 
 Beside the threads for it, the pool has the other thing that all models of a client share: image features that are kept.
 
-Three crews, so that text never waits behind images, nor small images behind costly ones.
+Four crews, so that text never waits behind images, small images behind costly ones, nor anything behind a grammar.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class PreprocessPool:
         self.text = Crew("preprocess-text", num_threads, patience)
         self.images = Crew("preprocess-images", num_threads, patience)
         self._costly = Crew("preprocess-costly-images", num_threads, patience)
+        self.grammars = Crew("grammars", 1, patience)
         self._timeout_s = settings.image_timeout_s
         self._room = _Room(_PIXELS_AT_ONCE)
         self._of_thread = threading.local()
@@ -73,7 +74,7 @@ class PreprocessPool:
     @property
     def crews(self) -> tuple[Watched, ...]:
         """What may hang."""
-        return self.text, self.images, self._costly
+        return self.text, self.images, self._costly, self.grammars
 
     async def cut(self, owner: Hashable, spec: ImageSpec, data: bytes) -> CutImage:
         """Return an image decoded, and cut where that makes it smaller.
@@ -126,7 +127,7 @@ class PreprocessPool:
 
     def close(self) -> None:
         """Refuse new work; what waits fails, and what runs is not waited for."""
-        for crew in (self.text, self.images, self._costly):
+        for crew in (self.text, self.images, self._costly, self.grammars):
             crew.close()
         for process in self._processes:
             process.stop()
