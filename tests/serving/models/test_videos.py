@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from bundle.directory import open_bundle
-from bundle.errors import ContextLengthError, ImageError, ParameterError
+from bundle.errors import ContextLengthError, ImageError, MachineError, ParameterError
 from bundle.frames.options import FrameOptions
 from bundle.frames.table import LAYOUTS, plan_of
 from bundle.image import PREPROCESSOR, ImageSpec
@@ -215,6 +216,18 @@ def test_frames_that_fill_the_context_are_refused_before_one_is_decoded(spec, mo
     monkeypatch.setattr("bundle.frames.listed.decode_image", None)
     with pytest.raises(ContextLengthError, match="5 frames take 20 tokens in the layout uniform; the context holds 19"):
         cut_frames(spec, LISTED, FrameOptions(list_fps=1.0), FrameRoom(TOKENS, 19))
+
+
+def test_pictures_that_are_not_the_plans_are_refused(spec) -> None:
+    """A child that a video took over can send what it likes."""
+    options = FrameOptions(list_fps=1.0, most_frames=5)
+    cut = cut_frames(spec, LISTED, options, ROOM)
+    assert len(cut.plan(options, ROOM).pictures) == 5
+    for wrong in (replace(cut, pictures=cut.pictures[:4]), replace(cut, times_s=cut.times_s * 2)):
+        with pytest.raises(MachineError, match="which want others"):
+            wrong.plan(options, ROOM)
+    with pytest.raises(MachineError):
+        replace(cut, times_s=cut.times_s * 2, pictures=cut.pictures * 2).plan(options, ROOM)
 
 
 def test_a_video_that_takes_too_long_is_stopped(spec) -> None:
