@@ -98,7 +98,9 @@ class Mp4Frames(Clip):
                 frame = self._frame(self._pts[index])
                 self._check_size(frame)
                 picture: Image.Image = frame.to_image()
+                del frame
             yield picture if self._turn is None else picture.transpose(self._turn)
+            del picture
 
     def _frame(self, pts: int) -> Any:
         shown, decoded = self._keys[max(bisect_right(self._keys, pts, key=itemgetter(0)) - 1, 0)]

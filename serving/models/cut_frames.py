@@ -81,8 +81,9 @@ def cut_frames(spec: ImageSpec, files: Sequence[bytes], options: FrameOptions, r
             "messages",
         )
     drawing = _Drawing(spec.for_frames, plan)
-    for frame, image in enumerate(clip.pictures(chosen)):
-        drawing.add(frame, image)
+    pictures = clip.pictures(chosen)
+    for frame in range(len(chosen)):
+        drawing.add(frame, next(pictures))  # held by nothing else: one frame at a time
     times_s = tuple(clip.times_s[index] for index in chosen)
     return CutFrames(times_s, clip.duration_s, tuple(map(drawing.picture, plan.pictures)))
 

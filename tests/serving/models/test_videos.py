@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import weakref
 from dataclasses import replace
 from io import BytesIO
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bundle.decode import decode_image
 from bundle.directory import open_bundle
 from bundle.errors import ContextLengthError, ImageError, MachineError, ParameterError
 from bundle.frames.options import FrameOptions
@@ -216,6 +218,23 @@ def test_frames_that_fill_the_context_are_refused_before_one_is_decoded(spec, mo
     monkeypatch.setattr("bundle.frames.listed.decode_image", None)
     with pytest.raises(ContextLengthError, match="5 frames take 20 tokens in the layout uniform; the context holds 19"):
         cut_frames(spec, LISTED, FrameOptions(list_fps=1.0), FrameRoom(TOKENS, 19))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_one_frame_is_held_at_a_time(spec, layout, monkeypatch) -> None:
+    """Of 49 megapixels, each is 200 MB."""
+    held: list[weakref.ref[Image.Image]] = []
+    alive = []
+
+    def decode(data: bytes) -> Image.Image:
+        alive.append(sum(each() is not None for each in held))
+        image = decode_image(data)
+        held.append(weakref.ref(image))
+        return image
+
+    monkeypatch.setattr("bundle.frames.listed.decode_image", decode)
+    cut_frames(spec, LISTED, FrameOptions(layout=layout, list_fps=1.0), ROOM)
+    assert alive == [0] * len(LISTED)
 
 
 def test_pictures_that_are_not_the_plans_are_refused(spec) -> None:
