@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from bundle.directory import Bundle
 from bundle.frames.plan import FramePlan
@@ -135,8 +136,13 @@ class VisionStage:
         }
 
     def warm_up(self) -> None:
-        """Run once on a blank tile, so that no request pays for the first run."""
-        self.run([np.zeros((1, 3, *self._spec.tile_size_px), np.float32)])
+        """Run once on a blank tile, so that no request pays for the first run; on all numbers that are captured.
+
+        Nothing may be captured once requests run: what other threads ask of the device would spoil it.
+        """
+        blank = self._spec.pixels([Image.new("RGB", self._spec.tile_size_px[::-1])])
+        for size in range(1, (self._max_tiles if self.session.is_captured else 1) + 1):
+            self.run([blank] * size)
 
     async def decode(self, owner: Hashable, data: bytes) -> DecodedImage:
         """Return the decoded image.
