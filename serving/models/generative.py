@@ -155,7 +155,7 @@ class GenerativeModel(Model):
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
         """Yield the answer's pieces, then exactly one FinishedEvent, or raise; closing the iterator frees the slot."""
-        check_sampling(request, self._vocab_size, self._shape.num_slots * self._shape.capacity_tokens)
+        check_sampling(request, self._vocab_size, self._shape.most_rows)
         sampling, num_choices = request.sampling.filled(self._defaults), request.num_choices
         arrived_s = time.monotonic()
         with ExitStack() as places:
