@@ -15,14 +15,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from bundle.directory import Bundle
 from bundle.frames.plan import FramePlan
-from bundle.image import PREPROCESSOR, ImageSpec, TileLayout
+from bundle.image import PREPROCESSOR, ImageSpec, Pixels, TileLayout
 from bundle.manifest import Manifest
 from runtime.encoder import open_encoder
-from runtime.encoders import Pixels, encode_tiles
+from runtime.encoders import encode_tiles
 from serving.engine.batching import BatchWorker
 from serving.models.cut_frames import FrameRoom
 from serving.models.cut_image import CutImage
@@ -140,9 +139,8 @@ class VisionStage:
 
         Nothing may be captured once requests run: what other threads ask of the device would spoil it.
         """
-        blank = self._spec.pixels([Image.new("RGB", self._spec.tile_size_px[::-1])])
         for size in range(1, (self._max_tiles if self.session.is_captured else 1) + 1):
-            self.run([blank] * size)
+            self.run([self._spec.blank(1)] * size)
 
     async def decode(self, owner: Hashable, data: bytes) -> DecodedImage:
         """Return the decoded image.
