@@ -13,6 +13,7 @@ from bundle.errors import PocketVLMError
 from bundle.golden import GOLDEN, Recording, load_golden, recording_of
 from bundle.manifest import ComponentName, Role
 from runtime.canary import check_canary, cosine
+from runtime.fixed_run import CapturedGraph, can_be_captured
 from runtime.graph import Array, Graph, Port
 from runtime.openvino_graph import OpenVinoGraph, has_openvino
 from runtime.session import Session, check_signature
@@ -81,6 +82,11 @@ class Encoder:
         return self.component.outputs[0].name
 
     @property
+    def is_captured(self) -> bool:
+        """True where every number of images has a run of its own, which is made when it first occurs."""
+        return isinstance(self.graph, CapturedGraph)
+
+    @property
     def engine(self) -> str:
         """Whose graph it is, for people."""
         return "OpenVINO" if isinstance(self.graph, OpenVinoGraph) else "ONNX Runtime"
@@ -107,7 +113,7 @@ def open_encoder(bundle: Bundle, name: ComponentName, settings: RuntimeSettings)
     """
     if settings.encoder_runtime == "openvino" and settings.provider == "cpu":
         return _on_openvino(bundle, name, settings)
-    usual = Encoder(bundle, name, Graph(bundle.graph_path(name), settings))
+    usual = Encoder(bundle, name, _on_onnx_runtime(bundle, name, settings))
     may_change = settings.encoder_runtime == "auto" and settings.provider == "cpu" and has_openvino()
     return _faster(bundle, name, settings, usual) if may_change else usual
 
@@ -120,6 +126,13 @@ def open_graph(bundle: Bundle, name: ComponentName, settings: RuntimeSettings) -
     """
     is_encoder = bundle.manifest.components[name].role in _ENCODERS
     return open_encoder(bundle, name, settings) if is_encoder else Session(bundle, name, settings)
+
+
+def _on_onnx_runtime(bundle: Bundle, name: ComponentName, settings: RuntimeSettings) -> EncoderGraph:
+    """Return a graph, with captured runs where it is one that takes pixels as they are and computes all on a device."""
+    takes_bytes = any(spec.dtype == "uint8" for spec in bundle.manifest.components[name].inputs)
+    graph = Graph(bundle.graph_path(name), settings, captures=takes_bytes)
+    return CapturedGraph(graph) if can_be_captured(graph) else graph
 
 
 def _on_openvino(bundle: Bundle, name: ComponentName, settings: RuntimeSettings) -> Encoder:

@@ -135,8 +135,12 @@ class VisionStage:
         }
 
     def warm_up(self) -> None:
-        """Run once on a blank tile, so that no request pays for the first run."""
-        self.run([self._spec.blank(1)])
+        """Run once on a blank tile, so that no request pays for the first run; on all numbers that are captured.
+
+        Nothing may be captured once requests run: what other threads ask of the device would spoil it.
+        """
+        for size in range(1, (self._max_tiles if self.session.is_captured else 1) + 1):
+            self.run([self._spec.blank(1)] * size)
 
     async def decode(self, owner: Hashable, data: bytes) -> DecodedImage:
         """Return the decoded image.
