@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bundle.errors import MachineError, ParameterError
+from bundle.extras import install_line
 from bundle.text import Tokenizer
 from serving.engine.sampling.constraint import Constraint, Matcher, told
 from serving.protocol import Structure
@@ -129,7 +130,7 @@ def _library() -> Any:
         import llguidance
     except ImportError as error:
         raise MachineError(
-            "structured output needs the package llguidance; install it with: pip install 'pocketvlm[serve]'"
+            f"structured output needs the package llguidance; install it with: {install_line('serve')}"
         ) from error
     return llguidance
 

@@ -95,7 +95,7 @@ class SamplingState:
         if self._forbids_end:
             scores[self._end_ids] = -np.inf
         if self.constraint is not None:
-            scores[~self.constraint.allowed(len(scores))] = -np.inf
+            np.copyto(scores, -np.inf, where=~self.constraint.allowed(len(scores)))
 
     def take(self, token_id: int) -> None:
         """Record the token that was chosen."""
