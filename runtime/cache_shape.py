@@ -25,6 +25,7 @@ class CacheShape:
         bytes_per_slot: Of a slot's states of fixed size.
         num_spare_slots: Behind the others; nothing runs there, they only keep rows.
         budget_rows: That may hold something at once, over all slots. None: all of the slots that run.
+        has_cheap_copies: Rows are copied from slot to slot in far less time than it takes to compute them.
     """
 
     num_slots: int
@@ -33,6 +34,7 @@ class CacheShape:
     bytes_per_slot: int = 0
     num_spare_slots: int = 0
     budget_rows: int | None = None
+    has_cheap_copies: bool = True
 
     @property
     def most_rows(self) -> int:
@@ -101,7 +103,7 @@ def within(shape: CacheShape, budget_bytes: int | None, num_spare_slots: int, de
                 f"{shape}; kv_memory_bytes allows {_mebibytes(budget_bytes)}, and {device} takes all of it at start. "
                 "Lower max_sequences or context_tokens, or raise kv_memory_bytes."
             )
-        return shape
+        return replace(shape, has_cheap_copies=False)
     if not shape.bytes_per_token:
         return shape
     rows = max(shape.num_slots // _DEFAULT_SHARE, 1) * shape.capacity_tokens

@@ -101,6 +101,7 @@ class FakeClient:
         behaviour: Pace and faults.
         generations: Requests answered to their end or under way.
         num_running: Requests under way now.
+        num_clears: How often its caches were cleared.
         cancelled: Ids of the chats whose iterator was closed before its end.
     """
 
@@ -112,6 +113,7 @@ class FakeClient:
         self.generations: list[GenerateRequest] = []
         self.num_running = 0
         self.cancelled: list[str] = []
+        self.num_clears = 0
         self._is_closed = False
         self._waits: set[asyncio.Future[None]] = set()
 
@@ -123,6 +125,10 @@ class FakeClient:
         self._is_closed = True
         for wait in self._waits:
             wait.cancel()
+
+    def clear_caches(self) -> None:
+        """Count that it was asked: there is nothing to forget."""
+        self.num_clears += 1
 
     async def models(self) -> list[ModelCard]:
         """Return the cards given at construction."""

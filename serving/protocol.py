@@ -343,3 +343,7 @@ class ManagedClient(EngineClient, Protocol):
     async def close(self) -> None:
         """Stop; unfinished requests fail with EngineDeadError."""
         ...
+
+    def clear_caches(self) -> None:
+        """Forget what earlier requests left: features of images, and what was read of prompts."""
+        ...

@@ -108,6 +108,8 @@ class HttpSettings(_Frozen):
         health_port: Answers `/health/live` and `/health/ready` from a thread of its own, on the same address, so that
             no load keeps probes waiting. None: on the one port alone.
         loop_timeout_s: The thread tells live as false when the event loop has been silent for so long.
+        allow_cache_clear: Take `POST /v1/cache/clear` from whoever reaches the port: it makes others' requests slower,
+            so it is for servers of one's own.
     """
 
     head_timeout_s: float = Field(default=20.0, gt=0)
@@ -116,6 +118,7 @@ class HttpSettings(_Frozen):
     max_connections: int = Field(default=1000, ge=4)
     health_port: int | None = Field(default=None, ge=0, le=65535)
     loop_timeout_s: float = Field(default=15.0, gt=0)
+    allow_cache_clear: bool = False
 
 
 class EngineSettings(RuntimeSettings):

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from bundle.errors import PocketVLMError
 from loadtests.gpu.agreement import measure_agreement
-from loadtests.gpu.found import Found, read_found, table, tell
+from loadtests.gpu.found import Found, facts, read_found, table, tell
 from loadtests.gpu.making import make_bundles
 from loadtests.gpu.ours import measure_answers, measure_decoder, measure_tiles
 from loadtests.gpu.peer import measure_compiled, measure_eager
@@ -116,7 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _work(options.only, folder, sizes, options.provider)
     passed = ["--provider", options.provider, *(["--tiny"] if options.tiny else [])]
     run_sections(folder, options.sections or _BY_DEFAULT, passed, options.budget_s)
-    Console(width=_TABLE_WIDTH, highlight=False).print(table(read_found(folder)))
+    found = read_found(folder)
+    Console(width=_TABLE_WIDTH, highlight=False).print(table(found), *facts(found), sep="\n", markup=False)
     return 0
 
 

@@ -90,7 +90,7 @@ class Scheduler:
         self.shape = shape
         self._pace = pace
         keeps = keeps_prefixes and not shape.bytes_per_slot
-        self._slots = Slots(shape.num_slots, shape.num_spare_slots, keeps=keeps)
+        self._slots = Slots(shape.num_slots, shape.num_spare_slots, keeps=keeps, copies=shape.has_cheap_copies)
         self._waiting = Waiting()
         self._prompt_was_last = False
         self.counts = Counts()

@@ -29,11 +29,13 @@ class Slots:
         num_seats: Sequences that run at once.
         num_spare: Slots behind the seats, which only keep rows.
         keeps: Whether rows serve other sequences than their own, and outlive it.
+        copies: Whether what is kept is copied from slot to slot; else it serves who gets the seat where it lies.
     """
 
-    def __init__(self, num_seats: int, num_spare: int = 0, *, keeps: bool = True) -> None:
+    def __init__(self, num_seats: int, num_spare: int = 0, *, keeps: bool = True, copies: bool = True) -> None:
         self._num_seats = num_seats
         self._keeps = keeps
+        self._copies = copies
         self._held: list[Kept | Sequence | None] = [None] * (num_seats + num_spare)
         self._written = [0] * len(self._held)
         self._decoding: list[Sequence] = []
@@ -163,9 +165,8 @@ class Slots:
         """Return the slot that holds most of a prompt's first rows, the seat itself among equals, and how many."""
         if not self._keeps:
             return seat, 0
-        found = {
-            slot: reusable_rows(sequence, shared_rows(held, sequence.keys)) for slot, held in enumerate(self._held)
-        }
+        slots = range(len(self._held)) if self._copies else [seat]
+        found = {slot: reusable_rows(sequence, shared_rows(self._held[slot], sequence.keys)) for slot in slots}
         source = max(found, key=lambda slot: (found[slot], slot == seat))
         return source, found[source]
 
@@ -188,7 +189,7 @@ class Slots:
             spared: A slot that is not given up.
         """
         held, self._held[slot] = self._held[slot], None
-        if not isinstance(held, Kept):
+        if not isinstance(held, Kept) or not self._copies:
             return
         free = [each for each, other in enumerate(self._held) if other is None and each != slot]
         older = [each for each in self._kept_slots() if each != spared and self._used(each) < held.used]

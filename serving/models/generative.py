@@ -18,6 +18,7 @@ from runtime.cache_shape import context_of
 from runtime.canary import check_canary
 from runtime.decoder import Decoder, TokenGraphs
 from runtime.filled_prompt import FilledPrompt
+from runtime.room import check_room
 from serving.engine.engine import Engine
 from serving.engine.pace import Pace
 from serving.engine.runner import Runner
@@ -97,6 +98,7 @@ class GenerativeModel(Model):
         if shape is None:
             raise BundleFormatError(f"{bundle.directory} has no decoder; it cannot answer questions")
         super().__init__(manifest, settings)
+        check_room(manifest, shape, settings.provider)
         self._pool = pool
         self._shape = shape
         self._defaults = SamplingDefaults.read(bundle.path(GENERATION))
@@ -154,7 +156,7 @@ class GenerativeModel(Model):
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
         """Yield the answer's pieces, then exactly one FinishedEvent, or raise; closing the iterator frees the slot."""
-        check_sampling(request, self._vocab_size, self._shape.num_slots * self._shape.capacity_tokens)
+        check_sampling(request, self._vocab_size, self._shape.most_rows)
         sampling, num_choices = request.sampling.filled(self._defaults), request.num_choices
         arrived_s = time.monotonic()
         with ExitStack() as places:

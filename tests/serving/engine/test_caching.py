@@ -200,10 +200,11 @@ ACTIONS = st.lists(
     max_size=60,
 )
 SHAPES = st.builds(
-    lambda seats, spare, budget: CacheShape(seats, CAPACITY, 1, 0, spare, budget and max(budget, CAPACITY)),
+    lambda seats, spare, budget, copies: CacheShape(seats, CAPACITY, 1, 0, spare, budget, copies),
     st.integers(1, 4),
     st.integers(0, 3),
     st.one_of(st.none(), st.integers(CAPACITY, 3 * CAPACITY)),
+    st.booleans(),
 )
 
 
@@ -286,6 +287,25 @@ def test_two_conversations_in_turns_keep_their_rows_with_one_seat() -> None:
             asked = here.ask(Asked(told, max_tokens=1))
             assert asked.cached_tokens == (0 if turn == 0 else asked.num_prompt_tokens - 2)
             parts[number] = (*told, 1)
+
+
+def test_where_copies_are_dear_a_kept_prompt_serves_who_gets_its_seat() -> None:
+    here = Server(CacheShape(2, CAPACITY, 1, has_cheap_copies=False), Pace(8, math.inf))
+    here.ask(Asked((1, 2, IMAGE, 3), max_tokens=1))
+    here.scheduler.take_changes()
+    asked = Asked((1, 2, IMAGE, 3, 1), max_tokens=9)
+    first, second = here.add(asked), here.add(asked)
+    here.until_idle()
+    assert (first.cached_tokens, second.cached_tokens) == (7, 0)
+
+
+def test_states_that_cannot_be_cut_are_never_shared() -> None:
+    here = Server(CacheShape(2, CAPACITY, 1, 8, 2), Pace(8, math.inf))
+    asked = Asked((1, 2, IMAGE, 3, 1), max_tokens=9)
+    both = here.add(asked), here.add(asked)
+    here.until_idle()
+    assert [each.cached_tokens for each in (*both, here.ask(asked))] == [0, 0, 0]
+    assert here.scheduler.num_kept_rows == 0
 
 
 def test_what_was_not_needed_for_longest_goes_first() -> None:
