@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from concurrent.futures import Executor, Future, TimeoutError
+from concurrent.futures import Executor, Future, TimeoutError, wait
 from typing import Protocol
 
 import numpy as np
@@ -79,6 +79,9 @@ class Constraint:
 
     def take(self, token_id: int) -> None:
         """Go on with a token that was allowed."""
+        wait(
+            [self._allowed]
+        )  # two threads must never have the matcher at once; whoever asked what may follow has waited
         if token_id not in self._end_ids:
             self._allowed = self._threads.submit(self._bits, token_id)
 

@@ -15,6 +15,7 @@ from bundle.errors import MachineError, ParameterError
 from bundle.extras import install_line
 from bundle.text import Tokenizer
 from serving.engine.sampling.constraint import Constraint, Matcher, told
+from serving.engine.sampling.endless import grammar_can_end, schema_can_end
 from serving.protocol import Structure
 
 _MOST_BYTES = 64 << 10
@@ -97,6 +98,8 @@ class Grammars:
         if matcher.is_error() or matcher.get_grammar_warnings():
             why = told(matcher) or " ".join(matcher.get_grammar_warnings())
             raise ParameterError(f"{param} cannot be followed: {why}", param)
+        if not _can_end(structure):
+            raise ParameterError(f"{param} allows no answer that ends: what it asks for needs itself", param)
         return self._checked(matcher, param)
 
     def _checked(self, matcher: Matcher, param: str) -> Matcher:
@@ -133,6 +136,12 @@ def _library() -> Any:
             f"structured output needs the package llguidance; install it with: {install_line('serve')}"
         ) from error
     return llguidance
+
+
+def _can_end(structure: Structure) -> bool:
+    if structure.kind == "json":
+        return schema_can_end(json.loads(structure.text))
+    return structure.kind != "grammar" or grammar_can_end(structure.text)
 
 
 def _lark(library: Any, structure: Structure) -> str:
