@@ -18,7 +18,7 @@ from serving.engine.sampling.constraint import Constraint, Matcher, told
 from serving.engine.sampling.endless import grammar_can_end, schema_can_end
 from serving.protocol import Structure
 
-_MOST_BYTES = 64 << 10
+MOST_BYTES = 64 << 10
 """Of a schema, regular expression or grammar. Compiling takes up to tens of microseconds a byte."""
 _MOST_KEPT_BYTES = 1 << 20
 _MOST_KEPT = 64
@@ -90,8 +90,8 @@ class Grammars:
         library, param = _library(), structure.param
         if not self._end_ids:
             raise ParameterError(f"{param}: this model has no token that ends an answer, so none can be held", param)
-        if (size := len(structure.text.encode(errors="surrogatepass"))) > _MOST_BYTES:
-            raise ParameterError(f"{param} holds {size} bytes; at most {_MOST_BYTES} are compiled", param)
+        if (size := len(structure.text.encode(errors="surrogatepass"))) > MOST_BYTES:
+            raise ParameterError(f"{param} holds {size} bytes; at most {MOST_BYTES} are compiled", param)
         grammar = _HEAD + _lark(library, structure)
         limits = library.LLParserLimits(**_LIMITS)
         matcher = library.LLMatcher(self._vocabulary(library, param), grammar, limits=limits, log_level=0)
