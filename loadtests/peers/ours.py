@@ -57,7 +57,13 @@ class Generative:
         return {**stations, "first_token": self._to_first_token, "chats": self._chats.prepare}
 
     def _at_station(self, measure: Measure) -> Work:
-        return self._bench.work(Station(measure.kind, measure.size, measure.cached_tokens))  # type: ignore[arg-type]
+        once, times = self._bench.work(Station(measure.kind, measure.size, measure.cached_tokens))  # type: ignore[arg-type]
+
+        def work() -> None:
+            for _ in range(times):
+                once()
+
+        return work, times
 
     def _to_first_token(self, measure: Measure) -> Work:
         if self._client is None:
