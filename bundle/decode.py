@@ -11,6 +11,8 @@ from __future__ import annotations
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -145,14 +147,31 @@ def decode_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Ima
     """
     picture = _picture(data, limits)
     what = f"the {picture.format} image of {picture.width_px}x{picture.height_px} pixels"
-    try:
+    with decoding(what, len(data), picture.width_px * picture.height_px):
         return _decoded(picture, limits)
+
+
+@contextmanager
+def decoding(what: str, num_bytes: int, num_pixels: int) -> Iterator[None]:
+    """Turn what Pillow's decoders let out of themselves into errors of ours.
+
+    Args:
+        what: Is decoded, as the messages say it.
+        num_bytes: Of its file.
+        num_pixels: Of one picture.
+
+    Raises:
+        ImageError: It is damaged.
+        OutOfMemoryError: This machine lacks memory for its pixels.
+    """
+    try:
+        yield
     except MemoryError as error:
         raise _no_memory(what) from error
     except _BROKEN_FILE as error:
-        if not _has_memory(picture.width_px * picture.height_px * _DECODER_BYTES_PER_PIXEL):
+        if not _has_memory(num_pixels * _DECODER_BYTES_PER_PIXEL):
             raise _no_memory(what) from error
-        raise ImageError(f"{what} is damaged or truncated ({len(data)} bytes): {error}. Save it again.") from error
+        raise ImageError(f"{what} is damaged or truncated ({num_bytes} bytes): {error}. Save it again.") from error
 
 
 def _picture(data: bytes, limits: ImageLimits) -> Picture:

@@ -14,7 +14,8 @@
     │   └── UnsupportedConfigError
     ├── QuantizationError          a scheme that is unknown, or not for this component
     ├── MachineError               something this machine lacks: an operator, a provider, a package
-    │   └── OutOfMemoryError       memory, for now: the same may work after a while
+    │   ├── OutOfMemoryError       memory, for now: the same may work after a while
+    │   └── MissingExtraError      an optional package that one kind of request needs
     ├── SettingsError              a configuration file, environment variable or flag that cannot be used
     ├── RequestError               what a caller sent cannot be served as asked
     │   ├── ImageError             bytes that are not an image, or one that is too large
@@ -93,6 +94,10 @@ class MachineError(PocketVLMError):
 
 class OutOfMemoryError(MachineError):
     """This machine lacks memory for what was asked, or for what runs beside it; nothing is wrong with the request."""
+
+
+class MissingExtraError(MachineError):
+    """An optional package that one kind of request needs is not installed; others are served."""
 
 
 class SettingsError(PocketVLMError):

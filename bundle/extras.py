@@ -10,6 +10,7 @@ MODULES_OF_EXTRA = {
     "quant": ("bitsandbytes",),
     "reference": ("sklearn",),
     "photographs": ("skimage",),
+    "video": ("av",),
     "loadtests": ("locust",),
     "openvino": ("openvino",),
     "peers": ("llama_cpp",),

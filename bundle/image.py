@@ -55,15 +55,21 @@ class TileLayout:
     Attributes:
         rows: 0 where the image was not cut; its only tile is then the whole image.
         cols: 0 where the image was not cut.
+        fewer_tokens: That the image takes in a prompt, where its features are pooled or sampled; None: all of them.
     """
 
     rows: int = 0
     cols: int = 0
+    fewer_tokens: int | None = None
 
     @property
     def num_tiles(self) -> int:
         """Rows of `pixel_values` that the image takes."""
         return self.rows * self.cols + 1
+
+    def num_tokens(self, tokens_per_tile: int) -> int:
+        """Return how many tokens the image takes in a prompt."""
+        return self.num_tiles * tokens_per_tile if self.fewer_tokens is None else self.fewer_tokens
 
 
 @dataclass(frozen=True)
@@ -268,6 +274,32 @@ class ImageSpec(_Frozen):
     def tile_size_px(self) -> tuple[int, int]:
         """(height, width) of `pixel_values`."""
         return self.geometry.tile_size_px
+
+    @property
+    def for_frames(self) -> ImageSpec:
+        """The preprocessing of a video's frame: the same, but never in tiles.
+
+        Of a tiled geometry that is SmolVLM's own video preprocessing where `video_sampling.video_size` is the tile's
+        edge, as its published checkpoints have it: the longest edge is scaled to a tile's, then all to a square.
+        """
+        if not isinstance(self.geometry, Tiled):
+            return self
+        edge = self.geometry.tile_px
+        return self.model_copy(update={"geometry": Tiled(longest_edge_px=edge, tile_px=edge, splits=False)})
+
+    def cell(self, image: Image.Image, rows: int, cols: int) -> Image.Image:
+        """Return an image stretched to one cell of a tile that is a grid of `rows` x `cols`."""
+        height, width = self.tile_size_px
+        return _resized(_rgb(image), (max(width // cols, 1), max(height // rows, 1)), _FILTERS[self.resample])
+
+    def grid(self, cells: Sequence[Image.Image], cols: int) -> Image.Image:
+        """Return the tile of cells from `cell`, row by row; what they leave is black."""
+        height, width = self.tile_size_px
+        tile = Image.new("RGB", (width, height))
+        for index, cell in enumerate(cells):
+            row, col = divmod(index, cols)
+            tile.paste(cell, (col * cell.width, row * cell.height))
+        return tile
 
     def layout(self, width_px: int, height_px: int) -> TileLayout:
         """Return how an image of this size will be cut, without its pixels: enough to count its tokens."""

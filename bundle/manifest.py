@@ -155,6 +155,7 @@ class ImagePrompt(_Frozen):
         image_token: The placeholder's text in the chat template and in the vocabulary.
         image_token_id: Its id; every such id in a prompt is replaced by one row of `image_features`.
         tokens_per_tile: P, rows of `image_features` per image or tile.
+        frames: What a prompt says around a video's frames; "smolvlm": how many they are and when each was.
         fake_token: idefics3 only: the text before and after each tile.
         global_token: idefics3 only: the text before the downscaled whole image.
     """
@@ -163,6 +164,7 @@ class ImagePrompt(_Frozen):
     image_token: str = Field(min_length=1, max_length=_MOST_NAME_CHARACTERS)
     image_token_id: TokenId
     tokens_per_tile: int = Field(gt=0, le=1 << 16)
+    frames: Literal["plain", "smolvlm"] = "plain"
     fake_token: str = Field(default="", max_length=_MOST_NAME_CHARACTERS)
     global_token: str = Field(default="", max_length=_MOST_NAME_CHARACTERS)
 

@@ -26,6 +26,7 @@ from bundle.chat_template import CHAT_TEMPLATE, PROBED_ROLES, ChatTemplate
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, ContextLengthError, PromptError
 from bundle.image import TileLayout
+from bundle.image_text import image_text
 from bundle.manifest import ImagePrompt
 from bundle.template_sandbox import MOST_SOURCE_CHARACTERS
 from bundle.text import TOKENIZER, Tokenizer
@@ -157,6 +158,11 @@ class PromptBuilder:
         """The model's tokenizer."""
         return self._tokenizer
 
+    @property
+    def image_prompt(self) -> ImagePrompt:
+        """How the model writes images."""
+        return self._image_prompt
+
     def require_images(self) -> None:
         """Check that the template places an image; a bundle is written only of a checkpoint where it does.
 
@@ -201,14 +207,14 @@ class PromptBuilder:
             ContextLengthError: Images alone, or the characters that the template makes, are more than `max_tokens`.
         """
         _check(turns, layouts)
-        num_image_tokens = sum(layout.num_tiles for layout in layouts) * self._image_prompt.tokens_per_tile
+        num_image_tokens = sum(layout.num_tokens(self._image_prompt.tokens_per_tile) for layout in layouts)
         if max_tokens is not None and num_image_tokens > max_tokens:
             raise ContextLengthError(
                 f"the {len(layouts)} images take {num_image_tokens} tokens; the context holds {max_tokens}. Send fewer "
                 "images, or smaller ones.",
                 "messages",
             )
-        expansions = [self._expansion(layout) for layout in layouts]
+        expansions = [image_text(self._image_prompt, layout) for layout in layouts]
         rendered = self._render(turns, str, add_generation_prompt)
         if max_tokens is not None:
             self._tokenizer.check_characters(len(rendered), max_tokens)
@@ -244,7 +250,7 @@ class PromptBuilder:
     def _spans(self, token_ids: npt.NDArray[np.int64], layouts: Sequence[TileLayout]) -> tuple[Span, ...]:
         """Return where each image's rows go."""
         places = np.flatnonzero(token_ids == self._image_prompt.image_token_id)
-        sizes = [layout.num_tiles * self._image_prompt.tokens_per_tile for layout in layouts]
+        sizes = [layout.num_tokens(self._image_prompt.tokens_per_tile) for layout in layouts]
         if len(places) != sum(sizes):
             raise PromptError(
                 f"the prompt holds {len(places)} image tokens where its {len(layouts)} images take {sum(sizes)}"
@@ -322,21 +328,6 @@ class PromptBuilder:
             raise PromptError(
                 f"the chat template wrote more {self._image_prompt.image_token} than the conversation has images"
             ) from None
-
-    def _expansion(self, layout: TileLayout) -> str:
-        """Return what one image becomes in the prompt's text."""
-        image = self._image_prompt
-        tokens = image.image_token * image.tokens_per_tile
-        if image.kind == "llava":
-            return tokens * layout.num_tiles
-        whole = f"{image.fake_token}{image.global_token}{tokens}{image.fake_token}"
-        if layout.rows == 0:
-            return whole
-        lines = [
-            "".join(f"{image.fake_token}<row_{row}_col_{col}>{tokens}" for col in range(1, layout.cols + 1)) + "\n"
-            for row in range(1, layout.rows + 1)
-        ]
-        return "".join(lines) + "\n" + whole
 
     def _with_special_tokens(self, ids: list[int], text: str) -> list[int]:
         """Return ids with the tokenizer's own BOS and EOS, unless the template wrote the BOS itself."""

@@ -122,6 +122,21 @@ class Tokenizer:
         found: int | None = self._backend.token_to_id(text)
         return found
 
+    @property
+    def decoder(self) -> object:
+        """How the tokenizer joins tokens to text, as its file says it; None where that is nothing but joining."""
+        return json.loads(self.text())["decoder"]
+
+    def text(self) -> str:
+        """Return the tokenizer as the text of a `tokenizer.json`."""
+        text: str = self._backend.to_str()
+        return text
+
+    def piece(self, token_id: int) -> str:
+        """Return how the vocabulary writes a token; empty where it has none of that id."""
+        found: str | None = self._backend.id_to_token(token_id)
+        return found or ""
+
     def check_characters(self, num_characters: int, max_tokens: int) -> None:
         """Refuse a text that is too long whatever it says, before it is tokenized, which takes 200 bytes a character.
 

@@ -32,10 +32,18 @@ ConfigOption = Annotated[
 HostOption = Annotated[str | None, typer.Option(help="Address to listen on; 0.0.0.0 for all. Default: 127.0.0.1.")]
 PortOption = Annotated[int | None, typer.Option(min=0, max=65535, help="TCP port; 0 takes a free one. Default: 8000.")]
 SequencesOption = Annotated[
-    int | None, typer.Option(min=1, max=256, help="Sequences decoded together, per model. Default: 4.")
+    int | None, typer.Option(min=1, max=256, help="Sequences decoded together, per model. Default: 8.")
 ]
 ContextOption = Annotated[
     int | None, typer.Option(min=2, help="Tokens per sequence. Default: the model's own, at most 4096.")
+]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-memory",
+        help="Memory of each model's cache of tokens, such as 512MiB: running answers and kept prompts. Default: half "
+        "of what the sequences would take if all were full.",
+    ),
 ]
 ServeThreadsOption = Annotated[
     int | None, typer.Option(min=0, help="Threads per operator. Default: 0, one per physical core.")
@@ -72,6 +80,7 @@ def serve(
     port: PortOption = None,
     max_sequences: SequencesOption = None,
     context_tokens: ContextOption = None,
+    kv_memory: MemoryOption = None,
     threads: ServeThreadsOption = None,
     log_level: LogLevelOption = None,
     drain_timeout_s: DrainOption = None,
@@ -89,6 +98,7 @@ def serve(
         "drain_timeout_s": drain_timeout_s,
         "engine.max_sequences": max_sequences,
         "engine.context_tokens": context_tokens,
+        "engine.kv_memory_bytes": kv_memory,
         "engine.intra_threads": threads,
         "engine.allow_ungated": allow_ungated or None,
     }

@@ -30,6 +30,8 @@ _TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token",
 _DUAL_TYPES = ("clip", "siglip", "siglip2")
 _LOWER_CASED = ("siglip", "siglip2")
 _TILED_TYPES = ("idefics3", "smolvlm")
+_CLASS, _TELLS_TIMES = "processor_class", "SmolVLMProcessor"
+"""The processor that writes a video's length and the times of its frames into the prompt."""
 _NOT_APPLIED: Mapping[str, Any] = {
     "repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
@@ -266,6 +268,7 @@ def _tiled_prompt(
         image_token=image_token,
         image_token_id=_image_token_id(config, "image_token_id", image_token, vocabulary),
         tokens_per_tile=tokens,
+        frames="smolvlm" if _TELLS_TIMES in (processor.get(_CLASS), settings.get(_CLASS)) else "plain",
         fake_token=fake_token,
         global_token=global_token,
     )

@@ -20,10 +20,12 @@ from loadtests.stopwatch import Measurement, Stopwatch
 from loadtests.wording import counted
 from runtime.cache_shape import cache_shape, context_of
 from runtime.chunks import chunks
-from runtime.decoder import Decoder, Logits, TokenGraphs
+from runtime.decoder import Decoder, TokenGraphs
 from runtime.filled_prompt import FilledPrompt
+from runtime.step_logits import StepLogits
 from runtime.turns import milliseconds_of
 from serving.engine.runner import Runner
+from serving.engine.sampling.likeliest import choices
 from serving.engine.sampling.sampler import Sampler
 from serving.engine.scheduler import Batch, Row
 from serving.engine.sequence import Sequence
@@ -88,14 +90,14 @@ class TokenBench:
         sequence.slot = slot
         return sequence
 
-    def prefill(self, sequence: Sequence) -> Logits:
+    def prefill(self, sequence: Sequence) -> StepLogits:
         """Run a whole prompt in chunks and return the logits [1, V] of its last token."""
         for start, end in chunks(sequence.num_prompt_tokens, self._chunk_tokens):
             logits = self._runner.run(Batch("prompt", (Row(sequence, start, end),)))
             sequence.advance(end - start)
         return logits
 
-    def step(self, sequences: list[Sequence]) -> Logits:
+    def step(self, sequences: list[Sequence]) -> StepLogits:
         """Run the newest token of every sequence and return the logits [n, V]."""
         rows = tuple(Row(sequence, len(sequence.ids) - 1, len(sequence.ids)) for sequence in sequences)
         return self._runner.run(Batch("step", rows))
@@ -161,14 +163,14 @@ class DecoderBench:
             sequence.advance(1)
         self._sample(sequences, logits)
 
-    def _sample(self, sequences: list[Sequence], logits: Logits) -> None:
+    def _sample(self, sequences: list[Sequence], logits: StepLogits) -> None:
         """Append a token to every sequence.
 
         Raises:
             PocketVLMError: One has none.
         """
-        choices = self._sampler.choose(logits, [sequence.sampling_state for sequence in sequences])
-        for sequence, choice in zip(sequences, choices, strict=True):
+        chosen = choices(self._sampler, logits, [sequence.sampling_state for sequence in sequences])
+        for sequence, choice in zip(sequences, chosen, strict=True):
             if isinstance(choice, PocketVLMError):
                 raise choice
             sequence.append(choice.token_id)

@@ -23,6 +23,7 @@ from bundle.report import (
     Report,
     write_report,
 )
+from graphs.lowering.component import lower
 from graphs.sharing import share_weights
 from graphs.store import open_graph, save_graph, weight_bytes
 from quant.calibration.calibrator import Calibrator
@@ -246,6 +247,7 @@ def _write_graph(job: Job, name: ComponentName, plan: ComponentPlan) -> Componen
     source = job.parent.manifest.components[plan.parent]
     model = open_graph(job.parent.path(source.file))
     _carry_out(job, model, plan)
+    lower(model, job.parent.manifest, source.role, plan.phase)
     written = planned(source, plan, weight_bytes(model))
     save_graph(model, job.aside / written.file)
     before, after = source.weight_bytes / 1e6, written.weight_bytes / 1e6

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bundle.errors import SettingsError
 from bundle.manifest import Manifest
-from runtime.settings import DEFAULT_CONTEXT_TOKENS
+from runtime.settings import DEFAULT_CONTEXT_TOKENS, Provider
+
+_DEFAULT_SHARE = 2
+"""Without a limit of its own, a cache may fill one in so many of its slots: few answers reach the end of a context."""
+_FEWEST_ROWS = 2
+"""Of the shortest sequence that can be answered: a token of the prompt and one of the answer."""
 
 
 @dataclass(frozen=True)
@@ -18,25 +23,36 @@ class CacheShape:
         capacity_tokens: Rows of a slot.
         bytes_per_token: Of one row over all states that have rows.
         bytes_per_slot: Of a slot's states of fixed size.
+        num_spare_slots: Behind the others; nothing runs there, they only keep rows.
+        budget_rows: That may hold something at once, over all slots. None: all of the slots that run.
+        has_cheap_copies: Rows are copied from slot to slot in far less time than it takes to compute them.
     """
 
     num_slots: int
     capacity_tokens: int
     bytes_per_token: int
     bytes_per_slot: int = 0
+    num_spare_slots: int = 0
+    budget_rows: int | None = None
+    has_cheap_copies: bool = True
+
+    @property
+    def most_rows(self) -> int:
+        """Rows that may hold something at once, over all slots."""
+        return self.num_slots * self.capacity_tokens if self.budget_rows is None else self.budget_rows
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all slots; reserved at start, resident as rows are written."""
-        return self.num_slots * (self.capacity_tokens * self.bytes_per_token + self.bytes_per_slot)
+        """Bytes of all rows that may hold something; resident as rows are written."""
+        return self.most_rows * self.bytes_per_token + self.num_slots * self.bytes_per_slot
 
     def __str__(self) -> str:
         """Return the line that is printed at start."""
         fixed = f" and {self.bytes_per_slot} B" if self.bytes_per_slot else ""
-        return (
-            f"{self.num_slots} slots x {self.capacity_tokens} tokens x {self.bytes_per_token} B/token{fixed} "
-            f"= {self.total_bytes / 2**20:.0f} MiB of cache"
-        )
+        weight = f"x {self.bytes_per_token} B/token{fixed} = {self.total_bytes / 2**20:.0f} MiB of cache"
+        if self.budget_rows is None:
+            return f"{self.num_slots} slots x {self.capacity_tokens} tokens {weight}"
+        return f"{self.num_slots} slots of at most {self.capacity_tokens} tokens, together {self.budget_rows} {weight}"
 
 
 def context_of(manifest: Manifest, wanted_tokens: int | None) -> int | None:
@@ -64,3 +80,47 @@ def context_of(manifest: Manifest, wanted_tokens: int | None) -> int | None:
 def cache_shape(manifest: Manifest, num_slots: int, capacity_tokens: int) -> CacheShape:
     """Return the cache of a model with so many slots of so many rows."""
     return CacheShape(num_slots, capacity_tokens, manifest.state_bytes_per_token, manifest.state_bytes_per_sequence)
+
+
+def within(shape: CacheShape, budget_bytes: int | None, num_spare_slots: int, device: Provider) -> CacheShape:
+    """Return a cache that is never larger than allowed.
+
+    The host's memory becomes resident as rows are written: slots that are whole contexts cost nothing until then, and
+    the limit counts rows. A device's memory is taken at start, all of it.
+
+    Args:
+        shape: As `cache_shape` gives it.
+        budget_bytes: The limit. None: half of the slots on the host, but one whole context; none on a device.
+        num_spare_slots: Slots that only keep rows, on the host.
+        device: Where graphs run.
+
+    Raises:
+        SettingsError: The limit holds less than one short sequence, or on a device less than all slots.
+    """
+    if device != "cpu":
+        if budget_bytes is not None and shape.total_bytes > budget_bytes:
+            raise SettingsError(
+                f"{shape}; kv_memory_bytes allows {_mebibytes(budget_bytes)}, and {device} takes all of it at start. "
+                "Lower max_sequences or context_tokens, or raise kv_memory_bytes."
+            )
+        return replace(shape, has_cheap_copies=False)
+    if not shape.bytes_per_token:
+        return shape
+    rows = max(shape.num_slots // _DEFAULT_SHARE, 1) * shape.capacity_tokens
+    if budget_bytes is not None:
+        rows = (budget_bytes - shape.num_slots * shape.bytes_per_slot) // shape.bytes_per_token
+    if rows < _FEWEST_ROWS:
+        raise SettingsError(
+            f"kv_memory_bytes {budget_bytes} holds {max(rows, 0)} tokens at {shape.bytes_per_token} B each and "
+            f"{shape.num_slots} x {shape.bytes_per_slot} B beside them; the least is {_FEWEST_ROWS}. Raise it."
+        )
+    return replace(
+        shape,
+        capacity_tokens=min(shape.capacity_tokens, rows),
+        num_spare_slots=num_spare_slots,
+        budget_rows=min(rows, (shape.num_slots + num_spare_slots) * shape.capacity_tokens),
+    )
+
+
+def _mebibytes(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:.0f} MiB"

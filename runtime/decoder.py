@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
-import numpy.typing as npt
 
 from bundle import tensors
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, SignatureError
 from bundle.manifest import ComponentName, RunPhase
 from runtime.cache_shape import CacheShape
+from runtime.device.steps import DeviceSteps, has_greedy_ids, runs_on_device
 from runtime.feeds import Embeds, Int64, Step, TokenRun, check_inputs, feeds_of, place_features
+from runtime.fixed_run import FixedRun
 from runtime.graph import Array
 from runtime.inputs import Binding, InputBuffers
 from runtime.session import Session
 from runtime.settings import RuntimeSettings
 from runtime.states import StateBuffers
-
-Logits = npt.NDArray[np.float32]
+from runtime.step_logits import Logits as Logits
+from runtime.step_logits import StepLogits
 
 _MOST_BINDINGS = 64
 """Kept at once. A decode batch begins at the first slot, so there are about as many as slots; each is a list of
@@ -52,8 +53,11 @@ class TokenGraphs:
         self._num_groups = manifest.num_length_groups
         names = {phase: manifest.graph("decoder", phase) for phase in get_args(RunPhase)}
         embed_name = manifest.graph("embed_tokens")
+        # A table of which a step reads a few rows: they are looked up where ids come from, and go up with the step.
+        on_host = settings.model_copy(update={"provider": "cpu"})
         self.sessions: dict[ComponentName, Session] = {
-            name: Session(bundle, name, settings) for name in dict.fromkeys([embed_name, *names.values()])
+            embed_name: Session(bundle, embed_name, on_host),
+            **{name: Session(bundle, name, settings) for name in dict.fromkeys(names.values())},
         }
         self._embed = self.sessions[embed_name]
         self._of_phase: dict[RunPhase, Session] = {phase: self.sessions[name] for phase, name in names.items()}
@@ -88,9 +92,9 @@ class TokenGraphs:
         embeds: Embeds = self._embed.run({name: ids})[self._embed.output]
         return embeds
 
-    def step(self, runs: Sequence[TokenRun]) -> Step:
-        """Return runs of one length with their embeddings, image features in their places."""
-        return Step(runs, place_features(self.embed(np.stack([run.ids for run in runs])), runs))
+    def step(self, runs: Sequence[TokenRun], bound_rows: int | None = None) -> Step:
+        """Return runs of one length with their embeddings, image features in their places; see `Step`."""
+        return Step(runs, place_features(self.embed(np.stack([run.ids for run in runs])), runs), bound_rows)
 
     def feeds(self, phase: RunPhase, step: Step) -> dict[str, Array]:
         """Return the inputs of a phase's decoder by name, states aside."""
@@ -119,9 +123,11 @@ class Decoder:
     def __init__(self, graphs: TokenGraphs, shape: CacheShape) -> None:
         self.graphs = graphs
         self.shape = shape
-        self.states = StateBuffers(graphs.states, shape, graphs.of_phase("step").graph.device)
+        step = graphs.of_phase("step")
+        self.states = StateBuffers(graphs.states, shape, step.graph.device)
+        self._on_device = DeviceSteps(self._bind_states, graphs.vocab_size) if runs_on_device(step) else None
         self._logits = np.empty((shape.num_slots, 1, graphs.vocab_size), np.float32)
-        self._inputs = InputBuffers()
+        self._inputs = InputBuffers(step.graph.device)
         self._bindings: OrderedDict[tuple[Session, int, int, tuple[str, ...]], Binding] = OrderedDict()
 
     def run(self, phase: RunPhase, first_slot: int, runs: Sequence[TokenRun]) -> Logits:
@@ -132,7 +138,28 @@ class Decoder:
             first_slot: Of the first run; the others follow.
             runs: All of one length and with as many wanted logits.
         """
-        return self.run_with((), phase, first_slot, runs)[0]
+        if self._on_device is None:
+            return self.run_with((), phase, first_slot, runs)[0]
+        logits: Logits = self._run_on_device(self._on_device, phase, first_slot, runs).output(tensors.LOGITS)
+        return logits
+
+    def step(self, phase: RunPhase, first_slot: int, runs: Sequence[TokenRun]) -> StepLogits:
+        """Run as `run` does, one logit row wanted of each run, and leave the logits where they are until asked for."""
+        if self._on_device is None:
+            return StepLogits.of(self.run(phase, first_slot, runs)[:, 0])
+        done = self._run_on_device(self._on_device, phase, first_slot, runs)
+        finds_ids = has_greedy_ids(self.graphs.of_phase(phase))
+        greedy_ids = done.output(tensors.GREEDY_IDS)[:, 0] if finds_ids else None
+        return StepLogits(lambda: done.output(tensors.LOGITS)[:, 0], greedy_ids)
+
+    def _run_on_device(
+        self, steps: DeviceSteps, phase: RunPhase, first_slot: int, runs: Sequence[TokenRun]
+    ) -> FixedRun:
+        bound_rows = self.shape.capacity_tokens if len(runs[0].ids) == 1 else None
+        feeds = self.graphs.feeds(phase, self.graphs.step(runs, bound_rows))
+        done = steps.run(self.graphs.of_phase(phase), first_slot, feeds)
+        self.states.take_over(first_slot, len(runs))
+        return done
 
     def run_with(
         self, optional: tuple[str, ...], phase: RunPhase, first_slot: int, runs: Sequence[TokenRun]
@@ -150,7 +177,8 @@ class Decoder:
         for name in optional:  # anew: an output once made is written again, whatever its size is now
             binding.io.bind_output(name, "cpu")
         logits = self._bind_logits(binding, len(runs), len(runs[0].wanted))
-        session.graph.run_bound(binding.io, in_part=len(optional) < len(session.component.optional_outputs))
+        in_part = len(optional) < len(session.component.optional_outputs)
+        session.graph.run_bound(binding.io, session.graph.in_part if in_part else None)
         self.states.take_over(first_slot, len(runs))
         if logits is not None and not optional:
             return logits, {}
@@ -195,13 +223,17 @@ class Decoder:
             self._bindings.move_to_end(key)
             return self._bindings[key]
         binding = Binding(session.graph.binding())
-        for state in self.states.states:
-            binding.io.bind_input(state.input, *self.states.place(state, first_slot, size))
-            binding.io.bind_output(state.output, *self.states.place_after(state, first_slot, size))
+        self._bind_states(binding.io, first_slot, size)
         self._bindings[key] = binding
         if len(self._bindings) > _MOST_BINDINGS:
             self._bindings.popitem(last=False)
         return binding
+
+    def _bind_states(self, io: Any, first_slot: int, size: int) -> None:
+        """Bind both ends of every state of a range of slots."""
+        for state in self.states.states:
+            io.bind_input(state.input, *self.states.place(state, first_slot, size))
+            io.bind_output(state.output, *self.states.place_after(state, first_slot, size))
 
 
 def _check_gives_logits(session: Session, vocab_size: int) -> None:

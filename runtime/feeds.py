@@ -14,7 +14,7 @@ from bundle.manifest import TensorSpec
 from runtime.graph import Array
 
 Int64 = npt.NDArray[np.int64]
-Embeds = npt.NDArray[np.float32]
+Embeds = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,13 @@ class Step:
     Attributes:
         runs: B of them.
         embeds: [B, T, D], features in their places.
+        bound_rows: Rows that no sequence exceeds, told to a graph that wants to know it on the host; None: as many as
+            the longest one holds after the run. What stays the same from step to step can be captured.
     """
 
     runs: Sequence[TokenRun]
     embeds: Embeds = field(repr=False)
+    bound_rows: int | None = None
 
 
 def place_features(embeds: Embeds, runs: Sequence[TokenRun]) -> Embeds:
@@ -83,6 +86,21 @@ def _wanted(step: Step, spec: TensorSpec) -> Int64:
     return np.array([run.wanted for run in step.runs], np.int64)
 
 
+def _last_rows(step: Step, spec: TensorSpec) -> npt.NDArray[np.int32]:
+    last: npt.NDArray[np.int32] = (_lengths(step, spec) + (step.embeds.shape[1] - 1)).astype(np.int32)
+    return last
+
+
+def _total(step: Step, spec: TensorSpec) -> npt.NDArray[np.int32]:
+    longest = max(max(run.lengths) for run in step.runs) + step.embeds.shape[1]
+    return np.array(step.bound_rows or longest, np.int32)
+
+
+def _wanted_rows(step: Step, spec: TensorSpec) -> Int64:
+    rows: Int64 = _wanted(step, spec) + np.arange(len(step.runs), dtype=np.int64)[:, None] * step.embeds.shape[1]
+    return rows
+
+
 def _is_image(step: Step, spec: TensorSpec) -> npt.NDArray[np.bool_]:
     marked = np.zeros(step.embeds.shape[:2], np.bool_)
     for row, run in zip(marked, step.runs, strict=True):
@@ -97,6 +115,9 @@ _FILLED: Mapping[str, Callable[[Step, TensorSpec], Array]] = {
     tensors.PAST_LENGTHS: _lengths,
     tensors.LOGITS_INDICES: _wanted,
     tensors.IS_IMAGE: _is_image,
+    tensors.SEQLENS_K: _last_rows,
+    tensors.TOTAL_SEQUENCE_LENGTH: _total,
+    tensors.LOGITS_ROWS: _wanted_rows,
 }
 
 

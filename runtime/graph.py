@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from bundle.errors import BundleFileError, MachineError, PocketVLMError
 from runtime.onnx_runtime import first_line, lacks_operator, memory_error, onnx_runtime
+from runtime.placement import check_placement, refuses_capture
 from runtime.providers import providers_of, session_options
 from runtime.settings import RuntimeSettings
 
@@ -26,6 +27,9 @@ _DTYPE_OF_ORT_TYPE = {
     "tensor(uint8)": "uint8",
     "tensor(bool)": "bool",
 }
+
+_NOT_CAPTURED = -1
+"""ONNX Runtime's `gpu_graph_id` of a run that is neither captured nor replayed."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,13 @@ class Graph:
         settings: Provider and threads.
         weights_folder: Where the weights of a serialized graph lie.
         prepacks: Let kernels keep weights in layouts of their own, a second copy of most; one run does not repay it.
+        captures: Let runs be captured on a device that can; a graph that cannot be is opened without.
 
     Attributes:
         name: For messages.
+        device: Where it runs.
+        in_part: Options of a run in which not all outputs are wanted.
+        can_capture: Whether runs that have a number are captured.
         inputs: As declared, those without a value of their own.
         optional_inputs: Those that have one.
         outputs: As declared.
@@ -75,16 +83,17 @@ class Graph:
         *,
         weights_folder: Path | None = None,
         prepacks: bool = True,
+        captures: bool = False,
     ) -> None:
-        self.name = str(source) if isinstance(source, Path) else f"a part of a graph of {weights_folder}"
+        made_of = f"a part of a graph of {weights_folder}" if weights_folder else "a graph made for this process"
+        self.name = str(source) if isinstance(source, Path) else made_of
         self.device = settings.provider
-        self._session = _opened(self.name, source, settings, weights_folder, prepacks)
+        wanted = _Wanted(settings, weights_folder, prepacks, captures and settings.provider != "cpu")
+        self._session, self.can_capture = _opened(self.name, source, wanted)
         self.inputs = tuple(map(Port.of, self._session.get_inputs()))
         self.optional_inputs = tuple(map(Port.of, self._session.get_overridable_initializers()))
         self.outputs = tuple(map(Port.of, self._session.get_outputs()))
-        # Computes what is asked for and nothing else. It costs every run a walk through the graph.
-        self._in_part = onnx_runtime().RunOptions()
-        self._in_part.only_execute_path_to_fetches = True
+        self._whole, self.in_part = self.run_options(in_part=False), self.run_options(in_part=True)
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Return outputs by name, all where none are named; the arrays are new.
@@ -93,7 +102,7 @@ class Graph:
             MachineError: The run failed.
         """
         names = [port.name for port in self.outputs] if outputs is None else list(outputs)
-        options = self._in_part if len(names) < len(self.outputs) else None
+        options = self.in_part if len(names) < len(self.outputs) else self._whole
         try:
             return dict(zip(names, self._session.run(names, dict(feeds), options), strict=True))
         except Exception as error:  # ONNX Runtime's errors share no class
@@ -103,42 +112,81 @@ class Graph:
         """Return a fresh ONNX Runtime binding."""
         return self._session.io_binding()
 
-    def run_bound(self, binding: Any, *, in_part: bool = False) -> None:
+    def run_options(self, *, in_part: bool, graph_number: int | None = None) -> Any:
+        """Return options of a run.
+
+        Args:
+            in_part: Compute what is bound and nothing else. It costs every run a walk through the graph.
+            graph_number: Of a run that is captured at first and replayed then; None: it is not.
+        """
+        options = onnx_runtime().RunOptions()
+        options.only_execute_path_to_fetches = in_part
+        if self.can_capture:
+            options.add_run_config_entry("gpu_graph_id", str(_NOT_CAPTURED if graph_number is None else graph_number))
+        return options
+
+    def run_bound(self, binding: Any, options: Any | None = None) -> None:
         """Run with inputs and outputs bound beforehand.
 
         Args:
             binding: As `binding` returned it.
-            in_part: Not all outputs are bound; the others are not computed.
+            options: As `run_options` returned them; None: all outputs are bound.
 
         Raises:
             MachineError: The run failed.
         """
         try:
-            self._session.run_with_iobinding(binding, self._in_part if in_part else None)
+            self._session.run_with_iobinding(binding, options or self._whole)
         except Exception as error:  # ONNX Runtime's errors share no class
             raise run_error(self.name, error) from error
 
 
-def _opened(name: str, source: Path | bytes, settings: RuntimeSettings, folder: Path | None, prepacks: bool) -> Any:
-    runtime = onnx_runtime()
-    options, providers = session_options(runtime, settings), providers_of(settings)
-    if folder is not None:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    if not prepacks:
-        options.add_session_config_entry("session.disable_prepacking", "1")
+@dataclass(frozen=True)
+class _Wanted:
+    """How a graph is to be opened; the fields are arguments of `Graph`."""
+
+    settings: RuntimeSettings
+    weights_folder: Path | None
+    prepacks: bool
+    captures: bool
+
+
+def _opened(name: str, source: Path | bytes, wanted: _Wanted) -> tuple[Any, bool]:
+    """Return a session and whether its runs can be captured."""
     try:
-        serialized = str(source) if isinstance(source, Path) else source
-        return runtime.InferenceSession(serialized, options, providers=providers)
+        session = _session(source, wanted)
     except Exception as error:  # ONNX Runtime's errors share no class
-        if lacks_operator(error):
-            raise MachineError(
-                f"{name}: ONNX Runtime {runtime.__version__} lacks an operator of it: {first_line(error)}. "
-                "See what this machine has with: pocketvlm doctor"
-            ) from error
-        told = memory_error(name, error)
-        if told is not None:
-            raise told from error
-        raise BundleFileError(f"{name}: ONNX Runtime {runtime.__version__} cannot open it: {error}") from error
+        if wanted.captures and refuses_capture(error):
+            return _opened(name, source, replace(wanted, captures=False))
+        raise _open_error(name, error) from error
+    check_placement(name, session, wanted.settings.provider)
+    return session, wanted.captures
+
+
+def _session(source: Path | bytes, wanted: _Wanted) -> Any:
+    runtime, settings = onnx_runtime(), wanted.settings
+    options, providers = session_options(runtime, settings), providers_of(settings, captures=wanted.captures)
+    if wanted.weights_folder is not None:
+        folder = str(wanted.weights_folder)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+    if not wanted.prepacks:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    serialized = str(source) if isinstance(source, Path) else source
+    return runtime.InferenceSession(serialized, options, providers=providers)
+
+
+def _open_error(name: str, error: Exception) -> PocketVLMError:
+    """Return what to raise where a graph cannot be opened."""
+    if isinstance(error, PocketVLMError):
+        return error
+    version = onnx_runtime().__version__
+    if lacks_operator(error):
+        return MachineError(
+            f"{name}: ONNX Runtime {version} lacks an operator of it: {first_line(error)}. "
+            "See what this machine has with: pocketvlm doctor"
+        )
+    told = memory_error(name, error)
+    return told or BundleFileError(f"{name}: ONNX Runtime {version} cannot open it: {error}")
 
 
 def run_error(name: str, error: Exception) -> PocketVLMError:

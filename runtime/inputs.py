@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from runtime.graph import Array
+from runtime.settings import Provider
 
 Place = tuple[tuple[int, ...], int]
 """Shape and address of an array."""
@@ -27,9 +28,15 @@ class Binding:
 
 
 class InputBuffers:
-    """One buffer per input, as large as the largest array that it ever held."""
+    """One buffer per input, as large as the largest array that it ever held.
 
-    def __init__(self) -> None:
+    Args:
+        device: Where graphs run. What they do not read where it lies is copied when it is bound, so it is bound anew
+            for every run.
+    """
+
+    def __init__(self, device: Provider) -> None:
+        self._is_read_in_place = device == "cpu"
         self._buffers: dict[str, tuple[Array, int]] = {}
 
     def bind(self, binding: Binding, name: str, array: Array) -> None:
@@ -40,6 +47,6 @@ class InputBuffers:
         buffer, address = self._buffers[name]
         np.copyto(buffer[: array.size].reshape(array.shape), array, casting="no")
         place = array.shape, address
-        if binding.places.get(name) != place:
+        if binding.places.get(name) != place or not self._is_read_in_place:
             binding.io.bind_input(name, "cpu", 0, buffer.dtype, *place)
             binding.places[name] = place

@@ -12,7 +12,21 @@ from runtime.onnx_runtime import onnx_runtime
 from runtime.settings import Provider, RuntimeSettings
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+RECORDS_PLACEMENT = "session.record_ep_graph_assignment_info"
+"""Lets a session tell which provider each node went to."""
 _PROVIDERS: dict[Provider, tuple[str, ...]] = {"cpu": (CPU,), "cuda": (CUDA, CPU)}
+_CUDA_OPTIONS: dict[str, str] = {
+    # Single precision is what was exported and what the recorded run is held to; whoever wants speed has float16.
+    "use_tf32": "0",
+    # Trying kernels out for every new shape takes seconds, in the first requests of every process.
+    "tunable_op_enable": "0",
+    "cudnn_conv_algo_search": "HEURISTIC",
+    # Doubling would take memory that other processes, or a board's other half, have use for.
+    "arena_extend_strategy": "kSameAsRequested",
+    # Sums of squares in single precision: float16 overflows where channels are loud (hundreds and more).
+    "enable_skip_layer_norm_strict_mode": "1",
+}
+"""Of the CUDA provider, each for a reason of its own; `python -m loadtests.gpu` measures with them."""
 _ERRORS_ONLY = 3
 """ONNX Runtime's log severity: what goes wrong is raised, warnings about graph shapes are not for users."""
 
@@ -31,20 +45,25 @@ def has_provider(provider: Provider) -> bool:
     return _PROVIDERS[provider][0] in available_providers()
 
 
-def providers_of(settings: RuntimeSettings) -> list[str]:
-    """Return ONNX Runtime's names of what a session asks for, in order.
+def providers_of(settings: RuntimeSettings, *, captures: bool = False) -> list[str | tuple[str, dict[str, str]]]:
+    """Return ONNX Runtime's names of what a session asks for, in order, with their options.
+
+    Args:
+        settings: Provider.
+        captures: Let runs of the session be captured as CUDA graphs.
 
     Raises:
         MachineError: The installed build lacks the provider.
     """
-    names = list(_PROVIDERS[settings.provider])
+    names = _PROVIDERS[settings.provider]
     if not has_provider(settings.provider):
         raise MachineError(
             f"this ONNX Runtime {onnx_runtime().__version__} has no {names[0]}, only "
             f"{', '.join(available_providers())}. Replace it with: pip uninstall onnxruntime, then "
             f"{install_line('gpu')}; or choose provider cpu."
         )
-    return names
+    cuda = {**_CUDA_OPTIONS, "enable_cuda_graph": "1" if captures else "0"}
+    return [(name, cuda) if name == CUDA else name for name in names]
 
 
 def session_options(runtime: ModuleType, settings: RuntimeSettings) -> Any:
@@ -55,6 +74,8 @@ def session_options(runtime: ModuleType, settings: RuntimeSettings) -> Any:
     options.log_severity_level = _ERRORS_ONLY
     for name, value in _spinning(settings.spin_us).items():
         options.add_session_config_entry(f"session.{name}", value)
+    if settings.provider != "cpu":
+        options.add_session_config_entry(RECORDS_PLACEMENT, "1")
     return options
 
 

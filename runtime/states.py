@@ -6,7 +6,7 @@ import contextlib
 import math
 import mmap
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,10 @@ import numpy.typing as npt
 from bundle.errors import MachineError
 from bundle.states import State
 from runtime.cache_shape import CacheShape
+from runtime.device.rows import Address, RowMover
+from runtime.fixed_run import device_value
 from runtime.graph import Array
-from runtime.onnx_runtime import first_line, onnx_runtime
+from runtime.onnx_runtime import first_line
 from runtime.settings import Provider
 
 Place = tuple[str, int, Any, tuple[int, ...], int]
@@ -40,10 +42,15 @@ class _Buffer(ABC):
     def write(self, content: Array) -> None:
         """Put back what `read` returned."""
 
+    @abstractmethod
+    def give_back(self, start: int, end: int) -> None:
+        """Let the machine have memory again where it can be had a page at a time: elements `start ... end - 1`."""
+
 
 class _HostBuffer(_Buffer):
     def __init__(self, sizes: tuple[int, ...], dtype: str) -> None:
-        self._array = _lazy_zeros(sizes, np.dtype(dtype))
+        self._memory = _lazy_memory(math.prod(sizes) * np.dtype(dtype).itemsize)
+        self._array = np.frombuffer(self._memory, dtype).reshape(sizes)
         self.address = self._array.ctypes.data
 
     def read(self) -> Array:
@@ -52,32 +59,48 @@ class _HostBuffer(_Buffer):
     def write(self, content: Array) -> None:
         """Do nothing: the content is the memory itself."""
 
+    def give_back(self, start: int, end: int) -> None:
+        """Return whole pages to the kernel; their next reader finds zeros."""
+        size_bytes = self._array.itemsize
+        first = -(-start * size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        behind = end * size_bytes // mmap.PAGESIZE * mmap.PAGESIZE
+        if first < behind and hasattr(mmap, "MADV_DONTNEED"):
+            self._memory.madvise(mmap.MADV_DONTNEED, first, behind - first)
+
 
 class _DeviceBuffer(_Buffer):
-    """In a device's memory. A copy of rows brings all of it to the host and back: right, and slow; never measured."""
+    """In a device's memory, where it is moved by `runtime.device.rows`."""
 
     def __init__(self, sizes: tuple[int, ...], dtype: str, device: Provider) -> None:
-        self._value = onnx_runtime().OrtValue.ortvalue_from_numpy(np.zeros(sizes, dtype), device, 0)
+        self._value = device_value(np.zeros(sizes, dtype), device)
         self.address = self._value.data_ptr()
 
     def read(self) -> Array:
+        """Return a copy, for tests: nothing that serves brings a cache to the host."""
         content: Array = self._value.numpy().copy()
         return content
 
     def write(self, content: Array) -> None:
         self._value.update_inplace(content)
 
+    def give_back(self, start: int, end: int) -> None:
+        """Do nothing: a device's memory is taken whole."""
 
-def _lazy_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+
+def _lazy_memory(size_bytes: int) -> mmap.mmap:
     """Return zeros whose 4 KiB pages become resident when they are written, and not before.
 
-    numpy asks the kernel for huge pages: one token per slot would then make most of the cache resident.
+    numpy asks the kernel for huge pages: one token per slot would then make most of the cache resident. Private memory
+    can be given back; Python's own choice, shared memory, cannot.
     """
-    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    if hasattr(mmap, "MAP_PRIVATE"):
+        memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    else:
+        memory = mmap.mmap(-1, size_bytes)
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without huge pages refuses the advice and does not need it
             memory.madvise(mmap.MADV_NOHUGEPAGE)
-    return np.frombuffer(memory, dtype).reshape(shape)
+    return memory
 
 
 class StateBuffers:
@@ -96,9 +119,12 @@ class StateBuffers:
         self.states = tuple(states)
         self.shape = shape
         self._device = device
+        self._fixed = tuple(state for state in self.states if state.kind == "fixed")
+        self._movers: dict[tuple[State, ...], RowMover] = {}
         try:
             self._buffers = {state.input: self._allocated(state) for state in self.states}
             self._after = {state.input: self._allocated(state) for state in self.states if state.kind == "fixed"}
+            self._zeros = {} if device == "cpu" else {state.input: self._zero(state) for state in self._fixed}
         except Exception as error:  # a device's errors are ONNX Runtime's, the host's OSError and OverflowError
             raise MachineError(
                 f"this machine has no room for the cache, {shape}: {first_line(error)}. Lower max_sequences or "
@@ -106,10 +132,24 @@ class StateBuffers:
             ) from error
 
     def _allocated(self, state: State) -> _Buffer:
-        sizes = state.sizes(self.shape.num_slots, self.shape.capacity_tokens)
+        sizes = state.sizes(self.shape.num_slots + self.shape.num_spare_slots, self.shape.capacity_tokens)
         if self._device == "cpu":
             return _HostBuffer(sizes, state.dtype)
         return _DeviceBuffer(sizes, state.dtype, self._device)
+
+    def _zero(self, state: State) -> _Buffer:
+        return _DeviceBuffer(state.sizes(1, 1), state.dtype, self._device)
+
+    def _mover(self, states: tuple[State, ...]) -> RowMover | None:
+        """Return what moves states in a device's memory; None where they are in the host's."""
+        if self._device == "cpu" or not states:
+            return None
+        if states not in self._movers:
+            self._movers[states] = RowMover(states, self.shape.capacity_tokens, self._device)
+        return self._movers[states]
+
+    def _slot(self, buffers: Mapping[str, _Buffer], slot: int) -> Address:
+        return lambda state: int(self._place(buffers[state.input], state, slot, 1)[-1])
 
     def place(self, state: State, first_slot: int, num_slots: int) -> Place:
         """Return where a graph finds a range of slots of a state, as one tensor of that batch."""
@@ -125,6 +165,10 @@ class StateBuffers:
 
     def take_over(self, first_slot: int, num_slots: int) -> None:
         """Let what a run left of states of fixed size be what the next one finds."""
+        if (mover := self._mover(self._fixed)) is not None:
+            for slot in range(first_slot, first_slot + num_slots):
+                mover.copy(self._slot(self._after, slot), self._slot(self._buffers, slot))
+            return
         written = slice(first_slot, first_slot + num_slots)
         for name, after in self._after.items():
             content = self._buffers[name].read()
@@ -144,6 +188,9 @@ class StateBuffers:
             target: Another slot, whose content is lost.
             lengths: [G] rows to copy of each length group; states of fixed size are copied whole.
         """
+        if (mover := self._mover(self.states)) is not None:
+            mover.copy(self._slot(self._buffers, source), self._slot(self._buffers, target))
+            return
         for state in self.states:
             buffer = self._buffers[state.input]
             content = buffer.read()
@@ -159,6 +206,10 @@ class StateBuffers:
             group: The length group.
             kept: Row numbers, each at most once.
         """
+        grouped = tuple(state for state in self.states if state.group == group)
+        if (mover := self._mover(grouped)) is not None:
+            mover.keep(self._slot(self._buffers, slot), kept)
+            return
         for state in self.states:
             if state.group == group:
                 buffer = self._buffers[state.input]
@@ -166,8 +217,21 @@ class StateBuffers:
                 content[slot][_rows(state, len(kept))] = content[slot].take(kept, axis=state.row_axis - 1)
                 buffer.write(content)
 
+    def give_back(self, slot: int, first_row: int) -> None:
+        """Let the machine have the memory of a slot's rows again, from one on; what they held is lost."""
+        for state in self.states:
+            if state.kind == "rows":
+                _, *before, rows, after = _sizes_around_rows(state, self.shape.capacity_tokens)
+                blocks = math.prod(before)
+                for block in range(slot * blocks, (slot + 1) * blocks):
+                    start = block * rows * after
+                    self._buffers[state.input].give_back(start + first_row * after, start + rows * after)
+
     def clear(self, slot: int) -> None:
         """Make a slot's states of fixed size zero, as they are before a sequence begins; rows count by lengths."""
+        if (mover := self._mover(self._fixed)) is not None:
+            mover.copy(self._slot(self._zeros, 0), self._slot(self._buffers, slot))
+            return
         for state in self.states:
             if state.kind == "fixed":
                 buffer = self._buffers[state.input]
@@ -181,6 +245,12 @@ def _rows(state: State, num_rows: int) -> tuple[Any, ...]:
     if state.kind == "fixed":
         return ()
     return (*[slice(None)] * (state.row_axis - 1), slice(num_rows))
+
+
+def _sizes_around_rows(state: State, capacity_rows: int) -> tuple[int, ...]:
+    """Return the sizes of one slot of a state: those before the rows, the rows, and the product of those behind."""
+    sizes, axis = state.sizes(1, capacity_rows), state.row_axis
+    return (*sizes[:axis], sizes[axis], math.prod(sizes[axis + 1 :]))
 
 
 def empty_states(states: Sequence[State], num_sequences: int, capacity_rows: int) -> dict[str, Array]:

@@ -1,6 +1,7 @@
 """An engine without a model: deterministic answers at a chosen pace, for tests and for measuring all but the model.
 
-A chat is answered with the number of images and the words of the last message, one token per word; an embedding is
+A chat is answered with the number of images and the words of the last message, one token per word; where a structure
+is asked for, with its first choice, or an empty JSON object. Every choice is the same. An embedding is
 drawn from the digest of its input; a label scores by its digest. Images are decoded for real, so that bad ones fail
 as they would in an engine.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
@@ -18,6 +20,8 @@ import numpy.typing as npt
 
 from bundle.decode import decode_image
 from bundle.errors import ContextLengthError, EngineDeadError, ModelNotFoundError, OverloadedError, TaskError
+from bundle.frames.opening import open_clip
+from bundle.frames.sampling import chosen_frames
 from bundle.gates import Gate, Unmeasured
 from bundle.manifest import Task
 from bundle.zero_shot import SLOT, label_text
@@ -34,10 +38,13 @@ from serving.protocol import (
     ImagePart,
     Message,
     ModelCard,
+    Structure,
     TextPart,
     Timings,
     TokenEvent,
+    TokenLogprob,
     Usage,
+    VideoPart,
 )
 
 EMBEDDING_SIZE = 16
@@ -94,6 +101,7 @@ class FakeClient:
         behaviour: Pace and faults.
         generations: Requests answered to their end or under way.
         num_running: Requests under way now.
+        num_clears: How often its caches were cleared.
         cancelled: Ids of the chats whose iterator was closed before its end.
     """
 
@@ -105,6 +113,7 @@ class FakeClient:
         self.generations: list[GenerateRequest] = []
         self.num_running = 0
         self.cancelled: list[str] = []
+        self.num_clears = 0
         self._is_closed = False
         self._waits: set[asyncio.Future[None]] = set()
 
@@ -116,6 +125,10 @@ class FakeClient:
         self._is_closed = True
         for wait in self._waits:
             wait.cancel()
+
+    def clear_caches(self) -> None:
+        """Count that it was asked: there is nothing to forget."""
+        self.num_clears += 1
 
     async def models(self) -> list[ModelCard]:
         """Return the cards given at construction."""
@@ -129,10 +142,14 @@ class FakeClient:
         self.generations.append(request)
         self._enter()
         try:
-            for index, word in enumerate(words):
-                await self._pause(index)
-                yield TokenEvent(word, (index,), time.monotonic())
+            for place, word in enumerate(words):
+                await self._pause(place)
+                for index in range(request.num_choices):
+                    told = _logprobs(word, request.sampling.top_logprobs)
+                    yield TokenEvent(word, (place,), time.monotonic(), index, told)
             await self._pause(len(words), is_end=True)
+            for index in range(request.num_choices):
+                yield TokenEvent("", (), index=index, reason=reason)
         except (GeneratorExit, asyncio.CancelledError):
             self.cancelled.append(request.request_id)
             raise
@@ -210,19 +227,42 @@ def _answer(request: GenerateRequest, card: ModelCard) -> tuple[list[str], Finis
     images = [part for part in parts if isinstance(part, ImagePart)]
     for image in images:
         decode_image(image.data)
-    num_image_tokens = TOKENS_PER_IMAGE * len(images)
+    num_frames = sum(_num_frames(part) for part in parts if isinstance(part, VideoPart))
+    num_image_tokens = TOKENS_PER_IMAGE * (len(images) + num_frames)
     prompt_tokens = num_image_tokens + sum(len(part.text.split()) for part in parts if isinstance(part, TextPart))
     limit = card.context_tokens or 64
     if prompt_tokens >= limit:
         raise ContextLengthError(f"the prompt has {prompt_tokens} tokens; the model holds {limit}", "messages")
-    answer = f"{len(images)} images. {_text_of(request.messages[-1])}"
+    answer = _structured(request.sampling.structure) or f"{len(images)} images. {_text_of(request.messages[-1])}"
     for stop in request.sampling.stop:
-        answer = answer.split(stop)[0]
+        answer = answer.split(stop)[0] + (stop if request.sampling.includes_stop and stop in answer else "")
     words = [word if index == 0 else f" {word}" for index, word in enumerate(answer.split())]
     room = limit - prompt_tokens
     shown = words[: room if request.sampling.max_tokens is None else min(room, request.sampling.max_tokens)]
     reason: FinishReason = "length" if len(shown) < len(words) else "stop"
-    return shown, reason, Usage(prompt_tokens, len(shown), num_image_tokens)
+    return shown, reason, Usage(prompt_tokens, len(shown) * request.num_choices, num_image_tokens)
+
+
+def _structured(structure: Structure | None) -> str:
+    """Return an answer of a structure, as far as one is known without a model; empty where none is."""
+    if structure is None or structure.kind not in ("choice", "json"):
+        return ""
+    return str(json.loads(structure.text)[0]) if structure.kind == "choice" else "{}"
+
+
+def _logprobs(word: str, num_top: int | None) -> tuple[TokenLogprob, ...]:
+    if num_top is None:
+        return ()
+    alternatives = [word, *(f"{word}-{place}" for place in range(1, num_top))][:num_top]
+    top = tuple(TokenLogprob(each.encode(), -float(place)) for place, each in enumerate(alternatives, 1))
+    return (TokenLogprob(word.encode(), -1.0, top),)
+
+
+def _num_frames(video: VideoPart) -> int:
+    """Return how many frames are looked at, all of them decoded."""
+    clip = open_clip(video.files, video.options.list_fps)
+    chosen = chosen_frames(clip.times_s, clip.duration_s, video.options)
+    return sum(1 for _ in clip.pictures(chosen))
 
 
 def _text_of(message: Message) -> str:

@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from bundle.frames.options import FrameOptions
 from bundle.gates import Gate, Unmeasured
 from bundle.generation import SamplingDefaults
 from bundle.manifest import Task
@@ -35,16 +36,45 @@ class ImagePart:
 
 
 @dataclass(frozen=True)
+class VideoPart:
+    """An encoded video in a message, decoded by the engine side in a process of its own.
+
+    Attributes:
+        files: One file (GIF, WebP, MP4), or pictures in order, as `options.list_fps` says.
+        options: Which frames are looked at, and how they are laid out.
+    """
+
+    files: tuple[bytes, ...]
+    options: FrameOptions
+
+
+@dataclass(frozen=True)
 class Message:
     """One turn of a conversation; the parts keep their order."""
 
     role: Literal["system", "user", "assistant"]
-    parts: tuple[TextPart | ImagePart, ...]
+    parts: tuple[TextPart | ImagePart | VideoPart, ...]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What an answer has to be.
+
+    Attributes:
+        kind: "json": a value of the JSON schema `text`. "regex": a match of it. "choice": one of the strings in the
+            JSON list. "grammar": a word of the grammar, in llguidance's dialect of Lark.
+        text: As the kind says.
+        param: The field of the request that asks for it, for errors.
+    """
+
+    kind: Literal["json", "regex", "choice", "grammar"]
+    text: str
+    param: str
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are chosen. None takes the bundle's own default (`generation.json`).
+    """How tokens are chosen. None takes the bundle's own default (`generation.json`), or none where that is silent.
 
     Attributes:
         max_tokens: Most tokens to generate; where the bundle is silent too, up to the context's end.
@@ -53,6 +83,17 @@ class SamplingParams:
         top_k: 0 means all.
         seed: None draws a fresh one.
         stop: Generation ends before the first occurrence of any; at most 4.
+        min_p: Least chance of a token, as a share of the likeliest one's.
+        repetition_penalty: Divides a positive score, and multiplies a negative one, of what prompt or answer hold.
+        frequency_penalty: Taken off a token's score for every time it is in the answer.
+        presence_penalty: Taken off a token's score once it is in the answer.
+        logit_bias: (token id, what is added to its score).
+        min_tokens: Tokens before which none that ends the answer is chosen.
+        ignores_eos: The model's own end tokens end nothing.
+        stop_token_ids: Tokens that end the answer besides the model's own.
+        includes_stop: The answer's text holds what stopped it.
+        top_logprobs: How many of the likeliest tokens are told with each token; None tells no logprobs at all.
+        structure: What the answer has to be.
     """
 
     max_tokens: int | None = None
@@ -61,6 +102,17 @@ class SamplingParams:
     top_k: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
+    ignores_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    includes_stop: bool = False
+    top_logprobs: int | None = None
+    structure: Structure | None = None
 
     def filled(self, defaults: SamplingDefaults) -> SamplingParams:
         """Return the sampling with what a request left open taken from its bundle's defaults."""
@@ -74,12 +126,21 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """One chat completion (one choice)."""
+    """One chat completion.
+
+    Attributes:
+        num_choices: Answers wanted; the seed of choice i is the request's plus i.
+        priority: Lower begins earlier where requests wait.
+        timeout_s: From now on; one that was not begun by then is not begun. None waits for any time.
+    """
 
     request_id: str
     model: str
     messages: tuple[Message, ...]
     sampling: SamplingParams = SamplingParams()
+    num_choices: int = 1
+    priority: int = 0
+    timeout_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +148,7 @@ class Usage:
     """Token counts of one request.
 
     Attributes:
+        cached_tokens: Of the prompt, those that were read for an earlier request and not again.
         image_tokens: Of images and frames, part of `prompt_tokens`.
         cached_image_tokens: Those of them whose features were kept from before, and were not encoded again.
     """
@@ -95,6 +157,7 @@ class Usage:
     completion_tokens: int
     image_tokens: int = 0
     cached_image_tokens: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,24 +172,51 @@ class Timings:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """A token, and how likely the model held it before temperature, penalties and whatever else changes its scores.
+
+    Attributes:
+        data: The bytes that it stands for, which may be a part of a character.
+        logprob: Natural logarithm of its chance.
+        top: The likeliest tokens in its place, the likeliest first; their own `top` is empty.
+    """
+
+    data: bytes
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
 class TokenEvent:
-    """A piece of the answer.
+    """A piece of one choice's text.
 
     Attributes:
         text: May be empty while a multi-byte character or a stop string is undecided.
         token_ids: The tokens that it is of; none of the last piece, which was held back.
         sampled_s: When the tokens were chosen, by the monotonic clock of the engine's machine: only differences tell,
             and they are the engine's own, however slowly a client takes its pieces.
+        index: Of the choice.
+        logprobs: Of `token_ids`, where they were asked for; none of a token that ended the answer.
+        reason: Why the choice ended; its last piece has one, and no other.
     """
 
     text: str
     token_ids: tuple[int, ...]
     sampled_s: float = 0.0
+    index: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    reason: FinishReason | None = None
 
 
 @dataclass(frozen=True)
 class FinishedEvent:
-    """The terminal event of a request that ended well; exactly one, and last."""
+    """The terminal event of a request that ended well; exactly one, and last.
+
+    Attributes:
+        reason: Of the first choice.
+        usage: The prompt counted once, the answers all together.
+        timings: Of the request.
+    """
 
     reason: FinishReason
     usage: Usage
@@ -252,4 +342,8 @@ class ManagedClient(EngineClient, Protocol):
 
     async def close(self) -> None:
         """Stop; unfinished requests fail with EngineDeadError."""
+        ...
+
+    def clear_caches(self) -> None:
+        """Forget what earlier requests left: features of images, and what was read of prompts."""
         ...

@@ -15,10 +15,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
 
 from bundle.decode import DEFAULT_LIMITS
 from bundle.errors import SettingsError
+from bundle.frames.limits import DEFAULT_VIDEO_LIMITS
 from runtime.settings import DEFAULT_CHUNK_TOKENS, DEFAULT_VISION_TILES, EncoderRuntime, RuntimeSettings
 from serving.watch import Patience
 
@@ -48,11 +49,16 @@ class ApiSettings(_Frozen):
             within texts among them. Parsing that many takes tens of milliseconds, in which nothing else runs.
         max_image_bytes: Of one encoded image; at most what the engine decodes.
         max_images: In one request.
+        max_videos: In one request.
+        max_video_bytes: Of one encoded video, or of all pictures of a list of frames.
+        max_frames: That a model looks at in one request; of a list, its pictures.
+        video_frames: Looked at in a video whose request does not say how many.
         max_text_characters: Of one text; a model's own limit is far below. What holds no images stays small by it.
         max_messages: Of one conversation.
         max_parts: Texts and images in all messages of one request.
         max_inputs: Texts and images in one embedding request.
         max_labels: Candidate labels in one classification.
+        max_choices: Answers to one request (`n`): each takes a place in the queue, and a slot while it runs.
         body_timeout_s: In every span of so long, a body must bring `body_bytes_per_s` times the span, or its end.
         body_bytes_per_s: The slowest client that is waited for.
         request_timeout_s: From a request's arrival to the end of its answer; also the most that a client may ask for
@@ -66,16 +72,27 @@ class ApiSettings(_Frozen):
     max_json_values: int = Field(default=100_000, ge=100)
     max_image_bytes: int = Field(default=DEFAULT_LIMITS.max_bytes, ge=1, le=DEFAULT_LIMITS.max_bytes)
     max_images: int = Field(default=16, ge=1)
+    max_videos: int = Field(default=4, ge=1)
+    max_video_bytes: int = Field(default=DEFAULT_VIDEO_LIMITS.max_bytes, ge=1, le=DEFAULT_VIDEO_LIMITS.max_bytes)
+    max_frames: int = Field(default=64, ge=1, le=4096)
+    video_frames: int = Field(default=8, ge=1)
     max_text_characters: int = Field(default=4_000_000, ge=1)
     max_messages: int = Field(default=1024, ge=1)
     max_parts: int = Field(default=1024, ge=1)
     max_inputs: int = Field(default=256, ge=1)
     max_labels: int = Field(default=1000, ge=1)
+    max_choices: int = Field(default=8, ge=1)
     body_timeout_s: float = Field(default=20.0, gt=0)
     body_bytes_per_s: int = Field(default=4096, ge=0)
     request_timeout_s: float = Field(default=600.0, gt=0)
     retry_after_s: int = Field(default=1, ge=1)
     stalled_client_s: float = Field(default=60.0, gt=0)
+
+    @model_validator(mode="after")
+    def _check_frames(self) -> ApiSettings:
+        if self.video_frames > self.max_frames:
+            raise ValueError(f"video_frames {self.video_frames} is above max_frames {self.max_frames}")
+        return self
 
 
 class HttpSettings(_Frozen):
@@ -91,6 +108,8 @@ class HttpSettings(_Frozen):
         health_port: Answers `/health/live` and `/health/ready` from a thread of its own, on the same address, so that
             no load keeps probes waiting. None: on the one port alone.
         loop_timeout_s: The thread tells live as false when the event loop has been silent for so long.
+        allow_cache_clear: Take `POST /v1/cache/clear` from whoever reaches the port: it makes others' requests slower,
+            so it is for servers of one's own.
     """
 
     head_timeout_s: float = Field(default=20.0, gt=0)
@@ -99,16 +118,23 @@ class HttpSettings(_Frozen):
     max_connections: int = Field(default=1000, ge=4)
     health_port: int | None = Field(default=None, ge=0, le=65535)
     loop_timeout_s: float = Field(default=15.0, gt=0)
+    allow_cache_clear: bool = False
 
 
 class EngineSettings(RuntimeSettings):
     """Settings of every model that a client loads; read once, passed explicitly.
 
     Attributes:
-        max_sequences: Cache slots per generative model: the largest decode batch.
-        context_tokens: Cache rows per slot. None: the model's own limit, at most `DEFAULT_CONTEXT_TOKENS`.
+        max_sequences: Answers of one generative model that are made at once: the largest decode batch.
+        context_tokens: Of one sequence, at most. None: the model's own limit, at most `DEFAULT_CONTEXT_TOKENS`, and
+            no more than `kv_memory_bytes` holds.
+        kv_memory_bytes: Of each generative model's cache, for running answers and kept prompts together; a number or
+            a text such as "512MiB". None: half of `max_sequences` whole contexts, few of which are ever full.
+        prefix_cache: Keep what was read of prompts for those that begin alike.
+        max_gap_ms: While answers run, prompts are read in chunks so that a chunk and a decode step take no longer
+            together, by what they took until now, as far as that can be kept.
         max_waiting: Requests per model that may wait for a slot; one more is refused.
-        prefill_chunk_tokens: Prompt tokens run between two decode steps; smaller keeps running answers smoother.
+        prefill_chunk_tokens: Most tokens of a prompt in one run.
         vision_batch_tiles: Images or tiles in one run of a vision encoder; bounds its activation memory.
         text_batch_rows: Texts in one run of a text encoder.
         image_cache_bytes: Bytes of image features kept for reuse, of all models together; 0 keeps none.
@@ -124,8 +150,11 @@ class EngineSettings(RuntimeSettings):
     """
 
     encoder_runtime: EncoderRuntime = "auto"
-    max_sequences: int = Field(default=4, ge=1, le=256)
+    max_sequences: int = Field(default=8, ge=1, le=256)
     context_tokens: int | None = Field(default=None, ge=2)
+    kv_memory_bytes: ByteSize | None = None
+    prefix_cache: bool = True
+    max_gap_ms: float = Field(default=250.0, gt=0)
     max_waiting: int = Field(default=64, ge=0)
     prefill_chunk_tokens: int = Field(default=DEFAULT_CHUNK_TOKENS, ge=1)
     vision_batch_tiles: int = Field(default=DEFAULT_VISION_TILES, ge=1)

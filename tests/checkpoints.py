@@ -127,6 +127,11 @@ def llama_1_1b_config() -> Config:
     return smolvlm_config(text, vision, scale_factor=4, tie_word_embeddings=False)
 
 
+def tiny_config() -> Config:
+    """Return tiny sizes with heads of 16, as float16 attention wants them at least."""
+    return smolvlm_config({"num_attention_heads": 3, "num_key_value_heads": 1})
+
+
 def siglip_b16_config() -> Config:
     """Return the sizes of SigLIP-B/16 at 224 px, but for the words, whose table changes no speed."""
     sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12}
@@ -135,7 +140,12 @@ def siglip_b16_config() -> Config:
     )
 
 
-PRESETS = {"smolvlm-256m": smolvlm_256m_config, "llama-1.1b": llama_1_1b_config, "siglip-b16": siglip_b16_config}
+PRESETS = {
+    "smolvlm-256m": smolvlm_256m_config,
+    "llama-1.1b": llama_1_1b_config,
+    "siglip-b16": siglip_b16_config,
+    "tiny": tiny_config,
+}
 
 
 def clip_config(text: Config | None = None, vision: Config | None = None, **top: Any) -> Config:

@@ -1,10 +1,11 @@
-"""GIF 89a: the screen, its palette, and the first picture with the control block before it."""
+"""GIF 89a: the screen, its palette, and the first picture with the control block before it, or all."""
 
 from __future__ import annotations
 
 import re
 import struct
 
+from bundle.containers.animation import Animation, shown_ms
 from bundle.containers.picture import Picture, check_pieces, damaged
 
 SIGNATURE = b"GIF8"
@@ -35,6 +36,32 @@ def gif_picture(data: bytes) -> Picture:
     screen_width, screen_height = struct.unpack_from("<HH", data, 6)
     # A picture that reaches over the screen makes it larger, as in Pillow
     return Picture("GIF", max(screen_width, left + width), max(screen_height, top + height), alone)
+
+
+def gif_animation(data: bytes) -> Animation:
+    """Return all pictures of a GIF file.
+
+    Raises:
+        ImageError: There is none, one reaches beyond the others' canvas, or the file is cut into too many blocks.
+    """
+    first = gif_picture(data)
+    width, height = first.width_px, first.height_px
+    pieces, delays_ms = [data[: _SCREEN_BYTES + _palette_bytes(data[10])]], list[int]()
+    at = len(pieces[0])
+    while True:
+        control, start = _before_picture(data, at)
+        if start is None or start + _DESCRIPTOR_BYTES > len(data):
+            break
+        left, top, of_width, of_height, flags = struct.unpack_from("<HHHHB", data, start + 1)
+        if left + of_width > width or top + of_height > height:
+            raise damaged("GIF", data, f"picture {len(delays_ms)} reaches beyond the canvas of {width}x{height}")
+        at, is_whole = _blocks_end(data, start + _DESCRIPTOR_BYTES + _palette_bytes(flags) + 1)
+        pieces += [control, data[start:at]]
+        delays_ms.append(shown_ms(10 * int.from_bytes(control[4:6], "little")))
+        check_pieces(len(delays_ms), "GIF pictures")
+        if not is_whole:
+            raise damaged("GIF", data, f"picture {len(delays_ms) - 1} is cut short")
+    return Animation("GIF", width, height, b"".join([*pieces, b";"]), tuple(delays_ms))
 
 
 def _palette_bytes(flags: int) -> int:

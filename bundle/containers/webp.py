@@ -1,10 +1,11 @@
-"""WebP (RFC 9649): the bitstream with its alpha, of an animation the first frame on its canvas."""
+"""WebP (RFC 9649): the bitstream with its alpha, of an animation the first frame on its canvas, or all."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
 
+from bundle.containers.animation import Animation, shown_ms
 from bundle.containers.orientation import orientation_of
 from bundle.containers.picture import Picture, check_pieces, damaged
 
@@ -35,6 +36,31 @@ def webp_picture(data: bytes) -> Picture:
     alone = SIGNATURE + struct.pack("<I", len(body)) + body
     exif, xmp = (kept.get(name, b"")[8:] for name in (b"EXIF", b"XMP "))
     return Picture("WEBP", *size, alone, orientation_of(exif, xmp))
+
+
+def webp_animation(data: bytes) -> Animation:
+    """Return all frames of a WebP file; a still one is a frame that is shown for the time of one.
+
+    Raises:
+        ImageError: The header is damaged, a frame is cut short or reaches beyond the canvas, or there are too many.
+    """
+    still = webp_picture(data)
+    frames = [chunk for name, chunk in _chunks(data, 12) if name == b"ANMF"]
+    if not frames:
+        return Animation("WEBP", still.width_px, still.height_px, still.data, (shown_ms(0),))
+    kept = {name: chunk for name, chunk in _chunks(data, 12) if name in (b"VP8X", b"ANIM")}
+    delays_ms = []
+    for index, frame in enumerate(frames):
+        if len(frame) < 8 + int.from_bytes(frame[4:8], "little") or len(frame) < 8 + _FRAME_HEADER_BYTES:
+            raise damaged("WEBP", data, f"frame {index} is cut short")
+        left, top, width, height, delay_ms = (int.from_bytes(frame[at : at + 3], "little") for at in range(8, 23, 3))
+        if 2 * left + width + 1 > still.width_px or 2 * top + height + 1 > still.height_px:
+            raise damaged("WEBP", data, f"frame {index} reaches beyond the canvas")
+        delays_ms.append(shown_ms(delay_ms))
+    body = FORM + b"".join(_pictured(name, chunk) for name, chunk in kept.items())
+    body += b"".join(_pictured(b"ANMF", frame) for frame in frames)
+    alone = SIGNATURE + struct.pack("<I", len(body)) + body
+    return Animation("WEBP", still.width_px, still.height_px, alone, tuple(delays_ms))
 
 
 def _chunks(data: bytes, start: int) -> Iterator[tuple[bytes, bytes]]:

@@ -116,7 +116,11 @@ def _measure(
             processes[system.name] = stack.enter_context(process)
             found.versions[system.name] = process.versions
         for measure in measures:
-            doing = {name: process for name, process in processes.items() if measure.kind in process.kinds}
+            doing = {
+                system.name: processes[system.name]
+                for system in systems
+                if system.name in processes and measure.kind in system.kinds & processes[system.name].kinds
+            }
             say(f"{measure.name}: {', '.join(doing)}")
             found.readings[measure] = take_turns(doing, measure, plan.turns, found.absent)
 

@@ -17,6 +17,7 @@ from typing import Literal, get_args
 from bundle.errors import QuantizationError
 from bundle.manifest import ComponentName, Manifest, RunPhase, graph_name
 from bundle.report import DecoderProfile
+from graphs.lowering.component import added_bytes
 from quant.planning.layer_times import LayerTimes
 from quant.planning.plan import ComponentPlan
 from quant.planning.planner import Planner, Sites
@@ -179,8 +180,11 @@ def _ms(plan: ComponentPlan, rows: Mapping[str, float], other_rows: float, times
 
 
 def weight_bytes(plans: Mapping[ComponentName, ComponentPlan], manifest: Manifest) -> int:
-    """Return the bytes of all graphs: planned layers in their forms, the rest (norms, convolutions) as exported."""
-    total = 0
+    """Return the bytes of all graphs: planned layers in their forms, the rest (norms, convolutions) as exported.
+
+    What lowering adds is counted, and what it saves (a few bytes for every two layers that become one) is not.
+    """
+    total = added_bytes(manifest)
     for plan in plans.values():
         total += manifest.components[plan.parent].weight_bytes - plan.fp32_bytes + plan.stored_bytes
     return total

@@ -30,8 +30,12 @@ class ErrorAnswer(_Answer):
 
 
 class PromptTokensDetails(_Answer):
-    """Part of the prompt's tokens: those of images and frames, and of these the ones that were not encoded again."""
+    """Part of the prompt's tokens.
 
+    Those that were not read again; those of images and frames; of these, the ones that were not encoded again.
+    """
+
+    cached_tokens: int
     image_tokens: int
     cached_image_tokens: int
 
@@ -63,12 +67,36 @@ class AssistantAnswer(_Answer):
     refusal: None
 
 
-class ChatChoice(_Answer):
-    """The one answer."""
+class TokenChance(_Answer):
+    """A token, and the natural logarithm of its chance by the model itself, before anything that a request asks for.
 
-    index: Literal[0]
+    `bytes` may be a part of a character, which `token` then shows as U+FFFD.
+    """
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprobs(TokenChance):
+    """A token of the answer, and the likeliest in its place."""
+
+    top_logprobs: list[TokenChance]
+
+
+class ChatLogprobs(_Answer):
+    """One entry for each token; a token that ended the answer has none."""
+
+    content: list[TokenLogprobs]
+    refusal: None
+
+
+class ChatChoice(_Answer):
+    """One answer."""
+
+    index: int
     message: AssistantAnswer
-    logprobs: None
+    logprobs: ChatLogprobs | None
     finish_reason: Literal["stop", "length"]
 
 
@@ -79,7 +107,7 @@ class ChatCompletion(_Answer):
     object: Literal["chat.completion"]
     created: int
     model: str
-    choices: list[ChatChoice] = Field(min_length=1, max_length=1)
+    choices: list[ChatChoice] = Field(min_length=1)
     usage: ChatUsage
     timings: ChatTimings
 
@@ -92,11 +120,11 @@ class ChatDelta(_Answer):
 
 
 class ChunkChoice(_Answer):
-    """The next piece of the one answer; the last has a reason and no text."""
+    """The next piece of one answer; its last has a reason and no text."""
 
-    index: Literal[0]
+    index: int
     delta: ChatDelta
-    logprobs: None
+    logprobs: ChatLogprobs | None
     finish_reason: Literal["stop", "length"] | None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from bundle.errors import PocketVLMError
 from bundle.machine import own_version
+from serving.api.caches import caches_router
 from serving.api.chat import chat_router
 from serving.api.classify import classify_router
 from serving.api.docs import add_docs
@@ -30,18 +32,21 @@ CLIENT_CLOSED = 499
 """nginx's status for a client that went away; only logs see it."""
 
 
-def create_app(client: EngineClient, settings: ApiSettings) -> FastAPI:
+def create_app(client: EngineClient, settings: ApiSettings, clear_caches: Callable[[], None] | None = None) -> FastAPI:
     """Return the application over a client that is started and closed elsewhere.
 
     Args:
         client: Answers the requests.
         settings: Limits of a request.
+        clear_caches: What `POST /v1/cache/clear` does; None: there is no such route.
     """
     service = Service(client, settings, int(time.time()))
     # FastAPI's own pages load scripts from a content network; ours loads nothing.
     app = FastAPI(title="PocketVLM", version=own_version(), docs_url=None, redoc_url=None)
     for router in (chat_router(service), embeddings_router(service), classify_router(service), status_router(service)):
         app.include_router(router)
+    if clear_caches is not None:
+        app.include_router(caches_router(clear_caches))
     add_docs(app, service)
     app.openapi = partial(_documented, app, settings)  # type: ignore[method-assign]  # as FastAPI says to replace it
     _answer_failures(app, service)

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -17,12 +17,16 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from bundle.errors import PocketVLMError
+from bundle.frames.options import FrameOptions
+from serving.api.choices import WholeChoice, delta_body, end_body, role_body
+from serving.api.contents import FramesContent, ImageContent, TextContent, VideoContent
 from serving.api.deadline import Deadline
 from serving.api.disconnect import close, contained, finish_within, until_disconnect
 from serving.api.errors import error_body
 from serving.api.record import RequestRecord, record_of
 from serving.api.schemas import ChatMessage, ChatRequest
 from serving.api.service import Service, check_count, new_id
+from serving.api.videos import num_frames_of, options_of, video_part
 from serving.protocol import (
     FinishedEvent,
     GenerateEvent,
@@ -32,6 +36,7 @@ from serving.protocol import (
     TextPart,
     TokenEvent,
     Usage,
+    VideoPart,
 )
 
 logger = logging.getLogger(__name__)
@@ -85,18 +90,35 @@ def _asked(service: Service, body: ChatRequest) -> _Asked:
     messages = []
     num_parts = sum(len(message.content) for message in body.messages if isinstance(message.content, list))
     check_count(num_parts, service.settings.max_parts, "messages", "parts")
+    options = options_of(body, service.settings)
     for index, message in enumerate(body.messages):
-        messages.append(Message(_ROLES[message.role], _parts(service, message, f"messages.{index}.content")))
-    num_images = sum(isinstance(part, ImagePart) for message in messages for part in message.parts)
-    check_count(num_images, service.settings.max_images, "messages", "images")
-    request = GenerateRequest(new_id("chatcmpl"), body.model, tuple(messages), body.sampling())
+        messages.append(Message(_ROLES[message.role], _parts(service, message, options, f"messages.{index}.content")))
+    parts = [part for message in messages for part in message.parts]
+    check_count(sum(isinstance(part, ImagePart) for part in parts), service.settings.max_images, "messages", "images")
+    videos = [part for part in parts if isinstance(part, VideoPart)]
+    check_count(len(videos), service.settings.max_videos, "messages", "videos")
+    check_count(sum(map(num_frames_of, videos)), service.settings.max_frames, "messages", "frames")
+    request = GenerateRequest(
+        new_id("chatcmpl"), body.model, tuple(messages), body.sampling(), body.n or 1, body.priority
+    )
     return _Asked(request, bool(body.stream), body.includes_usage)
 
 
-def _parts(service: Service, message: ChatMessage, param: str) -> tuple[Any, ...]:
+def _parts(service: Service, message: ChatMessage, options: FrameOptions, param: str) -> tuple[Any, ...]:
     if message.content is None or isinstance(message.content, str):
         return (TextPart(message.content or ""),)
-    return tuple(service.part(content, f"{param}.{index}") for index, content in enumerate(message.content))
+    return tuple(_part(service, each, options, f"{param}.{index}") for index, each in enumerate(message.content))
+
+
+def _part(
+    service: Service,
+    content: TextContent | ImageContent | VideoContent | FramesContent,
+    options: FrameOptions,
+    param: str,
+) -> TextPart | ImagePart | VideoPart:
+    if isinstance(content, (VideoContent, FramesContent)):
+        return video_part(content, options, service.settings, param)
+    return service.part(content, param)
 
 
 @dataclass
@@ -111,6 +133,8 @@ class Chat:
         deadline: When it is stopped.
         record: Gets the counts of tokens.
         created_s: Unix time, as the answer tells it.
+        num_choices: Of the answer.
+        tells_logprobs: They were asked for.
         is_counted: Its end was seen by the metrics; a client that leaves after that aborts nothing.
     """
 
@@ -121,13 +145,27 @@ class Chat:
     deadline: Deadline
     record: RequestRecord
     created_s: int
+    num_choices: int
+    tells_logprobs: bool
     is_counted: bool = False
 
     @classmethod
     def begin(cls, service: Service, request: GenerateRequest, deadline: Deadline, record: RequestRecord) -> Chat:
         """Hand a request to the engine; nothing here keeps its images."""
+        request = replace(request, timeout_s=deadline.deadline_s - time.monotonic())
         events = service.metrics.observed(service.client.generate(request), request.model)
-        return cls(service, request.request_id, request.model, events, deadline, record, int(time.time()))
+        tells_logprobs = request.sampling.top_logprobs is not None
+        return cls(
+            service,
+            request.request_id,
+            request.model,
+            events,
+            deadline,
+            record,
+            int(time.time()),
+            request.num_choices,
+            tells_logprobs,
+        )
 
     async def next(self) -> GenerateEvent:
         """Return the next event.
@@ -153,22 +191,17 @@ class Chat:
 
     async def whole(self) -> dict[str, Any]:
         """Return the body of an answer that is not streamed."""
-        text = ""
+        choices = [WholeChoice(index, self.tells_logprobs) for index in range(self.num_choices)]
         try:
             while isinstance(event := await self.next(), TokenEvent):
-                text += event.text
+                choices[event.index].add(event)
         finally:
             await close(self.events)
-        return self._whole_body(text, event)
-
-    def _whole_body(self, text: str, finished: FinishedEvent) -> dict[str, Any]:
-        message = {"role": "assistant", "content": text, "refusal": None}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finished.reason}
         return {
             **self._head("chat.completion"),
-            "choices": [choice],
-            "usage": usage_body(finished.usage),
-            "timings": asdict(finished.timings),
+            "choices": [choice.body() for choice in choices],
+            "usage": usage_body(event.usage),
+            "timings": asdict(event.timings),
         }
 
     async def pieces(self, first: GenerateEvent, *, includes_usage: bool) -> AsyncIterator[bytes]:
@@ -177,14 +210,17 @@ class Chat:
         A failure on the way is an event with the error body in place of what is missing.
         """
         try:
-            yield self._delta({"role": "assistant", "content": ""}, None, includes_usage)
+            for index in range(self.num_choices):
+                yield self._choice_event(role_body(index), includes_usage)
             event: GenerateEvent = first
             while isinstance(event, TokenEvent):
-                if event.text:
-                    yield self._delta({"content": event.text}, None, includes_usage)
-                event = await self.next()
-            self.is_counted = True
-            yield self._delta({}, event.reason, includes_usage)
+                if event.text or event.logprobs:
+                    yield self._choice_event(delta_body(event, tells_logprobs=self.tells_logprobs), includes_usage)
+                ended, event = event, await self.next()
+                # A client that has seen the last choice's end may leave: by then, the answer is counted.
+                self.is_counted = isinstance(event, FinishedEvent)
+                if ended.reason:
+                    yield self._choice_event(end_body(ended.index, ended.reason), includes_usage)
             if includes_usage:
                 yield self._usage_event(event)
         except Exception as error:
@@ -198,8 +234,7 @@ class Chat:
         self.is_counted = True
         return _event(error_body(error))
 
-    def _delta(self, delta: dict[str, str], reason: str | None, includes_usage: bool) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+    def _choice_event(self, choice: dict[str, Any], includes_usage: bool) -> bytes:
         body = {**self._head("chat.completion.chunk"), "choices": [choice]}
         return _event({**body, "usage": None} if includes_usage else body)
 
@@ -266,6 +301,7 @@ def usage_body(usage: Usage) -> dict[str, Any]:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {
+            "cached_tokens": usage.cached_tokens,
             "image_tokens": usage.image_tokens,
             "cached_image_tokens": usage.cached_image_tokens,
         },

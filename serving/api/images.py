@@ -16,7 +16,7 @@ from serving.api.validation import shown
 from serving.protocol import ImagePart
 
 _MARK = "base64"
-_UNKNOWN_TYPES = ("", "application/octet-stream", "binary/octet-stream")
+UNKNOWN_TYPES = ("", "application/octet-stream", "binary/octet-stream")
 """What a program writes that does not know the media type; the bytes decide."""
 _VECTOR = "image/svg"
 _SLICE_CHARACTERS = 1 << 20
@@ -38,6 +38,19 @@ def image_part(url: str, param: str, max_bytes: int) -> ImagePart:
     Raises:
         ImageError: Not a data URL, not base64, not an image's media type, empty, or too large.
     """
+    media_type, payload = split_data_url(url, param)
+    is_image = media_type.startswith("image/") and not media_type.startswith(_VECTOR)
+    if not is_image and media_type not in UNKNOWN_TYPES:
+        raise ImageError(f"media type {shown(media_type)} is no image's; send a PNG, JPEG or WebP", param)
+    return ImagePart(decoded(payload, param, max_bytes))
+
+
+def split_data_url(url: str, param: str) -> tuple[str, str]:
+    """Return a data URL's media type, in small letters, and its base64, not decoded.
+
+    Raises:
+        ImageError: It is no data URL, or not in base64.
+    """
     header, comma, payload = url.partition(",")
     scheme, colon, kind = header.strip().partition(":")
     if not colon or scheme.lower() != "data":
@@ -45,28 +58,36 @@ def image_part(url: str, param: str, max_bytes: int) -> ImagePart:
     media_type, *parameters = [each.strip().lower() for each in kind.split(";")]
     if not comma or _MARK not in parameters:
         raise ImageError(f"{shown(url)} is not a base64 data URL; send data:image/png;base64,... ", param)
-    is_image = media_type.startswith("image/") and not media_type.startswith(_VECTOR)
-    if not is_image and media_type not in _UNKNOWN_TYPES:
-        raise ImageError(f"media type {shown(media_type)} is no image's; send a PNG, JPEG or WebP", param)
-    return ImagePart(_decode(payload, param, max_bytes))
+    return media_type, payload
 
 
-def _decode(payload: str, param: str, max_bytes: int) -> bytes:
+def decoded(payload: str, param: str, max_bytes: int, noun: str = "image") -> bytes:
+    """Return the bytes of base64 as people write it.
+
+    Args:
+        payload: The base64.
+        param: The request field, for the error.
+        max_bytes: Of the bytes.
+        noun: What they are, for the error.
+
+    Raises:
+        ImageError: Not base64, empty, or too large.
+    """
     if "%" in payload:
         payload = _without_percent(payload)
     digits, _, rest = payload.partition("=")
     try:
         if rest.strip("=" + string.whitespace):
             raise binascii.Error("there are characters after the padding")
-        data = b"".join(_pieces(digits, param, max_bytes))
+        data = b"".join(_pieces(digits, param, max_bytes, noun))
     except ValueError as error:
         raise ImageError(f"the data URL's payload is not base64: {error}", param) from error
     if not data:
-        raise ImageError("the image is empty (0 bytes)", param)
+        raise ImageError(f"the {noun} is empty (0 bytes)", param)
     return data
 
 
-def _pieces(digits: str, param: str, max_bytes: int) -> Iterator[bytes]:
+def _pieces(digits: str, param: str, max_bytes: int, noun: str) -> Iterator[bytes]:
     """Yield the bytes of base64 without padding, a slice at a time: nothing else runs while one is decoded."""
     left, room_bytes = b"", max_bytes
     for start in range(0, len(digits) + 1, _SLICE_CHARACTERS):
@@ -79,7 +100,7 @@ def _pieces(digits: str, param: str, max_bytes: int) -> Iterator[bytes]:
         if room_bytes < 0:
             size_bytes = len(digits) * 3 // 4
             raise ImageError(
-                f"the image holds {size_bytes} bytes; at most {max_bytes} are taken. Scale it down.", param
+                f"the {noun} holds {size_bytes} bytes; at most {max_bytes} are taken. Scale it down.", param
             )
         yield data
 

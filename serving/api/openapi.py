@@ -23,10 +23,12 @@ _REFUSALS = {
     413: "The body is too large.",
     429: "Too much is going on; `Retry-After` says when to come again.",
     500: "A fault of the server; its log has the details.",
+    501: "What was sent needs an optional package that this server lacks; the message names it.",
     503: "The model cannot answer now: it loads, stops, hangs or lacks memory.",
     504: "The request's time limit came first.",
 }
-_OF_WORK = tuple(_REFUSALS)
+_OF_CHAT = tuple(_REFUSALS)
+_OF_WORK = tuple(status for status in _REFUSALS if status != 501)
 _REF = "#/components/schemas/{model}"
 
 
@@ -49,7 +51,7 @@ class Described:
 
 ROUTES: dict[str, Described] = {
     "/v1/chat/completions": Described(
-        answers.ChatCompletion, _OF_WORK, schemas.ChatRequest, answers.ChatCompletionChunk
+        answers.ChatCompletion, _OF_CHAT, schemas.ChatRequest, answers.ChatCompletionChunk
     ),
     "/v1/embeddings": Described(answers.EmbeddingList, _OF_WORK, schemas.EmbeddingRequest),
     "/v1/classify": Described(answers.ClassificationList, _OF_WORK, schemas.ClassifyBody),

@@ -6,142 +6,66 @@ counted before their items are looked at, and nothing is validated beyond the fi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
-    ModelWrapValidatorHandler,
-    ValidationInfo,
-    model_validator,
-)
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
-from typing_extensions import Self
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
+from pydantic_core import PydanticCustomError
 
 from bundle.errors import ParameterError
 from bundle.zero_shot import SLOT
+from serving.api.contents import (
+    Content,
+    Contents,
+    ImageContent,
+    MediaOptions,
+    ProcessorOptions,
+    TextContent,
+    Texts,
+    VideoOptions,
+)
+from serving.api.fields import (
+    Name,
+    Off,
+    OffOrEmptyList,
+    OffOrEmptyObject,
+    OffOrFalse,
+    OffOrOne,
+    Text,
+    Unbuilt,
+    limit_of,
+)
+from serving.api.fields import Strict as _Strict
+from serving.api.fields import at_most as _at_most
+from serving.api.structured import GuidedChoice, GuidedJson, ResponseFormat, StructuredOutputs, structure_of
 from serving.api.validation import shown
 from serving.protocol import SamplingParams
 
 MAX_SEED = 2**63 - 1
 _ALL_IN_VLLM = -1
 """How clients of vLLM write a `top_k` that keeps the whole vocabulary; ours is 0."""
+_MOST_BIASES = 1024
+_MOST_TOP_LOGPROBS = 20
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _refuse_the_first_unknown_field(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        # Pydantic would make an error of each, at a kilobyte apiece.
-        unknown = next((name for name in value if name not in cls.model_fields), None) if type(value) is dict else None
-        if unknown is None:
-            return handler(value)
-        handler({name: each for name, each in value.items() if name in cls.model_fields})  # tells more where it fails
-        # In a tuple, for pydantic would encode a bare text, and half a surrogate pair cannot be.
-        raise PydanticCustomError(
-            "unknown_field", "this field is unknown or not supported; remove it", {"path": (unknown,)}
-        )
+def _check_bias(biases: dict[str, float]) -> dict[str, float]:
+    for name, bias in biases.items():
+        if not (name.isascii() and name.isdigit() and len(name) <= 9):
+            raise PydanticCustomError("bias_token", 'its names must be token ids, such as "123"')
+        if not -100 <= bias <= 100:
+            raise PydanticCustomError("bias_range", "a bias must be between -100 and 100")
+    return biases
 
 
-def _limit(info: ValidationInfo, name: str) -> int:
-    """Return a limit of the `ApiSettings` that a body is validated with."""
-    return int(getattr(info.context, name))
+def _check_choices(count: int, info: ValidationInfo) -> int:
+    if count > (most := limit_of(info, "max_choices")):
+        raise PydanticCustomError("too_many_choices", "one request may ask for {most} choices", {"most": most})
+    return count
 
 
-def _at_most(limit: str | int, noun: str) -> BeforeValidator:
-    """Return what counts a list or object before its items are looked at: to a number or a limit of `ApiSettings`."""
-
-    def count(value: Any, info: ValidationInfo) -> Any:
-        most = limit if isinstance(limit, int) else _limit(info, limit)
-        if isinstance(value, (list, dict)) and len(value) > most:
-            context = {"count": len(value), "noun": noun, "most": most}
-            raise PydanticCustomError("too_many", "{count} {noun}; one request may hold {most}", context)
-        return value
-
-    return BeforeValidator(count)
-
-
-@dataclass(frozen=True)
-class Unbuilt:
-    """The type of a field that is not built: it may be null, or have a value that changes nothing.
-
-    Attributes:
-        neutral: Those values.
-    """
-
-    neutral: tuple[Any, ...] = ()
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Take the neutral values as null."""
-        return core_schema.no_info_plain_validator_function(self._check)
-
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """Describe them."""
-        return {"enum": [None, *self.neutral], "description": "Not supported: taken where it changes nothing."}
-
-    def _check(self, value: Any) -> None:
-        # True equals 1 in Python, and is no number.
-        if value is not None and not any(value == each and type(value) is type(each) for each in self.neutral):
-            raise PydanticCustomError("unsupported", "not supported; leave it out")
-
-
-Off = Annotated[Any, Unbuilt()]
-OffOrFalse = Annotated[Any, Unbuilt((False,))]
-OffOrEmptyList = Annotated[Any, Unbuilt(([],))]
-OffOrEmptyObject = Annotated[Any, Unbuilt(({},))]
-OffOrZero = Annotated[Any, Unbuilt((0, 0.0))]
-OffOrOne = Annotated[Any, Unbuilt((1, 1.0))]
-
-
-def _whole_characters(text: str, info: ValidationInfo) -> str:
-    """Refuse a text that no model holds, and half a surrogate pair, which JSON can write and no encoding can."""
-    if len(text) > (most := _limit(info, "max_text_characters")):
-        context = {"count": len(text), "noun": "characters", "most": most}
-        raise PydanticCustomError("too_many", "{count} {noun}; one text may hold {most}", context)
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise PydanticCustomError("unicode", "a lone surrogate is no character; send valid Unicode") from error
-    return text
-
-
-Text = Annotated[str, AfterValidator(_whole_characters)]
-Name = Annotated[Text, Field(max_length=256)]
-
-
-class ImageUrl(_Strict):
-    """Where an image is: a data URL. `detail` changes nothing: the model's own resolution is used."""
-
-    url: str
-    detail: Literal["auto", "low", "high"] | None = None
-
-
-class TextContent(_Strict):
-    """A piece of text."""
-
-    type: Literal["text"]
-    text: Text
-
-
-class ImageContent(_Strict):
-    """An image."""
-
-    type: Literal["image_url"]
-    image_url: ImageUrl
-
-
-Content = Annotated[TextContent | ImageContent, Field(discriminator="type")]
-_AtMostParts = _at_most("max_parts", "parts")
-Texts = Annotated[list[TextContent], Field(fail_fast=True), _AtMostParts]
-Contents = Annotated[list[Content], Field(fail_fast=True), _AtMostParts]
+LogitBias = Annotated[dict[str, float], AfterValidator(_check_bias), _at_most(_MOST_BIASES, "biases")]
+NumChoices = Annotated[int, Field(ge=1), AfterValidator(_check_choices)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+StopTokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True), _at_most(64, "token ids")]
 
 
 class _Message(_Strict):
@@ -208,25 +132,38 @@ class ChatRequest(_Strict):
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=-1)
     seed: int | None = Field(default=None, ge=-MAX_SEED - 1, le=MAX_SEED)
+    priority: int = Field(default=0, ge=-10, le=10)
     stop: Stop | Annotated[list[Stop], Field(max_length=4, fail_fast=True)] | None = None
+    n: NumChoices | None = None
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=2)
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    logit_bias: LogitBias | None = None
+    min_tokens: int | None = Field(default=None, ge=0)
+    ignore_eos: bool | None = None
+    stop_token_ids: StopTokenIds | None = None
+    include_stop_str_in_output: bool | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=_MOST_TOP_LOGPROBS)
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: GuidedJson | None = None
+    guided_regex: Text | None = None
+    guided_choice: GuidedChoice | None = None
+    guided_grammar: Text | None = None
+
+    video: VideoOptions | None = None
+    media_io_kwargs: MediaOptions | None = None
+    mm_processor_kwargs: ProcessorOptions | None = None
 
     user: Text | None = None
     safety_identifier: Text | None = None
     prompt_cache_key: Text | None = None
     metadata: Annotated[dict[str, Text], _at_most(16, "entries")] | None = None
 
-    n: OffOrOne = None
     best_of: OffOrOne = None
-    frequency_penalty: OffOrZero = None
-    presence_penalty: OffOrZero = None
-    repetition_penalty: OffOrOne = None
     length_penalty: OffOrOne = None
-    min_p: OffOrZero = None
-    min_tokens: OffOrZero = None
-    logprobs: OffOrFalse = None
-    top_logprobs: OffOrZero = None
-    logit_bias: OffOrEmptyObject = None
-    response_format: Annotated[Any, Unbuilt(({"type": "text"},))] = None
     tools: OffOrEmptyList = None
     tool_choice: Annotated[Any, Unbuilt(("none", "auto"))] = None
     parallel_tool_calls: Annotated[Any, Unbuilt((True, False))] = None
@@ -243,7 +180,6 @@ class ChatRequest(_Strict):
     prompt_cache_retention: Off = None
     chat_template_kwargs: OffOrEmptyObject = None
     echo: OffOrFalse = None
-    ignore_eos: OffOrFalse = None
     use_beam_search: OffOrFalse = None
     skip_special_tokens: Annotated[Any, Unbuilt((True,))] = None
 
@@ -253,6 +189,8 @@ class ChatRequest(_Strict):
             raise ParameterError("stream_options is only allowed with stream: true", "stream_options")
         if None not in (both := {self.max_tokens, self.max_completion_tokens}) and len(both) > 1:
             raise ParameterError("max_tokens and max_completion_tokens differ; send one of them", "max_tokens")
+        if self.top_logprobs and not self.logprobs:
+            raise ParameterError("top_logprobs is only allowed with logprobs: true", "top_logprobs")
         return self
 
     @property
@@ -271,8 +209,30 @@ class ChatRequest(_Strict):
             # The generator takes no negative seeds; OpenAI's type is a signed one.
             "seed": None if self.seed is None else self.seed % 2**64,
             "stop": (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "presence_penalty": self.presence_penalty,
+            "logit_bias": tuple((int(name), bias) for name, bias in (self.logit_bias or {}).items()),
+            "min_tokens": self.min_tokens,
+            "ignores_eos": self.ignore_eos,
+            "stop_token_ids": tuple(self.stop_token_ids or ()),
+            "includes_stop": self.include_stop_str_in_output,
+            "top_logprobs": (self.top_logprobs or 0) if self.logprobs else None,
+            "structure": structure_of(self.response_format, self.structured_outputs, self._guided),
         }
         return SamplingParams(**{name: value for name, value in given.items() if value is not None})
+
+    @property
+    def _guided(self) -> dict[str, Any]:
+        """vLLM's older fields, by kind."""
+        fields = {
+            "json": self.guided_json,
+            "regex": self.guided_regex,
+            "choice": self.guided_choice,
+            "grammar": self.guided_grammar,
+        }
+        return {kind: value for kind, value in fields.items() if value is not None}
 
 
 def _refuse_token_ids(value: Any) -> Any:

@@ -16,12 +16,12 @@ from bundle.errors import EngineDeadError, ModelNotFoundError, ParameterError, T
 from bundle.manifest import Task
 from serving.api.body import read_body
 from serving.api.budget import BodyBudget
+from serving.api.contents import ImageContent, TextContent
 from serving.api.deadline import Deadline
 from serving.api.images import image_part
 from serving.api.metrics import Metrics
 from serving.api.parsing import Schema, check_content_type, parse_body
 from serving.api.record import record_of
-from serving.api.schemas import ImageContent, TextContent
 from serving.protocol import EngineClient, ImagePart, ModelCard, TextPart
 from serving.settings import ApiSettings
 

@@ -62,8 +62,11 @@ def _path(problem: Mapping[str, Any], body: Any) -> list[str | int]:
     """Return the path to the fault within the body: pydantic's, without the names it gives to a union's members."""
     path: list[str | int] = []
     location = problem["loc"]
+    fields = (*location, *(problem["ctx"]["path"] if problem["type"] == "unknown_field" else ()))
     for place, part in enumerate(location):
         if _holds(body, part):
+            if _is_tag(body, part, fields[place + 1 : place + 2]):
+                continue
             body = body[part]
         elif not (problem["type"] == "missing" and place == len(location) - 1):
             continue
@@ -73,6 +76,13 @@ def _path(problem: Mapping[str, Any], body: Any) -> list[str | int]:
     if problem["type"].startswith("union_tag_"):
         path.append(problem["ctx"]["discriminator"].strip("'"))
     return path
+
+
+def _is_tag(value: Any, part: str | int, further: Sequence[str | int]) -> bool:
+    """Return whether part of a path is the name of a union's member, though a field is called like it (`video`)."""
+    if not isinstance(value, dict) or value.get("type") != part:
+        return False
+    return any(_holds(value, each) and not _holds(value[str(part)], each) for each in further)
 
 
 def _holds(value: Any, part: str | int) -> bool:

@@ -51,7 +51,7 @@ class EdgeServer(uvicorn.Server):
         connection: Any = partial(Connection, settings.http, settings.api.stalled_client_s, self.watch)
         super().__init__(
             uvicorn.Config(
-                create_app(client, settings.api),
+                create_app(client, settings.api, client.clear_caches if settings.http.allow_cache_clear else None),
                 http=connection,
                 h11_max_incomplete_event_size=settings.http.max_head_bytes,
                 timeout_keep_alive=settings.http.idle_timeout_s,

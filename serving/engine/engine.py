@@ -14,15 +14,12 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from queue import Empty
 
-import numpy as np
-import numpy.typing as npt
-
-from bundle.errors import EngineDeadError, PocketVLMError
-from runtime.cache_shape import CacheShape
-from runtime.decoder import Logits
+from bundle.errors import DeadlineError, EngineDeadError, PocketVLMError
+from runtime.step_logits import StepLogits
 from serving.engine.faults import explained
 from serving.engine.runner import Runner
 from serving.engine.sampling.choice import Choice
+from serving.engine.sampling.likeliest import choices
 from serving.engine.sampling.sampler import Sampler
 from serving.engine.scheduler import Batch, Scheduler
 from serving.engine.sequence import Sequence
@@ -103,22 +100,28 @@ class _Cancel:
     stream: TokenStream
 
 
-class Engine(Worker[_Submit | _Cancel]):
+@dataclass(frozen=True)
+class _Clear:
+    """Forget the rows of prompts whose sequences have ended."""
+
+
+_Message = _Submit | _Cancel | _Clear
+
+
+class Engine(Worker[_Message]):
     """Runs sequences on a thread of its own.
 
     Args:
         name: Of the thread.
         runner: The model; only the engine thread calls it once `start` was called.
-        shape: Slots and their length.
-        chunk_tokens: Prompt tokens between two decode steps.
+        scheduler: Its sequences; only the engine thread calls it once `start` was called.
         patience: See `Worker`.
     """
 
-    def __init__(self, name: str, runner: Runner, shape: CacheShape, chunk_tokens: int, patience: Patience) -> None:
+    def __init__(self, name: str, runner: Runner, scheduler: Scheduler, patience: Patience) -> None:
         super().__init__(name, patience)
         self._runner = runner
-        self._shape = shape
-        self._scheduler = Scheduler(shape, chunk_tokens)
+        self._scheduler = scheduler
         self._sampler = Sampler()
         self._streams: dict[Sequence, TokenStream] = {}
 
@@ -142,20 +145,29 @@ class Engine(Worker[_Submit | _Cancel]):
         """Ask that a sequence stops and its slot is freed; harmless when it has ended."""
         self._inbox.put(_Cancel(stream))
 
+    def clear_prefixes(self) -> None:
+        """Ask that no request finds anything of those that have ended."""
+        self._inbox.put(_Clear())
+
     @property
     def gauges(self) -> dict[str, float]:
         """Return what `/metrics` shows of this engine."""
-        rows = self._shape.num_slots * self._shape.capacity_tokens
+        scheduler, counts = self._scheduler, self._scheduler.counts
         return {
-            "num_requests_running": float(self._scheduler.num_running),
-            "kv_cache_usage_perc": self._scheduler.num_cached_rows / rows,
-            "kv_cache_bytes": float(self._shape.total_bytes),
+            "num_requests_running": float(scheduler.num_running),
+            "kv_cache_usage_perc": scheduler.num_cached_rows / scheduler.shape.most_rows,
+            "kv_cache_bytes": float(scheduler.shape.total_bytes),
+            "prefix_cache_bytes": float(scheduler.num_kept_rows * scheduler.shape.bytes_per_token),
+            "prefix_cache_queries": float(counts.prefix_queries),
+            "prefix_cache_hits": float(counts.prefix_hits),
+            "num_preemptions": float(counts.preemptions),
         }
 
     def _step(self) -> bool:
         if not self._receive():
             return False
         self._beat()
+        self._fail_late()
         batch = self._scheduler.schedule()
         if batch is not None:
             # Outside of what a failing step may lose; where this fails, rows are gone and the worker ends.
@@ -176,8 +188,16 @@ class Engine(Worker[_Submit | _Cancel]):
             if isinstance(message, _Submit):
                 self._streams[message.stream.sequence] = message.stream
                 self._scheduler.add(message.stream.sequence)
+            elif isinstance(message, _Clear):
+                self._scheduler.clear()
             elif self._scheduler.remove(message.stream.sequence):
                 self._emit(message.stream.sequence, Ended(None))
+
+    def _fail_late(self) -> None:
+        """End what waits and whose deadline has passed: nobody waits for its answer."""
+        for sequence in self._scheduler.late(time.monotonic()):
+            waited_s = time.monotonic() - sequence.submitted_s
+            self._fail(sequence, DeadlineError(f"the request waited {waited_s:.1f} s for a slot, its time limit"))
 
     def _do(self, batch: Batch) -> None:
         try:
@@ -189,20 +209,20 @@ class Engine(Worker[_Submit | _Cancel]):
             return
         is_last = [row.is_last for row in batch.rows]
         if any(is_last):
-            self._sample([row.sequence for row in batch.rows if row.is_last], logits[is_last])
+            self._sample([row.sequence for row in batch.rows if row.is_last], logits.picked(is_last))
 
-    def _logits(self, batch: Batch) -> Logits:
+    def _logits(self, batch: Batch) -> StepLogits:
+        began_s = time.monotonic()
         for row in batch.rows:
-            if row.start == 0:
-                row.sequence.started_s = row.sequence.started_s or time.monotonic()
+            row.sequence.started_s = row.sequence.started_s or began_s
         logits = self._runner.run(batch)
-        self._scheduler.advance(batch)
+        self._scheduler.advance(batch, time.monotonic() - began_s)
         return logits
 
-    def _sample(self, sequences: SequenceOf[Sequence], logits: npt.NDArray[np.float32]) -> None:
+    def _sample(self, sequences: SequenceOf[Sequence], logits: StepLogits) -> None:
         """Let each sequence go on with a token chosen from its row of [B, V], or fail it alone."""
-        choices = self._sampler.choose(logits, [sequence.sampling_state for sequence in sequences])
-        for sequence, choice in zip(sequences, choices, strict=True):
+        chosen = choices(self._sampler, logits, [sequence.sampling_state for sequence in sequences])
+        for sequence, choice in zip(sequences, chosen, strict=True):
             if isinstance(choice, Choice):
                 self._append(sequence, choice)
             else:
@@ -215,7 +235,7 @@ class Engine(Worker[_Submit | _Cancel]):
             self._emit(sequence, Ended(reason))
 
     def _fail(self, sequence: Sequence, error: PocketVLMError) -> None:
-        self._scheduler.remove(sequence)
+        self._scheduler.remove(sequence, keeps=False)
         self._emit(sequence, Failed(error))
 
     def _emit(self, sequence: Sequence, event: StreamEvent) -> None:
@@ -224,7 +244,7 @@ class Engine(Worker[_Submit | _Cancel]):
         elif not self._streams[sequence].try_put(event):
             self._inbox.put(_Cancel(self._streams[sequence]))
 
-    def _abandon(self, error: EngineDeadError, messages: SequenceOf[_Submit | _Cancel]) -> None:
+    def _abandon(self, error: EngineDeadError, messages: SequenceOf[_Message]) -> None:
         for message in messages:
             if isinstance(message, _Submit):
                 message.stream.try_put(Failed(error))

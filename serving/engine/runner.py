@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from runtime.decoder import Decoder, Logits
-from serving.engine.scheduler import Batch, Change
-from serving.engine.slots import Move
+from runtime.decoder import Decoder
+from runtime.step_logits import StepLogits
+from serving.engine.changes import Change, Keep, Move
+from serving.engine.scheduler import Batch
 
 
 class Runner:
@@ -25,15 +26,18 @@ class Runner:
         return self._decoder.graphs.num_length_groups
 
     def change(self, changes: Iterable[Change]) -> None:
-        """Copy and drop rows of the cache, in order."""
+        """Copy, drop and give back rows of the cache, in order."""
+        states = self._decoder.states
         for change in changes:
             if isinstance(change, Move):
-                self._decoder.states.copy(change.source, change.target, change.rows)
+                states.copy(change.source, change.target, change.rows)
+            elif isinstance(change, Keep):
+                states.keep(change.slot, change.group, change.rows)
             else:
-                self._decoder.states.keep(change.slot, change.group, change.rows)
+                states.give_back(change.slot, change.first_row)
 
-    def run(self, batch: Batch) -> Logits:
-        """Run a batch's tokens and return the logits [B, V] of each row's last.
+    def run(self, batch: Batch) -> StepLogits:
+        """Run a batch's tokens and return the logits [B, V] of each row's last, valid until the next run.
 
         Raises:
             ValueError: The rows are not in neighbouring slots.
@@ -45,4 +49,4 @@ class Runner:
         if batch.rows[0].start == 0:
             self._decoder.states.clear(first)
         runs = [row.sequence.run(row.start, row.end) for row in batch.rows]
-        return self._decoder.run(batch.phase, first, runs)[:, 0]
+        return self._decoder.step(batch.phase, first, runs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +10,15 @@ import numpy.typing as npt
 from bundle.manifest import RunPhase
 from runtime.cache_shape import CacheShape
 from runtime.chunks import next_chunk
+from serving.engine.changes import Change, Keep
+from serving.engine.pace import Pace
 from serving.engine.sequence import Sequence
-from serving.engine.slots import Move, Slots
+from serving.engine.slots import Slots
+from serving.engine.waiting import Waiting
 from serving.protocol import FinishReason
+
+_HEADROOM_SHARE = 16
+"""A sequence gets a slot where one in so many of a context's rows is free for it to grow, and for each that runs."""
 
 
 @dataclass(frozen=True)
@@ -30,23 +35,19 @@ class Row:
         return self.end == len(self.sequence.ids)
 
 
-@dataclass(frozen=True)
-class Keep:
-    """Rows of a slot that stay, all others of the length group being dropped before anything runs.
+@dataclass
+class Counts:
+    """What a scheduler did since it was made.
 
     Attributes:
-        slot: Of the sequence.
-        group: The length group.
-        rows: Those kept, which move to the front in this order.
+        prefix_queries: Tokens of the prompts that were begun.
+        prefix_hits: Those of them whose rows were there.
+        preemptions: How often a running sequence lost its slot.
     """
 
-    slot: int
-    group: int
-    rows: npt.NDArray[np.int64]
-
-
-Change = Move | Keep
-"""What is done to the cache between two steps."""
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    preemptions: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,29 +72,43 @@ class Scheduler:
     """Sequences by state: waiting for a slot, having their prompt run, or decoding. Used by one thread.
 
     A prompt chunk and a decode step take turns, so that a long prompt slows the running answers but never stops them.
-    Prompts go first come, first served. A slot is as long as the context, so a running sequence never has to give way;
-    `preempt` is for whoever wants its place.
+    Who waits goes by arrival and priority. Rows that hold something are never more than the cache allows: first go
+    those of sequences that have ended, then the running sequence whose turn came last gives way and waits again.
+
+    Args:
+        shape: Slots, their length, and how many rows may hold something.
+        pace: How much of a prompt runs between two decode steps.
+        keeps_prefixes: Whether rows of a prompt outlive its sequence, for those that begin alike. States of fixed size
+            cannot be cut, so models that have them keep none.
+
+    Attributes:
+        shape: As it was given.
+        counts: What it did until now.
     """
 
-    def __init__(self, shape: CacheShape, chunk_tokens: int) -> None:
-        self._capacity_tokens = shape.capacity_tokens
-        self._chunk_tokens = chunk_tokens
-        self._slots = Slots(shape.num_slots)
-        self._waiting: deque[Sequence] = deque()
-        self._changes: list[Change] = []
+    def __init__(self, shape: CacheShape, pace: Pace, *, keeps_prefixes: bool = True) -> None:
+        self.shape = shape
+        self._pace = pace
+        keeps = keeps_prefixes and not shape.bytes_per_slot
+        self._slots = Slots(shape.num_slots, shape.num_spare_slots, keeps=keeps, copies=shape.has_cheap_copies)
+        self._waiting = Waiting()
         self._prompt_was_last = False
+        self.counts = Counts()
 
     @property
     def num_running(self) -> int:
         """Sequences with a slot."""
-        return len(self._slots.decoding) + (self._slots.filling is not None)
+        return len(self._slots.running)
 
     @property
     def num_cached_rows(self) -> int:
         """Rows in use, over all slots: of each sequence, those of its longest length group."""
-        filling = self._slots.filling
-        running = [*self._slots.decoding, *([filling] if filling else [])]
-        return sum(sequence.num_rows for sequence in running)
+        return sum(sequence.num_rows for sequence in self._slots.running)
+
+    @property
+    def num_kept_rows(self) -> int:
+        """Rows of sequences that have ended, kept for those that begin alike."""
+        return self._slots.num_kept_rows
 
     @property
     def has_work(self) -> bool:
@@ -102,28 +117,65 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; its prompt and one more token fit a slot, which the caller has checked."""
-        self._waiting.append(sequence)
+        self._waiting.add(sequence)
+
+    def late(self, now_s: float) -> list[Sequence]:
+        """Return the sequences whose deadline has passed while they wait; the caller removes them."""
+        return self._waiting.late(now_s)
 
     def schedule(self) -> Batch | None:
         """Return what to run next, once the changes that are due are made; None when nothing is left."""
-        if self._waiting and self._slots.has_room:
-            self._slots.seat(self._waiting.popleft())
-        filling, decoding = self._slots.filling, self._slots.decoding
-        if filling is None and not decoding:
-            return None
-        self._prompt_was_last = filling is not None and not (decoding and self._prompt_was_last)
-        if filling is not None and self._prompt_was_last:
-            return self._next_chunk(filling)
-        rows = (Row(sequence, sequence.num_run, sequence.num_run + 1) for sequence in decoding)
-        return Batch("step", tuple(rows))
+        if self._waiting and self._slots.has_room and self._has_rows_for(self._waiting.first):
+            self._seat(self._waiting.take())
+        batch = self._next_batch()
+        while batch is not None and not self._try_make_room(batch) and self._try_preempt_last():
+            batch = self._next_batch()
+        self._prompt_was_last = batch is not None and self._is_filling(batch)
+        return batch
 
     def take_changes(self) -> tuple[Change, ...]:
-        """Return the copies and drops of rows that are due, in order; whoever runs batches makes them first.
+        """Return what is due to be done to rows, in order; whoever runs batches does it first.
 
-        They are no part of a batch: one that fails must not take with it what other sequences' rows depend on.
+        It is no part of a batch: one that fails must not take with it what other sequences' rows depend on.
         """
-        changes, self._changes = (*self._changes, *self._slots.take_moves()), []
-        return changes
+        return self._slots.take_changes()
+
+    def _seat(self, sequence: Sequence) -> None:
+        is_new = sequence.cached_tokens is None
+        self._slots.seat(sequence)
+        if sequence.is_decoding:
+            self._slots.settle()
+        if is_new:
+            self.counts.prefix_queries += sequence.num_prompt_tokens
+            self.counts.prefix_hits += sequence.cached_tokens or 0
+
+    def _has_rows_for(self, sequence: Sequence) -> bool:
+        """Return whether a sequence that waits could run beside the others for a while."""
+        num_running = self.num_running
+        headroom = self.shape.capacity_tokens // _HEADROOM_SHARE * (num_running + 1)
+        return not num_running or self.num_cached_rows + len(sequence.ids) + headroom <= self.shape.most_rows
+
+    def _next_batch(self) -> Batch | None:
+        filling, decoding = self._slots.filling, self._slots.decoding
+        if filling is not None and not (decoding and self._prompt_was_last):
+            return self._next_chunk(filling)
+        rows = tuple(Row(sequence, sequence.num_run, sequence.num_run + 1) for sequence in decoding)
+        return Batch("step", rows) if rows else None
+
+    def _is_filling(self, batch: Batch) -> bool:
+        return batch.rows[0].sequence is self._slots.filling
+
+    def _try_make_room(self, batch: Batch) -> bool:
+        """Free rows of sequences that have ended until those of a batch can become resident."""
+        if self.shape.budget_rows is None:
+            return True
+        ends = {row.sequence: row.sequence.num_rows + row.end - row.start for row in batch.rows}
+        return self._slots.try_fit(ends, self.shape.budget_rows)
+
+    def _try_preempt_last(self) -> bool:
+        """Preempt the running sequence that would have been the last to get a slot; False where one alone is left."""
+        _, *others = sorted(self._slots.running, key=self._waiting.place)
+        return any(self.preempt(sequence) for sequence in reversed(others))
 
     def _next_chunk(self, sequence: Sequence) -> Batch:
         """Return the next tokens of a sequence that has more than one to be read.
@@ -133,15 +185,24 @@ class Scheduler:
         start, num_prompt = sequence.num_run, sequence.num_prompt_tokens
         is_prompt = start < num_prompt
         left = (num_prompt if is_prompt else len(sequence.ids) - 1) - start
-        row = Row(sequence, start, start + next_chunk(left, self._chunk_tokens))
+        most = self._pace.chunk_tokens(beside_answers=bool(self._slots.decoding))
+        row = Row(sequence, start, start + next_chunk(left, most))
         return Batch("prompt" if is_prompt else "step", (row,))
 
-    def advance(self, batch: Batch) -> None:
-        """Record that a batch was run."""
+    def advance(self, batch: Batch, took_s: float = 0.0) -> None:
+        """Record that a batch was run, and how long that took; 0 where nobody measured."""
+        if took_s:
+            self._note_pace(batch, took_s)
         for row in batch.rows:
             row.sequence.advance(row.end - row.start)
             if row.sequence is self._slots.filling and row.sequence.is_decoding:
                 self._slots.settle()
+
+    def _note_pace(self, batch: Batch, took_s: float) -> None:
+        if self._is_filling(batch):
+            self._pace.note_chunk(batch.rows[0].end - batch.rows[0].start, took_s)
+        else:
+            self._pace.note_step(took_s)
 
     def append(self, sequence: Sequence, token_id: int) -> FinishReason | None:
         """Record a sampled token; free the slot and return the reason when it was the last."""
@@ -156,7 +217,7 @@ class Scheduler:
     def _finish_reason(self, sequence: Sequence, token_id: int) -> FinishReason | None:
         if token_id in sequence.eos_token_ids:
             return "stop"
-        is_full = sequence.num_rows >= self._capacity_tokens
+        is_full = sequence.num_rows >= self.shape.capacity_tokens
         return "length" if is_full or sequence.num_output_tokens == sequence.sampling.max_tokens else None
 
     def keep(self, sequence: Sequence, group: int, rows: npt.NDArray[np.int64]) -> None:
@@ -167,25 +228,31 @@ class Scheduler:
         """
         if sequence.slot is None or not all(0 <= row < sequence.rows[group] for row in rows.tolist()):
             raise ValueError(f"{sequence.request_id} in slot {sequence.slot} does not hold all of the rows {rows}")
-        self._changes += [*self._slots.take_moves(), Keep(sequence.slot, group, rows)]
-        sequence.rows[group] = len(rows)
+        self._slots.add_change(Keep(sequence.slot, group, rows))
+        sequence.cut(group, len(rows))
 
     def preempt(self, sequence: Sequence) -> bool:
-        """Take a sequence's slot and let it wait, before all others, to be read again.
+        """Take a sequence's slot and let it wait, where it stood before, to be read again.
 
         False where it has none, or has lost rows and grown longer than a slot, so that it cannot be read again.
         """
-        if len(sequence.ids) > self._capacity_tokens or not self._slots.free(sequence):
+        if len(sequence.ids) > self.shape.capacity_tokens or not self._slots.free(sequence):
             return False
         sequence.forget()
-        self._waiting.appendleft(sequence)
+        self._waiting.add(sequence)
+        self.counts.preemptions += 1
         return True
 
-    def remove(self, sequence: Sequence) -> bool:
-        """Forget a sequence in any state and free its slot; False when it is not here any more."""
-        if self._slots.free(sequence):
-            return True
-        if sequence in self._waiting:
-            self._waiting.remove(sequence)
-            return True
-        return False
+    def remove(self, sequence: Sequence, *, keeps: bool = True) -> bool:
+        """Forget a sequence in any state and free its slot; False when it is not here any more.
+
+        Args:
+            sequence: Running or waiting.
+            keeps: Whether the rows of its prompt may be of use to others.
+        """
+        waited = self._waiting.forget(sequence)
+        return self._slots.free(sequence, keeps=keeps) or waited
+
+    def clear(self) -> None:
+        """Forget all rows of sequences that have ended."""
+        self._slots.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from runtime.feeds import TokenRun
 from runtime.filled_prompt import FilledPrompt, positions_from
+from serving.engine.sampling.constraint import Constraint
 from serving.engine.sampling.state import SamplingState
 from serving.protocol import SamplingParams
 
@@ -30,13 +32,18 @@ class Sequence:
         eos_token_ids: Any of them ends it.
         image_keys: Of each image, the digest of what its features depend on.
         num_length_groups: G.
-        sampling_state: Made from `sampling`; the sampler changes it.
+        constraint: The structure that its answer has to have.
+        priority: Lower runs earlier.
+        deadline_s: Monotonic time after which it is not begun.
+        sampling_state: Made from `sampling`, prompt and constraint; the sampler changes it.
         ids: Prompt and output in one list, an end token included; the scheduler appends.
         keys: What each token of `ids` is, by content; the scheduler appends.
         next_position: Logical position of the token that is sampled next; the scheduler advances it.
         num_run: Tokens of `ids` that the decoder has read; the scheduler advances it.
         rows: [G] rows that its slot holds of each length group; the scheduler advances them.
         slot: Set by `Slots` while the sequence runs.
+        cached_tokens: Of the prompt, those whose rows were there when it was begun first; `Slots` sets it.
+        is_cut: Rows were dropped, so that what is left is no prefix of anything.
         submitted_s: Monotonic time; set by `Engine.submit`.
         started_s: Monotonic time at which its first prompt chunk ran; set by the engine thread.
     """
@@ -47,6 +54,9 @@ class Sequence:
     eos_token_ids: SequenceOf[int]
     image_keys: SequenceOf[bytes] = ()
     num_length_groups: int = 1
+    constraint: Constraint | None = None
+    priority: int = 0
+    deadline_s: float = math.inf
     sampling_state: SamplingState = field(init=False)
     ids: list[int] = field(init=False)
     keys: list[RowKey] = field(init=False)
@@ -54,12 +64,14 @@ class Sequence:
     num_run: int = 0
     rows: list[int] = field(init=False)
     slot: int | None = None
+    cached_tokens: int | None = None
+    is_cut: bool = False
     submitted_s: float = 0.0
     started_s: float = 0.0
 
     def __post_init__(self) -> None:
-        self.sampling_state = SamplingState(self.sampling)
         self.ids = self.prompt.prompt.token_ids.tolist()
+        self.sampling_state = SamplingState(self.sampling, self.ids, self.eos_token_ids, self.constraint)
         self.keys = _row_keys(self.ids, self.prompt, self.image_keys)
         self.next_position = self.prompt.prompt.next_position
         self.rows = [0] * self.num_length_groups
@@ -78,6 +90,12 @@ class Sequence:
     def num_rows(self) -> int:
         """Rows of its longest length group; tokens that were read, where a model keeps no rows."""
         return max(self.rows, default=self.num_run)
+
+    @property
+    def prompt_rows(self) -> SequenceOf[RowKey]:
+        """By content, the rows that its slot holds of its prompt; none where they are no prefix of it."""
+        is_whole = not self.is_cut and bool(self.rows)
+        return self.keys[: min(self.num_run, self.num_prompt_tokens)] if is_whole else ()
 
     @property
     def is_decoding(self) -> bool:
@@ -110,10 +128,23 @@ class Sequence:
         self.keys.append(token_id)
         self.next_position += 1
 
+    def take_over(self, num_rows: int) -> None:
+        """Record that its slot holds the rows of its first tokens; it holds no others."""
+        self.num_run = num_rows
+        self.rows = [num_rows] * len(self.rows)
+        if self.cached_tokens is None:
+            self.cached_tokens = num_rows
+
+    def cut(self, group: int, num_rows: int) -> None:
+        """Record that its slot holds so many rows of a length group, the others being dropped."""
+        self.rows[group] = num_rows
+        self.is_cut = True
+
     def forget(self) -> None:
         """Record that the cache holds nothing of it any more; what was sampled stays."""
         self.num_run = 0
         self.rows = [0] * len(self.rows)
+        self.is_cut = False
 
 
 def _row_keys(ids: SequenceOf[int], prompt: FilledPrompt, image_keys: SequenceOf[bytes]) -> list[RowKey]:

@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from bundle.text import Tokenizer
+from serving.protocol import SamplingParams
 
 
 class StopText:
-    """Passes text through until the first of some stop strings, holding back a tail that may become one."""
+    """Passes text through until the first of some stop strings, holding back a tail that may become one.
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    Args:
+        stops: None of them empty.
+        includes_stop: The text that passes ends behind the stop string, and not before it.
+    """
+
+    def __init__(self, stops: Sequence[str], *, includes_stop: bool = False) -> None:
         self._stops = tuple(stops)
+        self._includes_stop = includes_stop
         self._held = ""
         self.is_stopped = False
 
@@ -23,8 +30,8 @@ class StopText:
         found = [(place + len(stop), place) for stop in self._stops if (place := self._held.find(stop)) >= 0]
         if found:
             self.is_stopped = True
-            _, start = min(found)  # the one complete first, however the text was cut into pieces
-            return self._show(start)
+            end, start = min(found)  # the one complete first, however the text was cut into pieces
+            return self._show(end if self._includes_stop else start)
         return self._show(len(self._held) - self._num_undecided())
 
     def finish(self) -> str:
@@ -49,14 +56,18 @@ class AnswerText:
 
     Args:
         tokenizer: The model's.
-        end_ids: Tokens that end an answer and are no part of its text.
-        stops: Texts before which the answer ends.
+        eos_ids: The model's own end tokens, which are no part of the text.
+        sampling: What else ends the answer, after how many tokens, and whether the text holds it.
+
+    Attributes:
+        num_tokens: Pushed so far.
     """
 
-    def __init__(self, tokenizer: Tokenizer, end_ids: Collection[int], stops: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Tokenizer, eos_ids: Collection[int], sampling: SamplingParams) -> None:
         self._detokenizer = tokenizer.detokenizer()
-        self._end_ids = frozenset(end_ids)
-        self._stop_text = StopText(stops)
+        self._without_text = frozenset(eos_ids) | frozenset(() if sampling.includes_stop else sampling.stop_token_ids)
+        self._stop_text = StopText(sampling.stop, includes_stop=sampling.includes_stop)
+        self._min_tokens = sampling.min_tokens
         self.num_tokens = 0
 
     @property
@@ -65,11 +76,12 @@ class AnswerText:
         return self._stop_text.is_stopped
 
     def push(self, token_id: int) -> str:
-        """Return the text that this token makes safe to show; often empty."""
+        """Return the text that this token makes safe to show; often empty. The first `min_tokens` stop nothing."""
         self.num_tokens += 1
-        if token_id in self._end_ids:
+        if token_id in self._without_text:
             return ""
-        return self._stop_text.push(self._detokenizer.push([token_id]))
+        text = self._detokenizer.push([token_id])
+        return text if self.num_tokens <= self._min_tokens else self._stop_text.push(text)
 
     def finish(self) -> str:
         """Return what was held back until now."""

@@ -155,6 +155,13 @@ class LocalClient:
         """Return every image's score for every label."""
         return await self._model(request.model, EmbeddingModel).classify(request)
 
+    def clear_caches(self) -> None:
+        """Forget what earlier requests left: features of images, and what was read of prompts."""
+        self._pool.features.clear()
+        for model in self._models.values():
+            if isinstance(model, GenerativeModel):
+                model.clear_prefixes()
+
     async def health(self) -> Health:
         """Return whether every model serves, and each one's gauges."""
         watched = self._watched

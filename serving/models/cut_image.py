@@ -42,13 +42,18 @@ def cut_image(spec: ImageSpec, data: bytes) -> CutImage:
         OutOfMemoryError: This machine lacks memory for it.
     """
     image = decode_image(data)
-    digest = hashlib.sha256(f"{image.width}x{image.height}".encode())
-    for top in range(0, image.height, _BAND_PX):  # the bytes of a whole image at once are two more copies of it
-        digest.update(image.crop((0, top, image.width, min(top + _BAND_PX, image.height))).tobytes())
     num_tiles = spec.layout(*image.size).num_tiles
     is_cut = num_tiles * math.prod(spec.tile_size_px) < image.width * image.height
     images = tuple(spec.cut(image)) if is_cut else (image,)
-    return CutImage(digest.digest(), *image.size, images, is_cut)
+    return CutImage(pixel_digest(image), *image.size, images, is_cut)
+
+
+def pixel_digest(image: Image.Image) -> bytes:
+    """Return the SHA-256 over an RGB image's size and pixels."""
+    digest = hashlib.sha256(f"{image.width}x{image.height}".encode())
+    for top in range(0, image.height, _BAND_PX):  # the bytes of a whole image at once are two more copies of it
+        digest.update(image.crop((0, top, image.width, min(top + _BAND_PX, image.height))).tobytes())
+    return digest.digest()
 
 
 def cut_if_cheap(spec: ImageSpec, data: bytes) -> CutImage | ImageHead:

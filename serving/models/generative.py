@@ -2,45 +2,54 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import ExitStack, aclosing, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bundle.directory import Bundle
-from bundle.errors import BundleFormatError, ContextLengthError, ParameterError
+from bundle.errors import BundleFormatError, ContextLengthError
 from bundle.generation import GENERATION, SamplingDefaults
-from bundle.prompt import Placeholder, Prompt, PromptBuilder, Turn
-from runtime.cache_shape import cache_shape, context_of
+from bundle.prompt import Prompt, PromptBuilder
+from bundle.token_bytes import TokenBytes
+from runtime.cache_shape import context_of
 from runtime.canary import check_canary
 from runtime.decoder import Decoder, TokenGraphs
 from runtime.filled_prompt import FilledPrompt
-from serving.engine.engine import Engine, Failed, Sampled, TokenStream
+from runtime.room import check_room
+from serving.engine.engine import Engine
+from serving.engine.pace import Pace
 from serving.engine.runner import Runner
+from serving.engine.sampling.grammar import Grammars
+from serving.engine.scheduler import Scheduler
 from serving.engine.sequence import Sequence as EngineSequence
 from serving.engine.worker import Worker
-from serving.models.answer import AnswerText
+from serving.models.choices import ChoiceAnswer, Vocabulary, merged, sampling_of
+from serving.models.cut_frames import FrameRoom
 from serving.models.model import Model
 from serving.models.pool import PreprocessPool
+from serving.models.sampling_limits import check_sampling
+from serving.models.served_cache import served_cache
+from serving.models.structures import CompiledStructure, compiled_structure
 from serving.models.together import together
 from serving.models.vision import EncodedImage, VisionStage
+from serving.models.visual import Visual, all_filled, turns_of
 from serving.protocol import (
     FinishedEvent,
     FinishReason,
     GenerateEvent,
     GenerateRequest,
     ImagePart,
-    Message,
     SamplingParams,
     TextPart,
     Timings,
-    TokenEvent,
     Usage,
+    VideoPart,
 )
 from serving.settings import EngineSettings
 
-_MAX_STOPS = 4
 _WARM_UP_TOKENS = 8
 
 
@@ -51,12 +60,14 @@ class _Prepared:
     Attributes:
         prompt: Filled from messages and image sizes.
         images: Encoded, in prompt order.
+        structure: That every choice is held to.
         preprocess_s: Decoding, templating, tokenizing, resizing.
         vision_s: Waiting for the vision encoder.
     """
 
     prompt: Prompt
     images: Sequence[EncodedImage]
+    structure: CompiledStructure | None
     preprocess_s: float
     vision_s: float
 
@@ -83,24 +94,32 @@ class GenerativeModel(Model):
 
     def __init__(self, bundle: Bundle, settings: EngineSettings, pool: PreprocessPool) -> None:
         manifest = bundle.manifest
-        context_tokens = context_of(manifest, settings.context_tokens)
-        if context_tokens is None:
+        shape = served_cache(manifest, settings)
+        if shape is None:
             raise BundleFormatError(f"{bundle.directory} has no decoder; it cannot answer questions")
         super().__init__(manifest, settings)
+        check_room(manifest, shape, settings.provider)
         self._pool = pool
-        self._shape = cache_shape(manifest, settings.max_sequences, context_tokens)
+        self._shape = shape
         self._defaults = SamplingDefaults.read(bundle.path(GENERATION))
         self._prompts = PromptBuilder.from_bundle(bundle)
+        tokenizer = self._prompts.tokenizer
+        self._vocabulary = Vocabulary(tokenizer, TokenBytes(tokenizer), manifest.eos_token_ids)
         self._vision = VisionStage(bundle, settings, pool)
         graphs = TokenGraphs(bundle, settings)
         if settings.check_golden:
             check_canary(bundle, {self._vision.name: self._vision.session, **graphs.sessions})
         self._decoder = Decoder(graphs, self._shape)
+        self._vocab_size = graphs.vocab_size
+        self._grammars = Grammars(tokenizer, graphs.vocab_size, manifest.eos_token_ids, settings.max_sequences)
         self._engine = Engine(
             f"engine-{manifest.name}",
             Runner(self._decoder),
-            self._shape,
-            settings.prefill_chunk_tokens,
+            Scheduler(
+                shape,
+                Pace(settings.prefill_chunk_tokens, settings.max_gap_ms / 1e3),
+                keeps_prefixes=settings.prefix_cache,
+            ),
             settings.patience,
         )
 
@@ -121,121 +140,125 @@ class GenerativeModel(Model):
         waiting = self._admission.num_admitted - running["num_requests_running"]
         return {**running, "num_requests_waiting": max(waiting, 0.0), **self._vision.gauges}
 
+    def clear_prefixes(self) -> None:
+        """Forget what was read of prompts of earlier requests."""
+        self._engine.clear_prefixes()
+
     def warm_up(self) -> None:
         """Run every graph once."""
         self._vision.warm_up()
         self._decoder.warm_up(min(_WARM_UP_TOKENS, self._shape.capacity_tokens - 1))
 
+    def close(self) -> None:
+        """Stop the threads; unfinished requests fail with EngineDeadError."""
+        super().close()
+        self._grammars.close()
+
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
         """Yield the answer's pieces, then exactly one FinishedEvent, or raise; closing the iterator frees the slot."""
-        check_sampling(request.sampling)
-        sampling = request.sampling.filled(self._defaults)
+        check_sampling(request, self._vocab_size, self._shape.most_rows)
+        sampling, num_choices = request.sampling.filled(self._defaults), request.num_choices
         arrived_s = time.monotonic()
-        with self._admission.admit():
-            prepared, request_id = await self._prepare(request), request.request_id
-            del request  # it holds the encoded images, which an answer is not to hold for its whole length
-            async with (
-                self._stream(request_id, prepared, sampling) as stream,
-                aclosing(self._events(stream, prepared, sampling, arrived_s)) as events,
-            ):
-                async for event in events:
-                    yield event
+        with ExitStack() as places:
+            for _ in range(num_choices):
+                places.enter_context(self._admission.admit())
+            prepared = await self._prepare(request)
+            request = replace(request, messages=())  # not to hold the encoded images for an answer's whole length
+            with self._choices(request, prepared, sampling, arrived_s) as choices:
+                async with aclosing(self._events(choices, prepared, arrived_s)) as events:
+                    async for event in events:
+                        yield event
 
     async def _prepare(self, request: GenerateRequest) -> _Prepared:
-        """Return prompt and features; the prompt's length is judged before any image is encoded."""
+        """Return prompt and features; structure and prompt are judged before any image is encoded."""
         started_s = time.monotonic()
         owner, messages = request.request_id, request.messages
+        structure = await compiled_structure(self._pool.grammars, owner, self._grammars, request.sampling.structure)
         num_characters = sum(len(p.text) for message in messages for p in message.parts if isinstance(p, TextPart))
         self._prompts.tokenizer.check_characters(num_characters, self._shape.capacity_tokens)
-        parts = [part for message in messages for part in message.parts if isinstance(part, ImagePart)]
-        decoded = await together(self._vision.decode(owner, part.data) for part in parts)
-        layouts = [image.layout for image in decoded]
+        parts = [part for message in messages for part in message.parts if not isinstance(part, TextPart)]
+        visuals = await together(self._visual(owner, part) for part in parts)
+        layouts = [layout for visual in visuals for layout in visual.layouts]
         most = self._shape.capacity_tokens
-        prompt = await self._pool.text.run(owner, self._prompts.build, _turns(messages), layouts, max_tokens=most)
+        turns = turns_of(messages, visuals)
+        prompt = await self._pool.text.run(owner, self._prompts.build, turns, layouts, max_tokens=most)
         self._check_length(prompt)
         prompted_s = time.monotonic()
-        images = await together(self._vision.encode(owner, image) for image in decoded)
+        encoded = await together(self._vision.encode(owner, each) for visual in visuals for each in visual.pictures)
+        images = all_filled(visuals, encoded)
         resize_s = max((image.preprocess_s for image in images), default=0.0)
         vision_s = max(time.monotonic() - prompted_s - resize_s, 0.0)
-        return _Prepared(prompt, images, prompted_s - started_s + resize_s, vision_s)
+        return _Prepared(prompt, images, structure, prompted_s - started_s + resize_s, vision_s)
+
+    async def _visual(self, owner: str, part: ImagePart | VideoPart) -> Visual:
+        """Return an image or a video, decoded."""
+        if isinstance(part, ImagePart):
+            return Visual.of_image(await self._vision.decode(owner, part.data))
+        room = FrameRoom(self._prompts.image_prompt.tokens_per_tile, self._shape.capacity_tokens)
+        return Visual.of_video(await self._vision.decode_frames(owner, part, room), self._prompts.image_prompt)
 
     def _check_length(self, prompt: Prompt) -> None:
         num_tokens, limit = prompt.num_tokens, self._shape.capacity_tokens
         if num_tokens + 1 > limit:
             raise ContextLengthError(
                 f"the prompt takes {num_tokens} tokens ({prompt.num_image_tokens} of them for {prompt.num_images} "
-                f"images); the context holds {limit}, one of them for the answer. Send less text or fewer images.",
+                f"images); the context holds {limit}{self._limited_by}, one of them for the answer. Send less text or "
+                "fewer images.",
                 "messages",
             )
 
-    @asynccontextmanager
-    async def _stream(
-        self, request_id: str, prepared: _Prepared, sampling: SamplingParams
-    ) -> AsyncIterator[TokenStream]:
-        """Submit the sequence; cancel it when the block is left, however that happens."""
-        sequence = EngineSequence(
-            request_id,
-            FilledPrompt.of(prepared.prompt, [image.features for image in prepared.images]),
-            sampling,
-            self._manifest.eos_token_ids,
-            [image.key for image in prepared.images],
-            self._manifest.num_length_groups,
-        )
-        stream = self._engine.submit(sequence)
-        try:
-            yield stream
-        finally:
-            self._engine.cancel(stream)
+    @property
+    def _limited_by(self) -> str:
+        """Why a context is no longer, where that is neither the model nor `context_tokens`."""
+        longest = context_of(self._manifest, self._settings.context_tokens)
+        return "" if longest == self._shape.capacity_tokens else ", all that kv_memory_bytes has room for"
+
+    @contextmanager
+    def _choices(
+        self, request: GenerateRequest, prepared: _Prepared, sampling: SamplingParams, arrived_s: float
+    ) -> Iterator[list[ChoiceAnswer]]:
+        """Submit as many sequences of the prompt; cancel them when the block is left, however that happens."""
+        prompt = FilledPrompt.of(prepared.prompt, [image.features for image in prepared.images])
+        image_keys = [image.key for image in prepared.images]
+        end_ids = (*(() if sampling.ignores_eos else self._manifest.eos_token_ids), *sampling.stop_token_ids)
+        deadline_s = math.inf if request.timeout_s is None else arrived_s + request.timeout_s
+        choices = []
+        with ExitStack() as submitted:
+            for index in range(request.num_choices):
+                own = sampling_of(sampling, index)
+                sequence = EngineSequence(
+                    request.request_id,
+                    prompt,
+                    own,
+                    end_ids,
+                    image_keys,
+                    self._manifest.num_length_groups,
+                    None if prepared.structure is None else prepared.structure.constraint(),
+                    priority=request.priority,
+                    deadline_s=deadline_s,
+                )
+                stream = self._engine.submit(sequence)
+                submitted.callback(self._engine.cancel, stream)
+                choices.append(ChoiceAnswer(index, self._engine, stream, own, self._vocabulary))
+            yield choices
 
     async def _events(
-        self, stream: TokenStream, prepared: _Prepared, sampling: SamplingParams, arrived_s: float
+        self, choices: Sequence[ChoiceAnswer], prepared: _Prepared, arrived_s: float
     ) -> AsyncGenerator[GenerateEvent, None]:
-        answer = AnswerText(self._prompts.tokenizer, self._manifest.eos_token_ids, sampling.stop)
         first_token_s = 0.0
         reason: FinishReason = "stop"
-        while not answer.is_stopped:
-            event = await stream.get()
-            if isinstance(event, Failed):
-                raise event.error
-            if not isinstance(event, Sampled):
-                reason = event.reason or reason
-                break
-            first_token_s = first_token_s or time.monotonic() - arrived_s
-            yield TokenEvent(answer.push(event.token_id), (event.token_id,), event.sampled_s)
-        if rest := answer.finish():
-            yield TokenEvent(rest, ())
-        prompt, sequence = prepared.prompt, stream.sequence
-        usage = Usage(prompt.num_tokens, answer.num_tokens, prompt.num_image_tokens, prepared.num_kept_rows)
-        queue_s = sequence.started_s - sequence.submitted_s
+        async with aclosing(merged([choice.events() for choice in choices])) as pieces:
+            async for piece in pieces:
+                if piece.token_ids:
+                    first_token_s = first_token_s or time.monotonic() - arrived_s
+                if piece.reason and piece.index == 0:
+                    reason = piece.reason
+                yield piece
+        prompt, sequences = prepared.prompt, [choice.stream.sequence for choice in choices]
+        num_tokens = sum(choice.num_tokens for choice in choices)
+        cached_tokens = sequences[0].cached_tokens or 0
+        usage = Usage(prompt.num_tokens, num_tokens, prompt.num_image_tokens, prepared.num_kept_rows, cached_tokens)
+        queue_s = min(sequence.started_s for sequence in sequences) - sequences[0].submitted_s
         total_s = time.monotonic() - arrived_s
         timings = Timings(queue_s, prepared.preprocess_s, prepared.vision_s, first_token_s, total_s)
-        yield FinishedEvent("stop" if answer.is_stopped else reason, usage, timings)
-
-
-def check_sampling(sampling: SamplingParams) -> None:
-    """Refuse sampling that means nothing.
-
-    Raises:
-        ParameterError: A value is out of range; the message gives the range.
-    """
-    limits: dict[str, tuple[Callable[[Any], bool], str]] = {
-        "max_tokens": (lambda count: count >= 1, "at least 1"),
-        "temperature": (lambda heat: 0 <= heat < float("inf"), "0 or more, and finite"),
-        "top_p": (lambda mass: 0 < mass <= 1, "above 0 and at most 1"),
-        "top_k": (lambda count: count >= 0, "0 (all) or more"),
-        "stop": (lambda texts: len(texts) <= _MAX_STOPS and all(texts), f"at most {_MAX_STOPS} texts, none empty"),
-    }
-    for name, (is_good, limit) in limits.items():
-        value = getattr(sampling, name)
-        if value is not None and not is_good(value):
-            raise ParameterError(f"{name} is {value!r}; it must be {limit}", name)
-
-
-def _turns(messages: Sequence[Message]) -> list[Turn]:
-    return [
-        Turn(
-            message.role,
-            tuple(part.text if isinstance(part, TextPart) else Placeholder.IMAGE for part in message.parts),
-        )
-        for message in messages
-    ]
+        yield FinishedEvent(reason, usage, timings)

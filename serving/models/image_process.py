@@ -1,4 +1,4 @@
-"""A child process that decodes costly images, so that one which takes too long can be stopped.
+"""A child process that decodes costly images and videos, so that one which takes too long can be stopped.
 
 Threads cannot be stopped, and the decoders of image files take as long as the file wants. What crosses between the two
 processes is a line of JSON and raw bytes, in both directions: nothing that an image's bytes might make of the child can
@@ -15,17 +15,29 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from io import BufferedRWPair
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
-from bundle.errors import ImageError, MachineError, OutOfMemoryError, PocketVLMError
+from bundle.errors import (
+    ContextLengthError,
+    ImageError,
+    MachineError,
+    MissingExtraError,
+    OutOfMemoryError,
+    ParameterError,
+    PocketVLMError,
+    RequestError,
+)
+from bundle.frames.options import FrameOptions
 from bundle.image import ImageSpec
 from serving.engine.faults import explained
+from serving.models.cut_frames import CutFrames, FrameRoom, cut_frames
 from serving.models.cut_image import CutImage, cut_image
 
 _MODULE = "serving.models.image_process"
@@ -37,9 +49,25 @@ _MEMORY_BYTES = 4 << 30
 _KILLED_FIRST = "900"
 """Out of 1000: where the machine runs out of memory, the kernel takes a child before the server."""
 _ERRORS: dict[str, type[PocketVLMError]] = {
-    kind.__name__: kind for kind in (ImageError, OutOfMemoryError, MachineError)
+    kind.__name__: kind
+    for kind in (ImageError, ParameterError, ContextLengthError, OutOfMemoryError, MissingExtraError, MachineError)
 }
 """What a child tells; whatever else goes wrong in it is a MachineError."""
+
+
+Cut = TypeVar("Cut")
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What is decoded, as messages name it, and what to do where that takes too long."""
+
+    noun: str
+    advice: str
+
+
+_IMAGE = _Kind("image", "Scale it down, or save it as a plain JPEG or PNG.")
+_VIDEO = _Kind("video", "Ask for fewer frames, scale it down, or cut it.")
 
 
 class ImageProcess:
@@ -72,20 +100,60 @@ class ImageProcess:
             OutOfMemoryError: The child lacked memory.
             MachineError: The child could not be started, or was stopped from outside.
         """
+        asked = {"spec": spec.model_dump_json()}
+        return self._answered(asked, [data], _IMAGE, is_unwanted, _cut_of)
+
+    def cut_frames(
+        self,
+        spec: ImageSpec,
+        files: Sequence[bytes],
+        options: FrameOptions,
+        room: FrameRoom,
+        is_unwanted: threading.Event,
+    ) -> CutFrames:
+        """Return a video's pictures as `cut_frames` does; the child is stopped when that takes too long.
+
+        Args:
+            spec: How an image is cut.
+            files: One file, or a picture for each frame.
+            options: Which frames, and their layout.
+            room: For them.
+            is_unwanted: Set when nobody waits any more.
+
+        Raises:
+            RequestError: As `cut_frames`; or it took too long, or broke the decoder.
+            MachineError: The child lacked something, could not be started, or was stopped from outside.
+        """
+        asked = {"spec": spec.model_dump_json(), "frames": {"options": asdict(options), "room": asdict(room)}}
+        return self._answered(asked, files, _VIDEO, is_unwanted, _frames_of)
+
+    def _answered(
+        self,
+        asked: dict[str, Any],
+        files: Sequence[bytes],
+        kind: _Kind,
+        is_unwanted: threading.Event,
+        read: Callable[[dict[str, Any], _Exchange], Cut],
+    ) -> Cut:
+        """Return what `read` makes of the head of the child's answer and of the bytes behind it."""
         exchange = _Exchange(self._started(), time.monotonic() + self._timeout_s, is_unwanted)
+        num_bytes = sum(map(len, files))
         try:
-            head = {"spec": spec.model_dump_json(), "num_bytes": len(data), "timeout_s": self._timeout_s}
+            head = {**asked, "sizes": [len(file) for file in files], "timeout_s": self._timeout_s}
             exchange.send(json.dumps(head).encode() + b"\n")
-            exchange.send(data)
-            return _answer(exchange)
+            for file in files:
+                exchange.send(file)
+            answer = json.loads(exchange.line())
+            if "error" in answer:
+                raise _error_of(answer)
+            return read(answer, exchange)
         except TimeoutError as error:
             self.stop()
             raise ImageError(
-                f"the image of {len(data)} bytes was not decoded within {self._timeout_s:g} s. Scale it down, or save "
-                "it as a plain JPEG or PNG."
+                f"the {kind.noun} of {num_bytes} bytes was not decoded within {self._timeout_s:g} s. {kind.advice}"
             ) from error
         except OSError as error:
-            raise self._broken(len(data)) from error
+            raise self._broken(kind, num_bytes) from error
 
     def stop(self) -> None:
         """End the child at once."""
@@ -118,18 +186,18 @@ class ImageProcess:
         self._channel = ours
         return ours
 
-    def _broken(self, num_bytes: int) -> PocketVLMError:
+    def _broken(self, kind: _Kind, num_bytes: int) -> PocketVLMError:
         """Return why a child ended by itself, and forget it."""
         process = self._process
         code = process.wait() if process else None
         self.stop()
         if code == -signal.SIGKILL:
             return OutOfMemoryError(
-                f"the process that decoded an image of {num_bytes} bytes was killed; try again later"
+                f"the process that decoded the {kind.noun} of {num_bytes} bytes was killed; try again later"
             )
         if code is not None and code < 0:
             name = signal.Signals(-code).name
-            return ImageError(f"the image of {num_bytes} bytes broke its decoder ({name}). Save it again.")
+            return ImageError(f"the {kind.noun} of {num_bytes} bytes broke its decoder ({name}). Save it again.")
         return MachineError(
             f"the process that decodes images ended with exit code {code}; what it said is in the server's log"
         )
@@ -194,14 +262,21 @@ class _Exchange:
                 continue
 
 
-def _answer(exchange: _Exchange) -> CutImage:
-    head = json.loads(exchange.line())
-    if "error" in head:
-        raise _ERRORS.get(head["error"], MachineError)(head["message"])
+def _error_of(head: dict[str, Any]) -> PocketVLMError:
+    kind = _ERRORS.get(head["error"], MachineError)
+    return kind(head["message"], head["param"]) if issubclass(kind, RequestError) else kind(head["message"])
+
+
+def _cut_of(head: dict[str, Any], exchange: _Exchange) -> CutImage:
     images = [
         Image.frombytes("RGB", (width, height), exchange.read(3 * width * height)) for width, height in head["sizes"]
     ]
     return CutImage(bytes.fromhex(head["digest"]), head["width_px"], head["height_px"], tuple(images), head["is_cut"])
+
+
+def _frames_of(head: dict[str, Any], exchange: _Exchange) -> CutFrames:
+    pictures = tuple(_cut_of(picture, exchange) for picture in head["pictures"])
+    return CutFrames(tuple(head["times_s"]), head["duration_s"], pictures)
 
 
 def serve(stream: BufferedRWPair) -> None:
@@ -209,26 +284,44 @@ def serve(stream: BufferedRWPair) -> None:
     while head := stream.readline():
         request = json.loads(head)
         signal.setitimer(signal.ITIMER_REAL, 2 * request["timeout_s"])  # ends a child whose parent is gone
-        for piece in _reply(request["spec"], stream.read(request["num_bytes"])):
+        for piece in _reply(request, [stream.read(num_bytes) for num_bytes in request["sizes"]]):
             stream.write(piece)
         stream.flush()
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _reply(spec: str, data: bytes) -> list[bytes]:
+def _reply(request: dict[str, Any], files: list[bytes]) -> list[bytes]:
+    spec, frames = _spec_of(request["spec"]), request.get("frames")
     try:
-        cut = cut_image(_spec_of(spec), data)
+        if frames is None:
+            cut = cut_image(spec, files[0])
+            return [_line(_head(cut)), *_pixels(cut)]
+        options, room = FrameOptions(**frames["options"]), FrameRoom(**frames["room"])
+        video = cut_frames(spec, files, options, room)
     except Exception as error:
         told = explained(error)
-        return [json.dumps({"error": type(told).__name__, "message": str(told)}).encode() + b"\n"]
-    head = {
+        return [_line({"error": type(told).__name__, "message": str(told), "param": getattr(told, "param", None)})]
+    heads = [_head(picture) for picture in video.pictures]
+    head = {"times_s": video.times_s, "duration_s": video.duration_s, "pictures": heads}
+    return [_line(head), *(piece for picture in video.pictures for piece in _pixels(picture))]
+
+
+def _line(head: dict[str, Any]) -> bytes:
+    return json.dumps(head).encode() + b"\n"
+
+
+def _head(cut: CutImage) -> dict[str, Any]:
+    return {
         "digest": cut.digest.hex(),
         "width_px": cut.width_px,
         "height_px": cut.height_px,
         "is_cut": cut.is_cut,
         "sizes": [image.size for image in cut.images],
     }
-    return [json.dumps(head).encode() + b"\n", *(image.tobytes() for image in cut.images)]
+
+
+def _pixels(cut: CutImage) -> Iterator[bytes]:
+    return (image.tobytes() for image in cut.images)
 
 
 _spec_of = lru_cache(maxsize=16)(ImageSpec.model_validate_json)

@@ -17,14 +17,17 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.directory import Bundle
+from bundle.frames.plan import FramePlan
 from bundle.image import PREPROCESSOR, ImageSpec, TileLayout
 from bundle.manifest import Manifest
 from runtime.encoder import open_encoder
 from runtime.encoders import Pixels, encode_tiles
 from serving.engine.batching import BatchWorker
+from serving.models.cut_frames import FrameRoom
 from serving.models.cut_image import CutImage
 from serving.models.pool import PreprocessPool
 from serving.models.turns import Turns
+from serving.protocol import VideoPart
 from serving.settings import EngineSettings
 
 Features = npt.NDArray[Any]
@@ -47,6 +50,23 @@ class DecodedImage:
     key: bytes
     cut: CutImage
     layout: TileLayout
+
+
+@dataclass(frozen=True)
+class DecodedVideo:
+    """A video whose size in the prompt is known and whose features are not needed yet.
+
+    Attributes:
+        pictures: To encode, one tile each.
+        plan: How they fill the prompt.
+        times_s: Of each frame that is looked at.
+        duration_s: Of the whole.
+    """
+
+    pictures: tuple[DecodedImage, ...]
+    plan: FramePlan
+    times_s: tuple[float, ...]
+    duration_s: float
 
 
 @dataclass
@@ -95,6 +115,7 @@ class VisionStage:
         self.session = open_encoder(bundle, self.name, settings)
         self._spec = ImageSpec.read(bundle.path(PREPROCESSOR))
         self._identity = encoder_identity(bundle.manifest, self._spec)
+        self._frame_identity = encoder_identity(bundle.manifest, self._spec.for_frames)
         self._pool = pool
         self._max_tiles = settings.vision_batch_tiles
         self.cache = pool.features.share()
@@ -132,6 +153,24 @@ class VisionStage:
         cut = await self._pool.cut(owner, self._spec, data)
         key = hashlib.sha256(self._identity + cut.digest).digest()
         return DecodedImage(key, cut, self._spec.layout(cut.width_px, cut.height_px))
+
+    async def decode_frames(self, owner: Hashable, video: VideoPart, room: FrameRoom) -> DecodedVideo:
+        """Return the decoded frames of a video, as the pictures of their layout.
+
+        Args:
+            owner: The request: requests take turns.
+            video: Encoded.
+            room: That the model has for it.
+
+        Raises:
+            RequestError: It is no video, one over the limits, takes too long, or does not fit.
+            MachineError: This machine lacks memory, or what decodes such a file.
+            EngineDeadError: The pool is closed or hangs.
+        """
+        cut = await self._pool.cut_frames(owner, self._spec, video.files, video.options, room)
+        keys = [hashlib.sha256(self._frame_identity + picture.digest).digest() for picture in cut.pictures]
+        pictures = tuple(DecodedImage(key, each, TileLayout()) for key, each in zip(keys, cut.pictures, strict=True))
+        return DecodedVideo(pictures, cut.plan(video.options, room), cut.times_s, cut.duration_s)
 
     async def encode(self, owner: Hashable, image: DecodedImage) -> EncodedImage:
         """Return the features of an image: kept ones, those being computed for somebody else, or new ones.

@@ -7,9 +7,11 @@ from importlib import import_module
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 from victim import ROOT
 
 from bundle.decode import ImageLimits
+from bundle.frames.limits import VideoLimits
 from serving.settings import ApiSettings, HttpSettings, ServerSettings
 
 DOCUMENT = ROOT / "docs" / "security.md"
@@ -17,7 +19,7 @@ _ROW = re.compile(r"^\| `(?P<name>[a-z_0-9.]+)` \| (?P<default>[^|]+?) \|", re.M
 _FIXED_ROW = re.compile(r"^\| `(?P<module>[a-z_.]+):(?P<path>[A-Za-z_.]+)` \| (?P<value>[^|]+?) \|", re.MULTILINE)
 _UNITS = {"": 1, "s": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "B/s": 1, "million": 10**6}
 _NOT_LIMITS = {"retry_after_s", "health_port", "min_side_px", "max_bytes"}
-"""Of an image, its bytes are a setting, and a side of one pixel is the least there is."""
+"""Of an image or a video, its bytes are a setting, and a side of one pixel is the least there is."""
 
 
 def value_of(told: str) -> Any:
@@ -64,9 +66,10 @@ def test_every_limit_of_a_request_is_in_the_table() -> None:
     assert {*ApiSettings.model_fields, *HttpSettings.model_fields} - _NOT_LIMITS - told == set()
 
 
-def test_every_limit_of_an_image_is_in_a_table() -> None:
+@pytest.mark.parametrize("limits", [ImageLimits, VideoLimits])
+def test_every_limit_of_an_image_or_video_is_in_a_table(limits: type[BaseModel]) -> None:
     told = {row["path"].rpartition(".")[2] for row in rows(_FIXED_ROW)}
-    assert {*ImageLimits.model_fields} - _NOT_LIMITS - told == set()
+    assert {*limits.model_fields} - _NOT_LIMITS - told == set()
 
 
 def test_a_number_is_read_with_its_unit() -> None:

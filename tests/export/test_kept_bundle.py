@@ -30,10 +30,6 @@ from serving.protocol import Message, SamplingParams, TextPart
 
 PREFIX = "model.text_model"
 LAYER = f"{PREFIX}.layers.0"
-MODULES = (
-    *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
-    *("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
-)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +64,15 @@ def held_weight(bundle: Path, name: str, bits: int, component: str = "decoder") 
     return weights.reshape(len(scales), -1)
 
 
+JOINED = {
+    "self_attn.q_proj+k_proj+v_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "self_attn.o_proj": ("self_attn.o_proj",),
+    "mlp.gate_proj+up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+    "mlp.down_proj": ("mlp.down_proj",),
+}
+"""A variant's layers, and the checkpoint's that they hold one below the other."""
+
+
 @pytest.mark.parametrize(("kind", "bits"), [(Kind.Q4_0, 4), (Kind.Q4_1, 4), (Kind.Q5_1, 8), (Kind.Q8_0, 8)])
 def test_stored_numbers_are_those_that_would_be_restored(kind: Kind, bits: int, maker: Any, tmp_path: Path) -> None:
     """Queries and keys included, whose rows are put back in order."""
@@ -75,9 +80,9 @@ def test_stored_numbers_are_those_that_would_be_restored(kind: Kind, bits: int, 
     export_checkpoint(maker.checkpoint, tmp_path / "fp32", decoder_gguf=file)
     export_kept(maker.checkpoint, tmp_path / "kept", file)
     restored = open_graph(tmp_path / "fp32" / "decoder.onnx").graph.initializers
-    for module in MODULES:
-        name = f"{LAYER}.{module}.weight"
-        assert_array_equal(held_weight(tmp_path / "kept", name, bits), restored[name].const_value.numpy().T)
+    for name, modules in JOINED.items():
+        rows = [restored[f"{LAYER}.{module}.weight"].const_value.numpy().T for module in modules]
+        assert_array_equal(held_weight(tmp_path / "kept", f"{LAYER}.{name}.weight", bits), np.concatenate(rows))
     head = restored["lm_head.weight"].const_value.numpy().T
     assert_array_equal(held_weight(tmp_path / "kept", "lm_head.weight", 8), head)
     table = held_weight(tmp_path / "kept", f"{PREFIX}.embed_tokens.weight", 8, "embed_tokens")

@@ -6,6 +6,7 @@ read after the new one was written, so a state that were written in place would 
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from runtime.decoder import Decoder, TokenGraphs
 from runtime.feeds import TokenRun
 from runtime.filled_prompt import FilledPrompt
 from runtime.settings import RuntimeSettings
+from serving.engine.pace import Pace
 from serving.engine.runner import Runner
 from serving.engine.scheduler import Scheduler
 from serving.engine.sequence import Sequence
@@ -106,7 +108,7 @@ def summing(tmp_path: Path) -> Bundle:
 def test_each_sequence_carries_its_own_total_through_chunks_moves_and_preemption(summing: Bundle) -> None:
     shape = cache_shape(summing.manifest, 3, 32)
     runner = Runner(Decoder(TokenGraphs(summing, RuntimeSettings(intra_threads=1)), shape))
-    scheduler, found = Scheduler(shape, 4), dict[Sequence, list[np.ndarray]]()
+    scheduler, found = Scheduler(shape, Pace(4, math.inf)), dict[Sequence, list[np.ndarray]]()
     prompts = [np.arange(5), np.arange(7, 20), np.arange(3), np.arange(9, 18)]
     lengths = [3, 9, 12, 6]
     for prompt, max_tokens in zip(prompts, lengths, strict=True):
@@ -116,7 +118,7 @@ def test_each_sequence_carries_its_own_total_through_chunks_moves_and_preemption
     second, num_steps = list(found)[1], 0
     while (batch := scheduler.schedule()) is not None:
         runner.change(scheduler.take_changes())
-        logits = runner.run(batch).copy()
+        logits = runner.run(batch).rows().copy()
         scheduler.advance(batch)
         for row, of_row in zip(batch.rows, logits, strict=True):
             if row.is_last:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -6,7 +7,7 @@ import pytest
 
 from bundle.errors import MachineError, SettingsError
 from bundle.states import State
-from runtime.cache_shape import CacheShape, cache_shape, context_of
+from runtime.cache_shape import CacheShape, cache_shape, context_of, within
 from runtime.states import StateBuffers, empty_states
 
 ROWS = State(input="k", output="k2", dtype="float32", shape=("B", 2, "S", 3), group=0)
@@ -74,7 +75,7 @@ def test_a_device_without_memory_is_told_as_the_machines_lack(monkeypatch) -> No
         raise RuntimeError("CUDA failure 2: out of memory")
 
     runtime = SimpleNamespace(OrtValue=SimpleNamespace(ortvalue_from_numpy=no_memory))
-    monkeypatch.setattr("runtime.states.onnx_runtime", lambda: runtime)
+    monkeypatch.setattr("runtime.fixed_run.onnx_runtime", lambda: runtime)
     with pytest.raises(MachineError, match=r"no room for the cache.*out of memory.*Lower max_sequences"):
         StateBuffers((ROWS,), SHAPE, "cuda")
 
@@ -139,3 +140,52 @@ def test_a_cache_that_the_machine_cannot_hold_is_told_by_its_size(tiny_model, ca
     shape = cache_shape(tiny_model.bundle.manifest, 4, capacity_tokens)
     with pytest.raises(MachineError, match=rf"4 slots x {capacity_tokens} tokens .* Lower max_sequences"):
         StateBuffers(tiny_model.bundle.manifest.states, shape, "cpu")
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="resident memory is read from Linux's /proc")
+def test_rows_that_are_given_back_take_no_memory_and_the_others_stay() -> None:
+    state = State(input="k", output="k2", dtype="float32", shape=("B", 2, "S", 8), group=0)
+    rows = 65_536  # 2 MiB per head
+    large = StateBuffers([state], CacheShape(3, rows, 64, num_spare_slots=1), "cpu")
+    address = large.place(state, 0, 1)[-1]
+    every = large._buffers["k"].read()
+    every[...] = 1
+    assert every.shape[0] == 4
+    assert resident_bytes(address) == 16 << 20
+    large.give_back(1, 100)
+    assert resident_bytes(address) < (12 << 20) + 8 * 4096
+    assert every[1, :, :100].all()
+    assert every[[0, 2, 3]].all()
+    large.give_back(3, 0)
+    assert resident_bytes(address) < (8 << 20) + 8 * 4096
+    assert every[[0, 2]].all()
+
+
+GIVEN = CacheShape(4, 1000, 100, 50)
+
+
+def test_a_cache_without_a_limit_of_its_own_may_fill_half_of_its_slots() -> None:
+    shape = within(GIVEN, None, 5, "cpu")
+    assert (shape.budget_rows, shape.capacity_tokens, shape.num_spare_slots) == (2000, 1000, 5)
+    assert within(CacheShape(1, 1000, 100), None, 0, "cpu").budget_rows == 1000
+    assert within(GIVEN, None, 5, "cuda") == replace(GIVEN, has_cheap_copies=False)
+
+
+def test_a_limit_counts_rows_and_shortens_slots_that_it_cannot_hold() -> None:
+    shape = within(GIVEN, 4 * 50 + 150_050, 0, "cpu")
+    assert (shape.budget_rows, shape.capacity_tokens) == (1500, 1000)
+    shape = within(GIVEN, 4 * 50 + 30_000, 0, "cpu")
+    assert (shape.budget_rows, shape.capacity_tokens) == (300, 300)
+    assert str(shape) == "4 slots of at most 300 tokens, together 300 x 100 B/token and 50 B = 0 MiB of cache"
+    assert shape.total_bytes == 4 * 50 + 30_000
+
+
+def test_a_limit_that_holds_nothing_is_refused_with_the_numbers() -> None:
+    with pytest.raises(SettingsError, match="kv_memory_bytes 300 holds 1 tokens at 100 B each and 4 x 50 B"):
+        within(GIVEN, 300, 0, "cpu")
+
+
+def test_a_device_must_hold_all_slots_at_once() -> None:
+    assert within(GIVEN, 400_200, 9, "cuda") == replace(GIVEN, has_cheap_copies=False)
+    with pytest.raises(SettingsError, match=r"4 slots x 1000 tokens.*kv_memory_bytes allows 0 MiB, and cuda takes all"):
+        within(GIVEN, 400_199, 9, "cuda")

@@ -31,7 +31,7 @@ def generative(smolvlm_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Generat
     """With room for a tiny model's context."""
     longest = [ours.Station("prefill", 64), ours.Station("decode", 8, 63)]
     monkeypatch.setattr(ours, "_LONGEST", tuple(longest))
-    return Generative(smolvlm_bundle, 1)
+    return Generative(smolvlm_bundle, 1, {})
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,9 @@ def test_an_image_is_new_unless_it_is_asked_for_again(generative: Generative, ru
 
 def test_a_dual_encoder_encodes_images_in_one_run(bundle_of, runs: list[str]) -> None:  # type: ignore[no-untyped-def]
     folder = bundle_of("siglip")
-    assert open_bundle_of(folder, 1).keys() == {"encode"}
-    work, steps = open_encoder(open_bundle(folder), 1)["encode"](Measure("siglip-8", "encode", 8))
+    assert open_bundle_of(folder, 1, {}).keys() == {"encode"}
+    work, steps = open_encoder(open_bundle(folder), 1, {"encoder_runtime": "onnxruntime"})["encode"](
+        Measure("siglip-8", "encode", 8)
+    )
     work()
     assert (runs, steps) == (["vision"], 1)

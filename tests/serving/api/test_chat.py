@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -7,8 +8,9 @@ from typing import Any
 import pytest
 
 from bundle.errors import EngineDeadError, OverloadedError, PocketVLMError
+from serving.api.answers import ChatCompletion, ChatCompletionChunk
 from serving.fake import FakeClient
-from serving.protocol import ImagePart, Message, SamplingParams, TextPart
+from serving.protocol import ImagePart, Message, SamplingParams, Structure, TextPart
 
 CHAT = "/v1/chat/completions"
 Ask = Callable[..., dict[str, Any]]
@@ -28,7 +30,7 @@ def test_an_answer_holds_text_reason_usage_and_timings(api: Any, ask: Ask) -> No
         "prompt_tokens": 2,
         "completion_tokens": 4,
         "total_tokens": 6,
-        "prompt_tokens_details": {"image_tokens": 0, "cached_image_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": 0, "image_tokens": 0, "cached_image_tokens": 0},
     }
     assert (body["object"], body["model"]) == ("chat.completion", "fake-vlm")
     assert body["timings"]["total_s"] > 0
@@ -48,6 +50,108 @@ def test_sampling_fields_reach_the_engine(api: Any, engine: FakeClient, ask: Ask
     fields = {"max_tokens": 9, "temperature": 0.5, "top_p": 0.9, "top_k": 7, "seed": 3, "stop": ["x", "y"]}
     assert api.post(CHAT, ask(**fields)).status_code == 200
     assert engine.generations[0].sampling == SamplingParams(9, 0.5, 0.9, 7, 3, ("x", "y"))
+
+
+def test_every_other_sampling_field_reaches_the_engine(api: Any, engine: FakeClient, ask: Ask) -> None:
+    fields = {
+        "min_p": 0.1,
+        "repetition_penalty": 1.2,
+        "frequency_penalty": 0.5,
+        "presence_penalty": -0.5,
+        "logit_bias": {"7": 5, "9": -100},
+        "min_tokens": 2,
+        "ignore_eos": True,
+        "stop_token_ids": [3],
+        "include_stop_str_in_output": True,
+        "logprobs": True,
+        "top_logprobs": 4,
+        "n": 3,
+    }
+    assert api.post(CHAT, ask(**fields)).status_code == 200
+    assert engine.generations[0].num_choices == 3
+    assert engine.generations[0].sampling == SamplingParams(
+        min_p=0.1,
+        repetition_penalty=1.2,
+        frequency_penalty=0.5,
+        presence_penalty=-0.5,
+        logit_bias=((7, 5.0), (9, -100.0)),
+        min_tokens=2,
+        ignores_eos=True,
+        stop_token_ids=(3,),
+        includes_stop=True,
+        top_logprobs=4,
+    )
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "text", "param"),
+    [
+        ({"response_format": {"type": "json_object"}}, "json", '{"type": "object"}', "response_format"),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "x", "schema": SCHEMA},
+                }
+            },
+            "json",
+            json.dumps(SCHEMA),
+            "response_format",
+        ),
+        ({"structured_outputs": {"json": SCHEMA}}, "json", json.dumps(SCHEMA), "structured_outputs"),
+        ({"structured_outputs": {"regex": "a+"}}, "regex", "a+", "structured_outputs"),
+        ({"structured_outputs": {"grammar": "start: x"}}, "grammar", "start: x", "structured_outputs"),
+        ({"structured_outputs": {"choice": ["a", "b"]}}, "choice", '["a", "b"]', "structured_outputs"),
+        ({"structured_outputs": {"json_object": True}}, "json", '{"type": "object"}', "structured_outputs"),
+        ({"guided_json": SCHEMA}, "json", json.dumps(SCHEMA), "guided_json"),
+        ({"guided_json": json.dumps(SCHEMA)}, "json", json.dumps(SCHEMA), "guided_json"),
+        ({"guided_regex": "a+"}, "regex", "a+", "guided_regex"),
+        ({"guided_choice": ["a"]}, "choice", '["a"]', "guided_choice"),
+        ({"guided_grammar": "start: x"}, "grammar", "start: x", "guided_grammar"),
+    ],
+)
+def test_each_spelling_of_a_structure_reaches_the_engine(
+    api: Any, engine: FakeClient, ask: Ask, fields: dict[str, Any], kind: Any, text: str, param: str
+) -> None:
+    assert api.post(CHAT, ask(**fields)).status_code == 200
+    assert engine.generations[0].sampling.structure == Structure(kind, text, param)
+
+
+def test_several_choices_come_whole_with_their_index_and_the_prompt_counted_once(api: Any, ask: Ask) -> None:
+    body = api.post(CHAT, ask("one two", n=3)).json()
+    ChatCompletion.model_validate(body)
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
+    assert {choice["message"]["content"] for choice in body["choices"]} == {"0 images. one two"}
+    assert (body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"]) == (2, 12)
+
+
+def test_streamed_choices_are_told_apart_by_their_index(api: Any, ask: Ask, read_events: Any) -> None:
+    *chunks, _ = read_events(api.post(CHAT, ask("one two", n=2, stream=True)).text)
+    choices = [chunk["choices"][0] for chunk in chunks]
+    for index in (0, 1):
+        own = [choice for choice in choices if choice["index"] == index]
+        assert own[0]["delta"] == {"role": "assistant", "content": ""}
+        assert "".join(choice["delta"].get("content", "") for choice in own) == "0 images. one two"
+        assert [choice["finish_reason"] for choice in own] == [None] * (len(own) - 1) + ["stop"]
+    assert [choice["index"] for choice in choices] != sorted(choice["index"] for choice in choices)  # interleaved
+
+
+def test_logprobs_are_told_whole_and_streamed_for_every_token(api: Any, ask: Ask, read_events: Any) -> None:
+    fields = {"logprobs": True, "top_logprobs": 2}
+    body = api.post(CHAT, ask("one", **fields)).json()
+    ChatCompletion.model_validate(body)
+    content = body["choices"][0]["logprobs"]["content"]
+    assert "".join(entry["token"] for entry in content) == body["choices"][0]["message"]["content"]
+    assert [bytes(entry["bytes"]).decode() for entry in content] == [entry["token"] for entry in content]
+    assert [len(entry["top_logprobs"]) for entry in content] == [2, 2, 2]
+    *chunks, _ = read_events(api.post(CHAT, ask("one", stream=True, **fields)).text)
+    for chunk in chunks:
+        ChatCompletionChunk.model_validate(chunk)
+    told = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+    assert [entry for each in told if each for entry in each["content"]] == content
 
 
 def test_absent_and_null_sampling_fields_take_the_engines_defaults(api: Any, engine: FakeClient, ask: Ask) -> None:

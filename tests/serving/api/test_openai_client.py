@@ -78,7 +78,7 @@ def test_error_classes(client: openai.OpenAI, engine: FakeClient) -> None:
     with pytest.raises(openai.NotFoundError, match="nobody"):
         ask(model="nobody")
     with pytest.raises(openai.BadRequestError, match="frequency_penalty") as caught:
-        ask(frequency_penalty=1.0)
+        ask(frequency_penalty=2.5)
     assert caught.value.param == "frequency_penalty"
     engine.behaviour.failure = OverloadedError("full")
     with pytest.raises(openai.RateLimitError, match="full"):
@@ -86,6 +86,40 @@ def test_error_classes(client: openai.OpenAI, engine: FakeClient) -> None:
     engine.behaviour.failure = EngineDeadError("died")
     with pytest.raises(openai.InternalServerError, match="died"):
         ask()
+
+
+def test_every_sampling_field_of_the_client_is_taken(client: openai.OpenAI, engine: FakeClient) -> None:
+    answer = client.chat.completions.create(
+        model="fake-vlm",
+        messages=messages("a b"),
+        n=2,
+        logprobs=True,
+        top_logprobs=3,
+        logit_bias={"5": -100},
+        frequency_penalty=1.0,
+        presence_penalty=0.5,
+        extra_body={"min_p": 0.1, "repetition_penalty": 1.1, "min_tokens": 1, "stop_token_ids": [4]},
+    )
+    assert [choice.message.content for choice in answer.choices] == ["0 images. a b"] * 2
+    logprobs = answer.choices[1].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    assert "".join(entry.token for entry in logprobs.content) == "0 images. a b"
+    assert len(logprobs.content[0].top_logprobs) == 3
+
+
+def test_a_structured_answer_is_parsed_by_the_client(client: openai.OpenAI) -> None:
+    from pydantic import BaseModel
+
+    class Anything(BaseModel):
+        colour: str = "none"
+
+    answer = client.chat.completions.parse(model="fake-vlm", messages=messages("a"), response_format=Anything)
+    assert answer.choices[0].message.parsed == Anything()
+    chosen = client.chat.completions.create(
+        model="fake-vlm", messages=messages("a"), extra_body={"structured_outputs": {"choice": ["red", "blue"]}}
+    )
+    assert chosen.choices[0].message.content == "red"
 
 
 def test_a_broken_stream_raises_after_its_text(client: openai.OpenAI, engine: FakeClient) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +17,11 @@ from bundle.errors import EngineDeadError, MachineError
 from runtime.filled_prompt import FilledPrompt
 from runtime.session import Session
 from serving.engine.engine import Ended, Engine, Failed, Sampled, StreamEvent, TokenStream
+from serving.engine.pace import Pace
 from serving.engine.runner import Runner
 from serving.engine.sampling.sampler import Sampler
 from serving.engine.sampling.state import SamplingState
+from serving.engine.scheduler import Scheduler
 from serving.engine.sequence import Sequence
 from serving.protocol import SamplingParams
 from serving.settings import EngineSettings
@@ -156,8 +159,8 @@ def engine_of(tiny_model, settings):
     engines = []
 
     def make(runner, patience: Patience = PATIENT) -> Engine:
-        chunk = settings.prefill_chunk_tokens
-        engines.append(Engine("engine-test", runner, tiny_model.shape(settings), chunk, patience))
+        scheduler = Scheduler(tiny_model.shape(settings), Pace(settings.prefill_chunk_tokens, math.inf))
+        engines.append(Engine("engine-test", runner, scheduler, patience))
         engines[-1].start()
         return engines[-1]
 
@@ -404,7 +407,7 @@ def test_a_cancelled_request_gives_its_slot_to_the_next(tiny_model, settings) ->
     one_slot = settings.model_copy(update={"max_sequences": 1})
     permits = threading.Semaphore(1)
     runner = FaultyRunner(tiny_model.runner(one_slot), {}, lambda: permits.acquire(timeout=20) and None)
-    engine = Engine("engine-test", runner, tiny_model.shape(one_slot), 7, PATIENT)
+    engine = Engine("engine-test", runner, Scheduler(tiny_model.shape(one_slot), Pace(7, math.inf)), PATIENT)
     engine.start()
 
     async def main() -> None:

@@ -6,6 +6,7 @@ were dropped are masked there for all later tokens, and positions stay as they w
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 from graphs.store import open_graph
 from runtime.filled_prompt import FilledPrompt
+from serving.engine.pace import Pace
 from serving.engine.sampling.sampler import Sampler
 from serving.engine.scheduler import Scheduler
 from serving.engine.sequence import Sequence
@@ -34,7 +36,7 @@ class Drive:
     def __init__(self, model: Any, settings: Any, num_slots: int = 4) -> None:
         settings = settings.model_copy(update={"max_sequences": num_slots})
         self.runner = model.runner(settings)
-        self.scheduler = Scheduler(model.shape(settings), settings.prefill_chunk_tokens)
+        self.scheduler = Scheduler(model.shape(settings), Pace(settings.prefill_chunk_tokens, math.inf))
         self.num_groups = model.bundle.manifest.num_length_groups
         self.logits: dict[Sequence, list[np.ndarray]] = {}
 
@@ -49,7 +51,7 @@ class Drive:
         if batch is None:
             return False
         self.runner.change(self.scheduler.take_changes())
-        logits = self.runner.run(batch).copy()
+        logits = self.runner.run(batch).rows().copy()
         self.scheduler.advance(batch)
         for row, of_row in zip(batch.rows, logits, strict=True):
             if row.is_last:
@@ -191,3 +193,56 @@ def test_a_sequence_preempted_and_resumed_says_the_same(
         answers.append((sequence.ids[:], neighbour.ids[: NUM_PROMPT + NUM_ANSWER]))
     assert answers[0] == answers[1]
     assert len(set(answers[0][0][NUM_PROMPT:])) > 3
+
+
+def kept_logits(model: Any, settings: Any, before: list[np.ndarray], ids: np.ndarray) -> tuple[Sequence, np.ndarray]:
+    """Return what a prompt gives that came after others, and was answered."""
+    drive = Drive(model, settings)
+    for each in before:
+        drive.until(drive.add(each), 6)
+    sequence = drive.add(ids)
+    drive.until(sequence, NUM_ANSWER)
+    return sequence, np.stack(drive.logits[sequence])
+
+
+@pytest.mark.parametrize("num_shared", [2, 3, 9, 15, 16, 17])
+def test_a_prompt_whose_rows_were_kept_gives_the_same_bits(
+    tiny_models, settings, dialect, num_shared, tmp_path
+) -> None:
+    """One graph runs prompts, or another than runs steps; what was kept ends anywhere in a chunk."""
+    other = np.concatenate([PROMPT[:num_shared], PROMPT[num_shared:][::-1] % 50 + 7])
+    one = tiny_models(dialect)
+    for model in (one, one.with_prompt_graph(tmp_path / "two")):
+        new, expected = kept_logits(model, settings, [], PROMPT)
+        hit, found = kept_logits(model, settings, [other], PROMPT)
+        assert (new.cached_tokens, hit.cached_tokens) == (0, min(num_shared, NUM_PROMPT - 2))
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_the_next_turn_finds_the_last_prompt_and_reads_the_answer_again(tiny_models, settings, dialect) -> None:
+    model = tiny_models(dialect)
+    drive = Drive(model, settings)
+    first = drive.add(PROMPT, max_tokens=6)
+    drive.until(first, 6)
+    turn = np.array([*first.ids, 9, 8, 7])
+    next_turn, found = kept_logits(model, settings, [PROMPT], turn)
+    _, expected = kept_logits(model, settings, [], turn)
+    assert next_turn.cached_tokens == NUM_PROMPT
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_rows_of_a_sequence_that_lost_some_serve_nobody(tiny_models, settings, dialect) -> None:
+    model = tiny_models(dialect)
+    drive = Drive(model, settings)
+    cut = drive.add(PROMPT, max_tokens=8)
+    drive.until(cut, 2)
+    drive.scheduler.keep(cut, 0, np.array([3, 1, 2]))
+    beside = drive.add(PROMPT, max_tokens=2)
+    drive.until(cut, 8)
+    drive.until(beside, 2)
+    after = drive.add(np.array([*PROMPT[:9], 7, 7, 7]), max_tokens=2)
+    drive.until(after, 2)
+    assert (beside.cached_tokens, after.cached_tokens) == (0, 9)
+    np.testing.assert_array_equal(
+        np.stack(drive.logits[after]), kept_logits(model, settings, [], np.array(after.ids[:12]))[1][:2]
+    )

@@ -3,9 +3,9 @@ import pytest
 
 from bundle.prompt import Prompt, Span
 from runtime.filled_prompt import FilledPrompt
-from serving.engine.scheduler import Batch, Keep, Row
+from serving.engine.changes import Keep, Move
+from serving.engine.scheduler import Batch, Row
 from serving.engine.sequence import Sequence
-from serving.engine.slots import Move
 from serving.protocol import SamplingParams
 
 IMAGE = 5
@@ -28,14 +28,14 @@ def prefilled(runner, one: Sequence, cuts: list[int]) -> np.ndarray:
     for start, end in zip([0, *cuts], [*cuts, one.num_prompt_tokens], strict=True):
         last = runner.run(Batch("prompt", (Row(one, start, end),)))
         one.advance(end - start)
-    return last.copy()
+    return last.rows().copy()
 
 
 def stepped(runner, *several: Sequence, changes: tuple = ()) -> np.ndarray:
     """Return the logits after the newest token of each, which is not recorded as run."""
     rows = tuple(Row(one, len(one.ids) - 1, len(one.ids)) for one in several)
     runner.change(changes)
-    return runner.run(Batch("step", rows)).copy()
+    return runner.run(Batch("step", rows)).rows().copy()
 
 
 @pytest.fixture

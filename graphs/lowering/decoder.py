@@ -1,0 +1,42 @@
+"""A decoder of the contrib dialect as ONNX Runtime's CPU runs it fastest: the same function in fewer operators.
+
+Export writes layers under the names of the checkpoint, and quantization plans by these. Once a variant's weights are
+what they will be, the passes of this folder make one operator of several, each in a file of its own
+(docs/decisions/0019 has what was measured).
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from bundle.manifest import Phase
+from graphs.lowering.packed_attention import pack_attention
+from graphs.lowering.parallel_layers import join_attention_layers, join_gates
+from graphs.lowering.rotary_in_attention import turn_inside_attention
+from graphs.lowering.silu import join_silu
+from graphs.lowering.skip_norms import join_sums_and_norms
+from graphs.store import CONTRIB, drop_unused
+
+
+def lower_decoder(model: ir.Model, max_positions: int, phase: Phase = "any") -> None:
+    """Write a decoder in fewer operators, in place; inputs, outputs and states stay what they are.
+
+    Gate and up, and sums and norms, are joined where one row at a time is run. With many rows the joined operators are
+    slower: a Split copies what was apart before, and the kernel of the skip-norm is the slower one.
+
+    Args:
+        model: Of the contrib dialect, quantized or not.
+        max_positions: Positions are below it.
+        phase: When the graph runs.
+    """
+    graph = model.graph
+    graph.opset_imports[CONTRIB] = 1
+    join_attention_layers(graph)
+    turn_inside_attention(graph, max_positions)
+    pack_attention(graph)
+    if phase != "prompt":
+        join_gates(graph)
+        join_sums_and_norms(graph)
+    join_silu(graph)
+    drop_unused(model)
+    graph.sort()

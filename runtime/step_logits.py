@@ -1,0 +1,42 @@
+"""The logits that a step's tokens are chosen from, which may still lie where they were computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Logits = npt.NDArray[np.float32]
+
+
+class StepLogits:
+    """Logits [B, V] of a step, one row per sequence; valid until the next step.
+
+    Args:
+        fetch: Brings all of them to the host.
+        greedy_ids: [B] the ids of the largest ones, where the graph itself found them.
+    """
+
+    def __init__(self, fetch: Callable[[], Logits], greedy_ids: npt.NDArray[np.int64] | None = None) -> None:
+        self._fetch = fetch
+        self._rows: Logits | None = None
+        self.greedy_ids = greedy_ids
+
+    @classmethod
+    def of(cls, rows: Logits) -> StepLogits:
+        """Return logits that are on the host."""
+        return cls(lambda: rows)
+
+    def rows(self) -> Logits:
+        """Return [B, V] on the host; brought there when first asked for."""
+        if self._rows is None:
+            self._rows = self._fetch()
+        return self._rows
+
+    def picked(self, wanted: Sequence[bool]) -> StepLogits:
+        """Return the rows marked by [B]."""
+        if all(wanted):
+            return self
+        ids = None if self.greedy_ids is None else self.greedy_ids[list(wanted)]
+        return StepLogits(lambda: self.rows()[list(wanted)], ids)

@@ -1,0 +1,107 @@
+"""What schemas of request bodies are made of: strict objects, counted lists, whole texts, fields that are not built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ModelWrapValidatorHandler,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from typing_extensions import Self
+
+
+class Strict(BaseModel):
+    """A body, or an object within one."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _refuse_the_first_unknown_field(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        # Pydantic would make an error of each, at a kilobyte apiece.
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        unknown = next((name for name in value if name not in known), None) if type(value) is dict else None
+        if unknown is None:
+            return handler(value)
+        handler({name: each for name, each in value.items() if name in known})  # tells more where it fails
+        # In a tuple, for pydantic would encode a bare text, and half a surrogate pair cannot be.
+        raise PydanticCustomError(
+            "unknown_field", "this field is unknown or not supported; remove it", {"path": (unknown,)}
+        )
+
+
+def limit_of(info: ValidationInfo, name: str) -> int:
+    """Return a limit of the `ApiSettings` that a body is validated with."""
+    return int(getattr(info.context, name))
+
+
+def at_most(limit: str | int, noun: str) -> BeforeValidator:
+    """Return what counts a list or object before its items are looked at: to a number or a limit of `ApiSettings`."""
+
+    def count(value: Any, info: ValidationInfo) -> Any:
+        most = limit if isinstance(limit, int) else limit_of(info, limit)
+        if isinstance(value, (list, dict)) and len(value) > most:
+            context = {"count": len(value), "noun": noun, "most": most}
+            raise PydanticCustomError("too_many", "{count} {noun}; one request may hold {most}", context)
+        return value
+
+    return BeforeValidator(count)
+
+
+@dataclass(frozen=True)
+class Unbuilt:
+    """The type of a field that is not built: it may be null, or have a value that changes nothing.
+
+    Attributes:
+        neutral: Those values.
+    """
+
+    neutral: tuple[Any, ...] = ()
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Take the neutral values as null."""
+        return core_schema.no_info_plain_validator_function(self._check)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Describe them."""
+        return {"enum": [None, *self.neutral], "description": "Not supported: taken where it changes nothing."}
+
+    def _check(self, value: Any) -> None:
+        # True equals 1 in Python, and is no number.
+        if value is not None and not any(value == each and type(value) is type(each) for each in self.neutral):
+            raise PydanticCustomError("unsupported", "not supported; leave it out")
+
+
+Off = Annotated[Any, Unbuilt()]
+OffOrFalse = Annotated[Any, Unbuilt((False,))]
+OffOrEmptyList = Annotated[Any, Unbuilt(([],))]
+OffOrEmptyObject = Annotated[Any, Unbuilt(({},))]
+OffOrZero = Annotated[Any, Unbuilt((0, 0.0))]
+OffOrOne = Annotated[Any, Unbuilt((1, 1.0))]
+
+
+def _whole_characters(text: str, info: ValidationInfo) -> str:
+    """Refuse a text that no model holds, and half a surrogate pair, which JSON can write and no encoding can."""
+    if len(text) > (most := limit_of(info, "max_text_characters")):
+        context = {"count": len(text), "noun": "characters", "most": most}
+        raise PydanticCustomError("too_many", "{count} {noun}; one text may hold {most}", context)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PydanticCustomError("unicode", "a lone surrogate is no character; send valid Unicode") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole_characters)]
+Name = Annotated[Text, Field(max_length=256)]

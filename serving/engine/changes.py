@@ -1,0 +1,54 @@
+"""What is done to the rows of the cache between two steps; whoever runs batches does it first, in order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Move:
+    """Rows to be copied to another slot.
+
+    Attributes:
+        source: Slot that the rows are in.
+        target: Slot that they go to; what it held is lost.
+        rows: [G] how many, of each length group.
+    """
+
+    source: int
+    target: int
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Rows of a slot that stay, all others of the length group being dropped.
+
+    Attributes:
+        slot: Of the sequence.
+        group: The length group.
+        rows: Those kept, which move to the front in this order.
+    """
+
+    slot: int
+    group: int
+    rows: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class GiveBack:
+    """Rows of a slot that hold nothing any more, whose memory the machine gets back.
+
+    Attributes:
+        slot: That the rows are in.
+        first_row: From this one on.
+    """
+
+    slot: int
+    first_row: int
+
+
+Change = Move | Keep | GiveBack

@@ -1,0 +1,55 @@
+"""Rows that outlive their sequence, and what a new prompt can take over of rows that are here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from itertools import compress, count
+from operator import ne
+
+from serving.engine.sequence import RowKey, Sequence
+
+
+@dataclass(eq=False)
+class Kept:
+    """What a slot holds of a prompt whose sequence has ended.
+
+    Attributes:
+        keys: Of its rows, by content.
+        num_length_groups: G, in each of which it has these rows.
+        used: The higher, the later somebody needed it; `Slots` counts.
+    """
+
+    keys: SequenceOf[RowKey]
+    num_length_groups: int
+    used: int
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """[G] rows of each length group."""
+        return (len(self.keys),) * self.num_length_groups
+
+
+def shared_rows(held: Kept | Sequence | None, wanted: SequenceOf[RowKey]) -> int:
+    """Return how many rows that a slot holds are those of a prompt, from its start on.
+
+    Only rows that the graph for prompts wrote count: where it cut a prompt changes no bit of them, while the graph for
+    steps rounds otherwise.
+    """
+    if held is None:
+        return 0
+    keys = held.keys if isinstance(held, Kept) else held.prompt_rows
+    return next(compress(count(), map(ne, keys, wanted)), min(len(keys), len(wanted)))
+
+
+def reusable_rows(sequence: Sequence, num_shared: int) -> int:
+    """Return behind how many of the rows that are here a sequence can begin.
+
+    Something is left to be run, whose logits choose the next token, and never a single token of a prompt: kernels for
+    one row round otherwise than those for many. An answer that goes on after it lost its slot needs no logits of its
+    prompt.
+    """
+    num_prompt = sequence.num_prompt_tokens
+    if num_shared >= num_prompt and sequence.num_output_tokens:
+        return num_prompt
+    return max(min(num_shared, num_prompt - 2), 0)

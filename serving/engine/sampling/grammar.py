@@ -1,0 +1,157 @@
+"""Structures to matchers, by llguidance: one vocabulary's, each grammar compiled once and bounded in size and work."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from bundle.errors import MachineError, ParameterError
+from bundle.text import Tokenizer
+from serving.engine.sampling.constraint import Constraint, Matcher, told
+from serving.protocol import Structure
+
+_MOST_BYTES = 64 << 10
+"""Of a schema, regular expression or grammar. Compiling takes up to tens of microseconds a byte."""
+_MOST_KEPT_BYTES = 1 << 20
+_MOST_KEPT = 64
+"""Compiled grammars; each takes some kilobytes, and up to some megabytes for a large one."""
+_LIMITS = {
+    "initial_lexer_fuel": 250_000,  # five milliseconds of lexer work
+    "step_lexer_fuel": 100_000,  # seven milliseconds a step
+    "max_lexer_states": 20_000,  # at 1 to 2 kB each, for one answer
+    "max_grammar_size": 200_000,
+    "verbose_errors": False,
+}
+_BLANK = r"\x20"
+"""May stand between two words of JSON, once. Where any blanks may, a small model says nothing else until it is cut."""
+_ASCII_DIGITS = "d"
+"""How llguidance is told that \\d are 0 to 9, and not all digits of all scripts."""
+_OWN_OPTIONS = "x-guidance"
+_OWN_LINE = "%llguidance"
+_HEAD = f'{_OWN_LINE} {{"no_forcing": true}}\n'
+"""Forced text is not walked ahead of the model: "a{1000000000}" would be, for seconds within one step."""
+
+
+class Grammars:
+    """Compiles structures for one model's vocabulary; safe to use from several threads.
+
+    Args:
+        tokenizer: The model's.
+        vocab_size: V of its logits; ids that the tokenizer lacks are never allowed.
+        end_ids: Tokens that end an answer; at least one.
+        num_threads: For what may follow; as many as sequences run at once, so that none waits for a costly one.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, end_ids: Collection[int], num_threads: int) -> None:
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._end_ids = tuple(end_ids)
+        self._threads = ThreadPoolExecutor(num_threads, "grammar-masks")
+        self._gate = threading.Lock()
+        self._words: Any = None
+        self._kept: OrderedDict[tuple[str, str], Matcher] = OrderedDict()
+
+    def compiled(self, structure: Structure) -> Matcher:
+        """Return a matcher at the beginning of an answer, the caller's own; takes milliseconds, or some seconds.
+
+        Raises:
+            ParameterError: The structure is too large, or llguidance cannot express it.
+            MachineError: llguidance is not installed.
+        """
+        key = (structure.kind, structure.text)
+        with self._gate:
+            if (kept := self._kept.get(key)) is not None:
+                self._kept.move_to_end(key)
+                return kept.deep_copy()
+        matcher = self._compile(structure)
+        with self._gate:
+            self._kept[key] = matcher
+            while len(self._kept) > _MOST_KEPT or sum(len(text) for _, text in self._kept) > _MOST_KEPT_BYTES:
+                self._kept.popitem(last=False)
+        return matcher.deep_copy()
+
+    def constraint(self, matcher: Matcher, param: str) -> Constraint:
+        """Return the constraint of an answer that begins; the matcher is its own from here on."""
+        return Constraint(matcher, self._end_ids, param, self._threads)
+
+    def close(self) -> None:
+        """Take no more work; what was begun ends by itself."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _compile(self, structure: Structure) -> Matcher:
+        library, param = _library(), structure.param
+        if not self._end_ids:
+            raise ParameterError(f"{param}: this model has no token that ends an answer, so none can be held", param)
+        if (size := len(structure.text.encode(errors="surrogatepass"))) > _MOST_BYTES:
+            raise ParameterError(f"{param} holds {size} bytes; at most {_MOST_BYTES} are compiled", param)
+        grammar = _HEAD + _lark(library, structure)
+        limits = library.LLParserLimits(**_LIMITS)
+        matcher = library.LLMatcher(self._vocabulary(library, param), grammar, limits=limits, log_level=0)
+        if matcher.is_error() or matcher.get_grammar_warnings():
+            why = told(matcher) or " ".join(matcher.get_grammar_warnings())
+            raise ParameterError(f"{param} cannot be followed: {why}", param)
+        return self._checked(matcher, param)
+
+    def _checked(self, matcher: Matcher, param: str) -> Matcher:
+        """Return the matcher once it has found what may come first."""
+        first = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+        if matcher.is_error():
+            raise ParameterError(f"{param} allows no answer, or is too complex: {told(matcher)}", param)
+        if not first.any() and not matcher.is_accepting():
+            raise ParameterError(f"{param} allows no answer", param)
+        return matcher
+
+    def _vocabulary(self, library: Any, param: str) -> Any:
+        """Return llguidance's form of the vocabulary; made for the first structure, in some hundred milliseconds."""
+        with self._gate:
+            if self._words is None:
+                try:
+                    self._words = library.LLTokenizer(
+                        self._tokenizer.text(), n_vocab=self._vocab_size, eos_token=list(self._end_ids)
+                    )
+                except ValueError as error:
+                    raise ParameterError(
+                        f"{param}: llguidance cannot use this model's tokenizer, so that no answer can be held to a "
+                        f"structure: {error}",
+                        param,
+                    ) from error
+            return self._words
+
+
+def _library() -> Any:
+    try:
+        import llguidance
+    except ImportError as error:
+        raise MachineError(
+            "structured output needs the package llguidance; install it with: pip install 'pocketvlm[serve]'"
+        ) from error
+    return llguidance
+
+
+def _lark(library: Any, structure: Structure) -> str:
+    """Return a structure as a grammar in llguidance's dialect of Lark.
+
+    Raises:
+        ParameterError: It is not what its kind says, or says how llguidance shall work.
+    """
+    text, param = structure.text, structure.param
+    if structure.kind == "grammar":
+        if _OWN_LINE in text:
+            raise ParameterError(f"{param}: the line {_OWN_LINE} is the server's own; leave it out", param)
+        return text
+    if structure.kind == "regex":
+        return f"start: /{library.regex_to_lark(text, _ASCII_DIGITS)}/"
+    value = json.loads(text)
+    if structure.kind == "choice":
+        words = (json.dumps(each, ensure_ascii=False).replace("\x7f", "\\u007f") for each in value)
+        return "start: " + " | ".join(words)
+    if _OWN_OPTIONS in value:
+        raise ParameterError(f"{param}: {_OWN_OPTIONS} is the server's own; leave it out", param)
+    options = {"whitespace_flexible": True, "whitespace_pattern": _BLANK, "lenient": False, "coerce_one_of": False}
+    return "start: %json " + json.dumps({**value, _OWN_OPTIONS: options})

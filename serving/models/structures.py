@@ -1,0 +1,60 @@
+"""The structure that a request asks for, compiled before its prompt is run, on a thread that does nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable
+
+from bundle.errors import ParameterError
+from serving.engine.sampling.constraint import Constraint, Matcher
+from serving.engine.sampling.grammar import Grammars
+from serving.models.crew import Crew
+from serving.protocol import Structure
+
+_COMPILE_TIMEOUT_S = 10.0
+"""What may be compiled takes up to three seconds alone; a request waits behind others' no longer than that."""
+
+
+class CompiledStructure:
+    """What every choice of a request is held to.
+
+    Args:
+        grammars: Of the model.
+        matcher: At an answer's beginning.
+        param: The field of the request, for errors.
+    """
+
+    def __init__(self, grammars: Grammars, matcher: Matcher, param: str) -> None:
+        self._grammars = grammars
+        self._matcher = matcher
+        self._param = param
+
+    def constraint(self) -> Constraint:
+        """Return a fresh answer's constraint."""
+        return self._grammars.constraint(self._matcher.deep_copy(), self._param)
+
+
+async def compiled_structure(
+    crew: Crew, owner: Hashable, grammars: Grammars, structure: Structure | None
+) -> CompiledStructure | None:
+    """Return a structure compiled; None where a request asks for none.
+
+    Args:
+        crew: Compiles.
+        owner: The request: requests take turns.
+        grammars: Of the model.
+        structure: What is asked for.
+
+    Raises:
+        ParameterError: llguidance cannot express it, or it takes too long.
+    """
+    if structure is None:
+        return None
+    try:
+        work = crew.run(owner, grammars.compiled, structure)
+        return CompiledStructure(grammars, await asyncio.wait_for(work, _COMPILE_TIMEOUT_S), structure.param)
+    except asyncio.TimeoutError as error:
+        raise ParameterError(
+            f"{structure.param} was not compiled within {_COMPILE_TIMEOUT_S:g} s; ask for a simpler structure",
+            structure.param,
+        ) from error

@@ -1,0 +1,92 @@
+"""What a conversation shows, an image or a video: decoded, measured, and later filled with features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from bundle.frames.plan import FramePlan, Place
+from bundle.frames.wording import frame_parts
+from bundle.image import TileLayout
+from bundle.manifest import ImagePrompt
+from bundle.prompt import Placeholder, Turn
+from serving.models.vision import DecodedImage, DecodedVideo, EncodedImage
+from serving.protocol import Message, TextPart
+
+
+@dataclass(frozen=True)
+class Visual:
+    """One part of a message that is no text.
+
+    Attributes:
+        pictures: To encode.
+        parts: What stands for it in its turn.
+        layouts: Of each image among `parts`.
+        plan: How a video's pictures fill those; None of an image, which is one picture and fills one.
+    """
+
+    pictures: tuple[DecodedImage, ...]
+    parts: tuple[str | Placeholder, ...]
+    layouts: tuple[TileLayout, ...]
+    plan: FramePlan | None = None
+
+    @classmethod
+    def of_image(cls, image: DecodedImage) -> Visual:
+        """Return an image as it is."""
+        return cls((image,), (Placeholder.IMAGE,), (image.layout,))
+
+    @classmethod
+    def of_video(cls, video: DecodedVideo, image_prompt: ImagePrompt) -> Visual:
+        """Return a video in the checkpoint's words."""
+        parts = frame_parts(image_prompt.frames, video.plan, video.times_s, video.duration_s)
+        layouts = tuple(TileLayout(fewer_tokens=place.num_tokens) for place in video.plan.places)
+        return cls(video.pictures, parts, layouts, video.plan)
+
+    def filled(self, encoded: Sequence[EncodedImage]) -> list[EncodedImage]:
+        """Return what fills each of its images in the prompt.
+
+        Args:
+            encoded: Of each picture.
+        """
+        if self.plan is None:
+            return list(encoded)
+        return [_filled(place, [encoded[picture] for picture in place.pictures]) for place in self.plan.places]
+
+
+def _filled(place: Place, encoded: Sequence[EncodedImage]) -> EncodedImage:
+    features = place.filled([image.features.reshape(-1, image.features.shape[-1]) for image in encoded])
+    return EncodedImage(
+        place.key([image.key for image in encoded]),
+        features,
+        max(image.preprocess_s for image in encoded),
+        max(image.vision_s for image in encoded),
+        all(image.is_kept for image in encoded),
+    )
+
+
+def turns_of(messages: Sequence[Message], visuals: Sequence[Visual]) -> list[Turn]:
+    """Return a conversation as a prompt is built of it, each image and video by what stands for it."""
+    left = iter(visuals)
+    return [Turn(message.role, tuple(_parts(message, left))) for message in messages]
+
+
+def _parts(message: Message, visuals: Iterator[Visual]) -> Iterator[str | Placeholder]:
+    for part in message.parts:
+        if isinstance(part, TextPart):
+            yield part.text
+        else:
+            yield from next(visuals).parts
+
+
+def all_filled(visuals: Sequence[Visual], encoded: Sequence[EncodedImage]) -> list[EncodedImage]:
+    """Return what fills each image of a prompt.
+
+    Args:
+        visuals: Of the whole conversation.
+        encoded: All their pictures.
+    """
+    filled, start = list[EncodedImage](), 0
+    for visual in visuals:
+        filled += visual.filled(encoded[start : start + len(visual.pictures)])
+        start += len(visual.pictures)
+    return filled

@@ -1,0 +1,395 @@
+"""Rows that outlive their sequence, and rows that must make room: with a decoder of which every bit can be told.
+
+What the fake decoder gives is a digest of all rows that a sequence's slot holds, and of which graph wrote each. So an
+answer tells of any row that is another's, is missing, or was written by the wrong graph. The oracle reads one text from
+its start without slots.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import zlib
+from dataclasses import dataclass, replace
+from itertools import count
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from bundle.prompt import Prompt, Span
+from runtime.cache_shape import CacheShape
+from runtime.filled_prompt import FilledPrompt
+from serving.engine.changes import Change, GiveBack, Move
+from serving.engine.pace import Pace
+from serving.engine.scheduler import Batch, Scheduler
+from serving.engine.sequence import RowKey, Sequence
+from serving.engine.waiting import PRIORITY_STEP_S
+from serving.protocol import SamplingParams
+
+EOS, VOCAB = 0, 23
+CAPACITY = 40
+IMAGE = 99
+SEATS = 3
+
+
+def token_of(rows: list[tuple[RowKey, str]]) -> int:
+    """Return the token that follows rows, each by content and the graph that wrote it."""
+    return zlib.crc32(repr(rows).encode()) % VOCAB
+
+
+class FakeDecoder:
+    """Rows of slots, by content; checks that whatever is read was written."""
+
+    def __init__(self, num_slots: int) -> None:
+        self.slots: list[list[tuple[RowKey, str] | None]] = [[None] * CAPACITY for _ in range(num_slots)]
+        self.num_tokens = 0
+
+    @property
+    def num_resident(self) -> int:
+        return sum(row is not None for rows in self.slots for row in rows)
+
+    def change(self, changes: tuple[Change, ...]) -> None:
+        for each in changes:
+            if isinstance(each, Move):
+                (num_rows,) = each.rows
+                assert each.source != each.target
+                self.slots[each.target][:num_rows] = self.slots[each.source][:num_rows]
+            else:
+                assert isinstance(each, GiveBack)
+                self.slots[each.slot][each.first_row :] = [None] * (CAPACITY - each.first_row)
+
+    def run(self, batch: Batch) -> list[int]:
+        """Write the batch's rows and return the token that follows each."""
+        tokens = []
+        for row in batch.rows:
+            held = self.slots[row.sequence.slot]
+            assert row.start == row.sequence.rows[0]
+            assert row.end - row.start > 1 or batch.phase == "step" or row.sequence.num_prompt_tokens == 1
+            held[row.start : row.end] = [(key, batch.phase) for key in row.sequence.keys[row.start : row.end]]
+            self.num_tokens += row.end - row.start
+            tokens.append(token_of(held[: row.end]))
+        return tokens
+
+
+class AnyPace(Pace):
+    """Chunks of whatever size comes next."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        self._sizes, self._at = sizes, count()
+
+    def chunk_tokens(self, *, beside_answers: bool) -> int:
+        return self._sizes[next(self._at) % len(self._sizes)]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt: some texts of a small alphabet, and images by their number, each of five rows."""
+
+    parts: tuple[int, ...]
+    max_tokens: int = 4
+    priority: int = 0
+
+    def sequence(self) -> Sequence:
+        ids: list[int] = []
+        spans: list[Span] = []
+        for part in self.parts:
+            if part >= IMAGE:
+                spans.append(Span(len(ids), len(ids) + 5, len(spans), 0))
+                ids += [IMAGE] * 5
+            else:
+                ids.append(part)
+        prompt = Prompt(np.array(ids), tuple(spans), np.arange(len(ids)), len(ids), len(spans))
+        filled = FilledPrompt.of(prompt, [np.zeros((5, 2), np.float32)] * len(spans))
+        keys = [bytes([part]) for part in self.parts if part >= IMAGE]
+        sampling = SamplingParams(max_tokens=self.max_tokens)
+        return Sequence("r", filled, sampling, (EOS,), keys, priority=self.priority)
+
+    def answer(self) -> list[int]:
+        """Return what follows the prompt, read alone and from its start."""
+        sequence = self.sequence()
+        rows: list[tuple[RowKey, str]] = [(key, "prompt") for key in sequence.keys]
+        answer = [token_of(rows)]
+        while answer[-1] != EOS and len(answer) < self.max_tokens and len(rows) < CAPACITY:
+            rows.append((answer[-1], "step"))
+            answer.append(token_of(rows))
+        return answer
+
+
+class Server:
+    """A scheduler and the fake decoder; remembers what each sequence said, and that each ended once."""
+
+    def __init__(self, shape: CacheShape, pace: Pace, *, keeps_prefixes: bool = True, is_checked: bool = True) -> None:
+        self.is_checked = is_checked
+        self.scheduler = Scheduler(shape, pace, keeps_prefixes=keeps_prefixes)
+        self.decoder = FakeDecoder(shape.num_slots + shape.num_spare_slots)
+        self.live: dict[Sequence, Asked] = {}
+        self.ended: list[Sequence] = []
+
+    def add(self, asked: Asked) -> Sequence:
+        sequence = asked.sequence()
+        self.live[sequence] = asked
+        self.scheduler.add(sequence)
+        return sequence
+
+    def cancel(self, sequence: Sequence) -> None:
+        asked = self.live.pop(sequence)
+        assert self.scheduler.remove(sequence)
+        said = sequence.ids[sequence.num_prompt_tokens :]
+        assert said == asked.answer()[: len(said)]
+        self.ended.append(sequence)
+
+    def step(self) -> bool:
+        batch = self.scheduler.schedule()
+        self.decoder.change(self.scheduler.take_changes())
+        if batch is None:
+            return False
+        self.check_places(batch)
+        tokens = self.decoder.run(batch)
+        self.scheduler.advance(batch)
+        for row, token in zip(batch.rows, tokens, strict=True):
+            if row.is_last and self.scheduler.append(row.sequence, token) is not None:
+                asked = self.live.pop(row.sequence)
+                assert not self.is_checked or row.sequence.ids[row.sequence.num_prompt_tokens :] == asked.answer()
+                self.ended.append(row.sequence)
+        budget = self.scheduler.shape.budget_rows
+        assert budget is None or not self.is_checked or self.decoder.num_resident <= budget
+        return True
+
+    def check_places(self, batch: Batch) -> None:
+        slots = [sequence.slot for sequence in self.live if sequence.slot is not None]
+        assert len(slots) == len(set(slots)) == self.scheduler.num_running
+        assert all(slot < self.scheduler.shape.num_slots for slot in slots)
+        assert set(batch.sequences) <= set(self.live)
+        held = [each for each in self.scheduler._slots._held if isinstance(each, Sequence)]
+        assert [sequence.slot for sequence in held] == sorted(slots)
+        if len(batch.rows) > 1:
+            assert [row.sequence.slot for row in batch.rows] == list(range(len(batch.rows)))
+
+    def until_idle(self) -> None:
+        while self.step():
+            pass
+        assert not self.live
+        assert not self.scheduler.has_work
+        assert self.scheduler.num_cached_rows == 0
+
+    def ask(self, asked: Asked) -> Sequence:
+        sequence = self.add(asked)
+        self.until_idle()
+        return sequence
+
+
+def server(num_seats: int = SEATS, num_spare: int = 2, budget: int | None = None, *, is_checked: bool = True) -> Server:
+    return Server(CacheShape(num_seats, CAPACITY, 1, 0, num_spare, budget), Pace(8, math.inf), is_checked=is_checked)
+
+
+PARTS = st.lists(st.sampled_from([1, 2, 3, IMAGE, IMAGE + 1]), min_size=1, max_size=7).map(tuple)
+ASKED = st.builds(Asked, PARTS, st.integers(1, 9), st.integers(-1, 1))
+ACTIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), ASKED),
+        st.tuples(st.just("add"), ASKED),
+        st.tuples(st.just("step"), st.integers(1, 6)),
+        st.tuples(st.just("cancel"), st.integers(0, 9)),
+        st.tuples(st.just("fail"), st.integers(0, 9)),
+        st.tuples(st.just("preempt"), st.integers(0, 9)),
+        st.tuples(st.just("clear"), st.just(0)),
+    ),
+    max_size=60,
+)
+SHAPES = st.builds(
+    lambda seats, spare, budget, copies: CacheShape(seats, CAPACITY, 1, 0, spare, budget, copies),
+    st.integers(1, 4),
+    st.integers(0, 3),
+    st.one_of(st.none(), st.integers(CAPACITY, 3 * CAPACITY)),
+    st.booleans(),
+)
+
+
+@given(ACTIONS, SHAPES, st.lists(st.integers(3, 9), min_size=1, max_size=5), st.booleans())
+@hypothesis_settings(max_examples=150)
+def test_whatever_happens_every_answer_is_what_it_is_alone_and_memory_stays_within_its_limit(
+    actions, shape, sizes, keeps_prefixes
+) -> None:
+    here = Server(shape, AnyPace(sizes), keeps_prefixes=keeps_prefixes)
+    num_added = 0
+    for kind, value in actions:
+        running = [sequence for sequence in here.live if sequence.slot is not None]
+        if kind == "add":
+            here.add(value)
+            num_added += 1
+        elif kind == "step":
+            for _ in range(value):
+                here.step()
+        elif kind == "cancel" and here.live:
+            here.cancel(list(here.live)[value % len(here.live)])
+        elif kind == "fail" and running:
+            failed = running[value % len(running)]
+            del here.live[failed]
+            assert here.scheduler.remove(failed, keeps=False)
+            here.ended.append(failed)
+        elif kind == "preempt" and running:
+            assert here.scheduler.preempt(running[value % len(running)])
+        elif kind == "clear":
+            here.scheduler.clear()
+            assert here.scheduler.num_kept_rows == 0
+    here.until_idle()
+    assert len(here.ended) == len(set(here.ended)) == num_added
+    if not keeps_prefixes:
+        assert here.scheduler.counts.prefix_hits == here.scheduler.num_kept_rows == 0
+
+
+def test_a_prompt_that_is_here_is_run_but_for_two_tokens() -> None:
+    here = server()
+    asked = Asked((1, 2, IMAGE, 3, 1, 2))
+    first, second = here.ask(asked), here.ask(asked)
+    assert (first.cached_tokens, second.cached_tokens) == (0, 8)
+    assert (here.scheduler.counts.prefix_queries, here.scheduler.counts.prefix_hits) == (20, 8)
+
+
+def test_the_next_turn_over_an_image_reads_the_last_answer_and_the_new_turn_alone() -> None:
+    here = server()
+    first = here.ask(Asked((1, 2, IMAGE, 3), max_tokens=5))
+    said = tuple(first.ids[first.num_prompt_tokens :])
+    read_before = here.decoder.num_tokens
+    second = here.ask(Asked((1, 2, IMAGE, 3, *said, 2, 2), max_tokens=1))
+    assert second.cached_tokens == first.num_prompt_tokens == 8
+    # What the graph for steps wrote of the answer is not what the graph for prompts writes: it is read again.
+    assert here.decoder.num_tokens - read_before == len(said) + 2
+
+
+@pytest.mark.parametrize("other", [IMAGE + 1, 3])
+def test_another_image_of_equal_size_shares_no_row_with_the_first(other: int) -> None:
+    here = server()
+    here.ask(Asked((1, 2, IMAGE, 3)))
+    assert here.ask(Asked((1, 2, other, 3, 3, 3, 3, 3))).cached_tokens == 2
+
+
+def test_a_running_sequence_lends_its_prompt_to_another_and_goes_on_where_both_fit() -> None:
+    here = server(budget=3 * CAPACITY)
+    asked = Asked((1, 2, IMAGE, 3, 1), max_tokens=9)
+    first = here.add(asked)
+    while not first.num_output_tokens:
+        here.step()
+    second = here.add(replace(asked, max_tokens=2))
+    here.until_idle()
+    assert second.cached_tokens == first.num_prompt_tokens - 2
+    assert here.scheduler.counts.preemptions == 0
+
+
+def test_two_conversations_in_turns_keep_their_rows_with_one_seat() -> None:
+    here = server(num_seats=1, num_spare=2)
+    parts = [(1, 2, IMAGE, 3), (2, 1, IMAGE + 1, 3)]
+    for turn in range(3):
+        for number, told in enumerate(parts):
+            asked = here.ask(Asked(told, max_tokens=1))
+            assert asked.cached_tokens == (0 if turn == 0 else asked.num_prompt_tokens - 2)
+            parts[number] = (*told, 1)
+
+
+def test_where_copies_are_dear_a_kept_prompt_serves_who_gets_its_seat() -> None:
+    here = Server(CacheShape(2, CAPACITY, 1, has_cheap_copies=False), Pace(8, math.inf))
+    here.ask(Asked((1, 2, IMAGE, 3), max_tokens=1))
+    here.scheduler.take_changes()
+    asked = Asked((1, 2, IMAGE, 3, 1), max_tokens=9)
+    first, second = here.add(asked), here.add(asked)
+    here.until_idle()
+    assert (first.cached_tokens, second.cached_tokens) == (7, 0)
+
+
+def test_states_that_cannot_be_cut_are_never_shared() -> None:
+    here = Server(CacheShape(2, CAPACITY, 1, 8, 2), Pace(8, math.inf))
+    asked = Asked((1, 2, IMAGE, 3, 1), max_tokens=9)
+    both = here.add(asked), here.add(asked)
+    here.until_idle()
+    assert [each.cached_tokens for each in (*both, here.ask(asked))] == [0, 0, 0]
+    assert here.scheduler.num_kept_rows == 0
+
+
+def test_what_was_not_needed_for_longest_goes_first() -> None:
+    here = server(num_seats=1, num_spare=1)
+    old, newer, newest = (Asked((number, *[3] * 7), max_tokens=1) for number in (1, 2, 4))
+    for asked in (old, newer, old, newest):
+        here.ask(asked)
+    assert here.ask(old).cached_tokens == 6
+    assert here.ask(newer).cached_tokens == 0
+
+
+def test_what_a_longer_prompt_holds_as_well_is_kept_once() -> None:
+    here = server()
+    here.ask(Asked((1, 2, 3), max_tokens=1))
+    here.ask(Asked((1, 2, 3, 1, 2, 3), max_tokens=1))
+    here.ask(Asked((1, 2, 3, 1), max_tokens=1))
+    assert here.scheduler.num_kept_rows == 6
+
+
+def test_kept_rows_give_way_before_a_running_sequence_does() -> None:
+    here = server(num_seats=2, num_spare=2, budget=CAPACITY)
+    for first in (1, 2, 3):
+        here.ask(Asked((first, *[3] * 9), max_tokens=1))
+    assert here.scheduler.num_kept_rows == 30
+    here.ask(Asked((4, *[2] * 19), max_tokens=8))
+    assert here.scheduler.counts.preemptions == 0
+    assert 0 < here.scheduler.num_kept_rows <= CAPACITY
+    here.scheduler.clear()
+    here.step()
+    assert here.decoder.num_resident == 0
+
+
+def test_under_pressure_the_last_one_gives_way_and_says_the_same() -> None:
+    here = server(num_seats=2, num_spare=0, budget=CAPACITY)
+    asked = [Asked((number, *[3] * 11), max_tokens=24) for number in range(1, 9)]
+    long = sorted(asked, key=lambda each: -len(each.answer()))[:2]
+    sequences = [here.add(each) for each in long]
+    assert sum(len(each.answer()) for each in long) + 2 * 12 > CAPACITY
+    here.until_idle()
+    assert here.scheduler.counts.preemptions > 0
+    assert here.ended[0] is sequences[0]
+
+
+def test_a_waiting_sequence_begins_where_its_rows_fit_and_alone_in_any_case() -> None:
+    here = server(num_seats=2, num_spare=0, budget=CAPACITY)
+    first, second = here.add(Asked((1,) * 30, max_tokens=3)), here.add(Asked((2,) * 30, max_tokens=3))
+    here.step()
+    assert (first.slot, second.slot) == (0, None)
+    here.until_idle()
+    assert here.scheduler.counts.preemptions == 0
+
+
+def test_a_lower_priority_begins_earlier_but_nobody_waits_for_ever() -> None:
+    here = server(num_seats=1)
+    running = here.add(Asked((1, 1), max_tokens=1))
+    waiting = {name: Asked((2, 2), 1, priority).sequence() for name, priority in (("low", 1), ("high", -1), ("mid", 0))}
+    waiting["old"] = Asked((3, 3), 1, 1).sequence()
+    for name, sequence in waiting.items():
+        sequence.submitted_s = 1000.0 - (3 * PRIORITY_STEP_S if name == "old" else 0)
+        here.scheduler.add(sequence)
+        here.live[sequence] = Asked((2, 2) if name != "old" else (3, 3), 1)
+    here.until_idle()
+    assert here.ended == [running, *(waiting[name] for name in ("old", "high", "mid", "low"))]
+
+
+def test_10000_requests_leave_nothing_behind() -> None:
+    here, rng = server(budget=3 * CAPACITY, is_checked=False), np.random.default_rng(0)
+
+    def serve(num_requests: int) -> None:
+        for _ in range(num_requests):
+            here.add(Asked(tuple(rng.choice([1, 2, 3, IMAGE, IMAGE + 1], size=rng.integers(1, 7)).tolist()), 3))
+            if len(here.live) > 6:
+                last = next(reversed(here.live))
+                del here.live[last]
+                assert here.scheduler.remove(last)
+            here.step()
+        here.until_idle()
+        here.ended.clear()
+
+    serve(1000)
+    gc.collect()
+    num_objects = len(gc.get_objects())
+    serve(9000)
+    gc.collect()
+    assert len(gc.get_objects()) < num_objects + 500
+    assert here.scheduler.num_running == 0
+    assert 0 < here.scheduler.num_kept_rows <= 5 * CAPACITY
