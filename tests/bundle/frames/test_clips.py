@@ -211,7 +211,17 @@ def test_a_stream_that_is_larger_than_its_file_says_is_not_decoded(make_mp4, mak
     """The coded pictures have sizes of their own; the decoder is bound to the limit, too."""
     data = make_mp4([make_frame(index, (320, 240)) for index in range(3)])
     small = patched(data, b"avc1", 24, ">HH", 48, 32)
-    assert "damaged or cut short" in refusal([small], limits=VideoLimits(max_pixels=48 * 32))
+    assert "a frame of the video is 320x240 pixels" in refusal([small], limits=VideoLimits(max_pixels=48 * 32))
+
+
+def test_ffmpeg_is_told_what_it_may_open_and_how_large_a_picture_may_be(make_mp4, frames, monkeypatch) -> None:
+    """Also while it probes, when it decodes some frames by itself."""
+    import av
+
+    data, told, opened = make_mp4(frames[:2]), {}, av.open
+    monkeypatch.setattr(av, "open", lambda file, **options: told.update(options) or opened(file, **options))
+    open_clip([data], limits=VideoLimits(max_pixels=5000))
+    assert (told["format"], told["stream_options"]) == ("mp4", [{"max_pixels": "5000"}])
 
 
 def test_a_table_that_asks_for_absurd_memory_is_damage_and_no_lack_of_it(make_mp4, frames) -> None:
