@@ -86,7 +86,7 @@ def test_every_graph_that_is_measured_runs_where_the_variant_will_serve_if_it_ca
     has_cuda: bool,
     provider: Provider,
 ) -> None:
-    monkeypatch.setattr(quantizer, "has_provider", lambda wanted: wanted == "cpu" or has_cuda)
+    monkeypatch.setattr(quantizer, "runs_here", lambda wanted: wanted == "cpu" or has_cuda)
     bundle = request.getfixturevalue(f"{family}_bundle")
     manifest, told = quantized(bundle, tmp_path / "out", target, samples)
     assert {gate.basis for gate in manifest.gates} == {"canary", "samples"}
