@@ -11,6 +11,7 @@ from bundle.manifest import Component, Manifest, Phase, Target, TensorSpec
 from bundle.states import State
 from graphs.lowering.cuda_decoder import lower_decoder_for_cuda
 from graphs.lowering.cuda_encoder import lower_encoder_for_cuda, lower_vision_for_cuda
+from graphs.lowering.cuda_kernels import require_kernels
 from graphs.lowering.decoder import lower_decoder
 from graphs.lowering.rotary_in_attention import table_bytes
 
@@ -53,11 +54,15 @@ class Lowering:
             model: Quantized or not.
             component: The parent's graph that it was.
             phase: When it runs.
+
+        Raises:
+            QuantizationError: It is for CUDA, and holds an operator that has no kernel there.
         """
         if self.parent.dialect != "contrib":
             return component
         if self.is_for_cuda:
             self._lower_for_cuda(model, component)
+            require_kernels(model.graph)
             return self._described(model, component)
         if component.role == "decoder" and self.parent.decoder is not None:
             lower_decoder(model, self.parent.decoder.max_positions, phase)
