@@ -26,6 +26,7 @@ from bundle.chat_template import CHAT_TEMPLATE, PROBED_ROLES, ChatTemplate
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, ContextLengthError, PromptError
 from bundle.image import TileLayout
+from bundle.image_text import image_text
 from bundle.manifest import ImagePrompt
 from bundle.template_sandbox import MOST_SOURCE_CHARACTERS
 from bundle.text import TOKENIZER, Tokenizer
@@ -213,7 +214,7 @@ class PromptBuilder:
                 "images, or smaller ones.",
                 "messages",
             )
-        expansions = [self._expansion(layout) for layout in layouts]
+        expansions = [image_text(self._image_prompt, layout) for layout in layouts]
         rendered = self._render(turns, str, add_generation_prompt)
         if max_tokens is not None:
             self._tokenizer.check_characters(len(rendered), max_tokens)
@@ -327,23 +328,6 @@ class PromptBuilder:
             raise PromptError(
                 f"the chat template wrote more {self._image_prompt.image_token} than the conversation has images"
             ) from None
-
-    def _expansion(self, layout: TileLayout) -> str:
-        """Return what one image becomes in the prompt's text."""
-        image = self._image_prompt
-        tokens = image.image_token * (
-            image.tokens_per_tile if layout.rows else layout.num_tokens(image.tokens_per_tile)
-        )
-        if image.kind == "llava":
-            return tokens
-        whole = f"{image.fake_token}{image.global_token}{tokens}{image.fake_token}"
-        if layout.rows == 0:
-            return whole
-        lines = [
-            "".join(f"{image.fake_token}<row_{row}_col_{col}>{tokens}" for col in range(1, layout.cols + 1)) + "\n"
-            for row in range(1, layout.rows + 1)
-        ]
-        return "".join(lines) + "\n" + whole
 
     def _with_special_tokens(self, ids: list[int], text: str) -> list[int]:
         """Return ids with the tokenizer's own BOS and EOS, unless the template wrote the BOS itself."""

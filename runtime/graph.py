@@ -85,7 +85,8 @@ class Graph:
         prepacks: bool = True,
         captures: bool = False,
     ) -> None:
-        self.name = str(source) if isinstance(source, Path) else f"a part of a graph of {weights_folder}"
+        made_of = f"a part of a graph of {weights_folder}" if weights_folder else "a graph made for this process"
+        self.name = str(source) if isinstance(source, Path) else made_of
         self.device = settings.provider
         wanted = _Wanted(settings, weights_folder, prepacks, captures and settings.provider != "cpu")
         self._session, self.can_capture = _opened(self.name, source, wanted)

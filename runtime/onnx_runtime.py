@@ -12,7 +12,13 @@ from bundle.extras import install_line
 # user's cache folder, and try to send them. Read when the library is loaded.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-_NO_MEMORY = ("failed to allocate memory", "out of memory", "bad_alloc", "cudaerrormemoryallocation")
+_NO_MEMORY = (
+    "failed to allocate memory",
+    "out of memory",
+    "bad_alloc",
+    "cudaerrormemoryallocation",
+    "is smaller than requested bytes",
+)
 _NO_OPERATOR = ("is not a registered function/op", "No Op registered for")
 
 

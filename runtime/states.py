@@ -6,7 +6,7 @@ import contextlib
 import math
 import mmap
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,10 @@ import numpy.typing as npt
 from bundle.errors import MachineError
 from bundle.states import State
 from runtime.cache_shape import CacheShape
+from runtime.device.rows import Address, RowMover
+from runtime.fixed_run import device_value
 from runtime.graph import Array
-from runtime.onnx_runtime import first_line, onnx_runtime
+from runtime.onnx_runtime import first_line
 from runtime.settings import Provider
 
 Place = tuple[str, int, Any, tuple[int, ...], int]
@@ -67,13 +69,14 @@ class _HostBuffer(_Buffer):
 
 
 class _DeviceBuffer(_Buffer):
-    """In a device's memory. A copy of rows brings all of it to the host and back: right, and slow; never measured."""
+    """In a device's memory, where it is moved by `runtime.device.rows`."""
 
     def __init__(self, sizes: tuple[int, ...], dtype: str, device: Provider) -> None:
-        self._value = onnx_runtime().OrtValue.ortvalue_from_numpy(np.zeros(sizes, dtype), device, 0)
+        self._value = device_value(np.zeros(sizes, dtype), device)
         self.address = self._value.data_ptr()
 
     def read(self) -> Array:
+        """Return a copy, for tests: nothing that serves brings a cache to the host."""
         content: Array = self._value.numpy().copy()
         return content
 
@@ -116,9 +119,12 @@ class StateBuffers:
         self.states = tuple(states)
         self.shape = shape
         self._device = device
+        self._fixed = tuple(state for state in self.states if state.kind == "fixed")
+        self._movers: dict[tuple[State, ...], RowMover] = {}
         try:
             self._buffers = {state.input: self._allocated(state) for state in self.states}
             self._after = {state.input: self._allocated(state) for state in self.states if state.kind == "fixed"}
+            self._zeros = {} if device == "cpu" else {state.input: self._zero(state) for state in self._fixed}
         except Exception as error:  # a device's errors are ONNX Runtime's, the host's OSError and OverflowError
             raise MachineError(
                 f"this machine has no room for the cache, {shape}: {first_line(error)}. Lower max_sequences or "
@@ -130,6 +136,20 @@ class StateBuffers:
         if self._device == "cpu":
             return _HostBuffer(sizes, state.dtype)
         return _DeviceBuffer(sizes, state.dtype, self._device)
+
+    def _zero(self, state: State) -> _Buffer:
+        return _DeviceBuffer(state.sizes(1, 1), state.dtype, self._device)
+
+    def _mover(self, states: tuple[State, ...]) -> RowMover | None:
+        """Return what moves states in a device's memory; None where they are in the host's."""
+        if self._device == "cpu" or not states:
+            return None
+        if states not in self._movers:
+            self._movers[states] = RowMover(states, self.shape.capacity_tokens, self._device)
+        return self._movers[states]
+
+    def _slot(self, buffers: Mapping[str, _Buffer], slot: int) -> Address:
+        return lambda state: int(self._place(buffers[state.input], state, slot, 1)[-1])
 
     def place(self, state: State, first_slot: int, num_slots: int) -> Place:
         """Return where a graph finds a range of slots of a state, as one tensor of that batch."""
@@ -145,6 +165,10 @@ class StateBuffers:
 
     def take_over(self, first_slot: int, num_slots: int) -> None:
         """Let what a run left of states of fixed size be what the next one finds."""
+        if (mover := self._mover(self._fixed)) is not None:
+            for slot in range(first_slot, first_slot + num_slots):
+                mover.copy(self._slot(self._after, slot), self._slot(self._buffers, slot))
+            return
         written = slice(first_slot, first_slot + num_slots)
         for name, after in self._after.items():
             content = self._buffers[name].read()
@@ -164,6 +188,9 @@ class StateBuffers:
             target: Another slot, whose content is lost.
             lengths: [G] rows to copy of each length group; states of fixed size are copied whole.
         """
+        if (mover := self._mover(self.states)) is not None:
+            mover.copy(self._slot(self._buffers, source), self._slot(self._buffers, target))
+            return
         for state in self.states:
             buffer = self._buffers[state.input]
             content = buffer.read()
@@ -179,6 +206,10 @@ class StateBuffers:
             group: The length group.
             kept: Row numbers, each at most once.
         """
+        grouped = tuple(state for state in self.states if state.group == group)
+        if (mover := self._mover(grouped)) is not None:
+            mover.keep(self._slot(self._buffers, slot), kept)
+            return
         for state in self.states:
             if state.group == group:
                 buffer = self._buffers[state.input]
@@ -198,6 +229,9 @@ class StateBuffers:
 
     def clear(self, slot: int) -> None:
         """Make a slot's states of fixed size zero, as they are before a sequence begins; rows count by lengths."""
+        if (mover := self._mover(self._fixed)) is not None:
+            mover.copy(self._slot(self._zeros, 0), self._slot(self._buffers, slot))
+            return
         for state in self.states:
             if state.kind == "fixed":
                 buffer = self._buffers[state.input]

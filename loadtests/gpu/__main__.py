@@ -21,7 +21,7 @@ from rich.console import Console
 
 from bundle.errors import PocketVLMError
 from loadtests.gpu.agreement import measure_agreement
-from loadtests.gpu.found import Found, read_found, table, tell
+from loadtests.gpu.found import Found, facts, read_found, table, tell
 from loadtests.gpu.making import make_bundles
 from loadtests.gpu.ours import measure_answers, measure_decoder, measure_tiles
 from loadtests.gpu.peer import measure_compiled, measure_eager
@@ -57,13 +57,13 @@ def _making(folder: Path, sizes: Sizes, provider: Provider, variants: tuple[str,
 
 SECTIONS: Mapping[str, Section] = {
     "where": Section(measure_where, 40),
-    "make-fp16": Section(partial(_making, variants=("fp16-cuda",)), 120),
+    "make-fp16": Section(partial(_making, variants=("fp16-cuda",)), 240),
     "decode-fp16": Section(_ours(measure_decoder, "random", "fp16-cuda"), 75),
     "agree-shipped": Section(_ours(measure_agreement, "shipped", "fp16-cuda"), 40),
     "vision-fp16": Section(_ours(measure_tiles, "random", "fp16-cuda"), 60),
     "engine-fp16": Section(_ours(measure_answers, "random", "fp16-cuda"), 75),
     "agree-random": Section(_ours(measure_agreement, "random", "fp16-cuda"), 60),
-    "make-rest": Section(partial(_making, variants=("int8-cuda", "int4-cuda")), 120),
+    "make-rest": Section(partial(_making, variants=("int8-cuda", "int4-cuda")), 240),
     "decode-int4": Section(_ours(measure_decoder, "random", "int4-cuda"), 60),
     "agree-int4": Section(_ours(measure_agreement, "random", "int4-cuda"), 40),
     "decode-int8": Section(_ours(measure_decoder, "random", "int8-cuda"), 60),
@@ -116,7 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _work(options.only, folder, sizes, options.provider)
     passed = ["--provider", options.provider, *(["--tiny"] if options.tiny else [])]
     run_sections(folder, options.sections or _BY_DEFAULT, passed, options.budget_s)
-    Console(width=_TABLE_WIDTH, highlight=False).print(table(read_found(folder)))
+    found = read_found(folder)
+    Console(width=_TABLE_WIDTH, highlight=False).print(table(found), *facts(found), sep="\n", markup=False)
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -49,9 +49,20 @@ def read_found(folder: Path) -> list[Found]:
     return [Found(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+FACTS = ("machine", "operators", "sections")
+"""Columns that are told as lines of their own: where it ran, what has no kernel there, what went wrong."""
+
+
+def facts(found: Iterable[Found]) -> Iterator[str]:
+    """Yield a line for the machine, for every operator without a kernel and for every section that failed."""
+    for each in found:
+        if each.of == "machine" or (each.of in FACTS and not each.value):
+            yield f"{each.what}: {each.note or 'failed'}"
+
+
 def table(found: Iterable[Found]) -> Table:
     """Return one table of figures: what was run down, who ran it across; a later figure replaces an earlier one."""
-    cells = {(each.what, each.of): each for each in found}
+    cells = {(each.what, each.of): each for each in found if each.of not in FACTS}
     rows, columns = dict.fromkeys(what for what, _ in cells), dict.fromkeys(of for _, of in cells)
     made = Table("", *columns)
     for what in rows:

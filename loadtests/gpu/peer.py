@@ -10,6 +10,7 @@ from loadtests.gpu.found import Found, tell
 from loadtests.gpu.making import make_checkpoint
 from loadtests.gpu.ours import watch_of
 from loadtests.gpu.sizes import Sizes
+from loadtests.wording import counted
 from runtime.settings import Provider
 from runtime.turns import milliseconds_of
 
@@ -22,7 +23,7 @@ def measure_eager(folder: Path, sizes: Sizes, provider: Provider) -> None:
     peer = _Peer(make_checkpoint(folder, sizes), sizes, provider)
     watch = watch_of(sizes)
     for tiles in sizes.vision_tiles:
-        tell(folder, Found(_tiles(tiles), "eager", watch.collect(peer.vision(tiles)).p50))
+        tell(folder, Found(_tiles(tiles, peer.side_px), "eager", watch.collect(peer.vision(tiles)).p50))
     tell(folder, Found(_prefill(sizes), "eager", watch.collect(peer.prefill()).p50))
     for size in sizes.batch_sizes:
         _tell_steps(folder, "eager", size, sizes, peer.steps(size))
@@ -40,8 +41,8 @@ def _tell_steps(folder: Path, name: str, size: int, sizes: Sizes, steps: Iterato
     tell(folder, Found(_step(size, sizes), name, watch_of(sizes).collect(lambda: next(steps)).p50))
 
 
-def _tiles(tiles: int) -> str:
-    return f"vision, {tiles} tile{'s' * (tiles > 1)}"
+def _tiles(tiles: int, side_px: int) -> str:
+    return f"vision, {counted(tiles, 'tile')} of {side_px} x {side_px} px"
 
 
 def _prefill(sizes: Sizes) -> str:
@@ -73,7 +74,7 @@ class _Peer:
         self._model: Any = model
         self._text: Any = model.model.text_model
         self._head: Any = model.lm_head
-        self._px = model.config.vision_config.image_size
+        self.side_px = model.config.vision_config.image_size
 
     def compile(self) -> None:
         """Compile the language model, where there is a device that replays what is captured."""
@@ -82,7 +83,7 @@ class _Peer:
 
     def vision(self, tiles: int) -> Callable[[], float]:
         """Return a run of the tower and connector, pixels on the host before."""
-        pixels = self._torch.rand(1, tiles, 3, self._px, self._px)
+        pixels = self._torch.rand(1, tiles, 3, self.side_px, self.side_px)
 
         def run() -> None:
             on_device = pixels.to(self._device, self._torch.bfloat16)

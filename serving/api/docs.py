@@ -22,6 +22,13 @@ RED_CIRCLE = (
 )
 """A red circle on white, 64 x 64."""
 _IMAGE = {"type": "image_url", "image_url": {"url": RED_CIRCLE}}
+_TWO_FRAMES = (
+    "data:image/gif;base64,R0lGODlhQABAAIEAAP////8AAAAAAAAAACH/C05FVFNDQVBFMi4wAwEAAAAh+QQAMgAAACwAAAAAQABAAAAIsAABCBxIsKDBgw"
+    "gTKlzIsKHDhxAjSpxIsaLFixgzatzIsaPHjyBDihxJsqTJkyhTqlzJsqXLkQFiyoz58uDMmzJrCsTJM6fLnkADtAwadCVRoimPHj2pVKnJpktJQnUKcypSk"
+    "VapgswadSvXoiG/gvUqlifWsmbDosV5du3Mqm6FwnVbMu5TunfLJhVrlOtQqy+n6gTQdTDhtIYTK17MuLHjx5AjS55MubLly5gzrwwIACH5BAEyAAIALBEA"
+    "EQAeAB4Agf///wAA/wAAAAAAAAgyAAMIHEiwoMGDCBMqXMiwocOHECNKnEixosWLGDNq3Mixo8ePIEOKHEmypMmTKFOeDAgAOw=="
+)
+"""A red circle and, half a second later, a blue square."""
 _UNKNOWN = "MODEL"
 _TASKS: dict[str, Task] = {
     "/v1/chat/completions": "image-text-to-text",
@@ -43,6 +50,13 @@ def examples(cards: Sequence[ModelCard]) -> dict[str, dict[str, Any]]:
         "/v1/classify": {"images": [_IMAGE], "labels": ["circle", "square"]},
     }
     return {path: {"model": model(path), **rest} for path, rest in fields.items()}
+
+
+def video_example(chat: dict[str, Any]) -> dict[str, Any]:
+    """Return the body of a chat about a video, made of the one about an image."""
+    video = {"type": "video_url", "video_url": {"url": _TWO_FRAMES}}
+    asked = {"role": "user", "content": [video, {"type": "text", "text": "What shape is blue?"}]}
+    return {**chat, "messages": [asked], "video": {"num_frames": 2, "layout": "uniform"}}
 
 
 def add_docs(app: FastAPI, service: Service) -> None:
@@ -78,6 +92,13 @@ def _operations(schema: dict[str, Any], url: str, bodies: dict[str, dict[str, An
         for method, operation in operations.items():
             yield f"<h2><code>{method.upper()} {escape(path)}</code></h2><p>{escape(operation['description'])}</p>"
             if path in bodies:
-                body = json.dumps(bodies[path], indent=2)
-                command = f"curl -N {url + path} -H 'Content-Type: application/json' -d '{body}'"
-                yield f'<pre tabindex="0">{escape(command, quote=False)}</pre>'
+                yield _command(url + path, bodies[path])
+            if path == "/v1/chat/completions":
+                yield "<p>About a video, which may be a GIF, a WebP, an MP4 or a list of frames:</p>"
+                yield _command(url + path, video_example(bodies[path]))
+
+
+def _command(address: str, body: dict[str, Any]) -> str:
+    """Return what can be pasted into a terminal."""
+    command = f"curl -N {address} -H 'Content-Type: application/json' -d '{json.dumps(body, indent=2)}'"
+    return f'<pre tabindex="0">{escape(command, quote=False)}</pre>'

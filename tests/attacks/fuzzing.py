@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from payloads import encoded, image_part, small_png, text_part
+from payloads import encoded, frames_part, image_part, mp4, small_png, text_part, video_part
 from PIL import Image
 from wire import CHAT, CLASSIFY, EMBEDDINGS, stream_ending
 
@@ -44,8 +44,10 @@ NUMBERS = (0, 1, -1, 2**31, 2**63, 2**64, 10**400, 1e308, -0.0, 0.5, float("nan"
 WORDS = ("type", "text", "image_url", "url", "role", "content", "user", "assistant", "system", "\ud800", "detail")
 FIELDS = (
     *("stream", "stream_options", "n", "frequency_penalty", "presence_penalty", "logprobs", "response_format", "user"),
+    *("video", "media_io_kwargs", "mm_processor_kwargs"),
     *("max_completion_tokens", "temperature", "top_p", "top_k", "seed", "stop", "tools", "logit_bias", "\ud800"),
 )
+LAYOUTS = ("uniform", "image-grid", "thumbnail-and-sampling", "progressive-pooling", "spiral")
 BRACKETS = (10, 100, 500, 900, 960, 1000, 5000)
 
 
@@ -79,6 +81,7 @@ class Inputs:
         self._random = random.Random(seed)
         self._chat_model, self._embedding_model = chat_model, embedding_model
         self._files = image_files()
+        self._videos = video_files()
 
     def next(self) -> tuple[str, bytes]:
         """Return path and body of a request."""
@@ -91,10 +94,24 @@ class Inputs:
 
     def _picture(self) -> tuple[str, bytes]:
         """Return a sound request with a spoilt image."""
+        if self._random.random() < 0.3:
+            return self._video()
         part = image_part(self._spoilt(self._random.choice(self._files)))
         if self._random.random() < 0.5:
             return EMBEDDINGS, json.dumps({"model": self._embedding_model, "input": [part]}).encode()
         return CHAT, json.dumps({**self._chat([part, text_part("x")]), "max_tokens": 1}).encode()
+
+    def _video(self) -> tuple[str, bytes]:
+        """Return a sound request with a spoilt video, or a spoilt list of frames."""
+        if self._random.random() < 0.7:
+            part = video_part(self._spoilt(self._random.choice(self._videos)))
+        else:
+            part = frames_part([self._spoilt(self._files[0]), *self._files[: self._random.randrange(3)]])
+        options = {"layout": self._random.choice(LAYOUTS), "num_frames": self._random.choice((1, 3, 8, -1, None))}
+        body = {**self._chat([part, text_part("x")]), "max_tokens": 1, "video": options}
+        if self._random.random() < 0.2:
+            self._spoil(body)
+        return CHAT, json.dumps(body).encode()
 
     def _fields(self) -> tuple[str, bytes]:
         """Return a request whose fields are spoilt."""
@@ -119,8 +136,9 @@ class Inputs:
         text = self._random.choice(TEXTS) or "x"
         part = image_part(self._files[0])
         if path == CHAT:
+            video = video_part(self._videos[0])
             content = self._random.choice(
-                (text, [{"type": "text", "text": text}], [part, {"type": "text", "text": "x"}])
+                (text, [text_part(text)], [part, text_part("x")], [video, part, text_part("x")])
             )
             return path, {**self._chat(content), "stream": self._random.random() < 0.3}
         if path == EMBEDDINGS:
@@ -205,6 +223,14 @@ def image_files() -> tuple[bytes, ...]:
         files.append(encoded(frames[0], kind, save_all=True, append_images=frames[1:]))
     foreign = (b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.4 x", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"PK\x03\x04")
     return (*files, *foreign, b"\0\0\1\0\1\0", b"\0\0\0\x0cjP  \r\n\x87\n", b"SIMPLE  =                    T")
+
+
+@lru_cache
+def video_files() -> tuple[bytes, ...]:
+    """Return small videos of every kind that is read."""
+    frames = [Image.new("RGB", (32, 16), (index, 200, 0)) for index in range(6)]
+    animated = [encoded(frames[0], kind, save_all=True, append_images=frames[1:]) for kind in ("GIF", "WEBP")]
+    return (*animated, *(mp4(frames, codec) for codec in ("mpeg4", "libx264")))
 
 
 App = Callable[..., Any]

@@ -6,8 +6,9 @@ import base64
 import io
 import json
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,32 @@ def image_part(data: bytes, kind: str = "png") -> dict[str, Any]:
     """Return an image, as the API takes it."""
     url = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     return {"type": "image_url", "image_url": {"url": url}}
+
+
+def video_part(data: bytes, kind: str = "video/mp4") -> dict[str, Any]:
+    """Return a video, as the API takes it; the bytes decide what it is."""
+    return {"type": "video_url", "video_url": {"url": f"data:{kind};base64,{base64.b64encode(data).decode()}"}}
+
+
+def frames_part(frames: Sequence[bytes]) -> dict[str, Any]:
+    """Return a list of frames, as the API takes it."""
+    return {"type": "video", "video": [image_part(frame)["image_url"]["url"] for frame in frames]}
+
+
+def mp4(frames: Iterable[Image.Image], codec: str = "libx264", **options: str) -> bytes:
+    """Return pictures as an MP4."""
+    import av
+
+    pictures, file = iter(frames), io.BytesIO()
+    first = next(pictures)
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream(codec, rate=30, options=options)
+        stream.width, stream.height = first.size
+        stream.pix_fmt = "yuv420p"
+        for picture in chain([first], pictures):
+            container.mux(stream.encode(av.VideoFrame.from_image(picture)))
+        container.mux(stream.encode())
+    return file.getvalue()
 
 
 def chat(model: str, content: Any, **fields: Any) -> dict[str, Any]:
@@ -117,6 +144,11 @@ def _labels(count: int) -> Callable[[str, str], bytes]:
     return _json(lambda _, embeds: {"model": embeds, "images": [image_part(b"x")], "labels": [*labels, labels[-1]]})
 
 
+def _commas(count: int) -> dict[str, Any]:
+    """Return a video of so many frames, each of nothing."""
+    return {"type": "video_url", "video_url": {"url": "data:video/jpeg;base64" + "," * count}}
+
+
 _EMPTY = '{"role":"user","content":""}'
 _CHAT_OF = '{"model":"$CHAT","messages":['
 
@@ -164,6 +196,20 @@ BODIES: Sequence[Body] = (
     Body("200,000 stops", CHAT, _json(lambda chats, _: chat(chats, "x", stop=["s"] * 200_000)), is_quick=True),
     Body("30 MB of a data URL that is none", CHAT, _json(lambda chats, _: chat(chats, [image_part(b"A" * 22 * MB)]))),
     Body("500 images", CHAT, _json(lambda chats, _: chat(chats, [image_part(small_png())] * 500)), is_quick=True),
+    Body(
+        "10,000 frames with commas",
+        CHAT,
+        _json(lambda chats, _: chat(chats, [_commas(10_000)])),
+        is_quick=True,
+    ),
+    Body(
+        "10,000 frames in a list",
+        CHAT,
+        _json(lambda chats, _: chat(chats, [frames_part([b"x"] * 10_000)])),
+        is_quick=True,
+    ),
+    Body("20 MB of commas", CHAT, _json(lambda chats, _: chat(chats, [_commas(20 * MB)]))),
+    Body("500 videos", CHAT, _json(lambda chats, _: chat(chats, [video_part(b"x")] * 500)), is_quick=True),
     Body("50 MB", CHAT, _json(lambda chats, _: chat(chats, "a" * 50 * MB))),
 )
 
@@ -173,6 +219,46 @@ def weighty_chat(model: str, seed: int) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 255, (2500, 2600, 3), np.uint8)
     content = [image_part(encoded(Image.fromarray(pixels), "BMP"), "bmp"), text_part("x")]
     return json.dumps(chat(model, content, max_tokens=1)).encode()
+
+
+def tables_of(data: bytes, box: bytes, offset: int, form: str, *values: int) -> bytes:
+    """Return an MP4 with numbers written into a box of its tables, `offset` behind the box's name."""
+    changed = bytearray(data)
+    struct.pack_into(form, changed, data.index(box, data.index(b"moov")) + 4 + offset, *values)
+    return bytes(changed)
+
+
+def costly_videos() -> dict[str, Callable[[], dict[str, Any]]]:
+    """Return videos that are cheap to send and dear to decode, or say so: name -> how its part is made."""
+
+    def still(count: int, size: tuple[int, int]) -> Iterable[Image.Image]:
+        picture = Image.new("RGB", size, (9, 90, 200))
+        return (picture for _ in range(count))
+
+    def animation(kind: str, count: int, side_px: int) -> bytes:
+        first, second = (
+            Image.new("L", (side_px, side_px), 200 * index) for index in range(2)
+        )  # equal neighbours are merged
+        return encoded(first, kind, save_all=True, append_images=[second, first] * (count // 2), duration=50)
+
+    def few() -> bytes:
+        return mp4(still(3, (64, 48)))
+
+    def dear(count: int, size: tuple[int, int]) -> bytes:
+        return mp4(still(count, size), "libx264", g="100000", preset="ultrafast")
+
+    return {
+        "MP4 that says 64,000 x 64,000": lambda: video_part(tables_of(few(), b"avc1", 24, ">HH", 64000, 64000)),
+        "MP4 that says 2 billion frames": lambda: video_part(tables_of(few(), b"stsz", 4, ">II", 1, 2**31 - 1)),
+        "MP4 of 30 MP that says 64 x 48": lambda: video_part(
+            tables_of(mp4(still(2, (7680, 4000)), preset="ultrafast"), b"avc1", 24, ">HH", 64, 48)
+        ),
+        "MP4 of 9,000 frames, one of them whole": lambda: video_part(dear(9000, (640, 360))),
+        "MP4 of 600 frames in 4K, one of them whole": lambda: video_part(dear(600, (4096, 2304))),
+        "GIF of 2,000 frames of 0.5 MP": lambda: video_part(animation("GIF", 2000, 700), "image/gif"),
+        "WebP of 40 frames of 5 MP": lambda: video_part(animation("WEBP", 40, 2200), "image/webp"),
+        "64 frames of 49 MP": lambda: frames_part([large_png()] * 64),
+    }
 
 
 def costly_images() -> dict[str, tuple[str, Callable[[], bytes]]]:

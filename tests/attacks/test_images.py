@@ -7,31 +7,17 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from damage import Attack, Record
+from bystanders import ATTACKER_TIMEOUT_S, BYSTANDER_TIMEOUT_S, MAX_BYSTANDER_S, bystanders
+from damage import Record
 from payloads import chat, costly_images, image_part, jpeg_of_many_scans, large_png, small_png, text_part
 from victim import Victim
-from wire import CHAT, CLASSIFY, EMBEDDINGS, Reply, ask, exchange, request_bytes
+from wire import CHAT, CLASSIFY, Reply, ask, exchange, request_bytes
 
 pytestmark = pytest.mark.attack
 
-BYSTANDER_TIMEOUT_S = 30.0
-MAX_BYSTANDER_S = 10.0
-"""For an answer of milliseconds: on two cores that decode for others, and that other programs use too."""
-ATTACKER_TIMEOUT_S = 120.0
 DEADLINE_S = 20
 """That a client asks for itself; decoding all that it sends takes longer."""
 COSTLY = costly_images()
-
-
-def bystanders(victim: Victim, attack: Attack) -> None:
-    """Ask what costs milliseconds, as another client would, and count the answers."""
-    for what, path, body in (
-        ("a chat without images", CHAT, chat(victim.chat_model, "hello")),
-        ("an embedding of a text", EMBEDDINGS, {"model": victim.embedding_model, "input": "a red circle"}),
-    ):
-        reply = ask(victim.port, path, body, BYSTANDER_TIMEOUT_S)
-        attack.came(reply)
-        attack.must(reply.ending == "answered" and reply.seconds <= MAX_BYSTANDER_S, f"{what}: {reply}")
 
 
 @pytest.mark.parametrize("name", COSTLY)

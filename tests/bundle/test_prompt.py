@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,10 @@ from PIL import Image
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from bundle.errors import BundleFormatError, PromptError
+from bundle.errors import BundleFormatError, ContextLengthError, PromptError
+from bundle.frames.options import FrameOptions
+from bundle.frames.table import plan_of
+from bundle.frames.wording import frame_parts
 from bundle.image import TileLayout
 from bundle.manifest import ImagePrompt
 from bundle.prompt import Placeholder, PromptBuilder, Turn
@@ -182,6 +186,49 @@ def test_idefics3_prompt_equals_the_processor_s(
 def test_llava_prompt_equals_the_processor_s(name: str, llava: Pair) -> None:
     turns = CONVERSATIONS[name]
     llava.expect_equal(turns, _images(turns, llava.images))
+
+
+@pytest.mark.parametrize("num_frames", [1, 3, 21])
+def test_smolvlms_prompt_of_a_video_equals_its_processors(num_frames: int, smolvlm: Pair) -> None:
+    """The processor's own template writes `<video>`, for which it then puts words, times and image tokens."""
+    processing = pytest.importorskip("transformers.models.smolvlm.processing_smolvlm")
+    pytest.importorskip("num2words", reason="the processor wants it")
+    times_s, duration_s = [7.3 * index for index in range(num_frames)], 7.3 * num_frames
+    stand_in = SimpleNamespace(
+        image_seq_len=TOKENS_PER_TILE,
+        image_token="<image>",
+        fake_image_token="<fake_token_around_image>",
+        global_image_token="<global-img>",
+    )
+    metadata = SimpleNamespace(fps=10, timestamps=times_s, duration=duration_s)
+    inputs = {"pixel_values": SimpleNamespace(shape=(1, num_frames)), "video_metadata": [metadata]}
+    words = processing.SmolVLMProcessor.replace_video_token(stand_in, inputs, 0)
+    content = [{"type": "text", "text": "Look: "}, {"type": "video"}, {"type": "text", "text": "What happens?"}]
+    tokenizer = smolvlm.processor.tokenizer
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": content}],
+        chat_template=processing.DEFAULT_CHAT_TEMPLATE,
+        add_generation_prompt=True,
+        tokenize=False,
+    )
+    expected = tokenizer(text.replace("<video>", words), add_special_tokens=False)["input_ids"]
+
+    plan = plan_of(num_frames, FrameOptions(), TOKENS_PER_TILE, 4096)
+    parts = frame_parts("smolvlm", plan, times_s, duration_s)
+    found = smolvlm.builder.build([Turn("user", ("Look: ", *parts, "What happens?"))], [TileLayout()] * num_frames)
+    assert found.token_ids.tolist() == expected
+    assert found.num_image_tokens == num_frames * TOKENS_PER_TILE
+
+
+@pytest.mark.parametrize("kind", ["smolvlm", "llava"])
+def test_an_image_of_fewer_tokens_has_as_many_places(kind: str, smolvlm: Pair, llava: Pair) -> None:
+    pair = smolvlm if kind == "smolvlm" else llava
+    layouts = [TileLayout(fewer_tokens=count) for count in (1, 9, 4)]
+    found = pair.builder.build([Turn("user", (IMAGE, "a", IMAGE, IMAGE))], layouts)
+    sizes = [sum(span.end - span.start for span in found.spans if span.image == image) for image in range(3)]
+    assert sizes == [1, 9, 4]
+    with pytest.raises(ContextLengthError, match="the 3 images take 14 tokens; the context holds 13"):
+        pair.builder.build([Turn("user", (IMAGE, "a", IMAGE, IMAGE))], layouts, max_tokens=13)
 
 
 ORDINARY = st.text(st.characters(codec="utf-8", exclude_characters="<"), max_size=30)

@@ -114,6 +114,18 @@ def test_llava_bundle_prompts_as_the_checkpoint_s_processor(llava_checkpoint: Pa
     np.testing.assert_array_equal(files.image_spec.preprocess([image]).pixel_values, expected)
 
 
+@pytest.mark.parametrize("file", ["processor_config.json", "tokenizer_config.json"])
+def test_frames_are_written_as_the_checkpoint_s_processor_writes_them(
+    smolvlm: Path, llava_checkpoint: Path, tmp_path: Path, file: str
+) -> None:
+    for other in ("processor_config.json", "tokenizer_config.json"):
+        _edit(smolvlm / other, lambda content: content.update(processor_class="Idefics3Processor"))
+    assert _convert(smolvlm, tmp_path / "plain").image_prompt.frames == "plain"
+    _edit(smolvlm / file, lambda content: content.update(processor_class="SmolVLMProcessor"))
+    assert _convert(smolvlm, tmp_path / "told").image_prompt.frames == "smolvlm"
+    assert _convert(llava_checkpoint, tmp_path / "llava").image_prompt.frames == "plain"
+
+
 def test_files_written_are_those_that_the_format_names(smolvlm: Path, clip: Path, tmp_path: Path) -> None:
     files = _convert(smolvlm, tmp_path / "vlm")
     written = {path.name for path in (tmp_path / "vlm").iterdir()}

@@ -75,7 +75,7 @@ def test_a_device_without_memory_is_told_as_the_machines_lack(monkeypatch) -> No
         raise RuntimeError("CUDA failure 2: out of memory")
 
     runtime = SimpleNamespace(OrtValue=SimpleNamespace(ortvalue_from_numpy=no_memory))
-    monkeypatch.setattr("runtime.states.onnx_runtime", lambda: runtime)
+    monkeypatch.setattr("runtime.fixed_run.onnx_runtime", lambda: runtime)
     with pytest.raises(MachineError, match=r"no room for the cache.*out of memory.*Lower max_sequences"):
         StateBuffers((ROWS,), SHAPE, "cuda")
 

@@ -17,7 +17,7 @@ from bundle.errors import EngineDeadError
 from serving.api.app import create_app
 from serving.api.docs import examples
 from serving.api.metrics import Metrics
-from serving.fake import FakeClient
+from serving.fake import TOKENS_PER_IMAGE, FakeClient
 from serving.protocol import FinishedEvent, GenerateEvent, Health, ModelCard, Timings, TokenEvent, Usage
 from serving.settings import ApiSettings
 
@@ -172,15 +172,25 @@ def test_the_docs_page_fits_a_phone_and_a_desk(api: Any, tmp_path: Path, look: A
     assert len(seen.requests) == 1
 
 
-def pasted(page: str) -> dict[str, Any]:
+def pasted(page: str) -> dict[str, list[Any]]:
     """The bodies of the page's commands by path, as a shell reads them."""
     commands = [shlex.split(html.unescape(text)) for text in re.findall(r"<pre[^>]*>(.*?)</pre>", page, re.DOTALL)]
-    return {words[2].removeprefix("http://test"): json.loads(words[-1]) for words in commands}
+    bodies: dict[str, list[Any]] = {}
+    for words in commands:
+        bodies.setdefault(words[2].removeprefix("http://test"), []).append(json.loads(words[-1]))
+    return bodies
 
 
 @pytest.mark.parametrize("path", EXAMPLES)
 def test_the_documented_commands_can_be_pasted(api: Any, path: str) -> None:
-    assert api.post(path, pasted(api.get("/docs").text)[path]).status_code == 200
+    for body in pasted(api.get("/docs").text)[path]:
+        assert api.post(path, body).status_code == 200
+
+
+def test_the_documents_video_is_looked_at_whole(api: Any) -> None:
+    _, video = pasted(api.get("/docs").text)[CHAT]
+    details = api.post(CHAT, {**video, "stream": False}).json()["usage"]["prompt_tokens_details"]
+    assert details["image_tokens"] == 2 * TOKENS_PER_IMAGE
 
 
 def test_the_docs_of_a_server_without_models_name_a_place_for_them(
@@ -190,7 +200,7 @@ def test_the_docs_of_a_server_without_models_name_a_place_for_them(
         return []
 
     monkeypatch.setattr(engine, "models", none_yet)
-    assert pasted(make_caller().get("/docs").text)["/v1/classify"]["model"] == "MODEL"
+    assert pasted(make_caller().get("/docs").text)["/v1/classify"][0]["model"] == "MODEL"
 
 
 def test_the_root_takes_a_browser_to_the_docs_and_tells_a_program_where_things_are(api: Any) -> None:
