@@ -36,7 +36,7 @@ _ASCII_DIGITS = "d"
 """How llguidance is told that \\d are 0 to 9, and not all digits of all scripts."""
 _OWN_OPTIONS = "x-guidance"
 _OWN_LINE = "%llguidance"
-_HEAD = f'{_OWN_LINE} {{"no_forcing": true}}\n'
+_TAIL = f'\n{_OWN_LINE} {{"no_forcing": true}}\n'
 """Forced text is not walked ahead of the model: "a{1000000000}" would be, for seconds within one step."""
 
 
@@ -92,7 +92,7 @@ class Grammars:
             raise ParameterError(f"{param}: this model has no token that ends an answer, so none can be held", param)
         if (size := len(structure.text.encode(errors="surrogatepass"))) > MOST_BYTES:
             raise ParameterError(f"{param} holds {size} bytes; at most {MOST_BYTES} are compiled", param)
-        grammar = _HEAD + _lark(library, structure)
+        grammar = _lark(library, structure) + _TAIL
         limits = library.LLParserLimits(**_LIMITS)
         matcher = library.LLMatcher(self._vocabulary(library, param), grammar, limits=limits, log_level=0)
         if matcher.is_error() or matcher.get_grammar_warnings():
