@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +19,7 @@ import numpy as np
 
 from bundle.directory import Bundle, open_bundle
 from bundle.errors import MachineError, PocketVLMError, SettingsError
-from bundle.image import PREPROCESSOR, ImageSpec
+from bundle.image import PREPROCESSOR, ImageSpec, Pixels
 from bundle.machine import peak_memory_bytes
 from loadtests.stations import TokenBench, open_vision
 from loadtests.wording import counted
@@ -98,12 +98,14 @@ class Bench:
         stations: All that it will be asked for.
         threads: Inside one operator; 0 means one per physical core.
         steps: Decode steps in one run, of which the mean counts.
+        engine: Settings of its engine beside those that follow from the rest.
     """
 
     bundle: Path
     stations: tuple[Station, ...]
     threads: int
     steps: int
+    engine: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def source(self) -> Path:
@@ -120,7 +122,9 @@ class Bench:
             station.size if station.kind == "prefill" else station.cached_tokens + 1 for station in self.stations
         )
         slots = max((station.size for station in self.stations if station.kind == "decode"), default=1)
-        return EngineSettings(max_sequences=slots, context_tokens=max(longest, 2), intra_threads=self.threads)
+        return EngineSettings(
+            max_sequences=slots, context_tokens=max(longest, 2), intra_threads=self.threads, **self.engine
+        )
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,7 @@ class StationBench:
         self._ids = np.random.default_rng(0).integers(0, manifest.decoder.vocab_size, longest, np.int64)
         self._vision = open_vision(bundle, settings)
         height_px, width_px = ImageSpec.read(bundle.path(PREPROCESSOR)).tile_size_px
-        self._tile = np.random.default_rng(0).standard_normal((1, 3, height_px, width_px)).astype(np.float32)
+        self._tile: Pixels = np.random.default_rng(0).standard_normal((1, 3, height_px, width_px)).astype(np.float32)
 
     def run(self, station: Station) -> Reading:
         """Return the time of one run, of one step where it is a decode."""

@@ -72,7 +72,19 @@ def session_options(runtime: ModuleType, settings: RuntimeSettings) -> Any:
     options.intra_op_num_threads = settings.intra_threads or num_granted_cores() or 0  # 0: one per physical core
     options.inter_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if settings.allow_spinning else "0")
+    for name, value in _spinning(settings.spin_us).items():
+        options.add_session_config_entry(f"session.{name}", value)
     if settings.provider != "cpu":
         options.add_session_config_entry(RECORDS_PLACEMENT, "1")
     return options
+
+
+def _spinning(spin_us: int) -> dict[str, str]:
+    """Return options by which threads spin for so long behind an operator, and no more once a run is over."""
+    if not spin_us:
+        return {"intra_op.allow_spinning": "0"}
+    return {
+        "intra_op.allow_spinning": "1",
+        "intra_op.spin_duration_us": str(spin_us),
+        "force_spinning_stop": "1",  # else they would spin on while nothing is to do, against other sessions
+    }

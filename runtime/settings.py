@@ -15,11 +15,19 @@ DEFAULT_CONTEXT_TOKENS = 4096
 """Capacity of a slot where the model would take more: a tiled image of SmolVLM is about 1,100 tokens, and a board
 shares this memory with everything else. Only the pages that answers reach become resident."""
 
-DEFAULT_CHUNK_TOKENS = 512
+DEFAULT_CHUNK_TOKENS = 256
 """Tokens of a prompt in one run: its activations stay in a core's cache, and answers that run beside it wait little."""
 
 DEFAULT_VISION_TILES = 4
 """Images or tiles in one run of a vision encoder; bounds its activation memory."""
+
+
+DEFAULT_SPIN_US = 100
+"""Steps of one sequence took 0.82 of the time and 0.92 of the processor's, steps beside a tower's run what they took
+before (docs/speed.md)."""
+
+MOST_SPIN_US = 10_000
+"""Longer than any gap between two operators of a run."""
 
 
 class RuntimeSettings(BaseModel):
@@ -28,7 +36,8 @@ class RuntimeSettings(BaseModel):
     Attributes:
         provider: Where graphs run.
         intra_threads: Threads inside one operator; 0 means one per physical core, or per core of a container's limit.
-        allow_spinning: Let idle operator threads spin: lower latency on a machine of one's own, and wasted power and
+        spin_us: How long an operator's threads look for the next one's work before they sleep, in microseconds, and
+            only while a run lasts; 0: they sleep at once. Lower latency on a machine of one's own, wasted power and
             cores on any other.
         encoder_runtime: What runs vision and text encoders on a CPU. "auto": whichever is faster here, by measurement
             when a model is loaded, where OpenVINO is installed. It computes in bfloat16 what is not int8 of a
@@ -39,7 +48,7 @@ class RuntimeSettings(BaseModel):
 
     provider: Provider = "cpu"
     intra_threads: int = Field(default=0, ge=0)
-    allow_spinning: bool = False
+    spin_us: int = Field(default=DEFAULT_SPIN_US, ge=0, le=MOST_SPIN_US)
     encoder_runtime: EncoderRuntime = "onnxruntime"
 
 

@@ -4,6 +4,7 @@ Each peer's packages are installed into an environment of its own when they are 
 when it is first run: both are kept under the cache folder. A first run takes half an hour and some gigabytes.
 
     python -m loadtests.peers --list
+    python -m loadtests.peers --prepare
     python -m loadtests.peers --systems pocketvlm-int8 openvino-int8 --measures vision prefill-512 --quick
     python -m loadtests.peers --turns 5 --json peers.json --markdown peers.md
 """
@@ -22,7 +23,7 @@ from rich.console import Console
 
 from bundle.errors import PocketVLMError, SettingsError
 from bundle.machine import cache_folder, num_usable_cores
-from loadtests.peers.comparison import Plan, compare
+from loadtests.peers.comparison import Plan, compare, prepare
 from loadtests.peers.measures import MEASURES
 from loadtests.peers.models import Models
 from loadtests.peers.results import markdown, print_comparison
@@ -74,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.threads,
         )
         workshop = Workshop(Models(options.folder / "models", told.print), options.folder)
+        if options.prepare:
+            return int(bool(prepare(plan, workshop, told.print)))
         found = compare(plan, workshop, options.folder / "logs", told.print)
     except PocketVLMError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -97,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--measures", nargs="+", metavar="NAME", help="those alone; --list names them")
     add("--turns", type=int, help="that count, of each system at each measure (5, quick: 3)")
     add("--quick", action="store_true", help="fewer turns, and of each peer its fastest variant")
+    add("--prepare", action="store_true", help="install systems and make models, measure nothing, and end")
     add("--threads", type=int, default=num_usable_cores(), help="of each system")
     add("--folder", type=Path, default=cache_folder() / "peers", help="environments, models and logs are kept here")
     add("--json", type=Path, help="write the figures here")

@@ -54,7 +54,7 @@ class _Found:
 def compare(plan: Plan, workshop: Workshop, logs: Path, say: Say) -> Comparison:
     """Return what systems take; one that cannot be installed, opened or run is left out, with the reason."""
     found = _Found()
-    systems = [system for system in plan.systems_of(plan.measures) if _is_ready(system, workshop, found, say)]
+    systems = _ready(plan, workshop, found, say)
     logs.mkdir(parents=True, exist_ok=True)
     for measures in _together(plan.measures):
         doing = [system for system in systems if system.kinds & {measure.kind for measure in measures}]
@@ -70,6 +70,17 @@ def compare(plan: Plan, workshop: Workshop, logs: Path, say: Say) -> Comparison:
         machine=this_machine(_PACKAGES),
         measured_at=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
+
+
+def prepare(plan: Plan, workshop: Workshop, say: Say) -> Mapping[str, str]:
+    """Install systems and make what they run; return those that cannot, with the reason."""
+    found = _Found()
+    _ready(plan, workshop, found, say)
+    return found.absent
+
+
+def _ready(plan: Plan, workshop: Workshop, found: _Found, say: Say) -> list[System]:
+    return [system for system in plan.systems_of(plan.measures) if _is_ready(system, workshop, found, say)]
 
 
 def _together(measures: Sequence[Measure]) -> Iterator[list[Measure]]:
@@ -116,7 +127,11 @@ def _measure(
             processes[system.name] = stack.enter_context(process)
             found.versions[system.name] = process.versions
         for measure in measures:
-            doing = {name: process for name, process in processes.items() if measure.kind in process.kinds}
+            doing = {
+                system.name: processes[system.name]
+                for system in systems
+                if system.name in processes and measure.kind in system.kinds & processes[system.name].kinds
+            }
             say(f"{measure.name}: {', '.join(doing)}")
             found.readings[measure] = take_turns(doing, measure, plan.turns, found.absent)
 

@@ -6,9 +6,12 @@ says anything of quality.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from bundle.errors import MachineError, SettingsError
@@ -17,6 +20,10 @@ from loadtests.peers.process import CHECKOUT, OWN_PYTHON
 
 _CHECKPOINTS = CHECKOUT / "tests" / "checkpoints.py"
 _VLM, _SIGLIP = "smolvlm-256m", "siglip-b16"
+
+_BUNDLES = "pocketvlm-"
+"""What the folders of bundles are called, before the digest of the code that wrote them."""
+_WRITERS = ("bundle", "export", "graphs", "quant")
 
 _EXPORTED = {
     "fp32": (_VLM, ()),
@@ -52,13 +59,13 @@ class Models:
         """Return a file or folder, made by the given function where it is not there yet.
 
         Args:
-            name: Under the folder of models.
+            name: Under the folder of models, perhaps with a folder of its own.
             make: Writes it at the path that it is given; it appears under its name when it is whole.
         """
         path = self._folder / name
         if not path.exists():
             self._say(f"making {name}")
-            unfinished = self._folder / f".{name}"
+            unfinished = path.with_name(f".{path.name}")
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.parent.mkdir(parents=True, exist_ok=True)
             make(unfinished)
@@ -82,19 +89,36 @@ class Models:
         return self.checkpoint(_SIGLIP)
 
     def bundle(self, name: str) -> Path:
-        """Return a bundle of ours."""
+        """Return a bundle of ours, written by the code as it is now."""
+        place = f"{_BUNDLES}{self._writers}/{name}"
         if name in _EXPORTED:
             preset, options = _EXPORTED[name]
-            return self.made(name, lambda path: _pocketvlm("export", self.checkpoint(preset), path, options))
+            return self.made(place, lambda path: _pocketvlm("export", self.checkpoint(preset), path, options))
         parent, options = _QUANTIZED[name]
         return self.made(
-            name, lambda path: _pocketvlm("quantize", self.bundle(parent), path, (*options, "--no-evaluate"))
+            place, lambda path: _pocketvlm("quantize", self.bundle(parent), path, (*options, "--no-evaluate"))
         )
+
+    @cached_property
+    def _writers(self) -> str:
+        """What tells bundles of this code from those of other code, which are removed: they are gigabytes."""
+        found = writers_digest()
+        for folder in self._folder.glob(f"{_BUNDLES}*"):
+            if folder.name != f"{_BUNDLES}{found}":
+                self._say(f"removing {folder.name}: other code wrote it")
+                shutil.rmtree(folder)
+        return found
+
+
+def writers_digest() -> str:
+    """Return a digest of the code that writes bundles."""
+    digest = hashlib.sha256()
+    for file in sorted(file for package in _WRITERS for file in (CHECKOUT / package).rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _call(script: Path, arguments: Sequence[str]) -> None:
-    import subprocess
-
     told = subprocess.run([sys.executable, str(script), *arguments], check=False, capture_output=True, text=True)
     if told.returncode != 0:
         raise MachineError(f"{script} failed: {told.stderr.strip()[-2000:]}")

@@ -41,11 +41,12 @@ class Generative:
     Args:
         bundle: Its folder.
         threads: Of every operator.
+        engine: Settings that are not the defaults.
     """
 
-    def __init__(self, bundle: Path, threads: int) -> None:
-        self._bundle, self._threads = bundle, threads
-        self._bench = StationBench(Bench(bundle, _LONGEST, threads, STEPS))
+    def __init__(self, bundle: Path, threads: int, engine: Mapping[str, str]) -> None:
+        self._bundle, self._threads, self._engine = bundle, threads, engine
+        self._bench = StationBench(Bench(bundle, _LONGEST, threads, STEPS, engine))
         self._client: ClientThread | None = None
         self._seeds = itertools.count(1)
         self._chats = Chats([sys.executable, "-m", "pocketvlm", "serve", str(bundle), "--allow-ungated", "--port"])
@@ -57,11 +58,17 @@ class Generative:
         return {**stations, "first_token": self._to_first_token, "chats": self._chats.prepare}
 
     def _at_station(self, measure: Measure) -> Work:
-        return self._bench.work(Station(measure.kind, measure.size, measure.cached_tokens))  # type: ignore[arg-type]
+        once, times = self._bench.work(Station(measure.kind, measure.size, measure.cached_tokens))  # type: ignore[arg-type]
+
+        def work() -> None:
+            for _ in range(times):
+                once()
+
+        return work, times
 
     def _to_first_token(self, measure: Measure) -> Work:
         if self._client is None:
-            self._client = ClientThread(self._bundle, self._threads)
+            self._client = ClientThread(self._bundle, self._threads, self._engine)
         client, image = self._client, draw_image(0 if measure.is_repeated else next(self._seeds), _IMAGE_PX)
         return (lambda: client.ask(image)), 1
 
@@ -69,8 +76,8 @@ class Generative:
 class ClientThread:
     """A client of the engine in this process, whose event loop has a thread of its own."""
 
-    def __init__(self, bundle: Path, threads: int) -> None:
-        settings = EngineSettings(intra_threads=threads, allow_ungated=True, verify_digests=False)
+    def __init__(self, bundle: Path, threads: int, engine: Mapping[str, Any]) -> None:
+        settings = EngineSettings(intra_threads=threads, allow_ungated=True, verify_digests=False, **engine)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self._client = LocalClient([bundle], settings)
@@ -91,9 +98,9 @@ class ClientThread:
         return asyncio.run_coroutine_threadsafe(told, self._loop).result()
 
 
-def open_encoder(bundle: Bundle, threads: int) -> Mapping[str, Prepare]:
+def open_encoder(bundle: Bundle, threads: int, engine: Mapping[str, Any]) -> Mapping[str, Prepare]:
     """Return what prepares the images of a dual encoder."""
-    stage = open_vision(bundle, EngineSettings(intra_threads=threads, vision_batch_tiles=SEQUENCES))
+    stage = open_vision(bundle, EngineSettings(intra_threads=threads, vision_batch_tiles=SEQUENCES, **engine))
     height_px, width_px = ImageSpec.read(bundle.path(PREPROCESSOR)).tile_size_px
 
     def encode(measure: Measure) -> Work:
@@ -104,10 +111,11 @@ def open_encoder(bundle: Bundle, threads: int) -> Mapping[str, Prepare]:
     return {"encode": encode}
 
 
-def open_bundle_of(folder: Path, threads: int) -> Mapping[str, Prepare]:
+def open_bundle_of(folder: Path, threads: int, engine: Mapping[str, str]) -> Mapping[str, Prepare]:
     """Return what prepares the measures that a bundle does."""
     bundle = open_bundle(folder, verify=False, allow_ungated=True)
-    return Generative(folder, threads).prepared if bundle.manifest.decoder else open_encoder(bundle, threads)
+    is_encoder = bundle.manifest.decoder is None
+    return open_encoder(bundle, threads, engine) if is_encoder else Generative(folder, threads, engine).prepared
 
 
 def main() -> None:
@@ -115,8 +123,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--engine", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the engine")
     options = parser.parse_args()
-    serve(lambda: open_bundle_of(options.bundle, options.threads), _PACKAGES)
+    engine = dict(setting.split("=", 1) for setting in options.engine)
+    serve(lambda: open_bundle_of(options.bundle, options.threads, engine), _PACKAGES)
 
 
 if __name__ == "__main__":

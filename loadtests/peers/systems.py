@@ -33,7 +33,8 @@ LLAMA = Environment("llama", (("llama-cpp-python==0.3.36", "xllamacpp==2026.10.1
 """Built from source, for the instructions of this machine: that takes minutes, and a compiler."""
 
 _TOKENS: frozenset[Kind] = frozenset({"prefill", "decode"})
-_VLM: frozenset[Kind] = _TOKENS | {"vision", "first_token"}
+_IMAGES: frozenset[Kind] = frozenset({"vision", "first_token"})
+_VLM: frozenset[Kind] = _TOKENS | _IMAGES
 _SERVED: frozenset[Kind] = _VLM | {"chats"}
 _ENCODER: frozenset[Kind] = frozenset({"encode"})
 
@@ -85,8 +86,10 @@ class System:
         return [python, "-m", module, *self.arguments(workshop), "--threads", str(threads)]
 
 
-def _bundle(name: str) -> Callable[[Workshop], list[str]]:
-    return lambda workshop: [str(workshop.models.bundle(name))]
+def _bundle(name: str, **engine: object) -> Callable[[Workshop], list[str]]:
+    """Return what names a bundle, made where it is missing, and settings of its engine that are not the defaults."""
+    told = ["--engine", *(f"{setting}={value}" for setting, value in engine.items())] if engine else []
+    return lambda workshop: [str(workshop.models.bundle(name)), *told]
 
 
 def _torch(dtype: str) -> Callable[[Workshop], list[str]]:
@@ -167,6 +170,8 @@ SYSTEMS: dict[str, System] = {
         System("pocketvlm-dual", OURS, "ours", _SERVED, _bundle("int4-dual")),
         System("pocketvlm-ternary", OURS, "ours", _VLM, _bundle("ternary")),
         System("pocketvlm-fp32", OURS, "ours", _VLM, _bundle("fp32")),
+        System("pocketvlm-int8-onnxruntime", OURS, "ours", _IMAGES, _bundle("int8", encoder_runtime="onnxruntime")),
+        System("pocketvlm-int4-no-spin", OURS, "ours", _TOKENS, _bundle("int4", spin_us=0)),
         System("torch-fp32", TORCH, "torch_transformers", _VLM, _torch("float32")),
         System("torch-bf16", TORCH, "torch_transformers", _VLM, _torch("bfloat16")),
         System("openvino-fp32", OPENVINO, "openvino_optimum", _VLM, _openvino("fp32")),
@@ -177,6 +182,13 @@ SYSTEMS: dict[str, System] = {
         System("llama.cpp-Q4_0", LLAMA, "llama_cpp_native", _TOKENS | {"chats"}, _gguf("Q4_0")),
         System("pocketvlm-siglip-fp32", OURS, "ours", _ENCODER, _bundle("siglip-fp32")),
         System("pocketvlm-siglip-int8", OURS, "ours", _ENCODER, _bundle("siglip-int8")),
+        System(
+            "pocketvlm-siglip-int8-onnxruntime",
+            OURS,
+            "ours",
+            _ENCODER,
+            _bundle("siglip-int8", encoder_runtime="onnxruntime"),
+        ),
         System("torch-siglip-fp32", TORCH, "torch_transformers", _ENCODER, _torch_siglip("float32")),
         System("torch-siglip-bf16", TORCH, "torch_transformers", _ENCODER, _torch_siglip("bfloat16")),
         System("openvino-siglip", OPENVINO, "openvino_optimum", _ENCODER, _openvino_siglip),

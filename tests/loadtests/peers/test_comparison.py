@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,8 @@ import pytest
 
 from bundle.errors import MachineError, SettingsError
 from loadtests.peers import __main__ as command
-from loadtests.peers.comparison import Plan, compare
+from loadtests.peers import models
+from loadtests.peers.comparison import Plan, compare, prepare
 from loadtests.peers.environments import Environment
 from loadtests.peers.measures import MEASURES, Measure
 from loadtests.peers.models import Models
@@ -138,11 +138,34 @@ def test_chosen_entries_keep_the_order_of_the_table() -> None:
         command.chosen("system", ["cc"], known)
 
 
-Make = Callable[[Path], None]
+def test_bundles_that_other_code_wrote_are_made_anew_and_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    monkeypatch.setattr(
+        models, "_pocketvlm", lambda command, source, output, options: (made.append(output.name), output.mkdir())
+    )
+    monkeypatch.setattr(models, "_call", lambda script, arguments: Path(arguments[0]).mkdir())
+    for digest, times in (("a", 2), ("b", 4), ("b", 4)):
+        monkeypatch.setattr(models, "writers_digest", lambda digest=digest: digest)
+        found = Models(tmp_path, print).bundle("int8")
+        assert found == tmp_path / f"pocketvlm-{digest}" / "int8"
+        assert len(made) == times  # with its parent
+        assert [path.name for path in tmp_path.glob("pocketvlm-*")] == [f"pocketvlm-{digest}"]
+
+
+def test_preparing_installs_and_makes_and_measures_nothing(workshop: Workshop, tmp_path: Path) -> None:
+    def unmade(workshop: Workshop) -> list[str]:
+        raise MachineError("no room")
+
+    log = tmp_path / "log"
+    systems = (fake("a", log), Fake("lost", OURS, "", frozenset({"prefill"}), unmade))
+    assert prepare(Plan(systems, (PREFILL,), 3, 1), workshop, print) == {"lost": "no room"}
+    assert not log.exists()
 
 
 def test_what_is_made_appears_when_it_is_whole_and_is_made_once(tmp_path: Path) -> None:
-    models, made = Models(tmp_path, print), []
+    kept, made = Models(tmp_path, print), []
 
     def fail(path: Path) -> None:
         path.mkdir()
@@ -153,8 +176,8 @@ def test_what_is_made_appears_when_it_is_whole_and_is_made_once(tmp_path: Path) 
         path.write_text("whole")
 
     with pytest.raises(MachineError):
-        models.made("bundle", fail)
+        kept.made("bundle", fail)
     assert not (tmp_path / "bundle").exists()
-    assert [models.made("bundle", make) for _ in range(2)] == [tmp_path / "bundle"] * 2
+    assert [kept.made("bundle", make) for _ in range(2)] == [tmp_path / "bundle"] * 2
     assert len(made) == 1
     assert (tmp_path / "bundle").read_text() == "whole"

@@ -1,0 +1,74 @@
+"""PocketVLM's side of the comparison, on tiny bundles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bundle.directory import open_bundle
+from loadtests.peers import ours
+from loadtests.peers.measures import STEPS, Measure
+from loadtests.peers.ours import Generative, open_bundle_of, open_encoder
+from runtime.decoder import Decoder
+from serving.models.vision import VisionStage
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What ran, since the fixture was asked for or the list was emptied."""
+    seen: list[str] = []
+    run_tokens, run_tiles = Decoder.run, VisionStage.run
+    monkeypatch.setattr(
+        Decoder, "run", lambda own, *told, **named: (seen.append(told[0]), run_tokens(own, *told, **named))[1]
+    )
+    monkeypatch.setattr(VisionStage, "run", lambda own, batch: (seen.append("vision"), run_tiles(own, batch))[1])
+    return seen
+
+
+@pytest.fixture
+def generative(smolvlm_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Generative:
+    """With room for a tiny model's context."""
+    longest = [ours.Station("prefill", 64), ours.Station("decode", 8, 63)]
+    monkeypatch.setattr(ours, "_LONGEST", tuple(longest))
+    return Generative(smolvlm_bundle, 1, {})
+
+
+@pytest.mark.parametrize(
+    ("measure", "expected"),
+    [
+        (Measure("vision", "vision", 1), ["vision"]),
+        (Measure("prefill", "prefill", 16), ["prompt"]),
+        (Measure("decode", "decode", 8, 16), ["step"] * STEPS),
+    ],
+)
+def test_what_is_timed_is_as_many_runs_as_are_divided_by(
+    generative: Generative, runs: list[str], measure: Measure, expected: list[str]
+) -> None:
+    work, steps = generative.prepared[measure.kind](measure)
+    runs.clear()  # of writing the rows that steps run behind
+    work()
+    assert runs == expected
+    assert steps == len(expected)
+
+
+def test_an_image_is_new_unless_it_is_asked_for_again(generative: Generative, runs: list[str]) -> None:
+    """A repeated one is encoded by the turn that does not count, and then no more."""
+    new, again = (Measure(str(said), "first_token", 1, is_repeated=said) for said in (False, True))
+    found = []
+    for measure in (new, new, again, again):
+        work, _ = generative.prepared["first_token"](measure)
+        runs.clear()
+        work()
+        found.append(runs.count("vision"))
+    assert found == [1, 1, 1, 0]
+
+
+def test_a_dual_encoder_encodes_images_in_one_run(bundle_of, runs: list[str]) -> None:  # type: ignore[no-untyped-def]
+    folder = bundle_of("siglip")
+    assert open_bundle_of(folder, 1, {}).keys() == {"encode"}
+    work, steps = open_encoder(open_bundle(folder), 1, {"encoder_runtime": "onnxruntime"})["encode"](
+        Measure("siglip-8", "encode", 8)
+    )
+    work()
+    assert (runs, steps) == (["vision"], 1)
