@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bundle.errors import MachineError, ParameterError
+from bundle.errors import EngineDeadError, MachineError, ParameterError
 from bundle.extras import install_line
 from bundle.text import Tokenizer
 from serving.engine.sampling.constraint import Constraint, Matcher, told
@@ -79,8 +79,15 @@ class Grammars:
         return matcher.deep_copy()
 
     def constraint(self, matcher: Matcher, param: str) -> Constraint:
-        """Return the constraint of an answer that begins; the matcher is its own from here on."""
-        return Constraint(matcher, self._end_ids, param, self._threads)
+        """Return the constraint of an answer that begins; the matcher is its own from here on.
+
+        Raises:
+            EngineDeadError: The grammars were closed.
+        """
+        try:
+            return Constraint(matcher, self._end_ids, param, self._threads)
+        except RuntimeError as error:  # from an executor that takes nothing more
+            raise EngineDeadError("the engine was stopped; send the request again") from error
 
     def close(self) -> None:
         """Take no more work; what was begun ends by itself."""

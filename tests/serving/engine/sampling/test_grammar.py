@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
-from bundle.errors import ParameterError
+from bundle.errors import EngineDeadError, ParameterError
 from bundle.text import Tokenizer
 from serving.engine.sampling.choice import Choice
 from serving.engine.sampling.grammar import Grammars
@@ -401,3 +401,11 @@ def test_a_model_that_likes_blanks_gets_one_between_two_words(by_bytes: Held) ->
     text = by_bytes.tokenizer.decode(ids)
     jsonschema.validate(json.loads(text), schema)
     assert "  " not in text
+
+
+def test_an_answer_that_begins_after_the_end_is_told_so() -> None:
+    made = Held(byte_level_tokenizer())
+    matcher = made.grammars.compiled(Structure("regex", "a", "guided_regex"))
+    made.grammars.close()
+    with pytest.raises(EngineDeadError):
+        made.grammars.constraint(matcher, "guided_regex")
