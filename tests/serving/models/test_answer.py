@@ -61,7 +61,7 @@ CHARACTERS = st.text("aé漢🙂", max_size=12)
 
 def said(text: str, sampling: SamplingParams) -> tuple[str, bool]:
     """Return what is shown of a text that comes a byte at a time, and whether it was stopped."""
-    answer = AnswerText(BYTES, (), sampling)
+    answer = AnswerText(BYTES.detokenizer(), (), sampling)
     shown = ""
     for token_id in BYTES.encode(text):
         shown += answer.push(token_id)
@@ -88,7 +88,7 @@ def test_a_stop_that_ends_in_the_last_character_is_found_though_nothing_follows(
 
 
 def test_an_answer_that_ends_within_a_character_shows_that_it_is_broken() -> None:
-    answer = AnswerText(BYTES, (), SamplingParams(stop=("x",)))
+    answer = AnswerText(BYTES.detokenizer(), (), SamplingParams(stop=("x",)))
     first, *_ = BYTES.encode("漢")
     assert answer.push(first) + answer.finish() == "\ufffd"
 
