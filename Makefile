@@ -6,7 +6,7 @@ PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint co
 OURS   := bundle commands export graphs pages quant runtime serving loadtests reference pocketvlm.py tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo demo-real test test-fast check fmt load-smoke attack soak clean
+.PHONY: help setup setup-dev demo demo-real test test-fast test-gpu check fmt load-smoke attack soak clean
 
 help:           ## Show this list
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 22
@@ -46,6 +46,9 @@ test: setup-dev ## Run every test
 
 test-fast: setup-dev ## Run the tests that take less than ten seconds each
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+test-gpu: setup-dev ## Run the tests that need an NVIDIA GPU (with onnxruntime-gpu in the place of onnxruntime)
+	$(PYTEST_ONE) tests/gpu
 
 load-smoke: setup-dev ## Load the edge server and Ray Serve for ten seconds each
 	$(BIN)/python -m loadtests.smoke

@@ -27,7 +27,7 @@ from bundle.rgb import held_bytes, to_rgb
 _CHEAP_PIXELS = 1 << 20
 _CHEAP_BYTES = 1 << 20
 _CHEAP_SCANS = 16
-_DECODER_BYTES_PER_PIXEL = 12
+DECODER_BYTES_PER_PIXEL = 12
 """What libjpeg (coefficients and rows of a progressive image) and libwebp (two canvases, the picture) take at most."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -169,7 +169,7 @@ def decoding(what: str, num_bytes: int, num_pixels: int) -> Iterator[None]:
     except MemoryError as error:
         raise _no_memory(what) from error
     except _BROKEN_FILE as error:
-        if not _has_memory(num_pixels * _DECODER_BYTES_PER_PIXEL):
+        if not has_memory(num_pixels * DECODER_BYTES_PER_PIXEL):
             raise _no_memory(what) from error
         raise ImageError(f"{what} is damaged or truncated ({num_bytes} bytes): {error}. Save it again.") from error
 
@@ -213,7 +213,7 @@ def _no_memory(what: str) -> OutOfMemoryError:
     return OutOfMemoryError(f"{what} was not decoded: memory ran out. Try again later, or send a smaller one.")
 
 
-def _has_memory(num_bytes: int) -> bool:
+def has_memory(num_bytes: int) -> bool:
     """Return whether so much can be had; decoders call a lack of it a broken file, too."""
     try:
         bytearray(num_bytes)

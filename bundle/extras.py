@@ -5,7 +5,7 @@ from __future__ import annotations
 MODULES_OF_EXTRA = {
     "cpu": ("onnxruntime",),
     "export": ("onnx", "onnx_ir", "onnxscript", "safetensors", "huggingface_hub", "ml_dtypes", "gguf"),
-    "serve": ("fastapi", "uvicorn", "h11", "httpx", "prometheus_client"),
+    "serve": ("fastapi", "uvicorn", "h11", "httpx", "prometheus_client", "llguidance"),
     "ray": ("ray",),
     "quant": ("bitsandbytes",),
     "reference": ("sklearn",),

@@ -19,6 +19,8 @@ class SamplingDefaults(BaseModel):
         top_p: None keeps the whole vocabulary.
         top_k: None keeps the whole vocabulary.
         max_tokens: None generates up to the context's end.
+        min_p: None forbids no token for being unlikely.
+        repetition_penalty: None penalises nothing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -27,6 +29,8 @@ class SamplingDefaults(BaseModel):
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0)
     max_tokens: int | None = Field(default=None, ge=1)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=2)
 
     @classmethod
     def read(cls, path: Path) -> SamplingDefaults:

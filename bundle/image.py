@@ -25,6 +25,8 @@ from bundle.json_file import read_json
 
 PREPROCESSOR = "preprocessor.json"
 
+Pixels: TypeAlias = npt.NDArray[np.float32 | np.uint8]
+
 Resample = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 
 _FILTERS: dict[str, Image.Resampling] = {
@@ -77,11 +79,12 @@ class ProcessedImages:
     """Pixels of a batch of images, and how they were cut.
 
     Attributes:
-        pixel_values: [I, 3, height, width] float32; the tiles of the first image, then of the second, ...
+        pixel_values: [I, 3, height, width] float32, or [I, height, width, 3] uint8 where the graph normalises; the
+            tiles of the first image, then of the second, ...
         layouts: One per image; their `num_tiles` sum to I.
     """
 
-    pixel_values: npt.NDArray[np.float32]
+    pixel_values: Pixels
     layouts: tuple[TileLayout, ...]
 
 
@@ -247,6 +250,7 @@ class ImageSpec(_Frozen):
         rescale_factor: Multiplies a byte before normalisation; usually 1/255.
         mean: Per channel R, G, B, subtracted after rescaling.
         std: Per channel R, G, B, divides the difference.
+        normalised_in_graph: The vision encoder takes bytes [I, height, width, 3] and does the last three itself.
     """
 
     geometry: Geometry
@@ -254,6 +258,7 @@ class ImageSpec(_Frozen):
     rescale_factor: float = Field(gt=0, le=_LARGEST_FACTOR)
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    normalised_in_graph: bool = False
 
     @model_validator(mode="after")
     def _check_scale(self) -> ImageSpec:
@@ -318,12 +323,21 @@ class ImageSpec(_Frozen):
         """Return the RGB tiles of an upright image, in the order of its layout."""
         return self.geometry.tiles(_rgb(image), _FILTERS[self.resample])
 
-    def pixels(self, tiles: Sequence[Image.Image]) -> npt.NDArray[np.float32]:
-        """Return [I, 3, height, width] of tiles from `cut`."""
+    def pixels(self, tiles: Sequence[Image.Image]) -> Pixels:
+        """Return what the vision encoder takes of tiles from `cut`: as `ProcessedImages.pixel_values`."""
+        if self.normalised_in_graph:
+            return np.stack([np.asarray(tile) for tile in tiles]) if tiles else self.blank(0)
         pixel_values = np.empty((len(tiles), 3, *self.tile_size_px), np.float32)
         for tile, out in zip(tiles, pixel_values, strict=True):
             self._normalise(tile, out)
         return pixel_values
+
+    def blank(self, num_tiles: int) -> Pixels:
+        """Return the pixels of black tiles, or of grey ones where they are normalised: for a run that warms up."""
+        height, width = self.tile_size_px
+        if self.normalised_in_graph:
+            return np.zeros((num_tiles, height, width, 3), np.uint8)
+        return np.zeros((num_tiles, 3, height, width), np.float32)
 
     def _normalise(self, tile: Image.Image, out: npt.NDArray[np.float32]) -> None:
         """Write one RGB tile into `out` [3, height, width]."""

@@ -24,12 +24,12 @@ from export.exporter import export_checkpoint, located, read_decoder
 from export.gguf_blocks import KEPT_KINDS
 from export.gguf_decoder import GgufTensor
 from export.kept_blocks import KeptLayers, keep_blocks
-from graphs.lowering.component import lower
 from graphs.sharing import share_weights
 from graphs.store import open_graph, save_graph, weight_bytes
 from quant.quality.evaluation import Evaluation, Measured
 from quant.quality.gate import MIXED, judge_all, measure, require_measurable, unmeasured_gates
 from quant.quality.parity import Parity, canary_parity
+from quant.quantizer import lowering_of
 from runtime.settings import RuntimeSettings
 
 Say = Callable[[str], None]
@@ -128,7 +128,7 @@ class _Making:
     def _write_graph(self, name: ComponentName, part: Component, tensors: Mapping[str, GgufTensor]) -> Component:
         model = open_graph(self.parent.path(part.file))
         kept = keep_blocks(model, tensors)
-        lower(model, self.parent.manifest, part.role, part.phase)
+        lowering_of(self.parent, "cpu").apply(model, part, part.phase)
         save_graph(model, self.aside / part.file)
         self._tell(name, kept)
         return part.model_copy(

@@ -33,11 +33,9 @@ _TILED_TYPES = ("idefics3", "smolvlm")
 _CLASS, _TELLS_TIMES = "processor_class", "SmolVLMProcessor"
 """The processor that writes a video's length and the times of its frames into the prompt."""
 _NOT_APPLIED: Mapping[str, Any] = {
-    "repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
     "min_new_tokens": 0,
     "min_length": 0,
-    "min_p": 0.0,
     "typical_p": 1.0,
     "num_beams": 1,
     "bad_words_ids": None,
@@ -318,6 +316,8 @@ def _sampling_defaults(generation: Mapping[str, Any]) -> SamplingDefaults:
             top_p=generation.get("top_p"),
             top_k=generation.get("top_k"),
             max_tokens=generation.get("max_new_tokens"),
+            min_p=generation.get("min_p"),
+            repetition_penalty=generation.get("repetition_penalty"),
         )
     except ValidationError as error:
         first = error.errors()[0]

@@ -19,7 +19,7 @@ import numpy as np
 
 from bundle.directory import Bundle, open_bundle
 from bundle.errors import MachineError, PocketVLMError, SettingsError
-from bundle.image import PREPROCESSOR, ImageSpec
+from bundle.image import PREPROCESSOR, ImageSpec, Pixels
 from bundle.machine import peak_memory_bytes
 from loadtests.stations import TokenBench, open_vision
 from loadtests.wording import counted
@@ -174,7 +174,7 @@ class StationBench:
         self._ids = np.random.default_rng(0).integers(0, manifest.decoder.vocab_size, longest, np.int64)
         self._vision = open_vision(bundle, settings)
         height_px, width_px = ImageSpec.read(bundle.path(PREPROCESSOR)).tile_size_px
-        self._tile = np.random.default_rng(0).standard_normal((1, 3, height_px, width_px)).astype(np.float32)
+        self._tile: Pixels = np.random.default_rng(0).standard_normal((1, 3, height_px, width_px)).astype(np.float32)
 
     def run(self, station: Station) -> Reading:
         """Return the time of one run, of one step where it is a decode."""

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from bundle.directory import MANIFEST, Bundle, open_bundle, seal, write_aside
 from bundle.errors import QuantizationError
+from bundle.image import PREPROCESSOR, ImageSpec
 from bundle.machine import this_machine
 from bundle.manifest import Component, ComponentName, Manifest, Target
 from bundle.report import (
@@ -23,7 +24,7 @@ from bundle.report import (
     Report,
     write_report,
 )
-from graphs.lowering.component import lower
+from graphs.lowering.component import Lowering
 from graphs.sharing import share_weights
 from graphs.store import open_graph, save_graph, weight_bytes
 from quant.calibration.calibrator import Calibrator
@@ -37,6 +38,7 @@ from quant.planning.refinement import refine, rotated_parent
 from quant.quality.evaluation import Evaluation, Measured
 from quant.quality.gate import MIXED, foreign_samples, judge_all, measure, require_measurable, unmeasured_gates
 from quant.quality.parity import Parity, canary_parity
+from quant.retyped import retype_inputs
 from quant.rounding.table import load_rounding
 from runtime.providers import has_provider
 from runtime.settings import RuntimeSettings, provider_of
@@ -57,6 +59,7 @@ class Job:
         draft: What was decided.
         calibration: Samples that weights are fitted to.
         say: Told of each step.
+        lowering: How graphs are written.
     """
 
     parent: Bundle
@@ -64,6 +67,7 @@ class Job:
     draft: Draft
     calibration: Evaluation | None
     say: Say
+    lowering: Lowering
 
 
 def quantize_bundle(
@@ -121,7 +125,7 @@ def quantize_bundle(
                 draft = fit_bits(draft, FeedSource(source, calibration), options, say)
             if show:
                 show(draft)
-            job = Job(source, aside, draft, calibration, say)
+            job = Job(source, aside, draft, calibration, say, lowering_of(parent, options.target))
             written = _write_variant(job, options)
         _require_bytes(written, options)
         variant = seal(aside, written)
@@ -228,7 +232,16 @@ def _write_variant(job: Job, options: Options) -> Manifest:
     for file in parent.files.keys() - rewritten:
         shutil.copyfile(job.parent.path(file), job.aside / file)
     title = f"{parent.name}-{job.draft.label}"
-    return parent.model_copy(update={"name": title, "components": components, "target": options.target})
+    changes = {"components": components, "states": job.lowering.states, "target": options.target}
+    variant = parent.model_copy(update={"name": title, **changes})
+    if job.lowering.is_for_cuda:
+        retype_inputs(job.parent, variant, job.aside)
+    return variant
+
+
+def lowering_of(parent: Bundle, target: Target) -> Lowering:
+    """Return how the graphs of a variant are written."""
+    return Lowering(parent.manifest, target, ImageSpec.read(parent.path(PREPROCESSOR)))
 
 
 def _share(job: Job, components: Mapping[ComponentName, Component]) -> dict[ComponentName, Component]:
@@ -246,13 +259,18 @@ def _share(job: Job, components: Mapping[ComponentName, Component]) -> dict[Comp
 def _write_graph(job: Job, name: ComponentName, plan: ComponentPlan) -> Component:
     source = job.parent.manifest.components[plan.parent]
     model = open_graph(job.parent.path(source.file))
-    _carry_out(job, model, plan)
-    lower(model, job.parent.manifest, source.role, plan.phase)
+    _carry_out(job, model, plan.without(_halved(job, plan)))
+    source = job.lowering.apply(model, source, plan.phase)
     written = planned(source, plan, weight_bytes(model))
     save_graph(model, job.aside / written.file)
     before, after = source.weight_bytes / 1e6, written.weight_bytes / 1e6
     job.say(f"{name}: {before:.1f} -> {after:.1f} MB, {written.scheme}")
     return written
+
+
+def _halved(job: Job, plan: ComponentPlan) -> list[str]:
+    """Return the layers that lowering turns into float16, with all of their graph."""
+    return list(plan.forms_of("float16")) if job.lowering.is_for_cuda else []
 
 
 def _carry_out(job: Job, model: ir.Model, plan: ComponentPlan) -> None:

@@ -190,12 +190,14 @@ class Decoder:
         )
 
     def warm_up(self, num_tokens: int) -> None:
-        """Run a prompt and the smallest and largest batch of steps, so that no request pays for the first run.
+        """Run a prompt and batches of steps, so that no request pays for the first run.
 
-        What they write, tokens of sequences overwrite.
+        Where steps are captured, those of every size are, on the thread that calls. What they write, tokens of
+        sequences overwrite.
         """
         self.run("prompt", 0, [self._blank(num_tokens)])
-        for size in {1, self.shape.num_slots}:
+        is_captured = self._on_device is not None and self.graphs.of_phase("step").graph.can_capture
+        for size in range(self.shape.num_slots, 0, -1) if is_captured else {1, self.shape.num_slots}:
             self.run("step", 0, [self._blank(1)] * size)
 
     def _blank(self, num_tokens: int) -> TokenRun:

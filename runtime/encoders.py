@@ -9,16 +9,16 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle import tensors
+from bundle.image import Pixels
 from bundle.manifest import DualEncoderDims
 from bundle.text import TextBatch
 from runtime.encoder import Encoder
 
-Pixels = npt.NDArray[np.float32]
 Vectors = npt.NDArray[np.float32]
 
 
 def encode_tiles(encoder: Encoder, pixel_values: Pixels, most_tiles: int) -> npt.NDArray[Any]:
-    """Return what a vision encoder makes of [I, 3, height, width], at most so many tiles in one run."""
+    """Return what a vision encoder makes of the pixels of I tiles, at most so many in one run."""
     (spec,) = encoder.component.inputs
     pieces = [
         encoder.run({spec.name: pixel_values[start : start + most_tiles]})[encoder.output]

@@ -92,8 +92,9 @@ def _last_rows(step: Step, spec: TensorSpec) -> npt.NDArray[np.int32]:
 
 
 def _total(step: Step, spec: TensorSpec) -> npt.NDArray[np.int32]:
-    longest = max(max(run.lengths) for run in step.runs) + step.embeds.shape[1]
-    return np.array(step.bound_rows or longest, np.int32)
+    if step.bound_rows is not None:
+        return np.array(step.bound_rows, np.int32)
+    return np.array(max(max(run.lengths) for run in step.runs) + step.embeds.shape[1], np.int32)
 
 
 def _wanted_rows(step: Step, spec: TensorSpec) -> Int64:

@@ -1,12 +1,13 @@
 """A graph's run of one shape, over inputs and outputs that stay where they are on a device, so that it can be captured.
 
 A captured run is one launch of everything that the graph does (a CUDA graph), with the addresses that it had when it
-was captured. ONNX Runtime captures it in the first run that bears its number, on the thread of that run.
+was captured. ONNX Runtime captures it in the first run that bears its number, for the thread of that run, and wants the
+device to itself meanwhile: whatever serves captures all that it will replay while it starts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -17,6 +18,8 @@ from runtime.onnx_runtime import onnx_runtime
 
 _GRAPH_NUMBERS = count(1)
 """ONNX Runtime's `gpu_graph_id`: 0 is its own. Never used twice, whatever graph and thread it is for."""
+_MOST_COMPARED_BYTES = 1024
+"""Of an input that is not copied to the device again where it has not changed: a copy costs more than the look."""
 _MOST_SHAPES = 16
 """Captured of one graph: numbers of tiles in a batch. Each takes about as long as three runs when it first occurs."""
 
@@ -53,6 +56,7 @@ class FixedRun:
         self._outputs = {
             name: device_value(np.zeros(shape, dtype), graph.device) for name, (shape, dtype) in outputs.items()
         }
+        self._held: dict[str, bytes] = {}
         for name, value in self._inputs.items():
             self.io.bind_ortvalue_input(name, value)
         for name, value in self._outputs.items():
@@ -66,13 +70,22 @@ class FixedRun:
             MachineError: The run failed.
         """
         for name, array in feeds.items():
-            self._inputs[name].update_inplace(array)
+            if not self._is_there(name, array):
+                self._inputs[name].update_inplace(array)
         self._graph.run_bound(self.io, self._options)
+
+    def _is_there(self, name: str, array: Array) -> bool:
+        """Return whether an input holds an array already, and remember it; only what is small is looked at."""
+        content = array.tobytes() if array.nbytes <= _MOST_COMPARED_BYTES else None
+        is_there = content is not None and self._held.get(name) == content
+        if content is not None:
+            self._held[name] = content
+        return is_there
 
     def output(self, name: str) -> Array:
         """Return a copy of an output on the host."""
         found: Array = self._outputs[name].numpy()
-        return found
+        return found.copy() if self._graph.device == "cpu" else found  # there it is the memory itself
 
 
 def device_value(array: Array, device: str) -> Any:
@@ -81,32 +94,43 @@ def device_value(array: Array, device: str) -> Any:
     return onnx_runtime().OrtValue.ortvalue_from_numpy(content, device, 0)
 
 
-class FixedRuns:
-    """Captured runs of a graph by the shapes of its inputs, for graphs whose outputs are free in one axis only.
+class CapturedGraph:
+    """A graph whose runs are captured by the shapes of their inputs; its outputs are free in their first axis alone.
 
     Args:
         graph: Opened with `captures` set.
-        outputs: As the graph declares them; a free axis is as long as the inputs' first.
+
+    Attributes:
+        inputs: As declared, those without a value of their own.
+        optional_inputs: Those that have one.
+        outputs: As declared.
     """
 
-    def __init__(self, graph: Graph, outputs: Mapping[str, tuple[tuple[int | str, ...], str]]) -> None:
+    def __init__(self, graph: Graph) -> None:
+        self.inputs, self.optional_inputs, self.outputs = graph.inputs, graph.optional_inputs, graph.outputs
         self._graph = graph
-        self._outputs = outputs
         self._runs: dict[tuple[tuple[int, ...], ...], FixedRun] = {}
 
-    def try_run(self, feeds: Mapping[str, Array]) -> dict[str, Array] | None:
-        """Return every output by name; None where as many shapes were captured as are kept."""
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Return outputs by name, all where none are named; the arrays are new.
+
+        Raises:
+            MachineError: The run failed.
+        """
         shapes = tuple(array.shape for array in feeds.values())
+        if shapes not in self._runs and len(self._runs) == _MOST_SHAPES:
+            return self._graph.run(feeds, outputs)
         if shapes not in self._runs:
-            if len(self._runs) == _MOST_SHAPES:
-                return None
             self._runs[shapes] = FixedRun(self._graph, feeds, self._sizes(shapes[0][0]))
         run = self._runs[shapes]
         run.run(feeds)
-        return {name: run.output(name) for name in self._outputs}
+        return {name: run.output(name) for name in outputs or [port.name for port in self.outputs]}
 
     def _sizes(self, first: int) -> dict[str, tuple[tuple[int, ...], str]]:
-        return {
-            name: (tuple(size if isinstance(size, int) else first for size in shape), dtype)
-            for name, (shape, dtype) in self._outputs.items()
-        }
+        return {port.name: ((first, *map(int, port.shape[1:])), port.dtype) for port in self.outputs}  # type: ignore[arg-type]
+
+
+def can_be_captured(graph: Graph) -> bool:
+    """Return whether a graph's runs have one shape for every length of its inputs' first axis."""
+    ports = (*graph.inputs, *graph.outputs)
+    return graph.can_capture and all(isinstance(size, int) for port in ports for size in port.shape[1:])

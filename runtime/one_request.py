@@ -16,7 +16,7 @@ from PIL import Image
 
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, ContextLengthError
-from bundle.image import PREPROCESSOR, ImageSpec, TileLayout
+from bundle.image import PREPROCESSOR, ImageSpec, Pixels, TileLayout
 from bundle.manifest import DecoderDims, DualEncoderDims
 from bundle.prompt import PromptBuilder, Turn
 from bundle.text import TOKENIZER, TextBatch, Tokenizer
@@ -24,7 +24,7 @@ from runtime.cache_shape import cache_shape
 from runtime.chunks import chunks
 from runtime.decoder import Decoder, Logits, TokenGraphs
 from runtime.encoder import Encoder, open_encoder
-from runtime.encoders import Pixels, Vectors, encode_texts, encode_tiles, text_feeds, unit
+from runtime.encoders import Vectors, encode_texts, encode_tiles, text_feeds, unit
 from runtime.feeds import Embeds, TokenRun
 from runtime.filled_prompt import FilledPrompt, positions_from
 from runtime.graph import Array

@@ -10,7 +10,6 @@ from bundle.directory import Bundle
 from bundle.errors import SignatureError
 from bundle.manifest import Component, ComponentName, TensorSpec
 from bundle.states import State
-from runtime.fixed_run import FixedRuns
 from runtime.graph import Array, Graph, Port
 from runtime.settings import RuntimeSettings
 
@@ -36,14 +35,13 @@ class Session:
     def __init__(self, bundle: Bundle, name: ComponentName, settings: RuntimeSettings) -> None:
         self.path = bundle.graph_path(name)
         self.component = bundle.manifest.components[name]
-        self.graph = Graph(self.path, settings, captures=_has_fixed_runs(self.component))
+        self.graph = Graph(self.path, settings, captures=_runs_on_device(self.component))
         states = bundle.manifest.states if self.component.role == "decoder" else ()
         check_signature(self.path, "input", [*self.component.inputs, *_taken(states)], self.graph.inputs)
         check_signature(self.path, "optional input", self.component.optional_inputs, self.graph.optional_inputs)
         given = [*self.component.outputs, *self.component.optional_outputs, *_given(states)]
         check_signature(self.path, "output", given, self.graph.outputs)
         self._own_outputs = [spec.name for spec in (*self.component.outputs, *_given(states))]
-        self._fixed = self._captured()
         self._optional_outputs = frozenset(spec.name for spec in self.component.optional_outputs)
 
     @property
@@ -59,19 +57,7 @@ class Session:
             MachineError: The run failed.
         """
         self.check_optional(optional)
-        if self._fixed is not None and (found := self._fixed.try_run(feeds)) is not None:
-            return found
         return self.graph.run(feeds, [*self._own_outputs, *optional] if self._optional_outputs else None)
-
-    def _captured(self) -> FixedRuns | None:
-        """Return captured runs of an encoder that can have them; a decoder's are bound to its cache."""
-        shapes = {spec.name: (spec.shape, spec.dtype) for spec in self.component.outputs}
-        has_one_free_axis = all(
-            len({size for size in shape if isinstance(size, str)}) == 1 for shape, _ in shapes.values()
-        )
-        if self.component.role != "vision_encoder" or not self.graph.can_capture or not has_one_free_axis:
-            return None
-        return FixedRuns(self.graph, shapes)
 
     def check_optional(self, outputs: Sequence[str]) -> None:
         """Check that the graph has optional outputs of these names.
@@ -86,10 +72,9 @@ class Session:
             )
 
 
-def _has_fixed_runs(component: Component) -> bool:
-    """Return whether a graph computes nothing on the host during a run, as those made for CUDA do."""
-    names = {spec.name: spec.dtype for spec in component.inputs}
-    return tensors.TOTAL_SEQUENCE_LENGTH in names or names.get(tensors.PIXEL_VALUES) == "uint8"
+def _runs_on_device(component: Component) -> bool:
+    """Return whether a decoder computes nothing on the host during a run, as those made for CUDA do."""
+    return any(spec.name == tensors.TOTAL_SEQUENCE_LENGTH for spec in component.inputs)
 
 
 def _taken(states: Sequence[State]) -> list[TensorSpec]:

@@ -15,7 +15,7 @@ DEFAULT_CONTEXT_TOKENS = 4096
 """Capacity of a slot where the model would take more: a tiled image of SmolVLM is about 1,100 tokens, and a board
 shares this memory with everything else. Only the pages that answers reach become resident."""
 
-DEFAULT_CHUNK_TOKENS = 512
+DEFAULT_CHUNK_TOKENS = 256
 """Tokens of a prompt in one run: its activations stay in a core's cache, and answers that run beside it wait little."""
 
 DEFAULT_VISION_TILES = 4

@@ -193,7 +193,7 @@ class ScalingSettings(_Frozen):
 
     min_replicas: int = Field(default=1, ge=1)
     max_replicas: int = Field(default=2, ge=1)
-    target_ongoing_requests: float = Field(default=4.0, gt=0)
+    target_ongoing_requests: float = Field(default=8.0, gt=0)
     max_ongoing_requests: int = Field(default=16, ge=1)
     max_queued_requests: int = Field(default=64, ge=1)
     upscale_delay_s: float = Field(default=10.0, ge=0)

@@ -106,6 +106,18 @@ def gguf_files() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def cuda_form() -> ModuleType:
+    """The functions and sizes of tests/cuda_form.py."""
+    return beside("cuda_form")
+
+
+@pytest.fixture(scope="session")
+def cuda_bundle(cuda_form: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A bundle of the form that is made for CUDA, written by hand."""
+    return cuda_form.write_cuda_form(tmp_path_factory.mktemp("cuda-form"))
+
+
+@pytest.fixture(scope="session")
 def small_graphs() -> ModuleType:
     """The functions of tests/small_graphs.py."""
     return beside("small_graphs")

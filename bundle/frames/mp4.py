@@ -17,6 +17,7 @@ from typing import Any
 from PIL import Image
 
 from bundle.containers.mp4 import mp4_track
+from bundle.decode import DECODER_BYTES_PER_PIXEL, has_memory
 from bundle.errors import ImageError, OutOfMemoryError
 from bundle.frames.clip import Clip
 from bundle.frames.limits import VideoLimits, check_video
@@ -131,8 +132,11 @@ class Mp4Frames(Clip):
         try:
             yield
         except MemoryError as error:
-            raise OutOfMemoryError(f"{what} was not decoded: memory ran out. Try again later.") from error
+            if not has_memory(self._limits.max_pixels * DECODER_BYTES_PER_PIXEL):
+                raise OutOfMemoryError(f"{what} was not decoded: memory ran out. Try again later.") from error
+            raise self._damaged(what, "it asks for more memory than any video needs") from error
         except (FFmpegError, ValueError, EOFError, IndexError) as error:
-            raise ImageError(
-                f"{what} is damaged or cut short ({self._num_bytes} bytes): {error}. Save it again."
-            ) from error
+            raise self._damaged(what, str(error)) from error
+
+    def _damaged(self, what: str, problem: str) -> ImageError:
+        return ImageError(f"{what} is damaged or cut short ({self._num_bytes} bytes): {problem}. Save it again.")

@@ -17,8 +17,8 @@ def chosen_frames(times_s: Sequence[float], duration_s: float, options: FrameOpt
     """Return the indices of the frames that are looked at, ascending.
 
     Of n moments evenly between the first frame's time and the last one's, each finds the frame that is shown then, so
-    that a frame which stands for long is there once. Where frames are evenly spaced, these are the frames of
-    `numpy.linspace(0, len(times_s) - 1, n).astype(int)`, as SmolVLM and vLLM choose.
+    that a frame which stands for long is there once. Where N frames are evenly spaced, these are the frames
+    i (N - 1) / (n - 1), rounded down, which SmolVLM and vLLM choose.
 
     Args:
         times_s: Of every frame, ascending.

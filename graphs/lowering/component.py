@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import onnx_ir as ir
 
-from bundle.manifest import Manifest, Phase, Role
+from bundle.image import ImageSpec
+from bundle.manifest import Component, Manifest, Phase, Target, TensorSpec
+from bundle.states import State
+from graphs.lowering.cuda_decoder import lower_decoder_for_cuda
+from graphs.lowering.cuda_encoder import lower_encoder_for_cuda, lower_vision_for_cuda
+from graphs.lowering.cuda_kernels import require_kernels
 from graphs.lowering.decoder import lower_decoder
 from graphs.lowering.rotary_in_attention import table_bytes
 
@@ -12,19 +19,77 @@ _SPLIT_BYTES = 64
 """At most, of the sizes that joined layers are split by."""
 
 
-def lower(model: ir.Model, parent: Manifest, role: Role, phase: Phase) -> None:
-    """Write a graph as it runs fastest where it will run, in place.
+@dataclass(frozen=True)
+class Lowering:
+    """How the graphs of one variant are written.
 
-    The portable dialect stays plain: TensorRT's builder joins operators itself, and knows standard ones alone.
-
-    Args:
-        model: Quantized or not.
-        parent: The fp32 bundle that it was made of.
-        role: What it computes.
-        phase: When it runs.
+    Attributes:
+        parent: The fp32 bundle that it is made of.
+        target: Where it will run.
+        image: The parent's preprocessing.
     """
-    if role == "decoder" and parent.dialect == "contrib" and parent.decoder is not None:
-        lower_decoder(model, parent.decoder.max_positions, phase)
+
+    parent: Manifest
+    target: Target
+    image: ImageSpec
+
+    @property
+    def is_for_cuda(self) -> bool:
+        """Whether graphs get the form of docs/cuda-form.md."""
+        return self.target == "cuda" and self.parent.dialect == "contrib"
+
+    @property
+    def states(self) -> tuple[State, ...]:
+        """What the decoder hands from step to step."""
+        if not self.is_for_cuda:
+            return self.parent.states
+        return tuple(state.model_copy(update={"dtype": "float16"}) for state in self.parent.states)
+
+    def apply(self, model: ir.Model, component: Component, phase: Phase) -> Component:
+        """Write a graph as it runs fastest where it will run, in place, and return what it takes and gives now.
+
+        The portable dialect stays plain: TensorRT's builder joins operators itself, and knows standard ones alone.
+
+        Args:
+            model: Quantized or not.
+            component: The parent's graph that it was.
+            phase: When it runs.
+
+        Raises:
+            QuantizationError: It is for CUDA, and holds an operator that has no kernel there.
+        """
+        if self.parent.dialect != "contrib":
+            return component
+        if self.is_for_cuda:
+            self._lower_for_cuda(model, component)
+            require_kernels(model.graph)
+            return self._described(model, component)
+        if component.role == "decoder" and self.parent.decoder is not None:
+            lower_decoder(model, self.parent.decoder.max_positions, phase)
+        return component
+
+    def _lower_for_cuda(self, model: ir.Model, component: Component) -> None:
+        gives_half = self.parent.decoder is not None
+        if component.role == "decoder" and self.parent.decoder is not None:
+            lower_decoder_for_cuda(model, self.parent.states, self.parent.decoder.max_positions)
+        elif component.role == "vision_encoder":
+            lower_vision_for_cuda(model, self.image, gives_half=gives_half)
+        else:
+            lower_encoder_for_cuda(model, gives_half=gives_half)
+
+    def _described(self, model: ir.Model, component: Component) -> Component:
+        """Return a component with the inputs and outputs that its graph has now."""
+        states = self.parent.states if component.role == "decoder" else ()
+        taken, given = ({getattr(state, side) for state in states} for side in ("input", "output"))
+        first = {spec.name for spec in component.outputs}
+        outputs = [_spec(value) for value in model.graph.outputs if value.name not in given]
+        return component.model_copy(
+            update={
+                "inputs": tuple(_spec(value) for value in model.graph.inputs if value.name not in taken),
+                "outputs": tuple(spec for spec in outputs if spec.name in first),
+                "optional_outputs": tuple(spec for spec in outputs if spec.name not in first),
+            }
+        )
 
 
 def added_bytes(parent: Manifest) -> int:
@@ -34,3 +99,10 @@ def added_bytes(parent: Manifest) -> int:
     heads = {state.shape[-1] for state in parent.states if state.kind == "rows"}
     sizes = [size for size in heads if isinstance(size, int)]
     return _SPLIT_BYTES + sum(table_bytes(parent.decoder.max_positions, size) for size in sizes)
+
+
+def _spec(value: ir.Value) -> TensorSpec:
+    if value.dtype is None or value.shape is None:
+        raise ValueError(f"{value.name} has no type")
+    shape = tuple(size if isinstance(size, int) else str(size.value) for size in value.shape)
+    return TensorSpec(name=str(value.name), dtype=value.dtype.numpy().name, shape=shape)

@@ -9,6 +9,9 @@ from quant.weights.matmul_nbits import INT8_ACTIVATIONS
 from quant.weights.matmul_nbits import refuse_cliffs as refuse_matmul_nbits
 
 _CONTRIB_ONLY = ("matmul_nbits", "bnb4", "qmoe")
+_NOT_ON_CUDA = ("w8a8", "w8a8_static", "qmoe")
+"""Whose operators have no CUDA kernel in the form that is written (ONNX Runtime 1.31): they would run on the CPU, and
+activations would cross the bus at every layer."""
 _WITH_ZERO_POINTS = ("hqq", "four-level", "ternary-mean")
 
 
@@ -31,7 +34,17 @@ def refuse_cliffs(plan: ComponentPlan, dialect: Dialect, target: Target) -> None
     Raises:
         QuantizationError: A form that the dialect or the target lacks, or that runs far slower there than it looks.
     """
+    is_for_cuda = target == "cuda" and dialect == "contrib"
+    if is_for_cuda and plan.recipe == "fp32":
+        raise QuantizationError(
+            f"{plan.component}: fp32 is not for --target cuda, whose attention over a cache is of float16; take fp16"
+        )
     for layer in plan.layers:
+        if is_for_cuda and layer.choice.method in _NOT_ON_CUDA:
+            raise QuantizationError(
+                f"{plan.component}: {layer.name}: {layer.choice.label} has no kernel on CUDA and would run on the CPU; "
+                "take fp16, or weights of 8 or 4 bits (int8, int4)"
+            )
         _refuse(f"{plan.component}: {layer.name}", layer.choice, dialect, target)
 
 

@@ -53,6 +53,7 @@ _KEPT = "as exported"
 _ROUTER = "a thousandth of the experts' bytes, and an error in it sends tokens to other experts"
 _EXPERTS = "a token meets the weights of one expert, so fewer bytes are less time"
 _TERNARY_EXPERTS = "ternary as trained: two bits hold these weights exactly"
+_EXPERTS_ON_CUDA = "in float16: experts in codes have no kernel on CUDA in the form that is written"
 _NO_EXPERT_BLOCK = "no block divides both widths of the experts"
 _NO_WHOLE_BLOCK = "8 bits: no block divides its inputs"
 
@@ -223,6 +224,8 @@ class Planner:
         blocks = [size for size in _EXPERT_BLOCKS if site.num_inputs % size == 0 and site.num_hidden % size == 0]
         if self.block_size is not None:
             blocks = [self.block_size]
+        if self.target == "cuda" and self.manifest.dialect == "contrib":
+            return _layer(site, Choice("float16", Form(16)), _EXPERTS_ON_CUDA)
         if recipe.bits > _MOST_EXPERT_BITS or not blocks:
             return _layer(site, KEPT, _KEPT if blocks else _NO_EXPERT_BLOCK)
         if site.kind == "ternary experts":

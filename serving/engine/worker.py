@@ -6,7 +6,8 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
@@ -40,7 +41,7 @@ class Worker(ABC, Generic[Message]):
         self._gate = threading.Lock()  # orders a message before or after death, never across it
         self._death: str | None = None
         self._beat_s = time.monotonic()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread: threading.Thread | None = None
 
     @property
     @abstractmethod
@@ -59,12 +60,21 @@ class Worker(ABC, Generic[Message]):
         what was failed here, should it go on.
         """
 
-    def start(self) -> None:
-        """Start the thread."""
+    def start(self, warm_up: Callable[[], None] = lambda: None) -> None:
+        """Start the thread and wait for what it does first.
+
+        Args:
+            warm_up: Runs on the thread: what a device captures of a run belongs to the thread that ran it.
+        """
+        warmed: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, args=(warm_up, warmed), name=self.name, daemon=True)
         self._thread.start()
+        warmed.result()
 
     def close(self) -> None:
         """Stop after the current step; what is unfinished fails."""
+        if self._thread is None:
+            return
         if self._thread.is_alive():
             self._inbox.put(None)
             self._thread.join(_STALLED_JOIN_TIMEOUT_S if self.fault else _JOIN_TIMEOUT_S)
@@ -122,9 +132,15 @@ class Worker(ABC, Generic[Message]):
     def _beat(self) -> None:
         self._beat_s = time.monotonic()
 
-    def _run(self) -> None:
+    def _run(self, warm_up: Callable[[], None], warmed: Future[None]) -> None:
         death = f"{self.name} was stopped"
         try:
+            try:
+                warm_up()
+            except BaseException as error:
+                warmed.set_exception(error)
+                return
+            warmed.set_result(None)
             while self._step():
                 pass
         except BaseException as error:

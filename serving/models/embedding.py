@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,18 +74,19 @@ class EmbeddingModel(Model):
         )
 
     @property
-    def workers(self) -> tuple[Worker[Any], ...]:
-        """Its threads."""
-        return (self._text_worker, self._vision.worker)
+    def workers(self) -> Mapping[Worker[Any], Callable[[], None]]:
+        """Its threads, and what each runs first."""
+        return {
+            self._text_worker: self._warm_up_texts,
+            self._vision.worker: self._vision.warm_up,
+        }
 
     @property
     def gauges(self) -> dict[str, float]:
         """Numbers for `/metrics`."""
         return {"num_requests_running": float(self._admission.num_admitted), **self._vision.gauges}
 
-    def warm_up(self) -> None:
-        """Run both encoders once."""
-        self._vision.warm_up()
+    def _warm_up_texts(self) -> None:
         self._run_texts([self._tokenized(["warm-up"])])
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -129,9 +129,13 @@ class GenerativeModel(Model):
         return f"{super().start_line}, {self._shape}"
 
     @property
-    def workers(self) -> tuple[Worker[Any], ...]:
-        """Its threads."""
-        return (self._engine, self._vision.worker)
+    def workers(self) -> Mapping[Worker[Any], Callable[[], None]]:
+        """Its threads, and what each runs first."""
+        num_tokens = min(_WARM_UP_TOKENS, self._shape.capacity_tokens - 1)
+        return {
+            self._engine: lambda: self._decoder.warm_up(num_tokens),
+            self._vision.worker: self._vision.warm_up,
+        }
 
     @property
     def gauges(self) -> dict[str, float]:
@@ -143,11 +147,6 @@ class GenerativeModel(Model):
     def clear_prefixes(self) -> None:
         """Forget what was read of prompts of earlier requests."""
         self._engine.clear_prefixes()
-
-    def warm_up(self) -> None:
-        """Run every graph once."""
-        self._vision.warm_up()
-        self._decoder.warm_up(min(_WARM_UP_TOKENS, self._shape.capacity_tokens - 1))
 
     def close(self) -> None:
         """Stop the threads; unfinished requests fail with EngineDeadError."""

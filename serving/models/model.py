@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from bundle.manifest import Manifest
@@ -43,23 +44,18 @@ class Model(ABC):
 
     @property
     @abstractmethod
-    def workers(self) -> tuple[Worker[Any], ...]:
-        """Its threads."""
+    def workers(self) -> Mapping[Worker[Any], Callable[[], None]]:
+        """Its threads, and what each runs first so that no request pays for a first run."""
 
     @property
     @abstractmethod
     def gauges(self) -> dict[str, float]:
         """Numbers for `/metrics`."""
 
-    @abstractmethod
-    def warm_up(self) -> None:
-        """Run every graph once, so that no request pays for the first run."""
-
     def start(self) -> None:
-        """Warm up and start the threads; blocks for the length of a few steps."""
-        self.warm_up()
-        for worker in self.workers:
-            worker.start()
+        """Start the threads and warm up on them; blocks for the length of a few steps."""
+        for worker, warm_up in self.workers.items():
+            worker.start(warm_up)
 
     def close(self) -> None:
         """Stop the threads; unfinished requests fail with EngineDeadError."""

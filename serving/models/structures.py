@@ -11,7 +11,7 @@ from serving.engine.sampling.grammar import Grammars
 from serving.models.crew import Crew
 from serving.protocol import Structure
 
-_COMPILE_TIMEOUT_S = 10.0
+COMPILE_TIMEOUT_S = 10.0
 """What may be compiled takes up to three seconds alone; a request waits behind others' no longer than that."""
 
 
@@ -52,9 +52,9 @@ async def compiled_structure(
         return None
     try:
         work = crew.run(owner, grammars.compiled, structure)
-        return CompiledStructure(grammars, await asyncio.wait_for(work, _COMPILE_TIMEOUT_S), structure.param)
+        return CompiledStructure(grammars, await asyncio.wait_for(work, COMPILE_TIMEOUT_S), structure.param)
     except asyncio.TimeoutError as error:
         raise ParameterError(
-            f"{structure.param} was not compiled within {_COMPILE_TIMEOUT_S:g} s; ask for a simpler structure",
+            f"{structure.param} was not compiled within {COMPILE_TIMEOUT_S:g} s; ask for a simpler structure",
             structure.param,
         ) from error

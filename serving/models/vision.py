@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from bundle.directory import Bundle
 from bundle.frames.plan import FramePlan
-from bundle.image import PREPROCESSOR, ImageSpec, TileLayout
+from bundle.image import PREPROCESSOR, ImageSpec, Pixels, TileLayout
 from bundle.manifest import Manifest
 from runtime.encoder import open_encoder
-from runtime.encoders import Pixels, encode_tiles
+from runtime.encoders import encode_tiles
 from serving.engine.batching import BatchWorker
 from serving.models.cut_frames import FrameRoom
 from serving.models.cut_image import CutImage
@@ -135,8 +135,12 @@ class VisionStage:
         }
 
     def warm_up(self) -> None:
-        """Run once on a blank tile, so that no request pays for the first run."""
-        self.run([np.zeros((1, 3, *self._spec.tile_size_px), np.float32)])
+        """Run once on a blank tile, so that no request pays for the first run; on all numbers that are captured.
+
+        Nothing may be captured once requests run: what other threads ask of the device would spoil it.
+        """
+        for size in range(1, (self._max_tiles if self.session.is_captured else 1) + 1):
+            self.run([self._spec.blank(1)] * size)
 
     async def decode(self, owner: Hashable, data: bytes) -> DecodedImage:
         """Return the decoded image.

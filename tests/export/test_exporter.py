@@ -17,6 +17,7 @@ import pytest
 
 from bundle.directory import open_bundle, read_manifest
 from bundle.errors import BundleError, CheckpointError, UnknownArchitectureError, UnsupportedConfigError
+from bundle.generation import GENERATION, SamplingDefaults
 from bundle.golden import GOLDEN, check, load_golden
 from export.exporter import export_checkpoint
 
@@ -159,12 +160,21 @@ def test_progress_tells_every_graph(clip_checkpoint: Path, tmp_path: Path) -> No
 def test_sampling_setting_that_is_not_applied_is_told(smolvlm_checkpoint: Path, tmp_path: Path) -> None:
     folder = with_config(smolvlm_checkpoint, tmp_path / "penalised")
     path = folder / "generation_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "repetition_penalty": 1.1, "num_beams": 1}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "no_repeat_ngram_size": 3, "num_beams": 1}))
     said: list[str] = []
     export_checkpoint(folder, tmp_path / "bundle", progress=said.append)
     assert [line for line in said if "generation_config" in line] == [
-        "generation_config.json: repetition_penalty 1.1 is left out; answers are sampled without it"
+        "generation_config.json: no_repeat_ngram_size 3 is left out; answers are sampled without it"
     ]
+
+
+def test_penalties_of_a_checkpoint_are_the_bundles_own(smolvlm_checkpoint: Path, tmp_path: Path) -> None:
+    folder = with_config(smolvlm_checkpoint, tmp_path / "penalised")
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "repetition_penalty": 1.1, "min_p": 0.05}))
+    export_checkpoint(folder, tmp_path / "bundle")
+    defaults = SamplingDefaults.read(tmp_path / "bundle" / GENERATION)
+    assert (defaults.repetition_penalty, defaults.min_p) == (1.1, 0.05)
 
 
 def test_existing_bundle_is_replaced_only_when_asked(clip_checkpoint: Path, tmp_path: Path) -> None:

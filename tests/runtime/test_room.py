@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
+from bundle.directory import Bundle
 from bundle.errors import OutOfMemoryError
 from bundle.manifest import Manifest
 from runtime.cache_shape import cache_shape
 from runtime.room import check_room, free_bytes
-from tests.cuda_form import write_cuda_form
 
 MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    made = write_cuda_form(tmp_path_factory.mktemp("room")).manifest
+def manifest(cuda_bundle: Bundle) -> Manifest:
+    made = cuda_bundle.manifest
     heavy = {name: part.model_copy(update={"weight_bytes": 400 * MIB}) for name, part in made.components.items()}
     return made.model_copy(update={"components": heavy})
 

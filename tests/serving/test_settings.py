@@ -45,7 +45,7 @@ def test_nested_tables_reach_their_places(tmp_path: Path) -> None:
         ("log_level = 'loud'", {}, {}, "log_level = 'loud'"),
         ("[api]\nmax_image_bytes = 20971521", {}, {}, "api.max_image_bytes = 20971521"),
         ("[ray.generator]\nmin_replicas = 3", {}, {}, "max_replicas 2 is below min_replicas 3"),
-        ("[ray.generator]\nmax_ongoing_requests = 2", {}, {}, "below target_ongoing_requests 4"),
+        ("[ray.generator]\nmax_ongoing_requests = 2", {}, {}, "below target_ongoing_requests 8"),
         ("port = 1", {"POCKETVLM_PORT__X": "1"}, {}, "port is a value"),
     ],
 )
@@ -123,3 +123,14 @@ def test_settings_are_frozen() -> None:
 def test_a_replica_can_hold_the_load_that_adds_another() -> None:
     scaling = ScalingSettings()
     assert scaling.max_ongoing_requests > scaling.target_ongoing_requests
+
+
+@pytest.mark.parametrize("text", ["512MiB", "536870912", " 0.5 GiB", "524288KiB"])
+def test_memory_is_a_number_or_a_text_with_a_unit(text: str) -> None:
+    assert load_settings(flags={"engine.kv_memory_bytes": text}).engine.kv_memory_bytes == 512 << 20
+
+
+@pytest.mark.parametrize("text", ["much", "-5", "5 tons", ""])
+def test_memory_that_is_no_size_is_refused_by_name(text: str) -> None:
+    with pytest.raises(SettingsError, match=r"engine\.kv_memory_bytes"):
+        load_settings(flags={"engine.kv_memory_bytes": text})

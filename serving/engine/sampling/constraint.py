@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from concurrent.futures import Executor, Future, TimeoutError
+from concurrent.futures import Executor, Future, TimeoutError, wait
 from typing import Protocol
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from bundle.errors import ParameterError
 
-_MASK_TIMEOUT_S = 2.0
+MASK_TIMEOUT_S = 2.0
 """For the tokens that may follow: they take microseconds, and a tenth of a second where a grammar is at its limits."""
 
 
@@ -70,15 +70,18 @@ class Constraint:
             ParameterError: The grammar turned out too costly to follow.
         """
         try:
-            bits = self._allowed.result(_MASK_TIMEOUT_S)
+            bits = self._allowed.result(MASK_TIMEOUT_S)
         except TimeoutError as error:
             raise ParameterError(
-                f"what may follow was not known within {_MASK_TIMEOUT_S:g} s; ask for a simpler structure", self._param
+                f"what may follow was not known within {MASK_TIMEOUT_S:g} s; ask for a simpler structure", self._param
             ) from error
         return np.unpackbits(bits, count=vocab_size, bitorder="little").view(np.bool_)
 
     def take(self, token_id: int) -> None:
         """Go on with a token that was allowed."""
+        wait(
+            [self._allowed]
+        )  # two threads must never have the matcher at once; whoever asked what may follow has waited
         if token_id not in self._end_ids:
             self._allowed = self._threads.submit(self._bits, token_id)
 

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from bundle.errors import MachineError, ParameterError
+from bundle.extras import install_line
 from bundle.text import Tokenizer
 from serving.engine.sampling.constraint import Constraint, Matcher, told
+from serving.engine.sampling.endless import grammar_can_end, schema_can_end
 from serving.protocol import Structure
 
-_MOST_BYTES = 64 << 10
+MOST_BYTES = 64 << 10
 """Of a schema, regular expression or grammar. Compiling takes up to tens of microseconds a byte."""
 _MOST_KEPT_BYTES = 1 << 20
 _MOST_KEPT = 64
@@ -88,14 +90,16 @@ class Grammars:
         library, param = _library(), structure.param
         if not self._end_ids:
             raise ParameterError(f"{param}: this model has no token that ends an answer, so none can be held", param)
-        if (size := len(structure.text.encode(errors="surrogatepass"))) > _MOST_BYTES:
-            raise ParameterError(f"{param} holds {size} bytes; at most {_MOST_BYTES} are compiled", param)
+        if (size := len(structure.text.encode(errors="surrogatepass"))) > MOST_BYTES:
+            raise ParameterError(f"{param} holds {size} bytes; at most {MOST_BYTES} are compiled", param)
         grammar = _HEAD + _lark(library, structure)
         limits = library.LLParserLimits(**_LIMITS)
         matcher = library.LLMatcher(self._vocabulary(library, param), grammar, limits=limits, log_level=0)
         if matcher.is_error() or matcher.get_grammar_warnings():
             why = told(matcher) or " ".join(matcher.get_grammar_warnings())
             raise ParameterError(f"{param} cannot be followed: {why}", param)
+        if not _can_end(structure):
+            raise ParameterError(f"{param} allows no answer that ends: what it asks for needs itself", param)
         return self._checked(matcher, param)
 
     def _checked(self, matcher: Matcher, param: str) -> Matcher:
@@ -129,9 +133,15 @@ def _library() -> Any:
         import llguidance
     except ImportError as error:
         raise MachineError(
-            "structured output needs the package llguidance; install it with: pip install 'pocketvlm[serve]'"
+            f"structured output needs the package llguidance; install it with: {install_line('serve')}"
         ) from error
     return llguidance
+
+
+def _can_end(structure: Structure) -> bool:
+    if structure.kind == "json":
+        return schema_can_end(json.loads(structure.text))
+    return structure.kind != "grammar" or grammar_can_end(structure.text)
 
 
 def _lark(library: Any, structure: Structure) -> str:

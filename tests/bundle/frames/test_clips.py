@@ -214,6 +214,13 @@ def test_a_stream_that_is_larger_than_its_file_says_is_not_decoded(make_mp4, mak
     assert "damaged or cut short" in refusal([small], limits=VideoLimits(max_pixels=48 * 32))
 
 
+@pytest.mark.parametrize(("box", "offset", "value"), [(b"stsd", 8, 0xFFDA00CA), (b"stss", 4, 0x21000002)])
+def test_tables_that_ask_for_absurd_memory_are_damage_and_no_lack_of_it(make_mp4, frames, box, offset, value) -> None:
+    """FFmpeg calls both a lack of memory."""
+    data = make_mp4(frames[:6], codec="mpeg4", g="2")
+    assert "more memory than any video needs" in refusal([patched(data, box, offset, ">I", value)])
+
+
 def test_an_mp4_without_time_is_refused(make_mp4, frames) -> None:
     data = make_mp4(frames[:3], codec="mpeg4")
     assert "3 frames are all of one moment" in refusal([patched(data, b"stts", 12, ">I", 0)])

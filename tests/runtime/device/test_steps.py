@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnxruntime as ort
 import pytest
@@ -13,15 +11,10 @@ from runtime.cache_shape import cache_shape
 from runtime.decoder import Decoder, TokenGraphs
 from runtime.feeds import TokenRun
 from runtime.settings import RuntimeSettings
-from tests.cuda_form import ROWS, V, states, write_cuda_form
 
 SETTINGS = RuntimeSettings(intra_threads=1)
 RNG = np.random.default_rng(5)
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return write_cuda_form(tmp_path_factory.mktemp("cuda-form"))
+V, ROWS = 61, 64
 
 
 def decoder_of(bundle: Bundle, num_slots: int = 4, rows: int = ROWS) -> Decoder:
@@ -32,41 +25,41 @@ def run_of(ids: list[int], start: int) -> TokenRun:
     return TokenRun(np.array(ids, np.int64), np.arange(start, start + len(ids)), [start], [len(ids) - 1])
 
 
-def whole_text_logits(folder: Path, ids: list[int]) -> np.ndarray:
+def whole_text_logits(bundle: Bundle, ids: list[int]) -> np.ndarray:
     """Return the logits [V] after a text, by ONNX Runtime alone: one run with nothing in the cache."""
-    table = ort.InferenceSession(str(folder / "embed_tokens.onnx"), providers=["CPUExecutionProvider"])
+    table = ort.InferenceSession(str(bundle.directory / "embed_tokens.onnx"), providers=["CPUExecutionProvider"])
     (embeds,) = table.run(None, {"input_ids": np.array([ids])})
-    session = ort.InferenceSession(str(folder / "decoder.onnx"), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(str(bundle.directory / "decoder.onnx"), providers=["CPUExecutionProvider"])
     feeds = {
         "inputs_embeds": embeds,
         "position_ids": np.arange(len(ids))[None],
         "seqlens_k": np.array([len(ids) - 1], np.int32),
         "total_sequence_length": np.array(len(ids), np.int32),
         "logits_rows": np.array([[len(ids) - 1]]),
-        **{state.input: np.zeros(state.sizes(1, ROWS), np.float16) for state in states()},
+        **{state.input: np.zeros(state.sizes(1, ROWS), np.float16) for state in bundle.manifest.states},
     }
     return session.run(["logits"], feeds)[0][0, 0]
 
 
-def test_every_batch_size_gives_each_sequence_the_logits_of_its_own_text(bundle: Bundle) -> None:
-    decoder = decoder_of(bundle)
+def test_every_batch_size_gives_each_sequence_the_logits_of_its_own_text(cuda_bundle: Bundle) -> None:
+    decoder = decoder_of(cuda_bundle)
     texts = [RNG.integers(0, V, length).tolist() for length in (3, 9, 1, 14)]
     for slot, text in enumerate(texts):
         found = decoder.step("prompt", slot, [run_of(text, 0)]).rows()[0]
-        np.testing.assert_allclose(found, whole_text_logits(bundle.directory, text), rtol=0, atol=0.05)
+        np.testing.assert_allclose(found, whole_text_logits(cuda_bundle, text), rtol=0, atol=0.05)
     for size in (4, 2, 3, 1, 4, 2):
         for text in texts[:size]:
             text.append(int(RNG.integers(0, V)))
         step = decoder.step("step", 0, [run_of(text[-1:], len(text) - 1) for text in texts[:size]])
-        expected = np.stack([whole_text_logits(bundle.directory, text) for text in texts[:size]])
+        expected = np.stack([whole_text_logits(cuda_bundle, text) for text in texts[:size]])
         # float16 sums of up to 64 terms, 2 layers; logits are a few units wide
         np.testing.assert_allclose(step.rows(), expected, rtol=0, atol=0.05)
         np.testing.assert_array_equal(step.greedy_ids, step.rows().argmax(axis=1))
         assert np.abs(expected).max() > 2
 
 
-def test_a_step_writes_into_no_slot_but_its_own(bundle: Bundle) -> None:
-    decoder = decoder_of(bundle)
+def test_a_step_writes_into_no_slot_but_its_own(cuda_bundle: Bundle) -> None:
+    decoder = decoder_of(cuda_bundle)
     texts = [RNG.integers(0, V, 6).tolist() for _ in range(4)]
     for slot, text in enumerate(texts):
         decoder.run("prompt", slot, [run_of(text, 0)])
@@ -78,14 +71,14 @@ def test_a_step_writes_into_no_slot_but_its_own(bundle: Bundle) -> None:
 
 
 def test_logits_stay_where_they_are_until_somebody_asks_for_them(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    cuda_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from runtime.fixed_run import FixedRun
 
     fetched: list[str] = []
     fetch = FixedRun.output
     monkeypatch.setattr(FixedRun, "output", lambda run, name: fetched.append(name) or fetch(run, name))
-    decoder = decoder_of(bundle)
+    decoder = decoder_of(cuda_bundle)
     step = decoder.step("step", 0, [run_of([7], 0)])
     assert fetched == ["greedy_ids"]
     step.picked([True]).rows()
@@ -93,8 +86,8 @@ def test_logits_stay_where_they_are_until_somebody_asks_for_them(
     assert fetched == ["greedy_ids", "logits"]
 
 
-def test_what_never_changes_on_the_host_is_told_once_for_steps_and_anew_for_prompts(bundle: Bundle) -> None:
-    graphs = TokenGraphs(bundle, SETTINGS)
+def test_what_never_changes_on_the_host_is_told_once_for_steps_and_anew_for_prompts(cuda_bundle: Bundle) -> None:
+    graphs = TokenGraphs(cuda_bundle, SETTINGS)
     step = graphs.feeds("step", graphs.step([run_of([1], 5), run_of([2], 9)], bound_rows=ROWS))
     assert step["total_sequence_length"] == ROWS
     assert step["seqlens_k"].tolist() == [5, 9]

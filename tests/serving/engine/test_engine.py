@@ -5,7 +5,7 @@ import copy
 import math
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from bundle.errors import EngineDeadError, MachineError
+from bundle.errors import DeadlineError, EngineDeadError, MachineError
+from runtime.decoder import Decoder
 from runtime.filled_prompt import FilledPrompt
 from runtime.session import Session
 from serving.engine.engine import Ended, Engine, Failed, Sampled, StreamEvent, TokenStream
@@ -58,9 +59,11 @@ class Request:
     prompt: tuple[int, ...]
     sampling: SamplingParams
     cancel_after: int | None = None
+    is_late: bool = False
 
     def sequence(self) -> Sequence:
-        return Sequence("r", FilledPrompt.of_ids(np.array(self.prompt, np.int64)), self.sampling, (EOS,))
+        prompt, deadline_s = FilledPrompt.of_ids(np.array(self.prompt, np.int64)), 0.0 if self.is_late else math.inf
+        return Sequence("r", prompt, self.sampling, (EOS,), deadline_s=deadline_s)
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,12 @@ def runner(tiny_model, settings) -> Runner:
 
 
 @pytest.fixture(scope="module")
+def roomy_runner(tiny_model, settings) -> Runner:
+    """One with slots that only keep rows."""
+    return Runner(Decoder(tiny_model.graphs(settings), replace(tiny_model.shape(settings), num_spare_slots=3)))
+
+
+@pytest.fixture(scope="module")
 def oracle(tiny_model, settings) -> Oracle:
     return Oracle(tiny_model, settings)
 
@@ -158,8 +167,12 @@ def oracle(tiny_model, settings) -> Oracle:
 def engine_of(tiny_model, settings):
     engines = []
 
-    def make(runner, patience: Patience = PATIENT) -> Engine:
-        scheduler = Scheduler(tiny_model.shape(settings), Pace(settings.prefill_chunk_tokens, math.inf))
+    def make(runner, patience: Patience = PATIENT, *, keeps_prefixes: bool = True, **shape) -> Engine:
+        scheduler = Scheduler(
+            replace(tiny_model.shape(settings), **shape),
+            Pace(settings.prefill_chunk_tokens, math.inf),
+            keeps_prefixes=keeps_prefixes,
+        )
         engines.append(Engine("engine-test", runner, scheduler, patience))
         engines[-1].start()
         return engines[-1]
@@ -221,6 +234,37 @@ def test_every_request_ends_once_and_answers_as_if_alone_whatever_its_mates_suff
     runner, oracle, engine_of, requests, faults
 ) -> None:
     engine = engine_of(FaultyRunner(runner, faults))
+    check_served(engine, oracle, requests, faults)
+
+
+ALIKE = st.lists(
+    st.builds(
+        Request,
+        prompt=st.lists(
+            st.sampled_from([(7, 8, 9, 10, 11), (12, 13), (14, 15, 16, 17, 18, 19)]), min_size=1, max_size=7
+        ).map(lambda parts: tuple(token for part in parts for token in part)),
+        sampling=SAMPLING,
+        cancel_after=st.one_of(st.none(), st.none(), st.none(), st.integers(0, 5)),
+        is_late=st.sampled_from([False, False, False, True]),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@given(requests=ALIKE, faults=FAULTS, budget_rows=st.integers(CAPACITY, 3 * CAPACITY), keeps_prefixes=st.booleans())
+@hypothesis_settings(max_examples=60, suppress_health_check=FIXTURES_ARE_SHARED)
+def test_so_it_is_where_prompts_are_alike_memory_is_short_and_time_is_over(
+    roomy_runner, oracle, engine_of, requests, faults, budget_rows, keeps_prefixes
+) -> None:
+    engine = engine_of(
+        FaultyRunner(roomy_runner, faults), keeps_prefixes=keeps_prefixes, num_spare_slots=3, budget_rows=budget_rows
+    )
+    check_served(engine, oracle, requests, faults)
+
+
+def check_served(engine: Engine, oracle: Oracle, requests: list[Request], faults: dict[int, BaseException]) -> None:
+    """Serve requests, hold each against its answer alone, and close the engine."""
     served = asyncio.run(serve(engine, requests))
     for request, (_, events) in zip(requests, served, strict=True):
         alone = oracle.answer(request)
@@ -229,8 +273,12 @@ def test_every_request_ends_once_and_answers_as_if_alone_whatever_its_mates_suff
                 assert request.cancel_after is not None
                 assert alone.is_begun_by(tokens_of(events))
             case Ended(reason):
+                assert not request.is_late
                 assert alone.is_given_by(tokens_of(events))
                 assert not alone.is_decided or reason == ("stop" if alone.tokens[-1] == EOS else "length")
+            case Failed(DeadlineError()):
+                assert request.is_late
+                assert not tokens_of(events)
             case Failed(error):
                 assert faults
                 assert isinstance(error, MachineError)

@@ -238,6 +238,8 @@ REFUSED = {
     "a reference back": ("regex", r"(a)\1"),
     "no grammar": ("grammar", "nonsense"),
     "a rule of nothing but itself": ("grammar", "start: start"),
+    "a rule that needs itself": ("grammar", 'start: a\na: "x" a'),
+    "a schema that needs itself": ("json", {"properties": {"a": {"$ref": "#"}}, "required": ["a"]}),
     "options of the server": ("grammar", '%llguidance {}\nstart: "a"'),
     "an expression without a match": ("regex", r"[^\s\S]"),
 }

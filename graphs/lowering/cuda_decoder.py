@@ -1,0 +1,160 @@
+"""A decoder as CUDA runs it fastest: float16 throughout, and nothing computed on the host (docs/cuda-form.md).
+
+- What attention must know of the rows comes in ready (`seqlens_k`, `total_sequence_length`) in the place of
+  `past_lengths`, so that no shape is computed while a step runs and the step can be captured as a CUDA graph.
+- Rows are chosen by one Gather over all rows, in the place of a GatherND, whose kernel copies sizes to the device.
+- The largest logits are found in the graph, so that ids come to the host and not logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from bundle import tensors
+from bundle.errors import QuantizationError
+from bundle.states import State
+from graphs.half import SINGLE, halve
+from graphs.lowering.decoder import lower_decoder
+from graphs.lowering.parallel_layers import ATTENTION
+from graphs.lowering.skip_norms import NORMS
+from graphs.store import CONTRIB, add_initializer, drop_unused, make_node, replace_node
+
+MOST_TOP_LOGITS = 64
+"""That are found in the graph; a request that samples among more takes all logits."""
+_LENGTHS_INPUT, _TOTAL_INPUT = 5, 6
+"""Of a GroupQueryAttention."""
+_PAST_KEY_INPUT = 3
+
+
+def lower_decoder_for_cuda(model: ir.Model, states: Sequence[State], max_positions: int) -> None:
+    """Write a decoder in its CUDA form, in place.
+
+    Args:
+        model: Of the contrib dialect, quantized or not, not yet lowered.
+        states: Its states.
+        max_positions: Positions are below it.
+    """
+    graph = model.graph
+    _take_lengths(graph, {state.input: state.group or 0 for state in states})
+    _choose_rows(graph)
+    lower_decoder(model, max_positions)
+    _spell_norms(graph)
+    halve(graph)
+    _give_choices(graph)
+    drop_unused(model)
+    _drop_input(graph, tensors.PAST_LENGTHS)
+    _drop_input(graph, tensors.LOGITS_INDICES)
+    graph.sort()
+
+
+def top_logits_of(vocab_size: int) -> int:
+    """Return how many of the largest logits a decoder finds."""
+    return min(MOST_TOP_LOGITS, vocab_size)
+
+
+def _take_lengths(graph: ir.Graph, groups: dict[str, int]) -> None:
+    """Let attention read lengths from new inputs."""
+    num_groups = max(groups.values()) + 1
+    shape: list[int | str] = ["B"] if num_groups == 1 else [num_groups, "B"]
+    lengths = _new_input(graph, tensors.SEQLENS_K, ir.DataType.INT32, shape)
+    total = _new_input(graph, tensors.TOTAL_SEQUENCE_LENGTH, ir.DataType.INT32, [])
+    of_group = {group: _of_group(graph, lengths, group, num_groups) for group in sorted(set(groups.values()))}
+    for node in graph:
+        if (node.domain, node.op_type) == (CONTRIB, ATTENTION):
+            past = node.inputs[_PAST_KEY_INPUT]
+            node.replace_input_with(_LENGTHS_INPUT, of_group[groups[str(past.name if past else "")]])
+            node.replace_input_with(_TOTAL_INPUT, total)
+
+
+def _of_group(graph: ir.Graph, lengths: ir.Value, group: int, num_groups: int) -> ir.Value:
+    if num_groups == 1:
+        return lengths
+    index = add_initializer(graph, f"length_group.{group}", np.array(group, np.int64))
+    node = make_node("Gather", [lengths, index], f"{tensors.SEQLENS_K}.{group}", {"axis": 0})
+    graph.insert_before(graph[0], node)
+    return node.outputs[0]
+
+
+def _choose_rows(graph: ir.Graph) -> None:
+    """Norm all rows, and then choose by `logits_rows` those whose logits are wanted."""
+    chosen = [node for node in graph if node.op_type == "GatherND"]
+    if len(chosen) != 1 or chosen[0].inputs[0] is None:
+        raise QuantizationError(
+            f"{graph.name}: {len(chosen)} choices of rows; a decoder chooses once, before its last norm. Export again."
+        )
+    rows = _new_input(graph, tensors.LOGITS_ROWS, ir.DataType.INT64, ["B", "N"])
+    hidden = chosen[0].inputs[0]
+    (embeds,) = (value for value in graph.inputs if value.name == tensors.INPUTS_EMBEDS)
+    width = 0 if embeds.shape is None else embeds.shape[-1]
+    readers = [node for node, _ in chosen[0].outputs[0].uses()]
+    norm = readers[0] if len(readers) == 1 and readers[0].op_type in NORMS else None
+    flat = add_initializer(graph, "rows.flat", np.array([-1, width], np.int64))
+    source = hidden if norm is None else norm.outputs[0]
+    wanted = list(source.uses())
+    reshaped = make_node("Reshape", [source, flat], f"{source.name}.flat")
+    gathered = make_node("Gather", [reshaped.outputs[0], rows], f"{source.name}.wanted", {"axis": 0})
+    if norm is None:
+        replace_node(graph, chosen[0], [reshaped, gathered])
+        return
+    norm.replace_input_with(0, hidden)
+    norm.outputs[0].shape = hidden.shape
+    for node, at in wanted:
+        node.replace_input_with(at, gathered.outputs[0])
+    graph.insert_after(norm, [reshaped, gathered])
+
+
+def _spell_norms(graph: ir.Graph) -> None:
+    """Write the norms that stand alone as the operator that has a CUDA kernel: of float16, summed in float32."""
+    for node in list(graph):
+        if node.op_type == "RMSNormalization" and not node.domain:
+            attributes = {"axis": -1, "epsilon": node.attributes["epsilon"].as_float()}
+            name = f"{node.outputs[0].name}.norm"
+            replace_node(graph, node, [make_node("SimplifiedLayerNormalization", node.inputs, name, attributes)])
+
+
+def _give_choices(graph: ir.Graph) -> None:
+    """Give logits in float32, and beside them the largest, their ids, and the logarithm of the sum of all."""
+    half = graph.outputs[0]
+    vocab_size = int(half.shape[-1]) if half.shape is not None and isinstance(half.shape[-1], int) else 0
+    half.name = f"{tensors.LOGITS}.half"
+    single = make_node("Cast", [half], tensors.LOGITS, {"to": int(SINGLE)})
+    greedy = make_node("ArgMax", [half], tensors.GREEDY_IDS, {"axis": -1, "keepdims": 0})
+    count = add_initializer(graph, "top_logits.count", np.array([top_logits_of(vocab_size)], np.int64))
+    values = [ir.Value(name=f"{tensors.TOP_LOGITS}.half"), ir.Value(name=tensors.TOP_IDS)]
+    top = ir.node("TopK", [half, count], {"axis": -1}, outputs=values, name=tensors.TOP_LOGITS)
+    top_single = make_node("Cast", [values[0]], f"{tensors.TOP_LOGITS}", {"to": int(SINGLE)})
+    top_single.name = f"{tensors.TOP_LOGITS}.single"
+    last = add_initializer(graph, "logits.last_axis", np.array([-1], np.int64))
+    log_sum = make_node("ReduceLogSumExp", [single.outputs[0], last], tensors.LOG_SUM_EXP, {"keepdims": 0})
+    graph.extend([single, greedy, top, top_single, log_sum])
+    shape = list(half.shape or [])
+    integer = ir.DataType.INT64
+    given = [
+        (single.outputs[0], SINGLE, shape),
+        (greedy.outputs[0], integer, shape[:-1]),
+        (top_single.outputs[0], SINGLE, [*shape[:-1], top_logits_of(vocab_size)]),
+        (values[1], integer, [*shape[:-1], top_logits_of(vocab_size)]),
+        (log_sum.outputs[0], SINGLE, shape[:-1]),
+    ]
+    for value, dtype, sizes in given:
+        value.type, value.shape = ir.TensorType(dtype), ir.Shape(sizes)
+    graph.outputs[0] = given[0][0]
+    graph.outputs.extend(value for value, _, _ in given[1:])
+
+
+def _new_input(graph: ir.Graph, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
+    value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+    graph.inputs.append(value)
+    return value
+
+
+def _drop_input(graph: ir.Graph, name: str) -> None:
+    (value,) = (each for each in graph.inputs if each.name == name)
+    if value.uses():
+        raise QuantizationError(
+            f"{graph.name} still reads {name}; its CUDA form does not. Export the checkpoint again."
+        )
+    graph.inputs.remove(value)

@@ -1,0 +1,64 @@
+"""What lies beside the graphs of a variant whose inputs are of other types than its parent's (docs/cuda-form.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from bundle import tensors
+from bundle.directory import Bundle
+from bundle.golden import GOLDEN, Recording, canary_image, load_golden, save_golden
+from bundle.image import PREPROCESSOR, ImageSpec
+from bundle.manifest import Component, Manifest, Role
+from runtime.feeds import Step, TokenRun, feeds_of
+from runtime.graph import Array
+
+
+def retype_inputs(parent: Bundle, variant: Manifest, folder: Path) -> None:
+    """Write the preprocessing that gives bytes, and the recorded runs with inputs as the variant takes them.
+
+    Outputs stay those of the fp32 parent: a load compares with them.
+
+    Args:
+        parent: The fp32 bundle.
+        variant: Its inputs are those wanted.
+        folder: Of the variant.
+    """
+    image = ImageSpec.read(parent.path(PREPROCESSOR)).model_copy(update={"normalised_in_graph": True})
+    (folder / PREPROCESSOR).write_text(image.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    if GOLDEN not in parent.manifest.files:
+        return
+    components = {part.role: part for part in variant.components.values()}
+    recordings: dict[Role, Recording] = {}
+    for role, recording in load_golden(parent.path(GOLDEN)).items():
+        component = components[_role(role, components)]
+        recordings[component.role] = Recording(_inputs(component, variant, recording, image), recording.outputs)
+    save_golden(folder, recordings)
+
+
+def _role(name: str, components: Mapping[Role, Component]) -> Role:
+    return next(role for role in components if role == name)
+
+
+def _inputs(component: Component, variant: Manifest, recording: Recording, image: ImageSpec) -> dict[str, Array]:
+    """Return the inputs of a recorded run in the types and shapes of a component."""
+    if component.role == "decoder":
+        return _decoder_inputs(component, variant, recording)
+    if component.role == "vision_encoder":
+        return {component.inputs[0].name: image.preprocess([canary_image()]).pixel_values[:1]}
+    return recording.inputs
+
+
+def _decoder_inputs(component: Component, variant: Manifest, recording: Recording) -> dict[str, Array]:
+    recorded = recording.inputs
+    embeds = recorded[tensors.INPUTS_EMBEDS].astype(np.float16)
+    run = TokenRun(
+        ids=np.zeros(embeds.shape[1], np.int64),
+        positions=recorded[tensors.POSITION_IDS][..., 0, :],
+        lengths=recorded[tensors.PAST_LENGTHS][:, 0].tolist(),
+        wanted=recorded[tensors.LOGITS_INDICES][0].tolist(),
+    )
+    states = {state.input: recorded[state.input].astype(state.dtype) for state in variant.states}
+    return {**feeds_of(component.inputs, Step([run], embeds)), **states}

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from bundle.errors import QuantizationError
+from bundle.form import Form
+from graphs.layers import find_linears
+from graphs.lowering.cuda_kernels import require_kernels, without_kernel
+from graphs.lowering.decoder import lower_decoder
+from quant.weights.w8a8 import PerTokenInt8
+
+
+def test_attention_of_float32_has_no_kernel(decoder_of) -> None:
+    """This is what ran on the CPU in silence."""
+    model = decoder_of()
+    lower_decoder(model, 64)
+    found = list(without_kernel(model.graph))
+    assert len(found) == 2
+    assert all(each.startswith("GroupQueryAttention of float (") for each in found)
+    with pytest.raises(QuantizationError, match="2 nodes have no CUDA kernel and would run on the CPU: GroupQuery"):
+        require_kernels(model.graph)
+
+
+def test_chains_of_int8_have_none(model_of, rng) -> None:
+    model = model_of(
+        {"x": (ir.DataType.FLOAT, ["M", 8])}, [("MatMul", ["x", "w"], "y", {})], {"w": np.eye(8, dtype="f4")}, ["y"]
+    )
+    PerTokenInt8({layer.name: Form(8) for layer in find_linears(model.graph)})(model)
+    assert any("QuantizeLinear" in each for each in without_kernel(model.graph))
+
+
+def test_shapes_and_ids_are_passed_over(model_of) -> None:
+    nodes = [("Shape", ["x"], "s", {}), ("Range", ["a", "b", "a"], "r", {}), ("Relu", ["x"], "y", {})]
+    weights = {"a": np.array(1), "b": np.array(9)}
+    model = model_of({"x": (ir.DataType.FLOAT16, ["M", 8])}, nodes, weights, ["y"])
+    assert list(without_kernel(model.graph)) == []

@@ -1,0 +1,93 @@
+"""Runs over memory of fixed address, against plain runs of the same graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from runtime.fixed_run import CapturedGraph, FixedRun, can_be_captured
+from runtime.graph import Graph
+from runtime.settings import RuntimeSettings
+
+RNG = np.random.default_rng(3)
+
+
+def graph_of(path: Path, free: str | int = 4) -> Graph:
+    """Return x [I, free] uint8 -> doubled [I, free] int32, and its row sums [I, 1]."""
+    node = helper.make_node
+    nodes = [
+        node("Cast", ["x"], ["wide"], to=TensorProto.INT32),
+        node("Add", ["wide", "wide"], ["doubled"]),
+        node("ReduceSum", ["wide"], ["summed"], axes=[1]),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.UINT8, ["I", free])
+    outputs = [("doubled", ["I", free]), ("summed", ["I", 1])]
+    given = [helper.make_tensor_value_info(name, TensorProto.INT32, shape) for name, shape in outputs]
+    opsets = [helper.make_opsetid("", 11)]
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", [x], given), opset_imports=opsets, ir_version=10), path)
+    return Graph(path, RuntimeSettings(intra_threads=1))
+
+
+def pixels(count: int) -> np.ndarray:
+    return RNG.integers(0, 255, (count, 4)).astype(np.uint8)
+
+
+def test_every_number_of_images_gives_what_a_plain_run_gives_and_each_answer_is_its_own(tmp_path: Path) -> None:
+    graph = graph_of(tmp_path / "g.onnx")
+    captured = CapturedGraph(graph)
+    told: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    for count in (1, 3, 1, 20, 3, 2, 1):
+        feeds = {"x": pixels(count)}
+        told.append((captured.run(feeds), graph.run(feeds)))
+    for found, expected in told:
+        assert found.keys() == expected.keys()
+        for name in found:
+            np.testing.assert_array_equal(found[name], expected[name])
+    assert captured.run({"x": pixels(2)}, ["summed"]).keys() == {"summed"}
+
+
+def test_shapes_beyond_those_that_are_kept_run_uncaptured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.fixed_run._MOST_SHAPES", 2)
+    graph = graph_of(tmp_path / "g.onnx")
+    captured = CapturedGraph(graph)
+    for count in range(1, 6):
+        feeds = {"x": pixels(count)}
+        np.testing.assert_array_equal(captured.run(feeds)["doubled"], graph.run(feeds)["doubled"])
+    assert len(captured._runs) == 2
+
+
+def test_inputs_are_copied_so_that_a_caller_may_reuse_its_arrays(tmp_path: Path) -> None:
+    run = FixedRun(graph_of(tmp_path / "g.onnx"), {"x": pixels(1)}, {"summed": ((1, 1), "int32")})
+    mine = np.full((1, 4), 7, np.uint8)
+    run.run({"x": mine})
+    mine[:] = 0
+    assert run.output("summed").tolist() == [[28]]
+    run.run({"x": mine})
+    assert run.output("summed").tolist() == [[0]]
+
+
+def test_only_a_graph_of_one_free_axis_on_a_device_that_captures_is_captured(tmp_path: Path) -> None:
+    graph = graph_of(tmp_path / "g.onnx")
+    assert not can_be_captured(graph)  # the CPU captures nothing
+    graph.can_capture = True
+    assert can_be_captured(graph)
+    wide = graph_of(tmp_path / "wide.onnx", free="W")
+    wide.can_capture = True
+    assert not can_be_captured(wide)
+
+
+def test_each_captured_run_has_a_number_of_its_own_and_others_have_none(tmp_path: Path) -> None:
+    graph = graph_of(tmp_path / "g.onnx")
+    graph.can_capture = True
+    numbers = []
+    for is_captured in (True, True, False):
+        run = FixedRun(graph, {"x": pixels(1)}, {"summed": ((1, 1), "int32")}, is_captured=is_captured)
+        numbers.append(int(run._options.get_run_config_entry("gpu_graph_id")))
+    assert len(set(numbers)) == 3
+    assert numbers[2] == -1
+    assert min(numbers[:2]) > 0  # 0 is ONNX Runtime's own
