@@ -190,8 +190,7 @@ def test_of_all_graphs_encoders_alone_follow_the_setting(bundle_of: BundleOf) ->
     [
         (0.0024, 0.002, 0.7, 0.9, True),
         (0.0026, 0.002, 0.7, 0.9, False),
-        (5e-6, 0.0, 0.7, 0.9, True),
-        (2e-5, 0.0, 0.7, 0.9, False),
+        (0.001, 0.002, 0.7, 0.9, True),
         (0.0, 0.0, 0.97, 0.99, False),
         (0.0, 0.0, 0.9, 1.05, False),
         (float("nan"), 0.0, 0.7, 0.9, False),
