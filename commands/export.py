@@ -25,6 +25,10 @@ def export(
         str | None, typer.Option(help="Model id to serve it under. Default: the checkpoint folder's name.")
     ] = None,
     dialect: Annotated[Literal["contrib", "portable"], typer.Option(help="Operator set of the graphs.")] = "contrib",
+    target: Annotated[
+        Literal["cpu", "cuda"],
+        typer.Option(help="cuda: a float16 bundle in the form that CUDA runs fastest, instead of the fp32 one."),
+    ] = "cpu",
     decoder_gguf: Annotated[
         Path | None,
         typer.Option(help="llama.cpp file that replaces the checkpoint's decoder. Default: none.", show_default=False),
@@ -36,19 +40,33 @@ def export(
         Path | None,
         typer.Option(
             "--eval",
-            help="With --keep-quantized: JSONL of {image, question, answer} that quality is measured on. Default: "
-            "built-in texts and photographs.",
+            help="With --keep-quantized or --target cuda: JSONL of {image, question, answer} that quality is measured "
+            "on. Default: built-in texts and photographs.",
             show_default=False,
         ),
     ] = None,
     evaluate: Annotated[
-        bool, typer.Option(help="With --keep-quantized: measure quality; without it the bundle is ungated.")
+        bool,
+        typer.Option(help="With --keep-quantized or --target cuda: measure quality; without it the bundle is ungated."),
     ] = True,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a checkpoint as a bundle of fp32 ONNX graphs, or of a GGUF's own blocks."""
-    if keep_quantized:
+    """Write a checkpoint as a bundle of fp32 ONNX graphs, of a GGUF's own blocks, or of float16 for CUDA."""
+    if target == "cuda":
+        from export.cuda_bundle import export_for_cuda
+
+        _refuse_beside_cuda(dialect, keep_quantized)
+        manifest = export_for_cuda(
+            checkpoint,
+            output,
+            name=name,
+            decoder_gguf=decoder_gguf,
+            samples=(lambda bundle: _samples(bundle, evaluation)) if evaluate else None,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    elif keep_quantized:
         from export.kept_bundle import export_kept
 
         manifest = export_kept(
@@ -78,6 +96,17 @@ def export(
         print_manifest(output, manifest)
     if manifest.has_failed_gate:
         raise typer.Exit(EXIT_MISSED)
+
+
+def _refuse_beside_cuda(dialect: str, keep_quantized: bool) -> None:
+    if dialect != "contrib":
+        raise UnsupportedConfigError(
+            f"--target cuda wants --dialect contrib, not {dialect}, whose attention over a cache is not of its form"
+        )
+    if keep_quantized:
+        raise UnsupportedConfigError(
+            "--keep-quantized writes a GGUF's blocks for the CPU; leave out --target cuda, or --keep-quantized"
+        )
 
 
 def _kept_file(decoder_gguf: Path | None, dialect: str) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -12,9 +12,8 @@ from bundle.directory import Bundle
 from bundle.errors import PocketVLMError
 from bundle.golden import GOLDEN, Recording, load_golden, recording_of
 from bundle.manifest import ComponentName, Role
-from runtime.canary import check_canary, cosine
-from runtime.fixed_run import CapturedGraph, can_be_captured
-from runtime.graph import Array, Graph, Port
+from runtime.canary import Replayable, check_canary, cosine
+from runtime.graph import Array
 from runtime.openvino_graph import OpenVinoGraph, has_openvino
 from runtime.session import Session, check_signature
 from runtime.settings import RuntimeSettings
@@ -33,49 +32,45 @@ _MOST_FURTHER = 5e-4
 the gate of encoders allows 1e-2."""
 
 
-class EncoderGraph(Protocol):
-    """A graph, whoever opened it."""
+class Encoder(Replayable, Protocol):
+    """A vision or text encoder of a bundle, whoever runs it."""
 
     @property
-    def inputs(self) -> tuple[Port, ...]:
-        """Return those without a value of their own."""
+    def output(self) -> str:
+        """Return the name of the first output."""
 
     @property
-    def optional_inputs(self) -> tuple[Port, ...]:
-        """Return those that have one."""
-
-    @property
-    def outputs(self) -> tuple[Port, ...]:
-        """Return them as declared."""
-
-    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        """Return outputs by name; the arrays are new."""
+    def is_captured(self) -> bool:
+        """Return whether every number of images has a run of its own, which is made when it first occurs."""
 
 
-class Encoder:
-    """A vision or text encoder of a bundle.
+class OpenVinoEncoder:
+    """A vision or text encoder of a bundle, run by OpenVINO.
 
     Args:
         bundle: Whose graph it is.
         name: The graph's, in the manifest.
-        graph: As an engine opened it.
+        settings: Threads.
 
     Attributes:
         component: The graph's entry in the manifest.
+        graph: As OpenVINO opened it.
 
     Raises:
+        MachineError: OpenVINO or memory is missing, or it cannot run the graph.
+        BundleFileError: The file is not a graph.
         SignatureError: Inputs or outputs differ from the manifest's.
     """
 
-    def __init__(self, bundle: Bundle, name: ComponentName, graph: EncoderGraph) -> None:
+    def __init__(self, bundle: Bundle, name: ComponentName, settings: RuntimeSettings) -> None:
         self.path = bundle.graph_path(name)
         self.component = bundle.manifest.components[name]
-        self.graph = graph
-        check_signature(self.path, "input", self.component.inputs, graph.inputs)
-        check_signature(self.path, "optional input", self.component.optional_inputs, graph.optional_inputs)
+        is_exact = self.component.scheme == "fp32"  # whoever keeps float32 wants no other
+        self.graph = OpenVinoGraph(self.path, settings, is_exact=is_exact)
+        check_signature(self.path, "input", self.component.inputs, self.graph.inputs)
+        check_signature(self.path, "optional input", self.component.optional_inputs, self.graph.optional_inputs)
         outputs = [*self.component.outputs, *self.component.optional_outputs]
-        check_signature(self.path, "output", outputs, graph.outputs)
-        self._asked = [spec.name for spec in self.component.outputs] if self.component.optional_outputs else None
+        check_signature(self.path, "output", outputs, self.graph.outputs)
 
     @property
     def output(self) -> str:
@@ -84,21 +79,16 @@ class Encoder:
 
     @property
     def is_captured(self) -> bool:
-        """True where every number of images has a run of its own, which is made when it first occurs."""
-        return isinstance(self.graph, CapturedGraph)
-
-    @property
-    def engine(self) -> str:
-        """Whose graph it is, for people."""
-        return "OpenVINO" if isinstance(self.graph, OpenVinoGraph) else "ONNX Runtime"
+        """False: runs of any number of images are one to OpenVINO."""
+        return False
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Return every output by name but the optional ones; the arrays are new.
+        """Return every output by name; the arrays are new.
 
         Raises:
             MachineError: The run failed.
         """
-        return self.graph.run(feeds, self._asked)
+        return self.graph.run(feeds, [spec.name for spec in self.component.outputs])
 
 
 def open_encoder(bundle: Bundle, name: ComponentName, settings: RuntimeSettings) -> Encoder:
@@ -113,13 +103,13 @@ def open_encoder(bundle: Bundle, name: ComponentName, settings: RuntimeSettings)
         SignatureError: Inputs or outputs differ from the manifest's.
     """
     if settings.encoder_runtime == "openvino" and settings.provider == "cpu":
-        return _on_openvino(bundle, name, settings)
-    usual = Encoder(bundle, name, _on_onnx_runtime(bundle, name, settings))
+        return OpenVinoEncoder(bundle, name, settings)
+    usual = Session(bundle, name, settings)
     may_change = settings.encoder_runtime == "auto" and settings.provider == "cpu" and has_openvino()
     return _faster(bundle, name, settings, usual) if may_change else usual
 
 
-def open_graph(bundle: Bundle, name: ComponentName, settings: RuntimeSettings) -> Encoder | Session:
+def open_graph(bundle: Bundle, name: ComponentName, settings: RuntimeSettings) -> Encoder:
     """Return any graph of a bundle as it is served: an encoder by the engine that the settings ask for.
 
     Raises:
@@ -129,33 +119,20 @@ def open_graph(bundle: Bundle, name: ComponentName, settings: RuntimeSettings) -
     return open_encoder(bundle, name, settings) if is_encoder else Session(bundle, name, settings)
 
 
-def _on_onnx_runtime(bundle: Bundle, name: ComponentName, settings: RuntimeSettings) -> EncoderGraph:
-    """Return a graph, with captured runs where it is one that takes pixels as they are and computes all on a device."""
-    takes_bytes = any(spec.dtype == "uint8" for spec in bundle.manifest.components[name].inputs)
-    graph = Graph(bundle.graph_path(name), settings, captures=takes_bytes)
-    return CapturedGraph(graph) if can_be_captured(graph) else graph
-
-
-def _on_openvino(bundle: Bundle, name: ComponentName, settings: RuntimeSettings) -> Encoder:
-    is_exact = bundle.manifest.components[name].scheme == "fp32"  # whoever keeps float32 wants no other
-    return Encoder(bundle, name, OpenVinoGraph(bundle.graph_path(name), settings, is_exact=is_exact))
-
-
-def _faster(bundle: Bundle, name: ComponentName, settings: RuntimeSettings, usual: Encoder) -> Encoder:
+def _faster(bundle: Bundle, name: ComponentName, settings: RuntimeSettings, usual: Session) -> Encoder:
     """Return OpenVINO's encoder where it agrees with the usual one and is faster; else the usual one."""
     if GOLDEN not in bundle.manifest.files:
         logger.info("%s: no run was recorded to compare engines on; ONNX Runtime runs it", usual.path)
         return usual
     try:
-        other = _on_openvino(bundle, name, settings)
+        other = OpenVinoEncoder(bundle, name, settings)
         check_canary(bundle, {name: other})
         trial = _tried(usual, other, _recorded(bundle, usual))
     except PocketVLMError as error:
         logger.info("%s: ONNX Runtime runs it, for OpenVINO does not: %s", usual.path, error)
         return usual
-    chosen = other if trial.is_won else usual
-    logger.info("%s: %s runs it; OpenVINO %s", usual.path, chosen.engine, trial)
-    return chosen
+    logger.info("%s: %s runs it; OpenVINO %s", usual.path, "OpenVINO" if trial.is_won else "ONNX Runtime", trial)
+    return other if trial.is_won else usual
 
 
 def _recorded(bundle: Bundle, encoder: Encoder) -> Recording:
@@ -193,12 +170,13 @@ class Trial:
 
 def _tried(usual: Encoder, other: Encoder, recording: Recording) -> Trial:
     """Return how OpenVINO's encoder compares with the usual one."""
-    works = {each.engine: partial(milliseconds_of, partial(each.run, recording.inputs)) for each in (usual, other)}
+    both = {"usual": usual, "other": other}
+    works = {key: partial(milliseconds_of, partial(each.run, recording.inputs)) for key, each in both.items()}
     times_ms = _TRIAL.run(works)
     return Trial(
         distance=_distance(recording, other.run(recording.inputs)),
         usual_distance=_distance(recording, usual.run(recording.inputs)),
-        time=Quartiles.of_ratios(times_ms[other.engine], times_ms[usual.engine]),
+        time=Quartiles.of_ratios(times_ms["other"], times_ms["usual"]),
     )
 
 

@@ -10,6 +10,7 @@ from bundle.directory import Bundle
 from bundle.errors import SignatureError
 from bundle.manifest import Component, ComponentName, TensorSpec
 from bundle.states import State
+from runtime.fixed_run import CapturedGraph, can_be_captured
 from runtime.graph import Array, Graph, Port
 from runtime.settings import RuntimeSettings
 
@@ -36,6 +37,8 @@ class Session:
         self.path = bundle.graph_path(name)
         self.component = bundle.manifest.components[name]
         self.graph = Graph(self.path, settings, captures=_runs_on_device(self.component))
+        is_fixed = _takes_bytes(self.component) and can_be_captured(self.graph)
+        self._captured = CapturedGraph(self.graph) if is_fixed else None
         states = bundle.manifest.states if self.component.role == "decoder" else ()
         check_signature(self.path, "input", [*self.component.inputs, *_taken(states)], self.graph.inputs)
         check_signature(self.path, "optional input", self.component.optional_inputs, self.graph.optional_inputs)
@@ -49,6 +52,11 @@ class Session:
         """The name of the first output."""
         return self.component.outputs[0].name
 
+    @property
+    def is_captured(self) -> bool:
+        """True where every number of images has a run of its own, which is made when it first occurs."""
+        return self._captured is not None
+
     def run(self, feeds: Mapping[str, Array], optional: Sequence[str] = ()) -> dict[str, Array]:
         """Return every output by name, of the optional ones those that are asked for; the arrays are new.
 
@@ -57,6 +65,8 @@ class Session:
             MachineError: The run failed.
         """
         self.check_optional(optional)
+        if self._captured is not None:
+            return self._captured.run(feeds)
         return self.graph.run(feeds, [*self._own_outputs, *optional] if self._optional_outputs else None)
 
     def check_optional(self, outputs: Sequence[str]) -> None:
@@ -73,8 +83,13 @@ class Session:
 
 
 def _runs_on_device(component: Component) -> bool:
-    """Return whether a decoder computes nothing on the host during a run, as those made for CUDA do."""
-    return any(spec.name == tensors.TOTAL_SEQUENCE_LENGTH for spec in component.inputs)
+    """Return whether a graph computes nothing on the host during a run, as those made for CUDA do."""
+    return _takes_bytes(component) or any(spec.name == tensors.TOTAL_SEQUENCE_LENGTH for spec in component.inputs)
+
+
+def _takes_bytes(component: Component) -> bool:
+    """Return whether a vision encoder normalises pixels itself, as those made for CUDA do."""
+    return any(spec.dtype == "uint8" for spec in component.inputs)
 
 
 def _taken(states: Sequence[State]) -> list[TensorSpec]:

@@ -289,7 +289,7 @@ def measure(
         variant: What was made from it.
         evaluation: Of the kind that the task wants.
         progress: Called with a line at each step.
-        settings: Provider and threads, those of where the variant will serve.
+        settings: Provider and threads, those of where the variant will serve; a decoder's parent runs on the CPU.
 
     Raises:
         QuantizationError: The samples are of the other kind.
@@ -298,7 +298,9 @@ def measure(
     if parent.manifest.dual is not None:
         encoders = DualEncoderRunner(parent, settings), DualEncoderRunner(variant, settings)
         return measure_embeddings(*encoders, evaluation, progress)
-    models = VisionLanguageRunner(parent, settings, whole_answers=True), VisionLanguageRunner(variant, settings)
+    # A float32 decoder has no attention on CUDA, and is the reference wherever it runs.
+    on_host = settings.model_copy(update={"provider": "cpu"})
+    models = VisionLanguageRunner(parent, on_host, whole_answers=True), VisionLanguageRunner(variant, settings)
     return measure_answers(*models, evaluation.questions, progress, has_accuracy=not evaluation.no_accuracy)
 
 

@@ -14,9 +14,7 @@ def test_what_a_request_leaves_open_is_the_bundles_own(tmp_path: Path) -> None:
 
 
 def test_what_a_request_states_wins_even_where_it_is_zero(tmp_path: Path) -> None:
-    (tmp_path / GENERATION).write_text(
-        '{"temperature": 0.7, "top_p": 0.9, "top_k": 20, "min_p": 0.1}'
-    )
+    (tmp_path / GENERATION).write_text('{"temperature": 0.7, "top_p": 0.9, "top_k": 20, "min_p": 0.1}')
     stated = SamplingParams(5, 0.0, 1.0, 0, min_p=0.0, repetition_penalty=1.0)
     assert stated.filled(SamplingDefaults.read(tmp_path / GENERATION)) == stated
 

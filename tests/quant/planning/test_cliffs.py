@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,9 @@ def plan_of(choice: Choice) -> ComponentPlan:
         (Choice("bnb4", Form(4, 64, "nf4")), "portable", "tensorrt", "the portable dialect lacks"),
         (Choice("qmoe", Form(2, 64, "ternary")), "portable", "cpu", "the portable dialect lacks"),
         (Choice("qdq_int4", Form(4, 64, "hqq")), "portable", "tensorrt", "zero points other than 0"),
+        (Choice("w8a8", Form(8)), "contrib", "cuda", "no kernel on CUDA"),
+        (Choice("w8a8_static", Form(8)), "contrib", "cuda", "no kernel on CUDA"),
+        (Choice("qmoe", Form(4, 64)), "contrib", "cuda", "no kernel on CUDA"),
     ],
 )
 def test_a_known_cliff_is_an_error_that_names_the_layer(choice, dialect, target, words) -> None:
@@ -45,6 +49,13 @@ def test_a_known_cliff_is_an_error_that_names_the_layer(choice, dialect, target,
 )
 def test_what_runs_well_is_let_through(choice, dialect, target) -> None:
     refuse_cliffs(plan_of(choice), dialect, target)
+
+
+def test_a_variant_for_cuda_has_nothing_in_float32() -> None:
+    plan = replace(plan_of(Choice("fp32")), recipe="fp32")
+    with pytest.raises(QuantizationError, match="decoder: fp32 is not for --target cuda"):
+        refuse_cliffs(plan, "contrib", "cuda")
+    refuse_cliffs(plan, "contrib", "cpu")
 
 
 def test_tensorrt_wants_the_portable_dialect(smolvlm_bundle: Path) -> None:
