@@ -22,10 +22,6 @@ DEFAULT_VISION_TILES = 4
 """Images or tiles in one run of a vision encoder; bounds its activation memory."""
 
 
-DEFAULT_SPIN_US = 100
-"""Steps of one sequence took 0.82 of the time and 0.92 of the processor's, steps beside a tower's run what they took
-before (docs/speed.md)."""
-
 MOST_SPIN_US = 10_000
 """Longer than any gap between two operators of a run."""
 
@@ -48,7 +44,7 @@ class RuntimeSettings(BaseModel):
 
     provider: Provider = "cpu"
     intra_threads: int = Field(default=0, ge=0)
-    spin_us: int = Field(default=DEFAULT_SPIN_US, ge=0, le=MOST_SPIN_US)
+    spin_us: int = Field(default=0, ge=0, le=MOST_SPIN_US)
     encoder_runtime: EncoderRuntime = "onnxruntime"
 
 
