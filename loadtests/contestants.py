@@ -195,8 +195,8 @@ class StationBench:
     def _decoding(self, slot: int, cached_tokens: int) -> Sequence:
         """Return a sequence that is read so far, with a token sampled.
 
-        A slot's rows are written once: untouched memory is one page of zeros to the system, which a processor's cache
-        holds, and a step behind it would seem quicker than any that serves.
+        A slot's rows are written once, as an answer's are: untouched memory is one page of zeros to the system, which a
+        processor's cache holds.
         """
         sequence = self._tokens.sequence(self._ids[:cached_tokens], slot)
         if self._filled.get(slot, 0) < cached_tokens:

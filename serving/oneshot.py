@@ -57,7 +57,7 @@ async def answer(
     """
     texts: list[str] = []
     token_ids: list[int] = []
-    settings = EngineSettings(max_sequences=1, intra_threads=threads, allow_ungated=True)
+    settings = _settings(threads)
     async with LocalClient([bundle], settings) as client:
         model = (await client.models())[0].name
         async for event in client.generate(GenerateRequest("oneshot", model, (message,), sampling)):
@@ -78,7 +78,7 @@ async def embed(bundle: Path, inputs: tuple[TextPart | ImagePart, ...], threads:
         BundleError: The bundle is not usable.
         RequestError: The model does not embed, or an input is not usable.
     """
-    async with LocalClient([bundle], EngineSettings(intra_threads=threads, allow_ungated=True)) as client:
+    async with LocalClient([bundle], _settings(threads)) as client:
         model = (await client.models())[0].name
         return await client.embed(EmbedRequest("oneshot", model, inputs))
 
@@ -92,3 +92,8 @@ def speed(answered: Answer) -> str:
         f"{usage.prompt_tokens} prompt tokens ({usage.image_tokens} of images), first token "
         f"{timings.first_token_s * 1e3:.0f} ms, {usage.completion_tokens} tokens{rate}"
     )
+
+
+def _settings(threads: int) -> EngineSettings:
+    """Return settings of a process that ends soon: trying which engine is faster takes longer than it saves."""
+    return EngineSettings(max_sequences=1, intra_threads=threads, allow_ungated=True, encoder_runtime="onnxruntime")

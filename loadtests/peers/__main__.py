@@ -40,6 +40,9 @@ _QUICK_SYSTEMS = (
     "openvino-siglip",
 )
 
+_FILE_WIDTH = 120
+"""Columns of what is written to a file or a pipe."""
+
 Entry = TypeVar("Entry")
 
 
@@ -81,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PocketVLMError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print_comparison(found, Console(highlight=False))
+    print_comparison(found, Console(highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH))
     if options.json:
         options.json.write_text(json.dumps(found.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if options.markdown:

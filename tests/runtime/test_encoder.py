@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -80,6 +82,27 @@ def test_the_arrays_of_a_run_are_new(int8: Bundle) -> None:
     assert np.array_equal(first, kept)
 
 
+OPENS_IT = """
+import sys
+from pathlib import Path
+from runtime.openvino_graph import OpenVinoGraph
+from runtime.settings import RuntimeSettings
+OpenVinoGraph(Path(sys.argv[1]), RuntimeSettings(), is_exact=True)
+"""
+
+
+@pytest.mark.parametrize(("code", "leaves_files"), [(OPENS_IT, False), ("import openvino", True)])
+def test_openvino_tells_nobody_that_it_was_used(
+    bundle_of: BundleOf, tmp_path: Path, code: str, leaves_files: bool
+) -> None:
+    """Its package for telemetry keeps an id under the user's home, and did so when it was imported by itself."""
+    pytest.importorskip("openvino_telemetry")
+    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(Path(module.__file__).parents[1])}
+    graph = bundle_of("siglip") / "text_encoder.onnx"
+    subprocess.run([sys.executable, "-c", code, str(graph)], env=environment, check=True)
+    assert any(path.is_file() for path in tmp_path.rglob("*")) is leaves_files
+
+
 def test_a_file_that_openvino_cannot_read_is_refused_by_name(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     path = tmp_path / "vision_encoder.onnx"
@@ -152,10 +175,10 @@ def test_auto_takes_no_faster_engine_that_computes_something_else(
     bundle_of: BundleOf, monkeypatch: pytest.MonkeyPatch, int8: Bundle
 ) -> None:
     """A float32 encoder is held to the canary; a quantized one may be little further from its parent."""
-    noisy = type("Noisy", (Other,), {"noise": 0.05})
-    assert engine_of(choose(monkeypatch, open_bundle(bundle_of("smolvlm")), noisy, FASTER)) == "ONNX Runtime"
-    assert engine_of(choose(monkeypatch, int8, noisy, FASTER)) == "ONNX Runtime"
-    assert engine_of(choose(monkeypatch, int8, type("Near", (Other,), {"noise": 1e-4}), FASTER)) == "OpenVINO"
+    far, near = (type("Noisy", (Other,), {"noise": noise}) for noise in (0.05, 0.01))
+    assert engine_of(choose(monkeypatch, open_bundle(bundle_of("smolvlm")), near, FASTER)) == "ONNX Runtime"
+    assert engine_of(choose(monkeypatch, int8, far, FASTER)) == "ONNX Runtime"
+    assert engine_of(choose(monkeypatch, int8, near, FASTER)) == "OpenVINO"
 
 
 def test_auto_takes_onnx_runtime_where_the_other_cannot_be_opened(
@@ -194,8 +217,7 @@ def test_of_all_graphs_encoders_alone_follow_the_setting(bundle_of: BundleOf) ->
     [
         (0.0024, 0.002, 0.7, 0.9, True),
         (0.0026, 0.002, 0.7, 0.9, False),
-        (5e-6, 0.0, 0.7, 0.9, True),
-        (2e-5, 0.0, 0.7, 0.9, False),
+        (0.001, 0.002, 0.7, 0.9, True),
         (0.0, 0.0, 0.97, 0.99, False),
         (0.0, 0.0, 0.9, 1.05, False),
         (float("nan"), 0.0, 0.7, 0.9, False),
