@@ -117,7 +117,7 @@ class GenerativeModel(Model):
             Runner(self._decoder),
             Scheduler(
                 shape,
-                Pace(settings.prefill_chunk_tokens, settings.max_gap_ms / 1e3),
+                Pace(settings.chunk_tokens, settings.max_gap_ms / 1e3),
                 keeps_prefixes=settings.prefix_cache,
             ),
             settings.patience,
