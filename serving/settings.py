@@ -134,7 +134,7 @@ class EngineSettings(RuntimeSettings):
         max_gap_ms: While answers run, prompts are read in chunks so that a chunk and a decode step take no longer
             together, by what they took until now, as far as that can be kept.
         max_waiting: Requests per model that may wait for a slot; one more is refused.
-        prefill_chunk_tokens: Most tokens of a prompt in one run.
+        prefill_chunk_tokens: Most tokens of a prompt in one run. From 32 on, where a prompt is cut changes no bit.
         vision_batch_tiles: Images or tiles in one run of a vision encoder; bounds its activation memory.
         text_batch_rows: Texts in one run of a text encoder.
         image_cache_bytes: Bytes of image features kept for reuse, of all models together; 0 keeps none.
