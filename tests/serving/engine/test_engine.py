@@ -171,7 +171,7 @@ def engine_of(tiny_model, settings):
     def make(runner, patience: Patience = PATIENT, *, keeps_prefixes: bool = True, **shape) -> Engine:
         scheduler = Scheduler(
             replace(tiny_model.shape(settings), **shape),
-            Pace(settings.prefill_chunk_tokens, math.inf),
+            Pace(settings.chunk_tokens, math.inf),
             keeps_prefixes=keeps_prefixes,
         )
         engines.append(Engine("engine-test", runner, scheduler, patience))
