@@ -80,7 +80,7 @@ class TokenBench:
     def __init__(self, bundle: Bundle, num_slots: int, capacity_tokens: int, settings: EngineSettings) -> None:
         shape = cache_shape(bundle.manifest, num_slots, capacity_tokens)
         self._runner = Runner(Decoder(TokenGraphs(bundle, settings), shape))
-        self._chunk_tokens = settings.prefill_chunk_tokens
+        self._chunk_tokens = settings.chunk_tokens
 
     def sequence(self, ids: npt.NDArray[np.int64], slot: int) -> Sequence:
         """Return a sequence with nothing in the cache yet."""

@@ -40,7 +40,7 @@ from quant.quality.gate import MIXED, foreign_samples, judge_all, measure, requi
 from quant.quality.parity import Parity, canary_parity
 from quant.retyped import retype_inputs
 from quant.rounding.table import load_rounding
-from runtime.providers import has_provider
+from runtime.operators import runs_here
 from runtime.settings import RuntimeSettings, provider_of
 
 Say = Callable[[str], None]
@@ -148,9 +148,7 @@ def quantize_bundle(
 def _measured_on(options: Options) -> RuntimeSettings:
     """Return where a variant is run to be measured: where it will serve, or on the CPU where this machine cannot."""
     provider = provider_of(options.target)
-    return RuntimeSettings(
-        provider=provider if has_provider(provider) else "cpu", encoder_runtime=options.encoder_runtime
-    )
+    return RuntimeSettings(provider=provider if runs_here(provider) else "cpu", encoder_runtime=options.encoder_runtime)
 
 
 def _elsewhere(target: Target, settings: RuntimeSettings) -> str:

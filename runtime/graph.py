@@ -171,6 +171,8 @@ def _session(source: Path | bytes, wanted: _Wanted) -> Any:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     if not wanted.prepacks:
         options.add_session_config_entry("session.disable_prepacking", "1")
+    if wanted.captures:  # a plan of memory would be made after the first run, and want other memory in the captured one
+        options.enable_mem_pattern = False
     serialized = str(source) if isinstance(source, Path) else source
     return runtime.InferenceSession(serialized, options, providers=providers)
 

@@ -21,12 +21,13 @@ _CUDA_OPTIONS: dict[str, str] = {
     # Trying kernels out for every new shape takes seconds, in the first requests of every process.
     "tunable_op_enable": "0",
     "cudnn_conv_algo_search": "HEURISTIC",
-    # Doubling would take memory that other processes, or a board's other half, have use for.
-    "arena_extend_strategy": "kSameAsRequested",
     # Sums of squares in single precision: float16 overflows where channels are loud (hundreds and more).
     "enable_skip_layer_norm_strict_mode": "1",
 }
 """Of the CUDA provider, each for a reason of its own; `python -m loadtests.gpu` measures with them."""
+_UNCAPTURED = {"arena_extend_strategy": "kSameAsRequested"}
+"""Doubling would take memory that others have use for. What is captured may not ask for memory while it is, so there
+the arena grows by doubling, and what the first run took is enough for the second."""
 _ERRORS_ONLY = 3
 """ONNX Runtime's log severity: what goes wrong is raised, warnings about graph shapes are not for users."""
 
@@ -62,7 +63,7 @@ def providers_of(settings: RuntimeSettings, *, captures: bool = False) -> list[s
             f"{', '.join(available_providers())}. Replace it with: pip uninstall onnxruntime, then "
             f"{install_line('gpu')}; or choose provider cpu."
         )
-    cuda = {**_CUDA_OPTIONS, "enable_cuda_graph": "1" if captures else "0"}
+    cuda = {**_CUDA_OPTIONS, **({"enable_cuda_graph": "1"} if captures else _UNCAPTURED)}
     return [(name, cuda) if name == CUDA else name for name in names]
 
 

@@ -130,6 +130,7 @@ class StateBuffers:
                 f"this machine has no room for the cache, {shape}: {first_line(error)}. Lower max_sequences or "
                 "context_tokens."
             ) from error
+        self._mover(self.states)  # opened now, not while somebody waits
 
     def _allocated(self, state: State) -> _Buffer:
         sizes = state.sizes(self.shape.num_slots + self.shape.num_spare_slots, self.shape.capacity_tokens)

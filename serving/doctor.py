@@ -15,8 +15,9 @@ from bundle.errors import MachineError
 from bundle.extras import MODULES_OF_EXTRA, install_line
 from bundle.machine import memory_bytes, num_usable_cores
 from runtime.onnx_runtime import runtime_version
-from runtime.operators import failure_of, probed_operators
+from runtime.operators import failure_of, probed_operators, runs_here
 from runtime.providers import CPU, CUDA, available_providers
+from runtime.room import free_bytes
 
 _PROBED_PROVIDERS = (CPU, CUDA)
 
@@ -40,6 +41,8 @@ class Diagnosis:
         memory_bytes: Physical memory; None where the system does not say.
         onnxruntime: Its version; None where it is not installed.
         providers: Execution providers it was built with.
+        loads_cuda: Whether the CUDA provider can be loaded here; None where none was built in.
+        device_free_bytes: Free memory of the NVIDIA device; None where no driver says.
         operators: One finding per probe and provider.
         missing: Extra that lacks a module -> what installs it.
     """
@@ -49,6 +52,8 @@ class Diagnosis:
     memory_bytes: int | None
     onnxruntime: str | None
     providers: tuple[str, ...]
+    loads_cuda: bool | None
+    device_free_bytes: int | None
     operators: tuple[OperatorFinding, ...]
     missing: dict[str, str]
 
@@ -77,6 +82,8 @@ def diagnose() -> Diagnosis:
         memory_bytes=memory_bytes(),
         onnxruntime=version,
         providers=providers,
+        loads_cuda=runs_here("cuda") if CUDA in providers else None,
+        device_free_bytes=free_bytes(),
         operators=operators,
         missing={
             extra: install_line(extra)
@@ -91,6 +98,13 @@ def lines(found: Diagnosis) -> Iterator[RenderableType]:
     memory = f", {found.memory_bytes / 2**30:.1f} GiB of memory" if found.memory_bytes else ""
     yield f"{found.machine}, {found.cpu_cores} cores{memory}"
     yield f"ONNX Runtime {found.onnxruntime or 'is not installed'}; providers: {', '.join(found.providers) or 'none'}"
+    if found.device_free_bytes is not None:
+        yield f"NVIDIA device: {found.device_free_bytes / 2**30:.1f} GiB of memory free"
+    if found.loads_cuda is False:
+        yield (
+            "[red]CUDA cannot be loaded[/red]: no device, a driver that is too old, or libraries (cuBLAS, cuDNN, "
+            "cudart of the version that ONNX Runtime was built for) that are not on LD_LIBRARY_PATH"
+        )
     table = Table("operator", "provider", "runs")
     for finding in found.operators:
         runs = "yes" if finding.failure is None else f"[red]no[/red]: {escape(finding.failure)}"

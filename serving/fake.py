@@ -1,9 +1,9 @@
 """An engine without a model: deterministic answers at a chosen pace, for tests and for measuring all but the model.
 
 A chat is answered with the number of images and the words of the last message, one token per word; where a structure
-is asked for, with its first choice, or an empty JSON object. Every choice is the same. An embedding is
-drawn from the digest of its input; a label scores by its digest. Images are decoded for real, so that bad ones fail
-as they would in an engine.
+is asked for, with its first choice, or an empty JSON object. Every choice is the same. An embedding is drawn from the
+digest of its input; a label scores by its digest. Images are decoded for real, so that bad ones fail as they would in
+an engine.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, mo
 from bundle.decode import DEFAULT_LIMITS
 from bundle.errors import SettingsError
 from bundle.frames.limits import DEFAULT_VIDEO_LIMITS
-from runtime.settings import DEFAULT_CHUNK_TOKENS, DEFAULT_VISION_TILES, EncoderRuntime, RuntimeSettings
+from runtime.settings import DEFAULT_VISION_TILES, EncoderRuntime, RuntimeSettings, chunk_tokens_of
 from serving.watch import Patience
 
 if sys.version_info >= (3, 11):
@@ -134,7 +134,8 @@ class EngineSettings(RuntimeSettings):
         max_gap_ms: While answers run, prompts are read in chunks so that a chunk and a decode step take no longer
             together, by what they took until now, as far as that can be kept.
         max_waiting: Requests per model that may wait for a slot; one more is refused.
-        prefill_chunk_tokens: Most tokens of a prompt in one run.
+        prefill_chunk_tokens: Most tokens of a prompt in one run. None: 256 on a CPU, 1,024 on a GPU, where a run takes
+            about as long whatever it holds.
         vision_batch_tiles: Images or tiles in one run of a vision encoder; bounds its activation memory.
         text_batch_rows: Texts in one run of a text encoder.
         image_cache_bytes: Bytes of image features kept for reuse, of all models together; 0 keeps none.
@@ -156,7 +157,7 @@ class EngineSettings(RuntimeSettings):
     prefix_cache: bool = True
     max_gap_ms: float = Field(default=250.0, gt=0)
     max_waiting: int = Field(default=64, ge=0)
-    prefill_chunk_tokens: int = Field(default=DEFAULT_CHUNK_TOKENS, ge=1)
+    prefill_chunk_tokens: int | None = Field(default=None, ge=1)
     vision_batch_tiles: int = Field(default=DEFAULT_VISION_TILES, ge=1)
     text_batch_rows: int = Field(default=32, ge=1)
     image_cache_bytes: int = Field(default=64 << 20, ge=0)
@@ -167,6 +168,11 @@ class EngineSettings(RuntimeSettings):
     image_timeout_s: float = Field(default=20.0, gt=0)
     stall_timeout_s: float = Field(default=120.0, gt=0)
     restart_after_stall_s: float = Field(default=120.0, ge=0)
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Most tokens of a prompt in one run, there where it runs."""
+        return self.prefill_chunk_tokens or chunk_tokens_of(self.provider)
 
     @property
     def patience(self) -> Patience:

@@ -58,6 +58,7 @@ class AnimatedFrames(Clip):
                 file.load()
                 frame = to_rgb(file.copy())
             yield frame
+            del frame
 
     def _check_held(self, file: Image.Image) -> None:
         num_bytes = held_bytes(file, 1)

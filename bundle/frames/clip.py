@@ -37,7 +37,9 @@ class Clip(ABC):
             ImageError: As `decoded`; or two frames differ in size.
         """
         size: tuple[int, int] | None = None
-        for index, picture in zip(indices, self.decoded(indices), strict=True):
+        decoded = self.decoded(indices)
+        for index in indices:
+            picture = next(decoded)
             size = size or picture.size
             if picture.size != size:
                 raise ImageError(
@@ -45,3 +47,4 @@ class Clip(ABC):
                     f"{size[0]}x{size[1]}; the frames of a video have one size. Scale them, or send them as images."
                 )
             yield picture
+            del picture  # else it would be held, 200 MB of it, while the next is decoded

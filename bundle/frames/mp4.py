@@ -80,6 +80,7 @@ class Mp4Frames(Clip):
             raise ImageError(
                 f"the video's codec is {codec!r} ({name}); read are {', '.join(CODECS)}. Save it as H.264."
             )
+        self._check_size(context)
         context.options = options
         context.thread_count = 1
 
@@ -98,7 +99,9 @@ class Mp4Frames(Clip):
                 frame = self._frame(self._pts[index])
                 self._check_size(frame)
                 picture: Image.Image = frame.to_image()
+                del frame
             yield picture if self._turn is None else picture.transpose(self._turn)
+            del picture
 
     def _frame(self, pts: int) -> Any:
         shown, decoded = self._keys[max(bisect_right(self._keys, pts, key=itemgetter(0)) - 1, 0)]
@@ -117,10 +120,11 @@ class Mp4Frames(Clip):
             "Save it again."
         )
 
-    def _check_size(self, frame: Any) -> None:
-        if frame.width * frame.height > self._limits.max_pixels:
+    def _check_size(self, coded: Any) -> None:
+        """Judge a frame, or what its codec says of it."""
+        if coded.width * coded.height > self._limits.max_pixels:
             raise ImageError(
-                f"a frame of the video is {frame.width}x{frame.height} pixels; at most {self._limits.max_pixels} are "
+                f"a frame of the video is {coded.width}x{coded.height} pixels; at most {self._limits.max_pixels} are "
                 "decoded. Scale it down."
             )
 

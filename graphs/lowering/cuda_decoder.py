@@ -3,7 +3,7 @@
 - What attention must know of the rows comes in ready (`seqlens_k`, `total_sequence_length`) in the place of
   `past_lengths`, so that no shape is computed while a step runs and the step can be captured as a CUDA graph.
 - Rows are chosen by one Gather over all rows, in the place of a GatherND, whose kernel copies sizes to the device.
-- The largest logits are found in the graph, so that ids come to the host and not logits.
+- The largest logit is found in the graph, so that ids come to the host and not logits.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from graphs.lowering.parallel_layers import ATTENTION
 from graphs.lowering.skip_norms import NORMS
 from graphs.store import CONTRIB, add_initializer, drop_unused, make_node, replace_node
 
-MOST_TOP_LOGITS = 64
-"""That are found in the graph; a request that samples among more takes all logits."""
 _LENGTHS_INPUT, _TOTAL_INPUT = 5, 6
 """Of a GroupQueryAttention."""
 _PAST_KEY_INPUT = 3
@@ -48,11 +46,6 @@ def lower_decoder_for_cuda(model: ir.Model, states: Sequence[State], max_positio
     _drop_input(graph, tensors.PAST_LENGTHS)
     _drop_input(graph, tensors.LOGITS_INDICES)
     graph.sort()
-
-
-def top_logits_of(vocab_size: int) -> int:
-    """Return how many of the largest logits a decoder finds."""
-    return min(MOST_TOP_LOGITS, vocab_size)
 
 
 def _take_lengths(graph: ir.Graph, groups: dict[str, int]) -> None:
@@ -116,33 +109,21 @@ def _spell_norms(graph: ir.Graph) -> None:
 
 
 def _give_choices(graph: ir.Graph) -> None:
-    """Give logits in float32, and beside them the largest, their ids, and the logarithm of the sum of all."""
+    """Give logits in float32, and beside them the ids of the largest.
+
+    Nothing else is found here: what a graph can give, ONNX Runtime computes in every captured run, asked for or not,
+    and its sums over a vocabulary (ReduceLogSumExp) take five milliseconds of a batch.
+    """
     half = graph.outputs[0]
-    vocab_size = int(half.shape[-1]) if half.shape is not None and isinstance(half.shape[-1], int) else 0
     half.name = f"{tensors.LOGITS}.half"
     single = make_node("Cast", [half], tensors.LOGITS, {"to": int(SINGLE)})
     greedy = make_node("ArgMax", [half], tensors.GREEDY_IDS, {"axis": -1, "keepdims": 0})
-    count = add_initializer(graph, "top_logits.count", np.array([top_logits_of(vocab_size)], np.int64))
-    values = [ir.Value(name=f"{tensors.TOP_LOGITS}.half"), ir.Value(name=tensors.TOP_IDS)]
-    top = ir.node("TopK", [half, count], {"axis": -1}, outputs=values, name=tensors.TOP_LOGITS)
-    top_single = make_node("Cast", [values[0]], f"{tensors.TOP_LOGITS}", {"to": int(SINGLE)})
-    top_single.name = f"{tensors.TOP_LOGITS}.single"
-    last = add_initializer(graph, "logits.last_axis", np.array([-1], np.int64))
-    log_sum = make_node("ReduceLogSumExp", [single.outputs[0], last], tensors.LOG_SUM_EXP, {"keepdims": 0})
-    graph.extend([single, greedy, top, top_single, log_sum])
+    graph.extend([single, greedy])
     shape = list(half.shape or [])
-    integer = ir.DataType.INT64
-    given = [
-        (single.outputs[0], SINGLE, shape),
-        (greedy.outputs[0], integer, shape[:-1]),
-        (top_single.outputs[0], SINGLE, [*shape[:-1], top_logits_of(vocab_size)]),
-        (values[1], integer, [*shape[:-1], top_logits_of(vocab_size)]),
-        (log_sum.outputs[0], SINGLE, shape[:-1]),
-    ]
-    for value, dtype, sizes in given:
-        value.type, value.shape = ir.TensorType(dtype), ir.Shape(sizes)
-    graph.outputs[0] = given[0][0]
-    graph.outputs.extend(value for value, _, _ in given[1:])
+    for node, dtype, sizes in ((single, SINGLE, shape), (greedy, ir.DataType.INT64, shape[:-1])):
+        node.outputs[0].type, node.outputs[0].shape = ir.TensorType(dtype), ir.Shape(sizes)
+    graph.outputs[0] = single.outputs[0]
+    graph.outputs.append(greedy.outputs[0])
 
 
 def _new_input(graph: ir.Graph, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:

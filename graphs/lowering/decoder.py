@@ -21,8 +21,9 @@ from graphs.store import CONTRIB, drop_unused
 def lower_decoder(model: ir.Model, max_positions: int, phase: Phase = "any") -> None:
     """Write a decoder in fewer operators, in place; inputs, outputs and states stay what they are.
 
-    Gate and up, and sums and norms, are joined where one row at a time is run. With many rows the joined operators are
-    slower: a Split copies what was apart before, and the kernel of the skip-norm is the slower one.
+    With many rows some of the joined operators are slower than what they join: a Split copies what was apart before,
+    and the skip-norm's kernel is the slower one. So a graph for prompts keeps gate and up, and sums and norms, apart;
+    one of W8A8, which is chosen for prompts and runs steps as well, keeps sums and norms apart.
 
     Args:
         model: Of the contrib dialect, quantized or not.
@@ -31,11 +32,13 @@ def lower_decoder(model: ir.Model, max_positions: int, phase: Phase = "any") -> 
     """
     graph = model.graph
     graph.opset_imports[CONTRIB] = 1
+    is_for_prompts = any(node.op_type == "QuantizeLinear" for node in graph)
     join_attention_layers(graph)
     turn_inside_attention(graph, max_positions)
     pack_attention(graph)
     if phase != "prompt":
         join_gates(graph)
+    if phase != "prompt" and not is_for_prompts:
         join_sums_and_norms(graph)
     join_silu(graph)
     drop_unused(model)

@@ -73,13 +73,14 @@ class _Peer:
         model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.bfloat16).to(self._device).eval()
         self._model: Any = model
         self._text: Any = model.model.text_model
+        self._compiled: Any = self._text
         self._head: Any = model.lm_head
         self.side_px = model.config.vision_config.image_size
 
     def compile(self) -> None:
         """Compile the language model, where there is a device that replays what is captured."""
         mode, backend = ("reduce-overhead", "inductor") if self._device == "cuda" else (None, "eager")
-        self._text.forward = self._torch.compile(self._text.forward, mode=mode, backend=backend)
+        self._compiled = self._torch.compile(self._text.forward, mode=mode, backend=backend)
 
     def vision(self, tiles: int) -> Callable[[], float]:
         """Return a run of the tower and connector, pixels on the host before."""
@@ -114,19 +115,17 @@ class _Peer:
         torch, num_tokens = self._torch, self._sizes.prompt_tokens
         room = num_tokens + _ROOM_TOKENS
         cache = StaticCache(config=self._model.config.text_config, max_cache_len=room)
-        ids = torch.zeros(size, 1, dtype=torch.long, device=self._device)
-        at = torch.tensor([num_tokens], device=self._device)
-        place = at[None].expand(size, 1).contiguous()
+        ids, _ = self._prompted(size, cache)  # launched singly: what is captured finds the cache where it stays
+        place = torch.full((size, 1), num_tokens, device=self._device)
         mask = torch.zeros(size, 1, 1, room, device=self._device, dtype=torch.bfloat16)
         mask[..., num_tokens + 1 :] = float("-inf")
 
         def step() -> None:
             if self._device == "cuda":
                 torch.compiler.cudagraph_mark_step_begin()
-            found = self._text(
-                input_ids=ids, attention_mask=mask, position_ids=place, past_key_values=cache, use_cache=True,
-                cache_position=at,
-            )  # fmt: skip
+            found = self._compiled(
+                input_ids=ids, attention_mask=mask, position_ids=place, past_key_values=cache, use_cache=True
+            )
             ids.copy_(self._head(found.last_hidden_state[:, -1:]).argmax(-1))
             ids.tolist()
 

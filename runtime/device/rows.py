@@ -7,6 +7,7 @@ A slot moves as a whole, whatever it holds of rows: on a device that is quicker 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,9 +40,7 @@ class RowMover:
         self._capacity_tokens = capacity_tokens
         self._device = device
         self._graph = Graph(gather_graph([self._gathered(state) for state in states]), RuntimeSettings(provider=device))
-        self._scratch = {
-            state.input: device_value(np.zeros(self._sizes[state.input], state.dtype), device) for state in states
-        }
+        self._scratch: dict[str, Any] = {}
         self._as_it_is = np.arange(capacity_tokens, dtype=np.int64)
 
     def copy(self, source: Address, target: Address) -> None:
@@ -56,6 +55,10 @@ class RowMover:
         self._run(self._aside, slot, self._as_it_is)
 
     def _aside(self, state: State) -> int:
+        """Return where rows lie between two orders; memory for that is taken when rows are first dropped."""
+        if state.input not in self._scratch:
+            zeros = np.zeros(self._sizes[state.input], state.dtype)
+            self._scratch[state.input] = device_value(zeros, self._device)
         return int(self._scratch[state.input].data_ptr())
 
     def _gathered(self, state: State) -> Gathered:

@@ -59,6 +59,18 @@ def video_example(chat: dict[str, Any]) -> dict[str, Any]:
     return {**chat, "messages": [asked], "video": {"num_frames": 2, "layout": "uniform"}}
 
 
+def structure_example(chat: dict[str, Any]) -> dict[str, Any]:
+    """Return the body of a chat whose answer is held to a JSON schema."""
+    schema = {
+        "type": "object",
+        "properties": {"color": {"enum": ["red", "green", "blue"]}, "count": {"type": "integer", "maximum": 9}},
+        "required": ["color", "count"],
+        "additionalProperties": False,
+    }
+    told = {"type": "json_schema", "json_schema": {"name": "circles", "schema": schema}}
+    return {**chat, "stream": False, "response_format": told}
+
+
 def add_docs(app: FastAPI, service: Service) -> None:
     """Add the page, and the way to it, to an application that has its routes."""
 
@@ -96,6 +108,8 @@ def _operations(schema: dict[str, Any], url: str, bodies: dict[str, dict[str, An
             if path == "/v1/chat/completions":
                 yield "<p>About a video, which may be a GIF, a WebP, an MP4 or a list of frames:</p>"
                 yield _command(url + path, video_example(bodies[path]))
+                yield "<p>For a JSON value of a schema; regular expressions, choices and grammars are taken too:</p>"
+                yield _command(url + path, structure_example(bodies[path]))
 
 
 def _command(address: str, body: dict[str, Any]) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from bundle.text import Tokenizer
+from bundle.text import Detokenizer
+from bundle.token_bytes import BytesDetokenizer
 from serving.protocol import SamplingParams
 
 
@@ -55,7 +56,7 @@ class AnswerText:
     """One answer as it grows: token ids in, text out.
 
     Args:
-        tokenizer: The model's.
+        detokenizer: Fresh.
         eos_ids: The model's own end tokens, which are no part of the text.
         sampling: What else ends the answer, after how many tokens, and whether the text holds it.
 
@@ -63,8 +64,10 @@ class AnswerText:
         num_tokens: Pushed so far.
     """
 
-    def __init__(self, tokenizer: Tokenizer, eos_ids: Collection[int], sampling: SamplingParams) -> None:
-        self._detokenizer = tokenizer.detokenizer()
+    def __init__(
+        self, detokenizer: Detokenizer | BytesDetokenizer, eos_ids: Collection[int], sampling: SamplingParams
+    ) -> None:
+        self._detokenizer = detokenizer
         self._without_text = frozenset(eos_ids) | frozenset(() if sampling.includes_stop else sampling.stop_token_ids)
         self._stop_text = StopText(sampling.stop, includes_stop=sampling.includes_stop)
         self._min_tokens = sampling.min_tokens

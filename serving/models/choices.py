@@ -61,7 +61,8 @@ class ChoiceAnswer:
         self._engine = engine
         self._vocabulary = vocabulary
         self._end_ids = frozenset(stream.sequence.eos_token_ids)
-        self._text = AnswerText(vocabulary.tokenizer, vocabulary.eos_ids, sampling)
+        source = vocabulary.tokenizer if sampling.structure is None else vocabulary.token_bytes
+        self._text = AnswerText(source.detokenizer(), vocabulary.eos_ids, sampling)
 
     @property
     def num_tokens(self) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from bundle.errors import ContextLengthError
+from bundle.errors import ContextLengthError, MachineError
 from bundle.frames.opening import open_clip
 from bundle.frames.options import FrameOptions
 from bundle.frames.plan import FramePlan, Picture
@@ -46,8 +46,15 @@ class CutFrames:
     pictures: tuple[CutImage, ...]
 
     def plan(self, options: FrameOptions, room: FrameRoom) -> FramePlan:
-        """Return how the frames are laid out."""
-        return plan_of(len(self.times_s), options, room.tokens_per_image, room.context_tokens)
+        """Return how the frames are laid out.
+
+        Raises:
+            MachineError: These are not the pictures of that plan, as a child that a video took over might send.
+        """
+        plan = plan_of(len(self.times_s), options, room.tokens_per_image, room.context_tokens)
+        if len(plan.pictures) != len(self.pictures) or len(self.times_s) > options.most_frames:
+            raise MachineError(f"{len(self.pictures)} pictures came of {len(self.times_s)} frames, which want others")
+        return plan
 
 
 def cut_frames(spec: ImageSpec, files: Sequence[bytes], options: FrameOptions, room: FrameRoom) -> CutFrames:
@@ -74,8 +81,9 @@ def cut_frames(spec: ImageSpec, files: Sequence[bytes], options: FrameOptions, r
             "messages",
         )
     drawing = _Drawing(spec.for_frames, plan)
-    for frame, image in enumerate(clip.pictures(chosen)):
-        drawing.add(frame, image)
+    pictures = clip.pictures(chosen)
+    for frame in range(len(chosen)):
+        drawing.add(frame, next(pictures))  # held by nothing else: one frame at a time
     times_s = tuple(clip.times_s[index] for index in chosen)
     return CutFrames(times_s, clip.duration_s, tuple(map(drawing.picture, plan.pictures)))
 

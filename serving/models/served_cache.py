@@ -7,7 +7,7 @@ from bundle.manifest import Manifest
 from runtime.cache_shape import CacheShape, cache_shape, context_of, within
 from serving.settings import EngineSettings
 
-_SPARE_SLOTS = 16
+_SPARE_SLOTS = 8
 """Prompts that are kept beside the seats; on the host such a slot takes addresses until rows are copied to it."""
 
 

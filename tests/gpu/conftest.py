@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from runtime.operators import runs_here
 from runtime.providers import has_provider
-from runtime.room import free_bytes
 
 FOLDER = Path(__file__).parent
 
@@ -16,7 +16,7 @@ def lacking() -> str:
     """Return what this machine lacks; nothing where it has all."""
     if not has_provider("cuda"):
         return "this ONNX Runtime was built without CUDA: pip install onnxruntime-gpu instead of onnxruntime"
-    return "" if free_bytes() is not None else "no NVIDIA driver answers"
+    return "" if runs_here("cuda") else "CUDA cannot be loaded: no device, no driver, or no libraries"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

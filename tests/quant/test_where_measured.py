@@ -76,7 +76,7 @@ def test_a_variant_for_cuda_is_measured_on_the_cpu_of_a_machine_without_it_and_t
     ("target", "has_cuda", "provider"),
     [("cpu", False, "cpu"), ("cpu", True, "cpu"), ("cuda", False, "cpu"), ("cuda", True, "cuda")],
 )
-def test_every_graph_that_is_measured_runs_where_the_variant_will_serve_if_it_can(
+def test_what_is_measured_of_a_variant_runs_where_the_variant_will_serve_if_it_can(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -87,9 +87,10 @@ def test_every_graph_that_is_measured_runs_where_the_variant_will_serve_if_it_ca
     has_cuda: bool,
     provider: Provider,
 ) -> None:
-    monkeypatch.setattr(quantizer, "has_provider", lambda wanted: wanted == "cpu" or has_cuda)
+    monkeypatch.setattr(quantizer, "runs_here", lambda wanted: wanted == "cpu" or has_cuda)
     bundle = request.getfixturevalue(f"{family}_bundle")
     manifest, told = quantized(bundle, tmp_path / "out", target, samples)
     assert {gate.basis for gate in manifest.gates} == {"canary", "samples"}
-    assert set(providers) == {provider}
+    has_decoder = family == "smolvlm"  # whose float32 parent has no attention on CUDA, and whose table is on the host
+    assert set(providers) == {provider} | ({"cpu"} if has_decoder else set())
     assert sum(line.startswith(TOLD) for line in told) == (provider != target)

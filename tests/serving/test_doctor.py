@@ -43,3 +43,19 @@ def test_an_extra_is_missing_where_one_of_its_modules_is(monkeypatch: pytest.Mon
 def test_extras_that_nothing_uses_are_not_advertised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "find_spec", lambda module: None)
     assert not {"tensorrt", "optimum", "llguidance"} & set(doctor.diagnose().missing)
+
+
+def test_a_cuda_build_that_cannot_be_loaded_is_told_and_so_is_a_devices_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "available_providers", lambda: ("CUDAExecutionProvider", "CPUExecutionProvider"))
+    monkeypatch.setattr(doctor, "runs_here", lambda provider: False)
+    monkeypatch.setattr(doctor, "failure_of", lambda operator, provider: None)
+    monkeypatch.setattr(doctor, "free_bytes", lambda: 3 << 30)
+    told = [line for line in doctor.lines(doctor.diagnose()) if isinstance(line, str)]
+    assert any("CUDA cannot be loaded" in line for line in told)
+    assert any("3.0 GiB of memory free" in line for line in told)
+
+
+def test_nothing_is_said_of_cuda_where_it_was_not_built_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "free_bytes", lambda: None)
+    told = [line for line in doctor.lines(doctor.diagnose()) if isinstance(line, str)]
+    assert not any("NVIDIA" in line or "CUDA cannot" in line for line in told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from concurrent.futures import Executor, Future, TimeoutError, wait
 from typing import Protocol
@@ -13,6 +14,10 @@ from bundle.errors import ParameterError
 
 MASK_TIMEOUT_S = 2.0
 """For the tokens that may follow: they take microseconds, and a tenth of a second where a grammar is at its limits."""
+
+
+_QUOTED = re.compile(r"\s*(\d+ \||\^)")
+"""A line of the grammar under an error, or the mark below it."""
 
 
 class Matcher(Protocol):
@@ -99,6 +104,6 @@ class Constraint:
 
 
 def told(matcher: Matcher) -> str:
-    """Return why a matcher has given up, in one line of bounded length."""
-    text = matcher.get_error().replace("<non-verbose/>", "")
-    return " ".join(text.split())[:300]
+    """Return why a matcher has given up, in one line of bounded length, without the grammar that it writes below."""
+    lines = matcher.get_error().replace("<non-verbose/>", "").splitlines()
+    return " ".join(" ".join(line for line in lines if not _QUOTED.match(line)).split())[:300]

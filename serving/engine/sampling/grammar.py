@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bundle.errors import MachineError, ParameterError
+from bundle.errors import EngineDeadError, MachineError, ParameterError
 from bundle.extras import install_line
 from bundle.text import Tokenizer
 from serving.engine.sampling.constraint import Constraint, Matcher, told
@@ -36,7 +36,7 @@ _ASCII_DIGITS = "d"
 """How llguidance is told that \\d are 0 to 9, and not all digits of all scripts."""
 _OWN_OPTIONS = "x-guidance"
 _OWN_LINE = "%llguidance"
-_HEAD = f'{_OWN_LINE} {{"no_forcing": true}}\n'
+_TAIL = f'\n{_OWN_LINE} {{"no_forcing": true}}\n'
 """Forced text is not walked ahead of the model: "a{1000000000}" would be, for seconds within one step."""
 
 
@@ -79,8 +79,15 @@ class Grammars:
         return matcher.deep_copy()
 
     def constraint(self, matcher: Matcher, param: str) -> Constraint:
-        """Return the constraint of an answer that begins; the matcher is its own from here on."""
-        return Constraint(matcher, self._end_ids, param, self._threads)
+        """Return the constraint of an answer that begins; the matcher is its own from here on.
+
+        Raises:
+            EngineDeadError: The grammars were closed.
+        """
+        try:
+            return Constraint(matcher, self._end_ids, param, self._threads)
+        except RuntimeError as error:  # from an executor that takes nothing more
+            raise EngineDeadError("the engine was stopped; send the request again") from error
 
     def close(self) -> None:
         """Take no more work; what was begun ends by itself."""
@@ -92,7 +99,7 @@ class Grammars:
             raise ParameterError(f"{param}: this model has no token that ends an answer, so none can be held", param)
         if (size := len(structure.text.encode(errors="surrogatepass"))) > MOST_BYTES:
             raise ParameterError(f"{param} holds {size} bytes; at most {MOST_BYTES} are compiled", param)
-        grammar = _HEAD + _lark(library, structure)
+        grammar = _lark(library, structure) + _TAIL
         limits = library.LLParserLimits(**_LIMITS)
         matcher = library.LLMatcher(self._vocabulary(library, param), grammar, limits=limits, log_level=0)
         if matcher.is_error() or matcher.get_grammar_warnings():

@@ -87,6 +87,8 @@ def test_partial_frames_stand_on_their_canvas(make_frame) -> None:
         ("libx264", "faststart", {"g": "7"}),
         ("libx264", "frag_keyframe+empty_moov", {"g": "8"}),
         ("libx265", "", {"x265-params": "log-level=none:keyint=10"}),
+        ("libvpx-vp9", "", {"g": "9", "deadline": "realtime"}),
+        ("libsvtav1", "", {"g": "9", "preset": "12"}),
     ],
 )
 def test_an_mp4s_frames_are_found_by_their_time_whatever_their_order_in_the_file(
@@ -211,14 +213,23 @@ def test_a_stream_that_is_larger_than_its_file_says_is_not_decoded(make_mp4, mak
     """The coded pictures have sizes of their own; the decoder is bound to the limit, too."""
     data = make_mp4([make_frame(index, (320, 240)) for index in range(3)])
     small = patched(data, b"avc1", 24, ">HH", 48, 32)
-    assert "damaged or cut short" in refusal([small], limits=VideoLimits(max_pixels=48 * 32))
+    assert "a frame of the video is 320x240 pixels" in refusal([small], limits=VideoLimits(max_pixels=48 * 32))
 
 
-@pytest.mark.parametrize(("box", "offset", "value"), [(b"stsd", 8, 0xFFDA00CA), (b"stss", 4, 0x21000002)])
-def test_tables_that_ask_for_absurd_memory_are_damage_and_no_lack_of_it(make_mp4, frames, box, offset, value) -> None:
-    """FFmpeg calls both a lack of memory."""
+def test_ffmpeg_is_told_what_it_may_open_and_how_large_a_picture_may_be(make_mp4, frames, monkeypatch) -> None:
+    """Also while it probes, when it decodes some frames by itself."""
+    import av
+
+    data, told, opened = make_mp4(frames[:2]), {}, av.open
+    monkeypatch.setattr(av, "open", lambda file, **options: told.update(options) or opened(file, **options))
+    open_clip([data], limits=VideoLimits(max_pixels=5000))
+    assert (told["format"], told["stream_options"]) == ("mp4", [{"max_pixels": "5000"}])
+
+
+def test_a_table_that_asks_for_absurd_memory_is_damage_and_no_lack_of_it(make_mp4, frames) -> None:
+    """FFmpeg calls it a lack of memory."""
     data = make_mp4(frames[:6], codec="mpeg4", g="2")
-    assert "more memory than any video needs" in refusal([patched(data, box, offset, ">I", value)])
+    assert "more memory than any video needs" in refusal([patched(data, b"stss", 4, ">I", 0x21000002)])
 
 
 def test_an_mp4_without_time_is_refused(make_mp4, frames) -> None:

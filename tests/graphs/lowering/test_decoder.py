@@ -48,6 +48,15 @@ def test_a_graph_for_prompts_keeps_gate_and_up_apart(decoder_of) -> None:
     assert (found["Split"], found["SkipSimplifiedLayerNormalization"], found["MatMul"]) == (0, 0, 2 * 5 + 1)
 
 
+def test_a_graph_of_w8a8_keeps_sums_and_norms_apart(decoder_of) -> None:
+    """It is chosen for prompts, on whose rows the skip-norm is the slower kernel; a step gains by one product less."""
+    model = decoder_of()
+    load_pass("w8a8")({layer.name: Form(8) for layer in find_linears(model.graph)})(model)
+    lower_decoder(model, MAX_POSITIONS)
+    found = Counter(node.op_type for node in model.graph)
+    assert (found["Split"], found["SkipSimplifiedLayerNormalization"], found["QuantizeLinear"]) == (2, 0, 2 * 4 + 1)
+
+
 def test_layers_in_groups_keep_their_lengths_apart(decoder_of, prompt_and_step) -> None:
     model = decoder_of(layer_groups=(0, 1))
     before = prompt_and_step(model)

@@ -280,3 +280,18 @@ def test_tokens_are_sent_as_they_come(server_url: str, engine: FakeClient, ask: 
                 arrivals.append(time.monotonic())
     assert len(arrivals) == 5
     assert arrivals[-1] - arrivals[1] > 3 * 0.05
+
+
+def test_a_priority_and_what_is_left_of_the_time_limit_reach_the_engine(api: Any, engine: FakeClient, ask: Ask) -> None:
+    headers = {"X-Request-Timeout": "30"}
+    assert api.post(CHAT, ask("hi", priority=-3), headers=headers).status_code == 200
+    assert api.post(CHAT, ask("hi")).status_code == 200
+    urgent, usual = engine.generations
+    assert (urgent.priority, usual.priority) == (-3, 0)
+    assert 20 < urgent.timeout_s <= 30 < usual.timeout_s <= 600
+
+
+@pytest.mark.parametrize("priority", [-11, 11, 1.5, "high"])
+def test_a_priority_out_of_its_range_is_refused_by_name(api: Any, ask: Ask, priority: Any) -> None:
+    error = api.post(CHAT, ask("hi", priority=priority)).json()["error"]
+    assert (error["param"], error["type"]) == ("priority", "invalid_request_error")

@@ -114,3 +114,21 @@ def test_closing_fails_what_waits(doubler) -> None:
     for future in (waiting, late):
         assert future.exception(20) is None or "was stopped" in str(future.exception())
     assert worker.is_dead
+
+
+def test_a_thread_warms_up_on_itself_before_it_takes_work_and_start_tells_what_went_wrong() -> None:
+    ran_on: list[str] = []
+    worker: BatchWorker[int, int] = BatchWorker("w", lambda items: items, lambda item: 1, 4, Patience(60, 60))
+    worker.start(lambda: ran_on.append(threading.current_thread().name))
+    assert ran_on == ["w"]
+    assert worker.submit(3).result(20) == 3
+    worker.close()
+
+    def broken() -> None:
+        raise MachineError("no kernel")
+
+    other: BatchWorker[int, int] = BatchWorker("o", lambda items: items, lambda item: 1, 4, Patience(60, 60))
+    with pytest.raises(MachineError, match="no kernel"):
+        other.start(broken)
+    other.close()
+    assert other.is_dead

@@ -75,13 +75,16 @@ class FakeDecoder:
 
 
 class AnyPace(Pace):
-    """Chunks of whatever size comes next."""
+    """Chunks of whatever size comes next, before or after whatever step."""
 
     def __init__(self, sizes: list[int]) -> None:
         self._sizes, self._at = sizes, count()
 
     def chunk_tokens(self, *, beside_answers: bool) -> int:
         return self._sizes[next(self._at) % len(self._sizes)]
+
+    def has_room_for(self, num_tokens: int) -> bool:
+        return self.chunk_tokens(beside_answers=True) % 2 == 0
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class Drive:
     def __init__(self, model: Any, settings: Any, num_slots: int = 4) -> None:
         settings = settings.model_copy(update={"max_sequences": num_slots})
         self.runner = model.runner(settings)
-        self.scheduler = Scheduler(model.shape(settings), Pace(settings.prefill_chunk_tokens, math.inf))
+        self.scheduler = Scheduler(model.shape(settings), Pace(settings.chunk_tokens, math.inf))
         self.num_groups = model.bundle.manifest.num_length_groups
         self.logits: dict[Sequence, list[np.ndarray]] = {}
 

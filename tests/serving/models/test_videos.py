@@ -2,14 +2,17 @@
 
 import asyncio
 import threading
+import weakref
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from bundle.decode import decode_image
 from bundle.directory import open_bundle
-from bundle.errors import ContextLengthError, ImageError, ParameterError
+from bundle.errors import ContextLengthError, ImageError, MachineError, ParameterError
 from bundle.frames.options import FrameOptions
 from bundle.frames.table import LAYOUTS, plan_of
 from bundle.image import PREPROCESSOR, ImageSpec
@@ -130,10 +133,11 @@ def test_one_changed_pixel_of_one_frame_is_encoded_again_and_the_others_are_not(
         await answer(model, request(video(LISTED, list_fps=1.0), "what"))
         found = (await answer(model, request(video(changed, list_fps=1.0), "what"))).finished.usage
         assert (found.image_tokens, found.cached_image_tokens) == (5 * TOKENS, 4 * TOKENS)
-        for layout in ("image-grid", "image-grid"):
-            grids = [video(files, list_fps=1.0, layout=layout) for files in (LISTED, changed)]
-            kept = [(await answer(model, request(grid, "what"))).finished.usage.cached_image_tokens for grid in grids]
-        assert kept == [TOKENS, TOKENS]  # the second time both are there
+        for expected in (0, TOKENS):  # one picture of all; the second time, both are there
+            for files in (LISTED, changed):
+                grid = video(files, list_fps=1.0, layout="image-grid")
+                found = (await answer(model, request(grid, "what"))).finished.usage
+                assert (found.image_tokens, found.cached_image_tokens) == (TOKENS, expected)
 
     run(main)
 
@@ -215,6 +219,35 @@ def test_frames_that_fill_the_context_are_refused_before_one_is_decoded(spec, mo
     monkeypatch.setattr("bundle.frames.listed.decode_image", None)
     with pytest.raises(ContextLengthError, match="5 frames take 20 tokens in the layout uniform; the context holds 19"):
         cut_frames(spec, LISTED, FrameOptions(list_fps=1.0), FrameRoom(TOKENS, 19))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_one_frame_is_held_at_a_time(spec, layout, monkeypatch) -> None:
+    """Of 49 megapixels, each is 200 MB."""
+    held: list[weakref.ref[Image.Image]] = []
+    alive = []
+
+    def decode(data: bytes) -> Image.Image:
+        alive.append(sum(each() is not None for each in held))
+        image = decode_image(data)
+        held.append(weakref.ref(image))
+        return image
+
+    monkeypatch.setattr("bundle.frames.listed.decode_image", decode)
+    cut_frames(spec, LISTED, FrameOptions(layout=layout, list_fps=1.0), ROOM)
+    assert alive == [0] * len(LISTED)
+
+
+def test_pictures_that_are_not_the_plans_are_refused(spec) -> None:
+    """A child that a video took over can send what it likes."""
+    options = FrameOptions(list_fps=1.0, most_frames=5)
+    cut = cut_frames(spec, LISTED, options, ROOM)
+    assert len(cut.plan(options, ROOM).pictures) == 5
+    for wrong in (replace(cut, pictures=cut.pictures[:4]), replace(cut, times_s=cut.times_s * 2)):
+        with pytest.raises(MachineError, match="which want others"):
+            wrong.plan(options, ROOM)
+    with pytest.raises(MachineError):
+        replace(cut, times_s=cut.times_s * 2, pictures=cut.pictures * 2).plan(options, ROOM)
 
 
 def test_a_video_that_takes_too_long_is_stopped(spec) -> None:

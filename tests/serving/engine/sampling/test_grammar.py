@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
-from bundle.errors import ParameterError
+from bundle.errors import EngineDeadError, ParameterError
 from bundle.text import Tokenizer
 from serving.engine.sampling.choice import Choice
 from serving.engine.sampling.grammar import Grammars
@@ -168,6 +168,43 @@ def test_every_answer_is_a_json_object_where_only_that_is_asked_for(held: Held, 
     assert text is None or isinstance(json.loads(text), dict)
 
 
+SUPPORTED: dict[str, dict[str, Any]] = {
+    "itself": {
+        "type": "object",
+        "properties": {"v": {"type": "integer"}, "next": {"anyOf": [{"$ref": "#"}, {"type": "null"}]}},
+        "required": ["v", "next"],
+        "additionalProperties": False,
+    },
+    "names by pattern": {
+        "type": "object",
+        "patternProperties": {"^a+$": {"type": "null"}},
+        "additionalProperties": False,
+    },
+    "other names": {"type": "object", "additionalProperties": {"type": "null"}, "minProperties": 1, "maxProperties": 3},
+    "all of": {
+        "allOf": [
+            {"type": "object", "properties": {"a": {"type": "integer", "minimum": 3}}, "required": ["a"]},
+            {"properties": {"a": {"maximum": 9}, "b": {"type": "null"}}, "additionalProperties": False},
+        ]
+    },
+    "first items": {"type": "array", "prefixItems": [{"type": "integer"}], "items": {"type": "null"}, "maxItems": 3},
+    "multiples": {"type": "integer", "multipleOf": 7, "minimum": -100, "maximum": 500},
+    "a date": {"type": "string", "format": "date"},
+    "a uuid": {"type": "string", "format": "uuid"},
+    "bounds": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+    "one of two kinds": {"oneOf": [{"type": "integer"}, {"type": "boolean"}]},
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_keywords_that_are_taken_are_kept(by_bytes: Held, name: str, seed: int) -> None:
+    schema = SUPPORTED[name]
+    text = by_bytes.answer(Structure("json", json.dumps(schema), "response_format"), seed, 1500)
+    assert text is not None
+    jsonschema.validate(json.loads(text), schema, format_checker=jsonschema.FormatChecker())
+
+
 @given(
     pattern=st.sampled_from(
         [r"[0-9]{4}-[0-9]{2}", r"(red|12){1,3}", r"[a-c]*", r"-?\d+(\.\d+)?", r"(true|null)?", r"\{12\}/?", r"^12$"]
@@ -252,6 +289,8 @@ def test_what_cannot_be_held_to_is_refused_by_the_fields_name(by_bytes: Held, ki
         by_bytes.grammars.compiled(Structure(kind, text, "guided"))
     assert caught.value.param == "guided"
     assert len(str(caught.value)) < 500
+    assert "no_forcing" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def nested(depth: int) -> dict[str, Any]:
@@ -362,3 +401,11 @@ def test_a_model_that_likes_blanks_gets_one_between_two_words(by_bytes: Held) ->
     text = by_bytes.tokenizer.decode(ids)
     jsonschema.validate(json.loads(text), schema)
     assert "  " not in text
+
+
+def test_an_answer_that_begins_after_the_end_is_told_so() -> None:
+    made = Held(byte_level_tokenizer())
+    matcher = made.grammars.compiled(Structure("regex", "a", "guided_regex"))
+    made.grammars.close()
+    with pytest.raises(EngineDeadError):
+        made.grammars.constraint(matcher, "guided_regex")
