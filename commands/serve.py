@@ -48,6 +48,13 @@ MemoryOption = Annotated[
 ServeThreadsOption = Annotated[
     int | None, typer.Option(min=0, help="Threads per operator. Default: 0, one per physical core.")
 ]
+ProviderOption = Annotated[
+    Literal["cpu", "cuda"] | None,
+    typer.Option(
+        help="Where models run; cuda takes variants of `quantize --target cuda` (docs/gpu.md). Default: cpu.",
+        show_default=False,
+    ),
+]
 LogLevelOption = Annotated[
     Literal["debug", "info", "warning", "error"] | None,
     typer.Option(help="Least severe line that is logged, on stderr. Default: info.", show_default=False),
@@ -82,6 +89,7 @@ def serve(
     context_tokens: ContextOption = None,
     kv_memory: MemoryOption = None,
     threads: ServeThreadsOption = None,
+    provider: ProviderOption = None,
     log_level: LogLevelOption = None,
     drain_timeout_s: DrainOption = None,
     allow_ungated: UngatedOption = None,
@@ -100,6 +108,7 @@ def serve(
         "engine.context_tokens": context_tokens,
         "engine.kv_memory_bytes": kv_memory,
         "engine.intra_threads": threads,
+        "engine.provider": provider,
         "engine.allow_ungated": allow_ungated or None,
     }
     settings = load_settings(config, os.environ, flags)

@@ -79,9 +79,11 @@ def test_a_path_that_is_no_bundle_is_refused_before_the_port_is_opened(
 def test_flags_become_settings(pocketvlm: Callable, clip_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[ServerSettings] = []
     monkeypatch.setattr(edge, "serve", lambda bundles, settings, announce: served.append(settings))
-    done = pocketvlm("serve", clip_bundle, "--log-level", "error", "--drain-timeout-s", 7)
+    flags = ["--log-level", "error", "--drain-timeout-s", 7, "--provider", "cuda", "--kv-memory", "512MiB"]
+    done = pocketvlm("serve", clip_bundle, *flags)
     assert done.returncode == 0, done.stderr
     assert (served[0].log_level, served[0].drain_timeout_s) == ("error", 7)
+    assert (served[0].engine.provider, served[0].engine.kv_memory_bytes) == ("cuda", 512 << 20)
 
 
 def test_the_defaults_that_help_names_are_the_settings(pocketvlm: Callable) -> None:
