@@ -90,10 +90,21 @@ class Pooled(Place):
     def filled(self, features: Sequence[Features]) -> Features:
         """Return means over the t x t cells of s x s: cell i spans rows floor(i s / t) to ceil((i + 1) s / t)."""
         side, smaller = math.isqrt(len(features[0])), math.isqrt(self.num_tokens)
-        grid = features[0].reshape(side, side, -1)
-        spans = [slice(at * side // smaller, -(-(at + 1) * side // smaller)) for at in range(smaller)]
-        cells = [grid[row, col].mean(axis=(0, 1)) for row in spans for col in spans]
-        return np.stack(cells).astype(features[0].dtype, copy=False)
+        if side == smaller:
+            return features[0]
+        shares = _shares(side, smaller)
+        lines = shares @ features[0].reshape(side, -1)  # means of rows, and then of columns: cells are rectangles
+        cells: Features = shares @ lines.reshape(smaller, side, -1)
+        return cells.reshape(self.num_tokens, -1).astype(features[0].dtype, copy=False)
+
+
+def _shares(side: int, smaller: int) -> Features:
+    """Return [smaller, side]: what each of `side` lines has in each cell of one axis."""
+    shares = np.zeros((smaller, side), np.float32)
+    for cell in range(smaller):
+        start, end = cell * side // smaller, -(-(cell + 1) * side // smaller)
+        shares[cell, start:end] = 1 / (end - start)
+    return shares
 
 
 @dataclass(frozen=True)

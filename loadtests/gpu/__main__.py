@@ -70,7 +70,7 @@ SECTIONS: Mapping[str, Section] = {
     "engine-int4": Section(_ours(measure_answers, "random", "int4-cuda"), 60),
     "agree-int8": Section(_ours(measure_agreement, "random", "int8-cuda"), 40),
     "eager": Section(measure_eager, 90),
-    "compiled": Section(measure_compiled, 120),
+    "compiled": Section(measure_compiled, 240),
     "make-cpu": Section(partial(_making, variants=("int8-cpu",)), 120),
     "engine-cpu": Section(_ours(measure_answers, "random", "int8-cpu"), 60),
 }

@@ -8,11 +8,12 @@ from pathlib import Path
 from bundle.machine import this_machine
 from loadtests.gpu.found import Found, tell
 from loadtests.gpu.sizes import Sizes
+from runtime.onnx_runtime import onnx_runtime
 from runtime.operators import failure_of, probed_operators
 from runtime.providers import CPU, CUDA
 from runtime.settings import Provider
 
-_PACKAGES = ("pocketvlm", "onnxruntime", "onnxruntime-gpu", "numpy", "torch", "transformers")
+_PACKAGES = ("pocketvlm", "numpy", "torch", "transformers")
 _ASKED = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,memory.free", "--format=csv,noheader"]
 
 
@@ -20,7 +21,8 @@ def measure_where(folder: Path, sizes: Sizes, provider: Provider) -> None:
     """Tell the card, the versions, and the operators without a kernel."""
     del sizes
     machine = this_machine(_PACKAGES)
-    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    installed = {**machine.versions, "onnxruntime": onnx_runtime().__version__}
+    versions = ", ".join(f"{name} {version}" for name, version in installed.items())
     tell(folder, Found("card", "machine", None, note=_card()))
     tell(folder, Found("host", "machine", None, note=f"{machine.cpu}, {machine.cores} cores; {versions}"))
     for operator in probed_operators():

@@ -1,7 +1,7 @@
 """llama.cpp at the measures of a comparison: `python -m loadtests.peers.llama_cpp_native FILE`.
 
-Prompts and steps run in llama-cpp-python, built on this machine for its instructions; chats go to the server of
-xllamacpp's wheel, which is llama-server, and is built for any x86-64 with AVX2.
+Prompts and steps run in llama-cpp-python, built on this machine for its instructions; chats go to a `llama-server` on
+the path, or else to xllamacpp's wheel, which is llama-server's code built for any x86-64 with AVX2.
 
     python -m loadtests.peers.llama_cpp_native FLOAT32_FILE OUTPUT --type Q4_0
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Mapping
@@ -39,8 +40,7 @@ class Decoder:
         self._alone = NativeLlama().open(file, LONGEST_TOKENS, threads)
         self._together = NativeLlama().open(file, LONGEST_TOKENS, threads, SEQUENCES)
         self._ids: list[int] = np.random.default_rng(0).integers(0, 256, LONGEST_TOKENS).tolist()
-        serving = [sys.executable, "-m", "loadtests.peers.llama_cpp_native", str(file), "--threads", str(threads)]
-        self._chats = Chats([*serving, "--serve"])
+        self._chats = Chats(_server(file, threads))
 
     @property
     def prepared(self) -> Mapping[str, Prepare]:
@@ -63,6 +63,16 @@ class Decoder:
                 session.step(tokens, measure.cached_tokens)
 
         return steps, STEPS
+
+
+def _server(file: Path, threads: int) -> list[str]:
+    """Return what serves a file, but for the port: a llama-server on the path, or else the wheel's."""
+    native = shutil.which("llama-server")
+    if native is None:
+        own = [sys.executable, "-m", "loadtests.peers.llama_cpp_native", str(file), "--threads", str(threads)]
+        return [*own, "--serve"]
+    sizes = ["-np", str(SEQUENCES), "-c", str(_SERVED_TOKENS * SEQUENCES), "-t", str(threads)]
+    return [native, "-m", str(file), *sizes, "--host", "127.0.0.1", "--jinja", "--port"]
 
 
 def serve_chats(file: Path, threads: int, port: int) -> None:

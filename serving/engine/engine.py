@@ -190,6 +190,7 @@ class Engine(Worker[_Message]):
                 self._scheduler.add(message.stream.sequence)
             elif isinstance(message, _Clear):
                 self._scheduler.clear()
+                self._runner.change(self._scheduler.take_changes())  # now, for nothing may run for long
             elif self._scheduler.remove(message.stream.sequence):
                 self._emit(message.stream.sequence, Ended(None))
 

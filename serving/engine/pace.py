@@ -21,6 +21,7 @@ class Pace:
         self._most_gap_s = most_gap_s
         self._token_s: float | None = None
         self._step_s = 0.0
+        self._since_step_s = 0.0
 
     def chunk_tokens(self, *, beside_answers: bool) -> int:
         """Return how many tokens of a prompt run next at most."""
@@ -31,13 +32,21 @@ class Pace:
             return self._chunk_tokens
         return min(max(int(room_s / self._token_s), FEWEST_TOKENS), self._chunk_tokens)
 
+    def has_room_for(self, num_tokens: int) -> bool:
+        """Return whether so much of a prompt fits before the next step, beside what ran since the last."""
+        if self._token_s is None:
+            return False
+        return self._since_step_s + num_tokens * self._token_s + self._step_s <= self._most_gap_s
+
     def note_chunk(self, num_tokens: int, took_s: float) -> None:
         """Record how long a prompt's chunk took."""
         each_s = took_s / num_tokens
+        self._since_step_s += took_s
         self._token_s = each_s if self._token_s is None else self._mean(self._token_s, each_s)
 
     def note_step(self, took_s: float) -> None:
         """Record how long a decode step took."""
+        self._since_step_s = 0.0
         self._step_s = self._mean(self._step_s, took_s) if self._step_s else took_s
 
     def _mean(self, before_s: float, newest_s: float) -> float:

@@ -71,9 +71,10 @@ class Batch:
 class Scheduler:
     """Sequences by state: waiting for a slot, having their prompt run, or decoding. Used by one thread.
 
-    A prompt chunk and a decode step take turns, so that a long prompt slows the running answers but never stops them.
-    Who waits goes by arrival and priority. Rows that hold something are never more than the cache allows: first go
-    those of sequences that have ended, then the running sequence whose turn came last gives way and waits again.
+    Prompts and decode steps take turns, so that a long prompt slows the running answers but never stops them: a chunk
+    of one, or as many short prompts as the gap between two tokens has room for. Who waits goes by
+    arrival and priority. Rows that hold something are never more than the cache allows: first go those of sequences
+    that have ended, then the running sequence whose turn came last gives way and waits again.
 
     Args:
         shape: Slots, their length, and how many rows may hold something.
@@ -157,10 +158,14 @@ class Scheduler:
 
     def _next_batch(self) -> Batch | None:
         filling, decoding = self._slots.filling, self._slots.decoding
-        if filling is not None and not (decoding and self._prompt_was_last):
+        if filling is not None and not (decoding and self._prompt_was_last and not self._has_room_for(filling)):
             return self._next_chunk(filling)
         rows = tuple(Row(sequence, sequence.num_run, sequence.num_run + 1) for sequence in decoding)
         return Batch("step", rows) if rows else None
+
+    def _has_room_for(self, filling: Sequence) -> bool:
+        """Return whether all that is left of a prompt can run before the answers go on."""
+        return self._pace.has_room_for(filling.num_prompt_tokens - filling.num_run)
 
     def _is_filling(self, batch: Batch) -> bool:
         return batch.rows[0].sequence is self._slots.filling

@@ -184,10 +184,18 @@ class GenerativeModel(Model):
         self._check_length(prompt)
         prompted_s = time.monotonic()
         encoded = await together(self._vision.encode(owner, each) for visual in visuals for each in visual.pictures)
-        images = all_filled(visuals, encoded)
+        images = await self._filled(owner, visuals, encoded)
         resize_s = max((image.preprocess_s for image in images), default=0.0)
         vision_s = max(time.monotonic() - prompted_s - resize_s, 0.0)
         return _Prepared(prompt, images, structure, prompted_s - started_s + resize_s, vision_s)
+
+    async def _filled(
+        self, owner: str, visuals: Sequence[Visual], encoded: Sequence[EncodedImage]
+    ) -> Sequence[EncodedImage]:
+        """Return what fills the prompt; means and rows of a video's features take milliseconds, and a thread."""
+        if all(visual.plan is None for visual in visuals):
+            return all_filled(visuals, encoded)
+        return await self._pool.images.run(owner, all_filled, visuals, encoded)
 
     async def _visual(self, owner: str, part: ImagePart | VideoPart) -> Visual:
         """Return an image or a video, decoded."""

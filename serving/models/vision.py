@@ -25,6 +25,7 @@ from runtime.encoders import encode_tiles
 from serving.engine.batching import BatchWorker
 from serving.models.cut_frames import FrameRoom
 from serving.models.cut_image import CutImage
+from serving.models.known_files import KnownFile, KnownFiles, file_digest
 from serving.models.pool import PreprocessPool
 from serving.models.turns import Turns
 from serving.protocol import VideoPart
@@ -32,6 +33,8 @@ from serving.settings import EngineSettings
 
 Features = npt.NDArray[Any]
 
+_MOST_BYTES_HASHED_AT_ONCE = 256 << 10
+"""On the event loop, in a quarter of a millisecond; larger files are hashed on a thread."""
 _BATCHES_AHEAD = 2
 """One batch of images runs while the next is made ready; further ones wait as 8-bit images, a quarter of their pixels'
 size: a whole queue of tiled ones would take gigabytes."""
@@ -50,6 +53,21 @@ class DecodedImage:
     key: bytes
     cut: CutImage
     layout: TileLayout
+
+
+@dataclass(frozen=True)
+class KeptImage:
+    """An image whose features are known already, so that it was not decoded.
+
+    Attributes:
+        key: As `DecodedImage.key`.
+        layout: How it is cut into tiles.
+        features: As `EncodedImage.features`.
+    """
+
+    key: bytes
+    layout: TileLayout
+    features: Features
 
 
 @dataclass(frozen=True)
@@ -119,6 +137,7 @@ class VisionStage:
         self._pool = pool
         self._max_tiles = settings.vision_batch_tiles
         self.cache = pool.features.share()
+        self._known_files = KnownFiles()
         self._in_flight: dict[bytes, _Flight] = {}
         self._turns = Turns(_BATCHES_AHEAD * self._max_tiles)
         self.worker: BatchWorker[Pixels, Features] = BatchWorker(
@@ -142,8 +161,8 @@ class VisionStage:
         for size in range(1, (self._max_tiles if self.session.is_captured else 1) + 1):
             self.run([self._spec.blank(1)] * size)
 
-    async def decode(self, owner: Hashable, data: bytes) -> DecodedImage:
-        """Return the decoded image.
+    async def decode(self, owner: Hashable, data: bytes) -> DecodedImage | KeptImage:
+        """Return the decoded image, or its features where they are kept.
 
         Args:
             owner: The request: requests take turns.
@@ -154,9 +173,17 @@ class VisionStage:
             OutOfMemoryError: This machine lacks memory for it.
             EngineDeadError: The pool is closed or hangs.
         """
+        is_small = len(data) <= _MOST_BYTES_HASHED_AT_ONCE
+        digest = file_digest(data) if is_small else await self._pool.images.run(owner, file_digest, data)
+        known = self._known_files.try_get(digest)
+        kept = None if known is None else self._pool.features.try_get(known.key)
+        if known is not None and kept is not None:
+            return KeptImage(known.key, known.layout, kept)
         cut = await self._pool.cut(owner, self._spec, data)
         key = hashlib.sha256(self._identity + cut.digest).digest()
-        return DecodedImage(key, cut, self._spec.layout(cut.width_px, cut.height_px))
+        layout = self._spec.layout(cut.width_px, cut.height_px)
+        self._known_files.put(digest, KnownFile(key, layout))
+        return DecodedImage(key, cut, layout)
 
     async def decode_frames(self, owner: Hashable, video: VideoPart, room: FrameRoom) -> DecodedVideo:
         """Return the decoded frames of a video, as the pictures of their layout.
@@ -176,14 +203,16 @@ class VisionStage:
         pictures = tuple(DecodedImage(key, each, TileLayout()) for key, each in zip(keys, cut.pictures, strict=True))
         return DecodedVideo(pictures, cut.plan(video.options, room), cut.times_s, cut.duration_s)
 
-    async def encode(self, owner: Hashable, image: DecodedImage) -> EncodedImage:
+    async def encode(self, owner: Hashable, image: DecodedImage | KeptImage) -> EncodedImage:
         """Return the features of an image: kept ones, those being computed for somebody else, or new ones.
 
         Args:
             owner: The request: requests take turns.
-            image: Decoded.
+            image: From `decode`.
         """
         kept = self.cache.try_get(image.key)
+        if isinstance(image, KeptImage):
+            return EncodedImage(image.key, image.features, is_kept=True)  # whatever was dropped meanwhile
         if kept is not None:
             return EncodedImage(image.key, kept, is_kept=True)
         flight = self._in_flight.get(image.key) or self._take_off(owner, image)

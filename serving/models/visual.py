@@ -10,7 +10,7 @@ from bundle.frames.wording import frame_parts
 from bundle.image import TileLayout
 from bundle.manifest import ImagePrompt
 from bundle.prompt import Placeholder, Turn
-from serving.models.vision import DecodedImage, DecodedVideo, EncodedImage
+from serving.models.vision import DecodedImage, DecodedVideo, EncodedImage, KeptImage
 from serving.protocol import Message, TextPart
 
 
@@ -25,13 +25,13 @@ class Visual:
         plan: How a video's pictures fill those; None of an image, which is one picture and fills one.
     """
 
-    pictures: tuple[DecodedImage, ...]
+    pictures: tuple[DecodedImage | KeptImage, ...]
     parts: tuple[str | Placeholder, ...]
     layouts: tuple[TileLayout, ...]
     plan: FramePlan | None = None
 
     @classmethod
-    def of_image(cls, image: DecodedImage) -> Visual:
+    def of_image(cls, image: DecodedImage | KeptImage) -> Visual:
         """Return an image as it is."""
         return cls((image,), (Placeholder.IMAGE,), (image.layout,))
 

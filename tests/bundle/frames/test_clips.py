@@ -87,6 +87,8 @@ def test_partial_frames_stand_on_their_canvas(make_frame) -> None:
         ("libx264", "faststart", {"g": "7"}),
         ("libx264", "frag_keyframe+empty_moov", {"g": "8"}),
         ("libx265", "", {"x265-params": "log-level=none:keyint=10"}),
+        ("libvpx-vp9", "", {"g": "9", "deadline": "realtime"}),
+        ("libsvtav1", "", {"g": "9", "preset": "12"}),
     ],
 )
 def test_an_mp4s_frames_are_found_by_their_time_whatever_their_order_in_the_file(

@@ -17,6 +17,7 @@ from bundle.errors import DeadlineError, EngineDeadError, MachineError
 from runtime.decoder import Decoder
 from runtime.filled_prompt import FilledPrompt
 from runtime.session import Session
+from serving.engine.changes import GiveBack
 from serving.engine.engine import Ended, Engine, Failed, Sampled, StreamEvent, TokenStream
 from serving.engine.pace import Pace
 from serving.engine.runner import Runner
@@ -484,6 +485,25 @@ def test_a_reader_whose_loop_is_gone_does_not_keep_its_slot(runner, engine_of) -
     (_, events), *_ = asyncio.run(serve(engine, [greedy(9, max_tokens=2)]))
     assert isinstance(events[-1], Ended)
     assert engine.gauges["num_requests_running"] <= 1
+
+
+def test_what_is_cleared_gives_its_memory_back_though_nothing_runs(runner, engine_of) -> None:
+    changes, is_done = [], threading.Event()
+
+    class Watched(FaultyRunner):
+        def change(self, due):
+            super().change(due)
+            changes.extend(due)
+            if any(isinstance(each, GiveBack) for each in due):
+                is_done.set()
+
+    engine = engine_of(Watched(runner, {}))
+    asyncio.run(serve(engine, [greedy(7, 8, 9, max_tokens=2)]))
+    assert engine.gauges["prefix_cache_bytes"] > 0
+    engine.clear_prefixes()
+    assert is_done.wait(20)
+    assert engine.gauges["prefix_cache_bytes"] == 0
+    assert GiveBack(0, 0) in changes
 
 
 def test_closing_fails_what_is_unfinished(runner, engine_of) -> None:

@@ -38,3 +38,15 @@ def test_what_was_measured_last_counts_most() -> None:
     for _ in range(10):
         pace.note_chunk(100, 100 * 0.002)
     assert 100 <= pace.chunk_tokens(beside_answers=True) <= 105
+
+
+def test_prompts_have_room_before_a_step_until_the_gap_is_full() -> None:
+    pace = paced(0.001, 0.05)
+    assert pace.has_room_for(200)
+    assert not pace.has_room_for(201)
+    pace.note_chunk(120, 0.12)
+    assert pace.has_room_for(79)
+    assert not pace.has_room_for(81)
+    pace.note_step(0.05)
+    assert pace.has_room_for(199)
+    assert not Pace(512, math.inf).has_room_for(1)

@@ -53,6 +53,23 @@ def test_a_long_prompt_and_running_answers_take_turns() -> None:
     assert seen == [("step", 1), ("prompt", 0), ("step", 1), ("prompt", 4), ("step", 1), ("prompt", 8)]
 
 
+def test_short_prompts_run_one_after_another_while_the_gap_between_tokens_has_room() -> None:
+    s = Scheduler(CacheShape(6, CAPACITY, 1), Pace(8, 1.0))
+    prompts = [sequence(4, max_tokens=9) for _ in range(6)]
+    for prompt in prompts:
+        s.add(prompt)
+    phases = []
+    while len(phases) < 9:
+        batch = s.schedule()
+        phases.append(batch.phase)
+        s.advance(batch, took_s=0.1 * 4 if batch.phase == "prompt" else 0.1)
+        for row in batch.rows:
+            if row.is_last:
+                s.append(row.sequence, 1)
+    # Nothing was measured of steps at first; then two prompts of 0.4 s and a step of 0.1 s fill a second.
+    assert phases == [*["prompt"] * 2, "step", *["prompt"] * 2, "step", *["prompt"] * 2, "step"]
+
+
 def test_prompts_are_run_first_come_first_served() -> None:
     s = scheduler(num_slots=3)
     prompts = [sequence(6) for _ in range(3)]
@@ -111,9 +128,8 @@ def test_an_answer_ends_at_the_end_token_at_max_tokens_and_at_capacity() -> None
     assert endings == {"eos": ("stop", 1), "max": ("length", 3), "capacity": ("length", 13)}
 
 
-@pytest.mark.parametrize("keeps_prefixes", [False, True])
-def test_a_preempted_sequence_goes_before_all_others_and_keeps_what_it_said(keeps_prefixes: bool) -> None:
-    s = Scheduler(CacheShape(1, CAPACITY, 1), Pace(4, math.inf), keeps_prefixes=keeps_prefixes)
+def test_a_preempted_sequence_goes_before_all_others_and_keeps_what_it_said() -> None:
+    s = scheduler(num_slots=1)
     first, second = sequence(6), sequence(2)
     s.add(first)
     s.add(second)
@@ -129,8 +145,7 @@ def test_a_preempted_sequence_goes_before_all_others_and_keeps_what_it_said(keep
         phases.append((batch.phase, batch.rows[0].start, batch.rows[0].end))
         run(s, batch)
     # The prompt again by the graph for prompts, what was sampled by the one for steps; the newest token as ever.
-    again = [("step", 6, 8), ("step", 8, 9)]
-    assert phases == (again if keeps_prefixes else [("prompt", 0, 4), ("prompt", 4, 6), *again])
+    assert phases == [("prompt", 0, 4), ("prompt", 4, 6), ("step", 6, 8), ("step", 8, 9)]
     assert not s.preempt(second)
 
 

@@ -82,6 +82,27 @@ def test_each_choice_ends_once_for_its_own_reason(model, ask) -> None:
     run(main)
 
 
+def test_a_choice_that_is_stopped_is_cancelled_while_others_go_on(model, ask, monkeypatch) -> None:
+    cancelled = []
+    cancel = model._engine.cancel
+    monkeypatch.setattr(model._engine, "cancel", lambda stream: (cancelled.append(stream), cancel(stream)))
+
+    async def main() -> None:
+        request = with_choices(ask("hello", max_tokens=100, temperature=2.0, seed=1, ignores_eos=True), 2)
+        pieces, _ = await events_of(model, request)
+        texts = ["".join(piece.text for piece in pieces if piece.index == index) for index in range(2)]
+        stop = next(letter for letter in texts[1][:40] if letter not in texts[0])
+        cancelled.clear()
+        ended = []
+        stopped = dataclasses.replace(request, sampling=dataclasses.replace(request.sampling, stop=(stop,)))
+        async for event in model.generate(stopped):
+            if isinstance(event, TokenEvent) and event.reason:
+                ended.append((event.index, event.reason, len(set(cancelled))))
+        assert ended == [(1, "stop", 1), (0, "length", 2)]
+
+    run(main)
+
+
 def test_choices_take_as_many_places_as_requests_and_free_them(model, ask) -> None:
     async def main() -> None:
         with pytest.raises(OverloadedError):

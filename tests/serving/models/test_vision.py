@@ -202,3 +202,45 @@ def test_an_image_that_waits_takes_no_more_memory_than_its_tiles_and_encodes_the
         np.testing.assert_array_equal(found, expected)
 
     asyncio.run(main())
+
+
+def test_a_file_whose_features_are_kept_is_not_decoded_and_one_whose_were_dropped_is(stage, pool, monkeypatch) -> None:
+    decoded = []
+    cut = pool.cut
+
+    async def counted(*args):
+        decoded.append(args)
+        return await cut(*args)
+
+    monkeypatch.setattr(pool, "cut", counted)
+
+    async def ask(data: bytes):
+        image = await stage.decode("r", data)
+        return image.layout, await stage.encode("r", image)
+
+    async def main() -> None:
+        layout, first = await ask(encoded(PIXELS))
+        kept_layout, kept = await ask(encoded(PIXELS))
+        assert (len(decoded), first.is_kept, kept.is_kept, kept.key) == (1, False, True, first.key)
+        assert kept_layout == layout
+        np.testing.assert_array_equal(kept.features, first.features)
+        assert (stage.cache.num_hits, stage.cache.num_misses) == (1, 1)
+        other = PIXELS.copy()
+        other[0, 0, 0] ^= 1
+        assert not (await ask(encoded(other)))[1].is_kept
+        assert len(decoded) == 2
+        pool.features.clear()
+        again = (await ask(encoded(PIXELS)))[1]
+        assert (len(decoded), again.is_kept) == (3, False)
+
+    asyncio.run(main())
+
+
+def test_features_that_are_dropped_between_the_looks_are_still_the_answers(stage, pool) -> None:
+    async def main() -> None:
+        first = await stage.encode("r", await stage.decode("r", encoded(PIXELS)))
+        image = await stage.decode("r", encoded(PIXELS))
+        pool.features.clear()
+        np.testing.assert_array_equal((await stage.encode("r", image)).features, first.features)
+
+    asyncio.run(main())

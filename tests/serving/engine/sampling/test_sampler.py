@@ -68,10 +68,19 @@ def test_tokens_are_drawn_with_the_chances_that_temperature_top_k_and_top_p_defi
         np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
-def test_a_nucleus_wider_than_the_first_look_is_found_in_the_whole_vocabulary() -> None:
-    logits = np.zeros(5000, np.float32)
-    found = chances(logits, SamplingParams(temperature=1.0, top_p=0.5))
+def test_a_nucleus_of_equals_is_a_share_of_them() -> None:
+    found = chances(np.zeros(5000, np.float32), SamplingParams(temperature=1.0, top_p=0.5))
     assert abs(np.count_nonzero(found) - 2500) <= 1
+
+
+def test_a_nucleus_reaches_tokens_that_are_far_below_the_likeliest_where_they_hold_its_mass() -> None:
+    logits = np.full(5001, -8, np.float32)
+    logits[7] = 0
+    each = np.exp(-8)
+    found = chances(logits, SamplingParams(temperature=1.0, top_p=0.9))
+    assert found[7] > 0
+    wanted = (0.9 * (1 + 5000 * each) - 1) / each
+    assert abs(np.count_nonzero(found) - 1 - wanted) <= 2  # a float32 sum of 5,000 may be off by one of them
 
 
 def test_draws_follow_the_softmax() -> None:
