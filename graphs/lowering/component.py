@@ -92,10 +92,17 @@ class Lowering:
         )
 
 
-def added_bytes(parent: Manifest) -> int:
-    """Return what lowering adds at most to the weights of a variant, once whatever the number of its decoders."""
+def added_bytes(parent: Manifest, *, has_step_graph: bool) -> int:
+    """Return what lowering adds at most to the weights of a variant.
+
+    Args:
+        parent: The fp32 bundle.
+        has_step_graph: One of its decoders runs steps alone.
+    """
     if parent.dialect != "contrib" or parent.decoder is None:
         return 0
+    if not has_step_graph:
+        return _SPLIT_BYTES
     heads = {state.shape[-1] for state in parent.states if state.kind == "rows"}
     sizes = [size for size in heads if isinstance(size, int)]
     return _SPLIT_BYTES + sum(table_bytes(parent.decoder.max_positions, size) for size in sizes)

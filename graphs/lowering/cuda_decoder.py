@@ -38,7 +38,7 @@ def lower_decoder_for_cuda(model: ir.Model, states: Sequence[State], max_positio
     graph = model.graph
     _take_lengths(graph, {state.input: state.group or 0 for state in states})
     _choose_rows(graph)
-    lower_decoder(model, max_positions)
+    lower_decoder(model, max_positions, "step")
     _spell_norms(graph)
     halve(graph)
     _give_choices(graph)

@@ -21,6 +21,10 @@ from graphs.store import CONTRIB, drop_unused
 def lower_decoder(model: ir.Model, max_positions: int, phase: Phase = "any") -> None:
     """Write a decoder in fewer operators, in place; inputs, outputs and states stay what they are.
 
+    Rotary embedding moves into attention where a graph runs steps alone: on a prompt that finds an empty cache, the
+    CPU's GroupQueryAttention reads the first position of the first sequence and takes all others to follow it (ONNX
+    Runtime 1.31), and positions may have gaps.
+
     With many rows some of the joined operators are slower than what they join: a Split copies what was apart before,
     and the skip-norm's kernel is the slower one. So a graph for prompts keeps gate and up, and sums and norms, apart;
     one of W8A8, which is chosen for prompts and runs steps as well, keeps sums and norms apart.
@@ -34,8 +38,9 @@ def lower_decoder(model: ir.Model, max_positions: int, phase: Phase = "any") -> 
     graph.opset_imports[CONTRIB] = 1
     is_for_prompts = any(node.op_type == "QuantizeLinear" for node in graph)
     join_attention_layers(graph)
-    turn_inside_attention(graph, max_positions)
-    pack_attention(graph)
+    if phase == "step":
+        turn_inside_attention(graph, max_positions)
+        pack_attention(graph)
     if phase != "prompt":
         join_gates(graph)
     if phase != "prompt" and not is_for_prompts:

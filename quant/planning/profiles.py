@@ -184,7 +184,7 @@ def weight_bytes(plans: Mapping[ComponentName, ComponentPlan], manifest: Manifes
 
     What lowering adds is counted, and what it saves (a few bytes for every two layers that become one) is not.
     """
-    total = added_bytes(manifest)
+    total = added_bytes(manifest, has_step_graph=any(plan.phase == "step" for plan in plans.values()))
     for plan in plans.values():
         total += manifest.components[plan.parent].weight_bytes - plan.fp32_bytes + plan.stored_bytes
     return total

@@ -99,7 +99,9 @@ def peaks_of(rng: np.random.Generator) -> Callable[[ir.Model], dict[str, InputSt
 def prompt_and_step(tmp_path: Path) -> Callable[..., list[NDArray[Any]]]:
     """Return what a decoder gives on a prompt and then on one token a sequence, at places that are not their rows."""
 
-    def run(model: ir.Model, shift: int = 7, only: int | None = None) -> list[NDArray[Any]]:
+    def run(
+        model: ir.Model, shift: int = 7, only: int | None = None, places: NDArray[np.int64] | None = None
+    ) -> list[NDArray[Any]]:
         kept = slice(None) if only is None else slice(only, only + 1)
         rng = np.random.default_rng(11)
         save_graph(model, tmp_path / "run.onnx")
@@ -119,6 +121,8 @@ def prompt_and_step(tmp_path: Path) -> Callable[..., list[NDArray[Any]]]:
                 "logits_indices": np.full((SEQUENCES, 1), count - 1),
                 **cache,
             }
+            if places is not None and not past:
+                feeds["position_ids"] = places
             at = {"past_lengths": (slice(None), kept)}
             feeds = {
                 name: array if name in cache and past else array[at.get(name, kept)] for name, array in feeds.items()
