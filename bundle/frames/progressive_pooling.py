@@ -1,9 +1,9 @@
 """Progressive pooling: every frame is there, coarser the more there are, within a visual context window.
 
-"Visual Context Window Extension" (Wei and Chen, 2024): of each group of frames the first keeps a finer grid of rows
-than the others, and strides grow until all fit into the window. Here a grid of s x s rows (P = s^2) becomes k x k for
-the first of every four frames and m x m for the others, m at least half of k: the largest k that fits, then the
-largest m. The paper also stretches positions beyond a model's context, which is not done: nothing leaves the context.
+After "Visual Context Window Extension" (Wei and Chen, 2024), where of each group of frames the first keeps a finer grid
+of rows than the others, and strides grow until all fit into the window. Here a grid of s x s rows (P = s^2) becomes
+k x k for the first of every four frames and m x m for the others, m at least half of k: the largest k that fits, then
+the largest m. The paper also stretches positions beyond a model's context, which is not done: nothing leaves it here.
 """
 
 from __future__ import annotations

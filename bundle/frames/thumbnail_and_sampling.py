@@ -1,8 +1,8 @@
 """Thumbnail and sampling: a grid of a few frames for detail, and rows of all frames for time. P + S tokens.
 
 TS-LLaVA ("Constructing Visual Tokens through Thumbnail-and-Sampling", Qu et al. 2024): the features of a thumbnail of
-equidistant frames stand before features that are evenly sampled from all frames' rows. Its 576 + 2,880 tokens are six
-images' worth, which is the default here.
+equidistant frames stand before features that are evenly sampled from all frames' rows. Here the thumbnail shows six of
+them, and all together take six images' worth of tokens where a request does not say.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import compress, count
 from operator import ne
 
+from runtime.chunks import GRID_TOKENS
 from serving.engine.sequence import RowKey, Sequence
 
 
@@ -33,8 +34,7 @@ class Kept:
 def shared_rows(held: Kept | Sequence | None, wanted: SequenceOf[RowKey]) -> int:
     """Return how many rows that a slot holds are those of a prompt, from its start on.
 
-    Only rows that the graph for prompts wrote count: where it cut a prompt changes no bit of them, while the graph for
-    steps rounds otherwise.
+    Only rows that the graph for prompts wrote count: the graph for steps rounds otherwise.
     """
     if held is None:
         return 0
@@ -45,11 +45,8 @@ def shared_rows(held: Kept | Sequence | None, wanted: SequenceOf[RowKey]) -> int
 def reusable_rows(sequence: Sequence, num_shared: int) -> int:
     """Return behind how many of the rows that are here a sequence can begin.
 
-    Something is left to be run, whose logits choose the next token, and never a single token of a prompt: kernels for
-    one row round otherwise than those for many. An answer that goes on after it lost its slot needs no logits of its
-    prompt.
+    It begins where any prompt may be cut. Something is left to be run, whose logits choose the next token, and never a
+    single token of a prompt: kernels for one row round otherwise than those for many.
     """
-    num_prompt = sequence.num_prompt_tokens
-    if num_shared >= num_prompt and sequence.num_output_tokens:
-        return num_prompt
-    return max(min(num_shared, num_prompt - 2), 0)
+    num_rows = max(min(num_shared, sequence.num_prompt_tokens - 2), 0)
+    return num_rows - num_rows % GRID_TOKENS

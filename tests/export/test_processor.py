@@ -247,11 +247,12 @@ def test_missing_chat_template_is_refused(smolvlm: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("stated", "expected"),
     [
-        ({"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 40}, (0.7, 0.9, 40, None)),
-        ({"do_sample": True, "max_new_tokens": 64}, (1.0, None, None, 64)),
-        ({"do_sample": True, "temperature": None}, (1.0, None, None, None)),
-        ({"temperature": 0.7}, (0.0, None, None, None)),
-        ({}, (0.0, None, None, None)),
+        ({"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 40}, (0.7, 0.9, 40, None, None, None)),
+        ({"do_sample": True, "max_new_tokens": 64}, (1.0, None, None, 64, None, None)),
+        ({"do_sample": True, "min_p": 0.05, "repetition_penalty": 1.1}, (1.0, None, None, None, 0.05, 1.1)),
+        ({"do_sample": True, "temperature": None}, (1.0, None, None, None, None, None)),
+        ({"temperature": 0.7}, (0.0, None, None, None, None, None)),
+        ({}, (0.0, None, None, None, None, None)),
     ],
 )
 def test_sampling_defaults_are_the_checkpoint_s(
@@ -260,8 +261,9 @@ def test_sampling_defaults_are_the_checkpoint_s(
     (smolvlm / "generation_config.json").write_text(json.dumps(stated))
     _convert(smolvlm, tmp_path / "out")
     found = json.loads((tmp_path / "out" / "generation.json").read_text())
-    assert tuple(found[key] for key in ("temperature", "top_p", "top_k", "max_tokens")) == expected
-    assert len(found) == 4
+    names = ("temperature", "top_p", "top_k", "max_tokens", "min_p", "repetition_penalty")
+    assert tuple(found[name] for name in names) == expected
+    assert len(found) == len(names)
 
 
 @pytest.mark.parametrize(("stated", "expected"), [([258, 257], (258, 257)), (7, (7,))])

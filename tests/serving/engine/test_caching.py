@@ -1,8 +1,8 @@
 """Rows that outlive their sequence, and rows that must make room: with a decoder of which every bit can be told.
 
-What the fake decoder gives is a digest of all rows that a sequence's slot holds, and of which graph wrote each. So an
-answer tells of any row that is another's, is missing, or was written by the wrong graph. The oracle reads one text from
-its start without slots.
+What the fake decoder gives is a digest of all rows that a sequence's slot holds, and of which kernel wrote each: the
+one for whole tiles of 16 rows of a prompt, the one for what a run leaves over, the one for steps. So an answer tells of
+any row that is another's, is missing, or is of other bits. The oracle reads one text from its start without slots.
 """
 
 from __future__ import annotations
@@ -26,18 +26,30 @@ from serving.engine.changes import Change, GiveBack, Move
 from serving.engine.pace import Pace
 from serving.engine.scheduler import Batch, Scheduler
 from serving.engine.sequence import RowKey, Sequence
+from serving.engine.slots import Slots
 from serving.engine.waiting import PRIORITY_STEP_S
 from serving.protocol import SamplingParams
 
 EOS, VOCAB = 0, 23
-CAPACITY = 40
+CAPACITY = 144
 IMAGE = 99
+NUM_IMAGE_TOKENS, NUM_WORD_TOKENS = 20, 5
+GRID = 16
 SEATS = 3
 
 
 def token_of(rows: list[tuple[RowKey, str]]) -> int:
     """Return the token that follows rows, each by content and the graph that wrote it."""
     return zlib.crc32(repr(rows).encode()) % VOCAB
+
+
+def written(keys: list[RowKey], start: int, phase: str) -> list[tuple[RowKey, str]]:
+    """Return the rows that a run writes of tokens that begin at a place, by content and kernel."""
+    if phase == "step":
+        return [(key, "step") for key in keys]
+    whole = len(keys) - len(keys) % GRID
+    tiles = "tile" if start % GRID == 0 else f"tile cut at {start}"
+    return [(key, tiles if row < whole else f"rest of {len(keys) - whole}") for row, key in enumerate(keys)]
 
 
 class FakeDecoder:
@@ -68,7 +80,7 @@ class FakeDecoder:
             held = self.slots[row.sequence.slot]
             assert row.start == row.sequence.rows[0]
             assert row.end - row.start > 1 or batch.phase == "step" or row.sequence.num_prompt_tokens == 1
-            held[row.start : row.end] = [(key, batch.phase) for key in row.sequence.keys[row.start : row.end]]
+            held[row.start : row.end] = written(row.sequence.keys[row.start : row.end], row.start, batch.phase)
             self.num_tokens += row.end - row.start
             tokens.append(token_of(held[: row.end]))
         return tokens
@@ -89,7 +101,7 @@ class AnyPace(Pace):
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt: some texts of a small alphabet, and images by their number, each of five rows."""
+    """A prompt: words of a small alphabet, and images by their number."""
 
     parts: tuple[int, ...]
     max_tokens: int = 4
@@ -100,12 +112,12 @@ class Asked:
         spans: list[Span] = []
         for part in self.parts:
             if part >= IMAGE:
-                spans.append(Span(len(ids), len(ids) + 5, len(spans), 0))
-                ids += [IMAGE] * 5
+                spans.append(Span(len(ids), len(ids) + NUM_IMAGE_TOKENS, len(spans), 0))
+                ids += [IMAGE] * NUM_IMAGE_TOKENS
             else:
-                ids.append(part)
+                ids += [part] * NUM_WORD_TOKENS
         prompt = Prompt(np.array(ids), tuple(spans), np.arange(len(ids)), len(ids), len(spans))
-        filled = FilledPrompt.of(prompt, [np.zeros((5, 2), np.float32)] * len(spans))
+        filled = FilledPrompt.of(prompt, [np.zeros((NUM_IMAGE_TOKENS, 2), np.float32)] * len(spans))
         keys = [bytes([part]) for part in self.parts if part >= IMAGE]
         sampling = SamplingParams(max_tokens=self.max_tokens)
         return Sequence("r", filled, sampling, (EOS,), keys, priority=self.priority)
@@ -113,7 +125,7 @@ class Asked:
     def answer(self) -> list[int]:
         """Return what follows the prompt, read alone and from its start."""
         sequence = self.sequence()
-        rows: list[tuple[RowKey, str]] = [(key, "prompt") for key in sequence.keys]
+        rows = written(sequence.keys, 0, "prompt")
         answer = [token_of(rows)]
         while answer[-1] != EOS and len(answer) < self.max_tokens and len(rows) < CAPACITY:
             rows.append((answer[-1], "step"))
@@ -185,11 +197,11 @@ class Server:
 
 
 def server(num_seats: int = SEATS, num_spare: int = 2, budget: int | None = None, *, is_checked: bool = True) -> Server:
-    return Server(CacheShape(num_seats, CAPACITY, 1, 0, num_spare, budget), Pace(8, math.inf), is_checked=is_checked)
+    return Server(CacheShape(num_seats, CAPACITY, 1, 0, num_spare, budget), Pace(48, math.inf), is_checked=is_checked)
 
 
 PARTS = st.lists(st.sampled_from([1, 2, 3, IMAGE, IMAGE + 1]), min_size=1, max_size=7).map(tuple)
-ASKED = st.builds(Asked, PARTS, st.integers(1, 9), st.integers(-1, 1))
+ASKED = st.builds(Asked, PARTS, st.integers(1, 4), st.integers(-1, 1))
 ACTIONS = st.lists(
     st.one_of(
         st.tuples(st.just("add"), ASKED),
@@ -211,7 +223,7 @@ SHAPES = st.builds(
 )
 
 
-@given(ACTIONS, SHAPES, st.lists(st.integers(3, 9), min_size=1, max_size=5), st.booleans())
+@given(ACTIONS, SHAPES, st.lists(st.integers(32, 90), min_size=1, max_size=5), st.booleans())
 @hypothesis_settings(max_examples=150)
 def test_whatever_happens_every_answer_is_what_it_is_alone_and_memory_stays_within_its_limit(
     actions, shape, sizes, keeps_prefixes
@@ -244,41 +256,56 @@ def test_whatever_happens_every_answer_is_what_it_is_alone_and_memory_stays_with
         assert here.scheduler.counts.prefix_hits == here.scheduler.num_kept_rows == 0
 
 
-def test_a_prompt_that_is_here_is_run_but_for_two_tokens() -> None:
+def test_a_prompt_that_is_here_is_run_but_for_its_last_tokens() -> None:
     here = server()
-    asked = Asked((1, 2, IMAGE, 3, 1, 2))
-    first, second = here.ask(asked), here.ask(asked)
-    assert (first.cached_tokens, second.cached_tokens) == (0, 8)
-    assert (here.scheduler.counts.prefix_queries, here.scheduler.counts.prefix_hits) == (20, 8)
+    for asked, cached in ((Asked((1, 2, IMAGE, 3, 1, 2)), 32), (Asked((2, 1, *[IMAGE] * 2, 3)), 48)):
+        first, second = here.ask(asked), here.ask(asked)
+        assert (first.cached_tokens, second.cached_tokens) == (0, cached)
+        assert first.num_prompt_tokens - GRID - 2 < cached <= first.num_prompt_tokens - 2
+    assert (here.scheduler.counts.prefix_queries, here.scheduler.counts.prefix_hits) == (2 * 45 + 2 * 55, 32 + 48)
 
 
-def test_the_next_turn_over_an_image_reads_the_last_answer_and_the_new_turn_alone() -> None:
+@pytest.mark.parametrize(("num_tokens", "cached"), [(16, 0), (17, 0), (18, 16), (33, 16), (34, 32)])
+def test_never_a_single_token_of_a_prompt_is_run(num_tokens: int, cached: int) -> None:
+    slots = Slots(1)
+    for expected in (0, cached):
+        sequence = Sequence("r", FilledPrompt.of_ids(np.arange(num_tokens)), SamplingParams(), ())
+        slots.seat(sequence)
+        assert sequence.cached_tokens == expected
+        sequence.advance(num_tokens - expected)
+        slots.free(sequence)
+
+
+def test_the_next_turn_over_an_image_reads_the_last_answer_and_the_new_turn() -> None:
     here = server()
-    first = here.ask(Asked((1, 2, IMAGE, 3), max_tokens=5))
-    said = tuple(first.ids[first.num_prompt_tokens :])
+    first = here.ask(Asked((1, 2, IMAGE, 3, IMAGE, 2), max_tokens=4))
     read_before = here.decoder.num_tokens
-    second = here.ask(Asked((1, 2, IMAGE, 3, *said, 2, 2), max_tokens=1))
-    assert second.cached_tokens == first.num_prompt_tokens == 8
-    # What the graph for steps wrote of the answer is not what the graph for prompts writes: it is read again.
-    assert here.decoder.num_tokens - read_before == len(said) + 2
+    second = here.ask(Asked((1, 2, IMAGE, 3, IMAGE, 2, 3, 3), max_tokens=1))
+    assert (first.num_prompt_tokens, second.cached_tokens) == (60, 48)
+    assert here.decoder.num_tokens - read_before == second.num_prompt_tokens - 48
 
 
 @pytest.mark.parametrize("other", [IMAGE + 1, 3])
 def test_another_image_of_equal_size_shares_no_row_with_the_first(other: int) -> None:
     here = server()
-    here.ask(Asked((1, 2, IMAGE, 3)))
-    assert here.ask(Asked((1, 2, other, 3, 3, 3, 3, 3))).cached_tokens == 2
+    here.ask(Asked((1, 2, 3, 2, IMAGE, 3)))
+    assert here.ask(Asked((1, 2, 3, 2, IMAGE, 1))).cached_tokens == 32
+    assert here.ask(Asked((1, 2, 3, 2, other, 3, 3, 3, 3))).cached_tokens == 16
 
 
 def test_a_running_sequence_lends_its_prompt_to_another_and_goes_on_where_both_fit() -> None:
     here = server(budget=3 * CAPACITY)
-    asked = Asked((1, 2, IMAGE, 3, 1), max_tokens=9)
+    asked = next(
+        each
+        for each in (Asked((1, 2, IMAGE, 3, word), max_tokens=9) for word in range(1, 20))
+        if len(each.answer()) == 9
+    )
     first = here.add(asked)
     while not first.num_output_tokens:
         here.step()
     second = here.add(replace(asked, max_tokens=2))
     here.until_idle()
-    assert second.cached_tokens == first.num_prompt_tokens - 2
+    assert second.cached_tokens == 32
     assert here.scheduler.counts.preemptions == 0
 
 
@@ -288,22 +315,21 @@ def test_two_conversations_in_turns_keep_their_rows_with_one_seat() -> None:
     for turn in range(3):
         for number, told in enumerate(parts):
             asked = here.ask(Asked(told, max_tokens=1))
-            assert asked.cached_tokens == (0 if turn == 0 else asked.num_prompt_tokens - 2)
+            assert asked.cached_tokens == (0 if turn == 0 else 32)
             parts[number] = (*told, 1)
 
 
 def test_where_copies_are_dear_a_kept_prompt_serves_who_gets_its_seat() -> None:
-    here = Server(CacheShape(2, CAPACITY, 1, has_cheap_copies=False), Pace(8, math.inf))
+    here = Server(CacheShape(2, CAPACITY, 1, has_cheap_copies=False), Pace(48, math.inf))
     here.ask(Asked((1, 2, IMAGE, 3), max_tokens=1))
-    here.scheduler.take_changes()
     asked = Asked((1, 2, IMAGE, 3, 1), max_tokens=9)
     first, second = here.add(asked), here.add(asked)
     here.until_idle()
-    assert (first.cached_tokens, second.cached_tokens) == (7, 0)
+    assert (first.cached_tokens, second.cached_tokens) == (32, 0)
 
 
 def test_states_that_cannot_be_cut_are_never_shared() -> None:
-    here = Server(CacheShape(2, CAPACITY, 1, 8, 2), Pace(8, math.inf))
+    here = Server(CacheShape(2, CAPACITY, 1, 8, 2), Pace(48, math.inf))
     asked = Asked((1, 2, IMAGE, 3, 1), max_tokens=9)
     both = here.add(asked), here.add(asked)
     here.until_idle()
@@ -316,7 +342,7 @@ def test_what_was_not_needed_for_longest_goes_first() -> None:
     old, newer, newest = (Asked((number, *[3] * 7), max_tokens=1) for number in (1, 2, 4))
     for asked in (old, newer, old, newest):
         here.ask(asked)
-    assert here.ask(old).cached_tokens == 6
+    assert here.ask(old).cached_tokens == 32
     assert here.ask(newer).cached_tokens == 0
 
 
@@ -325,15 +351,15 @@ def test_what_a_longer_prompt_holds_as_well_is_kept_once() -> None:
     here.ask(Asked((1, 2, 3), max_tokens=1))
     here.ask(Asked((1, 2, 3, 1, 2, 3), max_tokens=1))
     here.ask(Asked((1, 2, 3, 1), max_tokens=1))
-    assert here.scheduler.num_kept_rows == 6
+    assert here.scheduler.num_kept_rows == 6 * NUM_WORD_TOKENS
 
 
 def test_kept_rows_give_way_before_a_running_sequence_does() -> None:
     here = server(num_seats=2, num_spare=2, budget=CAPACITY)
     for first in (1, 2, 3):
-        here.ask(Asked((first, *[3] * 9), max_tokens=1))
-    assert here.scheduler.num_kept_rows == 30
-    here.ask(Asked((4, *[2] * 19), max_tokens=8))
+        here.ask(Asked((first, *[3] * 7), max_tokens=1))
+    assert here.scheduler.num_kept_rows == 3 * 40
+    here.ask(Asked((4, *[2] * 15), max_tokens=8))
     assert here.scheduler.counts.preemptions == 0
     assert 0 < here.scheduler.num_kept_rows <= CAPACITY
     here.scheduler.clear()
@@ -343,10 +369,10 @@ def test_kept_rows_give_way_before_a_running_sequence_does() -> None:
 
 def test_under_pressure_the_last_one_gives_way_and_says_the_same() -> None:
     here = server(num_seats=2, num_spare=0, budget=CAPACITY)
-    asked = [Asked((number, *[3] * 11), max_tokens=24) for number in range(1, 9)]
+    asked = [Asked((number, *[3] * 9), max_tokens=40) for number in range(1, 60)]
     long = sorted(asked, key=lambda each: -len(each.answer()))[:2]
     sequences = [here.add(each) for each in long]
-    assert sum(len(each.answer()) for each in long) + 2 * 12 > CAPACITY
+    assert sum(len(each.answer()) for each in long) + 2 * 50 > CAPACITY
     here.until_idle()
     assert here.scheduler.counts.preemptions > 0
     assert here.ended[0] is sequences[0]
@@ -354,7 +380,7 @@ def test_under_pressure_the_last_one_gives_way_and_says_the_same() -> None:
 
 def test_a_waiting_sequence_begins_where_its_rows_fit_and_alone_in_any_case() -> None:
     here = server(num_seats=2, num_spare=0, budget=CAPACITY)
-    first, second = here.add(Asked((1,) * 30, max_tokens=3)), here.add(Asked((2,) * 30, max_tokens=3))
+    first, second = here.add(Asked((1,) * 20, max_tokens=3)), here.add(Asked((2,) * 20, max_tokens=3))
     here.step()
     assert (first.slot, second.slot) == (0, None)
     here.until_idle()

@@ -33,10 +33,10 @@ def dialect(request: pytest.FixtureRequest) -> str:
 class Drive:
     """The engine's step without its thread: schedule, run, sample; remembers each sequence's logits."""
 
-    def __init__(self, model: Any, settings: Any, num_slots: int = 4) -> None:
+    def __init__(self, model: Any, settings: Any, num_slots: int = 4, chunk_tokens: int = 7) -> None:
         settings = settings.model_copy(update={"max_sequences": num_slots})
         self.runner = model.runner(settings)
-        self.scheduler = Scheduler(model.shape(settings), Pace(settings.chunk_tokens, math.inf))
+        self.scheduler = Scheduler(model.shape(settings), Pace(chunk_tokens, math.inf))
         self.num_groups = model.bundle.manifest.num_length_groups
         self.logits: dict[Sequence, list[np.ndarray]] = {}
 
@@ -195,54 +195,55 @@ def test_a_sequence_preempted_and_resumed_says_the_same(
     assert len(set(answers[0][0][NUM_PROMPT:])) > 3
 
 
+LONG = np.random.default_rng(12).integers(6, 60, 34)
+"""A prompt of two tiles of 16 rows and two tokens."""
+
+
 def kept_logits(model: Any, settings: Any, before: list[np.ndarray], ids: np.ndarray) -> tuple[Sequence, np.ndarray]:
     """Return what a prompt gives that came after others, and was answered."""
-    drive = Drive(model, settings)
+    drive = Drive(model, settings, chunk_tokens=32)
     for each in before:
         drive.until(drive.add(each), 6)
     sequence = drive.add(ids)
-    drive.until(sequence, NUM_ANSWER)
+    drive.until(sequence, 8)
     return sequence, np.stack(drive.logits[sequence])
 
 
-@pytest.mark.parametrize("num_shared", [2, 3, 9, 15, 16, 17])
+@pytest.mark.parametrize(("num_shared", "cached"), [(15, 0), (16, 16), (17, 16), (31, 16), (32, 32), (34, 32)])
 def test_a_prompt_whose_rows_were_kept_gives_the_same_bits(
-    tiny_models, settings, dialect, num_shared, tmp_path
+    tiny_models, settings, dialect, num_shared, cached, tmp_path
 ) -> None:
     """One graph runs prompts, or another than runs steps; what was kept ends anywhere in a chunk."""
-    other = np.concatenate([PROMPT[:num_shared], PROMPT[num_shared:][::-1] % 50 + 7])
+    other = np.concatenate([LONG[:num_shared], LONG[num_shared:][::-1] % 50 + 7])
     one = tiny_models(dialect)
     for model in (one, one.with_prompt_graph(tmp_path / "two")):
-        new, expected = kept_logits(model, settings, [], PROMPT)
-        hit, found = kept_logits(model, settings, [other], PROMPT)
-        assert (new.cached_tokens, hit.cached_tokens) == (0, min(num_shared, NUM_PROMPT - 2))
+        new, expected = kept_logits(model, settings, [], LONG)
+        hit, found = kept_logits(model, settings, [other], LONG)
+        assert (new.cached_tokens, hit.cached_tokens) == (0, cached)
         np.testing.assert_array_equal(found, expected)
 
 
 def test_the_next_turn_finds_the_last_prompt_and_reads_the_answer_again(tiny_models, settings, dialect) -> None:
-    model = tiny_models(dialect)
-    drive = Drive(model, settings)
-    first = drive.add(PROMPT, max_tokens=6)
-    drive.until(first, 6)
-    turn = np.array([*first.ids, 9, 8, 7])
-    next_turn, found = kept_logits(model, settings, [PROMPT], turn)
+    model, question = tiny_models(dialect), LONG[:30]
+    first, _ = kept_logits(model, settings, [], question)
+    turn = np.array([*first.ids, 9, 8])
+    next_turn, found = kept_logits(model, settings, [question], turn)
     _, expected = kept_logits(model, settings, [], turn)
-    assert next_turn.cached_tokens == NUM_PROMPT
+    assert next_turn.cached_tokens == 16  # of 30, and none of the answer behind them
     np.testing.assert_array_equal(found, expected)
 
 
 def test_rows_of_a_sequence_that_lost_some_serve_nobody(tiny_models, settings, dialect) -> None:
     model = tiny_models(dialect)
-    drive = Drive(model, settings)
-    cut = drive.add(PROMPT, max_tokens=8)
+    drive = Drive(model, settings, chunk_tokens=32)
+    cut = drive.add(LONG, max_tokens=8)
     drive.until(cut, 2)
     drive.scheduler.keep(cut, 0, np.array([3, 1, 2]))
-    beside = drive.add(PROMPT, max_tokens=2)
+    beside = drive.add(LONG, max_tokens=2)
     drive.until(cut, 8)
     drive.until(beside, 2)
-    after = drive.add(np.array([*PROMPT[:9], 7, 7, 7]), max_tokens=2)
+    after = drive.add(np.array([*LONG[:20], 7, 7, 7]), max_tokens=2)
     drive.until(after, 2)
-    assert (beside.cached_tokens, after.cached_tokens) == (0, 9)
-    np.testing.assert_array_equal(
-        np.stack(drive.logits[after]), kept_logits(model, settings, [], np.array(after.ids[:12]))[1][:2]
-    )
+    assert (beside.cached_tokens, after.cached_tokens) == (0, 16)
+    expected = kept_logits(model, settings, [], np.array(after.ids[:23]))[1][:2]
+    np.testing.assert_array_equal(np.stack(drive.logits[after]), expected)

@@ -128,9 +128,8 @@ def test_an_answer_ends_at_the_end_token_at_max_tokens_and_at_capacity() -> None
     assert endings == {"eos": ("stop", 1), "max": ("length", 3), "capacity": ("length", 13)}
 
 
-@pytest.mark.parametrize("keeps_prefixes", [False, True])
-def test_a_preempted_sequence_goes_before_all_others_and_keeps_what_it_said(keeps_prefixes: bool) -> None:
-    s = Scheduler(CacheShape(1, CAPACITY, 1), Pace(4, math.inf), keeps_prefixes=keeps_prefixes)
+def test_a_preempted_sequence_goes_before_all_others_and_keeps_what_it_said() -> None:
+    s = scheduler(num_slots=1)
     first, second = sequence(6), sequence(2)
     s.add(first)
     s.add(second)
@@ -146,8 +145,7 @@ def test_a_preempted_sequence_goes_before_all_others_and_keeps_what_it_said(keep
         phases.append((batch.phase, batch.rows[0].start, batch.rows[0].end))
         run(s, batch)
     # The prompt again by the graph for prompts, what was sampled by the one for steps; the newest token as ever.
-    again = [("step", 6, 8), ("step", 8, 9)]
-    assert phases == (again if keeps_prefixes else [("prompt", 0, 4), ("prompt", 4, 6), *again])
+    assert phases == [("prompt", 0, 4), ("prompt", 4, 6), ("step", 6, 8), ("step", 8, 9)]
     assert not s.preempt(second)
 
 

@@ -87,7 +87,9 @@ def test_one_pixel_that_changed_is_another_image(serve, answer, image_bytes) -> 
     async def main() -> None:
         same = chat("what is it?", image=image)
         usage = (await answer(model, same)).finished.usage
-        assert (await answer(model, same)).finished.usage.cached_tokens == usage.prompt_tokens - 2
+        found = (await answer(model, same)).finished.usage.cached_tokens
+        assert usage.prompt_tokens - 18 < found <= usage.prompt_tokens - 2
+        assert found % 16 == 0
         changed = await answer(model, chat("what is it?", image=with_one_pixel_changed(image)))
         assert changed.finished.usage.cached_tokens < usage.prompt_tokens - usage.image_tokens
         assert changed.finished.usage.cached_image_tokens == 0

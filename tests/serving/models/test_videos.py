@@ -1,6 +1,7 @@
 """Videos through a whole model: prompts as its processor writes them, features as its layout says, kept by content."""
 
 import asyncio
+import json
 import threading
 import weakref
 from dataclasses import replace
@@ -12,10 +13,11 @@ from PIL import Image
 
 from bundle.decode import decode_image
 from bundle.directory import open_bundle
-from bundle.errors import ContextLengthError, ImageError, MachineError, ParameterError
+from bundle.errors import ContextLengthError, ImageError, MachineError, MissingExtraError, ParameterError
 from bundle.frames.options import FrameOptions
 from bundle.frames.table import LAYOUTS, plan_of
 from bundle.image import PREPROCESSOR, ImageSpec
+from serving.models import image_process
 from serving.models.cut_frames import FrameRoom, cut_frames
 from serving.models.generative import GenerativeModel
 from serving.models.image_process import ImageProcess
@@ -258,3 +260,24 @@ def test_a_video_that_takes_too_long_is_stopped(spec) -> None:
         assert process.pid is None
     finally:
         process.stop()
+
+
+@pytest.mark.parametrize("told", [ImageError("a", "b"), ParameterError("a", "video.fps"), ContextLengthError("a", "c")])
+def test_a_childs_refusal_keeps_its_class_and_its_field(spec, told, monkeypatch) -> None:
+    def refuse(*_: object) -> None:
+        raise told
+
+    monkeypatch.setattr(image_process, "cut_frames", refuse)
+    request = {"spec": spec.model_dump_json(), "frames": {"options": {}, "room": {**vars(ROOM)}}}
+    (line,) = image_process._reply(request, [b""])
+    error = image_process._error_of(json.loads(line))
+    assert (type(error), error.message, error.param) == (type(told), told.message, told.param)
+
+
+def test_a_childs_lack_of_a_package_is_the_servers_answer(spec, monkeypatch) -> None:
+    monkeypatch.setattr("bundle.frames.opening.find_spec", lambda name: None)
+    request = {"spec": spec.model_dump_json(), "frames": {"options": {}, "room": {**vars(ROOM)}}}
+    (line,) = image_process._reply(request, [b"\0\0\0\x18ftypisom" + bytes(12)])
+    error = image_process._error_of(json.loads(line))
+    assert type(error) is MissingExtraError
+    assert ".[video]" in str(error)

@@ -1,0 +1,63 @@
+"""Where a prompt may be cut: the kernels of every scheme give each row the same bits on either side."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bundle.directory import Bundle, open_bundle
+from quant.planning.draft import Options
+from quant.quantizer import quantize_bundle
+from runtime.cache_shape import cache_shape
+from runtime.chunks import GRID_TOKENS, chunks
+from runtime.decoder import Decoder, TokenGraphs
+from runtime.filled_prompt import FilledPrompt
+from runtime.settings import RuntimeSettings
+
+VARIANTS = {"fp32": None, "int8 latency": "latency", "int4 memory": "memory", "int4 dual": "dual"}
+
+
+@pytest.fixture(scope="module")
+def variant(smolvlm_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
+    folder = tmp_path_factory.mktemp("variants")
+
+    def make(name: str) -> Bundle:
+        if VARIANTS[name] is None:
+            return open_bundle(smolvlm_bundle)
+        path = folder / name.replace(" ", "-")
+        quantize_bundle(smolvlm_bundle, path, weights=name.split()[0] + "-rtn", options=Options(profile=VARIANTS[name]))
+        return open_bundle(path, allow_ungated=True)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "most"), [(33, 32), (49, 32), (48, 48), (100, 48), (100, 47), (257, 256), (20, 7), (8, 7)]
+)
+def test_cuts_are_on_the_grid_and_leave_no_token_alone(num_tokens: int, most: int) -> None:
+    cuts = list(chunks(num_tokens, most))
+    assert [start for start, _ in cuts] == [0, *(end for _, end in cuts[:-1])]
+    assert cuts[-1][1] == num_tokens
+    assert all(1 < end - start <= most for start, end in cuts)
+    if most >= 2 * GRID_TOKENS:
+        assert not any(start % GRID_TOKENS for start, _ in cuts)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_no_cut_on_the_grid_changes_a_bit(variant, name: str) -> None:
+    bundle = variant(name)
+    decoder = Decoder(TokenGraphs(bundle, RuntimeSettings(intra_threads=1)), cache_shape(bundle.manifest, 1, 128))
+    prompt = FilledPrompt.of_ids(np.random.default_rng(0).integers(6, 200, 101))
+
+    def run(*cuts: int) -> list[np.ndarray]:
+        """Return the logits of the last token, and all rows."""
+        for start, end in zip([0, *cuts], [*cuts, 101], strict=True):
+            last = decoder.run("prompt", 0, [prompt.run(start, end, [start], [end - start - 1])]).copy()
+        rows = [decoder.states._buffers[state.input].read()[..., :101, :].copy() for state in decoder.states.states]
+        return [last, *rows]
+
+    whole = run()
+    for cuts in ((16,), (96,), (32, 64), (16, 32, 48, 80)):
+        for found, expected in zip(run(*cuts), whole, strict=True):
+            np.testing.assert_array_equal(found, expected)
