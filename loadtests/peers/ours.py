@@ -57,6 +57,11 @@ class Generative:
         stations = dict.fromkeys(("vision", "prefill", "decode"), self._at_station)
         return {**stations, "first_token": self._to_first_token, "chats": self._chats.prepare}
 
+    def close(self) -> None:
+        """End the client; a server of chats ends with its measure."""
+        if self._client is not None:
+            self._client.close()
+
     def _at_station(self, measure: Measure) -> Work:
         once, times = self._bench.work(Station(measure.kind, measure.size, measure.cached_tokens))  # type: ignore[arg-type]
 
@@ -87,6 +92,11 @@ class ClientThread:
     def ask(self, image: bytes) -> None:
         """Ask about an image and wait for one token."""
         self._wait(self._answer(image))
+
+    def close(self) -> None:
+        """End the client and its event loop."""
+        self._wait(self._client.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
 
     async def _answer(self, image: bytes) -> None:
         message = Message("user", (ImagePart(image), TextPart(_QUESTION)))

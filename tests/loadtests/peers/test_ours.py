@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,11 +28,13 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
-def generative(smolvlm_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Generative:
+def generative(smolvlm_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Generative]:
     """With room for a tiny model's context."""
     longest = [ours.Station("prefill", 64), ours.Station("decode", 8, 63)]
     monkeypatch.setattr(ours, "_LONGEST", tuple(longest))
-    return Generative(smolvlm_bundle, 1, {})
+    generative = Generative(smolvlm_bundle, 1, {})
+    yield generative
+    generative.close()
 
 
 @pytest.mark.parametrize(
