@@ -235,6 +235,11 @@ class PromptBuilder:
         # Behind a prompt, as a vocabulary that begins every text with a blank has no second one there
         return whole[len(before) :] if whole[: len(before)] == before else self._tokenizer.encode(blanks + answer)
 
+    @property
+    def answer_lead(self) -> str:
+        """The blanks with which answers begin, because the template writes them behind the prompt; often none."""
+        return self._before_answers[1]
+
     @cached_property
     def _before_answers(self) -> tuple[str, str]:
         """A prompt, and the blanks that the template writes between it and an answer."""

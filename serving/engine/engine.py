@@ -222,7 +222,11 @@ class Engine(Worker[_Message]):
 
     def _sample(self, sequences: SequenceOf[Sequence], logits: StepLogits) -> None:
         """Let each sequence go on with a token chosen from its row of [B, V], or fail it alone."""
-        chosen = choices(self._sampler, logits, [sequence.sampling_state for sequence in sequences])
+        try:
+            chosen = choices(self._sampler, logits, [sequence.sampling_state for sequence in sequences])
+        except Exception as error:  # of all rows at once, or of bringing the logits here
+            logger.exception("%s: the choice of tokens for %d sequences failed", self.name, len(sequences))
+            chosen = [explained(error)] * len(sequences)
         for sequence, choice in zip(sequences, chosen, strict=True):
             if isinstance(choice, Choice):
                 self._append(sequence, choice)

@@ -59,15 +59,21 @@ class AnswerText:
         detokenizer: Fresh.
         eos_ids: The model's own end tokens, which are no part of the text.
         sampling: What else ends the answer, after how many tokens, and whether the text holds it.
+        lead: Left out where the text begins with it.
 
     Attributes:
         num_tokens: Pushed so far.
     """
 
     def __init__(
-        self, detokenizer: Detokenizer | BytesDetokenizer, eos_ids: Collection[int], sampling: SamplingParams
+        self,
+        detokenizer: Detokenizer | BytesDetokenizer,
+        eos_ids: Collection[int],
+        sampling: SamplingParams,
+        lead: str = "",
     ) -> None:
         self._detokenizer = detokenizer
+        self._lead = lead
         self._without_text = frozenset(eos_ids) | frozenset(() if sampling.includes_stop else sampling.stop_token_ids)
         self._stop_text = StopText(sampling.stop, includes_stop=sampling.includes_stop)
         self._min_tokens = sampling.min_tokens
@@ -84,7 +90,15 @@ class AnswerText:
         if token_id in self._without_text:
             return ""
         text = self._detokenizer.push([token_id])
+        if text and self._lead:
+            text, self._lead = self._without_lead(text)
         return text if self.num_tokens <= self._min_tokens else self._stop_text.push(text)
+
+    def _without_lead(self, text: str) -> tuple[str, str]:
+        """Return a beginning without the lead, and what of the lead may still come."""
+        if self._lead.startswith(text):
+            return "", self._lead[len(text) :]
+        return text.removeprefix(self._lead), ""
 
     def finish(self) -> str:
         """Return what was held back until now."""

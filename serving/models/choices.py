@@ -47,6 +47,7 @@ class ChoiceAnswer:
         stream: Of its tokens.
         sampling: Of its tokens.
         vocabulary: Of the model.
+        lead: What its text is told without, where it begins with it.
 
     Attributes:
         stream: As given.
@@ -54,7 +55,13 @@ class ChoiceAnswer:
     """
 
     def __init__(
-        self, index: int, engine: Engine, stream: TokenStream, sampling: SamplingParams, vocabulary: Vocabulary
+        self,
+        index: int,
+        engine: Engine,
+        stream: TokenStream,
+        sampling: SamplingParams,
+        vocabulary: Vocabulary,
+        lead: str = "",
     ) -> None:
         self.stream = stream
         self._index = index
@@ -62,7 +69,7 @@ class ChoiceAnswer:
         self._vocabulary = vocabulary
         self._end_ids = frozenset(stream.sequence.eos_token_ids)
         source = vocabulary.tokenizer if sampling.structure is None else vocabulary.token_bytes
-        self._text = AnswerText(source.detokenizer(), vocabulary.eos_ids, sampling)
+        self._text = AnswerText(source.detokenizer(), vocabulary.eos_ids, sampling, lead)
 
     @property
     def num_tokens(self) -> int:

@@ -111,7 +111,9 @@ class GenerativeModel(Model):
             check_canary(bundle, {self._vision.name: self._vision.session, **graphs.sessions})
         self._decoder = Decoder(graphs, self._shape)
         self._vocab_size = graphs.vocab_size
-        self._grammars = Grammars(tokenizer, graphs.vocab_size, manifest.eos_token_ids, settings.max_sequences)
+        self._grammars = Grammars(
+            tokenizer, graphs.vocab_size, manifest.eos_token_ids, settings.max_sequences, self._prompts.answer_lead
+        )
         self._engine = Engine(
             f"engine-{manifest.name}",
             Runner(self._decoder),
@@ -229,6 +231,7 @@ class GenerativeModel(Model):
         image_keys = [image.key for image in prepared.images]
         end_ids = (*(() if sampling.ignores_eos else self._manifest.eos_token_ids), *sampling.stop_token_ids)
         deadline_s = math.inf if request.timeout_s is None else arrived_s + request.timeout_s
+        lead = "" if prepared.structure is None else prepared.structure.lead
         choices = []
         with ExitStack() as submitted:
             for index in range(request.num_choices):
@@ -246,7 +249,7 @@ class GenerativeModel(Model):
                 )
                 stream = self._engine.submit(sequence)
                 submitted.callback(self._engine.cancel, stream)
-                choices.append(ChoiceAnswer(index, self._engine, stream, own, self._vocabulary))
+                choices.append(ChoiceAnswer(index, self._engine, stream, own, self._vocabulary, lead))
             yield choices
 
     async def _events(

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Hashable
 
 from bundle.errors import ParameterError
-from serving.engine.sampling.constraint import Constraint, Matcher
-from serving.engine.sampling.grammar import Grammars
+from serving.engine.sampling.constraint import Constraint
+from serving.engine.sampling.grammar import Compiled, Grammars
 from serving.models.crew import Crew
 from serving.protocol import Structure
 
@@ -20,18 +20,22 @@ class CompiledStructure:
 
     Args:
         grammars: Of the model.
-        matcher: At an answer's beginning.
+        compiled: At an answer's beginning.
         param: The field of the request, for errors.
+
+    Attributes:
+        lead: May stand before each choice, and is no part of its text.
     """
 
-    def __init__(self, grammars: Grammars, matcher: Matcher, param: str) -> None:
+    def __init__(self, grammars: Grammars, compiled: Compiled, param: str) -> None:
         self._grammars = grammars
-        self._matcher = matcher
+        self._compiled = compiled
         self._param = param
+        self.lead = compiled.lead
 
     def constraint(self) -> Constraint:
         """Return a fresh answer's constraint."""
-        return self._grammars.constraint(self._matcher.deep_copy(), self._param)
+        return self._grammars.constraint(self._compiled.copy().matcher, self._param)
 
 
 async def compiled_structure(

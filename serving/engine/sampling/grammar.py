@@ -7,6 +7,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ import numpy as np
 from bundle.errors import EngineDeadError, MachineError, ParameterError
 from bundle.extras import install_line
 from bundle.text import Tokenizer
+from bundle.token_bytes import TokenBytes
 from serving.engine.sampling.constraint import Constraint, Matcher, told
 from serving.engine.sampling.endless import grammar_can_end, schema_can_end
 from serving.protocol import Structure
@@ -40,6 +43,23 @@ _TAIL = f'\n{_OWN_LINE} {{"no_forcing": true}}\n'
 """Forced text is not walked ahead of the model: "a{1000000000}" would be, for seconds within one step."""
 
 
+@dataclass(frozen=True)
+class Compiled:
+    """A structure ready to be followed.
+
+    Attributes:
+        matcher: At the beginning of an answer.
+        lead: May stand before what was asked for, and is no part of it; empty where nothing may.
+    """
+
+    matcher: Matcher
+    lead: str = ""
+
+    def copy(self) -> Compiled:
+        """Return one whose matcher is the caller's own."""
+        return Compiled(self.matcher.deep_copy(), self.lead)
+
+
 class Grammars:
     """Compiles structures for one model's vocabulary; safe to use from several threads.
 
@@ -48,19 +68,24 @@ class Grammars:
         vocab_size: V of its logits; ids that the tokenizer lacks are never allowed.
         end_ids: Tokens that end an answer; at least one.
         num_threads: For what may follow; as many as sequences run at once, so that none waits for a costly one.
+        lead: The blanks with which the model begins its answers, because its template leaves them to it. A structure
+            that forbade them would make it say what it never says: they may stand before one that has none itself.
     """
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int, end_ids: Collection[int], num_threads: int) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, vocab_size: int, end_ids: Collection[int], num_threads: int, lead: str = ""
+    ) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._end_ids = tuple(end_ids)
         self._threads = ThreadPoolExecutor(num_threads, "grammar-masks")
         self._gate = threading.Lock()
         self._words: Any = None
-        self._kept: OrderedDict[tuple[str, str], Matcher] = OrderedDict()
+        self._lead = lead
+        self._kept: OrderedDict[tuple[str, str], Compiled] = OrderedDict()
 
-    def compiled(self, structure: Structure) -> Matcher:
-        """Return a matcher at the beginning of an answer, the caller's own; takes milliseconds, or some seconds.
+    def compiled(self, structure: Structure) -> Compiled:
+        """Return a structure at the beginning of an answer, the caller's own; takes milliseconds, or some seconds.
 
         Raises:
             ParameterError: The structure is too large, or llguidance cannot express it.
@@ -70,13 +95,13 @@ class Grammars:
         with self._gate:
             if (kept := self._kept.get(key)) is not None:
                 self._kept.move_to_end(key)
-                return kept.deep_copy()
-        matcher = self._compile(structure)
+                return kept.copy()
+        compiled = self._compile(structure)
         with self._gate:
-            self._kept[key] = matcher
+            self._kept[key] = compiled
             while len(self._kept) > _MOST_KEPT or sum(len(text) for _, text in self._kept) > _MOST_KEPT_BYTES:
                 self._kept.popitem(last=False)
-        return matcher.deep_copy()
+        return compiled.copy()
 
     def constraint(self, matcher: Matcher, param: str) -> Constraint:
         """Return the constraint of an answer that begins; the matcher is its own from here on.
@@ -93,21 +118,37 @@ class Grammars:
         """Take no more work; what was begun ends by itself."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _compile(self, structure: Structure) -> Matcher:
+    def _compile(self, structure: Structure) -> Compiled:
         library, param = _library(), structure.param
         if not self._end_ids:
             raise ParameterError(f"{param}: this model has no token that ends an answer, so none can be held", param)
         if (size := len(structure.text.encode(errors="surrogatepass"))) > MOST_BYTES:
             raise ParameterError(f"{param} holds {size} bytes; at most {MOST_BYTES} are compiled", param)
-        grammar = _lark(library, structure) + _TAIL
+        grammar = _lark(library, structure)
+        matcher = self._matcher(library, grammar, param)
+        if not _can_end(structure):
+            raise ParameterError(f"{param} allows no answer that ends: what it asks for needs itself", param)
+        if not self._lead or structure.kind == "grammar" or self._may_begin_with_lead(matcher):
+            return Compiled(self._checked(matcher, param))
+        return Compiled(self._checked(self._matcher(library, _led(grammar, self._lead), param), param), self._lead)
+
+    def _matcher(self, library: Any, grammar: str, param: str) -> Any:
         limits = library.LLParserLimits(**_LIMITS)
-        matcher = library.LLMatcher(self._vocabulary(library, param), grammar, limits=limits, log_level=0)
+        matcher = library.LLMatcher(self._vocabulary(library, param), grammar + _TAIL, limits=limits, log_level=0)
         if matcher.is_error() or matcher.get_grammar_warnings():
             why = told(matcher) or " ".join(matcher.get_grammar_warnings())
             raise ParameterError(f"{param} cannot be followed: {why}", param)
-        if not _can_end(structure):
-            raise ParameterError(f"{param} allows no answer that ends: what it asks for needs itself", param)
-        return self._checked(matcher, param)
+        return matcher
+
+    def _may_begin_with_lead(self, matcher: Any) -> bool:
+        """Return whether a structure says itself that an answer may begin so."""
+        return bool(matcher.deep_copy().validate_tokens(self._lead_ids[:1]))
+
+    @cached_property
+    def _lead_ids(self) -> list[int]:
+        """Tokens that are the lead and no more; none where the vocabulary has no such token."""
+        of = TokenBytes(self._tokenizer).of
+        return [token_id for token_id in range(self._tokenizer.vocab_size) if of(token_id) == self._lead.encode()]
 
     def _checked(self, matcher: Matcher, param: str) -> Matcher:
         """Return the matcher once it has found what may come first."""
@@ -149,6 +190,11 @@ def _can_end(structure: Structure) -> bool:
     if structure.kind == "json":
         return schema_can_end(json.loads(structure.text))
     return structure.kind != "grammar" or grammar_can_end(structure.text)
+
+
+def _led(grammar: str, lead: str) -> str:
+    """Return a grammar behind some blanks, or behind nothing."""
+    return f"start: lead? answer\nlead: {json.dumps(lead)}\n" + grammar.replace("start:", "answer:", 1)
 
 
 def _lark(library: Any, structure: Structure) -> str:

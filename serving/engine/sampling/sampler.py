@@ -34,11 +34,7 @@ class Sampler:
             logits: [B, V], overwritten.
             states: Of the B sequences; each with a choice has taken it.
         """
-        try:
-            return _Step(logits, states).outcomes()
-        except Exception as error:
-            logger.exception("the choice of tokens for %d sequences failed", len(states))
-            return [explained(error)] * len(states)
+        return _Step(logits, states).outcomes()
 
 
 class _Step:

@@ -452,6 +452,29 @@ def test_a_sampler_that_fails_ends_its_own_answer_alone(runner, engine_of) -> No
     assert engine.fault == ""
 
 
+def test_a_choice_that_fails_for_a_whole_batch_ends_that_batch_and_no_more(runner, engine_of, monkeypatch) -> None:
+    """As where a device does not give its logits away."""
+    engine = engine_of(runner)
+    choose, faults = Sampler.choose, [RuntimeError("injected")]
+
+    def faulty(*arguments):
+        if faults:
+            raise faults.pop()
+        return choose(*arguments)
+
+    monkeypatch.setattr(Sampler, "choose", faulty)
+
+    async def main() -> None:
+        failed = (await read(engine, engine.submit(greedy(7, max_tokens=2).sequence())))[-1]
+        assert isinstance(failed, Failed)
+        assert "injected" in str(failed.error)
+        ended = (await read(engine, engine.submit(greedy(8, max_tokens=2).sequence())))[-1]
+        assert isinstance(ended, Ended)
+
+    asyncio.run(main())
+    assert (engine.fault, engine.gauges["num_requests_running"]) == ("", 0)
+
+
 def test_a_cancelled_request_gives_its_slot_to_the_next(tiny_model, settings) -> None:
     one_slot = settings.model_copy(update={"max_sequences": 1})
     permits = threading.Semaphore(1)

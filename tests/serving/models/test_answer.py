@@ -1,5 +1,5 @@
 import tokenizers
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
@@ -95,3 +95,20 @@ def test_an_answer_that_ends_within_a_character_shows_that_it_is_broken() -> Non
 
 def test_the_first_min_tokens_stop_nothing() -> None:
     assert said("xaxa", SamplingParams(stop=("x",), min_tokens=2)) == ("xa", True)
+
+
+@given(st.lists(st.text(" a", min_size=1, max_size=3), max_size=6), st.sampled_from(["", " ", "  "]))
+def test_a_text_is_told_without_its_lead_however_it_is_cut(pieces: list[str], lead: str) -> None:
+    text = "".join(pieces)
+    assume(text.startswith(lead) or not text.startswith(" "))  # a structure lets all of it pass, or none
+
+    class Pieces:
+        def push(self, token_ids: list[int]) -> str:
+            return pieces[token_ids[0]]
+
+        def finish(self) -> str:
+            return ""
+
+    answer = AnswerText(Pieces(), (), SamplingParams(), lead)  # type: ignore[arg-type]
+    shown = "".join(answer.push(place) for place in range(len(pieces))) + answer.finish()
+    assert shown == text.removeprefix(lead)

@@ -53,16 +53,16 @@ def byte_fallback_tokenizer() -> Tokenizer:
 class Held:
     """A vocabulary and its grammars; V is larger than the vocabulary, as a padded head's is."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, lead: str = "") -> None:
         self.tokenizer = tokenizer
         self.vocab_size = tokenizer.vocab_size + 13
         self.end_id = tokenizer.token_id(END)
         assert self.end_id is not None
-        self.grammars = Grammars(tokenizer, self.vocab_size, (self.end_id,), 2)
+        self.grammars = Grammars(tokenizer, self.vocab_size, (self.end_id,), 2, lead)
 
     def state(self, structure: Structure, **sampling: Any) -> SamplingState:
-        matcher = self.grammars.compiled(structure)
-        constraint = self.grammars.constraint(matcher, structure.param)
+        compiled = self.grammars.compiled(structure)
+        constraint = self.grammars.constraint(compiled.matcher, structure.param)
         return SamplingState(SamplingParams(**sampling), (), (self.end_id,), constraint)
 
     def answer(self, structure: Structure, seed: int, max_tokens: int = 400, haste: float = 4.0) -> str | None:
@@ -104,4 +104,4 @@ def by_bytes() -> Any:
 @pytest.fixture
 def make_held():
     """The function that makes one of a vocabulary of bytes; its maker closes it."""
-    return lambda: Held(byte_level_tokenizer())
+    return lambda lead="": Held(byte_level_tokenizer(), lead)

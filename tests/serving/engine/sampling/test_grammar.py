@@ -180,7 +180,7 @@ def test_what_may_follow_is_found_on_another_thread(by_bytes: Any) -> None:
 
     class Watched:
         def __init__(self) -> None:
-            self._matcher = by_bytes.grammars.compiled(Structure("regex", "ab", "guided_regex"))
+            self._matcher = by_bytes.grammars.compiled(Structure("regex", "ab", "guided_regex")).matcher
 
         def __getattr__(self, name: str) -> Any:
             used.append(threading.current_thread())
@@ -233,7 +233,33 @@ def test_a_model_that_likes_blanks_gets_one_between_two_words(by_bytes: Any) -> 
 
 def test_an_answer_that_begins_after_the_end_is_told_so(make_held) -> None:
     made = make_held()
-    matcher = made.grammars.compiled(Structure("regex", "a", "guided_regex"))
+    matcher = made.grammars.compiled(Structure("regex", "a", "guided_regex")).matcher
     made.grammars.close()
     with pytest.raises(EngineDeadError):
         made.grammars.constraint(matcher, "guided_regex")
+
+
+def first_bytes(state: Any, made: Any) -> set[str]:
+    allowed = np.flatnonzero(state.constraint.allowed(made.vocab_size))
+    return {made.tokenizer.decode([token_id])[:1] for token_id in allowed.tolist()}
+
+
+def test_the_blank_with_which_a_model_begins_may_stand_before_a_structure_that_has_none(make_held) -> None:
+    made = make_held(" ")
+    try:
+        for kind, text, begins, lead in (
+            ("choice", '["red", "blue"]', {" ", "r", "b"}, " "),
+            ("regex", "[0-9]{2}", {" ", *"0123456789"}, " "),
+            ("json", '{"type": "boolean"}', {" ", "t", "f"}, " "),
+            ("regex", " ?red", {" ", "r"}, ""),
+            ("choice", '[" red", "blue"]', {" ", "b"}, ""),
+            ("grammar", 'start: "red"', {"r"}, ""),
+        ):
+            structure = Structure(kind, text, "guided")
+            assert made.grammars.compiled(structure).lead == lead, text
+            assert first_bytes(made.state(structure), made) == begins, text
+        state = made.state(Structure("choice", '["red"]', "guided"))
+        state.take(made.tokenizer.token_id("Ġ"))
+        assert first_bytes(state, made) == {"r"}  # one, and no more
+    finally:
+        made.grammars.close()
