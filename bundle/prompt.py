@@ -211,7 +211,7 @@ class PromptBuilder:
         if max_tokens is not None and num_image_tokens > max_tokens:
             raise ContextLengthError(
                 f"the {len(layouts)} images take {num_image_tokens} tokens; the context holds {max_tokens}. Send fewer "
-                "images, or smaller ones.",
+                "or smaller images, or let the server hold a longer context.",
                 "messages",
             )
         expansions = [image_text(self._image_prompt, layout) for layout in layouts]

@@ -360,6 +360,9 @@ def _first_problem(error: ValidationError, sources: Mapping[tuple[str, ...], str
         return f"{source}settings {where or 'together'}: {first['ctx']['error']}{more}"
     if first["type"] == "model_type":
         return f"{source}{where} is a table of settings, not a value such as {first['input']!r}{more}"
+    if first["type"].startswith("byte_size"):
+        wanted = "it must be a number of bytes, or such as 512MiB or 2GB"
+        return f"{source}setting {where} = {first['input']!r}: {wanted}{more}"
     return f"{source}setting {where} = {first['input']!r}: {first['msg']}{more}"
 
 

@@ -50,8 +50,12 @@ def gif_animation(data: bytes) -> Animation:
     at = len(pieces[0])
     while True:
         control, start = _before_picture(data, at)
-        if start is None or start + _DESCRIPTOR_BYTES > len(data):
+        if start is None:
+            if not _is_ended(data, at):
+                raise damaged("GIF", data, f"it is cut short behind picture {len(delays_ms) - 1}")
             break
+        if start + _DESCRIPTOR_BYTES > len(data):
+            raise damaged("GIF", data, f"picture {len(delays_ms)} is cut short")
         left, top, of_width, of_height, flags = struct.unpack_from("<HHHHB", data, start + 1)
         if left + of_width > width or top + of_height > height:
             raise damaged("GIF", data, f"picture {len(delays_ms)} reaches beyond the canvas of {width}x{height}")
@@ -81,6 +85,13 @@ def _before_picture(data: bytes, at: int) -> tuple[bytes, int | None]:
         if data[start + 1 : start + 2] == bytes((_CONTROL,)):
             control = data[start:at]
     return control, None
+
+
+def _is_ended(data: bytes, at: int) -> bool:
+    """Return whether a trailer, and no more than extensions before it, follows."""
+    while (found := _INTRODUCER.search(data, at)) and data[found.start()] == _EXTENSION:
+        at, _ = _blocks_end(data, found.start() + 2)
+    return found is not None and data[found.start()] == _TRAILER
 
 
 def _blocks_end(data: bytes, at: int) -> tuple[int, bool]:

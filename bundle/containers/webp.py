@@ -45,6 +45,9 @@ def webp_animation(data: bytes) -> Animation:
         ImageError: The header is damaged, a frame is cut short or reaches beyond the canvas, or there are too many.
     """
     still = webp_picture(data)
+    promised = 8 + int.from_bytes(data[4:8], "little")
+    if promised > len(data) + 1:  # some writers leave out the byte that makes the last chunk even
+        raise damaged("WEBP", data, f"it is cut short: its header promises {promised} bytes")
     frames = [chunk for name, chunk in _chunks(data, 12) if name == b"ANMF"]
     if not frames:
         return Animation("WEBP", still.width_px, still.height_px, still.data, (shown_ms(0),))

@@ -222,6 +222,12 @@ class HealthAnswer(_Answer):
     reason: str | None = None
 
 
+class Cleared(_Answer):
+    """The caches are empty."""
+
+    status: Literal["cleared"]
+
+
 class Welcome(_Answer):
     """Where to go from here."""
 

@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from bundle.errors import PocketVLMError
+from bundle.errors import ParameterError, PocketVLMError
 from bundle.frames.options import FrameOptions
 from serving.api.choices import WholeChoice, delta_body, end_body, role_body
 from serving.api.contents import FramesContent, ImageContent, TextContent, VideoContent
@@ -96,6 +96,8 @@ def _asked(service: Service, body: ChatRequest) -> _Asked:
     parts = [part for message in messages for part in message.parts]
     check_count(sum(isinstance(part, ImagePart) for part in parts), service.settings.max_images, "messages", "images")
     videos = [part for part in parts if isinstance(part, VideoPart)]
+    if body.video is not None and not videos:
+        raise ParameterError("video says how videos are looked at, and no message holds one; leave it out", "video")
     check_count(len(videos), service.settings.max_videos, "messages", "videos")
     check_count(sum(map(num_frames_of, videos)), service.settings.max_frames, "messages", "frames")
     request = GenerateRequest(

@@ -47,7 +47,7 @@ def examples(cards: Sequence[ModelCard]) -> dict[str, dict[str, Any]]:
     fields: dict[str, dict[str, Any]] = {
         "/v1/chat/completions": {"messages": [asked], "max_tokens": 64, "stream": True},
         "/v1/embeddings": {"input": ["a red circle", _IMAGE]},
-        "/v1/classify": {"images": [_IMAGE], "labels": ["circle", "square"]},
+        "/v1/classify": {"images": [_IMAGE], "labels": ["a red circle", "a blue square"]},
     }
     return {path: {"model": model(path), **rest} for path, rest in fields.items()}
 

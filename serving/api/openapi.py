@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -21,14 +22,14 @@ _REFUSALS = {
     404: "No served model has that name.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
+    415: "What was sent needs an optional package that this server lacks; the message names it.",
     429: "Too much is going on; `Retry-After` says when to come again.",
     500: "A fault of the server; its log has the details.",
-    501: "What was sent needs an optional package that this server lacks; the message names it.",
     503: "The model cannot answer now: it loads, stops, hangs or lacks memory.",
     504: "The request's time limit came first.",
 }
 _OF_CHAT = tuple(_REFUSALS)
-_OF_WORK = tuple(status for status in _REFUSALS if status != 501)
+_OF_WORK = tuple(status for status in _REFUSALS if status != 415)
 _REF = "#/components/schemas/{model}"
 
 
@@ -60,15 +61,16 @@ ROUTES: dict[str, Described] = {
     "/health/live": Described(answers.HealthAnswer, (503,)),
     "/health/ready": Described(answers.HealthAnswer, (503,)),
     "/metrics": Described(None),
+    "/v1/cache/clear": Described(answers.Cleared),
     "/": Described(answers.Welcome),
 }
-"""By path; each has one documented method."""
+"""By path; each has one documented method. `/v1/cache/clear` is there where a setting allows it."""
 
 
 def document(app: FastAPI, settings: ApiSettings) -> dict[str, Any]:
     """Return the document of an application that has its routes."""
     found = get_openapi(title=app.title, version=app.version, description=_limits(settings), routes=app.routes)
-    schemas_of, definitions = _schemas()
+    schemas_of, definitions = _schemas([ROUTES[path] for path in found["paths"]])
     for path, operations in found["paths"].items():
         for operation in operations.values():
             _complete(operation, ROUTES[path], schemas_of)
@@ -76,10 +78,10 @@ def document(app: FastAPI, settings: ApiSettings) -> dict[str, Any]:
     return found
 
 
-def _schemas() -> tuple[dict[type[BaseModel], Any], dict[str, Any]]:
-    """Return a reference for every model of the table, and the definitions that they refer to."""
+def _schemas(routes: Sequence[Described]) -> tuple[dict[type[BaseModel], Any], dict[str, Any]]:
+    """Return a reference for every model of some routes, and the definitions that they refer to."""
     models: dict[type[BaseModel], None] = {answers.ErrorAnswer: None, answers.HealthAnswer: None}
-    for route in ROUTES.values():
+    for route in routes:
         models |= dict.fromkeys(each for each in (route.answer, route.request, route.event) if each is not None)
     references, definitions = models_json_schema([(each, "validation") for each in models], ref_template=_REF)
     return {model: references[(model, "validation")] for model in models}, definitions["$defs"]

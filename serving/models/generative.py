@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bundle.directory import Bundle
-from bundle.errors import BundleFormatError, ContextLengthError
+from bundle.errors import BundleFormatError, ContextLengthError, ImageError
 from bundle.generation import GENERATION, SamplingDefaults
 from bundle.prompt import Prompt, PromptBuilder
 from bundle.token_bytes import TokenBytes
@@ -178,7 +178,7 @@ class GenerativeModel(Model):
         num_characters = sum(len(p.text) for message in messages for p in message.parts if isinstance(p, TextPart))
         self._prompts.tokenizer.check_characters(num_characters, self._shape.capacity_tokens)
         parts = [part for message in messages for part in message.parts if not isinstance(part, TextPart)]
-        visuals = await together(self._visual(owner, part) for part in parts)
+        visuals = await together(self._visual(owner, part, at, len(parts)) for at, part in enumerate(parts, 1))
         layouts = [layout for visual in visuals for layout in visual.layouts]
         most = self._shape.capacity_tokens
         turns = turns_of(messages, visuals)
@@ -199,8 +199,16 @@ class GenerativeModel(Model):
             return all_filled(visuals, encoded)
         return await self._pool.images.run(owner, all_filled, visuals, encoded)
 
-    async def _visual(self, owner: str, part: ImagePart | VideoPart) -> Visual:
-        """Return an image or a video, decoded."""
+    async def _visual(self, owner: str, part: ImagePart | VideoPart, place: int, num_parts: int) -> Visual:
+        """Return an image or a video, decoded; what is wrong with it is told with its place among several."""
+        try:
+            return await self._decoded(owner, part)
+        except ImageError as error:
+            if num_parts == 1:
+                raise
+            raise ImageError(f"of {num_parts} images and videos, number {place}: {error}", error.param) from error
+
+    async def _decoded(self, owner: str, part: ImagePart | VideoPart) -> Visual:
         if isinstance(part, ImagePart):
             return Visual.of_image(await self._vision.decode(owner, part.data))
         room = FrameRoom(self._prompts.image_prompt.tokens_per_tile, self._shape.capacity_tokens)

@@ -146,13 +146,11 @@ def test_a_list_that_is_empty_mixed_or_no_pictures_is_refused(frames) -> None:
     assert "frame 1: 9 bytes beginning" in refusal([picture(frames[0]), b"no images"], 1.0)
 
 
-def test_every_prefix_of_an_animation_is_a_clear_error_or_a_video(animated) -> None:
-    for end in range(0, len(animated) - 1, 37):
-        try:
-            clip = open_clip([animated[:end]])
-            list(clip.pictures(range(len(clip.times_s))))
-        except ImageError:
-            continue
+def test_an_animation_that_is_cut_short_is_refused_wherever_that_is(animated) -> None:
+    """Also between two pictures: fewer would be looked at, and nobody told."""
+    for end in range(len(animated) - 1):
+        with pytest.raises(ImageError):
+            open_clip([animated[:end]])
 
 
 @pytest.mark.parametrize("codec", ["mpeg4", "libx264"])

@@ -49,8 +49,8 @@ def engine() -> FakeClient:
 
 @pytest.fixture
 def make_caller(engine: FakeClient) -> Callable[..., Caller]:
-    """Make a caller of an application with given limits."""
-    return lambda **limits: Caller(create_app(engine, ApiSettings(**limits)))
+    """Make a caller of an application with given limits, and the route that clears caches where it is told how."""
+    return lambda clear_caches=None, **limits: Caller(create_app(engine, ApiSettings(**limits), clear_caches))
 
 
 @pytest.fixture

@@ -197,11 +197,11 @@ def test_a_video_is_no_content_of_a_system_message_nor_an_embedding(api: Any, as
     assert api.post("/v1/embeddings", body).status_code == 400
 
 
-def test_an_mp4_without_its_extra_is_501_and_says_what_installs_it(
+def test_an_mp4_without_its_extra_is_415_and_says_what_installs_it(
     api: Any, ask: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(opening, "find_spec", lambda name: None)
     response = api.post(CHAT, ask([vllm(url(b"\0\0\0\x18ftypisom" + bytes(12), "video/mp4"))]))
     error = response.json()["error"]
-    assert (response.status_code, error["code"]) == (501, "not_installed")
+    assert (response.status_code, error["code"]) == (415, "not_installed")
     assert ".[video]" in error["message"]
