@@ -253,6 +253,8 @@ class Engine(Worker[_Message]):
         for message in messages:
             if isinstance(message, _Submit):
                 message.stream.try_put(Failed(error))
+            elif isinstance(message, _Clear):
+                self._inbox.put(message)  # it was promised
         for stream in list(self._streams.values()):
             stream.try_put(Failed(error))
             self._inbox.put(_Cancel(stream))  # for a thread that goes on: it alone touches the scheduler

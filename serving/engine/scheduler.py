@@ -153,6 +153,8 @@ class Scheduler:
     def _has_rows_for(self, sequence: Sequence) -> bool:
         """Return whether a sequence that waits could run beside the others for a while."""
         num_running = self.num_running
+        if self.shape.budget_rows is None:
+            return True
         headroom = self.shape.capacity_tokens // _HEADROOM_SHARE * (num_running + 1)
         return not num_running or self.num_cached_rows + len(sequence.ids) + headroom <= self.shape.most_rows
 
@@ -164,8 +166,8 @@ class Scheduler:
         return Batch("step", rows) if rows else None
 
     def _has_room_for(self, filling: Sequence) -> bool:
-        """Return whether all that is left of a prompt can run before the answers go on."""
-        return self._pace.has_room_for(filling.num_prompt_tokens - filling.num_run)
+        """Return whether all that is left to be read, of prompt and answer, can run before the others go on."""
+        return self._pace.has_room_for(len(filling.ids) - filling.num_run)
 
     def _is_filling(self, batch: Batch) -> bool:
         return batch.rows[0].sequence is self._slots.filling

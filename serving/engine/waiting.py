@@ -56,5 +56,5 @@ class Waiting:
         return True
 
     def late(self, now_s: float) -> list[Sequence]:
-        """Return the sequences whose deadline has passed while they wait."""
-        return [sequence for sequence in self._queue if sequence.deadline_s <= now_s]
+        """Return the sequences whose deadline has passed while they wait; one that was begun goes on."""
+        return [each for each in self._queue if each.cached_tokens is None and each.deadline_s <= now_s]

@@ -174,7 +174,9 @@ class GenerativeModel(Model):
         """Return prompt and features; structure and prompt are judged before any image is encoded."""
         started_s = time.monotonic()
         owner, messages = request.request_id, request.messages
-        structure = await compiled_structure(self._pool.grammars, owner, self._grammars, request.sampling.structure)
+        structure = await compiled_structure(
+            self._pool.grammars, owner, self._grammars, request.sampling.structure, request.num_choices
+        )
         num_characters = sum(len(p.text) for message in messages for p in message.parts if isinstance(p, TextPart))
         self._prompts.tokenizer.check_characters(num_characters, self._shape.capacity_tokens)
         parts = [part for message in messages for part in message.parts if not isinstance(part, TextPart)]

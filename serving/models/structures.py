@@ -29,17 +29,17 @@ class CompiledStructure:
 
     def __init__(self, grammars: Grammars, compiled: Compiled, param: str) -> None:
         self._grammars = grammars
-        self._compiled = compiled
+        self._matchers = list(compiled.matchers)
         self._param = param
         self.lead = compiled.lead
 
     def constraint(self) -> Constraint:
-        """Return a fresh answer's constraint."""
-        return self._grammars.constraint(self._compiled.copy().matcher, self._param)
+        """Return a fresh answer's constraint; as often as it was compiled for."""
+        return self._grammars.constraint(self._matchers.pop(), self._param)
 
 
 async def compiled_structure(
-    crew: Crew, owner: Hashable, grammars: Grammars, structure: Structure | None
+    crew: Crew, owner: Hashable, grammars: Grammars, structure: Structure | None, num_choices: int
 ) -> CompiledStructure | None:
     """Return a structure compiled; None where a request asks for none.
 
@@ -48,6 +48,7 @@ async def compiled_structure(
         owner: The request: requests take turns.
         grammars: Of the model.
         structure: What is asked for.
+        num_choices: Answers that are to have it.
 
     Raises:
         ParameterError: llguidance cannot express it, or it takes too long.
@@ -55,7 +56,7 @@ async def compiled_structure(
     if structure is None:
         return None
     try:
-        work = crew.run(owner, grammars.compiled, structure)
+        work = crew.run(owner, grammars.compiled, structure, num_choices)
         return CompiledStructure(grammars, await asyncio.wait_for(work, COMPILE_TIMEOUT_S), structure.param)
     except asyncio.TimeoutError as error:
         raise ParameterError(

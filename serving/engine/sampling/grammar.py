@@ -25,7 +25,7 @@ MOST_BYTES = 64 << 10
 """Of a schema, regular expression or grammar. Compiling takes up to tens of microseconds a byte."""
 _MOST_KEPT_BYTES = 1 << 20
 _MOST_KEPT = 64
-"""Compiled grammars; each takes some kilobytes, and up to some megabytes for a large one."""
+"""Structures that passed, as texts: an answer's matcher is made anew, in about a millisecond for most."""
 _LIMITS = {
     "initial_lexer_fuel": 250_000,  # five milliseconds of lexer work
     "step_lexer_fuel": 100_000,  # seven milliseconds a step
@@ -48,16 +48,26 @@ class Compiled:
     """A structure ready to be followed.
 
     Attributes:
-        matcher: At the beginning of an answer.
+        matchers: Of as many answers, each at its beginning. They share nothing: copies of one would share its lexer,
+            whose limits are an answer's own.
         lead: May stand before what was asked for, and is no part of it; empty where nothing may.
     """
 
-    matcher: Matcher
+    matchers: tuple[Matcher, ...]
     lead: str = ""
 
-    def copy(self) -> Compiled:
-        """Return one whose matcher is the caller's own."""
-        return Compiled(self.matcher.deep_copy(), self.lead)
+
+@dataclass(frozen=True)
+class _Passed:
+    """A structure that was compiled once, and may be.
+
+    Attributes:
+        grammar: As llguidance takes it.
+        lead: As `Compiled.lead`.
+    """
+
+    grammar: str
+    lead: str = ""
 
 
 class Grammars:
@@ -82,10 +92,10 @@ class Grammars:
         self._gate = threading.Lock()
         self._words: Any = None
         self._lead = lead
-        self._kept: OrderedDict[tuple[str, str], Compiled] = OrderedDict()
+        self._passed: OrderedDict[tuple[str, str], _Passed] = OrderedDict()
 
-    def compiled(self, structure: Structure) -> Compiled:
-        """Return a structure at the beginning of an answer, the caller's own; takes milliseconds, or some seconds.
+    def compiled(self, structure: Structure, count: int = 1) -> Compiled:
+        """Return a structure at the beginning of so many answers; takes milliseconds, or some seconds.
 
         Raises:
             ParameterError: The structure is too large, or llguidance cannot express it.
@@ -93,15 +103,16 @@ class Grammars:
         """
         key = (structure.kind, structure.text)
         with self._gate:
-            if (kept := self._kept.get(key)) is not None:
-                self._kept.move_to_end(key)
-                return kept.copy()
-        compiled = self._compile(structure)
+            passed = self._passed.get(key)
+        if passed is None:
+            passed = self._judged(structure)
         with self._gate:
-            self._kept[key] = compiled
-            while len(self._kept) > _MOST_KEPT or sum(len(text) for _, text in self._kept) > _MOST_KEPT_BYTES:
-                self._kept.popitem(last=False)
-        return compiled.copy()
+            self._passed[key] = passed
+            self._passed.move_to_end(key)
+            while len(self._passed) > _MOST_KEPT or sum(len(text) for _, text in self._passed) > _MOST_KEPT_BYTES:
+                self._passed.popitem(last=False)
+        library, param = _library(), structure.param
+        return Compiled(tuple(self._matcher(library, passed.grammar, param) for _ in range(count)), passed.lead)
 
     def constraint(self, matcher: Matcher, param: str) -> Constraint:
         """Return the constraint of an answer that begins; the matcher is its own from here on.
@@ -118,7 +129,8 @@ class Grammars:
         """Take no more work; what was begun ends by itself."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _compile(self, structure: Structure) -> Compiled:
+    def _judged(self, structure: Structure) -> _Passed:
+        """Return a structure's grammar, once it was seen to allow an answer that ends."""
         library, param = _library(), structure.param
         if not self._end_ids:
             raise ParameterError(f"{param}: this model has no token that ends an answer, so none can be held", param)
@@ -129,8 +141,10 @@ class Grammars:
         if not _can_end(structure):
             raise ParameterError(f"{param} allows no answer that ends: what it asks for needs itself", param)
         if not self._lead or structure.kind == "grammar" or self._may_begin_with_lead(matcher):
-            return Compiled(self._checked(matcher, param))
-        return Compiled(self._checked(self._matcher(library, _led(grammar, self._lead), param), param), self._lead)
+            _check_allows(matcher, param)
+            return _Passed(grammar)
+        _check_allows(self._matcher(library, _led(grammar, self._lead), param), param)
+        return _Passed(_led(grammar, self._lead), self._lead)
 
     def _matcher(self, library: Any, grammar: str, param: str) -> Any:
         limits = library.LLParserLimits(**_LIMITS)
@@ -150,15 +164,6 @@ class Grammars:
         of = TokenBytes(self._tokenizer).of
         return [token_id for token_id in range(self._tokenizer.vocab_size) if of(token_id) == self._lead.encode()]
 
-    def _checked(self, matcher: Matcher, param: str) -> Matcher:
-        """Return the matcher once it has found what may come first."""
-        first = np.frombuffer(matcher.compute_bitmask(), np.uint8)
-        if matcher.is_error():
-            raise ParameterError(f"{param} allows no answer, or is too complex: {told(matcher)}", param)
-        if not first.any() and not matcher.is_accepting():
-            raise ParameterError(f"{param} allows no answer", param)
-        return matcher
-
     def _vocabulary(self, library: Any, param: str) -> Any:
         """Return llguidance's form of the vocabulary; made for the first structure, in some hundred milliseconds."""
         with self._gate:
@@ -174,6 +179,15 @@ class Grammars:
                         param,
                     ) from error
             return self._words
+
+
+def _check_allows(matcher: Matcher, param: str) -> None:
+    """Check that something may come first."""
+    first = np.frombuffer(matcher.compute_bitmask(), np.uint8)
+    if matcher.is_error():
+        raise ParameterError(f"{param} allows no answer, or is too complex: {told(matcher)}", param)
+    if not first.any() and not matcher.is_accepting():
+        raise ParameterError(f"{param} allows no answer", param)
 
 
 def _library() -> Any:

@@ -11,7 +11,7 @@ from serving.engine.sampling.constraint import Constraint
 from serving.engine.sampling.counts import TokenCounts
 from serving.protocol import SamplingParams
 
-_LOWEST_TEMPERATURE = 1e-30
+_LOWEST_TEMPERATURE, _HIGHEST_TEMPERATURE = 1e-30, 1e30
 """Float32 logits that differ are further apart than that, so that anything lower takes the likeliest token as well."""
 
 
@@ -44,7 +44,7 @@ class SamplingState:
         constraint: Constraint | None = None,
     ) -> None:
         heat = params.temperature or 0.0
-        self.temperature = max(heat, _LOWEST_TEMPERATURE) if heat else 0.0
+        self.temperature = min(max(heat, _LOWEST_TEMPERATURE), _HIGHEST_TEMPERATURE) if heat else 0.0
         self.top_k = params.top_k or 0
         self.top_p = 1.0 if params.top_p is None else params.top_p
         self.min_p = params.min_p or 0.0

@@ -240,3 +240,53 @@ def check_step(s: Scheduler, batch: Batch, live: list[Sequence]) -> None:
     # Every sequence that decodes is in the batch, side by side from the first slot.
     assert [row.sequence.slot for row in batch.rows] == list(range(len(batch.rows)))
     assert set(batch.sequences) == {one for one in live if one.slot is not None and one.is_decoding}
+
+
+def decoding(s: Scheduler, sequences: list[Sequence]) -> None:
+    """Run until sequences decode."""
+    for each in sequences:
+        s.add(each)
+    while not all(each.is_decoding for each in sequences):
+        run(s, s.schedule())
+
+
+def test_an_answer_that_is_read_again_lets_the_others_go_on_meanwhile() -> None:
+    token_s, step_s, gap_s = 0.002, 0.02, 0.1
+    s = Scheduler(CacheShape(4, 2048, 1), Pace(256, gap_s))
+    running, preempted = sequence(20), sequence(20)
+    decoding(s, [running, preempted])
+    while preempted.num_output_tokens < 600:
+        run(s, s.schedule())
+    s.preempt(preempted)
+    waited_s = longest_s = 0.0
+    while preempted.slot is None or not preempted.is_decoding:
+        batch = s.schedule()
+        is_step = running in batch.sequences
+        took_s = step_s if is_step else token_s * (batch.rows[0].end - batch.rows[0].start)
+        s.advance(batch, took_s)
+        for row in batch.rows:
+            if row.is_last:
+                s.append(row.sequence, 1)
+        waited_s += took_s
+        longest_s = max(longest_s, waited_s)
+        waited_s = 0.0 if is_step else waited_s
+    assert longest_s < 2 * gap_s
+
+
+def test_an_answer_that_was_begun_is_never_late() -> None:
+    s = scheduler()
+    begun, new = sequence(3), sequence(3)
+    begun.deadline_s = new.deadline_s = 5.0
+    decoding(s, [begun])
+    s.preempt(begun)
+    s.add(new)
+    assert s.late(6.0) == [new]
+
+
+def test_a_free_slot_is_taken_where_nothing_bounds_rows() -> None:
+    s = scheduler(num_slots=4, chunk=CAPACITY)
+    decoding(s, [sequence(12) for _ in range(3)])
+    s.add(last := sequence(14))
+    run(s, s.schedule())
+    run(s, s.schedule())
+    assert last.slot is not None

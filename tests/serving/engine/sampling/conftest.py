@@ -62,7 +62,7 @@ class Held:
 
     def state(self, structure: Structure, **sampling: Any) -> SamplingState:
         compiled = self.grammars.compiled(structure)
-        constraint = self.grammars.constraint(compiled.matcher, structure.param)
+        constraint = self.grammars.constraint(compiled.matchers[0], structure.param)
         return SamplingState(SamplingParams(**sampling), (), (self.end_id,), constraint)
 
     def answer(self, structure: Structure, seed: int, max_tokens: int = 400, haste: float = 4.0) -> str | None:

@@ -180,7 +180,7 @@ def test_what_may_follow_is_found_on_another_thread(by_bytes: Any) -> None:
 
     class Watched:
         def __init__(self) -> None:
-            self._matcher = by_bytes.grammars.compiled(Structure("regex", "ab", "guided_regex")).matcher
+            self._matcher = by_bytes.grammars.compiled(Structure("regex", "ab", "guided_regex")).matchers[0]
 
         def __getattr__(self, name: str) -> Any:
             used.append(threading.current_thread())
@@ -199,7 +199,7 @@ def test_what_may_follow_is_found_on_another_thread(by_bytes: Any) -> None:
 def test_a_structure_is_compiled_once(by_bytes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     structure = Structure("regex", "once", "guided_regex")
     by_bytes.grammars.compiled(structure)
-    monkeypatch.setattr(by_bytes.grammars, "_compile", None)
+    monkeypatch.setattr(by_bytes.grammars, "_judged", None)
     by_bytes.grammars.compiled(structure)
 
 
@@ -233,7 +233,7 @@ def test_a_model_that_likes_blanks_gets_one_between_two_words(by_bytes: Any) -> 
 
 def test_an_answer_that_begins_after_the_end_is_told_so(make_held) -> None:
     made = make_held()
-    matcher = made.grammars.compiled(Structure("regex", "a", "guided_regex")).matcher
+    matcher = made.grammars.compiled(Structure("regex", "a", "guided_regex")).matchers[0]
     made.grammars.close()
     with pytest.raises(EngineDeadError):
         made.grammars.constraint(matcher, "guided_regex")
@@ -263,3 +263,10 @@ def test_the_blank_with_which_a_model_begins_may_stand_before_a_structure_that_h
         assert first_bytes(state, made) == {"r"}  # one, and no more
     finally:
         made.grammars.close()
+
+
+def test_answers_of_one_structure_share_no_limit(by_bytes: Any) -> None:
+    """Copies of a matcher share its lexer: its states would add up, until nobody could use that structure again."""
+    structure = Structure("regex", ".*[a-z0-9].{20}x", "guided_regex")
+    for seed in range(40):  # copies fail from the fourteenth on
+        by_bytes.answer(structure, seed, max_tokens=200, haste=-9.0)  # which looks at every choice
