@@ -128,7 +128,7 @@ class GenerativeModel(Model):
     @property
     def start_line(self) -> str:
         """The line printed at start: name, weights, cache."""
-        return f"{super().start_line}, {self._shape}"
+        return f"{super().start_line}, {self._shape}{self._limited_by}"
 
     @property
     def workers(self) -> Mapping[Worker[Any], Callable[[], None]]:
