@@ -40,7 +40,7 @@ class Counts:
     """What a scheduler did since it was made.
 
     Attributes:
-        prefix_queries: Tokens of the prompts that were begun.
+        prefix_queries: Tokens of the prompts that were begun, where prompts are kept.
         prefix_hits: Those of them whose rows were there.
         preemptions: How often a running sequence lost its slot.
     """
@@ -90,8 +90,8 @@ class Scheduler:
     def __init__(self, shape: CacheShape, pace: Pace, *, keeps_prefixes: bool = True) -> None:
         self.shape = shape
         self._pace = pace
-        keeps = keeps_prefixes and not shape.bytes_per_slot
-        self._slots = Slots(shape.num_slots, shape.num_spare_slots, keeps=keeps, copies=shape.has_cheap_copies)
+        self._keeps = keeps_prefixes and not shape.bytes_per_slot
+        self._slots = Slots(shape.num_slots, shape.num_spare_slots, keeps=self._keeps, copies=shape.has_cheap_copies)
         self._waiting = Waiting()
         self._prompt_was_last = False
         self.counts = Counts()
@@ -146,7 +146,7 @@ class Scheduler:
         self._slots.seat(sequence)
         if sequence.is_decoding:
             self._slots.settle()
-        if is_new:
+        if is_new and self._keeps:
             self.counts.prefix_queries += sequence.num_prompt_tokens
             self.counts.prefix_hits += sequence.cached_tokens or 0
 
