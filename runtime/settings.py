@@ -47,7 +47,7 @@ class RuntimeSettings(BaseModel):
 
     provider: Provider = "cpu"
     intra_threads: int = Field(default=0, ge=0)
-    spin_us: int = Field(default=0, ge=0, le=MOST_SPIN_US)
+    spin_us: int = Field(default=100, ge=0, le=MOST_SPIN_US)
     encoder_runtime: EncoderRuntime = "onnxruntime"
 
 

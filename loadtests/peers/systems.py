@@ -171,7 +171,7 @@ SYSTEMS: dict[str, System] = {
         System("pocketvlm-ternary", OURS, "ours", _VLM, _bundle("ternary")),
         System("pocketvlm-fp32", OURS, "ours", _VLM, _bundle("fp32")),
         System("pocketvlm-int8-onnxruntime", OURS, "ours", _IMAGES, _bundle("int8", encoder_runtime="onnxruntime")),
-        System("pocketvlm-int4-spin", OURS, "ours", _TOKENS, _bundle("int4", spin_us=100)),
+        System("pocketvlm-int4-sleep", OURS, "ours", _TOKENS, _bundle("int4", spin_us=0)),
         System("torch-fp32", TORCH, "torch_transformers", _VLM, _torch("float32")),
         System("torch-bf16", TORCH, "torch_transformers", _VLM, _torch("bfloat16")),
         System("openvino-fp32", OPENVINO, "openvino_optimum", _VLM, _openvino("fp32")),
