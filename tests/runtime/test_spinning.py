@@ -19,9 +19,14 @@ def entry(settings: RuntimeSettings, name: str) -> str | None:
         return None
 
 
-def test_threads_sleep_unless_they_are_told_otherwise() -> None:
-    assert entry(RuntimeSettings(), "intra_op.allow_spinning") == "0"
-    assert entry(RuntimeSettings(), "force_spinning_stop") is None
+def test_threads_sleep_where_they_are_told_to() -> None:
+    assert entry(RuntimeSettings(spin_us=0), "intra_op.allow_spinning") == "0"
+    assert entry(RuntimeSettings(spin_us=0), "force_spinning_stop") is None
+
+
+def test_by_default_threads_spin_for_a_fraction_of_a_step_and_never_between_runs() -> None:
+    assert entry(RuntimeSettings(), "intra_op.spin_duration_us") == "100"
+    assert entry(RuntimeSettings(), "force_spinning_stop") == "1"
 
 
 def test_threads_spin_for_a_time_and_no_more_once_a_run_is_over() -> None:
