@@ -70,17 +70,13 @@ class FixedRun:
             MachineError: The run failed.
         """
         for name, array in feeds.items():
-            if not self._is_there(name, array):
+            content = array.tobytes() if array.nbytes <= _MOST_COMPARED_BYTES else None
+            if content is None or self._held.get(name) != content:
+                self._held.pop(name, None)  # until it is there: a copy may fail
                 self._inputs[name].update_inplace(array)
+            if content is not None:
+                self._held[name] = content
         self._graph.run_bound(self.io, self._options)
-
-    def _is_there(self, name: str, array: Array) -> bool:
-        """Return whether an input holds an array already, and remember it; only what is small is looked at."""
-        content = array.tobytes() if array.nbytes <= _MOST_COMPARED_BYTES else None
-        is_there = content is not None and self._held.get(name) == content
-        if content is not None:
-            self._held[name] = content
-        return is_there
 
     def output(self, name: str) -> Array:
         """Return a copy of an output on the host."""

@@ -71,6 +71,24 @@ def test_inputs_are_copied_so_that_a_caller_may_reuse_its_arrays(tmp_path: Path)
     assert run.output("summed").tolist() == [[0]]
 
 
+def test_an_input_whose_copy_failed_is_copied_again(tmp_path: Path) -> None:
+    run = FixedRun(graph_of(tmp_path / "g.onnx"), {"x": pixels(1)}, {"summed": ((1, 1), "int32")})
+    first, second = np.full((1, 4), 1, np.uint8), np.full((1, 4), 2, np.uint8)
+    run.run({"x": first})
+    value = run._inputs["x"]
+
+    class Failing:
+        def update_inplace(self, array: np.ndarray) -> None:
+            raise RuntimeError("no memory")
+
+    run._inputs["x"] = Failing()
+    with pytest.raises(RuntimeError):
+        run.run({"x": second})
+    run._inputs["x"] = value
+    run.run({"x": second})
+    assert run.output("summed").tolist() == [[8]]
+
+
 def test_only_a_graph_of_one_free_axis_on_a_device_that_captures_is_captured(tmp_path: Path) -> None:
     graph = graph_of(tmp_path / "g.onnx")
     assert not can_be_captured(graph)  # the CPU captures nothing
