@@ -27,12 +27,13 @@ class GraphPlan:
     """A graph to be written.
 
     Attributes:
-        module: Called with the inputs and then the states, returns the outputs and then the states (one value or a
-            tuple).
+        module: Called with the inputs and then the states, returns the outputs, the optional ones and then the states
+            (one value or a tuple).
         role: What the graph computes.
         inputs: In order.
         outputs: In order.
         states: What it takes and gives beside them.
+        optional_outputs: Behind the outputs, in order.
     """
 
     module: Module
@@ -40,6 +41,7 @@ class GraphPlan:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     states: tuple[State, ...] = ()
+    optional_outputs: tuple[TensorSpec, ...] = ()
 
 
 @dataclass(frozen=True)
