@@ -101,7 +101,13 @@ def _asked(service: Service, body: ChatRequest) -> _Asked:
     check_count(len(videos), service.settings.max_videos, "messages", "videos")
     check_count(sum(map(num_frames_of, videos)), service.settings.max_frames, "messages", "frames")
     request = GenerateRequest(
-        new_id("chatcmpl"), body.model, tuple(messages), body.sampling(), body.n or 1, body.priority
+        new_id("chatcmpl"),
+        body.model,
+        tuple(messages),
+        body.sampling(),
+        body.n or 1,
+        body.priority,
+        kv=body.compression,
     )
     return _Asked(request, bool(body.stream), body.includes_usage)
 
@@ -306,6 +312,8 @@ def usage_body(usage: Usage) -> dict[str, Any]:
             "cached_tokens": usage.cached_tokens,
             "image_tokens": usage.image_tokens,
             "cached_image_tokens": usage.cached_image_tokens,
+            "cache_rows_before": usage.cache_rows_before,
+            "cache_rows_after": usage.cache_rows_after,
         },
     }
 

@@ -28,6 +28,7 @@ from serving.engine.sequence import Sequence as EngineSequence
 from serving.engine.worker import Worker
 from serving.models.choices import ChoiceAnswer, Vocabulary, merged, sampling_of
 from serving.models.cut_frames import FrameRoom
+from serving.models.kv import check_compression, compression_of
 from serving.models.model import Model
 from serving.models.pool import PreprocessPool
 from serving.models.sampling_limits import check_sampling
@@ -158,6 +159,7 @@ class GenerativeModel(Model):
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
         """Yield the answer's pieces, then exactly one FinishedEvent, or raise; closing the iterator frees the slot."""
         check_sampling(request, self._vocab_size, self._shape.most_rows)
+        check_compression(compression_of(request, self._settings))
         sampling, num_choices = request.sampling.filled(self._defaults), request.num_choices
         arrived_s = time.monotonic()
         with ExitStack() as places:
@@ -277,7 +279,15 @@ class GenerativeModel(Model):
         prompt, sequences = prepared.prompt, [choice.stream.sequence for choice in choices]
         num_tokens = sum(choice.num_tokens for choice in choices)
         cached_tokens = sequences[0].cached_tokens or 0
-        usage = Usage(prompt.num_tokens, num_tokens, prompt.num_image_tokens, prepared.num_kept_rows, cached_tokens)
+        usage = Usage(
+            prompt.num_tokens,
+            num_tokens,
+            prompt.num_image_tokens,
+            prepared.num_kept_rows,
+            cached_tokens,
+            cache_rows_before=prompt.num_tokens,
+            cache_rows_after=prompt.num_tokens,
+        )
         queue_s = min(sequence.started_s for sequence in sequences) - sequences[0].submitted_s
         total_s = time.monotonic() - arrived_s
         timings = Timings(queue_s, prepared.preprocess_s, prepared.vision_s, first_token_s, total_s)
