@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from bundle.errors import ParameterError
+
+if TYPE_CHECKING:
+    from quant.kv.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -37,3 +44,25 @@ POLICIES: dict[str, PolicyEntry] = {
     "pyramidkv": PolicyEntry("quant.kv.pyramidkv:PyramidKV", needs_queries=True, has_layer_budgets=True),
     "vl-cache": PolicyEntry("quant.kv.vl_cache:VLCache", needs_queries=True, has_layer_budgets=True),
 }
+
+
+def entry_of(name: str) -> PolicyEntry:
+    """Return what is known of a policy.
+
+    Raises:
+        ParameterError: None has that name.
+    """
+    if name not in POLICIES:
+        raise ParameterError(f"kv.policy {name!r} is unknown; it must be one of {', '.join(POLICIES)}", "kv.policy")
+    return POLICIES[name]
+
+
+def load_policy(name: str) -> type[Policy]:
+    """Return a policy's class.
+
+    Raises:
+        ParameterError: None has that name.
+    """
+    module, attribute = entry_of(name).target.split(":")
+    found: type[Policy] = getattr(import_module(module), attribute)
+    return found
