@@ -19,6 +19,7 @@ from runtime.canary import check_canary
 from runtime.decoder import Decoder, TokenGraphs
 from runtime.filled_prompt import FilledPrompt
 from runtime.room import check_room
+from runtime.segments import SegmentChain
 from serving.engine.engine import Engine
 from serving.engine.pace import Pace
 from serving.engine.runner import Runner
@@ -109,6 +110,8 @@ class GenerativeModel(Model):
         graphs = TokenGraphs(bundle, settings)
         if settings.check_golden:
             check_canary(bundle, {self._vision.name: self._vision.session, **graphs.sessions})
+            if graphs.segments:
+                check_canary(bundle, {manifest.graph("decoder", "prompt"): SegmentChain(graphs.segments)})
         self._decoder = Decoder(graphs, self._shape)
         self._vocab_size = graphs.vocab_size
         self._grammars = Grammars(
