@@ -240,7 +240,13 @@ def _answer(request: GenerateRequest, card: ModelCard) -> tuple[list[str], Finis
     room = limit - prompt_tokens
     shown = words[: room if request.sampling.max_tokens is None else min(room, request.sampling.max_tokens)]
     reason: FinishReason = "length" if len(shown) < len(words) else "stop"
-    return shown, reason, Usage(prompt_tokens, len(shown) * request.num_choices, num_image_tokens)
+    usage = Usage(
+        prompt_tokens,
+        len(shown) * request.num_choices,
+        num_image_tokens,
+        kept_image_tokens=num_image_tokens,
+    )
+    return shown, reason, usage
 
 
 def _structured(structure: Structure | None) -> str:

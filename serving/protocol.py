@@ -125,10 +125,24 @@ class SamplingParams:
 
 
 @dataclass(frozen=True)
+class VisionReduction:
+    """Which of an image's tokens a decoder reads.
+
+    Attributes:
+        method: Of `quant/visual_tokens`, by name.
+        keep: Share of each tile's tokens that is read, in (0, 1]; 1 changes nothing.
+    """
+
+    method: str
+    keep: float
+
+
+@dataclass(frozen=True)
 class GenerateRequest:
     """One chat completion.
 
     Attributes:
+        vision: How images are reduced; None takes the server's default.
         num_choices: Answers wanted; the seed of choice i is the request's plus i.
         priority: Lower begins earlier where requests wait.
         timeout_s: From now on; one that was not begun by then is not begun. None waits for any time.
@@ -141,6 +155,7 @@ class GenerateRequest:
     num_choices: int = 1
     priority: int = 0
     timeout_s: float | None = None
+    vision: VisionReduction | None = None
 
 
 @dataclass(frozen=True)
@@ -149,8 +164,9 @@ class Usage:
 
     Attributes:
         cached_tokens: Of the prompt, those that were read for an earlier request and not again.
-        image_tokens: Of images and frames, part of `prompt_tokens`.
+        image_tokens: Of images and frames, before any was left out or merged.
         cached_image_tokens: Those of them whose features were kept from before, and were not encoded again.
+        kept_image_tokens: What the decoder read in their place, part of `prompt_tokens`.
     """
 
     prompt_tokens: int
@@ -158,6 +174,7 @@ class Usage:
     image_tokens: int = 0
     cached_image_tokens: int = 0
     cached_tokens: int = 0
+    kept_image_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -32,12 +32,14 @@ class ErrorAnswer(_Answer):
 class PromptTokensDetails(_Answer):
     """Part of the prompt's tokens.
 
-    Those that were not read again; those of images and frames; of these, the ones that were not encoded again.
+    Those that were not read again; those of images and frames before `vision` left any out; of these, the ones that
+    were not encoded again; what the model read in their place.
     """
 
     cached_tokens: int
     image_tokens: int
     cached_image_tokens: int
+    kept_image_tokens: int
 
 
 class ChatUsage(_Answer):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bundle.directory import Bundle
-from bundle.errors import BundleFormatError, ContextLengthError, ImageError
+from bundle.errors import BundleFormatError, ContextLengthError, ImageError, ParameterError
 from bundle.generation import GENERATION, SamplingDefaults
 from bundle.prompt import Prompt, PromptBuilder
 from bundle.token_bytes import TokenBytes
@@ -48,10 +48,21 @@ from serving.protocol import (
     Timings,
     Usage,
     VideoPart,
+    VisionReduction,
 )
 from serving.settings import EngineSettings
 
 _WARM_UP_TOKENS = 8
+
+
+def _check_vision(vision: VisionReduction) -> None:
+    """Refuse what would leave out image tokens.
+
+    Raises:
+        ParameterError: It would; no method is known yet.
+    """
+    if vision.keep < 1:
+        raise ParameterError(f"vision.method {vision.method!r} is not known; leave vision out", "vision.method")
 
 
 @dataclass(frozen=True)
@@ -161,6 +172,7 @@ class GenerativeModel(Model):
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
         """Yield the answer's pieces, then exactly one FinishedEvent, or raise; closing the iterator frees the slot."""
         check_sampling(request, self._vocab_size, self._shape.most_rows)
+        _check_vision(request.vision or self._settings.vision)
         sampling, num_choices = request.sampling.filled(self._defaults), request.num_choices
         arrived_s = time.monotonic()
         with ExitStack() as places:
@@ -280,7 +292,14 @@ class GenerativeModel(Model):
         prompt, sequences = prepared.prompt, [choice.stream.sequence for choice in choices]
         num_tokens = sum(choice.num_tokens for choice in choices)
         cached_tokens = sequences[0].cached_tokens or 0
-        usage = Usage(prompt.num_tokens, num_tokens, prompt.num_image_tokens, prepared.num_kept_rows, cached_tokens)
+        usage = Usage(
+            prompt.num_tokens,
+            num_tokens,
+            prompt.num_image_tokens,
+            prepared.num_kept_rows,
+            cached_tokens,
+            kept_image_tokens=prompt.num_image_tokens,
+        )
         queue_s = min(sequence.started_s for sequence in sequences) - sequences[0].submitted_s
         total_s = time.monotonic() - arrived_s
         timings = Timings(queue_s, prepared.preprocess_s, prepared.vision_s, first_token_s, total_s)
