@@ -28,7 +28,8 @@ from runtime.encoders import Vectors, encode_texts, encode_tiles, text_feeds, un
 from runtime.feeds import Embeds, TokenRun
 from runtime.filled_prompt import FilledPrompt, positions_from
 from runtime.graph import Array
-from runtime.segments import Choose, Layers, SegmentedPrompt, read_segments
+from runtime.segmented_prompt import Choose, Layers, SegmentedPrompt
+from runtime.segments import read_segments
 from runtime.settings import DEFAULT_CHUNK_TOKENS, DEFAULT_VISION_TILES, RuntimeSettings
 from runtime.states import empty_states
 
