@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
@@ -12,6 +13,7 @@ from bundle import tensors
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, SignatureError
 from bundle.manifest import ComponentName, RunPhase
+from bundle.states import State
 from runtime.cache_shape import CacheShape
 from runtime.device.steps import DeviceSteps, has_greedy_ids, runs_on_device
 from runtime.feeds import Embeds, Int64, Step, TokenRun, check_inputs, feeds_of, place_features
@@ -38,6 +40,8 @@ class TokenGraphs:
 
     Attributes:
         sessions: By the graph's name in the manifest.
+        segments: The decoder's graph for prompts cut between layers; none where the bundle has no segments, or on a
+            device.
 
     Raises:
         BundleError: A graph is missing, unusable, or not what the manifest says.
@@ -65,6 +69,8 @@ class TokenGraphs:
             check_inputs(session.component.inputs, str(session.path))
             _check_gives_logits(session, self._dims.vocab_size)
         _check_same_signature(*self._of_phase.values())
+        parts = manifest.segments if settings.provider == "cpu" else ()
+        self.segments = tuple(Session(bundle, part, settings) for part in parts)
 
     @property
     def num_length_groups(self) -> int:
@@ -98,6 +104,8 @@ class TokenGraphs:
 
     def step(self, runs: Sequence[TokenRun], bound_rows: int | None = None) -> Step:
         """Return runs of one length with their embeddings, image features in their places; see `Step`."""
+        if (hidden := runs[0].embeds) is not None and len(runs) == 1:
+            return Step(runs, hidden[None], bound_rows)
         return Step(runs, place_features(self.embed(np.stack([run.ids for run in runs])), runs), bound_rows)
 
     def feeds(self, phase: RunPhase, step: Step) -> dict[str, Array]:
@@ -193,6 +201,30 @@ class Decoder:
             {name: value.numpy() for name, value in zip(optional, asked, strict=True)},
         )
 
+    def run_segment(self, number: int, slot: int, run: TokenRun, optional: tuple[str, ...] = ()) -> dict[str, Array]:
+        """Run tokens of one sequence through one segment and return its outputs by name; the arrays are new.
+
+        Args:
+            number: Of the segment.
+            slot: Of the sequence.
+            run: Behind the first segment, with the hidden states that the one before gave.
+            optional: Outputs wanted beside those that are always there.
+        """
+        session = self.graphs.segments[number]
+        session.check_optional(optional)
+        binding = self._binding(session, slot, 1, optional)
+        component = session.component
+        feeds = feeds_of((*component.inputs, *component.optional_inputs), self.graphs.step([run]))
+        for name, array in feeds.items():
+            self._inputs.bind(binding, name, array)
+        names = [*(spec.name for spec in component.outputs), *optional]
+        for name in names:
+            binding.io.bind_output(name, "cpu")
+        in_part = len(optional) < len(component.optional_outputs)
+        session.graph.run_bound(binding.io, session.graph.in_part if in_part else None)
+        found = binding.io.get_outputs()[len(session.states) :]
+        return {name: value.numpy().copy() for name, value in zip(names, found, strict=True)}
+
     def warm_up(self, num_tokens: int) -> None:
         """Run a prompt and batches of steps, so that no request pays for the first run.
 
@@ -201,6 +233,9 @@ class Decoder:
         """
         self.run("prompt", 0, [self._blank(num_tokens)])
         is_captured = self._on_device is not None and self.graphs.of_phase("step").graph.can_capture
+        for number, _ in enumerate(self.graphs.segments):
+            blank = self._blank(num_tokens)
+            self.run_segment(number, 0, replace(blank, embeds=self.graphs.embed(blank.ids[None])[0]))
         for size in range(self.shape.num_slots, 0, -1) if is_captured else {1, self.shape.num_slots}:
             self.run("step", 0, [self._blank(1)] * size)
 
@@ -229,15 +264,15 @@ class Decoder:
             self._bindings.move_to_end(key)
             return self._bindings[key]
         binding = Binding(session.graph.binding())
-        self._bind_states(binding.io, first_slot, size)
+        self._bind_states(binding.io, first_slot, size, session.states)
         self._bindings[key] = binding
         if len(self._bindings) > _MOST_BINDINGS:
             self._bindings.popitem(last=False)
         return binding
 
-    def _bind_states(self, io: Any, first_slot: int, size: int) -> None:
-        """Bind both ends of every state of a range of slots."""
-        for state in self.states.states:
+    def _bind_states(self, io: Any, first_slot: int, size: int, states: Sequence[State] | None = None) -> None:
+        """Bind both ends of states of a range of slots, of all where none are given."""
+        for state in self.states.states if states is None else states:
             io.bind_input(state.input, *self.states.place(state, first_slot, size))
             io.bind_output(state.output, *self.states.place_after(state, first_slot, size))
 

@@ -31,6 +31,8 @@ from runtime.encoders import Vectors, encode_texts, encode_tiles, see_tiles, spl
 from runtime.feeds import Embeds, TokenRun
 from runtime.filled_prompt import FilledPrompt, positions_from
 from runtime.graph import Array
+from runtime.segmented_prompt import Choose, Layers, SegmentedPrompt
+from runtime.segments import read_segments
 from runtime.settings import DEFAULT_CHUNK_TOKENS, DEFAULT_VISION_TILES, RuntimeSettings
 from runtime.states import empty_states
 
@@ -71,11 +73,13 @@ class Prefilled:
         prompt: What was run.
         logits: [V], from which the first token of an answer is chosen.
         capacity_tokens: Of the cache.
+        rows: [G] rows that it has in the cache; none are told of another runtime's.
     """
 
     prompt: FilledPrompt
     logits: Logits
     capacity_tokens: int
+    rows: Sequence[int] = ()
 
 
 class VisionLanguageRunner:
@@ -172,8 +176,13 @@ class VisionLanguageRunner:
         """Return the ids of an answer behind a prompt, and of the token that ends it."""
         return [*self._prompts.answer_ids(answer), *self._eos_token_ids[:1]]
 
-    def prefill(self, prompt: FilledPrompt, room_tokens: int) -> Prefilled:
+    def prefill(self, prompt: FilledPrompt, room_tokens: int, choose: Choose | None = None) -> Prefilled:
         """Run a prompt, with room for so many tokens more where the model's limit allows.
+
+        Args:
+            prompt: Of at least one token.
+            room_tokens: For its answer.
+            choose: Drops image tokens between the segments of the decoder; None: the prompt runs whole.
 
         Raises:
             ContextLengthError: The prompt alone is longer than the model's limit.
@@ -186,13 +195,23 @@ class VisionLanguageRunner:
             raise ContextLengthError(f"the prompt takes {num_tokens} tokens; the model holds {limit}. Shorten it.")
         decoder = self._with_room(min(num_tokens + room_tokens, limit))
         decoder.states.clear(_RUNNING)
-        for start, end in chunks(num_tokens, DEFAULT_CHUNK_TOKENS):
-            run = prompt.run(start, end, self._lengths(start), [end - start - 1])
-            logits = decoder.run("prompt", _RUNNING, [run])[0, 0]
+        logits, rows = self._read(decoder, prompt) if choose is None else self._reduced(decoder, prompt, choose)
         if self._bundle.manifest.state_bytes_per_sequence:
             decoder.states.copy(_RUNNING, _KEPT, self._lengths(0))
-        self._current = Prefilled(prompt, logits.copy(), decoder.shape.capacity_tokens)
+        self._current = Prefilled(prompt, logits.copy(), decoder.shape.capacity_tokens, rows)
         return self._current
+
+    def _read(self, decoder: Decoder, prompt: FilledPrompt) -> tuple[Logits, list[int]]:
+        """Run a prompt through the graph for prompts; return its last logits and the rows that it has."""
+        for start, end in chunks(prompt.num_tokens, DEFAULT_CHUNK_TOKENS):
+            run = prompt.run(start, end, self._lengths(start), [end - start - 1])
+            logits = decoder.run("prompt", _RUNNING, [run])[0, 0]
+        return logits, self._lengths(prompt.num_tokens)
+
+    def _reduced(self, decoder: Decoder, prompt: FilledPrompt, choose: Choose) -> tuple[Logits, list[int]]:
+        """Run a prompt segment by segment; return its last logits and the rows that it has."""
+        segmented = SegmentedPrompt(prompt, Layers.of(self._bundle.manifest), choose)
+        return read_segments(decoder, _RUNNING, segmented, DEFAULT_CHUNK_TOKENS), segmented.rows
 
     def forced_logits(self, prompt: Prefilled, answer_ids: Sequence[int]) -> Logits:
         """Return the logits from which each token of a given answer would be chosen: [len(answer_ids), V].
@@ -264,21 +283,21 @@ class VisionLanguageRunner:
         if self._bundle.manifest.state_bytes_per_sequence:
             self._bound.states.copy(_KEPT, _RUNNING, self._lengths(0))
         position, logits = prompt.prompt.prompt.next_position, prompt.logits
-        rows = prompt.prompt.num_tokens
+        rows = list(prompt.rows)
         while True:
             token_id = yield logits
             if prompt is not self._current or this is not self._answering:
                 raise ValueError("another prompt or answer was begun since this one, in the same cache")
             places = positions_from(position, 1, prompt.prompt.prompt.positions)
-            run = TokenRun(np.array([token_id], np.int64), places, self._lengths(rows), [0])
+            run = TokenRun(np.array([token_id], np.int64), places, rows, [0])
             logits = self._bound.run("step", _RUNNING, [run])[0, 0]
-            rows, position = rows + 1, position + 1
+            rows, position = [held + 1 for held in rows], position + 1
 
     def _whole_runs(self, decoder: Decoder, prompt: Prefilled, token_ids: Sequence[int]) -> Iterator[Logits]:
         """Yield [n, V] of what follows each of the tokens behind a prompt, in runs of the graph for prompts."""
         places = positions_from(prompt.prompt.prompt.next_position, len(token_ids), prompt.prompt.prompt.positions)
         for start, end in chunks(len(token_ids), DEFAULT_CHUNK_TOKENS):
-            ids, rows = np.array(token_ids[start:end], np.int64), self._lengths(prompt.prompt.num_tokens + start)
+            ids, rows = np.array(token_ids[start:end], np.int64), [held + start for held in prompt.rows]
             run = TokenRun(ids, places[..., start:end], rows, range(end - start))
             yield decoder.run("prompt", _RUNNING, [run])[0].copy()
 
