@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from runtime.decoder import Decoder
+from runtime.feeds import TokenBatch
 from runtime.step_logits import StepLogits
 from serving.engine.changes import Change, Keep, Move
 from serving.engine.scheduler import Batch
+from serving.engine.sequence import newest_tokens
 
 
 class Runner:
@@ -48,5 +50,11 @@ class Runner:
             raise ValueError(f"the rows of a batch are in the slots {slots}, which are not neighbours")
         if batch.rows[0].start == 0:
             self._decoder.states.clear(first)
-        runs = [row.sequence.run(row.start, row.end) for row in batch.rows]
-        return self._decoder.step(batch.phase, first, runs)
+        return self._decoder.step_batch(batch.phase, first, _tokens(batch))
+
+
+def _tokens(batch: Batch) -> TokenBatch:
+    """Return what is run; most steps run the newest token of every row, for which nothing is made row by row."""
+    if all(row.sequence.is_decoding for row in batch.rows):
+        return newest_tokens(batch.sequences)
+    return TokenBatch.of([row.sequence.run(row.start, row.end) for row in batch.rows])
