@@ -55,7 +55,9 @@ PolicyOption = Annotated[
 ]
 BudgetOption = Annotated[
     float | None,
-    typer.Option("--kv-budget", help="The share of them that stays, above 0 and at most 1; with --kv-policy."),
+    typer.Option(
+        "--kv-budget", help="The share of them that stays, above 0 and at most 1; with --kv-policy. Default: 1."
+    ),
 ]
 VisionMethodOption = Annotated[
     str | None,
