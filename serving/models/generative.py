@@ -14,11 +14,13 @@ from bundle.errors import BundleFormatError, ContextLengthError, ImageError, Par
 from bundle.generation import GENERATION, SamplingDefaults
 from bundle.prompt import Prompt, PromptBuilder
 from bundle.token_bytes import TokenBytes
+from quant.visual_tokens.inside.table import METHODS
 from runtime.cache_shape import context_of
 from runtime.canary import check_canary
 from runtime.decoder import Decoder, TokenGraphs
 from runtime.filled_prompt import FilledPrompt
 from runtime.room import check_room
+from runtime.segmented_prompt import Choose
 from runtime.segments import SegmentChain
 from serving.engine.engine import Engine
 from serving.engine.pace import Pace
@@ -29,6 +31,7 @@ from serving.engine.sequence import Sequence as EngineSequence
 from serving.engine.worker import Worker
 from serving.models.choices import ChoiceAnswer, Vocabulary, merged, sampling_of
 from serving.models.cut_frames import FrameRoom
+from serving.models.inside import Inside
 from serving.models.model import Model
 from serving.models.pool import PreprocessPool
 from serving.models.sampling_limits import check_sampling
@@ -61,7 +64,7 @@ def _check_vision(vision: VisionReduction) -> None:
     Raises:
         ParameterError: It would; no method is known yet.
     """
-    if vision.keep < 1:
+    if vision.keep < 1 and vision.method not in METHODS:
         raise ParameterError(f"vision.method {vision.method!r} is not known; leave vision out", "vision.method")
 
 
@@ -124,6 +127,8 @@ class GenerativeModel(Model):
             if graphs.segments:
                 check_canary(bundle, {manifest.graph("decoder", "prompt"): SegmentChain(graphs.segments)})
         self._decoder = Decoder(graphs, self._shape)
+        self._inside = Inside(bundle, graphs)
+        self._inside.choice(settings.vision)  # a default that this bundle cannot keep is told at the start
         self._vocab_size = graphs.vocab_size
         self._grammars = Grammars(
             tokenizer, graphs.vocab_size, manifest.eos_token_ids, settings.max_sequences, self._prompts.answer_lead
@@ -172,7 +177,9 @@ class GenerativeModel(Model):
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
         """Yield the answer's pieces, then exactly one FinishedEvent, or raise; closing the iterator frees the slot."""
         check_sampling(request, self._vocab_size, self._shape.most_rows)
-        _check_vision(request.vision or self._settings.vision)
+        vision = request.vision or self._settings.vision
+        _check_vision(vision)
+        choose = self._inside.choice(vision)
         sampling, num_choices = request.sampling.filled(self._defaults), request.num_choices
         arrived_s = time.monotonic()
         with ExitStack() as places:
@@ -180,7 +187,7 @@ class GenerativeModel(Model):
                 places.enter_context(self._admission.admit())
             prepared = await self._prepare(request)
             request = replace(request, messages=())  # not to hold the encoded images for an answer's whole length
-            with self._choices(request, prepared, sampling, arrived_s) as choices:
+            with self._choices(request, prepared, sampling, arrived_s, choose) as choices:
                 async with aclosing(self._events(choices, prepared, arrived_s)) as events:
                     async for event in events:
                         yield event
@@ -249,7 +256,12 @@ class GenerativeModel(Model):
 
     @contextmanager
     def _choices(
-        self, request: GenerateRequest, prepared: _Prepared, sampling: SamplingParams, arrived_s: float
+        self,
+        request: GenerateRequest,
+        prepared: _Prepared,
+        sampling: SamplingParams,
+        arrived_s: float,
+        choose: Choose | None,
     ) -> Iterator[list[ChoiceAnswer]]:
         """Submit as many sequences of the prompt; cancel them when the block is left, however that happens."""
         prompt = FilledPrompt.of(prepared.prompt, [image.features for image in prepared.images])
@@ -271,6 +283,7 @@ class GenerativeModel(Model):
                     None if prepared.structure is None else prepared.structure.constraint(),
                     priority=request.priority,
                     deadline_s=deadline_s,
+                    segmented=self._inside.segmented(prompt, choose),
                 )
                 stream = self._engine.submit(sequence)
                 submitted.callback(self._engine.cancel, stream)
@@ -298,7 +311,7 @@ class GenerativeModel(Model):
             prompt.num_image_tokens,
             prepared.num_kept_rows,
             cached_tokens,
-            kept_image_tokens=prompt.num_image_tokens,
+            kept_image_tokens=sequences[0].num_kept_image_tokens,
         )
         queue_s = min(sequence.started_s for sequence in sequences) - sequences[0].submitted_s
         total_s = time.monotonic() - arrived_s
