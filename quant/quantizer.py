@@ -34,12 +34,13 @@ from quant.calibration.feeds import FeedSource, shows_images
 from quant.planning.draft import Draft, Options, experimental, fit_bits, make_draft
 from quant.planning.plan import ComponentPlan, LayerPlan, apply_plan, planned
 from quant.planning.planner import require_float
+from quant.planning.profiles import Plans
 from quant.planning.recipes import RECIPES
 from quant.planning.refinement import refine, rotated_parent
 from quant.quality.evaluation import Evaluation, Measured
 from quant.quality.gate import MIXED, foreign_samples, judge_all, measure, require_measurable, unmeasured_gates
 from quant.quality.parity import Parity, canary_parity
-from quant.retyped import retype_inputs
+from quant.retyped import retype_inputs, retype_states
 from quant.rounding.table import load_rounding
 from runtime.operators import runs_here
 from runtime.settings import RuntimeSettings, provider_of
@@ -126,7 +127,7 @@ def quantize_bundle(
                 draft = fit_bits(draft, FeedSource(source, calibration), options, say)
             if show:
                 show(draft)
-            job = Job(source, aside, draft, calibration, say, lowering_of(parent, options.target))
+            job = Job(source, aside, draft, calibration, say, lowering_of(parent, options.target, draft.plans))
             written = _write_variant(job, options)
         _require_bytes(written, options)
         variant = seal(aside, written)
@@ -243,12 +244,17 @@ def _write_variant(job: Job, options: Options) -> Manifest:
     variant = parent.model_copy(update={"name": title, **changes})
     if job.lowering.is_for_cuda:
         retype_inputs(job.parent, variant, job.aside)
+    elif variant.states != parent.states:
+        retype_states(job.parent, variant, job.aside)
     return variant
 
 
-def lowering_of(parent: Bundle, target: Target) -> Lowering:
-    """Return how the graphs of a variant are written."""
-    return Lowering(parent.manifest, target, ImageSpec.read(parent.path(PREPROCESSOR)))
+def lowering_of(parent: Bundle, target: Target, plans: Plans | None = None) -> Lowering:
+    """Return how the graphs of a variant are written, which has been planned so."""
+    found = plans or {}
+    smaller = {parent.manifest.components[plan.parent].role for plan in found.values() if plan.recipe != "fp32"}
+    float32_roles = frozenset(part.role for part in parent.manifest.components.values() if part.role not in smaller)
+    return Lowering(parent.manifest, target, ImageSpec.read(parent.path(PREPROCESSOR)), float32_roles)
 
 
 def _share(
@@ -292,7 +298,8 @@ def _write_segment(job: Job, model: ir.Model, segment: Segment, plan: ComponentP
 
 def _halved(job: Job, plan: ComponentPlan) -> list[str]:
     """Return the layers that lowering turns into float16, with all of their graph."""
-    return list(plan.forms_of("float16")) if job.lowering.is_for_cuda else []
+    role = job.parent.manifest.components[plan.parent].role
+    return list(plan.forms_of("float16")) if job.lowering.halves(role) else []
 
 
 def _carry_out(job: Job, model: ir.Model, plan: ComponentPlan) -> None:

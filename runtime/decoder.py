@@ -16,7 +16,7 @@ from bundle.manifest import ComponentName, RunPhase
 from bundle.states import State
 from runtime.cache_shape import CacheShape
 from runtime.device.steps import DeviceSteps, has_greedy_ids, runs_on_device
-from runtime.feeds import Embeds, Int64, Step, TokenRun, check_inputs, feeds_of, place_features
+from runtime.feeds import Embeds, Int64, Step, TokenBatch, TokenRun, check_inputs, feeds_of, place_features
 from runtime.fixed_run import FixedRun
 from runtime.graph import Array
 from runtime.inputs import Binding, InputBuffers
@@ -98,11 +98,9 @@ class TokenGraphs:
         embeds: Embeds = self._embed.run({name: ids})[self._embed.output]
         return embeds
 
-    def step(self, runs: Sequence[TokenRun], bound_rows: int | None = None) -> Step:
-        """Return runs of one length with their embeddings, image features in their places; see `Step`."""
-        if (hidden := runs[0].embeds) is not None and len(runs) == 1:
-            return Step(runs, hidden[None], bound_rows)
-        return Step(runs, place_features(self.embed(np.stack([run.ids for run in runs])), runs), bound_rows)
+    def step(self, batch: TokenBatch, bound_rows: int | None = None) -> Step:
+        """Return a batch with its embeddings, image features in their places; see `Step`."""
+        return Step(batch, place_features(self.embed(batch.ids), batch), bound_rows)
 
     def feeds(self, phase: RunPhase, step: Step) -> dict[str, Array]:
         """Return the inputs of a phase's decoder by name, states aside."""
@@ -146,27 +144,32 @@ class Decoder:
             first_slot: Of the first run; the others follow.
             runs: All of one length and with as many wanted logits.
         """
+        return self._run(phase, first_slot, TokenBatch.of(runs))
+
+    def _run(self, phase: RunPhase, first_slot: int, batch: TokenBatch) -> Logits:
         if self._on_device is None:
-            return self.run_with((), phase, first_slot, runs)[0]
-        logits: Logits = self._run_on_device(self._on_device, phase, first_slot, runs).output(tensors.LOGITS)
+            return self._run_on_host((), phase, first_slot, batch)[0]
+        logits: Logits = self._run_on_device(self._on_device, phase, first_slot, batch).output(tensors.LOGITS)
         return logits
 
     def step(self, phase: RunPhase, first_slot: int, runs: Sequence[TokenRun]) -> StepLogits:
         """Run as `run` does, one logit row wanted of each run, and leave the logits where they are until asked for."""
+        return self.step_batch(phase, first_slot, TokenBatch.of(runs))
+
+    def step_batch(self, phase: RunPhase, first_slot: int, batch: TokenBatch) -> StepLogits:
+        """Run as `step` does what lies side by side already."""
         if self._on_device is None:
-            return StepLogits.of(self.run(phase, first_slot, runs)[:, 0])
-        done = self._run_on_device(self._on_device, phase, first_slot, runs)
+            return StepLogits.of(self._run(phase, first_slot, batch)[:, 0])
+        done = self._run_on_device(self._on_device, phase, first_slot, batch)
         finds_ids = has_greedy_ids(self.graphs.of_phase(phase))
         greedy_ids = done.output(tensors.GREEDY_IDS)[:, 0] if finds_ids else None
         return StepLogits(lambda: done.output(tensors.LOGITS)[:, 0], greedy_ids)
 
-    def _run_on_device(
-        self, steps: DeviceSteps, phase: RunPhase, first_slot: int, runs: Sequence[TokenRun]
-    ) -> FixedRun:
-        bound_rows = self.shape.capacity_tokens if len(runs[0].ids) == 1 else None
-        feeds = self.graphs.feeds(phase, self.graphs.step(runs, bound_rows))
+    def _run_on_device(self, steps: DeviceSteps, phase: RunPhase, first_slot: int, batch: TokenBatch) -> FixedRun:
+        bound_rows = self.shape.capacity_tokens if batch.num_tokens == 1 else None
+        feeds = self.graphs.feeds(phase, self.graphs.step(batch, bound_rows))
         done = steps.run(self.graphs.of_phase(phase), first_slot, feeds)
-        self.states.take_over(first_slot, len(runs))
+        self.states.take_over(first_slot, batch.size)
         return done
 
     def run_with(
@@ -177,17 +180,22 @@ class Decoder:
         Raises:
             SignatureError: The graph has no such output.
         """
+        self.graphs.of_phase(phase).check_optional(optional)
+        return self._run_on_host(optional, phase, first_slot, TokenBatch.of(runs))
+
+    def _run_on_host(
+        self, optional: tuple[str, ...], phase: RunPhase, first_slot: int, batch: TokenBatch
+    ) -> tuple[Logits, dict[str, Array]]:
         session = self.graphs.of_phase(phase)
-        session.check_optional(optional)
-        binding = self._binding(session, first_slot, len(runs), optional)
-        for name, array in self.graphs.feeds(phase, self.graphs.step(runs)).items():
+        binding = self._binding(session, first_slot, batch.size, optional)
+        for name, array in self.graphs.feeds(phase, self.graphs.step(batch)).items():
             self._inputs.bind(binding, name, array)
         for name in optional:  # anew: an output once made is written again, whatever its size is now
             binding.io.bind_output(name, "cpu")
-        logits = self._bind_logits(binding, len(runs), len(runs[0].wanted))
+        logits = self._bind_logits(binding, batch.size, batch.wanted.shape[1])
         in_part = len(optional) < len(session.component.optional_outputs)
         session.graph.run_bound(binding.io, session.graph.in_part if in_part else None)
-        self.states.take_over(first_slot, len(runs))
+        self.states.take_over(first_slot, batch.size)
         if logits is not None and not optional:
             return logits, {}
         *_, last = found = binding.io.get_outputs()
@@ -210,7 +218,7 @@ class Decoder:
         session.check_optional(optional)
         binding = self._binding(session, slot, 1, optional)
         component = session.component
-        feeds = feeds_of((*component.inputs, *component.optional_inputs), self.graphs.step([run]))
+        feeds = feeds_of((*component.inputs, *component.optional_inputs), self._segment_step(run))
         for name, array in feeds.items():
             self._inputs.bind(binding, name, array)
         names = [*(spec.name for spec in component.outputs), *optional]
@@ -220,6 +228,10 @@ class Decoder:
         session.graph.run_bound(binding.io, session.graph.in_part if in_part else None)
         found = binding.io.get_outputs()[len(session.states) :]
         return {name: value.numpy().copy() for name, value in zip(names, found, strict=True)}
+
+    def _segment_step(self, run: TokenRun) -> Step:
+        """Return a run alone, with the hidden states that it has in the place of embeddings."""
+        return self.graphs.step(TokenBatch.of([run])) if run.embeds is None else Step.of([run], run.embeds[None])
 
     def warm_up(self, num_tokens: int) -> None:
         """Run a prompt and batches of steps, so that no request pays for the first run.

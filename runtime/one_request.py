@@ -25,7 +25,7 @@ from runtime.chunks import chunks
 from runtime.decoder import Decoder, Logits, TokenGraphs
 from runtime.encoder import Encoder, open_encoder
 from runtime.encoders import Vectors, encode_texts, encode_tiles, text_feeds, unit
-from runtime.feeds import Embeds, TokenRun
+from runtime.feeds import Embeds, TokenBatch, TokenRun
 from runtime.filled_prompt import FilledPrompt, positions_from
 from runtime.graph import Array
 from runtime.segmented_prompt import Choose, Layers, SegmentedPrompt
@@ -219,7 +219,7 @@ class VisionLanguageRunner:
             range(prompt.num_tokens - 1, prompt.num_tokens + len(answer_ids) - 1),
             whole.features,
         )
-        feeds = self._graphs.feeds("prompt", self._graphs.step([run]))
+        feeds = self._graphs.feeds("prompt", self._graphs.step(TokenBatch.of([run])))
         return {**feeds, **empty_states(self._bundle.manifest.states, 1, len(run.ids))}
 
     def _steps(self, prompt: Prefilled) -> Generator[Logits, int, None]:

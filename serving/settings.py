@@ -20,6 +20,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, mo
 from bundle.decode import DEFAULT_LIMITS
 from bundle.errors import SettingsError
 from bundle.frames.limits import DEFAULT_VIDEO_LIMITS
+from quant.kv.table import POLICIES
 from runtime.settings import DEFAULT_VISION_TILES, EncoderRuntime, RuntimeSettings, chunk_tokens_of
 from serving.protocol import VisionReduction
 from serving.watch import Patience
@@ -132,6 +133,9 @@ class EngineSettings(RuntimeSettings):
         kv_memory_bytes: Of each generative model's cache, for running answers and kept prompts together; a number or
             a text such as "512MiB". None: half of `max_sequences` whole contexts, few of which are ever full.
         prefix_cache: Keep what was read of prompts for those that begin alike.
+        kv_policy: Which rows of a prompt stay in the cache once it was read, for requests that do not say
+            (`quant.kv.table`). None: all do.
+        kv_budget: The share of them that stays; given with `kv_policy` and not without.
         max_gap_ms: While answers run, prompts are read in chunks so that a chunk and a decode step take no longer
             together, by what they took until now, as far as that can be kept.
         max_waiting: Requests per model that may wait for a slot; one more is refused.
@@ -158,6 +162,8 @@ class EngineSettings(RuntimeSettings):
     context_tokens: int | None = Field(default=None, ge=2)
     kv_memory_bytes: ByteSize | None = None
     prefix_cache: bool = True
+    kv_policy: str | None = None
+    kv_budget: float | None = Field(default=None, gt=0, le=1)
     max_gap_ms: float = Field(default=250.0, gt=0)
     max_waiting: int = Field(default=64, ge=0)
     prefill_chunk_tokens: int | None = Field(default=None, ge=1)
@@ -173,6 +179,14 @@ class EngineSettings(RuntimeSettings):
     image_timeout_s: float = Field(default=20.0, gt=0)
     stall_timeout_s: float = Field(default=120.0, gt=0)
     restart_after_stall_s: float = Field(default=120.0, ge=0)
+
+    @model_validator(mode="after")
+    def _check_kv(self) -> EngineSettings:
+        if (self.kv_policy is None) != (self.kv_budget is None):
+            raise ValueError("kv_policy and kv_budget say together which rows of a prompt stay; give both or neither")
+        if self.kv_policy is not None and self.kv_policy not in POLICIES:
+            raise ValueError(f"kv_policy {self.kv_policy!r} is none of {', '.join(POLICIES)}")
+        return self
 
     @property
     def chunk_tokens(self) -> int:

@@ -123,6 +123,18 @@ def small_graphs() -> ModuleType:
     return beside("small_graphs")
 
 
+@pytest.fixture(scope="session")
+def kv_layers() -> ModuleType:
+    """The functions of tests/kv_layers.py."""
+    return beside("kv_layers")
+
+
+@pytest.fixture(scope="session")
+def kv_ports() -> ModuleType:
+    """The functions of tests/kv_ports.py."""
+    return beside("kv_ports")
+
+
 @pytest.fixture
 def model_of(small_graphs: ModuleType) -> Any:
     """The function that builds a model of a few nodes."""

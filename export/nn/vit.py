@@ -109,7 +109,8 @@ class PatchEmbedding(Module):
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
         """Return [I, patches, D], row by row, from [I, channels, height, width]."""
         side = [self.side, self.side]
-        grid = op.Conv(pixel_values, self.weight, self.bias, kernel_shape=side, strides=side)
+        bias = [] if self.bias is None else [self.bias]  # named and empty, TensorRT's parser refuses it
+        grid = op.Conv(pixel_values, self.weight, *bias, kernel_shape=side, strides=side)
         flat = op.Reshape(grid, [0, 0, -1])
         return op.Transpose(flat, perm=[0, 2, 1])
 

@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from bundle.errors import ParameterError
 from bundle.zero_shot import SLOT
+from quant.kv.table import POLICIES
 from serving.api.contents import (
     Content,
     Contents,
@@ -39,7 +40,7 @@ from serving.api.fields import Strict as _Strict
 from serving.api.fields import at_most as _at_most
 from serving.api.structured import GuidedChoice, GuidedJson, ResponseFormat, StructuredOutputs, structure_of
 from serving.api.validation import shown
-from serving.protocol import SamplingParams, VisionReduction
+from serving.protocol import KVCompression, SamplingParams, VisionReduction
 
 MAX_SEED = 2**63 - 1
 _ALL_IN_VLLM = -1
@@ -116,6 +117,19 @@ class StreamOptions(_Strict):
     continuous_usage_stats: OffOrFalse = None
 
 
+def _check_policy(name: str) -> str:
+    if name not in POLICIES:
+        raise PydanticCustomError("kv_policy", "it must be one of {known}", {"known": ", ".join(POLICIES)})
+    return name
+
+
+class KVOptions(_Strict):
+    """Which rows of the prompt stay in the cache once it was read, and what share of them (docs/compression.md)."""
+
+    policy: Annotated[Name, AfterValidator(_check_policy)]
+    budget: float = Field(gt=0, le=1)
+
+
 class ChatRequest(_Strict):
     """The body of `POST /v1/chat/completions`.
 
@@ -154,6 +168,7 @@ class ChatRequest(_Strict):
     guided_choice: GuidedChoice | None = None
     guided_grammar: Text | None = None
 
+    kv: KVOptions | None = None
     video: VideoOptions | None = None
     vision: VisionOptions | None = None
     media_io_kwargs: MediaOptions | None = None
@@ -194,6 +209,11 @@ class ChatRequest(_Strict):
         if self.top_logprobs and not self.logprobs:
             raise ParameterError("top_logprobs is only allowed with logprobs: true", "top_logprobs")
         return self
+
+    @property
+    def compression(self) -> KVCompression | None:
+        """What the request says of its rows in the cache; None leaves it to the server."""
+        return None if self.kv is None else KVCompression(self.kv.policy, self.kv.budget)
 
     @property
     def includes_usage(self) -> bool:

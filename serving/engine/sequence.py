@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from runtime.feeds import TokenRun
+from runtime.feeds import TokenBatch, TokenRun
 from runtime.filled_prompt import FilledPrompt, positions_from
 from runtime.segmented_prompt import SegmentedPrompt
 from serving.engine.sampling.constraint import Constraint
@@ -39,6 +39,7 @@ class Sequence:
         segmented: Its prompt on its way through the segments of the decoder, where image tokens are dropped between
             them; None: it runs whole. Such a sequence begins at its first token, and what it leaves is no prefix.
         sampling_state: Made from `sampling`, prompt and constraint; the sampler changes it.
+        num_prompt_tokens: Tokens of the prompt.
         ids: Prompt and output in one list, an end token included; the scheduler appends.
         keys: What each token of `ids` is, by content; the scheduler appends.
         next_position: Logical position of the token that is sampled next; the scheduler advances it.
@@ -62,6 +63,7 @@ class Sequence:
     deadline_s: float = math.inf
     segmented: SegmentedPrompt | None = None
     sampling_state: SamplingState = field(init=False)
+    num_prompt_tokens: int = field(init=False)
     ids: list[int] = field(init=False)
     keys: list[RowKey] = field(init=False)
     next_position: int = field(init=False)
@@ -74,16 +76,12 @@ class Sequence:
     started_s: float = 0.0
 
     def __post_init__(self) -> None:
+        self.num_prompt_tokens = self.prompt.num_tokens
         self.ids = self.prompt.prompt.token_ids.tolist()
         self.sampling_state = SamplingState(self.sampling, self.ids, self.eos_token_ids, self.constraint)
         self.keys = _row_keys(self.ids, self.prompt, self.image_keys)
         self.next_position = self.prompt.prompt.next_position
         self.rows = [0] * self.num_length_groups
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        """Tokens of the prompt."""
-        return self.prompt.num_tokens
 
     @property
     def num_output_tokens(self) -> int:
@@ -185,3 +183,13 @@ def _row_keys(ids: SequenceOf[int], prompt: FilledPrompt, image_keys: SequenceOf
             (image_keys[span.image], row) for row in range(span.row, span.row + span.end - span.start)
         ]
     return keys
+
+
+def newest_tokens(sequences: SequenceOf[Sequence]) -> TokenBatch:
+    """Return the token that each sequence sampled last, as they are run together."""
+    return TokenBatch.of_sampled(
+        [sequence.ids[-1] for sequence in sequences],
+        [sequence.next_position - 1 for sequence in sequences],
+        [sequence.rows for sequence in sequences],
+        sequences[0].prompt.prompt.positions.shape[:-1],
+    )

@@ -31,7 +31,8 @@ from serving.engine.sequence import Sequence as EngineSequence
 from serving.engine.worker import Worker
 from serving.models.choices import ChoiceAnswer, Vocabulary, merged, sampling_of
 from serving.models.cut_frames import FrameRoom
-from serving.models.inside import Inside
+from serving.models.inside import Inside, check_alone
+from serving.models.kv import check_compression, compression_of
 from serving.models.model import Model
 from serving.models.pool import PreprocessPool
 from serving.models.sampling_limits import check_sampling
@@ -128,7 +129,7 @@ class GenerativeModel(Model):
                 check_canary(bundle, {manifest.graph("decoder", "prompt"): SegmentChain(graphs.segments)})
         self._decoder = Decoder(graphs, self._shape)
         self._inside = Inside(bundle, graphs)
-        self._inside.choice(settings.vision)  # a default that this bundle cannot keep is told at the start
+        self._inside.check_default(settings)
         self._vocab_size = graphs.vocab_size
         self._grammars = Grammars(
             tokenizer, graphs.vocab_size, manifest.eos_token_ids, settings.max_sequences, self._prompts.answer_lead
@@ -177,9 +178,12 @@ class GenerativeModel(Model):
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
         """Yield the answer's pieces, then exactly one FinishedEvent, or raise; closing the iterator frees the slot."""
         check_sampling(request, self._vocab_size, self._shape.most_rows)
+        compression = compression_of(request, self._settings)
+        check_compression(compression)
         vision = request.vision or self._settings.vision
         _check_vision(vision)
         choose = self._inside.choice(vision)
+        check_alone(vision, choose, compression)
         sampling, num_choices = request.sampling.filled(self._defaults), request.num_choices
         arrived_s = time.monotonic()
         with ExitStack() as places:
@@ -311,6 +315,8 @@ class GenerativeModel(Model):
             prompt.num_image_tokens,
             prepared.num_kept_rows,
             cached_tokens,
+            cache_rows_before=prompt.num_tokens,
+            cache_rows_after=prompt.num_tokens,
             kept_image_tokens=sequences[0].num_kept_image_tokens,
         )
         queue_s = min(sequence.started_s for sequence in sequences) - sequences[0].submitted_s

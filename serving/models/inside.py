@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from bundle.directory import Bundle
-from bundle.errors import ParameterError
+from bundle.errors import ParameterError, SettingsError
 from quant.visual_tokens.inside.table import METHODS, InsideMethods
 from runtime.decoder import TokenGraphs
 from runtime.filled_prompt import FilledPrompt
 from runtime.segmented_prompt import Choose, Layers, SegmentedPrompt
-from serving.protocol import VisionReduction
+from serving.protocol import KVCompression, VisionReduction
+from serving.settings import EngineSettings
 
 
 class Inside:
@@ -43,8 +44,38 @@ class Inside:
             )
         return self._methods.choice(vision.method, vision.keep)
 
+    def check_default(self, settings: EngineSettings) -> None:
+        """Check at the start that what requests get who do not say can be had.
+
+        Raises:
+            SettingsError: The bundle lacks what the method needs, or a KV policy is the default as well.
+        """
+        try:
+            choose = self.choice(settings.vision)
+        except ParameterError as error:
+            raise SettingsError(f"--vision-method: {error}") from error
+        if choose is not None and settings.kv_policy is not None and settings.kv_budget not in (None, 1):
+            raise SettingsError(
+                f"--vision-method {settings.vision_method} and --kv-policy {settings.kv_policy} both drop rows of a "
+                "prompt; set one of them"
+            )
+
     def segmented(self, prompt: FilledPrompt, choose: Choose | None) -> SegmentedPrompt | None:
         """Return a prompt that is to run in segments; None where it runs whole, as one without images does."""
         if choose is None or self._layers is None or not prompt.placed:
             return None
         return SegmentedPrompt(prompt, self._layers, choose)
+
+
+def check_alone(vision: VisionReduction, choose: Choose | None, compression: KVCompression | None) -> None:
+    """Check that a request drops a prompt's rows in one way: layers behind a cut hold other rows than those before.
+
+    Raises:
+        ParameterError: It asks for a KV policy as well.
+    """
+    if choose is not None and compression is not None:
+        raise ParameterError(
+            f"vision.method {vision.method!r} and kv.policy {compression.policy!r} both drop rows of a prompt; use one "
+            "of them, or a method that reduces images before the decoder",
+            "kv.policy",
+        )

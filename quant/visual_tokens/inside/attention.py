@@ -46,7 +46,7 @@ def _heads(cut: Cut) -> Iterator[tuple[Float32, Float32]]:
         yield cut.queries[:, head] * np.float32(size**-0.5), cut.keys[:, head * num_kv_heads // num_heads]
 
 
-def _softmax(scores: Float32) -> Float32:
+def _softmax(scores: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
     """Return the softmax over the last axis, in the place of the scores."""
     scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from bundle.directory import Bundle, open_bundle, seal
-from bundle.errors import ParameterError
+from bundle.errors import ParameterError, SettingsError
 from bundle.visual_exit import VISUAL_EXIT, Router, save_routers
 from export.exporter import export_checkpoint
 from runtime.decoder import TokenGraphs
 from serving.models.generative import GenerativeModel
-from serving.models.inside import Inside
-from serving.protocol import VisionReduction
+from serving.models.inside import Inside, check_alone
+from serving.protocol import KVCompression, VisionReduction
 from serving.settings import EngineSettings
 
 SETTINGS = EngineSettings(max_sequences=3, max_waiting=8, intra_threads=1, prefill_chunk_tokens=32)
@@ -137,8 +137,21 @@ def test_segments_on_a_device_are_refused_by_name(segmented: Bundle) -> None:
 
 def test_a_default_that_the_bundle_cannot_keep_is_told_at_the_start(smolvlm_bundle: Path, pool) -> None:
     settings = SETTINGS.model_copy(update={"vision_method": "fastv", "vision_keep": 0.5})
-    with pytest.raises(ParameterError, match="not exported in segments"):
+    with pytest.raises(SettingsError, match=r"--vision-method: .*not exported in segments"):
         GenerativeModel(open_bundle(smolvlm_bundle), settings, pool)
+
+
+def test_a_kv_policy_beside_is_refused(segmented: Bundle) -> None:
+    inside = Inside(segmented, TokenGraphs(segmented, SETTINGS))
+    vision, policy = VisionReduction("fastv", 0.5), KVCompression("knorm", 0.5)
+    check_alone(vision, None, policy)
+    check_alone(vision, inside.choice(vision), None)
+    with pytest.raises(ParameterError, match=r"'fastv' and kv\.policy 'knorm' both drop"):
+        check_alone(vision, inside.choice(vision), policy)
+    inside.check_default(SETTINGS)
+    both = {"vision_method": "fastv", "vision_keep": 0.5, "kv_policy": "knorm", "kv_budget": 0.5}
+    with pytest.raises(SettingsError, match="set one of them"):
+        inside.check_default(SETTINGS.model_copy(update=both))
 
 
 def test_segments_that_compute_something_else_are_found_at_the_start(segmented: Bundle, tmp_path: Path, pool) -> None:
