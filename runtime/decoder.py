@@ -98,6 +98,10 @@ class TokenGraphs:
         embeds: Embeds = self._embed.run({name: ids})[self._embed.output]
         return embeds
 
+    def embed_text(self, ids: Int64) -> Embeds:
+        """Return [N, D] of the ids of a text [N], of none too; safe on any thread."""
+        return self.embed(ids[None])[0] if len(ids) else np.zeros((0, self._dims.hidden_size), np.float32)
+
     def step(self, batch: TokenBatch, bound_rows: int | None = None) -> Step:
         """Return a batch with its embeddings, image features in their places; see `Step`."""
         return Step(batch, place_features(self.embed(batch.ids), batch), bound_rows)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from itertools import islice, takewhile
 
 import numpy as np
@@ -17,14 +18,16 @@ from PIL import Image
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, ContextLengthError
 from bundle.image import PREPROCESSOR, ImageSpec, Pixels, TileLayout
+from bundle.image_tokens import ImageReducer, ShownImage, gives_tower
 from bundle.manifest import DecoderDims, DualEncoderDims
-from bundle.prompt import PromptBuilder, Turn
+from bundle.prompt import Placeholder, PromptBuilder, Turn
+from bundle.reduced_prompt import reduced
 from bundle.text import TOKENIZER, TextBatch, Tokenizer
 from runtime.cache_shape import cache_shape
 from runtime.chunks import chunks
 from runtime.decoder import Decoder, Logits, TokenGraphs
 from runtime.encoder import Encoder, open_encoder
-from runtime.encoders import Vectors, encode_texts, encode_tiles, text_feeds, unit
+from runtime.encoders import Vectors, encode_texts, encode_tiles, see_tiles, split_seen, text_feeds, unit
 from runtime.feeds import Embeds, TokenBatch, TokenRun
 from runtime.filled_prompt import FilledPrompt, positions_from
 from runtime.graph import Array
@@ -47,10 +50,14 @@ class SeenImages:
     Attributes:
         layouts: How each image was cut; its last tile is always the whole image.
         features: Of each image, [tiles, P, D].
+        digests: Of each image's pixels, where one was asked for.
+        towers: Of each image, [tiles, P, 1 + C] as `bundle.image_tokens.ShownImage.tower`, where it was asked for.
     """
 
     layouts: tuple[TileLayout, ...]
     features: tuple[Embeds, ...]
+    digests: tuple[bytes, ...] = ()
+    towers: tuple[Array, ...] = ()
 
     @property
     def whole(self) -> list[Embeds]:
@@ -109,19 +116,61 @@ class VisionLanguageRunner:
     def _graphs(self) -> TokenGraphs:
         return TokenGraphs(self._bundle, self._settings)
 
-    def see(self, images: Sequence[Image.Image]) -> SeenImages:
-        """Return what the vision encoder makes of images; none are fine."""
+    @property
+    def gives_tower(self) -> bool:
+        """Whether the bundle tells what some reducers read of its vision tower."""
+        return gives_tower(self._vision.component)
+
+    def see(self, images: Sequence[Image.Image], *, with_tower: bool = False) -> SeenImages:
+        """Return what the vision encoder makes of images; none are fine.
+
+        Args:
+            images: Upright and RGB.
+            with_tower: And what the tower's attention says of them, which some reducers read.
+
+        Raises:
+            SignatureError: The bundle's encoder does not tell that.
+        """
         processed = [self._images.preprocess([image]) for image in images]
-        features = [encode_tiles(self._vision, each.pixel_values, DEFAULT_VISION_TILES) for each in processed]
-        return SeenImages(tuple(layout for each in processed for layout in each.layouts), tuple(features))
+        layouts = tuple(layout for each in processed for layout in each.layouts)
+        digests = tuple(sha256(image.tobytes()).digest() for image in images)
+        if not with_tower:
+            features = [encode_tiles(self._vision, each.pixel_values, DEFAULT_VISION_TILES) for each in processed]
+            return SeenImages(layouts, tuple(features), digests)
+        seen = [
+            split_seen(self._vision, see_tiles(self._vision, each.pixel_values, DEFAULT_VISION_TILES))
+            for each in processed
+        ]
+        return SeenImages(layouts, tuple(each for each, _ in seen), digests, tuple(tower for _, tower in seen))
 
     def prompt(self, turns: Sequence[Turn], images: Sequence[Image.Image]) -> FilledPrompt:
         """Return the prompt of a conversation about images."""
         return self.prompt_about(turns, self.see(images))
 
-    def prompt_about(self, turns: Sequence[Turn], seen: SeenImages) -> FilledPrompt:
-        """Return the prompt of a conversation about images that were seen already."""
-        return FilledPrompt.of(self._prompts.build(turns, seen.layouts), seen.features)
+    def prompt_about(
+        self, turns: Sequence[Turn], seen: SeenImages, reducer: ImageReducer | None = None
+    ) -> FilledPrompt:
+        """Return the prompt of a conversation about images that were seen already, or of what a reducer leaves."""
+        prompt = self._prompts.build(turns, seen.layouts)
+        if reducer is None or reducer.is_whole:
+            return FilledPrompt.of(prompt, seen.features)
+        texts = self._texts_of_images(turns) if reducer.needs_text else [None] * len(seen.layouts)
+        towers = seen.towers if reducer.needs_tower else [None] * len(seen.layouts)
+        images = [
+            reducer.apply(ShownImage(features, digest, tower=tower, text=text))
+            for features, digest, tower, text in zip(seen.features, seen.digests, towers, texts, strict=True)
+        ]
+        shorter = reduced(prompt, [image.rows for image in images])
+        return FilledPrompt.of(shorter, [image.features for image in images])
+
+    def _texts_of_images(self, turns: Sequence[Turn]) -> list[Embeds]:
+        """Return [N, D] for each image: the embeddings of the texts in its turn."""
+        found = []
+        for turn in turns:
+            ids = self._prompts.tokenizer.encode_all_plain(part for part in turn.parts if isinstance(part, str))
+            embeds = self._graphs.embed_text(ids)
+            found += [embeds for part in turn.parts if part is Placeholder.IMAGE]
+        return found
 
     def answer_ids(self, answer: str) -> list[int]:
         """Return the ids of an answer behind a prompt, and of the token that ends it."""

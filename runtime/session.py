@@ -66,8 +66,8 @@ class Session:
             MachineError: The run failed.
         """
         self.check_optional(optional)
-        if self._captured is not None:
-            return self._captured.run(feeds)
+        if self._captured is not None and not optional:
+            return self._captured.run(feeds, self._own_outputs)
         return self.graph.run(feeds, [*self._own_outputs, *optional] if self._optional_outputs else None)
 
     def check_optional(self, outputs: Sequence[str]) -> None:
@@ -76,11 +76,20 @@ class Session:
         Raises:
             SignatureError: It has not.
         """
-        if unknown := set(outputs) - self._optional_outputs:
-            raise SignatureError(
-                f"{self.path} has no optional output {', '.join(sorted(unknown))}, only "
-                f"{', '.join(sorted(self._optional_outputs)) or 'none'}"
-            )
+        check_optional(self.path, self.component, outputs)
+
+
+def check_optional(path: Path, component: Component, outputs: Sequence[str]) -> None:
+    """Check that a graph has optional outputs of these names.
+
+    Raises:
+        SignatureError: It has not.
+    """
+    known = {spec.name for spec in component.optional_outputs}
+    if unknown := set(outputs) - known:
+        raise SignatureError(
+            f"{path} has no optional output {', '.join(sorted(unknown))}, only {', '.join(sorted(known)) or 'none'}"
+        )
 
 
 def _runs_on_device(component: Component) -> bool:
