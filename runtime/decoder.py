@@ -88,6 +88,11 @@ class TokenGraphs:
         """V."""
         return self._dims.vocab_size
 
+    @property
+    def max_positions(self) -> int:
+        """Longest sequence that the checkpoint was made for."""
+        return self._dims.max_positions
+
     def of_phase(self, phase: RunPhase) -> Session:
         """Return the decoder's graph for a phase."""
         return self._of_phase[phase]

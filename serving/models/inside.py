@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bundle.directory import Bundle
 from bundle.errors import ParameterError, SettingsError
-from quant.visual_tokens.inside.table import METHODS, InsideMethods
+from quant.visual_tokens.inside.table import MERGING, METHODS, InsideMethods
 from runtime.decoder import TokenGraphs
 from runtime.filled_prompt import FilledPrompt
 from runtime.segmented_prompt import Choose, Layers, SegmentedPrompt
@@ -65,6 +65,14 @@ class Inside:
         if choose is None or self._layers is None or not prompt.placed:
             return None
         return SegmentedPrompt(prompt, self._layers, choose)
+
+
+def before_decoder(vision: VisionReduction) -> VisionReduction:
+    """Return what of a reduction is done before the decoder: all of it, nothing, or the first half of AIM."""
+    if vision.method not in METHODS:
+        return vision
+    share = METHODS[vision.method].merged_before(vision.keep)
+    return VisionReduction(MERGING, share)
 
 
 def check_alone(vision: VisionReduction, choose: Choose | None, compression: KVCompression | None) -> None:

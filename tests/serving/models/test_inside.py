@@ -18,7 +18,7 @@ from serving.protocol import KVCompression, VisionReduction
 from serving.settings import EngineSettings
 
 SETTINGS = EngineSettings(max_sequences=3, max_waiting=8, intra_threads=1, prefill_chunk_tokens=32)
-METHODS = ("fastv", "aim-pruning", "dyvte")
+METHODS = ("fastv", "aim-pruning", "aim", "dyvte")
 
 
 @pytest.fixture(scope="module")
@@ -65,13 +65,36 @@ def test_keeping_all_changes_nothing(model, asked, answer, method: str) -> None:
     run(main)
 
 
-@pytest.mark.parametrize(("method", "share"), [("fastv", 0.25), ("aim-pruning", 0.25), ("dyvte", 0.0)])
+@pytest.mark.parametrize(("method", "share"), [("fastv", 0.25), ("aim-pruning", 0.25), ("aim", 0.25), ("dyvte", 0.0)])
 def test_usage_tells_what_the_last_layers_read(model, asked, answer, method: str, share: float) -> None:
     async def main() -> None:
         usage = (await answer(model, asked(method))).finished.usage
         assert usage.image_tokens > 0
         assert usage.kept_image_tokens == usage.image_tokens * share
         assert usage.cached_tokens == 0
+
+    run(main)
+
+
+def test_aim_is_merging_before_the_decoder_and_pruning_inside(model, asked, answer) -> None:
+    async def main() -> None:
+        merged, pruned, both = [await answer(model, asked(name)) for name in ("merging", "aim-pruning", "aim")]
+        usage = both.finished.usage
+        assert usage.image_tokens == merged.finished.usage.image_tokens
+        # a quarter is left of both, and a half after merging: what the first layers read, the prompt's tokens tell
+        text = pruned.finished.usage.prompt_tokens - usage.image_tokens
+        assert usage.prompt_tokens - text == usage.image_tokens / 2
+        assert merged.finished.usage.prompt_tokens - text == usage.image_tokens / 4
+
+    run(main)
+
+
+def test_an_unknown_method_is_told_all_that_there_are(model, asked, answer) -> None:
+    async def main() -> None:
+        with pytest.raises(ParameterError, match=r"'best' is unknown; .*uniform.*fastv, aim-pruning, aim, dyvte"):
+            await answer(model, asked("best"))
+        with pytest.raises(ParameterError, match=r"vision\.keep is nan"):
+            await answer(model, asked("fastv", float("nan")))
 
     run(main)
 
