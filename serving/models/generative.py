@@ -21,6 +21,7 @@ from runtime.canary import check_canary
 from runtime.decoder import Decoder, TokenGraphs
 from runtime.filled_prompt import FilledPrompt
 from runtime.room import check_room
+from runtime.segmented_prompt import Choose
 from runtime.segments import SegmentChain
 from serving.engine.engine import Engine
 from serving.engine.pace import Pace
@@ -31,6 +32,7 @@ from serving.engine.sequence import Sequence as EngineSequence
 from serving.engine.worker import Worker
 from serving.models.choices import ChoiceAnswer, Vocabulary, merged, sampling_of
 from serving.models.cut_frames import FrameRoom
+from serving.models.inside import Inside, before_decoder, check_alone
 from serving.models.kv import check_compression, compression_of
 from serving.models.model import Model
 from serving.models.pool import PreprocessPool
@@ -115,12 +117,14 @@ class GenerativeModel(Model):
             check_canary(bundle, {self._vision.name: self._vision.session, **graphs.sessions})
             if graphs.segments:
                 check_canary(bundle, {manifest.graph("decoder", "prompt"): SegmentChain(graphs.segments)})
+        self._inside = Inside(bundle, graphs)
+        self._inside.check_default(settings)
         self._reducing = Reducing(
             manifest.components[self._vision.name],
             self._prompts.image_prompt.tokens_per_tile,
             tokenizer,
             graphs.embed_text,
-            settings.vision,
+            before_decoder(settings.vision),
         )
         self._decoder = Decoder(graphs, self._shape)
         self._vocab_size, self._max_positions = graphs.vocab_size, graphs.max_positions
@@ -171,8 +175,11 @@ class GenerativeModel(Model):
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
         """Yield the answer's pieces, then exactly one FinishedEvent, or raise; closing the iterator frees the slot."""
         check_sampling(request, self._vocab_size, self._shape.most_rows)
-        check_compression(compression_of(request, self._settings))
-        reduction = self._reducing.of(request.vision)
+        compression, vision = compression_of(request, self._settings), request.vision or self._settings.vision
+        check_compression(compression)
+        choose = self._inside.choice(vision)
+        check_alone(vision, choose, compression)
+        reduction = self._reducing.of(before_decoder(vision))
         sampling, num_choices = request.sampling.filled(self._defaults), request.num_choices
         arrived_s = time.monotonic()
         with ExitStack() as places:
@@ -180,7 +187,7 @@ class GenerativeModel(Model):
                 places.enter_context(self._admission.admit())
             prepared = await self._prepare(request, reduction)
             request = replace(request, messages=())  # not to hold the encoded images for an answer's whole length
-            with self._choices(request, prepared, sampling, arrived_s) as choices:
+            with self._choices(request, prepared, sampling, arrived_s, choose) as choices:
                 async with aclosing(self._events(choices, prepared, arrived_s)) as events:
                     async for event in events:
                         yield event
@@ -273,7 +280,12 @@ class GenerativeModel(Model):
 
     @contextmanager
     def _choices(
-        self, request: GenerateRequest, prepared: _Prepared, sampling: SamplingParams, arrived_s: float
+        self,
+        request: GenerateRequest,
+        prepared: _Prepared,
+        sampling: SamplingParams,
+        arrived_s: float,
+        choose: Choose | None,
     ) -> Iterator[list[ChoiceAnswer]]:
         """Submit as many sequences of the prompt; cancel them when the block is left, however that happens."""
         prompt = FilledPrompt.of(prepared.prompt, [image.features for image in prepared.images])
@@ -295,6 +307,7 @@ class GenerativeModel(Model):
                     None if prepared.structure is None else prepared.structure.constraint(),
                     priority=request.priority,
                     deadline_s=deadline_s,
+                    segmented=self._inside.segmented(prompt, choose),
                 )
                 stream = self._engine.submit(sequence)
                 submitted.callback(self._engine.cancel, stream)
@@ -331,7 +344,7 @@ class GenerativeModel(Model):
             cached_tokens,
             cache_rows_before=prompt.num_tokens,
             cache_rows_after=prompt.num_tokens,
-            kept_image_tokens=prompt.num_image_tokens,
+            kept_image_tokens=sequences[0].num_kept_image_tokens,
         )
         queue_s = min(sequence.started_s for sequence in sequences) - sequences[0].submitted_s
         total_s = time.monotonic() - arrived_s
