@@ -1,4 +1,7 @@
-"""What lies beside the graphs of a variant whose inputs are of other types than its parent's (docs/cuda-form.md)."""
+"""What lies beside the graphs of a variant whose inputs are of other types than its parent's.
+
+Those for CUDA (docs/cuda-form.md), and decoders whose cache holds codes (docs/kv-cache.md).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from bundle.image import PREPROCESSOR, ImageSpec
 from bundle.manifest import Component, Manifest, Role
 from runtime.feeds import Step, TokenRun, feeds_of
 from runtime.graph import Array
+from runtime.states import empty_states
 
 
 def retype_inputs(parent: Bundle, variant: Manifest, folder: Path) -> None:
@@ -36,6 +40,25 @@ def retype_inputs(parent: Bundle, variant: Manifest, folder: Path) -> None:
         component = components[_role(role, components)]
         recordings[component.role] = Recording(_inputs(component, variant, recording, image), recording.outputs)
     save_golden(folder, recordings)
+
+
+def retype_states(parent: Bundle, variant: Manifest, folder: Path) -> None:
+    """Write the recorded runs with the states that a variant's decoder takes, all of them empty.
+
+    Outputs stay those of the fp32 parent: a load compares with them, states of codes by the numbers they stand for.
+
+    Args:
+        parent: The fp32 bundle.
+        variant: Its states are those wanted.
+        folder: Of the variant.
+    """
+    if GOLDEN not in parent.manifest.files:
+        return
+    recordings = load_golden(parent.path(GOLDEN))
+    run = recordings["decoder"]
+    num_rows = run.inputs[variant.states[0].input].shape[parent.manifest.states[0].row_axis]
+    inputs = {**run.inputs, **empty_states(variant.states, 1, num_rows)}
+    save_golden(folder, {**recordings, "decoder": Recording(inputs, run.outputs)})  # type: ignore[dict-item]
 
 
 def _role(name: str, components: Mapping[Role, Component]) -> Role:

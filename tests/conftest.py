@@ -148,7 +148,10 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The function that returns the graphs of tests/tiny_decoder.py on disk, by dialect and layer groups; read only."""
+    """The function that returns the graphs of tests/tiny_decoder.py on disk, by dialect and layer groups; read only.
+
+    "contrib, cache int8" has a cache of codes.
+    """
     made: dict[tuple[str, Any], Any] = {}
 
     def model(dialect: str, layer_groups: tuple[int, ...] | None = None) -> Any:
@@ -156,7 +159,9 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Any:
             tiny = beside("tiny_decoder")
             config = dataclasses.replace(tiny.CONFIG, layer_groups=layer_groups)
             folder = tmp_path_factory.mktemp("tiny_model")
-            made[dialect, layer_groups] = tiny.write_tiny_model(folder, config, dialect)
+            written, *codes = dialect.split(", cache ")
+            one = tiny.write_tiny_model(folder, config, written)
+            made[dialect, layer_groups] = one.with_coded_cache(tmp_path_factory.mktemp("coded"), *codes) if codes else one
         return made[dialect, layer_groups]
 
     return model
