@@ -1,7 +1,4 @@
-"""What lies beside the graphs of a variant whose inputs are of other types than its parent's.
-
-Those for CUDA (docs/cuda-form.md), and decoders whose cache holds codes (docs/kv-cache.md).
-"""
+"""What lies beside the graphs of a variant whose inputs or states are of other types than its parent's."""
 
 from __future__ import annotations
 
@@ -15,9 +12,9 @@ from bundle.directory import Bundle
 from bundle.golden import GOLDEN, Recording, canary_image, load_golden, save_golden
 from bundle.image import PREPROCESSOR, ImageSpec
 from bundle.manifest import Component, Manifest, Role
+from bundle.states import State
 from runtime.feeds import Step, TokenRun, feeds_of
 from runtime.graph import Array
-from runtime.states import empty_states
 
 
 def retype_inputs(parent: Bundle, variant: Manifest, folder: Path) -> None:
@@ -30,7 +27,7 @@ def retype_inputs(parent: Bundle, variant: Manifest, folder: Path) -> None:
         variant: Its inputs are those wanted.
         folder: Of the variant.
     """
-    image = ImageSpec.read(parent.path(PREPROCESSOR)).model_copy(update={"normalised_in_graph": True})
+    image = ImageSpec.read(parent.path(PREPROCESSOR)).model_copy(update={"normalised_in_graph": True})  # cuda-form.md
     (folder / PREPROCESSOR).write_text(image.model_dump_json(indent=2) + "\n", encoding="utf-8")
     if GOLDEN not in parent.manifest.files:
         return
@@ -43,9 +40,9 @@ def retype_inputs(parent: Bundle, variant: Manifest, folder: Path) -> None:
 
 
 def retype_states(parent: Bundle, variant: Manifest, folder: Path) -> None:
-    """Write the recorded runs with the states that a variant's decoder takes, all of them empty.
+    """Write the recorded runs with states as the variant takes them; outputs stay those of the fp32 parent.
 
-    Outputs stay those of the fp32 parent: a load compares with them, states of codes by the numbers they stand for.
+    A load compares with those, states of codes by the numbers that they stand for. Recorded states are empty.
 
     Args:
         parent: The fp32 bundle.
@@ -54,11 +51,22 @@ def retype_states(parent: Bundle, variant: Manifest, folder: Path) -> None:
     """
     if GOLDEN not in parent.manifest.files:
         return
-    recordings = load_golden(parent.path(GOLDEN))
-    run = recordings["decoder"]
-    num_rows = run.inputs[variant.states[0].input].shape[parent.manifest.states[0].row_axis]
-    inputs = {**run.inputs, **empty_states(variant.states, 1, num_rows)}
-    save_golden(folder, {**recordings, "decoder": Recording(inputs, run.outputs)})  # type: ignore[dict-item]
+    states = {state.input: state for state in variant.states}
+    recordings: dict[Role, Recording] = {}
+    components = {part.role: part for part in variant.components.values()}
+    for name, recording in load_golden(parent.path(GOLDEN)).items():
+        inputs = {key: _retyped(array, states.get(key)) for key, array in recording.inputs.items()}
+        recordings[_role(name, components)] = Recording(inputs, recording.outputs)
+    save_golden(folder, recordings)
+
+
+def _retyped(array: Array, state: State | None) -> Array:
+    """Return an input as a variant takes it, of which some are states."""
+    if state is None:
+        return array
+    if state.scheme == "float":
+        return array.astype(state.dtype)
+    return np.zeros(state.sizes(array.shape[0], array.shape[state.row_axis]), state.dtype)
 
 
 def _role(name: str, components: Mapping[Role, Component]) -> Role:
@@ -84,4 +92,4 @@ def _decoder_inputs(component: Component, variant: Manifest, recording: Recordin
         wanted=recorded[tensors.LOGITS_INDICES][0].tolist(),
     )
     states = {state.input: recorded[state.input].astype(state.dtype) for state in variant.states}
-    return {**feeds_of(component.inputs, Step([run], embeds)), **states}
+    return {**feeds_of(component.inputs, Step.of([run], embeds)), **states}

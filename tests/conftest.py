@@ -123,6 +123,18 @@ def small_graphs() -> ModuleType:
     return beside("small_graphs")
 
 
+@pytest.fixture(scope="session")
+def kv_layers() -> ModuleType:
+    """The functions of tests/kv_layers.py."""
+    return beside("kv_layers")
+
+
+@pytest.fixture(scope="session")
+def kv_ports() -> ModuleType:
+    """The functions of tests/kv_ports.py."""
+    return beside("kv_ports")
+
+
 @pytest.fixture
 def model_of(small_graphs: ModuleType) -> Any:
     """The function that builds a model of a few nodes."""
@@ -152,17 +164,19 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     "contrib, cache int8" has a cache of codes.
     """
-    made: dict[tuple[str, Any], Any] = {}
+    made: dict[tuple[str, Any, bool], Any] = {}
 
-    def model(dialect: str, layer_groups: tuple[int, ...] | None = None) -> Any:
-        if (dialect, layer_groups) not in made:
+    def model(dialect: str, layer_groups: tuple[int, ...] | None = None, *, in_segments: bool = False) -> Any:
+        key = dialect, layer_groups, in_segments
+        if key not in made:
             tiny = beside("tiny_decoder")
-            config = dataclasses.replace(tiny.CONFIG, layer_groups=layer_groups)
+            num_layers = tiny.CONFIG.num_layers if layer_groups is None else len(layer_groups)
+            config = dataclasses.replace(tiny.CONFIG, layer_groups=layer_groups, num_layers=num_layers)
             folder = tmp_path_factory.mktemp("tiny_model")
             written, *codes = dialect.split(", cache ")
-            one = tiny.write_tiny_model(folder, config, written)
-            made[dialect, layer_groups] = one.with_coded_cache(tmp_path_factory.mktemp("coded"), *codes) if codes else one
-        return made[dialect, layer_groups]
+            one = tiny.write_tiny_model(folder, config, written, in_segments=in_segments)
+            made[key] = one.with_coded_cache(tmp_path_factory.mktemp("coded"), *codes) if codes else one
+        return made[key]
 
     return model
 
