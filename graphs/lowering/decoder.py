@@ -10,6 +10,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from bundle.manifest import Phase
+from graphs.lowering.last_queries import drop_last_queries
 from graphs.lowering.packed_attention import pack_attention
 from graphs.lowering.parallel_layers import join_attention_layers, join_gates
 from graphs.lowering.rotary_in_attention import turn_inside_attention
@@ -37,6 +38,8 @@ def lower_decoder(model: ir.Model, max_positions: int, phase: Phase = "any") -> 
     graph = model.graph
     graph.opset_imports[CONTRIB] = 1
     is_for_prompts = any(node.op_type == "QuantizeLinear" for node in graph)
+    if phase == "step":
+        drop_last_queries(model)
     join_attention_layers(graph)
     if phase == "step":
         turn_inside_attention(graph, max_positions)
