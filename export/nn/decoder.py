@@ -13,9 +13,8 @@ from export.nn.module import Module, ModuleList
 from export.nn.moe import MIXTURES
 from export.nn.norms import RMSNorm
 from export.nn.rotary import Angles, rotary_angles
+from quant.kv.policy import WINDOW_TOKENS
 
-LAST_TOKENS = 32
-"""W: of a run, those whose queries are given to whoever asks. SnapKV's window."""
 _TO_THE_END = 2**31 - 1
 
 
@@ -40,7 +39,7 @@ class CachedAttention(Module):
         key = self.dialect.rotary(op, self.k_proj(op, x), angles.cos, angles.sin, self.heads.num_kv)
         value = self.v_proj(op, x)
         attended, present = self.dialect.cached_attention(op, query, key, value, past, lengths, self.heads)
-        return self.o_proj(op, attended), present, op.Slice(query, [-LAST_TOKENS], [_TO_THE_END], [1])
+        return self.o_proj(op, attended), present, op.Slice(query, [-WINDOW_TOKENS], [_TO_THE_END], [1])
 
 
 class DecoderLayer(Module):

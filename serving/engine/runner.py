@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from bundle import tensors
+from bundle.states import layers_of
 from runtime.decoder import Decoder
 from runtime.step_logits import StepLogits
 from serving.engine.changes import Change, Keep, Move
+from serving.engine.compression import Compressing, ReadPrompt, Stayed
 from serving.engine.scheduler import Batch
+from serving.engine.sequence import Sequence
 
 
 class Runner:
@@ -19,6 +23,8 @@ class Runner:
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
+        self._layers = layers_of(decoder.states.states)
+        self._queries = tuple(f"{tensors.LAST_QUERIES}{layer}" for layer in range(len(self._layers)))
 
     @property
     def num_length_groups(self) -> int:
@@ -34,7 +40,7 @@ class Runner:
             elif isinstance(change, Keep):
                 states.keep(change.slot, change.group, change.rows)
             else:
-                states.give_back(change.slot, change.first_row)
+                states.give_back(change.slot, change.first_row, change.group)
 
     def run(self, batch: Batch) -> StepLogits:
         """Run a batch's tokens and return the logits [B, V] of each row's last, valid until the next run.
@@ -49,4 +55,28 @@ class Runner:
         if batch.rows[0].start == 0:
             self._decoder.states.clear(first)
         runs = [row.sequence.run(row.start, row.end) for row in batch.rows]
+        if len(runs) == 1 and (queries := batch.rows[0].sequence.try_observe(batch.rows[0].end)) is not None:
+            logits, found = self._decoder.run_with(self._queries, batch.phase, first, runs)
+            queries.add(found)
+            return StepLogits.of(logits[:, 0])
         return self._decoder.step(batch.phase, first, runs)
+
+    def compress(self, sequence: Sequence, until_s: float) -> Stayed | None:
+        """Choose which of a sequence's rows stay, of some layers, and return what stayed once that is all of them.
+
+        Args:
+            sequence: Whose prompt was read.
+            until_s: Monotonic time after which no further layer is begun.
+        """
+        if sequence.compressing is None:
+            sequence.compressing = self._compressing(sequence)
+        return sequence.compressing.advance(until_s)
+
+    def _compressing(self, sequence: Sequence) -> Compressing:
+        compression, slot = sequence.compression, sequence.slot
+        if compression is None or slot is None:
+            raise ValueError(f"{sequence.request_id} in slot {slot} keeps its rows")
+        prompt = ReadPrompt(
+            slot, sequence.num_prompt_tokens, sequence.last_queries, sequence.is_image, sequence.content_seed
+        )
+        return Compressing(compression, self._decoder.states, self._layers, prompt)

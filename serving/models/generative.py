@@ -19,6 +19,7 @@ from runtime.canary import check_canary
 from runtime.decoder import Decoder, TokenGraphs
 from runtime.filled_prompt import FilledPrompt
 from runtime.room import check_room
+from serving.engine.compression import Compression
 from serving.engine.engine import Engine
 from serving.engine.pace import Pace
 from serving.engine.runner import Runner
@@ -28,7 +29,7 @@ from serving.engine.sequence import Sequence as EngineSequence
 from serving.engine.worker import Worker
 from serving.models.choices import ChoiceAnswer, Vocabulary, merged, sampling_of
 from serving.models.cut_frames import FrameRoom
-from serving.models.kv import check_compression, compression_of
+from serving.models.kv import KVPolicies, compression_of
 from serving.models.model import Model
 from serving.models.pool import PreprocessPool
 from serving.models.sampling_limits import check_sampling
@@ -43,6 +44,7 @@ from serving.protocol import (
     GenerateEvent,
     GenerateRequest,
     ImagePart,
+    KVCompression,
     SamplingParams,
     TextPart,
     Timings,
@@ -62,6 +64,7 @@ class _Prepared:
         prompt: Filled from messages and image sizes.
         images: Encoded, in prompt order.
         structure: That every choice is held to.
+        compression: What becomes of the prompt's rows once it was read.
         preprocess_s: Decoding, templating, tokenizing, resizing.
         vision_s: Waiting for the vision encoder.
     """
@@ -69,6 +72,7 @@ class _Prepared:
     prompt: Prompt
     images: Sequence[EncodedImage]
     structure: CompiledStructure | None
+    compression: Compression | None
     preprocess_s: float
     vision_s: float
 
@@ -100,6 +104,7 @@ class GenerativeModel(Model):
             raise BundleFormatError(f"{bundle.directory} has no decoder; it cannot answer questions")
         super().__init__(manifest, settings)
         check_room(manifest, shape, settings.provider)
+        self._policies = KVPolicies(manifest, settings)
         self._pool = pool
         self._shape = shape
         self._defaults = SamplingDefaults.read(bundle.path(GENERATION))
@@ -159,20 +164,20 @@ class GenerativeModel(Model):
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
         """Yield the answer's pieces, then exactly one FinishedEvent, or raise; closing the iterator frees the slot."""
         check_sampling(request, self._vocab_size, self._shape.most_rows)
-        check_compression(compression_of(request, self._settings))
+        compression = self._policies.wanted(request.kv)
         sampling, num_choices = request.sampling.filled(self._defaults), request.num_choices
         arrived_s = time.monotonic()
         with ExitStack() as places:
             for _ in range(num_choices):
                 places.enter_context(self._admission.admit())
-            prepared = await self._prepare(request)
+            prepared = await self._prepare(request, compression)
             request = replace(request, messages=())  # not to hold the encoded images for an answer's whole length
             with self._choices(request, prepared, sampling, arrived_s) as choices:
                 async with aclosing(self._events(choices, prepared, arrived_s)) as events:
                     async for event in events:
                         yield event
 
-    async def _prepare(self, request: GenerateRequest) -> _Prepared:
+    async def _prepare(self, request: GenerateRequest, kv: KVCompression | None) -> _Prepared:
         """Return prompt and features; structure and prompt are judged before any image is encoded."""
         started_s = time.monotonic()
         owner, messages = request.request_id, request.messages
@@ -188,12 +193,13 @@ class GenerativeModel(Model):
         turns = turns_of(messages, visuals)
         prompt = await self._pool.text.run(owner, self._prompts.build, turns, layouts, max_tokens=most)
         self._check_length(prompt)
+        compression = compression_of(kv, prompt.num_tokens)
         prompted_s = time.monotonic()
         encoded = await together(self._vision.encode(owner, each) for visual in visuals for each in visual.pictures)
         images = await self._filled(owner, visuals, encoded)
         resize_s = max((image.preprocess_s for image in images), default=0.0)
         vision_s = max(time.monotonic() - prompted_s - resize_s, 0.0)
-        return _Prepared(prompt, images, structure, prompted_s - started_s + resize_s, vision_s)
+        return _Prepared(prompt, images, structure, compression, prompted_s - started_s + resize_s, vision_s)
 
     async def _filled(
         self, owner: str, visuals: Sequence[Visual], encoded: Sequence[EncodedImage]
@@ -258,6 +264,7 @@ class GenerativeModel(Model):
                     None if prepared.structure is None else prepared.structure.constraint(),
                     priority=request.priority,
                     deadline_s=deadline_s,
+                    compression=prepared.compression,
                 )
                 stream = self._engine.submit(sequence)
                 submitted.callback(self._engine.cancel, stream)
@@ -286,7 +293,7 @@ class GenerativeModel(Model):
             prepared.num_kept_rows,
             cached_tokens,
             cache_rows_before=prompt.num_tokens,
-            cache_rows_after=prompt.num_tokens,
+            cache_rows_after=sequences[0].num_kept_rows or prompt.num_tokens,
         )
         queue_s = min(sequence.started_s for sequence in sequences) - sequences[0].submitted_s
         total_s = time.monotonic() - arrived_s
