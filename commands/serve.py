@@ -55,7 +55,17 @@ PolicyOption = Annotated[
 ]
 BudgetOption = Annotated[
     float | None,
-    typer.Option("--kv-budget", help="The share of them that stays, above 0 and at most 1; with --kv-policy."),
+    typer.Option(
+        "--kv-budget", help="The share of them that stays, above 0 and at most 1; with --kv-policy. Default: 1."
+    ),
+]
+VisionMethodOption = Annotated[
+    str | None,
+    typer.Option(help="How images are reduced where a request does not say (docs/compression.md). Default: uniform."),
+]
+VisionKeepOption = Annotated[
+    float | None,
+    typer.Option(help="Share of each image tile's tokens that is read then, above 0; 1 reduces nothing. Default: 1."),
 ]
 ServeThreadsOption = Annotated[
     int | None, typer.Option(min=0, help="Threads per operator. Default: 0, one per physical core.")
@@ -102,6 +112,8 @@ def serve(
     kv_memory: MemoryOption = None,
     kv_policy: PolicyOption = None,
     kv_budget: BudgetOption = None,
+    vision_method: VisionMethodOption = None,
+    vision_keep: VisionKeepOption = None,
     threads: ServeThreadsOption = None,
     provider: ProviderOption = None,
     log_level: LogLevelOption = None,
@@ -123,6 +135,8 @@ def serve(
         "engine.kv_memory_bytes": kv_memory,
         "engine.kv_policy": kv_policy,
         "engine.kv_budget": kv_budget,
+        "engine.vision_method": vision_method,
+        "engine.vision_keep": vision_keep,
         "engine.intra_threads": threads,
         "engine.provider": provider,
         "engine.allow_ungated": allow_ungated or None,

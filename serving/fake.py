@@ -248,6 +248,7 @@ def _answer(request: GenerateRequest, card: ModelCard) -> tuple[list[str], Finis
         num_image_tokens,
         cache_rows_before=prompt_tokens,
         cache_rows_after=math.floor(prompt_tokens * kept_share),
+        kept_image_tokens=num_image_tokens,
     )
     return shown, reason, usage
 

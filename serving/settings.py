@@ -22,6 +22,7 @@ from bundle.errors import SettingsError
 from bundle.frames.limits import DEFAULT_VIDEO_LIMITS
 from quant.kv.table import POLICIES
 from runtime.settings import DEFAULT_VISION_TILES, EncoderRuntime, RuntimeSettings, chunk_tokens_of
+from serving.protocol import VisionReduction
 from serving.watch import Patience
 
 if sys.version_info >= (3, 11):
@@ -142,6 +143,8 @@ class EngineSettings(RuntimeSettings):
             None: 256 on a CPU, 1,024 on a GPU, where a run takes about as long whatever it holds.
         vision_batch_tiles: Images or tiles in one run of a vision encoder; bounds its activation memory.
         text_batch_rows: Texts in one run of a text encoder.
+        vision_method: How images are reduced where a request does not say (docs/compression.md).
+        vision_keep: Share of each tile's image tokens that is read then; 1 reduces nothing.
         image_cache_bytes: Bytes of image features kept for reuse, of all models together; 0 keeps none.
         preprocess_threads: Threads that decode images, fill templates and tokenize.
         verify_digests: Compare every file with its recorded digest at start (reads the weights once).
@@ -166,6 +169,8 @@ class EngineSettings(RuntimeSettings):
     prefill_chunk_tokens: int | None = Field(default=None, ge=1)
     vision_batch_tiles: int = Field(default=DEFAULT_VISION_TILES, ge=1)
     text_batch_rows: int = Field(default=32, ge=1)
+    vision_method: str = "uniform"
+    vision_keep: float = Field(default=1.0, gt=0, le=1)
     image_cache_bytes: int = Field(default=64 << 20, ge=0)
     preprocess_threads: int = Field(default=2, ge=1)
     verify_digests: bool = True
@@ -187,6 +192,11 @@ class EngineSettings(RuntimeSettings):
     def chunk_tokens(self) -> int:
         """Most tokens of a prompt in one run, there where it runs."""
         return self.prefill_chunk_tokens or chunk_tokens_of(self.provider)
+
+    @property
+    def vision(self) -> VisionReduction:
+        """How images are reduced where a request does not say."""
+        return VisionReduction(self.vision_method, self.vision_keep)
 
     @property
     def patience(self) -> Patience:

@@ -32,8 +32,9 @@ class ErrorAnswer(_Answer):
 class PromptTokensDetails(_Answer):
     """Part of the prompt's tokens.
 
-    Those that were not read again; those of images and frames; of these, the ones that were not encoded again. And the
-    rows that the prompt took in the cache, before a KV policy chose among them and after.
+    Those that were not read again; those of images and frames before `vision` left any out; of these, the ones that
+    were not encoded again; what the model read in their place. And the rows that the prompt took in the cache, before a
+    KV policy chose among them and after.
     """
 
     cached_tokens: int
@@ -41,6 +42,7 @@ class PromptTokensDetails(_Answer):
     cached_image_tokens: int
     cache_rows_before: int
     cache_rows_after: int
+    kept_image_tokens: int
 
 
 class ChatUsage(_Answer):

@@ -23,6 +23,7 @@ from serving.api.contents import (
     TextContent,
     Texts,
     VideoOptions,
+    VisionOptions,
 )
 from serving.api.fields import (
     Name,
@@ -39,7 +40,7 @@ from serving.api.fields import Strict as _Strict
 from serving.api.fields import at_most as _at_most
 from serving.api.structured import GuidedChoice, GuidedJson, ResponseFormat, StructuredOutputs, structure_of
 from serving.api.validation import shown
-from serving.protocol import KVCompression, SamplingParams
+from serving.protocol import KVCompression, SamplingParams, VisionReduction
 
 MAX_SEED = 2**63 - 1
 _ALL_IN_VLLM = -1
@@ -169,6 +170,7 @@ class ChatRequest(_Strict):
 
     kv: KVOptions | None = None
     video: VideoOptions | None = None
+    vision: VisionOptions | None = None
     media_io_kwargs: MediaOptions | None = None
     mm_processor_kwargs: ProcessorOptions | None = None
 
@@ -242,6 +244,11 @@ class ChatRequest(_Strict):
             "structure": structure_of(self.response_format, self.structured_outputs, self._guided),
         }
         return SamplingParams(**{name: value for name, value in given.items() if value is not None})
+
+    @property
+    def reduction(self) -> VisionReduction | None:
+        """How images are reduced, where the request says so."""
+        return None if self.vision is None else VisionReduction(self.vision.method, self.vision.keep)
 
     @property
     def _guided(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bundle.directory import Bundle
-from bundle.errors import BundleFormatError, ContextLengthError, ImageError
+from bundle.errors import BundleFormatError, ContextLengthError, ImageError, ParameterError
 from bundle.generation import GENERATION, SamplingDefaults
 from bundle.prompt import Prompt, PromptBuilder
 from bundle.token_bytes import TokenBytes
@@ -19,6 +19,7 @@ from runtime.canary import check_canary
 from runtime.decoder import Decoder, TokenGraphs
 from runtime.filled_prompt import FilledPrompt
 from runtime.room import check_room
+from runtime.segments import SegmentChain
 from serving.engine.compression import Compression
 from serving.engine.engine import Engine
 from serving.engine.pace import Pace
@@ -50,10 +51,21 @@ from serving.protocol import (
     Timings,
     Usage,
     VideoPart,
+    VisionReduction,
 )
 from serving.settings import EngineSettings
 
 _WARM_UP_TOKENS = 8
+
+
+def _check_vision(vision: VisionReduction) -> None:
+    """Refuse what would leave out image tokens.
+
+    Raises:
+        ParameterError: It would; no method is known yet.
+    """
+    if vision.keep < 1:
+        raise ParameterError(f"vision.method {vision.method!r} is not known; leave vision out", "vision.method")
 
 
 @dataclass(frozen=True)
@@ -115,6 +127,8 @@ class GenerativeModel(Model):
         graphs = TokenGraphs(bundle, settings)
         if settings.check_golden:
             check_canary(bundle, {self._vision.name: self._vision.session, **graphs.sessions})
+            if graphs.segments:
+                check_canary(bundle, {manifest.graph("decoder", "prompt"): SegmentChain(graphs.segments)})
         self._decoder = Decoder(graphs, self._shape)
         self._vocab_size = graphs.vocab_size
         self._grammars = Grammars(
@@ -165,6 +179,7 @@ class GenerativeModel(Model):
         """Yield the answer's pieces, then exactly one FinishedEvent, or raise; closing the iterator frees the slot."""
         check_sampling(request, self._vocab_size, self._shape.most_rows)
         compression = self._policies.wanted(request.kv)
+        _check_vision(request.vision or self._settings.vision)
         sampling, num_choices = request.sampling.filled(self._defaults), request.num_choices
         arrived_s = time.monotonic()
         with ExitStack() as places:
@@ -294,6 +309,7 @@ class GenerativeModel(Model):
             cached_tokens,
             cache_rows_before=prompt.num_tokens,
             cache_rows_after=sequences[0].num_kept_rows or prompt.num_tokens,
+            kept_image_tokens=prompt.num_image_tokens,
         )
         queue_s = min(sequence.started_s for sequence in sequences) - sequences[0].submitted_s
         total_s = time.monotonic() - arrived_s

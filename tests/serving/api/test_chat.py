@@ -36,6 +36,7 @@ def test_an_answer_holds_text_reason_usage_and_timings(api: Any, ask: Ask) -> No
             "cached_image_tokens": 0,
             "cache_rows_before": 2,
             "cache_rows_after": 2,
+            "kept_image_tokens": 0,
         },
     }
     assert (body["object"], body["model"]) == ("chat.completion", "fake-vlm")
