@@ -127,11 +127,14 @@ class CausalDecoder(Module):
         """Return logits [B, N, V], each layer's last queries, and the presents, key and value of each layer in turn."""
         angles = rotary_angles(op, position_ids, self.config.rope, self.config.head_size)
         past = [CacheRows(key, value) for key, value in zip(cache[::2], cache[1::2], strict=True)]
+        of_layer = self.config.length_groups
         of_group = [
-            self.dialect.lengths(op, inputs_embeds, op.Gather(past_lengths, group, axis=0), past[0].key)
+            self.dialect.lengths(
+                op, inputs_embeds, op.Gather(past_lengths, group, axis=0), past[of_layer.index(group)].key
+            )
             for group in range(self.config.num_length_groups)
         ]
-        lengths = [of_group[group] for group in self.config.length_groups]
+        lengths = [of_group[group] for group in of_layer]
         hidden, presents, queries = self.stack(op, inputs_embeds, angles, past, lengths, logits_indices)
         rows = (rows for present in presents for rows in (present.key, present.value))
         return self.lm_head(op, hidden), *queries, *rows
