@@ -262,10 +262,27 @@ class StateBuffers:
         """Return the scales of a state of codes as they broadcast over one slot's rows."""
         return np.expand_dims(self._scales[state.input], state.row_axis - 1)
 
-    def give_back(self, slot: int, first_row: int) -> None:
-        """Let the machine have the memory of a slot's rows again, from one on; what they held is lost."""
+    def keep_rows(self, state: State, slot: int, kept: npt.NDArray[np.int64]) -> None:
+        """Drop all rows of a layer's keys or values but some, which move to the front.
+
+        Args:
+            state: Of a host.
+            slot: Of the sequence.
+            kept: [K, n] row numbers, each head's own.
+        """
+        content = self._buffers[state.input].read()[slot]
+        content[:, : kept.shape[1]] = np.take_along_axis(content, kept[..., None], axis=1)
+
+    def give_back(self, slot: int, first_row: int, group: int | None = None) -> None:
+        """Let the machine have the memory of a slot's rows again, from one on; what they held is lost.
+
+        Args:
+            slot: Of the sequence.
+            first_row: From this one on.
+            group: The length group; None: all.
+        """
         for state in self.states:
-            if state.kind == "rows":
+            if state.kind == "rows" and group in (None, state.group):
                 _, *before, rows, after = _sizes_around_rows(state, self.shape.capacity_tokens)
                 blocks = math.prod(before)
                 for block in range(slot * blocks, (slot + 1) * blocks):

@@ -23,6 +23,7 @@ from runtime.filled_prompt import FilledPrompt
 from runtime.room import check_room
 from runtime.segmented_prompt import Choose
 from runtime.segments import SegmentChain
+from serving.engine.compression import Compression
 from serving.engine.engine import Engine
 from serving.engine.pace import Pace
 from serving.engine.runner import Runner
@@ -33,7 +34,7 @@ from serving.engine.worker import Worker
 from serving.models.choices import ChoiceAnswer, Vocabulary, merged, sampling_of
 from serving.models.cut_frames import FrameRoom
 from serving.models.inside import Inside, before_decoder, check_alone
-from serving.models.kv import check_compression, compression_of
+from serving.models.kv import KVPolicies, compression_of
 from serving.models.model import Model
 from serving.models.pool import PreprocessPool
 from serving.models.reducing import Reducing, Shown
@@ -49,6 +50,7 @@ from serving.protocol import (
     GenerateEvent,
     GenerateRequest,
     ImagePart,
+    KVCompression,
     SamplingParams,
     TextPart,
     Timings,
@@ -68,6 +70,7 @@ class _Prepared:
         prompt: Filled from messages and image sizes, with what is read of the images.
         images: Encoded, in prompt order; what is read of them.
         structure: That every choice is held to.
+        compression: What becomes of the prompt's rows once it was read.
         num_image_tokens: Of the images, read or not.
         num_cached_image_tokens: Those whose features were not encoded for this request.
         preprocess_s: Decoding, templating, tokenizing, resizing.
@@ -77,6 +80,7 @@ class _Prepared:
     prompt: Prompt
     images: Sequence[EncodedImage]
     structure: CompiledStructure | None
+    compression: Compression | None
     num_image_tokens: int
     num_cached_image_tokens: int
     preprocess_s: float
@@ -105,6 +109,7 @@ class GenerativeModel(Model):
             raise BundleFormatError(f"{bundle.directory} has no decoder; it cannot answer questions")
         super().__init__(manifest, settings)
         check_room(manifest, shape, settings.provider)
+        self._policies = KVPolicies(manifest, settings)
         self._pool = pool
         self._shape = shape
         self._defaults = SamplingDefaults.read(bundle.path(GENERATION))
@@ -175,8 +180,7 @@ class GenerativeModel(Model):
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
         """Yield the answer's pieces, then exactly one FinishedEvent, or raise; closing the iterator frees the slot."""
         check_sampling(request, self._vocab_size, self._shape.most_rows)
-        compression, vision = compression_of(request, self._settings), request.vision or self._settings.vision
-        check_compression(compression)
+        compression, vision = self._policies.wanted(request.kv), request.vision or self._settings.vision
         choose = self._inside.choice(vision)
         check_alone(vision, choose, compression)
         reduction = self._reducing.of(before_decoder(vision))
@@ -185,14 +189,16 @@ class GenerativeModel(Model):
         with ExitStack() as places:
             for _ in range(num_choices):
                 places.enter_context(self._admission.admit())
-            prepared = await self._prepare(request, reduction)
+            prepared = await self._prepare(request, reduction, compression)
             request = replace(request, messages=())  # not to hold the encoded images for an answer's whole length
             with self._choices(request, prepared, sampling, arrived_s, choose) as choices:
                 async with aclosing(self._events(choices, prepared, arrived_s)) as events:
                     async for event in events:
                         yield event
 
-    async def _prepare(self, request: GenerateRequest, reduction: Reduction | None) -> _Prepared:
+    async def _prepare(
+        self, request: GenerateRequest, reduction: Reduction | None, kv: KVCompression | None
+    ) -> _Prepared:
         """Return prompt and features; structure and prompt are judged before any image is encoded."""
         started_s = time.monotonic()
         owner, messages = request.request_id, request.messages
@@ -212,6 +218,7 @@ class GenerativeModel(Model):
         build = partial(self._prompts.build, turns, layouts, max_tokens=most, num_dropped=num_dropped)
         prompt = await self._pool.text.run(owner, build)
         self._check_length(prompt, num_dropped)
+        compression = compression_of(kv, prompt.num_tokens - num_dropped)
         prompted_s = time.monotonic()
         encoded = await together(self._vision.encode(owner, each) for visual in visuals for each in visual.pictures)
         images = await self._filled(owner, visuals, encoded)
@@ -222,7 +229,7 @@ class GenerativeModel(Model):
         resize_s = max((image.preprocess_s for image in images), default=0.0)
         vision_s = max(time.monotonic() - prompted_s - resize_s, 0.0)
         preprocess_s = prompted_s - started_s + resize_s
-        return _Prepared(prompt, images, structure, num_tokens, num_cached, preprocess_s, vision_s)
+        return _Prepared(prompt, images, structure, compression, num_tokens, num_cached, preprocess_s, vision_s)
 
     async def _filled(
         self, owner: str, visuals: Sequence[Visual], encoded: Sequence[EncodedImage]
@@ -308,6 +315,7 @@ class GenerativeModel(Model):
                     priority=request.priority,
                     deadline_s=deadline_s,
                     segmented=self._inside.segmented(prompt, choose),
+                    compression=prepared.compression,
                 )
                 stream = self._engine.submit(sequence)
                 submitted.callback(self._engine.cancel, stream)
@@ -343,7 +351,7 @@ class GenerativeModel(Model):
             prepared.num_cached_image_tokens,
             cached_tokens,
             cache_rows_before=prompt.num_tokens,
-            cache_rows_after=prompt.num_tokens,
+            cache_rows_after=sequences[0].num_kept_rows or prompt.num_tokens,
             kept_image_tokens=sequences[0].num_kept_image_tokens,
         )
         queue_s = min(sequence.started_s for sequence in sequences) - sequences[0].submitted_s
