@@ -68,6 +68,17 @@ def test_encoders_are_read_with_the_mask_that_they_have(
     assert unread(network) == []
 
 
+def test_the_plain_form_holds_no_attention_of_tensorrts_and_reads_every_input(
+    rtx: Library, portable_of: Callable[..., Bundle]
+) -> None:
+    path = portable_of("vlm", "fp16").graph_path("decoder")
+    network = parse(rtx, engine_graph(path, 64, is_plain=True), path)
+    assert list(network.attentions()) == []
+    kinds = {layer.type for layer in network.layers()}
+    assert not {rtx.module.LayerType.KV_CACHE_UPDATE, rtx.module.LayerType.ROTARY_EMBEDDING} & kinds
+    assert unread(network) == []
+
+
 def test_the_form_of_before_is_refused_when_it_is_written(portable_of: Callable[..., Bundle], tmp_path: Path) -> None:
     old = lengths_instead_of_masks(portable_of("vlm"), tmp_path)
     with pytest.raises(BundleFormatError, match="export the checkpoint again"):
