@@ -61,7 +61,10 @@ def _read_by_tensorrt(bundle: Path, version: str, as_json: bool) -> None:
     with usage_errors():
         wanted = read_version(version)
     opened = open_bundle(bundle, verify=False, allow_ungated=True)
-    found = {name: judge_graph(opened.graph_path(name), wanted) for name in opened.manifest.components}
+    found = {
+        name: judge_graph(opened.graph_path(name), opened.manifest.always_given(name), wanted)
+        for name in opened.manifest.components
+    }
     if as_json:
         print_json({name: asdict(verdict) for name, verdict in found.items()})
     for name, verdict in () if as_json else found.items():

@@ -6,7 +6,7 @@ changelog of 10.2 to 11.1. No table of 10.2 to 10.14 was found: what the changel
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -86,19 +86,19 @@ def read_version(text: str) -> Version:
     return version
 
 
-def judge_graph(source: Path, version: Version) -> Verdict:
-    """Return what a version makes of a graph of a bundle.
+def judge_graph(source: Path, outputs: Collection[str], version: Version) -> Verdict:
+    """Return what a version makes of a graph of a bundle, of which some outputs are wanted.
 
     Raises:
         BundleFormatError: Its attention is told of lengths in a way that TensorRT ignores.
     """
-    lacking = tuple(dict.fromkeys(missing(engine_model(source, _ANY_ROWS), version)))
+    lacking = tuple(dict.fromkeys(missing(engine_model(source, outputs, _ANY_ROWS), version)))
     if not lacking:
         return Verdict("standard", ())
     if any(CONTRIB in each for each in lacking):
         return Verdict(None, lacking, "no TensorRT has it; export the checkpoint with --dialect portable")
     try:
-        plain = engine_model(source, _ANY_ROWS, is_plain=True)
+        plain = engine_model(source, outputs, _ANY_ROWS, is_plain=True)
     except BundleFormatError as error:
         return Verdict(None, lacking, str(error))
     left = tuple(dict.fromkeys(missing(plain, version)))

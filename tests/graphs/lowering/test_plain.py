@@ -40,7 +40,8 @@ def opened(source: Path, *, is_plain: bool) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(source.parent))
-    graph = engine_graph(source, ROWS, is_plain=is_plain)
+    outputs = [str(value.name) for value in open_graph(source).graph.outputs]
+    graph = engine_graph(source, outputs, ROWS, is_plain=is_plain)
     return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 

@@ -7,12 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from bundle.directory import read_manifest
 from bundle.errors import SettingsError
 from bundle.form import Form
 from graphs.layers import find_linears
-from graphs.lowering.tensorrt_operators import judge_graph, read_version
+from graphs.lowering.tensorrt_operators import Verdict, Version, judge_graph, read_version
 from graphs.store import open_graph, save_graph
 from quant.weights.qdq_int4 import DequantizedInt4
+
+
+def judged(folder: Path, name: str, version: Version) -> Verdict:
+    return judge_graph(folder / f"{name}.onnx", read_manifest(folder).always_given(name), version)
+
 
 NEW = {"Attention", "TensorScatter", "RotaryEmbedding", "RMSNormalization"}
 
@@ -30,16 +36,16 @@ NEW = {"Attention", "TensorScatter", "RotaryEmbedding", "RMSNormalization"}
 def test_a_decoder_is_taken_or_written_plainly(
     bundle_of: Callable[..., Path], version: str, form: str, lacking: set[str]
 ) -> None:
-    verdict = judge_graph(bundle_of("smolvlm", "portable") / "decoder.onnx", read_version(version))
+    verdict = judged(bundle_of("smolvlm", "portable"), "decoder", read_version(version))
     assert (verdict.form, set(verdict.lacking)) == (form, lacking)
 
 
 @pytest.mark.parametrize("family", ["smolvlm", "clip", "siglip", "llava-clip-llama"])
 def test_every_graph_of_every_family_has_a_form_for_every_version(bundle_of: Callable[..., Path], family: str) -> None:
-    graphs = sorted(bundle_of(family, "portable").glob("*.onnx"))
-    assert len(graphs) >= 2
-    assert all(judge_graph(graph, (10, 1)).form == "plain" for graph in graphs)
-    assert all(judge_graph(graph, (10, 15)).form == "standard" for graph in graphs)
+    folder = bundle_of(family, "portable")
+    for name in read_manifest(folder).components:
+        assert judged(folder, name, (10, 1)).form == "plain"
+        assert judged(folder, name, (10, 15)).form == "standard"
 
 
 def test_weights_of_4_bits_have_no_form_before_10_15(bundle_of: Callable[..., Path], tmp_path: Path) -> None:
@@ -47,14 +53,14 @@ def test_weights_of_4_bits_have_no_form_before_10_15(bundle_of: Callable[..., Pa
     linears = [linear for linear in find_linears(model.graph) if linear.num_inputs % 32 == 0]
     DequantizedInt4({linear.name: Form(4, 32) for linear in linears})(model)
     save_graph(model, tmp_path / "vision_encoder.onnx")
-    verdict = judge_graph(tmp_path / "vision_encoder.onnx", (10, 3))
+    verdict = judge_graph(tmp_path / "vision_encoder.onnx", ["image_features"], (10, 3))
     assert verdict.form is None
     assert "take int8, int8-static or fp16" in verdict.reason
-    assert judge_graph(tmp_path / "vision_encoder.onnx", (10, 15)).form == "standard"
+    assert judge_graph(tmp_path / "vision_encoder.onnx", ["image_features"], (10, 15)).form == "standard"
 
 
 def test_operators_of_onnx_runtime_have_no_form_anywhere(smolvlm_bundle: Path) -> None:
-    verdict = judge_graph(smolvlm_bundle / "decoder.onnx", (11, 0))
+    verdict = judged(smolvlm_bundle, "decoder", (11, 0))
     assert verdict.form is None
     assert "GroupQueryAttention of com.microsoft" in verdict.lacking
     assert "--dialect portable" in verdict.reason
