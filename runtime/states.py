@@ -132,6 +132,11 @@ class StateBuffers:
             ) from error
         self._mover(self.states)  # opened now, not while somebody waits
 
+    @property
+    def has_fixed(self) -> bool:
+        """True where some state is as large whatever was read, and holds all of it."""
+        return bool(self._fixed)
+
     def _allocated(self, state: State) -> _Buffer:
         sizes = state.sizes(self.shape.num_slots + self.shape.num_spare_slots, self.shape.capacity_tokens)
         if self._device == "cpu":
