@@ -64,7 +64,9 @@ def record_goldens(bundle: Bundle, canary: Canary) -> None:
     for name, component in bundle.manifest.components.items():
         if component.role != "decoder":
             feeds = {spec.name: known[spec.name] for spec in component.inputs}
-            recordings[component.role] = _recorded(bundle, name, feeds)
+            recorded = _recorded(bundle, name, feeds)
+            wanted = {spec.name: recorded.outputs[spec.name] for spec in component.outputs}
+            recordings[component.role] = Recording(recorded.inputs, wanted)
     if bundle.manifest.decoder is not None:
         embeds = recordings["embed_tokens"].outputs[tensors.INPUTS_EMBEDS]
         recordings["decoder"] = _first_step(bundle, canary.input_ids[0], embeds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
@@ -12,6 +13,7 @@ from bundle import tensors
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, SignatureError
 from bundle.manifest import ComponentName, RunPhase
+from bundle.states import State
 from runtime.cache_shape import CacheShape
 from runtime.device.steps import PROMPT_TOKENS, DeviceSteps, captured_tokens, has_greedy_ids, runs_on_device
 from runtime.feeds import Embeds, Int64, Step, TokenBatch, TokenRun, check_inputs, feeds_of, place_features
@@ -38,6 +40,8 @@ class TokenGraphs:
 
     Attributes:
         sessions: By the graph's name in the manifest.
+        segments: The decoder's graph for prompts cut between layers; none where the bundle has no segments, or on a
+            device.
 
     Raises:
         BundleError: A graph is missing, unusable, or not what the manifest says.
@@ -65,6 +69,8 @@ class TokenGraphs:
             check_inputs(session.component.inputs, str(session.path))
             _check_gives_logits(session, self._dims.vocab_size)
         _check_same_signature(*self._of_phase.values())
+        parts = manifest.segments if settings.provider == "cpu" else ()
+        self.segments = tuple(Session(bundle, part, settings) for part in parts)
 
     @property
     def num_length_groups(self) -> int:
@@ -91,6 +97,10 @@ class TokenGraphs:
         name = self._embed.component.inputs[0].name
         embeds: Embeds = self._embed.run({name: ids})[self._embed.output]
         return embeds
+
+    def embed_text(self, ids: Int64) -> Embeds:
+        """Return [N, D] of the ids of a text [N], of none too; safe on any thread."""
+        return self.embed(ids[None])[0] if len(ids) else np.zeros((0, self._dims.hidden_size), np.float32)
 
     def step(self, batch: TokenBatch, bound_rows: int | None = None) -> Step:
         """Return a batch with its embeddings, image features in their places; see `Step`."""
@@ -210,6 +220,34 @@ class Decoder:
             {name: value.numpy() for name, value in zip(optional, asked, strict=True)},
         )
 
+    def run_segment(self, number: int, slot: int, run: TokenRun, optional: tuple[str, ...] = ()) -> dict[str, Array]:
+        """Run tokens of one sequence through one segment and return its outputs by name; the arrays are new.
+
+        Args:
+            number: Of the segment.
+            slot: Of the sequence.
+            run: Behind the first segment, with the hidden states that the one before gave.
+            optional: Outputs wanted beside those that are always there.
+        """
+        session = self.graphs.segments[number]
+        session.check_optional(optional)
+        binding = self._binding(session, slot, 1, optional)
+        component = session.component
+        feeds = feeds_of((*component.inputs, *component.optional_inputs), self._segment_step(run))
+        for name, array in feeds.items():
+            self._inputs.bind(binding, name, array)
+        names = [*(spec.name for spec in component.outputs), *optional]
+        for name in names:
+            binding.io.bind_output(name, "cpu")
+        in_part = len(optional) < len(component.optional_outputs)
+        session.graph.run_bound(binding.io, session.graph.in_part if in_part else None)
+        found = binding.io.get_outputs()[len(session.states) :]
+        return {name: value.numpy().copy() for name, value in zip(names, found, strict=True)}
+
+    def _segment_step(self, run: TokenRun) -> Step:
+        """Return a run alone, with the hidden states that it has in the place of embeddings."""
+        return self.graphs.step(TokenBatch.of([run])) if run.embeds is None else Step.of([run], run.embeds[None])
+
     def warm_up(self, num_tokens: int) -> None:
         """Run a prompt and batches of steps, so that no request pays for the first run.
 
@@ -221,6 +259,9 @@ class Decoder:
         for slot in range(self.shape.num_slots if is_captured else 1):
             for length in lengths if is_captured else [num_tokens]:
                 self.run("prompt", slot, [self._blank(length)])
+        for number, _ in enumerate(self.graphs.segments):
+            blank = self._blank(num_tokens)
+            self.run_segment(number, 0, replace(blank, embeds=self.graphs.embed(blank.ids[None])[0]))
         for size in range(self.shape.num_slots, 0, -1) if is_captured else {1, self.shape.num_slots}:
             self.run("step", 0, [self._blank(1)] * size)
 
@@ -249,15 +290,15 @@ class Decoder:
             self._bindings.move_to_end(key)
             return self._bindings[key]
         binding = Binding(session.graph.binding())
-        self._bind_states(binding.io, first_slot, size)
+        self._bind_states(binding.io, first_slot, size, session.states)
         self._bindings[key] = binding
         if len(self._bindings) > _MOST_BINDINGS:
             self._bindings.popitem(last=False)
         return binding
 
-    def _bind_states(self, io: Any, first_slot: int, size: int) -> None:
-        """Bind both ends of every state of a range of slots."""
-        for state in self.states.states:
+    def _bind_states(self, io: Any, first_slot: int, size: int, states: Sequence[State] | None = None) -> None:
+        """Bind both ends of states of a range of slots, of all where none are given."""
+        for state in self.states.states if states is None else states:
             io.bind_input(state.input, *self.states.place(state, first_slot, size))
             io.bind_output(state.output, *self.states.place_after(state, first_slot, size))
 

@@ -40,6 +40,8 @@ class TokenRun:
         lengths: [G] rows that the sequence holds of each length group before the run; the new ones follow them.
         wanted: [N] the tokens of the run whose logits are wanted.
         features: Image features in the places of placeholders.
+        embeds: [T, D] hidden states of an earlier layer, run in the place of embeddings; None: the embeddings of the
+            ids, with the features in their places.
     """
 
     ids: Int64
@@ -47,6 +49,7 @@ class TokenRun:
     lengths: Sequence[int]
     wanted: Sequence[int]
     features: Sequence[Placed] = ()
+    embeds: Embeds | None = None
 
 
 @dataclass(frozen=True)

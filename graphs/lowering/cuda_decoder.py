@@ -111,7 +111,7 @@ def _spell_norms(graph: ir.Graph) -> None:
 def _give_choices(graph: ir.Graph) -> None:
     """Give logits in float32, and beside them the ids of the largest; -1 in a row with a logit that is no number.
 
-    A product with zeros tells of such a row, in one pass over it: it is 0, or NaN beside a NaN or an infinity.
+    A product with zeros tells of such a row: 0, or NaN beside a NaN or an infinity; it reads the vocabulary once.
     Nothing else is found here: what a graph can give, ONNX Runtime computes in every captured run, asked for or not,
     and its sums over a vocabulary (ReduceLogSumExp) take five milliseconds of a batch.
     """

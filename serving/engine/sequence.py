@@ -10,6 +10,7 @@ import numpy as np
 
 from runtime.feeds import TokenBatch, TokenRun
 from runtime.filled_prompt import FilledPrompt, positions_from
+from runtime.segmented_prompt import SegmentedPrompt
 from serving.engine.sampling.constraint import Constraint
 from serving.engine.sampling.state import SamplingState
 from serving.protocol import SamplingParams
@@ -35,6 +36,8 @@ class Sequence:
         constraint: The structure that its answer has to have.
         priority: Lower runs earlier.
         deadline_s: Monotonic time after which it is not begun.
+        segmented: Its prompt on its way through the segments of the decoder, where image tokens are dropped between
+            them; None: it runs whole. Such a sequence begins at its first token, and what it leaves is no prefix.
         sampling_state: Made from `sampling`, prompt and constraint; the sampler changes it.
         num_prompt_tokens: Tokens of the prompt.
         ids: Prompt and output in one list, an end token included; the scheduler appends.
@@ -58,6 +61,7 @@ class Sequence:
     constraint: Constraint | None = None
     priority: int = 0
     deadline_s: float = math.inf
+    segmented: SegmentedPrompt | None = None
     sampling_state: SamplingState = field(init=False)
     num_prompt_tokens: int = field(init=False)
     ids: list[int] = field(init=False)
@@ -92,8 +96,20 @@ class Sequence:
     @property
     def prompt_rows(self) -> SequenceOf[RowKey]:
         """By content, the rows that its slot holds of its prompt; none where they are no prefix of it."""
-        is_whole = not self.is_cut and bool(self.rows)
+        is_whole = not self.is_cut and bool(self.rows) and self.segmented is None
         return self.keys[: min(self.num_run, self.num_prompt_tokens)] if is_whole else ()
+
+    @property
+    def reading(self) -> SegmentedPrompt | None:
+        """Its prompt while that runs segment by segment; None where it runs whole, or has run."""
+        return self.segmented if self.segmented and not self.segmented.is_read else None
+
+    @property
+    def num_left_tokens(self) -> int:
+        """Tokens that are yet to be read, of prompt and answer; those of a prompt in segments at most."""
+        if self.reading is None:
+            return len(self.ids) - self.num_run
+        return self.reading.num_left_tokens + self.num_output_tokens
 
     @property
     def is_decoding(self) -> bool:
@@ -116,7 +132,14 @@ class Sequence:
         return TokenRun(np.array(self.ids[start:end], np.int64), places, self.rows, wanted)
 
     def advance(self, num_tokens: int) -> None:
-        """Record that so many tokens more were read and their rows written."""
+        """Record that so many tokens more were read and their rows written.
+
+        A prompt in segments counts its own, and is read when the last segment is.
+        """
+        if self.segmented and self.num_run < self.num_prompt_tokens:
+            self.rows = list(self.segmented.rows)
+            self.num_run = self.num_prompt_tokens if self.segmented.is_read else 0
+            return
         self.num_run += num_tokens
         self.rows = [rows + num_tokens for rows in self.rows]
 
@@ -143,6 +166,8 @@ class Sequence:
         self.num_run = 0
         self.rows = [0] * len(self.rows)
         self.is_cut = False
+        if self.segmented:
+            self.segmented.restart()
 
 
 def _row_keys(ids: SequenceOf[int], prompt: FilledPrompt, image_keys: SequenceOf[bytes]) -> list[RowKey]:
