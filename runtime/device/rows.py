@@ -37,9 +37,7 @@ class RowMover:
     def __init__(self, states: Sequence[State], capacity_tokens: int, device: Provider) -> None:
         self._states = tuple(states)
         self._sizes = {state.input: state.sizes(1, capacity_tokens) for state in states}
-        self._places = [
-            (state, (device, 0, np.dtype(state.dtype), self._sizes[state.input])) for state in self._states
-        ]
+        self._places = [(state, (device, 0, np.dtype(state.dtype), self._sizes[state.input])) for state in self._states]
         self._device = device
         self._graph = Graph(gather_graph([self._gathered(state) for state in states]), RuntimeSettings(provider=device))
         self._io = self._graph.binding()
