@@ -16,7 +16,7 @@ from bundle.errors import BundleFormatError, SignatureError
 from bundle.manifest import ComponentName, RunPhase
 from bundle.states import State
 from runtime.cache_shape import CacheShape
-from runtime.device.steps import DeviceSteps, has_greedy_ids, runs_on_device
+from runtime.device.steps import PROMPT_TOKENS, DeviceSteps, captured_tokens, has_greedy_ids, runs_on_device
 from runtime.feeds import Embeds, Int64, Step, TokenBatch, TokenRun, check_inputs, feeds_of, place_features
 from runtime.fixed_run import FixedRun
 from runtime.graph import Array
@@ -179,11 +179,22 @@ class Decoder:
         return StepLogits(lambda: done.output(tensors.LOGITS)[:, 0], greedy_ids)
 
     def _run_on_device(self, steps: DeviceSteps, phase: RunPhase, first_slot: int, batch: TokenBatch) -> FixedRun:
-        bound_rows = self.shape.capacity_tokens if batch.num_tokens == 1 else None
-        feeds = self.graphs.feeds(phase, self.graphs.step(batch, bound_rows))
-        done = steps.run(self.graphs.of_phase(phase), first_slot, feeds)
+        padded, is_step = self._padded(batch), batch.num_tokens == 1
+        is_prompt = padded is not batch
+        bound_rows = self.shape.capacity_tokens if is_step or is_prompt else None
+        feeds = self.graphs.feeds(phase, self.graphs.step(padded, bound_rows))
+        is_captured = is_prompt or (is_step and first_slot == 0)
+        done = steps.run(self.graphs.of_phase(phase), first_slot, feeds, is_captured=is_captured)
         self.states.take_over(first_slot, batch.size)
         return done
+
+    def _padded(self, batch: TokenBatch) -> TokenBatch:
+        """Return tokens of a prompt with as many behind them as make its run one that is captured."""
+        if batch.num_tokens == 1 or batch.wanted.shape != (1, 1) or self.states.has_fixed:
+            return batch
+        room_rows = self.shape.capacity_tokens - int(batch.lengths.max())
+        num_tokens = captured_tokens(batch.num_tokens, room_rows)
+        return batch if num_tokens is None else batch.padded(num_tokens)
 
     def run_with(
         self, optional: tuple[str, ...], phase: RunPhase, first_slot: int, runs: Sequence[TokenRun]
@@ -249,11 +260,14 @@ class Decoder:
     def warm_up(self, num_tokens: int) -> None:
         """Run a prompt and batches of steps, so that no request pays for the first run.
 
-        Where steps are captured, those of every size are, on the thread that calls. What they write, tokens of
-        sequences overwrite.
+        Where runs are captured, steps of every size are and prompts of every length in every slot, on the thread that
+        calls. What they write, tokens of sequences overwrite.
         """
-        self.run("prompt", 0, [self._blank(num_tokens)])
         is_captured = self._on_device is not None and self.graphs.of_phase("step").graph.can_capture
+        lengths = [each for each in PROMPT_TOKENS[::-1] if each <= self.shape.capacity_tokens]
+        for slot in range(self.shape.num_slots if is_captured else 1):
+            for length in lengths if is_captured else [num_tokens]:
+                self.run("prompt", slot, [self._blank(length)])
         for number, _ in enumerate(self.graphs.segments):
             blank = self._blank(num_tokens)
             self.run_segment(number, 0, replace(blank, embeds=self.graphs.embed(blank.ids[None])[0]))
