@@ -69,8 +69,8 @@ SMALL = Template(
 """SmolVLM's, which the small reference model has."""
 _PADDING = -1
 KIND_WEIGHTS = {
-    "colour": 14, "shape": 14, "count": 14, "exist": 10, "relation": 12, "where": 8, "text": 4, "digit": 4,
-    "describe": 8, "greeting": 1,
+    "colour": 12, "shape": 12, "count": 14, "exist": 10, "relation": 12, "where": 8, "text": 8, "digit": 6,
+    "describe": 18, "greeting": 2,
 }  # fmt: skip
 """Of questions, and of the pictures that are made for them."""
 _PHOTOGRAPH_SHARE = 0.12
