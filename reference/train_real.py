@@ -32,12 +32,12 @@ from reference.drawing_batches import first_seed
 from reference.layout import IMAGE_PX, PATCH_PX
 from reference.photographs import PHOTOGRAPHS
 from reference.real.checkpoint import build_checkpoint
-from reference.real.decoder import FrozenDecoder, graded
+from reference.real.decoder import FrozenDecoder
 from reference.real.symbols import ROLES, Symbols
 from reference.real.tower import Labels, Sights, Tower, pixels_of, said_loss
 from reference.real.wheel import real_gguf
 from reference.shipping import save_vision
-from reference.training import MasterWeights, Run, Schedule, attention_of
+from reference.training import MasterWeights, Run, Schedule, attention_of, graded
 
 STAGES = {"symbols": 0.25, "tower": 0.25, "say": 0.05, "joint": 0.45}
 """With the share of the time that `--seconds` gives each."""

@@ -22,12 +22,11 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast, SmolVLMForConditionalGeneration
 
 from reference import dialogues, tokenizer, vlm_model
-from reference.real.decoder import graded
 from reference.real.tower import Tower
 from reference.shipping import save_vlm
 from reference.train_real import ADAMW_NAMES, Looked, Progress, encoder, recall, train_tower
 from reference.train_vlm import SEED, Decoder
-from reference.training import MasterWeights, Run, Schedule
+from reference.training import MasterWeights, Run, Schedule, graded
 
 HERE = pathlib.Path(__file__).parent
 _CORPUS_SAMPLES = 10_000

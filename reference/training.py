@@ -12,9 +12,13 @@ import pathlib
 import time
 from collections.abc import Iterable, Mapping
 
+import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
+
+from reference.batches import Batch
 
 ATTENTION = "reference_matmul"
 """What trains fastest on a CPU, see `attention_of`."""
@@ -60,6 +64,20 @@ def attention_of(device: torch.device) -> str:
 
 AttentionInterface.register(ATTENTION, _attention)
 AttentionMaskInterface.register(ATTENTION, lambda *_, **__: None)
+
+
+def graded(logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Return the loss of logits [N, V], and per kind the share of answers whose every token is right."""
+    kinds, kind_of = np.unique(batch.kinds, return_inverse=True)
+    targets, weights, answers, kind_of = (
+        torch.from_numpy(column).to(logits.device) for column in (batch.targets, batch.weights, batch.answers, kind_of)
+    )
+    each = functional.cross_entropy(logits, targets, reduction="none")
+    loss = (each * weights).sum() / weights.sum()
+    is_wrong = (logits.argmax(-1) != targets).float()
+    is_right = (is_wrong.new_zeros(len(batch.kinds)).index_add(0, answers, is_wrong) == 0).float()
+    right = is_right.new_zeros(len(kinds)).index_add(0, kind_of, is_right) / torch.bincount(kind_of)
+    return loss, {"loss": loss.detach(), **dict(zip(map(str, kinds), right, strict=True))}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch.nn import functional
 from transformers import DynamicCache, SmolVLMForConditionalGeneration
 
-from reference.dialogues import REAL, Batch, Encoder
+from reference.batches import Batch
+from reference.dialogues import REAL, Encoder
 from reference.training import attention_of
 
 
@@ -72,17 +72,3 @@ class FrozenDecoder:
         is_seen = functional.pad(is_before & ((key == 0) | (key == query)), (self._start_tokens, 0), value=True)
         mask = torch.zeros(is_seen.shape, dtype=torch.bfloat16, device=segments.device)
         return mask.masked_fill(~is_seen, -1e4).unsqueeze(1)
-
-
-def graded(logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Return the loss of logits [N, V], and per kind the share of answers whose every token is right."""
-    kinds, kind_of = np.unique(batch.kinds, return_inverse=True)
-    targets, weights, answers, kind_of = (
-        torch.from_numpy(column).to(logits.device) for column in (batch.targets, batch.weights, batch.answers, kind_of)
-    )
-    each = functional.cross_entropy(logits, targets, reduction="none")
-    loss = (each * weights).sum() / weights.sum()
-    is_wrong = (logits.argmax(-1) != targets).float()
-    is_right = (is_wrong.new_zeros(len(batch.kinds)).index_add(0, answers, is_wrong) == 0).float()
-    right = is_right.new_zeros(len(kinds)).index_add(0, kind_of, is_right) / torch.bincount(kind_of)
-    return loss, {"loss": loss.detach(), **dict(zip(map(str, kinds), right, strict=True))}
