@@ -10,8 +10,9 @@ from typing import TypeVar
 
 from bundle.text import Tokenizer
 from bundle.token_bytes import TokenBytes
-from serving.engine.engine import Engine, Failed, Sampled, TokenStream
+from serving.engine.engine import Engine
 from serving.engine.sampling.choice import Choice
+from serving.engine.streams import Failed, Sampled, TokenStream
 from serving.models.answer import AnswerText
 from serving.protocol import FinishReason, SamplingParams, TokenEvent, TokenLogprob
 
