@@ -17,6 +17,8 @@ from bundle.frames.options import FrameOptions
 from bundle.gates import Gate, Unmeasured
 from bundle.generation import SamplingDefaults
 from bundle.manifest import Task
+from bundle.tools import Tool as Tool
+from bundle.tools import ToolCall as ToolCall
 
 FinishReason = Literal["stop", "length"]
 
@@ -50,10 +52,17 @@ class VideoPart:
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation; the parts keep their order."""
+    """One turn of a conversation; the parts keep their order. The role "tool" tells a call's result.
 
-    role: Literal["system", "user", "assistant"]
+    Attributes:
+        role: Who speaks.
+        parts: What is said and shown; none where the assistant only calls.
+        calls: That the assistant makes.
+    """
+
+    role: Literal["system", "user", "assistant", "tool"]
     parts: tuple[TextPart | ImagePart | VideoPart, ...]
+    calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,14 +71,17 @@ class Structure:
 
     Attributes:
         kind: "json": a value of the JSON schema `text`. "regex": a match of it. "choice": one of the strings in the
-            JSON list. "grammar": a word of the grammar, in llguidance's dialect of Lark.
+            JSON list. "grammar": a word of the grammar, in llguidance's dialect of Lark. "tools": calls of functions,
+            as `serving.engine.sampling.tool_grammar` reads them.
         text: As the kind says.
         param: The field of the request that asks for it, for errors.
+        is_optional: Where it cannot be followed, the answer is held to nothing.
     """
 
-    kind: Literal["json", "regex", "choice", "grammar"]
+    kind: Literal["json", "regex", "choice", "grammar", "tools"]
     text: str
     param: str
+    is_optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,6 +144,7 @@ class GenerateRequest:
         num_choices: Answers wanted; the seed of choice i is the request's plus i.
         priority: Lower begins earlier where requests wait.
         timeout_s: From now on; one that was not begun by then is not begun. None waits for any time.
+        tools: Functions that the model is told of, and may call.
     """
 
     request_id: str
@@ -141,6 +154,7 @@ class GenerateRequest:
     num_choices: int = 1
     priority: int = 0
     timeout_s: float | None = None
+    tools: tuple[Tool, ...] = ()
 
 
 @dataclass(frozen=True)

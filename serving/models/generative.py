@@ -184,7 +184,8 @@ class GenerativeModel(Model):
         layouts = [layout for visual in visuals for layout in visual.layouts]
         most = self._shape.capacity_tokens
         turns = turns_of(messages, visuals)
-        prompt = await self._pool.text.run(owner, self._prompts.build, turns, layouts, max_tokens=most)
+        tools = request.tools
+        prompt = await self._pool.text.run(owner, self._prompts.build, turns, layouts, tools=tools, max_tokens=most)
         self._check_length(prompt)
         prompted_s = time.monotonic()
         encoded = await together(self._vision.encode(owner, each) for visual in visuals for each in visual.pictures)
@@ -259,7 +260,10 @@ class GenerativeModel(Model):
                 )
                 stream = self._engine.submit(sequence)
                 submitted.callback(self._engine.cancel, stream)
-                choices.append(ChoiceAnswer(index, self._engine, stream, own, self._vocabulary, lead))
+                may_call = bool(request.tools)
+                choices.append(
+                    ChoiceAnswer(index, self._engine, stream, own, self._vocabulary, lead, may_call=may_call)
+                )
             yield choices
 
     async def _events(
