@@ -1,9 +1,9 @@
 """An engine without a model: deterministic answers at a chosen pace, for tests and for measuring all but the model.
 
 A chat is answered with the number of images and the words of the last message, one token per word; where a structure
-is asked for, with its first choice, or an empty JSON object. Every choice is the same. An embedding is drawn from the
-digest of its input; a label scores by its digest. Images are decoded for real, so that bad ones fail as they would in
-an engine.
+is asked for, with its first choice, an empty JSON object, or a call of its first function. Every choice is the same. An
+embedding is drawn from the digest of its input; a label scores by its digest. Images are decoded for real, so that bad
+ones fail as they would in an engine.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +45,7 @@ from serving.protocol import (
     Timings,
     TokenEvent,
     TokenLogprob,
+    ToolCall,
     Usage,
     VideoPart,
 )
@@ -84,6 +87,7 @@ class FakeBehaviour:
         failure: Raised by every request where it is set; a library's BaseException as well.
         failure_after_tokens: Tokens of an answer that come before `failure`.
         health: What `health` returns, the gauges aside.
+        answer: What a chat that no structure holds is answered; None: by rule.
     """
 
     first_token_s: float = 0.0
@@ -92,6 +96,7 @@ class FakeBehaviour:
     failure: BaseException | None = None
     failure_after_tokens: int = 0
     health: Health = field(default_factory=lambda: Health(is_ready=True))
+    answer: str | None = None
 
 
 class FakeClient:
@@ -137,7 +142,7 @@ class FakeClient:
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
         """Yield one token per word of the answer, then the terminal event."""
         card = self._card(request.model, "image-text-to-text")
-        words, reason, usage = _answer(request, card)
+        words, reason, usage = _answer(request, card, self.behaviour.answer)
         started_s = time.perf_counter()
         self.generations.append(request)
         self._enter()
@@ -221,7 +226,7 @@ class FakeClient:
             self.num_running -= 1
 
 
-def _answer(request: GenerateRequest, card: ModelCard) -> tuple[list[str], FinishReason, Usage]:
+def _answer(request: GenerateRequest, card: ModelCard, text: str | None) -> tuple[list[str], FinishReason, Usage]:
     """Return the answer's pieces, cut by stop strings and by `max_tokens`, why it ends, and the counts."""
     parts = [part for message in request.messages for part in message.parts]
     images = [part for part in parts if isinstance(part, ImagePart)]
@@ -233,10 +238,11 @@ def _answer(request: GenerateRequest, card: ModelCard) -> tuple[list[str], Finis
     limit = card.context_tokens or 64
     if prompt_tokens >= limit:
         raise ContextLengthError(f"the prompt has {prompt_tokens} tokens; the model holds {limit}", "messages")
-    answer = _structured(request.sampling.structure) or f"{len(images)} images. {_text_of(request.messages[-1])}"
+    by_rule = " ".join(f"{len(images)} images. {_text_of(request.messages[-1])}".split())
+    answer = _structured(request.sampling.structure) or (by_rule if text is None else text)
     for stop in request.sampling.stop:
         answer = answer.split(stop)[0] + (stop if request.sampling.includes_stop and stop in answer else "")
-    words = [word if index == 0 else f" {word}" for index, word in enumerate(answer.split())]
+    words = re.findall(r"\s*\S+", answer)
     room = limit - prompt_tokens
     shown = words[: room if request.sampling.max_tokens is None else min(room, request.sampling.max_tokens)]
     reason: FinishReason = "length" if len(shown) < len(words) else "stop"
@@ -245,9 +251,29 @@ def _answer(request: GenerateRequest, card: ModelCard) -> tuple[list[str], Finis
 
 def _structured(structure: Structure | None) -> str:
     """Return an answer of a structure, as far as one is known without a model; empty where none is."""
-    if structure is None or structure.kind not in ("choice", "json"):
+    if structure is None or structure.is_optional:
         return ""
-    return str(json.loads(structure.text)[0]) if structure.kind == "choice" else "{}"
+    if structure.kind == "tools":
+        return _call(json.loads(structure.text))
+    if structure.kind == "choice":
+        return str(json.loads(structure.text)[0])
+    return "{}" if structure.kind == "json" else ""
+
+
+def _call(asked: dict[str, Any]) -> str:
+    tool = asked["tools"][0]
+    arguments = json.dumps(_example(tool["parameters"])) if asked["is_required"] else ""
+    return arguments and ToolCall("", tool["name"], arguments).text
+
+
+def _example(schema: dict[str, Any]) -> Any:
+    """Return a value of a schema, as far as that is simple."""
+    if "enum" in schema:
+        return schema["enum"][0]
+    values: dict[str, Any] = {"string": "x", "integer": 0, "number": 0.5, "boolean": False, "array": [], "null": None}
+    if schema.get("type") != "object":
+        return values.get(schema.get("type", ""))
+    return {name: _example(schema["properties"][name]) for name in schema.get("required", ())}
 
 
 def _logprobs(word: str, num_top: int | None) -> tuple[TokenLogprob, ...]:

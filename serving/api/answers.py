@@ -59,12 +59,28 @@ class ChatTimings(_Answer):
     total_s: float
 
 
+class CalledFunction(_Answer):
+    """A function, and its arguments: the text of a JSON object, which an answer that was cut may leave unfinished."""
+
+    name: str
+    arguments: str
+
+
+class AnsweredCall(_Answer):
+    """A call of a function; its result is sent back under the id."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class AssistantAnswer(_Answer):
-    """What the model said; may be sent back as the next turn's history."""
+    """What the model said and calls; may be sent back as the next turn's history."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    tool_calls: list[AnsweredCall] = Field(default_factory=list)
 
 
 class TokenChance(_Answer):
@@ -97,7 +113,7 @@ class ChatChoice(_Answer):
     index: int
     message: AssistantAnswer
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
 
 
 class ChatCompletion(_Answer):
@@ -112,11 +128,28 @@ class ChatCompletion(_Answer):
     timings: ChatTimings
 
 
+class FunctionDelta(_Answer):
+    """A function's name, once, or the next piece of its arguments."""
+
+    name: str | None = None
+    arguments: str
+
+
+class CallDelta(_Answer):
+    """A call begins, with id and name, or goes on."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionDelta
+
+
 class ChatDelta(_Answer):
-    """What an event adds to the answer: its role first, then its text."""
+    """What an event adds to the answer: its role first, then its text, and its calls."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[CallDelta] = Field(default_factory=list)
 
 
 class ChunkChoice(_Answer):
@@ -125,7 +158,7 @@ class ChunkChoice(_Answer):
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"] | None
+    finish_reason: Literal["stop", "length", "tool_calls"] | None
 
 
 class ChatCompletionChunk(_Answer):

@@ -37,6 +37,7 @@ from serving.api.fields import (
 from serving.api.fields import Strict as _Strict
 from serving.api.fields import at_most as _at_most
 from serving.api.structured import GuidedChoice, GuidedJson, ResponseFormat, StructuredOutputs, structure_of
+from serving.api.tools import Offer, ToolCalls, ToolChoice, Tools, offer_of
 from serving.api.validation import shown
 from serving.protocol import SamplingParams
 
@@ -82,12 +83,12 @@ class SystemMessage(_Message):
 
 
 class AssistantMessage(_Message):
-    """What the model said before: text alone, as this server and others write their answers."""
+    """What the model said and called before: text and calls, as this server and others write their answers."""
 
     role: Literal["assistant"]
     content: Text | Texts | None = None
     refusal: Off = None
-    tool_calls: OffOrEmptyList = None
+    tool_calls: ToolCalls | None = None
     function_call: Off = None
     audio: Off = None
     annotations: OffOrEmptyList = None
@@ -103,7 +104,15 @@ class UserMessage(_Message):
     content: Text | Contents
 
 
-ChatMessage = Annotated[SystemMessage | AssistantMessage | UserMessage, Field(discriminator="role")]
+class ToolMessage(_Message):
+    """What a call of the message before gave: text alone."""
+
+    role: Literal["tool"]
+    tool_call_id: Annotated[Text, Field(min_length=1, max_length=256)]
+    content: Text | Texts
+
+
+ChatMessage = Annotated[SystemMessage | AssistantMessage | UserMessage | ToolMessage, Field(discriminator="role")]
 Stop = Annotated[Text, Field(min_length=1, max_length=256)]
 
 
@@ -152,6 +161,9 @@ class ChatRequest(_Strict):
     guided_regex: Text | None = None
     guided_choice: GuidedChoice | None = None
     guided_grammar: Text | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
     video: VideoOptions | None = None
     media_io_kwargs: MediaOptions | None = None
@@ -164,9 +176,6 @@ class ChatRequest(_Strict):
 
     best_of: OffOrOne = None
     length_penalty: OffOrOne = None
-    tools: OffOrEmptyList = None
-    tool_choice: Annotated[Any, Unbuilt(("none", "auto"))] = None
-    parallel_tool_calls: Annotated[Any, Unbuilt((True, False))] = None
     functions: OffOrEmptyList = None
     function_call: Annotated[Any, Unbuilt(("none", "auto"))] = None
     modalities: Annotated[Any, Unbuilt((["text"],))] = None
@@ -222,6 +231,10 @@ class ChatRequest(_Strict):
             "structure": structure_of(self.response_format, self.structured_outputs, self._guided),
         }
         return SamplingParams(**{name: value for name, value in given.items() if value is not None})
+
+    def offer(self) -> Offer:
+        """Return the functions that the model may or has to call."""
+        return offer_of(self.tools, self.tool_choice, is_parallel=self.parallel_tool_calls is not False)
 
     @property
     def _guided(self) -> dict[str, Any]:
