@@ -28,11 +28,11 @@ _SCHEMA_WORDS = frozenset((
 ))
 # fmt: on
 """A template may ask for them; everything else in a schema is a caller's text."""
-_WORDING = """You may call functions. Their signatures, one a line:
+_WORDING = """You may call functions:
 <tools>
 {signatures}
 </tools>
-To call one, write its name and its arguments as JSON, in this form and with nothing behind it:
+To call one, write nothing but its name and arguments, in this form:
 {call}"""
 
 

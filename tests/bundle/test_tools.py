@@ -126,7 +126,7 @@ def test_native_form_is_what_transformers_writes(builders: dict[str, PromptBuild
 def test_template_without_functions_gets_them_in_words(builders: dict[str, PromptBuilder]) -> None:
     text = _text(builders["plain"], [*TURNS, Turn("user", ("And?",))], [WEATHER])
     system, user, assistant, told, *_ = text.split("<|im_start|>")[1:]
-    assert system.startswith("system\nBe brief.\n\nYou may call functions.")
+    assert system.startswith("system\nBe brief.\n\nYou may call functions:")
     signature = system.split("<tools>\n")[1].split("\n</tools>")[0]
     function = {"name": "weather", "description": "Tells the weather.", "parameters": SCHEMA}
     assert json.loads(signature) == {"type": "function", "function": function}
@@ -137,7 +137,7 @@ def test_template_without_functions_gets_them_in_words(builders: dict[str, Promp
 
 def test_functions_in_words_need_no_system_message(builders: dict[str, PromptBuilder]) -> None:
     text = _text(builders["plain"], [Turn("user", ("hi",))], [WEATHER])
-    assert text.startswith("<|im_start|>system\nYou may call functions.")
+    assert text.startswith("<|im_start|>system\nYou may call functions:")
 
 
 def test_conversation_without_functions_is_as_it_was(builders: dict[str, PromptBuilder]) -> None:
