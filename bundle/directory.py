@@ -129,8 +129,8 @@ def open_bundle(directory: Path | str, *, verify: bool = True, allow_ungated: bo
                 f"{bundle.directory / MANIFEST} lists {name[:200]!r}; a bundle's files lie in its own folder"
             )
         _check_file(bundle.directory / name, record, verify)
-    for component in bundle.manifest.components:
-        for file in external_files(bundle.graph_path(component)):
+    for part in (*bundle.manifest.components.values(), *bundle.manifest.segments):
+        for file in external_files(bundle.path(part.file)):
             bundle.path(file)
     if not allow_ungated:
         _require_gated(bundle.directory, bundle.manifest)

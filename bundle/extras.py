@@ -13,6 +13,8 @@ MODULES_OF_EXTRA = {
     "video": ("av",),
     "loadtests": ("locust",),
     "openvino": ("openvino",),
+    "tensorrt": ("tensorrt",),
+    "tensorrt-rtx": ("tensorrt_rtx_bindings", "tensorrt_rtx_libs"),
     "peers": ("llama_cpp",),
     "train": ("accelerate", "matplotlib", "torch", "transformers"),
 }

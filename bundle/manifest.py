@@ -123,6 +123,25 @@ class Component(_Frozen):
         return self.phase in ("any", phase)
 
 
+class Segment(Component):
+    """Neighbouring layers of the decoder as a graph of their own, for prompts that lose image tokens on the way.
+
+    A prompt's hidden states run through one segment after the other. Each takes `inputs_embeds`, which are the hidden
+    states that the one before gave, and the states of its own layers; the last one gives logits.
+
+    Attributes:
+        first_layer: Of the decoder's layers, counted from 0.
+        end_layer: Behind the last of them.
+        group: The length group of their states; segments are the groups in order.
+    """
+
+    role: Literal["decoder"] = "decoder"
+    phase: Literal["prompt"] = "prompt"
+    first_layer: int = Field(ge=0)
+    end_layer: int = Field(gt=0)
+    group: int = Field(ge=0)
+
+
 def _gives_rows(part: Component) -> bool:
     return part.role == "vision_encoder" and len(part.outputs) > 0 and len(part.outputs[0].shape) == 3
 
@@ -214,6 +233,7 @@ class Manifest(_Frozen):
         target: The execution provider that the weights were chosen for.
         components: By name.
         states: What the decoder hands from step to step; empty without one.
+        segments: The decoder's graph for prompts once more, cut between layers; empty where it was not cut.
         decoder: Vision-language models only.
         image_prompt: Vision-language models only.
         dual: Dual encoders only.
@@ -236,6 +256,7 @@ class Manifest(_Frozen):
     target: Target = "cpu"
     components: dict[Annotated[ComponentName, AfterValidator(_check_text)], Component] = Field(max_length=64)
     states: tuple[State, ...] = Field(default=(), max_length=1 << 14)
+    segments: tuple[Segment, ...] = Field(default=(), max_length=64)
     decoder: DecoderDims | None = None
     image_prompt: ImagePrompt | None = None
     dual: DualEncoderDims | None = None
@@ -256,6 +277,19 @@ class Manifest(_Frozen):
         groups = {state.group for state in self.states if state.group is not None}
         if groups != set(range(len(groups))):
             raise ValueError(f"length groups of the states are {sorted(groups)}; they count up from 0")
+        return self
+
+    @model_validator(mode="after")
+    def _check_segments(self) -> Manifest:
+        places = [(part.first_layer, part.end_layer, part.group) for part in self.segments]
+        starts = [0, *(end for _, end, _ in places)]
+        for number, (first, end, group) in enumerate(places):
+            if first != starts[number] or first >= end or group != number:
+                raise ValueError(
+                    f"segment {number} runs layers {first} to {end} of group {group}; they follow in order"
+                )
+        if self.segments and len(self.segments) != self.num_length_groups:
+            raise ValueError(f"{len(self.segments)} segments of {self.num_length_groups} length groups; each has one")
         return self
 
     @model_validator(mode="after")
@@ -285,6 +319,12 @@ class Manifest(_Frozen):
         """
         return self.components[self.graph(role, phase)].scheme
 
+    def states_of(self, part: Component) -> tuple[State, ...]:
+        """Return what one of the graphs takes and gives back."""
+        if isinstance(part, Segment):
+            return tuple(state for state in self.states if state.group == part.group)
+        return self.states if part.role == "decoder" else ()
+
     @property
     def num_length_groups(self) -> int:
         """G: how many row counts a sequence has."""
@@ -303,7 +343,7 @@ class Manifest(_Frozen):
     @property
     def weight_bytes(self) -> int:
         """Bytes of all components' weights as stored."""
-        return sum(component.weight_bytes for component in self.components.values())
+        return sum(part.weight_bytes for part in (*self.components.values(), *self.segments))
 
     @property
     def language_model_bytes(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,6 +169,10 @@ class Tokenizer:
         if self._forbidden_ids.isdisjoint(ids):
             return ids
         raise PromptError(f"{text!r} cannot be written without the model's control tokens; rephrase it")
+
+    def encode_all_plain(self, texts: Iterable[str]) -> npt.NDArray[np.int64]:
+        """Return the ids of several texts, one behind the other, each as `encode_plain` returns them."""
+        return np.array([token_id for text in texts for token_id in self.encode_plain(text)], np.int64)
 
     def _model_ids(self, text: str) -> list[int]:
         normalizer, splitter = self._backend.normalizer, self._backend.pre_tokenizer

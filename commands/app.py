@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from commands.bench import bench
+from commands.compile import compile_engines
 from commands.demo import demo
 from commands.doctor import doctor
 from commands.embed import embed
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.command()(export)
 app.command()(quantize)
+app.command("compile")(compile_engines)
 app.command()(inspect)
 app.command()(report)
 app.command()(run)

@@ -36,6 +36,14 @@ def export(
     keep_quantized: Annotated[
         bool, typer.Option("--keep-quantized", help="Keep the blocks of --decoder-gguf instead of restoring float32.")
     ] = False,
+    decoder_segments: Annotated[
+        str | None,
+        typer.Option(
+            help="Layers before which the decoder's graph for prompts is cut, e.g. 2,8,16: requests may then drop "
+            "image tokens inside the decoder. Default: not cut.",
+            show_default=False,
+        ),
+    ] = None,
     evaluation: Annotated[
         Path | None,
         typer.Option(
@@ -53,6 +61,11 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a checkpoint as a bundle of fp32 ONNX graphs, of a GGUF's own blocks, or of float16 for CUDA."""
+    if decoder_segments is not None and (target == "cuda" or keep_quantized):
+        raise UnsupportedConfigError(
+            f"--decoder-segments {decoder_segments}: segments are cut of fp32 bundles and variants for the CPU; leave "
+            "out --target cuda and --keep-quantized"
+        )
     if target == "cuda":
         from export.cuda_bundle import export_for_cuda
 
@@ -87,6 +100,7 @@ def export(
             name=name,
             dialect=dialect,
             decoder_gguf=decoder_gguf,
+            segments=_layers(decoder_segments),
             overwrite=overwrite,
             progress=progress,
         )
@@ -96,6 +110,15 @@ def export(
         print_manifest(output, manifest)
     if manifest.has_failed_gate:
         raise typer.Exit(EXIT_MISSED)
+
+
+def _layers(listed: str | None) -> list[int]:
+    try:
+        return [] if listed is None else [int(number) for number in listed.split(",")]
+    except ValueError:
+        raise UnsupportedConfigError(
+            f"--decoder-segments {listed}: give numbers of layers with commas between them, such as 2,8,16"
+        ) from None
 
 
 def _refuse_beside_cuda(dialect: str, keep_quantized: bool) -> None:

@@ -45,6 +45,28 @@ MemoryOption = Annotated[
         "of what the sequences would take if all were full.",
     ),
 ]
+PolicyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-policy",
+        help="Which rows of a prompt stay in the cache once it was read, where a request does not say: snapkv, look-m "
+        "and others (docs/compression.md). Default: all do.",
+    ),
+]
+BudgetOption = Annotated[
+    float | None,
+    typer.Option(
+        "--kv-budget", help="The share of them that stays, above 0 and at most 1; with --kv-policy. Default: 1."
+    ),
+]
+VisionMethodOption = Annotated[
+    str | None,
+    typer.Option(help="How images are reduced where a request does not say (docs/compression.md). Default: uniform."),
+]
+VisionKeepOption = Annotated[
+    float | None,
+    typer.Option(help="Share of each image tile's tokens that is read then, above 0; 1 reduces nothing. Default: 1."),
+]
 ServeThreadsOption = Annotated[
     int | None, typer.Option(min=0, help="Threads per operator. Default: 0, one per physical core.")
 ]
@@ -88,6 +110,10 @@ def serve(
     max_sequences: SequencesOption = None,
     context_tokens: ContextOption = None,
     kv_memory: MemoryOption = None,
+    kv_policy: PolicyOption = None,
+    kv_budget: BudgetOption = None,
+    vision_method: VisionMethodOption = None,
+    vision_keep: VisionKeepOption = None,
     threads: ServeThreadsOption = None,
     provider: ProviderOption = None,
     log_level: LogLevelOption = None,
@@ -107,6 +133,10 @@ def serve(
         "engine.max_sequences": max_sequences,
         "engine.context_tokens": context_tokens,
         "engine.kv_memory_bytes": kv_memory,
+        "engine.kv_policy": kv_policy,
+        "engine.kv_budget": kv_budget,
+        "engine.vision_method": vision_method,
+        "engine.vision_keep": vision_keep,
         "engine.intra_threads": threads,
         "engine.provider": provider,
         "engine.allow_ungated": allow_ungated or None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,8 @@ from bundle.directory import Bundle, seal, write_aside
 from bundle.errors import BundleError, CheckpointError, UnsupportedConfigError
 from bundle.json_file import printable
 from bundle.machine import own_version
-from bundle.manifest import Component, ComponentName, Dialect, DualEncoderDims, Manifest, check_name
+from bundle.manifest import Component, ComponentName, Dialect, DualEncoderDims, Manifest, Segment, check_name
+from bundle.states import State
 from export.architectures import load_family
 from export.checkpoint import Checkpoint
 from export.family import DualEncoder, Family, GraphPlan, VisionLanguage
@@ -24,6 +25,7 @@ from export.goldens import Canary, can_record, record_goldens
 from export.graph import build_model, write_model
 from export.nn.dialect import DIALECTS
 from export.processor import ProcessorFiles, convert_processor
+from export.segments import with_segments, write_segments
 from export.weights import WeightSource
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ def export_checkpoint(
     name: str | None = None,
     dialect: Dialect = "contrib",
     decoder_gguf: Path | None = None,
+    segments: Sequence[int] = (),
     overwrite: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Manifest:
@@ -54,6 +57,7 @@ def export_checkpoint(
         name: The served model id; the checkpoint's last path component by default.
         dialect: Which operators the graphs use.
         decoder_gguf: A llama.cpp file whose weights take the place of the checkpoint's decoder.
+        segments: Layers before which the decoder's graph for prompts is cut, once more beside the whole one.
         overwrite: Replace a bundle that stands at `output`.
         progress: Called with a line at each step.
 
@@ -69,6 +73,8 @@ def export_checkpoint(
     source = Checkpoint.open(folder)
     family = load_family(source.config)
     lowering = DIALECTS[dialect]()
+    if segments:
+        _cut_decoder(family, segments)
     plans = family.graphs(lowering)
     say(f"building {len(plans)} graphs for {source.config['model_type']}")
     models = {part: build_model(part, plan, lowering) for part, plan in plans.items()}
@@ -84,6 +90,7 @@ def export_checkpoint(
         for setting in files.not_applied:
             say(f"generation_config.json: {setting} is left out; answers are sampled without it")
         components = _write_all(models, plans, aside, say)
+        states = tuple(state for plan in plans.values() for state in plan.states)
         manifest = Manifest(
             name=bundle_name,
             source=label,
@@ -93,7 +100,8 @@ def export_checkpoint(
             task=family.task,
             dialect=dialect,
             components=components,
-            states=tuple(state for plan in plans.values() for state in plan.states),
+            states=states,
+            segments=_segments(aside, components, states, family, say) if segments else (),
             decoder=family.decoder_dims() if isinstance(family, VisionLanguage) else None,
             image_prompt=files.image_prompt,
             dual=_dual_dims(family, files, weights) if isinstance(family, DualEncoder) else None,
@@ -187,6 +195,29 @@ def _write_all(
         components[part] = write_model(model, folder, plans[part])
         say(f"wrote {components[part].file}: {components[part].weight_bytes / 1e6:.1f} MB of weights")
     return components
+
+
+def _cut_decoder(family: Family, segments: Sequence[int]) -> None:
+    """Let a family's decoder keep rows of another number in each of its segments.
+
+    Raises:
+        UnsupportedConfigError: It has no decoder, or no such layers.
+    """
+    if not isinstance(family, VisionLanguage):
+        raise UnsupportedConfigError("--decoder-segments cuts a decoder, and the checkpoint's architecture has none")
+    family.decoder = with_segments(family.decoder, segments)
+
+
+def _segments(
+    folder: Path,
+    components: dict[ComponentName, Component],
+    states: Sequence[State],
+    family: Family,
+    say: Callable[[str], None],
+) -> tuple[Segment, ...]:
+    if not isinstance(family, VisionLanguage):
+        return ()
+    return write_segments(folder, components["decoder"], states, family.decoder, say)
 
 
 def _record(bundle: Bundle, family: Family, files: ProcessorFiles, say: Callable[[str], None]) -> None:

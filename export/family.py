@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal
@@ -27,12 +28,13 @@ class GraphPlan:
     """A graph to be written.
 
     Attributes:
-        module: Called with the inputs and then the states, returns the outputs and then the states (one value or a
-            tuple).
+        module: Called with the inputs and then the states, returns the outputs, the optional ones and then the states
+            (one value or a tuple).
         role: What the graph computes.
         inputs: In order.
         outputs: In order.
         states: What it takes and gives beside them.
+        optional_outputs: Behind the outputs, in order.
     """
 
     module: Module
@@ -40,6 +42,7 @@ class GraphPlan:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     states: tuple[State, ...] = ()
+    optional_outputs: tuple[TensorSpec, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,11 @@ class VisionLanguage(Family):
 
     @abstractmethod
     def vision(self, dialect: Dialect) -> Module:
-        """Return the module pixel_values [I, 3, height, width] -> image_features [I, P, D]."""
+        """Return the module pixel_values [I, 3, height, width] -> image_features [I, P, D], `tower_outputs` behind."""
+
+    def tower_outputs(self) -> Sequence[TensorSpec]:
+        """Return what `vision` tells of its tower's attention, for reducers of visual tokens; nothing by default."""
+        return ()
 
     def stored_weights(self) -> QuantizationMethod:
         """Return how the checkpoint stores its weights, where ternary experts may be packed among full precision."""
@@ -165,7 +172,11 @@ class VisionLanguage(Family):
         ids = TensorSpec(name=tensors.INPUT_IDS, dtype="int64", shape=("B", "T"))
         return {
             "vision_encoder": GraphPlan(
-                self.vision(dialect), "vision_encoder", (pixels(self.image_size_px),), (features,)
+                self.vision(dialect),
+                "vision_encoder",
+                (pixels(self.image_size_px),),
+                (features,),
+                optional_outputs=tuple(self.tower_outputs()),
             ),
             "embed_tokens": GraphPlan(table, "embed_tokens", (ids,), (embeds,)),
             "decoder": decoder_plan(self.decoder, embeds, CausalDecoder(self.decoder, dialect, self.text_prefix)),

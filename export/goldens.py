@@ -64,7 +64,9 @@ def record_goldens(bundle: Bundle, canary: Canary) -> None:
     for name, component in bundle.manifest.components.items():
         if component.role != "decoder":
             feeds = {spec.name: known[spec.name] for spec in component.inputs}
-            recordings[component.role] = _recorded(bundle, name, feeds)
+            recorded = _recorded(bundle, name, feeds)
+            wanted = {spec.name: recorded.outputs[spec.name] for spec in component.outputs}
+            recordings[component.role] = Recording(recorded.inputs, wanted)
     if bundle.manifest.decoder is not None:
         embeds = recordings["embed_tokens"].outputs[tensors.INPUTS_EMBEDS]
         recordings["decoder"] = _first_step(bundle, canary.input_ids[0], embeds)
@@ -77,7 +79,7 @@ def _first_step(bundle: Bundle, ids: npt.NDArray[np.int64], embeds: Array) -> Re
     name = manifest.graph("decoder", "prompt")
     lengths = [0] * manifest.num_length_groups
     run = TokenRun(ids, np.arange(num_tokens, dtype=np.int64), lengths, [num_tokens - 1])
-    feeds = feeds_of(manifest.components[name].inputs, Step([run], embeds))
+    feeds = feeds_of(manifest.components[name].inputs, Step.of([run], embeds))
     recorded = _recorded(bundle, name, {**feeds, **empty_states(manifest.states, 1, num_tokens)})
     kept = [tensors.LOGITS, *(state.output for state in manifest.states[:_STATES_KEPT])]
     return Recording(recorded.inputs, {output: recorded.outputs[output] for output in kept})

@@ -31,7 +31,7 @@ def build_model(name: str, plan: GraphPlan, dialect: Dialect) -> ir.Model:
     builder = GraphBuilder(graph)
     taken = [(spec.name, spec.dtype, spec.shape) for spec in plan.inputs]
     taken += [(state.input, state.dtype, state.shape) for state in plan.states]
-    given = [(spec.name, spec.dtype, spec.shape) for spec in plan.outputs]
+    given = [(spec.name, spec.dtype, spec.shape) for spec in (*plan.outputs, *plan.optional_outputs)]
     given += [(state.output, state.dtype, state.shape) for state in plan.states]
     returned = plan.module(builder.op, *(builder.input(input_, _DTYPES[dtype], [*at]) for input_, dtype, at in taken))
     values = returned if isinstance(returned, tuple) else (returned,)
@@ -62,5 +62,6 @@ def write_model(model: ir.Model, folder: Path, plan: GraphPlan) -> Component:
         scheme="fp32",
         inputs=plan.inputs,
         outputs=plan.outputs,
+        optional_outputs=plan.optional_outputs,
         weight_bytes=weight_bytes(model),
     )

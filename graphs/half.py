@@ -14,24 +14,33 @@ from bundle.errors import QuantizationError
 from graphs.store import make_node
 
 HALF, SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
+KEPT_OPERATORS = ("RMSNormalization", "LayerNormalization", "SimplifiedLayerNormalization", "Softmax")
+"""Sums of squares overflow float16 where channels are loud. The standard Attention sums in float32 by itself, and
+TensorRT refuses its `softmax_precision`."""
 _FLOATS = (HALF, SINGLE)
 _ANGLES = ("Cos", "Sin")
 """What leads up to them keeps float32 too: a position of 4097 has no float16."""
-_GIVES_NO_FLOAT = ("Shape", "ArgMax", "Equal", "LessOrEqual", "GreaterOrEqual", "Less", "Greater")
+_GIVES_NO_FLOAT = ("Shape", "ArgMax", "Equal", "LessOrEqual", "GreaterOrEqual", "Less", "Greater", "QuantizeLinear")
 _LARGEST = float(np.finfo(np.float16).max)
 _MASKED = _LARGEST / 2
 """Stands for a scalar beyond float16, which marks scores that must not count; a score added to it does not overflow."""
+_LEAST = np.float16(2.0**-24)
+"""The smallest positive float16. Stands for scales, and for scalars that keep a divisor from 0, below it."""
+_SCALE_INPUT = 1
+"""Of QuantizeLinear and DequantizeLinear."""
 
 
-def halve_inside(graph: ir.Graph, kept: Collection[ir.Node]) -> None:
+def halve_inside(graph: ir.Graph, kept: Collection[ir.Node], turned: Collection[str] = ()) -> None:
     """Turn a graph into float16, in place; its inputs and outputs stay float32.
 
     Args:
-        graph: Of float32.
+        graph: Of float32, its weights in codes or not.
         kept: Nodes that keep it, beside what leads up to angles.
+        turned: Inputs and outputs that become float16 as well.
     """
+    _turn(value for value in graph.inputs if value.name in turned)
     _Typing(graph, {*kept, *_with_ancestors(node for node in graph if node.op_type in _ANGLES)}).run(
-        returns_single=True
+        singles={str(value.name) for value in graph.outputs if value.name not in turned}
     )
 
 
@@ -42,12 +51,13 @@ def halve(graph: ir.Graph, kept: Collection[ir.Node] = ()) -> None:
         graph: Of float32.
         kept: Nodes that keep it, beside what leads up to angles.
     """
-    for value in graph.inputs:
-        if value.dtype == SINGLE:
-            value.type = ir.TensorType(HALF)
-    _Typing(graph, {*kept, *_with_ancestors(node for node in graph if node.op_type in _ANGLES)}).run(
-        returns_single=False
-    )
+    _turn(value for value in graph.inputs if value.dtype == SINGLE)
+    _Typing(graph, {*kept, *_with_ancestors(node for node in graph if node.op_type in _ANGLES)}).run(singles=())
+
+
+def _turn(values: Iterable[ir.Value]) -> None:
+    for value in values:
+        value.type = ir.TensorType(HALF)
 
 
 def _with_ancestors(nodes: Iterable[ir.Node]) -> set[ir.Node]:
@@ -77,12 +87,12 @@ class _Typing:
         }
         self._cast: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
 
-    def run(self, *, returns_single: bool) -> None:
-        """Rewrite the graph in place; outputs are float32 again where that is asked."""
+    def run(self, singles: Collection[str]) -> None:
+        """Rewrite the graph in place; the outputs of these names are float32 again."""
         for node in list(self._graph):
             self._type_node(node, SINGLE if node in self._kept else HALF)
         for at, value in enumerate(self._graph.outputs):
-            if returns_single and self._types.get(value) == HALF:
+            if value.name in singles and self._types.get(value) == HALF:
                 self._graph.outputs[at] = self._returned(value)
 
     def _type_node(self, node: ir.Node, wanted: ir.DataType) -> None:
@@ -96,8 +106,6 @@ class _Typing:
                 node.replace_input_with(at, self._as(value, wanted, node))
         if floats and node.op_type not in _GIVES_NO_FLOAT:
             self._set_types(node, wanted)
-        if node.op_type == "Attention" and node.domain == "" and wanted == HALF:
-            node.attributes["softmax_precision"] = ir.AttrInt64("softmax_precision", int(SINGLE))
 
     def _type_cast(self, node: ir.Node, wanted: ir.DataType) -> None:
         """Let a Cast to a float end at the wanted one."""
@@ -117,7 +125,7 @@ class _Typing:
             return value
         if (value, wanted) not in self._cast:
             if value.is_initializer():
-                self._cast[value, wanted] = _halved(self._graph, value)
+                self._cast[value, wanted] = _halved(self._graph, value, keeps_above_zero=_is_scale(value, reader))
             else:
                 self._cast[value, wanted] = self._inserted_cast(value, wanted, reader)
         return self._cast[value, wanted]
@@ -139,7 +147,13 @@ class _Typing:
         return node.outputs[0]
 
 
-def _halved(graph: ir.Graph, value: ir.Value) -> ir.Value:
+def _is_scale(value: ir.Value, reader: ir.Node) -> bool:
+    """Return whether numbers must stay above 0: as scales, which TensorRT refuses else, or a scalar under a divisor."""
+    is_scale = reader.op_type in ("QuantizeLinear", "DequantizeLinear") and reader.inputs[_SCALE_INPUT] is value
+    return is_scale or value.shape is None or len(value.shape) == 0
+
+
+def _halved(graph: ir.Graph, value: ir.Value, *, keeps_above_zero: bool) -> ir.Value:
     """Return an initializer with the numbers of another in float16, computed when they are read."""
     single = value.const_value
     if single is None:
@@ -153,7 +167,10 @@ def _halved(graph: ir.Graph, value: ir.Value) -> ir.Value:
         numbers = single.numpy()
         if peak > _LARGEST:
             numbers = np.clip(numbers, -_MASKED, _MASKED)
-        return ir.Tensor(numbers.astype(np.float16), name=name)
+        found = numbers.astype(np.float16)
+        if keeps_above_zero:
+            found = np.where((found == 0) & (numbers > 0), _LEAST, found)
+        return ir.Tensor(np.asarray(found, np.float16), name=name)
 
     tensor = ir.LazyTensor(half, HALF, single.shape, name=name)
     halved = ir.Value(name=name, type=ir.TensorType(HALF), shape=single.shape, const_value=tensor)

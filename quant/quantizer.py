@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from bundle.directory import MANIFEST, Bundle, open_bundle, seal, write_aside
 from bundle.errors import QuantizationError
 from bundle.image import PREPROCESSOR, ImageSpec
 from bundle.machine import this_machine
-from bundle.manifest import Component, ComponentName, Manifest, Target
+from bundle.manifest import Component, ComponentName, Manifest, Segment, Target
 from bundle.report import (
     REPORT,
     CalibrationFacts,
@@ -25,6 +25,7 @@ from bundle.report import (
     write_report,
 )
 from graphs.lowering.component import Lowering
+from graphs.segments import cut_segment
 from graphs.sharing import share_weights
 from graphs.store import open_graph, save_graph, weight_bytes
 from quant.calibration.calibrator import Calibrator
@@ -33,12 +34,13 @@ from quant.calibration.feeds import FeedSource, shows_images
 from quant.planning.draft import Draft, Options, experimental, fit_bits, make_draft
 from quant.planning.plan import ComponentPlan, LayerPlan, apply_plan, planned
 from quant.planning.planner import require_float
+from quant.planning.profiles import Plans
 from quant.planning.recipes import RECIPES
 from quant.planning.refinement import refine, rotated_parent
 from quant.quality.evaluation import Evaluation, Measured
 from quant.quality.gate import MIXED, foreign_samples, judge_all, measure, require_measurable, unmeasured_gates
 from quant.quality.parity import Parity, canary_parity
-from quant.retyped import retype_inputs
+from quant.retyped import retype_inputs, retype_states
 from quant.rounding.table import load_rounding
 from runtime.operators import runs_here
 from runtime.settings import RuntimeSettings, provider_of
@@ -125,7 +127,7 @@ def quantize_bundle(
                 draft = fit_bits(draft, FeedSource(source, calibration), options, say)
             if show:
                 show(draft)
-            job = Job(source, aside, draft, calibration, say, lowering_of(parent, options.target))
+            job = Job(source, aside, draft, calibration, say, lowering_of(parent, options.target, draft.plans))
             written = _write_variant(job, options)
         _require_bytes(written, options)
         variant = seal(aside, written)
@@ -221,43 +223,63 @@ def _tell_loss(draft: Draft, measured: Measured | None, say: Say) -> None:
 
 def _write_variant(job: Job, options: Options) -> Manifest:
     components: dict[ComponentName, Component] = {}
+    segments: list[Segment] = []
     for name, plan in job.draft.plans.items():
-        components[name] = _write_graph(job, name, plan)
-    components = _share(job, components)
+        components[name] = _write_graph(job, name, plan, segments)
     parent = job.parent.manifest
-    graphs = {component.file for component in parent.components.values()}
+    if parent.segments and not segments:
+        job.say(f"segments are for the CPU: this variant for {options.target} has none")
+    components, segments = _share(job, components, segments)
+    graphs = {part.file for part in (*parent.components.values(), *parent.segments)}
     rewritten = graphs | {f"{file}.data" for file in graphs} | {REPORT, MANIFEST}
     for file in parent.files.keys() - rewritten:
         shutil.copyfile(job.parent.path(file), job.aside / file)
     title = f"{parent.name}-{job.draft.label}"
-    changes = {"components": components, "states": job.lowering.states, "target": options.target}
+    changes = {
+        "components": components,
+        "segments": tuple(segments),
+        "states": job.lowering.states,
+        "target": options.target,
+    }
     variant = parent.model_copy(update={"name": title, **changes})
     if job.lowering.is_for_cuda:
         retype_inputs(job.parent, variant, job.aside)
+    elif variant.states != parent.states:
+        retype_states(job.parent, variant, job.aside)
     return variant
 
 
-def lowering_of(parent: Bundle, target: Target) -> Lowering:
-    """Return how the graphs of a variant are written."""
-    return Lowering(parent.manifest, target, ImageSpec.read(parent.path(PREPROCESSOR)))
+def lowering_of(parent: Bundle, target: Target, plans: Plans | None = None) -> Lowering:
+    """Return how the graphs of a variant are written, which has been planned so."""
+    found = plans or {}
+    smaller = {parent.manifest.components[plan.parent].role for plan in found.values() if plan.recipe != "fp32"}
+    float32_roles = frozenset(part.role for part in parent.manifest.components.values() if part.role not in smaller)
+    return Lowering(parent.manifest, target, ImageSpec.read(parent.path(PREPROCESSOR)), float32_roles)
 
 
-def _share(job: Job, components: Mapping[ComponentName, Component]) -> dict[ComponentName, Component]:
-    """Store once what several graphs hold, and return the components without the bytes that others hold for them."""
+def _share(
+    job: Job, components: Mapping[ComponentName, Component], segments: Sequence[Segment]
+) -> tuple[dict[ComponentName, Component], list[Segment]]:
+    """Store once what several graphs hold, and return them without the bytes that others hold for them."""
     files = sorted((part.file for part in components.values()), key=lambda file: not file.startswith("decoder."))
+    files += [part.file for part in segments]
     saved = share_weights(job.aside, files)  # the decoder first: it keeps what the others point at
     for file, num_bytes in saved.items():
         job.say(f"{file}: {num_bytes / 1e6:.1f} MB are stored in another graph's file")
-    return {
-        name: part.model_copy(update={"weight_bytes": part.weight_bytes - saved.get(part.file, 0)})
-        for name, part in components.items()
-    }
+    left = {part.file: part.weight_bytes - saved.get(part.file, 0) for part in (*components.values(), *segments)}
+    return (
+        {name: part.model_copy(update={"weight_bytes": left[part.file]}) for name, part in components.items()},
+        [part.model_copy(update={"weight_bytes": left[part.file]}) for part in segments],
+    )
 
 
-def _write_graph(job: Job, name: ComponentName, plan: ComponentPlan) -> Component:
+def _write_graph(job: Job, name: ComponentName, plan: ComponentPlan, segments: list[Segment]) -> Component:
+    """Write one graph; add to the segments those that are cut of it."""
     source = job.parent.manifest.components[plan.parent]
     model = open_graph(job.parent.path(source.file))
     _carry_out(job, model, plan.without(_halved(job, plan)))
+    if source.role == "decoder" and plan.phase != "step" and job.lowering.target == "cpu":
+        segments += [_write_segment(job, model.clone(), segment, plan) for segment in job.parent.manifest.segments]
     source = job.lowering.apply(model, source, plan.phase)
     written = planned(source, plan, weight_bytes(model))
     save_graph(model, job.aside / written.file)
@@ -266,9 +288,18 @@ def _write_graph(job: Job, name: ComponentName, plan: ComponentPlan) -> Componen
     return written
 
 
+def _write_segment(job: Job, model: ir.Model, segment: Segment, plan: ComponentPlan) -> Segment:
+    """Write what one segment of the parent's becomes of a whole decoder whose weights are as planned."""
+    cut_segment(model, segment, job.parent.manifest.states_of(segment))
+    job.lowering.apply(model, segment, plan.phase)
+    save_graph(model, job.aside / segment.file)
+    return segment.model_copy(update={"scheme": plan.scheme, "weight_bytes": weight_bytes(model)})
+
+
 def _halved(job: Job, plan: ComponentPlan) -> list[str]:
     """Return the layers that lowering turns into float16, with all of their graph."""
-    return list(plan.forms_of("float16")) if job.lowering.is_for_cuda else []
+    role = job.parent.manifest.components[plan.parent].role
+    return list(plan.forms_of("float16")) if job.lowering.halves(role) else []
 
 
 def _carry_out(job: Job, model: ir.Model, plan: ComponentPlan) -> None:

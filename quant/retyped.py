@@ -1,4 +1,4 @@
-"""What lies beside the graphs of a variant whose inputs are of other types than its parent's (docs/cuda-form.md)."""
+"""What lies beside the graphs of a variant whose inputs or states are of other types than its parent's."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def retype_inputs(parent: Bundle, variant: Manifest, folder: Path) -> None:
         variant: Its inputs are those wanted.
         folder: Of the variant.
     """
-    image = ImageSpec.read(parent.path(PREPROCESSOR)).model_copy(update={"normalised_in_graph": True})
+    image = ImageSpec.read(parent.path(PREPROCESSOR)).model_copy(update={"normalised_in_graph": True})  # cuda-form.md
     (folder / PREPROCESSOR).write_text(image.model_dump_json(indent=2) + "\n", encoding="utf-8")
     if GOLDEN not in parent.manifest.files:
         return
@@ -35,6 +35,25 @@ def retype_inputs(parent: Bundle, variant: Manifest, folder: Path) -> None:
     for role, recording in load_golden(parent.path(GOLDEN)).items():
         component = components[_role(role, components)]
         recordings[component.role] = Recording(_inputs(component, variant, recording, image), recording.outputs)
+    save_golden(folder, recordings)
+
+
+def retype_states(parent: Bundle, variant: Manifest, folder: Path) -> None:
+    """Write the recorded runs with states as the variant takes them; outputs stay those of the fp32 parent.
+
+    Args:
+        parent: The fp32 bundle.
+        variant: Its states are those wanted.
+        folder: Of the variant.
+    """
+    if GOLDEN not in parent.manifest.files:
+        return
+    dtypes = {state.input: state.dtype for state in variant.states}
+    recordings: dict[Role, Recording] = {}
+    components = {part.role: part for part in variant.components.values()}
+    for name, recording in load_golden(parent.path(GOLDEN)).items():
+        inputs = {key: array.astype(dtypes.get(key, array.dtype)) for key, array in recording.inputs.items()}
+        recordings[_role(name, components)] = Recording(inputs, recording.outputs)
     save_golden(folder, recordings)
 
 
@@ -61,4 +80,4 @@ def _decoder_inputs(component: Component, variant: Manifest, recording: Recordin
         wanted=recorded[tensors.LOGITS_INDICES][0].tolist(),
     )
     states = {state.input: recorded[state.input].astype(state.dtype) for state in variant.states}
-    return {**feeds_of(component.inputs, Step([run], embeds)), **states}
+    return {**feeds_of(component.inputs, Step.of([run], embeds)), **states}

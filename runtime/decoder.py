@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
@@ -12,9 +13,10 @@ from bundle import tensors
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, SignatureError
 from bundle.manifest import ComponentName, RunPhase
+from bundle.states import State
 from runtime.cache_shape import CacheShape
 from runtime.device.steps import DeviceSteps, has_greedy_ids, runs_on_device
-from runtime.feeds import Embeds, Int64, Step, TokenRun, check_inputs, feeds_of, place_features
+from runtime.feeds import Embeds, Int64, Step, TokenBatch, TokenRun, check_inputs, feeds_of, place_features
 from runtime.fixed_run import FixedRun
 from runtime.graph import Array
 from runtime.inputs import Binding, InputBuffers
@@ -38,6 +40,8 @@ class TokenGraphs:
 
     Attributes:
         sessions: By the graph's name in the manifest.
+        segments: The decoder's graph for prompts cut between layers; none where the bundle has no segments, or on a
+            device.
 
     Raises:
         BundleError: A graph is missing, unusable, or not what the manifest says.
@@ -65,6 +69,8 @@ class TokenGraphs:
             check_inputs(session.component.inputs, str(session.path))
             _check_gives_logits(session, self._dims.vocab_size)
         _check_same_signature(*self._of_phase.values())
+        parts = manifest.segments if settings.provider == "cpu" else ()
+        self.segments = tuple(Session(bundle, part, settings) for part in parts)
 
     @property
     def num_length_groups(self) -> int:
@@ -92,9 +98,13 @@ class TokenGraphs:
         embeds: Embeds = self._embed.run({name: ids})[self._embed.output]
         return embeds
 
-    def step(self, runs: Sequence[TokenRun], bound_rows: int | None = None) -> Step:
-        """Return runs of one length with their embeddings, image features in their places; see `Step`."""
-        return Step(runs, place_features(self.embed(np.stack([run.ids for run in runs])), runs), bound_rows)
+    def embed_text(self, ids: Int64) -> Embeds:
+        """Return [N, D] of the ids of a text [N], of none too; safe on any thread."""
+        return self.embed(ids[None])[0] if len(ids) else np.zeros((0, self._dims.hidden_size), np.float32)
+
+    def step(self, batch: TokenBatch, bound_rows: int | None = None) -> Step:
+        """Return a batch with its embeddings, image features in their places; see `Step`."""
+        return Step(batch, place_features(self.embed(batch.ids), batch), bound_rows)
 
     def feeds(self, phase: RunPhase, step: Step) -> dict[str, Array]:
         """Return the inputs of a phase's decoder by name, states aside."""
@@ -138,27 +148,32 @@ class Decoder:
             first_slot: Of the first run; the others follow.
             runs: All of one length and with as many wanted logits.
         """
+        return self._run(phase, first_slot, TokenBatch.of(runs))
+
+    def _run(self, phase: RunPhase, first_slot: int, batch: TokenBatch) -> Logits:
         if self._on_device is None:
-            return self.run_with((), phase, first_slot, runs)[0]
-        logits: Logits = self._run_on_device(self._on_device, phase, first_slot, runs).output(tensors.LOGITS)
+            return self._run_on_host((), phase, first_slot, batch)[0]
+        logits: Logits = self._run_on_device(self._on_device, phase, first_slot, batch).output(tensors.LOGITS)
         return logits
 
     def step(self, phase: RunPhase, first_slot: int, runs: Sequence[TokenRun]) -> StepLogits:
         """Run as `run` does, one logit row wanted of each run, and leave the logits where they are until asked for."""
+        return self.step_batch(phase, first_slot, TokenBatch.of(runs))
+
+    def step_batch(self, phase: RunPhase, first_slot: int, batch: TokenBatch) -> StepLogits:
+        """Run as `step` does what lies side by side already."""
         if self._on_device is None:
-            return StepLogits.of(self.run(phase, first_slot, runs)[:, 0])
-        done = self._run_on_device(self._on_device, phase, first_slot, runs)
+            return StepLogits.of(self._run(phase, first_slot, batch)[:, 0])
+        done = self._run_on_device(self._on_device, phase, first_slot, batch)
         finds_ids = has_greedy_ids(self.graphs.of_phase(phase))
         greedy_ids = done.output(tensors.GREEDY_IDS)[:, 0] if finds_ids else None
         return StepLogits(lambda: done.output(tensors.LOGITS)[:, 0], greedy_ids)
 
-    def _run_on_device(
-        self, steps: DeviceSteps, phase: RunPhase, first_slot: int, runs: Sequence[TokenRun]
-    ) -> FixedRun:
-        bound_rows = self.shape.capacity_tokens if len(runs[0].ids) == 1 else None
-        feeds = self.graphs.feeds(phase, self.graphs.step(runs, bound_rows))
+    def _run_on_device(self, steps: DeviceSteps, phase: RunPhase, first_slot: int, batch: TokenBatch) -> FixedRun:
+        bound_rows = self.shape.capacity_tokens if batch.num_tokens == 1 else None
+        feeds = self.graphs.feeds(phase, self.graphs.step(batch, bound_rows))
         done = steps.run(self.graphs.of_phase(phase), first_slot, feeds)
-        self.states.take_over(first_slot, len(runs))
+        self.states.take_over(first_slot, batch.size)
         return done
 
     def run_with(
@@ -169,17 +184,22 @@ class Decoder:
         Raises:
             SignatureError: The graph has no such output.
         """
+        self.graphs.of_phase(phase).check_optional(optional)
+        return self._run_on_host(optional, phase, first_slot, TokenBatch.of(runs))
+
+    def _run_on_host(
+        self, optional: tuple[str, ...], phase: RunPhase, first_slot: int, batch: TokenBatch
+    ) -> tuple[Logits, dict[str, Array]]:
         session = self.graphs.of_phase(phase)
-        session.check_optional(optional)
-        binding = self._binding(session, first_slot, len(runs), optional)
-        for name, array in self.graphs.feeds(phase, self.graphs.step(runs)).items():
+        binding = self._binding(session, first_slot, batch.size, optional)
+        for name, array in self.graphs.feeds(phase, self.graphs.step(batch)).items():
             self._inputs.bind(binding, name, array)
         for name in optional:  # anew: an output once made is written again, whatever its size is now
             binding.io.bind_output(name, "cpu")
-        logits = self._bind_logits(binding, len(runs), len(runs[0].wanted))
+        logits = self._bind_logits(binding, batch.size, batch.wanted.shape[1])
         in_part = len(optional) < len(session.component.optional_outputs)
         session.graph.run_bound(binding.io, session.graph.in_part if in_part else None)
-        self.states.take_over(first_slot, len(runs))
+        self.states.take_over(first_slot, batch.size)
         if logits is not None and not optional:
             return logits, {}
         *_, last = found = binding.io.get_outputs()
@@ -189,6 +209,34 @@ class Decoder:
             {name: value.numpy() for name, value in zip(optional, asked, strict=True)},
         )
 
+    def run_segment(self, number: int, slot: int, run: TokenRun, optional: tuple[str, ...] = ()) -> dict[str, Array]:
+        """Run tokens of one sequence through one segment and return its outputs by name; the arrays are new.
+
+        Args:
+            number: Of the segment.
+            slot: Of the sequence.
+            run: Behind the first segment, with the hidden states that the one before gave.
+            optional: Outputs wanted beside those that are always there.
+        """
+        session = self.graphs.segments[number]
+        session.check_optional(optional)
+        binding = self._binding(session, slot, 1, optional)
+        component = session.component
+        feeds = feeds_of((*component.inputs, *component.optional_inputs), self._segment_step(run))
+        for name, array in feeds.items():
+            self._inputs.bind(binding, name, array)
+        names = [*(spec.name for spec in component.outputs), *optional]
+        for name in names:
+            binding.io.bind_output(name, "cpu")
+        in_part = len(optional) < len(component.optional_outputs)
+        session.graph.run_bound(binding.io, session.graph.in_part if in_part else None)
+        found = binding.io.get_outputs()[len(session.states) :]
+        return {name: value.numpy().copy() for name, value in zip(names, found, strict=True)}
+
+    def _segment_step(self, run: TokenRun) -> Step:
+        """Return a run alone, with the hidden states that it has in the place of embeddings."""
+        return self.graphs.step(TokenBatch.of([run])) if run.embeds is None else Step.of([run], run.embeds[None])
+
     def warm_up(self, num_tokens: int) -> None:
         """Run a prompt and batches of steps, so that no request pays for the first run.
 
@@ -197,6 +245,9 @@ class Decoder:
         """
         self.run("prompt", 0, [self._blank(num_tokens)])
         is_captured = self._on_device is not None and self.graphs.of_phase("step").graph.can_capture
+        for number, _ in enumerate(self.graphs.segments):
+            blank = self._blank(num_tokens)
+            self.run_segment(number, 0, replace(blank, embeds=self.graphs.embed(blank.ids[None])[0]))
         for size in range(self.shape.num_slots, 0, -1) if is_captured else {1, self.shape.num_slots}:
             self.run("step", 0, [self._blank(1)] * size)
 
@@ -225,15 +276,15 @@ class Decoder:
             self._bindings.move_to_end(key)
             return self._bindings[key]
         binding = Binding(session.graph.binding())
-        self._bind_states(binding.io, first_slot, size)
+        self._bind_states(binding.io, first_slot, size, session.states)
         self._bindings[key] = binding
         if len(self._bindings) > _MOST_BINDINGS:
             self._bindings.popitem(last=False)
         return binding
 
-    def _bind_states(self, io: Any, first_slot: int, size: int) -> None:
-        """Bind both ends of every state of a range of slots."""
-        for state in self.states.states:
+    def _bind_states(self, io: Any, first_slot: int, size: int, states: Sequence[State] | None = None) -> None:
+        """Bind both ends of states of a range of slots, of all where none are given."""
+        for state in self.states.states if states is None else states:
             io.bind_input(state.input, *self.states.place(state, first_slot, size))
             io.bind_output(state.output, *self.states.place_after(state, first_slot, size))
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Protocol
 
 from bundle.directory import Bundle
 from bundle.errors import PocketVLMError
 from bundle.golden import GOLDEN, Recording, load_golden, recording_of
-from bundle.manifest import ComponentName, Role
+from bundle.manifest import ComponentName, Role, TensorSpec
 from runtime.canary import Replayable, check_canary, cosine
 from runtime.graph import Array
 from runtime.openvino_graph import OpenVinoGraph, has_openvino
-from runtime.session import Session, check_signature
+from runtime.session import Session, check_optional, check_signature
 from runtime.settings import RuntimeSettings
 from runtime.turns import Quartiles, Turns, milliseconds_of
 
@@ -38,6 +38,9 @@ class Encoder(Replayable, Protocol):
     @property
     def output(self) -> str:
         """Return the name of the first output."""
+
+    def run(self, feeds: Mapping[str, Array], optional: Sequence[str] = ()) -> dict[str, Array]:
+        """Return every output by name, of the optional ones those that are asked for."""
 
     @property
     def is_captured(self) -> bool:
@@ -65,12 +68,10 @@ class OpenVinoEncoder:
     def __init__(self, bundle: Bundle, name: ComponentName, settings: RuntimeSettings) -> None:
         self.path = bundle.graph_path(name)
         self.component = bundle.manifest.components[name]
-        is_exact = self.component.scheme == "fp32"  # whoever keeps float32 wants no other
-        self.graph = OpenVinoGraph(self.path, settings, is_exact=is_exact)
+        self._settings = settings
+        self.graph = self._opened(self.component.outputs)
         check_signature(self.path, "input", self.component.inputs, self.graph.inputs)
         check_signature(self.path, "optional input", self.component.optional_inputs, self.graph.optional_inputs)
-        outputs = [*self.component.outputs, *self.component.optional_outputs]
-        check_signature(self.path, "output", outputs, self.graph.outputs)
 
     @property
     def output(self) -> str:
@@ -82,13 +83,27 @@ class OpenVinoEncoder:
         """False: runs of any number of images are one to OpenVINO."""
         return False
 
-    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Return every output by name; the arrays are new.
+    def run(self, feeds: Mapping[str, Array], optional: Sequence[str] = ()) -> dict[str, Array]:
+        """Return every output by name, of the optional ones those that are asked for; the arrays are new.
 
         Raises:
+            SignatureError: An optional output that the graph does not have.
             MachineError: The run failed.
         """
-        return self.graph.run(feeds, [spec.name for spec in self.component.outputs])
+        check_optional(self.path, self.component, optional)
+        graph = self._whole_graph if optional else self.graph
+        return graph.run(feeds, [*(spec.name for spec in self.component.outputs), *optional])
+
+    @cached_property
+    def _whole_graph(self) -> OpenVinoGraph:
+        """With the optional outputs, which OpenVINO computes wherever a graph has them: opened when first asked."""
+        return self._opened((*self.component.outputs, *self.component.optional_outputs))
+
+    def _opened(self, outputs: Sequence[TensorSpec]) -> OpenVinoGraph:
+        is_exact = self.component.scheme == "fp32"  # whoever keeps float32 wants no other
+        graph = OpenVinoGraph(self.path, self._settings, is_exact=is_exact, outputs=[spec.name for spec in outputs])
+        check_signature(self.path, "output", outputs, graph.outputs)
+        return graph
 
 
 def open_encoder(bundle: Bundle, name: ComponentName, settings: RuntimeSettings) -> Encoder:

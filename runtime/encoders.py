@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle import tensors
+from bundle.errors import SignatureError
 from bundle.image import Pixels
+from bundle.image_tokens import TOWER_OUTPUTS
 from bundle.manifest import DualEncoderDims
 from bundle.text import TextBatch
 from runtime.encoder import Encoder
@@ -25,6 +27,29 @@ def encode_tiles(encoder: Encoder, pixel_values: Pixels, most_tiles: int) -> npt
         for start in range(0, len(pixel_values), most_tiles)
     ]
     return np.concatenate(pieces) if len(pieces) != 1 else pieces[0]
+
+
+def see_tiles(encoder: Encoder, pixel_values: Pixels, most_tiles: int) -> npt.NDArray[Any]:
+    """Return the features of I tiles, and behind each row what the tower's attention says of it: [I, P, D + 1 + C].
+
+    Raises:
+        SignatureError: The encoder does not give that.
+    """
+    (spec,) = encoder.component.inputs
+    pieces = []
+    for start in range(0, len(pixel_values), most_tiles):
+        run = encoder.run({spec.name: pixel_values[start : start + most_tiles]}, TOWER_OUTPUTS)
+        received, keys = (run[name] for name in TOWER_OUTPUTS)
+        pieces.append(np.concatenate([run[encoder.output], received[..., None], keys], axis=-1))
+    return np.concatenate(pieces)
+
+
+def split_seen(encoder: Encoder, seen: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return features [..., D] and the tower's view [..., 1 + C] of what `see_tiles` returned."""
+    size = encoder.component.outputs[0].shape[-1]
+    if not isinstance(size, int):
+        raise SignatureError(f"{encoder.path} gives features of no certain size. Export the checkpoint again.")
+    return seen[..., :size], seen[..., size:]
 
 
 def encode_texts(encoder: Encoder, rows: Sequence[TextBatch], dims: DualEncoderDims) -> Vectors:

@@ -40,6 +40,8 @@ class TokenRun:
         lengths: [G] rows that the sequence holds of each length group before the run; the new ones follow them.
         wanted: [N] the tokens of the run whose logits are wanted.
         features: Image features in the places of placeholders.
+        embeds: [T, D] hidden states of an earlier layer, run in the place of embeddings; None: the embeddings of the
+            ids, with the features in their places.
     """
 
     ids: Int64
@@ -47,65 +49,136 @@ class TokenRun:
     lengths: Sequence[int]
     wanted: Sequence[int]
     features: Sequence[Placed] = ()
+    embeds: Embeds | None = None
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Runs of one length, B of them, side by side.
+
+    Attributes:
+        ids: [B, T], placeholders included.
+        positions: [B, T] logical positions; [3, B, T] where a model turns by three axes.
+        lengths: [G, B] rows that each sequence holds of each length group before the run.
+        wanted: [B, N] the tokens of each run whose logits are wanted.
+        features: Of each run, image features in the places of placeholders; empty where no run has any.
+    """
+
+    ids: Int64
+    positions: Int64
+    lengths: Int64
+    wanted: Int64
+    features: Sequence[Sequence[Placed]] = ()
+
+    @classmethod
+    def of(cls, runs: Sequence[TokenRun]) -> TokenBatch:
+        """Return runs of one length, with as many wanted logits each, side by side."""
+        return cls(
+            np.stack([run.ids for run in runs]),
+            np.stack([run.positions for run in runs], axis=-2),
+            _by_group([run.lengths for run in runs]),
+            np.array([run.wanted for run in runs], np.int64),
+            [run.features for run in runs],
+        )
+
+    @classmethod
+    def of_sampled(
+        cls,
+        ids: Sequence[int],
+        positions: Sequence[int],
+        lengths: Sequence[Sequence[int]],
+        position_axes: tuple[int, ...] = (),
+    ) -> TokenBatch:
+        """Return one sampled token of each sequence, side by side, the logits of all wanted.
+
+        Args:
+            ids: [B].
+            positions: [B], the same on every axis.
+            lengths: [B, G] as of `TokenRun`.
+            position_axes: Sizes before [B, T] of positions.
+        """
+        column, places = np.array(ids, np.int64)[:, None], np.empty((*position_axes, len(ids), 1), np.int64)
+        places[..., 0] = positions
+        return cls(column, places, _by_group(lengths), np.zeros_like(column))
+
+    @property
+    def size(self) -> int:
+        """B."""
+        return len(self.ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return int(self.ids.shape[1])
 
 
 @dataclass(frozen=True)
 class Step:
-    """A batch of runs of one length.
+    """A batch with the embeddings of its tokens.
 
     Attributes:
-        runs: B of them.
+        batch: What is run.
         embeds: [B, T, D], features in their places.
         bound_rows: Rows that no sequence exceeds, told to a graph that wants to know it on the host; None: as many as
             the longest one holds after the run. What stays the same from step to step can be captured.
     """
 
-    runs: Sequence[TokenRun]
+    batch: TokenBatch
     embeds: Embeds = field(repr=False)
     bound_rows: int | None = None
 
+    @classmethod
+    def of(cls, runs: Sequence[TokenRun], embeds: Embeds) -> Step:
+        """Return runs of one length with their embeddings [B, T, D]."""
+        return cls(TokenBatch.of(runs), embeds)
 
-def place_features(embeds: Embeds, runs: Sequence[TokenRun]) -> Embeds:
+
+def place_features(embeds: Embeds, batch: TokenBatch) -> Embeds:
     """Write image features into the embeddings [B, T, D] of a batch, and return them."""
-    for row, run in zip(embeds, runs, strict=True):
-        for placed in run.features:
+    for row, features in zip(embeds, batch.features, strict=False):
+        for placed in features:
             row[placed.start : placed.start + len(placed.rows)] = placed.rows
     return embeds
 
 
+def _by_group(lengths: Sequence[Sequence[int]]) -> Int64:
+    """Return [G, B] of [B, G]."""
+    return np.ascontiguousarray(np.array(lengths, np.int64).T)
+
+
 def _positions(step: Step, spec: TensorSpec) -> Int64:
-    return np.stack([run.positions for run in step.runs], axis=-2)
+    return step.batch.positions
 
 
 def _lengths(step: Step, spec: TensorSpec) -> Int64:
-    lengths = np.array([run.lengths for run in step.runs], np.int64).T
-    return np.ascontiguousarray(lengths) if len(spec.shape) > 1 else lengths[0]
+    return step.batch.lengths if len(spec.shape) > 1 else step.batch.lengths[0]
 
 
 def _wanted(step: Step, spec: TensorSpec) -> Int64:
-    return np.array([run.wanted for run in step.runs], np.int64)
+    return step.batch.wanted
 
 
 def _last_rows(step: Step, spec: TensorSpec) -> npt.NDArray[np.int32]:
-    last: npt.NDArray[np.int32] = (_lengths(step, spec) + (step.embeds.shape[1] - 1)).astype(np.int32)
+    last: npt.NDArray[np.int32] = (_lengths(step, spec) + (step.batch.num_tokens - 1)).astype(np.int32)
     return last
 
 
 def _total(step: Step, spec: TensorSpec) -> npt.NDArray[np.int32]:
     if step.bound_rows is not None:
         return np.array(step.bound_rows, np.int32)
-    return np.array(max(max(run.lengths) for run in step.runs) + step.embeds.shape[1], np.int32)
+    return np.array(step.batch.lengths.max() + step.batch.num_tokens, np.int32)
 
 
 def _wanted_rows(step: Step, spec: TensorSpec) -> Int64:
-    rows: Int64 = _wanted(step, spec) + np.arange(len(step.runs), dtype=np.int64)[:, None] * step.embeds.shape[1]
+    batch = step.batch
+    rows: Int64 = batch.wanted + np.arange(batch.size, dtype=np.int64)[:, None] * batch.num_tokens
     return rows
 
 
 def _is_image(step: Step, spec: TensorSpec) -> npt.NDArray[np.bool_]:
-    marked = np.zeros(step.embeds.shape[:2], np.bool_)
-    for row, run in zip(marked, step.runs, strict=True):
-        for placed in run.features:
+    marked = np.zeros(step.batch.ids.shape, np.bool_)
+    for row, features in zip(marked, step.batch.features, strict=False):
+        for placed in features:
             row[placed.start : placed.start + len(placed.rows)] = True
     return marked
 

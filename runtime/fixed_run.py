@@ -105,25 +105,28 @@ class CapturedGraph:
     def __init__(self, graph: Graph) -> None:
         self.inputs, self.optional_inputs, self.outputs = graph.inputs, graph.optional_inputs, graph.outputs
         self._graph = graph
-        self._runs: dict[tuple[tuple[int, ...], ...], FixedRun] = {}
+        self._runs: dict[tuple[tuple[tuple[int, ...], ...], tuple[str, ...]], FixedRun] = {}
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        """Return outputs by name, all where none are named; the arrays are new.
+        """Return outputs by name, all where none are named; the arrays are new. What is captured computes no others.
 
         Raises:
             MachineError: The run failed.
         """
+        names = tuple(port.name for port in self.outputs) if outputs is None else tuple(outputs)
         shapes = tuple(array.shape for array in feeds.values())
-        if shapes not in self._runs and len(self._runs) == _MOST_SHAPES:
-            return self._graph.run(feeds, outputs)
-        if shapes not in self._runs:
-            self._runs[shapes] = FixedRun(self._graph, feeds, self._sizes(shapes[0][0]))
-        run = self._runs[shapes]
+        key = shapes, names
+        if key not in self._runs and len(self._runs) == _MOST_SHAPES:
+            return self._graph.run(feeds, names)
+        if key not in self._runs:
+            self._runs[key] = FixedRun(self._graph, feeds, self._sizes(shapes[0][0], names))
+        run = self._runs[key]
         run.run(feeds)
-        return {name: run.output(name) for name in outputs or [port.name for port in self.outputs]}
+        return {name: run.output(name) for name in names}
 
-    def _sizes(self, first: int) -> dict[str, tuple[tuple[int, ...], str]]:
-        return {port.name: ((first, *map(int, port.shape[1:])), port.dtype) for port in self.outputs}  # type: ignore[arg-type]
+    def _sizes(self, first: int, names: Sequence[str]) -> dict[str, tuple[tuple[int, ...], str]]:
+        wanted = [port for port in self.outputs if port.name in names]
+        return {port.name: ((first, *map(int, port.shape[1:])), port.dtype) for port in wanted}  # type: ignore[arg-type]
 
 
 def can_be_captured(graph: Graph) -> bool:

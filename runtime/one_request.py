@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from itertools import islice, takewhile
 
 import numpy as np
@@ -17,17 +18,21 @@ from PIL import Image
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, ContextLengthError
 from bundle.image import PREPROCESSOR, ImageSpec, Pixels, TileLayout
+from bundle.image_tokens import ImageReducer, ShownImage, gives_tower
 from bundle.manifest import DecoderDims, DualEncoderDims
-from bundle.prompt import PromptBuilder, Turn
+from bundle.prompt import Placeholder, PromptBuilder, Turn
+from bundle.reduced_prompt import reduced
 from bundle.text import TOKENIZER, TextBatch, Tokenizer
 from runtime.cache_shape import cache_shape
 from runtime.chunks import chunks
 from runtime.decoder import Decoder, Logits, TokenGraphs
 from runtime.encoder import Encoder, open_encoder
-from runtime.encoders import Vectors, encode_texts, encode_tiles, text_feeds, unit
-from runtime.feeds import Embeds, TokenRun
+from runtime.encoders import Vectors, encode_texts, encode_tiles, see_tiles, split_seen, text_feeds, unit
+from runtime.feeds import Embeds, TokenBatch, TokenRun
 from runtime.filled_prompt import FilledPrompt, positions_from
 from runtime.graph import Array
+from runtime.segmented_prompt import Choose, Layers, SegmentedPrompt
+from runtime.segments import read_segments
 from runtime.settings import DEFAULT_CHUNK_TOKENS, DEFAULT_VISION_TILES, RuntimeSettings
 from runtime.states import empty_states
 
@@ -45,10 +50,14 @@ class SeenImages:
     Attributes:
         layouts: How each image was cut; its last tile is always the whole image.
         features: Of each image, [tiles, P, D].
+        digests: Of each image's pixels, where one was asked for.
+        towers: Of each image, [tiles, P, 1 + C] as `bundle.image_tokens.ShownImage.tower`, where it was asked for.
     """
 
     layouts: tuple[TileLayout, ...]
     features: tuple[Embeds, ...]
+    digests: tuple[bytes, ...] = ()
+    towers: tuple[Array, ...] = ()
 
     @property
     def whole(self) -> list[Embeds]:
@@ -64,11 +73,13 @@ class Prefilled:
         prompt: What was run.
         logits: [V], from which the first token of an answer is chosen.
         capacity_tokens: Of the cache.
+        rows: [G] rows that it has in the cache; none are told of another runtime's.
     """
 
     prompt: FilledPrompt
     logits: Logits
     capacity_tokens: int
+    rows: Sequence[int] = ()
 
 
 class VisionLanguageRunner:
@@ -105,26 +116,73 @@ class VisionLanguageRunner:
     def _graphs(self) -> TokenGraphs:
         return TokenGraphs(self._bundle, self._settings)
 
-    def see(self, images: Sequence[Image.Image]) -> SeenImages:
-        """Return what the vision encoder makes of images; none are fine."""
+    @property
+    def gives_tower(self) -> bool:
+        """Whether the bundle tells what some reducers read of its vision tower."""
+        return gives_tower(self._vision.component)
+
+    def see(self, images: Sequence[Image.Image], *, with_tower: bool = False) -> SeenImages:
+        """Return what the vision encoder makes of images; none are fine.
+
+        Args:
+            images: Upright and RGB.
+            with_tower: And what the tower's attention says of them, which some reducers read.
+
+        Raises:
+            SignatureError: The bundle's encoder does not tell that.
+        """
         processed = [self._images.preprocess([image]) for image in images]
-        features = [encode_tiles(self._vision, each.pixel_values, DEFAULT_VISION_TILES) for each in processed]
-        return SeenImages(tuple(layout for each in processed for layout in each.layouts), tuple(features))
+        layouts = tuple(layout for each in processed for layout in each.layouts)
+        digests = tuple(sha256(image.tobytes()).digest() for image in images)
+        if not with_tower:
+            features = [encode_tiles(self._vision, each.pixel_values, DEFAULT_VISION_TILES) for each in processed]
+            return SeenImages(layouts, tuple(features), digests)
+        seen = [
+            split_seen(self._vision, see_tiles(self._vision, each.pixel_values, DEFAULT_VISION_TILES))
+            for each in processed
+        ]
+        return SeenImages(layouts, tuple(each for each, _ in seen), digests, tuple(tower for _, tower in seen))
 
     def prompt(self, turns: Sequence[Turn], images: Sequence[Image.Image]) -> FilledPrompt:
         """Return the prompt of a conversation about images."""
         return self.prompt_about(turns, self.see(images))
 
-    def prompt_about(self, turns: Sequence[Turn], seen: SeenImages) -> FilledPrompt:
-        """Return the prompt of a conversation about images that were seen already."""
-        return FilledPrompt.of(self._prompts.build(turns, seen.layouts), seen.features)
+    def prompt_about(
+        self, turns: Sequence[Turn], seen: SeenImages, reducer: ImageReducer | None = None
+    ) -> FilledPrompt:
+        """Return the prompt of a conversation about images that were seen already, or of what a reducer leaves."""
+        prompt = self._prompts.build(turns, seen.layouts)
+        if reducer is None or reducer.is_whole:
+            return FilledPrompt.of(prompt, seen.features)
+        texts = self._texts_of_images(turns) if reducer.needs_text else [None] * len(seen.layouts)
+        towers = seen.towers if reducer.needs_tower else [None] * len(seen.layouts)
+        images = [
+            reducer.apply(ShownImage(features, digest, tower=tower, text=text))
+            for features, digest, tower, text in zip(seen.features, seen.digests, towers, texts, strict=True)
+        ]
+        shorter = reduced(prompt, [image.rows for image in images])
+        return FilledPrompt.of(shorter, [image.features for image in images])
+
+    def _texts_of_images(self, turns: Sequence[Turn]) -> list[Embeds]:
+        """Return [N, D] for each image: the embeddings of the texts in its turn."""
+        found = []
+        for turn in turns:
+            ids = self._prompts.tokenizer.encode_all_plain(part for part in turn.parts if isinstance(part, str))
+            embeds = self._graphs.embed_text(ids)
+            found += [embeds for part in turn.parts if part is Placeholder.IMAGE]
+        return found
 
     def answer_ids(self, answer: str) -> list[int]:
         """Return the ids of an answer behind a prompt, and of the token that ends it."""
         return [*self._prompts.answer_ids(answer), *self._eos_token_ids[:1]]
 
-    def prefill(self, prompt: FilledPrompt, room_tokens: int) -> Prefilled:
+    def prefill(self, prompt: FilledPrompt, room_tokens: int, choose: Choose | None = None) -> Prefilled:
         """Run a prompt, with room for so many tokens more where the model's limit allows.
+
+        Args:
+            prompt: Of at least one token.
+            room_tokens: For its answer.
+            choose: Drops image tokens between the segments of the decoder; None: the prompt runs whole.
 
         Raises:
             ContextLengthError: The prompt alone is longer than the model's limit.
@@ -137,13 +195,23 @@ class VisionLanguageRunner:
             raise ContextLengthError(f"the prompt takes {num_tokens} tokens; the model holds {limit}. Shorten it.")
         decoder = self._with_room(min(num_tokens + room_tokens, limit))
         decoder.states.clear(_RUNNING)
-        for start, end in chunks(num_tokens, DEFAULT_CHUNK_TOKENS):
-            run = prompt.run(start, end, self._lengths(start), [end - start - 1])
-            logits = decoder.run("prompt", _RUNNING, [run])[0, 0]
+        logits, rows = self._read(decoder, prompt) if choose is None else self._reduced(decoder, prompt, choose)
         if self._bundle.manifest.state_bytes_per_sequence:
             decoder.states.copy(_RUNNING, _KEPT, self._lengths(0))
-        self._current = Prefilled(prompt, logits.copy(), decoder.shape.capacity_tokens)
+        self._current = Prefilled(prompt, logits.copy(), decoder.shape.capacity_tokens, rows)
         return self._current
+
+    def _read(self, decoder: Decoder, prompt: FilledPrompt) -> tuple[Logits, list[int]]:
+        """Run a prompt through the graph for prompts; return its last logits and the rows that it has."""
+        for start, end in chunks(prompt.num_tokens, DEFAULT_CHUNK_TOKENS):
+            run = prompt.run(start, end, self._lengths(start), [end - start - 1])
+            logits = decoder.run("prompt", _RUNNING, [run])[0, 0]
+        return logits, self._lengths(prompt.num_tokens)
+
+    def _reduced(self, decoder: Decoder, prompt: FilledPrompt, choose: Choose) -> tuple[Logits, list[int]]:
+        """Run a prompt segment by segment; return its last logits and the rows that it has."""
+        segmented = SegmentedPrompt(prompt, Layers.of(self._bundle.manifest), choose)
+        return read_segments(decoder, _RUNNING, segmented, DEFAULT_CHUNK_TOKENS), segmented.rows
 
     def forced_logits(self, prompt: Prefilled, answer_ids: Sequence[int]) -> Logits:
         """Return the logits from which each token of a given answer would be chosen: [len(answer_ids), V].
@@ -200,7 +268,7 @@ class VisionLanguageRunner:
             range(prompt.num_tokens - 1, prompt.num_tokens + len(answer_ids) - 1),
             whole.features,
         )
-        feeds = self._graphs.feeds("prompt", self._graphs.step([run]))
+        feeds = self._graphs.feeds("prompt", self._graphs.step(TokenBatch.of([run])))
         return {**feeds, **empty_states(self._bundle.manifest.states, 1, len(run.ids))}
 
     def _steps(self, prompt: Prefilled) -> Generator[Logits, int, None]:
@@ -215,21 +283,21 @@ class VisionLanguageRunner:
         if self._bundle.manifest.state_bytes_per_sequence:
             self._bound.states.copy(_KEPT, _RUNNING, self._lengths(0))
         position, logits = prompt.prompt.prompt.next_position, prompt.logits
-        rows = prompt.prompt.num_tokens
+        rows = list(prompt.rows)
         while True:
             token_id = yield logits
             if prompt is not self._current or this is not self._answering:
                 raise ValueError("another prompt or answer was begun since this one, in the same cache")
             places = positions_from(position, 1, prompt.prompt.prompt.positions)
-            run = TokenRun(np.array([token_id], np.int64), places, self._lengths(rows), [0])
+            run = TokenRun(np.array([token_id], np.int64), places, rows, [0])
             logits = self._bound.run("step", _RUNNING, [run])[0, 0]
-            rows, position = rows + 1, position + 1
+            rows, position = [held + 1 for held in rows], position + 1
 
     def _whole_runs(self, decoder: Decoder, prompt: Prefilled, token_ids: Sequence[int]) -> Iterator[Logits]:
         """Yield [n, V] of what follows each of the tokens behind a prompt, in runs of the graph for prompts."""
         places = positions_from(prompt.prompt.prompt.next_position, len(token_ids), prompt.prompt.prompt.positions)
         for start, end in chunks(len(token_ids), DEFAULT_CHUNK_TOKENS):
-            ids, rows = np.array(token_ids[start:end], np.int64), self._lengths(prompt.prompt.num_tokens + start)
+            ids, rows = np.array(token_ids[start:end], np.int64), [held + start for held in prompt.rows]
             run = TokenRun(ids, places[..., start:end], rows, range(end - start))
             yield decoder.run("prompt", _RUNNING, [run])[0].copy()
 

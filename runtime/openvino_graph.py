@@ -52,21 +52,24 @@ class OpenVinoGraph:
         path: The `.onnx` file, its weights beside it.
         settings: Threads.
         is_exact: Compute in float32 what is not int8, whatever the processor has.
+        outputs: That are computed; it has no others then. None: all.
 
     Attributes:
         name: For messages.
         inputs: As declared.
         optional_inputs: None: an input with a value of its own is a constant to OpenVINO.
-        outputs: As declared.
+        outputs: As declared, those that are computed.
 
     Raises:
         MachineError: OpenVINO or memory is missing, or it cannot run the graph.
         BundleFileError: It is no graph.
     """
 
-    def __init__(self, path: Path, settings: RuntimeSettings, *, is_exact: bool) -> None:
+    def __init__(
+        self, path: Path, settings: RuntimeSettings, *, is_exact: bool, outputs: Sequence[str] | None = None
+    ) -> None:
         self.name = str(path)
-        compiled = _compiled(path, _options(settings, is_exact))
+        compiled = _compiled(path, _options(settings, is_exact), outputs)
         self.inputs = tuple(map(_port, compiled.inputs))
         self.optional_inputs: tuple[Port, ...] = ()
         self.outputs = tuple(map(_port, compiled.outputs))
@@ -116,11 +119,14 @@ def _options(settings: RuntimeSettings, is_exact: bool) -> dict[str, Any]:
     }
 
 
-def _compiled(path: Path, options: Mapping[str, Any]) -> Any:
+def _compiled(path: Path, options: Mapping[str, Any], outputs: Sequence[str] | None) -> Any:
     openvino = _openvino()
     core = openvino.Core()
     try:
         model = core.read_model(str(path))
+        if outputs is not None and len(outputs) < len(model.outputs):
+            results = [output.get_node() for output in model.outputs if output.any_name in outputs]
+            model = openvino.Model(results, model.get_parameters())
     except Exception as error:  # as above
         raise memory_error(str(path), error) or BundleFileError(
             f"{path}: OpenVINO {openvino.__version__} cannot read it: {first_line(error)}. Set encoder_runtime to "

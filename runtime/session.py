@@ -8,7 +8,7 @@ from pathlib import Path
 from bundle import tensors
 from bundle.directory import Bundle
 from bundle.errors import SignatureError
-from bundle.manifest import Component, ComponentName, TensorSpec
+from bundle.manifest import Component, ComponentName, Segment, TensorSpec
 from bundle.states import State
 from runtime.fixed_run import CapturedGraph, can_be_captured
 from runtime.graph import Array, Graph, Port
@@ -20,12 +20,13 @@ class Session:
 
     Args:
         bundle: Whose graph it is.
-        name: The graph's, in the manifest.
+        part: The graph's name in the manifest, or a segment of the decoder.
         settings: Provider and threads.
 
     Attributes:
         component: The graph's entry in the manifest.
         graph: As ONNX Runtime opened it.
+        states: What it takes and gives back.
 
     Raises:
         MachineError: ONNX Runtime, its provider, an operator or memory is missing.
@@ -33,13 +34,13 @@ class Session:
         SignatureError: Inputs or outputs differ from the manifest's.
     """
 
-    def __init__(self, bundle: Bundle, name: ComponentName, settings: RuntimeSettings) -> None:
-        self.path = bundle.graph_path(name)
-        self.component = bundle.manifest.components[name]
+    def __init__(self, bundle: Bundle, part: ComponentName | Segment, settings: RuntimeSettings) -> None:
+        self.component = part if isinstance(part, Segment) else bundle.manifest.components[part]
+        self.path = bundle.path(self.component.file)
         self.graph = Graph(self.path, settings, captures=_runs_on_device(self.component))
         is_fixed = _takes_bytes(self.component) and can_be_captured(self.graph)
         self._captured = CapturedGraph(self.graph) if is_fixed else None
-        states = bundle.manifest.states if self.component.role == "decoder" else ()
+        self.states = states = bundle.manifest.states_of(self.component)
         check_signature(self.path, "input", [*self.component.inputs, *_taken(states)], self.graph.inputs)
         check_signature(self.path, "optional input", self.component.optional_inputs, self.graph.optional_inputs)
         given = [*self.component.outputs, *self.component.optional_outputs, *_given(states)]
@@ -65,8 +66,8 @@ class Session:
             MachineError: The run failed.
         """
         self.check_optional(optional)
-        if self._captured is not None:
-            return self._captured.run(feeds)
+        if self._captured is not None and not optional:
+            return self._captured.run(feeds, self._own_outputs)
         return self.graph.run(feeds, [*self._own_outputs, *optional] if self._optional_outputs else None)
 
     def check_optional(self, outputs: Sequence[str]) -> None:
@@ -75,11 +76,20 @@ class Session:
         Raises:
             SignatureError: It has not.
         """
-        if unknown := set(outputs) - self._optional_outputs:
-            raise SignatureError(
-                f"{self.path} has no optional output {', '.join(sorted(unknown))}, only "
-                f"{', '.join(sorted(self._optional_outputs)) or 'none'}"
-            )
+        check_optional(self.path, self.component, outputs)
+
+
+def check_optional(path: Path, component: Component, outputs: Sequence[str]) -> None:
+    """Check that a graph has optional outputs of these names.
+
+    Raises:
+        SignatureError: It has not.
+    """
+    known = {spec.name for spec in component.optional_outputs}
+    if unknown := set(outputs) - known:
+        raise SignatureError(
+            f"{path} has no optional output {', '.join(sorted(unknown))}, only {', '.join(sorted(known)) or 'none'}"
+        )
 
 
 def _runs_on_device(component: Component) -> bool:

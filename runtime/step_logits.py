@@ -15,7 +15,7 @@ class StepLogits:
 
     Args:
         fetch: Brings all of them to the host.
-        greedy_ids: [B] the ids of the largest ones, where the graph itself found them.
+        greedy_ids: [B] the ids of the largest ones, where the graph itself found them; -1 where one is no number.
     """
 
     def __init__(self, fetch: Callable[[], Logits], greedy_ids: npt.NDArray[np.int64] | None = None) -> None:
@@ -33,6 +33,14 @@ class StepLogits:
         if self._rows is None:
             self._rows = self._fetch()
         return self._rows
+
+    def likeliest_ids(self) -> npt.NDArray[np.int64]:
+        """Return [B] the ids of the largest logits; -1 where the largest is no number, as beside any NaN."""
+        if self.greedy_ids is not None:
+            return self.greedy_ids
+        rows = self.rows()
+        ids = rows.argmax(axis=1)  # numpy takes a NaN to be the largest
+        return np.where(np.isfinite(rows[np.arange(len(ids)), ids]), ids, -1)
 
     def picked(self, wanted: Sequence[bool]) -> StepLogits:
         """Return the rows marked by [B]."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 import re
 import time
 from collections.abc import AsyncIterator
@@ -246,7 +247,16 @@ def _answer(request: GenerateRequest, card: ModelCard, text: str | None) -> tupl
     room = limit - prompt_tokens
     shown = words[: room if request.sampling.max_tokens is None else min(room, request.sampling.max_tokens)]
     reason: FinishReason = "length" if len(shown) < len(words) else "stop"
-    return shown, reason, Usage(prompt_tokens, len(shown) * request.num_choices, num_image_tokens)
+    kept_share = 1.0 if request.kv is None else request.kv.budget
+    usage = Usage(
+        prompt_tokens,
+        len(shown) * request.num_choices,
+        num_image_tokens,
+        cache_rows_before=prompt_tokens,
+        cache_rows_after=math.floor(prompt_tokens * kept_share),
+        kept_image_tokens=num_image_tokens,
+    )
+    return shown, reason, usage
 
 
 def _structured(structure: Structure | None) -> str:

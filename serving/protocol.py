@@ -137,14 +137,42 @@ class SamplingParams:
 
 
 @dataclass(frozen=True)
+class KVCompression:
+    """Which rows of a prompt stay in the cache once it was read.
+
+    Attributes:
+        policy: A name of `quant.kv.table.POLICIES`.
+        budget: The share of the prompt's rows that is kept, in (0, 1]; 1 keeps all and changes nothing.
+    """
+
+    policy: str
+    budget: float
+
+
+@dataclass(frozen=True)
+class VisionReduction:
+    """Which of an image's tokens a decoder reads.
+
+    Attributes:
+        method: Of `quant/visual_tokens`, by name.
+        keep: Share of each tile's tokens that is read, in (0, 1]; 1 changes nothing.
+    """
+
+    method: str
+    keep: float
+
+
+@dataclass(frozen=True)
 class GenerateRequest:
     """One chat completion.
 
     Attributes:
+        vision: How images are reduced; None takes the server's default.
         num_choices: Answers wanted; the seed of choice i is the request's plus i.
         priority: Lower begins earlier where requests wait.
         timeout_s: From now on; one that was not begun by then is not begun. None waits for any time.
         tools: Functions that the model is told of, and may call.
+        kv: None takes the server's default.
     """
 
     request_id: str
@@ -155,6 +183,8 @@ class GenerateRequest:
     priority: int = 0
     timeout_s: float | None = None
     tools: tuple[Tool, ...] = ()
+    kv: KVCompression | None = None
+    vision: VisionReduction | None = None
 
 
 @dataclass(frozen=True)
@@ -163,8 +193,11 @@ class Usage:
 
     Attributes:
         cached_tokens: Of the prompt, those that were read for an earlier request and not again.
-        image_tokens: Of images and frames, part of `prompt_tokens`.
+        image_tokens: Of images and frames, before any was left out or merged.
         cached_image_tokens: Those of them whose features were kept from before, and were not encoded again.
+        cache_rows_before: Rows that the prompt took in the cache, in each layer.
+        cache_rows_after: Those of them that stayed once a KV policy had chosen; the mean over layers.
+        kept_image_tokens: What the decoder read in their place, part of `prompt_tokens`.
     """
 
     prompt_tokens: int
@@ -172,6 +205,9 @@ class Usage:
     image_tokens: int = 0
     cached_image_tokens: int = 0
     cached_tokens: int = 0
+    cache_rows_before: int = 0
+    cache_rows_after: int = 0
+    kept_image_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,9 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, mo
 from bundle.decode import DEFAULT_LIMITS
 from bundle.errors import SettingsError
 from bundle.frames.limits import DEFAULT_VIDEO_LIMITS
+from quant.kv.table import POLICIES
 from runtime.settings import DEFAULT_VISION_TILES, EncoderRuntime, RuntimeSettings, chunk_tokens_of
+from serving.protocol import VisionReduction
 from serving.watch import Patience
 
 if sys.version_info >= (3, 11):
@@ -131,6 +133,9 @@ class EngineSettings(RuntimeSettings):
         kv_memory_bytes: Of each generative model's cache, for running answers and kept prompts together; a number or
             a text such as "512MiB". None: half of `max_sequences` whole contexts, few of which are ever full.
         prefix_cache: Keep what was read of prompts for those that begin alike.
+        kv_policy: Which rows of a prompt stay in the cache once it was read, for requests that do not say
+            (`quant.kv.table`). None: all do.
+        kv_budget: The share of them that stays; given with `kv_policy` and not without.
         max_gap_ms: While answers run, prompts are read in chunks so that a chunk and a decode step take no longer
             together, by what they took until now, as far as that can be kept.
         max_waiting: Requests per model that may wait for a slot; one more is refused.
@@ -138,6 +143,8 @@ class EngineSettings(RuntimeSettings):
             None: 256 on a CPU, 1,024 on a GPU, where a run takes about as long whatever it holds.
         vision_batch_tiles: Images or tiles in one run of a vision encoder; bounds its activation memory.
         text_batch_rows: Texts in one run of a text encoder.
+        vision_method: How images are reduced where a request does not say (docs/compression.md).
+        vision_keep: Share of each tile's image tokens that is read then; 1 reduces nothing.
         image_cache_bytes: Bytes of image features kept for reuse, of all models together; 0 keeps none.
         preprocess_threads: Threads that decode images, fill templates and tokenize.
         verify_digests: Compare every file with its recorded digest at start (reads the weights once).
@@ -155,11 +162,15 @@ class EngineSettings(RuntimeSettings):
     context_tokens: int | None = Field(default=None, ge=2)
     kv_memory_bytes: ByteSize | None = None
     prefix_cache: bool = True
+    kv_policy: str | None = None
+    kv_budget: float | None = Field(default=None, gt=0, le=1)
     max_gap_ms: float = Field(default=250.0, gt=0)
     max_waiting: int = Field(default=64, ge=0)
     prefill_chunk_tokens: int | None = Field(default=None, ge=1)
     vision_batch_tiles: int = Field(default=DEFAULT_VISION_TILES, ge=1)
     text_batch_rows: int = Field(default=32, ge=1)
+    vision_method: str = "uniform"
+    vision_keep: float = Field(default=1.0, gt=0, le=1)
     image_cache_bytes: int = Field(default=64 << 20, ge=0)
     preprocess_threads: int = Field(default=2, ge=1)
     verify_digests: bool = True
@@ -169,10 +180,23 @@ class EngineSettings(RuntimeSettings):
     stall_timeout_s: float = Field(default=120.0, gt=0)
     restart_after_stall_s: float = Field(default=120.0, ge=0)
 
+    @model_validator(mode="after")
+    def _check_kv(self) -> EngineSettings:
+        if (self.kv_policy is None) != (self.kv_budget is None):
+            raise ValueError("kv_policy and kv_budget say together which rows of a prompt stay; give both or neither")
+        if self.kv_policy is not None and self.kv_policy not in POLICIES:
+            raise ValueError(f"kv_policy {self.kv_policy!r} is none of {', '.join(POLICIES)}")
+        return self
+
     @property
     def chunk_tokens(self) -> int:
         """Most tokens of a prompt in one run, there where it runs."""
         return self.prefill_chunk_tokens or chunk_tokens_of(self.provider)
+
+    @property
+    def vision(self) -> VisionReduction:
+        """How images are reduced where a request does not say."""
+        return VisionReduction(self.vision_method, self.vision_keep)
 
     @property
     def patience(self) -> Patience:

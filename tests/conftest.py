@@ -123,6 +123,18 @@ def small_graphs() -> ModuleType:
     return beside("small_graphs")
 
 
+@pytest.fixture(scope="session")
+def kv_layers() -> ModuleType:
+    """The functions of tests/kv_layers.py."""
+    return beside("kv_layers")
+
+
+@pytest.fixture(scope="session")
+def kv_ports() -> ModuleType:
+    """The functions of tests/kv_ports.py."""
+    return beside("kv_ports")
+
+
 @pytest.fixture
 def model_of(small_graphs: ModuleType) -> Any:
     """The function that builds a model of a few nodes."""
@@ -149,15 +161,17 @@ def rng() -> np.random.Generator:
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The function that returns the graphs of tests/tiny_decoder.py on disk, by dialect and layer groups; read only."""
-    made: dict[tuple[str, Any], Any] = {}
+    made: dict[tuple[str, Any, bool], Any] = {}
 
-    def model(dialect: str, layer_groups: tuple[int, ...] | None = None) -> Any:
-        if (dialect, layer_groups) not in made:
+    def model(dialect: str, layer_groups: tuple[int, ...] | None = None, *, in_segments: bool = False) -> Any:
+        key = dialect, layer_groups, in_segments
+        if key not in made:
             tiny = beside("tiny_decoder")
-            config = dataclasses.replace(tiny.CONFIG, layer_groups=layer_groups)
+            num_layers = tiny.CONFIG.num_layers if layer_groups is None else len(layer_groups)
+            config = dataclasses.replace(tiny.CONFIG, layer_groups=layer_groups, num_layers=num_layers)
             folder = tmp_path_factory.mktemp("tiny_model")
-            made[dialect, layer_groups] = tiny.write_tiny_model(folder, config, dialect)
-        return made[dialect, layer_groups]
+            made[key] = tiny.write_tiny_model(folder, config, dialect, in_segments=in_segments)
+        return made[key]
 
     return model
 

@@ -110,7 +110,11 @@ def _decoder(path: Path, rng: np.random.Generator) -> None:
     wanted = written.node("Gather", [rows, "logits_rows"], ["wanted"], axis=0)
     narrow = written.linear("head", wanted, D, V)
     written.node("Cast", [narrow], ["logits"], to=TensorProto.FLOAT)
-    written.node("ArgMax", ["logits"], ["greedy_ids"], axis=-1, keepdims=0)
+    written.weight("none", np.array(-1, np.int64))
+    written.node("ArgMax", ["logits"], ["largest"], axis=-1, keepdims=0)
+    written.node("MatMul", ["logits", written.weight("zeros", np.zeros(V, np.float32))], ["nothing"])
+    written.node("IsNaN", ["nothing"], ["is_broken"])
+    written.node("Where", ["is_broken", "none", "largest"], ["greedy_ids"])
     past: Specs = {state.input: (state.dtype, state.shape) for state in states()}
     present: Specs = {state.output: (state.dtype, state.shape) for state in states()}
     written.save(path, DECODER_INPUTS | past, LOGITS | GREEDY | present)

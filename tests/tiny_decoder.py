@@ -19,6 +19,7 @@ from export.graph import build_model, write_model
 from export.nn.decoder import CausalDecoder
 from export.nn.dialect import DIALECTS, Dialect
 from export.nn.linear import Embedding
+from export.segments import write_segments
 from runtime.cache_shape import CacheShape, cache_shape, context_of
 from runtime.decoder import Decoder, TokenGraphs
 from serving.engine.runner import Runner
@@ -80,11 +81,15 @@ class TinyModel:
         return TinyModel(seal(folder, manifest.model_copy(update={"components": components})), self.config)
 
 
-def write_tiny_model(folder: Path, config: DecoderConfig = CONFIG, dialect: str = "contrib") -> TinyModel:
-    """Write the graphs of one decoder, and a manifest, into an empty folder."""
+def write_tiny_model(
+    folder: Path, config: DecoderConfig = CONFIG, dialect: str = "contrib", *, in_segments: bool = False
+) -> TinyModel:
+    """Write the graphs of one decoder, and a manifest, into an empty folder; its length groups may be segments."""
     lowering, rng = DIALECTS[dialect](), np.random.default_rng(0)
     plans = _plans(config, lowering)
     components = {name: _written(name, plan, lowering, folder, rng) for name, plan in plans.items()}
+    states = plans["decoder"].states
+    segments = write_segments(folder, components["decoder"], states, config, lambda line: None) if in_segments else ()
     manifest = Manifest(
         name="tiny",
         source="tiny",
@@ -94,7 +99,8 @@ def write_tiny_model(folder: Path, config: DecoderConfig = CONFIG, dialect: str 
         task="image-text-to-text",
         dialect=dialect,
         components=components,
-        states=plans["decoder"].states,
+        states=states,
+        segments=segments,
         decoder=DecoderDims(
             hidden_size=config.hidden_size, vocab_size=config.vocab_size, max_positions=config.max_positions
         ),

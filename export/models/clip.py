@@ -49,7 +49,7 @@ class _VisionTower(Module):
         self.post_layernorm = LayerNorm(width, eps)
 
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
-        hidden = self.encoder(op, self.pre_layrnorm(op, self.embeddings(op, pixel_values)))[-1]
+        hidden = self.encoder(op, self.pre_layrnorm(op, self.embeddings(op, pixel_values))).states[-1]
         return self.post_layernorm(op, op.Gather(hidden, 0, axis=1))
 
 
@@ -73,7 +73,7 @@ class _TextTower(Module):
 
     def forward(self, op: OpBuilder, input_ids: ir.Value, attention_mask: ir.Value) -> ir.Value:
         bias = attention_bias(op, attention_mask, is_causal=True)
-        hidden = self.encoder(op, self.embeddings(op, input_ids), bias)[-1]
+        hidden = self.encoder(op, self.embeddings(op, input_ids), bias).states[-1]
         end = op.ArgMax(self._end_scores(op, input_ids), axis=1, keepdims=1)
         return self.final_layer_norm(op, op.GatherND(hidden, end, batch_dims=1))
 

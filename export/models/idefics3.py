@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from bundle.errors import UnsupportedConfigError
+from bundle.manifest import TensorSpec
 from export.config import Raw, VisionConfig, sub_config
 from export.family import VisionLanguage
 from export.nn.connectors import pixel_shuffle
@@ -15,7 +18,8 @@ from export.nn.dialect import Dialect
 from export.nn.linear import Linear
 from export.nn.module import Module
 from export.nn.norms import LayerNorm
-from export.nn.vit import Encoder, SiglipEmbeddings
+from export.nn.tower_view import over_squares, tower_specs, tower_view
+from export.nn.vit import Encoder, Looked, SiglipEmbeddings, tower_heads
 
 VISION_DEFAULTS: Raw = {
     "hidden_size": 1152,
@@ -59,8 +63,9 @@ class _Tower(Module):
         self.encoder = Encoder(config.tower, dialect, rows=self.embeddings.num_rows)
         self.post_layernorm = LayerNorm(config.tower.hidden_size, config.tower.layer_norm_eps)
 
-    def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
-        return self.post_layernorm(op, self.encoder(op, self.embeddings(op, pixel_values))[-1])
+    def forward(self, op: OpBuilder, pixel_values: ir.Value) -> tuple[ir.Value, Looked]:
+        passed = self.encoder(op, self.embeddings(op, pixel_values))
+        return self.post_layernorm(op, passed.states[-1]), passed.looks[-1]
 
 
 class _Vision(Module):
@@ -78,10 +83,14 @@ class _Vision(Module):
         self.config = config
         self.factor = factor
 
-    def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
-        patches = self.tower(op, pixel_values)
+    def forward(self, op: OpBuilder, pixel_values: ir.Value) -> tuple[ir.Value, ...]:
+        patches, looked = self.tower(op, pixel_values)
         shuffled = pixel_shuffle(op, patches, self.config.grid, self.config.tower.hidden_size, self.factor)
-        return self.projection(op, shuffled)
+        heads = tower_heads(self.config.tower)
+        received, keys = tower_view(op, looked, heads, has_class_token=False)
+        return self.projection(op, shuffled), *over_squares(
+            op, received, keys, self.config.grid, self.factor, heads.size
+        )
 
 
 class Idefics3(VisionLanguage):
@@ -111,3 +120,7 @@ class Idefics3(VisionLanguage):
     def vision(self, dialect: Dialect) -> Module:
         """Return tower, shuffle and projection."""
         return _Vision(self._vision, dialect, self._factor, self.decoder.hidden_size)
+
+    def tower_outputs(self) -> Sequence[TensorSpec]:
+        """Return what tells of the last layer's attention."""
+        return tower_specs(self.tokens_per_tile, tower_heads(self._vision.tower).size)

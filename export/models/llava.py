@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from bundle.errors import UnsupportedConfigError
+from bundle.manifest import TensorSpec
 from export.config import Raw, VisionConfig, sub_config
 from export.family import Family, VisionLanguage
 from export.models.clip import VISION_DEFAULTS as CLIP_DEFAULTS
 from export.models.siglip import VISION_DEFAULTS as SIGLIP_DEFAULTS
 from export.nn.connectors import Projector
-from export.nn.dialect import Dialect
+from export.nn.dialect import Dialect, Heads
 from export.nn.module import Module
 from export.nn.norms import LayerNorm
-from export.nn.vit import ClipEmbeddings, Encoder, SiglipEmbeddings
+from export.nn.tower_view import tower_specs, tower_view
+from export.nn.vit import ClipEmbeddings, Encoder, Passed, SiglipEmbeddings, tower_heads
 
 _CLIP, _SIGLIP = "clip_vision_model", "siglip_vision_model"
 _TOWER = "model.vision_tower"
@@ -31,29 +34,35 @@ class _Tower(Module):
         self.pre_layrnorm = LayerNorm(config.tower.hidden_size, config.tower.layer_norm_eps) if is_clip else None
         self.encoder = Encoder(config.tower, dialect, rows=self.embeddings.num_rows, num_layers=num_layers)
 
-    def forward(self, op: OpBuilder, pixel_values: ir.Value) -> list[ir.Value]:
+    def forward(self, op: OpBuilder, pixel_values: ir.Value) -> Passed:
         hidden = self.embeddings(op, pixel_values)
         if self.pre_layrnorm is not None:
             hidden = self.pre_layrnorm(op, hidden)
-        states: list[ir.Value] = self.encoder(op, hidden)
-        return states
+        passed: Passed = self.encoder(op, hidden)
+        return passed
 
 
 class _Vision(Module):
-    def __init__(self, tower: _Tower, projector: Projector, layers: tuple[int, ...], *, drops_first: bool) -> None:
+    def __init__(
+        self, tower: _Tower, projector: Projector, layers: tuple[int, ...], *, drops_first: bool, heads: Heads | None
+    ) -> None:
         super().__init__()
         self.tower = tower
         self.projector = projector
         self.layers = layers
         self.drops_first = drops_first
+        self.heads = heads
 
-    def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
-        states = self.tower(op, pixel_values)
-        chosen = [states[layer] for layer in self.layers]
+    def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value | tuple[ir.Value, ...]:
+        passed = self.tower(op, pixel_values)
+        chosen = [passed.states[layer] for layer in self.layers]
         features = chosen[0] if len(chosen) == 1 else op.Concat(*chosen, axis=2)
         if self.drops_first:
             features = op.Slice(features, [1], [_TO_THE_END], [1])
-        return self.projector(op, features)
+        projected = self.projector(op, features)
+        if self.heads is None:
+            return projected
+        return projected, *tower_view(op, passed.looks[-1], self.heads, has_class_token=self.drops_first)
 
 
 _TO_THE_END = 2**31 - 1
@@ -129,4 +138,15 @@ class Llava(VisionLanguage):
             bias=bool(self.config.get("multimodal_projector_bias", True)),
             name="model.multi_modal_projector",
         )
-        return _Vision(tower, projector, self._layers, drops_first=self._strategy == "default")
+        drops_first = self._strategy == "default"
+        heads = tower_heads(self._vision.tower) if self._tells_tower else None
+        return _Vision(tower, projector, self._layers, drops_first=drops_first, heads=heads)
+
+    def tower_outputs(self) -> Sequence[TensorSpec]:
+        """Return what tells of the attention in the deepest layer that is read."""
+        return tower_specs(self.tokens_per_tile, tower_heads(self._vision.tower).size) if self._tells_tower else ()
+
+    @property
+    def _tells_tower(self) -> bool:
+        """Whether what the decoder reads of a layer are its patches, all of them and no others."""
+        return max(self._layers) > 0 and self._is_clip == (self._strategy == "default")

@@ -105,7 +105,7 @@ class _Vision(Module):
         self.head = PoolingHead(config.tower, dialect, rows=self.embeddings.num_rows)
 
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
-        hidden = self.encoder(op, self.embeddings(op, pixel_values))[-1]
+        hidden = self.encoder(op, self.embeddings(op, pixel_values)).states[-1]
         return self.head(op, self.post_layernorm(op, hidden))
 
 
@@ -121,7 +121,7 @@ class _Text(Module):
 
     def forward(self, op: OpBuilder, input_ids: ir.Value, attention_mask: ir.Value) -> ir.Value:
         bias = attention_bias(op, attention_mask, is_causal=False)
-        hidden = self.encoder(op, self.embeddings(op, input_ids), bias)[-1]
+        hidden = self.encoder(op, self.embeddings(op, input_ids), bias).states[-1]
         return self.head(op, self.final_layer_norm(op, op.Gather(hidden, -1, axis=1)))
 
 

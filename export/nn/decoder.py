@@ -13,13 +13,15 @@ from export.nn.module import Module, ModuleList
 from export.nn.moe import MIXTURES
 from export.nn.norms import RMSNorm
 from export.nn.rotary import Angles, rotary_angles
+from graphs.segments import hidden_name, keys_name, queries_name
 
 
 class CachedAttention(Module):
     """Grouped-query attention (Ainslie et al., arXiv 2305.13245) that appends to a cache."""
 
-    def __init__(self, config: DecoderConfig, dialect: Dialect) -> None:
+    def __init__(self, config: DecoderConfig, dialect: Dialect, layer: int) -> None:
         super().__init__()
+        self.layer = layer
         size, heads, kv_heads = config.head_size, config.num_heads, config.num_kv_heads
         self.q_proj = Linear(config.hidden_size, heads * size, rows=None, bias=config.qkv_bias)
         self.k_proj = Linear(config.hidden_size, kv_heads * size, rows=None, bias=config.qkv_bias)
@@ -34,6 +36,7 @@ class CachedAttention(Module):
         """Return [B, T, D] and the cache with T more rows per sequence."""
         query = self.dialect.rotary(op, self.q_proj(op, x), angles.cos, angles.sin, self.heads.num)
         key = self.dialect.rotary(op, self.k_proj(op, x), angles.cos, angles.sin, self.heads.num_kv)
+        query.name, key.name = queries_name(self.layer), keys_name(self.layer)
         value = self.v_proj(op, x)
         attended, present = self.dialect.cached_attention(op, query, key, value, past, lengths, self.heads)
         return self.o_proj(op, attended), present
@@ -42,10 +45,10 @@ class CachedAttention(Module):
 class DecoderLayer(Module):
     """Pre-norm attention and MLP, each with its residual."""
 
-    def __init__(self, config: DecoderConfig, dialect: Dialect) -> None:
+    def __init__(self, config: DecoderConfig, dialect: Dialect, layer: int) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dialect)
-        self.self_attn = CachedAttention(config, dialect)
+        self.self_attn = CachedAttention(config, dialect, layer)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dialect)
         self.mlp = _feed_forward(config, dialect)
 
@@ -67,7 +70,7 @@ class DecoderStack(Module):
 
     def __init__(self, config: DecoderConfig, dialect: Dialect, name: str) -> None:
         super().__init__(name)
-        self.layers = ModuleList([DecoderLayer(config, dialect) for _ in range(config.num_layers)])
+        self.layers = ModuleList([DecoderLayer(config, dialect, layer) for layer in range(config.num_layers)])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dialect)
 
     def forward(
@@ -81,8 +84,9 @@ class DecoderStack(Module):
     ) -> tuple[ir.Value, list[CacheRows]]:
         """Return the normed hidden states of `rows` [B, N, D] and every layer's cache; `lengths` are each layer's."""
         presents = []
-        for layer, cache, of_layer in zip(self.layers, past, lengths, strict=True):
+        for number, (layer, cache, of_layer) in enumerate(zip(self.layers, past, lengths, strict=True), 1):
             x, present = layer(op, x, angles, cache, of_layer)
+            x.name = hidden_name(number)
             presents.append(present)
         wanted = op.GatherND(x, op.Unsqueeze(rows, [2]), batch_dims=1)
         return self.norm(op, wanted), presents
@@ -115,11 +119,11 @@ class CausalDecoder(Module):
     ) -> tuple[ir.Value, ...]:
         """Return logits [B, N, V] and the presents, key and value of each layer in turn."""
         angles = rotary_angles(op, position_ids, self.config.rope, self.config.head_size)
+        past = [CacheRows(key, value) for key, value in zip(cache[::2], cache[1::2], strict=True)]
         of_group = [
-            self.dialect.lengths(op, inputs_embeds, op.Gather(past_lengths, group, axis=0))
+            self.dialect.lengths(op, inputs_embeds, op.Gather(past_lengths, group, axis=0), past[0].key)
             for group in range(self.config.num_length_groups)
         ]
         lengths = [of_group[group] for group in self.config.length_groups]
-        past = [CacheRows(key, value) for key, value in zip(cache[::2], cache[1::2], strict=True)]
         hidden, presents = self.stack(op, inputs_embeds, angles, past, lengths, logits_indices)
         return self.lm_head(op, hidden), *(rows for present in presents for rows in (present.key, present.value))

@@ -59,8 +59,8 @@ class Dialect(ABC):
         """Return an encoder's attention [B, T, H*C] from [B, T, H*C] each; `bias` [B, 1, T, T] is added to scores."""
 
     @abstractmethod
-    def lengths(self, op: OpBuilder, inputs_embeds: ir.Value, past_lengths: ir.Value) -> Lengths:
-        """Return what `cached_attention` needs, computed once for all layers."""
+    def lengths(self, op: OpBuilder, inputs_embeds: ir.Value, past_lengths: ir.Value, cache: ir.Value) -> Lengths:
+        """Return what `cached_attention` needs, once for all layers of a length group; `cache` is any of its, for S."""
 
     @abstractmethod
     def cached_attention(
@@ -119,7 +119,7 @@ class Contrib(Dialect):
             _version=1,
         )
 
-    def lengths(self, op: OpBuilder, inputs_embeds: ir.Value, past_lengths: ir.Value) -> Lengths:
+    def lengths(self, op: OpBuilder, inputs_embeds: ir.Value, past_lengths: ir.Value, cache: ir.Value) -> Lengths:
         """Return seqlens_k [B] (last valid row of each sequence) and total_sequence_length [] as int32."""
         totals = op.Add(past_lengths, op.Shape(inputs_embeds, start=1, end=2))
         last_rows = op.Cast(op.Sub(totals, 1), to=ir.DataType.INT32)
@@ -170,14 +170,22 @@ class Portable(Dialect):
         self, op: OpBuilder, query: ir.Value, key: ir.Value, value: ir.Value, heads: Heads, bias: ir.Value | None
     ) -> ir.Value:
         """Return attention by the standard Attention."""
+        masks = [] if bias is None else [bias]
         return op.Attention(
-            query, key, value, bias, q_num_heads=heads.num, kv_num_heads=heads.num_kv, scale=heads.scale
+            query, key, value, *masks, q_num_heads=heads.num, kv_num_heads=heads.num_kv, scale=heads.scale
         )
 
-    def lengths(self, op: OpBuilder, inputs_embeds: ir.Value, past_lengths: ir.Value) -> Lengths:
-        """Return the first row to write and the number of valid rows after the step, [B] int64 each."""
-        totals = op.Add(past_lengths, op.Shape(inputs_embeds, start=1, end=2))
-        return Lengths((past_lengths, totals))
+    def lengths(self, op: OpBuilder, inputs_embeds: ir.Value, past_lengths: ir.Value, cache: ir.Value) -> Lengths:
+        """Return the first row to write [B] int64, and which rows each new token sees [B, 1, T, S] bool.
+
+        The mask is spelled out, for TensorRT's parser drops Attention's `nonpad_kv_seqlen` without a word and reads
+        `is_causal` as counted from row 0 of the cache, where the first new token is not (TensorRT-RTX 1.7.1; 10.15
+        documents the former).
+        """
+        tokens = op.Range(0, op.Squeeze(op.Shape(inputs_embeds, start=1, end=2), [0]), 1)
+        rows = op.Range(0, op.Squeeze(op.Shape(cache, start=2, end=3), [0]), 1)
+        last_rows = op.Add(op.Unsqueeze(past_lengths, [1]), tokens)
+        return Lengths((past_lengths, op.LessOrEqual(rows, op.Unsqueeze(last_rows, [1, 3]))))
 
     def cached_attention(
         self,
@@ -190,20 +198,11 @@ class Portable(Dialect):
         heads: Heads,
     ) -> tuple[ir.Value, CacheRows]:
         """Return attention by TensorScatter into the cache and the standard Attention over it, both of opset 24."""
-        first_rows, totals = lengths.values
-        keys = op.TensorScatter(past.key, _split(op, key, heads.num_kv, heads.size), first_rows, axis=2)
-        values = op.TensorScatter(past.value, _split(op, value, heads.num_kv, heads.size), first_rows, axis=2)
-        attended = op.Attention(
-            _split(op, query, heads.num, heads.size),
-            keys,
-            values,
-            None,
-            None,
-            None,
-            totals,
-            is_causal=1,
-            scale=heads.scale,
-        )
+        first_rows, is_seen = lengths.values
+        # axis 2 is what it is, but TensorRT 10.15 documents -2 alone
+        keys = op.TensorScatter(past.key, _split(op, key, heads.num_kv, heads.size), first_rows, axis=-2)
+        values = op.TensorScatter(past.value, _split(op, value, heads.num_kv, heads.size), first_rows, axis=-2)
+        attended = op.Attention(_split(op, query, heads.num, heads.size), keys, values, is_seen, scale=heads.scale)
         merged = op.Reshape(op.Transpose(attended, perm=[0, 2, 1, 3]), [0, 0, heads.num * heads.size])
         return merged, CacheRows(keys, values)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
@@ -18,6 +20,14 @@ _MASKED = float(np.finfo(np.float32).min) / 2
 """Added to a score that must not count; halved so that adding it to a score cannot overflow."""
 
 
+@dataclass(frozen=True)
+class Looked:
+    """What a layer's attention was made of, [B, T, H*C] each."""
+
+    query: ir.Value
+    key: ir.Value
+
+
 class EncoderAttention(Module):
     """Multi-head self-attention with biases, over `rows` vectors of one image or text."""
 
@@ -31,10 +41,11 @@ class EncoderAttention(Module):
         self.heads = tower_heads(config)
         self.dialect = dialect
 
-    def forward(self, op: OpBuilder, x: ir.Value, bias: ir.Value | None) -> ir.Value:
-        """Return [B, T, D] from [B, T, D]; `bias` as for `Dialect.attention`."""
+    def forward(self, op: OpBuilder, x: ir.Value, bias: ir.Value | None) -> tuple[ir.Value, Looked]:
+        """Return [B, T, D] from [B, T, D], and what it was made of; `bias` as for `Dialect.attention`."""
         query, key, value = self.q_proj(op, x), self.k_proj(op, x), self.v_proj(op, x)
-        return self.out_proj(op, self.dialect.attention(op, query, key, value, self.heads, bias))
+        attended = self.dialect.attention(op, query, key, value, self.heads, bias)
+        return self.out_proj(op, attended), Looked(query, key)
 
 
 def tower_heads(config: TowerConfig) -> Heads:
@@ -67,10 +78,24 @@ class EncoderLayer(Module):
         self.layer_norm2 = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.mlp = EncoderMLP(config, rows=rows)
 
-    def forward(self, op: OpBuilder, x: ir.Value, bias: ir.Value | None) -> ir.Value:
-        """Return [B, T, D] from [B, T, D]."""
-        x = op.Add(x, self.self_attn(op, self.layer_norm1(op, x), bias))
-        return op.Add(x, self.mlp(op, self.layer_norm2(op, x)))
+    def forward(self, op: OpBuilder, x: ir.Value, bias: ir.Value | None) -> tuple[ir.Value, Looked]:
+        """Return [B, T, D] from [B, T, D], and what its attention was made of."""
+        attended, looked = self.self_attn(op, self.layer_norm1(op, x), bias)
+        x = op.Add(x, attended)
+        return op.Add(x, self.mlp(op, self.layer_norm2(op, x))), looked
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What came of a stack of layers.
+
+    Attributes:
+        states: [B, T, D] before the first layer and after every layer.
+        looks: Of every layer.
+    """
+
+    states: tuple[ir.Value, ...]
+    looks: tuple[Looked, ...]
 
 
 class Encoder(Module):
@@ -88,12 +113,14 @@ class Encoder(Module):
         depth = config.num_layers if num_layers is None else num_layers
         self.layers = ModuleList([EncoderLayer(config, dialect, rows=rows) for _ in range(depth)])
 
-    def forward(self, op: OpBuilder, x: ir.Value, bias: ir.Value | None = None) -> list[ir.Value]:
-        """Return the hidden states [B, T, D] before the first layer and after every layer."""
-        states = [x]
+    def forward(self, op: OpBuilder, x: ir.Value, bias: ir.Value | None = None) -> Passed:
+        """Return what the layers made of [B, T, D]."""
+        states, looks = [x], []
         for layer in self.layers:
-            states.append(layer(op, states[-1], bias))
-        return states
+            state, looked = layer(op, states[-1], bias)
+            states.append(state)
+            looks.append(looked)
+        return Passed(tuple(states), tuple(looks))
 
 
 class PatchEmbedding(Module):
@@ -109,7 +136,8 @@ class PatchEmbedding(Module):
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
         """Return [I, patches, D], row by row, from [I, channels, height, width]."""
         side = [self.side, self.side]
-        grid = op.Conv(pixel_values, self.weight, self.bias, kernel_shape=side, strides=side)
+        bias = [] if self.bias is None else [self.bias]  # named and empty, TensorRT's parser refuses it
+        grid = op.Conv(pixel_values, self.weight, *bias, kernel_shape=side, strides=side)
         flat = op.Reshape(grid, [0, 0, -1])
         return op.Transpose(flat, perm=[0, 2, 1])
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from bundle.image import ImageSpec
-from bundle.manifest import Component, Manifest, Phase, Target, TensorSpec
+from bundle.manifest import Component, Manifest, Phase, Role, Target, TensorSpec
 from bundle.states import State
 from graphs.lowering.cuda_decoder import lower_decoder_for_cuda
 from graphs.lowering.cuda_encoder import lower_encoder_for_cuda, lower_vision_for_cuda
 from graphs.lowering.cuda_kernels import require_kernels
 from graphs.lowering.decoder import lower_decoder
 from graphs.lowering.rotary_in_attention import table_bytes
+from graphs.lowering.tensorrt_halves import halve_for_tensorrt
 
 _SPLIT_BYTES = 64
 """At most, of the sizes that joined layers are split by."""
@@ -27,28 +28,37 @@ class Lowering:
         parent: The fp32 bundle that it is made of.
         target: Where it will run.
         image: The parent's preprocessing.
+        float32_roles: Of graphs that keep the weights of the parent.
     """
 
     parent: Manifest
     target: Target
     image: ImageSpec
+    float32_roles: frozenset[Role] = frozenset()
 
     @property
     def is_for_cuda(self) -> bool:
         """Whether graphs get the form of docs/cuda-form.md."""
         return self.target == "cuda" and self.parent.dialect == "contrib"
 
+    def halves(self, role: Role) -> bool:
+        """Return whether the graphs of a role become float16 where they are not in codes."""
+        return self.is_for_cuda or (self.target == "tensorrt" and role not in self.float32_roles)
+
     @property
     def states(self) -> tuple[State, ...]:
         """What the decoder hands from step to step."""
-        if not self.is_for_cuda:
+        if not self.halves("decoder"):
             return self.parent.states
-        return tuple(state.model_copy(update={"dtype": "float16"}) for state in self.parent.states)
+        return tuple(
+            state.model_copy(update={"dtype": "float16"}) if state.dtype == "float32" else state
+            for state in self.parent.states
+        )
 
     def apply(self, model: ir.Model, component: Component, phase: Phase) -> Component:
         """Write a graph as it runs fastest where it will run, in place, and return what it takes and gives now.
 
-        The portable dialect stays plain: TensorRT's builder joins operators itself, and knows standard ones alone.
+        The portable dialect joins nothing: TensorRT's builder does that itself, and knows standard operators alone.
 
         Args:
             model: Quantized or not.
@@ -59,6 +69,8 @@ class Lowering:
             QuantizationError: It is for CUDA, and holds an operator that has no kernel there.
         """
         if self.parent.dialect != "contrib":
+            if self.halves(component.role):
+                halve_for_tensorrt(model, self.parent.states if component.role == "decoder" else ())
             return component
         if self.is_for_cuda:
             self._lower_for_cuda(model, component)

@@ -109,17 +109,23 @@ def _spell_norms(graph: ir.Graph) -> None:
 
 
 def _give_choices(graph: ir.Graph) -> None:
-    """Give logits in float32, and beside them the ids of the largest.
+    """Give logits in float32, and beside them the ids of the largest; -1 in a row with a logit that is no number.
 
+    A product with zeros tells of such a row: 0, or NaN beside a NaN or an infinity; it reads the vocabulary once.
     Nothing else is found here: what a graph can give, ONNX Runtime computes in every captured run, asked for or not,
     and its sums over a vocabulary (ReduceLogSumExp) take five milliseconds of a batch.
     """
     half = graph.outputs[0]
     half.name = f"{tensors.LOGITS}.half"
     single = make_node("Cast", [half], tensors.LOGITS, {"to": int(SINGLE)})
-    greedy = make_node("ArgMax", [half], tensors.GREEDY_IDS, {"axis": -1, "keepdims": 0})
-    graph.extend([single, greedy])
     shape = list(half.shape or [])
+    zeros = add_initializer(graph, "greedy.zeros", np.zeros(shape[-1], np.float16))
+    none = add_initializer(graph, "greedy.none", np.array(-1, np.int64))
+    largest = make_node("ArgMax", [half], "greedy.largest", {"axis": -1, "keepdims": 0})
+    nothing = make_node("MatMul", [half, zeros], "greedy.nothing")
+    broken = make_node("IsNaN", nothing.outputs, "greedy.is_broken")
+    greedy = make_node("Where", [broken.outputs[0], none, largest.outputs[0]], tensors.GREEDY_IDS)
+    graph.extend([single, largest, nothing, broken, greedy])
     for node, dtype, sizes in ((single, SINGLE, shape), (greedy, ir.DataType.INT64, shape[:-1])):
         node.outputs[0].type, node.outputs[0].shape = ir.TensorType(dtype), ir.Shape(sizes)
     graph.outputs[0] = single.outputs[0]

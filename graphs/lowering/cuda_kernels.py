@@ -43,6 +43,7 @@ _STANDARD = (
         "ReduceMean",
         "ReduceLogSumExp",
         "Equal",
+        "IsNaN",
     ),
 )
 """CastLike is a function of ONNX, which ONNX Runtime writes as a Cast when it opens a graph."""

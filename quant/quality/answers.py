@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -28,7 +28,7 @@ from runtime.decoder import Logits
 from runtime.filled_prompt import FilledPrompt
 from runtime.one_request import Prefilled, SeenImages
 
-_MOST_EXTRA_TOKENS = 8
+MOST_EXTRA_TOKENS = 8
 """A reply may run this much longer than the right one before it is cut: it is wrong by then."""
 _MOST_SWAPS = 64
 """Questions asked once more about another's images, spread evenly over all."""
@@ -93,18 +93,29 @@ def measure_answers(
 
 
 @dataclass(frozen=True)
-class _Answered:
-    """One model's view of one question.
+class Answered:
+    """One model's answer to one question.
 
     Attributes:
-        seen: Its images.
         logits: [A, V], of the right answer's tokens.
         reply: Its own answer's tokens; None where it was not asked for one.
     """
 
-    seen: SeenImages
     logits: Logits
     reply: list[int] | None
+
+
+@dataclass(frozen=True)
+class _View:
+    """One model's view of one question.
+
+    Attributes:
+        seen: Its images.
+        answer: About them.
+    """
+
+    seen: SeenImages
+    answer: Answered
 
 
 @dataclass(frozen=True)
@@ -120,18 +131,16 @@ class _Every:
     reply: int
 
 
-class _Comparison:
-    """Two models side by side over questions; keeps figures per token or question, never logits.
+class AnswerFigures:
+    """Answers beside those of a reference, to the same questions; keeps figures per token or question, never logits.
 
     Args:
-        parent: The reference.
-        variant: Held against it.
-        every: What is done with one question in how many.
+        text_of: A reply as a reader sees it.
         has_accuracy: Whether replies are judged.
     """
 
-    def __init__(self, parent: AnsweringModel, variant: AnsweringModel, every: _Every, has_accuracy: bool) -> None:
-        self._parent, self._variant, self._every, self._has_accuracy = parent, variant, every, has_accuracy
+    def __init__(self, text_of: Callable[[Sequence[int]], str], *, has_accuracy: bool) -> None:
+        self._text_of, self._has_accuracy = text_of, has_accuracy
         self._tasks: list[str] = []
         self._right: list[list[bool]] = []
         self._divergences: list[Float64] = []
@@ -140,14 +149,16 @@ class _Comparison:
         self._nlls: list[Float64] = []
         self._nll_rises: list[Float64] = []
         self._first_differences: list[int | None] = []
-        self._features = Likeness()
-        self._others: tuple[SeenImages, SeenImages] | None = None
-        self._swaps: list[tuple[float, float]] = []
 
-    def add(self, at: int, question: Question) -> None:
-        """Ask both models question number `at`."""
-        turns, ids, replies = turns_of(question), self._parent.answer_ids(question.answer), at % self._every.reply == 0
-        expected, found = (_answer(model, question, turns, ids, replies) for model in (self._parent, self._variant))
+    def add(self, question: Question, ids: Sequence[int], expected: Answered, found: Answered) -> None:
+        """Take in how the reference and the other answered a question.
+
+        Args:
+            question: Of both.
+            ids: Of the right answer.
+            expected: The reference's answer.
+            found: The other's.
+        """
         self._divergences.append(kl_divergences(expected.logits, found.logits))
         self._agreements.append(top1_agreements(expected.logits, found.logits))
         self._clear_agreements.append(self._agreements[-1][clear_choices(expected.logits)])
@@ -155,31 +166,17 @@ class _Comparison:
         self._nll_rises.append(negative_log_likelihoods(found.logits, ids) - self._nlls[-1])
         if expected.reply is not None and found.reply is not None:
             self._add_replies(question, expected.reply, found.reply)
-        for features in zip(expected.seen.whole, found.seen.whole, strict=True):
-            self._features.add(*features)
-        if at % self._every.swap == 0 and self._others and _shows_another(expected.seen, self._others[0]):
-            pairs = ((self._parent, expected, self._others[0]), (self._variant, found, self._others[1]))
-            parent, variant = (_sensitivity(model, turns, ids, own.logits, other) for model, own, other in pairs)
-            self._swaps.append((parent, variant))
-        if expected.seen.layouts:
-            self._others = expected.seen, found.seen
 
     def _add_replies(self, question: Question, expected: list[int], found: list[int]) -> None:
         self._first_differences.append(first_difference(expected, found))
         if self._has_accuracy:
-            pairs = (self._parent, expected), (self._variant, found)
             self._tasks.append(question.task)
-            self._right.append([question.is_right(model.text_of(reply)) for model, reply in pairs])
+            self._right.append([question.is_right(self._text_of(reply)) for reply in (expected, found)])
 
     def measured(self) -> Measured:
         """Return all figures."""
-        return Measured(
-            _by_task(self._tasks, np.array(self._right)) if self._right else {},
-            self._teacher_forced(),
-            self._replies(),
-            self._image_sensitivity(),
-            likenesses_of({IMAGE_FEATURES: self._features}),
-        )
+        accuracy = _by_task(self._tasks, np.array(self._right)) if self._right else {}
+        return Measured(accuracy, self._teacher_forced(), self._replies() if self._first_differences else None)
 
     def _teacher_forced(self) -> TeacherForced:
         kl = np.concatenate(self._divergences)
@@ -208,6 +205,46 @@ class _Comparison:
         first = float(np.mean(different)) if different else None
         return Replies(n=n, identical=1 - len(different) / n, first_divergence=first)
 
+
+class _Comparison:
+    """Two models side by side over questions.
+
+    Args:
+        parent: The reference.
+        variant: Held against it.
+        every: What is done with one question in how many.
+        has_accuracy: Whether replies are judged.
+    """
+
+    def __init__(self, parent: AnsweringModel, variant: AnsweringModel, every: _Every, has_accuracy: bool) -> None:
+        self._parent, self._variant, self._every = parent, variant, every
+        self._answers = AnswerFigures(parent.text_of, has_accuracy=has_accuracy)
+        self._features = Likeness()
+        self._others: tuple[SeenImages, SeenImages] | None = None
+        self._swaps: list[tuple[float, float]] = []
+
+    def add(self, at: int, question: Question) -> None:
+        """Ask both models question number `at`."""
+        turns, ids, replies = turns_of(question), self._parent.answer_ids(question.answer), at % self._every.reply == 0
+        expected, found = (_answer(model, question, turns, ids, replies) for model in (self._parent, self._variant))
+        self._answers.add(question, ids, expected.answer, found.answer)
+        for features in zip(expected.seen.whole, found.seen.whole, strict=True):
+            self._features.add(*features)
+        if at % self._every.swap == 0 and self._others and _shows_another(expected.seen, self._others[0]):
+            pairs = ((self._parent, expected, self._others[0]), (self._variant, found, self._others[1]))
+            parent, variant = (_sensitivity(model, turns, ids, own.answer.logits, other) for model, own, other in pairs)
+            self._swaps.append((parent, variant))
+        if expected.seen.layouts:
+            self._others = expected.seen, found.seen
+
+    def measured(self) -> Measured:
+        """Return all figures."""
+        return replace(
+            self._answers.measured(),
+            image_sensitivity=self._image_sensitivity(),
+            likenesses=likenesses_of({IMAGE_FEATURES: self._features}),
+        )
+
     def _image_sensitivity(self) -> ImageSensitivity | None:
         if not self._swaps:
             return None
@@ -218,12 +255,12 @@ class _Comparison:
 
 def _answer(
     model: AnsweringModel, question: Question, turns: Sequence[Turn], ids: Sequence[int], replies: bool
-) -> _Answered:
+) -> _View:
     seen = model.see(question.images)
-    room = len(ids) + _MOST_EXTRA_TOKENS
+    room = len(ids) + MOST_EXTRA_TOKENS
     prompt = model.prefill(model.prompt_about(turns, seen), room)
     reply = model.reply_ids(prompt, room) if replies else None
-    return _Answered(seen, model.forced_logits(prompt, ids), reply)
+    return _View(seen, Answered(model.forced_logits(prompt, ids), reply))
 
 
 def _shows_another(seen: SeenImages, other: SeenImages) -> bool:

@@ -1,8 +1,9 @@
 """fp16: weights and activations in float16 for CUDA and TensorRT, with what overflows or needs digits in float32.
 
-Normalizations, softmax and the rotary angles keep float32, between explicit Casts, and so do layers that are not named.
-Every operator gets inputs of one type, so that a strongly typed TensorRT network reads the graph as it is. Inputs and
-outputs of the graph keep their types, the cache among them: it is cast whole at every step, which costs a pass over it.
+Normalizations and the rotary angles keep float32, between explicit Casts, and so do layers that are not named. Every
+operator gets inputs of one type. Inputs and outputs of the graph keep their types, the cache among them: it is cast
+whole at every step, which costs a pass over it. What is made for CUDA or TensorRT is turned into float16 by
+`graphs.lowering` instead, the cache with it.
 
 A CPU has few float16 operators: ONNX Runtime computes the others in float32 between casts of its own, which is right
 and slow, and which is how the graphs are tested here.
@@ -14,13 +15,12 @@ import onnx_ir as ir
 
 from bundle.errors import QuantizationError
 from bundle.form import Form
-from graphs.half import halve_inside
+from graphs.half import KEPT_OPERATORS, halve_inside
 from graphs.layers import Linear, Table, find_linears, find_tables
 from quant.weights.weight_pass import WeightPass
 
 BITS = 16
 
-_KEPT = ("RMSNormalization", "LayerNormalization", "SimplifiedLayerNormalization", "Softmax")
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -45,7 +45,7 @@ class Float16(WeightPass):
         if any(node.op_type in _QUANTIZED for node in graph):
             raise QuantizationError("fp16 is for graphs of float32 alone; this one holds int8 layers already")
         unnamed = {layer.node for layer in _layers(graph) if layer.name not in self._forms}
-        halve_inside(graph, unnamed | {node for node in graph if node.op_type in _KEPT})
+        halve_inside(graph, unnamed | {node for node in graph if node.op_type in KEPT_OPERATORS})
 
 
 def _layers(graph: ir.Graph) -> list[Linear | Table]:

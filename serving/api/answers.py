@@ -32,12 +32,17 @@ class ErrorAnswer(_Answer):
 class PromptTokensDetails(_Answer):
     """Part of the prompt's tokens.
 
-    Those that were not read again; those of images and frames; of these, the ones that were not encoded again.
+    Those that were not read again; those of images and frames before `vision` left any out; of these, the ones that
+    were not encoded again; what the model read in their place. And the rows that the prompt took in the cache, before a
+    KV policy chose among them and after.
     """
 
     cached_tokens: int
     image_tokens: int
     cached_image_tokens: int
+    cache_rows_before: int
+    cache_rows_after: int
+    kept_image_tokens: int
 
 
 class ChatUsage(_Answer):

@@ -98,6 +98,8 @@ def _asked(service: Service, body: ChatRequest) -> _Asked:
         raise ParameterError("video says how videos are looked at, and no message holds one; leave it out", "video")
     check_count(len(videos), service.settings.max_videos, "messages", "videos")
     check_count(sum(map(num_frames_of, videos)), service.settings.max_frames, "messages", "frames")
+    if (vision := body.reduction) and vision.keep < 1 and not any(isinstance(p, (ImagePart, VideoPart)) for p in parts):
+        raise ParameterError("vision says how images are reduced, and no message holds one; leave it out", "vision")
     sampling, offer = body.sampling(), body.offer()
     request = GenerateRequest(
         new_id("chatcmpl"),
@@ -106,6 +108,8 @@ def _asked(service: Service, body: ChatRequest) -> _Asked:
         replace(sampling, structure=offer.structure(sampling)),
         body.n or 1,
         body.priority,
+        kv=body.compression,
+        vision=vision,
         tools=offer.told,
     )
     return _Asked(request, How(bool(body.stream), body.includes_usage, body.logprobs is True))
@@ -226,6 +230,9 @@ def usage_body(usage: Usage) -> dict[str, Any]:
             "cached_tokens": usage.cached_tokens,
             "image_tokens": usage.image_tokens,
             "cached_image_tokens": usage.cached_image_tokens,
+            "cache_rows_before": usage.cache_rows_before,
+            "cache_rows_after": usage.cache_rows_after,
+            "kept_image_tokens": usage.kept_image_tokens,
         },
     }
 

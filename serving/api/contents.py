@@ -85,6 +85,16 @@ class VideoOptions(VideoSampling):
     visual_tokens: int | None = Field(default=None, ge=1)
 
 
+class VisionOptions(Strict):
+    """Which tokens of every image and frame the model reads (docs/compression.md).
+
+    `keep`: the share of each tile's tokens; 1 changes nothing.
+    """
+
+    method: Name
+    keep: Annotated[float, Field(gt=0, le=1)]
+
+
 class MediaOptions(Strict):
     """vLLM's options by kind of media."""
 

@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from bundle.errors import ParameterError
 from bundle.zero_shot import SLOT
+from quant.kv.table import POLICIES
 from serving.api.contents import (
     Content,
     Contents,
@@ -22,6 +23,7 @@ from serving.api.contents import (
     TextContent,
     Texts,
     VideoOptions,
+    VisionOptions,
 )
 from serving.api.fields import (
     Name,
@@ -39,7 +41,7 @@ from serving.api.fields import at_most as _at_most
 from serving.api.structured import GuidedChoice, GuidedJson, ResponseFormat, StructuredOutputs, structure_of
 from serving.api.tools import Offer, ToolCalls, ToolChoice, Tools, offer_of
 from serving.api.validation import shown
-from serving.protocol import SamplingParams
+from serving.protocol import KVCompression, SamplingParams, VisionReduction
 
 MAX_SEED = 2**63 - 1
 _ALL_IN_VLLM = -1
@@ -124,6 +126,19 @@ class StreamOptions(_Strict):
     continuous_usage_stats: OffOrFalse = None
 
 
+def _check_policy(name: str) -> str:
+    if name not in POLICIES:
+        raise PydanticCustomError("kv_policy", "it must be one of {known}", {"known": ", ".join(POLICIES)})
+    return name
+
+
+class KVOptions(_Strict):
+    """Which rows of the prompt stay in the cache once it was read, and what share of them (docs/compression.md)."""
+
+    policy: Annotated[Name, AfterValidator(_check_policy)]
+    budget: float = Field(gt=0, le=1)
+
+
 class ChatRequest(_Strict):
     """The body of `POST /v1/chat/completions`.
 
@@ -165,7 +180,9 @@ class ChatRequest(_Strict):
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
 
+    kv: KVOptions | None = None
     video: VideoOptions | None = None
+    vision: VisionOptions | None = None
     media_io_kwargs: MediaOptions | None = None
     mm_processor_kwargs: ProcessorOptions | None = None
 
@@ -203,6 +220,11 @@ class ChatRequest(_Strict):
         return self
 
     @property
+    def compression(self) -> KVCompression | None:
+        """What the request says of its rows in the cache; None leaves it to the server."""
+        return None if self.kv is None else KVCompression(self.kv.policy, self.kv.budget)
+
+    @property
     def includes_usage(self) -> bool:
         """True where the stream shall end with the token counts."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
@@ -235,6 +257,11 @@ class ChatRequest(_Strict):
     def offer(self) -> Offer:
         """Return the functions that the model may or has to call."""
         return offer_of(self.tools, self.tool_choice, is_parallel=self.parallel_tool_calls is not False)
+
+    @property
+    def reduction(self) -> VisionReduction | None:
+        """How images are reduced, where the request says so."""
+        return None if self.vision is None else VisionReduction(self.vision.method, self.vision.keep)
 
     @property
     def _guided(self) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
@@ -23,71 +22,11 @@ from serving.engine.sampling.likeliest import choices
 from serving.engine.sampling.sampler import Sampler
 from serving.engine.scheduler import Batch, Scheduler
 from serving.engine.sequence import Sequence
+from serving.engine.streams import Ended, Failed, Sampled, TokenStream, wake
 from serving.engine.worker import Worker
-from serving.protocol import FinishReason
 from serving.watch import Patience
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """One token of an answer, and the monotonic time at which it was chosen."""
-
-    choice: Choice
-    sampled_s: float
-
-    @property
-    def token_id(self) -> int:
-        """The token."""
-        return self.choice.token_id
-
-
-@dataclass(frozen=True)
-class Ended:
-    """The terminal event of a sequence that ran to its end; the reason is None when it was cancelled."""
-
-    reason: FinishReason | None
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The terminal event of a sequence that could not go on."""
-
-    error: PocketVLMError
-
-
-StreamEvent = Sampled | Ended | Failed
-
-
-class TokenStream:
-    """One sequence's events: written by the engine thread, read by one task of an event loop.
-
-    The terminal event is the first one given, whether the engine thread gives it or whoever watches that thread.
-    """
-
-    def __init__(self, sequence: Sequence, loop: asyncio.AbstractEventLoop) -> None:
-        self.sequence = sequence
-        self._loop = loop
-        self._events: asyncio.Queue[StreamEvent] = asyncio.Queue()
-        self._gate = threading.Lock()
-        self._is_over = False
-
-    def try_put(self, event: StreamEvent) -> bool:
-        """Hand an event to the reader's loop; False when the terminal one was given before, or that loop is gone."""
-        with self._gate:
-            if self._is_over:
-                return False
-            self._is_over = not isinstance(event, Sampled)
-            try:
-                self._loop.call_soon_threadsafe(self._events.put_nowait, event)
-            except RuntimeError:  # the loop was closed: nobody reads any more
-                return False
-            return True
-
-    async def get(self) -> StreamEvent:
-        """Return the next event; the terminal one is the last."""
-        return await self._events.get()
 
 
 @dataclass(frozen=True)
@@ -192,7 +131,7 @@ class Engine(Worker[_Message]):
                 self._scheduler.clear()
                 self._runner.change(self._scheduler.take_changes())  # now, for nothing may run for long
             elif self._scheduler.remove(message.stream.sequence):
-                self._emit(message.stream.sequence, Ended(None))
+                self._end(message.stream.sequence, Ended(None))
 
     def _fail_late(self) -> None:
         """End what waits and whose deadline has passed: nobody waits for its answer."""
@@ -227,34 +166,49 @@ class Engine(Worker[_Message]):
         except Exception as error:  # of all rows at once, or of bringing the logits here
             logger.exception("%s: the choice of tokens for %d sequences failed", self.name, len(sequences))
             chosen = [explained(error)] * len(sequences)
-        for sequence, choice in zip(sequences, chosen, strict=True):
-            if isinstance(choice, Choice):
-                self._append(sequence, choice)
-            else:
-                self._fail(sequence, choice)
+        sampled_s = time.monotonic()
+        streams = [self._streams[sequence] for sequence in sequences]
+        try:
+            for stream, choice in zip(streams, chosen, strict=True):
+                if isinstance(choice, Choice):
+                    self._append(stream, Sampled(choice, sampled_s))
+                else:
+                    self._fail(stream.sequence, choice)
+        finally:  # whatever went wrong: a sequence that has ended is not here any more to be failed
+            self._wake(streams)
 
-    def _append(self, sequence: Sequence, choice: Choice) -> None:
-        reason = self._scheduler.append(sequence, choice.token_id)
-        self._emit(sequence, Sampled(choice, time.monotonic()))
+    def _append(self, stream: TokenStream, sampled: Sampled) -> None:
+        """Let a sequence go on with a token; whoever calls wakes its reader."""
+        if not stream.try_put(sampled):
+            self._inbox.put(_Cancel(stream))
+        reason = self._scheduler.append(stream.sequence, sampled.choice.token_id)
         if reason is not None:
-            self._emit(sequence, Ended(reason))
+            self._streams.pop(stream.sequence).try_put(Ended(reason))
 
     def _fail(self, sequence: Sequence, error: PocketVLMError) -> None:
         self._scheduler.remove(sequence, keeps=False)
-        self._emit(sequence, Failed(error))
+        self._end(sequence, Failed(error))
 
-    def _emit(self, sequence: Sequence, event: StreamEvent) -> None:
-        if not isinstance(event, Sampled):
-            self._streams.pop(sequence).try_put(event)
-        elif not self._streams[sequence].try_put(event):
-            self._inbox.put(_Cancel(self._streams[sequence]))
+    def _end(self, sequence: Sequence, event: Ended | Failed) -> None:
+        stream = self._streams.pop(sequence)
+        stream.try_put(event)
+        wake([stream])
+
+    def _wake(self, streams: SequenceOf[TokenStream]) -> None:
+        for stream in wake(streams):
+            self._inbox.put(_Cancel(stream))
 
     def _abandon(self, error: EngineDeadError, messages: SequenceOf[_Message]) -> None:
         for message in messages:
             if isinstance(message, _Submit):
-                message.stream.try_put(Failed(error))
+                _fail_now(message.stream, error)
             elif isinstance(message, _Clear):
                 self._inbox.put(message)  # it was promised
         for stream in list(self._streams.values()):
-            stream.try_put(Failed(error))
+            _fail_now(stream, error)
             self._inbox.put(_Cancel(stream))  # for a thread that goes on: it alone touches the scheduler
+
+
+def _fail_now(stream: TokenStream, error: PocketVLMError) -> None:
+    if stream.try_put(Failed(error)):
+        wake([stream])

@@ -38,8 +38,8 @@ class Pace:
             return False
         return self._since_step_s + num_tokens * self._token_s + self._step_s <= self._most_gap_s
 
-    def note_chunk(self, num_tokens: int, took_s: float) -> None:
-        """Record how long a prompt's chunk took."""
+    def note_chunk(self, num_tokens: float, took_s: float) -> None:
+        """Record how long a prompt's chunk took; one that ran through a part of the layers counts in part."""
         each_s = took_s / num_tokens
         self._since_step_s += took_s
         self._token_s = each_s if self._token_s is None else self._mean(self._token_s, each_s)

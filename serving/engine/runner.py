@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
+
 from runtime.decoder import Decoder
+from runtime.feeds import TokenBatch
+from runtime.segments import run_segment
 from runtime.step_logits import StepLogits
 from serving.engine.changes import Change, Keep, Move
-from serving.engine.scheduler import Batch
+from serving.engine.scheduler import Batch, Row
+from serving.engine.sequence import newest_tokens
 
 
 class Runner:
@@ -46,7 +51,24 @@ class Runner:
         first = slots[0]
         if first is None or slots != list(range(first, first + len(slots))):
             raise ValueError(f"the rows of a batch are in the slots {slots}, which are not neighbours")
-        if batch.rows[0].start == 0:
+        row = batch.rows[0]
+        if row.segment is not None:
+            return self._run_segment(first, row)
+        if row.start == 0:
             self._decoder.states.clear(first)
-        runs = [row.sequence.run(row.start, row.end) for row in batch.rows]
-        return self._decoder.step(batch.phase, first, runs)
+        return self._decoder.step_batch(batch.phase, first, _tokens(batch))
+
+    def _run_segment(self, slot: int, row: Row) -> StepLogits:
+        """Run tokens of one prompt through a segment; the logits are of no use before the last one."""
+        reading = row.sequence.reading
+        if reading is None:
+            raise ValueError(f"{row.sequence.request_id} has no prompt that runs in segments")
+        logits = run_segment(self._decoder, slot, reading, row.start, row.end)
+        return StepLogits.of(np.empty((1, 0), np.float32) if logits is None else logits[None])
+
+
+def _tokens(batch: Batch) -> TokenBatch:
+    """Return what is run; most steps run the newest token of every row, for which nothing is made row by row."""
+    if all(row.sequence.is_decoding for row in batch.rows):
+        return newest_tokens(batch.sequences)
+    return TokenBatch.of([row.sequence.run(row.start, row.end) for row in batch.rows])

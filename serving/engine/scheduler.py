@@ -23,16 +23,36 @@ _HEADROOM_SHARE = 16
 
 @dataclass(frozen=True)
 class Row:
-    """One sequence's part of a batch: tokens `start ... end - 1` of its ids."""
+    """One sequence's part of a batch: tokens `start ... end - 1` of its ids, or of the segment that they run through.
+
+    Attributes:
+        sequence: Whose tokens they are.
+        start: The first one.
+        end: Behind the last one.
+        segment: Of the decoder; None: they run through all of it.
+    """
 
     sequence: Sequence
     start: int
     end: int
+    segment: int | None = None
 
     @property
     def is_last(self) -> bool:
-        """True when nothing of the sequence is left to be read, so that a token can be sampled."""
-        return self.end == len(self.sequence.ids)
+        """True when nothing of the sequence is left to be read, once it was run, so that a token can be sampled."""
+        return (self.end if self.segment is None else self.sequence.num_run) == len(self.sequence.ids)
+
+    @property
+    def share(self) -> float:
+        """How much of the decoder the tokens run through."""
+        segmented = self.sequence.segmented
+        return 1.0 if self.segment is None or segmented is None else segmented.layers.share(self.segment)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that the sequence will hold, of its longest length group."""
+        held = self.sequence.num_rows
+        return held + self.end - self.start if self.segment is None else max(held, self.end)
 
 
 @dataclass
@@ -167,7 +187,7 @@ class Scheduler:
 
     def _has_room_for(self, filling: Sequence) -> bool:
         """Return whether all that is left to be read, of prompt and answer, can run before the others go on."""
-        return self._pace.has_room_for(len(filling.ids) - filling.num_run)
+        return self._pace.has_room_for(filling.num_left_tokens)
 
     def _is_filling(self, batch: Batch) -> bool:
         return batch.rows[0].sequence is self._slots.filling
@@ -176,7 +196,7 @@ class Scheduler:
         """Free rows of sequences that have ended until those of a batch can become resident."""
         if self.shape.budget_rows is None:
             return True
-        ends = {row.sequence: row.sequence.num_rows + row.end - row.start for row in batch.rows}
+        ends = {row.sequence: row.num_rows for row in batch.rows}
         return self._slots.try_fit(ends, self.shape.budget_rows)
 
     def _try_preempt_last(self) -> bool:
@@ -189,10 +209,12 @@ class Scheduler:
 
         A sequence that was preempted has sampled tokens among them: those are read by the graph that read them first.
         """
+        most = self._pace.chunk_tokens(beside_answers=bool(self._slots.decoding))
+        if (reading := sequence.reading) is not None:
+            return Batch("prompt", (Row(sequence, *reading.next_chunk(most), reading.segment),))
         start, num_prompt = sequence.num_run, sequence.num_prompt_tokens
         is_prompt = start < num_prompt
         left = (num_prompt if is_prompt else len(sequence.ids) - 1) - start
-        most = self._pace.chunk_tokens(beside_answers=bool(self._slots.decoding))
         row = Row(sequence, start, start + next_chunk(left, most))
         return Batch("prompt" if is_prompt else "step", (row,))
 
@@ -207,7 +229,8 @@ class Scheduler:
 
     def _note_pace(self, batch: Batch, took_s: float) -> None:
         if self._is_filling(batch):
-            self._pace.note_chunk(batch.rows[0].end - batch.rows[0].start, took_s)
+            row = batch.rows[0]
+            self._pace.note_chunk((row.end - row.start) * row.share, took_s)
         else:
             self._pace.note_step(took_s)
 

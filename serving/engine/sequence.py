@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from runtime.feeds import TokenRun
+from runtime.feeds import TokenBatch, TokenRun
 from runtime.filled_prompt import FilledPrompt, positions_from
+from runtime.segmented_prompt import SegmentedPrompt
 from serving.engine.sampling.constraint import Constraint
 from serving.engine.sampling.state import SamplingState
 from serving.protocol import SamplingParams
@@ -35,7 +36,10 @@ class Sequence:
         constraint: The structure that its answer has to have.
         priority: Lower runs earlier.
         deadline_s: Monotonic time after which it is not begun.
+        segmented: Its prompt on its way through the segments of the decoder, where image tokens are dropped between
+            them; None: it runs whole. Such a sequence begins at its first token, and what it leaves is no prefix.
         sampling_state: Made from `sampling`, prompt and constraint; the sampler changes it.
+        num_prompt_tokens: Tokens of the prompt.
         ids: Prompt and output in one list, an end token included; the scheduler appends.
         keys: What each token of `ids` is, by content; the scheduler appends.
         next_position: Logical position of the token that is sampled next; the scheduler advances it.
@@ -57,7 +61,9 @@ class Sequence:
     constraint: Constraint | None = None
     priority: int = 0
     deadline_s: float = math.inf
+    segmented: SegmentedPrompt | None = None
     sampling_state: SamplingState = field(init=False)
+    num_prompt_tokens: int = field(init=False)
     ids: list[int] = field(init=False)
     keys: list[RowKey] = field(init=False)
     next_position: int = field(init=False)
@@ -70,16 +76,12 @@ class Sequence:
     started_s: float = 0.0
 
     def __post_init__(self) -> None:
+        self.num_prompt_tokens = self.prompt.num_tokens
         self.ids = self.prompt.prompt.token_ids.tolist()
         self.sampling_state = SamplingState(self.sampling, self.ids, self.eos_token_ids, self.constraint)
         self.keys = _row_keys(self.ids, self.prompt, self.image_keys)
         self.next_position = self.prompt.prompt.next_position
         self.rows = [0] * self.num_length_groups
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        """Tokens of the prompt."""
-        return self.prompt.num_tokens
 
     @property
     def num_output_tokens(self) -> int:
@@ -94,8 +96,20 @@ class Sequence:
     @property
     def prompt_rows(self) -> SequenceOf[RowKey]:
         """By content, the rows that its slot holds of its prompt; none where they are no prefix of it."""
-        is_whole = not self.is_cut and bool(self.rows)
+        is_whole = not self.is_cut and bool(self.rows) and self.segmented is None
         return self.keys[: min(self.num_run, self.num_prompt_tokens)] if is_whole else ()
+
+    @property
+    def reading(self) -> SegmentedPrompt | None:
+        """Its prompt while that runs segment by segment; None where it runs whole, or has run."""
+        return self.segmented if self.segmented and not self.segmented.is_read else None
+
+    @property
+    def num_left_tokens(self) -> int:
+        """Tokens that are yet to be read, of prompt and answer; those of a prompt in segments at most."""
+        if self.reading is None:
+            return len(self.ids) - self.num_run
+        return self.reading.num_left_tokens + self.num_output_tokens
 
     @property
     def is_decoding(self) -> bool:
@@ -118,7 +132,14 @@ class Sequence:
         return TokenRun(np.array(self.ids[start:end], np.int64), places, self.rows, wanted)
 
     def advance(self, num_tokens: int) -> None:
-        """Record that so many tokens more were read and their rows written."""
+        """Record that so many tokens more were read and their rows written.
+
+        A prompt in segments counts its own, and is read when the last segment is.
+        """
+        if self.segmented and self.num_run < self.num_prompt_tokens:
+            self.rows = list(self.segmented.rows)
+            self.num_run = self.num_prompt_tokens if self.segmented.is_read else 0
+            return
         self.num_run += num_tokens
         self.rows = [rows + num_tokens for rows in self.rows]
 
@@ -145,6 +166,8 @@ class Sequence:
         self.num_run = 0
         self.rows = [0] * len(self.rows)
         self.is_cut = False
+        if self.segmented:
+            self.segmented.restart()
 
 
 def _row_keys(ids: SequenceOf[int], prompt: FilledPrompt, image_keys: SequenceOf[bytes]) -> list[RowKey]:
@@ -154,3 +177,13 @@ def _row_keys(ids: SequenceOf[int], prompt: FilledPrompt, image_keys: SequenceOf
             (image_keys[span.image], row) for row in range(span.row, span.row + span.end - span.start)
         ]
     return keys
+
+
+def newest_tokens(sequences: SequenceOf[Sequence]) -> TokenBatch:
+    """Return the token that each sequence sampled last, as they are run together."""
+    return TokenBatch.of_sampled(
+        [sequence.ids[-1] for sequence in sequences],
+        [sequence.next_position - 1 for sequence in sequences],
+        [sequence.rows for sequence in sequences],
+        sequences[0].prompt.prompt.positions.shape[:-1],
+    )

@@ -12,8 +12,9 @@ from typing import TypeVar
 from bundle.text import Detokenizer, Tokenizer
 from bundle.token_bytes import BytesDetokenizer, TokenBytes
 from bundle.tools import CALL_END, CALL_START
-from serving.engine.engine import Engine, Failed, Sampled, TokenStream
+from serving.engine.engine import Engine
 from serving.engine.sampling.choice import Choice
+from serving.engine.streams import Failed, Sampled, TokenStream
 from serving.models.answer import AnswerText
 from serving.protocol import FinishReason, SamplingParams, Structure, TokenEvent, TokenLogprob
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bundle.directory import Bundle
-from bundle.errors import BundleFormatError, ContextLengthError, ImageError
+from bundle.errors import BundleFormatError, ContextLengthError, ImageError, ParameterError
 from bundle.generation import GENERATION, SamplingDefaults
 from bundle.prompt import Prompt, PromptBuilder
 from bundle.token_bytes import TokenBytes
@@ -19,6 +19,7 @@ from runtime.canary import check_canary
 from runtime.decoder import Decoder, TokenGraphs
 from runtime.filled_prompt import FilledPrompt
 from runtime.room import check_room
+from runtime.segments import SegmentChain
 from serving.engine.engine import Engine
 from serving.engine.pace import Pace
 from serving.engine.runner import Runner
@@ -28,6 +29,7 @@ from serving.engine.sequence import Sequence as EngineSequence
 from serving.engine.worker import Worker
 from serving.models.choices import ChoiceAnswer, Vocabulary, merged, sampling_of
 from serving.models.cut_frames import FrameRoom
+from serving.models.kv import check_compression, compression_of
 from serving.models.model import Model
 from serving.models.pool import PreprocessPool
 from serving.models.sampling_limits import check_sampling
@@ -47,10 +49,21 @@ from serving.protocol import (
     Timings,
     Usage,
     VideoPart,
+    VisionReduction,
 )
 from serving.settings import EngineSettings
 
 _WARM_UP_TOKENS = 8
+
+
+def _check_vision(vision: VisionReduction) -> None:
+    """Refuse what would leave out image tokens.
+
+    Raises:
+        ParameterError: It would; no method is known yet.
+    """
+    if vision.keep < 1:
+        raise ParameterError(f"vision.method {vision.method!r} is not known; leave vision out", "vision.method")
 
 
 @dataclass(frozen=True)
@@ -109,6 +122,8 @@ class GenerativeModel(Model):
         graphs = TokenGraphs(bundle, settings)
         if settings.check_golden:
             check_canary(bundle, {self._vision.name: self._vision.session, **graphs.sessions})
+            if graphs.segments:
+                check_canary(bundle, {manifest.graph("decoder", "prompt"): SegmentChain(graphs.segments)})
         self._decoder = Decoder(graphs, self._shape)
         self._vocab_size = graphs.vocab_size
         self._grammars = Grammars(
@@ -158,6 +173,8 @@ class GenerativeModel(Model):
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
         """Yield the answer's pieces, then exactly one FinishedEvent, or raise; closing the iterator frees the slot."""
         check_sampling(request, self._vocab_size, self._shape.most_rows)
+        check_compression(compression_of(request, self._settings))
+        _check_vision(request.vision or self._settings.vision)
         sampling, num_choices = request.sampling.filled(self._defaults), request.num_choices
         arrived_s = time.monotonic()
         with ExitStack() as places:
@@ -281,7 +298,16 @@ class GenerativeModel(Model):
         prompt, sequences = prepared.prompt, [choice.stream.sequence for choice in choices]
         num_tokens = sum(choice.num_tokens for choice in choices)
         cached_tokens = sequences[0].cached_tokens or 0
-        usage = Usage(prompt.num_tokens, num_tokens, prompt.num_image_tokens, prepared.num_kept_rows, cached_tokens)
+        usage = Usage(
+            prompt.num_tokens,
+            num_tokens,
+            prompt.num_image_tokens,
+            prepared.num_kept_rows,
+            cached_tokens,
+            cache_rows_before=prompt.num_tokens,
+            cache_rows_after=prompt.num_tokens,
+            kept_image_tokens=prompt.num_image_tokens,
+        )
         queue_s = min(sequence.started_s for sequence in sequences) - sequences[0].submitted_s
         total_s = time.monotonic() - arrived_s
         timings = Timings(queue_s, prepared.preprocess_s, prepared.vision_s, first_token_s, total_s)

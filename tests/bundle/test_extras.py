@@ -14,7 +14,7 @@ from bundle.extras import MODULES_OF_EXTRA, extra_of, install_line
 ROOT = Path(__file__).resolve().parents[2]
 tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no TOML parser")
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-UNUSED = {"tensorrt", "optimum", "llguidance"}
+UNUSED = {"optimum", "llguidance"}
 """In pyproject.toml for what comes; nothing imports them, so nobody is told to install them."""
 
 

@@ -184,6 +184,78 @@ def test_llava_reads_the_hidden_states_that_the_config_names(
     pixels = random_pixels(2)
     with torch.no_grad():
         expected = torch.stack(list(model.model.get_image_features(torch.from_numpy(pixels)).pooler_output))
-    (found,) = graphs.run("vision_encoder", pixel_values=pixels)
+    found, *_ = graphs.run("vision_encoder", pixel_values=pixels)
     assert found.shape == expected.shape
     assert_same_embeddings(found, expected)
+
+
+class Heard:
+    """What the projections of one attention gave, by name."""
+
+    def __init__(self, attention: Any) -> None:
+        self.values: dict[str, torch.Tensor] = {}
+        for name in ("q_proj", "k_proj"):
+            getattr(attention, name).register_forward_hook(
+                lambda _, __, given, name=name: self.values.__setitem__(name, given.detach())
+            )
+
+    def looked(self, num_heads: int, *, has_class_token: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the attention that each patch receives [I, T], and its key [I, T, C]; means over heads."""
+        query, key = (self.values[name].unflatten(-1, (num_heads, -1)).transpose(1, 2) for name in ("q_proj", "k_proj"))
+        weights = (query @ key.transpose(2, 3) / key.shape[-1] ** 0.5).softmax(dim=-1)
+        first = int(has_class_token)
+        of_whom = weights[:, :, :1] if has_class_token else weights
+        return of_whom.mean(dim=(1, 2))[:, first:], key.mean(dim=1)[:, first:]
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_idefics3_tells_what_the_last_layer_looked_at_summed_over_the_shuffle(
+    factor: int, dialect: str, export_both: Callable[..., Any], checkpoints: ModuleType
+) -> None:
+    config = checkpoints.smolvlm_config(vision={"image_size": 32, "patch_size": 8}, scale_factor=factor)
+    model, graphs = export_both(checkpoints.save_smolvlm, config, dialect)
+    tower = model.model.vision_model
+    heard, pixels = Heard(tower.encoder.layers[-1].self_attn), random_pixels(3)
+    with torch.no_grad():
+        model.model.get_image_features(torch.from_numpy(pixels)[None])
+    received, keys = heard.looked(tower.config.num_attention_heads, has_class_token=False)
+    side, summed, means = 4 // factor, [], []
+    for row in range(side):
+        for col in range(side):
+            patches = [(row * factor + y) * 4 + col * factor + x for y in range(factor) for x in range(factor)]
+            summed.append(received[:, patches].sum(dim=1))
+            means.append(keys[:, patches].mean(dim=1))
+    _, *found = graphs.run("vision_encoder", pixel_values=pixels)
+    assert_allclose(found[0], torch.stack(summed, dim=1).numpy(), atol=1e-5)
+    assert_allclose(found[0].sum(axis=1), 1, atol=1e-5)
+    assert_allclose(found[1], torch.stack(means, dim=1).numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("layer", [-2, -1, [1, 3, -1]])
+@pytest.mark.parametrize(("tower", "strategy"), [("clip", "default"), ("siglip", "full")])
+def test_llava_tells_what_the_deepest_layer_looked_at(
+    tower: str, strategy: str, layer: int | list[int], export_both: Callable[..., Any], checkpoints: ModuleType
+) -> None:
+    config = checkpoints.llava_config(tower, vision_feature_layer=layer, vision_feature_select_strategy=strategy)
+    model, graphs = export_both(checkpoints.save_llava, config)
+    whole = model.model.vision_tower
+    whole = getattr(whole, "vision_model", whole)
+    deepest = max(at % (len(whole.encoder.layers) + 1) for at in ([layer] if isinstance(layer, int) else layer))
+    heard, pixels = Heard(whole.encoder.layers[deepest - 1].self_attn), random_pixels(2)
+    with torch.no_grad():
+        model.model.get_image_features(torch.from_numpy(pixels))
+    received, keys = heard.looked(whole.config.num_attention_heads, has_class_token=tower == "clip")
+    _, *found = graphs.run("vision_encoder", pixel_values=pixels)
+    assert_allclose(found[0], received.numpy(), atol=1e-5)
+    assert_allclose(found[1], keys.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize(("tower", "strategy"), [("clip", "full"), ("siglip", "default")])
+def test_llava_that_reads_other_rows_than_the_patches_tells_nothing(
+    tower: str, strategy: str, export_both: Callable[..., Any], checkpoints: ModuleType
+) -> None:
+    config = checkpoints.llava_config(tower, vision_feature_select_strategy=strategy)
+    _, graphs = export_both(checkpoints.save_llava, config)
+    assert graphs.manifest.components["vision_encoder"].optional_outputs == ()
+    assert len(graphs.run("vision_encoder", pixel_values=random_pixels(1))) == 1

@@ -140,6 +140,27 @@ def test_a_dual_encoder_is_measured_by_cosine_recall_and_labels(int8_clip: Path)
     assert all(task.n == len(CAPTIONS) for name, task in report.tasks.items() if name != "all")
 
 
+@pytest.mark.parametrize("weights", ["int8-rtn", "fp16"])
+def test_a_variant_for_tensorrt_keeps_a_float16_cache_and_is_replayed_with_it(
+    bundle_of, tmp_path: Path, weights: str
+) -> None:
+    parent = bundle_of("smolvlm", "portable")
+    variant = quantize_bundle(parent, tmp_path / "variant", weights=weights, options=Options(target="tensorrt"))
+    assert {state.dtype for state in variant.states} == {"float16"}
+    recorded = load_golden(tmp_path / "variant" / GOLDEN)["decoder"].inputs
+    assert {recorded[state.input].dtype.name for state in variant.states} == {"float16"}
+    assert recorded["inputs_embeds"].dtype == np.float32
+    decoder = next(gate for gate in variant.gates if gate.name.endswith("decoder"))
+    assert decoder.value > 0.98  # of random weights, whose int8 activations turn codes; fp16 gives 1.0000
+
+
+def test_a_decoder_that_stays_float32_keeps_a_float32_cache_on_tensorrt(bundle_of, tmp_path: Path) -> None:
+    parent = bundle_of("smolvlm", "portable")
+    options = Options(target="tensorrt")
+    variant = quantize_bundle(parent, tmp_path / "variant", weights="fp32,vision_encoder=fp16", options=options)
+    assert {state.dtype for state in variant.states} == {"float32"}
+
+
 def test_without_an_evaluation_the_report_says_so(clip_bundle: Path, tmp_path: Path) -> None:
     manifest = quantize_bundle(clip_bundle, tmp_path / "int8", weights="int8")
     report = read_report(tmp_path / "int8")

@@ -8,7 +8,7 @@ import pytest
 from bundle.errors import SignatureError
 from bundle.manifest import TensorSpec
 from runtime.decoder import Decoder, TokenGraphs
-from runtime.feeds import Placed, Step, TokenRun, feeds_of
+from runtime.feeds import Placed, Step, TokenBatch, TokenRun, feeds_of
 from runtime.graph import Graph
 from runtime.session import Session
 
@@ -129,7 +129,7 @@ def test_image_features_take_the_places_they_are_put_in_and_no_others(tiny_model
     graphs = tiny_model.graphs(settings)
     rows = RNG.normal(size=(3, tiny_model.config.hidden_size)).astype(np.float32)
     run = run_of(0, 6, features=(Placed(1, rows[:2]), Placed(5, rows[2:])))
-    plain, filled = graphs.embed(run.ids[None])[0], graphs.step([run]).embeds[0]
+    plain, filled = graphs.embed(run.ids[None])[0], graphs.step(TokenBatch.of([run])).embeds[0]
     np.testing.assert_array_equal(filled[[1, 2, 5]], rows)
     np.testing.assert_array_equal(filled[[0, 3, 4]], plain[[0, 3, 4]])
 
@@ -142,19 +142,19 @@ def test_what_a_decoder_may_ask_for_is_filled_by_its_name_and_its_shape() -> Non
         TensorSpec(name="position_ids", dtype="int64", shape=("B", "T")),
         TensorSpec(name="is_image", dtype="bool", shape=("B", "T")),
     ]
-    feeds = feeds_of(specs, Step(runs, embeds))
+    feeds = feeds_of(specs, Step.of(runs, embeds))
     np.testing.assert_array_equal(feeds["past_lengths"], [[5, 7], [4, 2]])
     np.testing.assert_array_equal(feeds["position_ids"], [[5, 6, 7], [7, 8, 9]])
     np.testing.assert_array_equal(feeds["is_image"], [[False] * 3, [False, True, True]])
     format_1 = TensorSpec(name="past_lengths", dtype="int64", shape=("B",))
-    np.testing.assert_array_equal(feeds_of([format_1], Step(runs, embeds))["past_lengths"], [5, 7])
+    np.testing.assert_array_equal(feeds_of([format_1], Step.of(runs, embeds))["past_lengths"], [5, 7])
 
 
 def test_three_axes_of_positions_stay_three_axes() -> None:
     places = np.arange(6).reshape(3, 2)
     runs = [run_of(0, 2, positions=places), run_of(0, 2, positions=places + 10)]
     spec = TensorSpec(name="position_ids", dtype="int64", shape=(3, "B", "T"))
-    found = feeds_of([spec], Step(runs, np.zeros((2, 2, 1), np.float32)))["position_ids"]
+    found = feeds_of([spec], Step.of(runs, np.zeros((2, 2, 1), np.float32)))["position_ids"]
     assert found.shape == (3, 2, 2)
     np.testing.assert_array_equal(found[:, 1], places + 10)
 
@@ -176,3 +176,16 @@ def test_two_graphs_that_take_different_tensors_cannot_share_a_cache(tiny_model,
     other = model.with_manifest(components={**components, "decoder_prefill": renamed})
     with pytest.raises(SignatureError, match=r"does not take and give what .*decoder.*\.onnx does"):
         other.graphs(settings)
+
+
+@pytest.mark.parametrize("axes", [(), (3,)])
+def test_sampled_tokens_lie_side_by_side_as_runs_of_one_token_do(axes: tuple[int, ...]) -> None:
+    ids, places, lengths = [7, 9, 8], [4, 11, 6], [[4, 3], [10, 5], [6, 6]]
+    runs = [
+        TokenRun(np.array([token]), np.full((*axes, 1), place), rows, [0])
+        for token, place, rows in zip(ids, places, lengths, strict=True)
+    ]
+    expected, found = TokenBatch.of(runs), TokenBatch.of_sampled(ids, places, lengths, axes)
+    for name in ("ids", "positions", "lengths", "wanted"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+        assert getattr(found, name).dtype == np.int64

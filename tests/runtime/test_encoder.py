@@ -128,7 +128,7 @@ class Other:
     noise = 0.0
     opened = 0
 
-    def __init__(self, path: Path, settings: RuntimeSettings, *, is_exact: bool) -> None:
+    def __init__(self, path: Path, settings: RuntimeSettings, *, is_exact: bool, outputs: object = None) -> None:
         self._graph = Graph(path, settings)
         self.inputs, self.outputs = self._graph.inputs, self._graph.outputs
         self.optional_inputs = self._graph.optional_inputs
@@ -144,7 +144,7 @@ class Other:
 
 
 class Broken(Other):
-    def __init__(self, path: Path, settings: RuntimeSettings, *, is_exact: bool) -> None:
+    def __init__(self, path: Path, settings: RuntimeSettings, *, is_exact: bool, outputs: object = None) -> None:
         raise MachineError("no such instruction")
 
 

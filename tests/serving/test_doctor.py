@@ -42,7 +42,7 @@ def test_an_extra_is_missing_where_one_of_its_modules_is(monkeypatch: pytest.Mon
 
 def test_extras_that_nothing_uses_are_not_advertised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "find_spec", lambda module: None)
-    assert not {"tensorrt", "optimum", "llguidance"} & set(doctor.diagnose().missing)
+    assert not {"optimum", "llguidance"} & set(doctor.diagnose().missing)
 
 
 def test_a_cuda_build_that_cannot_be_loaded_is_told_and_so_is_a_devices_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -134,3 +135,23 @@ def test_memory_is_a_number_or_a_text_with_a_unit(text: str) -> None:
 def test_memory_that_is_no_size_is_refused_by_name(text: str) -> None:
     with pytest.raises(SettingsError, match=r"engine\.kv_memory_bytes"):
         load_settings(flags={"engine.kv_memory_bytes": text})
+
+
+def test_a_kv_policy_is_given_with_its_budget() -> None:
+    engine = load_settings(flags={"engine.kv_policy": "snapkv", "engine.kv_budget": 0.2}).engine
+    assert (engine.kv_policy, engine.kv_budget) == ("snapkv", 0.2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"engine.kv_policy": "snapkv"}, "both or neither"),
+        ({"engine.kv_budget": 0.2}, "both or neither"),
+        ({"engine.kv_policy": "best", "engine.kv_budget": 0.2}, "'best' is none of random, uniform"),
+        ({"engine.kv_policy": "snapkv", "engine.kv_budget": 0.0}, r"engine\.kv_budget = 0\.0"),
+        ({"engine.kv_policy": "snapkv", "engine.kv_budget": 1.1}, r"engine\.kv_budget = 1\.1"),
+    ],
+)
+def test_a_kv_policy_or_budget_that_means_nothing_is_refused(flags: dict[str, Any], said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        load_settings(flags=flags)

@@ -1,4 +1,4 @@
-"""The choice of tokens where nobody asks for more than the likeliest, and the graph has found it."""
+"""The choice of tokens where nobody asks for more than the likeliest."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ def choices(sampler: Sampler, logits: StepLogits, states: Sequence[SamplingState
 
 
 def likeliest(logits: StepLogits, states: Sequence[SamplingState]) -> list[Choice] | None:
-    """Return each row's next token without a look at its logits; None where some row, or the graph, wants that look.
+    """Return each row's next token, that of the largest logit; None where some row wants more than that, or has none.
 
     Args:
         logits: [B, V] of a step.
         states: Of the B sequences; each has taken its choice.
     """
-    if logits.greedy_ids is None or not all(state.takes_likeliest for state in states):
+    if not all(state.takes_likeliest for state in states):
         return None
-    choices = [Choice(token_id) for token_id in logits.greedy_ids.tolist()]
-    for choice, state in zip(choices, states, strict=True):
-        state.take(choice.token_id)
-    return choices
+    ids = logits.likeliest_ids().tolist()
+    if min(ids) < 0:  # the sampler says which rows' logits are no numbers
+        return None
+    for token_id, state in zip(ids, states, strict=True):
+        state.take(token_id)
+    return [Choice(token_id) for token_id in ids]

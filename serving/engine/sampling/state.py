@@ -62,6 +62,8 @@ class SamplingState:
         seed = None if params.seed is None else params.seed % 2**64  # callers may send negative integers
         self._generator = np.random.Generator(np.random.Philox(seed))
         self._drawn: float | None = None
+        keeps_scores = not len(self._biased_ids) and self._counts is None and constraint is None
+        self._is_greedy = self.temperature == 0 and self.num_logprobs is None and keeps_scores
 
     @property
     def drawn(self) -> float:
@@ -73,7 +75,7 @@ class SamplingState:
     @property
     def takes_likeliest(self) -> bool:
         """True where the next token is that of the largest logit, and nobody asks for more of the logits."""
-        return self.temperature == 0 and not self.changes_scores and self.num_logprobs is None
+        return self._is_greedy and not self._forbids_end
 
     @property
     def changes_scores(self) -> bool:

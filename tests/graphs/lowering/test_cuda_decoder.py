@@ -58,7 +58,9 @@ def two_runs(session_of, rng) -> Callable[..., list[Outputs]]:
     embeds = [rng.standard_normal((3, count, 48)).astype(np.float32) for count in (TOKENS, 1)]
     held = np.array([TOKENS, TOKENS - 2, 1])
 
-    def run(model: ir.Model, states: tuple[State, ...], *, bound: int | None = None) -> list[Outputs]:
+    def run(
+        model: ir.Model, states: tuple[State, ...], *, bound: int | None = None, spoiled_row: int | None = None
+    ) -> list[Outputs]:
         session = session_of(model)
         wanted = {port.name: port for port in session.get_inputs()}
         half = wanted["inputs_embeds"].type == "tensor(float16)"
@@ -80,6 +82,8 @@ def two_runs(session_of, rng) -> Callable[..., list[Outputs]]:
                 "logits_rows": tokens + np.arange(3)[:, None] * count,
                 **cache,
             }
+            if spoiled_row is not None:
+                feeds["inputs_embeds"][spoiled_row, -1, 0] = np.nan
             names = [port.name for port in session.get_outputs()]
             outputs = dict(zip(names, session.run(None, {name: feeds[name] for name in wanted}), strict=True))
             cache = {state.input: outputs[state.output] for state in states}
@@ -140,6 +144,31 @@ def test_choices_are_those_of_the_logits(decoder_of, two_runs) -> None:
     for found in two_runs(model, states):
         logits = found["logits"].astype(np.float64)
         np.testing.assert_array_equal(found["greedy_ids"], logits.argmax(-1))
+
+
+def test_a_row_whose_logits_are_no_numbers_has_no_choice_and_the_others_have_theirs(decoder_of, two_runs) -> None:
+    model = decoder_of()
+    states = states_of(model)
+    lower_decoder_for_cuda(model, states, MAX_POSITIONS)
+    for found in two_runs(model, states, spoiled_row=1):
+        assert np.isnan(found["logits"][1]).all()
+        assert np.isfinite(found["logits"][[0, 2]]).all()
+        expected = [[-1] if row == 1 else logits.argmax(-1).tolist() for row, logits in enumerate(found["logits"])]
+        assert found["greedy_ids"].tolist() == expected
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf], ids=str)
+def test_one_logit_that_is_no_number_is_enough(broken: float, decoder_of, two_runs) -> None:
+    model = decoder_of()
+    states = states_of(model)
+    lower_decoder_for_cuda(model, states, MAX_POSITIONS)
+    (head,) = (value for value in model.graph.initializers.values() if list(value.shape or []) == [48, 61])
+    weights = head.const_value.numpy().copy()
+    weights[:, 17] = broken
+    head.const_value = ir.tensor(weights, name=head.name)
+    for found in two_runs(model, states):
+        assert np.isfinite(np.delete(found["logits"], 17, axis=-1)).all()
+        assert (found["greedy_ids"] == -1).all()
 
 
 def test_a_step_may_be_told_the_capacity_for_the_rows_in_use(decoder_of, two_runs) -> None:

@@ -9,7 +9,7 @@ import pytest
 from bundle.directory import Bundle
 from runtime.cache_shape import cache_shape
 from runtime.decoder import Decoder, TokenGraphs
-from runtime.feeds import TokenRun
+from runtime.feeds import TokenBatch, TokenRun
 from runtime.settings import RuntimeSettings
 
 SETTINGS = RuntimeSettings(intra_threads=1)
@@ -88,11 +88,11 @@ def test_logits_stay_where_they_are_until_somebody_asks_for_them(
 
 def test_what_never_changes_on_the_host_is_told_once_for_steps_and_anew_for_prompts(cuda_bundle: Bundle) -> None:
     graphs = TokenGraphs(cuda_bundle, SETTINGS)
-    step = graphs.feeds("step", graphs.step([run_of([1], 5), run_of([2], 9)], bound_rows=ROWS))
+    step = graphs.feeds("step", graphs.step(TokenBatch.of([run_of([1], 5), run_of([2], 9)]), bound_rows=ROWS))
     assert step["total_sequence_length"] == ROWS
     assert step["seqlens_k"].tolist() == [5, 9]
     assert step["logits_rows"].tolist() == [[0], [1]]
-    prompt = graphs.feeds("prompt", graphs.step([run_of([1, 2, 3], 5)]))
+    prompt = graphs.feeds("prompt", graphs.step(TokenBatch.of([run_of([1, 2, 3], 5)])))
     assert prompt["total_sequence_length"] == 8
     assert prompt["seqlens_k"].tolist() == [7]
     assert prompt["logits_rows"].tolist() == [[2]]

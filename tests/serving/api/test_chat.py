@@ -30,7 +30,14 @@ def test_an_answer_holds_text_reason_usage_and_timings(api: Any, ask: Ask) -> No
         "prompt_tokens": 2,
         "completion_tokens": 4,
         "total_tokens": 6,
-        "prompt_tokens_details": {"cached_tokens": 0, "image_tokens": 0, "cached_image_tokens": 0},
+        "prompt_tokens_details": {
+            "cached_tokens": 0,
+            "image_tokens": 0,
+            "cached_image_tokens": 0,
+            "cache_rows_before": 2,
+            "cache_rows_after": 2,
+            "kept_image_tokens": 0,
+        },
     }
     assert (body["object"], body["model"]) == ("chat.completion", "fake-vlm")
     assert body["timings"]["total_s"] > 0

@@ -18,13 +18,14 @@ from runtime.decoder import Decoder
 from runtime.filled_prompt import FilledPrompt
 from runtime.session import Session
 from serving.engine.changes import GiveBack
-from serving.engine.engine import Ended, Engine, Failed, Sampled, StreamEvent, TokenStream
+from serving.engine.engine import Engine
 from serving.engine.pace import Pace
 from serving.engine.runner import Runner
 from serving.engine.sampling.sampler import Sampler
 from serving.engine.sampling.state import SamplingState
 from serving.engine.scheduler import Scheduler
 from serving.engine.sequence import Sequence
+from serving.engine.streams import Ended, Failed, Sampled, StreamEvent, TokenStream
 from serving.protocol import SamplingParams
 from serving.settings import EngineSettings
 from serving.watch import Patience
@@ -409,8 +410,8 @@ def test_a_stall_fails_what_runs_waits_and_comes_and_a_thread_that_goes_on_serve
             await asyncio.sleep(0.01)
         assert isinstance((await read(engine, engine.submit(greedy(7, max_tokens=2).sequence())))[-1], Ended)
         assert engine.gauges["num_requests_running"] == 0
-        assert running._events.empty()
-        assert waiting._events.empty()
+        assert not running._events
+        assert not waiting._events
 
     asyncio.run(main())
 
@@ -463,12 +464,13 @@ def test_a_choice_that_fails_for_a_whole_batch_ends_that_batch_and_no_more(runne
         return choose(*arguments)
 
     monkeypatch.setattr(Sampler, "choose", faulty)
+    drawn = Request((7,), SamplingParams(max_tokens=2, temperature=1.0, seed=1))
 
     async def main() -> None:
-        failed = (await read(engine, engine.submit(greedy(7, max_tokens=2).sequence())))[-1]
+        failed = (await read(engine, engine.submit(drawn.sequence())))[-1]
         assert isinstance(failed, Failed)
         assert "injected" in str(failed.error)
-        ended = (await read(engine, engine.submit(greedy(8, max_tokens=2).sequence())))[-1]
+        ended = (await read(engine, engine.submit(drawn.sequence())))[-1]
         assert isinstance(ended, Ended)
 
     asyncio.run(main())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from bundle.errors import MachineError
 from runtime.step_logits import StepLogits
 from serving.engine.sampling.choice import Choice
 from serving.engine.sampling.likeliest import choices
@@ -58,6 +59,26 @@ def test_one_row_that_wants_more_brings_the_logits_once_and_changes_no_greedy_ro
 def test_a_bias_is_heard_although_the_graph_found_another_token() -> None:
     found = chosen(on_device([]), GREEDY, SamplingParams(temperature=0.0, logit_bias=((3, 100.0),)), GREEDY)
     assert found[1].token_id == 3
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+@pytest.mark.parametrize("is_found_by_graph", [False, True])
+def test_a_row_with_a_logit_that_is_no_number_fails_alone(broken: float, is_found_by_graph: bool) -> None:
+    rows = ROWS.copy()
+    rows[1, 4] = broken
+    ids = np.array([rows[0].argmax(), -1, rows[2].argmax()]) if is_found_by_graph else None
+    first, failed, last = choices(Sampler(), StepLogits(rows.copy, ids), [SamplingState(GREEDY) for _ in range(3)])
+    assert isinstance(failed, MachineError)
+    assert str(broken) in str(failed)
+    assert [first, last] == [Choice(int(ROWS[row].argmax())) for row in (0, 2)]
+
+
+def test_the_least_number_of_tokens_forbids_the_end_to_a_greedy_row_for_so_long() -> None:
+    rows = np.zeros((1, 20), np.float32)
+    rows[0, 3], rows[0, 5] = 9, 8
+    state = SamplingState(SamplingParams(temperature=0.0, min_tokens=1), end_ids=[3])
+    assert choices(Sampler(), StepLogits.of(rows.copy()), [state]) == [Choice(5)]
+    assert choices(Sampler(), StepLogits.of(rows.copy()), [state]) == [Choice(3)]
 
 
 def test_logits_of_the_host_are_looked_at_as_ever() -> None:

@@ -1,0 +1,54 @@
+"""A prompt that some image tokens are left out of, the others staying where they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from bundle.prompt import Prompt, Span
+
+
+def reduced(prompt: Prompt, kept: Sequence[npt.NDArray[np.int64]]) -> Prompt:
+    """Return a prompt with some rows of its images; text, positions and the next position are as they were.
+
+    Args:
+        prompt: With a token for every row.
+        kept: Of each image, the rows that stay, rising.
+    Returns:
+        A prompt whose spans count the rows that stay, in the order in which they are given.
+    """
+    is_kept = np.ones(prompt.num_tokens, np.bool_)
+    for span in prompt.spans:
+        rows = kept[span.image]
+        inside = rows[(rows >= span.row) & (rows < span.row + span.end - span.start)]
+        is_kept[span.start : span.end] = False
+        is_kept[inside - span.row + span.start] = True
+    if is_kept.all():
+        return prompt
+    ends = np.concatenate([[0], np.cumsum(is_kept)])
+    return replace(
+        prompt,
+        token_ids=prompt.token_ids[is_kept],
+        spans=_spans(prompt.spans, ends),
+        positions=np.ascontiguousarray(prompt.positions[..., is_kept]),
+    )
+
+
+def _spans(spans: Sequence[Span], ends: npt.NDArray[np.int64]) -> tuple[Span, ...]:
+    """Return where the tokens of each span are now.
+
+    Args:
+        spans: Before.
+        ends: [T + 1] how many tokens before each one stay.
+    """
+    found, rows = list[Span](), dict[int, int]()
+    for span in spans:
+        start, end = int(ends[span.start]), int(ends[span.end])
+        if start < end:
+            first = rows.get(span.image, 0)
+            found.append(Span(start, end, span.image, first))
+            rows[span.image] = first + end - start
+    return tuple(found)

@@ -1,0 +1,82 @@
+"""`pocketvlm compile`: bundle to TensorRT engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from commands.options import BundleArgument, JsonOption, usage_errors
+from commands.terminal import console, print_json, progress
+
+_CACHE_ROWS = 1024
+_PROMPT_TOKENS = 512
+
+
+def compile_engines(
+    bundle: BundleArgument,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The folder of the engines; made if absent.", show_default=False)
+    ],
+    target: Annotated[
+        Literal["tensorrt", "tensorrt-rtx"],
+        typer.Option(help="tensorrt builds for the card that it runs on, tensorrt-rtx without one."),
+    ] = "tensorrt-rtx",
+    cache_rows: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help=f"Tokens of a sequence, prompt and answer. Default: {_CACHE_ROWS}, or the model's context if less.",
+        ),
+    ] = None,
+    max_batch: Annotated[int, typer.Option(min=1, max=1024, help="Sequences or texts in one run.")] = 4,
+    max_prompt_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"Tokens of a prompt in one run. Default: {_PROMPT_TOKENS}, or --cache-rows if less."),
+    ] = None,
+    max_images: Annotated[int, typer.Option(min=1, max=1024, help="Images or tiles in one run.")] = 8,
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="X.Y",
+            help="Cards that engines of TensorRT-RTX are for: 7.5, 8.0, 8.6, 8.9, 12.0, 12.1; may be repeated. "
+            "Default: 8.0 and newer, finished on the card.",
+        ),
+    ] = None,
+    allow_ungated: Annotated[
+        bool, typer.Option(help="Compile a variant whose quality gate failed or was never measured.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Build the TensorRT engines of a bundle of the portable dialect."""
+    from bundle.directory import open_bundle
+    from graphs.lowering.tensorrt import FORM_VERSION, engine_graph
+    from runtime.tensorrt.builder import read_capability
+    from runtime.tensorrt.compiler import Form, Job, compile_bundle
+    from runtime.tensorrt.profiles import Limits
+
+    opened = open_bundle(bundle, allow_ungated=allow_ungated)
+    decoder = opened.manifest.decoder
+    rows = cache_rows or min(_CACHE_ROWS, decoder.max_positions if decoder else _CACHE_ROWS)
+    with usage_errors():
+        job = Job(
+            bundle=opened,
+            folder=output,
+            flavour=target,
+            form=Form(f"standard-{FORM_VERSION}", engine_graph),
+            limits=Limits(rows, max_batch, max_prompt_tokens or min(_PROMPT_TOKENS, rows), max_images),
+            capabilities=tuple(map(read_capability, compute_capability or ())),
+        )
+        index = compile_bundle(job, progress)
+    if as_json:
+        print_json(index.model_dump(mode="json"))
+        return
+    for name, record in index.engines.items():
+        console.print(f"{name:20} {record.contents.size_bytes / 1e6:8.1f} MB  {output / record.file}", soft_wrap=True)
+    cache_bytes = rows * max_batch * opened.manifest.state_bytes_per_token
+    if cache_bytes:
+        console.print(
+            f"{'cache':20} {cache_bytes / 1e6:8.1f} MB  on the device, {max_batch} x {rows} rows", soft_wrap=True
+        )
+    console.print(f"Engines are under {index.licence}.", soft_wrap=True)

@@ -1,0 +1,105 @@
+"""A portable graph as TensorRT's parser wants it, made when an engine is built and written nowhere.
+
+- The cache's length is a number: "The KV cache tensor must have a static sequence length dimension".
+- A table of int8 rows is dequantized before rows are looked up, not after: codes may go nowhere but into a
+  DequantizeLinear. The engine keeps them in 8 bits; ONNX Runtime would dequantize the table at every call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from bundle.errors import BundleFormatError
+from bundle.states import ROWS
+from graphs.store import add_initializer, drop_unused, make_node, open_graph, replace_node
+
+FORM_VERSION = 1
+"""Part of an engine's key: counts up where this file writes another graph."""
+_LENGTHS_INPUT = 6
+"""`nonpad_kv_seqlen` of the standard Attention."""
+
+
+def engine_graph(source: Path, cache_rows: int) -> bytes:
+    """Return a serialized graph whose weights stay in the files beside its source.
+
+    Args:
+        source: A portable graph of a bundle.
+        cache_rows: S.
+
+    Raises:
+        BundleFormatError: Its attention is told of lengths in a way that TensorRT ignores.
+    """
+    model = open_graph(source)
+    _refuse_old_form(model.graph, source)
+    _fix_rows(model.graph, cache_rows)
+    _dequantize_tables(model.graph)
+    drop_unused(model)
+    serialized: bytes = ir.to_proto(model).SerializeToString()
+    return serialized
+
+
+def _refuse_old_form(graph: ir.Graph, source: Path) -> None:
+    for node in graph:
+        if node.domain or node.op_type != "Attention":
+            continue
+        is_causal = "is_causal" in node.attributes and bool(node.attributes["is_causal"].as_int())
+        if is_causal or (len(node.inputs) > _LENGTHS_INPUT and node.inputs[_LENGTHS_INPUT] is not None):
+            raise BundleFormatError(
+                f"{source}: {node.name} is told what a token sees by a length, which TensorRT ignores: an engine would "
+                "answer nonsense. The bundle is of an older version; export the checkpoint again with --dialect "
+                "portable"
+            )
+
+
+def _fix_rows(graph: ir.Graph, cache_rows: int) -> None:
+    for value in (*graph.inputs, *(value for node in graph for value in node.outputs)):
+        if value.shape is not None:
+            sizes = [cache_rows if str(size) == ROWS else size for size in value.shape]
+            value.shape = ir.Shape(sizes)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """One look-up of int8 rows, as `quant.weights.gather_blocks.GatherRows` writes it."""
+
+    codes: ir.Value
+    scales: ir.Value
+    ids: ir.Value
+    product: ir.Node
+
+
+def _dequantize_tables(graph: ir.Graph) -> None:
+    for node in list(graph):
+        if (found := _try_rows(node)) is not None:
+            name = str(node.outputs[0].name)
+            table = make_node(
+                "DequantizeLinear", [found.codes, _flat(graph, found.scales)], f"{name}.table", {"axis": 0}
+            )
+            rows = make_node("Gather", [table.outputs[0], found.ids], f"{name}.of_table", {"axis": 0})
+            replace_node(graph, found.product, [table, rows])
+
+
+def _try_rows(node: ir.Node) -> _Rows | None:
+    """Return the look-up that a product ends; None for any other node."""
+    if node.op_type != "Mul":
+        return None
+    numbers, steps = (value.producer() if value is not None else None for value in node.inputs)
+    if numbers is None or steps is None or (numbers.op_type, steps.op_type) != ("DequantizeLinear", "Gather"):
+        return None
+    codes = numbers.inputs[0].producer() if numbers.inputs[0] is not None else None
+    if codes is None or codes.op_type != "Gather":
+        return None
+    table, ids, scales = codes.inputs[0], codes.inputs[1], steps.inputs[0]
+    if table is None or ids is None or scales is None:
+        return None
+    return _Rows(table, scales, ids, node)
+
+
+def _flat(graph: ir.Graph, scales: ir.Value) -> ir.Value:
+    """Return scales [V, 1] as [V]."""
+    if scales.const_value is None:
+        raise BundleFormatError(f"{scales.name} holds no numbers; quantize the fp32 bundle again")
+    return add_initializer(graph, f"{scales.name}.flat", scales.const_value.numpy().reshape(-1))

@@ -1,0 +1,69 @@
+"""Reducers by name, and what each of them needs. To add one: a file here with a `reduce`, and an entry below."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from bundle.errors import ParameterError
+
+if TYPE_CHECKING:
+    from quant.visual_tokens.tile import Reducer
+
+FIELD = "vision.method"
+"""Of a request, for errors."""
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """What is known of a reducer before its module is imported.
+
+    Attributes:
+        target: "module:function".
+        told: What it does, in a line.
+        needs_tower: It reads the vision tower's attention, which a bundle's graph has to give.
+        needs_text: It reads the embeddings of the text that goes with an image.
+    """
+
+    target: str
+    told: str
+    needs_tower: bool = False
+    needs_text: bool = False
+
+
+METHODS: dict[str, MethodEntry] = {
+    "random": MethodEntry("quant.visual_tokens.random:reduce", "drawn by lot"),
+    "uniform": MethodEntry("quant.visual_tokens.uniform:reduce", "spread evenly over the grid"),
+    "pooling": MethodEntry("quant.visual_tokens.pooling:reduce", "means of neighbours"),
+    "dart": MethodEntry("quant.visual_tokens.dart:reduce", "pivots, and what is least like them", needs_text=True),
+    "clustering": MethodEntry("quant.visual_tokens.clustering:reduce", "means of k-means clusters"),
+    "merging": MethodEntry("quant.visual_tokens.merging:reduce", "likes merged, round after round (AIM)"),
+    "visionzip": MethodEntry(
+        "quant.visual_tokens.visionzip:reduce", "most attended, and some for the rest", needs_tower=True
+    ),
+    "fastervlm": MethodEntry("quant.visual_tokens.fastervlm:reduce", "most attended", needs_tower=True),
+    "textmonkey": MethodEntry("quant.visual_tokens.textmonkey:reduce", "like no other token"),
+}
+
+
+def entry_of(name: str) -> MethodEntry:
+    """Return what is known of a reducer.
+
+    Raises:
+        ParameterError: None has that name.
+    """
+    if name not in METHODS:
+        raise ParameterError(f"{FIELD} {name!r} is unknown; it must be one of {', '.join(METHODS)}", FIELD)
+    return METHODS[name]
+
+
+def load_reducer(name: str) -> Reducer:
+    """Return a reducer.
+
+    Raises:
+        ParameterError: None has that name.
+    """
+    module, attribute = entry_of(name).target.split(":")
+    found: Reducer = getattr(import_module(module), attribute)
+    return found

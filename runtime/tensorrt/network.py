@@ -1,0 +1,130 @@
+"""A graph as TensorRT's parser read it, and whether that is the graph that was meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bundle.errors import MachineError
+from bundle.manifest import Role
+from runtime.tensorrt.library import Library
+
+_MASKED: tuple[Role, ...] = ("decoder", "text_encoder")
+"""Whose tokens do not all see each other."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A graph, parsed.
+
+    Attributes:
+        library: Whose.
+        path: The bundle's graph, for messages.
+        builder: Owns the network.
+        definition: TensorRT's own.
+        log: Keeps errors.
+    """
+
+    library: Library
+    path: Path
+    builder: Any
+    definition: Any
+    log: Any
+
+    def layers(self) -> Iterator[Any]:
+        """Yield its layers, those of an attention with the attention's own attributes."""
+        attention = self.library.module.LayerType.ATTENTION_INPUT
+        for at in range(self.definition.num_layers):
+            layer = self.definition.get_layer(at)
+            if layer.type == attention:
+                layer.__class__ = self.library.module.IAttentionInputLayer  # get_layer gives the base class
+            yield layer
+
+    def attentions(self) -> Iterator[Any]:
+        """Yield its attentions."""
+        for layer in self.layers():
+            if layer.type == self.library.module.LayerType.ATTENTION_INPUT:
+                yield layer.attention
+
+
+def parse(library: Library, graph: bytes, path: Path) -> Network:
+    """Return a graph as the parser reads it, every tensor of the type that the graph says.
+
+    Args:
+        library: Whose parser.
+        graph: As `graphs.lowering.tensorrt` writes it.
+        path: Where it comes from; its weights lie beside.
+
+    Raises:
+        MachineError: No builder can be had here, or the parser refuses a node.
+    """
+    module, log = library.module, library.log()
+    try:
+        builder = module.Builder(log)
+        definition = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    except Exception as error:  # TensorRT's errors share no class; without a device its builder is null
+        raise MachineError(f"{library.name} {library.version} gives no builder here: {_told(log, error)}") from error
+    parser = module.OnnxParser(definition, log)
+    if not parser.parse(graph, str(path)):
+        raise MachineError(
+            f"{path}: the parser of {library.name} {library.version} refuses {_refused(parser)}. What its versions "
+            "take is told by: pocketvlm doctor --tensorrt VERSION BUNDLE"
+        )
+    return Network(library, path, builder, definition, log)
+
+
+def check_network(network: Network, role: Role) -> None:
+    """Check that the parser dropped nothing and masks attention as the graph does.
+
+    Raises:
+        MachineError: A tensor that nobody reads, or an attention with another mask than ours.
+    """
+    if dropped := unread(network):
+        raise MachineError(
+            f"{network.path}: the parser of {network.library.name} {network.library.version} dropped "
+            f"{', '.join(dropped[:3])}, so that an engine would compute something else. Export the checkpoint again "
+            "with --dialect portable"
+        )
+    none = network.library.module.CausalMaskKind.NONE
+    for attention in network.attentions():
+        if attention.causal_kind != none or (attention.mask is None and role in _MASKED):
+            raise MachineError(
+                f"{network.path}: attention {attention.name} was read with another mask than the graph's. Export the "
+                "checkpoint again with --dialect portable"
+            )
+
+
+def unread(network: Network) -> list[str]:
+    """Return the inputs, and the outputs of layers, that no layer reads and the network does not give.
+
+    Of a layer with several outputs (TopK) one is enough.
+    """
+    definition = network.definition
+    read = {definition.get_output(at).name for at in range(definition.num_outputs)}
+    for layer in network.layers():
+        inputs = (layer.get_input(at) for at in range(layer.num_inputs))
+        read |= {tensor.name for tensor in inputs if tensor is not None}
+    made = [[definition.get_input(at).name] for at in range(definition.num_inputs)]
+    made += [[layer.get_output(at).name for at in range(layer.num_outputs)] for layer in network.layers()]
+    return sorted(names[0] for names in made if names and read.isdisjoint(names))
+
+
+def decompose(network: Network) -> None:
+    """Let attention be built of simpler kernels where no fused one exists, as for float32."""
+    for attention in network.attentions():
+        attention.decomposable = True
+
+
+def _refused(parser: Any) -> str:
+    """Return which node, and why, in one line."""
+    if not parser.num_errors:
+        return "the graph, and does not say why"
+    error = parser.get_error(0)
+    name, operator, reason = error.node_name(), error.node_operator(), " ".join(str(error.desc()).split())
+    return f"{operator or 'a node'} {name}".strip() + f": {reason or 'it does not say why'}"
+
+
+def _told(log: Any, error: Exception) -> str:
+    return next(iter([*log.errors, *str(error).splitlines()]), type(error).__name__)

@@ -1,0 +1,102 @@
+"""The sizes that an engine is built for: least, usual and most of every free axis, read off the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from bundle.errors import SettingsError
+from bundle.manifest import Component, Manifest, TensorSpec
+from bundle.states import ROWS
+
+Sizes = tuple[int, ...]
+Profile = Mapping[str, tuple[Sizes, Sizes, Sizes]]
+"""By input: shapes of the least, the usual and the largest run."""
+_Range = tuple[int, int, int]
+_USUAL_TOKENS = 128
+_FEWEST_ROWS = 16
+"""Of a cache: fewer hold no prompt."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What engines of a bundle take at most.
+
+    Attributes:
+        cache_rows: S, of every sequence: an engine has one capacity.
+        max_batch: Sequences or texts in one run.
+        max_prompt_tokens: Of one run over a prompt.
+        max_images: Images or tiles in one run.
+    """
+
+    cache_rows: int
+    max_batch: int
+    max_prompt_tokens: int
+    max_images: int
+
+
+def check_limits(limits: Limits, manifest: Manifest) -> None:
+    """Check limits against a model.
+
+    Raises:
+        SettingsError: A cache that the model has no positions for, or prompts longer than the cache.
+    """
+    if manifest.decoder is None:
+        return
+    longest = manifest.decoder.max_positions
+    if not _FEWEST_ROWS <= limits.cache_rows <= longest:
+        raise SettingsError(
+            f"--cache-rows {limits.cache_rows}: {manifest.name} takes {_FEWEST_ROWS} to {longest}, its longest context"
+        )
+    if limits.max_prompt_tokens > limits.cache_rows:
+        raise SettingsError(
+            f"--max-prompt-tokens {limits.max_prompt_tokens} do not fit --cache-rows {limits.cache_rows}; lower the "
+            "first or raise the second"
+        )
+
+
+def profiles_of(manifest: Manifest, component: Component, limits: Limits) -> list[Profile]:
+    """Return the profiles of a graph's engine; a decoder has one for prompts and one for single tokens.
+
+    Raises:
+        SettingsError: The graph has a free axis that nothing here tells the sizes of.
+    """
+    ranges: dict[str, _Range] = {
+        "B": (1, 1, limits.max_batch),
+        "I": (1, 1, limits.max_images),
+        "N": (1, 1, 1),
+        ROWS: (limits.cache_rows, limits.cache_rows, limits.cache_rows),
+    }
+    inputs = list(component.inputs)
+    if component.role == "decoder":
+        inputs += [TensorSpec(name=each.input, dtype=each.dtype, shape=each.shape) for each in manifest.states]
+    return [_profile(component, inputs, {**ranges, "T": tokens}) for tokens in _tokens(manifest, component, limits)]
+
+
+def _tokens(manifest: Manifest, component: Component, limits: Limits) -> list[_Range]:
+    """Return the ranges of T, one a profile."""
+    if component.role == "text_encoder" and manifest.dual is not None:
+        longest = manifest.dual.max_text_tokens
+        return [(longest, longest, longest) if manifest.dual.pads_to_max else _up_to(longest)]
+    prompts, one = _up_to(limits.max_prompt_tokens), (1, 1, 1)
+    if component.role != "decoder":
+        return [prompts]
+    return [*([prompts] if component.runs("prompt") else []), *([one] if component.runs("step") else [])]
+
+
+def _up_to(longest: int) -> _Range:
+    return 1, min(_USUAL_TOKENS, longest), longest
+
+
+def _profile(component: Component, inputs: Sequence[TensorSpec], ranges: Mapping[str, _Range]) -> Profile:
+    unknown = {size for spec in inputs for size in spec.shape if isinstance(size, str) and size not in ranges}
+    if unknown:
+        raise SettingsError(
+            f"{component.file} has free sizes {', '.join(sorted(unknown))}, of which engines know nothing; they know "
+            f"{', '.join(sorted(ranges))}"
+        )
+
+    def sizes(spec: TensorSpec, at: int) -> Sizes:
+        return tuple(ranges[size][at] if isinstance(size, str) else size for size in spec.shape)
+
+    return {spec.name: (sizes(spec, 0), sizes(spec, 1), sizes(spec, 2)) for spec in inputs}
