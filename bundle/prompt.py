@@ -219,6 +219,20 @@ class PromptBuilder:
         spans = self._spans(token_ids, layouts)
         return Prompt(token_ids, spans, np.arange(len(ids), dtype=np.int64), len(ids), len(layouts))
 
+    def of_text(self, text: str, *, max_tokens: int, adds_special_tokens: bool = True) -> Prompt:
+        """Return a text as a prompt of its own, in which nothing is a control token.
+
+        Raises:
+            PromptError: It gives no token.
+            ContextLengthError: It is longer than `max_tokens` whatever it says; it was not tokenized.
+        """
+        self._tokenizer.check_characters(len(text), max_tokens)
+        ids = self._tokenizer.encode_plain(text)
+        ids = self._tokenizer.with_special_tokens(ids) if adds_special_tokens else ids
+        if not ids:
+            raise PromptError("prompt is empty; send a text to go on with", "prompt")
+        return Prompt(np.array(ids, np.int64), (), np.arange(len(ids), dtype=np.int64), len(ids), 0)
+
     def answer_ids(self, answer: str) -> list[int]:
         """Return the tokens of an answer as they follow a prompt: many templates put a blank before it.
 

@@ -31,6 +31,7 @@ from bundle.zero_shot import SLOT, label_text
 from serving.protocol import (
     ClassifyRequest,
     ClassifyResult,
+    DetokenizeRequest,
     EmbedRequest,
     EmbedResult,
     FinishedEvent,
@@ -39,12 +40,13 @@ from serving.protocol import (
     GenerateRequest,
     Health,
     ImagePart,
-    Message,
     ModelCard,
     Structure,
     TextPart,
     Timings,
     TokenEvent,
+    TokenizeRequest,
+    TokenizeResult,
     TokenLogprob,
     ToolCall,
     Usage,
@@ -181,6 +183,19 @@ class FakeClient:
         scores = (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
         return ClassifyResult(scores, sum(len(label.split()) for label in request.labels))
 
+    async def tokenize(self, request: TokenizeRequest) -> TokenizeResult:
+        """Return a token per word, numbered, and `TOKENS_PER_IMAGE` per image."""
+        if request.model not in self._cards:
+            self._card(request.model, "image-text-to-text")
+        await self._serve_once()
+        words = _words(request) if request.text is None else request.text.split()
+        return TokenizeResult(tuple(range(len(words))), tuple(words))
+
+    async def detokenize(self, request: DetokenizeRequest) -> str:
+        """Return a word per token."""
+        await self._serve_once()
+        return " ".join(f"w{token_id}" for token_id in request.token_ids)
+
     async def health(self) -> Health:
         """Return the health set in `behaviour`, with the gauges an engine has."""
         gauges = {
@@ -236,10 +251,11 @@ def _answer(request: GenerateRequest, card: ModelCard, text: str | None) -> tupl
     num_frames = sum(_num_frames(part) for part in parts if isinstance(part, VideoPart))
     num_image_tokens = TOKENS_PER_IMAGE * (len(images) + num_frames)
     prompt_tokens = num_image_tokens + sum(len(part.text.split()) for part in parts if isinstance(part, TextPart))
+    prompt_tokens += len((request.text or "").split())
     limit = card.context_tokens or 64
     if prompt_tokens >= limit:
         raise ContextLengthError(f"the prompt has {prompt_tokens} tokens; the model holds {limit}", "messages")
-    by_rule = " ".join(f"{len(images)} images. {_text_of(request.messages[-1])}".split())
+    by_rule = " ".join(f"{len(images)} images. {_asked(request)}".split())
     answer = _structured(request.sampling.structure) or (by_rule if text is None else text)
     for stop in request.sampling.stop:
         answer = answer.split(stop)[0] + (stop if request.sampling.includes_stop and stop in answer else "")
@@ -257,6 +273,12 @@ def _answer(request: GenerateRequest, card: ModelCard, text: str | None) -> tupl
         kept_image_tokens=num_image_tokens,
     )
     return shown, reason, usage
+
+
+def _words(request: TokenizeRequest) -> list[str]:
+    parts = [part for message in request.messages for part in message.parts]
+    words = [word for part in parts if isinstance(part, TextPart) for word in part.text.split()]
+    return words + ["image"] * (TOKENS_PER_IMAGE * sum(isinstance(part, ImagePart) for part in parts))
 
 
 def _structured(structure: Structure | None) -> str:
@@ -301,8 +323,10 @@ def _num_frames(video: VideoPart) -> int:
     return sum(1 for _ in clip.pictures(chosen))
 
 
-def _text_of(message: Message) -> str:
-    return " ".join(part.text for part in message.parts if isinstance(part, TextPart))
+def _asked(request: GenerateRequest) -> str:
+    if request.text is not None:
+        return request.text
+    return " ".join(part.text for part in request.messages[-1].parts if isinstance(part, TextPart))
 
 
 def _timings(started_s: float, first_token_s: float) -> Timings:

@@ -164,7 +164,7 @@ class VisionReduction:
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """One chat completion.
+    """One answer to a conversation, or one text to go on with.
 
     Attributes:
         vision: How images are reduced; None takes the server's default.
@@ -172,6 +172,7 @@ class GenerateRequest:
         priority: Lower begins earlier where requests wait.
         timeout_s: From now on; one that was not begun by then is not begun. None waits for any time.
         tools: Functions that the model is told of, and may call.
+        text: What the model goes on with, where there are no messages; no control tokens are read in it.
         kv: None takes the server's default.
     """
 
@@ -183,6 +184,7 @@ class GenerateRequest:
     priority: int = 0
     timeout_s: float | None = None
     tools: tuple[Tool, ...] = ()
+    text: str | None = None
     kv: KVCompression | None = None
     vision: VisionReduction | None = None
 
@@ -313,6 +315,42 @@ class ClassifyResult:
 
 
 @dataclass(frozen=True)
+class TokenizeRequest:
+    """What is to be counted: a conversation, as an answer to it would read it, or a text.
+
+    Attributes:
+        text: Where there are no messages.
+        adds_special_tokens: With what the tokenizer puts around every text; of a text alone.
+        opens_answer: With what opens the assistant's answer; of a conversation alone.
+    """
+
+    request_id: str
+    model: str
+    messages: tuple[Message, ...] = ()
+    tools: tuple[Tool, ...] = ()
+    text: str | None = None
+    adds_special_tokens: bool = True
+    opens_answer: bool = True
+
+
+@dataclass(frozen=True)
+class TokenizeResult:
+    """Ids of tokens, and how the vocabulary writes each."""
+
+    token_ids: tuple[int, ...]
+    pieces: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DetokenizeRequest:
+    """Ids of tokens whose text is wanted."""
+
+    request_id: str
+    model: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class ModelCard:
     """What `/v1/models` tells of one served model.
 
@@ -372,6 +410,14 @@ class EngineClient(Protocol):
 
     async def classify(self, request: ClassifyRequest) -> ClassifyResult:
         """Return every image's score for every label."""
+        ...
+
+    async def tokenize(self, request: TokenizeRequest) -> TokenizeResult:
+        """Return the tokens of a conversation or a text."""
+        ...
+
+    async def detokenize(self, request: DetokenizeRequest) -> str:
+        """Return the text of tokens, control tokens written out."""
         ...
 
     async def health(self) -> Health:

@@ -9,14 +9,14 @@ from collections.abc import AsyncIterator, Awaitable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from bundle.errors import PocketVLMError
 from serving.api.deadline import Deadline
 from serving.api.disconnect import close, contained, finish_within, until_disconnect
-from serving.api.record import RequestRecord
+from serving.api.record import RequestRecord, record_of
 from serving.api.service import Service
 from serving.api.tool_calls import CallBegun, CallReader, Said, SaidText
 from serving.protocol import FinishedEvent, GenerateEvent, GenerateRequest, TokenEvent, TokenLogprob
@@ -116,6 +116,7 @@ class Answering:
         service: Where it runs.
         request_id: As the engine knows it.
         model: Its name.
+        told_model: The name that the answer tells: the one that was asked for.
         events: Of the engine, counted and timed.
         deadline: When it is stopped.
         record: Gets the counts of tokens.
@@ -128,6 +129,7 @@ class Answering:
     service: Service
     request_id: str
     model: str
+    told_model: str
     events: AsyncIterator[GenerateEvent]
     deadline: Deadline
     record: RequestRecord
@@ -137,21 +139,26 @@ class Answering:
     is_counted: bool = False
 
     @classmethod
-    def begin(cls, service: Service, request: GenerateRequest, deadline: Deadline, record: RequestRecord) -> Answering:
-        """Hand a request to the engine; nothing here keeps its images."""
-        request = replace(request, timeout_s=deadline.deadline_s - time.monotonic())
-        events = service.metrics.observed(service.client.generate(request), request.model)
-        names = [tool.name for tool in request.tools]
+    async def begin(cls, service: Service, request: Request, asked: GenerateRequest, deadline: Deadline) -> Answering:
+        """Hand what is asked to the engine, once its model is known; nothing here keeps its images.
+
+        Args:
+            service: Where it runs.
+            request: That asks.
+            asked: Of the engine; its model may be an alias, or empty.
+            deadline: When it is stopped.
+
+        Raises:
+            RequestError: No served model does that under that name.
+        """
+        model, record = await service.choose(request, asked.model, "image-text-to-text"), record_of(request)
+        own = replace(asked, model=model, timeout_s=deadline.deadline_s - time.monotonic())
+        events = service.metrics.observed(service.client.generate(own), model)
+        names = [tool.name for tool in asked.tools]
+        readers = tuple(CallReader(names) for _ in range(asked.num_choices)) if names else ()
+        told = asked.model or model
         return cls(
-            service,
-            request.request_id,
-            request.model,
-            events,
-            deadline,
-            record,
-            int(time.time()),
-            request.num_choices,
-            tuple(CallReader(names) for _ in range(request.num_choices)) if names else (),
+            service, own.request_id, model, told, events, deadline, record, int(time.time()), own.num_choices, readers
         )
 
     async def next(self) -> GenerateEvent:

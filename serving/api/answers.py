@@ -181,6 +181,63 @@ class ChatCompletionChunk(_Answer):
     timings: ChatTimings | None = None
 
 
+class CompletionLogprobs(_Answer):
+    """One entry in each list for each token; `text_offset` counts characters of the choice's text."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class CompletionChoice(_Answer):
+    """One text that goes on, or the next piece of it."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Literal["stop", "length"] | None
+
+
+class Completion(_Answer):
+    """Texts that go on."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: ChatUsage
+    timings: ChatTimings
+
+
+class CompletionChunk(_Answer):
+    """One event of a stream; the last event is the word `[DONE]`."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice] = Field(max_length=1)
+    usage: ChatUsage | None = None
+    timings: ChatTimings | None = None
+
+
+class Tokens(_Answer):
+    """Tokens, and what a context holds of them; `token_strs` are as the vocabulary writes them, where asked for."""
+
+    count: int
+    max_model_len: int | None
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class Detokenized(_Answer):
+    """The text of tokens."""
+
+    prompt: str
+
+
 class TextUsage(_Answer):
     """Counts of the tokens that texts took."""
 
@@ -229,18 +286,57 @@ class ClassificationList(_Answer):
     usage: TextUsage
 
 
+class Capabilities(_Answer):
+    """What a model can be asked for."""
+
+    chat: bool
+    completions: bool
+    tools: bool
+    structured_output: bool
+    video: bool
+    images: bool
+    embeddings: bool
+    classify: bool
+
+
+class RequestLimits(_Answer):
+    """What one request may hold on this server."""
+
+    max_images: int
+    max_image_bytes: int
+    max_videos: int
+    max_frames: int
+    max_choices: int
+    max_inputs: int
+    max_labels: int
+
+
+class Version(_Answer):
+    """The server's version."""
+
+    version: str
+
+
 class ModelDescription(_Answer):
-    """A served model: weight schemes by component, bytes, and how it passed its quality gates."""
+    """A served model: what it can, weight schemes by component, bytes, and how it passed its quality gates.
+
+    `root` is its own name where `id` is an alias; `max_model_len` is vLLM's name of `context_tokens`.
+    """
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: Literal["pocketvlm"]
+    root: str
+    parent: None
+    max_model_len: int | None
     task: Literal["image-text-to-text", "dual-encoder"]
     model_type: str
     schemes: dict[str, str]
     weight_bytes: int
     context_tokens: int | None
+    capabilities: Capabilities
+    limits: RequestLimits
     gated: bool | None
     gates: list[dict[str, Any]]
     unmeasured: list[dict[str, Any]]

@@ -89,6 +89,9 @@ class ToolMessage(_Message):
 ChatMessage = Annotated[SystemMessage | AssistantMessage | UserMessage | ToolMessage, Field(discriminator="role")]
 
 
+Messages = Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True), _at_most("max_messages", "messages")]
+
+
 class StreamOptions(_Strict):
     """What a stream carries besides the answer."""
 
@@ -114,11 +117,12 @@ class ChatRequest(SamplingFields):
     """The body of `POST /v1/chat/completions`.
 
     What it leaves open is the model's own default (`generation.json`); a model without any takes the likeliest token.
-    `user`, `safety_identifier`, `metadata` and `prompt_cache_key` tell of the caller, and change no answer.
+    `model` may be left out where only one model chats. `user`, `safety_identifier`, `metadata` and `prompt_cache_key`
+    tell of the caller, and change no answer.
     """
 
-    model: Name
-    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True), _at_most("max_messages", "messages")]
+    model: Name | None = None
+    messages: Messages
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_completion_tokens: int | None = Field(default=None, ge=1)
@@ -220,7 +224,7 @@ class EmbeddingRequest(_Strict):
     `dimensions` may be the model's own size; `user` tells of the caller, and changes no answer.
     """
 
-    model: Name
+    model: Name | None = None
     input: NonEmptyText | Annotated[list[EmbeddingInput], Field(min_length=1, fail_fast=True), _AtMostInputs] | None = (
         None
     )
@@ -246,7 +250,7 @@ class EmbeddingRequest(_Strict):
 class ClassifyBody(_Strict):
     """The body of `POST /v1/classify`. In `prompt_template`, "{}" stands for a label."""
 
-    model: Name
+    model: Name | None = None
     images: Annotated[list[ImageContent], Field(min_length=1, fail_fast=True), _at_most("max_images", "images")]
     labels: Annotated[list[NonEmptyText], Field(min_length=1, fail_fast=True), _at_most("max_labels", "labels")]
     prompt_template: Text | None = None

@@ -7,12 +7,14 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, ContextLengthError, ImageError, ParameterError
 from bundle.generation import GENERATION, SamplingDefaults
 from bundle.prompt import Prompt, PromptBuilder
+from bundle.text import Tokenizer
 from bundle.token_bytes import TokenBytes
 from runtime.cache_shape import context_of
 from runtime.canary import check_canary
@@ -36,6 +38,7 @@ from serving.models.sampling_limits import check_sampling
 from serving.models.served_cache import served_cache
 from serving.models.structures import CompiledStructure, compiled_structure
 from serving.models.together import together
+from serving.models.tokens import told_tokens
 from serving.models.vision import EncodedImage, VisionStage
 from serving.models.visual import Visual, all_filled, turns_of
 from serving.protocol import (
@@ -47,6 +50,8 @@ from serving.protocol import (
     SamplingParams,
     TextPart,
     Timings,
+    TokenizeRequest,
+    TokenizeResult,
     Usage,
     VideoPart,
     VisionReduction,
@@ -110,9 +115,8 @@ class GenerativeModel(Model):
         shape = served_cache(manifest, settings)
         if shape is None:
             raise BundleFormatError(f"{bundle.directory} has no decoder; it cannot answer questions")
-        super().__init__(manifest, settings)
+        super().__init__(manifest, settings, pool)
         check_room(manifest, shape, settings.provider)
-        self._pool = pool
         self._shape = shape
         self._defaults = SamplingDefaults.read(bundle.path(GENERATION))
         self._prompts = PromptBuilder.from_bundle(bundle)
@@ -181,35 +185,60 @@ class GenerativeModel(Model):
             for _ in range(num_choices):
                 places.enter_context(self._admission.admit())
             prepared = await self._prepare(request)
-            request = replace(request, messages=())  # not to hold the encoded images for an answer's whole length
+            request = replace(
+                request, messages=(), text=None
+            )  # not to hold the encoded images for an answer's whole length
             with self._choices(request, prepared, sampling, arrived_s) as choices:
                 async with aclosing(self._events(choices, prepared, arrived_s)) as events:
                     async for event in events:
                         yield event
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The decoder's tokenizer."""
+        return self._prompts.tokenizer
+
+    async def tokenize(self, request: TokenizeRequest) -> TokenizeResult:
+        """Return the tokens of a conversation, or of a text, as an answer would read them.
+
+        Raises:
+            RequestError: It would be refused.
+        """
+        with self._admission.admit():
+            prompt, _ = await self._prompted(request)
+        return told_tokens(self.tokenizer, prompt.token_ids.tolist())
+
     async def _prepare(self, request: GenerateRequest) -> _Prepared:
         """Return prompt and features; structure and prompt are judged before any image is encoded."""
         started_s = time.monotonic()
-        owner, messages = request.request_id, request.messages
+        owner = request.request_id
         structure = await compiled_structure(
             self._pool.grammars, owner, self._grammars, request.sampling.structure, request.num_choices
         )
-        num_characters = sum(len(p.text) for message in messages for p in message.parts if isinstance(p, TextPart))
-        self._prompts.tokenizer.check_characters(num_characters, self._shape.capacity_tokens)
-        parts = [part for message in messages for part in message.parts if not isinstance(part, TextPart)]
-        visuals = await together(self._visual(owner, part, at, len(parts)) for at, part in enumerate(parts, 1))
-        layouts = [layout for visual in visuals for layout in visual.layouts]
-        most = self._shape.capacity_tokens
-        turns = turns_of(messages, visuals)
-        tools = request.tools
-        prompt = await self._pool.text.run(owner, self._prompts.build, turns, layouts, tools=tools, max_tokens=most)
-        self._check_length(prompt)
+        prompt, visuals = await self._prompted(request)
+        self._check_length(prompt, "messages" if request.text is None else "prompt")
         prompted_s = time.monotonic()
         encoded = await together(self._vision.encode(owner, each) for visual in visuals for each in visual.pictures)
         images = await self._filled(owner, visuals, encoded)
         resize_s = max((image.preprocess_s for image in images), default=0.0)
         vision_s = max(time.monotonic() - prompted_s - resize_s, 0.0)
         return _Prepared(prompt, images, structure, prompted_s - started_s + resize_s, vision_s)
+
+    async def _prompted(self, request: GenerateRequest | TokenizeRequest) -> tuple[Prompt, Sequence[Visual]]:
+        """Return the prompt of a request, and its images and videos, decoded."""
+        owner, messages, most = request.request_id, request.messages, self._shape.capacity_tokens
+        if request.text is not None:
+            affixed = not isinstance(request, TokenizeRequest) or request.adds_special_tokens
+            of_text = partial(self._prompts.of_text, max_tokens=most, adds_special_tokens=affixed)
+            return await self._pool.text.run(owner, of_text, request.text), ()
+        num_characters = sum(len(p.text) for message in messages for p in message.parts if isinstance(p, TextPart))
+        self._prompts.tokenizer.check_characters(num_characters, most)
+        parts = [part for message in messages for part in message.parts if not isinstance(part, TextPart)]
+        visuals = await together(self._visual(owner, part, at, len(parts)) for at, part in enumerate(parts, 1))
+        layouts = [layout for visual in visuals for layout in visual.layouts]
+        opens_answer = not isinstance(request, TokenizeRequest) or request.opens_answer
+        build = partial(self._prompts.build, tools=request.tools, max_tokens=most, add_generation_prompt=opens_answer)
+        return await self._pool.text.run(owner, build, turns_of(messages, visuals), layouts), visuals
 
     async def _filled(
         self, owner: str, visuals: Sequence[Visual], encoded: Sequence[EncodedImage]
@@ -234,14 +263,14 @@ class GenerativeModel(Model):
         room = FrameRoom(self._prompts.image_prompt.tokens_per_tile, self._shape.capacity_tokens)
         return Visual.of_video(await self._vision.decode_frames(owner, part, room), self._prompts.image_prompt)
 
-    def _check_length(self, prompt: Prompt) -> None:
+    def _check_length(self, prompt: Prompt, param: str) -> None:
         num_tokens, limit = prompt.num_tokens, self._shape.capacity_tokens
         if num_tokens + 1 > limit:
             raise ContextLengthError(
                 f"the prompt takes {num_tokens} tokens ({prompt.num_image_tokens} of them for {prompt.num_images} "
                 f"images); the context holds {limit}{self._limited_by}, one of them for the answer. Send less text or "
                 "fewer images.",
-                "messages",
+                param,
             )
 
     @property

@@ -103,7 +103,7 @@ CALLING = {"role": "assistant", "content": None, "tool_calls": [calling("{}")]}
 RESULT = {"role": "tool", "tool_call_id": "c", "content": "a"}
 BAD_CHATS: dict[str, tuple[dict[str, Any], int, str | None]] = {
     "unknown model": ({"model": "nobody"}, 404, "model"),
-    "no model": ({"model": None}, 400, "model"),
+    "a model that is no text": ({"model": 1}, 400, "model"),
     "another task's model": ({"model": "fake-clip"}, 400, "model"),
     "unknown field": ({"colour": 1}, 400, "colour"),
     "unsupported field": ({"functions": [{"name": "a"}]}, 400, "functions"),
