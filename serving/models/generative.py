@@ -14,13 +14,13 @@ from bundle.errors import BundleFormatError, ContextLengthError, ImageError, Par
 from bundle.generation import GENERATION, SamplingDefaults
 from bundle.prompt import Prompt, PromptBuilder
 from bundle.token_bytes import TokenBytes
+from quant.kv.compressing import Compression
 from runtime.cache_shape import context_of
 from runtime.canary import check_canary
 from runtime.decoder import Decoder, TokenGraphs
 from runtime.filled_prompt import FilledPrompt
 from runtime.room import check_room
 from runtime.segments import SegmentChain
-from serving.engine.compression import Compression
 from serving.engine.engine import Engine
 from serving.engine.pace import Pace
 from serving.engine.runner import Runner
