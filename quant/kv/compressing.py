@@ -20,8 +20,8 @@ from quant.kv.table import entry_of, load_policy
 class Cache(Protocol):
     """Rows of every slot and state, where policies choose among them."""
 
-    def read_rows(self, state: State, slot: int, num_rows: int) -> Float32:
-        """Return the first rows of a layer's keys or values, [K, num_rows, C]."""
+    def rows_as_float(self, state: State, slot: int, num_rows: int) -> Float32:
+        """Return the first rows of a layer's keys or values as numbers, [K, num_rows, C]; a new array."""
         ...
 
     def write_rows(self, state: State, slot: int, rows: Float32) -> None:
@@ -145,7 +145,7 @@ class Compressing:
     def _read(self, index: int) -> LayerRows:
         prompt, layer = self._prompt, self._layers[index]
         keys, values = (
-            self._cache.read_rows(state, prompt.slot, prompt.num_rows) for state in (layer.key, layer.value)
+            self._cache.rows_as_float(state, prompt.slot, prompt.num_rows) for state in (layer.key, layer.value)
         )
         queries = prompt.queries.of(index, keys.shape[-1])
         return LayerRows(index, keys, values, queries, prompt.is_image, prompt.seed)

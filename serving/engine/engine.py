@@ -187,7 +187,8 @@ class Engine(Worker[_Message]):
         sampled_s = time.monotonic()
         streams = [self._streams[sequence] for sequence in sequences]
         try:
-            for stream, choice in zip(streams, chosen, strict=True):
+            # The last seat first: who ends there leaves no hole that another one's rows would be copied into.
+            for stream, choice in reversed([*zip(streams, chosen, strict=True)]):
                 if isinstance(choice, Choice):
                     self._append(stream, Sampled(choice, sampled_s))
                 else:

@@ -125,6 +125,12 @@ class Sequence:
         return self.reading.num_left_tokens + self.num_output_tokens
 
     @property
+    def num_kept_image_tokens(self) -> int:
+        """Image tokens of the prompt that the last layers read."""
+        num_image_tokens = self.prompt.prompt.num_image_tokens
+        return num_image_tokens if self.segmented is None else self.segmented.num_kept_image_tokens
+
+    @property
     def is_decoding(self) -> bool:
         """True when nothing is left to be done but to read the token sampled last."""
         is_read = self.num_output_tokens > 0 and self.num_run == len(self.ids) - 1

@@ -103,7 +103,7 @@ class Drive:
         """Return a copy of all rows that a sequence's slot holds, of every state."""
         states = self.runner._decoder.states
         held = sequence.rows
-        return [states.read_rows(state, sequence.slot, held[state.group]).copy() for state in states.states]
+        return [states.rows_as_float(state, sequence.slot, held[state.group]).copy() for state in states.states]
 
     def settle(self, sequence: Sequence) -> Sequence:
         """Run until a sequence's rows are chosen and before its next step."""
@@ -124,7 +124,7 @@ def chosen_rows(model: Any, settings: Any, policy: str, num_kept: int) -> list[n
     layers = []
     for at, name in enumerate(names):
         keys, values = (
-            runner._decoder.states.read_rows(states[f"past_key_values.{at}.{part}"], 0, NUM_PROMPT)
+            runner._decoder.states.rows_as_float(states[f"past_key_values.{at}.{part}"], 0, NUM_PROMPT)
             for part in ("key", "value")
         )
         queries = found[name][0].reshape(-1, 6, 8).transpose(1, 0, 2)
