@@ -10,12 +10,13 @@ from typing import Any, get_args
 import numpy as np
 
 from bundle import tensors
+from bundle.cache_scales import CACHE_SCALES, load_cache_scales
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, SignatureError
 from bundle.manifest import Component, ComponentName, DecoderDims, RunPhase
 from bundle.states import State
 from runtime.cache_shape import CacheShape
-from runtime.device.steps import DeviceSteps, has_greedy_ids, runs_on_device
+from runtime.device.steps import PROMPT_TOKENS, DeviceSteps, captured_tokens, has_greedy_ids, runs_on_device
 from runtime.feeds import Embeds, Int64, Step, TokenBatch, TokenRun, check_inputs, feeds_of, place_features
 from runtime.fixed_run import FixedRun
 from runtime.graph import Array
@@ -42,6 +43,7 @@ class TokenGraphs:
 
     Attributes:
         sessions: By the graph's name in the manifest.
+        cache_scales: Of states of codes, by the name of their input.
         segments: The decoder's graph for prompts cut between layers; none where the bundle has no segments, or on a
             device.
 
@@ -55,6 +57,8 @@ class TokenGraphs:
         if manifest.decoder is None or not manifest.states:
             raise BundleFormatError(f"{bundle.directory} has no decoder; it cannot answer questions")
         self.states = manifest.states
+        is_coded = manifest.cache_scheme != "float"
+        self.cache_scales = load_cache_scales(bundle.path(CACHE_SCALES), self.states) if is_coded else {}
         self._dims = manifest.decoder
         self._num_groups = manifest.num_length_groups
         names = {phase: manifest.graph("decoder", phase) for phase in get_args(RunPhase)}
@@ -142,7 +146,7 @@ class Decoder:
         self.graphs = graphs
         self.shape = shape
         step = graphs.of_phase("step")
-        self.states = StateBuffers(graphs.states, shape, step.graph.device)
+        self.states = StateBuffers(graphs.states, shape, step.graph.device, graphs.cache_scales)
         self._on_device = DeviceSteps(self._bind_states, graphs.vocab_size) if runs_on_device(step) else None
         self._logits = np.empty((shape.num_slots, 1, graphs.vocab_size), np.float32)
         self._inputs = InputBuffers(step.graph.device)
@@ -178,11 +182,22 @@ class Decoder:
         return StepLogits(lambda: done.output(tensors.LOGITS)[:, 0], greedy_ids)
 
     def _run_on_device(self, steps: DeviceSteps, phase: RunPhase, first_slot: int, batch: TokenBatch) -> FixedRun:
-        bound_rows = self.shape.capacity_tokens if batch.num_tokens == 1 else None
-        feeds = self.graphs.feeds(phase, self.graphs.step(batch, bound_rows))
-        done = steps.run(self.graphs.of_phase(phase), first_slot, feeds)
+        padded, is_step = self._padded(batch), batch.num_tokens == 1
+        is_prompt = padded is not batch
+        bound_rows = self.shape.capacity_tokens if is_step or is_prompt else None
+        feeds = self.graphs.feeds(phase, self.graphs.step(padded, bound_rows))
+        is_captured = is_prompt or (is_step and first_slot == 0)
+        done = steps.run(self.graphs.of_phase(phase), first_slot, feeds, is_captured=is_captured)
         self.states.take_over(first_slot, batch.size)
         return done
+
+    def _padded(self, batch: TokenBatch) -> TokenBatch:
+        """Return tokens of a prompt with as many behind them as make its run one that is captured."""
+        if batch.num_tokens == 1 or batch.wanted.shape != (1, 1) or self.states.has_fixed:
+            return batch
+        room_rows = self.shape.capacity_tokens - int(batch.lengths.max())
+        num_tokens = captured_tokens(batch.num_tokens, room_rows)
+        return batch if num_tokens is None else batch.padded(num_tokens)
 
     def run_with(
         self, optional: tuple[str, ...], phase: RunPhase, first_slot: int, runs: Sequence[TokenRun]
@@ -248,11 +263,14 @@ class Decoder:
     def warm_up(self, num_tokens: int) -> None:
         """Run a prompt and batches of steps, so that no request pays for the first run.
 
-        Where steps are captured, those of every size are, on the thread that calls. What they write, tokens of
-        sequences overwrite.
+        Where runs are captured, steps of every size are and prompts of every length in every slot, on the thread that
+        calls. What they write, tokens of sequences overwrite.
         """
-        self.run("prompt", 0, [self._blank(num_tokens)])
         is_captured = self._on_device is not None and self.graphs.of_phase("step").graph.can_capture
+        lengths = [each for each in PROMPT_TOKENS[::-1] if each <= self.shape.capacity_tokens]
+        for slot in range(self.shape.num_slots if is_captured else 1):
+            for length in lengths if is_captured else [num_tokens]:
+                self.run("prompt", slot, [self._blank(length)])
         for number, _ in enumerate(self.graphs.segments):
             blank = self._blank(num_tokens)
             self.run_segment(number, 0, replace(blank, embeds=self.graphs.embed(blank.ids[None])[0]))

@@ -101,6 +101,16 @@ class TokenBatch:
         places[..., 0] = positions
         return cls(column, places, _by_group(lengths), np.zeros_like(column))
 
+    def padded(self, num_tokens: int) -> TokenBatch:
+        """Return the batch with tokens behind those of each run, `num_tokens` in all, whose logits nobody wants.
+
+        They stand where the last one does, since positions may have a limit, and write rows behind those of the run.
+        """
+        more = num_tokens - self.num_tokens
+        places = [(0, 0)] * (self.positions.ndim - 1) + [(0, more)]
+        ids, positions = np.pad(self.ids, ((0, 0), (0, more))), np.pad(self.positions, places, mode="edge")
+        return TokenBatch(ids, positions, self.lengths, self.wanted, self.features)
+
     @property
     def size(self) -> int:
         """B."""

@@ -14,6 +14,7 @@ from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, ContextLengthError, ImageError
 from bundle.generation import GENERATION, SamplingDefaults
 from bundle.prompt import Prompt, PromptBuilder
+from bundle.text import Tokenizer
 from bundle.token_bytes import TokenBytes
 from quant.visual_tokens.reduction import Reduction
 from runtime.cache_shape import context_of
@@ -23,6 +24,7 @@ from runtime.filled_prompt import FilledPrompt
 from runtime.room import check_room
 from runtime.segmented_prompt import Choose
 from runtime.segments import SegmentChain
+from serving.engine.compression import Compression
 from serving.engine.engine import Engine
 from serving.engine.pace import Pace
 from serving.engine.runner import Runner
@@ -33,7 +35,7 @@ from serving.engine.worker import Worker
 from serving.models.choices import ChoiceAnswer, Vocabulary, merged, sampling_of
 from serving.models.cut_frames import FrameRoom
 from serving.models.inside import Inside, before_decoder, check_alone
-from serving.models.kv import check_compression, compression_of
+from serving.models.kv import KVPolicies, compression_of
 from serving.models.model import Model
 from serving.models.pool import PreprocessPool
 from serving.models.reducing import Reducing, Shown
@@ -41,6 +43,7 @@ from serving.models.sampling_limits import check_sampling
 from serving.models.served_cache import served_cache
 from serving.models.structures import CompiledStructure, compiled_structure
 from serving.models.together import together
+from serving.models.tokens import told_tokens
 from serving.models.vision import EncodedImage, VisionStage
 from serving.models.visual import Visual, all_filled, turns_of
 from serving.protocol import (
@@ -49,9 +52,12 @@ from serving.protocol import (
     GenerateEvent,
     GenerateRequest,
     ImagePart,
+    KVCompression,
     SamplingParams,
     TextPart,
     Timings,
+    TokenizeRequest,
+    TokenizeResult,
     Usage,
     VideoPart,
 )
@@ -68,6 +74,7 @@ class _Prepared:
         prompt: Filled from messages and image sizes, with what is read of the images.
         images: Encoded, in prompt order; what is read of them.
         structure: That every choice is held to.
+        compression: What becomes of the prompt's rows once it was read.
         num_image_tokens: Of the images, read or not.
         num_cached_image_tokens: Those whose features were not encoded for this request.
         preprocess_s: Decoding, templating, tokenizing, resizing.
@@ -77,6 +84,7 @@ class _Prepared:
     prompt: Prompt
     images: Sequence[EncodedImage]
     structure: CompiledStructure | None
+    compression: Compression | None
     num_image_tokens: int
     num_cached_image_tokens: int
     preprocess_s: float
@@ -103,9 +111,9 @@ class GenerativeModel(Model):
         shape = served_cache(manifest, settings)
         if shape is None:
             raise BundleFormatError(f"{bundle.directory} has no decoder; it cannot answer questions")
-        super().__init__(manifest, settings)
+        super().__init__(manifest, settings, pool)
         check_room(manifest, shape, settings.provider)
-        self._pool = pool
+        self._policies = KVPolicies(manifest, settings)
         self._shape = shape
         self._defaults = SamplingDefaults.read(bundle.path(GENERATION))
         self._prompts = PromptBuilder.from_bundle(bundle)
@@ -175,8 +183,7 @@ class GenerativeModel(Model):
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
         """Yield the answer's pieces, then exactly one FinishedEvent, or raise; closing the iterator frees the slot."""
         check_sampling(request, self._vocab_size, self._shape.most_rows)
-        compression, vision = compression_of(request, self._settings), request.vision or self._settings.vision
-        check_compression(compression)
+        compression, vision = self._policies.wanted(request.kv), request.vision or self._settings.vision
         choose = self._inside.choice(vision)
         check_alone(vision, choose, compression)
         reduction = self._reducing.of(before_decoder(vision))
@@ -185,44 +192,77 @@ class GenerativeModel(Model):
         with ExitStack() as places:
             for _ in range(num_choices):
                 places.enter_context(self._admission.admit())
-            prepared = await self._prepare(request, reduction)
-            request = replace(request, messages=())  # not to hold the encoded images for an answer's whole length
+            prepared = await self._prepare(request, reduction, compression)
+            request = replace(request, messages=(), text=None)  # encoded images are not held as long as an answer
             with self._choices(request, prepared, sampling, arrived_s, choose) as choices:
                 async with aclosing(self._events(choices, prepared, arrived_s)) as events:
                     async for event in events:
                         yield event
 
-    async def _prepare(self, request: GenerateRequest, reduction: Reduction | None) -> _Prepared:
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The decoder's tokenizer."""
+        return self._prompts.tokenizer
+
+    async def tokenize(self, request: TokenizeRequest) -> TokenizeResult:
+        """Return the tokens of a conversation, or of a text, as an answer would read them.
+
+        Raises:
+            RequestError: It would be refused.
+        """
+        with self._admission.admit():
+            prompt, _, _ = await self._prompted(request, None)
+        return told_tokens(self.tokenizer, prompt.token_ids.tolist())
+
+    async def _prepare(
+        self, request: GenerateRequest, reduction: Reduction | None, kv: KVCompression | None
+    ) -> _Prepared:
         """Return prompt and features; structure and prompt are judged before any image is encoded."""
         started_s = time.monotonic()
-        owner, messages = request.request_id, request.messages
+        owner = request.request_id
         structure = await compiled_structure(
             self._pool.grammars, owner, self._grammars, request.sampling.structure, request.num_choices
         )
-        num_characters = sum(len(p.text) for message in messages for p in message.parts if isinstance(p, TextPart))
-        self._prompts.tokenizer.check_characters(num_characters, self._shape.capacity_tokens)
-        parts = [part for message in messages for part in message.parts if not isinstance(part, TextPart)]
-        visuals = await together(
-            self._visual(owner, part, reduction, at, len(parts)) for at, part in enumerate(parts, 1)
-        )
-        layouts = [layout for visual in visuals for layout in visual.layouts]
-        most = self._shape.capacity_tokens
-        turns = turns_of(messages, visuals)
-        num_dropped = self._reducing.num_dropped(reduction, layouts)
-        build = partial(self._prompts.build, turns, layouts, max_tokens=most, num_dropped=num_dropped)
-        prompt = await self._pool.text.run(owner, build)
-        self._check_length(prompt, num_dropped)
+        prompt, visuals, num_dropped = await self._prompted(request, reduction)
+        self._check_length(prompt, num_dropped, "messages" if request.text is None else "prompt")
+        compression = compression_of(kv, prompt.num_tokens - num_dropped)
         prompted_s = time.monotonic()
         encoded = await together(self._vision.encode(owner, each) for visual in visuals for each in visual.pictures)
         images = await self._filled(owner, visuals, encoded)
         num_tokens, num_cached = prompt.num_image_tokens, sum(image.num_rows for image in images if image.is_kept)
         if reduction is not None and images:
-            shown = Shown(prompt, messages, visuals, images)
+            shown = Shown(prompt, request.messages, visuals, images)
             prompt, images = await self._pool.images.run(owner, self._reducing.apply, reduction, shown)
         resize_s = max((image.preprocess_s for image in images), default=0.0)
         vision_s = max(time.monotonic() - prompted_s - resize_s, 0.0)
         preprocess_s = prompted_s - started_s + resize_s
-        return _Prepared(prompt, images, structure, num_tokens, num_cached, preprocess_s, vision_s)
+        return _Prepared(prompt, images, structure, compression, num_tokens, num_cached, preprocess_s, vision_s)
+
+    async def _prompted(
+        self, request: GenerateRequest | TokenizeRequest, reduction: Reduction | None
+    ) -> tuple[Prompt, Sequence[Visual], int]:
+        """Return the prompt of a request, its images and videos, decoded, and how many image tokens will be dropped."""
+        owner, messages, most = request.request_id, request.messages, self._shape.capacity_tokens
+        if request.text is not None:
+            affixed = not isinstance(request, TokenizeRequest) or request.adds_special_tokens
+            of_text = partial(self._prompts.of_text, max_tokens=most, adds_special_tokens=affixed)
+            return await self._pool.text.run(owner, of_text, request.text), (), 0
+        num_characters = sum(len(p.text) for message in messages for p in message.parts if isinstance(p, TextPart))
+        self._prompts.tokenizer.check_characters(num_characters, most)
+        parts = [part for message in messages for part in message.parts if not isinstance(part, TextPart)]
+        visuals = await together(
+            self._visual(owner, part, reduction, at, len(parts)) for at, part in enumerate(parts, 1)
+        )
+        layouts = [layout for visual in visuals for layout in visual.layouts]
+        num_dropped = self._reducing.num_dropped(reduction, layouts)
+        build = partial(
+            self._prompts.build,
+            tools=request.tools,
+            max_tokens=most,
+            num_dropped=num_dropped,
+            add_generation_prompt=not isinstance(request, TokenizeRequest) or request.opens_answer,
+        )
+        return await self._pool.text.run(owner, build, turns_of(messages, visuals), layouts), visuals, num_dropped
 
     async def _filled(
         self, owner: str, visuals: Sequence[Visual], encoded: Sequence[EncodedImage]
@@ -256,20 +296,20 @@ class GenerativeModel(Model):
         """Return how many tokens of frames leave no more than a context after a reduction, or have no position."""
         return min(int(self._shape.capacity_tokens / reduction.keep), self._max_positions)
 
-    def _check_length(self, prompt: Prompt, num_dropped: int) -> None:
+    def _check_length(self, prompt: Prompt, num_dropped: int, param: str) -> None:
         num_tokens, limit = prompt.num_tokens - num_dropped, self._shape.capacity_tokens
         if num_tokens + 1 > limit:
             raise ContextLengthError(
                 f"the prompt takes {num_tokens} tokens ({prompt.num_image_tokens - num_dropped} of them for "
                 f"{prompt.num_images} images); the context holds {limit}{self._limited_by}, one of them for the "
                 "answer. Send less text or fewer images.",
-                "messages",
+                param,
             )
         if prompt.next_position + 1 > self._max_positions:
             raise ContextLengthError(
                 f"the prompt takes {prompt.next_position} positions, for image tokens that are left out keep their "
                 f"places; the model was made for {self._max_positions}. Send less text or fewer images.",
-                "messages",
+                param,
             )
 
     @property
@@ -308,10 +348,14 @@ class GenerativeModel(Model):
                     priority=request.priority,
                     deadline_s=deadline_s,
                     segmented=self._inside.segmented(prompt, choose),
+                    compression=prepared.compression,
                 )
                 stream = self._engine.submit(sequence)
                 submitted.callback(self._engine.cancel, stream)
-                choices.append(ChoiceAnswer(index, self._engine, stream, own, self._vocabulary, lead))
+                may_call = bool(request.tools)
+                choices.append(
+                    ChoiceAnswer(index, self._engine, stream, own, self._vocabulary, lead, may_call=may_call)
+                )
             yield choices
 
     def _within_positions(self, sampling: SamplingParams, prompt: Prompt) -> SamplingParams:
@@ -343,7 +387,7 @@ class GenerativeModel(Model):
             prepared.num_cached_image_tokens,
             cached_tokens,
             cache_rows_before=prompt.num_tokens,
-            cache_rows_after=prompt.num_tokens,
+            cache_rows_after=sequences[0].num_kept_rows or prompt.num_tokens,
             kept_image_tokens=sequences[0].num_kept_image_tokens,
         )
         queue_s = min(sequence.started_s for sequence in sequences) - sequences[0].submitted_s

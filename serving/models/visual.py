@@ -74,7 +74,7 @@ def _flat(rows: Features) -> Features:
 def turns_of(messages: Sequence[Message], visuals: Sequence[Visual]) -> list[Turn]:
     """Return a conversation as a prompt is built of it, each image and video by what stands for it."""
     left = iter(visuals)
-    return [Turn(message.role, tuple(_parts(message, left))) for message in messages]
+    return [Turn(message.role, tuple(_parts(message, left)), message.calls) for message in messages]
 
 
 def _parts(message: Message, visuals: Iterator[Visual]) -> Iterator[str | Placeholder]:

@@ -62,7 +62,7 @@ class Decoder:
         batch, new = embeds.shape[:2]
         real = np.full(batch, new) if lengths is None else lengths
         places = np.broadcast_to(np.arange(new), (batch, new))
-        logits, *presents = self.bundle.run(
+        logits, *others = self.bundle.run(
             "decoder",
             inputs_embeds=embeds,
             position_ids=self.lengths[:, None] + places if positions is None else positions,
@@ -70,7 +70,7 @@ class Decoder:
             logits_indices=np.ascontiguousarray(places),
             **self.cache,
         )
-        self.cache = dict(zip(self.cache, presents, strict=True))
+        self.cache = dict(zip(self.cache, others[-len(self.cache) :], strict=True))
         self.lengths = self.lengths + real
         return logits
 
