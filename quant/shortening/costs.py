@@ -70,9 +70,12 @@ def read_costs(path: Path) -> list[Costs]:
         QuantizationError: The file cannot be read, or is another's.
     """
     try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(told, list):
+            raise ValueError(f"a list is wanted, {type(told).__name__} is there")
         return [
             Costs(each["model"], each["asked"], each["machine"], tuple(_cost(cost) for cost in each["costs"]))
-            for each in json.loads(path.read_text(encoding="utf-8"))
+            for each in told
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise QuantizationError(f"{path} holds no costs of `python -m loadtests.shortening`: {error!r}") from error
