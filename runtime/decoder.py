@@ -16,7 +16,14 @@ from bundle.errors import BundleFormatError, SignatureError
 from bundle.manifest import Component, ComponentName, DecoderDims, RunPhase
 from bundle.states import State
 from runtime.cache_shape import CacheShape
-from runtime.device.steps import PROMPT_TOKENS, DeviceSteps, captured_tokens, has_greedy_ids, runs_on_device
+from runtime.device.steps import (
+    PROMPT_SLOTS,
+    PROMPT_TOKENS,
+    DeviceSteps,
+    captured_tokens,
+    has_greedy_ids,
+    runs_on_device,
+)
 from runtime.feeds import Embeds, Int64, Step, TokenBatch, TokenRun, check_inputs, feeds_of, place_features
 from runtime.fixed_run import FixedRun
 from runtime.graph import Array
@@ -182,7 +189,7 @@ class Decoder:
         return StepLogits(lambda: done.output(tensors.LOGITS)[:, 0], greedy_ids)
 
     def _run_on_device(self, steps: DeviceSteps, phase: RunPhase, first_slot: int, batch: TokenBatch) -> FixedRun:
-        padded, is_step = self._padded(batch), batch.num_tokens == 1
+        padded, is_step = self._padded(batch, first_slot), batch.num_tokens == 1
         is_prompt = padded is not batch
         bound_rows = self.shape.capacity_tokens if is_step or is_prompt else None
         feeds = self.graphs.feeds(phase, self.graphs.step(padded, bound_rows))
@@ -191,12 +198,12 @@ class Decoder:
         self.states.take_over(first_slot, batch.size)
         return done
 
-    def _padded(self, batch: TokenBatch) -> TokenBatch:
+    def _padded(self, batch: TokenBatch, slot: int) -> TokenBatch:
         """Return tokens of a prompt with as many behind them as make its run one that is captured."""
         if batch.num_tokens == 1 or batch.wanted.shape != (1, 1) or self.states.has_fixed:
             return batch
         room_rows = self.shape.capacity_tokens - int(batch.lengths.max())
-        num_tokens = captured_tokens(batch.num_tokens, room_rows)
+        num_tokens = captured_tokens(batch.num_tokens, slot, room_rows)
         return batch if num_tokens is None else batch.padded(num_tokens)
 
     def run_with(
@@ -268,7 +275,7 @@ class Decoder:
         """
         is_captured = self._on_device is not None and self.graphs.of_phase("step").graph.can_capture
         lengths = [each for each in PROMPT_TOKENS[::-1] if each <= self.shape.capacity_tokens]
-        for slot in range(self.shape.num_slots if is_captured else 1):
+        for slot in range(min(self.shape.num_slots, PROMPT_SLOTS) if is_captured else 1):
             for length in lengths if is_captured else [num_tokens]:
                 self.run("prompt", slot, [self._blank(length)])
         for number, _ in enumerate(self.graphs.segments):

@@ -16,6 +16,7 @@ from bundle.generation import GENERATION, SamplingDefaults
 from bundle.prompt import Prompt, PromptBuilder
 from bundle.text import Tokenizer
 from bundle.token_bytes import TokenBytes
+from quant.kv.compressing import Compression
 from quant.visual_tokens.reduction import Reduction
 from runtime.cache_shape import context_of
 from runtime.canary import check_canary
@@ -24,7 +25,6 @@ from runtime.filled_prompt import FilledPrompt
 from runtime.room import check_room
 from runtime.segmented_prompt import Choose
 from runtime.segments import SegmentChain
-from serving.engine.compression import Compression
 from serving.engine.engine import Engine
 from serving.engine.pace import Pace
 from serving.engine.runner import Runner
