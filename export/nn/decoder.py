@@ -120,10 +120,12 @@ class CausalDecoder(Module):
         """Return logits [B, N, V] and the presents, key and value of each layer in turn."""
         angles = rotary_angles(op, position_ids, self.config.rope, self.config.head_size)
         past = [CacheRows(key, value) for key, value in zip(cache[::2], cache[1::2], strict=True)]
-        of_group = [
-            self.dialect.lengths(op, inputs_embeds, op.Gather(past_lengths, group, axis=0), past[0].key)
-            for group in range(self.config.num_length_groups)
-        ]
-        lengths = [of_group[group] for group in self.config.length_groups]
+        groups = self.config.length_groups
+        of_group = []
+        for group in range(self.config.num_length_groups):
+            own_cache = past[groups.index(group)].key  # a segment of the decoder has no other group's
+            held = op.Gather(past_lengths, group, axis=0)
+            of_group.append(self.dialect.lengths(op, inputs_embeds, held, own_cache))
+        lengths = [of_group[group] for group in groups]
         hidden, presents = self.stack(op, inputs_embeds, angles, past, lengths, logits_indices)
         return self.lm_head(op, hidden), *(rows for present in presents for rows in (present.key, present.value))
