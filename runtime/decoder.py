@@ -10,6 +10,7 @@ from typing import Any, get_args
 import numpy as np
 
 from bundle import tensors
+from bundle.cache_scales import CACHE_SCALES, load_cache_scales
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, SignatureError
 from bundle.manifest import ComponentName, RunPhase
@@ -47,6 +48,7 @@ class TokenGraphs:
 
     Attributes:
         sessions: By the graph's name in the manifest.
+        cache_scales: Of states of codes, by the name of their input.
         segments: The decoder's graph for prompts cut between layers; none where the bundle has no segments, or on a
             device.
 
@@ -60,6 +62,8 @@ class TokenGraphs:
         if manifest.decoder is None or not manifest.states:
             raise BundleFormatError(f"{bundle.directory} has no decoder; it cannot answer questions")
         self.states = manifest.states
+        is_coded = manifest.cache_scheme != "float"
+        self.cache_scales = load_cache_scales(bundle.path(CACHE_SCALES), self.states) if is_coded else {}
         self._dims = manifest.decoder
         self._num_groups = manifest.num_length_groups
         names = {phase: manifest.graph("decoder", phase) for phase in get_args(RunPhase)}
@@ -94,6 +98,11 @@ class TokenGraphs:
     def vocab_size(self) -> int:
         """V."""
         return self._dims.vocab_size
+
+    @property
+    def max_positions(self) -> int:
+        """Longest sequence that the checkpoint was made for."""
+        return self._dims.max_positions
 
     def of_phase(self, phase: RunPhase) -> Session:
         """Return the decoder's graph for a phase."""
@@ -141,7 +150,7 @@ class Decoder:
         self.graphs = graphs
         self.shape = shape
         step = graphs.of_phase("step")
-        self.states = StateBuffers(graphs.states, shape, step.graph.device)
+        self.states = StateBuffers(graphs.states, shape, step.graph.device, graphs.cache_scales)
         self._on_device = DeviceSteps(self._bind_states, graphs.vocab_size) if runs_on_device(step) else None
         self._logits = np.empty((shape.num_slots, 1, graphs.vocab_size), np.float32)
         self._inputs = InputBuffers(step.graph.device)

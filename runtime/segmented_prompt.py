@@ -129,6 +129,11 @@ class SegmentedPrompt:
         return len(self._tokens)
 
     @property
+    def num_kept_image_tokens(self) -> int:
+        """Image tokens among them."""
+        return int(self._is_image[self._tokens].sum())
+
+    @property
     def is_last(self) -> bool:
         """True where the segment of now gives logits."""
         return self.segment == len(self.layers.ends) - 1

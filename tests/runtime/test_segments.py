@@ -14,7 +14,7 @@ import pytest
 
 from bundle.prompt import Prompt, Span
 from runtime.decoder import Decoder
-from runtime.feeds import Placed, TokenRun
+from runtime.feeds import Placed, TokenBatch, TokenRun
 from runtime.filled_prompt import FilledPrompt
 from runtime.segmented_prompt import Cut, Layers, SegmentedPrompt
 from runtime.segments import SegmentChain, read_segments, run_segment
@@ -74,7 +74,7 @@ def test_a_chain_of_segments_gives_what_the_whole_graph_gives(model: Any, decode
     graphs, prompt = decoder.graphs, prompt_with_images(model.config.hidden_size)
     run = prompt.run(0, NUM_TOKENS, [0] * 3, [NUM_TOKENS - 1])
     states = {state.input: np.zeros(state.sizes(1, NUM_TOKENS), np.float32) for state in model.bundle.manifest.states}
-    feeds = {**graphs.feeds("prompt", graphs.step([run])), **states}
+    feeds = {**graphs.feeds("prompt", graphs.step(TokenBatch.of([run]))), **states}
     expected = graphs.of_phase("prompt").run(feeds)
     found = SegmentChain(graphs.segments).run(feeds)
     for name, array in expected.items():
