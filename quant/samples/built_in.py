@@ -89,6 +89,12 @@ def built_in_samples(bundle: Bundle, half: Half) -> Evaluation:
     return Evaluation(questions=_fitting(questions, bundle), source=source, no_accuracy=_NO_ANSWERS)
 
 
+def built_in_texts(bundle: Bundle, half: Half) -> Evaluation:
+    """Return the texts of one half for a language model: what systems that see nothing can answer too."""
+    questions = [FileQuestion(text.task, (), text.question, text.answer) for text in texts_of(half)]
+    return Evaluation(questions=_fitting(questions, bundle), source=f"built-in {half} texts", no_accuracy=_NO_ANSWERS)
+
+
 def texts_of(half: Half) -> list[BuiltInText]:
     """Return the texts of one half: every other one of each kind."""
     rows = [BuiltInText(**json.loads(line)) for line in TEXTS.read_text(encoding="utf-8").splitlines()]
