@@ -1,11 +1,11 @@
 """Many variants of one decoder on one page: `python -m loadtests.variants FP32 FOLDER`.
 
 Each is quantized with the built-in table of times, so that every machine plans the same, fitted to one half of the
-built-in samples and measured on the texts of the other. What stands in the folder already is not made again. Files of
+built-in samples and measured on texts of the other. What stands in the folder already is not made again. Files of
 llama.cpp's types that answered the same texts stand in the same charts:
 
-    python -m loadtests.llama_cpp FP32 GGUF --threads 1 --json FOLDER/rivals.json
-    python -m loadtests.variants FP32 FOLDER --rivals FOLDER/rivals.json
+    python -m loadtests.llama_cpp FP32 GGUF --threads 1 --json rivals.json
+    python -m loadtests.variants FP32 FOLDER --rivals rivals.json
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bundle.errors import PocketVLMError
 from quant.comparison.comparison import compare_bundles
 from quant.planning.draft import Options
 from quant.quantizer import quantize_bundle
-from quant.samples.built_in import built_in_samples, built_in_texts
+from quant.samples.built_in import MOST_TEXTS, built_in_samples, built_in_texts
 
 PAGE = "report.html"
 _FP32_BITS = 32
@@ -64,14 +64,16 @@ RECIPES = {
     "nf4": Recipe("nf4"),
     "int4-hqq": Recipe("int4-hqq"),
     "int4-rtn": Recipe("int4-rtn"),
+    "int2": Recipe("int2"),
     "int2-gptq": Recipe("int2-gptq"),
+    "ternary": Recipe("ternary"),
     "ternary-gptq": Recipe("ternary-gptq"),
 }
 """By the name of the variant's folder."""
 
 
-def make_variant(parent: Path, folder: Path, recipe: Recipe, say: Say) -> Path:
-    """Return a variant's folder, made where no bundle stands there.
+def make_variant(parent: Path, folder: Path, recipe: Recipe, num_texts: int, say: Say) -> Path:
+    """Return a variant's folder, made where no bundle stands there, and measured on so many texts.
 
     Raises:
         QuantizationError: The parent is no fp32 bundle of a language model, or too large for the bits.
@@ -86,7 +88,7 @@ def make_variant(parent: Path, folder: Path, recipe: Recipe, say: Say) -> Path:
             weights=recipe.weights,
             options=recipe.options(bundle.manifest.weight_bytes),
             calibration=built_in_samples(bundle, "calibration"),
-            evaluation=built_in_texts(bundle, "evaluation"),
+            evaluation=built_in_texts(bundle, "evaluation", num_texts),
             progress=say,
         )
     return folder
@@ -97,7 +99,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     told = Console(stderr=True, highlight=False)
     try:
-        variants = [make_variant(options.bundle, options.folder / n, RECIPES[n], told.print) for n in options.variants]
+        variants = [
+            make_variant(options.bundle, options.folder / name, RECIPES[name], options.texts, told.print)
+            for name in options.variants
+        ]
         _, written = compare_bundles(
             [options.bundle, *variants],
             options.folder / PAGE,
@@ -123,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     add("bundle", type=Path, help="fp32 bundle of a language model, such as .demo/real of make demo-real")
     add("folder", type=Path, help="keeps the variants and the page")
     add("--variants", nargs="+", choices=RECIPES, default=list(RECIPES), help="which")
+    add("--texts", type=int, default=MOST_TEXTS, help="on which each variant is measured, of every kind some")
     add("--rivals", nargs="*", type=Path, default=[], help="files of python -m loadtests.llama_cpp")
     add("--speed", action=argparse.BooleanOptionalAction, default=True, help="time the variants in turns")
     return parser

@@ -23,7 +23,6 @@ from loadtests.gguf_files import weight_error
 from loadtests.llama_cpp import FLOAT32, PARENT, Plan, compare, main, make_files, print_rivals, speed_of
 from loadtests.llama_stations import LlamaStations
 from quant.comparison.rivals import Rivals, read_rivals
-from quant.samples.built_in import built_in_texts
 from runtime.decoder import Logits
 from runtime.filled_prompt import FilledPrompt
 from runtime.one_request import VisionLanguageRunner
@@ -229,13 +228,9 @@ def test_questions_with_images_are_refused(smolvlm_bundle: Path, files: list[Pat
         compared(FakeLlama(smolvlm_bundle, {}), smolvlm_bundle, files, tmp_path / "questions.jsonl")
 
 
-def test_without_a_file_of_questions_the_built_in_texts_are_asked(
-    smolvlm_bundle: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_file_of_questions_built_in_texts_are_asked(smolvlm_bundle: Path, files: list[Path]) -> None:
     """No reply to them is right or wrong: accuracy is not measured, and replies are compared all the same."""
-    few = built_in_texts(open_bundle(smolvlm_bundle), "evaluation")
-    monkeypatch.setattr(llama_cpp, "built_in_texts", lambda *_: replace(few, questions=few.questions[:3]))
-    found = compare(FakeLlama(smolvlm_bundle, {}), open_bundle(smolvlm_bundle), files, None, NO_SPEED, silent)
+    found = compare(FakeLlama(smolvlm_bundle, {}), open_bundle(smolvlm_bundle), files, 3, NO_SPEED, silent)
     assert found.evaluation.source == "built-in evaluation texts"
     assert found.parity.teacher_forced.num_samples == 3
     assert found.parity.replies.n == 3

@@ -12,27 +12,25 @@ from bundle.report import read_report
 from loadtests import variants
 from loadtests.variants import RECIPES, Recipe, main
 from quant.planning.recipes import read_weights
-from quant.samples.built_in import built_in_samples, built_in_texts
+from quant.samples.built_in import built_in_samples
 
 
 @pytest.fixture(autouse=True)
-def _few_texts(smolvlm_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three of the built-in samples in place of all, and photographs among those that weights are fitted to."""
-    bundle = open_bundle(smolvlm_bundle)
-    fitted, measured = built_in_samples(bundle, "calibration"), built_in_texts(bundle, "evaluation")
+def _few_samples(smolvlm_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three of the built-in samples in place of all those that weights are fitted to."""
+    fitted = built_in_samples(open_bundle(smolvlm_bundle), "calibration")
     monkeypatch.setattr(variants, "built_in_samples", lambda *_: replace(fitted, questions=fitted.questions[-3:]))
-    monkeypatch.setattr(variants, "built_in_texts", lambda *_: replace(measured, questions=measured.questions[:3]))
 
 
 def test_variants_are_made_once_and_stand_on_one_page(
     smolvlm_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = [str(smolvlm_bundle), str(tmp_path), "--variants", "int8-rtn", "int4-rtn", "--no-speed"]
+    command = [str(smolvlm_bundle), str(tmp_path), "--variants", "int8-rtn", "int4-rtn", "--no-speed", "--texts", "3"]
     assert main(command) == 0
     assert "making int8-rtn" in capsys.readouterr().err
     report = read_report(open_bundle(tmp_path / "int4-rtn", allow_ungated=True))
     assert report.evaluation is not None
-    assert report.evaluation.source == "built-in evaluation texts"
+    assert (report.evaluation.source, report.evaluation.num_samples) == ("built-in evaluation texts", 3)
     page = (tmp_path / "report.html").read_text()
     assert "int8-rtn" in page
     assert "int4-rtn" in page
@@ -44,7 +42,7 @@ def test_variants_are_made_once_and_stand_on_one_page(
 def test_the_bits_of_a_recipe_are_of_all_weights_of_the_variant(smolvlm_bundle: Path, tmp_path: Path) -> None:
     fp32_bytes = read_manifest(smolvlm_bundle).weight_bytes
     recipe = Recipe("int4-rtn", bits=9.0)
-    variants.make_variant(smolvlm_bundle, tmp_path / "mixed", recipe, lambda line: None)
+    variants.make_variant(smolvlm_bundle, tmp_path / "mixed", recipe, 3, lambda line: None)
     assert read_manifest(tmp_path / "mixed").weight_bytes <= fp32_bytes * 9 / 32
     assert recipe.options(3200).max_bytes == 900
 
