@@ -37,12 +37,14 @@ class Piece:
         said: Texts and parts of calls.
         logprobs: Of the tokens that the event is of.
         reason: Why the choice ended; its last piece has one, and no other.
+        stopped_by: The stop text that ended it.
     """
 
     index: int
     said: tuple[Said, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
     reason: Ending | None = None
+    stopped_by: str | None = None
 
 
 @dataclass
@@ -63,12 +65,14 @@ class Gathered:
         calls: So far.
         logprobs: Of the tokens so far.
         reason: Why it ended, once it has.
+        stopped_by: The stop text that ended it.
     """
 
     texts: list[str] = field(default_factory=list)
     calls: list[GatheredCall] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     reason: Ending | None = None
+    stopped_by: str | None = None
 
     @property
     def text(self) -> str:
@@ -85,7 +89,7 @@ class Gathered:
             else:
                 self.calls[said.place].arguments += said.text
         self.logprobs += piece.logprobs
-        self.reason = piece.reason
+        self.reason, self.stopped_by = piece.reason, piece.stopped_by
 
 
 class Form(Protocol):
@@ -207,7 +211,7 @@ class Answering:
                 # A client that has seen the last choice's end may leave: by then, the answer is counted.
                 self.is_counted = isinstance(event, FinishedEvent)
                 if piece.reason:
-                    for each in form.piece(Piece(piece.index, (), (), piece.reason)):
+                    for each in form.piece(replace(piece, said=(), logprobs=())):
                         yield each
             for each in form.end(event):
                 yield each
@@ -224,13 +228,15 @@ class Answering:
 
     def _read(self, event: TokenEvent) -> Piece:
         if not self.readers:
-            return Piece(event.index, (SaidText(event.text),) if event.text else (), event.logprobs, event.reason)
+            said = (SaidText(event.text),) if event.text else ()
+            return Piece(event.index, said, event.logprobs, event.reason, event.stopped_by)
         reader = self.readers[event.index]
-        said = reader.push(event.text)
+        found = reader.push(event.text)
         if event.reason:
-            said += reader.finish()
-        calls = event.reason == "stop" and reader.num_calls
-        return Piece(event.index, tuple(said), event.logprobs, "tool_calls" if calls else event.reason)
+            found += reader.finish()
+        calls = event.reason == "stop" and event.stopped_by is None and reader.num_calls
+        reason = "tool_calls" if calls else event.reason
+        return Piece(event.index, tuple(found), event.logprobs, reason, event.stopped_by)
 
 
 class EventStream(Response):
