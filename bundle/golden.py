@@ -7,21 +7,19 @@ on every machine.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from bundle.array_file import read_arrays
 from bundle.errors import BundleFileError, GoldenError
 from bundle.json_file import printable
 from bundle.manifest import Role
-from bundle.states import DTYPES
 
 GOLDEN = "golden.npz"
 _MOST_BYTES = 1 << 26
@@ -73,9 +71,7 @@ def load_golden(path: Path) -> dict[str, Recording]:
         BundleFileError: The file is missing, damaged, holds a key of another form, or more than a recording takes.
     """
     try:
-        _check_sizes(path)
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
+        arrays = read_arrays(path, _MOST_ARRAYS, _MOST_BYTES)
     except Exception as error:  # numpy parses a header as Python, and lets out whatever comes of it
         raise BundleFileError(
             f"{path} is missing or damaged: {printable(str(error))}. Export the checkpoint again."
@@ -86,35 +82,6 @@ def load_golden(path: Path) -> dict[str, Recording]:
         recording = recordings.setdefault(component, Recording({}, {}))
         (recording.inputs if direction == "in" else recording.outputs)[name] = array
     return recordings
-
-
-def _check_sizes(path: Path) -> None:
-    """Check what an archive will unpack to, by its headers: 3 MB may hold 3 GB.
-
-    Raises:
-        ValueError: It is more than a recording takes, or an array is larger than its bytes.
-    """
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-        num_bytes = sum(member.file_size for member in members)
-        if len(members) > _MOST_ARRAYS or num_bytes > _MOST_BYTES:
-            raise ValueError(
-                f"{len(members)} arrays of {num_bytes} bytes; a recording has at most {_MOST_ARRAYS} of {_MOST_BYTES}"
-            )
-        for member in members:
-            with archive.open(member) as file:
-                _check_array(file, member)
-
-
-def _check_array(file: IO[bytes], member: zipfile.ZipInfo) -> None:
-    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    shape, _, dtype = read[np.lib.format.read_magic(file)](file)
-    if dtype.name not in DTYPES:
-        raise ValueError(f"{member.filename} is an array of {dtype}; recorded are {', '.join(DTYPES)}")
-    if prod(shape) * dtype.itemsize > member.file_size:
-        raise ValueError(
-            f"{member.filename} says that it is of shape {list(shape)}, and holds {member.file_size} bytes"
-        )
 
 
 def recording_of(role: Role, recordings: Mapping[str, Recording], path: Path) -> Recording:

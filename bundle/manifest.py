@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from bundle.errors import BundleFormatError
 from bundle.gates import Gate, Unmeasured
-from bundle.states import State
+from bundle.states import CacheScheme, State
 
 FORMAT_VERSION = 2
 """Bumped when a reader of the previous version would misread a bundle. Version 1 is read too: `bundle.format_1`."""
@@ -277,6 +277,8 @@ class Manifest(_Frozen):
         groups = {state.group for state in self.states if state.group is not None}
         if groups != set(range(len(groups))):
             raise ValueError(f"length groups of the states are {sorted(groups)}; they count up from 0")
+        if len(schemes := {state.scheme for state in self.states if state.kind == "rows"}) > 1:
+            raise ValueError(f"the rows of the states are stored as {', '.join(sorted(schemes))}; one scheme for all")
         return self
 
     @model_validator(mode="after")
@@ -311,6 +313,11 @@ class Manifest(_Frozen):
                 return name
         raise BundleFormatError(f"{self.name} has no graph with the role {role}, only {', '.join(self.components)}")
 
+    def always_given(self, name: ComponentName) -> tuple[str, ...]:
+        """Return the outputs that a graph gives at every run, states among them."""
+        component = self.components[name]
+        return (*(spec.name for spec in component.outputs), *(state.output for state in self.states_of(component)))
+
     def scheme_of(self, role: Role, phase: RunPhase) -> Scheme:
         """Return how the weights are stored that run a role in a phase.
 
@@ -341,6 +348,22 @@ class Manifest(_Frozen):
         return sum(state.num_bytes for state in self.states if state.kind == "fixed")
 
     @property
+    def cache_scheme(self) -> CacheScheme:
+        """How the rows of the decoder's cache are stored; "float" without one."""
+        return next((state.scheme for state in self.states if state.scheme != "float"), "float")
+
+    @property
+    def cache_dtype(self) -> str:
+        """The word for the rows of the cache in tables: "float32", "float16", "int8", "int4"; "" without one."""
+        dtypes = (state.dtype for state in self.states if state.kind == "rows")
+        return self.cache_scheme if self.cache_scheme != "float" else next(dtypes, "")
+
+    @property
+    def is_as_exported(self) -> bool:
+        """True where neither weights nor cache were made smaller."""
+        return self.cache_scheme == "float" and all(part.scheme == "fp32" for part in self.components.values())
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of all components' weights as stored."""
         return sum(part.weight_bytes for part in (*self.components.values(), *self.segments))
@@ -358,6 +381,6 @@ class Manifest(_Frozen):
     @property
     def is_gated(self) -> bool | None:
         """Whether quality was measured on samples and every gate that could be measured passed; None for fp32."""
-        if all(component.scheme == "fp32" for component in self.components.values()):
+        if self.is_as_exported:
             return None
         return not self.has_failed_gate and any(gate.basis == "samples" for gate in self.gates)

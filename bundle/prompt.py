@@ -183,6 +183,7 @@ class PromptBuilder:
         tools: Sequence[Tool] = (),
         add_generation_prompt: bool = True,
         max_tokens: int | None = None,
+        num_dropped: int = 0,
     ) -> Prompt:
         """Return the prompt of a conversation.
 
@@ -192,6 +193,7 @@ class PromptBuilder:
             tools: Functions that the model may call.
             add_generation_prompt: End with what opens the assistant's answer.
             max_tokens: What makes more of them is refused before it is tokenized, in memory of 200 bytes a character.
+            num_dropped: Image tokens that will be left out of the prompt, and count for nothing.
 
         Raises:
             PromptError: No turns, an empty turn, another number of layouts than images, a conversation that the
@@ -199,7 +201,8 @@ class PromptBuilder:
             ContextLengthError: Images alone, or the characters that the template makes, are more than `max_tokens`.
         """
         _check(turns, layouts)
-        num_image_tokens = sum(layout.num_tokens(self._image_prompt.tokens_per_tile) for layout in layouts)
+        tokens_per_tile = self._image_prompt.tokens_per_tile
+        num_image_tokens = sum(layout.num_tokens(tokens_per_tile) for layout in layouts) - num_dropped
         if max_tokens is not None and num_image_tokens > max_tokens:
             raise ContextLengthError(
                 f"the {len(layouts)} images take {num_image_tokens} tokens; the context holds {max_tokens}. Send fewer "

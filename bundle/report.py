@@ -13,6 +13,7 @@ from bundle.form import Form
 from bundle.gates import Gate, Unmeasured
 from bundle.machine import Machine
 from bundle.manifest import ComponentName, Scheme
+from bundle.states import CacheScheme
 
 REPORT = "report.json"
 
@@ -122,6 +123,20 @@ class CalibrationFacts(_Frozen):
     source: str
     num_samples: int
     unseen_share: float | None = None
+
+
+class CacheReport(_Frozen):
+    """A cache of codes.
+
+    Attributes:
+        scheme: "int8" or "int4", a scale per channel.
+        fp32_bytes_per_token: Of the parent's rows.
+        bytes_per_token: Of this variant's.
+    """
+
+    scheme: CacheScheme
+    fp32_bytes_per_token: int = Field(ge=0)
+    bytes_per_token: int = Field(ge=0)
 
 
 class TeacherForced(_Frozen):
@@ -290,6 +305,7 @@ class Report(_Frozen):
         likenesses: "image_features" of a vision-language model that was shown images; "image" and "text" embeddings of
             a dual encoder.
         tasks: By task; "all" over every task.
+        kv_cache: Of a variant whose cache holds codes.
         profiles: Of a decoder: the ways to run it, the chosen one among them.
         sensitivity: Where a search was made: one row per layer and form tried.
         gates: As in the manifest.
@@ -312,6 +328,7 @@ class Report(_Frozen):
     image_sensitivity: ImageSensitivity | None = None
     likenesses: dict[str, Likenesses] = Field(default_factory=dict)
     tasks: dict[str, TaskAccuracy] = Field(default_factory=dict)
+    kv_cache: CacheReport | None = None
     profiles: tuple[DecoderProfile, ...] = ()
     sensitivity: tuple[LayerSensitivity, ...] = ()
     gates: tuple[Gate, ...]

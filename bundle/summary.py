@@ -20,7 +20,8 @@ def summary(bundle: Path, manifest: Manifest) -> Iterator[RenderableType]:
     yield _components(manifest)
     if manifest.decoder:
         kv_kib = manifest.state_bytes_per_token / 1024
-        yield f"context {manifest.decoder.max_positions} tokens; cache {kv_kib:.1f} KiB per token and sequence"
+        cache = f"{manifest.cache_dtype}, {kv_kib:.1f} KiB per token and sequence"
+        yield f"context {manifest.decoder.max_positions} tokens; cache {cache}"
     if manifest.segments:
         layers = ", ".join(f"{part.first_layer}-{part.end_layer - 1}" for part in manifest.segments)
         yield f"prompts may run in {len(manifest.segments)} segments, of the layers {layers}"

@@ -27,7 +27,13 @@ _CALIBRATION_SAMPLES = 8
 def quantize(
     bundle: BundleArgument,
     output: OutputOption,
-    weights: Annotated[str, typer.Option(help=WEIGHTS_HELP, show_default=False)],
+    weights: Annotated[str, typer.Option(help=WEIGHTS_HELP, show_default=False)] = "fp32",
+    kv_cache: Annotated[
+        Literal["int8", "int4"] | None,
+        typer.Option(
+            help="Keys and values as codes with a scale per channel, fitted to --calibration. Default: floats."
+        ),
+    ] = None,
     block_size: Annotated[
         int | None, typer.Option(help="Weights per scale: 32, 64 or 128. Default: chosen per layer.")
     ] = None,
@@ -95,7 +101,7 @@ def quantize(
 
     with usage_errors():
         limits = parse_limits(limit or ())
-        read_weights(weights, read_manifest(bundle))
+        read_weights(weights, read_manifest(bundle), may_keep_all=kv_cache is not None)
     fitted_to = _calibration(bundle, calibration)
     measured_on = _evaluation(bundle, evaluation, samples) if evaluate else None
     _tell_samples(bundle, fitted_to, measured_on)
@@ -111,6 +117,7 @@ def quantize(
             max_bytes=max_bytes,
             max_kl=max_kl,
             encoder_runtime=encoder_runtime,
+            kv_cache=kv_cache,
         ),
         calibration=fitted_to,
         evaluation=measured_on,

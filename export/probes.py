@@ -49,10 +49,11 @@ def _matmul_nbits(bits: int) -> onnx.ModelProto:
     return _model([node], {"a": np.ones((1, columns), np.float32), "b": weights, "s": scales})
 
 
-def _group_query_attention(cache_dtype: type[np.generic], **attributes: object) -> onnx.ModelProto:
+def _group_query_attention(cache_dtype: type[np.generic], code_bits: int = 0) -> onnx.ModelProto:
+    """Return an attention over a cache of floats, or of codes of so many bits with a scale per channel."""
     heads, kv_heads, size, capacity = 4, 2, 16, 8
     names = ["q", "k", "v", "pk", "pv", "lengths", "total"]
-    cache = np.zeros((1, kv_heads, capacity, size), cache_dtype)
+    cache = np.zeros((1, kv_heads, capacity, size // 2 if code_bits == 4 else size), cache_dtype)
     values: dict[str, NDArray[Any]] = {
         "q": np.ones((1, 1, heads * size), np.float32),
         "k": np.ones((1, 1, kv_heads * size), np.float32),
@@ -62,9 +63,12 @@ def _group_query_attention(cache_dtype: type[np.generic], **attributes: object) 
         "lengths": np.array([2], np.int32),
         "total": np.array(3, np.int32),
     }
-    if attributes:
+    attributes: dict[str, object] = {}
+    if code_bits:
         names += [""] * 5 + ["ks", "vs"]
-        values |= {"ks": np.ones(1, np.float32), "vs": np.ones(1, np.float32)}
+        values |= dict.fromkeys(("ks", "vs"), np.ones(kv_heads * size, np.float32))
+        per_channel = dict.fromkeys(("k_quant_type", "v_quant_type"), "PER_CHANNEL")
+        attributes = {**per_channel, "kv_cache_bit_width": code_bits}
     node = helper.make_node(
         "GroupQueryAttention",
         names,
@@ -167,9 +171,8 @@ PROBES: dict[str, Callable[[], onnx.ModelProto]] = {
     "MatMulNBits-4bit": lambda: _matmul_nbits(4),
     "MatMulNBits-8bit": lambda: _matmul_nbits(8),
     "GroupQueryAttention": lambda: _group_query_attention(np.float32),
-    "GroupQueryAttention-int8-cache": lambda: _group_query_attention(
-        np.int8, k_quant_type="PER_TENSOR", v_quant_type="PER_TENSOR", kv_cache_bit_width=8
-    ),
+    "GroupQueryAttention-int8-cache": lambda: _group_query_attention(np.int8, 8),
+    "GroupQueryAttention-int4-cache": lambda: _group_query_attention(np.uint8, 4),
     "GatherBlockQuantized-4bit": lambda: _gather_block_quantized(4),
     "GatherBlockQuantized-8bit": lambda: _gather_block_quantized(8),
     "MatMulBnb4": _matmul_bnb4,

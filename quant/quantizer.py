@@ -11,6 +11,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from bundle.cache_scales import save_cache_scales
 from bundle.directory import MANIFEST, Bundle, open_bundle, seal, write_aside
 from bundle.errors import QuantizationError
 from bundle.image import PREPROCESSOR, ImageSpec
@@ -18,12 +19,14 @@ from bundle.machine import this_machine
 from bundle.manifest import Component, ComponentName, Manifest, Segment, Target
 from bundle.report import (
     REPORT,
+    CacheReport,
     CalibrationFacts,
     ComponentReport,
     EvaluationFacts,
     Report,
     write_report,
 )
+from graphs.lowering.coded_cache import CodedCache
 from graphs.lowering.component import Lowering
 from graphs.segments import cut_segment
 from graphs.sharing import share_weights
@@ -31,6 +34,8 @@ from graphs.store import open_graph, save_graph, weight_bytes
 from quant.calibration.calibrator import Calibrator
 from quant.calibration.coverage import unseen_share
 from quant.calibration.feeds import FeedSource, shows_images
+from quant.kv_cache.refusals import require_operators
+from quant.kv_cache.scales import fit_cache
 from quant.planning.draft import Draft, Options, experimental, fit_bits, make_draft
 from quant.planning.plan import ComponentPlan, LayerPlan, apply_plan, planned
 from quant.planning.planner import require_float
@@ -38,7 +43,7 @@ from quant.planning.profiles import Plans
 from quant.planning.recipes import RECIPES
 from quant.planning.refinement import refine, rotated_parent
 from quant.quality.evaluation import Evaluation, Measured
-from quant.quality.gate import MIXED, foreign_samples, judge_all, measure, require_measurable, unmeasured_gates
+from quant.quality.gate import LIMITS, MIXED, foreign_samples, judge_all, measure, require_measurable, unmeasured_gates
 from quant.quality.parity import Parity, canary_parity
 from quant.retyped import retype_inputs, retype_states
 from quant.rounding.table import load_rounding
@@ -94,7 +99,7 @@ def quantize_bundle(
         bundle: The parent.
         output: The variant's folder.
         weights: NAME[,component=NAME...] of `quant.planning.recipes.RECIPES`.
-        options: Blocks, profile, target, and whether layers are timed.
+        options: Blocks, profile, target, whether layers are timed, and what the cache holds.
         calibration: Samples for recipes that fit weights to inputs.
         evaluation: Samples to measure quality on; without them only the canary is compared, and nothing is gated.
         limits: Gates' limits set by the user, as `quant.quality.gate.parse_limits` returns them.
@@ -127,7 +132,9 @@ def quantize_bundle(
                 draft = fit_bits(draft, FeedSource(source, calibration), options, say)
             if show:
                 show(draft)
-            job = Job(source, aside, draft, calibration, say, lowering_of(parent, options.target, draft.plans))
+            cache = _fitted_cache(source, draft, calibration, say)
+            lowering = lowering_of(parent, options.target, draft.plans, cache)
+            job = Job(source, aside, draft, calibration, say, lowering)
             written = _write_variant(job, options)
         _require_bytes(written, options)
         variant = seal(aside, written)
@@ -170,6 +177,8 @@ def _require_calibration(draft: Draft, options: Options, calibration: Evaluation
     fitted = sorted({plan.recipe for plan in draft.plans.values() if RECIPES[plan.recipe].calibration != "none"})
     if options.max_bytes is not None or options.max_kl is not None:
         fitted.append("the search for bits")
+    if draft.cache != "float":
+        fitted.append(f"--kv-cache {draft.cache}")
     if fitted and (calibration is None or not calibration.num_samples):
         what = "is missing" if calibration is None else "holds no samples"
         raise QuantizationError(
@@ -182,6 +191,16 @@ def _require_calibration(draft: Draft, options: Options, calibration: Evaluation
             f"{tower.recipe} fits the vision encoder to images, and no sample of {calibration.source} has one. Leave "
             f"it out, --weights {draft.asked.without('vision_encoder')}, or calibrate on samples with images"
         )
+
+
+def _fitted_cache(source: Bundle, draft: Draft, calibration: Evaluation | None, say: Say) -> CodedCache | None:
+    """Return the scales of a cache of codes, where one is asked for."""
+    if draft.cache == "float" or calibration is None:
+        return None
+    require_operators(draft.cache)
+    if not shows_images(calibration):
+        say(f"cache: no sample of {calibration.source} has an image; its scales are fitted to text alone")
+    return fit_cache(FeedSource(source, calibration), draft.cache, say)
 
 
 def _require_measurable(
@@ -246,15 +265,19 @@ def _write_variant(job: Job, options: Options) -> Manifest:
         retype_inputs(job.parent, variant, job.aside)
     elif variant.states != parent.states:
         retype_states(job.parent, variant, job.aside)
+    if job.lowering.cache is not None:
+        save_cache_scales(job.aside, job.lowering.cache.scales)
     return variant
 
 
-def lowering_of(parent: Bundle, target: Target, plans: Plans | None = None) -> Lowering:
+def lowering_of(
+    parent: Bundle, target: Target, plans: Plans | None = None, cache: CodedCache | None = None
+) -> Lowering:
     """Return how the graphs of a variant are written, which has been planned so."""
     found = plans or {}
     smaller = {parent.manifest.components[plan.parent].role for plan in found.values() if plan.recipe != "fp32"}
     float32_roles = frozenset(part.role for part in parent.manifest.components.values() if part.role not in smaller)
-    return Lowering(parent.manifest, target, ImageSpec.read(parent.path(PREPROCESSOR)), float32_roles)
+    return Lowering(parent.manifest, target, ImageSpec.read(parent.path(PREPROCESSOR)), float32_roles, cache)
 
 
 def _share(
@@ -337,7 +360,15 @@ def _is_fitted(layer: LayerPlan) -> bool:
 
 
 def limits_row(draft: Draft) -> str:
-    """Return the row of `quant.quality.gate.LIMITS` that a variant is held to: by what it holds, not what was asked."""
+    """Return the row of `quant.quality.gate.LIMITS` that a variant is held to: by what it holds, not what was asked.
+
+    A cache of codes is held to the row of weights of its bits, or to that of its weights where it allows more.
+    """
+    rows = [name for name in (_row_of_weights(draft), draft.cache) if name in LIMITS]
+    return max(rows, key=lambda name: LIMITS[name]["kl_mean"].value)
+
+
+def _row_of_weights(draft: Draft) -> str:
     if draft.asked.by_component or draft.search:
         return MIXED
     used = {plan.recipe for plan in draft.plans.values()}
@@ -356,6 +387,7 @@ def _report(
     missing = () if measured else ("quality on samples: no evaluation was given",)
     plans = job.draft.plans.values()
     fitted = any(RECIPES[plan.recipe].calibration != "none" or any(map(_is_fitted, plan.layers)) for plan in plans)
+    fitted = fitted or job.lowering.cache is not None
     return Report(
         parent=job.parent.name,
         parent_sha256=job.parent.manifest.source_sha256,
@@ -371,6 +403,7 @@ def _report(
         calibration=_calibration_facts(job, job.calibration, evaluation) if fitted and job.calibration else None,
         evaluation=EvaluationFacts(**_facts(evaluation)) if evaluation else None,
         **{part.name: getattr(found, part.name) for part in fields(found)},
+        kv_cache=_cache_report(job.parent.manifest, variant),
         profiles=job.draft.profiles,
         sensitivity=job.draft.search.table if job.draft.search else (),
         gates=variant.gates,
@@ -378,6 +411,16 @@ def _report(
         not_measured=(*missing, "speed: measure it with pocketvlm bench on the machine that will serve"),
         machine=this_machine(("onnxruntime", "numpy")),
         seconds=round(seconds, 2),
+    )
+
+
+def _cache_report(parent: Manifest, variant: Manifest) -> CacheReport | None:
+    if variant.cache_scheme == "float":
+        return None
+    return CacheReport(
+        scheme=variant.cache_scheme,
+        fp32_bytes_per_token=parent.state_bytes_per_token,
+        bytes_per_token=variant.state_bytes_per_token,
     )
 
 

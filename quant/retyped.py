@@ -12,6 +12,7 @@ from bundle.directory import Bundle
 from bundle.golden import GOLDEN, Recording, canary_image, load_golden, save_golden
 from bundle.image import PREPROCESSOR, ImageSpec
 from bundle.manifest import Component, Manifest, Role
+from bundle.states import State
 from runtime.feeds import Step, TokenRun, feeds_of
 from runtime.graph import Array
 
@@ -41,6 +42,8 @@ def retype_inputs(parent: Bundle, variant: Manifest, folder: Path) -> None:
 def retype_states(parent: Bundle, variant: Manifest, folder: Path) -> None:
     """Write the recorded runs with states as the variant takes them; outputs stay those of the fp32 parent.
 
+    A load compares with those, states of codes by the numbers that they stand for. Recorded states are empty.
+
     Args:
         parent: The fp32 bundle.
         variant: Its states are those wanted.
@@ -48,13 +51,22 @@ def retype_states(parent: Bundle, variant: Manifest, folder: Path) -> None:
     """
     if GOLDEN not in parent.manifest.files:
         return
-    dtypes = {state.input: state.dtype for state in variant.states}
+    states = {state.input: state for state in variant.states}
     recordings: dict[Role, Recording] = {}
     components = {part.role: part for part in variant.components.values()}
     for name, recording in load_golden(parent.path(GOLDEN)).items():
-        inputs = {key: array.astype(dtypes.get(key, array.dtype)) for key, array in recording.inputs.items()}
+        inputs = {key: _retyped(array, states.get(key)) for key, array in recording.inputs.items()}
         recordings[_role(name, components)] = Recording(inputs, recording.outputs)
     save_golden(folder, recordings)
+
+
+def _retyped(array: Array, state: State | None) -> Array:
+    """Return an input as a variant takes it, of which some are states."""
+    if state is None:
+        return array
+    if state.scheme == "float":
+        return array.astype(state.dtype)
+    return np.zeros(state.sizes(array.shape[0], array.shape[state.row_axis]), state.dtype)
 
 
 def _role(name: str, components: Mapping[Role, Component]) -> Role:

@@ -10,11 +10,13 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from bundle.cache_scales import CACHE_SCALES, load_cache_scales
 from bundle.directory import Bundle
 from bundle.errors import BundleFileError, GoldenError
 from bundle.gates import canary_gate
 from bundle.golden import GOLDEN, Recording, check, load_golden, recording_of
 from bundle.manifest import Component, ComponentName, Manifest, Scheme
+from runtime.cache_codes import decode
 from runtime.graph import Array, Port
 
 _MOST_ALONG_A_FREE_AXIS = 1024
@@ -74,8 +76,10 @@ def check_canary(bundle: Bundle, sessions: Mapping[ComponentName, Replayable]) -
         logger.warning("%s holds no %s: its graphs are not checked on this machine", bundle.directory, GOLDEN)
         return
     for name, recording, found in replayed(bundle, sessions.items()):
-        scheme = bundle.manifest.components[name].scheme
-        if scheme == "fp32":
+        component = bundle.manifest.components[name]
+        scheme = component.scheme
+        has_codes = component.role == "decoder" and bundle.manifest.cache_scheme != "float"
+        if scheme == "fp32" and not has_codes:
             check(name, recording.outputs, found, max_relative=_MAX_RELATIVE)
         else:
             _check_quantized(name, scheme, _min_cosine(bundle.manifest, name), recording.outputs, found)
@@ -94,7 +98,20 @@ def replayed(
     for name, session in sessions:
         recording = recording_of(session.component.role, recordings, path)
         _check_inputs(path, session, recording)
-        yield name, recording, session.run(recording.inputs)
+        yield name, recording, _as_numbers(bundle, recording, session.run(recording.inputs))
+
+
+def _as_numbers(bundle: Bundle, recording: Recording, found: dict[str, Array]) -> dict[str, Array]:
+    """Return a run's outputs with recorded states of codes as the numbers that they stand for."""
+    coded = [state for state in bundle.manifest.states if state.scheme != "float" and state.output in recording.outputs]
+    if not coded or not found.keys() & {state.output for state in coded}:
+        return found
+    scales = load_cache_scales(bundle.path(CACHE_SCALES), coded)
+    numbers = {
+        state.output: decode(found[state.output], np.expand_dims(scales[state.input], state.row_axis - 1), state.scheme)
+        for state in coded
+    }
+    return {**found, **numbers}
 
 
 def _check_inputs(path: Path, session: Replayable, recording: Recording) -> None:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from bundle.errors import MachineError
 from bundle.states import State
+from runtime.cache_codes import Float32, decode, encode
 from runtime.cache_shape import CacheShape
 from runtime.device.rows import Address, RowMover
 from runtime.fixed_run import device_value
@@ -110,17 +111,29 @@ class StateBuffers:
         states: Of the manifest.
         shape: Slots and their length.
         device: Where graphs run.
+        scales: Of states of codes, as `bundle.cache_scales` loads them.
 
     Raises:
         MachineError: The buffers are larger than what the machine can promise.
     """
 
-    def __init__(self, states: Sequence[State], shape: CacheShape, device: Provider) -> None:
+    def __init__(
+        self,
+        states: Sequence[State],
+        shape: CacheShape,
+        device: Provider,
+        scales: Mapping[str, Float32] | None = None,
+    ) -> None:
         self.states = tuple(states)
         self.shape = shape
         self._device = device
+        self._scales = dict(scales or {})
         self._fixed = tuple(state for state in self.states if state.kind == "fixed")
         self._movers: dict[tuple[State, ...], RowMover] = {}
+        self._slot_bytes = {
+            state.input: math.prod(state.sizes(1, shape.capacity_tokens)) * np.dtype(state.dtype).itemsize
+            for state in self.states
+        }
         try:
             self._buffers = {state.input: self._allocated(state) for state in self.states}
             self._after = {state.input: self._allocated(state) for state in self.states if state.kind == "fixed"}
@@ -131,6 +144,11 @@ class StateBuffers:
                 "context_tokens."
             ) from error
         self._mover(self.states)  # opened now, not while somebody waits
+
+    @property
+    def has_fixed(self) -> bool:
+        """True where some state is as large whatever was read, and holds all of it."""
+        return bool(self._fixed)
 
     def _allocated(self, state: State) -> _Buffer:
         sizes = state.sizes(self.shape.num_slots + self.shape.num_spare_slots, self.shape.capacity_tokens)
@@ -150,7 +168,7 @@ class StateBuffers:
         return self._movers[states]
 
     def _slot(self, buffers: Mapping[str, _Buffer], slot: int) -> Address:
-        return lambda state: int(self._place(buffers[state.input], state, slot, 1)[-1])
+        return lambda state: buffers[state.input].address + slot * self._slot_bytes[state.input]
 
     def place(self, state: State, first_slot: int, num_slots: int) -> Place:
         """Return where a graph finds a range of slots of a state, as one tensor of that batch."""
@@ -178,8 +196,8 @@ class StateBuffers:
 
     def _place(self, buffer: _Buffer, state: State, first_slot: int, num_slots: int) -> Place:
         sizes = state.sizes(num_slots, self.shape.capacity_tokens)
-        slot_bytes = math.prod(sizes[1:]) * np.dtype(state.dtype).itemsize
-        return self._device, 0, np.dtype(state.dtype), sizes, buffer.address + first_slot * slot_bytes
+        address = buffer.address + first_slot * self._slot_bytes[state.input]
+        return self._device, 0, np.dtype(state.dtype), sizes, address
 
     def copy(self, source: int, target: int, lengths: Sequence[int]) -> None:
         """Copy a sequence from one slot to another.
@@ -218,10 +236,62 @@ class StateBuffers:
                 content[slot][_rows(state, len(kept))] = content[slot].take(kept, axis=state.row_axis - 1)
                 buffer.write(content)
 
-    def give_back(self, slot: int, first_row: int) -> None:
-        """Let the machine have the memory of a slot's rows again, from one on; what they held is lost."""
+    def rows_as_float(self, state: State, slot: int, num_rows: int) -> Float32:
+        """Return a slot's first rows as numbers, whatever they are stored as.
+
+        Args:
+            state: Of kind "rows".
+            slot: Of the sequence.
+            num_rows: n, that it holds.
+        Returns:
+            The state's shape without B, S being n: [K, n, C] of keys and values; float32, a new array.
+        """
+        stored = self._buffers[state.input].read()[slot][_rows(state, num_rows)]
+        if state.scheme == "float":
+            return np.array(stored, np.float32)
+        return decode(stored, self._along_rows(state), state.scheme)
+
+    def write_rows(self, state: State, slot: int, rows: Float32) -> None:
+        """Write numbers over a slot's first rows, rounded to what they are stored as.
+
+        Rows that `rows_as_float` returned and nobody changed become the same codes again.
+
+        Args:
+            state: Of kind "rows".
+            slot: Of the sequence.
+            rows: As `rows_as_float` returns them.
+        """
+        buffer = self._buffers[state.input]
+        content = buffer.read()
+        stored = rows if state.scheme == "float" else encode(rows, self._along_rows(state), state.scheme)
+        content[slot][_rows(state, rows.shape[state.row_axis - 1])] = stored
+        buffer.write(content)
+
+    def _along_rows(self, state: State) -> Float32:
+        """Return the scales of a state of codes as they broadcast over one slot's rows."""
+        return np.expand_dims(self._scales[state.input], state.row_axis - 1)
+
+    def keep_rows(self, state: State, slot: int, kept: npt.NDArray[np.int64]) -> None:
+        """Drop all rows of a layer's keys or values but some, which move to the front.
+
+        Args:
+            state: Of a host.
+            slot: Of the sequence.
+            kept: [K, n] row numbers, each head's own.
+        """
+        content = self._buffers[state.input].read()[slot]
+        content[:, : kept.shape[1]] = np.take_along_axis(content, kept[..., None], axis=1)
+
+    def give_back(self, slot: int, first_row: int, group: int | None = None) -> None:
+        """Let the machine have the memory of a slot's rows again, from one on; what they held is lost.
+
+        Args:
+            slot: Of the sequence.
+            first_row: From this one on.
+            group: The length group; None: all.
+        """
         for state in self.states:
-            if state.kind == "rows":
+            if state.kind == "rows" and group in (None, state.group):
                 _, *before, rows, after = _sizes_around_rows(state, self.shape.capacity_tokens)
                 blocks = math.prod(before)
                 for block in range(slot * blocks, (slot + 1) * blocks):

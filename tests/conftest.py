@@ -124,6 +124,18 @@ def small_graphs() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def tiny_decoder() -> ModuleType:
+    """The functions of tests/tiny_decoder.py."""
+    return beside("tiny_decoder")
+
+
+@pytest.fixture(scope="session")
+def llama_logits() -> Any:
+    """The function of tests/llama.py."""
+    return beside("llama").masked_logits
+
+
+@pytest.fixture(scope="session")
 def kv_layers() -> ModuleType:
     """The functions of tests/kv_layers.py."""
     return beside("kv_layers")
@@ -160,7 +172,10 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The function that returns the graphs of tests/tiny_decoder.py on disk, by dialect and layer groups; read only."""
+    """The function that returns the graphs of tests/tiny_decoder.py on disk, by dialect and layer groups; read only.
+
+    "contrib, cache int8" has a cache of codes.
+    """
     made: dict[tuple[str, Any, bool], Any] = {}
 
     def model(dialect: str, layer_groups: tuple[int, ...] | None = None, *, in_segments: bool = False) -> Any:
@@ -170,7 +185,9 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Any:
             num_layers = tiny.CONFIG.num_layers if layer_groups is None else len(layer_groups)
             config = dataclasses.replace(tiny.CONFIG, layer_groups=layer_groups, num_layers=num_layers)
             folder = tmp_path_factory.mktemp("tiny_model")
-            made[key] = tiny.write_tiny_model(folder, config, dialect, in_segments=in_segments)
+            written, *codes = dialect.split(", cache ")
+            one = tiny.write_tiny_model(folder, config, written, in_segments=in_segments)
+            made[key] = one.with_coded_cache(tmp_path_factory.mktemp("coded"), *codes) if codes else one
         return made[key]
 
     return model

@@ -11,8 +11,10 @@ import numpy as np
 import onnx_ir as ir
 
 from bundle import tensors
+from bundle.cache_scales import save_cache_scales
 from bundle.directory import Bundle, seal
 from bundle.manifest import Component, DecoderDims, Manifest, TensorSpec, graph_name
+from bundle.states import CacheScheme
 from export.config import DecoderConfig, RopeConfig
 from export.family import GraphPlan, decoder_plan
 from export.graph import build_model, write_model
@@ -20,6 +22,9 @@ from export.nn.decoder import CausalDecoder
 from export.nn.dialect import DIALECTS, Dialect
 from export.nn.linear import Embedding
 from export.segments import write_segments
+from graphs.lowering.coded_cache import CodedCache
+from graphs.lowering.decoder import lower_decoder
+from graphs.store import open_graph, save_graph
 from runtime.cache_shape import CacheShape, cache_shape, context_of
 from runtime.decoder import Decoder, TokenGraphs
 from serving.engine.runner import Runner
@@ -79,6 +84,19 @@ class TinyModel:
             name: prompts.model_copy(update={"phase": "prompt"}),
         }
         return TinyModel(seal(folder, manifest.model_copy(update={"components": components})), self.config)
+
+    def with_coded_cache(self, folder: Path, scheme: CacheScheme) -> TinyModel:
+        """Return a copy of the contrib dialect whose cache holds codes, with scales that hardly clip."""
+        shutil.copytree(self.bundle.directory, folder, dirs_exist_ok=True)
+        manifest, rng = self.bundle.manifest, np.random.default_rng(2)
+        most = {"int8": 127, "int4": 7}[scheme]
+        states = tuple(state.coded(scheme) for state in manifest.states)
+        scales = {state.input: np.float32(rng.uniform(3, 6, state.scale_shape) / most) for state in states}
+        model = open_graph(self.bundle.graph_path("decoder"))
+        lower_decoder(model, self.config.max_positions, "any", CodedCache(scheme, scales))
+        save_graph(model, folder / "decoder.onnx")
+        save_cache_scales(folder, scales)
+        return TinyModel(seal(folder, manifest.model_copy(update={"states": states})), self.config)
 
 
 def write_tiny_model(

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import onnx_ir as ir
 
 from bundle.image import ImageSpec
 from bundle.manifest import Component, Manifest, Phase, Role, Target, TensorSpec
 from bundle.states import State
+from graphs.lowering.coded_cache import CodedCache
 from graphs.lowering.cuda_decoder import lower_decoder_for_cuda
 from graphs.lowering.cuda_encoder import lower_encoder_for_cuda, lower_vision_for_cuda
 from graphs.lowering.cuda_kernels import require_kernels
 from graphs.lowering.decoder import lower_decoder
+from graphs.lowering.last_queries import drop_last_queries, without_last_queries
 from graphs.lowering.rotary_in_attention import table_bytes
 from graphs.lowering.tensorrt_halves import halve_for_tensorrt
 
 _SPLIT_BYTES = 64
 """At most, of the sizes that joined layers are split by."""
+_CODE_BYTES = 512
+"""At most, of the numbers that attention over codes is written with beside its scales."""
+_SCALE_BYTES = 4
+"""Of a scale."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +36,14 @@ class Lowering:
         target: Where it will run.
         image: The parent's preprocessing.
         float32_roles: Of graphs that keep the weights of the parent.
+        cache: Where a cache on the CPU keeps codes.
     """
 
     parent: Manifest
     target: Target
     image: ImageSpec
     float32_roles: frozenset[Role] = frozenset()
+    cache: CodedCache | None = None
 
     @property
     def is_for_cuda(self) -> bool:
@@ -48,6 +57,8 @@ class Lowering:
     @property
     def states(self) -> tuple[State, ...]:
         """What the decoder hands from step to step."""
+        if self.cache is not None:
+            return tuple(state.coded(self.cache.scheme) for state in self.parent.states)
         if not self.halves("decoder"):
             return self.parent.states
         return tuple(
@@ -68,6 +79,9 @@ class Lowering:
         Raises:
             QuantizationError: It is for CUDA, and holds an operator that has no kernel there.
         """
+        if component.role == "decoder" and (phase == "step" or self.target != "cpu"):
+            drop_last_queries(model)
+            component = without_last_queries(component)
         if self.parent.dialect != "contrib":
             if self.halves(component.role):
                 halve_for_tensorrt(model, self.parent.states if component.role == "decoder" else ())
@@ -77,7 +91,7 @@ class Lowering:
             require_kernels(model.graph)
             return self._described(model, component)
         if component.role == "decoder" and self.parent.decoder is not None:
-            lower_decoder(model, self.parent.decoder.max_positions, phase)
+            lower_decoder(model, self.parent.decoder.max_positions, phase, self.cache)
         return component
 
     def _lower_for_cuda(self, model: ir.Model, component: Component) -> None:
@@ -108,16 +122,20 @@ def added_bytes(parent: Manifest, *, has_step_graph: bool) -> int:
     """Return what lowering adds at most to the weights of a variant.
 
     Args:
-        parent: The fp32 bundle.
+        parent: The fp32 bundle, with the states that the variant will have.
         has_step_graph: One of its decoders runs steps alone.
     """
     if parent.dialect != "contrib" or parent.decoder is None:
         return 0
-    if not has_step_graph:
-        return _SPLIT_BYTES
-    heads = {state.shape[-1] for state in parent.states if state.kind == "rows"}
-    sizes = [size for size in heads if isinstance(size, int)]
-    return _SPLIT_BYTES + sum(table_bytes(parent.decoder.max_positions, size) for size in sizes)
+    coded = [state for state in parent.states if state.scheme != "float"]
+    added = _SPLIT_BYTES
+    if coded:  # in each of the decoder's graphs, of which there are two where one runs steps alone
+        scales = sum(prod(state.scale_shape) for state in coded) * _SCALE_BYTES + _CODE_BYTES
+        added += scales * (2 if has_step_graph else 1)
+    if has_step_graph or coded:
+        sizes = {state.scale_shape[-1] for state in parent.states if state.kind == "rows"}
+        added += sum(table_bytes(parent.decoder.max_positions, size) for size in sizes)
+    return added
 
 
 def _spec(value: ir.Value) -> TensorSpec:

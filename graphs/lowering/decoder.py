@@ -10,6 +10,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from bundle.manifest import Phase
+from graphs.lowering.coded_cache import CodedCache, store_codes
+from graphs.lowering.last_queries import drop_last_queries
 from graphs.lowering.packed_attention import pack_attention
 from graphs.lowering.parallel_layers import join_attention_layers, join_gates
 from graphs.lowering.rotary_in_attention import turn_inside_attention
@@ -18,7 +20,7 @@ from graphs.lowering.skip_norms import join_sums_and_norms
 from graphs.store import CONTRIB, drop_unused
 
 
-def lower_decoder(model: ir.Model, max_positions: int, phase: Phase = "any") -> None:
+def lower_decoder(model: ir.Model, max_positions: int, phase: Phase = "any", cache: CodedCache | None = None) -> None:
     """Write a decoder in fewer operators, in place; inputs, outputs and states stay what they are.
 
     Rotary embedding moves into attention where a graph runs steps alone: on a prompt that finds an empty cache, the
@@ -33,12 +35,17 @@ def lower_decoder(model: ir.Model, max_positions: int, phase: Phase = "any") -> 
         model: Of the contrib dialect, quantized or not.
         max_positions: Positions are below it.
         phase: When the graph runs.
+        cache: Where it keeps codes; states are of another type and shape then.
     """
     graph = model.graph
     graph.opset_imports[CONTRIB] = 1
     is_for_prompts = any(node.op_type == "QuantizeLinear" for node in graph)
-    join_attention_layers(graph)
     if phase == "step":
+        drop_last_queries(model)
+    join_attention_layers(graph)
+    if cache is not None:
+        store_codes(graph, cache, max_positions, phase)
+    elif phase == "step":
         turn_inside_attention(graph, max_positions)
         pack_attention(graph)
     if phase != "prompt":

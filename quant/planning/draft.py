@@ -10,8 +10,10 @@ from bundle.errors import QuantizationError
 from bundle.machine import cache_folder
 from bundle.manifest import ComponentName, Manifest, Target
 from bundle.report import DecoderProfile
+from bundle.states import CacheScheme
 from graphs.store import open_graph
 from quant.calibration.feeds import FeedSource
+from quant.kv_cache.refusals import coded_states
 from quant.planning.bit_search import Found, search_bits
 from quant.planning.cliffs import refuse_target
 from quant.planning.layer_runs import Timed, TimeLayers, time_layers
@@ -49,6 +51,7 @@ class Options:
         max_kl: Predicted mean KL in nats: layers of the decoder get more bits than asked until it is kept.
         mix: The request that times are predicted for.
         encoder_runtime: What runs encoders where the variant is measured.
+        kv_cache: What the cache holds, "int8" or "int4"; None: floats.
     """
 
     block_size: int | None = None
@@ -59,6 +62,7 @@ class Options:
     max_kl: float | None = None
     mix: Mix = field(default_factory=Mix)
     encoder_runtime: EncoderRuntime = "onnxruntime"
+    kv_cache: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class Draft:
         times_source: Where the times come from that decided; "" where none did.
         cached_tokens: Prompt and answer of the request that the profiles are predicted for.
         search: What the search for bits found, where a limit was given.
+        cache: How the cache is stored.
     """
 
     asked: Asked
@@ -82,13 +87,15 @@ class Draft:
     times_source: str = ""
     cached_tokens: int = 0
     search: Found | None = None
+    cache: CacheScheme = "float"
 
     @property
     def label(self) -> str:
-        """Return what a variant's name gets: the weights, and the profile where it is not the weights' own."""
+        """Return what a variant's name gets: weights, profile where it is not the weights' own, codes of a cache."""
         own = read_profile(None, self.asked.recipe_of("decoder")) if self.profile else None
         name = self.asked.label if self.search is None else f"{self.asked.label}-mixed"
-        return name if self.profile == own else f"{name}-{self.profile}"
+        name = name if self.profile == own else f"{name}-{self.profile}"
+        return name if self.cache == "float" else f"{name}-kv-{self.cache}"
 
 
 def make_draft(
@@ -106,8 +113,8 @@ def make_draft(
     Raises:
         QuantizationError: Weights, profile, block or target that are unknown, do not fit, or are a known cliff.
     """
-    manifest = bundle.manifest
-    asked = read_weights(weights, manifest)
+    manifest = planned_manifest(bundle.manifest, options)
+    asked = read_weights(weights, manifest, may_keep_all=options.kv_cache is not None)
     if options.block_size not in (None, *BLOCK_SIZES):
         sizes = ", ".join(map(str, BLOCK_SIZES))
         raise QuantizationError(f"--block-size {options.block_size}: weights share a scale in blocks of {sizes}")
@@ -123,9 +130,21 @@ def make_draft(
     planner = planner.with_times(times)
     profiles = compare_profiles(planner, sites, profile, options.mix, times) if profile else ()
     tokens = options.mix.prompt_tokens(manifest) + options.mix.answer_tokens
-    draft = Draft(asked, profile, plan_bundle(planner, sites, profile), profiles, times.source, tokens)
+    plans, cache = plan_bundle(planner, sites, profile), manifest.cache_scheme
+    draft = Draft(asked, profile, plans, profiles, times.source, tokens, cache=cache)
     _tell_doubts(draft, say)
     return draft
+
+
+def planned_manifest(parent: Manifest, options: Options) -> Manifest:
+    """Return a parent's manifest with the states that its variant will have: plans count their bytes.
+
+    Raises:
+        QuantizationError: A cache that cannot hold what is asked.
+    """
+    if options.kv_cache is None:
+        return parent
+    return parent.model_copy(update={"states": coded_states(parent, options.kv_cache, options.target)})
 
 
 def _tell_doubts(draft: Draft, say: Say) -> None:
@@ -150,7 +169,7 @@ def fit_bits(draft: Draft, source: FeedSource, options: Options, say: Say) -> Dr
         raise QuantizationError("--max-bytes and --max-kl choose the bits of a decoder's layers, and there is none")
     plan, max_bytes = draft.plans["decoder"], options.max_bytes
     if max_bytes is not None:
-        max_bytes = _bytes_left(draft, source.bundle.manifest, max_bytes) + plan.stored_bytes
+        max_bytes = _bytes_left(draft, planned_manifest(source.bundle.manifest, options), max_bytes) + plan.stored_bytes
     found = search_bits(plan, source, max_bytes=max_bytes, max_kl=options.max_kl, say=say)
     return replace(draft, plans={**draft.plans, "decoder": found.plan}, search=found)
 
@@ -181,7 +200,7 @@ def _profile_of(asked: Asked, manifest: Manifest, options: Options) -> ProfileNa
 
 
 def _times(planner: Planner, sites: Sites, options: Options, say: Say, time_layers: TimeLayers) -> LayerTimes:
-    if not options.tune:
+    if not options.tune or planner.asked.keeps_all:
         return builtin_times()
     wanted: list[Timed] = []
     for component, of_graph in sites.items():

@@ -277,6 +277,8 @@ def require_float(manifest: Manifest) -> None:
         QuantizationError: A component is quantized already; its rounding errors would be rounded again.
     """
     done = [f"{name} is {part.scheme}" for name, part in manifest.components.items() if part.scheme != "fp32"]
+    if manifest.cache_scheme != "float":
+        done.append(f"its cache is {manifest.cache_scheme}")
     if done:
         raise QuantizationError(
             f"{manifest.name} is quantized already ({', '.join(done)}). Quantize the fp32 bundle that it was made from."

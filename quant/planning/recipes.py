@@ -176,6 +176,11 @@ class Asked:
     by_component: Mapping[ComponentName, str] = field(default_factory=dict)
 
     @property
+    def keeps_all(self) -> bool:
+        """Whether every weight stays what it is."""
+        return {self.default, *self.by_component.values()} == {"fp32"}
+
+    @property
     def label(self) -> str:
         """Return it in the letters of a model id: "int4", "int4-vision_encoder-fp32"."""
         return "-".join([self.default, *(f"{part}-{name}" for part, name in self.by_component.items())])
@@ -196,8 +201,13 @@ class Asked:
         return self.default
 
 
-def read_weights(weights: str, manifest: Manifest) -> Asked:
+def read_weights(weights: str, manifest: Manifest, *, may_keep_all: bool = False) -> Asked:
     """Return what a `--weights` value asks of a bundle.
+
+    Args:
+        weights: The value.
+        manifest: The bundle's.
+        may_keep_all: Something else is made smaller.
 
     Raises:
         QuantizationError: A name or component is unknown, given twice, or does not fit, or nothing would change.
@@ -219,10 +229,11 @@ def read_weights(weights: str, manifest: Manifest) -> Asked:
         if found in by_component:
             raise QuantizationError(f"--weights names {component} twice; once is enough")
         by_component[found] = _fitting(name, found)
-    if {first, *by_component.values()} == {"fp32"}:
+    asked = Asked(first, by_component)
+    if asked.keeps_all and not may_keep_all:
         names = ", ".join(name for name in RECIPES if name != "fp32")
-        raise QuantizationError(f"--weights {weights} changes nothing; name one of {names}")
-    return Asked(first, by_component)
+        raise QuantizationError(f"--weights {weights} changes nothing; name one of {names}, or --kv-cache int8")
+    return asked
 
 
 def known_weights() -> str:

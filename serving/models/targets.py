@@ -32,8 +32,7 @@ def check_target(bundle: Bundle, settings: EngineSettings) -> None:
             "no smaller, no faster. Take the bundle it was made from or an int8 variant of that, or set "
             "engine.provider to cuda."
         )
-    is_quantized = any(component.scheme != "fp32" for component in manifest.components.values())
-    if is_quantized and manifest.target != settings.provider:
+    if not manifest.is_as_exported and manifest.target != settings.provider:
         logger.warning(
             "%s was quantized for %s and runs on %s, where another variant may be faster: see pocketvlm quantize "
             "--target",

@@ -9,24 +9,35 @@ import pytest
 from bundle.directory import Bundle, open_bundle
 from quant.planning.draft import Options
 from quant.quantizer import quantize_bundle
+from quant.samples.built_in import built_in_samples
 from runtime.cache_shape import cache_shape
 from runtime.chunks import GRID_TOKENS, chunks
 from runtime.decoder import Decoder, TokenGraphs
 from runtime.filled_prompt import FilledPrompt
 from runtime.settings import RuntimeSettings
 
-VARIANTS = {"fp32": None, "int8 latency": "latency", "int4 memory": "memory", "int4 dual": "dual"}
+VARIANTS = {
+    "fp32": None,
+    "int8 latency": ("int8-rtn", Options(profile="latency")),
+    "int4 memory": ("int4-rtn", Options(profile="memory")),
+    "int4 dual": ("int4-rtn", Options(profile="dual")),
+    "int8, cache int8": ("int8-rtn", Options(kv_cache="int8")),
+    "int4 dual, cache int8": ("int4-rtn", Options(profile="dual", kv_cache="int8")),
+    "fp32, cache int4": ("fp32", Options(kv_cache="int4")),
+}
 
 
 @pytest.fixture(scope="module")
 def variant(smolvlm_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
     folder = tmp_path_factory.mktemp("variants")
+    samples = built_in_samples(open_bundle(smolvlm_bundle), "calibration")
 
     def make(name: str) -> Bundle:
         if VARIANTS[name] is None:
             return open_bundle(smolvlm_bundle)
+        weights, options = VARIANTS[name]
         path = folder / name.replace(" ", "-")
-        quantize_bundle(smolvlm_bundle, path, weights=name.split()[0] + "-rtn", options=Options(profile=VARIANTS[name]))
+        quantize_bundle(smolvlm_bundle, path, weights=weights, options=options, calibration=samples)
         return open_bundle(path, allow_ungated=True)
 
     return make

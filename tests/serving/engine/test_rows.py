@@ -30,6 +30,10 @@ def dialect(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+OVER_CODES = pytest.mark.parametrize("dialect", ["contrib", "portable", "contrib, cache int8", "contrib, cache int4"])
+"""Where a run is held against another one of the same graphs."""
+
+
 class Drive:
     """The engine's step without its thread: schedule, run, sample; remembers each sequence's logits."""
 
@@ -172,6 +176,7 @@ def test_layers_of_two_groups_may_keep_different_rows(tiny_models, settings, dia
     assert sequence.rows == [sequence.num_run - 3, sequence.num_run - 6]
 
 
+@OVER_CODES
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 1.3, "seed": 5}])
 @pytest.mark.parametrize("preempted_after", [0, 1, 5])
 def test_a_sequence_preempted_and_resumed_says_the_same(
@@ -209,6 +214,7 @@ def kept_logits(model: Any, settings: Any, before: list[np.ndarray], ids: np.nda
     return sequence, np.stack(drive.logits[sequence])
 
 
+@OVER_CODES
 @pytest.mark.parametrize(("num_shared", "cached"), [(15, 0), (16, 16), (17, 16), (31, 16), (32, 32), (34, 32)])
 def test_a_prompt_whose_rows_were_kept_gives_the_same_bits(
     tiny_models, settings, dialect, num_shared, cached, tmp_path
@@ -216,13 +222,15 @@ def test_a_prompt_whose_rows_were_kept_gives_the_same_bits(
     """One graph runs prompts, or another than runs steps; what was kept ends anywhere in a chunk."""
     other = np.concatenate([LONG[:num_shared], LONG[num_shared:][::-1] % 50 + 7])
     one = tiny_models(dialect)
-    for model in (one, one.with_prompt_graph(tmp_path / "two")):
+    both = [one] if "cache" in dialect else [one, one.with_prompt_graph(tmp_path / "two")]
+    for model in both:
         new, expected = kept_logits(model, settings, [], LONG)
         hit, found = kept_logits(model, settings, [other], LONG)
         assert (new.cached_tokens, hit.cached_tokens) == (0, cached)
         np.testing.assert_array_equal(found, expected)
 
 
+@OVER_CODES
 def test_the_next_turn_finds_the_last_prompt_and_reads_the_answer_again(tiny_models, settings, dialect) -> None:
     model, question = tiny_models(dialect), LONG[:30]
     first, _ = kept_logits(model, settings, [], question)
@@ -233,6 +241,7 @@ def test_the_next_turn_finds_the_last_prompt_and_reads_the_answer_again(tiny_mod
     np.testing.assert_array_equal(found, expected)
 
 
+@OVER_CODES
 def test_rows_of_a_sequence_that_lost_some_serve_nobody(tiny_models, settings, dialect) -> None:
     model = tiny_models(dialect)
     drive = Drive(model, settings, chunk_tokens=32)
@@ -247,3 +256,19 @@ def test_rows_of_a_sequence_that_lost_some_serve_nobody(tiny_models, settings, d
     assert (beside.cached_tokens, after.cached_tokens) == (0, 16)
     expected = kept_logits(model, settings, [], np.array(after.ids[:23]))[1][:2]
     np.testing.assert_array_equal(np.stack(drive.logits[after]), expected)
+
+
+@OVER_CODES
+def test_sequences_in_a_batch_say_what_they_say_alone(tiny_models, settings, dialect) -> None:
+    model = tiny_models(dialect)
+    prompts = [LONG[:count] for count in (34, 5, 17, 20)]
+    together = Drive(model, settings)
+    sequences = [together.add(prompt, max_tokens=12) for prompt in prompts]
+    while together.step():
+        pass
+    for prompt, sequence in zip(prompts, sequences, strict=True):
+        alone = Drive(model, settings)
+        same = alone.add(prompt, max_tokens=12)
+        alone.until(same, 12)
+        assert same.ids == sequence.ids
+        np.testing.assert_allclose(together.logits[sequence], alone.logits[same], rtol=0, atol=1e-4)
