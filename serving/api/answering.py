@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
@@ -48,6 +48,13 @@ class Piece:
 
 
 @dataclass
+class GatheredText:
+    """A text as it is gathered: all that is said between two calls."""
+
+    text: str
+
+
+@dataclass
 class GatheredCall:
     """A call as it is gathered."""
 
@@ -61,35 +68,44 @@ class Gathered:
     """One choice as it is gathered.
 
     Attributes:
-        texts: Pieces so far.
-        calls: So far.
+        items: Texts and calls so far, in their order.
         logprobs: Of the tokens so far.
         reason: Why it ended, once it has.
         stopped_by: The stop text that ended it.
     """
 
-    texts: list[str] = field(default_factory=list)
-    calls: list[GatheredCall] = field(default_factory=list)
+    items: list[GatheredText | GatheredCall] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     reason: Ending | None = None
     stopped_by: str | None = None
 
     @property
     def text(self) -> str:
-        """What is said."""
-        return "".join(self.texts)
+        """What is said, all together."""
+        return "".join(item.text for item in self.items if isinstance(item, GatheredText))
+
+    @property
+    def calls(self) -> list[GatheredCall]:
+        """What is called."""
+        return [item for item in self.items if isinstance(item, GatheredCall)]
 
     def add(self, piece: Piece) -> None:
         """Take in a piece."""
         for said in piece.said:
-            if isinstance(said, SaidText):
-                self.texts.append(said.text)
-            elif isinstance(said, CallBegun):
-                self.calls.append(GatheredCall(said.id, said.name))
-            else:
-                self.calls[said.place].arguments += said.text
+            self._add(said)
         self.logprobs += piece.logprobs
         self.reason, self.stopped_by = piece.reason, piece.stopped_by
+
+    def _add(self, said: Said) -> None:
+        last = self.items[-1] if self.items else None
+        if isinstance(said, CallBegun):
+            self.items.append(GatheredCall(said.id, said.name))
+        elif isinstance(said, SaidText) and isinstance(last, GatheredText):
+            last.text += said.text
+        elif isinstance(said, SaidText):
+            self.items.append(GatheredText(said.text))
+        elif isinstance(last, GatheredCall):
+            last.arguments += said.text
 
 
 class Form(Protocol):
@@ -190,12 +206,17 @@ class Answering:
     async def whole(self) -> tuple[list[Gathered], FinishedEvent]:
         """Return every choice, and the end."""
         choices = [Gathered() for _ in range(self.num_choices)]
+        finished = await self.fed(lambda piece: choices[piece.index].add(piece))
+        return choices, finished
+
+    async def fed(self, take: Callable[[Piece], None]) -> FinishedEvent:
+        """Hand every piece to a function, and return the end."""
         try:
             while isinstance(event := await self.next(), TokenEvent):
-                choices[event.index].add(self._read(event))
+                take(self._read(event))
         finally:
             await close(self.events)
-        return choices, event
+        return event
 
     async def written(self, first: GenerateEvent, form: Form) -> AsyncIterator[bytes]:
         """Yield the whole stream as a form writes it."""

@@ -25,6 +25,7 @@ from serving.api.errors import error_response, routing_body
 from serving.api.messages import messages_router
 from serving.api.openapi import document
 from serving.api.record import Recorded, record_of
+from serving.api.responses import responses_router
 from serving.api.service import Service
 from serving.api.status import status_router
 from serving.api.tokenize import tokenize_router
@@ -37,6 +38,7 @@ _ROUTERS = (
     embeddings_router,
     classify_router,
     messages_router,
+    responses_router,
     tokenize_router,
     status_router,
 )

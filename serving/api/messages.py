@@ -142,8 +142,9 @@ def _ending(reason: str | None, stopped_by: str | None) -> dict[str, Any]:
 
 
 def _blocks(choice: Gathered) -> list[dict[str, Any]]:
-    text = [{"type": "text", "text": choice.text}] if choice.text else []
-    return [*text, *(_use(call) for call in choice.calls)]
+    return [
+        _use(each) if isinstance(each, GatheredCall) else {"type": "text", "text": each.text} for each in choice.items
+    ]
 
 
 def _use(call: GatheredCall) -> dict[str, Any]:

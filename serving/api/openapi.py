@@ -12,7 +12,16 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from serving.api import answers, completions, message_answers, message_schemas, schemas, tokenize
+from serving.api import (
+    answers,
+    completions,
+    message_answers,
+    message_schemas,
+    response_answers,
+    response_schemas,
+    schemas,
+    tokenize,
+)
 from serving.api.deadline import REQUEST_TIMEOUT
 from serving.api.record import REQUEST_ID
 from serving.settings import ApiSettings
@@ -57,6 +66,9 @@ ROUTES: dict[str, Described] = {
         answers.ChatCompletion, _OF_CHAT, schemas.ChatRequest, answers.ChatCompletionChunk
     ),
     "/v1/completions": Described(answers.Completion, _OF_WORK, completions.CompletionRequest, answers.CompletionChunk),
+    "/v1/responses": Described(
+        response_answers.ResponseAnswer, _OF_WORK, response_schemas.ResponsesBody, response_answers.ResponseEvent
+    ),
     "/v1/messages": Described(
         message_answers.MessageAnswer,
         _OF_WORK,
