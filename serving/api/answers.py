@@ -264,6 +264,49 @@ class EmbeddingList(Answer):
     usage: TextUsage
 
 
+class RankedDocument(Answer):
+    """A document again: its text, or that it is an image."""
+
+    text: str | None = None
+    type: Literal["image"] | None = None
+
+
+class RankedResult(Answer):
+    """How near a document is to the query, between -1 and 1, and its place among those that were sent."""
+
+    index: int
+    relevance_score: float
+    document: RankedDocument | None = None
+
+
+class Ranking(Answer):
+    """Documents, the nearest first."""
+
+    id: str
+    model: str
+    results: list[RankedResult]
+    usage: TextUsage
+
+
+class Score(Answer):
+    """How near the two of a pair are, between -1 and 1."""
+
+    index: int
+    object: Literal["score"]
+    score: float
+
+
+class ScoreList(Answer):
+    """One score per pair, in their order."""
+
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[Score]
+    usage: TextUsage
+
+
 class LabelScore(Answer):
     """How well a label fits."""
 

@@ -24,6 +24,7 @@ from serving.api.ending import OneAnswer
 from serving.api.errors import error_response, routing_body
 from serving.api.messages import messages_router
 from serving.api.openapi import document
+from serving.api.ranking import ranking_router
 from serving.api.record import Recorded, record_of
 from serving.api.responses import responses_router
 from serving.api.service import Service
@@ -38,6 +39,7 @@ _ROUTERS = (
     embeddings_router,
     classify_router,
     messages_router,
+    ranking_router,
     responses_router,
     tokenize_router,
     status_router,
