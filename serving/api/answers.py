@@ -197,7 +197,7 @@ class ClassificationList(_Answer):
 
 
 class ModelDescription(_Answer):
-    """A served model: weight schemes by component, bytes, and how it passed its quality gates."""
+    """A served model: weight schemes by component, what the cache holds, bytes, and how it passed its quality gates."""
 
     id: str
     object: Literal["model"]
@@ -206,6 +206,7 @@ class ModelDescription(_Answer):
     task: Literal["image-text-to-text", "dual-encoder"]
     model_type: str
     schemes: dict[str, str]
+    kv_cache: str | None
     weight_bytes: int
     context_tokens: int | None
     gated: bool | None

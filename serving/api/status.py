@@ -59,6 +59,7 @@ def _card_body(card: ModelCard, created_s: int) -> dict[str, Any]:
         "task": card.task,
         "model_type": card.model_type,
         "schemes": card.schemes,
+        "kv_cache": card.kv_cache,
         "weight_bytes": card.weight_bytes,
         "context_tokens": card.context_tokens,
         "gated": card.is_gated,
