@@ -16,6 +16,7 @@ from jinja2.ext import Extension, loopcontrols
 from bundle.errors import BundleFormatError, OutOfMemoryError, PromptError
 from bundle.template_budget import MOST_STEPS, TemplateBudgetError, spending
 from bundle.template_sandbox import MOST_SOURCE_CHARACTERS, BoundedEnvironment
+from bundle.tools import CALL_START, Tool, ToolCall, call_value, tool_value
 
 CHAT_TEMPLATE = "chat_template.jinja"
 PROBED_ROLES = (("user",), ("system", "user"), ("user", "assistant", "user"))
@@ -24,6 +25,8 @@ _PROBE = "20480 4096"
 """No letters: a template may change their case."""
 _PRINTED_PARTS = re.compile(r"""['"]type['"]: ?['"]text['"]""", re.IGNORECASE)
 """A part that was printed as Python or JSON."""
+_PROBE_TOOL = Tool("n31", "d37", '{"type": "object", "properties": {}}')
+_PROBE_CALL = ToolCall("7", "n41", '{"a": 43}')
 _PROBE_STEPS = MOST_STEPS // 10
 """Of a conversation of three messages at most."""
 _MOST_REASON_CHARACTERS = 500
@@ -51,6 +54,7 @@ class ChatTemplate:
         content: What the template reads as a message's content: a list of parts, or one string, as the templates of
             language models do. Found as vLLM finds it (its "openai" and "string"), but by trying, not by reading the
             source.
+        has_tools: It tells the model of functions, and of calls and results, in the form of `bundle.tools`.
 
     Raises:
         BundleFormatError: `source` is not a template, or does more than any prompt needs.
@@ -60,20 +64,29 @@ class ChatTemplate:
         self._template = _compiled(source)
         self._template_tokens = dict(template_tokens)
         self.content: Literal["parts", "string"] = "parts" if self._reads_parts() else "string"
+        self.has_tools = self._tells_tools()
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
         """Return the prompt's text.
 
         Args:
             messages: `{"role", "content"}`; content is a list of `{"type": "image"}` and `{"type": "text", "text"}`
-                or one string, as `self.content` says.
+                or one string, as `self.content` says. Where `self.has_tools`, an assistant's may have `tool_calls`,
+                and the role may be "tool".
             add_generation_prompt: End with what opens the assistant's answer.
+            tools: Functions as `bundle.tools.tool_value` writes them.
 
         Raises:
             PromptError: The template refuses the conversation; its own reason is in the message.
         """
         try:
-            return self._rendered(messages, add_generation_prompt, MOST_STEPS)
+            return self._rendered(messages, add_generation_prompt, MOST_STEPS, tools)
         except MemoryError as error:
             raise OutOfMemoryError("the prompt was not made: memory ran out. Try again later.") from error
         except _REFUSED as error:
@@ -81,11 +94,17 @@ class ChatTemplate:
                 f"the model's chat template refuses these messages: {_reason(error)}", "messages"
             ) from error
 
-    def _rendered(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, steps: int) -> str:
+    def _rendered(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool,
+        steps: int,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
         with spending(steps):
             return self._template.render(
                 messages=list(messages),
-                tools=None,
+                tools=list(tools) or None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
                 **self._template_tokens,
@@ -97,6 +116,23 @@ class ChatTemplate:
         if any(_PROBE in text and not _PRINTED_PARTS.search(text) for text in of_parts):
             return True
         return not any(_PROBE in text for text in self._probed(_PROBE))
+
+    def _tells_tools(self) -> bool:
+        """Return whether functions, a call and its result come out, with the mark of calls."""
+
+        def content(text: str) -> Any:
+            return text if self.content == "string" else [{"type": "text", "text": text}]
+
+        messages = [
+            {"role": "user", "content": content(_PROBE)},
+            {"role": "assistant", "content": content(""), "tool_calls": [call_value(_PROBE_CALL, str)]},
+            {"role": "tool", "content": content("r47")},
+        ]
+        try:
+            text = self._rendered(messages, True, _PROBE_STEPS, [tool_value(_PROBE_TOOL, str)])
+        except (*_REFUSED, TemplateBudgetError, MemoryError):
+            return False
+        return all(each in text for each in (CALL_START, "n31", "d37", "n41", "r47"))
 
     def _probed(self, content: Any) -> Iterator[str]:
         """Yield what conversations of this content give, without those that the template refuses."""

@@ -45,6 +45,12 @@ def _component(name: str, part: dict[str, Any], all_parts: dict[str, Any]) -> di
     }
 
 
+def _place(name: str) -> dict[str, Any]:
+    """Return the layer and the part that a cache is of: "past_key_values.3.key"."""
+    layer, part = name.removeprefix(_PAST).split(".")
+    return {"layer": int(layer), "part": part}
+
+
 def _states(decoder: dict[str, Any]) -> list[dict[str, Any]]:
     pasts = [spec for spec in decoder["inputs"] if spec["name"].startswith(_PAST)]
     presents = [spec for spec in decoder["outputs"] if spec["name"].startswith(_PRESENT)]
@@ -56,6 +62,7 @@ def _states(decoder: dict[str, Any]) -> list[dict[str, Any]]:
             "dtype": past["dtype"],
             "shape": past["shape"],
             "group": 0,
+            **_place(past["name"]),
         }
         for past, present in zip(pasts, presents, strict=True)
     ]

@@ -313,6 +313,11 @@ class Manifest(_Frozen):
                 return name
         raise BundleFormatError(f"{self.name} has no graph with the role {role}, only {', '.join(self.components)}")
 
+    def always_given(self, name: ComponentName) -> tuple[str, ...]:
+        """Return the outputs that a graph gives at every run, states among them."""
+        component = self.components[name]
+        return (*(spec.name for spec in component.outputs), *(state.output for state in self.states_of(component)))
+
     def scheme_of(self, role: Role, phase: RunPhase) -> Scheme:
         """Return how the weights are stored that run a role in a phase.
 

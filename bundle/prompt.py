@@ -15,9 +15,9 @@ import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,26 +30,16 @@ from bundle.image_text import image_text
 from bundle.manifest import ImagePrompt
 from bundle.template_sandbox import MOST_SOURCE_CHARACTERS
 from bundle.text import TOKENIZER, Tokenizer
+from bundle.tools import Tool, call_value, tool_value
+from bundle.turn import Placeholder as Placeholder
+from bundle.turn import Turn as Turn
+from bundle.turn import in_words
 
 _TILE_MARKER = re.compile(r"<row_\d+_col_\d+>")
 _MOST_BYTES_A_CHARACTER = 4
 _PROBED_TEXT = "x"
 _BETWEEN_PARTS = "\n"
 """Joins the parts of a message for a template that reads one string, as vLLM does and LLaVA was trained."""
-
-
-class Placeholder(Enum):
-    """What stands in a turn for something that is not text."""
-
-    IMAGE = "image"
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One message: its role, and its texts and images in order."""
-
-    role: str
-    parts: tuple[str | Placeholder, ...]
 
 
 @dataclass(frozen=True)
@@ -190,16 +180,20 @@ class PromptBuilder:
         turns: Sequence[Turn],
         layouts: Sequence[TileLayout],
         *,
+        tools: Sequence[Tool] = (),
         add_generation_prompt: bool = True,
         max_tokens: int | None = None,
+        num_dropped: int = 0,
     ) -> Prompt:
         """Return the prompt of a conversation.
 
         Args:
-            turns: At least one, each with at least one part.
+            turns: At least one, each with at least one part or call.
             layouts: How each image was cut, in the order of the images.
+            tools: Functions that the model may call.
             add_generation_prompt: End with what opens the assistant's answer.
             max_tokens: What makes more of them is refused before it is tokenized, in memory of 200 bytes a character.
+            num_dropped: Image tokens that will be left out of the prompt, and count for nothing.
 
         Raises:
             PromptError: No turns, an empty turn, another number of layouts than images, a conversation that the
@@ -207,7 +201,8 @@ class PromptBuilder:
             ContextLengthError: Images alone, or the characters that the template makes, are more than `max_tokens`.
         """
         _check(turns, layouts)
-        num_image_tokens = sum(layout.num_tokens(self._image_prompt.tokens_per_tile) for layout in layouts)
+        tokens_per_tile = self._image_prompt.tokens_per_tile
+        num_image_tokens = sum(layout.num_tokens(tokens_per_tile) for layout in layouts) - num_dropped
         if max_tokens is not None and num_image_tokens > max_tokens:
             raise ContextLengthError(
                 f"the {len(layouts)} images take {num_image_tokens} tokens; the context holds {max_tokens}. Send fewer "
@@ -215,15 +210,31 @@ class PromptBuilder:
                 "messages",
             )
         expansions = [image_text(self._image_prompt, layout) for layout in layouts]
-        rendered = self._render(turns, str, add_generation_prompt)
+        if not self._template.has_tools:
+            turns, tools = in_words(turns, tools), ()
+        rendered = self._render(turns, str, add_generation_prompt, tools)
         if max_tokens is not None:
             self._tokenizer.check_characters(len(rendered), max_tokens)
-        ids = self._one_string(turns, rendered, expansions, add_generation_prompt)
+        ids = self._one_string(turns, rendered, expansions, add_generation_prompt, tools)
         if ids is None:
-            ids = self._pieces(turns, expansions, add_generation_prompt)
+            ids = self._pieces(turns, expansions, add_generation_prompt, tools)
         token_ids = np.array(ids, np.int64)
         spans = self._spans(token_ids, layouts)
         return Prompt(token_ids, spans, np.arange(len(ids), dtype=np.int64), len(ids), len(layouts))
+
+    def of_text(self, text: str, *, max_tokens: int, adds_special_tokens: bool = True) -> Prompt:
+        """Return a text as a prompt of its own, in which nothing is a control token.
+
+        Raises:
+            PromptError: It gives no token.
+            ContextLengthError: It is longer than `max_tokens` whatever it says; it was not tokenized.
+        """
+        self._tokenizer.check_characters(len(text), max_tokens)
+        ids = self._tokenizer.encode_plain(text)
+        ids = self._tokenizer.with_special_tokens(ids) if adds_special_tokens else ids
+        if not ids:
+            raise PromptError("prompt is empty; send a text to go on with", "prompt")
+        return Prompt(np.array(ids, np.int64), (), np.arange(len(ids), dtype=np.int64), len(ids), 0)
 
     def answer_ids(self, answer: str) -> list[int]:
         """Return the tokens of an answer as they follow a prompt: many templates put a blank before it.
@@ -269,10 +280,15 @@ class PromptBuilder:
         return tuple(spans)
 
     def _one_string(
-        self, turns: Sequence[Turn], rendered: str, expansions: Sequence[str], add_generation_prompt: bool
+        self,
+        turns: Sequence[Turn],
+        rendered: str,
+        expansions: Sequence[str],
+        add_generation_prompt: bool,
+        tools: Sequence[Tool],
     ) -> list[int] | None:
         """Return the ids of the conversation as one string; None where a text wrote a control token."""
-        blanked = self._render(turns, _blanked, add_generation_prompt)
+        blanked = self._render(turns, _blanked, add_generation_prompt, tools)
         if self._controls(rendered) != self._controls(blanked):
             return None
         text = self._expanded(rendered, iter(expansions).__next__)
@@ -284,13 +300,16 @@ class PromptBuilder:
             return None
         return self._with_special_tokens(ids, text)
 
-    def _pieces(self, turns: Sequence[Turn], expansions: Sequence[str], add_generation_prompt: bool) -> list[int]:
+    def _pieces(
+        self, turns: Sequence[Turn], expansions: Sequence[str], add_generation_prompt: bool, tools: Sequence[Tool]
+    ) -> list[int]:
         """Return the ids of the conversation with every text encoded by itself, as nothing but text."""
         # Digits alone between the ends, so that a template's upper, lower or title leaves the marks as they are
         start, end = f"\ue000{secrets.randbits(128)}\ue001", f"\ue002{secrets.randbits(128)}\ue003"
-        first, *rest = self._render(turns, lambda text: _marked(text, start, end), add_generation_prompt).split(start)
+        marked = self._render(turns, lambda text: _marked(text, start, end), add_generation_prompt, tools)
+        first, *rest = marked.split(start)
         pairs = [piece.split(end) for piece in rest]
-        blanked = self._render(turns, _blanked, add_generation_prompt)
+        blanked = self._render(turns, _blanked, add_generation_prompt, tools)
         outside = "\0".join([first, *(pair[-1] for pair in pairs)])
         if any(len(pair) != 2 for pair in pairs) or self._controls(outside) != self._controls(blanked):
             raise PromptError(
@@ -307,9 +326,21 @@ class PromptBuilder:
         """Return the control tokens written in a text, in order."""
         return self._control_pattern.findall(text)
 
-    def _render(self, turns: Sequence[Turn], of_text: Callable[[str], str], add_generation_prompt: bool) -> str:
-        messages = [{"role": turn.role, "content": self._content(turn.parts, of_text)} for turn in turns]
-        return self._template.render(messages, add_generation_prompt=add_generation_prompt)
+    def _render(
+        self,
+        turns: Sequence[Turn],
+        of_text: Callable[[str], str],
+        add_generation_prompt: bool,
+        tools: Sequence[Tool] = (),
+    ) -> str:
+        messages = [self._message(turn, of_text) for turn in turns]
+        told = [tool_value(tool, of_text) for tool in tools]
+        return self._template.render(messages, add_generation_prompt=add_generation_prompt, tools=told)
+
+    def _message(self, turn: Turn, of_text: Callable[[str], str]) -> dict[str, Any]:
+        """Return a turn as the template reads it."""
+        message: dict[str, Any] = {"role": turn.role, "content": self._content(turn.parts, of_text)}
+        return {**message, "tool_calls": [call_value(each, of_text) for each in turn.calls]} if turn.calls else message
 
     def _content(self, parts: Sequence[str | Placeholder], of_text: Callable[[str], str]) -> list[dict[str, str]] | str:
         """Return a message's content as the template reads it."""
@@ -368,7 +399,7 @@ def _check(turns: Sequence[Turn], layouts: Sequence[TileLayout]) -> None:
     if not turns:
         raise PromptError("messages is empty; send at least one message", "messages")
     for at, turn in enumerate(turns):
-        if not turn.parts:
+        if not (turn.parts or turn.calls):
             raise PromptError(f"messages[{at}] has no content; send text or an image", f"messages.{at}.content")
     num_images = sum(part is Placeholder.IMAGE for turn in turns for part in turn.parts)
     if num_images != len(layouts):

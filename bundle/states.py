@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SEQUENCES = "B"
 """The axis of sequences: the first of every state."""
@@ -37,6 +39,9 @@ class State(BaseModel):
         shape: B first, S where the rows of a state of kind "rows" lie; all other sizes are numbers.
             Codes of 4 bits halve the last one.
         group: States of one length group hold the same number of rows of a sequence; None for kind "fixed".
+        layer: Whose keys or values its rows are, [B, heads, S, C]; None for anything else, and in bundles that were
+            exported before it was told.
+        part: Which of both.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +53,8 @@ class State(BaseModel):
     scheme: CacheScheme = "float"
     shape: tuple[int | str, ...]
     group: int | None = None
+    layer: int | None = Field(default=None, ge=0)
+    part: Literal["key", "value"] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> State:
@@ -60,6 +67,12 @@ class State(BaseModel):
             raise ValueError(f"{self.input}: length group {self.group} of a state of kind {self.kind!r}")
         if any(isinstance(size, int) and size < 1 for size in self.shape):
             raise ValueError(f"{self.input}: shape {list(self.shape)}; every size is at least 1")
+        if (self.layer is None) != (self.part is None) or (
+            self.part and (self.kind, self.shape[2:3]) != ("rows", (ROWS,))
+        ):
+            raise ValueError(
+                f"{self.input}: {self.part} of layer {self.layer}, of kind {self.kind!r}, {list(self.shape)}"
+            )
         if self.dtype not in DTYPES:
             raise ValueError(f"{self.input}: dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
         self._check_codes()
@@ -113,3 +126,26 @@ class State(BaseModel):
     def num_bytes(self) -> int:
         """Bytes of one row of one sequence, or of one sequence's whole state of kind "fixed"."""
         return prod(self.sizes(1, 1)) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class LayerStates:
+    """The keys and the values of one layer, of one length group."""
+
+    key: State
+    value: State
+
+    @property
+    def group(self) -> int:
+        """The length group."""
+        return self.key.group or 0
+
+
+def layers_of(states: Sequence[State]) -> tuple[LayerStates, ...]:
+    """Return the keys and values of every layer, in order; none where some state is anything else."""
+    keys = sorted((state for state in states if state.part == "key"), key=lambda state: state.layer or 0)
+    values = sorted((state for state in states if state.part == "value"), key=lambda state: state.layer or 0)
+    places = [[(state.layer, state.group) for state in each] for each in (keys, values)]
+    if places[0] != places[1] or len(keys) + len(values) != len(states):
+        return ()
+    return tuple(map(LayerStates, keys, values))

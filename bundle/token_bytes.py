@@ -34,9 +34,9 @@ class TokenBytes:
         self._has_bytes = '"ByteFallback"' in decoder
         self._suffix_marks = ("##",) if '"WordPiece"' in decoder else ()
 
-    def detokenizer(self) -> BytesDetokenizer:
-        """Return a fresh decoder of one answer's ids as they arrive."""
-        return BytesDetokenizer(self, self.special_ids)
+    def detokenizer(self, shown_ids: Collection[int] = ()) -> BytesDetokenizer:
+        """Return a fresh decoder of one answer's ids as they arrive; those of `shown_ids` have text, special or not."""
+        return BytesDetokenizer(self, self.special_ids.difference(shown_ids))
 
     def of(self, token_id: int) -> bytes:
         """Return a token's bytes; an added token's are its own text, and those of an id without a token none."""

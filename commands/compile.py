@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from commands.options import BundleArgument, JsonOption, usage_errors
 from commands.terminal import console, print_json, progress
+
+if TYPE_CHECKING:
+    from runtime.tensorrt.compiler import Form
+    from runtime.tensorrt.library import Flavour
 
 _CACHE_ROWS = 1024
 _PROMPT_TOKENS = 512
@@ -44,6 +48,15 @@ def compile_engines(
             "Default: 8.0 and newer, finished on the card.",
         ),
     ] = None,
+    tensorrt_version: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X.Y",
+            help="Write graphs for the parser of this TensorRT: before 10.15 (JetPack 6 has 10.3) in operators of "
+            "opset 20. Default: the installed one's.",
+            show_default=False,
+        ),
+    ] = None,
     allow_ungated: Annotated[
         bool, typer.Option(help="Compile a variant whose quality gate failed or was never measured.")
     ] = False,
@@ -51,9 +64,8 @@ def compile_engines(
 ) -> None:
     """Build the TensorRT engines of a bundle of the portable dialect."""
     from bundle.directory import open_bundle
-    from graphs.lowering.tensorrt import FORM_VERSION, engine_graph
     from runtime.tensorrt.builder import read_capability
-    from runtime.tensorrt.compiler import Form, Job, compile_bundle
+    from runtime.tensorrt.compiler import Job, compile_bundle
     from runtime.tensorrt.profiles import Limits
 
     opened = open_bundle(bundle, allow_ungated=allow_ungated)
@@ -64,7 +76,7 @@ def compile_engines(
             bundle=opened,
             folder=output,
             flavour=target,
-            form=Form(f"standard-{FORM_VERSION}", engine_graph),
+            form=_form(target, tensorrt_version),
             limits=Limits(rows, max_batch, max_prompt_tokens or min(_PROMPT_TOKENS, rows), max_images),
             capabilities=tuple(map(read_capability, compute_capability or ())),
         )
@@ -80,3 +92,19 @@ def compile_engines(
             f"{'cache':20} {cache_bytes / 1e6:8.1f} MB  on the device, {max_batch} x {rows} rows", soft_wrap=True
         )
     console.print(f"Engines are under {index.licence}.", soft_wrap=True)
+
+
+def _form(target: Flavour, version: str | None) -> Form:
+    """Return how graphs are written: as they are, or for parsers before 10.15 in operators of opset 20."""
+    from functools import partial
+
+    from graphs.lowering.tensorrt import FORM_VERSION, engine_graph
+    from graphs.lowering.tensorrt_operators import STANDARD_FROM, read_version
+    from runtime.tensorrt.compiler import Form
+    from runtime.tensorrt.library import open_library
+
+    if version is None and target == "tensorrt":
+        version = open_library(target).version
+    if version is not None and read_version(version) < STANDARD_FROM:
+        return Form(f"plain-{FORM_VERSION}", partial(engine_graph, is_plain=True))
+    return Form(f"standard-{FORM_VERSION}", engine_graph)

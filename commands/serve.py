@@ -67,6 +67,14 @@ VisionKeepOption = Annotated[
     float | None,
     typer.Option(help="Share of each image tile's tokens that is read then, above 0; 1 reduces nothing. Default: 1."),
 ]
+NamesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--served-name",
+        help="A further name under which a model is served: ALIAS where one bundle is named, else MODEL=ALIAS. May be "
+        "given several times. Default: none.",
+    ),
+]
 ServeThreadsOption = Annotated[
     int | None, typer.Option(min=0, help="Threads per operator. Default: 0, one per physical core.")
 ]
@@ -114,6 +122,7 @@ def serve(
     kv_budget: BudgetOption = None,
     vision_method: VisionMethodOption = None,
     vision_keep: VisionKeepOption = None,
+    served_name: NamesOption = None,
     threads: ServeThreadsOption = None,
     provider: ProviderOption = None,
     log_level: LogLevelOption = None,
@@ -144,7 +153,7 @@ def serve(
     settings = load_settings(config, os.environ, flags)
     _require("ray" if context.info_name == "deploy" else "uvicorn")
     served = _served(bundles, real)
-    _refuse_early(served, settings)
+    settings = with_aliases(settings, _refuse_early(served, settings), served_name or [])
     if context.info_name == "deploy":
         from serving.cluster.deploy import deploy
 
@@ -165,16 +174,48 @@ def _require(module: str) -> None:
         raise ModuleNotFoundError(f"No module named {module!r}", name=module)
 
 
-def _refuse_early(bundles: list[Path], settings: ServerSettings) -> None:
+def _refuse_early(bundles: list[Path], settings: ServerSettings) -> list[str]:
     """Refuse before a port is opened what can be seen without reading weights: paths, manifests, gates.
+
+    Returns:
+        The models' names.
 
     Raises:
         BundleError: One is no bundle, lacks a file, or failed its gate or has none.
     """
     from bundle.directory import open_bundle
 
-    for bundle in bundles:
-        open_bundle(bundle, verify=False, allow_ungated=settings.engine.allow_ungated)
+    allow_ungated = settings.engine.allow_ungated
+    return [open_bundle(bundle, verify=False, allow_ungated=allow_ungated).manifest.name for bundle in bundles]
+
+
+def with_aliases(settings: ServerSettings, names: list[str], given: list[str]) -> ServerSettings:
+    """Return the settings with the aliases that flags give to models.
+
+    Args:
+        settings: May have some themselves.
+        names: Of the models.
+        given: `ALIAS` or `MODEL=ALIAS`.
+
+    Raises:
+        SettingsError: An alias is a model's own name or is there twice, or its model is not served.
+    """
+    from bundle.errors import SettingsError
+
+    aliases = dict(settings.api.aliases)
+    for each in given:
+        name, _, alias = each.rpartition("=")
+        if not name and len(names) > 1:
+            raise SettingsError(f"--served-name {each}: several models are served; write MODEL={each}")
+        if alias in aliases:
+            raise SettingsError(f"--served-name {each}: {alias} stands for {aliases[alias]} already")
+        aliases[alias] = name or names[0]
+    for alias, name in aliases.items():
+        if name not in names or not alias:
+            raise SettingsError(f"the alias {alias!r} stands for {name!r}; served: {', '.join(names)}")
+        if alias in names:
+            raise SettingsError(f"the alias {alias!r} is a served model's own name; choose another")
+    return settings.model_copy(update={"api": settings.api.model_copy(update={"aliases": aliases})})
 
 
 def _served(bundles: list[Path] | None, real: bool) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from bundle.json_file import printable
 from bundle.machine import own_version
 from bundle.manifest import Component, ComponentName, Dialect, DualEncoderDims, Manifest, Segment, check_name
 from bundle.states import State
+from bundle.visual_exit import VISUAL_EXIT, load_routers
 from export.architectures import load_family
 from export.checkpoint import Checkpoint
 from export.family import DualEncoder, Family, GraphPlan, VisionLanguage
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from export.gguf_decoder import GgufTensor
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja"]
+_HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", VISUAL_EXIT]
 
 
 def export_checkpoint(
@@ -109,6 +111,8 @@ def export_checkpoint(
             eos_token_ids=files.eos_token_ids,
             template_tokens=files.template_tokens,
         )
+        if segments:
+            _copy_routers(folder, family, aside, say)
         say("computing digests")
         bundle = seal(aside, manifest)
         _record(bundle, family, files, say)
@@ -218,6 +222,20 @@ def _segments(
     if not isinstance(family, VisionLanguage):
         return ()
     return write_segments(folder, components["decoder"], states, family.decoder, say)
+
+
+def _copy_routers(checkpoint: Path, family: Family, aside: Path, say: Callable[[str], None]) -> None:
+    """Take the networks of a checkpoint that let image tokens leave early, where it has some.
+
+    Raises:
+        BundleFileError: They are damaged, or another decoder's.
+    """
+    path = checkpoint / VISUAL_EXIT
+    if not path.is_file() or not isinstance(family, VisionLanguage):
+        return
+    routers = load_routers(path, family.decoder.hidden_size)
+    shutil.copyfile(path, aside / VISUAL_EXIT)
+    say(f"{VISUAL_EXIT}: image tokens may leave before the layers {', '.join(map(str, routers))}")
 
 
 def _record(bundle: Bundle, family: Family, files: ProcessorFiles, say: Callable[[str], None]) -> None:

@@ -21,6 +21,7 @@ from export.quantized.method import QuantizationMethod
 from export.quantized.table import load_method
 
 _HEAD = "lm_head.weight"
+_PARTS: tuple[Literal["key", "value"], ...] = ("key", "value")
 
 
 @dataclass(frozen=True)
@@ -249,7 +250,7 @@ def decoder_plan(config: DecoderConfig, embeds: TensorSpec, module: Module) -> G
     ]
     inputs = tuple(TensorSpec(name=name, dtype="int64", shape=shape) for name, shape in indices)
     logits = TensorSpec(name=tensors.LOGITS, dtype="float32", shape=("B", "N", config.vocab_size))
-    return GraphPlan(module, "decoder", (embeds, *inputs), (logits,), _cache(config))
+    return GraphPlan(module, "decoder", (embeds, *inputs), (logits,), _cache(config), _last_queries(config))
 
 
 def _cache(config: DecoderConfig) -> tuple[State, ...]:
@@ -261,7 +262,18 @@ def _cache(config: DecoderConfig) -> tuple[State, ...]:
             dtype="float32",
             shape=("B", config.num_kv_heads, "S", config.head_size),
             group=group,
+            layer=layer,
+            part=part,
         )
         for layer, group in enumerate(config.length_groups)
-        for part in ("key", "value")
+        for part in _PARTS
+    )
+
+
+def _last_queries(config: DecoderConfig) -> tuple[TensorSpec, ...]:
+    """Return what policies choose rows by, of every layer (docs/compression.md)."""
+    shape = ("B", "W", config.num_heads * config.head_size)
+    return tuple(
+        TensorSpec(name=f"{tensors.LAST_QUERIES}{layer}", dtype="float32", shape=shape)
+        for layer in range(config.num_layers)
     )

@@ -27,17 +27,17 @@ _WORK = pathlib.Path(__file__).parent / ".work" / "real"
 class RealReader:
     """The real model, in bfloat16, which answers questions."""
 
-    def __init__(self, folder: pathlib.Path) -> None:
-        """Load a whole checkpoint, as `build_checkpoint` writes it."""
+    def __init__(self, folder: pathlib.Path, device: str) -> None:
+        """Load a whole checkpoint, as `build_checkpoint` writes it, onto a device of torch."""
         self._processor = AutoProcessor.from_pretrained(folder)
-        self._model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16).eval()
+        self._model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16).eval().to(device)
 
     @torch.inference_mode()
     def replies(self, questions: list[Question]) -> list[str]:
         """Return the greedy reply to each question; all have equally many images."""
         prompts = [self._processor.apply_chat_template(q.messages(), add_generation_prompt=True) for q in questions]
         images = [list(q.images) for q in questions]
-        inputs = self._processor(text=prompts, images=images, padding=True, return_tensors="pt")
+        inputs = self._processor(text=prompts, images=images, padding=True, return_tensors="pt").to(self._model.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(torch.bfloat16)
         tokens = self._model.generate(**inputs, max_new_tokens=_MAX_NEW_TOKENS, do_sample=False)
         new = tokens[:, inputs["input_ids"].shape[1] :]
@@ -65,6 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--n", type=int, default=100, help="questions a kind")
     parser.add_argument("--familiar", action="store_true", help="in training's wordings, sizes and fonts")
     parser.add_argument("--show", type=int, default=0, help="replies of each kind to print")
+    parser.add_argument("--device", default="cpu", help="of torch, such as cuda")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--json", type=pathlib.Path, help="file to write")
     args = parser.parse_args(argv)
@@ -72,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         whole = pathlib.Path(scratch) / "whole"
         build_checkpoint(real_gguf(args.work, print), whole, args.vision)
-        reader = RealReader(whole)
+        reader = RealReader(whole, args.device)
     print("| what | right | 95 % interval | n |\n|---|---|---|---|")
     found = {}
     for kind in args.kinds:

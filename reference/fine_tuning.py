@@ -23,7 +23,7 @@ _WARMUP_STEPS = 50
 _ADAMW_NAMES = ("embed_tokens", "lm_head", "router", ".experts.")  # Muon on 48 expert matrices costs a third of a step
 _BLEND_SHARE = 0.1  # of the run, in which weights move from float to ternary
 
-Loss = Callable[[torch.Tensor, Lesson], tuple[torch.Tensor, dict[str, float]]]
+Loss = Callable[[torch.Tensor, Lesson], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 """(student's logits [N, V], lesson) -> the loss and what the log shows."""
 
 
@@ -68,7 +68,7 @@ def fine_tune(model: SmolVLMForConditionalGeneration, name: str, loss_of: Loss, 
     run = Run(args.work / name, name, schedule, (masters,), args.save_every_s)
     lessons = _lessons(args, run.step)
     ternary = [module for module in model.modules() if isinstance(module, TernaryLinear)]
-    mean: dict[str, float] = {}
+    mean: dict[str, torch.Tensor] = {}
     while not run.is_over:
         for layer in ternary:
             layer.blend = min(1.0, run.progress / _BLEND_SHARE)

@@ -15,7 +15,8 @@ import torch
 from torch.utils.data import IterableDataset
 from transformers import SmolVLMForConditionalGeneration
 
-from reference import packing, vlm_model
+from reference import vlm_model
+from reference.batches import Batch
 from reference.train_vlm import Conversations
 from reference.training import ATTENTION
 
@@ -34,7 +35,7 @@ class Lesson:
     """
 
     features: torch.Tensor
-    batch: packing.Batch
+    batch: Batch
     logits: torch.Tensor
 
     def student_logits(self, model: SmolVLMForConditionalGeneration) -> torch.Tensor:

@@ -12,14 +12,12 @@ import dataclasses
 import functools
 import random
 
-import numpy as np
 from tokenizers import Tokenizer
 
+from reference.batches import VISUAL_TOKENS, Batch, Sequence, batched
 from reference.layout import Scene
-from reference.scenes import TASKS, Turn, ask, scenes_for
+from reference.scenes import Turn, ask, scenes_for
 
-VISUAL_TOKENS = 64
-_PADDING = -1  # segment number of padding; 0 is the shared prefix, conversations count from 1
 _TRIES = 3  # per wanted conversation
 # Weights of the tasks that single images are made for, and of the questions asked about them. Several images (task
 # "compare") make long sequences and go into batches of their own: one padded batch costs as much as its longest.
@@ -28,31 +26,6 @@ QUESTIONS = {
     "colour": 4, "shape": 4, "size": 4, "digit": 8, "count": 22, "relation": 80, "text": 30, "exist": 5, "chat": 5,
     "caption": 5, "place": 24,
 }  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """Packed sequences of one batch.
-
-    Attributes:
-        ids: [B, T] int64 token ids.
-        positions: [B, T] int64 rotary positions.
-        segments: [B, T] int64; 0 prefix, 1.. conversations, -1 padding.
-        rows: [N, 2] int64 (sequence, position) of every token whose successor is learnt.
-        targets: [N] int64 successors.
-        weights: [N] float32; a long answer counts as the square root of its length.
-        answers: [N] int64, which answer, 0..M, the successor belongs to.
-        tasks: [M] int64, the place in `TASKS` of each answer's task.
-    """
-
-    ids: np.ndarray
-    positions: np.ndarray
-    segments: np.ndarray
-    rows: np.ndarray
-    targets: np.ndarray
-    weights: np.ndarray
-    answers: np.ndarray
-    tasks: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,14 +64,6 @@ def sample(rng: random.Random, num_questions: int, themes: dict[str, int]) -> Sa
     return Sample(scenes, groups)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Sequence:
-    tokens: list[int]
-    positions: list[int]
-    segments: list[int]
-    learnt: list[tuple[str, int, int]]  # task, start and end of an answer among the tokens
-
-
 class Packer:
     """Owns the tokenizer and turns conversations into batches."""
 
@@ -123,39 +88,16 @@ class Packer:
 
     def pack(self, samples: list[Sample]) -> Batch:
         """Return one batch."""
-        sequences = [self._sequence(s) for s in samples]
-        length = max(len(q.tokens) for q in sequences)
-        shape = (len(sequences), length)
-        ids, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-        segments = np.full(shape, _PADDING, np.int64)
-        rows: list[tuple[int, int]] = []
-        targets: list[int] = []
-        weights: list[float] = []
-        answers: list[int] = []
-        tasks: list[int] = []
-        for b, sequence in enumerate(sequences):
-            used = slice(0, len(sequence.tokens))
-            ids[b, used], positions[b, used], segments[b, used] = sequence.tokens, sequence.positions, sequence.segments
-            for task, start, end in sequence.learnt:
-                rows += [(b, t - 1) for t in range(start, end)]
-                targets += sequence.tokens[start:end]
-                weights += [(end - start) ** -0.5] * (end - start)
-                answers += [len(tasks)] * (end - start)
-                tasks.append(TASKS.index(task))
-        whole = [np.array(column, np.int64) for column in (rows, targets, answers, tasks)]
-        return Batch(ids, positions, segments, whole[0], whole[1], np.array(weights, np.float32), whole[2], whole[3])
+        return batched([self._sequence(s) for s in samples])
 
-    def _sequence(self, sample: Sample) -> _Sequence:
-        tokens = self.prefix(len(sample.scenes))
-        prefix_tokens = len(tokens)
-        positions, segments = list(range(prefix_tokens)), [0] * prefix_tokens
-        learnt = []
+    def _sequence(self, sample: Sample) -> Sequence:
+        sequence = Sequence()
+        prefix_tokens = sequence.add(self.prefix(len(sample.scenes)), 0, 0)
         for number, turns in enumerate(sample.conversations, start=1):
-            start = len(tokens)
+            position = prefix_tokens
             for i, (task, turn) in enumerate(turns):
                 piece, question_tokens = self.turn(turn, i == 0)
-                learnt.append((task, len(tokens) + question_tokens, len(tokens) + len(piece) - 1))
-                tokens += piece
-            positions += range(prefix_tokens, prefix_tokens + len(tokens) - start)
-            segments += [number] * (len(tokens) - start)
-        return _Sequence(tokens, positions, segments, learnt)
+                start = len(sequence.tokens)
+                sequence.learnt.append((task, start + question_tokens, start + len(piece) - 1))
+                position = sequence.add(piece, number, position)
+        return sequence

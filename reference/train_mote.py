@@ -19,7 +19,7 @@ from reference.lessons import Lesson, load_vlm
 from reference.mote import ExpertShape, save_mote, upcycle
 from reference.shipping import derive
 from reference.ternary import checkpoint_tensors
-from reference.train_vlm import graded
+from reference.training import graded
 
 SEED = 20261121
 NUM_EXPERTS = 4
@@ -39,12 +39,12 @@ def train(kind: str, args: argparse.Namespace) -> SmolVLMForConditionalGeneratio
     shape = KINDS[kind]
     mixtures = [] if shape is None else upcycle(model, shape, SEED)
 
-    def loss_of(logits: torch.Tensor, lesson: Lesson) -> tuple[torch.Tensor, dict[str, float]]:
+    def loss_of(logits: torch.Tensor, lesson: Lesson) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         loss, facts = graded(logits, lesson.batch)
         if not mixtures:
             return loss, facts
         balance = torch.stack([mixture.balance for mixture in mixtures]).mean()
-        return loss + _BALANCE_SHARE * balance, {"balance": float(balance.detach()), **facts}
+        return loss + _BALANCE_SHARE * balance, {"balance": balance.detach(), **facts}
 
     fine_tune(model, f"vlm-{kind}", loss_of, args)
     return model

@@ -8,60 +8,77 @@ The decoder is SmolLM2-135M-Instruct as its wheel has it, frozen: only what it i
 *joint*: tower and connector learn through the decoder.
 
 A stopped run goes on where it was. The first two stages need nothing of each other and may run side by side
-(`--stages symbols`, `--stages tower`). `--smoke` takes two small steps of each stage.
+(`--stages symbols`, `--stages tower`). `--device cuda` trains on a GPU, `--seconds` shares a time among the stages,
+`--smoke` takes two small steps of each.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import pathlib
 import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import PreTrainedTokenizerFast, SmolVLMForConditionalGeneration
+from transformers import PreTrainedTokenizerFast, SmolVLMConfig, SmolVLMForConditionalGeneration
 
 from reference import dialogues
 from reference.drawing_batches import first_seed
+from reference.layout import IMAGE_PX, PATCH_PX
 from reference.photographs import PHOTOGRAPHS
 from reference.real.checkpoint import build_checkpoint
-from reference.real.decoder import FrozenDecoder, graded
+from reference.real.decoder import FrozenDecoder
 from reference.real.symbols import ROLES, Symbols
 from reference.real.tower import Labels, Sights, Tower, pixels_of, said_loss
 from reference.real.wheel import real_gguf
 from reference.shipping import save_vision
-from reference.training import ATTENTION, MasterWeights, Run, Schedule
+from reference.training import MasterWeights, Run, Schedule, attention_of, graded
 
-STAGES = ("symbols", "tower", "say", "joint")
+STAGES = {"symbols": 0.25, "tower": 0.25, "say": 0.05, "joint": 0.45}
+"""With the share of the time that `--seconds` gives each."""
+TOWER = {
+    "hidden_size": 192,
+    "intermediate_size": 768,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 3,
+    "image_size": IMAGE_PX,
+    "patch_size": PATCH_PX,
+}
+"""Sizes of what is trained: 2.8 million weights, and 0.4 million of the connector."""
 HERE = pathlib.Path(__file__).parent
-_SEED = 20261126  # of the tower's head
+_SEED = 20261126
 _BLANK_WORD = "\n"
 ADAMW_NAMES = ("embed", "head")
 _JOINT_SEEDS = 1 << 35  # where the samples of stage "joint" begin
-_CONNECTING_BATCHES = 12  # of images, for the connector's first matrix
+_CONNECTING_BATCHES, _CONNECTING_IMAGES = 12, 32  # for the connector's first matrix
 _SAID_SHARE, _DENSE_SHARE = 0.3, 0.2  # of the loss, beside what a stage is for
 
 
-class Looked(IterableDataset):  # type: ignore[type-arg]
-    """Endless batches (samples, pixels [I, 128, 128, 3] uint8, labels) of stage "joint"."""
+Packed = Callable[[list[dialogues.Sample]], dialogues.Batch]
 
-    def __init__(self, batch: int, num_questions: int, start: int) -> None:
-        """Begin at training seed `_JOINT_SEEDS + start`."""
+
+class Looked(IterableDataset):  # type: ignore[type-arg]
+    """Endless batches (pixels [I, 128, 128, 3] uint8, labels, questions) of conversations about images."""
+
+    def __init__(self, batch: int, num_questions: int, start: int, packed: Packed) -> None:
+        """Begin at training seed `start`, each worker in a range of its own."""
         self._batch = batch
         self._num_questions = num_questions
-        self._start = _JOINT_SEEDS + start
+        self._start = start
+        self._packed = packed
 
-    def __iter__(self) -> Iterator[tuple[list[dialogues.Sample], torch.Tensor, Labels]]:
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, Labels, dialogues.Batch]]:
         """Yield batches for ever."""
         seed = first_seed(self._start)
         while True:
             samples = [dialogues.sample(seed + i, self._num_questions) for i in range(self._batch)]
             pixels = [pixels_of(shown, random.Random(s.seed)) for s in samples for shown in s.shown]
-            yield samples, torch.from_numpy(np.stack(pixels)), labels_of(samples)
+            yield torch.from_numpy(np.stack(pixels)), labels_of(samples), self._packed(samples)
             seed += self._batch
 
 
@@ -78,11 +95,10 @@ def train_symbols(
     schedule = Schedule(args.symbols_steps, args.symbols_minutes, warmup_steps=20)
     run = Run(args.work, "symbols", schedule, (masters,), args.save_every_s)
     progress = Progress(run, args.log_every)
+    batches = conversations(run.step * args.batch, encode, args)
     while not run.is_over:
-        seeds = range(run.step * args.batch, (run.step + 1) * args.batch)
-        samples = [dialogues.sample(seed, args.questions) for seed in seeds]
-        batch = dialogues.pack(samples, dialogues.REAL, encode, args.sequence_tokens)
-        loss, facts = graded(decoder.logits(symbols(*labels_of(samples).said), batch), batch)
+        _, labels, batch = next(batches)
+        loss, facts = graded(decoder.logits(symbols(*labels.said), batch), batch)
         loss.backward()
         progress.advance(facts)
     run.save()
@@ -117,15 +133,16 @@ def train_to_say(tower: Tower, symbols: Symbols, args: argparse.Namespace) -> No
         said = said_loss(tower.features(sight), wanted)
         dense, facts = tower.loss(sight, labels)
         (said + _DENSE_SHARE * dense).backward()
-        progress.advance({"said": float(said.detach()), **facts})
+        progress.advance({"said": said.detach(), **facts})
     run.save()
 
 
 @torch.no_grad()
 def connect(tower: Tower, symbols: Symbols, args: argparse.Namespace) -> None:
     """Set the connector to the regression of the tables' visual tokens on what the tower sees."""
-    batches = iter(Sights(args.images, 0))
-    seen = [next(batches) for _ in range(_CONNECTING_BATCHES)]
+    device = torch.device(args.device)
+    batches = iter(Sights(_CONNECTING_IMAGES, 0))
+    seen = [(pixels.to(device), labels.to(device)) for pixels, labels in itertools.islice(batches, _CONNECTING_BATCHES)]
     sight = torch.cat([tower.sight(pixels) for pixels, _ in seen])
     tower.set_connector(sight, torch.cat([symbols(*labels.said) for _, labels in seen]))
 
@@ -135,22 +152,20 @@ def train_jointly(
 ) -> None:
     """Train tower and connector in place, through the decoder."""
     masters = MasterWeights(tower, args.joint_lr, ADAMW_NAMES)
-    schedule = Schedule(args.joint_steps, args.joint_minutes, warmup_steps=20)
+    schedule = Schedule(args.joint_steps, args.joint_minutes)
     run = Run(args.work, "joint", schedule, (masters,), args.save_every_s)
     progress = Progress(run, args.log_every)
-    stream = Looked(args.batch, args.questions, run.step * args.batch)
-    batches = iter(DataLoader(stream, batch_size=None, num_workers=args.workers))
+    batches = conversations(_JOINT_SEEDS + run.step * args.batch, encode, args)
     while not run.is_over:
-        samples, pixels, labels = next(batches)
+        pixels, labels, batch = next(batches)
         sight = tower.sight(pixels)
         features = tower.features(sight)
-        batch = dialogues.pack(samples, dialogues.REAL, encode, args.sequence_tokens)
         loss, facts = graded(decoder.logits(features, batch), batch)
         with torch.no_grad():
             wanted = symbols(*labels.said)
         said, (dense, _) = said_loss(features, wanted), tower.loss(sight, labels)
-        (loss + _SAID_SHARE * said + _DENSE_SHARE * dense).backward()
-        progress.advance({"said": float(said.detach()), "dense": float(dense.detach()), **facts})
+        (loss + _SAID_SHARE * (1 - run.progress) * said + _DENSE_SHARE * dense).backward()
+        progress.advance({"said": said.detach(), "dense": dense.detach(), **facts})
     run.save()
     recall(args.work / "joint.pt", tower)
 
@@ -162,9 +177,9 @@ class Progress:
         """Print a line each `log_every` steps of `run`."""
         self._run = run
         self._log_every = log_every
-        self._mean: dict[str, float] = {}
+        self._mean: dict[str, torch.Tensor] = {}
 
-    def advance(self, facts: dict[str, float]) -> None:
+    def advance(self, facts: dict[str, torch.Tensor]) -> None:
         """Apply the gradients of one batch, of which these are the facts."""
         self._run.advance()
         self._mean |= {k: 0.9 * self._mean.get(k, v) + 0.1 * v for k, v in facts.items()}
@@ -180,12 +195,32 @@ def recall(saved: pathlib.Path, module: torch.nn.Module) -> None:
     """
     if not saved.exists():
         raise FileNotFoundError(f"{saved} does not exist; run stage {saved.stem} first")
-    module.float().load_state_dict(torch.load(saved, weights_only=True)["states"][0]["masters"])
+    module.float().load_state_dict(torch.load(saved, weights_only=True, map_location="cpu")["states"][0]["masters"])
 
 
 def sights(run: Run, args: argparse.Namespace) -> Iterator[tuple[torch.Tensor, Labels]]:
     """Return the batches of images from where a run is."""
-    return iter(DataLoader(Sights(args.images, run.step * args.images), batch_size=None, num_workers=args.workers))
+    device = torch.device(args.device)
+    loader = DataLoader(Sights(args.images, run.step * args.images), batch_size=None, num_workers=args.workers)
+    return ((pixels.to(device), labels.to(device)) for pixels, labels in loader)
+
+
+def conversations(
+    start: int, encode: dialogues.Encoder, args: argparse.Namespace
+) -> Iterator[tuple[torch.Tensor, Labels, dialogues.Batch]]:
+    """Return the batches of `Looked` from a seed on."""
+    device = torch.device(args.device)
+    packed = functools.partial(dialogues.pack, template=dialogues.REAL, encode=encode, max_tokens=args.sequence_tokens)
+    loader = DataLoader(Looked(args.batch, args.questions, start, packed), batch_size=None, num_workers=args.workers)
+    return ((pixels.to(device), labels.to(device), batch) for pixels, labels, batch in loader)
+
+
+def fresh_tower(model: SmolVLMForConditionalGeneration) -> None:
+    """Give a whole model a tower of `TOWER`'s sizes and a connector, both untrained, in place."""
+    whole: SmolVLMConfig = model.config
+    whole.vision_config = type(whole.vision_config)(**TOWER)
+    model.model.vision_model = type(model.model.vision_model)(whole.vision_config)
+    model.model.connector = type(model.model.connector)(whole)
 
 
 def first_symbols(table: torch.Tensor, encode: dialogues.Encoder) -> Symbols:
@@ -219,7 +254,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "checkpoints" / "vlm-real", help="folder written")
     parser.add_argument("--work", type=pathlib.Path, default=HERE / ".work" / "real", help="folder to resume from")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="run only these")
+    parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES), help="run only these")
     for stage, steps in (("symbols", 1500), ("tower", 2500), ("say", 1000), ("joint", 1500)):
         parser.add_argument(f"--{stage}-steps", type=int, default=steps)
         parser.add_argument(f"--{stage}-minutes", type=float, default=0, help="wall-clock budget; 0 counts steps")
@@ -230,6 +265,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=2, help="sequences a step, in stages with the decoder")
     parser.add_argument("--questions", type=int, default=12, help="a sequence, at most")
     parser.add_argument("--sequence-tokens", type=int, default=264, help="a sequence, at most")
+    parser.add_argument("--seconds", type=float, default=0, help="shared among the stages; 0: as each stage says")
+    parser.add_argument("--device", default="cpu", help="of torch, such as cuda")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--workers", type=int, default=0, help="processes that draw pictures; 0 draws in this one")
     parser.add_argument("--log-every", type=int, default=10, help="steps")
@@ -246,19 +283,31 @@ def main(argv: list[str] | None = None) -> None:
         args.symbols_steps = args.tower_steps = args.say_steps = args.joint_steps = 2
         args.images, args.batch, args.questions, args.log_every = 2, 1, 2, 1
         args.work = pathlib.Path(tempfile.mkdtemp(prefix="train_real_"))
+    if args.seconds:
+        share_time(args)
     torch.set_num_threads(args.threads)
+    torch.manual_seed(_SEED)
     if not whole.exists():
         build_checkpoint(gguf, whole)
     model = SmolVLMForConditionalGeneration.from_pretrained(whole, dtype=torch.float32)
+    fresh_tower(model)
+    model.to(torch.device(args.device))
     train(model, encoder(PreTrainedTokenizerFast.from_pretrained(whole)), args)
+
+
+def share_time(args: argparse.Namespace) -> None:
+    """Set the minutes of the stages asked for, so that they take `args.seconds` together."""
+    whole = sum(STAGES[stage] for stage in args.stages)
+    for stage in args.stages:
+        setattr(args, f"{stage}_minutes", args.seconds / 60 * STAGES[stage] / whole)
 
 
 def train(model: SmolVLMForConditionalGeneration, encode: dialogues.Encoder, args: argparse.Namespace) -> None:
     """Run the stages asked for; write tower and connector after stage say, and again after joint."""
-    model.set_attn_implementation(ATTENTION)
+    model.set_attn_implementation(attention_of(model.device))
     torch.manual_seed(_SEED)
-    tower = Tower(model)
-    symbols = first_symbols(model.get_input_embeddings().weight, encode)
+    tower = Tower(model).to(model.device)
+    symbols = first_symbols(model.get_input_embeddings().weight, encode).to(model.device)
     if "tower" in args.stages:
         train_tower(tower, args)
     decoder = FrozenDecoder(model, encode) if {"symbols", "joint"} & set(args.stages) else None

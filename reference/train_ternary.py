@@ -15,12 +15,12 @@ from torch.nn import functional
 from reference.bitnet import make_ternary, save_bitnet
 from reference.fine_tuning import HERE, START, arguments, fine_tune, start
 from reference.lessons import Lesson, load_vlm
-from reference.train_vlm import graded
+from reference.training import graded
 
 NAME = "vlm-ternary"
 
 
-def distillation_loss(logits: torch.Tensor, lesson: Lesson) -> tuple[torch.Tensor, dict[str, float]]:
+def distillation_loss(logits: torch.Tensor, lesson: Lesson) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return cross-entropy plus KL(shipped model || student) over answers, and what the log shows.
 
     Args:
@@ -33,7 +33,7 @@ def distillation_loss(logits: torch.Tensor, lesson: Lesson) -> tuple[torch.Tenso
         logits.log_softmax(-1), lesson.logits.float().log_softmax(-1), reduction="none", log_target=True
     ).sum(-1)
     divergence = (each * weights).sum() / weights.sum()
-    return loss + divergence, {"kl": float(divergence.detach()), **facts}
+    return loss + divergence, {"kl": divergence.detach(), **facts}
 
 
 def main(argv: list[str] | None = None) -> None:

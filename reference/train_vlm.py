@@ -15,19 +15,17 @@ import random
 import tempfile
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import nn
-from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerFast, SmolVLMForConditionalGeneration
 
 from reference import layout, packing, tokenizer, vlm_model
+from reference.batches import Batch
 from reference.drawing_batches import drawn, first_seed
-from reference.scenes import TASKS
 from reference.shipping import save_vlm
-from reference.training import MasterWeights, Run, Schedule
+from reference.training import MasterWeights, Run, Schedule, graded
 
 SEED = 20261120
 HERE = pathlib.Path(__file__).parent
@@ -56,7 +54,7 @@ class DenseScenes(IterableDataset):  # type: ignore[type-arg]
 
 
 class Conversations(IterableDataset):  # type: ignore[type-arg]
-    """Endless batches (pixels [I, 128, 128, 3], labels [I, 4, 16, 16], `packing.Batch`)."""
+    """Endless batches (pixels [I, 128, 128, 3], labels [I, 4, 16, 16], `Batch`)."""
 
     def __init__(self, tokens: Tokenizer, batch: int, num_questions: int, start: int) -> None:
         """Begin at training seed `_LANGUAGE_SEEDS + start`."""
@@ -65,18 +63,18 @@ class Conversations(IterableDataset):  # type: ignore[type-arg]
         self._num_questions = num_questions
         self._start = _LANGUAGE_SEEDS + start
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, packing.Batch]]:
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, Batch]]:
         """Yield batches for ever."""
         seed = first_seed(self._start)
         while True:
             yield self._from(seed)
             seed += self._batch
 
-    def numbered(self, number: int) -> tuple[torch.Tensor, torch.Tensor, packing.Batch]:
+    def numbered(self, number: int) -> tuple[torch.Tensor, torch.Tensor, Batch]:
         """Return the batch that comes `number` batches after the first."""
         return self._from(self._start + number * self._batch)
 
-    def _from(self, seed: int) -> tuple[torch.Tensor, torch.Tensor, packing.Batch]:
+    def _from(self, seed: int) -> tuple[torch.Tensor, torch.Tensor, Batch]:
         is_compare = random.Random(seed).random() < _COMPARE_BATCH_SHARE
         themes = {"compare": 1} if is_compare else packing.THEMES
         seeds = range(seed, seed + (self._batch // 2 if is_compare else self._batch))
@@ -154,7 +152,7 @@ def train_language(
     run = Run(args.work, "language", schedule, (decoder_masters, tower_masters), args.save_every_s)
     stream = Conversations(tokens.backend_tokenizer, args.batch, args.questions, run.step * args.batch)
     batches = iter(DataLoader(stream, batch_size=None, num_workers=args.workers))
-    mean: dict[str, float] = {}
+    mean: dict[str, float | torch.Tensor] = {}
     while not (run.is_over or args.ship_only):
         pixels, labels, batch = next(batches)
         is_still = run.progress < _STILL_TOWER_SHARE
@@ -176,8 +174,8 @@ def train_language(
 
 
 def answer_loss(
-    model: SmolVLMForConditionalGeneration, features: torch.Tensor, batch: packing.Batch
-) -> tuple[torch.Tensor, dict[str, float]]:
+    model: SmolVLMForConditionalGeneration, features: torch.Tensor, batch: Batch
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return the mean cross-entropy of answers, and per task the share of answers with every token right.
 
     Args:
@@ -189,17 +187,6 @@ def answer_loss(
         torch.from_numpy(a) for a in (batch.ids, batch.positions, batch.segments, batch.rows)
     )
     return graded(vlm_model.answer_logits(model, features, ids, positions, segments, rows), batch)
-
-
-def graded(logits: torch.Tensor, batch: packing.Batch) -> tuple[torch.Tensor, dict[str, float]]:
-    """Return what `answer_loss` does, from the logits [N, V] of the rows that are learnt."""
-    targets, weights = torch.from_numpy(batch.targets), torch.from_numpy(batch.weights)
-    each = functional.cross_entropy(logits, targets, reduction="none")
-    loss = (each * weights).sum() / weights.sum()
-    is_wrong = (logits.argmax(-1) != targets).numpy()
-    wrong = np.bincount(batch.answers, weights=is_wrong, minlength=len(batch.tasks)) > 0
-    facts = {TASKS[t]: float(1 - wrong[batch.tasks == t].mean()) for t in np.unique(batch.tasks)}
-    return loss, {"loss": float(loss.detach()), **facts}
 
 
 def decoder_names(masters: MasterWeights) -> dict[str, torch.Tensor]:

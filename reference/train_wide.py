@@ -12,6 +12,7 @@ learn from answers. A stopped run goes on where it was. The result goes to `--ou
 from __future__ import annotations
 
 import argparse
+import functools
 import pathlib
 import tempfile
 from collections.abc import Iterator
@@ -21,12 +22,11 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast, SmolVLMForConditionalGeneration
 
 from reference import dialogues, tokenizer, vlm_model
-from reference.real.decoder import graded
 from reference.real.tower import Tower
 from reference.shipping import save_vlm
 from reference.train_real import ADAMW_NAMES, Looked, Progress, encoder, recall, train_tower
 from reference.train_vlm import SEED, Decoder
-from reference.training import MasterWeights, Run, Schedule
+from reference.training import MasterWeights, Run, Schedule, graded
 
 HERE = pathlib.Path(__file__).parent
 _CORPUS_SAMPLES = 10_000
@@ -53,18 +53,18 @@ def train_language(
     schedule = Schedule(args.language_steps, args.language_minutes, warmup_steps=100)
     run = Run(args.work, "language", schedule, (masters, tower_masters), args.save_every_s)
     progress, encode = Progress(run, args.log_every), encoder(tokens)
-    stream = Looked(args.batch, args.questions, run.step * args.batch)
+    packed = functools.partial(dialogues.pack, template=dialogues.SMALL, encode=encode, max_tokens=args.sequence_tokens)
+    stream = Looked(args.batch, args.questions, run.step * args.batch, packed)
     batches = iter(DataLoader(stream, batch_size=None, num_workers=args.workers))
     while not run.is_over:
-        samples, pixels, labels = next(batches)
+        pixels, labels, batch = next(batches)
         is_still = run.progress < _STILL_TOWER_SHARE
         with torch.set_grad_enabled(not is_still):
             sight = tower.sight(pixels)
-        batch = dialogues.pack(samples, dialogues.SMALL, encode, args.sequence_tokens)
         loss, facts = graded(_logits(model, tower.features(sight), batch), batch)
         dense, _ = tower.loss(sight, labels)
         (loss + _DENSE_SHARE * dense).backward()
-        progress.advance({"dense": float(dense.detach()), **facts})
+        progress.advance({"dense": dense.detach(), **facts})
     run.save()
     weights = {name if name.startswith("lm_head") else f"model.{name}": w for name, w in masters.weights().items()}
     weights |= {f"model.{name}": w for name, w in tower_masters.weights().items() if not name.startswith("head.")}

@@ -10,13 +10,18 @@ import dataclasses
 import math
 import pathlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from reference.batches import Batch
+
 ATTENTION = "reference_matmul"
+"""What trains fastest on a CPU, see `attention_of`."""
 
 
 def _attention(
@@ -52,8 +57,27 @@ def _attention(
     return mixed.view(batch, heads, length, width).transpose(1, 2), None
 
 
+def attention_of(device: torch.device) -> str:
+    """Return which attention trains fastest on a device."""
+    return ATTENTION if device.type == "cpu" else "sdpa"
+
+
 AttentionInterface.register(ATTENTION, _attention)
 AttentionMaskInterface.register(ATTENTION, lambda *_, **__: None)
+
+
+def graded(logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Return the loss of logits [N, V], and per kind the share of answers whose every token is right."""
+    kinds, kind_of = np.unique(batch.kinds, return_inverse=True)
+    targets, weights, answers, kind_of = (
+        torch.from_numpy(column).to(logits.device) for column in (batch.targets, batch.weights, batch.answers, kind_of)
+    )
+    each = functional.cross_entropy(logits, targets, reduction="none")
+    loss = (each * weights).sum() / weights.sum()
+    is_wrong = (logits.argmax(-1) != targets).float()
+    is_right = (is_wrong.new_zeros(len(batch.kinds)).index_add(0, answers, is_wrong) == 0).float()
+    right = is_right.new_zeros(len(kinds)).index_add(0, kind_of, is_right) / torch.bincount(kind_of)
+    return loss, {"loss": loss.detach(), **dict(zip(map(str, kinds), right, strict=True))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +130,8 @@ class MasterWeights:
             )
 
     @torch.no_grad()
-    def step(self, factor: float, max_norm: float = 1.0) -> float:
-        """Apply and clear the gradients; return their norm before clipping."""
+    def step(self, factor: float, max_norm: float = 1.0) -> None:
+        """Apply and clear the gradients. Nothing here waits for the device."""
         used = []
         for name, param in self._params.items():
             master = self._masters[name]
@@ -116,15 +140,14 @@ class MasterWeights:
             if master.grad is not None:
                 used.append(master)
         if not used:
-            return 0.0
-        norm = float(nn.utils.clip_grad_norm_(used, max_norm))
+            return
+        nn.utils.clip_grad_norm_(used, max_norm)
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self._lr * factor
             optimizer.step()
         for name, param in self._params.items():
             param.copy_(self._masters[name])
-        return norm
 
     def state(self) -> dict[str, object]:
         """Return everything needed to go on later."""
@@ -165,7 +188,7 @@ class Run:
         self._before_s = 0.0
         folder.mkdir(parents=True, exist_ok=True)
         if self._path.exists():
-            saved = torch.load(self._path, weights_only=True)
+            saved = torch.load(self._path, weights_only=True, map_location="cpu")
             for owner, state in zip(masters, saved["states"], strict=True):
                 owner.load(state)
             self.step, self._before_s = saved["step"], saved["elapsed_s"]
@@ -205,7 +228,7 @@ class Run:
         partial.replace(self._path)
         self._saved_s = time.monotonic()
 
-    def line(self, facts: dict[str, float]) -> str:
+    def line(self, facts: Mapping[str, float | torch.Tensor]) -> str:
         """Return a progress line."""
-        shown = " ".join(f"{key} {value:.3f}" for key, value in facts.items())
+        shown = " ".join(f"{key} {float(value):.3f}" for key, value in facts.items())
         return f"{self._name} step {self.step} {self.elapsed_s / 60:.1f} min {self.progress:.0%} {shown}"

@@ -158,7 +158,7 @@ def attention_mask(segments: torch.Tensor) -> torch.Tensor:
     """Return the additive mask [B, 1, T, T], bfloat16, of packed sequences.
 
     Args:
-        segments: [B, T] int64 as in `packing.Batch`: causal inside a conversation and towards the prefix.
+        segments: [B, T] int64 as in `batches.Batch`: causal inside a conversation and towards the prefix.
     """
     length = segments.shape[1]
     query, key = segments[:, :, None], segments[:, None, :]

@@ -101,6 +101,17 @@ class TokenBatch:
         places[..., 0] = positions
         return cls(column, places, _by_group(lengths), np.zeros_like(column))
 
+    def padded(self, num_tokens: int) -> TokenBatch:
+        """Return the batch with tokens behind those of each run, `num_tokens` in all, whose logits nobody wants.
+
+        They stand where the last one does, since positions may have a limit, and write rows behind those of the run.
+        """
+        ids = np.zeros((self.size, num_tokens), np.int64)
+        ids[:, : self.num_tokens] = self.ids
+        positions = np.repeat(self.positions[..., -1:], num_tokens, axis=-1)
+        positions[..., : self.num_tokens] = self.positions
+        return TokenBatch(ids, positions, self.lengths, self.wanted, self.features)
+
     @property
     def size(self) -> int:
         """B."""

@@ -2,7 +2,8 @@
 
 A captured run is one launch of everything that the graph does (a CUDA graph), with the addresses that it had when it
 was captured. ONNX Runtime captures it in the first run that bears its number, for the thread of that run, and wants the
-device to itself meanwhile: whatever serves captures all that it will replay while it starts.
+device to itself meanwhile: `device_gate` sees to that, and whatever serves captures all that it will replay while it
+starts.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from runtime.graph import Array, Graph
+from runtime.graph import Array, Graph, device_gate
 from runtime.onnx_runtime import onnx_runtime
+from runtime.settings import Provider
 
 _GRAPH_NUMBERS = count(1)
 """ONNX Runtime's `gpu_graph_id`: 0 is its own. Never used twice, whatever graph and thread it is for."""
@@ -61,6 +63,7 @@ class FixedRun:
             self.io.bind_ortvalue_input(name, value)
         for name, value in self._outputs.items():
             self.io.bind_ortvalue_output(name, value)
+        self._is_due = is_captured and graph.can_capture
         self._options = graph.run_options(in_part=True, graph_number=next(_GRAPH_NUMBERS) if is_captured else None)
 
     def run(self, feeds: Mapping[str, Array]) -> None:
@@ -69,6 +72,12 @@ class FixedRun:
         Raises:
             MachineError: The run failed.
         """
+        with device_gate(self._graph.device):
+            self._copy(feeds)
+        self._graph.run_bound(self.io, self._options, captures=self._is_due)
+        self._is_due = False
+
+    def _copy(self, feeds: Mapping[str, Array]) -> None:
         for name, array in feeds.items():
             content = array.tobytes() if array.nbytes <= _MOST_COMPARED_BYTES else None
             if content is None or self._held.get(name) != content:
@@ -76,18 +85,19 @@ class FixedRun:
                 self._inputs[name].update_inplace(array)
             if content is not None:
                 self._held[name] = content
-        self._graph.run_bound(self.io, self._options)
 
     def output(self, name: str) -> Array:
         """Return a copy of an output on the host."""
-        found: Array = self._outputs[name].numpy()
+        with device_gate(self._graph.device):
+            found: Array = self._outputs[name].numpy()
         return found.copy() if self._graph.device == "cpu" else found  # there it is the memory itself
 
 
-def device_value(array: Array, device: str) -> Any:
+def device_value(array: Array, device: Provider) -> Any:
     """Return ONNX Runtime's value with an array's content, in memory of its own."""
     content = np.array(array, copy=True, order="C")  # on the host, ONNX Runtime takes the array's own memory
-    return onnx_runtime().OrtValue.ortvalue_from_numpy(content, device, 0)
+    with device_gate(device):
+        return onnx_runtime().OrtValue.ortvalue_from_numpy(content, device, 0)
 
 
 class CapturedGraph:

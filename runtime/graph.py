@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import numpy.typing as npt
 
 from bundle.errors import BundleFileError, MachineError, PocketVLMError
+from runtime.capture_gate import CAPTURE_GATE
 from runtime.onnx_runtime import first_line, lacks_operator, memory_error, onnx_runtime
 from runtime.placement import check_placement, refuses_capture
 from runtime.providers import providers_of, session_options
-from runtime.settings import RuntimeSettings
+from runtime.settings import Provider, RuntimeSettings
 
 Array = npt.NDArray[Any]
 
@@ -30,6 +32,13 @@ _DTYPE_OF_ORT_TYPE = {
 
 _NOT_CAPTURED = -1
 """ONNX Runtime's `gpu_graph_id` of a run that is neither captured nor replayed."""
+
+
+def device_gate(device: Provider, *, captures: bool = False) -> AbstractContextManager[None]:
+    """Return what is entered for the length of a run, a capture, or whatever else uses a device; not on the host."""
+    if device == "cpu":
+        return nullcontext()
+    return CAPTURE_GATE.capture() if captures else CAPTURE_GATE.run()
 
 
 @dataclass(frozen=True)
@@ -104,7 +113,8 @@ class Graph:
         names = [port.name for port in self.outputs] if outputs is None else list(outputs)
         options = self.in_part if len(names) < len(self.outputs) else self._whole
         try:
-            return dict(zip(names, self._session.run(names, dict(feeds), options), strict=True))
+            with device_gate(self.device):
+                return dict(zip(names, self._session.run(names, dict(feeds), options), strict=True))
         except Exception as error:  # ONNX Runtime's errors share no class
             raise run_error(self.name, error) from error
 
@@ -125,18 +135,20 @@ class Graph:
             options.add_run_config_entry("gpu_graph_id", str(_NOT_CAPTURED if graph_number is None else graph_number))
         return options
 
-    def run_bound(self, binding: Any, options: Any | None = None) -> None:
+    def run_bound(self, binding: Any, options: Any | None = None, *, captures: bool = False) -> None:
         """Run with inputs and outputs bound beforehand.
 
         Args:
             binding: As `binding` returned it.
             options: As `run_options` returned them; None: all outputs are bound.
+            captures: This is the run that is captured: nothing else of this process uses a device meanwhile.
 
         Raises:
             MachineError: The run failed.
         """
         try:
-            self._session.run_with_iobinding(binding, options or self._whole)
+            with device_gate(self.device, captures=captures):
+                self._session.run_with_iobinding(binding, options or self._whole)
         except Exception as error:  # ONNX Runtime's errors share no class
             raise run_error(self.name, error) from error
 
@@ -154,7 +166,8 @@ class _Wanted:
 def _opened(name: str, source: Path | bytes, wanted: _Wanted) -> tuple[Any, bool]:
     """Return a session and whether its runs can be captured."""
     try:
-        session = _session(source, wanted)
+        with device_gate(wanted.settings.provider):
+            session = _session(source, wanted)
     except Exception as error:  # ONNX Runtime's errors share no class
         if wanted.captures and refuses_capture(error):
             return _opened(name, source, replace(wanted, captures=False))

@@ -130,6 +130,10 @@ class StateBuffers:
         self._scales = dict(scales or {})
         self._fixed = tuple(state for state in self.states if state.kind == "fixed")
         self._movers: dict[tuple[State, ...], RowMover] = {}
+        self._slot_bytes = {
+            state.input: math.prod(state.sizes(1, shape.capacity_tokens)) * np.dtype(state.dtype).itemsize
+            for state in self.states
+        }
         try:
             self._buffers = {state.input: self._allocated(state) for state in self.states}
             self._after = {state.input: self._allocated(state) for state in self.states if state.kind == "fixed"}
@@ -140,6 +144,11 @@ class StateBuffers:
                 "context_tokens."
             ) from error
         self._mover(self.states)  # opened now, not while somebody waits
+
+    @property
+    def has_fixed(self) -> bool:
+        """True where some state is as large whatever was read, and holds all of it."""
+        return bool(self._fixed)
 
     def _allocated(self, state: State) -> _Buffer:
         sizes = state.sizes(self.shape.num_slots + self.shape.num_spare_slots, self.shape.capacity_tokens)
@@ -159,7 +168,7 @@ class StateBuffers:
         return self._movers[states]
 
     def _slot(self, buffers: Mapping[str, _Buffer], slot: int) -> Address:
-        return lambda state: int(self._place(buffers[state.input], state, slot, 1)[-1])
+        return lambda state: buffers[state.input].address + slot * self._slot_bytes[state.input]
 
     def place(self, state: State, first_slot: int, num_slots: int) -> Place:
         """Return where a graph finds a range of slots of a state, as one tensor of that batch."""
@@ -187,8 +196,8 @@ class StateBuffers:
 
     def _place(self, buffer: _Buffer, state: State, first_slot: int, num_slots: int) -> Place:
         sizes = state.sizes(num_slots, self.shape.capacity_tokens)
-        slot_bytes = math.prod(sizes[1:]) * np.dtype(state.dtype).itemsize
-        return self._device, 0, np.dtype(state.dtype), sizes, buffer.address + first_slot * slot_bytes
+        address = buffer.address + first_slot * self._slot_bytes[state.input]
+        return self._device, 0, np.dtype(state.dtype), sizes, address
 
     def copy(self, source: int, target: int, lengths: Sequence[int]) -> None:
         """Copy a sequence from one slot to another.
@@ -262,10 +271,27 @@ class StateBuffers:
         """Return the scales of a state of codes as they broadcast over one slot's rows."""
         return np.expand_dims(self._scales[state.input], state.row_axis - 1)
 
-    def give_back(self, slot: int, first_row: int) -> None:
-        """Let the machine have the memory of a slot's rows again, from one on; what they held is lost."""
+    def keep_rows(self, state: State, slot: int, kept: npt.NDArray[np.int64]) -> None:
+        """Drop all rows of a layer's keys or values but some, which move to the front.
+
+        Args:
+            state: Of a host.
+            slot: Of the sequence.
+            kept: [K, n] row numbers, each head's own.
+        """
+        content = self._buffers[state.input].read()[slot]
+        content[:, : kept.shape[1]] = np.take_along_axis(content, kept[..., None], axis=1)
+
+    def give_back(self, slot: int, first_row: int, group: int | None = None) -> None:
+        """Let the machine have the memory of a slot's rows again, from one on; what they held is lost.
+
+        Args:
+            slot: Of the sequence.
+            first_row: From this one on.
+            group: The length group; None: all.
+        """
         for state in self.states:
-            if state.kind == "rows":
+            if state.kind == "rows" and group in (None, state.group):
                 _, *before, rows, after = _sizes_around_rows(state, self.shape.capacity_tokens)
                 blocks = math.prod(before)
                 for block in range(slot * blocks, (slot + 1) * blocks):

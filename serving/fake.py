@@ -1,9 +1,9 @@
 """An engine without a model: deterministic answers at a chosen pace, for tests and for measuring all but the model.
 
 A chat is answered with the number of images and the words of the last message, one token per word; where a structure
-is asked for, with its first choice, or an empty JSON object. Every choice is the same. An embedding is drawn from the
-digest of its input; a label scores by its digest. Images are decoded for real, so that bad ones fail as they would in
-an engine.
+is asked for, with its first choice, an empty JSON object, or a call of its first function. Every choice is the same. An
+embedding is drawn from the digest of its input; a label scores by its digest. Images are decoded for real, so that bad
+ones fail as they would in an engine.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import asyncio
 import hashlib
 import json
 import math
+import re
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +31,7 @@ from bundle.zero_shot import SLOT, label_text
 from serving.protocol import (
     ClassifyRequest,
     ClassifyResult,
+    DetokenizeRequest,
     EmbedRequest,
     EmbedResult,
     FinishedEvent,
@@ -37,13 +40,15 @@ from serving.protocol import (
     GenerateRequest,
     Health,
     ImagePart,
-    Message,
     ModelCard,
     Structure,
     TextPart,
     Timings,
     TokenEvent,
+    TokenizeRequest,
+    TokenizeResult,
     TokenLogprob,
+    ToolCall,
     Usage,
     VideoPart,
 )
@@ -85,6 +90,7 @@ class FakeBehaviour:
         failure: Raised by every request where it is set; a library's BaseException as well.
         failure_after_tokens: Tokens of an answer that come before `failure`.
         health: What `health` returns, the gauges aside.
+        answer: What a chat that no structure holds is answered; None: by rule.
     """
 
     first_token_s: float = 0.0
@@ -93,6 +99,7 @@ class FakeBehaviour:
     failure: BaseException | None = None
     failure_after_tokens: int = 0
     health: Health = field(default_factory=lambda: Health(is_ready=True))
+    answer: str | None = None
 
 
 class FakeClient:
@@ -138,7 +145,7 @@ class FakeClient:
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
         """Yield one token per word of the answer, then the terminal event."""
         card = self._card(request.model, "image-text-to-text")
-        words, reason, usage = _answer(request, card)
+        words, reason, usage = _answer(request, card, self.behaviour.answer)
         started_s = time.perf_counter()
         self.generations.append(request)
         self._enter()
@@ -175,6 +182,19 @@ class FakeClient:
         exponentials = np.exp(10 * images @ labels.T)
         scores = (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
         return ClassifyResult(scores, sum(len(label.split()) for label in request.labels))
+
+    async def tokenize(self, request: TokenizeRequest) -> TokenizeResult:
+        """Return a token per word, numbered, and `TOKENS_PER_IMAGE` per image."""
+        if request.model not in self._cards:
+            self._card(request.model, "image-text-to-text")
+        await self._serve_once()
+        words = _words(request) if request.text is None else request.text.split()
+        return TokenizeResult(tuple(range(len(words))), tuple(words))
+
+    async def detokenize(self, request: DetokenizeRequest) -> str:
+        """Return a word per token."""
+        await self._serve_once()
+        return " ".join(f"w{token_id}" for token_id in request.token_ids)
 
     async def health(self) -> Health:
         """Return the health set in `behaviour`, with the gauges an engine has."""
@@ -222,7 +242,7 @@ class FakeClient:
             self.num_running -= 1
 
 
-def _answer(request: GenerateRequest, card: ModelCard) -> tuple[list[str], FinishReason, Usage]:
+def _answer(request: GenerateRequest, card: ModelCard, text: str | None) -> tuple[list[str], FinishReason, Usage]:
     """Return the answer's pieces, cut by stop strings and by `max_tokens`, why it ends, and the counts."""
     parts = [part for message in request.messages for part in message.parts]
     images = [part for part in parts if isinstance(part, ImagePart)]
@@ -231,13 +251,15 @@ def _answer(request: GenerateRequest, card: ModelCard) -> tuple[list[str], Finis
     num_frames = sum(_num_frames(part) for part in parts if isinstance(part, VideoPart))
     num_image_tokens = TOKENS_PER_IMAGE * (len(images) + num_frames)
     prompt_tokens = num_image_tokens + sum(len(part.text.split()) for part in parts if isinstance(part, TextPart))
+    prompt_tokens += len((request.text or "").split())
     limit = card.context_tokens or 64
     if prompt_tokens >= limit:
         raise ContextLengthError(f"the prompt has {prompt_tokens} tokens; the model holds {limit}", "messages")
-    answer = _structured(request.sampling.structure) or f"{len(images)} images. {_text_of(request.messages[-1])}"
+    by_rule = " ".join(f"{len(images)} images. {_asked(request)}".split())
+    answer = _structured(request.sampling.structure) or (by_rule if text is None else text)
     for stop in request.sampling.stop:
         answer = answer.split(stop)[0] + (stop if request.sampling.includes_stop and stop in answer else "")
-    words = [word if index == 0 else f" {word}" for index, word in enumerate(answer.split())]
+    words = re.findall(r"\s*\S+", answer)
     room = limit - prompt_tokens
     shown = words[: room if request.sampling.max_tokens is None else min(room, request.sampling.max_tokens)]
     reason: FinishReason = "length" if len(shown) < len(words) else "stop"
@@ -253,11 +275,37 @@ def _answer(request: GenerateRequest, card: ModelCard) -> tuple[list[str], Finis
     return shown, reason, usage
 
 
+def _words(request: TokenizeRequest) -> list[str]:
+    parts = [part for message in request.messages for part in message.parts]
+    words = [word for part in parts if isinstance(part, TextPart) for word in part.text.split()]
+    return words + ["image"] * (TOKENS_PER_IMAGE * sum(isinstance(part, ImagePart) for part in parts))
+
+
 def _structured(structure: Structure | None) -> str:
     """Return an answer of a structure, as far as one is known without a model; empty where none is."""
-    if structure is None or structure.kind not in ("choice", "json"):
+    if structure is None or structure.is_optional:
         return ""
-    return str(json.loads(structure.text)[0]) if structure.kind == "choice" else "{}"
+    if structure.kind == "tools":
+        return _call(json.loads(structure.text))
+    if structure.kind == "choice":
+        return str(json.loads(structure.text)[0])
+    return "{}" if structure.kind == "json" else ""
+
+
+def _call(asked: dict[str, Any]) -> str:
+    tool = asked["tools"][0]
+    arguments = json.dumps(_example(tool["parameters"])) if asked["is_required"] else ""
+    return arguments and ToolCall("", tool["name"], arguments).text
+
+
+def _example(schema: dict[str, Any]) -> Any:
+    """Return a value of a schema, as far as that is simple."""
+    if "enum" in schema:
+        return schema["enum"][0]
+    values: dict[str, Any] = {"string": "x", "integer": 0, "number": 0.5, "boolean": False, "array": [], "null": None}
+    if schema.get("type") != "object":
+        return values.get(schema.get("type", ""))
+    return {name: _example(schema["properties"][name]) for name in schema.get("required", ())}
 
 
 def _logprobs(word: str, num_top: int | None) -> tuple[TokenLogprob, ...]:
@@ -275,8 +323,10 @@ def _num_frames(video: VideoPart) -> int:
     return sum(1 for _ in clip.pictures(chosen))
 
 
-def _text_of(message: Message) -> str:
-    return " ".join(part.text for part in message.parts if isinstance(part, TextPart))
+def _asked(request: GenerateRequest) -> str:
+    if request.text is not None:
+        return request.text
+    return " ".join(part.text for part in request.messages[-1].parts if isinstance(part, TextPart))
 
 
 def _timings(started_s: float, first_token_s: float) -> Timings:

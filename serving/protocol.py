@@ -17,6 +17,8 @@ from bundle.frames.options import FrameOptions
 from bundle.gates import Gate, Unmeasured
 from bundle.generation import SamplingDefaults
 from bundle.manifest import Task
+from bundle.tools import Tool as Tool
+from bundle.tools import ToolCall as ToolCall
 
 FinishReason = Literal["stop", "length"]
 
@@ -50,10 +52,17 @@ class VideoPart:
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation; the parts keep their order."""
+    """One turn of a conversation; the parts keep their order. The role "tool" tells a call's result.
 
-    role: Literal["system", "user", "assistant"]
+    Attributes:
+        role: Who speaks.
+        parts: What is said and shown; none where the assistant only calls.
+        calls: That the assistant makes.
+    """
+
+    role: Literal["system", "user", "assistant", "tool"]
     parts: tuple[TextPart | ImagePart | VideoPart, ...]
+    calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,14 +71,17 @@ class Structure:
 
     Attributes:
         kind: "json": a value of the JSON schema `text`. "regex": a match of it. "choice": one of the strings in the
-            JSON list. "grammar": a word of the grammar, in llguidance's dialect of Lark.
+            JSON list. "grammar": a word of the grammar, in llguidance's dialect of Lark. "tools": calls of functions,
+            as `serving.engine.sampling.tool_grammar` reads them.
         text: As the kind says.
         param: The field of the request that asks for it, for errors.
+        is_optional: Where it cannot be followed, the answer is held to nothing.
     """
 
-    kind: Literal["json", "regex", "choice", "grammar"]
+    kind: Literal["json", "regex", "choice", "grammar", "tools"]
     text: str
     param: str
+    is_optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,13 +164,15 @@ class VisionReduction:
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """One chat completion.
+    """One answer to a conversation, or one text to go on with.
 
     Attributes:
         vision: How images are reduced; None takes the server's default.
         num_choices: Answers wanted; the seed of choice i is the request's plus i.
         priority: Lower begins earlier where requests wait.
         timeout_s: From now on; one that was not begun by then is not begun. None waits for any time.
+        tools: Functions that the model is told of, and may call.
+        text: What the model goes on with, where there are no messages; no control tokens are read in it.
         kv: None takes the server's default.
     """
 
@@ -169,6 +183,8 @@ class GenerateRequest:
     num_choices: int = 1
     priority: int = 0
     timeout_s: float | None = None
+    tools: tuple[Tool, ...] = ()
+    text: str | None = None
     kv: KVCompression | None = None
     vision: VisionReduction | None = None
 
@@ -299,6 +315,42 @@ class ClassifyResult:
 
 
 @dataclass(frozen=True)
+class TokenizeRequest:
+    """What is to be counted: a conversation, as an answer to it would read it, or a text.
+
+    Attributes:
+        text: Where there are no messages.
+        adds_special_tokens: With what the tokenizer puts around every text; of a text alone.
+        opens_answer: With what opens the assistant's answer; of a conversation alone.
+    """
+
+    request_id: str
+    model: str
+    messages: tuple[Message, ...] = ()
+    tools: tuple[Tool, ...] = ()
+    text: str | None = None
+    adds_special_tokens: bool = True
+    opens_answer: bool = True
+
+
+@dataclass(frozen=True)
+class TokenizeResult:
+    """Ids of tokens, and how the vocabulary writes each."""
+
+    token_ids: tuple[int, ...]
+    pieces: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DetokenizeRequest:
+    """Ids of tokens whose text is wanted."""
+
+    request_id: str
+    model: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class ModelCard:
     """What `/v1/models` tells of one served model.
 
@@ -360,6 +412,14 @@ class EngineClient(Protocol):
 
     async def classify(self, request: ClassifyRequest) -> ClassifyResult:
         """Return every image's score for every label."""
+        ...
+
+    async def tokenize(self, request: TokenizeRequest) -> TokenizeResult:
+        """Return the tokens of a conversation or a text."""
+        ...
+
+    async def detokenize(self, request: DetokenizeRequest) -> str:
+        """Return the text of tokens, control tokens written out."""
         ...
 
     async def health(self) -> Health:

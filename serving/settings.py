@@ -66,6 +66,7 @@ class ApiSettings(_Frozen):
         request_timeout_s: From a request's arrival to the end of its answer; also the most that a client may ask for
             with `X-Request-Timeout`. OpenAI's own clients wait for 600 s: after that, nobody reads the answer.
         retry_after_s: What a refused client is told to wait.
+        aliases: Further names of served models: alias to name. `/v1/models` lists them.
         stalled_client_s: A client that takes nothing of its answer for so long is gone: its place is somebody else's.
     """
 
@@ -89,6 +90,7 @@ class ApiSettings(_Frozen):
     request_timeout_s: float = Field(default=600.0, gt=0)
     retry_after_s: int = Field(default=1, ge=1)
     stalled_client_s: float = Field(default=60.0, gt=0)
+    aliases: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check_frames(self) -> ApiSettings:

@@ -124,6 +124,18 @@ def small_graphs() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def tiny_decoder() -> ModuleType:
+    """The functions of tests/tiny_decoder.py."""
+    return beside("tiny_decoder")
+
+
+@pytest.fixture(scope="session")
+def llama_logits() -> Any:
+    """The function of tests/llama.py."""
+    return beside("llama").masked_logits
+
+
+@pytest.fixture(scope="session")
 def kv_layers() -> ModuleType:
     """The functions of tests/kv_layers.py."""
     return beside("kv_layers")

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -44,11 +44,15 @@ class Place(ABC):
         pictures: Which pictures it is made of.
         num_tokens: That it takes.
         frame: The frame that it shows, where it is one.
+
+    Class attributes:
+        has_grid: Its rows are those of a picture's grid, or of a coarser one.
     """
 
     pictures: tuple[int, ...]
     num_tokens: int
     frame: int | None = None
+    has_grid: ClassVar[bool] = True
 
     @abstractmethod
     def filled(self, features: Sequence[Features]) -> Features:
@@ -76,6 +80,8 @@ class Whole(Place):
 @dataclass(frozen=True)
 class Sampled(Place):
     """Rows of several pictures, one after the other, evenly chosen."""
+
+    has_grid: ClassVar[bool] = False
 
     def filled(self, features: Sequence[Features]) -> Features:
         """Return `num_tokens` of all rows, from the first to the last."""

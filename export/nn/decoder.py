@@ -14,6 +14,9 @@ from export.nn.moe import MIXTURES
 from export.nn.norms import RMSNorm
 from export.nn.rotary import Angles, rotary_angles
 from graphs.segments import hidden_name, keys_name, queries_name
+from quant.kv.policy import WINDOW_TOKENS
+
+_TO_THE_END = 2**31 - 1
 
 
 class CachedAttention(Module):
@@ -32,14 +35,14 @@ class CachedAttention(Module):
 
     def forward(
         self, op: OpBuilder, x: ir.Value, angles: Angles, past: CacheRows, lengths: Lengths
-    ) -> tuple[ir.Value, CacheRows]:
-        """Return [B, T, D] and the cache with T more rows per sequence."""
+    ) -> tuple[ir.Value, CacheRows, ir.Value]:
+        """Return [B, T, D], the cache with T more rows per sequence, and the last queries [B, W, H*C]."""
         query = self.dialect.rotary(op, self.q_proj(op, x), angles.cos, angles.sin, self.heads.num)
         key = self.dialect.rotary(op, self.k_proj(op, x), angles.cos, angles.sin, self.heads.num_kv)
         query.name, key.name = queries_name(self.layer), keys_name(self.layer)
         value = self.v_proj(op, x)
         attended, present = self.dialect.cached_attention(op, query, key, value, past, lengths, self.heads)
-        return self.o_proj(op, attended), present
+        return self.o_proj(op, attended), present, op.Slice(query, [-WINDOW_TOKENS], [_TO_THE_END], [1])
 
 
 class DecoderLayer(Module):
@@ -54,11 +57,11 @@ class DecoderLayer(Module):
 
     def forward(
         self, op: OpBuilder, x: ir.Value, angles: Angles, past: CacheRows, lengths: Lengths
-    ) -> tuple[ir.Value, CacheRows]:
-        """Return [B, T, D] and the layer's cache."""
-        attended, present = self.self_attn(op, self.input_layernorm(op, x), angles, past, lengths)
+    ) -> tuple[ir.Value, CacheRows, ir.Value]:
+        """Return [B, T, D], the layer's cache and its last queries."""
+        attended, present, queries = self.self_attn(op, self.input_layernorm(op, x), angles, past, lengths)
         x = op.Add(x, attended)
-        return op.Add(x, self.mlp(op, self.post_attention_layernorm(op, x))), present
+        return op.Add(x, self.mlp(op, self.post_attention_layernorm(op, x))), present, queries
 
 
 def _feed_forward(config: DecoderConfig, dialect: Dialect) -> Module:
@@ -81,15 +84,19 @@ class DecoderStack(Module):
         past: list[CacheRows],
         lengths: list[Lengths],
         rows: ir.Value,
-    ) -> tuple[ir.Value, list[CacheRows]]:
-        """Return the normed hidden states of `rows` [B, N, D] and every layer's cache; `lengths` are each layer's."""
-        presents = []
+    ) -> tuple[ir.Value, list[CacheRows], list[ir.Value]]:
+        """Return the normed hidden states of `rows` [B, N, D], every layer's cache and its last queries.
+
+        `lengths` are each layer's.
+        """
+        presents, queries = [], []
         for number, (layer, cache, of_layer) in enumerate(zip(self.layers, past, lengths, strict=True), 1):
-            x, present = layer(op, x, angles, cache, of_layer)
+            x, present, last_queries = layer(op, x, angles, cache, of_layer)
             x.name = hidden_name(number)
             presents.append(present)
+            queries.append(last_queries)
         wanted = op.GatherND(x, op.Unsqueeze(rows, [2]), batch_dims=1)
-        return self.norm(op, wanted), presents
+        return self.norm(op, wanted), presents, queries
 
 
 class CausalDecoder(Module):
@@ -117,13 +124,17 @@ class CausalDecoder(Module):
         logits_indices: ir.Value,
         *cache: ir.Value,
     ) -> tuple[ir.Value, ...]:
-        """Return logits [B, N, V] and the presents, key and value of each layer in turn."""
+        """Return logits [B, N, V], each layer's last queries, and the presents, key and value of each layer in turn."""
         angles = rotary_angles(op, position_ids, self.config.rope, self.config.head_size)
         past = [CacheRows(key, value) for key, value in zip(cache[::2], cache[1::2], strict=True)]
+        of_layer = self.config.length_groups
         of_group = [
-            self.dialect.lengths(op, inputs_embeds, op.Gather(past_lengths, group, axis=0), past[0].key)
+            self.dialect.lengths(
+                op, inputs_embeds, op.Gather(past_lengths, group, axis=0), past[of_layer.index(group)].key
+            )
             for group in range(self.config.num_length_groups)
         ]
-        lengths = [of_group[group] for group in self.config.length_groups]
-        hidden, presents = self.stack(op, inputs_embeds, angles, past, lengths, logits_indices)
-        return self.lm_head(op, hidden), *(rows for present in presents for rows in (present.key, present.value))
+        lengths = [of_group[group] for group in of_layer]
+        hidden, presents, queries = self.stack(op, inputs_embeds, angles, past, lengths, logits_indices)
+        rows = (rows for present in presents for rows in (present.key, present.value))
+        return self.lm_head(op, hidden), *queries, *rows

@@ -15,6 +15,7 @@ from graphs.lowering.cuda_decoder import lower_decoder_for_cuda
 from graphs.lowering.cuda_encoder import lower_encoder_for_cuda, lower_vision_for_cuda
 from graphs.lowering.cuda_kernels import require_kernels
 from graphs.lowering.decoder import lower_decoder
+from graphs.lowering.last_queries import drop_last_queries, without_last_queries
 from graphs.lowering.rotary_in_attention import table_bytes
 from graphs.lowering.tensorrt_halves import halve_for_tensorrt
 
@@ -78,6 +79,9 @@ class Lowering:
         Raises:
             QuantizationError: It is for CUDA, and holds an operator that has no kernel there.
         """
+        if component.role == "decoder" and (phase == "step" or self.target != "cpu"):
+            drop_last_queries(model)
+            component = without_last_queries(component)
         if self.parent.dialect != "contrib":
             if self.halves(component.role):
                 halve_for_tensorrt(model, self.parent.states if component.role == "decoder" else ())

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from bundle.manifest import Phase
 from graphs.lowering.coded_cache import CodedCache, store_codes
+from graphs.lowering.last_queries import drop_last_queries
 from graphs.lowering.packed_attention import pack_attention
 from graphs.lowering.parallel_layers import join_attention_layers, join_gates
 from graphs.lowering.rotary_in_attention import turn_inside_attention
@@ -39,6 +40,8 @@ def lower_decoder(model: ir.Model, max_positions: int, phase: Phase = "any", cac
     graph = model.graph
     graph.opset_imports[CONTRIB] = 1
     is_for_prompts = any(node.op_type == "QuantizeLinear" for node in graph)
+    if phase == "step":
+        drop_last_queries(model)
     join_attention_layers(graph)
     if cache is not None:
         store_codes(graph, cache, max_positions, phase)

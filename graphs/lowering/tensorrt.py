@@ -1,12 +1,14 @@
 """A portable graph as TensorRT's parser wants it, made when an engine is built and written nowhere.
 
 - The cache's length is a number: "The KV cache tensor must have a static sequence length dimension".
+- What callers may do without is left out: TensorRT computes every output at every run.
 - A table of int8 rows is dequantized before rows are looked up, not after: codes may go nowhere but into a
   DequantizeLinear. The engine keeps them in 8 bits; ONNX Runtime would dequantize the table at every call.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,31 +16,42 @@ import onnx_ir as ir
 
 from bundle.errors import BundleFormatError
 from bundle.states import ROWS
+from graphs.lowering.plain import write_plainly
 from graphs.store import add_initializer, drop_unused, make_node, open_graph, replace_node
 
 FORM_VERSION = 1
-"""Part of an engine's key: counts up where this file writes another graph."""
+"""Part of an engine's key: counts up where the same bundle gives another graph here or in `plain`."""
 _LENGTHS_INPUT = 6
 """`nonpad_kv_seqlen` of the standard Attention."""
 
 
-def engine_graph(source: Path, cache_rows: int) -> bytes:
+def engine_graph(source: Path, outputs: Collection[str], cache_rows: int, *, is_plain: bool = False) -> bytes:
     """Return a serialized graph whose weights stay in the files beside its source.
 
     Args:
         source: A portable graph of a bundle.
+        outputs: Names of those that stay.
         cache_rows: S.
+        is_plain: In operators of opset 20.
 
     Raises:
-        BundleFormatError: Its attention is told of lengths in a way that TensorRT ignores.
+        BundleFormatError: Its attention is told of lengths in a way that TensorRT ignores, or it cannot be written so.
     """
+    serialized: bytes = ir.to_proto(engine_model(source, outputs, cache_rows, is_plain=is_plain)).SerializeToString()
+    return serialized
+
+
+def engine_model(source: Path, outputs: Collection[str], cache_rows: int, *, is_plain: bool = False) -> ir.Model:
+    """Return what `engine_graph` serializes; arguments and errors are its own."""
     model = open_graph(source)
     _refuse_old_form(model.graph, source)
+    _keep_outputs(model, outputs)
     _fix_rows(model.graph, cache_rows)
     _dequantize_tables(model.graph)
+    if is_plain:
+        write_plainly(model)
     drop_unused(model)
-    serialized: bytes = ir.to_proto(model).SerializeToString()
-    return serialized
+    return model
 
 
 def _refuse_old_form(graph: ir.Graph, source: Path) -> None:
@@ -52,6 +65,13 @@ def _refuse_old_form(graph: ir.Graph, source: Path) -> None:
                 "answer nonsense. The bundle is of an older version; export the checkpoint again with --dialect "
                 "portable"
             )
+
+
+def _keep_outputs(model: ir.Model, outputs: Collection[str]) -> None:
+    kept = [value for value in model.graph.outputs if value.name in outputs]
+    model.graph.outputs.clear()
+    model.graph.outputs.extend(kept)
+    drop_unused(model)
 
 
 def _fix_rows(graph: ir.Graph, cache_rows: int) -> None:

@@ -14,6 +14,9 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+WINDOW_TOKENS = 32
+"""W: tokens at the end of a prompt whose queries graphs give to whoever asks. SnapKV's window."""
+
 Float32 = npt.NDArray[np.float32]
 Scores = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]

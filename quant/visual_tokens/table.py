@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from bundle.errors import ParameterError
+from quant.visual_tokens.inside.table import METHODS as INSIDE
 
 if TYPE_CHECKING:
     from quant.visual_tokens.tile import Reducer
@@ -46,6 +47,8 @@ METHODS: dict[str, MethodEntry] = {
     "textmonkey": MethodEntry("quant.visual_tokens.textmonkey:reduce", "like no other token"),
 }
 
+_NAMES = ", ".join(METHODS)
+
 
 def entry_of(name: str) -> MethodEntry:
     """Return what is known of a reducer.
@@ -53,8 +56,11 @@ def entry_of(name: str) -> MethodEntry:
     Raises:
         ParameterError: None has that name.
     """
+    if name in INSIDE:
+        raise ParameterError(f"{FIELD} {name!r} drops tokens inside the decoder; before it there are {_NAMES}", FIELD)
     if name not in METHODS:
-        raise ParameterError(f"{FIELD} {name!r} is unknown; it must be one of {', '.join(METHODS)}", FIELD)
+        known = ", ".join((*METHODS, *INSIDE))
+        raise ParameterError(f"{FIELD} {name!r} is unknown; it must be one of {known}", FIELD)
     return METHODS[name]
 
 

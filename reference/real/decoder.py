@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch.nn import functional
 from transformers import DynamicCache, SmolVLMForConditionalGeneration
 
-from reference.dialogues import REAL, Batch, Encoder
-from reference.training import ATTENTION
+from reference.batches import Batch
+from reference.dialogues import REAL, Encoder
+from reference.training import attention_of
 
 
 class FrozenDecoder:
@@ -21,12 +21,12 @@ class FrozenDecoder:
             model: Its language model is turned to bfloat16 in place.
             encode: From text to token ids.
         """
-        model.set_attn_implementation(ATTENTION)
+        model.set_attn_implementation(attention_of(model.device))
         self._layers = model.model.text_model.to(torch.bfloat16).requires_grad_(False)
         self._image_id = model.config.image_token_id
-        start = torch.tensor([encode(REAL.start)])
+        start = torch.tensor([encode(REAL.start)], device=model.device)
         self._start_tokens = start.shape[1]
-        causal = torch.full((self._start_tokens,) * 2, -1e4, dtype=torch.bfloat16).triu(1)
+        causal = torch.full((self._start_tokens,) * 2, -1e4, dtype=torch.bfloat16, device=model.device).triu(1)
         with torch.no_grad():
             cache = self._layers(
                 input_ids=start, attention_mask=causal[None, None], past_key_values=DynamicCache(), use_cache=True
@@ -46,7 +46,8 @@ class FrozenDecoder:
             batch: What is asked about the images.
         """
         ids, positions, segments, rows = (
-            torch.from_numpy(array) for array in (batch.ids, batch.positions, batch.segments, batch.rows)
+            torch.from_numpy(array).to(self.table.device)
+            for array in (batch.ids, batch.positions, batch.segments, batch.rows)
         )
         embeds = self._layers.embed_tokens(ids)
         is_image = (ids == self._image_id).unsqueeze(-1)
@@ -67,17 +68,7 @@ class FrozenDecoder:
         """Return the additive mask [B, 1, T, S]: causal inside a conversation and towards what precedes them all."""
         length = segments.shape[1]
         query, key = segments[:, :, None], segments[:, None, :]
-        is_seen = torch.ones(length, length, dtype=torch.bool).tril() & ((key == 0) | (key == query))
-        is_seen = torch.cat([torch.ones(len(segments), length, self._start_tokens, dtype=torch.bool), is_seen], 2)
-        return torch.zeros(is_seen.shape, dtype=torch.bfloat16).masked_fill(~is_seen, -1e4).unsqueeze(1)
-
-
-def graded(logits: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
-    """Return the loss of logits [N, V], and per kind the share of answers whose every token is right."""
-    targets, weights = torch.from_numpy(batch.targets), torch.from_numpy(batch.weights)
-    each = functional.cross_entropy(logits, targets, reduction="none")
-    loss = (each * weights).sum() / weights.sum()
-    is_wrong = (logits.argmax(-1) != targets).numpy()
-    wrong = np.bincount(batch.answers, weights=is_wrong, minlength=len(batch.kinds)) > 0
-    kinds = np.array(batch.kinds)
-    return loss, {"loss": float(loss.detach()), **{k: float(1 - wrong[kinds == k].mean()) for k in sorted(set(kinds))}}
+        is_before = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
+        is_seen = functional.pad(is_before & ((key == 0) | (key == query)), (self._start_tokens, 0), value=True)
+        mask = torch.zeros(is_seen.shape, dtype=torch.bfloat16, device=segments.device)
+        return mask.masked_fill(~is_seen, -1e4).unsqueeze(1)

@@ -134,7 +134,7 @@ class Symbols(nn.Module):
         """
         tokens = self.photographs.new_zeros(len(cells), CELLS, self.photographs.shape[-1])
         for role, places in _ROLE_CELLS.items():
-            said = self.tables[role][torch.arange(len(places)), cells[:, places].long()]
-            tokens = tokens.index_copy(1, torch.tensor(places), said)
+            said = self.tables[role][torch.arange(len(places), device=cells.device), cells[:, places].long()]
+            tokens = tokens.index_copy(1, torch.tensor(places, device=cells.device), said)
         is_photograph = (photograph >= 0)[:, None, None]
         return torch.where(is_photograph, self.photographs[photograph.clamp(min=0)], tokens)

@@ -17,13 +17,14 @@ from transformers import SmolVLMForConditionalGeneration
 from reference import photographs
 from reference.drawing import SHAPES
 from reference.drawing_batches import first_seed
-from reference.enquiries import KINDS, picture_for
+from reference.enquiries import picture_for
 from reference.layout import IMAGE_PX
 from reference.pictures import COLOURS, FIGURES, LETTERS, TRAINING, Picture, letter_middles, render
 from reference.real.symbols import CELL_ROLES, GRID, ROLES, inventory
 from reference.vlm_model import SCALE_FACTOR
 
 _PHOTOGRAPH_SHARE = 0.1
+_SIGHT_WEIGHTS = {"describe": 6, "relation": 2, "count": 4, "text": 5, "digit": 3}  # of pictures made for a kind
 _NOTHING_WEIGHT = 0.3  # most places say nothing; without this they drown the rest
 _HERE_SHARE = 0.5  # of the loss
 _KINDS = ("", *SHAPES, *LETTERS, *FIGURES, *(f"digit {d}" for d in range(10)))
@@ -67,6 +68,10 @@ class Labels:
         cells, here = np.stack([inventory(one) for one in shown]), np.stack([_here(one) for one in shown])
         return cls(torch.from_numpy(cells), torch.from_numpy(here), torch.tensor(photograph))
 
+    def to(self, device: torch.device) -> Labels:
+        """Return the same on a device."""
+        return Labels(self.cells.to(device), self.here.to(device), self.photograph.to(device))
+
     @property
     def said(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what `Symbols` is given."""
@@ -108,7 +113,8 @@ class Sights(IterableDataset):  # type: ignore[type-arg]
 def _shown(rng: random.Random) -> Picture | int:
     if rng.random() < _PHOTOGRAPH_SHARE:
         return rng.randrange(len(photographs.PHOTOGRAPHS))
-    return picture_for(rng.choice(KINDS), rng, TRAINING)
+    kind = rng.choices(list(_SIGHT_WEIGHTS), weights=list(_SIGHT_WEIGHTS.values()))[0]
+    return picture_for(kind, rng, TRAINING)
 
 
 class Tower(nn.Module):
@@ -124,7 +130,7 @@ class Tower(nn.Module):
     def sight(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return what the connector's matrix is given, [I, 64, 512], of pixels [I, 128, 128, 3] uint8."""
         values = pixels.permute(0, 3, 1, 2).to(self.head.weight.dtype) / 127.5 - 1
-        patches = torch.ones(len(pixels), _PATCHES, _PATCHES, dtype=torch.bool)
+        patches = torch.ones(len(pixels), _PATCHES, _PATCHES, dtype=torch.bool, device=pixels.device)
         hidden = self.vision_model(pixel_values=values, patch_attention_mask=patches).last_hidden_state
         return self.connector.pixel_shuffle(hidden, SCALE_FACTOR)
 
@@ -132,7 +138,7 @@ class Tower(nn.Module):
         """Return visual tokens [I, 64, D]."""
         return self.connector.modality_projection(sight)
 
-    def loss(self, sight: torch.Tensor, labels: Labels) -> tuple[torch.Tensor, dict[str, float]]:
+    def loss(self, sight: torch.Tensor, labels: Labels) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the cross-entropy of labels, and how often they are right where something is said or shown."""
         said, here, photograph = self.head(sight).float().split([sum(sizes) for sizes in _SIDES.values()], dim=-1)
         losses, facts = [], {}
@@ -150,10 +156,10 @@ class Tower(nn.Module):
             losses.append(_HERE_SHARE * _cross_entropy(logits, target, is_picture))
             facts[name] = _share_right(logits, target)
         target = (labels.photograph + 1)[:, None].expand(photograph.shape[:2])
-        losses.append(_cross_entropy(photograph, target, torch.ones(())))
+        losses.append(_cross_entropy(photograph, target, photograph.new_ones(())))
         facts["photograph"] = _share_right(photograph, target)
         total = torch.stack(losses).sum()
-        return total, {"dense": float(total.detach()), **facts}
+        return total, {"dense": total.detach(), **facts}
 
     def shipped(self) -> dict[str, torch.Tensor]:
         """Return the weights of tower and connector by the names they have in the whole model."""
@@ -164,7 +170,7 @@ class Tower(nn.Module):
         """Set the connector's matrix to the ridge regression from sights [I, 64, 512] to tokens [I, 64, D]."""
         given, wanted = sight.double().flatten(0, 1), tokens.double().flatten(0, 1)
         gram = given.T @ given
-        ridge = 1e-3 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.double)
+        ridge = 1e-3 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.double, device=gram.device)
         self.connector.modality_projection.proj.weight.copy_(torch.linalg.solve(gram + ridge, given.T @ wanted).T)
 
 
@@ -175,9 +181,10 @@ def _cross_entropy(logits: torch.Tensor, target: torch.Tensor, weight: torch.Ten
     return (each * weight).sum() / weight.sum().clamp(min=1)
 
 
-def _share_right(logits: torch.Tensor, target: torch.Tensor) -> float:
-    is_right = (logits.argmax(-1) == target)[target > 0]
-    return float(is_right.float().mean()) if is_right.numel() else 1.0
+def _share_right(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return the share of what is said that is right; 0 where nothing is said."""
+    is_said = target > 0
+    return ((logits.argmax(-1) == target) & is_said).sum() / is_said.sum().clamp(min=1)
 
 
 def said_loss(features: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -37,11 +37,13 @@ class RowMover:
     def __init__(self, states: Sequence[State], capacity_tokens: int, device: Provider) -> None:
         self._states = tuple(states)
         self._sizes = {state.input: state.sizes(1, capacity_tokens) for state in states}
-        self._capacity_tokens = capacity_tokens
+        self._places = [(state, (device, 0, np.dtype(state.dtype), self._sizes[state.input])) for state in self._states]
         self._device = device
         self._graph = Graph(gather_graph([self._gathered(state) for state in states]), RuntimeSettings(provider=device))
+        self._io = self._graph.binding()
         self._scratch: dict[str, Any] = {}
         self._as_it_is = np.arange(capacity_tokens, dtype=np.int64)
+        self._bound_order: Order | None = None
 
     def copy(self, source: Address, target: Address) -> None:
         """Copy a slot over another one."""
@@ -67,17 +69,18 @@ class RowMover:
         return Gathered(state.input, state.output, order, state.dtype, self._sizes[state.input], axis)
 
     def _run(self, source: Address, target: Address, order: Order) -> None:
-        io = self._graph.binding()
+        self._bind_order(order)
+        for state, place in self._places:
+            self._io.bind_input(state.input, *place, source(state))
+            self._io.bind_output(state.output, *place, target(state))
+        self._graph.run_bound(self._io)
+
+    def _bind_order(self, order: Order) -> None:
+        """Bring an order to the device, unless it is the one that is there: most moves are whole copies."""
+        if self._bound_order is order:
+            return
         orders = {_ROWS: order, _WHOLE: np.zeros(1, np.int64)}
-        values = {
-            port.name: device_value(orders[port.name], self._device)
-            for port in self._graph.inputs
-            if port.name in orders
-        }
-        for name, value in values.items():
-            io.bind_ortvalue_input(name, value)
-        for state in self._states:
-            sizes, dtype = self._sizes[state.input], np.dtype(state.dtype)
-            io.bind_input(state.input, self._device, 0, dtype, sizes, source(state))
-            io.bind_output(state.output, self._device, 0, dtype, sizes, target(state))
-        self._graph.run_bound(io)
+        for port in self._graph.inputs:
+            if port.name in orders:
+                self._io.bind_ortvalue_input(port.name, device_value(orders[port.name], self._device))
+        self._bound_order = order

@@ -1,7 +1,9 @@
 """A decoder's runs over a cache in a device's memory: inputs and outputs stay there, and steps are captured.
 
 A step is captured for every batch size that occurs, never padded: a row that is there for its shape alone would write
-its token into a slot that belongs to somebody (decision 20).
+its token into a slot that belongs to somebody (decision 20). A prompt's run is padded to one of a few lengths and
+captured for each of them and every slot: what it writes behind its own rows is in its own slot, and overwritten by what
+follows (decision 27).
 """
 
 from __future__ import annotations
@@ -15,8 +17,14 @@ from runtime.fixed_run import FixedRun
 from runtime.graph import Array
 from runtime.session import Session
 
-_MOST_PROMPT_SHAPES = 8
-"""Kept at once; each holds a prompt's embeddings on the device, about 1 MB."""
+PROMPT_TOKENS = (32, 64, 128, 256, 512)
+"""Of captured runs of a prompt. Each is twice the one before, so that half of what is run is wanted. Beyond them it is
+no longer the launching of operators that takes the time."""
+PROMPT_SLOTS = 32
+"""Slots for which prompts are captured; in those behind them runs are launched singly, that a server of hundreds of
+slots starts in seconds. A prompt sits behind the answers that are being made, so late slots are rare."""
+_MOST_SINGLE_SHAPES = 8
+"""Kept at once of runs that are launched operator by operator; each holds a prompt's embeddings, about 1 MB."""
 
 BindStates = Callable[[Any, int, int], None]
 """Binds the states of slots `first ... first + size - 1` to a run's inputs and outputs."""
@@ -35,22 +43,25 @@ class DeviceSteps:
     def __init__(self, bind_states: BindStates, vocab_size: int) -> None:
         self._bind_states = bind_states
         self._vocab_size = vocab_size
-        self._steps: dict[_Shape, FixedRun] = {}
-        self._prompts: OrderedDict[_Shape, FixedRun] = OrderedDict()
+        self._captured: dict[_Shape, FixedRun] = {}
+        self._single: OrderedDict[_Shape, FixedRun] = OrderedDict()
 
-    def run(self, session: Session, first_slot: int, feeds: Mapping[str, Array]) -> FixedRun:
+    def run(self, session: Session, first_slot: int, feeds: Mapping[str, Array], *, is_captured: bool) -> FixedRun:
         """Run a batch and return the run; its outputs are `logits` [B, N, V] and, where the graph has it, `greedy_ids`.
 
-        A single token per sequence, from the first slot on, is the run that comes again and again: it is captured.
+        Args:
+            session: The decoder of the phase.
+            first_slot: Of the batch.
+            feeds: Its inputs, states aside.
+            is_captured: Capture the run when its shape first occurs: it comes again and again, and what the host reads
+                of it is the same every time.
         """
-        embeds, rows = feeds[tensors.INPUTS_EMBEDS], feeds[tensors.LOGITS_ROWS]
-        shape = session, first_slot, embeds.shape, rows.shape[1]
-        is_step = first_slot == 0 and embeds.shape[1] == rows.shape[1] == 1
-        found = self._steps.get(shape) or self._prompts.get(shape) or self._made(shape, feeds, is_step)
+        shape = session, first_slot, feeds[tensors.INPUTS_EMBEDS].shape, feeds[tensors.LOGITS_ROWS].shape[1]
+        found = self._captured.get(shape) or self._single.get(shape) or self._made(shape, feeds, is_captured)
         found.run(feeds)
         return found
 
-    def _made(self, shape: _Shape, feeds: Mapping[str, Array], is_step: bool) -> FixedRun:
+    def _made(self, shape: _Shape, feeds: Mapping[str, Array], is_captured: bool) -> FixedRun:
         session, first_slot, (num_runs, *_), num_wanted = shape
         outputs: dict[str, tuple[tuple[int, ...], str]] = {
             tensors.LOGITS: ((num_runs, num_wanted, self._vocab_size), "float32")
@@ -62,16 +73,29 @@ class DeviceSteps:
             feeds,
             outputs,
             host_inputs=frozenset({tensors.TOTAL_SEQUENCE_LENGTH}),
-            is_captured=is_step,
+            is_captured=is_captured,
         )
         self._bind_states(made.io, first_slot, num_runs)
-        if is_step:
-            self._steps[shape] = made
+        if is_captured:
+            self._captured[shape] = made
             return made
-        self._prompts[shape] = made
-        if len(self._prompts) > _MOST_PROMPT_SHAPES:
-            self._prompts.popitem(last=False)
+        self._single[shape] = made
+        if len(self._single) > _MOST_SINGLE_SHAPES:
+            self._single.popitem(last=False)
         return made
+
+
+def captured_tokens(num_tokens: int, slot: int, room_rows: int) -> int | None:
+    """Return the length to which a prompt's run is padded, so that it can be a captured one; None where none fits.
+
+    Args:
+        num_tokens: Of the run, at least 2.
+        slot: That it is in.
+        room_rows: That the slot has behind what it holds.
+    """
+    if slot >= PROMPT_SLOTS:
+        return None
+    return next((size for size in PROMPT_TOKENS if num_tokens <= size <= room_rows), None)
 
 
 def has_greedy_ids(session: Session) -> bool:

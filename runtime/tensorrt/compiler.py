@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,11 +25,12 @@ class Form:
 
     Attributes:
         name: Part of an engine's key.
-        write: From a bundle's graph and S to a serialized graph whose weights stay beside the bundle's.
+        write: From a bundle's graph, the outputs wanted and S to a serialized graph whose weights stay beside the
+            bundle's.
     """
 
     name: str
-    write: Callable[[Path, int], bytes]
+    write: Callable[[Path, Collection[str], int], bytes]
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ def _with_engine(job: Job, library: Library, index: EngineIndex, name: Component
         say(f"{name}: built already, kept")
         return index
     path = job.bundle.graph_path(name)
-    network = parse(library, job.form.write(path, job.limits.cache_rows), path)
+    outputs = job.bundle.manifest.always_given(name)
+    network = parse(library, job.form.write(path, outputs, job.limits.cache_rows), path)
     check_network(network, component.role)
     decompose(network)
     engine = build(network, profiles, job.capabilities, lambda phase: say(f"{name}: {phase}"))

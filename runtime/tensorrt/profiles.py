@@ -67,9 +67,9 @@ def profiles_of(manifest: Manifest, component: Component, limits: Limits) -> lis
         "N": (1, 1, 1),
         ROWS: (limits.cache_rows, limits.cache_rows, limits.cache_rows),
     }
-    inputs = list(component.inputs)
-    if component.role == "decoder":
-        inputs += [TensorSpec(name=each.input, dtype=each.dtype, shape=each.shape) for each in manifest.states]
+    states = manifest.states_of(component)
+    taken = [TensorSpec(name=state.input, dtype=state.dtype, shape=state.shape) for state in states]
+    inputs = [*component.inputs, *taken]
     return [_profile(component, inputs, {**ranges, "T": tokens}) for tokens in _tokens(manifest, component, limits)]
 
 

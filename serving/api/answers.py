@@ -64,12 +64,28 @@ class ChatTimings(_Answer):
     total_s: float
 
 
+class CalledFunction(_Answer):
+    """A function, and its arguments: the text of a JSON object, which an answer that was cut may leave unfinished."""
+
+    name: str
+    arguments: str
+
+
+class AnsweredCall(_Answer):
+    """A call of a function; its result is sent back under the id."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class AssistantAnswer(_Answer):
-    """What the model said; may be sent back as the next turn's history."""
+    """What the model said and calls; may be sent back as the next turn's history."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    tool_calls: list[AnsweredCall] = Field(default_factory=list)
 
 
 class TokenChance(_Answer):
@@ -102,7 +118,7 @@ class ChatChoice(_Answer):
     index: int
     message: AssistantAnswer
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
 
 
 class ChatCompletion(_Answer):
@@ -117,11 +133,28 @@ class ChatCompletion(_Answer):
     timings: ChatTimings
 
 
+class FunctionDelta(_Answer):
+    """A function's name, once, or the next piece of its arguments."""
+
+    name: str | None = None
+    arguments: str
+
+
+class CallDelta(_Answer):
+    """A call begins, with id and name, or goes on."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionDelta
+
+
 class ChatDelta(_Answer):
-    """What an event adds to the answer: its role first, then its text."""
+    """What an event adds to the answer: its role first, then its text, and its calls."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    tool_calls: list[CallDelta] = Field(default_factory=list)
 
 
 class ChunkChoice(_Answer):
@@ -130,7 +163,7 @@ class ChunkChoice(_Answer):
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"] | None
+    finish_reason: Literal["stop", "length", "tool_calls"] | None
 
 
 class ChatCompletionChunk(_Answer):
@@ -146,6 +179,63 @@ class ChatCompletionChunk(_Answer):
     choices: list[ChunkChoice] = Field(max_length=1)
     usage: ChatUsage | None = None
     timings: ChatTimings | None = None
+
+
+class CompletionLogprobs(_Answer):
+    """One entry in each list for each token; `text_offset` counts characters of the choice's text."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class CompletionChoice(_Answer):
+    """One text that goes on, or the next piece of it."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Literal["stop", "length"] | None
+
+
+class Completion(_Answer):
+    """Texts that go on."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: ChatUsage
+    timings: ChatTimings
+
+
+class CompletionChunk(_Answer):
+    """One event of a stream; the last event is the word `[DONE]`."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice] = Field(max_length=1)
+    usage: ChatUsage | None = None
+    timings: ChatTimings | None = None
+
+
+class Tokens(_Answer):
+    """Tokens, and what a context holds of them; `token_strs` are as the vocabulary writes them, where asked for."""
+
+    count: int
+    max_model_len: int | None
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class Detokenized(_Answer):
+    """The text of tokens."""
+
+    prompt: str
 
 
 class TextUsage(_Answer):
@@ -196,19 +286,58 @@ class ClassificationList(_Answer):
     usage: TextUsage
 
 
+class Capabilities(_Answer):
+    """What a model can be asked for."""
+
+    chat: bool
+    completions: bool
+    tools: bool
+    structured_output: bool
+    video: bool
+    images: bool
+    embeddings: bool
+    classify: bool
+
+
+class RequestLimits(_Answer):
+    """What one request may hold on this server."""
+
+    max_images: int
+    max_image_bytes: int
+    max_videos: int
+    max_frames: int
+    max_choices: int
+    max_inputs: int
+    max_labels: int
+
+
+class Version(_Answer):
+    """The server's version."""
+
+    version: str
+
+
 class ModelDescription(_Answer):
-    """A served model: weight schemes by component, what the cache holds, bytes, and how it passed its quality gates."""
+    """A served model: what it can, weight schemes by component, what the cache holds, bytes, and how it passed its quality gates.
+
+    `root` is its own name where `id` is an alias; `max_model_len` is vLLM's name of `context_tokens`.
+    """
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: Literal["pocketvlm"]
+    root: str
+    parent: None
+    max_model_len: int | None
     task: Literal["image-text-to-text", "dual-encoder"]
     model_type: str
     schemes: dict[str, str]
     kv_cache: str | None
     weight_bytes: int
     context_tokens: int | None
+    capabilities: Capabilities
+    limits: RequestLimits
     gated: bool | None
     gates: list[dict[str, Any]]
     unmeasured: list[dict[str, Any]]

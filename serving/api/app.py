@@ -17,6 +17,7 @@ from bundle.machine import own_version
 from serving.api.caches import caches_router
 from serving.api.chat import chat_router
 from serving.api.classify import classify_router
+from serving.api.completions import completions_router
 from serving.api.docs import add_docs
 from serving.api.embeddings import embeddings_router
 from serving.api.ending import OneAnswer
@@ -25,9 +26,18 @@ from serving.api.openapi import document
 from serving.api.record import Recorded, record_of
 from serving.api.service import Service
 from serving.api.status import status_router
+from serving.api.tokenize import tokenize_router
 from serving.protocol import EngineClient
 from serving.settings import ApiSettings
 
+_ROUTERS = (
+    chat_router,
+    completions_router,
+    embeddings_router,
+    classify_router,
+    tokenize_router,
+    status_router,
+)
 CLIENT_CLOSED = 499
 """nginx's status for a client that went away; only logs see it."""
 
@@ -43,8 +53,8 @@ def create_app(client: EngineClient, settings: ApiSettings, clear_caches: Callab
     service = Service(client, settings, int(time.time()))
     # FastAPI's own pages load scripts from a content network; ours loads nothing.
     app = FastAPI(title="PocketVLM", version=own_version(), docs_url=None, redoc_url=None)
-    for router in (chat_router(service), embeddings_router(service), classify_router(service), status_router(service)):
-        app.include_router(router)
+    for router_of in _ROUTERS:
+        app.include_router(router_of(service))
     if clear_caches is not None:
         app.include_router(caches_router(clear_caches))
     add_docs(app, service)

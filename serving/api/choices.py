@@ -3,60 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from serving.protocol import FinishReason, TokenEvent, TokenLogprob
+from serving.api.answering import Ending, Gathered
+from serving.api.tool_calls import CallBegun, Said, SaidText
+from serving.protocol import TokenLogprob
 
 
-@dataclass
-class WholeChoice:
-    """One choice as it is gathered.
-
-    Attributes:
-        index: Of the choice.
-        tells_logprobs: They were asked for.
-        texts: Pieces so far.
-        logprobs: Of the tokens so far.
-        reason: Why it ended, once it has.
-    """
-
-    index: int
-    tells_logprobs: bool
-    texts: list[str] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    reason: FinishReason | None = None
-
-    def add(self, event: TokenEvent) -> None:
-        """Take in a piece of it."""
-        self.texts.append(event.text)
-        self.logprobs += event.logprobs
-        self.reason = event.reason
-
-    def body(self) -> dict[str, Any]:
-        """Return it as a part of an answer that is not streamed."""
-        return {
-            "index": self.index,
-            "message": {"role": "assistant", "content": "".join(self.texts), "refusal": None},
-            "logprobs": logprobs_body(self.logprobs) if self.tells_logprobs else None,
-            "finish_reason": self.reason,
-        }
+def whole_body(index: int, choice: Gathered, tells_logprobs: bool) -> dict[str, Any]:
+    """Return a choice as a part of an answer that is not streamed."""
+    message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+    if choice.calls:
+        calls = [_call_body(call.id, call.name, call.arguments) for call in choice.calls]
+        message = {**message, "content": choice.text or None, "tool_calls": calls}
+    return {
+        "index": index,
+        "message": message,
+        "logprobs": logprobs_body(choice.logprobs) if tells_logprobs else None,
+        "finish_reason": choice.reason,
+    }
 
 
 def role_body(index: int) -> dict[str, Any]:
     """Return what a choice's first event holds."""
-    return _event_body(index, {"role": "assistant", "content": ""}, None, None)
+    return choice_body(index, {"role": "assistant", "content": ""}, None, None)
 
 
-def delta_body(event: TokenEvent, *, tells_logprobs: bool) -> dict[str, Any]:
-    """Return what the event of a piece holds."""
-    logprobs = logprobs_body(event.logprobs) if tells_logprobs else None
-    return _event_body(event.index, {"content": event.text}, logprobs, None)
+def deltas(said: Sequence[Said]) -> list[dict[str, Any]]:
+    """Return what the events of a piece add to a choice's message."""
+    return [_delta(each) for each in said]
 
 
-def end_body(index: int, reason: FinishReason) -> dict[str, Any]:
-    """Return what a choice's last event holds."""
-    return _event_body(index, {}, None, reason)
+def _delta(said: Said) -> dict[str, Any]:
+    if isinstance(said, SaidText):
+        return {"content": said.text}
+    if isinstance(said, CallBegun):
+        return {"tool_calls": [{"index": said.place, **_call_body(said.id, said.name, "")}]}
+    return {"tool_calls": [{"index": said.place, "function": {"arguments": said.text}}]}
+
+
+def _call_body(call_id: str, name: str, arguments: str) -> dict[str, Any]:
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def logprobs_body(logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
@@ -70,7 +57,8 @@ def _token_body(each: TokenLogprob) -> dict[str, Any]:
     return {"token": each.data.decode(errors="replace"), "logprob": each.logprob, "bytes": list(each.data)}
 
 
-def _event_body(
-    index: int, delta: dict[str, str], logprobs: dict[str, Any] | None, reason: FinishReason | None
+def choice_body(
+    index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None, reason: Ending | None
 ) -> dict[str, Any]:
+    """Return what an event says of a choice."""
     return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,12 +30,12 @@ def classify_router(service: Service) -> APIRouter:
         asked = await service.read(request, deadline, ClassifyBody, partial(_asked, service))
         model = await service.choose(request, asked.model, "dual-encoder")
         with service.metrics.one_answer(model):
-            work = deadline.finish(contained(service.client.classify(asked)))
+            work = deadline.finish(contained(service.client.classify(replace(asked, model=model))))
             result = await until_disconnect(request.receive, work)
         count_prompt(service, request, result.prompt_tokens)
         data = [_item(index, row, asked.labels) for index, row in enumerate(result.scores)]
         usage = {"prompt_tokens": result.prompt_tokens, "total_tokens": result.prompt_tokens}
-        return JSONResponse({"object": "list", "model": model, "data": data, "usage": usage})
+        return JSONResponse({"object": "list", "model": asked.model or model, "data": data, "usage": usage})
 
     return router
 
@@ -44,7 +45,7 @@ def _asked(service: Service, body: ClassifyBody) -> ClassifyRequest:
         image_part(image.image_url.url, f"images.{index}.image_url.url", service.settings.max_image_bytes)
         for index, image in enumerate(body.images)
     )
-    return ClassifyRequest(new_id("clsf"), body.model, images, tuple(body.labels), body.prompt_template)
+    return ClassifyRequest(new_id("clsf"), body.model or "", images, tuple(body.labels), body.prompt_template)
 
 
 def _item(index: int, scores: npt.NDArray[np.float32], labels: Sequence[str]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -30,10 +30,10 @@ def embeddings_router(service: Service) -> APIRouter:
         asked = await service.read(request, deadline, EmbeddingRequest, partial(_asked, service))
         model = await service.choose(request, asked.request.model, "dual-encoder")
         with service.metrics.one_answer(model):
-            work = deadline.finish(contained(service.client.embed(asked.request)))
+            work = deadline.finish(contained(service.client.embed(replace(asked.request, model=model))))
             result = await until_disconnect(request.receive, work)
         _check_dimensions(asked.dimensions, result)
-        return JSONResponse(_body(service, request, asked, result))
+        return JSONResponse(_body(service, request, asked, result, asked.request.model or model))
 
     return router
 
@@ -57,7 +57,7 @@ def _asked(service: Service, body: EmbeddingRequest) -> _Asked:
     source = "input" if body.messages is None else "messages"
     parts = tuple(service.part(content, f"{source}.{index}") for index, content in enumerate(body.contents()))
     check_count(sum(isinstance(part, ImagePart) for part in parts), service.settings.max_images, source, "images")
-    request = EmbedRequest(new_id("embd"), body.model, parts)
+    request = EmbedRequest(new_id("embd"), body.model or "", parts)
     return _Asked(request, body.encoding_format or "float", body.dimensions)
 
 
@@ -67,11 +67,11 @@ def _check_dimensions(asked: int | None, result: EmbedResult) -> None:
         raise ParameterError(f"dimensions = {asked}: the model's vectors have {size}, and are not cut", "dimensions")
 
 
-def _body(service: Service, request: Request, asked: _Asked, result: EmbedResult) -> dict[str, Any]:
+def _body(service: Service, request: Request, asked: _Asked, result: EmbedResult, model: str) -> dict[str, Any]:
     count_prompt(service, request, result.prompt_tokens)
     data = [_item(index, row, asked.encoding) for index, row in enumerate(result.embeddings)]
     usage = {"prompt_tokens": result.prompt_tokens, "total_tokens": result.prompt_tokens}
-    return {"object": "list", "model": asked.request.model, "data": data, "usage": usage}
+    return {"object": "list", "model": model, "data": data, "usage": usage}
 
 
 def _item(index: int, row: npt.NDArray[np.float32], encoding: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from serving.api import answers, schemas
+from serving.api import answers, completions, schemas, tokenize
 from serving.api.deadline import REQUEST_TIMEOUT
 from serving.api.record import REQUEST_ID
 from serving.settings import ApiSettings
@@ -54,12 +54,16 @@ ROUTES: dict[str, Described] = {
     "/v1/chat/completions": Described(
         answers.ChatCompletion, _OF_CHAT, schemas.ChatRequest, answers.ChatCompletionChunk
     ),
+    "/v1/completions": Described(answers.Completion, _OF_WORK, completions.CompletionRequest, answers.CompletionChunk),
+    "/tokenize": Described(answers.Tokens, _OF_CHAT, tokenize.TokenizeBody),
+    "/detokenize": Described(answers.Detokenized, _OF_WORK, tokenize.DetokenizeBody),
     "/v1/embeddings": Described(answers.EmbeddingList, _OF_WORK, schemas.EmbeddingRequest),
     "/v1/classify": Described(answers.ClassificationList, _OF_WORK, schemas.ClassifyBody),
     "/v1/models": Described(answers.ModelList),
     "/v1/models/{name}": Described(answers.ModelDescription, (404, 503)),
     "/health/live": Described(answers.HealthAnswer, (503,)),
     "/health/ready": Described(answers.HealthAnswer, (503,)),
+    "/version": Described(answers.Version),
     "/metrics": Described(None),
     "/v1/cache/clear": Described(answers.Cleared),
     "/": Described(answers.Welcome),
@@ -120,5 +124,5 @@ def _header(name: str, schema: dict[str, Any], description: str) -> dict[str, An
 
 def _limits(settings: ApiSettings) -> str:
     """Return this server's limits of a request, which are settings and stand in no schema."""
-    limits = settings.model_dump()
+    limits = settings.model_dump(exclude={"aliases"})
     return "Limits of this server: " + ", ".join(f"{name} {value:g}" for name, value in limits.items()) + "."

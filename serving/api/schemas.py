@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from bundle.errors import ParameterError
@@ -34,40 +34,13 @@ from serving.api.fields import (
     OffOrOne,
     Text,
     Unbuilt,
-    limit_of,
 )
 from serving.api.fields import Strict as _Strict
 from serving.api.fields import at_most as _at_most
-from serving.api.structured import GuidedChoice, GuidedJson, ResponseFormat, StructuredOutputs, structure_of
+from serving.api.sampling_fields import MOST_TOP_LOGPROBS, SamplingFields
+from serving.api.tools import Offer, ToolCalls, ToolChoice, Tools, offer_of
 from serving.api.validation import shown
 from serving.protocol import KVCompression, SamplingParams, VisionReduction
-
-MAX_SEED = 2**63 - 1
-_ALL_IN_VLLM = -1
-"""How clients of vLLM write a `top_k` that keeps the whole vocabulary; ours is 0."""
-_MOST_BIASES = 1024
-_MOST_TOP_LOGPROBS = 20
-
-
-def _check_bias(biases: dict[str, float]) -> dict[str, float]:
-    for name, bias in biases.items():
-        if not (name.isascii() and name.isdigit() and len(name) <= 9):
-            raise PydanticCustomError("bias_token", 'its names must be token ids, such as "123"')
-        if not -100 <= bias <= 100:
-            raise PydanticCustomError("bias_range", "a bias must be between -100 and 100")
-    return biases
-
-
-def _check_choices(count: int, info: ValidationInfo) -> int:
-    if count > (most := limit_of(info, "max_choices")):
-        raise PydanticCustomError("too_many_choices", "one request may ask for {most} choices", {"most": most})
-    return count
-
-
-LogitBias = Annotated[dict[str, float], AfterValidator(_check_bias), _at_most(_MOST_BIASES, "biases")]
-NumChoices = Annotated[int, Field(ge=1), AfterValidator(_check_choices)]
-Penalty = Annotated[float, Field(ge=-2, le=2)]
-StopTokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True), _at_most(64, "token ids")]
 
 
 class _Message(_Strict):
@@ -84,12 +57,12 @@ class SystemMessage(_Message):
 
 
 class AssistantMessage(_Message):
-    """What the model said before: text alone, as this server and others write their answers."""
+    """What the model said and called before: text and calls, as this server and others write their answers."""
 
     role: Literal["assistant"]
     content: Text | Texts | None = None
     refusal: Off = None
-    tool_calls: OffOrEmptyList = None
+    tool_calls: ToolCalls | None = None
     function_call: Off = None
     audio: Off = None
     annotations: OffOrEmptyList = None
@@ -105,8 +78,18 @@ class UserMessage(_Message):
     content: Text | Contents
 
 
-ChatMessage = Annotated[SystemMessage | AssistantMessage | UserMessage, Field(discriminator="role")]
-Stop = Annotated[Text, Field(min_length=1, max_length=256)]
+class ToolMessage(_Message):
+    """What a call of the message before gave: text alone."""
+
+    role: Literal["tool"]
+    tool_call_id: Annotated[Text, Field(min_length=1, max_length=256)]
+    content: Text | Texts
+
+
+ChatMessage = Annotated[SystemMessage | AssistantMessage | UserMessage | ToolMessage, Field(discriminator="role")]
+
+
+Messages = Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True), _at_most("max_messages", "messages")]
 
 
 class StreamOptions(_Strict):
@@ -130,43 +113,24 @@ class KVOptions(_Strict):
     budget: float = Field(gt=0, le=1)
 
 
-class ChatRequest(_Strict):
+class ChatRequest(SamplingFields):
     """The body of `POST /v1/chat/completions`.
 
     What it leaves open is the model's own default (`generation.json`); a model without any takes the likeliest token.
-    `user`, `safety_identifier`, `metadata` and `prompt_cache_key` tell of the caller, and change no answer.
+    `model` may be left out where only one model chats. `user`, `safety_identifier`, `metadata` and `prompt_cache_key`
+    tell of the caller, and change no answer.
     """
 
-    model: Name
-    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True), _at_most("max_messages", "messages")]
+    model: Name | None = None
+    messages: Messages
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=-1)
-    seed: int | None = Field(default=None, ge=-MAX_SEED - 1, le=MAX_SEED)
-    priority: int = Field(default=0, ge=-10, le=10)
-    stop: Stop | Annotated[list[Stop], Field(max_length=4, fail_fast=True)] | None = None
-    n: NumChoices | None = None
-    min_p: float | None = Field(default=None, ge=0, le=1)
-    repetition_penalty: float | None = Field(default=None, gt=0, le=2)
-    frequency_penalty: Penalty | None = None
-    presence_penalty: Penalty | None = None
-    logit_bias: LogitBias | None = None
-    min_tokens: int | None = Field(default=None, ge=0)
-    ignore_eos: bool | None = None
-    stop_token_ids: StopTokenIds | None = None
-    include_stop_str_in_output: bool | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(default=None, ge=0, le=_MOST_TOP_LOGPROBS)
-    response_format: ResponseFormat | None = None
-    structured_outputs: StructuredOutputs | None = None
-    guided_json: GuidedJson | None = None
-    guided_regex: Text | None = None
-    guided_choice: GuidedChoice | None = None
-    guided_grammar: Text | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=MOST_TOP_LOGPROBS)
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
     kv: KVOptions | None = None
     video: VideoOptions | None = None
@@ -181,9 +145,6 @@ class ChatRequest(_Strict):
 
     best_of: OffOrOne = None
     length_penalty: OffOrOne = None
-    tools: OffOrEmptyList = None
-    tool_choice: Annotated[Any, Unbuilt(("none", "auto"))] = None
-    parallel_tool_calls: Annotated[Any, Unbuilt((True, False))] = None
     functions: OffOrEmptyList = None
     function_call: Annotated[Any, Unbuilt(("none", "auto"))] = None
     modalities: Annotated[Any, Unbuilt((["text"],))] = None
@@ -223,43 +184,16 @@ class ChatRequest(_Strict):
     def sampling(self) -> SamplingParams:
         """Return how tokens are chosen; what the request leaves open takes the engine's defaults."""
         max_tokens = self.max_completion_tokens if self.max_tokens is None else self.max_tokens
-        given: dict[str, Any] = {
-            "max_tokens": max_tokens,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": 0 if self.top_k == _ALL_IN_VLLM else self.top_k,
-            # The generator takes no negative seeds; OpenAI's type is a signed one.
-            "seed": None if self.seed is None else self.seed % 2**64,
-            "stop": (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
-            "min_p": self.min_p,
-            "repetition_penalty": self.repetition_penalty,
-            "frequency_penalty": self.frequency_penalty,
-            "presence_penalty": self.presence_penalty,
-            "logit_bias": tuple((int(name), bias) for name, bias in (self.logit_bias or {}).items()),
-            "min_tokens": self.min_tokens,
-            "ignores_eos": self.ignore_eos,
-            "stop_token_ids": tuple(self.stop_token_ids or ()),
-            "includes_stop": self.include_stop_str_in_output,
-            "top_logprobs": (self.top_logprobs or 0) if self.logprobs else None,
-            "structure": structure_of(self.response_format, self.structured_outputs, self._guided),
-        }
-        return SamplingParams(**{name: value for name, value in given.items() if value is not None})
+        return self.sampling_of(max_tokens, (self.top_logprobs or 0) if self.logprobs else None)
+
+    def offer(self) -> Offer:
+        """Return the functions that the model may or has to call."""
+        return offer_of(self.tools, self.tool_choice, is_parallel=self.parallel_tool_calls is not False)
 
     @property
     def reduction(self) -> VisionReduction | None:
         """How images are reduced, where the request says so."""
         return None if self.vision is None else VisionReduction(self.vision.method, self.vision.keep)
-
-    @property
-    def _guided(self) -> dict[str, Any]:
-        """vLLM's older fields, by kind."""
-        fields = {
-            "json": self.guided_json,
-            "regex": self.guided_regex,
-            "choice": self.guided_choice,
-            "grammar": self.guided_grammar,
-        }
-        return {kind: value for kind, value in fields.items() if value is not None}
 
 
 def _refuse_token_ids(value: Any) -> Any:
@@ -290,7 +224,7 @@ class EmbeddingRequest(_Strict):
     `dimensions` may be the model's own size; `user` tells of the caller, and changes no answer.
     """
 
-    model: Name
+    model: Name | None = None
     input: NonEmptyText | Annotated[list[EmbeddingInput], Field(min_length=1, fail_fast=True), _AtMostInputs] | None = (
         None
     )
@@ -316,7 +250,7 @@ class EmbeddingRequest(_Strict):
 class ClassifyBody(_Strict):
     """The body of `POST /v1/classify`. In `prompt_template`, "{}" stands for a label."""
 
-    model: Name
+    model: Name | None = None
     images: Annotated[list[ImageContent], Field(min_length=1, fail_fast=True), _at_most("max_images", "images")]
     labels: Annotated[list[NonEmptyText], Field(min_length=1, fail_fast=True), _at_most("max_labels", "labels")]
     prompt_template: Text | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -86,32 +86,53 @@ class Service:
         return await deadline.finish(asyncio.get_running_loop().run_in_executor(self.parser, work))
 
     async def card(self, name: str) -> ModelCard:
-        """Return a served model.
+        """Return a served model, by its name or an alias.
 
         Raises:
             ModelNotFoundError: None has that name.
             EngineDeadError: None has that name yet, or any more.
         """
         cards = await self.client.models()
+        wanted = self.settings.aliases.get(name, name)
         for card in cards:
-            if card.name == name:
+            if card.name == wanted:
                 return card
+        await self._check_ready()
+        raise ModelNotFoundError(f"model {name!r} is not served here; served: {_names(cards)}", "model")
+
+    async def only_card(self, task: Task | None) -> ModelCard:
+        """Return the one model that a request means which names none: the only one for what it asks, as in vLLM.
+
+        Raises:
+            ParameterError: There are several, or none.
+        """
+        cards = [card for card in await self.client.models() if task in (None, card.task)]
+        if len(cards) == 1:
+            return cards[0]
+        await self._check_ready()
+        raise ParameterError(f"model: this field is required; served for this: {_names(cards)}", "model")
+
+    async def _check_ready(self) -> None:
         health = await self.client.health()
         if not health.is_ready:
             raise EngineDeadError(f"requests cannot be served: {health.reason}. Ask /health/ready before sending any.")
-        served = ", ".join(card.name for card in cards) or "none"
-        raise ModelNotFoundError(f"model {name!r} is not served here; served: {served}", "model")
 
-    async def choose(self, request: Request, name: str, task: Task) -> str:
-        """Return the name of a served model that does a task, and note it for the counters.
+    async def choose(self, request: Request, name: str, task: Task | None) -> str:
+        """Return the name that the engine knows a model by, and note it for the counters.
+
+        Args:
+            request: That is served.
+            name: A served model's, or an alias; empty: the only one.
+            task: That it has to do; None: any.
 
         Raises:
             ModelNotFoundError: None has that name.
+            ParameterError: None is named, and there is not just one.
             TaskError: It does something else.
         """
-        card = await self.card(name)
+        card = await (self.card(name) if name else self.only_card(task))
         record_of(request).model = card.name
-        if card.task != task:
+        if task not in (None, card.task):
             raise TaskError(f"model {name!r} does {card.task}; this route wants {task}", "model")
         return card.name
 
@@ -130,6 +151,10 @@ class Service:
 
 def _converted(content: list[bytes], schema: type[Schema], convert: Callable[[Schema], T], limits: ApiSettings) -> T:
     return convert(parse_body(content, schema, limits))
+
+
+def _names(cards: Sequence[ModelCard]) -> str:
+    return ", ".join(card.name for card in cards) or "none"
 
 
 def count_prompt(service: Service, request: Request, tokens: int) -> None:

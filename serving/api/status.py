@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from bundle.machine import own_version
 from serving.api.service import Service
 from serving.protocol import ModelCard
 
@@ -19,13 +20,19 @@ def status_router(service: Service) -> APIRouter:
     @router.get("/v1/models")
     async def models() -> dict[str, Any]:
         """List the served models."""
-        cards = await service.client.models()
-        return {"object": "list", "data": [_card_body(card, service.started_s) for card in cards]}
+        cards = {card.name: card for card in await service.client.models()}
+        named = {**cards, **{alias: cards[name] for alias, name in service.settings.aliases.items() if name in cards}}
+        return {"object": "list", "data": [_card_body(service, name, card) for name, card in named.items()]}
 
     @router.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
         """Describe one served model: weight schemes, bytes, quality gates."""
-        return _card_body(await service.card(name), service.started_s)
+        return _card_body(service, name, await service.card(name))
+
+    @router.get("/version")
+    async def version() -> dict[str, str]:
+        """Return the server's version, as vLLM does."""
+        return {"version": own_version()}
 
     @router.head("/health/live", include_in_schema=False)
     @router.get("/health/live")
@@ -50,18 +57,42 @@ def status_router(service: Service) -> APIRouter:
     return router
 
 
-def _card_body(card: ModelCard, created_s: int) -> dict[str, Any]:
+def _card_body(service: Service, name: str, card: ModelCard) -> dict[str, Any]:
+    limits = service.settings
+    is_vlm = card.task == "image-text-to-text"
     return {
-        "id": card.name,
+        "id": name,
         "object": "model",
-        "created": created_s,
+        "created": service.started_s,
         "owned_by": "pocketvlm",
+        "root": card.name,
+        "parent": None,
+        "max_model_len": card.context_tokens,
         "task": card.task,
         "model_type": card.model_type,
         "schemes": card.schemes,
         "kv_cache": card.kv_cache,
         "weight_bytes": card.weight_bytes,
         "context_tokens": card.context_tokens,
+        "capabilities": {
+            "chat": is_vlm,
+            "completions": is_vlm,
+            "tools": is_vlm,
+            "structured_output": is_vlm,
+            "video": is_vlm,
+            "images": True,
+            "embeddings": not is_vlm,
+            "classify": not is_vlm,
+        },
+        "limits": {
+            "max_images": limits.max_images,
+            "max_image_bytes": limits.max_image_bytes,
+            "max_videos": limits.max_videos,
+            "max_frames": limits.max_frames,
+            "max_choices": limits.max_choices,
+            "max_inputs": limits.max_inputs,
+            "max_labels": limits.max_labels,
+        },
         "gated": card.is_gated,
         "gates": [gate.model_dump() for gate in card.gates],
         "unmeasured": [each.model_dump() for each in card.unmeasured],

@@ -12,12 +12,15 @@ from serving.cluster.watch import ReplicaWatch, summed
 from serving.protocol import (
     ClassifyRequest,
     ClassifyResult,
+    DetokenizeRequest,
     EmbedRequest,
     EmbedResult,
     GenerateEvent,
     GenerateRequest,
     Health,
     ModelCard,
+    TokenizeRequest,
+    TokenizeResult,
 )
 
 _TRIES = 2
@@ -95,6 +98,18 @@ class RayClient:
         """Return every image's score for every label."""
         handle = self._of(request.model).handle
         _, result = await self._first(request.model, lambda: handle.classify.remote(request), WatchedCall.result)
+        return result  # type: ignore[no-any-return]
+
+    async def tokenize(self, request: TokenizeRequest) -> TokenizeResult:
+        """Return the tokens of a conversation or a text."""
+        handle = self._of(request.model).handle
+        _, result = await self._first(request.model, lambda: handle.tokenize.remote(request), WatchedCall.result)
+        return result  # type: ignore[no-any-return]
+
+    async def detokenize(self, request: DetokenizeRequest) -> str:
+        """Return the text of tokens, control tokens written out."""
+        handle = self._of(request.model).handle
+        _, result = await self._first(request.model, lambda: handle.detokenize.remote(request), WatchedCall.result)
         return result  # type: ignore[no-any-return]
 
     async def health(self) -> Health:

@@ -13,11 +13,14 @@ from serving.cluster.watch import Report, summed
 from serving.protocol import (
     ClassifyRequest,
     ClassifyResult,
+    DetokenizeRequest,
     EmbedRequest,
     EmbedResult,
     GenerateEvent,
     GenerateRequest,
     ManagedClient,
+    TokenizeRequest,
+    TokenizeResult,
 )
 
 
@@ -41,6 +44,14 @@ class Replica:
         health = await self._client.health()
         if not health.is_ready:
             raise EngineDeadError(health.reason)
+
+    async def tokenize(self, request: TokenizeRequest) -> TokenizeResult:
+        """Return the tokens of a conversation or a text."""
+        return await self._client.tokenize(request)
+
+    async def detokenize(self, request: DetokenizeRequest) -> str:
+        """Return the text of tokens, control tokens written out."""
+        return await self._client.detokenize(request)
 
     async def record_routing_stats(self) -> dict[str, Any]:
         """Return what the routers are to know, as the fields of a `Report`. Ray asks for it beside the requests."""

@@ -45,10 +45,12 @@ class GiveBack:
     Attributes:
         slot: That the rows are in.
         first_row: From this one on.
+        group: The length group; None: all.
     """
 
     slot: int
     first_row: int
+    group: int | None = None
 
 
 Change = Move | Keep | GiveBack

@@ -107,6 +107,7 @@ class Engine(Worker[_Message]):
             return False
         self._beat()
         self._fail_late()
+        self._compress()
         batch = self._scheduler.schedule()
         if batch is not None:
             # Outside of what a failing step may lose; where this fails, rows are gone and the worker ends.
@@ -139,6 +140,23 @@ class Engine(Worker[_Message]):
             waited_s = time.monotonic() - sequence.submitted_s
             self._fail(sequence, DeadlineError(f"the request waited {waited_s:.1f} s for a slot, its time limit"))
 
+    def _compress(self) -> None:
+        """Choose which rows of a prompt stay, of as many layers as the others' next tokens leave time for."""
+        sequence = self._scheduler.compressing
+        if sequence is None:
+            return
+        if sequence.compressing is None:
+            self._scheduler.begin_compressing(sequence)
+        self._runner.change(self._scheduler.take_changes())
+        try:
+            stayed = self._runner.compress(sequence, time.monotonic() + self._scheduler.spare_s)
+        except Exception as error:
+            logger.exception("%s: the choice of rows of %s failed", self.name, sequence.request_id)
+            self._fail(sequence, explained(error))
+            return
+        if stayed is not None:
+            self._scheduler.compressed(sequence, stayed)
+
     def _do(self, batch: Batch) -> None:
         try:
             logits = self._logits(batch)
@@ -169,7 +187,8 @@ class Engine(Worker[_Message]):
         sampled_s = time.monotonic()
         streams = [self._streams[sequence] for sequence in sequences]
         try:
-            for stream, choice in zip(streams, chosen, strict=True):
+            # The last seat first: who ends there leaves no hole that another one's rows would be copied into.
+            for stream, choice in reversed([*zip(streams, chosen, strict=True)]):
                 if isinstance(choice, Choice):
                     self._append(stream, Sampled(choice, sampled_s))
                 else:

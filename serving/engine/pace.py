@@ -38,6 +38,11 @@ class Pace:
             return False
         return self._since_step_s + num_tokens * self._token_s + self._step_s <= self._most_gap_s
 
+    @property
+    def spare_s(self) -> float:
+        """How long something else than a prompt may take between two steps."""
+        return max(self._most_gap_s - self._step_s, 0.0)
+
     def note_chunk(self, num_tokens: float, took_s: float) -> None:
         """Record how long a prompt's chunk took; one that ran through a part of the layers counts in part."""
         each_s = took_s / num_tokens

@@ -6,13 +6,16 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from bundle import tensors
+from bundle.states import layers_of
+from quant.kv.compressing import Compressing, ReadPrompt, Stayed
 from runtime.decoder import Decoder
 from runtime.feeds import TokenBatch
 from runtime.segments import run_segment
 from runtime.step_logits import StepLogits
 from serving.engine.changes import Change, Keep, Move
 from serving.engine.scheduler import Batch, Row
-from serving.engine.sequence import newest_tokens
+from serving.engine.sequence import Sequence, newest_tokens
 
 
 class Runner:
@@ -24,6 +27,8 @@ class Runner:
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
+        self._layers = layers_of(decoder.states.states)
+        self._queries = tuple(f"{tensors.LAST_QUERIES}{layer}" for layer in range(len(self._layers)))
 
     @property
     def num_length_groups(self) -> int:
@@ -39,7 +44,7 @@ class Runner:
             elif isinstance(change, Keep):
                 states.keep(change.slot, change.group, change.rows)
             else:
-                states.give_back(change.slot, change.first_row)
+                states.give_back(change.slot, change.first_row, change.group)
 
     def run(self, batch: Batch) -> StepLogits:
         """Run a batch's tokens and return the logits [B, V] of each row's last, valid until the next run.
@@ -56,6 +61,11 @@ class Runner:
             return self._run_segment(first, row)
         if row.start == 0:
             self._decoder.states.clear(first)
+        if len(batch.rows) == 1 and (queries := row.sequence.try_observe(row.end)) is not None:
+            run = row.sequence.run(row.start, row.end)
+            logits, found = self._decoder.run_with(self._queries, batch.phase, first, [run])
+            queries.add(found)
+            return StepLogits.of(logits[:, 0])
         return self._decoder.step_batch(batch.phase, first, _tokens(batch))
 
     def _run_segment(self, slot: int, row: Row) -> StepLogits:
@@ -65,6 +75,26 @@ class Runner:
             raise ValueError(f"{row.sequence.request_id} has no prompt that runs in segments")
         logits = run_segment(self._decoder, slot, reading, row.start, row.end)
         return StepLogits.of(np.empty((1, 0), np.float32) if logits is None else logits[None])
+
+    def compress(self, sequence: Sequence, until_s: float) -> Stayed | None:
+        """Choose which of a sequence's rows stay, of some layers, and return what stayed once that is all of them.
+
+        Args:
+            sequence: Whose prompt was read.
+            until_s: Monotonic time after which no further layer is begun.
+        """
+        if sequence.compressing is None:
+            sequence.compressing = self._compressing(sequence)
+        return sequence.compressing.advance(until_s)
+
+    def _compressing(self, sequence: Sequence) -> Compressing:
+        compression, slot = sequence.compression, sequence.slot
+        if compression is None or slot is None:
+            raise ValueError(f"{sequence.request_id} in slot {slot} keeps its rows")
+        prompt = ReadPrompt(
+            slot, sequence.num_prompt_tokens, sequence.last_queries, sequence.is_image, sequence.content_seed
+        )
+        return Compressing(compression, self._decoder.states, self._layers, prompt)
 
 
 def _tokens(batch: Batch) -> TokenBatch:

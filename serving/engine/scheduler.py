@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.manifest import RunPhase
+from quant.kv.compressing import Stayed
 from runtime.cache_shape import CacheShape
 from runtime.chunks import next_chunk
 from serving.engine.changes import Change, Keep
@@ -136,6 +137,17 @@ class Scheduler:
         """True while any sequence is unfinished."""
         return bool(self._waiting or self.num_running)
 
+    @property
+    def compressing(self) -> Sequence | None:
+        """The sequence whose prompt was read and of whose rows some are to be dropped before it goes on."""
+        filling = self._slots.filling
+        return filling if filling is not None and filling.is_to_be_compressed else None
+
+    @property
+    def spare_s(self) -> float:
+        """How long rows may be chosen before those that decode go on."""
+        return self._pace.spare_s
+
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; its prompt and one more token fit a slot, which the caller has checked."""
         self._waiting.add(sequence)
@@ -176,10 +188,12 @@ class Scheduler:
         if self.shape.budget_rows is None:
             return True
         headroom = self.shape.capacity_tokens // _HEADROOM_SHARE * (num_running + 1)
-        return not num_running or self.num_cached_rows + len(sequence.ids) + headroom <= self.shape.most_rows
+        return not num_running or self.num_cached_rows + sequence.num_rows_again + headroom <= self.shape.most_rows
 
     def _next_batch(self) -> Batch | None:
         filling, decoding = self._slots.filling, self._slots.decoding
+        if self.compressing is not None:
+            filling = None  # its rows are chosen between steps
         if filling is not None and not (decoding and self._prompt_was_last and not self._has_room_for(filling)):
             return self._next_chunk(filling)
         rows = tuple(Row(sequence, sequence.num_run, sequence.num_run + 1) for sequence in decoding)
@@ -240,7 +254,7 @@ class Scheduler:
         reason = self._finish_reason(sequence, token_id)
         if reason is not None:
             self.remove(sequence)
-        elif sequence is self._slots.filling:
+        elif sequence is self._slots.filling and sequence.is_decoding:
             self._slots.settle()
         return reason
 
@@ -261,12 +275,24 @@ class Scheduler:
         self._slots.add_change(Keep(sequence.slot, group, rows))
         sequence.cut(group, len(rows))
 
+    def begin_compressing(self, sequence: Sequence) -> None:
+        """Let others find a prompt whose rows are about to be chosen from, where there is room for a copy of them."""
+        if self._keeps:
+            self._slots.try_set_prompt_aside(sequence, self.shape.most_rows)
+
+    def compressed(self, sequence: Sequence, stayed: Stayed) -> None:
+        """Record which rows of the sequence stayed that was being compressed; the memory of the others is free."""
+        sequence.compress(stayed)
+        self._slots.shrink(sequence)
+        if sequence.is_decoding:
+            self._slots.settle()
+
     def preempt(self, sequence: Sequence) -> bool:
         """Take a sequence's slot and let it wait, where it stood before, to be read again.
 
         False where it has none, or has lost rows and grown longer than a slot, so that it cannot be read again.
         """
-        if len(sequence.ids) > self.shape.capacity_tokens or not self._slots.free(sequence):
+        if sequence.num_rows_again > self.shape.capacity_tokens or not self._slots.free(sequence):
             return False
         sequence.forget()
         self._waiting.add(sequence)

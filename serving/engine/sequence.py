@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
+from hashlib import blake2b
 
 import numpy as np
+import numpy.typing as npt
 
+from quant.kv.compressing import Compressing, Compression, LastQueries, Stayed
 from runtime.feeds import TokenBatch, TokenRun
 from runtime.filled_prompt import FilledPrompt, positions_from
 from runtime.segmented_prompt import SegmentedPrompt
@@ -36,6 +39,7 @@ class Sequence:
         constraint: The structure that its answer has to have.
         priority: Lower runs earlier.
         deadline_s: Monotonic time after which it is not begun.
+        compression: What becomes of its prompt's rows once they are all there; None: all stay.
         segmented: Its prompt on its way through the segments of the decoder, where image tokens are dropped between
             them; None: it runs whole. Such a sequence begins at its first token, and what it leaves is no prefix.
         sampling_state: Made from `sampling`, prompt and constraint; the sampler changes it.
@@ -48,6 +52,10 @@ class Sequence:
         slot: Set by `Slots` while the sequence runs.
         cached_tokens: Of the prompt, those whose rows were there when it was begun first; `Slots` sets it.
         is_cut: Rows were dropped, so that what is left is no prefix of anything.
+        is_compressed: What `compression` wants was done.
+        num_kept_rows: Rows of its prompt that stayed when it was compressed, the mean over layers.
+        last_queries: Of its prompt, where the policy needs them; whoever runs it adds them.
+        compressing: The choice of rows under way; `Runner` sets it.
         submitted_s: Monotonic time; set by `Engine.submit`.
         started_s: Monotonic time at which its first prompt chunk ran; set by the engine thread.
     """
@@ -61,6 +69,7 @@ class Sequence:
     constraint: Constraint | None = None
     priority: int = 0
     deadline_s: float = math.inf
+    compression: Compression | None = None
     segmented: SegmentedPrompt | None = None
     sampling_state: SamplingState = field(init=False)
     num_prompt_tokens: int = field(init=False)
@@ -72,6 +81,10 @@ class Sequence:
     slot: int | None = None
     cached_tokens: int | None = None
     is_cut: bool = False
+    is_compressed: bool = False
+    num_kept_rows: int | None = None
+    last_queries: LastQueries = field(default_factory=LastQueries)
+    compressing: Compressing | None = None
     submitted_s: float = 0.0
     started_s: float = 0.0
 
@@ -96,7 +109,7 @@ class Sequence:
     @property
     def prompt_rows(self) -> SequenceOf[RowKey]:
         """By content, the rows that its slot holds of its prompt; none where they are no prefix of it."""
-        is_whole = not self.is_cut and bool(self.rows) and self.segmented is None
+        is_whole = not self.is_cut and self.compressing is None and self.segmented is None and bool(self.rows)
         return self.keys[: min(self.num_run, self.num_prompt_tokens)] if is_whole else ()
 
     @property
@@ -112,9 +125,54 @@ class Sequence:
         return self.reading.num_left_tokens + self.num_output_tokens
 
     @property
+    def num_kept_image_tokens(self) -> int:
+        """Image tokens of the prompt that the last layers read."""
+        num_image_tokens = self.prompt.prompt.num_image_tokens
+        return num_image_tokens if self.segmented is None else self.segmented.num_kept_image_tokens
+
+    @property
     def is_decoding(self) -> bool:
-        """True when nothing is left to be read but the token sampled last."""
-        return self.num_output_tokens > 0 and self.num_run == len(self.ids) - 1
+        """True when nothing is left to be done but to read the token sampled last."""
+        is_read = self.num_output_tokens > 0 and self.num_run == len(self.ids) - 1
+        return is_read and not self.is_to_be_compressed
+
+    @property
+    def is_to_be_compressed(self) -> bool:
+        """True from when its prompt was read and its first token sampled until the rows are chosen that stay."""
+        is_due = self.compression is not None and not self.is_compressed
+        return is_due and self.num_output_tokens > 0 and self.num_run == self.num_prompt_tokens
+
+    @property
+    def num_fresh_tokens(self) -> int:
+        """Tokens at the end of its prompt that have to be run whatever rows are here; never a single one."""
+        return max(2, 0 if self.compression is None else self.compression.num_fresh_tokens)
+
+    @property
+    def num_rows_again(self) -> int:
+        """Rows that it takes to read all of it again."""
+        if self.compression is None:
+            return len(self.ids)
+        return max(self.num_prompt_tokens, self.compression.num_kept + self.num_output_tokens)
+
+    @property
+    def is_image(self) -> npt.NDArray[np.bool_]:
+        """[L] True where a token of the prompt is an image's."""
+        marked = np.zeros(self.num_prompt_tokens, np.bool_)
+        for span in self.prompt.prompt.spans:
+            marked[span.start : span.end] = True
+        return marked
+
+    @property
+    def content_seed(self) -> int:
+        """A number that is the same for the same prompt, whoever asks it when."""
+        content = repr(self.keys[: self.num_prompt_tokens]).encode()
+        return int.from_bytes(blake2b(content, digest_size=8).digest(), "little")
+
+    def try_observe(self, end: int) -> LastQueries | None:
+        """Return where queries of a run that ends before token `end` go; None where nobody will look at them."""
+        if self.compression is None or self.num_run >= self.num_prompt_tokens:
+            return None
+        return self.last_queries if end > self.num_prompt_tokens - self.compression.num_fresh_tokens else None
 
     def run(self, start: int, end: int) -> TokenRun:
         """Return tokens `start ... end - 1` as they are run, which lie in the prompt or behind it.
@@ -161,11 +219,19 @@ class Sequence:
         self.rows[group] = num_rows
         self.is_cut = True
 
+    def compress(self, stayed: Stayed) -> None:
+        """Record what its slot holds of its prompt once the rows were chosen that stay."""
+        self.rows = list(stayed.rows)
+        self.is_cut = self.is_compressed = True
+        self.num_kept_rows = stayed.mean_rows
+        self.last_queries, self.compressing = LastQueries(), None
+
     def forget(self) -> None:
         """Record that the cache holds nothing of it any more; what was sampled stays."""
         self.num_run = 0
         self.rows = [0] * len(self.rows)
-        self.is_cut = False
+        self.is_cut = self.is_compressed = False
+        self.last_queries, self.compressing = LastQueries(), None
         if self.segmented:
             self.segmented.restart()
 

@@ -101,6 +101,31 @@ class Slots:
         self._reseat(sequence, len(self._decoding))
         self._decoding.append(sequence)
 
+    def try_set_prompt_aside(self, sequence: Sequence, most_rows: int) -> None:
+        """Copy the rows of a prompt, some of which are about to be dropped, to where others find them.
+
+        Only where a slot and memory are free: nothing else is given up for them.
+
+        Args:
+            sequence: Whose prompt was read.
+            most_rows: That may be resident at once, over all slots.
+        """
+        free = [slot for slot, held in enumerate(self._held) if held is None and slot >= self._num_seats]
+        has_memory = sum(self._written) + sequence.num_prompt_tokens <= most_rows
+        if sequence.slot is None or not (free and has_memory and self._copies):
+            return
+        if (kept := self._kept(sequence)) is not None:
+            self._copy(sequence.slot, free[-1], kept.rows)
+            self._held[free[-1]] = kept
+
+    def shrink(self, sequence: Sequence) -> None:
+        """Give back the memory of a running sequence's slot behind the rows that it holds."""
+        if sequence.slot is None:
+            raise ValueError(f"{sequence.request_id} has no slot")
+        for group, rows in enumerate(sequence.rows):
+            self._changes.append(GiveBack(sequence.slot, rows, group))
+        self._written[sequence.slot] = sequence.num_rows
+
     def free(self, sequence: Sequence, *, keeps: bool = True) -> bool:
         """Take a sequence's slot away; False where it has none.
 

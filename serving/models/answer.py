@@ -27,6 +27,8 @@ class StopText:
         """Return what of the text so far may be shown now; after a stop string, nothing more ever."""
         if self.is_stopped:
             return ""
+        if not self._stops:
+            return text
         self._held += text
         found = [(place + len(stop), place) for stop in self._stops if (place := self._held.find(stop)) >= 0]
         if found:

@@ -6,15 +6,17 @@ import asyncio
 from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeVar
 
-from bundle.text import Tokenizer
-from bundle.token_bytes import TokenBytes
+from bundle.text import Detokenizer, Tokenizer
+from bundle.token_bytes import BytesDetokenizer, TokenBytes
+from bundle.tools import CALL_END, CALL_START
 from serving.engine.engine import Engine
 from serving.engine.sampling.choice import Choice
 from serving.engine.streams import Failed, Sampled, TokenStream
 from serving.models.answer import AnswerText
-from serving.protocol import FinishReason, SamplingParams, TokenEvent, TokenLogprob
+from serving.protocol import FinishReason, SamplingParams, Structure, TokenEvent, TokenLogprob
 
 Item = TypeVar("Item")
 
@@ -38,6 +40,18 @@ class Vocabulary:
     token_bytes: TokenBytes
     eos_ids: Collection[int]
 
+    def detokenizer(self, structure: Structure | None, *, may_call: bool) -> Detokenizer | BytesDetokenizer:
+        """Return a fresh decoder for an answer: by bytes where it has a structure, which nothing may tidy up."""
+        marks = self._special_marks if may_call else frozenset[int]()
+        is_free = structure is None or structure.is_optional
+        return self.tokenizer.detokenizer() if is_free and not marks else self.token_bytes.detokenizer(marks)
+
+    @cached_property
+    def _special_marks(self) -> frozenset[int]:
+        """Ids of the marks around calls, where they are tokens that an answer's text is told without."""
+        added = self.tokenizer.added_tokens
+        return frozenset(token.id for token in added if token.is_special and token.text in (CALL_START, CALL_END))
+
 
 class ChoiceAnswer:
     """One choice under way.
@@ -49,6 +63,7 @@ class ChoiceAnswer:
         sampling: Of its tokens.
         vocabulary: Of the model.
         lead: What its text is told without, where it begins with it.
+        may_call: It may hold calls of functions, whose marks are part of its text.
 
     Attributes:
         stream: As given.
@@ -63,14 +78,17 @@ class ChoiceAnswer:
         sampling: SamplingParams,
         vocabulary: Vocabulary,
         lead: str = "",
+        *,
+        may_call: bool = False,
     ) -> None:
         self.stream = stream
         self._index = index
         self._engine = engine
         self._vocabulary = vocabulary
         self._end_ids = frozenset(stream.sequence.eos_token_ids)
-        source = vocabulary.tokenizer if sampling.structure is None else vocabulary.token_bytes
-        self._text = AnswerText(source.detokenizer(), vocabulary.eos_ids, sampling, lead)
+        self._text = AnswerText(
+            vocabulary.detokenizer(sampling.structure, may_call=may_call), vocabulary.eos_ids, sampling, lead
+        )
 
     @property
     def num_tokens(self) -> int:

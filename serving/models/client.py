@@ -22,12 +22,15 @@ from serving.models.targets import check_target
 from serving.protocol import (
     ClassifyRequest,
     ClassifyResult,
+    DetokenizeRequest,
     EmbedRequest,
     EmbedResult,
     GenerateEvent,
     GenerateRequest,
     Health,
     ModelCard,
+    TokenizeRequest,
+    TokenizeResult,
 )
 from serving.settings import EngineSettings
 from serving.watch import Watched
@@ -154,6 +157,14 @@ class LocalClient:
     async def classify(self, request: ClassifyRequest) -> ClassifyResult:
         """Return every image's score for every label."""
         return await self._model(request.model, EmbeddingModel).classify(request)
+
+    async def tokenize(self, request: TokenizeRequest) -> TokenizeResult:
+        """Return the tokens of a conversation or a text."""
+        return await self._model(request.model, Model).tokenize(request)  # type: ignore[type-abstract]
+
+    async def detokenize(self, request: DetokenizeRequest) -> str:
+        """Return the text of tokens, control tokens written out."""
+        return await self._model(request.model, Model).detokenize(request)  # type: ignore[type-abstract]
 
     def clear_caches(self) -> None:
         """Forget what earlier requests left: features of images, and what was read of prompts."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bundle.directory import Bundle
-from bundle.errors import BundleFormatError, ParameterError
+from bundle.errors import BundleFormatError, ParameterError, TaskError
 from bundle.manifest import DualEncoderDims
 from bundle.text import TOKENIZER, TextBatch, Tokenizer
 from bundle.zero_shot import SLOT, label_text
@@ -22,6 +23,7 @@ from serving.engine.worker import Worker
 from serving.models.model import Model
 from serving.models.pool import PreprocessPool
 from serving.models.together import together
+from serving.models.tokens import told_tokens
 from serving.models.turns import Turns
 from serving.models.vision import VisionStage
 from serving.protocol import (
@@ -31,11 +33,15 @@ from serving.protocol import (
     EmbedResult,
     ImagePart,
     TextPart,
+    TokenizeRequest,
+    TokenizeResult,
 )
 from serving.settings import EngineSettings
 
 _PIECE_TEXTS = 8
 """Texts of one request that are tokenized and batched as one: each piece waits for its turn among other requests'."""
+_MOST_COUNTED_TOKENS = 4096
+"""Of a text whose tokens are asked for; what is embedded is shorter."""
 _BATCHES_AHEAD = 2
 """One batch of single texts runs while the next is made ready."""
 
@@ -59,9 +65,8 @@ class EmbeddingModel(Model):
         manifest = bundle.manifest
         if manifest.dual is None:
             raise BundleFormatError(f"{bundle.directory} has no dual-encoder sizes; it cannot embed")
-        super().__init__(manifest, settings)
+        super().__init__(manifest, settings, pool)
         self._dims: DualEncoderDims = manifest.dual
-        self._pool = pool
         self._tokenizer = Tokenizer.from_file(bundle.path(TOKENIZER))
         self._vision = VisionStage(bundle, settings, pool)
         text_name = manifest.graph("text_encoder")
@@ -85,6 +90,24 @@ class EmbeddingModel(Model):
     def gauges(self) -> dict[str, float]:
         """Numbers for `/metrics`."""
         return {"num_requests_running": float(self._admission.num_admitted), **self._vision.gauges}
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The text encoder's tokenizer."""
+        return self._tokenizer
+
+    async def tokenize(self, request: TokenizeRequest) -> TokenizeResult:
+        """Return the tokens of a text as they are embedded, however many they are.
+
+        Raises:
+            TaskError: A conversation is none.
+            ContextLengthError: The text is far longer than any that is embedded.
+        """
+        if request.text is None:
+            raise TaskError(f"{self._manifest.name} embeds; it reads no conversations. Send prompt.", "messages")
+        self._tokenizer.check_characters(len(request.text), _MOST_COUNTED_TOKENS)
+        encode = partial(self._tokenizer.encode, add_special_tokens=request.adds_special_tokens)
+        return told_tokens(self._tokenizer, await self._pool.text.run(request.request_id, encode, request.text))
 
     def _warm_up_texts(self) -> None:
         self._run_texts([self._tokenized(["warm-up"])])

@@ -7,18 +7,23 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from bundle.directory import Bundle
-from bundle.errors import BundleFormatError, ContextLengthError, ImageError, ParameterError
+from bundle.errors import BundleFormatError, ContextLengthError, ImageError
 from bundle.generation import GENERATION, SamplingDefaults
 from bundle.prompt import Prompt, PromptBuilder
+from bundle.text import Tokenizer
 from bundle.token_bytes import TokenBytes
+from quant.kv.compressing import Compression
+from quant.visual_tokens.reduction import Reduction
 from runtime.cache_shape import context_of
 from runtime.canary import check_canary
 from runtime.decoder import Decoder, TokenGraphs
 from runtime.filled_prompt import FilledPrompt
 from runtime.room import check_room
+from runtime.segmented_prompt import Choose
 from runtime.segments import SegmentChain
 from serving.engine.engine import Engine
 from serving.engine.pace import Pace
@@ -29,13 +34,16 @@ from serving.engine.sequence import Sequence as EngineSequence
 from serving.engine.worker import Worker
 from serving.models.choices import ChoiceAnswer, Vocabulary, merged, sampling_of
 from serving.models.cut_frames import FrameRoom
-from serving.models.kv import check_compression, compression_of
+from serving.models.inside import Inside, before_decoder, check_alone
+from serving.models.kv import KVPolicies, compression_of
 from serving.models.model import Model
 from serving.models.pool import PreprocessPool
+from serving.models.reducing import Reducing, Shown
 from serving.models.sampling_limits import check_sampling
 from serving.models.served_cache import served_cache
 from serving.models.structures import CompiledStructure, compiled_structure
 from serving.models.together import together
+from serving.models.tokens import told_tokens
 from serving.models.vision import EncodedImage, VisionStage
 from serving.models.visual import Visual, all_filled, turns_of
 from serving.protocol import (
@@ -44,26 +52,18 @@ from serving.protocol import (
     GenerateEvent,
     GenerateRequest,
     ImagePart,
+    KVCompression,
     SamplingParams,
     TextPart,
     Timings,
+    TokenizeRequest,
+    TokenizeResult,
     Usage,
     VideoPart,
-    VisionReduction,
 )
 from serving.settings import EngineSettings
 
 _WARM_UP_TOKENS = 8
-
-
-def _check_vision(vision: VisionReduction) -> None:
-    """Refuse what would leave out image tokens.
-
-    Raises:
-        ParameterError: It would; no method is known yet.
-    """
-    if vision.keep < 1:
-        raise ParameterError(f"vision.method {vision.method!r} is not known; leave vision out", "vision.method")
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,12 @@ class _Prepared:
     """A request on its way to the engine thread.
 
     Attributes:
-        prompt: Filled from messages and image sizes.
-        images: Encoded, in prompt order.
+        prompt: Filled from messages and image sizes, with what is read of the images.
+        images: Encoded, in prompt order; what is read of them.
         structure: That every choice is held to.
+        compression: What becomes of the prompt's rows once it was read.
+        num_image_tokens: Of the images, read or not.
+        num_cached_image_tokens: Those whose features were not encoded for this request.
         preprocess_s: Decoding, templating, tokenizing, resizing.
         vision_s: Waiting for the vision encoder.
     """
@@ -81,13 +84,11 @@ class _Prepared:
     prompt: Prompt
     images: Sequence[EncodedImage]
     structure: CompiledStructure | None
+    compression: Compression | None
+    num_image_tokens: int
+    num_cached_image_tokens: int
     preprocess_s: float
     vision_s: float
-
-    @property
-    def num_kept_rows(self) -> int:
-        """Image tokens whose features were not encoded for this request."""
-        return sum(image.num_rows for image in self.images if image.is_kept)
 
 
 class GenerativeModel(Model):
@@ -110,9 +111,9 @@ class GenerativeModel(Model):
         shape = served_cache(manifest, settings)
         if shape is None:
             raise BundleFormatError(f"{bundle.directory} has no decoder; it cannot answer questions")
-        super().__init__(manifest, settings)
+        super().__init__(manifest, settings, pool)
         check_room(manifest, shape, settings.provider)
-        self._pool = pool
+        self._policies = KVPolicies(manifest, settings)
         self._shape = shape
         self._defaults = SamplingDefaults.read(bundle.path(GENERATION))
         self._prompts = PromptBuilder.from_bundle(bundle)
@@ -124,8 +125,17 @@ class GenerativeModel(Model):
             check_canary(bundle, {self._vision.name: self._vision.session, **graphs.sessions})
             if graphs.segments:
                 check_canary(bundle, {manifest.graph("decoder", "prompt"): SegmentChain(graphs.segments)})
+        self._inside = Inside(bundle, graphs)
+        self._inside.check_default(settings)
+        self._reducing = Reducing(
+            manifest.components[self._vision.name],
+            self._prompts.image_prompt.tokens_per_tile,
+            tokenizer,
+            graphs.embed_text,
+            before_decoder(settings.vision),
+        )
         self._decoder = Decoder(graphs, self._shape)
-        self._vocab_size = graphs.vocab_size
+        self._vocab_size, self._max_positions = graphs.vocab_size, graphs.max_positions
         self._grammars = Grammars(
             tokenizer, graphs.vocab_size, manifest.eos_token_ids, settings.max_sequences, self._prompts.answer_lead
         )
@@ -173,42 +183,86 @@ class GenerativeModel(Model):
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
         """Yield the answer's pieces, then exactly one FinishedEvent, or raise; closing the iterator frees the slot."""
         check_sampling(request, self._vocab_size, self._shape.most_rows)
-        check_compression(compression_of(request, self._settings))
-        _check_vision(request.vision or self._settings.vision)
+        compression, vision = self._policies.wanted(request.kv), request.vision or self._settings.vision
+        choose = self._inside.choice(vision)
+        check_alone(vision, choose, compression)
+        reduction = self._reducing.of(before_decoder(vision))
         sampling, num_choices = request.sampling.filled(self._defaults), request.num_choices
         arrived_s = time.monotonic()
         with ExitStack() as places:
             for _ in range(num_choices):
                 places.enter_context(self._admission.admit())
-            prepared = await self._prepare(request)
-            request = replace(request, messages=())  # not to hold the encoded images for an answer's whole length
-            with self._choices(request, prepared, sampling, arrived_s) as choices:
+            prepared = await self._prepare(request, reduction, compression)
+            request = replace(request, messages=(), text=None)  # encoded images are not held as long as an answer
+            with self._choices(request, prepared, sampling, arrived_s, choose) as choices:
                 async with aclosing(self._events(choices, prepared, arrived_s)) as events:
                     async for event in events:
                         yield event
 
-    async def _prepare(self, request: GenerateRequest) -> _Prepared:
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The decoder's tokenizer."""
+        return self._prompts.tokenizer
+
+    async def tokenize(self, request: TokenizeRequest) -> TokenizeResult:
+        """Return the tokens of a conversation, or of a text, as an answer would read them.
+
+        Raises:
+            RequestError: It would be refused.
+        """
+        with self._admission.admit():
+            prompt, _, _ = await self._prompted(request, None)
+        return told_tokens(self.tokenizer, prompt.token_ids.tolist())
+
+    async def _prepare(
+        self, request: GenerateRequest, reduction: Reduction | None, kv: KVCompression | None
+    ) -> _Prepared:
         """Return prompt and features; structure and prompt are judged before any image is encoded."""
         started_s = time.monotonic()
-        owner, messages = request.request_id, request.messages
+        owner = request.request_id
         structure = await compiled_structure(
             self._pool.grammars, owner, self._grammars, request.sampling.structure, request.num_choices
         )
-        num_characters = sum(len(p.text) for message in messages for p in message.parts if isinstance(p, TextPart))
-        self._prompts.tokenizer.check_characters(num_characters, self._shape.capacity_tokens)
-        parts = [part for message in messages for part in message.parts if not isinstance(part, TextPart)]
-        visuals = await together(self._visual(owner, part, at, len(parts)) for at, part in enumerate(parts, 1))
-        layouts = [layout for visual in visuals for layout in visual.layouts]
-        most = self._shape.capacity_tokens
-        turns = turns_of(messages, visuals)
-        prompt = await self._pool.text.run(owner, self._prompts.build, turns, layouts, max_tokens=most)
-        self._check_length(prompt)
+        prompt, visuals, num_dropped = await self._prompted(request, reduction)
+        self._check_length(prompt, num_dropped, "messages" if request.text is None else "prompt")
+        compression = compression_of(kv, prompt.num_tokens - num_dropped)
         prompted_s = time.monotonic()
         encoded = await together(self._vision.encode(owner, each) for visual in visuals for each in visual.pictures)
         images = await self._filled(owner, visuals, encoded)
+        num_tokens, num_cached = prompt.num_image_tokens, sum(image.num_rows for image in images if image.is_kept)
+        if reduction is not None and images:
+            shown = Shown(prompt, request.messages, visuals, images)
+            prompt, images = await self._pool.images.run(owner, self._reducing.apply, reduction, shown)
         resize_s = max((image.preprocess_s for image in images), default=0.0)
         vision_s = max(time.monotonic() - prompted_s - resize_s, 0.0)
-        return _Prepared(prompt, images, structure, prompted_s - started_s + resize_s, vision_s)
+        preprocess_s = prompted_s - started_s + resize_s
+        return _Prepared(prompt, images, structure, compression, num_tokens, num_cached, preprocess_s, vision_s)
+
+    async def _prompted(
+        self, request: GenerateRequest | TokenizeRequest, reduction: Reduction | None
+    ) -> tuple[Prompt, Sequence[Visual], int]:
+        """Return the prompt of a request, its images and videos, decoded, and how many image tokens will be dropped."""
+        owner, messages, most = request.request_id, request.messages, self._shape.capacity_tokens
+        if request.text is not None:
+            affixed = not isinstance(request, TokenizeRequest) or request.adds_special_tokens
+            of_text = partial(self._prompts.of_text, max_tokens=most, adds_special_tokens=affixed)
+            return await self._pool.text.run(owner, of_text, request.text), (), 0
+        num_characters = sum(len(p.text) for message in messages for p in message.parts if isinstance(p, TextPart))
+        self._prompts.tokenizer.check_characters(num_characters, most)
+        parts = [part for message in messages for part in message.parts if not isinstance(part, TextPart)]
+        visuals = await together(
+            self._visual(owner, part, reduction, at, len(parts)) for at, part in enumerate(parts, 1)
+        )
+        layouts = [layout for visual in visuals for layout in visual.layouts]
+        num_dropped = self._reducing.num_dropped(reduction, layouts)
+        build = partial(
+            self._prompts.build,
+            tools=request.tools,
+            max_tokens=most,
+            num_dropped=num_dropped,
+            add_generation_prompt=not isinstance(request, TokenizeRequest) or request.opens_answer,
+        )
+        return await self._pool.text.run(owner, build, turns_of(messages, visuals), layouts), visuals, num_dropped
 
     async def _filled(
         self, owner: str, visuals: Sequence[Visual], encoded: Sequence[EncodedImage]
@@ -218,29 +272,44 @@ class GenerativeModel(Model):
             return all_filled(visuals, encoded)
         return await self._pool.images.run(owner, all_filled, visuals, encoded)
 
-    async def _visual(self, owner: str, part: ImagePart | VideoPart, place: int, num_parts: int) -> Visual:
+    async def _visual(
+        self, owner: str, part: ImagePart | VideoPart, reduction: Reduction | None, place: int, num_parts: int
+    ) -> Visual:
         """Return an image or a video, decoded; what is wrong with it is told with its place among several."""
         try:
-            return await self._decoded(owner, part)
+            return await self._decoded(owner, part, reduction)
         except ImageError as error:
             if num_parts == 1:
                 raise
             raise ImageError(f"of {num_parts} images and videos, number {place}: {error}", error.param) from error
 
-    async def _decoded(self, owner: str, part: ImagePart | VideoPart) -> Visual:
+    async def _decoded(self, owner: str, part: ImagePart | VideoPart, reduction: Reduction | None) -> Visual:
+        with_tower = reduction is not None and reduction.needs_tower
         if isinstance(part, ImagePart):
-            return Visual.of_image(await self._vision.decode(owner, part.data))
-        room = FrameRoom(self._prompts.image_prompt.tokens_per_tile, self._shape.capacity_tokens)
-        return Visual.of_video(await self._vision.decode_frames(owner, part, room), self._prompts.image_prompt)
+            return Visual.of_image(await self._vision.decode(owner, part.data, with_tower=with_tower))
+        most = self._shape.capacity_tokens if reduction is None else self._most_places(reduction)
+        room = FrameRoom(self._prompts.image_prompt.tokens_per_tile, most)
+        video = await self._vision.decode_frames(owner, part, room, with_tower=with_tower)
+        return Visual.of_video(video, self._prompts.image_prompt)
 
-    def _check_length(self, prompt: Prompt) -> None:
-        num_tokens, limit = prompt.num_tokens, self._shape.capacity_tokens
+    def _most_places(self, reduction: Reduction) -> int:
+        """Return how many tokens of frames leave no more than a context after a reduction, or have no position."""
+        return min(int(self._shape.capacity_tokens / reduction.keep), self._max_positions)
+
+    def _check_length(self, prompt: Prompt, num_dropped: int, param: str) -> None:
+        num_tokens, limit = prompt.num_tokens - num_dropped, self._shape.capacity_tokens
         if num_tokens + 1 > limit:
             raise ContextLengthError(
-                f"the prompt takes {num_tokens} tokens ({prompt.num_image_tokens} of them for {prompt.num_images} "
-                f"images); the context holds {limit}{self._limited_by}, one of them for the answer. Send less text or "
-                "fewer images.",
-                "messages",
+                f"the prompt takes {num_tokens} tokens ({prompt.num_image_tokens - num_dropped} of them for "
+                f"{prompt.num_images} images); the context holds {limit}{self._limited_by}, one of them for the "
+                "answer. Send less text or fewer images.",
+                param,
+            )
+        if prompt.next_position + 1 > self._max_positions:
+            raise ContextLengthError(
+                f"the prompt takes {prompt.next_position} positions, for image tokens that are left out keep their "
+                f"places; the model was made for {self._max_positions}. Send less text or fewer images.",
+                param,
             )
 
     @property
@@ -251,7 +320,12 @@ class GenerativeModel(Model):
 
     @contextmanager
     def _choices(
-        self, request: GenerateRequest, prepared: _Prepared, sampling: SamplingParams, arrived_s: float
+        self,
+        request: GenerateRequest,
+        prepared: _Prepared,
+        sampling: SamplingParams,
+        arrived_s: float,
+        choose: Choose | None,
     ) -> Iterator[list[ChoiceAnswer]]:
         """Submit as many sequences of the prompt; cancel them when the block is left, however that happens."""
         prompt = FilledPrompt.of(prepared.prompt, [image.features for image in prepared.images])
@@ -262,7 +336,7 @@ class GenerativeModel(Model):
         choices = []
         with ExitStack() as submitted:
             for index in range(request.num_choices):
-                own = sampling_of(sampling, index)
+                own = self._within_positions(sampling_of(sampling, index), prepared.prompt)
                 sequence = EngineSequence(
                     request.request_id,
                     prompt,
@@ -273,11 +347,23 @@ class GenerativeModel(Model):
                     None if prepared.structure is None else prepared.structure.constraint(),
                     priority=request.priority,
                     deadline_s=deadline_s,
+                    segmented=self._inside.segmented(prompt, choose),
+                    compression=prepared.compression,
                 )
                 stream = self._engine.submit(sequence)
                 submitted.callback(self._engine.cancel, stream)
-                choices.append(ChoiceAnswer(index, self._engine, stream, own, self._vocabulary, lead))
+                may_call = bool(request.tools)
+                choices.append(
+                    ChoiceAnswer(index, self._engine, stream, own, self._vocabulary, lead, may_call=may_call)
+                )
             yield choices
+
+    def _within_positions(self, sampling: SamplingParams, prompt: Prompt) -> SamplingParams:
+        """Return a sampling that ends where positions do, which a prompt with gaps reaches before its rows fill up."""
+        most = self._max_positions - prompt.next_position
+        if prompt.next_position <= prompt.num_tokens or (sampling.max_tokens or most + 1) <= most:
+            return sampling
+        return replace(sampling, max_tokens=most)
 
     async def _events(
         self, choices: Sequence[ChoiceAnswer], prepared: _Prepared, arrived_s: float
@@ -297,12 +383,12 @@ class GenerativeModel(Model):
         usage = Usage(
             prompt.num_tokens,
             num_tokens,
-            prompt.num_image_tokens,
-            prepared.num_kept_rows,
+            prepared.num_image_tokens,
+            prepared.num_cached_image_tokens,
             cached_tokens,
             cache_rows_before=prompt.num_tokens,
-            cache_rows_after=prompt.num_tokens,
-            kept_image_tokens=prompt.num_image_tokens,
+            cache_rows_after=sequences[0].num_kept_rows or prompt.num_tokens,
+            kept_image_tokens=sequences[0].num_kept_image_tokens,
         )
         queue_s = min(sequence.started_s for sequence in sequences) - sequences[0].submitted_s
         total_s = time.monotonic() - arrived_s

@@ -2,27 +2,78 @@
 
 from __future__ import annotations
 
-from bundle.errors import ParameterError
-from serving.protocol import GenerateRequest, KVCompression
+from bundle.errors import ParameterError, SettingsError
+from bundle.manifest import Manifest
+from quant.kv.compressing import Compression
+from quant.kv.compression import num_kept_rows
+from quant.kv.needs import missing
+from quant.kv.table import entry_of
+from runtime.settings import Provider
+from serving.protocol import KVCompression
 from serving.settings import EngineSettings
 
 
-def compression_of(request: GenerateRequest, settings: EngineSettings) -> KVCompression | None:
-    """Return what a request asks for, or the server's default; None keeps all rows."""
-    wanted = request.kv
-    if wanted is None and settings.kv_policy is not None and settings.kv_budget is not None:
-        wanted = KVCompression(settings.kv_policy, settings.kv_budget)
-    return None if wanted is None or wanted.budget == 1 else wanted
+class KVPolicies:
+    """The KV policies of one model.
 
-
-def check_compression(wanted: KVCompression | None) -> None:
-    """Refuse what a model cannot do.
+    Args:
+        manifest: Of the model.
+        settings: The server's, with what is done where a request says nothing.
 
     Raises:
-        ParameterError: It keeps all rows.
+        SettingsError: The model cannot do that.
     """
-    if wanted is not None:
+
+    def __init__(self, manifest: Manifest, settings: EngineSettings) -> None:
+        self._manifest = manifest
+        self._provider: Provider = settings.provider
+        self._default = None
+        if settings.kv_policy is not None and settings.kv_budget is not None:
+            self._default = KVCompression(settings.kv_policy, settings.kv_budget)
+            if reason := self._refusal(self._default):
+                raise SettingsError(f"kv_policy {settings.kv_policy}: {reason}")
+
+    def wanted(self, asked: KVCompression | None) -> KVCompression | None:
+        """Return what is done to a request's rows; None where all stay.
+
+        Args:
+            asked: By the request.
+
+        Raises:
+            ParameterError: It means nothing, or the model cannot do it.
+        """
+        wanted = self._default if asked is None else asked
+        if wanted is None:
+            return None
+        entry_of(wanted.policy)
+        if not 0 < wanted.budget <= 1:
+            raise ParameterError(f"kv.budget is {wanted.budget}; it must be above 0 and at most 1", "kv.budget")
+        if reason := self._refusal(wanted):
+            raise ParameterError(f"kv.policy {wanted.policy}: {reason}", "kv.policy")
+        return None if wanted.budget == 1 else wanted
+
+    def _refusal(self, wanted: KVCompression) -> str:
+        """Return why the model cannot do something; empty where it can, or nothing is to be done."""
+        if wanted.budget == 1:
+            return ""
+        if self._provider != "cpu":
+            return f"rows are chosen on the CPU, and {self._manifest.name} runs on {self._provider}; leave kv out"
+        return missing(wanted.policy, self._manifest)
+
+
+def compression_of(wanted: KVCompression | None, num_tokens: int) -> Compression | None:
+    """Return what becomes of a prompt of so many tokens; None where all rows stay.
+
+    Raises:
+        ParameterError: No row would.
+    """
+    if wanted is None:
+        return None
+    num_kept = num_kept_rows(num_tokens, wanted.budget)
+    if not num_kept:
         raise ParameterError(
-            f"kv.budget is {wanted.budget:g}; this model keeps all rows of a prompt. Leave kv out, or send budget 1.",
+            f"kv.budget {wanted.budget:g} of a prompt of {num_tokens} tokens keeps no row; send at least "
+            f"{1 / num_tokens:.4f}",
             "kv.budget",
         )
+    return Compression(wanted.policy, num_kept) if num_kept < num_tokens else None

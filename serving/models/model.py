@@ -7,10 +7,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from bundle.manifest import Manifest
+from bundle.text import Tokenizer
 from serving.engine.worker import Worker
 from serving.models.admission import Admission
 from serving.models.cards import card_of
-from serving.protocol import ModelCard
+from serving.models.pool import PreprocessPool
+from serving.models.tokens import text_of
+from serving.protocol import DetokenizeRequest, ModelCard, TokenizeRequest, TokenizeResult
 from serving.settings import EngineSettings
 
 
@@ -23,13 +26,15 @@ class Model(ABC):
     Args:
         manifest: Of the bundle.
         settings: Slots, batches, threads, limits.
+        pool: Tokenizes.
     """
 
     does: ClassVar[str]
 
-    def __init__(self, manifest: Manifest, settings: EngineSettings) -> None:
+    def __init__(self, manifest: Manifest, settings: EngineSettings, pool: PreprocessPool) -> None:
         self._manifest = manifest
         self._settings = settings
+        self._pool = pool
         self._admission = Admission(manifest.name, settings.max_sequences + settings.max_waiting)
 
     @property
@@ -51,6 +56,23 @@ class Model(ABC):
     @abstractmethod
     def gauges(self) -> dict[str, float]:
         """Numbers for `/metrics`."""
+
+    @property
+    @abstractmethod
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+
+    @abstractmethod
+    async def tokenize(self, request: TokenizeRequest) -> TokenizeResult:
+        """Return the tokens of a text, or of a conversation where the model takes those."""
+
+    async def detokenize(self, request: DetokenizeRequest) -> str:
+        """Return the text of tokens, control tokens written out.
+
+        Raises:
+            ParameterError: The model has no such token.
+        """
+        return await self._pool.text.run(request.request_id, text_of, self.tokenizer, request.token_ids)
 
     def start(self) -> None:
         """Start the threads and warm up on them; blocks for the length of a few steps."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Hashable
 
-from bundle.errors import ParameterError
+from bundle.errors import MachineError, ParameterError
 from serving.engine.sampling.constraint import Constraint
 from serving.engine.sampling.grammar import Compiled, Grammars
 from serving.models.crew import Crew
@@ -41,7 +41,7 @@ class CompiledStructure:
 async def compiled_structure(
     crew: Crew, owner: Hashable, grammars: Grammars, structure: Structure | None, num_choices: int
 ) -> CompiledStructure | None:
-    """Return a structure compiled; None where a request asks for none.
+    """Return a structure compiled; None where a request asks for none, or for one that may be left out and must be.
 
     Args:
         crew: Compiles.
@@ -55,6 +55,17 @@ async def compiled_structure(
     """
     if structure is None:
         return None
+    try:
+        return await _compiled(crew, owner, grammars, structure, num_choices)
+    except (ParameterError, MachineError):
+        if structure.is_optional:
+            return None
+        raise
+
+
+async def _compiled(
+    crew: Crew, owner: Hashable, grammars: Grammars, structure: Structure, num_choices: int
+) -> CompiledStructure:
     try:
         work = crew.run(owner, grammars.compiled, structure, num_choices)
         return CompiledStructure(grammars, await asyncio.wait_for(work, COMPILE_TIMEOUT_S), structure.param)

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from bundle.frames.plan import FramePlan
 from bundle.image import PREPROCESSOR, ImageSpec, Pixels, TileLayout
 from bundle.manifest import Manifest
 from runtime.encoder import open_encoder
-from runtime.encoders import encode_tiles
+from runtime.encoders import encode_tiles, see_tiles, split_seen
 from serving.engine.batching import BatchWorker
 from serving.models.cut_frames import FrameRoom
 from serving.models.cut_image import CutImage
@@ -33,6 +33,7 @@ from serving.settings import EngineSettings
 
 Features = npt.NDArray[Any]
 
+_TOWER = b"with the tower's attention"
 _MOST_BYTES_HASHED_AT_ONCE = 256 << 10
 """On the event loop, in a quarter of a millisecond; larger files are hashed on a thread."""
 _BATCHES_AHEAD = 2
@@ -45,14 +46,16 @@ class DecodedImage:
     """An image whose size in the prompt is known and whose features are not needed yet.
 
     Attributes:
-        key: SHA-256 over pixels, preprocessing and encoder: equal keys have equal features.
+        key: SHA-256 over pixels, preprocessing, encoder and `with_tower`: equal keys have equal features, bit for bit.
         cut: Its 8-bit pixels.
         layout: How it is cut into tiles.
+        with_tower: What the tower's attention says of it is wanted as well.
     """
 
     key: bytes
     cut: CutImage
     layout: TileLayout
+    with_tower: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,14 @@ class KeptImage:
     Attributes:
         key: As `DecodedImage.key`.
         layout: How it is cut into tiles.
-        features: As `EncodedImage.features`.
+        seen: What the encoder gave, as it is kept.
+        with_tower: As `DecodedImage.with_tower`.
     """
 
     key: bytes
     layout: TileLayout
-    features: Features
+    seen: Features
+    with_tower: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,22 @@ class DecodedVideo:
     plan: FramePlan
     times_s: tuple[float, ...]
     duration_s: float
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """An image's tiles for the encoder, weighed by their number.
+
+    Attributes:
+        tiles: As `ImageSpec.pixels` returns them.
+        with_tower: As `DecodedImage.with_tower`.
+    """
+
+    tiles: Pixels
+    with_tower: bool
+
+    def __len__(self) -> int:
+        return len(self.tiles)
 
 
 @dataclass
@@ -105,6 +126,8 @@ class EncodedImage:
         preprocess_s: Resizing and normalising; 0 where the features were kept.
         vision_s: In the encoder and before it; 0 where the features were kept.
         is_kept: The features were in the cache.
+        tower: [tiles, P, 1 + C] as `bundle.image_tokens.ShownImage.tower`, where it was asked for.
+        has_grid: Rows are those of a grid of patches.
     """
 
     key: bytes
@@ -112,6 +135,8 @@ class EncodedImage:
     preprocess_s: float = 0.0
     vision_s: float = 0.0
     is_kept: bool = False
+    tower: Features | None = None
+    has_grid: bool = True
 
     @property
     def num_rows(self) -> int:
@@ -140,8 +165,8 @@ class VisionStage:
         self._known_files = KnownFiles()
         self._in_flight: dict[bytes, _Flight] = {}
         self._turns = Turns(_BATCHES_AHEAD * self._max_tiles)
-        self.worker: BatchWorker[Pixels, Features] = BatchWorker(
-            f"vision-{bundle.name}", self.run, len, self._max_tiles, settings.patience
+        self.worker: BatchWorker[_Pixels, Features] = BatchWorker(
+            f"vision-{bundle.name}", self._run, len, self._max_tiles, settings.patience
         )
 
     @property
@@ -161,12 +186,13 @@ class VisionStage:
         for size in range(1, (self._max_tiles if self.session.is_captured else 1) + 1):
             self.run([self._spec.blank(1)] * size)
 
-    async def decode(self, owner: Hashable, data: bytes) -> DecodedImage | KeptImage:
+    async def decode(self, owner: Hashable, data: bytes, *, with_tower: bool = False) -> DecodedImage | KeptImage:
         """Return the decoded image, or its features where they are kept.
 
         Args:
             owner: The request: requests take turns.
             data: The encoded image.
+            with_tower: What the tower's attention says of it will be asked for; the encoder gives that.
 
         Raises:
             ImageError: The bytes are not an image, one over the limits, or one that takes too long.
@@ -175,23 +201,27 @@ class VisionStage:
         """
         is_small = len(data) <= _MOST_BYTES_HASHED_AT_ONCE
         digest = file_digest(data) if is_small else await self._pool.images.run(owner, file_digest, data)
-        known = self._known_files.try_get(digest)
+        file = digest + _TOWER * with_tower
+        known = self._known_files.try_get(file)
         kept = None if known is None else self._pool.features.try_get(known.key)
         if known is not None and kept is not None:
-            return KeptImage(known.key, known.layout, kept)
+            return KeptImage(known.key, known.layout, kept, with_tower)
         cut = await self._pool.cut(owner, self._spec, data)
-        key = hashlib.sha256(self._identity + cut.digest).digest()
+        key = _key(self._identity, cut.digest, with_tower)
         layout = self._spec.layout(cut.width_px, cut.height_px)
-        self._known_files.put(digest, KnownFile(key, layout))
-        return DecodedImage(key, cut, layout)
+        self._known_files.put(file, KnownFile(key, layout))
+        return DecodedImage(key, cut, layout, with_tower)
 
-    async def decode_frames(self, owner: Hashable, video: VideoPart, room: FrameRoom) -> DecodedVideo:
+    async def decode_frames(
+        self, owner: Hashable, video: VideoPart, room: FrameRoom, *, with_tower: bool = False
+    ) -> DecodedVideo:
         """Return the decoded frames of a video, as the pictures of their layout.
 
         Args:
             owner: The request: requests take turns.
             video: Encoded.
             room: That the model has for it.
+            with_tower: As of `decode`.
 
         Raises:
             RequestError: It is no video, one over the limits, takes too long, or does not fit.
@@ -199,8 +229,10 @@ class VisionStage:
             EngineDeadError: The pool is closed or hangs.
         """
         cut = await self._pool.cut_frames(owner, self._spec, video.files, video.options, room)
-        keys = [hashlib.sha256(self._frame_identity + picture.digest).digest() for picture in cut.pictures]
-        pictures = tuple(DecodedImage(key, each, TileLayout()) for key, each in zip(keys, cut.pictures, strict=True))
+        pictures = tuple(
+            DecodedImage(_key(self._frame_identity, each.digest, with_tower), each, TileLayout(), with_tower)
+            for each in cut.pictures
+        )
         return DecodedVideo(pictures, cut.plan(video.options, room), cut.times_s, cut.duration_s)
 
     async def encode(self, owner: Hashable, image: DecodedImage | KeptImage) -> EncodedImage:
@@ -212,9 +244,9 @@ class VisionStage:
         """
         kept = self.cache.try_get(image.key)
         if isinstance(image, KeptImage):
-            return EncodedImage(image.key, image.features, is_kept=True)  # whatever was dropped meanwhile
+            return replace(self._encoded(image, image.seen), is_kept=True)  # whatever was dropped meanwhile
         if kept is not None:
-            return EncodedImage(image.key, kept, is_kept=True)
+            return replace(self._encoded(image, kept), is_kept=True)
         flight = self._in_flight.get(image.key) or self._take_off(owner, image)
         flight.num_callers += 1
         try:
@@ -224,12 +256,31 @@ class VisionStage:
             if flight.num_callers == 0:
                 self._land(image.key, flight)
 
-    def run(self, images: list[Pixels]) -> list[Features]:
-        """Return the features of each image's tiles, at most `vision_batch_tiles` of them in one run."""
+    def run(self, images: list[Pixels], *, with_tower: bool = False) -> list[Features]:
+        """Return the features of each image's tiles, at most `vision_batch_tiles` of them in one run.
+
+        Args:
+            images: At least one.
+            with_tower: What the tower's attention says stands behind each row, as `see_tiles` puts it.
+        """
         tiles = np.concatenate(images) if len(images) > 1 else images[0]
-        features = encode_tiles(self.session, tiles, self._max_tiles)
+        features = (see_tiles if with_tower else encode_tiles)(self.session, tiles, self._max_tiles)
         ends = np.cumsum([len(image) for image in images])
         return [features[end - len(image) : end].copy() for image, end in zip(images, ends, strict=True)]
+
+    def _run(self, images: list[_Pixels]) -> list[Features]:
+        """Run a batch in which the tower is asked about some images: apart, for runtimes may round otherwise then."""
+        plain = [image.tiles for image in images if not image.with_tower]
+        others = [image.tiles for image in images if image.with_tower]
+        found = iter(self.run(plain) if plain else ()), iter(self.run(others, with_tower=True) if others else ())
+        return [next(found[image.with_tower]) for image in images]
+
+    def _encoded(self, image: DecodedImage | KeptImage, seen: Features) -> EncodedImage:
+        """Return an image with what the encoder gave, and no times."""
+        if not image.with_tower:
+            return EncodedImage(image.key, seen)
+        features, tower = split_seen(self.session, seen)
+        return EncodedImage(image.key, features, tower=tower)
 
     def _pixels(self, cut: CutImage) -> Pixels:
         return self._spec.pixels(cut.images if cut.is_cut else self._spec.cut(cut.images[0]))
@@ -250,9 +301,14 @@ class VisionStage:
             started_s = time.monotonic()
             pixels = await self._pool.images.run(owner, self._pixels, image.cut)
             preprocessed_s = time.monotonic()
-            features = await asyncio.wrap_future(self.worker.submit(pixels))
-        self.cache.put(image.key, features)
-        return EncodedImage(image.key, features, preprocessed_s - started_s, time.monotonic() - preprocessed_s)
+            seen = await asyncio.wrap_future(self.worker.submit(_Pixels(pixels, image.with_tower)))
+        self.cache.put(image.key, seen)
+        vision_s = time.monotonic() - preprocessed_s
+        return replace(self._encoded(image, seen), preprocess_s=preprocessed_s - started_s, vision_s=vision_s)
+
+
+def _key(identity: bytes, digest: bytes, with_tower: bool) -> bytes:
+    return hashlib.sha256(identity + _TOWER * with_tower + digest).digest()
 
 
 def encoder_identity(manifest: Manifest, spec: ImageSpec) -> bytes:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from bundle.frames.plan import FramePlan, Place
 from bundle.frames.wording import frame_parts
 from bundle.image import TileLayout
+from bundle.image_tokens import Features
 from bundle.manifest import ImagePrompt
 from bundle.prompt import Placeholder, Turn
 from serving.models.vision import DecodedImage, DecodedVideo, EncodedImage, KeptImage
@@ -54,20 +55,26 @@ class Visual:
 
 
 def _filled(place: Place, encoded: Sequence[EncodedImage]) -> EncodedImage:
-    features = place.filled([image.features.reshape(-1, image.features.shape[-1]) for image in encoded])
+    towers = [image.tower for image in encoded if image.tower is not None]
     return EncodedImage(
         place.key([image.key for image in encoded]),
-        features,
+        place.filled([_flat(image.features) for image in encoded]),
         max(image.preprocess_s for image in encoded),
         max(image.vision_s for image in encoded),
         all(image.is_kept for image in encoded),
+        place.filled([_flat(tower) for tower in towers]) if towers else None,
+        place.has_grid,
     )
+
+
+def _flat(rows: Features) -> Features:
+    return rows.reshape(-1, rows.shape[-1])
 
 
 def turns_of(messages: Sequence[Message], visuals: Sequence[Visual]) -> list[Turn]:
     """Return a conversation as a prompt is built of it, each image and video by what stands for it."""
     left = iter(visuals)
-    return [Turn(message.role, tuple(_parts(message, left))) for message in messages]
+    return [Turn(message.role, tuple(_parts(message, left)), message.calls) for message in messages]
 
 
 def _parts(message: Message, visuals: Iterator[Visual]) -> Iterator[str | Placeholder]:

@@ -28,3 +28,27 @@ def test_what_is_not_installed_comes_with_what_installs_it(pocketvlm, monkeypatc
     assert [line.split(maxsplit=3)[2:] for line in lines] == [
         ["loadtests", "pip install -e '.[loadtests]' in a checkout of PocketVLM"]
     ]
+
+
+def test_it_says_what_a_tensorrt_makes_of_each_graph(pocketvlm, bundle_of) -> None:
+    done = pocketvlm("doctor", "--tensorrt", "10.3", bundle_of("clip", "portable"), "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert {name: verdict["form"] for name, verdict in found.items()} == {
+        "vision_encoder": "plain",
+        "text_encoder": "plain",
+    }
+    told = pocketvlm("doctor", "--tensorrt", "11", bundle_of("clip", "portable")).stdout.splitlines()
+    assert told == ["vision_encoder: taken as it is", "text_encoder: taken as it is"]
+
+
+def test_a_bundle_that_no_tensorrt_reads_is_exit_code_one(pocketvlm, clip_bundle) -> None:
+    done = pocketvlm("doctor", "--tensorrt", "11", clip_bundle)
+    assert done.returncode == 1
+    assert "--dialect portable" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--tensorrt", "10.3"], ["{bundle}"], ["--tensorrt", "eleven", "{bundle}"]])
+def test_half_a_question_is_a_wrong_command_line(pocketvlm, clip_bundle, arguments: list[str]) -> None:
+    done = pocketvlm("doctor", *(argument.format(bundle=clip_bundle) for argument in arguments))
+    assert done.returncode == 2

@@ -29,7 +29,9 @@ class Bundle:
         if component not in self._sessions:
             path = self.folder / f"{component}.onnx"
             self._sessions[component] = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        return self._sessions[component].run(None, feeds)
+        session = self._sessions[component]
+        optional = {spec.name for spec in self.manifest.components[component].optional_outputs}
+        return session.run([port.name for port in session.get_outputs() if port.name not in optional], feeds)
 
     def embed(self, ids: Array, features: Array | None = None) -> Array:
         """[B, T, D] embeddings, image placeholders replaced by `features` in order."""
@@ -62,7 +64,7 @@ class Decoder:
         batch, new = embeds.shape[:2]
         real = np.full(batch, new) if lengths is None else lengths
         places = np.broadcast_to(np.arange(new), (batch, new))
-        logits, *presents = self.bundle.run(
+        logits, *others = self.bundle.run(
             "decoder",
             inputs_embeds=embeds,
             position_ids=self.lengths[:, None] + places if positions is None else positions,
@@ -70,7 +72,7 @@ class Decoder:
             logits_indices=np.ascontiguousarray(places),
             **self.cache,
         )
-        self.cache = dict(zip(self.cache, presents, strict=True))
+        self.cache = dict(zip(self.cache, others[-len(self.cache) :], strict=True))
         self.lengths = self.lengths + real
         return logits
 

@@ -22,7 +22,7 @@ from bundle.golden import GOLDEN, check, load_golden
 from export.exporter import export_checkpoint
 
 ROOT = Path(__file__).parents[2]
-AXES = {"B", "T", "S", "N", "I"}
+AXES = {"B", "T", "S", "N", "I", "W"}
 
 
 @pytest.fixture(params=["smolvlm", "clip"])

@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 
 from bundle.directory import Bundle, open_bundle
-from bundle.errors import BundleFileError, MachineError
+from bundle.errors import BundleFileError, MachineError, SignatureError
 from bundle.golden import GOLDEN
+from bundle.image_tokens import TOWER_OUTPUTS
 from quant.quantizer import quantize_bundle
 from runtime import encoder as module
 from runtime.canary import check_canary, cosine
 from runtime.encoder import Encoder, OpenVinoEncoder, Trial, open_encoder, open_graph
+from runtime.encoders import see_tiles, split_seen
 from runtime.graph import Array, Graph
 from runtime.openvino_graph import OpenVinoGraph
 from runtime.session import Session
@@ -128,9 +130,10 @@ class Other:
     noise = 0.0
     opened = 0
 
-    def __init__(self, path: Path, settings: RuntimeSettings, *, is_exact: bool, outputs: object = None) -> None:
+    def __init__(self, path: Path, settings: RuntimeSettings, *, is_exact: bool, outputs: Sequence[str]) -> None:
         self._graph = Graph(path, settings)
-        self.inputs, self.outputs = self._graph.inputs, self._graph.outputs
+        self.inputs = self._graph.inputs
+        self.outputs = tuple(port for port in self._graph.outputs if port.name in outputs)
         self.optional_inputs = self._graph.optional_inputs
         type(self).opened += 1
 
@@ -144,7 +147,7 @@ class Other:
 
 
 class Broken(Other):
-    def __init__(self, path: Path, settings: RuntimeSettings, *, is_exact: bool, outputs: object = None) -> None:
+    def __init__(self, path: Path, settings: RuntimeSettings, *, is_exact: bool, outputs: Sequence[str]) -> None:
         raise MachineError("no such instruction")
 
 
@@ -230,3 +233,31 @@ def test_a_trial_is_won_by_who_is_near_and_surely_faster(
     distance: float, usual: float, median: float, high: float, is_won: bool
 ) -> None:
     assert Trial(distance, usual, Quartiles(median - 0.01, median, high)).is_won is is_won
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_what_the_tower_looked_at_comes_where_it_is_asked_for(bundle_of: BundleOf, engine: str) -> None:
+    if engine == "openvino":
+        pytest.importorskip("openvino")
+    bundle = open_bundle(bundle_of("smolvlm"))
+    encoder = open_encoder(bundle, "vision_encoder", asking_for(engine))
+    pixels = {"pixel_values": np.random.default_rng(0).normal(size=(3, 3, 32, 32)).astype(np.float32)}
+    assert list(encoder.run(pixels)) == ["image_features"]
+    whole = encoder.run(pixels, TOWER_OUTPUTS)
+    received, keys = (whole[name] for name in TOWER_OUTPUTS)
+    np.testing.assert_allclose(received.sum(axis=1), 1, atol=1e-5)
+    alone = encoder.run({"pixel_values": pixels["pixel_values"][1:2]}, TOWER_OUTPUTS)
+    assert alone[TOWER_OUTPUTS[0]].tobytes() == received[1:2].tobytes()
+    assert alone[TOWER_OUTPUTS[1]].tobytes() == keys[1:2].tobytes()
+    array = see_tiles(encoder, pixels["pixel_values"], 2)
+    features, tower = split_seen(encoder, array)
+    np.testing.assert_array_equal(features, whole["image_features"])
+    np.testing.assert_array_equal(tower, np.concatenate([received[..., None], keys], axis=-1))
+    with pytest.raises(SignatureError, match="has no optional output squares"):
+        encoder.run(pixels, ["squares"])
+
+
+def test_openvino_computes_no_output_that_nobody_asked_for(bundle_of: BundleOf) -> None:
+    pytest.importorskip("openvino")
+    encoder = OpenVinoEncoder(open_bundle(bundle_of("smolvlm")), "vision_encoder", asking_for("openvino"))
+    assert [port.name for port in encoder.graph.outputs] == ["image_features"]

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from bundle.errors import MachineError
 from runtime.fixed_run import CapturedGraph, FixedRun, can_be_captured
 from runtime.graph import Graph
 from runtime.settings import RuntimeSettings
@@ -69,6 +70,30 @@ def test_inputs_are_copied_so_that_a_caller_may_reuse_its_arrays(tmp_path: Path)
     assert run.output("summed").tolist() == [[28]]
     run.run({"x": mine})
     assert run.output("summed").tolist() == [[0]]
+
+
+def test_the_first_run_is_captured_alone_on_the_device_and_those_after_it_are_replayed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, told = graph_of(tmp_path / "g.onnx"), list[bool]()
+    graph.can_capture = True
+    faults = [MachineError("the device was lost")]
+
+    def run_bound(binding: Any, options: Any, *, captures: bool) -> None:
+        told.append(captures)
+        if faults:
+            raise faults.pop()
+
+    monkeypatch.setattr(graph, "run_bound", run_bound)
+    run = FixedRun(graph, {"x": pixels(1)}, {"summed": ((1, 1), "int32")})
+    with pytest.raises(MachineError):
+        run.run({"x": pixels(1)})
+    for _ in range(3):
+        run.run({"x": pixels(1)})
+    assert told == [True, True, False, False]
+    plain = FixedRun(graph, {"x": pixels(1)}, {"summed": ((1, 1), "int32")}, is_captured=False)
+    plain.run({"x": pixels(1)})
+    assert told[-1] is False
 
 
 def test_an_input_whose_copy_failed_is_copied_again(tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bundle.errors import SignatureError
 from bundle.prompt import Prompt, Span
 from runtime.decoder import Decoder
-from runtime.feeds import Placed, TokenRun
+from runtime.feeds import Placed, TokenBatch, TokenRun
 from runtime.filled_prompt import FilledPrompt
 from runtime.segmented_prompt import Cut, Layers, SegmentedPrompt
 from runtime.segments import SegmentChain, read_segments, run_segment
@@ -74,7 +75,7 @@ def test_a_chain_of_segments_gives_what_the_whole_graph_gives(model: Any, decode
     graphs, prompt = decoder.graphs, prompt_with_images(model.config.hidden_size)
     run = prompt.run(0, NUM_TOKENS, [0] * 3, [NUM_TOKENS - 1])
     states = {state.input: np.zeros(state.sizes(1, NUM_TOKENS), np.float32) for state in model.bundle.manifest.states}
-    feeds = {**graphs.feeds("prompt", graphs.step([run])), **states}
+    feeds = {**graphs.feeds("prompt", graphs.step(TokenBatch.of([run]))), **states}
     expected = graphs.of_phase("prompt").run(feeds)
     found = SegmentChain(graphs.segments).run(feeds)
     for name, array in expected.items():
@@ -215,3 +216,18 @@ def test_hidden_states_of_images_are_marked_as_images(model: Any, decoder: Decod
     assert marked == [(2, 3), (7, 3)]
     assert isinstance(run.features[0], Placed)
     assert run.positions.tolist()[:6] == [0, 1, 2, 4, 6, 12]
+
+
+def test_a_segment_that_gives_something_else_is_refused(model: Any, settings: EngineSettings) -> None:
+    manifest = model.bundle.manifest
+    first, *others = manifest.segments
+    wider = first.outputs[0].model_copy(update={"shape": ("B", "T", 47)})
+    for changes, told in (
+        ({"outputs": (wider,)}, "the manifest says float32"),
+        ({"optional_outputs": first.optional_outputs[:1]}, "outputs are"),
+    ):
+        broken = model.with_manifest(segments=(first.model_copy(update=changes), *others))
+        with pytest.raises(SignatureError, match=told):
+            broken.graphs(settings)
+    with pytest.raises(SignatureError, match="a segment gives hidden_states"):
+        model.with_manifest(segments=manifest.segments[::-1]).graphs(settings)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import sqrt
 
 from bundle.directory import Bundle
 from bundle.errors import ParameterError
@@ -12,13 +14,32 @@ from quant.visual_tokens.inside.dyvte import DyVTE
 from quant.visual_tokens.inside.fastv import FastV
 from runtime.segmented_prompt import Choose
 
-METHODS: Mapping[str, Callable[[float, Mapping[int, Router]], Choose]] = {
-    "fastv": lambda keep, routers: FastV(keep),
-    "aim-pruning": lambda keep, routers: AimPruning(keep),
-    "dyvte": DyVTE,
+MERGING = "merging"
+"""Of `quant.visual_tokens.table`: AIM's first half, which is done before the decoder."""
+
+
+@dataclass(frozen=True)
+class InsideMethod:
+    """What is known of a method.
+
+    Attributes:
+        choose: What makes a choice of `keep` and the bundle's routers.
+        is_trained: It needs routers.
+        merged_before: Share of the tokens that is left before the decoder, by `keep`.
+    """
+
+    choose: Callable[[float, Mapping[int, Router]], Choose]
+    is_trained: bool = False
+    merged_before: Callable[[float], float] = lambda keep: 1.0
+
+
+METHODS: Mapping[str, InsideMethod] = {
+    "fastv": InsideMethod(lambda keep, routers: FastV(keep)),
+    "aim-pruning": InsideMethod(lambda keep, routers: AimPruning(keep)),
+    "aim": InsideMethod(lambda keep, routers: AimPruning(sqrt(keep)), merged_before=sqrt),
+    "dyvte": InsideMethod(DyVTE, is_trained=True),
 }
-"""Name to what makes a choice of `keep` and the bundle's routers."""
-_TRAINED = ("dyvte",)
+"""AIM's halves share what is dropped: merging leaves the root of `keep`, and pruning as much of that."""
 
 
 class InsideMethods:
@@ -44,10 +65,10 @@ class InsideMethods:
 
         Args:
             method: A name in `METHODS`.
-            keep: In (0, 1).
+            keep: Share that is kept, in (0, 1].
 
         Raises:
-            ParameterError: The bundle lacks what the method needs.
+            ParameterError: No such share, or the bundle lacks what the method needs.
         """
         if not self._has_segments:
             raise ParameterError(
@@ -55,11 +76,13 @@ class InsideMethods:
                 "segments: pocketvlm export CHECKPOINT -o BUNDLE --decoder-segments LAYERS",
                 "vision.method",
             )
-        if method in _TRAINED and not self._routers:
+        if not 0 < keep <= 1:  # not a number is refused as well
+            raise ParameterError(f"vision.keep is {keep}; it must be above 0 and at most 1", "vision.keep")
+        if METHODS[method].is_trained and not self._routers:
             raise ParameterError(
                 f"vision.method {method!r} needs routers that were trained for its model, and {self._name} has none: "
                 f"train them with python -m reference.train_exit, put {VISUAL_EXIT} beside the checkpoint's weights, "
                 "and export it again",
                 "vision.method",
             )
-        return METHODS[method](keep, self._routers)
+        return METHODS[method].choose(keep, self._routers)

@@ -19,6 +19,7 @@ from bundle.text import Tokenizer
 from bundle.token_bytes import TokenBytes
 from serving.engine.sampling.constraint import Constraint, Matcher, told
 from serving.engine.sampling.endless import grammar_can_end, schema_can_end
+from serving.engine.sampling.tool_grammar import tool_grammar
 from serving.protocol import Structure
 
 MOST_BYTES = 64 << 10
@@ -136,7 +137,7 @@ class Grammars:
             raise ParameterError(f"{param}: this model has no token that ends an answer, so none can be held", param)
         if (size := len(structure.text.encode(errors="surrogatepass"))) > MOST_BYTES:
             raise ParameterError(f"{param} holds {size} bytes; at most {MOST_BYTES} are compiled", param)
-        grammar = _lark(library, structure)
+        grammar = _lark(library, structure, self._special_texts)
         matcher = self._matcher(library, grammar, param)
         if not _can_end(structure):
             raise ParameterError(f"{param} allows no answer that ends: what it asks for needs itself", param)
@@ -157,6 +158,10 @@ class Grammars:
     def _may_begin_with_lead(self, matcher: Any) -> bool:
         """Return whether a structure says itself that an answer may begin so."""
         return bool(matcher.deep_copy().validate_tokens(self._lead_ids[:1]))
+
+    @cached_property
+    def _special_texts(self) -> frozenset[str]:
+        return frozenset(token.text for token in self._tokenizer.added_tokens if token.is_special)
 
     @cached_property
     def _lead_ids(self) -> list[int]:
@@ -203,6 +208,8 @@ def _library() -> Any:
 def _can_end(structure: Structure) -> bool:
     if structure.kind == "json":
         return schema_can_end(json.loads(structure.text))
+    if structure.kind == "tools":
+        return all(schema_can_end(tool["parameters"]) for tool in json.loads(structure.text)["tools"])
     return structure.kind != "grammar" or grammar_can_end(structure.text)
 
 
@@ -211,7 +218,7 @@ def _led(grammar: str, lead: str) -> str:
     return f"start: lead? answer\nlead: {json.dumps(lead)}\n" + grammar.replace("start:", "answer:", 1)
 
 
-def _lark(library: Any, structure: Structure) -> str:
+def _lark(library: Any, structure: Structure, special_texts: frozenset[str]) -> str:
     """Return a structure as a grammar in llguidance's dialect of Lark.
 
     Raises:
@@ -224,11 +231,18 @@ def _lark(library: Any, structure: Structure) -> str:
         return text
     if structure.kind == "regex":
         return f"start: /{library.regex_to_lark(text, _ASCII_DIGITS)}/"
+    if structure.kind == "tools":
+        return tool_grammar(text, special_texts, lambda schema: _json_rule(schema, param))
     value = json.loads(text)
     if structure.kind == "choice":
         words = (json.dumps(each, ensure_ascii=False).replace("\x7f", "\\u007f") for each in value)
         return "start: " + " | ".join(words)
-    if _OWN_OPTIONS in value:
+    return "start: " + _json_rule(value, param)
+
+
+def _json_rule(schema: Any, param: str) -> str:
+    """Return what stands for the values of a JSON schema."""
+    if _OWN_OPTIONS in schema:
         raise ParameterError(f"{param}: {_OWN_OPTIONS} is the server's own; leave it out", param)
     options = {"whitespace_flexible": True, "whitespace_pattern": _BLANK, "lenient": False, "coerce_one_of": False}
-    return "start: %json " + json.dumps({**value, _OWN_OPTIONS: options})
+    return "%json " + json.dumps({**schema, _OWN_OPTIONS: options})

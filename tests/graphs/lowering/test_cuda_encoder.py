@@ -20,13 +20,15 @@ def test_bytes_give_the_features_of_normalised_pixels(family: str, gives_half: b
     height, width = spec.tile_size_px
     tiles = [Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)) for _ in range(2)]
     plain = open_graph(bundle / "vision_encoder.onnx")
-    (expected,) = run(plain, pixel_values=spec.pixels(tiles))
+    expected, *told = run(plain, pixel_values=spec.pixels(tiles))
     model = open_graph(bundle / "vision_encoder.onnx")
     lower_vision_for_cuda(model, spec, gives_half=gives_half)
     given = spec.model_copy(update={"normalised_in_graph": True}).pixels(tiles)
     (value,) = model.graph.inputs
     assert (value.dtype, given.dtype, given.shape) == (ir.DataType.UINT8, np.uint8, (2, height, width, 3))
-    (found,) = run(model, pixel_values=given)
+    found, *halved = run(model, pixel_values=given)
+    for wanted, other in zip(told, halved, strict=True):  # what the tower looked at
+        assert np.linalg.norm(other - wanted) < 0.01 * np.linalg.norm(wanted)
     assert found.dtype == (np.float16 if gives_half else np.float32)
     assert np.linalg.norm(found - expected) < 0.01 * np.linalg.norm(expected)
     assert list(without_kernel(model.graph)) == []

@@ -36,9 +36,10 @@ def _late_imports() -> None:
     transformers = pytest.importorskip("transformers", reason="training needs the [train] extra")
 
     from reference import train_real
-    from reference.real.decoder import FrozenDecoder, graded
+    from reference.real.decoder import FrozenDecoder
     from reference.real.symbols import CELL_ROLES, CELLS, GRID, ROLES, Symbols, inventory
     from reference.real.tower import Labels, Tower
+    from reference.training import graded
 
 
 def encode(text: str) -> list[int]:

@@ -58,6 +58,75 @@ def test_every_batch_size_gives_each_sequence_the_logits_of_its_own_text(cuda_bu
         assert np.abs(expected).max() > 2
 
 
+@pytest.mark.parametrize("length", [2, 31, 32, 33, 63])
+def test_a_prompt_cut_anywhere_and_padded_says_what_the_whole_text_says(cuda_bundle: Bundle, length: int) -> None:
+    """The last piece is too long to be padded where the slot ends; what a padding wrote is overwritten."""
+    decoder = decoder_of(cuda_bundle)
+    text = RNG.integers(0, V, length).tolist()
+    for cut in {1, length // 2, length - 1}:
+        decoder.step("prompt", 2, [run_of(text[:cut], 0)])
+        found = decoder.step("prompt", 2, [run_of(text[cut:], cut)]).rows()[0]
+        np.testing.assert_allclose(found, whole_text_logits(cuda_bundle, text), rtol=0, atol=0.05)
+    assert np.abs(found).max() > 2
+
+
+def test_a_prompt_writes_into_its_own_slot_alone_and_nothing_before_its_first_row(cuda_bundle: Bundle) -> None:
+    decoder = decoder_of(cuda_bundle)
+    for slot in range(4):
+        decoder.run("prompt", slot, [run_of(RNG.integers(0, V, 40).tolist(), 0)])
+    before = [buffer.read().copy() for buffer in decoder.states._buffers.values()]
+    decoder.step("prompt", 1, [run_of(RNG.integers(0, V, 5).tolist(), 20)])
+    for was, buffer in zip(before, decoder.states._buffers.values(), strict=True):
+        np.testing.assert_array_equal(buffer.read()[[0, 2, 3]], was[[0, 2, 3]])
+        np.testing.assert_array_equal(buffer.read()[1, :, :20], was[1, :, :20])
+        assert np.any(buffer.read()[1, :, 20:25] != was[1, :, 20:25])
+
+
+def test_prompts_of_many_lengths_are_runs_of_few_shapes(cuda_bundle: Bundle) -> None:
+    decoder = decoder_of(cuda_bundle)
+    for start, length in ((0, 2), (10, 17), (0, 32), (5, 33), (3, 50), (0, 64)):
+        decoder.step("prompt", 1, [run_of(RNG.integers(0, V, length).tolist(), start)])
+    steps = decoder._on_device
+    assert [shape[2][1] for shape in steps._captured] == [32, 64]
+    assert [shape[2][1] for shape in steps._single] == [33, 50]  # 64 rows would not fit behind 5 and 3
+
+
+def test_prompts_in_slots_far_behind_are_launched_singly(cuda_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.device.steps.PROMPT_SLOTS", 2)
+    decoder = decoder_of(cuda_bundle)
+    for slot in range(4):
+        decoder.step("prompt", slot, [run_of([1, 2, 3], 0)])
+    steps = decoder._on_device
+    assert [(shape[1], shape[2][1]) for shape in steps._captured] == [(0, 32), (1, 32)]
+    assert [(shape[1], shape[2][1]) for shape in steps._single] == [(2, 3), (3, 3)]
+
+
+def test_all_that_is_captured_is_captured_before_anything_is_served(
+    cuda_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = decoder_of(cuda_bundle)
+    monkeypatch.setattr(decoder.graphs.of_phase("step").graph, "can_capture", True)
+    decoder.warm_up(8)
+    captured = dict(decoder._on_device._captured)
+    assert len(captured) == 4 * 2 + 4  # prompts of 32 and 64 tokens in each slot, steps of each size
+    for slot in range(4):
+        decoder.step("prompt", slot, [run_of(RNG.integers(0, V, 20).tolist(), 0)])
+        decoder.step("step", 0, [run_of([3], 20) for _ in range(slot + 1)])
+    assert decoder._on_device._captured == captured
+
+
+def test_states_of_fixed_size_keep_prompts_as_long_as_they_are(
+    cuda_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They hold what was read to the last token, a padding included."""
+    decoder = decoder_of(cuda_bundle)
+    monkeypatch.setattr(type(decoder.states), "has_fixed", True)
+    decoder.step("prompt", 1, [run_of([1, 2, 3], 0)])
+    assert [
+        (shape[2][1], run._inputs["total_sequence_length"].numpy()) for shape, run in decoder._on_device._single.items()
+    ] == [(3, 3)]
+
+
 def test_a_step_writes_into_no_slot_but_its_own(cuda_bundle: Bundle) -> None:
     decoder = decoder_of(cuda_bundle)
     texts = [RNG.integers(0, V, 6).tolist() for _ in range(4)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -31,6 +32,11 @@ def rtx() -> Library:
 @pytest.fixture(scope="session")
 def standard() -> Form:
     return Form(f"standard-{FORM_VERSION}", engine_graph)
+
+
+@pytest.fixture(scope="session")
+def plain() -> Form:
+    return Form(f"plain-{FORM_VERSION}", partial(engine_graph, is_plain=True))
 
 
 @pytest.fixture(scope="session")

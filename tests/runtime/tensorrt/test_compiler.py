@@ -57,6 +57,17 @@ def test_every_graph_of_every_recipe_is_built(job_of: Callable[..., Job], family
     assert read_engines(job.folder) == index
 
 
+@pytest.mark.parametrize(("family", "recipe"), [("vlm", "fp16"), ("vlm", "int8"), ("clip", "fp32")])
+def test_the_plain_form_is_built_too_and_is_another_engine(
+    job_of: Callable[..., Job], plain: Form, family: str, recipe: str
+) -> None:
+    index = compile_bundle(job_of(family, recipe, form=plain), lambda line: None)
+    assert {record.key.form for record in index.engines.values()} == {plain.name}
+    again: list[str] = []
+    compile_bundle(replace(job_of(family, recipe), limits=Limits(64, 1, 8, 1)), again.append)
+    assert not [line for line in again if "kept" in line]
+
+
 def test_what_is_built_already_is_kept_and_what_changed_is_built_again(job_of: Callable[..., Job]) -> None:
     job = job_of("clip")
     compile_bundle(job, lambda line: None)

@@ -8,12 +8,17 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
-from bundle.directory import Bundle
+from bundle.directory import Bundle, read_manifest
 from bundle.errors import BundleFormatError, MachineError
 from graphs.lowering.tensorrt import engine_graph
 from graphs.store import make_node, open_graph, save_graph
 from runtime.tensorrt.library import Library
 from runtime.tensorrt.network import check_network, parse, unread
+
+
+def given(path: Path) -> tuple[str, ...]:
+    """Return the outputs that a graph of a bundle always gives."""
+    return read_manifest(path.parent).always_given(path.stem)
 
 
 def lengths_instead_of_masks(bundle: Bundle, folder: Path) -> Path:
@@ -44,7 +49,7 @@ def test_every_tensor_is_read_and_every_attention_has_our_mask(
     rtx: Library, portable_of: Callable[..., Bundle], recipe: str
 ) -> None:
     path = portable_of("vlm", recipe).graph_path("decoder")
-    network = parse(rtx, engine_graph(path, 64), path)
+    network = parse(rtx, engine_graph(path, given(path), 64), path)
     assert unread(network) == []
     attentions = list(network.attentions())
     assert len(attentions) == 3
@@ -61,17 +66,28 @@ def test_encoders_are_read_with_the_mask_that_they_have(
     rtx: Library, portable_of: Callable[..., Bundle], family: str, role: str, num: int
 ) -> None:
     path = portable_of(family, "fp16").graph_path(role)
-    network = parse(rtx, engine_graph(path, 64), path)
+    network = parse(rtx, engine_graph(path, given(path), 64), path)
     masks = [attention.mask for attention in network.attentions()]
     assert len(masks) == num
     assert [mask is not None for mask in masks] == [role == "text_encoder"] * num
     assert unread(network) == []
 
 
+def test_the_plain_form_holds_no_attention_of_tensorrts_and_reads_every_input(
+    rtx: Library, portable_of: Callable[..., Bundle]
+) -> None:
+    path = portable_of("vlm", "fp16").graph_path("decoder")
+    network = parse(rtx, engine_graph(path, given(path), 64, is_plain=True), path)
+    assert list(network.attentions()) == []
+    kinds = {layer.type for layer in network.layers()}
+    assert not {rtx.module.LayerType.KV_CACHE_UPDATE, rtx.module.LayerType.ROTARY_EMBEDDING} & kinds
+    assert unread(network) == []
+
+
 def test_the_form_of_before_is_refused_when_it_is_written(portable_of: Callable[..., Bundle], tmp_path: Path) -> None:
     old = lengths_instead_of_masks(portable_of("vlm"), tmp_path)
     with pytest.raises(BundleFormatError, match="export the checkpoint again"):
-        engine_graph(old, 64)
+        engine_graph(old, (), 64)
 
 
 def test_the_form_of_before_would_be_noticed_in_the_network(
@@ -90,7 +106,7 @@ def test_the_form_of_before_would_be_noticed_in_the_network(
 
 def test_a_decoder_whose_attention_lost_its_mask_is_refused(rtx: Library, portable_of: Callable[..., Bundle]) -> None:
     path = portable_of("clip", "fp16").graph_path("vision_encoder")
-    network = parse(rtx, engine_graph(path, 64), path)
+    network = parse(rtx, engine_graph(path, given(path), 64), path)
     check_network(network, "vision_encoder")
     with pytest.raises(MachineError, match="another mask"):
         check_network(network, "decoder")
@@ -101,7 +117,7 @@ def test_a_cache_is_updated_in_place_of_the_networks_own_input(
 ) -> None:
     bundle = portable_of("vlm", "int4")
     path = bundle.graph_path("decoder")
-    network = parse(rtx, engine_graph(path, 64), path)
+    network = parse(rtx, engine_graph(path, given(path), 64), path)
     updates = [layer for layer in network.layers() if layer.type == rtx.module.LayerType.KV_CACHE_UPDATE]
     assert {(layer.get_input(0).name, layer.get_output(0).name) for layer in updates} == {
         (state.input, state.output) for state in bundle.manifest.states
@@ -112,4 +128,4 @@ def test_a_cache_is_updated_in_place_of_the_networks_own_input(
 def test_a_graph_that_the_parser_refuses_is_told_with_node_and_reason(rtx: Library, smolvlm_bundle: Path) -> None:
     path = smolvlm_bundle / "decoder.onnx"
     with pytest.raises(MachineError, match=r"refuses GroupQueryAttention .*doctor --tensorrt"):
-        parse(rtx, engine_graph(path, 64), path)
+        parse(rtx, engine_graph(path, given(path), 64), path)

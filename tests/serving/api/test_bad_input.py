@@ -91,12 +91,71 @@ def test_an_image_over_the_byte_limit_is_refused_before_it_is_decoded(
     assert "not an image" in api.post(CHAT, ask([image_part(b"\0" * 100)])).text.lower()
 
 
+TOOLS = [{"type": "function", "function": {"name": "a"}}]
+ASKED = {"role": "user", "content": "a"}
+
+
+def calling(arguments: str) -> dict[str, Any]:
+    return {"id": "c", "type": "function", "function": {"name": "a", "arguments": arguments}}
+
+
+CALLING = {"role": "assistant", "content": None, "tool_calls": [calling("{}")]}
+RESULT = {"role": "tool", "tool_call_id": "c", "content": "a"}
 BAD_CHATS: dict[str, tuple[dict[str, Any], int, str | None]] = {
     "unknown model": ({"model": "nobody"}, 404, "model"),
-    "no model": ({"model": None}, 400, "model"),
+    "a model that is no text": ({"model": 1}, 400, "model"),
     "another task's model": ({"model": "fake-clip"}, 400, "model"),
     "unknown field": ({"colour": 1}, 400, "colour"),
-    "unsupported field": ({"tools": [{"type": "function"}]}, 400, "tools"),
+    "unsupported field": ({"functions": [{"name": "a"}]}, 400, "functions"),
+    "a tool without its function": ({"tools": [{"type": "function"}]}, 400, "tools.0.function"),
+    "another kind of tool": ({"tools": [{"type": "custom", "custom": {"name": "a"}}]}, 400, "tools.0.type"),
+    "129 tools": ({"tools": [{"type": "function", "function": {"name": "a"}}] * 129}, 400, "tools"),
+    "a tool with a name of two words": (
+        {"tools": [{"type": "function", "function": {"name": "a b"}}]},
+        400,
+        "tools.0.function.name",
+    ),
+    "an unknown field of a function": (
+        {"tools": [{"type": "function", "function": {"name": "a", "mood": 1}}]},
+        400,
+        "tools.0.function.mood",
+    ),
+    "arguments that are a list": (
+        {"tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": "array"}}}]},
+        400,
+        "tools.0.function.parameters",
+    ),
+    "two tools of one name": ({"tools": [{"type": "function", "function": {"name": "a"}}] * 2}, 400, "tools"),
+    "an unknown way to choose": ({"tool_choice": "any"}, 400, "tool_choice"),
+    "a call that is required of no tool": ({"tool_choice": "required"}, 400, "tool_choice"),
+    "a tool that is not offered": (
+        {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "b"}}},
+        400,
+        "tool_choice",
+    ),
+    "a structure beside tools": (
+        {"tools": TOOLS, "response_format": {"type": "json_object"}},
+        400,
+        "response_format",
+    ),
+    "a result without its call": (
+        {"messages": [{"role": "tool", "tool_call_id": "c", "content": "a"}]},
+        400,
+        "messages.0.tool_call_id",
+    ),
+    "a result that is there twice": ({"messages": [ASKED, CALLING, RESULT, RESULT]}, 400, "messages.3.tool_call_id"),
+    "a call without its result": ({"messages": [ASKED, CALLING, ASKED]}, 400, "messages.2"),
+    "a call at the end": ({"messages": [ASKED, CALLING]}, 400, "messages"),
+    "arguments that are no JSON": (
+        {"messages": [ASKED, {"role": "assistant", "tool_calls": [calling("{")]}, RESULT]},
+        400,
+        "messages.1.tool_calls.0.function.arguments",
+    ),
+    "two calls of one id": (
+        {"messages": [ASKED, {"role": "assistant", "tool_calls": [calling("{}")] * 2}, RESULT]},
+        400,
+        "messages.1.tool_calls",
+    ),
     "more choices as true": ({"n": True}, 400, "n"),
     "log probabilities as a number": ({"logprobs": 1}, 400, "logprobs"),
     "likeliest tokens without logprobs": ({"top_logprobs": 2}, 400, "top_logprobs"),
@@ -135,7 +194,7 @@ BAD_CHATS: dict[str, tuple[dict[str, Any], int, str | None]] = {
     "messages are no list": ({"messages": "hi"}, 400, "messages"),
     "a message without a role": ({"messages": [{"content": "a"}]}, 400, "messages.0.role"),
     "a message without content": ({"messages": [{"role": "user"}]}, 400, "messages.0.content"),
-    "an unknown role": ({"messages": [{"role": "tool", "content": "a"}]}, 400, "messages.0.role"),
+    "an unknown role": ({"messages": [{"role": "narrator", "content": "a"}]}, 400, "messages.0.role"),
     "an unknown field in a message": (
         {"messages": [{"role": "user", "content": "a", "mood": "me"}]},
         400,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -129,3 +131,82 @@ def test_a_broken_stream_raises_after_its_text(client: openai.OpenAI, engine: Fa
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "0 images."
     with pytest.raises(openai.APIError, match="died"):
         next(stream)
+
+
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Bern"}}\n</tool_call>'
+
+
+def test_a_loop_of_calls_and_results(client: openai.OpenAI, engine: FakeClient) -> None:
+    """As OpenAI documents it: the message goes back as it came, with a result for each call."""
+    history: list[Any] = [{"role": "user", "content": "How is it in Bern?"}]
+    engine.behaviour.answer = f"{CALL}\n{CALL}"
+    answer = client.chat.completions.create(model="fake-vlm", messages=history, tools=[WEATHER])
+    assert answer.choices[0].finish_reason == "tool_calls"
+    message = answer.choices[0].message
+    history.append(message)
+    for call in message.tool_calls or ():
+        assert call.type == "function"
+        assert json.loads(call.function.arguments) == {"city": "Bern"}
+        history.append({"role": "tool", "tool_call_id": call.id, "content": "7 degrees"})
+    engine.behaviour.answer = "It is cold."
+    answer = client.chat.completions.create(model="fake-vlm", messages=history, tools=[WEATHER])
+    assert answer.choices[0].message.content == "It is cold."
+    assert [message.role for message in engine.generations[-1].messages] == ["user", "assistant", "tool", "tool"]
+
+
+def test_streamed_calls_are_put_together_by_the_client(client: openai.OpenAI, engine: FakeClient) -> None:
+    engine.behaviour.answer = f"I look. {CALL}"
+    with client.chat.completions.stream(
+        model="fake-vlm", messages=[{"role": "user", "content": "a"}], tools=[WEATHER]
+    ) as stream:
+        kinds = {event.type for event in stream}
+        answer = stream.get_final_completion()
+    assert {"content.delta", "tool_calls.function.arguments.delta", "tool_calls.function.arguments.done"} <= kinds
+    [call] = answer.choices[0].message.tool_calls or ()
+    assert (call.function.name, call.function.arguments) == ("weather", '{"city": "Bern"}')
+    assert answer.choices[0].message.content == "I look."
+
+
+def test_arguments_are_parsed_into_the_callers_type(client: openai.OpenAI) -> None:
+    from pydantic import BaseModel
+
+    class Weather(BaseModel):
+        city: str
+        days: int
+
+    answer = client.chat.completions.parse(
+        model="fake-vlm",
+        messages=[{"role": "user", "content": "a"}],
+        tools=[openai.pydantic_function_tool(Weather)],
+        tool_choice="required",
+    )
+    [call] = answer.choices[0].message.tool_calls or ()
+    assert call.function.parsed_arguments == Weather(city="x", days=0)
+
+
+def test_the_asynchronous_client_calls(server_url: str, engine: FakeClient) -> None:
+    async def main() -> None:
+        async with openai.AsyncOpenAI(base_url=f"{server_url}/v1", api_key="none", max_retries=0) as client:
+            stream = await client.chat.completions.create(
+                model="fake-vlm",
+                messages=[{"role": "user", "content": "a"}],
+                tools=[WEATHER],
+                tool_choice={"type": "function", "function": {"name": "weather"}},
+                stream=True,
+            )
+            names = [
+                call.function.name
+                async for chunk in stream
+                for call in chunk.choices[0].delta.tool_calls or ()
+                if call.function and call.function.name
+            ]
+            assert names == ["weather"]
+
+    asyncio.run(main())

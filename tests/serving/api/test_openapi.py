@@ -81,13 +81,14 @@ def whole_answers(api: Any, ask: Callable[..., Any], png: bytes, image_part: Any
     classified = {"model": "fake-clip", "images": [image_part(png)], "labels": ["a", "b"]}
     return {
         CHAT: api.post(CHAT, ask()),
+        "/v1/completions": api.post("/v1/completions", {"prompt": "a"}),
+        "/tokenize": api.post("/tokenize", {"model": "fake-vlm", "prompt": "a"}),
+        "/detokenize": api.post("/detokenize", {"model": "fake-vlm", "tokens": [1]}),
         "/v1/embeddings": api.post("/v1/embeddings", {"model": "fake-clip", "input": ["a"]}),
         "/v1/classify": api.post("/v1/classify", classified),
         "/v1/models/{name}": api.get("/v1/models/fake-vlm"),
         **{
-            path: api.get(path)
-            for path in ROUTES
-            if path != CLEAR and "{" not in path and "v1/c" not in path and "emb" not in path
+            path: api.get(path) for path in ROUTES if path != CLEAR and "{" not in path and ROUTES[path].request is None
         },
     }
 

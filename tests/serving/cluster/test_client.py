@@ -25,6 +25,7 @@ from bundle.errors import (
 from serving.api.errors import http_error
 from serving.protocol import (
     ClassifyRequest,
+    DetokenizeRequest,
     EmbedRequest,
     FinishedEvent,
     GenerateRequest,
@@ -32,6 +33,7 @@ from serving.protocol import (
     TextPart,
     Timings,
     TokenEvent,
+    TokenizeRequest,
     Usage,
 )
 
@@ -135,8 +137,16 @@ async def classify(client: RayClient) -> Any:
     return await client.classify(ClassifyRequest("r", "m", (), ("x",)))
 
 
+async def tokenize(client: RayClient) -> Any:
+    return await client.tokenize(TokenizeRequest("r", "m", text="x"))
+
+
+async def detokenize(client: RayClient) -> Any:
+    return await client.detokenize(DetokenizeRequest("r", "m", (1,)))
+
+
 Call = Callable[[RayClient], Awaitable[Any]]
-CALLS = pytest.mark.parametrize("call", [chat, embed, classify])
+CALLS = pytest.mark.parametrize("call", [chat, embed, classify, tokenize, detokenize])
 
 
 @CALLS

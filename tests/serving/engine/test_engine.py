@@ -17,7 +17,7 @@ from bundle.errors import DeadlineError, EngineDeadError, MachineError
 from runtime.decoder import Decoder
 from runtime.filled_prompt import FilledPrompt
 from runtime.session import Session
-from serving.engine.changes import GiveBack
+from serving.engine.changes import GiveBack, Move
 from serving.engine.engine import Engine
 from serving.engine.pace import Pace
 from serving.engine.runner import Runner
@@ -510,6 +510,30 @@ def test_a_reader_whose_loop_is_gone_does_not_keep_its_slot(runner, engine_of) -
     (_, events), *_ = asyncio.run(serve(engine, [greedy(9, max_tokens=2)]))
     assert isinstance(events[-1], Ended)
     assert engine.gauges["num_requests_running"] <= 1
+
+
+def test_answers_that_end_in_one_step_have_no_rows_moved_for_them(runner, engine_of) -> None:
+    """One that leaves makes the last one move into its place; here all leave."""
+    moves, are_here = list[Move](), threading.Event()
+
+    class Watched(FaultyRunner):
+        def change(self, due):
+            moves.extend(each for each in due if isinstance(each, Move))
+            super().change(due)
+
+    engine = engine_of(Watched(runner, {}, lambda: are_here.wait(20) and None), keeps_prefixes=False)
+
+    async def main() -> None:
+        # All prompts run before the first step.
+        alike = [greedy(*range(7 + at, 11 + at), max_tokens=4).sequence() for at in range(3)]
+        streams = [engine.submit(sequence) for sequence in alike]
+        are_here.set()
+        for stream in streams:
+            assert isinstance((await read(engine, stream))[-1], Ended)
+        assert isinstance((await read(engine, engine.submit(greedy(9, max_tokens=2).sequence())))[-1], Ended)
+
+    asyncio.run(main())
+    assert moves == []
 
 
 def test_what_is_cleared_gives_its_memory_back_though_nothing_runs(runner, engine_of) -> None:

@@ -1,0 +1,123 @@
+"""Which of our graphs' operators each version of TensorRT's parser takes, as documented.
+
+Sources: onnx-tensorrt's docs/operators.md of 10.1 ("opset 9 to 20") and of 10.15 ("opset 9 to 24"), TensorRT's
+changelog of 10.2 to 11.1. No table of 10.2 to 10.14 was found: what the changelog does not name is as in 10.1 here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import onnx_ir as ir
+
+from bundle.errors import BundleFormatError, SettingsError
+from graphs.lowering.tensorrt import engine_model
+from graphs.store import CONTRIB
+
+Version = tuple[int, int]
+OLDEST: Version = (10, 1)
+"""Whose table was found."""
+STANDARD_FROM: Version = (10, 15)
+"""Reads the portable dialect as it is."""
+_ANY_ROWS = 16
+_OPSETS: Mapping[Version, int] = {(10, 15): 24, OLDEST: 20}
+_SINCE: Mapping[str, Version] = {
+    "Attention": (10, 14),
+    "TensorScatter": (10, 15),
+    "RotaryEmbedding": (10, 15),
+    "RMSNormalization": (10, 15),
+}
+_ALWAYS = frozenset(
+    (
+        *(
+            "Abs",
+            "Add",
+            "And",
+            "ArgMax",
+            "Cast",
+            "Concat",
+            "Constant",
+            "ConstantOfShape",
+            "Conv",
+            "Cos",
+            "Div",
+            "Equal",
+        ),
+        *("Erf", "Exp", "Expand", "Gather", "GatherND", "Gelu", "Gemm", "LayerNormalization", "LessOrEqual", "MatMul"),
+        *("Max", "Mul", "Pow", "QuantizeLinear", "DequantizeLinear", "Range", "ReduceMax", "ReduceMean", "Reshape"),
+        *("ScatterElements", "Shape", "Sigmoid", "Sin", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh"),
+        *("Transpose", "Unsqueeze", "Where"),
+    )
+)
+"""In the table of 10.1 and in those since, in the forms that are written here."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a version makes of one graph.
+
+    Attributes:
+        form: How `pocketvlm compile` writes it for that version; None: not at all.
+        lacking: What the version lacks of the graph as it is in the bundle.
+        reason: Why it cannot be written; "" where it can.
+    """
+
+    form: Literal["standard", "plain"] | None
+    lacking: tuple[str, ...]
+    reason: str = ""
+
+
+def read_version(text: str) -> Version:
+    """Return a version such as "10.3" or "11".
+
+    Raises:
+        SettingsError: It is none, or older than what is known.
+    """
+    major, _, rest = text.partition(".")
+    minor = rest.partition(".")[0] or "0"
+    if not (major.isdecimal() and minor.isdecimal()):
+        raise SettingsError(f"TensorRT {text!r} is no version; write one such as 10.3, 10.15 or 11")
+    version = int(major), int(minor)
+    if version < OLDEST:
+        raise SettingsError(f"TensorRT {text}: the oldest whose operators are known here is 10.1")
+    return version
+
+
+def judge_graph(source: Path, outputs: Collection[str], version: Version) -> Verdict:
+    """Return what a version makes of a graph of a bundle, of which some outputs are wanted.
+
+    Raises:
+        BundleFormatError: Its attention is told of lengths in a way that TensorRT ignores.
+    """
+    lacking = tuple(dict.fromkeys(missing(engine_model(source, outputs, _ANY_ROWS), version)))
+    if not lacking:
+        return Verdict("standard", ())
+    if any(CONTRIB in each for each in lacking):
+        return Verdict(None, lacking, "no TensorRT has it; export the checkpoint with --dialect portable")
+    try:
+        plain = engine_model(source, outputs, _ANY_ROWS, is_plain=True)
+    except BundleFormatError as error:
+        return Verdict(None, lacking, str(error))
+    left = tuple(dict.fromkeys(missing(plain, version)))
+    if left:
+        return Verdict(None, lacking, f"no form without {', '.join(left)} is known here")
+    return Verdict("plain", lacking)
+
+
+def missing(model: ir.Model, version: Version) -> Iterator[str]:
+    """Yield, in words, what a version lacks of a graph."""
+    opset = model.graph.opset_imports.get("", 0)
+    most = next(opset for since, opset in _OPSETS.items() if version >= since)
+    if opset > most:
+        yield f"opset {opset} (it reads {most})"
+    for node in model.graph:
+        if node.domain:
+            yield f"{node.op_type} of {node.domain}"
+        elif node.op_type in _SINCE:
+            if version < _SINCE[node.op_type]:
+                yield node.op_type
+        elif node.op_type not in _ALWAYS:
+            yield f"{node.op_type} (not in any table)"

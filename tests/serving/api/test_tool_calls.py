@@ -1,0 +1,90 @@
+"""Calls are read out of an answer's text alike, however it is cut into pieces."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.api.tool_calls import CallArguments, CallBegun, CallReader, SaidText
+
+GOOD = '<tool_call>\n{"name": "weather", "arguments": {"city": "B}\\"ern", "at": {"x": [1]}}}\n</tool_call>'
+ARGUMENTS = '{"city": "B}\\"ern", "at": {"x": [1]}}'
+Told = tuple[str, list[tuple[str, str]]]
+
+TEXTS: dict[str, tuple[str, Told]] = {
+    "text": ("Hello, a < b.\n", ("Hello, a < b.\n", [])),
+    "a call": (GOOD, ("", [("weather", ARGUMENTS)])),
+    "text before": (f"I look.\n{GOOD}", ("I look.", [("weather", ARGUMENTS)])),
+    "text around two": (f"One {GOOD}\n{GOOD}\n two", ("One\n two", [("weather", ARGUMENTS)] * 2)),
+    "a list": (
+        '<tool_call>[{"name": "weather", "arguments": {}}, {"name": "time", "arguments": {"a": 1}}]</tool_call>',
+        ("", [("weather", "{}"), ("time", '{"a": 1}')]),
+    ),
+    "another order": (
+        '<tool_call>{"arguments": {"a": 1}, "name": "time"}</tool_call>',
+        ("", [("time", '{"a": 1}')]),
+    ),
+    "arguments as a text": (
+        '<tool_call>{"name": "time", "arguments": "{\\"a\\": 1}"}</tool_call>',
+        ("", [("time", '{"a": 1}')]),
+    ),
+    "no end mark": ('<tool_call>{"name": "time", "arguments": {"a": 1}}', ("", [("time", '{"a": 1}')])),
+    "no last brace": ('<tool_call>{"name": "time", "arguments": {"a": 1}</tool_call>', ("", [("time", '{"a": 1}')])),
+    "cut arguments": ('<tool_call>{"name": "time", "arguments": {"a": ', ("", [("time", '{"a": ')])),
+    "cut name": ('<tool_call>{"name": "ti', ('<tool_call>{"name": "ti', [])),
+    "an unknown function": (
+        '<tool_call>{"name": "rm", "arguments": {}}</tool_call>',
+        ('<tool_call>{"name": "rm", "arguments": {}}</tool_call>', []),
+    ),
+    "no JSON": ("<tool_call>weather(Bern)</tool_call> so", ("<tool_call>weather(Bern)</tool_call> so", [])),
+    "half a mark": ("a <tool_cal", ("a <tool_cal", [])),
+    "the mark alone": ("<tool_call>", ("<tool_call>", [])),
+}
+
+
+def read(pieces: Sequence[str]) -> Told:
+    reader = CallReader(["weather", "time"])
+    said = [each for piece in pieces for each in reader.push(piece)] + reader.finish()
+    calls: list[list[str]] = []
+    for each in said:
+        if isinstance(each, CallBegun):
+            assert each.place == len(calls)
+            assert each.id.startswith("call_")
+            calls.append([each.name, ""])
+        elif isinstance(each, CallArguments):
+            assert each.place == len(calls) - 1
+            calls[-1][1] += each.text
+    assert reader.num_calls == len(calls)
+    return "".join(each.text for each in said if isinstance(each, SaidText)), [(name, text) for name, text in calls]
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_calls_are_read_whole_and_letter_by_letter(name: str) -> None:
+    text, expected = TEXTS[name]
+    assert read([text]) == read(list(text)) == expected
+
+
+@given(text=st.sampled_from([text for text, _ in TEXTS.values()]), cuts=st.lists(st.integers(0, 200), max_size=6))
+def test_where_an_answer_is_cut_changes_nothing(text: str, cuts: list[int]) -> None:
+    places = sorted({min(cut, len(text)) for cut in cuts} | {0, len(text)})
+    assert read([text[start:end] for start, end in pairwise(places)]) == read([text])
+
+
+def test_arguments_are_told_as_they_come() -> None:
+    reader = CallReader(["weather"])
+    assert reader.push('<tool_call>\n{"name": "weather", "arguments": ') == []
+    begun, arguments = reader.push('{"city": ')
+    assert isinstance(begun, CallBegun)
+    assert arguments == CallArguments(0, '{"city": ')
+
+
+def test_ids_differ() -> None:
+    reader = CallReader(["weather"])
+    ids = {each.id for each in reader.push(GOOD * 5) if isinstance(each, CallBegun)}
+    assert len(ids) == 5
+    assert json.loads(ARGUMENTS)
