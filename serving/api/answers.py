@@ -318,9 +318,10 @@ class Version(_Answer):
 
 
 class ModelDescription(_Answer):
-    """A served model: what it can, weight schemes by component, what the cache holds, bytes, and how it passed its quality gates.
+    """A served model: what it can, weight schemes by component, bytes, and how it passed its quality gates.
 
-    `root` is its own name where `id` is an alias; `max_model_len` is vLLM's name of `context_tokens`.
+    `root` is its own name where `id` is an alias; `max_model_len` is vLLM's name of `context_tokens`; `kv_cache` says
+    what rows of the cache are stored as.
     """
 
     id: str
