@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -231,9 +232,11 @@ class Tokenizer:
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of ids."""
-        with _failures_told(f"on {len(token_ids)} ids"):
+        try:  # without a context manager, which takes longer than a few ids
             text: str = self._backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
-            return text
+        except BaseException as error:
+            _raise_told(error, f"on {len(token_ids)} ids")
+        return text
 
     def detokenizer(self) -> Detokenizer:
         """Return a fresh decoder of one answer's ids as they arrive."""
@@ -242,22 +245,27 @@ class Tokenizer:
 
 @contextmanager
 def _failures_told(when: str) -> Iterator[None]:
+    """Do for the length of a block what `_raise_told` does for an error."""
+    try:
+        yield
+    except BaseException as error:
+        _raise_told(error, when)
+
+
+def _raise_told(error: BaseException, when: str) -> NoReturn:
     """Turn what a tokenizer lets out of itself into errors of ours: bare exceptions, and Rust's panics.
 
     Raises:
         BundleFormatError: The tokenizer fails.
         OutOfMemoryError: Memory ran out.
+        BaseException: The error itself, where it is ours or no tokenizer's.
     """
-    try:
-        yield
-    except PocketVLMError:
-        raise
-    except MemoryError as error:
+    if isinstance(error, MemoryError):
         raise OutOfMemoryError(f"the model's tokenizer stopped {when}: memory ran out. Try again later.") from error
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
-            raise
-        raise BundleFormatError(f"the model's {TOKENIZER} fails {when}: {printable(str(error))}") from error
+    is_panic = type(error).__name__ == _PANIC
+    if isinstance(error, PocketVLMError) or not (isinstance(error, Exception) or is_panic):
+        raise error
+    raise BundleFormatError(f"the model's {TOKENIZER} fails {when}: {printable(str(error))}") from error
 
 
 def _unknown_id(backend: tokenizers.Tokenizer) -> int | None:
@@ -335,6 +343,8 @@ class Detokenizer:
 
     def _num_unfinished(self, text: str) -> int:
         """Return how many of the last characters may yet become another one."""
+        if not text.endswith(_REPLACEMENT):
+            return 0
         if self._window[-len(self._replacement_ids) :] == self._replacement_ids:
             return 0  # byte by byte, and it is whole: what was said is U+FFFD itself
         new = text[len(self._given) :]

@@ -13,10 +13,17 @@ from bundle import tensors
 from bundle.cache_scales import CACHE_SCALES, load_cache_scales
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, SignatureError
-from bundle.manifest import ComponentName, RunPhase
+from bundle.manifest import Component, ComponentName, DecoderDims, RunPhase
 from bundle.states import State
 from runtime.cache_shape import CacheShape
-from runtime.device.steps import PROMPT_TOKENS, DeviceSteps, captured_tokens, has_greedy_ids, runs_on_device
+from runtime.device.steps import (
+    PROMPT_SLOTS,
+    PROMPT_TOKENS,
+    DeviceSteps,
+    captured_tokens,
+    has_greedy_ids,
+    runs_on_device,
+)
 from runtime.feeds import Embeds, Int64, Step, TokenBatch, TokenRun, check_inputs, feeds_of, place_features
 from runtime.fixed_run import FixedRun
 from runtime.graph import Array
@@ -27,6 +34,8 @@ from runtime.states import StateBuffers
 from runtime.step_logits import Logits as Logits
 from runtime.step_logits import StepLogits
 
+RANKED = (tensors.QUERIES, tensors.KEYS)
+"""What a segment gives of its last layer, beside hidden states, for a choice to be made by."""
 _MOST_BINDINGS = 64
 """Kept at once. A decode batch begins at the first slot, so there are about as many as slots; each is a list of
 addresses."""
@@ -75,6 +84,7 @@ class TokenGraphs:
         _check_same_signature(*self._of_phase.values())
         parts = manifest.segments if settings.provider == "cpu" else ()
         self.segments = tuple(Session(bundle, part, settings) for part in parts)
+        _check_segments(self.segments, self._dims)
 
     @property
     def num_length_groups(self) -> int:
@@ -179,7 +189,7 @@ class Decoder:
         return StepLogits(lambda: done.output(tensors.LOGITS)[:, 0], greedy_ids)
 
     def _run_on_device(self, steps: DeviceSteps, phase: RunPhase, first_slot: int, batch: TokenBatch) -> FixedRun:
-        padded, is_step = self._padded(batch), batch.num_tokens == 1
+        padded, is_step = self._padded(batch, first_slot), batch.num_tokens == 1
         is_prompt = padded is not batch
         bound_rows = self.shape.capacity_tokens if is_step or is_prompt else None
         feeds = self.graphs.feeds(phase, self.graphs.step(padded, bound_rows))
@@ -188,12 +198,12 @@ class Decoder:
         self.states.take_over(first_slot, batch.size)
         return done
 
-    def _padded(self, batch: TokenBatch) -> TokenBatch:
+    def _padded(self, batch: TokenBatch, slot: int) -> TokenBatch:
         """Return tokens of a prompt with as many behind them as make its run one that is captured."""
         if batch.num_tokens == 1 or batch.wanted.shape != (1, 1) or self.states.has_fixed:
             return batch
         room_rows = self.shape.capacity_tokens - int(batch.lengths.max())
-        num_tokens = captured_tokens(batch.num_tokens, room_rows)
+        num_tokens = captured_tokens(batch.num_tokens, slot, room_rows)
         return batch if num_tokens is None else batch.padded(num_tokens)
 
     def run_with(
@@ -265,7 +275,7 @@ class Decoder:
         """
         is_captured = self._on_device is not None and self.graphs.of_phase("step").graph.can_capture
         lengths = [each for each in PROMPT_TOKENS[::-1] if each <= self.shape.capacity_tokens]
-        for slot in range(self.shape.num_slots if is_captured else 1):
+        for slot in range(min(self.shape.num_slots, PROMPT_SLOTS) if is_captured else 1):
             for length in lengths if is_captured else [num_tokens]:
                 self.run("prompt", slot, [self._blank(length)])
         for number, _ in enumerate(self.graphs.segments):
@@ -321,6 +331,31 @@ def _check_gives_logits(session: Session, vocab_size: int) -> None:
             f"{session.path} gives {said or 'nothing'}; a decoder gives {tensors.LOGITS} float32 [B, N, {vocab_size}] "
             "and its states. Export the checkpoint again."
         )
+
+
+def _check_segments(segments: Sequence[Session], dims: DecoderDims) -> None:
+    """Check that each segment but the last gives what the next one takes, and what a choice between them is made of.
+
+    Raises:
+        SignatureError: One does not.
+    """
+    for session in segments:
+        check_inputs(session.component.inputs, str(session.path))
+        if session is segments[-1]:
+            _check_gives_logits(session, dims.vocab_size)
+            continue
+        component = session.component
+        found = [spec.name for spec in component.outputs], {spec.name for spec in component.optional_outputs}
+        if found[0] != [tensors.HIDDEN_STATES] or found[1] < set(RANKED) or _width(component) != dims.hidden_size:
+            raise SignatureError(
+                f"{session.path} gives {', '.join([*found[0], *sorted(found[1])])}; a segment gives "
+                f"{tensors.HIDDEN_STATES} [B, T, {dims.hidden_size}] and, where asked, {', '.join(RANKED)}. Export the "
+                "checkpoint again."
+            )
+
+
+def _width(component: Component) -> int | str:
+    return component.outputs[0].shape[-1]
 
 
 def _check_same_signature(first: Session, second: Session) -> None:

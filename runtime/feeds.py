@@ -106,9 +106,10 @@ class TokenBatch:
 
         They stand where the last one does, since positions may have a limit, and write rows behind those of the run.
         """
-        more = num_tokens - self.num_tokens
-        places = [(0, 0)] * (self.positions.ndim - 1) + [(0, more)]
-        ids, positions = np.pad(self.ids, ((0, 0), (0, more))), np.pad(self.positions, places, mode="edge")
+        ids = np.zeros((self.size, num_tokens), np.int64)
+        ids[:, : self.num_tokens] = self.ids
+        positions = np.repeat(self.positions[..., -1:], num_tokens, axis=-1)
+        positions[..., : self.num_tokens] = self.positions
         return TokenBatch(ids, positions, self.lengths, self.wanted, self.features)
 
     @property

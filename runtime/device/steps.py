@@ -20,6 +20,9 @@ from runtime.session import Session
 PROMPT_TOKENS = (32, 64, 128, 256, 512)
 """Of captured runs of a prompt. Each is twice the one before, so that half of what is run is wanted. Beyond them it is
 no longer the launching of operators that takes the time."""
+PROMPT_SLOTS = 32
+"""Slots for which prompts are captured; in those behind them runs are launched singly, that a server of hundreds of
+slots starts in seconds. A prompt sits behind the answers that are being made, so late slots are rare."""
 _MOST_SINGLE_SHAPES = 8
 """Kept at once of runs that are launched operator by operator; each holds a prompt's embeddings, about 1 MB."""
 
@@ -82,13 +85,16 @@ class DeviceSteps:
         return made
 
 
-def captured_tokens(num_tokens: int, room_rows: int) -> int | None:
+def captured_tokens(num_tokens: int, slot: int, room_rows: int) -> int | None:
     """Return the length to which a prompt's run is padded, so that it can be a captured one; None where none fits.
 
     Args:
         num_tokens: Of the run, at least 2.
-        room_rows: That its slot has behind what it holds.
+        slot: That it is in.
+        room_rows: That the slot has behind what it holds.
     """
+    if slot >= PROMPT_SLOTS:
+        return None
     return next((size for size in PROMPT_TOKENS if num_tokens <= size <= room_rows), None)
 
 

@@ -29,7 +29,9 @@ class Bundle:
         if component not in self._sessions:
             path = self.folder / f"{component}.onnx"
             self._sessions[component] = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        return self._sessions[component].run(None, feeds)
+        session = self._sessions[component]
+        optional = {spec.name for spec in self.manifest.components[component].optional_outputs}
+        return session.run([port.name for port in session.get_outputs() if port.name not in optional], feeds)
 
     def embed(self, ids: Array, features: Array | None = None) -> Array:
         """[B, T, D] embeddings, image placeholders replaced by `features` in order."""

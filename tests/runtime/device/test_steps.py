@@ -91,6 +91,30 @@ def test_prompts_of_many_lengths_are_runs_of_few_shapes(cuda_bundle: Bundle) -> 
     assert [shape[2][1] for shape in steps._single] == [33, 50]  # 64 rows would not fit behind 5 and 3
 
 
+def test_prompts_in_slots_far_behind_are_launched_singly(cuda_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.device.steps.PROMPT_SLOTS", 2)
+    decoder = decoder_of(cuda_bundle)
+    for slot in range(4):
+        decoder.step("prompt", slot, [run_of([1, 2, 3], 0)])
+    steps = decoder._on_device
+    assert [(shape[1], shape[2][1]) for shape in steps._captured] == [(0, 32), (1, 32)]
+    assert [(shape[1], shape[2][1]) for shape in steps._single] == [(2, 3), (3, 3)]
+
+
+def test_all_that_is_captured_is_captured_before_anything_is_served(
+    cuda_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = decoder_of(cuda_bundle)
+    monkeypatch.setattr(decoder.graphs.of_phase("step").graph, "can_capture", True)
+    decoder.warm_up(8)
+    captured = dict(decoder._on_device._captured)
+    assert len(captured) == 4 * 2 + 4  # prompts of 32 and 64 tokens in each slot, steps of each size
+    for slot in range(4):
+        decoder.step("prompt", slot, [run_of(RNG.integers(0, V, 20).tolist(), 0)])
+        decoder.step("step", 0, [run_of([3], 20) for _ in range(slot + 1)])
+    assert decoder._on_device._captured == captured
+
+
 def test_states_of_fixed_size_keep_prompts_as_long_as_they_are(
     cuda_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
