@@ -356,6 +356,35 @@ class HealthAnswer(_Answer):
     reason: str | None = None
 
 
+class Prefix(_Answer):
+    """The beginning of a conversation, kept under a name; `created` is in Unix time.
+
+    `prompt_tokens`: of its messages, with what opens an answer; those of images are part of them.
+    """
+
+    object: Literal["prefix"]
+    name: str
+    model: str
+    created: int
+    prompt_tokens: int
+    image_tokens: int
+
+
+class PrefixList(_Answer):
+    """The prefixes, by name."""
+
+    object: Literal["list"]
+    data: list[Prefix]
+
+
+class DeletedPrefix(_Answer):
+    """A prefix is forgotten."""
+
+    object: Literal["prefix"]
+    name: str
+    deleted: Literal[True]
+
+
 class Cleared(_Answer):
     """The caches are empty."""
 
