@@ -403,6 +403,35 @@ class HealthAnswer(Answer):
     reason: str | None = None
 
 
+class Prefix(Answer):
+    """The beginning of a conversation, kept under a name; `created` is in Unix time.
+
+    `prompt_tokens`: of its messages, with what opens an answer; those of images are part of them.
+    """
+
+    object: Literal["prefix"]
+    name: str
+    model: str
+    created: int
+    prompt_tokens: int
+    image_tokens: int
+
+
+class PrefixList(Answer):
+    """The prefixes, by name."""
+
+    object: Literal["list"]
+    data: list[Prefix]
+
+
+class DeletedPrefix(Answer):
+    """A prefix is forgotten."""
+
+    object: Literal["prefix"]
+    name: str
+    deleted: Literal[True]
+
+
 class Cleared(Answer):
     """The caches are empty."""
 
