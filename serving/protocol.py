@@ -250,6 +250,7 @@ class TokenEvent:
         index: Of the choice.
         logprobs: Of `token_ids`, where they were asked for; none of a token that ended the answer.
         reason: Why the choice ended; its last piece has one, and no other.
+        stopped_by: The text of `SamplingParams.stop` that ended it.
     """
 
     text: str
@@ -258,6 +259,7 @@ class TokenEvent:
     index: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
     reason: FinishReason | None = None
+    stopped_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -358,6 +360,7 @@ class ModelCard:
         is_gated: Whether quality was measured on samples and every gate that could be measured passed; None for fp32,
             its own reference.
         unmeasured: Gates that the samples could not tell of.
+        kv_cache: What rows of the cache are stored as; None without a decoder.
     """
 
     name: str
@@ -369,6 +372,7 @@ class ModelCard:
     gates: tuple[Gate, ...] = ()
     is_gated: bool | None = None
     unmeasured: tuple[Unmeasured, ...] = ()
+    kv_cache: str | None = None
 
 
 @dataclass(frozen=True)
