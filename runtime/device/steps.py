@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 from bundle import tensors
 from runtime.fixed_run import FixedRun
-from runtime.graph import Array, Graph
+from runtime.graph import Array
 from runtime.session import Session
 
 PROMPT_TOKENS = (32, 64, 128, 256, 512)
@@ -69,7 +69,7 @@ class DeviceSteps:
         if has_greedy_ids(session):
             outputs[tensors.GREEDY_IDS] = (num_runs, num_wanted), "int64"
         made = FixedRun(
-            cast(Graph, session.graph),  # engines are of the portable dialect, which comes in no such form
+            session.graph,
             feeds,
             outputs,
             host_inputs=frozenset({tensors.TOTAL_SEQUENCE_LENGTH}),
