@@ -13,7 +13,7 @@ from bundle import tensors
 from bundle.cache_scales import CACHE_SCALES, load_cache_scales
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, SignatureError
-from bundle.manifest import ComponentName, RunPhase
+from bundle.manifest import Component, ComponentName, DecoderDims, RunPhase
 from bundle.states import State
 from runtime.cache_shape import CacheShape
 from runtime.device.steps import (
@@ -34,6 +34,8 @@ from runtime.states import StateBuffers
 from runtime.step_logits import Logits as Logits
 from runtime.step_logits import StepLogits
 
+RANKED = (tensors.QUERIES, tensors.KEYS)
+"""What a segment gives of its last layer, beside hidden states, for a choice to be made by."""
 _MOST_BINDINGS = 64
 """Kept at once. A decode batch begins at the first slot, so there are about as many as slots; each is a list of
 addresses."""
@@ -82,6 +84,7 @@ class TokenGraphs:
         _check_same_signature(*self._of_phase.values())
         parts = manifest.segments if settings.provider == "cpu" else ()
         self.segments = tuple(Session(bundle, part, settings) for part in parts)
+        _check_segments(self.segments, self._dims)
 
     @property
     def num_length_groups(self) -> int:
@@ -328,6 +331,31 @@ def _check_gives_logits(session: Session, vocab_size: int) -> None:
             f"{session.path} gives {said or 'nothing'}; a decoder gives {tensors.LOGITS} float32 [B, N, {vocab_size}] "
             "and its states. Export the checkpoint again."
         )
+
+
+def _check_segments(segments: Sequence[Session], dims: DecoderDims) -> None:
+    """Check that each segment but the last gives what the next one takes, and what a choice between them is made of.
+
+    Raises:
+        SignatureError: One does not.
+    """
+    for session in segments:
+        check_inputs(session.component.inputs, str(session.path))
+        if session is segments[-1]:
+            _check_gives_logits(session, dims.vocab_size)
+            continue
+        component = session.component
+        found = [spec.name for spec in component.outputs], {spec.name for spec in component.optional_outputs}
+        if found[0] != [tensors.HIDDEN_STATES] or found[1] < set(RANKED) or _width(component) != dims.hidden_size:
+            raise SignatureError(
+                f"{session.path} gives {', '.join([*found[0], *sorted(found[1])])}; a segment gives "
+                f"{tensors.HIDDEN_STATES} [B, T, {dims.hidden_size}] and, where asked, {', '.join(RANKED)}. Export the "
+                "checkpoint again."
+            )
+
+
+def _width(component: Component) -> int | str:
+    return component.outputs[0].shape[-1]
 
 
 def _check_same_signature(first: Session, second: Session) -> None:

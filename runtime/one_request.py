@@ -6,11 +6,12 @@ cache written in place, as the engine runs them; a test holds the two equal, tok
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from itertools import islice, takewhile
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -34,7 +35,7 @@ from runtime.graph import Array
 from runtime.segmented_prompt import Choose, Layers, SegmentedPrompt
 from runtime.segments import read_segments
 from runtime.settings import DEFAULT_CHUNK_TOKENS, DEFAULT_VISION_TILES, RuntimeSettings
-from runtime.states import empty_states
+from runtime.states import StateBuffers, empty_states
 
 _DEFAULTS = RuntimeSettings()
 _FEWEST_ROWS = 128
@@ -63,6 +64,22 @@ class SeenImages:
     def whole(self) -> list[Embeds]:
         """Each image's features of the tile that shows all of it: [P, D]."""
         return [tiles[-1] for tiles in self.features]
+
+
+class ChooseRows(Protocol):
+    """Chooses which rows of a prompt stay in the cache once it was read.
+
+    Attributes:
+        outputs: Optional ones of the graph for prompts that it wants of every run.
+    """
+
+    outputs: tuple[str, ...]
+
+    def __call__(
+        self, states: StateBuffers, slot: int, prompt: FilledPrompt, told: Sequence[Mapping[str, Array]]
+    ) -> Sequence[int]:
+        """Drop rows of a slot and return [G] how many stay; `told` are the outputs of every run."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -176,13 +193,20 @@ class VisionLanguageRunner:
         """Return the ids of an answer behind a prompt, and of the token that ends it."""
         return [*self._prompts.answer_ids(answer), *self._eos_token_ids[:1]]
 
-    def prefill(self, prompt: FilledPrompt, room_tokens: int, choose: Choose | None = None) -> Prefilled:
+    def prefill(
+        self,
+        prompt: FilledPrompt,
+        room_tokens: int,
+        choose: Choose | None = None,
+        choose_rows: ChooseRows | None = None,
+    ) -> Prefilled:
         """Run a prompt, with room for so many tokens more where the model's limit allows.
 
         Args:
             prompt: Of at least one token.
             room_tokens: For its answer.
             choose: Drops image tokens between the segments of the decoder; None: the prompt runs whole.
+            choose_rows: Drops rows of the cache once a prompt was read that runs whole; None: all stay.
 
         Raises:
             ContextLengthError: The prompt alone is longer than the model's limit.
@@ -195,20 +219,34 @@ class VisionLanguageRunner:
             raise ContextLengthError(f"the prompt takes {num_tokens} tokens; the model holds {limit}. Shorten it.")
         decoder = self._with_room(min(num_tokens + room_tokens, limit))
         decoder.states.clear(_RUNNING)
-        logits, rows = self._read(decoder, prompt) if choose is None else self._reduced(decoder, prompt, choose)
+        if choose is not None:
+            logits, rows = self._reduced(decoder, prompt, choose)
+        elif choose_rows is not None:
+            logits, rows = self._chosen(decoder, prompt, choose_rows)
+        else:
+            logits, rows = self._read(decoder, prompt)
         if self._bundle.manifest.state_bytes_per_sequence:
             decoder.states.copy(_RUNNING, _KEPT, self._lengths(0))
         self._current = Prefilled(prompt, logits.copy(), decoder.shape.capacity_tokens, rows)
         return self._current
 
-    def _read(self, decoder: Decoder, prompt: FilledPrompt) -> tuple[Logits, list[int]]:
+    def _read(self, decoder: Decoder, prompt: FilledPrompt) -> tuple[Logits, Sequence[int]]:
         """Run a prompt through the graph for prompts; return its last logits and the rows that it has."""
         for start, end in chunks(prompt.num_tokens, DEFAULT_CHUNK_TOKENS):
             run = prompt.run(start, end, self._lengths(start), [end - start - 1])
             logits = decoder.run("prompt", _RUNNING, [run])[0, 0]
         return logits, self._lengths(prompt.num_tokens)
 
-    def _reduced(self, decoder: Decoder, prompt: FilledPrompt, choose: Choose) -> tuple[Logits, list[int]]:
+    def _chosen(self, decoder: Decoder, prompt: FilledPrompt, choose_rows: ChooseRows) -> tuple[Logits, Sequence[int]]:
+        """Run a prompt as `_read` does and drop rows; return its last logits and the rows that it has."""
+        told = []
+        for start, end in chunks(prompt.num_tokens, DEFAULT_CHUNK_TOKENS):
+            run = prompt.run(start, end, self._lengths(start), [end - start - 1])
+            logits, found = decoder.run_with(choose_rows.outputs, "prompt", _RUNNING, [run])
+            told.append(found)
+        return logits[0, 0], choose_rows(decoder.states, _RUNNING, prompt, told)
+
+    def _reduced(self, decoder: Decoder, prompt: FilledPrompt, choose: Choose) -> tuple[Logits, Sequence[int]]:
         """Run a prompt segment by segment; return its last logits and the rows that it has."""
         segmented = SegmentedPrompt(prompt, Layers.of(self._bundle.manifest), choose)
         return read_segments(decoder, _RUNNING, segmented, DEFAULT_CHUNK_TOKENS), segmented.rows

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle import tensors
+from bundle.errors import BundleFormatError
 from bundle.manifest import Manifest
 from runtime.chunks import next_chunk
 from runtime.feeds import Embeds, Int64, Placed, TokenRun
@@ -74,9 +75,19 @@ class Layers:
 
     @classmethod
     def of(cls, manifest: Manifest) -> Layers:
-        """Return the cuts of a bundle that was exported in segments."""
-        sizes = [state.shape[-1] for state in manifest.states if isinstance(state.shape[-1], int)]
-        return cls(tuple(part.end_layer for part in manifest.segments), int(sizes[0]))
+        """Return the cuts of a bundle that was exported in segments.
+
+        Raises:
+            BundleFormatError: Its states are no keys and values of heads.
+        """
+        found = {state.scale_shape[-1] for state in manifest.states if state.kind == "rows"}
+        if len(found) != 1:
+            raise BundleFormatError(
+                f"{manifest.name} is in segments, and heads of its states are of the sizes {sorted(found)}; what is "
+                "chosen at a cut is computed of heads of one size. Export the checkpoint again."
+            )
+        (size,) = found
+        return cls(tuple(part.end_layer for part in manifest.segments), size)
 
     def share(self, segment: int) -> float:
         """Return how much of the decoder one segment is."""

@@ -6,13 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from bundle import tensors
 from bundle.errors import SignatureError
-from runtime.decoder import Decoder, Logits
+from runtime.decoder import RANKED, Decoder, Logits
 from runtime.graph import Array
 from runtime.segmented_prompt import SegmentedPrompt
 from runtime.session import Session
-
-RANKED = (tensors.QUERIES, tensors.KEYS)
-"""What a segment gives of its last layer, beside hidden states, for a choice to be made by."""
 
 
 class SegmentChain:

@@ -20,8 +20,8 @@ def missing(policy: str, manifest: Manifest) -> str:
     layers = layers_of(manifest.states)
     if not layers:
         return f"{name} does not say which of its states are keys and values; export the checkpoint again"
-    if dtypes := {state.dtype for state in manifest.states} - {"float32"}:
-        return f"{name} keeps {', '.join(sorted(dtypes))} in its cache; policies choose among float32 rows"
+    if dtypes := {state.dtype for state in manifest.states if state.scheme == "float"} - {"float32"}:
+        return f"{name} keeps {', '.join(sorted(dtypes))} in its cache; policies read float32, int8 and int4"
     given = {spec.name for spec in manifest.components[manifest.graph("decoder", "prompt")].optional_outputs}
     if entry.needs_queries and not given.issuperset(f"{tensors.LAST_QUERIES}{at}" for at in range(len(layers))):
         others = ", ".join(other for other, its in POLICIES.items() if not its.needs_queries)

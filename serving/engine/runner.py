@@ -8,12 +8,12 @@ import numpy as np
 
 from bundle import tensors
 from bundle.states import layers_of
+from quant.kv.compressing import Compressing, ReadPrompt, Stayed
 from runtime.decoder import Decoder
 from runtime.feeds import TokenBatch
 from runtime.segments import run_segment
 from runtime.step_logits import StepLogits
 from serving.engine.changes import Change, Keep, Move
-from serving.engine.compression import Compressing, ReadPrompt, Stayed
 from serving.engine.scheduler import Batch, Row
 from serving.engine.sequence import Sequence, newest_tokens
 

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.manifest import RunPhase
+from quant.kv.compressing import Stayed
 from runtime.cache_shape import CacheShape
 from runtime.chunks import next_chunk
 from serving.engine.changes import Change, Keep
-from serving.engine.compression import Stayed
 from serving.engine.pace import Pace
 from serving.engine.sequence import Sequence
 from serving.engine.slots import Slots

@@ -10,10 +10,10 @@ from hashlib import blake2b
 import numpy as np
 import numpy.typing as npt
 
+from quant.kv.compressing import Compressing, Compression, LastQueries, Stayed
 from runtime.feeds import TokenBatch, TokenRun
 from runtime.filled_prompt import FilledPrompt, positions_from
 from runtime.segmented_prompt import SegmentedPrompt
-from serving.engine.compression import Compressing, Compression, LastQueries, Stayed
 from serving.engine.sampling.constraint import Constraint
 from serving.engine.sampling.state import SamplingState
 from serving.protocol import SamplingParams

@@ -16,6 +16,7 @@ from bundle.generation import GENERATION, SamplingDefaults
 from bundle.prompt import Prompt, PromptBuilder
 from bundle.text import Tokenizer
 from bundle.token_bytes import TokenBytes
+from quant.kv.compressing import Compression
 from quant.visual_tokens.reduction import Reduction
 from runtime.cache_shape import context_of
 from runtime.canary import check_canary
@@ -24,7 +25,6 @@ from runtime.filled_prompt import FilledPrompt
 from runtime.room import check_room
 from runtime.segmented_prompt import Choose
 from runtime.segments import SegmentChain
-from serving.engine.compression import Compression
 from serving.engine.engine import Engine
 from serving.engine.pace import Pace
 from serving.engine.runner import Runner
@@ -89,6 +89,10 @@ class _Prepared:
     num_cached_image_tokens: int
     preprocess_s: float
     vision_s: float
+
+
+def _has_images(request: GenerateRequest) -> bool:
+    return any(not isinstance(part, TextPart) for message in request.messages for part in message.parts)
 
 
 class GenerativeModel(Model):
@@ -184,7 +188,7 @@ class GenerativeModel(Model):
         """Yield the answer's pieces, then exactly one FinishedEvent, or raise; closing the iterator frees the slot."""
         check_sampling(request, self._vocab_size, self._shape.most_rows)
         compression, vision = self._policies.wanted(request.kv), request.vision or self._settings.vision
-        choose = self._inside.choice(vision)
+        choose = self._inside.choice(vision) if _has_images(request) else None
         check_alone(vision, choose, compression)
         reduction = self._reducing.of(before_decoder(vision))
         sampling, num_choices = request.sampling.filled(self._defaults), request.num_choices

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from bundle.errors import ParameterError, SettingsError
 from bundle.manifest import Manifest
+from quant.kv.compressing import Compression
 from quant.kv.compression import num_kept_rows
 from quant.kv.needs import missing
 from quant.kv.table import entry_of
 from runtime.settings import Provider
-from serving.engine.compression import Compression
 from serving.protocol import KVCompression
 from serving.settings import EngineSettings
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bundle.errors import SignatureError
 from bundle.prompt import Prompt, Span
 from runtime.decoder import Decoder
 from runtime.feeds import Placed, TokenBatch, TokenRun
@@ -215,3 +216,18 @@ def test_hidden_states_of_images_are_marked_as_images(model: Any, decoder: Decod
     assert marked == [(2, 3), (7, 3)]
     assert isinstance(run.features[0], Placed)
     assert run.positions.tolist()[:6] == [0, 1, 2, 4, 6, 12]
+
+
+def test_a_segment_that_gives_something_else_is_refused(model: Any, settings: EngineSettings) -> None:
+    manifest = model.bundle.manifest
+    first, *others = manifest.segments
+    wider = first.outputs[0].model_copy(update={"shape": ("B", "T", 47)})
+    for changes, told in (
+        ({"outputs": (wider,)}, "the manifest says float32"),
+        ({"optional_outputs": first.optional_outputs[:1]}, "outputs are"),
+    ):
+        broken = model.with_manifest(segments=(first.model_copy(update=changes), *others))
+        with pytest.raises(SignatureError, match=told):
+            broken.graphs(settings)
+    with pytest.raises(SignatureError, match="a segment gives hidden_states"):
+        model.with_manifest(segments=manifest.segments[::-1]).graphs(settings)

@@ -17,11 +17,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from bundle.prompt import Prompt, Span
+from quant.kv.compressing import Compression
 from quant.kv.policy import Budget, LayerRows
 from quant.kv.table import POLICIES, load_policy
 from runtime.decoder import Decoder
 from runtime.filled_prompt import FilledPrompt
-from serving.engine.compression import Compression
 from serving.engine.pace import Pace
 from serving.engine.runner import Runner
 from serving.engine.sampling.sampler import Sampler

@@ -1,21 +1,36 @@
-"""One sequence's rows on their way to fewer, in pieces between which answers go on."""
+"""One sequence's rows in a cache on their way to fewer, in pieces between which something else may be done."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from bundle import tensors
-from bundle.states import LayerStates
+from bundle.states import LayerStates, State
 from quant.kv.compression import KeptLayer, compress
-from quant.kv.policy import WINDOW_TOKENS, Budget, Float32, LayerRows
+from quant.kv.policy import WINDOW_TOKENS, Budget, Float32, LayerRows, Rows
 from quant.kv.table import entry_of, load_policy
-from runtime.graph import Array
-from runtime.states import StateBuffers
+
+
+class Cache(Protocol):
+    """Rows of every slot and state, where policies choose among them."""
+
+    def rows_as_float(self, state: State, slot: int, num_rows: int) -> Float32:
+        """Return the first rows of a layer's keys or values as numbers, [K, num_rows, C]; a new array."""
+        ...
+
+    def write_rows(self, state: State, slot: int, rows: Float32) -> None:
+        """Let a layer's keys or values begin with rows [K, n, C]."""
+        ...
+
+    def keep_rows(self, state: State, slot: int, kept: Rows) -> None:
+        """Drop all rows of a layer's keys or values but [K, n], which move to the front."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -42,7 +57,7 @@ class LastQueries:
     def __init__(self) -> None:
         self._of_layer: dict[int, Float32] = {}
 
-    def add(self, found: Mapping[str, Array]) -> None:
+    def add(self, found: Mapping[str, npt.NDArray[Any]]) -> None:
         """Add what a run gave, [1, w, H*C] by output name; what is older than the last W tokens goes."""
         for name, array in found.items():
             layer = int(name.removeprefix(tensors.LAST_QUERIES))
@@ -94,16 +109,16 @@ class Compressing:
 
     Args:
         compression: What is wanted.
-        states: The cache.
+        cache: That they are in.
         layers: Its keys and values.
         prompt: Whose rows they are.
 
     """
 
     def __init__(
-        self, compression: Compression, states: StateBuffers, layers: Sequence[LayerStates], prompt: ReadPrompt
+        self, compression: Compression, cache: Cache, layers: Sequence[LayerStates], prompt: ReadPrompt
     ) -> None:
-        self._states = states
+        self._cache = cache
         self._layers = layers
         self._prompt = prompt
         num_queries = min(compression.num_fresh_tokens, prompt.num_rows)
@@ -130,7 +145,7 @@ class Compressing:
     def _read(self, index: int) -> LayerRows:
         prompt, layer = self._prompt, self._layers[index]
         keys, values = (
-            self._states.rows_as_float(state, prompt.slot, prompt.num_rows) for state in (layer.key, layer.value)
+            self._cache.rows_as_float(state, prompt.slot, prompt.num_rows) for state in (layer.key, layer.value)
         )
         queries = prompt.queries.of(index, keys.shape[-1])
         return LayerRows(index, keys, values, queries, prompt.is_image, prompt.seed)
@@ -138,9 +153,9 @@ class Compressing:
     def _keep(self, kept: KeptLayer) -> None:
         layer, slot = self._layers[kept.index], self._prompt.slot
         if kept.merged is not None:
-            self._states.write_rows(layer.key, slot, kept.merged.keys)
-            self._states.write_rows(layer.value, slot, kept.merged.values)
+            self._cache.write_rows(layer.key, slot, kept.merged.keys)
+            self._cache.write_rows(layer.value, slot, kept.merged.values)
         else:
             for state in (layer.key, layer.value):
-                self._states.keep_rows(state, slot, kept.rows)
+                self._cache.keep_rows(state, slot, kept.rows)
         self._rows.append(kept.rows.shape[1])
