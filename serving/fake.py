@@ -145,25 +145,25 @@ class FakeClient:
     async def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
         """Yield one token per word of the answer, then the terminal event."""
         card = self._card(request.model, "image-text-to-text")
-        words, reason, usage = _answer(request, card, self.behaviour.answer)
+        planned = _answer(request, card, self.behaviour.answer)
         started_s = time.perf_counter()
         self.generations.append(request)
         self._enter()
         try:
-            for place, word in enumerate(words):
+            for place, word in enumerate(planned.words):
                 await self._pause(place)
                 for index in range(request.num_choices):
                     told = _logprobs(word, request.sampling.top_logprobs)
                     yield TokenEvent(word, (place,), time.monotonic(), index, told)
-            await self._pause(len(words), is_end=True)
+            await self._pause(len(planned.words), is_end=True)
             for index in range(request.num_choices):
-                yield TokenEvent("", (), index=index, reason=reason)
+                yield TokenEvent("", (), index=index, reason=planned.reason, stopped_by=planned.stopped_by)
         except (GeneratorExit, asyncio.CancelledError):
             self.cancelled.append(request.request_id)
             raise
         finally:
             self.num_running -= 1
-        yield FinishedEvent(reason, usage, _timings(started_s, self.behaviour.first_token_s))
+        yield FinishedEvent(planned.reason, planned.usage, _timings(started_s, self.behaviour.first_token_s))
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """Return vectors of unit length that depend on the input alone."""
@@ -242,8 +242,18 @@ class FakeClient:
             self.num_running -= 1
 
 
-def _answer(request: GenerateRequest, card: ModelCard, text: str | None) -> tuple[list[str], FinishReason, Usage]:
-    """Return the answer's pieces, cut by stop strings and by `max_tokens`, why it ends, and the counts."""
+@dataclass(frozen=True)
+class _Planned:
+    """An answer: its pieces, why it ends, the counts, and the stop text that ends it."""
+
+    words: list[str]
+    reason: FinishReason
+    usage: Usage
+    stopped_by: str | None
+
+
+def _answer(request: GenerateRequest, card: ModelCard, text: str | None) -> _Planned:
+    """Return the answer, cut by stop strings and by `max_tokens`."""
     parts = [part for message in request.messages for part in message.parts]
     images = [part for part in parts if isinstance(part, ImagePart)]
     for image in images:
@@ -257,7 +267,9 @@ def _answer(request: GenerateRequest, card: ModelCard, text: str | None) -> tupl
         raise ContextLengthError(f"the prompt has {prompt_tokens} tokens; the model holds {limit}", "messages")
     by_rule = " ".join(f"{len(images)} images. {_asked(request)}".split())
     answer = _structured(request.sampling.structure) or (by_rule if text is None else text)
+    stopped_by = None
     for stop in request.sampling.stop:
+        stopped_by = stop if stop in answer else stopped_by
         answer = answer.split(stop)[0] + (stop if request.sampling.includes_stop and stop in answer else "")
     words = re.findall(r"\s*\S+", answer)
     room = limit - prompt_tokens
@@ -272,7 +284,7 @@ def _answer(request: GenerateRequest, card: ModelCard, text: str | None) -> tupl
         cache_rows_after=math.floor(prompt_tokens * kept_share),
         kept_image_tokens=num_image_tokens,
     )
-    return shown, reason, usage
+    return _Planned(shown, reason, usage, stopped_by if reason == "stop" else None)
 
 
 def _words(request: TokenizeRequest) -> list[str]:

@@ -250,6 +250,7 @@ class TokenEvent:
         index: Of the choice.
         logprobs: Of `token_ids`, where they were asked for; none of a token that ended the answer.
         reason: Why the choice ended; its last piece has one, and no other.
+        stopped_by: The text of `SamplingParams.stop` that ended it.
     """
 
     text: str
@@ -258,6 +259,7 @@ class TokenEvent:
     index: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
     reason: FinishReason | None = None
+    stopped_by: str | None = None
 
 
 @dataclass(frozen=True)

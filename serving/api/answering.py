@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
@@ -37,12 +37,21 @@ class Piece:
         said: Texts and parts of calls.
         logprobs: Of the tokens that the event is of.
         reason: Why the choice ended; its last piece has one, and no other.
+        stopped_by: The stop text that ended it.
     """
 
     index: int
     said: tuple[Said, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
     reason: Ending | None = None
+    stopped_by: str | None = None
+
+
+@dataclass
+class GatheredText:
+    """A text as it is gathered: all that is said between two calls."""
+
+    text: str
 
 
 @dataclass
@@ -59,33 +68,44 @@ class Gathered:
     """One choice as it is gathered.
 
     Attributes:
-        texts: Pieces so far.
-        calls: So far.
+        items: Texts and calls so far, in their order.
         logprobs: Of the tokens so far.
         reason: Why it ended, once it has.
+        stopped_by: The stop text that ended it.
     """
 
-    texts: list[str] = field(default_factory=list)
-    calls: list[GatheredCall] = field(default_factory=list)
+    items: list[GatheredText | GatheredCall] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     reason: Ending | None = None
+    stopped_by: str | None = None
 
     @property
     def text(self) -> str:
-        """What is said."""
-        return "".join(self.texts)
+        """What is said, all together."""
+        return "".join(item.text for item in self.items if isinstance(item, GatheredText))
+
+    @property
+    def calls(self) -> list[GatheredCall]:
+        """What is called."""
+        return [item for item in self.items if isinstance(item, GatheredCall)]
 
     def add(self, piece: Piece) -> None:
         """Take in a piece."""
         for said in piece.said:
-            if isinstance(said, SaidText):
-                self.texts.append(said.text)
-            elif isinstance(said, CallBegun):
-                self.calls.append(GatheredCall(said.id, said.name))
-            else:
-                self.calls[said.place].arguments += said.text
+            self._add(said)
         self.logprobs += piece.logprobs
-        self.reason = piece.reason
+        self.reason, self.stopped_by = piece.reason, piece.stopped_by
+
+    def _add(self, said: Said) -> None:
+        last = self.items[-1] if self.items else None
+        if isinstance(said, CallBegun):
+            self.items.append(GatheredCall(said.id, said.name))
+        elif isinstance(said, SaidText) and isinstance(last, GatheredText):
+            last.text += said.text
+        elif isinstance(said, SaidText):
+            self.items.append(GatheredText(said.text))
+        elif isinstance(last, GatheredCall):
+            last.arguments += said.text
 
 
 class Form(Protocol):
@@ -186,12 +206,17 @@ class Answering:
     async def whole(self) -> tuple[list[Gathered], FinishedEvent]:
         """Return every choice, and the end."""
         choices = [Gathered() for _ in range(self.num_choices)]
+        finished = await self.fed(lambda piece: choices[piece.index].add(piece))
+        return choices, finished
+
+    async def fed(self, take: Callable[[Piece], None]) -> FinishedEvent:
+        """Hand every piece to a function, and return the end."""
         try:
             while isinstance(event := await self.next(), TokenEvent):
-                choices[event.index].add(self._read(event))
+                take(self._read(event))
         finally:
             await close(self.events)
-        return choices, event
+        return event
 
     async def written(self, first: GenerateEvent, form: Form) -> AsyncIterator[bytes]:
         """Yield the whole stream as a form writes it."""
@@ -207,7 +232,7 @@ class Answering:
                 # A client that has seen the last choice's end may leave: by then, the answer is counted.
                 self.is_counted = isinstance(event, FinishedEvent)
                 if piece.reason:
-                    for each in form.piece(Piece(piece.index, (), (), piece.reason)):
+                    for each in form.piece(replace(piece, said=(), logprobs=())):
                         yield each
             for each in form.end(event):
                 yield each
@@ -224,13 +249,15 @@ class Answering:
 
     def _read(self, event: TokenEvent) -> Piece:
         if not self.readers:
-            return Piece(event.index, (SaidText(event.text),) if event.text else (), event.logprobs, event.reason)
+            said = (SaidText(event.text),) if event.text else ()
+            return Piece(event.index, said, event.logprobs, event.reason, event.stopped_by)
         reader = self.readers[event.index]
-        said = reader.push(event.text)
+        found = reader.push(event.text)
         if event.reason:
-            said += reader.finish()
-        calls = event.reason == "stop" and reader.num_calls
-        return Piece(event.index, tuple(said), event.logprobs, "tool_calls" if calls else event.reason)
+            found += reader.finish()
+        calls = event.reason == "stop" and event.stopped_by is None and reader.num_calls
+        reason = "tool_calls" if calls else event.reason
+        return Piece(event.index, tuple(found), event.logprobs, reason, event.stopped_by)
 
 
 class EventStream(Response):

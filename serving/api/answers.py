@@ -7,11 +7,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class _Answer(BaseModel):
+class Answer(BaseModel):
+    """A body, or an object within one."""
+
     model_config = ConfigDict(extra="forbid")
 
 
-class Fault(_Answer):
+class Fault(Answer):
     """What went wrong.
 
     `param` names the field of the request, dotted, or the header; `code` is a word to branch on.
@@ -23,13 +25,13 @@ class Fault(_Answer):
     code: str
 
 
-class ErrorAnswer(_Answer):
+class ErrorAnswer(Answer):
     """The one form of every failure; in a stream, the last event but `[DONE]`."""
 
     error: Fault
 
 
-class PromptTokensDetails(_Answer):
+class PromptTokensDetails(Answer):
     """Part of the prompt's tokens.
 
     Those that were not read again; those of images and frames before `vision` left any out; of these, the ones that
@@ -45,7 +47,7 @@ class PromptTokensDetails(_Answer):
     kept_image_tokens: int
 
 
-class ChatUsage(_Answer):
+class ChatUsage(Answer):
     """Counts of tokens."""
 
     prompt_tokens: int
@@ -54,7 +56,7 @@ class ChatUsage(_Answer):
     prompt_tokens_details: PromptTokensDetails
 
 
-class ChatTimings(_Answer):
+class ChatTimings(Answer):
     """Where the time went, in seconds."""
 
     queue_s: float
@@ -64,14 +66,14 @@ class ChatTimings(_Answer):
     total_s: float
 
 
-class CalledFunction(_Answer):
+class CalledFunction(Answer):
     """A function, and its arguments: the text of a JSON object, which an answer that was cut may leave unfinished."""
 
     name: str
     arguments: str
 
 
-class AnsweredCall(_Answer):
+class AnsweredCall(Answer):
     """A call of a function; its result is sent back under the id."""
 
     id: str
@@ -79,7 +81,7 @@ class AnsweredCall(_Answer):
     function: CalledFunction
 
 
-class AssistantAnswer(_Answer):
+class AssistantAnswer(Answer):
     """What the model said and calls; may be sent back as the next turn's history."""
 
     role: Literal["assistant"]
@@ -88,7 +90,7 @@ class AssistantAnswer(_Answer):
     tool_calls: list[AnsweredCall] = Field(default_factory=list)
 
 
-class TokenChance(_Answer):
+class TokenChance(Answer):
     """A token, and the natural logarithm of its chance by the model itself, before anything that a request asks for.
 
     `bytes` may be a part of a character, which `token` then shows as U+FFFD.
@@ -105,14 +107,14 @@ class TokenLogprobs(TokenChance):
     top_logprobs: list[TokenChance]
 
 
-class ChatLogprobs(_Answer):
+class ChatLogprobs(Answer):
     """One entry for each token; a token that ended the answer has none."""
 
     content: list[TokenLogprobs]
     refusal: None
 
 
-class ChatChoice(_Answer):
+class ChatChoice(Answer):
     """One answer."""
 
     index: int
@@ -121,7 +123,7 @@ class ChatChoice(_Answer):
     finish_reason: Literal["stop", "length", "tool_calls"]
 
 
-class ChatCompletion(_Answer):
+class ChatCompletion(Answer):
     """A whole answer."""
 
     id: str
@@ -133,14 +135,14 @@ class ChatCompletion(_Answer):
     timings: ChatTimings
 
 
-class FunctionDelta(_Answer):
+class FunctionDelta(Answer):
     """A function's name, once, or the next piece of its arguments."""
 
     name: str | None = None
     arguments: str
 
 
-class CallDelta(_Answer):
+class CallDelta(Answer):
     """A call begins, with id and name, or goes on."""
 
     index: int
@@ -149,7 +151,7 @@ class CallDelta(_Answer):
     function: FunctionDelta
 
 
-class ChatDelta(_Answer):
+class ChatDelta(Answer):
     """What an event adds to the answer: its role first, then its text, and its calls."""
 
     role: Literal["assistant"] | None = None
@@ -157,7 +159,7 @@ class ChatDelta(_Answer):
     tool_calls: list[CallDelta] = Field(default_factory=list)
 
 
-class ChunkChoice(_Answer):
+class ChunkChoice(Answer):
     """The next piece of one answer; its last has a reason and no text."""
 
     index: int
@@ -166,7 +168,7 @@ class ChunkChoice(_Answer):
     finish_reason: Literal["stop", "length", "tool_calls"] | None
 
 
-class ChatCompletionChunk(_Answer):
+class ChatCompletionChunk(Answer):
     """One event of a stream; the last event is the word `[DONE]`.
 
     With `stream_options.include_usage`, an event without choices follows the answer and has the counts.
@@ -181,7 +183,7 @@ class ChatCompletionChunk(_Answer):
     timings: ChatTimings | None = None
 
 
-class CompletionLogprobs(_Answer):
+class CompletionLogprobs(Answer):
     """One entry in each list for each token; `text_offset` counts characters of the choice's text."""
 
     tokens: list[str]
@@ -190,7 +192,7 @@ class CompletionLogprobs(_Answer):
     text_offset: list[int]
 
 
-class CompletionChoice(_Answer):
+class CompletionChoice(Answer):
     """One text that goes on, or the next piece of it."""
 
     index: int
@@ -199,7 +201,7 @@ class CompletionChoice(_Answer):
     finish_reason: Literal["stop", "length"] | None
 
 
-class Completion(_Answer):
+class Completion(Answer):
     """Texts that go on."""
 
     id: str
@@ -211,7 +213,7 @@ class Completion(_Answer):
     timings: ChatTimings
 
 
-class CompletionChunk(_Answer):
+class CompletionChunk(Answer):
     """One event of a stream; the last event is the word `[DONE]`."""
 
     id: str
@@ -223,7 +225,7 @@ class CompletionChunk(_Answer):
     timings: ChatTimings | None = None
 
 
-class Tokens(_Answer):
+class Tokens(Answer):
     """Tokens, and what a context holds of them; `token_strs` are as the vocabulary writes them, where asked for."""
 
     count: int
@@ -232,20 +234,20 @@ class Tokens(_Answer):
     token_strs: list[str] | None
 
 
-class Detokenized(_Answer):
+class Detokenized(Answer):
     """The text of tokens."""
 
     prompt: str
 
 
-class TextUsage(_Answer):
+class TextUsage(Answer):
     """Counts of the tokens that texts took."""
 
     prompt_tokens: int
     total_tokens: int
 
 
-class Embedding(_Answer):
+class Embedding(Answer):
     """A vector of unit length: numbers, or the base64 of its little-endian float32 bytes."""
 
     object: Literal["embedding"]
@@ -253,7 +255,7 @@ class Embedding(_Answer):
     embedding: list[float] | str
 
 
-class EmbeddingList(_Answer):
+class EmbeddingList(Answer):
     """One vector per input, in their order."""
 
     object: Literal["list"]
@@ -262,14 +264,57 @@ class EmbeddingList(_Answer):
     usage: TextUsage
 
 
-class LabelScore(_Answer):
+class RankedDocument(Answer):
+    """A document again: its text, or that it is an image."""
+
+    text: str | None = None
+    type: Literal["image"] | None = None
+
+
+class RankedResult(Answer):
+    """How near a document is to the query, between -1 and 1, and its place among those that were sent."""
+
+    index: int
+    relevance_score: float
+    document: RankedDocument | None = None
+
+
+class Ranking(Answer):
+    """Documents, the nearest first."""
+
+    id: str
+    model: str
+    results: list[RankedResult]
+    usage: TextUsage
+
+
+class Score(Answer):
+    """How near the two of a pair are, between -1 and 1."""
+
+    index: int
+    object: Literal["score"]
+    score: float
+
+
+class ScoreList(Answer):
+    """One score per pair, in their order."""
+
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[Score]
+    usage: TextUsage
+
+
+class LabelScore(Answer):
     """How well a label fits."""
 
     label: str
     score: float
 
 
-class Classification(_Answer):
+class Classification(Answer):
     """An image's labels, the best first."""
 
     object: Literal["classification"]
@@ -277,7 +322,7 @@ class Classification(_Answer):
     labels: list[LabelScore]
 
 
-class ClassificationList(_Answer):
+class ClassificationList(Answer):
     """One classification per image, in their order."""
 
     object: Literal["list"]
@@ -286,7 +331,7 @@ class ClassificationList(_Answer):
     usage: TextUsage
 
 
-class Capabilities(_Answer):
+class Capabilities(Answer):
     """What a model can be asked for."""
 
     chat: bool
@@ -299,7 +344,7 @@ class Capabilities(_Answer):
     classify: bool
 
 
-class RequestLimits(_Answer):
+class RequestLimits(Answer):
     """What one request may hold on this server."""
 
     max_images: int
@@ -311,13 +356,13 @@ class RequestLimits(_Answer):
     max_labels: int
 
 
-class Version(_Answer):
+class Version(Answer):
     """The server's version."""
 
     version: str
 
 
-class ModelDescription(_Answer):
+class ModelDescription(Answer):
     """A served model: what it can, weight schemes by component, bytes, and how it passed its quality gates.
 
     `root` is its own name where `id` is an alias; `max_model_len` is vLLM's name of `context_tokens`.
@@ -342,27 +387,27 @@ class ModelDescription(_Answer):
     unmeasured: list[dict[str, Any]]
 
 
-class ModelList(_Answer):
+class ModelList(Answer):
     """All served models."""
 
     object: Literal["list"]
     data: list[ModelDescription]
 
 
-class HealthAnswer(_Answer):
+class HealthAnswer(Answer):
     """`live` or `ready`, or why not."""
 
     status: str
     reason: str | None = None
 
 
-class Cleared(_Answer):
+class Cleared(Answer):
     """The caches are empty."""
 
     status: Literal["cleared"]
 
 
-class Welcome(_Answer):
+class Welcome(Answer):
     """Where to go from here."""
 
     name: Literal["PocketVLM"]

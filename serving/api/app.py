@@ -22,8 +22,12 @@ from serving.api.docs import add_docs
 from serving.api.embeddings import embeddings_router
 from serving.api.ending import OneAnswer
 from serving.api.errors import error_response, routing_body
+from serving.api.messages import messages_router
 from serving.api.openapi import document
+from serving.api.prefixes import prefixes_router
+from serving.api.ranking import ranking_router
 from serving.api.record import Recorded, record_of
+from serving.api.responses import responses_router
 from serving.api.service import Service
 from serving.api.status import status_router
 from serving.api.tokenize import tokenize_router
@@ -35,6 +39,9 @@ _ROUTERS = (
     completions_router,
     embeddings_router,
     classify_router,
+    messages_router,
+    ranking_router,
+    responses_router,
     tokenize_router,
     status_router,
 )
@@ -55,6 +62,8 @@ def create_app(client: EngineClient, settings: ApiSettings, clear_caches: Callab
     app = FastAPI(title="PocketVLM", version=own_version(), docs_url=None, redoc_url=None)
     for router_of in _ROUTERS:
         app.include_router(router_of(service))
+    if service.prefixes is not None:
+        app.include_router(prefixes_router(service, service.prefixes))
     if clear_caches is not None:
         app.include_router(caches_router(clear_caches))
     add_docs(app, service)
@@ -76,12 +85,12 @@ def _answer_failures(app: FastAPI, service: Service) -> None:
 
     async def on_refusal(request: Request, error: Exception) -> Response:
         service.metrics.count_error(error, record_of(request).model)
-        return error_response(error, service.settings.retry_after_s)
+        return error_response(error, service.settings.retry_after_s, request.url.path)
 
     async def on_routing(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
         detail = f"{request.method} {request.url.path}: {getattr(error, 'detail', error)}"
-        return JSONResponse(routing_body(status, detail), status, getattr(error, "headers", None))
+        return JSONResponse(routing_body(status, detail, request.url.path), status, getattr(error, "headers", None))
 
     async def on_departure(request: Request, error: Exception) -> Response:
         service.metrics.count_abort(record_of(request).model)

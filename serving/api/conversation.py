@@ -47,11 +47,16 @@ def conversation_of(service: Service, given: Sequence[ChatMessage], options: Fra
         open_calls.add(calls, f"{param}.tool_calls")
         messages.append(Message(_ROLES[message.role], () if calls and not message.content else parts, calls))
     open_calls.check_none("messages")
-    _check_counts(service, [part for message in messages for part in message.parts])
+    check_counts(service, [part for message in messages for part in message.parts])
     return tuple(messages)
 
 
-def _check_counts(service: Service, parts: Sequence[object]) -> None:
+def check_counts(service: Service, parts: Sequence[object]) -> None:
+    """Refuse more images, videos or frames than one request may hold.
+
+    Raises:
+        ParameterError: There are more.
+    """
     check_count(sum(isinstance(part, ImagePart) for part in parts), service.settings.max_images, "messages", "images")
     videos = [part for part in parts if isinstance(part, VideoPart)]
     check_count(len(videos), service.settings.max_videos, "messages", "videos")

@@ -45,11 +45,11 @@ class OneAnswer:
         try:
             await self._app(scope, receive, watched)
         except BaseException as error:
-            response = self._told(error, record)
+            response = self._told(error, record, scope["path"])
             if not is_begun:
                 await response(scope, receive, send)
 
-    def _told(self, error: BaseException, record: RequestRecord) -> Response:
+    def _told(self, error: BaseException, record: RequestRecord, path: str) -> Response:
         """Return the answer for a fault, once it is counted and in the log."""
         if isinstance(error, asyncio.CancelledError):
             # Only the end of the server cancels a request from outside; nothing runs on that could want to know.
@@ -58,4 +58,4 @@ class OneAnswer:
         else:
             logger.error("request %s failed: %s", record.name, type(error).__name__, exc_info=error)
         self._service.metrics.count_error(error, record.model)
-        return error_response(error, self._service.settings.retry_after_s)
+        return error_response(error, self._service.settings.retry_after_s, path)

@@ -1,6 +1,7 @@
 """One table from error classes to HTTP, and the OpenAI error body.
 
-Every failure leaves the application in the same form: `{"error": {"message", "type", "param", "code"}}`.
+Every failure leaves the application in the same form: `{"error": {"message", "type", "param", "code"}}`; under
+`/v1/messages`, in Anthropic's: `{"type": "error", "error": {"type", "message"}}`.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ HTTP_ERRORS: dict[type[PocketVLMError], HttpError] = {
     errors.BodySizeError: HttpError(413, _INVALID, "body_too_large"),
     errors.SlowBodyError: HttpError(408, _INVALID, "body_timeout"),
     errors.ModelNotFoundError: HttpError(404, _INVALID, "model_not_found"),
+    errors.PrefixNotFoundError: HttpError(404, _INVALID, "prefix_not_found"),
     errors.TaskError: HttpError(400, _INVALID, "unsupported_task"),
     errors.RequestError: HttpError(400, _INVALID, "invalid_request"),
     errors.OverloadedError: HttpError(429, "overloaded_error", "overloaded"),
@@ -70,6 +72,16 @@ _RETRIED = frozenset({429, 503})
 """Statuses that say when to come again."""
 _CLOSING = frozenset({408, 413})
 """Statuses after which the rest of a body may still be on its way: nothing more is read of that connection."""
+_MESSAGES = "/v1/messages"
+"""Anthropic's API; its clients read its own errors."""
+_MESSAGE_TYPES = {
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 _TYPE_OF_STATUS = {404: "not_found", 405: "method_not_allowed"}
 
 
@@ -92,18 +104,24 @@ def error_body(error: BaseException) -> dict[str, Any]:
     return body(message, looks.type, param, looks.code)
 
 
-def error_response(error: BaseException, retry_after_s: int) -> JSONResponse:
+def message_error_body(error: BaseException) -> dict[str, Any]:
+    """Return the error body of Anthropic's API."""
+    return _message_body(http_error(error).status, error_body(error)["error"]["message"])
+
+
+def error_response(error: BaseException, retry_after_s: int, path: str = "") -> JSONResponse:
     """Return the answer for an error.
 
     Args:
         error: Anything that was raised.
+        path: Of the request: its API decides the body.
         retry_after_s: What a client is told to wait where the same request may be answered later.
     """
     status = http_error(error).status
     headers = {"Retry-After": str(retry_after_s)} if status in _RETRIED else {}
     if status in _CLOSING:
         headers["Connection"] = "close"
-    return JSONResponse(error_body(error), status, headers)
+    return JSONResponse(message_error_body(error) if _is_of_messages(path) else error_body(error), status, headers)
 
 
 def body(message: str, kind: str, param: str | None, code: str) -> dict[str, Any]:
@@ -111,6 +129,17 @@ def body(message: str, kind: str, param: str | None, code: str) -> dict[str, Any
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def routing_body(status: int, detail: str) -> dict[str, Any]:
+def _is_of_messages(path: str) -> bool:
+    return path == _MESSAGES or path.startswith(f"{_MESSAGES}/")
+
+
+def _message_body(status: int, message: str) -> dict[str, Any]:
+    kind = _MESSAGE_TYPES.get(status, _INVALID if status < 500 else "api_error")
+    return {"type": "error", "error": {"type": kind, "message": message}}
+
+
+def routing_body(status: int, detail: str, path: str = "") -> dict[str, Any]:
     """Return the body for a path or method that has no route."""
+    if _is_of_messages(path):
+        return _message_body(status, detail)
     return body(detail, _INVALID, None, _TYPE_OF_STATUS.get(status, "http_error"))

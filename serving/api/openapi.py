@@ -12,7 +12,17 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from serving.api import answers, completions, schemas, tokenize
+from serving.api import (
+    answers,
+    completions,
+    message_answers,
+    message_schemas,
+    ranking,
+    response_answers,
+    response_schemas,
+    schemas,
+    tokenize,
+)
 from serving.api.deadline import REQUEST_TIMEOUT
 from serving.api.record import REQUEST_ID
 from serving.settings import ApiSettings
@@ -42,12 +52,14 @@ class Described:
         statuses: Others that it answers with.
         request: Its body.
         event: Of a stream.
+        error: Of the other statuses.
     """
 
     answer: type[BaseModel] | None
     statuses: tuple[int, ...] = ()
     request: type[BaseModel] | None = None
     event: type[BaseModel] | None = None
+    error: type[BaseModel] = answers.ErrorAnswer
 
 
 ROUTES: dict[str, Described] = {
@@ -55,10 +67,25 @@ ROUTES: dict[str, Described] = {
         answers.ChatCompletion, _OF_CHAT, schemas.ChatRequest, answers.ChatCompletionChunk
     ),
     "/v1/completions": Described(answers.Completion, _OF_WORK, completions.CompletionRequest, answers.CompletionChunk),
+    "/v1/responses": Described(
+        response_answers.ResponseAnswer, _OF_WORK, response_schemas.ResponsesBody, response_answers.ResponseEvent
+    ),
+    "/v1/messages": Described(
+        message_answers.MessageAnswer,
+        _OF_WORK,
+        message_schemas.MessagesBody,
+        message_answers.MessageEvent,
+        message_answers.MessageErrorAnswer,
+    ),
+    "/v1/messages/count_tokens": Described(
+        message_answers.CountedTokens, _OF_WORK, message_schemas.CountBody, error=message_answers.MessageErrorAnswer
+    ),
     "/tokenize": Described(answers.Tokens, _OF_CHAT, tokenize.TokenizeBody),
     "/detokenize": Described(answers.Detokenized, _OF_WORK, tokenize.DetokenizeBody),
     "/v1/embeddings": Described(answers.EmbeddingList, _OF_WORK, schemas.EmbeddingRequest),
     "/v1/classify": Described(answers.ClassificationList, _OF_WORK, schemas.ClassifyBody),
+    "/v1/rerank": Described(answers.Ranking, _OF_WORK, ranking.RerankBody),
+    "/v1/score": Described(answers.ScoreList, _OF_WORK, ranking.ScoreBody),
     "/v1/models": Described(answers.ModelList),
     "/v1/models/{name}": Described(answers.ModelDescription, (404, 503)),
     "/health/live": Described(answers.HealthAnswer, (503,)),
@@ -86,7 +113,8 @@ def _schemas(routes: Sequence[Described]) -> tuple[dict[type[BaseModel], Any], d
     """Return a reference for every model of some routes, and the definitions that they refer to."""
     models: dict[type[BaseModel], None] = {answers.ErrorAnswer: None, answers.HealthAnswer: None}
     for route in routes:
-        models |= dict.fromkeys(each for each in (route.answer, route.request, route.event) if each is not None)
+        of_route = (route.answer, route.request, route.event, route.error)
+        models |= dict.fromkeys(each for each in of_route if each is not None)
     references, definitions = models_json_schema([(each, "validation") for each in models], ref_template=_REF)
     return {model: references[(model, "validation")] for model in models}, definitions["$defs"]
 
@@ -105,7 +133,7 @@ def _complete(operation: dict[str, Any], route: Described, schema_of: dict[type[
         is_health = route.answer is answers.HealthAnswer
         operation["responses"][str(status)] = {
             "description": HTTPStatus(status).phrase if is_health else _REFUSALS[status],
-            "content": json_of(answers.HealthAnswer if is_health else answers.ErrorAnswer),
+            "content": json_of(answers.HealthAnswer if is_health else route.error),
         }
     if route.request:
         operation["requestBody"] = {"required": True, "content": json_of(route.request)}

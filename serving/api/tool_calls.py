@@ -120,7 +120,8 @@ class CallReader:
 
     def _behind(self, is_end: bool) -> list[Said]:
         rest = _BETWEEN.sub("", self._left, count=1)
-        if not rest or (rest != CALL_END and CALL_END.startswith(rest) and not is_end):
+        if rest != CALL_END and CALL_END.startswith(rest):
+            self._left = "" if is_end else self._left
             return []
         self._left = rest.removeprefix(CALL_END)
         self._step = self._call if rest.startswith(",") else self._text

@@ -14,7 +14,7 @@ from serving.api.fields import Strict, Text, at_most
 from serving.api.structured import JsonSchema
 from serving.protocol import SamplingParams, Structure, Tool
 
-_MOST_TOOLS = 128
+MOST_TOOLS = 128
 MOST_CALLS = 16
 """In one answer that is held to calls: a model that knows no end makes no more."""
 Choice = Literal["none", "auto", "required"]
@@ -68,9 +68,9 @@ class ToolCallField(Strict):
     index: int | None = None
 
 
-Tools = Annotated[list[FunctionTool], Field(fail_fast=True), at_most(_MOST_TOOLS, "tools")]
+Tools = Annotated[list[FunctionTool], Field(fail_fast=True), at_most(MOST_TOOLS, "tools")]
 ToolChoice = Choice | NamedToolChoice
-ToolCalls = Annotated[list[ToolCallField], Field(fail_fast=True), at_most(_MOST_TOOLS, "calls")]
+ToolCalls = Annotated[list[ToolCallField], Field(fail_fast=True), at_most(MOST_TOOLS, "calls")]
 
 
 @dataclass(frozen=True)

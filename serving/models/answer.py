@@ -15,13 +15,21 @@ class StopText:
     Args:
         stops: None of them empty.
         includes_stop: The text that passes ends behind the stop string, and not before it.
+
+    Attributes:
+        stopped_by: The stop string that is complete; None until one is.
     """
 
     def __init__(self, stops: Sequence[str], *, includes_stop: bool = False) -> None:
         self._stops = tuple(stops)
         self._includes_stop = includes_stop
         self._held = ""
-        self.is_stopped = False
+        self.stopped_by: str | None = None
+
+    @property
+    def is_stopped(self) -> bool:
+        """True once a stop string is complete."""
+        return self.stopped_by is not None
 
     def push(self, text: str) -> str:
         """Return what of the text so far may be shown now; after a stop string, nothing more ever."""
@@ -30,10 +38,9 @@ class StopText:
         if not self._stops:
             return text
         self._held += text
-        found = [(place + len(stop), place) for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        found = [(place + len(stop), place, stop) for stop in self._stops if (place := self._held.find(stop)) >= 0]
         if found:
-            self.is_stopped = True
-            end, start = min(found)  # the one complete first, however the text was cut into pieces
+            end, start, self.stopped_by = min(found)  # the one complete first, however the text was cut into pieces
             return self._show(end if self._includes_stop else start)
         return self._show(len(self._held) - self._num_undecided())
 
@@ -85,6 +92,11 @@ class AnswerText:
     def is_stopped(self) -> bool:
         """True once a stop string is complete."""
         return self._stop_text.is_stopped
+
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop string that is complete; None until one is."""
+        return self._stop_text.stopped_by
 
     def push(self, token_id: int) -> str:
         """Return the text that this token makes safe to show; often empty. The first `min_tokens` stop nothing."""

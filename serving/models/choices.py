@@ -114,7 +114,8 @@ class ChoiceAnswer:
         finally:
             self._engine.cancel(self.stream)
         rest = self._text.finish()
-        yield TokenEvent(rest, (), index=self._index, reason="stop" if self._text.is_stopped else reason)
+        reason = "stop" if self._text.is_stopped else reason
+        yield TokenEvent(rest, (), index=self._index, reason=reason, stopped_by=self._text.stopped_by)
 
     def _piece(self, event: Sampled) -> TokenEvent:
         text = self._text.push(event.token_id)

@@ -210,3 +210,59 @@ def test_the_asynchronous_client_calls(server_url: str, engine: FakeClient) -> N
             assert names == ["weather"]
 
     asyncio.run(main())
+
+
+FUNCTION: Any = {"type": "function", "strict": True, **WEATHER["function"]}
+
+
+def test_a_response_and_its_stream(client: openai.OpenAI, png: bytes, image_part: Any) -> None:
+    content: Any = [
+        {"type": "input_image", "image_url": image_part(png)["image_url"]["url"], "detail": "auto"},
+        {"type": "input_text", "text": "what is it"},
+    ]
+    asked: Any = {"model": "fake-vlm", "input": [{"role": "user", "content": content}], "store": False}
+    answer = client.responses.create(**asked)
+    assert (answer.output_text, answer.status) == ("1 images. what is it", "completed")
+    with client.responses.stream(**asked) as stream:
+        texts = [event.delta for event in stream if event.type == "response.output_text.delta"]
+        assert "".join(texts) == stream.get_final_response().output_text == answer.output_text
+
+
+def test_a_loop_of_calls_and_results_in_responses(client: openai.OpenAI, engine: FakeClient) -> None:
+    engine.behaviour.answer = f"I look. {CALL}"
+    history: list[Any] = [{"role": "user", "content": "How is it in Bern?"}]
+    answer = client.responses.create(model="fake-vlm", input=history, tools=[FUNCTION])
+    history += answer.output
+    for item in answer.output:
+        if item.type == "function_call":
+            assert json.loads(item.arguments) == {"city": "Bern"}
+            history.append({"type": "function_call_output", "call_id": item.call_id, "output": "7 degrees"})
+    engine.behaviour.answer = "It is cold."
+    assert client.responses.create(model="fake-vlm", input=history, tools=[FUNCTION]).output_text == "It is cold."
+    assert [message.role for message in engine.generations[-1].messages] == ["user", "assistant", "tool"]
+
+
+def test_responses_are_parsed_into_the_callers_type(client: openai.OpenAI) -> None:
+    from pydantic import BaseModel
+
+    class Anything(BaseModel):
+        colour: str = "none"
+
+    assert client.responses.parse(model="fake-vlm", input="a", text_format=Anything).output_parsed == Anything()
+
+
+def test_streamed_calls_of_responses(client: openai.OpenAI, engine: FakeClient) -> None:
+    engine.behaviour.answer = CALL
+    with client.responses.stream(model="fake-vlm", input="a", tools=[FUNCTION]) as stream:
+        kinds = {event.type for event in stream}
+        [item] = stream.get_final_response().output
+    assert "response.function_call_arguments.done" in kinds
+    assert item.type == "function_call"
+    assert json.loads(item.arguments) == {"city": "Bern"}
+
+
+def test_a_broken_stream_of_a_response_is_told(client: openai.OpenAI, engine: FakeClient) -> None:
+    engine.behaviour.failure, engine.behaviour.failure_after_tokens = EngineDeadError("died"), 2
+    *_, last = client.responses.create(model="fake-vlm", input="a", stream=True)
+    assert last.type == "error"
+    assert last.message == "died"

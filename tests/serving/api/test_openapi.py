@@ -82,6 +82,11 @@ def whole_answers(api: Any, ask: Callable[..., Any], png: bytes, image_part: Any
     return {
         CHAT: api.post(CHAT, ask()),
         "/v1/completions": api.post("/v1/completions", {"prompt": "a"}),
+        "/v1/rerank": api.post("/v1/rerank", {"query": "a", "documents": ["b"]}),
+        "/v1/score": api.post("/v1/score", {"text_1": "a", "text_2": ["b"]}),
+        "/v1/responses": api.post("/v1/responses", {"input": "a"}),
+        "/v1/messages": api.post("/v1/messages", {"max_tokens": 9, **ask()}),
+        "/v1/messages/count_tokens": api.post("/v1/messages/count_tokens", ask()),
         "/tokenize": api.post("/tokenize", {"model": "fake-vlm", "prompt": "a"}),
         "/detokenize": api.post("/detokenize", {"model": "fake-vlm", "tokens": [1]}),
         "/v1/embeddings": api.post("/v1/embeddings", {"model": "fake-clip", "input": ["a"]}),

@@ -36,6 +36,7 @@ TEXTS: dict[str, tuple[str, Told]] = {
     "no end mark": ('<tool_call>{"name": "time", "arguments": {"a": 1}}', ("", [("time", '{"a": 1}')])),
     "no last brace": ('<tool_call>{"name": "time", "arguments": {"a": 1}</tool_call>', ("", [("time", '{"a": 1}')])),
     "cut arguments": ('<tool_call>{"name": "time", "arguments": {"a": ', ("", [("time", '{"a": ')])),
+    "cut end mark": ('<tool_call>{"name": "time", "arguments": {"a": 1}}\n</to', ("", [("time", '{"a": 1}')])),
     "cut name": ('<tool_call>{"name": "ti', ('<tool_call>{"name": "ti', [])),
     "an unknown function": (
         '<tool_call>{"name": "rm", "arguments": {}}</tool_call>',

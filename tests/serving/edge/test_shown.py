@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema
 import pytest
 from PIL import Image, ImageDraw
 
@@ -164,3 +166,97 @@ def test_pooled_frames_are_fewer_tokens_and_still_seen(url: str) -> None:
     options = {"layout": "progressive-pooling", "visual_tokens": 100}
     answer, details = ask(url, [videos()["a GIF"], text_part("What color is the circle?")], video=options)
     assert (answer, details["image_tokens"]) == ("red", 64 + 36)
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"color": {"enum": ["red", "blue"]}},
+    "required": ["color"],
+    "additionalProperties": False,
+}
+ASKED = [{"type": "text", "text": "What color is the circle?"}]
+
+
+def post(url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    response = httpx.post(url + path, json={"model": "vlm", **body}, timeout=120)
+    assert response.status_code == 200, response.text
+    found: dict[str, Any] = response.json()
+    return found
+
+
+def test_a_required_call_is_made_in_every_api(url: str) -> None:
+    """The model knows no functions; what it must call, it calls with arguments of the schema."""
+    shown = [image_part(red_circle()), *ASKED]
+    function = {"name": "note", "parameters": SCHEMA}
+    chat = post(
+        url,
+        "/v1/chat/completions",
+        {
+            "messages": [{"role": "user", "content": shown}],
+            "max_tokens": 200,
+            "tools": [{"type": "function", "function": function}],
+            "tool_choice": {"type": "function", "function": {"name": "note"}},
+        },
+    )["choices"][0]
+    [call] = chat["message"]["tool_calls"]
+    assert (chat["finish_reason"], chat["message"]["content"]) == ("tool_calls", None)
+    jsonschema.validate(json.loads(call["function"]["arguments"]), SCHEMA)
+
+    source = {"type": "base64", "media_type": "image/png", "data": png_url(red_circle()).split(",")[1]}
+    message = post(
+        url,
+        "/v1/messages",
+        {
+            "max_tokens": 200,
+            "messages": [{"role": "user", "content": [{"type": "image", "source": source}, *ASKED]}],
+            "tools": [{"name": "note", "input_schema": SCHEMA}],
+            "tool_choice": {"type": "tool", "name": "note"},
+        },
+    )
+    [use] = message["content"]
+    assert message["stop_reason"] == "tool_use"
+    assert use["input"] == json.loads(call["function"]["arguments"])
+
+    parts = [
+        {"type": "input_image", "image_url": png_url(red_circle())},
+        {"type": "input_text", "text": ASKED[0]["text"]},
+    ]
+    response = post(
+        url,
+        "/v1/responses",
+        {
+            "input": [{"role": "user", "content": parts}],
+            "max_output_tokens": 200,
+            "tools": [{"type": "function", **function}],
+            "tool_choice": {"type": "function", "name": "note"},
+        },
+    )
+    [item] = response["output"]
+    assert json.loads(item["arguments"]) == use["input"]
+
+
+def test_every_api_says_the_same_of_a_picture_and_counts_the_same_tokens(url: str) -> None:
+    shown = [image_part(red_circle()), *ASKED]
+    messages = [{"role": "user", "content": shown}]
+    chat = post(url, "/v1/chat/completions", {"messages": messages})
+    said, num_tokens = chat["choices"][0]["message"]["content"], chat["usage"]["prompt_tokens"]
+    assert said.strip() == "red"
+    assert post(url, "/tokenize", {"messages": messages})["count"] == num_tokens
+    source = {"type": "base64", "media_type": "image/png", "data": png_url(red_circle()).split(",")[1]}
+    turns = [{"role": "user", "content": [{"type": "image", "source": source}, *ASKED]}]
+    assert post(url, "/v1/messages", {"messages": turns, "max_tokens": 9})["content"][0]["text"] == said
+    assert post(url, "/v1/messages/count_tokens", {"messages": turns}) == {"input_tokens": num_tokens}
+    parts = [
+        {"type": "input_image", "image_url": png_url(red_circle())},
+        {"type": "input_text", "text": ASKED[0]["text"]},
+    ]
+    response = post(url, "/v1/responses", {"input": [{"role": "user", "content": parts}]})
+    assert response["output"][0]["content"][0]["text"] == said
+
+
+def test_a_text_is_gone_on_with_as_it_is(url: str) -> None:
+    ids = post(url, "/tokenize", {"prompt": "a red <image>", "add_special_tokens": False})["tokens"]
+    assert post(url, "/detokenize", {"tokens": ids}) == {"prompt": "a red <image>"}
+    told = post(url, "/v1/completions", {"prompt": "a red", "max_tokens": 4, "logprobs": 1, "ignore_eos": True})
+    assert told["usage"]["completion_tokens"] == 4
+    assert len(told["choices"][0]["logprobs"]["tokens"]) == 4

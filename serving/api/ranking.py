@@ -1,0 +1,185 @@
+"""`POST /v1/rerank` and `POST /v1/score`: how near texts and images are to each other, by a dual encoder's vectors.
+
+A score is the dot product of two unit vectors, between -1 and 1. No model here reads two texts together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import Field, model_validator
+
+from bundle.errors import ParameterError
+from serving.api.contents import ImageContent, TextContent
+from serving.api.deadline import Deadline
+from serving.api.disconnect import contained, until_disconnect
+from serving.api.fields import Name, Off, Strict, Text, at_most
+from serving.api.images import image_part
+from serving.api.schemas import NonEmptyText
+from serving.api.service import Service, check_count, count_prompt, new_id
+from serving.protocol import EmbedRequest, EmbedResult, ImagePart, TextPart
+
+
+class TextDocument(Strict):
+    """A text, as Jina and Cohere write it."""
+
+    text: NonEmptyText
+
+
+class ImageDocument(Strict):
+    """An image as Jina writes it: a data URL."""
+
+    image: str
+
+
+Document = NonEmptyText | TextDocument | ImageDocument | TextContent | ImageContent
+_AtMostInputs = at_most("max_inputs", "inputs")
+Documents = Annotated[list[Document], Field(min_length=1, fail_fast=True), _AtMostInputs]
+
+
+class RerankBody(Strict):
+    """The body of `POST /v1/rerank`, as Jina, Cohere and vLLM take it.
+
+    `return_documents` is true where it is left out. `model` may be left out where only one model embeds.
+    """
+
+    model: Name | None = None
+    query: Document
+    documents: Documents
+    top_n: int | None = Field(default=None, ge=1)
+    return_documents: bool | None = None
+    user: Text | None = None
+    truncate_prompt_tokens: Off = None
+    max_chunks_per_doc: Off = None
+    max_tokens_per_doc: Off = None
+
+
+class ScoreBody(Strict):
+    """The body of `POST /v1/score`, as vLLM takes it: one with each of several, or pairs of as many."""
+
+    model: Name | None = None
+    text_1: Document | Documents
+    text_2: Document | Documents
+    user: Text | None = None
+    truncate_prompt_tokens: Off = None
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> ScoreBody:
+        num_1, num_2 = len(_listed(self.text_1)), len(_listed(self.text_2))
+        if num_1 not in (1, num_2):
+            raise ParameterError(f"text_1 holds {num_1} and text_2 {num_2}; send one in text_1, or as many", "text_1")
+        return self
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a body asks for.
+
+    Attributes:
+        request: All of its inputs.
+        num_first: How many of them come first, each for itself, and are held against the others.
+        documents: As they are told again; None: they are not.
+        top_n: Of the results.
+    """
+
+    request: EmbedRequest
+    num_first: int
+    documents: list[dict[str, Any]] | None = None
+    top_n: int | None = None
+
+
+def ranking_router(service: Service) -> APIRouter:
+    """Return both routes."""
+    router = APIRouter(tags=["ranking"])
+
+    @router.post("/v1/rerank")
+    async def rerank(request: Request) -> Response:
+        """Order texts and images by their nearness to a query, the nearest first."""
+        deadline = service.deadline(request)
+        asked = await service.read(request, deadline, RerankBody, partial(_to_rank, service))
+        model, result = await _embedded(service, request, deadline, asked)
+        scores = _scores(result, asked.num_first)
+        order = np.argsort(-scores, kind="stable")[: asked.top_n]
+        results = [_result(int(place), float(scores[place]), asked.documents) for place in order]
+        usage = {"prompt_tokens": result.prompt_tokens, "total_tokens": result.prompt_tokens}
+        return JSONResponse({"id": asked.request.request_id, "model": model, "results": results, "usage": usage})
+
+    @router.post("/v1/score")
+    async def score(request: Request) -> Response:
+        """Tell how near texts and images are to each other."""
+        deadline = service.deadline(request)
+        asked = await service.read(request, deadline, ScoreBody, partial(_to_score, service))
+        model, result = await _embedded(service, request, deadline, asked)
+        data = [
+            {"index": index, "object": "score", "score": float(each)}
+            for index, each in enumerate(_scores(result, asked.num_first))
+        ]
+        usage = {"prompt_tokens": result.prompt_tokens, "total_tokens": result.prompt_tokens}
+        head = {"id": asked.request.request_id, "object": "list", "created": service.started_s, "model": model}
+        return JSONResponse({**head, "data": data, "usage": usage})
+
+    return router
+
+
+async def _embedded(service: Service, request: Request, deadline: Deadline, asked: _Asked) -> tuple[str, EmbedResult]:
+    """Return the name that the answer tells, and all vectors."""
+    model = await service.choose(request, asked.request.model, "dual-encoder")
+    with service.metrics.one_answer(model):
+        work = deadline.finish(contained(service.client.embed(replace(asked.request, model=model))))
+        result = await until_disconnect(request.receive, work)
+    count_prompt(service, request, result.prompt_tokens)
+    return asked.request.model or model, result
+
+
+def _scores(result: EmbedResult, num_first: int) -> Any:
+    """Return [n] the dot product of each of the others with the only first one, or with its own."""
+    first, others = result.embeddings[:num_first], result.embeddings[num_first:]
+    return np.einsum("ij,ij->i", np.broadcast_to(first, others.shape), others)
+
+
+def _result(index: int, score: float, documents: Sequence[dict[str, Any]] | None) -> dict[str, Any]:
+    told = {"index": index, "relevance_score": score}
+    return told if documents is None else {**told, "document": documents[index]}
+
+
+def _to_rank(service: Service, body: RerankBody) -> _Asked:
+    parts = [_part(service, body.query, "query")]
+    parts += [_part(service, each, f"documents.{index}") for index, each in enumerate(body.documents)]
+    _check_images(service, parts, "documents")
+    told = None if body.return_documents is False else [_told(each) for each in body.documents]
+    return _Asked(EmbedRequest(new_id("rerank"), body.model or "", tuple(parts)), 1, told, body.top_n)
+
+
+def _to_score(service: Service, body: ScoreBody) -> _Asked:
+    first, others = _listed(body.text_1), _listed(body.text_2)
+    parts = [_part(service, each, f"text_1.{index}") for index, each in enumerate(first)]
+    parts += [_part(service, each, f"text_2.{index}") for index, each in enumerate(others)]
+    _check_images(service, parts, "text_2")
+    return _Asked(EmbedRequest(new_id("score"), body.model or "", tuple(parts)), len(first))
+
+
+def _check_images(service: Service, parts: Sequence[TextPart | ImagePart], param: str) -> None:
+    check_count(sum(isinstance(part, ImagePart) for part in parts), service.settings.max_images, param, "images")
+
+
+def _listed(given: Any) -> list[Any]:
+    return given if isinstance(given, list) else [given]
+
+
+def _part(service: Service, document: Any, param: str) -> TextPart | ImagePart:
+    if isinstance(document, ImageDocument):
+        return image_part(document.image, f"{param}.image", service.settings.max_image_bytes)
+    return TextPart(document.text) if isinstance(document, TextDocument) else service.part(document, param)
+
+
+def _told(document: Any) -> dict[str, Any]:
+    """Return a document as an answer tells it again: a text; of an image, only that it is one."""
+    if isinstance(document, str):
+        return {"text": document}
+    return {"text": document.text} if isinstance(document, (TextDocument, TextContent)) else {"type": "image"}
