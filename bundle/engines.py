@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from bundle.directory import Bundle
+from bundle.directory import Bundle, sha256_of
 from bundle.errors import BundleFileError
 from bundle.external_data import external_files
 from bundle.json_file import read_json
@@ -117,9 +117,10 @@ def require_fresh(bundle: Bundle, folder: Path, name: ComponentName, record: Eng
         )
     try:
         found = path.stat().st_size
+        is_whole = found == record.contents.size_bytes and sha256_of(path) == record.contents.sha256
     except OSError as error:
         raise BundleFileError(f"{path} cannot be read: {error.strerror}. Compile the bundle again.") from error
-    if found != record.contents.size_bytes:
+    if not is_whole:
         raise BundleFileError(
-            f"{path} holds {found} bytes, {record.contents.size_bytes} were built. Compile the bundle again."
+            f"{path} holds {found} bytes that are not those which were built. Compile the bundle again."
         )

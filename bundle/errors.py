@@ -25,6 +25,7 @@
     │   ├── BodySizeError          a request body over the byte limit
     │   ├── SlowBodyError          a request body that did not arrive in time
     │   ├── ModelNotFoundError
+    │   ├── PrefixNotFoundError
     │   └── TaskError              the model cannot do this task
     ├── OverloadedError            the queue is full; retry after a while
     ├── DeadlineError              a request took longer than it may
@@ -155,6 +156,10 @@ class SlowBodyError(RequestError):
 
 class ModelNotFoundError(RequestError):
     """No served model has that name."""
+
+
+class PrefixNotFoundError(RequestError):
+    """No beginning of a conversation is stored under that name."""
 
 
 class TaskError(RequestError):

@@ -8,6 +8,7 @@ import typer
 
 from commands.bench import bench
 from commands.compile import compile_engines
+from commands.compression import compression
 from commands.demo import demo
 from commands.doctor import doctor
 from commands.embed import embed
@@ -33,6 +34,7 @@ app.command()(quantize)
 app.command("compile")(compile_engines)
 app.command()(inspect)
 app.command()(report)
+app.command()(compression)
 app.command()(run)
 app.command()(embed)
 app.command("serve", help=SERVE_HELP)(serve)

@@ -44,6 +44,14 @@ def export(
             show_default=False,
         ),
     ] = None,
+    length_groups: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Groups of layers that may keep different numbers of rows in the cache, as KV policies with budgets "
+            "for each layer want it: as many as layers, or fewer.",
+        ),
+    ] = 1,
     evaluation: Annotated[
         Path | None,
         typer.Option(
@@ -65,6 +73,11 @@ def export(
         raise UnsupportedConfigError(
             f"--decoder-segments {decoder_segments}: segments are cut of fp32 bundles and variants for the CPU; leave "
             "out --target cuda and --keep-quantized"
+        )
+    if length_groups != 1 and (target == "cuda" or keep_quantized or decoder_segments is not None):
+        raise UnsupportedConfigError(
+            f"--length-groups {length_groups}: layers are grouped in fp32 bundles and variants for the CPU, and "
+            "segments are such groups; leave out --target cuda, --keep-quantized and --decoder-segments"
         )
     if target == "cuda":
         from export.cuda_bundle import export_for_cuda
@@ -101,6 +114,7 @@ def export(
             dialect=dialect,
             decoder_gguf=decoder_gguf,
             segments=_layers(decoder_segments),
+            length_groups=length_groups,
             overwrite=overwrite,
             progress=progress,
         )

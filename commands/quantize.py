@@ -103,7 +103,7 @@ def quantize(
         limits = parse_limits(limit or ())
         read_weights(weights, read_manifest(bundle), may_keep_all=kv_cache is not None)
     fitted_to = _calibration(bundle, calibration)
-    measured_on = _evaluation(bundle, evaluation, samples) if evaluate else None
+    measured_on = evaluation_of(bundle, evaluation, samples) if evaluate else None
     _tell_samples(bundle, fitted_to, measured_on)
     manifest = quantize_bundle(
         bundle,
@@ -154,7 +154,7 @@ def _tell_samples(bundle: Path, fitted_to: Evaluation, measured_on: Evaluation |
             progress(warning)
 
 
-def _evaluation(bundle: Path, file: Path | None, samples: int) -> Evaluation:
+def evaluation_of(bundle: Path, file: Path | None, samples: int) -> Evaluation:
     """Return what quality is measured on: a user's file, a shipped model's held-out scenes, or built-in samples."""
     if file is not None:
         return _read_samples(bundle, file)
@@ -163,9 +163,9 @@ def _evaluation(bundle: Path, file: Path | None, samples: int) -> Evaluation:
     name = shipped_name(bundle)
     if name is None:
         return _built_in(bundle, "evaluation")
-    from reference.held_out import evaluation_of
+    from reference import held_out
 
-    return evaluation_of(name, samples)
+    return held_out.evaluation_of(name, samples)
 
 
 def _calibration(bundle: Path, file: Path | None) -> Evaluation:

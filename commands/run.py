@@ -35,6 +35,8 @@ def run(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Repeats a sampled answer. Default: a new one each time.")
     ] = None,
+    vision_method: Annotated[str, typer.Option(help="Which image tokens are read (docs/compression.md).")] = "uniform",
+    vision_keep: Annotated[float, typer.Option(help="Share of each image tile's tokens that is read, above 0.")] = 1.0,
     threads: ThreadsOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -42,15 +44,18 @@ def run(
     from dataclasses import asdict
 
     from serving.oneshot import answer, speed
-    from serving.protocol import ImagePart, Message, SamplingParams, TextPart
+    from serving.protocol import ImagePart, Message, SamplingParams, TextPart, VisionReduction
 
+    if vision_keep < 1 and not image:
+        raise typer.BadParameter("--vision-keep says what is read of images, and there is none; leave it out")
+    vision = VisionReduction(vision_method, vision_keep)
     images = [ImagePart(read_image(file)) for file in image or ()]
     parts: tuple[TextPart | ImagePart, ...] = (*images, TextPart(read_text(prompt, "the question")))
     tell_of_failed_gates(bundle)
     sampling = SamplingParams(max_tokens, temperature, top_p, top_k, seed)
     shown = None if as_json else Stripped()
     with usage_errors(), naming(image or ()):
-        answered = asyncio.run(answer(bundle, Message("user", parts), sampling, threads, shown))
+        answered = asyncio.run(answer(bundle, Message("user", parts), sampling, threads, shown, vision))
     if as_json:
         print_json(asdict(answered))
     else:

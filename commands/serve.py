@@ -67,6 +67,13 @@ VisionKeepOption = Annotated[
     float | None,
     typer.Option(help="Share of each image tile's tokens that is read then, above 0; 1 reduces nothing. Default: 1."),
 ]
+PrefixesOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Where beginnings of conversations are kept under a name, for POST /v1/prefixes (docs/compression.md). "
+        "Default: there are none."
+    ),
+]
 NamesOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -122,6 +129,7 @@ def serve(
     kv_budget: BudgetOption = None,
     vision_method: VisionMethodOption = None,
     vision_keep: VisionKeepOption = None,
+    prefix_folder: PrefixesOption = None,
     served_name: NamesOption = None,
     threads: ServeThreadsOption = None,
     provider: ProviderOption = None,
@@ -146,6 +154,7 @@ def serve(
         "engine.kv_budget": kv_budget,
         "engine.vision_method": vision_method,
         "engine.vision_keep": vision_keep,
+        "api.prefix_folder": prefix_folder,
         "engine.intra_threads": threads,
         "engine.provider": provider,
         "engine.allow_ungated": allow_ungated or None,

@@ -250,6 +250,20 @@ class DecoderConfig:
         return max(self.length_groups) + 1
 
 
+def with_length_groups(config: DecoderConfig, num_groups: int) -> DecoderConfig:
+    """Return a decoder whose layers stand in groups of neighbours, each of which keeps rows of its own number.
+
+    Raises:
+        UnsupportedConfigError: It has fewer layers.
+    """
+    if not 1 <= num_groups <= config.num_layers:
+        raise UnsupportedConfigError(
+            f"--length-groups {num_groups}: the decoder has {config.num_layers} layers, each of one group; give 1 to "
+            f"{config.num_layers}"
+        )
+    return replace(config, layer_groups=tuple(at * num_groups // config.num_layers for at in range(config.num_layers)))
+
+
 MIXTURE = "llama_mote"
 """`model_type` of a Llama decoder whose MLPs are mixtures (reference/checkpoints/README.md has the format)."""
 

@@ -22,6 +22,7 @@ from bundle.states import State
 from bundle.visual_exit import VISUAL_EXIT, load_routers
 from export.architectures import load_family
 from export.checkpoint import Checkpoint
+from export.config import with_length_groups
 from export.family import DualEncoder, Family, GraphPlan, VisionLanguage
 from export.goldens import Canary, can_record, record_goldens
 from export.graph import build_model, write_model
@@ -45,6 +46,7 @@ def export_checkpoint(
     dialect: Dialect = "contrib",
     decoder_gguf: Path | None = None,
     segments: Sequence[int] = (),
+    length_groups: int = 1,
     overwrite: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Manifest:
@@ -60,6 +62,7 @@ def export_checkpoint(
         dialect: Which operators the graphs use.
         decoder_gguf: A llama.cpp file whose weights take the place of the checkpoint's decoder.
         segments: Layers before which the decoder's graph for prompts is cut, once more beside the whole one.
+        length_groups: Groups of neighbouring layers that may keep different numbers of rows; segments are such groups.
         overwrite: Replace a bundle that stands at `output`.
         progress: Called with a line at each step.
 
@@ -77,6 +80,8 @@ def export_checkpoint(
     lowering = DIALECTS[dialect]()
     if segments:
         _cut_decoder(family, segments)
+    elif length_groups != 1:
+        _group_layers(family, length_groups)
     plans = family.graphs(lowering)
     say(f"building {len(plans)} graphs for {source.config['model_type']}")
     models = {part: build_model(part, plan, lowering) for part, plan in plans.items()}
@@ -210,6 +215,17 @@ def _cut_decoder(family: Family, segments: Sequence[int]) -> None:
     if not isinstance(family, VisionLanguage):
         raise UnsupportedConfigError("--decoder-segments cuts a decoder, and the checkpoint's architecture has none")
     family.decoder = with_segments(family.decoder, segments)
+
+
+def _group_layers(family: Family, num_groups: int) -> None:
+    """Let groups of a decoder's layers keep rows of another number.
+
+    Raises:
+        UnsupportedConfigError: It has no decoder, or fewer layers.
+    """
+    if not isinstance(family, VisionLanguage):
+        raise UnsupportedConfigError("--length-groups is of a decoder, and the checkpoint's architecture has none")
+    family.decoder = with_length_groups(family.decoder, num_groups)
 
 
 def _segments(

@@ -38,6 +38,7 @@ from quant.comparison.rivals import Rival, Rivals, Speed, SpeedFacts, write_riva
 from quant.quality.answers import measure_answers
 from quant.quality.evaluation import Evaluation, Measured
 from quant.quality.samples import read_samples
+from quant.samples.built_in import MOST_TEXTS, built_in_texts
 from runtime.one_request import VisionLanguageRunner
 from runtime.settings import RuntimeSettings
 from runtime.turns import Quartiles, Turns
@@ -146,7 +147,9 @@ def measure_quality(
                 )
             parent = parent or RecalledAnswers(runner, session.vocab_size)
             rival = LlamaAnswers(session, runner, bundle.manifest.eos_token_ids)
-            found[file.stem] = measure_answers(parent, rival, evaluation.questions, lambda line: None)
+            found[file.stem] = measure_answers(
+                parent, rival, evaluation.questions, lambda line: None, has_accuracy=not evaluation.no_accuracy
+            )
         if file == files[0]:
             _require_one_model(file, bundle, found[file.stem])
     return found
@@ -191,8 +194,16 @@ def take_turns(bundle: Path, files: Sequence[Path], plan: Plan, say: Say) -> Rea
     return readings
 
 
-def compare(llama: Llama, bundle: Bundle, files: Sequence[Path], questions: Path, plan: Plan, say: Say) -> Rivals:
+def compare(llama: Llama, bundle: Bundle, files: Sequence[Path], questions: Path | int, plan: Plan, say: Say) -> Rivals:
     """Return all figures of files beside a bundle; the first file is the float32 one.
+
+    Args:
+        llama: Runs the files.
+        bundle: The fp32 parent.
+        files: Of the same weights.
+        questions: Samples without images; a number: so many of the built-in texts that variants are measured on.
+        plan: How speed is measured.
+        say: Called with a line at each step.
 
     Raises:
         SettingsError: Bundle and files are not of one model, or the questions have images.
@@ -201,7 +212,10 @@ def compare(llama: Llama, bundle: Bundle, files: Sequence[Path], questions: Path
     manifest = bundle.manifest
     if manifest.decoder is None or manifest.is_gated is not None:
         raise SettingsError(f"{bundle.directory} is no fp32 bundle with a decoder; give the one that was exported")
-    evaluation = read_samples(questions, manifest)
+    if isinstance(questions, int):
+        evaluation = built_in_texts(bundle, "evaluation", questions)
+    else:
+        evaluation = read_samples(questions, manifest)
     measured = measure_quality(llama, bundle, files, evaluation, plan.threads, say)
     readings = take_turns(bundle.directory, files, plan, say) if plan.rounds else {}
     parity, *rivals = (
@@ -306,7 +320,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as scratch:
             into = options.into or Path(scratch)
             files = make_files(llama, options.gguf, options.types, into, plan.threads, told.print)
-            found = compare(llama, bundle, [*files, *options.also], options.questions, plan, told.print)
+            questions = options.questions or options.texts
+            found = compare(llama, bundle, [*files, *options.also], questions, plan, told.print)
         print_rivals(found, Console(highlight=False))
         if options.json:
             write_rivals(found, options.json)
@@ -326,7 +341,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("bundle", type=Path, help="fp32 bundle, exported with --decoder-gguf GGUF or from the same weights")
     add("gguf", type=Path, help="the decoder; of whatever type, it is restored to float32 first")
-    add("--questions", type=Path, required=True, help="JSONL of questions without images, as --eval of quantize")
+    add("--questions", type=Path, help="JSONL without images, as --eval of quantize; else the built-in texts")
+    add("--texts", type=int, default=MOST_TEXTS, help="built-in ones, where no questions are named")
     add("--types", nargs="*", default=TYPES, help="made by llama.cpp's quantizer from the float32 weights")
     add("--also", type=Path, nargs="*", default=[], help="other GGUF files of the same weights")
     add("--into", type=Path, help="keep the files in this folder, and take what is there already")

@@ -49,7 +49,7 @@ class RealReader:
         for start in range(0, len(questions), _BATCH):
             batch = questions[start : start + _BATCH]
             for i, (question, reply) in enumerate(zip(batch, self.replies(batch), strict=True), start):
-                is_right = question.enquiry.is_right(reply)
+                is_right = question.is_right(reply)
                 num_right += is_right
                 if i < shown:
                     print(f"{'right' if is_right else 'wrong'}: {question.enquiry.question!r} {reply!r}", flush=True)

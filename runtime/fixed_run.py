@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,6 +24,22 @@ _MOST_COMPARED_BYTES = 1024
 """Of an input that is not copied to the device again where it has not changed: a copy costs more than the look."""
 _MOST_SHAPES = 16
 """Captured of one graph: numbers of tiles in a batch. Each takes about as long as three runs when it first occurs."""
+
+
+class BoundRuns(Protocol):
+    """A graph whose inputs and outputs can be bound to memory, whoever runs it."""
+
+    device: Provider
+    can_capture: bool
+
+    def binding(self) -> Any:
+        """Return a fresh binding."""
+
+    def run_options(self, *, in_part: bool, graph_number: int | None = None) -> Any:
+        """Return options of a run."""
+
+    def run_bound(self, binding: Any, options: Any | None = None, *, captures: bool = False) -> None:
+        """Run with inputs and outputs bound beforehand; `captures`: this is the run that is captured."""
 
 
 class FixedRun:
@@ -43,7 +59,7 @@ class FixedRun:
 
     def __init__(
         self,
-        graph: Graph,
+        graph: BoundRuns,
         feeds: Mapping[str, Array],
         outputs: Mapping[str, tuple[tuple[int, ...], str]],
         host_inputs: frozenset[str] = frozenset(),

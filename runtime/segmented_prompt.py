@@ -80,13 +80,13 @@ class Layers:
         Raises:
             BundleFormatError: Its states are no keys and values of heads.
         """
-        sizes = {state.shape[-1] for state in manifest.states}
-        size = sizes.pop()
-        if sizes or not isinstance(size, int):
+        found = {state.scale_shape[-1] for state in manifest.states if state.kind == "rows"}
+        if len(found) != 1:
             raise BundleFormatError(
-                f"{manifest.name} is in segments, and its states end in axes of {sorted(map(str, [*sizes, size]))}; "
-                "attention over a cut is computed of heads of one size. Export the checkpoint again"
+                f"{manifest.name} is in segments, and heads of its states are of the sizes {sorted(found)}; what is "
+                "chosen at a cut is computed of heads of one size. Export the checkpoint again."
             )
+        (size,) = found
         return cls(tuple(part.end_layer for part in manifest.segments), size)
 
     def share(self, segment: int) -> float:

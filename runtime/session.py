@@ -13,6 +13,8 @@ from bundle.states import State
 from runtime.fixed_run import CapturedGraph, can_be_captured
 from runtime.graph import Array, Graph, Port
 from runtime.settings import RuntimeSettings
+from runtime.tensorrt.engine_graph import EngineGraph
+from runtime.tensorrt.opening import try_engine, with_rows
 
 
 class Session:
@@ -25,7 +27,7 @@ class Session:
 
     Attributes:
         component: The graph's entry in the manifest.
-        graph: As ONNX Runtime opened it.
+        graph: As ONNX Runtime, or a TensorRT engine of it, opened it.
         states: What it takes and gives back.
 
     Raises:
@@ -37,14 +39,22 @@ class Session:
     def __init__(self, bundle: Bundle, part: ComponentName | Segment, settings: RuntimeSettings) -> None:
         self.component = part if isinstance(part, Segment) else bundle.manifest.components[part]
         self.path = bundle.path(self.component.file)
-        self.graph = Graph(self.path, settings, captures=_runs_on_device(self.component))
-        is_fixed = _takes_bytes(self.component) and can_be_captured(self.graph)
-        self._captured = CapturedGraph(self.graph) if is_fixed else None
         self.states = states = bundle.manifest.states_of(self.component)
-        check_signature(self.path, "input", [*self.component.inputs, *_taken(states)], self.graph.inputs)
+        taken, given = _taken(states), _given(states)
+        self._captured: CapturedGraph | None = None
+        self.graph: Graph | EngineGraph
+        if not isinstance(part, Segment) and (engine := try_engine(bundle, part, settings)) is not None:
+            self.graph = engine
+            self.component = self.component.model_copy(update={"optional_inputs": (), "optional_outputs": ()})
+            taken, given = (with_rows(specs, bundle, settings) for specs in (taken, given))
+        else:
+            self.graph = graph = Graph(self.path, settings, captures=_runs_on_device(self.component))
+            is_fixed = _takes_bytes(self.component) and can_be_captured(graph)
+            self._captured = CapturedGraph(graph) if is_fixed else None
+        check_signature(self.path, "input", [*self.component.inputs, *taken], self.graph.inputs)
         check_signature(self.path, "optional input", self.component.optional_inputs, self.graph.optional_inputs)
-        given = [*self.component.outputs, *self.component.optional_outputs, *_given(states)]
-        check_signature(self.path, "output", given, self.graph.outputs)
+        outputs = [*self.component.outputs, *self.component.optional_outputs, *given]
+        check_signature(self.path, "output", outputs, self.graph.outputs)
         self._own_outputs = [spec.name for spec in (*self.component.outputs, *_given(states))]
         self._optional_outputs = frozenset(spec.name for spec in self.component.optional_outputs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -41,6 +42,8 @@ class RuntimeSettings(BaseModel):
         encoder_runtime: What runs vision and text encoders on a CPU. "auto": whichever is faster here, by measurement
             when a model is loaded, where OpenVINO is installed. It computes in bfloat16 what is not int8 of a
             quantized encoder, where the processor can.
+        engines: Folders of TensorRT engines (`pocketvlm compile`); one that was built of a bundle runs its graphs on
+            the device, in the place of ONNX Runtime.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,6 +52,7 @@ class RuntimeSettings(BaseModel):
     intra_threads: int = Field(default=0, ge=0)
     spin_us: int = Field(default=100, ge=0, le=MOST_SPIN_US)
     encoder_runtime: EncoderRuntime = "onnxruntime"
+    engines: tuple[Path, ...] = ()
 
 
 def provider_of(target: Target) -> Provider:

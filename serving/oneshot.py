@@ -20,6 +20,7 @@ from serving.protocol import (
     Timings,
     TokenEvent,
     Usage,
+    VisionReduction,
 )
 from serving.settings import EngineSettings
 
@@ -41,6 +42,7 @@ async def answer(
     sampling: SamplingParams,
     threads: int = 0,
     on_text: Callable[[str], None] | None = None,
+    vision: VisionReduction | None = None,
 ) -> Answer:
     """Load a bundle, answer one message, and unload it.
 
@@ -50,6 +52,7 @@ async def answer(
         sampling: How tokens are chosen.
         threads: Inside one operator; 0 means one per physical core.
         on_text: Called with each piece of text as it is generated.
+        vision: Which image tokens are read; None: all.
 
     Raises:
         BundleError: The bundle is not usable.
@@ -60,7 +63,7 @@ async def answer(
     settings = _settings(threads)
     async with LocalClient([bundle], settings) as client:
         model = (await client.models())[0].name
-        async for event in client.generate(GenerateRequest("oneshot", model, (message,), sampling)):
+        async for event in client.generate(GenerateRequest("oneshot", model, (message,), sampling, vision=vision)):
             if isinstance(event, TokenEvent):
                 texts.append(event.text)
                 token_ids += event.token_ids
@@ -88,8 +91,10 @@ def speed(answered: Answer) -> str:
     usage, timings = answered.usage, answered.timings
     decode_s = timings.total_s - timings.first_token_s
     rate = f", {(usage.completion_tokens - 1) / decode_s:.0f} tokens/s" if usage.completion_tokens > 1 else ""
+    shown, read = usage.image_tokens, usage.kept_image_tokens
+    images = f"{shown} of images" if read == shown else f"{read} of images that have {shown}"
     return (
-        f"{usage.prompt_tokens} prompt tokens ({usage.image_tokens} of images), first token "
+        f"{usage.prompt_tokens} prompt tokens ({images}), first token "
         f"{timings.first_token_s * 1e3:.0f} ms, {usage.completion_tokens} tokens{rate}"
     )
 

@@ -68,6 +68,9 @@ class ApiSettings(_Frozen):
         retry_after_s: What a refused client is told to wait.
         aliases: Further names of served models: alias to name. `/v1/models` lists them.
         stalled_client_s: A client that takes nothing of its answer for so long is gone: its place is somebody else's.
+        prefix_folder: Where `/v1/prefixes` keeps beginnings of conversations, for whoever reaches the port; processes
+            that serve the same models share one. None: there are no such routes.
+        max_prefix_bytes: Of all of them together.
     """
 
     max_body_bytes: int = Field(default=32 << 20, ge=1024)
@@ -91,6 +94,8 @@ class ApiSettings(_Frozen):
     retry_after_s: int = Field(default=1, ge=1)
     stalled_client_s: float = Field(default=60.0, gt=0)
     aliases: dict[str, str] = Field(default_factory=dict)
+    prefix_folder: Path | None = None
+    max_prefix_bytes: int = Field(default=256 << 20, ge=1024)
 
     @model_validator(mode="after")
     def _check_frames(self) -> ApiSettings:

@@ -18,10 +18,11 @@ from graphs.lowering.decoder import lower_decoder
 from graphs.lowering.last_queries import drop_last_queries, without_last_queries
 from graphs.lowering.rotary_in_attention import table_bytes
 from graphs.lowering.tensorrt_halves import halve_for_tensorrt
+from graphs.lowering.tower_view import drop_tower_view, without_tower_view
 
 _SPLIT_BYTES = 64
 """At most, of the sizes that joined layers are split by."""
-_CODE_BYTES = 512
+_CODE_BYTES = 1024
 """At most, of the numbers that attention over codes is written with beside its scales."""
 _SCALE_BYTES = 4
 """Of a scale."""
@@ -82,6 +83,9 @@ class Lowering:
         if component.role == "decoder" and (phase == "step" or self.target != "cpu"):
             drop_last_queries(model)
             component = without_last_queries(component)
+        if component.role == "vision_encoder" and self.target == "tensorrt":  # an engine computes all its outputs
+            drop_tower_view(model)
+            component = without_tower_view(component)
         if self.parent.dialect != "contrib":
             if self.halves(component.role):
                 halve_for_tensorrt(model, self.parent.states if component.role == "decoder" else ())

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -111,7 +112,6 @@ def _spell_norms(graph: ir.Graph) -> None:
 def _give_choices(graph: ir.Graph) -> None:
     """Give logits in float32, and beside them the ids of the largest; -1 in a row with a logit that is no number.
 
-    A product with zeros tells of such a row: 0, or NaN beside a NaN or an infinity; it reads the vocabulary once.
     Nothing else is found here: what a graph can give, ONNX Runtime computes in every captured run, asked for or not,
     and its sums over a vocabulary (ReduceLogSumExp) take five milliseconds of a batch.
     """
@@ -119,17 +119,31 @@ def _give_choices(graph: ir.Graph) -> None:
     half.name = f"{tensors.LOGITS}.half"
     single = make_node("Cast", [half], tensors.LOGITS, {"to": int(SINGLE)})
     shape = list(half.shape or [])
-    zeros = add_initializer(graph, "greedy.zeros", np.zeros(shape[-1], np.float16))
-    none = add_initializer(graph, "greedy.none", np.array(-1, np.int64))
     largest = make_node("ArgMax", [half], "greedy.largest", {"axis": -1, "keepdims": 0})
-    nothing = make_node("MatMul", [half, zeros], "greedy.nothing")
-    broken = make_node("IsNaN", nothing.outputs, "greedy.is_broken")
+    zeroed = _zeroed(graph, half, shape[-1])
+    broken = make_node("IsNaN", zeroed[-1].outputs, "greedy.is_broken")
+    none = add_initializer(graph, "greedy.none", np.array(-1, np.int64))
     greedy = make_node("Where", [broken.outputs[0], none, largest.outputs[0]], tensors.GREEDY_IDS)
-    graph.extend([single, largest, nothing, broken, greedy])
+    graph.extend([single, largest, *zeroed, broken, greedy])
     for node, dtype, sizes in ((single, SINGLE, shape), (greedy, ir.DataType.INT64, shape[:-1])):
         node.outputs[0].type, node.outputs[0].shape = ir.TensorType(dtype), ir.Shape(sizes)
     graph.outputs[0] = single.outputs[0]
     graph.outputs.append(greedy.outputs[0])
+
+
+def _zeroed(graph: ir.Graph, logits: ir.Value, vocab_size: int) -> Sequence[ir.Node]:
+    """Return nodes that make 0 of every row of logits [B, N, V], and NaN of one with a NaN or an infinity.
+
+    Products with zeros, in two steps of about as many terms: one of a whole vocabulary would be a single block's work.
+    """
+    last = max(size for size in range(1, math.isqrt(vocab_size) + 1) if vocab_size % size == 0)
+    first = vocab_size // last
+    sizes = add_initializer(graph, "greedy.sizes", np.array([0, 0, last, first], np.int64))
+    nodes = [make_node("Reshape", [logits, sizes], "greedy.parts")]
+    for size, name in ((first, "greedy.zeroed_parts"), (last, "greedy.zeroed")):
+        zeros = add_initializer(graph, f"{name}.zeros", np.zeros(size, np.float16))
+        nodes.append(make_node("MatMul", [nodes[-1].outputs[0], zeros], name))
+    return nodes
 
 
 def _new_input(graph: ir.Graph, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:

@@ -26,6 +26,8 @@ from quant.quality.samples import FileCaption, FileQuestion, ImageFile, Place
 Half = Literal["calibration", "evaluation"]
 
 TEXTS, PHOTOGRAPHS = (Path(__file__).with_name(name) for name in ("texts.jsonl", "photographs.jsonl"))
+MOST_TEXTS = 98
+"""In each half."""
 PROSE = ("fact", "explanation", "passage")
 """Kinds of texts whose answers a text encoder may have met as captions: plain English."""
 _PHOTOGRAPH = "photograph"
@@ -87,6 +89,13 @@ def built_in_samples(bundle: Bundle, half: Half) -> Evaluation:
     questions = [FileQuestion(text.task, (), text.question, text.answer) for text in texts]
     questions += [FileQuestion(_PHOTOGRAPH, (file,), each.question, each.answer) for file, each in photographs]
     return Evaluation(questions=_fitting(questions, bundle), source=source, no_accuracy=_NO_ANSWERS)
+
+
+def built_in_texts(bundle: Bundle, half: Half, most: int = MOST_TEXTS) -> Evaluation:
+    """Return texts of one half for a language model, over all kinds, for systems that see nothing too."""
+    questions = [FileQuestion(text.task, (), text.question, text.answer) for text in texts_of(half)]
+    fitting = spread(_fitting(questions, bundle), most)
+    return Evaluation(questions=fitting, source=f"built-in {half} texts", no_accuracy=_NO_ANSWERS)
 
 
 def texts_of(half: Half) -> list[BuiltInText]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from quant.visual_tokens.tile import Float32, Kept, Rows, Tile, merged
+from quant.visual_tokens.tile import Float32, Kept, Rows, Tile, group_sums, merged
 
 _MOST_ROUNDS = 10
+_COPY = 1e-5
+"""Of a point's squared length: what is nearer than that, in products of float32, is a copy."""
 
 
 def reduce(tile: Tile, quota: int) -> Kept:
@@ -29,15 +31,19 @@ def reduce(tile: Tile, quota: int) -> Kept:
 
 def _first_centres(points: Float32, num: int, generator: np.random.Generator) -> list[int]:
     """Return which points are the first centres: each further one by the square of its distance to the nearest."""
+    squares = _squares(points)
     found = [int(generator.integers(len(points)))]
-    distances = _squares(points - points[found[0]])
+    distances = np.full(len(points), np.inf)
     while len(found) < num:
+        last = found[-1]
+        distances = np.minimum(distances, squares + squares[last] - 2.0 * (points @ points[last]))
+        distances[distances < _COPY * squares] = 0.0
+        distances[found] = 0.0
         total = distances.sum()
         if total > 0:
             found.append(int(generator.choice(len(points), p=distances / total)))
         else:  # all points are centres: any other one is a copy
             found.append(int(np.setdiff1d(np.arange(len(points)), found)[0]))
-        distances = np.minimum(distances, _squares(points - points[found[-1]]))
     return found
 
 
@@ -54,9 +60,7 @@ def _nearest(points: Float32, centres: Float32) -> Rows:
 
 
 def _means(points: Float32, groups: Rows, num: int) -> Float32:
-    sums = np.zeros((num, points.shape[1]), np.float32)
-    np.add.at(sums, groups, points)
-    return np.asarray(sums / np.bincount(groups, minlength=num)[:, None], np.float32)
+    return np.asarray(group_sums(points, groups, num) / np.bincount(groups, minlength=num)[:, None], np.float32)
 
 
 def _squares(vectors: Float32) -> npt.NDArray[np.float64]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quant.visual_tokens.tile import Float32, Kept, Rows, Tile, highest, unit
+from quant.visual_tokens.tile import Float32, Kept, Rows, Tile, group_sums, highest, unit
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ def _round(tokens: _Tokens, num_merged: int) -> _Tokens:
     likeness = directions[even] @ directions[odd].T
     going = highest(likeness.max(axis=1), num_merged)
     targets = odd[likeness[going].argmax(axis=1)]
-    sums = tokens.features * tokens.sizes[:, None].astype(np.float32)
-    sizes = tokens.sizes.copy()
-    np.add.at(sums, targets, sums[even[going]])
-    np.add.at(sizes, targets, tokens.sizes[even[going]])
-    left = np.delete(places, even[going])
+    weighted = tokens.features * tokens.sizes[:, None].astype(np.float32)
+    gone = even[going]
+    sums = weighted + group_sums(weighted[gone], targets, len(places))
+    sizes = tokens.sizes + np.bincount(targets, tokens.sizes[gone], len(places)).astype(np.int64)
+    left = np.delete(places, gone)
     means = (sums[left] / sizes[left, None]).astype(np.float32)
     return _Tokens(means, tokens.rows[left], sizes[left])

@@ -97,13 +97,22 @@ def merged(tile: Tile, groups: npt.ArrayLike) -> Kept:
     """
     labels = np.asarray(groups, np.int64)
     sizes = np.bincount(labels)
-    sums = np.zeros((len(sizes), tile.features.shape[1]), np.float32)
-    np.add.at(sums, labels, tile.single)
+    sums = group_sums(tile.single, labels, len(sizes))
     firsts = np.full(len(sizes), tile.num_tokens, np.int64)
     np.minimum.at(firsts, labels, np.arange(tile.num_tokens))
     order = np.argsort(firsts)
     means = (sums / sizes[:, None])[order].astype(tile.features.dtype)
     return Kept(means, firsts[order], sizes[order])
+
+
+def group_sums(vectors: Float32, groups: Rows, num: int) -> Float32:
+    """Return [num, D], the sum of each group's vectors [P, D]; zeros of a group without any."""
+    order = np.argsort(groups, kind="stable")
+    present, starts = np.unique(groups[order], return_index=True)
+    sums = np.zeros((num, vectors.shape[1]), np.float32)
+    if len(order):
+        sums[present] = np.add.reduceat(vectors[order], starts, axis=0)
+    return sums
 
 
 def unit(vectors: npt.ArrayLike) -> Float32:

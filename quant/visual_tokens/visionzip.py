@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from quant.visual_tokens.fastervlm import view_of
-from quant.visual_tokens.tile import Features, Kept, Rows, Tile, chosen, highest, unit
+from quant.visual_tokens.tile import Features, Kept, Rows, Tile, chosen, group_sums, highest, unit
 
 _CONTEXTUAL_SHARE = 10, 64
 """Contextual tokens of all that are kept: 10 of 64, 20 of 128, 30 of 192 in the paper; rounded down."""
@@ -41,7 +41,6 @@ def _contextual(tile: Tile, others: Rows, num: int) -> tuple[Rows, Features, Row
     rest = np.setdiff1d(others, targets)
     keys = unit(view_of(tile).keys)
     nearest = (keys[rest] @ keys[targets].T).argmax(axis=1)
-    sums = np.zeros((num, tile.features.shape[1]), np.float32)
-    np.add.at(sums, nearest, tile.single[rest])
+    sums = group_sums(tile.single[rest], nearest, num)
     counts = np.bincount(nearest, minlength=num)
     return targets, sums / np.maximum(counts, 1)[:, None].astype(np.float32), counts

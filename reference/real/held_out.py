@@ -30,6 +30,20 @@ class Question:
     enquiry: Enquiry
     is_text_first: bool
 
+    @property
+    def task(self) -> str:
+        """Return the kind of question."""
+        return self.enquiry.kind
+
+    @property
+    def answer(self) -> str:
+        """Return the sentence that training teaches for this."""
+        return self.enquiry.answer
+
+    def is_right(self, reply: str) -> bool:
+        """Say whether a reply says what must be said, and nothing that contradicts it."""
+        return self.enquiry.is_right(reply)
+
     def messages(self) -> list[dict[str, object]]:
         """Return the conversation for a chat template."""
         content: list[dict[str, str]] = [{"type": "image"} for _ in self.images]

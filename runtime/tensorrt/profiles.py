@@ -77,7 +77,7 @@ def _tokens(manifest: Manifest, component: Component, limits: Limits) -> list[_R
     """Return the ranges of T, one a profile."""
     if component.role == "text_encoder" and manifest.dual is not None:
         longest = manifest.dual.max_text_tokens
-        return [(longest, longest, longest) if manifest.dual.pads_to_max else _up_to(longest)]
+        return [(1, longest, longest) if manifest.dual.pads_to_max else _up_to(longest)]
     prompts, one = _up_to(limits.max_prompt_tokens), (1, 1, 1)
     if component.role != "decoder":
         return [prompts]

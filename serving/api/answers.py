@@ -363,7 +363,7 @@ class Version(Answer):
 
 
 class ModelDescription(Answer):
-    """A served model: what it can, weight schemes by component, bytes, and how it passed its quality gates.
+    """A served model: what it can, how weights and cache are stored, bytes, and how it passed its quality gates.
 
     `root` is its own name where `id` is an alias; `max_model_len` is vLLM's name of `context_tokens`.
     """
@@ -378,6 +378,7 @@ class ModelDescription(Answer):
     task: Literal["image-text-to-text", "dual-encoder"]
     model_type: str
     schemes: dict[str, str]
+    kv_cache: str | None
     weight_bytes: int
     context_tokens: int | None
     capabilities: Capabilities

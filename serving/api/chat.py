@@ -17,6 +17,7 @@ from serving.api.conversation import conversation_of
 from serving.api.disconnect import until_disconnect
 from serving.api.errors import error_body
 from serving.api.events import DONE, data_event
+from serving.api.prefixes import behind_prefix
 from serving.api.schemas import ChatRequest
 from serving.api.service import Service, new_id
 from serving.api.usage import end_fields
@@ -46,10 +47,11 @@ class How:
 
 @dataclass(frozen=True)
 class _Asked:
-    """What a body asks for: of the engine, and how to tell it."""
+    """What a body asks for: of the engine, how to tell it, and the name of what the conversation begins with."""
 
     request: GenerateRequest
     how: How
+    prefix: str | None = None
 
 
 def chat_router(service: Service) -> APIRouter:
@@ -61,9 +63,11 @@ def chat_router(service: Service) -> APIRouter:
         """Answer a conversation that may hold images."""
         deadline = service.deadline(request)
         asked = await service.read(request, deadline, ChatRequest, partial(_asked, service))
-        how = asked.how
-        answering = await Answering.begin(service, request, asked.request, deadline)
-        del asked  # its images go as soon as the engine has them
+        how, wanted = asked.how, asked.request
+        if asked.prefix is not None:
+            wanted = await behind_prefix(service, request, asked.prefix, wanted, deadline)
+        answering = await Answering.begin(service, request, wanted, deadline)
+        del asked, wanted  # its images go as soon as the engine has them
         if how.streams:
             first = await until_disconnect(request.receive, answering.first())
             return EventStream(answering, first, ChatForm(answering, how))
@@ -79,7 +83,8 @@ def _asked(service: Service, body: ChatRequest) -> _Asked:
     parts = [part for message in messages for part in message.parts]
     if body.video is not None and not any(isinstance(part, VideoPart) for part in parts):
         raise ParameterError("video says how videos are looked at, and no message holds one; leave it out", "video")
-    if (vision := body.reduction) and vision.keep < 1 and not any(isinstance(p, (ImagePart, VideoPart)) for p in parts):
+    has_images = body.prefix is not None or any(isinstance(part, (ImagePart, VideoPart)) for part in parts)
+    if (vision := body.reduction) and vision.keep < 1 and not has_images:
         raise ParameterError("vision says how images are reduced, and no message holds one; leave it out", "vision")
     sampling, offer = body.sampling(), body.offer()
     request = GenerateRequest(
@@ -93,7 +98,7 @@ def _asked(service: Service, body: ChatRequest) -> _Asked:
         vision=vision,
         tools=offer.told,
     )
-    return _Asked(request, How(bool(body.stream), body.includes_usage, body.logprobs is True))
+    return _Asked(request, How(bool(body.stream), body.includes_usage, body.logprobs is True), body.prefix)
 
 
 class ChatForm:

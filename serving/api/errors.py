@@ -40,6 +40,7 @@ HTTP_ERRORS: dict[type[PocketVLMError], HttpError] = {
     errors.BodySizeError: HttpError(413, _INVALID, "body_too_large"),
     errors.SlowBodyError: HttpError(408, _INVALID, "body_timeout"),
     errors.ModelNotFoundError: HttpError(404, _INVALID, "model_not_found"),
+    errors.PrefixNotFoundError: HttpError(404, _INVALID, "prefix_not_found"),
     errors.TaskError: HttpError(400, _INVALID, "unsupported_task"),
     errors.RequestError: HttpError(400, _INVALID, "invalid_request"),
     errors.OverloadedError: HttpError(429, "overloaded_error", "overloaded"),

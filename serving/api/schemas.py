@@ -133,6 +133,7 @@ class ChatRequest(SamplingFields):
     parallel_tool_calls: bool | None = None
 
     kv: KVOptions | None = None
+    prefix: Name | None = None
     video: VideoOptions | None = None
     vision: VisionOptions | None = None
     media_io_kwargs: MediaOptions | None = None
@@ -194,6 +195,14 @@ class ChatRequest(SamplingFields):
     def reduction(self) -> VisionReduction | None:
         """How images are reduced, where the request says so."""
         return None if self.vision is None else VisionReduction(self.vision.method, self.vision.keep)
+
+
+class PrefixRequest(_Strict):
+    """The body of `POST /v1/prefixes`: the beginning of conversations that later requests name."""
+
+    name: Name
+    model: Name | None = None
+    messages: Messages
 
 
 def _refuse_token_ids(value: Any) -> Any:

@@ -22,6 +22,7 @@ from serving.api.images import image_part
 from serving.api.metrics import Metrics
 from serving.api.parsing import Schema, check_content_type, parse_body
 from serving.api.record import record_of
+from serving.api.stored_prefixes import PrefixStore
 from serving.protocol import EngineClient, ImagePart, ModelCard, TextPart
 from serving.settings import ApiSettings
 
@@ -41,6 +42,7 @@ class Service:
         started_s: Unix time of the application's making.
         metrics: Of this application.
         budget: Of all bodies.
+        prefixes: What conversations may begin with; None where none are kept.
         parser: The thread in which large bodies are parsed, one at a time: each takes twice its size for a moment.
     """
 
@@ -49,10 +51,14 @@ class Service:
     started_s: int
     metrics: Metrics = field(default_factory=Metrics)
     budget: BodyBudget = field(init=False)
+    prefixes: PrefixStore | None = field(init=False)
     parser: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1, "body"))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "budget", BodyBudget(self.settings.max_bodies_bytes))
+        folder = self.settings.prefix_folder
+        store = None if folder is None else PrefixStore(folder, self.settings.max_prefix_bytes)
+        object.__setattr__(self, "prefixes", store)
 
     def deadline(self, request: Request) -> Deadline:
         """Return when the work for a request is stopped.

@@ -91,6 +91,10 @@ class _Prepared:
     vision_s: float
 
 
+def _has_images(request: GenerateRequest) -> bool:
+    return any(not isinstance(part, TextPart) for message in request.messages for part in message.parts)
+
+
 class GenerativeModel(Model):
     """One vision-language bundle.
 
@@ -184,7 +188,7 @@ class GenerativeModel(Model):
         """Yield the answer's pieces, then exactly one FinishedEvent, or raise; closing the iterator frees the slot."""
         check_sampling(request, self._vocab_size, self._shape.most_rows)
         compression, vision = self._policies.wanted(request.kv), request.vision or self._settings.vision
-        choose = self._inside.choice(vision)
+        choose = self._inside.choice(vision) if _has_images(request) else None
         check_alone(vision, choose, compression)
         reduction = self._reducing.of(before_decoder(vision))
         sampling, num_choices = request.sampling.filled(self._defaults), request.num_choices

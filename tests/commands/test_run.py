@@ -50,6 +50,37 @@ def test_the_text_goes_to_stdout_and_its_speed_to_stderr(pocketvlm, smolvlm_bund
     assert "first token" in words.stderr
 
 
+def test_it_reads_fewer_image_tokens_where_it_is_told(pocketvlm, smolvlm_bundle: Path, image: Path) -> None:
+    options = ("--vision-method", "pooling", "--vision-keep", "0.5", "--max-tokens", 1, "what?")
+    done = pocketvlm("run", smolvlm_bundle, "--image", image, "--json", *options)
+    assert done.returncode == 0, done.stderr
+    usage = json.loads(done.stdout)["usage"]
+    assert usage["kept_image_tokens"] * 2 == usage["image_tokens"] > 0
+    words = pocketvlm("run", smolvlm_bundle, "--image", image, *options)
+    assert f"({usage['kept_image_tokens']} of images that have {usage['image_tokens']})" in words.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--vision-method", "magic"), "it must be one of random, uniform"),
+        (("--vision-keep", "1.5"), "above 0 and at most 1"),
+    ],
+)
+def test_a_reduction_that_cannot_be_is_a_wrong_command_line(
+    pocketvlm, smolvlm_bundle: Path, image: Path, options: tuple[str, str], told: str
+) -> None:
+    done = pocketvlm("run", smolvlm_bundle, "--image", image, *options, "what?")
+    assert done.returncode == 2
+    assert told in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_a_share_of_no_images_is_a_wrong_command_line(pocketvlm, smolvlm_bundle: Path) -> None:
+    done = pocketvlm("run", smolvlm_bundle, "--vision-keep", "0.5", "what?")
+    assert done.returncode == 2
+    assert "there is none" in " ".join(done.stderr.replace("│", " ").split())
+
+
 def test_it_takes_several_images(pocketvlm, smolvlm_bundle: Path, image: Path) -> None:
     counts = []
     for images in (["--image", image], ["--image", image, "--image", image]):

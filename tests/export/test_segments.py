@@ -73,6 +73,22 @@ def test_a_variants_segments_are_of_its_graph_for_prompts(
     np.testing.assert_allclose(cut, whole, rtol=0, atol=1e-4)  # sums and norms are joined but at a cut
 
 
+@pytest.mark.parametrize(("weights", "cache", "tolerance"), [("fp32", "int8", 0.02), ("int4-rtn", "int4", 0.3)])
+def test_segments_keep_the_codes_of_the_cache(tmp_path: Path, weights: str, cache: str, tolerance: float) -> None:
+    from reference.held_out import calibration_of
+
+    export_checkpoint(SHIPPED, tmp_path / "cut", segments=[1, 2])
+    quantize_bundle(
+        tmp_path / "cut",
+        tmp_path / "variant",
+        weights=weights,
+        options=Options(kv_cache=cache),
+        calibration=calibration_of("vlm", 1),
+    )
+    whole, cut = (logits_of(tmp_path / "variant", in_segments=in_segments) for in_segments in (False, True))
+    np.testing.assert_allclose(cut, whole, rtol=0, atol=tolerance)  # a last digit can turn a code
+
+
 def test_variants_for_a_device_have_no_segments_and_say_so(checkpoint_of, tmp_path: Path) -> None:
     export_checkpoint(checkpoint_of("smolvlm"), tmp_path / "cut", segments=[1])
     lines: list[str] = []

@@ -228,6 +228,15 @@ def test_questions_with_images_are_refused(smolvlm_bundle: Path, files: list[Pat
         compared(FakeLlama(smolvlm_bundle, {}), smolvlm_bundle, files, tmp_path / "questions.jsonl")
 
 
+def test_without_a_file_of_questions_built_in_texts_are_asked(smolvlm_bundle: Path, files: list[Path]) -> None:
+    """No reply to them is right or wrong: accuracy is not measured, and replies are compared all the same."""
+    found = compare(FakeLlama(smolvlm_bundle, {}), open_bundle(smolvlm_bundle), files, 3, NO_SPEED, silent)
+    assert found.evaluation.source == "built-in evaluation texts"
+    assert found.parity.teacher_forced.num_samples == 3
+    assert found.parity.replies.n == 3
+    assert found.parity.tasks == {}
+
+
 def test_only_an_fp32_bundle_with_a_decoder_is_a_parent(
     dual_bundle: Path, clip_bundle: Path, smolvlm_bundle: Path, files: list[Path], questions: Path
 ) -> None:

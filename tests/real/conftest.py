@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 from bundle.errors import MachineError
 from bundle.machine import cache_folder
+from commands.real import VISION
 from export.checkpoint import Checkpoint
 from export.exporter import export_checkpoint
 from export.kept_bundle import export_kept
@@ -46,13 +47,13 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def checkpoint(gguf_file: Path, scratch: Path) -> Path:
-    build_checkpoint(gguf_file, scratch / "checkpoint")
+    build_checkpoint(gguf_file, scratch / "checkpoint", VISION)
     return scratch / "checkpoint"
 
 
 @pytest.fixture(scope="session")
 def bundle(checkpoint: Path, scratch: Path) -> Path:
-    """Exported through the checkpoint's weights."""
+    """Exported through the checkpoint's weights, with the shipped tower and connector."""
     export_checkpoint(checkpoint, scratch / "bundle")
     return scratch / "bundle"
 

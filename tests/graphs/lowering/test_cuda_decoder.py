@@ -138,8 +138,9 @@ def test_it_computes_what_the_parent_does(name: str, groups: tuple[int, ...], de
             assert np.linalg.norm(found[output] - expected) < limit * np.linalg.norm(expected), output
 
 
-def test_choices_are_those_of_the_logits(decoder_of, two_runs) -> None:
-    model = decoder_of()
+@pytest.mark.parametrize("vocab_size", [61, 60])
+def test_choices_are_those_of_the_logits(vocab_size: int, decoder_of, two_runs) -> None:
+    model = decoder_of(vocab_size=vocab_size)
     states = states_of(model)
     lower_decoder_for_cuda(model, states, MAX_POSITIONS)
     for found in two_runs(model, states):
@@ -158,15 +159,19 @@ def test_a_row_whose_logits_are_no_numbers_has_no_choice_and_the_others_have_the
         assert found["greedy_ids"].tolist() == expected
 
 
+@pytest.mark.parametrize("vocab_size", [61, 60, 64])
 @pytest.mark.parametrize("broken", [np.nan, np.inf], ids=str)
-def test_one_logit_that_is_no_number_is_enough(broken: float, decoder_of, two_runs) -> None:
-    model = decoder_of()
+def test_one_logit_that_is_no_number_is_enough(broken: float, vocab_size: int, decoder_of, two_runs) -> None:
+    """Of whatever size a vocabulary is: it is looked through in parts."""
+    model = decoder_of(vocab_size=vocab_size)
     states = states_of(model)
     lower_decoder_for_cuda(model, states, MAX_POSITIONS)
-    (head,) = (value for value in model.graph.initializers.values() if list(value.shape or []) == [48, 61])
+    (head,) = (value for value in model.graph.initializers.values() if list(value.shape or []) == [48, vocab_size])
     weights = head.const_value.numpy().copy()
     weights[:, 17] = broken
     head.const_value = ir.tensor(weights, name=head.name)
+    parts = [list(value.shape or []) for name, value in model.graph.initializers.items() if name.endswith("zeros")]
+    assert sorted(parts) == {61: [[1], [61]], 60: [[6], [10]], 64: [[8], [8]]}[vocab_size]
     for found in two_runs(model, states):
         assert np.isfinite(np.delete(found["logits"], 17, axis=-1)).all()
         assert (found["greedy_ids"] == -1).all()

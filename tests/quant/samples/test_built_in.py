@@ -15,7 +15,15 @@ from bundle.prompt import Placeholder
 from quant.calibration.feeds import shows_images
 from quant.quality.evaluation import turns_of
 from quant.samples import built_in
-from quant.samples.built_in import PHOTOGRAPHS, PROSE, built_in_samples, photographs_of, texts_of
+from quant.samples.built_in import (
+    MOST_TEXTS,
+    PHOTOGRAPHS,
+    PROSE,
+    built_in_samples,
+    built_in_texts,
+    photographs_of,
+    texts_of,
+)
 
 HALVES = ("calibration", "evaluation")
 MOST_BYTES = 400
@@ -60,6 +68,18 @@ def test_questions_of_a_half_are_of_texts_and_of_photographs_that_open(vlm: Bund
     assert len(found.questions) == len(texts_of(half)) + 4
     assert found.num_verdicts == 0
     assert "no right answers" in found.no_accuracy
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_the_texts_of_a_half_are_the_same_without_its_photographs(vlm: Bundle, half: str) -> None:
+    found = built_in_texts(vlm, half)
+    assert [(q.question, q.answer) for q in found.questions] == [(t.question, t.answer) for t in texts_of(half)]  # type: ignore[attr-defined]
+    assert not shows_images(found)
+    assert (found.source, found.num_verdicts) == (f"built-in {half} texts", 0)
+    assert len(found.questions) == MOST_TEXTS
+    few = built_in_texts(vlm, half, 15).questions
+    assert len(few) == 15
+    assert len({question.task for question in few}) > 10
 
 
 def test_every_photograph_is_where_scikit_image_keeps_it() -> None:

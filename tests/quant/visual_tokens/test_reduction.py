@@ -114,6 +114,14 @@ def test_equal_digests_have_equal_rows_and_features(method: str, keep: float, se
             assert is_same == (first.digest == second.digest)
 
 
+def test_means_speak_for_themselves() -> None:
+    """Groups of one size with the same first tokens may have other members, under another method."""
+    image = image_of(1)
+    other = replace(image, features=image.features[:, ::-1].copy())
+    assert Reduction("pooling", 0.5).apply(image).digest != Reduction("pooling", 0.5).apply(other).digest
+    assert Reduction("uniform", 0.5).apply(image).digest == Reduction("uniform", 0.5).apply(other).digest
+
+
 def test_digests_of_a_reduced_image_and_of_another_image_differ() -> None:
     image = image_of(1)
     twin = replace(image, digest=b"another")

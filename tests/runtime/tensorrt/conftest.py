@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,17 @@ BLOCKS = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4,
 def rtx() -> Library:
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX has wheels for Linux on x86-64 alone")
     return open_library("tensorrt-rtx")
+
+
+@pytest.fixture(scope="session")
+def stand_in() -> ModuleType:
+    """The module of `stand_in.py`."""
+    spec = importlib.util.spec_from_file_location("stand_in", Path(__file__).with_name("stand_in.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from bundle.errors import DeadlineError, EngineDeadError, MachineError
+from quant.kv.compressing import Compression
 from runtime.decoder import Decoder
 from runtime.filled_prompt import FilledPrompt
 from runtime.session import Session
@@ -55,6 +56,10 @@ class FaultyRunner:
         self._count()
         return self._runner.run(batch)
 
+    def compress(self, sequence, until_s):
+        self._count()
+        return self._runner.compress(sequence, 0.0)  # a layer at a time
+
 
 @dataclass(frozen=True)
 class Request:
@@ -62,10 +67,21 @@ class Request:
     sampling: SamplingParams
     cancel_after: int | None = None
     is_late: bool = False
+    num_kept: int | None = None
+
+    @property
+    def kept_rows(self) -> list[int] | None:
+        """The first 4 rows of the prompt and its last ones, at least one of them; None where all stay."""
+        num_rows = len(self.prompt)
+        if self.num_kept is None or self.num_kept >= num_rows:
+            return None
+        sinks = min(4, self.num_kept - 1)
+        return [*range(sinks), *range(num_rows - self.num_kept + sinks, num_rows)]
 
     def sequence(self) -> Sequence:
         prompt, deadline_s = FilledPrompt.of_ids(np.array(self.prompt, np.int64)), 0.0 if self.is_late else math.inf
-        return Sequence("r", prompt, self.sampling, (EOS,), deadline_s=deadline_s)
+        compression = None if self.kept_rows is None else Compression("streaming-llm", len(self.kept_rows))
+        return Sequence("r", prompt, self.sampling, (EOS,), deadline_s=deadline_s, compression=compression)
 
 
 @dataclass(frozen=True)
@@ -101,7 +117,7 @@ class Oracle:
         self._known: dict[tuple, Expected] = {}
 
     def answer(self, request: Request) -> Expected:
-        key = (request.prompt, request.sampling)
+        key = (request.prompt, request.sampling, request.num_kept)
         if key not in self._known:
             self._known[key] = self._run(request)
         return self._known[key]
@@ -111,19 +127,21 @@ class Oracle:
             state.input: np.zeros([{"B": 1, "S": CAPACITY}.get(str(size), size) for size in state.shape], np.float32)
             for state in self._states
         }
-        state, ids, past = SamplingState(request.sampling), list(request.prompt), 0
+        state, ids, past, position = SamplingState(request.sampling), list(request.prompt), 0, 0
         tokens: list[int] = []
         decided: list[bool] = []
         while past + len(ids) <= CAPACITY:
             inputs = {
                 "inputs_embeds": self._embed_tokens.run({"input_ids": np.array([ids])})["inputs_embeds"],
-                "position_ids": np.arange(past, past + len(ids))[None],
+                "position_ids": np.arange(position, position + len(ids))[None],
                 "past_lengths": np.array([[past]]),
                 "logits_indices": np.array([[len(ids) - 1]]),
             }
             outputs = self._decoder.run({**inputs, **cache})
             cache = {state.input: outputs[state.output] for state in self._states}
-            past += len(ids)
+            past, position = past + len(ids), position + len(ids)
+            if position == len(request.prompt) and (kept := request.kept_rows) is not None:
+                cache, past = {name: rows_first(array, kept) for name, array in cache.items()}, len(kept)
             logits = outputs["logits"][0, 0]
             decided.append(is_decided(state, logits))
             tokens.append(chosen(state, logits))
@@ -131,6 +149,13 @@ class Oracle:
             if ids[0] == EOS or len(tokens) == request.sampling.max_tokens:
                 break
         return Expected(tokens, len(tokens) if all(decided) else decided.index(False))
+
+
+def rows_first(rows: np.ndarray, kept: list[int]) -> np.ndarray:
+    """Return rows [1, K, S, C] with some of them in front and nothing that counts behind."""
+    moved = np.full_like(rows, 7.0)
+    moved[:, :, : len(kept)] = rows[:, :, kept]
+    return moved
 
 
 def chosen(state: SamplingState, logits: np.ndarray) -> int:
@@ -209,6 +234,7 @@ def tokens_of(events: list[StreamEvent]) -> list[int]:
     return [event.token_id for event in events if isinstance(event, Sampled)]
 
 
+NUM_KEPT = st.one_of(st.none(), st.integers(1, 30))
 SAMPLING = st.builds(
     SamplingParams,
     max_tokens=st.one_of(st.none(), st.integers(1, 12)),
@@ -222,6 +248,7 @@ REQUESTS = st.lists(
         prompt=st.lists(st.integers(6, 59), min_size=1, max_size=CAPACITY - 1).map(tuple),
         sampling=SAMPLING,
         cancel_after=st.one_of(st.none(), st.none(), st.integers(0, 5)),
+        num_kept=NUM_KEPT,
     ),
     min_size=1,
     max_size=9,
@@ -248,6 +275,7 @@ ALIKE = st.lists(
         sampling=SAMPLING,
         cancel_after=st.one_of(st.none(), st.none(), st.none(), st.integers(0, 5)),
         is_late=st.sampled_from([False, False, False, True]),
+        num_kept=NUM_KEPT,
     ),
     min_size=1,
     max_size=12,
@@ -303,6 +331,37 @@ def test_a_failed_step_fails_its_own_requests_and_later_ones_are_answered(runner
     assert [type(event) for event in first] == [Failed]
     assert "no memory" in str(first[0].error)
     assert oracle.answer(kept).is_given_by(tokens_of(second))
+    assert engine.fault == ""
+
+
+def test_a_choice_of_rows_that_fails_fails_its_own_request_alone(runner, oracle, engine_of) -> None:
+    are_here = threading.Event()
+    faulty = FaultyRunner(runner, {}, lambda: are_here.wait(20) and None)
+    compress = faulty.compress
+    engine = engine_of(faulty)
+    lost = Request(tuple(range(7, 37)), SamplingParams(max_tokens=6), num_kept=5)
+    others = [greedy(7, 8, 9, max_tokens=9), greedy(9, 8, max_tokens=4)]
+
+    def fail_at_the_second_layer(sequence, until_s):
+        if sequence.compressing is not None:
+            raise RuntimeError("injected")
+        return compress(sequence, until_s)
+
+    faulty.compress = fail_at_the_second_layer
+
+    async def main() -> None:
+        streams = [engine.submit(request.sequence()) for request in (others[0], lost, others[1])]
+        are_here.set()
+        first, failed, second = [await read(engine, stream) for stream in streams]
+        assert [type(event) for event in failed] == [Sampled, Failed]
+        for request, events in zip(others, (first, second), strict=True):
+            assert oracle.answer(request).is_given_by(tokens_of(events))
+
+    asyncio.run(main())
+    # What was begun to be dropped is found by nobody.
+    asyncio.run(serve(engine, [again := Request(lost.prompt, lost.sampling)]))
+    ((_, events),) = asyncio.run(serve(engine, [again]))
+    assert oracle.answer(again).is_given_by(tokens_of(events))
     assert engine.fault == ""
 
 

@@ -133,6 +133,16 @@ def test_text_alone_is_read_whole_and_shares_its_prefix(model, ask, answer) -> N
     run(main)
 
 
+def test_text_alone_may_have_a_kv_policy_where_images_leave_inside(model, ask, answer) -> None:
+    async def main() -> None:
+        request = ask("What is red? " * 6, max_tokens=2)
+        both = {"vision": VisionReduction("fastv", 0.5), "kv": KVCompression("knorm", 0.5)}
+        usage = (await answer(model, dataclasses.replace(request, **both))).finished.usage
+        assert usage.cache_rows_after < usage.cache_rows_before
+
+    run(main)
+
+
 def test_a_bundle_without_segments_says_what_makes_them(smolvlm_bundle: Path) -> None:
     bundle = open_bundle(smolvlm_bundle)
     inside = Inside(bundle, TokenGraphs(bundle, SETTINGS))

@@ -1,0 +1,81 @@
+"""`pocketvlm compression`: what shorter prompts and smaller caches cost in answers, on one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from commands.options import ThreadsOption, usage_errors
+from commands.terminal import console, progress
+
+_SHARES = "0.75,0.5,0.25,0.1"
+
+
+def compression(
+    bundles: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Vision-language bundles to measure. Default: none; the page is drawn of files alone.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="The page; its charts and the answers of each bundle go beside it."),
+    ] = Path("compression.html"),
+    shares: Annotated[str, typer.Option(help="Shares of image tokens, or of cache rows, that stay.")] = _SHARES,
+    samples: Annotated[int, typer.Option(min=2, help="Questions per task of a shipped model's held-out scenes.")] = 20,
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(
+            "--eval", help="A JSONL file of questions. Default: a shipped model's own, else built-in samples."
+        ),
+    ] = None,
+    answers: Annotated[
+        list[Path] | None, typer.Option(help="Answers measured before; may be repeated. Default: none.")
+    ] = None,
+    costs: Annotated[
+        list[Path] | None,
+        typer.Option(help="Times by python -m loadtests.shortening; may be repeated. Default: none."),
+    ] = None,
+    threads: ThreadsOption = 0,
+) -> None:
+    """Measure every visual-token reducer and KV policy against the share that stays, and draw a page of it."""
+    from bundle.directory import open_bundle
+    from commands.quantize import evaluation_of
+    from quant.shortening.costs import read_costs
+    from quant.shortening.measuring import measure_shortening
+    from quant.shortening.page import sentences_of, write_page
+    from quant.shortening.record import Record
+    from runtime.settings import RuntimeSettings
+
+    settings = RuntimeSettings(intra_threads=threads)
+    with usage_errors():
+        wanted = _shares(shares)
+        records = [Record.read(path) for path in answers or ()]
+        timed = [each for path in costs or () for each in read_costs(path)]
+        if not (bundles or records):
+            raise typer.BadParameter("give at least one bundle, or --answers of one measured before")
+        for path in bundles or ():
+            found = evaluation_of(path, evaluation, samples)
+            bundle = open_bundle(path, allow_ungated=True)
+            records.append(measure_shortening(bundle, found, wanted, settings, progress))
+            records[-1].write(output.with_name(f"{output.stem}-{bundle.manifest.name}.json"))
+    for record in records:
+        console.print(record.model, style="bold", markup=False)
+        for sentence in sentences_of(record):
+            console.print(f"  {sentence}.", markup=False, soft_wrap=True)
+    for written in write_page(output, records, timed):
+        console.print(str(written), soft_wrap=True)
+
+
+def _shares(text: str) -> list[float]:
+    try:
+        shares = [float(part) for part in text.split(",")]
+    except ValueError:
+        shares = []
+    if not shares or not all(0 < share < 1 for share in shares):
+        raise typer.BadParameter(f"--shares {text!r}: give numbers above 0 and below 1, such as {_SHARES}")
+    return shares

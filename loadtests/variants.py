@@ -1,0 +1,138 @@
+"""Many variants of one decoder on one page: `python -m loadtests.variants FP32 FOLDER`.
+
+Each is quantized with the built-in table of times, so that every machine plans the same, fitted to one half of the
+built-in samples and measured on texts of the other. What stands in the folder already is not made again. Files of
+llama.cpp's types that answered the same texts stand in the same charts:
+
+    python -m loadtests.llama_cpp FP32 GGUF --threads 1 --json rivals.json
+    python -m loadtests.variants FP32 FOLDER --rivals rivals.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from bundle.directory import MANIFEST, open_bundle
+from bundle.errors import PocketVLMError
+from quant.comparison.comparison import compare_bundles
+from quant.planning.draft import Options
+from quant.quantizer import quantize_bundle
+from quant.samples.built_in import MOST_TEXTS, built_in_samples, built_in_texts
+
+PAGE = "report.html"
+_FP32_BITS = 32
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a variant is made.
+
+    Attributes:
+        weights: As `pocketvlm quantize --weights` takes them.
+        block_size: Weights per scale; None: chosen.
+        profile: Of the decoder; None: the one of the weights.
+        bits: Of all weights together, scales included: layers get more bits than asked while they fit; None: no search.
+    """
+
+    weights: str
+    block_size: int | None = None
+    profile: str | None = None
+    bits: float | None = None
+
+    def options(self, fp32_bytes: int) -> Options:
+        """Return the options of the quantizer for a parent of so many bytes of weights."""
+        most = None if self.bits is None else int(fp32_bytes * self.bits / _FP32_BITS)
+        return Options(block_size=self.block_size, profile=self.profile, max_bytes=most)
+
+
+RECIPES = {
+    "int8-memory": Recipe("int8", profile="memory"),
+    "int8": Recipe("int8"),
+    "int8-rtn": Recipe("int8-rtn"),
+    "int4": Recipe("int4"),
+    "int4-b32": Recipe("int4", block_size=32),
+    "int4-gptq-b32": Recipe("int4-gptq", block_size=32),
+    "mixed-5": Recipe("int4", bits=5.0),
+    "nf4": Recipe("nf4"),
+    "int4-hqq": Recipe("int4-hqq"),
+    "int4-rtn": Recipe("int4-rtn"),
+    "int2": Recipe("int2"),
+    "int2-gptq": Recipe("int2-gptq"),
+    "ternary": Recipe("ternary"),
+    "ternary-gptq": Recipe("ternary-gptq"),
+}
+"""By the name of the variant's folder."""
+
+
+def make_variant(parent: Path, folder: Path, recipe: Recipe, num_texts: int, say: Say) -> Path:
+    """Return a variant's folder, made where no bundle stands there, and measured on so many texts.
+
+    Raises:
+        QuantizationError: The parent is no fp32 bundle of a language model, or too large for the bits.
+        BundleError: The parent is not whole.
+    """
+    if not (folder / MANIFEST).is_file():
+        say(f"making {folder.name}")
+        bundle = open_bundle(parent, verify=False, allow_ungated=True)
+        quantize_bundle(
+            parent,
+            folder,
+            weights=recipe.weights,
+            options=recipe.options(bundle.manifest.weight_bytes),
+            calibration=built_in_samples(bundle, "calibration"),
+            evaluation=built_in_texts(bundle, "evaluation", num_texts),
+            progress=say,
+        )
+    return folder
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the module's own command line; return the exit code."""
+    options = _parser().parse_args(arguments)
+    told = Console(stderr=True, highlight=False)
+    try:
+        variants = [
+            make_variant(options.bundle, options.folder / name, RECIPES[name], options.texts, told.print)
+            for name in options.variants
+        ]
+        _, written = compare_bundles(
+            [options.bundle, *variants],
+            options.folder / PAGE,
+            with_speed=options.speed,
+            progress=told.print,
+            rivals=options.rivals,
+        )
+    except PocketVLMError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for path in written:
+        print(path)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtests.variants",
+        description="Variants of an fp32 bundle, made where they are not there yet, and the page that compares them.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("bundle", type=Path, help="fp32 bundle of a language model, such as .demo/real of make demo-real")
+    add("folder", type=Path, help="keeps the variants and the page")
+    add("--variants", nargs="+", choices=RECIPES, default=list(RECIPES), help="which")
+    add("--texts", type=int, default=MOST_TEXTS, help="on which each variant is measured, of every kind some")
+    add("--rivals", nargs="*", type=Path, default=[], help="files of python -m loadtests.llama_cpp")
+    add("--speed", action=argparse.BooleanOptionalAction, default=True, help="time the variants in turns")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""The engine of a bundle's graph, where a folder of engines was named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bundle.directory import Bundle
+from bundle.engines import EngineIndex, read_engines, require_fresh
+from bundle.errors import BundleFileError
+from bundle.manifest import ComponentName, TensorSpec
+from bundle.states import ROWS
+from runtime.settings import RuntimeSettings
+from runtime.tensorrt.engine import Engine
+from runtime.tensorrt.engine_graph import EngineGraph
+from runtime.tensorrt.library import open_library
+
+
+def try_engine(bundle: Bundle, name: ComponentName, settings: RuntimeSettings) -> EngineGraph | None:
+    """Return the engine of a graph; None where no folder of engines of this bundle was named, or graphs run on a CPU.
+
+    Raises:
+        BundleFileError: The folder lacks the graph's engine, or it is stale.
+        MachineError: TensorRT is missing, or the engine is of another card or version.
+    """
+    found = _folder_of(bundle, settings)
+    if found is None:
+        return None
+    folder, index = found
+    record = index.engines.get(name)
+    if record is None:
+        raise BundleFileError(
+            f"{folder} holds no engine of {name}, only of {', '.join(index.engines) or 'nothing'}. Go on with: "
+            f"pocketvlm compile {bundle.directory} -o {folder}"
+        )
+    require_fresh(bundle, folder, name, record)
+    return EngineGraph(Engine(open_library(record.key.builder), folder / record.file, record), settings.provider)
+
+
+def with_rows(specs: Sequence[TensorSpec], bundle: Bundle, settings: RuntimeSettings) -> list[TensorSpec]:
+    """Return inputs or outputs as an engine has them, whose cache is of one length."""
+    found = _folder_of(bundle, settings)
+    if found is None:
+        return list(specs)
+    rows = found[1].cache_rows
+    return [
+        spec.model_copy(update={"shape": tuple(rows if size == ROWS else size for size in spec.shape)})
+        for spec in specs
+    ]
+
+
+def _folder_of(bundle: Bundle, settings: RuntimeSettings) -> tuple[Path, EngineIndex] | None:
+    if settings.provider == "cpu":
+        return None
+    for folder in settings.engines:
+        index = read_engines(folder)
+        if index.bundle == bundle.name:
+            return folder, index
+    return None

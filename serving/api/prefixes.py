@@ -1,0 +1,118 @@
+"""`/v1/prefixes`: beginnings of conversations, demonstrations say, that are sent once and named by later requests.
+
+A prefix is its messages. A request that names one is answered as if it had sent them before its own, so that answers
+are the same by construction; what saves time is that its features and rows are found again where they were kept. Making
+one reads it once, which puts them there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from bundle.errors import ParameterError
+from bundle.frames.options import FrameOptions
+from serving.api.answering import Answering
+from serving.api.conversation import check_counts, conversation_of
+from serving.api.deadline import Deadline
+from serving.api.disconnect import until_disconnect
+from serving.api.parsing import parse_body
+from serving.api.record import record_of
+from serving.api.schemas import PrefixRequest
+from serving.api.service import Service, check_count, new_id
+from serving.api.stored_prefixes import PrefixFacts, PrefixStore
+from serving.protocol import GenerateRequest, Message, SamplingParams
+
+T = TypeVar("T")
+
+
+def prefixes_router(service: Service, store: PrefixStore) -> APIRouter:
+    """Return the routes that make, list and delete prefixes."""
+    router = APIRouter(tags=["prefixes"])
+
+    @router.post("/v1/prefixes")
+    async def make(request: Request) -> Response:
+        """Keep the beginning of a conversation under a name, and read it once."""
+        deadline = service.deadline(request)
+        body, messages = await service.read(request, deadline, PrefixRequest, lambda body: _asked(service, body))
+        await _on_disk(service, deadline, lambda: store.check_free(body.name))
+        sampling = SamplingParams(max_tokens=1, temperature=0.0)
+        asked = GenerateRequest(new_id("prefix"), body.model or "", messages, sampling)
+        answering = await Answering.begin(service, request, asked, deadline)
+        _, finished = await until_disconnect(request.receive, answering.whole())
+        usage = finished.usage
+        facts = PrefixFacts(body.name, answering.model, int(time.time()), usage.prompt_tokens, usage.image_tokens)
+        content = body.model_dump_json(exclude_unset=True).encode()
+        await _on_disk(service, deadline, lambda: store.add(facts, content))
+        return JSONResponse(_told(facts))
+
+    @router.get("/v1/prefixes")
+    async def listed(request: Request) -> dict[str, Any]:
+        """List the prefixes."""
+        found = await _on_disk(service, service.deadline(request), store.listed)
+        return {"object": "list", "data": [_told(facts) for facts in found]}
+
+    @router.delete("/v1/prefixes/{name}")
+    async def delete(request: Request, name: str) -> dict[str, Any]:
+        """Forget a prefix; requests that run go on."""
+        await _on_disk(service, service.deadline(request), lambda: store.remove(name))
+        return {"name": name, "object": "prefix", "deleted": True}
+
+    return router
+
+
+async def behind_prefix(
+    service: Service, request: Request, name: str, asked: GenerateRequest, deadline: Deadline
+) -> GenerateRequest:
+    """Return a request with the messages of a prefix before its own.
+
+    Args:
+        service: Its limits hold for both together.
+        request: That asks.
+        name: Of the prefix.
+        asked: Of the engine, without the prefix.
+        deadline: When it is stopped.
+
+    Raises:
+        PrefixNotFoundError: There is none of that name.
+        ParameterError: Prefixes are not kept, it is another model's, or a limit is passed.
+    """
+    store = service.prefixes
+    if store is None:
+        raise ParameterError(
+            f"prefix {name!r}: this server keeps no prefixes; start it with --prefix-folder FOLDER", "prefix"
+        )
+    model = await service.choose(request, asked.model, "image-text-to-text")
+    size_bytes = await _on_disk(service, deadline, lambda: store.size_bytes(name))
+    record_of(request).until_end.enter_context(service.budget.share()).grow(size_bytes, size_bytes)
+    facts, messages = await _on_disk(service, deadline, lambda: _begun(service, store, name))
+    if facts.model != model:
+        raise ParameterError(f"prefix {name!r} was made for the model {facts.model!r}, not {model!r}", "prefix")
+    whole = messages + asked.messages
+    check_count(len(whole), service.settings.max_messages, "prefix and messages", "messages")
+    check_counts(service, [part for message in whole for part in message.parts])
+    return replace(asked, messages=whole)
+
+
+def _asked(service: Service, body: PrefixRequest) -> tuple[PrefixRequest, tuple[Message, ...]]:
+    options = FrameOptions(most_frames=service.settings.max_frames)
+    return body, conversation_of(service, body.messages, options)
+
+
+def _begun(service: Service, store: PrefixStore, name: str) -> tuple[PrefixFacts, tuple[Message, ...]]:
+    facts, content = store.read(name)
+    return facts, _asked(service, parse_body([content], PrefixRequest, service.settings))[1]
+
+
+async def _on_disk(service: Service, deadline: Deadline, work: Callable[[], T]) -> T:
+    return await deadline.finish(asyncio.get_running_loop().run_in_executor(service.parser, work))
+
+
+def _told(facts: PrefixFacts) -> dict[str, Any]:
+    return {"object": "prefix", **asdict(facts)}

@@ -1,0 +1,57 @@
+"""Variants are made once, within their bits, measured on texts alone, and stand on one page."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bundle.directory import open_bundle, read_manifest
+from bundle.report import read_report
+from loadtests import variants
+from loadtests.variants import RECIPES, Recipe, main
+from quant.planning.recipes import read_weights
+from quant.samples.built_in import built_in_samples
+
+
+@pytest.fixture(autouse=True)
+def _few_samples(smolvlm_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three of the built-in samples in place of all those that weights are fitted to."""
+    fitted = built_in_samples(open_bundle(smolvlm_bundle), "calibration")
+    monkeypatch.setattr(variants, "built_in_samples", lambda *_: replace(fitted, questions=fitted.questions[-3:]))
+
+
+def test_variants_are_made_once_and_stand_on_one_page(
+    smolvlm_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(smolvlm_bundle), str(tmp_path), "--variants", "int8-rtn", "int4-rtn", "--no-speed", "--texts", "3"]
+    assert main(command) == 0
+    assert "making int8-rtn" in capsys.readouterr().err
+    report = read_report(open_bundle(tmp_path / "int4-rtn", allow_ungated=True))
+    assert report.evaluation is not None
+    assert (report.evaluation.source, report.evaluation.num_samples) == ("built-in evaluation texts", 3)
+    page = (tmp_path / "report.html").read_text()
+    assert "int8-rtn" in page
+    assert "int4-rtn" in page
+    assert (tmp_path / "report-loss-by-size.png").is_file()
+    assert main(command) == 0
+    assert "making" not in capsys.readouterr().err
+
+
+def test_the_bits_of_a_recipe_are_of_all_weights_of_the_variant(smolvlm_bundle: Path, tmp_path: Path) -> None:
+    fp32_bytes = read_manifest(smolvlm_bundle).weight_bytes
+    recipe = Recipe("int4-rtn", bits=9.0)
+    variants.make_variant(smolvlm_bundle, tmp_path / "mixed", recipe, 3, lambda line: None)
+    assert read_manifest(tmp_path / "mixed").weight_bytes <= fp32_bytes * 9 / 32
+    assert recipe.options(3200).max_bytes == 900
+
+
+def test_every_recipe_asks_for_weights_that_exist(smolvlm_bundle: Path) -> None:
+    for recipe in RECIPES.values():
+        read_weights(recipe.weights, read_manifest(smolvlm_bundle))
+
+
+def test_what_is_no_bundle_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path), str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {tmp_path} is not a bundle")

@@ -1,0 +1,165 @@
+"""Beginnings of conversations under a name: kept, listed, named by a chat, deleted; and what is refused."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.protocol import GenerateRequest
+
+SHOWN = [
+    {"role": "system", "content": "Answer in one word."},
+    {"role": "user", "content": "What is grass?"},
+    {"role": "assistant", "content": "Green."},
+]
+
+
+@pytest.fixture
+def keeping(make_caller, tmp_path: Path):
+    return make_caller(prefix_folder=tmp_path / "prefixes")
+
+
+def made(caller: Any, name: str = "one-word", **fields: Any):
+    return caller.post("/v1/prefixes", {"name": name, "model": "fake-vlm", "messages": SHOWN, **fields})
+
+
+def plain(request: GenerateRequest) -> tuple:
+    """Return what decides an answer."""
+    return request.model, request.messages, request.sampling, request.num_choices
+
+
+def test_a_chat_behind_a_prefix_is_the_chat_that_sends_its_messages(keeping, engine, ask, image_part, png) -> None:
+    shown = [*SHOWN, {"role": "user", "content": [image_part(png), {"type": "text", "text": "this"}]}]
+    shown += [{"role": "assistant", "content": "Red."}]
+    assert made(keeping, messages=shown).status_code == 200
+    own = ask("What is snow?")
+    named = keeping.post("/v1/chat/completions", {**own, "prefix": "one-word"})
+    whole = keeping.post("/v1/chat/completions", {**own, "messages": [*shown, *own["messages"]]})
+    assert named.status_code == whole.status_code == 200
+    _, of_named, of_whole = engine.generations
+    assert plain(of_named) == plain(of_whole)
+    assert named.json()["choices"] == whole.json()["choices"]
+    assert named.json()["usage"] == whole.json()["usage"]
+
+
+def test_a_prefix_is_read_once_when_it_is_made(keeping, engine) -> None:
+    told = made(keeping).json()
+    [request] = engine.generations
+    assert [message.role for message in request.messages] == ["system", "user", "assistant"]
+    assert (request.sampling.max_tokens, request.num_choices) == (1, 1)
+    assert told["object"] == "prefix"
+    assert (told["name"], told["model"], told["image_tokens"]) == ("one-word", "fake-vlm", 0)
+    assert told["prompt_tokens"] > 0
+
+
+def test_prefixes_are_listed_and_deleted(keeping) -> None:
+    assert keeping.get("/v1/prefixes").json() == {"object": "list", "data": []}
+    told = [made(keeping, name).json() for name in ("b", "a")]
+    assert keeping.get("/v1/prefixes").json()["data"] == told[::-1]
+    gone = keeping.request("DELETE", "/v1/prefixes/a")
+    assert (gone.status_code, gone.json()) == (200, {"name": "a", "object": "prefix", "deleted": True})
+    assert [each["name"] for each in keeping.get("/v1/prefixes").json()["data"]] == ["b"]
+    assert keeping.request("DELETE", "/v1/prefixes/a").status_code == 404
+
+
+def test_prefixes_outlive_the_process(keeping, make_caller, tmp_path: Path, ask) -> None:
+    made(keeping)
+    later = make_caller(prefix_folder=tmp_path / "prefixes")
+    assert later.post("/v1/chat/completions", {**ask(), "prefix": "one-word"}).status_code == 200
+
+
+def test_a_name_is_never_given_to_something_else(keeping, engine) -> None:
+    made(keeping)
+    again = made(keeping, messages=SHOWN[:1])
+    assert again.status_code == 400
+    assert "'one-word' is stored already; delete it" in again.json()["error"]["message"]
+    assert len(engine.generations) == 1
+    assert len(keeping.get("/v1/prefixes").json()["data"]) == 1
+
+
+@pytest.mark.parametrize("name", ["", "..", "../x", ".x", "a/b", "a b", "x" * 65, "ä"])
+def test_names_that_lead_elsewhere_are_refused(keeping, tmp_path: Path, ask, name: str) -> None:
+    assert made(keeping, name).status_code == 400
+    answer = keeping.post("/v1/chat/completions", {**ask(), "prefix": name})
+    assert answer.status_code == 404
+    assert not list(tmp_path.rglob("*.prefix"))
+
+
+def test_an_unknown_prefix_is_told_which_there_are(keeping, ask) -> None:
+    made(keeping)
+    answer = keeping.post("/v1/chat/completions", {**ask(), "prefix": "other"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (404, "prefix_not_found", "prefix")
+    assert error["message"] == "no prefix 'other' is stored here; stored: one-word"
+
+
+def test_a_prefix_of_another_model_is_refused(keeping, tmp_path: Path, ask) -> None:
+    made(keeping)
+    path = tmp_path / "prefixes" / "one-word.prefix"
+    path.write_bytes(path.read_bytes().replace(b'"model": "fake-vlm"', b'"model": "other-vlm"', 1))
+    answer = keeping.post("/v1/chat/completions", {**ask(), "prefix": "one-word"})
+    assert answer.status_code == 400
+    assert "was made for the model 'other-vlm', not 'fake-vlm'" in answer.json()["error"]["message"]
+
+
+def test_where_no_folder_is_set_there_are_no_prefixes(api, ask) -> None:
+    assert made(api).status_code == 404
+    answer = api.post("/v1/chat/completions", {**ask(), "prefix": "one-word"})
+    assert answer.status_code == 400
+    assert "--prefix-folder" in answer.json()["error"]["message"]
+
+
+def test_prefixes_take_no_more_room_than_they_may(make_caller, tmp_path: Path) -> None:
+    caller = make_caller(prefix_folder=tmp_path, max_prefix_bytes=1024)
+    assert made(caller, "a").status_code == 200
+    big = made(caller, "b", messages=[{"role": "user", "content": "x" * 1000}])
+    assert big.status_code == 400
+    assert "of 1024 are in use" in big.json()["error"]["message"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.prefix"]
+
+
+def test_limits_hold_for_prefix_and_messages_together(make_caller, tmp_path: Path, ask, image_part, png) -> None:
+    caller = make_caller(prefix_folder=tmp_path, max_images=1, max_messages=3)
+    image = [{"role": "user", "content": [image_part(png)]}]
+    assert made(caller, messages=image).status_code == 200
+    images = caller.post("/v1/chat/completions", {**ask([image_part(png)]), "prefix": "one-word"})
+    assert (images.status_code, "2 images" in images.json()["error"]["message"]) == (400, True)
+    assert caller.request("DELETE", "/v1/prefixes/one-word").status_code == 200
+    assert made(caller).status_code == 200
+    messages = caller.post("/v1/chat/completions", {**ask(), "prefix": "one-word"})
+    assert (messages.status_code, "4 messages" in messages.json()["error"]["message"]) == (400, True)
+
+
+def test_a_prefix_counts_among_the_bodies_that_are_held(make_caller, tmp_path: Path, ask) -> None:
+    large = [{"role": "user", "content": "x" * 4000}]
+    assert made(make_caller(prefix_folder=tmp_path), messages=large).status_code == 200
+    tight = make_caller(prefix_folder=tmp_path, max_bodies_bytes=2048)
+    answer = tight.post("/v1/chat/completions", {**ask(), "prefix": "one-word"})
+    assert answer.status_code == 429
+
+
+def test_what_the_model_refuses_is_not_kept(keeping, engine) -> None:
+    from bundle.errors import ContextLengthError
+
+    engine.behaviour.failure = ContextLengthError("too long", "messages")
+    assert made(keeping).status_code == 400
+    assert keeping.get("/v1/prefixes").json()["data"] == []
+
+
+def test_a_reduction_may_be_of_the_prefixs_images(keeping, engine, ask, image_part, png) -> None:
+    made(keeping, messages=[{"role": "user", "content": [image_part(png)]}])
+    body = {**ask(), "prefix": "one-word", "vision": {"method": "uniform", "keep": 0.5}}
+    assert keeping.post("/v1/chat/completions", body).status_code == 200
+    assert engine.generations[-1].vision.keep == 0.5
+
+
+def test_one_of_many_makers_gets_the_name(make_caller, tmp_path: Path) -> None:
+    callers = [make_caller(prefix_folder=tmp_path) for _ in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        codes = [answer.status_code for answer in threads.map(made, callers)]
+    assert 200 in codes
+    assert set(codes) <= {200, 400}
+    assert [path.name for path in tmp_path.iterdir()] == ["one-word.prefix"]
