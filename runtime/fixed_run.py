@@ -30,6 +30,7 @@ class BoundRuns(Protocol):
     """A graph whose inputs and outputs can be bound to memory, whoever runs it."""
 
     device: Provider
+    can_capture: bool
 
     def binding(self) -> Any:
         """Return a fresh binding."""
@@ -37,8 +38,8 @@ class BoundRuns(Protocol):
     def run_options(self, *, in_part: bool, graph_number: int | None = None) -> Any:
         """Return options of a run."""
 
-    def run_bound(self, binding: Any, options: Any | None = None) -> None:
-        """Run with inputs and outputs bound beforehand."""
+    def run_bound(self, binding: Any, options: Any | None = None, *, captures: bool = False) -> None:
+        """Run with inputs and outputs bound beforehand; `captures`: this is the run that is captured."""
 
 
 class FixedRun:

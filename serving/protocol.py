@@ -360,6 +360,7 @@ class ModelCard:
         is_gated: Whether quality was measured on samples and every gate that could be measured passed; None for fp32,
             its own reference.
         unmeasured: Gates that the samples could not tell of.
+        kv_cache: What rows of the cache are stored as; None without a decoder.
     """
 
     name: str
@@ -371,6 +372,7 @@ class ModelCard:
     gates: tuple[Gate, ...] = ()
     is_gated: bool | None = None
     unmeasured: tuple[Unmeasured, ...] = ()
+    kv_cache: str | None = None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from graphs.lowering.tower_view import drop_tower_view, without_tower_view
 
 _SPLIT_BYTES = 64
 """At most, of the sizes that joined layers are split by."""
-_CODE_BYTES = 512
+_CODE_BYTES = 1024
 """At most, of the numbers that attention over codes is written with beside its scales."""
 _SCALE_BYTES = 4
 """Of a scale."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from bundle.errors import MachineError
 from runtime.fixed_run import device_value
-from runtime.graph import Array
+from runtime.graph import Array, device_gate
 from runtime.settings import Provider
 from runtime.tensorrt.engine import Engine
 
@@ -158,8 +158,13 @@ class EngineGraph:
     def run_options(self, *, in_part: bool, graph_number: int | None = None) -> None:
         """Return None: an engine's runs have no options."""
 
-    def run_bound(self, binding: EngineBinding, options: Any | None = None) -> None:
-        """Run with inputs and outputs bound beforehand.
+    def run_bound(self, binding: EngineBinding, options: Any | None = None, *, captures: bool = False) -> None:
+        """Run with inputs and outputs bound beforehand; never while a run of another graph is captured.
+
+        Args:
+            binding: As `binding` returned it.
+            options: None.
+            captures: False: an engine's runs are not captured.
 
         Raises:
             MachineError: The run failed, or something is not bound.
@@ -172,8 +177,9 @@ class EngineGraph:
             given = self._engine.shapes_of(profile, taken)
             sent = {name: self._sent(name, place) for name, place in binding.inputs.items()}
             rooms = {name: self._room(name, given[name], place) for name, place in binding.outputs.items()}
-            self._engine.run(profile, sent | {name: room.address for name, room in rooms.items()})
-            binding.results = [room.fetched() for room in rooms.values()]
+            with device_gate(self.device):
+                self._engine.run(profile, sent | {name: room.address for name, room in rooms.items()})
+                binding.results = [room.fetched() for room in rooms.values()]
 
     def _sent(self, name: str, place: _Place) -> int:
         """Return where an input lies on the device, copied there from the host."""
@@ -181,7 +187,8 @@ class EngineGraph:
             return place.address or 0
         content = _host_array(place)
         staged = self._staging(name, content.shape, content.dtype.name)
-        staged.update_inplace(content)
+        with device_gate(self.device):
+            staged.update_inplace(content)
         return int(staged.data_ptr())
 
     def _room(self, name: str, shape: tuple[int, ...], place: _Place) -> _Room:

@@ -71,6 +71,7 @@ def _card_body(service: Service, name: str, card: ModelCard) -> dict[str, Any]:
         "task": card.task,
         "model_type": card.model_type,
         "schemes": card.schemes,
+        "kv_cache": card.kv_cache,
         "weight_bytes": card.weight_bytes,
         "context_tokens": card.context_tokens,
         "capabilities": {

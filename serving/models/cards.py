@@ -21,4 +21,5 @@ def card_of(manifest: Manifest, settings: EngineSettings) -> ModelCard:
         manifest.gates,
         manifest.is_gated,
         manifest.unmeasured,
+        manifest.cache_dtype or None,
     )

@@ -5,6 +5,7 @@ The oracle knows no code: Div, Round, Clip and Mul stand before the attention of
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -133,3 +134,42 @@ def test_a_prompt_and_a_step_read_rounded_rows_wherever_the_prompt_was_cut(
         found, wanted = (each.run(tokens[:, start:end], start, PLACES[start:end]) for each in (coded, oracle))
         np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
     assert_rows_agree(coded, oracle, cache_of(decoder_of(), scheme), TOKENS + 1)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+@pytest.mark.parametrize("phase", ["any", "step"])
+def test_steps_of_a_batch_read_rounded_rows_at_positions_that_are_not_their_rows(
+    scheme: CacheScheme, phase: str, pair, decoder_of
+) -> None:
+    """A graph for steps turns inside attention, which on an empty cache reads one position: so positions follow on."""
+    coded, oracle = pair(scheme, phase, sequences=2)
+    tokens, places = embeds_of(2), np.arange(TOKENS + 1) + 7
+    for start, end in ((0, 5), *((at, at + 1) for at in range(5, TOKENS + 1))):
+        found, wanted = (each.run(tokens[:, start:end], start, places[start:end]) for each in (coded, oracle))
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
+    assert_rows_agree(coded, oracle, cache_of(decoder_of(), scheme), TOKENS + 1)
+
+
+@pytest.mark.parametrize("head_size", [8, 24])
+def test_heads_that_are_turned_outside_are_cached_as_codes_too(head_size: int, pair, decoder_of) -> None:
+    coded, oracle = pair("int8", "any", head_size=head_size)
+    tokens = embeds_of()
+    for start, end in ((0, 5), (5, TOKENS), (TOKENS, TOKENS + 1)):
+        found, wanted = (each.run(tokens[:, start:end], start, PLACES[start:end]) for each in (coded, oracle))
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
+
+
+def test_a_step_meets_one_operator_more_a_layer_than_over_floats(decoder_of) -> None:
+    """The choice; what turns many rows into numbers is inside of it, rotary embedding as well."""
+
+    def of_layer(cache: bool) -> Counter[str]:
+        counts = []
+        for num_layers in (2, 3):
+            model = decoder_of(num_layers=num_layers)
+            lower_decoder(model, MAX_POSITIONS, "any" if cache else "step", cache_of(model, "int8") if cache else None)
+            counts.append(Counter(node.op_type for node in model.graph))
+        return counts[1] - counts[0]
+
+    over_floats, over_codes = of_layer(False), of_layer(True)
+    assert over_codes - over_floats == Counter({"If": 1})
+    assert over_floats - over_codes == Counter({"GroupQueryAttention": 1})
