@@ -365,7 +365,8 @@ class Version(Answer):
 class ModelDescription(Answer):
     """A served model: what it can, how weights and cache are stored, bytes, and how it passed its quality gates.
 
-    `root` is its own name where `id` is an alias; `max_model_len` is vLLM's name of `context_tokens`.
+    `root` is its own name where `id` is an alias; `max_model_len` is vLLM's name of `context_tokens`; `kv_cache` says
+    what rows of the cache are stored as.
     """
 
     id: str
