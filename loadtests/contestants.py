@@ -133,7 +133,7 @@ class Variant:
 
     Attributes:
         name: The bundle's folder.
-        schemes: Weight scheme by component.
+        schemes: Weight scheme by component, and what the cache holds where it holds codes.
         prompt_scheme: Of the decoder that runs prompts.
         step_scheme: Of the decoder that runs single tokens.
         language_model_bytes: Of token embeddings and decoders, as stored.
@@ -221,7 +221,10 @@ def _variant(bundle: Bundle) -> Variant:
     manifest = bundle.manifest
     return Variant(
         name=bundle.directory.resolve().name,
-        schemes={name: component.scheme for name, component in manifest.components.items()},
+        schemes={
+            **{name: component.scheme for name, component in manifest.components.items()},
+            **({"cache": manifest.cache_scheme} if manifest.cache_scheme != "float" else {}),
+        },
         prompt_scheme=manifest.scheme_of("decoder", "prompt"),
         step_scheme=manifest.scheme_of("decoder", "step"),
         language_model_bytes=manifest.language_model_bytes,

@@ -255,21 +255,37 @@ def make_variants(parent: Path, weights: Sequence[str], into: Path, say: Callabl
 
     Their quality is not measured: what is timed here is mostly of random weights.
 
+    Args:
+        parent: An fp32 bundle.
+        weights: Names of `quantize --weights`; with a profile and what the cache holds behind them, as "int4:dual" and
+            "int4:dual+int8".
+        into: Gets the bundles.
+        say: Told what is made.
+
     Raises:
         QuantizationError: The command failed; it has said why.
     """
     made = []
     for name in weights:
-        output = into / f"{parent.resolve().name}-{name}"
+        output = into / f"{parent.resolve().name}-{name.replace(':', '-')}"
         if not (output / MANIFEST).is_file():
             say(f"quantizing to {name}")
             command = [sys.executable, "-m", "pocketvlm", "quantize", str(parent), "-o", str(output), "--no-evaluate"]
-            command += ["--weights", name]
+            command += _options_of(name)
             done = subprocess.run(command, check=False, capture_output=True, text=True)
             if done.returncode != 0:
                 raise QuantizationError(f"pocketvlm quantize --weights {name} failed: {done.stderr.strip()}")
         made.append(output)
     return made
+
+
+def _options_of(name: str) -> list[str]:
+    """Return the options of `quantize` that a name of `make_variants` stands for."""
+    rest, _, cache = name.partition("+")
+    weights, _, profile = rest.partition(":")
+    options = ["--weights", weights]
+    options += ["--profile", profile] if profile else []
+    return options + (["--kv-cache", cache] if cache else [])
 
 
 def print_comparison(found: Comparison, console: Console) -> None:
@@ -360,7 +376,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("bundles", type=Path, nargs="+", help="bundles of one model; the first is what the others are compared with")
-    add("--weights", nargs="*", default=[], help="also compare the first bundle's weights in these schemes")
+    add(
+        "--weights",
+        nargs="*",
+        default=[],
+        help="also compare the first bundle's weights in these schemes: NAME[:PROFILE][+CACHE], such as int4:dual+int8",
+    )
     add("--into", type=Path, help="keep those bundles in this folder, and take what is there already")
     add("--prompt-tokens", type=int, default=plan.prompt_tokens, help="of a prefill")
     add("--batch-sizes", type=int, nargs="+", default=plan.batch_sizes, help="of decode steps")

@@ -37,6 +37,7 @@ _QUANTIZED = {
     "int8": ("fp32", ("--weights", "int8-rtn")),
     "int4": ("fp32", ("--weights", "int4-rtn")),
     "int4-dual": ("fp32", ("--weights", "int4-rtn", "--profile", "dual")),
+    "int4-dual-kv8": ("fp32", ("--weights", "int4-rtn", "--profile", "dual", "--kv-cache", "int8")),
     "ternary": ("fp32", ("--weights", "ternary")),
     "siglip-int8": ("siglip-fp32", ("--weights", "int8-rtn")),
 }

@@ -168,6 +168,7 @@ SYSTEMS: dict[str, System] = {
         System("pocketvlm-int8", OURS, "ours", _SERVED, _bundle("int8")),
         System("pocketvlm-int4", OURS, "ours", _SERVED, _bundle("int4")),
         System("pocketvlm-dual", OURS, "ours", _SERVED, _bundle("int4-dual")),
+        System("pocketvlm-dual-kv8", OURS, "ours", _SERVED, _bundle("int4-dual-kv8")),
         System("pocketvlm-ternary", OURS, "ours", _VLM, _bundle("ternary")),
         System("pocketvlm-fp32", OURS, "ours", _VLM, _bundle("fp32")),
         System("pocketvlm-int8-onnxruntime", OURS, "ours", _IMAGES, _bundle("int8", encoder_runtime="onnxruntime")),

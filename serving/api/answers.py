@@ -365,7 +365,8 @@ class Version(Answer):
 class ModelDescription(Answer):
     """A served model: what it can, how weights and cache are stored, bytes, and how it passed its quality gates.
 
-    `root` is its own name where `id` is an alias; `max_model_len` is vLLM's name of `context_tokens`.
+    `root` is its own name where `id` is an alias; `max_model_len` is vLLM's name of `context_tokens`; `kv_cache` says
+    what rows of the cache are stored as.
     """
 
     id: str
@@ -400,6 +401,35 @@ class HealthAnswer(Answer):
 
     status: str
     reason: str | None = None
+
+
+class Prefix(Answer):
+    """The beginning of a conversation, kept under a name; `created` is in Unix time.
+
+    `prompt_tokens`: of its messages, with what opens an answer; those of images are part of them.
+    """
+
+    object: Literal["prefix"]
+    name: str
+    model: str
+    created: int
+    prompt_tokens: int
+    image_tokens: int
+
+
+class PrefixList(Answer):
+    """The prefixes, by name."""
+
+    object: Literal["list"]
+    data: list[Prefix]
+
+
+class DeletedPrefix(Answer):
+    """A prefix is forgotten."""
+
+    object: Literal["prefix"]
+    name: str
+    deleted: Literal[True]
 
 
 class Cleared(Answer):

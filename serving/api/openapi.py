@@ -29,7 +29,7 @@ from serving.settings import ApiSettings
 
 _REFUSALS = {
     400: "A field or an image is wrong; the message names it.",
-    404: "No served model has that name.",
+    404: "No served model or stored prefix has that name.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
     415: "What was sent needs an optional package that this server lacks; the message names it.",
@@ -92,19 +92,29 @@ ROUTES: dict[str, Described] = {
     "/health/ready": Described(answers.HealthAnswer, (503,)),
     "/version": Described(answers.Version),
     "/metrics": Described(None),
+    "/v1/prefixes": Described(answers.Prefix, _OF_CHAT, schemas.PrefixRequest),
+    "/v1/prefixes/{name}": Described(answers.DeletedPrefix, (404, 504)),
     "/v1/cache/clear": Described(answers.Cleared),
     "/": Described(answers.Welcome),
 }
-"""By path; each has one documented method. `/v1/cache/clear` is there where a setting allows it."""
+"""By path; each has one documented method, or those below. `/v1/cache/clear` and `/v1/prefixes` are there where a
+setting allows them."""
+OTHER_METHODS: dict[tuple[str, str], Described] = {("/v1/prefixes", "get"): Described(answers.PrefixList, (504,))}
+"""By path and method."""
 
 
 def document(app: FastAPI, settings: ApiSettings) -> dict[str, Any]:
     """Return the document of an application that has its routes."""
     found = get_openapi(title=app.title, version=app.version, description=_limits(settings), routes=app.routes)
-    schemas_of, definitions = _schemas([ROUTES[path] for path in found["paths"]])
+    described = {
+        (path, method): OTHER_METHODS.get((path, method), ROUTES[path])
+        for path, operations in found["paths"].items()
+        for method in operations
+    }
+    schemas_of, definitions = _schemas(list(described.values()))
     for path, operations in found["paths"].items():
-        for operation in operations.values():
-            _complete(operation, ROUTES[path], schemas_of)
+        for method, operation in operations.items():
+            _complete(operation, described[path, method], schemas_of)
     found["components"] = {"schemas": definitions}
     return found
 
@@ -152,5 +162,5 @@ def _header(name: str, schema: dict[str, Any], description: str) -> dict[str, An
 
 def _limits(settings: ApiSettings) -> str:
     """Return this server's limits of a request, which are settings and stand in no schema."""
-    limits = settings.model_dump(exclude={"aliases"})
+    limits = settings.model_dump(exclude={"aliases", "prefix_folder"})
     return "Limits of this server: " + ", ".join(f"{name} {value:g}" for name, value in limits.items()) + "."

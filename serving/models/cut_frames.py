@@ -24,11 +24,13 @@ class FrameRoom:
 
     Attributes:
         tokens_per_image: Of a frame.
-        context_tokens: Of the whole conversation.
+        context_tokens: Of the whole conversation: as many as leave no more than a context once they are reduced.
+        is_reduced: They will be.
     """
 
     tokens_per_image: int
     context_tokens: int
+    is_reduced: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,10 @@ def cut_frames(spec: ImageSpec, files: Sequence[bytes], options: FrameOptions, r
     chosen = chosen_frames(clip.times_s, clip.duration_s, options)
     plan = plan_of(len(chosen), options, room.tokens_per_image, room.context_tokens)
     if plan.num_tokens > room.context_tokens:
+        limit = f"{room.context_tokens}{' of which a part is read' if room.is_reduced else ''}"
         raise ContextLengthError(
             f"the video's {len(chosen)} frames take {plan.num_tokens} tokens in the layout {options.layout}; the "
-            f"context holds {room.context_tokens}. Ask for fewer by num_frames, or for another layout.",
+            f"context holds {limit}. Ask for fewer by num_frames, or for another layout.",
             "messages",
         )
     drawing = _Drawing(spec.for_frames, plan)

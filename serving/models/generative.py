@@ -292,7 +292,7 @@ class GenerativeModel(Model):
         if isinstance(part, ImagePart):
             return Visual.of_image(await self._vision.decode(owner, part.data, with_tower=with_tower))
         most = self._shape.capacity_tokens if reduction is None else self._most_places(reduction)
-        room = FrameRoom(self._prompts.image_prompt.tokens_per_tile, most)
+        room = FrameRoom(self._prompts.image_prompt.tokens_per_tile, most, reduction is not None)
         video = await self._vision.decode_frames(owner, part, room, with_tower=with_tower)
         return Visual.of_video(video, self._prompts.image_prompt)
 

@@ -31,3 +31,15 @@ def test_a_bundle_that_was_altered_is_found_out(pocketvlm, clip_bundle: Path, tm
     done = pocketvlm("inspect", tmp_path / "altered")
     assert done.returncode == 1
     assert "tokenizer.json was altered" in done.stderr
+
+
+def test_what_the_cache_holds_is_told(pocketvlm, smolvlm_bundle: Path, tmp_path: Path) -> None:
+    parent = read_manifest(smolvlm_bundle)
+    folder = Path(shutil.copytree(smolvlm_bundle, tmp_path / "variant"))
+    seal(folder, parent.model_copy(update={"states": tuple(state.coded("int8") for state in parent.states)}))
+    told = {bundle: " ".join(pocketvlm("inspect", bundle).stdout.split()) for bundle in (smolvlm_bundle, folder)}
+    for bundle, dtype, num_bytes in (
+        (smolvlm_bundle, "float32", parent.state_bytes_per_token),
+        (folder, "int8", parent.state_bytes_per_token / 4),
+    ):
+        assert f"cache {dtype}, {num_bytes / 1024:.1f} KiB per token and sequence" in told[bundle]

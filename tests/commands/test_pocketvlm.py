@@ -82,6 +82,8 @@ def test_a_wrong_command_line_is_exit_code_two(pocketvlm) -> None:
     [
         (["quantize", "{vlm}", "-o", "{out}", "--weights", "int3"], "unknown weights 'int3'; known: fp32"),
         (["quantize", "{vlm}", "-o", "{out}", "--weights", "int8", "--limit", "kl=1"], "no gate measures kl"),
+        (["quantize", "{vlm}", "-o", "{out}"], "--weights fp32 changes nothing; name one of fp16, int8"),
+        (["quantize", "{vlm}", "-o", "{out}", "--kv-cache", "int2"], "'int2' is not one of 'int8', 'int4'"),
         (["bench", "{vlm}", "--repeats", "2"], "greater than or equal to 3"),
         (["bench", "{vlm}", "--batch-size", "0"], "--batch-size"),
         (["loadtest", "127.0.0.1:1"], "is not http://HOST[:PORT]"),

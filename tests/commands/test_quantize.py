@@ -12,7 +12,7 @@ import pytest
 
 from bundle.directory import read_manifest
 from bundle.manifest import Manifest
-from commands.quantize import _calibration, _evaluation
+from commands.quantize import _calibration, evaluation_of
 from commands.shipped import SOURCE_SHA256
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,12 +75,12 @@ def bundle_of(digest: str, parent: Path, folder: Path) -> Path:
 
 @pytest.mark.parametrize("name", SOURCE_SHA256)
 def test_a_shipped_model_is_measured_on_its_held_out_samples(name: str, clip_bundle: Path, tmp_path: Path) -> None:
-    evaluation = _evaluation(bundle_of(SOURCE_SHA256[name], clip_bundle, tmp_path / name), None, 1)
+    evaluation = evaluation_of(bundle_of(SOURCE_SHA256[name], clip_bundle, tmp_path / name), None, 1)
     assert bool(evaluation.captions) == (name == "clip")
 
 
 def test_another_model_is_fitted_to_one_built_in_half_and_measured_on_the_other(smolvlm_bundle: Path) -> None:
-    fitted, measured = _calibration(smolvlm_bundle, None), _evaluation(smolvlm_bundle, None, 1)
+    fitted, measured = _calibration(smolvlm_bundle, None), evaluation_of(smolvlm_bundle, None, 1)
     assert fitted.source.startswith("built-in calibration texts")
     assert measured.source.startswith("built-in evaluation texts")
     answers = [{question.answer for question in each.questions} for each in (fitted, measured)]
@@ -91,7 +91,7 @@ def test_another_model_is_fitted_to_one_built_in_half_and_measured_on_the_other(
 def test_a_users_own_samples_come_before_the_built_in_ones(smolvlm_bundle: Path, tmp_path: Path) -> None:
     own = tmp_path / "mine.jsonl"
     own.write_text('{"image": [], "question": "Who?", "answer": "Me."}')
-    assert [each.source for each in (_calibration(smolvlm_bundle, own), _evaluation(smolvlm_bundle, own, 1))] == [
+    assert [each.source for each in (_calibration(smolvlm_bundle, own), evaluation_of(smolvlm_bundle, own, 1))] == [
         "mine.jsonl",
         "mine.jsonl",
     ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ from bundle.directory import Bundle
 from bundle.errors import MachineError
 from runtime.cache_shape import cache_shape
 from runtime.decoder import Decoder, TokenGraphs
-from runtime.feeds import TokenRun
+from runtime.feeds import Placed, TokenRun
 from runtime.graph import Graph
 from runtime.operators import PROBES
 from runtime.settings import Provider, RuntimeSettings
@@ -32,6 +35,9 @@ def run_of(ids: list[int], start: int) -> TokenRun:
 def said(decoder: Decoder) -> list[np.ndarray]:
     """Return the logits of prompts, of steps of changing size, and of a step after rows were moved and dropped."""
     found = [decoder.step("prompt", slot, [run_of(text, 0)]).rows().copy() for slot, text in enumerate(TEXTS)]
+    for cut in (2, 8):  # padded, and padded behind rows that are there
+        decoder.step("prompt", 1, [run_of(TEXTS[1][:cut], 0)])
+        found.append(decoder.step("prompt", 1, [run_of(TEXTS[1][cut:], cut)]).rows().copy())
     lengths = [len(text) for text in TEXTS]
     for size in (4, 2, 3, 1, 4, 2):
         step = decoder.step("step", 0, [run_of([slot + 1], lengths[slot]) for slot in range(size)])
@@ -53,6 +59,43 @@ def test_captured_steps_and_moved_rows_say_what_they_say_on_the_cpu(cuda_bundle:
     for found, expected in zip(said(decoder), said(decoder_of(cuda_bundle, "cpu")), strict=True):
         np.testing.assert_allclose(found, expected, rtol=0, atol=0.1)  # float16 sums in another order
         assert np.abs(expected).max() > 2
+
+
+def test_a_row_whose_logits_are_no_numbers_has_no_choice_and_the_others_have_theirs(cuda_bundle: Bundle) -> None:
+    decoder = decoder_of(cuda_bundle, "cuda")
+    width = decoder.graphs.embed(np.zeros((1, 1), np.int64)).shape[-1]
+    broken = Placed(0, np.full((2, width), np.nan, np.float16))
+    for slot in range(3):
+        run = run_of([1, 2, 3], 0)
+        found = decoder.step("prompt", slot, [replace(run, features=(broken,)) if slot == 1 else run])
+        assert (found.greedy_ids.tolist() == [-1]) == (slot == 1)
+    step = decoder.step("step", 0, [run_of([7], 3) for _ in range(3)])  # its cache holds them
+    assert step.greedy_ids.tolist() == [step.rows()[0].argmax(), -1, step.rows()[2].argmax()]
+
+
+def test_a_model_is_captured_beside_one_that_serves_and_neither_is_disturbed(cuda_bundle: Bundle) -> None:
+    serving, other = decoder_of(cuda_bundle, "cuda"), decoder_of(cuda_bundle, "cuda")
+    are_captured, is_over = threading.Event(), threading.Event()
+
+    def serve() -> list[np.ndarray]:
+        serving.warm_up(8)
+        are_captured.set()
+        found = []
+        while not is_over.is_set() or len(found) < 2:
+            serving.step("prompt", 0, [run_of([1, 2, 3], 0)])
+            found.append(serving.step("step", 0, [run_of([4], 3)]).rows().copy())
+        return found
+
+    with ThreadPoolExecutor(1) as pool:
+        served = pool.submit(serve)
+        assert are_captured.wait(60)
+        other.warm_up(8)
+        is_over.set()
+        found = served.result(60)
+    other.step("prompt", 0, [run_of([1, 2, 3], 0)])
+    expected = other.step("step", 0, [run_of([4], 3)]).rows()
+    for each in found:
+        np.testing.assert_allclose(each, expected, rtol=0, atol=0.01)
 
 
 def test_a_float32_attention_is_refused_by_name(tmp_path: Path) -> None:

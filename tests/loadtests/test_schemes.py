@@ -198,6 +198,8 @@ def test_variants_are_made_by_the_command_once(
         assert make_variants(smolvlm_bundle, ["int8"], tmp_path, print) == [tmp_path / "tiny-smolvlm-int8"]
     assert [command[1:4] for command in commands] == [["-m", "pocketvlm", "quantize"]]
     assert "--no-evaluate" in commands[0]
+    assert make_variants(smolvlm_bundle, ["int4:dual+int8"], tmp_path, print)[0].name == "tiny-smolvlm-int4-dual+int8"
+    assert commands[1][-6:] == ["--weights", "int4", "--profile", "dual", "--kv-cache", "int8"]
     with pytest.raises(QuantizationError, match="unknown weights 'int3'"):
         make_variants(smolvlm_bundle, ["int3"], tmp_path, print)
 

@@ -60,3 +60,27 @@ def test_int8_loses_a_third_at_most_of_what_rounding_to_nearest_loses(bundle: Pa
         losses[weights] = forced.kl_mean
     assert losses["int8"] < losses["int8-rtn"] / 3, losses
     assert losses["int8"] < 0.02, losses
+
+
+def test_a_cache_of_int8_passes_its_gate_and_of_int4_loses_more(bundle: Path, scratch: Path) -> None:
+    """Float32 weights, so that nothing else is lost."""
+    fitted, measured = texts(bundle, "calibration", 16), texts(bundle, "evaluation", 12)
+    losses = {}
+    for scheme in ("int8", "int4"):
+        folder, options = scratch / f"kv-{scheme}", Options(kv_cache=scheme)
+        limits = NO_LIMITS if scheme == "int4" else {name: NO_LIMITS[name] for name in list(NO_LIMITS)[:2]}
+        manifest = quantize_bundle(
+            bundle,
+            folder,
+            weights="fp32",
+            options=options,
+            calibration=fitted,
+            evaluation=measured,
+            limits=limits,
+            overwrite=True,
+        )
+        assert not manifest.has_failed_gate
+        forced = read_report(open_bundle(folder)).teacher_forced
+        assert forced is not None
+        losses[scheme] = forced.kl_mean
+    assert losses["int8"] < 0.02 < losses["int4"], losses

@@ -170,6 +170,24 @@ def _small_arguments(folder: pathlib.Path) -> argparse.Namespace:
     return train_real.arguments().parse_args([*steps, *size, f"--work={folder}/work", f"--out={folder}/out"])
 
 
+def test_seconds_are_shared_among_the_stages_asked_for() -> None:
+    args = train_real.arguments().parse_args(["--stages", "tower", "say", "--seconds", "120", "--symbols-minutes", "9"])
+    train_real.share_time(args)
+    assert args.tower_minutes + args.say_minutes == pytest.approx(2)
+    assert args.tower_minutes / args.say_minutes == pytest.approx(5)
+    assert args.symbols_minutes == 9  # not asked for
+    every = train_real.arguments().parse_args(["--seconds", "60"])
+    train_real.share_time(every)
+    assert sum(getattr(every, f"{stage}_minutes") for stage in train_real.STAGES) == pytest.approx(1)
+
+
+def test_a_stage_ends_when_its_time_is_over(model: object, tmp_path: pathlib.Path) -> None:
+    args = _small_arguments(tmp_path)
+    args.stages, args.tower_steps, args.tower_minutes = ["tower"], 10**6, 1e-3
+    train_real.train(model, encode, args)
+    assert (args.work / "tower.pt").is_file()
+
+
 def test_a_stage_whose_forerunner_is_missing_says_which(model: object, tmp_path: pathlib.Path) -> None:
     args = _small_arguments(tmp_path)
     args.stages = ["say"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnxruntime as ort
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from bundle.directory import Bundle
 from runtime.cache_shape import cache_shape
 from runtime.decoder import Decoder, TokenGraphs
-from runtime.feeds import TokenBatch, TokenRun
+from runtime.feeds import Placed, TokenBatch, TokenRun
 from runtime.settings import RuntimeSettings
 
 SETTINGS = RuntimeSettings(intra_threads=1)
@@ -80,6 +82,18 @@ def test_a_prompt_writes_into_its_own_slot_alone_and_nothing_before_its_first_ro
         np.testing.assert_array_equal(buffer.read()[[0, 2, 3]], was[[0, 2, 3]])
         np.testing.assert_array_equal(buffer.read()[1, :, :20], was[1, :, :20])
         assert np.any(buffer.read()[1, :, 20:25] != was[1, :, 20:25])
+
+
+def test_a_row_whose_logits_are_no_numbers_has_no_choice_and_the_others_have_theirs(cuda_bundle: Bundle) -> None:
+    decoder = decoder_of(cuda_bundle)
+    width = decoder.graphs.embed(np.zeros((1, 1), np.int64)).shape[-1]
+    broken = Placed(0, np.full((2, width), np.nan, np.float16))
+    for slot in range(3):
+        run = run_of([1, 2, 3], 0)
+        found = decoder.step("prompt", slot, [replace(run, features=(broken,)) if slot == 1 else run])
+        assert (found.greedy_ids.tolist() == [-1]) == (slot == 1)
+    step = decoder.step("step", 0, [run_of([7], 3) for _ in range(3)])  # the cache holds them
+    assert step.greedy_ids.tolist() == [step.rows()[0].argmax(), -1, step.rows()[2].argmax()]
 
 
 def test_prompts_of_many_lengths_are_runs_of_few_shapes(cuda_bundle: Bundle) -> None:

@@ -65,6 +65,18 @@ def test_prefixes_are_listed_and_deleted(keeping) -> None:
     assert keeping.request("DELETE", "/v1/prefixes/a").status_code == 404
 
 
+def test_the_document_describes_what_is_there(keeping, api) -> None:
+    from serving.api import answers
+
+    paths = keeping.get("/openapi.json").json()["paths"]
+    assert set(paths["/v1/prefixes"]) == {"get", "post"}
+    assert "requestBody" not in paths["/v1/prefixes"]["get"]
+    assert not [path for path in api.get("/openapi.json").json()["paths"] if "prefixes" in path]
+    answers.Prefix.model_validate(made(keeping).json())
+    answers.PrefixList.model_validate(keeping.get("/v1/prefixes").json())
+    answers.DeletedPrefix.model_validate(keeping.request("DELETE", "/v1/prefixes/one-word").json())
+
+
 def test_prefixes_outlive_the_process(keeping, make_caller, tmp_path: Path, ask) -> None:
     made(keeping)
     later = make_caller(prefix_folder=tmp_path / "prefixes")

@@ -20,6 +20,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from bundle.prompt import Prompt, Span
+from quant.kv.compressing import Compression, Stayed
 from runtime.cache_shape import CacheShape
 from runtime.filled_prompt import FilledPrompt
 from serving.engine.changes import Change, GiveBack, Move
@@ -58,6 +59,7 @@ class FakeDecoder:
     def __init__(self, num_slots: int) -> None:
         self.slots: list[list[tuple[RowKey, str] | None]] = [[None] * CAPACITY for _ in range(num_slots)]
         self.num_tokens = 0
+        self.chosen_from: list[tuple[RowKey, str] | None] = []
 
     @property
     def num_resident(self) -> int:
@@ -77,13 +79,24 @@ class FakeDecoder:
         """Write the batch's rows and return the token that follows each."""
         tokens = []
         for row in batch.rows:
-            held = self.slots[row.sequence.slot]
-            assert row.start == row.sequence.rows[0]
+            held, place = self.slots[row.sequence.slot], row.sequence.rows[0]
+            assert row.start == place or row.sequence.is_compressed
             assert row.end - row.start > 1 or batch.phase == "step" or row.sequence.num_prompt_tokens == 1
-            held[row.start : row.end] = written(row.sequence.keys[row.start : row.end], row.start, batch.phase)
-            self.num_tokens += row.end - row.start
-            tokens.append(token_of(held[: row.end]))
+            count = row.end - row.start
+            held[place : place + count] = written(row.sequence.keys[row.start : row.end], row.start, batch.phase)
+            self.num_tokens += count
+            tokens.append(token_of(held[: place + count]))
         return tokens
+
+    def spoil(self, sequence: Sequence) -> None:
+        """Begin to choose among a prompt's rows: what its slot holds is nothing to be read for now."""
+        held, count = self.slots[sequence.slot], sequence.num_prompt_tokens
+        self.chosen_from = held[:count]
+        held[:count] = [(-1, "spoilt")] * count
+
+    def compress(self, sequence: Sequence, num_kept: int) -> None:
+        """Leave the last rows of a prompt, which was begun to be chosen from."""
+        self.slots[sequence.slot][:num_kept] = self.chosen_from[-num_kept:]
 
 
 class AnyPace(Pace):
@@ -101,11 +114,13 @@ class AnyPace(Pace):
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt: words of a small alphabet, and images by their number."""
+    """A prompt: words of a small alphabet, and images by their number; of its rows the last `num_kept` stay."""
 
     parts: tuple[int, ...]
     max_tokens: int = 4
     priority: int = 0
+    num_kept: int | None = None
+    policy: str = "knorm"
 
     def sequence(self) -> Sequence:
         ids: list[int] = []
@@ -120,13 +135,18 @@ class Asked:
         filled = FilledPrompt.of(prompt, [np.zeros((NUM_IMAGE_TOKENS, 2), np.float32)] * len(spans))
         keys = [bytes([part]) for part in self.parts if part >= IMAGE]
         sampling = SamplingParams(max_tokens=self.max_tokens)
-        return Sequence("r", filled, sampling, (EOS,), keys, priority=self.priority)
+        compression = None
+        if self.num_kept is not None and self.num_kept < len(ids):
+            compression = Compression(self.policy, self.num_kept)
+        return Sequence("r", filled, sampling, (EOS,), keys, priority=self.priority, compression=compression)
 
     def answer(self) -> list[int]:
         """Return what follows the prompt, read alone and from its start."""
         sequence = self.sequence()
         rows = written(sequence.keys, 0, "prompt")
         answer = [token_of(rows)]
+        if sequence.compression is not None:
+            rows = rows[-sequence.compression.num_kept :]
         while answer[-1] != EOS and len(answer) < self.max_tokens and len(rows) < CAPACITY:
             rows.append((answer[-1], "step"))
             answer.append(token_of(rows))
@@ -156,7 +176,24 @@ class Server:
         assert said == asked.answer()[: len(said)]
         self.ended.append(sequence)
 
+    def compress(self) -> None:
+        """Choose among a prompt's rows in two pieces."""
+        sequence = self.scheduler.compressing
+        if sequence is None:
+            return
+        if sequence.compressing is None:
+            self.scheduler.begin_compressing(sequence)
+            self.decoder.change(self.scheduler.take_changes())
+            self.decoder.spoil(sequence)
+            sequence.compressing = object()
+            return
+        self.decoder.change(self.scheduler.take_changes())
+        num_kept = sequence.compression.num_kept
+        self.decoder.compress(sequence, num_kept)
+        self.scheduler.compressed(sequence, Stayed((num_kept,), num_kept))
+
     def step(self) -> bool:
+        self.compress()
         batch = self.scheduler.schedule()
         self.decoder.change(self.scheduler.take_changes())
         if batch is None:
@@ -184,7 +221,7 @@ class Server:
             assert [row.sequence.slot for row in batch.rows] == list(range(len(batch.rows)))
 
     def until_idle(self) -> None:
-        while self.step():
+        while self.step() or self.scheduler.compressing:
             pass
         assert not self.live
         assert not self.scheduler.has_work
@@ -201,7 +238,8 @@ def server(num_seats: int = SEATS, num_spare: int = 2, budget: int | None = None
 
 
 PARTS = st.lists(st.sampled_from([1, 2, 3, IMAGE, IMAGE + 1]), min_size=1, max_size=7).map(tuple)
-ASKED = st.builds(Asked, PARTS, st.integers(1, 4), st.integers(-1, 1))
+KEPT = st.one_of(st.none(), st.integers(1, 60))
+ASKED = st.builds(Asked, PARTS, st.integers(1, 4), st.integers(-1, 1), KEPT, st.sampled_from(["knorm", "snapkv"]))
 ACTIONS = st.lists(
     st.one_of(
         st.tuples(st.just("add"), ASKED),
@@ -422,3 +460,39 @@ def test_10000_requests_leave_nothing_behind() -> None:
     assert len(gc.get_objects()) < num_objects + 500
     assert here.scheduler.num_running == 0
     assert 0 < here.scheduler.num_kept_rows <= 5 * CAPACITY
+
+
+def test_rows_that_were_dropped_are_free_after_a_thousand_requests() -> None:
+    """Of a memory of three contexts, whatever was asked before, three prompts of 120 rows run at once."""
+    here, numbers = server(budget=3 * CAPACITY), np.random.default_rng(3)
+    for _ in range(1000):
+        parts = tuple(numbers.choice([1, 2, 3, IMAGE, IMAGE + 1], numbers.integers(1, 7)).tolist())
+        kept = int(numbers.integers(1, 60))
+        here.add(Asked(parts, int(numbers.integers(1, 5)), 0, kept, ("knorm", "snapkv")[kept % 2]))
+        for _ in range(numbers.integers(1, 5)):
+            here.step()
+    here.until_idle()
+    assert len(here.ended) == 1000
+    assert here.scheduler.num_cached_rows == 0
+    num_preemptions = here.scheduler.counts.preemptions
+    for at in range(3):
+        here.add(Asked((IMAGE + 2 + at,) * 6, 20))
+    most_running = 0
+    while here.step():
+        most_running = max(most_running, here.scheduler.num_running)
+    assert most_running == 3
+    assert here.scheduler.counts.preemptions == num_preemptions
+
+
+def test_a_prompt_is_set_aside_before_its_rows_are_chosen_where_there_is_room() -> None:
+    asked = Asked((1, 2, IMAGE, 3, 1, 2), 4, 0, 10)
+    for budget, num_spare, cached in (
+        (None, 2, 32),
+        (None, 0, 0),
+        (3 * CAPACITY, 2, 32),
+        (CAPACITY, 2, 32),
+        (60, 2, 0),
+    ):
+        here = server(num_spare=num_spare, budget=budget)
+        here.ask(asked)
+        assert here.ask(Asked(asked.parts, 4)).cached_tokens == cached

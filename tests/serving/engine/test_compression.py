@@ -242,6 +242,19 @@ def test_a_compressed_sequence_that_was_preempted_holds_the_same_rows_again(
         np.testing.assert_allclose(first, second, rtol=0, atol=1e-5)  # the answer was read in one run, not by steps
 
 
+@pytest.mark.parametrize("keeps", [True, False])
+def test_what_was_begun_to_be_chosen_from_is_found_by_nobody(model, settings, keeps: bool) -> None:
+    expected = np.stack((alone := Drive(model, settings)).logits[alone.until(alone.add(PROMPT), 3)])
+    drive = Drive(model, settings)
+    sequence = drive.until(drive.add(PROMPT, "look-m"), 1)
+    drive.runner.change(drive.scheduler.take_changes())
+    assert drive.runner.compress(sequence, 0.0) is None  # the first layer is merged, the second is as it was
+    assert drive.scheduler.remove(sequence, keeps=keeps)
+    after = drive.until(drive.add(PROMPT), 3)
+    assert after.cached_tokens == 0
+    np.testing.assert_array_equal(np.stack(drive.logits[after]), expected)
+
+
 def test_preempted_while_its_rows_are_chosen_it_begins_anew(model, settings) -> None:
     alone = Drive(model, settings)
     expected = alone.rows(alone.settle(alone.add(PROMPT, "snapkv")))
@@ -288,6 +301,7 @@ def test_memory_of_rows_that_were_dropped_is_given_back(model, settings) -> None
     drive.scheduler.compressed(sequence, stayed)
     given = {(each.group, each.first_row) for each in drive.scheduler.take_changes() if hasattr(each, "first_row")}
     assert given == {(0, sequence.rows[0]), (1, sequence.rows[1])}
+    assert drive.scheduler._slots._written[sequence.slot] == max(sequence.rows)
 
 
 @pytest.mark.parametrize("policy", [name for name in ALL if name != "vl-cache"])

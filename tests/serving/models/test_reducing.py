@@ -349,6 +349,23 @@ def test_frames_are_reduced_one_by_one_in_every_layout(serve, answer, image_byte
     run(main)
 
 
+def test_a_video_that_fits_only_when_it_is_reduced_is_answered(serve, answer, image_bytes) -> None:
+    model = serve(context_tokens=160)
+    video = VideoPart(tuple(image_bytes(seed, 64, 64) for seed in range(20)), FrameOptions(list_fps=1.0))
+
+    async def main() -> None:
+        with pytest.raises(
+            ContextLengthError, match="20 frames take 320 tokens in the layout uniform; the context holds 160"
+        ):
+            await answer(model, asked(video, "what?"))
+        with pytest.raises(ContextLengthError, match="the context holds 177 of which a part is read"):
+            await answer(model, asked(video, "what?", method="uniform", keep=0.9))
+        usage = (await answer(model, asked(video, "what?", method="uniform", keep=0.05, max_tokens=2))).finished.usage
+        assert (usage.image_tokens, usage.kept_image_tokens) == (320, 20)
+
+    run(main)
+
+
 def test_several_choices_read_the_same_reduced_prompt(serve, answer, image_bytes) -> None:
     model = serve()
     request = dataclasses.replace(asked(image_bytes(1), "what?", method="dart", keep=0.25), num_choices=3)
