@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bundle.callers_text import blanked, control_tokens, marked
 from bundle.chat_template import CHAT_TEMPLATE, PROBED_ROLES, ChatTemplate
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, ContextLengthError, PromptError
@@ -35,7 +36,6 @@ from bundle.turn import Placeholder as Placeholder
 from bundle.turn import Turn as Turn
 from bundle.turn import in_words
 
-_TILE_MARKER = re.compile(r"<row_\d+_col_\d+>")
 _MOST_BYTES_A_CHARACTER = 4
 _PROBED_TEXT = "x"
 _BETWEEN_PARTS = "\n"
@@ -118,7 +118,7 @@ class PromptBuilder:
         self._template = ChatTemplate(template, template_tokens)
         self._image_prompt = image_prompt
         self._bos_token = template_tokens.get("bos_token")
-        self._control_ids = _control_tokens(tokenizer, template, image_prompt)
+        self._control_ids = control_tokens(tokenizer, template, image_prompt)
         longest_first = sorted(self._control_ids, key=len, reverse=True)
         self._control_pattern = re.compile("|".join(map(re.escape, longest_first)))
 
@@ -288,8 +288,8 @@ class PromptBuilder:
         tools: Sequence[Tool],
     ) -> list[int] | None:
         """Return the ids of the conversation as one string; None where a text wrote a control token."""
-        blanked = self._render(turns, _blanked, add_generation_prompt, tools)
-        if self._controls(rendered) != self._controls(blanked):
+        harmless = self._render(turns, blanked, add_generation_prompt, tools)
+        if self._controls(rendered) != self._controls(harmless):
             return None
         text = self._expanded(rendered, iter(expansions).__next__)
         ids = self._tokenizer.encode(text)
@@ -306,12 +306,12 @@ class PromptBuilder:
         """Return the ids of the conversation with every text encoded by itself, as nothing but text."""
         # Digits alone between the ends, so that a template's upper, lower or title leaves the marks as they are
         start, end = f"\ue000{secrets.randbits(128)}\ue001", f"\ue002{secrets.randbits(128)}\ue003"
-        marked = self._render(turns, lambda text: _marked(text, start, end), add_generation_prompt, tools)
-        first, *rest = marked.split(start)
+        rendered = self._render(turns, lambda text: marked(text, start, end), add_generation_prompt, tools)
+        first, *rest = rendered.split(start)
         pairs = [piece.split(end) for piece in rest]
-        blanked = self._render(turns, _blanked, add_generation_prompt, tools)
+        harmless = self._render(turns, blanked, add_generation_prompt, tools)
         outside = "\0".join([first, *(pair[-1] for pair in pairs)])
-        if any(len(pair) != 2 for pair in pairs) or self._controls(outside) != self._controls(blanked):
+        if any(len(pair) != 2 for pair in pairs) or self._controls(outside) != self._controls(harmless):
             raise PromptError(
                 "a text of these messages would write the model's control tokens; rephrase it", "messages"
             )
@@ -378,23 +378,6 @@ def _read_template(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _control_tokens(tokenizer: Tokenizer, template: str, image_prompt: ImagePrompt) -> dict[str, int]:
-    """Return text and id of every token that callers must not write.
-
-    Special tokens always are; other added tokens where the template or an image's layout writes them (some
-    vocabularies add runs of spaces or markup, which are ordinary text).
-    """
-    layout_tokens = {image_prompt.image_token, image_prompt.fake_token, image_prompt.global_token}
-    return {
-        token.text: token.id
-        for token in tokenizer.added_tokens
-        if token.is_special
-        or token.text in layout_tokens
-        or _TILE_MARKER.fullmatch(token.text)
-        or (token.text.strip() and token.text in template)
-    }
-
-
 def _check(turns: Sequence[Turn], layouts: Sequence[TileLayout]) -> None:
     if not turns:
         raise PromptError("messages is empty; send at least one message", "messages")
@@ -408,15 +391,3 @@ def _check(turns: Sequence[Turn], layouts: Sequence[TileLayout]) -> None:
 
 def _part(part: str | Placeholder, of_text: Callable[[str], str]) -> dict[str, str]:
     return {"type": "image"} if isinstance(part, Placeholder) else {"type": "text", "text": of_text(part)}
-
-
-def _blanked(text: str) -> str:
-    """Return a harmless text that a template treats alike: empty stays empty, spaces stay spaces."""
-    return "x" if text.strip() else text
-
-
-def _marked(text: str, start: str, end: str) -> str:
-    """Return the text between marks, which stand inside the whitespace that a template might strip."""
-    core = text.strip()
-    before, _, after = text.partition(core) if core else (text, "", "")
-    return f"{before}{start}{core}{end}{after}"

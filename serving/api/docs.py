@@ -32,6 +32,10 @@ _TWO_FRAMES = (
 _UNKNOWN = "MODEL"
 _TASKS: dict[str, Task] = {
     "/v1/chat/completions": "image-text-to-text",
+    "/v1/responses": "image-text-to-text",
+    "/v1/messages": "image-text-to-text",
+    "/v1/completions": "image-text-to-text",
+    "/v1/rerank": "dual-encoder",
     "/v1/embeddings": "dual-encoder",
     "/v1/classify": "dual-encoder",
 }
@@ -46,6 +50,10 @@ def examples(cards: Sequence[ModelCard]) -> dict[str, dict[str, Any]]:
     asked = {"role": "user", "content": [_IMAGE, {"type": "text", "text": "What color is the circle?"}]}
     fields: dict[str, dict[str, Any]] = {
         "/v1/chat/completions": {"messages": [asked], "max_tokens": 64, "stream": True},
+        "/v1/responses": {"input": "What is a circle?", "max_output_tokens": 64},
+        "/v1/messages": {"messages": [{"role": "user", "content": "What is a circle?"}], "max_tokens": 64},
+        "/v1/completions": {"prompt": "A circle is", "max_tokens": 16},
+        "/v1/rerank": {"query": _IMAGE, "documents": ["a red circle", "a blue square"]},
         "/v1/embeddings": {"input": ["a red circle", _IMAGE]},
         "/v1/classify": {"images": [_IMAGE], "labels": ["a red circle", "a blue square"]},
     }
@@ -71,6 +79,13 @@ def structure_example(chat: dict[str, Any]) -> dict[str, Any]:
     return {**chat, "stream": False, "response_format": told}
 
 
+def tools_example(chat: dict[str, Any]) -> dict[str, Any]:
+    """Return the body of a chat that has to call a function."""
+    parameters = {"type": "object", "properties": {"color": {"enum": ["red", "blue"]}}, "required": ["color"]}
+    tool = {"type": "function", "function": {"name": "note", "parameters": parameters}}
+    return {**chat, "stream": False, "max_tokens": 200, "tools": [tool], "tool_choice": "required"}
+
+
 def add_docs(app: FastAPI, service: Service) -> None:
     """Add the page, and the way to it, to an application that has its routes."""
 
@@ -92,7 +107,10 @@ def add_docs(app: FastAPI, service: Service) -> None:
 
 def _page(schema: dict[str, Any], url: str, cards: Sequence[ModelCard]) -> str:
     title = f"{schema['info']['title']} {schema['info']['version']}"
-    intro = "OpenAI-compatible: point any OpenAI client at <code>/v1</code>. Every field, status and limit is in"
+    intro = (
+        "Point any OpenAI client at <code>/v1</code>, and Anthropic's at the server itself. Every field, status and "
+        "limit is in"
+    )
     link = '<a href="openapi.json">openapi.json</a>.'
     served = ", ".join(f"<code>{escape(card.name)}</code>" for card in cards) or "none yet"
     head = f"<h1>{escape(title)}</h1><p>{intro} {link}</p><p>Models served: {served}.</p>"
@@ -110,6 +128,8 @@ def _operations(schema: dict[str, Any], url: str, bodies: dict[str, dict[str, An
                 yield _command(url + path, video_example(bodies[path]))
                 yield "<p>For a JSON value of a schema; regular expressions, choices and grammars are taken too:</p>"
                 yield _command(url + path, structure_example(bodies[path]))
+                yield "<p>With a function that the model has to call:</p>"
+                yield _command(url + path, tools_example(bodies[path]))
 
 
 def _command(address: str, body: dict[str, Any]) -> str:

@@ -41,9 +41,12 @@ class Vocabulary:
     eos_ids: Collection[int]
 
     def detokenizer(self, structure: Structure | None, *, may_call: bool) -> Detokenizer | BytesDetokenizer:
-        """Return a fresh decoder for an answer: by bytes where it has a structure, which nothing may tidy up."""
+        """Return a fresh decoder for an answer: by bytes where it has a structure, which nothing may tidy up.
+
+        Text that may hold calls is decoded as all text is, but for marks that would have none.
+        """
         marks = self._special_marks if may_call else frozenset[int]()
-        is_free = structure is None or structure.is_optional
+        is_free = structure is None or structure.kind == "tools"
         return self.tokenizer.detokenizer() if is_free and not marks else self.token_bytes.detokenizer(marks)
 
     @cached_property

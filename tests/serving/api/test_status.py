@@ -188,7 +188,7 @@ def test_the_documented_commands_can_be_pasted(api: Any, path: str) -> None:
 
 
 def test_the_documents_video_is_looked_at_whole(api: Any) -> None:
-    _, video, _ = pasted(api.get("/docs").text)[CHAT]
+    _, video, *_ = pasted(api.get("/docs").text)[CHAT]
     details = api.post(CHAT, {**video, "stream": False}).json()["usage"]["prompt_tokens_details"]
     assert details["image_tokens"] == 2 * TOKENS_PER_IMAGE
 

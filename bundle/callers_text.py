@@ -1,0 +1,39 @@
+"""What callers must not write into a prompt, and their texts made harmless or marked, to find out where they did."""
+
+from __future__ import annotations
+
+import re
+
+from bundle.manifest import ImagePrompt
+from bundle.text import Tokenizer
+
+_TILE_MARKER = re.compile(r"<row_\d+_col_\d+>")
+
+
+def control_tokens(tokenizer: Tokenizer, template: str, image_prompt: ImagePrompt) -> dict[str, int]:
+    """Return text and id of every token that callers must not write.
+
+    Special tokens always are; other added tokens where the template or an image's layout writes them (some
+    vocabularies add runs of spaces or markup, which are ordinary text).
+    """
+    layout_tokens = {image_prompt.image_token, image_prompt.fake_token, image_prompt.global_token}
+    return {
+        token.text: token.id
+        for token in tokenizer.added_tokens
+        if token.is_special
+        or token.text in layout_tokens
+        or _TILE_MARKER.fullmatch(token.text)
+        or (token.text.strip() and token.text in template)
+    }
+
+
+def blanked(text: str) -> str:
+    """Return a harmless text that a template treats alike: empty stays empty, spaces stay spaces."""
+    return "x" if text.strip() else text
+
+
+def marked(text: str, start: str, end: str) -> str:
+    """Return the text between marks, which stand inside the whitespace that a template might strip."""
+    core = text.strip()
+    before, _, after = text.partition(core) if core else (text, "", "")
+    return f"{before}{start}{core}{end}{after}"
