@@ -13,19 +13,23 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
-from bundle.directory import MANIFEST, open_bundle
+from bundle.directory import MANIFEST, Bundle, open_bundle
 from bundle.errors import PocketVLMError
+from quant.calibration.feeds import spread
 from quant.comparison.comparison import compare_bundles
 from quant.planning.draft import Options
+from quant.quality.evaluation import Evaluation
 from quant.quantizer import quantize_bundle
 from quant.samples.built_in import MOST_TEXTS, built_in_samples, built_in_texts
 
 PAGE = "report.html"
+MOST_FITTED = 108
+"""Texts and photographs in each half."""
 _FP32_BITS = 32
 
 Say = Callable[[str], None]
@@ -72,8 +76,26 @@ RECIPES = {
 """By the name of the variant's folder."""
 
 
-def make_variant(parent: Path, folder: Path, recipe: Recipe, num_texts: int, say: Say) -> Path:
-    """Return a variant's folder, made where no bundle stands there, and measured on so many texts.
+@dataclass(frozen=True)
+class Samples:
+    """How many of the built-in samples are taken, over all kinds.
+
+    Attributes:
+        fitted: Texts and photographs that weights are fitted to.
+        measured: Texts that loss is measured on.
+    """
+
+    fitted: int = MOST_FITTED
+    measured: int = MOST_TEXTS
+
+    def calibration(self, bundle: Bundle) -> Evaluation:
+        """Return what weights are fitted to."""
+        every = built_in_samples(bundle, "calibration")
+        return replace(every, questions=spread(every.questions, self.fitted))
+
+
+def make_variant(parent: Path, folder: Path, recipe: Recipe, samples: Samples, say: Say) -> Path:
+    """Return a variant's folder, made where no bundle stands there.
 
     Raises:
         QuantizationError: The parent is no fp32 bundle of a language model, or too large for the bits.
@@ -87,8 +109,8 @@ def make_variant(parent: Path, folder: Path, recipe: Recipe, num_texts: int, say
             folder,
             weights=recipe.weights,
             options=recipe.options(bundle.manifest.weight_bytes),
-            calibration=built_in_samples(bundle, "calibration"),
-            evaluation=built_in_texts(bundle, "evaluation", num_texts),
+            calibration=samples.calibration(bundle),
+            evaluation=built_in_texts(bundle, "evaluation", samples.measured),
             progress=say,
         )
     return folder
@@ -98,9 +120,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the module's own command line; return the exit code."""
     options = _parser().parse_args(arguments)
     told = Console(stderr=True, highlight=False)
+    samples = Samples(options.fitted, options.texts)
     try:
         variants = [
-            make_variant(options.bundle, options.folder / name, RECIPES[name], options.texts, told.print)
+            make_variant(options.bundle, options.folder / name, RECIPES[name], samples, told.print)
             for name in options.variants
         ]
         _, written = compare_bundles(
@@ -128,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     add("bundle", type=Path, help="fp32 bundle of a language model, such as .demo/real of make demo-real")
     add("folder", type=Path, help="keeps the variants and the page")
     add("--variants", nargs="+", choices=RECIPES, default=list(RECIPES), help="which")
+    add("--fitted", type=int, default=MOST_FITTED, help="texts and photographs that weights are fitted to")
     add("--texts", type=int, default=MOST_TEXTS, help="on which each variant is measured, of every kind some")
     add("--rivals", nargs="*", type=Path, default=[], help="files of python -m loadtests.llama_cpp")
     add("--speed", action=argparse.BooleanOptionalAction, default=True, help="time the variants in turns")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from bundle.errors import BundleFileError, GoldenError
 from bundle.gates import canary_gate
 from bundle.golden import GOLDEN, Recording, check, load_golden, recording_of
 from bundle.manifest import Component, ComponentName, Manifest, Scheme
+from bundle.states import State
 from runtime.cache_codes import decode
 from runtime.graph import Array, Port
 
@@ -96,9 +97,33 @@ def replayed(
     path = bundle.path(GOLDEN)
     recordings = load_golden(path)
     for name, session in sessions:
-        recording = recording_of(session.component.role, recordings, path)
+        states = bundle.manifest.states_of(session.component)
+        recording = _with_rows(recording_of(session.component.role, recordings, path), session, states)
         _check_inputs(path, session, recording)
-        yield name, recording, _as_numbers(bundle, recording, session.run(recording.inputs))
+        yield name, recording, _as_numbers(bundle, recording, _cut(session.run(recording.inputs), recording, states))
+
+
+def _with_rows(recording: Recording, session: Replayable, states: Sequence[State]) -> Recording:
+    """Return a run whose cache is as long as a graph's that has one length: a TensorRT engine's."""
+    sizes = {port.name: port.shape for port in session.graph.inputs}
+    inputs = dict(recording.inputs)
+    for state in states:
+        is_known = state.kind == "rows" and state.input in sizes and state.input in inputs
+        wanted = sizes[state.input][state.row_axis] if is_known else None
+        missing = wanted - inputs[state.input].shape[state.row_axis] if isinstance(wanted, int) else 0
+        if missing > 0:
+            ends = [(0, missing if axis == state.row_axis else 0) for axis in range(len(state.shape))]
+            inputs[state.input] = np.pad(inputs[state.input], ends)
+    return Recording(inputs, recording.outputs)
+
+
+def _cut(found: dict[str, Array], recording: Recording, states: Sequence[State]) -> dict[str, Array]:
+    """Return outputs, states without the rows that a longer cache has."""
+    cut = dict(found)
+    for name in {state.output for state in states} & found.keys() & recording.outputs.keys():
+        shape = recording.outputs[name].shape
+        cut[name] = found[name][tuple(map(slice, shape))] if len(shape) == found[name].ndim else found[name]
+    return cut
 
 
 def _as_numbers(bundle: Bundle, recording: Recording, found: dict[str, Array]) -> dict[str, Array]:

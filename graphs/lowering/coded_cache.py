@@ -13,7 +13,7 @@ chooses by the number of its tokens:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,7 @@ from bundle import tensors
 from bundle.manifest import Phase
 from bundle.states import CacheScheme
 from graphs.lowering.packed_attention import pack_attention
-from graphs.lowering.parallel_layers import ATTENTION
+from graphs.lowering.parallel_layers import ATTENTION, ROTARY
 from graphs.lowering.prompt_attention import Float32, Nodes, Rows, Stored, attend
 from graphs.lowering.rotary_in_attention import turn_inside_attention
 from graphs.store import CONTRIB
@@ -34,6 +34,8 @@ _PAST_INPUTS, _LENGTHS_INPUT, _TOTAL_INPUT, _SINK_INPUT, _SCALE_INPUTS = (3, 4),
 """Of a GroupQueryAttention: states, last rows, the longest sequence's rows, sinks, scales of keys and of values."""
 _NO_WEIGHT = -1e30
 """Of a sink, among the scores: exp of it is 0."""
+_WRITTEN_TWICE = (ROTARY, "Split")
+"""In this order: a Split is copied once all that reads it in a branch is there."""
 _BITS: Mapping[CacheScheme, int] = {"int8": 8, "int4": 4}
 _DTYPES: Mapping[CacheScheme, ir.DataType] = {"int8": ir.DataType.INT8, "int4": ir.DataType.UINT8}
 
@@ -216,22 +218,55 @@ class _Many:
 
 
 def _moved_with(graph: ir.Graph, nodes: Sequence[ir.Node]) -> list[ir.Node]:
-    """Return nodes in the order in which they run, with those of the graph that nothing else reads taken out of it."""
+    """Return nodes in the order in which they run, with those of the graph that nothing else reads taken out of it.
+
+    What turns and splits many rows for others as well, such as the queries that policies ask for, is written twice: a
+    step asks for none, and would compute what a branch only might read.
+    """
     moved = list(nodes)
-    inside = set(moved)
-    outputs = set(graph.outputs)
-    for value in _read_by(moved):
-        node = value.producer()
-        if node is None or node in inside or any(each in outputs for each in node.outputs):
-            continue
-        if all(user in inside for each in node.outputs for user, _ in each.uses()):
-            graph.remove(node)
-            return _moved_with(graph, [node, *moved])
-    return moved
+    while True:
+        outside = [node for node in _producers(moved) if node not in moved]
+        alone = next((node for node in outside if _is_read_by(node, moved, graph)), None)
+        twice = [node for op_type in _WRITTEN_TWICE for node in outside if node.op_type == op_type]
+        if alone is not None:
+            graph.remove(alone)
+            moved.insert(0, alone)
+        elif twice:
+            moved.insert(0, _copied(twice[0], moved))
+        else:
+            return moved
 
 
-def _read_by(nodes: Iterable[ir.Node]) -> list[ir.Value]:
-    return [value for node in nodes for value in node.inputs if value is not None]
+def _producers(nodes: Sequence[ir.Node]) -> list[ir.Node]:
+    """Return what makes the values that nodes read."""
+    read = (value for node in nodes for value in node.inputs if value is not None)
+    return [node for value in read if (node := value.producer()) is not None]
+
+
+def _is_read_by(node: ir.Node, readers: Sequence[ir.Node], graph: ir.Graph) -> bool:
+    """Return whether nobody else reads what a node gives."""
+    if any(value in graph.outputs for value in node.outputs):
+        return False
+    return all(user in readers for value in node.outputs for user, _ in value.uses())
+
+
+def _copied(node: ir.Node, readers: Sequence[ir.Node]) -> ir.Node:
+    """Return a copy of a node, which some of its readers read in its place."""
+    outputs = [ir.Value(name=f"{value.name}.of_many", type=value.type, shape=value.shape) for value in node.outputs]
+    copied = ir.Node(
+        node.domain,
+        node.op_type,
+        node.inputs,
+        list(node.attributes.values()),
+        outputs=outputs,
+        name=f"{node.name}.of_many",
+    )
+    of_old = dict(zip(node.outputs, outputs, strict=True))
+    for reader in readers:
+        for at, value in enumerate(reader.inputs):
+            if value in of_old:
+                reader.replace_input_with(at, of_old[value])
+    return copied
 
 
 def _take_over(old: Sequence[ir.Value], new: Sequence[ir.Value]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from bundle.errors import BundleFormatError
@@ -119,7 +120,9 @@ def _try_rows(node: ir.Node) -> _Rows | None:
 
 
 def _flat(graph: ir.Graph, scales: ir.Value) -> ir.Value:
-    """Return scales [V, 1] as [V]."""
+    """Return scales [V, 1] as [V]; of a row of zeros, whose scale float16 has none for, some scale above 0."""
     if scales.const_value is None:
         raise BundleFormatError(f"{scales.name} holds no numbers; quantize the fp32 bundle again")
-    return add_initializer(graph, f"{scales.name}.flat", scales.const_value.numpy().reshape(-1))
+    flat = scales.const_value.numpy().reshape(-1)
+    least = np.finfo(flat.dtype).smallest_subnormal
+    return add_initializer(graph, f"{scales.name}.flat", np.maximum(flat, least))

@@ -77,8 +77,10 @@ class LookMWeighted(LookM):
 
 def _means(kept: Float32, nearest: Rows, left: Float32) -> Float32:
     """Return rows [n, C], each the mean of itself and of what is left to it."""
-    sums, counts = kept.copy(), np.ones(len(kept), np.float32)
-    np.add.at(sums, nearest, left)
-    np.add.at(counts, nearest, 1)
-    means: Float32 = (sums / counts[:, None]).astype(np.float32)
+    order = np.argsort(nearest, kind="stable")
+    places, starts, counts = np.unique(nearest[order], return_index=True, return_counts=True)
+    means = kept.copy()
+    if len(places):
+        totals = means[places] + np.add.reduceat(left[order], starts, axis=0)
+        means[places] = totals / (counts[:, None] + 1).astype(np.float32)
     return means

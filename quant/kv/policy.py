@@ -141,8 +141,7 @@ def attention(layer: LayerRows, window: int) -> Float32:
     num_heads, window, _ = queries.shape
     grouped = np.ascontiguousarray(queries).reshape(num_kv, -1, size)
     scores = (grouped @ layer.keys.transpose(0, 2, 1)).reshape(num_heads, window, num_rows) * np.float32(size**-0.5)
-    newest = num_rows - window + np.arange(window)[:, None]
-    scores[:, np.arange(num_rows) > newest] = -np.inf
+    scores[..., num_rows - window :] += np.triu(np.full((window, window), -np.inf, np.float32), 1)
     scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)
     scores /= scores.sum(axis=-1, keepdims=True)

@@ -17,7 +17,7 @@ from commands.bench import bench
 from loadtests.latency import BenchmarkPlan
 
 SUBCOMMANDS = (
-    *("export", "quantize", "compile", "inspect", "report", "run", "embed"),
+    *("export", "quantize", "compile", "inspect", "report", "compression", "run", "embed"),
     *("serve", "deploy", "bench", "loadtest", "doctor", "demo"),
 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,22 +9,17 @@ import pytest
 from bundle.directory import open_bundle, read_manifest
 from bundle.report import read_report
 from loadtests import variants
-from loadtests.variants import RECIPES, Recipe, main
+from loadtests.variants import MOST_FITTED, RECIPES, Recipe, Samples, main
 from quant.planning.recipes import read_weights
 from quant.samples.built_in import built_in_samples
 
-
-@pytest.fixture(autouse=True)
-def _few_samples(smolvlm_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three of the built-in samples in place of all those that weights are fitted to."""
-    fitted = built_in_samples(open_bundle(smolvlm_bundle), "calibration")
-    monkeypatch.setattr(variants, "built_in_samples", lambda *_: replace(fitted, questions=fitted.questions[-3:]))
+FEW = ("--fitted", "2", "--texts", "3")
 
 
 def test_variants_are_made_once_and_stand_on_one_page(
     smolvlm_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = [str(smolvlm_bundle), str(tmp_path), "--variants", "int8-rtn", "int4-rtn", "--no-speed", "--texts", "3"]
+    command = [str(smolvlm_bundle), str(tmp_path), "--variants", "int8-rtn", "int4-rtn", "--no-speed", *FEW]
     assert main(command) == 0
     assert "making int8-rtn" in capsys.readouterr().err
     report = read_report(open_bundle(tmp_path / "int4-rtn", allow_ungated=True))
@@ -42,9 +36,16 @@ def test_variants_are_made_once_and_stand_on_one_page(
 def test_the_bits_of_a_recipe_are_of_all_weights_of_the_variant(smolvlm_bundle: Path, tmp_path: Path) -> None:
     fp32_bytes = read_manifest(smolvlm_bundle).weight_bytes
     recipe = Recipe("int4-rtn", bits=9.0)
-    variants.make_variant(smolvlm_bundle, tmp_path / "mixed", recipe, 3, lambda line: None)
+    variants.make_variant(smolvlm_bundle, tmp_path / "mixed", recipe, Samples(2, 3), lambda line: None)
     assert read_manifest(tmp_path / "mixed").weight_bytes <= fp32_bytes * 9 / 32
     assert recipe.options(3200).max_bytes == 900
+
+
+def test_weights_are_fitted_to_as_many_samples_as_are_asked_for(smolvlm_bundle: Path) -> None:
+    bundle = open_bundle(smolvlm_bundle)
+    few, every = (Samples(fitted).calibration(bundle).questions for fitted in (7, MOST_FITTED))
+    assert len(few) == 7
+    assert list(every) == list(built_in_samples(bundle, "calibration").questions)
 
 
 def test_every_recipe_asks_for_weights_that_exist(smolvlm_bundle: Path) -> None:

@@ -16,7 +16,7 @@ import runtime.tensorrt.engine_graph as engine_graph_module
 import runtime.tensorrt.library as library_module
 from bundle.directory import Bundle
 from bundle.engines import EngineIndex
-from bundle.errors import BundleFileError, MachineError
+from bundle.errors import BundleFileError, GoldenError, MachineError
 from bundle.golden import GOLDEN, load_golden
 from runtime.cache_shape import cache_shape
 from runtime.canary import check_canary
@@ -80,6 +80,24 @@ def test_encoders_and_tables_give_what_onnx_runtime_gives(
         np.testing.assert_allclose(found[session.output], expected[usual.output], rtol=1e-3, atol=1e-6)
         check_canary(bundle, {name: session})
         assert session.component.optional_outputs == ()
+
+
+@pytest.mark.parametrize("recipe", ["fp32", "int8"])
+def test_the_recorded_run_is_replayed_on_a_decoder_of_one_cache_length(
+    portable_of: Callable[..., Bundle], engines_of: Callable[..., Engines], recipe: str
+) -> None:
+    bundle = portable_of("vlm", recipe)
+    session = Session(bundle, "decoder", on_device(engines_of(bundle)[0]))
+    check_canary(bundle, {"decoder": session})
+    engine = session.graph
+
+    class Wrong(EngineGraph):
+        def run(self, feeds: Any, outputs: Any = None) -> Any:
+            return {name: -array for name, array in engine.run(feeds, outputs).items()}
+
+    session.graph = Wrong(engine._engine, "cuda")
+    with pytest.raises(GoldenError):
+        check_canary(bundle, {"decoder": session})
 
 
 def runs(past: list[int], num_tokens: int) -> list[TokenRun]:

@@ -10,8 +10,12 @@ import pytest
 
 from bundle.directory import Bundle, read_manifest
 from bundle.errors import BundleFormatError, MachineError
+from bundle.form import Form
+from graphs.layers import find_tables
 from graphs.lowering.tensorrt import engine_graph
+from graphs.lowering.tensorrt_halves import halve_for_tensorrt
 from graphs.store import make_node, open_graph, save_graph
+from quant.weights.gather_blocks import GatherRows
 from runtime.tensorrt.library import Library
 from runtime.tensorrt.network import check_network, parse, unread
 
@@ -110,6 +114,19 @@ def test_a_decoder_whose_attention_lost_its_mask_is_refused(rtx: Library, portab
     check_network(network, "vision_encoder")
     with pytest.raises(MachineError, match="another mask"):
         check_network(network, "decoder")
+
+
+def test_a_table_with_a_row_of_zeros_is_read(rtx: Library, portable_of: Callable[..., Bundle], tmp_path: Path) -> None:
+    model = open_graph(portable_of("vlm").graph_path("embed_tokens"))
+    (table,) = find_tables(model.graph)
+    rows = table.rows().copy()
+    rows[5] = 0
+    table.weight.const_value = ir.tensor(rows, name=table.name)
+    GatherRows({table.name: Form(8)})(model)
+    halve_for_tensorrt(model, ())
+    save_graph(model, tmp_path / "embed_tokens.onnx")
+    path = tmp_path / "embed_tokens.onnx"
+    check_network(parse(rtx, engine_graph(path, ["inputs_embeds"], 64), path), "embed_tokens")
 
 
 def test_a_cache_is_updated_in_place_of_the_networks_own_input(

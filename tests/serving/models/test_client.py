@@ -113,7 +113,7 @@ def test_a_dead_worker_turns_health_red_and_fails_requests_at_once(
             def die(*work: object) -> None:
                 raise SystemExit("killed")
 
-            monkeypatch.setattr(Decoder, "run", die)
+            monkeypatch.setattr(Decoder, "step_batch", die)
             with pytest.raises(EngineDeadError, match="engine-tiny-smolvlm died"):
                 await answer(client, ask("hi"))
             with pytest.raises(EngineDeadError, match="engine-tiny-smolvlm died"):
