@@ -37,6 +37,10 @@ def run(
     ] = None,
     vision_method: Annotated[str, typer.Option(help="Which image tokens are read (docs/compression.md).")] = "uniform",
     vision_keep: Annotated[float, typer.Option(help="Share of each image tile's tokens that is read, above 0.")] = 1.0,
+    kv_policy: Annotated[
+        str, typer.Option(help="Which rows of the prompt stay in the cache (docs/compression.md).")
+    ] = "snapkv",
+    kv_budget: Annotated[float, typer.Option(help="Share of them that stays once it was read, above 0.")] = 1.0,
     threads: ThreadsOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -44,18 +48,18 @@ def run(
     from dataclasses import asdict
 
     from serving.oneshot import answer, speed
-    from serving.protocol import ImagePart, Message, SamplingParams, TextPart, VisionReduction
+    from serving.protocol import ImagePart, KVCompression, Message, SamplingParams, TextPart, VisionReduction
 
     if vision_keep < 1 and not image:
         raise typer.BadParameter("--vision-keep says what is read of images, and there is none; leave it out")
-    vision = VisionReduction(vision_method, vision_keep)
+    vision, kv = VisionReduction(vision_method, vision_keep), KVCompression(kv_policy, kv_budget)
     images = [ImagePart(read_image(file)) for file in image or ()]
     parts: tuple[TextPart | ImagePart, ...] = (*images, TextPart(read_text(prompt, "the question")))
     tell_of_failed_gates(bundle)
     sampling = SamplingParams(max_tokens, temperature, top_p, top_k, seed)
     shown = None if as_json else Stripped()
     with usage_errors(), naming(image or ()):
-        answered = asyncio.run(answer(bundle, Message("user", parts), sampling, threads, shown, vision))
+        answered = asyncio.run(answer(bundle, Message("user", parts), sampling, threads, shown, vision, kv))
     if as_json:
         print_json(asdict(answered))
     else:

@@ -14,6 +14,7 @@ from serving.protocol import (
     FinishReason,
     GenerateRequest,
     ImagePart,
+    KVCompression,
     Message,
     SamplingParams,
     TextPart,
@@ -43,6 +44,7 @@ async def answer(
     threads: int = 0,
     on_text: Callable[[str], None] | None = None,
     vision: VisionReduction | None = None,
+    kv: KVCompression | None = None,
 ) -> Answer:
     """Load a bundle, answer one message, and unload it.
 
@@ -53,6 +55,7 @@ async def answer(
         threads: Inside one operator; 0 means one per physical core.
         on_text: Called with each piece of text as it is generated.
         vision: Which image tokens are read; None: all.
+        kv: Which rows of the prompt stay in the cache; None: all.
 
     Raises:
         BundleError: The bundle is not usable.
@@ -63,7 +66,8 @@ async def answer(
     settings = _settings(threads)
     async with LocalClient([bundle], settings) as client:
         model = (await client.models())[0].name
-        async for event in client.generate(GenerateRequest("oneshot", model, (message,), sampling, vision=vision)):
+        request = GenerateRequest("oneshot", model, (message,), sampling, vision=vision, kv=kv)
+        async for event in client.generate(request):
             if isinstance(event, TokenEvent):
                 texts.append(event.text)
                 token_ids += event.token_ids

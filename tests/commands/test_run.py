@@ -65,14 +65,25 @@ def test_it_reads_fewer_image_tokens_where_it_is_told(pocketvlm, smolvlm_bundle:
     [
         (("--vision-method", "magic"), "it must be one of random, uniform"),
         (("--vision-keep", "1.5"), "above 0 and at most 1"),
+        (("--kv-policy", "best"), "it must be one of random, uniform"),
+        (("--kv-budget", "1.5"), "above 0 and at most 1"),
+        (("--kv-policy", "vl-cache", "--kv-budget", "0.5"), "--length-groups"),
     ],
 )
 def test_a_reduction_that_cannot_be_is_a_wrong_command_line(
-    pocketvlm, smolvlm_bundle: Path, image: Path, options: tuple[str, str], told: str
+    pocketvlm, smolvlm_bundle: Path, image: Path, options: tuple[str, ...], told: str
 ) -> None:
     done = pocketvlm("run", smolvlm_bundle, "--image", image, *options, "what?")
     assert done.returncode == 2
     assert told in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_rows_go_where_it_is_told(pocketvlm, smolvlm_bundle: Path, image: Path) -> None:
+    options = ("--kv-policy", "look-m", "--kv-budget", "0.25", "--max-tokens", 4, "--json", "what?")
+    done = pocketvlm("run", smolvlm_bundle, "--image", image, *options)
+    assert done.returncode == 0, done.stderr
+    usage = json.loads(done.stdout)["usage"]
+    assert usage["cache_rows_before"] // 4 == usage["cache_rows_after"] > 0
 
 
 def test_a_share_of_no_images_is_a_wrong_command_line(pocketvlm, smolvlm_bundle: Path) -> None:

@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import shutil
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from bundle.manifest import RunPhase, Scheme
 from loadtests.contestants import Bench, Contestant, Reading, Station, StationBench, Variant
 from loadtests.schemes import Comparison, Plan, compare, judge, main, make_variants, print_comparison
 from runtime.decoder import Decoder, Logits
-from runtime.feeds import TokenRun
+from runtime.feeds import TokenBatch
 from runtime.turns import Quartiles
 from serving.models.vision import VisionStage
 
@@ -112,17 +111,18 @@ def test_targets_judge_each_pair_by_the_graph_that_runs_the_station() -> None:
 def test_the_work_of_a_station_is_what_its_name_says(dual_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = StationBench(Bench(dual_bundle, PLAN.stations, threads=1, steps=2))
     work: list[tuple[object, ...]] = []
-    run_tokens, run_tiles = Decoder.run, VisionStage.run
+    run_tokens, run_tiles = Decoder._run, VisionStage.run
 
-    def tokens(decoder: Decoder, phase: RunPhase, first_slot: int, runs: Sequence[TokenRun]) -> Logits:
-        work.append((phase, first_slot, *((len(run.ids), list(run.positions), list(run.lengths)) for run in runs)))
-        return run_tokens(decoder, phase, first_slot, runs)
+    def tokens(decoder: Decoder, phase: RunPhase, first_slot: int, batch: TokenBatch) -> Logits:
+        rows = zip(batch.positions.tolist(), batch.lengths.T.tolist(), strict=True)
+        work.append((phase, first_slot, *((batch.num_tokens, positions, lengths) for positions, lengths in rows)))
+        return run_tokens(decoder, phase, first_slot, batch)
 
     def tiles(stage: VisionStage, batch: list[np.ndarray]) -> object:
         work.append(("vision", len(batch)))
         return run_tiles(stage, batch)
 
-    monkeypatch.setattr(Decoder, "run", tokens)
+    monkeypatch.setattr(Decoder, "_run", tokens)
     monkeypatch.setattr(VisionStage, "run", tiles)
     for station in PLAN.stations * 2:
         bench.run(station)

@@ -19,9 +19,9 @@ from serving.models.vision import VisionStage
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What ran, since the fixture was asked for or the list was emptied."""
     seen: list[str] = []
-    run_tokens, run_tiles = Decoder.run, VisionStage.run
+    run_tokens, run_tiles = Decoder._run, VisionStage.run
     monkeypatch.setattr(
-        Decoder, "run", lambda own, *told, **named: (seen.append(told[0]), run_tokens(own, *told, **named))[1]
+        Decoder, "_run", lambda own, *told, **named: (seen.append(told[0]), run_tokens(own, *told, **named))[1]
     )
     monkeypatch.setattr(VisionStage, "run", lambda own, batch: (seen.append("vision"), run_tiles(own, batch))[1])
     return seen

@@ -12,7 +12,7 @@ from serving.fake import FakeClient
 
 @pytest.fixture(scope="module", autouse=True)
 def _late_imports() -> None:
-    pytest.importorskip("langchain_openai", reason="langchain-openai is not installed: it is no part of [dev]")
+    pytest.importorskip("langchain_openai", reason="langchain-openai is not installed: it comes with [dev]")
 
 
 @pytest.fixture

@@ -338,3 +338,33 @@ def test_a_batch_says_what_each_says_alone(model, settings, policies, lengths, s
             agreed += 1
         # They part only where the choice of a token was a tie within rounding.
         assert agreed == len(found) or np.diff(np.sort(wanted[agreed - 1])[-2:])[0] < 1e-4
+
+
+def codes_of(drive: Drive, sequence: Sequence) -> list[np.ndarray]:
+    """Return a copy of what a sequence's slot stores, of every state."""
+    buffers = drive.runner._decoder.states
+    return [
+        buffers._buffers[state.input].read()[sequence.slot][:, : sequence.rows[state.group]].copy()
+        for state in buffers.states
+    ]
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+@pytest.mark.parametrize("policy", ["snapkv", "pyramidkv", "knorm", "look-m"])
+def test_over_a_cache_of_codes_the_codes_that_stay_are_those_that_were(
+    model, settings, tmp_path, scheme: str, policy: str
+) -> None:
+    coded = model.with_coded_cache(tmp_path / scheme, scheme)
+    whole, drive = Drive(coded, settings), Drive(coded, settings)
+    before = codes_of(whole, whole.settle(whole.add(PROMPT)))
+    sequence = drive.settle(drive.add(PROMPT, policy))
+    after = codes_of(drive, sequence)
+    kept = chosen_rows(coded, settings, policy, 20)
+    for at, (stored, found) in enumerate(zip(before, after, strict=True)):
+        wanted = np.take_along_axis(stored, kept[at // 2][..., None], axis=1)
+        if policy not in MERGING:
+            np.testing.assert_array_equal(found, wanted)
+        else:
+            assert (found == wanted).all(axis=-1).any()  # rows into which nothing was merged
+            assert (found != wanted).any()
+    assert np.isfinite(np.stack(drive.logits[drive.until(sequence, 6)])).all()
