@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from commands.options import ThreadsOption, usage_errors
 from commands.terminal import console, progress
 
+if TYPE_CHECKING:
+    from quant.quality.evaluation import Evaluation
+
 _SHARES = "0.75,0.5,0.25,0.1"
+_KINDS = ("colour", "shape", "count", "describe")
+"""Of questions about drawings: those that the real model answers best."""
 
 
 def compression(
@@ -31,6 +36,14 @@ def compression(
         Path | None,
         typer.Option(
             "--eval", help="A JSONL file of questions. Default: a shipped model's own, else built-in samples."
+        ),
+    ] = None,
+    drawings: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Ask about held-out drawings in plain English instead, so many questions of each kind: what the real "
+            "model was trained to tell. Default: none.",
         ),
     ] = None,
     answers: Annotated[
@@ -59,7 +72,7 @@ def compression(
         if not (bundles or records):
             raise typer.BadParameter("give at least one bundle, or --answers of one measured before")
         for path in bundles or ():
-            found = evaluation_of(path, evaluation, samples)
+            found = evaluation_of(path, evaluation, samples) if drawings is None else _drawings(drawings)
             bundle = open_bundle(path, allow_ungated=True)
             records.append(measure_shortening(bundle, found, wanted, settings, progress))
             records[-1].write(output.with_name(f"{output.stem}-{bundle.manifest.name}.json"))
@@ -69,6 +82,14 @@ def compression(
             console.print(f"  {sentence}.", markup=False, soft_wrap=True)
     for written in write_page(output, records, timed):
         console.print(str(written), soft_wrap=True)
+
+
+def _drawings(num: int) -> Evaluation:
+    from quant.quality.evaluation import Evaluation
+    from reference.real.held_out import held_out
+
+    questions = [question for kind in _KINDS for question in held_out(kind, num)]
+    return Evaluation(questions=questions, source="held-out drawings, in plain English")
 
 
 def _shares(text: str) -> list[float]:
