@@ -68,6 +68,7 @@ RECIPES = {
     "nf4": Recipe("nf4"),
     "int4-hqq": Recipe("int4-hqq"),
     "int4-rtn": Recipe("int4-rtn"),
+    "int4-rtn-b32": Recipe("int4-rtn", block_size=32),
     "int2": Recipe("int2"),
     "int2-gptq": Recipe("int2-gptq"),
     "ternary": Recipe("ternary"),
