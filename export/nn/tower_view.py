@@ -31,9 +31,7 @@ def tower_view(op: OpBuilder, looked: Looked, heads: Heads, *, has_class_token: 
     if has_class_token:
         query = op.Slice(query, [0], [1], [2])
     scores = op.Mul(op.MatMul(query, op.Transpose(key, perm=[0, 1, 3, 2])), heads.scale)
-    # One axis at a time, and never right behind the images': ONNX Runtime rounds otherwise where there is but one image
-    of_head = op.ReduceMean(op.Softmax(scores, axis=-1), [2], keepdims=0)
-    received = op.ReduceMean(op.Transpose(of_head, perm=[0, 2, 1]), [2], keepdims=0)
+    received = op.ReduceMean(op.Softmax(scores, axis=-1), [1, 2], keepdims=0)
     keys = op.ReduceMean(op.Reshape(looked.key, [0, 0, heads.num, heads.size]), [2], keepdims=0)
     if has_class_token:
         received = op.Slice(received, [1], [_TO_THE_END], [1])

@@ -269,11 +269,14 @@ class VisionStage:
         return [features[end - len(image) : end].copy() for image, end in zip(images, ends, strict=True)]
 
     def _run(self, images: list[_Pixels]) -> list[Features]:
-        """Run a batch in which the tower is asked about some images: apart, for runtimes may round otherwise then."""
+        """Run a batch in which the tower is asked about some images.
+
+        Those run apart from the others and from each other: what a runtime rounds depends on what it computes beside,
+        and attention over a whole tile on how many tiles there are, by a last bit that decides which token is kept.
+        """
         plain = [image.tiles for image in images if not image.with_tower]
-        others = [image.tiles for image in images if image.with_tower]
-        found = iter(self.run(plain) if plain else ()), iter(self.run(others, with_tower=True) if others else ())
-        return [next(found[image.with_tower]) for image in images]
+        found = iter(self.run(plain) if plain else ())
+        return [self.run([image.tiles], with_tower=True)[0] if image.with_tower else next(found) for image in images]
 
     def _encoded(self, image: DecodedImage | KeptImage, seen: Features) -> EncodedImage:
         """Return an image with what the encoder gave, and no times."""

@@ -26,12 +26,19 @@ class Bundle:
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
 
     def run(self, component: str, **feeds: Array) -> list[Array]:
+        session = self._session(component)
+        optional = {spec.name for spec in self.manifest.components[component].optional_outputs}
+        return session.run([port.name for port in session.get_outputs() if port.name not in optional], feeds)
+
+    def run_optional(self, component: str, **feeds: Array) -> list[Array]:
+        names = [spec.name for spec in self.manifest.components[component].optional_outputs]
+        return self._session(component).run(names, feeds)
+
+    def _session(self, component: str) -> onnxruntime.InferenceSession:
         if component not in self._sessions:
             path = self.folder / f"{component}.onnx"
             self._sessions[component] = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        session = self._sessions[component]
-        optional = {spec.name for spec in self.manifest.components[component].optional_outputs}
-        return session.run([port.name for port in session.get_outputs() if port.name not in optional], feeds)
+        return self._sessions[component]
 
     def embed(self, ids: Array, features: Array | None = None) -> Array:
         """[B, T, D] embeddings, image placeholders replaced by `features` in order."""

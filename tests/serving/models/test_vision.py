@@ -244,3 +244,29 @@ def test_features_that_are_dropped_between_the_looks_are_still_the_answers(stage
         np.testing.assert_array_equal((await stage.encode("r", image)).features, first.features)
 
     asyncio.run(main())
+
+
+def test_images_whose_tower_is_asked_run_apart_from_all_others(stage, monkeypatch) -> None:
+    images = [PIXELS, PIXELS[:, :30], PIXELS[:, ::-1], PIXELS[::-1]]
+    batches, run = [], VisionStage.run
+
+    def noted(own: VisionStage, tiles: list[np.ndarray], *, with_tower: bool = False) -> list[np.ndarray]:
+        batches.append((len(tiles), with_tower))
+        return run(own, tiles, with_tower=with_tower)
+
+    async def main() -> list[vision.EncodedImage]:
+        decoded = [
+            await stage.decode("r", encoded(image), with_tower=with_tower)
+            for image, with_tower in zip(images, (False, True, False, True), strict=True)
+        ]
+        with monkeypatch.context() as patch:
+            patch.setattr(VisionStage, "run", noted)
+            return await asyncio.gather(*(stage.encode("r", each) for each in decoded))
+
+    found = asyncio.run(main())
+    assert all(num == 1 for num, with_tower in batches if with_tower)
+    assert sum(with_tower for _, with_tower in batches) == 2
+    assert [image.tower is not None for image in found] == [False, True, False, True]
+    for image in (found[1], found[3]):
+        assert image.tower.shape == (*image.features.shape[:2], 1 + 8)
+        np.testing.assert_allclose(image.tower[..., 0].sum(axis=1), 1, atol=1e-5)
