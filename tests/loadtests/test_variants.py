@@ -8,7 +8,6 @@ import pytest
 
 from bundle.directory import open_bundle, read_manifest
 from bundle.report import read_report
-from loadtests import variants
 from loadtests.variants import MOST_FITTED, RECIPES, Recipe, Samples, main
 from quant.planning.recipes import read_weights
 from quant.samples.built_in import built_in_samples
