@@ -30,7 +30,6 @@ from quant.samples.built_in import MOST_TEXTS, built_in_samples, built_in_texts
 PAGE = "report.html"
 MOST_FITTED = 108
 """Texts and photographs in each half."""
-_FP32_BITS = 32
 
 Say = Callable[[str], None]
 
@@ -43,18 +42,16 @@ class Recipe:
         weights: As `pocketvlm quantize --weights` takes them.
         block_size: Weights per scale; None: chosen.
         profile: Of the decoder; None: the one of the weights.
-        bits: Of all weights together, scales included: layers get more bits than asked while they fit; None: no search.
     """
 
     weights: str
     block_size: int | None = None
     profile: str | None = None
-    bits: float | None = None
 
-    def options(self, fp32_bytes: int) -> Options:
-        """Return the options of the quantizer for a parent of so many bytes of weights."""
-        most = None if self.bits is None else int(fp32_bytes * self.bits / _FP32_BITS)
-        return Options(block_size=self.block_size, profile=self.profile, max_bytes=most)
+    @property
+    def options(self) -> Options:
+        """The quantizer's, with the built-in table of times."""
+        return Options(block_size=self.block_size, profile=self.profile)
 
 
 RECIPES = {
@@ -64,10 +61,10 @@ RECIPES = {
     "int4": Recipe("int4"),
     "int4-b32": Recipe("int4", block_size=32),
     "int4-gptq-b32": Recipe("int4-gptq", block_size=32),
-    "mixed-5": Recipe("int4", bits=5.0),
     "nf4": Recipe("nf4"),
     "int4-hqq": Recipe("int4-hqq"),
     "int4-rtn": Recipe("int4-rtn"),
+    "int4-rtn-b32": Recipe("int4-rtn", block_size=32),
     "int2": Recipe("int2"),
     "int2-gptq": Recipe("int2-gptq"),
     "ternary": Recipe("ternary"),
@@ -98,7 +95,7 @@ def make_variant(parent: Path, folder: Path, recipe: Recipe, samples: Samples, s
     """Return a variant's folder, made where no bundle stands there.
 
     Raises:
-        QuantizationError: The parent is no fp32 bundle of a language model, or too large for the bits.
+        QuantizationError: The parent is no fp32 bundle of a language model.
         BundleError: The parent is not whole.
     """
     if not (folder / MANIFEST).is_file():
@@ -108,7 +105,7 @@ def make_variant(parent: Path, folder: Path, recipe: Recipe, samples: Samples, s
             parent,
             folder,
             weights=recipe.weights,
-            options=recipe.options(bundle.manifest.weight_bytes),
+            options=recipe.options,
             calibration=samples.calibration(bundle),
             evaluation=built_in_texts(bundle, "evaluation", samples.measured),
             progress=say,

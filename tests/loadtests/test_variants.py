@@ -8,7 +8,6 @@ import pytest
 
 from bundle.directory import open_bundle, read_manifest
 from bundle.report import read_report
-from loadtests import variants
 from loadtests.variants import MOST_FITTED, RECIPES, Recipe, Samples, main
 from quant.planning.recipes import read_weights
 from quant.samples.built_in import built_in_samples
@@ -33,12 +32,9 @@ def test_variants_are_made_once_and_stand_on_one_page(
     assert "making" not in capsys.readouterr().err
 
 
-def test_the_bits_of_a_recipe_are_of_all_weights_of_the_variant(smolvlm_bundle: Path, tmp_path: Path) -> None:
-    fp32_bytes = read_manifest(smolvlm_bundle).weight_bytes
-    recipe = Recipe("int4-rtn", bits=9.0)
-    variants.make_variant(smolvlm_bundle, tmp_path / "mixed", recipe, Samples(2, 3), lambda line: None)
-    assert read_manifest(tmp_path / "mixed").weight_bytes <= fp32_bytes * 9 / 32
-    assert recipe.options(3200).max_bytes == 900
+def test_a_recipe_is_planned_with_the_built_in_times() -> None:
+    options = Recipe("int8", 32, "memory").options
+    assert (options.block_size, options.profile, options.tune) == (32, "memory", False)
 
 
 def test_weights_are_fitted_to_as_many_samples_as_are_asked_for(smolvlm_bundle: Path) -> None:
