@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from bundle.errors import ParameterError
-from serving.api.tools import ToolCallField
+from serving.api.tools import ToolCallField, json_text
 from serving.api.validation import shown
 from serving.protocol import ToolCall
 
@@ -57,7 +57,7 @@ def call_of(field: ToolCallField, param: str) -> ToolCall:
     """Return a call that a client sends back.
 
     Raises:
-        ParameterError: Its arguments are not the text of a JSON object.
+        ParameterError: Its arguments are not the text of a JSON object, or of none that `json_text` takes.
     """
     text = field.function.arguments
     param = f"{param}.function.arguments"
@@ -67,4 +67,4 @@ def call_of(field: ToolCallField, param: str) -> ToolCall:
         raise ParameterError(f"{param} = {shown(text)}: not the text of a JSON object", param) from error
     if not isinstance(arguments, dict):
         raise ParameterError(f"{param} = {shown(text)}: not the text of a JSON object", param)
-    return ToolCall(field.id, field.function.name, json.dumps(arguments, ensure_ascii=False))
+    return ToolCall(field.id, field.function.name, json_text(arguments, param))

@@ -16,7 +16,7 @@ from serving.api.images import decoded
 from serving.api.sampling_fields import Stop
 from serving.api.service import Service, check_count
 from serving.api.structured import JsonSchema
-from serving.api.tools import MOST_TOOLS, Offer, ToolName, checked, tool_of
+from serving.api.tools import MOST_TOOLS, Offer, ToolName, checked, json_text, tool_of
 from serving.protocol import ImagePart, Message, SamplingParams, Structure, TextPart, ToolCall
 
 _MOST_STOPS = 4
@@ -254,7 +254,7 @@ def messages_of(service: Service, body: CountBody) -> tuple[Message, ...]:
         if isinstance(turn, UserTurn):
             messages += _user_messages(service, turn, open_calls, param)
         else:
-            calls = _calls(turn)
+            calls = _calls(turn, param)
             open_calls.add(calls, param)
             messages.append(Message("assistant", _texts(turn.content), calls))
     check_counts(service, [part for message in messages for part in message.parts])
@@ -271,10 +271,10 @@ def _texts(content: str | Sequence[Any]) -> tuple[TextPart, ...]:
     return tuple(TextPart(block.text) for block in content if isinstance(block, TextBlock))
 
 
-def _calls(turn: AssistantTurn) -> tuple[ToolCall, ...]:
+def _calls(turn: AssistantTurn, param: str) -> tuple[ToolCall, ...]:
     blocks = () if isinstance(turn.content, str) else turn.content
-    used = [block for block in blocks if isinstance(block, ToolUseBlock)]
-    return tuple(ToolCall(use.id, use.name, json.dumps(use.input, ensure_ascii=False)) for use in used)
+    used = [(place, block) for place, block in enumerate(blocks) if isinstance(block, ToolUseBlock)]
+    return tuple(ToolCall(use.id, use.name, json_text(use.input, f"{param}.{place}.input")) for place, use in used)
 
 
 def _user_messages(service: Service, turn: UserTurn, open_calls: OpenCalls, param: str) -> list[Message]:

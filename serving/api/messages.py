@@ -38,8 +38,11 @@ def messages_router(service: Service) -> APIRouter:
             first = await until_disconnect(request.receive, answering.first())
             return EventStream(answering, first, MessageForm(answering))
         [choice], finished = await until_disconnect(request.receive, answering.whole())
-        ended = {**_ending(choice.reason, choice.stopped_by), "usage": _usage(finished.usage)}
-        return JSONResponse({**_head(answering), "content": _blocks(choice), **ended})
+        blocks = _blocks(choice)
+        is_called = any(block["type"] == "tool_use" for block in blocks)
+        reason = "stop" if choice.reason == "tool_calls" and not is_called else choice.reason
+        ended = {**_ending(reason, choice.stopped_by), "usage": _usage(finished.usage)}
+        return JSONResponse({**_head(answering), "content": blocks, **ended})
 
     @router.post("/v1/messages/count_tokens")
     async def count(request: Request) -> Response:
@@ -148,8 +151,11 @@ def _blocks(choice: Gathered) -> list[dict[str, Any]]:
 
 
 def _use(call: GatheredCall) -> dict[str, Any]:
-    """Return a call; of one that was cut, the arguments that are there."""
-    arguments = from_json(call.arguments or "{}", allow_partial=True)
+    """Return a call; of one that was cut, the arguments that are there. One whose arguments are no JSON is text."""
+    try:
+        arguments = from_json(call.arguments or "{}", allow_partial=True, allow_inf_nan=False)
+    except ValueError:
+        return {"type": "text", "text": f'{{"name": "{call.name}", "arguments": {call.arguments}}}'}
     return {"type": "tool_use", "id": call.id, "name": call.name, "input": arguments}
 
 

@@ -34,6 +34,7 @@ from serving.protocol import ImagePart, Message, SamplingParams, Structure, Text
 LOGPROBS = "message.output_text.logprobs"
 _NO_REASONING = "reasoning.encrypted_content"
 """Clients ask for it always; no model reasons here, so there is none."""
+_MOST_INCLUDED = 16
 _CallId = Annotated[Text, Field(min_length=1, max_length=256)]
 _Status = Literal["in_progress", "completed", "incomplete"]
 
@@ -171,7 +172,14 @@ class ResponsesBody(Strict):
     tool_choice: Choice | ResponseToolChoice | None = None
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
-    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
+    include: (
+        Annotated[
+            list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]],
+            Field(fail_fast=True),
+            at_most(_MOST_INCLUDED, "entries"),
+        ]
+        | None
+    ) = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MOST_TOP_LOGPROBS)
     user: Text | None = None
     safety_identifier: Text | None = None

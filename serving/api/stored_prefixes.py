@@ -99,14 +99,19 @@ class PrefixStore:
         """Return a prefix's facts and body.
 
         Raises:
-            PrefixNotFoundError: There is none of that name.
+            PrefixNotFoundError: There is none of that name, or its file is damaged.
         """
         head, _, body = self._found(name).read_bytes().partition(b"\n")
-        return PrefixFacts(**json.loads(head)), body
+        facts = _facts(head)
+        if facts is None:
+            raise PrefixNotFoundError(
+                f"the file of the prefix {name!r} is damaged; delete the prefix and make it again", "prefix"
+            )
+        return facts, body
 
     def listed(self) -> list[PrefixFacts]:
-        """Return the facts of all prefixes, by name."""
-        return [_facts(path) for path in self._paths()]
+        """Return the facts of all prefixes, by name, those aside whose files are damaged."""
+        return [facts for path in self._paths() if (facts := _facts(_head(path))) is not None]
 
     def remove(self, name: str) -> None:
         """Forget a prefix.
@@ -131,6 +136,14 @@ class PrefixStore:
         raise PrefixNotFoundError(f"no prefix {name[:64]!r} is stored here; stored: {known}{more}", "prefix")
 
 
-def _facts(path: Path) -> PrefixFacts:
+def _head(path: Path) -> bytes:
     with path.open("rb") as file:
-        return PrefixFacts(**json.loads(file.readline(_MOST_HEAD_BYTES)))
+        return file.readline(_MOST_HEAD_BYTES)
+
+
+def _facts(head: bytes) -> PrefixFacts | None:
+    """Return what a file's first line says; None where it is none of ours."""
+    try:
+        return PrefixFacts(**json.loads(head))
+    except (ValueError, TypeError, RecursionError):
+        return None

@@ -13,6 +13,7 @@ from bundle.tools import CALL_END, CALL_START
 
 _HEAD = re.compile(r'\s*[\[,]?\s*\{\s*"name"\s*:\s*"([\w-]{1,64})"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
 """Of a call that can be told as it comes; any other is read once it is whole."""
+_LONE = re.compile("[\ud800-\udfff]")
 _BETWEEN = re.compile(r"[\s}\]]*")
 """Behind the arguments: what closes the call, and a list of calls."""
 
@@ -205,4 +206,10 @@ def _call_of(found: Any) -> tuple[str, str] | None:
             arguments = json.loads(arguments)
         except (ValueError, RecursionError):
             return None
-    return (name, json.dumps(arguments, ensure_ascii=False)) if isinstance(arguments, dict) else None
+    return (name, _json_of(arguments)) if isinstance(arguments, dict) else None
+
+
+def _json_of(arguments: dict[str, Any]) -> str:
+    """Return arguments as text; half a surrogate pair stays an escape, for no answer can hold it otherwise."""
+    text = json.dumps(arguments, ensure_ascii=False)
+    return text if text.isascii() or not _LONE.search(text) else json.dumps(arguments)

@@ -17,6 +17,8 @@ from serving.protocol import SamplingParams, Structure, Tool
 MOST_TOOLS = 128
 MOST_CALLS = 16
 """In one answer that is held to calls: a model that knows no end makes no more."""
+MOST_LEVELS = 100
+"""Of objects and lists within each other, in a schema or in arguments: templates walk them by recursion."""
 Choice = Literal["none", "auto", "required"]
 _NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
 
@@ -131,20 +133,44 @@ def _ends_otherwise(sampling: SamplingParams) -> bool:
     return bool(sampling.stop or sampling.stop_token_ids or sampling.min_tokens or sampling.ignores_eos)
 
 
+def json_text(value: dict[str, Any], param: str) -> str:
+    """Return a JSON object as text that a template can be filled with.
+
+    Raises:
+        ParameterError: It is nested too deeply, or holds half a surrogate pair or a number that JSON has not.
+    """
+    level: list[Any] = [value]
+    for _ in range(MOST_LEVELS):
+        inner = [each.values() if isinstance(each, dict) else each for each in level]
+        level = [each for values in inner for each in values if isinstance(each, (dict, list))]
+    if level:
+        raise ParameterError(f"{param} is nested more than {MOST_LEVELS} levels deep; send a simpler value", param)
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ParameterError(
+            f"{param} holds a lone surrogate, which is no character; send valid Unicode", param
+        ) from error
+    except ValueError as error:
+        raise ParameterError(f"{param} holds NaN or an infinite number, which JSON has not", param) from error
+    return text
+
+
 def tool_of(
     name: str, description: str | None, schema: dict[str, Any] | None, *, is_strict: bool | None, param: str
 ) -> Tool:
     """Return a function as the engine takes it.
 
     Raises:
-        ParameterError: Its arguments are no JSON object.
+        ParameterError: Its arguments are no JSON object, or their schema is none that `json_text` takes.
     """
     parameters = schema or _NO_PARAMETERS
     if parameters.get("type", "object") != "object":
         raise ParameterError(
             f"{param}: the arguments of a function are a JSON object; its schema's type must be object", param
         )
-    return Tool(name, description or "", json.dumps({"type": "object", **parameters}), bool(is_strict))
+    return Tool(name, description or "", json_text({"type": "object", **parameters}, param), bool(is_strict))
 
 
 def offer_of(tools: Sequence[FunctionTool] | None, choice: ToolChoice | None, *, is_parallel: bool) -> Offer:

@@ -229,7 +229,7 @@ class GenerativeModel(Model):
         )
         prompt, visuals, num_dropped = await self._prompted(request, reduction)
         self._check_length(prompt, num_dropped, "messages" if request.text is None else "prompt")
-        compression = compression_of(kv, prompt.num_tokens - num_dropped)
+        compression = compression_of(kv, prompt.num_tokens - num_dropped, is_default=request.kv is None)
         prompted_s = time.monotonic()
         encoded = await together(self._vision.encode(owner, each) for visual in visuals for each in visual.pictures)
         images = await self._filled(owner, visuals, encoded)
@@ -340,7 +340,7 @@ class GenerativeModel(Model):
         choices = []
         with ExitStack() as submitted:
             for index in range(request.num_choices):
-                own = self._within_positions(sampling_of(sampling, index), prepared.prompt)
+                own = self._within_positions(sampling_of(sampling, index), prepared)
                 sequence = EngineSequence(
                     request.request_id,
                     prompt,
@@ -356,16 +356,15 @@ class GenerativeModel(Model):
                 )
                 stream = self._engine.submit(sequence)
                 submitted.callback(self._engine.cancel, stream)
-                may_call = bool(request.tools)
-                choices.append(
-                    ChoiceAnswer(index, self._engine, stream, own, self._vocabulary, lead, may_call=may_call)
-                )
+                calls = bool(request.tools)
+                choices.append(ChoiceAnswer(index, self._engine, stream, own, self._vocabulary, lead, may_call=calls))
             yield choices
 
-    def _within_positions(self, sampling: SamplingParams, prompt: Prompt) -> SamplingParams:
-        """Return a sampling that ends where positions do, which a prompt with gaps reaches before its rows fill up."""
-        most = self._max_positions - prompt.next_position
-        if prompt.next_position <= prompt.num_tokens or (sampling.max_tokens or most + 1) <= most:
+    def _within_positions(self, sampling: SamplingParams, prepared: _Prepared) -> SamplingParams:
+        """Return a sampling that ends where positions do: rows fill up later where a prompt has gaps or loses some."""
+        end, most = prepared.prompt.next_position, self._max_positions - prepared.prompt.next_position
+        fills_up = end <= prepared.prompt.num_tokens and prepared.compression is None
+        if fills_up or (sampling.max_tokens or most + 1) <= most:
             return sampling
         return replace(sampling, max_tokens=most)
 

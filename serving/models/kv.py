@@ -61,15 +61,20 @@ class KVPolicies:
         return missing(wanted.policy, self._manifest)
 
 
-def compression_of(wanted: KVCompression | None, num_tokens: int) -> Compression | None:
+def compression_of(wanted: KVCompression | None, num_tokens: int, *, is_default: bool = False) -> Compression | None:
     """Return what becomes of a prompt of so many tokens; None where all rows stay.
 
+    Args:
+        wanted: What is to be done.
+        num_tokens: Of the prompt.
+        is_default: The server says so, not the request: a prompt that is too short for it loses all rows but one.
+
     Raises:
-        ParameterError: No row would.
+        ParameterError: A request wants that no row stays.
     """
     if wanted is None:
         return None
-    num_kept = num_kept_rows(num_tokens, wanted.budget)
+    num_kept = num_kept_rows(num_tokens, wanted.budget) or int(is_default)
     if not num_kept:
         raise ParameterError(
             f"kv.budget {wanted.budget:g} of a prompt of {num_tokens} tokens keeps no row; send at least "

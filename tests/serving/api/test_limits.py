@@ -82,6 +82,7 @@ def test_a_list_is_counted_before_its_items_are_looked_at(
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "text"}] * 1000}]}, "messages.0.content.0.text"),
         (CHAT, {"messages": [{"role": "user", "content": "a"}], "metadata": dict.fromkeys("abc", 1)}, "metadata.a"),
         ("/v1/embeddings", {"input": [None] * 200}, "input.0"),
+        ("/v1/responses", {"input": "a", "include": [None] * 16}, "include.0"),
         ("/v1/classify", {"images": [IMAGE], "labels": [None] * 1000}, "labels.0"),
     ],
 )

@@ -143,6 +143,18 @@ def test_a_cut_call_has_the_arguments_that_are_there(api: Any, engine: FakeClien
     assert (told["content"][0]["input"], told["stop_reason"]) == ({}, "max_tokens")
 
 
+@pytest.mark.parametrize("arguments", ["{bad}", '{"city": NaN}', '{"city": "Bern",}'])
+def test_a_call_whose_arguments_are_no_json_is_text(api: Any, engine: FakeClient, arguments: str) -> None:
+    engine.behaviour.answer = f'<tool_call>{{"name": "weather", "arguments": {arguments}}}</tool_call>'
+    response = api.post(PATH, body(tools=[WEATHER], stop_sequences=["never"]))
+    told = response.json()
+    assert response.status_code == 200, response.text
+    MessageAnswer.model_validate(told)
+    assert [block["type"] for block in told["content"]] == ["text"]
+    assert arguments in told["content"][0]["text"]
+    assert told["stop_reason"] == "end_turn"
+
+
 @pytest.mark.parametrize("answer", ["Hello.", CALL, f"I look. {CALL}\n{CALL} Done."])
 def test_a_streamed_message_is_the_whole_one(api: Any, engine: FakeClient, answer: str) -> None:
     engine.behaviour.answer = answer

@@ -175,3 +175,14 @@ def test_one_of_many_makers_gets_the_name(make_caller, tmp_path: Path) -> None:
     assert 200 in codes
     assert set(codes) <= {200, 400}
     assert [path.name for path in tmp_path.iterdir()] == ["one-word.prefix"]
+
+
+@pytest.mark.parametrize("content", [b"", b"no facts\n{}", b'{"name": "torn"}\n{}', b"[" * 4000])
+def test_a_damaged_file_is_told_by_name_and_hides_no_other(keeping, ask, tmp_path: Path, content: bytes) -> None:
+    assert made(keeping).status_code == 200
+    (tmp_path / "prefixes" / "torn.prefix").write_bytes(content)
+    assert [facts["name"] for facts in keeping.get("/v1/prefixes").json()["data"]] == ["one-word"]
+    answer = keeping.post("/v1/chat/completions", {**ask(), "prefix": "torn"})
+    assert answer.status_code == 404
+    assert "'torn' is damaged; delete the prefix" in answer.json()["error"]["message"]
+    assert keeping.request("DELETE", "/v1/prefixes/torn").status_code == 200

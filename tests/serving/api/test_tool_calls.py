@@ -33,6 +33,10 @@ TEXTS: dict[str, tuple[str, Told]] = {
         '<tool_call>{"name": "time", "arguments": "{\\"a\\": 1}"}</tool_call>',
         ("", [("time", '{"a": 1}')]),
     ),
+    "half a surrogate pair": (
+        '<tool_call>{"arguments": {"a": "\\ud800"}, "name": "time"}</tool_call>',
+        ("", [("time", '{"a": "\\ud800"}')]),
+    ),
     "no end mark": ('<tool_call>{"name": "time", "arguments": {"a": 1}}', ("", [("time", '{"a": 1}')])),
     "no last brace": ('<tool_call>{"name": "time", "arguments": {"a": 1}</tool_call>', ("", [("time", '{"a": 1}')])),
     "cut arguments": ('<tool_call>{"name": "time", "arguments": {"a": ', ("", [("time", '{"a": ')])),

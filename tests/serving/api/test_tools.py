@@ -164,3 +164,39 @@ def test_calls_and_results_in_the_history_reach_the_engine(api: Any, engine: Fak
         Message("tool", (TextPart(f"of {ids[1]}"),)),
         Message("tool", (TextPart(f"of {ids[0]}"),)),
     )
+
+
+NESTED = '{"a": ' * 101 + "1" + "}" * 101
+BAD_VALUES = {
+    "nested": (NESTED, "more than 100 levels"),
+    "nested in lists": ('{"a": ' + "[" * 400 + "]" * 400 + "}", "more than 100 levels"),
+    "half a surrogate pair": ('{"a": "\\ud800"}', "lone surrogate"),
+    "half a pair in a name": ('{"\\ud800": 1}', "lone surrogate"),
+    "not a number": ('{"a": NaN}', "NaN"),
+    "beyond all numbers": ('{"a": 1e999}', "infinite"),
+}
+
+
+@pytest.mark.parametrize(("text", "word"), BAD_VALUES.values(), ids=BAD_VALUES)
+def test_what_no_template_can_be_filled_with_is_refused(
+    api: Any, engine: FakeClient, ask: Ask, text: str, word: str
+) -> None:
+    offered = {"type": "function", "function": {"name": "f", "parameters": text}}
+    called = {"id": "1", "type": "function", "function": {"name": "f", "arguments": text}}
+    past = [{"role": "assistant", "tool_calls": [called]}, {"role": "tool", "tool_call_id": "1", "content": "x"}]
+    bodies = {
+        "tools.0.function.parameters": ask(tools=[offered]),
+        "messages.0.tool_calls.0.function.arguments": {**ask(), "messages": past},
+    }
+    for param, body in bodies.items():
+        response = api.post(CHAT, body)
+        error = response.json()["error"]
+        assert (response.status_code, error["param"]) == (400, param), error
+        assert word in error["message"]
+    assert engine.generations == []
+
+
+def test_as_many_levels_as_may_be_are_taken(api: Any, ask: Ask) -> None:
+    text = NESTED.removeprefix('{"a": ').removesuffix("}")
+    offered = {"type": "function", "function": {"name": "f", "parameters": text}}
+    assert api.post(CHAT, ask(tools=[offered])).status_code == 200

@@ -183,3 +183,26 @@ def test_a_budget_that_rounds_to_all_rows_keeps_them() -> None:
     assert compression_of(KVCompression("knorm", 1 - 1e-12), 100) is None
     assert compression_of(None, 100) is None
     assert compression_of(KVCompression("knorm", 0.99), 100).num_kept == 99
+
+
+def test_a_text_too_short_for_the_servers_budget_is_answered(serve, answer) -> None:
+    model = serve(kv_policy="look-m", kv_budget=0.01)
+
+    async def main() -> None:
+        short = await answer(model, GenerateRequest("r", "m", (), SamplingParams(max_tokens=3), text="a few"))
+        assert 1 == short.finished.usage.cache_rows_after < short.finished.usage.prompt_tokens
+
+    run(main)
+
+
+def test_an_answer_ends_where_positions_do_however_few_rows_its_prompt_keeps(serve, answer, checkpoints) -> None:
+    model = serve(max_sequences=1)
+    text, sampling = "a longer text " * 20, SamplingParams(temperature=0.0, ignores_eos=True)
+
+    async def main() -> None:
+        request = GenerateRequest("r", "m", (), sampling, text=text, kv=KVCompression("knorm", 0.05))
+        usage = (await answer(model, request)).finished.usage
+        assert usage.cache_rows_after < usage.prompt_tokens
+        assert usage.prompt_tokens + usage.completion_tokens == checkpoints.CONTEXT_TOKENS
+
+    run(main)
