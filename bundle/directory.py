@@ -18,6 +18,7 @@ from bundle.external_data import external_files
 from bundle.json_file import first_problem, printable
 from bundle.manifest import FORMAT_VERSION, ComponentName, FileRecord, Manifest
 from bundle.scratch import NEW, OLD, reason_of, remove_abandoned, scratch_beside, try_lack_of_room
+from bundle.states import layers_of
 
 MANIFEST = "manifest.json"
 _READ_BYTES = 1 << 22
@@ -92,13 +93,14 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def is_of_this_format(directory: Path) -> bool:
-    """Return whether a bundle's manifest is of the format that is written now, not of one that is only read.
+    """Return whether a bundle's manifest tells all that is written now, not of an export that is only read.
 
     Raises:
         BundleFormatError: There is no manifest that can be read.
     """
-    read_manifest(directory)
-    return not _is_older(json.loads((directory / MANIFEST).read_bytes()))
+    states = read_manifest(directory).states
+    tells_layers = not states or bool(layers_of(states))
+    return tells_layers and not _is_older(json.loads((directory / MANIFEST).read_bytes()))
 
 
 def _is_older(raw: Any) -> bool:

@@ -91,10 +91,11 @@ class _Asker:
     @property
     def silences_s(self) -> tuple[float, float]:
         """The longest silence, and the longest of its own, those of a probe which still waits included."""
-        if self._since is None:
+        since = self._since  # the thread that probes may take it away between two looks
+        if since is None:
             return self._silence_s, self._own_silence_s
-        silence_s = time.monotonic() - self._since[0]
-        own_s = silence_s - (waited_s(self._pid) - self._since[1])
+        silence_s = time.monotonic() - since[0]
+        own_s = silence_s - (waited_s(self._pid) - since[1])
         return max(self._silence_s, silence_s), max(self._own_silence_s, own_s)
 
 
