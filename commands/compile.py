@@ -58,7 +58,7 @@ def compile_engines(
         ),
     ] = None,
     allow_ungated: Annotated[
-        bool, typer.Option(help="Compile a variant whose quality gate failed or was never measured.")
+        bool, typer.Option("--allow-ungated", help="Compile a variant whose quality gate failed or was never measured.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -35,12 +35,18 @@ def run(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Repeats a sampled answer. Default: a new one each time.")
     ] = None,
-    vision_method: Annotated[str, typer.Option(help="Which image tokens are read (docs/compression.md).")] = "uniform",
-    vision_keep: Annotated[float, typer.Option(help="Share of each image tile's tokens that is read, above 0.")] = 1.0,
+    vision_method: Annotated[
+        str, typer.Option(help="Which image tokens are read, with --vision-keep (docs/compression.md).")
+    ] = "uniform",
+    vision_keep: Annotated[
+        float, typer.Option(help="Share of each tile's tokens that is read, above 0; 1 reads all.")
+    ] = 1.0,
     kv_policy: Annotated[
-        str, typer.Option(help="Which rows of the prompt stay in the cache (docs/compression.md).")
+        str, typer.Option(help="Which rows of the prompt stay in the cache, with --kv-budget (docs/compression.md).")
     ] = "snapkv",
-    kv_budget: Annotated[float, typer.Option(help="Share of them that stays once it was read, above 0.")] = 1.0,
+    kv_budget: Annotated[
+        float, typer.Option(help="Share of the prompt's rows that stays, above 0; 1 keeps all.")
+    ] = 1.0,
     threads: ThreadsOption = 0,
     as_json: JsonOption = False,
 ) -> None:

@@ -50,18 +50,22 @@ PolicyOption = Annotated[
     typer.Option(
         "--kv-policy",
         help="Which rows of a prompt stay in the cache once it was read, where a request does not say: snapkv, look-m "
-        "and others (docs/compression.md). Default: all do.",
+        "and others (docs/compression.md); given with --kv-budget. Default: all do.",
     ),
 ]
 BudgetOption = Annotated[
     float | None,
     typer.Option(
-        "--kv-budget", help="The share of them that stays, above 0 and at most 1; with --kv-policy. Default: 1."
+        "--kv-budget",
+        help="The share of a prompt's rows that stays, above 0 and at most 1; given with --kv-policy. Default: all.",
     ),
 ]
 VisionMethodOption = Annotated[
     str | None,
-    typer.Option(help="How images are reduced where a request does not say (docs/compression.md). Default: uniform."),
+    typer.Option(
+        help="How images are reduced where a request does not say, with --vision-keep (docs/compression.md). "
+        "Default: uniform."
+    ),
 ]
 VisionKeepOption = Annotated[
     float | None,

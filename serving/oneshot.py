@@ -97,8 +97,10 @@ def speed(answered: Answer) -> str:
     rate = f", {(usage.completion_tokens - 1) / decode_s:.0f} tokens/s" if usage.completion_tokens > 1 else ""
     shown, read = usage.image_tokens, usage.kept_image_tokens
     images = f"{shown} of images" if read == shown else f"{read} of images that have {shown}"
+    before, after = usage.cache_rows_before, usage.cache_rows_after
+    rows = "" if after == before else f", of which {after} stay in the cache"
     return (
-        f"{usage.prompt_tokens} prompt tokens ({images}), first token "
+        f"{usage.prompt_tokens} prompt tokens ({images}){rows}, first token "
         f"{timings.first_token_s * 1e3:.0f} ms, {usage.completion_tokens} tokens{rate}"
     )
 

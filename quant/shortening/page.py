@@ -59,12 +59,14 @@ def sentences_of(record: Record) -> list[str]:
 
 def _sentence(record: Record, name: str, figures: Sequence[Figure]) -> str:
     best = min(figures, key=lambda figure: figure.loss.mean)
+    least = [figure.way.method for figure in figures if figure.loss.mean == best.loss.mean]
     unit = "points lost" if record.has_accuracy else "nats of KL"
     digits = 1 if record.has_accuracy else 4
     worse = [figure.way.method for figure in figures if figure.verdict == "worse"]
     better = [figure.way.method for figure in figures if figure.verdict == "better"]
     parts = [
-        f"{name}, {best.way.share:.0%} kept: least is lost by {best.way.method}, {best.loss.mean:.{digits}f} {unit} "
+        f"{name}, {best.way.share:.0%} kept: least is lost by {' and '.join(least)}, "
+        f"{best.loss.mean:.{digits}f} {unit} "
         f"(95 % interval {best.loss.low:.{digits}f} to {best.loss.high:.{digits}f})"
     ]
     parts.append(f"better than {UNIFORM}: {', '.join(better)}" if better else f"none is surely better than {UNIFORM}")

@@ -60,6 +60,14 @@ def test_it_reads_fewer_image_tokens_where_it_is_told(pocketvlm, smolvlm_bundle:
     assert f"({usage['kept_image_tokens']} of images that have {usage['image_tokens']})" in words.stderr
 
 
+def test_it_tells_how_many_rows_of_the_prompt_stay(pocketvlm, smolvlm_bundle: Path) -> None:
+    options = ("--kv-policy", "uniform", "--kv-budget", "0.5", "--max-tokens", 2, "what?")
+    done = pocketvlm("run", smolvlm_bundle, "--json", *options)
+    assert done.returncode == 0, done.stderr
+    stayed = json.loads(done.stdout)["usage"]["prompt_tokens"] // 2
+    assert f", of which {stayed} stay in the cache" in pocketvlm("run", smolvlm_bundle, *options).stderr
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

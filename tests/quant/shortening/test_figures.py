@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,13 @@ def test_the_best_and_those_surely_worse_than_uniform_are_told_in_a_sentence() -
     (sentence,) = sentences_of(record())
     assert "50% kept: least is lost by good, 0.0 points lost" in sentence
     assert "better than uniform: good; worse than uniform: bad" in sentence
+
+
+def test_all_ways_that_lose_least_are_told() -> None:
+    found = record()
+    tied = replace(found.ways[1], way=Way("before", "as-good", 0.5))
+    (sentence,) = sentences_of(replace(found, ways=[*found.ways, tied]))
+    assert "least is lost by good and as-good, 0.0 points lost" in sentence
 
 
 def test_a_page_shows_every_method_what_was_not_measured_and_what_is_saved(tmp_path: Path) -> None:
