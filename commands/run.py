@@ -36,17 +36,22 @@ def run(
         int | None, typer.Option(min=0, help="Repeats a sampled answer. Default: a new one each time.")
     ] = None,
     vision_method: Annotated[
-        str, typer.Option(help="Which image tokens are read, with --vision-keep (docs/compression.md).")
-    ] = "uniform",
+        str | None,
+        typer.Option(help="Which image tokens are read, with --vision-keep (docs/compression.md). Default: uniform."),
+    ] = None,
     vision_keep: Annotated[
-        float, typer.Option(help="Share of each tile's tokens that is read, above 0; 1 reads all.")
-    ] = 1.0,
+        float | None,
+        typer.Option(help="Share of each tile's tokens that is read, above 0; 1 reads all. Default: 1."),
+    ] = None,
     kv_policy: Annotated[
-        str, typer.Option(help="Which rows of the prompt stay in the cache, with --kv-budget (docs/compression.md).")
-    ] = "snapkv",
+        str | None,
+        typer.Option(
+            help="Which rows of the prompt stay in the cache, with --kv-budget (docs/compression.md). Default: snapkv."
+        ),
+    ] = None,
     kv_budget: Annotated[
-        float, typer.Option(help="Share of the prompt's rows that stays, above 0; 1 keeps all.")
-    ] = 1.0,
+        float | None, typer.Option(help="Share of the prompt's rows that stays, above 0; 1 keeps all. Default: 1.")
+    ] = None,
     threads: ThreadsOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -56,9 +61,11 @@ def run(
     from serving.oneshot import answer, speed
     from serving.protocol import ImagePart, KVCompression, Message, SamplingParams, TextPart, VisionReduction
 
-    if vision_keep < 1 and not image:
+    _check_shares(vision_method, vision_keep, kv_policy, kv_budget)
+    vision = VisionReduction(vision_method or "uniform", 1.0 if vision_keep is None else vision_keep)
+    kv = KVCompression(kv_policy or "snapkv", 1.0 if kv_budget is None else kv_budget)
+    if vision.keep < 1 and not image:
         raise typer.BadParameter("--vision-keep says what is read of images, and there is none; leave it out")
-    vision, kv = VisionReduction(vision_method, vision_keep), KVCompression(kv_policy, kv_budget)
     images = [ImagePart(read_image(file)) for file in image or ()]
     parts: tuple[TextPart | ImagePart, ...] = (*images, TextPart(read_text(prompt, "the question")))
     tell_of_failed_gates(bundle)
@@ -73,3 +80,13 @@ def run(
         if not answered.text.strip():
             progress("the answer is empty: the model had nothing to say to these words")
         progress(speed(answered))
+
+
+def _check_shares(method: str | None, keep: float | None, policy: str | None, budget: float | None) -> None:
+    """Refuse what would change nothing: a way to leave something out, and no word of how much stays."""
+    if method is not None and keep is None:
+        raise typer.BadParameter(
+            f"--vision-method {method} reads all tokens without --vision-keep; give it, such as 0.5"
+        )
+    if policy is not None and budget is None:
+        raise typer.BadParameter(f"--kv-policy {policy} keeps all rows without --kv-budget; give it, such as 0.5")

@@ -103,6 +103,12 @@ class ApiSettings(_Frozen):
             raise ValueError(f"video_frames {self.video_frames} is above max_frames {self.max_frames}")
         return self
 
+    @model_validator(mode="after")
+    def _check_folder(self) -> ApiSettings:
+        if self.prefix_folder is not None and self.prefix_folder.exists() and not self.prefix_folder.is_dir():
+            raise ValueError(f"prefix_folder {self.prefix_folder} is no folder; name one, or a place where one can be")
+        return self
+
 
 class HttpSettings(_Frozen):
     """Connections of the one-process server; under Ray they are its proxy's.

@@ -40,9 +40,13 @@ def chart_of(record: Record, stage: Stage) -> Chart | None:
     for method in methods:
         parts += _curve(plot, [figure for figure in figures if figure.way.method == method], looks[method])
     higher = "Up is better" if record.has_accuracy else "Down is better"
+    against = (
+        f"Shaded: the 95 % interval of {UNIFORM}, the choice that spends no thought"
+        if UNIFORM in methods
+        else f"What each is beside {UNIFORM} before the decoder, at the same share, the table's colours tell"
+    )
     caption = (
-        f"{higher}. Dashed: {_WHOLE}. Shaded: the 95 % interval of {UNIFORM}, the choice that spends no thought. "
-        "Differences on the same questions, which are surer than the shade, stand in the table."
+        f"{higher}. Dashed: {_WHOLE}. {against}. Differences on the same questions, surer than these, are in the table."
     )
     return Chart(f"{record.model}-{stage}", caption, plot.drawing(STAGES[stage], parts))
 

@@ -71,9 +71,11 @@ def test_it_tells_how_many_rows_of_the_prompt_stay(pocketvlm, smolvlm_bundle: Pa
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (("--vision-method", "magic"), "it must be one of random, uniform"),
+        (("--vision-method", "magic", "--vision-keep", "0.5"), "it must be one of random, uniform"),
+        (("--vision-method", "dart"), "reads all tokens without --vision-keep"),
         (("--vision-keep", "1.5"), "above 0 and at most 1"),
-        (("--kv-policy", "best"), "it must be one of random, uniform"),
+        (("--kv-policy", "best", "--kv-budget", "0.5"), "it must be one of random, uniform"),
+        (("--kv-policy", "knorm"), "keeps all rows without --kv-budget"),
         (("--kv-budget", "1.5"), "above 0 and at most 1"),
         (("--kv-policy", "vl-cache", "--kv-budget", "0.5"), "--length-groups"),
     ],

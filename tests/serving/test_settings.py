@@ -48,6 +48,7 @@ def test_nested_tables_reach_their_places(tmp_path: Path) -> None:
         ("[ray.generator]\nmin_replicas = 3", {}, {}, "max_replicas 2 is below min_replicas 3"),
         ("[ray.generator]\nmax_ongoing_requests = 2", {}, {}, "below target_ongoing_requests 8"),
         ("port = 1", {"POCKETVLM_PORT__X": "1"}, {}, "port is a value"),
+        ("", {}, {"api.prefix_folder": Path(__file__)}, "is no folder"),
     ],
 )
 def test_a_wrong_setting_is_named(
