@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bundle.directory import Bundle, open_bundle
-from bundle.errors import PocketVLMError
+from bundle.errors import PocketVLMError, SettingsError
 from bundle.machine import cpu_name, num_usable_cores
 from loadtests.visual_tokens import Asked, Line, measure
 from quant.kv.table import POLICIES
@@ -42,7 +42,7 @@ from serving.settings import EngineSettings
 
 _CONTEXT_SHARE = 1.25
 """Of a slot's rows over a prompt's: room for its answer, and for what the words count more than they were meant to."""
-_ANSWER_TOKENS = 128
+_ANSWER_TOKENS = 400
 """Enough that the first answer has not ended when the last one begins."""
 
 
@@ -175,7 +175,10 @@ def _rate(times_s: Sequence[Sequence[float]]) -> float:
     """Return tokens per second while all answers were being written."""
     start_s, end_s = max(each[0] for each in times_s), min(each[-1] for each in times_s)
     if end_s <= start_s:
-        raise ValueError("the first answer ended before the last one began")
+        raise SettingsError(
+            f"the first of {len(times_s)} answers ended before the last one began: nothing was decoded together. Ask for "
+            "fewer --answers or shorter --prompt-tokens"
+        )
     num_tokens = sum(start_s < at_s <= end_s for each in times_s for at_s in each)
     return num_tokens / (end_s - start_s)
 
