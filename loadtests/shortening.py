@@ -46,6 +46,10 @@ _ANSWER_TOKENS = 400
 """Enough that the first answer has not ended when the last one begins."""
 
 
+_PROBED = 3
+"""Words of the text that tells how many tokens a word takes."""
+
+
 @dataclass(frozen=True)
 class Crowd:
     """Answers at once.
@@ -140,9 +144,12 @@ async def _decoded(model: GenerativeModel, bundle: Bundle, crowd: Crowd, turns: 
 
 
 async def _words(model: GenerativeModel, num_tokens: int) -> str:
-    """Return a text of about so many tokens."""
-    shown = await _answered(model, _request(model, "word " * 100, None, max_tokens=1))
-    return "word " * max(round(num_tokens / shown.rows * 100), 1)
+    """Return a text that makes a prompt of about so many tokens."""
+    one, several = [
+        (await _answered(model, _request(model, "word " * count, None, max_tokens=1))).rows for count in (1, _PROBED)
+    ]
+    of_word = (several - one) / (_PROBED - 1)
+    return "word " * max(round((num_tokens - one) / of_word), 1)
 
 
 def _request(
@@ -176,8 +183,8 @@ def _rate(times_s: Sequence[Sequence[float]]) -> float:
     start_s, end_s = max(each[0] for each in times_s), min(each[-1] for each in times_s)
     if end_s <= start_s:
         raise SettingsError(
-            f"the first of {len(times_s)} answers ended before the last one began: nothing was decoded together. Ask for "
-            "fewer --answers or shorter --prompt-tokens"
+            f"the first of {len(times_s)} answers ended before the last one began: nothing was decoded together. Ask "
+            "for fewer --answers or shorter --prompt-tokens"
         )
     num_tokens = sum(start_s < at_s <= end_s for each in times_s for at_s in each)
     return num_tokens / (end_s - start_s)
