@@ -42,7 +42,7 @@ from serving.settings import EngineSettings
 
 _CONTEXT_SHARE = 1.25
 """Of a slot's rows over a prompt's: room for its answer, and for what the words count more than they were meant to."""
-_ANSWER_TOKENS = 400
+_ANSWER_TOKENS = 200
 """Enough that the first answer has not ended when the last one begins."""
 
 
@@ -91,9 +91,11 @@ def decode_costs(bundle: Bundle, crowd: Crowd, turns: Turns, threads: int, *, al
     Raises:
         PocketVLMError: The bundle cannot be served, or does not do what is asked.
     """
+    context = round(crowd.prompt_tokens * _CONTEXT_SHARE) + _ANSWER_TOKENS
     settings = EngineSettings(
         max_sequences=crowd.size,
-        context_tokens=round(crowd.prompt_tokens * _CONTEXT_SHARE) + _ANSWER_TOKENS,
+        context_tokens=context,
+        kv_memory_bytes=crowd.size * context * bundle.manifest.state_bytes_per_token,  # so that nobody waits
         intra_threads=threads,
         allow_ungated=allow_ungated,
     )
