@@ -19,6 +19,8 @@ from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ByteSize
+
 from bundle.directory import Bundle, open_bundle
 from bundle.errors import PocketVLMError, SettingsError
 from bundle.machine import cpu_name, num_usable_cores
@@ -95,7 +97,7 @@ def decode_costs(bundle: Bundle, crowd: Crowd, turns: Turns, threads: int, *, al
     settings = EngineSettings(
         max_sequences=crowd.size,
         context_tokens=context,
-        kv_memory_bytes=crowd.size * context * bundle.manifest.state_bytes_per_token,  # so that nobody waits
+        kv_memory_bytes=ByteSize(crowd.size * context * bundle.manifest.state_bytes_per_token),  # so that nobody waits
         intra_threads=threads,
         allow_ungated=allow_ungated,
     )
