@@ -133,7 +133,7 @@ class GenerativeModel(Model):
         self._inside.check_default(settings)
         self._reducing = Reducing(
             manifest.components[self._vision.name],
-            self._prompts.image_prompt.tokens_per_tile,
+            self._prompts.image_prompt,
             tokenizer,
             graphs.embed_text,
             before_decoder(settings.vision),

@@ -8,7 +8,9 @@ from PIL import Image
 from bundle.frames.options import FrameOptions
 from bundle.frames.table import plan_of
 from bundle.image import TileLayout
-from bundle.manifest import ImagePrompt
+from bundle.layouts.idefics3 import Idefics3Prompt
+from bundle.layouts.llava import LlavaPrompt
+from bundle.layouts.prompt import ImagePrompt
 from bundle.prompt import Placeholder, Turn
 from serving.models.cut_image import CutImage
 from serving.models.vision import DecodedImage, DecodedVideo, EncodedImage
@@ -16,8 +18,8 @@ from serving.models.visual import Visual, all_filled, turns_of
 from serving.protocol import ImagePart, Message, TextPart, VideoPart
 
 IMAGE = Placeholder.IMAGE
-PLAIN = ImagePrompt(kind="llava", image_token="<image>", image_token_id=1, tokens_per_tile=4)
-SMOLVLM = ImagePrompt(kind="idefics3", image_token="<image>", image_token_id=1, tokens_per_tile=4, frames="smolvlm")
+PLAIN = LlavaPrompt(image_token="<image>", image_token_id=1, tokens_per_tile=4)
+SMOLVLM = Idefics3Prompt(image_token="<image>", image_token_id=1, tokens_per_tile=4, frames="smolvlm")
 
 
 WHOLE = TileLayout()
