@@ -15,6 +15,7 @@ from commands.embed import embed
 from commands.export import export
 from commands.inspect import inspect
 from commands.loadtest import loadtest
+from commands.models import models
 from commands.quantize import quantize
 from commands.report import report
 from commands.run import run
@@ -33,6 +34,7 @@ app.command()(export)
 app.command()(quantize)
 app.command("compile")(compile_engines)
 app.command()(inspect)
+app.command()(models)
 app.command()(report)
 app.command()(compression)
 app.command()(run)
