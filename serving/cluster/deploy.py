@@ -23,7 +23,7 @@ from serving.cluster.application import ClusterArgs, application, num_local_cpus
 from serving.cluster.drain import drain
 from serving.cluster.environment import set_ray_environment
 from serving.listener import open_listener, url_of
-from serving.log import configure_logging
+from serving.log import configure_logging, warn_of_strangers
 from serving.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ def deploy(bundles: Sequence[Path], settings: ServerSettings, announce: Callable
         KeyboardInterrupt: SIGINT came, and everything is stopped.
     """
     configure_logging(settings)
+    warn_of_strangers(settings)
     args = ClusterArgs(
         bundles=tuple(path.resolve() for path in bundles),
         api=settings.api,

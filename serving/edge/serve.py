@@ -15,7 +15,7 @@ from serving.edge.probes import Heartbeat, probes_answered
 from serving.edge.server import EdgeServer
 from serving.edge.stopping import stopping_on_signals
 from serving.listener import open_listener, url_of
-from serving.log import configure_logging
+from serving.log import configure_logging, warn_of_strangers
 from serving.models.client import LocalClient
 from serving.protocol import ManagedClient
 from serving.settings import ServerSettings
@@ -40,6 +40,7 @@ def serve(bundles: Sequence[Path], settings: ServerSettings, announce: Callable[
         KeyboardInterrupt: SIGINT came, and everything is stopped.
     """
     configure_logging(settings)
+    warn_of_strangers(settings)
     last_resort = LastResort()
     try:
         with open_listener(settings.host, settings.port) as listener:
