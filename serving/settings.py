@@ -131,7 +131,10 @@ class HttpSettings(_Frozen):
             no load keeps probes waiting. None: on the one port alone.
         loop_timeout_s: The thread tells live as false when the event loop has been silent for so long.
         allow_cache_clear: Take `POST /v1/cache/clear` from whoever reaches the port: it makes others' requests slower,
-            so it is for servers of one's own.
+            so it is for servers of one's own. Where there are keys, an administrator's is asked for.
+        tls_certificate: PEM, its chain behind it; given with `tls_key`. The server then speaks HTTPS alone. Under Ray,
+            its proxy does.
+        tls_key: PEM, without a passphrase.
     """
 
     head_timeout_s: float = Field(default=20.0, gt=0)
@@ -141,6 +144,14 @@ class HttpSettings(_Frozen):
     health_port: int | None = Field(default=None, ge=0, le=65535)
     loop_timeout_s: float = Field(default=15.0, gt=0)
     allow_cache_clear: bool = False
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> HttpSettings:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key belong together; give both or neither")
+        return self
 
 
 class EngineSettings(RuntimeSettings):

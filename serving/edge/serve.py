@@ -70,7 +70,7 @@ async def run_server(
         PocketVLMError: The client did not start.
         KeyboardInterrupt: SIGINT came, and everything is stopped.
     """
-    url = url_of(listener)
+    url = url_of(listener, "https" if settings.http.tls_certificate else "http")
     server = EdgeServer(client, settings)
     with stopping_on_signals() as stop, _probes(settings) as heartbeat:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -112,6 +112,8 @@ async def _beat(client: ManagedClient, server: EdgeServer, heartbeat: Heartbeat)
     while True:
         try:
             server.watch.sweep()
+            if server.certificate is not None:
+                server.certificate.refresh()
             health = await client.health()
             heartbeat.beat(replace(health, is_ready=False, reason="it stops") if server.should_exit else health)
         except Exception:
