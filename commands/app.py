@@ -14,6 +14,7 @@ from commands.doctor import doctor
 from commands.embed import embed
 from commands.export import export
 from commands.inspect import inspect
+from commands.keys import keys
 from commands.loadtest import loadtest
 from commands.quantize import quantize
 from commands.report import report
@@ -39,6 +40,7 @@ app.command()(run)
 app.command()(embed)
 app.command("serve", help=SERVE_HELP)(serve)
 app.command("deploy", help=DEPLOY_HELP)(serve)
+app.add_typer(keys)
 app.command()(bench)
 app.command()(loadtest)
 app.command()(doctor)

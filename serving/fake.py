@@ -154,7 +154,8 @@ class FakeClient:
                 await self._pause(place)
                 for index in range(request.num_choices):
                     told = _logprobs(word, request.sampling.top_logprobs)
-                    yield TokenEvent(word, (place,), time.monotonic(), index, told)
+                    prompt_tokens = 0 if place or index else planned.usage.prompt_tokens
+                    yield TokenEvent(word, (place,), time.monotonic(), index, told, prompt_tokens=prompt_tokens)
             await self._pause(len(planned.words), is_end=True)
             for index in range(request.num_choices):
                 yield TokenEvent("", (), index=index, reason=planned.reason, stopped_by=planned.stopped_by)

@@ -251,6 +251,7 @@ class TokenEvent:
         logprobs: Of `token_ids`, where they were asked for; none of a token that ended the answer.
         reason: Why the choice ended; its last piece has one, and no other.
         stopped_by: The text of `SamplingParams.stop` that ended it.
+        prompt_tokens: Of the request's prompt, told with the first event; 0 with all others.
     """
 
     text: str
@@ -260,6 +261,7 @@ class TokenEvent:
     logprobs: tuple[TokenLogprob, ...] = ()
     reason: FinishReason | None = None
     stopped_by: str | None = None
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True)

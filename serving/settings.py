@@ -22,6 +22,8 @@ from bundle.errors import SettingsError
 from bundle.frames.limits import DEFAULT_VIDEO_LIMITS
 from quant.kv.table import POLICIES
 from runtime.settings import DEFAULT_VISION_TILES, EncoderRuntime, RuntimeSettings, chunk_tokens_of
+from serving.access.keys import ENVIRONMENT_KEYS, keys_of_environment
+from serving.access.settings import AccessSettings
 from serving.protocol import VisionReduction
 from serving.watch import Patience
 
@@ -31,8 +33,11 @@ else:
     import tomli as tomllib
 
 ENVIRONMENT_PREFIX = "POCKETVLM_"
-_OTHER_VARIABLES = frozenset({"POCKETVLM_CRDS"})
-"""Variables with our prefix that belong to the tests, not to a server."""
+_OTHER_VARIABLES = frozenset({"POCKETVLM_CRDS", *ENVIRONMENT_KEYS})
+"""Variables with our prefix that are no settings: one of the tests, and keys, which are hashed before they are."""
+
+
+_KEYS = ("api", "access", "keys")
 
 
 class _Frozen(BaseModel):
@@ -71,6 +76,7 @@ class ApiSettings(_Frozen):
         prefix_folder: Where `/v1/prefixes` keeps beginnings of conversations, for whoever reaches the port; processes
             that serve the same models share one. None: there are no such routes.
         max_prefix_bytes: Of all of them together.
+        access: Who is let in.
     """
 
     max_body_bytes: int = Field(default=32 << 20, ge=1024)
@@ -96,6 +102,7 @@ class ApiSettings(_Frozen):
     aliases: dict[str, str] = Field(default_factory=dict)
     prefix_folder: Path | None = None
     max_prefix_bytes: int = Field(default=256 << 20, ge=1024)
+    access: AccessSettings = AccessSettings()
 
     @model_validator(mode="after")
     def _check_frames(self) -> ApiSettings:
@@ -124,7 +131,10 @@ class HttpSettings(_Frozen):
             no load keeps probes waiting. None: on the one port alone.
         loop_timeout_s: The thread tells live as false when the event loop has been silent for so long.
         allow_cache_clear: Take `POST /v1/cache/clear` from whoever reaches the port: it makes others' requests slower,
-            so it is for servers of one's own.
+            so it is for servers of one's own. Where there are keys, an administrator's is asked for.
+        tls_certificate: PEM, its chain behind it; given with `tls_key`. The server then speaks HTTPS alone. Under Ray,
+            its proxy does.
+        tls_key: PEM, without a passphrase.
     """
 
     head_timeout_s: float = Field(default=20.0, gt=0)
@@ -134,6 +144,14 @@ class HttpSettings(_Frozen):
     health_port: int | None = Field(default=None, ge=0, le=65535)
     loop_timeout_s: float = Field(default=15.0, gt=0)
     allow_cache_clear: bool = False
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> HttpSettings:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key belong together; give both or neither")
+        return self
 
 
 class EngineSettings(RuntimeSettings):
@@ -329,6 +347,8 @@ def load_settings(
     for name, text in sorted((environment or {}).items()):
         if name.startswith(ENVIRONMENT_PREFIX) and name not in _OTHER_VARIABLES:
             collected.put(name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"), text, f"variable {name}")
+    if keys := keys_of_environment(environment or {}):
+        collected.put(list(_KEYS), keys, " and ".join(ENVIRONMENT_KEYS))
     for dotted, value in (flags or {}).items():
         if value is not None:
             collected.put(dotted.split("."), value, f"flag {dotted}")
@@ -393,6 +413,8 @@ def _first_problem(error: ValidationError, sources: Mapping[tuple[str, ...], str
     more = f" ({error.error_count()} problems in all)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         return f"{source}{where} is no setting of the server{_nearest(where, source)}{more}"
+    if path[: len(_KEYS)] == _KEYS:  # what is there may be a key in plain text
+        return f"{source}setting {where}: {first['msg']}{more}"
     if first["type"] == "value_error":
         return f"{source}settings {where or 'together'}: {first['ctx']['error']}{more}"
     if first["type"] == "model_type":

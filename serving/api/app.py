@@ -10,10 +10,13 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from bundle.errors import PocketVLMError
 from bundle.machine import own_version
+from serving.access.keyring import Keyring
+from serving.api.access import KeyAsked, cors_options
 from serving.api.caches import caches_router
 from serving.api.chat import chat_router
 from serving.api.classify import classify_router
@@ -56,6 +59,9 @@ def create_app(client: EngineClient, settings: ApiSettings, clear_caches: Callab
         client: Answers the requests.
         settings: Limits of a request.
         clear_caches: What `POST /v1/cache/clear` does; None: there is no such route.
+
+    Raises:
+        SettingsError: The file of keys is unusable.
     """
     service = Service(client, settings, int(time.time()))
     # FastAPI's own pages load scripts from a content network; ours loads nothing.
@@ -69,7 +75,11 @@ def create_app(client: EngineClient, settings: ApiSettings, clear_caches: Callab
     add_docs(app, service)
     app.openapi = partial(_documented, app, settings)  # type: ignore[method-assign]  # as FastAPI says to replace it
     _answer_failures(app, service)
+    if settings.access.needs_key:
+        app.add_middleware(KeyAsked, service=service, keyring=Keyring(settings.access))
     app.add_middleware(OneAnswer, service=service)
+    if settings.access.cors_origins:
+        app.add_middleware(CORSMiddleware, **cors_options(settings.access))
     app.add_middleware(Recorded)
     return app
 

@@ -167,6 +167,7 @@ def count_prompt(service: Service, request: Request, tokens: int) -> None:
     """Count the tokens of a request that generates none."""
     record = record_of(request)
     record.prompt_tokens = tokens
+    record.charge(tokens)
     service.metrics.count_prompt(record.model, tokens)
 
 

@@ -20,6 +20,7 @@ from serving.edge.stopping import Stop
 from serving.listener import BACKLOG_CONNECTIONS
 from serving.protocol import ManagedClient
 from serving.settings import ServerSettings
+from serving.tls import Certificate
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +43,16 @@ class EdgeServer(uvicorn.Server):
 
     Attributes:
         watch: Of the connections; swept by whoever runs the server.
+        certificate: None where connections are not encrypted; refreshed by whoever runs the server.
+
+    Raises:
+        SettingsError: The certificate, its key or the file of keys is unusable.
     """
 
     def __init__(self, client: ManagedClient, settings: ServerSettings) -> None:
         self.watch = ConnectionWatch(connection_limit(settings.http.max_connections))
+        self.certificate = Certificate.of(settings.http)
+        self._head_timeout_s = settings.http.head_timeout_s
         self._client = client
         self._drain_timeout_s = settings.drain_timeout_s
         connection: Any = partial(Connection, settings.http, settings.api.stalled_client_s, self.watch)
@@ -72,9 +79,20 @@ class EdgeServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen."""
-        await super().startup(sockets)
+        await super().startup([])
         for each in sockets or ():
+            self.servers.append(await self._served(each))
             each.listen(BACKLOG_CONNECTIONS)  # asyncio has set it to the number that it accepts at once
+
+    async def _served(self, listener: socket.socket) -> asyncio.Server:
+        """Return a server of a listener; unlike uvicorn's, it waits no longer for a handshake than for a head."""
+        protocol: Any = self.config.http_protocol_class
+        make = partial(protocol, config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        encrypted: dict[str, Any] = {}
+        if self.certificate is not None:
+            encrypted = {"ssl": self.certificate.context, "ssl_handshake_timeout": self._head_timeout_s}
+        loop = asyncio.get_running_loop()
+        return await loop.create_server(make, sock=listener, backlog=_ACCEPTED_AT_ONCE, **encrypted)
 
     async def drain(self, serving: asyncio.Task[None], stop: Stop) -> None:
         """Take no more requests, and wait for those under way: until the drain's end, or a signal that insists.

@@ -373,13 +373,15 @@ class GenerativeModel(Model):
     ) -> AsyncGenerator[GenerateEvent, None]:
         first_token_s = 0.0
         reason: FinishReason = "stop"
+        untold = prepared.prompt.num_tokens
         async with aclosing(merged([choice.events() for choice in choices])) as pieces:
             async for piece in pieces:
                 if piece.token_ids:
                     first_token_s = first_token_s or time.monotonic() - arrived_s
                 if piece.reason and piece.index == 0:
                     reason = piece.reason
-                yield piece
+                yield replace(piece, prompt_tokens=untold) if untold else piece
+                untold = 0
         prompt, sequences = prepared.prompt, [choice.stream.sequence for choice in choices]
         num_tokens = sum(choice.num_tokens for choice in choices)
         cached_tokens = sequences[0].cached_tokens or 0
