@@ -20,19 +20,21 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
-from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
 from bundle.directory import open_bundle
 from bundle.errors import BundleError
 from bundle.manifest import Task
+from serving.cluster.autoscaling import LoadPolicy
 from serving.cluster.ingress import IngressPlan, ingress_deployment
 from serving.cluster.proxy import INGRESS
 from serving.cluster.replicas import Embedder, Generator
-from serving.cluster.router import WatchingRouter
+from serving.cluster.router import ContentRouter, WatchingRouter
 from serving.models.cards import card_of
 from serving.models.client import LocalClient
 from serving.protocol import ManagedClient, ModelCard
-from serving.settings import ApiSettings, EngineSettings, RaySettings, ScalingSettings
+from serving.ray_settings import RaySettings, ScalingSettings
+from serving.settings import ApiSettings, EngineSettings
 
 _PROBE_HEADROOM = 64
 """Requests that an ingress replica takes beyond what the models can hold: health, metrics, refusals."""
@@ -158,8 +160,16 @@ def autoscaling(scaling: ScalingSettings) -> AutoscalingConfig:
         initial_replicas=scaling.min_replicas,
         max_replicas=scaling.max_replicas,
         target_ongoing_requests=scaling.target_ongoing_requests,
+        policy=AutoscalingPolicy(
+            policy_function=LoadPolicy,
+            policy_kwargs={
+                "targets": scaling.targets.model_dump(),
+                "target_requests": scaling.target_ongoing_requests,
+            },
+        ),
         upscale_delay_s=scaling.upscale_delay_s,
         downscale_delay_s=scaling.downscale_delay_s,
+        downscale_to_zero_delay_s=scaling.downscale_to_zero_delay_s,
         look_back_period_s=scaling.look_back_period_s,
         # Above 1, a single burst after idleness multiplies into all of `max_replicas`; each of them loads a model.
         upscaling_factor=1.0,
@@ -190,7 +200,9 @@ def _common_options(deployment: str, args: ClusterArgs) -> dict[str, Any]:
         "health_check_timeout_s": args.ray.health_check_timeout_s,
         "max_constructor_retry_count": _CONSTRUCTOR_RETRIES,
         "request_router_config": RequestRouterConfig(
-            request_router_class=WatchingRouter,
+            request_router_class=ContentRouter
+            if args.ray.routing == "content" and deployment != INGRESS
+            else WatchingRouter,
             request_router_kwargs={"deployment": deployment, "silent_after_s": args.ray.silent_after_s},
             request_routing_stats_period_s=_REPORT_PERIOD_S,
             request_routing_stats_timeout_s=args.ray.health_check_timeout_s,

@@ -17,7 +17,7 @@ from pydantic import PydanticDeprecatedSince20
 from bundle.errors import BundleError, BundleFormatError, EngineDeadError
 from serving.fake import FakeBehaviour, FakeClient
 from serving.protocol import Health, ModelCard
-from serving.settings import ScalingSettings
+from serving.ray_settings import ScalingSettings
 
 with warnings.catch_warnings():
     # Ray 2.60 declares its own settings in a way that pydantic will drop.

@@ -293,7 +293,7 @@ def test_a_second_replica_comes_under_load_and_goes_after_it(url: str) -> None:
     def keep_asking() -> None:
         with httpx.Client(timeout=60) as client:
             while not is_over.is_set():
-                statuses.append(client.post(url + CHAT, json=ask("slow", "a " * 30, stream=True)).status_code)
+                statuses.append(client.post(url + CHAT, json=ask("slow", "a " * 200, stream=True)).status_code)
 
     assert num_replicas() == 1
     askers = [threading.Thread(target=keep_asking) for _ in range(6)]
