@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bundle.errors import SettingsError
 
 Routing = Literal["content", "load"]
 _FULL_WEIGHT = 100
@@ -128,6 +131,30 @@ class Canary(_Frozen):
         if twice:
             raise ValueError(f"canary {self.name}: the variant {twice[0]} is there twice; give it one weight")
         return self
+
+
+class LiveSettings(_Frozen):
+    """What may change while an application runs, without a replica being started anew: an ingress' `user_config`.
+
+    Attributes:
+        canaries: Names that stand for several variants, by weight.
+    """
+
+    canaries: tuple[Canary, ...] = ()
+
+
+def live_settings(fields: Mapping[str, Any]) -> LiveSettings:
+    """Return the settings of a `user_config`.
+
+    Raises:
+        SettingsError: A field is none, or its value is not allowed.
+    """
+    try:
+        return LiveSettings.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        told = first.get("ctx", {}).get("error", first["msg"])
+        raise SettingsError(f"user_config {'.'.join(map(str, first['loc']))}: {told}") from error
 
 
 class RaySettings(_Frozen):

@@ -9,9 +9,10 @@ agree without a word. Neither is worth a queue: who holds something and is much 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import takewhile
 
 from serving.protocol import (
     ClassifyRequest,
@@ -69,38 +70,47 @@ def contents_of(request: object) -> Contents:
     return Contents()
 
 
+def opening_of(messages: Sequence[Message]) -> bytes:
+    """Return a key that a conversation keeps from turn to turn: of all up to the first answer; empty of nothing."""
+    opening, is_empty = blake2b(digest_size=_KEY_BYTES), True
+    for message in takewhile(lambda message: message.role != "assistant", messages):
+        is_empty = False
+        opening.update(_start(message) + b"".join(_contents(part) for part in _parts(message)))
+    return b"" if is_empty else opening.digest()
+
+
 def _of_prompt(request: GenerateRequest) -> Contents:
     beginning = blake2b("\0".join(tool.name for tool in request.tools).encode(), digest_size=_KEY_BYTES)
     beginnings, images, is_common = list[bytes](), list[bytes](), True
-    for piece in _pieces(request):
-        if isinstance(piece, Message):
-            is_common = is_common and piece.role == "system"
-            beginning.update(b"\0" + piece.role.encode() + b"\0")
-            continue
-        if isinstance(piece, tuple):
-            images += piece
-        beginning.update(b"".join(piece) if isinstance(piece, tuple) else piece.encode())
-        if not is_common and len(beginnings) < _MOST_KEYS_OF_REQUEST:
-            beginnings.append(beginning.copy().digest())
+    messages = request.messages if request.text is None else (Message("user", (TextPart(request.text),)),)
+    for message in messages:
+        is_common = is_common and message.role == "system"
+        beginning.update(_start(message))
+        for part in _parts(message):
+            images += () if isinstance(part, str) else part
+            beginning.update(_contents(part))
+            if not is_common and len(beginnings) < _MOST_KEYS_OF_REQUEST:
+                beginnings.append(beginning.digest())
     return Contents(tuple(beginnings), tuple(images))
 
 
-def _pieces(request: GenerateRequest) -> Iterator[Message | tuple[bytes, ...] | str]:
-    """Yield each message, then its parts: stretches of text, and files by their keys."""
-    if request.text is not None:
-        yield Message("user", ())
-        yield from _stretches(request.text)
-    for message in request.messages:
-        yield message
-        for part in message.parts:
-            if isinstance(part, TextPart):
-                yield from _stretches(part.text)
-            else:
-                yield tuple(map(_file, part.files if isinstance(part, VideoPart) else (part.data,)))
+def _start(message: Message) -> bytes:
+    return f"\0{message.role}\0".encode()
 
 
-def _stretches(text: str) -> Iterator[str]:
-    return (text[start : start + _CHUNK_CHARACTERS] for start in range(0, len(text), _CHUNK_CHARACTERS))
+def _parts(message: Message) -> Iterator[str | tuple[bytes, ...]]:
+    """Yield stretches of text, and files by their keys."""
+    for part in message.parts:
+        if isinstance(part, TextPart):
+            yield from (
+                part.text[start : start + _CHUNK_CHARACTERS] for start in range(0, len(part.text), _CHUNK_CHARACTERS)
+            )
+        else:
+            yield tuple(map(_file, part.files if isinstance(part, VideoPart) else (part.data,)))
+
+
+def _contents(part: str | tuple[bytes, ...]) -> bytes:
+    return part.encode() if isinstance(part, str) else b"".join(part)
 
 
 def _file(data: bytes) -> bytes:
