@@ -33,6 +33,7 @@
     │   └── RateLimitError         the key took what it may; retry after a while
     ├── OverloadedError            the queue is full; retry after a while
     ├── DeadlineError              a request took longer than it may
+    ├── ModelStartingError         nothing of the model runs yet, and enough requests wait for it; retry after a while
     └── EngineDeadError            a worker died, hangs or was stopped; its requests fail
 
 A message says what was wrong (the value), the limit, and what to do. HTTP status codes live in `serving/api`.
@@ -202,6 +203,10 @@ class RateLimitError(AccessError):
 
 class OverloadedError(PocketVLMError):
     """The queue is full; the caller may retry after a while."""
+
+
+class ModelStartingError(PocketVLMError):
+    """Nothing of the model runs yet, and as many requests wait for it as may; the caller may retry after a while."""
 
 
 class DeadlineError(PocketVLMError):

@@ -51,6 +51,7 @@ from serving.protocol import (
     ToolCall,
     Usage,
     VideoPart,
+    WaitingEvent,
 )
 
 EMBEDDING_SIZE = 16
@@ -90,6 +91,7 @@ class FakeBehaviour:
         failure: Raised by every request where it is set; a library's BaseException as well.
         failure_after_tokens: Tokens of an answer that come before `failure`.
         health: What `health` returns, the gauges aside.
+        num_waits: Words before the first token that a chat waits for its model to be there.
         answer: What a chat that no structure holds is answered; None: by rule.
     """
 
@@ -99,6 +101,7 @@ class FakeBehaviour:
     failure: BaseException | None = None
     failure_after_tokens: int = 0
     health: Health = field(default_factory=lambda: Health(is_ready=True))
+    num_waits: int = 0
     answer: str | None = None
 
 
@@ -150,6 +153,8 @@ class FakeClient:
         self.generations.append(request)
         self._enter()
         try:
+            for _ in range(self.behaviour.num_waits):
+                yield WaitingEvent(f"{card.name} is being loaded")
             for place, word in enumerate(planned.words):
                 await self._pause(place)
                 for index in range(request.num_choices):

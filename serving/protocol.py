@@ -279,7 +279,18 @@ class FinishedEvent:
     timings: Timings
 
 
-GenerateEvent = TokenEvent | FinishedEvent
+@dataclass(frozen=True)
+class WaitingEvent:
+    """Comes before the first token, again and again, while a request waits for a model to be there at all.
+
+    Attributes:
+        reason: What it waits for.
+    """
+
+    reason: str
+
+
+GenerateEvent = TokenEvent | FinishedEvent | WaitingEvent
 
 
 @dataclass(frozen=True)
@@ -407,7 +418,10 @@ class EngineClient(Protocol):
         ...
 
     def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
-        """Yield the answer's pieces, then exactly one FinishedEvent, or raise. Closing the iterator cancels."""
+        """Yield the answer's pieces, then exactly one FinishedEvent, or raise. Closing the iterator cancels.
+
+        Before the first piece, there may be any number of WaitingEvents.
+        """
         ...
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:

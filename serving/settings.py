@@ -25,6 +25,7 @@ from runtime.settings import DEFAULT_VISION_TILES, EncoderRuntime, RuntimeSettin
 from serving.access.keys import ENVIRONMENT_KEYS, keys_of_environment
 from serving.access.settings import AccessSettings
 from serving.protocol import VisionReduction
+from serving.ray_settings import RaySettings
 from serving.watch import Patience
 
 if sys.version_info >= (3, 11):
@@ -233,73 +234,6 @@ class EngineSettings(RuntimeSettings):
     def patience(self) -> Patience:
         """How long the threads of a model may be silent."""
         return Patience(self.stall_timeout_s, self.stall_timeout_s + self.restart_after_stall_s)
-
-
-class ScalingSettings(_Frozen):
-    """How Ray Serve scales the replicas of one model.
-
-    Attributes:
-        min_replicas: Kept when idle. At least 1: the first request after zero would wait for a model to load.
-        max_replicas: Most replicas of one model.
-        target_ongoing_requests: Requests per replica, running and queued, that the autoscaler aims at. About the
-            engine's `max_sequences`: below it a decode batch has room, above it requests wait for a slot.
-        max_ongoing_requests: Requests that one replica is handed at once; the engine queues those beyond its slots.
-        max_queued_requests: Requests that wait at the ingress while every replica is full; one more is refused.
-        upscale_delay_s: How long load must stay high before a replica is added.
-        downscale_delay_s: How long load must stay low before a replica is taken away.
-        look_back_period_s: Window over which the autoscaler averages load; above the 10 s between Ray's own reports.
-        num_cpus: Logical CPUs that Ray reserves for a replica.
-        num_gpus: GPUs that Ray reserves for a replica; may be a fraction.
-    """
-
-    min_replicas: int = Field(default=1, ge=1)
-    max_replicas: int = Field(default=2, ge=1)
-    target_ongoing_requests: float = Field(default=8.0, gt=0)
-    max_ongoing_requests: int = Field(default=16, ge=1)
-    max_queued_requests: int = Field(default=64, ge=1)
-    upscale_delay_s: float = Field(default=10.0, ge=0)
-    downscale_delay_s: float = Field(default=120.0, ge=0)
-    look_back_period_s: float = Field(default=15.0, gt=10)
-    num_cpus: float = Field(default=1.0, ge=0)
-    num_gpus: float = Field(default=0.0, ge=0)
-
-    @model_validator(mode="after")
-    def _check_order(self) -> ScalingSettings:
-        if self.max_replicas < self.min_replicas:
-            raise ValueError(f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}")
-        if self.max_ongoing_requests < self.target_ongoing_requests:
-            raise ValueError(
-                f"max_ongoing_requests {self.max_ongoing_requests} is below target_ongoing_requests "
-                f"{self.target_ongoing_requests:g}: load would never reach the target, and no replica be added"
-            )
-        return self
-
-
-class RaySettings(_Frozen):
-    """The same application as Ray Serve deployments.
-
-    Attributes:
-        ingress_replicas: Processes that run the HTTP application. Two, so that one may die.
-        ingress_num_cpus: Logical CPUs that Ray reserves for each.
-        generator: Replicas of each vision-language model.
-        embedder: Replicas of each dual encoder.
-        silent_after_s: A replica that answers nothing for so long gets no requests; those that it has are sent to
-            another, or fail if they were begun to be answered.
-        patience_s: How long a request waits while its model has no replica that can take it.
-        health_check_period_s: How often Ray asks a replica whether its engine lives. It replaces one that fails three
-            times.
-        health_check_timeout_s: A question that is not answered for so long has failed. A short one ends replicas of a
-            machine that is merely busy.
-    """
-
-    ingress_replicas: int = Field(default=2, ge=1)
-    ingress_num_cpus: float = Field(default=0.25, ge=0)
-    generator: ScalingSettings = ScalingSettings()
-    embedder: ScalingSettings = ScalingSettings()
-    silent_after_s: float = Field(default=5.0, ge=2)
-    patience_s: float = Field(default=15.0, gt=0)
-    health_check_period_s: float = Field(default=1.0, gt=0)
-    health_check_timeout_s: float = Field(default=10.0, gt=0)
 
 
 class ServerSettings(_Frozen):

@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 
 from serving.api.disconnect import close
 from serving.api.errors import http_error
-from serving.protocol import FinishedEvent, GenerateEvent
+from serving.protocol import FinishedEvent, GenerateEvent, TokenEvent
 
 PREFIX = "pocketvlm:"
 _LABEL = ["model_name"]
@@ -96,7 +96,7 @@ class Metrics:
             async for event in events:
                 if isinstance(event, FinishedEvent):
                     self._finish(event, model, time.perf_counter() - started_s)
-                elif event.token_ids:
+                elif isinstance(event, TokenEvent) and event.token_ids:
                     if last_s is None:
                         self._first_token.labels(model).observe(time.perf_counter() - started_s)
                     else:

@@ -94,6 +94,9 @@ class Engine(Worker[_Message]):
         scheduler, counts = self._scheduler, self._scheduler.counts
         return {
             "num_requests_running": float(scheduler.num_running),
+            "num_tokens_running": float(scheduler.num_cached_rows),
+            "num_tokens_waiting": float(scheduler.num_unread_tokens),
+            "kv_cache_rows": float(scheduler.shape.most_rows),
             "kv_cache_usage_perc": scheduler.num_cached_rows / scheduler.shape.most_rows,
             "kv_cache_bytes": float(scheduler.shape.total_bytes),
             "prefix_cache_bytes": float(scheduler.num_kept_rows * scheduler.shape.bytes_per_token),

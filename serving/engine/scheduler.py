@@ -128,6 +128,11 @@ class Scheduler:
         return sum(sequence.num_rows for sequence in self._slots.running)
 
     @property
+    def num_unread_tokens(self) -> int:
+        """Tokens of prompts that were not read yet; asked from other threads as well."""
+        return sum(max(len(each.ids) - each.num_run, 0) for each in (*self._waiting.all, *self._slots.running))
+
+    @property
     def num_kept_rows(self) -> int:
         """Rows of sequences that have ended, kept for those that begin alike."""
         return self._slots.num_kept_rows
