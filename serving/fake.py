@@ -342,7 +342,10 @@ def _asked(request: GenerateRequest) -> str:
 
 
 def _timings(started_s: float, first_token_s: float) -> Timings:
-    return Timings(first_token_s=first_token_s, total_s=time.perf_counter() - started_s)
+    total_s = time.perf_counter() - started_s
+    return Timings(
+        first_token_s=first_token_s, total_s=total_s, prefill_s=first_token_s, decode_s=total_s - first_token_s
+    )
 
 
 def _content(part: TextPart | ImagePart) -> bytes:

@@ -214,13 +214,25 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timings:
-    """Where one request's time went, in seconds."""
+    """Where one request's time went, in seconds.
+
+    Attributes:
+        queue_s: Waiting for a slot.
+        preprocess_s: Decoding and resizing images, templating, tokenizing.
+        vision_s: In the vision encoder and waiting for it.
+        first_token_s: From arrival to the first token.
+        total_s: From arrival to the end.
+        prefill_s: From the slot to the first token.
+        decode_s: From the first token to the last; of several choices, to the last of all.
+    """
 
     queue_s: float = 0.0
     preprocess_s: float = 0.0
     vision_s: float = 0.0
     first_token_s: float = 0.0
     total_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -382,7 +394,8 @@ class Health:
     Attributes:
         is_ready: Requests are answered.
         reason: Why not, where not.
-        model_gauges: Momentary values by model and metric name.
+        model_gauges: Momentary values by model and metric name; of several replicas, of all together.
+        replica_gauges: The same of each replica, by model, replica and metric name; empty where there are none.
         is_alive: False when a worker died, or hangs for too long, and only a restart of the process helps; liveness
             probes turn red.
     """
@@ -391,6 +404,7 @@ class Health:
     reason: str = ""
     model_gauges: dict[str, dict[str, float]] = field(default_factory=dict)
     is_alive: bool = True
+    replica_gauges: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
 
 
 class EngineClient(Protocol):

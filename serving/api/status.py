@@ -51,7 +51,7 @@ def status_router(service: Service) -> APIRouter:
     @router.get("/metrics")
     async def metrics() -> Response:
         """Return the counters in Prometheus' text format."""
-        service.metrics.gauges.values = (await service.client.health()).model_gauges
+        service.metrics.tell(await service.client.health(), await service.client.models())
         return Response(service.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
     return router

@@ -120,7 +120,9 @@ class RayClient:
         """
         faults = [f"{name}: {each.watch.reason}" for name, each in self._replicas.items() if not each.watch.has_fit]
         reason = "; ".join(filter(None, [self._drain_reason, *faults]))
-        return Health(not reason, reason, {name: _gauges(each.watch) for name, each in self._replicas.items()})
+        summed = {name: _gauges(each.watch) for name, each in self._replicas.items()}
+        by_replica = {name: each.watch.gauges for name, each in self._replicas.items()}
+        return Health(not reason, reason, summed, replica_gauges=by_replica)
 
     async def _first(self, model: str, send: Callable[[], Any], what: Callable[[WatchedCall], Any]) -> Any:
         """Return a call and the first that came of it, from as many replicas as it takes.
@@ -148,4 +150,4 @@ class RayClient:
 
 
 def _gauges(watch: ReplicaWatch) -> dict[str, float]:
-    return {**summed(watch.gauges), "num_replicas": float(watch.num_running)}
+    return {**summed(list(watch.gauges.values())), "num_replicas": float(watch.num_running)}

@@ -87,9 +87,9 @@ class ReplicaWatch:
         return "; ".join(sorted(told)) or "no replica runs"
 
     @property
-    def gauges(self) -> list[dict[str, float]]:
+    def gauges(self) -> dict[str, dict[str, float]]:
         """What each running replica reported last."""
-        return [self._reports[replica].gauges for replica in sorted(self._running) if replica in self._reports]
+        return {replica: self._reports[replica].gauges for replica in sorted(self._running) if replica in self._reports}
 
     def is_silent(self, replica: str) -> bool:
         """Return whether a replica stopped answering; one that Ray took away meanwhile stays so."""

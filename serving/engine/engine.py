@@ -95,6 +95,8 @@ class Engine(Worker[_Message]):
         return {
             "num_requests_running": float(scheduler.num_running),
             "kv_cache_usage_perc": scheduler.num_cached_rows / scheduler.shape.most_rows,
+            "kv_cache_rows": float(scheduler.num_cached_rows),
+            "kv_cache_capacity_rows": float(scheduler.shape.most_rows),
             "kv_cache_bytes": float(scheduler.shape.total_bytes),
             "prefix_cache_bytes": float(scheduler.num_kept_rows * scheduler.shape.bytes_per_token),
             "prefix_cache_queries": float(counts.prefix_queries),
@@ -200,9 +202,12 @@ class Engine(Worker[_Message]):
         """Let a sequence go on with a token; whoever calls wakes its reader."""
         if not stream.try_put(sampled):
             self._inbox.put(_Cancel(stream))
-        reason = self._scheduler.append(stream.sequence, sampled.choice.token_id)
+        sequence = stream.sequence
+        sequence.first_token_s = sequence.first_token_s or sampled.sampled_s
+        sequence.last_token_s = sampled.sampled_s
+        reason = self._scheduler.append(sequence, sampled.choice.token_id)
         if reason is not None:
-            self._streams.pop(stream.sequence).try_put(Ended(reason))
+            self._streams.pop(sequence).try_put(Ended(reason))
 
     def _fail(self, sequence: Sequence, error: PocketVLMError) -> None:
         self._scheduler.remove(sequence, keeps=False)

@@ -173,7 +173,12 @@ class GenerativeModel(Model):
         """Numbers for `/metrics`."""
         running = self._engine.gauges
         waiting = self._admission.num_admitted - running["num_requests_running"]
-        return {**running, "num_requests_waiting": max(waiting, 0.0), **self._vision.gauges}
+        return {
+            **running,
+            "num_requests_waiting": max(waiting, 0.0),
+            **self._vision.gauges,
+            "num_images_waiting": float(self._pool.num_images_waiting),
+        }
 
     def clear_prefixes(self) -> None:
         """Forget what was read of prompts of earlier requests."""
@@ -393,7 +398,15 @@ class GenerativeModel(Model):
             cache_rows_after=sequences[0].num_kept_rows or prompt.num_tokens,
             kept_image_tokens=sequences[0].num_kept_image_tokens,
         )
-        queue_s = min(sequence.started_s for sequence in sequences) - sequences[0].submitted_s
-        total_s = time.monotonic() - arrived_s
-        timings = Timings(queue_s, prepared.preprocess_s, prepared.vision_s, first_token_s, total_s)
+        began_s = min(sequence.started_s for sequence in sequences)
+        first_s = min(sequence.first_token_s for sequence in sequences)
+        timings = Timings(
+            began_s - sequences[0].submitted_s,
+            prepared.preprocess_s,
+            prepared.vision_s,
+            first_token_s,
+            time.monotonic() - arrived_s,
+            prefill_s=first_s - began_s,
+            decode_s=max(sequence.last_token_s for sequence in sequences) - first_s,
+        )
         yield FinishedEvent(reason, usage, timings)
