@@ -28,7 +28,9 @@ from bundle.frames.sampling import chosen_frames
 from bundle.gates import Gate, Unmeasured
 from bundle.manifest import Task
 from bundle.zero_shot import SLOT, label_text
+from serving.engine_status import EngineStatus, SlotStatus
 from serving.protocol import (
+    ONLY_ENGINE,
     ClassifyRequest,
     ClassifyResult,
     DetokenizeRequest,
@@ -204,6 +206,14 @@ class FakeClient:
             "kv_cache_usage_perc": min(1.0, self.num_running / self.behaviour.max_running),
         }
         return replace(self.behaviour.health, model_gauges=dict.fromkeys(self._cards, gauges))
+
+    async def status(self) -> dict[str, dict[str, EngineStatus]]:
+        """Return a slot for each request that is under way, of the newest generations."""
+        gauges = (await self.health()).model_gauges
+        under_way = [each.request_id for each in self.generations[len(self.generations) - self.num_running :]]
+        slots = tuple(SlotStatus(slot, "decode", 4, name) for slot, name in enumerate(under_way))
+        now_s = time.monotonic()
+        return {name: {ONLY_ENGINE: EngineStatus(now_s, 1 << 20, gauges[name], slots)} for name in self._cards}
 
     def _card(self, model: str, task: Task) -> ModelCard:
         if (card := self._cards.get(model)) is None:

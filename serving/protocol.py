@@ -19,8 +19,11 @@ from bundle.generation import SamplingDefaults
 from bundle.manifest import Task
 from bundle.tools import Tool as Tool
 from bundle.tools import ToolCall as ToolCall
+from serving.engine_status import EngineStatus
 
 FinishReason = Literal["stop", "length"]
+ONLY_ENGINE = "0"
+"""The id of a model's engine where it has just one, in this process."""
 
 
 @dataclass(frozen=True)
@@ -440,6 +443,10 @@ class EngineClient(Protocol):
 
     async def health(self) -> Health:
         """Return the engine's state; never raises."""
+        ...
+
+    async def status(self) -> dict[str, dict[str, EngineStatus]]:
+        """Return what every engine is doing, by model and by the engine's id; one that does not answer is left out."""
         ...
 
 

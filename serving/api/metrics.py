@@ -23,10 +23,9 @@ from bundle.machine import own_version
 from serving.api.disconnect import close
 from serving.api.errors import http_error
 from serving.api.metric_table import ENGINE, ENGINE_METRICS, MODEL, PREFIX, REQUEST_METRICS, SERVER_METRICS, MetricSpec
-from serving.protocol import FinishedEvent, GenerateEvent, Health, ModelCard, Timings, Usage
+from serving.protocol import ONLY_ENGINE, FinishedEvent, GenerateEvent, Health, ModelCard, Timings, Usage
 
 _TOO_MANY = 429
-_ONE_ENGINE = "0"
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a further series for each counter and histogram, which no dashboard asks for
 _FIRST_VALUES: dict[str, Sequence[tuple[str, ...]]] = {
     "request_success": [("stop",), ("length",), ("abort",)],
@@ -64,7 +63,7 @@ def _told_by_engines(health: Health) -> Iterator[tuple[str, dict[str, str], floa
     """Yield name, labels and value of all that engines tell: by replica where there are several, else of the one."""
     for model, summed in health.model_gauges.items():
         engines = health.replica_gauges.get(model)
-        by_engine = {_ONE_ENGINE: summed} if engines is None else engines
+        by_engine = {ONLY_ENGINE: summed} if engines is None else engines
         for engine, gauges in by_engine.items():
             for name, value in gauges.items():
                 yield name, {MODEL: model, ENGINE: engine}, value

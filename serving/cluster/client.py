@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
 from bundle.errors import EngineDeadError, ModelNotFoundError
 from serving.cluster.call import Outlook, WatchedCall
 from serving.cluster.watch import ReplicaWatch, summed
+from serving.engine_status import EngineStatus
 from serving.protocol import (
     ClassifyRequest,
     ClassifyResult,
@@ -23,6 +28,8 @@ from serving.protocol import (
     TokenizeResult,
 )
 
+_STATUS_S = 2.0
+"""How long replicas may take to tell what they are doing."""
 _TRIES = 2
 """Replicas that a request may be sent to, one after another, while nothing came of it. A request that brings its
 replica down brings down no more than these."""
@@ -124,6 +131,15 @@ class RayClient:
         by_replica = {name: each.watch.gauges for name, each in self._replicas.items()}
         return Health(not reason, reason, summed, replica_gauges=by_replica)
 
+    async def status(self) -> dict[str, dict[str, EngineStatus]]:
+        """Return what the engine of every replica is doing; one that does not answer in time is left out."""
+        names = list(self._replicas)
+        answers = await asyncio.gather(*(_statuses(self._replicas[name].handle) for name in names))
+        return {
+            name: {replica: told[name] for replica, told in answer if name in told}
+            for name, answer in zip(names, answers, strict=True)
+        }
+
     async def _first(self, model: str, send: Callable[[], Any], what: Callable[[WatchedCall], Any]) -> Any:
         """Return a call and the first that came of it, from as many replicas as it takes.
 
@@ -147,6 +163,15 @@ class RayClient:
         if model not in self._replicas:
             raise ModelNotFoundError(f"no model {model!r} is served; there are {', '.join(self._replicas)}", "model")
         return self._replicas[model]
+
+
+async def _statuses(handle: Any) -> list[tuple[str, dict[str, EngineStatus]]]:
+    try:
+        answering = handle.broadcast("status").results_async(timeout_s=_STATUS_S, return_exceptions=True)
+        answers = await asyncio.wait_for(answering, _STATUS_S)
+    except (RayError, RayServeException, TimeoutError, asyncio.TimeoutError):
+        return []
+    return [answer for answer in answers if not isinstance(answer, BaseException)]
 
 
 def _gauges(watch: ReplicaWatch) -> dict[str, float]:

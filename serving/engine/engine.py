@@ -24,6 +24,7 @@ from serving.engine.scheduler import Batch, Scheduler
 from serving.engine.sequence import Sequence
 from serving.engine.streams import Ended, Failed, Sampled, TokenStream, wake
 from serving.engine.worker import Worker
+from serving.engine_status import EngineStatus
 from serving.watch import Patience
 
 logger = logging.getLogger(__name__)
@@ -102,7 +103,16 @@ class Engine(Worker[_Message]):
             "prefix_cache_queries": float(counts.prefix_queries),
             "prefix_cache_hits": float(counts.prefix_hits),
             "num_preemptions": float(counts.preemptions),
+            "tokens_read": float(counts.tokens_read),
+            "tokens_sampled": float(counts.tokens_sampled),
         }
+
+    @property
+    def status(self) -> EngineStatus:
+        """Return what its slots are doing; callable from any thread."""
+        now_s, scheduler = time.monotonic(), self._scheduler
+        slots, waiting = scheduler.slots(now_s), scheduler.waiting(now_s)
+        return EngineStatus(now_s, slots=slots, waiting=waiting, slot_rows=scheduler.shape.capacity_tokens)
 
     def _step(self) -> bool:
         if not self._receive():

@@ -208,3 +208,14 @@ def test_the_root_takes_a_browser_to_the_docs_and_tells_a_program_where_things_a
     told = api.get("/").json()
     assert all(api.get(told[place]).status_code == 200 for place in ("models", "docs", "openapi"))
     assert api.request("HEAD", "/").status_code == 200
+
+
+def test_the_status_tells_every_engine_of_every_model(api: Any, engine: FakeClient) -> None:
+    told = api.get("/v1/status").json()
+    assert (told["server"], told["is_ready"]) == ("pocketvlm", True)
+    assert [model["id"] for model in told["models"]] == ["fake-vlm", "fake-clip"]
+    (fake,) = told["models"][0]["engines"].values()
+    assert fake["gauges"]["num_requests_running"] == 0
+    assert fake["slots"] == fake["waiting"] == []
+    engine.behaviour.health = Health(is_ready=False, reason="worker died")
+    assert api.get("/v1/status").json()["reason"] == "worker died"

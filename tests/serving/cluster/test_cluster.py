@@ -177,6 +177,11 @@ def test_gauges_of_the_engines_are_told_by_the_ingress(url: str) -> None:
         next(lines)
         running = re.compile(r'pocketvlm:num_requests_running{engine="[^"]+",model_name="single"} 1\.0')
         wait_until(lambda: running.search(httpx.get(f"{url}/metrics").text), 15)
+        models = httpx.get(f"{url}/v1/status", timeout=60).json()["models"]
+        told = next(model for model in models if model["id"] == "single")
+        ((replica, engine),) = told["engines"].items()
+        assert running.search(httpx.get(f"{url}/metrics").text)[0].split('"')[1] == replica
+        assert [slot["state"] for slot in engine["slots"]] == ["decode"]
     assert 'pocketvlm:num_replicas{model_name="single"} 1.0' in httpx.get(f"{url}/metrics").text
 
 
