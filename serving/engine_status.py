@@ -64,6 +64,7 @@ class EngineStatus:
         slots: Of the cache, by number; none without a decoder.
         waiting: The first that wait for a slot, in the order in which they get one.
         slot_rows: Rows that one slot may hold.
+        num_seats: Sequences that run at once; slots behind them only keep rows.
         first_token_s: Of the newest answers, the time from arrival to the first token, the oldest first.
     """
 
@@ -73,4 +74,5 @@ class EngineStatus:
     slots: tuple[SlotStatus, ...] = ()
     waiting: tuple[WaitingStatus, ...] = ()
     slot_rows: int = 0
+    num_seats: int = 0
     first_token_s: tuple[float, ...] = ()

@@ -31,8 +31,8 @@ else:
     import tomli as tomllib
 
 ENVIRONMENT_PREFIX = "POCKETVLM_"
-_OTHER_VARIABLES = frozenset({"POCKETVLM_CRDS"})
-"""Variables with our prefix that belong to the tests, not to a server."""
+_OTHER_VARIABLES = frozenset({"POCKETVLM_CRDS", "POCKETVLM_KEY"})
+"""Variables with our prefix that belong to the tests or to a client, not to a server."""
 
 
 class _Frozen(BaseModel):

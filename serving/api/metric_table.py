@@ -55,8 +55,8 @@ ENGINE_METRICS = (
     MetricSpec(
         "kv_cache_usage_perc", "gauge", "Share of the cache that running sequences fill, 0 to 1.", _OF_ENGINE, True
     ),
-    MetricSpec("kv_cache_rows", "gauge", "Rows of the cache that running sequences fill.", _OF_ENGINE),
-    MetricSpec("kv_cache_capacity_rows", "gauge", "Rows that may hold something at once.", _OF_ENGINE),
+    MetricSpec("num_tokens_running", "gauge", "Rows of the cache that running sequences fill.", _OF_ENGINE),
+    MetricSpec("kv_cache_rows", "gauge", "Rows that may hold something at once.", _OF_ENGINE),
     MetricSpec("kv_cache_bytes", "gauge", "Bytes of all rows that may hold something at once.", _OF_ENGINE),
     MetricSpec("prefix_cache_bytes", "gauge", "Bytes of prompts that outlived their sequence.", _OF_ENGINE),
     MetricSpec(
@@ -64,10 +64,12 @@ ENGINE_METRICS = (
     ),
     MetricSpec("prefix_cache_hits", "counter", "Those of them whose rows were there.", _OF_ENGINE, True),
     MetricSpec("num_preemptions", "counter", "How often a running sequence lost its slot.", _OF_ENGINE, True),
+    MetricSpec("tokens_read", "counter", "Prompt tokens that ran, as they do; those of kept rows do not.", _OF_ENGINE),
+    MetricSpec("tokens_sampled", "counter", "Tokens of answers, as they are chosen.", _OF_ENGINE),
+    MetricSpec("num_images_waiting", "gauge", "Images that are encoded or wait for the encoder.", _OF_ENGINE),
     MetricSpec(
-        "num_images_running", "gauge", "Images that are prepared, encoded, or wait for the encoder.", _OF_ENGINE
+        "num_preprocess_waiting", "gauge", "Images that wait for a thread to decode or resize them.", _OF_ENGINE
     ),
-    MetricSpec("num_images_waiting", "gauge", "Images that wait for a thread to decode or resize them.", _OF_ENGINE),
     MetricSpec("image_cache_bytes", "gauge", "Bytes of kept image features.", _OF_ENGINE),
     MetricSpec("image_cache_hits", "counter", "Images whose features were kept.", _OF_ENGINE),
     MetricSpec("image_cache_misses", "counter", "Images whose features had to be made.", _OF_ENGINE),

@@ -38,6 +38,7 @@ class EngineAnswer(Answer):
     slots: list[SlotAnswer]
     waiting: list[WaitingAnswer]
     slot_rows: int
+    num_seats: int
     first_token_s: list[float]
 
 

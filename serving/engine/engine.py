@@ -95,9 +95,9 @@ class Engine(Worker[_Message]):
         scheduler, counts = self._scheduler, self._scheduler.counts
         return {
             "num_requests_running": float(scheduler.num_running),
+            "num_tokens_running": float(scheduler.num_cached_rows),
+            "kv_cache_rows": float(scheduler.shape.most_rows),
             "kv_cache_usage_perc": scheduler.num_cached_rows / scheduler.shape.most_rows,
-            "kv_cache_rows": float(scheduler.num_cached_rows),
-            "kv_cache_capacity_rows": float(scheduler.shape.most_rows),
             "kv_cache_bytes": float(scheduler.shape.total_bytes),
             "prefix_cache_bytes": float(scheduler.num_kept_rows * scheduler.shape.bytes_per_token),
             "prefix_cache_queries": float(counts.prefix_queries),
@@ -110,9 +110,14 @@ class Engine(Worker[_Message]):
     @property
     def status(self) -> EngineStatus:
         """Return what its slots are doing; callable from any thread."""
-        now_s, scheduler = time.monotonic(), self._scheduler
-        slots, waiting = scheduler.slots(now_s), scheduler.waiting(now_s)
-        return EngineStatus(now_s, slots=slots, waiting=waiting, slot_rows=scheduler.shape.capacity_tokens)
+        now_s, scheduler, shape = time.monotonic(), self._scheduler, self._scheduler.shape
+        return EngineStatus(
+            now_s,
+            slots=scheduler.slots(now_s),
+            waiting=scheduler.waiting(now_s),
+            slot_rows=shape.capacity_tokens,
+            num_seats=shape.num_slots,
+        )
 
     def _step(self) -> bool:
         if not self._receive():

@@ -92,7 +92,7 @@ class EmbeddingModel(Model):
         return {
             "num_requests_running": float(self._admission.num_admitted),
             **self._vision.gauges,
-            "num_images_waiting": float(self._pool.num_images_waiting),
+            "num_preprocess_waiting": float(self._pool.num_preprocess_waiting),
         }
 
     @property

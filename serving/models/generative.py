@@ -155,7 +155,7 @@ class GenerativeModel(Model):
             **running,
             "num_requests_waiting": max(waiting, 0.0),
             **self._vision.gauges,
-            "num_images_waiting": float(self._pool.num_images_waiting),
+            "num_preprocess_waiting": float(self._pool.num_preprocess_waiting),
         }
 
     @property

@@ -77,7 +77,7 @@ class PreprocessPool:
         return self.text, self.images, self._costly, self.grammars
 
     @property
-    def num_images_waiting(self) -> int:
+    def num_preprocess_waiting(self) -> int:
         """Calls that wait for a thread for images, of all models together."""
         return self.images.num_waiting + self._costly.num_waiting
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 from dataclasses import asdict
 
+from serving.api.metric_table import ENGINE_METRICS
 from serving.engine_status import MOST_WAITING
 from serving.models.client import LocalClient
 from serving.settings import EngineSettings
@@ -42,6 +43,8 @@ def test_slots_tell_who_runs_who_waits_and_what_is_kept(smolvlm_bundle, clip_bun
             assert told.gauges["tokens_sampled"] >= 5
             assert told.gauges["tokens_read"] >= done.finished.usage.prompt_tokens
             assert (await client.status())["tiny-clip"]["0"].slots == ()
+            gauges = {name for engines in (await client.health()).model_gauges.values() for name in engines}
+            assert gauges == {spec.name for spec in ENGINE_METRICS} - {"num_replicas"}
 
     asyncio.run(asyncio.wait_for(main(), 120))
 
