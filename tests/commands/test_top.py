@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import threading
 import time
@@ -13,8 +14,9 @@ from typing import Any
 
 import pytest
 import uvicorn
+from rich.console import Console
 
-from commands.watching import summary, tables
+from commands.watching import Server, summary, tables
 from serving.api.app import create_app
 from serving.engine_status import EngineStatus, SlotStatus, WaitingStatus
 from serving.fake import FakeClient
@@ -91,8 +93,7 @@ def stranger(status: int, text: str, **headers: str) -> Iterator[tuple[str, list
         thread.join()
 
 
-def test_once_shows_requests_slots_rows_and_rates(pocketvlm: Callable, url: str, monkeypatch: Any) -> None:
-    monkeypatch.setenv("COLUMNS", "120")
+def test_once_shows_requests_slots_rows_and_rates(pocketvlm: Callable, url: str) -> None:
     done = pocketvlm("top", url, "--once", "--period-s", 0.1)
     assert done.returncode == 0, done.stderr
     for told in (
@@ -109,10 +110,13 @@ def test_once_shows_requests_slots_rows_and_rates(pocketvlm: Callable, url: str,
     assert "2" not in {row[0] for row in rows if row}  # a free slot is no news
 
 
-def test_nothing_that_a_server_tells_moves_the_cursor(pocketvlm: Callable, url: str, monkeypatch: Any) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    shown = pocketvlm("top", url, "--once", "--period-s", 0.1).stdout
-    assert "[31mred" in shown
+def test_nothing_that_a_server_tells_moves_the_cursor(url: str) -> None:
+    now = Server(url, None).status()
+    console = Console(file=io.StringIO(), width=200)
+    for each in tables(now, now):
+        console.print(each)
+    shown = console.file.getvalue()
+    assert "chatcmpl-[31mred" in shown
     assert "\x1b" not in shown
 
 
