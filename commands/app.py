@@ -21,6 +21,7 @@ from commands.report import report
 from commands.run import run
 from commands.serve import DEPLOY_HELP, SERVE_HELP, serve
 from commands.terminal import console
+from commands.top import top
 
 app = typer.Typer(
     name="pocketvlm",
@@ -43,6 +44,7 @@ app.command("deploy", help=DEPLOY_HELP)(serve)
 app.add_typer(keys)
 app.command()(bench)
 app.command()(loadtest)
+app.command()(top)
 app.command()(doctor)
 app.command()(demo)
 
@@ -56,7 +58,7 @@ def _tell_version(is_asked: bool) -> None:
 
 
 @app.callback()
-def top(
+def pocketvlm(
     version: Annotated[
         bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version, and end.")
     ] = False,

@@ -28,7 +28,9 @@ from bundle.frames.sampling import chosen_frames
 from bundle.gates import Gate, Unmeasured
 from bundle.manifest import Task
 from bundle.zero_shot import SLOT, label_text
+from serving.engine_status import EngineStatus, SlotStatus
 from serving.protocol import (
+    ONLY_ENGINE,
     ClassifyRequest,
     ClassifyResult,
     DetokenizeRequest,
@@ -211,6 +213,14 @@ class FakeClient:
         }
         return replace(self.behaviour.health, model_gauges=dict.fromkeys(self._cards, gauges))
 
+    async def status(self) -> dict[str, dict[str, EngineStatus]]:
+        """Return a slot for each request that is under way, of the newest generations."""
+        gauges = (await self.health()).model_gauges
+        under_way = [each.request_id for each in self.generations[len(self.generations) - self.num_running :]]
+        slots = tuple(SlotStatus(slot, "decode", 4, name) for slot, name in enumerate(under_way))
+        now_s = time.monotonic()
+        return {name: {ONLY_ENGINE: EngineStatus(now_s, 1 << 20, gauges[name], slots)} for name in self._cards}
+
     def _card(self, model: str, task: Task) -> ModelCard:
         if (card := self._cards.get(model)) is None:
             raise ModelNotFoundError(f"model {model!r} is not served; served: {', '.join(self._cards)}", "model")
@@ -348,7 +358,10 @@ def _asked(request: GenerateRequest) -> str:
 
 
 def _timings(started_s: float, first_token_s: float) -> Timings:
-    return Timings(first_token_s=first_token_s, total_s=time.perf_counter() - started_s)
+    total_s = time.perf_counter() - started_s
+    return Timings(
+        first_token_s=first_token_s, total_s=total_s, prefill_s=first_token_s, decode_s=total_s - first_token_s
+    )
 
 
 def _content(part: TextPart | ImagePart) -> bytes:

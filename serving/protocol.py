@@ -19,8 +19,11 @@ from bundle.generation import SamplingDefaults
 from bundle.manifest import Task
 from bundle.tools import Tool as Tool
 from bundle.tools import ToolCall as ToolCall
+from serving.engine_status import EngineStatus
 
 FinishReason = Literal["stop", "length"]
+ONLY_ENGINE = "0"
+"""The id of a model's engine where it has just one, in this process."""
 
 
 @dataclass(frozen=True)
@@ -214,13 +217,25 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timings:
-    """Where one request's time went, in seconds."""
+    """Where one request's time went, in seconds.
+
+    Attributes:
+        queue_s: Waiting for a slot.
+        preprocess_s: Decoding and resizing images, templating, tokenizing.
+        vision_s: In the vision encoder and waiting for it.
+        first_token_s: From arrival to the first token.
+        total_s: From arrival to the end.
+        prefill_s: From the slot to the first token.
+        decode_s: From the first token to the last; of several choices, to the last of all.
+    """
 
     queue_s: float = 0.0
     preprocess_s: float = 0.0
     vision_s: float = 0.0
     first_token_s: float = 0.0
     total_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -395,7 +410,8 @@ class Health:
     Attributes:
         is_ready: Requests are answered.
         reason: Why not, where not.
-        model_gauges: Momentary values by model and metric name.
+        model_gauges: Momentary values by model and metric name; of several replicas, of all together.
+        replica_gauges: The same of each replica, by model, replica and metric name; empty where there are none.
         is_alive: False when a worker died, or hangs for too long, and only a restart of the process helps; liveness
             probes turn red.
     """
@@ -404,6 +420,7 @@ class Health:
     reason: str = ""
     model_gauges: dict[str, dict[str, float]] = field(default_factory=dict)
     is_alive: bool = True
+    replica_gauges: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
 
 
 class EngineClient(Protocol):
@@ -442,6 +459,10 @@ class EngineClient(Protocol):
 
     async def health(self) -> Health:
         """Return the engine's state; never raises."""
+        ...
+
+    async def status(self) -> dict[str, dict[str, EngineStatus]]:
+        """Return what every engine is doing, by model and by the engine's id; one that does not answer is left out."""
         ...
 
 

@@ -34,8 +34,8 @@ else:
     import tomli as tomllib
 
 ENVIRONMENT_PREFIX = "POCKETVLM_"
-_OTHER_VARIABLES = frozenset({"POCKETVLM_CRDS", *ENVIRONMENT_KEYS})
-"""Variables with our prefix that are no settings: one of the tests, and keys, which are hashed before they are."""
+_OTHER_VARIABLES = frozenset({"POCKETVLM_CRDS", "POCKETVLM_KEY", *ENVIRONMENT_KEYS})
+"""Variables with our prefix that are no settings: the tests' and a client's, and keys, which are hashed before they are."""
 
 
 _KEYS = ("api", "access", "keys")
