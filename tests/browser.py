@@ -49,7 +49,7 @@ class Sight:
 
 @contextmanager
 def chromium() -> Iterator[Any]:
-    """Run a browser, Playwright's, while the block lasts; skips where there is none. No event loop may run meanwhile."""
+    """Run a browser, Playwright's, while the block lasts: no event loop may run meanwhile. Skips if there is none."""
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if found is None:
         pytest.skip("no Chromium is installed")

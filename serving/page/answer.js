@@ -46,7 +46,8 @@ function counted(usage, timings) {
     reused_tokens: details.cached_tokens ?? 0,
     rows_before: details.cache_rows_before ?? 0,
     rows_after: details.cache_rows_after ?? details.cache_rows_before ?? 0,
-    tokens_per_s: usage.completion_tokens >= FEWEST_TIMED && decode_s > 0 ? (usage.completion_tokens - 1) / decode_s : null,
+    tokens_per_s:
+      usage.completion_tokens >= FEWEST_TIMED && decode_s > 0 ? (usage.completion_tokens - 1) / decode_s : null,
   };
 }
 
@@ -58,7 +59,11 @@ export function figuresList(figures) {
   if (figures.rows_before) told.push(["Cache rows", part(figures.rows_after, figures.rows_before)]);
   if (figures.first_token_s !== undefined) told.push(["First token", seconds(figures.first_token_s)]);
   if (figures.tokens !== undefined) told.push(["Answer", answered(figures)]);
-  return make("dl.figures", {}, ...told.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))));
+  return make(
+    "dl.figures",
+    {},
+    ...told.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))),
+  );
 }
 
 const answered = ({ tokens, tokens_per_s }) =>

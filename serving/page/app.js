@@ -28,7 +28,12 @@ for (const view of views) {
 }
 tabs.addEventListener("keydown", (event) => {
   const there = views.filter((view) => !view.tab.hidden);
-  const steps = { ArrowRight: 1, ArrowLeft: -1, Home: -there.indexOf(shown), End: there.length - 1 - there.indexOf(shown) };
+  const steps = {
+    ArrowRight: 1,
+    ArrowLeft: -1,
+    Home: -there.indexOf(shown),
+    End: there.length - 1 - there.indexOf(shown),
+  };
   if (!(event.key in steps)) return;
   event.preventDefault();
   const next = there[(there.indexOf(shown) + steps[event.key] + there.length) % there.length];

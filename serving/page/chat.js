@@ -16,7 +16,14 @@ const TRIES = [
 const NEAR_END_PX = 120;
 
 /** What a turn is kept as: { question, pictures, answer, figures, state, trouble }. */
-const newTurn = (question, pictures) => ({ question, pictures, answer: "", figures: {}, state: "asking", trouble: "" });
+const newTurn = (question, pictures) => ({
+  question,
+  pictures,
+  answer: "",
+  figures: {},
+  state: "asking",
+  trouble: "",
+});
 
 export class Chat {
   name = "chat";
@@ -27,7 +34,10 @@ export class Chat {
     this.turns = [];
     this.cards = [];
     this.compression = new Compression();
-    this.tray = new Tray(() => this.card?.limits.max_images ?? 16, () => this.draw());
+    this.tray = new Tray(
+      () => this.card?.limits.max_images ?? 16,
+      () => this.draw(),
+    );
     this.build();
   }
 
@@ -40,13 +50,35 @@ export class Chat {
   build() {
     this.list = make("ol.turns", { "aria-label": "Conversation" });
     this.welcome = this.welcomed();
-    this.text = make("textarea", { rows: 1, placeholder: "Type a question", "aria-label": "Question", enterkeyhint: "send" });
+    this.text = make("textarea", {
+      rows: 1,
+      placeholder: "Type a question",
+      "aria-label": "Question",
+      enterkeyhint: "send",
+    });
     this.text.addEventListener("input", () => this.draw());
     this.text.addEventListener("keydown", (event) => this.pressed(event));
     this.send = make("button.primary", { type: "submit" }, "Send");
-    this.stop = make("button.primary", { type: "button", hidden: true, onclick: () => this.controller?.abort() }, "Stop");
-    const row = make("div.row", {}, this.tray.buttons, make("span.hint", {}, "or drop, or paste"), this.send, this.stop);
-    this.form = make("form.composer", { onsubmit: (event) => this.submitted(event) }, this.tray.element, this.text, row);
+    this.stop = make(
+      "button.primary",
+      { type: "button", hidden: true, onclick: () => this.controller?.abort() },
+      "Stop",
+    );
+    const row = make(
+      "div.row",
+      {},
+      this.tray.buttons,
+      make("span.hint", {}, "or drop, or paste"),
+      this.send,
+      this.stop,
+    );
+    this.form = make(
+      "form.composer",
+      { onsubmit: (event) => this.submitted(event) },
+      this.tray.element,
+      this.text,
+      row,
+    );
     const talk = make("div.talk", {}, this.welcome, this.list, this.form);
     this.element = make("section.chat", {}, talk, this.settings());
   }
@@ -67,13 +99,22 @@ export class Chat {
       field("Instructions", this.system, "Told to the model before everything else."),
     );
     const body = make("div.settings", {}, field("Model", this.model), this.compression.element, more, this.fresh);
-    return make("aside", { "aria-label": "Settings" }, make("details.fold", { open: true }, make("summary", {}, "Settings"), body));
+    return make(
+      "aside",
+      { "aria-label": "Settings" },
+      make("details.fold", { open: true }, make("summary", {}, "Settings"), body),
+    );
   }
 
   welcomed() {
     const tries = TRIES.map(([name, words]) => {
       const picture = make("img", { src: `page/samples/${name}`, alt: "", width: 56, height: 56 });
-      return make("button.try", { type: "button", onclick: () => this.tried(name, words) }, picture, make("span", {}, words));
+      return make(
+        "button.try",
+        { type: "button", onclick: () => this.tried(name, words) },
+        picture,
+        make("span", {}, words),
+      );
     });
     return make(
       "div.welcome",
@@ -94,7 +135,8 @@ export class Chat {
   async restore() {
     const turns = (await kept()) ?? [];
     for (const turn of turns) {
-      if (turn.state === "asking") Object.assign(turn, { state: "stopped", trouble: "The page was loaded again meanwhile." });
+      if (turn.state === "asking")
+        Object.assign(turn, { state: "stopped", trouble: "The page was loaded again meanwhile." });
       this.turns.push(turn);
       this.list.append(this.shown(turn));
     }
@@ -149,7 +191,10 @@ export class Chat {
     } catch (failure) {
       if (!(failure instanceof Failure)) console.error(failure);
       const isStopped = failure.kind === "stopped";
-      Object.assign(turn, { state: isStopped ? "stopped" : "failed", trouble: isStopped ? "Stopped." : failure.message });
+      Object.assign(turn, {
+        state: isStopped ? "stopped" : "failed",
+        trouble: isStopped ? "Stopped." : failure.message,
+      });
       announce(turn.trouble);
     } finally {
       this.controller = null;
@@ -195,11 +240,14 @@ export class Chat {
     const isRunning = turn.state === "asking";
     words.textContent = turn.answer.trim();
     const trouble = turn.trouble ? make("p.trouble", { class: `trouble ${turn.state}` }, turn.trouble) : null;
-    const dots = isRunning && !turn.answer && !turn.trouble ? make("p.dots", { "aria-label": "The model reads" }) : null;
+    const dots =
+      isRunning && !turn.answer && !turn.trouble ? make("p.dots", { "aria-label": "The model reads" }) : null;
     const figures = Object.keys(turn.figures).length ? figuresList(turn.figures) : null;
     const actions = isRunning ? null : this.actions(turn);
     element.setAttribute("aria-busy", String(isRunning));
-    element.replaceChildren(...[make("h3.unseen", {}, "Answer"), dots, words, trouble, figures, actions].filter(Boolean));
+    element.replaceChildren(
+      ...[make("h3.unseen", {}, "Answer"), dots, words, trouble, figures, actions].filter(Boolean),
+    );
     this.draw();
   }
 

@@ -17,7 +17,10 @@ export class Lines {
     this.text = make("textarea", { rows: 5, spellcheck: "false" });
     this.text.value = value;
     this.text.addEventListener("input", () => this.draw());
-    this.tray = new Tray(() => this.cards[0]?.limits.max_images ?? 16, () => this.draw());
+    this.tray = new Tray(
+      () => this.cards[0]?.limits.max_images ?? 16,
+      () => this.draw(),
+    );
     this.go = make("button.primary", { type: "submit" }, button);
     this.results = make("div.results", {});
     this.trouble = make("p.trouble", { role: "alert" });
@@ -25,16 +28,34 @@ export class Lines {
     this.example = example;
     this.settings = make("div.settings", {}, field(words, this.text, note), field("Model", this.model));
     const row = make("div.row", {}, this.tray.buttons, example, this.go);
-    const form = make("form.panel", { onsubmit: (event) => this.submitted(event) }, this.tray.element, this.settings, row);
+    const form = make(
+      "form.panel",
+      { onsubmit: (event) => this.submitted(event) },
+      this.tray.element,
+      this.settings,
+      row,
+    );
     const head = [make("h2", {}, title), make("p.lead", {}, lead)];
-    this.element = make("section", {}, ...head, make("div.halves", {}, form, make("div", {}, this.trouble, this.results)));
+    this.element = make(
+      "section",
+      {},
+      ...head,
+      make("div.halves", {}, form, make("div", {}, this.trouble, this.results)),
+    );
     this.draw();
   }
 
   wants = (card) => card.capabilities.classify;
 
   get lines() {
-    return [...new Set(this.text.value.split("\n").map((line) => line.trim()).filter(Boolean))];
+    return [
+      ...new Set(
+        this.text.value
+          .split("\n")
+          .map((line) => line.trim())
+          .filter(Boolean),
+      ),
+    ];
   }
 
   offer(cards) {
@@ -89,7 +110,10 @@ export class Classify extends Lines {
     });
     const known = make("datalist", { id: nextId() }, ...TEMPLATES.map((value) => make("option", { value })));
     this.template = make("input", { list: known.id, placeholder: "a photo of {}" });
-    this.settings.append(field("Sentence around a label", this.template, "{} stands for the label. Empty: the model's own."), known);
+    this.settings.append(
+      field("Sentence around a label", this.template, "{} stands for the label. Empty: the model's own."),
+      known,
+    );
   }
 
   async ask(pictures, signal) {
@@ -108,7 +132,13 @@ function bars(labels) {
   const rows = labels.map(({ label, score }, place) => {
     const bar = make("span.bar");
     bar.style.width = `${score * 100}%`;
-    return make("li", { class: place === 0 ? "best" : "" }, make("span.label", {}, label), make("span.track", {}, bar), make("span.value", {}, percent(score)));
+    return make(
+      "li",
+      { class: place === 0 ? "best" : "" },
+      make("span.label", {}, label),
+      make("span.track", {}, bar),
+      make("span.value", {}, percent(score)),
+    );
   });
   return make("ol.bars", {}, ...rows);
 }

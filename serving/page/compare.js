@@ -64,16 +64,36 @@ export class Compare {
   constructor(status) {
     this.sides = ["A", "B"].map((letter) => new Side(letter, status));
     this.cards = [];
-    this.tray = new Tray(() => this.cards[0]?.limits.max_images ?? 16, () => this.draw());
+    this.tray = new Tray(
+      () => this.cards[0]?.limits.max_images ?? 16,
+      () => this.draw(),
+    );
     this.text = make("textarea", { rows: 2 });
     this.text.addEventListener("input", () => this.draw());
     this.go = make("button.primary", { type: "submit" }, "Ask both");
-    this.stop = make("button.primary", { type: "button", hidden: true, onclick: () => this.controller?.abort() }, "Stop");
+    this.stop = make(
+      "button.primary",
+      { type: "button", hidden: true, onclick: () => this.controller?.abort() },
+      "Stop",
+    );
     this.verdict = make("p.verdict", { role: "status" });
     const row = make("div.row", {}, this.tray.buttons, this.go, this.stop);
-    const form = make("form.panel", { onsubmit: (event) => this.submitted(event) }, field("Question", this.text), this.tray.element, row);
+    const form = make(
+      "form.panel",
+      { onsubmit: (event) => this.submitted(event) },
+      field("Question", this.text),
+      this.tray.element,
+      row,
+    );
     const told = "One is asked after the other, so that neither makes the other slower.";
-    this.element = make("section", {}, make("h2", {}, "Two variants, one question"), make("p.lead", {}, told), form, this.verdict);
+    this.element = make(
+      "section",
+      {},
+      make("h2", {}, "Two variants, one question"),
+      make("p.lead", {}, told),
+      form,
+      this.verdict,
+    );
     this.element.append(make("div.sides", {}, ...this.sides.map((side) => side.element)));
     this.draw();
   }
@@ -101,7 +121,8 @@ export class Compare {
         if (failure.kind === "stopped") break;
       }
     }
-    if (said.length === 2) this.verdict.textContent = said[0] === said[1] ? "Both say the same." : "They say different things.";
+    if (said.length === 2)
+      this.verdict.textContent = said[0] === said[1] ? "Both say the same." : "They say different things.";
     announce(said.map((words, place) => `${"AB"[place]}: ${words}`).join(". "));
     this.controller = null;
     this.draw();

@@ -25,7 +25,7 @@ async function store(mode) {
   return (await done(opening)).transaction(STORE, mode).objectStore(STORE);
 }
 
-/** Return what `keep` was given last in this tab, or null. A browser that keeps nothing (private windows) is no error. */
+/** Return what `keep` was given last in this tab, or null, also where the browser keeps nothing (private windows). */
 export async function kept() {
   try {
     const chats = await store("readwrite");

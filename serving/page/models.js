@@ -9,8 +9,15 @@ export class Models {
 
   constructor() {
     this.list = make("div.models");
-    const lead = "A smaller variant is measured beside the model that it was made of, and judged before it is served.";
-    this.element = make("section", {}, make("h2", {}, "Served models, and what was measured"), make("p.lead", {}, lead), this.list);
+    const lead =
+      "A smaller variant is measured beside the model that it was made of, and judged before it is served.";
+    this.element = make(
+      "section",
+      {},
+      make("h2", {}, "Served models, and what was measured"),
+      make("p.lead", {}, lead),
+      this.list,
+    );
   }
 
   wants = () => true;
@@ -29,7 +36,11 @@ function shown(card) {
     ["Context", card.context_tokens ? `${count(card.context_tokens)} tokens` : null],
     ["Cache", card.kv_cache],
   ].filter(([, value]) => value);
-  const facts = make("dl.facts", {}, ...told.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))));
+  const facts = make(
+    "dl.facts",
+    {},
+    ...told.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))),
+  );
   const measured = card.gates.filter((each) => each.basis !== "canary");
   return make(
     "article.panel",
@@ -46,7 +57,9 @@ function shown(card) {
 function schemes(all) {
   const kinds = [...new Set(Object.values(all))];
   if (kinds.length === 1) return kinds[0];
-  return Object.entries(all).map(([component, scheme]) => `${component.replaceAll("_", " ")} ${scheme}`).join(", ");
+  return Object.entries(all)
+    .map(([component, scheme]) => `${component.replaceAll("_", " ")} ${scheme}`)
+    .join(", ");
 }
 
 function verdict(card, measured) {
@@ -68,7 +81,9 @@ function gates(all) {
       make("td", { class: each.passed ? "good" : "bad" }, each.passed ? "passed" : "failed"),
     ),
   );
-  const head = ["What", "Measured", "Limit", "Samples", "Verdict"].map((words) => make("th", { scope: "col" }, words));
+  const head = ["What", "Measured", "Limit", "Samples", "Verdict"].map((words) =>
+    make("th", { scope: "col" }, words),
+  );
   const table = make("table.gates", {}, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows));
   return make("div.scroll", { tabindex: 0, role: "region", "aria-label": "Gates" }, table);
 }
@@ -77,7 +92,11 @@ function canaries(all) {
   const canary = all.filter((each) => each.basis === "canary");
   if (!canary.length) return null;
   const worst = Math.min(...canary.map((each) => each.value));
-  return make("p.note", {}, `Its ${canary.length} graphs run as they did where they were made: cosine ${number(worst)} or better.`);
+  return make(
+    "p.note",
+    {},
+    `Its ${canary.length} graphs run as they did where they were made: cosine ${number(worst)} or better.`,
+  );
 }
 
 const number = (value) => (typeof value === "number" ? Number(value.toPrecision(4)).toString() : String(value));

@@ -11,7 +11,7 @@ const MOST_RETURNS = 5; // a server that goes away at the same question again an
  * @throws {Failure} The request itself is refused, the server is at fault, or the signal stopped it.
  */
 export async function patiently(work, status, signal, waits) {
-  for (let busy = 0, returns = 0; ; ) {
+  for (let busy = 0, returns = 0; ;) {
     try {
       return await work();
     } catch (failure) {

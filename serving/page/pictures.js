@@ -80,7 +80,12 @@ export class Tray {
     this.shown = make("ul.thumbs", { "aria-label": "Pictures" });
     this.trouble = make("p.trouble", { role: "alert" });
     this.element = make("div.tray", {}, this.shown, this.trouble);
-    this.buttons = make("div.adders", {}, this.adder("Add a picture", {}), this.adder("Take a photo", { capture: "environment" }));
+    this.buttons = make(
+      "div.adders",
+      {},
+      this.adder("Add a picture", {}),
+      this.adder("Take a photo", { capture: "environment" }),
+    );
     this.draw();
   }
 
@@ -98,7 +103,8 @@ export class Tray {
     this.trouble.textContent = "";
     for (const file of files) {
       try {
-        if (this.pictures.length >= this.limit()) throw new Error(`One question takes ${this.limit()} pictures at most.`);
+        if (this.pictures.length >= this.limit())
+          throw new Error(`One question takes ${this.limit()} pictures at most.`);
         this.pictures.push(await pictureOf(file));
       } catch (error) {
         this.trouble.textContent = error.message;
@@ -132,7 +138,11 @@ export class Tray {
       this.draw();
       this.buttons.querySelector("input").focus();
     };
-    const cross = make("button.cross", { type: "button", "aria-label": `Take ${picture.name} away`, onclick: remove }, "×");
+    const cross = make(
+      "button.cross",
+      { type: "button", "aria-label": `Take ${picture.name} away`, onclick: remove },
+      "×",
+    );
     return make("li", {}, shownPicture(picture), cross);
   }
 }

@@ -30,7 +30,13 @@ export class Similarity extends Lines {
     const vectors = data.map((item) => item.embedding);
     const ofPictures = vectors.slice(0, pictures.length);
     const table = texts.map((_, row) => ofPictures.map((vector) => dot(vector, vectors[pictures.length + row])));
-    return [make("div.scroll", { tabindex: 0, role: "region", "aria-label": "Similarities" }, tableOf(pictures, texts, table))];
+    return [
+      make(
+        "div.scroll",
+        { tabindex: 0, role: "region", "aria-label": "Similarities" },
+        tableOf(pictures, texts, table),
+      ),
+    ];
   }
 }
 
@@ -38,7 +44,12 @@ const dot = (a, b) => a.reduce((sum, each, place) => sum + each * b[place], 0);
 
 function tableOf(pictures, texts, table) {
   const best = pictures.map((_, column) => Math.max(...table.map((row) => row[column])));
-  const head = make("tr", {}, make("td"), ...pictures.map((picture) => make("th", { scope: "col" }, shownPicture(picture))));
+  const head = make(
+    "tr",
+    {},
+    make("td"),
+    ...pictures.map((picture) => make("th", { scope: "col" }, shownPicture(picture))),
+  );
   const rows = texts.map((text, row) => {
     const cells = table[row].map((value, column) => {
       const isBest = value === best[column];

@@ -66,7 +66,8 @@ export class Status {
     if (this.state === "gone") {
       return "The server does not answer. Nothing is lost: what you asked goes on by itself as soon as it is back.";
     }
-    return `The server is not ready${this.reason ? ` (${this.reason.replace(/\.$/, "")})` : ""}. This page waits for it.`;
+    const reason = this.reason ? ` (${this.reason.replace(/\.$/, "")})` : "";
+    return `The server is not ready${reason}. This page waits for it.`;
   }
 
   say(words, kind = "") {
@@ -102,7 +103,13 @@ export class Status {
     if (this.state === "key" && !isAnother) return; // somebody may be typing
     this.state = "key";
     const words = hasKey() ? `${reason} Another key:` : "This server wants an API key:";
-    const input = make("input", { type: "password", id: "key", autocomplete: "off", required: true, spellcheck: "false" });
+    const input = make("input", {
+      type: "password",
+      id: "key",
+      autocomplete: "off",
+      required: true,
+      spellcheck: "false",
+    });
     const use = async (event) => {
       event.preventDefault();
       setKey(input.value.trim());
@@ -111,7 +118,13 @@ export class Status {
       if (this.state === "key") this.state = "unknown";
       this.look();
     };
-    const form = make("form.key", { onsubmit: use }, make("label", { for: "key" }, words), input, make("button.primary", {}, "Use it"));
+    const form = make(
+      "form.key",
+      { onsubmit: use },
+      make("label", { for: "key" }, words),
+      input,
+      make("button.primary", {}, "Use it"),
+    );
     this.say(form);
     input.focus();
   }

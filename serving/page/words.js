@@ -28,7 +28,13 @@ const GATES = {
   image_sensitivity: "Answers depend on the picture as the original's do",
   accuracy_loss_points: "Right answers lost, in percentage points",
 };
-const PARTS = { low: "at least, with 95 % certainty", high: "at most, with 95 % certainty", image: "pictures", image_features: "picture tokens", text: "texts" };
+const PARTS = {
+  low: "at least, with 95 % certainty",
+  high: "at most, with 95 % certainty",
+  image: "pictures",
+  image_features: "picture tokens",
+  text: "texts",
+};
 
 export function gate(name) {
   const [kind, part] = name.split("/");

@@ -55,17 +55,19 @@ def test_no_file_holds_an_inline_script_or_style_or_an_address_elsewhere() -> No
 
 
 def test_the_style_names_only_colours_of_the_palette_and_its_own() -> None:
-    style = page_files()["style.css"].content.decode()
+    sheets = {name: file.content.decode() for name, file in page_files().items() if name.endswith(".css")}
+    style = "".join(text for name, text in sheets.items() if name != "palette.css")
     own = set(re.findall(r"--([\w-]+):", style))
     assert set(re.findall(r"var\(--([\w-]+)\)", style)) <= LIGHT.keys() | own
-    colours = page_files()["palette.css"].content.decode()
-    assert LIGHT["ink"] in colours
-    assert DARK["ink"] in colours
+    assert LIGHT["ink"] in sheets["palette.css"]
+    assert DARK["ink"] in sheets["palette.css"]
 
 
-def test_every_module_that_is_imported_and_every_sample_that_is_named_is_there() -> None:
+def test_every_file_that_is_named_is_there() -> None:
     files = page_files()
     scripts = "".join(file.content.decode() for name, file in files.items() if name.endswith(".js"))
+    index = files["index.html"].content.decode()
+    assert set(re.findall(r'(?:href|src)="page/([\w./]+)"', index)) <= files.keys()
     assert {f"{name}.js" for name in re.findall(r'from "\./(\w+)\.js"', scripts)} <= files.keys()
     assert {f"samples/{name}" for name in re.findall(r'"(\w+\.png)"', scripts)} <= files.keys()
 

@@ -27,11 +27,13 @@ GIVE_FILE = """([kind, data, name]) => {
   const Event = kind === "paste" ? ClipboardEvent : DragEvent;
   document.body.dispatchEvent(new Event(kind, { bubbles: true, cancelable: true, ...how }));
 }"""
-NAMELESS = """() => [...document.querySelectorAll("button, input, select, textarea, a, summary, [role=region], img, [tabindex]")]
+NAMELESS = """() => [...document.querySelectorAll(
+    "button, input, select, textarea, a, summary, [role=region], img, [tabindex]")]
   .filter((each) => each.checkVisibility())
   .filter((each) => {
     const labels = [...(each.labels ?? [])].map((label) => label.textContent).join("");
-    const refs = (each.getAttribute("aria-labelledby") ?? "").split(" ").map((id) => document.getElementById(id)?.textContent ?? "");
+    const refs = (each.getAttribute("aria-labelledby") ?? "").split(" ")
+      .map((id) => document.getElementById(id)?.textContent ?? "");
     const own = each.matches("button, a, summary") ? each.textContent : "";
     if (each.matches("main")) return false;
     if (each.matches("img")) return !each.hasAttribute("alt");
@@ -42,7 +44,8 @@ STRUCTURE = """() => ({
   titles: [...document.querySelectorAll("h1")].filter((each) => each.checkVisibility()).length,
   twice: [...document.querySelectorAll("[id]")].map((each) => each.id).filter((id, at, all) => all.indexOf(id) !== at),
   lost: ["aria-labelledby", "aria-describedby", "aria-controls", "for", "list"].flatMap((name) =>
-    [...document.querySelectorAll(`[${name}]`)].map((each) => each.getAttribute(name)).filter((id) => !document.getElementById(id))),
+    [...document.querySelectorAll(`[${name}]`)].map((each) => each.getAttribute(name))
+      .filter((id) => !document.getElementById(id))),
   small: [...document.querySelectorAll("button, .button, select, input")].filter((each) => each.checkVisibility())
     .filter((each) => !each.matches(".unseen")).map((each) => each.getBoundingClientRect())
     .filter((box) => Math.min(box.width, box.height) < 24).length,
@@ -56,7 +59,8 @@ CONTRASTS = """() => {
     return [...canvas.getImageData(0, 0, 1, 1).data];
   };
   const light = (colour) => {
-    const [r, g, b] = colour.map((each) => each / 255).map((each) => each <= 0.04045 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4);
+    const [r, g, b] = colour.map((each) => each / 255)
+      .map((each) => each <= 0.04045 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4);
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
   const ground = (each) => {
@@ -70,7 +74,8 @@ CONTRASTS = """() => {
   const found = [];
   while (texts.nextNode()) {
     const each = texts.currentNode.parentElement;
-    if (!texts.currentNode.data.trim() || !each.checkVisibility() || each.closest(":disabled, .unseen, .skip, option")) continue;
+    if (!texts.currentNode.data.trim() || !each.checkVisibility()) continue;
+    if (each.closest(":disabled, .unseen, .skip, option")) continue;
     const [a, b] = [light(rgb(getComputedStyle(each).color).slice(0, 3)), light(ground(each))];
     const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
     if (ratio < 4.5) found.push(`${texts.currentNode.data.trim().slice(0, 40)}: ${ratio.toFixed(2)}`);
