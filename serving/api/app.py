@@ -27,6 +27,7 @@ from serving.api.ending import OneAnswer
 from serving.api.errors import error_response, routing_body
 from serving.api.messages import messages_router
 from serving.api.openapi import document
+from serving.api.page import add_page
 from serving.api.prefixes import prefixes_router
 from serving.api.ranking import ranking_router
 from serving.api.record import Recorded, record_of
@@ -73,6 +74,7 @@ def create_app(client: EngineClient, settings: ApiSettings, clear_caches: Callab
     if clear_caches is not None:
         app.include_router(caches_router(clear_caches))
     add_docs(app, service)
+    add_page(app, service)
     app.openapi = partial(_documented, app, settings)  # type: ignore[method-assign]  # as FastAPI says to replace it
     _answer_failures(app, service)
     if settings.access.needs_key:
