@@ -19,6 +19,7 @@ from commands.quantize import quantize
 from commands.report import report
 from commands.run import run
 from commands.serve import DEPLOY_HELP, SERVE_HELP, serve
+from commands.sync import sync
 from commands.terminal import console
 
 app = typer.Typer(
@@ -39,6 +40,7 @@ app.command()(run)
 app.command()(embed)
 app.command("serve", help=SERVE_HELP)(serve)
 app.command("deploy", help=DEPLOY_HELP)(serve)
+app.command()(sync)
 app.command()(bench)
 app.command()(loadtest)
 app.command()(doctor)
