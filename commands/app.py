@@ -20,6 +20,7 @@ from commands.quantize import quantize
 from commands.report import report
 from commands.run import run
 from commands.serve import DEPLOY_HELP, SERVE_HELP, serve
+from commands.sync import sync
 from commands.terminal import console
 from commands.top import top
 
@@ -42,6 +43,7 @@ app.command()(embed)
 app.command("serve", help=SERVE_HELP)(serve)
 app.command("deploy", help=DEPLOY_HELP)(serve)
 app.add_typer(keys)
+app.command()(sync)
 app.command()(bench)
 app.command()(loadtest)
 app.command()(top)

@@ -35,7 +35,7 @@ else:
 
 ENVIRONMENT_PREFIX = "POCKETVLM_"
 _OTHER_VARIABLES = frozenset({"POCKETVLM_CRDS", "POCKETVLM_KEY", *ENVIRONMENT_KEYS})
-"""Variables with our prefix that are no settings: the tests' and a client's, and keys, which are hashed before they are."""
+"""Variables with our prefix that are no settings: of the tests, of a client, and keys, which are hashed at once."""
 
 
 _KEYS = ("api", "access", "keys")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from prometheus_client.registry import Collector
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
@@ -53,18 +54,26 @@ CLIENT_CLOSED = 499
 """nginx's status for a client that went away; only logs see it."""
 
 
-def create_app(client: EngineClient, settings: ApiSettings, clear_caches: Callable[[], None] | None = None) -> FastAPI:
+def create_app(
+    client: EngineClient,
+    settings: ApiSettings,
+    clear_caches: Callable[[], None] | None = None,
+    collectors: Sequence[Collector] = (),
+) -> FastAPI:
     """Return the application over a client that is started and closed elsewhere.
 
     Args:
         client: Answers the requests.
         settings: Limits of a request.
         clear_caches: What `POST /v1/cache/clear` does; None: there is no such route.
+        collectors: Whose metrics `/metrics` shows beside its own.
 
     Raises:
         SettingsError: The file of keys is unusable.
     """
     service = Service(client, settings, int(time.time()))
+    for collector in collectors:
+        service.metrics.registry.register(collector)
     # FastAPI's own pages load scripts from a content network; ours loads nothing.
     app = FastAPI(title="PocketVLM", version=own_version(), docs_url=None, redoc_url=None)
     for router_of in _ROUTERS:
