@@ -30,6 +30,7 @@
     ├── OverloadedError            the queue is full; retry after a while
     ├── DeadlineError              a request took longer than it may
     └── EngineDeadError            a worker died, hangs or was stopped; its requests fail
+        └── StartingError          it does not work yet
 
 A message says what was wrong (the value), the limit, and what to do. HTTP status codes live in `serving/api`.
 """
@@ -176,3 +177,7 @@ class DeadlineError(PocketVLMError):
 
 class EngineDeadError(PocketVLMError):
     """A worker died, hangs or was stopped; its requests fail and readiness turns red."""
+
+
+class StartingError(EngineDeadError):
+    """Models are still being loaded; the same request is answered later."""

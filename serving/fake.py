@@ -75,6 +75,8 @@ FAKE_VLM = ModelCard(
     ),
     is_gated=True,
     unmeasured=(Unmeasured(name="image_sensitivity", reason="no sample has an image"),),
+    vision_methods=("uniform", "pooling"),
+    kv_policies=("uniform", "snapkv"),
 )
 FAKE_CLIP = ModelCard("fake-clip", "dual-encoder", "fake", {"vision_encoder": "fp32"}, 500_000, None)
 

@@ -198,7 +198,8 @@ class Usage:
         image_tokens: Of images and frames, before any was left out or merged.
         cached_image_tokens: Those of them whose features were kept from before, and were not encoded again.
         cache_rows_before: Rows that the prompt took in the cache, in each layer.
-        cache_rows_after: Those of them that stayed once a KV policy had chosen; the mean over layers.
+        cache_rows_after: Those of them that stayed once a KV policy had chosen, or that layers behind a cut were
+            given; the mean over layers.
         kept_image_tokens: What the decoder read in their place, part of `prompt_tokens`.
     """
 
@@ -324,6 +325,7 @@ class TokenizeRequest:
         text: Where there are no messages.
         adds_special_tokens: With what the tokenizer puts around every text; of a text alone.
         opens_answer: With what opens the assistant's answer; of a conversation alone.
+        vision: How its images are reduced; None: as requests that say nothing have it.
     """
 
     request_id: str
@@ -333,6 +335,7 @@ class TokenizeRequest:
     text: str | None = None
     adds_special_tokens: bool = True
     opens_answer: bool = True
+    vision: VisionReduction | None = None
 
 
 @dataclass(frozen=True)
@@ -361,6 +364,10 @@ class ModelCard:
             its own reference.
         unmeasured: Gates that the samples could not tell of.
         kv_cache: What rows of the cache are stored as; None without a decoder.
+        vision_methods: That a request may name in `vision`.
+        vision_default: What is done to images where a request does not say; None: nothing.
+        kv_policies: That a request may name in `kv`.
+        kv_default: What is done to a prompt's rows where a request does not say; None: nothing.
     """
 
     name: str
@@ -373,6 +380,10 @@ class ModelCard:
     is_gated: bool | None = None
     unmeasured: tuple[Unmeasured, ...] = ()
     kv_cache: str | None = None
+    vision_methods: tuple[str, ...] = ()
+    vision_default: VisionReduction | None = None
+    kv_policies: tuple[str, ...] = ()
+    kv_default: KVCompression | None = None
 
 
 @dataclass(frozen=True)
@@ -385,12 +396,14 @@ class Health:
         model_gauges: Momentary values by model and metric name.
         is_alive: False when a worker died, or hangs for too long, and only a restart of the process helps; liveness
             probes turn red.
+        is_starting: Not ready because models are still being loaded.
     """
 
     is_ready: bool
     reason: str = ""
     model_gauges: dict[str, dict[str, float]] = field(default_factory=dict)
     is_alive: bool = True
+    is_starting: bool = False
 
 
 class EngineClient(Protocol):

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from bundle.errors import ParameterError
+from bundle.errors import ParameterError, PrefixNotFoundError
 from bundle.frames.options import FrameOptions
 from serving.api.answering import Answering
 from serving.api.conversation import check_counts, conversation_of
@@ -31,6 +31,8 @@ from serving.protocol import GenerateRequest, Message, SamplingParams
 
 T = TypeVar("T")
 
+_NO_FOLDER = "this server keeps no prefixes; start it with --prefix-folder FOLDER"
+
 
 def prefixes_router(service: Service, store: PrefixStore) -> APIRouter:
     """Return the routes that make, list and delete prefixes."""
@@ -41,14 +43,14 @@ def prefixes_router(service: Service, store: PrefixStore) -> APIRouter:
         """Keep the beginning of a conversation under a name, and read it once."""
         deadline = service.deadline(request)
         body, messages = await service.read(request, deadline, PrefixRequest, lambda body: _asked(service, body))
-        await _on_disk(service, deadline, lambda: store.check_free(body.name))
+        content = body.model_dump_json(exclude_unset=True).encode()
+        await _on_disk(service, deadline, lambda: store.check_room(body.name, len(content)))
         sampling = SamplingParams(max_tokens=1, temperature=0.0)
         asked = GenerateRequest(new_id("prefix"), body.model or "", messages, sampling)
         answering = await Answering.begin(service, request, asked, deadline)
         _, finished = await until_disconnect(request.receive, answering.whole())
         usage = finished.usage
         facts = PrefixFacts(body.name, answering.model, int(time.time()), usage.prompt_tokens, usage.image_tokens)
-        content = body.model_dump_json(exclude_unset=True).encode()
         await _on_disk(service, deadline, lambda: store.add(facts, content))
         return JSONResponse(_told(facts))
 
@@ -63,6 +65,18 @@ def prefixes_router(service: Service, store: PrefixStore) -> APIRouter:
         """Forget a prefix; requests that run go on."""
         await _on_disk(service, service.deadline(request), lambda: store.remove(name))
         return {"name": name, "object": "prefix", "deleted": True}
+
+    return router
+
+
+def no_prefixes_router() -> APIRouter:
+    """Return the routes of a server that keeps none: they say how it would."""
+    router = APIRouter(include_in_schema=False)
+
+    @router.api_route("/v1/prefixes", methods=["GET", "POST"])
+    @router.delete("/v1/prefixes/{name}")
+    async def none(name: str = "") -> None:
+        raise PrefixNotFoundError(_NO_FOLDER)
 
     return router
 
@@ -85,9 +99,7 @@ async def behind_prefix(
     """
     store = service.prefixes
     if store is None:
-        raise ParameterError(
-            f"prefix {name!r}: this server keeps no prefixes; start it with --prefix-folder FOLDER", "prefix"
-        )
+        raise ParameterError(f"prefix {name!r}: {_NO_FOLDER}", "prefix")
     model = await service.choose(request, asked.model, "image-text-to-text")
     size_bytes = await _on_disk(service, deadline, lambda: store.size_bytes(name))
     record_of(request).until_end.enter_context(service.budget.share()).grow(size_bytes, size_bytes)

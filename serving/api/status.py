@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter
@@ -93,6 +94,10 @@ def _card_body(service: Service, name: str, card: ModelCard) -> dict[str, Any]:
             "max_inputs": limits.max_inputs,
             "max_labels": limits.max_labels,
         },
+        "vision_methods": card.vision_methods,
+        "vision_default": card.vision_default and asdict(card.vision_default),
+        "kv_policies": card.kv_policies,
+        "kv_default": card.kv_default and asdict(card.kv_default),
         "gated": card.is_gated,
         "gates": [gate.model_dump() for gate in card.gates],
         "unmeasured": [each.model_dump() for each in card.unmeasured],

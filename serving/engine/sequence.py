@@ -131,6 +131,13 @@ class Sequence:
         return num_image_tokens if self.segmented is None else self.segmented.num_kept_image_tokens
 
     @property
+    def num_prompt_rows(self) -> int:
+        """Rows that the cache holds of a prompt that was read, the mean over layers."""
+        if self.num_kept_rows is not None:
+            return self.num_kept_rows
+        return self.num_prompt_tokens if self.segmented is None else self.segmented.mean_rows
+
+    @property
     def is_decoding(self) -> bool:
         """True when nothing is left to be done but to read the token sampled last."""
         is_read = self.num_output_tokens > 0 and self.num_run == len(self.ids) - 1

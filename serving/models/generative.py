@@ -91,7 +91,7 @@ class _Prepared:
     vision_s: float
 
 
-def _has_images(request: GenerateRequest) -> bool:
+def _has_images(request: GenerateRequest | TokenizeRequest) -> bool:
     return any(not isinstance(part, TextPart) for message in request.messages for part in message.parts)
 
 
@@ -214,8 +214,15 @@ class GenerativeModel(Model):
         Raises:
             RequestError: It would be refused.
         """
+        vision = request.vision or self._settings.vision
+        if _has_images(request):
+            self._inside.choice(vision)
+        reduction = self._reducing.of(before_decoder(vision))
         with self._admission.admit():
-            prompt, _, _ = await self._prompted(request, None)
+            prompt, visuals, _ = await self._prompted(request, reduction)
+        if reduction is not None:
+            layouts = [layout for visual in visuals for layout in visual.layouts]
+            prompt = self._reducing.counted(reduction, prompt, layouts)
         return told_tokens(self.tokenizer, prompt.token_ids.tolist())
 
     async def _prepare(
@@ -390,7 +397,7 @@ class GenerativeModel(Model):
             prepared.num_cached_image_tokens,
             cached_tokens,
             cache_rows_before=prompt.num_tokens,
-            cache_rows_after=sequences[0].num_kept_rows or prompt.num_tokens,
+            cache_rows_after=sequences[0].num_prompt_rows,
             kept_image_tokens=sequences[0].num_kept_image_tokens,
         )
         queue_s = min(sequence.started_s for sequence in sequences) - sequences[0].submitted_s

@@ -118,18 +118,30 @@ def test_a_prefix_of_another_model_is_refused(keeping, tmp_path: Path, ask) -> N
 
 
 def test_where_no_folder_is_set_there_are_no_prefixes(api, ask) -> None:
-    assert made(api).status_code == 404
+    refused = (made(api), api.get("/v1/prefixes"), api.request("DELETE", "/v1/prefixes/x"))
+    assert [answer.status_code for answer in refused] == [404] * 3
+    assert all("--prefix-folder" in answer.json()["error"]["message"] for answer in refused)
     answer = api.post("/v1/chat/completions", {**ask(), "prefix": "one-word"})
     assert answer.status_code == 400
     assert "--prefix-folder" in answer.json()["error"]["message"]
 
 
-def test_prefixes_take_no_more_room_than_they_may(make_caller, tmp_path: Path) -> None:
+def test_there_are_no_more_prefixes_than_may_be(make_caller, tmp_path: Path, engine) -> None:
+    caller = make_caller(prefix_folder=tmp_path, max_prefixes=2)
+    assert [made(caller, name).status_code for name in ("a", "b", "c")] == [200, 200, 400]
+    assert "at most 2 may be (api.max_prefixes)" in made(caller, "c").json()["error"]["message"]
+    assert len(engine.generations) == 2
+    assert caller.request("DELETE", "/v1/prefixes/a").status_code == 200
+    assert made(caller, "c").status_code == 200
+
+
+def test_prefixes_take_no_more_room_than_they_may(make_caller, tmp_path: Path, engine) -> None:
     caller = make_caller(prefix_folder=tmp_path, max_prefix_bytes=1024)
     assert made(caller, "a").status_code == 200
     big = made(caller, "b", messages=[{"role": "user", "content": "x" * 1000}])
     assert big.status_code == 400
     assert "of 1024 are in use" in big.json()["error"]["message"]
+    assert len(engine.generations) == 1  # nothing was read for it
     assert [path.name for path in tmp_path.iterdir()] == ["a.prefix"]
 
 
