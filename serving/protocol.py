@@ -174,6 +174,8 @@ class GenerateRequest:
         tools: Functions that the model is told of, and may call.
         text: What the model goes on with, where there are no messages; no control tokens are read in it.
         kv: None takes the server's default.
+        fuses: Its messages are read, and a fused prefix is made of them; what is answered means nothing.
+        behind: The fused prefix that its messages stand behind, as `FinishedEvent.fused` was.
     """
 
     request_id: str
@@ -187,6 +189,8 @@ class GenerateRequest:
     text: str | None = None
     kv: KVCompression | None = None
     vision: VisionReduction | None = None
+    fuses: bool = False
+    behind: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -271,11 +275,13 @@ class FinishedEvent:
         reason: Of the first choice.
         usage: The prompt counted once, the answers all together.
         timings: Of the request.
+        fused: Of a request that fuses: what later ones give as `behind`; for the same bundle alone.
     """
 
     reason: FinishReason
     usage: Usage
     timings: Timings
+    fused: bytes | None = field(default=None, repr=False)
 
 
 GenerateEvent = TokenEvent | FinishedEvent

@@ -46,7 +46,7 @@ def measure_shortening(
     Raises:
         ContextLengthError: A question does not fit the model's context.
     """
-    runner = VisionLanguageRunner(bundle, settings)
+    runner = VisionLanguageRunner(bundle, settings, whole_answers=bundle.manifest.is_as_exported)
     answerer = Answerer(bundle, runner)
     ways, lacking = answerer.ways(shares)
     has_accuracy = not evaluation.no_accuracy

@@ -425,7 +425,8 @@ class HealthAnswer(Answer):
 class Prefix(Answer):
     """The beginning of a conversation, kept under a name; `created` is in Unix time.
 
-    `prompt_tokens`: of its messages, with what opens an answer; those of images are part of them.
+    `prompt_tokens`: of its messages, with what opens an answer; those of images are part of them. `method` says what is
+    kept, `size_bytes` how much, and `cache_rows` what a request behind it begins with in each layer.
     """
 
     object: Literal["prefix"]
@@ -434,6 +435,9 @@ class Prefix(Answer):
     created: int
     prompt_tokens: int
     image_tokens: int
+    method: Literal["plain", "fused"]
+    cache_rows: int
+    size_bytes: int
 
 
 class PrefixList(Answer):

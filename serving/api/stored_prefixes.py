@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from bundle.errors import ParameterError, PrefixNotFoundError
 
@@ -29,6 +30,9 @@ class PrefixFacts:
         created: Unix time.
         prompt_tokens: Of its messages, with what opens an answer.
         image_tokens: Part of them.
+        method: What is kept: its messages ("plain"), or the rows of their text ("fused").
+        cache_rows: That a request behind it begins with, in each layer.
+        size_bytes: Of what is kept.
     """
 
     name: str
@@ -36,6 +40,9 @@ class PrefixFacts:
     created: int
     prompt_tokens: int
     image_tokens: int
+    method: Literal["plain", "fused"] = "plain"
+    cache_rows: int = 0
+    size_bytes: int = 0
 
 
 class PrefixStore:
