@@ -35,6 +35,7 @@
     ├── DeadlineError              a request took longer than it may
     ├── ModelStartingError         nothing of the model runs yet, and enough requests wait for it; retry after a while
     └── EngineDeadError            a worker died, hangs or was stopped; its requests fail
+        └── StartingError          it does not work yet
 
 A message says what was wrong (the value), the limit, and what to do. HTTP status codes live in `serving/api`.
 """
@@ -215,3 +216,7 @@ class DeadlineError(PocketVLMError):
 
 class EngineDeadError(PocketVLMError):
     """A worker died, hangs or was stopped; its requests fail and readiness turns red."""
+
+
+class StartingError(EngineDeadError):
+    """Models are still being loaded; the same request is answered later."""

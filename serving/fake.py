@@ -57,6 +57,7 @@ from serving.protocol import (
 )
 
 EMBEDDING_SIZE = 16
+FAKE_FUSED = b"rows of a fake"
 TOKENS_PER_IMAGE = 4
 
 FAKE_VLM = ModelCard(
@@ -78,6 +79,8 @@ FAKE_VLM = ModelCard(
     ),
     is_gated=True,
     unmeasured=(Unmeasured(name="image_sensitivity", reason="no sample has an image"),),
+    vision_methods=("uniform", "pooling"),
+    kv_policies=("uniform", "snapkv"),
 )
 FAKE_CLIP = ModelCard("fake-clip", "dual-encoder", "fake", {"vision_encoder": "fp32"}, 500_000, None)
 
@@ -171,7 +174,8 @@ class FakeClient:
             raise
         finally:
             self.num_running -= 1
-        yield FinishedEvent(planned.reason, planned.usage, _timings(started_s, self.behaviour.first_token_s))
+        timings = _timings(started_s, self.behaviour.first_token_s)
+        yield FinishedEvent(planned.reason, planned.usage, timings, FAKE_FUSED if request.fuses else None)
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """Return vectors of unit length that depend on the input alone."""

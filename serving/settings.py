@@ -9,6 +9,7 @@ is no setting is an error, in each of the three.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
@@ -24,7 +25,7 @@ from quant.kv.table import POLICIES
 from runtime.settings import DEFAULT_VISION_TILES, EncoderRuntime, RuntimeSettings, chunk_tokens_of
 from serving.access.keys import ENVIRONMENT_KEYS, keys_of_environment
 from serving.access.settings import AccessSettings
-from serving.protocol import VisionReduction
+from serving.protocol import KVCompression, VisionReduction
 from serving.ray_settings import RaySettings
 from serving.watch import Patience
 
@@ -78,6 +79,7 @@ class ApiSettings(_Frozen):
             that serve the same models share one. None: there are no such routes.
         max_prefix_bytes: Of all of them together.
         access: Who is let in.
+        max_prefixes: Most of them.
     """
 
     max_body_bytes: int = Field(default=32 << 20, ge=1024)
@@ -104,6 +106,7 @@ class ApiSettings(_Frozen):
     prefix_folder: Path | None = None
     max_prefix_bytes: int = Field(default=256 << 20, ge=1024)
     access: AccessSettings = AccessSettings()
+    max_prefixes: int = Field(default=1024, ge=1)
 
     @model_validator(mode="after")
     def _check_frames(self) -> ApiSettings:
@@ -215,7 +218,11 @@ class EngineSettings(RuntimeSettings):
     @model_validator(mode="after")
     def _check_kv(self) -> EngineSettings:
         if (self.kv_policy is None) != (self.kv_budget is None):
-            raise ValueError("kv_policy and kv_budget say together which rows of a prompt stay; give both or neither")
+            given, lacking = ("kv_policy", "kv_budget") if self.kv_budget is None else ("kv_budget", "kv_policy")
+            raise ValueError(
+                f"{given} {getattr(self, given)} without {lacking}: together they say which rows of a prompt stay; "
+                "give both or neither"
+            )
         if self.kv_policy is not None and self.kv_policy not in POLICIES:
             raise ValueError(f"kv_policy {self.kv_policy!r} is none of {', '.join(POLICIES)}")
         return self
@@ -229,6 +236,13 @@ class EngineSettings(RuntimeSettings):
     def vision(self) -> VisionReduction:
         """How images are reduced where a request does not say."""
         return VisionReduction(self.vision_method, self.vision_keep)
+
+    @property
+    def kv(self) -> KVCompression | None:
+        """What is done to a prompt's rows where a request does not say; None: all stay."""
+        if self.kv_policy is None or self.kv_budget is None:
+            return None
+        return KVCompression(self.kv_policy, self.kv_budget)
 
     @property
     def patience(self) -> Patience:
@@ -350,7 +364,8 @@ def _first_problem(error: ValidationError, sources: Mapping[tuple[str, ...], str
     if path[: len(_KEYS)] == _KEYS:  # what is there may be a key in plain text
         return f"{source}setting {where}: {first['msg']}{more}"
     if first["type"] == "value_error":
-        return f"{source}settings {where or 'together'}: {first['ctx']['error']}{more}"
+        why = str(first["ctx"]["error"])
+        return f"{_source_of(path, _named_in(why, sources))}settings {where or 'together'}: {why}{more}"
     if first["type"] == "model_type":
         return f"{source}{where} is a table of settings, not a value such as {first['input']!r}{more}"
     if first["type"].startswith("byte_size"):
@@ -363,6 +378,12 @@ def _source_of(path: tuple[str, ...], sources: Mapping[tuple[str, ...], str]) ->
     """Return where the value at a path, or those below it, came from, as the beginning of a message."""
     found = [source for place, source in sources.items() if place[: len(path)] == path or path[: len(place)] == place]
     return f"{', '.join(dict.fromkeys(found))}: " if found else ""
+
+
+def _named_in(why: str, sources: Mapping[tuple[str, ...], str]) -> Mapping[tuple[str, ...], str]:
+    """Return the sources of the settings that a message about several names; all where it names none."""
+    words = set(re.findall(r"\w+", why))
+    return {path: source for path, source in sources.items() if path[-1] in words} or sources
 
 
 def _nearest(where: str, source: str) -> str:

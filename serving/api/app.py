@@ -29,7 +29,7 @@ from serving.api.errors import error_response, routing_body
 from serving.api.messages import messages_router
 from serving.api.openapi import document
 from serving.api.page import add_page
-from serving.api.prefixes import prefixes_router
+from serving.api.prefixes import no_prefixes_router, prefixes_router
 from serving.api.ranking import ranking_router
 from serving.api.record import Recorded, record_of
 from serving.api.responses import responses_router
@@ -78,8 +78,8 @@ def create_app(
     app = FastAPI(title="PocketVLM", version=own_version(), docs_url=None, redoc_url=None)
     for router_of in _ROUTERS:
         app.include_router(router_of(service))
-    if service.prefixes is not None:
-        app.include_router(prefixes_router(service, service.prefixes))
+    store = service.prefixes
+    app.include_router(no_prefixes_router() if store is None else prefixes_router(service, store))
     if clear_caches is not None:
         app.include_router(caches_router(clear_caches))
     add_docs(app, service)

@@ -193,6 +193,8 @@ class Engine(Worker[_Message]):
             row.sequence.started_s = row.sequence.started_s or began_s
         logits = self._runner.run(batch)
         self._scheduler.advance(batch, time.monotonic() - began_s)
+        if batch.phase == "prompt" and batch.rows[0].is_last:
+            self._runner.hand_out(batch.rows[0].sequence)
         return logits
 
     def _sample(self, sequences: SequenceOf[Sequence], logits: StepLogits) -> None:

@@ -201,7 +201,7 @@ class Scheduler:
             self._slots.settle()
         if is_new and self._keeps:
             self.counts.prefix_queries += sequence.num_prompt_tokens
-            self.counts.prefix_hits += sequence.cached_tokens or 0
+            self.counts.prefix_hits += sequence.num_run
 
     def _has_rows_for(self, sequence: Sequence) -> bool:
         """Return whether a sequence that waits could run beside the others for a while."""

@@ -78,9 +78,9 @@ def test_a_request_while_models_load_is_a_503_and_no_404(
         return []
 
     monkeypatch.setattr(engine, "models", none_yet)
-    engine.behaviour.health = Health(is_ready=False, reason="models are loading")
+    engine.behaviour.health = Health(is_ready=False, reason="models are loading", is_starting=True)
     response = make_caller().post(CHAT, ask())
-    assert response.status_code == 503
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "starting")
     assert "models are loading" in response.json()["error"]["message"]
 
 
