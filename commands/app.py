@@ -12,6 +12,7 @@ from commands.compression import compression
 from commands.demo import demo
 from commands.doctor import doctor
 from commands.embed import embed
+from commands.evaluate import evaluate
 from commands.export import export
 from commands.inspect import inspect
 from commands.keys import keys
@@ -37,6 +38,7 @@ app.command()(quantize)
 app.command("compile")(compile_engines)
 app.command()(inspect)
 app.command()(report)
+app.command()(evaluate)
 app.command()(compression)
 app.command()(run)
 app.command()(embed)
