@@ -8,7 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from devices.energy.account import EnergyAccount
-from serving.api.metrics import PREFIX
+from serving.api.metric_table import PREFIX
 
 
 class EnergyMetrics(Collector):

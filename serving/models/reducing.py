@@ -102,9 +102,9 @@ class Reducing:
         return reduced(prompt, rows)
 
     def _first_rows(self, reduction: Reduction, layout: TileLayout) -> npt.NDArray[np.int64]:
-        if layout.fewer_tokens is not None:
-            return np.arange(reduction.quota(layout.fewer_tokens), dtype=np.int64)
-        size = self._tokens_per_tile
+        if not layout.is_uniform:
+            return np.arange(reduction.quota(self._image_prompt.num_tokens(layout)), dtype=np.int64)
+        size = self._image_prompt.tokens_per_tile
         return np.flatnonzero(np.arange(layout.num_tiles * size) % size < reduction.quota(size))
 
     def apply(self, reduction: Reduction, shown: Shown) -> tuple[Prompt, list[EncodedImage]]:
