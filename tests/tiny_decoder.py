@@ -25,6 +25,7 @@ from export.nn.linear import Embedding
 from export.segments import write_segments
 from graphs.lowering.coded_cache import CodedCache
 from graphs.lowering.decoder import lower_decoder
+from graphs.segments import cut_segment
 from graphs.store import open_graph, save_graph
 from runtime.cache_shape import CacheShape, cache_shape, context_of
 from runtime.decoder import Decoder, TokenGraphs
@@ -93,8 +94,14 @@ class TinyModel:
         most = {"int8": 127, "int4": 7}[scheme]
         states = tuple(state.coded(scheme) for state in manifest.states)
         scales = {state.input: np.float32(rng.uniform(3, 6, state.scale_shape) / most) for state in states}
-        model = open_graph(self.bundle.graph_path("decoder"))
-        lower_decoder(model, self.config.max_positions, "any", CodedCache(scheme, scales))
+        whole, cache = self.bundle.graph_path("decoder"), CodedCache(scheme, scales)
+        for segment in manifest.segments:
+            part = open_graph(whole)
+            cut_segment(part, segment, manifest.states_of(segment))
+            lower_decoder(part, self.config.max_positions, "prompt", cache)
+            save_graph(part, folder / segment.file)
+        model = open_graph(whole)
+        lower_decoder(model, self.config.max_positions, "any", cache)
         save_graph(model, folder / "decoder.onnx")
         save_cache_scales(folder, scales)
         return TinyModel(seal(folder, manifest.model_copy(update={"states": states})), self.config)

@@ -93,6 +93,20 @@ class Reducing:
             return reduction.num_kept(layout, self._image_prompt.tokens_per_tile)
         return reduction.quota(self._image_prompt.num_tokens(layout))
 
+    def counted(self, reduction: Reduction, prompt: Prompt, layouts: Sequence[TileLayout]) -> Prompt:
+        """Return a prompt with as many tokens of each tile as would be read; which ones is not known without features.
+
+        Their ids are the same, whichever they are.
+        """
+        rows = [self._first_rows(reduction, layout) for layout in layouts]
+        return reduced(prompt, rows)
+
+    def _first_rows(self, reduction: Reduction, layout: TileLayout) -> npt.NDArray[np.int64]:
+        if layout.fewer_tokens is not None or not layout.is_uniform:
+            return np.arange(reduction.quota(self._image_prompt.num_tokens(layout)), dtype=np.int64)
+        size = self._image_prompt.tokens_per_tile
+        return np.flatnonzero(np.arange(layout.num_tiles * size) % size < reduction.quota(size))
+
     def apply(self, reduction: Reduction, shown: Shown) -> tuple[Prompt, list[EncodedImage]]:
         """Return a prompt and its images with fewer tokens; takes milliseconds, on a thread that preprocesses.
 

@@ -179,6 +179,7 @@ class VisionStage:
             "image_cache_bytes": float(self.cache.num_bytes),
             "image_cache_hits": float(self.cache.num_hits),
             "image_cache_misses": float(self.cache.num_misses),
+            "num_images_waiting": float(len(self._in_flight)),
         }
 
     def warm_up(self) -> None:

@@ -251,9 +251,9 @@ def test_images_whose_tower_is_asked_run_apart_from_all_others(stage, monkeypatc
     images = [PIXELS, PIXELS[:, :30], PIXELS[:, ::-1], PIXELS[::-1]]
     batches, encode = [], vision.encode_images
 
-    def noted(encoder, images, most_tiles: int, *, with_tower: bool = False) -> list[np.ndarray]:
+    def noted(session: object, images: list, most_tiles: int, *, with_tower: bool = False) -> list[np.ndarray]:
         batches.append((len(images), with_tower))
-        return encode(encoder, images, most_tiles, with_tower=with_tower)
+        return encode(session, images, most_tiles, with_tower=with_tower)
 
     async def main() -> list[vision.EncodedImage]:
         decoded = [
@@ -265,8 +265,7 @@ def test_images_whose_tower_is_asked_run_apart_from_all_others(stage, monkeypatc
             return await asyncio.gather(*(stage.encode("r", each) for each in decoded))
 
     found = asyncio.run(main())
-    assert all(num == 1 for num, with_tower in batches if with_tower)
-    assert sum(with_tower for _, with_tower in batches) == 2
+    assert [num for num, with_tower in batches if with_tower] == [1, 1]
     assert [image.tower is not None for image in found] == [False, True, False, True]
     for image in (found[1], found[3]):
         assert image.tower.shape == (*image.features.shape[:2], 1 + 8)

@@ -10,8 +10,8 @@ from bundle.directory import read_manifest
 from bundle.errors import QuantizationError
 from bundle.manifest import Manifest
 from bundle.prompt import Placeholder, Turn
+from quant.evaluation.gate_samples import FileQuestion, read_samples
 from quant.quality.evaluation import turns_of
-from quant.quality.samples import FileQuestion, read_samples
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_questions_have_their_images_texts_and_tasks(write, vlm: Manifest) -> No
     ],
 )
 def test_a_reply_is_right_apart_from_case_spaces_and_a_final_period(reply: str, is_right: bool) -> None:
-    assert FileQuestion("any", (), "What?", "A cat.").is_right(reply) is is_right
+    assert FileQuestion.plain("any", (), "What?", "A cat.").is_right(reply) is is_right
 
 
 def test_captions_and_labels_become_recall_and_zero_shot(write, clip: Manifest) -> None:
@@ -119,9 +119,9 @@ def test_blank_lines_are_left_out_and_counted(write, vlm: Manifest) -> None:
         ("[1, 2]", r"line 2 is no JSON object but '\[1, 2\]'"),
         (
             {"image": "red.png", "prompt": "Which?"},
-            r"line 2 has the columns image, prompt. .*answer, image, question; task",
+            r"line 2 has the columns image, prompt. Wanted for this model: .*vqa: question, answer or answers",
         ),
-        ({**ASKED, "id": "x"}, r"line 2 has the columns answer, id, image, question"),
+        ({**ASKED, "id": "x"}, r"line 2 has the columns answer, id, image, question \(unknown: id\)"),
         ({**ASKED, "answer": 7}, r"line 2: answer is 7, not a text"),
         ({**ASKED, "question": " "}, r"line 2: question is ' ', not a text"),
         ({**ASKED, "image": 3}, r"line 2: image is 3, not a path"),
@@ -138,7 +138,7 @@ def test_a_bad_line_is_named_with_its_number(write, vlm: Manifest, row: object, 
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        (ASKED, r"columns answer, image, question. Wanted for this model: image; caption, label"),
+        (ASKED, r"columns answer, image, question. Wanted for this model: caption: caption or captions . label: label"),
         ({"image": "red.png"}, "nothing to find it by; add a caption or a label"),
         ({"image": "red.png", "label": "red"}, "every label makes .*red'; zero-shot needs two"),
     ],
