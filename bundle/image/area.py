@@ -27,12 +27,14 @@ class Area(Geometry):
         step_px: Both sides are multiples of it: a patch, times the patches on a side that become one token.
         least_px: Least area in pixels.
         most_px: Largest area in pixels.
+        grows: A side below a step is made one first, and the other longer with it (PaddleOCR-VL).
     """
 
     kind: Literal["area"] = "area"
     step_px: int = Field(gt=0, le=512)
     least_px: int = Field(gt=0, le=_LARGEST_AREA_PX)
     most_px: int = Field(gt=0, le=_LARGEST_AREA_PX)
+    grows: bool = False
 
     @model_validator(mode="after")
     def _check_bounds(self) -> Area:
@@ -62,6 +64,8 @@ class Area(Geometry):
         Raises:
             ImageError: It is too narrow.
         """
+        if self.grows:
+            width_px, height_px = self._grown(width_px, height_px)
         short, long = sorted((width_px, height_px))
         if long > _LONGEST_RATIO * short:
             raise ImageError(
@@ -74,6 +78,14 @@ class Area(Geometry):
         """Return the scaled image."""
         height, width = self.layout(*image.size).whole_px or self.tile_size_px
         return [resized(image, (width, height), resample)]
+
+    def _grown(self, width_px: int, height_px: int) -> tuple[int, int]:
+        step = self.step_px
+        if height_px < step:
+            width_px, height_px = round(width_px * step / height_px), step
+        if width_px < step:
+            width_px, height_px = step, round(height_px * step / width_px)
+        return width_px, height_px
 
     def _scaled(self, width_px: int, height_px: int) -> tuple[int, int]:
         """Return (height, width), each rounded to whole steps, then both scaled where the area is out of bounds."""
