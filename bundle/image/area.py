@@ -58,6 +58,15 @@ class Area(Geometry):
         height, width = self.tile_size_px
         return Fixed(height_px=height, width_px=width)
 
+    def within(self, most_px: int) -> Area:
+        """Return the geometry with images of so many pixels at most.
+
+        Raises:
+            ValueError: That is less than a step's square.
+        """
+        most = min(most_px, self.most_px)
+        return Area.model_validate({**self.model_dump(), "most_px": most, "least_px": min(most, self.least_px)})
+
     def layout(self, width_px: int, height_px: int) -> TileLayout:
         """Return the size that an image is scaled to; it is never cut.
 
