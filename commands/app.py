@@ -17,6 +17,7 @@ from commands.export import export
 from commands.inspect import inspect
 from commands.keys import keys
 from commands.loadtest import loadtest
+from commands.models import models
 from commands.quantize import quantize
 from commands.report import report
 from commands.run import run
@@ -37,6 +38,7 @@ app.command()(export)
 app.command()(quantize)
 app.command("compile")(compile_engines)
 app.command()(inspect)
+app.command()(models)
 app.command()(report)
 app.command()(evaluate)
 app.command()(compression)
