@@ -33,7 +33,9 @@
     │   └── RateLimitError         the key took what it may; retry after a while
     ├── OverloadedError            the queue is full; retry after a while
     ├── DeadlineError              a request took longer than it may
+    ├── ModelStartingError         nothing of the model runs yet, and enough requests wait for it; retry after a while
     └── EngineDeadError            a worker died, hangs or was stopped; its requests fail
+        └── StartingError          it does not work yet
 
 A message says what was wrong (the value), the limit, and what to do. HTTP status codes live in `serving/api`.
 """
@@ -204,9 +206,17 @@ class OverloadedError(PocketVLMError):
     """The queue is full; the caller may retry after a while."""
 
 
+class ModelStartingError(PocketVLMError):
+    """Nothing of the model runs yet, and as many requests wait for it as may; the caller may retry after a while."""
+
+
 class DeadlineError(PocketVLMError):
     """A request took longer than the server or its caller allows; its work was stopped."""
 
 
 class EngineDeadError(PocketVLMError):
     """A worker died, hangs or was stopped; its requests fail and readiness turns red."""
+
+
+class StartingError(EngineDeadError):
+    """Models are still being loaded; the same request is answered later."""

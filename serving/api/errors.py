@@ -51,6 +51,8 @@ HTTP_ERRORS: dict[type[PocketVLMError], HttpError] = {
     errors.DeadlineError: HttpError(504, "timeout_error", "deadline_exceeded"),
     errors.OutOfMemoryError: HttpError(503, "unavailable_error", "out_of_memory"),
     errors.MissingExtraError: HttpError(415, "invalid_request_error", "not_installed"),
+    errors.ModelStartingError: HttpError(503, "unavailable_error", "model_starting"),
+    errors.StartingError: HttpError(503, "unavailable_error", "starting"),
     errors.EngineDeadError: HttpError(503, "unavailable_error", "engine_dead"),
     errors.MachineError: HttpError(500, "server_error", "machine"),
     errors.SettingsError: HttpError(500, "server_error", "settings"),

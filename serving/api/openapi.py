@@ -21,6 +21,7 @@ from serving.api import (
     response_answers,
     response_schemas,
     schemas,
+    status_answers,
     tokenize,
 )
 from serving.api.access import ADMIN_PATHS, open_paths
@@ -99,6 +100,7 @@ ROUTES: dict[str, Described] = {
     "/health/live": Described(answers.HealthAnswer, (503,)),
     "/health/ready": Described(answers.HealthAnswer, (503,)),
     "/version": Described(answers.Version),
+    "/v1/status": Described(status_answers.StatusAnswer),
     "/metrics": Described(None),
     "/v1/prefixes": Described(answers.Prefix, _OF_CHAT, schemas.PrefixRequest),
     "/v1/prefixes/{name}": Described(answers.DeletedPrefix, (404, 504)),

@@ -19,9 +19,10 @@ from ray import serve
 from ray.exceptions import RayError
 
 from bundle.errors import MachineError
-from serving.cluster.application import ClusterArgs, application, num_local_cpus, served_models
+from serving.cluster.application import ClusterArgs, application, num_local_cpus, served_models, wanted
 from serving.cluster.drain import drain
 from serving.cluster.environment import set_ray_environment
+from serving.cluster.room import Wanted, check_room
 from serving.listener import open_listener, url_of
 from serving.log import configure_logging, warn_of_strangers
 from serving.settings import ServerSettings
@@ -40,7 +41,7 @@ def deploy(bundles: Sequence[Path], settings: ServerSettings, announce: Callable
     Raises:
         SettingsError: The port or the address cannot be had.
         BundleError: A bundle is refused.
-        MachineError: Ray Serve could not start the application.
+        MachineError: The cluster has no room for the replicas, or Ray Serve could not start the application.
         KeyboardInterrupt: SIGINT came, and everything is stopped.
     """
     configure_logging(settings)
@@ -57,7 +58,7 @@ def deploy(bundles: Sequence[Path], settings: ServerSettings, announce: Callable
     with open_listener(settings.host, settings.port) as listener:
         scheme = "https" if settings.http.tls_certificate else "http"
         port, url = listener.getsockname()[1], url_of(listener, scheme)
-    _join_cluster(num_local_cpus(models, args))
+    _join_cluster(num_local_cpus(models, args), wanted(models, args), waits=settings.ray.waits_for_nodes)
     signals = _Signals()
     try:
         with signals.received(signal.SIGTERM):
@@ -87,7 +88,7 @@ def _start(app: serve.Application, settings: ServerSettings, port: int) -> None:
         raise MachineError(f"Ray Serve could not start the application: {error}") from error
 
 
-def _join_cluster(num_cpus: int) -> None:
+def _join_cluster(num_cpus: int, deployments: Sequence[Wanted], *, waits: bool) -> None:
     set_ray_environment()
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False)
@@ -99,6 +100,12 @@ def _join_cluster(num_cpus: int) -> None:
             log_to_driver=False,
             _node_ip_address="127.0.0.1",
         )
+    if not waits:
+        try:
+            check_room(deployments, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        except MachineError:
+            ray.shutdown()
+            raise
 
 
 def _take_down() -> None:

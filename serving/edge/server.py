@@ -14,7 +14,9 @@ from typing import Any
 
 import uvicorn
 
+from devices.energy.account import EnergyAccount
 from serving.api.app import create_app
+from serving.api.energy import EnergyMetrics
 from serving.edge.connection import Connection, ConnectionWatch
 from serving.edge.stopping import Stop
 from serving.listener import BACKLOG_CONNECTIONS
@@ -40,6 +42,7 @@ class EdgeServer(uvicorn.Server):
     Args:
         client: Closed by `end`.
         settings: Of the server.
+        account: Of the machine's energy; None: that of its own meters. Closed by `end`.
 
     Attributes:
         watch: Of the connections; swept by whoever runs the server.
@@ -49,7 +52,8 @@ class EdgeServer(uvicorn.Server):
         SettingsError: The certificate, its key or the file of keys is unusable.
     """
 
-    def __init__(self, client: ManagedClient, settings: ServerSettings) -> None:
+    def __init__(self, client: ManagedClient, settings: ServerSettings, account: EnergyAccount | None = None) -> None:
+        self._account = account or EnergyAccount()
         self.watch = ConnectionWatch(connection_limit(settings.http.max_connections))
         self.certificate = Certificate.of(settings.http)
         self._head_timeout_s = settings.http.head_timeout_s
@@ -58,7 +62,12 @@ class EdgeServer(uvicorn.Server):
         connection: Any = partial(Connection, settings.http, settings.api.stalled_client_s, self.watch)
         super().__init__(
             uvicorn.Config(
-                create_app(client, settings.api, client.clear_caches if settings.http.allow_cache_clear else None),
+                create_app(
+                    client,
+                    settings.api,
+                    client.clear_caches if settings.http.allow_cache_clear else None,
+                    (EnergyMetrics(self._account),),
+                ),
                 http=connection,
                 h11_max_incomplete_event_size=settings.http.max_head_bytes,
                 timeout_keep_alive=settings.http.idle_timeout_s,
@@ -80,6 +89,7 @@ class EdgeServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen."""
         await super().startup([])
+        self._account.start()
         for each in sockets or ():
             self.servers.append(await self._served(each))
             each.listen(BACKLOG_CONNECTIONS)  # asyncio has set it to the number that it accepts at once
@@ -126,6 +136,7 @@ class EdgeServer(uvicorn.Server):
             task.cancel()
         if self.server_state.tasks:
             await asyncio.wait(set(self.server_state.tasks), timeout=_ANSWER_TIMEOUT_S)
+        self._account.close()
         self.force_exit = True
         self.watch.close()
         await _wait({serving}, _ANSWER_TIMEOUT_S, "closing connections")
