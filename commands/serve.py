@@ -110,6 +110,15 @@ OriginsOption = Annotated[
         "several times. Default: none."
     ),
 ]
+ImageHostsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--image-host",
+        help="A host that images named by URL are fetched from: images.example.com for HTTPS, *.example.com for all "
+        "names below it, http://10.0.0.5:8080 with scheme and port. May be given several times. Default: nothing is "
+        "fetched.",
+    ),
+]
 CertificateOption = Annotated[
     Path | None,
     typer.Option("--tls-certificate", help="A certificate, PEM, its chain behind it: speak HTTPS. Default: HTTP."),
@@ -161,6 +170,7 @@ def serve(
     provider: ProviderOption = None,
     keys_file: KeysFileOption = None,
     cors_origin: OriginsOption = None,
+    image_host: ImageHostsOption = None,
     tls_certificate: CertificateOption = None,
     tls_key: CertificateKeyOption = None,
     log_level: LogLevelOption = None,
@@ -187,6 +197,7 @@ def serve(
         "api.prefix_folder": prefix_folder,
         "api.access.keys_file": keys_file,
         "api.access.cors_origins": cors_origin or None,
+        "api.remote.hosts": image_host or None,
         "http.tls_certificate": tls_certificate,
         "http.tls_key": tls_key,
         "engine.intra_threads": threads,
