@@ -145,6 +145,7 @@ class Answering:
         readers: Of each choice's calls; none where no function was offered.
         num_choices: Of the answer.
         is_counted: Its end was seen by the metrics; a client that leaves after that aborts nothing.
+        num_charged: Tokens that were taken from what its key may.
     """
 
     service: Service
@@ -158,6 +159,7 @@ class Answering:
     num_choices: int
     readers: tuple[CallReader, ...] = ()
     is_counted: bool = False
+    num_charged: int = 0
 
     @classmethod
     async def begin(cls, service: Service, request: Request, asked: GenerateRequest, deadline: Deadline) -> Answering:
@@ -194,7 +196,19 @@ class Answering:
             self.record.completion_tokens = event.usage.completion_tokens
         elif isinstance(event, TokenEvent):
             self.record.saw_token()
+        self._charge(event)
         return event
+
+    def _charge(self, event: GenerateEvent) -> None:
+        """Take what was read and written from what the key may: as it comes, for a client may leave on the way."""
+        if isinstance(event, WaitingEvent):
+            return
+        if isinstance(event, FinishedEvent):
+            total = event.usage.prompt_tokens + event.usage.completion_tokens
+        else:
+            total = self.num_charged + event.prompt_tokens + len(event.token_ids)
+        self.record.charge(total - self.num_charged)
+        self.num_charged = total
 
     async def _begun(self) -> TokenEvent | FinishedEvent:
         """Return the next event that is of the answer itself."""

@@ -9,11 +9,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
 from bundle.errors import EngineDeadError, ModelNotFoundError
 from serving.cluster.call import Outlook, WatchedCall
 from serving.cluster.canary import Split, VariantFigures, check_canaries
 from serving.cluster.hold import Hold
 from serving.cluster.watch import ReplicaWatch, summed
+from serving.engine_status import EngineStatus
 from serving.protocol import (
     ClassifyRequest,
     ClassifyResult,
@@ -35,6 +39,8 @@ WholeRequest = EmbedRequest | ClassifyRequest | TokenizeRequest | DetokenizeRequ
 
 _TELL_S = 5.0
 """Between two words to a client that waits for a model to be loaded: proxies close what is silent for longer."""
+_STATUS_S = 2.0
+"""How long replicas may take to tell what they are doing."""
 _TRIES = 2
 """Replicas that a request may be sent to, one after another, while nothing came of it. A request that brings its
 replica down brings down no more than these."""
@@ -191,7 +197,18 @@ class RayClient:
         """
         faults = [f"{name}: {each.watch.reason}" for name, each in self._replicas.items() if not each.can_serve]
         reason = "; ".join(filter(None, [self._drain_reason, *faults]))
-        return Health(not reason, reason, {name: _gauges(each.watch) for name, each in self._replicas.items()})
+        summed = {name: _gauges(each.watch) for name, each in self._replicas.items()}
+        by_replica = {name: each.watch.gauges for name, each in self._replicas.items()}
+        return Health(not reason, reason, summed, replica_gauges=by_replica)
+
+    async def status(self) -> dict[str, dict[str, EngineStatus]]:
+        """Return what the engine of every replica is doing; one that does not answer in time is left out."""
+        names = list(self._replicas)
+        answers = await asyncio.gather(*(_statuses(self._replicas[name].handle) for name in names))
+        return {
+            name: {replica: told[name] for replica, told in answer if name in told}
+            for name, answer in zip(names, answers, strict=True)
+        }
 
     async def _first(
         self, replicas: Replicas, send: Callable[[], Any], what: Callable[[WatchedCall], Awaitable[Any]]
@@ -224,8 +241,17 @@ class RayClient:
         return self._replicas[model]
 
 
+async def _statuses(handle: Any) -> list[tuple[str, dict[str, EngineStatus]]]:
+    try:
+        answering = handle.broadcast("status").results_async(timeout_s=_STATUS_S, return_exceptions=True)
+        answers = await asyncio.wait_for(answering, _STATUS_S)
+    except (RayError, RayServeException, TimeoutError, asyncio.TimeoutError):
+        return []
+    return [answer for answer in answers if not isinstance(answer, BaseException)]
+
+
 def _gauges(watch: ReplicaWatch) -> dict[str, float]:
-    return {**summed(watch.gauges), "num_replicas": float(watch.num_running)}
+    return {**summed(list(watch.gauges.values())), "num_replicas": float(watch.num_running)}
 
 
 async def _while_held(hold: Hold, start: Callable[[], Coroutine[Any, Any, Held]]) -> AsyncGenerator[Held | str, None]:

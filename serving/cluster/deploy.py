@@ -24,7 +24,7 @@ from serving.cluster.drain import drain
 from serving.cluster.environment import set_ray_environment
 from serving.cluster.room import Wanted, check_room
 from serving.listener import open_listener, url_of
-from serving.log import configure_logging
+from serving.log import configure_logging, warn_of_strangers
 from serving.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ def deploy(bundles: Sequence[Path], settings: ServerSettings, announce: Callable
         KeyboardInterrupt: SIGINT came, and everything is stopped.
     """
     configure_logging(settings)
+    warn_of_strangers(settings)
     args = ClusterArgs(
         bundles=tuple(path.resolve() for path in bundles),
         api=settings.api,
@@ -55,12 +56,13 @@ def deploy(bundles: Sequence[Path], settings: ServerSettings, announce: Callable
     models = served_models(args)
     app = application(models, args)
     with open_listener(settings.host, settings.port) as listener:
-        port, url = listener.getsockname()[1], url_of(listener)
+        scheme = "https" if settings.http.tls_certificate else "http"
+        port, url = listener.getsockname()[1], url_of(listener, scheme)
     _join_cluster(num_local_cpus(models, args), wanted(models, args), waits=settings.ray.waits_for_nodes)
     signals = _Signals()
     try:
         with signals.received(signal.SIGTERM):
-            _start(app, settings.host, port)
+            _start(app, settings, port)
             with signals.received(signal.SIGINT):
                 if not signals.first.is_set():
                     names = ", ".join(model.name for model in models)
@@ -73,10 +75,14 @@ def deploy(bundles: Sequence[Path], settings: ServerSettings, announce: Callable
         raise KeyboardInterrupt
 
 
-def _start(app: serve.Application, host: str, port: int) -> None:
+def _start(app: serve.Application, settings: ServerSettings, port: int) -> None:
+    options: dict[str, str | int] = {"host": settings.host, "port": port}
+    if settings.http.tls_certificate and settings.http.tls_key:  # Ray judges the certificate by the key, read before
+        options |= {"ssl_keyfile": str(settings.http.tls_key.resolve())}
+        options |= {"ssl_certfile": str(settings.http.tls_certificate.resolve())}
     try:
         with suppress(TimeoutError):  # of a minute for the proxy, which starts all the same: the replicas take longer
-            serve.start(http_options={"host": host, "port": port})
+            serve.start(http_options=options)
         serve.run(app, name=APPLICATION, route_prefix="/")
     except (RuntimeError, RayError) as error:
         raise MachineError(f"Ray Serve could not start the application: {error}") from error

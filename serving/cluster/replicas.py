@@ -9,9 +9,12 @@ from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
 
+from ray import serve
+
 from bundle.errors import EngineDeadError
 from serving.cluster.demand import FirstTokens, load_of
 from serving.cluster.watch import Report, summed
+from serving.engine_status import EngineStatus
 from serving.protocol import (
     ClassifyRequest,
     ClassifyResult,
@@ -55,6 +58,12 @@ class Replica:
     async def detokenize(self, request: DetokenizeRequest) -> str:
         """Return the text of tokens, control tokens written out."""
         return await self._client.detokenize(request)
+
+    async def status(self) -> tuple[str, dict[str, EngineStatus]]:
+        """Return this replica's id, and what the engine of each of its models is doing."""
+        told = await self._client.status()
+        name = serve.get_replica_context().replica_id.unique_id
+        return name, {model: next(iter(engines.values())) for model, engines in told.items()}
 
     async def record_routing_stats(self) -> dict[str, Any]:
         """Return what the routers are to know, as the fields of a `Report`. Ray asks for it beside the requests."""

@@ -87,9 +87,9 @@ class ReplicaWatch:
         return "; ".join(sorted(told)) or "no replica runs"
 
     @property
-    def gauges(self) -> list[dict[str, float]]:
+    def gauges(self) -> dict[str, dict[str, float]]:
         """What each running replica reported last."""
-        return [self._reports[replica].gauges for replica in sorted(self._running) if replica in self._reports]
+        return {replica: self._reports[replica].gauges for replica in sorted(self._running) if replica in self._reports}
 
     def num_requests(self, replica: str) -> float:
         """Return how many requests a replica has, as it reported last; 0 before it did."""

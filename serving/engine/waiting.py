@@ -37,6 +37,10 @@ class Waiting:
         """The one whose turn it is."""
         return self._queue[0]
 
+    def first_ones(self, most: int) -> list[Sequence]:
+        """Return so many at most, in their order; callable from any thread."""
+        return self._queue[:most]
+
     def place(self, sequence: Sequence) -> tuple[float, int]:
         """Return where a sequence stands that waits or has waited: the smaller, the earlier."""
         return self._places[sequence]

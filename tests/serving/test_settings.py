@@ -162,8 +162,11 @@ def test_a_kv_policy_is_given_with_its_budget() -> None:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ({"engine.kv_policy": "snapkv"}, "both or neither"),
-        ({"engine.kv_budget": 0.2}, "both or neither"),
+        ({"engine.kv_policy": "snapkv"}, r"^flag engine\.kv_policy: .*kv_policy snapkv without kv_budget"),
+        (
+            {"engine.kv_budget": 0.2, "engine.intra_threads": 1},
+            r"^flag engine\.kv_budget: settings engine: kv_budget 0\.2 without kv_policy.*both or neither",
+        ),
         ({"engine.kv_policy": "best", "engine.kv_budget": 0.2}, "'best' is none of random, uniform"),
         ({"engine.kv_policy": "snapkv", "engine.kv_budget": 0.0}, r"engine\.kv_budget = 0\.0"),
         ({"engine.kv_policy": "snapkv", "engine.kv_budget": 1.1}, r"engine\.kv_budget = 1\.1"),

@@ -417,9 +417,9 @@ def test_gauges_are_those_of_all_replicas_together() -> None:
     ]
     watch.begin_round(dict(zip("abc", reports, strict=True)))
     client = RayClient([], {"m": Replicas(Handle(), Handle().stream, watch)}, 60)
-    assert asyncio.run(client.health()).model_gauges == {
-        "m": {"num_requests_running": 3.0, "kv_cache_usage_perc": 0.75, "num_replicas": 3.0}
-    }
+    health = asyncio.run(client.health())
+    assert health.model_gauges == {"m": {"num_requests_running": 3.0, "kv_cache_usage_perc": 0.75, "num_replicas": 3.0}}
+    assert health.replica_gauges == {"m": {"a": reports[0]["gauges"], "b": reports[1]["gauges"]}}
 
 
 def held_client(handle: Handle, watch: ReplicaWatch, max_requests: int = 1, timeout_s: float = 60) -> RayClient:

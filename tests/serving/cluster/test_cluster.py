@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -183,8 +184,13 @@ def test_gauges_of_the_engines_are_told_by_the_ingress(url: str) -> None:
     with httpx.stream("POST", url + CHAT, json=ask("single", stream=True), timeout=30) as response:
         lines = response.iter_lines()  # kept: a dropped iterator closes the connection
         next(lines)
-        running = 'pocketvlm:num_requests_running{model_name="single"} 1.0'
-        wait_until(lambda: running in httpx.get(f"{url}/metrics").text, 15)
+        running = re.compile(r'pocketvlm:num_requests_running{engine="[^"]+",model_name="single"} 1\.0')
+        wait_until(lambda: running.search(httpx.get(f"{url}/metrics").text), 15)
+        models = httpx.get(f"{url}/v1/status", timeout=60).json()["models"]
+        told = next(model for model in models if model["id"] == "single")
+        ((replica, engine),) = told["engines"].items()
+        assert running.search(httpx.get(f"{url}/metrics").text)[0].split('"')[1] == replica
+        assert [slot["state"] for slot in engine["slots"]] == ["decode"]
     assert 'pocketvlm:num_replicas{model_name="single"} 1.0' in httpx.get(f"{url}/metrics").text
 
 
