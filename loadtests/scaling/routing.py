@@ -65,8 +65,9 @@ def measure(bundle: Path, routing: str, replicas: int, conversations: int, turns
     with serving_nodes(bundle, replicas, settings) as (url, _), ThreadPoolExecutor(conversations) as people:
         told = list(people.map(lambda number: list(_conversation(url, number, turns)), range(conversations)))
     later = [turn for each in told for turn in each[1:]]
-    sums = [sum(column) for column in zip(*(counts for counts, _ in later), strict=True)]
-    return Hits(routing, len(later), *sums, float(np.median([took_ms for _, took_ms in later])))
+    prompt, cached, image, cached_image = (sum(column) for column in zip(*(each for each, _ in later), strict=True))
+    p50_ms = float(np.median([took_ms for _, took_ms in later]))
+    return Hits(routing, len(later), prompt, cached, image, cached_image, p50_ms)
 
 
 def _conversation(url: str, number: int, turns: int) -> Iterator[tuple[tuple[int, int, int, int], float]]:
