@@ -12,13 +12,16 @@ from commands.compression import compression
 from commands.demo import demo
 from commands.doctor import doctor
 from commands.embed import embed
+from commands.evaluate import evaluate
 from commands.export import export
 from commands.inspect import inspect
+from commands.keys import keys
 from commands.loadtest import loadtest
 from commands.quantize import quantize
 from commands.report import report
 from commands.run import run
 from commands.serve import DEPLOY_HELP, SERVE_HELP, serve
+from commands.sync import sync
 from commands.terminal import console
 from commands.top import top
 
@@ -35,11 +38,14 @@ app.command()(quantize)
 app.command("compile")(compile_engines)
 app.command()(inspect)
 app.command()(report)
+app.command()(evaluate)
 app.command()(compression)
 app.command()(run)
 app.command()(embed)
 app.command("serve", help=SERVE_HELP)(serve)
 app.command("deploy", help=DEPLOY_HELP)(serve)
+app.add_typer(keys)
+app.command()(sync)
 app.command()(bench)
 app.command()(loadtest)
 app.command()(top)

@@ -23,7 +23,7 @@ from bundle.machine import own_version
 from serving.api.disconnect import close
 from serving.api.errors import http_error
 from serving.api.metric_table import ENGINE, ENGINE_METRICS, MODEL, PREFIX, REQUEST_METRICS, SERVER_METRICS, MetricSpec
-from serving.protocol import ONLY_ENGINE, FinishedEvent, GenerateEvent, Health, ModelCard, Timings, Usage
+from serving.protocol import ONLY_ENGINE, FinishedEvent, GenerateEvent, Health, ModelCard, Timings, TokenEvent, Usage
 
 _TOO_MANY = 429
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a further series for each counter and histogram, which no dashboard asks for
@@ -152,7 +152,7 @@ class Metrics:
             async for event in events:
                 if isinstance(event, FinishedEvent):
                     self._finish(event, model, time.perf_counter() - started_s)
-                elif event.token_ids:
+                elif isinstance(event, TokenEvent) and event.token_ids:
                     if last_s is None:
                         self._observe("time_to_first_token_seconds", model, time.perf_counter() - started_s)
                     else:

@@ -91,6 +91,11 @@ class ReplicaWatch:
         """What each running replica reported last."""
         return {replica: self._reports[replica].gauges for replica in sorted(self._running) if replica in self._reports}
 
+    def num_requests(self, replica: str) -> float:
+        """Return how many requests a replica has, as it reported last; 0 before it did."""
+        gauges = self._reports.get(replica, Report()).gauges
+        return gauges.get("num_requests_running", 0.0) + gauges.get("num_requests_waiting", 0.0)
+
     def is_silent(self, replica: str) -> bool:
         """Return whether a replica stopped answering; one that Ray took away meanwhile stays so."""
         return self._missed_rounds.get(replica, 0) * ROUND_S >= self.silent_after_s

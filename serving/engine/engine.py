@@ -96,6 +96,7 @@ class Engine(Worker[_Message]):
         return {
             "num_requests_running": float(scheduler.num_running),
             "num_tokens_running": float(scheduler.num_cached_rows),
+            "num_tokens_waiting": float(scheduler.num_unread_tokens),
             "kv_cache_rows": float(scheduler.shape.most_rows),
             "kv_cache_usage_perc": scheduler.num_cached_rows / scheduler.shape.most_rows,
             "kv_cache_bytes": float(scheduler.shape.total_bytes),
@@ -192,6 +193,8 @@ class Engine(Worker[_Message]):
             row.sequence.started_s = row.sequence.started_s or began_s
         logits = self._runner.run(batch)
         self._scheduler.advance(batch, time.monotonic() - began_s)
+        if batch.phase == "prompt" and batch.rows[0].is_last:
+            self._runner.hand_out(batch.rows[0].sequence)
         return logits
 
     def _sample(self, sequences: SequenceOf[Sequence], logits: StepLogits) -> None:

@@ -133,6 +133,11 @@ class Scheduler:
         return sum(sequence.num_rows for sequence in self._slots.running)
 
     @property
+    def num_unread_tokens(self) -> int:
+        """Tokens of prompts that were not read yet; asked from other threads as well."""
+        return sum(max(len(each.ids) - each.num_run, 0) for each in (*self._waiting.all, *self._slots.running))
+
+    @property
     def num_kept_rows(self) -> int:
         """Rows of sequences that have ended, kept for those that begin alike."""
         return self._slots.num_kept_rows
@@ -196,7 +201,7 @@ class Scheduler:
             self._slots.settle()
         if is_new and self._keeps:
             self.counts.prefix_queries += sequence.num_prompt_tokens
-            self.counts.prefix_hits += sequence.cached_tokens or 0
+            self.counts.prefix_hits += sequence.num_run
 
     def _has_rows_for(self, sequence: Sequence) -> bool:
         """Return whether a sequence that waits could run beside the others for a while."""

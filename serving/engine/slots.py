@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import count
 
-from serving.engine.changes import Change, GiveBack, Move
+from serving.engine.changes import Change, GiveBack, Load, Move
 from serving.engine.prefixes import Kept, reusable_rows, shared_rows
 from serving.engine.sequence import Sequence
 from serving.engine_status import SlotState, SlotStatus
@@ -92,6 +92,9 @@ class Slots:
         self._filling = self._held[seat] = sequence
         sequence.slot = seat
         sequence.take_over(num_rows)
+        if sequence.behind is not None:
+            self._changes.append(Load(seat, sequence.behind))
+            self._note_written(seat, sequence.num_rows)
 
     def settle(self) -> None:
         """Let the sequence whose prompt has been run decode with the others.

@@ -28,6 +28,11 @@ class Waiting:
         return sequence in self._queue
 
     @property
+    def all(self) -> tuple[Sequence, ...]:
+        """All that wait, as of now."""
+        return tuple(self._queue)
+
+    @property
     def first(self) -> Sequence:
         """The one whose turn it is."""
         return self._queue[0]

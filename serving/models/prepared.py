@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 from bundle.prompt import Prompt
 from quant.kv.compressing import Compression
+from runtime.fused_prefix import FusedPrefix
 from serving.engine.sequence import Sequence as EngineSequence
+from serving.models.fusing import Messages
 from serving.models.structures import CompiledStructure
 from serving.models.vision import EncodedImage
 from serving.protocol import Timings, Usage
@@ -21,6 +23,8 @@ class Prepared:
     Attributes:
         prompt: Filled from messages and image sizes, with what is read of the images.
         images: Encoded, in prompt order; what is read of them.
+        prefix: That the prompt stands behind.
+        to_fuse: What a fused prefix is made of; None where none is.
         structure: That every choice is held to.
         compression: What becomes of the prompt's rows once it was read.
         num_image_tokens: Of the images, read or not.
@@ -31,6 +35,8 @@ class Prepared:
 
     prompt: Prompt
     images: Sequence[EncodedImage]
+    prefix: FusedPrefix | None
+    to_fuse: Messages | None
     structure: CompiledStructure | None
     compression: Compression | None
     num_image_tokens: int
@@ -45,15 +51,16 @@ class Prepared:
             sequences: Of its choices.
             num_tokens: Of all answers together.
         """
-        prompt, first = self.prompt, sequences[0]
+        first = sequences[0]
+        num_read = first.num_rows_behind + self.prompt.num_tokens
         return Usage(
-            prompt.num_tokens,
+            num_read,
             num_tokens,
             self.num_image_tokens,
             self.num_cached_image_tokens,
             first.cached_tokens or 0,
-            cache_rows_before=prompt.num_tokens,
-            cache_rows_after=first.num_kept_rows or prompt.num_tokens,
+            cache_rows_before=num_read,
+            cache_rows_after=first.num_prompt_rows,
             kept_image_tokens=first.num_kept_image_tokens,
         )
 
