@@ -131,6 +131,10 @@ LogLevelOption = Annotated[
     Literal["debug", "info", "warning", "error"] | None,
     typer.Option(help="Least severe line that is logged, on stderr. Default: info.", show_default=False),
 ]
+LogFormatOption = Annotated[
+    Literal["text", "json"] | None,
+    typer.Option(help="How lines are logged; json: one object a line. Default: text.", show_default=False),
+]
 DrainOption = Annotated[
     int | None,
     typer.Option(
@@ -174,6 +178,7 @@ def serve(
     tls_certificate: CertificateOption = None,
     tls_key: CertificateKeyOption = None,
     log_level: LogLevelOption = None,
+    log_format: LogFormatOption = None,
     drain_timeout_s: DrainOption = None,
     allow_ungated: UngatedOption = None,
     real: RealOption = False,
@@ -186,6 +191,7 @@ def serve(
         "host": host,
         "port": port,
         "log_level": log_level,
+        "log_format": log_format,
         "drain_timeout_s": drain_timeout_s,
         "engine.max_sequences": max_sequences,
         "engine.context_tokens": context_tokens,

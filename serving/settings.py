@@ -259,6 +259,7 @@ class ServerSettings(_Frozen):
         host: Address to listen on. The default is reached from this machine alone.
         port: TCP port; 0 picks a free one.
         log_level: Least severe line that is logged.
+        log_format: "text", or "json": one object a line.
         drain_timeout_s: How long running requests may go on after SIGTERM.
         api: Limits of a request.
         http: Limits of a connection.
@@ -269,6 +270,7 @@ class ServerSettings(_Frozen):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
     drain_timeout_s: int = Field(default=30, ge=0)
     api: ApiSettings = ApiSettings()
     http: HttpSettings = HttpSettings()
