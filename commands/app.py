@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from commands.bench import bench
+from commands.chat import chat
 from commands.compile import compile_engines
 from commands.compression import compression
 from commands.demo import demo
@@ -43,6 +44,7 @@ app.command()(report)
 app.command()(evaluate)
 app.command()(compression)
 app.command()(run)
+app.command()(chat)
 app.command()(embed)
 app.command("serve", help=SERVE_HELP)(serve)
 app.command("deploy", help=DEPLOY_HELP)(serve)
