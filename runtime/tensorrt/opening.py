@@ -23,7 +23,7 @@ def try_engine(bundle: Bundle, name: ComponentName, settings: RuntimeSettings) -
         BundleFileError: The folder lacks the graph's engine, or it is stale.
         MachineError: TensorRT is missing, or the engine is of another card or version.
     """
-    found = _folder_of(bundle, settings)
+    found = folder_of(bundle, settings)
     if found is None:
         return None
     folder, index = found
@@ -39,7 +39,7 @@ def try_engine(bundle: Bundle, name: ComponentName, settings: RuntimeSettings) -
 
 def with_rows(specs: Sequence[TensorSpec], bundle: Bundle, settings: RuntimeSettings) -> list[TensorSpec]:
     """Return inputs or outputs as an engine has them, whose cache is of one length."""
-    found = _folder_of(bundle, settings)
+    found = folder_of(bundle, settings)
     if found is None:
         return list(specs)
     rows = found[1].cache_rows
@@ -49,7 +49,12 @@ def with_rows(specs: Sequence[TensorSpec], bundle: Bundle, settings: RuntimeSett
     ]
 
 
-def _folder_of(bundle: Bundle, settings: RuntimeSettings) -> tuple[Path, EngineIndex] | None:
+def folder_of(bundle: Bundle, settings: RuntimeSettings) -> tuple[Path, EngineIndex] | None:
+    """Return the folder of engines that settings name for a bundle, and its index; None where they name none.
+
+    Raises:
+        BundleFileError: A folder is named that holds no engines.
+    """
     if settings.provider == "cpu":
         return None
     for folder in settings.engines:
