@@ -56,6 +56,7 @@ ENGINE_METRICS = (
         "kv_cache_usage_perc", "gauge", "Share of the cache that running sequences fill, 0 to 1.", _OF_ENGINE, True
     ),
     MetricSpec("num_tokens_running", "gauge", "Rows of the cache that running sequences fill.", _OF_ENGINE),
+    MetricSpec("num_tokens_waiting", "gauge", "Prompt tokens of accepted requests that are not read yet.", _OF_ENGINE),
     MetricSpec("kv_cache_rows", "gauge", "Rows that may hold something at once.", _OF_ENGINE),
     MetricSpec("kv_cache_bytes", "gauge", "Bytes of all rows that may hold something at once.", _OF_ENGINE),
     MetricSpec("prefix_cache_bytes", "gauge", "Bytes of prompts that outlived their sequence.", _OF_ENGINE),

@@ -102,7 +102,7 @@ class Reducing:
         return reduced(prompt, rows)
 
     def _first_rows(self, reduction: Reduction, layout: TileLayout) -> npt.NDArray[np.int64]:
-        if not layout.is_uniform:
+        if layout.fewer_tokens is not None or not layout.is_uniform:
             return np.arange(reduction.quota(self._image_prompt.num_tokens(layout)), dtype=np.int64)
         size = self._image_prompt.tokens_per_tile
         return np.flatnonzero(np.arange(layout.num_tiles * size) % size < reduction.quota(size))

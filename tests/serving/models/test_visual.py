@@ -87,7 +87,7 @@ def test_what_fills_the_prompt_is_of_its_own_part_and_counts_its_rows() -> None:
     pictures = [picture for visual in visuals for picture in visual.pictures]
     filled = all_filled(visuals, [encoded(each, number) for number, each in enumerate(pictures)])
     layouts = [layout for visual in visuals for layout in visual.layouts]
-    assert [each.num_rows for each in filled] == [layout.num_tokens(4) for layout in layouts]
+    assert [each.num_rows for each in filled] == [PLAIN.num_tokens(layout) for layout in layouts]
     assert [each.key for each in filled[:5]] == [b"i0", b"uniform0", b"uniform1", b"i1", b"thumbnail-and-sampling0"]
     assert [float(each.features.flat[0]) for each in filled[:5]] == [0, 1, 2, 3, 4]
     assert set(filled[5].features[:, 0].tolist()) == {5.0, 6.0, 7.0, 8.0}
