@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bundle.directory import Bundle
@@ -42,11 +42,16 @@ def with_rows(specs: Sequence[TensorSpec], bundle: Bundle, settings: RuntimeSett
     found = folder_of(bundle, settings)
     if found is None:
         return list(specs)
-    rows = found[1].cache_rows
-    return [
-        spec.model_copy(update={"shape": tuple(rows if size == ROWS else size for size in spec.shape)})
-        for spec in specs
-    ]
+    return fixed(specs, {ROWS: found[1].cache_rows})
+
+
+def fixed(specs: Sequence[TensorSpec], sizes: Mapping[str, int]) -> list[TensorSpec]:
+    """Return inputs or outputs with numbers in the place of some free sizes."""
+
+    def size_of(size: int | str) -> int | str:
+        return sizes.get(size, size) if isinstance(size, str) else size
+
+    return [spec.model_copy(update={"shape": tuple(map(size_of, spec.shape))}) for spec in specs]
 
 
 def folder_of(bundle: Bundle, settings: RuntimeSettings) -> tuple[Path, EngineIndex] | None:
