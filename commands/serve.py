@@ -90,9 +90,10 @@ ServeThreadsOption = Annotated[
     int | None, typer.Option(min=0, help="Threads per operator. Default: 0, one per physical core.")
 ]
 ProviderOption = Annotated[
-    Literal["cpu", "cuda"] | None,
+    Literal["cpu", "cuda", "tensorrt", "tensorrt-rtx"] | None,
     typer.Option(
-        help="Where models run; cuda takes variants of `quantize --target cuda` (docs/gpu.md). Default: cpu.",
+        help="Where models run: cuda takes variants of `quantize --target cuda` (docs/gpu.md); tensorrt and "
+        "tensorrt-rtx, ONNX Runtime's providers of that name, those of `--target tensorrt`. Default: cpu.",
         show_default=False,
     ),
 ]
@@ -207,7 +208,7 @@ def serve(
         "http.tls_certificate": tls_certificate,
         "http.tls_key": tls_key,
         "engine.intra_threads": threads,
-        "engine.provider": provider,
+        **provider_flags(provider),
         "engine.allow_ungated": allow_ungated or None,
     }
     settings = load_settings(config, os.environ, flags)
@@ -238,6 +239,13 @@ def _refuse_files_early(settings: ServerSettings) -> None:
         from serving.access.keyring import Keyring
 
         Keyring(settings.api.access)
+
+
+def provider_flags(provider: str | None) -> dict[str, str | None]:
+    """Return the settings that --provider stands for: TensorRT's providers run on CUDA's device."""
+    if provider in ("tensorrt", "tensorrt-rtx"):
+        return {"engine.provider": "cuda", "engine.device_runtime": provider}
+    return {"engine.provider": provider}
 
 
 def _require(module: str) -> None:

@@ -21,8 +21,17 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, mo
 from bundle.decode import DEFAULT_LIMITS
 from bundle.errors import SettingsError
 from bundle.frames.limits import DEFAULT_VIDEO_LIMITS
+from bundle.manifest import Manifest
 from quant.kv.table import POLICIES
-from runtime.settings import DEFAULT_VISION_TILES, EncoderRuntime, RuntimeSettings, chunk_tokens_of
+from runtime.cache_shape import context_of
+from runtime.limits import Limits
+from runtime.settings import (
+    DEFAULT_CONTEXT_TOKENS,
+    DEFAULT_VISION_TILES,
+    EncoderRuntime,
+    RuntimeSettings,
+    chunk_tokens_of,
+)
 from serving.access.keys import ENVIRONMENT_KEYS, keys_of_environment
 from serving.access.settings import AccessSettings, RemoteSettings
 from serving.protocol import KVCompression, VisionReduction
@@ -233,6 +242,12 @@ class EngineSettings(RuntimeSettings):
     def chunk_tokens(self) -> int:
         """Most tokens of a prompt in one run, there where it runs."""
         return self.prefill_chunk_tokens or chunk_tokens_of(self.provider)
+
+    def limits(self, manifest: Manifest) -> Limits:
+        """Return the largest runs of a bundle that is served by these settings."""
+        rows = context_of(manifest, self.context_tokens) or DEFAULT_CONTEXT_TOKENS
+        batch = self.text_batch_rows if manifest.decoder is None else self.max_sequences
+        return Limits(rows, batch, min(self.chunk_tokens, rows), self.vision_batch_tiles)
 
     @property
     def vision(self) -> VisionReduction:
