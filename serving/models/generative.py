@@ -182,6 +182,15 @@ class GenerativeModel(Model):
         waiting = self._admission.num_admitted - running["num_requests_running"]
         return {**running, "num_requests_waiting": max(waiting, 0.0), **self._vision.gauges}
 
+    @property
+    def cache_resident_bytes(self) -> int:
+        """Memory that the cache takes now, as the kernel counts it.
+
+        Raises:
+            OSError: This system does not tell.
+        """
+        return self._decoder.states.resident_bytes
+
     def clear_prefixes(self) -> None:
         """Forget what was read of prompts of earlier requests."""
         self._engine.clear_prefixes()
