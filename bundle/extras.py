@@ -11,6 +11,7 @@ MODULES_OF_EXTRA = {
     "reference": ("sklearn",),
     "photographs": ("skimage",),
     "video": ("av",),
+    "captions": ("pycocoevalcap",),
     "loadtests": ("locust",),
     "openvino": ("openvino",),
     "tensorrt": ("tensorrt",),

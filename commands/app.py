@@ -12,14 +12,18 @@ from commands.compression import compression
 from commands.demo import demo
 from commands.doctor import doctor
 from commands.embed import embed
+from commands.evaluate import evaluate
 from commands.export import export
 from commands.inspect import inspect
+from commands.keys import keys
 from commands.loadtest import loadtest
 from commands.quantize import quantize
 from commands.report import report
 from commands.run import run
 from commands.serve import DEPLOY_HELP, SERVE_HELP, serve
+from commands.sync import sync
 from commands.terminal import console
+from commands.top import top
 
 app = typer.Typer(
     name="pocketvlm",
@@ -34,13 +38,17 @@ app.command()(quantize)
 app.command("compile")(compile_engines)
 app.command()(inspect)
 app.command()(report)
+app.command()(evaluate)
 app.command()(compression)
 app.command()(run)
 app.command()(embed)
 app.command("serve", help=SERVE_HELP)(serve)
 app.command("deploy", help=DEPLOY_HELP)(serve)
+app.add_typer(keys)
+app.command()(sync)
 app.command()(bench)
 app.command()(loadtest)
+app.command()(top)
 app.command()(doctor)
 app.command()(demo)
 
@@ -54,7 +62,7 @@ def _tell_version(is_asked: bool) -> None:
 
 
 @app.callback()
-def top(
+def pocketvlm(
     version: Annotated[
         bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version, and end.")
     ] = False,

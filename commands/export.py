@@ -158,7 +158,7 @@ def _kept_file(decoder_gguf: Path | None, dialect: str) -> Path:
 
 def _samples(bundle: Bundle, file: Path | None) -> Evaluation:
     if file is not None:
-        from quant.quality.samples import read_samples
+        from quant.evaluation.gate_samples import read_samples
 
         return read_samples(file, bundle.manifest)
     from quant.samples.built_in import built_in_samples

@@ -191,6 +191,6 @@ def _built_in(bundle: Path, half: Half) -> Evaluation:
 
 def _read_samples(bundle: Path, file: Path) -> Evaluation:
     from bundle.directory import read_manifest
-    from quant.quality.samples import read_samples
+    from quant.evaluation.gate_samples import read_samples
 
     return read_samples(file, read_manifest(bundle))

@@ -61,7 +61,7 @@ def run(
     from serving.oneshot import answer, speed
     from serving.protocol import ImagePart, KVCompression, Message, SamplingParams, TextPart, VisionReduction
 
-    _check_shares(vision_method, vision_keep, kv_policy, kv_budget)
+    check_shares(vision_method, vision_keep, kv_policy, kv_budget)
     vision = VisionReduction(vision_method or "uniform", 1.0 if vision_keep is None else vision_keep)
     kv = KVCompression(kv_policy or "snapkv", 1.0 if kv_budget is None else kv_budget)
     if vision.keep < 1 and not image:
@@ -82,7 +82,7 @@ def run(
         progress(speed(answered))
 
 
-def _check_shares(method: str | None, keep: float | None, policy: str | None, budget: float | None) -> None:
+def check_shares(method: str | None, keep: float | None, policy: str | None, budget: float | None) -> None:
     """Refuse what would change nothing: a way to leave something out, and no word of how much stays."""
     if method is not None and keep is None:
         raise typer.BadParameter(

@@ -35,9 +35,9 @@ from loadtests.llama_binding import Llama, NativeLlama
 from loadtests.llama_stations import GgufBench
 from loadtests.wording import counted, number
 from quant.comparison.rivals import Rival, Rivals, Speed, SpeedFacts, write_rivals
+from quant.evaluation.gate_samples import read_samples
 from quant.quality.answers import measure_answers
 from quant.quality.evaluation import Evaluation, Measured
-from quant.quality.samples import read_samples
 from quant.samples.built_in import MOST_TEXTS, built_in_texts
 from runtime.one_request import VisionLanguageRunner
 from runtime.settings import RuntimeSettings

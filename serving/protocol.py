@@ -19,8 +19,11 @@ from bundle.generation import SamplingDefaults
 from bundle.manifest import Task
 from bundle.tools import Tool as Tool
 from bundle.tools import ToolCall as ToolCall
+from serving.engine_status import EngineStatus
 
 FinishReason = Literal["stop", "length"]
+ONLY_ENGINE = "0"
+"""The id of a model's engine where it has just one, in this process."""
 
 
 @dataclass(frozen=True)
@@ -219,13 +222,25 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timings:
-    """Where one request's time went, in seconds."""
+    """Where one request's time went, in seconds.
+
+    Attributes:
+        queue_s: Waiting for a slot.
+        preprocess_s: Decoding and resizing images, templating, tokenizing.
+        vision_s: In the vision encoder and waiting for it.
+        first_token_s: From arrival to the first token.
+        total_s: From arrival to the end.
+        prefill_s: From the slot to the first token.
+        decode_s: From the first token to the last; of several choices, to the last of all.
+    """
 
     queue_s: float = 0.0
     preprocess_s: float = 0.0
     vision_s: float = 0.0
     first_token_s: float = 0.0
     total_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -256,6 +271,7 @@ class TokenEvent:
         logprobs: Of `token_ids`, where they were asked for; none of a token that ended the answer.
         reason: Why the choice ended; its last piece has one, and no other.
         stopped_by: The text of `SamplingParams.stop` that ended it.
+        prompt_tokens: Of the request's prompt, told with the first event; 0 with all others.
     """
 
     text: str
@@ -265,6 +281,7 @@ class TokenEvent:
     logprobs: tuple[TokenLogprob, ...] = ()
     reason: FinishReason | None = None
     stopped_by: str | None = None
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -284,7 +301,18 @@ class FinishedEvent:
     fused: bytes | None = field(default=None, repr=False)
 
 
-GenerateEvent = TokenEvent | FinishedEvent
+@dataclass(frozen=True)
+class WaitingEvent:
+    """Comes before the first token, again and again, while a request waits for a model to be there at all.
+
+    Attributes:
+        reason: What it waits for.
+    """
+
+    reason: str
+
+
+GenerateEvent = TokenEvent | FinishedEvent | WaitingEvent
 
 
 @dataclass(frozen=True)
@@ -399,7 +427,8 @@ class Health:
     Attributes:
         is_ready: Requests are answered.
         reason: Why not, where not.
-        model_gauges: Momentary values by model and metric name.
+        model_gauges: Momentary values by model and metric name; of several replicas, of all together.
+        replica_gauges: The same of each replica, by model, replica and metric name; empty where there are none.
         is_alive: False when a worker died, or hangs for too long, and only a restart of the process helps; liveness
             probes turn red.
         is_starting: Not ready because models are still being loaded.
@@ -409,6 +438,7 @@ class Health:
     reason: str = ""
     model_gauges: dict[str, dict[str, float]] = field(default_factory=dict)
     is_alive: bool = True
+    replica_gauges: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     is_starting: bool = False
 
 
@@ -424,7 +454,10 @@ class EngineClient(Protocol):
         ...
 
     def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
-        """Yield the answer's pieces, then exactly one FinishedEvent, or raise. Closing the iterator cancels."""
+        """Yield the answer's pieces, then exactly one FinishedEvent, or raise. Closing the iterator cancels.
+
+        Before the first piece, there may be any number of WaitingEvents.
+        """
         ...
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
@@ -445,6 +478,10 @@ class EngineClient(Protocol):
 
     async def health(self) -> Health:
         """Return the engine's state; never raises."""
+        ...
+
+    async def status(self) -> dict[str, dict[str, EngineStatus]]:
+        """Return what every engine is doing, by model and by the engine's id; one that does not answer is left out."""
         ...
 
 

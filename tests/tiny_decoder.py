@@ -16,9 +16,10 @@ from bundle.directory import Bundle, seal
 from bundle.manifest import Component, DecoderDims, Manifest, TensorSpec, graph_name
 from bundle.states import CacheScheme
 from export.config import DecoderConfig, RopeConfig
+from export.decoders.causal import CausalDecoder
+from export.decoders.llama import Llama
 from export.family import GraphPlan, decoder_plan
 from export.graph import build_model, write_model
-from export.nn.decoder import CausalDecoder
 from export.nn.dialect import DIALECTS, Dialect
 from export.nn.linear import Embedding
 from export.segments import write_segments
@@ -137,10 +138,10 @@ def _plans(config: DecoderConfig, dialect: Dialect) -> dict[str, GraphPlan]:
     ids = TensorSpec(name=tensors.INPUT_IDS, dtype="int64", shape=("B", "T"))
     embeds = TensorSpec(name=tensors.INPUTS_EMBEDS, dtype="float32", shape=("B", "T", config.hidden_size))
     table = Embedding(config.vocab_size, config.hidden_size, name="model.embed_tokens")
-    decoder = CausalDecoder(config, dialect, "model")
+    decoder = Llama(config)
     return {
         "embed_tokens": GraphPlan(table, "embed_tokens", (ids,), (embeds,)),
-        "decoder": decoder_plan(config, embeds, decoder),
+        "decoder": decoder_plan(decoder, embeds, CausalDecoder(decoder, dialect, "model")),
     }
 
 

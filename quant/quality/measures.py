@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,8 @@ Float64 = NDArray[np.float64]
 CLEAR_RATIO = 1.5
 """How much likelier than its second a model's first choice must be to count as one. Between two tokens that are nearly
 as likely, any rounding chooses: an open answer of a small model has one such position in six."""
+_INDICES_AT_ONCE = 1 << 22
+"""Of resamples: 32 MB."""
 _NO_SPREAD = 1e-10
 """Share of the squared length below which what rows differ by is rounding: sums of squares in float64 keep 1e-15."""
 
@@ -95,8 +97,8 @@ def bootstrap(values: ArrayLike, resamples: int = 2000, seed: int = 0) -> Interv
     array = np.asarray(values, np.float64)
     if array.size == 0:
         raise QuantizationError("an interval needs at least one sample; the evaluation gave none")
-    drawn = np.random.default_rng(seed).integers(0, array.size, (resamples, array.size))
-    low, high = np.percentile(array[drawn].mean(axis=1), [2.5, 97.5])
+    means = np.concatenate([array[drawn].mean(axis=1) for drawn in _resamples(array.size, resamples, seed)])
+    low, high = np.percentile(means, [2.5, 97.5])
     return Interval(float(array.mean()), float(low), float(high), int(array.size))
 
 
@@ -117,9 +119,17 @@ def grouped_bootstrap(groups: Sequence[Float64], resamples: int = 2000, seed: in
     if not groups:
         raise QuantizationError("an interval needs at least one sample; the evaluation gave none")
     sums, sizes = np.array([group.sum() for group in groups]), np.array([group.size for group in groups])
-    drawn = np.random.default_rng(seed).integers(0, len(groups), (resamples, len(groups)))
-    low, high = np.percentile(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1), [2.5, 97.5])
+    pieces = _resamples(len(groups), resamples, seed)
+    means = np.concatenate([sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1) for drawn in pieces])
+    low, high = np.percentile(means, [2.5, 97.5])
     return Interval(float(sums.sum() / sizes.sum()), float(low), float(high), len(groups))
+
+
+def _resamples(num: int, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Yield indices [some, num] of all resamples, in pieces: of a large file they would take gigabytes at once."""
+    random, at_once = np.random.default_rng(seed), max(_INDICES_AT_ONCE // num, 1)
+    for start in range(0, resamples, at_once):
+        yield random.integers(0, num, (min(at_once, resamples - start), num))
 
 
 class Likeness:

@@ -20,8 +20,10 @@ from bundle.image import PREPROCESSOR, ImageSpec
 from bundle.manifest import DecoderDims
 from bundle.prompt import PromptBuilder
 from quant.calibration.feeds import MOST_TILES, spread
+from quant.evaluation.gate_samples import FileCaption, FileQuestion
+from quant.evaluation.pictures import ImageFile
+from quant.evaluation.rows import Place
 from quant.quality.evaluation import Evaluation, Question, turns_of
-from quant.quality.samples import FileCaption, FileQuestion, ImageFile, Place
 
 Half = Literal["calibration", "evaluation"]
 
@@ -86,14 +88,14 @@ def built_in_samples(bundle: Bundle, half: Half) -> Evaluation:
         captions = [FileCaption(file, each.caption) for file, each in photographs]
         prose = [text.answer for text in texts if text.task in PROSE]
         return Evaluation(captions=captions, texts=prose, source=source, no_accuracy=_TOO_FEW)
-    questions = [FileQuestion(text.task, (), text.question, text.answer) for text in texts]
-    questions += [FileQuestion(_PHOTOGRAPH, (file,), each.question, each.answer) for file, each in photographs]
+    questions = [FileQuestion.plain(text.task, (), text.question, text.answer) for text in texts]
+    questions += [FileQuestion.plain(_PHOTOGRAPH, (file,), each.question, each.answer) for file, each in photographs]
     return Evaluation(questions=_fitting(questions, bundle), source=source, no_accuracy=_NO_ANSWERS)
 
 
 def built_in_texts(bundle: Bundle, half: Half, most: int = MOST_TEXTS) -> Evaluation:
     """Return texts of one half for a language model, over all kinds, for systems that see nothing too."""
-    questions = [FileQuestion(text.task, (), text.question, text.answer) for text in texts_of(half)]
+    questions = [FileQuestion.plain(text.task, (), text.question, text.answer) for text in texts_of(half)]
     fitting = spread(_fitting(questions, bundle), most)
     return Evaluation(questions=fitting, source=f"built-in {half} texts", no_accuracy=_NO_ANSWERS)
 

@@ -64,6 +64,8 @@ class ChatTimings(Answer):
     vision_s: float
     first_token_s: float
     total_s: float
+    prefill_s: float
+    decode_s: float
 
 
 class CalledFunction(Answer):

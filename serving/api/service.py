@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -140,7 +141,9 @@ class Service:
             TaskError: It does something else.
         """
         card = await (self.card(name) if name else self.only_card(task))
-        record_of(request).model = card.name
+        record = record_of(request)
+        record.model = card.name
+        self.metrics.count_received(card.name, time.monotonic() - record.arrived_s)
         if task not in (None, card.task):
             raise TaskError(f"model {name!r} does {card.task}; this route wants {task}", "model")
         return card.name
@@ -170,6 +173,7 @@ def count_prompt(service: Service, request: Request, tokens: int) -> None:
     """Count the tokens of a request that generates none."""
     record = record_of(request)
     record.prompt_tokens = tokens
+    record.charge(tokens)
     service.metrics.count_prompt(record.model, tokens)
 
 

@@ -62,6 +62,8 @@ class Sequence:
         compressing: The choice of rows under way; `Runner` sets it.
         submitted_s: Monotonic time; set by `Engine.submit`.
         started_s: Monotonic time at which its first prompt chunk ran; set by the engine thread.
+        first_token_s: Monotonic time of its first token, 0 before; set by the engine thread.
+        last_token_s: The same of its newest.
     """
 
     request_id: str
@@ -94,6 +96,8 @@ class Sequence:
     compressing: Compressing | None = None
     submitted_s: float = 0.0
     started_s: float = 0.0
+    first_token_s: float = 0.0
+    last_token_s: float = 0.0
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = self.prompt.num_tokens

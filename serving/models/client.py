@@ -7,19 +7,23 @@ import gc
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
 from bundle.directory import open_bundle
 from bundle.errors import BundleError, EngineDeadError, ModelNotFoundError, StartingError, TaskError
+from bundle.machine import resident_memory_bytes
 from bundle.manifest import Task
+from serving.engine_status import EngineStatus
 from serving.models.embedding import EmbeddingModel
 from serving.models.generative import GenerativeModel
 from serving.models.model import Model
 from serving.models.pool import PreprocessPool
 from serving.models.targets import check_target
 from serving.protocol import (
+    ONLY_ENGINE,
     ClassifyRequest,
     ClassifyResult,
     DetokenizeRequest,
@@ -180,7 +184,15 @@ class LocalClient:
         reason = "; ".join(filter(None, [self._state, *(each.fault for each in watched)]))
         gauges = {name: model.gauges for name, model in self._models.items()}
         is_alive = not any(each.needs_restart for each in watched)
-        return Health(not reason, reason, gauges, is_alive, self._state == _LOADING)
+        return Health(not reason, reason, gauges, is_alive, is_starting=self._state == _LOADING)
+
+    async def status(self) -> dict[str, dict[str, EngineStatus]]:
+        """Return what every model's engine is doing; all are in this process, whose memory they share."""
+        memory_bytes = resident_memory_bytes()
+        return {
+            name: {ONLY_ENGINE: replace(model.status, memory_bytes=memory_bytes)}
+            for name, model in self._models.items()
+        }
 
     def _model(self, name: str, kind: type[Wanted]) -> Wanted:
         if self._state:

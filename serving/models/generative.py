@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,6 @@ from bundle.generation import GENERATION, SamplingDefaults
 from bundle.prompt import Prompt, PromptBuilder
 from bundle.text import Tokenizer
 from bundle.token_bytes import TokenBytes
-from quant.kv.compressing import Compression
 from quant.visual_tokens.reduction import Reduction
 from runtime.cache_shape import context_of
 from runtime.canary import check_canary
@@ -33,6 +33,7 @@ from serving.engine.sampling.grammar import Grammars
 from serving.engine.scheduler import Scheduler
 from serving.engine.sequence import Sequence as EngineSequence
 from serving.engine.worker import Worker
+from serving.engine_status import EngineStatus
 from serving.models.choices import ChoiceAnswer, Vocabulary, merged, sampling_of
 from serving.models.cut_frames import FrameRoom
 from serving.models.fusing import Fusing, Messages
@@ -40,10 +41,11 @@ from serving.models.inside import Inside, before_decoder, check_alone
 from serving.models.kv import KVPolicies, compression_of
 from serving.models.model import Model
 from serving.models.pool import PreprocessPool
+from serving.models.prepared import Prepared
 from serving.models.reducing import Reducing, Shown
 from serving.models.sampling_limits import check_sampling
 from serving.models.served_cache import served_cache
-from serving.models.structures import CompiledStructure, compiled_structure
+from serving.models.structures import compiled_structure
 from serving.models.together import together
 from serving.models.tokens import told_tokens
 from serving.models.vision import EncodedImage, VisionStage
@@ -57,44 +59,15 @@ from serving.protocol import (
     KVCompression,
     SamplingParams,
     TextPart,
-    Timings,
     TokenizeRequest,
     TokenizeResult,
-    Usage,
     VideoPart,
 )
 from serving.settings import EngineSettings
 
 _WARM_UP_TOKENS = 8
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """A request on its way to the engine thread.
-
-    Attributes:
-        prompt: Filled from messages and image sizes, with what is read of the images.
-        images: Encoded, in prompt order; what is read of them.
-        prefix: That the prompt stands behind.
-        to_fuse: What a fused prefix is made of; None where none is.
-        structure: That every choice is held to.
-        compression: What becomes of the prompt's rows once it was read.
-        num_image_tokens: Of the images, read or not.
-        num_cached_image_tokens: Those whose features were not encoded for this request.
-        preprocess_s: Decoding, templating, tokenizing, resizing.
-        vision_s: Waiting for the vision encoder.
-    """
-
-    prompt: Prompt
-    images: Sequence[EncodedImage]
-    prefix: FusedPrefix | None
-    to_fuse: Messages | None
-    structure: CompiledStructure | None
-    compression: Compression | None
-    num_image_tokens: int
-    num_cached_image_tokens: int
-    preprocess_s: float
-    vision_s: float
+_REMEMBERED_ANSWERS = 64
+"""Whose time to the first token a status tells."""
 
 
 def _has_images(request: GenerateRequest | TokenizeRequest) -> bool:
@@ -129,6 +102,7 @@ class GenerativeModel(Model):
         self._defaults = SamplingDefaults.read(bundle.path(GENERATION))
         self._prompts = PromptBuilder.from_bundle(bundle)
         tokenizer = self._prompts.tokenizer
+        self._first_tokens_s: deque[float] = deque(maxlen=_REMEMBERED_ANSWERS)
         self._vocabulary = Vocabulary(tokenizer, TokenBytes(tokenizer), manifest.eos_token_ids)
         self._vision = VisionStage(bundle, settings, pool)
         graphs = TokenGraphs(bundle, settings)
@@ -140,7 +114,7 @@ class GenerativeModel(Model):
         self._inside.check_default(settings)
         self._reducing = Reducing(
             manifest.components[self._vision.name],
-            self._prompts.image_prompt.tokens_per_tile,
+            self._prompts.image_prompt,
             tokenizer,
             graphs.embed_text,
             before_decoder(settings.vision),
@@ -180,7 +154,17 @@ class GenerativeModel(Model):
         """Numbers for `/metrics`."""
         running = self._engine.gauges
         waiting = self._admission.num_admitted - running["num_requests_running"]
-        return {**running, "num_requests_waiting": max(waiting, 0.0), **self._vision.gauges}
+        return {
+            **running,
+            "num_requests_waiting": max(waiting, 0.0),
+            **self._vision.gauges,
+            "num_preprocess_waiting": float(self._pool.num_preprocess_waiting),
+        }
+
+    @property
+    def status(self) -> EngineStatus:
+        """What its engine is doing, slot by slot."""
+        return replace(self._engine.status, gauges=self.gauges, first_token_s=tuple(self._first_tokens_s))
 
     @property
     def cache_resident_bytes(self) -> int:
@@ -244,7 +228,7 @@ class GenerativeModel(Model):
 
     async def _prepare(
         self, request: GenerateRequest, reduction: Reduction | None, kv: KVCompression | None
-    ) -> _Prepared:
+    ) -> Prepared:
         """Return prompt and features; structure and prompt are judged before any image is encoded."""
         started_s = time.monotonic()
         owner = request.request_id
@@ -272,7 +256,7 @@ class GenerativeModel(Model):
         resize_s = max((image.preprocess_s for image in images), default=0.0)
         vision_s = max(time.monotonic() - prompted_s - resize_s, 0.0)
         preprocess_s = prompted_s - started_s + resize_s
-        return _Prepared(
+        return Prepared(
             prompt, images, prefix, to_fuse, structure, compression, num_tokens, num_cached, preprocess_s, vision_s
         )
 
@@ -366,7 +350,7 @@ class GenerativeModel(Model):
     def _choices(
         self,
         request: GenerateRequest,
-        prepared: _Prepared,
+        prepared: Prepared,
         sampling: SamplingParams,
         arrived_s: float,
         choose: Choose | None,
@@ -402,7 +386,7 @@ class GenerativeModel(Model):
                 choices.append(ChoiceAnswer(index, self._engine, stream, own, self._vocabulary, lead, may_call=calls))
             yield choices
 
-    def _within_positions(self, sampling: SamplingParams, prepared: _Prepared) -> SamplingParams:
+    def _within_positions(self, sampling: SamplingParams, prepared: Prepared) -> SamplingParams:
         """Return a sampling that ends where positions do: rows fill up later where a prompt has gaps or loses some."""
         end, most = prepared.prompt.next_position, self._max_positions - prepared.prompt.next_position
         fills_up = end <= prepared.prompt.num_tokens and prepared.compression is None
@@ -411,34 +395,24 @@ class GenerativeModel(Model):
         return replace(sampling, max_tokens=most)
 
     async def _events(
-        self, choices: Sequence[ChoiceAnswer], prepared: _Prepared, arrived_s: float
+        self, choices: Sequence[ChoiceAnswer], prepared: Prepared, arrived_s: float
     ) -> AsyncGenerator[GenerateEvent, None]:
         first_token_s = 0.0
         reason: FinishReason = "stop"
+        untold = prepared.prompt.num_tokens
         async with aclosing(merged([choice.events() for choice in choices])) as pieces:
             async for piece in pieces:
                 if piece.token_ids:
                     first_token_s = first_token_s or time.monotonic() - arrived_s
                 if piece.reason and piece.index == 0:
                     reason = piece.reason
-                yield piece
-        prompt, sequences = prepared.prompt, [choice.stream.sequence for choice in choices]
-        num_tokens = sum(choice.num_tokens for choice in choices)
-        cached_tokens = sequences[0].cached_tokens or 0
-        num_read = sequences[0].num_rows_behind + prompt.num_tokens
-        usage = Usage(
-            num_read,
-            num_tokens,
-            prepared.num_image_tokens,
-            prepared.num_cached_image_tokens,
-            cached_tokens,
-            cache_rows_before=num_read,
-            cache_rows_after=sequences[0].num_prompt_rows,
-            kept_image_tokens=sequences[0].num_kept_image_tokens,
-        )
-        queue_s = min(sequence.started_s for sequence in sequences) - sequences[0].submitted_s
-        total_s = time.monotonic() - arrived_s
-        timings = Timings(queue_s, prepared.preprocess_s, prepared.vision_s, first_token_s, total_s)
+                yield replace(piece, prompt_tokens=untold) if untold else piece
+                untold = 0
+        sequences = [choice.stream.sequence for choice in choices]
+        usage = prepared.usage(sequences, sum(choice.num_tokens for choice in choices))
+        timings = prepared.timings(sequences, arrived_s, first_token_s)
+        if first_token_s:
+            self._first_tokens_s.append(first_token_s)
         fused = None
         if prepared.to_fuse is not None and (rows := sequences[0].handed_out) is not None:
             fused = await self._pool.text.run(sequences[0].request_id, self._fusing.fused, prepared.to_fuse, rows)

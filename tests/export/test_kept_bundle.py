@@ -21,8 +21,8 @@ from bundle.report import read_report
 from export.exporter import export_checkpoint
 from export.kept_bundle import export_kept
 from graphs.store import open_graph
+from quant.evaluation.gate_samples import FileQuestion
 from quant.quality.evaluation import Evaluation
-from quant.quality.samples import FileQuestion
 from quant.quantizer import quantize_bundle
 from runtime.one_request import VisionLanguageRunner
 from serving.oneshot import answer
@@ -137,7 +137,7 @@ def test_one_width_gives_the_scheme_its_name(kind: Kind, scheme: str, maker: Any
 
 def samples(num: int) -> Callable[[Any], Evaluation]:
     texts = ("hello there", "what is it", "say a word", "count to ten")
-    questions = [FileQuestion("text", (), f"{texts[at % 4]} {at}", "a b c") for at in range(num)]
+    questions = [FileQuestion.plain("text", (), f"{texts[at % 4]} {at}", "a b c") for at in range(num)]
     return lambda bundle: Evaluation(questions=questions, source="test", no_accuracy="random weights know no answers")
 
 

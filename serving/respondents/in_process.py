@@ -1,0 +1,150 @@
+"""A bundle in this process, asked as an evaluation or a search asks: through the engine, many questions at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from bundle.directory import read_manifest
+from bundle.errors import DeadlineError, ParameterError, RequestError
+from bundle.frames.options import FrameOptions
+from quant.evaluation.asking import Clip, Part, RefusedError, Said, Vectors
+from serving.models.client import LocalClient
+from serving.protocol import (
+    EmbedRequest,
+    GenerateRequest,
+    ImagePart,
+    KVCompression,
+    Message,
+    SamplingParams,
+    TextPart,
+    TokenEvent,
+    VideoPart,
+    VisionReduction,
+)
+from serving.settings import EngineSettings
+
+_FRAMES = 8
+"""Of a video that is one file, as the API looks at one where nothing else is said."""
+_LIST_FPS = 1.0
+
+
+@dataclass(frozen=True)
+class Cheaper:
+    """What is left out of a prompt.
+
+    Attributes:
+        vision: Of image tokens; None: nothing.
+        kv: Of cache rows; None: nothing.
+    """
+
+    vision: VisionReduction | None = None
+    kv: KVCompression | None = None
+
+
+class BundleRespondent:
+    """A bundle as a respondent; `async with` loads and unloads it.
+
+    Args:
+        bundle: Its directory; one that failed its quality gate is loaded too.
+        at_once: Questions that are asked at a time.
+        threads: Inside one operator; 0: one per physical core.
+        cheaper: What is left out of prompts.
+
+    Raises:
+        BundleFormatError: The folder is not a bundle.
+    """
+
+    def __init__(self, bundle: Path, at_once: int = 4, threads: int = 0, cheaper: Cheaper | None = None) -> None:
+        self._manifest = read_manifest(bundle)
+        settings = EngineSettings(
+            max_sequences=at_once, intra_threads=threads, allow_ungated=True, encoder_runtime="onnxruntime"
+        )
+        self._client, self._cheaper, self._numbers = LocalClient([bundle], settings), cheaper or Cheaper(), count()
+
+    async def __aenter__(self) -> BundleRespondent:
+        await self._client.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._client.close()
+
+    @property
+    def name(self) -> str:
+        """The bundle's name."""
+        return self._manifest.name
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it is a dual encoder."""
+        return self._manifest.dual is not None
+
+    @property
+    def template(self) -> str:
+        """What the model's labels stand in."""
+        return self._manifest.dual.prompt_template if self._manifest.dual else ""
+
+    @property
+    def identity(self) -> str:
+        """What tells this bundle's vectors from another's: a digest of its graphs, its weights and what feeds them."""
+        files = sorted((name, each.sha256) for name, each in self._manifest.files.items() if _makes_vectors(name))
+        return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+    async def answer(self, conversation: Sequence[Said], max_tokens: int) -> str:
+        """Return the greedy answer.
+
+        Raises:
+            RefusedError: The model does not take this one.
+        """
+        messages = tuple(Message(said.role, tuple(map(_part, said.parts))) for said in conversation)
+        has_images = any(not isinstance(part, TextPart) for message in messages for part in message.parts)
+        request = GenerateRequest(
+            f"asked-{next(self._numbers)}",
+            self.name,
+            messages,
+            SamplingParams(max_tokens=max_tokens, temperature=0.0),
+            kv=self._cheaper.kv,
+            vision=self._cheaper.vision if has_images else None,
+        )
+        try:
+            pieces = [event.text async for event in self._client.generate(request) if isinstance(event, TokenEvent)]
+        except ParameterError:  # of this run's options: the next question would fail by it too
+            raise
+        except (RequestError, DeadlineError) as error:
+            raise RefusedError(str(error)) from error
+        return "".join(pieces)
+
+    async def embed(self, inputs: Sequence[str | bytes]) -> Vectors:
+        """Return [n, E] float32, one row of unit length for each text and encoded image.
+
+        Raises:
+            RefusedError: The model does not take one of them.
+        """
+        parts = tuple(TextPart(each) if isinstance(each, str) else ImagePart(each) for each in inputs)
+        try:
+            result = await self._client.embed(EmbedRequest(f"asked-{next(self._numbers)}", self.name, parts))
+        except RequestError as error:
+            raise RefusedError(str(error)) from error
+        return np.asarray(result.embeddings, np.float32)
+
+
+def _makes_vectors(name: str) -> bool:
+    return ".onnx" in name or name in ("tokenizer.json", "preprocessor.json")
+
+
+def _part(part: Part) -> TextPart | ImagePart | VideoPart:
+    if isinstance(part, str):
+        return TextPart(part)
+    if isinstance(part, Clip):
+        options = FrameOptions(list_fps=_LIST_FPS) if part.is_list else FrameOptions(num_frames=_FRAMES)
+        return VideoPart(part.files, options)
+    return ImagePart(part)
