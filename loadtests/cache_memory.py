@@ -22,7 +22,15 @@ from bundle.errors import PocketVLMError
 from loadtests.shortening import started, words_of
 from quant.kv.table import POLICIES
 from serving.models.generative import GenerativeModel
-from serving.protocol import FinishedEvent, GenerateRequest, KVCompression, Message, SamplingParams, TextPart
+from serving.protocol import (
+    FinishedEvent,
+    GenerateRequest,
+    KVCompression,
+    Message,
+    SamplingParams,
+    TextPart,
+    TokenEvent,
+)
 from serving.settings import EngineSettings
 
 _ANSWER_TOKENS = 64
@@ -113,7 +121,7 @@ async def _answered(model: GenerativeModel, text: str, kv: KVCompression, looked
         async for event in events:
             if isinstance(event, FinishedEvent):
                 rows = event.usage.cache_rows_after
-            else:
+            elif isinstance(event, TokenEvent):
                 looked.told(answer, len(event.token_ids))
     return rows
 
