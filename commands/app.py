@@ -18,6 +18,7 @@ from commands.inspect import inspect
 from commands.loadtest import loadtest
 from commands.quantize import quantize
 from commands.report import report
+from commands.retrieval import ask, index, search
 from commands.run import run
 from commands.serve import DEPLOY_HELP, SERVE_HELP, serve
 from commands.terminal import console
@@ -39,6 +40,9 @@ app.command()(evaluate)
 app.command()(compression)
 app.command()(run)
 app.command()(embed)
+app.command()(index)
+app.command()(search)
+app.command()(ask)
 app.command("serve", help=SERVE_HELP)(serve)
 app.command("deploy", help=DEPLOY_HELP)(serve)
 app.command()(bench)
