@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
-OURS   := bundle commands export graphs pages quant runtime serving loadtests reference pocketvlm.py tests
+OURS   := bundle commands devices export graphs pages quant runtime serving loadtests reference pocketvlm.py tests
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev demo demo-real report-real test test-fast test-gpu check fmt load-smoke attack soak clean

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import re
-
-from bundle.manifest import ImagePrompt
+from bundle.layouts.prompt import ImagePrompt
 from bundle.text import Tokenizer
-
-_TILE_MARKER = re.compile(r"<row_\d+_col_\d+>")
 
 
 def control_tokens(tokenizer: Tokenizer, template: str, image_prompt: ImagePrompt) -> dict[str, int]:
@@ -16,14 +12,10 @@ def control_tokens(tokenizer: Tokenizer, template: str, image_prompt: ImagePromp
     Special tokens always are; other added tokens where the template or an image's layout writes them (some
     vocabularies add runs of spaces or markup, which are ordinary text).
     """
-    layout_tokens = {image_prompt.image_token, image_prompt.fake_token, image_prompt.global_token}
     return {
         token.text: token.id
         for token in tokenizer.added_tokens
-        if token.is_special
-        or token.text in layout_tokens
-        or _TILE_MARKER.fullmatch(token.text)
-        or (token.text.strip() and token.text in template)
+        if token.is_special or image_prompt.writes(token.text) or (token.text.strip() and token.text in template)
     }
 
 

@@ -12,8 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from bundle.directory import Bundle, sha256_of
 from bundle.errors import BundleFileError
 from bundle.external_data import external_files
+from bundle.fields import Text
 from bundle.json_file import read_json
-from bundle.manifest import ComponentName, FileRecord, Text
+from bundle.manifest import ComponentName, FileRecord
 
 ENGINES = "engines.json"
 _Sizes = tuple[int, ...]

@@ -27,9 +27,15 @@
     │   ├── ModelNotFoundError
     │   ├── PrefixNotFoundError
     │   └── TaskError              the model cannot do this task
+    ├── AccessError                whoever asks may not, or not now
+    │   ├── KeyRefusedError        no key, or one that is wrong, revoked or expired
+    │   ├── AdminKeyError          a key that is no administrator's
+    │   └── RateLimitError         the key took what it may; retry after a while
     ├── OverloadedError            the queue is full; retry after a while
     ├── DeadlineError              a request took longer than it may
+    ├── ModelStartingError         nothing of the model runs yet, and enough requests wait for it; retry after a while
     └── EngineDeadError            a worker died, hangs or was stopped; its requests fail
+        └── StartingError          it does not work yet
 
 A message says what was wrong (the value), the limit, and what to do. HTTP status codes live in `serving/api`.
 """
@@ -166,8 +172,42 @@ class TaskError(RequestError):
     """The model does not do what was asked of it."""
 
 
+class AccessError(PocketVLMError):
+    """Whoever asks may not, or not now."""
+
+
+class KeyRefusedError(AccessError):
+    """A request came without a key, or with one that is wrong, revoked or expired."""
+
+
+class AdminKeyError(AccessError):
+    """What was asked for needs an administrator's key."""
+
+
+class RateLimitError(AccessError):
+    """A key took what it may.
+
+    Args:
+        message: The text for the caller.
+        retry_after_s: When the same request may be taken.
+    """
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[type[RateLimitError], tuple[str, float]]:
+        """Keep the wait when the error crosses a process boundary."""
+        return type(self), (self.message, self.retry_after_s)
+
+
 class OverloadedError(PocketVLMError):
     """The queue is full; the caller may retry after a while."""
+
+
+class ModelStartingError(PocketVLMError):
+    """Nothing of the model runs yet, and as many requests wait for it as may; the caller may retry after a while."""
 
 
 class DeadlineError(PocketVLMError):
@@ -176,3 +216,7 @@ class DeadlineError(PocketVLMError):
 
 class EngineDeadError(PocketVLMError):
     """A worker died, hangs or was stopped; its requests fail and readiness turns red."""
+
+
+class StartingError(EngineDeadError):
+    """Models are still being loaded; the same request is answered later."""

@@ -126,6 +126,15 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def resident_memory_bytes() -> int:
+    """Return what of this process is in memory now, mapped weight files included; 0 where the system does not tell."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        return 0
+    return _kilobytes(status, "VmRSS") * 1024
+
+
 def _kilobytes(status: str, field: str) -> int:
     line = next(line for line in status.splitlines() if line.startswith(field + ":"))
     return int(line.split()[1])

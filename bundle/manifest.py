@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from itertools import product
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import Annotated, Literal, TypeAlias, get_args
+from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from bundle.errors import BundleFormatError
+from bundle.fields import MOST_NAME_CHARACTERS, MOST_TEXT_CHARACTERS, Frozen, Lines, Text, TokenId, check_text
 from bundle.gates import Gate, Unmeasured
+from bundle.layouts.prompt import ImagePrompt as ImagePrompt
+from bundle.layouts.table import KnownImagePrompt
 from bundle.states import CacheScheme, State
 
 FORMAT_VERSION = 2
@@ -32,8 +35,6 @@ Scheme = Literal[
     "fp32", "fp16", "int8", "int8-static", "int8-weight-only", "int4", "nf4", "fp4", "int2", "ternary", "mixed"
 ]
 Target = Literal["cpu", "cuda", "tensorrt"]
-_MOST_NAME_CHARACTERS = 200
-_MOST_TEXT_CHARACTERS = 10_000
 
 
 def check_name(name: str) -> str:
@@ -44,39 +45,15 @@ def check_name(name: str) -> str:
     """
     parts = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)
     is_path = name.startswith("/") or any(part in ("..", ".") or part.endswith(("\\", ":")) for part in parts)
-    if not 0 < len(name.strip()) == len(name) <= _MOST_NAME_CHARACTERS or is_path or not name.isprintable():
+    if not 0 < len(name.strip()) == len(name) <= MOST_NAME_CHARACTERS or is_path or not name.isprintable():
         raise ValueError(
-            f"the name {name[:_MOST_NAME_CHARACTERS]!r} is of no use: 1 to {_MOST_NAME_CHARACTERS} printed characters, "
+            f"the name {name[:MOST_NAME_CHARACTERS]!r} is of no use: 1 to {MOST_NAME_CHARACTERS} printed characters, "
             "no space at its ends, no path that leads elsewhere"
         )
     return name
 
 
-def _check_text(text: str) -> str:
-    if len(text) > _MOST_TEXT_CHARACTERS or not text.isprintable():
-        raise ValueError(f"{text[:_MOST_NAME_CHARACTERS]!r} holds characters that are not printed, or too many")
-    return text
-
-
-def _check_lines(text: str) -> str:
-    for line in text.split("\n"):
-        _check_text(line)
-    return text
-
-
-Text: TypeAlias = Annotated[str, AfterValidator(_check_text)]
-"""A text that is shown as it is."""
-Lines: TypeAlias = Annotated[str, Field(max_length=1 << 20), AfterValidator(_check_lines)]
-"""Lines of such text."""
-TokenId: TypeAlias = Annotated[int, Field(ge=0, lt=1 << 31)]
-
-
-class _Frozen(BaseModel):
-    # a measured NaN is written as such: null would be refused when the manifest is read back
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), ser_json_inf_nan="strings")
-
-
-class TensorSpec(_Frozen):
+class TensorSpec(Frozen):
     """One input or output of a graph.
 
     Attributes:
@@ -91,7 +68,7 @@ class TensorSpec(_Frozen):
     shape: tuple[int | str, ...]
 
 
-class Component(_Frozen):
+class Component(Frozen):
     """One graph of the bundle.
 
     Attributes:
@@ -151,7 +128,7 @@ def graph_name(role: Role, phase: Phase = "any") -> ComponentName:
     return f"{role}_prefill" if phase == "prompt" else role
 
 
-class DecoderDims(_Frozen):
+class DecoderDims(Frozen):
     """Sizes of a causal decoder that no tensor of its graphs tells.
 
     Attributes:
@@ -165,30 +142,7 @@ class DecoderDims(_Frozen):
     max_positions: int = Field(gt=0, le=1 << 27)
 
 
-class ImagePrompt(_Frozen):
-    """How one image is written into the prompt of a vision-language model.
-
-    Attributes:
-        kind: "idefics3": tiles with row/column markers and a global image between fake tokens;
-            "llava": the image token repeated, nothing around it.
-        image_token: The placeholder's text in the chat template and in the vocabulary.
-        image_token_id: Its id; every such id in a prompt is replaced by one row of `image_features`.
-        tokens_per_tile: P, rows of `image_features` per image or tile.
-        frames: What a prompt says around a video's frames; "smolvlm": how many they are and when each was.
-        fake_token: idefics3 only: the text before and after each tile.
-        global_token: idefics3 only: the text before the downscaled whole image.
-    """
-
-    kind: Literal["idefics3", "llava"]
-    image_token: str = Field(min_length=1, max_length=_MOST_NAME_CHARACTERS)
-    image_token_id: TokenId
-    tokens_per_tile: int = Field(gt=0, le=1 << 16)
-    frames: Literal["plain", "smolvlm"] = "plain"
-    fake_token: str = Field(default="", max_length=_MOST_NAME_CHARACTERS)
-    global_token: str = Field(default="", max_length=_MOST_NAME_CHARACTERS)
-
-
-class DualEncoderDims(_Frozen):
+class DualEncoderDims(Frozen):
     """Sizes and scoring of a model with an image tower and a text tower.
 
     Attributes:
@@ -212,14 +166,14 @@ class DualEncoderDims(_Frozen):
     prompt_template: Text = "a photo of {}"
 
 
-class FileRecord(_Frozen):
+class FileRecord(Frozen):
     """Size and digest of one file of the bundle."""
 
     size_bytes: int = Field(ge=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-class Manifest(_Frozen):
+class Manifest(Frozen):
     """All that a server must know before it opens a graph.
 
     Attributes:
@@ -254,15 +208,15 @@ class Manifest(_Frozen):
     task: Task
     dialect: Dialect
     target: Target = "cpu"
-    components: dict[Annotated[ComponentName, AfterValidator(_check_text)], Component] = Field(max_length=64)
+    components: dict[Annotated[ComponentName, AfterValidator(check_text)], Component] = Field(max_length=64)
     states: tuple[State, ...] = Field(default=(), max_length=1 << 14)
     segments: tuple[Segment, ...] = Field(default=(), max_length=64)
     decoder: DecoderDims | None = None
-    image_prompt: ImagePrompt | None = None
+    image_prompt: KnownImagePrompt | None = None
     dual: DualEncoderDims | None = None
     bos_token_id: TokenId | None = None
     eos_token_ids: tuple[TokenId, ...] = Field(default=(), max_length=1 << 10)
-    template_tokens: dict[str, Annotated[str, Field(max_length=_MOST_TEXT_CHARACTERS)]] = Field(default_factory=dict)
+    template_tokens: dict[str, Annotated[str, Field(max_length=MOST_TEXT_CHARACTERS)]] = Field(default_factory=dict)
     gates: tuple[Gate, ...] = ()
     unmeasured: tuple[Unmeasured, ...] = ()
     files: dict[str, FileRecord] = Field(default_factory=dict)

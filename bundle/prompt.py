@@ -27,8 +27,8 @@ from bundle.chat_template import CHAT_TEMPLATE, PROBED_ROLES, ChatTemplate
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, ContextLengthError, PromptError
 from bundle.image import TileLayout
-from bundle.image_text import image_text
-from bundle.manifest import ImagePrompt
+from bundle.layouts.prompt import ImagePrompt
+from bundle.layouts.prompt import Span as Span
 from bundle.template_sandbox import MOST_SOURCE_CHARACTERS
 from bundle.text import TOKENIZER, Tokenizer
 from bundle.tools import Tool, call_value, tool_value
@@ -40,23 +40,6 @@ _MOST_BYTES_A_CHARACTER = 4
 _PROBED_TEXT = "x"
 _BETWEEN_PARTS = "\n"
 """Joins the parts of a message for a template that reads one string, as vLLM does and LLaVA was trained."""
-
-
-@dataclass(frozen=True)
-class Span:
-    """Consecutive tokens of a prompt that stand for consecutive rows of one image's features.
-
-    Attributes:
-        start: First token.
-        end: Behind the last one.
-        image: Which image, in the order of the conversation.
-        row: The image's feature row that the first token stands for.
-    """
-
-    start: int
-    end: int
-    image: int
-    row: int
 
 
 @dataclass(frozen=True)
@@ -201,15 +184,14 @@ class PromptBuilder:
             ContextLengthError: Images alone, or the characters that the template makes, are more than `max_tokens`.
         """
         _check(turns, layouts)
-        tokens_per_tile = self._image_prompt.tokens_per_tile
-        num_image_tokens = sum(layout.num_tokens(tokens_per_tile) for layout in layouts) - num_dropped
+        num_image_tokens = sum(map(self._image_prompt.num_tokens, layouts)) - num_dropped
         if max_tokens is not None and num_image_tokens > max_tokens:
             raise ContextLengthError(
                 f"the {len(layouts)} images take {num_image_tokens} tokens; the context holds {max_tokens}. Send fewer "
                 "or smaller images, or let the server hold a longer context.",
                 "messages",
             )
-        expansions = [image_text(self._image_prompt, layout) for layout in layouts]
+        expansions = [self._image_prompt.text(layout) for layout in layouts]
         if not self._template.has_tools:
             turns, tools = in_words(turns, tools), ()
         rendered = self._render(turns, str, add_generation_prompt, tools)
@@ -220,7 +202,7 @@ class PromptBuilder:
             ids = self._pieces(turns, expansions, add_generation_prompt, tools)
         token_ids = np.array(ids, np.int64)
         spans = self._spans(token_ids, layouts)
-        return Prompt(token_ids, spans, np.arange(len(ids), dtype=np.int64), len(ids), len(layouts))
+        return self._prompt(token_ids, spans, layouts)
 
     def of_text(self, text: str, *, max_tokens: int, adds_special_tokens: bool = True) -> Prompt:
         """Return a text as a prompt of its own, in which nothing is a control token.
@@ -234,7 +216,13 @@ class PromptBuilder:
         ids = self._tokenizer.with_special_tokens(ids) if adds_special_tokens else ids
         if not ids:
             raise PromptError("prompt is empty; send a text to go on with", "prompt")
-        return Prompt(np.array(ids, np.int64), (), np.arange(len(ids), dtype=np.int64), len(ids), 0)
+        return self._prompt(np.array(ids, np.int64), (), ())
+
+    def _prompt(
+        self, token_ids: npt.NDArray[np.int64], spans: tuple[Span, ...], layouts: Sequence[TileLayout]
+    ) -> Prompt:
+        places = self._image_prompt.places(len(token_ids), spans, layouts)
+        return Prompt(token_ids, spans, places.positions, places.next_position, len(layouts))
 
     def answer_ids(self, answer: str) -> list[int]:
         """Return the tokens of an answer as they follow a prompt: many templates put a blank before it.
@@ -266,7 +254,7 @@ class PromptBuilder:
     def _spans(self, token_ids: npt.NDArray[np.int64], layouts: Sequence[TileLayout]) -> tuple[Span, ...]:
         """Return where each image's rows go."""
         places = np.flatnonzero(token_ids == self._image_prompt.image_token_id)
-        sizes = [layout.num_tokens(self._image_prompt.tokens_per_tile) for layout in layouts]
+        sizes = list(map(self._image_prompt.num_tokens, layouts))
         if len(places) != sum(sizes):
             raise PromptError(
                 f"the prompt holds {len(places)} image tokens where its {len(layouts)} images take {sum(sizes)}"
@@ -346,7 +334,7 @@ class PromptBuilder:
         """Return a message's content as the template reads it."""
         if self._template.content == "parts":
             return [_part(part, of_text) for part in parts]
-        if Placeholder.IMAGE in parts and self._image_prompt.kind != "llava":
+        if Placeholder.IMAGE in parts and not self._image_prompt.places_images_in_strings:
             raise PromptError(
                 "the model's chat template reads a message as one string, and nothing says where in it a model of kind "
                 f"{self._image_prompt.kind} wants an image; send text alone",

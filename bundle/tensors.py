@@ -32,6 +32,9 @@ LOGITS_INDICES = "logits_indices"
 """[B, N] int64: the new tokens whose logits are wanted."""
 IS_IMAGE = "is_image"
 """[B, T] bool, optional: tokens that stand for image features, for decoders with experts of their own for them."""
+DEEP_FEATURES = "deep_features"
+"""[B, T, n*D] float32: what a decoder's first n layers add to their hidden states where an image is; 0 elsewhere.
+Image features are then [I, P, (1 + n)*D]: the first D become embeddings."""
 LAST_QUERIES = "last_queries."
 """[B, W, H*C] float32, optional, with the layer's number behind it: queries of the last W new tokens, or of all where
 those are fewer, rotated."""

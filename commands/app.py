@@ -15,13 +15,16 @@ from commands.embed import embed
 from commands.evaluate import evaluate
 from commands.export import export
 from commands.inspect import inspect
+from commands.keys import keys
 from commands.loadtest import loadtest
 from commands.quantize import quantize
 from commands.report import report
 from commands.retrieval import ask, index, search
 from commands.run import run
 from commands.serve import DEPLOY_HELP, SERVE_HELP, serve
+from commands.sync import sync
 from commands.terminal import console
+from commands.top import top
 
 app = typer.Typer(
     name="pocketvlm",
@@ -45,8 +48,11 @@ app.command()(search)
 app.command()(ask)
 app.command("serve", help=SERVE_HELP)(serve)
 app.command("deploy", help=DEPLOY_HELP)(serve)
+app.add_typer(keys)
+app.command()(sync)
 app.command()(bench)
 app.command()(loadtest)
+app.command()(top)
 app.command()(doctor)
 app.command()(demo)
 
@@ -60,7 +66,7 @@ def _tell_version(is_asked: bool) -> None:
 
 
 @app.callback()
-def top(
+def pocketvlm(
     version: Annotated[
         bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version, and end.")
     ] = False,

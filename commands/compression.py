@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +14,7 @@ from commands.options import ThreadsOption, usage_errors
 from commands.terminal import console, progress
 
 if TYPE_CHECKING:
-    from quant.quality.evaluation import Evaluation
+    from quant.quality.evaluation import Evaluation, Question
 
 _SHARES = "0.75,0.5,0.25,0.1"
 _KINDS = ("colour", "shape", "count", "describe")
@@ -53,6 +56,20 @@ def compression(
         list[Path] | None,
         typer.Option(help="Times by python -m loadtests.shortening; may be repeated. Default: none."),
     ] = None,
+    replies: Annotated[
+        bool,
+        typer.Option(
+            help="Answer freely as well, and count what is right. Without: only distributions over the right answers' "
+            "tokens are compared, several times as quick."
+        ),
+    ] = True,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Begin no further question of a bundle after so long; tasks take turns then. Default: ask them all.",
+        ),
+    ] = None,
     threads: ThreadsOption = 0,
 ) -> None:
     """Measure every visual-token reducer and KV policy against the share that stays, and draw a page of it."""
@@ -74,7 +91,9 @@ def compression(
         for path in bundles or ():
             found = evaluation_of(path, evaluation, samples) if drawings is None else _drawings(drawings)
             bundle = open_bundle(path, allow_ungated=True)
-            records.append(measure_shortening(bundle, found, wanted, settings, progress))
+            most_s = math.inf if minutes is None else 60 * minutes
+            asked = _asked(found, replies=replies, in_turns=minutes is not None)
+            records.append(measure_shortening(bundle, asked, wanted, settings, progress, most_s))
             records[-1].write(output.with_name(f"{output.stem}-{bundle.manifest.name}.json"))
     for record in records:
         console.print(record.model, style="bold", markup=False)
@@ -90,6 +109,18 @@ def _drawings(num: int) -> Evaluation:
 
     questions = [question for kind in _KINDS for question in held_out(kind, num)]
     return Evaluation(questions=questions, source="held-out drawings, in plain English")
+
+
+def _asked(evaluation: Evaluation, *, replies: bool, in_turns: bool) -> Evaluation:
+    """Return an evaluation without free answers where none are wanted; in turns, its tasks one after another."""
+    found = evaluation if replies else replace(evaluation, no_accuracy="no free answers were asked for")
+    if not in_turns:
+        return found
+    by_task: dict[str, list[Question]] = {}
+    for question in found.questions:
+        by_task.setdefault(question.task, []).append(question)
+    rounds = zip_longest(*by_task.values())
+    return replace(found, questions=[question for each in rounds for question in each if question is not None])
 
 
 def _shares(text: str) -> list[float]:

@@ -96,6 +96,28 @@ ProviderOption = Annotated[
         show_default=False,
     ),
 ]
+KeysFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="A file of API keys (`pocketvlm keys`), read again when it changes; every request then needs one. Keys in "
+        "POCKETVLM_API_KEYS and POCKETVLM_ADMIN_KEYS, commas between them, do the same. Default: nobody is asked."
+    ),
+]
+OriginsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="An origin whose pages may ask from a browser, such as https://app.example.com; * for any. May be given "
+        "several times. Default: none."
+    ),
+]
+CertificateOption = Annotated[
+    Path | None,
+    typer.Option("--tls-certificate", help="A certificate, PEM, its chain behind it: speak HTTPS. Default: HTTP."),
+]
+CertificateKeyOption = Annotated[
+    Path | None,
+    typer.Option("--tls-key", help="The certificate's key, PEM, without a passphrase. Default: none."),
+]
 LogLevelOption = Annotated[
     Literal["debug", "info", "warning", "error"] | None,
     typer.Option(help="Least severe line that is logged, on stderr. Default: info.", show_default=False),
@@ -137,6 +159,10 @@ def serve(
     served_name: NamesOption = None,
     threads: ServeThreadsOption = None,
     provider: ProviderOption = None,
+    keys_file: KeysFileOption = None,
+    cors_origin: OriginsOption = None,
+    tls_certificate: CertificateOption = None,
+    tls_key: CertificateKeyOption = None,
     log_level: LogLevelOption = None,
     drain_timeout_s: DrainOption = None,
     allow_ungated: UngatedOption = None,
@@ -159,11 +185,16 @@ def serve(
         "engine.vision_method": vision_method,
         "engine.vision_keep": vision_keep,
         "api.prefix_folder": prefix_folder,
+        "api.access.keys_file": keys_file,
+        "api.access.cors_origins": cors_origin or None,
+        "http.tls_certificate": tls_certificate,
+        "http.tls_key": tls_key,
         "engine.intra_threads": threads,
         "engine.provider": provider,
         "engine.allow_ungated": allow_ungated or None,
     }
     settings = load_settings(config, os.environ, flags)
+    _refuse_files_early(settings)
     _require("ray" if context.info_name == "deploy" else "uvicorn")
     served = _served(bundles, real)
     settings = with_aliases(settings, _refuse_early(served, settings), served_name or [])
@@ -175,6 +206,21 @@ def serve(
         from serving.edge.serve import serve as serve_here
 
         serve_here(served, settings, announce)
+
+
+def _refuse_files_early(settings: ServerSettings) -> None:
+    """Refuse before anything is loaded a file of keys, or a certificate, that is unusable.
+
+    Raises:
+        SettingsError: It is.
+    """
+    from serving.tls import Certificate
+
+    Certificate.of(settings.http)
+    if settings.api.access.needs_key:
+        from serving.access.keyring import Keyring
+
+        Keyring(settings.api.access)
 
 
 def _require(module: str) -> None:

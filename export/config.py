@@ -26,6 +26,10 @@ _ROPE_SCALING: Mapping[str, Mapping[str, str]] = {
 """Kinds of rotary scaling, each with its fields of `RopeConfig` and their keys in a config."""
 
 
+_BY_AXIS = "mrope"
+"""What older configs call a rotary embedding by three axes; its frequencies are the default ones."""
+
+
 @dataclass(frozen=True)
 class TowerConfig:
     """Sizes of a ViT or of a text tower.
@@ -133,6 +137,7 @@ class RopeConfig:
         """Return the rotary part of a text config; of two spellings the older counts, as in transformers 5."""
         given: dict[str, Any] = dict(raw.get("rope_scaling") or raw.get("rope_parameters") or {})
         kind: Any = given.get("rope_type", given.get("type", "default"))
+        kind = "default" if kind == _BY_AXIS else kind
         theta: Any = given.get("rope_theta", raw.get("rope_theta", 10_000.0))
         if kind not in _ROPE_SCALING or any(isinstance(value, Mapping) for value in given.values()):
             raise UnsupportedConfigError(
@@ -264,48 +269,16 @@ def with_length_groups(config: DecoderConfig, num_groups: int) -> DecoderConfig:
     return replace(config, layer_groups=tuple(at * num_groups // config.num_layers for at in range(config.num_layers)))
 
 
-MIXTURE = "llama_mote"
-"""`model_type` of a Llama decoder whose MLPs are mixtures (reference/checkpoints/README.md has the format)."""
+def read_sizes(merged: Raw, *, qkv_bias: bool) -> DecoderConfig:
+    """Return the sizes in a text config that names them as Llama's does.
 
-_LLAMA_DEFAULTS: Raw = {
-    "vocab_size": 32_000,
-    "hidden_size": 4096,
-    "intermediate_size": 11_008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "max_position_embeddings": 2048,
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-6,
-}
-_QWEN2_DEFAULTS: Raw = {
-    **_LLAMA_DEFAULTS,
-    "vocab_size": 151_936,
-    "intermediate_size": 22_016,
-    "num_key_value_heads": 32,
-    "max_position_embeddings": 32_768,
-}
-
-
-def read_decoder(raw: Raw) -> DecoderConfig:
-    """Return the decoder described by a `text_config`.
+    Args:
+        merged: With the defaults of its kind.
+        qkv_bias: Queries, keys and values have biases.
 
     Raises:
-        UnsupportedConfigError: None of Llama, Qwen2 and the mixture of experts, or a setting that is not built.
+        UnsupportedConfigError: Heads that do not share keys evenly, or a rotary embedding that is not built.
     """
-    kind = raw.get("model_type", "llama")
-    if kind == "llama":
-        return _decoder({**_LLAMA_DEFAULTS, **raw}, qkv_bias=bool(raw.get("attention_bias", False)))
-    if kind == MIXTURE:
-        require(raw, [("attention_bias", False), ("mlp_bias", False)])
-        return replace(_decoder({**_LLAMA_DEFAULTS, **raw}, qkv_bias=False), experts=ExpertsConfig.read(raw))
-    if kind == "qwen2":
-        if raw.get("use_sliding_window") or "sliding_attention" in (raw.get("layer_types") or ()):
-            raise UnsupportedConfigError("text_config.use_sliding_window: sliding-window attention is not built")
-        return _decoder({**_QWEN2_DEFAULTS, **raw}, qkv_bias=True)
-    raise UnsupportedConfigError(f"text_config.model_type {kind!r}: the decoders built are llama, qwen2 and {MIXTURE}")
-
-
-def _decoder(merged: Raw, *, qkv_bias: bool) -> DecoderConfig:
     num_heads = merged["num_attention_heads"]
     num_kv_heads = merged.get("num_key_value_heads") or num_heads
     if num_heads % num_kv_heads:

@@ -90,7 +90,7 @@ def export_checkpoint(
     weights.fill()
     weights.require_all_used()
     with write_aside(output, overwrite=overwrite) as aside:
-        files = convert_processor(folder, source.config, aside)
+        files = convert_processor(folder, family, aside)
         _require_agreement(family, files)
         if files.note is not None:
             say(files.note)
@@ -142,7 +142,7 @@ def read_decoder(file: Path, family: Family) -> dict[str, GgufTensor]:
         raise UnsupportedConfigError(f"{file.name} brings a decoder, and the checkpoint's architecture has none")
     from export.gguf_decoder import read_gguf
 
-    return read_gguf(file, family.decoder, family.text_prefix)
+    return read_gguf(file, family.decoder.config, family.text_prefix)
 
 
 def located(checkpoint: str, say: Callable[[str], None]) -> tuple[Path, str]:
@@ -170,7 +170,7 @@ def _require_agreement(family: Family, files: ProcessorFiles) -> None:
     """Check that the preprocessing yields what the graphs take.
 
     Raises:
-        UnsupportedConfigError: Another image size or number of image tokens, or a token beyond the embedding table.
+        UnsupportedConfigError: Another number of image tokens, or a token beyond the embedding table.
     """
     token, token_id = files.last_token
     if token_id >= family.vocab_size:
@@ -178,15 +178,9 @@ def _require_agreement(family: Family, files: ProcessorFiles) -> None:
             f"tokenizer.json gives {token!r} the id {token_id}, the model embeds {family.vocab_size} rows: a text with "
             "that token could not be read. Tokenizer and weights do not belong together."
         )
-    side = family.image_size_px
-    if tuple(files.image_spec.tile_size_px) != (side, side):
-        raise UnsupportedConfigError(
-            f"the processor makes images of {files.image_spec.tile_size_px} pixels, the vision tower takes {side}; "
-            "only towers fed at their own resolution are built"
-        )
     if files.image_prompt is None or not isinstance(family, VisionLanguage):
         return
-    if files.image_prompt.tokens_per_tile != family.tokens_per_tile:
+    if family.tokens_per_tile is not None and files.image_prompt.tokens_per_tile != family.tokens_per_tile:
         raise UnsupportedConfigError(
             f"the processor writes {files.image_prompt.tokens_per_tile} tokens per image, "
             f"the vision tower makes {family.tokens_per_tile} features"
@@ -214,7 +208,8 @@ def _cut_decoder(family: Family, segments: Sequence[int]) -> None:
     """
     if not isinstance(family, VisionLanguage):
         raise UnsupportedConfigError("--decoder-segments cuts a decoder, and the checkpoint's architecture has none")
-    family.decoder = with_segments(family.decoder, segments)
+    decoder = family.decoder
+    decoder.config = with_segments(decoder.config, segments)
 
 
 def _group_layers(family: Family, num_groups: int) -> None:
@@ -225,7 +220,8 @@ def _group_layers(family: Family, num_groups: int) -> None:
     """
     if not isinstance(family, VisionLanguage):
         raise UnsupportedConfigError("--length-groups is of a decoder, and the checkpoint's architecture has none")
-    family.decoder = with_length_groups(family.decoder, num_groups)
+    decoder = family.decoder
+    decoder.config = with_length_groups(decoder.config, num_groups)
 
 
 def _segments(
@@ -237,7 +233,7 @@ def _segments(
 ) -> tuple[Segment, ...]:
     if not isinstance(family, VisionLanguage):
         return ()
-    return write_segments(folder, components["decoder"], states, family.decoder, say)
+    return write_segments(folder, components["decoder"], states, family.decoder.config, say)
 
 
 def _copy_routers(checkpoint: Path, family: Family, aside: Path, say: Callable[[str], None]) -> None:
@@ -249,7 +245,7 @@ def _copy_routers(checkpoint: Path, family: Family, aside: Path, say: Callable[[
     path = checkpoint / VISUAL_EXIT
     if not path.is_file() or not isinstance(family, VisionLanguage):
         return
-    routers = load_routers(path, family.decoder.hidden_size)
+    routers = load_routers(path, family.decoder.config.hidden_size)
     shutil.copyfile(path, aside / VISUAL_EXIT)
     say(f"{VISUAL_EXIT}: image tokens may leave before the layers {', '.join(map(str, routers))}")
 

@@ -9,10 +9,16 @@ from functools import cached_property
 from typing import ClassVar, Literal
 
 from bundle import tensors
+from bundle.errors import UnsupportedConfigError
+from bundle.image import ImageSpec
+from bundle.layouts.table import KnownImagePrompt
 from bundle.manifest import ComponentName, DecoderDims, Role, Task, TensorSpec
 from bundle.states import State
-from export.config import DecoderConfig, Raw, read_decoder, require, sub_config
-from export.nn.decoder import CausalDecoder
+from export.config import Raw, require, sub_config
+from export.decoders.causal import CausalDecoder
+from export.decoders.decoder import Decoder
+from export.decoders.table import load_decoder
+from export.found_processor import FoundProcessor
 from export.nn.dialect import Dialect
 from export.nn.linear import Embedding
 from export.nn.module import Module
@@ -21,7 +27,6 @@ from export.quantized.method import QuantizationMethod
 from export.quantized.table import load_method
 
 _HEAD = "lm_head.weight"
-_PARTS: tuple[Literal["key", "value"], ...] = ("key", "value")
 
 
 @dataclass(frozen=True)
@@ -71,20 +76,37 @@ class Family(ABC):
             older layouts into the one that the modules are named by.
         unused: Patterns of keys that no graph wants: buffers that hold no weights, and parts that the outputs skip.
         scalars: Keys that go into the manifest and not into a graph.
+        image_processor: The class that transformers takes where a processor's files name none.
+        lower_cases: Texts are cut into tokens of lower case, whatever the tokenizer's files say (SigLIP).
     """
 
     task: ClassVar[Task]
     renames: ClassVar[tuple[tuple[str, str], ...]] = ()
     unused: ClassVar[tuple[str, ...]] = (r".*\.position_ids", r".*\.rotary_emb\.inv_freq")
     scalars: ClassVar[tuple[str, ...]] = ()
+    image_processor: ClassVar[str]
+    lower_cases: ClassVar[bool] = False
 
     def __init__(self, config: Raw) -> None:
         self.config = config
 
     @property
     @abstractmethod
-    def image_size_px(self) -> int:
-        """Side of the images that the vision graph takes."""
+    def image_size_px(self) -> int | None:
+        """Side of the images that the vision graph takes; None where it takes any that its processor makes."""
+
+    def check_images(self, spec: ImageSpec) -> None:
+        """Check that the preprocessing makes what the vision graph takes.
+
+        Raises:
+            UnsupportedConfigError: Images of another size.
+        """
+        side = self.image_size_px
+        if side is not None and (tuple(spec.tile_size_px) != (side, side) or not spec.geometry.has_one_size):
+            raise UnsupportedConfigError(
+                f"the processor makes images of {spec.tile_size_px} pixels, the vision tower takes {side}; "
+                "only towers fed at their own resolution are built"
+            )
 
     @property
     @abstractmethod
@@ -122,24 +144,45 @@ class VisionLanguage(Family):
     task: ClassVar[Task] = "image-text-to-text"
     text_prefix: ClassVar[str]
 
+    @property
+    def text_config(self) -> Raw:
+        """The decoder's part of the config."""
+        return sub_config(self.config, "text_config")
+
     @cached_property
-    def decoder(self) -> DecoderConfig:
-        """Sizes of the decoder, which every family keeps in `text_config`."""
-        return read_decoder(sub_config(self.config, "text_config"))
+    def decoder(self) -> Decoder:
+        """The decoder, opened on its config."""
+        return load_decoder(self.text_config)
 
     @property
     def vocab_size(self) -> int:
         """V."""
-        return self.decoder.vocab_size
+        return self.decoder.config.vocab_size
 
     @property
     @abstractmethod
-    def tokens_per_tile(self) -> int:
-        """P, features per image or tile."""
+    def tokens_per_tile(self) -> int | None:
+        """P, features per image or tile; None where that varies with the image's size."""
+
+    @property
+    def feature_size(self) -> int:
+        """Width of a row of features: the decoder's, unless more of them goes into the decoder by other ways."""
+        return self.decoder.config.hidden_size
+
+    @abstractmethod
+    def image_prompt(self, found: FoundProcessor) -> KnownImagePrompt:
+        """Return how the model writes images into prompts.
+
+        Raises:
+            UnsupportedConfigError: The processor contradicts the config, or a token is not in the vocabulary.
+        """
 
     @abstractmethod
     def vision(self, dialect: Dialect) -> Module:
-        """Return the module pixel_values [I, 3, height, width] -> image_features [I, P, D], `tower_outputs` behind."""
+        """Return the module pixel_values [I, 3, height, width] -> image_features [I, P, D], `tower_outputs` behind.
+
+        Where images keep their shape, all of a run have one size: a graph reads it from the shape of its input.
+        """
 
     def tower_outputs(self) -> Sequence[TensorSpec]:
         """Return what `vision` tells of its tower's attention, for reducers of visual tokens; nothing by default."""
@@ -147,7 +190,8 @@ class VisionLanguage(Family):
 
     def stored_weights(self) -> QuantizationMethod:
         """Return how the checkpoint stores its weights, where ternary experts may be packed among full precision."""
-        if self.decoder.experts is None or not self.decoder.experts.is_ternary:
+        experts = self.decoder.config.experts
+        if experts is None or not experts.is_ternary:
             return super().stored_weights()
         require(self.config, [("quantization_config", None)])
         return PackedExperts({})
@@ -166,9 +210,11 @@ class VisionLanguage(Family):
 
     def graphs(self, dialect: Dialect) -> dict[ComponentName, GraphPlan]:
         """Return the three graphs of docs/bundle-format.md."""
-        size, vocab = self.decoder.hidden_size, self.decoder.vocab_size
+        size, vocab = self.decoder.config.hidden_size, self.decoder.config.vocab_size
         table = Embedding(vocab, size, name=f"{self.text_prefix}.embed_tokens")
-        features = TensorSpec(name=tensors.IMAGE_FEATURES, dtype="float32", shape=("I", self.tokens_per_tile, size))
+        features = TensorSpec(
+            name=tensors.IMAGE_FEATURES, dtype="float32", shape=("I", self.tokens_per_tile or "P", self.feature_size)
+        )
         embeds = TensorSpec(name=tensors.INPUTS_EMBEDS, dtype="float32", shape=("B", "T", size))
         ids = TensorSpec(name=tensors.INPUT_IDS, dtype="int64", shape=("B", "T"))
         return {
@@ -185,17 +231,21 @@ class VisionLanguage(Family):
 
     def decoder_dims(self) -> DecoderDims:
         """Return the manifest's part on the decoder."""
+        config = self.decoder.config
         return DecoderDims(
-            hidden_size=self.decoder.hidden_size,
-            vocab_size=self.decoder.vocab_size,
-            max_positions=self.decoder.max_positions,
+            hidden_size=config.hidden_size, vocab_size=config.vocab_size, max_positions=config.max_positions
         )
 
 
 class DualEncoder(Family):
-    """An image tower and a text tower into one space."""
+    """An image tower and a text tower into one space.
+
+    Class attributes:
+        pads_to_max: Texts are padded to the longest length there is, as in training (SigLIP).
+    """
 
     task: ClassVar[Task] = "dual-encoder"
+    pads_to_max: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -230,50 +280,36 @@ class DualEncoder(Family):
         }
 
 
-def pixels(side_px: int) -> TensorSpec:
-    """Return the input of a vision graph."""
-    return TensorSpec(name=tensors.PIXEL_VALUES, dtype="float32", shape=("I", 3, side_px, side_px))
+def pixels(side_px: int | None) -> TensorSpec:
+    """Return the input of a vision graph; without a side, its images are of any size, one in each run."""
+    height, width = (side_px, side_px) if side_px is not None else ("height", "width")
+    return TensorSpec(name=tensors.PIXEL_VALUES, dtype="float32", shape=("I", 3, height, width))
 
 
-def decoder_plan(config: DecoderConfig, embeds: TensorSpec, module: Module) -> GraphPlan:
+def decoder_plan(decoder: Decoder, embeds: TensorSpec, module: Module) -> GraphPlan:
     """Return the decoder's graph of docs/bundle-format.md.
 
     Args:
-        config: Sizes.
+        decoder: Sizes, states and inputs of its own.
         embeds: What `embed_tokens` gives.
-        module: As `export.nn.decoder.CausalDecoder`.
+        module: As `export.decoders.causal.CausalDecoder`.
     """
+    config = decoder.config
     indices: list[tuple[str, tuple[int | str, ...]]] = [
-        (tensors.POSITION_IDS, ("B", "T")),
+        (tensors.POSITION_IDS, (*decoder.position_axes, "B", "T")),
         (tensors.PAST_LENGTHS, (config.num_length_groups, "B")),
         (tensors.LOGITS_INDICES, ("B", "N")),
     ]
     inputs = tuple(TensorSpec(name=name, dtype="int64", shape=shape) for name, shape in indices)
     logits = TensorSpec(name=tensors.LOGITS, dtype="float32", shape=("B", "N", config.vocab_size))
-    return GraphPlan(module, "decoder", (embeds, *inputs), (logits,), _cache(config), _last_queries(config))
+    taken = (embeds, *inputs, *decoder.inputs)
+    return GraphPlan(module, "decoder", taken, (logits,), decoder.states, _last_queries(decoder))
 
 
-def _cache(config: DecoderConfig) -> tuple[State, ...]:
-    """Return keys and values of every layer, as transformers.js and Optimum name them."""
-    return tuple(
-        State(
-            input=f"past_key_values.{layer}.{part}",
-            output=f"present.{layer}.{part}",
-            dtype="float32",
-            shape=("B", config.num_kv_heads, "S", config.head_size),
-            group=group,
-            layer=layer,
-            part=part,
-        )
-        for layer, group in enumerate(config.length_groups)
-        for part in _PARTS
-    )
-
-
-def _last_queries(config: DecoderConfig) -> tuple[TensorSpec, ...]:
-    """Return what policies choose rows by, of every layer (docs/compression.md)."""
-    shape = ("B", "W", config.num_heads * config.head_size)
+def _last_queries(decoder: Decoder) -> tuple[TensorSpec, ...]:
+    """Return what policies choose rows by, of every layer that keeps some (docs/compression.md)."""
+    shape = ("B", "W", decoder.config.num_heads * decoder.config.head_size)
     return tuple(
         TensorSpec(name=f"{tensors.LAST_QUERIES}{layer}", dtype="float32", shape=shape)
-        for layer in range(config.num_layers)
+        for layer in decoder.layers_with_rows
     )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
+from devices.energy.account import EnergyAccount, FoundMeters, spent_joules
 from loadtests.images import draw_image
-from loadtests.stopwatch import Measurement, Stopwatch
+from loadtests.stopwatch import Measurement, RequestEnergy, Stopwatch
 from loadtests.wording import counted
 from serving.models.client import LocalClient
 from serving.protocol import (
@@ -34,10 +35,14 @@ class Conversation:
         model: The served name.
         image_px: Width and height of the images.
         seed: First of the images' seeds.
+        account: Tells what requests take; None: that is not asked.
     """
 
-    def __init__(self, client: LocalClient, model: str, image_px: int, seed: int) -> None:
+    def __init__(
+        self, client: LocalClient, model: str, image_px: int, seed: int, account: EnergyAccount | None = None
+    ) -> None:
         self._client = client
+        self._account = account or EnergyAccount(FoundMeters((), ()))
         self._model = model
         self._image_px = image_px
         self._seeds: Iterator[int] = itertools.count(seed)
@@ -80,6 +85,7 @@ class Conversation:
     async def _answers(self, watch: Stopwatch, image: ImagePart, size: int, output_tokens: int) -> Measurement:
         """Return the time until `size` concurrent answers about an image seen before have all ended."""
         tokens: list[int] = []
+        spent = self._spending()
 
         async def together() -> float:
             requests = [self._request(image, output_tokens) for _ in range(size)]
@@ -91,22 +97,42 @@ class Conversation:
 
         times = await watch.collect_async(together)
         mean = sum(tokens) / len(tokens)
-        return Measurement(f"{counted(size, 'answer')} at once, {mean:.1f} tokens each", times)
+        name = f"{counted(size, 'answer')} at once, {mean:.1f} tokens each"
+        return Measurement(name, times, energy=spent(len(tokens), mean))
+
+    def _spending(self) -> Callable[[int, float], RequestEnergy | None]:
+        """Return what tells, when it is called, the energy of each of so many requests since now."""
+        before = self._account.entries()
+
+        def spent(num_requests: int, tokens: float) -> RequestEnergy | None:
+            joules = spent_joules(before, self._account.entries())
+            return None if joules is None else RequestEnergy(joules / num_requests, tokens)
+
+        return spent
 
     async def embed(self, watch: Stopwatch, batch_sizes: tuple[int, ...]) -> AsyncIterator[Measurement]:
         """Yield the time of requests that embed images, then texts, from encoded bytes and strings to vectors."""
         for size in batch_sizes:
-            times = await watch.collect_async(lambda size=size: self._embed_images(size))  # type: ignore[misc]
-            yield Measurement(f"embed {counted(size, 'image')} of {self._image_px} px", times, size, "images")
+            name = f"embed {counted(size, 'image')} of {self._image_px} px"
+            yield await self._embedded(watch, name, size, "images", self._image)
         for size in batch_sizes:
-            times = await watch.collect_async(lambda size=size: self._embed_texts(size))  # type: ignore[misc]
-            yield Measurement(f"embed {counted(size, 'text')}", times, size, "texts")
+            name = f"embed {counted(size, 'text')}"
+            yield await self._embedded(watch, name, size, "texts", lambda: TextPart(_CAPTION))
 
-    async def _embed_images(self, size: int) -> float:
-        return await self._embed(tuple(self._image() for _ in range(size)))
+    async def _embedded(
+        self, watch: Stopwatch, name: str, size: int, unit: str, make: Callable[[], ImagePart | TextPart]
+    ) -> Measurement:
+        """Return the time of requests that embed `size` inputs each."""
+        num_requests = 0
+        spent = self._spending()
 
-    async def _embed_texts(self, size: int) -> float:
-        return await self._embed(tuple(TextPart(_CAPTION) for _ in range(size)))
+        async def embed() -> float:
+            nonlocal num_requests
+            num_requests += 1
+            return await self._embed(tuple(make() for _ in range(size)))
+
+        times = await watch.collect_async(embed)
+        return Measurement(name, times, size, unit, energy=spent(num_requests, 0.0))
 
     async def _embed(self, inputs: tuple[TextPart | ImagePart, ...]) -> float:
         request = EmbedRequest(f"bench-{next(self._ids)}", self._model, inputs)

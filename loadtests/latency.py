@@ -23,6 +23,7 @@ from bundle.directory import Bundle, open_bundle, read_manifest
 from bundle.errors import PocketVLMError, SettingsError
 from bundle.machine import Machine, peak_memory_bytes, this_machine
 from bundle.manifest import Manifest
+from devices.energy.account import EnergyAccount, spent_joules
 from loadtests.apart import run_apart
 from loadtests.conversation import Conversation
 from loadtests.stations import DecoderBench, measure_vision
@@ -34,6 +35,8 @@ from serving.settings import EngineSettings
 
 _PACKAGES = ("pocketvlm", "onnxruntime", "onnxruntime-gpu", "numpy", "Pillow", "tokenizers")
 _MAX_BATCH = 64
+_IDLE_S = 1.0
+"""Long enough for ten readings of a board's power."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,27 @@ class BenchmarkPlan:
 
 
 @dataclass(frozen=True)
+class EnergyNote:
+    """What energies of a benchmark are energies of.
+
+    Attributes:
+        meters: That were read; none: nothing is known of energy here.
+        idle_watts: What they told while the model was loaded and nothing asked; None without a meter.
+        silent: Why there are no others.
+    """
+
+    meters: tuple[str, ...]
+    idle_watts: float | None
+    silent: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Return it in one line."""
+        if self.idle_watts is None:
+            return f"energy: no meter ({'; '.join(self.silent)})"
+        return f"energy of {', '.join(self.meters)}, {self.idle_watts:.2f} W when idle (counted in)"
+
+
+@dataclass(frozen=True)
 class BenchmarkReport:
     """What a bundle costs on a machine.
 
@@ -116,6 +140,7 @@ class BenchmarkReport:
         lines: The measurements.
         plan: What was asked for.
         machine: Where.
+        energy: Of what, and what it took without work.
     """
 
     name: str
@@ -130,11 +155,18 @@ class BenchmarkReport:
     lines: tuple[Measurement, ...]
     plan: BenchmarkPlan
     machine: Machine
+    energy: EnergyNote
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as plain data, rates included."""
-        lines = [{**asdict(line), "per_second": line.per_second} for line in self.lines]
-        return {**asdict(self), "lines": lines}
+        return {**asdict(self), "lines": [_line_json(line) for line in self.lines]}
+
+
+def _line_json(line: Measurement) -> dict[str, Any]:
+    told = {**asdict(line), "per_second": line.per_second}
+    if line.energy is not None:
+        told["energy"] = {**asdict(line.energy), "tokens_per_joule": line.energy.tokens_per_joule}
+    return told
 
 
 def run_benchmark(
@@ -162,7 +194,8 @@ def measure_bundle(bundle: Path, plan: BenchmarkPlan) -> BenchmarkReport:
     """Return the benchmark of a bundle, measured in this process; its peak memory is then this process's."""
     memory_before_bytes = peak_memory_bytes()
     manifest, settings = read_manifest(bundle), plan.settings()
-    engine_lines, load_s = asyncio.run(_measure_engine(bundle, manifest, plan))
+    with EnergyAccount() as account:
+        engine_lines, load_s, energy = asyncio.run(_measure_engine(bundle, manifest, plan, account))
     peak_bytes = peak_memory_bytes()
     return BenchmarkReport(
         name=manifest.name,
@@ -177,21 +210,36 @@ def measure_bundle(bundle: Path, plan: BenchmarkPlan) -> BenchmarkReport:
         lines=(*engine_lines, *_measure_stations(open_bundle(bundle, verify=False, allow_ungated=True), plan)),
         plan=plan,
         machine=this_machine(_PACKAGES),
+        energy=energy,
     )
 
 
-async def _measure_engine(bundle: Path, manifest: Manifest, plan: BenchmarkPlan) -> tuple[list[Measurement], float]:
-    """Return the lines of the engine as a whole, and the seconds it took to start."""
+async def _measure_engine(
+    bundle: Path, manifest: Manifest, plan: BenchmarkPlan, account: EnergyAccount
+) -> tuple[list[Measurement], float, EnergyNote]:
+    """Return the lines of the engine as a whole, the seconds it took to start, and what its energies are of."""
     settings = plan.settings()
     started_s = time.perf_counter()
     async with LocalClient([bundle], settings) as client:
         load_s = time.perf_counter() - started_s
-        conversation = Conversation(client, manifest.name, plan.image_px, plan.seed)
+        energy = await _idle(account)
+        conversation = Conversation(client, manifest.name, plan.image_px, plan.seed, account)
         if manifest.task == "dual-encoder":
             lines = [line async for line in conversation.embed(plan.watch, plan.batch_sizes)]
         else:
             lines = [line async for line in conversation.chat(plan.watch, plan.output_tokens, plan.batch_sizes)]
-    return lines, load_s
+    return lines, load_s, energy
+
+
+async def _idle(account: EnergyAccount) -> EnergyNote:
+    """Return what the meters tell while nothing is asked; takes a moment where there are any, and none elsewhere."""
+    before = account.entries()
+    started_s = time.perf_counter()
+    if before:
+        await asyncio.sleep(_IDLE_S)
+    joules = spent_joules(before, account.entries())
+    watts = None if joules is None else joules / (time.perf_counter() - started_s)
+    return EnergyNote(tuple(entry.name for entry in before), watts, account.silent)
 
 
 def _measure_stations(bundle: Bundle, plan: BenchmarkPlan) -> list[Measurement]:
@@ -224,12 +272,15 @@ def print_benchmark(report: BenchmarkReport, console: Console) -> None:
     console.print(f"[bold]{report.name}[/bold]  {report.model_type}: {schemes}")
     if report.decoder_schemes and len(set(report.decoder_schemes)) > 1:
         console.print("profile dual: prompts run in {}, single tokens in {}".format(*report.decoder_schemes))
-    table = Table("", "n", "median ms", "p95 ms", "per second")
+    is_metered = report.energy.idle_watts is not None
+    table = Table("", "n", "median ms", "p95 ms", "per second", *(("J/request", "tokens/J") if is_metered else ()))
     for line in report.lines:
         rate = "" if line.per_second is None else f"{number(line.per_second)} {line.unit}"
         times = line.milliseconds
-        table.add_row(line.name, str(times.n), number(times.p50), number(times.p95), rate)
+        energy = _energy_cells(line) if is_metered else ()
+        table.add_row(line.name, str(times.n), number(times.p50), number(times.p95), rate, *energy)
     console.print(table)
+    console.print(str(report.energy), markup=False, soft_wrap=True)
     console.print(
         f"weights {report.weight_bytes / 1e6:,.1f} MB, cache {report.cache_bytes / 1e6:,.1f} MB reserved, "
         f"peak memory {report.peak_memory_bytes / 1e6:,.0f} MB (Python and libraries: "
@@ -240,6 +291,13 @@ def print_benchmark(report: BenchmarkReport, console: Console) -> None:
     threads = counted(report.plan.threads, "thread") if report.plan.threads else "one thread per physical core"
     where = f"{machine.cpu}, {counted(machine.cores, 'core')}, {threads}; {machine.system}"
     console.print(f"[dim]{where}; {versions}; seed {report.plan.seed}[/dim]")
+
+
+def _energy_cells(line: Measurement) -> tuple[str, str]:
+    if line.energy is None:
+        return "", ""
+    rate = line.energy.tokens_per_joule
+    return number(line.energy.joules), "" if rate is None else number(rate)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -52,12 +52,13 @@ class Recorder:
         self._file: TextIO | None = (folder / "requests.jsonl").open("w", encoding="utf-8") if folder else None
         self._requests_left = max_requests
         self._stopped_s = 0.0
-        self._started_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self._started_at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         self._origin_s, self._cpu_s = time.perf_counter(), _cpu_seconds()
         self.users: dict[str, int] = {}
 
     def on_start(self, **_: Any) -> None:
         """Count time from here."""
+        self._started_at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         self._origin_s, self._cpu_s = time.perf_counter(), _cpu_seconds()
 
     def on_request(self, context: dict[str, Any], **_: Any) -> None:

@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -25,6 +26,7 @@ from rich.console import Console
 from bundle.errors import MachineError, PocketVLMError
 from bundle.extras import install_line
 from bundle.scratch import made_folder
+from loadtests.energy import ServerEnergy, joules_between
 from loadtests.objectives import Objective, judge, parse_objectives
 from loadtests.page import write_page
 from loadtests.plan import MAX_USERS, LoadPlan, check_target, require_listener
@@ -99,9 +101,13 @@ def measure(
     check_target(url, allow_remote)
     require_listener(url)
     made_folder(output, "-o")
-    _run_locust(url, plan, output)
+    with ServerEnergy(url) as energy:
+        _run_locust(url, plan, output)
     samples, record = tuple(read_samples(output / "requests.jsonl")), read_record(output / "run.json")
-    summary = summarize(samples, plan.window(record.stopped_s))
+    window = plan.window(record.stopped_s)
+    began_s = datetime.fromisoformat(record.started_at).timestamp()
+    joules = joules_between(energy.points, began_s + window.start_s, began_s + window.end_s)
+    summary = summarize(samples, window, joules)
     if not sum(summary.num_requests.values()):
         raise MachineError(
             f"nothing was measured: no request was sent in the {plan.duration_s:g} s after the {plan.warmup_s:g} s "

@@ -10,6 +10,24 @@ from runtime.turns import Turns, milliseconds_of
 
 
 @dataclass(frozen=True)
+class RequestEnergy:
+    """What one request took, beside whatever else the metered part did meanwhile, idling included.
+
+    Attributes:
+        joules: Of one request.
+        tokens: That it was answered with; 0 of requests that make none.
+    """
+
+    joules: float
+    tokens: float = 0.0
+
+    @property
+    def tokens_per_joule(self) -> float | None:
+        """Tokens made with one joule; None of requests that make none."""
+        return self.tokens / self.joules if self.tokens and self.joules else None
+
+
+@dataclass(frozen=True)
 class Measurement:
     """One line of a benchmark.
 
@@ -18,12 +36,14 @@ class Measurement:
         milliseconds: Of one run.
         items: How many `unit`s one run handles.
         unit: e.g. "tokens"; empty where a rate says nothing.
+        energy: Of one request; None where no meter told it, or no request is what was run.
     """
 
     name: str
     milliseconds: Distribution
     items: int = 1
     unit: str = ""
+    energy: RequestEnergy | None = None
 
     @property
     def per_second(self) -> float | None:

@@ -12,8 +12,8 @@ from loadtests.samples import KINDS, RequestSample
 LATENCIES = ("ttft", "itl", "chat", "embed_text", "embed_image", "classify")
 """Latency metrics: time to first token, inter-token latency, and each kind's total."""
 
-RATES = ("failure_rate", "requests_per_s", "output_tokens_per_s")
-"""Metrics that are one number per run."""
+RATES = ("failure_rate", "requests_per_s", "output_tokens_per_s", "joules_per_request", "output_tokens_per_joule")
+"""Metrics that are one number per run. The energy is all that the server's meters told, idling included."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,14 @@ def latency_values(samples: Iterable[RequestSample]) -> dict[str, list[float]]:
     return values
 
 
-def summarize(samples: Sequence[RequestSample], window: Window) -> Summary:
-    """Return the figures of a run's window."""
+def summarize(samples: Sequence[RequestSample], window: Window, joules: float | None = None) -> Summary:
+    """Return the figures of a run's window.
+
+    Args:
+        samples: Every request.
+        window: What is measured.
+        joules: That the server's meters told within it; None where they told nothing.
+    """
     sent = [sample for sample in samples if window.holds(sample.started_s)]
     failed = [sample for sample in sent if sample.error is not None]
     num_requests, num_failures = Counter(s.kind for s in sent), Counter(s.kind for s in failed)
@@ -79,7 +85,7 @@ def summarize(samples: Sequence[RequestSample], window: Window) -> Summary:
         num_requests={kind: num_requests[kind] for kind in KINDS},
         num_failures={kind: num_failures[kind] for kind in KINDS},
         latencies={name: Distribution.of(values) for name, values in latency_values(sent).items()},
-        rates=_rates(samples, window, len(sent), len(failed)),
+        rates={**_rates(samples, window, len(sent), len(failed)), **_energy(samples, window, joules)},
         errors=tuple(Counter(str(sample.error) for sample in failed).most_common()),
     )
 
@@ -92,4 +98,13 @@ def _rates(samples: Sequence[RequestSample], window: Window, num_sent: int, num_
         "failure_rate": num_failed / num_sent if num_sent else None,
         "requests_per_s": len(ended) / window.length_s if ended else None,
         "output_tokens_per_s": output_tokens / window.length_s if has_chat else None,
+    }
+
+
+def _energy(samples: Sequence[RequestSample], window: Window, joules: float | None) -> dict[str, float | None]:
+    ended = [s for s in samples if s.error is None and window.holds(s.ended_s)]
+    tokens = sum(s.output_tokens for s in ended)
+    return {
+        "joules_per_request": joules / len(ended) if joules is not None and ended else None,
+        "output_tokens_per_joule": tokens / joules if joules and tokens else None,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,6 +43,39 @@ def see_tiles(encoder: Encoder, pixel_values: Pixels, most_tiles: int) -> npt.ND
         received, keys = (run[name] for name in TOWER_OUTPUTS)
         pieces.append(np.concatenate([run[encoder.output], received[..., None], keys], axis=-1))
     return np.concatenate(pieces)
+
+
+def encode_images(
+    encoder: Encoder, images: Sequence[Sequence[Pixels]], most_tiles: int, *, with_tower: bool = False
+) -> list[npt.NDArray[Any]]:
+    """Return what a vision encoder makes of images, whose tiles of one size run together, at most so many in one run.
+
+    Args:
+        encoder: The encoder.
+        images: Of each image, its tiles in groups of one size.
+        most_tiles: In one run.
+        with_tower: What the tower's attention says stands behind each row, as `see_tiles` puts it.
+    Returns:
+        Of each image [tiles, P, D], or [rows, D] where its tiles differ in size; the arrays are new.
+    """
+    encode = see_tiles if with_tower else encode_tiles
+    of_size: dict[tuple[int, ...], list[tuple[int, int]]] = defaultdict(list)
+    for image, groups in enumerate(images):
+        for group, tiles in enumerate(groups):
+            of_size[tiles.shape[1:]].append((image, group))
+    encoded: dict[tuple[int, int], npt.NDArray[Any]] = {}
+    for places in of_size.values():
+        groups = [images[image][group] for image, group in places]
+        features = encode(encoder, np.concatenate(groups) if len(groups) > 1 else groups[0], most_tiles)
+        ends = np.cumsum([len(tiles) for tiles in groups])
+        for place, tiles, end in zip(places, groups, ends, strict=True):
+            encoded[place] = features[end - len(tiles) : end].copy()
+    return [_joined([encoded[image, group] for group in range(len(groups))]) for image, groups in enumerate(images)]
+
+
+def _joined(groups: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Return the features of an image's groups of tiles as one array."""
+    return groups[0] if len(groups) == 1 else np.concatenate([each.reshape(-1, each.shape[-1]) for each in groups])
 
 
 def split_seen(encoder: Encoder, seen: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:

@@ -145,11 +145,16 @@ class Step:
 
 
 def place_features(embeds: Embeds, batch: TokenBatch) -> Embeds:
-    """Write image features into the embeddings [B, T, D] of a batch, and return them."""
-    for row, features in zip(embeds, batch.features, strict=False):
-        for placed in features:
-            row[placed.start : placed.start + len(placed.rows)] = placed.rows
+    """Write image features into the embeddings [B, T, D] of a batch, and return them; of wider ones the first D."""
+    _place(embeds, batch, slice(embeds.shape[-1]))
     return embeds
+
+
+def _place(target: Embeds, batch: TokenBatch, columns: slice) -> None:
+    """Write some columns of image features into the places of their tokens [B, T, ...], in place."""
+    for row, features in zip(target, batch.features, strict=False):
+        for placed in features:
+            row[placed.start : placed.start + len(placed.rows)] = placed.rows[:, columns]
 
 
 def _by_group(lengths: Sequence[Sequence[int]]) -> Int64:
@@ -158,7 +163,10 @@ def _by_group(lengths: Sequence[Sequence[int]]) -> Int64:
 
 
 def _positions(step: Step, spec: TensorSpec) -> Int64:
-    return step.batch.positions
+    """Return positions on as many axes as a decoder turns by: those of text are the same on all."""
+    positions = step.batch.positions
+    axes = tuple(size for size in spec.shape[:-2] if isinstance(size, int))
+    return positions if positions.ndim > 2 or not axes else np.broadcast_to(positions, axes + positions.shape).copy()
 
 
 def _lengths(step: Step, spec: TensorSpec) -> Int64:
@@ -194,12 +202,21 @@ def _is_image(step: Step, spec: TensorSpec) -> npt.NDArray[np.bool_]:
     return marked
 
 
+def _deep_features(step: Step, spec: TensorSpec) -> Embeds:
+    """Return what of the image features is no embedding [B, T, n*D], zero where no image is."""
+    (width,) = (size for size in spec.shape[-1:] if isinstance(size, int))
+    deep: Embeds = np.zeros((*step.batch.ids.shape, width), spec.dtype)
+    _place(deep, step.batch, slice(step.embeds.shape[-1], None))
+    return deep
+
+
 _FILLED: Mapping[str, Callable[[Step, TensorSpec], Array]] = {
     tensors.INPUTS_EMBEDS: lambda step, spec: step.embeds,
     tensors.POSITION_IDS: _positions,
     tensors.PAST_LENGTHS: _lengths,
     tensors.LOGITS_INDICES: _wanted,
     tensors.IS_IMAGE: _is_image,
+    tensors.DEEP_FEATURES: _deep_features,
     tensors.SEQLENS_K: _last_rows,
     tensors.TOTAL_SEQUENCE_LENGTH: _total,
     tensors.LOGITS_ROWS: _wanted_rows,

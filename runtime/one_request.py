@@ -28,7 +28,7 @@ from runtime.cache_shape import cache_shape
 from runtime.chunks import chunks
 from runtime.decoder import Decoder, Logits, TokenGraphs
 from runtime.encoder import Encoder, open_encoder
-from runtime.encoders import Vectors, encode_texts, encode_tiles, see_tiles, split_seen, text_feeds, unit
+from runtime.encoders import Vectors, encode_images, encode_texts, encode_tiles, split_seen, text_feeds, unit
 from runtime.feeds import Embeds, TokenBatch, TokenRun
 from runtime.filled_prompt import FilledPrompt, positions_from
 from runtime.graph import Array
@@ -50,7 +50,7 @@ class SeenImages:
 
     Attributes:
         layouts: How each image was cut; its last tile is always the whole image.
-        features: Of each image, [tiles, P, D].
+        features: Of each image, [tiles, P, D], or [rows, D] where it is no tiles of one size.
         digests: Of each image's pixels, where one was asked for.
         towers: Of each image, [tiles, P, 1 + C] as `bundle.image_tokens.ShownImage.tower`, where it was asked for.
     """
@@ -62,8 +62,8 @@ class SeenImages:
 
     @property
     def whole(self) -> list[Embeds]:
-        """Each image's features of the tile that shows all of it: [P, D]."""
-        return [tiles[-1] for tiles in self.features]
+        """Each image's features of the tile that shows all of it: [P, D], or all of them where no tile is apart."""
+        return [tiles[-1] if tiles.ndim > 2 else tiles for tiles in self.features]
 
 
 class ChooseRows(Protocol):
@@ -148,17 +148,20 @@ class VisionLanguageRunner:
         Raises:
             SignatureError: The bundle's encoder does not tell that.
         """
-        processed = [self._images.preprocess([image]) for image in images]
-        layouts = tuple(layout for each in processed for layout in each.layouts)
+        layouts = tuple(self._images.layout(*image.size) for image in images)
         digests = tuple(sha256(image.tobytes()).digest() for image in images)
+        seen = [self._seen(image, layout, with_tower) for image, layout in zip(images, layouts, strict=True)]
         if not with_tower:
-            features = [encode_tiles(self._vision, each.pixel_values, DEFAULT_VISION_TILES) for each in processed]
-            return SeenImages(layouts, tuple(features), digests)
-        seen = [
-            split_seen(self._vision, see_tiles(self._vision, each.pixel_values, DEFAULT_VISION_TILES))
-            for each in processed
-        ]
-        return SeenImages(layouts, tuple(each for each, _ in seen), digests, tuple(tower for _, tower in seen))
+            return SeenImages(layouts, tuple(seen), digests)
+        split = [split_seen(self._vision, each) for each in seen]
+        return SeenImages(layouts, tuple(each for each, _ in split), digests, tuple(tower for _, tower in split))
+
+    def _seen(self, image: Image.Image, layout: TileLayout, with_tower: bool) -> Embeds:
+        """Return an image's features in the order of its tokens; images run apart."""
+        groups = self._images.preprocess([image]).groups
+        (features,) = encode_images(self._vision, [groups], DEFAULT_VISION_TILES, with_tower=with_tower)
+        arranged: Embeds = self._prompts.image_prompt.arranged(features, layout)
+        return arranged
 
     def prompt(self, turns: Sequence[Turn], images: Sequence[Image.Image]) -> FilledPrompt:
         """Return the prompt of a conversation about images."""
@@ -174,8 +177,10 @@ class VisionLanguageRunner:
         texts = self._texts_of_images(turns) if reducer.needs_text else [None] * len(seen.layouts)
         towers = seen.towers if reducer.needs_tower else [None] * len(seen.layouts)
         images = [
-            reducer.apply(ShownImage(features, digest, tower=tower, text=text))
-            for features, digest, tower, text in zip(seen.features, seen.digests, towers, texts, strict=True)
+            reducer.apply(ShownImage(features, digest, layout.is_uniform, tower, text))
+            for features, digest, layout, tower, text in zip(
+                seen.features, seen.digests, seen.layouts, towers, texts, strict=True
+            )
         ]
         shorter = reduced(prompt, [image.rows for image in images])
         return FilledPrompt.of(shorter, [image.features for image in images])

@@ -2,54 +2,21 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import os
 
 from bundle.errors import OutOfMemoryError
 from bundle.manifest import Manifest
+from devices.nvml import free_bytes
 from runtime.cache_shape import CacheShape
 from runtime.settings import Provider
 
 logger = logging.getLogger(__name__)
 
-_NVML = "libnvidia-ml.so.1"
 _LIBRARIES_BYTES = 600 << 20
 """CUDA's context, cuBLAS's workspaces and ONNX Runtime's arena before anything runs: an estimate, to be on the safe
 side of."""
 _ACTIVATIONS_PER_WEIGHT = 0.15
 """Of the weights: what a prompt's chunk and a batch of tiles take while they run, an estimate as well."""
-
-
-class _Memory(ctypes.Structure):
-    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
-
-
-def free_bytes() -> int | None:
-    """Return the free memory of the device that a process of ours is given; None where the driver does not say."""
-    try:
-        nvml = ctypes.CDLL(_NVML)
-    except OSError:  # no driver, or a board whose driver has no such library
-        return None
-    if nvml.nvmlInit_v2():
-        return None
-    try:
-        handle, memory = _device(nvml), _Memory()
-        is_told = handle is not None and not nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory))
-        return int(memory.free) if is_told else None
-    finally:
-        nvml.nvmlShutdown()
-
-
-def _device(nvml: ctypes.CDLL) -> ctypes.c_void_p | None:
-    """Return the library's handle of the first device that CUDA shows this process."""
-    handle = ctypes.c_void_p()
-    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
-    if shown.isdecimal():
-        failed = nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(int(shown)), ctypes.byref(handle))
-    else:
-        failed = nvml.nvmlDeviceGetHandleByUUID(shown.encode(), ctypes.byref(handle))
-    return None if failed else handle
 
 
 def check_room(manifest: Manifest, shape: CacheShape, provider: Provider) -> None:

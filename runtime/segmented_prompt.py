@@ -145,6 +145,11 @@ class SegmentedPrompt:
         return int(self._is_image[self._tokens].sum())
 
     @property
+    def mean_rows(self) -> int:
+        """Rows that are in the cache, the mean over layers."""
+        return round(sum(self.layers.share(at) * rows for at, rows in enumerate(self.rows)))
+
+    @property
     def is_last(self) -> bool:
         """True where the segment of now gives logits."""
         return self.segment == len(self.layers.ends) - 1

@@ -236,6 +236,24 @@ class StateBuffers:
                 content[slot][_rows(state, len(kept))] = content[slot].take(kept, axis=state.row_axis - 1)
                 buffer.write(content)
 
+    def stored(self, slot: int, rows: npt.NDArray[np.int64]) -> dict[str, Array]:
+        """Return some rows of a slot as they are stored, of every state by its input; new arrays.
+
+        Args:
+            slot: Of the sequence, in a host's memory; it has no state of fixed size.
+            rows: Their numbers, of every length group.
+        """
+        return {
+            state.input: self._buffers[state.input].read()[slot].take(rows, axis=state.row_axis - 1)
+            for state in self.states
+        }
+
+    def put(self, slot: int, stored: Mapping[str, Array]) -> None:
+        """Let a slot in a host's memory begin with rows that `stored` returned."""
+        for state in self.states:
+            rows = stored[state.input]
+            self._buffers[state.input].read()[slot][_rows(state, rows.shape[state.row_axis - 1])] = rows
+
     def rows_as_float(self, state: State, slot: int, num_rows: int) -> Float32:
         """Return a slot's first rows as numbers, whatever they are stored as.
 

@@ -14,10 +14,10 @@ from rich.table import Table
 from bundle.errors import MachineError
 from bundle.extras import MODULES_OF_EXTRA, install_line
 from bundle.machine import memory_bytes, num_usable_cores
+from devices.nvml import free_bytes
 from runtime.onnx_runtime import runtime_version
 from runtime.operators import failure_of, probed_operators, runs_here
 from runtime.providers import CPU, CUDA, available_providers
-from runtime.room import free_bytes
 
 _PROBED_PROVIDERS = (CPU, CUDA)
 

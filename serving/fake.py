@@ -28,7 +28,9 @@ from bundle.frames.sampling import chosen_frames
 from bundle.gates import Gate, Unmeasured
 from bundle.manifest import Task
 from bundle.zero_shot import SLOT, label_text
+from serving.engine_status import EngineStatus, SlotStatus
 from serving.protocol import (
+    ONLY_ENGINE,
     ClassifyRequest,
     ClassifyResult,
     DetokenizeRequest,
@@ -51,9 +53,11 @@ from serving.protocol import (
     ToolCall,
     Usage,
     VideoPart,
+    WaitingEvent,
 )
 
 EMBEDDING_SIZE = 16
+FAKE_FUSED = b"rows of a fake"
 TOKENS_PER_IMAGE = 4
 
 FAKE_VLM = ModelCard(
@@ -75,6 +79,8 @@ FAKE_VLM = ModelCard(
     ),
     is_gated=True,
     unmeasured=(Unmeasured(name="image_sensitivity", reason="no sample has an image"),),
+    vision_methods=("uniform", "pooling"),
+    kv_policies=("uniform", "snapkv"),
 )
 FAKE_CLIP = ModelCard("fake-clip", "dual-encoder", "fake", {"vision_encoder": "fp32"}, 500_000, None)
 
@@ -90,6 +96,7 @@ class FakeBehaviour:
         failure: Raised by every request where it is set; a library's BaseException as well.
         failure_after_tokens: Tokens of an answer that come before `failure`.
         health: What `health` returns, the gauges aside.
+        num_waits: Words before the first token that a chat waits for its model to be there.
         answer: What a chat that no structure holds is answered; None: by rule.
     """
 
@@ -99,6 +106,7 @@ class FakeBehaviour:
     failure: BaseException | None = None
     failure_after_tokens: int = 0
     health: Health = field(default_factory=lambda: Health(is_ready=True))
+    num_waits: int = 0
     answer: str | None = None
 
 
@@ -150,11 +158,14 @@ class FakeClient:
         self.generations.append(request)
         self._enter()
         try:
+            for _ in range(self.behaviour.num_waits):
+                yield WaitingEvent(f"{card.name} is being loaded")
             for place, word in enumerate(planned.words):
                 await self._pause(place)
                 for index in range(request.num_choices):
                     told = _logprobs(word, request.sampling.top_logprobs)
-                    yield TokenEvent(word, (place,), time.monotonic(), index, told)
+                    prompt_tokens = 0 if place or index else planned.usage.prompt_tokens
+                    yield TokenEvent(word, (place,), time.monotonic(), index, told, prompt_tokens=prompt_tokens)
             await self._pause(len(planned.words), is_end=True)
             for index in range(request.num_choices):
                 yield TokenEvent("", (), index=index, reason=planned.reason, stopped_by=planned.stopped_by)
@@ -163,7 +174,8 @@ class FakeClient:
             raise
         finally:
             self.num_running -= 1
-        yield FinishedEvent(planned.reason, planned.usage, _timings(started_s, self.behaviour.first_token_s))
+        timings = _timings(started_s, self.behaviour.first_token_s)
+        yield FinishedEvent(planned.reason, planned.usage, timings, FAKE_FUSED if request.fuses else None)
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """Return vectors of unit length that depend on the input alone."""
@@ -204,6 +216,14 @@ class FakeClient:
             "kv_cache_usage_perc": min(1.0, self.num_running / self.behaviour.max_running),
         }
         return replace(self.behaviour.health, model_gauges=dict.fromkeys(self._cards, gauges))
+
+    async def status(self) -> dict[str, dict[str, EngineStatus]]:
+        """Return a slot for each request that is under way, of the newest generations."""
+        gauges = (await self.health()).model_gauges
+        under_way = [each.request_id for each in self.generations[len(self.generations) - self.num_running :]]
+        slots = tuple(SlotStatus(slot, "decode", 4, name) for slot, name in enumerate(under_way))
+        now_s = time.monotonic()
+        return {name: {ONLY_ENGINE: EngineStatus(now_s, 1 << 20, gauges[name], slots)} for name in self._cards}
 
     def _card(self, model: str, task: Task) -> ModelCard:
         if (card := self._cards.get(model)) is None:
@@ -342,7 +362,10 @@ def _asked(request: GenerateRequest) -> str:
 
 
 def _timings(started_s: float, first_token_s: float) -> Timings:
-    return Timings(first_token_s=first_token_s, total_s=time.perf_counter() - started_s)
+    total_s = time.perf_counter() - started_s
+    return Timings(
+        first_token_s=first_token_s, total_s=total_s, prefill_s=first_token_s, decode_s=total_s - first_token_s
+    )
 
 
 def _content(part: TextPart | ImagePart) -> bytes:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 
+from serving.access.settings import is_loopback
 from serving.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
 
 
 def configure_logging(settings: ServerSettings) -> None:
@@ -12,3 +15,13 @@ def configure_logging(settings: ServerSettings) -> None:
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
+
+
+def warn_of_strangers(settings: ServerSettings) -> None:
+    """Log a warning where other machines reach a server that asks nobody for a key."""
+    if not is_loopback(settings.host) and not settings.api.access.needs_key:
+        logger.warning(
+            "host %s is reached from other machines, and nobody is asked for a key: set --keys-file (pocketvlm keys), "
+            "or put a proxy in front that asks",
+            settings.host,
+        )

@@ -73,8 +73,8 @@ async def answer(
                 token_ids += event.token_ids
                 if on_text:
                     on_text(event.text)
-            else:
-                finished: FinishedEvent = event
+            elif isinstance(event, FinishedEvent):
+                finished = event
     return Answer("".join(texts), tuple(token_ids), finished.reason, finished.usage, finished.timings)
 
 

@@ -19,8 +19,11 @@ from bundle.generation import SamplingDefaults
 from bundle.manifest import Task
 from bundle.tools import Tool as Tool
 from bundle.tools import ToolCall as ToolCall
+from serving.engine_status import EngineStatus
 
 FinishReason = Literal["stop", "length"]
+ONLY_ENGINE = "0"
+"""The id of a model's engine where it has just one, in this process."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,8 @@ class GenerateRequest:
         tools: Functions that the model is told of, and may call.
         text: What the model goes on with, where there are no messages; no control tokens are read in it.
         kv: None takes the server's default.
+        fuses: Its messages are read, and a fused prefix is made of them; what is answered means nothing.
+        behind: The fused prefix that its messages stand behind, as `FinishedEvent.fused` was.
     """
 
     request_id: str
@@ -187,6 +192,8 @@ class GenerateRequest:
     text: str | None = None
     kv: KVCompression | None = None
     vision: VisionReduction | None = None
+    fuses: bool = False
+    behind: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -198,7 +205,8 @@ class Usage:
         image_tokens: Of images and frames, before any was left out or merged.
         cached_image_tokens: Those of them whose features were kept from before, and were not encoded again.
         cache_rows_before: Rows that the prompt took in the cache, in each layer.
-        cache_rows_after: Those of them that stayed once a KV policy had chosen; the mean over layers.
+        cache_rows_after: Those of them that stayed once a KV policy had chosen, or that layers behind a cut were
+            given; the mean over layers.
         kept_image_tokens: What the decoder read in their place, part of `prompt_tokens`.
     """
 
@@ -214,13 +222,25 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timings:
-    """Where one request's time went, in seconds."""
+    """Where one request's time went, in seconds.
+
+    Attributes:
+        queue_s: Waiting for a slot.
+        preprocess_s: Decoding and resizing images, templating, tokenizing.
+        vision_s: In the vision encoder and waiting for it.
+        first_token_s: From arrival to the first token.
+        total_s: From arrival to the end.
+        prefill_s: From the slot to the first token.
+        decode_s: From the first token to the last; of several choices, to the last of all.
+    """
 
     queue_s: float = 0.0
     preprocess_s: float = 0.0
     vision_s: float = 0.0
     first_token_s: float = 0.0
     total_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -251,6 +271,7 @@ class TokenEvent:
         logprobs: Of `token_ids`, where they were asked for; none of a token that ended the answer.
         reason: Why the choice ended; its last piece has one, and no other.
         stopped_by: The text of `SamplingParams.stop` that ended it.
+        prompt_tokens: Of the request's prompt, told with the first event; 0 with all others.
     """
 
     text: str
@@ -260,6 +281,7 @@ class TokenEvent:
     logprobs: tuple[TokenLogprob, ...] = ()
     reason: FinishReason | None = None
     stopped_by: str | None = None
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -270,14 +292,27 @@ class FinishedEvent:
         reason: Of the first choice.
         usage: The prompt counted once, the answers all together.
         timings: Of the request.
+        fused: Of a request that fuses: what later ones give as `behind`; for the same bundle alone.
     """
 
     reason: FinishReason
     usage: Usage
     timings: Timings
+    fused: bytes | None = field(default=None, repr=False)
 
 
-GenerateEvent = TokenEvent | FinishedEvent
+@dataclass(frozen=True)
+class WaitingEvent:
+    """Comes before the first token, again and again, while a request waits for a model to be there at all.
+
+    Attributes:
+        reason: What it waits for.
+    """
+
+    reason: str
+
+
+GenerateEvent = TokenEvent | FinishedEvent | WaitingEvent
 
 
 @dataclass(frozen=True)
@@ -324,6 +359,7 @@ class TokenizeRequest:
         text: Where there are no messages.
         adds_special_tokens: With what the tokenizer puts around every text; of a text alone.
         opens_answer: With what opens the assistant's answer; of a conversation alone.
+        vision: How its images are reduced; None: as requests that say nothing have it.
     """
 
     request_id: str
@@ -333,6 +369,7 @@ class TokenizeRequest:
     text: str | None = None
     adds_special_tokens: bool = True
     opens_answer: bool = True
+    vision: VisionReduction | None = None
 
 
 @dataclass(frozen=True)
@@ -361,6 +398,10 @@ class ModelCard:
             its own reference.
         unmeasured: Gates that the samples could not tell of.
         kv_cache: What rows of the cache are stored as; None without a decoder.
+        vision_methods: That a request may name in `vision`.
+        vision_default: What is done to images where a request does not say; None: nothing.
+        kv_policies: That a request may name in `kv`.
+        kv_default: What is done to a prompt's rows where a request does not say; None: nothing.
     """
 
     name: str
@@ -373,6 +414,10 @@ class ModelCard:
     is_gated: bool | None = None
     unmeasured: tuple[Unmeasured, ...] = ()
     kv_cache: str | None = None
+    vision_methods: tuple[str, ...] = ()
+    vision_default: VisionReduction | None = None
+    kv_policies: tuple[str, ...] = ()
+    kv_default: KVCompression | None = None
 
 
 @dataclass(frozen=True)
@@ -382,15 +427,19 @@ class Health:
     Attributes:
         is_ready: Requests are answered.
         reason: Why not, where not.
-        model_gauges: Momentary values by model and metric name.
+        model_gauges: Momentary values by model and metric name; of several replicas, of all together.
+        replica_gauges: The same of each replica, by model, replica and metric name; empty where there are none.
         is_alive: False when a worker died, or hangs for too long, and only a restart of the process helps; liveness
             probes turn red.
+        is_starting: Not ready because models are still being loaded.
     """
 
     is_ready: bool
     reason: str = ""
     model_gauges: dict[str, dict[str, float]] = field(default_factory=dict)
     is_alive: bool = True
+    replica_gauges: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    is_starting: bool = False
 
 
 class EngineClient(Protocol):
@@ -405,7 +454,10 @@ class EngineClient(Protocol):
         ...
 
     def generate(self, request: GenerateRequest) -> AsyncIterator[GenerateEvent]:
-        """Yield the answer's pieces, then exactly one FinishedEvent, or raise. Closing the iterator cancels."""
+        """Yield the answer's pieces, then exactly one FinishedEvent, or raise. Closing the iterator cancels.
+
+        Before the first piece, there may be any number of WaitingEvents.
+        """
         ...
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
@@ -426,6 +478,10 @@ class EngineClient(Protocol):
 
     async def health(self) -> Health:
         """Return the engine's state; never raises."""
+        ...
+
+    async def status(self) -> dict[str, dict[str, EngineStatus]]:
+        """Return what every engine is doing, by model and by the engine's id; one that does not answer is left out."""
         ...
 
 

@@ -9,6 +9,7 @@ is no setting is an error, in each of the three.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
@@ -22,7 +23,10 @@ from bundle.errors import SettingsError
 from bundle.frames.limits import DEFAULT_VIDEO_LIMITS
 from quant.kv.table import POLICIES
 from runtime.settings import DEFAULT_VISION_TILES, EncoderRuntime, RuntimeSettings, chunk_tokens_of
-from serving.protocol import VisionReduction
+from serving.access.keys import ENVIRONMENT_KEYS, keys_of_environment
+from serving.access.settings import AccessSettings
+from serving.protocol import KVCompression, VisionReduction
+from serving.ray_settings import RaySettings
 from serving.watch import Patience
 
 if sys.version_info >= (3, 11):
@@ -31,8 +35,11 @@ else:
     import tomli as tomllib
 
 ENVIRONMENT_PREFIX = "POCKETVLM_"
-_OTHER_VARIABLES = frozenset({"POCKETVLM_CRDS"})
-"""Variables with our prefix that belong to the tests, not to a server."""
+_OTHER_VARIABLES = frozenset({"POCKETVLM_CRDS", "POCKETVLM_KEY", *ENVIRONMENT_KEYS})
+"""Variables with our prefix that are no settings: of the tests, of a client, and keys, which are hashed at once."""
+
+
+_KEYS = ("api", "access", "keys")
 
 
 class _Frozen(BaseModel):
@@ -71,6 +78,8 @@ class ApiSettings(_Frozen):
         prefix_folder: Where `/v1/prefixes` keeps beginnings of conversations, for whoever reaches the port; processes
             that serve the same models share one. None: there are no such routes.
         max_prefix_bytes: Of all of them together.
+        access: Who is let in.
+        max_prefixes: Most of them.
     """
 
     max_body_bytes: int = Field(default=32 << 20, ge=1024)
@@ -96,6 +105,8 @@ class ApiSettings(_Frozen):
     aliases: dict[str, str] = Field(default_factory=dict)
     prefix_folder: Path | None = None
     max_prefix_bytes: int = Field(default=256 << 20, ge=1024)
+    access: AccessSettings = AccessSettings()
+    max_prefixes: int = Field(default=1024, ge=1)
 
     @model_validator(mode="after")
     def _check_frames(self) -> ApiSettings:
@@ -124,7 +135,10 @@ class HttpSettings(_Frozen):
             no load keeps probes waiting. None: on the one port alone.
         loop_timeout_s: The thread tells live as false when the event loop has been silent for so long.
         allow_cache_clear: Take `POST /v1/cache/clear` from whoever reaches the port: it makes others' requests slower,
-            so it is for servers of one's own.
+            so it is for servers of one's own. Where there are keys, an administrator's is asked for.
+        tls_certificate: PEM, its chain behind it; given with `tls_key`. The server then speaks HTTPS alone. Under Ray,
+            its proxy does.
+        tls_key: PEM, without a passphrase.
     """
 
     head_timeout_s: float = Field(default=20.0, gt=0)
@@ -134,6 +148,14 @@ class HttpSettings(_Frozen):
     health_port: int | None = Field(default=None, ge=0, le=65535)
     loop_timeout_s: float = Field(default=15.0, gt=0)
     allow_cache_clear: bool = False
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> HttpSettings:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key belong together; give both or neither")
+        return self
 
 
 class EngineSettings(RuntimeSettings):
@@ -196,7 +218,11 @@ class EngineSettings(RuntimeSettings):
     @model_validator(mode="after")
     def _check_kv(self) -> EngineSettings:
         if (self.kv_policy is None) != (self.kv_budget is None):
-            raise ValueError("kv_policy and kv_budget say together which rows of a prompt stay; give both or neither")
+            given, lacking = ("kv_policy", "kv_budget") if self.kv_budget is None else ("kv_budget", "kv_policy")
+            raise ValueError(
+                f"{given} {getattr(self, given)} without {lacking}: together they say which rows of a prompt stay; "
+                "give both or neither"
+            )
         if self.kv_policy is not None and self.kv_policy not in POLICIES:
             raise ValueError(f"kv_policy {self.kv_policy!r} is none of {', '.join(POLICIES)}")
         return self
@@ -212,76 +238,16 @@ class EngineSettings(RuntimeSettings):
         return VisionReduction(self.vision_method, self.vision_keep)
 
     @property
+    def kv(self) -> KVCompression | None:
+        """What is done to a prompt's rows where a request does not say; None: all stay."""
+        if self.kv_policy is None or self.kv_budget is None:
+            return None
+        return KVCompression(self.kv_policy, self.kv_budget)
+
+    @property
     def patience(self) -> Patience:
         """How long the threads of a model may be silent."""
         return Patience(self.stall_timeout_s, self.stall_timeout_s + self.restart_after_stall_s)
-
-
-class ScalingSettings(_Frozen):
-    """How Ray Serve scales the replicas of one model.
-
-    Attributes:
-        min_replicas: Kept when idle. At least 1: the first request after zero would wait for a model to load.
-        max_replicas: Most replicas of one model.
-        target_ongoing_requests: Requests per replica, running and queued, that the autoscaler aims at. About the
-            engine's `max_sequences`: below it a decode batch has room, above it requests wait for a slot.
-        max_ongoing_requests: Requests that one replica is handed at once; the engine queues those beyond its slots.
-        max_queued_requests: Requests that wait at the ingress while every replica is full; one more is refused.
-        upscale_delay_s: How long load must stay high before a replica is added.
-        downscale_delay_s: How long load must stay low before a replica is taken away.
-        look_back_period_s: Window over which the autoscaler averages load; above the 10 s between Ray's own reports.
-        num_cpus: Logical CPUs that Ray reserves for a replica.
-        num_gpus: GPUs that Ray reserves for a replica; may be a fraction.
-    """
-
-    min_replicas: int = Field(default=1, ge=1)
-    max_replicas: int = Field(default=2, ge=1)
-    target_ongoing_requests: float = Field(default=8.0, gt=0)
-    max_ongoing_requests: int = Field(default=16, ge=1)
-    max_queued_requests: int = Field(default=64, ge=1)
-    upscale_delay_s: float = Field(default=10.0, ge=0)
-    downscale_delay_s: float = Field(default=120.0, ge=0)
-    look_back_period_s: float = Field(default=15.0, gt=10)
-    num_cpus: float = Field(default=1.0, ge=0)
-    num_gpus: float = Field(default=0.0, ge=0)
-
-    @model_validator(mode="after")
-    def _check_order(self) -> ScalingSettings:
-        if self.max_replicas < self.min_replicas:
-            raise ValueError(f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}")
-        if self.max_ongoing_requests < self.target_ongoing_requests:
-            raise ValueError(
-                f"max_ongoing_requests {self.max_ongoing_requests} is below target_ongoing_requests "
-                f"{self.target_ongoing_requests:g}: load would never reach the target, and no replica be added"
-            )
-        return self
-
-
-class RaySettings(_Frozen):
-    """The same application as Ray Serve deployments.
-
-    Attributes:
-        ingress_replicas: Processes that run the HTTP application. Two, so that one may die.
-        ingress_num_cpus: Logical CPUs that Ray reserves for each.
-        generator: Replicas of each vision-language model.
-        embedder: Replicas of each dual encoder.
-        silent_after_s: A replica that answers nothing for so long gets no requests; those that it has are sent to
-            another, or fail if they were begun to be answered.
-        patience_s: How long a request waits while its model has no replica that can take it.
-        health_check_period_s: How often Ray asks a replica whether its engine lives. It replaces one that fails three
-            times.
-        health_check_timeout_s: A question that is not answered for so long has failed. A short one ends replicas of a
-            machine that is merely busy.
-    """
-
-    ingress_replicas: int = Field(default=2, ge=1)
-    ingress_num_cpus: float = Field(default=0.25, ge=0)
-    generator: ScalingSettings = ScalingSettings()
-    embedder: ScalingSettings = ScalingSettings()
-    silent_after_s: float = Field(default=5.0, ge=2)
-    patience_s: float = Field(default=15.0, gt=0)
-    health_check_period_s: float = Field(default=1.0, gt=0)
-    health_check_timeout_s: float = Field(default=10.0, gt=0)
 
 
 class ServerSettings(_Frozen):
@@ -329,6 +295,8 @@ def load_settings(
     for name, text in sorted((environment or {}).items()):
         if name.startswith(ENVIRONMENT_PREFIX) and name not in _OTHER_VARIABLES:
             collected.put(name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__"), text, f"variable {name}")
+    if keys := keys_of_environment(environment or {}):
+        collected.put(list(_KEYS), keys, " and ".join(ENVIRONMENT_KEYS))
     for dotted, value in (flags or {}).items():
         if value is not None:
             collected.put(dotted.split("."), value, f"flag {dotted}")
@@ -393,8 +361,11 @@ def _first_problem(error: ValidationError, sources: Mapping[tuple[str, ...], str
     more = f" ({error.error_count()} problems in all)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         return f"{source}{where} is no setting of the server{_nearest(where, source)}{more}"
+    if path[: len(_KEYS)] == _KEYS:  # what is there may be a key in plain text
+        return f"{source}setting {where}: {first['msg']}{more}"
     if first["type"] == "value_error":
-        return f"{source}settings {where or 'together'}: {first['ctx']['error']}{more}"
+        why = str(first["ctx"]["error"])
+        return f"{_source_of(path, _named_in(why, sources))}settings {where or 'together'}: {why}{more}"
     if first["type"] == "model_type":
         return f"{source}{where} is a table of settings, not a value such as {first['input']!r}{more}"
     if first["type"].startswith("byte_size"):
@@ -407,6 +378,12 @@ def _source_of(path: tuple[str, ...], sources: Mapping[tuple[str, ...], str]) ->
     """Return where the value at a path, or those below it, came from, as the beginning of a message."""
     found = [source for place, source in sources.items() if place[: len(path)] == path or path[: len(place)] == place]
     return f"{', '.join(dict.fromkeys(found))}: " if found else ""
+
+
+def _named_in(why: str, sources: Mapping[tuple[str, ...], str]) -> Mapping[tuple[str, ...], str]:
+    """Return the sources of the settings that a message about several names; all where it names none."""
+    words = set(re.findall(r"\w+", why))
+    return {path: source for path, source in sources.items() if path[-1] in words} or sources
 
 
 def _nearest(where: str, source: str) -> str:

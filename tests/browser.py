@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,22 +47,29 @@ class Sight:
     cut: list[str]
 
 
-def looker() -> Callable[[Path, int], Sight]:
-    """Return what shows a file in a window of a width; skips where there is no browser."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """Run a browser, Playwright's, while the block lasts: no event loop may run meanwhile. Skips if there is none."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
         pytest.skip("no Chromium is installed")
     sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def looker() -> Callable[[Path, int], Sight]:
+    """Return what shows a file in a window of a width; skips where there is no browser."""
 
     def look(path: Path, width_px: int) -> Sight:
         requests: list[str] = []
-        with sync_api.sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        with chromium() as browser:
             page = browser.new_page(viewport={"width": width_px, "height": 900})
             page.on("request", lambda request: requests.append(request.url))
             page.goto(path.as_uri())
             found = page.evaluate(_MEASURE)
-            browser.close()
         return Sight(requests, **found)
 
     return look

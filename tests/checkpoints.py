@@ -225,8 +225,8 @@ def save_smolvlm(folder: Path, config: Config | None = None, *, splits: bool = T
         splits: Whether large images are cut into tiles (at most 4 x 4).
     """
     config = config or smolvlm_config()
-    _save_model(folder, config, smolvlm_shapes(config))
-    _write_json(folder / "generation_config.json", CONTROL_IDS)
+    save_model(folder, config, smolvlm_shapes(config))
+    write_json(folder / "generation_config.json", CONTROL_IDS)
     save_smolvlm_processor(folder, config, splits=splits)
 
 
@@ -246,8 +246,8 @@ def save_smolvlm_processor(folder: Path, config: Config, *, splits: bool = True)
         **RESCALING,
     }
     grid = tile_px // config["vision_config"]["patch_size"] // config["scale_factor"]
-    _save_processor(folder, "Idefics3Processor", images, image_seq_len=grid**2)
-    _save_byte_tokenizer(
+    save_processor(folder, "Idefics3Processor", images, image_seq_len=grid**2)
+    save_byte_tokenizer(
         folder,
         [*CONTROL, *MARKERS],
         extra_special_tokens=["<fake_token_around_image>", "<image>", EOS],
@@ -260,8 +260,8 @@ def save_smolvlm_processor(folder: Path, config: Config, *, splits: bool = True)
 def save_clip(folder: Path, config: Config | None = None) -> None:
     """Write a whole CLIP checkpoint into `folder`, in float32."""
     config = config or clip_config()
-    _save_model(folder, config, clip_shapes(config))
-    _save_processor(folder, "CLIPProcessor", _cropping(config["vision_config"]["image_size"]))
+    save_model(folder, config, clip_shapes(config))
+    save_processor(folder, "CLIPProcessor", _cropping(config["vision_config"]["image_size"]))
     _save_clip_tokenizer(folder, config["text_config"]["max_position_embeddings"])
 
 
@@ -270,9 +270,9 @@ def save_llava(folder: Path, config: Config | None = None) -> None:
     config = config or llava_config()
     vision = config["vision_config"]
     is_clip = vision["model_type"] == "clip_vision_model"
-    _save_model(folder, config, llava_shapes(config))
-    _write_json(folder / "generation_config.json", CONTROL_IDS)
-    _save_processor(
+    save_model(folder, config, llava_shapes(config))
+    write_json(folder / "generation_config.json", CONTROL_IDS)
+    save_processor(
         folder,
         "LlavaProcessor",
         (_cropping if is_clip else _squashing)(vision["image_size"]),
@@ -281,22 +281,22 @@ def save_llava(folder: Path, config: Config | None = None) -> None:
         num_additional_image_tokens=int(is_clip),
         vision_feature_select_strategy=config["vision_feature_select_strategy"],
     )
-    _save_byte_tokenizer(folder, CONTROL, **NAMED)
+    save_byte_tokenizer(folder, CONTROL, **NAMED)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
 
 
 def save_siglip(folder: Path, config: Config | None = None) -> None:
     """Write a whole SigLIP checkpoint into `folder`, in float32."""
     config = config or siglip_config()
-    _save_model(folder, config, siglip_shapes(config))
+    save_model(folder, config, siglip_shapes(config))
     save_siglip_processor(folder, config)
 
 
 def save_siglip_processor(folder: Path, config: Config) -> None:
     """Write the processor files of a SigLIP checkpoint."""
-    _save_processor(folder, "SiglipProcessor", _squashing(config["vision_config"]["image_size"]))
+    save_processor(folder, "SiglipProcessor", _squashing(config["vision_config"]["image_size"]))
     tokens = {"eos_token": EOS, "pad_token": PAD}
-    _save_byte_tokenizer(folder, CONTROL, model_max_length=config["text_config"]["max_position_embeddings"], **tokens)
+    save_byte_tokenizer(folder, CONTROL, model_max_length=config["text_config"]["max_position_embeddings"], **tokens)
 
 
 def save_preset(folder: Path, preset: str, *, splits: bool = True) -> int:
@@ -308,7 +308,7 @@ def save_preset(folder: Path, preset: str, *, splits: bool = True) -> int:
     config = PRESETS[preset]()
     is_encoder = config["model_type"] == "siglip"
     shapes = siglip_shapes(config) if is_encoder else smolvlm_shapes(config)
-    _save_model(folder, config, shapes, ml_dtypes.bfloat16)
+    save_model(folder, config, shapes, ml_dtypes.bfloat16)
     if is_encoder:
         save_siglip_processor(folder, config)
     else:
@@ -316,16 +316,16 @@ def save_preset(folder: Path, preset: str, *, splits: bool = True) -> int:
     return sum(math.prod(shape) for shape in shapes.values())
 
 
-def _save_model(folder: Path, config: Config, shapes: Shapes, dtype: DTypeLike = np.float32) -> None:
+def save_model(folder: Path, config: Config, shapes: Shapes, dtype: DTypeLike = np.float32) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "config.json", {**config, "dtype": np.dtype(dtype).name})
+    write_json(folder / "config.json", {**config, "dtype": np.dtype(dtype).name})
     with ThreadPoolExecutor() as pool:
         drawn = pool.map(lambda name: drawn_weight(name, shapes[name]).astype(dtype), shapes)
         save_file(dict(zip(shapes, drawn, strict=True)), folder / "model.safetensors", {"format": "pt"})
 
 
-def _save_processor(folder: Path, name: str, images: Config, **settings: Any) -> None:
-    _write_json(folder / "processor_config.json", {"processor_class": name, "image_processor": images, **settings})
+def save_processor(folder: Path, name: str, images: Config, **settings: Any) -> None:
+    write_json(folder / "processor_config.json", {"processor_class": name, "image_processor": images, **settings})
 
 
 def _cropping(side_px: int) -> Config:
@@ -341,7 +341,7 @@ def _squashing(side_px: int) -> Config:
     return {"image_processor_type": "SiglipImageProcessor", **resize, **colours, **RESCALING}
 
 
-def _save_byte_tokenizer(folder: Path, specials: list[str], **settings: Any) -> None:
+def save_byte_tokenizer(folder: Path, specials: list[str], **settings: Any) -> None:
     """Write a byte-level tokenizer: one token per byte, then the special ones."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
@@ -375,10 +375,10 @@ def _save_clip_tokenizer(folder: Path, max_tokens: int) -> None:
 def _save_tokenizer(folder: Path, backend: Tokenizer, specials: list[str], **settings: Any) -> None:
     backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in specials])
     backend.save(str(folder / "tokenizer.json"))
-    _write_json(folder / "tokenizer_config.json", settings)
+    write_json(folder / "tokenizer_config.json", settings)
 
 
-def _write_json(path: Path, content: Config) -> None:
+def write_json(path: Path, content: Config) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 

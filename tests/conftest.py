@@ -165,6 +165,12 @@ def look() -> Any:
     return beside("browser").looker()
 
 
+@pytest.fixture(scope="session")
+def chromium() -> Any:
+    """The context manager of tests/browser.py that runs a browser; skips where there is none."""
+    return beside("browser").chromium
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(7)

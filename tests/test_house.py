@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("bundle", "commands", "export", "graphs", "pages", "quant", "runtime", "serving", "loadtests", "reference")
+PACKAGES = (
+    *("bundle", "commands", "devices", "export", "graphs", "pages"),
+    *("quant", "runtime", "serving", "loadtests", "reference"),
+)
 
 
 def importers_of(package: str, library: str) -> set[str]:

@@ -16,14 +16,16 @@ from bundle.directory import Bundle, seal
 from bundle.manifest import Component, DecoderDims, Manifest, TensorSpec, graph_name
 from bundle.states import CacheScheme
 from export.config import DecoderConfig, RopeConfig
+from export.decoders.causal import CausalDecoder
+from export.decoders.llama import Llama
 from export.family import GraphPlan, decoder_plan
 from export.graph import build_model, write_model
-from export.nn.decoder import CausalDecoder
 from export.nn.dialect import DIALECTS, Dialect
 from export.nn.linear import Embedding
 from export.segments import write_segments
 from graphs.lowering.coded_cache import CodedCache
 from graphs.lowering.decoder import lower_decoder
+from graphs.segments import cut_segment
 from graphs.store import open_graph, save_graph
 from runtime.cache_shape import CacheShape, cache_shape, context_of
 from runtime.decoder import Decoder, TokenGraphs
@@ -92,8 +94,14 @@ class TinyModel:
         most = {"int8": 127, "int4": 7}[scheme]
         states = tuple(state.coded(scheme) for state in manifest.states)
         scales = {state.input: np.float32(rng.uniform(3, 6, state.scale_shape) / most) for state in states}
-        model = open_graph(self.bundle.graph_path("decoder"))
-        lower_decoder(model, self.config.max_positions, "any", CodedCache(scheme, scales))
+        whole, cache = self.bundle.graph_path("decoder"), CodedCache(scheme, scales)
+        for segment in manifest.segments:
+            part = open_graph(whole)
+            cut_segment(part, segment, manifest.states_of(segment))
+            lower_decoder(part, self.config.max_positions, "prompt", cache)
+            save_graph(part, folder / segment.file)
+        model = open_graph(whole)
+        lower_decoder(model, self.config.max_positions, "any", cache)
         save_graph(model, folder / "decoder.onnx")
         save_cache_scales(folder, scales)
         return TinyModel(seal(folder, manifest.model_copy(update={"states": states})), self.config)
@@ -130,10 +138,10 @@ def _plans(config: DecoderConfig, dialect: Dialect) -> dict[str, GraphPlan]:
     ids = TensorSpec(name=tensors.INPUT_IDS, dtype="int64", shape=("B", "T"))
     embeds = TensorSpec(name=tensors.INPUTS_EMBEDS, dtype="float32", shape=("B", "T", config.hidden_size))
     table = Embedding(config.vocab_size, config.hidden_size, name="model.embed_tokens")
-    decoder = CausalDecoder(config, dialect, "model")
+    decoder = Llama(config)
     return {
         "embed_tokens": GraphPlan(table, "embed_tokens", (ids,), (embeds,)),
-        "decoder": decoder_plan(config, embeds, decoder),
+        "decoder": decoder_plan(decoder, embeds, CausalDecoder(decoder, dialect, "model")),
     }
 
 

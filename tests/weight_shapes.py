@@ -29,7 +29,7 @@ def smolvlm_shapes(config: Config) -> Shapes:
     """Name every weight of a SmolVLM model."""
     text, vision = config["text_config"], config["vision_config"]
     pooled = vision["hidden_size"] * config["scale_factor"] ** 2
-    shapes = _decoder_shapes(text, "model.text_model.") | _tower_shapes(vision, "model.vision_model.")
+    shapes = decoder_shapes(text, "model.text_model.") | tower_shapes(vision, "model.vision_model.")
     shapes["model.connector.modality_projection.proj.weight"] = (text["hidden_size"], pooled)
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (text["vocab_size"], text["hidden_size"])
@@ -39,11 +39,11 @@ def smolvlm_shapes(config: Config) -> Shapes:
 def llava_shapes(config: Config) -> Shapes:
     """Name every weight of a LLaVA model."""
     text, vision = config["text_config"], config["vision_config"]
-    shapes = _decoder_shapes(text, "language_model.model.") | _tower_shapes(vision, "vision_tower.")
+    shapes = decoder_shapes(text, "language_model.model.") | tower_shapes(vision, "vision_tower.")
     chosen = config["vision_feature_layer"]
     columns = vision["hidden_size"] * (len(chosen) if isinstance(chosen, list) else 1)
-    shapes |= _linear("multi_modal_projector.linear_1", text["hidden_size"], columns)
-    shapes |= _linear("multi_modal_projector.linear_2", text["hidden_size"], text["hidden_size"])
+    shapes |= linear_shapes("multi_modal_projector.linear_1", text["hidden_size"], columns)
+    shapes |= linear_shapes("multi_modal_projector.linear_2", text["hidden_size"], text["hidden_size"])
     if not config["tie_word_embeddings"]:
         shapes["language_model.lm_head.weight"] = (text["vocab_size"], text["hidden_size"])
     return shapes
@@ -57,18 +57,18 @@ def clip_shapes(config: Config) -> Shapes:
         "visual_projection.weight": (config["projection_dim"], vision["hidden_size"]),
         "logit_scale": (),
     }
-    return projections | _text_tower_shapes(text) | _tower_shapes(vision, "vision_model.")
+    return projections | _text_tower_shapes(text) | tower_shapes(vision, "vision_model.")
 
 
 def siglip_shapes(config: Config) -> Shapes:
     """Name every weight of a SigLIP model."""
     text, vision = config["text_config"], config["vision_config"]
-    rest = _linear("text_model.head", text["projection_size"], text["hidden_size"])
+    rest = linear_shapes("text_model.head", text["projection_size"], text["hidden_size"])
     rest |= {"logit_scale": (1,), "logit_bias": (1,)}
-    return rest | _text_tower_shapes(text) | _tower_shapes(vision, "vision_model.")
+    return rest | _text_tower_shapes(text) | tower_shapes(vision, "vision_model.")
 
 
-def _decoder_shapes(text: Config, prefix: str) -> Shapes:
+def decoder_shapes(text: Config, prefix: str) -> Shapes:
     """Name every weight of a Llama or Qwen2 decoder without its head."""
     width, inner, heads = text["hidden_size"], text["intermediate_size"], text["num_attention_heads"]
     head = text.get("head_dim", width // heads)
@@ -77,15 +77,15 @@ def _decoder_shapes(text: Config, prefix: str) -> Shapes:
     shapes: Shapes = {f"{prefix}embed_tokens.weight": (text["vocab_size"], width), f"{prefix}norm.weight": (width,)}
     for layer in (f"{prefix}layers.{number}." for number in range(text["num_hidden_layers"])):
         for name, rows in (("q", heads * head), ("k", kv), ("v", kv)):
-            shapes |= _linear(f"{layer}self_attn.{name}_proj", rows, width, bias=is_qwen2 or is_biased)
-        shapes |= _linear(f"{layer}self_attn.o_proj", width, heads * head, bias=is_biased)
+            shapes |= linear_shapes(f"{layer}self_attn.{name}_proj", rows, width, bias=is_qwen2 or is_biased)
+        shapes |= linear_shapes(f"{layer}self_attn.o_proj", width, heads * head, bias=is_biased)
         for name, rows, columns in (("gate", inner, width), ("up", inner, width), ("down", width, inner)):
-            shapes |= _linear(f"{layer}mlp.{name}_proj", rows, columns, bias=text.get("mlp_bias", False))
+            shapes |= linear_shapes(f"{layer}mlp.{name}_proj", rows, columns, bias=text.get("mlp_bias", False))
         shapes |= {f"{layer}{name}_layernorm.weight": (width,) for name in ("input", "post_attention")}
     return shapes
 
 
-def _tower_shapes(vision: Config, prefix: str) -> Shapes:
+def tower_shapes(vision: Config, prefix: str) -> Shapes:
     """Name every weight of a vision tower."""
     width, patch = vision["hidden_size"], vision["patch_size"]
     num_patches = (vision["image_size"] // patch) ** 2
@@ -100,7 +100,9 @@ def _tower_shapes(vision: Config, prefix: str) -> Shapes:
     if vision["model_type"] == "siglip_vision_model":
         shapes |= {f"{prefix}head.probe": (1, 1, width), f"{prefix}head.attention.in_proj_weight": (3 * width, width)}
         shapes[f"{prefix}head.attention.in_proj_bias"] = (3 * width,)
-        shapes |= _linear(f"{prefix}head.attention.out_proj", width, width) | _norms(width, f"{prefix}head.layernorm")
+        shapes |= linear_shapes(f"{prefix}head.attention.out_proj", width, width) | norm_shapes(
+            width, f"{prefix}head.layernorm"
+        )
         shapes |= _mlp_shapes(vision, f"{prefix}head.")
     return shapes
 
@@ -116,23 +118,23 @@ def _text_tower_shapes(text: Config) -> Shapes:
 
 def _layers_shapes(sizes: Config, prefix: str, norms: Iterable[str]) -> Shapes:
     width = sizes["hidden_size"]
-    shapes = _norms(width, *(f"{prefix}{name}" for name in norms))
+    shapes = norm_shapes(width, *(f"{prefix}{name}" for name in norms))
     for layer in (f"{prefix}encoder.layers.{number}." for number in range(sizes["num_hidden_layers"])):
-        shapes |= _norms(width, f"{layer}layer_norm1", f"{layer}layer_norm2") | _mlp_shapes(sizes, layer)
+        shapes |= norm_shapes(width, f"{layer}layer_norm1", f"{layer}layer_norm2") | _mlp_shapes(sizes, layer)
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            shapes |= _linear(f"{layer}self_attn.{name}", width, width)
+            shapes |= linear_shapes(f"{layer}self_attn.{name}", width, width)
     return shapes
 
 
 def _mlp_shapes(sizes: Config, prefix: str) -> Shapes:
     width, inner = sizes["hidden_size"], sizes["intermediate_size"]
-    return _linear(f"{prefix}mlp.fc1", inner, width) | _linear(f"{prefix}mlp.fc2", width, inner)
+    return linear_shapes(f"{prefix}mlp.fc1", inner, width) | linear_shapes(f"{prefix}mlp.fc2", width, inner)
 
 
-def _norms(width: int, *names: str) -> Shapes:
+def norm_shapes(width: int, *names: str) -> Shapes:
     return {f"{name}.{part}": (width,) for name in names for part in ("weight", "bias")}
 
 
-def _linear(name: str, rows: int, columns: int, *, bias: bool = True) -> Shapes:
+def linear_shapes(name: str, rows: int, columns: int, *, bias: bool = True) -> Shapes:
     weight: Shapes = {f"{name}.weight": (rows, columns)}
     return weight | {f"{name}.bias": (rows,)} if bias else weight

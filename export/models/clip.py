@@ -11,19 +11,9 @@ from export.nn.dialect import Dialect
 from export.nn.linear import Linear
 from export.nn.module import Module
 from export.nn.norms import LayerNorm
-from export.nn.vit import ClipEmbeddings, Encoder, TextEmbeddings, attention_bias
+from export.nn.vit import Encoder, TextEmbeddings, attention_bias
+from export.towers.clip import VISION_DEFAULTS, ClipTower
 
-VISION_DEFAULTS: Raw = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "num_channels": 3,
-    "image_size": 224,
-    "patch_size": 32,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-}
 TEXT_DEFAULTS: Raw = {
     "vocab_size": 49_408,
     "hidden_size": 512,
@@ -39,24 +29,22 @@ _EOS_UNSET = 2
 """What old configs say for `eos_token_id`; the end of text is then the highest id of a row."""
 
 
-class _VisionTower(Module):
+class _PooledTower(ClipTower):
+    """The tower, and what its class token became."""
+
     def __init__(self, config: VisionConfig, dialect: Dialect) -> None:
-        super().__init__("vision_model")
-        width, eps = config.tower.hidden_size, config.tower.layer_norm_eps
-        self.embeddings = ClipEmbeddings(config)
-        self.pre_layrnorm = LayerNorm(width, eps)
-        self.encoder = Encoder(config.tower, dialect, rows=self.embeddings.num_rows)
-        self.post_layernorm = LayerNorm(width, eps)
+        super().__init__(config, dialect, "vision_model")
+        self.post_layernorm = LayerNorm(config.tower.hidden_size, config.tower.layer_norm_eps)
 
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
-        hidden = self.encoder(op, self.pre_layrnorm(op, self.embeddings(op, pixel_values))).states[-1]
-        return self.post_layernorm(op, op.Gather(hidden, 0, axis=1))
+        passed = super().forward(op, pixel_values)
+        return self.post_layernorm(op, op.Gather(passed.states[-1], 0, axis=1))
 
 
 class _Vision(Module):
     def __init__(self, config: VisionConfig, dialect: Dialect, embedding_size: int) -> None:
         super().__init__()
-        self.vision_model = _VisionTower(config, dialect)
+        self.vision_model = _PooledTower(config, dialect)
         self.visual_projection = Linear(config.tower.hidden_size, embedding_size, rows=1, bias=False)
 
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
@@ -105,6 +93,8 @@ class Clip(DualEncoder):
     """`model_type` clip."""
 
     scalars = ("logit_scale",)
+    image_processor = "CLIPImageProcessor"
+    pads_to_max = False
 
     def __init__(self, config: Raw) -> None:
         super().__init__(config)

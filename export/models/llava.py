@@ -9,42 +9,28 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from bundle.errors import UnsupportedConfigError
+from bundle.layouts.llava import LlavaPrompt
 from bundle.manifest import TensorSpec
 from export.config import Raw, VisionConfig, sub_config
+from export.connectors.projector import Projector
 from export.family import Family, VisionLanguage
-from export.models.clip import VISION_DEFAULTS as CLIP_DEFAULTS
-from export.models.siglip import VISION_DEFAULTS as SIGLIP_DEFAULTS
-from export.nn.connectors import Projector
+from export.found_processor import FoundProcessor
 from export.nn.dialect import Dialect, Heads
 from export.nn.module import Module
-from export.nn.norms import LayerNorm
 from export.nn.tower_view import tower_specs, tower_view
-from export.nn.vit import ClipEmbeddings, Encoder, Passed, SiglipEmbeddings, tower_heads
+from export.nn.vit import tower_heads
+from export.towers.clip import VISION_DEFAULTS as CLIP_DEFAULTS
+from export.towers.clip import ClipTower
+from export.towers.siglip import VISION_DEFAULTS as SIGLIP_DEFAULTS
+from export.towers.siglip import SiglipTower
 
 _CLIP, _SIGLIP = "clip_vision_model", "siglip_vision_model"
 _TOWER = "model.vision_tower"
 
 
-class _Tower(Module):
-    """The tower up to the deepest hidden state that the connector reads."""
-
-    def __init__(self, config: VisionConfig, dialect: Dialect, *, is_clip: bool, num_layers: int) -> None:
-        super().__init__(_TOWER)
-        self.embeddings = ClipEmbeddings(config) if is_clip else SiglipEmbeddings(config)
-        self.pre_layrnorm = LayerNorm(config.tower.hidden_size, config.tower.layer_norm_eps) if is_clip else None
-        self.encoder = Encoder(config.tower, dialect, rows=self.embeddings.num_rows, num_layers=num_layers)
-
-    def forward(self, op: OpBuilder, pixel_values: ir.Value) -> Passed:
-        hidden = self.embeddings(op, pixel_values)
-        if self.pre_layrnorm is not None:
-            hidden = self.pre_layrnorm(op, hidden)
-        passed: Passed = self.encoder(op, hidden)
-        return passed
-
-
 class _Vision(Module):
     def __init__(
-        self, tower: _Tower, projector: Projector, layers: tuple[int, ...], *, drops_first: bool, heads: Heads | None
+        self, tower: Module, projector: Projector, layers: tuple[int, ...], *, drops_first: bool, heads: Heads | None
     ) -> None:
         super().__init__()
         self.tower = tower
@@ -72,6 +58,7 @@ class Llava(VisionLanguage):
     """`model_type` llava."""
 
     text_prefix = "model.language_model"
+    image_processor = "LlavaImageProcessor"
     renames = (
         (r"^language_model\.lm_head\.", "lm_head."),
         (r"^language_model\.model\.", "model.language_model."),
@@ -129,10 +116,11 @@ class Llava(VisionLanguage):
 
     def vision(self, dialect: Dialect) -> Module:
         """Return tower, choice of hidden states, and connector."""
-        tower = _Tower(self._vision, dialect, is_clip=self._is_clip, num_layers=max(self._layers))
+        kind = ClipTower if self._is_clip else SiglipTower
+        tower = kind(self._vision, dialect, _TOWER, num_layers=max(self._layers))
         projector = Projector(
             self._vision.tower.hidden_size * len(self._layers),
-            self.decoder.hidden_size,
+            self.decoder.config.hidden_size,
             self.config.get("projector_hidden_act", "gelu"),
             rows=self.tokens_per_tile,
             bias=bool(self.config.get("multimodal_projector_bias", True)),
@@ -150,3 +138,25 @@ class Llava(VisionLanguage):
     def _tells_tower(self) -> bool:
         """Whether what the decoder reads of a layer are its patches, all of them and no others."""
         return max(self._layers) > 0 and self._is_clip == (self._strategy == "default")
+
+    def image_prompt(self, found: FoundProcessor) -> LlavaPrompt:
+        """Return the image token repeated.
+
+        Raises:
+            UnsupportedConfigError: The processor counts other tokens, or the token is not in the vocabulary.
+        """
+        patch = int(found.settings.get("patch_size") or self._vision.patch_size_px)
+        strategy = found.settings.get("vision_feature_select_strategy") or self._strategy
+        height, width = found.spec.tile_size_px
+        patches = (height // patch) * (width // patch)
+        kept = {"default": patches + self._is_clip - 1, "full": patches + self._is_clip}
+        if strategy not in kept:
+            raise UnsupportedConfigError(
+                f"vision_feature_select_strategy {strategy!r} is not supported; known are {', '.join(kept)}"
+            )
+        token = found.token("image_token", "<image>")
+        return LlavaPrompt(
+            image_token=token,
+            image_token_id=found.image_token_id(self.config, token),
+            tokens_per_tile=kept[strategy],
+        )

@@ -9,23 +9,12 @@ from bundle.errors import UnsupportedConfigError
 from export.config import Raw, TowerConfig, VisionConfig, sub_config
 from export.family import DualEncoder, TextTower
 from export.nn.dialect import Dialect
-from export.nn.linear import Linear
+from export.nn.linear import Linear, PackedLinear
 from export.nn.module import Module, Weight
 from export.nn.norms import LayerNorm
-from export.nn.vit import Encoder, EncoderMLP, SiglipEmbeddings, TextEmbeddings, attention_bias, tower_heads
-from graphs.labels import Label
+from export.nn.vit import Encoder, EncoderMLP, TextEmbeddings, attention_bias, tower_heads
+from export.towers.siglip import VISION_DEFAULTS, SiglipTower
 
-VISION_DEFAULTS: Raw = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "num_channels": 3,
-    "image_size": 224,
-    "patch_size": 16,
-    "hidden_act": "gelu_pytorch_tanh",
-    "layer_norm_eps": 1e-6,
-}
 TEXT_DEFAULTS: Raw = {
     "vocab_size": 32_000,
     "hidden_size": 768,
@@ -38,25 +27,8 @@ TEXT_DEFAULTS: Raw = {
 }
 
 
-class _PackedLinear(Module):
-    """One third of the projection that the checkpoint keeps as a single [3D, D] matrix."""
-
-    def __init__(self, size: int, part: int, name: str, *, rows: int) -> None:
-        super().__init__("")
-        third = (part * size, (part + 1) * size)
-        self.weight = Weight(
-            size,
-            size,
-            transposed=True,
-            name=f"{name}_proj.weight",
-            source="in_proj_weight",
-            rows=third,
-            label=Label("linear", rows),
-        )
-        self.bias = Weight(size, name=f"{name}_proj.bias", source="in_proj_bias", rows=third)
-
-    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        return op.Add(op.MatMul(x, self.weight), self.bias)
+_PACKED = ("in_proj_weight", "in_proj_bias")
+"""Where the checkpoint keeps queries, keys and values."""
 
 
 class _PoolAttention(Module):
@@ -65,9 +37,9 @@ class _PoolAttention(Module):
     def __init__(self, config: TowerConfig, dialect: Dialect, *, rows: int) -> None:
         super().__init__()
         size = config.hidden_size
-        self.query = _PackedLinear(size, 0, "q", rows=1)
-        self.key = _PackedLinear(size, 1, "k", rows=rows)
-        self.value = _PackedLinear(size, 2, "v", rows=rows)
+        self.query = PackedLinear(size, 0, "q_proj", _PACKED, rows=1)
+        self.key = PackedLinear(size, 1, "k_proj", _PACKED, rows=rows)
+        self.value = PackedLinear(size, 2, "v_proj", _PACKED, rows=rows)
         self.out_proj = Linear(size, size, rows=1)
         self.heads = tower_heads(config)
         self.dialect = dialect
@@ -96,17 +68,15 @@ class PoolingHead(Module):
         return op.Squeeze(pooled, [1])
 
 
-class _Vision(Module):
+class _Vision(SiglipTower):
     def __init__(self, config: VisionConfig, dialect: Dialect) -> None:
-        super().__init__("vision_model")
-        self.embeddings = SiglipEmbeddings(config)
-        self.encoder = Encoder(config.tower, dialect, rows=self.embeddings.num_rows)
+        super().__init__(config, dialect, "vision_model")
         self.post_layernorm = LayerNorm(config.tower.hidden_size, config.tower.layer_norm_eps)
         self.head = PoolingHead(config.tower, dialect, rows=self.embeddings.num_rows)
 
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
-        hidden = self.encoder(op, self.embeddings(op, pixel_values)).states[-1]
-        return self.head(op, self.post_layernorm(op, hidden))
+        passed = super().forward(op, pixel_values)
+        return self.head(op, self.post_layernorm(op, passed.states[-1]))
 
 
 class _Text(Module):
@@ -129,6 +99,8 @@ class Siglip(DualEncoder):
     """`model_type` siglip, which SigLIP 2 checkpoints of fixed resolution carry as well."""
 
     scalars = ("logit_scale", "logit_bias")
+    image_processor = "SiglipImageProcessor"
+    lower_cases = True
 
     def __init__(self, config: Raw) -> None:
         super().__init__(config)

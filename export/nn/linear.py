@@ -48,6 +48,30 @@ class Linear(Module):
         return product if self.bias is None else op.Add(product, self.bias)
 
 
+class PackedLinear(Module):
+    """One third of a projection that the checkpoint keeps as a single [3D, D] matrix with its biases.
+
+    Args:
+        size: D.
+        part: 0, 1 or 2.
+        name: Of the third, in the graph.
+        sources: Where the checkpoint keeps matrix and biases, as seen from the module around.
+        rows: That it multiplies for one image.
+    """
+
+    def __init__(self, size: int, part: int, name: str, sources: tuple[str, str], *, rows: int) -> None:
+        super().__init__("")
+        third = (part * size, (part + 1) * size)
+        weight, bias = sources
+        label = Label("linear", rows)
+        self.weight = Weight(size, size, transposed=True, name=f"{name}.weight", source=weight, rows=third, label=label)
+        self.bias = Weight(size, name=f"{name}.bias", source=bias, rows=third)
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        """Return [..., D] from [..., D]."""
+        return op.Add(op.MatMul(x, self.weight), self.bias)
+
+
 class Embedding(Module):
     """Rows of a table by id."""
 

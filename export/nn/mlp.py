@@ -1,24 +1,50 @@
-"""The gated feed-forward layer of a decoder."""
+"""The gated feed-forward layer of decoders, and of some towers."""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from export.config import DecoderConfig
 from export.nn.linear import Linear, activation
 from export.nn.module import Module
 
 
-class GatedMLP(Module):
-    """down(act(gate(x)) * up(x)) (Shazeer, arXiv 2002.05202)."""
+class GatedSizes(Protocol):
+    """What a gated feed-forward reads of a config."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    @property
+    def hidden_size(self) -> int:
+        """Width in and out."""
+
+    @property
+    def intermediate_size(self) -> int:
+        """Width inside."""
+
+    @property
+    def hidden_act(self) -> str:
+        """Of the gate."""
+
+    @property
+    def mlp_bias(self) -> bool:
+        """Whether its three matrices have biases."""
+
+
+class GatedMLP(Module):
+    """down(act(gate(x)) * up(x)) (Shazeer, arXiv 2002.05202).
+
+    Args:
+        config: Sizes.
+        rows: That meet it for one image; None in a decoder.
+    """
+
+    def __init__(self, config: GatedSizes, *, rows: int | None = None) -> None:
         super().__init__()
         size, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = Linear(size, inner, rows=None, bias=bias)
-        self.up_proj = Linear(size, inner, rows=None, bias=bias)
-        self.down_proj = Linear(inner, size, rows=None, bias=bias)
+        self.gate_proj = Linear(size, inner, rows=rows, bias=bias)
+        self.up_proj = Linear(size, inner, rows=rows, bias=bias)
+        self.down_proj = Linear(inner, size, rows=rows, bias=bias)
         self.hidden_act = config.hidden_act
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
@@ -26,4 +28,22 @@ def rotary_angles(op: OpBuilder, position_ids: ir.Value, rope: RopeConfig, head_
     frequencies = op.initializer(ir.tensor(rope.inverse_frequencies(head_size)), "rotary_inverse_frequencies")
     places = op.Unsqueeze(op.Cast(position_ids, to=ir.DataType.FLOAT), [2])
     turned = op.Mul(places, frequencies)
+    return Angles(op.Cos(turned), op.Sin(turned))
+
+
+def rotary_angles_by_axis(
+    op: OpBuilder, position_ids: ir.Value, rope: RopeConfig, head_size: int, axes: npt.NDArray[np.int64]
+) -> Angles:
+    """Return the angles of tokens that stand on several axes (Wang et al., arXiv 2409.12191, section 2.1).
+
+    Args:
+        op: The builder.
+        position_ids: [axes, B, T] int64.
+        rope: Frequencies.
+        head_size: C.
+        axes: [C/2] the axis by which each pair of a head turns.
+    """
+    frequencies = op.initializer(ir.tensor(rope.inverse_frequencies(head_size)), "rotary_inverse_frequencies")
+    of_pair = op.Gather(op.Cast(position_ids, to=ir.DataType.FLOAT), axes.tolist(), axis=0)
+    turned = op.Mul(op.Transpose(of_pair, perm=[1, 2, 0]), frequencies)
     return Angles(op.Cos(turned), op.Sin(turned))

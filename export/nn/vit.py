@@ -16,7 +16,7 @@ from export.nn.module import Module, ModuleList, Weight
 from export.nn.norms import LayerNorm
 from graphs.labels import Label
 
-_MASKED = float(np.finfo(np.float32).min) / 2
+MASKED = float(np.finfo(np.float32).min) / 2
 """Added to a score that must not count; halved so that adding it to a score cannot overflow."""
 
 
@@ -251,4 +251,4 @@ def attention_bias(op: OpBuilder, attention_mask: ir.Value, *, is_causal: bool) 
         is_seen = op.And(is_real, is_before)
     else:
         is_seen = op.Expand(is_real, op.Concat([1, 1], length, length, axis=0))
-    return op.Where(is_seen, 0.0, _MASKED)
+    return op.Where(is_seen, 0.0, MASKED)

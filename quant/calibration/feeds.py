@@ -81,7 +81,8 @@ class FeedSource:
         for at, images in enumerate(groups):
             tiles = [tile for image in images for tile in spec.cut(image)]
             first = at % max(1, len(tiles))  # another place in every image: a corner, the middle, the whole made small
-            yield from spec.pixels(spread(tiles[first:] + tiles[:first], each))
+            for pixels in spec.groups(spread(tiles[first:] + tiles[:first], each)):
+                yield from pixels
 
     def _images(self) -> Iterator[Sequence[Image.Image]]:
         """Yield the images of each sample."""

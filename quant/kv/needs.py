@@ -33,3 +33,10 @@ def missing(policy: str, manifest: Manifest) -> str:
             f"with --length-groups, or take one of {others}"
         )
     return ""
+
+
+def offered_policies(manifest: Manifest) -> tuple[str, ...]:
+    """Return the policies that a request may name on a CPU; none of a model without a decoder."""
+    if manifest.decoder is None:
+        return ()
+    return tuple(name for name in POLICIES if not missing(name, manifest))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,9 +18,17 @@ from quant.visual_tokens.table import METHODS as BEFORE
 from runtime.one_request import VisionLanguageRunner
 from runtime.settings import RuntimeSettings
 
+_FEWEST_QUESTIONS = 2
+"""An interval wants two."""
+
 
 def measure_shortening(
-    bundle: Bundle, evaluation: Evaluation, shares: Sequence[float], settings: RuntimeSettings, progress: Progress
+    bundle: Bundle,
+    evaluation: Evaluation,
+    shares: Sequence[float],
+    settings: RuntimeSettings,
+    progress: Progress,
+    most_s: float = math.inf,
 ) -> Record:
     """Return how a bundle answers under every way that it can do, at each share.
 
@@ -31,18 +41,23 @@ def measure_shortening(
         shares: Below 1.
         settings: Provider and threads.
         progress: Called with a line now and then.
+        most_s: No question is begun after so long, but two are asked in any case.
 
     Raises:
         ContextLengthError: A question does not fit the model's context.
     """
-    runner = VisionLanguageRunner(bundle, settings)
+    runner = VisionLanguageRunner(bundle, settings, whole_answers=bundle.manifest.is_as_exported)
     answerer = Answerer(bundle, runner)
     ways, lacking = answerer.ways(shares)
     has_accuracy = not evaluation.no_accuracy
     found = {way: Answers(way) for way in ways}
     whole = Answers(None)
     with_tower = any(way.stage == "before" and BEFORE[way.method].needs_tower for way in ways)
+    deadline_s = time.monotonic() + most_s
     for at, question in enumerate(evaluation.questions):
+        if at >= _FEWEST_QUESTIONS and time.monotonic() >= deadline_s:
+            progress(f"{at} of {len(evaluation.questions)} questions were asked in {most_s / 60:g} minutes")
+            break
         if at % 10 == 0:
             progress(f"question {at + 1} of {len(evaluation.questions)}, in {len(ways)} ways")
         seen = runner.see(question.images, with_tower=with_tower)
@@ -56,7 +71,7 @@ def measure_shortening(
     return Record(
         model=bundle.manifest.name,
         source=evaluation.source,
-        tasks=[question.task for question in evaluation.questions],
+        tasks=[question.task for question in evaluation.questions[: len(whole.questions)]],
         whole=whole,
         ways=list(found.values()),
         lacking=lacking,

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from bundle.directory import sha256_of
 from bundle.errors import CheckpointError
 from export.checkpoint import Checkpoint
-from export.config import read_decoder
+from export.decoders.table import load_decoder
 from export.gguf_decoder import open_gguf, read_field, read_gguf
 from reference.real.tokens import CHAT_TEMPLATE, IMAGE, IMAGE_TOKENS, read_tokenizer
 from reference.real.wheel import GGUF_SHA256
@@ -111,7 +111,7 @@ def _text_config(reader: gguf.GGUFReader) -> dict[str, Any]:
 
 
 def _decoder_weights(file: Path, text: dict[str, Any]) -> Weights:
-    own = read_decoder({**text, "vocab_size": len(read_field(open_gguf(file), "tokenizer.ggml.tokens"))})
+    own = load_decoder({**text, "vocab_size": len(read_field(open_gguf(file), "tokenizer.ggml.tokens"))}).config
     weights = {name: tensor.read() for name, tensor in read_gguf(file, own, _PREFIX).items()}
     table = weights[_TABLE]
     missing = text["vocab_size"] - len(table)

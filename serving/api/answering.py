@@ -16,10 +16,11 @@ from starlette.types import Receive, Scope, Send
 from bundle.errors import PocketVLMError
 from serving.api.deadline import Deadline
 from serving.api.disconnect import close, contained, finish_within, until_disconnect
+from serving.api.events import comment
 from serving.api.record import RequestRecord, record_of
 from serving.api.service import Service
 from serving.api.tool_calls import CallBegun, CallReader, Said, SaidText
-from serving.protocol import FinishedEvent, GenerateEvent, GenerateRequest, TokenEvent, TokenLogprob
+from serving.protocol import FinishedEvent, GenerateEvent, GenerateRequest, TokenEvent, TokenLogprob, WaitingEvent
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +145,7 @@ class Answering:
         readers: Of each choice's calls; none where no function was offered.
         num_choices: Of the answer.
         is_counted: Its end was seen by the metrics; a client that leaves after that aborts nothing.
+        num_charged: Tokens that were taken from what its key may.
     """
 
     service: Service
@@ -157,6 +159,7 @@ class Answering:
     num_choices: int
     readers: tuple[CallReader, ...] = ()
     is_counted: bool = False
+    num_charged: int = 0
 
     @classmethod
     async def begin(cls, service: Service, request: Request, asked: GenerateRequest, deadline: Deadline) -> Answering:
@@ -191,8 +194,26 @@ class Answering:
         if isinstance(event, FinishedEvent):
             self.record.prompt_tokens = event.usage.prompt_tokens
             self.record.completion_tokens = event.usage.completion_tokens
-        else:
+        elif isinstance(event, TokenEvent):
             self.record.saw_token()
+        self._charge(event)
+        return event
+
+    def _charge(self, event: GenerateEvent) -> None:
+        """Take what was read and written from what the key may: as it comes, for a client may leave on the way."""
+        if isinstance(event, WaitingEvent):
+            return
+        if isinstance(event, FinishedEvent):
+            total = event.usage.prompt_tokens + event.usage.completion_tokens
+        else:
+            total = self.num_charged + event.prompt_tokens + len(event.token_ids)
+        self.record.charge(total - self.num_charged)
+        self.num_charged = total
+
+    async def _begun(self) -> TokenEvent | FinishedEvent:
+        """Return the next event that is of the answer itself."""
+        while isinstance(event := await self.next(), WaitingEvent):
+            pass
         return event
 
     async def first(self) -> GenerateEvent:
@@ -212,7 +233,7 @@ class Answering:
     async def fed(self, take: Callable[[Piece], None]) -> FinishedEvent:
         """Hand every piece to a function, and return the end."""
         try:
-            while isinstance(event := await self.next(), TokenEvent):
+            while isinstance(event := await self._begun(), TokenEvent):
                 take(self._read(event))
         finally:
             await close(self.events)
@@ -221,14 +242,18 @@ class Answering:
     async def written(self, first: GenerateEvent, form: Form) -> AsyncIterator[bytes]:
         """Yield the whole stream as a form writes it."""
         try:
+            waiting = first
+            while isinstance(waiting, WaitingEvent):
+                yield comment(waiting.reason)
+                waiting = await self.next()
             for each in form.begin():
                 yield each
-            event: GenerateEvent = first
+            event: TokenEvent | FinishedEvent = waiting
             while isinstance(event, TokenEvent):
                 piece = self._read(event)
                 for each in form.piece(replace(piece, reason=None)):
                     yield each
-                event = await self.next()
+                event = await self._begun()
                 # A client that has seen the last choice's end may leave: by then, the answer is counted.
                 self.is_counted = isinstance(event, FinishedEvent)
                 if piece.reason:

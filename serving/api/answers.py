@@ -64,6 +64,8 @@ class ChatTimings(Answer):
     vision_s: float
     first_token_s: float
     total_s: float
+    prefill_s: float
+    decode_s: float
 
 
 class CalledFunction(Answer):
@@ -362,11 +364,26 @@ class Version(Answer):
     version: str
 
 
+class VisionDefault(Answer):
+    """What is done to images where a request does not say."""
+
+    method: str
+    keep: float
+
+
+class KVDefault(Answer):
+    """What is done to a prompt's rows where a request does not say."""
+
+    policy: str
+    budget: float
+
+
 class ModelDescription(Answer):
     """A served model: what it can, how weights and cache are stored, bytes, and how it passed its quality gates.
 
     `root` is its own name where `id` is an alias; `max_model_len` is vLLM's name of `context_tokens`; `kv_cache` says
-    what rows of the cache are stored as.
+    what rows of the cache are stored as; `vision_methods` and `kv_policies` are the names that `vision` and `kv` of a
+    request may give.
     """
 
     id: str
@@ -384,6 +401,10 @@ class ModelDescription(Answer):
     context_tokens: int | None
     capabilities: Capabilities
     limits: RequestLimits
+    vision_methods: list[str]
+    vision_default: VisionDefault | None
+    kv_policies: list[str]
+    kv_default: KVDefault | None
     gated: bool | None
     gates: list[dict[str, Any]]
     unmeasured: list[dict[str, Any]]
@@ -406,7 +427,8 @@ class HealthAnswer(Answer):
 class Prefix(Answer):
     """The beginning of a conversation, kept under a name; `created` is in Unix time.
 
-    `prompt_tokens`: of its messages, with what opens an answer; those of images are part of them.
+    `prompt_tokens`: of its messages, with what opens an answer; those of images are part of them. `method` says what is
+    kept, `size_bytes` how much, and `cache_rows` what a request behind it begins with in each layer.
     """
 
     object: Literal["prefix"]
@@ -415,6 +437,9 @@ class Prefix(Answer):
     created: int
     prompt_tokens: int
     image_tokens: int
+    method: Literal["plain", "fused"]
+    cache_rows: int
+    size_bytes: int
 
 
 class PrefixList(Answer):

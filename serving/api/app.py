@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from prometheus_client.registry import Collector
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from bundle.errors import PocketVLMError
 from bundle.machine import own_version
+from serving.access.keyring import Keyring
+from serving.api.access import KeyAsked, cors_options
 from serving.api.caches import caches_router
 from serving.api.chat import chat_router
 from serving.api.classify import classify_router
@@ -24,7 +28,8 @@ from serving.api.ending import OneAnswer
 from serving.api.errors import error_response, routing_body
 from serving.api.messages import messages_router
 from serving.api.openapi import document
-from serving.api.prefixes import prefixes_router
+from serving.api.page import add_page
+from serving.api.prefixes import no_prefixes_router, prefixes_router
 from serving.api.ranking import ranking_router
 from serving.api.record import Recorded, record_of
 from serving.api.responses import responses_router
@@ -49,27 +54,43 @@ CLIENT_CLOSED = 499
 """nginx's status for a client that went away; only logs see it."""
 
 
-def create_app(client: EngineClient, settings: ApiSettings, clear_caches: Callable[[], None] | None = None) -> FastAPI:
+def create_app(
+    client: EngineClient,
+    settings: ApiSettings,
+    clear_caches: Callable[[], None] | None = None,
+    collectors: Sequence[Collector] = (),
+) -> FastAPI:
     """Return the application over a client that is started and closed elsewhere.
 
     Args:
         client: Answers the requests.
         settings: Limits of a request.
         clear_caches: What `POST /v1/cache/clear` does; None: there is no such route.
+        collectors: Whose metrics `/metrics` shows beside its own.
+
+    Raises:
+        SettingsError: The file of keys is unusable.
     """
     service = Service(client, settings, int(time.time()))
+    for collector in collectors:
+        service.metrics.registry.register(collector)
     # FastAPI's own pages load scripts from a content network; ours loads nothing.
     app = FastAPI(title="PocketVLM", version=own_version(), docs_url=None, redoc_url=None)
     for router_of in _ROUTERS:
         app.include_router(router_of(service))
-    if service.prefixes is not None:
-        app.include_router(prefixes_router(service, service.prefixes))
+    store = service.prefixes
+    app.include_router(no_prefixes_router() if store is None else prefixes_router(service, store))
     if clear_caches is not None:
         app.include_router(caches_router(clear_caches))
     add_docs(app, service)
+    add_page(app, service)
     app.openapi = partial(_documented, app, settings)  # type: ignore[method-assign]  # as FastAPI says to replace it
     _answer_failures(app, service)
+    if settings.access.needs_key:
+        app.add_middleware(KeyAsked, service=service, keyring=Keyring(settings.access))
     app.add_middleware(OneAnswer, service=service)
+    if settings.access.cors_origins:
+        app.add_middleware(CORSMiddleware, **cors_options(settings.access))
     app.add_middleware(Recorded)
     return app
 

@@ -17,17 +17,12 @@ from serving.api.conversation import conversation_of
 from serving.api.disconnect import until_disconnect
 from serving.api.errors import error_body
 from serving.api.events import DONE, data_event
-from serving.api.prefixes import behind_prefix
+from serving.api.prefixes import behind_prefix, check_reduces_something
 from serving.api.schemas import ChatRequest
 from serving.api.service import Service, new_id
 from serving.api.usage import end_fields
 from serving.api.videos import options_of
-from serving.protocol import (
-    FinishedEvent,
-    GenerateRequest,
-    ImagePart,
-    VideoPart,
-)
+from serving.protocol import FinishedEvent, GenerateRequest, VideoPart
 
 
 @dataclass(frozen=True)
@@ -83,9 +78,6 @@ def _asked(service: Service, body: ChatRequest) -> _Asked:
     parts = [part for message in messages for part in message.parts]
     if body.video is not None and not any(isinstance(part, VideoPart) for part in parts):
         raise ParameterError("video says how videos are looked at, and no message holds one; leave it out", "video")
-    has_images = body.prefix is not None or any(isinstance(part, (ImagePart, VideoPart)) for part in parts)
-    if (vision := body.reduction) and vision.keep < 1 and not has_images:
-        raise ParameterError("vision says how images are reduced, and no message holds one; leave it out", "vision")
     sampling, offer = body.sampling(), body.offer()
     request = GenerateRequest(
         new_id("chatcmpl"),
@@ -95,9 +87,11 @@ def _asked(service: Service, body: ChatRequest) -> _Asked:
         body.n or 1,
         body.priority,
         kv=body.compression,
-        vision=vision,
+        vision=body.reduction,
         tools=offer.told,
     )
+    if body.prefix is None:
+        check_reduces_something(request)
     return _Asked(request, How(bool(body.stream), body.includes_usage, body.logprobs is True), body.prefix)
 
 

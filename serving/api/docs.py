@@ -1,4 +1,4 @@
-"""`GET /docs`: the routes on one page that loads nothing from elsewhere, so that it needs no network; and `GET /`."""
+"""`GET /docs`: the routes on one page that loads nothing from elsewhere, so that it needs no network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from fastapi.responses import HTMLResponse
 
 from bundle.manifest import Task
 from pages.frame import page
@@ -87,22 +87,13 @@ def tools_example(chat: dict[str, Any]) -> dict[str, Any]:
 
 
 def add_docs(app: FastAPI, service: Service) -> None:
-    """Add the page, and the way to it, to an application that has its routes."""
+    """Add the page to an application that has its routes."""
 
     @app.head("/docs", include_in_schema=False)
     @app.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> HTMLResponse:
         cards = await service.client.models()
         return HTMLResponse(_page(app.openapi(), str(request.base_url).rstrip("/"), cards))
-
-    @app.head("/", include_in_schema=False)
-    @app.get("/", tags=["status"])
-    async def welcome(request: Request) -> Response:
-        """Tell where to go from here; a browser is taken to /docs."""
-        if "text/html" in request.headers.get("accept", ""):
-            return RedirectResponse("docs")
-        places = {"models": "/v1/models", "docs": "/docs", "openapi": "/openapi.json"}
-        return JSONResponse({"name": app.title, "version": app.version, **places})
 
 
 def _page(schema: dict[str, Any], url: str, cards: Sequence[ModelCard]) -> str:
@@ -122,17 +113,17 @@ def _operations(schema: dict[str, Any], url: str, bodies: dict[str, dict[str, An
         for method, operation in operations.items():
             yield f"<h2><code>{method.upper()} {escape(path)}</code></h2><p>{escape(operation['description'])}</p>"
             if path in bodies:
-                yield _command(url + path, bodies[path])
+                yield command(url + path, bodies[path])
             if path == "/v1/chat/completions":
                 yield "<p>About a video, which may be a GIF, a WebP, an MP4 or a list of frames:</p>"
-                yield _command(url + path, video_example(bodies[path]))
+                yield command(url + path, video_example(bodies[path]))
                 yield "<p>For a JSON value of a schema; regular expressions, choices and grammars are taken too:</p>"
-                yield _command(url + path, structure_example(bodies[path]))
+                yield command(url + path, structure_example(bodies[path]))
                 yield "<p>With a function that the model has to call:</p>"
-                yield _command(url + path, tools_example(bodies[path]))
+                yield command(url + path, tools_example(bodies[path]))
 
 
-def _command(address: str, body: dict[str, Any]) -> str:
+def command(address: str, body: dict[str, Any]) -> str:
     """Return what can be pasted into a terminal."""
     command = f"curl -N {address} -H 'Content-Type: application/json' -d '{json.dumps(body, indent=2)}'"
     return f'<pre tabindex="0">{escape(command, quote=False)}</pre>'

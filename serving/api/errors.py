@@ -6,13 +6,14 @@ Every failure leaves the application in the same form: `{"error": {"message", "t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from starlette.responses import JSONResponse
 
 from bundle import errors
-from bundle.errors import PocketVLMError, RequestError
+from bundle.errors import PocketVLMError, RateLimitError, RequestError
 
 _INVALID = "invalid_request_error"
 
@@ -43,10 +44,15 @@ HTTP_ERRORS: dict[type[PocketVLMError], HttpError] = {
     errors.PrefixNotFoundError: HttpError(404, _INVALID, "prefix_not_found"),
     errors.TaskError: HttpError(400, _INVALID, "unsupported_task"),
     errors.RequestError: HttpError(400, _INVALID, "invalid_request"),
+    errors.KeyRefusedError: HttpError(401, _INVALID, "invalid_api_key"),
+    errors.AdminKeyError: HttpError(403, "permission_error", "admin_key_required"),
+    errors.RateLimitError: HttpError(429, "rate_limit_error", "rate_limit_exceeded"),
     errors.OverloadedError: HttpError(429, "overloaded_error", "overloaded"),
     errors.DeadlineError: HttpError(504, "timeout_error", "deadline_exceeded"),
     errors.OutOfMemoryError: HttpError(503, "unavailable_error", "out_of_memory"),
     errors.MissingExtraError: HttpError(415, "invalid_request_error", "not_installed"),
+    errors.ModelStartingError: HttpError(503, "unavailable_error", "model_starting"),
+    errors.StartingError: HttpError(503, "unavailable_error", "starting"),
     errors.EngineDeadError: HttpError(503, "unavailable_error", "engine_dead"),
     errors.MachineError: HttpError(500, "server_error", "machine"),
     errors.SettingsError: HttpError(500, "server_error", "settings"),
@@ -70,11 +76,14 @@ UNEXPECTED = HttpError(500, "server_error", "internal")
 
 _RETRIED = frozenset({429, 503})
 """Statuses that say when to come again."""
+_NO_KEY = 401
 _CLOSING = frozenset({408, 413})
 """Statuses after which the rest of a body may still be on its way: nothing more is read of that connection."""
 _MESSAGES = "/v1/messages"
 """Anthropic's API; its clients read its own errors."""
 _MESSAGE_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     408: "timeout_error",
     413: "request_too_large",
@@ -118,10 +127,18 @@ def error_response(error: BaseException, retry_after_s: int, path: str = "") -> 
         retry_after_s: What a client is told to wait where the same request may be answered later.
     """
     status = http_error(error).status
-    headers = {"Retry-After": str(retry_after_s)} if status in _RETRIED else {}
-    if status in _CLOSING:
-        headers["Connection"] = "close"
+    headers = _headers(error, status, retry_after_s)
     return JSONResponse(message_error_body(error) if _is_of_messages(path) else error_body(error), status, headers)
+
+
+def _headers(error: BaseException, status: int, retry_after_s: int) -> dict[str, str]:
+    """Return what an answer says of coming again, of the connection, and of how to name oneself."""
+    if isinstance(error, RateLimitError):
+        return {"Retry-After": str(max(math.ceil(error.retry_after_s), 1))}
+    if status == _NO_KEY:
+        return {"WWW-Authenticate": "Bearer"}
+    headers = {"Retry-After": str(retry_after_s)} if status in _RETRIED else {}
+    return {**headers, "Connection": "close"} if status in _CLOSING else headers
 
 
 def body(message: str, kind: str, param: str | None, code: str) -> dict[str, Any]:

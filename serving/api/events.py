@@ -19,5 +19,10 @@ def named_event(body: dict[str, Any]) -> bytes:
     return b"event: " + str(body["type"]).encode() + b"\ndata: " + _text(body) + b"\n\n"
 
 
+def comment(text: str) -> bytes:
+    """Return a line that every client reads over: it keeps a connection open, and tells whoever looks."""
+    return b": " + " ".join(text.split()).encode() + b"\n\n"
+
+
 def _text(body: dict[str, Any]) -> bytes:
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()

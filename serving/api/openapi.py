@@ -21,14 +21,18 @@ from serving.api import (
     response_answers,
     response_schemas,
     schemas,
+    status_answers,
     tokenize,
 )
+from serving.api.access import ADMIN_PATHS, open_paths
 from serving.api.deadline import REQUEST_TIMEOUT
 from serving.api.record import REQUEST_ID
 from serving.settings import ApiSettings
 
 _REFUSALS = {
     400: "A field or an image is wrong; the message names it.",
+    401: "No key came with the request, or one that is not taken.",
+    403: "This needs an administrator's key.",
     404: "No served model or stored prefix has that name.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
@@ -38,8 +42,13 @@ _REFUSALS = {
     503: "The model cannot answer now: it loads, stops, hangs or lacks memory.",
     504: "The request's time limit came first.",
 }
-_OF_CHAT = tuple(_REFUSALS)
-_OF_WORK = tuple(status for status in _REFUSALS if status != 415)
+_OF_KEYS = (401, 403)
+_OF_CHAT = tuple(status for status in _REFUSALS if status not in _OF_KEYS)
+_OF_WORK = tuple(status for status in _OF_CHAT if status != 415)
+_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+}
 _REF = "#/components/schemas/{model}"
 
 
@@ -91,6 +100,7 @@ ROUTES: dict[str, Described] = {
     "/health/live": Described(answers.HealthAnswer, (503,)),
     "/health/ready": Described(answers.HealthAnswer, (503,)),
     "/version": Described(answers.Version),
+    "/v1/status": Described(status_answers.StatusAnswer),
     "/metrics": Described(None),
     "/v1/prefixes": Described(answers.Prefix, _OF_CHAT, schemas.PrefixRequest),
     "/v1/prefixes/{name}": Described(answers.DeletedPrefix, (404, 504)),
@@ -116,7 +126,27 @@ def document(app: FastAPI, settings: ApiSettings) -> dict[str, Any]:
         for method, operation in operations.items():
             _complete(operation, described[path, method], schemas_of)
     found["components"] = {"schemas": definitions}
+    if settings.access.needs_key:
+        _ask_for_keys(found, described, settings, schemas_of)
     return found
+
+
+def _ask_for_keys(
+    found: dict[str, Any],
+    described: dict[tuple[str, str], Described],
+    settings: ApiSettings,
+    schema_of: dict[type[BaseModel], Any],
+) -> None:
+    """Put into a document which routes want a key, and how it is sent."""
+    found["components"]["securitySchemes"] = _SCHEMES
+    for (path, method), route in described.items():
+        if method == "get" and path in open_paths(settings.access):
+            continue
+        operation = found["paths"][path][method]
+        operation["security"] = [{name: []} for name in _SCHEMES]
+        for status in _OF_KEYS if path in ADMIN_PATHS else (_OF_KEYS[0],):
+            content = {"application/json": {"schema": schema_of[route.error]}}
+            operation["responses"][str(status)] = {"description": _REFUSALS[status], "content": content}
 
 
 def _schemas(routes: Sequence[Described]) -> tuple[dict[type[BaseModel], Any], dict[str, Any]]:
@@ -162,5 +192,5 @@ def _header(name: str, schema: dict[str, Any], description: str) -> dict[str, An
 
 def _limits(settings: ApiSettings) -> str:
     """Return this server's limits of a request, which are settings and stand in no schema."""
-    limits = settings.model_dump(exclude={"aliases", "prefix_folder"})
+    limits = settings.model_dump(exclude={"aliases", "prefix_folder", "access"})
     return "Limits of this server: " + ", ".join(f"{name} {value:g}" for name, value in limits.items()) + "."

@@ -6,6 +6,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -34,6 +35,8 @@ class RequestRecord:
         prompt_tokens: As the engine counted them; None where it did not.
         completion_tokens: Likewise.
         first_token_s: From arrival to the first token.
+        key: The name of the key that it came with.
+        charge: Takes tokens from what that key may.
         until_end: What is given back when the answer has ended, however it ends.
     """
 
@@ -44,6 +47,8 @@ class RequestRecord:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     first_token_s: float | None = None
+    key: str = ""
+    charge: Callable[[int], None] = lambda tokens: None
     until_end: ExitStack = field(default_factory=ExitStack)
 
     def saw_token(self) -> None:
@@ -91,6 +96,7 @@ def _log(scope: Scope, record: RequestRecord) -> None:
     if not logger.isEnabledFor(level):
         return
     facts = {
+        "key": record.key or None,
         "model": record.model or None,
         "status": record.status or "none",
         "prompt_tokens": record.prompt_tokens,

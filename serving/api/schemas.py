@@ -198,11 +198,26 @@ class ChatRequest(SamplingFields):
 
 
 class PrefixRequest(_Strict):
-    """The body of `POST /v1/prefixes`: the beginning of conversations that later requests name."""
+    """The body of `POST /v1/prefixes`: the beginning of conversations that later requests name.
+
+    `method`: "plain" keeps the messages; "fused" keeps the rows that their text left in the cache, once it had read the
+    images, and the images are never read again (docs/compression.md).
+    """
 
     name: Name
     model: Name | None = None
+    method: Literal["plain", "fused"] = "plain"
+    vision: VisionOptions | None = None
     messages: Messages
+
+    @model_validator(mode="after")
+    def _check_vision(self) -> PrefixRequest:
+        if self.method == "plain" and self.vision is not None:
+            raise ParameterError(
+                "vision says how the images of a fused prefix are reduced; behind a plain one every request says it",
+                "vision",
+            )
+        return self
 
 
 def _refuse_token_ids(value: Any) -> Any:

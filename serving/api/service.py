@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from typing import TypeVar
 
 from fastapi import Request
 
-from bundle.errors import EngineDeadError, ModelNotFoundError, ParameterError, TaskError
+from bundle.errors import EngineDeadError, ModelNotFoundError, ParameterError, StartingError, TaskError
 from bundle.manifest import Task
 from serving.api.body import read_body
 from serving.api.budget import BodyBudget
@@ -57,7 +58,9 @@ class Service:
     def __post_init__(self) -> None:
         object.__setattr__(self, "budget", BodyBudget(self.settings.max_bodies_bytes))
         folder = self.settings.prefix_folder
-        store = None if folder is None else PrefixStore(folder, self.settings.max_prefix_bytes)
+        store = (
+            None if folder is None else PrefixStore(folder, self.settings.max_prefix_bytes, self.settings.max_prefixes)
+        )
         object.__setattr__(self, "prefixes", store)
 
     def deadline(self, request: Request) -> Deadline:
@@ -96,7 +99,7 @@ class Service:
 
         Raises:
             ModelNotFoundError: None has that name.
-            EngineDeadError: None has that name yet, or any more.
+            EngineDeadError: None has that name yet (a StartingError), or any more.
         """
         cards = await self.client.models()
         wanted = self.settings.aliases.get(name, name)
@@ -121,7 +124,8 @@ class Service:
     async def _check_ready(self) -> None:
         health = await self.client.health()
         if not health.is_ready:
-            raise EngineDeadError(f"requests cannot be served: {health.reason}. Ask /health/ready before sending any.")
+            kind = StartingError if health.is_starting else EngineDeadError
+            raise kind(f"requests cannot be served: {health.reason}. Ask /health/ready before sending any.")
 
     async def choose(self, request: Request, name: str, task: Task | None) -> str:
         """Return the name that the engine knows a model by, and note it for the counters.
@@ -137,7 +141,9 @@ class Service:
             TaskError: It does something else.
         """
         card = await (self.card(name) if name else self.only_card(task))
-        record_of(request).model = card.name
+        record = record_of(request)
+        record.model = card.name
+        self.metrics.count_received(card.name, time.monotonic() - record.arrived_s)
         if task not in (None, card.task):
             raise TaskError(f"model {name!r} does {card.task}; this route wants {task}", "model")
         return card.name
@@ -167,6 +173,7 @@ def count_prompt(service: Service, request: Request, tokens: int) -> None:
     """Count the tokens of a request that generates none."""
     record = record_of(request)
     record.prompt_tokens = tokens
+    record.charge(tokens)
     service.metrics.count_prompt(record.model, tokens)
 
 

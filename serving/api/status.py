@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter
@@ -34,6 +36,26 @@ def status_router(service: Service) -> APIRouter:
         """Return the server's version, as vLLM does."""
         return {"version": own_version()}
 
+    @router.get("/v1/status")
+    async def status() -> dict[str, Any]:
+        """Tell what every engine is doing: slots, rows of the cache, who waits, memory; `pocketvlm top` asks it."""
+        health, engines = await service.client.health(), await service.client.status()
+        return {
+            "object": "status",
+            "server": "pocketvlm",
+            "version": own_version(),
+            "uptime_s": round(time.time() - service.started_s, 1),
+            "is_ready": health.is_ready,
+            "reason": health.reason,
+            "models": [
+                {
+                    **_told_of(card),
+                    "engines": {name: asdict(each) for name, each in engines.get(card.name, {}).items()},
+                }
+                for card in await service.client.models()
+            ],
+        }
+
     @router.head("/health/live", include_in_schema=False)
     @router.get("/health/live")
     async def live() -> Response:
@@ -51,10 +73,21 @@ def status_router(service: Service) -> APIRouter:
     @router.get("/metrics")
     async def metrics() -> Response:
         """Return the counters in Prometheus' text format."""
-        service.metrics.gauges.values = (await service.client.health()).model_gauges
+        service.metrics.tell(await service.client.health(), await service.client.models())
         return Response(service.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
     return router
+
+
+def _told_of(card: ModelCard) -> dict[str, Any]:
+    return {
+        "id": card.name,
+        "task": card.task,
+        "model_type": card.model_type,
+        "weight_bytes": card.weight_bytes,
+        "context_tokens": card.context_tokens,
+        "kv_cache": card.kv_cache,
+    }
 
 
 def _card_body(service: Service, name: str, card: ModelCard) -> dict[str, Any]:
@@ -93,6 +126,10 @@ def _card_body(service: Service, name: str, card: ModelCard) -> dict[str, Any]:
             "max_inputs": limits.max_inputs,
             "max_labels": limits.max_labels,
         },
+        "vision_methods": card.vision_methods,
+        "vision_default": card.vision_default and asdict(card.vision_default),
+        "kv_policies": card.kv_policies,
+        "kv_default": card.kv_default and asdict(card.kv_default),
         "gated": card.is_gated,
         "gates": [gate.model_dump() for gate in card.gates],
         "unmeasured": [each.model_dump() for each in card.unmeasured],

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from bundle.errors import ParameterError, PrefixNotFoundError
 
@@ -29,6 +30,9 @@ class PrefixFacts:
         created: Unix time.
         prompt_tokens: Of its messages, with what opens an answer.
         image_tokens: Part of them.
+        method: What is kept: its messages ("plain"), or the rows of their text ("fused").
+        cache_rows: That a request behind it begins with, in each layer.
+        size_bytes: Of what is kept.
     """
 
     name: str
@@ -36,6 +40,9 @@ class PrefixFacts:
     created: int
     prompt_tokens: int
     image_tokens: int
+    method: Literal["plain", "fused"] = "plain"
+    cache_rows: int = 0
+    size_bytes: int = 0
 
 
 class PrefixStore:
@@ -44,11 +51,13 @@ class PrefixStore:
     Args:
         folder: Made where it is missing.
         most_bytes: Of all prefixes together.
+        most: How many there may be.
     """
 
-    def __init__(self, folder: Path, most_bytes: int) -> None:
+    def __init__(self, folder: Path, most_bytes: int, most: int) -> None:
         self._folder = folder
         self._most_bytes = most_bytes
+        self._most = most
 
     def add(self, facts: PrefixFacts, body: bytes) -> None:
         """Keep a prefix; it is there whole or not at all.
@@ -56,15 +65,8 @@ class PrefixStore:
         Raises:
             ParameterError: Its name is taken, or there is no room.
         """
-        self.check_free(facts.name)
         head = json.dumps(asdict(facts)).encode() + b"\n"
-        held = sum(path.stat().st_size for path in self._paths())
-        if held + len(head) + len(body) > self._most_bytes:
-            raise ParameterError(
-                f"the prefix takes {len(head) + len(body)} bytes; {held} of {self._most_bytes} are in use "
-                "(api.max_prefix_bytes). Delete some, or send smaller images",
-                "messages",
-            )
+        self.check_room(facts.name, len(head) + len(body))
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._path(facts.name)
         aside = path.with_name(f".{uuid.uuid4().hex}")
@@ -74,12 +76,27 @@ class PrefixStore:
         finally:
             aside.unlink(missing_ok=True)
 
-    def check_free(self, name: str) -> None:
-        """Check that nothing is kept under a name, and that it is one.
+    def check_room(self, name: str, size_bytes: int) -> None:
+        """Check that a prefix may be kept: before the work of reading it, and once more when it is.
 
         Raises:
-            ParameterError: It is taken, or no name.
+            ParameterError: Its name is taken or none, there are too many, or they are too large.
         """
+        self._check_free(name)
+        sizes = [path.stat().st_size for path in self._paths()]
+        if len(sizes) >= self._most:
+            raise ParameterError(
+                f"{len(sizes)} prefixes are stored, and at most {self._most} may be (api.max_prefixes); delete some",
+                "name",
+            )
+        if sum(sizes) + size_bytes > self._most_bytes:
+            raise ParameterError(
+                f"the prefix takes {size_bytes} bytes; {sum(sizes)} of {self._most_bytes} are in use "
+                "(api.max_prefix_bytes). Delete some, or send smaller images",
+                "messages",
+            )
+
+    def _check_free(self, name: str) -> None:
         if not _NAME.fullmatch(name):
             raise ParameterError(f"name {name!r}: 1 to 64 of A-Z a-z 0-9 . _ - with a letter or digit first", "name")
         if self._path(name).is_file():

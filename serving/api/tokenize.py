@@ -12,13 +12,14 @@ from pydantic import Field, model_validator
 
 from bundle.errors import ParameterError
 from bundle.frames.options import FrameOptions
+from serving.api.contents import VisionOptions
 from serving.api.conversation import conversation_of
 from serving.api.disconnect import contained, until_disconnect
 from serving.api.fields import Name, Off, OffOrEmptyObject, OffOrFalse, Strict, Text, at_most
 from serving.api.schemas import Messages
 from serving.api.service import Service, new_id
 from serving.api.tools import Tools, offer_of
-from serving.protocol import DetokenizeRequest, TokenizeRequest
+from serving.protocol import DetokenizeRequest, TokenizeRequest, VisionReduction
 
 
 class TokenizeBody(Strict):
@@ -31,6 +32,7 @@ class TokenizeBody(Strict):
     prompt: Text | None = None
     messages: Messages | None = None
     tools: Tools | None = None
+    vision: VisionOptions | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     return_token_strs: bool | None = None
@@ -44,6 +46,8 @@ class TokenizeBody(Strict):
             raise ParameterError("send either prompt or messages, and not both", "prompt")
         if self.prompt is not None and self.tools:
             raise ParameterError("tools belong to a conversation; send messages, or leave them out", "tools")
+        if self.prompt is not None and self.vision is not None:
+            raise ParameterError("vision says how images are reduced; send messages, or leave it out", "vision")
         if self.messages is not None and self.add_special_tokens:
             raise ParameterError(
                 "add_special_tokens: a conversation has those that its template writes; leave it out",
@@ -106,6 +110,7 @@ def _asked(service: Service, body: TokenizeBody) -> tuple[TokenizeRequest, bool]
         body.prompt,
         body.add_special_tokens is not False,
         body.add_generation_prompt is not False,
+        None if body.vision is None else VisionReduction(body.vision.method, body.vision.keep),
     )
     return request, bool(body.return_token_strs)
 

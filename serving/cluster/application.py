@@ -20,19 +20,23 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
-from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 
 from bundle.directory import open_bundle
-from bundle.errors import BundleError
+from bundle.errors import BundleError, SettingsError
 from bundle.manifest import Task
-from serving.cluster.ingress import IngressPlan, ingress_deployment
+from serving.cluster.autoscaling import LoadPolicy
+from serving.cluster.canary import check_canaries
+from serving.cluster.ingress import IngressPlan, PlannedModel, ingress_deployment
 from serving.cluster.proxy import INGRESS
 from serving.cluster.replicas import Embedder, Generator
-from serving.cluster.router import WatchingRouter
+from serving.cluster.room import Wanted
+from serving.cluster.router import ContentRouter, WatchingRouter
 from serving.models.cards import card_of
 from serving.models.client import LocalClient
 from serving.protocol import ManagedClient, ModelCard
-from serving.settings import ApiSettings, EngineSettings, RaySettings, ScalingSettings
+from serving.ray_settings import LiveSettings, RaySettings, ScalingSettings
+from serving.settings import ApiSettings, EngineSettings
 
 _PROBE_HEADROOM = 64
 """Requests that an ingress replica takes beyond what the models can hold: health, metrics, refusals."""
@@ -97,6 +101,7 @@ def build_app(args: ClusterArgs) -> serve.Application:
 
     Raises:
         BundleError: A bundle is not whole or failed its gate, or two have one name.
+        SettingsError: Scaling or a canary names a model that is not served, or a canary cannot be.
     """
     return application(served_models(args), args)
 
@@ -121,19 +126,36 @@ def served_models(args: ClusterArgs) -> tuple[ServedModel, ...]:
 
 
 def application(models: Sequence[ServedModel], args: ClusterArgs) -> serve.Application:
-    """Return the ingress and one deployment per model, bound together."""
+    """Return the ingress and one deployment per model, bound together.
+
+    Raises:
+        SettingsError: Scaling or a canary names a model that is not served, or a canary cannot be.
+    """
+    _check_names(models, args)
     bound = [_model_deployment(model, args).bind(model.make_client) for model in models]
-    plan = IngressPlan(
-        tuple(model.card for model in models),
-        tuple(model.deployment for model in models),
-        args.api,
-        args.ray.patience_s,
-    )
-    return _ingress_deployment(models, args).bind(plan, *bound)
+    planned = tuple(_planned(model, args) for model in models)
+    return _ingress_deployment(models, args).bind(IngressPlan(planned, args.api, args.ray.patience_s), *bound)
+
+
+def _check_names(models: Sequence[ServedModel], args: ClusterArgs) -> None:
+    names = [model.name for model in models]
+    for name in args.ray.models:
+        if name not in names:
+            raise SettingsError(f"ray.models scales {name!r}, which is not served; served: {', '.join(names)}")
+    check_canaries(args.ray.canaries, [model.card for model in models])
+
+
+def _planned(model: ServedModel, args: ClusterArgs) -> PlannedModel:
+    scaling = _scaling(model, args)
+    if scaling.min_replicas:
+        return PlannedModel(model.card, model.deployment)
+    share = math.ceil(scaling.max_held_requests / args.ray.ingress_replicas)
+    return PlannedModel(model.card, model.deployment, share, scaling.hold_timeout_s)
 
 
 def _scaling(model: ServedModel, args: ClusterArgs) -> ScalingSettings:
-    return args.ray.embedder if model.task == "dual-encoder" else args.ray.generator
+    of_kind = args.ray.embedder if model.task == "dual-encoder" else args.ray.generator
+    return args.ray.models.get(model.name, of_kind)
 
 
 def _model_deployment(model: ServedModel, args: ClusterArgs) -> Any:
@@ -158,8 +180,16 @@ def autoscaling(scaling: ScalingSettings) -> AutoscalingConfig:
         initial_replicas=scaling.min_replicas,
         max_replicas=scaling.max_replicas,
         target_ongoing_requests=scaling.target_ongoing_requests,
+        policy=AutoscalingPolicy(
+            policy_function=LoadPolicy,
+            policy_kwargs={
+                "targets": scaling.targets.model_dump(),
+                "target_requests": scaling.target_ongoing_requests,
+            },
+        ),
         upscale_delay_s=scaling.upscale_delay_s,
         downscale_delay_s=scaling.downscale_delay_s,
+        downscale_to_zero_delay_s=scaling.downscale_to_zero_delay_s,
         look_back_period_s=scaling.look_back_period_s,
         # Above 1, a single burst after idleness multiplies into all of `max_replicas`; each of them loads a model.
         upscaling_factor=1.0,
@@ -177,6 +207,7 @@ def _ingress_deployment(models: Sequence[ServedModel], args: ClusterArgs) -> Any
         # The models' own queues are the bound; the ingress must never be the one that is full.
         max_ongoing_requests=held + _PROBE_HEADROOM,
         ray_actor_options={"num_cpus": args.ray.ingress_num_cpus},
+        user_config=LiveSettings(canaries=args.ray.canaries).model_dump(mode="json"),
         **_common_options(INGRESS, args),
     )
 
@@ -190,12 +221,28 @@ def _common_options(deployment: str, args: ClusterArgs) -> dict[str, Any]:
         "health_check_timeout_s": args.ray.health_check_timeout_s,
         "max_constructor_retry_count": _CONSTRUCTOR_RETRIES,
         "request_router_config": RequestRouterConfig(
-            request_router_class=WatchingRouter,
+            request_router_class=ContentRouter
+            if args.ray.routing == "content" and deployment != INGRESS
+            else WatchingRouter,
             request_router_kwargs={"deployment": deployment, "silent_after_s": args.ray.silent_after_s},
             request_routing_stats_period_s=_REPORT_PERIOD_S,
             request_routing_stats_timeout_s=args.ray.health_check_timeout_s,
         ),
     }
+
+
+def wanted(models: Sequence[ServedModel], args: ClusterArgs) -> list[Wanted]:
+    """Return what each deployment asks of a cluster."""
+    ingress = {"CPU": args.ray.ingress_num_cpus}
+    found = [Wanted(INGRESS, args.ray.ingress_replicas, ingress, "ray.ingress_num_cpus")]
+    for model in models:
+        scaling = _scaling(model, args)
+        kind = "embedder" if model.task == "dual-encoder" else "generator"
+        place = f"models.{model.name}" if model.name in args.ray.models else kind
+        resources = {"CPU": scaling.num_cpus, "GPU": scaling.num_gpus}
+        setting = f"num_cpus or num_gpus of ray.{place}"
+        found.append(Wanted(model.deployment, scaling.min_replicas, resources, setting))
+    return found
 
 
 def num_local_cpus(models: Sequence[ServedModel], args: ClusterArgs) -> int:

@@ -19,11 +19,12 @@ from ray import serve
 from ray.exceptions import RayError
 
 from bundle.errors import MachineError
-from serving.cluster.application import ClusterArgs, application, num_local_cpus, served_models
+from serving.cluster.application import ClusterArgs, application, num_local_cpus, served_models, wanted
 from serving.cluster.drain import drain
 from serving.cluster.environment import set_ray_environment
+from serving.cluster.room import Wanted, check_room
 from serving.listener import open_listener, url_of
-from serving.log import configure_logging
+from serving.log import configure_logging, warn_of_strangers
 from serving.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -40,10 +41,11 @@ def deploy(bundles: Sequence[Path], settings: ServerSettings, announce: Callable
     Raises:
         SettingsError: The port or the address cannot be had.
         BundleError: A bundle is refused.
-        MachineError: Ray Serve could not start the application.
+        MachineError: The cluster has no room for the replicas, or Ray Serve could not start the application.
         KeyboardInterrupt: SIGINT came, and everything is stopped.
     """
     configure_logging(settings)
+    warn_of_strangers(settings)
     args = ClusterArgs(
         bundles=tuple(path.resolve() for path in bundles),
         api=settings.api,
@@ -54,12 +56,13 @@ def deploy(bundles: Sequence[Path], settings: ServerSettings, announce: Callable
     models = served_models(args)
     app = application(models, args)
     with open_listener(settings.host, settings.port) as listener:
-        port, url = listener.getsockname()[1], url_of(listener)
-    _join_cluster(num_local_cpus(models, args))
+        scheme = "https" if settings.http.tls_certificate else "http"
+        port, url = listener.getsockname()[1], url_of(listener, scheme)
+    _join_cluster(num_local_cpus(models, args), wanted(models, args), waits=settings.ray.waits_for_nodes)
     signals = _Signals()
     try:
         with signals.received(signal.SIGTERM):
-            _start(app, settings.host, port)
+            _start(app, settings, port)
             with signals.received(signal.SIGINT):
                 if not signals.first.is_set():
                     names = ", ".join(model.name for model in models)
@@ -72,16 +75,20 @@ def deploy(bundles: Sequence[Path], settings: ServerSettings, announce: Callable
         raise KeyboardInterrupt
 
 
-def _start(app: serve.Application, host: str, port: int) -> None:
+def _start(app: serve.Application, settings: ServerSettings, port: int) -> None:
+    options: dict[str, str | int] = {"host": settings.host, "port": port}
+    if settings.http.tls_certificate and settings.http.tls_key:  # Ray judges the certificate by the key, read before
+        options |= {"ssl_keyfile": str(settings.http.tls_key.resolve())}
+        options |= {"ssl_certfile": str(settings.http.tls_certificate.resolve())}
     try:
         with suppress(TimeoutError):  # of a minute for the proxy, which starts all the same: the replicas take longer
-            serve.start(http_options={"host": host, "port": port})
+            serve.start(http_options=options)
         serve.run(app, name=APPLICATION, route_prefix="/")
     except (RuntimeError, RayError) as error:
         raise MachineError(f"Ray Serve could not start the application: {error}") from error
 
 
-def _join_cluster(num_cpus: int) -> None:
+def _join_cluster(num_cpus: int, deployments: Sequence[Wanted], *, waits: bool) -> None:
     set_ray_environment()
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False)
@@ -93,6 +100,12 @@ def _join_cluster(num_cpus: int) -> None:
             log_to_driver=False,
             _node_ip_address="127.0.0.1",
         )
+    if not waits:
+        try:
+            check_room(deployments, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        except MachineError:
+            ray.shutdown()
+            raise
 
 
 def _take_down() -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
 
+from ray import serve
+
 from bundle.errors import EngineDeadError
+from serving.cluster.demand import FirstTokens, load_of
 from serving.cluster.watch import Report, summed
+from serving.engine_status import EngineStatus
 from serving.protocol import (
     ClassifyRequest,
     ClassifyResult,
@@ -32,6 +37,7 @@ class Replica:
     """
 
     async def __init__(self, make_client: Callable[[], ManagedClient]) -> None:  # type: ignore[misc]  # Ray awaits it
+        self._first_tokens = FirstTokens(time.monotonic)
         self._client = make_client()
         await self._client.start()
 
@@ -53,10 +59,21 @@ class Replica:
         """Return the text of tokens, control tokens written out."""
         return await self._client.detokenize(request)
 
+    async def status(self) -> tuple[str, dict[str, EngineStatus]]:
+        """Return this replica's id, and what the engine of each of its models is doing."""
+        told = await self._client.status()
+        name = serve.get_replica_context().replica_id.unique_id
+        return name, {model: next(iter(engines.values())) for model, engines in told.items()}
+
     async def record_routing_stats(self) -> dict[str, Any]:
         """Return what the routers are to know, as the fields of a `Report`. Ray asks for it beside the requests."""
         health = await self._client.health()
         return asdict(Report(health.is_ready, health.reason, summed(list(health.model_gauges.values()))))
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Return what this replica carries, as the fields of a `ReplicaLoad`, for Ray's autoscaler."""
+        gauges = summed(list((await self._client.health()).model_gauges.values()))
+        return asdict(load_of(gauges, self._first_tokens.p95_s))
 
     async def __del__(self) -> None:
         if hasattr(self, "_client"):
@@ -68,11 +85,15 @@ class Generator(Replica):
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[list[GenerateEvent], None]:
         """Yield the answer's pieces as `gathered`; cancelled when the ingress cancels."""
+        arrived_s, is_first = time.monotonic(), True
         async with (
             aclosing(self._client.generate(request)) as events,  # type: ignore[type-var]
             aclosing(gathered(events)) as pieces,
         ):
             async for each in pieces:
+                if is_first:
+                    self._first_tokens.add(time.monotonic() - arrived_s)
+                    is_first = False
                 yield each
 
 

@@ -87,9 +87,14 @@ class ReplicaWatch:
         return "; ".join(sorted(told)) or "no replica runs"
 
     @property
-    def gauges(self) -> list[dict[str, float]]:
+    def gauges(self) -> dict[str, dict[str, float]]:
         """What each running replica reported last."""
-        return [self._reports[replica].gauges for replica in sorted(self._running) if replica in self._reports]
+        return {replica: self._reports[replica].gauges for replica in sorted(self._running) if replica in self._reports}
+
+    def num_requests(self, replica: str) -> float:
+        """Return how many requests a replica has, as it reported last; 0 before it did."""
+        gauges = self._reports.get(replica, Report()).gauges
+        return gauges.get("num_requests_running", 0.0) + gauges.get("num_requests_waiting", 0.0)
 
     def is_silent(self, replica: str) -> bool:
         """Return whether a replica stopped answering; one that Ray took away meanwhile stays so."""

@@ -119,6 +119,8 @@ class Connection(H11Protocol):
         gone answers it with a reset.
         """
         is_begun = not self._is_answering or self.cycle.response_started
+        if self.scheme == "https":  # TLS has no half of a connection
+            return None
         if is_begun or self.scope["http_version"] != "1.1" or _tcp_state(self.transport) is None:
             return None
         self.cycle.keep_alive, self._is_half_closed = False, True
@@ -242,7 +244,10 @@ class Connection(H11Protocol):
         if is_open:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        self.transport.write_eof()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        else:
+            self.transport.close()
 
 
 class ConnectionWatch:

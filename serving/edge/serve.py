@@ -15,7 +15,7 @@ from serving.edge.probes import Heartbeat, probes_answered
 from serving.edge.server import EdgeServer
 from serving.edge.stopping import stopping_on_signals
 from serving.listener import open_listener, url_of
-from serving.log import configure_logging
+from serving.log import configure_logging, warn_of_strangers
 from serving.models.client import LocalClient
 from serving.protocol import ManagedClient
 from serving.settings import ServerSettings
@@ -40,6 +40,7 @@ def serve(bundles: Sequence[Path], settings: ServerSettings, announce: Callable[
         KeyboardInterrupt: SIGINT came, and everything is stopped.
     """
     configure_logging(settings)
+    warn_of_strangers(settings)
     last_resort = LastResort()
     try:
         with open_listener(settings.host, settings.port) as listener:
@@ -69,7 +70,7 @@ async def run_server(
         PocketVLMError: The client did not start.
         KeyboardInterrupt: SIGINT came, and everything is stopped.
     """
-    url = url_of(listener)
+    url = url_of(listener, "https" if settings.http.tls_certificate else "http")
     server = EdgeServer(client, settings)
     with stopping_on_signals() as stop, _probes(settings) as heartbeat:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -111,6 +112,8 @@ async def _beat(client: ManagedClient, server: EdgeServer, heartbeat: Heartbeat)
     while True:
         try:
             server.watch.sweep()
+            if server.certificate is not None:
+                server.certificate.refresh()
             health = await client.health()
             heartbeat.beat(replace(health, is_ready=False, reason="it stops") if server.should_exit else health)
         except Exception:

@@ -14,12 +14,15 @@ from typing import Any
 
 import uvicorn
 
+from devices.energy.account import EnergyAccount
 from serving.api.app import create_app
+from serving.api.energy import EnergyMetrics
 from serving.edge.connection import Connection, ConnectionWatch
 from serving.edge.stopping import Stop
 from serving.listener import BACKLOG_CONNECTIONS
 from serving.protocol import ManagedClient
 from serving.settings import ServerSettings
+from serving.tls import Certificate
 
 logger = logging.getLogger(__name__)
 
@@ -39,19 +42,32 @@ class EdgeServer(uvicorn.Server):
     Args:
         client: Closed by `end`.
         settings: Of the server.
+        account: Of the machine's energy; None: that of its own meters. Closed by `end`.
 
     Attributes:
         watch: Of the connections; swept by whoever runs the server.
+        certificate: None where connections are not encrypted; refreshed by whoever runs the server.
+
+    Raises:
+        SettingsError: The certificate, its key or the file of keys is unusable.
     """
 
-    def __init__(self, client: ManagedClient, settings: ServerSettings) -> None:
+    def __init__(self, client: ManagedClient, settings: ServerSettings, account: EnergyAccount | None = None) -> None:
+        self._account = account or EnergyAccount()
         self.watch = ConnectionWatch(connection_limit(settings.http.max_connections))
+        self.certificate = Certificate.of(settings.http)
+        self._head_timeout_s = settings.http.head_timeout_s
         self._client = client
         self._drain_timeout_s = settings.drain_timeout_s
         connection: Any = partial(Connection, settings.http, settings.api.stalled_client_s, self.watch)
         super().__init__(
             uvicorn.Config(
-                create_app(client, settings.api, client.clear_caches if settings.http.allow_cache_clear else None),
+                create_app(
+                    client,
+                    settings.api,
+                    client.clear_caches if settings.http.allow_cache_clear else None,
+                    (EnergyMetrics(self._account),),
+                ),
                 http=connection,
                 h11_max_incomplete_event_size=settings.http.max_head_bytes,
                 timeout_keep_alive=settings.http.idle_timeout_s,
@@ -72,9 +88,21 @@ class EdgeServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen."""
-        await super().startup(sockets)
+        await super().startup([])
+        self._account.start()
         for each in sockets or ():
+            self.servers.append(await self._served(each))
             each.listen(BACKLOG_CONNECTIONS)  # asyncio has set it to the number that it accepts at once
+
+    async def _served(self, listener: socket.socket) -> asyncio.Server:
+        """Return a server of a listener; unlike uvicorn's, it waits no longer for a handshake than for a head."""
+        protocol: Any = self.config.http_protocol_class
+        make = partial(protocol, config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        encrypted: dict[str, Any] = {}
+        if self.certificate is not None:
+            encrypted = {"ssl": self.certificate.context, "ssl_handshake_timeout": self._head_timeout_s}
+        loop = asyncio.get_running_loop()
+        return await loop.create_server(make, sock=listener, backlog=_ACCEPTED_AT_ONCE, **encrypted)
 
     async def drain(self, serving: asyncio.Task[None], stop: Stop) -> None:
         """Take no more requests, and wait for those under way: until the drain's end, or a signal that insists.
@@ -108,6 +136,7 @@ class EdgeServer(uvicorn.Server):
             task.cancel()
         if self.server_state.tasks:
             await asyncio.wait(set(self.server_state.tasks), timeout=_ANSWER_TIMEOUT_S)
+        self._account.close()
         self.force_exit = True
         self.watch.close()
         await _wait({serving}, _ANSWER_TIMEOUT_S, "closing connections")

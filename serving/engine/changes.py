@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from runtime.fused_prefix import StoredRows
+
 
 @dataclass(frozen=True)
 class Move:
@@ -53,4 +55,17 @@ class GiveBack:
     group: int | None = None
 
 
-Change = Move | Keep | GiveBack
+@dataclass(frozen=True)
+class Load:
+    """Rows from outside of the cache that a slot begins with.
+
+    Attributes:
+        slot: Of the sequence.
+        rows: What they are.
+    """
+
+    slot: int
+    rows: StoredRows
+
+
+Change = Move | Keep | GiveBack | Load

@@ -24,6 +24,7 @@ from serving.engine.scheduler import Batch, Scheduler
 from serving.engine.sequence import Sequence
 from serving.engine.streams import Ended, Failed, Sampled, TokenStream, wake
 from serving.engine.worker import Worker
+from serving.engine_status import EngineStatus
 from serving.watch import Patience
 
 logger = logging.getLogger(__name__)
@@ -94,13 +95,30 @@ class Engine(Worker[_Message]):
         scheduler, counts = self._scheduler, self._scheduler.counts
         return {
             "num_requests_running": float(scheduler.num_running),
+            "num_tokens_running": float(scheduler.num_cached_rows),
+            "num_tokens_waiting": float(scheduler.num_unread_tokens),
+            "kv_cache_rows": float(scheduler.shape.most_rows),
             "kv_cache_usage_perc": scheduler.num_cached_rows / scheduler.shape.most_rows,
             "kv_cache_bytes": float(scheduler.shape.total_bytes),
             "prefix_cache_bytes": float(scheduler.num_kept_rows * scheduler.shape.bytes_per_token),
             "prefix_cache_queries": float(counts.prefix_queries),
             "prefix_cache_hits": float(counts.prefix_hits),
             "num_preemptions": float(counts.preemptions),
+            "tokens_read": float(counts.tokens_read),
+            "tokens_sampled": float(counts.tokens_sampled),
         }
+
+    @property
+    def status(self) -> EngineStatus:
+        """Return what its slots are doing; callable from any thread."""
+        now_s, scheduler, shape = time.monotonic(), self._scheduler, self._scheduler.shape
+        return EngineStatus(
+            now_s,
+            slots=scheduler.slots(now_s),
+            waiting=scheduler.waiting(now_s),
+            slot_rows=shape.capacity_tokens,
+            num_seats=shape.num_slots,
+        )
 
     def _step(self) -> bool:
         if not self._receive():
@@ -175,6 +193,8 @@ class Engine(Worker[_Message]):
             row.sequence.started_s = row.sequence.started_s or began_s
         logits = self._runner.run(batch)
         self._scheduler.advance(batch, time.monotonic() - began_s)
+        if batch.phase == "prompt" and batch.rows[0].is_last:
+            self._runner.hand_out(batch.rows[0].sequence)
         return logits
 
     def _sample(self, sequences: SequenceOf[Sequence], logits: StepLogits) -> None:
@@ -200,9 +220,12 @@ class Engine(Worker[_Message]):
         """Let a sequence go on with a token; whoever calls wakes its reader."""
         if not stream.try_put(sampled):
             self._inbox.put(_Cancel(stream))
-        reason = self._scheduler.append(stream.sequence, sampled.choice.token_id)
+        sequence = stream.sequence
+        sequence.first_token_s = sequence.first_token_s or sampled.sampled_s
+        sequence.last_token_s = sampled.sampled_s
+        reason = self._scheduler.append(sequence, sampled.choice.token_id)
         if reason is not None:
-            self._streams.pop(stream.sequence).try_put(Ended(reason))
+            self._streams.pop(sequence).try_put(Ended(reason))
 
     def _fail(self, sequence: Sequence, error: PocketVLMError) -> None:
         self._scheduler.remove(sequence, keeps=False)

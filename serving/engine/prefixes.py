@@ -48,9 +48,9 @@ def reusable_rows(sequence: Sequence, num_shared: int) -> int:
     It begins where any prompt may be cut. Something is left to be run, whose logits choose the next token, and never a
     single token of a prompt: kernels for one row round otherwise than those for many. Where rows will be chosen by the
     queries of the last tokens, those tokens are run. A prompt that runs in segments begins at its first token: the
-    hidden states that it is cut by are not kept.
+    hidden states that it is cut by are not kept. So does one behind rows that are none of its prompt's.
     """
-    if sequence.segmented is not None:
+    if sequence.begins_alone:
         return 0
     num_rows = max(min(num_shared, sequence.num_prompt_tokens - sequence.num_fresh_tokens), 0)
     return num_rows - num_rows % GRID_TOKENS

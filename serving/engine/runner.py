@@ -11,9 +11,10 @@ from bundle.states import layers_of
 from quant.kv.compressing import Compressing, ReadPrompt, Stayed
 from runtime.decoder import Decoder
 from runtime.feeds import TokenBatch
+from runtime.fused_prefix import StoredRows
 from runtime.segments import run_segment
 from runtime.step_logits import StepLogits
-from serving.engine.changes import Change, Keep, Move
+from serving.engine.changes import Change, Keep, Load, Move
 from serving.engine.scheduler import Batch, Row
 from serving.engine.sequence import Sequence, newest_tokens
 
@@ -43,6 +44,8 @@ class Runner:
                 states.copy(change.source, change.target, change.rows)
             elif isinstance(change, Keep):
                 states.keep(change.slot, change.group, change.rows)
+            elif isinstance(change, Load):
+                states.put(change.slot, change.rows.of_state)
             else:
                 states.give_back(change.slot, change.first_row, change.group)
 
@@ -75,6 +78,13 @@ class Runner:
             raise ValueError(f"{row.sequence.request_id} has no prompt that runs in segments")
         logits = run_segment(self._decoder, slot, reading, row.start, row.end)
         return StepLogits.of(np.empty((1, 0), np.float32) if logits is None else logits[None])
+
+    def hand_out(self, sequence: Sequence) -> None:
+        """Give a sequence whose prompt was read the rows of it that its caller wants, once."""
+        wanted = sequence.wanted_rows
+        if wanted is None or sequence.slot is None or sequence.handed_out is not None:
+            return
+        sequence.handed_out = StoredRows(len(wanted), self._decoder.states.stored(sequence.slot, wanted))
 
     def compress(self, sequence: Sequence, until_s: float) -> Stayed | None:
         """Choose which of a sequence's rows stay, of some layers, and return what stayed once that is all of them.

@@ -16,6 +16,7 @@ from serving.engine.pace import Pace
 from serving.engine.sequence import Sequence
 from serving.engine.slots import Slots
 from serving.engine.waiting import Waiting
+from serving.engine_status import MOST_WAITING, SlotStatus, WaitingStatus
 from serving.protocol import FinishReason
 
 _HEADROOM_SHARE = 16
@@ -64,11 +65,15 @@ class Counts:
         prefix_queries: Tokens of the prompts that were begun, where prompts are kept.
         prefix_hits: Those of them whose rows were there.
         preemptions: How often a running sequence lost its slot.
+        tokens_read: Of prompts, those that ran; one that ran through a part of the layers counts in part.
+        tokens_sampled: Of answers.
     """
 
     prefix_queries: int = 0
     prefix_hits: int = 0
     preemptions: int = 0
+    tokens_read: float = 0.0
+    tokens_sampled: int = 0
 
 
 @dataclass(frozen=True)
@@ -128,9 +133,25 @@ class Scheduler:
         return sum(sequence.num_rows for sequence in self._slots.running)
 
     @property
+    def num_unread_tokens(self) -> int:
+        """Tokens of prompts that were not read yet; asked from other threads as well."""
+        return sum(max(len(each.ids) - each.num_run, 0) for each in (*self._waiting.all, *self._slots.running))
+
+    @property
     def num_kept_rows(self) -> int:
         """Rows of sequences that have ended, kept for those that begin alike."""
         return self._slots.num_kept_rows
+
+    def slots(self, now_s: float) -> tuple[SlotStatus, ...]:
+        """Return what every slot is doing, as far as another thread than the engine's can see."""
+        return self._slots.statuses(now_s)
+
+    def waiting(self, now_s: float) -> tuple[WaitingStatus, ...]:
+        """Return the first that wait, likewise."""
+        return tuple(
+            WaitingStatus(each.request_id, each.num_prompt_tokens, now_s - each.submitted_s)
+            for each in self._waiting.first_ones(MOST_WAITING)
+        )
 
     @property
     def has_work(self) -> bool:
@@ -180,7 +201,7 @@ class Scheduler:
             self._slots.settle()
         if is_new and self._keeps:
             self.counts.prefix_queries += sequence.num_prompt_tokens
-            self.counts.prefix_hits += sequence.cached_tokens or 0
+            self.counts.prefix_hits += sequence.num_run
 
     def _has_rows_for(self, sequence: Sequence) -> bool:
         """Return whether a sequence that waits could run beside the others for a while."""
@@ -236,6 +257,8 @@ class Scheduler:
         """Record that a batch was run, and how long that took; 0 where nobody measured."""
         if took_s:
             self._note_pace(batch, took_s)
+        if batch.phase == "prompt":
+            self.counts.tokens_read += sum((row.end - row.start) * row.share for row in batch.rows)
         for row in batch.rows:
             row.sequence.advance(row.end - row.start)
             if row.sequence is self._slots.filling and row.sequence.is_decoding:
@@ -251,6 +274,7 @@ class Scheduler:
     def append(self, sequence: Sequence, token_id: int) -> FinishReason | None:
         """Record a sampled token; free the slot and return the reason when it was the last."""
         sequence.append(token_id)
+        self.counts.tokens_sampled += 1
         reason = self._finish_reason(sequence, token_id)
         if reason is not None:
             self.remove(sequence)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from quant.kv.compressing import Compressing, Compression, LastQueries, Stayed
 from runtime.feeds import TokenBatch, TokenRun
 from runtime.filled_prompt import FilledPrompt, positions_from
+from runtime.fused_prefix import StoredRows
 from runtime.segmented_prompt import SegmentedPrompt
 from serving.engine.sampling.constraint import Constraint
 from serving.engine.sampling.state import SamplingState
@@ -42,6 +43,9 @@ class Sequence:
         compression: What becomes of its prompt's rows once they are all there; None: all stay.
         segmented: Its prompt on its way through the segments of the decoder, where image tokens are dropped between
             them; None: it runs whole. Such a sequence begins at its first token, and what it leaves is no prefix.
+        behind: Rows that its slot begins with, before any of its prompt's; what it leaves is then no prefix.
+        wanted_rows: Of its prompt, rows that its caller wants once it was read.
+        handed_out: Those rows; whoever runs it sets them.
         sampling_state: Made from `sampling`, prompt and constraint; the sampler changes it.
         num_prompt_tokens: Tokens of the prompt.
         ids: Prompt and output in one list, an end token included; the scheduler appends.
@@ -58,6 +62,8 @@ class Sequence:
         compressing: The choice of rows under way; `Runner` sets it.
         submitted_s: Monotonic time; set by `Engine.submit`.
         started_s: Monotonic time at which its first prompt chunk ran; set by the engine thread.
+        first_token_s: Monotonic time of its first token, 0 before; set by the engine thread.
+        last_token_s: The same of its newest.
     """
 
     request_id: str
@@ -71,6 +77,9 @@ class Sequence:
     deadline_s: float = math.inf
     compression: Compression | None = None
     segmented: SegmentedPrompt | None = None
+    behind: StoredRows | None = None
+    wanted_rows: npt.NDArray[np.int64] | None = None
+    handed_out: StoredRows | None = None
     sampling_state: SamplingState = field(init=False)
     num_prompt_tokens: int = field(init=False)
     ids: list[int] = field(init=False)
@@ -87,6 +96,8 @@ class Sequence:
     compressing: Compressing | None = None
     submitted_s: float = 0.0
     started_s: float = 0.0
+    first_token_s: float = 0.0
+    last_token_s: float = 0.0
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = self.prompt.num_tokens
@@ -109,8 +120,18 @@ class Sequence:
     @property
     def prompt_rows(self) -> SequenceOf[RowKey]:
         """By content, the rows that its slot holds of its prompt; none where they are no prefix of it."""
-        is_whole = not self.is_cut and self.compressing is None and self.segmented is None and bool(self.rows)
+        is_whole = not self.is_cut and self.compressing is None and not self.begins_alone and bool(self.rows)
         return self.keys[: min(self.num_run, self.num_prompt_tokens)] if is_whole else ()
+
+    @property
+    def begins_alone(self) -> bool:
+        """True where rows depend on more than its prompt's tokens: it takes nothing of others and leaves nothing."""
+        return self.segmented is not None or self.behind is not None
+
+    @property
+    def num_rows_behind(self) -> int:
+        """Rows that its slot holds before any of its prompt's."""
+        return 0 if self.behind is None else self.behind.num_rows
 
     @property
     def reading(self) -> SegmentedPrompt | None:
@@ -129,6 +150,14 @@ class Sequence:
         """Image tokens of the prompt that the last layers read."""
         num_image_tokens = self.prompt.prompt.num_image_tokens
         return num_image_tokens if self.segmented is None else self.segmented.num_kept_image_tokens
+
+    @property
+    def num_prompt_rows(self) -> int:
+        """Rows that the cache holds of a prompt that was read, the mean over layers."""
+        if self.num_kept_rows is not None:
+            return self.num_kept_rows
+        read = self.num_prompt_tokens if self.segmented is None else self.segmented.mean_rows
+        return self.num_rows_behind + read
 
     @property
     def is_decoding(self) -> bool:
@@ -151,7 +180,7 @@ class Sequence:
     def num_rows_again(self) -> int:
         """Rows that it takes to read all of it again."""
         if self.compression is None:
-            return len(self.ids)
+            return self.num_rows_behind + len(self.ids)
         return max(self.num_prompt_tokens, self.compression.num_kept + self.num_output_tokens)
 
     @property
@@ -210,9 +239,9 @@ class Sequence:
     def take_over(self, num_rows: int) -> None:
         """Record that its slot holds the rows of its first tokens; it holds no others."""
         self.num_run = num_rows
-        self.rows = [num_rows] * len(self.rows)
+        self.rows = [self.num_rows_behind + num_rows] * len(self.rows)
         if self.cached_tokens is None:
-            self.cached_tokens = num_rows
+            self.cached_tokens = self.num_rows_behind + num_rows
 
     def cut(self, group: int, num_rows: int) -> None:
         """Record that its slot holds so many rows of a length group, the others being dropped."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import count
 
-from serving.engine.changes import Change, GiveBack, Move
+from serving.engine.changes import Change, GiveBack, Load, Move
 from serving.engine.prefixes import Kept, reusable_rows, shared_rows
 from serving.engine.sequence import Sequence
+from serving.engine_status import SlotState, SlotStatus
 
 _COPIES_PER_LOST_ROW = 16
 """To run a token through a model takes as long as to copy 50 rows of it and more (docs/decisions/0015). Not every row
@@ -68,6 +69,10 @@ class Slots:
         """Rows that are kept, of no running sequence."""
         return sum(len(held.keys) for held in self._held if isinstance(held, Kept))
 
+    def statuses(self, now_s: float) -> tuple[SlotStatus, ...]:
+        """Return what every slot is doing; callable from any thread, of which each slot may see another moment."""
+        return tuple(_status(slot, held, self._filling, now_s) for slot, held in enumerate(list(self._held)))
+
     def seat(self, sequence: Sequence) -> None:
         """Give a sequence the slot behind those that decode, and what is here of its prompt.
 
@@ -87,6 +92,9 @@ class Slots:
         self._filling = self._held[seat] = sequence
         sequence.slot = seat
         sequence.take_over(num_rows)
+        if sequence.behind is not None:
+            self._changes.append(Load(seat, sequence.behind))
+            self._note_written(seat, sequence.num_rows)
 
     def settle(self) -> None:
         """Let the sequence whose prompt has been run decode with the others.
@@ -277,3 +285,22 @@ class Slots:
     def _used(self, slot: int) -> int:
         held = self._held[slot]
         return held.used if isinstance(held, Kept) else -1
+
+
+def _status(slot: int, held: Kept | Sequence | None, filling: Sequence | None, now_s: float) -> SlotStatus:
+    if held is None:
+        return SlotStatus(slot)
+    if isinstance(held, Kept):
+        return SlotStatus(slot, "kept", len(held.keys))
+    state: SlotState = "decode" if held is not filling else "compress" if held.is_to_be_compressed else "prefill"
+    return SlotStatus(
+        slot,
+        state,
+        held.num_rows,
+        held.request_id,
+        held.num_prompt_tokens,
+        held.num_output_tokens,
+        held.cached_tokens or 0,
+        held.num_kept_image_tokens,
+        now_s - held.submitted_s,
+    )

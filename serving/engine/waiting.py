@@ -28,9 +28,18 @@ class Waiting:
         return sequence in self._queue
 
     @property
+    def all(self) -> tuple[Sequence, ...]:
+        """All that wait, as of now."""
+        return tuple(self._queue)
+
+    @property
     def first(self) -> Sequence:
         """The one whose turn it is."""
         return self._queue[0]
+
+    def first_ones(self, most: int) -> list[Sequence]:
+        """Return so many at most, in their order; callable from any thread."""
+        return self._queue[:most]
 
     def place(self, sequence: Sequence) -> tuple[float, int]:
         """Return where a sequence stands that waits or has waited: the smaller, the earlier."""

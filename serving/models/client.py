@@ -7,19 +7,23 @@ import gc
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
 from bundle.directory import open_bundle
-from bundle.errors import BundleError, EngineDeadError, ModelNotFoundError, TaskError
+from bundle.errors import BundleError, EngineDeadError, ModelNotFoundError, StartingError, TaskError
+from bundle.machine import resident_memory_bytes
 from bundle.manifest import Task
+from serving.engine_status import EngineStatus
 from serving.models.embedding import EmbeddingModel
 from serving.models.generative import GenerativeModel
 from serving.models.model import Model
 from serving.models.pool import PreprocessPool
 from serving.models.targets import check_target
 from serving.protocol import (
+    ONLY_ENGINE,
     ClassifyRequest,
     ClassifyResult,
     DetokenizeRequest,
@@ -39,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 Wanted = TypeVar("Wanted", bound=Model)
 
+_LOADING = "models are loading"
 _LONGEST_WATCH_S = 1.0
 """Between two looks at the threads; a quarter of the shortest time that is judged, where that is less."""
 
@@ -76,7 +81,7 @@ class LocalClient:
         self._settings = settings
         self._pool = PreprocessPool(settings)
         self._models: dict[str, Model] = {}
-        self._state = "models are loading"  # empty while serving
+        self._state = _LOADING  # empty while serving
         self._watch: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -178,11 +183,21 @@ class LocalClient:
         watched = self._watched
         reason = "; ".join(filter(None, [self._state, *(each.fault for each in watched)]))
         gauges = {name: model.gauges for name, model in self._models.items()}
-        return Health(not reason, reason, gauges, is_alive=not any(each.needs_restart for each in watched))
+        is_alive = not any(each.needs_restart for each in watched)
+        return Health(not reason, reason, gauges, is_alive, is_starting=self._state == _LOADING)
+
+    async def status(self) -> dict[str, dict[str, EngineStatus]]:
+        """Return what every model's engine is doing; all are in this process, whose memory they share."""
+        memory_bytes = resident_memory_bytes()
+        return {
+            name: {ONLY_ENGINE: replace(model.status, memory_bytes=memory_bytes)}
+            for name, model in self._models.items()
+        }
 
     def _model(self, name: str, kind: type[Wanted]) -> Wanted:
         if self._state:
-            raise EngineDeadError(f"{self._state}; ask /health/ready before sending requests")
+            refusal = StartingError if self._state == _LOADING else EngineDeadError
+            raise refusal(f"{self._state}; ask /health/ready before sending requests")
         model = self._models.get(name)
         if model is None:
             raise ModelNotFoundError(f"no model {name!r} is served; there are {', '.join(self._models)}", "model")

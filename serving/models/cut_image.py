@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass
 
 from PIL import Image
@@ -42,8 +41,7 @@ def cut_image(spec: ImageSpec, data: bytes) -> CutImage:
         OutOfMemoryError: This machine lacks memory for it.
     """
     image = decode_image(data)
-    num_tiles = spec.layout(*image.size).num_tiles
-    is_cut = num_tiles * math.prod(spec.tile_size_px) < image.width * image.height
+    is_cut = spec.layout(*image.size).num_pixels(spec.tile_size_px) < image.width * image.height
     images = tuple(spec.cut(image)) if is_cut else (image,)
     return CutImage(pixel_digest(image), *image.size, images, is_cut)
 

@@ -89,7 +89,11 @@ class EmbeddingModel(Model):
     @property
     def gauges(self) -> dict[str, float]:
         """Numbers for `/metrics`."""
-        return {"num_requests_running": float(self._admission.num_admitted), **self._vision.gauges}
+        return {
+            "num_requests_running": float(self._admission.num_admitted),
+            **self._vision.gauges,
+            "num_preprocess_waiting": float(self._pool.num_preprocess_waiting),
+        }
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,12 +17,12 @@ from bundle.generation import GENERATION, SamplingDefaults
 from bundle.prompt import Prompt, PromptBuilder
 from bundle.text import Tokenizer
 from bundle.token_bytes import TokenBytes
-from quant.kv.compressing import Compression
 from quant.visual_tokens.reduction import Reduction
 from runtime.cache_shape import context_of
 from runtime.canary import check_canary
 from runtime.decoder import Decoder, TokenGraphs
 from runtime.filled_prompt import FilledPrompt
+from runtime.fused_prefix import FusedPrefix, text_rows
 from runtime.room import check_room
 from runtime.segmented_prompt import Choose
 from runtime.segments import SegmentChain
@@ -32,16 +33,19 @@ from serving.engine.sampling.grammar import Grammars
 from serving.engine.scheduler import Scheduler
 from serving.engine.sequence import Sequence as EngineSequence
 from serving.engine.worker import Worker
+from serving.engine_status import EngineStatus
 from serving.models.choices import ChoiceAnswer, Vocabulary, merged, sampling_of
 from serving.models.cut_frames import FrameRoom
+from serving.models.fusing import Fusing, Messages
 from serving.models.inside import Inside, before_decoder, check_alone
 from serving.models.kv import KVPolicies, compression_of
 from serving.models.model import Model
 from serving.models.pool import PreprocessPool
+from serving.models.prepared import Prepared
 from serving.models.reducing import Reducing, Shown
 from serving.models.sampling_limits import check_sampling
 from serving.models.served_cache import served_cache
-from serving.models.structures import CompiledStructure, compiled_structure
+from serving.models.structures import compiled_structure
 from serving.models.together import together
 from serving.models.tokens import told_tokens
 from serving.models.vision import EncodedImage, VisionStage
@@ -55,43 +59,18 @@ from serving.protocol import (
     KVCompression,
     SamplingParams,
     TextPart,
-    Timings,
     TokenizeRequest,
     TokenizeResult,
-    Usage,
     VideoPart,
 )
 from serving.settings import EngineSettings
 
 _WARM_UP_TOKENS = 8
+_REMEMBERED_ANSWERS = 64
+"""Whose time to the first token a status tells."""
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """A request on its way to the engine thread.
-
-    Attributes:
-        prompt: Filled from messages and image sizes, with what is read of the images.
-        images: Encoded, in prompt order; what is read of them.
-        structure: That every choice is held to.
-        compression: What becomes of the prompt's rows once it was read.
-        num_image_tokens: Of the images, read or not.
-        num_cached_image_tokens: Those whose features were not encoded for this request.
-        preprocess_s: Decoding, templating, tokenizing, resizing.
-        vision_s: Waiting for the vision encoder.
-    """
-
-    prompt: Prompt
-    images: Sequence[EncodedImage]
-    structure: CompiledStructure | None
-    compression: Compression | None
-    num_image_tokens: int
-    num_cached_image_tokens: int
-    preprocess_s: float
-    vision_s: float
-
-
-def _has_images(request: GenerateRequest) -> bool:
+def _has_images(request: GenerateRequest | TokenizeRequest) -> bool:
     return any(not isinstance(part, TextPart) for message in request.messages for part in message.parts)
 
 
@@ -118,10 +97,12 @@ class GenerativeModel(Model):
         super().__init__(manifest, settings, pool)
         check_room(manifest, shape, settings.provider)
         self._policies = KVPolicies(manifest, settings)
+        self._fusing = Fusing(manifest, settings.provider)
         self._shape = shape
         self._defaults = SamplingDefaults.read(bundle.path(GENERATION))
         self._prompts = PromptBuilder.from_bundle(bundle)
         tokenizer = self._prompts.tokenizer
+        self._first_tokens_s: deque[float] = deque(maxlen=_REMEMBERED_ANSWERS)
         self._vocabulary = Vocabulary(tokenizer, TokenBytes(tokenizer), manifest.eos_token_ids)
         self._vision = VisionStage(bundle, settings, pool)
         graphs = TokenGraphs(bundle, settings)
@@ -133,7 +114,7 @@ class GenerativeModel(Model):
         self._inside.check_default(settings)
         self._reducing = Reducing(
             manifest.components[self._vision.name],
-            self._prompts.image_prompt.tokens_per_tile,
+            self._prompts.image_prompt,
             tokenizer,
             graphs.embed_text,
             before_decoder(settings.vision),
@@ -173,7 +154,17 @@ class GenerativeModel(Model):
         """Numbers for `/metrics`."""
         running = self._engine.gauges
         waiting = self._admission.num_admitted - running["num_requests_running"]
-        return {**running, "num_requests_waiting": max(waiting, 0.0), **self._vision.gauges}
+        return {
+            **running,
+            "num_requests_waiting": max(waiting, 0.0),
+            **self._vision.gauges,
+            "num_preprocess_waiting": float(self._pool.num_preprocess_waiting),
+        }
+
+    @property
+    def status(self) -> EngineStatus:
+        """What its engine is doing, slot by slot."""
+        return replace(self._engine.status, gauges=self.gauges, first_token_s=tuple(self._first_tokens_s))
 
     def clear_prefixes(self) -> None:
         """Forget what was read of prompts of earlier requests."""
@@ -190,6 +181,7 @@ class GenerativeModel(Model):
         compression, vision = self._policies.wanted(request.kv), request.vision or self._settings.vision
         choose = self._inside.choice(vision) if _has_images(request) else None
         check_alone(vision, choose, compression)
+        self._fusing.check(request, compression, None if choose is None else vision)
         reduction = self._reducing.of(before_decoder(vision))
         sampling, num_choices = request.sampling.filled(self._defaults), request.num_choices
         arrived_s = time.monotonic()
@@ -214,21 +206,36 @@ class GenerativeModel(Model):
         Raises:
             RequestError: It would be refused.
         """
+        vision = request.vision or self._settings.vision
+        if _has_images(request):
+            self._inside.choice(vision)
+        reduction = self._reducing.of(before_decoder(vision))
         with self._admission.admit():
-            prompt, _, _ = await self._prompted(request, None)
+            prompt, visuals, _ = await self._prompted(request, reduction, None)
+        if reduction is not None:
+            layouts = [layout for visual in visuals for layout in visual.layouts]
+            prompt = self._reducing.counted(reduction, prompt, layouts)
         return told_tokens(self.tokenizer, prompt.token_ids.tolist())
 
     async def _prepare(
         self, request: GenerateRequest, reduction: Reduction | None, kv: KVCompression | None
-    ) -> _Prepared:
+    ) -> Prepared:
         """Return prompt and features; structure and prompt are judged before any image is encoded."""
         started_s = time.monotonic()
         owner = request.request_id
         structure = await compiled_structure(
             self._pool.grammars, owner, self._grammars, request.sampling.structure, request.num_choices
         )
-        prompt, visuals, num_dropped = await self._prompted(request, reduction)
-        self._check_length(prompt, num_dropped, "messages" if request.text is None else "prompt")
+        prefix = None
+        if request.behind is not None:
+            prefix = await self._pool.text.run(owner, self._fusing.read, request.behind)
+        prompt, visuals, num_dropped = await self._prompted(request, reduction, prefix)
+        to_fuse = None
+        if request.fuses:
+            layouts = tuple(layout for visual in visuals for layout in visual.layouts)
+            to_fuse = Messages(tuple(turns_of(request.messages, visuals)), layouts, prompt.token_ids)
+        num_behind = 0 if prefix is None else prefix.rows.num_rows
+        self._check_length(prompt, num_dropped, num_behind, "messages" if request.text is None else "prompt")
         compression = compression_of(kv, prompt.num_tokens - num_dropped, is_default=request.kv is None)
         prompted_s = time.monotonic()
         encoded = await together(self._vision.encode(owner, each) for visual in visuals for each in visual.pictures)
@@ -240,10 +247,12 @@ class GenerativeModel(Model):
         resize_s = max((image.preprocess_s for image in images), default=0.0)
         vision_s = max(time.monotonic() - prompted_s - resize_s, 0.0)
         preprocess_s = prompted_s - started_s + resize_s
-        return _Prepared(prompt, images, structure, compression, num_tokens, num_cached, preprocess_s, vision_s)
+        return Prepared(
+            prompt, images, prefix, to_fuse, structure, compression, num_tokens, num_cached, preprocess_s, vision_s
+        )
 
     async def _prompted(
-        self, request: GenerateRequest | TokenizeRequest, reduction: Reduction | None
+        self, request: GenerateRequest | TokenizeRequest, reduction: Reduction | None, prefix: FusedPrefix | None
     ) -> tuple[Prompt, Sequence[Visual], int]:
         """Return the prompt of a request, its images and videos, decoded, and how many image tokens will be dropped."""
         owner, messages, most = request.request_id, request.messages, self._shape.capacity_tokens
@@ -263,10 +272,15 @@ class GenerativeModel(Model):
             self._prompts.build,
             tools=request.tools,
             max_tokens=most,
-            num_dropped=num_dropped,
+            num_dropped=num_dropped + (0 if prefix is None else prefix.num_dropped_tokens),
             add_generation_prompt=not isinstance(request, TokenizeRequest) or request.opens_answer,
         )
-        return await self._pool.text.run(owner, build, turns_of(messages, visuals), layouts), visuals, num_dropped
+        turns = turns_of(messages, visuals)
+        if isinstance(request, GenerateRequest) and request.fuses:
+            prompt = await self._pool.text.run(owner, self._fusing.beginning, build, turns, layouts)
+        else:
+            prompt = await self._pool.text.run(owner, self._fusing.prompt, build, turns, layouts, prefix)
+        return prompt, visuals, num_dropped
 
     async def _filled(
         self, owner: str, visuals: Sequence[Visual], encoded: Sequence[EncodedImage]
@@ -300,8 +314,9 @@ class GenerativeModel(Model):
         """Return how many tokens of frames leave no more than a context after a reduction, or have no position."""
         return min(int(self._shape.capacity_tokens / reduction.keep), self._max_positions)
 
-    def _check_length(self, prompt: Prompt, num_dropped: int, param: str) -> None:
-        num_tokens, limit = prompt.num_tokens - num_dropped, self._shape.capacity_tokens
+    def _check_length(self, prompt: Prompt, num_dropped: int, num_behind: int, param: str) -> None:
+        """Check that a prompt and an answer fit the context behind so many rows."""
+        num_tokens, limit = num_behind + prompt.num_tokens - num_dropped, self._shape.capacity_tokens
         if num_tokens + 1 > limit:
             raise ContextLengthError(
                 f"the prompt takes {num_tokens} tokens ({prompt.num_image_tokens - num_dropped} of them for "
@@ -326,7 +341,7 @@ class GenerativeModel(Model):
     def _choices(
         self,
         request: GenerateRequest,
-        prepared: _Prepared,
+        prepared: Prepared,
         sampling: SamplingParams,
         arrived_s: float,
         choose: Choose | None,
@@ -352,6 +367,8 @@ class GenerativeModel(Model):
                     priority=request.priority,
                     deadline_s=deadline_s,
                     segmented=self._inside.segmented(prompt, choose),
+                    behind=None if prepared.prefix is None else prepared.prefix.rows,
+                    wanted_rows=None if prepared.to_fuse is None else text_rows(prepared.prompt),
                     compression=prepared.compression,
                 )
                 stream = self._engine.submit(sequence)
@@ -360,7 +377,7 @@ class GenerativeModel(Model):
                 choices.append(ChoiceAnswer(index, self._engine, stream, own, self._vocabulary, lead, may_call=calls))
             yield choices
 
-    def _within_positions(self, sampling: SamplingParams, prepared: _Prepared) -> SamplingParams:
+    def _within_positions(self, sampling: SamplingParams, prepared: Prepared) -> SamplingParams:
         """Return a sampling that ends where positions do: rows fill up later where a prompt has gaps or loses some."""
         end, most = prepared.prompt.next_position, self._max_positions - prepared.prompt.next_position
         fills_up = end <= prepared.prompt.num_tokens and prepared.compression is None
@@ -369,31 +386,25 @@ class GenerativeModel(Model):
         return replace(sampling, max_tokens=most)
 
     async def _events(
-        self, choices: Sequence[ChoiceAnswer], prepared: _Prepared, arrived_s: float
+        self, choices: Sequence[ChoiceAnswer], prepared: Prepared, arrived_s: float
     ) -> AsyncGenerator[GenerateEvent, None]:
         first_token_s = 0.0
         reason: FinishReason = "stop"
+        untold = prepared.prompt.num_tokens
         async with aclosing(merged([choice.events() for choice in choices])) as pieces:
             async for piece in pieces:
                 if piece.token_ids:
                     first_token_s = first_token_s or time.monotonic() - arrived_s
                 if piece.reason and piece.index == 0:
                     reason = piece.reason
-                yield piece
-        prompt, sequences = prepared.prompt, [choice.stream.sequence for choice in choices]
-        num_tokens = sum(choice.num_tokens for choice in choices)
-        cached_tokens = sequences[0].cached_tokens or 0
-        usage = Usage(
-            prompt.num_tokens,
-            num_tokens,
-            prepared.num_image_tokens,
-            prepared.num_cached_image_tokens,
-            cached_tokens,
-            cache_rows_before=prompt.num_tokens,
-            cache_rows_after=sequences[0].num_kept_rows or prompt.num_tokens,
-            kept_image_tokens=sequences[0].num_kept_image_tokens,
-        )
-        queue_s = min(sequence.started_s for sequence in sequences) - sequences[0].submitted_s
-        total_s = time.monotonic() - arrived_s
-        timings = Timings(queue_s, prepared.preprocess_s, prepared.vision_s, first_token_s, total_s)
-        yield FinishedEvent(reason, usage, timings)
+                yield replace(piece, prompt_tokens=untold) if untold else piece
+                untold = 0
+        sequences = [choice.stream.sequence for choice in choices]
+        usage = prepared.usage(sequences, sum(choice.num_tokens for choice in choices))
+        timings = prepared.timings(sequences, arrived_s, first_token_s)
+        if first_token_s:
+            self._first_tokens_s.append(first_token_s)
+        fused = None
+        if prepared.to_fuse is not None and (rows := sequences[0].handed_out) is not None:
+            fused = await self._pool.text.run(sequences[0].request_id, self._fusing.fused, prepared.to_fuse, rows)
+        yield FinishedEvent(reason, usage, timings, fused)

@@ -27,11 +27,9 @@ class KVPolicies:
     def __init__(self, manifest: Manifest, settings: EngineSettings) -> None:
         self._manifest = manifest
         self._provider: Provider = settings.provider
-        self._default = None
-        if settings.kv_policy is not None and settings.kv_budget is not None:
-            self._default = KVCompression(settings.kv_policy, settings.kv_budget)
-            if reason := self._refusal(self._default):
-                raise SettingsError(f"kv_policy {settings.kv_policy}: {reason}")
+        self._default = settings.kv
+        if self._default is not None and (reason := self._refusal(self._default)):
+            raise SettingsError(f"kv_policy {self._default.policy}: {reason}")
 
     def wanted(self, asked: KVCompression | None) -> KVCompression | None:
         """Return what is done to a request's rows; None where all stay.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -9,6 +10,7 @@ from typing import Any, ClassVar
 from bundle.manifest import Manifest
 from bundle.text import Tokenizer
 from serving.engine.worker import Worker
+from serving.engine_status import EngineStatus
 from serving.models.admission import Admission
 from serving.models.cards import card_of
 from serving.models.pool import PreprocessPool
@@ -56,6 +58,11 @@ class Model(ABC):
     @abstractmethod
     def gauges(self) -> dict[str, float]:
         """Numbers for `/metrics`."""
+
+    @property
+    def status(self) -> EngineStatus:
+        """What it is doing."""
+        return EngineStatus(time.monotonic(), gauges=self.gauges)
 
     @property
     @abstractmethod

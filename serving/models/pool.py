@@ -76,6 +76,11 @@ class PreprocessPool:
         """What may hang."""
         return self.text, self.images, self._costly, self.grammars
 
+    @property
+    def num_preprocess_waiting(self) -> int:
+        """Calls that wait for a thread for images, of all models together."""
+        return self.images.num_waiting + self._costly.num_waiting
+
     async def cut(self, owner: Hashable, spec: ImageSpec, data: bytes) -> CutImage:
         """Return an image decoded, and cut where that makes it smaller.
 

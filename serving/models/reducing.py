@@ -12,7 +12,7 @@ import numpy.typing as npt
 from bundle.errors import ParameterError, SettingsError
 from bundle.image import TileLayout
 from bundle.image_tokens import ShownImage, gives_tower
-from bundle.manifest import Component
+from bundle.manifest import Component, ImagePrompt
 from bundle.prompt import Prompt
 from bundle.reduced_prompt import reduced
 from bundle.text import Tokenizer
@@ -47,7 +47,7 @@ class Reducing:
 
     Args:
         encoder: Its vision encoder, as the manifest has it.
-        tokens_per_tile: P.
+        image_prompt: How many tokens an image takes.
         tokenizer: The model's.
         embed_text: Ids [N] to embeddings [N, D]; called on threads that preprocess.
         default: For requests that say nothing.
@@ -59,13 +59,13 @@ class Reducing:
     def __init__(
         self,
         encoder: Component,
-        tokens_per_tile: int,
+        image_prompt: ImagePrompt,
         tokenizer: Tokenizer,
         embed_text: EmbedText,
         default: VisionReduction,
     ) -> None:
         self._encoder = encoder
-        self._tokens_per_tile = tokens_per_tile
+        self._image_prompt = image_prompt
         self._tokenizer = tokenizer
         self._embed_text = embed_text
         try:
@@ -85,8 +85,27 @@ class Reducing:
         """Return how many tokens of some images are not read."""
         if reduction is None:
             return 0
-        size = self._tokens_per_tile
-        return sum(layout.num_tokens(size) - reduction.num_kept(layout, size) for layout in layouts)
+        return sum(self._image_prompt.num_tokens(each) - self._num_kept(reduction, each) for each in layouts)
+
+    def _num_kept(self, reduction: Reduction, layout: TileLayout) -> int:
+        """Return how many tokens of an image are read; one that is no tiles of one size is reduced as a whole."""
+        if layout.is_uniform:
+            return reduction.num_kept(layout, self._image_prompt.tokens_per_tile)
+        return reduction.quota(self._image_prompt.num_tokens(layout))
+
+    def counted(self, reduction: Reduction, prompt: Prompt, layouts: Sequence[TileLayout]) -> Prompt:
+        """Return a prompt with as many tokens of each tile as would be read; which ones is not known without features.
+
+        Their ids are the same, whichever they are.
+        """
+        rows = [self._first_rows(reduction, layout) for layout in layouts]
+        return reduced(prompt, rows)
+
+    def _first_rows(self, reduction: Reduction, layout: TileLayout) -> npt.NDArray[np.int64]:
+        if layout.fewer_tokens is not None or not layout.is_uniform:
+            return np.arange(reduction.quota(self._image_prompt.num_tokens(layout)), dtype=np.int64)
+        size = self._image_prompt.tokens_per_tile
+        return np.flatnonzero(np.arange(layout.num_tiles * size) % size < reduction.quota(size))
 
     def apply(self, reduction: Reduction, shown: Shown) -> tuple[Prompt, list[EncodedImage]]:
         """Return a prompt and its images with fewer tokens; takes milliseconds, on a thread that preprocesses.

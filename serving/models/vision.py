@@ -13,7 +13,6 @@ from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from bundle.directory import Bundle
@@ -21,7 +20,7 @@ from bundle.frames.plan import FramePlan
 from bundle.image import PREPROCESSOR, ImageSpec, Pixels, TileLayout
 from bundle.manifest import Manifest
 from runtime.encoder import open_encoder
-from runtime.encoders import encode_tiles, see_tiles, split_seen
+from runtime.encoders import encode_images, split_seen
 from serving.engine.batching import BatchWorker
 from serving.models.cut_frames import FrameRoom
 from serving.models.cut_image import CutImage
@@ -97,15 +96,17 @@ class _Pixels:
     """An image's tiles for the encoder, weighed by their number.
 
     Attributes:
-        tiles: As `ImageSpec.pixels` returns them.
+        groups: As `ImageSpec.groups` returns them.
+        layout: How the image was cut.
         with_tower: As `DecodedImage.with_tower`.
     """
 
-    tiles: Pixels
+    groups: tuple[Pixels, ...]
+    layout: TileLayout
     with_tower: bool
 
     def __len__(self) -> int:
-        return len(self.tiles)
+        return sum(map(len, self.groups))
 
 
 @dataclass
@@ -122,7 +123,8 @@ class EncodedImage:
 
     Attributes:
         key: As `DecodedImage.key`: equal keys have equal features.
-        features: [tiles, P, D] of a vision-language model, [1, E] of a dual encoder.
+        features: [tiles, P, D] of a vision-language model, [rows, D] where an image is no tiles of one size; [1, E] of
+            a dual encoder.
         preprocess_s: Resizing and normalising; 0 where the features were kept.
         vision_s: In the encoder and before it; 0 where the features were kept.
         is_kept: The features were in the cache.
@@ -157,6 +159,7 @@ class VisionStage:
         self.name = bundle.manifest.graph("vision_encoder")
         self.session = open_encoder(bundle, self.name, settings)
         self._spec = ImageSpec.read(bundle.path(PREPROCESSOR))
+        self._image_prompt = bundle.manifest.image_prompt
         self._identity = encoder_identity(bundle.manifest, self._spec)
         self._frame_identity = encoder_identity(bundle.manifest, self._spec.for_frames)
         self._pool = pool
@@ -176,6 +179,7 @@ class VisionStage:
             "image_cache_bytes": float(self.cache.num_bytes),
             "image_cache_hits": float(self.cache.num_hits),
             "image_cache_misses": float(self.cache.num_misses),
+            "num_images_waiting": float(len(self._in_flight)),
         }
 
     def warm_up(self) -> None:
@@ -256,17 +260,13 @@ class VisionStage:
             if flight.num_callers == 0:
                 self._land(image.key, flight)
 
-    def run(self, images: list[Pixels], *, with_tower: bool = False) -> list[Features]:
+    def run(self, images: list[Pixels]) -> list[Features]:
         """Return the features of each image's tiles, at most `vision_batch_tiles` of them in one run.
 
         Args:
-            images: At least one.
-            with_tower: What the tower's attention says stands behind each row, as `see_tiles` puts it.
+            images: At least one, each of tiles of one size.
         """
-        tiles = np.concatenate(images) if len(images) > 1 else images[0]
-        features = (see_tiles if with_tower else encode_tiles)(self.session, tiles, self._max_tiles)
-        ends = np.cumsum([len(image) for image in images])
-        return [features[end - len(image) : end].copy() for image, end in zip(images, ends, strict=True)]
+        return encode_images(self.session, [[image] for image in images], self._max_tiles)
 
     def _run(self, images: list[_Pixels]) -> list[Features]:
         """Run a batch in which the tower is asked about some images.
@@ -274,19 +274,28 @@ class VisionStage:
         Those run apart from the others and from each other: what a runtime rounds depends on what it computes beside,
         and attention over a whole tile on how many tiles there are, by a last bit that decides which token is kept.
         """
-        plain = [image.tiles for image in images if not image.with_tower]
-        found = iter(self.run(plain) if plain else ())
-        return [self.run([image.tiles], with_tower=True)[0] if image.with_tower else next(found) for image in images]
+        plain = [image.groups for image in images if not image.with_tower]
+        found = iter(encode_images(self.session, plain, self._max_tiles))
+        return [
+            self._arranged(self._seen(image) if image.with_tower else next(found), image.layout) for image in images
+        ]
+
+    def _seen(self, image: _Pixels) -> Features:
+        return encode_images(self.session, [image.groups], self._max_tiles, with_tower=True)[0]
+
+    def _arranged(self, features: Features, layout: TileLayout) -> Features:
+        """Return an image's features in the order of its tokens in a prompt."""
+        return features if self._image_prompt is None else self._image_prompt.arranged(features, layout)
 
     def _encoded(self, image: DecodedImage | KeptImage, seen: Features) -> EncodedImage:
         """Return an image with what the encoder gave, and no times."""
         if not image.with_tower:
-            return EncodedImage(image.key, seen)
+            return EncodedImage(image.key, seen, has_grid=image.layout.is_uniform)
         features, tower = split_seen(self.session, seen)
-        return EncodedImage(image.key, features, tower=tower)
+        return EncodedImage(image.key, features, tower=tower, has_grid=image.layout.is_uniform)
 
-    def _pixels(self, cut: CutImage) -> Pixels:
-        return self._spec.pixels(cut.images if cut.is_cut else self._spec.cut(cut.images[0]))
+    def _groups(self, cut: CutImage) -> tuple[Pixels, ...]:
+        return tuple(self._spec.groups(cut.images if cut.is_cut else self._spec.cut(cut.images[0])))
 
     def _take_off(self, owner: Hashable, image: DecodedImage) -> _Flight:
         flight = _Flight(asyncio.get_running_loop().create_task(self._encode(owner, image)))
@@ -302,9 +311,9 @@ class VisionStage:
     async def _encode(self, owner: Hashable, image: DecodedImage) -> EncodedImage:
         async with self._turns.place(owner):
             started_s = time.monotonic()
-            pixels = await self._pool.images.run(owner, self._pixels, image.cut)
+            groups = await self._pool.images.run(owner, self._groups, image.cut)
             preprocessed_s = time.monotonic()
-            seen = await asyncio.wrap_future(self.worker.submit(_Pixels(pixels, image.with_tower)))
+            seen = await asyncio.wrap_future(self.worker.submit(_Pixels(groups, image.layout, image.with_tower)))
         self.cache.put(image.key, seen)
         vision_s = time.monotonic() - preprocessed_s
         return replace(self._encoded(image, seen), preprocess_s=preprocessed_s - started_s, vision_s=vision_s)

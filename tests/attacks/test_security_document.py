@@ -18,7 +18,17 @@ DOCUMENT = ROOT / "docs" / "security.md"
 _ROW = re.compile(r"^\| `(?P<name>[a-z_0-9.]+)` \| (?P<default>[^|]+?) \|", re.MULTILINE)
 _FIXED_ROW = re.compile(r"^\| `(?P<module>[a-z_.]+):(?P<path>[A-Za-z_.]+)` \| (?P<value>[^|]+?) \|", re.MULTILINE)
 _UNITS = {"": 1, "s": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "B/s": 1, "million": 10**6}
-_NOT_LIMITS = {"retry_after_s", "health_port", "allow_cache_clear", "aliases", "min_side_px", "max_bytes"}
+_NOT_LIMITS = {
+    "retry_after_s",
+    "health_port",
+    "allow_cache_clear",
+    "aliases",
+    "access",
+    "tls_certificate",
+    "tls_key",
+    "min_side_px",
+    "max_bytes",
+}
 """Of an image or a video, its bytes are a setting, and a side of one pixel is the least there is."""
 
 

@@ -19,7 +19,8 @@ from bundle.frames.options import FrameOptions
 from bundle.frames.table import plan_of
 from bundle.frames.wording import frame_parts
 from bundle.image import TileLayout
-from bundle.manifest import ImagePrompt
+from bundle.layouts.idefics3 import Idefics3Prompt
+from bundle.layouts.llava import LlavaPrompt
 from bundle.prompt import Placeholder, PromptBuilder, Turn
 from bundle.text import Tokenizer
 from export.image_processor import read_image_spec
@@ -109,8 +110,7 @@ def _idefics3(backend: Backend, template: str, splits: bool, images: dict[str, I
         chat_template=template,
     )
     tokenizer = Tokenizer(Backend.from_str(backend.to_str()))
-    prompt = ImagePrompt(
-        kind="idefics3",
+    prompt = Idefics3Prompt(
         image_token="<image>",
         image_token_id=processor.image_token_id,
         tokens_per_tile=TOKENS_PER_TILE,
@@ -139,8 +139,7 @@ def llava(byte_fallback: Backend, photographs: dict[str, Image.Image]) -> Pair:
         chat_template=LLAVA,
     )
     tokenizer = Tokenizer(Backend.from_str(byte_fallback.to_str()))
-    prompt = ImagePrompt(
-        kind="llava",
+    prompt = LlavaPrompt(
         image_token="<image>",
         image_token_id=processor.image_token_id,
         tokens_per_tile=TOKENS_PER_TILE,
@@ -352,7 +351,7 @@ def test_characters_that_normalise_into_a_control_token_do_not_become_one() -> N
     tokenizer = Tokenizer(backend)
     assert tokenizer.encode("＜image＞") == [256]
     template = "{% for m in messages %}{% for p in m.content %}{{ p.text or '<image>' }}{% endfor %}{% endfor %}"
-    prompt = ImagePrompt(kind="llava", image_token="<image>", image_token_id=256, tokens_per_tile=2)
+    prompt = LlavaPrompt(image_token="<image>", image_token_id=256, tokens_per_tile=2)
     builder = PromptBuilder(tokenizer, template, prompt, {})
     assert builder.build([Turn("user", ("＜image＞", IMAGE))], [TileLayout()]).token_ids[-3:].tolist() == [
         ord(">"),
@@ -364,8 +363,8 @@ def test_characters_that_normalise_into_a_control_token_do_not_become_one() -> N
 def test_template_that_cuts_a_forged_text_apart_is_refused(byte_level: Backend) -> None:
     """Cutting could move the edge between the caller's text and the template's."""
     template = "{% for m in messages %}{{ m.content[0].text.split('|')[-1] }}<end_of_utterance>{% endfor %}"
-    image_prompt = ImagePrompt(
-        kind="llava", image_token="<image>", image_token_id=byte_level.token_to_id("<image>"), tokens_per_tile=1
+    image_prompt = LlavaPrompt(
+        image_token="<image>", image_token_id=byte_level.token_to_id("<image>"), tokens_per_tile=1
     )
     builder = PromptBuilder(Tokenizer(Backend.from_str(byte_level.to_str())), template, image_prompt, {})
     with pytest.raises(PromptError, match="control tokens"):
@@ -389,9 +388,7 @@ def test_conversation_that_is_no_prompt_is_refused(
 
 
 def _builder_of(backend: Backend) -> Callable[[str], PromptBuilder]:
-    prompt = ImagePrompt(
-        kind="llava", image_token="<image>", image_token_id=backend.token_to_id("<image>"), tokens_per_tile=1
-    )
+    prompt = LlavaPrompt(image_token="<image>", image_token_id=backend.token_to_id("<image>"), tokens_per_tile=1)
     return lambda template: PromptBuilder(Tokenizer(Backend.from_str(backend.to_str())), template, prompt, {})
 
 
@@ -407,7 +404,7 @@ def test_template_that_writes_an_image_of_its_own_is_refused(byte_level: Backend
 
 
 def test_image_token_of_another_tokenizer_is_refused(byte_level: Backend) -> None:
-    prompt = ImagePrompt(kind="llava", image_token="<image>", image_token_id=1, tokens_per_tile=1)
+    prompt = LlavaPrompt(image_token="<image>", image_token_id=1, tokens_per_tile=1)
     with pytest.raises(BundleFormatError, match="gives '<image>' the id 1"):
         PromptBuilder(Tokenizer(Backend.from_str(byte_level.to_str())), "", prompt, {})
 
@@ -490,8 +487,7 @@ def test_text_cannot_forge_an_image_in_a_template_that_reads_strings(byte_level:
 
 
 def _tiled(backend: Backend, template: str) -> PromptBuilder:
-    prompt = ImagePrompt(
-        kind="idefics3",
+    prompt = Idefics3Prompt(
         image_token="<image>",
         image_token_id=backend.token_to_id("<image>"),
         tokens_per_tile=1,

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as Backend
 
 from bundle.chat_template import ChatTemplate
 from bundle.image import TileLayout
-from bundle.manifest import ImagePrompt
+from bundle.layouts.idefics3 import Idefics3Prompt
 from bundle.prompt import Placeholder, PromptBuilder, Turn
 from bundle.text import Tokenizer
 from bundle.tools import Tool, ToolCall
@@ -72,8 +72,7 @@ def builders(byte_level: Backend) -> dict[str, PromptBuilder]:
     tokenizer = Tokenizer(Backend.from_str(byte_level.to_str()))
     image_id = tokenizer.token_id("<image>")
     assert image_id is not None
-    prompt = ImagePrompt(
-        kind="idefics3",
+    prompt = Idefics3Prompt(
         image_token="<image>",
         image_token_id=image_id,
         tokens_per_tile=1,

@@ -43,3 +43,15 @@ def test_what_the_cache_holds_is_told(pocketvlm, smolvlm_bundle: Path, tmp_path:
         (folder, "int8", parent.state_bytes_per_token / 4),
     ):
         assert f"cache {dtype}, {num_bytes / 1024:.1f} KiB per token and sequence" in told[bundle]
+
+
+def test_methods_and_policies_that_a_bundle_offers_are_told(pocketvlm, smolvlm_bundle: Path, clip_bundle: Path) -> None:
+    told = json.loads(pocketvlm("inspect", smolvlm_bundle, "--json").stdout)
+    lines = pocketvlm("inspect", smolvlm_bundle).stdout.splitlines()
+    assert f"vision methods: {', '.join(told['vision_methods'])}" in lines
+    assert f"KV policies: {', '.join(told['kv_policies'])}" in lines
+    assert {"uniform", "visionzip"} <= set(told["vision_methods"])
+    assert "fastv" not in told["vision_methods"]  # not in segments
+    assert "snapkv" in told["kv_policies"]
+    assert "pyramidkv" not in told["kv_policies"]  # one length group
+    assert json.loads(pocketvlm("inspect", clip_bundle, "--json").stdout)["kv_policies"] == []

@@ -15,6 +15,7 @@ from bundle.directory import open_bundle
 from bundle.errors import CheckpointError, UnsupportedConfigError
 from bundle.prompt import PromptBuilder, Turn
 from bundle.text import Tokenizer
+from export.architectures import load_family
 from export.exporter import export_checkpoint
 from export.processor import convert_processor
 
@@ -94,7 +95,7 @@ def test_ids_and_texts_equal_transformers(name: str, source: Path, tmp_path: Pat
     folder = Path(shutil.copytree(source, tmp_path / "checkpoint"))
     CASES[name](folder)
     (tmp_path / "bundle").mkdir()
-    convert_processor(folder, json.loads((folder / "config.json").read_text()), tmp_path / "bundle")
+    convert_processor(folder, load_family(json.loads((folder / "config.json").read_text())), tmp_path / "bundle")
     ours, theirs = Tokenizer.from_file(tmp_path / "bundle" / "tokenizer.json"), AutoTokenizer.from_pretrained(folder)
     ids = theirs(TEXT, add_special_tokens=False)["input_ids"]
     assert ours.encode(TEXT) == ids
@@ -123,7 +124,7 @@ def test_another_id_than_the_one_that_is_stated_is_refused_with_both(source: Pat
     with pytest.raises(
         UnsupportedConfigError, match=r"'<this>' the id 279, but in tokenizer.json it is or would be 278"
     ):
-        convert_processor(folder, json.loads((folder / "config.json").read_text()), tmp_path)
+        convert_processor(folder, load_family(json.loads((folder / "config.json").read_text())), tmp_path)
 
 
 def test_token_beyond_the_embedding_table_is_refused(source: Path, tmp_path: Path) -> None:
@@ -138,4 +139,4 @@ def test_tokens_in_a_form_that_is_none_are_refused(stated: object, source: Path,
     folder = Path(shutil.copytree(source, tmp_path / "checkpoint"))
     _config(added_tokens_decoder=stated)(folder)
     with pytest.raises(CheckpointError, match=r"tokenizer_config\.json states its tokens in a form that is none"):
-        convert_processor(folder, json.loads((folder / "config.json").read_text()), tmp_path)
+        convert_processor(folder, load_family(json.loads((folder / "config.json").read_text())), tmp_path)

@@ -10,8 +10,11 @@ import pytest
 from numpy.testing import assert_allclose
 
 from bundle.errors import UnsupportedConfigError
-from export.config import RopeConfig, VisionConfig, read_decoder
-from export.models import clip, idefics3, siglip
+from export.config import RopeConfig, VisionConfig
+from export.decoders.table import load_decoder
+from export.models import clip as clip_model
+from export.models import siglip as siglip_model
+from export.towers import clip, idefics3, siglip
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -35,9 +38,9 @@ def _transformers() -> None:
     ("defaults", "reference"),
     [
         (clip.VISION_DEFAULTS, "CLIPVisionConfig"),
-        (clip.TEXT_DEFAULTS, "CLIPTextConfig"),
+        (clip_model.TEXT_DEFAULTS, "CLIPTextConfig"),
         (siglip.VISION_DEFAULTS, "SiglipVisionConfig"),
-        (siglip.TEXT_DEFAULTS, "SiglipTextConfig"),
+        (siglip_model.TEXT_DEFAULTS, "SiglipTextConfig"),
         (idefics3.VISION_DEFAULTS, "Idefics3VisionConfig"),
     ],
 )
@@ -48,7 +51,7 @@ def test_keys_that_a_tower_leaves_out_have_transformers_defaults(defaults: dict[
 
 @pytest.mark.parametrize(("kind", "reference"), [("llama", "LlamaConfig"), ("qwen2", "Qwen2Config")])
 def test_keys_that_a_decoder_leaves_out_have_transformers_defaults(kind: str, reference: str) -> None:
-    expected, found = getattr(transformers, reference)(), read_decoder({"model_type": kind})
+    expected, found = getattr(transformers, reference)(), load_decoder({"model_type": kind}).config
     assert found.vocab_size == expected.vocab_size
     assert found.hidden_size == expected.hidden_size
     assert found.intermediate_size == expected.intermediate_size
@@ -117,7 +120,7 @@ def test_rope_that_is_not_built_is_named(parameters: dict[str, Any], named: str)
 
 def test_qwen2_with_sliding_layers_is_refused() -> None:
     with pytest.raises(UnsupportedConfigError, match="sliding"):
-        read_decoder({"model_type": "qwen2", "layer_types": ["full_attention", "sliding_attention"]})
+        load_decoder({"model_type": "qwen2", "layer_types": ["full_attention", "sliding_attention"]})
 
 
 def test_old_clip_configs_read_as_transformers_reads_them() -> None:
@@ -127,7 +130,7 @@ def test_old_clip_configs_read_as_transformers_reads_them() -> None:
         "vision_config": {"hidden_size": 96},
     }
     expected = transformers.CLIPConfig(**raw)
-    found = clip.Clip(raw)
+    found = clip_model.Clip(raw)
     assert found._text["hidden_size"] == expected.text_config.hidden_size
     assert found._text["num_hidden_layers"] == expected.text_config.num_hidden_layers
     assert found._text["eos_token_id"] == expected.text_config.eos_token_id

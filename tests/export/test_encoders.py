@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose
 
 from bundle.errors import UnsupportedConfigError
 from export.exporter import export_checkpoint
-from export.models.idefics3 import position_rows
+from export.towers.idefics3 import position_rows
 
 # of the largest output: float32 sums in another order; an error in a graph makes 1e-2 and more
 TOLERANCE = 2e-5

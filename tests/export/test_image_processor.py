@@ -12,6 +12,7 @@ import pytest
 
 from bundle.errors import UnsupportedConfigError
 from bundle.image import Cropped, Fixed, ImageSpec, Tiled
+from export.architectures import load_family
 from export.image_processor import read_image_spec
 
 CLIP = {"image_processor_type": "CLIPImageProcessor"}
@@ -49,7 +50,7 @@ def test_sizes_in_the_oldest_form_are_read() -> None:
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"image_processor_type": "Qwen2VLImageProcessor"}, "Qwen2VLImageProcessor.*CLIPImageProcessor"),
+        ({"image_processor_type": "MysteryImageProcessor"}, "MysteryImageProcessor.*CLIPImageProcessor"),
         ({}, "image_processor_type None"),
         ({**CLIP, "do_resize": False}, "do_resize"),
         ({**CLIP, "do_rescale": False}, "do_rescale"),
@@ -92,14 +93,13 @@ def test_file_that_names_no_class_is_read_as_the_model_s(
     named = read_image_spec(content["image_processor"], "named")
     del content["image_processor"]["image_processor_type"]
     path.write_text(json.dumps(content))
-    nameless = read_image_spec(
-        content["image_processor"], "nameless", json.loads((folder / "config.json").read_text())["model_type"]
-    )
+    family = load_family(json.loads((folder / "config.json").read_text()))
+    nameless = read_image_spec(content["image_processor"], "nameless", family.image_processor)
     assert nameless == named
     theirs = type(AutoProcessor.from_pretrained(folder).image_processor).__name__
     assert read_image_spec({**content["image_processor"], "image_processor_type": theirs}, "theirs") == nameless
 
 
-def test_file_that_names_no_class_of_an_unknown_model_is_refused_with_what_to_add() -> None:
+def test_file_that_names_no_class_where_none_is_the_models_is_refused_with_what_to_add() -> None:
     with pytest.raises(UnsupportedConfigError, match=r"image_processor_type None is not supported; .* add the one"):
-        read_image_spec({}, "test", "mystery")
+        read_image_spec({}, "test")

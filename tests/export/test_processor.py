@@ -17,6 +17,7 @@ from bundle.golden import canary_image
 from bundle.image import Cropped, ImageSpec, Tiled
 from bundle.prompt import Placeholder, PromptBuilder, Turn
 from bundle.text import Tokenizer
+from export.architectures import load_family
 from export.processor import ProcessorFiles, convert_processor
 
 Edit = Callable[[dict[str, Any]], object]
@@ -29,7 +30,7 @@ def _config(checkpoint: Path) -> dict[str, Any]:
 
 def _convert(checkpoint: Path, output: Path) -> ProcessorFiles:
     output.mkdir(exist_ok=True)
-    return convert_processor(checkpoint, _config(checkpoint), output)
+    return convert_processor(checkpoint, load_family(_config(checkpoint)), output)
 
 
 def _edit(path: Path, change: Edit) -> None:
@@ -305,7 +306,6 @@ def _set(key: str, value: Any) -> Edit:
     ("file", "change", "named"),
     [
         ("config.json", _set("image_token_id", 5), "image_token_id 5"),
-        ("config.json", _set("model_type", "mystery"), "model_type 'mystery'"),
         ("processor_config.json", _set("image_seq_len", 999), "image_seq_len 999"),
         ("tokenizer_config.json", _set("image_token", "<none>"), "<none>"),
     ],

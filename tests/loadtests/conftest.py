@@ -12,15 +12,19 @@ from pathlib import Path
 import pytest
 import uvicorn
 
+from devices.energy.account import EnergyAccount, FoundMeters
+from devices.energy.meter import PowerIntegral
 from quant.planning.draft import Options
 from quant.quantizer import quantize_bundle
 from serving.api.app import create_app
+from serving.api.energy import EnergyMetrics
 from serving.fake import FakeBehaviour, FakeClient
 from serving.listener import open_listener, url_of
 from serving.settings import ApiSettings
 
 FIRST_TOKEN_S = 0.03
 TOKEN_S = 0.01
+METER_WATTS = 10.0
 _START_TIMEOUT_S = 20.0
 
 
@@ -32,11 +36,28 @@ class FakeServer:
     client: FakeClient
 
 
+class Steady:
+    """A meter of a board that takes the same power at all times."""
+
+    name, covers, period_s = "steady", "board", 1.0
+
+    def __init__(self) -> None:
+        self._integral = PowerIntegral(lambda: METER_WATTS)
+
+    def joules(self) -> float:
+        return self._integral.joules()
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 @contextlib.contextmanager
 def serving(client: FakeClient) -> Iterator[str]:
     """Serve a client on a loopback port until the block ends; yields the URL."""
     listener = open_listener("127.0.0.1", 0)
-    config = uvicorn.Config(create_app(client, ApiSettings()), log_level="warning", lifespan="off")
+    metrics = EnergyMetrics(EnergyAccount(FoundMeters((Steady(),), ())))
+    app = create_app(client, ApiSettings(), collectors=(metrics,))
+    config = uvicorn.Config(app, log_level="warning", lifespan="off")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

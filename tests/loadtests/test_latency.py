@@ -14,7 +14,9 @@ from rich.console import Console
 
 from bundle.errors import BundleFileError, SettingsError
 from bundle.machine import peak_memory_bytes
+from devices.energy.account import EnergyAccount, FoundMeters
 from loadtests.latency import BenchmarkPlan, BenchmarkReport, measure_bundle, print_benchmark, run_benchmark
+from tests.loadtests.conftest import METER_WATTS, Steady
 
 PLAN = BenchmarkPlan(
     batch_sizes=(1, 2), prompt_tokens=6, output_tokens=3, image_px=48, warmup=1, repeats=3, budget_s=0.5, threads=1
@@ -24,6 +26,13 @@ PLAN = BenchmarkPlan(
 @pytest.fixture(scope="module")
 def vlm_report(smolvlm_bundle: Path) -> BenchmarkReport:
     return run_benchmark(smolvlm_bundle, PLAN)
+
+
+def printed(report: BenchmarkReport) -> str:
+    with Path("/dev/null").open("w") as nowhere:
+        console = Console(width=240, record=True, file=nowhere)
+        print_benchmark(report, console)
+        return console.export_text()
 
 
 def names(report: BenchmarkReport) -> list[str]:
@@ -75,6 +84,32 @@ def test_peak_memory_is_the_benchmarks_own_and_not_its_parents(clip_bundle: Path
         assert 0 < report.memory_before_bytes <= report.peak_memory_bytes < ballast.nbytes < peak_memory_bytes()
     finally:
         del ballast
+
+
+def test_energy_is_told_per_request_where_there_is_a_meter(smolvlm_bundle: Path, monkeypatch) -> None:
+    account = EnergyAccount(FoundMeters((Steady(),), ("no second",)))
+    monkeypatch.setattr("loadtests.latency.EnergyAccount", lambda: account)
+    report = measure_bundle(smolvlm_bundle, PLAN)
+    (line,) = [line for line in report.lines if line.name.startswith("2 answers at once")]
+    assert line.energy is not None
+    # 10 W over all rounds, shared by two: at least as long as the quickest of them, at most a run that was held up
+    least = METER_WATTS * line.milliseconds.p50 / 1e3 / 2 / 4
+    assert least < line.energy.joules < METER_WATTS * 60
+    assert line.energy.tokens_per_joule == pytest.approx(line.energy.tokens / line.energy.joules)
+    assert report.energy.idle_watts == pytest.approx(METER_WATTS, rel=0.1)
+    told = printed(report)
+    assert "J/request" in told
+    assert "energy of steady, 10.00 W when idle" in told
+    assert report.to_json()["lines"][report.lines.index(line)]["energy"]["tokens_per_joule"] > 0
+
+
+def test_without_a_meter_the_report_says_that_there_is_none(vlm_report: BenchmarkReport) -> None:
+    if vlm_report.energy.meters:
+        pytest.skip("this machine has a meter of its own")
+    assert all(line.energy is None for line in vlm_report.lines)
+    told = printed(vlm_report)
+    assert "energy: no meter (" in told
+    assert "J/request" not in told
 
 
 def test_the_table_holds_every_line(vlm_report: BenchmarkReport) -> None:

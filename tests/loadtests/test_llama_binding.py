@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from bundle.directory import open_bundle
 from bundle.errors import CheckpointError, ContextLengthError, MachineError, SettingsError
-from export.config import read_decoder
+from export.decoders.table import load_decoder
 from export.exporter import export_checkpoint
 from loadtests import llama_binding
 from loadtests.contestants import Station
@@ -206,7 +206,7 @@ def wide(checkpoints: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="module")
 def decoder_gguf(wide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its decoder as llama.cpp takes it, without a vocabulary."""
-    sizes = read_decoder(json.loads((wide / "config.json").read_text())["text_config"])
+    sizes = load_decoder(json.loads((wide / "config.json").read_text())["text_config"]).config
     path = tmp_path_factory.mktemp("gguf") / "F32.gguf"
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(sizes.max_positions)

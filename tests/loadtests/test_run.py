@@ -21,6 +21,7 @@ from bundle.errors import EngineDeadError, MachineError
 from loadtests.run import run_load_test
 from loadtests.samples import read_samples
 from serving.fake import FAKE_VLM, FakeBehaviour, FakeClient
+from tests.loadtests.conftest import METER_WATTS
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ("--warmup-s", "0.5", "--image-px", "32", "--distinct-images", "4", "--spawn-rate", "100")
@@ -122,6 +123,14 @@ def test_the_record_says_who_was_asked_by_how_many(run: Run) -> None:
     assert record["distinct_images"] == 4
     assert record["images_sent"] > 4
     assert 4.5 <= record["stopped_s"] < 60  # timers may only be late
+
+
+def test_the_servers_own_meter_tells_what_a_request_took(run: Run) -> None:
+    rates = run.report["summary"]["rates"]
+    # 10 W all the time. Readings are a second apart and interpolated, so the power between them is exact.
+    assert rates["joules_per_request"] == pytest.approx(METER_WATTS / rates["requests_per_s"], rel=0.05)
+    assert rates["output_tokens_per_joule"] == pytest.approx(rates["output_tokens_per_s"] / METER_WATTS, rel=0.05)
+    assert "joules_per_request" in run.page
 
 
 def test_gevent_stays_out_of_the_calling_process(run: Run) -> None:

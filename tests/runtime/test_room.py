@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,7 +10,7 @@ from bundle.directory import Bundle
 from bundle.errors import OutOfMemoryError
 from bundle.manifest import Manifest
 from runtime.cache_shape import cache_shape
-from runtime.room import check_room, free_bytes
+from runtime.room import check_room
 
 MIB = 1 << 20
 
@@ -44,49 +41,3 @@ def test_the_host_and_a_device_that_tells_nothing_refuse_nothing(manifest: Manif
     with caplog.at_level(logging.WARNING):
         check_room(manifest, cache_shape(manifest, 1000, 4096), "cuda")
     assert "cannot be told" in caplog.text
-
-
-class Driver:
-    """NVML as far as it is asked: two devices, the second with more free memory."""
-
-    def __init__(self) -> None:
-        self.is_open = 0
-
-    def nvmlInit_v2(self) -> int:
-        self.is_open += 1
-        return 0
-
-    def nvmlShutdown(self) -> int:
-        self.is_open -= 1
-        return 0
-
-    def nvmlDeviceGetHandleByIndex_v2(self, index: Any, handle: Any) -> int:
-        handle._obj.value = 100 + index.value
-        return 0 if index.value < 2 else 6
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: bytes, handle: Any) -> int:
-        handle._obj.value = 101
-        return 0 if uuid == b"GPU-second" else 6
-
-    def nvmlDeviceGetMemoryInfo(self, handle: Any, memory: Any) -> int:
-        memory._obj.free = {100: 7, 101: 9}[handle.value]
-        return 0
-
-
-@pytest.mark.parametrize(
-    ("visible", "free"), [(None, 7), ("1", 9), ("1,0", 9), ("GPU-second", 9), ("7", None), ("", None), ("-1", None)]
-)
-def test_the_device_asked_is_the_one_that_cuda_shows_this_process(visible, free, monkeypatch) -> None:
-    driver = Driver()
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
-    if visible is None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    else:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert free_bytes() == free
-    assert driver.is_open == 0
-
-
-def test_a_machine_without_the_driver_tells_nothing(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("runtime.room._NVML", str(tmp_path / "libnvidia-ml.so.1"))
-    assert free_bytes() is None

@@ -27,9 +27,18 @@ IMAGES = ((2, 8), (10, 15))
 """Tokens of two images."""
 
 
-@pytest.fixture(params=["contrib", "portable"])
-def model(request: pytest.FixtureRequest, tiny_models: Any) -> Any:
-    return tiny_models(request.param, GROUPS, in_segments=True)
+@pytest.fixture(params=["contrib", "portable", "contrib, cache int8"])
+def dialect(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+OVER_FLOATS = pytest.mark.parametrize("dialect", ["contrib", "portable"])
+"""Where a run is held against a reference that rounds nothing."""
+
+
+@pytest.fixture
+def model(dialect: str, tiny_models: Any) -> Any:
+    return tiny_models(dialect, GROUPS, in_segments=True)
 
 
 @pytest.fixture
@@ -71,6 +80,7 @@ def test_nothing_dropped_is_the_whole_graph(model: Any, decoder: Decoder, most_t
     assert reading.rows == [NUM_TOKENS] * 3
 
 
+@OVER_FLOATS
 def test_a_chain_of_segments_gives_what_the_whole_graph_gives(model: Any, decoder: Decoder) -> None:
     graphs, prompt = decoder.graphs, prompt_with_images(model.config.hidden_size)
     run = prompt.run(0, NUM_TOKENS, [0] * 3, [NUM_TOKENS - 1])
@@ -136,6 +146,7 @@ def reference(model: Any, prompt: FilledPrompt, gone: list[np.ndarray]) -> tuple
     return out.logits[0].numpy(), [each[0].numpy() for each in out.attentions]
 
 
+@OVER_FLOATS
 def test_dropped_tokens_are_as_if_masked_in_later_layers_and_positions_stay(model: Any, decoder: Decoder) -> None:
     prompt = prompt_with_images(model.config.hidden_size)
     reading = segmented(model, prompt, every_other)
@@ -148,6 +159,7 @@ def test_dropped_tokens_are_as_if_masked_in_later_layers_and_positions_stay(mode
     assert reading.rows == [20, 20 - 5, 20 - 8]
 
 
+@OVER_FLOATS
 def test_steps_behind_a_reduced_prompt_see_what_is_left(model: Any, decoder: Decoder) -> None:
     prompt = prompt_with_images(model.config.hidden_size)
     reading = segmented(model, prompt, every_other)
@@ -163,6 +175,7 @@ def test_steps_behind_a_reduced_prompt_see_what_is_left(model: Any, decoder: Dec
     np.testing.assert_allclose(found, expected[-1], rtol=0, atol=2e-4)
 
 
+@OVER_FLOATS
 def test_a_cut_tells_what_the_layer_before_it_attends_to(model: Any, decoder: Decoder) -> None:
     from quant.visual_tokens.inside.attention import all_rows, last_row
 

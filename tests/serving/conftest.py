@@ -139,6 +139,12 @@ def edge_server(client, settings: ServerSettings, send_buffer_bytes: int | None)
     thread.join()
 
 
+@pytest.fixture(scope="session")
+def long_edge_server():
+    """The context manager that serves a client for longer than one test."""
+    return edge_server
+
+
 @pytest.fixture
 def serve_edge():
     """The function that serves a client as the edge server does, until the test ends, and returns the URL."""

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from bundle.errors import SettingsError
-from serving.settings import ScalingSettings, ServerSettings, load_settings
+from serving.ray_settings import ScalingSettings
+from serving.settings import ServerSettings, load_settings
 
 
 def write(folder: Path, text: str) -> Path:
@@ -33,6 +34,9 @@ def test_nested_tables_reach_their_places(tmp_path: Path) -> None:
     assert settings.api.max_images == 1
 
 
+CANARY = '[[ray.canaries]]\nname = "a"\nvariants = [{{model = "m", weight = {}}}, {{model = "n", weight = {}}}]'
+
+
 @pytest.mark.parametrize(
     ("text", "environment", "flags", "named"),
     [
@@ -47,6 +51,18 @@ def test_nested_tables_reach_their_places(tmp_path: Path) -> None:
         ("[api]\nmax_image_bytes = 20971521", {}, {}, "api.max_image_bytes = 20971521"),
         ("[ray.generator]\nmin_replicas = 3", {}, {}, "max_replicas 2 is below min_replicas 3"),
         ("[ray.generator]\nmax_ongoing_requests = 2", {}, {}, "below target_ongoing_requests 8"),
+        (
+            "[ray.generator]\nmin_replicas = 0\nmax_held_requests = 0",
+            {},
+            {},
+            "would bring the first replica is refused",
+        ),
+        ("[ray.generator]\nmin_replicas = 0\nmax_queued_requests = 8", {}, {}, "32 is above max_queued_requests 8"),
+        ("[ray.generator]\nnum_gpus = 1.5", {}, {}, "whole GPUs, or a part of one"),
+        ("[ray.generator.targets]\ncache_share = 0", {}, {}, "greater than 0"),
+        (CANARY.format(90, 20), {}, {}, r"canary a: the weights 90 \+ 20 sum to 110"),
+        (CANARY.format(100, 0).replace('"n"', '"m"'), {}, {}, "variant m is there twice"),
+        ('[[ray.canaries]]\nname = "a"\nvariants = [{model = "m", weight = 100}]', {}, {}, "at least 2"),
         ("port = 1", {"POCKETVLM_PORT__X": "1"}, {}, "port is a value"),
         ("", {}, {"api.prefix_folder": Path(__file__)}, "is no folder"),
     ],
@@ -146,8 +162,11 @@ def test_a_kv_policy_is_given_with_its_budget() -> None:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ({"engine.kv_policy": "snapkv"}, "both or neither"),
-        ({"engine.kv_budget": 0.2}, "both or neither"),
+        ({"engine.kv_policy": "snapkv"}, r"^flag engine\.kv_policy: .*kv_policy snapkv without kv_budget"),
+        (
+            {"engine.kv_budget": 0.2, "engine.intra_threads": 1},
+            r"^flag engine\.kv_budget: settings engine: kv_budget 0\.2 without kv_policy.*both or neither",
+        ),
         ({"engine.kv_policy": "best", "engine.kv_budget": 0.2}, "'best' is none of random, uniform"),
         ({"engine.kv_policy": "snapkv", "engine.kv_budget": 0.0}, r"engine\.kv_budget = 0\.0"),
         ({"engine.kv_policy": "snapkv", "engine.kv_budget": 1.1}, r"engine\.kv_budget = 1\.1"),

@@ -8,6 +8,7 @@ from math import sqrt
 
 from bundle.directory import Bundle
 from bundle.errors import ParameterError
+from bundle.manifest import Manifest
 from bundle.visual_exit import VISUAL_EXIT, Router, load_routers
 from quant.visual_tokens.inside.aim_pruning import AimPruning
 from quant.visual_tokens.inside.dyvte import DyVTE
@@ -42,6 +43,26 @@ METHODS: Mapping[str, InsideMethod] = {
 """AIM's halves share what is dropped: merging leaves the root of `keep`, and pruning as much of that."""
 
 
+def missing(method: str, manifest: Manifest) -> str:
+    """Return what a bundle lacks for a method, and what to do about it; empty where it lacks nothing.
+
+    Args:
+        method: A name in `METHODS`.
+        manifest: Of the bundle.
+    """
+    if not manifest.segments:
+        return (
+            f"drops image tokens inside the decoder, and {manifest.name} was not exported in segments: "
+            "pocketvlm export CHECKPOINT -o BUNDLE --decoder-segments LAYERS"
+        )
+    if METHODS[method].is_trained and VISUAL_EXIT not in manifest.files:
+        return (
+            f"needs routers that were trained for its model, and {manifest.name} has none: train them with "
+            f"python -m reference.train_exit, put {VISUAL_EXIT} beside the checkpoint's weights, and export it again"
+        )
+    return ""
+
+
 class InsideMethods:
     """What a bundle can drop inside its decoder.
 
@@ -53,9 +74,7 @@ class InsideMethods:
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        manifest = bundle.manifest
-        self._name = manifest.name
-        self._has_segments = bool(manifest.segments)
+        self._manifest = manifest = bundle.manifest
         self._routers: Mapping[int, Router] = {}
         if VISUAL_EXIT in manifest.files and manifest.decoder is not None:
             self._routers = load_routers(bundle.path(VISUAL_EXIT), manifest.decoder.hidden_size)
@@ -70,19 +89,8 @@ class InsideMethods:
         Raises:
             ParameterError: No such share, or the bundle lacks what the method needs.
         """
-        if not self._has_segments:
-            raise ParameterError(
-                f"vision.method {method!r} drops image tokens inside the decoder, and {self._name} was not exported in "
-                "segments: pocketvlm export CHECKPOINT -o BUNDLE --decoder-segments LAYERS",
-                "vision.method",
-            )
+        if reason := missing(method, self._manifest):
+            raise ParameterError(f"vision.method {method!r} {reason}", "vision.method")
         if not 0 < keep <= 1:  # not a number is refused as well
             raise ParameterError(f"vision.keep is {keep}; it must be above 0 and at most 1", "vision.keep")
-        if METHODS[method].is_trained and not self._routers:
-            raise ParameterError(
-                f"vision.method {method!r} needs routers that were trained for its model, and {self._name} has none: "
-                f"train them with python -m reference.train_exit, put {VISUAL_EXIT} beside the checkpoint's weights, "
-                "and export it again",
-                "vision.method",
-            )
         return METHODS[method].choose(keep, self._routers)

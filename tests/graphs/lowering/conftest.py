@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 
 from bundle.manifest import TensorSpec
 from export.config import DecoderConfig, ExpertsConfig, RopeConfig
+from export.decoders.causal import CausalDecoder
+from export.decoders.llama import Llama
+from export.decoders.llama_mote import LlamaMote
 from export.family import decoder_plan
 from export.graph import build_model
-from export.nn.decoder import CausalDecoder
 from export.nn.dialect import DIALECTS
 from graphs.layers import find_linears
 from graphs.store import open_graph, save_graph
@@ -62,7 +64,8 @@ def decoder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ir.Mod
 def _decoder(config: DecoderConfig) -> ir.Model:
     dialect, rng = DIALECTS["contrib"](), np.random.default_rng(3)
     embeds = TensorSpec(name="inputs_embeds", dtype="float32", shape=("B", "T", config.hidden_size))
-    plan = decoder_plan(config, embeds, CausalDecoder(config, dialect, "model"))
+    decoder = Llama(config) if config.experts is None else LlamaMote(config)
+    plan = decoder_plan(decoder, embeds, CausalDecoder(decoder, dialect, "model"))
     model = build_model("decoder", plan, dialect)
     for value in model.graph.initializers.values():
         if value.const_value is None:

@@ -69,3 +69,14 @@ def test_the_whole_prompt_diverges_from_itself_by_nothing_and_half_of_it_does(me
     found = measured.of(Way("before", "random", 0.5))
     assert found is not None
     assert found.kl[0] > 0
+
+
+def test_a_time_that_is_over_ends_the_questions_behind_the_second(smolvlm_bundle: Path) -> None:
+    evaluation = Evaluation([Asked(f"read {at}", []) for at in range(4)], source="four", no_accuracy="none is right")
+    said: list[str] = []
+    settings = RuntimeSettings(intra_threads=1)
+    record = measure_shortening(open_bundle(smolvlm_bundle), evaluation, [0.5], settings, said.append, most_s=0)
+    assert record.tasks == ["read 0", "read 1"]
+    assert record.whole.questions == [0, 1]
+    assert not record.has_accuracy
+    assert said[-1] == "2 of 4 questions were asked in 0 minutes"

@@ -144,11 +144,11 @@ def test_a_client_that_stops_reading_loses_its_place(engine: FakeClient, ask: Ca
 def test_a_client_that_leaves_after_the_end_is_counted_once(engine: FakeClient, ask: Callable[..., Any]) -> None:
     metrics = stream_to_a_client_that_stops_reading_at(b'"finish_reason":"stop"', engine, ask(stream=True))
     assert 'request_success_total{finished_reason="stop",model_name="fake-vlm"} 1.0' in metrics
-    assert 'finished_reason="abort"' not in metrics
+    assert 'request_success_total{finished_reason="abort",model_name="fake-vlm"} 0.0' in metrics
 
 
 def test_a_client_that_leaves_after_a_failure_is_counted_once(engine: FakeClient, ask: Callable[..., Any]) -> None:
     engine.behaviour.failure, engine.behaviour.failure_after_tokens = EngineDeadError("worker died"), 1
     metrics = stream_to_a_client_that_stops_reading_at(b'"error"', engine, ask("a b", stream=True))
     assert 'request_errors_total{error_type="engine_dead",model_name="fake-vlm"} 1.0' in metrics
-    assert 'finished_reason="abort"' not in metrics
+    assert 'request_success_total{finished_reason="abort",model_name="fake-vlm"} 0.0' in metrics

@@ -25,7 +25,9 @@ def test_every_kind_of_error_has_a_status_of_its_own(leaf: type[PocketVLMError])
 def test_the_callers_mistakes_are_4xx_and_ours_5xx() -> None:
     for kind, looks in HTTP_ERRORS.items():
         # What a server has no reader for is refused like a wrong format: clients send again what ended in a 5xx.
-        is_callers = issubclass(kind, (errors.RequestError, errors.OverloadedError, errors.MissingExtraError))
+        is_callers = issubclass(
+            kind, (errors.RequestError, errors.AccessError, errors.OverloadedError, errors.MissingExtraError)
+        )
         assert looks.status // 100 == (4 if is_callers else 5), kind
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from serving.fake import FAKE_FUSED
 from serving.protocol import GenerateRequest
 
+OLD_FACTS = ("name", "model", "created", "prompt_tokens", "image_tokens")
 SHOWN = [
     {"role": "system", "content": "Answer in one word."},
     {"role": "user", "content": "What is grass?"},
@@ -118,18 +121,30 @@ def test_a_prefix_of_another_model_is_refused(keeping, tmp_path: Path, ask) -> N
 
 
 def test_where_no_folder_is_set_there_are_no_prefixes(api, ask) -> None:
-    assert made(api).status_code == 404
+    refused = (made(api), api.get("/v1/prefixes"), api.request("DELETE", "/v1/prefixes/x"))
+    assert [answer.status_code for answer in refused] == [404] * 3
+    assert all("--prefix-folder" in answer.json()["error"]["message"] for answer in refused)
     answer = api.post("/v1/chat/completions", {**ask(), "prefix": "one-word"})
     assert answer.status_code == 400
     assert "--prefix-folder" in answer.json()["error"]["message"]
 
 
-def test_prefixes_take_no_more_room_than_they_may(make_caller, tmp_path: Path) -> None:
+def test_there_are_no_more_prefixes_than_may_be(make_caller, tmp_path: Path, engine) -> None:
+    caller = make_caller(prefix_folder=tmp_path, max_prefixes=2)
+    assert [made(caller, name).status_code for name in ("a", "b", "c")] == [200, 200, 400]
+    assert "at most 2 may be (api.max_prefixes)" in made(caller, "c").json()["error"]["message"]
+    assert len(engine.generations) == 2
+    assert caller.request("DELETE", "/v1/prefixes/a").status_code == 200
+    assert made(caller, "c").status_code == 200
+
+
+def test_prefixes_take_no_more_room_than_they_may(make_caller, tmp_path: Path, engine) -> None:
     caller = make_caller(prefix_folder=tmp_path, max_prefix_bytes=1024)
     assert made(caller, "a").status_code == 200
     big = made(caller, "b", messages=[{"role": "user", "content": "x" * 1000}])
     assert big.status_code == 400
     assert "of 1024 are in use" in big.json()["error"]["message"]
+    assert len(engine.generations) == 1  # nothing was read for it
     assert [path.name for path in tmp_path.iterdir()] == ["a.prefix"]
 
 
@@ -186,3 +201,38 @@ def test_a_damaged_file_is_told_by_name_and_hides_no_other(keeping, ask, tmp_pat
     assert answer.status_code == 404
     assert "'torn' is damaged; delete the prefix" in answer.json()["error"]["message"]
     assert keeping.request("DELETE", "/v1/prefixes/torn").status_code == 200
+
+
+def test_a_fused_prefix_is_what_the_engine_made_of_its_messages(keeping, engine, ask, image_part, png) -> None:
+    shown = [{"role": "user", "content": [image_part(png), {"type": "text", "text": "this"}]}]
+    told = made(keeping, messages=shown, method="fused", vision={"method": "uniform", "keep": 0.5}).json()
+    [read] = engine.generations
+    assert (read.fuses, read.behind, read.vision.keep, read.kv.budget) == (True, None, 0.5, 1)
+    assert (told["method"], told["size_bytes"], told["image_tokens"]) == ("fused", len(FAKE_FUSED), 4)
+    assert told["cache_rows"] == told["prompt_tokens"] - told["image_tokens"]
+    answer = keeping.post("/v1/chat/completions", {**ask("What?"), "prefix": "one-word"})
+    assert answer.status_code == 200
+    named = engine.generations[-1]
+    assert (named.behind, named.fuses) == (FAKE_FUSED, False)
+    assert [part.text for message in named.messages for part in message.parts] == ["What?"]  # the image is gone
+    assert keeping.get("/v1/prefixes").json()["data"] == [told]
+
+
+def test_what_means_nothing_of_a_prefix_is_refused_by_name(keeping, ask) -> None:
+    reducing = {"vision": {"method": "uniform", "keep": 0.5}}
+    assert made(keeping, **reducing).json()["error"]["param"] == "vision"
+    assert made(keeping, method="learned").json()["error"]["param"] == "method"
+    assert made(keeping, method="fused").status_code == 200
+    answer = keeping.post("/v1/chat/completions", {**ask("What?"), "prefix": "one-word", **reducing})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "vision")
+
+
+def test_prefixes_that_were_kept_before_they_had_a_method_are_plain(keeping, engine, ask, tmp_path: Path) -> None:
+    made(keeping)
+    path = tmp_path / "prefixes" / "one-word.prefix"
+    head, _, body = path.read_bytes().partition(b"\n")
+    facts = {name: value for name, value in json.loads(head).items() if name in OLD_FACTS}
+    path.write_bytes(json.dumps(facts).encode() + b"\n" + body)
+    assert keeping.get("/v1/prefixes").json()["data"][0]["method"] == "plain"
+    assert keeping.post("/v1/chat/completions", {**ask("What?"), "prefix": "one-word"}).status_code == 200
+    assert len(engine.generations[-1].messages) == 4

@@ -78,9 +78,9 @@ def test_a_request_while_models_load_is_a_503_and_no_404(
         return []
 
     monkeypatch.setattr(engine, "models", none_yet)
-    engine.behaviour.health = Health(is_ready=False, reason="models are loading")
+    engine.behaviour.health = Health(is_ready=False, reason="models are loading", is_starting=True)
     response = make_caller().post(CHAT, ask())
-    assert response.status_code == 503
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "starting")
     assert "models are loading" in response.json()["error"]["message"]
 
 
@@ -126,7 +126,7 @@ def test_errors_are_counted_by_type_and_not_as_success(api: Any, engine: FakeCli
     api.post(CHAT, ask())
     api.post(CHAT, ask(stream=True))
     assert value(api, "request_errors_total", model_name="fake-vlm", error_type="engine_dead") == 2
-    assert not any("request_success_total" in name for name, _ in samples(api))
+    assert sum(count for (name, _), count in samples(api).items() if "request_success_total" in name) == 0
 
 
 def test_labels_never_take_a_name_that_a_caller_invents(api: Any, ask: Callable[..., Any]) -> None:
@@ -137,7 +137,7 @@ def test_labels_never_take_a_name_that_a_caller_invents(api: Any, ask: Callable[
 
 def test_the_engines_gauges_are_shown(api: Any) -> None:
     for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"):
-        assert ("pocketvlm:" + name, frozenset({("model_name", "fake-vlm")})) in samples(api)
+        assert ("pocketvlm:" + name, frozenset({("model_name", "fake-vlm"), ("engine", "0")})) in samples(api)
 
 
 def test_two_applications_count_apart_and_leave_the_global_registry_alone(
@@ -203,8 +203,18 @@ def test_the_docs_of_a_server_without_models_name_a_place_for_them(
     assert pasted(make_caller().get("/docs").text)["/v1/classify"][0]["model"] == "MODEL"
 
 
-def test_the_root_takes_a_browser_to_the_docs_and_tells_a_program_where_things_are(api: Any) -> None:
-    assert api.get("/", headers={"Accept": "text/html,*/*"}).headers["location"] == "docs"
+def test_the_root_tells_a_program_where_things_are(api: Any) -> None:
     told = api.get("/").json()
     assert all(api.get(told[place]).status_code == 200 for place in ("models", "docs", "openapi"))
     assert api.request("HEAD", "/").status_code == 200
+
+
+def test_the_status_tells_every_engine_of_every_model(api: Any, engine: FakeClient) -> None:
+    told = api.get("/v1/status").json()
+    assert (told["server"], told["is_ready"]) == ("pocketvlm", True)
+    assert [model["id"] for model in told["models"]] == ["fake-vlm", "fake-clip"]
+    (fake,) = told["models"][0]["engines"].values()
+    assert fake["gauges"]["num_requests_running"] == 0
+    assert fake["slots"] == fake["waiting"] == []
+    engine.behaviour.health = Health(is_ready=False, reason="worker died")
+    assert api.get("/v1/status").json()["reason"] == "worker died"

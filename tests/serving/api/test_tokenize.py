@@ -33,6 +33,7 @@ def test_tokens_become_text(api: Any) -> None:
         ("/tokenize", {"prompt": "a", "messages": [{"role": "user", "content": "a"}]}, "prompt"),
         ("/tokenize", {"prompt": "a", "tools": [{"type": "function", "function": {"name": "a"}}]}, "tools"),
         ("/tokenize", {"prompt": "a", "chat_template": "x"}, "chat_template"),
+        ("/tokenize", {"prompt": "a", "vision": {"method": "uniform", "keep": 0.5}}, "vision"),
         ("/tokenize", {"prompt": ["a"]}, "prompt"),
         ("/detokenize", {"tokens": [-1]}, "tokens.0"),
         ("/detokenize", {"tokens": "a"}, "tokens"),

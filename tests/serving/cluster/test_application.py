@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import json
 import os
+import shutil
 import warnings
 from functools import partial
 from pathlib import Path
@@ -14,10 +15,10 @@ from typing import Any
 import pytest
 from pydantic import PydanticDeprecatedSince20
 
-from bundle.errors import BundleError, BundleFormatError, EngineDeadError
+from bundle.errors import BundleError, BundleFormatError, EngineDeadError, GateError, SettingsError
 from serving.fake import FakeBehaviour, FakeClient
 from serving.protocol import Health, ModelCard
-from serving.settings import ScalingSettings
+from serving.ray_settings import ScalingSettings
 
 with warnings.catch_warnings():
     # Ray 2.60 declares its own settings in a way that pydantic will drop.
@@ -28,6 +29,9 @@ with warnings.catch_warnings():
     from serving.cluster.environment import RAY_ENVIRONMENT, set_ray_environment
     from serving.cluster.replicas import Replica
     from serving.cluster.watch import Report
+
+
+CANARY = {"name": "c", "variants": [{"model": "a", "weight": 90}, {"model": "b", "weight": 10}]}
 
 
 def fake(name: str) -> ServedModel:
@@ -74,6 +78,46 @@ def test_a_local_cluster_admits_every_replica() -> None:
     args = ClusterArgs.model_validate({"bundles": ["x"], "ray": {"generator": {"max_replicas": 100, "num_cpus": 2}}})
     assert num_local_cpus([fake("a")], args) == 201  # half a CPU for the ingress, rounded up
     assert num_local_cpus([], args) == os.cpu_count()
+
+
+def cluster_args(**ray: Any) -> ClusterArgs:
+    return ClusterArgs.model_validate({"bundles": ["x"], "ray": ray})
+
+
+def test_a_model_has_its_own_scaling_where_that_is_given() -> None:
+    args = cluster_args(models={"a": {"num_gpus": 0.25, "max_replicas": 5}})
+    options = {name: cluster._model_deployment(fake(name), args) for name in "ab"}
+    assert [each.ray_actor_options["num_gpus"] for each in options.values()] == [0.25, 0.0]
+    assert [each._deployment_config.autoscaling_config.max_replicas for each in options.values()] == [5, 2]
+
+
+@pytest.mark.parametrize(
+    ("ray", "said"),
+    [
+        ({"models": {"b": {}}}, "ray.models scales 'b', which is not served; served: a"),
+        ({"canaries": [CANARY]}, "names the variant 'b', which is not served"),
+    ],
+)
+def test_settings_of_models_that_are_not_served_are_refused(ray: dict[str, Any], said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        cluster.application([fake("a")], cluster_args(**ray))
+
+
+def test_a_variant_whose_gate_failed_is_refused_by_name(smolvlm_bundle: Path, tmp_path: Path) -> None:
+    failed = shutil.copytree(smolvlm_bundle, tmp_path / "failed")
+    manifest = json.loads((failed / "manifest.json").read_text())
+    gate = {"name": "clear_agreement", "value": 0.1, "limit": 0.95, "direction": "min", "n": 9, "passed": False}
+    (failed / "manifest.json").write_text(json.dumps({**manifest, "name": "b", "gates": [gate]}))
+    args = ClusterArgs.model_validate({"bundles": [str(smolvlm_bundle), str(failed)], "ray": {"canaries": [CANARY]}})
+    with pytest.raises(GateError, match="clear_agreement"):
+        cluster.build_app(args)
+
+
+@pytest.mark.parametrize(("min_replicas", "planned"), [(1, (0, 0.0)), (0, (11, 9.0))])
+def test_requests_are_held_for_models_that_may_have_no_replica(min_replicas: int, planned: tuple[int, float]) -> None:
+    scaling = {"min_replicas": min_replicas, "max_held_requests": 32, "hold_timeout_s": 9}
+    model = cluster._planned(fake("a"), cluster_args(generator=scaling, ingress_replicas=3))
+    assert (model.max_held_requests, model.hold_timeout_s) == planned
 
 
 @pytest.mark.filterwarnings("ignore:coroutine 'Replica.__del__' was never awaited")

@@ -18,6 +18,7 @@ from bundle.errors import (
     EngineDeadError,
     ImageError,
     ModelNotFoundError,
+    ModelStartingError,
     OutOfMemoryError,
     OverloadedError,
     PocketVLMError,
@@ -35,6 +36,7 @@ from serving.protocol import (
     TokenEvent,
     TokenizeRequest,
     Usage,
+    WaitingEvent,
 )
 
 with warnings.catch_warnings():
@@ -44,8 +46,10 @@ with warnings.catch_warnings():
     from ray.serve import exceptions as serve_errors
     from ray.serve._private.common import DeploymentID
 
+    from serving.cluster import client as client_module
     from serving.cluster.client import RayClient, Replicas
     from serving.cluster.failures import own_error
+    from serving.cluster.hold import Hold
     from serving.cluster.watch import ReplicaWatch, tell_caller
 
 DEPLOYMENT = DeploymentID(name="generator-m", app_name="a")
@@ -413,6 +417,68 @@ def test_gauges_are_those_of_all_replicas_together() -> None:
     ]
     watch.begin_round(dict(zip("abc", reports, strict=True)))
     client = RayClient([], {"m": Replicas(Handle(), Handle().stream, watch)}, 60)
-    assert asyncio.run(client.health()).model_gauges == {
-        "m": {"num_requests_running": 3.0, "kv_cache_usage_perc": 0.75, "num_replicas": 3.0}
-    }
+    health = asyncio.run(client.health())
+    assert health.model_gauges == {"m": {"num_requests_running": 3.0, "kv_cache_usage_perc": 0.75, "num_replicas": 3.0}}
+    assert health.replica_gauges == {"m": {"a": reports[0]["gauges"], "b": reports[1]["gauges"]}}
+
+
+def held_client(handle: Handle, watch: ReplicaWatch, max_requests: int = 1, timeout_s: float = 60) -> RayClient:
+    hold = Hold("m", max_requests, timeout_s)
+    return RayClient([], {"m": Replicas(handle, handle.stream, watch, hold)}, 0.01)
+
+
+@CALLS
+def test_a_request_for_a_model_without_replicas_waits_for_the_first(call: Call, monkeypatch: Any) -> None:
+    monkeypatch.setattr(client_module, "_TELL_S", 0.01)
+
+    async def load() -> Any:
+        await asyncio.sleep(0.1)
+        return TOKENS[-1]
+
+    told = asyncio.run(call(held_client(Handle([load]), ReplicaWatch())))
+    if isinstance(told, list):
+        assert told[-1] == TOKENS[-1]
+        assert len(told) > 3
+        assert set(told[:-1]) == {WaitingEvent("m was not asked for in a while and is being loaded")}
+    else:
+        assert told == TOKENS[-1]
+
+
+@CALLS
+def test_more_than_the_places_are_refused_until_one_is_free(call: Call) -> None:
+    handle = Handle([never], [TOKENS[-1]])
+    client = held_client(handle, ReplicaWatch())
+
+    async def crowd() -> None:
+        first = asyncio.ensure_future(call(client))
+        await asyncio.sleep(0.05)
+        with pytest.raises(ModelStartingError, match="1 requests wait") as caught:
+            await call(client)
+        assert http_error(caught.value).status == 503
+        first.cancel()
+        await asyncio.wait((first,))
+        await call(client)
+
+    asyncio.run(crowd())
+    assert [each.is_cancelled for each in handle.responses] == [True, False]
+
+
+def test_nothing_is_held_while_a_replica_runs() -> None:
+    handle = Handle(*([TOKENS[-1]] for _ in range(3)))
+    assert asyncio.run(chat(held_client(handle, watch_over("a"), max_requests=0))) == [TOKENS[-1]]
+
+
+@CALLS
+def test_a_model_that_does_not_come_is_waited_for_no_longer_than_told(call: Call) -> None:
+    with pytest.raises(EngineDeadError, match=r"nothing took it for 0\.6 s: no replica runs"):
+        asyncio.run(call(held_client(Handle([never]), ReplicaWatch(), timeout_s=0.6)))
+
+
+def test_a_model_that_may_have_no_replica_is_ready_without_and_not_with_a_silent_one() -> None:
+    watch = ReplicaWatch()
+    client = held_client(Handle(), watch)
+    assert asyncio.run(client.health()).is_ready
+    watch.begin_round({"a": {}})
+    while not watch.is_silent("a"):
+        watch.begin_round({"a": {}})
+    assert not asyncio.run(client.health()).is_ready

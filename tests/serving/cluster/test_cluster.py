@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -52,7 +53,8 @@ ROOT = Path(__file__).resolve().parents[3]
 APPLICATION = "tested"
 CHAT = "/v1/chat/completions"
 START_S = 120.0  # Ray starts a dozen processes; a busy two-core machine takes its time
-SCALE_S = 120.0
+PROCESS_S = 400.0  # one process: seconds where nothing else runs, two minutes were seen beside 20 that do
+SCALE_S = PROCESS_S
 
 # Ray leaves sockets and log files of its child processes to the garbage collector.
 pytestmark = [
@@ -73,7 +75,12 @@ FAKES = (
     fake("full", token_s=60),
     fake("buggy", failure=KeyError("a bug")),
     fake("org/model #1"),
+    fake("idle"),
 )
+CANARY = {
+    "name": "either",
+    "variants": [{"model": "slow", "weight": 50}, {"model": "org/model #1", "weight": 50}],
+}
 
 
 @pytest.fixture(scope="module")
@@ -85,24 +92,27 @@ def url(smolvlm_bundle: Path) -> Iterator[str]:
         patch.setenv("RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "0.5")
         patch.setenv("RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "0.5")
         patch.setenv("OMP_NUM_THREADS", "1")
-        args = ClusterArgs.model_validate(
-            {
-                "bundles": [str(smolvlm_bundle)],
-                "engine": {"intra_threads": 1, "context_tokens": 512},
-                "drain_timeout_s": 5,
-                "ray": {
-                    "ingress_num_cpus": 0.1,
-                    "generator": {
-                        "num_cpus": 0.1,
-                        "target_ongoing_requests": 2,
-                        "upscale_delay_s": 0.5,
-                        "downscale_delay_s": 0.5,
-                        "look_back_period_s": 10.1,
-                    },
-                },
-            }
-        )
-        yield from serve_application(args)
+        yield from serve_application(cluster_args(smolvlm_bundle))
+
+
+def cluster_args(bundle: Path, **ray_settings: Any) -> ClusterArgs:
+    scaling = {
+        "num_cpus": 0.1,
+        "target_ongoing_requests": 2,
+        "upscale_delay_s": 0.5,
+        "downscale_delay_s": 0.5,
+        "look_back_period_s": 10.1,
+    }
+    from_zero = {**scaling, "min_replicas": 0, "downscale_delay_s": 600, "hold_timeout_s": PROCESS_S}
+    settings = {"ingress_num_cpus": 0.1, "generator": scaling, "models": {"idle": from_zero}, "canaries": [CANARY]}
+    return ClusterArgs.model_validate(
+        {
+            "bundles": [str(bundle)],
+            "engine": {"intra_threads": 1, "context_tokens": 512},
+            "drain_timeout_s": 30,
+            "ray": {**settings, **ray_settings},
+        }
+    )
 
 
 def serve_application(args: ClusterArgs) -> Iterator[str]:
@@ -164,7 +174,7 @@ def test_a_stream_arrives_piece_by_piece(url: str) -> None:
 @pytest.mark.slow
 def test_models_probes_and_metrics_answer_on_the_cluster(url: str) -> None:
     names = [card["id"] for card in httpx.get(f"{url}/v1/models").json()["data"]]
-    assert names == ["tiny-smolvlm", *(model.name for model in FAKES)]
+    assert names == ["tiny-smolvlm", *(model.name for model in FAKES), "either"]
     assert httpx.get(f"{url}/health/ready").json() == {"status": "ready"}
     assert httpx.get(f"{url}/health/live").json() == {"status": "live"}
 
@@ -174,8 +184,13 @@ def test_gauges_of_the_engines_are_told_by_the_ingress(url: str) -> None:
     with httpx.stream("POST", url + CHAT, json=ask("single", stream=True), timeout=30) as response:
         lines = response.iter_lines()  # kept: a dropped iterator closes the connection
         next(lines)
-        running = 'pocketvlm:num_requests_running{model_name="single"} 1.0'
-        wait_until(lambda: running in httpx.get(f"{url}/metrics").text, 15)
+        running = re.compile(r'pocketvlm:num_requests_running{engine="[^"]+",model_name="single"} 1\.0')
+        wait_until(lambda: running.search(httpx.get(f"{url}/metrics").text), 15)
+        models = httpx.get(f"{url}/v1/status", timeout=60).json()["models"]
+        told = next(model for model in models if model["id"] == "single")
+        ((replica, engine),) = told["engines"].items()
+        assert running.search(httpx.get(f"{url}/metrics").text)[0].split('"')[1] == replica
+        assert [slot["state"] for slot in engine["slots"]] == ["decode"]
     assert 'pocketvlm:num_replicas{model_name="single"} 1.0' in httpx.get(f"{url}/metrics").text
 
 
@@ -293,7 +308,7 @@ def test_a_second_replica_comes_under_load_and_goes_after_it(url: str) -> None:
     def keep_asking() -> None:
         with httpx.Client(timeout=60) as client:
             while not is_over.is_set():
-                statuses.append(client.post(url + CHAT, json=ask("slow", "a " * 30, stream=True)).status_code)
+                statuses.append(client.post(url + CHAT, json=ask("slow", "a " * 200, stream=True)).status_code)
 
     assert num_replicas() == 1
     askers = [threading.Thread(target=keep_asking) for _ in range(6)]
@@ -307,6 +322,73 @@ def test_a_second_replica_comes_under_load_and_goes_after_it(url: str) -> None:
             asker.join()
     assert set(statuses) == {200}
     wait_until(lambda: num_replicas() == 1, SCALE_S)
+
+
+@pytest.mark.slow
+def test_the_first_request_brings_a_replica_and_is_told_so_meanwhile(url: str) -> None:
+    deployments = serve.status().applications[APPLICATION].deployments
+    assert sum(deployments["generator-idle"].replica_states.values()) == 0
+    body = ask("idle", stream=True)
+    with httpx.stream("POST", url + CHAT, json=body, timeout=PROCESS_S) as response:
+        lines = [line for line in response.iter_lines() if line]
+    assert response.status_code == 200
+    told = [line for line in lines if line.startswith(":")]
+    assert lines[: len(told)] == told == [": idle was not asked for in a while and is being loaded"] * len(told)
+    assert len(told) >= 1
+    assert lines[-1] == "data: [DONE]"
+    assert '"finish_reason":"stop"' in lines[-2]
+
+
+@pytest.mark.slow
+def test_both_variants_of_a_canary_answer_and_are_compared(url: str) -> None:
+    for number in range(12):
+        answer = httpx.post(url + CHAT, json=ask("either", f"question {number}"), timeout=30).json()
+        assert (answer["model"], answer["choices"][0]["message"]["content"]) == (
+            "either",
+            f"0 images. question {number}",
+        )
+    (canary,) = httpx.get(f"{url}/cluster/canaries", timeout=30).json()["canaries"]
+    requests = {variant["model"]: variant["requests"] for variant in canary["variants"]}
+    assert sum(requests.values()) == 12
+    assert all(requests.values())  # fixed texts, so a fixed share
+    for variant in canary["variants"]:
+        assert (variant["failed"], variant["total_ms"]["n"]) == (0, variant["requests"])
+        assert 0 < variant["first_token_ms"]["p50"] <= variant["total_ms"]["p95"]
+
+
+@pytest.mark.slow
+def test_no_answer_is_lost_while_every_replica_is_replaced(url: str, smolvlm_bundle: Path) -> None:
+    """The last test of this application: what is served after it is one model."""
+    is_over = threading.Event()
+    answers: list[str] = []
+
+    def keep_asking() -> None:
+        with httpx.Client(timeout=60) as client:
+            while not is_over.is_set():
+                answers.append(client.post(url + CHAT, json=ask("slow", "a " * 40, stream=True)).text)
+
+    def replicas() -> set[str]:
+        details = serve.context._get_global_client().get_serve_details()["applications"][APPLICATION]
+        served = (details["deployments"][name] for name in ("generator-slow", "ingress"))
+        return {replica["replica_id"] for each in served for replica in each["replicas"]}
+
+    before = replicas()
+    askers = [threading.Thread(target=keep_asking) for _ in range(3)]
+    for asker in askers:
+        asker.start()
+    try:
+        slow = next(model for model in FAKES if model.name == "slow")
+        updated = cluster.application([slow], cluster_args(smolvlm_bundle, canaries=[], models={}))
+        serve.run(updated, name=APPLICATION)
+        wait_until(lambda: not replicas() & before, PROCESS_S)
+    finally:
+        is_over.set()
+        for asker in askers:
+            asker.join()
+    assert len(answers) > 3
+    for answer in answers:
+        assert answer.endswith("data: [DONE]\n\n"), answer[-300:]
+        assert '"finish_reason":"stop"' in answer, answer[-300:]
 
 
 DEPLOY = """

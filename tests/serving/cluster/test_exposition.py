@@ -40,3 +40,22 @@ def test_what_replicas_count_stays_apart_and_what_engines_tell_is_told_once() ->
 
 def test_a_metric_that_only_one_replica_has_is_there() -> None:
     assert samples(joined({"x": "", "y": exposition(1, 0)}), "a:requests_total") == {("m", "y"): 1}
+
+
+def of_engines(hits: int, rss_bytes: float) -> str:
+    registry = CollectorRegistry()
+    Counter("a:hits", "Hits.", ["model_name", "engine"], registry=registry).labels("m", "e1").inc(hits)
+    Gauge("process_resident_memory_bytes", "Bytes.", registry=registry).set(rss_bytes)
+    return generate_latest(registry).decode()
+
+
+def test_what_an_engine_counts_is_told_once_and_never_falls_behind() -> None:
+    for first, second in ((7, 9), (9, 7)):
+        assert samples(joined({"x": of_engines(first, 1), "y": of_engines(second, 1)}), "a:hits_total") == {
+            ("e1", "m"): 9
+        }
+
+
+def test_each_process_tells_of_itself() -> None:
+    text = joined({"x": of_engines(1, 100), "y": of_engines(1, 200)})
+    assert samples(text, "process_resident_memory_bytes") == {("x",): 100, ("y",): 200}

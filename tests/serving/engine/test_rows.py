@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bundle.prompt import Prompt
 from graphs.store import open_graph
 from runtime.filled_prompt import FilledPrompt
+from runtime.fused_prefix import StoredRows
 from serving.engine.pace import Pace
 from serving.engine.sampling.sampler import Sampler
 from serving.engine.scheduler import Scheduler
@@ -272,3 +274,77 @@ def test_sequences_in_a_batch_say_what_they_say_alone(tiny_models, settings, dia
         alone.until(same, 12)
         assert same.ids == sequence.ids
         np.testing.assert_allclose(together.logits[sequence], alone.logits[same], rtol=0, atol=1e-4)
+
+
+def rows_of(drive: Drive, ids: np.ndarray, wanted: np.ndarray) -> StoredRows:
+    """Return rows of a prompt, handed out once it was read."""
+    sequence = drive.add(ids)
+    sequence.wanted_rows = wanted
+    drive.until(sequence, 1)
+    drive.runner.hand_out(sequence)
+    drive.scheduler.remove(sequence)
+    assert sequence.handed_out is not None
+    return sequence.handed_out
+
+
+def behind(drive: Drive, rows: StoredRows, ids: np.ndarray, position: int) -> Sequence:
+    """Return a sequence that begins behind rows, at a position of its own."""
+    places = np.arange(position, position + len(ids))
+    prompt = FilledPrompt(Prompt(ids, (), places, position + len(ids), 0))
+    sequence = Sequence("b", prompt, SamplingParams(), (), (), drive.num_groups, behind=rows)
+    drive.scheduler.add(sequence)
+    drive.logits[sequence] = []
+    return sequence
+
+
+def test_behind_rows_that_were_handed_out_the_others_are_as_if_masked(tiny_models, settings, dialect) -> None:
+    model, first = tiny_models(dialect), 9
+    dropped = np.array([2, 3, 4, 6])
+    drive = Drive(model, settings)
+    rows = rows_of(drive, PROMPT[:first], np.setdiff1d(np.arange(first), dropped))
+    neighbour, sequence = drive.add(PROMPT[::-1]), behind(drive, rows, PROMPT[first:], first)
+    drive.until(sequence, NUM_ANSWER)
+    ids = [*PROMPT[:first], *sequence.ids]
+    hidden = {layer: [(first, dropped.tolist())] for layer in range(model.config.num_layers)}
+    expected = whole_text_logits(model, ids, hidden)
+    assert_follows(drive, sequence, expected)
+    assert np.abs(expected - whole_text_logits(model, ids, {}))[first:].max() > 0.05  # they did matter
+    assert_follows(drive, neighbour, whole_text_logits(model, neighbour.ids, {}))
+    assert sequence.rows == [first - len(dropped) + sequence.num_run]
+    assert sequence.next_position == len(ids)
+
+
+@OVER_CODES
+def test_all_rows_of_a_beginning_are_the_beginning_itself(tiny_models, settings, dialect) -> None:
+    """To the bit where it is cut on the grid, which is 16."""
+    model = tiny_models(dialect)
+    whole = Drive(model, settings, chunk_tokens=32)
+    expected = whole.add(PROMPT)
+    whole.until(expected, NUM_ANSWER)
+    drive = Drive(model, settings, chunk_tokens=32)
+    sequence = behind(drive, rows_of(drive, PROMPT[:9], np.arange(9)), PROMPT[9:], 9)
+    drive.until(sequence, NUM_ANSWER)
+    assert sequence.ids == expected.ids[9:]
+    np.testing.assert_allclose(np.stack(drive.logits[sequence]), np.stack(whole.logits[expected]), rtol=0, atol=2e-4)
+
+
+@OVER_CODES
+def test_behind_rows_nobody_finds_a_prefix_and_preempted_it_goes_on_alike(tiny_models, settings, dialect) -> None:
+    model = tiny_models(dialect)
+    drive = Drive(model, settings)
+    rows = rows_of(drive, PROMPT[:9], np.array([0, 1, 7]))
+    alone = behind(drive, rows, PROMPT, 9)
+    drive.until(alone, NUM_ANSWER)
+    drive.scheduler.remove(alone)
+    again, other = behind(drive, rows, PROMPT, 9), drive.add(PROMPT)
+    drive.until(again, 3)
+    assert drive.scheduler.preempt(again)
+    assert again.rows == [0] * drive.num_groups
+    drive.until(again, NUM_ANSWER)
+    drive.until(other, NUM_ANSWER)
+    assert again.ids == alone.ids
+    assert (again.cached_tokens, other.cached_tokens) == (3, 0)
+    plain = Drive(model, settings)
+    expected = plain.add(PROMPT)
+    plain.until(expected, NUM_ANSWER)
+    assert other.ids[: len(expected.ids)] == expected.ids

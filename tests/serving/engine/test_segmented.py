@@ -6,8 +6,11 @@ import math
 from itertools import pairwise
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bundle.prompt import Prompt, Span
 from quant.visual_tokens.inside.fastv import FastV
@@ -24,7 +27,7 @@ IMAGE = slice(3, 23)
 NUM_TOKENS = 34
 
 
-@pytest.fixture(params=["contrib", "portable"])
+@pytest.fixture(params=["contrib", "portable", "contrib, cache int8"])
 def model(request: pytest.FixtureRequest, tiny_models: Any) -> Any:
     return tiny_models(request.param, GROUPS, in_segments=True)
 
@@ -178,3 +181,29 @@ def test_a_segments_chunk_is_as_much_work_as_its_share_of_the_layers(model, sett
     sequence = Sequence("r", segmented.prompt, SamplingParams(), (), (b"image",), 2, segmented=segmented)
     assert [Row(sequence, 0, 7, segment).share for segment in (None, 0, 1)] == [1.0, pytest.approx(1 / 3), 2 / 3]
     assert sequence.num_left_tokens == NUM_TOKENS
+
+
+@given(
+    keeps=st.lists(st.sampled_from([None, 0.1, 0.25, 0.5]), min_size=2, max_size=4),
+    chunk_tokens=st.integers(2, 40),
+    preempted=st.tuples(st.integers(0, 3), st.integers(0, 20)),
+)
+@hypothesis.settings(
+    max_examples=15, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+)
+def test_over_codes_no_neighbour_cut_or_preemption_changes_an_answer(
+    tiny_models, settings, keeps, chunk_tokens, preempted
+) -> None:
+    coded = tiny_models("contrib, cache int8", GROUPS, in_segments=True)
+    drive = Drive(coded, settings, chunk_tokens)
+    asked = [(prompt_of(coded, seed), None if keep is None else FastV(keep)) for seed, keep in enumerate(keeps)]
+    together = [drive.add(*each) for each in asked]
+    which, num_steps = preempted
+    for _ in range(num_steps):
+        drive.step()
+    drive.scheduler.preempt(together[which % len(together)])
+    drive.finish()
+    for sequence, each in zip(together, asked, strict=True):
+        expected = alone(coded, settings, *each)
+        assert sequence.ids == expected.ids
+        assert sequence.rows == expected.rows

@@ -15,6 +15,7 @@ from bundle.errors import (
     BundleFormatError,
     EngineDeadError,
     ModelNotFoundError,
+    StartingError,
     TaskError,
 )
 from runtime.decoder import Decoder
@@ -91,7 +92,8 @@ def test_health_is_red_before_start_green_while_serving_and_red_after_close(smol
         client = LocalClient([smolvlm_bundle], SETTINGS)
         before = await client.health()
         assert (before.is_ready, before.is_alive, before.reason) == (False, True, "models are loading")
-        with pytest.raises(EngineDeadError, match="loading"):
+        assert before.is_starting
+        with pytest.raises(StartingError, match="loading"):
             await answer(client, ask("hi"))
         await client.start()
         health = await client.health()
@@ -100,6 +102,7 @@ def test_health_is_red_before_start_green_while_serving_and_red_after_close(smol
         assert health.model_gauges["tiny-smolvlm"]["kv_cache_bytes"] == 512 * 3 * 2 * 2 * 8 * 4
         await client.close()
         assert not (await client.health()).is_ready
+        assert not (await client.health()).is_starting
 
     run(main)
 

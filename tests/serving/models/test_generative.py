@@ -14,7 +14,8 @@ from PIL import Image
 from bundle.directory import Bundle, open_bundle
 from bundle.errors import ContextLengthError, ImageError, MachineError, OverloadedError, ParameterError, PromptError
 from bundle.image import ImageSpec
-from serving.models import pool, vision
+from runtime import encoders
+from serving.models import pool
 from serving.models.crew import Crew
 from serving.models.generative import GenerativeModel
 from serving.protocol import FinishedEvent, GenerateRequest, Message, TextPart
@@ -128,8 +129,8 @@ def test_a_kept_image_answers_like_a_new_one_and_is_not_encoded_again(model, ask
 
 def test_one_image_sent_by_many_at_once_is_encoded_once(model, ask, answer, image_bytes, monkeypatch) -> None:
     runs = []
-    encode = vision.encode_tiles
-    monkeypatch.setattr(vision, "encode_tiles", lambda *work: runs.append(1) or encode(*work))
+    encode = encoders.encode_tiles
+    monkeypatch.setattr(encoders, "encode_tiles", lambda *work: runs.append(1) or encode(*work))
 
     async def main() -> None:
         request = ask(image_bytes(7), "what", max_tokens=4)
@@ -285,13 +286,13 @@ def test_a_single_pixel_is_answered(model, ask, answer, image_bytes) -> None:
 def test_a_failing_vision_run_fails_its_request_and_the_next_is_answered(
     model, ask, answer, image_bytes, monkeypatch
 ) -> None:
-    encode = vision.encode_tiles
+    encode = encoders.encode_tiles
 
     def fail_once(*work: object) -> np.ndarray:
-        monkeypatch.setattr(vision, "encode_tiles", encode)
+        monkeypatch.setattr(encoders, "encode_tiles", encode)
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(vision, "encode_tiles", fail_once)
+    monkeypatch.setattr(encoders, "encode_tiles", fail_once)
 
     async def main() -> None:
         with pytest.raises(MachineError, match="out of memory"):

@@ -14,7 +14,7 @@ from export.exporter import export_checkpoint
 from runtime.decoder import TokenGraphs
 from serving.models.generative import GenerativeModel
 from serving.models.inside import Inside, check_alone
-from serving.protocol import KVCompression, VisionReduction
+from serving.protocol import KVCompression, Usage, VisionReduction
 from serving.settings import EngineSettings
 
 SETTINGS = EngineSettings(max_sequences=3, max_waiting=8, intra_threads=1, prefill_chunk_tokens=32)
@@ -23,7 +23,7 @@ METHODS = ("fastv", "aim-pruning", "aim", "dyvte")
 
 @pytest.fixture(scope="module")
 def segmented(smolvlm_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A bundle cut before its last layer, whose router lets everything leave."""
+    """A bundle cut behind its first layer, whose router lets everything leave."""
     folder = tmp_path_factory.mktemp("inside") / "tiny-smolvlm"
     export_checkpoint(smolvlm_checkpoint, folder, segments=[1])
     bundle = open_bundle(folder)
@@ -54,6 +54,11 @@ def run(main) -> None:
     asyncio.run(asyncio.wait_for(main(), 60))
 
 
+def model_text_rows(usage: Usage, method: str) -> int:
+    """Return how many tokens of a prompt are no image's; `aim` read half of the image's before the decoder."""
+    return usage.prompt_tokens - (usage.image_tokens // 2 if method == "aim" else usage.image_tokens)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_keeping_all_changes_nothing(model, asked, answer, method: str) -> None:
     async def main() -> None:
@@ -72,6 +77,11 @@ def test_usage_tells_what_the_last_layers_read(model, asked, answer, method: str
         assert usage.image_tokens > 0
         assert usage.kept_image_tokens == usage.image_tokens * share
         assert usage.cached_tokens == 0
+        # cut behind the first of three layers: it holds what it read, and the others what went on
+        before, after = usage.cache_rows_before, usage.cache_rows_after
+        text = model_text_rows(usage, method)
+        assert before == usage.prompt_tokens
+        assert after == round((before + 2 * (text + usage.kept_image_tokens)) / 3)
 
     run(main)
 

@@ -28,6 +28,7 @@ from serving.protocol import (
     Message,
     SamplingParams,
     TextPart,
+    TokenizeRequest,
     VideoPart,
     VisionReduction,
 )
@@ -239,6 +240,20 @@ def test_positions_end_where_the_models_do(serve, answer, image_bytes) -> None:
         assert positions + usage.completion_tokens == 1024
         with pytest.raises(ContextLengthError, match="positions, for image tokens that are left out keep their places"):
             await answer(model, asked(*images, "x" + "y" * spare, method="uniform", keep=0.1))
+
+    run(main)
+
+
+@pytest.mark.parametrize("method", ["uniform", "pooling", "dart"])
+def test_tokens_are_counted_as_an_answer_would_read_them(serve, answer, image_bytes, method: str) -> None:
+    model = serve(vision_method=method, vision_keep=0.25)
+    images = image_bytes(1), image_bytes(2)
+
+    async def main() -> None:
+        for own in (None, VisionReduction("uniform", 0.6), VisionReduction("uniform", 1)):
+            request = dataclasses.replace(asked(*images, "what?"), vision=own)
+            told = await model.tokenize(TokenizeRequest("t", "tiny-smolvlm", request.messages, vision=own))
+            assert len(told.token_ids) == (await answer(model, request)).finished.usage.prompt_tokens
 
     run(main)
 

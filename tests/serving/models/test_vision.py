@@ -8,6 +8,7 @@ from PIL import Image
 
 from bundle.directory import open_bundle
 from bundle.image import PREPROCESSOR, ImageSpec, TileLayout
+from runtime import encoders
 from serving.models import vision
 from serving.models.cut_image import CutImage
 from serving.models.vision import DecodedImage, VisionStage, encoder_identity
@@ -135,14 +136,14 @@ def test_an_encoded_image_carries_its_key_new_or_kept(stage) -> None:
 @pytest.fixture
 def held(monkeypatch) -> tuple[threading.Event, list[int]]:
     """Make the encoder wait; the event that lets it go, and the tiles of its runs."""
-    go, runs, encode = threading.Event(), [], vision.encode_tiles
+    go, runs, encode = threading.Event(), [], encoders.encode_tiles
 
     def wait(session: object, tiles: np.ndarray, most_tiles: int) -> np.ndarray:
         go.wait(20)
         runs.append(len(tiles))
         return encode(session, tiles, most_tiles)
 
-    monkeypatch.setattr(vision, "encode_tiles", wait)
+    monkeypatch.setattr(encoders, "encode_tiles", wait)
     return go, runs
 
 
@@ -248,11 +249,11 @@ def test_features_that_are_dropped_between_the_looks_are_still_the_answers(stage
 
 def test_images_whose_tower_is_asked_run_apart_from_all_others(stage, monkeypatch) -> None:
     images = [PIXELS, PIXELS[:, :30], PIXELS[:, ::-1], PIXELS[::-1]]
-    batches, run = [], VisionStage.run
+    batches, encode = [], vision.encode_images
 
-    def noted(own: VisionStage, tiles: list[np.ndarray], *, with_tower: bool = False) -> list[np.ndarray]:
-        batches.append((len(tiles), with_tower))
-        return run(own, tiles, with_tower=with_tower)
+    def noted(session: object, images: list, most_tiles: int, *, with_tower: bool = False) -> list[np.ndarray]:
+        batches.append((len(images), with_tower))
+        return encode(session, images, most_tiles, with_tower=with_tower)
 
     async def main() -> list[vision.EncodedImage]:
         decoded = [
@@ -260,12 +261,11 @@ def test_images_whose_tower_is_asked_run_apart_from_all_others(stage, monkeypatc
             for image, with_tower in zip(images, (False, True, False, True), strict=True)
         ]
         with monkeypatch.context() as patch:
-            patch.setattr(VisionStage, "run", noted)
+            patch.setattr(vision, "encode_images", noted)
             return await asyncio.gather(*(stage.encode("r", each) for each in decoded))
 
     found = asyncio.run(main())
-    assert all(num == 1 for num, with_tower in batches if with_tower)
-    assert sum(with_tower for _, with_tower in batches) == 2
+    assert [num for num, with_tower in batches if with_tower] == [1, 1]
     assert [image.tower is not None for image in found] == [False, True, False, True]
     for image in (found[1], found[3]):
         assert image.tower.shape == (*image.features.shape[:2], 1 + 8)

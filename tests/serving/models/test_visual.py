@@ -8,7 +8,9 @@ from PIL import Image
 from bundle.frames.options import FrameOptions
 from bundle.frames.table import plan_of
 from bundle.image import TileLayout
-from bundle.manifest import ImagePrompt
+from bundle.layouts.idefics3 import Idefics3Prompt
+from bundle.layouts.llava import LlavaPrompt
+from bundle.layouts.prompt import ImagePrompt
 from bundle.prompt import Placeholder, Turn
 from serving.models.cut_image import CutImage
 from serving.models.vision import DecodedImage, DecodedVideo, EncodedImage
@@ -16,8 +18,8 @@ from serving.models.visual import Visual, all_filled, turns_of
 from serving.protocol import ImagePart, Message, TextPart, VideoPart
 
 IMAGE = Placeholder.IMAGE
-PLAIN = ImagePrompt(kind="llava", image_token="<image>", image_token_id=1, tokens_per_tile=4)
-SMOLVLM = ImagePrompt(kind="idefics3", image_token="<image>", image_token_id=1, tokens_per_tile=4, frames="smolvlm")
+PLAIN = LlavaPrompt(image_token="<image>", image_token_id=1, tokens_per_tile=4)
+SMOLVLM = Idefics3Prompt(image_token="<image>", image_token_id=1, tokens_per_tile=4, frames="smolvlm")
 
 
 WHOLE = TileLayout()
@@ -85,7 +87,7 @@ def test_what_fills_the_prompt_is_of_its_own_part_and_counts_its_rows() -> None:
     pictures = [picture for visual in visuals for picture in visual.pictures]
     filled = all_filled(visuals, [encoded(each, number) for number, each in enumerate(pictures)])
     layouts = [layout for visual in visuals for layout in visual.layouts]
-    assert [each.num_rows for each in filled] == [layout.num_tokens(4) for layout in layouts]
+    assert [each.num_rows for each in filled] == [PLAIN.num_tokens(layout) for layout in layouts]
     assert [each.key for each in filled[:5]] == [b"i0", b"uniform0", b"uniform1", b"i1", b"thumbnail-and-sampling0"]
     assert [float(each.features.flat[0]) for each in filled[:5]] == [0, 1, 2, 3, 4]
     assert set(filled[5].features[:, 0].tolist()) == {5.0, 6.0, 7.0, 8.0}

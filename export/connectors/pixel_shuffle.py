@@ -1,12 +1,14 @@
-"""From a vision tower's width to the decoder's."""
+"""Squares of patches put together, then one matrix (Idefics3)."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from export.nn.linear import Linear, activation
+from export.nn.linear import Linear
 from export.nn.module import Module
+
+_MATRIX = "modality_projection.proj"
 
 
 def pixel_shuffle(op: OpBuilder, x: ir.Value, grid: int, size: int, factor: int) -> ir.Value:
@@ -25,24 +27,23 @@ def pixel_shuffle(op: OpBuilder, x: ir.Value, grid: int, size: int, factor: int)
     return op.Reshape(gathered, [-1, side * side, factor * factor * size])
 
 
-class Projector(Module):
-    """Two matrices with an activation between (LLaVA-1.5, arXiv 2310.03744).
+class PixelShuffle(Module):
+    """Each square of patches as one vector of the decoder's width.
 
     Args:
-        in_size: Width of a feature.
+        grid: Patches along one side of a tile, a multiple of `factor`.
+        in_size: Width of a patch.
         out_size: The decoder's.
-        hidden_act: Of the activation.
-        rows: Features of one image.
-        bias: Whether both add one.
+        factor: Side of a square.
         name: Where the checkpoint keeps it.
     """
 
-    def __init__(self, in_size: int, out_size: int, hidden_act: str, *, rows: int, bias: bool, name: str) -> None:
+    def __init__(self, grid: int, in_size: int, out_size: int, factor: int, *, name: str) -> None:
         super().__init__(name)
-        self.linear_1 = Linear(in_size, out_size, rows=rows, bias=bias)
-        self.linear_2 = Linear(out_size, out_size, rows=rows, bias=bias)
-        self.hidden_act = hidden_act
+        rows = (grid // factor) ** 2
+        self.projection = Linear(in_size * factor**2, out_size, rows=rows, bias=False, name=_MATRIX)
+        self.grid, self.in_size, self.factor = grid, in_size, factor
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        """Return [..., out_size] from [..., in_size]."""
-        return self.linear_2(op, activation(op, self.hidden_act, self.linear_1(op, x)))
+        """Return [I, (grid/factor)^2, out_size] from [I, grid*grid, in_size], row by row."""
+        return self.projection(op, pixel_shuffle(op, x, self.grid, self.in_size, self.factor))

@@ -1,0 +1,14 @@
+"""Image preprocessing: decoded images to the pixels that a vision encoder wants; one file per geometry."""
+
+from bundle.image.area import Area as Area
+from bundle.image.cropped import Cropped as Cropped
+from bundle.image.fixed import Fixed as Fixed
+from bundle.image.geometry import Geometry as Geometry
+from bundle.image.layout import Pixels as Pixels
+from bundle.image.layout import ProcessedImages as ProcessedImages
+from bundle.image.layout import TileLayout as TileLayout
+from bundle.image.spec import PREPROCESSOR as PREPROCESSOR
+from bundle.image.spec import ImageSpec as ImageSpec
+from bundle.image.spec import Resample as Resample
+from bundle.image.table import KnownGeometry as KnownGeometry
+from bundle.image.tiled import Tiled as Tiled

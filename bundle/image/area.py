@@ -1,0 +1,89 @@
+"""An image that keeps its shape: scaled until its sides are whole patches and its area lies between two bounds."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from PIL import Image
+from pydantic import Field, model_validator
+
+from bundle.errors import ImageError
+from bundle.image.fixed import Fixed
+from bundle.image.geometry import Geometry, resized
+from bundle.image.layout import TileLayout
+
+_LONGEST_RATIO = 200
+"""Of long to short side, fixed in the processors whatever their configurations say (Qwen2-VL, `smart_resize`)."""
+_USUAL_SIDE_PX = 448
+"""Of a frame, and of what a server runs first; rounded to whole steps, within the bounds."""
+_LARGEST_AREA_PX = 1 << 25
+
+
+class Area(Geometry):
+    """Scale both sides to whole steps, nearly in shape, with an area from `least_px` to `most_px` (Qwen2-VL and later).
+
+    Attributes:
+        step_px: Both sides are multiples of it: a patch, times the patches on a side that become one token.
+        least_px: Least area in pixels.
+        most_px: Largest area in pixels.
+    """
+
+    kind: Literal["area"] = "area"
+    step_px: int = Field(gt=0, le=512)
+    least_px: int = Field(gt=0, le=_LARGEST_AREA_PX)
+    most_px: int = Field(gt=0, le=_LARGEST_AREA_PX)
+
+    @model_validator(mode="after")
+    def _check_bounds(self) -> Area:
+        if not self.step_px**2 <= self.most_px or self.least_px > self.most_px:
+            raise ValueError(f"areas from {self.least_px} to {self.most_px} px in steps of {self.step_px} px a side")
+        return self
+
+    @property
+    def tile_size_px(self) -> tuple[int, int]:
+        """(height, width) of a usual image, a square."""
+        return self._scaled(_USUAL_SIDE_PX, _USUAL_SIDE_PX)
+
+    @property
+    def has_one_size(self) -> bool:
+        """False: an image keeps its shape."""
+        return False
+
+    @property
+    def for_frames(self) -> Fixed:
+        """A square: the frames of a video take as many tokens each."""
+        height, width = self.tile_size_px
+        return Fixed(height_px=height, width_px=width)
+
+    def layout(self, width_px: int, height_px: int) -> TileLayout:
+        """Return the size that an image is scaled to; it is never cut.
+
+        Raises:
+            ImageError: It is too narrow.
+        """
+        short, long = sorted((width_px, height_px))
+        if long > _LONGEST_RATIO * short:
+            raise ImageError(
+                f"the image is {width_px} x {height_px} pixels; the model takes sides of 1 to {_LONGEST_RATIO} at "
+                "most. Crop it."
+            )
+        return TileLayout(whole_px=self._scaled(width_px, height_px))
+
+    def tiles(self, image: Image.Image, resample: Image.Resampling) -> list[Image.Image]:
+        """Return the scaled image."""
+        height, width = self.layout(*image.size).whole_px or self.tile_size_px
+        return [resized(image, (width, height), resample)]
+
+    def _scaled(self, width_px: int, height_px: int) -> tuple[int, int]:
+        """Return (height, width), each rounded to whole steps, then both scaled where the area is out of bounds."""
+        step = self.step_px
+        height, width = round(height_px / step) * step, round(width_px / step) * step
+        if height * width > self.most_px:
+            shrink = math.sqrt(height_px * width_px / self.most_px)
+            height = max(step, math.floor(height_px / shrink / step) * step)
+            width = max(step, math.floor(width_px / shrink / step) * step)
+        elif height * width < self.least_px:
+            grow = math.sqrt(self.least_px / (height_px * width_px))
+            height, width = math.ceil(height_px * grow / step) * step, math.ceil(width_px * grow / step) * step
+        return height, width

@@ -1,0 +1,62 @@
+"""What a geometry is: the one way in which a checkpoint's images become what its encoder takes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Annotated, TypeAlias
+
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+
+from bundle.image.layout import TileLayout
+
+EdgePx: TypeAlias = Annotated[int, Field(gt=0, le=4096)]
+"""Of what an encoder takes in one piece: 200 MB of float32 at most."""
+
+
+class Geometry(BaseModel, ABC):
+    """Which part of an image goes where; a file each, and a line in `bundle.image.table`.
+
+    Attributes:
+        kind: Its name in `preprocessor.json`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    kind: str
+
+    @property
+    @abstractmethod
+    def tile_size_px(self) -> tuple[int, int]:
+        """(height, width) of every tile; of a usual one where `has_one_size` is false."""
+
+    @property
+    def has_one_size(self) -> bool:
+        """Whether every tile of every image has the same size."""
+        return True
+
+    @property
+    def for_frames(self) -> Geometry:
+        """The geometry of a video's frame, which is one tile of `tile_size_px`: itself where that is so of images."""
+        return self
+
+    @abstractmethod
+    def layout(self, width_px: int, height_px: int) -> TileLayout:
+        """Return how an image of this size is cut, without its pixels.
+
+        Raises:
+            ImageError: No image of this size is taken; the message says which are.
+        """
+
+    @abstractmethod
+    def tiles(self, image: Image.Image, resample: Image.Resampling) -> list[Image.Image]:
+        """Return the tiles of an RGB image in the order of their features.
+
+        Raises:
+            ImageError: As of `layout`.
+        """
+
+
+def resized(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
+    """Return an image scaled to (width, height), itself where it has that size."""
+    return image if image.size == size else image.resize(size, resample)

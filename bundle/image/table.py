@@ -1,0 +1,14 @@
+"""Which geometries there are, by the `kind` that `preprocessor.json` gives."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+from pydantic import Field
+
+from bundle.image.area import Area
+from bundle.image.cropped import Cropped
+from bundle.image.fixed import Fixed
+from bundle.image.tiled import Tiled
+
+KnownGeometry: TypeAlias = Annotated[Area | Cropped | Fixed | Tiled, Field(discriminator="kind")]

@@ -1,0 +1,104 @@
+"""What a prompt layout is: how a model writes images into its prompts, and where their tokens stand."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from bundle.fields import MOST_NAME_CHARACTERS, Frozen, TokenId
+from bundle.image.layout import TileLayout
+
+Int64 = npt.NDArray[np.int64]
+Features = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Consecutive tokens of a prompt that stand for consecutive rows of one image's features.
+
+    Attributes:
+        start: First token.
+        end: Behind the last one.
+        image: Which image, in the order of the conversation.
+        row: The image's feature row that the first token stands for.
+    """
+
+    start: int
+    end: int
+    image: int
+    row: int
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the tokens of a prompt stand.
+
+    Attributes:
+        positions: [T] int64; [3, T] where a model turns by three axes.
+        next_position: Of the first token after the prompt.
+    """
+
+    positions: Int64
+    next_position: int
+
+
+class ImagePrompt(Frozen, ABC):
+    """How images are written into the prompt of a vision-language model; a file each, and a line in the table.
+
+    Attributes:
+        kind: Its name in `manifest.json`.
+        image_token: The placeholder's text in the chat template and in the vocabulary.
+        image_token_id: Its id; every such id in a prompt is replaced by one row of `image_features`.
+        tokens_per_tile: P, rows of `image_features` per tile; of a usual image where that varies.
+        frames: What a prompt says around a video's frames; "smolvlm": how many they are and when each was.
+        fake_token: Of idefics3; older versions wrote it for every kind, empty.
+        global_token: Of idefics3; older versions wrote it for every kind, empty.
+    """
+
+    places_images_in_strings: ClassVar[bool] = False
+    """Where a chat template reads a message as one string, its images are written where they stand in it."""
+
+    kind: str
+    image_token: str = Field(min_length=1, max_length=MOST_NAME_CHARACTERS)
+    image_token_id: TokenId
+    tokens_per_tile: int = Field(gt=0, le=1 << 16)
+    frames: Literal["plain", "smolvlm"] = "plain"
+    fake_token: str = Field(default="", max_length=MOST_NAME_CHARACTERS)
+    global_token: str = Field(default="", max_length=MOST_NAME_CHARACTERS)
+
+    @abstractmethod
+    def text(self, layout: TileLayout) -> str:
+        """Return what the placeholder of an image that was cut so becomes, `num_tokens` image tokens among it."""
+
+    def num_tokens(self, layout: TileLayout) -> int:
+        """Return how many image tokens, which are rows of features, an image takes in a prompt."""
+        return layout.num_tiles * self.tokens_per_tile if layout.fewer_tokens is None else layout.fewer_tokens
+
+    def arranged(self, features: Features, layout: TileLayout) -> Features:
+        """Return an image's features [..., D] in the order of its tokens.
+
+        Args:
+            features: [tiles, P, D] as the encoder gave them; [rows, D] where its tiles differ in size.
+            layout: How it was cut.
+        """
+        return features
+
+    def places(self, num_tokens: int, spans: Sequence[Span], layouts: Sequence[TileLayout]) -> Places:
+        """Return where the tokens of a prompt stand: 0, 1, 2, ... unless a model counts otherwise.
+
+        Args:
+            num_tokens: T.
+            spans: The tokens of images, in order.
+            layouts: Of each image.
+        """
+        return Places(np.arange(num_tokens, dtype=np.int64), num_tokens)
+
+    def writes(self, token: str) -> bool:
+        """Return whether a token of the vocabulary belongs to the layout, so that no caller may write it."""
+        return token in (self.image_token, self.fake_token, self.global_token)

@@ -1,0 +1,13 @@
+"""Which prompt layouts there are, by the `kind` that the manifest gives."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+from pydantic import Field
+
+from bundle.layouts.idefics3 import Idefics3Prompt
+from bundle.layouts.llava import LlavaPrompt
+from bundle.layouts.qwen2_vl import Qwen2VLPrompt
+
+KnownImagePrompt: TypeAlias = Annotated[Idefics3Prompt | LlavaPrompt | Qwen2VLPrompt, Field(discriminator="kind")]

@@ -1,0 +1,92 @@
+"""Any decoder as a graph: embeddings to logits, states in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+from onnxscript import OpBuilder
+
+from export.decoders.decoder import Decoder
+from export.nn.decoder_layer import Around, Left
+from export.nn.dialect import Dialect, Lengths
+from export.nn.linear import Linear
+from export.nn.module import Module, ModuleList
+from graphs.segments import hidden_name
+
+
+class _Stack(Module):
+    """All layers and the final norm; `name` is where the checkpoint keeps them."""
+
+    def __init__(self, decoder: Decoder, dialect: Dialect, name: str) -> None:
+        super().__init__(name)
+        self.layers = ModuleList([decoder.layer(dialect, number) for number in range(decoder.config.num_layers)])
+        self.norm = decoder.norm(dialect)
+
+    def forward(
+        self, op: OpBuilder, x: ir.Value, around: Sequence[Around], states: Sequence[Sequence[ir.Value]], rows: ir.Value
+    ) -> tuple[ir.Value, list[Left]]:
+        """Return the normed hidden states of `rows` [B, N, D], and what each layer left."""
+        left = list[Left]()
+        for number, (layer, of_layer, own) in enumerate(zip(self.layers, around, states, strict=True), 1):
+            done: Left = layer(op, x, of_layer, own)
+            x = done.hidden
+            x.name = hidden_name(number)
+            left.append(done)
+        wanted = op.GatherND(x, op.Unsqueeze(rows, [2]), batch_dims=1)
+        return self.norm(op, wanted), left
+
+
+class CausalDecoder(Module):
+    """embeddings -> logits with states: the graph `decoder.onnx`.
+
+    Args:
+        decoder: Sizes and layers.
+        dialect: How attention is written.
+        name: Where the checkpoint keeps the stack, e.g. "model.text_model".
+    """
+
+    def __init__(self, decoder: Decoder, dialect: Dialect, name: str) -> None:
+        super().__init__()
+        config = decoder.config
+        self.stack = _Stack(decoder, dialect, name)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, rows=None, role="head", bias=False)
+        self.decoder = decoder
+        self.dialect = dialect
+
+    def forward(
+        self,
+        op: OpBuilder,
+        inputs_embeds: ir.Value,
+        position_ids: ir.Value,
+        past_lengths: ir.Value,
+        logits_indices: ir.Value,
+        *others: ir.Value,
+    ) -> tuple[ir.Value, ...]:
+        """Return logits [B, N, V], the last queries of each layer that has some, and the states as they are now."""
+        angles = self.decoder.angles(op, position_ids)
+        num_more = len(self.decoder.inputs)
+        more, states = others[:num_more], self._of_layers(others[num_more:])
+        lengths = self._lengths(op, inputs_embeds, past_lengths, states)
+        around = [Around(angles, lengths[group], more) for group in self.decoder.config.length_groups]
+        hidden, left = self.stack(op, inputs_embeds, around, states, logits_indices)
+        queries = [each.queries for each in left if each.queries is not None]
+        return self.lm_head(op, hidden), *queries, *(state for each in left for state in each.states)
+
+    def _of_layers(self, states: Sequence[ir.Value]) -> list[tuple[ir.Value, ...]]:
+        """Return the states of each layer."""
+        left = iter(states)
+        numbers = range(self.decoder.config.num_layers)
+        return [tuple(next(left) for _ in self.decoder.states_of(number)) for number in numbers]
+
+    def _lengths(
+        self, op: OpBuilder, x: ir.Value, past_lengths: ir.Value, states: Sequence[Sequence[ir.Value]]
+    ) -> list[Lengths]:
+        """Return the lengths of each group, the cache of any of its layers being as long as all of them."""
+        caches = dict[int, ir.Value]()
+        for number in self.decoder.layers_with_rows:
+            caches.setdefault(self.decoder.config.length_groups[number], states[number][0])
+        return [
+            self.dialect.lengths(op, x, op.Gather(past_lengths, group, axis=0), caches[group])
+            for group in range(self.decoder.config.num_length_groups)
+        ]

@@ -1,0 +1,88 @@
+"""What a decoder is: sizes read from a config, and how its layers are composed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
+
+import onnx_ir as ir
+from onnxscript import OpBuilder
+
+from bundle.manifest import TensorSpec
+from bundle.states import State
+from export.config import DecoderConfig, Raw
+from export.nn.dialect import Dialect
+from export.nn.module import Module
+from export.nn.norms import RMSNorm
+from export.nn.rotary import Angles, rotary_angles
+
+_PARTS: tuple[Literal["key", "value"], ...] = ("key", "value")
+
+
+class Decoder(ABC):
+    """One kind of causal decoder; a file each, and a line in `export.decoders.table`.
+
+    Class attributes:
+        position_axes: Sizes before [B, T] of `position_ids`: none, or (3,) for time, height and width.
+
+    Attributes:
+        config: Sizes, and the length groups of its layers; export may group them anew before graphs are built.
+    """
+
+    position_axes: ClassVar[tuple[int, ...]] = ()
+
+    def __init__(self, config: DecoderConfig) -> None:
+        self.config = config
+
+    @classmethod
+    @abstractmethod
+    def read(cls, raw: Raw) -> Decoder:
+        """Return the decoder that a text config describes.
+
+        Raises:
+            UnsupportedConfigError: A setting that is not built.
+        """
+
+    @abstractmethod
+    def layer(self, dialect: Dialect, number: int) -> Module:
+        """Return a layer: (x, `Around`, states) -> `Left` (export.nn.decoder_layer)."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What it takes beside embeddings, positions, lengths and indices; `runtime.feeds` must know each."""
+        return ()
+
+    def norm(self, dialect: Dialect) -> Module:
+        """Return the norm behind the last layer."""
+        return RMSNorm(self.config.hidden_size, self.config.rms_norm_eps, dialect)
+
+    def angles(self, op: OpBuilder, position_ids: ir.Value) -> tuple[Angles, ...]:
+        """Return the angles of tokens at `position_ids` [*position_axes, B, T], one for each kind of layer."""
+        return (rotary_angles(op, position_ids, self.config.rope, self.config.head_size),)
+
+    def states_of(self, number: int) -> tuple[State, ...]:
+        """Return what a layer takes and gives back: keys and values, as transformers.js and Optimum name them."""
+        config = self.config
+        return tuple(
+            State(
+                input=f"past_key_values.{number}.{part}",
+                output=f"present.{number}.{part}",
+                dtype="float32",
+                shape=("B", config.num_kv_heads, "S", config.head_size),
+                group=config.length_groups[number],
+                layer=number,
+                part=part,
+            )
+            for part in _PARTS
+        )
+
+    @property
+    def states(self) -> tuple[State, ...]:
+        """What all layers take and give back, layer by layer."""
+        return tuple(state for number in range(self.config.num_layers) for state in self.states_of(number))
+
+    @property
+    def layers_with_rows(self) -> tuple[int, ...]:
+        """The layers that keep a row per token."""
+        numbers = range(self.config.num_layers)
+        return tuple(number for number in numbers if any(each.kind == "rows" for each in self.states_of(number)))

@@ -1,0 +1,35 @@
+"""Which class builds which decoder, by the `model_type` of a text config."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+
+from bundle.errors import UnsupportedConfigError
+from export.config import Raw
+from export.decoders.decoder import Decoder
+
+DECODERS: Mapping[str, str] = {
+    "llama": "export.decoders.llama:Llama",
+    "llama_mote": "export.decoders.llama_mote:LlamaMote",
+    "qwen2": "export.decoders.qwen2:Qwen2",
+    "qwen2_5_vl_text": "export.decoders.qwen2_5_vl_text:Qwen25VLText",
+}
+"""`model_type` of a text config to "module:Class"."""
+
+
+def load_decoder(raw: Raw) -> Decoder:
+    """Return the decoder that a text config describes.
+
+    Raises:
+        UnsupportedConfigError: Of a kind that is not built, with the known ones; or a setting that is not.
+    """
+    kind = raw.get("model_type", "llama")
+    if kind not in DECODERS:
+        raise UnsupportedConfigError(
+            f"text_config.model_type {kind!r}: the decoders built are {', '.join(sorted(DECODERS))}. "
+            "docs/add-a-model.md says how to add one."
+        )
+    module, name = DECODERS[str(kind)].split(":")
+    decoder: Decoder = getattr(importlib.import_module(module), name).read(raw)
+    return decoder

@@ -1,0 +1,40 @@
+"""What an image processor class of transformers is: its settings with their defaults, and the geometry they make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bundle.image import KnownGeometry
+
+Settings = Mapping[str, Any]
+
+SHARED: Settings = {
+    "do_resize": True,
+    "resample": 3,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+}
+"""Defaults of most classes; bicubic is 3."""
+HALF = (0.5, 0.5, 0.5)
+"""Mean and deviation of what most classes normalise by."""
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class ImageProcessor:
+    """One class; a file each, and a line in `export.image_processors.table`.
+
+    Attributes:
+        defaults: Every setting that changes pixels, with the default that it has in transformers.
+        geometry: Settings, all of them there, and where they were read, to the geometry.
+
+    Raises (from `geometry`):
+        UnsupportedConfigError: A value that is not reproduced; it names the setting.
+    """
+
+    defaults: Settings
+    geometry: Callable[[Settings, str], KnownGeometry]

@@ -1,0 +1,21 @@
+"""Which image processor classes are read, by their name less its "Fast" or "Pil" ending."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from export.image_processors.clip import CLIP
+from export.image_processors.idefics3 import IDEFICS3
+from export.image_processors.image_processor import ImageProcessor
+from export.image_processors.qwen2_vl import QWEN2_VL
+from export.image_processors.siglip import SIGLIP
+
+IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
+    "CLIPFeatureExtractor": CLIP,
+    "CLIPImageProcessor": CLIP,
+    "Idefics3ImageProcessor": IDEFICS3,
+    "LlavaImageProcessor": CLIP,
+    "Qwen2VLImageProcessor": QWEN2_VL,
+    "SiglipImageProcessor": SIGLIP,
+    "SmolVLMImageProcessor": IDEFICS3,
+}

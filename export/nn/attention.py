@@ -1,0 +1,63 @@
+"""Attention of a causal decoder: rotated, grouped queries over a cache that it appends to."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnxscript import OpBuilder
+
+from export.config import DecoderConfig
+from export.nn.dialect import CacheRows, Dialect, Heads, Lengths
+from export.nn.linear import Linear
+from export.nn.module import Module
+from export.nn.rotary import Angles
+from graphs.segments import keys_name, queries_name
+from quant.kv.policy import WINDOW_TOKENS
+
+_TO_THE_END = 2**31 - 1
+
+
+class CachedAttention(Module):
+    """Grouped-query attention (Ainslie et al., arXiv 2305.13245) that appends to a cache.
+
+    Args:
+        config: Sizes, and which projections have biases.
+        dialect: How it is written.
+        layer: Its number.
+        norms: Of queries and of keys, each over the numbers of one head; None: neither is normed.
+    """
+
+    def __init__(
+        self, config: DecoderConfig, dialect: Dialect, layer: int, norms: tuple[Module, Module] | None = None
+    ) -> None:
+        super().__init__()
+        self.layer = layer
+        size, heads, kv_heads = config.head_size, config.num_heads, config.num_kv_heads
+        self.q_proj = Linear(config.hidden_size, heads * size, rows=None, bias=config.qkv_bias)
+        self.k_proj = Linear(config.hidden_size, kv_heads * size, rows=None, bias=config.qkv_bias)
+        self.v_proj = Linear(config.hidden_size, kv_heads * size, rows=None, bias=config.qkv_bias)
+        self.o_proj = Linear(heads * size, config.hidden_size, rows=None, bias=config.out_bias)
+        self.q_norm: Module | None
+        self.k_norm: Module | None
+        self.q_norm, self.k_norm = norms or (None, None)
+        self.heads = Heads(heads, kv_heads, size, float(size) ** -0.5)
+        self.dialect = dialect
+
+    def forward(
+        self, op: OpBuilder, x: ir.Value, angles: Angles, past: CacheRows, lengths: Lengths
+    ) -> tuple[ir.Value, CacheRows, ir.Value]:
+        """Return [B, T, D], the cache with T more rows per sequence, and the last queries [B, W, H*C]."""
+        query = self._normed(op, self.q_norm, self.q_proj(op, x), self.heads.num)
+        key = self._normed(op, self.k_norm, self.k_proj(op, x), self.heads.num_kv)
+        query = self.dialect.rotary(op, query, angles.cos, angles.sin, self.heads.num)
+        key = self.dialect.rotary(op, key, angles.cos, angles.sin, self.heads.num_kv)
+        query.name, key.name = queries_name(self.layer), keys_name(self.layer)
+        value = self.v_proj(op, x)
+        attended, present = self.dialect.cached_attention(op, query, key, value, past, lengths, self.heads)
+        return self.o_proj(op, attended), present, op.Slice(query, [-WINDOW_TOKENS], [_TO_THE_END], [1])
+
+    def _normed(self, op: OpBuilder, norm: Module | None, x: ir.Value, num_heads: int) -> ir.Value:
+        """Return x [B, T, heads*C] with every head normed."""
+        if norm is None:
+            return x
+        heads = op.Reshape(x, [0, 0, num_heads, self.heads.size])
+        return op.Reshape(norm(op, heads), [0, 0, num_heads * self.heads.size])

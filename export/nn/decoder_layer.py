@@ -1,0 +1,71 @@
+"""What the layers of every decoder take and give, and the layer that most of them are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from onnxscript import OpBuilder
+
+from export.config import DecoderConfig
+from export.nn.dialect import CacheRows, Dialect, Lengths
+from export.nn.module import Module
+from export.nn.norms import RMSNorm
+from export.nn.rotary import Angles
+
+
+@dataclass(frozen=True)
+class Around:
+    """What a layer knows of a run beside its hidden states.
+
+    Attributes:
+        angles: Of the rotary embeddings that the decoder turns by; most have one for all layers.
+        lengths: Of the layer's length group.
+        more: The decoder's own inputs, in the order of `Decoder.inputs`.
+    """
+
+    angles: tuple[Angles, ...]
+    lengths: Lengths
+    more: tuple[ir.Value, ...] = ()
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a layer leaves behind.
+
+    Attributes:
+        hidden: [B, T, D].
+        states: As it took them, changed.
+        queries: Its last queries [B, W, H*C], rotated; None of a layer without attention over rows.
+    """
+
+    hidden: ir.Value
+    states: tuple[ir.Value, ...]
+    queries: ir.Value | None
+
+
+class DecoderLayer(Module):
+    """Pre-norm attention and feed-forward, each with its residual.
+
+    Args:
+        config: Sizes of the norms.
+        dialect: How they are written.
+        attention: As `export.nn.attention.CachedAttention`.
+        feed_forward: [B, T, D] -> [B, T, D].
+    """
+
+    def __init__(self, config: DecoderConfig, dialect: Dialect, attention: Module, feed_forward: Module) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dialect)
+        self.self_attn = attention
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dialect)
+        self.mlp = feed_forward
+
+    def forward(self, op: OpBuilder, x: ir.Value, around: Around, states: Sequence[ir.Value]) -> Left:
+        """Return what is left of x [B, T, D]; states are keys and values."""
+        normed, past = self.input_layernorm(op, x), CacheRows(*states)
+        attended, present, queries = self.self_attn(op, normed, around.angles[0], past, around.lengths)
+        x = op.Add(x, attended)
+        x = op.Add(x, self.mlp(op, self.post_attention_layernorm(op, x)))
+        return Left(x, (present.key, present.value), queries)

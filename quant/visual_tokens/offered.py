@@ -1,0 +1,24 @@
+"""Which ways to read fewer image tokens a bundle offers."""
+
+from __future__ import annotations
+
+from bundle.image_tokens import gives_tower
+from bundle.manifest import Manifest
+from quant.visual_tokens.inside.table import METHODS as INSIDE
+from quant.visual_tokens.inside.table import missing
+from quant.visual_tokens.table import METHODS
+
+
+def offered_methods(manifest: Manifest, *, has_segments: bool = True) -> tuple[str, ...]:
+    """Return the methods that a request may name; none of a model that shows no image to a decoder.
+
+    Args:
+        manifest: Of the bundle.
+        has_segments: Whether its segments are opened where it runs.
+    """
+    if manifest.decoder is None:
+        return ()
+    has_tower = gives_tower(manifest.components[manifest.graph("vision_encoder")])
+    before = (name for name, entry in METHODS.items() if has_tower or not entry.needs_tower)
+    inside = (name for name in INSIDE if has_segments and not missing(name, manifest))
+    return (*before, *inside)

@@ -1,0 +1,73 @@
+"""Who may ask a server for what: settings of keys, of pages of other origins, and of what may be fetched."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from serving.access.keys import ApiKey
+
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9._\[\]:-]+")
+ANY_ORIGIN = "*"
+
+
+def _listed(value: Any) -> Any:
+    """Return the parts of a text between commas: variables hold no lists."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+
+
+class AccessSettings(BaseModel):
+    """Who is let in.
+
+    Attributes:
+        keys_file: Keys as `pocketvlm keys` keeps them, read again when they change. With it, or with `keys`, every
+            request needs one, health, the page and the documents aside.
+        keys: The same, given here. `POCKETVLM_API_KEYS` and `POCKETVLM_ADMIN_KEYS` are hashed into it.
+        open_metrics: `/metrics` needs no key either.
+        cors_origins: Origins whose pages may ask, such as https://app.example.com; `*` for any.
+        models_dir: Where bundles lie that may be loaded while the server runs, by an administrator's key. None: there
+            are no such routes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    keys_file: Path | None = None
+    keys: tuple[ApiKey, ...] = Field(default=(), repr=False)
+    open_metrics: bool = False
+    cors_origins: Names = ()
+    models_dir: Path | None = None
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether requests need a key; a file without any lets nobody in."""
+        return self.keys_file is not None or bool(self.keys)
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != ANY_ORIGIN and not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin; write scheme, host and port alone: https://app.example.com")
+        return origins
+
+    @field_validator("models_dir")
+    @classmethod
+    def _check_folder(cls, folder: Path | None) -> Path | None:
+        if folder is not None and not folder.is_dir():
+            raise ValueError(f"models_dir {folder} is no folder; name the one that holds the bundles")
+        return folder
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether an address is reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
