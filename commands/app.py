@@ -21,6 +21,7 @@ from commands.loadtest import loadtest
 from commands.models import models
 from commands.quantize import quantize
 from commands.report import report
+from commands.retrieval import ask, index, search
 from commands.run import run
 from commands.serve import DEPLOY_HELP, SERVE_HELP, serve
 from commands.sync import sync
@@ -46,6 +47,9 @@ app.command()(compression)
 app.command()(run)
 app.command()(chat)
 app.command()(embed)
+app.command()(index)
+app.command()(search)
+app.command()(ask)
 app.command("serve", help=SERVE_HELP)(serve)
 app.command("deploy", help=DEPLOY_HELP)(serve)
 app.add_typer(keys)
