@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from commands.adopt import adopt
 from commands.bench import bench
 from commands.chat import chat
 from commands.compile import compile_engines
@@ -37,6 +38,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(export)
+app.command()(adopt)
 app.command()(quantize)
 app.command("compile")(compile_engines)
 app.command()(inspect)
