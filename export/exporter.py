@@ -222,6 +222,11 @@ def _cut_decoder(family: Family, segments: Sequence[int]) -> None:
     if not isinstance(family, VisionLanguage):
         raise UnsupportedConfigError("--decoder-segments cuts a decoder, and the checkpoint's architecture has none")
     decoder = family.decoder
+    if decoder.inputs:
+        raise UnsupportedConfigError(
+            f"--decoder-segments: the decoder takes {', '.join(spec.name for spec in decoder.inputs)} beside hidden "
+            "states, which its segments would not be fed"
+        )
     decoder.config = with_segments(decoder.config, segments)
 
 
