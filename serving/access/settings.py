@@ -8,7 +8,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from serving.access.hosts import AllowedHost
 from serving.access.keys import ApiKey
@@ -58,6 +58,15 @@ class AccessSettings(BaseModel):
             if origin != ANY_ORIGIN and not _ORIGIN.fullmatch(origin):
                 raise ValueError(f"{origin!r} is no origin; write scheme, host and port alone: https://app.example.com")
         return origins
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> AccessSettings:
+        if self.models_dir is not None and not self.needs_key:
+            raise ValueError(
+                "models_dir lets administrators load models, and nobody is asked for a key: set keys_file (pocketvlm "
+                "keys add NAME --admin), or POCKETVLM_ADMIN_KEYS"
+            )
+        return self
 
     @field_validator("models_dir")
     @classmethod
