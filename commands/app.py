@@ -18,6 +18,7 @@ from commands.inspect import inspect
 from commands.keys import keys
 from commands.loadtest import loadtest
 from commands.quantize import quantize
+from commands.replay import replay
 from commands.report import report
 from commands.run import run
 from commands.serve import DEPLOY_HELP, SERVE_HELP, serve
@@ -45,6 +46,7 @@ app.command()(embed)
 app.command("serve", help=SERVE_HELP)(serve)
 app.command("deploy", help=DEPLOY_HELP)(serve)
 app.add_typer(keys)
+app.command()(replay)
 app.command()(sync)
 app.command()(bench)
 app.command()(loadtest)

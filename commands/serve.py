@@ -118,6 +118,14 @@ ModelsOption = Annotated[
         "serve alone. Default: none.",
     ),
 ]
+RecordOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--record",
+        help="A folder in which requests are written down for debugging, texts included, keys never, images as digests "
+        "(docs/api.md). Default: none are.",
+    ),
+]
 ImageHostsOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -180,6 +188,7 @@ def serve(
     cors_origin: OriginsOption = None,
     models_dir: ModelsOption = None,
     image_host: ImageHostsOption = None,
+    record: RecordOption = None,
     tls_certificate: CertificateOption = None,
     tls_key: CertificateKeyOption = None,
     log_level: LogLevelOption = None,
@@ -208,6 +217,7 @@ def serve(
         "api.access.cors_origins": cors_origin or None,
         "api.access.models_dir": models_dir,
         "api.remote.hosts": image_host or None,
+        "api.recording.folder": record,
         "http.tls_certificate": tls_certificate,
         "http.tls_key": tls_key,
         "engine.intra_threads": threads,

@@ -24,7 +24,7 @@ from bundle.frames.limits import DEFAULT_VIDEO_LIMITS
 from quant.kv.table import POLICIES
 from runtime.settings import DEFAULT_VISION_TILES, EncoderRuntime, RuntimeSettings, chunk_tokens_of
 from serving.access.keys import ENVIRONMENT_KEYS, keys_of_environment
-from serving.access.settings import AccessSettings, RemoteSettings
+from serving.access.settings import AccessSettings, RecordingSettings, RemoteSettings
 from serving.protocol import KVCompression, VisionReduction
 from serving.ray_settings import RaySettings
 from serving.watch import Patience
@@ -80,6 +80,7 @@ class ApiSettings(_Frozen):
         max_prefix_bytes: Of all of them together.
         access: Who is let in.
         remote: Which images are fetched.
+        recording: Whether requests are written down.
         max_prefixes: Most of them.
     """
 
@@ -108,6 +109,7 @@ class ApiSettings(_Frozen):
     max_prefix_bytes: int = Field(default=256 << 20, ge=1024)
     access: AccessSettings = AccessSettings()
     remote: RemoteSettings = RemoteSettings()
+    recording: RecordingSettings = RecordingSettings()
     max_prefixes: int = Field(default=1024, ge=1)
 
     @model_validator(mode="after")

@@ -100,6 +100,22 @@ class RemoteSettings(BaseModel):
         return hosts
 
 
+class RecordingSettings(BaseModel):
+    """Requests that are written down for debugging; none by default.
+
+    Attributes:
+        folder: Where. It gets their texts: it is for servers whose users were told.
+        max_bytes: Of all files together; the oldest go.
+        images: Write images and videos as they came; else their digests.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: Path | None = None
+    max_bytes: int = Field(default=64 << 20, ge=64 << 10)
+    images: bool = False
+
+
 def is_loopback(host: str) -> bool:
     """Return whether an address is reached from this machine alone."""
     try:

@@ -18,7 +18,7 @@ from loadtests.latency import BenchmarkPlan
 
 SUBCOMMANDS = (
     *("export", "quantize", "compile", "inspect", "report", "compression", "run", "embed"),
-    *("serve", "sync", "deploy", "bench", "loadtest", "top", "doctor", "demo", "keys", "evaluate"),
+    *("serve", "sync", "deploy", "bench", "loadtest", "top", "doctor", "demo", "keys", "replay", "evaluate"),
 )
 
 
