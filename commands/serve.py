@@ -111,6 +111,22 @@ OriginsOption = Annotated[
         "several times. Default: none."
     ),
 ]
+ModelsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--models-dir",
+        help="A folder of bundles that an administrator's key may load while the server runs (POST /v1/models/load); "
+        "serve alone. Default: none.",
+    ),
+]
+RecordOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--record",
+        help="A folder in which requests are written down for debugging, texts included, keys never, images as digests "
+        "(docs/api.md). Default: none are.",
+    ),
+]
 ImageHostsOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -175,7 +191,9 @@ def serve(
     provider: ProviderOption = None,
     keys_file: KeysFileOption = None,
     cors_origin: OriginsOption = None,
+    models_dir: ModelsOption = None,
     image_host: ImageHostsOption = None,
+    record: RecordOption = None,
     tls_certificate: CertificateOption = None,
     tls_key: CertificateKeyOption = None,
     log_level: LogLevelOption = None,
@@ -204,7 +222,9 @@ def serve(
         "api.prefix_folder": prefix_folder,
         "api.access.keys_file": keys_file,
         "api.access.cors_origins": cors_origin or None,
+        "api.access.models_dir": models_dir,
         "api.remote.hosts": image_host or None,
+        "api.recording.folder": record,
         "http.tls_certificate": tls_certificate,
         "http.tls_key": tls_key,
         "engine.intra_threads": threads,
@@ -213,6 +233,8 @@ def serve(
     }
     settings = load_settings(config, os.environ, flags)
     _refuse_files_early(settings)
+    if context.info_name == "deploy":
+        _refuse_models_dir(settings)
     _require("ray" if context.info_name == "deploy" else "uvicorn")
     served = _served(bundles, real)
     settings = with_aliases(settings, _refuse_early(served, settings), served_name or [])
@@ -224,6 +246,21 @@ def serve(
         from serving.edge.serve import serve as serve_here
 
         serve_here(served, settings, announce)
+
+
+def _refuse_models_dir(settings: ServerSettings) -> None:
+    """Refuse under Ray what it does in its own way.
+
+    Raises:
+        SettingsError: Models are to be loaded while the application runs.
+    """
+    from bundle.errors import SettingsError
+
+    if settings.api.access.models_dir is not None:
+        raise SettingsError(
+            f"models_dir {settings.api.access.models_dir}: under Ray, models come and go by deploying again; leave it "
+            "out"
+        )
 
 
 def _refuse_files_early(settings: ServerSettings) -> None:

@@ -33,7 +33,7 @@ from runtime.settings import (
     chunk_tokens_of,
 )
 from serving.access.keys import ENVIRONMENT_KEYS, keys_of_environment
-from serving.access.settings import AccessSettings, RemoteSettings
+from serving.access.settings import AccessSettings, RecordingSettings, RemoteSettings
 from serving.protocol import KVCompression, VisionReduction
 from serving.ray_settings import RaySettings
 from serving.watch import Patience
@@ -89,6 +89,7 @@ class ApiSettings(_Frozen):
         max_prefix_bytes: Of all of them together.
         access: Who is let in.
         remote: Which images are fetched.
+        recording: Whether requests are written down.
         max_prefixes: Most of them.
     """
 
@@ -117,6 +118,7 @@ class ApiSettings(_Frozen):
     max_prefix_bytes: int = Field(default=256 << 20, ge=1024)
     access: AccessSettings = AccessSettings()
     remote: RemoteSettings = RemoteSettings()
+    recording: RecordingSettings = RecordingSettings()
     max_prefixes: int = Field(default=1024, ge=1)
 
     @model_validator(mode="after")

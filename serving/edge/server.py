@@ -67,6 +67,7 @@ class EdgeServer(uvicorn.Server):
                     settings.api,
                     client.clear_caches if settings.http.allow_cache_clear else None,
                     (EnergyMetrics(self._account),),
+                    client,
                 ),
                 http=connection,
                 h11_max_incomplete_event_size=settings.http.max_head_bytes,

@@ -17,8 +17,9 @@ from commands.bench import bench
 from loadtests.latency import BenchmarkPlan
 
 SUBCOMMANDS = (
-    *("export", "quantize", "compile", "inspect", "report", "compression", "run", "chat", "embed"),
-    *("serve", "sync", "deploy", "bench", "loadtest", "top", "doctor", "demo", "keys", "evaluate"),
+    *("bench", "chat", "compile", "compression", "demo", "deploy", "doctor", "embed", "evaluate"),
+    *("export", "inspect", "keys", "loadtest", "quantize", "replay", "report", "run", "serve"),
+    *("sync", "top"),
 )
 
 
