@@ -179,6 +179,7 @@ class GenerateRequest:
         kv: None takes the server's default.
         fuses: Its messages are read, and a fused prefix is made of them; what is answered means nothing.
         behind: The fused prefix that its messages stand behind, as `FinishedEvent.fused` was.
+        traceparent: Of the span that it is part of, as W3C writes it; empty where there is none.
     """
 
     request_id: str
@@ -194,6 +195,7 @@ class GenerateRequest:
     vision: VisionReduction | None = None
     fuses: bool = False
     behind: bytes | None = field(default=None, repr=False)
+    traceparent: str = ""
 
 
 @dataclass(frozen=True)
@@ -322,6 +324,7 @@ class EmbedRequest:
     request_id: str
     model: str
     inputs: tuple[TextPart | ImagePart, ...]
+    traceparent: str = ""
 
 
 @dataclass(frozen=True)
@@ -341,6 +344,7 @@ class ClassifyRequest:
     images: tuple[ImagePart, ...]
     labels: tuple[str, ...]
     prompt_template: str | None = None
+    traceparent: str = ""
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,10 @@ from serving.api.responses import responses_router
 from serving.api.service import Service
 from serving.api.status import status_router
 from serving.api.tokenize import tokenize_router
+from serving.api.traced import Traced
 from serving.protocol import EngineClient
 from serving.settings import ApiSettings
+from serving.tracing import Tracer
 
 _ROUTERS = (
     chat_router,
@@ -59,6 +61,7 @@ def create_app(
     settings: ApiSettings,
     clear_caches: Callable[[], None] | None = None,
     collectors: Sequence[Collector] = (),
+    tracer: Tracer | None = None,
 ) -> FastAPI:
     """Return the application over a client that is started and closed elsewhere.
 
@@ -67,6 +70,7 @@ def create_app(
         settings: Limits of a request.
         clear_caches: What `POST /v1/cache/clear` does; None: there is no such route.
         collectors: Whose metrics `/metrics` shows beside its own.
+        tracer: Makes a span of every request; None: there are none.
 
     Raises:
         SettingsError: The file of keys is unusable.
@@ -91,6 +95,8 @@ def create_app(
     app.add_middleware(OneAnswer, service=service)
     if settings.access.cors_origins:
         app.add_middleware(CORSMiddleware, **cors_options(settings.access))
+    if tracer is not None:
+        app.add_middleware(Traced, tracer=tracer)
     app.add_middleware(Recorded)
     return app
 

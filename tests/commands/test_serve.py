@@ -105,3 +105,11 @@ def test_a_cache_that_cannot_be_written_is_told_with_what_can_be_done(
     assert f"{tmp_path / 'file' / 'pocketvlm'}, which cannot be written: Not a directory" in line
     assert "Set XDG_CACHE_HOME" in line
     assert " -o" not in line
+
+
+def test_traces_without_the_extra_are_refused_before_anything_is_loaded(process, clip_bundle: Path) -> None:
+    arguments = ("serve", clip_bundle, "--port", 0, "--otlp-traces-endpoint", "http://127.0.0.1:1/v1/traces")
+    done = process(*arguments, without=("opentelemetry.exporter",))
+    assert done.returncode == 1
+    assert "this command needs opentelemetry.exporter" in done.stderr
+    assert "[tracing]" in done.stderr
