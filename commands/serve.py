@@ -152,6 +152,14 @@ LogFormatOption = Annotated[
     Literal["text", "json"] | None,
     typer.Option(help="How lines are logged; json: one object a line. Default: text.", show_default=False),
 ]
+TracesOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Send a trace of every request to this URL, which takes OTLP over HTTP, such as "
+        "http://collector:4318/v1/traces (extra `tracing`). Default: none are made.",
+        show_default=False,
+    ),
+]
 DrainOption = Annotated[
     int | None,
     typer.Option(
@@ -198,6 +206,7 @@ def serve(
     tls_key: CertificateKeyOption = None,
     log_level: LogLevelOption = None,
     log_format: LogFormatOption = None,
+    otlp_traces_endpoint: TracesOption = None,
     drain_timeout_s: DrainOption = None,
     allow_ungated: UngatedOption = None,
     real: RealOption = False,
@@ -211,6 +220,7 @@ def serve(
         "port": port,
         "log_level": log_level,
         "log_format": log_format,
+        "tracing.endpoint": otlp_traces_endpoint,
         "drain_timeout_s": drain_timeout_s,
         "engine.max_sequences": max_sequences,
         "engine.context_tokens": context_tokens,
@@ -236,6 +246,8 @@ def serve(
     if context.info_name == "deploy":
         _refuse_models_dir(settings)
     _require("ray" if context.info_name == "deploy" else "uvicorn")
+    if settings.tracing.endpoint is not None:
+        _require("opentelemetry.exporter.otlp.proto.http.trace_exporter")
     served = _served(bundles, real)
     settings = with_aliases(settings, _refuse_early(served, settings), served_name or [])
     if context.info_name == "deploy":

@@ -180,6 +180,7 @@ class GenerateRequest:
         kv: None takes the server's default.
         fuses: Its messages are read, and a fused prefix is made of them; what is answered means nothing.
         behind: The fused prefix that its messages stand behind, as `FinishedEvent.fused` was.
+        traceparent: Of the span that it is part of, as W3C writes it; empty where there is none.
     """
 
     request_id: str
@@ -195,6 +196,7 @@ class GenerateRequest:
     vision: VisionReduction | None = None
     fuses: bool = False
     behind: bytes | None = field(default=None, repr=False)
+    traceparent: str = ""
 
 
 @dataclass(frozen=True)
@@ -323,6 +325,7 @@ class EmbedRequest:
     request_id: str
     model: str
     inputs: tuple[TextPart | ImagePart, ...]
+    traceparent: str = ""
 
 
 @dataclass(frozen=True)
@@ -342,6 +345,7 @@ class ClassifyRequest:
     images: tuple[ImagePart, ...]
     labels: tuple[str, ...]
     prompt_template: str | None = None
+    traceparent: str = ""
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from serving.access.keys import ENVIRONMENT_KEYS, keys_of_environment
 from serving.access.settings import AccessSettings, RecordingSettings, RemoteSettings
 from serving.protocol import KVCompression, VisionReduction
 from serving.ray_settings import RaySettings
+from serving.tracing_settings import TracingSettings
 from serving.watch import Patience
 
 if sys.version_info >= (3, 11):
@@ -282,6 +283,7 @@ class ServerSettings(_Frozen):
         http: Limits of a connection.
         engine: How models run.
         ray: Replicas on a cluster.
+        tracing: Traces of requests.
     """
 
     host: str = "127.0.0.1"
@@ -293,6 +295,7 @@ class ServerSettings(_Frozen):
     http: HttpSettings = HttpSettings()
     engine: EngineSettings = EngineSettings()
     ray: RaySettings = RaySettings()
+    tracing: TracingSettings = TracingSettings()
 
 
 def load_settings(

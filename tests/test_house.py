@@ -41,6 +41,10 @@ def test_fastapi_is_imported_under_the_api_only() -> None:
     assert all(file.startswith("serving/api/") for file in importers_of("serving", "fastapi"))
 
 
+def test_traces_are_the_business_of_one_file() -> None:
+    assert importers_of("serving", "opentelemetry") - {"serving/api/traced.py"} == {"serving/tracing.py"}
+
+
 def test_locust_files_import_none_of_ours() -> None:
     ours = {package for package in PACKAGES if package != "loadtests"}
     locust_files = importers_of("loadtests", "locust")

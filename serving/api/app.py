@@ -37,8 +37,10 @@ from serving.api.responses import responses_router
 from serving.api.service import Service
 from serving.api.status import status_router
 from serving.api.tokenize import tokenize_router
+from serving.api.traced import Traced
 from serving.protocol import EngineClient, ModelControl
 from serving.settings import ApiSettings
+from serving.tracing import Tracer
 
 _ROUTERS = (
     chat_router,
@@ -61,6 +63,7 @@ def create_app(
     clear_caches: Callable[[], None] | None = None,
     collectors: Sequence[Collector] = (),
     control: ModelControl | None = None,
+    tracer: Tracer | None = None,
 ) -> FastAPI:
     """Return the application over a client that is started and closed elsewhere.
 
@@ -70,6 +73,7 @@ def create_app(
         clear_caches: What `POST /v1/cache/clear` does; None: there is no such route.
         collectors: Whose metrics `/metrics` shows beside its own.
         control: Loads and unloads models, where a folder of bundles is set; None: nothing does.
+        tracer: Makes a span of every request; None: there are none.
 
     Raises:
         SettingsError: The file of keys is unusable.
@@ -97,6 +101,8 @@ def create_app(
     app.add_middleware(OneAnswer, service=service)
     if settings.access.cors_origins:
         app.add_middleware(CORSMiddleware, **cors_options(settings.access))
+    if tracer is not None:
+        app.add_middleware(Traced, tracer=tracer)
     app.add_middleware(Recorded)
     return app
 

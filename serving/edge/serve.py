@@ -19,6 +19,7 @@ from serving.log import configure_logging, warn_of_strangers
 from serving.models.client import LocalClient
 from serving.protocol import ManagedClient
 from serving.settings import ServerSettings
+from serving.tracing import Tracer, try_open_tracer
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +42,14 @@ def serve(bundles: Sequence[Path], settings: ServerSettings, announce: Callable[
     """
     configure_logging(settings)
     warn_of_strangers(settings)
-    last_resort = LastResort()
+    tracer, last_resort = try_open_tracer(settings.tracing), LastResort()
     try:
         with open_listener(settings.host, settings.port) as listener:
-            client = LocalClient(bundles, settings.engine)
-            asyncio.run(run_server(client, settings, listener, announce, last_resort.arm))
+            client = LocalClient(bundles, settings.engine, tracer)
+            asyncio.run(run_server(client, settings, listener, announce, last_resort.arm, tracer))
     finally:
+        if tracer is not None:
+            tracer.close()
         last_resort.disarm()
 
 
@@ -56,6 +59,7 @@ async def run_server(
     listener: socket.socket,
     announce: Callable[[str], None],
     on_end: Callable[[int], None] = lambda exit_code: None,
+    tracer: Tracer | None = None,
 ) -> None:
     """Serve a client until a signal comes; start it meanwhile, and close it after the last request.
 
@@ -65,13 +69,14 @@ async def run_server(
         listener: Listens already; closed on return.
         announce: Gets one line when requests can be served.
         on_end: Gets the process's exit code when every request has ended and only closing is left.
+        tracer: Makes a span of every request; None: there are none.
 
     Raises:
         PocketVLMError: The client did not start.
         KeyboardInterrupt: SIGINT came, and everything is stopped.
     """
     url = url_of(listener, "https" if settings.http.tls_certificate else "http")
-    server = EdgeServer(client, settings)
+    server = EdgeServer(client, settings, tracer=tracer)
     with stopping_on_signals() as stop, _probes(settings) as heartbeat:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         starting = asyncio.create_task(client.start())

@@ -23,6 +23,7 @@ from serving.listener import BACKLOG_CONNECTIONS
 from serving.protocol import ManagedClient
 from serving.settings import ServerSettings
 from serving.tls import Certificate
+from serving.tracing import Tracer
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class EdgeServer(uvicorn.Server):
         client: Closed by `end`.
         settings: Of the server.
         account: Of the machine's energy; None: that of its own meters. Closed by `end`.
+        tracer: Makes a span of every request; None: there are none.
 
     Attributes:
         watch: Of the connections; swept by whoever runs the server.
@@ -52,7 +54,13 @@ class EdgeServer(uvicorn.Server):
         SettingsError: The certificate, its key or the file of keys is unusable.
     """
 
-    def __init__(self, client: ManagedClient, settings: ServerSettings, account: EnergyAccount | None = None) -> None:
+    def __init__(
+        self,
+        client: ManagedClient,
+        settings: ServerSettings,
+        account: EnergyAccount | None = None,
+        tracer: Tracer | None = None,
+    ) -> None:
         self._account = account or EnergyAccount()
         self.watch = ConnectionWatch(connection_limit(settings.http.max_connections))
         self.certificate = Certificate.of(settings.http)
@@ -68,6 +76,7 @@ class EdgeServer(uvicorn.Server):
                     client.clear_caches if settings.http.allow_cache_clear else None,
                     (EnergyMetrics(self._account),),
                     client,
+                    tracer,
                 ),
                 http=connection,
                 h11_max_incomplete_event_size=settings.http.max_head_bytes,

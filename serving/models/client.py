@@ -39,6 +39,7 @@ from serving.protocol import (
     TokenizeResult,
 )
 from serving.settings import EngineSettings
+from serving.tracing import Tracer
 from serving.watch import Watched
 
 logger = logging.getLogger(__name__)
@@ -89,11 +90,13 @@ class LocalClient:
     Args:
         bundles: Bundle directories; each is served under its manifest's name.
         settings: For every model.
+        tracer: Makes spans of what is done; None: there are none.
     """
 
-    def __init__(self, bundles: Sequence[Path], settings: EngineSettings) -> None:
+    def __init__(self, bundles: Sequence[Path], settings: EngineSettings, tracer: Tracer | None = None) -> None:
         self._bundles = tuple(bundles)
         self._settings = settings
+        self._tracer = tracer
         self._pool = PreprocessPool(settings)
         self._models: dict[str, Model] = {}
         self._state = _LOADING  # empty while serving
@@ -192,6 +195,8 @@ class LocalClient:
         for model in list(self._models.values()):
             await asyncio.to_thread(model.close)
         self._pool.close()
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.flush)
 
     async def __aenter__(self) -> LocalClient:
         await self.start()
@@ -209,6 +214,8 @@ class LocalClient:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
         """Yield the answer's pieces, then exactly one FinishedEvent, or raise. Closing the iterator cancels."""
         answer = self._model(request.model, GenerativeModel).generate(request)
+        if self._tracer is not None:
+            answer = self._tracer.generation(replace(request, messages=(), tools=()), answer)
         del request  # it holds the encoded images, which an answer is not to hold for its whole length
         async with aclosing(answer) as events:
             async for event in events:
@@ -216,11 +223,13 @@ class LocalClient:
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """Return one embedding per input."""
-        return await self._model(request.model, EmbeddingModel).embed(request)
+        work = self._model(request.model, EmbeddingModel).embed(request)
+        return await (work if self._tracer is None else self._tracer.work("embeddings", request, work))
 
     async def classify(self, request: ClassifyRequest) -> ClassifyResult:
         """Return every image's score for every label."""
-        return await self._model(request.model, EmbeddingModel).classify(request)
+        work = self._model(request.model, EmbeddingModel).classify(request)
+        return await (work if self._tracer is None else self._tracer.work("classify", request, work))
 
     async def tokenize(self, request: TokenizeRequest) -> TokenizeResult:
         """Return the tokens of a conversation or a text."""
