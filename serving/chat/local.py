@@ -12,6 +12,7 @@ from serving.chat.talk import Choices, Picture, Talk, Turn
 from serving.models.client import LocalClient
 from serving.oneshot import settings_of_one
 from serving.protocol import (
+    FinishedEvent,
     GenerateRequest,
     ImagePart,
     KVCompression,
@@ -62,7 +63,7 @@ class LocalAnswerer:
             async for event in events:
                 if isinstance(event, TokenEvent):
                     yield event.text
-                else:
+                elif isinstance(event, FinishedEvent):
                     yield Took(event.usage, event.timings, event.reason)
 
     async def close(self) -> None:
