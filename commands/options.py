@@ -97,3 +97,24 @@ def read_text(text: str, option: str) -> str:
         where = "standard input held none" if text == "-" else "it is empty"
         raise typer.BadParameter(f"{option} needs a text of at least one character; {where}")
     return words
+
+
+def read_size(text: str, option: str) -> int:
+    """Return a number of bytes of the command line, such as "6GiB".
+
+    Args:
+        text: As given.
+        option: What it was given for, in a message.
+
+    Raises:
+        SettingsError: It is no size above 0.
+    """
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        size = int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        size = 0
+    if size <= 0:
+        raise SettingsError(f"{option} {text!r} is no size; write it such as 6GiB or 6000MB")
+    return size

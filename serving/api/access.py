@@ -17,8 +17,8 @@ from serving.api.service import Service
 
 _OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/health", "/health/live", "/health/ready"})
 """What is told to whoever reaches the port: nothing of requests, answers or load. Asked by GET and HEAD alone."""
-_OPEN_FOLDER = "/page/"
-"""The files of the page, which asks for a key itself."""
+_PAGE = "/page/"
+"""What the page is made of: files that everybody may have, and nothing else."""
 ADMIN_PATHS = frozenset({"/v1/cache/clear", "/v1/models/load", "/v1/models/unload"})
 """What changes a server for everybody."""
 _METRICS = "/metrics"
@@ -76,7 +76,7 @@ class KeyAsked:
 
     def _is_open(self, scope: Scope) -> bool:
         path = scope["path"]
-        return scope["method"] in _READING and (path in self._open or path.startswith(_OPEN_FOLDER))
+        return scope["method"] in _READING and (path in self._open or path.startswith(_PAGE))
 
     def _let_in(self, scope: Scope, record: RequestRecord, key: ApiKey, headers: dict[str, str]) -> None:
         """Count a request of a key that may make it; fill what its answer tells of the key's limits.

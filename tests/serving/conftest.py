@@ -2,7 +2,9 @@
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from io import BytesIO
+from ipaddress import ip_address
 
 import numpy as np
 import pytest
@@ -17,7 +19,9 @@ from serving.protocol import (
     SamplingParams,
     TextPart,
 )
-from serving.settings import EngineSettings, ServerSettings
+from serving.settings import EngineSettings, HttpSettings, ServerSettings
+
+DAY = timedelta(days=1)
 
 
 def png(seed: int = 0, width_px: int = 70, height_px: int = 50) -> bytes:
@@ -99,6 +103,45 @@ def pool():
     pool = PreprocessPool(EngineSettings(preprocess_threads=2))
     yield pool
     pool.close()
+
+
+def write_pair(
+    folder, name: str = "server", ends: timedelta = DAY, passphrase: bytes | None = None, dns: str = "localhost"
+):
+    """Write a certificate that signs itself, for 127.0.0.1 and a name, and its key; return settings that name them."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    end = datetime.now(timezone.utc) + ends
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(end - 400 * DAY)
+        .not_valid_after(end)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1")), x509.DNSName(dns)]), critical=False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    encryption = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
+    files = folder / f"{name}.pem", folder / f"{name}.key"
+    files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    files[1].write_bytes(key.private_bytes(pem, pkcs8, encryption))
+    return HttpSettings(tls_certificate=files[0], tls_key=files[1])
+
+
+@pytest.fixture(scope="session", name="write_pair")
+def pair_writer():
+    """The function that writes a certificate and its key."""
+    pytest.importorskip("cryptography", reason="cryptography is not installed: it comes with [dev]")
+    return write_pair
 
 
 @pytest.fixture
