@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+from serving.access.hosts import AllowedHost
 from serving.access.keys import ApiKey
 
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9._\[\]:-]+")
@@ -63,6 +65,30 @@ class AccessSettings(BaseModel):
         if folder is not None and not folder.is_dir():
             raise ValueError(f"models_dir {folder} is no folder; name the one that holds the bundles")
         return folder
+
+
+class RemoteSettings(BaseModel):
+    """What is fetched for requests: images, and none by default.
+
+    Attributes:
+        hosts: That images may come from: `images.example.com` for HTTPS, `*.example.com` for all names below it,
+            `http://10.0.0.5:8080` with scheme and port.
+        private_networks: Addresses that are not public, and yet may be connected to, such as 10.1.0.0/16.
+        timeout_s: For one image, from its name to its last byte.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    hosts: Names = ()
+    private_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_listed)] = ()
+    timeout_s: float = Field(default=10.0, gt=0, le=600)
+
+    @field_validator("hosts")
+    @classmethod
+    def _check_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            AllowedHost.read(host)
+        return hosts
 
 
 def is_loopback(host: str) -> bool:

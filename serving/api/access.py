@@ -17,6 +17,8 @@ from serving.api.service import Service
 
 _OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/health", "/health/live", "/health/ready"})
 """What is told to whoever reaches the port: nothing of requests, answers or load. Asked by GET and HEAD alone."""
+_PAGE = "/page/"
+"""What the page is made of: files that everybody may have, and nothing else."""
 ADMIN_PATHS = frozenset({"/v1/cache/clear", "/v1/models/load", "/v1/models/unload"})
 """What changes a server for everybody."""
 _METRICS = "/metrics"
@@ -73,7 +75,8 @@ class KeyAsked:
             await self._app(scope, receive, send_with_limits)
 
     def _is_open(self, scope: Scope) -> bool:
-        return scope["method"] in _READING and scope["path"] in self._open
+        path = scope["path"]
+        return scope["method"] in _READING and (path in self._open or path.startswith(_PAGE))
 
     def _let_in(self, scope: Scope, record: RequestRecord, key: ApiKey, headers: dict[str, str]) -> None:
         """Count a request of a key that may make it; fill what its answer tells of the key's limits.

@@ -76,6 +76,7 @@ def create_app(
         service.metrics.registry.register(collector)
     # FastAPI's own pages load scripts from a content network; ours loads nothing.
     app = FastAPI(title="PocketVLM", version=own_version(), docs_url=None, redoc_url=None)
+    app.state.service = service
     for router_of in _ROUTERS:
         app.include_router(router_of(service))
     store = service.prefixes

@@ -192,5 +192,5 @@ def _header(name: str, schema: dict[str, Any], description: str) -> dict[str, An
 
 def _limits(settings: ApiSettings) -> str:
     """Return this server's limits of a request, which are settings and stand in no schema."""
-    limits = settings.model_dump(exclude={"aliases", "prefix_folder", "access"})
+    limits = settings.model_dump(exclude={"aliases", "prefix_folder", "access", "remote"})
     return "Limits of this server: " + ", ".join(f"{name} {value:g}" for name, value in limits.items()) + "."

@@ -73,10 +73,15 @@ def status_router(service: Service) -> APIRouter:
     @router.get("/metrics")
     async def metrics() -> Response:
         """Return the counters in Prometheus' text format."""
-        service.metrics.tell(await service.client.health(), await service.client.models())
-        return Response(service.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+        return Response(await exposition_of(service), media_type=CONTENT_TYPE_LATEST)
 
     return router
+
+
+async def exposition_of(service: Service) -> bytes:
+    """Return an application's own metrics, and what its client tells, in Prometheus' text format."""
+    service.metrics.tell(await service.client.health(), await service.client.models())
+    return service.metrics.exposition()
 
 
 def _told_of(card: ModelCard) -> dict[str, Any]:

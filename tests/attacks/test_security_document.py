@@ -24,6 +24,7 @@ _NOT_LIMITS = {
     "allow_cache_clear",
     "aliases",
     "access",
+    "remote",
     "tls_certificate",
     "tls_key",
     "min_side_px",
