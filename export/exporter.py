@@ -20,6 +20,7 @@ from bundle.machine import own_version
 from bundle.manifest import Component, ComponentName, Dialect, DualEncoderDims, Manifest, Segment, check_name
 from bundle.states import State
 from bundle.visual_exit import VISUAL_EXIT, load_routers
+from export.adapter import Adapter
 from export.architectures import load_family
 from export.checkpoint import Checkpoint
 from export.config import with_length_groups
@@ -48,6 +49,7 @@ def export_checkpoint(
     segments: Sequence[int] = (),
     length_groups: int = 1,
     smaller_images: bool = False,
+    lora: Path | None = None,
     overwrite: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Manifest:
@@ -65,6 +67,7 @@ def export_checkpoint(
         segments: Layers before which the decoder's graph for prompts is cut, once more beside the whole one.
         length_groups: Groups of neighbouring layers that may keep different numbers of rows; segments are such groups.
         smaller_images: The vision graph takes tiles smaller than full ones as well, for `vision.method` resize.
+        lora: A folder of an adapter that PEFT saved, merged into the weights.
         overwrite: Replace a bundle that stands at `output`.
         progress: Called with a line at each step.
 
@@ -79,6 +82,7 @@ def export_checkpoint(
     bundle_name = checked_name(name or label.rsplit("/", 1)[-1])
     source = Checkpoint.open(folder)
     family = load_family(source.config)
+    adapter = None if lora is None else Adapter.open(lora)
     lowering = DIALECTS[dialect]()
     if segments:
         _cut_decoder(family, segments)
@@ -90,7 +94,7 @@ def export_checkpoint(
     say(f"building {len(plans)} graphs for {source.config['model_type']}")
     models = {part: build_model(part, plan, lowering) for part, plan in plans.items()}
     decoder = None if decoder_gguf is None else read_decoder(decoder_gguf, family)
-    weights = WeightSource(source, family, [model.graph for model in models.values()], decoder)
+    weights = WeightSource(source, family, [model.graph for model in models.values()], decoder, adapter)
     weights.fill()
     weights.require_all_used()
     with write_aside(output, overwrite=overwrite) as aside:
@@ -105,7 +109,7 @@ def export_checkpoint(
         manifest = Manifest(
             name=bundle_name,
             source=label,
-            source_sha256=source.digest(decoder_gguf),
+            source_sha256=source.digest(decoder_gguf, None if adapter is None else adapter.file),
             created_by=f"pocketvlm {own_version()}",
             model_type=source.config["model_type"],
             task=family.task,

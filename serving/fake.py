@@ -208,8 +208,9 @@ class FakeClient:
         """Return softmax scores of cosines between the fake embeddings."""
         self._card(request.model, "dual-encoder")
         await self._serve_once()
-        template = request.prompt_template or SLOT
-        labels = np.stack([_embedding(label_text(template, label).encode()) for label in request.labels])
+        templates = request.templates or (SLOT,)
+        texts = [[label_text(template, label) for template in templates] for label in request.labels]
+        labels = np.stack([np.mean([_embedding(text.encode()) for text in of_label], axis=0) for of_label in texts])
         images = np.stack([_embedding(_content(image)) for image in request.images])
         exponentials = np.exp(10 * images @ labels.T)
         scores = (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)

@@ -338,13 +338,17 @@ class EmbedResult:
 
 @dataclass(frozen=True)
 class ClassifyRequest:
-    """Images to score against candidate labels."""
+    """Images to score against candidate labels.
+
+    Attributes:
+        templates: Texts that a label stands in, whose mean vector counts; none: the model's own.
+    """
 
     request_id: str
     model: str
     images: tuple[ImagePart, ...]
     labels: tuple[str, ...]
-    prompt_template: str | None = None
+    templates: tuple[str, ...] = ()
     traceparent: str = ""
 
 
