@@ -17,9 +17,9 @@ from commands.bench import bench
 from loadtests.latency import BenchmarkPlan
 
 SUBCOMMANDS = (
-    *("bench", "chat", "compile", "compression", "demo", "deploy", "doctor", "embed", "evaluate"),
-    *("export", "inspect", "keys", "loadtest", "quantize", "replay", "report", "run", "serve"),
-    *("sync", "top"),
+    *("adopt", "ask", "bench", "chat", "compile", "compression", "demo", "deploy", "doctor"),
+    *("embed", "evaluate", "export", "index", "inspect", "keys", "loadtest", "models", "quantize"),
+    *("replay", "report", "run", "search", "serve", "sync", "top"),
 )
 
 
