@@ -61,6 +61,21 @@ def export(
             show_default=False,
         ),
     ] = None,
+    smaller_images: Annotated[
+        bool,
+        typer.Option(
+            "--smaller-images",
+            help="The vision encoder takes smaller tiles as well, so that requests may have images encoded in less "
+            "time (vision.method resize). Of idefics3 and smolvlm.",
+        ),
+    ] = False,
+    lora: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder of a LoRA adapter that PEFT saved, merged into the weights. Default: none.",
+            show_default=False,
+        ),
+    ] = None,
     evaluation: Annotated[
         Path | None,
         typer.Option(
@@ -92,6 +107,16 @@ def export(
         raise UnsupportedConfigError(
             f"--image-pixels {image_pixels} is for fp32 bundles and their variants; leave out --target cuda and "
             "--keep-quantized"
+        )
+    if smaller_images and (target == "cuda" or keep_quantized or dialect == "portable"):
+        raise UnsupportedConfigError(
+            "--smaller-images is of fp32 bundles and variants for the CPU; leave out --target cuda, --keep-quantized "
+            "and --dialect portable"
+        )
+    if lora is not None and (target == "cuda" or keep_quantized or decoder_gguf is not None):
+        raise UnsupportedConfigError(
+            f"--lora {lora}: an adapter is merged into a checkpoint's own weights; leave out --target cuda, "
+            "--keep-quantized and --decoder-gguf"
         )
     if target == "cuda":
         from export.cuda_bundle import export_for_cuda
@@ -130,6 +155,8 @@ def export(
             segments=_layers(decoder_segments),
             length_groups=length_groups,
             most_image_px=image_pixels,
+            smaller_images=smaller_images,
+            lora=lora,
             overwrite=overwrite,
             progress=progress,
         )
