@@ -47,7 +47,7 @@ def adopt(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a bundle of an encoder that Optimum or transformers.js exported: CLIP, SigLIP, Chinese-CLIP, text encoders."""
+    """Make a bundle of an encoder that Optimum or transformers.js exported: CLIP, SigLIP, text encoders and others."""
     if logit_bias is not None and logit_scale is None:
         raise typer.BadParameter(f"--logit-bias {logit_bias} goes with --logit-scale, and that is missing")
     from export.adopted.adopter import adopt_export
