@@ -90,9 +90,10 @@ ServeThreadsOption = Annotated[
     int | None, typer.Option(min=0, help="Threads per operator. Default: 0, one per physical core.")
 ]
 ProviderOption = Annotated[
-    Literal["cpu", "cuda"] | None,
+    Literal["cpu", "cuda", "tensorrt", "tensorrt-rtx"] | None,
     typer.Option(
-        help="Where models run; cuda takes variants of `quantize --target cuda` (docs/gpu.md). Default: cpu.",
+        help="Where models run: cuda takes variants of `quantize --target cuda` (docs/gpu.md); tensorrt and "
+        "tensorrt-rtx, ONNX Runtime's providers of that name, those of `--target tensorrt`. Default: cpu.",
         show_default=False,
     ),
 ]
@@ -147,6 +148,10 @@ LogLevelOption = Annotated[
     Literal["debug", "info", "warning", "error"] | None,
     typer.Option(help="Least severe line that is logged, on stderr. Default: info.", show_default=False),
 ]
+LogFormatOption = Annotated[
+    Literal["text", "json"] | None,
+    typer.Option(help="How lines are logged; json: one object a line. Default: text.", show_default=False),
+]
 DrainOption = Annotated[
     int | None,
     typer.Option(
@@ -192,6 +197,7 @@ def serve(
     tls_certificate: CertificateOption = None,
     tls_key: CertificateKeyOption = None,
     log_level: LogLevelOption = None,
+    log_format: LogFormatOption = None,
     drain_timeout_s: DrainOption = None,
     allow_ungated: UngatedOption = None,
     real: RealOption = False,
@@ -204,6 +210,7 @@ def serve(
         "host": host,
         "port": port,
         "log_level": log_level,
+        "log_format": log_format,
         "drain_timeout_s": drain_timeout_s,
         "engine.max_sequences": max_sequences,
         "engine.context_tokens": context_tokens,
@@ -221,7 +228,7 @@ def serve(
         "http.tls_certificate": tls_certificate,
         "http.tls_key": tls_key,
         "engine.intra_threads": threads,
-        "engine.provider": provider,
+        **provider_flags(provider),
         "engine.allow_ungated": allow_ungated or None,
     }
     settings = load_settings(config, os.environ, flags)
@@ -269,6 +276,13 @@ def _refuse_files_early(settings: ServerSettings) -> None:
         from serving.access.keyring import Keyring
 
         Keyring(settings.api.access)
+
+
+def provider_flags(provider: str | None) -> dict[str, str | None]:
+    """Return the settings that --provider stands for: TensorRT's providers run on CUDA's device."""
+    if provider in ("tensorrt", "tensorrt-rtx"):
+        return {"engine.provider": "cuda", "engine.device_runtime": provider}
+    return {"engine.provider": provider}
 
 
 def _require(module: str) -> None:

@@ -74,7 +74,7 @@ def export_checkpoint(
     say = progress or (lambda line: None)
     folder, label = located(str(checkpoint), say)
     label = printable(label)
-    bundle_name = _checked_name(name or label.rsplit("/", 1)[-1])
+    bundle_name = checked_name(name or label.rsplit("/", 1)[-1])
     source = Checkpoint.open(folder)
     family = load_family(source.config)
     lowering = DIALECTS[dialect]()
@@ -124,7 +124,12 @@ def export_checkpoint(
         return seal(aside, manifest, unchanged=bundle.manifest.files).manifest
 
 
-def _checked_name(name: str) -> str:
+def checked_name(name: str) -> str:
+    """Return a model's id that a user chose.
+
+    Raises:
+        BundleError: It is of no use as one.
+    """
     try:
         return check_name(name)
     except ValueError as error:
@@ -145,8 +150,16 @@ def read_decoder(file: Path, family: Family) -> dict[str, GgufTensor]:
     return read_gguf(file, family.decoder.config, family.text_prefix)
 
 
-def located(checkpoint: str, say: Callable[[str], None]) -> tuple[Path, str]:
+def located(
+    checkpoint: str, say: Callable[[str], None], patterns: Sequence[str] = _HUB_PATTERNS, ignored: str = "*/*"
+) -> tuple[Path, str]:
     """Return the checkpoint's folder, fetched if it is a hub id, and what the manifest calls it.
+
+    Args:
+        checkpoint: A folder or a hub id.
+        say: Told of a fetch.
+        patterns: Of the files that are fetched.
+        ignored: Pattern of files that are not, whatever `patterns` says.
 
     Raises:
         CheckpointError: It is neither there nor could be fetched.
@@ -158,7 +171,7 @@ def located(checkpoint: str, say: Callable[[str], None]) -> tuple[Path, str]:
         raise CheckpointError(f"{checkpoint} is not a folder, nor does it look like a hub id (owner/name)")
     say(f"fetching {checkpoint} from the Hugging Face hub")
     try:
-        return Path(snapshot_download(checkpoint, allow_patterns=_HUB_PATTERNS, ignore_patterns="*/*")), checkpoint
+        return Path(snapshot_download(checkpoint, allow_patterns=[*patterns], ignore_patterns=ignored)), checkpoint
     except (HTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise CheckpointError(
             f"{checkpoint} is not a local folder and could not be fetched from the hub "

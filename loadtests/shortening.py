@@ -101,14 +101,15 @@ def decode_costs(bundle: Bundle, crowd: Crowd, turns: Turns, threads: int, *, al
         intra_threads=threads,
         allow_ungated=allow_ungated,
     )
-    with _started(bundle, settings) as model:
+    with started(bundle, settings) as model:
         costs = asyncio.run(_decoded(model, bundle, crowd, turns))
     asked = f"decode speed of {crowd.size} answers behind {crowd.prompt_tokens:,} tokens each"
     return Costs(_named(bundle), asked, _machine(), tuple(costs))
 
 
 @contextmanager
-def _started(bundle: Bundle, settings: EngineSettings) -> Iterator[GenerativeModel]:
+def started(bundle: Bundle, settings: EngineSettings) -> Iterator[GenerativeModel]:
+    """Serve a bundle for as long as the block runs."""
     pool = PreprocessPool(settings)
     try:
         model = GenerativeModel(bundle, settings, pool)
@@ -122,7 +123,7 @@ def _started(bundle: Bundle, settings: EngineSettings) -> Iterator[GenerativeMod
 
 
 async def _decoded(model: GenerativeModel, bundle: Bundle, crowd: Crowd, turns: Turns) -> list[Cost]:
-    words = await _words(model, crowd.prompt_tokens)
+    words = await words_of(model, crowd.prompt_tokens)
     ways = [None, *(KVCompression(crowd.policy, budget) for budget in crowd.budgets)]
     rates: dict[KVCompression | None, list[float]] = {way: [] for way in ways}
     rows: dict[KVCompression | None, int] = {}
@@ -147,7 +148,7 @@ async def _decoded(model: GenerativeModel, bundle: Bundle, crowd: Crowd, turns: 
     ]
 
 
-async def _words(model: GenerativeModel, num_tokens: int) -> str:
+async def words_of(model: GenerativeModel, num_tokens: int) -> str:
     """Return a text that makes a prompt of about so many tokens."""
     one, several = [
         (await _answered(model, _request(model, "word " * count, None, max_tokens=1))).rows for count in (1, _PROBED)

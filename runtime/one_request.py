@@ -99,6 +99,31 @@ class Prefilled:
     rows: Sequence[int] = ()
 
 
+@dataclass(frozen=True)
+class _ToldPrompt:
+    """A prompt that was run for rows of it to be chosen.
+
+    Attributes:
+        prompt: What was run.
+        decoder: Whose cache it was in.
+        outputs: Optional ones that were wanted.
+        logits: [V] of its last token.
+        told: The outputs of every run.
+        rows: All that it left, by state input.
+    """
+
+    prompt: FilledPrompt
+    decoder: Decoder
+    outputs: frozenset[str]
+    logits: Logits
+    told: Sequence[Mapping[str, Array]]
+    rows: Mapping[str, Array]
+
+    def is_of(self, prompt: FilledPrompt, decoder: Decoder, outputs: Sequence[str]) -> bool:
+        """Return whether this is what a run would give."""
+        return self.prompt is prompt and self.decoder is decoder and self.outputs.issuperset(outputs)
+
+
 class VisionLanguageRunner:
     """Prompts, features, logits and greedy answers of a vision-language bundle.
 
@@ -123,6 +148,7 @@ class VisionLanguageRunner:
         self._current: Prefilled | None = None
         self._answering: object = None
         self._bound: Decoder | None = None
+        self._told: _ToldPrompt | None = None
 
     # Opened late: calibration wants a part of them.
     @cached_property
@@ -243,13 +269,25 @@ class VisionLanguageRunner:
         return logits, self._lengths(prompt.num_tokens)
 
     def _chosen(self, decoder: Decoder, prompt: FilledPrompt, choose_rows: ChooseRows) -> tuple[Logits, Sequence[int]]:
-        """Run a prompt as `_read` does and drop rows; return its last logits and the rows that it has."""
+        """Run a prompt as `_read` does and drop rows; return its last logits and the rows that it has.
+
+        A prompt that was run last for other rows to be chosen is not run again: what it left is put back.
+        """
+        read = self._told
+        if read is None or not read.is_of(prompt, decoder, choose_rows.outputs):
+            read = self._told = self._run_telling(decoder, prompt, choose_rows.outputs)
+        else:
+            decoder.states.put(_RUNNING, read.rows)
+        return read.logits, choose_rows(decoder.states, _RUNNING, prompt, read.told)
+
+    def _run_telling(self, decoder: Decoder, prompt: FilledPrompt, outputs: tuple[str, ...]) -> _ToldPrompt:
         told = []
         for start, end in chunks(prompt.num_tokens, DEFAULT_CHUNK_TOKENS):
             run = prompt.run(start, end, self._lengths(start), [end - start - 1])
-            logits, found = decoder.run_with(choose_rows.outputs, "prompt", _RUNNING, [run])
+            logits, found = decoder.run_with(outputs, "prompt", _RUNNING, [run])
             told.append(found)
-        return logits[0, 0], choose_rows(decoder.states, _RUNNING, prompt, told)
+        rows = decoder.states.stored(_RUNNING, np.arange(prompt.num_tokens))
+        return _ToldPrompt(prompt, decoder, frozenset(outputs), logits[0, 0].copy(), told, rows)
 
     def _reduced(self, decoder: Decoder, prompt: FilledPrompt, choose: Choose) -> tuple[Logits, Sequence[int]]:
         """Run a prompt segment by segment; return its last logits and the rows that it has."""
@@ -401,7 +439,9 @@ class DualEncoderRunner:
 
     def text_feeds(self, text: str) -> dict[str, Array]:
         """Return the text encoder's inputs for one text; one that is too long is cut."""
-        return dict(text_feeds([self._tokenized(text)], self._dims))
+        manifest = self._bundle.manifest
+        component = manifest.components[manifest.graph("text_encoder")]
+        return dict(text_feeds([self._tokenized(text)], self._dims, component))
 
     def _tokenized(self, text: str) -> TextBatch:
         dims = self._dims

@@ -21,8 +21,17 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, mo
 from bundle.decode import DEFAULT_LIMITS
 from bundle.errors import SettingsError
 from bundle.frames.limits import DEFAULT_VIDEO_LIMITS
+from bundle.manifest import Manifest
 from quant.kv.table import POLICIES
-from runtime.settings import DEFAULT_VISION_TILES, EncoderRuntime, RuntimeSettings, chunk_tokens_of
+from runtime.cache_shape import context_of
+from runtime.limits import Limits
+from runtime.settings import (
+    DEFAULT_CONTEXT_TOKENS,
+    DEFAULT_VISION_TILES,
+    EncoderRuntime,
+    RuntimeSettings,
+    chunk_tokens_of,
+)
 from serving.access.keys import ENVIRONMENT_KEYS, keys_of_environment
 from serving.access.settings import AccessSettings, RecordingSettings, RemoteSettings
 from serving.protocol import KVCompression, VisionReduction
@@ -236,6 +245,12 @@ class EngineSettings(RuntimeSettings):
         """Most tokens of a prompt in one run, there where it runs."""
         return self.prefill_chunk_tokens or chunk_tokens_of(self.provider)
 
+    def limits(self, manifest: Manifest) -> Limits:
+        """Return the largest runs of a bundle that is served by these settings."""
+        rows = context_of(manifest, self.context_tokens) or DEFAULT_CONTEXT_TOKENS
+        batch = self.text_batch_rows if manifest.decoder is None else self.max_sequences
+        return Limits(rows, batch, min(self.chunk_tokens, rows), self.vision_batch_tiles)
+
     @property
     def vision(self) -> VisionReduction:
         """How images are reduced where a request does not say."""
@@ -261,6 +276,7 @@ class ServerSettings(_Frozen):
         host: Address to listen on. The default is reached from this machine alone.
         port: TCP port; 0 picks a free one.
         log_level: Least severe line that is logged.
+        log_format: "text", or "json": one object a line.
         drain_timeout_s: How long running requests may go on after SIGTERM.
         api: Limits of a request.
         http: Limits of a connection.
@@ -271,6 +287,7 @@ class ServerSettings(_Frozen):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
     drain_timeout_s: int = Field(default=30, ge=0)
     api: ApiSettings = ApiSettings()
     http: HttpSettings = HttpSettings()

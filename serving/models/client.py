@@ -19,6 +19,7 @@ from bundle.machine import resident_memory_bytes
 from bundle.manifest import Task
 from serving.engine_status import EngineStatus
 from serving.models.embedding import EmbeddingModel
+from serving.models.engine_bounds import within_engines
 from serving.models.generative import GenerativeModel
 from serving.models.model import Model
 from serving.models.pool import PreprocessPool
@@ -65,6 +66,7 @@ def load_model(directory: Path, settings: EngineSettings, pool: PreprocessPool) 
     """
     bundle = open_bundle(directory, verify=settings.verify_digests, allow_ungated=settings.allow_ungated)
     check_target(bundle, settings)
+    settings = within_engines(bundle, settings)
     return _MODEL_OF_TASK[bundle.manifest.task](bundle, settings, pool)
 
 

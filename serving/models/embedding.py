@@ -18,6 +18,7 @@ from bundle.zero_shot import SLOT, label_text
 from runtime.canary import check_canary
 from runtime.encoder import open_encoder
 from runtime.encoders import Vectors, encode_texts, unit
+from runtime.room import check_room
 from serving.engine.batching import BatchWorker
 from serving.engine.worker import Worker
 from serving.models.model import Model
@@ -66,6 +67,7 @@ class EmbeddingModel(Model):
         if manifest.dual is None:
             raise BundleFormatError(f"{bundle.directory} has no dual-encoder sizes; it cannot embed")
         super().__init__(manifest, settings, pool)
+        check_room(manifest, None, settings.provider)
         self._dims: DualEncoderDims = manifest.dual
         self._tokenizer = Tokenizer.from_file(bundle.path(TOKENIZER))
         self._vision = VisionStage(bundle, settings, pool)

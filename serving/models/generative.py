@@ -166,6 +166,15 @@ class GenerativeModel(Model):
         """What its engine is doing, slot by slot."""
         return replace(self._engine.status, gauges=self.gauges, first_token_s=tuple(self._first_tokens_s))
 
+    @property
+    def cache_resident_bytes(self) -> int:
+        """Memory that the cache takes now, as the kernel counts it.
+
+        Raises:
+            OSError: This system does not tell.
+        """
+        return self._decoder.states.resident_bytes
+
     def clear_prefixes(self) -> None:
         """Forget what was read of prompts of earlier requests."""
         self._engine.clear_prefixes()

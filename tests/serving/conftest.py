@@ -1,10 +1,6 @@
 """Images, requests and their answers, as the tests of the server's rooms want them."""
 
-import asyncio
-import socket
-import threading
-import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from io import BytesIO
@@ -14,8 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serving.edge.server import EdgeServer
-from serving.listener import open_listener, url_of
 from serving.models.pool import PreprocessPool
 from serving.protocol import (
     FinishedEvent,
@@ -150,50 +144,12 @@ def pair_writer():
     return write_pair
 
 
-@contextmanager
-def edge_server(client, settings: ServerSettings, send_buffer_bytes: int | None):
-    """Serve a client on a free port from another thread while the block lasts; yields the URL."""
-    listener = open_listener("127.0.0.1", 0)
-    if send_buffer_bytes:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
-    server = EdgeServer(client, settings)
-    url = url_of(listener)
-
-    async def sweep() -> None:
-        while True:
-            server.watch.sweep()
-            await asyncio.sleep(0.05)
-
-    async def serve() -> None:
-        sweeping = asyncio.create_task(sweep())
-        await server.serve(sockets=[listener])
-        sweeping.cancel()
-        server.watch.close()
-        while server.server_state.tasks:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.05)
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield url
-    server.should_exit = server.force_exit = True
-    thread.join()
-
-
-@pytest.fixture(scope="session")
-def long_edge_server():
-    """The context manager that serves a client for longer than one test."""
-    return edge_server
-
-
 @pytest.fixture
-def serve_edge():
+def serve_edge(edge_servers):
     """The function that serves a client as the edge server does, until the test ends, and returns the URL."""
     with ExitStack() as stack:
 
         def serve(client, settings: ServerSettings | None = None, send_buffer_bytes: int | None = None) -> str:
-            return stack.enter_context(edge_server(client, settings or ServerSettings(), send_buffer_bytes))
+            return stack.enter_context(edge_servers(client, settings or ServerSettings(), send_buffer_bytes))
 
         yield serve

@@ -65,8 +65,8 @@ def shared_engine() -> FakeClient:
 
 
 @pytest.fixture(scope="module")
-def page_url(long_edge_server: Any, shared_engine: FakeClient) -> Iterator[str]:
-    with long_edge_server(shared_engine, ServerSettings(), None) as url:
+def page_url(edge_servers: Any, shared_engine: FakeClient) -> Iterator[str]:
+    with edge_servers(shared_engine, ServerSettings()) as url:
         yield url
 
 
