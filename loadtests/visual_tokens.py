@@ -5,7 +5,8 @@
     python -m loadtests.visual_tokens int8 --allow-ungated --images 4
 
 Every method and share is asked the same, in turns, once about images that nobody saw and once more when their features
-are kept and nothing of the prompt is: the encoder's time shrinks by no reduction, and stands in the first alone.
+are kept and nothing of the prompt is. The encoder stands in the first alone, and shrinks by `resize` alone, which
+wants a bundle of `export --smaller-images`.
 """
 
 from __future__ import annotations
