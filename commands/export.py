@@ -60,6 +60,13 @@ def export(
             "time (vision.method resize). Of idefics3 and smolvlm.",
         ),
     ] = False,
+    lora: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder of a LoRA adapter that PEFT saved, merged into the weights. Default: none.",
+            show_default=False,
+        ),
+    ] = None,
     evaluation: Annotated[
         Path | None,
         typer.Option(
@@ -91,6 +98,11 @@ def export(
         raise UnsupportedConfigError(
             "--smaller-images is of fp32 bundles and variants for the CPU; leave out --target cuda, --keep-quantized "
             "and --dialect portable"
+        )
+    if lora is not None and (target == "cuda" or keep_quantized or decoder_gguf is not None):
+        raise UnsupportedConfigError(
+            f"--lora {lora}: an adapter is merged into a checkpoint's own weights; leave out --target cuda, "
+            "--keep-quantized and --decoder-gguf"
         )
     if target == "cuda":
         from export.cuda_bundle import export_for_cuda
@@ -129,6 +141,7 @@ def export(
             segments=_layers(decoder_segments),
             length_groups=length_groups,
             smaller_images=smaller_images,
+            lora=lora,
             overwrite=overwrite,
             progress=progress,
         )

@@ -455,7 +455,9 @@ class DualEncoderRunner:
 
     def text_feeds(self, text: str) -> dict[str, Array]:
         """Return the text encoder's inputs for one text; one that is too long is cut."""
-        return dict(text_feeds([self._tokenized(text)], self._dims))
+        manifest = self._bundle.manifest
+        component = manifest.components[manifest.graph("text_encoder")]
+        return dict(text_feeds([self._tokenized(text)], self._dims, component))
 
     def _tokenized(self, text: str) -> TextBatch:
         dims = self._dims

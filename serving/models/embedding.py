@@ -18,6 +18,7 @@ from bundle.zero_shot import SLOT, label_text
 from runtime.canary import check_canary
 from runtime.encoder import open_encoder
 from runtime.encoders import Vectors, encode_texts, unit
+from runtime.room import check_room
 from serving.engine.batching import BatchWorker
 from serving.engine.worker import Worker
 from serving.models.model import Model
@@ -66,6 +67,7 @@ class EmbeddingModel(Model):
         if manifest.dual is None:
             raise BundleFormatError(f"{bundle.directory} has no dual-encoder sizes; it cannot embed")
         super().__init__(manifest, settings, pool)
+        check_room(manifest, None, settings.provider)
         self._dims: DualEncoderDims = manifest.dual
         self._tokenizer = Tokenizer.from_file(bundle.path(TOKENIZER))
         self._vision = VisionStage(bundle, settings, pool)
@@ -139,17 +141,18 @@ class EmbeddingModel(Model):
         Raises:
             RequestError: No images or labels, a template without its slot, an unusable image or text.
         """
-        template = request.prompt_template or self._dims.prompt_template
+        templates = request.templates or (self._dims.prompt_template,)
         if not request.images or not request.labels:
             raise ParameterError(
                 f"{len(request.images)} images and {len(request.labels)} labels; send at least one of each",
                 "images" if request.labels else "labels",
             )
-        if SLOT not in template:
-            raise ParameterError(f"prompt_template {template!r} has no {SLOT} for the label", "prompt_template")
+        if without := [template for template in templates if SLOT not in template]:
+            raise ParameterError(f"prompt_template {without[0]!r} has no {SLOT} for the label", "prompt_template")
         with self._admission.admit():
-            prompts = [label_text(template, label) for label in request.labels]
-            of_labels, num_tokens, of_images = await self._embed_both(request.request_id, prompts, request.images)
+            prompts = [label_text(template, label) for label in request.labels for template in templates]
+            of_texts, num_tokens, of_images = await self._embed_both(request.request_id, prompts, request.images)
+        of_labels = unit(of_texts.reshape(len(request.labels), len(templates), -1).mean(axis=1))
         return ClassifyResult(scores(of_images @ of_labels.T, self._dims), num_tokens)
 
     async def _embed_both(

@@ -24,6 +24,7 @@ from serving.models.vision import EncodedImage, Share
 from serving.models.visual import Visual
 from serving.protocol import Message, TextPart, VisionReduction
 
+_NO_IDS = np.zeros(0, np.int64)
 ImageReduction: TypeAlias = Reduction | Resize
 EmbedText = Callable[[npt.NDArray[np.int64]], npt.NDArray[Any]]
 
@@ -175,6 +176,12 @@ class Reducing:
             raise ParameterError(
                 f"vision.method {asked.method!r} reads the vision tower's attention, which this model's "
                 f"{self._encoder.file} does not give: export its checkpoint again, or take one of {usable}",
+                "vision.method",
+            )
+        if reduction.needs_text and self._encoder.outputs[0].shape[-1] != self._embed_text(_NO_IDS).shape[-1]:
+            raise ParameterError(
+                f"vision.method {asked.method!r} compares image tokens with the text, and this model's tokens are "
+                "wider: they hold features of several layers. Take another method.",
                 "vision.method",
             )
         return None if reduction.is_whole else reduction

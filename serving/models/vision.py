@@ -19,7 +19,6 @@ from bundle.directory import Bundle
 from bundle.frames.plan import FramePlan
 from bundle.image import PREPROCESSOR, ImageSpec, Pixels, TileLayout
 from bundle.manifest import Manifest
-from runtime.encoder import open_encoder
 from runtime.encoders import encode_images, split_seen
 from serving.engine.batching import BatchWorker
 from serving.models.cut_frames import FrameRoom
@@ -172,7 +171,7 @@ class VisionStage:
 
     def __init__(self, bundle: Bundle, settings: EngineSettings, pool: PreprocessPool) -> None:
         self.name = bundle.manifest.graph("vision_encoder")
-        self.session = open_encoder(bundle, self.name, settings)
+        self.session = pool.towers.open(bundle, self.name, settings)
         self._spec = ImageSpec.read(bundle.path(PREPROCESSOR))
         self._image_prompt = bundle.manifest.image_prompt
         self._identity = encoder_identity(bundle.manifest, self._spec)

@@ -106,7 +106,7 @@ class EndpointRespondent:
         cards = {str(card.get("id")): card for card in listed if isinstance(card, dict)}
         if self._model is None:
             if len(cards) != 1:
-                raise SettingsError(f"{self.url} has the models {', '.join(cards) or 'none'}; name one with --model")
+                raise SettingsError(f"{self.url} has the models {', '.join(cards) or 'none'}; name one with --name")
             self._model = next(iter(cards))
         if self._embeds is None:
             self._embeds = cards.get(self._model, {}).get("task") == "dual-encoder"
