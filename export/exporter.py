@@ -48,6 +48,7 @@ def export_checkpoint(
     decoder_gguf: Path | None = None,
     segments: Sequence[int] = (),
     length_groups: int = 1,
+    most_image_px: int | None = None,
     smaller_images: bool = False,
     lora: Path | None = None,
     overwrite: bool = False,
@@ -66,6 +67,7 @@ def export_checkpoint(
         decoder_gguf: A llama.cpp file whose weights take the place of the checkpoint's decoder.
         segments: Layers before which the decoder's graph for prompts is cut, once more beside the whole one.
         length_groups: Groups of neighbouring layers that may keep different numbers of rows; segments are such groups.
+        most_image_px: Pixels of an image at most, where images keep their shape; None: as the processor says.
         smaller_images: The vision graph takes tiles smaller than full ones as well, for `vision.method` resize.
         lora: A folder of an adapter that PEFT saved, merged into the weights.
         overwrite: Replace a bundle that stands at `output`.
@@ -98,7 +100,7 @@ def export_checkpoint(
     weights.fill()
     weights.require_all_used()
     with write_aside(output, overwrite=overwrite) as aside:
-        files = convert_processor(folder, family, aside)
+        files = convert_processor(folder, family, aside, most_image_px)
         _require_agreement(family, files)
         if files.note is not None:
             say(files.note)
