@@ -17,6 +17,7 @@ from bundle.errors import BundleError, EngineDeadError, ModelNotFoundError, Star
 from bundle.machine import resident_memory_bytes
 from bundle.manifest import Task
 from serving.engine_status import EngineStatus
+from serving.models.elsewhere import Elsewhere
 from serving.models.embedding import EmbeddingModel
 from serving.models.generative import GenerativeModel
 from serving.models.model import Model
@@ -74,12 +75,13 @@ class LocalClient:
     Args:
         bundles: Bundle directories; each is served under its manifest's name.
         settings: For every model.
+        elsewhere: Encodes the images, so that no model here loads its vision encoder; None: each its own.
     """
 
-    def __init__(self, bundles: Sequence[Path], settings: EngineSettings) -> None:
+    def __init__(self, bundles: Sequence[Path], settings: EngineSettings, elsewhere: Elsewhere | None = None) -> None:
         self._bundles = tuple(bundles)
         self._settings = settings
-        self._pool = PreprocessPool(settings)
+        self._pool = PreprocessPool(settings, elsewhere)
         self._models: dict[str, Model] = {}
         self._state = _LOADING  # empty while serving
         self._watch: asyncio.Task[None] | None = None

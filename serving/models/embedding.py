@@ -72,7 +72,7 @@ class EmbeddingModel(Model):
         text_name = manifest.graph("text_encoder")
         self._text = open_encoder(bundle, text_name, settings)
         if settings.check_golden:
-            check_canary(bundle, {self._vision.name: self._vision.session, text_name: self._text})
+            check_canary(bundle, {**self._vision.sessions, text_name: self._text})
         self._turns = Turns(_BATCHES_AHEAD * settings.text_batch_rows)
         self._text_worker: BatchWorker[TextBatch, Vectors] = BatchWorker(
             f"text-{manifest.name}", self._run_texts, _num_rows, settings.text_batch_rows, settings.patience
@@ -83,7 +83,7 @@ class EmbeddingModel(Model):
         """Its threads, and what each runs first."""
         return {
             self._text_worker: self._warm_up_texts,
-            self._vision.worker: self._vision.warm_up,
+            **self._vision.workers,
         }
 
     @property
