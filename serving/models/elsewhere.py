@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,6 @@ from bundle.image import TileLayout
 from bundle.manifest import ComponentName
 from runtime.canary import Ports
 from serving.models.cut_image import CutImage
-
-if TYPE_CHECKING:
-    from serving.models.vision import DecodedImage
 
 Features = npt.NDArray[Any]
 
@@ -42,18 +39,18 @@ class SentImage:
     with_tower: bool
 
     @classmethod
-    def of(cls, image: DecodedImage) -> SentImage:
+    def of(cls, key: bytes, cut: CutImage, layout: TileLayout, *, with_tower: bool) -> SentImage:
         """Return an image as it is sent; copies its pixels."""
-        pieces = tuple(np.asarray(each) for each in image.cut.images)
-        return cls(image.key, pieces, replace_images(image.cut, ()), image.layout, image.with_tower)
+        pieces = tuple(np.asarray(each) for each in cut.images)
+        return cls(key, pieces, _with_images(cut, ()), layout, with_tower)
 
     @property
     def cut_image(self) -> CutImage:
         """The image as it was; copies its pixels."""
-        return replace_images(self.cut, tuple(Image.fromarray(piece) for piece in self.pieces))
+        return _with_images(self.cut, tuple(Image.fromarray(piece) for piece in self.pieces))
 
 
-def replace_images(cut: CutImage, images: tuple[Image.Image, ...]) -> CutImage:
+def _with_images(cut: CutImage, images: tuple[Image.Image, ...]) -> CutImage:
     """Return a cut image with others in the place of its own."""
     return CutImage(cut.digest, cut.width_px, cut.height_px, images, cut.is_cut)
 

@@ -11,6 +11,7 @@ import hashlib
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -337,7 +338,8 @@ class VisionStage:
 
     async def _encode_elsewhere(self, owner: Hashable, image: DecodedImage, elsewhere: Elsewhere) -> EncodedImage:
         started_s = time.monotonic()
-        seen = await elsewhere.see(await self._pool.images.run(owner, SentImage.of, image))
+        sent = partial(SentImage.of, image.key, image.cut, image.layout, with_tower=image.with_tower)
+        seen = await elsewhere.see(await self._pool.images.run(owner, sent))
         self.cache.put(image.key, seen)
         return replace(self._encoded(image, seen), vision_s=time.monotonic() - started_s)
 
