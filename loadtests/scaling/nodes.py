@@ -99,21 +99,33 @@ def serving_nodes(bundle: Path, num_nodes: int, settings: Mapping[str, Any]) -> 
     Raises:
         PocketVLMError: The bundle is refused.
     """
+    prepare_environment()
+    from serving.cluster.application import ClusterArgs, application, served_models
+
+    args = ClusterArgs.model_validate({"bundles": [str(bundle.resolve())], **settings})
+    (model,) = served_models(args)
+    with nodes_serving(application([model], args), num_nodes) as url:
+        yield url, model.deployment
+
+
+def prepare_environment() -> None:
+    """Set what Ray's processes are started with; before Ray is imported."""
     os.environ["RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S"] = _REPORT_S
     os.environ["RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S"] = _REPORT_S
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_root()), os.environ.get("PYTHONPATH", "")]))
     from serving.cluster.environment import set_ray_environment
 
     set_ray_environment()
+
+
+@contextmanager
+def nodes_serving(application: Any, num_nodes: int) -> Iterator[str]:
+    """Serve an application of Ray's on a head and so many nodes while the block lasts; yields the URL."""
     import ray
     from ray import serve
     from ray._common.utils import reset_ray_address
     from ray.cluster_utils import Cluster
 
-    from serving.cluster.application import ClusterArgs, application, served_models
-
-    args = ClusterArgs.model_validate({"bundles": [str(bundle.resolve())], **settings})
-    (model,) = served_models(args)
     node = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
     head = {**node, "num_cpus": 1, "node_ip_address": _ADDRESS.format(2)}
     cluster = Cluster(initialize_head=True, head_node_args=head)
@@ -126,8 +138,8 @@ def serving_nodes(bundle: Path, num_nodes: int, settings: Mapping[str, Any]) -> 
             port = listener.getsockname()[1]
         with suppress(TimeoutError):  # of a minute for the proxy, which starts all the same
             serve.start(http_options={"host": "127.0.0.1", "port": port}, proxy_location="HeadOnly")
-        serve.run(application([model], args), name=APPLICATION, route_prefix="/")
-        yield f"http://127.0.0.1:{port}", model.deployment
+        serve.run(application, name=APPLICATION, route_prefix="/")
+        yield f"http://127.0.0.1:{port}"
     finally:
         if ray.is_initialized():
             serve.shutdown()
