@@ -12,6 +12,7 @@ MODULES_OF_EXTRA = {
     "photographs": ("skimage",),
     "video": ("av",),
     "captions": ("pycocoevalcap",),
+    "retrieval": ("faiss",),
     "loadtests": ("locust",),
     "openvino": ("openvino",),
     "tensorrt": ("tensorrt",),

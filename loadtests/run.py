@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -102,7 +102,7 @@ def measure(
     require_listener(url)
     made_folder(output, "-o")
     with ServerEnergy(url) as energy:
-        _run_locust(url, plan, output)
+        run_locust(url, plan, output)
     samples, record = tuple(read_samples(output / "requests.jsonl")), read_record(output / "run.json")
     window = plan.window(record.stopped_s)
     began_s = datetime.fromisoformat(record.started_at).timestamp()
@@ -119,8 +119,10 @@ def measure(
     return report
 
 
-def locust_command(url: str, plan: LoadPlan, output: Path) -> list[str]:
-    """Return the command line that runs Locust for a plan."""
+def locust_command(
+    url: str, plan: LoadPlan, output: Path, locustfile: Path | None = None, extra: Mapping[str, str] | None = None
+) -> list[str]:
+    """Return the command line that runs Locust for a plan, with a file and options of one's own where given."""
     options: dict[str, object] = {
         "--host": url,
         "--users": plan.users,
@@ -137,20 +139,35 @@ def locust_command(url: str, plan: LoadPlan, output: Path) -> list[str]:
         "--distinct-images": plan.distinct_images,
         "--seed": plan.seed,
         "--timeout-s": plan.timeout_s,
+        **(extra or {}),
     }
     flags = [str(word) for pair in options.items() for word in pair]
-    locustfile = Path(__file__).with_name("locustfile.py")
+    locustfile = locustfile or Path(__file__).with_name("locustfile.py")
     return [sys.executable, "-m", "locust", "-f", str(locustfile), "--headless", "--only-summary", *flags]
 
 
-def _run_locust(url: str, plan: LoadPlan, output: Path) -> None:
-    """Run Locust to its end, its words going to `locust.log`; its whole process group ends with this call."""
+def run_locust(
+    url: str, plan: LoadPlan, output: Path, locustfile: Path | None = None, extra: Mapping[str, str] | None = None
+) -> None:
+    """Run Locust to its end, its words going to `locust.log`; its whole process group ends with this call.
+
+    Args:
+        url: Of the server.
+        plan: What to send, for how long.
+        output: Folder for what it writes.
+        locustfile: In place of the load test's own.
+        extra: Options of that file.
+
+    Raises:
+        MachineError: It is not installed, did not end, or failed.
+    """
+    _require_locust()
     (output / "run.json").unlink(missing_ok=True)
     limit_s = plan.total_s + _STOP_TIMEOUT_S + _GRACE_S
     log = output / "locust.log"
     with log.open("wb") as file:
         process = subprocess.Popen(
-            locust_command(url, plan, output),
+            locust_command(url, plan, output, locustfile, extra),
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,

@@ -6,7 +6,7 @@ Coordinates are pixels of the page, x to the right and y down, as in SVG.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 from unicodedata import east_asian_width
 
@@ -105,6 +105,21 @@ class Drawing:
 def rectangle(left: float, top: float, right: float, bottom: float) -> Sequence[Point]:
     """Return the corners of a rectangle."""
     return (left, top), (right, top), (right, bottom), (left, bottom)
+
+
+def below(upper: Drawing, lower: Drawing) -> Drawing:
+    """Return one drawing of two, the second under the first."""
+    moved = [_moved(part, upper.height_px) for part in lower.parts]
+    width_px, height_px = max(upper.width_px, lower.width_px), upper.height_px + lower.height_px
+    return Drawing(f"{upper.title}; {lower.title}", width_px, height_px, [*upper.parts, *moved])
+
+
+def _moved(part: Part, down_px: float) -> Part:
+    if isinstance(part, Text):
+        return replace(part, at=(part.at[0], part.at[1] + down_px))
+    if isinstance(part, Dots):
+        return replace(part, centres=[(x, y + down_px) for x, y in part.centres])
+    return replace(part, points=[(x, y + down_px) for x, y in part.points])
 
 
 def text_width_px(text: str) -> float:

@@ -21,10 +21,19 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, mo
 from bundle.decode import DEFAULT_LIMITS
 from bundle.errors import SettingsError
 from bundle.frames.limits import DEFAULT_VIDEO_LIMITS
+from bundle.manifest import Manifest
 from quant.kv.table import POLICIES
-from runtime.settings import DEFAULT_VISION_TILES, EncoderRuntime, RuntimeSettings, chunk_tokens_of
+from runtime.cache_shape import context_of
+from runtime.limits import Limits
+from runtime.settings import (
+    DEFAULT_CONTEXT_TOKENS,
+    DEFAULT_VISION_TILES,
+    EncoderRuntime,
+    RuntimeSettings,
+    chunk_tokens_of,
+)
 from serving.access.keys import ENVIRONMENT_KEYS, keys_of_environment
-from serving.access.settings import AccessSettings
+from serving.access.settings import AccessSettings, RecordingSettings, RemoteSettings
 from serving.protocol import KVCompression, VisionReduction
 from serving.ray_settings import RaySettings
 from serving.tracing_settings import TracingSettings
@@ -80,6 +89,8 @@ class ApiSettings(_Frozen):
             that serve the same models share one. None: there are no such routes.
         max_prefix_bytes: Of all of them together.
         access: Who is let in.
+        remote: Which images are fetched.
+        recording: Whether requests are written down.
         max_prefixes: Most of them.
     """
 
@@ -107,6 +118,8 @@ class ApiSettings(_Frozen):
     prefix_folder: Path | None = None
     max_prefix_bytes: int = Field(default=256 << 20, ge=1024)
     access: AccessSettings = AccessSettings()
+    remote: RemoteSettings = RemoteSettings()
+    recording: RecordingSettings = RecordingSettings()
     max_prefixes: int = Field(default=1024, ge=1)
 
     @model_validator(mode="after")
@@ -232,6 +245,12 @@ class EngineSettings(RuntimeSettings):
     def chunk_tokens(self) -> int:
         """Most tokens of a prompt in one run, there where it runs."""
         return self.prefill_chunk_tokens or chunk_tokens_of(self.provider)
+
+    def limits(self, manifest: Manifest) -> Limits:
+        """Return the largest runs of a bundle that is served by these settings."""
+        rows = context_of(manifest, self.context_tokens) or DEFAULT_CONTEXT_TOKENS
+        batch = self.text_batch_rows if manifest.decoder is None else self.max_sequences
+        return Limits(rows, batch, min(self.chunk_tokens, rows), self.vision_batch_tiles)
 
     @property
     def vision(self) -> VisionReduction:

@@ -18,6 +18,9 @@ FOLDERS = (
     "overlays/cpu",
     "overlays/cpu/edge",
     "overlays/cpu/rayservice",
+    "overlays/cpu/canary",
+    "overlays/gpu",
+    "overlays/gpu/rayservice",
     "dashboards",
 )
 Object = dict[str, Any]
@@ -58,16 +61,20 @@ def _read(resource: Path) -> list[Object]:
 
 
 def _patch(objects: list[Object], target: dict[str, str], operations: list[Object]) -> None:
-    """Apply JSON patch operations (RFC 6902, `replace` only) to the one object that the target names."""
+    """Apply JSON patch operations (RFC 6902, `replace` and `add`) to the one object that the target names."""
     (found,) = (o for o in objects if o["kind"] == target["kind"] and o["metadata"]["name"] == target["name"])
     for operation in operations:
-        if operation["op"] != "replace":
+        if operation["op"] not in ("replace", "add"):
             raise NotImplementedError(f"this builder does not know the operation {operation['op']}")
         *path, last = (int(part) if part.isdigit() else part for part in operation["path"].split("/")[1:])
         place: Any = found
         for part in path:
             place = place[part]
-        place[last]
+        if last == "-":
+            place.append(operation["value"])
+            continue
+        if operation["op"] == "replace":
+            place[last]
         place[last] = operation["value"]
 
 
@@ -133,6 +140,24 @@ def deployment(request: pytest.FixtureRequest) -> Object:
 def rayservice(request: pytest.FixtureRequest) -> Object:
     """The RayService."""
     return _only(request.param, "RayService")
+
+
+@pytest.fixture(params=["overlays/cpu/canary", "overlays/gpu/rayservice"])
+def rayservice_of_volume(request: pytest.FixtureRequest) -> Object:
+    """A RayService whose bundles lie on a volume."""
+    return _only(request.param, "RayService")
+
+
+@pytest.fixture
+def canary_service() -> Object:
+    """The RayService with two variants under one name."""
+    return _only("overlays/cpu/canary", "RayService")
+
+
+@pytest.fixture
+def gpu_service() -> Object:
+    """The RayService for machines with a GPU."""
+    return _only("overlays/gpu/rayservice", "RayService")
 
 
 def _only(folder: str, kind: str) -> Object:

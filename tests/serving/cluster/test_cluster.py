@@ -104,7 +104,13 @@ def cluster_args(bundle: Path, **ray_settings: Any) -> ClusterArgs:
         "look_back_period_s": 10.1,
     }
     from_zero = {**scaling, "min_replicas": 0, "downscale_delay_s": 600, "hold_timeout_s": PROCESS_S}
-    settings = {"ingress_num_cpus": 0.1, "generator": scaling, "models": {"idle": from_zero}, "canaries": [CANARY]}
+    settings = {
+        "silent_after_s": 30,
+        "ingress_num_cpus": 0.1,
+        "generator": scaling,
+        "models": {"idle": from_zero},
+        "canaries": [CANARY],
+    }
     return ClusterArgs.model_validate(
         {
             "bundles": [str(bundle)],
@@ -347,7 +353,9 @@ def test_both_variants_of_a_canary_answer_and_are_compared(url: str) -> None:
             "either",
             f"0 images. question {number}",
         )
-    (canary,) = httpx.get(f"{url}/cluster/canaries", timeout=30).json()["canaries"]
+    told = httpx.get(f"{url}/cluster/canaries", timeout=30)
+    assert told.status_code == 200, told.text
+    (canary,) = told.json()["canaries"]
     requests = {variant["model"]: variant["requests"] for variant in canary["variants"]}
     assert sum(requests.values()) == 12
     assert all(requests.values())  # fixed texts, so a fixed share
