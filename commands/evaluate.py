@@ -43,7 +43,10 @@ def evaluate(
     ] = None,
     template: Annotated[
         list[str] | None,
-        typer.Option(help='A text for labels, "{}" for the label; several are averaged. Default: the model\'s own.'),
+        typer.Option(
+            help='A text for labels, "{}" for the label; several are averaged; clip-80 names a published set. '
+            "Default: the model's own."
+        ),
     ] = None,
     name: NameOption = None,
     embeds: Annotated[

@@ -24,7 +24,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 
 from bundle.directory import open_bundle
 from bundle.errors import BundleError, SettingsError
-from bundle.manifest import Task
+from bundle.manifest import EMBEDDING_TASKS, Task
 from serving.cluster.autoscaling import LoadPolicy
 from serving.cluster.canary import check_canaries
 from serving.cluster.ingress import IngressPlan, PlannedModel, ingress_deployment
@@ -37,6 +37,8 @@ from serving.models.client import LocalClient
 from serving.protocol import ManagedClient, ModelCard
 from serving.ray_settings import LiveSettings, RaySettings, ScalingSettings
 from serving.settings import ApiSettings, EngineSettings
+from serving.tracing import try_open_tracer
+from serving.tracing_settings import TracingSettings
 
 _PROBE_HEADROOM = 64
 """Requests that an ingress replica takes beyond what the models can hold: health, metrics, refusals."""
@@ -56,6 +58,7 @@ class ClusterArgs(BaseModel):
         engine: How models run in a replica.
         ray: Replicas and scaling.
         drain_timeout_s: How long a replica that is taken away may finish its requests.
+        tracing: Traces of requests.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,6 +68,7 @@ class ClusterArgs(BaseModel):
     engine: EngineSettings = EngineSettings()
     ray: RaySettings = RaySettings()
     drain_timeout_s: int = Field(default=30, ge=0)
+    tracing: TracingSettings = TracingSettings()
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class ServedModel:
     @property
     def deployment(self) -> str:
         """The name that Ray knows. It goes into replicas' ids, logs' file names and metrics, so it is plain."""
-        kind = "embedder" if self.task == "dual-encoder" else "generator"
+        kind = "embedder" if self.task in EMBEDDING_TASKS else "generator"
         return f"{kind}-{quote(self.name, safe='').replace('%', '=')}"
 
 
@@ -120,9 +124,13 @@ def served_models(args: ClusterArgs) -> tuple[ServedModel, ...]:
             raise BundleError(
                 f"{directory}: a model named {manifest.name} is served already; export with another --name"
             )
-        make_client = partial(LocalClient, (directory,), args.engine)
+        make_client = partial(_make_client, directory, args.engine, args.tracing)
         models[manifest.name] = ServedModel(card_of(manifest, args.engine), make_client)
     return tuple(models.values())
+
+
+def _make_client(directory: Path, engine: EngineSettings, tracing: TracingSettings) -> ManagedClient:
+    return LocalClient((directory,), engine, try_open_tracer(tracing))
 
 
 def application(models: Sequence[ServedModel], args: ClusterArgs) -> serve.Application:
@@ -134,7 +142,8 @@ def application(models: Sequence[ServedModel], args: ClusterArgs) -> serve.Appli
     _check_names(models, args)
     bound = [_model_deployment(model, args).bind(model.make_client) for model in models]
     planned = tuple(_planned(model, args) for model in models)
-    return _ingress_deployment(models, args).bind(IngressPlan(planned, args.api, args.ray.patience_s), *bound)
+    plan = IngressPlan(planned, args.api, args.ray.patience_s, args.tracing)
+    return _ingress_deployment(models, args).bind(plan, *bound)
 
 
 def _check_names(models: Sequence[ServedModel], args: ClusterArgs) -> None:
@@ -154,14 +163,14 @@ def _planned(model: ServedModel, args: ClusterArgs) -> PlannedModel:
 
 
 def _scaling(model: ServedModel, args: ClusterArgs) -> ScalingSettings:
-    of_kind = args.ray.embedder if model.task == "dual-encoder" else args.ray.generator
+    of_kind = args.ray.embedder if model.task in EMBEDDING_TASKS else args.ray.generator
     return args.ray.models.get(model.name, of_kind)
 
 
 def _model_deployment(model: ServedModel, args: ClusterArgs) -> Any:
     scaling = _scaling(model, args)
     return serve.deployment(
-        Embedder if model.task == "dual-encoder" else Generator,
+        Embedder if model.task in EMBEDDING_TASKS else Generator,
         name=model.deployment,
         max_ongoing_requests=scaling.max_ongoing_requests,
         # Each ingress replica has a queue of its own.
@@ -237,7 +246,7 @@ def wanted(models: Sequence[ServedModel], args: ClusterArgs) -> list[Wanted]:
     found = [Wanted(INGRESS, args.ray.ingress_replicas, ingress, "ray.ingress_num_cpus")]
     for model in models:
         scaling = _scaling(model, args)
-        kind = "embedder" if model.task == "dual-encoder" else "generator"
+        kind = "embedder" if model.task in EMBEDDING_TASKS else "generator"
         place = f"models.{model.name}" if model.name in args.ray.models else kind
         resources = {"CPU": scaling.num_cpus, "GPU": scaling.num_gpus}
         setting = f"num_cpus or num_gpus of ray.{place}"
