@@ -21,6 +21,7 @@ FOLDERS = (
     "overlays/cpu/canary",
     "overlays/gpu",
     "overlays/gpu/rayservice",
+    "overlays/jetson",
 )
 Object = dict[str, Any]
 
