@@ -17,6 +17,7 @@ MODULES_OF_EXTRA = {
     "openvino": ("openvino",),
     "tensorrt": ("tensorrt",),
     "tensorrt-rtx": ("tensorrt_rtx_bindings", "tensorrt_rtx_libs"),
+    "tracing": ("opentelemetry",),
     "peers": ("llama_cpp",),
     "train": ("accelerate", "matplotlib", "torch", "transformers"),
 }

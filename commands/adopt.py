@@ -39,7 +39,7 @@ def adopt(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a bundle of an encoder's ONNX export: CLIP, SigLIP, Chinese-CLIP and others, from Optimum or transformers.js."""
+    """Make a bundle of an encoder that Optimum or transformers.js exported: CLIP, SigLIP, Chinese-CLIP and others."""
     if logit_bias is not None and logit_scale is None:
         raise typer.BadParameter(f"--logit-bias {logit_bias} goes with --logit-scale, and that is missing")
     from export.adopted.adopter import adopt_export

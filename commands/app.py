@@ -21,6 +21,7 @@ from commands.keys import keys
 from commands.loadtest import loadtest
 from commands.models import models
 from commands.quantize import quantize
+from commands.replay import replay
 from commands.report import report
 from commands.retrieval import ask, index, search
 from commands.run import run
@@ -55,6 +56,7 @@ app.command()(ask)
 app.command("serve", help=SERVE_HELP)(serve)
 app.command("deploy", help=DEPLOY_HELP)(serve)
 app.add_typer(keys)
+app.command()(replay)
 app.command()(sync)
 app.command()(bench)
 app.command()(loadtest)

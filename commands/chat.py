@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,12 +10,11 @@ import typer
 
 from commands.options import ImageOption, ThreadsOption
 from commands.terminal import EXIT_FAILED, Stripped, console, progress, progress_console, tell_of_failed_gates
+from commands.top import KeyOption
 
 if TYPE_CHECKING:
     from serving.chat.answerer import Answerer
     from serving.chat.session import Voice
-
-KEY_VARIABLE = "POCKETVLM_KEY"
 
 
 def chat(
@@ -41,9 +39,7 @@ def chat(
     temperature: Annotated[
         float | None, typer.Option(min=0.0, max=2.0, help="0: the likeliest token. Default: the model's own.")
     ] = None,
-    key_variable: Annotated[
-        str, typer.Option(metavar="NAME", help="The variable of the environment that holds a server's API key.")
-    ] = KEY_VARIABLE,
+    key: KeyOption = None,
     threads: ThreadsOption = 0,
 ) -> None:
     """Talk with a model about pictures: /help lists what a line may begin with, Ctrl-C stops an answer, Ctrl-D ends.
@@ -54,20 +50,20 @@ def chat(
     from serving.chat.talk import Choices, Talk
     from serving.chat.terminal import converse
 
-    answerer = _answerer(source, model, key_variable, threads)
+    answerer = _answerer(source, model, key or "", threads)
     session = Session(answerer, _voice(), Talk(system, choices=Choices(max_tokens, temperature)))
     converse(session, answerer, image or [])
     if session.num_failed and not sys.stdin.isatty():
         raise typer.Exit(EXIT_FAILED)
 
 
-def _answerer(source: str, model: str, key_variable: str, threads: int) -> Answerer:
+def _answerer(source: str, model: str, key: str, threads: int) -> Answerer:
     from serving.chat.fetch import is_web_address
 
     if is_web_address(source):
         from serving.chat.remote import RemoteAnswerer
 
-        return RemoteAnswerer(source, model, os.environ.get(key_variable, ""), key_variable)
+        return RemoteAnswerer(source, model, key)
     if model:
         raise typer.BadParameter(f"--model {model}: a bundle holds one model; leave it out")
     from serving.chat.local import LocalAnswerer

@@ -111,6 +111,22 @@ OriginsOption = Annotated[
         "several times. Default: none."
     ),
 ]
+ModelsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--models-dir",
+        help="A folder of bundles that an administrator's key may load while the server runs (POST /v1/models/load); "
+        "serve alone. Default: none.",
+    ),
+]
+RecordOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--record",
+        help="A folder in which requests are written down for debugging, texts included, keys never, images as digests "
+        "(docs/api.md). Default: none are.",
+    ),
+]
 ImageHostsOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -135,6 +151,14 @@ LogLevelOption = Annotated[
 LogFormatOption = Annotated[
     Literal["text", "json"] | None,
     typer.Option(help="How lines are logged; json: one object a line. Default: text.", show_default=False),
+]
+TracesOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Send a trace of every request to this URL, which takes OTLP over HTTP, such as "
+        "http://collector:4318/v1/traces (extra `tracing`). Default: none are made.",
+        show_default=False,
+    ),
 ]
 DrainOption = Annotated[
     int | None,
@@ -175,11 +199,14 @@ def serve(
     provider: ProviderOption = None,
     keys_file: KeysFileOption = None,
     cors_origin: OriginsOption = None,
+    models_dir: ModelsOption = None,
     image_host: ImageHostsOption = None,
+    record: RecordOption = None,
     tls_certificate: CertificateOption = None,
     tls_key: CertificateKeyOption = None,
     log_level: LogLevelOption = None,
     log_format: LogFormatOption = None,
+    otlp_traces_endpoint: TracesOption = None,
     drain_timeout_s: DrainOption = None,
     allow_ungated: UngatedOption = None,
     real: RealOption = False,
@@ -193,6 +220,7 @@ def serve(
         "port": port,
         "log_level": log_level,
         "log_format": log_format,
+        "tracing.endpoint": otlp_traces_endpoint,
         "drain_timeout_s": drain_timeout_s,
         "engine.max_sequences": max_sequences,
         "engine.context_tokens": context_tokens,
@@ -204,7 +232,9 @@ def serve(
         "api.prefix_folder": prefix_folder,
         "api.access.keys_file": keys_file,
         "api.access.cors_origins": cors_origin or None,
+        "api.access.models_dir": models_dir,
         "api.remote.hosts": image_host or None,
+        "api.recording.folder": record,
         "http.tls_certificate": tls_certificate,
         "http.tls_key": tls_key,
         "engine.intra_threads": threads,
@@ -213,7 +243,11 @@ def serve(
     }
     settings = load_settings(config, os.environ, flags)
     _refuse_files_early(settings)
+    if context.info_name == "deploy":
+        _refuse_models_dir(settings)
     _require("ray" if context.info_name == "deploy" else "uvicorn")
+    if settings.tracing.endpoint is not None:
+        _require("opentelemetry.exporter.otlp.proto.http.trace_exporter")
     served = _served(bundles, real)
     settings = with_aliases(settings, _refuse_early(served, settings), served_name or [])
     if context.info_name == "deploy":
@@ -224,6 +258,21 @@ def serve(
         from serving.edge.serve import serve as serve_here
 
         serve_here(served, settings, announce)
+
+
+def _refuse_models_dir(settings: ServerSettings) -> None:
+    """Refuse under Ray what it does in its own way.
+
+    Raises:
+        SettingsError: Models are to be loaded while the application runs.
+    """
+    from bundle.errors import SettingsError
+
+    if settings.api.access.models_dir is not None:
+        raise SettingsError(
+            f"models_dir {settings.api.access.models_dir}: under Ray, models come and go by deploying again; leave it "
+            "out"
+        )
 
 
 def _refuse_files_early(settings: ServerSettings) -> None:

@@ -15,6 +15,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "llava": "export.models.llava:Llava",
     "qwen2_vl": "export.models.qwen2_vl:Qwen2VL",
     "qwen2_5_vl": "export.models.qwen2_5_vl:Qwen25VL",
+    "qwen3_vl": "export.models.qwen3_vl:Qwen3VL",
     "siglip": "export.models.siglip:Siglip",
     "smolvlm": "export.models.idefics3:Idefics3",
 }

@@ -50,6 +50,7 @@ def export_checkpoint(
     decoder_gguf: Path | None = None,
     segments: Sequence[int] = (),
     length_groups: int = 1,
+    smaller_images: bool = False,
     lora: Path | None = None,
     overwrite: bool = False,
     progress: Callable[[str], None] | None = None,
@@ -67,6 +68,7 @@ def export_checkpoint(
         decoder_gguf: A llama.cpp file whose weights take the place of the checkpoint's decoder.
         segments: Layers before which the decoder's graph for prompts is cut, once more beside the whole one.
         length_groups: Groups of neighbouring layers that may keep different numbers of rows; segments are such groups.
+        smaller_images: The vision graph takes tiles smaller than full ones as well, for `vision.method` resize.
         lora: A folder of an adapter that PEFT saved, merged into the weights.
         overwrite: Replace a bundle that stands at `output`.
         progress: Called with a line at each step.
@@ -88,6 +90,8 @@ def export_checkpoint(
         _cut_decoder(family, segments)
     elif length_groups != 1:
         _group_layers(family, length_groups)
+    if smaller_images:
+        _take_smaller_images(family)
     plans = family.graphs(lowering)
     say(f"building {len(plans)} graphs for {source.config['model_type']}")
     models = {part: build_model(part, plan, lowering) for part, plan in plans.items()}
@@ -228,6 +232,11 @@ def _cut_decoder(family: Family, segments: Sequence[int]) -> None:
     if not isinstance(family, VisionLanguage):
         raise UnsupportedConfigError("--decoder-segments cuts a decoder, and the checkpoint's architecture has none")
     decoder = family.decoder
+    if decoder.inputs:
+        raise UnsupportedConfigError(
+            f"--decoder-segments: the decoder takes {', '.join(spec.name for spec in decoder.inputs)} beside hidden "
+            "states, which its segments would not be fed"
+        )
     decoder.config = with_segments(decoder.config, segments)
 
 
@@ -241,6 +250,20 @@ def _group_layers(family: Family, num_groups: int) -> None:
         raise UnsupportedConfigError("--length-groups is of a decoder, and the checkpoint's architecture has none")
     decoder = family.decoder
     decoder.config = with_length_groups(decoder.config, num_groups)
+
+
+def _take_smaller_images(family: Family) -> None:
+    """Let a vision graph take smaller tiles.
+
+    Raises:
+        UnsupportedConfigError: Its positions are those of a full tile alone.
+    """
+    if not (isinstance(family, VisionLanguage) and family.can_take_smaller_images):
+        raise UnsupportedConfigError(
+            f"--smaller-images: {family.config['model_type']} has no positions for images smaller than a tile, or "
+            "keeps the shape of images anyway; idefics3 and smolvlm have them"
+        )
+    family.takes_smaller_images = True
 
 
 def _segments(

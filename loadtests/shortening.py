@@ -27,7 +27,7 @@ from bundle.machine import cpu_name, num_usable_cores
 from loadtests.visual_tokens import Asked, Line, measure
 from quant.kv.table import POLICIES
 from quant.shortening.costs import Cost, Costs, write_costs
-from quant.visual_tokens.table import METHODS
+from quant.visual_tokens.table import METHODS, RESIZE
 from runtime.turns import Quartiles, Turns
 from serving.models.generative import GenerativeModel
 from serving.models.pool import PreprocessPool
@@ -249,7 +249,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("bundle", type=Path, help="a bundle directory")
     parser.add_argument("-o", "--output", type=Path, default=Path("costs.json"), help="the file to write")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["uniform", "dart"], help="reducers")
+    parser.add_argument(
+        "--methods", nargs="+", choices=(*METHODS, RESIZE), default=["uniform", "dart"], help="reducers"
+    )
     parser.add_argument("--keeps", type=float, nargs="+", default=[0.5, 0.25, 0.1], help="shares, above 0 and below 1")
     parser.add_argument("--images", type=int, default=4, help="in the one message; 0 times no first tokens")
     parser.add_argument("--image-px", type=int, default=512, help="width and height of each, pixels")

@@ -26,7 +26,7 @@ from bundle.directory import open_bundle
 from bundle.errors import PocketVLMError
 from loadtests.images import draw_image
 from loadtests.wording import number
-from quant.visual_tokens.table import METHODS
+from quant.visual_tokens.table import METHODS, RESIZE
 from runtime.turns import Quartiles, Turns
 from serving.models.generative import GenerativeModel
 from serving.models.pool import PreprocessPool
@@ -202,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("bundle", type=Path, help="a bundle directory")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=asked.methods, help="reducers")
+    parser.add_argument("--methods", nargs="+", choices=(*METHODS, RESIZE), default=asked.methods, help="reducers")
     parser.add_argument("--keeps", type=float, nargs="+", default=asked.keeps, help="shares, above 0 and at most 1")
     parser.add_argument("--images", type=int, default=asked.images, help="in the one message")
     parser.add_argument("--image-px", type=int, default=asked.image_px, help="width and height of each, pixels")

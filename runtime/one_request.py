@@ -6,6 +6,7 @@ cache written in place, as the engine runs them; a test holds the two equal, tok
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,12 +54,14 @@ class SeenImages:
         features: Of each image, [tiles, P, D], or [rows, D] where it is no tiles of one size.
         digests: Of each image's pixels, where one was asked for.
         towers: Of each image, [tiles, P, 1 + C] as `bundle.image_tokens.ShownImage.tower`, where it was asked for.
+        images: Themselves, for a reducer that lets them be encoded smaller.
     """
 
     layouts: tuple[TileLayout, ...]
     features: tuple[Embeds, ...]
     digests: tuple[bytes, ...] = ()
     towers: tuple[Array, ...] = ()
+    images: tuple[Image.Image, ...] = ()
 
     @property
     def whole(self) -> list[Embeds]:
@@ -178,9 +181,17 @@ class VisionLanguageRunner:
         digests = tuple(sha256(image.tobytes()).digest() for image in images)
         seen = [self._seen(image, layout, with_tower) for image, layout in zip(images, layouts, strict=True)]
         if not with_tower:
-            return SeenImages(layouts, tuple(seen), digests)
+            return SeenImages(layouts, tuple(seen), digests, images=tuple(images))
         split = [split_seen(self._vision, each) for each in seen]
-        return SeenImages(layouts, tuple(each for each, _ in split), digests, tuple(tower for _, tower in split))
+        features, towers = tuple(each for each, _ in split), tuple(tower for _, tower in split)
+        return SeenImages(layouts, features, digests, towers, tuple(images))
+
+    def _seen_smaller(self, image: Image.Image, part: int, whole: int) -> Embeds:
+        """Return an image's features, its tiles scaled down to a part of their side."""
+        tiles = self._images.smaller(self._images.cut(image), self._images.tile_size_px[0] * part // whole)
+        groups = tuple(self._images.groups(tiles))
+        (features,) = encode_images(self._vision, [groups], DEFAULT_VISION_TILES)
+        return features
 
     def _seen(self, image: Image.Image, layout: TileLayout, with_tower: bool) -> Embeds:
         """Return an image's features in the order of its tokens; images run apart."""
@@ -200,12 +211,17 @@ class VisionLanguageRunner:
         prompt = self._prompts.build(turns, seen.layouts)
         if reducer is None or reducer.is_whole:
             return FilledPrompt.of(prompt, seen.features)
+        side, places = reducer.seen_side(self._prompts.image_prompt.tokens_per_tile), None
+        shown = seen.features
+        if side is not None:
+            places = self._prompts.image_prompt.tokens_per_tile
+            shown = tuple(self._seen_smaller(image, side, math.isqrt(places)) for image in seen.images)
         texts = self._texts_of_images(turns) if reducer.needs_text else [None] * len(seen.layouts)
         towers = seen.towers if reducer.needs_tower else [None] * len(seen.layouts)
         images = [
-            reducer.apply(ShownImage(features, digest, layout.is_uniform, tower, text))
+            reducer.apply(ShownImage(features, digest, layout.is_uniform, tower, text, places))
             for features, digest, layout, tower, text in zip(
-                seen.features, seen.digests, seen.layouts, towers, texts, strict=True
+                shown, seen.digests, seen.layouts, towers, texts, strict=True
             )
         ]
         shorter = reduced(prompt, [image.rows for image in images])

@@ -16,6 +16,7 @@ import re
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ import numpy.typing as npt
 
 from bundle.decode import decode_image
 from bundle.errors import (
+    BundleError,
     ContextLengthError,
     EngineDeadError,
     ModelNotFoundError,
@@ -148,6 +150,18 @@ class FakeClient:
         self._is_closed = True
         for wait in self._waits:
             wait.cancel()
+
+    async def load(self, directory: Path) -> ModelCard:
+        """Serve a further model under the folder's name."""
+        if directory.name in self._cards:
+            raise BundleError(f"{directory}: a model named {directory.name} is served already")
+        self._cards[directory.name] = replace(FAKE_VLM, name=directory.name)
+        return self._cards[directory.name]
+
+    async def unload(self, name: str, drain_timeout_s: float) -> None:
+        """Serve a model no more."""
+        if self._cards.pop(name, None) is None:
+            raise ModelNotFoundError(f"model {name!r} is not served; served: {', '.join(self._cards)}", "model")
 
     def clear_caches(self) -> None:
         """Count that it was asked: there is nothing to forget."""

@@ -33,9 +33,10 @@ from runtime.settings import (
     chunk_tokens_of,
 )
 from serving.access.keys import ENVIRONMENT_KEYS, keys_of_environment
-from serving.access.settings import AccessSettings, RemoteSettings
+from serving.access.settings import AccessSettings, RecordingSettings, RemoteSettings
 from serving.protocol import KVCompression, VisionReduction
 from serving.ray_settings import RaySettings
+from serving.tracing_settings import TracingSettings
 from serving.watch import Patience
 
 if sys.version_info >= (3, 11):
@@ -89,6 +90,7 @@ class ApiSettings(_Frozen):
         max_prefix_bytes: Of all of them together.
         access: Who is let in.
         remote: Which images are fetched.
+        recording: Whether requests are written down.
         max_prefixes: Most of them.
     """
 
@@ -117,6 +119,7 @@ class ApiSettings(_Frozen):
     max_prefix_bytes: int = Field(default=256 << 20, ge=1024)
     access: AccessSettings = AccessSettings()
     remote: RemoteSettings = RemoteSettings()
+    recording: RecordingSettings = RecordingSettings()
     max_prefixes: int = Field(default=1024, ge=1)
 
     @model_validator(mode="after")
@@ -280,6 +283,7 @@ class ServerSettings(_Frozen):
         http: Limits of a connection.
         engine: How models run.
         ray: Replicas on a cluster.
+        tracing: Traces of requests.
     """
 
     host: str = "127.0.0.1"
@@ -291,6 +295,7 @@ class ServerSettings(_Frozen):
     http: HttpSettings = HttpSettings()
     engine: EngineSettings = EngineSettings()
     ray: RaySettings = RaySettings()
+    tracing: TracingSettings = TracingSettings()
 
 
 def load_settings(

@@ -8,7 +8,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from serving.access.hosts import AllowedHost
 from serving.access.keys import ApiKey
@@ -59,6 +59,15 @@ class AccessSettings(BaseModel):
                 raise ValueError(f"{origin!r} is no origin; write scheme, host and port alone: https://app.example.com")
         return origins
 
+    @model_validator(mode="after")
+    def _check_keys(self) -> AccessSettings:
+        if self.models_dir is not None and not self.needs_key:
+            raise ValueError(
+                "models_dir lets administrators load models, and nobody is asked for a key: set keys_file (pocketvlm "
+                "keys add NAME --admin), or POCKETVLM_ADMIN_KEYS"
+            )
+        return self
+
     @field_validator("models_dir")
     @classmethod
     def _check_folder(cls, folder: Path | None) -> Path | None:
@@ -89,6 +98,22 @@ class RemoteSettings(BaseModel):
         for host in hosts:
             AllowedHost.read(host)
         return hosts
+
+
+class RecordingSettings(BaseModel):
+    """Requests that are written down for debugging; none by default.
+
+    Attributes:
+        folder: Where. It gets their texts: it is for servers whose users were told.
+        max_bytes: Of all files together; the oldest go.
+        images: Write images and videos as they came; else their digests.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: Path | None = None
+    max_bytes: int = Field(default=64 << 20, ge=64 << 10)
+    images: bool = False
 
 
 def is_loopback(host: str) -> bool:

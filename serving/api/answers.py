@@ -457,6 +457,14 @@ class DeletedPrefix(Answer):
     deleted: Literal[True]
 
 
+class Unloaded(Answer):
+    """A model that is served no more."""
+
+    id: str
+    object: Literal["model"]
+    unloaded: Literal[True]
+
+
 class Cleared(Answer):
     """The caches are empty."""
 

@@ -18,11 +18,13 @@ from bundle.manifest import Task
 from serving.api.body import read_body
 from serving.api.budget import BodyBudget
 from serving.api.contents import ImageContent, TextContent
+from serving.api.credentials import key_of
 from serving.api.deadline import Deadline
 from serving.api.images import image_part
 from serving.api.metrics import Metrics
 from serving.api.parsing import Schema, check_content_type, parse_body
 from serving.api.record import record_of
+from serving.api.recording import Recorder
 from serving.api.remote_images import RemoteImages, RemoteUrls, remote_urls
 from serving.api.stored_prefixes import PrefixStore
 from serving.protocol import EngineClient, ImagePart, ModelCard, TextPart
@@ -46,6 +48,7 @@ class Service:
         budget: Of all bodies.
         prefixes: What conversations may begin with; None where none are kept.
         remote: Fetches images; None where nothing is fetched.
+        recorder: Writes requests down; None where none are.
         parser: The thread in which large bodies are parsed, one at a time: each takes twice its size for a moment.
     """
 
@@ -56,6 +59,7 @@ class Service:
     budget: BodyBudget = field(init=False)
     prefixes: PrefixStore | None = field(init=False)
     remote: RemoteImages | None = field(init=False)
+    recorder: Recorder | None = field(init=False)
     parser: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1, "body"))
 
     def __post_init__(self) -> None:
@@ -66,6 +70,8 @@ class Service:
         )
         object.__setattr__(self, "prefixes", store)
         remote = RemoteImages(self.settings.remote, self.settings.max_image_bytes)
+        recorder = None if self.settings.recording.folder is None else Recorder(self.settings.recording)
+        object.__setattr__(self, "recorder", recorder)
         object.__setattr__(self, "remote", remote if self.settings.remote.hosts else None)
 
     def deadline(self, request: Request) -> Deadline:
@@ -94,6 +100,9 @@ class Service:
         check_content_type(request)
         share = record_of(request).until_end.enter_context(self.budget.share())
         content = [await deadline.finish(read_body(request, self.settings, share))]
+        if self.recorder is not None:
+            note = partial(self.recorder.note, record_of(request), request.method, request.url.path)
+            record_of(request).until_end.callback(note, content[0], key_of(request.scope))
         is_small = len(content[0]) <= _SMALL_BODY_BYTES
         urls = None if self.remote is None else RemoteUrls()
         work = partial(_parsed, content, schema, convert, self.settings, urls)

@@ -32,17 +32,15 @@ class RemoteAnswerer:
         url: Of the server, with `/v1` or without.
         model: Its name; empty: the first that chats.
         key: For the header `Authorization`; empty: none is sent.
-        key_name: The variable that it came from, for messages.
     """
 
-    def __init__(self, url: str, model: str = "", key: str = "", key_name: str = "") -> None:
+    def __init__(self, url: str, model: str = "", key: str = "") -> None:
         base = url.rstrip("/").removesuffix("/v1") + "/v1/"
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client = httpx.AsyncClient(
             base_url=base, headers=headers, timeout=httpx.Timeout(_SILENCE_S, connect=_CONNECT_S)
         )
         self._url = url
-        self._key_name = key_name
         self.name = model
 
     async def start(self) -> None:
@@ -116,9 +114,9 @@ class RemoteAnswerer:
         await response.aclose()
         reason = _message(text) or f"it answered {response.status_code}"
         if response.status_code in (401, 403):
-            held = f"the key in {self._key_name} is refused" if "authorization" in self._client.headers else "no key"
-            told = f"{self._url} wants an API key, and there is {held}"
-            return ParameterError(f"{told}: {reason}. Put it into the variable {self._key_name}."), 0.0
+            held = "this one is not taken" if "authorization" in self._client.headers else "none was given"
+            told = f"{self._url} wants an API key, and {held}: {reason}"
+            return ParameterError(f"{told}. Put it into the variable POCKETVLM_KEY, or give --key."), 0.0
         if response.status_code == 429:
             wait_s = response.headers.get("retry-after", "1")
             return OverloadedError(reason), min(float(wait_s) if wait_s.isdecimal() else 1.0, _LONGEST_WAIT_S)

@@ -37,6 +37,8 @@ from serving.models.client import LocalClient
 from serving.protocol import ManagedClient, ModelCard
 from serving.ray_settings import LiveSettings, RaySettings, ScalingSettings
 from serving.settings import ApiSettings, EngineSettings
+from serving.tracing import try_open_tracer
+from serving.tracing_settings import TracingSettings
 
 _PROBE_HEADROOM = 64
 """Requests that an ingress replica takes beyond what the models can hold: health, metrics, refusals."""
@@ -56,6 +58,7 @@ class ClusterArgs(BaseModel):
         engine: How models run in a replica.
         ray: Replicas and scaling.
         drain_timeout_s: How long a replica that is taken away may finish its requests.
+        tracing: Traces of requests.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,6 +68,7 @@ class ClusterArgs(BaseModel):
     engine: EngineSettings = EngineSettings()
     ray: RaySettings = RaySettings()
     drain_timeout_s: int = Field(default=30, ge=0)
+    tracing: TracingSettings = TracingSettings()
 
 
 @dataclass(frozen=True)
@@ -120,9 +124,13 @@ def served_models(args: ClusterArgs) -> tuple[ServedModel, ...]:
             raise BundleError(
                 f"{directory}: a model named {manifest.name} is served already; export with another --name"
             )
-        make_client = partial(LocalClient, (directory,), args.engine)
+        make_client = partial(_make_client, directory, args.engine, args.tracing)
         models[manifest.name] = ServedModel(card_of(manifest, args.engine), make_client)
     return tuple(models.values())
+
+
+def _make_client(directory: Path, engine: EngineSettings, tracing: TracingSettings) -> ManagedClient:
+    return LocalClient((directory,), engine, try_open_tracer(tracing))
 
 
 def application(models: Sequence[ServedModel], args: ClusterArgs) -> serve.Application:
@@ -134,7 +142,8 @@ def application(models: Sequence[ServedModel], args: ClusterArgs) -> serve.Appli
     _check_names(models, args)
     bound = [_model_deployment(model, args).bind(model.make_client) for model in models]
     planned = tuple(_planned(model, args) for model in models)
-    return _ingress_deployment(models, args).bind(IngressPlan(planned, args.api, args.ray.patience_s), *bound)
+    plan = IngressPlan(planned, args.api, args.ray.patience_s, args.tracing)
+    return _ingress_deployment(models, args).bind(plan, *bound)
 
 
 def _check_names(models: Sequence[ServedModel], args: ClusterArgs) -> None:

@@ -29,6 +29,8 @@ from serving.cluster.watch import watch_of
 from serving.protocol import ModelCard
 from serving.ray_settings import live_settings
 from serving.settings import ApiSettings
+from serving.tracing import try_open_tracer
+from serving.tracing_settings import TracingSettings
 
 METRICS = "/metrics"
 CANARIES = "/cluster/canaries"
@@ -62,11 +64,13 @@ class IngressPlan:
         models: In order.
         api: Limits of a request.
         patience_s: How long a request waits while its model has no replica that can take it.
+        tracing: Traces of requests.
     """
 
     models: tuple[PlannedModel, ...]
     api: ApiSettings
     patience_s: float
+    tracing: TracingSettings
 
 
 class Ingress:
@@ -81,6 +85,7 @@ class Ingress:
         cards = [model.card for model in plan.models]
         self._client = RayClient(cards, _replicas(plan, handles), plan.patience_s)
         self._api = plan.api
+        self._tracer = try_open_tracer(plan.tracing)
         self._num_under_way = 0
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -96,7 +101,7 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Return the application; called by Ray once."""
-        app = create_app(self._client, self._api)
+        app = create_app(self._client, self._api, tracer=self._tracer)
         app.add_route(CANARIES, self._canaries, include_in_schema=False)
         app.router.routes.insert(0, Route(METRICS, self._metrics_of_all))  # behind the same door as the application's
         self._app = app

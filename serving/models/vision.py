@@ -19,7 +19,6 @@ from bundle.directory import Bundle
 from bundle.frames.plan import FramePlan
 from bundle.image import PREPROCESSOR, ImageSpec, Pixels, TileLayout
 from bundle.manifest import Manifest
-from runtime.encoder import open_encoder
 from runtime.encoders import encode_images, split_seen
 from serving.engine.batching import BatchWorker
 from serving.models.cut_frames import FrameRoom
@@ -41,6 +40,19 @@ size: a whole queue of tiled ones would take gigabytes."""
 
 
 @dataclass(frozen=True)
+class Share:
+    """How much of a tile's side is encoded, in tokens.
+
+    Attributes:
+        part: Of the side.
+        whole: Side of a full tile.
+    """
+
+    part: int
+    whole: int
+
+
+@dataclass(frozen=True)
 class DecodedImage:
     """An image whose size in the prompt is known and whose features are not needed yet.
 
@@ -49,12 +61,14 @@ class DecodedImage:
         cut: Its 8-bit pixels.
         layout: How it is cut into tiles.
         with_tower: What the tower's attention says of it is wanted as well.
+        side_px: Of its tiles, where they are encoded smaller than they could be.
     """
 
     key: bytes
     cut: CutImage
     layout: TileLayout
     with_tower: bool = False
+    side_px: int | None = None
 
 
 @dataclass(frozen=True)
@@ -157,7 +171,7 @@ class VisionStage:
 
     def __init__(self, bundle: Bundle, settings: EngineSettings, pool: PreprocessPool) -> None:
         self.name = bundle.manifest.graph("vision_encoder")
-        self.session = open_encoder(bundle, self.name, settings)
+        self.session = pool.towers.open(bundle, self.name, settings)
         self._spec = ImageSpec.read(bundle.path(PREPROCESSOR))
         self._image_prompt = bundle.manifest.image_prompt
         self._identity = encoder_identity(bundle.manifest, self._spec)
@@ -190,13 +204,16 @@ class VisionStage:
         for size in range(1, (self._max_tiles if self.session.is_captured else 1) + 1):
             self.run([self._spec.blank(1)] * size)
 
-    async def decode(self, owner: Hashable, data: bytes, *, with_tower: bool = False) -> DecodedImage | KeptImage:
+    async def decode(
+        self, owner: Hashable, data: bytes, *, with_tower: bool = False, seen_side: Share | None = None
+    ) -> DecodedImage | KeptImage:
         """Return the decoded image, or its features where they are kept.
 
         Args:
             owner: The request: requests take turns.
             data: The encoded image.
             with_tower: What the tower's attention says of it will be asked for; the encoder gives that.
+            seen_side: How much of a tile's side is encoded; None: all of it.
 
         Raises:
             ImageError: The bytes are not an image, one over the limits, or one that takes too long.
@@ -205,16 +222,17 @@ class VisionStage:
         """
         is_small = len(data) <= _MOST_BYTES_HASHED_AT_ONCE
         digest = file_digest(data) if is_small else await self._pool.images.run(owner, file_digest, data)
-        file = digest + _TOWER * with_tower
+        side_px = None if seen_side is None else self._spec.tile_size_px[0] * seen_side.part // seen_side.whole
+        file = digest + _TOWER * with_tower + _sized(side_px)
         known = self._known_files.try_get(file)
         kept = None if known is None else self._pool.features.try_get(known.key)
         if known is not None and kept is not None:
             return KeptImage(known.key, known.layout, kept, with_tower)
         cut = await self._pool.cut(owner, self._spec, data)
-        key = _key(self._identity, cut.digest, with_tower)
+        key = _key(self._identity + _sized(side_px), cut.digest, with_tower)
         layout = self._spec.layout(cut.width_px, cut.height_px)
         self._known_files.put(file, KnownFile(key, layout))
-        return DecodedImage(key, cut, layout, with_tower)
+        return DecodedImage(key, cut, layout, with_tower, side_px)
 
     async def decode_frames(
         self, owner: Hashable, video: VideoPart, room: FrameRoom, *, with_tower: bool = False
@@ -294,8 +312,9 @@ class VisionStage:
         features, tower = split_seen(self.session, seen)
         return EncodedImage(image.key, features, tower=tower, has_grid=image.layout.is_uniform)
 
-    def _groups(self, cut: CutImage) -> tuple[Pixels, ...]:
-        return tuple(self._spec.groups(cut.images if cut.is_cut else self._spec.cut(cut.images[0])))
+    def _groups(self, cut: CutImage, side_px: int | None) -> tuple[Pixels, ...]:
+        tiles = cut.images if cut.is_cut else self._spec.cut(cut.images[0])
+        return tuple(self._spec.groups(tiles if side_px is None else self._spec.smaller(tiles, side_px)))
 
     def _take_off(self, owner: Hashable, image: DecodedImage) -> _Flight:
         flight = _Flight(asyncio.get_running_loop().create_task(self._encode(owner, image)))
@@ -311,12 +330,17 @@ class VisionStage:
     async def _encode(self, owner: Hashable, image: DecodedImage) -> EncodedImage:
         async with self._turns.place(owner):
             started_s = time.monotonic()
-            groups = await self._pool.images.run(owner, self._groups, image.cut)
+            groups = await self._pool.images.run(owner, self._groups, image.cut, image.side_px)
             preprocessed_s = time.monotonic()
             seen = await asyncio.wrap_future(self.worker.submit(_Pixels(groups, image.layout, image.with_tower)))
         self.cache.put(image.key, seen)
         vision_s = time.monotonic() - preprocessed_s
         return replace(self._encoded(image, seen), preprocess_s=preprocessed_s - started_s, vision_s=vision_s)
+
+
+def _sized(side_px: int | None) -> bytes:
+    """Return what a smaller side adds to the keys of an image."""
+    return b"" if side_px is None else f"tiles of {side_px} px".encode()
 
 
 def _key(identity: bytes, digest: bytes, with_tower: bool) -> bytes:

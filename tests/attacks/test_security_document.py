@@ -25,6 +25,7 @@ _NOT_LIMITS = {
     "aliases",
     "access",
     "remote",
+    "recording",
     "tls_certificate",
     "tls_key",
     "min_side_px",

@@ -65,9 +65,9 @@ def test_a_dual_encoder_is_refused(pocketvlm: Any, clip_bundle: Path) -> None:
 def test_a_server_answers_with_the_key_of_the_environment(
     pocketvlm: Any, typed: Any, server_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MY_KEY", "secret")
+    monkeypatch.setenv("POCKETVLM_KEY", "secret")
     typed("hello")
-    done = pocketvlm("chat", server_url, "--key-variable", "MY_KEY", "--system", "be brief")
+    done = pocketvlm("chat", server_url, "--system", "be brief")
     assert (done.returncode, done.stdout) == (0, "0 images. hello\n")
 
 

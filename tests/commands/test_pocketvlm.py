@@ -17,8 +17,9 @@ from commands.bench import bench
 from loadtests.latency import BenchmarkPlan
 
 SUBCOMMANDS = (
-    *("export", "quantize", "compile", "inspect", "report", "compression", "run", "chat", "embed"),
-    *("serve", "sync", "deploy", "bench", "loadtest", "top", "doctor", "demo", "keys", "evaluate"),
+    *("adopt", "ask", "bench", "chat", "compile", "compression", "demo", "deploy", "doctor"),
+    *("embed", "evaluate", "export", "index", "inspect", "keys", "loadtest", "models", "quantize"),
+    *("replay", "report", "run", "search", "serve", "sync", "top"),
 )
 
 

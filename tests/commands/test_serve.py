@@ -113,3 +113,11 @@ def test_tensorrts_providers_run_on_cudas_device() -> None:
     assert (settings.engine.provider, settings.engine.device_runtime) == ("cuda", "tensorrt-rtx")
     assert load_settings(flags=provider_flags("cuda")).engine.device_runtime == "cuda"
     assert load_settings(flags=provider_flags(None)).engine.provider == "cpu"
+
+
+def test_traces_without_the_extra_are_refused_before_anything_is_loaded(process, clip_bundle: Path) -> None:
+    arguments = ("serve", clip_bundle, "--port", 0, "--otlp-traces-endpoint", "http://127.0.0.1:1/v1/traces")
+    done = process(*arguments, without=("opentelemetry.exporter",))
+    assert done.returncode == 1
+    assert "this command needs opentelemetry.exporter" in done.stderr
+    assert "[tracing]" in done.stderr

@@ -152,7 +152,7 @@ def canned() -> Iterator[Any]:
             401,
             b'{"error": {"message": "bad key"}}',
             ParameterError,
-            "the key in MY_KEY is refused: bad key. Put it into",
+            "wants an API key, and this one is not taken: bad key. Put it into",
         ),
         (404, b"<html>", ParameterError, "it answered 404"),
         (422, b'{"detail": "no such field"}', ParameterError, "no such field"),
@@ -165,7 +165,7 @@ def test_what_other_servers_answer_is_told_in_words(
 ) -> None:
     canned.status, canned.body = status, body
     with pytest.raises(kind, match=words):
-        ask(canned.url, model="m", key="secret", key_name="MY_KEY")
+        ask(canned.url, model="m", key="secret")
 
 
 def test_a_server_that_tells_no_counts_is_timed_here(canned: Any) -> None:
