@@ -19,7 +19,9 @@ from bundle.directory import Bundle, open_bundle
 from export.exporter import export_checkpoint
 
 FOLDER = Path(__file__).parent
-FAMILIES = tuple(sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("conftest", "test_parity")))
+FAMILIES = tuple(
+    sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "conftest" and not path.stem.startswith("test_"))
+)
 
 
 @dataclass(frozen=True)

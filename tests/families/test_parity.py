@@ -27,7 +27,11 @@ from serving.protocol import FinishedEvent, GenerateRequest, ImagePart, Message,
 from serving.settings import EngineSettings
 
 FAMILIES = tuple(
-    sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in ("conftest", "test_parity"))
+    sorted(
+        path.stem
+        for path in Path(__file__).parent.glob("*.py")
+        if path.stem != "conftest" and not path.stem.startswith("test_")
+    )
 )
 GEOMETRIES = [(family, number) for family in FAMILIES for number in (0, 1)]
 # float32 sums in another order, on logits whose largest are above 10; an error in a graph makes 1e-1 and more
