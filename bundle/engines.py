@@ -66,6 +66,9 @@ class EngineIndex(_Frozen):
         bundle: The name of the bundle that engines were built of.
         licence: Whose terms engines are under.
         cache_rows: S, of every sequence.
+        max_batch: Sequences or texts in one run; None in folders that were written before it was told.
+        max_prompt_tokens: Of a prompt in one run; None likewise.
+        max_images: Images or tiles in one run; None likewise.
         engines: By the graph's name in the bundle.
     """
 
@@ -73,6 +76,9 @@ class EngineIndex(_Frozen):
     bundle: Text
     licence: Text
     cache_rows: int = Field(ge=1)
+    max_batch: int | None = Field(default=None, ge=1)
+    max_prompt_tokens: int | None = Field(default=None, ge=1)
+    max_images: int | None = Field(default=None, ge=1)
     engines: dict[str, EngineRecord] = Field(default_factory=dict, max_length=64)
 
 

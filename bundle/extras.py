@@ -12,10 +12,12 @@ MODULES_OF_EXTRA = {
     "photographs": ("skimage",),
     "video": ("av",),
     "captions": ("pycocoevalcap",),
+    "retrieval": ("faiss",),
     "loadtests": ("locust",),
     "openvino": ("openvino",),
     "tensorrt": ("tensorrt",),
     "tensorrt-rtx": ("tensorrt_rtx_bindings", "tensorrt_rtx_libs"),
+    "tracing": ("opentelemetry",),
     "peers": ("llama_cpp",),
     "train": ("accelerate", "matplotlib", "torch", "transformers"),
 }

@@ -28,6 +28,7 @@ class ShownImage:
         tower: [tiles, P, 1 + C], or [P, 1 + C]: the attention that each token receives in the vision tower, then its
             key; only where a reducer needs them.
         text: [N, D] embeddings of the text in the image's message; only where a reducer needs them.
+        places_per_tile: Tokens that a full tile has in the prompt, where the image was encoded smaller.
     """
 
     features: Features
@@ -35,6 +36,7 @@ class ShownImage:
     has_grid: bool = True
     tower: Features | None = None
     text: Features | None = None
+    places_per_tile: int | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,9 @@ class ImageReducer(Protocol):
     @property
     def needs_text(self) -> bool:
         """Return whether it reads `ShownImage.text`."""
+
+    def seen_side(self, num_tokens: int) -> int | None:
+        """Return how many of a tile's tokens stand along one side when it is encoded; None: it is encoded in full."""
 
     def apply(self, image: ShownImage) -> ReducedImage:
         """Return what is read of an image, whatever is shown beside it."""

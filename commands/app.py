@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
+from commands.adopt import adopt
 from commands.bench import bench
+from commands.chat import chat
 from commands.compile import compile_engines
 from commands.compression import compression
 from commands.demo import demo
@@ -17,8 +19,11 @@ from commands.export import export
 from commands.inspect import inspect
 from commands.keys import keys
 from commands.loadtest import loadtest
+from commands.models import models
 from commands.quantize import quantize
+from commands.replay import replay
 from commands.report import report
+from commands.retrieval import ask, index, search
 from commands.run import run
 from commands.serve import DEPLOY_HELP, SERVE_HELP, serve
 from commands.sync import sync
@@ -34,17 +39,24 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(export)
+app.command()(adopt)
 app.command()(quantize)
 app.command("compile")(compile_engines)
 app.command()(inspect)
+app.command()(models)
 app.command()(report)
 app.command()(evaluate)
 app.command()(compression)
 app.command()(run)
+app.command()(chat)
 app.command()(embed)
+app.command()(index)
+app.command()(search)
+app.command()(ask)
 app.command("serve", help=SERVE_HELP)(serve)
 app.command("deploy", help=DEPLOY_HELP)(serve)
 app.add_typer(keys)
+app.command()(replay)
 app.command()(sync)
 app.command()(bench)
 app.command()(loadtest)

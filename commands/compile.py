@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from commands.options import BundleArgument, JsonOption, usage_errors
+from commands.options import BundleArgument, JsonOption, read_size, usage_errors
 from commands.terminal import console, print_json, progress
 
 if TYPE_CHECKING:
+    from bundle.manifest import Manifest
     from runtime.tensorrt.compiler import Form
     from runtime.tensorrt.library import Flavour
 
@@ -57,6 +58,15 @@ def compile_engines(
             show_default=False,
         ),
     ] = None,
+    device_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory that a server may take on the device, such as 6GiB: a cache beyond it is refused before "
+            "anything is built. Default: not asked.",
+            show_default=False,
+        ),
+    ] = None,
     allow_ungated: Annotated[
         bool, typer.Option("--allow-ungated", help="Compile a variant whose quality gate failed or was never measured.")
     ] = False,
@@ -66,6 +76,7 @@ def compile_engines(
     from bundle.directory import open_bundle
     from runtime.tensorrt.builder import read_capability
     from runtime.tensorrt.compiler import Job, compile_bundle
+    from runtime.tensorrt.fitting import check_fit
     from runtime.tensorrt.profiles import Limits
 
     opened = open_bundle(bundle, allow_ungated=allow_ungated)
@@ -80,6 +91,9 @@ def compile_engines(
             limits=Limits(rows, max_batch, max_prompt_tokens or min(_PROMPT_TOKENS, rows), max_images),
             capabilities=tuple(map(read_capability, compute_capability or ())),
         )
+        if device_memory is not None:
+            check_fit(opened.manifest, job.limits, read_size(device_memory, "--device-memory"))
+        _tell_build(opened.manifest, target)
         index = compile_bundle(job, progress)
     if as_json:
         print_json(index.model_dump(mode="json"))
@@ -92,6 +106,19 @@ def compile_engines(
             f"{'cache':20} {cache_bytes / 1e6:8.1f} MB  on the device, {max_batch} x {rows} rows", soft_wrap=True
         )
     console.print(f"Engines are under {index.licence}.", soft_wrap=True)
+
+
+def _tell_build(manifest: Manifest, target: Flavour) -> None:
+    """Say before an engine is built where building it may take more memory than is free."""
+    from runtime.room import budget_of, free_for, mib
+
+    free = free_for("cuda" if target == "tensorrt" else "cpu")
+    needed = budget_of(manifest, None, "cuda").build_bytes
+    if free is not None and needed > free:
+        progress(
+            f"building takes about {mib(needed)} of memory, and {mib(free)} are free: it may be swapped or ended. Stop "
+            "what else runs, add swap, or build on a larger machine"
+        )
 
 
 def _form(target: Flavour, version: str | None) -> Form:

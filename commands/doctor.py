@@ -1,38 +1,93 @@
-"""`pocketvlm doctor`: what this machine can run, and what a TensorRT can read."""
+"""`pocketvlm doctor`: what this machine can run, whether a bundle fits a memory, what a TensorRT can read."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from commands.options import JsonOption, usage_errors
+from commands.options import JsonOption, read_size, usage_errors
 from commands.terminal import EXIT_FAILED, console, print_json
 
 
 def doctor(
     bundle: Annotated[
-        Path | None, typer.Argument(help="With --tensorrt: the bundle that it shall read.", show_default=False)
+        Path | None,
+        typer.Argument(
+            help="A bundle: whether it fits the memory that is free here, or that of --device-memory.",
+            show_default=False,
+        ),
     ] = None,
     tensorrt: Annotated[
         str | None,
         typer.Option(
             metavar="X.Y",
-            help="Say of each graph of a bundle whether the parser of this TensorRT takes it, such as 10.3, "
-            "10.15, 11. Default: this machine is described.",
+            help="Say of each graph of the bundle instead whether the parser of this TensorRT takes it, such as 10.3, "
+            "10.15, 11. Default: none.",
             show_default=False,
         ),
     ] = None,
+    device_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory that the bundle may take on the device, such as 6GiB: what is available there beside the "
+            "system. Default: what is free here.",
+            show_default=False,
+        ),
+    ] = None,
+    provider: Annotated[
+        Literal["cpu", "cuda"] | None,
+        typer.Option(help="Where the bundle would run. Default: what it was made for.", show_default=False),
+    ] = None,
+    max_sequences: Annotated[
+        int, typer.Option(min=1, max=256, help="Sequences decoded together, as serve has it.")
+    ] = 8,
+    context_tokens: Annotated[
+        int | None, typer.Option(min=2, help="Tokens per sequence. Default: the model's own, at most 4096.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what this machine can run; exit code 1 where it cannot serve, or TensorRT cannot read."""
-    if (bundle is None) != (tensorrt is None):
-        raise typer.BadParameter("a bundle and --tensorrt X.Y go together: doctor --tensorrt 10.3 BUNDLE")
-    if bundle is not None and tensorrt is not None:
+    """Show what this machine can run, or whether a bundle fits; exit code 1 where it cannot, or does not."""
+    if bundle is None:
+        if tensorrt is not None or device_memory is not None:
+            raise typer.BadParameter("name a bundle too: doctor BUNDLE --device-memory 6GiB, or --tensorrt 10.3")
+        _of_this_machine(as_json)
+    elif tensorrt is not None:
         _read_by_tensorrt(bundle, tensorrt, as_json)
     else:
-        _of_this_machine(as_json)
+        _of_memory(
+            bundle,
+            {
+                "engine.provider": provider,
+                "engine.max_sequences": max_sequences,
+                "engine.context_tokens": context_tokens,
+            },
+            device_memory,
+            as_json,
+        )
+
+
+def _of_memory(bundle: Path, flags: dict[str, object], device_memory: str | None, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from bundle.directory import open_bundle
+    from serving.fitting import fit, lines, provider_for
+    from serving.settings import load_settings
+
+    manifest = open_bundle(bundle, verify=False, allow_ungated=True).manifest
+    with usage_errors():
+        settings = load_settings(flags={**flags, "engine.provider": flags["engine.provider"] or provider_for(manifest)})
+        found = fit(
+            manifest, settings.engine, None if device_memory is None else read_size(device_memory, "--device-memory")
+        )
+    if as_json:
+        print_json({**asdict(found), "total_bytes": found.budget.total_bytes, "fits": found.fits})
+    for line in () if as_json else lines(found):
+        console.print(line, soft_wrap=True, markup=False)
+    if not found.fits:
+        raise typer.Exit(EXIT_FAILED)
 
 
 def _of_this_machine(as_json: bool) -> None:

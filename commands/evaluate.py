@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,15 +10,12 @@ import typer
 
 from bundle.errors import ParameterError, SettingsError
 from commands.options import JsonOption, ThreadsOption
+from commands.respondents import Endpoint, KeyOption, NameOption, is_url, respondent_of
 from commands.terminal import console, print_json, progress
 
 if TYPE_CHECKING:
-    from quant.evaluation.evaluating import Options
-    from quant.evaluation.reading import SampleFile
     from quant.evaluation.report import EvaluationReport
     from serving.respondents.in_process import Cheaper
-
-_URL_STARTS = ("http://", "https://")
 
 
 def evaluate(
@@ -47,15 +43,16 @@ def evaluate(
     ] = None,
     template: Annotated[
         list[str] | None,
-        typer.Option(help='A text for labels, "{}" for the label; several are averaged. Default: the model\'s own.'),
+        typer.Option(
+            help='A text for labels, "{}" for the label; several are averaged; clip-80 names a published set. '
+            "Default: the model's own."
+        ),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Its name at the endpoint. Default: the only one there.")] = None,
+    name: NameOption = None,
     embeds: Annotated[
         bool | None, typer.Option(help="The endpoint's model makes vectors. Default: as its /v1/models says.")
     ] = None,
-    key_env: Annotated[
-        str, typer.Option(help="The environment variable that holds the endpoint's key.")
-    ] = "OPENAI_API_KEY",
+    key_env: KeyOption = "OPENAI_API_KEY",
     at_once: Annotated[int, typer.Option(min=1, max=256, help="Questions that are asked at a time.")] = 4,
     vision_method: Annotated[
         str | None, typer.Option(help="Which image tokens are read, with --vision-keep. Default: uniform.")
@@ -73,22 +70,27 @@ def evaluate(
     from commands.run import check_shares
     from pages.file import write_whole
     from quant.evaluation.evaluating import Options
+    from quant.evaluation.evaluating import evaluate as evaluate_file
     from quant.evaluation.layouts import Beside
     from quant.evaluation.page import evaluation_page
     from quant.evaluation.reading import read_file
 
     check_shares(vision_method, vision_keep, kv_policy, kv_budget)
     cheaper, told = _cheaper(vision_method, vision_keep, kv_policy, kv_budget)
-    if told and target.startswith(_URL_STARTS):
+    if told and is_url(target):
         raise typer.BadParameter("--vision-keep and --kv-budget are for bundles; an endpoint has settings of its own")
     replies = output.with_name(f"{output.stem}.replies.jsonl")
     options = Options(max_tokens, at_once, instruction, tuple(template or ()), told)
     samples = read_file(file, Beside(images, annotations, split), limit)
     if overwrite:
         replies.unlink(missing_ok=True)
-    asked = _Target(target, model, embeds, os.environ.get(key_env), at_once, threads, cheaper)
+
+    async def run() -> EvaluationReport:
+        async with respondent_of(target, Endpoint(name, key_env, embeds), threads, at_once, cheaper) as respondent:
+            return await evaluate_file(samples, respondent, options, replies, target, progress)
+
     try:
-        found = asyncio.run(asked.evaluated(samples, options, replies))
+        found = asyncio.run(run())
     except (SettingsError, ParameterError) as error:
         raise typer.BadParameter(str(error)) from error
     write_whole(output, evaluation_page(found).encode())
@@ -97,39 +99,6 @@ def evaluate(
         print_json(found.model_dump(mode="json"))
     else:
         _print_figures(found, output)
-
-
-class _Target:
-    """What is asked, from the command line's options."""
-
-    def __init__(
-        self,
-        target: str,
-        model: str | None,
-        embeds: bool | None,
-        key: str | None,
-        at_once: int,
-        threads: int,
-        cheaper: Cheaper,
-    ) -> None:
-        self._target, self._model, self._embeds, self._key = target, model, embeds, key
-        self._at_once, self._threads, self._cheaper = at_once, threads, cheaper
-
-    async def evaluated(self, samples: SampleFile, options: Options, replies: Path) -> EvaluationReport:
-        from quant.evaluation.evaluating import evaluate as evaluate_file
-        from serving.respondents.endpoint import EndpointRespondent
-        from serving.respondents.in_process import BundleRespondent
-
-        if self._target.startswith(_URL_STARTS):
-            respondent: EndpointRespondent | BundleRespondent = EndpointRespondent(
-                self._target, self._model, self._key, embeds=self._embeds
-            )
-        else:
-            if self._model is not None or self._embeds is not None:
-                raise typer.BadParameter("--model and --embeds are for endpoints; a bundle says what it is")
-            respondent = BundleRespondent(Path(self._target), self._at_once, self._threads, self._cheaper)
-        async with respondent as model:
-            return await evaluate_file(samples, model, options, replies, self._target, progress)
 
 
 def _cheaper(

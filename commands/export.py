@@ -52,6 +52,21 @@ def export(
             "for each layer want it: as many as layers, or fewer.",
         ),
     ] = 1,
+    smaller_images: Annotated[
+        bool,
+        typer.Option(
+            "--smaller-images",
+            help="The vision encoder takes smaller tiles as well, so that requests may have images encoded in less "
+            "time (vision.method resize). Of idefics3 and smolvlm.",
+        ),
+    ] = False,
+    lora: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder of a LoRA adapter that PEFT saved, merged into the weights. Default: none.",
+            show_default=False,
+        ),
+    ] = None,
     evaluation: Annotated[
         Path | None,
         typer.Option(
@@ -78,6 +93,16 @@ def export(
         raise UnsupportedConfigError(
             f"--length-groups {length_groups}: layers are grouped in fp32 bundles and variants for the CPU, and "
             "segments are such groups; leave out --target cuda, --keep-quantized and --decoder-segments"
+        )
+    if smaller_images and (target == "cuda" or keep_quantized or dialect == "portable"):
+        raise UnsupportedConfigError(
+            "--smaller-images is of fp32 bundles and variants for the CPU; leave out --target cuda, --keep-quantized "
+            "and --dialect portable"
+        )
+    if lora is not None and (target == "cuda" or keep_quantized or decoder_gguf is not None):
+        raise UnsupportedConfigError(
+            f"--lora {lora}: an adapter is merged into a checkpoint's own weights; leave out --target cuda, "
+            "--keep-quantized and --decoder-gguf"
         )
     if target == "cuda":
         from export.cuda_bundle import export_for_cuda
@@ -115,6 +140,8 @@ def export(
             decoder_gguf=decoder_gguf,
             segments=_layers(decoder_segments),
             length_groups=length_groups,
+            smaller_images=smaller_images,
+            lora=lora,
             overwrite=overwrite,
             progress=progress,
         )

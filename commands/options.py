@@ -11,16 +11,19 @@ from typing import Annotated
 
 import typer
 
-from bundle.errors import ImageError, MachineError, ParameterError, QuantizationError, SettingsError
+from bundle.errors import ImageError, ParameterError, QuantizationError, SettingsError
 
-_URL = re.compile(r"(https?|ftp|s3|data):", re.IGNORECASE)
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_OTHER_URL = re.compile(r"(ftp|s3|gs|data):", re.IGNORECASE)
 _SHOWN_CHARACTERS = 100
 """Of a value in a message: a data URL has millions."""
 
 BundleArgument = Annotated[Path, typer.Argument(help="A bundle directory.", show_default=False)]
 ImageOption = Annotated[
-    list[str] | None, typer.Option(metavar="FILE", help="An image file; may be repeated. Default: none.")
+    list[str] | None,
+    typer.Option(
+        metavar="FILE|URL|-",
+        help="An image: a file, a web address or - for standard input; may be repeated. Default: none.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 OutputOption = Annotated[
@@ -39,27 +42,29 @@ def usage_errors() -> Iterator[None]:
         raise typer.BadParameter(str(error)) from error
 
 
-def read_image(file: str) -> bytes:
-    """Return what an image file holds, not yet decoded.
+def read_image(source: str) -> bytes:
+    """Return what an image file, a web address or standard input (-) holds, not yet decoded.
 
     Raises:
-        BadParameter: It is a URL.
-        MachineError: It cannot be read.
+        BadParameter: It is another kind of URL, or standard input is empty.
+        MachineError: It cannot be read or fetched.
+        ImageError: It is too large.
     """
-    if _URL.match(file):
+    from serving.chat.fetch import read_picture
+
+    if _OTHER_URL.match(source):
         raise typer.BadParameter(
-            f"{file[:_SHOWN_CHARACTERS]} is a URL, and images are read from files alone: nothing is fetched. "
-            "Save it first, e.g. with curl -o image URL"
+            f"{source[:_SHOWN_CHARACTERS]}: images come from files, from http and https, and from standard input (-)"
         )
-    try:
-        data = Path(file).read_bytes()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise MachineError(f"{file[:_SHOWN_CHARACTERS]} cannot be read: {reason}") from error
-    if data.startswith(_LFS_POINTER):
-        raise MachineError(
-            f"{file} is a Git LFS pointer, not the image that it stands for; fetch it with: git lfs pull"
-        )
+    return _read_stdin() if source == "-" else read_picture(source)
+
+
+def _read_stdin() -> bytes:
+    """Return standard input; one byte more than an image may have is enough for the one who decodes it."""
+    from bundle.decode import DEFAULT_LIMITS
+
+    if not (data := sys.stdin.buffer.read(DEFAULT_LIMITS.max_bytes + 1)):
+        raise typer.BadParameter("--image - reads an image from standard input, which held none")
     return data
 
 
@@ -92,3 +97,24 @@ def read_text(text: str, option: str) -> str:
         where = "standard input held none" if text == "-" else "it is empty"
         raise typer.BadParameter(f"{option} needs a text of at least one character; {where}")
     return words
+
+
+def read_size(text: str, option: str) -> int:
+    """Return a number of bytes of the command line, such as "6GiB".
+
+    Args:
+        text: As given.
+        option: What it was given for, in a message.
+
+    Raises:
+        SettingsError: It is no size above 0.
+    """
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        size = int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        size = 0
+    if size <= 0:
+        raise SettingsError(f"{option} {text!r} is no size; write it such as 6GiB or 6000MB")
+    return size

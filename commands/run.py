@@ -58,7 +58,8 @@ def run(
     """Answer one question about images, in this process."""
     from dataclasses import asdict
 
-    from serving.oneshot import answer, speed
+    from serving.chat.figures import speed
+    from serving.oneshot import answer
     from serving.protocol import ImagePart, KVCompression, Message, SamplingParams, TextPart, VisionReduction
 
     check_shares(vision_method, vision_keep, kv_policy, kv_budget)
@@ -66,6 +67,8 @@ def run(
     kv = KVCompression(kv_policy or "snapkv", 1.0 if kv_budget is None else kv_budget)
     if vision.keep < 1 and not image:
         raise typer.BadParameter("--vision-keep says what is read of images, and there is none; leave it out")
+    if [prompt, *(image or ())].count("-") > 1:
+        raise typer.BadParameter("- stands for standard input, which is read once: for the question or for one --image")
     images = [ImagePart(read_image(file)) for file in image or ()]
     parts: tuple[TextPart | ImagePart, ...] = (*images, TextPart(read_text(prompt, "the question")))
     tell_of_failed_gates(bundle)
@@ -79,7 +82,7 @@ def run(
         console.print()
         if not answered.text.strip():
             progress("the answer is empty: the model had nothing to say to these words")
-        progress(speed(answered))
+        progress(speed(answered.usage, answered.timings))
 
 
 def check_shares(method: str | None, keep: float | None, policy: str | None, budget: float | None) -> None:

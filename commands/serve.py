@@ -90,9 +90,10 @@ ServeThreadsOption = Annotated[
     int | None, typer.Option(min=0, help="Threads per operator. Default: 0, one per physical core.")
 ]
 ProviderOption = Annotated[
-    Literal["cpu", "cuda"] | None,
+    Literal["cpu", "cuda", "tensorrt", "tensorrt-rtx"] | None,
     typer.Option(
-        help="Where models run; cuda takes variants of `quantize --target cuda` (docs/gpu.md). Default: cpu.",
+        help="Where models run: cuda takes variants of `quantize --target cuda` (docs/gpu.md); tensorrt and "
+        "tensorrt-rtx, ONNX Runtime's providers of that name, those of `--target tensorrt`. Default: cpu.",
         show_default=False,
     ),
 ]
@@ -110,6 +111,31 @@ OriginsOption = Annotated[
         "several times. Default: none."
     ),
 ]
+ModelsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--models-dir",
+        help="A folder of bundles that an administrator's key may load while the server runs (POST /v1/models/load); "
+        "serve alone. Default: none.",
+    ),
+]
+RecordOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--record",
+        help="A folder in which requests are written down for debugging, texts included, keys never, images as digests "
+        "(docs/api.md). Default: none are.",
+    ),
+]
+ImageHostsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--image-host",
+        help="A host that images named by URL are fetched from: images.example.com for HTTPS, *.example.com for all "
+        "names below it, http://10.0.0.5:8080 with scheme and port. May be given several times. Default: nothing is "
+        "fetched.",
+    ),
+]
 CertificateOption = Annotated[
     Path | None,
     typer.Option("--tls-certificate", help="A certificate, PEM, its chain behind it: speak HTTPS. Default: HTTP."),
@@ -121,6 +147,18 @@ CertificateKeyOption = Annotated[
 LogLevelOption = Annotated[
     Literal["debug", "info", "warning", "error"] | None,
     typer.Option(help="Least severe line that is logged, on stderr. Default: info.", show_default=False),
+]
+LogFormatOption = Annotated[
+    Literal["text", "json"] | None,
+    typer.Option(help="How lines are logged; json: one object a line. Default: text.", show_default=False),
+]
+TracesOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Send a trace of every request to this URL, which takes OTLP over HTTP, such as "
+        "http://collector:4318/v1/traces (extra `tracing`). Default: none are made.",
+        show_default=False,
+    ),
 ]
 DrainOption = Annotated[
     int | None,
@@ -161,9 +199,14 @@ def serve(
     provider: ProviderOption = None,
     keys_file: KeysFileOption = None,
     cors_origin: OriginsOption = None,
+    models_dir: ModelsOption = None,
+    image_host: ImageHostsOption = None,
+    record: RecordOption = None,
     tls_certificate: CertificateOption = None,
     tls_key: CertificateKeyOption = None,
     log_level: LogLevelOption = None,
+    log_format: LogFormatOption = None,
+    otlp_traces_endpoint: TracesOption = None,
     drain_timeout_s: DrainOption = None,
     allow_ungated: UngatedOption = None,
     real: RealOption = False,
@@ -176,6 +219,8 @@ def serve(
         "host": host,
         "port": port,
         "log_level": log_level,
+        "log_format": log_format,
+        "tracing.endpoint": otlp_traces_endpoint,
         "drain_timeout_s": drain_timeout_s,
         "engine.max_sequences": max_sequences,
         "engine.context_tokens": context_tokens,
@@ -187,15 +232,22 @@ def serve(
         "api.prefix_folder": prefix_folder,
         "api.access.keys_file": keys_file,
         "api.access.cors_origins": cors_origin or None,
+        "api.access.models_dir": models_dir,
+        "api.remote.hosts": image_host or None,
+        "api.recording.folder": record,
         "http.tls_certificate": tls_certificate,
         "http.tls_key": tls_key,
         "engine.intra_threads": threads,
-        "engine.provider": provider,
+        **provider_flags(provider),
         "engine.allow_ungated": allow_ungated or None,
     }
     settings = load_settings(config, os.environ, flags)
     _refuse_files_early(settings)
+    if context.info_name == "deploy":
+        _refuse_models_dir(settings)
     _require("ray" if context.info_name == "deploy" else "uvicorn")
+    if settings.tracing.endpoint is not None:
+        _require("opentelemetry.exporter.otlp.proto.http.trace_exporter")
     served = _served(bundles, real)
     settings = with_aliases(settings, _refuse_early(served, settings), served_name or [])
     if context.info_name == "deploy":
@@ -206,6 +258,21 @@ def serve(
         from serving.edge.serve import serve as serve_here
 
         serve_here(served, settings, announce)
+
+
+def _refuse_models_dir(settings: ServerSettings) -> None:
+    """Refuse under Ray what it does in its own way.
+
+    Raises:
+        SettingsError: Models are to be loaded while the application runs.
+    """
+    from bundle.errors import SettingsError
+
+    if settings.api.access.models_dir is not None:
+        raise SettingsError(
+            f"models_dir {settings.api.access.models_dir}: under Ray, models come and go by deploying again; leave it "
+            "out"
+        )
 
 
 def _refuse_files_early(settings: ServerSettings) -> None:
@@ -221,6 +288,13 @@ def _refuse_files_early(settings: ServerSettings) -> None:
         from serving.access.keyring import Keyring
 
         Keyring(settings.api.access)
+
+
+def provider_flags(provider: str | None) -> dict[str, str | None]:
+    """Return the settings that --provider stands for: TensorRT's providers run on CUDA's device."""
+    if provider in ("tensorrt", "tensorrt-rtx"):
+        return {"engine.provider": "cuda", "engine.device_runtime": provider}
+    return {"engine.provider": provider}
 
 
 def _require(module: str) -> None:

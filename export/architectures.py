@@ -13,7 +13,9 @@ ARCHITECTURES: Mapping[str, str] = {
     "clip": "export.models.clip:Clip",
     "idefics3": "export.models.idefics3:Idefics3",
     "llava": "export.models.llava:Llava",
+    "qwen2_vl": "export.models.qwen2_vl:Qwen2VL",
     "qwen2_5_vl": "export.models.qwen2_5_vl:Qwen25VL",
+    "qwen3_vl": "export.models.qwen3_vl:Qwen3VL",
     "siglip": "export.models.siglip:Siglip",
     "smolvlm": "export.models.idefics3:Idefics3",
 }

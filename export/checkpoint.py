@@ -109,7 +109,7 @@ class Checkpoint:
         files = _weight_files(folder)
         tensors: dict[str, StoredTensor] = {}
         for file in files:
-            tensors.update(_read_header(file))
+            tensors.update(read_header(file))
         return cls(folder, config, tensors, files)
 
     def digest(self, *more: Path | None) -> str:
@@ -149,7 +149,12 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
     return files
 
 
-def _read_header(file: Path) -> dict[str, StoredTensor]:
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """Return where the tensors of a safetensors file lie, by name.
+
+    Raises:
+        CheckpointError: It is none, or was cut short.
+    """
     require_content(file)
     try:
         with file.open("rb") as stream:

@@ -20,6 +20,7 @@ from bundle.machine import own_version
 from bundle.manifest import Component, ComponentName, Dialect, DualEncoderDims, Manifest, Segment, check_name
 from bundle.states import State
 from bundle.visual_exit import VISUAL_EXIT, load_routers
+from export.adapter import Adapter
 from export.architectures import load_family
 from export.checkpoint import Checkpoint
 from export.config import with_length_groups
@@ -47,6 +48,8 @@ def export_checkpoint(
     decoder_gguf: Path | None = None,
     segments: Sequence[int] = (),
     length_groups: int = 1,
+    smaller_images: bool = False,
+    lora: Path | None = None,
     overwrite: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Manifest:
@@ -63,6 +66,8 @@ def export_checkpoint(
         decoder_gguf: A llama.cpp file whose weights take the place of the checkpoint's decoder.
         segments: Layers before which the decoder's graph for prompts is cut, once more beside the whole one.
         length_groups: Groups of neighbouring layers that may keep different numbers of rows; segments are such groups.
+        smaller_images: The vision graph takes tiles smaller than full ones as well, for `vision.method` resize.
+        lora: A folder of an adapter that PEFT saved, merged into the weights.
         overwrite: Replace a bundle that stands at `output`.
         progress: Called with a line at each step.
 
@@ -74,19 +79,22 @@ def export_checkpoint(
     say = progress or (lambda line: None)
     folder, label = located(str(checkpoint), say)
     label = printable(label)
-    bundle_name = _checked_name(name or label.rsplit("/", 1)[-1])
+    bundle_name = checked_name(name or label.rsplit("/", 1)[-1])
     source = Checkpoint.open(folder)
     family = load_family(source.config)
+    adapter = None if lora is None else Adapter.open(lora)
     lowering = DIALECTS[dialect]()
     if segments:
         _cut_decoder(family, segments)
     elif length_groups != 1:
         _group_layers(family, length_groups)
+    if smaller_images:
+        _take_smaller_images(family)
     plans = family.graphs(lowering)
     say(f"building {len(plans)} graphs for {source.config['model_type']}")
     models = {part: build_model(part, plan, lowering) for part, plan in plans.items()}
     decoder = None if decoder_gguf is None else read_decoder(decoder_gguf, family)
-    weights = WeightSource(source, family, [model.graph for model in models.values()], decoder)
+    weights = WeightSource(source, family, [model.graph for model in models.values()], decoder, adapter)
     weights.fill()
     weights.require_all_used()
     with write_aside(output, overwrite=overwrite) as aside:
@@ -101,7 +109,7 @@ def export_checkpoint(
         manifest = Manifest(
             name=bundle_name,
             source=label,
-            source_sha256=source.digest(decoder_gguf),
+            source_sha256=source.digest(decoder_gguf, None if adapter is None else adapter.file),
             created_by=f"pocketvlm {own_version()}",
             model_type=source.config["model_type"],
             task=family.task,
@@ -124,7 +132,12 @@ def export_checkpoint(
         return seal(aside, manifest, unchanged=bundle.manifest.files).manifest
 
 
-def _checked_name(name: str) -> str:
+def checked_name(name: str) -> str:
+    """Return a model's id that a user chose.
+
+    Raises:
+        BundleError: It is of no use as one.
+    """
     try:
         return check_name(name)
     except ValueError as error:
@@ -145,8 +158,16 @@ def read_decoder(file: Path, family: Family) -> dict[str, GgufTensor]:
     return read_gguf(file, family.decoder.config, family.text_prefix)
 
 
-def located(checkpoint: str, say: Callable[[str], None]) -> tuple[Path, str]:
+def located(
+    checkpoint: str, say: Callable[[str], None], patterns: Sequence[str] = _HUB_PATTERNS, ignored: str = "*/*"
+) -> tuple[Path, str]:
     """Return the checkpoint's folder, fetched if it is a hub id, and what the manifest calls it.
+
+    Args:
+        checkpoint: A folder or a hub id.
+        say: Told of a fetch.
+        patterns: Of the files that are fetched.
+        ignored: Pattern of files that are not, whatever `patterns` says.
 
     Raises:
         CheckpointError: It is neither there nor could be fetched.
@@ -158,7 +179,7 @@ def located(checkpoint: str, say: Callable[[str], None]) -> tuple[Path, str]:
         raise CheckpointError(f"{checkpoint} is not a folder, nor does it look like a hub id (owner/name)")
     say(f"fetching {checkpoint} from the Hugging Face hub")
     try:
-        return Path(snapshot_download(checkpoint, allow_patterns=_HUB_PATTERNS, ignore_patterns="*/*")), checkpoint
+        return Path(snapshot_download(checkpoint, allow_patterns=[*patterns], ignore_patterns=ignored)), checkpoint
     except (HTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise CheckpointError(
             f"{checkpoint} is not a local folder and could not be fetched from the hub "
@@ -209,6 +230,11 @@ def _cut_decoder(family: Family, segments: Sequence[int]) -> None:
     if not isinstance(family, VisionLanguage):
         raise UnsupportedConfigError("--decoder-segments cuts a decoder, and the checkpoint's architecture has none")
     decoder = family.decoder
+    if decoder.inputs:
+        raise UnsupportedConfigError(
+            f"--decoder-segments: the decoder takes {', '.join(spec.name for spec in decoder.inputs)} beside hidden "
+            "states, which its segments would not be fed"
+        )
     decoder.config = with_segments(decoder.config, segments)
 
 
@@ -222,6 +248,20 @@ def _group_layers(family: Family, num_groups: int) -> None:
         raise UnsupportedConfigError("--length-groups is of a decoder, and the checkpoint's architecture has none")
     decoder = family.decoder
     decoder.config = with_length_groups(decoder.config, num_groups)
+
+
+def _take_smaller_images(family: Family) -> None:
+    """Let a vision graph take smaller tiles.
+
+    Raises:
+        UnsupportedConfigError: Its positions are those of a full tile alone.
+    """
+    if not (isinstance(family, VisionLanguage) and family.can_take_smaller_images):
+        raise UnsupportedConfigError(
+            f"--smaller-images: {family.config['model_type']} has no positions for images smaller than a tile, or "
+            "keeps the shape of images anyway; idefics3 and smolvlm have them"
+        )
+    family.takes_smaller_images = True
 
 
 def _segments(

@@ -139,10 +139,16 @@ class VisionLanguage(Family):
 
     Class attributes:
         text_prefix: Where the checkpoint keeps the decoder.
+        can_take_smaller_images: Whether `takes_smaller_images` may be set.
+
+    Attributes:
+        takes_smaller_images: The vision graph takes tiles smaller than full ones as well, squares all of one size.
     """
 
     task: ClassVar[Task] = "image-text-to-text"
     text_prefix: ClassVar[str]
+    can_take_smaller_images: ClassVar[bool] = False
+    takes_smaller_images: bool = False
 
     @property
     def text_config(self) -> Raw:
@@ -213,7 +219,9 @@ class VisionLanguage(Family):
         size, vocab = self.decoder.config.hidden_size, self.decoder.config.vocab_size
         table = Embedding(vocab, size, name=f"{self.text_prefix}.embed_tokens")
         features = TensorSpec(
-            name=tensors.IMAGE_FEATURES, dtype="float32", shape=("I", self.tokens_per_tile or "P", self.feature_size)
+            name=tensors.IMAGE_FEATURES,
+            dtype="float32",
+            shape=("I", (None if self.takes_smaller_images else self.tokens_per_tile) or "P", self.feature_size),
         )
         embeds = TensorSpec(name=tensors.INPUTS_EMBEDS, dtype="float32", shape=("B", "T", size))
         ids = TensorSpec(name=tensors.INPUT_IDS, dtype="int64", shape=("B", "T"))
@@ -221,7 +229,7 @@ class VisionLanguage(Family):
             "vision_encoder": GraphPlan(
                 self.vision(dialect),
                 "vision_encoder",
-                (pixels(self.image_size_px),),
+                (pixels(None if self.takes_smaller_images else self.image_size_px),),
                 (features,),
                 optional_outputs=tuple(self.tower_outputs()),
             ),

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bundle.errors import CheckpointError, MissingWeightError, SurplusWeightError
+from export.adapter import Adapter
 from export.checkpoint import Checkpoint, StoredTensor, WeightTensor
 from export.family import Family
 from export.nn.module import Weight
@@ -26,9 +27,11 @@ class WeightSource:
         family: Its renames, stand-ins and unused keys.
         graphs: What `fill` gives values to.
         decoder: Weights that take the place of the checkpoint's decoder.
+        adapter: Merged into the checkpoint's weights.
 
     Raises:
-        CheckpointError: Two keys become the same name, or quantized tensors contradict the config.
+        CheckpointError: Two keys become the same name, quantized tensors contradict the config, or the adapter is of
+            another model.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class WeightSource:
         family: Family,
         graphs: Iterable[ir.Graph],
         decoder: Mapping[str, WeightTensor] | None = None,
+        adapter: Adapter | None = None,
     ) -> None:
         self._family = family
         self._used: set[str] = set()
@@ -49,6 +53,8 @@ class WeightSource:
             stored = {name: tensor for name, tensor in stored.items() if not family.is_of_decoder(name)}
         self._given = frozenset(decoder or ())
         self._tensors = {**family.stored_weights().restored(stored, linears), **(decoder or {})}
+        if adapter is not None:
+            self._tensors = adapter.merged(self._tensors, family.renames)
 
     def fill(self) -> None:
         """Give every weight of the graphs its value, not yet read, and label the table that is the head's matrix.

@@ -80,6 +80,10 @@ class Table:
         """Return the weight's name in the checkpoint."""
         return str(self.weight.name)
 
+    def is_looked_up_by(self, input_name: str) -> bool:
+        """Return whether the row numbers are an input of the graph, as it is."""
+        return str(self.ids.name) == input_name
+
     def rows(self) -> Float32:
         """Return the table, [V, D] float32."""
         return _read(self.weight)

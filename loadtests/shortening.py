@@ -27,7 +27,7 @@ from bundle.machine import cpu_name, num_usable_cores
 from loadtests.visual_tokens import Asked, Line, measure
 from quant.kv.table import POLICIES
 from quant.shortening.costs import Cost, Costs, write_costs
-from quant.visual_tokens.table import METHODS
+from quant.visual_tokens.table import METHODS, RESIZE
 from runtime.turns import Quartiles, Turns
 from serving.models.generative import GenerativeModel
 from serving.models.pool import PreprocessPool
@@ -101,14 +101,15 @@ def decode_costs(bundle: Bundle, crowd: Crowd, turns: Turns, threads: int, *, al
         intra_threads=threads,
         allow_ungated=allow_ungated,
     )
-    with _started(bundle, settings) as model:
+    with started(bundle, settings) as model:
         costs = asyncio.run(_decoded(model, bundle, crowd, turns))
     asked = f"decode speed of {crowd.size} answers behind {crowd.prompt_tokens:,} tokens each"
     return Costs(_named(bundle), asked, _machine(), tuple(costs))
 
 
 @contextmanager
-def _started(bundle: Bundle, settings: EngineSettings) -> Iterator[GenerativeModel]:
+def started(bundle: Bundle, settings: EngineSettings) -> Iterator[GenerativeModel]:
+    """Serve a bundle for as long as the block runs."""
     pool = PreprocessPool(settings)
     try:
         model = GenerativeModel(bundle, settings, pool)
@@ -122,7 +123,7 @@ def _started(bundle: Bundle, settings: EngineSettings) -> Iterator[GenerativeMod
 
 
 async def _decoded(model: GenerativeModel, bundle: Bundle, crowd: Crowd, turns: Turns) -> list[Cost]:
-    words = await _words(model, crowd.prompt_tokens)
+    words = await words_of(model, crowd.prompt_tokens)
     ways = [None, *(KVCompression(crowd.policy, budget) for budget in crowd.budgets)]
     rates: dict[KVCompression | None, list[float]] = {way: [] for way in ways}
     rows: dict[KVCompression | None, int] = {}
@@ -147,7 +148,7 @@ async def _decoded(model: GenerativeModel, bundle: Bundle, crowd: Crowd, turns: 
     ]
 
 
-async def _words(model: GenerativeModel, num_tokens: int) -> str:
+async def words_of(model: GenerativeModel, num_tokens: int) -> str:
     """Return a text that makes a prompt of about so many tokens."""
     one, several = [
         (await _answered(model, _request(model, "word " * count, None, max_tokens=1))).rows for count in (1, _PROBED)
@@ -248,7 +249,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("bundle", type=Path, help="a bundle directory")
     parser.add_argument("-o", "--output", type=Path, default=Path("costs.json"), help="the file to write")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["uniform", "dart"], help="reducers")
+    parser.add_argument(
+        "--methods", nargs="+", choices=(*METHODS, RESIZE), default=["uniform", "dart"], help="reducers"
+    )
     parser.add_argument("--keeps", type=float, nargs="+", default=[0.5, 0.25, 0.1], help="shares, above 0 and below 1")
     parser.add_argument("--images", type=int, default=4, help="in the one message; 0 times no first tokens")
     parser.add_argument("--image-px", type=int, default=512, help="width and height of each, pixels")

@@ -13,7 +13,7 @@ from bundle import tensors
 from bundle.errors import SignatureError
 from bundle.image import Pixels
 from bundle.image_tokens import TOWER_OUTPUTS
-from bundle.manifest import DualEncoderDims
+from bundle.manifest import Component, DualEncoderDims
 from bundle.text import TextBatch
 from runtime.encoder import Encoder
 
@@ -88,12 +88,20 @@ def split_seen(encoder: Encoder, seen: npt.NDArray[Any]) -> tuple[npt.NDArray[An
 
 def encode_texts(encoder: Encoder, rows: Sequence[TextBatch], dims: DualEncoderDims) -> Vectors:
     """Return [n, E] of n texts in one run, shorter ones padded on the right and masked."""
-    vectors: Vectors = encoder.run(text_feeds(rows, dims))[encoder.output]
+    vectors: Vectors = encoder.run(text_feeds(rows, dims, encoder.component))[encoder.output]
     return vectors
 
 
-def text_feeds(rows: Sequence[TextBatch], dims: DualEncoderDims) -> dict[str, npt.NDArray[np.int64]]:
-    """Return a text encoder's inputs for tokenized texts, shorter ones padded on the right and masked."""
+def text_feeds(
+    rows: Sequence[TextBatch], dims: DualEncoderDims, component: Component
+) -> dict[str, npt.NDArray[np.int64]]:
+    """Return a text encoder's inputs for tokenized texts, shorter ones padded on the right and masked.
+
+    Args:
+        rows: At least one.
+        dims: Of the model.
+        component: The encoder's entry in the manifest: one that reads padded texts may take no mask.
+    """
     num_rows, width = sum(len(row.input_ids) for row in rows), max(row.input_ids.shape[1] for row in rows)
     input_ids = np.full((num_rows, width), dims.pad_token_id, np.int64)
     attention_mask = np.zeros((num_rows, width), np.int64)
@@ -102,7 +110,8 @@ def text_feeds(rows: Sequence[TextBatch], dims: DualEncoderDims) -> dict[str, np
         of_row = slice(at, at + len(row.input_ids)), slice(row.input_ids.shape[1])
         input_ids[of_row], attention_mask[of_row] = row.input_ids, row.attention_mask
         at += len(row.input_ids)
-    return {tensors.INPUT_IDS: input_ids, tensors.ATTENTION_MASK: attention_mask}
+    feeds = {tensors.INPUT_IDS: input_ids, tensors.ATTENTION_MASK: attention_mask}
+    return {spec.name: feeds[spec.name] for spec in component.inputs}
 
 
 def unit(vectors: npt.NDArray[Any]) -> Vectors:

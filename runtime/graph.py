@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Protocol
 
 import numpy.typing as npt
 
@@ -61,6 +62,27 @@ class Port:
         return cls(value.name, _DTYPE_OF_ORT_TYPE.get(value.type, value.type), tuple(value.shape))
 
 
+class SessionPlan(Protocol):
+    """How a session is opened where its settings do not say it all, as `runtime.tensorrt.provider` plans it.
+
+    Attributes:
+        provider: ONNX Runtime's name of the one that all nodes go to.
+    """
+
+    @property
+    def provider(self) -> str:
+        """Return the provider's name."""
+        ...
+
+    def source(self, graph: Path) -> Path:
+        """Return the file that is opened in a graph's place."""
+        ...
+
+    def apply(self, runtime: ModuleType, options: Any) -> list[tuple[str, dict[str, str]]]:
+        """Set a session's options, and return its providers."""
+        ...
+
+
 class Graph:
     """One graph, opened.
 
@@ -70,6 +92,7 @@ class Graph:
         weights_folder: Where the weights of a serialized graph lie.
         prepacks: Let kernels keep weights in layouts of their own, a second copy of most; one run does not repay it.
         captures: Let runs be captured on a device that can; a graph that cannot be is opened without.
+        plan: How its session is opened instead; of a graph that is a file.
 
     Attributes:
         name: For messages.
@@ -93,11 +116,12 @@ class Graph:
         weights_folder: Path | None = None,
         prepacks: bool = True,
         captures: bool = False,
+        plan: SessionPlan | None = None,
     ) -> None:
         made_of = f"a part of a graph of {weights_folder}" if weights_folder else "a graph made for this process"
         self.name = str(source) if isinstance(source, Path) else made_of
         self.device = settings.provider
-        wanted = _Wanted(settings, weights_folder, prepacks, captures and settings.provider != "cpu")
+        wanted = _Wanted(settings, weights_folder, prepacks, captures and settings.provider != "cpu", plan)
         self._session, self.can_capture = _opened(self.name, source, wanted)
         self.inputs = tuple(map(Port.of, self._session.get_inputs()))
         self.optional_inputs = tuple(map(Port.of, self._session.get_overridable_initializers()))
@@ -161,6 +185,7 @@ class _Wanted:
     weights_folder: Path | None
     prepacks: bool
     captures: bool
+    plan: SessionPlan | None
 
 
 def _opened(name: str, source: Path | bytes, wanted: _Wanted) -> tuple[Any, bool]:
@@ -172,13 +197,19 @@ def _opened(name: str, source: Path | bytes, wanted: _Wanted) -> tuple[Any, bool
         if wanted.captures and refuses_capture(error):
             return _opened(name, source, replace(wanted, captures=False))
         raise _open_error(name, error) from error
-    check_placement(name, session, wanted.settings.provider)
+    check_placement(name, session, wanted.settings.provider, None if wanted.plan is None else wanted.plan.provider)
     return session, wanted.captures
 
 
 def _session(source: Path | bytes, wanted: _Wanted) -> Any:
     runtime, settings = onnx_runtime(), wanted.settings
-    options, providers = session_options(runtime, settings), providers_of(settings, captures=wanted.captures)
+    options = session_options(runtime, settings)
+    if wanted.plan is not None and isinstance(source, Path):
+        planned = wanted.plan.apply(runtime, options)
+        # A plug-in's devices stand in the options; named once more, it would be looked for among those built in
+        named = {"providers": planned} if planned else {}
+        return runtime.InferenceSession(str(wanted.plan.source(source)), options, **named)
+    providers = providers_of(settings, captures=wanted.captures)
     if wanted.weights_folder is not None:
         folder = str(wanted.weights_folder)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)

@@ -6,6 +6,7 @@ cache written in place, as the engine runs them; a test holds the two equal, tok
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,12 +54,14 @@ class SeenImages:
         features: Of each image, [tiles, P, D], or [rows, D] where it is no tiles of one size.
         digests: Of each image's pixels, where one was asked for.
         towers: Of each image, [tiles, P, 1 + C] as `bundle.image_tokens.ShownImage.tower`, where it was asked for.
+        images: Themselves, for a reducer that lets them be encoded smaller.
     """
 
     layouts: tuple[TileLayout, ...]
     features: tuple[Embeds, ...]
     digests: tuple[bytes, ...] = ()
     towers: tuple[Array, ...] = ()
+    images: tuple[Image.Image, ...] = ()
 
     @property
     def whole(self) -> list[Embeds]:
@@ -99,6 +102,31 @@ class Prefilled:
     rows: Sequence[int] = ()
 
 
+@dataclass(frozen=True)
+class _ToldPrompt:
+    """A prompt that was run for rows of it to be chosen.
+
+    Attributes:
+        prompt: What was run.
+        decoder: Whose cache it was in.
+        outputs: Optional ones that were wanted.
+        logits: [V] of its last token.
+        told: The outputs of every run.
+        rows: All that it left, by state input.
+    """
+
+    prompt: FilledPrompt
+    decoder: Decoder
+    outputs: frozenset[str]
+    logits: Logits
+    told: Sequence[Mapping[str, Array]]
+    rows: Mapping[str, Array]
+
+    def is_of(self, prompt: FilledPrompt, decoder: Decoder, outputs: Sequence[str]) -> bool:
+        """Return whether this is what a run would give."""
+        return self.prompt is prompt and self.decoder is decoder and self.outputs.issuperset(outputs)
+
+
 class VisionLanguageRunner:
     """Prompts, features, logits and greedy answers of a vision-language bundle.
 
@@ -123,6 +151,7 @@ class VisionLanguageRunner:
         self._current: Prefilled | None = None
         self._answering: object = None
         self._bound: Decoder | None = None
+        self._told: _ToldPrompt | None = None
 
     # Opened late: calibration wants a part of them.
     @cached_property
@@ -152,9 +181,17 @@ class VisionLanguageRunner:
         digests = tuple(sha256(image.tobytes()).digest() for image in images)
         seen = [self._seen(image, layout, with_tower) for image, layout in zip(images, layouts, strict=True)]
         if not with_tower:
-            return SeenImages(layouts, tuple(seen), digests)
+            return SeenImages(layouts, tuple(seen), digests, images=tuple(images))
         split = [split_seen(self._vision, each) for each in seen]
-        return SeenImages(layouts, tuple(each for each, _ in split), digests, tuple(tower for _, tower in split))
+        features, towers = tuple(each for each, _ in split), tuple(tower for _, tower in split)
+        return SeenImages(layouts, features, digests, towers, tuple(images))
+
+    def _seen_smaller(self, image: Image.Image, part: int, whole: int) -> Embeds:
+        """Return an image's features, its tiles scaled down to a part of their side."""
+        tiles = self._images.smaller(self._images.cut(image), self._images.tile_size_px[0] * part // whole)
+        groups = tuple(self._images.groups(tiles))
+        (features,) = encode_images(self._vision, [groups], DEFAULT_VISION_TILES)
+        return features
 
     def _seen(self, image: Image.Image, layout: TileLayout, with_tower: bool) -> Embeds:
         """Return an image's features in the order of its tokens; images run apart."""
@@ -174,12 +211,17 @@ class VisionLanguageRunner:
         prompt = self._prompts.build(turns, seen.layouts)
         if reducer is None or reducer.is_whole:
             return FilledPrompt.of(prompt, seen.features)
+        side, places = reducer.seen_side(self._prompts.image_prompt.tokens_per_tile), None
+        shown = seen.features
+        if side is not None:
+            places = self._prompts.image_prompt.tokens_per_tile
+            shown = tuple(self._seen_smaller(image, side, math.isqrt(places)) for image in seen.images)
         texts = self._texts_of_images(turns) if reducer.needs_text else [None] * len(seen.layouts)
         towers = seen.towers if reducer.needs_tower else [None] * len(seen.layouts)
         images = [
-            reducer.apply(ShownImage(features, digest, layout.is_uniform, tower, text))
+            reducer.apply(ShownImage(features, digest, layout.is_uniform, tower, text, places))
             for features, digest, layout, tower, text in zip(
-                seen.features, seen.digests, seen.layouts, towers, texts, strict=True
+                shown, seen.digests, seen.layouts, towers, texts, strict=True
             )
         ]
         shorter = reduced(prompt, [image.rows for image in images])
@@ -243,13 +285,25 @@ class VisionLanguageRunner:
         return logits, self._lengths(prompt.num_tokens)
 
     def _chosen(self, decoder: Decoder, prompt: FilledPrompt, choose_rows: ChooseRows) -> tuple[Logits, Sequence[int]]:
-        """Run a prompt as `_read` does and drop rows; return its last logits and the rows that it has."""
+        """Run a prompt as `_read` does and drop rows; return its last logits and the rows that it has.
+
+        A prompt that was run last for other rows to be chosen is not run again: what it left is put back.
+        """
+        read = self._told
+        if read is None or not read.is_of(prompt, decoder, choose_rows.outputs):
+            read = self._told = self._run_telling(decoder, prompt, choose_rows.outputs)
+        else:
+            decoder.states.put(_RUNNING, read.rows)
+        return read.logits, choose_rows(decoder.states, _RUNNING, prompt, read.told)
+
+    def _run_telling(self, decoder: Decoder, prompt: FilledPrompt, outputs: tuple[str, ...]) -> _ToldPrompt:
         told = []
         for start, end in chunks(prompt.num_tokens, DEFAULT_CHUNK_TOKENS):
             run = prompt.run(start, end, self._lengths(start), [end - start - 1])
-            logits, found = decoder.run_with(choose_rows.outputs, "prompt", _RUNNING, [run])
+            logits, found = decoder.run_with(outputs, "prompt", _RUNNING, [run])
             told.append(found)
-        return logits[0, 0], choose_rows(decoder.states, _RUNNING, prompt, told)
+        rows = decoder.states.stored(_RUNNING, np.arange(prompt.num_tokens))
+        return _ToldPrompt(prompt, decoder, frozenset(outputs), logits[0, 0].copy(), told, rows)
 
     def _reduced(self, decoder: Decoder, prompt: FilledPrompt, choose: Choose) -> tuple[Logits, Sequence[int]]:
         """Run a prompt segment by segment; return its last logits and the rows that it has."""
@@ -373,8 +427,11 @@ class DualEncoderRunner:
             raise BundleFormatError(f"{bundle.directory} has no embedding sizes; it cannot embed")
         self._dims: DualEncoderDims = bundle.manifest.dual
         self._tokenizer = Tokenizer.from_file(bundle.path(TOKENIZER))
-        self._images = ImageSpec.read(bundle.path(PREPROCESSOR))
         self._bundle, self._settings = bundle, settings
+
+    @cached_property
+    def _images(self) -> ImageSpec:
+        return ImageSpec.read(self._bundle.path(PREPROCESSOR))
 
     @cached_property
     def _vision(self) -> Encoder:
@@ -401,7 +458,9 @@ class DualEncoderRunner:
 
     def text_feeds(self, text: str) -> dict[str, Array]:
         """Return the text encoder's inputs for one text; one that is too long is cut."""
-        return dict(text_feeds([self._tokenized(text)], self._dims))
+        manifest = self._bundle.manifest
+        component = manifest.components[manifest.graph("text_encoder")]
+        return dict(text_feeds([self._tokenized(text)], self._dims, component))
 
     def _tokenized(self, text: str) -> TextBatch:
         dims = self._dims

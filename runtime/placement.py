@@ -29,23 +29,30 @@ _REASONS = {
     "DynamicQuantizeMatMul": "CUDA has no kernel for activations that are quantized at run time",
     "MatMulIntegerToFloat": "CUDA has no kernel for activations that are quantized at run time",
 }
+_COPIES = frozenset({"MemcpyFromHost", "MemcpyToHost"})
+"""What ONNX Runtime itself puts between the host's inputs and a device."""
 _MOST_NAMED = 4
 """Operators in a message."""
 _REFUSES_CAPTURE = ("cannot use the graph capture feature", "cannot use the CUDA Graph feature")
 
 
-def check_placement(name: str, session: Any, provider: Provider) -> None:
+def check_placement(name: str, session: Any, provider: Provider, engine: str | None = None) -> None:
     """Check that no node of a session fell to the CPU, shape arithmetic aside.
 
     Args:
         name: Of the graph, for the message.
         session: ONNX Runtime's, opened with `session.record_ep_graph_assignment_info`.
         provider: That was asked for.
+        engine: Of TensorRT's, which makes one engine of a graph: what it does not take, arithmetic on shapes as well,
+            leaves it in pieces. None: CUDA's own.
 
     Raises:
         MachineError: Nodes did; the message names them and says why.
     """
     if provider == "cpu":
+        return
+    if engine is not None:
+        _check_engine(name, session, engine)
         return
     if all(_is_cpu_name(each) for each in session.get_providers()):
         raise MachineError(
@@ -65,6 +72,29 @@ def check_placement(name: str, session: Any, provider: Provider) -> None:
         f"their inputs and outputs crossing the bus in every run: {told}. Make a variant for this device with: "
         f"pocketvlm quantize --target {provider}; or choose provider cpu."
     )
+
+
+def _check_engine(name: str, session: Any, engine: str) -> None:
+    """Check that all of a graph is in one of TensorRT's engines.
+
+    Raises:
+        MachineError: It is not.
+    """
+    if engine not in session.get_providers():
+        raise MachineError(
+            f"{name}: ONNX Runtime has {engine} but could not load it: no device, or libraries that are not found "
+            "(libnvinfer and libnvonnxparser of the version that it was built for, on LD_LIBRARY_PATH). See: pocketvlm "
+            "doctor"
+        )
+    parts = [part for part in session.get_provider_graph_assignment_info() if part.ep_name != engine]
+    strays = [node for part in parts for node in part.get_nodes() if node.op_type not in _COPIES]
+    if strays:
+        told = "; ".join(_told(op_type, number, strays) for op_type, number in _counted(strays)[:_MOST_NAMED])
+        raise MachineError(
+            f"{name}: {engine} does not take {len(strays)} nodes, which would run elsewhere and leave the graph in "
+            f"pieces: {told}. See what its TensorRT lacks with: pocketvlm doctor BUNDLE --tensorrt VERSION; take "
+            "engines of pocketvlm compile, which writes graphs for older versions, or device_runtime cuda."
+        )
 
 
 def refuses_capture(error: Exception) -> bool:

@@ -14,7 +14,8 @@ from runtime.fixed_run import CapturedGraph, can_be_captured
 from runtime.graph import Array, Graph, Port
 from runtime.settings import RuntimeSettings
 from runtime.tensorrt.engine_graph import EngineGraph
-from runtime.tensorrt.opening import try_engine, with_rows
+from runtime.tensorrt.opening import fixed, try_engine, with_rows
+from runtime.tensorrt.provider import plan_of
 
 
 class Session:
@@ -48,7 +49,11 @@ class Session:
             self.component = self.component.model_copy(update={"optional_inputs": (), "optional_outputs": ()})
             taken, given = (with_rows(specs, bundle, settings) for specs in (taken, given))
         else:
-            self.graph = graph = Graph(self.path, settings, captures=_runs_on_device(self.component))
+            plan = None if isinstance(part, Segment) else plan_of(bundle, part, settings)
+            if plan is not None:
+                taken, given = (fixed(specs, plan.fixed_sizes) for specs in (taken, given))
+            captures = plan is None and _runs_on_device(self.component)
+            self.graph = graph = Graph(self.path, settings, captures=captures, plan=plan)
             is_fixed = _takes_bytes(self.component) and can_be_captured(graph)
             self._captured = CapturedGraph(graph) if is_fixed else None
         check_signature(self.path, "input", [*self.component.inputs, *taken], self.graph.inputs)

@@ -7,10 +7,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from bundle.manifest import Target
+from bundle.manifest import Manifest, Target
+from runtime.limits import Limits
 
 Provider = Literal["cpu", "cuda"]
 EncoderRuntime = Literal["auto", "onnxruntime", "openvino"]
+DeviceRuntime = Literal["cuda", "tensorrt", "tensorrt-rtx"]
 
 DEFAULT_CONTEXT_TOKENS = 4096
 """Capacity of a slot where the model would take more: a tiled image of SmolVLM is about 1,100 tokens, and a board
@@ -42,6 +44,8 @@ class RuntimeSettings(BaseModel):
         encoder_runtime: What runs vision and text encoders on a CPU. "auto": whichever is faster here, by measurement
             when a model is loaded, where OpenVINO is installed. It computes in bfloat16 what is not int8 of a
             quantized encoder, where the processor can.
+        device_runtime: Which of ONNX Runtime's providers runs graphs on a device: CUDA's own kernels, or TensorRT's,
+            which build an engine when a graph is first opened and take variants of `quantize --target tensorrt`.
         engines: Folders of TensorRT engines (`pocketvlm compile`); one that was built of a bundle runs its graphs on
             the device, in the place of ONNX Runtime.
     """
@@ -52,7 +56,13 @@ class RuntimeSettings(BaseModel):
     intra_threads: int = Field(default=0, ge=0)
     spin_us: int = Field(default=100, ge=0, le=MOST_SPIN_US)
     encoder_runtime: EncoderRuntime = "onnxruntime"
+    device_runtime: DeviceRuntime = "cuda"
     engines: tuple[Path, ...] = ()
+
+    def limits(self, manifest: Manifest) -> Limits:
+        """Return the largest runs that a bundle's graphs are asked for: one sequence, where nobody serves more."""
+        rows = DEFAULT_CONTEXT_TOKENS if manifest.decoder is None else manifest.decoder.max_positions
+        return Limits(min(rows, DEFAULT_CONTEXT_TOKENS), 1, DEFAULT_CHUNK_TOKENS, DEFAULT_VISION_TILES)
 
 
 def provider_of(target: Target) -> Provider:

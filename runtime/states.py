@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import mmap
 from abc import ABC, abstractmethod
@@ -44,6 +45,10 @@ class _Buffer(ABC):
         """Put back what `read` returned."""
 
     @abstractmethod
+    def resident_bytes(self) -> int:
+        """Return how much of it the machine holds in memory."""
+
+    @abstractmethod
     def give_back(self, start: int, end: int) -> None:
         """Let the machine have memory again where it can be had a page at a time: elements `start ... end - 1`."""
 
@@ -59,6 +64,9 @@ class _HostBuffer(_Buffer):
 
     def write(self, content: Array) -> None:
         """Do nothing: the content is the memory itself."""
+
+    def resident_bytes(self) -> int:
+        return _resident_bytes(self.address, self._array.nbytes)
 
     def give_back(self, start: int, end: int) -> None:
         """Return whole pages to the kernel; their next reader finds zeros."""
@@ -84,8 +92,27 @@ class _DeviceBuffer(_Buffer):
     def write(self, content: Array) -> None:
         self._value.update_inplace(content)
 
+    def resident_bytes(self) -> int:
+        """Return all of it: a device's memory is taken whole."""
+        return int(self._value.numpy().nbytes)
+
     def give_back(self, start: int, end: int) -> None:
         """Do nothing: a device's memory is taken whole."""
+
+
+def _resident_bytes(address: int, size_bytes: int) -> int:
+    """Return how much of a page-aligned stretch of memory is resident, by mincore(2).
+
+    Raises:
+        OSError: The kernel does not tell.
+    """
+    num_pages = -(-size_bytes // mmap.PAGESIZE)
+    is_resident = np.zeros(num_pages, np.uint8)
+    libc = ctypes.CDLL(None, use_errno=True)
+    told = ctypes.c_void_p(is_resident.ctypes.data)
+    if libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(size_bytes), told) != 0:
+        raise OSError(ctypes.get_errno(), "mincore of the cache failed")
+    return int((is_resident & 1).sum()) * mmap.PAGESIZE
 
 
 def _lazy_memory(size_bytes: int) -> mmap.mmap:
@@ -144,6 +171,15 @@ class StateBuffers:
                 "context_tokens."
             ) from error
         self._mover(self.states)  # opened now, not while somebody waits
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory that all slots take now, to the page.
+
+        Raises:
+            OSError: This system does not tell.
+        """
+        return sum(buffer.resident_bytes() for buffer in self._buffers.values())
 
     @property
     def has_fixed(self) -> bool:

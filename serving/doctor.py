@@ -14,7 +14,11 @@ from rich.table import Table
 from bundle.errors import MachineError
 from bundle.extras import MODULES_OF_EXTRA, install_line
 from bundle.machine import memory_bytes, num_usable_cores
+from devices.board import board_model
+from devices.energy.account import find_meters
+from devices.heat import Heat, read_heat
 from devices.nvml import free_bytes
+from devices.power_mode import power_mode
 from runtime.onnx_runtime import runtime_version
 from runtime.operators import failure_of, probed_operators, runs_here
 from runtime.providers import CPU, CUDA, available_providers
@@ -43,6 +47,11 @@ class Diagnosis:
         providers: Execution providers it was built with.
         loads_cuda: Whether the CUDA provider can be loaded here; None where none was built in.
         device_free_bytes: Free memory of the NVIDIA device; None where no driver says.
+        board: What it calls itself; None on machines that are no boards.
+        power_mode: Of a Jetson, in words; None on other machines.
+        heat: Temperatures, lowered clocks, events of the power supply.
+        meters: Of energy, by name.
+        no_meters: Why there are no others.
         operators: One finding per probe and provider.
         missing: Extra that lacks a module -> what installs it.
     """
@@ -54,6 +63,11 @@ class Diagnosis:
     providers: tuple[str, ...]
     loads_cuda: bool | None
     device_free_bytes: int | None
+    board: str | None
+    power_mode: str | None
+    heat: Heat
+    meters: tuple[str, ...]
+    no_meters: tuple[str, ...]
     operators: tuple[OperatorFinding, ...]
     missing: dict[str, str]
 
@@ -76,6 +90,10 @@ def diagnose() -> Diagnosis:
         if provider in _PROBED_PROVIDERS
         for operator in probed_operators()
     )
+    mode = power_mode()
+    meters = find_meters()
+    for meter in meters.meters:
+        meter.close()
     return Diagnosis(
         machine=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         cpu_cores=num_usable_cores(),
@@ -84,6 +102,11 @@ def diagnose() -> Diagnosis:
         providers=providers,
         loads_cuda=runs_here("cuda") if CUDA in providers else None,
         device_free_bytes=free_bytes(),
+        board=board_model(),
+        power_mode=None if mode is None else str(mode),
+        heat=read_heat(),
+        meters=tuple(meter.name for meter in meters.meters),
+        no_meters=meters.silent,
         operators=operators,
         missing={
             extra: install_line(extra)
@@ -100,6 +123,7 @@ def lines(found: Diagnosis) -> Iterator[RenderableType]:
     yield f"ONNX Runtime {found.onnxruntime or 'is not installed'}; providers: {', '.join(found.providers) or 'none'}"
     if found.device_free_bytes is not None:
         yield f"NVIDIA device: {found.device_free_bytes / 2**30:.1f} GiB of memory free"
+    yield from _of_board(found)
     if found.loads_cuda is False:
         yield (
             "[red]CUDA cannot be loaded[/red]: no device, a driver that is too old, or libraries (cuBLAS, cuDNN, "
@@ -112,3 +136,23 @@ def lines(found: Diagnosis) -> Iterator[RenderableType]:
     yield table
     for extra, line in found.missing.items():
         yield f"not installed: {extra:10} {escape(line)}"
+
+
+def _of_board(found: Diagnosis) -> Iterator[str]:
+    """Yield what a board, its heat and its meters tell; what is not shown is said not to be."""
+    if found.board is not None:
+        yield f"board: {escape(found.board)}"
+    if found.power_mode is not None:
+        yield f"power mode: {escape(found.power_mode)}; sudo nvpmodel -m NUMBER sets another"
+    heat = found.heat
+    if heat.celsius:
+        yield "temperatures: " + escape(", ".join(f"{name} {value:.0f} C" for name, value in heat.celsius.items()))
+    for name in heat.alerts:
+        yield f"[red]clocks are lowered now[/red], says {escape(name)}: cool it, or choose a lower power mode"
+    for name, count in heat.events.items():
+        if count:
+            yield f"{escape(name)}: {count} events since the machine started; look at its cooling and power supply"
+    if found.meters:
+        yield f"energy: {escape(', '.join(found.meters))}"
+    else:
+        yield f"energy: no meter ({escape('; '.join(found.no_meters))})"

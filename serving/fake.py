@@ -16,13 +16,21 @@ import re
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bundle.decode import decode_image
-from bundle.errors import ContextLengthError, EngineDeadError, ModelNotFoundError, OverloadedError, TaskError
+from bundle.errors import (
+    BundleError,
+    ContextLengthError,
+    EngineDeadError,
+    ModelNotFoundError,
+    OverloadedError,
+    TaskError,
+)
 from bundle.frames.opening import open_clip
 from bundle.frames.sampling import chosen_frames
 from bundle.gates import Gate, Unmeasured
@@ -142,6 +150,18 @@ class FakeClient:
         for wait in self._waits:
             wait.cancel()
 
+    async def load(self, directory: Path) -> ModelCard:
+        """Serve a further model under the folder's name."""
+        if directory.name in self._cards:
+            raise BundleError(f"{directory}: a model named {directory.name} is served already")
+        self._cards[directory.name] = replace(FAKE_VLM, name=directory.name)
+        return self._cards[directory.name]
+
+    async def unload(self, name: str, drain_timeout_s: float) -> None:
+        """Serve a model no more."""
+        if self._cards.pop(name, None) is None:
+            raise ModelNotFoundError(f"model {name!r} is not served; served: {', '.join(self._cards)}", "model")
+
     def clear_caches(self) -> None:
         """Count that it was asked: there is nothing to forget."""
         self.num_clears += 1
@@ -188,8 +208,9 @@ class FakeClient:
         """Return softmax scores of cosines between the fake embeddings."""
         self._card(request.model, "dual-encoder")
         await self._serve_once()
-        template = request.prompt_template or SLOT
-        labels = np.stack([_embedding(label_text(template, label).encode()) for label in request.labels])
+        templates = request.templates or (SLOT,)
+        texts = [[label_text(template, label) for template in templates] for label in request.labels]
+        labels = np.stack([np.mean([_embedding(text.encode()) for text in of_label], axis=0) for of_label in texts])
         images = np.stack([_embedding(_content(image)) for image in request.images])
         exponentials = np.exp(10 * images @ labels.T)
         scores = (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 
 from serving.access.settings import is_loopback
+from serving.log_format import JsonFormatter, TextFormatter
 from serving.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
 
 def configure_logging(settings: ServerSettings) -> None:
-    """Send log lines of at least the chosen level to standard error."""
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-    )
+    """Send log lines of at least the chosen level to standard error, in the chosen form."""
+    logging.basicConfig(level=settings.log_level.upper(), force=True)
+    formatter = JsonFormatter() if settings.log_format == "json" else TextFormatter()
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(formatter)
 
 
 def warn_of_strangers(settings: ServerSettings) -> None:

@@ -63,7 +63,7 @@ async def answer(
     """
     texts: list[str] = []
     token_ids: list[int] = []
-    settings = _settings(threads)
+    settings = settings_of_one(threads)
     async with LocalClient([bundle], settings) as client:
         model = (await client.models())[0].name
         request = GenerateRequest("oneshot", model, (message,), sampling, vision=vision, kv=kv)
@@ -85,26 +85,11 @@ async def embed(bundle: Path, inputs: tuple[TextPart | ImagePart, ...], threads:
         BundleError: The bundle is not usable.
         RequestError: The model does not embed, or an input is not usable.
     """
-    async with LocalClient([bundle], _settings(threads)) as client:
+    async with LocalClient([bundle], settings_of_one(threads)) as client:
         model = (await client.models())[0].name
         return await client.embed(EmbedRequest("oneshot", model, inputs))
 
 
-def speed(answered: Answer) -> str:
-    """Return an answer's counts and speed in one line."""
-    usage, timings = answered.usage, answered.timings
-    decode_s = timings.total_s - timings.first_token_s
-    rate = f", {(usage.completion_tokens - 1) / decode_s:.0f} tokens/s" if usage.completion_tokens > 1 else ""
-    shown, read = usage.image_tokens, usage.kept_image_tokens
-    images = f"{shown} of images" if read == shown else f"{read} of images that have {shown}"
-    before, after = usage.cache_rows_before, usage.cache_rows_after
-    rows = "" if after == before else f", of which {after} stay in the cache"
-    return (
-        f"{usage.prompt_tokens} prompt tokens ({images}){rows}, first token "
-        f"{timings.first_token_s * 1e3:.0f} ms, {usage.completion_tokens} tokens{rate}"
-    )
-
-
-def _settings(threads: int) -> EngineSettings:
+def settings_of_one(threads: int) -> EngineSettings:
     """Return settings of a process that ends soon: trying which engine is faster takes longer than it saves."""
     return EngineSettings(max_sequences=1, intra_threads=threads, allow_ungated=True, encoder_runtime="onnxruntime")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -179,6 +180,7 @@ class GenerateRequest:
         kv: None takes the server's default.
         fuses: Its messages are read, and a fused prefix is made of them; what is answered means nothing.
         behind: The fused prefix that its messages stand behind, as `FinishedEvent.fused` was.
+        traceparent: Of the span that it is part of, as W3C writes it; empty where there is none.
     """
 
     request_id: str
@@ -194,6 +196,7 @@ class GenerateRequest:
     vision: VisionReduction | None = None
     fuses: bool = False
     behind: bytes | None = field(default=None, repr=False)
+    traceparent: str = ""
 
 
 @dataclass(frozen=True)
@@ -322,6 +325,7 @@ class EmbedRequest:
     request_id: str
     model: str
     inputs: tuple[TextPart | ImagePart, ...]
+    traceparent: str = ""
 
 
 @dataclass(frozen=True)
@@ -334,13 +338,18 @@ class EmbedResult:
 
 @dataclass(frozen=True)
 class ClassifyRequest:
-    """Images to score against candidate labels."""
+    """Images to score against candidate labels.
+
+    Attributes:
+        templates: Texts that a label stands in, whose mean vector counts; none: the model's own.
+    """
 
     request_id: str
     model: str
     images: tuple[ImagePart, ...]
     labels: tuple[str, ...]
-    prompt_template: str | None = None
+    templates: tuple[str, ...] = ()
+    traceparent: str = ""
 
 
 @dataclass(frozen=True)
@@ -485,7 +494,33 @@ class EngineClient(Protocol):
         ...
 
 
-class ManagedClient(EngineClient, Protocol):
+class ModelControl(Protocol):
+    """What changes which models are served."""
+
+    async def load(self, directory: Path) -> ModelCard:
+        """Load a bundle and serve it; returns once it is warm.
+
+        Raises:
+            BundleError: It is refused, or a model of its name is served; what was served still is.
+            SettingsError: It cannot be served with the settings.
+            MachineError: This machine cannot run it.
+        """
+        ...
+
+    async def unload(self, name: str, drain_timeout_s: float) -> None:
+        """Take no more requests for a model, and free its memory once those under way have ended.
+
+        Args:
+            name: Of the model.
+            drain_timeout_s: After so long, what is left fails with EngineDeadError.
+
+        Raises:
+            ModelNotFoundError: None of that name is served.
+        """
+        ...
+
+
+class ManagedClient(EngineClient, ModelControl, Protocol):
     """An `EngineClient` that someone starts and closes: a server its own, a replica its own."""
 
     async def start(self) -> None:

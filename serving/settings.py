@@ -21,12 +21,22 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, mo
 from bundle.decode import DEFAULT_LIMITS
 from bundle.errors import SettingsError
 from bundle.frames.limits import DEFAULT_VIDEO_LIMITS
+from bundle.manifest import Manifest
 from quant.kv.table import POLICIES
-from runtime.settings import DEFAULT_VISION_TILES, EncoderRuntime, RuntimeSettings, chunk_tokens_of
+from runtime.cache_shape import context_of
+from runtime.limits import Limits
+from runtime.settings import (
+    DEFAULT_CONTEXT_TOKENS,
+    DEFAULT_VISION_TILES,
+    EncoderRuntime,
+    RuntimeSettings,
+    chunk_tokens_of,
+)
 from serving.access.keys import ENVIRONMENT_KEYS, keys_of_environment
-from serving.access.settings import AccessSettings
+from serving.access.settings import AccessSettings, RecordingSettings, RemoteSettings
 from serving.protocol import KVCompression, VisionReduction
 from serving.ray_settings import RaySettings
+from serving.tracing_settings import TracingSettings
 from serving.watch import Patience
 
 if sys.version_info >= (3, 11):
@@ -79,6 +89,8 @@ class ApiSettings(_Frozen):
             that serve the same models share one. None: there are no such routes.
         max_prefix_bytes: Of all of them together.
         access: Who is let in.
+        remote: Which images are fetched.
+        recording: Whether requests are written down.
         max_prefixes: Most of them.
     """
 
@@ -106,6 +118,8 @@ class ApiSettings(_Frozen):
     prefix_folder: Path | None = None
     max_prefix_bytes: int = Field(default=256 << 20, ge=1024)
     access: AccessSettings = AccessSettings()
+    remote: RemoteSettings = RemoteSettings()
+    recording: RecordingSettings = RecordingSettings()
     max_prefixes: int = Field(default=1024, ge=1)
 
     @model_validator(mode="after")
@@ -232,6 +246,12 @@ class EngineSettings(RuntimeSettings):
         """Most tokens of a prompt in one run, there where it runs."""
         return self.prefill_chunk_tokens or chunk_tokens_of(self.provider)
 
+    def limits(self, manifest: Manifest) -> Limits:
+        """Return the largest runs of a bundle that is served by these settings."""
+        rows = context_of(manifest, self.context_tokens) or DEFAULT_CONTEXT_TOKENS
+        batch = self.text_batch_rows if manifest.decoder is None else self.max_sequences
+        return Limits(rows, batch, min(self.chunk_tokens, rows), self.vision_batch_tiles)
+
     @property
     def vision(self) -> VisionReduction:
         """How images are reduced where a request does not say."""
@@ -257,21 +277,25 @@ class ServerSettings(_Frozen):
         host: Address to listen on. The default is reached from this machine alone.
         port: TCP port; 0 picks a free one.
         log_level: Least severe line that is logged.
+        log_format: "text", or "json": one object a line.
         drain_timeout_s: How long running requests may go on after SIGTERM.
         api: Limits of a request.
         http: Limits of a connection.
         engine: How models run.
         ray: Replicas on a cluster.
+        tracing: Traces of requests.
     """
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
     drain_timeout_s: int = Field(default=30, ge=0)
     api: ApiSettings = ApiSettings()
     http: HttpSettings = HttpSettings()
     engine: EngineSettings = EngineSettings()
     ray: RaySettings = RaySettings()
+    tracing: TracingSettings = TracingSettings()
 
 
 def load_settings(

@@ -166,6 +166,12 @@ def look() -> Any:
 
 
 @pytest.fixture(scope="session")
+def edge_servers() -> Any:
+    """The context manager of tests/edge_servers.py that serves a client as the edge server does; yields the URL."""
+    return beside("edge_servers").edge_server
+
+
+@pytest.fixture(scope="session")
 def chromium() -> Any:
     """The context manager of tests/browser.py that runs a browser; skips where there is none."""
     return beside("browser").chromium

@@ -41,6 +41,10 @@ def test_fastapi_is_imported_under_the_api_only() -> None:
     assert all(file.startswith("serving/api/") for file in importers_of("serving", "fastapi"))
 
 
+def test_traces_are_the_business_of_one_file() -> None:
+    assert importers_of("serving", "opentelemetry") - {"serving/api/traced.py"} == {"serving/tracing.py"}
+
+
 def test_locust_files_import_none_of_ours() -> None:
     ours = {package for package in PACKAGES if package != "loadtests"}
     locust_files = importers_of("loadtests", "locust")
@@ -69,8 +73,8 @@ def test_the_command_imports_nothing_heavy_until_a_subcommand_runs() -> None:
 
 def our_texts() -> Iterator[tuple[str, str]]:
     """Every text file of the repository that a user may read, by its name relative to the root."""
-    kinds = {".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".html", ""}
-    folders = [*PACKAGES, "tests", "docs", "k8s", ".ci"]
+    kinds = {".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".html", ".service", ".conf", ""}
+    folders = [*PACKAGES, "tests", "docs", "k8s", "systemd", ".ci"]
     files = [path for folder in folders for path in (ROOT / folder).rglob("*")] + [*ROOT.iterdir()]
     for path in files:
         if path.is_file() and path.suffix in kinds and "__pycache__" not in path.parts:

@@ -120,6 +120,10 @@ class ImageSpec(BaseModel):
         """Return the RGB tiles of an upright image, in the order of its layout."""
         return self.geometry.tiles(_rgb(image), _FILTERS[self.resample])
 
+    def smaller(self, tiles: Sequence[Image.Image], side_px: int) -> list[Image.Image]:
+        """Return tiles scaled down to squares of one side."""
+        return [resized(tile, (side_px, side_px), _FILTERS[self.resample]) for tile in tiles]
+
     def groups(self, tiles: Sequence[Image.Image]) -> Iterator[Pixels]:
         """Yield the pixels of tiles from `cut`, neighbours of one size together; of no tile, those of none."""
         if not tiles:

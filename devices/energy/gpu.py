@@ -73,7 +73,7 @@ def find_gpu(device: GpuDevice | None = None) -> Meter | str:
     """Return the meter, or why there is none."""
     device = device or open_device()
     if device is None:
-        return "no NVML: no NVIDIA driver, or no device that this process is shown"
+        return "no NVML: no driver, or no device that this process is shown"
     try:
         return GpuMeter(device)
     except MeterError as error:

@@ -31,8 +31,7 @@ class PatchMerger(Module):
     """A norm, then each square of patches as one vector of the decoder's width.
 
     Args:
-        norm: Of a patch; its name is `norm_name`.
-        norm_name: What the checkpoint calls it.
+        norm: Of a patch, which the checkpoint calls `ln_q`.
         size: Width of a patch.
         out_size: The decoder's.
         factor: Side of a square.
@@ -40,13 +39,10 @@ class PatchMerger(Module):
         name: Where the checkpoint keeps it.
     """
 
-    def __init__(
-        self, norm: Module, norm_name: str, size: int, out_size: int, factor: int, *, rows: int, name: str
-    ) -> None:
+    def __init__(self, norm: Module, size: int, out_size: int, factor: int, *, rows: int, name: str) -> None:
         super().__init__(name)
         wide = size * factor**2
-        setattr(self, norm_name, norm)
-        self.norm_name = norm_name
+        self.ln_q = norm
         self.first = Linear(wide, wide, rows=rows, name="mlp.0")
         self.second = Linear(wide, out_size, rows=rows, name="mlp.2")
         self.size = size
@@ -54,6 +50,5 @@ class PatchMerger(Module):
 
     def forward(self, op: OpBuilder, x: ir.Value, grid: Grid) -> ir.Value:
         """Return [I, N / factor^2, out_size] from [I, N, size]."""
-        normed = getattr(self, self.norm_name)(op, x)
-        squares = merged_squares(op, normed, grid, self.size, self.factor)
+        squares = merged_squares(op, self.ln_q(op, x), grid, self.size, self.factor)
         return self.second(op, op.Gelu(self.first(op, squares)))

@@ -7,24 +7,24 @@ from onnxscript import OpBuilder
 
 from export.nn.linear import Linear
 from export.nn.module import Module
+from export.nn.squares import squares_shape, tokens_shape
 
 _MATRIX = "modality_projection.proj"
 
 
-def pixel_shuffle(op: OpBuilder, x: ir.Value, grid: int, size: int, factor: int) -> ir.Value:
+def pixel_shuffle(op: OpBuilder, x: ir.Value, grid: int | ir.Value, size: int, factor: int) -> ir.Value:
     """Return [I, (grid/factor)^2, size*factor^2]: each factor x factor square of patches becomes one longer vector.
 
     Args:
         op: The builder.
         x: [I, grid*grid, size], row by row.
-        grid: Patches along one side, a multiple of `factor`.
+        grid: Patches along one side, a multiple of `factor`; [1] int64 where the graph counts them.
         size: Width of a patch.
         factor: Side of the square.
     """
-    side = grid // factor
-    squares = op.Reshape(x, [-1, side, factor, side, factor * size])
+    squares = op.Reshape(x, squares_shape(op, grid, factor, [factor * size]))
     gathered = op.Transpose(squares, perm=[0, 1, 3, 2, 4])
-    return op.Reshape(gathered, [-1, side * side, factor * factor * size])
+    return op.Reshape(gathered, tokens_shape(op, grid, factor, [factor * factor * size]))
 
 
 class PixelShuffle(Module):
@@ -44,6 +44,12 @@ class PixelShuffle(Module):
         self.projection = Linear(in_size * factor**2, out_size, rows=rows, bias=False, name=_MATRIX)
         self.grid, self.in_size, self.factor = grid, in_size, factor
 
-    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        """Return [I, (grid/factor)^2, out_size] from [I, grid*grid, in_size], row by row."""
-        return self.projection(op, pixel_shuffle(op, x, self.grid, self.in_size, self.factor))
+    def forward(self, op: OpBuilder, x: ir.Value, grid: ir.Value | None = None) -> ir.Value:
+        """Return [I, (grid/factor)^2, out_size] from [I, grid*grid, in_size], row by row.
+
+        Args:
+            op: The builder.
+            x: The patches.
+            grid: [1] int64, along one side of the tiles of a run; None: as full tiles have them.
+        """
+        return self.projection(op, pixel_shuffle(op, x, self.grid if grid is None else grid, self.in_size, self.factor))

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL's decoder (arXiv 2502.13923): Qwen2, its heads turned by time, height and width."""
+"""The decoder of Qwen2-VL and Qwen2.5-VL (arXiv 2409.12191, 2502.13923): Qwen2 turned by time, height and width."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _DEFAULT_SECTIONS = (16, 24, 24)
 
 
 class Qwen25VLText(Llama):
-    """`model_type` qwen2_5_vl_text.
+    """`model_type` qwen2_5_vl_text and qwen2_vl_text.
 
     Args:
         config: Sizes.

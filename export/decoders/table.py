@@ -14,6 +14,8 @@ DECODERS: Mapping[str, str] = {
     "llama_mote": "export.decoders.llama_mote:LlamaMote",
     "qwen2": "export.decoders.qwen2:Qwen2",
     "qwen2_5_vl_text": "export.decoders.qwen2_5_vl_text:Qwen25VLText",
+    "qwen2_vl_text": "export.decoders.qwen2_5_vl_text:Qwen25VLText",
+    "qwen3_vl_text": "export.decoders.qwen3_vl_text:Qwen3VLText",
 }
 """`model_type` of a text config to "module:Class"."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from export.image_processors.clip import CLIP
+from export.image_processors.clip import CHINESE_CLIP, CLIP
 from export.image_processors.idefics3 import IDEFICS3
 from export.image_processors.image_processor import ImageProcessor
 from export.image_processors.qwen2_vl import QWEN2_VL
@@ -12,6 +12,8 @@ from export.image_processors.siglip import SIGLIP
 
 IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "CLIPFeatureExtractor": CLIP,
+    "ChineseCLIPFeatureExtractor": CHINESE_CLIP,
+    "ChineseCLIPImageProcessor": CHINESE_CLIP,
     "CLIPImageProcessor": CLIP,
     "Idefics3ImageProcessor": IDEFICS3,
     "LlavaImageProcessor": CLIP,

@@ -18,17 +18,17 @@ from export.nn.dialect import Dialect
 from export.nn.module import Module
 from export.nn.tower_view import over_squares, tower_specs, tower_view
 from export.nn.vit import tower_heads
-from export.towers.idefics3 import VISION_DEFAULTS, Idefics3Tower
+from export.towers.idefics3 import VISION_DEFAULTS, AnySizeEmbeddings, Idefics3Tower, side_of
 
 _TELLS_TIMES = "SmolVLMProcessor"
 """The processor that writes a video's length and the times of its frames into the prompt."""
 
 
 class _Vision(Module):
-    def __init__(self, config: VisionConfig, dialect: Dialect, factor: int, out_size: int) -> None:
+    def __init__(self, config: VisionConfig, dialect: Dialect, factor: int, out_size: int, *, any_size: bool) -> None:
         super().__init__()
         width, name = config.tower.hidden_size, "model.connector"
-        self.tower = Idefics3Tower(config, dialect)
+        self.tower = Idefics3Tower(config, dialect, any_size=any_size)
         self.connector = PixelShuffle(config.grid, width, out_size, factor, name=name)
         self.config = config
         self.factor = factor
@@ -37,8 +37,11 @@ class _Vision(Module):
         patches, looked = self.tower(op, pixel_values)
         heads = tower_heads(self.config.tower)
         received, keys = tower_view(op, looked, heads, has_class_token=False)
-        squares = over_squares(op, received, keys, self.config.grid, self.factor, heads.size)
-        return self.connector(op, patches), *squares
+        embeddings = self.tower.embeddings
+        side = side_of(op, pixel_values, embeddings) if isinstance(embeddings, AnySizeEmbeddings) else None
+        grid = self.config.grid if side is None else side
+        squares = over_squares(op, received, keys, grid, self.factor, heads.size)
+        return self.connector(op, patches, side), *squares
 
 
 class Idefics3(VisionLanguage):
@@ -46,6 +49,7 @@ class Idefics3(VisionLanguage):
 
     text_prefix = "model.text_model"
     image_processor = "Idefics3ImageProcessor"
+    can_take_smaller_images = True
 
     def __init__(self, config: Raw) -> None:
         super().__init__(config)
@@ -68,11 +72,13 @@ class Idefics3(VisionLanguage):
 
     def vision(self, dialect: Dialect) -> Module:
         """Return tower, shuffle and projection."""
-        return _Vision(self._vision, dialect, self._factor, self.decoder.config.hidden_size)
+        size = self.decoder.config.hidden_size
+        return _Vision(self._vision, dialect, self._factor, size, any_size=self.takes_smaller_images)
 
     def tower_outputs(self) -> Sequence[TensorSpec]:
         """Return what tells of the last layer's attention."""
-        return tower_specs(self.tokens_per_tile, tower_heads(self._vision.tower).size)
+        num_tokens = "P" if self.takes_smaller_images else self.tokens_per_tile
+        return tower_specs(num_tokens, tower_heads(self._vision.tower).size)
 
     def image_prompt(self, found: FoundProcessor) -> Idefics3Prompt:
         """Return tiles with markers between fake tokens.

@@ -11,11 +11,22 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from export.config import RopeConfig
+from export.nn.dialect import Dialect, Heads
+from export.nn.linear import Linear, PackedLinear
 from export.nn.module import Module, Weight
 from export.nn.rotary import Angles
 
 _THETA = 10_000.0
 """Base of the frequencies of a tower's rotary embedding."""
+
+
+_PACKED = ("qkv.weight", "qkv.bias")
+_USUAL_PX = 448
+
+
+def usual_patches(side_px: int) -> int:
+    """Return how many patches of that side a usual image has: what layers are planned for."""
+    return (_USUAL_PX // side_px) ** 2
 
 
 @dataclass(frozen=True)
@@ -108,3 +119,36 @@ def patch_angles(op: OpBuilder, x: ir.Value, grid: Grid, head_size: int) -> Angl
     turned = op.Unsqueeze(op.Concat(*by_axis, axis=1), [0])
     shape = op.Concat(op.Shape(x, start=0, end=1), [1, 1], axis=0)
     return Angles(op.Expand(op.Cos(turned), shape), op.Expand(op.Sin(turned), shape))
+
+
+class PackedAttention(Module):
+    """Attention among patches, its queries, keys and values in one matrix of the checkpoint.
+
+    Args:
+        size: D.
+        heads: Of it.
+        dialect: How it is written.
+        rows: Patches of a usual image.
+    """
+
+    def __init__(self, size: int, heads: Heads, dialect: Dialect, *, rows: int) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (
+            PackedLinear(size, part, f"{name}_proj", _PACKED, rows=rows) for part, name in enumerate("qkv")
+        )
+        self.proj = Linear(size, size, rows=rows)
+        self.heads = heads
+        self.dialect = dialect
+
+    def forward(
+        self, op: OpBuilder, x: ir.Value, angles: Angles, window: int | None = None, bias: ir.Value | None = None
+    ) -> ir.Value:
+        """Return [I, S, D] from [I, S, D], within windows of so many patches where that is given."""
+        query = self.dialect.rotary(op, self.query(op, x), angles.cos, angles.sin, self.heads.num)
+        key = self.dialect.rotary(op, self.key(op, x), angles.cos, angles.sin, self.heads.num)
+        value, shape = self.value(op, x), op.Shape(x)
+        if window is not None:
+            inside = [-1, window, self.heads.num * self.heads.size]
+            query, key, value = (op.Reshape(each, inside) for each in (query, key, value))
+        attended = self.dialect.attention(op, query, key, value, self.heads, bias)
+        return self.proj(op, attended if window is None else op.Reshape(attended, shape))

@@ -10,6 +10,7 @@ from onnxscript import OpBuilder
 from bundle import tensors
 from bundle.manifest import TensorSpec
 from export.nn.dialect import Heads
+from export.nn.squares import squares_shape, tokens_shape
 from export.nn.vit import Looked
 
 _TO_THE_END = 2**31 - 1
@@ -45,7 +46,7 @@ def _heads_of(op: OpBuilder, x: ir.Value, heads: Heads) -> ir.Value:
 
 
 def over_squares(
-    op: OpBuilder, received: ir.Value, keys: ir.Value, grid: int, factor: int, key_size: int
+    op: OpBuilder, received: ir.Value, keys: ir.Value, grid: int | ir.Value, factor: int, key_size: int
 ) -> tuple[ir.Value, ir.Value]:
     """Return what `tower_view` returned for tokens that are squares of patches: sums of attention, means of keys.
 
@@ -53,18 +54,18 @@ def over_squares(
         op: The builder.
         received: [I, grid*grid].
         keys: [I, grid*grid, key_size].
-        grid: Patches along one side, a multiple of `factor`.
+        grid: Patches along one side, a multiple of `factor`; [1] int64 where the graph counts them.
         factor: Side of a square.
         key_size: C.
     """
-    side = grid // factor
-    squares = [-1, side, factor, side, factor]
-    summed = op.ReduceSum(op.Reshape(received, squares), [2, 4], keepdims=0)
-    mean = op.ReduceMean(op.Reshape(keys, [*squares, key_size]), [2, 4], keepdims=0)
-    return op.Reshape(summed, [-1, side * side]), op.Reshape(mean, [-1, side * side, key_size])
+    by_square = op.Reshape(received, squares_shape(op, grid, factor, [factor]))
+    summed = op.ReduceSum(by_square, [2, 4], keepdims=0)
+    mean = op.ReduceMean(op.Reshape(keys, squares_shape(op, grid, factor, [factor, key_size])), [2, 4], keepdims=0)
+    tokens = (tokens_shape(op, grid, factor, behind) for behind in ([], [key_size]))
+    return op.Reshape(summed, next(tokens)), op.Reshape(mean, next(tokens))
 
 
-def tower_specs(num_tokens: int, key_size: int) -> Sequence[TensorSpec]:
+def tower_specs(num_tokens: int | str, key_size: int) -> Sequence[TensorSpec]:
     """Return the outputs of a vision graph that tells what its tower looked at."""
     return (
         TensorSpec(name=tensors.IMAGE_ATTENTION, dtype="float32", shape=("I", num_tokens)),

@@ -10,11 +10,10 @@ from onnxscript import OpBuilder
 from bundle.errors import UnsupportedConfigError
 from export.config import Raw, require
 from export.nn.dialect import Dialect, Heads
-from export.nn.linear import Linear, PackedLinear
 from export.nn.mlp import GatedMLP
 from export.nn.module import Module, ModuleList
 from export.nn.norms import RMSNorm
-from export.nn.patches import Grid, VideoPatches, patch_angles
+from export.nn.patches import Grid, PackedAttention, VideoPatches, patch_angles, usual_patches
 from export.nn.rotary import Angles
 from export.nn.vit import MASKED
 
@@ -33,7 +32,6 @@ DEFAULTS: Raw = {
     "fullatt_block_indexes": (7, 15, 23, 31),
 }
 _EPS = 1e-6
-_PACKED = ("qkv.weight", "qkv.bias")
 
 
 @dataclass(frozen=True)
@@ -103,8 +101,8 @@ class QwenTowerConfig:
 
     @property
     def usual_rows(self) -> int:
-        """Patches of an image of 448 px."""
-        return (448 // self.patch_px) ** 2
+        """Patches of a usual image."""
+        return usual_patches(self.patch_px)
 
 
 @dataclass(frozen=True)
@@ -155,37 +153,12 @@ def _places(op: OpBuilder, grid: Grid, num_across: ir.Value, window: int) -> ir.
     return op.Add(op.Mul(of_window, window * window), inside)
 
 
-class _Attention(Module):
-    def __init__(self, config: QwenTowerConfig, dialect: Dialect) -> None:
-        super().__init__()
-        size, rows = config.hidden_size, config.usual_rows
-        self.query, self.key, self.value = (
-            PackedLinear(size, part, f"{name}_proj", _PACKED, rows=rows) for part, name in enumerate("qkv")
-        )
-        self.proj = Linear(size, size, rows=rows)
-        self.heads = config.heads
-        self.dialect = dialect
-
-    def forward(
-        self, op: OpBuilder, x: ir.Value, angles: Angles, window: int | None, bias: ir.Value | None
-    ) -> ir.Value:
-        """Return [I, S, D] from [I, S, D], within windows of so many patches where that is given."""
-        query = self.dialect.rotary(op, self.query(op, x), angles.cos, angles.sin, self.heads.num)
-        key = self.dialect.rotary(op, self.key(op, x), angles.cos, angles.sin, self.heads.num)
-        value, shape = self.value(op, x), op.Shape(x)
-        if window is not None:
-            inside = [-1, window, self.heads.num * self.heads.size]
-            query, key, value = (op.Reshape(each, inside) for each in (query, key, value))
-        attended = self.dialect.attention(op, query, key, value, self.heads, bias)
-        return self.proj(op, attended if window is None else op.Reshape(attended, shape))
-
-
 class _Block(Module):
     def __init__(self, config: QwenTowerConfig, dialect: Dialect) -> None:
         super().__init__()
         self.norm1 = RMSNorm(config.hidden_size, _EPS, dialect)
         self.norm2 = RMSNorm(config.hidden_size, _EPS, dialect)
-        self.attn = _Attention(config, dialect)
+        self.attn = PackedAttention(config.hidden_size, config.heads, dialect, rows=config.usual_rows)
         self.mlp = GatedMLP(config, rows=config.usual_rows)
 
     def forward(

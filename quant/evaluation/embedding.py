@@ -20,8 +20,8 @@ Progress = Callable[[str], None]
 RECALLS = (1, 5, 10)
 NDCG_AT = 10
 _TOP_LABELS = (1, 5)
-_AT_ONCE = 32
-"""Inputs that are embedded together: a large file never lies in memory whole."""
+_AT_ONCE = 16
+"""Inputs that are embedded together: a file never lies in memory whole, and our own server takes so many images."""
 _QUERIES_AT_ONCE = 256
 _IMAGE_TO_TEXT, _TEXT_TO_IMAGE = "image to text", "text to image"
 

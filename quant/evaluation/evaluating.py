@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bundle.errors import QuantizationError
 from bundle.machine import own_version
+from bundle.zero_shot import spelled_out
 from quant.evaluation.asking import Respondent, conversation_of, require_askable
 from quant.evaluation.embedding import embedded_marks
 from quant.evaluation.reading import SampleFile
@@ -73,7 +74,7 @@ async def evaluate(
     """
     start = time.perf_counter()
     if respondent.embeds:
-        templates = options.templates or (respondent.template,)
+        templates = spelled_out(options.templates) or (respondent.template,)
         marks = await embedded_marks(file, respondent, templates, progress)
         num_refused = 0
         shortfalls: tuple[Shortfall, ...] = ()

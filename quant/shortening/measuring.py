@@ -52,7 +52,7 @@ def measure_shortening(
     has_accuracy = not evaluation.no_accuracy
     found = {way: Answers(way) for way in ways}
     whole = Answers(None)
-    with_tower = any(way.stage == "before" and BEFORE[way.method].needs_tower for way in ways)
+    with_tower = any(way.method in BEFORE and way.stage == "before" and BEFORE[way.method].needs_tower for way in ways)
     deadline_s = time.monotonic() + most_s
     for at, question in enumerate(evaluation.questions):
         if at >= _FEWEST_QUESTIONS and time.monotonic() >= deadline_s:

@@ -16,7 +16,11 @@ from quant.quality.kv_rows import PolicyRows
 from quant.visual_tokens.inside.table import MERGING, InsideMethods
 from quant.visual_tokens.inside.table import METHODS as INSIDE
 from quant.visual_tokens.reduction import Reduction
+from quant.visual_tokens.resize import Resize
+from quant.visual_tokens.resize import missing as resize_missing
 from quant.visual_tokens.table import METHODS as BEFORE
+from quant.visual_tokens.table import RESIZE
+from runtime.filled_prompt import FilledPrompt
 from runtime.one_request import SeenImages, VisionLanguageRunner
 
 Stage = Literal["before", "inside", "after"]
@@ -54,6 +58,15 @@ class Lacking:
     reason: str
 
 
+@dataclass(frozen=True)
+class _Whole:
+    """The whole prompt of a question, and what it was made of."""
+
+    turns: Sequence[Turn]
+    seen: SeenImages
+    prompt: FilledPrompt
+
+
 class Answerer:
     """One bundle that answers under every way.
 
@@ -66,6 +79,7 @@ class Answerer:
         self._manifest = bundle.manifest
         self._inside = InsideMethods(bundle)
         self._runner = runner
+        self._whole: _Whole | None = None
 
     def ways(self, shares: Sequence[float]) -> tuple[list[Way], list[Lacking]]:
         """Return what can be done at each share, and what cannot and why."""
@@ -80,6 +94,8 @@ class Answerer:
     def _missing(self, stage: Stage, method: str) -> str:
         if stage == "after":
             return missing(method, self._manifest)
+        if method == RESIZE:
+            return resize_missing(self._manifest)
         if stage == "before":
             has_all = self._runner.gives_tower or not BEFORE[method].needs_tower
             return "" if has_all else "the bundle's vision encoder does not tell its attention; export it again"
@@ -108,21 +124,30 @@ class Answerer:
         runner, room = self._runner, len(ids) + MOST_EXTRA_TOKENS
         choose, rows, reduction = None, None, None
         if way is not None and way.stage == "before":
-            reduction = Reduction(way.method, way.share)
+            reduction = Resize(way.share) if way.method == RESIZE else Reduction(way.method, way.share)
         elif way is not None and way.stage == "inside":
             merged = INSIDE[way.method].merged_before(way.share)
             reduction = Reduction(MERGING, merged) if merged < 1 else None
             choose = self._inside.choice(way.method, way.share)
         elif way is not None:
             rows = PolicyRows(self._manifest, way.method, way.share)
-        prefilled = runner.prefill(runner.prompt_about(turns, seen, reduction), room, choose, rows)
+        prefilled = runner.prefill(self._prompt(turns, seen, reduction), room, choose, rows)
         reply = runner.reply_ids(prefilled, room) if replies else None
         return Answered(runner.forced_logits(prefilled, ids), reply)
+
+    def _prompt(self, turns: Sequence[Turn], seen: SeenImages, reduction: Reduction | Resize | None) -> FilledPrompt:
+        """Return a prompt; the whole one of the same images is the same object, which a runner runs once."""
+        if reduction is not None:
+            return self._runner.prompt_about(turns, seen, reduction)
+        known = self._whole
+        if known is None or known.turns is not turns or known.seen is not seen:
+            known = self._whole = _Whole(turns, seen, self._runner.prompt_about(turns, seen))
+        return known.prompt
 
 
 def _methods() -> list[tuple[Stage, str]]:
     named: tuple[tuple[Stage, Sequence[str]], ...] = (
-        ("before", tuple(BEFORE)),
+        ("before", (*BEFORE, RESIZE)),
         ("inside", tuple(INSIDE)),
         ("after", tuple(POLICIES)),
     )

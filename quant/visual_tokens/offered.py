@@ -6,7 +6,8 @@ from bundle.image_tokens import gives_tower
 from bundle.manifest import Manifest
 from quant.visual_tokens.inside.table import METHODS as INSIDE
 from quant.visual_tokens.inside.table import missing
-from quant.visual_tokens.table import METHODS
+from quant.visual_tokens.resize import missing as resize_missing
+from quant.visual_tokens.table import METHODS, RESIZE
 
 
 def offered_methods(manifest: Manifest, *, has_segments: bool = True) -> tuple[str, ...]:
@@ -20,5 +21,6 @@ def offered_methods(manifest: Manifest, *, has_segments: bool = True) -> tuple[s
         return ()
     has_tower = gives_tower(manifest.components[manifest.graph("vision_encoder")])
     before = (name for name, entry in METHODS.items() if has_tower or not entry.needs_tower)
+    smaller = () if resize_missing(manifest) else (RESIZE,)
     inside = (name for name in INSIDE if has_segments and not missing(name, manifest))
-    return (*before, *inside)
+    return (*before, *smaller, *inside)

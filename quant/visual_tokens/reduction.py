@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bundle.errors import ParameterError
 from bundle.image import TileLayout
 from bundle.image_tokens import ReducedImage, Rows, ShownImage
-from quant.visual_tokens.table import entry_of, load_reducer
+from quant.visual_tokens.table import check_keep, entry_of, load_reducer
 from quant.visual_tokens.tile import Features, Kept, Reducer, Tile, TowerView
 
 
@@ -37,8 +36,7 @@ class Reduction:
 
     def __post_init__(self) -> None:
         entry_of(self.method)
-        if not 0 < self.keep <= 1:  # not a number is refused as well
-            raise ParameterError(f"vision.keep is {self.keep}; it must be above 0 and at most 1", "vision.keep")
+        check_keep(self.keep)
 
     @property
     def needs_tower(self) -> bool:
@@ -54,6 +52,9 @@ class Reduction:
     def is_whole(self) -> bool:
         """True where nothing changes."""
         return self.keep == 1
+
+    def seen_side(self, num_tokens: int) -> None:
+        """Return None: tiles are encoded in full."""
 
     def quota(self, num_tokens: int) -> int:
         """Return how many tokens of a tile stay: the share, as it is written, rounded up."""

@@ -47,6 +47,9 @@ METHODS: dict[str, MethodEntry] = {
     "textmonkey": MethodEntry("quant.visual_tokens.textmonkey:reduce", "like no other token"),
 }
 
+RESIZE = "resize"
+"""Images that are encoded smaller, `quant.visual_tokens.resize`: no choice among tokens, so no reducer of the table."""
+
 _NAMES = ", ".join(METHODS)
 
 
@@ -59,9 +62,19 @@ def entry_of(name: str) -> MethodEntry:
     if name in INSIDE:
         raise ParameterError(f"{FIELD} {name!r} drops tokens inside the decoder; before it there are {_NAMES}", FIELD)
     if name not in METHODS:
-        known = ", ".join((*METHODS, *INSIDE))
+        known = ", ".join((*METHODS, RESIZE, *INSIDE))
         raise ParameterError(f"{FIELD} {name!r} is unknown; it must be one of {known}", FIELD)
     return METHODS[name]
+
+
+def check_keep(keep: float) -> None:
+    """Check a share.
+
+    Raises:
+        ParameterError: It is none.
+    """
+    if not 0 < keep <= 1:  # not a number is refused as well
+        raise ParameterError(f"vision.keep is {keep}; it must be above 0 and at most 1", "vision.keep")
 
 
 def load_reducer(name: str) -> Reducer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bundle.directory import Bundle
@@ -87,7 +87,7 @@ def _begun(job: Job) -> EngineIndex:
     Raises:
         SettingsError: The folder holds something else.
     """
-    empty = EngineIndex(bundle=job.bundle.name, licence=LICENCE, cache_rows=job.limits.cache_rows)
+    empty = EngineIndex(bundle=job.bundle.name, licence=LICENCE, **asdict(job.limits))
     if not any(job.folder.iterdir()):
         return empty
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bundle.directory import Bundle
@@ -23,7 +23,7 @@ def try_engine(bundle: Bundle, name: ComponentName, settings: RuntimeSettings) -
         BundleFileError: The folder lacks the graph's engine, or it is stale.
         MachineError: TensorRT is missing, or the engine is of another card or version.
     """
-    found = _folder_of(bundle, settings)
+    found = folder_of(bundle, settings)
     if found is None:
         return None
     folder, index = found
@@ -39,17 +39,27 @@ def try_engine(bundle: Bundle, name: ComponentName, settings: RuntimeSettings) -
 
 def with_rows(specs: Sequence[TensorSpec], bundle: Bundle, settings: RuntimeSettings) -> list[TensorSpec]:
     """Return inputs or outputs as an engine has them, whose cache is of one length."""
-    found = _folder_of(bundle, settings)
+    found = folder_of(bundle, settings)
     if found is None:
         return list(specs)
-    rows = found[1].cache_rows
-    return [
-        spec.model_copy(update={"shape": tuple(rows if size == ROWS else size for size in spec.shape)})
-        for spec in specs
-    ]
+    return fixed(specs, {ROWS: found[1].cache_rows})
 
 
-def _folder_of(bundle: Bundle, settings: RuntimeSettings) -> tuple[Path, EngineIndex] | None:
+def fixed(specs: Sequence[TensorSpec], sizes: Mapping[str, int]) -> list[TensorSpec]:
+    """Return inputs or outputs with numbers in the place of some free sizes."""
+
+    def size_of(size: int | str) -> int | str:
+        return sizes.get(size, size) if isinstance(size, str) else size
+
+    return [spec.model_copy(update={"shape": tuple(map(size_of, spec.shape))}) for spec in specs]
+
+
+def folder_of(bundle: Bundle, settings: RuntimeSettings) -> tuple[Path, EngineIndex] | None:
+    """Return the folder of engines that settings name for a bundle, and its index; None where they name none.
+
+    Raises:
+        BundleFileError: A folder is named that holds no engines.
+    """
     if settings.provider == "cpu":
         return None
     for folder in settings.engines:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from bundle.errors import SettingsError
 from bundle.manifest import Component, Manifest, TensorSpec
 from bundle.states import ROWS
+from runtime.limits import Limits as Limits
 
 Sizes = tuple[int, ...]
 Profile = Mapping[str, tuple[Sizes, Sizes, Sizes]]
@@ -16,23 +16,6 @@ _Range = tuple[int, int, int]
 _USUAL_TOKENS = 128
 _FEWEST_ROWS = 16
 """Of a cache: fewer hold no prompt."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What engines of a bundle take at most.
-
-    Attributes:
-        cache_rows: S, of every sequence: an engine has one capacity.
-        max_batch: Sequences or texts in one run.
-        max_prompt_tokens: Of one run over a prompt.
-        max_images: Images or tiles in one run.
-    """
-
-    cache_rows: int
-    max_batch: int
-    max_prompt_tokens: int
-    max_images: int
 
 
 def check_limits(limits: Limits, manifest: Manifest) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from serving.access.hosts import AllowedHost
 from serving.access.keys import ApiKey
 
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9._\[\]:-]+")
@@ -57,12 +59,61 @@ class AccessSettings(BaseModel):
                 raise ValueError(f"{origin!r} is no origin; write scheme, host and port alone: https://app.example.com")
         return origins
 
+    @model_validator(mode="after")
+    def _check_keys(self) -> AccessSettings:
+        if self.models_dir is not None and not self.needs_key:
+            raise ValueError(
+                "models_dir lets administrators load models, and nobody is asked for a key: set keys_file (pocketvlm "
+                "keys add NAME --admin), or POCKETVLM_ADMIN_KEYS"
+            )
+        return self
+
     @field_validator("models_dir")
     @classmethod
     def _check_folder(cls, folder: Path | None) -> Path | None:
         if folder is not None and not folder.is_dir():
             raise ValueError(f"models_dir {folder} is no folder; name the one that holds the bundles")
         return folder
+
+
+class RemoteSettings(BaseModel):
+    """What is fetched for requests: images, and none by default.
+
+    Attributes:
+        hosts: That images may come from: `images.example.com` for HTTPS, `*.example.com` for all names below it,
+            `http://10.0.0.5:8080` with scheme and port.
+        private_networks: Addresses that are not public, and yet may be connected to, such as 10.1.0.0/16.
+        timeout_s: For one image, from its name to its last byte.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    hosts: Names = ()
+    private_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_listed)] = ()
+    timeout_s: float = Field(default=10.0, gt=0, le=600)
+
+    @field_validator("hosts")
+    @classmethod
+    def _check_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            AllowedHost.read(host)
+        return hosts
+
+
+class RecordingSettings(BaseModel):
+    """Requests that are written down for debugging; none by default.
+
+    Attributes:
+        folder: Where. It gets their texts: it is for servers whose users were told.
+        max_bytes: Of all files together; the oldest go.
+        images: Write images and videos as they came; else their digests.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: Path | None = None
+    max_bytes: int = Field(default=64 << 20, ge=64 << 10)
+    images: bool = False
 
 
 def is_loopback(host: str) -> bool:

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bundle.errors import AccessError, AdminKeyError
 from serving.access.keyring import Keyring
 from serving.access.keys import ApiKey
 from serving.access.settings import ANY_ORIGIN, AccessSettings
+from serving.api.credentials import key_of
 from serving.api.errors import error_response
 from serving.api.record import REQUEST_ID, RequestRecord
 from serving.api.service import Service
 
 _OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/health", "/health/live", "/health/ready"})
 """What is told to whoever reaches the port: nothing of requests, answers or load. Asked by GET and HEAD alone."""
+_PAGE = "/page/"
+"""What the page is made of: files that everybody may have, and nothing else."""
 ADMIN_PATHS = frozenset({"/v1/cache/clear", "/v1/models/load", "/v1/models/unload"})
 """What changes a server for everybody."""
 _METRICS = "/metrics"
 _READING = ("GET", "HEAD")
-_BEARER = "bearer "
 _LIMIT_HEADERS = [
     f"x-ratelimit-{kind}-{noun}" for kind in ("limit", "remaining", "reset") for noun in ("requests", "tokens")
 ]
@@ -73,7 +75,8 @@ class KeyAsked:
             await self._app(scope, receive, send_with_limits)
 
     def _is_open(self, scope: Scope) -> bool:
-        return scope["method"] in _READING and scope["path"] in self._open
+        path = scope["path"]
+        return scope["method"] in _READING and (path in self._open or path.startswith(_PAGE))
 
     def _let_in(self, scope: Scope, record: RequestRecord, key: ApiKey, headers: dict[str, str]) -> None:
         """Count a request of a key that may make it; fill what its answer tells of the key's limits.
@@ -92,15 +95,6 @@ class KeyAsked:
             record.charge = limits.charge
         finally:
             headers |= limits.headers
-
-
-def key_of(scope: Scope) -> bytes:
-    """Return the key that a request came with: as OpenAI's clients send it, or Anthropic's; empty where none is."""
-    headers = Headers(scope=scope)
-    scheme = headers.get("authorization", "")
-    if scheme[: len(_BEARER)].lower() == _BEARER:
-        return scheme[len(_BEARER) :].strip().encode("latin-1")
-    return headers.get("x-api-key", "").strip().encode("latin-1")
 
 
 def cors_options(access: AccessSettings) -> dict[str, Any]:

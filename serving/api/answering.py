@@ -175,6 +175,7 @@ class Answering:
             RequestError: No served model does that under that name.
         """
         model, record = await service.choose(request, asked.model, "image-text-to-text"), record_of(request)
+        record.answer = asked.request_id
         own = replace(asked, model=model, timeout_s=deadline.deadline_s - time.monotonic())
         events = service.metrics.observed(service.client.generate(own), model)
         names = [tool.name for tool in asked.tools]

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from bundle.manifest import Task
+
 
 class Answer(BaseModel):
     """A body, or an object within one."""
@@ -393,7 +395,7 @@ class ModelDescription(Answer):
     root: str
     parent: None
     max_model_len: int | None
-    task: Literal["image-text-to-text", "dual-encoder"]
+    task: Task
     model_type: str
     schemes: dict[str, str]
     kv_cache: str | None
@@ -455,6 +457,14 @@ class DeletedPrefix(Answer):
     object: Literal["prefix"]
     name: str
     deleted: Literal[True]
+
+
+class Unloaded(Answer):
+    """A model that is served no more."""
+
+    id: str
+    object: Literal["model"]
+    unloaded: Literal[True]
 
 
 class Cleared(Answer):

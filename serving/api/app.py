@@ -27,6 +27,7 @@ from serving.api.embeddings import embeddings_router
 from serving.api.ending import OneAnswer
 from serving.api.errors import error_response, routing_body
 from serving.api.messages import messages_router
+from serving.api.models import models_router
 from serving.api.openapi import document
 from serving.api.page import add_page
 from serving.api.prefixes import no_prefixes_router, prefixes_router
@@ -36,8 +37,10 @@ from serving.api.responses import responses_router
 from serving.api.service import Service
 from serving.api.status import status_router
 from serving.api.tokenize import tokenize_router
-from serving.protocol import EngineClient
+from serving.api.traced import Traced
+from serving.protocol import EngineClient, ModelControl
 from serving.settings import ApiSettings
+from serving.tracing import Tracer
 
 _ROUTERS = (
     chat_router,
@@ -59,6 +62,8 @@ def create_app(
     settings: ApiSettings,
     clear_caches: Callable[[], None] | None = None,
     collectors: Sequence[Collector] = (),
+    control: ModelControl | None = None,
+    tracer: Tracer | None = None,
 ) -> FastAPI:
     """Return the application over a client that is started and closed elsewhere.
 
@@ -67,6 +72,8 @@ def create_app(
         settings: Limits of a request.
         clear_caches: What `POST /v1/cache/clear` does; None: there is no such route.
         collectors: Whose metrics `/metrics` shows beside its own.
+        control: Loads and unloads models, where a folder of bundles is set; None: nothing does.
+        tracer: Makes a span of every request; None: there are none.
 
     Raises:
         SettingsError: The file of keys is unusable.
@@ -76,12 +83,15 @@ def create_app(
         service.metrics.registry.register(collector)
     # FastAPI's own pages load scripts from a content network; ours loads nothing.
     app = FastAPI(title="PocketVLM", version=own_version(), docs_url=None, redoc_url=None)
+    app.state.service = service
     for router_of in _ROUTERS:
         app.include_router(router_of(service))
     store = service.prefixes
     app.include_router(no_prefixes_router() if store is None else prefixes_router(service, store))
     if clear_caches is not None:
         app.include_router(caches_router(clear_caches))
+    if control is not None and settings.access.models_dir is not None:
+        app.include_router(models_router(service, control, settings.access.models_dir))
     add_docs(app, service)
     add_page(app, service)
     app.openapi = partial(_documented, app, settings)  # type: ignore[method-assign]  # as FastAPI says to replace it
@@ -91,6 +101,8 @@ def create_app(
     app.add_middleware(OneAnswer, service=service)
     if settings.access.cors_origins:
         app.add_middleware(CORSMiddleware, **cors_options(settings.access))
+    if tracer is not None:
+        app.add_middleware(Traced, tracer=tracer)
     app.add_middleware(Recorded)
     return app
 

@@ -45,7 +45,7 @@ def _asked(service: Service, body: ClassifyBody) -> ClassifyRequest:
         image_part(image.image_url.url, f"images.{index}.image_url.url", service.settings.max_image_bytes)
         for index, image in enumerate(body.images)
     )
-    return ClassifyRequest(new_id("clsf"), body.model or "", images, tuple(body.labels), body.prompt_template)
+    return ClassifyRequest(new_id("clsf"), body.model or "", images, tuple(body.labels), body.templates)
 
 
 def _item(index: int, scores: npt.NDArray[np.float32], labels: Sequence[str]) -> dict[str, Any]:

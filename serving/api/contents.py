@@ -11,7 +11,10 @@ from serving.api.fields import Name, OffOrEmptyObject, Strict, Text, Unbuilt, at
 
 
 class ImageUrl(Strict):
-    """Where an image is: a data URL. `detail` changes nothing: the model's own resolution is used."""
+    """Where an image is: a data URL, or one of a host that images are fetched from.
+
+    `detail` changes nothing: the model's own resolution is used.
+    """
 
     url: str
     detail: Literal["auto", "low", "high"] | None = None

@@ -1,4 +1,4 @@
-"""Data URLs to encoded image bytes. Nothing is fetched, and nothing is decoded here but base64.
+"""URLs to encoded image bytes. Nothing is decoded here but base64; remote ones are `serving.api.remote_images`'.
 
 A URL is read as browsers read it (RFC 2397 and WHATWG's forgiving base64): parameters, no media type, line breaks,
 percent signs and missing padding are taken, and the URL-safe alphabet as well, which some libraries write.
@@ -12,6 +12,7 @@ import string
 from collections.abc import Iterator
 
 from bundle.errors import ImageError
+from serving.api.remote_images import is_remote, remote_data
 from serving.api.validation import shown
 from serving.protocol import ImagePart
 
@@ -28,16 +29,18 @@ _PERCENT = tuple((f"%{ord(each):02X}", each) for each in "+/=\r\n -_")
 
 
 def image_part(url: str, param: str, max_bytes: int) -> ImagePart:
-    """Return the image of a data URL.
+    """Return the image of a URL.
 
     Args:
-        url: `data:image/png;base64,...`.
+        url: `data:image/png;base64,...`, or one that leads elsewhere, where images are fetched.
         param: The request field, for the error.
         max_bytes: Of the encoded image.
 
     Raises:
         ImageError: Not a data URL, not base64, not an image's media type, empty, or too large.
     """
+    if is_remote(url):
+        return ImagePart(remote_data(url, param))
     media_type, payload = split_data_url(url, param)
     is_image = media_type.startswith("image/") and not media_type.startswith(_VECTOR)
     if not is_image and media_type not in UNKNOWN_TYPES:
@@ -112,6 +115,6 @@ def _without_percent(payload: str) -> str:
 
 
 def _refusal(url: str) -> str:
-    if url.lstrip().lower().startswith(("http:", "https:")):
-        return f"{shown(url)}: this server fetches no remote images. Send the bytes: data:image/png;base64,..."
+    if is_remote(url):
+        return f"{shown(url)}: no remote videos are fetched. Send the bytes: data:video/mp4;base64,..."
     return f"{shown(url)} is not a data URL; send data:image/png;base64,..."

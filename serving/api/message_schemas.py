@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from bundle.errors import ImageError, ParameterError
+from bundle.errors import ParameterError
 from serving.api.conversation import check_counts
 from serving.api.fields import Name, Off, OffOrEmptyList, Strict, Text, Unbuilt, at_most
 from serving.api.history import OpenCalls
-from serving.api.images import decoded
+from serving.api.images import decoded, image_part
 from serving.api.sampling_fields import Stop
 from serving.api.service import Service, check_count
 from serving.api.structured import JsonSchema
@@ -51,7 +51,7 @@ class Base64Source(Strict):
 
 
 class UrlSource(Strict):
-    """Where an image is: nothing is fetched, and this is refused."""
+    """Where an image is: a data URL, or one of a host that images are fetched from."""
 
     type: Literal["url"]
     url: str
@@ -305,8 +305,5 @@ def _result(block: ToolResultBlock) -> str:
 def _image(service: Service, block: ImageBlock, param: str) -> ImagePart:
     source = block.source
     if isinstance(source, UrlSource):
-        raise ImageError(
-            f"{param}.source: this server fetches no remote images. Send the bytes, with the type base64.",
-            f"{param}.source",
-        )
+        return image_part(source.url, f"{param}.source.url", service.settings.max_image_bytes)
     return ImagePart(decoded(source.data, f"{param}.source.data", service.settings.max_image_bytes))

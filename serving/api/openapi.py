@@ -17,6 +17,7 @@ from serving.api import (
     completions,
     message_answers,
     message_schemas,
+    models,
     ranking,
     response_answers,
     response_schemas,
@@ -105,6 +106,8 @@ ROUTES: dict[str, Described] = {
     "/v1/prefixes": Described(answers.Prefix, _OF_CHAT, schemas.PrefixRequest),
     "/v1/prefixes/{name}": Described(answers.DeletedPrefix, (404, 504)),
     "/v1/cache/clear": Described(answers.Cleared),
+    "/v1/models/load": Described(answers.ModelDescription, _OF_WORK, models.LoadBody),
+    "/v1/models/unload": Described(answers.Unloaded, _OF_WORK, models.UnloadBody),
     "/": Described(answers.Welcome),
 }
 """By path; each has one documented method, or those below. `/v1/cache/clear` and `/v1/prefixes` are there where a
@@ -192,5 +195,5 @@ def _header(name: str, schema: dict[str, Any], description: str) -> dict[str, An
 
 def _limits(settings: ApiSettings) -> str:
     """Return this server's limits of a request, which are settings and stand in no schema."""
-    limits = settings.model_dump(exclude={"aliases", "prefix_folder", "access"})
+    limits = settings.model_dump(exclude={"aliases", "prefix_folder", "access", "remote", "recording"})
     return "Limits of this server: " + ", ".join(f"{name} {value:g}" for name, value in limits.items()) + "."

@@ -14,6 +14,8 @@ from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.log_format import FACTS, REQUEST
+
 REQUEST_ID = "X-Request-ID"
 QUIET_PATHS = ("/health/", "/metrics")
 """What probes and scrapers ask every few seconds: logged at the level debug."""
@@ -32,6 +34,7 @@ class RequestRecord:
         arrived_s: By the monotonic clock.
         model: The served model that it is for, once that is known: never what a caller invents.
         status: Of the answer; 0 where none began.
+        answer: The id under which the engine and the answer's own body know it; empty where none was begun.
         prompt_tokens: As the engine counted them; None where it did not.
         completion_tokens: Likewise.
         first_token_s: From arrival to the first token.
@@ -44,6 +47,7 @@ class RequestRecord:
     arrived_s: float
     model: str = ""
     status: int = 0
+    answer: str = ""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     first_token_s: float | None = None
@@ -77,6 +81,7 @@ class Recorded:
         asked = Headers(scope=scope).get(REQUEST_ID, "")
         record = RequestRecord(asked if _SAFE_ID.fullmatch(asked) else uuid.uuid4().hex, time.monotonic())
         scope.setdefault("state", {})["record"] = record
+        served = REQUEST.set(record.name)
 
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -89,6 +94,7 @@ class Recorded:
                 await self._app(scope, receive, send_named)
         finally:
             _log(scope, record)
+            REQUEST.reset(served)
 
 
 def _log(scope: Scope, record: RequestRecord) -> None:
@@ -99,14 +105,17 @@ def _log(scope: Scope, record: RequestRecord) -> None:
         "key": record.key or None,
         "model": record.model or None,
         "status": record.status or "none",
+        "answer": record.answer or None,
         "prompt_tokens": record.prompt_tokens,
         "completion_tokens": record.completion_tokens,
-        "first_token_s": None if record.first_token_s is None else f"{record.first_token_s:.3f}",
-        "total_s": f"{time.monotonic() - record.arrived_s:.3f}",
+        "first_token_s": None if record.first_token_s is None else round(record.first_token_s, 3),
+        "total_s": round(time.monotonic() - record.arrived_s, 3),
     }
-    told = " ".join(f"{name}={value}" for name, value in facts.items() if value is not None)
-    client = (scope.get("client") or ("-",))[0]
-    logger.log(level, "%s %s %s %s %s", record.name, client, scope["method"], _path(scope), told)
+    facts = {name: value for name, value in facts.items() if value is not None}
+    told = " ".join(f"{name}={value}" for name, value in facts.items())
+    client, method, path = (scope.get("client") or ("-",))[0], scope["method"], _path(scope)
+    more = {"client": client, "method": method, "path": path, **facts}
+    logger.log(level, "%s %s %s %s %s", record.name, client, method, path, told, extra={FACTS: more})
 
 
 def _path(scope: Scope) -> str:

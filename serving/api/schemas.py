@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from bundle.errors import ParameterError
-from bundle.zero_shot import SLOT
+from bundle.zero_shot import SLOT, TEMPLATES, spelled_out
 from quant.kv.table import POLICIES
 from serving.api.contents import (
     Content,
@@ -271,13 +271,22 @@ class EmbeddingRequest(_Strict):
         return [self.input] if isinstance(self.input, str) else list(self.input or ())
 
 
+_MOST_TEMPLATES = 100
+_MOST_LABEL_TEXTS = 10_000
+"""Labels times templates: seconds of a small text encoder."""
+
+
 class ClassifyBody(_Strict):
-    """The body of `POST /v1/classify`. In `prompt_template`, "{}" stands for a label."""
+    """The body of `POST /v1/classify`.
+
+    In `prompt_template`, "{}" stands for a label. It may be the name of a published set ("clip-80"), or a list: the
+    mean of a label's vectors counts.
+    """
 
     model: Name | None = None
     images: Annotated[list[ImageContent], Field(min_length=1, fail_fast=True), _at_most("max_images", "images")]
     labels: Annotated[list[NonEmptyText], Field(min_length=1, fail_fast=True), _at_most("max_labels", "labels")]
-    prompt_template: Text | None = None
+    prompt_template: Text | Annotated[list[Text], Field(min_length=1, max_length=_MOST_TEMPLATES)] | None = None
     user: Text | None = None
 
     @model_validator(mode="after")
@@ -287,6 +296,22 @@ class ClassifyBody(_Strict):
             if label in seen:
                 raise ParameterError(f"label {shown(label)} is there twice; labels must differ", "labels")
             seen.add(label)
-        if self.prompt_template is not None and SLOT not in self.prompt_template:
-            raise ParameterError(f"{shown(self.prompt_template)} holds no {SLOT} for the label", "prompt_template")
+        if without := [template for template in self.templates if SLOT not in template]:
+            raise ParameterError(
+                f"{shown(without[0])} holds no {SLOT} for the label, and is no set of templates; there is "
+                f"{', '.join(TEMPLATES)}",
+                "prompt_template",
+            )
+        if (num := len(self.labels) * len(self.templates)) > _MOST_LABEL_TEXTS:
+            raise ParameterError(
+                f"{len(self.labels)} labels in {len(self.templates)} templates are {num} texts, more than "
+                f"{_MOST_LABEL_TEXTS}; send fewer labels or templates",
+                "prompt_template",
+            )
         return self
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The templates, a published set spelled out; none where the model's own is meant."""
+        given = self.prompt_template
+        return () if given is None else spelled_out([given] if isinstance(given, str) else given)

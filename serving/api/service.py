@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,11 +18,14 @@ from bundle.manifest import Task
 from serving.api.body import read_body
 from serving.api.budget import BodyBudget
 from serving.api.contents import ImageContent, TextContent
+from serving.api.credentials import key_of
 from serving.api.deadline import Deadline
 from serving.api.images import image_part
 from serving.api.metrics import Metrics
 from serving.api.parsing import Schema, check_content_type, parse_body
 from serving.api.record import record_of
+from serving.api.recording import Recorder
+from serving.api.remote_images import RemoteImages, RemoteUrls, remote_urls
 from serving.api.stored_prefixes import PrefixStore
 from serving.protocol import EngineClient, ImagePart, ModelCard, TextPart
 from serving.settings import ApiSettings
@@ -44,6 +47,8 @@ class Service:
         metrics: Of this application.
         budget: Of all bodies.
         prefixes: What conversations may begin with; None where none are kept.
+        remote: Fetches images; None where nothing is fetched.
+        recorder: Writes requests down; None where none are.
         parser: The thread in which large bodies are parsed, one at a time: each takes twice its size for a moment.
     """
 
@@ -53,6 +58,8 @@ class Service:
     metrics: Metrics = field(default_factory=Metrics)
     budget: BodyBudget = field(init=False)
     prefixes: PrefixStore | None = field(init=False)
+    remote: RemoteImages | None = field(init=False)
+    recorder: Recorder | None = field(init=False)
     parser: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 1, "body"))
 
     def __post_init__(self) -> None:
@@ -62,6 +69,10 @@ class Service:
             None if folder is None else PrefixStore(folder, self.settings.max_prefix_bytes, self.settings.max_prefixes)
         )
         object.__setattr__(self, "prefixes", store)
+        remote = RemoteImages(self.settings.remote, self.settings.max_image_bytes)
+        recorder = None if self.settings.recording.folder is None else Recorder(self.settings.recording)
+        object.__setattr__(self, "recorder", recorder)
+        object.__setattr__(self, "remote", remote if self.settings.remote.hosts else None)
 
     def deadline(self, request: Request) -> Deadline:
         """Return when the work for a request is stopped.
@@ -89,8 +100,21 @@ class Service:
         check_content_type(request)
         share = record_of(request).until_end.enter_context(self.budget.share())
         content = [await deadline.finish(read_body(request, self.settings, share))]
-        work = partial(_converted, content, schema, convert, self.settings)
-        if len(content[0]) <= _SMALL_BODY_BYTES:
+        if self.recorder is not None:
+            note = partial(self.recorder.note, record_of(request), request.method, request.url.path)
+            record_of(request).until_end.callback(note, content[0], key_of(request.scope))
+        is_small = len(content[0]) <= _SMALL_BODY_BYTES
+        urls = None if self.remote is None else RemoteUrls()
+        work = partial(_parsed, content, schema, convert, self.settings, urls)
+        parsed, converted = await self._worked(is_small, deadline, work)
+        if self.remote is None or urls is None or not urls.wanted:
+            return converted
+        await deadline.finish(self.remote.fetch(urls, share))
+        return await self._worked(is_small, deadline, partial(_converted, parsed, convert, urls))
+
+    async def _worked(self, is_small: bool, deadline: Deadline, work: Callable[[], T]) -> T:
+        """Return the result of work on a body: at once, or from the thread for large ones."""
+        if is_small:
             return work()
         return await deadline.finish(asyncio.get_running_loop().run_in_executor(self.parser, work))
 
@@ -109,13 +133,13 @@ class Service:
         await self._check_ready()
         raise ModelNotFoundError(f"model {name!r} is not served here; served: {_names(cards)}", "model")
 
-    async def only_card(self, task: Task | None) -> ModelCard:
+    async def only_card(self, tasks: Collection[Task]) -> ModelCard:
         """Return the one model that a request means which names none: the only one for what it asks, as in vLLM.
 
         Raises:
             ParameterError: There are several, or none.
         """
-        cards = [card for card in await self.client.models() if task in (None, card.task)]
+        cards = [card for card in await self.client.models() if not tasks or card.task in tasks]
         if len(cards) == 1:
             return cards[0]
         await self._check_ready()
@@ -127,25 +151,25 @@ class Service:
             kind = StartingError if health.is_starting else EngineDeadError
             raise kind(f"requests cannot be served: {health.reason}. Ask /health/ready before sending any.")
 
-    async def choose(self, request: Request, name: str, task: Task | None) -> str:
+    async def choose(self, request: Request, name: str, *tasks: Task) -> str:
         """Return the name that the engine knows a model by, and note it for the counters.
 
         Args:
             request: That is served.
             name: A served model's, or an alias; empty: the only one.
-            task: That it has to do; None: any.
+            tasks: Of which it has to do one; none: whatever it does.
 
         Raises:
             ModelNotFoundError: None has that name.
             ParameterError: None is named, and there is not just one.
             TaskError: It does something else.
         """
-        card = await (self.card(name) if name else self.only_card(task))
+        card = await (self.card(name) if name else self.only_card(tasks))
         record = record_of(request)
         record.model = card.name
         self.metrics.count_received(card.name, time.monotonic() - record.arrived_s)
-        if task not in (None, card.task):
-            raise TaskError(f"model {name!r} does {card.task}; this route wants {task}", "model")
+        if tasks and card.task not in tasks:
+            raise TaskError(f"model {name!r} does {card.task}; this route wants {' or '.join(tasks)}", "model")
         return card.name
 
     def part(self, content: str | TextContent | ImageContent, param: str) -> TextPart | ImagePart:
@@ -161,8 +185,20 @@ class Service:
         return image_part(content.image_url.url, f"{param}.image_url.url", self.settings.max_image_bytes)
 
 
-def _converted(content: list[bytes], schema: type[Schema], convert: Callable[[Schema], T], limits: ApiSettings) -> T:
-    return convert(parse_body(content, schema, limits))
+def _parsed(
+    content: list[bytes],
+    schema: type[Schema],
+    convert: Callable[[Schema], T],
+    limits: ApiSettings,
+    urls: RemoteUrls | None,
+) -> tuple[Schema, T]:
+    parsed = parse_body(content, schema, limits)
+    return parsed, _converted(parsed, convert, urls)
+
+
+def _converted(parsed: Schema, convert: Callable[[Schema], T], urls: RemoteUrls | None) -> T:
+    with remote_urls(urls):
+        return convert(parsed)
 
 
 def _names(cards: Sequence[ModelCard]) -> str:

@@ -24,12 +24,12 @@ def status_router(service: Service) -> APIRouter:
         """List the served models."""
         cards = {card.name: card for card in await service.client.models()}
         named = {**cards, **{alias: cards[name] for alias, name in service.settings.aliases.items() if name in cards}}
-        return {"object": "list", "data": [_card_body(service, name, card) for name, card in named.items()]}
+        return {"object": "list", "data": [card_body(service, name, card) for name, card in named.items()]}
 
     @router.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
         """Describe one served model: weight schemes, bytes, quality gates."""
-        return _card_body(service, name, await service.card(name))
+        return card_body(service, name, await service.card(name))
 
     @router.get("/version")
     async def version() -> dict[str, str]:
@@ -73,10 +73,15 @@ def status_router(service: Service) -> APIRouter:
     @router.get("/metrics")
     async def metrics() -> Response:
         """Return the counters in Prometheus' text format."""
-        service.metrics.tell(await service.client.health(), await service.client.models())
-        return Response(service.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+        return Response(await exposition_of(service), media_type=CONTENT_TYPE_LATEST)
 
     return router
+
+
+async def exposition_of(service: Service) -> bytes:
+    """Return an application's own metrics, and what its client tells, in Prometheus' text format."""
+    service.metrics.tell(await service.client.health(), await service.client.models())
+    return service.metrics.exposition()
 
 
 def _told_of(card: ModelCard) -> dict[str, Any]:
@@ -90,7 +95,8 @@ def _told_of(card: ModelCard) -> dict[str, Any]:
     }
 
 
-def _card_body(service: Service, name: str, card: ModelCard) -> dict[str, Any]:
+def card_body(service: Service, name: str, card: ModelCard) -> dict[str, Any]:
+    """Return what is told of a served model under one of its names."""
     limits = service.settings
     is_vlm = card.task == "image-text-to-text"
     return {

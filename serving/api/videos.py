@@ -1,6 +1,6 @@
 """Videos of a chat: the ways in which clients write them, and want them looked at, to a part of the protocol.
 
-Nothing is fetched, and nothing is decoded here but base64; frames are counted before that.
+No video is fetched, and nothing is decoded here but base64; frames are counted before that.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 
 from bundle.directory import open_bundle
 from bundle.errors import BundleError, SettingsError
-from bundle.manifest import Task
+from bundle.manifest import EMBEDDING_TASKS, Task
 from serving.cluster.autoscaling import LoadPolicy
 from serving.cluster.canary import check_canaries
 from serving.cluster.ingress import IngressPlan, PlannedModel, ingress_deployment
@@ -35,10 +35,13 @@ from serving.cluster.room import Wanted
 from serving.cluster.router import ContentRouter, WatchingRouter
 from serving.models.cards import card_of
 from serving.models.client import LocalClient
+from serving.models.elsewhere import Elsewhere
 from serving.models.encoder_host import EncoderHost
 from serving.protocol import ManagedClient, ModelCard
 from serving.ray_settings import LiveSettings, RaySettings, ScalingSettings
 from serving.settings import ApiSettings, EngineSettings
+from serving.tracing import try_open_tracer
+from serving.tracing_settings import TracingSettings
 
 _PROBE_HEADROOM = 64
 """Requests that an ingress replica takes beyond what the models can hold: health, metrics, refusals."""
@@ -58,6 +61,7 @@ class ClusterArgs(BaseModel):
         engine: How models run in a replica.
         ray: Replicas and scaling.
         drain_timeout_s: How long a replica that is taken away may finish its requests.
+        tracing: Traces of requests.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,6 +71,7 @@ class ClusterArgs(BaseModel):
     engine: EngineSettings = EngineSettings()
     ray: RaySettings = RaySettings()
     drain_timeout_s: int = Field(default=30, ge=0)
+    tracing: TracingSettings = TracingSettings()
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ class ServedModel:
     @property
     def deployment(self) -> str:
         """The name that Ray knows. It goes into replicas' ids, logs' file names and metrics, so it is plain."""
-        return self._plain("embedder" if self.task == "dual-encoder" else "generator")
+        return self._plain("embedder" if self.task in EMBEDDING_TASKS else "generator")
 
     @property
     def encoder_deployment(self) -> str:
@@ -131,10 +136,16 @@ def served_models(args: ClusterArgs) -> tuple[ServedModel, ...]:
             raise BundleError(
                 f"{directory}: a model named {manifest.name} is served already; export with another --name"
             )
-        make_client = partial(LocalClient, (directory,), args.engine)
+        make_client = partial(_make_client, directory, args.engine, args.tracing)
         make_host = partial(EncoderHost, directory, args.engine)
         models[manifest.name] = ServedModel(card_of(manifest, args.engine), make_client, make_host)
     return tuple(models.values())
+
+
+def _make_client(
+    directory: Path, engine: EngineSettings, tracing: TracingSettings, elsewhere: Elsewhere | None = None
+) -> ManagedClient:
+    return LocalClient((directory,), engine, try_open_tracer(tracing), elsewhere)
 
 
 def application(models: Sequence[ServedModel], args: ClusterArgs) -> serve.Application:
@@ -146,7 +157,8 @@ def application(models: Sequence[ServedModel], args: ClusterArgs) -> serve.Appli
     _check_names(models, args)
     bound = [_bound(model, args) for model in models]
     planned = tuple(_planned(model, args) for model in models)
-    return _ingress_deployment(models, args).bind(IngressPlan(planned, args.api, args.ray.patience_s), *bound)
+    plan = IngressPlan(planned, args.api, args.ray.patience_s, args.tracing)
+    return _ingress_deployment(models, args).bind(plan, *bound)
 
 
 def _bound(model: ServedModel, args: ClusterArgs) -> serve.Application:
@@ -159,7 +171,7 @@ def _bound(model: ServedModel, args: ClusterArgs) -> serve.Application:
 
 
 def _has_own_encoder(model: ServedModel, args: ClusterArgs) -> bool:
-    is_generator = model.task != "dual-encoder"
+    is_generator = model.task not in EMBEDDING_TASKS
     return args.ray.compose == "encoder" and is_generator and model.make_host is not None
 
 
@@ -180,12 +192,12 @@ def _planned(model: ServedModel, args: ClusterArgs) -> PlannedModel:
 
 
 def _scaling(model: ServedModel, args: ClusterArgs) -> ScalingSettings:
-    of_kind = args.ray.embedder if model.task == "dual-encoder" else args.ray.generator
+    of_kind = args.ray.embedder if model.task in EMBEDDING_TASKS else args.ray.generator
     return args.ray.models.get(model.name, of_kind)
 
 
 def _model_deployment(model: ServedModel, args: ClusterArgs) -> Any:
-    kind = Embedder if model.task == "dual-encoder" else Generator
+    kind = Embedder if model.task in EMBEDDING_TASKS else Generator
     return _deployment(kind, model.deployment, _scaling(model, args), args, num_callers=args.ray.ingress_replicas)
 
 
@@ -268,7 +280,7 @@ def wanted(models: Sequence[ServedModel], args: ClusterArgs) -> list[Wanted]:
     ingress = {"CPU": args.ray.ingress_num_cpus}
     found = [Wanted(INGRESS, args.ray.ingress_replicas, ingress, "ray.ingress_num_cpus")]
     for model in models:
-        kind = "embedder" if model.task == "dual-encoder" else "generator"
+        kind = "embedder" if model.task in EMBEDDING_TASKS else "generator"
         place = f"models.{model.name}" if model.name in args.ray.models else kind
         found.append(_wanted(model.deployment, _scaling(model, args), place))
         if _has_own_encoder(model, args):

@@ -33,6 +33,7 @@ from serving.protocol import (
     WaitingEvent,
 )
 from serving.ray_settings import Canary
+from serving.tracing import carrying
 
 Held = tuple[WatchedCall, Any]
 WholeRequest = EmbedRequest | ClassifyRequest | TokenizeRequest | DetokenizeRequest
@@ -124,7 +125,7 @@ class RayClient:
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
         """Yield the answer's pieces, then exactly one FinishedEvent, or raise. Closing the iterator cancels."""
-        split = self._splits.get(request.model)
+        request, split = carrying(request), self._splits.get(request.model)
         if split is None:
             events = self._generate(request)
         else:
@@ -160,11 +161,11 @@ class RayClient:
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """Return one embedding per input."""
-        return await self._whole(request, lambda handle: handle.embed)  # type: ignore[no-any-return]
+        return await self._whole(carrying(request), lambda handle: handle.embed)  # type: ignore[no-any-return]
 
     async def classify(self, request: ClassifyRequest) -> ClassifyResult:
         """Return every image's score for every label."""
-        return await self._whole(request, lambda handle: handle.classify)  # type: ignore[no-any-return]
+        return await self._whole(carrying(request), lambda handle: handle.classify)  # type: ignore[no-any-return]
 
     async def tokenize(self, request: TokenizeRequest) -> TokenizeResult:
         """Return the tokens of a conversation or a text."""

@@ -52,6 +52,7 @@ def deploy(bundles: Sequence[Path], settings: ServerSettings, announce: Callable
         engine=settings.engine,
         ray=settings.ray,
         drain_timeout_s=settings.drain_timeout_s,
+        tracing=settings.tracing,
     )
     models = served_models(args)
     app = application(models, args)

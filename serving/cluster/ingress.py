@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
 from prometheus_client import CONTENT_TYPE_LATEST
 from ray import serve
 from ray.exceptions import RayError
@@ -15,10 +14,12 @@ from ray.serve.exceptions import RayServeException
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.api.app import create_app
 from serving.api.record import REQUEST_ID
+from serving.api.status import exposition_of
 from serving.cluster.canary import VariantFigures, compared
 from serving.cluster.client import RayClient, Replicas
 from serving.cluster.exposition import joined
@@ -28,6 +29,8 @@ from serving.cluster.watch import watch_of
 from serving.protocol import ModelCard
 from serving.ray_settings import live_settings
 from serving.settings import ApiSettings
+from serving.tracing import try_open_tracer
+from serving.tracing_settings import TracingSettings
 
 METRICS = "/metrics"
 CANARIES = "/cluster/canaries"
@@ -61,11 +64,13 @@ class IngressPlan:
         models: In order.
         api: Limits of a request.
         patience_s: How long a request waits while its model has no replica that can take it.
+        tracing: Traces of requests.
     """
 
     models: tuple[PlannedModel, ...]
     api: ApiSettings
     patience_s: float
+    tracing: TracingSettings
 
 
 class Ingress:
@@ -80,6 +85,7 @@ class Ingress:
         cards = [model.card for model in plan.models]
         self._client = RayClient(cards, _replicas(plan, handles), plan.patience_s)
         self._api = plan.api
+        self._tracer = try_open_tracer(plan.tracing)
         self._num_under_way = 0
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -95,8 +101,9 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Return the application; called by Ray once."""
-        app = create_app(self._client, self._api)
+        app = create_app(self._client, self._api, tracer=self._tracer)
         app.add_route(CANARIES, self._canaries, include_in_schema=False)
+        app.router.routes.insert(0, Route(METRICS, self._metrics_of_all))  # behind the same door as the application's
         self._app = app
 
         async def application(scope: Scope, receive: Receive, send: Send) -> None:  # a method would be taken for ASGI 2
@@ -109,21 +116,19 @@ class Ingress:
         send = _for_proxy(send)
         self._num_under_way += is_work
         try:
-            if scope["type"] == "http" and (scope["method"], scope["path"]) == ("GET", METRICS):
-                await Response(await self._metrics(), media_type=CONTENT_TYPE_LATEST)(scope, receive, send)
-            else:
-                await self._app(scope, receive, send)
+            await self._app(scope, receive, send)
         finally:
             self._num_under_way -= is_work
 
     async def exposition(self) -> tuple[str, str]:
         """Return this replica's id, and its own metrics."""
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(self._app), base_url="http://ingress") as client:
-            return serve.get_replica_context().replica_id.unique_id, (await client.get(METRICS)).text
+        text = await exposition_of(self._app.state.service)
+        return serve.get_replica_context().replica_id.unique_id, text.decode()
 
-    async def _metrics(self) -> bytes:
-        """Return the metrics of all ingress replicas; of this one alone where the others cannot be asked in time."""
-        return joined(dict([await self.exposition(), *await self._ask_all("exposition")]))
+    async def _metrics_of_all(self, request: Request) -> Response:
+        """Tell the metrics of all ingress replicas; of this one alone where the others cannot be asked in time."""
+        told = joined(dict([await self.exposition(), *await self._ask_all("exposition")]))
+        return Response(told, media_type=CONTENT_TYPE_LATEST)
 
     async def canary_figures(self) -> tuple[str, dict[str, dict[str, VariantFigures]]]:
         """Return this replica's id, and what it saw of each canary's variants."""

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from serving.edge.exiting import LastResort
+from serving.edge.notify import ServiceManager
 from serving.edge.probes import Heartbeat, probes_answered
 from serving.edge.server import EdgeServer
 from serving.edge.stopping import stopping_on_signals
@@ -19,6 +20,7 @@ from serving.log import configure_logging, warn_of_strangers
 from serving.models.client import LocalClient
 from serving.protocol import ManagedClient
 from serving.settings import ServerSettings
+from serving.tracing import Tracer, try_open_tracer
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +43,14 @@ def serve(bundles: Sequence[Path], settings: ServerSettings, announce: Callable[
     """
     configure_logging(settings)
     warn_of_strangers(settings)
-    last_resort = LastResort()
+    tracer, last_resort = try_open_tracer(settings.tracing), LastResort()
     try:
         with open_listener(settings.host, settings.port) as listener:
-            client = LocalClient(bundles, settings.engine)
-            asyncio.run(run_server(client, settings, listener, announce, last_resort.arm))
+            client = LocalClient(bundles, settings.engine, tracer)
+            asyncio.run(run_server(client, settings, listener, announce, last_resort.arm, tracer))
     finally:
+        if tracer is not None:
+            tracer.close()
         last_resort.disarm()
 
 
@@ -56,6 +60,7 @@ async def run_server(
     listener: socket.socket,
     announce: Callable[[str], None],
     on_end: Callable[[int], None] = lambda exit_code: None,
+    tracer: Tracer | None = None,
 ) -> None:
     """Serve a client until a signal comes; start it meanwhile, and close it after the last request.
 
@@ -65,17 +70,18 @@ async def run_server(
         listener: Listens already; closed on return.
         announce: Gets one line when requests can be served.
         on_end: Gets the process's exit code when every request has ended and only closing is left.
+        tracer: Makes a span of every request; None: there are none.
 
     Raises:
         PocketVLMError: The client did not start.
         KeyboardInterrupt: SIGINT came, and everything is stopped.
     """
     url = url_of(listener, "https" if settings.http.tls_certificate else "http")
-    server = EdgeServer(client, settings)
+    server, manager = EdgeServer(client, settings, tracer), ServiceManager()
     with stopping_on_signals() as stop, _probes(settings) as heartbeat:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         starting = asyncio.create_task(client.start())
-        beating = asyncio.create_task(_beat(client, server, heartbeat))
+        beating = asyncio.create_task(_beat(client, server, heartbeat, manager))
         asked = asyncio.create_task(stop.is_asked.wait())
         try:
             await asyncio.wait((serving, starting, asked), return_when=asyncio.FIRST_COMPLETED)
@@ -83,8 +89,10 @@ async def run_server(
                 starting.result()
                 names = ", ".join(card.name for card in await client.models())
                 announce(f"PocketVLM serves {names} at {url} (how to ask: {url}/docs)")
+                manager.ready()
             await asyncio.wait((serving, asked), return_when=asyncio.FIRST_COMPLETED)
         finally:
+            manager.stopping()
             await server.drain(serving, stop)
             on_end(INTERRUPTED if stop.is_interrupt else 0)
             await server.end(serving, starting)
@@ -107,7 +115,7 @@ def _probes(settings: ServerSettings) -> Iterator[Heartbeat]:
         yield heartbeat
 
 
-async def _beat(client: ManagedClient, server: EdgeServer, heartbeat: Heartbeat) -> None:
+async def _beat(client: ManagedClient, server: EdgeServer, heartbeat: Heartbeat, manager: ServiceManager) -> None:
     """Look after the connections, and tell that the loop runs, for ever."""
     while True:
         try:
@@ -115,6 +123,8 @@ async def _beat(client: ManagedClient, server: EdgeServer, heartbeat: Heartbeat)
             if server.certificate is not None:
                 server.certificate.refresh()
             health = await client.health()
+            if health.is_alive:
+                manager.alive()
             heartbeat.beat(replace(health, is_ready=False, reason="it stops") if server.should_exit else health)
         except Exception:
             logger.exception("the connections could not be looked after; the next look is in %.1f s", _BEAT_S)

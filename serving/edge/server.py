@@ -14,15 +14,15 @@ from typing import Any
 
 import uvicorn
 
-from devices.energy.account import EnergyAccount
 from serving.api.app import create_app
-from serving.api.energy import EnergyMetrics
 from serving.edge.connection import Connection, ConnectionWatch
+from serving.edge.machine import MachineWatch
 from serving.edge.stopping import Stop
 from serving.listener import BACKLOG_CONNECTIONS
 from serving.protocol import ManagedClient
 from serving.settings import ServerSettings
 from serving.tls import Certificate
+from serving.tracing import Tracer
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class EdgeServer(uvicorn.Server):
     Args:
         client: Closed by `end`.
         settings: Of the server.
-        account: Of the machine's energy; None: that of its own meters. Closed by `end`.
+        tracer: Makes a span of every request; None: there are none.
 
     Attributes:
         watch: Of the connections; swept by whoever runs the server.
@@ -52,8 +52,8 @@ class EdgeServer(uvicorn.Server):
         SettingsError: The certificate, its key or the file of keys is unusable.
     """
 
-    def __init__(self, client: ManagedClient, settings: ServerSettings, account: EnergyAccount | None = None) -> None:
-        self._account = account or EnergyAccount()
+    def __init__(self, client: ManagedClient, settings: ServerSettings, tracer: Tracer | None = None) -> None:
+        self._machine = MachineWatch()
         self.watch = ConnectionWatch(connection_limit(settings.http.max_connections))
         self.certificate = Certificate.of(settings.http)
         self._head_timeout_s = settings.http.head_timeout_s
@@ -66,7 +66,9 @@ class EdgeServer(uvicorn.Server):
                     client,
                     settings.api,
                     client.clear_caches if settings.http.allow_cache_clear else None,
-                    (EnergyMetrics(self._account),),
+                    self._machine.collectors,
+                    client,
+                    tracer,
                 ),
                 http=connection,
                 h11_max_incomplete_event_size=settings.http.max_head_bytes,
@@ -89,7 +91,7 @@ class EdgeServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen."""
         await super().startup([])
-        self._account.start()
+        self._machine.start()
         for each in sockets or ():
             self.servers.append(await self._served(each))
             each.listen(BACKLOG_CONNECTIONS)  # asyncio has set it to the number that it accepts at once
@@ -136,7 +138,7 @@ class EdgeServer(uvicorn.Server):
             task.cancel()
         if self.server_state.tasks:
             await asyncio.wait(set(self.server_state.tasks), timeout=_ANSWER_TIMEOUT_S)
-        self._account.close()
+        self._machine.close()
         self.force_exit = True
         self.watch.close()
         await _wait({serving}, _ANSWER_TIMEOUT_S, "closing connections")

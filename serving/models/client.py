@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -12,13 +13,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from bundle.directory import open_bundle
+from bundle.directory import open_bundle, read_manifest
 from bundle.errors import BundleError, EngineDeadError, ModelNotFoundError, StartingError, TaskError
 from bundle.machine import resident_memory_bytes
 from bundle.manifest import Task
 from serving.engine_status import EngineStatus
 from serving.models.elsewhere import Elsewhere
 from serving.models.embedding import EmbeddingModel
+from serving.models.engine_bounds import within_engines
 from serving.models.generative import GenerativeModel
 from serving.models.model import Model
 from serving.models.pool import PreprocessPool
@@ -38,6 +40,7 @@ from serving.protocol import (
     TokenizeResult,
 )
 from serving.settings import EngineSettings
+from serving.tracing import Tracer
 from serving.watch import Watched
 
 logger = logging.getLogger(__name__)
@@ -45,12 +48,15 @@ logger = logging.getLogger(__name__)
 Wanted = TypeVar("Wanted", bound=Model)
 
 _LOADING = "models are loading"
+_STOPPED = "the engine was stopped"
+_DRAIN_LOOK_S = 0.05
 _LONGEST_WATCH_S = 1.0
 """Between two looks at the threads; a quarter of the shortest time that is judged, where that is less."""
 
 _MODEL_OF_TASK: dict[Task, type[GenerativeModel] | type[EmbeddingModel]] = {
     "image-text-to-text": GenerativeModel,
     "dual-encoder": EmbeddingModel,
+    "text-embedding": EmbeddingModel,
 }
 
 
@@ -63,7 +69,18 @@ def load_model(directory: Path, settings: EngineSettings, pool: PreprocessPool) 
     """
     bundle = open_bundle(directory, verify=settings.verify_digests, allow_ungated=settings.allow_ungated)
     check_target(bundle, settings)
+    settings = within_engines(bundle, settings)
     return _MODEL_OF_TASK[bundle.manifest.task](bundle, settings, pool)
+
+
+def _settle() -> None:
+    """Leave out of the search for garbage what lives as long as a model, so that the rest is looked through, often.
+
+    A failed request's traceback holds its body in a cycle. What a model left behind that is gone is found first.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 class LocalClient:
@@ -75,16 +92,25 @@ class LocalClient:
     Args:
         bundles: Bundle directories; each is served under its manifest's name.
         settings: For every model.
+        tracer: Makes spans of what is done; None: there are none.
         elsewhere: Encodes the images, so that no model here loads its vision encoder; None: each its own.
     """
 
-    def __init__(self, bundles: Sequence[Path], settings: EngineSettings, elsewhere: Elsewhere | None = None) -> None:
+    def __init__(
+        self,
+        bundles: Sequence[Path],
+        settings: EngineSettings,
+        tracer: Tracer | None = None,
+        elsewhere: Elsewhere | None = None,
+    ) -> None:
         self._bundles = tuple(bundles)
         self._settings = settings
+        self._tracer = tracer
         self._pool = PreprocessPool(settings, elsewhere)
         self._models: dict[str, Model] = {}
         self._state = _LOADING  # empty while serving
         self._watch: asyncio.Task[None] | None = None
+        self._changing = asyncio.Lock()
 
     async def start(self) -> None:
         """Load, check and warm up every model, off the event loop.
@@ -99,21 +125,64 @@ class LocalClient:
         except BaseException:
             await self.close()
             raise
-        # What lives as long as the server is not looked through again for garbage, so that the rest is, often: a failed
-        # request's traceback holds its body in a cycle.
-        gc.collect()
-        gc.freeze()
+        _settle()
         self._state = ""
         self._watch = asyncio.create_task(self._watch_over())
 
-    async def _load(self, directory: Path) -> None:
-        model = await asyncio.to_thread(load_model, directory, self._settings, self._pool)
-        name = model.card.name
+    async def _load(self, directory: Path) -> Model:
+        name = (await asyncio.to_thread(read_manifest, directory)).name
         if name in self._models:
             raise BundleError(f"{directory}: a model named {name} is served already. Export it with another --name.")
-        await asyncio.to_thread(model.start)
+        model = await asyncio.to_thread(load_model, directory, self._settings, self._pool)
+        try:
+            await asyncio.to_thread(model.start)
+            if self._state == _STOPPED:
+                raise EngineDeadError(_STOPPED)
+        except BaseException:
+            await asyncio.to_thread(model.close)
+            raise
         self._models[name] = model
         logger.info("%s", model.start_line)
+        return model
+
+    async def load(self, directory: Path) -> ModelCard:
+        """Load a bundle and serve it beside the others; one at a time.
+
+        Raises:
+            BundleError: It is refused, or a model of its name is served; what was served still is.
+            SettingsError: It cannot be served with the settings.
+            MachineError: This machine cannot run it.
+        """
+        async with self._changing:
+            self._check_serving()
+            card = (await self._load(directory)).card
+            _settle()
+            return card
+
+    async def unload(self, name: str, drain_timeout_s: float) -> None:
+        """Take no more requests for a model, and free its memory once those under way have ended.
+
+        Args:
+            name: Of the model.
+            drain_timeout_s: After so long, what is left fails with EngineDeadError.
+
+        Raises:
+            ModelNotFoundError: None of that name is served.
+        """
+        async with self._changing:
+            self._check_serving()
+            model = self._models.pop(name, None)
+            if model is None:
+                raise ModelNotFoundError(f"no model {name!r} is served; there are {', '.join(self._models)}", "model")
+            end_s = time.monotonic() + drain_timeout_s
+            while model.num_admitted and time.monotonic() < end_s:
+                await asyncio.sleep(_DRAIN_LOOK_S)
+            if model.num_admitted:
+                logger.warning("%s: %d requests are ended: it is unloaded", name, model.num_admitted)
+            await asyncio.to_thread(model.close)
+            del model
+            _settle()
+            logger.info("%s is no longer served", name)
 
     async def _watch_over(self) -> None:
         period_s = min(_LONGEST_WATCH_S, self._settings.stall_timeout_s / 4)
@@ -129,12 +198,14 @@ class LocalClient:
 
     async def close(self) -> None:
         """Stop every model; unfinished requests fail with EngineDeadError."""
-        self._state = "the engine was stopped"
+        self._state = _STOPPED
         if self._watch:
             self._watch.cancel()
-        for model in self._models.values():
+        for model in list(self._models.values()):
             await asyncio.to_thread(model.close)
         self._pool.close()
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.flush)
 
     async def __aenter__(self) -> LocalClient:
         await self.start()
@@ -152,6 +223,8 @@ class LocalClient:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerateEvent, None]:
         """Yield the answer's pieces, then exactly one FinishedEvent, or raise. Closing the iterator cancels."""
         answer = self._model(request.model, GenerativeModel).generate(request)
+        if self._tracer is not None:
+            answer = self._tracer.generation(replace(request, messages=(), tools=()), answer)
         del request  # it holds the encoded images, which an answer is not to hold for its whole length
         async with aclosing(answer) as events:
             async for event in events:
@@ -159,11 +232,13 @@ class LocalClient:
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """Return one embedding per input."""
-        return await self._model(request.model, EmbeddingModel).embed(request)
+        work = self._model(request.model, EmbeddingModel).embed(request)
+        return await (work if self._tracer is None else self._tracer.work("embeddings", request, work))
 
     async def classify(self, request: ClassifyRequest) -> ClassifyResult:
         """Return every image's score for every label."""
-        return await self._model(request.model, EmbeddingModel).classify(request)
+        work = self._model(request.model, EmbeddingModel).classify(request)
+        return await (work if self._tracer is None else self._tracer.work("classify", request, work))
 
     async def tokenize(self, request: TokenizeRequest) -> TokenizeResult:
         """Return the tokens of a conversation or a text."""
@@ -196,10 +271,13 @@ class LocalClient:
             for name, model in self._models.items()
         }
 
-    def _model(self, name: str, kind: type[Wanted]) -> Wanted:
+    def _check_serving(self) -> None:
         if self._state:
             refusal = StartingError if self._state == _LOADING else EngineDeadError
             raise refusal(f"{self._state}; ask /health/ready before sending requests")
+
+    def _model(self, name: str, kind: type[Wanted]) -> Wanted:
+        self._check_serving()
         model = self._models.get(name)
         if model is None:
             raise ModelNotFoundError(f"no model {name!r} is served; there are {', '.join(self._models)}", "model")

@@ -30,6 +30,7 @@ class SentImage:
         cut: What is known of them; its own images are left out.
         layout: As of `DecodedImage`.
         with_tower: As of `DecodedImage`.
+        side_px: As of `DecodedImage`.
     """
 
     key: bytes
@@ -37,12 +38,13 @@ class SentImage:
     cut: CutImage
     layout: TileLayout
     with_tower: bool
+    side_px: int | None
 
     @classmethod
-    def of(cls, key: bytes, cut: CutImage, layout: TileLayout, *, with_tower: bool) -> SentImage:
+    def of(cls, key: bytes, cut: CutImage, layout: TileLayout, with_tower: bool, side_px: int | None) -> SentImage:
         """Return an image as it is sent; copies its pixels."""
         pieces = tuple(np.asarray(each) for each in cut.images)
-        return cls(key, pieces, _with_images(cut, ()), layout, with_tower)
+        return cls(key, pieces, _with_images(cut, ()), layout, with_tower, side_px)
 
     @property
     def cut_image(self) -> CutImage:

@@ -18,6 +18,7 @@ from bundle.zero_shot import SLOT, label_text
 from runtime.canary import check_canary
 from runtime.encoder import open_encoder
 from runtime.encoders import Vectors, encode_texts, unit
+from runtime.room import check_room
 from serving.engine.batching import BatchWorker
 from serving.engine.worker import Worker
 from serving.models.model import Model
@@ -66,13 +67,15 @@ class EmbeddingModel(Model):
         if manifest.dual is None:
             raise BundleFormatError(f"{bundle.directory} has no dual-encoder sizes; it cannot embed")
         super().__init__(manifest, settings, pool)
+        check_room(manifest, None, settings.provider)
         self._dims: DualEncoderDims = manifest.dual
         self._tokenizer = Tokenizer.from_file(bundle.path(TOKENIZER))
-        self._vision = VisionStage(bundle, settings, pool)
+        self._vision = VisionStage(bundle, settings, pool) if manifest.sees else None
         text_name = manifest.graph("text_encoder")
         self._text = open_encoder(bundle, text_name, settings)
         if settings.check_golden:
-            check_canary(bundle, {**self._vision.sessions, text_name: self._text})
+            seen = {} if self._vision is None else self._vision.sessions
+            check_canary(bundle, {**seen, text_name: self._text})
         self._turns = Turns(_BATCHES_AHEAD * settings.text_batch_rows)
         self._text_worker: BatchWorker[TextBatch, Vectors] = BatchWorker(
             f"text-{manifest.name}", self._run_texts, _num_rows, settings.text_batch_rows, settings.patience
@@ -81,17 +84,15 @@ class EmbeddingModel(Model):
     @property
     def workers(self) -> Mapping[Worker[Any], Callable[[], None]]:
         """Its threads, and what each runs first."""
-        return {
-            self._text_worker: self._warm_up_texts,
-            **self._vision.workers,
-        }
+        seeing = {} if self._vision is None else self._vision.workers
+        return {self._text_worker: self._warm_up_texts, **seeing}
 
     @property
     def gauges(self) -> dict[str, float]:
         """Numbers for `/metrics`."""
         return {
             "num_requests_running": float(self._admission.num_admitted),
-            **self._vision.gauges,
+            **({} if self._vision is None else self._vision.gauges),
             "num_preprocess_waiting": float(self._pool.num_preprocess_waiting),
         }
 
@@ -139,17 +140,18 @@ class EmbeddingModel(Model):
         Raises:
             RequestError: No images or labels, a template without its slot, an unusable image or text.
         """
-        template = request.prompt_template or self._dims.prompt_template
+        templates = request.templates or (self._dims.prompt_template,)
         if not request.images or not request.labels:
             raise ParameterError(
                 f"{len(request.images)} images and {len(request.labels)} labels; send at least one of each",
                 "images" if request.labels else "labels",
             )
-        if SLOT not in template:
-            raise ParameterError(f"prompt_template {template!r} has no {SLOT} for the label", "prompt_template")
+        if without := [template for template in templates if SLOT not in template]:
+            raise ParameterError(f"prompt_template {without[0]!r} has no {SLOT} for the label", "prompt_template")
         with self._admission.admit():
-            prompts = [label_text(template, label) for label in request.labels]
-            of_labels, num_tokens, of_images = await self._embed_both(request.request_id, prompts, request.images)
+            prompts = [label_text(template, label) for label in request.labels for template in templates]
+            of_texts, num_tokens, of_images = await self._embed_both(request.request_id, prompts, request.images)
+        of_labels = unit(of_texts.reshape(len(request.labels), len(templates), -1).mean(axis=1))
         return ClassifyResult(scores(of_images @ of_labels.T, self._dims), num_tokens)
 
     async def _embed_both(
@@ -174,9 +176,17 @@ class EmbeddingModel(Model):
             return await asyncio.wrap_future(self._text_worker.submit(rows)), rows.num_tokens
 
     async def _embed_images(self, owner: str, images: Sequence[ImagePart]) -> Vectors:
-        """Return [n, E] unit vectors."""
-        decoded = await together(self._vision.decode(owner, image.data) for image in images)
-        encoded = await together(self._vision.encode(owner, image) for image in decoded)
+        """Return [n, E] unit vectors.
+
+        Raises:
+            TaskError: The model embeds texts alone.
+        """
+        if not images:
+            return self._unit([])
+        if (vision := self._vision) is None:
+            raise TaskError(f"{self._manifest.name} embeds texts alone; it has no image tower. Send texts.")
+        decoded = await together(vision.decode(owner, image.data) for image in images)
+        encoded = await together(vision.encode(owner, image) for image in decoded)
         return self._unit([image.features for image in encoded])
 
     def _unit(self, vectors: Sequence[npt.NDArray[Any]]) -> Vectors:

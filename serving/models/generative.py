@@ -17,7 +17,6 @@ from bundle.generation import GENERATION, SamplingDefaults
 from bundle.prompt import Prompt, PromptBuilder
 from bundle.text import Tokenizer
 from bundle.token_bytes import TokenBytes
-from quant.visual_tokens.reduction import Reduction
 from runtime.cache_shape import context_of
 from runtime.canary import check_canary
 from runtime.decoder import Decoder, TokenGraphs
@@ -42,7 +41,7 @@ from serving.models.kv import KVPolicies, compression_of
 from serving.models.model import Model
 from serving.models.pool import PreprocessPool
 from serving.models.prepared import Prepared
-from serving.models.reducing import Reducing, Shown
+from serving.models.reducing import ImageReduction, Reducing, Shown
 from serving.models.sampling_limits import check_sampling
 from serving.models.served_cache import served_cache
 from serving.models.structures import compiled_structure
@@ -113,7 +112,7 @@ class GenerativeModel(Model):
         self._inside = Inside(bundle, graphs)
         self._inside.check_default(settings)
         self._reducing = Reducing(
-            manifest.components[self._vision.name],
+            manifest,
             self._prompts.image_prompt,
             tokenizer,
             graphs.embed_text,
@@ -165,6 +164,15 @@ class GenerativeModel(Model):
     def status(self) -> EngineStatus:
         """What its engine is doing, slot by slot."""
         return replace(self._engine.status, gauges=self.gauges, first_token_s=tuple(self._first_tokens_s))
+
+    @property
+    def cache_resident_bytes(self) -> int:
+        """Memory that the cache takes now, as the kernel counts it.
+
+        Raises:
+            OSError: This system does not tell.
+        """
+        return self._decoder.states.resident_bytes
 
     def clear_prefixes(self) -> None:
         """Forget what was read of prompts of earlier requests."""
@@ -218,7 +226,7 @@ class GenerativeModel(Model):
         return told_tokens(self.tokenizer, prompt.token_ids.tolist())
 
     async def _prepare(
-        self, request: GenerateRequest, reduction: Reduction | None, kv: KVCompression | None
+        self, request: GenerateRequest, reduction: ImageReduction | None, kv: KVCompression | None
     ) -> Prepared:
         """Return prompt and features; structure and prompt are judged before any image is encoded."""
         started_s = time.monotonic()
@@ -240,7 +248,8 @@ class GenerativeModel(Model):
         prompted_s = time.monotonic()
         encoded = await together(self._vision.encode(owner, each) for visual in visuals for each in visual.pictures)
         images = await self._filled(owner, visuals, encoded)
-        num_tokens, num_cached = prompt.num_image_tokens, sum(image.num_rows for image in images if image.is_kept)
+        kept_rows = sum(image.num_rows for image in images if image.is_kept)
+        num_tokens, num_cached = prompt.num_image_tokens, self._reducing.num_places(reduction, kept_rows)
         if reduction is not None and images:
             shown = Shown(prompt, request.messages, visuals, images)
             prompt, images = await self._pool.images.run(owner, self._reducing.apply, reduction, shown)
@@ -252,7 +261,7 @@ class GenerativeModel(Model):
         )
 
     async def _prompted(
-        self, request: GenerateRequest | TokenizeRequest, reduction: Reduction | None, prefix: FusedPrefix | None
+        self, request: GenerateRequest | TokenizeRequest, reduction: ImageReduction | None, prefix: FusedPrefix | None
     ) -> tuple[Prompt, Sequence[Visual], int]:
         """Return the prompt of a request, its images and videos, decoded, and how many image tokens will be dropped."""
         owner, messages, most = request.request_id, request.messages, self._shape.capacity_tokens
@@ -291,7 +300,7 @@ class GenerativeModel(Model):
         return await self._pool.images.run(owner, all_filled, visuals, encoded)
 
     async def _visual(
-        self, owner: str, part: ImagePart | VideoPart, reduction: Reduction | None, place: int, num_parts: int
+        self, owner: str, part: ImagePart | VideoPart, reduction: ImageReduction | None, place: int, num_parts: int
     ) -> Visual:
         """Return an image or a video, decoded; what is wrong with it is told with its place among several."""
         try:
@@ -301,16 +310,18 @@ class GenerativeModel(Model):
                 raise
             raise ImageError(f"of {num_parts} images and videos, number {place}: {error}", error.param) from error
 
-    async def _decoded(self, owner: str, part: ImagePart | VideoPart, reduction: Reduction | None) -> Visual:
+    async def _decoded(self, owner: str, part: ImagePart | VideoPart, reduction: ImageReduction | None) -> Visual:
         with_tower = reduction is not None and reduction.needs_tower
         if isinstance(part, ImagePart):
-            return Visual.of_image(await self._vision.decode(owner, part.data, with_tower=with_tower))
+            side = None if reduction is None else self._reducing.seen_side(reduction)
+            return Visual.of_image(await self._vision.decode(owner, part.data, with_tower=with_tower, seen_side=side))
+        self._reducing.check_frames(reduction)
         most = self._shape.capacity_tokens if reduction is None else self._most_places(reduction)
         room = FrameRoom(self._prompts.image_prompt.tokens_per_tile, most, reduction is not None)
         video = await self._vision.decode_frames(owner, part, room, with_tower=with_tower)
         return Visual.of_video(video, self._prompts.image_prompt)
 
-    def _most_places(self, reduction: Reduction) -> int:
+    def _most_places(self, reduction: ImageReduction) -> int:
         """Return how many tokens of frames leave no more than a context after a reduction, or have no position."""
         return min(int(self._shape.capacity_tokens / reduction.keep), self._max_positions)
 

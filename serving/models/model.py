@@ -45,6 +45,11 @@ class Model(ABC):
         return card_of(self._manifest, self._settings)
 
     @property
+    def num_admitted(self) -> int:
+        """Requests that hold a place: waiting, running, or on their way there."""
+        return self._admission.num_admitted
+
+    @property
     def start_line(self) -> str:
         """The line printed at start: name and weights."""
         return f"{self._manifest.name}: {self._manifest.weight_bytes / 2**20:.0f} MiB of weights"

@@ -20,6 +20,7 @@ from serving.models.cut_image import CutImage, cut_if_cheap
 from serving.models.elsewhere import Elsewhere
 from serving.models.feature_cache import FeatureCache
 from serving.models.image_process import ImageProcess
+from serving.models.towers import Towers
 from serving.settings import EngineSettings
 from serving.watch import Watched
 
@@ -59,12 +60,14 @@ class PreprocessPool:
 
     Attributes:
         features: Of the images of all models.
+        towers: Their encoders.
     """
 
     def __init__(self, settings: EngineSettings, elsewhere: Elsewhere | None = None) -> None:
         self.elsewhere = elsewhere
         num_threads, patience = settings.preprocess_threads, settings.patience
         self.features = FeatureCache(settings.image_cache_bytes)
+        self.towers = Towers()
         self.text = Crew("preprocess-text", num_threads, patience)
         self.images = Crew("preprocess-images", num_threads, patience)
         self._costly = Crew("preprocess-costly-images", num_threads, patience)

@@ -32,11 +32,19 @@ def check_target(bundle: Bundle, settings: EngineSettings) -> None:
             "no smaller, no faster. Take the bundle it was made from or an int8 variant of that, or set "
             "engine.provider to cuda."
         )
-    if not manifest.is_as_exported and manifest.target != settings.provider:
+    is_of_tensorrt = settings.provider != "cpu" and (settings.device_runtime != "cuda" or bool(settings.engines))
+    if settings.provider != "cpu" and settings.device_runtime != "cuda" and manifest.dialect != "portable":
+        raise MachineError(
+            f"{bundle.directory} is in the {manifest.dialect} dialect, whose operators TensorRT lacks; export the "
+            "checkpoint with --dialect portable and quantize with --target tensorrt, or set engine.device_runtime to "
+            "cuda."
+        )
+    expected = "tensorrt" if is_of_tensorrt else settings.provider
+    if not manifest.is_as_exported and manifest.target != expected:
         logger.warning(
             "%s was quantized for %s and runs on %s, where another variant may be faster: see pocketvlm quantize "
             "--target",
             manifest.name,
             manifest.target,
-            settings.provider,
+            expected,
         )

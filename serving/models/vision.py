@@ -11,7 +11,6 @@ import hashlib
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from bundle.directory import Bundle
 from bundle.frames.plan import FramePlan
 from bundle.image import PREPROCESSOR, ImageSpec, Pixels, TileLayout
 from bundle.manifest import ComponentName, Manifest
-from runtime.encoder import Encoder, open_encoder
+from runtime.encoder import Encoder
 from runtime.encoders import encode_images, split_seen
 from serving.engine.batching import BatchWorker
 from serving.engine.worker import Worker
@@ -45,6 +44,19 @@ size: a whole queue of tiled ones would take gigabytes."""
 
 
 @dataclass(frozen=True)
+class Share:
+    """How much of a tile's side is encoded, in tokens.
+
+    Attributes:
+        part: Of the side.
+        whole: Side of a full tile.
+    """
+
+    part: int
+    whole: int
+
+
+@dataclass(frozen=True)
 class DecodedImage:
     """An image whose size in the prompt is known and whose features are not needed yet.
 
@@ -53,12 +65,14 @@ class DecodedImage:
         cut: Its 8-bit pixels.
         layout: How it is cut into tiles.
         with_tower: What the tower's attention says of it is wanted as well.
+        side_px: Of its tiles, where they are encoded smaller than they could be.
     """
 
     key: bytes
     cut: CutImage
     layout: TileLayout
     with_tower: bool = False
+    side_px: int | None = None
 
 
 @dataclass(frozen=True)
@@ -162,7 +176,9 @@ class VisionStage:
     def __init__(self, bundle: Bundle, settings: EngineSettings, pool: PreprocessPool) -> None:
         self.name = bundle.manifest.graph("vision_encoder")
         self.session: Encoder = (
-            open_encoder(bundle, self.name, settings) if pool.elsewhere is None else AbsentEncoder(bundle, self.name)
+            pool.towers.open(bundle, self.name, settings)
+            if pool.elsewhere is None
+            else AbsentEncoder(bundle, self.name)
         )
         self._spec = ImageSpec.read(bundle.path(PREPROCESSOR))
         self._image_prompt = bundle.manifest.image_prompt
@@ -206,13 +222,16 @@ class VisionStage:
         for size in range(1, (self._max_tiles if self.session.is_captured else 1) + 1):
             self.run([self._spec.blank(1)] * size)
 
-    async def decode(self, owner: Hashable, data: bytes, *, with_tower: bool = False) -> DecodedImage | KeptImage:
+    async def decode(
+        self, owner: Hashable, data: bytes, *, with_tower: bool = False, seen_side: Share | None = None
+    ) -> DecodedImage | KeptImage:
         """Return the decoded image, or its features where they are kept.
 
         Args:
             owner: The request: requests take turns.
             data: The encoded image.
             with_tower: What the tower's attention says of it will be asked for; the encoder gives that.
+            seen_side: How much of a tile's side is encoded; None: all of it.
 
         Raises:
             ImageError: The bytes are not an image, one over the limits, or one that takes too long.
@@ -221,16 +240,17 @@ class VisionStage:
         """
         is_small = len(data) <= _MOST_BYTES_HASHED_AT_ONCE
         digest = file_digest(data) if is_small else await self._pool.images.run(owner, file_digest, data)
-        file = digest + _TOWER * with_tower
+        side_px = None if seen_side is None else self._spec.tile_size_px[0] * seen_side.part // seen_side.whole
+        file = digest + _TOWER * with_tower + _sized(side_px)
         known = self._known_files.try_get(file)
         kept = None if known is None else self._pool.features.try_get(known.key)
         if known is not None and kept is not None:
             return KeptImage(known.key, known.layout, kept, with_tower)
         cut = await self._pool.cut(owner, self._spec, data)
-        key = _key(self._identity, cut.digest, with_tower)
+        key = _key(self._identity + _sized(side_px), cut.digest, with_tower)
         layout = self._spec.layout(cut.width_px, cut.height_px)
         self._known_files.put(file, KnownFile(key, layout))
-        return DecodedImage(key, cut, layout, with_tower)
+        return DecodedImage(key, cut, layout, with_tower, side_px)
 
     async def decode_frames(
         self, owner: Hashable, video: VideoPart, room: FrameRoom, *, with_tower: bool = False
@@ -310,8 +330,9 @@ class VisionStage:
         features, tower = split_seen(self.session, seen)
         return EncodedImage(image.key, features, tower=tower, has_grid=image.layout.is_uniform)
 
-    def _groups(self, cut: CutImage) -> tuple[Pixels, ...]:
-        return tuple(self._spec.groups(cut.images if cut.is_cut else self._spec.cut(cut.images[0])))
+    def _groups(self, cut: CutImage, side_px: int | None) -> tuple[Pixels, ...]:
+        tiles = cut.images if cut.is_cut else self._spec.cut(cut.images[0])
+        return tuple(self._spec.groups(tiles if side_px is None else self._spec.smaller(tiles, side_px)))
 
     def _take_off(self, owner: Hashable, image: DecodedImage) -> _Flight:
         flight = _Flight(asyncio.get_running_loop().create_task(self._encode(owner, image)))
@@ -329,7 +350,7 @@ class VisionStage:
             return await self._encode_elsewhere(owner, image, self._pool.elsewhere)
         async with self._turns.place(owner):
             started_s = time.monotonic()
-            groups = await self._pool.images.run(owner, self._groups, image.cut)
+            groups = await self._pool.images.run(owner, self._groups, image.cut, image.side_px)
             preprocessed_s = time.monotonic()
             seen = await asyncio.wrap_future(self.worker.submit(_Pixels(groups, image.layout, image.with_tower)))
         self.cache.put(image.key, seen)
@@ -338,8 +359,8 @@ class VisionStage:
 
     async def _encode_elsewhere(self, owner: Hashable, image: DecodedImage, elsewhere: Elsewhere) -> EncodedImage:
         started_s = time.monotonic()
-        sent = partial(SentImage.of, image.key, image.cut, image.layout, with_tower=image.with_tower)
-        seen = await elsewhere.see(await self._pool.images.run(owner, sent))
+        fields = image.key, image.cut, image.layout, image.with_tower, image.side_px
+        seen = await elsewhere.see(await self._pool.images.run(owner, SentImage.of, *fields))
         self.cache.put(image.key, seen)
         return replace(self._encoded(image, seen), vision_s=time.monotonic() - started_s)
 
@@ -357,6 +378,11 @@ class VisionStage:
         if encoded.tower is None:
             return encoded.features
         return np.concatenate([encoded.features, encoded.tower], axis=-1)
+
+
+def _sized(side_px: int | None) -> bytes:
+    """Return what a smaller side adds to the keys of an image."""
+    return b"" if side_px is None else f"tiles of {side_px} px".encode()
 
 
 def _key(identity: bytes, digest: bytes, with_tower: bool) -> bytes:

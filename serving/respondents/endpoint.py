@@ -13,6 +13,7 @@ import httpx
 import numpy as np
 
 from bundle.errors import MachineError, SettingsError
+from bundle.manifest import EMBEDDING_TASKS
 from quant.evaluation.asking import Clip, Part, RefusedError, Said, Vectors
 
 _MEDIA_TYPES = {
@@ -106,10 +107,10 @@ class EndpointRespondent:
         cards = {str(card.get("id")): card for card in listed if isinstance(card, dict)}
         if self._model is None:
             if len(cards) != 1:
-                raise SettingsError(f"{self.url} has the models {', '.join(cards) or 'none'}; name one with --model")
+                raise SettingsError(f"{self.url} has the models {', '.join(cards) or 'none'}; name one with --name")
             self._model = next(iter(cards))
         if self._embeds is None:
-            self._embeds = cards.get(self._model, {}).get("task") == "dual-encoder"
+            self._embeds = cards.get(self._model, {}).get("task") in EMBEDDING_TASKS
 
     async def answer(self, conversation: Sequence[Said], max_tokens: int) -> str:
         """Return the greedy answer.

@@ -24,6 +24,8 @@ _NOT_LIMITS = {
     "allow_cache_clear",
     "aliases",
     "access",
+    "remote",
+    "recording",
     "tls_certificate",
     "tls_key",
     "min_side_px",

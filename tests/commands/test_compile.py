@@ -22,6 +22,7 @@ def test_it_writes_engines_and_says_whose_licence_they_are_under(pocketvlm, port
     assert index["engines"].keys() == {"vision_encoder", "text_encoder"}
     assert index["engines"]["text_encoder"]["key"]["capabilities"] == ["8.6"]
     assert "vision_encoder: " in done.stderr
+    assert (index["max_batch"], index["max_images"]) == (4, 8)
     again = pocketvlm("compile", portable, "-o", tmp_path / "engines", "--compute-capability", "8.6")
     assert "NVIDIA's own licence" in again.stdout
     assert str(tmp_path / "engines" / "text_encoder.engine") in again.stdout
@@ -33,6 +34,7 @@ def test_it_writes_engines_and_says_whose_licence_they_are_under(pocketvlm, port
     [
         (["--compute-capability", "8.7"], "Jetson Orin"),
         (["--compute-capability", "eight"], "such as 8.6"),
+        (["--device-memory", "100MiB"], "Without any cache it does not fit either"),
         (["--max-batch", "0"], "greater than or equal to 1"),
         (
             ["--target", "tensorrt", "--tensorrt-version", "10.15", "--compute-capability", "8.6"],

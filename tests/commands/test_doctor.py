@@ -48,7 +48,27 @@ def test_a_bundle_that_no_tensorrt_reads_is_exit_code_one(pocketvlm, clip_bundle
     assert "--dialect portable" in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [["--tensorrt", "10.3"], ["{bundle}"], ["--tensorrt", "eleven", "{bundle}"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--tensorrt", "10.3"],
+        ["--device-memory", "6GiB"],
+        ["--tensorrt", "eleven", "{bundle}"],
+        ["--device-memory", "much", "{bundle}"],
+        ["--device-memory", "0", "{bundle}"],
+    ],
+)
 def test_half_a_question_is_a_wrong_command_line(pocketvlm, clip_bundle, arguments: list[str]) -> None:
     done = pocketvlm("doctor", *(argument.format(bundle=clip_bundle) for argument in arguments))
     assert done.returncode == 2
+
+
+def test_a_bundle_is_held_against_a_memory_and_misses_it_with_exit_code_one(pocketvlm, clip_bundle) -> None:
+    done = pocketvlm("doctor", clip_bundle, "--device-memory", "8GiB")
+    assert done.returncode == 0, done.stderr
+    assert "8,192 MiB of memory for it" in done.stdout
+    missed = pocketvlm("doctor", clip_bundle, "--device-memory", "1MiB", "--json")
+    assert missed.returncode == 1
+    told = json.loads(missed.stdout)
+    assert told["fits"] is False
+    assert told["total_bytes"] > 1 << 20

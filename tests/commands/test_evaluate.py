@@ -86,7 +86,7 @@ def test_a_dual_encoder_searches_and_classifies(pocketvlm, clip_bundle: Path, fi
     ("options", "told"),
     [
         (("--vision-keep", "0.5", "--vision-method", "magic"), "it must be one of random, uniform"),
-        (("--model", "x"), "--model and --embeds are for endpoints"),
+        (("--name", "x"), "only an endpoint's model is named"),
         (("--kv-policy", "knorm"), "keeps all rows without --kv-budget"),
     ],
 )

@@ -42,3 +42,9 @@ def test_a_model_without_a_decoder_has_no_layers_to_group(pocketvlm, checkpoint_
     done = pocketvlm("export", checkpoint_of("clip"), "-o", tmp_path / "bundle", "--length-groups", "2")
     assert done.returncode != 0
     assert "has none" in done.stderr
+
+
+def test_smaller_images_are_of_the_bundle_for_the_cpu(pocketvlm, checkpoint_of, tmp_path: Path) -> None:
+    done = pocketvlm("export", checkpoint_of("smolvlm"), "-o", tmp_path / "b", "--smaller-images", "--target", "cuda")
+    assert done.returncode != 0
+    assert "leave out --target cuda" in " ".join(done.stderr.split())

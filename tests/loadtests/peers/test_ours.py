@@ -12,18 +12,18 @@ from loadtests.peers import ours
 from loadtests.peers.measures import STEPS, Measure
 from loadtests.peers.ours import Generative, open_bundle_of, open_encoder
 from runtime.decoder import Decoder
-from serving.models.vision import VisionStage
+from serving.models import vision
 
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What ran, since the fixture was asked for or the list was emptied."""
     seen: list[str] = []
-    run_tokens, run_tiles = Decoder._run, VisionStage.run
+    run_tokens, encode = Decoder._run, vision.encode_images
     monkeypatch.setattr(
         Decoder, "_run", lambda own, *told, **named: (seen.append(told[0]), run_tokens(own, *told, **named))[1]
     )
-    monkeypatch.setattr(VisionStage, "run", lambda own, batch: (seen.append("vision"), run_tiles(own, batch))[1])
+    monkeypatch.setattr(vision, "encode_images", lambda *told: (seen.append("vision"), encode(*told))[1])
     return seen
 
 

@@ -98,7 +98,7 @@ def test_a_key_is_taken_as_either_client_sends_it(
     assert guarded().post(CHAT, ask(), headers=headers).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json", "/health/live", "/health/ready"])
+@pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json", "/page/app.js", "/health/live", "/health/ready"])
 def test_health_and_the_page_are_open(guarded: Callable[..., Any], path: str) -> None:
     assert guarded().get(path).status_code in (200, 303, 307)
 
@@ -114,6 +114,8 @@ def test_health_and_the_page_are_open(guarded: Callable[..., Any], path: str) ->
         ("POST", "/health/live"),
         ("GET", "/health/../v1/models"),
         ("GET", "/docs/"),
+        ("POST", "/page/app.js"),
+        ("GET", "/v1/status"),
         ("GET", "//v1/models"),
         ("OPTIONS", "/v1/models"),
         ("GET", "/nothing"),

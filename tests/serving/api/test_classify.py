@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+from bundle.zero_shot import TEMPLATES
+
 CLASSIFY = "/v1/classify"
 
 
@@ -37,6 +39,27 @@ def test_the_template_reaches_the_engine(api: Any, png: bytes, image_part: Any) 
     assert api.post(CLASSIFY, {**body, "prompt_template": "a drawing of {}"}).json()["data"] != plain
 
 
+def test_templates_may_be_several_or_a_published_set(api: Any, png: bytes, image_part: Any) -> None:
+    body = {"model": "fake-clip", "images": [image_part(png)], "labels": ["cat", "dog"]}
+    two, both = (
+        api.post(CLASSIFY, {**body, "prompt_template": each}).json()["data"] for each in ("a {}", ["a {}", "{}"])
+    )
+    assert two != both
+    assert (
+        api.post(CLASSIFY, {**body, "prompt_template": ["{}"]}).json()["data"]
+        == api.post(CLASSIFY, body).json()["data"]
+    )
+    named = api.post(CLASSIFY, {**body, "prompt_template": "clip-80"}).json()["data"]
+    assert named == api.post(CLASSIFY, {**body, "prompt_template": list(TEMPLATES["clip-80"])}).json()["data"]
+
+
+def test_too_many_texts_of_labels_are_refused_before_the_work(api: Any, png: bytes, image_part: Any) -> None:
+    body = {"model": "fake-clip", "images": [image_part(png)], "labels": [str(at) for at in range(126)]}
+    error = api.post(CLASSIFY, {**body, "prompt_template": "clip-80"}).json()["error"]
+    assert error["param"] == "prompt_template"
+    assert "126 labels in 80 templates are 10080 texts" in error["message"]
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -48,6 +71,9 @@ def test_the_template_reaches_the_engine(api: Any, png: bytes, image_part: Any) 
         ({"labels": [""]}, "labels.0"),
         ({"labels": ["a", "a"]}, "labels"),
         ({"prompt_template": "no place"}, "prompt_template"),
+        ({"prompt_template": "clip-81"}, "prompt_template"),
+        ({"prompt_template": ["{}", "no place"]}, "prompt_template"),
+        ({"prompt_template": []}, "prompt_template"),
         ({"images": []}, "images"),
         ({"images": ["data:image/png;base64,AAAA"]}, "images.0"),
         ({"top_k": 1}, "top_k"),

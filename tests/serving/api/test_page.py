@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from pages.palette import DARK, LIGHT
+from serving.access.keys import ApiKey, digest_of
+from serving.access.settings import AccessSettings
 from serving.api.page import POLICY, page_files
 from serving.fake import FakeClient
 from serving.protocol import ModelCard
@@ -77,6 +79,13 @@ def test_the_samples_are_those_of_the_reference_models() -> None:
     for name, file in page_files().items():
         if name.startswith("samples/"):
             assert file.content == (ROOT / "reference" / name).read_bytes(), name
+
+
+def test_the_page_is_open_where_keys_are_asked_for_since_it_asks_itself(make_caller: Any) -> None:
+    access = AccessSettings(keys=(ApiKey(name="own", sha256=digest_of(b"key-0123456789")),))
+    api = make_caller(access=access)
+    assert [api.get(path, headers=HTML).status_code for path in ("/", "/page/app.js", "/v1/models")] == [200, 200, 401]
+    assert api.post("/page/app.js", {}).status_code == 401
 
 
 def commands(page: str) -> list[tuple[str, Any]]:

@@ -221,7 +221,7 @@ def begin_whole(url: str, bodies: list[bytes]) -> threading.Thread:
 
 def wait_until_running(url: str, count: int) -> None:
     deadline_s = time.monotonic() + START_S
-    while f'num_requests_running{{model_name="fake-vlm"}} {count}.0' not in httpx.get(f"{url}/metrics").text:
+    while f'num_requests_running{{engine="0",model_name="fake-vlm"}} {count}.0' not in httpx.get(f"{url}/metrics").text:
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
 
@@ -295,7 +295,7 @@ class Stuck(FakeClient):
             import asyncio
             asyncio.get_running_loop().run_in_executor(None, time.sleep, 600)
 
-edge_serve.LocalClient = lambda bundles, settings: Stuck()
+edge_serve.LocalClient = lambda bundles, settings, tracer: Stuck()
 edge_serve.serve([], ServerSettings(port=0), lambda line: print(line, flush=True))
 """
 

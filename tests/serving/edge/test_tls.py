@@ -6,8 +6,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
-from ipaddress import ip_address
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,42 +18,10 @@ from serving.fake import FakeClient
 from serving.settings import ApiSettings, HttpSettings, ServerSettings, load_settings
 from serving.tls import Certificate
 
-pytest.importorskip("cryptography", reason="cryptography is not installed: it comes with [dev]")
-
 DAY = timedelta(days=1)
 JSON = {"content-type": "application/json"}
 HALF = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{"
 CHAT = {"model": "fake-vlm", "messages": [{"role": "user", "content": "one two"}]}
-
-
-def write_pair(
-    folder: Path, name: str = "server", ends: timedelta = DAY, passphrase: bytes | None = None
-) -> HttpSettings:
-    """Write a certificate that signs itself, for 127.0.0.1, and its key; return settings that name them."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    end = datetime.now(timezone.utc) + ends
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(end - 400 * DAY)
-        .not_valid_after(end)
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    encryption = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
-    files = folder / f"{name}.pem", folder / f"{name}.key"
-    files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    files[1].write_bytes(key.private_bytes(pem, pkcs8, encryption))
-    return HttpSettings(tls_certificate=files[0], tls_key=files[1])
 
 
 def trusting(http: HttpSettings) -> ssl.SSLContext:
@@ -75,7 +42,7 @@ def engine() -> FakeClient:
 
 
 def test_a_client_that_trusts_the_certificate_is_answered_whole_and_streamed(
-    url_of_encrypted: Callable[..., str], tmp_path: Path
+    url_of_encrypted: Callable[..., str], tmp_path: Path, write_pair: Callable[..., HttpSettings]
 ) -> None:
     http = write_pair(tmp_path)
     url = url_of_encrypted(http)
@@ -92,7 +59,9 @@ def test_a_client_that_trusts_the_certificate_is_answered_whole_and_streamed(
     assert httpx.get(url + "/health/live", verify=trusting(http)).status_code == 200
 
 
-def test_old_versions_of_tls_are_refused(url_of_encrypted: Callable[..., str], tmp_path: Path) -> None:
+def test_old_versions_of_tls_are_refused(
+    url_of_encrypted: Callable[..., str], tmp_path: Path, write_pair: Callable[..., HttpSettings]
+) -> None:
     http = write_pair(tmp_path)
     context = trusting(http)
     with pytest.warns(DeprecationWarning, match="TLSv1_1"):
@@ -101,7 +70,9 @@ def test_old_versions_of_tls_are_refused(url_of_encrypted: Callable[..., str], t
         httpx.get(url_of_encrypted(http) + "/health/live", verify=context)
 
 
-def test_a_handshake_that_takes_too_long_is_given_up(url_of_encrypted: Callable[..., str], tmp_path: Path) -> None:
+def test_a_handshake_that_takes_too_long_is_given_up(
+    url_of_encrypted: Callable[..., str], tmp_path: Path, write_pair: Callable[..., HttpSettings]
+) -> None:
     http = write_pair(tmp_path).model_copy(update={"head_timeout_s": 0.3})
     host, port = url_of_encrypted(http).removeprefix("https://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as silent:
@@ -110,7 +81,9 @@ def test_a_handshake_that_takes_too_long_is_given_up(url_of_encrypted: Callable[
         assert time.monotonic() - started_s < 15
 
 
-def test_limits_hold_behind_the_handshake(url_of_encrypted: Callable[..., str], tmp_path: Path) -> None:
+def test_limits_hold_behind_the_handshake(
+    url_of_encrypted: Callable[..., str], tmp_path: Path, write_pair: Callable[..., HttpSettings]
+) -> None:
     """A head that is too large, and a refusal while a body is on its way: the answer is read, the connection closed."""
     http = write_pair(tmp_path).model_copy(update={"max_head_bytes": 2048})
     host, port = url_of_encrypted(http, api=ApiSettings(body_timeout_s=0.3)).removeprefix("https://").split(":")
@@ -129,7 +102,9 @@ def test_limits_hold_behind_the_handshake(url_of_encrypted: Callable[..., str], 
             assert answer.startswith(b"HTTP/1.1 " + status)
 
 
-def test_a_renewed_certificate_is_shown_to_those_who_come_after(tmp_path: Path) -> None:
+def test_a_renewed_certificate_is_shown_to_those_who_come_after(
+    tmp_path: Path, write_pair: Callable[..., HttpSettings]
+) -> None:
     http = write_pair(tmp_path)
     certificate = Certificate.of(http)
     assert certificate is not None
@@ -139,7 +114,9 @@ def test_a_renewed_certificate_is_shown_to_those_who_come_after(tmp_path: Path) 
     assert shown(certificate) != before
 
 
-def test_a_pair_that_is_half_renewed_changes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_pair_that_is_half_renewed_changes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, write_pair: Callable[..., HttpSettings]
+) -> None:
     http, other = write_pair(tmp_path), write_pair(tmp_path, "other")
     certificate = Certificate.of(http)
     assert certificate is not None
@@ -172,7 +149,9 @@ def shown(certificate: Certificate) -> bytes:
     return found
 
 
-def test_what_is_wrong_with_the_files_is_told_before_anything_listens(tmp_path: Path) -> None:
+def test_what_is_wrong_with_the_files_is_told_before_anything_listens(
+    tmp_path: Path, write_pair: Callable[..., HttpSettings]
+) -> None:
     good, other = write_pair(tmp_path), write_pair(tmp_path, "other")
     locked = write_pair(tmp_path, "locked", passphrase=b"secret")
     (tmp_path / "broken.pem").write_text("-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n")
@@ -192,7 +171,9 @@ def test_what_is_wrong_with_the_files_is_told_before_anything_listens(tmp_path: 
         load_settings(None, {}, {"http.tls_key": key})
 
 
-def test_a_certificate_that_has_expired_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_certificate_that_has_expired_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, write_pair: Callable[..., HttpSettings]
+) -> None:
     Certificate.of(write_pair(tmp_path))
     assert not caplog.records
     Certificate.of(write_pair(tmp_path, ends=-DAY))

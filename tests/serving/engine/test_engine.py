@@ -60,6 +60,9 @@ class FaultyRunner:
         self._count()
         return self._runner.compress(sequence, 0.0)  # a layer at a time
 
+    def hand_out(self, sequence):
+        self._runner.hand_out(sequence)
+
 
 @dataclass(frozen=True)
 class Request:

@@ -97,6 +97,24 @@ def test_concurrent_requests_share_batches_and_get_their_own_vectors(model, imag
     run(main)
 
 
+def test_several_templates_count_by_the_mean_of_their_vectors(model, clip_bundle, image_bytes) -> None:
+    labels, templates = ("cat", "dog"), ("a photo of a {}.", "art of the {}.", "{}")
+    dims = read_manifest(clip_bundle).dual
+
+    async def main() -> None:
+        image = ImagePart(image_bytes(1))
+        result = await model.classify(ClassifyRequest("r", "m", (image,), labels, templates))
+        means = []
+        for label in labels:
+            texts = (await model.embed(inputs(*(each.replace("{}", label) for each in templates)))).embeddings
+            means.append(texts.mean(axis=0) / np.linalg.norm(texts.mean(axis=0)))
+        vectors = (await model.embed(inputs(image.data))).embeddings
+        logits = vectors @ np.array(means).T * dims.logit_scale
+        np.testing.assert_allclose(result.scores, np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True), rtol=1e-3)
+
+    run(main)
+
+
 def test_classification_is_the_softmax_of_the_scaled_cosines(model, clip_bundle, image_bytes) -> None:
     labels, images = ("cat", "dog", "a red square"), [image_bytes(1), image_bytes(2)]
     dims = read_manifest(clip_bundle).dual
@@ -116,10 +134,10 @@ def test_classification_is_the_softmax_of_the_scaled_cosines(model, clip_bundle,
 def test_the_template_stands_around_the_label(model, image_bytes) -> None:
     async def main() -> None:
         image = (ImagePart(image_bytes(1)),)
-        templated = await model.classify(ClassifyRequest("r", "m", image, ("cat", "dog"), "some {} here"))
-        written = await model.classify(ClassifyRequest("r", "m", image, ("some cat here", "some dog here"), "{}"))
+        templated = await model.classify(ClassifyRequest("r", "m", image, ("cat", "dog"), ("some {} here",)))
+        written = await model.classify(ClassifyRequest("r", "m", image, ("some cat here", "some dog here"), ("{}",)))
         np.testing.assert_allclose(templated.scores, written.scores, atol=ATOL)
-        braces = await model.classify(ClassifyRequest("r", "m", image, ("{}", "{0}"), "a {}"))
+        braces = await model.classify(ClassifyRequest("r", "m", image, ("{}", "{0}"), ("a {}",)))
         assert np.isfinite(braces.scores).all()
 
     run(main)
@@ -147,7 +165,7 @@ def test_requests_that_mean_nothing_are_refused_by_field(model, image_bytes) -> 
         (model.embed(inputs("fine", b"not an image")), ImageError, "not an image"),
         (model.classify(ClassifyRequest("r", "m", image, ())), ParameterError, "0 labels"),
         (model.classify(ClassifyRequest("r", "m", (), ("cat",))), ParameterError, "0 images"),
-        (model.classify(ClassifyRequest("r", "m", image, ("cat",), "a cat")), ParameterError, "has no {}"),
+        (model.classify(ClassifyRequest("r", "m", image, ("cat",), ("a cat",))), ParameterError, "has no {}"),
     ]
 
     async def main() -> None:

@@ -108,7 +108,7 @@ def test_siglip_embeds_and_scores_as_transformers_does(checkpoints, tmp_path, po
         model.start()
         parts = (*map(TextPart, texts), *map(ImagePart, images))
         embedded = await model.embed(EmbedRequest("r", "m", parts))
-        scored = await model.classify(ClassifyRequest("r", "m", tuple(map(ImagePart, images)), tuple(texts), "{}"))
+        scored = await model.classify(ClassifyRequest("r", "m", tuple(map(ImagePart, images)), tuple(texts), ("{}",)))
         model.close()
         vectors = torch.cat([expected.text_embeds, expected.image_embeds]).numpy()
         np.testing.assert_allclose(embedded.embeddings, vectors, atol=1e-4)  # the exporter's own promise

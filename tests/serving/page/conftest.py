@@ -65,8 +65,8 @@ def shared_engine() -> FakeClient:
 
 
 @pytest.fixture(scope="module")
-def page_url(long_edge_server: Any, shared_engine: FakeClient) -> Iterator[str]:
-    with long_edge_server(shared_engine, ServerSettings(), None) as url:
+def page_url(edge_servers: Any, shared_engine: FakeClient) -> Iterator[str]:
+    with edge_servers(shared_engine, ServerSettings()) as url:
         yield url
 
 
@@ -93,7 +93,7 @@ def open_window(browser: Any, page_url: str, engine: FakeClient) -> Iterator[Cal
     """
     windows: list[Window] = []
 
-    def open_page(routes: dict[str, Any] | None = None, **options: Any) -> Window:
+    def open_page(routes: dict[str, Any] | None = None, url: str = page_url, **options: Any) -> Window:
         context = browser.new_context(**{"viewport": {"width": WIDTH_PX, "height": HEIGHT_PX}, **options})
         context.set_default_timeout(20_000)
         window = Window(context.new_page())
@@ -103,7 +103,7 @@ def open_window(browser: Any, page_url: str, engine: FakeClient) -> Iterator[Cal
         window.page.on("pageerror", lambda error: window.told.append(str(error)))
         for pattern, handler in (routes or {}).items():
             window.page.route(pattern, handler)
-        window.page.goto(page_url)
+        window.page.goto(url)
         return window
 
     yield open_page
@@ -119,18 +119,21 @@ def window(open_window: Callable[..., Window]) -> Window:
 
 
 @pytest.fixture(scope="session")
-def offering() -> Callable[[Any], None]:
-    """A route's handler that lets `/v1/models` offer ways to read and keep less."""
+def offering() -> Callable[..., Callable[[Any], None]]:
+    """Make a route's handler that lets `/v1/models` offer some ways to read and keep less, and no others."""
 
-    def offer(route: Any) -> None:
-        response = route.fetch()
-        body = response.json()
-        for card in body["data"]:
-            if card["capabilities"]["chat"]:
-                card["vision_methods"], card["kv_policies"] = ["uniform", "pooling"], ["knorm"]
-        route.fulfill(response=response, body=json.dumps(body))
+    def make(**fields: Any) -> Callable[[Any], None]:
+        def offer(route: Any) -> None:
+            response = route.fetch()
+            body = response.json()
+            for card in body["data"]:
+                card |= {"vision_methods": [], "vision_default": None, "kv_policies": [], "kv_default": None}
+                card |= fields if card["capabilities"]["chat"] else {}
+            route.fulfill(response=response, body=json.dumps(body))
 
-    return offer
+        return offer
+
+    return make
 
 
 @pytest.fixture(scope="session")

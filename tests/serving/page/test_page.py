@@ -12,12 +12,16 @@ from typing import Any
 
 import pytest
 
+from serving.access.keys import ApiKey, digest_of
+from serving.access.settings import AccessSettings
 from serving.fake import FakeClient
 from serving.protocol import Health, ImagePart, TextPart
+from serving.settings import ApiSettings, ServerSettings
 
 pytestmark = pytest.mark.browser
 
 TABS = ("Chat", "Compare", "Classify", "Similarity", "Quality")
+OFFER = {"vision_methods": ["uniform", "pooling"], "kv_policies": ["knorm"]}
 LONG = "one two three four five six seven eight nine ten eleven twelve"
 GIVE_FILE = """([kind, data, name]) => {
   const bytes = Uint8Array.from(atob(data), (each) => each.charCodeAt(0));
@@ -247,45 +251,41 @@ def test_a_server_that_loads_is_waited_for(open_window: Callable[..., Any], engi
     window.wait_for_answer()
 
 
-def test_a_key_is_asked_for_kept_in_the_tab_and_sent_in_its_header_alone(open_window: Callable[..., Any]) -> None:
+def test_a_key_is_asked_for_kept_in_the_tab_and_sent_in_its_header_alone(
+    open_window: Callable[..., Any], edge_servers: Any, engine: FakeClient
+) -> None:
     sent: list[Any] = []
-
-    def guard(route: Any) -> None:
-        sent.append(route.request)
-        if route.request.headers.get("authorization") == "Bearer right":
-            route.continue_()
-        else:
-            body = {"error": {"message": "the API key is unknown", "type": "authentication_error"}}
-            route.fulfill(status=401, body=json.dumps(body), content_type="application/json")
-
-    window = open_window({"**/v1/**": guard})
-    field = window.page.get_by_label("This server wants an API key:")
-    field.fill("wrong")
-    window.page.get_by_role("button", name="Use it").click()
-    again = window.page.get_by_label("The API key is unknown. Another key:")
-    again.fill("right")
-    window.page.keyboard.press("Enter")
-    window.page.get_by_role("button", name="New chat").wait_for()
-    window.ask("Hello")
-    window.wait_for_answer()
-    kept = window.page.evaluate(
-        "() => [Object.values(sessionStorage).includes('right'), localStorage.length, document.cookie]"
-    )
-    assert kept == [True, 0, ""]
-    assert not any("right" in request.url + str(request.post_data) for request in sent)
+    access = AccessSettings(keys=(ApiKey(name="own", sha256=digest_of(b"right-key-0123456789")),))
+    with edge_servers(engine, ServerSettings(api=ApiSettings(access=access))) as url:
+        window = open_window(url=url)
+        window.page.on("request", lambda request: sent.append(request))
+        window.page.get_by_label("This server wants an API key:").fill("wrong")
+        window.page.get_by_role("button", name="Use it").click()
+        window.page.get_by_label("The key is wrong").fill("right-key-0123456789")
+        window.page.keyboard.press("Enter")
+        window.chat.get_by_role("combobox", name="Model").wait_for()
+        window.ask("Hello")
+        window.wait_for_answer()
+        kept = window.page.evaluate("() => [Object.values(sessionStorage), localStorage.length, document.cookie]")
+    assert "right-key-0123456789" in kept[0]
+    assert kept[1:] == [0, ""]
+    assert not any("right-key" in request.url + str(request.post_data) for request in sent)
+    assert "Bearer right-key-0123456789" in [request.headers.get("authorization") for request in sent]
 
 
 def test_sliders_are_there_where_the_model_offers_them_and_say_what_is_asked_for(
     open_window: Callable[..., Any], engine: FakeClient, samples: Path, offering: Any
 ) -> None:
-    assert open_window().chat.get_by_role("slider").count() == 0
+    plain = open_window({"**/v1/models": offering()})
+    plain.page.get_by_role("button", name="New chat").wait_for()
+    assert plain.chat.get_by_role("slider").count() == 0
     bodies: list[Any] = []
 
     def answered(route: Any) -> None:
         bodies.append(route.request.post_data_json)
         route.continue_(post_data=json.dumps({**bodies[-1], "vision": None, "kv": None}))
 
-    window = open_window({"**/v1/models": offering, "**/v1/chat/completions": answered})
+    window = open_window({"**/v1/models": offering(**OFFER), "**/v1/chat/completions": answered})
     window.chat.get_by_label("Picture tokens read").first.fill("25")
     window.chat.get_by_label("Cache rows kept").first.fill("50")
     window.chat.get_by_label("Picture tokens read: method").select_option("pooling")
@@ -396,7 +396,7 @@ def test_a_screen_reader_hears_a_whole_answer_once(window: Any) -> None:
 def test_every_control_has_a_name_and_every_text_stands_out(
     open_window: Callable[..., Any], scheme: str, samples: Path, offering: Any
 ) -> None:
-    window = open_window({"**/v1/models": offering}, color_scheme=scheme)
+    window = open_window({"**/v1/models": offering(**OFFER)}, color_scheme=scheme)
     ground = window.page.evaluate("() => getComputedStyle(document.body).backgroundColor")
     assert ground == {"light": "rgb(255, 255, 255)", "dark": "rgb(21, 24, 28)"}[scheme]
     window.ask("Hello")
@@ -418,7 +418,7 @@ def test_on_a_phone_nothing_scrolls_sideways_and_a_photo_can_be_taken(
     open_window: Callable[..., Any], samples: Path, offering: Any
 ) -> None:
     phone = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
-    window = open_window({"**/v1/models": offering}, **phone)
+    window = open_window({"**/v1/models": offering(**OFFER)}, **phone)
     camera = window.chat.locator("input[capture=environment]")
     assert camera.get_attribute("accept") == "image/*"
     assert window.chat.get_by_text("Take a photo").is_visible()

@@ -129,7 +129,7 @@ def test_an_endpoint_that_is_not_there_is_named() -> None:
 
 
 def test_of_several_models_one_must_be_named() -> None:
-    with pytest.raises(SettingsError, match="has the models fake-vlm, other; name one with --model"):
+    with pytest.raises(SettingsError, match="has the models fake-vlm, other; name one with --name"):
         asked(own(FAKE_VLM, replace(FAKE_VLM, name="other")))
     with pytest.raises(SettingsError, match="file://x is no URL of an endpoint"):
         EndpointRespondent("file://x")

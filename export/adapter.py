@@ -1,0 +1,181 @@
+"""A LoRA adapter as PEFT saves it, merged into weights while they are read (Hu et al. 2021, section 4.1)."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bundle.errors import CheckpointError, UnsupportedConfigError
+from export.checkpoint import StoredTensor, WeightTensor, read_header
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
+_NOT_MERGED = {
+    "use_dora": "DoRA scales whole columns",
+    "lora_bias": "its biases are not of the checkpoint",
+    "alora_invocation_tokens": "it acts from a token on, and not always",
+    "layer_replication": "it repeats layers",
+    "target_parameters": "it changes parameters that are not of a linear layer",
+    "trainable_token_indices": "it changes single rows of a table",
+}
+"""Settings of PEFT's LoraConfig under which the sum W + s B A is not the adapted weight."""
+_LISTED = 5
+
+
+@dataclass(frozen=True)
+class MergedTensor:
+    """A weight with a low-rank change added.
+
+    Attributes:
+        base: The checkpoint's: [out, in], or [in, out] where `is_transposed`.
+        down: [r, in].
+        up: [out, r].
+        scale: Of the change.
+        is_transposed: The weight is stored as [in, out].
+    """
+
+    base: WeightTensor
+    down: StoredTensor
+    up: StoredTensor
+    scale: float
+    is_transposed: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weight."""
+        return self.base.shape
+
+    def read(self) -> npt.NDArray[np.float32]:
+        """Return the merged weight in float32."""
+        change = np.float32(self.scale) * (self.up.read() @ self.down.read())
+        return self.base.read() + (change.T if self.is_transposed else change)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter folder that was opened.
+
+    Attributes:
+        folder: Where it lies.
+        config: `adapter_config.json`.
+        tensors: By name in the file.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, StoredTensor]
+
+    @classmethod
+    def open(cls, folder: Path) -> Adapter:
+        """Return the adapter in a folder.
+
+        Raises:
+            CheckpointError: There is none, or it cannot be read.
+            UnsupportedConfigError: It is no LoRA, or of a kind that is no change of weights.
+        """
+        config = _config(folder / CONFIG)
+        if config.get("peft_type") != "LORA":
+            raise UnsupportedConfigError(f"{folder / CONFIG} is of {config.get('peft_type')!r}; LORA is merged")
+        for name, why in _NOT_MERGED.items():
+            if config.get(name):
+                raise UnsupportedConfigError(f"{folder / CONFIG} sets {name}, which cannot be merged: {why}")
+        if not (folder / WEIGHTS).is_file():
+            raise CheckpointError(f"{folder} lacks {WEIGHTS}; save the adapter with safe_serialization=True")
+        return cls(folder, config, read_header(folder / WEIGHTS))
+
+    @property
+    def file(self) -> Path:
+        """The file of its weights, which makes another model of the checkpoint."""
+        return self.folder / WEIGHTS
+
+    def merged(
+        self, tensors: Mapping[str, WeightTensor], renames: tuple[tuple[str, str], ...]
+    ) -> dict[str, WeightTensor]:
+        """Return a checkpoint's weights with the adapter in them, not yet read.
+
+        Args:
+            tensors: Of the checkpoint, under the names of the graphs.
+            renames: From a checkpoint's names to those, pattern and replacement, in order.
+
+        Raises:
+            CheckpointError: It changes weights that the checkpoint lacks, or of another shape.
+            UnsupportedConfigError: It holds something that is neither a low-rank change nor a whole weight.
+        """
+        found, unknown = dict(tensors), []
+        for key, tensor in self.tensors.items():
+            if key.endswith(_UP):
+                continue
+            name = _graph_name(key.removesuffix(_DOWN) + ".weight" if key.endswith(_DOWN) else key, renames)
+            if "lora_" in name:
+                raise UnsupportedConfigError(
+                    f"{self.file}: {key} is no change of a linear layer, which alone is merged"
+                )
+            if name not in tensors:
+                unknown.append(name)
+                continue
+            found[name] = self._changed(name, key, tensors[name]) if key.endswith(_DOWN) else tensor
+            self._check(name, tensors[name], found[name])
+        if unknown:
+            raise CheckpointError(
+                f"{self.folder} changes {len(unknown)} weights that the checkpoint lacks: "
+                f"{', '.join(sorted(unknown)[:_LISTED])}. It was made for another model, or one that is tied here"
+            )
+        return found
+
+    def _changed(self, name: str, key: str, base: WeightTensor) -> MergedTensor:
+        down, up = self.tensors[key], self.tensors.get(key.removesuffix(_DOWN) + _UP)
+        if up is None:
+            raise CheckpointError(f"{self.file} holds {key} without its lora_B")
+        if len(base.shape) != 2 or len(down.shape) != 2 or len(up.shape) != 2 or down.shape[0] != up.shape[1]:
+            raise UnsupportedConfigError(
+                f"{self.file}: {key} is {list(down.shape)} and {list(up.shape)} for {name} of {list(base.shape)}; "
+                "changes of matrices are merged"
+            )
+        return MergedTensor(base, down, up, self._scale(key, down.shape[0]), bool(self.config.get("fan_in_fan_out")))
+
+    def _scale(self, key: str, rank: int) -> float:
+        """Return alpha over the rank, or over its root where the adapter is rank-stabilized."""
+        module = key.removeprefix(_PREFIX).removesuffix(_DOWN)
+        patterns = self.config.get("alpha_pattern") or {}
+        own = (value for name, value in patterns.items() if re.match(rf"(.*\.)?({name})$", module))
+        alpha = float(next(own, self.config.get("lora_alpha", 8)))
+        return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+
+    def _check(self, name: str, base: WeightTensor, changed: WeightTensor) -> None:
+        shape = changed.shape
+        if isinstance(changed, MergedTensor):
+            shape = (changed.up.shape[0], changed.down.shape[1])
+            shape = shape[::-1] if changed.is_transposed else shape
+        if tuple(shape) != tuple(base.shape):
+            raise CheckpointError(
+                f"{self.folder} changes {name} by {list(shape)}, and the checkpoint's is {list(base.shape)}; it was "
+                "made for another model"
+            )
+
+
+def _graph_name(key: str, renames: tuple[tuple[str, str], ...]) -> str:
+    name = key.removeprefix(_PREFIX).replace(".base_layer.", ".")
+    for pattern, replacement in renames:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _config(path: Path) -> Mapping[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path.parent} holds no {path.name}: it is no adapter that PEFT saved") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} holds a {type(config).__name__}, expected an object")
+    return config

@@ -1,0 +1,147 @@
+"""Qwen2-VL (arXiv 2409.12191): a tower over images of any shape, and positions on three axes."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar, Protocol
+
+import onnx_ir as ir
+from onnxscript import OpBuilder
+
+from bundle.errors import UnsupportedConfigError
+from bundle.image import Area, ImageSpec
+from bundle.layouts.qwen2_vl import Qwen2VLPrompt
+from export.config import Raw, sub_config
+from export.connectors.patch_merger import PatchMerger
+from export.family import VisionLanguage
+from export.found_processor import FoundProcessor
+from export.nn.dialect import Dialect
+from export.nn.module import Module
+from export.nn.norms import LayerNorm
+from export.towers.qwen2_vl import Qwen2VLTower, Qwen2VLTowerConfig
+
+_EPS = 1e-6
+TOWER = "model.visual"
+"""Where checkpoints keep the tower."""
+
+
+class PatchTower(Protocol):
+    """What families of this kind read of their tower's sizes."""
+
+    @property
+    def patch_px(self) -> int:
+        """Side of a patch."""
+
+    @property
+    def merged(self) -> int:
+        """Side of the square of patches that becomes one token."""
+
+    @property
+    def out_size(self) -> int:
+        """The decoder's width."""
+
+
+class AnyShape(VisionLanguage):
+    """A model whose images keep their shape, in whole squares of patches, and stand in height and width.
+
+    Class attributes:
+        text_type: The decoder's `model_type`, which older configs do not say.
+    """
+
+    text_prefix = "model.language_model"
+    text_type: ClassVar[str]
+    image_processor = "Qwen2VLImageProcessor"
+    renames = (
+        (r"^visual\.", "model.visual."),
+        (r"^model\.(?!visual\.|language_model\.)", "model.language_model."),
+    )
+
+    def __init__(self, config: Raw) -> None:
+        super().__init__(config)
+        if self.tower.out_size != self.decoder.config.hidden_size:
+            raise UnsupportedConfigError(
+                f"the vision tower gives features of width {self.tower.out_size}, the decoder's hidden_size is "
+                f"{self.decoder.config.hidden_size}"
+            )
+
+    @property
+    @abstractmethod
+    def tower(self) -> PatchTower:
+        """Sizes of the tower."""
+
+    @property
+    def text_config(self) -> Raw:
+        """The decoder's part of the config; older ones keep it among the rest."""
+        return {**(self.config.get("text_config") or self.config), "model_type": self.text_type}
+
+    @property
+    def image_size_px(self) -> None:
+        """None: an image keeps its shape."""
+        return
+
+    @property
+    def tokens_per_tile(self) -> None:
+        """None: as many as squares of patches."""
+        return
+
+    @property
+    def _unit_px(self) -> int:
+        """Side of the square that becomes one token."""
+        return self.tower.patch_px * self.tower.merged
+
+    def check_images(self, spec: ImageSpec) -> None:
+        """Check that images come in whole squares of patches.
+
+        Raises:
+            UnsupportedConfigError: They do not.
+        """
+        if not isinstance(spec.geometry, Area) or spec.geometry.step_px != self._unit_px:
+            raise UnsupportedConfigError(
+                f"the processor makes images by {spec.geometry!r}, the vision tower takes squares of {self._unit_px} "
+                "pixels: patch_size and merge_size of the processor must be patch_size and spatial_merge_size of "
+                "vision_config"
+            )
+
+    def image_prompt(self, found: FoundProcessor) -> Qwen2VLPrompt:
+        """Return one image token for each square of patches.
+
+        Raises:
+            UnsupportedConfigError: The token is not in the vocabulary, or has another id than the config says.
+        """
+        token, unit = found.token("image_token", "<|image_pad|>"), self._unit_px
+        height, width = found.spec.tile_size_px
+        return Qwen2VLPrompt(
+            image_token=token,
+            image_token_id=found.image_token_id(self.config, token),
+            tokens_per_tile=(height // unit) * (width // unit),
+            step_px=unit,
+        )
+
+
+class _Vision(Module):
+    def __init__(self, config: Qwen2VLTowerConfig, dialect: Dialect) -> None:
+        super().__init__()
+        rows, norm = config.usual_rows // config.merged**2, LayerNorm(config.hidden_size, _EPS)
+        self.tower = Qwen2VLTower(config, dialect, TOWER)
+        self.merger = PatchMerger(
+            norm, config.hidden_size, config.out_size, config.merged, rows=rows, name=f"{TOWER}.merger"
+        )
+
+    def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
+        patches, grid = self.tower(op, pixel_values)
+        return self.merger(op, patches, grid)
+
+
+class Qwen2VL(AnyShape):
+    """`model_type` qwen2_vl."""
+
+    text_type = "qwen2_vl_text"
+
+    @property
+    def tower(self) -> Qwen2VLTowerConfig:
+        """Sizes of the tower."""
+        return Qwen2VLTowerConfig.read(sub_config(self.config, "vision_config"))
+
+    def vision(self, dialect: Dialect) -> Module:
+        """Return tower and merger."""
+        return _Vision(self.tower, dialect)

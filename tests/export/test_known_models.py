@@ -1,0 +1,27 @@
+"""The list of models says what the program does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from export.architectures import ARCHITECTURES
+from export.known_models import known_models
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_model_that_is_exported_is_listed_with_its_file_and_its_test() -> None:
+    rows = {row.model_type: row for row in known_models() if row.reached != "not planned"}
+    assert rows.keys() == ARCHITECTURES.keys()
+    for model_type, row in rows.items():
+        module = ARCHITECTURES[model_type].split(":")[0]
+        assert row.file == f"{module.replace('.', '/')}.py"
+        assert (ROOT / row.test).is_file(), row.test
+
+
+def test_what_is_not_planned_has_no_file_and_a_reason() -> None:
+    for row in known_models():
+        assert row.pattern
+        if row.reached == "not planned":
+            assert not row.file
+            assert not row.test
