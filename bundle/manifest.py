@@ -29,7 +29,8 @@ _LANGUAGE_MODEL: tuple[Role, ...] = ("embed_tokens", "decoder")
 Phase = Literal["prompt", "step", "any"]
 """When a decoder's graph runs: over the tokens that a caller sent, over one that was sampled, or over both."""
 RunPhase = Literal["prompt", "step"]
-Task = Literal["image-text-to-text", "dual-encoder"]
+Task = Literal["image-text-to-text", "dual-encoder", "text-embedding"]
+EMBEDDING_TASKS: tuple[Task, ...] = ("dual-encoder", "text-embedding")
 Dialect = Literal["contrib", "portable"]
 Scheme = Literal[
     "fp32", "fp16", "int8", "int8-static", "int8-weight-only", "int4", "nf4", "fp4", "int2", "ternary", "mixed"
@@ -143,7 +144,7 @@ class DecoderDims(Frozen):
 
 
 class DualEncoderDims(Frozen):
-    """Sizes and scoring of a model with an image tower and a text tower.
+    """Sizes and scoring of a model with an image tower and a text tower, or of a text tower alone.
 
     Attributes:
         embedding_size: E, width of both embeddings.
@@ -154,6 +155,8 @@ class DualEncoderDims(Frozen):
         logit_scale: Multiplier of the cosine, already exponentiated.
         logit_bias: Added after the scale; 0 for CLIP.
         prompt_template: Text around a candidate label, as `bundle.zero_shot` reads it.
+        matryoshka: Numbers to which a vector may be cut, for the model was trained so that its first ones say most
+            (Kusupati et al. 2022, section 3); none where it was not.
     """
 
     embedding_size: int = Field(gt=0, le=1 << 20)
@@ -164,6 +167,18 @@ class DualEncoderDims(Frozen):
     logit_scale: float = Field(allow_inf_nan=False)
     logit_bias: float = Field(default=0.0, allow_inf_nan=False)
     prompt_template: Text = "a photo of {}"
+    matryoshka: tuple[Annotated[int, Field(gt=0)], ...] = Field(default=(), max_length=64)
+
+    @model_validator(mode="after")
+    def _check_cuts(self) -> DualEncoderDims:
+        if wrong := [size for size in self.matryoshka if size > self.embedding_size]:
+            raise ValueError(f"vectors of {self.embedding_size} numbers cannot be cut to {wrong[0]}")
+        return self
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many numbers a vector may have, the most first."""
+        return tuple(sorted({self.embedding_size, *self.matryoshka}, reverse=True))
 
 
 class FileRecord(Frozen):
@@ -190,7 +205,7 @@ class Manifest(Frozen):
         segments: The decoder's graph for prompts once more, cut between layers; empty where it was not cut.
         decoder: Vision-language models only.
         image_prompt: Vision-language models only.
-        dual: Dual encoders only.
+        dual: Models that embed: of images and texts, or of texts alone.
         bos_token_id: None where the tokenizer adds none.
         eos_token_ids: Generation stops at any of them.
         template_tokens: Special tokens by the name that the chat template uses ("bos_token", "eos_token", ...).
@@ -255,6 +270,11 @@ class Manifest(Frozen):
         if wanted is not None and any(isinstance(found, int) and found != wanted for (found,) in rows):
             raise ValueError(f"tokens_per_tile is {wanted}, but the vision encoder gives {rows[0][0]} rows for a tile")
         return self
+
+    @property
+    def sees(self) -> bool:
+        """Whether the model takes images."""
+        return any(part.role == "vision_encoder" for part in self.components.values())
 
     def graph(self, role: Role, phase: RunPhase = "step") -> ComponentName:
         """Return the name of the graph that runs a role in a phase.
