@@ -29,7 +29,8 @@ _LANGUAGE_MODEL: tuple[Role, ...] = ("embed_tokens", "decoder")
 Phase = Literal["prompt", "step", "any"]
 """When a decoder's graph runs: over the tokens that a caller sent, over one that was sampled, or over both."""
 RunPhase = Literal["prompt", "step"]
-Task = Literal["image-text-to-text", "dual-encoder"]
+Task = Literal["image-text-to-text", "dual-encoder", "text-embedding"]
+EMBEDDING_TASKS: tuple[Task, ...] = ("dual-encoder", "text-embedding")
 Dialect = Literal["contrib", "portable"]
 Scheme = Literal[
     "fp32", "fp16", "int8", "int8-static", "int8-weight-only", "int4", "nf4", "fp4", "int2", "ternary", "mixed"
@@ -143,7 +144,7 @@ class DecoderDims(Frozen):
 
 
 class DualEncoderDims(Frozen):
-    """Sizes and scoring of a model with an image tower and a text tower.
+    """Sizes and scoring of a model with an image tower and a text tower, or of a text tower alone.
 
     Attributes:
         embedding_size: E, width of both embeddings.
@@ -204,7 +205,7 @@ class Manifest(Frozen):
         segments: The decoder's graph for prompts once more, cut between layers; empty where it was not cut.
         decoder: Vision-language models only.
         image_prompt: Vision-language models only.
-        dual: Dual encoders only.
+        dual: Models that embed: of images and texts, or of texts alone.
         bos_token_id: None where the tokenizer adds none.
         eos_token_ids: Generation stops at any of them.
         template_tokens: Special tokens by the name that the chat template uses ("bos_token", "eos_token", ...).
@@ -269,6 +270,11 @@ class Manifest(Frozen):
         if wanted is not None and any(isinstance(found, int) and found != wanted for (found,) in rows):
             raise ValueError(f"tokens_per_tile is {wanted}, but the vision encoder gives {rows[0][0]} rows for a tile")
         return self
+
+    @property
+    def sees(self) -> bool:
+        """Whether the model takes images."""
+        return any(part.role == "vision_encoder" for part in self.components.values())
 
     def graph(self, role: Role, phase: RunPhase = "step") -> ComponentName:
         """Return the name of the graph that runs a role in a phase.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -36,16 +36,24 @@ def adopt(
             show_default=False,
         ),
     ] = None,
+    pooling: Annotated[
+        Literal["mean", "cls", "last"] | None,
+        typer.Option(
+            help="How a text's tokens become one vector, where the export gives one for each. Default: as "
+            "1_Pooling/config.json says.",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a bundle of an encoder that Optimum or transformers.js exported: CLIP, SigLIP, Chinese-CLIP and others."""
+    """Make a bundle of an encoder that Optimum or transformers.js exported: CLIP, SigLIP, text encoders and others."""
     if logit_bias is not None and logit_scale is None:
         raise typer.BadParameter(f"--logit-bias {logit_bias} goes with --logit-scale, and that is missing")
     from export.adopted.adopter import adopt_export
     from export.adopted.adoption import Said
 
-    said = Said(logit_scale, logit_bias)
+    said = Said(logit_scale, logit_bias, pooling)
     manifest = adopt_export(export, output, name=name, said=said, overwrite=overwrite, progress=progress)
     if as_json:
         print_json(manifest.model_dump(mode="json"))

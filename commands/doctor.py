@@ -24,7 +24,7 @@ def doctor(
         typer.Option(
             metavar="X.Y",
             help="Say of each graph of the bundle instead whether the parser of this TensorRT takes it, such as 10.3, "
-            "10.15, 11.",
+            "10.15, 11. Default: none.",
             show_default=False,
         ),
     ] = None,

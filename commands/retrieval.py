@@ -76,7 +76,9 @@ def index(
 def search(
     index: IndexArgument,
     query: Annotated[str | None, typer.Argument(help="Words; - reads them from stdin. Default: --image.")] = None,
-    image: Annotated[str | None, typer.Option(metavar="FILE", help="An image in the place of words.")] = None,
+    image: Annotated[
+        str | None, typer.Option(metavar="FILE", help="An image in the place of words. Default: none.")
+    ] = None,
     num: Annotated[int, typer.Option("-k", min=1, help="Most images that are told.")] = 5,
     encoder: EncoderOption = None,
     rerank: RerankOption = None,

@@ -277,7 +277,8 @@ def lowering_of(
     found = plans or {}
     smaller = {parent.manifest.components[plan.parent].role for plan in found.values() if plan.recipe != "fp32"}
     float32_roles = frozenset(part.role for part in parent.manifest.components.values() if part.role not in smaller)
-    return Lowering(parent.manifest, target, ImageSpec.read(parent.path(PREPROCESSOR)), float32_roles, cache)
+    image = ImageSpec.read(parent.path(PREPROCESSOR)) if parent.manifest.sees else None
+    return Lowering(parent.manifest, target, image, float32_roles, cache)
 
 
 def _share(

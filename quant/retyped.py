@@ -27,8 +27,9 @@ def retype_inputs(parent: Bundle, variant: Manifest, folder: Path) -> None:
         variant: Its inputs are those wanted.
         folder: Of the variant.
     """
-    image = ImageSpec.read(parent.path(PREPROCESSOR)).model_copy(update={"normalised_in_graph": True})  # cuda-form.md
-    (folder / PREPROCESSOR).write_text(image.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    if parent.manifest.sees:  # bytes, as docs/cuda-form.md says
+        image = ImageSpec.read(parent.path(PREPROCESSOR)).model_copy(update={"normalised_in_graph": True})
+        (folder / PREPROCESSOR).write_text(image.model_dump_json(indent=2) + "\n", encoding="utf-8")
     if GOLDEN not in parent.manifest.files:
         return
     components = {part.role: part for part in variant.components.values()}

@@ -172,6 +172,11 @@ async def measure(
         for task in tasks:
             name, renames = task.removesuffix(" renamed"), task.endswith(" renamed")
             shown = of_task(name, num + _NUM_SETS * shots, is_real=kind == "real", renames=renames)
+            if len(shown) < num + _NUM_SETS * shots:
+                raise SystemExit(
+                    f"{task}: {len(shown)} questions about one picture each (renamed: answered in a word), "
+                    f"{num + _NUM_SETS * shots} are wanted; ask for fewer or another task"
+                )
             demonstrations, asked = shown[: _NUM_SETS * shots], shown[_NUM_SETS * shots :]
             of_task_found = found[task] = {way: Outcome() for way in WAYS}
             for at in range(_NUM_SETS):

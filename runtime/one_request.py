@@ -427,8 +427,11 @@ class DualEncoderRunner:
             raise BundleFormatError(f"{bundle.directory} has no embedding sizes; it cannot embed")
         self._dims: DualEncoderDims = bundle.manifest.dual
         self._tokenizer = Tokenizer.from_file(bundle.path(TOKENIZER))
-        self._images = ImageSpec.read(bundle.path(PREPROCESSOR))
         self._bundle, self._settings = bundle, settings
+
+    @cached_property
+    def _images(self) -> ImageSpec:
+        return ImageSpec.read(self._bundle.path(PREPROCESSOR))
 
     @cached_property
     def _vision(self) -> Encoder:

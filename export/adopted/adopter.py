@@ -57,7 +57,7 @@ def adopt_export(
     processing = Processing.read(folder, config, sees=exported.sees)
     with write_aside(output, overwrite=overwrite) as aside:
         processing.write(aside)
-        adoption = Adoption(graphs, exported, processing, aside, say)
+        adoption = Adoption(graphs, exported, processing, aside, said, say)
         components = adoption.write()
         eos = processing.vocabulary.named_id("eos_token")
         manifest = Manifest(
@@ -66,10 +66,10 @@ def adopt_export(
             source_sha256=adoption.digest(),
             created_by=f"pocketvlm {own_version()}",
             model_type=str(config.get("model_type")),
-            task="dual-encoder",
+            task="dual-encoder" if exported.sees else "text-embedding",
             dialect="contrib",
             components=components,
-            dual=adoption.dims(said),
+            dual=adoption.dims(),
             bos_token_id=processing.vocabulary.named_id("bos_token"),
             eos_token_ids=() if eos is None else (eos,),
             template_tokens=processing.vocabulary.template_tokens,

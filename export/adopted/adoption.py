@@ -15,11 +15,11 @@ from bundle.directory import Bundle, sha256_of
 from bundle.errors import UnsupportedConfigError
 from bundle.golden import Recording, canary_image, canary_token_ids, check, save_golden
 from bundle.manifest import Component, ComponentName, DualEncoderDims, Role, TensorSpec
-from export.adopted.exported import Exported, Scores
+from export.adopted.exported import Exported, Scores, pooled
 from export.adopted.folder import ExportedGraphs
 from export.adopted.labels import label_layers
 from export.adopted.processing import Processing
-from export.adopted.tower import Cut, cut_tower, open_exported
+from export.adopted.tower import Cut, Pooling, cut_tower, open_exported
 from graphs.layers import find_tables
 from graphs.store import save_graph, weight_bytes
 from runtime.graph import Array
@@ -40,10 +40,12 @@ class Said:
     Attributes:
         logit_scale: Multiplier of cosines in zero-shot scores, where no output of the export has them.
         logit_bias: Added behind it; where one is said, scores are independent of one another (SigLIP).
+        pooling: How a text's tokens become one vector, where no output is that.
     """
 
     logit_scale: float | None = None
     logit_bias: float | None = None
+    pooling: Pooling | None = None
 
 
 class Adoption:
@@ -54,6 +56,7 @@ class Adoption:
         exported: The same, opened.
         processing: Its tokenizer and preprocessing.
         folder: Where the bundle is written.
+        said: What it does not tell.
         say: Told of each step.
 
     Raises:
@@ -61,15 +64,17 @@ class Adoption:
     """
 
     def __init__(
-        self, graphs: ExportedGraphs, exported: Exported, processing: Processing, folder: Path, say: Say
+        self, graphs: ExportedGraphs, exported: Exported, processing: Processing, folder: Path, said: Said, say: Say
     ) -> None:
+        self._said = said
+        self._pooling = said.pooling or processing.pooling
         self._exported = exported
         self._processing = processing
         self._folder = folder
         self._say = say
         self._recordings: dict[Role, Recording] = {}
         self._files: dict[Role, Path] = {"text_encoder": graphs.text}
-        self._outputs: dict[Role, str] = {"text_encoder": exported.text_output()}
+        self._outputs: dict[Role, str] = {"text_encoder": exported.text_output(self._pooling)}
         if exported.sees:
             self._files["vision_encoder"] = graphs.vision or graphs.text
             self._outputs["vision_encoder"] = exported.image_output()
@@ -104,7 +109,7 @@ class Adoption:
             worst = check(role, recording.outputs, found, max_relative=_MOST_RELATIVE)
             self._say(f"{role}: {worst.relative:.1e} of its largest value from what the export gives")
 
-    def dims(self, said: Said) -> DualEncoderDims:
+    def dims(self) -> DualEncoderDims:
         """Return sizes and scoring, once the towers are written.
 
         Raises:
@@ -114,7 +119,7 @@ class Adoption:
         sizes = {role: _only(recording.outputs).shape[-1] for role, recording in self._recordings.items()}
         if len(set(sizes.values())) != 1:
             raise UnsupportedConfigError(f"vectors are {sizes} wide: those of images and texts cannot be compared")
-        scores = self._scores(said)
+        scores = self._scores()
         return DualEncoderDims(
             embedding_size=sizes["text_encoder"],
             max_text_tokens=self._processing.max_text_tokens,
@@ -125,7 +130,8 @@ class Adoption:
             logit_bias=scores.bias,
         )
 
-    def _scores(self, said: Said) -> Scores:
+    def _scores(self) -> Scores:
+        said = self._said
         if said.logit_scale is not None:
             return Scores("softmax" if said.logit_bias is None else "sigmoid", said.logit_scale, said.logit_bias or 0.0)
         found = self._exported.scores(self._feeds(2)) if self._exported.sees else Scores("softmax", 1.0, 0.0)
@@ -139,9 +145,12 @@ class Adoption:
     def _write(self, role: Role, exported: ir.Model) -> Component:
         feeds = self._feeds(1)
         vector = self._exported.run(role, feeds)[self._outputs[role]]
+        pooling = self._pooling if role == "text_encoder" else None
+        if pooling is not None:
+            vector = pooled(vector, feeds[tensors.ATTENTION_MASK], pooling)
         batch, name = ("I", tensors.IMAGE_EMBEDS) if role == "vision_encoder" else ("B", tensors.TEXT_EMBEDS)
         result = TensorSpec(name=name, dtype="float32", shape=(batch, vector.shape[-1]))
-        model, taken = cut_tower(exported, Cut(role, self._outputs[role], self._inputs(), result))
+        model, taken = cut_tower(exported, Cut(role, self._outputs[role], self._inputs(), result, pooling))
         self._recordings[role] = Recording({spec.name: feeds[spec.name] for spec in taken}, {name: vector})
         longest = self._feeds(1, self._processing.max_text_tokens)
         label_layers(model, {spec.name: longest[spec.name] for spec in taken}, self._folder)

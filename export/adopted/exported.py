@@ -12,14 +12,18 @@ from bundle import tensors
 from bundle.errors import UnsupportedConfigError
 from bundle.manifest import Role
 from export.adopted.folder import ExportedGraphs
+from export.adopted.tower import Pooling
 from runtime.graph import Array, Graph
 from runtime.settings import RuntimeSettings
 
 Scoring = Literal["softmax", "sigmoid"]
 _OF_IMAGES = ("image_embeds", "pooler_output")
-_OF_TEXTS = ("text_embeds", "sentence_embedding", "pooler_output")
-_HIDDEN_STATES = "last_hidden_state"
+_OF_TEXTS = ("text_embeds", "sentence_embedding")
+_OF_TEXTS_BESIDE_IMAGES = (*_OF_TEXTS, "pooler_output")
+"""SigLIP's; of a BERT it is no embedding."""
+_OF_TOKENS = ("last_hidden_state", "token_embeddings")
 _LOGITS = "logits_per_image"
+_EXPORT_AS = "Export it with Optimum's task zero-shot-image-classification, or feature-extraction for texts alone"
 _MOST_RESIDUE = 1e-3
 """Of a logit, relative to the largest, that scale and bias may leave unexplained: float32 leaves 1e-6."""
 
@@ -62,9 +66,14 @@ class Exported:
         """Return the name of the output that holds an image's vector."""
         return _named(self.vision, _OF_IMAGES)
 
-    def text_output(self) -> str:
-        """Return the name of the output that holds a text's vector."""
-        return _named(self.text, _OF_TEXTS)
+    def text_output(self, pooling: Pooling | None = None) -> str:
+        """Return the name of the output that holds a text's vector, or those of its tokens where they are pooled.
+
+        Raises:
+            UnsupportedConfigError: There is none.
+        """
+        whole = _OF_TEXTS_BESIDE_IMAGES if self.sees else _OF_TEXTS
+        return _named(self.text, whole if pooling is None else _OF_TOKENS)
 
     def run(self, role: Role, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Return every output of the graph that holds a tower; what it takes beside the feeds is zeros like the ids.
@@ -106,12 +115,22 @@ def _named(graph: Graph, known: tuple[str, ...]) -> str:
     given = [port.name for port in graph.outputs]
     found = next((name for name in known if name in given), None)
     if found is None:
-        told = f"{_HIDDEN_STATES} is one vector a token, not one a text; say --pooling mean, cls or last. "
-        raise UnsupportedConfigError(
-            f"{graph.name} gives {', '.join(given)}, and none of {', '.join(known)}. "
-            f"{told if _HIDDEN_STATES in given else ''}Export it with Optimum's task zero-shot-image-classification"
+        of_tokens = sorted(set(given).intersection(_OF_TOKENS))
+        told = (
+            f"{of_tokens[0]} has a vector for each token: say --pooling mean, cls or last" if of_tokens else _EXPORT_AS
         )
+        raise UnsupportedConfigError(f"{graph.name} gives {', '.join(given)}, and none of {', '.join(known)}. {told}")
     return found
+
+
+def pooled(states: Array, mask: Array, pooling: Pooling) -> Array:
+    """Return one vector [B, D] of each text's [B, T, D], of which the tokens with a one in the mask [B, T] count."""
+    ends = {"cls": np.zeros(len(states), np.int64), "last": mask.sum(axis=1) - 1}
+    if pooling in ends:
+        vectors: Array = states[np.arange(len(states)), ends[pooling]]
+        return vectors
+    vectors = (states * mask[..., None]).sum(axis=1) / mask.sum(axis=1, keepdims=True)
+    return vectors.astype(states.dtype)
 
 
 def _unit(vectors: Array) -> Array:

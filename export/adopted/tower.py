@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
+import numpy as np
 import onnx_ir as ir
 from onnxscript import version_converter
 
 from bundle import tensors
 from bundle.errors import CheckpointError, UnsupportedConfigError
 from bundle.manifest import TensorSpec
-from graphs.store import drop_unused, make_node
+from graphs.store import add_initializer, drop_unused, make_node
 
 _OPSET = 23
 """Of our own graphs; what is written into them when weights are made smaller is spelled in it."""
 _IR_VERSION = 11
 _SEGMENTS = "token_type_ids"
+Pooling: TypeAlias = Literal["mean", "cls", "last"]
+"""How texts become one vector: the mean over their tokens, the first one's state, or the last one's."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,14 @@ class Cut:
         inputs: Specs of the new graph's inputs by the exported names; those that do not lead to the output are left
             out.
         result: Spec of the new graph's output.
+        pooling: How one vector is made of an output that has one for every token; None: the output is the vector.
     """
 
     name: str
     output: str
     inputs: Mapping[str, TensorSpec]
     result: TensorSpec
+    pooling: Pooling | None = None
 
 
 def open_exported(path: Path) -> ir.Model:
@@ -75,6 +81,8 @@ def cut_tower(exported: ir.Model, cut: Cut) -> tuple[ir.Model, tuple[TensorSpec,
     graph = model.graph
     graph.name = cut.name
     output = next(value for value in graph.outputs if value.name == cut.output)
+    if cut.pooling is not None:
+        output = _pooled(graph, output, cut.pooling)
     graph.outputs[:] = [output]
     drop_unused(model)
     _without_segments(graph)
@@ -94,6 +102,35 @@ def cut_tower(exported: ir.Model, cut: Cut) -> tuple[ir.Model, tuple[TensorSpec,
     _forget_shapes(graph)
     _declared(output, cut.result)
     return model, tuple(taken)
+
+
+def _pooled(graph: ir.Graph, states: ir.Value, pooling: Pooling) -> ir.Value:
+    """Return the value [B, D] that is made of [B, T, D], where the mask has a one for each token of a text."""
+    first = add_initializer(graph, "pooling.first", np.array(0, np.int64))
+    if pooling == "cls":
+        return _appended(graph, "Gather", [states, first], "pooling.cls", {"axis": 1})
+    mask = next(value for value in graph.inputs if value.name == tensors.ATTENTION_MASK)
+    axis = add_initializer(graph, "pooling.axis", np.array([1], np.int64))
+    if pooling == "last":
+        count = _appended(graph, "ReduceSum", [mask, axis], "pooling.count", {"keepdims": 1})
+        one = add_initializer(graph, "pooling.one", np.array(1, np.int64))
+        place = _appended(graph, "Sub", [count, one], "pooling.place")
+        return _appended(graph, "GatherND", [states, place], "pooling.last", {"batch_dims": 1})
+    numbers = _appended(graph, "Cast", [mask], "pooling.numbers", {"to": ir.DataType.FLOAT})
+    last_axis = add_initializer(graph, "pooling.last_axis", np.array([2], np.int64))
+    column = _appended(graph, "Unsqueeze", [numbers, last_axis], "pooling.column")
+    seen = _appended(graph, "Mul", [states, column], "pooling.seen")
+    total = _appended(graph, "ReduceSum", [seen, axis], "pooling.total", {"keepdims": 0})
+    count = _appended(graph, "ReduceSum", [column, axis], "pooling.tokens", {"keepdims": 0})
+    return _appended(graph, "Div", [total, count], "pooling.mean")
+
+
+def _appended(
+    graph: ir.Graph, op_type: str, inputs: list[ir.Value], name: str, attributes: Mapping[str, int] | None = None
+) -> ir.Value:
+    node = make_node(op_type, inputs, name, attributes)
+    graph.append(node)
+    return node.outputs[0]
 
 
 def _declared(value: ir.Value, spec: TensorSpec) -> ir.Value:

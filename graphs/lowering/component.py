@@ -35,14 +35,14 @@ class Lowering:
     Attributes:
         parent: The fp32 bundle that it is made of.
         target: Where it will run.
-        image: The parent's preprocessing.
+        image: The parent's preprocessing; None where it sees no images.
         float32_roles: Of graphs that keep the weights of the parent.
         cache: Where a cache on the CPU keeps codes.
     """
 
     parent: Manifest
     target: Target
-    image: ImageSpec
+    image: ImageSpec | None
     float32_roles: frozenset[Role] = frozenset()
     cache: CodedCache | None = None
 
@@ -102,7 +102,7 @@ class Lowering:
         gives_half = self.parent.decoder is not None
         if component.role == "decoder" and self.parent.decoder is not None:
             lower_decoder_for_cuda(model, self.parent.states, self.parent.decoder.max_positions)
-        elif component.role == "vision_encoder":
+        elif component.role == "vision_encoder" and self.image is not None:
             lower_vision_for_cuda(model, self.image, gives_half=gives_half)
         else:
             lower_encoder_for_cuda(model, gives_half=gives_half)

@@ -119,6 +119,8 @@ def _half(rows: list[_Sample], half: Half) -> list[_Sample]:
 
 def _photographs(bundle: Bundle, half: Half) -> tuple[list[tuple[ImageFile, Photograph]], str]:
     """Return the photographs that are at hand, and what is to be said of them behind "texts"."""
+    if not bundle.manifest.sees:
+        return [], ""
     folder = _photograph_folder()
     if folder is None:
         return [], f"; no photographs, for scikit-image is missing ({install_line('photographs')})"

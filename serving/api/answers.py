@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from bundle.manifest import Task
+
 
 class Answer(BaseModel):
     """A body, or an object within one."""
@@ -393,7 +395,7 @@ class ModelDescription(Answer):
     root: str
     parent: None
     max_model_len: int | None
-    task: Literal["image-text-to-text", "dual-encoder"]
+    task: Task
     model_type: str
     schemes: dict[str, str]
     kv_cache: str | None

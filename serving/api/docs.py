@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse
 
-from bundle.manifest import Task
+from bundle.manifest import EMBEDDING_TASKS, Task
 from pages.frame import page
 from serving.api.service import Service
 from serving.protocol import ModelCard
@@ -30,14 +30,14 @@ _TWO_FRAMES = (
 )
 """A red circle and, half a second later, a blue square."""
 _UNKNOWN = "MODEL"
-_TASKS: dict[str, Task] = {
-    "/v1/chat/completions": "image-text-to-text",
-    "/v1/responses": "image-text-to-text",
-    "/v1/messages": "image-text-to-text",
-    "/v1/completions": "image-text-to-text",
-    "/v1/rerank": "dual-encoder",
-    "/v1/embeddings": "dual-encoder",
-    "/v1/classify": "dual-encoder",
+_TASKS: dict[str, tuple[Task, ...]] = {
+    "/v1/chat/completions": ("image-text-to-text",),
+    "/v1/responses": ("image-text-to-text",),
+    "/v1/messages": ("image-text-to-text",),
+    "/v1/completions": ("image-text-to-text",),
+    "/v1/rerank": EMBEDDING_TASKS,
+    "/v1/embeddings": EMBEDDING_TASKS,
+    "/v1/classify": ("dual-encoder",),
 }
 
 
@@ -45,7 +45,7 @@ def examples(cards: Sequence[ModelCard]) -> dict[str, dict[str, Any]]:
     """Return a body per route, for the first served model that can answer it."""
 
     def model(path: str) -> str:
-        return next((card.name for card in cards if card.task == _TASKS[path]), _UNKNOWN)
+        return next((card.name for card in cards if card.task in _TASKS[path]), _UNKNOWN)
 
     asked = {"role": "user", "content": [_IMAGE, {"type": "text", "text": "What color is the circle?"}]}
     fields: dict[str, dict[str, Any]] = {

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from bundle.manifest import EMBEDDING_TASKS
 from serving.api.disconnect import contained, until_disconnect
 from serving.api.schemas import EmbeddingRequest
 from serving.api.service import Service, check_count, count_prompt, new_id
@@ -27,7 +28,7 @@ def embeddings_router(service: Service) -> APIRouter:
         """Embed texts and images into the space that they share."""
         deadline = service.deadline(request)
         asked = await service.read(request, deadline, EmbeddingRequest, partial(_asked, service))
-        model = await service.choose(request, asked.request.model, "dual-encoder")
+        model = await service.choose(request, asked.request.model, *EMBEDDING_TASKS)
         with service.metrics.one_answer(model):
             work = deadline.finish(contained(service.client.embed(replace(asked.request, model=model))))
             result = await until_disconnect(request.receive, work)

@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import Field, model_validator
 
 from bundle.errors import ParameterError
+from bundle.manifest import EMBEDDING_TASKS
 from serving.api.contents import ImageContent, TextContent
 from serving.api.deadline import Deadline
 from serving.api.disconnect import contained, until_disconnect
@@ -129,7 +130,7 @@ def ranking_router(service: Service) -> APIRouter:
 
 async def _embedded(service: Service, request: Request, deadline: Deadline, asked: _Asked) -> tuple[str, EmbedResult]:
     """Return the name that the answer tells, and all vectors."""
-    model = await service.choose(request, asked.request.model, "dual-encoder")
+    model = await service.choose(request, asked.request.model, *EMBEDDING_TASKS)
     with service.metrics.one_answer(model):
         work = deadline.finish(contained(service.client.embed(replace(asked.request, model=model))))
         result = await until_disconnect(request.receive, work)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -133,13 +133,13 @@ class Service:
         await self._check_ready()
         raise ModelNotFoundError(f"model {name!r} is not served here; served: {_names(cards)}", "model")
 
-    async def only_card(self, task: Task | None) -> ModelCard:
+    async def only_card(self, tasks: Collection[Task]) -> ModelCard:
         """Return the one model that a request means which names none: the only one for what it asks, as in vLLM.
 
         Raises:
             ParameterError: There are several, or none.
         """
-        cards = [card for card in await self.client.models() if task in (None, card.task)]
+        cards = [card for card in await self.client.models() if not tasks or card.task in tasks]
         if len(cards) == 1:
             return cards[0]
         await self._check_ready()
@@ -151,25 +151,25 @@ class Service:
             kind = StartingError if health.is_starting else EngineDeadError
             raise kind(f"requests cannot be served: {health.reason}. Ask /health/ready before sending any.")
 
-    async def choose(self, request: Request, name: str, task: Task | None) -> str:
+    async def choose(self, request: Request, name: str, *tasks: Task) -> str:
         """Return the name that the engine knows a model by, and note it for the counters.
 
         Args:
             request: That is served.
             name: A served model's, or an alias; empty: the only one.
-            task: That it has to do; None: any.
+            tasks: Of which it has to do one; none: whatever it does.
 
         Raises:
             ModelNotFoundError: None has that name.
             ParameterError: None is named, and there is not just one.
             TaskError: It does something else.
         """
-        card = await (self.card(name) if name else self.only_card(task))
+        card = await (self.card(name) if name else self.only_card(tasks))
         record = record_of(request)
         record.model = card.name
         self.metrics.count_received(card.name, time.monotonic() - record.arrived_s)
-        if task not in (None, card.task):
-            raise TaskError(f"model {name!r} does {card.task}; this route wants {task}", "model")
+        if tasks and card.task not in tasks:
+            raise TaskError(f"model {name!r} does {card.task}; this route wants {' or '.join(tasks)}", "model")
         return card.name
 
     def part(self, content: str | TextContent | ImageContent, param: str) -> TextPart | ImagePart:

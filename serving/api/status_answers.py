@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from bundle.manifest import Task
 from serving.api.answers import Answer
 
 
@@ -46,7 +47,7 @@ class StatusModel(Answer):
     """One served model; its engines by id: "0", or the replicas' under Ray."""
 
     id: str
-    task: Literal["image-text-to-text", "dual-encoder"]
+    task: Task
     model_type: str
     weight_bytes: int
     context_tokens: int | None

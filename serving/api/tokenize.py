@@ -74,7 +74,7 @@ def tokenize_router(service: Service) -> APIRouter:
         """Count the tokens of a text or a conversation, and tell them."""
         deadline = service.deadline(request)
         asked, tells_pieces = await service.read(request, deadline, TokenizeBody, partial(_asked, service))
-        model = await service.choose(request, asked.model, None)
+        model = await service.choose(request, asked.model)
         with service.metrics.one_answer(model):
             work = deadline.finish(contained(service.client.tokenize(replace(asked, model=model))))
             found = await until_disconnect(request.receive, work)
@@ -92,7 +92,7 @@ def tokenize_router(service: Service) -> APIRouter:
         """Return the text of tokens, control tokens written out."""
         deadline = service.deadline(request)
         asked = await service.read(request, deadline, DetokenizeBody, _ids_asked)
-        model = await service.choose(request, asked.model, None)
+        model = await service.choose(request, asked.model)
         with service.metrics.one_answer(model):
             work = deadline.finish(contained(service.client.detokenize(replace(asked, model=model))))
             return JSONResponse({"prompt": await until_disconnect(request.receive, work)})

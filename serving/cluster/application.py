@@ -24,7 +24,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 
 from bundle.directory import open_bundle
 from bundle.errors import BundleError, SettingsError
-from bundle.manifest import Task
+from bundle.manifest import EMBEDDING_TASKS, Task
 from serving.cluster.autoscaling import LoadPolicy
 from serving.cluster.canary import check_canaries
 from serving.cluster.ingress import IngressPlan, PlannedModel, ingress_deployment
@@ -96,7 +96,7 @@ class ServedModel:
     @property
     def deployment(self) -> str:
         """The name that Ray knows. It goes into replicas' ids, logs' file names and metrics, so it is plain."""
-        kind = "embedder" if self.task == "dual-encoder" else "generator"
+        kind = "embedder" if self.task in EMBEDDING_TASKS else "generator"
         return f"{kind}-{quote(self.name, safe='').replace('%', '=')}"
 
 
@@ -163,14 +163,14 @@ def _planned(model: ServedModel, args: ClusterArgs) -> PlannedModel:
 
 
 def _scaling(model: ServedModel, args: ClusterArgs) -> ScalingSettings:
-    of_kind = args.ray.embedder if model.task == "dual-encoder" else args.ray.generator
+    of_kind = args.ray.embedder if model.task in EMBEDDING_TASKS else args.ray.generator
     return args.ray.models.get(model.name, of_kind)
 
 
 def _model_deployment(model: ServedModel, args: ClusterArgs) -> Any:
     scaling = _scaling(model, args)
     return serve.deployment(
-        Embedder if model.task == "dual-encoder" else Generator,
+        Embedder if model.task in EMBEDDING_TASKS else Generator,
         name=model.deployment,
         max_ongoing_requests=scaling.max_ongoing_requests,
         # Each ingress replica has a queue of its own.
@@ -246,7 +246,7 @@ def wanted(models: Sequence[ServedModel], args: ClusterArgs) -> list[Wanted]:
     found = [Wanted(INGRESS, args.ray.ingress_replicas, ingress, "ray.ingress_num_cpus")]
     for model in models:
         scaling = _scaling(model, args)
-        kind = "embedder" if model.task == "dual-encoder" else "generator"
+        kind = "embedder" if model.task in EMBEDDING_TASKS else "generator"
         place = f"models.{model.name}" if model.name in args.ray.models else kind
         resources = {"CPU": scaling.num_cpus, "GPU": scaling.num_gpus}
         setting = f"num_cpus or num_gpus of ray.{place}"

@@ -55,6 +55,7 @@ _LONGEST_WATCH_S = 1.0
 _MODEL_OF_TASK: dict[Task, type[GenerativeModel] | type[EmbeddingModel]] = {
     "image-text-to-text": GenerativeModel,
     "dual-encoder": EmbeddingModel,
+    "text-embedding": EmbeddingModel,
 }
 
 

@@ -70,11 +70,12 @@ class EmbeddingModel(Model):
         check_room(manifest, None, settings.provider)
         self._dims: DualEncoderDims = manifest.dual
         self._tokenizer = Tokenizer.from_file(bundle.path(TOKENIZER))
-        self._vision = VisionStage(bundle, settings, pool)
+        self._vision = VisionStage(bundle, settings, pool) if manifest.sees else None
         text_name = manifest.graph("text_encoder")
         self._text = open_encoder(bundle, text_name, settings)
         if settings.check_golden:
-            check_canary(bundle, {self._vision.name: self._vision.session, text_name: self._text})
+            seen = {} if self._vision is None else {self._vision.name: self._vision.session}
+            check_canary(bundle, {**seen, text_name: self._text})
         self._turns = Turns(_BATCHES_AHEAD * settings.text_batch_rows)
         self._text_worker: BatchWorker[TextBatch, Vectors] = BatchWorker(
             f"text-{manifest.name}", self._run_texts, _num_rows, settings.text_batch_rows, settings.patience
@@ -83,17 +84,17 @@ class EmbeddingModel(Model):
     @property
     def workers(self) -> Mapping[Worker[Any], Callable[[], None]]:
         """Its threads, and what each runs first."""
-        return {
-            self._text_worker: self._warm_up_texts,
-            self._vision.worker: self._vision.warm_up,
-        }
+        workers: dict[Worker[Any], Callable[[], None]] = {self._text_worker: self._warm_up_texts}
+        if self._vision is not None:
+            workers[self._vision.worker] = self._vision.warm_up
+        return workers
 
     @property
     def gauges(self) -> dict[str, float]:
         """Numbers for `/metrics`."""
         return {
             "num_requests_running": float(self._admission.num_admitted),
-            **self._vision.gauges,
+            **({} if self._vision is None else self._vision.gauges),
             "num_preprocess_waiting": float(self._pool.num_preprocess_waiting),
         }
 
@@ -184,9 +185,17 @@ class EmbeddingModel(Model):
             return await asyncio.wrap_future(self._text_worker.submit(rows)), rows.num_tokens
 
     async def _embed_images(self, owner: str, images: Sequence[ImagePart]) -> Vectors:
-        """Return [n, E] unit vectors."""
-        decoded = await together(self._vision.decode(owner, image.data) for image in images)
-        encoded = await together(self._vision.encode(owner, image) for image in decoded)
+        """Return [n, E] unit vectors.
+
+        Raises:
+            TaskError: The model embeds texts alone.
+        """
+        if not images:
+            return self._unit([])
+        if (vision := self._vision) is None:
+            raise TaskError(f"{self._manifest.name} embeds texts alone; it has no image tower. Send texts.")
+        decoded = await together(vision.decode(owner, image.data) for image in images)
+        encoded = await together(vision.encode(owner, image) for image in decoded)
         return self._unit([image.features for image in encoded])
 
     def _unit(self, vectors: Sequence[npt.NDArray[Any]]) -> Vectors:

@@ -13,6 +13,7 @@ import httpx
 import numpy as np
 
 from bundle.errors import MachineError, SettingsError
+from bundle.manifest import EMBEDDING_TASKS
 from quant.evaluation.asking import Clip, Part, RefusedError, Said, Vectors
 
 _MEDIA_TYPES = {
@@ -109,7 +110,7 @@ class EndpointRespondent:
                 raise SettingsError(f"{self.url} has the models {', '.join(cards) or 'none'}; name one with --name")
             self._model = next(iter(cards))
         if self._embeds is None:
-            self._embeds = cards.get(self._model, {}).get("task") == "dual-encoder"
+            self._embeds = cards.get(self._model, {}).get("task") in EMBEDDING_TASKS
 
     async def answer(self, conversation: Sequence[Said], max_tokens: int) -> str:
         """Return the greedy answer.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ from bundle.directory import Bundle, open_bundle
 from bundle.errors import BundleError, CheckpointError, UnsupportedConfigError
 from export.adopted.adopter import adopt_export
 from export.adopted.adoption import Said
+from export.adopted.tower import Pooling
 from graphs.labels import Label, unlabelled
 from graphs.layers import find_linears
 from graphs.store import open_graph
 from quant.quantizer import quantize_bundle
+from quant.samples.built_in import built_in_samples
 from runtime.one_request import DualEncoderRunner
 from runtime.settings import RuntimeSettings
 
@@ -32,6 +35,8 @@ def adopted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     folder = tmp_path_factory.mktemp("adopted")
     for name in ("clip", "chinese_clip", "siglip"):
         adopt_export(EXPORTS / name, folder / name)
+    for pooling in get_args(Pooling):
+        adopt_export(EXPORTS / "bert", folder / pooling, said=Said(pooling=pooling))
     adopt_export(EXPORTS / "transformers_js", folder / "transformers_js", said=Said(logit_scale=np.exp(3.25)))
     return {path.name: open_bundle(path) for path in folder.iterdir()}
 
@@ -62,6 +67,38 @@ def test_cosines_become_the_logits_that_torch_gives(adopted: dict[str, Bundle], 
     np.testing.assert_allclose(cosines * dims.logit_scale + dims.logit_bias, expected["logits_per_image"], rtol=1e-3)
     assert dims.scoring == ("sigmoid" if name == "siglip" else "softmax")
     assert dims.pads_to_max is (name in ("siglip", "transformers_js"))
+
+
+@pytest.mark.parametrize("pooling", get_args(Pooling))
+def test_texts_have_the_vectors_that_torchs_hidden_states_pool_to(adopted: dict[str, Bundle], pooling: Pooling) -> None:
+    expected = _expected("bert")
+    states, mask = expected["last_hidden_state"], expected["attention_mask"].astype(bool)
+    pool = {"mean": lambda rows: rows.mean(axis=0), "cls": lambda rows: rows[0], "last": lambda rows: rows[-1]}[pooling]
+    vectors = np.stack([pool(states[at][mask[at]]) for at in range(len(TEXTS))])
+    found = DualEncoderRunner(adopted[pooling], RuntimeSettings(intra_threads=1)).embed_texts(TEXTS)
+    assert 1 - (found * _unit(vectors)).sum(-1).min() < 1e-5
+
+
+def test_sentence_transformers_pooling_is_read_from_its_file(tmp_path: Path) -> None:
+    folder = _copy("bert", tmp_path)
+    (folder / "1_Pooling").mkdir()
+    settings = {"word_embedding_dimension": 32, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(settings))
+    manifest = adopt_export(folder, tmp_path / "out")
+    assert manifest.task == "text-embedding"
+    assert set(manifest.components) == {"text_encoder"}
+
+
+def test_a_text_encoder_asks_how_its_tokens_are_pooled(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedConfigError, match="--pooling mean, cls or last"):
+        adopt_export(EXPORTS / "bert", tmp_path / "out")
+
+
+def test_a_text_encoder_is_made_smaller_and_measured_on_texts_alone(adopted: dict[str, Bundle], tmp_path: Path) -> None:
+    parent = adopted["mean"]
+    samples = built_in_samples(parent, "evaluation")
+    manifest = quantize_bundle(parent.directory, tmp_path / "int8", weights="int8-rtn", evaluation=samples)
+    assert any(gate.n == len(samples.texts) for gate in manifest.gates)
 
 
 def test_layers_bear_the_names_of_the_checkpoint_and_the_rows_that_meet_them(adopted: dict[str, Bundle]) -> None:

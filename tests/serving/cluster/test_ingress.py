@@ -12,6 +12,8 @@ import pytest
 from pydantic import PydanticDeprecatedSince20
 
 from bundle.errors import SettingsError
+from serving.access.keys import ApiKey, digest_of
+from serving.access.settings import AccessSettings
 from serving.cluster.canary import VariantFigures
 from serving.fake import FAKE_VLM
 from serving.ray_settings import Canary, LiveSettings
@@ -39,6 +41,8 @@ class Handle:
         return self
 
     def broadcast(self, method: str) -> Any:
+        if method == "exposition":
+            return SimpleNamespace(results_async=self.no_answers)
         assert method == "canary_figures"
         seen = VariantFigures(num_requests=3, num_failed=1)
         seen.total_s.extend((0.1, 0.2))
@@ -47,6 +51,9 @@ class Handle:
             return [("other", {"m": {"new": seen}}), TimeoutError("gone")]
 
         return SimpleNamespace(results_async=answers)
+
+    async def no_answers(self, **_: Any) -> list[Any]:
+        return []
 
 
 @pytest.fixture
@@ -96,3 +103,27 @@ def canaries_of(old: int, new: int) -> list[dict[str, Any]]:
 def test_a_canary_is_a_model_among_the_others(ingress: Ingress) -> None:
     ingress.reconfigure(canaries(10, 90))
     assert [card["id"] for card in get(ingress, "/v1/models")["data"]] == ["old", "new", "m"]
+
+
+def test_keys_hold_for_all_that_an_ingress_answers_metrics_and_canaries_too(ingress: Ingress) -> None:
+    kept = ApiKey(name="ci", sha256=digest_of(b"pvlm-0123456789abcdef"))
+    ingress._api = ApiSettings(access=AccessSettings(keys=(kept,)))
+
+    async def statuses(headers: dict[str, str]) -> dict[str, int]:
+        transport = httpx.ASGITransport(ingress.__serve_build_asgi_app__(), raise_app_exceptions=True)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
+            paths = ("/metrics", "/cluster/canaries", "/v1/models", "/health/live")
+            return {path: (await client.get(path)).status_code for path in paths}
+
+    closed = {"/metrics": 401, "/cluster/canaries": 401, "/v1/models": 401, "/health/live": 200}
+    assert asyncio.run(statuses({})) == closed
+    assert set(asyncio.run(statuses({"x-api-key": "pvlm-0123456789abcdef"})).values()) == {200}
+
+
+def test_an_ingress_tells_its_own_metrics_where_others_do_not_answer(ingress: Ingress) -> None:
+    async def ask() -> str:
+        transport = httpx.ASGITransport(ingress.__serve_build_asgi_app__(), raise_app_exceptions=True)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return (await client.get("/metrics")).text
+
+    assert "pocketvlm:num_replicas" in asyncio.run(ask())
