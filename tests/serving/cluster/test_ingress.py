@@ -18,6 +18,7 @@ from serving.cluster.canary import VariantFigures
 from serving.fake import FAKE_VLM
 from serving.ray_settings import Canary, LiveSettings
 from serving.settings import ApiSettings
+from serving.tracing_settings import TracingSettings
 
 with warnings.catch_warnings():
     # Ray 2.60 declares its own settings in a way that pydantic will drop.
@@ -65,7 +66,7 @@ def ingress(monkeypatch: pytest.MonkeyPatch) -> Ingress:
     from dataclasses import replace
 
     models = tuple(PlannedModel(replace(FAKE_VLM, name=name), f"generator-{name}") for name in NAMES)
-    return Ingress(IngressPlan(models, ApiSettings(), 1.0), Handle(), Handle())
+    return Ingress(IngressPlan(models, ApiSettings(), 1.0, TracingSettings()), Handle(), Handle())
 
 
 def get(ingress: Ingress, path: str) -> Any:
