@@ -37,7 +37,8 @@ class LoadPolicy:
         # What replicas tell is as old as their last report; Ray's own count of requests is another view of the same.
         told = sum(each.requests for each in loads)
         num_unseen = max(context.total_num_requests - told, context.total_queued_requests or 0.0, 0.0)
-        return demand(loads, num_unseen, self._targets, self._target_requests).num_replicas, {}
+        wanted = demand(loads, num_unseen, self._targets, self._target_requests)
+        return wanted.num_replicas_from(context.target_num_replicas), {}
 
 
 def loads_of(metrics: Mapping[str, Mapping[Any, float]], replicas: list[Any]) -> list[ReplicaLoad]:

@@ -15,6 +15,9 @@ _MOST_FIRST_TOKENS = 512
 _SHARED_REQUESTS = 1.0
 """Per replica; where they are no more, another replica makes no first token come sooner."""
 _ROUNDING = 1e-6
+_TOLERANCE = 0.1
+"""Of the replicas that there shall be, by which a load may differ before their number does: one that lies just at a
+target would bring a replica and take it away again. As Kubernetes' autoscaler has it."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,15 @@ class Demand:
     @property
     def num_replicas(self) -> int:
         """Replicas that are enough for every kind."""
-        return math.ceil(max(self.replicas.values(), default=0.0) - _ROUNDING)
+        return math.ceil(self._most - _ROUNDING)
+
+    def num_replicas_from(self, target: int) -> int:
+        """Return how many there shall be where so many shall be now: as many where the load is about theirs."""
+        return target if abs(self._most - target) <= _TOLERANCE * target else self.num_replicas
+
+    @property
+    def _most(self) -> float:
+        return max(self.replicas.values(), default=0.0)
 
 
 def demand(loads: Sequence[ReplicaLoad], num_queued: float, targets: ScalingTargets, target_requests: float) -> Demand:

@@ -62,6 +62,24 @@ def test_load_that_replicas_carry_just_at_the_target_wants_as_many(target: int, 
     assert num_replicas([ReplicaLoad(cache_share=0.1)] * num, cache_share=0.1) == num
 
 
+@pytest.mark.parametrize(
+    ("load", "target", "wanted"),
+    [
+        (2.0, 2, 2),
+        (2.15, 2, 2),
+        (2.25, 2, 3),
+        (1.85, 2, 2),
+        (1.75, 3, 2),
+        (2.8, 3, 3),
+        (0.0, 1, 0),
+        (0.5, 1, 1),
+        (0.3, 0, 1),
+    ],
+)
+def test_a_load_about_that_of_the_replicas_changes_nothing(load: float, target: int, wanted: int) -> None:
+    assert Demand({"requests": load}).num_replicas_from(target) == wanted
+
+
 def test_no_measure_wants_nothing() -> None:
     assert Demand({}).num_replicas == 0
 
