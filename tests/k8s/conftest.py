@@ -22,6 +22,7 @@ FOLDERS = (
     "overlays/gpu",
     "overlays/gpu/rayservice",
     "dashboards",
+    "overlays/jetson",
 )
 Object = dict[str, Any]
 

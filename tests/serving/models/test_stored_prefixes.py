@@ -47,6 +47,17 @@ def test_answers_behind_a_prefix_are_those_of_plain_demonstrations(smolvlm_bundl
         assert counts[1]["cached_tokens"] == 0
         assert told["image_tokens"] == counts[0]["cached_image_tokens"] > 0
 
+        fused, again = {**made, "name": "fused", "method": "fused"}, {**named, "prefix": "fused"}
+        told, warm = await asked(("/v1/prefixes", fused), (chat, again))
+        (cold,) = await asked((chat, again))
+        assert cold["choices"] == warm["choices"]
+        [counts, of_plain] = [answer["usage"]["prompt_tokens_details"] for answer in (cold, plain)]
+        # the rows of its text are there, after a restart as well, and its images are nowhere
+        assert counts["cached_tokens"] == told["cache_rows"] == told["prompt_tokens"] - told["image_tokens"]
+        assert counts["cached_image_tokens"] == 0
+        assert counts["image_tokens"] * 3 == of_plain["image_tokens"]
+        assert plain["usage"]["prompt_tokens"] - cold["usage"]["prompt_tokens"] == told["image_tokens"]
+
     asyncio.run(asyncio.wait_for(main(), 120))
 
 
