@@ -77,8 +77,8 @@ def fetch_wheels(folder: Path, python: str, glibc: int, extras: Sequence[str], r
         ]
         said = next(reversed(done.stderr.strip().splitlines()), "pip says nothing")
         raise MachineError(
-            f"no wheel for aarch64, Python {python} and glibc 2.{glibc}: {', '.join(lacking) or said}. Take another "
-            "--python (3.12 has all that serving needs), or build these on the device"
+            f"no wheel for aarch64, Python {python} and glibc 2.{glibc}: {', '.join(lacking) or said} (pinned as in "
+            "constraints.txt). Take another --python (3.12 has all that serving needs), or build these on the device"
         )
     own = [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT)]
     if (built := run(own)).returncode:

@@ -38,12 +38,10 @@ class SentImage:
     cut: CutImage
     layout: TileLayout
     with_tower: bool
-    side_px: int | None = None
+    side_px: int | None
 
     @classmethod
-    def of(
-        cls, key: bytes, cut: CutImage, layout: TileLayout, *, with_tower: bool, side_px: int | None = None
-    ) -> SentImage:
+    def of(cls, key: bytes, cut: CutImage, layout: TileLayout, with_tower: bool, side_px: int | None) -> SentImage:
         """Return an image as it is sent; copies its pixels."""
         pieces = tuple(np.asarray(each) for each in cut.images)
         return cls(key, pieces, _with_images(cut, ()), layout, with_tower, side_px)

@@ -11,7 +11,6 @@ import hashlib
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -360,10 +359,8 @@ class VisionStage:
 
     async def _encode_elsewhere(self, owner: Hashable, image: DecodedImage, elsewhere: Elsewhere) -> EncodedImage:
         started_s = time.monotonic()
-        sent = partial(
-            SentImage.of, image.key, image.cut, image.layout, with_tower=image.with_tower, side_px=image.side_px
-        )
-        seen = await elsewhere.see(await self._pool.images.run(owner, sent))
+        fields = image.key, image.cut, image.layout, image.with_tower, image.side_px
+        seen = await elsewhere.see(await self._pool.images.run(owner, SentImage.of, *fields))
         self.cache.put(image.key, seen)
         return replace(self._encoded(image, seen), vision_s=time.monotonic() - started_s)
 

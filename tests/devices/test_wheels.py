@@ -55,5 +55,5 @@ def test_our_own_wheel_is_among_them(tmp_path: Path) -> None:
 
 
 def test_what_has_no_wheel_is_named(tmp_path: Path) -> None:
-    with pytest.raises(MachineError, match=r"Python 3\.10 and glibc 2\.35: numpy>=\S+, onnxruntime>=\S+\. Take"):
+    with pytest.raises(MachineError, match=r"Python 3\.10 and glibc 2\.35: numpy>=\S+, onnxruntime>=\S+ \(pinned"):
         fetch_wheels(tmp_path, "3.10", 35, ["cpu", "serve"], Pip(("onnxruntime", "numpy")))

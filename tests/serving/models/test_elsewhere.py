@@ -63,7 +63,7 @@ async def composed(bundle: Path, settings: EngineSettings = SETTINGS) -> AsyncIt
     await host.start()
     crossing = Crossing(host)
     try:
-        async with LocalClient([bundle], settings, crossing) as client:
+        async with LocalClient([bundle], settings, elsewhere=crossing) as client:
             yield client, crossing
     finally:
         await host.close()
@@ -111,7 +111,7 @@ def test_what_a_host_has_encoded_for_one_generator_is_kept_for_the_others(smolvl
     async def main() -> None:
         async with composed(smolvlm_bundle) as (client, crossing):
             await answer(client, picture(3))
-            async with LocalClient([smolvlm_bundle], SETTINGS, crossing) as other:
+            async with LocalClient([smolvlm_bundle], SETTINGS, elsewhere=crossing) as other:
                 await answer(other, picture(3))
             gauges = (await crossing.host.health()).model_gauges["tiny-smolvlm"]
         assert (gauges["image_cache_hits"], gauges["num_requests_running"]) == (1.0, 0.0)
