@@ -101,6 +101,7 @@ def test_the_wheel_holds_exactly_our_packages(tmp_path: Path) -> None:
     top = {name.split("/")[0] for name in names}
     assert {name for name in top if not name.endswith(".dist-info")} == {*PACKAGES, "pocketvlm.py"}
     assert {"quant/samples/texts.jsonl", "quant/samples/photographs.jsonl"} <= set(names)
+    assert {"serving/page/index.html", "serving/page/app.js", "serving/page/samples/scene.png"} <= set(names)
 
 
 def test_every_package_on_disk_is_in_the_wheels_list() -> None:

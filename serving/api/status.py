@@ -119,9 +119,9 @@ def card_body(service: Service, name: str, card: ModelCard) -> dict[str, Any]:
             "tools": is_vlm,
             "structured_output": is_vlm,
             "video": is_vlm,
-            "images": True,
+            "images": card.task != "text-embedding",
             "embeddings": not is_vlm,
-            "classify": not is_vlm,
+            "classify": card.task == "dual-encoder",
         },
         "limits": {
             "max_images": limits.max_images,

@@ -50,6 +50,20 @@ def test_models_are_listed_with_task_schemes_bytes_and_gates(api: Any) -> None:
     assert [card["gated"] for card in listing["data"]] == [True, None]
 
 
+def test_a_model_that_embeds_texts_alone_offers_nothing_for_images(
+    make_caller: Callable[..., Any], engine: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = ModelCard("words", "text-embedding", "fake", {"text_encoder": "fp32"}, 1, None)
+
+    async def models() -> list[ModelCard]:
+        return [card]
+
+    monkeypatch.setattr(engine, "models", models)
+    told = make_caller().get("/v1/models/words").json()
+    can = {name for name, is_so in told["capabilities"].items() if is_so}
+    assert (told["task"], can) == ("text-embedding", {"embeddings"})
+
+
 def test_an_unknown_model_is_a_404_that_lists_the_known(api: Any) -> None:
     response = api.get("/v1/models/some/other")
     assert response.status_code == 404
