@@ -6,7 +6,7 @@ PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint co
 OURS   := bundle commands devices export graphs pages quant runtime serving loadtests reference pocketvlm.py tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo demo-real report-real test test-fast test-gpu check fmt load-smoke attack soak clean
+.PHONY: wheels-jetson help setup setup-dev demo demo-real report-real test test-fast test-gpu check fmt load-smoke attack soak clean
 
 help:           ## Show this list
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 22
@@ -60,6 +60,11 @@ test-fast: setup-dev ## Run the tests that take less than ten seconds each
 
 test-gpu: setup-dev ## Run the tests that need an NVIDIA GPU (with onnxruntime-gpu in the place of onnxruntime)
 	$(PYTEST_ONE) tests/gpu
+
+WHEELS_ARGS ?= --python 3.12 --extra gpu,serve
+
+wheels-jetson: setup-dev ## Fetch wheels for aarch64 into ./wheels (WHEELS_ARGS: --python, --glibc, --extra)
+	$(BIN)/python -m devices.wheels wheels $(WHEELS_ARGS)
 
 load-smoke: setup-dev ## Load the edge server and Ray Serve for ten seconds each
 	$(BIN)/python -m loadtests.smoke

@@ -155,6 +155,8 @@ class DualEncoderDims(Frozen):
         logit_scale: Multiplier of the cosine, already exponentiated.
         logit_bias: Added after the scale; 0 for CLIP.
         prompt_template: Text around a candidate label, as `bundle.zero_shot` reads it.
+        matryoshka: Numbers to which a vector may be cut, for the model was trained so that its first ones say most
+            (Kusupati et al. 2022, section 3); none where it was not.
     """
 
     embedding_size: int = Field(gt=0, le=1 << 20)
@@ -165,6 +167,18 @@ class DualEncoderDims(Frozen):
     logit_scale: float = Field(allow_inf_nan=False)
     logit_bias: float = Field(default=0.0, allow_inf_nan=False)
     prompt_template: Text = "a photo of {}"
+    matryoshka: tuple[Annotated[int, Field(gt=0)], ...] = Field(default=(), max_length=64)
+
+    @model_validator(mode="after")
+    def _check_cuts(self) -> DualEncoderDims:
+        if wrong := [size for size in self.matryoshka if size > self.embedding_size]:
+            raise ValueError(f"vectors of {self.embedding_size} numbers cannot be cut to {wrong[0]}")
+        return self
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many numbers a vector may have, the most first."""
+        return tuple(sorted({self.embedding_size, *self.matryoshka}, reverse=True))
 
 
 class FileRecord(Frozen):

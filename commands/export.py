@@ -52,6 +52,15 @@ def export(
             "for each layer want it: as many as layers, or fewer.",
         ),
     ] = 1,
+    image_pixels: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Pixels of an image at most, where a model's images keep their shape: fewer tokens, less detail. "
+            "Default: as the checkpoint's processor says, which may be 16 thousand tokens a photograph.",
+            show_default=False,
+        ),
+    ] = None,
     smaller_images: Annotated[
         bool,
         typer.Option(
@@ -93,6 +102,11 @@ def export(
         raise UnsupportedConfigError(
             f"--length-groups {length_groups}: layers are grouped in fp32 bundles and variants for the CPU, and "
             "segments are such groups; leave out --target cuda, --keep-quantized and --decoder-segments"
+        )
+    if image_pixels is not None and (target == "cuda" or keep_quantized):
+        raise UnsupportedConfigError(
+            f"--image-pixels {image_pixels} is for fp32 bundles and their variants; leave out --target cuda and "
+            "--keep-quantized"
         )
     if smaller_images and (target == "cuda" or keep_quantized or dialect == "portable"):
         raise UnsupportedConfigError(
@@ -140,6 +154,7 @@ def export(
             decoder_gguf=decoder_gguf,
             segments=_layers(decoder_segments),
             length_groups=length_groups,
+            most_image_px=image_pixels,
             smaller_images=smaller_images,
             lora=lora,
             overwrite=overwrite,

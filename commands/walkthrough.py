@@ -82,7 +82,7 @@ def run_demo(folder: Path, *, samples: int, keep: bool, console: Console) -> Non
         _ask_all(server.url, console)
         console.print(f"\nDone in {time.perf_counter() - started_s:.0f} s.")
         if keep:
-            console.print(f"The server keeps running at {server.url}; stop it with: kill {server.pid}")
+            console.print(f"The server keeps running; open {server.url} in a browser. Stop it with: kill {server.pid}")
     _print_next(folder, console)
 
 

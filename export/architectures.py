@@ -13,6 +13,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "clip": "export.models.clip:Clip",
     "idefics3": "export.models.idefics3:Idefics3",
     "llava": "export.models.llava:Llava",
+    "paddleocr_vl": "export.models.paddleocr_vl:PaddleOCRVL",
     "qwen2_vl": "export.models.qwen2_vl:Qwen2VL",
     "qwen2_5_vl": "export.models.qwen2_5_vl:Qwen25VL",
     "qwen3_vl": "export.models.qwen3_vl:Qwen3VL",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 from huggingface_hub import snapshot_download
@@ -35,6 +35,8 @@ from export.weights import WeightSource
 if TYPE_CHECKING:
     from export.gguf_decoder import GgufTensor
 
+_CUTS = "matryoshka_dimensions"
+"""Of a config, as vLLM reads it too."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", VISUAL_EXIT]
 
@@ -48,6 +50,7 @@ def export_checkpoint(
     decoder_gguf: Path | None = None,
     segments: Sequence[int] = (),
     length_groups: int = 1,
+    most_image_px: int | None = None,
     smaller_images: bool = False,
     lora: Path | None = None,
     overwrite: bool = False,
@@ -66,6 +69,7 @@ def export_checkpoint(
         decoder_gguf: A llama.cpp file whose weights take the place of the checkpoint's decoder.
         segments: Layers before which the decoder's graph for prompts is cut, once more beside the whole one.
         length_groups: Groups of neighbouring layers that may keep different numbers of rows; segments are such groups.
+        most_image_px: Pixels of an image at most, where images keep their shape; None: as the processor says.
         smaller_images: The vision graph takes tiles smaller than full ones as well, for `vision.method` resize.
         lora: A folder of an adapter that PEFT saved, merged into the weights.
         overwrite: Replace a bundle that stands at `output`.
@@ -98,7 +102,7 @@ def export_checkpoint(
     weights.fill()
     weights.require_all_used()
     with write_aside(output, overwrite=overwrite) as aside:
-        files = convert_processor(folder, family, aside)
+        files = convert_processor(folder, family, aside, most_image_px)
         _require_agreement(family, files)
         if files.note is not None:
             say(files.note)
@@ -119,7 +123,7 @@ def export_checkpoint(
             segments=_segments(aside, components, states, family, say) if segments else (),
             decoder=family.decoder_dims() if isinstance(family, VisionLanguage) else None,
             image_prompt=files.image_prompt,
-            dual=_dual_dims(family, files, weights) if isinstance(family, DualEncoder) else None,
+            dual=_dual_dims(family, files, weights, source) if isinstance(family, DualEncoder) else None,
             bos_token_id=files.bos_token_id,
             eos_token_ids=files.eos_token_ids,
             template_tokens=files.template_tokens,
@@ -298,7 +302,9 @@ def _record(bundle: Bundle, family: Family, files: ProcessorFiles, say: Callable
     record_goldens(bundle, Canary.make(files.image_spec, family.vocab_size, files.eos_token_ids))
 
 
-def _dual_dims(family: DualEncoder, files: ProcessorFiles, weights: WeightSource) -> DualEncoderDims:
+def _dual_dims(
+    family: DualEncoder, files: ProcessorFiles, weights: WeightSource, source: Checkpoint
+) -> DualEncoderDims:
     tower = family.text_tower
     if files.pad_token_id is None:
         raise UnsupportedConfigError("the tokenizer names no pad_token; texts cannot be batched without one")
@@ -310,4 +316,17 @@ def _dual_dims(family: DualEncoder, files: ProcessorFiles, weights: WeightSource
         scoring=tower.scoring,
         logit_scale=math.exp(weights.scalar("logit_scale")),
         logit_bias=weights.scalar("logit_bias") if "logit_bias" in family.scalars else 0.0,
+        matryoshka=_cuts(source.config, tower.embedding_size),
     )
+
+
+def _cuts(config: Mapping[str, Any], embedding_size: int) -> tuple[int, ...]:
+    """Return the sizes to which a config says that vectors may be cut; none where it says nothing.
+
+    Raises:
+        UnsupportedConfigError: They are no sizes of its vectors.
+    """
+    sizes = config.get(_CUTS) or []
+    if not isinstance(sizes, list) or not all(type(size) is int and 0 < size <= embedding_size for size in sizes):
+        raise UnsupportedConfigError(f"config.json: {_CUTS} is {sizes!r:.80}; vectors have {embedding_size} numbers")
+    return tuple(sorted(set(sizes) - {embedding_size}, reverse=True))

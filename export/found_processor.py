@@ -29,7 +29,9 @@ class FoundProcessor:
 
     def token(self, name: str, default: str) -> str:
         """Return the text of a token that the processor or its tokenizer names, e.g. "image_token"."""
-        return token_text(self.settings.get(name) or self.vocabulary.settings.get(name) or default)
+        settings, extra = self.vocabulary.settings, self.vocabulary.settings.get("extra_special_tokens")
+        named = extra.get(name) if isinstance(extra, Mapping) else None
+        return token_text(self.settings.get(name) or settings.get(name) or named or default)
 
     def is_of(self, processor_class: str) -> bool:
         """Return whether the files name that class."""

@@ -68,7 +68,9 @@ class ProcessorFiles:
     note: str | None = None
 
 
-def convert_processor(checkpoint: Path, family: Family, output: Path) -> ProcessorFiles:
+def convert_processor(
+    checkpoint: Path, family: Family, output: Path, most_image_px: int | None = None
+) -> ProcessorFiles:
     """Write the checkpoint's preprocessing into a bundle folder and return what the manifest records of it.
 
     Writes `preprocessor.json` and `tokenizer.json`; for vision-language models also `chat_template.jinja` and
@@ -79,6 +81,7 @@ def convert_processor(checkpoint: Path, family: Family, output: Path) -> Process
             `tokenizer_config.json` and, for vision-language models, a chat template.
         family: Opened on the checkpoint's config; it says what differs from model to model.
         output: The bundle folder; exists.
+        most_image_px: Pixels of an image at most, where images keep their shape; None: as the processor says.
 
     Raises:
         CheckpointError: A file is missing or not JSON.
@@ -88,12 +91,21 @@ def convert_processor(checkpoint: Path, family: Family, output: Path) -> Process
     settings, source = _image_settings(checkpoint, processor), _image_settings_file(checkpoint, processor)
     spec = read_image_spec(settings, source, family.image_processor)
     family.check_images(spec)
+    spec = spec if most_image_px is None else _within(spec, most_image_px)
     (output / PREPROCESSOR).write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
     vocabulary = Vocabulary.read(checkpoint, lower_cases=family.lower_cases)
     (output / TOKENIZER).write_text(vocabulary.text, encoding="utf-8")
     if isinstance(family, VisionLanguage):
         return _vision_language(checkpoint, family, FoundProcessor(processor, spec, vocabulary), output)
     return _dual_encoder(family, spec, vocabulary)
+
+
+def _within(spec: ImageSpec, most_px: int) -> ImageSpec:
+    try:
+        return spec.model_copy(update={"geometry": spec.geometry.within(most_px)})
+    except ValueError as error:
+        first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise UnsupportedConfigError(f"--image-pixels {most_px}: {first}") from error
 
 
 def _vision_language(checkpoint: Path, family: VisionLanguage, found: FoundProcessor, output: Path) -> ProcessorFiles:

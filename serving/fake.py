@@ -29,6 +29,7 @@ from bundle.errors import (
     EngineDeadError,
     ModelNotFoundError,
     OverloadedError,
+    ParameterError,
     TaskError,
 )
 from bundle.frames.opening import open_clip
@@ -200,6 +201,8 @@ class FakeClient:
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """Return vectors of unit length that depend on the input alone."""
         self._card(request.model, "dual-encoder")
+        if request.dimensions not in (None, EMBEDDING_SIZE):
+            raise ParameterError(f"dimensions = {request.dimensions}: vectors have {EMBEDDING_SIZE}", "dimensions")
         await self._serve_once()
         rows = np.stack([_embedding(_content(part)) for part in request.inputs])
         return EmbedResult(rows, sum(len(part.text.split()) for part in request.inputs if isinstance(part, TextPart)))

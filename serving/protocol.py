@@ -320,11 +320,16 @@ GenerateEvent = TokenEvent | FinishedEvent | WaitingEvent
 
 @dataclass(frozen=True)
 class EmbedRequest:
-    """Texts and images to embed; results come back in the order of `inputs`."""
+    """Texts and images to embed; results come back in the order of `inputs`.
+
+    Attributes:
+        dimensions: Numbers of a vector, one of those to which the model's may be cut; None: all.
+    """
 
     request_id: str
     model: str
     inputs: tuple[TextPart | ImagePart, ...]
+    dimensions: int | None = None
     traceparent: str = ""
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from bundle.errors import SettingsError
 
 Routing = Literal["content", "load"]
+Composition = Literal["whole", "encoder"]
 _FULL_WEIGHT = 100
 
 
@@ -165,10 +166,16 @@ class RaySettings(_Frozen):
         ingress_num_cpus: Logical CPUs that Ray reserves for each.
         generator: Replicas of each vision-language model.
         embedder: Replicas of each dual encoder.
+        compose: "whole": each generator has its model's vision encoder. "encoder": the encoder is a deployment of its
+            own, that all generators of the model share.
+        encoder: Replicas of each such encoder. Its requests are images.
         models: Of single models by name, in place of those of their kind.
         canaries: Names that stand for several variants, by weight.
         routing: "content" prefers the replica that read a conversation's images and beginning before, "load" the one
             with the least to do.
+        update_surge_percent: Replicas that may run beyond the others while an update replaces them, of their number,
+            rounded up. With 0, an old one is stopped before the new one is started: a model of one replica is away for
+            as long as that takes. More than 0 needs the room.
         waits_for_nodes: A replica that no node of the cluster has room for is waited for, as where nodes are added when
             they are needed. Else, it is refused at the start.
         silent_after_s: A replica that answers nothing for so long gets no requests; those that it has are sent to
@@ -184,9 +191,12 @@ class RaySettings(_Frozen):
     ingress_num_cpus: float = Field(default=0.25, ge=0)
     generator: ScalingSettings = ScalingSettings()
     embedder: ScalingSettings = ScalingSettings()
+    compose: Composition = "whole"
+    encoder: ScalingSettings = ScalingSettings()
     models: dict[str, ScalingSettings] = {}
     canaries: tuple[Canary, ...] = ()
     routing: Routing = "content"
+    update_surge_percent: int = Field(default=25, ge=0, le=100)
     waits_for_nodes: bool = False
     silent_after_s: float = Field(default=5.0, ge=2)
     patience_s: float = Field(default=15.0, gt=0)

@@ -27,12 +27,14 @@ class Area(Geometry):
         step_px: Both sides are multiples of it: a patch, times the patches on a side that become one token.
         least_px: Least area in pixels.
         most_px: Largest area in pixels.
+        grows: A side below a step is made one first, and the other longer with it (PaddleOCR-VL).
     """
 
     kind: Literal["area"] = "area"
     step_px: int = Field(gt=0, le=512)
     least_px: int = Field(gt=0, le=_LARGEST_AREA_PX)
     most_px: int = Field(gt=0, le=_LARGEST_AREA_PX)
+    grows: bool = False
 
     @model_validator(mode="after")
     def _check_bounds(self) -> Area:
@@ -56,12 +58,23 @@ class Area(Geometry):
         height, width = self.tile_size_px
         return Fixed(height_px=height, width_px=width)
 
+    def within(self, most_px: int) -> Area:
+        """Return the geometry with images of so many pixels at most.
+
+        Raises:
+            ValueError: That is less than a step's square.
+        """
+        most = min(most_px, self.most_px)
+        return Area.model_validate({**self.model_dump(), "most_px": most, "least_px": min(most, self.least_px)})
+
     def layout(self, width_px: int, height_px: int) -> TileLayout:
         """Return the size that an image is scaled to; it is never cut.
 
         Raises:
             ImageError: It is too narrow.
         """
+        if self.grows:
+            width_px, height_px = self._grown(width_px, height_px)
         short, long = sorted((width_px, height_px))
         if long > _LONGEST_RATIO * short:
             raise ImageError(
@@ -74,6 +87,14 @@ class Area(Geometry):
         """Return the scaled image."""
         height, width = self.layout(*image.size).whole_px or self.tile_size_px
         return [resized(image, (width, height), resample)]
+
+    def _grown(self, width_px: int, height_px: int) -> tuple[int, int]:
+        step = self.step_px
+        if height_px < step:
+            width_px, height_px = round(width_px * step / height_px), step
+        if width_px < step:
+            width_px, height_px = step, round(height_px * step / width_px)
+        return width_px, height_px
 
     def _scaled(self, width_px: int, height_px: int) -> tuple[int, int]:
         """Return (height, width), each rounded to whole steps, then both scaled where the area is out of bounds."""

@@ -40,6 +40,15 @@ class Geometry(BaseModel, ABC):
         """The geometry of a video's frame, which is one tile of `tile_size_px`: itself where that is so of images."""
         return self
 
+    def within(self, most_px: int) -> Geometry:
+        """Return the geometry with images of so many pixels at most.
+
+        Raises:
+            ValueError: Its images have a size of their own, or none is so small.
+        """
+        height, width = self.tile_size_px
+        raise ValueError(f"its images are always {width} x {height} pixels")
+
     @abstractmethod
     def layout(self, width_px: int, height_px: int) -> TileLayout:
         """Return how an image of this size is cut, without its pixels.

@@ -12,6 +12,7 @@ from export.decoders.decoder import Decoder
 DECODERS: Mapping[str, str] = {
     "llama": "export.decoders.llama:Llama",
     "llama_mote": "export.decoders.llama_mote:LlamaMote",
+    "paddleocr_vl_text": "export.decoders.paddleocr_vl_text:PaddleOCRText",
     "qwen2": "export.decoders.qwen2:Qwen2",
     "qwen2_5_vl_text": "export.decoders.qwen2_5_vl_text:Qwen25VLText",
     "qwen2_vl_text": "export.decoders.qwen2_5_vl_text:Qwen25VLText",

@@ -9,7 +9,8 @@ from bundle.image import Area
 from export.image_processors.image_processor import CLIP_MEAN, CLIP_STD, SHARED, ImageProcessor, Settings
 
 
-def _area(full: Settings, source: str) -> Area:
+def area(full: Settings, source: str, *, grows: bool = False) -> Area:
+    """Return the geometry of a processor of that kind; `grows` as `bundle.image.area.Area`."""
     size = full["size"]
     if not isinstance(size, Mapping):
         raise UnsupportedConfigError(f"{source}: size = {size!r} is not supported; give shortest_edge and longest_edge")
@@ -20,7 +21,7 @@ def _area(full: Settings, source: str) -> Area:
             f"{source}: size = {size!r}, min_pixels {full['min_pixels']}, max_pixels {full['max_pixels']}: no bounds "
             "of an image's area; give shortest_edge and longest_edge"
         )
-    return Area(step_px=int(full["patch_size"]) * int(full["merge_size"]), least_px=least, most_px=most)
+    return Area(step_px=int(full["patch_size"]) * int(full["merge_size"]), least_px=least, most_px=most, grows=grows)
 
 
 QWEN2_VL = ImageProcessor(
@@ -35,5 +36,5 @@ QWEN2_VL = ImageProcessor(
         "temporal_patch_size": 2,
         "merge_size": 2,
     },
-    _area,
+    area,
 )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from export.image_processors.clip import CHINESE_CLIP, CLIP
 from export.image_processors.idefics3 import IDEFICS3
 from export.image_processors.image_processor import ImageProcessor
+from export.image_processors.paddleocr_vl import PADDLEOCR_VL
 from export.image_processors.qwen2_vl import QWEN2_VL
 from export.image_processors.siglip import SIGLIP
 
@@ -17,6 +18,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "CLIPImageProcessor": CLIP,
     "Idefics3ImageProcessor": IDEFICS3,
     "LlavaImageProcessor": CLIP,
+    "PaddleOCRVLImageProcessor": PADDLEOCR_VL,
     "Qwen2VLImageProcessor": QWEN2_VL,
     "SiglipImageProcessor": SIGLIP,
     "SmolVLMImageProcessor": IDEFICS3,

@@ -40,6 +40,11 @@ class Qwen25VL(AnyShape):
         """Sizes of the tower."""
         return QwenTowerConfig.read(sub_config(self.config, "vision_config"))
 
+    @property
+    def given_width(self) -> int:
+        """The decoder's width by the tower's config."""
+        return self.tower.out_size
+
     def vision(self, dialect: Dialect) -> Module:
         """Return tower and merger."""
         return _Vision(self.tower, dialect)

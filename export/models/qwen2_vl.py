@@ -36,33 +36,37 @@ class PatchTower(Protocol):
     def merged(self) -> int:
         """Side of the square of patches that becomes one token."""
 
-    @property
-    def out_size(self) -> int:
-        """The decoder's width."""
-
 
 class AnyShape(VisionLanguage):
     """A model whose images keep their shape, in whole squares of patches, and stand in height and width.
 
     Class attributes:
         text_type: The decoder's `model_type`, which older configs do not say.
+        image_token: What the vocabulary calls it where no file says.
     """
 
     text_prefix = "model.language_model"
     text_type: ClassVar[str]
+    image_token: ClassVar[str] = "<|image_pad|>"
     image_processor = "Qwen2VLImageProcessor"
-    renames = (
+    renames: ClassVar[tuple[tuple[str, str], ...]] = (
         (r"^visual\.", "model.visual."),
         (r"^model\.(?!visual\.|language_model\.)", "model.language_model."),
     )
 
     def __init__(self, config: Raw) -> None:
         super().__init__(config)
-        if self.tower.out_size != self.decoder.config.hidden_size:
+        given = self.given_width
+        if given is not None and given != self.decoder.config.hidden_size:
             raise UnsupportedConfigError(
-                f"the vision tower gives features of width {self.tower.out_size}, the decoder's hidden_size is "
+                f"the vision tower gives features of width {given}, the decoder's hidden_size is "
                 f"{self.decoder.config.hidden_size}"
             )
+
+    @property
+    def given_width(self) -> int | None:
+        """The decoder's width by the tower's config; None where only the decoder's says it."""
+        return None
 
     @property
     @abstractmethod
@@ -108,7 +112,7 @@ class AnyShape(VisionLanguage):
         Raises:
             UnsupportedConfigError: The token is not in the vocabulary, or has another id than the config says.
         """
-        token, unit = found.token("image_token", "<|image_pad|>"), self._unit_px
+        token, unit = found.token("image_token", self.image_token), self._unit_px
         height, width = found.spec.tile_size_px
         return Qwen2VLPrompt(
             image_token=token,
@@ -141,6 +145,11 @@ class Qwen2VL(AnyShape):
     def tower(self) -> Qwen2VLTowerConfig:
         """Sizes of the tower."""
         return Qwen2VLTowerConfig.read(sub_config(self.config, "vision_config"))
+
+    @property
+    def given_width(self) -> int:
+        """The decoder's width by the tower's config."""
+        return self.tower.out_size
 
     def vision(self, dialect: Dialect) -> Module:
         """Return tower and merger."""

@@ -30,6 +30,11 @@ class Qwen3VL(AnyShape):
         """Width of a row: the embedding, and what each deep layer adds."""
         return self.decoder.config.hidden_size * (1 + len(self.tower.deep_layers))
 
+    @property
+    def given_width(self) -> int:
+        """The decoder's width by the tower's config."""
+        return self.tower.out_size
+
     def vision(self, dialect: Dialect) -> Module:
         """Return the tower, its mergers within."""
         return Qwen3VLTower(self.tower, dialect, TOWER)

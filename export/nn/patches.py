@@ -75,6 +75,25 @@ class _OverFrames(Weight):
         return np.ascontiguousarray(stored.sum(axis=2, dtype=np.float32))
 
 
+class StillPatches(Module):
+    """Non-overlapping patches of images, with biases.
+
+    Args:
+        size: D.
+        side: Of a patch in pixels.
+    """
+
+    def __init__(self, size: int, side: int) -> None:
+        super().__init__()
+        self.weight = Weight(size, 3, side, side)
+        self.bias = Weight(size)
+        self.side = side
+
+    def forward(self, op: OpBuilder, pixel_values: ir.Value) -> tuple[ir.Value, Grid]:
+        """Return [I, N, D], row by row, and the grid, from [I, channels, height, width]."""
+        return _patches(op, pixel_values, self.weight, self.bias, self.side)
+
+
 class VideoPatches(Module):
     """Non-overlapping patches of still images, by a convolution that was trained on frames.
 
@@ -93,11 +112,17 @@ class VideoPatches(Module):
 
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> tuple[ir.Value, Grid]:
         """Return [I, N, D], row by row, and the grid, from [I, channels, height, width]."""
-        side = [self.side, self.side]
-        bias = [] if self.bias is None else [self.bias]
-        grid = op.Conv(pixel_values, self.weight, *bias, kernel_shape=side, strides=side)
-        flat = op.Transpose(op.Reshape(grid, [0, 0, -1]), perm=[0, 2, 1])
-        return flat, Grid(op.Shape(grid, start=2, end=3), op.Shape(grid, start=3, end=4))
+        return _patches(op, pixel_values, self.weight, self.bias, self.side)
+
+
+def _patches(
+    op: OpBuilder, pixel_values: ir.Value, weight: ir.Value, bias: ir.Value | None, side_px: int
+) -> tuple[ir.Value, Grid]:
+    side = [side_px, side_px]
+    biases = [] if bias is None else [bias]  # named and empty, TensorRT's parser refuses it
+    grid = op.Conv(pixel_values, weight, *biases, kernel_shape=side, strides=side)
+    flat = op.Transpose(op.Reshape(grid, [0, 0, -1]), perm=[0, 2, 1])
+    return flat, Grid(op.Shape(grid, start=2, end=3), op.Shape(grid, start=3, end=4))
 
 
 def patch_angles(op: OpBuilder, x: ir.Value, grid: Grid, head_size: int) -> Angles:

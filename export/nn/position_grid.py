@@ -22,17 +22,20 @@ class _Taps:
 
 
 class PositionGrid(Module):
-    """Learned positions between which patches are placed, the corners of image and table on one another.
+    """Learned positions between which patches are placed.
 
     Args:
         side: Of the table, which has side * side rows.
         size: D.
+        aligns_corners: The middles of the corner patches lie on those of the table's corners; else the edges of the
+            image lie on those of the table (PyTorch, `interpolate`, `align_corners`).
     """
 
-    def __init__(self, side: int, size: int) -> None:
+    def __init__(self, side: int, size: int, *, aligns_corners: bool) -> None:
         super().__init__()
         self.weight = Weight(side * side, size, label=Label("constant table"))
         self.side = side
+        self.aligns_corners = aligns_corners
 
     def forward(self, op: OpBuilder, x: ir.Value, grid: Grid) -> ir.Value:
         """Return x [I, N, D] plus the position of each patch, bilinear among the nearest four."""
@@ -46,10 +49,17 @@ class PositionGrid(Module):
         return op.Add(x, total)
 
     def _taps(self, op: OpBuilder, index: ir.Value, size: ir.Value) -> _Taps:
-        last = op.Cast(op.Max(op.Sub(size, 1), 1), to=ir.DataType.FLOAT)
-        at = op.Div(op.Mul(op.Cast(index, to=ir.DataType.FLOAT), float(self.side - 1)), last)
+        at = self._at(op, op.Cast(index, to=ir.DataType.FLOAT), size)
         floor = op.Floor(at)
         above = op.Sub(at, floor)
         first = op.Cast(floor, to=ir.DataType.INT64)
-        second = op.Min(op.Add(first, 1), self.side - 1)
-        return _Taps((first, second), (op.Sub(1.0, above), above))
+        places = (op.Max(first, 0), op.Min(op.Add(first, 1), self.side - 1))
+        return _Taps(places, (op.Sub(1.0, above), above))
+
+    def _at(self, op: OpBuilder, index: ir.Value, size: ir.Value) -> ir.Value:
+        """Return where in the table patches of that index stand, along a side of `size` patches."""
+        if self.aligns_corners:
+            last = op.Cast(op.Max(op.Sub(size, 1), 1), to=ir.DataType.FLOAT)
+            return op.Div(op.Mul(index, float(self.side - 1)), last)
+        size = op.Cast(size, to=ir.DataType.FLOAT)
+        return op.Sub(op.Div(op.Mul(op.Add(index, 0.5), float(self.side)), size), 0.5)

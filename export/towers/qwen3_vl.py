@@ -165,7 +165,7 @@ class Qwen3VLTower(Module):
     def __init__(self, config: Qwen3VLTowerConfig, dialect: Dialect, name: str) -> None:
         super().__init__(name)
         self.patch_embed = VideoPatches(config.hidden_size, config.patch_px, config.num_frames, bias=True)
-        self.pos_embed = PositionGrid(config.table_side, config.hidden_size)
+        self.pos_embed = PositionGrid(config.table_side, config.hidden_size, aligns_corners=True)
         self.blocks = ModuleList([_Block(config, dialect) for _ in range(config.num_layers)])
         self.merger = _Merger(config, norms_squares=False)
         self.deepstack_merger_list = ModuleList([_Merger(config, norms_squares=True) for _ in config.deep_layers])

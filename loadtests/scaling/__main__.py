@@ -1,4 +1,7 @@
-"""Steps of load on a local cluster of several raylets: `python -m loadtests.scaling BUNDLE -o FOLDER`.
+"""Steps of load on a local cluster of several raylets: `python -m loadtests.scaling [BUNDLE] -o FOLDER`.
+
+Without a bundle, replicas answer at a pace and compute nothing: cores that replicas share then hide nothing of how they
+come and go.
 
 Writes `scaling.json` and `scaling.png` (replicas and first tokens over time), and ends with 1 where a request was lost,
 no replica was added, or those that were added did not go again.
@@ -63,7 +66,7 @@ class Scaled:
 
 
 def measure(
-    bundle: Path, steps: Sequence[Step], nodes: int, most_replicas: int, sequences: int, folder: Path
+    bundle: Path | None, steps: Sequence[Step], nodes: int, most_replicas: int, sequences: int, folder: Path
 ) -> Scaled:
     """Run the steps on a cluster of its own, and return what became of them.
 
@@ -97,7 +100,7 @@ def _settings(most_replicas: int, sequences: int) -> dict[str, Any]:
         "min_replicas": 1,
         "max_replicas": most_replicas,
         "target_ongoing_requests": sequences,
-        "max_ongoing_requests": 2 * sequences,
+        "max_ongoing_requests": sequences,
         "upscale_delay_s": 3,
         "downscale_delay_s": 20,
         "look_back_period_s": 10.1,
@@ -114,7 +117,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Steps of load on a local cluster of several raylets.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("bundle", type=Path, help="a vision-language bundle")
+    parser.add_argument(
+        "bundle", type=Path, nargs="?", help="a vision-language bundle; without one, an engine that only keeps a pace"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for scaling.json and scaling.png")
     parser.add_argument("--steps", default="1x20,6x90,1x20", help="users x seconds, one step after another")
     parser.add_argument("--nodes", type=int, default=3, help="raylets beside the head, two logical CPUs each")

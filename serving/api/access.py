@@ -75,7 +75,7 @@ class KeyAsked:
             await self._app(scope, receive, send_with_limits)
 
     def _is_open(self, scope: Scope) -> bool:
-        path = scope["path"]
+        path = _route_of(scope)
         return scope["method"] in _READING and (path in self._open or path.startswith(_PAGE))
 
     def _let_in(self, scope: Scope, record: RequestRecord, key: ApiKey, headers: dict[str, str]) -> None:
@@ -85,8 +85,8 @@ class KeyAsked:
             AdminKeyError: It needs an administrator's.
             RateLimitError: The key took what it may.
         """
-        if scope["path"] in ADMIN_PATHS and not key.admin:
-            raise AdminKeyError(f"{scope['path']} needs an administrator's key; {key.name} is none")
+        if (path := _route_of(scope)) in ADMIN_PATHS and not key.admin:
+            raise AdminKeyError(f"{path} needs an administrator's key; {key.name} is none")
         if scope["method"] in _READING:  # lists and counters cost nothing
             return
         limits = self._keyring.limits_of(key)
@@ -95,6 +95,13 @@ class KeyAsked:
             record.charge = limits.charge
         finally:
             headers |= limits.headers
+
+
+def _route_of(scope: Scope) -> str:
+    """Return the path as routes are found by it: without the prefix that a proxy says the application stands under."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    return path[len(root) :] if root and path.startswith(f"{root}/") else path
 
 
 def cors_options(access: AccessSettings) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import numpy.typing as npt
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from bundle.errors import ParameterError
 from bundle.manifest import EMBEDDING_TASKS
 from serving.api.disconnect import contained, until_disconnect
 from serving.api.schemas import EmbeddingRequest
@@ -33,7 +32,6 @@ def embeddings_router(service: Service) -> APIRouter:
         with service.metrics.one_answer(model):
             work = deadline.finish(contained(service.client.embed(replace(asked.request, model=model))))
             result = await until_disconnect(request.receive, work)
-        _check_dimensions(asked.dimensions, result)
         return JSONResponse(_body(service, request, asked, result, asked.request.model or model))
 
     return router
@@ -46,26 +44,18 @@ class _Asked:
     Attributes:
         request: For the engine.
         encoding: Of the vectors in the answer.
-        dimensions: That they shall have; None: the model's own.
     """
 
     request: EmbedRequest
     encoding: str
-    dimensions: int | None
 
 
 def _asked(service: Service, body: EmbeddingRequest) -> _Asked:
     source = "input" if body.messages is None else "messages"
     parts = tuple(service.part(content, f"{source}.{index}") for index, content in enumerate(body.contents()))
     check_count(sum(isinstance(part, ImagePart) for part in parts), service.settings.max_images, source, "images")
-    request = EmbedRequest(new_id("embd"), body.model or "", parts)
-    return _Asked(request, body.encoding_format or "float", body.dimensions)
-
-
-def _check_dimensions(asked: int | None, result: EmbedResult) -> None:
-    size = result.embeddings.shape[1]
-    if asked is not None and asked != size:
-        raise ParameterError(f"dimensions = {asked}: the model's vectors have {size}, and are not cut", "dimensions")
+    request = EmbedRequest(new_id("embd"), body.model or "", parts, body.dimensions)
+    return _Asked(request, body.encoding_format or "float")
 
 
 def _body(service: Service, request: Request, asked: _Asked, result: EmbedResult, model: str) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def models_router(service: Service, control: ModelControl, folder: Path) -> APIR
     @router.post("/v1/models/load")
     async def load(request: Request) -> dict[str, Any]:
         """Load a bundle, check it as at a start, and serve it; answered once it is warm."""
-        body = await service.read(request, service.deadline(request), LoadBody, lambda body: body)
+        body = await service.read(request, service.deadline(request), LoadBody, _same, is_recorded=False)
         directory = await asyncio.to_thread(_bundle_within, folder, body.model)
         try:
             card = await _to_its_end(control.load(directory))
@@ -66,13 +66,17 @@ def models_router(service: Service, control: ModelControl, folder: Path) -> APIR
     @router.post("/v1/models/unload")
     async def unload(request: Request) -> dict[str, Any]:
         """Take no more requests for a model, let those under way end, and free its memory."""
-        body = await service.read(request, service.deadline(request), UnloadBody, lambda body: body)
+        body = await service.read(request, service.deadline(request), UnloadBody, _same, is_recorded=False)
         card = await service.card(body.model)
         record_of(request).model = card.name
         await _to_its_end(control.unload(card.name, body.drain_timeout_s))
         return {"id": card.name, "object": "model", "unloaded": True}
 
     return router
+
+
+def _same(body: T) -> T:
+    return body
 
 
 async def _to_its_end(work: Awaitable[T]) -> T:

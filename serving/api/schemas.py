@@ -245,7 +245,8 @@ class EmbeddingMessage(_Strict):
 class EmbeddingRequest(_Strict):
     """The body of `POST /v1/embeddings`: `input`, or `messages` that each hold one text or one image.
 
-    `dimensions` may be the model's own size; `user` tells of the caller, and changes no answer.
+    `dimensions` may be the model's own size, or one to which its vectors may be cut; `user` tells of the caller, and
+    changes no answer.
     """
 
     model: Name | None = None

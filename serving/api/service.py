@@ -83,7 +83,13 @@ class Service:
         return Deadline.of(request, record_of(request).arrived_s, self.settings.request_timeout_s)
 
     async def read(
-        self, request: Request, deadline: Deadline, schema: type[Schema], convert: Callable[[Schema], T]
+        self,
+        request: Request,
+        deadline: Deadline,
+        schema: type[Schema],
+        convert: Callable[[Schema], T],
+        *,
+        is_recorded: bool = True,
     ) -> T:
         """Return what a request's body asks for.
 
@@ -92,6 +98,8 @@ class Service:
             deadline: Of the request.
             schema: Of the body.
             convert: From the checked body to what the route works with; decodes images, and may run in a thread.
+            is_recorded: Whether it is written down where requests are: not what changes the server, which is not to be
+                asked again.
 
         Raises:
             PocketVLMError: The body is refused.
@@ -100,7 +108,7 @@ class Service:
         check_content_type(request)
         share = record_of(request).until_end.enter_context(self.budget.share())
         content = [await deadline.finish(read_body(request, self.settings, share))]
-        if self.recorder is not None:
+        if self.recorder is not None and is_recorded:
             note = partial(self.recorder.note, record_of(request), request.method, request.url.path)
             record_of(request).until_end.callback(note, content[0], key_of(request.scope))
         is_small = len(content[0]) <= _SMALL_BODY_BYTES

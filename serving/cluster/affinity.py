@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import takewhile
 
+from serving.models.elsewhere import SentImage
 from serving.protocol import (
     ClassifyRequest,
     EmbedRequest,
@@ -67,6 +68,8 @@ def contents_of(request: object) -> Contents:
         return Contents(images=tuple(_file(part.data) for part in request.inputs if isinstance(part, ImagePart)))
     if isinstance(request, ClassifyRequest):
         return Contents(images=tuple(_file(part.data) for part in request.images))
+    if isinstance(request, SentImage):
+        return Contents(images=(request.key,))
     return Contents()
 
 

@@ -2,6 +2,7 @@
 
     HTTP -> proxy (Ray) -> ingress (the FastAPI application over a RayClient)
                              -> generator-{model}   one deployment per vision-language model, each replica an engine
+                                  -> encoder-{model}   its vision encoder, where that is a deployment of its own
                              -> embedder-{model}    one per dual encoder
 
 Replicas, autoscaling, placement, health checks and rolling updates are Ray Serve's own, configured here.
@@ -29,11 +30,13 @@ from serving.cluster.autoscaling import LoadPolicy
 from serving.cluster.canary import check_canaries
 from serving.cluster.ingress import IngressPlan, PlannedModel, ingress_deployment
 from serving.cluster.proxy import INGRESS
-from serving.cluster.replicas import Embedder, Generator
+from serving.cluster.replicas import Embedder, Generator, SeeingHost, VisionEncoder
 from serving.cluster.room import Wanted
 from serving.cluster.router import ContentRouter, WatchingRouter
 from serving.models.cards import card_of
 from serving.models.client import LocalClient
+from serving.models.elsewhere import Elsewhere
+from serving.models.encoder_host import EncoderHost
 from serving.protocol import ManagedClient, ModelCard
 from serving.ray_settings import LiveSettings, RaySettings, ScalingSettings
 from serving.settings import ApiSettings, EngineSettings
@@ -78,10 +81,12 @@ class ServedModel:
     Attributes:
         card: What is told of it, without asking a replica: a full one would not answer.
         make_client: Called in each replica; pickled on the way there.
+        make_host: The same of its vision encoder alone; None of a model that has none, or cannot do without.
     """
 
     card: ModelCard
-    make_client: Callable[[], ManagedClient]
+    make_client: Callable[..., ManagedClient]
+    make_host: Callable[[], SeeingHost] | None = None
 
     @property
     def name(self) -> str:
@@ -96,7 +101,14 @@ class ServedModel:
     @property
     def deployment(self) -> str:
         """The name that Ray knows. It goes into replicas' ids, logs' file names and metrics, so it is plain."""
-        kind = "embedder" if self.task in EMBEDDING_TASKS else "generator"
+        return self._plain("embedder" if self.task in EMBEDDING_TASKS else "generator")
+
+    @property
+    def encoder_deployment(self) -> str:
+        """The same of its vision encoder, where that is a deployment of its own."""
+        return self._plain("encoder")
+
+    def _plain(self, kind: str) -> str:
         return f"{kind}-{quote(self.name, safe='').replace('%', '=')}"
 
 
@@ -125,12 +137,15 @@ def served_models(args: ClusterArgs) -> tuple[ServedModel, ...]:
                 f"{directory}: a model named {manifest.name} is served already; export with another --name"
             )
         make_client = partial(_make_client, directory, args.engine, args.tracing)
-        models[manifest.name] = ServedModel(card_of(manifest, args.engine), make_client)
+        make_host = partial(EncoderHost, directory, args.engine)
+        models[manifest.name] = ServedModel(card_of(manifest, args.engine), make_client, make_host)
     return tuple(models.values())
 
 
-def _make_client(directory: Path, engine: EngineSettings, tracing: TracingSettings) -> ManagedClient:
-    return LocalClient((directory,), engine, try_open_tracer(tracing))
+def _make_client(
+    directory: Path, engine: EngineSettings, tracing: TracingSettings, elsewhere: Elsewhere | None = None
+) -> ManagedClient:
+    return LocalClient((directory,), engine, try_open_tracer(tracing), elsewhere)
 
 
 def application(models: Sequence[ServedModel], args: ClusterArgs) -> serve.Application:
@@ -140,10 +155,24 @@ def application(models: Sequence[ServedModel], args: ClusterArgs) -> serve.Appli
         SettingsError: Scaling or a canary names a model that is not served, or a canary cannot be.
     """
     _check_names(models, args)
-    bound = [_model_deployment(model, args).bind(model.make_client) for model in models]
+    bound = [_bound(model, args) for model in models]
     planned = tuple(_planned(model, args) for model in models)
     plan = IngressPlan(planned, args.api, args.ray.patience_s, args.tracing)
     return _ingress_deployment(models, args).bind(plan, *bound)
+
+
+def _bound(model: ServedModel, args: ClusterArgs) -> serve.Application:
+    deployment = _model_deployment(model, args)
+    if not _has_own_encoder(model, args):
+        return deployment.bind(model.make_client)
+    name, scaling = model.encoder_deployment, args.ray.encoder
+    encoder = _deployment(VisionEncoder, name, scaling, args, num_callers=_scaling(model, args).max_replicas)
+    return deployment.bind(model.make_client, encoder.bind(model.make_host), name, args.ray.patience_s)
+
+
+def _has_own_encoder(model: ServedModel, args: ClusterArgs) -> bool:
+    is_generator = model.task not in EMBEDDING_TASKS
+    return args.ray.compose == "encoder" and is_generator and model.make_host is not None
 
 
 def _check_names(models: Sequence[ServedModel], args: ClusterArgs) -> None:
@@ -168,16 +197,20 @@ def _scaling(model: ServedModel, args: ClusterArgs) -> ScalingSettings:
 
 
 def _model_deployment(model: ServedModel, args: ClusterArgs) -> Any:
-    scaling = _scaling(model, args)
+    kind = Embedder if model.task in EMBEDDING_TASKS else Generator
+    return _deployment(kind, model.deployment, _scaling(model, args), args, num_callers=args.ray.ingress_replicas)
+
+
+def _deployment(kind: type, name: str, scaling: ScalingSettings, args: ClusterArgs, *, num_callers: int) -> Any:
     return serve.deployment(
-        Embedder if model.task in EMBEDDING_TASKS else Generator,
-        name=model.deployment,
+        kind,
+        name=name,
         max_ongoing_requests=scaling.max_ongoing_requests,
-        # Each ingress replica has a queue of its own.
-        max_queued_requests=math.ceil(scaling.max_queued_requests / args.ray.ingress_replicas),
+        # Each process that sends requests has a queue of its own.
+        max_queued_requests=math.ceil(scaling.max_queued_requests / num_callers),
         autoscaling_config=autoscaling(scaling),
         ray_actor_options={"num_cpus": scaling.num_cpus, "num_gpus": scaling.num_gpus},
-        **_common_options(model.deployment, args),
+        **_common_options(name, args),
     )
 
 
@@ -229,6 +262,8 @@ def _common_options(deployment: str, args: ClusterArgs) -> dict[str, Any]:
         "health_check_period_s": args.ray.health_check_period_s,
         "health_check_timeout_s": args.ray.health_check_timeout_s,
         "max_constructor_retry_count": _CONSTRUCTOR_RETRIES,
+        # By itself, Ray stops an old replica before it starts the new one: of a single one, nothing serves meanwhile.
+        "max_surge_percent": args.ray.update_surge_percent,
         "request_router_config": RequestRouterConfig(
             request_router_class=ContentRouter
             if args.ray.routing == "content" and deployment != INGRESS
@@ -245,13 +280,17 @@ def wanted(models: Sequence[ServedModel], args: ClusterArgs) -> list[Wanted]:
     ingress = {"CPU": args.ray.ingress_num_cpus}
     found = [Wanted(INGRESS, args.ray.ingress_replicas, ingress, "ray.ingress_num_cpus")]
     for model in models:
-        scaling = _scaling(model, args)
         kind = "embedder" if model.task in EMBEDDING_TASKS else "generator"
         place = f"models.{model.name}" if model.name in args.ray.models else kind
-        resources = {"CPU": scaling.num_cpus, "GPU": scaling.num_gpus}
-        setting = f"num_cpus or num_gpus of ray.{place}"
-        found.append(Wanted(model.deployment, scaling.min_replicas, resources, setting))
+        found.append(_wanted(model.deployment, _scaling(model, args), place))
+        if _has_own_encoder(model, args):
+            found.append(_wanted(model.encoder_deployment, args.ray.encoder, "encoder"))
     return found
+
+
+def _wanted(deployment: str, scaling: ScalingSettings, place: str) -> Wanted:
+    resources = {"CPU": scaling.num_cpus, "GPU": scaling.num_gpus}
+    return Wanted(deployment, scaling.min_replicas, resources, f"num_cpus or num_gpus of ray.{place}")
 
 
 def num_local_cpus(models: Sequence[ServedModel], args: ClusterArgs) -> int:
@@ -260,6 +299,11 @@ def num_local_cpus(models: Sequence[ServedModel], args: ClusterArgs) -> int:
     Logical CPUs only admit replicas; on a small board, they share the cores.
     """
     scalings = [_scaling(model, args) for model in models]
-    wanted = args.ray.ingress_replicas * args.ray.ingress_num_cpus
-    wanted += sum(each.max_replicas * each.num_cpus for each in scalings)
-    return max(os.cpu_count() or 1, math.ceil(wanted))
+    scalings += [args.ray.encoder for model in models if _has_own_encoder(model, args)]
+    most = sum(_with_surge(each.max_replicas, args) * each.num_cpus for each in scalings)
+    most += _with_surge(args.ray.ingress_replicas, args) * args.ray.ingress_num_cpus
+    return max(os.cpu_count() or 1, math.ceil(most))
+
+
+def _with_surge(num_replicas: int, args: ClusterArgs) -> int:
+    return num_replicas + math.ceil(num_replicas * args.ray.update_surge_percent / 100)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from bundle.errors import EngineDeadError
@@ -14,6 +14,10 @@ from serving.cluster.watch import CALL, Call, ReplicaWatch
 
 LOOK_S = 0.5
 """Between two looks at what is under way: how late a silent replica, or the end of a drain, is noticed."""
+
+_TRIES = 2
+"""Replicas that a request may be sent to, one after another, while nothing came of it. A request that brings its
+replica down brings down no more than these."""
 
 T = TypeVar("T")
 
@@ -122,3 +126,27 @@ class WatchedCall:
         except (Exception, asyncio.CancelledError) as error:
             self._outlook.is_lost = is_loss(error)
             raise own_error(error) from error
+
+
+async def first_of(
+    send: Callable[[], Any], outlook: Callable[[], Outlook], what: Callable[[WatchedCall], Awaitable[Any]] | None = None
+) -> tuple[WatchedCall, Any]:
+    """Return a call and the first that came of it, from as many replicas as it takes.
+
+    Args:
+        send: Sends the request, as of `WatchedCall`; called for each replica that it is sent to.
+        outlook: Makes one for each.
+        what: Is waited for of a call; None: its result.
+
+    Raises:
+        PocketVLMError: As a replica raised it, or what happened to the last one.
+    """
+    for tries_left in reversed(range(_TRIES)):
+        call = WatchedCall(send, outlook())
+        try:
+            return call, await (what or WatchedCall.result)(call)
+        except BaseException as error:
+            call.cancel()
+            if not (isinstance(error, EngineDeadError) and call.is_lost and tries_left):
+                raise
+    raise RuntimeError(f"{_TRIES} tries are none")

@@ -13,7 +13,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from bundle.errors import EngineDeadError, ModelNotFoundError
-from serving.cluster.call import Outlook, WatchedCall
+from serving.cluster.call import Outlook, WatchedCall, first_of
 from serving.cluster.canary import Split, VariantFigures, check_canaries
 from serving.cluster.hold import Hold
 from serving.cluster.watch import ReplicaWatch, summed
@@ -42,9 +42,6 @@ _TELL_S = 5.0
 """Between two words to a client that waits for a model to be loaded: proxies close what is silent for longer."""
 _STATUS_S = 2.0
 """How long replicas may take to tell what they are doing."""
-_TRIES = 2
-"""Replicas that a request may be sent to, one after another, while nothing came of it. A request that brings its
-replica down brings down no more than these."""
 
 
 @dataclass(frozen=True)
@@ -220,17 +217,13 @@ class RayClient:
             PocketVLMError: As a replica raised it, or what happened to the last one.
         """
         patience_s = self._patience_s if replicas.hold is None else max(self._patience_s, replicas.hold.timeout_s)
-        for tries_left in reversed(range(_TRIES)):
+
+        def outlook() -> Outlook:
             if self._drain_reason:
                 raise EngineDeadError(self._drain_reason)
-            call = WatchedCall(send, Outlook(replicas.watch, patience_s, lambda: self._stop_reason))
-            try:
-                return call, await what(call)
-            except BaseException as error:
-                call.cancel()
-                if not (isinstance(error, EngineDeadError) and call.is_lost and tries_left):
-                    raise
-        raise RuntimeError(f"{_TRIES} tries are none")
+            return Outlook(replicas.watch, patience_s, lambda: self._stop_reason)
+
+        return await first_of(send, outlook, what)
 
     def _card_of(self, canary: Canary) -> ModelCard:
         most = max(canary.variants, key=lambda variant: variant.weight)

@@ -18,6 +18,7 @@ from bundle.errors import BundleError, EngineDeadError, ModelNotFoundError, Star
 from bundle.machine import resident_memory_bytes
 from bundle.manifest import Task
 from serving.engine_status import EngineStatus
+from serving.models.elsewhere import Elsewhere
 from serving.models.embedding import EmbeddingModel
 from serving.models.engine_bounds import within_engines
 from serving.models.generative import GenerativeModel
@@ -92,13 +93,20 @@ class LocalClient:
         bundles: Bundle directories; each is served under its manifest's name.
         settings: For every model.
         tracer: Makes spans of what is done; None: there are none.
+        elsewhere: Encodes the images, so that no model here loads its vision encoder; None: each its own.
     """
 
-    def __init__(self, bundles: Sequence[Path], settings: EngineSettings, tracer: Tracer | None = None) -> None:
+    def __init__(
+        self,
+        bundles: Sequence[Path],
+        settings: EngineSettings,
+        tracer: Tracer | None = None,
+        elsewhere: Elsewhere | None = None,
+    ) -> None:
         self._bundles = tuple(bundles)
         self._settings = settings
         self._tracer = tracer
-        self._pool = PreprocessPool(settings)
+        self._pool = PreprocessPool(settings, elsewhere)
         self._models: dict[str, Model] = {}
         self._state = _LOADING  # empty while serving
         self._watch: asyncio.Task[None] | None = None

@@ -74,7 +74,7 @@ class EmbeddingModel(Model):
         text_name = manifest.graph("text_encoder")
         self._text = open_encoder(bundle, text_name, settings)
         if settings.check_golden:
-            seen = {} if self._vision is None else {self._vision.name: self._vision.session}
+            seen = {} if self._vision is None else self._vision.sessions
             check_canary(bundle, {**seen, text_name: self._text})
         self._turns = Turns(_BATCHES_AHEAD * settings.text_batch_rows)
         self._text_worker: BatchWorker[TextBatch, Vectors] = BatchWorker(
@@ -84,10 +84,8 @@ class EmbeddingModel(Model):
     @property
     def workers(self) -> Mapping[Worker[Any], Callable[[], None]]:
         """Its threads, and what each runs first."""
-        workers: dict[Worker[Any], Callable[[], None]] = {self._text_worker: self._warm_up_texts}
-        if self._vision is not None:
-            workers[self._vision.worker] = self._vision.warm_up
-        return workers
+        seeing = {} if self._vision is None else self._vision.workers
+        return {self._text_worker: self._warm_up_texts, **seeing}
 
     @property
     def gauges(self) -> dict[str, float]:

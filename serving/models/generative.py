@@ -106,7 +106,7 @@ class GenerativeModel(Model):
         self._vision = VisionStage(bundle, settings, pool)
         graphs = TokenGraphs(bundle, settings)
         if settings.check_golden:
-            check_canary(bundle, {self._vision.name: self._vision.session, **graphs.sessions})
+            check_canary(bundle, {**self._vision.sessions, **graphs.sessions})
             if graphs.segments:
                 check_canary(bundle, {manifest.graph("decoder", "prompt"): SegmentChain(graphs.segments)})
         self._inside = Inside(bundle, graphs)
@@ -145,7 +145,7 @@ class GenerativeModel(Model):
         num_tokens = min(_WARM_UP_TOKENS, self._shape.capacity_tokens - 1)
         return {
             self._engine: lambda: self._decoder.warm_up(num_tokens),
-            self._vision.worker: self._vision.warm_up,
+            **self._vision.workers,
         }
 
     @property

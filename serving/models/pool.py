@@ -17,6 +17,7 @@ from bundle.image import ImageSpec
 from serving.models.crew import Crew
 from serving.models.cut_frames import CutFrames, FrameRoom
 from serving.models.cut_image import CutImage, cut_if_cheap
+from serving.models.elsewhere import Elsewhere
 from serving.models.feature_cache import FeatureCache
 from serving.models.image_process import ImageProcess
 from serving.models.towers import Towers
@@ -55,13 +56,15 @@ class PreprocessPool:
 
     Args:
         settings: Threads of each crew, how long they may take, bytes of kept features.
+        elsewhere: Encodes the images; None: the models' own encoders do.
 
     Attributes:
         features: Of the images of all models.
         towers: Their encoders.
     """
 
-    def __init__(self, settings: EngineSettings) -> None:
+    def __init__(self, settings: EngineSettings, elsewhere: Elsewhere | None = None) -> None:
+        self.elsewhere = elsewhere
         num_threads, patience = settings.preprocess_threads, settings.patience
         self.features = FeatureCache(settings.image_cache_bytes)
         self.towers = Towers()

@@ -9,20 +9,24 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from bundle.directory import Bundle
 from bundle.frames.plan import FramePlan
 from bundle.image import PREPROCESSOR, ImageSpec, Pixels, TileLayout
-from bundle.manifest import Manifest
+from bundle.manifest import ComponentName, Manifest
+from runtime.encoder import Encoder
 from runtime.encoders import encode_images, split_seen
 from serving.engine.batching import BatchWorker
+from serving.engine.worker import Worker
 from serving.models.cut_frames import FrameRoom
 from serving.models.cut_image import CutImage
+from serving.models.elsewhere import AbsentEncoder, Elsewhere, SentImage
 from serving.models.known_files import KnownFile, KnownFiles, file_digest
 from serving.models.pool import PreprocessPool
 from serving.models.turns import Turns
@@ -171,7 +175,11 @@ class VisionStage:
 
     def __init__(self, bundle: Bundle, settings: EngineSettings, pool: PreprocessPool) -> None:
         self.name = bundle.manifest.graph("vision_encoder")
-        self.session = pool.towers.open(bundle, self.name, settings)
+        self.session: Encoder = (
+            pool.towers.open(bundle, self.name, settings)
+            if pool.elsewhere is None
+            else AbsentEncoder(bundle, self.name)
+        )
         self._spec = ImageSpec.read(bundle.path(PREPROCESSOR))
         self._image_prompt = bundle.manifest.image_prompt
         self._identity = encoder_identity(bundle.manifest, self._spec)
@@ -185,6 +193,16 @@ class VisionStage:
         self.worker: BatchWorker[_Pixels, Features] = BatchWorker(
             f"vision-{bundle.name}", self._run, len, self._max_tiles, settings.patience
         )
+
+    @property
+    def sessions(self) -> dict[ComponentName, Encoder]:
+        """The encoder by its name, where this process runs it."""
+        return {} if self._pool.elsewhere is not None else {self.name: self.session}
+
+    @property
+    def workers(self) -> dict[Worker[Any], Callable[[], None]]:
+        """The thread, and what it runs first, where this process runs the encoder."""
+        return {} if self._pool.elsewhere is not None else {self.worker: self.warm_up}
 
     @property
     def gauges(self) -> dict[str, float]:
@@ -328,6 +346,8 @@ class VisionStage:
             del self._in_flight[key]
 
     async def _encode(self, owner: Hashable, image: DecodedImage) -> EncodedImage:
+        if self._pool.elsewhere is not None:
+            return await self._encode_elsewhere(owner, image, self._pool.elsewhere)
         async with self._turns.place(owner):
             started_s = time.monotonic()
             groups = await self._pool.images.run(owner, self._groups, image.cut, image.side_px)
@@ -336,6 +356,28 @@ class VisionStage:
         self.cache.put(image.key, seen)
         vision_s = time.monotonic() - preprocessed_s
         return replace(self._encoded(image, seen), preprocess_s=preprocessed_s - started_s, vision_s=vision_s)
+
+    async def _encode_elsewhere(self, owner: Hashable, image: DecodedImage, elsewhere: Elsewhere) -> EncodedImage:
+        started_s = time.monotonic()
+        fields = image.key, image.cut, image.layout, image.with_tower, image.side_px
+        seen = await elsewhere.see(await self._pool.images.run(owner, SentImage.of, *fields))
+        self.cache.put(image.key, seen)
+        return replace(self._encoded(image, seen), vision_s=time.monotonic() - started_s)
+
+    async def see(self, owner: Hashable, image: DecodedImage) -> Features:
+        """Return what the encoder gives of an image, as it is kept: features, and the tower's view behind them.
+
+        Args:
+            owner: The request: requests take turns.
+            image: From `decode`.
+        """
+        kept = self.cache.try_get(image.key)
+        if kept is not None:
+            return kept
+        encoded = await self.encode(owner, image)
+        if encoded.tower is None:
+            return encoded.features
+        return np.concatenate([encoded.features, encoded.tower], axis=-1)
 
 
 def _sized(side_px: int | None) -> bytes:

@@ -13,6 +13,7 @@ const KINDS = [
     note: "Fewer are faster, and see less.",
     how: "method",
     share: "keep",
+    usual: "uniform",
     ways: (card) => card.vision_methods,
     own: (card) => card.vision_default,
   },
@@ -22,6 +23,7 @@ const KINDS = [
     note: "Fewer take less memory while the answer is written.",
     how: "policy",
     share: "budget",
+    usual: "snapkv",
     ways: (card) => card.kv_policies,
     own: (card) => card.kv_default,
   },
@@ -43,7 +45,7 @@ export class Compression {
     const ways = kind.ways(card);
     const own = kind.own(card) ?? null;
     const before = this.chosen[kind.name];
-    const way = [before?.way, own?.[kind.how], ways[0]].find((each) => ways.includes(each));
+    const way = [before?.way, own?.[kind.how], kind.usual, ways[0]].find((each) => ways.includes(each));
     const chosen = { way, share: before?.share ?? own?.[kind.share] ?? 1, own };
     this.chosen[kind.name] = chosen;
     const value = Math.round(chosen.share * 100);

@@ -29,7 +29,7 @@ export class Models {
 
 function shown(card) {
   const told = [
-    ["Does", card.capabilities.chat ? "answers about pictures" : "embeds and classifies pictures and texts"],
+    ["Does", does(card.capabilities)],
     ["Family", card.model_type],
     ["Weights", bytes(card.weight_bytes)],
     ["Stored as", schemes(card.schemes)],
@@ -51,6 +51,11 @@ function shown(card) {
     ...card.unmeasured.map((each) => make("p.note", {}, `Not measured: ${gate(each.name)} (${each.reason}).`)),
     canaries(card.gates),
   );
+}
+
+function does({ chat, classify }) {
+  if (chat) return "answers about pictures";
+  return classify ? "embeds and classifies pictures and texts" : "embeds texts";
 }
 
 /** One word for all components where they agree. */

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from bundle.errors import ImageError
 from bundle.image import Area, TileLayout
 from bundle.layouts.llava import LlavaPrompt
 from bundle.layouts.prompt import Span
@@ -64,15 +67,17 @@ def test_a_frame_is_a_square_and_what_is_left_of_a_pooled_one_a_line() -> None:
     assert places.next_position == 5
 
 
-@given(st.integers(1, 4000), st.integers(1, 4000))
-def test_an_image_that_keeps_its_shape_has_the_size_that_the_processor_gives_it(width: int, height: int) -> None:
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
-
-    from bundle.errors import ImageError
-
-    geometry = Area(step_px=28, least_px=56 * 56, most_px=28 * 28 * 1280)
+@pytest.mark.parametrize("family", ["qwen2_vl", "paddleocr_vl"])
+@given(width=st.integers(1, 4000), height=st.integers(1, 4000))
+@example(width=5, height=900)
+@example(width=3999, height=11)
+def test_an_image_that_keeps_its_shape_has_the_size_that_the_processor_gives_it(
+    family: str, width: int, height: int
+) -> None:
+    processing = importlib.import_module(f"transformers.models.{family}.image_processing_pil_{family}")
+    geometry = Area(step_px=28, least_px=56 * 56, most_px=28 * 28 * 1280, grows=family == "paddleocr_vl")
     try:
-        expected = smart_resize(height, width, 28, 56 * 56, 28 * 28 * 1280)
+        expected = processing.smart_resize(height, width, 28, 56 * 56, 28 * 28 * 1280)
     except ValueError:
         with pytest.raises(ImageError, match="sides of 1 to 200"):
             geometry.layout(width, height)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from bundle.errors import UnsupportedConfigError
 from bundle.image import Area, Fixed, ImageSpec
 from export.architectures import load_family
 from export.decoders.qwen3_vl_text import alternating_axes
-from export.exporter import _cut_decoder
+from export.exporter import _cut_decoder, export_checkpoint
 
 CONFIG: dict[str, Any] = {
     "model_type": "qwen3_vl",
@@ -60,3 +61,14 @@ def test_axes_alternate_until_one_has_had_its_pairs() -> None:
     """transformers: `Qwen3VLTextRotaryEmbedding.recomposition_frequencies`."""
     assert alternating_axes([4, 2, 2]).tolist() == [0, 1, 2, 0, 1, 2, 0, 0]
     assert np.bincount(alternating_axes([24, 20, 20])).tolist() == [24, 20, 20]
+
+
+def test_images_are_bounded_where_they_keep_their_shape_and_nowhere_else(tmp_path: Path, checkpoint_of: Any) -> None:
+    area = Area(step_px=28, least_px=3136, most_px=12_845_056)
+    assert area.within(1_000_000) == Area(step_px=28, least_px=3136, most_px=1_000_000)
+    assert area.within(1 << 30) == area
+    assert area.within(1000) == Area(step_px=28, least_px=1000, most_px=1000)
+    with pytest.raises(ValueError, match="areas from 100 to 100"):
+        area.within(100)
+    with pytest.raises(UnsupportedConfigError, match="--image-pixels 5000: its images are always 32 x 32 pixels"):
+        export_checkpoint(checkpoint_of("smolvlm"), tmp_path / "bundle", most_image_px=5000)

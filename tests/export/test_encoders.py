@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -259,3 +261,28 @@ def test_llava_that_reads_other_rows_than_the_patches_tells_nothing(
     _, graphs = export_both(checkpoints.save_llava, config)
     assert graphs.manifest.components["vision_encoder"].optional_outputs == ()
     assert len(graphs.run("vision_encoder", pixel_values=random_pixels(1))) == 1
+
+
+@pytest.mark.parametrize(("sizes", "kept"), [([8, 4, 8], (8, 4)), (None, ())])
+def test_sizes_to_which_vectors_may_be_cut_come_with_the_config(
+    clip_checkpoint: Path, tmp_path: Path, sizes: object, kept: tuple[int, ...]
+) -> None:
+    manifest = export_checkpoint(with_cuts(clip_checkpoint, tmp_path, sizes), tmp_path / "bundle")
+    assert manifest.dual is not None
+    assert manifest.dual.matryoshka == kept
+    assert manifest.dual.sizes == (manifest.dual.embedding_size, *kept)
+
+
+@pytest.mark.parametrize("sizes", [[0], [1 << 20], "8", [True], [4.0]])
+def test_sizes_that_cannot_be_are_refused(clip_checkpoint: Path, tmp_path: Path, sizes: object) -> None:
+    with pytest.raises(UnsupportedConfigError, match=r"matryoshka_dimensions is .*; vectors have"):
+        export_checkpoint(with_cuts(clip_checkpoint, tmp_path, sizes), tmp_path / "bundle")
+
+
+def with_cuts(checkpoint: Path, folder: Path, sizes: object) -> Path:
+    """Return a copy of a checkpoint whose config says to which sizes vectors may be cut."""
+    copy = folder / "checkpoint"
+    shutil.copytree(checkpoint, copy)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"matryoshka_dimensions": sizes}))
+    return copy

@@ -10,17 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-from PIL import Image
+from PIL import Image, ImageOps
 
 from bundle.directory import open_bundle
+from bundle.frames.options import FrameOptions
 from bundle.image import PREPROCESSOR, ImageSpec
 from bundle.prompt import Placeholder, PromptBuilder, Turn
 from quant.quantizer import quantize_bundle
+from runtime.encoder import open_encoder
+from runtime.encoders import encode_images
 from runtime.one_request import VisionLanguageRunner
 from runtime.settings import RuntimeSettings
 from serving.models.generative import GenerativeModel
 from serving.models.pool import PreprocessPool
-from serving.protocol import FinishedEvent, GenerateRequest, ImagePart, Message, SamplingParams, TextPart
+from serving.protocol import FinishedEvent, GenerateRequest, ImagePart, Message, SamplingParams, TextPart, VideoPart
 from serving.settings import EngineSettings
 
 FAMILIES = tuple(
@@ -82,9 +85,24 @@ def test_quantized_variants_say_nearly_the_same(
     runner = VisionLanguageRunner(open_bundle(tmp_path / weights, allow_ungated=True), SETTINGS)
     whole = VisionLanguageRunner(parent, SETTINGS)
     parts = conversations["two images"]
-    expected = whole.prefill(whole.prompt(turns_of(parts), images_of(parts)), 1).logits
-    found = runner.prefill(runner.prompt(turns_of(parts), images_of(parts)), 1).logits
-    assert np.corrcoef(expected, found)[0, 1] > least
+    prompts = [each.prompt(turns_of(parts), images_of(parts)) for each in (whole, runner)]
+    answer = whole.reply_ids(whole.prefill(prompts[0], 4), 4)
+    expected, found = whole.answer_logits(prompts[0], answer), runner.answer_logits(prompts[1], answer)
+    for at in range(len(answer)):
+        assert np.corrcoef(expected[at], found[at])[0, 1] > least
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tiles_of_one_size_are_encoded_together_as_alone(
+    family: str, sample_of: Any, conversations: dict[str, Any]
+) -> None:
+    bundle = sample_of(family, 0).bundle()
+    spec, encoder = ImageSpec.read(bundle.path(PREPROCESSOR)), open_encoder(bundle, "vision_encoder", SETTINGS)
+    shown = images_of(conversations["two images"])
+    images = [tuple(spec.groups(spec.cut(image))) for image in (*shown, ImageOps.invert(shown[0]))]
+    together = encode_images(encoder, images, 4)
+    for image, found in zip(images, together, strict=True):
+        assert_allclose(found, encode_images(encoder, [image], 1)[0], atol=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -93,18 +111,22 @@ def test_served_chats_say_what_one_request_says(family: str, sample_of: Any, con
     runner = VisionLanguageRunner(bundle, SETTINGS)
     chats = [conversations["two images"], conversations["one image"], conversations["one image"]]
 
-    async def main() -> list[list[int]]:
+    async def main() -> tuple[list[list[int]], int]:
         settings = EngineSettings(max_sequences=3, intra_threads=1)
         pool = PreprocessPool(settings)
         model = GenerativeModel(bundle, settings, pool)
         model.start()
         try:
-            return await asyncio.gather(*(_served(model, parts) for parts in chats))
+            said = await asyncio.gather(*(_served(model, parts) for parts in chats))
+            return said, await _tokens_of_frames(model, images_of(chats[1])[0])
         finally:
             model.close()
             pool.close()
 
-    for parts, tokens in zip(chats, asyncio.run(main()), strict=True):
+    answers, frame_tokens = asyncio.run(main())
+    assert bundle.manifest.image_prompt is not None
+    assert frame_tokens == 2 * bundle.manifest.image_prompt.tokens_per_tile
+    for parts, tokens in zip(chats, answers, strict=True):
         prefilled = runner.prefill(runner.prompt(turns_of(parts), images_of(parts)), 12)
         said = [token for token in tokens if token not in bundle.manifest.eos_token_ids]
         assert said == runner.reply_ids(prefilled, 12)
@@ -117,6 +139,17 @@ async def _served(model: GenerativeModel, parts: list[str | Image.Image]) -> lis
     events = [event async for event in model.generate(request)]
     assert isinstance(events[-1], FinishedEvent)
     return [token for event in events[:-1] for token in event.token_ids]
+
+
+async def _tokens_of_frames(model: GenerativeModel, frame: Image.Image) -> int:
+    """Return how many image tokens a video of two frames takes."""
+    video = VideoPart((_png(frame), _png(ImageOps.invert(frame))), FrameOptions(list_fps=1.0))
+    message = Message("user", (video, TextPart("What happens?")))
+    events = [
+        event async for event in model.generate(GenerateRequest("r", "tiny", (message,), SamplingParams(max_tokens=2)))
+    ]
+    assert isinstance(events[-1], FinishedEvent)
+    return events[-1].usage.image_tokens
 
 
 def _png(image: Image.Image) -> bytes:

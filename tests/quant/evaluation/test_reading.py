@@ -159,13 +159,23 @@ def test_flickr_captions_are_joined_by_image(write: Write) -> None:
 
 def test_vqa_v2_has_questions_and_answers_in_two_files(write: Write, tmp_path: Path) -> None:
     Image.new("RGB", (2, 2)).save(tmp_path / "COCO_val2014_000000000042.jpg")
-    asked = {"data_subtype": "val2014", "questions": [{"image_id": 42, "question_id": 420, "question": "Is it red?"}]}
-    answers = [{"answer": "yes", "answer_id": number} for number in range(10)]
-    given = {"annotations": [{"question_id": 420, "image_id": 42, "answer_type": "yes/no", "answers": answers}]}
+    pairs = [(420, "yes", "yes/no"), (421, "two", "number")]
+    rows = [{"image_id": 42, "question_id": number, "question": f"Which {number}?"} for number, *_ in pairs]
+    asked = {"data_subtype": "val2014", "questions": rows}
+    given = {
+        "annotations": [
+            {"question_id": number, "image_id": 42, "answer_type": kind, "answers": [{"answer": answer}] * 10}
+            for number, answer, kind in reversed(pairs)  # by id, in whatever order
+        ]
+    }
     questions = write(json.dumps(asked), name="questions.json")
     beside = Beside(annotations=write(json.dumps(given), name="annotations.json"))
-    (sample,) = read_file(questions, beside).samples
-    assert (sample.metric, sample.task, sample.answers) == ("vqa", "yes/no", ("yes",) * 10)
+    samples = read_file(questions, beside).samples
+    assert [(sample.task, sample.answers) for sample in samples] == [
+        ("yes/no", ("yes",) * 10),
+        ("number", ("two",) * 10),
+    ]
+    assert {sample.metric for sample in samples} == {"vqa"}
     with pytest.raises(QuantizationError, match="--annotations"):
         read_file(questions)
     absent = Beside(annotations=write(json.dumps({"annotations": []}), name="none.json"))

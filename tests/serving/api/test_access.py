@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 
 from serving.access.keys import ApiKey, digest_of
 from serving.access.settings import AccessSettings
+from serving.api.app import create_app
 from serving.fake import FakeClient
 from serving.settings import ApiSettings, ServerSettings
 
@@ -155,6 +157,29 @@ def test_an_admins_call_needs_an_admins_key(guarded: Callable[..., Any]) -> None
     assert (refused.status_code, refused.json()["error"]["code"]) == (403, "admin_key_required")
     assert not cleared
     assert api.post(path, None, headers=bearer(ADMIN)).status_code == 200
+    assert cleared == [1]
+
+
+def test_a_prefix_of_a_proxy_changes_nothing_of_who_may_what(engine: FakeClient) -> None:
+    """Routes are found without it, so the door must be too: else what it guards would have another name."""
+    cleared: list[int] = []
+    app = create_app(engine, ApiSettings(access=AccessSettings(keys=KEYS)), lambda: cleared.append(1))
+
+    async def status(method: str, path: str, headers: dict[str, str]) -> int:
+        transport = httpx.ASGITransport(app, root_path="/prefix")
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return (await client.request(method, path, headers=headers)).status_code
+
+    async def statuses() -> list[int]:
+        clear = "/prefix/v1/cache/clear"
+        return [
+            await status("GET", "/prefix/health/live", {}),
+            await status("GET", "/prefix/v1/models", {}),
+            await status("POST", clear, bearer(PLAIN)),
+            await status("POST", clear, bearer(ADMIN)),
+        ]
+
+    assert asyncio.run(statuses()) == [200, 401, 403, 200]
     assert cleared == [1]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from bundle.errors import OverloadedError
-from serving.api.metric_table import METRICS, PREFIX
+from serving.api.metric_table import METRICS, PREFIX, table
 from serving.api.metrics import Metrics
 from serving.fake import FAKE_VLM, FakeClient
 from serving.protocol import FinishedEvent, GenerateEvent, Health, Timings, TokenEvent, Usage
@@ -167,3 +168,9 @@ def test_nothing_that_was_asked_or_answered_is_in_the_metrics(api: Any, ask: Cal
     assert "heliotrope" in answered.text
     assert "heliotrope" not in api.get("/metrics").text
     assert "heliotrope" not in json.dumps(sorted(families(api.get("/metrics").text)))
+
+
+def test_the_page_s_table_is_the_code_s() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs/operations.md").read_text(encoding="utf-8")
+    begin, end = "<!-- metrics: python -m serving.api.metric_table -->\n", "\n<!-- end of metrics -->"
+    assert page.partition(begin)[2].partition(end)[0] == table()

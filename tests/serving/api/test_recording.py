@@ -32,7 +32,7 @@ def recorded(engine: FakeClient, make_caller: Callable[..., Any], tmp_path: Path
 
     def make(access: AccessSettings | None = None, **fields: Any) -> tuple[Any, Callable[[], list[dict[str, Any]]]]:
         recording = RecordingSettings(folder=tmp_path / "recorded", **fields)
-        app = create_app(engine, ApiSettings(recording=recording, access=access or AccessSettings()))
+        app = create_app(engine, ApiSettings(recording=recording, access=access or AccessSettings()), control=engine)
 
         def lines() -> list[dict[str, Any]]:
             app.state.service.recorder.flush()
@@ -98,6 +98,15 @@ def test_no_key_is_written_wherever_its_caller_puts_it(recorded: Any, ask: Any, 
     assert second["body"]["api_key"] == "[redacted]"
     text = "".join(file.read_text() for file in files(tmp_path))
     assert not [secret for secret in (KEY, kept.sha256, "another-secret", "stranger") if secret in text]
+
+
+def test_what_changes_the_server_is_not_written_so_that_it_is_not_asked_again(recorded: Any, tmp_path: Path) -> None:
+    admin = ApiKey(name="boss", sha256=digest_of(KEY.encode()), admin=True)
+    api, lines = recorded(AccessSettings(keys=(admin,), models_dir=tmp_path))
+    headers = {"Authorization": f"Bearer {KEY}"}
+    assert api.post("/v1/models/load", {"model": "absent"}, headers=headers).status_code == 404
+    assert api.post("/v1/models/unload", {"model": "absent"}, headers=headers).status_code == 404
+    assert lines() == []
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,8 @@ def test_the_queue_is_shared_among_the_ingress_replicas(ingress_replicas: int, q
 
 def test_a_local_cluster_admits_every_replica() -> None:
     args = ClusterArgs.model_validate({"bundles": ["x"], "ray": {"generator": {"max_replicas": 100, "num_cpus": 2}}})
-    assert num_local_cpus([fake("a")], args) == 201  # half a CPU for the ingress, rounded up
+    # Half a CPU for the ingress, and a quarter more of each while an update replaces them.
+    assert num_local_cpus([fake("a")], args) == 2 * 125 + 1
     assert num_local_cpus([], args) == os.cpu_count()
 
 
@@ -120,7 +121,7 @@ def test_requests_are_held_for_models_that_may_have_no_replica(min_replicas: int
     assert (model.max_held_requests, model.hold_timeout_s) == planned
 
 
-@pytest.mark.filterwarnings("ignore:coroutine 'Replica.__del__' was never awaited")
+@pytest.mark.filterwarnings("ignore:coroutine 'Process.__del__' was never awaited")
 def test_a_replica_whose_engine_died_is_reported_to_ray() -> None:
     client = FakeClient()
 
@@ -135,7 +136,7 @@ def test_a_replica_whose_engine_died_is_reported_to_ray() -> None:
     asyncio.run(check())
 
 
-@pytest.mark.filterwarnings("ignore:coroutine 'Replica.__del__' was never awaited")
+@pytest.mark.filterwarnings("ignore:coroutine 'Process.__del__' was never awaited")
 def test_what_a_replica_reports_to_the_routers_is_plain_data() -> None:
     """Ray carries it through its controller, and `Report` takes it up."""
 
@@ -172,3 +173,20 @@ def test_what_is_set_already_stays() -> None:
     environment = {"RAY_COLOR_PREFIX": "1"}
     set_ray_environment(environment)
     assert environment == {**RAY_ENVIRONMENT, "RAY_COLOR_PREFIX": "1"}
+
+
+def test_an_encoder_is_a_deployment_of_its_own_where_that_is_wanted(smolvlm_bundle: Path, clip_bundle: Path) -> None:
+    ray = {"compose": "encoder", "encoder": {"num_gpus": 0.25, "max_replicas": 3}}
+    args = ClusterArgs.model_validate({"bundles": [str(smolvlm_bundle), str(clip_bundle)], "ray": ray})
+    models = cluster.served_models(args)
+    wanted = {each.deployment: each.resources["GPU"] for each in cluster.wanted(models, args)[1:]}
+    assert wanted == {"generator-tiny-smolvlm": 0.0, "encoder-tiny-smolvlm": 0.25, "embedder-tiny-clip": 0.0}
+    _, encoder, name, _ = cluster._bound(models[0], args)._bound_deployment.init_args
+    assert (encoder._bound_deployment.name, name) == ("encoder-tiny-smolvlm", "encoder-tiny-smolvlm")
+    assert len(cluster._bound(models[1], args)._bound_deployment.init_args) == 1
+
+
+def test_replicas_are_replaced_before_the_old_ones_stop() -> None:
+    assert cluster._model_deployment(fake("a"), cluster_args())._deployment_config.max_surge_percent == 25
+    none = cluster._model_deployment(fake("a"), cluster_args(update_surge_percent=0))
+    assert none._deployment_config.max_surge_percent == 0

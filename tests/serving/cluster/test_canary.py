@@ -39,7 +39,7 @@ def conversation(number: int, *later: str) -> GenerateRequest:
     roles = ("user", "assistant")
     texts = (f"question {number}", *later)
     messages = tuple(Message(roles[at % 2], (TextPart(text),)) for at, text in enumerate(texts))
-    return GenerateRequest(f"r{number}", "m", messages)
+    return GenerateRequest(f"r{number}-{len(texts)}", "m", messages)
 
 
 def shares(split: Split, requests: list[GenerateRequest | EmbedRequest]) -> Counter[str]:

@@ -38,6 +38,7 @@ from serving.protocol import (
     Usage,
     WaitingEvent,
 )
+from serving.tracing import TRACEPARENT
 
 with warnings.catch_warnings():
     # Ray 2.60 declares its own settings in a way that pydantic will drop.
@@ -94,6 +95,7 @@ class Handle:
         self.answers = list(answers)
         self.responses: list[Response] = []
         self.taken_by: str | None = None
+        self.asked: list[Any] = []
 
     @property
     def stream(self) -> Any:
@@ -106,6 +108,7 @@ class Handle:
     def _call(self, request: Any, *, in_lists: bool = False) -> Response:
         if self.taken_by is not None and not self.responses:
             tell_caller(self.taken_by)
+        self.asked.append(request)
         self.responses.append(Response(self.answers.pop(0), in_lists))
         return self.responses[-1]
 
@@ -482,3 +485,18 @@ def test_a_model_that_may_have_no_replica_is_ready_without_and_not_with_a_silent
     while not watch.is_silent("a"):
         watch.begin_round({"a": {}})
     assert not asyncio.run(client.health()).is_ready
+
+
+def test_a_request_tells_the_replica_which_trace_it_is_part_of() -> None:
+    traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    handle = Handle(list(TOKENS), list(TOKENS), ["embedded"])
+
+    async def ask_all() -> None:
+        client, request = client_of(handle), GenerateRequest("r", "m", ())
+        [_ async for _ in client.generate(request)]
+        TRACEPARENT.set(traceparent)
+        [_ async for _ in client.generate(request)]
+        await client.embed(EmbedRequest("r", "m", ()))
+
+    asyncio.run(ask_all())
+    assert [request.traceparent for request in handle.asked] == ["", traceparent, traceparent]

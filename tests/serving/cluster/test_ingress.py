@@ -18,6 +18,7 @@ from serving.cluster.canary import VariantFigures
 from serving.fake import FAKE_VLM
 from serving.ray_settings import Canary, LiveSettings
 from serving.settings import ApiSettings
+from serving.tracing_settings import TracingSettings
 
 with warnings.catch_warnings():
     # Ray 2.60 declares its own settings in a way that pydantic will drop.
@@ -42,7 +43,7 @@ class Handle:
 
     def broadcast(self, method: str) -> Any:
         if method == "exposition":
-            return SimpleNamespace(results_async=self.no_answers)
+            return SimpleNamespace(results_async=self.expositions)
         assert method == "canary_figures"
         seen = VariantFigures(num_requests=3, num_failed=1)
         seen.total_s.extend((0.1, 0.2))
@@ -52,8 +53,9 @@ class Handle:
 
         return SimpleNamespace(results_async=answers)
 
-    async def no_answers(self, **_: Any) -> list[Any]:
-        return []
+    async def expositions(self, **_: Any) -> list[Any]:
+        told = "# HELP of_others_total x\n# TYPE of_others_total counter\nof_others_total 3.0\n"
+        return [("other", told), TimeoutError("gone")]
 
 
 @pytest.fixture
@@ -64,7 +66,7 @@ def ingress(monkeypatch: pytest.MonkeyPatch) -> Ingress:
     from dataclasses import replace
 
     models = tuple(PlannedModel(replace(FAKE_VLM, name=name), f"generator-{name}") for name in NAMES)
-    return Ingress(IngressPlan(models, ApiSettings(), 1.0), Handle(), Handle())
+    return Ingress(IngressPlan(models, ApiSettings(), 1.0, TracingSettings()), Handle(), Handle())
 
 
 def get(ingress: Ingress, path: str) -> Any:
@@ -120,10 +122,12 @@ def test_keys_hold_for_all_that_an_ingress_answers_metrics_and_canaries_too(ingr
     assert set(asyncio.run(statuses({"x-api-key": "pvlm-0123456789abcdef"})).values()) == {200}
 
 
-def test_an_ingress_tells_its_own_metrics_where_others_do_not_answer(ingress: Ingress) -> None:
+def test_an_ingress_tells_its_own_metrics_and_those_of_the_others_that_answer(ingress: Ingress) -> None:
     async def ask() -> str:
         transport = httpx.ASGITransport(ingress.__serve_build_asgi_app__(), raise_app_exceptions=True)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return (await client.get("/metrics")).text
 
-    assert "pocketvlm:num_replicas" in asyncio.run(ask())
+    told = asyncio.run(ask())
+    assert "pocketvlm:num_replicas" in told
+    assert 'of_others_total{ingress="other"} 3.0' in told

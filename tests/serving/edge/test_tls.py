@@ -82,7 +82,10 @@ def test_a_handshake_that_takes_too_long_is_given_up(
 
 
 def test_limits_hold_behind_the_handshake(
-    url_of_encrypted: Callable[..., str], tmp_path: Path, write_pair: Callable[..., HttpSettings]
+    url_of_encrypted: Callable[..., str],
+    tmp_path: Path,
+    write_pair: Callable[..., HttpSettings],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """A head that is too large, and a refusal while a body is on its way: the answer is read, the connection closed."""
     http = write_pair(tmp_path).model_copy(update={"max_head_bytes": 2048})
@@ -100,6 +103,7 @@ def test_limits_hold_behind_the_handshake(
             while piece := client.recv(4096):
                 answer += piece
             assert answer.startswith(b"HTTP/1.1 " + status)
+    assert "Fatal error" not in caplog.text  # the connection was closed in order, not for a fault of ours
 
 
 def test_a_renewed_certificate_is_shown_to_those_who_come_after(

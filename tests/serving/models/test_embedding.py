@@ -97,6 +97,25 @@ def test_concurrent_requests_share_batches_and_get_their_own_vectors(model, imag
     run(main)
 
 
+def test_vectors_are_cut_to_sizes_that_the_bundle_declares(model, monkeypatch) -> None:
+    whole = model._dims.embedding_size
+
+    async def embedded(dimensions: int | None) -> np.ndarray:
+        return (await model.embed(EmbedRequest("r", "m", (TextPart("a cat"),), dimensions))).embeddings
+
+    async def main() -> None:
+        with pytest.raises(ParameterError, match=f"dimensions = 4: the model's vectors have {whole} numbers"):
+            await embedded(4)
+        monkeypatch.setattr(model, "_dims", model._dims.model_copy(update={"matryoshka": (4,)}))
+        all_of_it, cut = await embedded(None), await embedded(4)
+        np.testing.assert_allclose(cut, all_of_it[:, :4] / np.linalg.norm(all_of_it[:, :4]), rtol=1e-6)
+        np.testing.assert_array_equal(await embedded(whole), all_of_it)
+        with pytest.raises(ParameterError, match=f"have {whole} or 4 numbers"):
+            await embedded(8)
+
+    run(main)
+
+
 def test_several_templates_count_by_the_mean_of_their_vectors(model, clip_bundle, image_bytes) -> None:
     labels, templates = ("cat", "dog"), ("a photo of a {}.", "art of the {}.", "{}")
     dims = read_manifest(clip_bundle).dual
