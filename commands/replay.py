@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from commands.terminal import EXIT_FAILED, announce, progress
+from commands.top import KeyOption
 
 if TYPE_CHECKING:
     import httpx
@@ -33,9 +33,7 @@ def replay(
         Path | None,
         typer.Option(help="A folder of files that are put back where a digest tells of them. Default: none are."),
     ] = None,
-    key_env: Annotated[str, typer.Option(help="The environment variable that holds the server's key.")] = (
-        "OPENAI_API_KEY"
-    ),
+    key: KeyOption = None,
 ) -> None:
     """Ask recorded requests again, one after another, and print how each ended then and now.
 
@@ -44,7 +42,7 @@ def replay(
     import httpx
 
     known = {} if images is None else _files_by_digest(images)
-    headers = {"Authorization": f"Bearer {key}"} if (key := os.environ.get(key_env)) else {}
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     num_asked = num_other = num_left_out = 0
     with httpx.Client(base_url=url.rstrip("/"), headers=headers, timeout=_TIMEOUT_S) as client:
         for line in _lines(recording):

@@ -71,8 +71,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None, Any]]
 def test_what_was_recorded_is_asked_again_and_images_are_put_back(
     pocketvlm: Any, recorded: Path, server: Any, tmp_path: Path, png: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SOME_KEY", "pvlm-key")
-    done = pocketvlm("replay", recorded, "http://server", "--images", tmp_path / "images", "--key-env", "SOME_KEY")
+    monkeypatch.setenv("POCKETVLM_KEY", "pvlm-key")
+    done = pocketvlm("replay", recorded, "http://server", "--images", tmp_path / "images")
     assert done.returncode == 0, done.stderr
     assert [path for path, _, _ in server] == [CHAT] * 3
     assert {key for _, key, _ in server} == {"Bearer pvlm-key"}
