@@ -161,7 +161,7 @@ def sources(*folders: str) -> list[Path]:
 CLUSTER = sources("serving/cluster")
 SERVER = [path for path in sources("bundle", "commands", "runtime", "serving") if path not in CLUSTER]
 EXPORTER = [*sources("bundle", "export", "graphs"), REPOSITORY / "commands/shipped.py"]
-_OPTIONAL_EXTRAS = ("video", "openvino", "tensorrt", "tensorrt-rtx")
+_OPTIONAL_EXTRAS = ("video", "openvino", "tensorrt", "tensorrt-rtx", "retrieval")
 OPTIONAL = {module for extra in _OPTIONAL_EXTRAS for module in MODULES_OF_EXTRA[extra]}
 """Imported where they are found, and told with their extra where they are wanted and are not (docs/deploy.md)."""
 
