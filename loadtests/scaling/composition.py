@@ -97,8 +97,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     for case, times_ms in found.items():
         told = {how: distribution_of(values) for how, values in times_ms.items()}
-        row = ", ".join(f"{how} {number(each.p50)} ms (p95 {number(each.p95)})" for how, each in told.items())
-        print(f"{case}: {row}; n {options.repeats}")
+        row = ", ".join(
+            f"{how} {number(each.p50)} ms (p95 {number(each.p95)}, n {each.n})" for how, each in told.items()
+        )
+        print(f"{case}: {row}")
     return 0
 
 
