@@ -51,8 +51,26 @@ def test_names_are_unique_so_that_both_ways_of_serving_can_live_in_one_namespace
     assert len(by_name(objects)) == len(objects)
 
 
+def documented(kind: str) -> str:
+    """Return the one block of YAML in docs/deploy.md that holds a line."""
+    blocks = re.findall(r"```yaml\n(.*?)```", (K8S.parent / "docs/deploy.md").read_text(encoding="utf-8"), re.DOTALL)
+    (found,) = (block for block in blocks if kind in block)
+    return found
+
+
+def test_the_patch_in_the_documentation_mounts_its_volume_into_the_container_that_there_is(
+    deployment: dict[str, Any],
+) -> None:
+    pod = deployment["spec"]["template"]["spec"]
+    patch = yaml.safe_load(documented("secretName: pocketvlm-keys"))["spec"]["template"]["spec"]
+    (patched,) = patch["containers"]
+    assert patched["name"] in {container["name"] for container in pod["containers"]}
+    assert {mount["name"] for mount in patched["volumeMounts"]} == {volume["name"] for volume in patch["volumes"]}
+    assert patch["securityContext"]["fsGroup"] == pod["securityContext"]["runAsUser"]
+
+
 def test_the_overlay_in_the_documentation_builds_and_mounts_its_volume(tmp_path: Path) -> None:
-    (text,) = re.findall(r"```yaml\n(.*?)```", (K8S.parent / "docs/deploy.md").read_text(encoding="utf-8"), re.DOTALL)
+    text = documented("kind: Kustomization")
     base = os.path.relpath(K8S / "overlays/cpu/edge", tmp_path)
     (tmp_path / "kustomization.yaml").write_text(text.replace("../k8s/overlays/cpu/edge", base), encoding="utf-8")
     done = subprocess.run([*kustomize_command(), str(tmp_path)], capture_output=True, text=True, check=False)
