@@ -13,10 +13,12 @@ DECODERS: Mapping[str, str] = {
     "llama": "export.decoders.llama:Llama",
     "llama_mote": "export.decoders.llama_mote:LlamaMote",
     "paddleocr_vl_text": "export.decoders.paddleocr_vl_text:PaddleOCRText",
+    "phi": "export.decoders.phi:Phi",
     "qwen2": "export.decoders.qwen2:Qwen2",
     "qwen2_5_vl_text": "export.decoders.qwen2_5_vl_text:Qwen25VLText",
     "qwen2_vl_text": "export.decoders.qwen2_5_vl_text:Qwen25VLText",
     "qwen3_vl_text": "export.decoders.qwen3_vl_text:Qwen3VLText",
+    "stablelm": "export.decoders.stablelm:StableLM",
 }
 """`model_type` of a text config to "module:Class"."""
 

@@ -12,8 +12,8 @@ from export.nn.module import Module, Weight
 class LayerNorm(Module):
     """(x - mean) / sqrt(var + eps) * weight + bias."""
 
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
+    def __init__(self, size: int, eps: float, *, name: str | None = None) -> None:
+        super().__init__(name)
         self.weight = Weight(size)
         self.bias = Weight(size)
         self.eps = eps

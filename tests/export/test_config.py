@@ -49,7 +49,10 @@ def test_keys_that_a_tower_leaves_out_have_transformers_defaults(defaults: dict[
     assert defaults == {key: getattr(config, key) for key in defaults}
 
 
-@pytest.mark.parametrize(("kind", "reference"), [("llama", "LlamaConfig"), ("qwen2", "Qwen2Config")])
+DECODERS = [("llama", "LlamaConfig"), ("qwen2", "Qwen2Config"), ("phi", "PhiConfig"), ("stablelm", "StableLmConfig")]
+
+
+@pytest.mark.parametrize(("kind", "reference"), DECODERS)
 def test_keys_that_a_decoder_leaves_out_have_transformers_defaults(kind: str, reference: str) -> None:
     expected, found = getattr(transformers, reference)(), load_decoder({"model_type": kind}).config
     assert found.vocab_size == expected.vocab_size
@@ -59,8 +62,10 @@ def test_keys_that_a_decoder_leaves_out_have_transformers_defaults(kind: str, re
     assert (found.num_heads, found.num_kv_heads) == (expected.num_attention_heads, expected.num_key_value_heads)
     assert found.head_size == expected.hidden_size // expected.num_attention_heads
     assert found.max_positions == expected.max_position_embeddings
-    assert (found.hidden_act, found.rms_norm_eps) == (expected.hidden_act, expected.rms_norm_eps)
+    eps = expected.layer_norm_eps if hasattr(expected, "layer_norm_eps") else expected.rms_norm_eps
+    assert (found.hidden_act, found.rms_norm_eps) == (expected.hidden_act, eps)
     assert found.rope.theta == expected.rope_parameters["rope_theta"]
+    assert found.rope.part == expected.rope_parameters.get("partial_rotary_factor", 1.0)
 
 
 def test_scale_factor_default_is_transformers() -> None:
@@ -116,6 +121,12 @@ def test_older_rope_spelling_beside_the_newer_counts_as_in_transformers() -> Non
 def test_rope_that_is_not_built_is_named(parameters: dict[str, Any], named: str) -> None:
     with pytest.raises(UnsupportedConfigError, match=named):
         RopeConfig.read({"rope_parameters": parameters})
+
+
+@pytest.mark.parametrize(("part", "named"), [(0.2, "3 of the 16"), (0.05, "0 of the 16"), (1.5, "24 of the 16")])
+def test_part_of_a_head_that_is_no_pairs_is_refused(part: float, named: str) -> None:
+    with pytest.raises(UnsupportedConfigError, match=named):
+        RopeConfig.read({"partial_rotary_factor": part}, default_part=0.5).turned_size(16)
 
 
 def test_qwen2_with_sliding_layers_is_refused() -> None:
