@@ -10,6 +10,7 @@ from export.config import Raw
 from export.decoders.decoder import Decoder
 
 DECODERS: Mapping[str, str] = {
+    "gemma": "export.decoders.gemma:Gemma",
     "llama": "export.decoders.llama:Llama",
     "llama_mote": "export.decoders.llama_mote:LlamaMote",
     "mistral": "export.decoders.mistral:Mistral",

@@ -26,9 +26,9 @@ class LayerNorm(Module):
 class RMSNorm(Module):
     """x / sqrt(mean(x^2) + eps) * weight."""
 
-    def __init__(self, size: int, eps: float, dialect: Dialect) -> None:
+    def __init__(self, size: int, eps: float, dialect: Dialect, *, weight: Weight | None = None) -> None:
         super().__init__()
-        self.weight = Weight(size)
+        self.weight = weight if weight is not None else Weight(size)
         self.eps = eps
         self.dialect = dialect
 

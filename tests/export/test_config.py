@@ -51,6 +51,7 @@ def test_keys_that_a_tower_leaves_out_have_transformers_defaults(defaults: dict[
 
 
 DECODERS = [
+    ("gemma", "GemmaConfig"),
     ("llama", "LlamaConfig"),
     ("phi", "PhiConfig"),
     ("qwen2", "Qwen2Config"),
@@ -160,6 +161,11 @@ def test_mistral_without_a_window_is_read_by_transformers_defaults() -> None:
         max_positions=expected.max_position_embeddings,
         rms_norm_eps=expected.rms_norm_eps,
     )
+
+
+def test_gemma_that_sees_what_comes_is_refused() -> None:
+    with pytest.raises(UnsupportedConfigError, match="use_bidirectional_attention"):
+        load_decoder({"model_type": "gemma", "use_bidirectional_attention": True})
 
 
 def test_old_clip_configs_read_as_transformers_reads_them() -> None:
