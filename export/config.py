@@ -123,6 +123,7 @@ class RopeConfig:
         low_freq_factor: llama3 only.
         high_freq_factor: llama3 only.
         original_positions: llama3 only: the context before scaling.
+        part: How much of a head turns, its first numbers; 1: all of them.
     """
 
     kind: str
@@ -131,10 +132,19 @@ class RopeConfig:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 1.0
     original_positions: float = 0.0
+    part: float = 1.0
 
     @classmethod
-    def read(cls, raw: Raw) -> RopeConfig:
-        """Return the rotary part of a text config; of two spellings the older counts, as in transformers 5."""
+    def read(cls, raw: Raw, *, default_part: float | None = None) -> RopeConfig:
+        """Return the rotary part of a text config; of two spellings the older counts, as in transformers 5.
+
+        Args:
+            raw: Text config.
+            default_part: Of a head that turns, where the config leaves it out; None: the decoder turns whole heads.
+
+        Raises:
+            UnsupportedConfigError: A kind that is not built, or a part where heads are whole.
+        """
         given: dict[str, Any] = dict(raw.get("rope_scaling") or raw.get("rope_parameters") or {})
         kind: Any = given.get("rope_type", given.get("type", "default"))
         kind = "default" if kind == _BY_AXIS else kind
@@ -143,16 +153,51 @@ class RopeConfig:
             raise UnsupportedConfigError(
                 f"rope_parameters {given!r}: built are one set for all layers, of type {', '.join(_ROPE_SCALING)}"
             )
-        if given.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)) != 1.0:
-            raise UnsupportedConfigError("partial_rotary_factor other than 1 is not built")
+        whole = 1.0 if default_part is None else default_part
+        part: Any = given.get("partial_rotary_factor", raw.get("partial_rotary_factor", whole))
+        if default_part is None and part != 1.0:
+            raise UnsupportedConfigError(f"partial_rotary_factor {part!r}: this decoder is built with 1 alone")
         scaling = _ROPE_SCALING[kind]
         missing = [key for key in scaling.values() if key not in given]
         if missing:
             raise UnsupportedConfigError(f"rope_parameters {given!r}: type {kind!r} wants {', '.join(missing)} as well")
-        return cls(kind, float(theta), **{field: float(given[key]) for field, key in scaling.items()})
+        return cls(kind, float(theta), part=float(part), **{field: float(given[key]) for field, key in scaling.items()})
+
+    def turned_size(self, head_size: int) -> int:
+        """Return how many numbers of a head turn, the first of them.
+
+        Raises:
+            UnsupportedConfigError: They are no pairs, or more than there are.
+        """
+        size = int(head_size * self.part)
+        if not 2 <= size <= head_size or size % 2 or head_size % 2:
+            raise UnsupportedConfigError(
+                f"partial_rotary_factor {self.part}: {size} of the {head_size} numbers of a head would turn; wanted is "
+                "an even number of them, 2 at least"
+            )
+        return size
+
+    def head_order(self, head_size: int) -> npt.NDArray[np.int64] | None:
+        """Return [C] in which order a head's numbers stand for its two halves to be the pairs; None: as they are.
+
+        Where a part turns, its pairs are number i and i + R/2 of the first R. Put i into the first half of the whole
+        head and i + R/2 at its place in the second, and the rotation of whole heads turns them; the others fill up
+        both halves, as pairs of frequency 0. Queries and keys in one order have the same products.
+        """
+        turned = self.turned_size(head_size)
+        if turned == head_size:
+            return None
+        firsts, seconds = np.split(np.arange(turned), 2)
+        still = np.split(np.arange(turned, head_size), 2)
+        return np.concatenate([firsts, still[0], seconds, still[1]])
 
     def inverse_frequencies(self, head_size: int) -> npt.NDArray[np.float32]:
-        """Return [C/2] float32, radians per position of each pair of a head.
+        """Return [C/2] float32, radians per position of each pair of a head, in the order of `head_order`."""
+        turning = self._frequencies(self.turned_size(head_size))
+        return np.pad(turning, (0, head_size // 2 - len(turning)))
+
+    def _frequencies(self, head_size: int) -> npt.NDArray[np.float32]:
+        """Return those of whole heads.
 
         "llama3" keeps short wavelengths, divides long ones by `factor`, and blends between (Llama 3.1 release,
         `apply_scaling`).
@@ -217,7 +262,7 @@ class DecoderConfig:
         head_size: C; not always D / H.
         max_positions: Longest sequence that the checkpoint was made for.
         hidden_act: Of the gate.
-        rms_norm_eps: Of every RMSNorm.
+        rms_norm_eps: Of every norm.
         rope: Rotary embedding.
         qkv_bias: On the query, key and value projections.
         out_bias: On the output projection.
@@ -269,12 +314,13 @@ def with_length_groups(config: DecoderConfig, num_groups: int) -> DecoderConfig:
     return replace(config, layer_groups=tuple(at * num_groups // config.num_layers for at in range(config.num_layers)))
 
 
-def read_sizes(merged: Raw, *, qkv_bias: bool) -> DecoderConfig:
+def read_sizes(merged: Raw, *, qkv_bias: bool, default_rotary_part: float | None = None) -> DecoderConfig:
     """Return the sizes in a text config that names them as Llama's does.
 
     Args:
         merged: With the defaults of its kind.
         qkv_bias: Queries, keys and values have biases.
+        default_rotary_part: As `RopeConfig.read` takes it.
 
     Raises:
         UnsupportedConfigError: Heads that do not share keys evenly, or a rotary embedding that is not built.
@@ -296,7 +342,7 @@ def read_sizes(merged: Raw, *, qkv_bias: bool) -> DecoderConfig:
         max_positions=merged["max_position_embeddings"],
         hidden_act=merged["hidden_act"],
         rms_norm_eps=merged["rms_norm_eps"],
-        rope=RopeConfig.read(merged),
+        rope=RopeConfig.read(merged, default_part=default_rotary_part),
         qkv_bias=qkv_bias,
         out_bias=bool(merged.get("attention_bias", False)),
         mlp_bias=bool(merged.get("mlp_bias", False)),

@@ -217,7 +217,8 @@ class VisionLanguage(Family):
     def graphs(self, dialect: Dialect) -> dict[ComponentName, GraphPlan]:
         """Return the three graphs of docs/bundle-format.md."""
         size, vocab = self.decoder.config.hidden_size, self.decoder.config.vocab_size
-        table = Embedding(vocab, size, name=f"{self.text_prefix}.embed_tokens")
+        scale = self.decoder.embedding_scale
+        table = Embedding(vocab, size, name=f"{self.text_prefix}.embed_tokens", scale=scale)
         features = TensorSpec(
             name=tensors.IMAGE_FEATURES,
             dtype="float32",

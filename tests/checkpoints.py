@@ -265,12 +265,12 @@ def save_clip(folder: Path, config: Config | None = None) -> None:
     _save_clip_tokenizer(folder, config["text_config"]["max_position_embeddings"])
 
 
-def save_llava(folder: Path, config: Config | None = None) -> None:
-    """Write a whole LLaVA checkpoint into `folder`, in float32."""
+def save_llava(folder: Path, config: Config | None = None, decoder: Shapes | None = None) -> None:
+    """Write a whole LLaVA checkpoint into `folder`, in float32; `decoder` as `llava_shapes` takes it."""
     config = config or llava_config()
     vision = config["vision_config"]
     is_clip = vision["model_type"] == "clip_vision_model"
-    save_model(folder, config, llava_shapes(config))
+    save_model(folder, config, llava_shapes(config, decoder))
     write_json(folder / "generation_config.json", CONTROL_IDS)
     save_processor(
         folder,

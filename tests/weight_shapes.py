@@ -36,10 +36,12 @@ def smolvlm_shapes(config: Config) -> Shapes:
     return shapes
 
 
-def llava_shapes(config: Config) -> Shapes:
-    """Name every weight of a LLaVA model."""
+def llava_shapes(config: Config, decoder: Shapes | None = None) -> Shapes:
+    """Name every weight of a LLaVA model; `decoder` are those of the text part without its head, Llama's by default."""
     text, vision = config["text_config"], config["vision_config"]
-    shapes = decoder_shapes(text, "language_model.model.") | tower_shapes(vision, "vision_tower.")
+    decoder = decoder_shapes(text, "") if decoder is None else decoder
+    shapes = {f"language_model.model.{name}": shape for name, shape in decoder.items()}
+    shapes |= tower_shapes(vision, "vision_tower.")
     chosen = config["vision_feature_layer"]
     columns = vision["hidden_size"] * (len(chosen) if isinstance(chosen, list) else 1)
     shapes |= linear_shapes("multi_modal_projector.linear_1", text["hidden_size"], columns)

@@ -52,6 +52,11 @@ class Decoder(ABC):
         """What it takes beside embeddings, positions, lengths and indices; `runtime.feeds` must know each."""
         return ()
 
+    @property
+    def embedding_scale(self) -> float:
+        """What rows of the table are multiplied by when tokens become embeddings."""
+        return 1.0
+
     def norm(self, dialect: Dialect) -> Module:
         """Return the norm behind the last layer."""
         return RMSNorm(self.config.hidden_size, self.config.rms_norm_eps, dialect)

@@ -10,13 +10,18 @@ from export.config import Raw
 from export.decoders.decoder import Decoder
 
 DECODERS: Mapping[str, str] = {
+    "gemma": "export.decoders.gemma:Gemma",
     "llama": "export.decoders.llama:Llama",
     "llama_mote": "export.decoders.llama_mote:LlamaMote",
+    "mistral": "export.decoders.mistral:Mistral",
     "paddleocr_vl_text": "export.decoders.paddleocr_vl_text:PaddleOCRText",
+    "phi": "export.decoders.phi:Phi",
     "qwen2": "export.decoders.qwen2:Qwen2",
     "qwen2_5_vl_text": "export.decoders.qwen2_5_vl_text:Qwen25VLText",
     "qwen2_vl_text": "export.decoders.qwen2_5_vl_text:Qwen25VLText",
+    "qwen3": "export.decoders.qwen3:Qwen3",
     "qwen3_vl_text": "export.decoders.qwen3_vl_text:Qwen3VLText",
+    "stablelm": "export.decoders.stablelm:StableLM",
 }
 """`model_type` of a text config to "module:Class"."""
 

@@ -1,4 +1,4 @@
-"""LLaVA-1.5 (arXiv 2310.03744): a CLIP or SigLIP tower, a two-layer connector, and a Llama or Qwen2 decoder."""
+"""LLaVA-1.5 (arXiv 2310.03744): a CLIP or SigLIP tower, a two-layer connector, and any decoder without windows."""
 
 from __future__ import annotations
 

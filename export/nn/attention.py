@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
@@ -24,18 +26,35 @@ class CachedAttention(Module):
         dialect: How it is written.
         layer: Its number.
         norms: Of queries and of keys, each over the numbers of one head; None: neither is normed.
+        out_name: How the checkpoint names the output projection.
+
+    Raises:
+        ValueError: Norms of heads that turn in part; their weights would have to be put in order, which is not built.
     """
 
     def __init__(
-        self, config: DecoderConfig, dialect: Dialect, layer: int, norms: tuple[Module, Module] | None = None
+        self,
+        config: DecoderConfig,
+        dialect: Dialect,
+        layer: int,
+        norms: tuple[Module, Module] | None = None,
+        *,
+        out_name: str = "o_proj",
     ) -> None:
         super().__init__()
         self.layer = layer
         size, heads, kv_heads = config.head_size, config.num_heads, config.num_kv_heads
-        self.q_proj = Linear(config.hidden_size, heads * size, rows=None, bias=config.qkv_bias)
-        self.k_proj = Linear(config.hidden_size, kv_heads * size, rows=None, bias=config.qkv_bias)
+        order = config.rope.head_order(size)
+        if order is not None and norms is not None:
+            raise ValueError("norms of queries and keys beside heads that turn in part are not built")
+        self.q_proj = Linear(
+            config.hidden_size, heads * size, rows=None, bias=config.qkv_bias, order=_of_heads(order, heads)
+        )
+        self.k_proj = Linear(
+            config.hidden_size, kv_heads * size, rows=None, bias=config.qkv_bias, order=_of_heads(order, kv_heads)
+        )
         self.v_proj = Linear(config.hidden_size, kv_heads * size, rows=None, bias=config.qkv_bias)
-        self.o_proj = Linear(heads * size, config.hidden_size, rows=None, bias=config.out_bias)
+        self.o_proj = Linear(heads * size, config.hidden_size, rows=None, bias=config.out_bias, name=out_name)
         self.q_norm: Module | None
         self.k_norm: Module | None
         self.q_norm, self.k_norm = norms or (None, None)
@@ -61,3 +80,10 @@ class CachedAttention(Module):
             return x
         heads = op.Reshape(x, [0, 0, num_heads, self.heads.size])
         return op.Reshape(norm(op, heads), [0, 0, num_heads * self.heads.size])
+
+
+def _of_heads(order: npt.NDArray[np.int64] | None, num_heads: int) -> npt.NDArray[np.int64] | None:
+    """Return [heads * C] the order of all heads by that of one."""
+    if order is None:
+        return None
+    return (np.arange(num_heads)[:, None] * len(order) + order).reshape(-1)

@@ -53,13 +53,22 @@ class DecoderLayer(Module):
         dialect: How they are written.
         attention: As `export.nn.attention.CachedAttention`.
         feed_forward: [B, T, D] -> [B, T, D].
+        norms: Before attention and before the feed-forward; None: RMSNorms.
     """
 
-    def __init__(self, config: DecoderConfig, dialect: Dialect, attention: Module, feed_forward: Module) -> None:
+    def __init__(
+        self,
+        config: DecoderConfig,
+        dialect: Dialect,
+        attention: Module,
+        feed_forward: Module,
+        norms: tuple[Module, Module] | None = None,
+    ) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dialect)
+        first, second = norms or (RMSNorm(config.hidden_size, config.rms_norm_eps, dialect) for _ in range(2))
+        self.input_layernorm = first
         self.self_attn = attention
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dialect)
+        self.post_attention_layernorm = second
         self.mlp = feed_forward
 
     def forward(self, op: OpBuilder, x: ir.Value, around: Around, states: Sequence[ir.Value]) -> Left:
@@ -68,4 +77,27 @@ class DecoderLayer(Module):
         attended, present, queries = self.self_attn(op, normed, around.angles[0], past, around.lengths)
         x = op.Add(x, attended)
         x = op.Add(x, self.mlp(op, self.post_attention_layernorm(op, x)))
+        return Left(x, (present.key, present.value), queries)
+
+
+class ParallelLayer(Module):
+    """Attention and feed-forward of one normed input, both added to it (Wang and Komatsuzaki, GPT-J-6B, 2021).
+
+    Args:
+        norm: Of the input.
+        attention: As `export.nn.attention.CachedAttention`.
+        feed_forward: [B, T, D] -> [B, T, D].
+    """
+
+    def __init__(self, norm: Module, attention: Module, feed_forward: Module) -> None:
+        super().__init__()
+        self.input_layernorm = norm
+        self.self_attn = attention
+        self.mlp = feed_forward
+
+    def forward(self, op: OpBuilder, x: ir.Value, around: Around, states: Sequence[ir.Value]) -> Left:
+        """Return what is left of x [B, T, D]; states are keys and values."""
+        normed, past = self.input_layernorm(op, x), CacheRows(*states)
+        attended, present, queries = self.self_attn(op, normed, around.angles[0], past, around.lengths)
+        x = op.Add(x, op.Add(attended, self.mlp(op, normed)))
         return Left(x, (present.key, present.value), queries)

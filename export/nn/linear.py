@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
@@ -26,6 +28,7 @@ class Linear(Module):
         role: What it does, where that is more than to multiply.
         bias: Whether b is added.
         name: Where the checkpoint keeps it; the attribute's name by default.
+        order: In which the checkpoint's outputs stand in y; as they are by default.
     """
 
     def __init__(
@@ -37,10 +40,11 @@ class Linear(Module):
         role: LayerRole = "linear",
         bias: bool = True,
         name: str | None = None,
+        order: npt.NDArray[np.int64] | None = None,
     ) -> None:
         super().__init__(name)
-        self.weight = Weight(in_features, out_features, transposed=True, label=Label(role, rows))
-        self.bias = Weight(out_features) if bias else None
+        self.weight = Weight(in_features, out_features, transposed=True, order=order, label=Label(role, rows))
+        self.bias = Weight(out_features, order=order) if bias else None
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         """Return [..., out] from [..., in]."""
@@ -73,15 +77,17 @@ class PackedLinear(Module):
 
 
 class Embedding(Module):
-    """Rows of a table by id."""
+    """Rows of a table by id, times a scale where there is one."""
 
-    def __init__(self, num_rows: int, size: int, *, name: str | None = None) -> None:
+    def __init__(self, num_rows: int, size: int, *, name: str | None = None, scale: float = 1.0) -> None:
         super().__init__(name)
+        self.scale = scale
         self.weight = Weight(num_rows, size, label=Label("table"))
 
     def forward(self, op: OpBuilder, ids: ir.Value) -> ir.Value:
         """Return [..., size] from [...] int64."""
-        return op.Gather(self.weight, ids, axis=0)
+        found = op.Gather(self.weight, ids, axis=0)
+        return found if self.scale == 1.0 else op.Mul(found, self.scale)
 
 
 def activation(op: OpBuilder, kind: str, x: ir.Value) -> ir.Value:

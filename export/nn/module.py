@@ -28,6 +28,7 @@ class Weight(onnxscript.nn.Parameter):  # type: ignore[misc]
         name: The last part of its name; the attribute's name by default.
         source: The last part of its key in the checkpoint where that differs from `name`.
         rows: Half-open range of the checkpoint's first axis that is this weight; all by default.
+        order: In which the graph wants the checkpoint's first axis; as it is by default.
         label: What the layer that reads it is; None for what is no layer, such as norms and biases.
     """
 
@@ -38,6 +39,7 @@ class Weight(onnxscript.nn.Parameter):  # type: ignore[misc]
         name: str | None = None,
         source: str | None = None,
         rows: tuple[int, int] | None = None,
+        order: npt.NDArray[np.int64] | None = None,
         label: Label | None = None,
     ) -> None:
         super().__init__(list(shape), name=name)
@@ -45,6 +47,7 @@ class Weight(onnxscript.nn.Parameter):  # type: ignore[misc]
             label.write(self)
         self.transposed = transposed
         self.rows = rows
+        self.order = order
         self._rename = (name or "", source or name or "")
 
     @property
@@ -70,4 +73,5 @@ class Weight(onnxscript.nn.Parameter):  # type: ignore[misc]
         """Return the checkpoint's tensors, in order of `source_keys`, as the graph stores them, contiguous."""
         (stored,) = parts
         kept = stored if self.rows is None else stored[slice(*self.rows)]
+        kept = kept if self.order is None else kept[self.order]
         return np.ascontiguousarray(kept.T if self.transposed else kept)

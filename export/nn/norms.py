@@ -12,8 +12,8 @@ from export.nn.module import Module, Weight
 class LayerNorm(Module):
     """(x - mean) / sqrt(var + eps) * weight + bias."""
 
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
+    def __init__(self, size: int, eps: float, *, name: str | None = None) -> None:
+        super().__init__(name)
         self.weight = Weight(size)
         self.bias = Weight(size)
         self.eps = eps
@@ -26,9 +26,9 @@ class LayerNorm(Module):
 class RMSNorm(Module):
     """x / sqrt(mean(x^2) + eps) * weight."""
 
-    def __init__(self, size: int, eps: float, dialect: Dialect) -> None:
+    def __init__(self, size: int, eps: float, dialect: Dialect, *, weight: Weight | None = None) -> None:
         super().__init__()
-        self.weight = Weight(size)
+        self.weight = weight if weight is not None else Weight(size)
         self.eps = eps
         self.dialect = dialect
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,17 @@ def test_keys_that_a_tower_leaves_out_have_transformers_defaults(defaults: dict[
     assert defaults == {key: getattr(config, key) for key in defaults}
 
 
-@pytest.mark.parametrize(("kind", "reference"), [("llama", "LlamaConfig"), ("qwen2", "Qwen2Config")])
+DECODERS = [
+    ("gemma", "GemmaConfig"),
+    ("llama", "LlamaConfig"),
+    ("phi", "PhiConfig"),
+    ("qwen2", "Qwen2Config"),
+    ("qwen3", "Qwen3Config"),
+    ("stablelm", "StableLmConfig"),
+]
+
+
+@pytest.mark.parametrize(("kind", "reference"), DECODERS)
 def test_keys_that_a_decoder_leaves_out_have_transformers_defaults(kind: str, reference: str) -> None:
     expected, found = getattr(transformers, reference)(), load_decoder({"model_type": kind}).config
     assert found.vocab_size == expected.vocab_size
@@ -57,10 +68,13 @@ def test_keys_that_a_decoder_leaves_out_have_transformers_defaults(kind: str, re
     assert found.intermediate_size == expected.intermediate_size
     assert found.num_layers == expected.num_hidden_layers
     assert (found.num_heads, found.num_kv_heads) == (expected.num_attention_heads, expected.num_key_value_heads)
-    assert found.head_size == expected.hidden_size // expected.num_attention_heads
+    heads = expected.num_attention_heads
+    assert found.head_size == (getattr(expected, "head_dim", None) or expected.hidden_size // heads)
     assert found.max_positions == expected.max_position_embeddings
-    assert (found.hidden_act, found.rms_norm_eps) == (expected.hidden_act, expected.rms_norm_eps)
+    eps = expected.layer_norm_eps if hasattr(expected, "layer_norm_eps") else expected.rms_norm_eps
+    assert (found.hidden_act, found.rms_norm_eps) == (expected.hidden_act, eps)
     assert found.rope.theta == expected.rope_parameters["rope_theta"]
+    assert found.rope.part == expected.rope_parameters.get("partial_rotary_factor", 1.0)
 
 
 def test_scale_factor_default_is_transformers() -> None:
@@ -118,9 +132,40 @@ def test_rope_that_is_not_built_is_named(parameters: dict[str, Any], named: str)
         RopeConfig.read({"rope_parameters": parameters})
 
 
-def test_qwen2_with_sliding_layers_is_refused() -> None:
+@pytest.mark.parametrize(("part", "named"), [(0.2, "3 of the 16"), (0.05, "0 of the 16"), (1.5, "24 of the 16")])
+def test_part_of_a_head_that_is_no_pairs_is_refused(part: float, named: str) -> None:
+    with pytest.raises(UnsupportedConfigError, match=named):
+        RopeConfig.read({"partial_rotary_factor": part}, default_part=0.5).turned_size(16)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+def test_qwen_with_sliding_layers_is_refused(kind: str) -> None:
     with pytest.raises(UnsupportedConfigError, match="sliding"):
-        load_decoder({"model_type": "qwen2", "layer_types": ["full_attention", "sliding_attention"]})
+        load_decoder({"model_type": kind, "layer_types": ["full_attention", "sliding_attention"]})
+
+
+@pytest.mark.parametrize("window", [{}, {"sliding_window": 8191}])
+def test_mistral_is_refused_where_its_window_is_shorter_than_its_context(window: dict[str, int]) -> None:
+    """A window of 4096 is transformers' default."""
+    with pytest.raises(UnsupportedConfigError, match=r"sliding_window (4096|8191).*8192 tokens"):
+        load_decoder({"model_type": "mistral", "max_position_embeddings": 8192, **window})
+
+
+def test_mistral_without_a_window_is_read_by_transformers_defaults() -> None:
+    expected, found = transformers.MistralConfig(), load_decoder({"model_type": "mistral", "sliding_window": None})
+    assert expected.sliding_window == 4096
+    assert found.config == dataclasses.replace(
+        load_decoder({"model_type": "llama"}).config,
+        intermediate_size=expected.intermediate_size,
+        num_kv_heads=expected.num_key_value_heads,
+        max_positions=expected.max_position_embeddings,
+        rms_norm_eps=expected.rms_norm_eps,
+    )
+
+
+def test_gemma_that_sees_what_comes_is_refused() -> None:
+    with pytest.raises(UnsupportedConfigError, match="use_bidirectional_attention"):
+        load_decoder({"model_type": "gemma", "use_bidirectional_attention": True})
 
 
 def test_old_clip_configs_read_as_transformers_reads_them() -> None:
