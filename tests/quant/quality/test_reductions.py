@@ -96,6 +96,9 @@ class Listening:
     needs_tower: bool = False
     needs_text: bool = True
 
+    def seen_side(self, num_tokens: int) -> None:
+        return None
+
     def apply(self, image: ShownImage) -> ReducedImage:
         self.texts.append(image.text)
         return ReducedImage(image.features[0, :1], np.array([0]), image.digest)
