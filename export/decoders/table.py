@@ -16,6 +16,7 @@ DECODERS: Mapping[str, str] = {
     "qwen2": "export.decoders.qwen2:Qwen2",
     "qwen2_5_vl_text": "export.decoders.qwen2_5_vl_text:Qwen25VLText",
     "qwen2_vl_text": "export.decoders.qwen2_5_vl_text:Qwen25VLText",
+    "qwen3": "export.decoders.qwen3:Qwen3",
     "qwen3_vl_text": "export.decoders.qwen3_vl_text:Qwen3VLText",
 }
 """`model_type` of a text config to "module:Class"."""
