@@ -26,8 +26,9 @@ _ROPE_SCALING: Mapping[str, Mapping[str, str]] = {
 """Kinds of rotary scaling, each with its fields of `RopeConfig` and their keys in a config."""
 
 
-_BY_AXIS = "mrope"
-"""What older configs call a rotary embedding by three axes; its frequencies are the default ones."""
+_AS_DEFAULT = ("mrope", "dynamic")
+"""Kinds with the default's frequencies: what older configs call a rotary embedding by three axes, and what changes them
+behind `max_position_embeddings` alone, where no bundle goes (transformers, `_compute_dynamic_ntk_parameters`)."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class RopeConfig:
         """
         given: dict[str, Any] = dict(raw.get("rope_scaling") or raw.get("rope_parameters") or {})
         kind: Any = given.get("rope_type", given.get("type", "default"))
-        kind = "default" if kind == _BY_AXIS else kind
+        kind = "default" if kind in _AS_DEFAULT else kind
         theta: Any = given.get("rope_theta", raw.get("rope_theta", 10_000.0))
         if kind not in _ROPE_SCALING or any(isinstance(value, Mapping) for value in given.values()):
             raise UnsupportedConfigError(

@@ -77,6 +77,7 @@ class Family(ABC):
         unused: Patterns of keys that no graph wants: buffers that hold no weights, and parts that the outputs skip.
         scalars: Keys that go into the manifest and not into a graph.
         image_processor: The class that transformers takes where a processor's files name none.
+        image_settings: What the model's processor tells its image processor, whatever the files say.
         lower_cases: Texts are cut into tokens of lower case, whatever the tokenizer's files say (SigLIP).
     """
 
@@ -85,6 +86,7 @@ class Family(ABC):
     unused: ClassVar[tuple[str, ...]] = (r".*\.position_ids", r".*\.rotary_emb\.inv_freq")
     scalars: ClassVar[tuple[str, ...]] = ()
     image_processor: ClassVar[str]
+    image_settings: ClassVar[Raw] = {}
     lower_cases: ClassVar[bool] = False
 
     def __init__(self, config: Raw) -> None:

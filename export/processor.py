@@ -89,7 +89,7 @@ def convert_processor(
     """
     processor = read_settings(checkpoint / "processor_config.json", required=False)
     settings, source = _image_settings(checkpoint, processor), _image_settings_file(checkpoint, processor)
-    spec = read_image_spec(settings, source, family.image_processor)
+    spec = read_image_spec({**settings, **family.image_settings}, source, family.image_processor)
     family.check_images(spec)
     spec = spec if most_image_px is None else _within(spec, most_image_px)
     (output / PREPROCESSOR).write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")

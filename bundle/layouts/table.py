@@ -7,7 +7,10 @@ from typing import Annotated, TypeAlias
 from pydantic import Field
 
 from bundle.layouts.idefics3 import Idefics3Prompt
+from bundle.layouts.internvl import InternVLPrompt
 from bundle.layouts.llava import LlavaPrompt
 from bundle.layouts.qwen2_vl import Qwen2VLPrompt
 
-KnownImagePrompt: TypeAlias = Annotated[Idefics3Prompt | LlavaPrompt | Qwen2VLPrompt, Field(discriminator="kind")]
+KnownImagePrompt: TypeAlias = Annotated[
+    Idefics3Prompt | InternVLPrompt | LlavaPrompt | Qwen2VLPrompt, Field(discriminator="kind")
+]

@@ -20,6 +20,7 @@ from bundle.decode import decode_image
 from bundle.image import ImageSpec, TileLayout
 from export.image_processor import read_image_spec
 
+CUT = {"size": {"height": 32, "width": 32}, "crop_to_patches": True}
 SMALL = {"size": {"longest_edge": 256}, "max_image_size": {"longest_edge": 64}}
 PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "smolvlm": ("SmolVLM", {"size": {"longest_edge": 2048}, "max_image_size": {"longest_edge": 512}}),
@@ -39,6 +40,8 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "siglip": ("Siglip", {"size": {"height": 384, "width": 384}}),
     "siglip, oblong": ("Siglip", {"size": {"height": 90, "width": 51}, "resample": 4}),
+    "nearest grid": ("GotOcr2", {"size": {"height": 48, "width": 40}, "crop_to_patches": True, "max_patches": 7}),
+    "nearest grid, three tiles at least": ("GotOcr2", {**CUT, "min_patches": 3, "max_patches": 9}),
 }
 """The class in transformers, and its settings."""
 TILED = {"smolvlm", "tiled", "tiled, uneven", "tiled, edge under a tile", "not split"}
@@ -58,10 +61,21 @@ def _spec(name: str) -> ImageSpec:
 
 
 def _reference(name: str, image: Image.Image) -> tuple[np.ndarray, TileLayout]:
+    if name.startswith("nearest grid"):
+        return _processor(name)(images=[image], return_tensors="np")["pixel_values"], _nearest_grid(name, image)
     if name not in TILED:
         return _processor(name)(images=[image], return_tensors="np")["pixel_values"], TileLayout()
     found = _processor(name)(images=[[image]], return_tensors="np", return_row_col_info=True)
     return found["pixel_values"][0], TileLayout(found["rows"][0][0], found["cols"][0][0])
+
+
+def _nearest_grid(name: str, image: Image.Image) -> TileLayout:
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
+
+    processor = _processor(name)
+    size = (processor.size["height"], processor.size["width"])
+    cols, rows = get_optimal_tiled_canvas(image.size[::-1], size, processor.min_patches, processor.max_patches)
+    return TileLayout(rows, cols) if rows * cols > 1 else TileLayout()
 
 
 def _expect_equal(name: str, image: Image.Image) -> None:

@@ -83,8 +83,13 @@ def test_scale_factor_default_is_transformers() -> None:
 
 @pytest.mark.parametrize(
     "parameters",
-    [{"rope_type": "default", "rope_theta": 1234.0}, {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0}, LLAMA3],
-    ids=["default", "linear", "llama3"],
+    [
+        {"rope_type": "default", "rope_theta": 1234.0},
+        {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0},
+        {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
+        LLAMA3,
+    ],
+    ids=["default", "linear", "dynamic", "llama3"],
 )
 def test_inverse_frequencies_equal_transformers(parameters: dict[str, Any]) -> None:
     config = transformers.LlamaConfig(rope_parameters=parameters, max_position_embeddings=16_384, head_dim=64)
@@ -122,7 +127,7 @@ def test_older_rope_spelling_beside_the_newer_counts_as_in_transformers() -> Non
 @pytest.mark.parametrize(
     ("parameters", "named"),
     [
-        ({"rope_type": "dynamic", "factor": 2.0}, "dynamic"),
+        ({"rope_type": "yarn", "factor": 2.0}, "yarn"),
         ({"rope_type": "linear"}, "factor"),
         ({"full_attention": {"rope_type": "default"}}, "full_attention"),
     ],

@@ -1,0 +1,111 @@
+"""InternVL 2.5 and later (arXiv 2412.05271): an InternViT tower, pixel shuffle, two matrices, and a Qwen or Llama."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import onnx_ir as ir
+from onnxscript import OpBuilder
+
+from bundle.errors import UnsupportedConfigError
+from bundle.layouts.internvl import InternVLPrompt
+from export.config import Raw, require, sub_config
+from export.connectors.shuffled_projector import ShuffledProjector
+from export.family import Family, VisionLanguage
+from export.found_processor import FoundProcessor
+from export.nn.dialect import Dialect
+from export.nn.module import Module
+from export.towers.internvl import InternVLTower, InternVLTowerConfig
+
+_DEFAULTS: Raw = {"tie_word_embeddings": True}
+_DEFAULT_TEXT = "qwen2"
+
+
+class _Vision(Module):
+    def __init__(self, tower: InternVLTower, projector: ShuffledProjector) -> None:
+        super().__init__()
+        self.tower = tower
+        self.projector = projector
+
+    def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
+        return self.projector(op, self.tower(op, pixel_values))
+
+
+class InternVL(VisionLanguage):
+    """`model_type` internvl."""
+
+    text_prefix = "model.language_model"
+    image_processor = "GotOcr2ImageProcessor"
+    image_settings: ClassVar[Raw] = {"crop_to_patches": True}
+    renames: ClassVar[tuple[tuple[str, str], ...]] = (
+        (r"^language_model\.lm_head\.", "lm_head."),
+        (r"^language_model\.model\.", "model.language_model."),
+        (r"^(language_model|vision_tower|multi_modal_projector)\.", r"model.\1."),
+    )
+    # pictures are never masked
+    unused: ClassVar[tuple[str, ...]] = (*Family.unused, r"model\.vision_tower\.embeddings\.mask_token")
+
+    def __init__(self, config: Raw) -> None:
+        super().__init__({**_DEFAULTS, **config})
+        require(config, [("vision_feature_layer", -1), ("vision_feature_select_strategy", "default")])
+        self._tower = InternVLTowerConfig.read(sub_config(config, "vision_config"))
+        ratio = config.get("downsample_ratio", 0.5)
+        self._factor = int(1 / ratio)
+        if self._factor * ratio != 1 or self._tower.vision.grid % self._factor:
+            raise UnsupportedConfigError(
+                f"downsample_ratio {ratio!r}: built are ratios 1/n with n dividing the {self._tower.vision.grid} "
+                "patches of a tile's side"
+            )
+
+    @property
+    def text_config(self) -> Raw:
+        """The decoder's part of the config, which is a Qwen2 where it says nothing."""
+        return {"model_type": _DEFAULT_TEXT, **super().text_config}
+
+    @property
+    def image_size_px(self) -> int:
+        """Side of a tile."""
+        return self._tower.vision.image_size_px
+
+    @property
+    def tokens_per_tile(self) -> int:
+        """Patches of a tile, after the shuffle."""
+        return int((self._tower.vision.grid // self._factor) ** 2)
+
+    def vision(self, dialect: Dialect) -> Module:
+        """Return tower, shuffle and projection."""
+        vision = self._tower.vision
+        projector = ShuffledProjector(
+            vision.grid,
+            vision.tower.hidden_size,
+            self.decoder.config.hidden_size,
+            self._factor,
+            self.config.get("projector_hidden_act", "gelu"),
+            name="model.multi_modal_projector",
+        )
+        return _Vision(InternVLTower(self._tower, dialect, "model.vision_tower"), projector)
+
+    def image_prompt(self, found: FoundProcessor) -> InternVLPrompt:
+        """Return the tokens of all tiles between a start and an end.
+
+        Raises:
+            UnsupportedConfigError: The processor counts other tokens, or a token is not in the vocabulary.
+        """
+        stated = found.settings.get("image_seq_length", self.config.get("image_seq_length"))
+        if stated is not None and int(stated) != self.tokens_per_tile:
+            vision = self._tower.vision
+            raise UnsupportedConfigError(
+                f"image_seq_length {stated}, but tiles of {vision.image_size_px} pixels in patches of "
+                f"{vision.patch_size_px} with downsample_ratio 1/{self._factor} make {self.tokens_per_tile} tokens"
+            )
+        token = found.token("context_image_token", "<IMG_CONTEXT>")
+        start, end = found.token("start_image_token", "<img>"), found.token("end_image_token", "</img>")
+        found.vocabulary.id_of(start, "the token before an image")
+        found.vocabulary.id_of(end, "the token behind an image")
+        return InternVLPrompt(
+            image_token=token,
+            image_token_id=found.image_token_id(self.config, token),
+            tokens_per_tile=self.tokens_per_tile,
+            start_token=start,
+            end_token=end,
+        )
