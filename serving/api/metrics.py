@@ -109,10 +109,9 @@ class Metrics:
             cards: Of the served models.
         """
         self.state.health, self.state.cards = health, cards
-        for spec in REQUEST_METRICS:
-            if spec.kind == "counter":
-                for card, values in product(cards, _FIRST_VALUES.get(spec.name, ((),))):
-                    self._of_requests[spec.name].labels(card.name, *values)
+        for spec, card in product(REQUEST_METRICS, cards):
+            for values in _FIRST_VALUES.get(spec.name, ((),)):
+                self._of_requests[spec.name].labels(card.name, *values)
 
     def exposition(self) -> bytes:
         """Return the text that Prometheus scrapes."""
