@@ -121,8 +121,15 @@ class EmbeddingModel(Model):
         """Return one unit vector per input, in order.
 
         Raises:
-            RequestError: No inputs, a text longer than the encoder reads, bytes that are not an image.
+            RequestError: No inputs, a size to which vectors are not cut, a text longer than the encoder reads, bytes
+                that are not an image.
         """
+        if request.dimensions not in (None, *self._dims.sizes):
+            raise ParameterError(
+                f"dimensions = {request.dimensions}: the model's vectors have "
+                f"{' or '.join(map(str, self._dims.sizes))} numbers, and are not cut otherwise",
+                "dimensions",
+            )
         if not request.inputs:
             raise ParameterError("input is empty; send at least one text or image", "input")
         with self._admission.admit():
@@ -132,7 +139,7 @@ class EmbeddingModel(Model):
         embeddings = np.empty((len(request.inputs), self._dims.embedding_size), np.float32)
         is_text = np.array([isinstance(part, TextPart) for part in request.inputs])
         embeddings[is_text], embeddings[~is_text] = of_texts, of_images
-        return EmbedResult(embeddings, num_tokens)
+        return EmbedResult(_cut(embeddings, request.dimensions), num_tokens)
 
     async def classify(self, request: ClassifyRequest) -> ClassifyResult:
         """Return every image's score for every label.
@@ -205,6 +212,11 @@ class EmbeddingModel(Model):
         vectors = encode_texts(self._text, rows, self._dims)
         ends = np.cumsum([_num_rows(item) for item in rows])
         return [vectors[end - _num_rows(item) : end].copy() for item, end in zip(rows, ends, strict=True)]
+
+
+def _cut(vectors: Vectors, size: int | None) -> Vectors:
+    """Return the first numbers of unit vectors, of unit length again."""
+    return vectors if size in (None, vectors.shape[1]) else unit(vectors[:, :size])
 
 
 def _num_rows(batch: TextBatch) -> int:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
-import threading
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from serving.edge.notify import ServiceManager
-from serving.edge.serve import run_server
-from serving.fake import FakeClient
-from serving.listener import open_listener
-from serving.settings import ServerSettings
 
 
 @pytest.fixture
@@ -62,24 +58,27 @@ def test_without_systemd_and_with_one_that_is_gone_the_server_goes_on(tmp_path: 
     assert "systemd was not told READY=1" in caplog.text
 
 
-def test_a_server_says_that_it_is_ready_alive_and_stopping(manager, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-    monkeypatch.setenv("WATCHDOG_USEC", "60000000")
-    said: list[str] = []
+SERVER = """
+import asyncio
+from serving.edge.serve import run_server
+from serving.fake import FakeClient
+from serving.listener import open_listener
+from serving.settings import ServerSettings
 
-    async def serve() -> None:
-        announced = asyncio.Event()
-        with open_listener("127.0.0.1", 0) as listener:
-            settings = ServerSettings(drain_timeout_s=0)
-            serving = asyncio.create_task(run_server(FakeClient(), settings, listener, lambda _: announced.set()))
-            await asyncio.wait_for(announced.wait(), 30)
-            while "WATCHDOG=1" not in said or "READY=1" not in said:
-                said.append(await asyncio.to_thread(heard, manager))
-            os.kill(os.getpid(), 15)
-            await serving
+with open_listener("127.0.0.1", 0) as listener:
+    asyncio.run(run_server(FakeClient(), ServerSettings(drain_timeout_s=0), listener, print))
+"""
+
+
+def test_a_server_says_that_it_is_ready_alive_and_stopping(manager: socket.socket, tmp_path: Path) -> None:
+    manager.settimeout(120)
+    unit = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "60000000"}
+    said: list[str] = []
+    with subprocess.Popen([sys.executable, "-c", SERVER], env={**os.environ, **unit}) as process:
+        while not {"READY=1", "WATCHDOG=1"} <= set(said):
+            said.append(heard(manager))
+        assert "STOPPING=1" not in said
+        process.terminate()
         while "STOPPING=1" not in said:
             said.append(heard(manager))
-
-    assert threading.current_thread() is threading.main_thread()  # signals come to it alone
-    asyncio.run(serve())
-    assert said.index("READY=1") < said.index("STOPPING=1")
+    assert process.returncode == 0
