@@ -84,7 +84,8 @@ class ClientThread:
     def __init__(self, bundle: Path, threads: int, engine: Mapping[str, Any]) -> None:
         settings = EngineSettings(intra_threads=threads, allow_ungated=True, verify_digests=False, **engine)
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
         self._client = LocalClient([bundle], settings)
         self._wait(self._client.start())
         self._model = self._wait(self._client.models())[0].name
@@ -97,6 +98,8 @@ class ClientThread:
         """End the client and its event loop."""
         self._wait(self._client.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
     async def _answer(self, image: bytes) -> None:
         message = Message("user", (ImagePart(image), TextPart(_QUESTION)))

@@ -3,7 +3,7 @@
 import { answer, contentOf, figuresList } from "./answer.js";
 import { Compression } from "./compression.js";
 import { announce, choices, field, fill, make } from "./element.js";
-import { keep, kept } from "./keeping.js";
+import { forget, keep, kept } from "./keeping.js";
 import { patiently } from "./patience.js";
 import { sample, shownPicture, Tray } from "./pictures.js";
 import { Failure } from "./server.js";
@@ -273,7 +273,7 @@ export class Chat {
     this.places?.clear();
     this.list.replaceChildren();
     this.tray.set([]);
-    keep([]);
+    forget();
     this.text.focus();
   }
 

@@ -38,9 +38,21 @@ export async function kept() {
   }
 }
 
+/** Forget the chat of this tab, at once: a page that is loaded again in this moment does not have it. */
+export function forget() {
+  try {
+    const name = tab();
+    sessionStorage.removeItem(TAB);
+    store("readwrite").then((chats) => chats.delete(name), () => {});
+  } catch {
+    // nothing was kept, then
+  }
+}
+
 export async function keep(value) {
   try {
-    await done((await store("readwrite")).put(value, tab()));
+    const name = tab(); // of the chat that this is, whatever comes before the store is open
+    await done((await store("readwrite")).put(value, name));
   } catch {
     // the chat lives as long as the page, then
   }

@@ -65,5 +65,6 @@ def test_the_first_token_is_counted_when_it_comes(api: Any, engine: FakeClient) 
     engine.behaviour.num_waits, engine.behaviour.first_token_s = 1, 0.2
     api.post("/v1/chat/completions", {**CHAT, "stream": True})
     lines = api.get("/metrics").text.splitlines()
-    (total,) = (line for line in lines if line.startswith("pocketvlm:time_to_first_token_seconds_sum"))
+    told = 'pocketvlm:time_to_first_token_seconds_sum{model_name="fake-vlm"}'
+    (total,) = (line for line in lines if line.startswith(told))
     assert float(total.split()[-1]) >= 0.2
