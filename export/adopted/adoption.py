@@ -60,7 +60,7 @@ class Adoption:
         say: Told of each step.
 
     Raises:
-        UnsupportedConfigError: No output holds one vector for an image or a text.
+        UnsupportedConfigError: No output holds one vector for an image or a text, or what is pooled is not masked.
     """
 
     def __init__(
@@ -68,6 +68,11 @@ class Adoption:
     ) -> None:
         self._said = said
         self._pooling = said.pooling or processing.pooling
+        if self._pooling not in (None, "cls") and not exported.masks:
+            raise UnsupportedConfigError(
+                f"--pooling {self._pooling} wants a graph that takes attention_mask, and {graphs.text} takes none: "
+                "which tokens are a text's is not known"
+            )
         self._exported = exported
         self._processing = processing
         self._folder = folder

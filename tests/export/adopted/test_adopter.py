@@ -89,6 +89,11 @@ def test_sentence_transformers_pooling_is_read_from_its_file(tmp_path: Path) -> 
     assert set(manifest.components) == {"text_encoder"}
 
 
+def test_tokens_without_a_mask_are_not_pooled(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedConfigError, match="--pooling mean wants a graph that takes attention_mask"):
+        adopt_export(EXPORTS / "transformers_js", tmp_path / "out", said=Said(pooling="mean"))
+
+
 def test_a_text_encoder_asks_how_its_tokens_are_pooled(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedConfigError, match="--pooling mean, cls or last"):
         adopt_export(EXPORTS / "bert", tmp_path / "out")
