@@ -72,6 +72,11 @@ class ImagePrompt(Frozen, ABC):
     fake_token: str = Field(default="", max_length=MOST_NAME_CHARACTERS)
     global_token: str = Field(default="", max_length=MOST_NAME_CHARACTERS)
 
+    @property
+    def rows_per_tile(self) -> int:
+        """Rows that the encoder gives of a tile: its tokens, unless `arranged` makes tokens of them."""
+        return self.tokens_per_tile
+
     @abstractmethod
     def text(self, layout: TileLayout) -> str:
         """Return what the placeholder of an image that was cut so becomes, `num_tokens` image tokens among it."""
