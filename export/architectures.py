@@ -15,6 +15,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "internvl": "export.models.internvl:InternVL",
     "llava": "export.models.llava:Llava",
     "llava_next": "export.models.llava_next:LlavaNext",
+    "llava_onevision": "export.models.llava_onevision:LlavaOnevision",
     "paddleocr_vl": "export.models.paddleocr_vl:PaddleOCRVL",
     "qwen2_vl": "export.models.qwen2_vl:Qwen2VL",
     "qwen2_5_vl": "export.models.qwen2_5_vl:Qwen25VL",

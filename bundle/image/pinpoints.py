@@ -11,6 +11,7 @@ from pydantic import Field
 from bundle.image.fixed import Fixed
 from bundle.image.geometry import EdgePx, Geometry, resized
 from bundle.image.layout import TileLayout
+from bundle.image.padded import Colour, Padded
 
 _MOST_GRIDS = 256
 """Each is tried for every image; published models have 36 at most."""
@@ -25,11 +26,14 @@ class Pinpoints(Geometry):
     Attributes:
         tile_px: Edge of a tile.
         grids: (rows, cols) of each, in the checkpoint's order, by which equal ones are told apart.
+        colour_among_others: Where a prompt has several images, each is padded to a square of it, and is one tile; None:
+            each is cut as it would be alone.
     """
 
     kind: Literal["pinpoints"] = "pinpoints"
     tile_px: EdgePx
     grids: tuple[tuple[_Tiles, _Tiles], ...] = Field(min_length=1, max_length=_MOST_GRIDS)
+    colour_among_others: Colour | None = None
 
     @property
     def tile_size_px(self) -> tuple[int, int]:
@@ -40,6 +44,14 @@ class Pinpoints(Geometry):
     def for_frames(self) -> Fixed:
         """Never in tiles."""
         return Fixed(height_px=self.tile_px, width_px=self.tile_px)
+
+    @property
+    def among_others(self) -> Geometry:
+        """A square of one tile, where the model was trained so."""
+        colour = self.colour_among_others
+        if colour is None:
+            return self
+        return Padded(side_px=self.tile_px, colour=colour, scales_first=False, tells_size=True)
 
     def layout(self, width_px: int, height_px: int) -> TileLayout:
         """Return the grid of an image of this size, which its tokens depend on as well."""

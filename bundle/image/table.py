@@ -10,9 +10,10 @@ from bundle.image.area import Area
 from bundle.image.cropped import Cropped
 from bundle.image.fixed import Fixed
 from bundle.image.nearest_grid import NearestGrid
+from bundle.image.padded import Padded
 from bundle.image.pinpoints import Pinpoints
 from bundle.image.tiled import Tiled
 
 KnownGeometry: TypeAlias = Annotated[
-    Area | Cropped | Fixed | NearestGrid | Pinpoints | Tiled, Field(discriminator="kind")
+    Area | Cropped | Fixed | NearestGrid | Padded | Pinpoints | Tiled, Field(discriminator="kind")
 ]

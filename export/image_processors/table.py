@@ -9,6 +9,7 @@ from export.image_processors.got_ocr2 import GOT_OCR2
 from export.image_processors.idefics3 import IDEFICS3
 from export.image_processors.image_processor import ImageProcessor
 from export.image_processors.llava_next import LLAVA_NEXT
+from export.image_processors.llava_onevision import LLAVA_ONEVISION
 from export.image_processors.paddleocr_vl import PADDLEOCR_VL
 from export.image_processors.qwen2_vl import QWEN2_VL
 from export.image_processors.siglip import SIGLIP
@@ -22,6 +23,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "Idefics3ImageProcessor": IDEFICS3,
     "LlavaImageProcessor": CLIP,
     "LlavaNextImageProcessor": LLAVA_NEXT,
+    "LlavaOnevisionImageProcessor": LLAVA_ONEVISION,
     "PaddleOCRVLImageProcessor": PADDLEOCR_VL,
     "Qwen2VLImageProcessor": QWEN2_VL,
     "SiglipImageProcessor": SIGLIP,

@@ -1,0 +1,32 @@
+"""Settings of a checkpoint that are not built, or that contradict one another, are refused by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bundle.errors import UnsupportedConfigError
+from export.exporter import export_checkpoint
+
+CONFIG, PROCESSOR = "config.json", "processor_config.json"
+REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
+    ("llava_onevision", CONFIG, {"vision_aspect_ratio": "anyres"}, "vision_aspect_ratio is 'anyres' in config.json"),
+    ("llava_onevision", PROCESSOR, {"vision_aspect_ratio": "anyres_max_3"}, "'anyres_max_3' in the processor"),
+    ("llava_onevision", PROCESSOR, {"num_image_tokens": 729}, "num_image_tokens 729.*make 16 tokens"),
+]
+
+
+@pytest.mark.parametrize(("family", "file", "told", "named"), REFUSED)
+def test_a_setting_that_cannot_be_kept_is_refused(
+    family: str, file: str, told: dict[str, Any], named: str, sample_of: Any, tmp_path: Path
+) -> None:
+    checkpoint = sample_of(family, 0).checkpoint
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+    content = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**content, **told}))
+    with pytest.raises(UnsupportedConfigError, match=named):
+        export_checkpoint(folder, tmp_path / "bundle", name="tiny")
