@@ -171,7 +171,8 @@ def _checked(found: Mapping[str, Array], manifest: Manifest) -> StoredRows:
 
 def _layout(told: Sequence[Any]) -> TileLayout:
     """Return a layout of its fields in order; files of before end with the third."""
-    return TileLayout(*(tuple(each) if isinstance(each, list) else each for each in told))
+    fields: list[Any] = [tuple(each) if isinstance(each, list) else each for each in told]
+    return TileLayout(*fields)
 
 
 def _told(part: str | Placeholder) -> list[str]:
