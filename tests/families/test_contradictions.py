@@ -14,6 +14,8 @@ from export.exporter import export_checkpoint
 
 CONFIG, PROCESSOR = "config.json", "processor_config.json"
 REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
+    ("deepseek_vl", PROCESSOR, {"num_image_tokens": 576}, "num_image_tokens 576.*make 16 tokens"),
+    ("deepseek_vl", CONFIG, {"vision_config": {"model_type": "clip_vision_model"}}, "'clip_vision_model'.*siglip"),
     ("llava_onevision", CONFIG, {"vision_aspect_ratio": "anyres"}, "vision_aspect_ratio is 'anyres' in config.json"),
     ("llava_onevision", PROCESSOR, {"vision_aspect_ratio": "anyres_max_3"}, "'anyres_max_3' in the processor"),
     ("llava_onevision", PROCESSOR, {"num_image_tokens": 729}, "num_image_tokens 729.*make 16 tokens"),

@@ -39,6 +39,30 @@ def test_one_of_several_images_equals_the_reference_s(width: int, height: int) -
     assert found.layouts == (TileLayout(image_px=(height, width)), TileLayout(image_px=(30, 20)))
 
 
+@settings(max_examples=30, deadline=None)
+@given(width=st.integers(1, 120), height=st.integers(1, 120))
+@example(width=28, height=28)
+@example(width=2, height=100)  # its short side would be less than the least
+def test_an_image_scaled_before_it_is_padded_equals_the_reference_s(width: int, height: int) -> None:
+    from transformers import DeepseekVLImageProcessorPil
+
+    told = {"size": {"height": SIDE_PX, "width": SIDE_PX}, "min_size": 5, "image_mean": [0.1, 0.6, 0.9]}
+    spec = read_image_spec({"image_processor_type": "DeepseekVLImageProcessor", **told}, "test")
+    image = _noise(width, height)
+    expected = DeepseekVLImageProcessorPil(**told)(images=[image], return_tensors="np")["pixel_values"]
+    found = spec.preprocess([image])
+    np.testing.assert_array_equal(found.pixel_values, expected)
+    assert found.layouts == (TileLayout(),)
+
+
+@pytest.mark.parametrize(
+    "told", [{"do_pad": False}, {"size": {"height": 8, "width": 9}}, {"size": {"shortest_edge": 8}}]
+)
+def test_images_that_are_no_squares_are_refused(told: dict[str, object]) -> None:
+    with pytest.raises(UnsupportedConfigError, match="size"):
+        read_image_spec({"image_processor_type": "DeepseekVLImageProcessor", **told}, "test")
+
+
 def test_an_image_alone_is_cut_as_before() -> None:
     spec = read_image_spec({"image_processor_type": "LlavaOnevisionImageProcessor"}, "test")
     assert spec.among(0) is spec.among(1) is spec
