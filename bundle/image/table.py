@@ -7,6 +7,7 @@ from typing import Annotated, TypeAlias
 from pydantic import Field
 
 from bundle.image.area import Area
+from bundle.image.bounded import Bounded
 from bundle.image.cropped import Cropped
 from bundle.image.fixed import Fixed
 from bundle.image.nearest_grid import NearestGrid
@@ -15,5 +16,5 @@ from bundle.image.pinpoints import Pinpoints
 from bundle.image.tiled import Tiled
 
 KnownGeometry: TypeAlias = Annotated[
-    Area | Cropped | Fixed | NearestGrid | Padded | Pinpoints | Tiled, Field(discriminator="kind")
+    Area | Bounded | Cropped | Fixed | NearestGrid | Padded | Pinpoints | Tiled, Field(discriminator="kind")
 ]

@@ -85,6 +85,10 @@ class ImagePrompt(Frozen, ABC):
         """Return how many image tokens, which are rows of features, an image takes in a prompt."""
         return layout.num_tiles * self.tokens_per_tile if layout.fewer_tokens is None else layout.fewer_tokens
 
+    def tidied(self, text: str) -> str:
+        """Return a prompt in which images stand, with what changes at their edges; mostly nothing."""
+        return text
+
     def arranged(self, features: Features, layout: TileLayout) -> Features:
         """Return an image's features [..., D] in the order of its tokens.
 

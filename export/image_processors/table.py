@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from export.image_processors.clip import CHINESE_CLIP, CLIP
 from export.image_processors.deepseek_vl import DEEPSEEK_VL
 from export.image_processors.got_ocr2 import GOT_OCR2
+from export.image_processors.idefics2 import IDEFICS2
 from export.image_processors.idefics3 import IDEFICS3
 from export.image_processors.image_processor import ImageProcessor
 from export.image_processors.llava_next import LLAVA_NEXT
@@ -22,6 +23,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "CLIPImageProcessor": CLIP,
     "DeepseekVLImageProcessor": DEEPSEEK_VL,
     "GotOcr2ImageProcessor": GOT_OCR2,
+    "Idefics2ImageProcessor": IDEFICS2,
     "Idefics3ImageProcessor": IDEFICS3,
     "LlavaImageProcessor": CLIP,
     "LlavaNextImageProcessor": LLAVA_NEXT,

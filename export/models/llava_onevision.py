@@ -6,7 +6,7 @@ import re
 from typing import ClassVar
 
 from bundle.errors import UnsupportedConfigError
-from export.config import Raw
+from export.config import Raw, sub_config
 from export.found_processor import FoundProcessor
 from export.image_processors.llava_onevision import PINPOINTS
 from export.models.llava_next import LlavaNext
@@ -23,7 +23,7 @@ class LlavaOnevision(LlavaNext):
     pinpoints: ClassVar = PINPOINTS
 
     def __init__(self, config: Raw) -> None:
-        tower = {"model_type": _DEFAULT_TOWER, **config.get("vision_config", {})}
+        tower = {"model_type": _DEFAULT_TOWER, **sub_config(config, "vision_config")}
         super().__init__({**_DEFAULTS, **config, "vision_config": tower})
 
     @property

@@ -16,6 +16,14 @@ CONFIG, PROCESSOR = "config.json", "processor_config.json"
 REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("deepseek_vl", PROCESSOR, {"num_image_tokens": 576}, "num_image_tokens 576.*make 16 tokens"),
     ("deepseek_vl", CONFIG, {"vision_config": {"model_type": "clip_vision_model"}}, "'clip_vision_model'.*siglip"),
+    ("idefics2", PROCESSOR, {"image_seq_len": 64}, "image_seq_len is 64; only 5 is built"),
+    ("idefics2", CONFIG, {"perceiver_config": {"num_key_value_heads": 4}}, "6 heads .* share 4"),
+    (
+        "idefics2",
+        PROCESSOR,
+        {"image_processor": {"size": {"shortest_edge": 6, "longest_edge": 9}}},
+        "patch of 7 pixels",
+    ),
     ("llava_onevision", CONFIG, {"vision_aspect_ratio": "anyres"}, "vision_aspect_ratio is 'anyres' in config.json"),
     ("llava_onevision", PROCESSOR, {"vision_aspect_ratio": "anyres_max_3"}, "'anyres_max_3' in the processor"),
     ("llava_onevision", PROCESSOR, {"num_image_tokens": 729}, "num_image_tokens 729.*make 16 tokens"),
@@ -29,6 +37,10 @@ def test_a_setting_that_cannot_be_kept_is_refused(
     checkpoint = sample_of(family, 0).checkpoint
     folder = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
     content = json.loads((folder / file).read_text())
-    (folder / file).write_text(json.dumps({**content, **told}))
+    (folder / file).write_text(json.dumps(content | {key: _changed(content.get(key), told[key]) for key in told}))
     with pytest.raises(UnsupportedConfigError, match=named):
         export_checkpoint(folder, tmp_path / "bundle", name="tiny")
+
+
+def _changed(value: Any, told: Any) -> Any:
+    return {**value, **told} if isinstance(value, dict) else told
