@@ -12,6 +12,7 @@ from export.family import Family
 ARCHITECTURES: Mapping[str, str] = {
     "clip": "export.models.clip:Clip",
     "deepseek_vl": "export.models.deepseek_vl:DeepSeekVL",
+    "fast_vlm": "export.models.fast_vlm:FastVLM",
     "idefics2": "export.models.idefics2:Idefics2",
     "idefics3": "export.models.idefics3:Idefics3",
     "internvl": "export.models.internvl:InternVL",

@@ -16,6 +16,12 @@ CONFIG, PROCESSOR = "config.json", "processor_config.json"
 REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("deepseek_vl", PROCESSOR, {"num_image_tokens": 576}, "num_image_tokens 576.*make 16 tokens"),
     ("deepseek_vl", CONFIG, {"vision_config": {"model_type": "clip_vision_model"}}, "'clip_vision_model'.*siglip"),
+    ("fast_vlm", CONFIG, {"vision_config": {"architecture": "fastvit_t8"}}, "'fastvit_t8'.*fastvit_mci3"),
+    ("fast_vlm", CONFIG, {"vision_config": {"model_args": {"layers": [1] * 5}}}, "inference_mode is not true"),
+    ("fast_vlm", CONFIG, {"vision_config": {"model_args": {"inference_mode": True, "in_chans": 4}}}, "in_chans"),
+    ("fast_vlm", CONFIG, {"image_seq_length": 5}, "image_seq_length 5"),
+    ("fast_vlm", CONFIG, {"vision_feature_layer": -2}, "vision_feature_layer is -2"),
+    ("fast_vlm", PROCESSOR, {"patch_size": 32}, "patch_size 32.*square of 64"),
     ("idefics2", PROCESSOR, {"image_seq_len": 64}, "image_seq_len is 64; only 5 is built"),
     ("idefics2", CONFIG, {"perceiver_config": {"num_key_value_heads": 4}}, "6 heads .* share 4"),
     (
