@@ -10,6 +10,7 @@ from export.image_processors.got_ocr2 import GOT_OCR2
 from export.image_processors.idefics2 import IDEFICS2
 from export.image_processors.idefics3 import IDEFICS3
 from export.image_processors.image_processor import ImageProcessor
+from export.image_processors.llava import LLAVA
 from export.image_processors.llava_next import LLAVA_NEXT
 from export.image_processors.llava_onevision import LLAVA_ONEVISION
 from export.image_processors.paddleocr_vl import PADDLEOCR_VL
@@ -25,7 +26,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "GotOcr2ImageProcessor": GOT_OCR2,
     "Idefics2ImageProcessor": IDEFICS2,
     "Idefics3ImageProcessor": IDEFICS3,
-    "LlavaImageProcessor": CLIP,
+    "LlavaImageProcessor": LLAVA,
     "LlavaNextImageProcessor": LLAVA_NEXT,
     "LlavaOnevisionImageProcessor": LLAVA_ONEVISION,
     "PaddleOCRVLImageProcessor": PADDLEOCR_VL,
