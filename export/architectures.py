@@ -13,6 +13,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "clip": "export.models.clip:Clip",
     "idefics3": "export.models.idefics3:Idefics3",
     "internvl": "export.models.internvl:InternVL",
+    "lfm2_vl": "export.models.lfm2_vl:Lfm2VL",
     "llava": "export.models.llava:Llava",
     "paddleocr_vl": "export.models.paddleocr_vl:PaddleOCRVL",
     "qwen2_vl": "export.models.qwen2_vl:Qwen2VL",

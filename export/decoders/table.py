@@ -11,6 +11,7 @@ from export.decoders.decoder import Decoder
 
 DECODERS: Mapping[str, str] = {
     "gemma": "export.decoders.gemma:Gemma",
+    "lfm2": "export.decoders.lfm2:Lfm2",
     "llama": "export.decoders.llama:Llama",
     "llama_mote": "export.decoders.llama_mote:LlamaMote",
     "mistral": "export.decoders.mistral:Mistral",
