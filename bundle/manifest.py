@@ -266,9 +266,11 @@ class Manifest(Frozen):
     @model_validator(mode="after")
     def _check_image_tokens(self) -> Manifest:
         rows = [part.outputs[0].shape[1:2] for part in self.components.values() if _gives_rows(part)]
-        wanted = None if self.image_prompt is None else self.image_prompt.tokens_per_tile
+        wanted = None if self.image_prompt is None else self.image_prompt.rows_per_tile
         if wanted is not None and any(isinstance(found, int) and found != wanted for (found,) in rows):
-            raise ValueError(f"tokens_per_tile is {wanted}, but the vision encoder gives {rows[0][0]} rows for a tile")
+            raise ValueError(
+                f"the image prompt wants {wanted} rows for a tile, but the vision encoder gives {rows[0][0]}"
+            )
         return self
 
     @property

@@ -347,11 +347,12 @@ class PromptBuilder:
         """Return the text with each image placeholder replaced by the next image's tokens."""
         first, *rest = text.split(self._image_prompt.image_token)
         try:
-            return first + "".join([next_expansion() + piece for piece in rest])
+            expanded = first + "".join([next_expansion() + piece for piece in rest])
         except StopIteration:
             raise PromptError(
                 f"the chat template wrote more {self._image_prompt.image_token} than the conversation has images"
             ) from None
+        return self._image_prompt.tidied(expanded)
 
     def _with_special_tokens(self, ids: list[int], text: str) -> list[int]:
         """Return ids with the tokenizer's own BOS and EOS, unless the template wrote the BOS itself."""

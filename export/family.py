@@ -173,6 +173,11 @@ class VisionLanguage(Family):
         """P, features per image or tile; None where that varies with the image's size."""
 
     @property
+    def rows_per_tile(self) -> int | None:
+        """Rows of features that the vision graph gives of a tile: its tokens, unless the prompt layout adds some."""
+        return self.tokens_per_tile
+
+    @property
     def feature_size(self) -> int:
         """Width of a row of features: the decoder's, unless more of them goes into the decoder by other ways."""
         return self.decoder.config.hidden_size
@@ -224,7 +229,7 @@ class VisionLanguage(Family):
         features = TensorSpec(
             name=tensors.IMAGE_FEATURES,
             dtype="float32",
-            shape=("I", (None if self.takes_smaller_images else self.tokens_per_tile) or "P", self.feature_size),
+            shape=("I", (None if self.takes_smaller_images else self.rows_per_tile) or "P", self.feature_size),
         )
         embeds = TensorSpec(name=tensors.INPUTS_EMBEDS, dtype="float32", shape=("B", "T", size))
         ids = TensorSpec(name=tensors.INPUT_IDS, dtype="int64", shape=("B", "T"))

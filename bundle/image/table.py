@@ -7,12 +7,16 @@ from typing import Annotated, TypeAlias
 from pydantic import Field
 
 from bundle.image.area import Area
+from bundle.image.bounded import Bounded
 from bundle.image.cropped import Cropped
 from bundle.image.fixed import Fixed
 from bundle.image.nearest_grid import NearestGrid
+from bundle.image.padded import Padded
+from bundle.image.pinpoints import Pinpoints
 from bundle.image.split_area import SplitArea
 from bundle.image.tiled import Tiled
 
 KnownGeometry: TypeAlias = Annotated[
-    Area | Cropped | Fixed | NearestGrid | SplitArea | Tiled, Field(discriminator="kind")
+    Area | Bounded | Cropped | Fixed | NearestGrid | Padded | Pinpoints | SplitArea | Tiled,
+    Field(discriminator="kind"),
 ]
