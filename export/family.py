@@ -142,6 +142,7 @@ class VisionLanguage(Family):
     Class attributes:
         text_prefix: Where the checkpoint keeps the decoder.
         can_take_smaller_images: Whether `takes_smaller_images` may be set.
+        end_tokens: That end an answer as well as those that the checkpoint's files name.
 
     Attributes:
         takes_smaller_images: The vision graph takes tiles smaller than full ones as well, squares all of one size.
@@ -150,6 +151,7 @@ class VisionLanguage(Family):
     task: ClassVar[Task] = "image-text-to-text"
     text_prefix: ClassVar[str]
     can_take_smaller_images: ClassVar[bool] = False
+    end_tokens: ClassVar[tuple[str, ...]] = ()
     takes_smaller_images: bool = False
 
     @property
@@ -191,6 +193,10 @@ class VisionLanguage(Family):
 
         Where images keep their shape, all of a run have one size: a graph reads it from the shape of its input.
         """
+
+    def default_template(self, found: FoundProcessor) -> str | None:
+        """Return the chat template where the checkpoint holds none; None: it must hold one."""
+        return None
 
     def tower_outputs(self) -> Sequence[TensorSpec]:
         """Return what `vision` tells of its tower's attention, for reducers of visual tokens; nothing by default."""

@@ -110,7 +110,8 @@ def _within(spec: ImageSpec, most_px: int) -> ImageSpec:
 
 def _vision_language(checkpoint: Path, family: VisionLanguage, found: FoundProcessor, output: Path) -> ProcessorFiles:
     prompt, vocabulary = family.image_prompt(found), found.vocabulary
-    template = FoundTemplate.find(checkpoint, found.settings, vocabulary.settings)
+    default = family.default_template(found)
+    template = FoundTemplate.find(checkpoint, found.settings, vocabulary.settings, default)
     template.require_prompts(output / TOKENIZER, prompt, vocabulary.template_tokens)
     (output / CHAT_TEMPLATE).write_text(template.text, encoding="utf-8")
     generation = read_settings(checkpoint / "generation_config.json", required=False)
@@ -192,6 +193,12 @@ def _not_applied(generation: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _eos_token_ids(family: VisionLanguage, generation: Mapping[str, Any], vocabulary: Vocabulary) -> tuple[int, ...]:
+    """Return the ids that end generation: those that the files name, and the family's own."""
+    own = [vocabulary.id_of(token, "the token that ends an answer") for token in family.end_tokens]
+    return tuple(dict.fromkeys([*_stated_eos_ids(family, generation, vocabulary), *own]))
+
+
+def _stated_eos_ids(family: VisionLanguage, generation: Mapping[str, Any], vocabulary: Vocabulary) -> tuple[int, ...]:
     """Return the ids that end generation, as `generate` resolves them: generation config, config, tokenizer."""
     for source in (generation, family.config, family.text_config):
         stated = source.get("eos_token_id")

@@ -1,0 +1,30 @@
+"""Families that lead images into a decoder in other ways: what a config must not say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bundle.errors import UnsupportedConfigError
+from export.architectures import load_family
+
+GOT: dict[str, Any] = {"model_type": "got_ocr2", "text_config": {}, "vision_config": {}}
+
+
+def changed(config: dict[str, Any], part: str, **settings: Any) -> dict[str, Any]:
+    return {**config, part: {**config[part], **settings}}
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        (changed(GOT, "vision_config", use_rel_pos=False), "use_rel_pos is False"),
+        (changed(GOT, "vision_config", use_abs_pos=False), "use_abs_pos is False"),
+        (changed(GOT, "vision_config", qkv_bias=False), "qkv_bias is False"),
+        (changed(GOT, "vision_config", image_size=[1024, 512]), r"image_size is \[1024, 512\]"),
+    ],
+)
+def test_a_config_that_is_not_built_is_refused_by_its_key(config: dict[str, Any], named: str) -> None:
+    with pytest.raises(UnsupportedConfigError, match=named):
+        load_family(config)

@@ -1,0 +1,46 @@
+"""Models whose processor writes the prompt itself: a chat says the same, token by token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from bundle.image import PREPROCESSOR, ImageSpec
+from bundle.prompt import Placeholder, PromptBuilder, Turn
+
+
+@pytest.mark.parametrize(
+    ("asked", "options"),
+    [
+        ("", {}),
+        (" OCR: ", {}),
+        (" OCR with format: ", {"format": True}),
+        ("[red]  OCR: ", {"color": "red"}),
+        ("[100, 20, 500, 350] OCR: ", {"box": [30, 4, 150, 70]}),
+        ("", {"multi_page": True}),
+        (" OCR with format across multi pages: ", {"multi_page": True, "format": True}),
+    ],
+)
+def test_got_asks_as_its_processor_does(asked: str, options: dict[str, Any], sample_of: Any) -> None:
+    bundle, processor = sample_of("got_ocr2", 0).bundle(), sample_of("got_ocr2", 0).processor
+    pages = [Image.new("RGB", (300, 200)), Image.new("RGB", (80, 90))][: 1 + ("multi_page" in options)]
+    expected = processor(images=pages, **options)["input_ids"][0]
+    spec = ImageSpec.read(bundle.path(PREPROCESSOR))
+    turn = Turn("user", (*(Placeholder.IMAGE for _ in pages), *([asked] if asked else [])))
+    found = PromptBuilder.from_bundle(bundle).build([turn], [spec.layout(*page.size) for page in pages])
+    assert found.token_ids.tolist() == list(expected)
+
+
+def test_got_that_cuts_asks_by_its_patches_and_ends_where_its_users_do(sample_of: Any) -> None:
+    sample = sample_of("got_ocr2", 1)
+    page = Image.new("RGB", (100, 40))
+    spec = ImageSpec.read(sample.bundle().path(PREPROCESSOR))
+    found = PromptBuilder.from_bundle(sample.bundle()).build(
+        [Turn("user", (Placeholder.IMAGE,))], [spec.layout(*page.size)]
+    )
+    assert found.token_ids.tolist() == list(sample.processor(images=page, crop_to_patches=True)["input_ids"][0])
+    tokenizer = sample.processor.tokenizer
+    ends = [tokenizer.convert_tokens_to_ids(token) for token in ("<|endoftext|>", "<|im_end|>")]
+    assert list(sample.bundle().manifest.eos_token_ids) == ends
