@@ -10,6 +10,7 @@ from export.config import Raw
 from export.family import Family
 
 ARCHITECTURES: Mapping[str, str] = {
+    "blip-2": "export.models.blip_2:Blip2",
     "clip": "export.models.clip:Clip",
     "got_ocr2": "export.models.got_ocr2:GotOcr2",
     "idefics3": "export.models.idefics3:Idefics3",

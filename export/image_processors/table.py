@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from export.image_processors.blip import BLIP
 from export.image_processors.clip import CHINESE_CLIP, CLIP
 from export.image_processors.got_ocr2 import GOT_OCR2
 from export.image_processors.idefics3 import IDEFICS3
@@ -13,6 +14,7 @@ from export.image_processors.qwen2_vl import QWEN2_VL
 from export.image_processors.siglip import SIGLIP
 
 IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
+    "BlipImageProcessor": BLIP,
     "CLIPFeatureExtractor": CLIP,
     "ChineseCLIPFeatureExtractor": CHINESE_CLIP,
     "ChineseCLIPImageProcessor": CHINESE_CLIP,

@@ -62,13 +62,17 @@ class CachedAttention(Module):
         self.dialect = dialect
 
     def forward(
-        self, op: OpBuilder, x: ir.Value, angles: Angles, past: CacheRows, lengths: Lengths
+        self, op: OpBuilder, x: ir.Value, angles: Angles | None, past: CacheRows, lengths: Lengths
     ) -> tuple[ir.Value, CacheRows, ir.Value]:
-        """Return [B, T, D], the cache with T more rows per sequence, and the last queries [B, W, H*C]."""
+        """Return [B, T, D], the cache with T more rows per sequence, and the last queries [B, W, H*C].
+
+        Queries and keys turn by the angles; None: they do not turn.
+        """
         query = self._normed(op, self.q_norm, self.q_proj(op, x), self.heads.num)
         key = self._normed(op, self.k_norm, self.k_proj(op, x), self.heads.num_kv)
-        query = self.dialect.rotary(op, query, angles.cos, angles.sin, self.heads.num)
-        key = self.dialect.rotary(op, key, angles.cos, angles.sin, self.heads.num_kv)
+        if angles is not None:
+            query = self.dialect.rotary(op, query, angles.cos, angles.sin, self.heads.num)
+            key = self.dialect.rotary(op, key, angles.cos, angles.sin, self.heads.num_kv)
         query.name, key.name = queries_name(self.layer), keys_name(self.layer)
         value = self.v_proj(op, x)
         attended, present = self.dialect.cached_attention(op, query, key, value, past, lengths, self.heads)

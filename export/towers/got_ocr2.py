@@ -137,7 +137,7 @@ class _Attention(Module):
         places = np.concatenate([np.repeat(ones, side, axis=0), np.tile(ones, (side, 1))], axis=1)
         split = op.Reshape(key, [-1, side * side, num, size])
         shape = op.Concat(op.Shape(split, start=0, end=3), [2 * side], axis=0)
-        added = op.Expand(op.Constant(value=ir.tensor(places[:, None, :])), shape)
+        added = op.Expand(op.initializer(ir.tensor(places[:, None, :]), "key_places"), shape)
         return op.Reshape(op.Concat(split, added, axis=3), [-1, side * side, num * longer.size])
 
 
@@ -175,13 +175,22 @@ class _Layer(Module):
         count = -(-self.grid // window)
         behind, whole = count * window - self.grid, count * window
         square = op.Reshape(x, [-1, self.grid, self.grid, self.size])
-        filled = op.Pad(square, [0, 0, 0, 0, 0, behind, behind, 0]) if behind else square
+        filled = _filled(op, square, [self.grid, behind, self.size], axis=2)
+        filled = _filled(op, filled, [behind, whole, self.size], axis=1)
         split = op.Reshape(filled, [-1, count, window, count, window * self.size])
         windows = op.Reshape(op.Transpose(split, perm=[0, 1, 3, 2, 4]), [-1, window**2, self.size])
         attended = op.Reshape(self.attn(op, windows), [-1, count, count, window, window * self.size])
         joined = op.Reshape(op.Transpose(attended, perm=[0, 1, 3, 2, 4]), [-1, whole, whole, self.size])
         kept = op.Slice(joined, [0, 0], [self.grid, self.grid], [1, 2]) if behind else joined
         return op.Reshape(kept, [-1, self.grid**2, self.size])
+
+
+def _filled(op: OpBuilder, x: ir.Value, shape: list[int], *, axis: int) -> ir.Value:
+    """Return x [I, ...] with zeros of [I, *shape] behind it; by Concat, for Pad has a kernel on CUDA only of late."""
+    if 0 in shape:
+        return x
+    zeros = op.Expand(0.0, op.Concat(op.Shape(x, start=0, end=1), shape, axis=0))
+    return op.Concat(x, zeros, axis=axis)
 
 
 class _Convolution(Module):

@@ -8,8 +8,15 @@ import pytest
 
 from bundle.errors import UnsupportedConfigError
 from export.architectures import load_family
+from export.decoders.table import load_decoder
 
 GOT: dict[str, Any] = {"model_type": "got_ocr2", "text_config": {}, "vision_config": {}}
+BLIP: dict[str, Any] = {
+    "model_type": "blip-2",
+    "text_config": {"model_type": "opt"},
+    "vision_config": {},
+    "qformer_config": {},
+}
 
 
 def changed(config: dict[str, Any], part: str, **settings: Any) -> dict[str, Any]:
@@ -23,8 +30,24 @@ def changed(config: dict[str, Any], part: str, **settings: Any) -> dict[str, Any
         (changed(GOT, "vision_config", use_abs_pos=False), "use_abs_pos is False"),
         (changed(GOT, "vision_config", qkv_bias=False), "qkv_bias is False"),
         (changed(GOT, "vision_config", image_size=[1024, 512]), r"image_size is \[1024, 512\]"),
+        (changed(BLIP, "text_config", model_type="t5"), "'t5' is an encoder with a decoder"),
+        (changed(BLIP, "vision_config", qkv_bias=False), "qkv_bias is False"),
+        (changed(BLIP, "qformer_config", use_qformer_text_input=True), "use_qformer_text_input is True"),
     ],
 )
 def test_a_config_that_is_not_built_is_refused_by_its_key(config: dict[str, Any], named: str) -> None:
     with pytest.raises(UnsupportedConfigError, match=named):
         load_family(config)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"do_layer_norm_before": False}, "do_layer_norm_before is False"),
+        ({"enable_bias": False}, "enable_bias is False"),
+        ({"word_embed_proj_dim": 512}, "word_embed_proj_dim 512"),
+    ],
+)
+def test_an_opt_that_is_not_built_is_refused_by_its_key(settings: dict[str, Any], named: str) -> None:
+    with pytest.raises(UnsupportedConfigError, match=named):
+        load_decoder({"model_type": "opt", **settings})

@@ -44,3 +44,21 @@ def test_got_that_cuts_asks_by_its_patches_and_ends_where_its_users_do(sample_of
     tokenizer = sample.processor.tokenizer
     ends = [tokenizer.convert_tokens_to_ids(token) for token in ("<|endoftext|>", "<|im_end|>")]
     assert list(sample.bundle().manifest.eos_token_ids) == ends
+
+
+@pytest.mark.parametrize(
+    ("turns", "said"),
+    [
+        ([Turn("user", (Placeholder.IMAGE,))], ""),
+        (
+            [Turn("user", (Placeholder.IMAGE, "which city?")), Turn("assistant", ("rome",)), Turn("user", ("why?",))],
+            "Question: which city? Answer: rome Question: why? Answer:",
+        ),
+    ],
+)
+def test_blip_2_reads_images_before_the_token_that_begins_a_text(turns: list[Turn], said: str, sample_of: Any) -> None:
+    sample = sample_of("blip_2", 0)
+    spec = ImageSpec.read(sample.bundle().path(PREPROCESSOR))
+    found = PromptBuilder.from_bundle(sample.bundle()).build(turns, [spec.layout(30, 20)])
+    expected = sample.processor(images=[Image.new("RGB", (30, 20))], text=said)["input_ids"][0]
+    assert found.token_ids.tolist() == expected
