@@ -16,6 +16,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "idefics3": "export.models.idefics3:Idefics3",
     "internvl": "export.models.internvl:InternVL",
     "llava": "export.models.llava:Llava",
+    "ovis2": "export.models.ovis2:Ovis2",
     "paddleocr_vl": "export.models.paddleocr_vl:PaddleOCRVL",
     "qwen2_vl": "export.models.qwen2_vl:Qwen2VL",
     "qwen2_5_vl": "export.models.qwen2_5_vl:Qwen25VL",

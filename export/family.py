@@ -142,6 +142,7 @@ class VisionLanguage(Family):
     Class attributes:
         text_prefix: Where the checkpoint keeps the decoder.
         can_take_smaller_images: Whether `takes_smaller_images` may be set.
+        template_placeholder: What chat templates write for an image, where that is not the image token.
         end_tokens: That end an answer as well as those that the checkpoint's files name.
 
     Attributes:
@@ -151,6 +152,7 @@ class VisionLanguage(Family):
     task: ClassVar[Task] = "image-text-to-text"
     text_prefix: ClassVar[str]
     can_take_smaller_images: ClassVar[bool] = False
+    template_placeholder: ClassVar[str | None] = None
     end_tokens: ClassVar[tuple[str, ...]] = ()
     takes_smaller_images: bool = False
 
@@ -224,9 +226,7 @@ class VisionLanguage(Family):
 
     def graphs(self, dialect: Dialect) -> dict[ComponentName, GraphPlan]:
         """Return the three graphs of docs/bundle-format.md."""
-        size, vocab = self.decoder.config.hidden_size, self.decoder.config.vocab_size
-        scale = self.decoder.embedding_scale
-        table = Embedding(vocab, size, name=f"{self.text_prefix}.embed_tokens", scale=scale)
+        size = self.decoder.config.hidden_size
         features = TensorSpec(
             name=tensors.IMAGE_FEATURES,
             dtype="float32",
@@ -242,9 +242,14 @@ class VisionLanguage(Family):
                 (features,),
                 optional_outputs=tuple(self.tower_outputs()),
             ),
-            "embed_tokens": GraphPlan(table, "embed_tokens", (ids,), (embeds,)),
+            "embed_tokens": GraphPlan(self.table(), "embed_tokens", (ids,), (embeds,)),
             "decoder": decoder_plan(self.decoder, embeds, CausalDecoder(self.decoder, dialect, self.text_prefix)),
         }
+
+    def table(self) -> Module:
+        """Return the module input_ids [B, T] -> inputs_embeds [B, T, D]."""
+        sizes, name = self.decoder.config, f"{self.text_prefix}.embed_tokens"
+        return Embedding(sizes.vocab_size, sizes.hidden_size, name=name, scale=self.decoder.embedding_scale)
 
     def decoder_dims(self) -> DecoderDims:
         """Return the manifest's part on the decoder."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,10 @@ class FoundTemplate:
                 f"{_PROCESSOR} or {_TOKENIZER}. Add {CHAT_TEMPLATE}."
             )
         return cls(text, checkpoint, file or CHAT_TEMPLATE)
+
+    def with_text(self, old: str, new: str) -> FoundTemplate:
+        """Return the template with another text wherever it has one."""
+        return replace(self, text=self.text.replace(old, new))
 
     def require_prompts(self, tokenizer: Path, image_prompt: ImagePrompt, template_tokens: Mapping[str, str]) -> None:
         """Check that the template makes prompts with an image in them.

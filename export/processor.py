@@ -112,6 +112,8 @@ def _vision_language(checkpoint: Path, family: VisionLanguage, found: FoundProce
     prompt, vocabulary = family.image_prompt(found), found.vocabulary
     default = family.default_template(found)
     template = FoundTemplate.find(checkpoint, found.settings, vocabulary.settings, default)
+    if family.template_placeholder is not None:
+        template = template.with_text(family.template_placeholder, prompt.image_token)
     template.require_prompts(output / TOKENIZER, prompt, vocabulary.template_tokens)
     (output / CHAT_TEMPLATE).write_text(template.text, encoding="utf-8")
     generation = read_settings(checkpoint / "generation_config.json", required=False)

@@ -7,9 +7,12 @@ from typing import Annotated, TypeAlias
 from pydantic import Field
 
 from bundle.image.area import Area
+from bundle.image.covering_grid import CoveringGrid
 from bundle.image.cropped import Cropped
 from bundle.image.fixed import Fixed
 from bundle.image.nearest_grid import NearestGrid
 from bundle.image.tiled import Tiled
 
-KnownGeometry: TypeAlias = Annotated[Area | Cropped | Fixed | NearestGrid | Tiled, Field(discriminator="kind")]
+KnownGeometry: TypeAlias = Annotated[
+    Area | CoveringGrid | Cropped | Fixed | NearestGrid | Tiled, Field(discriminator="kind")
+]

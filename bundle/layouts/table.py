@@ -9,8 +9,9 @@ from pydantic import Field
 from bundle.layouts.idefics3 import Idefics3Prompt
 from bundle.layouts.internvl import InternVLPrompt
 from bundle.layouts.llava import LlavaPrompt
+from bundle.layouts.ovis2 import Ovis2Prompt
 from bundle.layouts.qwen2_vl import Qwen2VLPrompt
 
 KnownImagePrompt: TypeAlias = Annotated[
-    Idefics3Prompt | InternVLPrompt | LlavaPrompt | Qwen2VLPrompt, Field(discriminator="kind")
+    Idefics3Prompt | InternVLPrompt | LlavaPrompt | Ovis2Prompt | Qwen2VLPrompt, Field(discriminator="kind")
 ]

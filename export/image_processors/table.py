@@ -9,6 +9,7 @@ from export.image_processors.clip import CHINESE_CLIP, CLIP
 from export.image_processors.got_ocr2 import GOT_OCR2
 from export.image_processors.idefics3 import IDEFICS3
 from export.image_processors.image_processor import ImageProcessor
+from export.image_processors.ovis2 import OVIS2
 from export.image_processors.paddleocr_vl import PADDLEOCR_VL
 from export.image_processors.qwen2_vl import QWEN2_VL
 from export.image_processors.siglip import SIGLIP
@@ -22,6 +23,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "GotOcr2ImageProcessor": GOT_OCR2,
     "Idefics3ImageProcessor": IDEFICS3,
     "LlavaImageProcessor": CLIP,
+    "Ovis2ImageProcessor": OVIS2,
     "PaddleOCRVLImageProcessor": PADDLEOCR_VL,
     "Qwen2VLImageProcessor": QWEN2_VL,
     "SiglipImageProcessor": SIGLIP,

@@ -17,6 +17,11 @@ BLIP: dict[str, Any] = {
     "vision_config": {},
     "qformer_config": {},
 }
+OVIS: dict[str, Any] = {
+    "model_type": "ovis2",
+    "text_config": {},
+    "vision_config": {"image_size": 448, "patch_size": 14, "hidden_stride": 2},
+}
 
 
 def changed(config: dict[str, Any], part: str, **settings: Any) -> dict[str, Any]:
@@ -33,6 +38,10 @@ def changed(config: dict[str, Any], part: str, **settings: Any) -> dict[str, Any
         (changed(BLIP, "text_config", model_type="t5"), "'t5' is an encoder with a decoder"),
         (changed(BLIP, "vision_config", qkv_bias=False), "qkv_bias is False"),
         (changed(BLIP, "qformer_config", use_qformer_text_input=True), "use_qformer_text_input is True"),
+        (changed(OVIS, "vision_config", tokenize_function="st_argmax"), "tokenize_function 'st_argmax'"),
+        (changed(OVIS, "vision_config", hidden_stride=3), "hidden_stride 3 does not divide the 32 patches"),
+        (changed(OVIS, "vision_config", num_visual_indicator_tokens=4), "num_visual_indicator_tokens 4"),
+        ({**OVIS, "vocab_size": 151_643}, "vocab_size is 151643, and text_config has 151936"),
     ],
 )
 def test_a_config_that_is_not_built_is_refused_by_its_key(config: dict[str, Any], named: str) -> None:
