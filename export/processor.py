@@ -24,6 +24,7 @@ from export.found_processor import FoundProcessor
 from export.found_template import FoundTemplate
 from export.image_processor import read_image_spec
 from export.settings_file import read_settings
+from export.spoken_tokens import with_spoken
 from export.vocabulary import Vocabulary
 
 _NOT_APPLIED: Mapping[str, Any] = {
@@ -118,12 +119,15 @@ def _vision_language(checkpoint: Path, family: VisionLanguage, found: FoundProce
     (output / CHAT_TEMPLATE).write_text(template.text, encoding="utf-8")
     generation = read_settings(checkpoint / "generation_config.json", required=False)
     _sampling_defaults(generation).write(output)
+    ends = _eos_token_ids(family, generation, vocabulary)
+    spoken = with_spoken(vocabulary.text, family.spoken_tokens(found, prompt, ends))
+    (output / TOKENIZER).write_text(spoken, encoding="utf-8")
     return ProcessorFiles(
         image_spec=found.spec,
         image_prompt=prompt,
         template_tokens=vocabulary.template_tokens,
         bos_token_id=vocabulary.named_id("bos_token"),
-        eos_token_ids=_eos_token_ids(family, generation, vocabulary),
+        eos_token_ids=ends,
         pad_token_id=vocabulary.named_id("pad_token"),
         last_token=vocabulary.last,
         pads_to_max=False,

@@ -9,6 +9,7 @@ from PIL import Image
 
 from bundle.image import PREPROCESSOR, ImageSpec
 from bundle.prompt import Placeholder, PromptBuilder, Turn
+from bundle.text import TOKENIZER, Tokenizer
 
 
 @pytest.mark.parametrize(
@@ -62,3 +63,13 @@ def test_blip_2_reads_images_before_the_token_that_begins_a_text(turns: list[Tur
     found = PromptBuilder.from_bundle(sample.bundle()).build(turns, [spec.layout(30, 20)])
     expected = sample.processor(images=[Image.new("RGB", (30, 20))], text=said)["input_ids"][0]
     assert found.token_ids.tolist() == expected
+
+
+def test_documents_are_said_with_their_markup_and_without_control_tokens(sample_of: Any) -> None:
+    sample = sample_of("idefics3_docling", 0)
+    said = "<doctag><section_header_level_1><loc_3><loc_7>Ab</text><nl></doctag>"
+    control = "<|start_of_role|><image><row_1_col_2><global-img><fake_token_around_image><end_of_utterance><|pad|>"
+    tokenizer = Tokenizer.from_file(sample.bundle().path(TOKENIZER))
+    ids = sample.processor.tokenizer(control + said)["input_ids"]
+    assert tokenizer.encode(control + said) == ids
+    assert tokenizer.decode(ids) == said
