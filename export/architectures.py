@@ -15,6 +15,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "got_ocr2": "export.models.got_ocr2:GotOcr2",
     "idefics3": "export.models.idefics3:Idefics3",
     "internvl": "export.models.internvl:InternVL",
+    "kosmos-2": "export.models.kosmos2:Kosmos2",
     "llava": "export.models.llava:Llava",
     "ovis2": "export.models.ovis2:Ovis2",
     "paddleocr_vl": "export.models.paddleocr_vl:PaddleOCRVL",

@@ -11,6 +11,7 @@ from export.decoders.decoder import Decoder
 
 DECODERS: Mapping[str, str] = {
     "gemma": "export.decoders.gemma:Gemma",
+    "kosmos_2_text_model": "export.decoders.kosmos_2_text_model:Kosmos2Text",
     "llama": "export.decoders.llama:Llama",
     "llama_mote": "export.decoders.llama_mote:LlamaMote",
     "mistral": "export.decoders.mistral:Mistral",

@@ -73,3 +73,14 @@ def test_documents_are_said_with_their_markup_and_without_control_tokens(sample_
     ids = sample.processor.tokenizer(control + said)["input_ids"]
     assert tokenizer.encode(control + said) == ids
     assert tokenizer.decode(ids) == said
+
+
+def test_kosmos_goes_on_with_a_text_and_describes_an_image_alone(sample_of: Any) -> None:
+    sample = sample_of("kosmos2", 0)
+    spec = ImageSpec.read(sample.bundle().path(PREPROCESSOR))
+    for said in ("<grounding> An image of", "<grounding><phrase> it</phrase><object><patch_index_0004>", ""):
+        found = PromptBuilder.from_bundle(sample.bundle()).build(
+            [Turn("user", (Placeholder.IMAGE, *([said] if said else [])))], [spec.layout(30, 20)]
+        )
+        asked = sample.processor(images=[Image.new("RGB", (30, 20))], text=said or "An image of")
+        assert found.token_ids.tolist() == asked["input_ids"][0].tolist()
