@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 from bundle import tensors
 from bundle.errors import UnsupportedConfigError
+from bundle.grounding import KnownGrounding
 from bundle.image import ImageSpec
 from bundle.layouts.table import KnownImagePrompt
 from bundle.manifest import ComponentName, DecoderDims, Role, Task, TensorSpec
@@ -203,6 +204,10 @@ class VisionLanguage(Family):
     def spoken_tokens(self, found: FoundProcessor, prompt: KnownImagePrompt, ends: Collection[int]) -> Collection[str]:
         """Return the special tokens that belong to answers, by their text; ids of `ends` are no part of any."""
         return ()
+
+    def grounding(self, found: FoundProcessor) -> KnownGrounding | None:
+        """Return how boxes stand in the model's answers; None where it says none."""
+        return None
 
     def tower_outputs(self) -> Sequence[TensorSpec]:
         """Return what `vision` tells of its tower's attention, for reducers of visual tokens; nothing by default."""

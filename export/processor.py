@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from bundle.chat_template import CHAT_TEMPLATE
 from bundle.errors import UnsupportedConfigError
 from bundle.generation import SamplingDefaults
+from bundle.grounding import KnownGrounding
 from bundle.image import PREPROCESSOR, ImageSpec
 from bundle.layouts.table import KnownImagePrompt
 from bundle.text import TOKENIZER
@@ -54,6 +55,7 @@ class ProcessorFiles:
         last_token: Text and id of the token with the highest id.
         pads_to_max: Dual encoders: texts are padded to the longest length there is (SigLIP).
         not_applied: What `generation_config.json` asks for and is left out, as "name value".
+        grounding: How boxes stand in answers; None where the model says none.
         note: What the bundle does that the checkpoint's files alone do not, in words; None where nothing.
     """
 
@@ -66,6 +68,7 @@ class ProcessorFiles:
     last_token: tuple[str, int]
     pads_to_max: bool
     not_applied: tuple[str, ...] = ()
+    grounding: KnownGrounding | None = None
     note: str | None = None
 
 
@@ -132,6 +135,7 @@ def _vision_language(checkpoint: Path, family: VisionLanguage, found: FoundProce
         last_token=vocabulary.last,
         pads_to_max=False,
         not_applied=_not_applied(generation),
+        grounding=family.grounding(found),
     )
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
+from math import isqrt
 from typing import ClassVar
 
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
+from bundle.errors import UnsupportedConfigError
+from bundle.grounding import PatchGrounding
 from bundle.layouts.llava import LlavaPrompt
 from bundle.layouts.table import KnownImagePrompt
 from export.config import Raw, VisionConfig, sub_config
@@ -30,6 +34,7 @@ _VISION_DEFAULTS: Raw = {
     "patch_size": 14,
 }
 _TEXT = "kosmos_2_text_model"
+_PATCH = re.compile(r"<patch_index_\d+>")
 _TOWER = "vision_model.model"
 _PLACE = "</chunk>"
 """In the places of an image's rows; of training on web pages, and in no prompt. The processor writes words there, which
@@ -110,6 +115,18 @@ class Kosmos2(VisionLanguage):
             found.vocabulary.id_of(mark, "a mark around an image")
         place = found.vocabulary.id_of(_PLACE, "the token that stands for an image's rows")
         return LlavaPrompt(image_token=_PLACE, image_token_id=place, tokens_per_tile=self.tokens_per_tile)
+
+    def grounding(self, found: FoundProcessor) -> PatchGrounding:
+        """Return boxes by their corner patches.
+
+        Raises:
+            UnsupportedConfigError: The vocabulary has tokens of patches that are no square.
+        """
+        count = sum(_PATCH.fullmatch(token) is not None for token in found.vocabulary.ids)
+        side = isqrt(count)
+        if side < 1 or side * side != count:
+            raise UnsupportedConfigError(f"tokenizer.json has {count} tokens <patch_index_...>; a square of patches")
+        return PatchGrounding(side=side)
 
     def default_template(self, found: FoundProcessor) -> str:
         """Return the prompts that the processor writes; an image alone is described."""

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from bundle.grounding import PatchGrounding
 from bundle.image import PREPROCESSOR, ImageSpec
 from bundle.prompt import Placeholder, PromptBuilder, Turn
 from bundle.text import TOKENIZER, Tokenizer
+from serving.models.generative import GenerativeModel
+from serving.models.pool import PreprocessPool
+from serving.protocol import GenerateRequest, Message, SamplingParams, TextPart, TokenEvent
+from serving.settings import EngineSettings
 
 
 @pytest.mark.parametrize(
@@ -84,3 +90,25 @@ def test_kosmos_goes_on_with_a_text_and_describes_an_image_alone(sample_of: Any)
         )
         asked = sample.processor(images=[Image.new("RGB", (30, 20))], text=said or "An image of")
         assert found.token_ids.tolist() == asked["input_ids"][0].tolist()
+
+
+def test_kosmos_says_boxes_with_its_last_piece(sample_of: Any) -> None:
+    bundle = sample_of("kosmos2", 0).bundle()
+    assert bundle.manifest.grounding == PatchGrounding(side=4)
+    sampling = SamplingParams(max_tokens=9, temperature=0.0, stop=())
+    request = GenerateRequest("r", "tiny", (Message("user", (TextPart("A"),)),), sampling)
+
+    async def said() -> list[TokenEvent]:
+        settings = EngineSettings(max_sequences=1, intra_threads=1)
+        pool = PreprocessPool(settings)
+        model = GenerativeModel(bundle, settings, pool)
+        model.start()
+        try:
+            return [event async for event in model.generate(request) if isinstance(event, TokenEvent)]
+        finally:
+            model.close()
+            pool.close()
+
+    *pieces, last = asyncio.run(said())
+    assert all(piece.grounded is None for piece in pieces)
+    assert last.grounded == bundle.manifest.grounding.read("".join(piece.text for piece in (*pieces, last)))
