@@ -124,6 +124,7 @@ def export_checkpoint(
             segments=_segments(aside, components, states, family, say) if segments else (),
             decoder=family.decoder_dims() if isinstance(family, VisionLanguage) else None,
             image_prompt=files.image_prompt,
+            grounding=files.grounding,
             dual=_dual_dims(family, files, weights, source) if isinstance(family, DualEncoder) else None,
             bos_token_id=files.bos_token_id,
             eos_token_ids=files.eos_token_ids,

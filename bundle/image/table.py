@@ -8,6 +8,7 @@ from pydantic import Field
 
 from bundle.image.area import Area
 from bundle.image.bounded import Bounded
+from bundle.image.covering_grid import CoveringGrid
 from bundle.image.cropped import Cropped
 from bundle.image.fixed import Fixed
 from bundle.image.nearest_grid import NearestGrid
@@ -17,6 +18,6 @@ from bundle.image.split_area import SplitArea
 from bundle.image.tiled import Tiled
 
 KnownGeometry: TypeAlias = Annotated[
-    Area | Bounded | Cropped | Fixed | NearestGrid | Padded | Pinpoints | SplitArea | Tiled,
+    Area | Bounded | CoveringGrid | Cropped | Fixed | NearestGrid | Padded | Pinpoints | SplitArea | Tiled,
     Field(discriminator="kind"),
 ]
