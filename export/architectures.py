@@ -10,15 +10,23 @@ from export.config import Raw
 from export.family import Family
 
 ARCHITECTURES: Mapping[str, str] = {
+    "blip-2": "export.models.blip_2:Blip2",
     "clip": "export.models.clip:Clip",
     "deepseek_vl": "export.models.deepseek_vl:DeepSeekVL",
     "fast_vlm": "export.models.fast_vlm:FastVLM",
     "idefics2": "export.models.idefics2:Idefics2",
     "idefics3": "export.models.idefics3:Idefics3",
     "internvl": "export.models.internvl:InternVL",
+    "lfm2_vl": "export.models.lfm2_vl:Lfm2VL",
     "llava": "export.models.llava:Llava",
     "llava_next": "export.models.llava_next:LlavaNext",
     "llava_onevision": "export.models.llava_onevision:LlavaOnevision",
+    "got_ocr2": "export.models.got_ocr2:GotOcr2",
+    "idefics3": "export.models.idefics3:Idefics3",
+    "internvl": "export.models.internvl:InternVL",
+    "kosmos-2": "export.models.kosmos2:Kosmos2",
+    "llava": "export.models.llava:Llava",
+    "ovis2": "export.models.ovis2:Ovis2",
     "paddleocr_vl": "export.models.paddleocr_vl:PaddleOCRVL",
     "qwen2_vl": "export.models.qwen2_vl:Qwen2VL",
     "qwen2_5_vl": "export.models.qwen2_5_vl:Qwen25VL",

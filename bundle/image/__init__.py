@@ -2,6 +2,7 @@
 
 from bundle.image.area import Area as Area
 from bundle.image.bounded import Bounded as Bounded
+from bundle.image.covering_grid import CoveringGrid as CoveringGrid
 from bundle.image.cropped import Cropped as Cropped
 from bundle.image.fixed import Fixed as Fixed
 from bundle.image.geometry import Geometry as Geometry
@@ -14,5 +15,6 @@ from bundle.image.pinpoints import Pinpoints as Pinpoints
 from bundle.image.spec import PREPROCESSOR as PREPROCESSOR
 from bundle.image.spec import ImageSpec as ImageSpec
 from bundle.image.spec import Resample as Resample
+from bundle.image.split_area import SplitArea as SplitArea
 from bundle.image.table import KnownGeometry as KnownGeometry
 from bundle.image.tiled import Tiled as Tiled

@@ -117,7 +117,7 @@ class GenerativeModel(Model):
         self._prompts = PromptBuilder.from_bundle(bundle)
         tokenizer = self._prompts.tokenizer
         self._first_tokens_s: deque[float] = deque(maxlen=_REMEMBERED_ANSWERS)
-        self._vocabulary = Vocabulary(tokenizer, TokenBytes(tokenizer), manifest.eos_token_ids)
+        self._vocabulary = Vocabulary(tokenizer, TokenBytes(tokenizer), manifest.eos_token_ids, manifest.grounding)
         self._vision = VisionStage(bundle, settings, pool)
         graphs = TokenGraphs(bundle, settings)
         if settings.check_golden:
