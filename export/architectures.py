@@ -10,10 +10,12 @@ from export.config import Raw
 from export.family import Family
 
 ARCHITECTURES: Mapping[str, str] = {
+    "chinese_clip": "export.models.chinese_clip:ChineseClip",
     "clip": "export.models.clip:Clip",
     "idefics3": "export.models.idefics3:Idefics3",
     "internvl": "export.models.internvl:InternVL",
     "llava": "export.models.llava:Llava",
+    "metaclip_2": "export.models.metaclip_2:MetaClip2",
     "paddleocr_vl": "export.models.paddleocr_vl:PaddleOCRVL",
     "qwen2_vl": "export.models.qwen2_vl:Qwen2VL",
     "qwen2_5_vl": "export.models.qwen2_5_vl:Qwen25VL",
