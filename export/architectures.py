@@ -10,8 +10,11 @@ from export.config import Raw
 from export.family import Family
 
 ARCHITECTURES: Mapping[str, str] = {
+    "altclip": "export.models.altclip:AltClip",
     "chinese_clip": "export.models.chinese_clip:ChineseClip",
     "clip": "export.models.clip:Clip",
+    "clipseg": "export.models.clipseg:ClipSeg",
+    "flava": "export.models.flava:Flava",
     "idefics3": "export.models.idefics3:Idefics3",
     "internvl": "export.models.internvl:InternVL",
     "llava": "export.models.llava:Llava",
@@ -22,6 +25,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "qwen3_vl": "export.models.qwen3_vl:Qwen3VL",
     "siglip": "export.models.siglip:Siglip",
     "smolvlm": "export.models.idefics3:Idefics3",
+    "vision-text-dual-encoder": "export.models.vision_text_dual_encoder:VisionTextDualEncoder",
 }
 """`model_type` of a config to "module:Class"."""
 

@@ -49,7 +49,7 @@ def read_image_spec(settings: Mapping[str, Any], source: str, default_class: str
         UnsupportedConfigError: An unknown class or setting, or a value that is not reproduced.
     """
     processor = _processor(settings, source, default_class)
-    _check_known(settings, processor.defaults, source)
+    _check_known(settings, processor, source)
     full = {**processor.defaults, **{key: value for key, value in settings.items() if value is not None}}
     for key in ("do_resize", "do_rescale", "do_normalize"):
         if not full[key]:
@@ -81,9 +81,10 @@ def _processor(settings: Mapping[str, Any], source: str, default_class: str | No
     return IMAGE_PROCESSORS[name]
 
 
-def _check_known(settings: Mapping[str, Any], defaults: Mapping[str, Any], source: str) -> None:
+def _check_known(settings: Mapping[str, Any], processor: ImageProcessor, source: str) -> None:
+    known = {*processor.defaults, *processor.without_effect, *_WITHOUT_EFFECT}
     for key, value in settings.items():
-        if key in defaults or key in _WITHOUT_EFFECT or value is None:
+        if key in known or value is None:
             continue
         # What another class reads, this one may carry as dead weight, which must at least be off
         if not value and any(key in other.defaults for other in IMAGE_PROCESSORS.values()):

@@ -127,3 +127,9 @@ def picture(seed: int, width_px: int, height_px: int) -> Image.Image:
 def pictures() -> list[Image.Image]:
     """Return images of several shapes, one of them without colours."""
     return [picture(1, 70, 37), picture(2, 33, 90).convert("L"), picture(3, 130, 128)]
+
+
+def towers(model: Any, inputs: Any) -> tuple[Any, Any, Any]:
+    """Return the vectors of images and texts, and the logits [I, B], of a model that has them."""
+    given = model(**{key: inputs[key] for key in ("input_ids", "attention_mask", "pixel_values")})
+    return given.image_embeds, given.text_embeds, given.logits_per_image

@@ -31,6 +31,7 @@ class ImageProcessor:
     Attributes:
         defaults: Every setting that changes pixels, with the default that it has in transformers.
         geometry: Settings, all of them there, and where they were read, to the geometry.
+        without_effect: Settings of this class that change other things than `pixel_values`.
 
     Raises (from `geometry`):
         UnsupportedConfigError: A value that is not reproduced; it names the setting.
@@ -38,3 +39,4 @@ class ImageProcessor:
 
     defaults: Settings
     geometry: Callable[[Settings, str], KnownGeometry]
+    without_effect: frozenset[str] = frozenset()

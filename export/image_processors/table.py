@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from export.image_processors.clip import CHINESE_CLIP, CLIP
+from export.image_processors.flava import FLAVA
 from export.image_processors.got_ocr2 import GOT_OCR2
 from export.image_processors.idefics3 import IDEFICS3
 from export.image_processors.image_processor import ImageProcessor
 from export.image_processors.paddleocr_vl import PADDLEOCR_VL
 from export.image_processors.qwen2_vl import QWEN2_VL
 from export.image_processors.siglip import SIGLIP
+from export.image_processors.vit import VIT
 
 IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "CLIPFeatureExtractor": CLIP,
     "ChineseCLIPFeatureExtractor": CHINESE_CLIP,
     "ChineseCLIPImageProcessor": CHINESE_CLIP,
     "CLIPImageProcessor": CLIP,
+    "FlavaFeatureExtractor": FLAVA,
+    "FlavaImageProcessor": FLAVA,
     "GotOcr2ImageProcessor": GOT_OCR2,
     "Idefics3ImageProcessor": IDEFICS3,
     "LlavaImageProcessor": CLIP,
@@ -24,4 +28,6 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "Qwen2VLImageProcessor": QWEN2_VL,
     "SiglipImageProcessor": SIGLIP,
     "SmolVLMImageProcessor": IDEFICS3,
+    "ViTFeatureExtractor": VIT,
+    "ViTImageProcessor": VIT,
 }

@@ -80,7 +80,7 @@ class ClipImages(DualEncoder):
         self._vision = VisionConfig.read(tower_config(config, "vision_config", VISION_DEFAULTS), {})
 
     @property
-    def image_size_px(self) -> int:
+    def image_size_px(self) -> int | None:
         """Side of the input."""
         return self._vision.image_size_px
 

@@ -29,6 +29,15 @@ TEXT_DEFAULTS: Raw = {
     "pad_token_id": 0,
 }
 """Of BERT."""
+ROBERTA_DEFAULTS: Raw = {
+    **TEXT_DEFAULTS,
+    "vocab_size": 50_265,
+    "max_position_embeddings": 514,
+    "type_vocab_size": 1,
+    "layer_norm_eps": 1e-5,
+    "pad_token_id": 1,
+}
+"""Of RoBERTa, as its published checkpoints have them."""
 
 
 @dataclass(frozen=True)

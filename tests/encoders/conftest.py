@@ -80,7 +80,8 @@ class Sample:
         import torch
 
         padding = getattr(self.family, "PADDING", True)
-        inputs = self.processor(images=list(images), text=list(texts), padding=padding, return_tensors="pt")
+        seen = [image.convert("RGB") for image in images]  # as some classes leave to their callers
+        inputs = self.processor(images=seen, text=list(texts), padding=padding, return_tensors="pt")
         with torch.no_grad():
             if hasattr(self.family, "expected"):
                 found = self.family.expected(self.model, inputs)
