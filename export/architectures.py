@@ -10,6 +10,7 @@ from export.config import Raw
 from export.family import Family
 
 ARCHITECTURES: Mapping[str, str] = {
+    "align": "export.models.align:Align",
     "altclip": "export.models.altclip:AltClip",
     "chinese_clip": "export.models.chinese_clip:ChineseClip",
     "clip": "export.models.clip:Clip",

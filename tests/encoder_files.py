@@ -133,3 +133,17 @@ def towers(model: Any, inputs: Any) -> tuple[Any, Any, Any]:
     """Return the vectors of images and texts, and the logits [I, B], of a model that has them."""
     given = model(**{key: inputs[key] for key in ("input_ids", "attention_mask", "pixel_values")})
     return given.image_embeds, given.text_embeds, given.logits_per_image
+
+
+class Apart:
+    """Transformers' image processor and tokenizer, as their files say, without what a processor's class adds."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoImageProcessor, AutoTokenizer
+
+        self.images = AutoImageProcessor.from_pretrained(folder, backend="pil")
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def __call__(self, images: list[Image.Image], text: list[str], **options: Any) -> Any:
+        seen = self.images(images, return_tensors=options["return_tensors"])
+        return {**self.tokenizer(text, **options), **seen}

@@ -11,5 +11,6 @@ from bundle.image.nearest_grid import NearestGrid as NearestGrid
 from bundle.image.spec import PREPROCESSOR as PREPROCESSOR
 from bundle.image.spec import ImageSpec as ImageSpec
 from bundle.image.spec import Resample as Resample
+from bundle.image.stretched_crop import StretchedCrop as StretchedCrop
 from bundle.image.table import KnownGeometry as KnownGeometry
 from bundle.image.tiled import Tiled as Tiled

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from export.image_processors.clip import CHINESE_CLIP, CLIP
+from export.image_processors.efficientnet import EFFICIENTNET
 from export.image_processors.flava import FLAVA
 from export.image_processors.got_ocr2 import GOT_OCR2
 from export.image_processors.idefics3 import IDEFICS3
@@ -19,6 +20,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "ChineseCLIPFeatureExtractor": CHINESE_CLIP,
     "ChineseCLIPImageProcessor": CHINESE_CLIP,
     "CLIPImageProcessor": CLIP,
+    "EfficientNetImageProcessor": EFFICIENTNET,
     "FlavaFeatureExtractor": FLAVA,
     "FlavaImageProcessor": FLAVA,
     "GotOcr2ImageProcessor": GOT_OCR2,
