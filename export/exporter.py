@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -325,14 +324,15 @@ def _dual_dims(
     tower = family.text_tower
     if files.pad_token_id is None:
         raise UnsupportedConfigError("the tokenizer names no pad_token; texts cannot be batched without one")
+    scale, bias = family.scores(weights.scalar)
     return DualEncoderDims(
         embedding_size=tower.embedding_size,
         max_text_tokens=tower.max_text_tokens,
         pad_token_id=files.pad_token_id,
         pads_to_max=files.pads_to_max,
         scoring=tower.scoring,
-        logit_scale=math.exp(weights.scalar("logit_scale")),
-        logit_bias=weights.scalar("logit_bias") if "logit_bias" in family.scalars else 0.0,
+        logit_scale=scale,
+        logit_bias=bias,
         matryoshka=_cuts(source.config, tower.embedding_size),
     )
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal
@@ -287,6 +288,11 @@ class DualEncoder(Family):
     @abstractmethod
     def text_tower(self) -> TextTower:
         """What callers must know of the text side."""
+
+    def scores(self, scalar: Callable[[str], float]) -> tuple[float, float]:
+        """Return what cosines are multiplied by, and what is added then; `scalar` reads one of `scalars`."""
+        bias = scalar("logit_bias") if "logit_bias" in self.scalars else 0.0
+        return math.exp(scalar("logit_scale")), bias
 
     @property
     def vocab_size(self) -> int:

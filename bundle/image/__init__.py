@@ -16,5 +16,6 @@ from bundle.image.spec import PREPROCESSOR as PREPROCESSOR
 from bundle.image.spec import ImageSpec as ImageSpec
 from bundle.image.spec import Resample as Resample
 from bundle.image.split_area import SplitArea as SplitArea
+from bundle.image.stretched_crop import StretchedCrop as StretchedCrop
 from bundle.image.table import KnownGeometry as KnownGeometry
 from bundle.image.tiled import Tiled as Tiled

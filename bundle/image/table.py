@@ -15,9 +15,20 @@ from bundle.image.nearest_grid import NearestGrid
 from bundle.image.padded import Padded
 from bundle.image.pinpoints import Pinpoints
 from bundle.image.split_area import SplitArea
+from bundle.image.stretched_crop import StretchedCrop
 from bundle.image.tiled import Tiled
 
 KnownGeometry: TypeAlias = Annotated[
-    Area | Bounded | CoveringGrid | Cropped | Fixed | NearestGrid | Padded | Pinpoints | SplitArea | Tiled,
+    Area
+    | Bounded
+    | CoveringGrid
+    | Cropped
+    | Fixed
+    | NearestGrid
+    | Padded
+    | Pinpoints
+    | SplitArea
+    | StretchedCrop
+    | Tiled,
     Field(discriminator="kind"),
 ]

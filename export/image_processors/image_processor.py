@@ -47,16 +47,47 @@ def edge_of(size: Any) -> int | None:
 
 
 @dataclass(frozen=True)
+class Colours:
+    """How a byte becomes a number, as `bundle.image.ImageSpec` has it."""
+
+    rescale_factor: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+def colours(full: Settings, source: str) -> Colours:
+    """Return the colours of most classes.
+
+    Raises:
+        UnsupportedConfigError: They are not normalised, or not by three numbers.
+    """
+    if not full["do_normalize"]:
+        raise UnsupportedConfigError(f"{source}: do_normalize is false; only true is supported")
+    mean, std = (_per_channel(full[key], key, source) for key in ("image_mean", "image_std"))
+    return Colours(float(full["rescale_factor"]), mean, std)
+
+
+def _per_channel(value: Any, key: str, source: str) -> tuple[float, float, float]:
+    if isinstance(value, (list, tuple)) and len(value) == 3:
+        return float(value[0]), float(value[1]), float(value[2])
+    raise UnsupportedConfigError(f"{source}: {key} = {value!r}; three numbers are needed, for R, G and B")
+
+
+@dataclass(frozen=True)
 class ImageProcessor:
     """One class; a file each, and a line in `export.image_processors.table`.
 
     Attributes:
         defaults: Every setting that changes pixels, with the default that it has in transformers.
         geometry: Settings, all of them there, and where they were read, to the geometry.
+        without_effect: Settings of this class that change other things than `pixel_values`.
+        colours: The same to how a byte becomes a number.
 
-    Raises (from `geometry`):
+    Raises (from `geometry` and `colours`):
         UnsupportedConfigError: A value that is not reproduced; it names the setting.
     """
 
     defaults: Settings
     geometry: Callable[[Settings, str], KnownGeometry]
+    without_effect: frozenset[str] = frozenset()
+    colours: Callable[[Settings, str], Colours] = colours

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from export.image_processors.blip import BLIP
 from export.image_processors.clip import CHINESE_CLIP, CLIP
 from export.image_processors.deepseek_vl import DEEPSEEK_VL
+from export.image_processors.efficientnet import EFFICIENTNET
+from export.image_processors.flava import FLAVA
 from export.image_processors.got_ocr2 import GOT_OCR2
 from export.image_processors.idefics2 import IDEFICS2
 from export.image_processors.idefics3 import IDEFICS3
@@ -19,6 +21,7 @@ from export.image_processors.ovis2 import OVIS2
 from export.image_processors.paddleocr_vl import PADDLEOCR_VL
 from export.image_processors.qwen2_vl import QWEN2_VL
 from export.image_processors.siglip import SIGLIP
+from export.image_processors.vit import VIT
 
 IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "BlipImageProcessor": BLIP,
@@ -27,6 +30,9 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "ChineseCLIPImageProcessor": CHINESE_CLIP,
     "CLIPImageProcessor": CLIP,
     "DeepseekVLImageProcessor": DEEPSEEK_VL,
+    "EfficientNetImageProcessor": EFFICIENTNET,
+    "FlavaFeatureExtractor": FLAVA,
+    "FlavaImageProcessor": FLAVA,
     "GotOcr2ImageProcessor": GOT_OCR2,
     "Idefics2ImageProcessor": IDEFICS2,
     "Idefics3ImageProcessor": IDEFICS3,
@@ -40,4 +46,6 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "Qwen2VLImageProcessor": QWEN2_VL,
     "SiglipImageProcessor": SIGLIP,
     "SmolVLMImageProcessor": IDEFICS3,
+    "ViTFeatureExtractor": VIT,
+    "ViTImageProcessor": VIT,
 }
