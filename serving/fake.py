@@ -59,6 +59,7 @@ from serving.protocol import (
     TokenizeRequest,
     TokenizeResult,
     TokenLogprob,
+    TokensPart,
     ToolCall,
     Usage,
     VideoPart,
@@ -204,8 +205,9 @@ class FakeClient:
         if request.dimensions not in (None, EMBEDDING_SIZE):
             raise ParameterError(f"dimensions = {request.dimensions}: vectors have {EMBEDDING_SIZE}", "dimensions")
         await self._serve_once()
-        rows = np.stack([_embedding(_content(part)) for part in request.inputs])
-        return EmbedResult(rows, sum(len(part.text.split()) for part in request.inputs if isinstance(part, TextPart)))
+        inputs = [_cut(part, request.truncate_tokens) for part in request.inputs]
+        rows = np.stack([_embedding(_content(part)) for part in inputs])
+        return EmbedResult(rows, sum(len(part.text.split()) for part in inputs if isinstance(part, TextPart)))
 
     async def classify(self, request: ClassifyRequest) -> ClassifyResult:
         """Return softmax scores of cosines between the fake embeddings."""
@@ -390,6 +392,14 @@ def _timings(started_s: float, first_token_s: float) -> Timings:
     return Timings(
         first_token_s=first_token_s, total_s=total_s, prefill_s=first_token_s, decode_s=total_s - first_token_s
     )
+
+
+def _cut(part: TextPart | ImagePart | TokensPart, most_tokens: int | None) -> TextPart | ImagePart:
+    """Return an input as it is read: a text of at most so many words, a word per token."""
+    if isinstance(part, ImagePart):
+        return part
+    words = part.text.split() if isinstance(part, TextPart) else [f"w{token_id}" for token_id in part.token_ids]
+    return TextPart(" ".join(words if most_tokens in (None, -1) else words[:most_tokens]))
 
 
 def _content(part: TextPart | ImagePart) -> bytes:

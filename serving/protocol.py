@@ -319,17 +319,26 @@ GenerateEvent = TokenEvent | FinishedEvent | WaitingEvent
 
 
 @dataclass(frozen=True)
+class TokensPart:
+    """A text as the model's own token ids, those that its tokenizer puts around every text among them."""
+
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class EmbedRequest:
     """Texts and images to embed; results come back in the order of `inputs`.
 
     Attributes:
         dimensions: Numbers of a vector, one of those to which the model's may be cut; None: all.
+        truncate_tokens: Longer texts are cut to so many tokens; -1: to as many as the model reads; None: refused.
     """
 
     request_id: str
     model: str
-    inputs: tuple[TextPart | ImagePart, ...]
+    inputs: tuple[TextPart | ImagePart | TokensPart, ...]
     dimensions: int | None = None
+    truncate_tokens: int | None = None
     traceparent: str = ""
 
 

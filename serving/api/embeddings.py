@@ -52,9 +52,9 @@ class _Asked:
 
 def _asked(service: Service, body: EmbeddingRequest) -> _Asked:
     source = "input" if body.messages is None else "messages"
-    parts = tuple(service.part(content, f"{source}.{index}") for index, content in enumerate(body.contents()))
+    parts = tuple(service.embedded(content, f"{source}.{index}") for index, content in enumerate(body.contents()))
     check_count(sum(isinstance(part, ImagePart) for part in parts), service.settings.max_images, source, "images")
-    request = EmbedRequest(new_id("embd"), body.model or "", parts, body.dimensions)
+    request = EmbedRequest(new_id("embd"), body.model or "", parts, body.dimensions, body.truncate_prompt_tokens)
     return _Asked(request, body.encoding_format or "float")
 
 

@@ -22,7 +22,7 @@ from serving.api.deadline import Deadline
 from serving.api.disconnect import contained, until_disconnect
 from serving.api.fields import Name, Off, Strict, Text, at_most
 from serving.api.images import image_part
-from serving.api.schemas import NonEmptyText
+from serving.api.schemas import MostTokens, NonEmptyText
 from serving.api.service import Service, check_count, count_prompt, new_id
 from serving.protocol import EmbedRequest, EmbedResult, ImagePart, TextPart
 
@@ -56,7 +56,7 @@ class RerankBody(Strict):
     top_n: int | None = Field(default=None, ge=1)
     return_documents: bool | None = None
     user: Text | None = None
-    truncate_prompt_tokens: Off = None
+    truncate_prompt_tokens: MostTokens | None = None
     max_chunks_per_doc: Off = None
     max_tokens_per_doc: Off = None
 
@@ -68,7 +68,7 @@ class ScoreBody(Strict):
     text_1: Document | Documents
     text_2: Document | Documents
     user: Text | None = None
-    truncate_prompt_tokens: Off = None
+    truncate_prompt_tokens: MostTokens | None = None
 
     @model_validator(mode="after")
     def _check_pairs(self) -> ScoreBody:
@@ -154,7 +154,10 @@ def _to_rank(service: Service, body: RerankBody) -> _Asked:
     parts += [_part(service, each, f"documents.{index}") for index, each in enumerate(body.documents)]
     _check_images(service, parts, "documents")
     told = None if body.return_documents is False else [_told(each) for each in body.documents]
-    return _Asked(EmbedRequest(new_id("rerank"), body.model or "", tuple(parts)), 1, told, body.top_n)
+    request = EmbedRequest(
+        new_id("rerank"), body.model or "", tuple(parts), truncate_tokens=body.truncate_prompt_tokens
+    )
+    return _Asked(request, 1, told, body.top_n)
 
 
 def _to_score(service: Service, body: ScoreBody) -> _Asked:
@@ -162,7 +165,8 @@ def _to_score(service: Service, body: ScoreBody) -> _Asked:
     parts = [_part(service, each, f"text_1.{index}") for index, each in enumerate(first)]
     parts += [_part(service, each, f"text_2.{index}") for index, each in enumerate(others)]
     _check_images(service, parts, "text_2")
-    return _Asked(EmbedRequest(new_id("score"), body.model or "", tuple(parts)), len(first))
+    request = EmbedRequest(new_id("score"), body.model or "", tuple(parts), truncate_tokens=body.truncate_prompt_tokens)
+    return _Asked(request, len(first))
 
 
 def _check_images(service: Service, parts: Sequence[TextPart | ImagePart], param: str) -> None:

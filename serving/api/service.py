@@ -27,7 +27,7 @@ from serving.api.record import record_of
 from serving.api.recording import Recorder
 from serving.api.remote_images import RemoteImages, RemoteUrls, remote_urls
 from serving.api.stored_prefixes import PrefixStore
-from serving.protocol import EngineClient, ImagePart, ModelCard, TextPart
+from serving.protocol import EngineClient, ImagePart, ModelCard, TextPart, TokensPart
 from serving.settings import ApiSettings
 
 T = TypeVar("T")
@@ -179,6 +179,16 @@ class Service:
         if tasks and card.task not in tasks:
             raise TaskError(f"model {name!r} does {card.task}; this route wants {' or '.join(tasks)}", "model")
         return card.name
+
+    def embedded(
+        self, content: str | TextContent | ImageContent | list[int], param: str
+    ) -> TextPart | ImagePart | TokensPart:
+        """Return one input of a request for vectors as the engine takes it.
+
+        Raises:
+            ImageError: As `part`.
+        """
+        return TokensPart(tuple(content)) if isinstance(content, list) else self.part(content, param)
 
     def part(self, content: str | TextContent | ImageContent, param: str) -> TextPart | ImagePart:
         """Return one piece of a request as the engine takes it.

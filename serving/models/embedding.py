@@ -36,6 +36,7 @@ from serving.protocol import (
     TextPart,
     TokenizeRequest,
     TokenizeResult,
+    TokensPart,
 )
 from serving.settings import EngineSettings
 
@@ -43,6 +44,9 @@ _PIECE_TEXTS = 8
 """Texts of one request that are tokenized and batched as one: each piece waits for its turn among other requests'."""
 _MOST_COUNTED_TOKENS = 4096
 """Of a text whose tokens are asked for; what is embedded is shorter."""
+_ALL = -1
+"""Of `EmbedRequest.truncate_tokens`: as many as the encoder reads."""
+_Text = str | Sequence[int]
 _BATCHES_AHEAD = 2
 """One batch of single texts runs while the next is made ready."""
 
@@ -121,8 +125,8 @@ class EmbeddingModel(Model):
         """Return one unit vector per input, in order.
 
         Raises:
-            RequestError: No inputs, a size to which vectors are not cut, a text longer than the encoder reads, bytes
-                that are not an image.
+            RequestError: No inputs, a size to which vectors are not cut, a text that is longer than the encoder reads
+                and not to be cut, ids that are no text of the model's, bytes that are not an image.
         """
         if request.dimensions not in (None, *self._dims.sizes):
             raise ParameterError(
@@ -133,12 +137,13 @@ class EmbeddingModel(Model):
         if not request.inputs:
             raise ParameterError("input is empty; send at least one text or image", "input")
         with self._admission.admit():
-            texts = [part.text for part in request.inputs if isinstance(part, TextPart)]
+            most_tokens = self._most_tokens(request.truncate_tokens)
+            texts = [_text_of(part) for part in request.inputs if not isinstance(part, ImagePart)]
             images = [part for part in request.inputs if isinstance(part, ImagePart)]
-            of_texts, num_tokens, of_images = await self._embed_both(request.request_id, texts, images)
+            of_texts, num_tokens, of_images = await self._embed_both(request.request_id, texts, images, most_tokens)
         embeddings = np.empty((len(request.inputs), self._dims.embedding_size), np.float32)
-        is_text = np.array([isinstance(part, TextPart) for part in request.inputs])
-        embeddings[is_text], embeddings[~is_text] = of_texts, of_images
+        is_image = np.array([isinstance(part, ImagePart) for part in request.inputs])
+        embeddings[~is_image], embeddings[is_image] = of_texts, of_images
         return EmbedResult(_cut(embeddings, request.dimensions), num_tokens)
 
     async def classify(self, request: ClassifyRequest) -> ClassifyResult:
@@ -161,25 +166,40 @@ class EmbeddingModel(Model):
         of_labels = unit(of_texts.reshape(len(request.labels), len(templates), -1).mean(axis=1))
         return ClassifyResult(scores(of_images @ of_labels.T, self._dims), num_tokens)
 
+    def _most_tokens(self, asked: int | None) -> int | None:
+        """Return to how many tokens longer texts are cut; None: they are refused.
+
+        Raises:
+            ParameterError: More than the encoder reads, or so few that nothing of a text is left.
+        """
+        longest, fewest = self._dims.max_text_tokens, len(self._tokenizer.with_special_tokens([])) + 1
+        if asked is not None and asked != _ALL and not fewest <= asked <= longest:
+            raise ParameterError(
+                f"truncate_prompt_tokens = {asked}: the model reads {fewest} to {longest} tokens; -1 is the most",
+                "truncate_prompt_tokens",
+            )
+        return longest if asked == _ALL else asked
+
     async def _embed_both(
-        self, owner: str, texts: Sequence[str], images: Sequence[ImagePart]
+        self, owner: str, texts: Sequence[_Text], images: Sequence[ImagePart], most_tokens: int | None = None
     ) -> tuple[Vectors, int, Vectors]:
         """Return the unit vectors of texts, the tokens they took, and the unit vectors of images."""
-        work: list[Coroutine[Any, Any, Any]] = [self._embed_texts(owner, texts), self._embed_images(owner, images)]
-        (of_texts, num_tokens), of_images = await together(work)
-        return of_texts, num_tokens, of_images
+        of_texts = self._embed_texts(owner, texts, most_tokens)
+        work: list[Coroutine[Any, Any, Any]] = [of_texts, self._embed_images(owner, images)]
+        (vectors, num_tokens), of_images = await together(work)
+        return vectors, num_tokens, of_images
 
-    async def _embed_texts(self, owner: str, texts: Sequence[str]) -> tuple[Vectors, int]:
+    async def _embed_texts(self, owner: str, texts: Sequence[_Text], most_tokens: int | None) -> tuple[Vectors, int]:
         """Return [n, E] unit vectors and the tokens they took."""
         size = min(_PIECE_TEXTS, self._settings.text_batch_rows)
         pieces = [texts[start : start + size] for start in range(0, len(texts), size)]
-        embedded = await together(self._embed_piece(owner, piece) for piece in pieces)
+        embedded = await together(self._embed_piece(owner, piece, most_tokens) for piece in pieces)
         return self._unit([vectors for vectors, _ in embedded]), sum(num_tokens for _, num_tokens in embedded)
 
-    async def _embed_piece(self, owner: str, texts: Sequence[str]) -> tuple[Vectors, int]:
+    async def _embed_piece(self, owner: str, texts: Sequence[_Text], most_tokens: int | None) -> tuple[Vectors, int]:
         """Return [n, E] vectors of a few texts, and the tokens they took."""
         async with self._turns.place(owner):
-            rows = await self._pool.text.run(owner, self._tokenized, texts)
+            rows = await self._pool.text.run(owner, self._tokenized, texts, most_tokens)
             return await asyncio.wrap_future(self._text_worker.submit(rows)), rows.num_tokens
 
     async def _embed_images(self, owner: str, images: Sequence[ImagePart]) -> Vectors:
@@ -199,12 +219,13 @@ class EmbeddingModel(Model):
     def _unit(self, vectors: Sequence[npt.NDArray[Any]]) -> Vectors:
         return unit(np.concatenate([np.zeros((0, self._dims.embedding_size), np.float32), *vectors]))
 
-    def _tokenized(self, texts: Sequence[str]) -> TextBatch:
+    def _tokenized(self, texts: Sequence[_Text], most_tokens: int | None = None) -> TextBatch:
         return self._tokenizer.encode_batch(
             texts,
             max_tokens=self._dims.max_text_tokens,
             pad_token_id=self._dims.pad_token_id,
             pads_to_max=self._dims.pads_to_max,
+            most_tokens=most_tokens,
         )
 
     def _run_texts(self, rows: list[TextBatch]) -> list[Vectors]:
@@ -217,6 +238,10 @@ class EmbeddingModel(Model):
 def _cut(vectors: Vectors, size: int | None) -> Vectors:
     """Return the first numbers of unit vectors, of unit length again."""
     return vectors if size in (None, vectors.shape[1]) else unit(vectors[:, :size])
+
+
+def _text_of(part: TextPart | TokensPart) -> _Text:
+    return part.text if isinstance(part, TextPart) else part.token_ids
 
 
 def _num_rows(batch: TextBatch) -> int:

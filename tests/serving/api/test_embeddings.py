@@ -44,6 +44,23 @@ def test_base64_holds_the_same_float32_bits_as_the_numbers(api: Any) -> None:
     np.testing.assert_array_equal(numbers, decoded)
 
 
+def test_token_ids_are_one_text_and_lists_of_them_several(api: Any) -> None:
+    def embedded(given: Any) -> np.ndarray:
+        return vectors(api.post(EMBEDDINGS, {"model": "fake-clip", "input": given}).json())
+
+    np.testing.assert_array_equal(embedded([5, 6]), embedded("w5 w6"))
+    np.testing.assert_array_equal(embedded([[5, 6], "a", [7]]), embedded(["w5 w6", "a", "w7"]))
+
+
+def test_texts_are_cut_to_what_is_asked_and_usage_counts_what_is_left(api: Any) -> None:
+    body = {"model": "fake-clip", "input": ["a b c", [4, 5, 6]], "truncate_prompt_tokens": 2}
+    cut = api.post(EMBEDDINGS, body).json()
+    np.testing.assert_array_equal(
+        vectors(cut), vectors(api.post(EMBEDDINGS, {"model": "fake-clip", "input": ["a b", "w4 w5"]}).json())
+    )
+    assert cut["usage"] == {"prompt_tokens": 4, "total_tokens": 4}
+
+
 def test_messages_of_one_part_are_inputs(api: Any, png: bytes, image_part: Any) -> None:
     image = image_part(png)
     messages = [{"role": "user", "content": [image]}, {"role": "user", "content": "a"}]
@@ -59,8 +76,12 @@ def test_messages_of_one_part_are_inputs(api: Any, png: bytes, image_part: Any) 
         ({"input": "a", "encoding_format": "int8"}, "encoding_format"),
         ({"input": []}, "input"),
         ({"input": ""}, "input"),
-        ({"input": [1, 2]}, "input.0"),
-        ({"input": [[1, 2]]}, "input.0"),
+        ({"input": ["a", 3]}, "input.1"),
+        ({"input": [[]]}, "input.0"),
+        ({"input": [[1, -2]]}, "input.0.1"),
+        ({"input": [[1, True]]}, "input.0.1"),
+        ({"input": "a", "truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+        ({"input": "a", "truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
         ({}, "input"),
         ({"input": "a", "messages": [{"role": "user", "content": "a"}]}, "input"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 2}]}, "messages.0.content"),
