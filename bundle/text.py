@@ -157,6 +157,10 @@ class Tokenizer:
                 f"the text holds {num_characters} characters; {max_tokens} tokens hold at most {limit}. Shorten it."
             )
 
+    def shortened(self, text: str, max_tokens: int) -> str:
+        """Return as much of a text as may matter to its first `max_tokens` tokens: what is beyond is not tokenized."""
+        return text[: (max_tokens + 1) * self._longest_characters]
+
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Return the ids of a text in which added tokens count as such (a rendered prompt, say)."""
         with _failures_told(f"on a text of {len(text)} characters"):
@@ -231,7 +235,7 @@ class Tokenizer:
         if isinstance(text, str):
             if most_tokens is None:
                 self.check_characters(len(text), max_tokens)
-            ids = self.encode(text)
+            ids = self.encode(text if most_tokens is None else self.shortened(text, most_tokens))
         else:
             ids = self._bare(text)
         num_around = sum(map(len, self._affixes))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, Literal
 
 from bundle import tensors
 from bundle.errors import UnsupportedConfigError
 from bundle.image import ImageSpec
+from bundle.layouts.prompt import ImagePrompt
 from bundle.layouts.table import KnownImagePrompt
 from bundle.manifest import ComponentName, DecoderDims, Role, Task, TensorSpec
 from bundle.states import State
@@ -18,6 +20,7 @@ from export.config import Raw, require, sub_config
 from export.decoders.causal import CausalDecoder
 from export.decoders.decoder import Decoder
 from export.decoders.table import load_decoder
+from export.embedding import StateVectors
 from export.found_processor import FoundProcessor
 from export.nn.dialect import Dialect
 from export.nn.linear import Embedding
@@ -145,12 +148,14 @@ class VisionLanguage(Family):
 
     Attributes:
         takes_smaller_images: The vision graph takes tiles smaller than full ones as well, squares all of one size.
+        embedding: The decoder gives vectors in the place of scores; None: it answers.
     """
 
     task: ClassVar[Task] = "image-text-to-text"
     text_prefix: ClassVar[str]
     can_take_smaller_images: ClassVar[bool] = False
     takes_smaller_images: bool = False
+    embedding: StateVectors | None = None
 
     @property
     def text_config(self) -> Raw:
@@ -196,6 +201,15 @@ class VisionLanguage(Family):
         """Return what `vision` tells of its tower's attention, for reducers of visual tokens; nothing by default."""
         return ()
 
+    def image_text(self, prompt: ImagePrompt) -> str:
+        """Return what stands for an image in a text, where no chat template writes it."""
+        return prompt.image_token
+
+    def skipped(self) -> tuple[str, ...]:
+        """Return `unused`, and the output matrix where no scores are wanted."""
+        heads = () if self.embedding is None else (re.escape(_HEAD), *self.embedding.unused)
+        return (*super().skipped(), *heads)
+
     def stored_weights(self) -> QuantizationMethod:
         """Return how the checkpoint stores its weights, where ternary experts may be packed among full precision."""
         experts = self.decoder.config.experts
@@ -237,12 +251,24 @@ class VisionLanguage(Family):
                 optional_outputs=tuple(self.tower_outputs()),
             ),
             "embed_tokens": GraphPlan(table, "embed_tokens", (ids,), (embeds,)),
-            "decoder": decoder_plan(self.decoder, embeds, CausalDecoder(self.decoder, dialect, self.text_prefix)),
+            "decoder": self._decoder_plan(dialect, embeds),
         }
 
-    def decoder_dims(self) -> DecoderDims:
-        """Return the manifest's part on the decoder."""
+    def _decoder_plan(self, dialect: Dialect, embeds: TensorSpec) -> GraphPlan:
+        if self.embedding is None:
+            return decoder_plan(self.decoder, embeds, CausalDecoder(self.decoder, dialect, self.text_prefix))
+        size = self.decoder.config.hidden_size
+        head, width = self.embedding.module(size), self.embedding.size(size)
+        module = CausalDecoder(self.decoder, dialect, self.text_prefix, head)
+        plan = decoder_plan(self.decoder, embeds, module)
+        vectors = TensorSpec(name=tensors.TOKEN_EMBEDS, dtype="float32", shape=("B", "N", width))
+        return replace(plan, outputs=(vectors,))
+
+    def decoder_dims(self) -> DecoderDims | None:
+        """Return the manifest's part on the decoder; None where it does not answer."""
         config = self.decoder.config
+        if self.embedding is not None:
+            return None
         return DecoderDims(
             hidden_size=config.hidden_size, vocab_size=config.vocab_size, max_positions=config.max_positions
         )

@@ -19,6 +19,7 @@ from bundle.generation import SamplingDefaults
 from bundle.image import PREPROCESSOR, ImageSpec
 from bundle.layouts.table import KnownImagePrompt
 from bundle.text import TOKENIZER
+from export.embedding import IMAGE_SLOT
 from export.family import DualEncoder, Family, VisionLanguage
 from export.found_processor import FoundProcessor
 from export.found_template import FoundTemplate
@@ -110,7 +111,7 @@ def _within(spec: ImageSpec, most_px: int) -> ImageSpec:
 
 def _vision_language(checkpoint: Path, family: VisionLanguage, found: FoundProcessor, output: Path) -> ProcessorFiles:
     prompt, vocabulary = family.image_prompt(found), found.vocabulary
-    template = FoundTemplate.find(checkpoint, found.settings, vocabulary.settings)
+    template = _template(checkpoint, family, found, prompt)
     template.require_prompts(output / TOKENIZER, prompt, vocabulary.template_tokens)
     (output / CHAT_TEMPLATE).write_text(template.text, encoding="utf-8")
     generation = read_settings(checkpoint / "generation_config.json", required=False)
@@ -126,6 +127,16 @@ def _vision_language(checkpoint: Path, family: VisionLanguage, found: FoundProce
         pads_to_max=False,
         not_applied=_not_applied(generation),
     )
+
+
+def _template(
+    checkpoint: Path, family: VisionLanguage, found: FoundProcessor, prompt: KnownImagePrompt
+) -> FoundTemplate:
+    """Return how conversations are written, or what a model that embeds is asked to embed."""
+    given = None if family.embedding is None else family.embedding.template
+    if given is None:
+        return FoundTemplate.find(checkpoint, found.settings, found.vocabulary.settings)
+    return FoundTemplate(given.replace(IMAGE_SLOT, family.image_text(prompt)), checkpoint, CHAT_TEMPLATE)
 
 
 def _image_settings(checkpoint: Path, processor: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from bundle.errors import (
 from bundle.frames.opening import open_clip
 from bundle.frames.sampling import chosen_frames
 from bundle.gates import Gate, Unmeasured
-from bundle.manifest import Task
+from bundle.manifest import EMBEDDING_TASKS, Task
 from bundle.zero_shot import SLOT, label_text
 from serving.engine_status import EngineStatus, SlotStatus
 from serving.protocol import (
@@ -43,6 +43,7 @@ from serving.protocol import (
     ClassifyRequest,
     ClassifyResult,
     DetokenizeRequest,
+    EmbedInput,
     EmbedRequest,
     EmbedResult,
     FinishedEvent,
@@ -51,6 +52,7 @@ from serving.protocol import (
     GenerateRequest,
     Health,
     ImagePart,
+    JoinedPart,
     ModelCard,
     Structure,
     TextPart,
@@ -91,6 +93,9 @@ FAKE_VLM = ModelCard(
     unmeasured=(Unmeasured(name="image_sensitivity", reason="no sample has an image"),),
     vision_methods=("uniform", "pooling"),
     kv_policies=("uniform", "snapkv"),
+)
+FAKE_EMBEDDER = ModelCard(
+    "fake-embedder", "image-text-embedding", "fake", {"vision_encoder": "fp32", "decoder": "fp32"}, 900_000, 512
 )
 FAKE_CLIP = ModelCard("fake-clip", "dual-encoder", "fake", {"vision_encoder": "fp32"}, 500_000, None)
 
@@ -201,13 +206,16 @@ class FakeClient:
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """Return vectors of unit length that depend on the input alone."""
-        self._card(request.model, "dual-encoder")
+        card = self._card(request.model, *EMBEDDING_TASKS)
         if request.dimensions not in (None, EMBEDDING_SIZE):
             raise ParameterError(f"dimensions = {request.dimensions}: vectors have {EMBEDDING_SIZE}", "dimensions")
         await self._serve_once()
-        inputs = [_cut(part, request.truncate_tokens) for part in request.inputs]
-        rows = np.stack([_embedding(_content(part)) for part in inputs])
-        return EmbedResult(rows, sum(len(part.text.split()) for part in inputs if isinstance(part, TextPart)))
+        inputs = [_alone(part, request.truncate_tokens, card) for part in request.inputs]
+        num_tokens = sum(len(part.text.split()) for parts in inputs for part in parts if isinstance(part, TextPart))
+        if card.task == "image-text-embedding":
+            vectors = tuple(np.concatenate([_token_vectors(part) for part in parts]) for parts in inputs)
+            return EmbedResult(vectors, num_tokens)
+        return EmbedResult(np.stack([_embedding(_content(part)) for (part,) in inputs]), num_tokens)
 
     async def classify(self, request: ClassifyRequest) -> ClassifyResult:
         """Return softmax scores of cosines between the fake embeddings."""
@@ -251,11 +259,11 @@ class FakeClient:
         now_s = time.monotonic()
         return {name: {ONLY_ENGINE: EngineStatus(now_s, 1 << 20, gauges[name], slots)} for name in self._cards}
 
-    def _card(self, model: str, task: Task) -> ModelCard:
+    def _card(self, model: str, *tasks: Task) -> ModelCard:
         if (card := self._cards.get(model)) is None:
             raise ModelNotFoundError(f"model {model!r} is not served; served: {', '.join(self._cards)}", "model")
-        if card.task != task:
-            raise TaskError(f"model {model!r} does {card.task}, not {task}", "model")
+        if card.task not in tasks:
+            raise TaskError(f"model {model!r} does {card.task}, not {' or '.join(tasks)}", "model")
         return card
 
     def _enter(self) -> None:
@@ -392,6 +400,23 @@ def _timings(started_s: float, first_token_s: float) -> Timings:
     return Timings(
         first_token_s=first_token_s, total_s=total_s, prefill_s=first_token_s, decode_s=total_s - first_token_s
     )
+
+
+def _alone(part: EmbedInput, most_tokens: int | None, card: ModelCard) -> list[TextPart | ImagePart]:
+    """Return what an input is made of; of a dual encoder it is one part."""
+    if not isinstance(part, JoinedPart):
+        return [_cut(part, most_tokens)]
+    if card.task == "dual-encoder":
+        raise ParameterError(f"an input of {len(part.parts)} parts; fake dual encoders take one", "input")
+    return [_cut(each, most_tokens) for each in part.parts]
+
+
+def _token_vectors(part: TextPart | ImagePart) -> npt.NDArray[np.float32]:
+    """Return [m, EMBEDDING_SIZE], one for each word of a text, and `TOKENS_PER_IMAGE` for an image."""
+    if isinstance(part, TextPart):
+        return np.stack([_embedding(word.encode()) for word in part.text.split()])
+    content = _content(part)
+    return np.stack([_embedding(content + bytes([number])) for number in range(TOKENS_PER_IMAGE)])
 
 
 def _cut(part: TextPart | ImagePart | TokensPart, most_tokens: int | None) -> TextPart | ImagePart:

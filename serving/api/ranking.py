@@ -1,6 +1,7 @@
-"""`POST /v1/rerank` and `POST /v1/score`: how near texts and images are to each other, by a dual encoder's vectors.
+"""`POST /v1/rerank` and `POST /v1/score`: how near texts and images are to each other, by a model's vectors.
 
-A score is the dot product of two unit vectors, between -1 and 1. No model here reads two texts together.
+A score is the dot product of two unit vectors, between -1 and 1; of a model with a vector for every token the late
+interaction of both inputs, between minus and plus the number of the query's tokens.
 """
 
 from __future__ import annotations
@@ -11,20 +12,22 @@ from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
+import numpy.typing as npt
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field, model_validator
 
 from bundle.errors import ParameterError
-from bundle.manifest import EMBEDDING_TASKS
-from serving.api.contents import ImageContent, TextContent
+from bundle.manifest import EMBEDDING_TASKS, InputType
+from bundle.similarity import similarity
+from serving.api.contents import ImageContent, JoinedContent, TextContent
 from serving.api.deadline import Deadline
 from serving.api.disconnect import contained, until_disconnect
 from serving.api.fields import Name, Off, Strict, Text, at_most
 from serving.api.images import image_part
 from serving.api.schemas import MostTokens, NonEmptyText
-from serving.api.service import Service, check_count, count_prompt, new_id
-from serving.protocol import EmbedRequest, EmbedResult, ImagePart, TextPart
+from serving.api.service import Service, check_images, count_prompt, new_id
+from serving.protocol import EmbedInput, EmbedRequest, EmbedResult, TextPart
 
 
 class TextDocument(Strict):
@@ -39,7 +42,7 @@ class ImageDocument(Strict):
     image: str
 
 
-Document = NonEmptyText | TextDocument | ImageDocument | TextContent | ImageContent
+Document = NonEmptyText | TextDocument | ImageDocument | TextContent | ImageContent | JoinedContent
 _AtMostInputs = at_most("max_inputs", "inputs")
 Documents = Annotated[list[Document], Field(min_length=1, fail_fast=True), _AtMostInputs]
 
@@ -57,6 +60,7 @@ class RerankBody(Strict):
     return_documents: bool | None = None
     user: Text | None = None
     truncate_prompt_tokens: MostTokens | None = None
+    instruction: NonEmptyText | None = None
     max_chunks_per_doc: Off = None
     max_tokens_per_doc: Off = None
 
@@ -69,6 +73,7 @@ class ScoreBody(Strict):
     text_2: Document | Documents
     user: Text | None = None
     truncate_prompt_tokens: MostTokens | None = None
+    instruction: NonEmptyText | None = None
 
     @model_validator(mode="after")
     def _check_pairs(self) -> ScoreBody:
@@ -138,10 +143,10 @@ async def _embedded(service: Service, request: Request, deadline: Deadline, aske
     return asked.request.model or model, result
 
 
-def _scores(result: EmbedResult, num_first: int) -> Any:
-    """Return [n] the dot product of each of the others with the only first one, or with its own."""
+def _scores(result: EmbedResult, num_first: int) -> npt.NDArray[np.float64]:
+    """Return [n] how near each of the others is to the only first one, or to its own."""
     first, others = result.embeddings[:num_first], result.embeddings[num_first:]
-    return np.einsum("ij,ij->i", np.broadcast_to(first, others.shape), others)
+    return np.array([similarity(first[place % num_first], each) for place, each in enumerate(others)])
 
 
 def _result(index: int, score: float, documents: Sequence[dict[str, Any]] | None) -> dict[str, Any]:
@@ -152,39 +157,46 @@ def _result(index: int, score: float, documents: Sequence[dict[str, Any]] | None
 def _to_rank(service: Service, body: RerankBody) -> _Asked:
     parts = [_part(service, body.query, "query")]
     parts += [_part(service, each, f"documents.{index}") for index, each in enumerate(body.documents)]
-    _check_images(service, parts, "documents")
+    check_images(service, parts, "documents")
     told = None if body.return_documents is False else [_told(each) for each in body.documents]
-    request = EmbedRequest(
-        new_id("rerank"), body.model or "", tuple(parts), truncate_tokens=body.truncate_prompt_tokens
-    )
-    return _Asked(request, 1, told, body.top_n)
+    return _Asked(_request("rerank", body, parts, 1), 1, told, body.top_n)
 
 
 def _to_score(service: Service, body: ScoreBody) -> _Asked:
     first, others = _listed(body.text_1), _listed(body.text_2)
     parts = [_part(service, each, f"text_1.{index}") for index, each in enumerate(first)]
     parts += [_part(service, each, f"text_2.{index}") for index, each in enumerate(others)]
-    _check_images(service, parts, "text_2")
-    request = EmbedRequest(new_id("score"), body.model or "", tuple(parts), truncate_tokens=body.truncate_prompt_tokens)
-    return _Asked(request, len(first))
+    check_images(service, parts, "text_2")
+    return _Asked(_request("score", body, parts, len(first)), len(first))
 
 
-def _check_images(service: Service, parts: Sequence[TextPart | ImagePart], param: str) -> None:
-    check_count(sum(isinstance(part, ImagePart) for part in parts), service.settings.max_images, param, "images")
+def _request(prefix: str, body: RerankBody | ScoreBody, parts: Sequence[EmbedInput], num_first: int) -> EmbedRequest:
+    """Return what is embedded: those that come first are queries, and the others documents."""
+    kinds: list[InputType] = ["query" if place < num_first else "document" for place in range(len(parts))]
+    return EmbedRequest(
+        new_id(prefix),
+        body.model or "",
+        tuple(parts),
+        truncate_tokens=body.truncate_prompt_tokens,
+        input_types=tuple(kinds),
+        instruction=body.instruction,
+    )
 
 
 def _listed(given: Any) -> list[Any]:
     return given if isinstance(given, list) else [given]
 
 
-def _part(service: Service, document: Any, param: str) -> TextPart | ImagePart:
+def _part(service: Service, document: Any, param: str) -> EmbedInput:
     if isinstance(document, ImageDocument):
         return image_part(document.image, f"{param}.image", service.settings.max_image_bytes)
-    return TextPart(document.text) if isinstance(document, TextDocument) else service.part(document, param)
+    return TextPart(document.text) if isinstance(document, TextDocument) else service.embedded(document, param)
 
 
 def _told(document: Any) -> dict[str, Any]:
-    """Return a document as an answer tells it again: a text; of an image, only that it is one."""
+    """Return a document as an answer tells it again: its texts; of an image, only that it is one."""
+    if isinstance(document, JoinedContent):
+        return {"content": [_told(each) for each in document.content]}
     if isinstance(document, str):
         return {"text": document}
     return {"text": document.text} if isinstance(document, (TextDocument, TextContent)) else {"type": "image"}

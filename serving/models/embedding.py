@@ -21,18 +21,20 @@ from runtime.encoders import Vectors, encode_texts, unit
 from runtime.room import check_room
 from serving.engine.batching import BatchWorker
 from serving.engine.worker import Worker
-from serving.models.model import Model
 from serving.models.pool import PreprocessPool
 from serving.models.together import together
 from serving.models.tokens import told_tokens
 from serving.models.turns import Turns
+from serving.models.vectors import VectorModel, check_inputs, cut
 from serving.models.vision import VisionStage
 from serving.protocol import (
     ClassifyRequest,
     ClassifyResult,
+    EmbedInput,
     EmbedRequest,
     EmbedResult,
     ImagePart,
+    JoinedPart,
     TextPart,
     TokenizeRequest,
     TokenizeResult,
@@ -51,7 +53,7 @@ _BATCHES_AHEAD = 2
 """One batch of single texts runs while the next is made ready."""
 
 
-class EmbeddingModel(Model):
+class EmbeddingModel(VectorModel):
     """One dual-encoder bundle.
 
     Args:
@@ -63,8 +65,6 @@ class EmbeddingModel(Model):
         BundleError: A graph or the tokenizer is unusable, or the canary fails.
         MachineError: This machine cannot run it.
     """
-
-    does = "embedding"
 
     def __init__(self, bundle: Bundle, settings: EngineSettings, pool: PreprocessPool) -> None:
         manifest = bundle.manifest
@@ -128,23 +128,17 @@ class EmbeddingModel(Model):
             RequestError: No inputs, a size to which vectors are not cut, a text that is longer than the encoder reads
                 and not to be cut, ids that are no text of the model's, bytes that are not an image.
         """
-        if request.dimensions not in (None, *self._dims.sizes):
-            raise ParameterError(
-                f"dimensions = {request.dimensions}: the model's vectors have "
-                f"{' or '.join(map(str, self._dims.sizes))} numbers, and are not cut otherwise",
-                "dimensions",
-            )
-        if not request.inputs:
-            raise ParameterError("input is empty; send at least one text or image", "input")
+        check_inputs(request, self._dims.sizes)
+        inputs = [_single(part) for part in request.inputs]
         with self._admission.admit():
             most_tokens = self._most_tokens(request.truncate_tokens)
-            texts = [_text_of(part) for part in request.inputs if not isinstance(part, ImagePart)]
-            images = [part for part in request.inputs if isinstance(part, ImagePart)]
+            texts = [_text_of(part) for part in inputs if not isinstance(part, ImagePart)]
+            images = [part for part in inputs if isinstance(part, ImagePart)]
             of_texts, num_tokens, of_images = await self._embed_both(request.request_id, texts, images, most_tokens)
-        embeddings = np.empty((len(request.inputs), self._dims.embedding_size), np.float32)
-        is_image = np.array([isinstance(part, ImagePart) for part in request.inputs])
+        embeddings = np.empty((len(inputs), self._dims.embedding_size), np.float32)
+        is_image = np.array([isinstance(part, ImagePart) for part in inputs])
         embeddings[~is_image], embeddings[is_image] = of_texts, of_images
-        return EmbedResult(_cut(embeddings, request.dimensions), num_tokens)
+        return EmbedResult(cut(embeddings, request.dimensions), num_tokens)
 
     async def classify(self, request: ClassifyRequest) -> ClassifyResult:
         """Return every image's score for every label.
@@ -235,9 +229,19 @@ class EmbeddingModel(Model):
         return [vectors[end - _num_rows(item) : end].copy() for item, end in zip(rows, ends, strict=True)]
 
 
-def _cut(vectors: Vectors, size: int | None) -> Vectors:
-    """Return the first numbers of unit vectors, of unit length again."""
-    return vectors if size in (None, vectors.shape[1]) else unit(vectors[:, :size])
+def _single(part: EmbedInput) -> TextPart | ImagePart | TokensPart:
+    """Return an input that is one text or one image.
+
+    Raises:
+        ParameterError: It is several.
+    """
+    if isinstance(part, JoinedPart):
+        raise ParameterError(
+            f"an input of {len(part.parts)} parts: the model has an encoder for texts and one for images, and embeds "
+            "each by itself; send them as inputs of their own, or name a model that embeds by a decoder",
+            "input",
+        )
+    return part
 
 
 def _text_of(part: TextPart | TokensPart) -> _Text:
