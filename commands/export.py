@@ -95,8 +95,8 @@ def export(
     template: Annotated[
         str | None,
         typer.Option(
-            help="With --task embed, how an input is written: plain, gme, e5-v, or the file of a chat template. "
-            "Default: as the checkpoint's own writes a question.",
+            help="With --task embed, how an input is written: plain, gme, e5-v, colqwen2, colidefics3, or the file of "
+            "a chat template. Default: as the checkpoint's own writes a question.",
             show_default=False,
         ),
     ] = None,

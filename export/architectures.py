@@ -11,6 +11,7 @@ from export.family import Family
 
 ARCHITECTURES: Mapping[str, str] = {
     "clip": "export.models.clip:Clip",
+    "colqwen2": "export.models.colqwen2:ColQwen2",
     "idefics3": "export.models.idefics3:Idefics3",
     "internvl": "export.models.internvl:InternVL",
     "llava": "export.models.llava:Llava",

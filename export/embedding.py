@@ -18,6 +18,11 @@ from export.settings_file import read_settings
 
 IMAGE_SLOT = "{{ image }}"
 """Of a template: what the family writes for an image."""
+_AUGMENTED = (
+    "{%% for message in messages if message.role != 'system' %%}{%% for part in message.content %%}"
+    "{%% if part.type == 'image' %%}%s{%% else %%}{{ part.text }}%s{%% endif %%}{%% endfor %%}{%% endfor %%}"
+)
+"""An image before the wish to describe it, a text before ten tokens that look for what it does not say."""
 TEMPLATES: Mapping[str, str] = {
     "plain": (
         "{% for message in messages %}{% for part in message.content %}{% if part.type == 'image' %}{{ image }}"
@@ -36,10 +41,18 @@ TEMPLATES: Mapping[str, str] = {
         "Summary above {% if messages[-1].content[0].type == 'image' %}image{% else %}sentence{% endif %} in one word: "
         "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n \n"
     ),
+    "colqwen2": _AUGMENTED
+    % ("<|im_start|>user\n{{ image }}Describe the image.<|im_end|><|endoftext|>", "<|endoftext|>" * 10),
+    "colidefics3": _AUGMENTED
+    % (
+        "<|im_start|>User:{{ image }}Describe the image.<end_of_utterance>\nAssistant:",
+        "<end_of_utterance>" * 10,
+    ),
 }
 """How an input is written, by the name that `--template` takes: images and texts as they come (the caller's text is
 the instruction, as for VLM2Vec, arXiv 2410.05160); GME's (arXiv 2412.16855), an instruction before it and an end token
-behind; E5-V's (arXiv 2407.12580), a wish for one word behind it. `image` stands for what the family writes for one."""
+behind; E5-V's (arXiv 2407.12580), a wish for one word behind it; what colpali_engine 0.3 writes for the checkpoints of
+its own (arXiv 2407.01449), without the "Query: " of older ones. `image` stands for what the family writes for one."""
 _HEADS = ("custom_text_proj", "embedding_proj_layer", "linear")
 """What checkpoints of late-interaction models call their projection (colpali_engine's, transformers', ColIdefics3)."""
 

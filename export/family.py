@@ -20,7 +20,7 @@ from export.config import Raw, require, sub_config
 from export.decoders.causal import CausalDecoder
 from export.decoders.decoder import Decoder
 from export.decoders.table import load_decoder
-from export.embedding import StateVectors
+from export.embedding import IMAGE_SLOT, StateVectors
 from export.found_processor import FoundProcessor
 from export.nn.dialect import Dialect
 from export.nn.linear import Embedding
@@ -204,6 +204,11 @@ class VisionLanguage(Family):
     def image_text(self, prompt: ImagePrompt) -> str:
         """Return what stands for an image in a text, where no chat template writes it."""
         return prompt.image_token
+
+    def input_template(self, found: FoundProcessor, prompt: ImagePrompt) -> str | None:
+        """Return how an input of a model that embeds is written; None: as the checkpoint's own template says."""
+        given = None if self.embedding is None else self.embedding.template
+        return None if given is None else given.replace(IMAGE_SLOT, self.image_text(prompt))
 
     def skipped(self) -> tuple[str, ...]:
         """Return `unused`, and the output matrix where no scores are wanted."""

@@ -19,7 +19,6 @@ from bundle.generation import SamplingDefaults
 from bundle.image import PREPROCESSOR, ImageSpec
 from bundle.layouts.table import KnownImagePrompt
 from bundle.text import TOKENIZER
-from export.embedding import IMAGE_SLOT
 from export.family import DualEncoder, Family, VisionLanguage
 from export.found_processor import FoundProcessor
 from export.found_template import FoundTemplate
@@ -133,10 +132,10 @@ def _template(
     checkpoint: Path, family: VisionLanguage, found: FoundProcessor, prompt: KnownImagePrompt
 ) -> FoundTemplate:
     """Return how conversations are written, or what a model that embeds is asked to embed."""
-    given = None if family.embedding is None else family.embedding.template
+    given = family.input_template(found, prompt)
     if given is None:
         return FoundTemplate.find(checkpoint, found.settings, found.vocabulary.settings)
-    return FoundTemplate(given.replace(IMAGE_SLOT, family.image_text(prompt)), checkpoint, CHAT_TEMPLATE)
+    return FoundTemplate(given, checkpoint, CHAT_TEMPLATE)
 
 
 def _image_settings(checkpoint: Path, processor: Mapping[str, Any]) -> dict[str, Any]:

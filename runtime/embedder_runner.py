@@ -32,6 +32,12 @@ class EmbedderRunner:
         self._prompts = PromptBuilder.from_bundle(bundle)
         self._images = ImageSpec.read(bundle.path(PREPROCESSOR))
 
+    @property
+    def is_multi(self) -> bool:
+        """Whether an input has a vector for every token."""
+        dims = self._bundle.manifest.embedder
+        return dims is not None and dims.pooling == "tokens"
+
     # Opened late: calibration wants a part of them.
     @cached_property
     def _vision(self) -> Encoder:

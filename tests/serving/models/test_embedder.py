@@ -75,6 +75,35 @@ def bundles(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Calla
     return bundle
 
 
+@pytest.mark.parametrize("part", ["a red bicycle", Image.new("RGB", (90, 40), (200, 30, 60))])
+def test_colidefics3_gives_the_projected_states_of_its_processors_prompt(
+    checkpoint: Path, smolvlm_checkpoint: Path, tmp_path: Path, part: str | Image.Image
+) -> None:
+    """colpali_engine's ColIdefics3: transformers' model, its `linear` behind, and unit length."""
+    torch = pytest.importorskip("torch")
+    from transformers import AutoProcessor, SmolVLMForConditionalGeneration
+
+    options = EmbeddingOptions(template="colidefics3")
+    export_checkpoint(checkpoint, tmp_path / "bundle", name="tiny", embedding=options)
+    is_text = isinstance(part, str)
+    shown = "<|im_start|>User:<image>Describe the image.<end_of_utterance>\nAssistant:"
+    processor = AutoProcessor.from_pretrained(smolvlm_checkpoint, backend="pil")
+    written = {"text": part + "<end_of_utterance>" * 10} if is_text else {"text": shown, "images": [part]}
+    model, weights = (
+        SmolVLMForConditionalGeneration.from_pretrained(smolvlm_checkpoint).eval(),
+        load_file(checkpoint / "model.safetensors"),
+    )
+    with torch.no_grad():
+        inputs = processor(**written, return_tensors="pt")
+        states = model(**inputs, output_hidden_states=True).hidden_states[-1][0].numpy()
+    expected = states @ weights["linear.weight"].T + weights["linear.bias"]
+    expected /= np.linalg.norm(expected, axis=-1, keepdims=True)
+    runner = EmbedderRunner(open_bundle(tmp_path / "bundle"), RuntimeSettings(intra_threads=1))
+    (found,) = runner.embed_texts([part]) if isinstance(part, str) else runner.embed_images([part])
+    assert found.shape == expected.shape
+    assert (1 - (found * expected).sum(axis=-1)).max() < 1e-4
+
+
 @pytest.fixture
 def model(bundles: Callable[[str], Path], pool: Any) -> Iterator[EmbedderModel]:
     model = EmbedderModel(open_bundle(bundles("last")), SETTINGS, pool)
