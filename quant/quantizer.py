@@ -213,7 +213,7 @@ def _require_measurable(
     """
     is_searched = options.max_bytes is not None or options.max_kl is not None
     row = MIXED if is_searched else limits_row(draft)
-    require_measurable(evaluation, row, is_dual=parent.manifest.dual is not None, overrides=limits)
+    require_measurable(evaluation, row, is_dual=parent.manifest.embeds, overrides=limits)
 
 
 def _require_bytes(variant: Manifest, options: Options) -> None:

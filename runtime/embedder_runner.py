@@ -13,6 +13,7 @@ from bundle.prompt import Placeholder, PromptBuilder, Turn
 from runtime.encoder import Encoder, open_encoder
 from runtime.encoders import Vectors, encode_images
 from runtime.filled_prompt import FilledPrompt
+from runtime.graph import Array
 from runtime.prompt_embedder import PromptEmbedder
 from runtime.settings import DEFAULT_VISION_TILES, RuntimeSettings
 
@@ -48,16 +49,21 @@ class EmbedderRunner:
         return PromptEmbedder(self._bundle, self._settings)
 
     def embed_images(self, images: Sequence[Image.Image]) -> list[Vectors]:
-        """Return of each image [n, E]."""
-        return self._embedder.embed([self.prompt([Turn("user", (Placeholder.IMAGE,))], [image]) for image in images])
+        """Return of each image [E], or [n, E] where every token has a vector."""
+        return self.embed_turns([([Turn("user", (Placeholder.IMAGE,))], [image]) for image in images])
 
     def embed_texts(self, texts: Sequence[str]) -> list[Vectors]:
-        """Return of each text [n, E]."""
-        return self._embedder.embed([self.prompt([Turn("user", (text,))], []) for text in texts])
+        """Return of each text [E], or [n, E] where every token has a vector."""
+        return self.embed_turns([([Turn("user", (text,))], []) for text in texts])
 
     def embed_turns(self, inputs: Sequence[tuple[Sequence[Turn], Sequence[Image.Image]]]) -> list[Vectors]:
-        """Return of each input, written as turns about images, [n, E]."""
-        return self._embedder.embed([self.prompt(turns, images) for turns, images in inputs])
+        """Return of each input, written as turns about images, [E], or [n, E] where every token has a vector."""
+        found = self._embedder.embed([self.prompt(turns, images) for turns, images in inputs])
+        return found if self.is_multi else [vectors[0] for vectors in found]
+
+    def feeds(self, turns: Sequence[Turn], images: Sequence[Image.Image]) -> dict[str, Array]:
+        """Return the decoder's inputs for one input."""
+        return self._embedder.feeds([self.prompt(turns, images)])
 
     def prompt(self, turns: Sequence[Turn], images: Sequence[Image.Image]) -> FilledPrompt:
         """Return an input as the decoder reads it."""

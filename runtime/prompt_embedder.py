@@ -13,10 +13,13 @@ from bundle.manifest import ComponentName, EmbedderDims
 from runtime.encoders import Vectors, unit
 from runtime.feeds import Int64, Step, TokenBatch, TokenRun, check_inputs, feeds_of, place_features
 from runtime.filled_prompt import FilledPrompt
+from runtime.graph import Array
 from runtime.session import Session
 from runtime.settings import RuntimeSettings
 from runtime.states import empty_states
 
+_MOST_RUN_TOKENS = 1024
+"""Of prompts side by side, padding among them; a longer one runs alone."""
 _MOST_PADDING = 0.25
 """Of the longest prompt of a run, that a shorter one beside it may lack: what is padded is computed for nothing."""
 
@@ -62,16 +65,20 @@ class PromptEmbedder:
             found.update(zip(places, vectors, strict=True))
         return [found[place] for place in range(len(prompts))]
 
-    def _run(self, prompts: Sequence[FilledPrompt]) -> list[Vectors]:
-        lengths, longest = [prompt.num_tokens for prompt in prompts], max(prompt.num_tokens for prompt in prompts)
+    def feeds(self, prompts: Sequence[FilledPrompt]) -> dict[str, Array]:
+        """Return the decoder's inputs for prompts side by side, states among them."""
+        longest = max(prompt.num_tokens for prompt in prompts)
         is_last = self._dims.pooling == "last"
-        wanted = [[length - 1] if is_last else range(longest) for length in lengths]
+        wanted = [[prompt.num_tokens - 1] if is_last else range(longest) for prompt in prompts]
         runs = [self._padded(prompt, longest, each) for prompt, each in zip(prompts, wanted, strict=True)]
         batch = TokenBatch.of(runs)
         feeds = feeds_of(self._decoder.component.inputs, Step(batch, place_features(self._embeds(batch.ids), batch)))
-        states = empty_states(self._states, len(prompts), longest)
-        given = self._decoder.graph.run({**feeds, **states}, [tensors.TOKEN_EMBEDS])[tensors.TOKEN_EMBEDS]
-        rows = [own if is_last else own[:length] for own, length in zip(given, lengths, strict=True)]
+        return {**feeds, **empty_states(self._states, len(prompts), longest)}
+
+    def _run(self, prompts: Sequence[FilledPrompt]) -> list[Vectors]:
+        given = self._decoder.graph.run(self.feeds(prompts), [tensors.TOKEN_EMBEDS])[tensors.TOKEN_EMBEDS]
+        is_last = self._dims.pooling == "last"
+        rows = [own if is_last else own[: prompt.num_tokens] for own, prompt in zip(given, prompts, strict=True)]
         return [unit(own.mean(axis=0, keepdims=True) if self._dims.pooling == "mean" else own) for own in rows]
 
     def _padded(self, prompt: FilledPrompt, num_tokens: int, wanted: Sequence[int]) -> TokenRun:
@@ -100,7 +107,8 @@ def _alike(lengths: Sequence[tuple[int, int]]) -> list[list[int]]:
     runs: list[list[int]] = []
     longest = 0
     for place, length in lengths:
-        if not runs or length < (1 - _MOST_PADDING) * longest:
+        is_full = bool(runs) and (len(runs[-1]) + 1) * longest > _MOST_RUN_TOKENS
+        if not runs or is_full or length < (1 - _MOST_PADDING) * longest:
             runs.append([])
             longest = length
         runs[-1].append(place)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from bundle.directory import Bundle, open_bundle
 from bundle.prompt import Placeholder, Turn
 from export.embedding import EmbeddingOptions
 from export.exporter import export_checkpoint
+from quant.quality.evaluation import Evaluation
+from quant.quantizer import quantize_bundle
 from runtime.embedder_runner import EmbedderRunner
 from runtime.settings import RuntimeSettings
 
@@ -53,10 +56,9 @@ def test_vectors_are_the_references_pooled_states(
     found = runner.embed_turns(
         [(turns_of(parts), [p for p in parts if not isinstance(p, str)]) for parts in conversations.values()]
     )
-    for parts, vectors in zip(conversations.values(), found, strict=True):
+    for parts, vector in zip(conversations.values(), found, strict=True):
         states = states_of(sample, parts)
         expected = states[-1] if pooling == "last" else states.mean(axis=0)
-        (vector,) = vectors
         assert 1 - vector @ expected / np.linalg.norm(expected) < 1e-4
         np.testing.assert_allclose(np.linalg.norm(vector), 1, atol=1e-5)
 
@@ -110,3 +112,31 @@ def test_colqwen2_gives_the_references_vectors_of_its_processors_tokens(
         assert (1 - (own * other).sum(axis=-1)).max() < 1e-4
     (told,) = runner.embed_texts(texts[1:])  # spells a control token, and is nothing but text
     assert len(told) > len(vectors[-1])
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_variants_embed_nearly_the_same_and_are_measured(
+    sample_of: Any, colqwen2: Path, tmp_path: Path, weights: str
+) -> None:
+    """Random weights: a variant that had nothing to do with its parent would have cosines near 0."""
+    parent = tmp_path / "parent"
+    if weights == "int8":
+        export_checkpoint(colqwen2, parent, name="tiny")
+    else:
+        embedding_bundle(sample_of("llava_gemma", 0), parent, pooling="mean")
+    captions = [Captioned(Image.new("RGB", (40 + 9 * n, 50), (60 * n, 90, 20)), f"number {n}") for n in range(4)]
+    evaluation = Evaluation(
+        captions=captions, texts=["a red bicycle", "x"], source="test", no_accuracy="random weights"
+    )
+    manifest = quantize_bundle(parent, tmp_path / "variant", weights=weights, evaluation=evaluation)
+    assert {component.scheme for component in manifest.components.values()} >= {weights}
+    measured = {gate.name: gate.value for gate in manifest.gates}
+    for kind in ("image", "text"):
+        assert measured[f"cosine_mean/{kind}"] > 0.9, measured
+    assert len(manifest.components) == 3
+
+
+@dataclass(frozen=True)
+class Captioned:
+    image: Image.Image
+    caption: str
