@@ -23,14 +23,16 @@ FORMAT_VERSION = 2
 
 ComponentName = str
 """What a bundle calls one of its graphs: `graph_name`."""
-Role = Literal["vision_encoder", "embed_tokens", "decoder", "text_encoder"]
+Role = Literal["vision_encoder", "embed_tokens", "decoder", "text_encoder", "pair_encoder"]
 """What a graph computes, whatever it is called and however its weights are stored."""
 _LANGUAGE_MODEL: tuple[Role, ...] = ("embed_tokens", "decoder")
 Phase = Literal["prompt", "step", "any"]
 """When a decoder's graph runs: over the tokens that a caller sent, over one that was sampled, or over both."""
 RunPhase = Literal["prompt", "step"]
-Task = Literal["image-text-to-text", "dual-encoder", "text-embedding", "image-text-embedding"]
+Task = Literal["image-text-to-text", "dual-encoder", "text-embedding", "image-text-embedding", "cross-encoder"]
 EMBEDDING_TASKS: tuple[Task, ...] = ("dual-encoder", "text-embedding", "image-text-embedding")
+RANKING_TASKS: tuple[Task, ...] = (*EMBEDDING_TASKS, "cross-encoder")
+"""Those that say how near two inputs are: all that answer nothing."""
 Pooling = Literal["last", "mean", "tokens"]
 """What of a prompt's states becomes vectors: the last token's, the mean of all, or each by itself."""
 InputType = Literal["query", "document"]
@@ -208,6 +210,18 @@ class DualEncoderDims(VectorSizes):
     prompt_template: Text = "a photo of {}"
 
 
+class PairDims(Frozen):
+    """What a model that reads a text and an image together wants of the text.
+
+    Attributes:
+        max_text_tokens: Longest text.
+        pad_token_id: Fills shorter ones.
+    """
+
+    max_text_tokens: int = Field(gt=0, le=1 << 20)
+    pad_token_id: TokenId
+
+
 class FileRecord(Frozen):
     """Size and digest of one file of the bundle."""
 
@@ -234,6 +248,7 @@ class Manifest(Frozen):
         image_prompt: Vision-language models only, those that embed among them.
         dual: Models that embed by encoders: of images and texts, or of texts alone.
         embedder: Models that embed by a decoder, which gives states and no logits.
+        pairs: Models that read a text and an image together, and say how well they fit.
         bos_token_id: None where the tokenizer adds none.
         eos_token_ids: Generation stops at any of them.
         template_tokens: Special tokens by the name that the chat template uses ("bos_token", "eos_token", ...).
@@ -258,6 +273,7 @@ class Manifest(Frozen):
     image_prompt: KnownImagePrompt | None = None
     dual: DualEncoderDims | None = None
     embedder: EmbedderDims | None = None
+    pairs: PairDims | None = None
     bos_token_id: TokenId | None = None
     eos_token_ids: tuple[TokenId, ...] = Field(default=(), max_length=1 << 10)
     template_tokens: dict[str, Annotated[str, Field(max_length=MOST_TEXT_CHARACTERS)]] = Field(default_factory=dict)
@@ -308,7 +324,7 @@ class Manifest(Frozen):
     @property
     def sees(self) -> bool:
         """Whether the model takes images."""
-        return any(part.role == "vision_encoder" for part in self.components.values())
+        return any(part.role in ("vision_encoder", "pair_encoder") for part in self.components.values())
 
     def graph(self, role: Role, phase: RunPhase = "step") -> ComponentName:
         """Return the name of the graph that runs a role in a phase.

@@ -20,6 +20,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "qwen2_5_vl": "export.models.qwen2_5_vl:Qwen25VL",
     "qwen3_vl": "export.models.qwen3_vl:Qwen3VL",
     "siglip": "export.models.siglip:Siglip",
+    "vilt": "export.models.vilt:Vilt",
     "smolvlm": "export.models.idefics3:Idefics3",
 }
 """`model_type` of a config to "module:Class"."""

@@ -24,6 +24,7 @@ from bundle.manifest import (
     DualEncoderDims,
     EmbedderDims,
     Manifest,
+    PairDims,
     Segment,
     Task,
     check_name,
@@ -35,7 +36,7 @@ from export.architectures import load_family
 from export.checkpoint import Checkpoint
 from export.config import with_length_groups
 from export.embedding import EmbeddingOptions, found_embedding
-from export.family import DualEncoder, Family, GraphPlan, VisionLanguage
+from export.family import CrossEncoder, DualEncoder, Family, GraphPlan, VisionLanguage
 from export.goldens import Canary, can_record, record_goldens
 from export.graph import build_model, write_model
 from export.nn.dialect import DIALECTS
@@ -139,6 +140,7 @@ def export_checkpoint(
             decoder=family.decoder_dims() if isinstance(family, VisionLanguage) else None,
             image_prompt=files.image_prompt,
             dual=_dual_dims(family, files, weights, source) if isinstance(family, DualEncoder) else None,
+            pairs=_pair_dims(family, files) if isinstance(family, CrossEncoder) else None,
             embedder=_embedder_dims(family, source) if isinstance(family, VisionLanguage) else None,
             bos_token_id=files.bos_token_id,
             eos_token_ids=files.eos_token_ids,
@@ -371,6 +373,12 @@ def _dual_dims(
         logit_bias=weights.scalar("logit_bias") if "logit_bias" in family.scalars else 0.0,
         matryoshka=_cuts(source.config, tower.embedding_size),
     )
+
+
+def _pair_dims(family: CrossEncoder, files: ProcessorFiles) -> PairDims:
+    if files.pad_token_id is None:
+        raise UnsupportedConfigError("the tokenizer names no pad_token; texts cannot be batched without one")
+    return PairDims(max_text_tokens=family.texts.max_tokens, pad_token_id=files.pad_token_id)
 
 
 def _cuts(config: Mapping[str, Any], embedding_size: int) -> tuple[int, ...]:

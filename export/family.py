@@ -322,6 +322,48 @@ class DualEncoder(Family):
         }
 
 
+@dataclass(frozen=True)
+class PairTexts:
+    """What a model that reads pairs wants of their texts.
+
+    Attributes:
+        vocab_size: Ids are below it.
+        max_tokens: Longest text.
+    """
+
+    vocab_size: int
+    max_tokens: int
+
+
+class CrossEncoder(Family):
+    """One encoder over a text and an image, and a score."""
+
+    task: ClassVar[Task] = "cross-encoder"
+
+    @property
+    @abstractmethod
+    def texts(self) -> PairTexts:
+        """What callers must know of the text side."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Of the texts."""
+        return self.texts.vocab_size
+
+    @abstractmethod
+    def pair(self, dialect: Dialect) -> Module:
+        """Return the module (input_ids, attention_mask [B, T], pixel_values [B, 3, height, width]) -> scores [B]."""
+
+    def graphs(self, dialect: Dialect) -> dict[ComponentName, GraphPlan]:
+        """Return the graph of docs/bundle-format.md."""
+        ids = TensorSpec(name=tensors.INPUT_IDS, dtype="int64", shape=("B", "T"))
+        mask = TensorSpec(name=tensors.ATTENTION_MASK, dtype="int64", shape=("B", "T"))
+        images = pixels(self.image_size_px)
+        images = images.model_copy(update={"shape": ("B", *images.shape[1:])})
+        scores = TensorSpec(name=tensors.PAIR_SCORES, dtype="float32", shape=("B",))
+        return {"pair_encoder": GraphPlan(self.pair(dialect), "pair_encoder", (ids, mask, images), (scores,))}
+
+
 def pixels(side_px: int | None) -> TensorSpec:
     """Return the input of a vision graph; without a side, its images are of any size, one in each run."""
     height, width = (side_px, side_px) if side_px is not None else ("height", "width")

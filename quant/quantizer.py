@@ -117,6 +117,7 @@ def quantize_bundle(
         raise QuantizationError(f"{output} is the bundle to be quantized; choose another -o")
     parent = open_bundle(bundle, allow_ungated=True)  # a quantized parent has an error of its own
     require_float(parent.manifest)
+    _refuse_pairs(parent.manifest)
     settings = _measured_on(options)
     if note := _elsewhere(options.target, settings):
         say(note)
@@ -201,6 +202,18 @@ def _fitted_cache(source: Bundle, draft: Draft, calibration: Evaluation | None, 
     if not shows_images(calibration):
         say(f"cache: no sample of {calibration.source} has an image; its scales are fitted to text alone")
     return fit_cache(FeedSource(source, calibration), draft.cache, say)
+
+
+def _refuse_pairs(parent: Manifest) -> None:
+    """Refuse what nothing here measures.
+
+    Raises:
+        QuantizationError: The model reads pairs.
+    """
+    if parent.pairs is not None:
+        raise QuantizationError(
+            f"{parent.name} is a cross-encoder: nothing here measures what a variant of one loses, so none is made"
+        )
 
 
 def _require_measurable(

@@ -54,6 +54,8 @@ from serving.protocol import (
     ImagePart,
     JoinedPart,
     ModelCard,
+    ScoreRequest,
+    ScoreResult,
     Structure,
     TextPart,
     Timings,
@@ -97,6 +99,7 @@ FAKE_VLM = ModelCard(
 FAKE_EMBEDDER = ModelCard(
     "fake-embedder", "image-text-embedding", "fake", {"vision_encoder": "fp32", "decoder": "fp32"}, 900_000, 512
 )
+FAKE_RANKER = ModelCard("fake-ranker", "cross-encoder", "fake", {"pair_encoder": "fp32"}, 700_000, None)
 FAKE_CLIP = ModelCard("fake-clip", "dual-encoder", "fake", {"vision_encoder": "fp32"}, 500_000, None)
 
 
@@ -216,6 +219,15 @@ class FakeClient:
             vectors = tuple(np.concatenate([_token_vectors(part) for part in parts]) for parts in inputs)
             return EmbedResult(vectors, num_tokens)
         return EmbedResult(np.stack([_embedding(_content(part)) for (part,) in inputs]), num_tokens)
+
+    async def score(self, request: ScoreRequest) -> ScoreResult:
+        """Return for each pair how near its fake embeddings are, from 0 to 1."""
+        self._card(request.model, "cross-encoder")
+        await self._serve_once()
+        parts = [[_content(part) for part in pair if isinstance(part, TextPart | ImagePart)] for pair in request.pairs]
+        scores = [(1 + _embedding(first) @ _embedding(second)) / 2 for first, second in parts]
+        texts = [part for pair in request.pairs for part in pair if isinstance(part, TextPart)]
+        return ScoreResult(np.array(scores, np.float32), sum(len(part.text.split()) for part in texts))
 
     async def classify(self, request: ClassifyRequest) -> ClassifyResult:
         """Return softmax scores of cosines between the fake embeddings."""

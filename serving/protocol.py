@@ -371,6 +371,29 @@ class EmbedResult:
 
 
 @dataclass(frozen=True)
+class ScoreRequest:
+    """Pairs that a cross-encoder reads together; results come back in their order.
+
+    Attributes:
+        truncate_tokens: As of `EmbedRequest`.
+    """
+
+    request_id: str
+    model: str
+    pairs: tuple[tuple[EmbedInput, EmbedInput], ...]
+    truncate_tokens: int | None = None
+    traceparent: str = ""
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """[n] float32 between 0 and 1, the best fit highest, and the tokens of the texts."""
+
+    scores: npt.NDArray[np.float32]
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
 class ClassifyRequest:
     """Images to score against candidate labels.
 
@@ -505,6 +528,10 @@ class EngineClient(Protocol):
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """Return one embedding per input."""
+        ...
+
+    async def score(self, request: ScoreRequest) -> ScoreResult:
+        """Return how well each pair fits."""
         ...
 
     async def classify(self, request: ClassifyRequest) -> ClassifyResult:

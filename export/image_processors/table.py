@@ -11,6 +11,7 @@ from export.image_processors.image_processor import ImageProcessor
 from export.image_processors.paddleocr_vl import PADDLEOCR_VL
 from export.image_processors.qwen2_vl import QWEN2_VL
 from export.image_processors.siglip import SIGLIP
+from export.image_processors.vilt import VILT
 
 IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "CLIPFeatureExtractor": CLIP,
@@ -24,4 +25,5 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "Qwen2VLImageProcessor": QWEN2_VL,
     "SiglipImageProcessor": SIGLIP,
     "SmolVLMImageProcessor": IDEFICS3,
+    "ViltImageProcessor": VILT,
 }
