@@ -18,7 +18,7 @@ from bundle.frames.options import FrameOptions
 from bundle.gates import Gate, Unmeasured
 from bundle.generation import SamplingDefaults
 from bundle.grounding import Grounded
-from bundle.manifest import Task
+from bundle.manifest import InputType, Task
 from bundle.tools import Tool as Tool
 from bundle.tools import ToolCall as ToolCall
 from serving.engine_status import EngineStatus
@@ -322,25 +322,77 @@ GenerateEvent = TokenEvent | FinishedEvent | WaitingEvent
 
 
 @dataclass(frozen=True)
+class TokensPart:
+    """A text as the model's own token ids, those that its tokenizer puts around every text among them."""
+
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class JoinedPart:
+    """Texts and images that are embedded as one."""
+
+    parts: tuple[TextPart | ImagePart, ...]
+
+
+EmbedInput = TextPart | ImagePart | TokensPart | JoinedPart
+
+
+@dataclass(frozen=True)
 class EmbedRequest:
     """Texts and images to embed; results come back in the order of `inputs`.
 
     Attributes:
         dimensions: Numbers of a vector, one of those to which the model's may be cut; None: all.
+        truncate_tokens: Longer texts are cut to so many tokens; -1: to as many as the model reads; None: refused.
+        input_types: What each input is to what it is compared with; empty: nothing is said of any.
+        instruction: What the model is told before every input, for models whose templates have a place for it.
     """
 
     request_id: str
     model: str
-    inputs: tuple[TextPart | ImagePart, ...]
+    inputs: tuple[EmbedInput, ...]
     dimensions: int | None = None
+    truncate_tokens: int | None = None
+    input_types: tuple[InputType, ...] = ()
+    instruction: str | None = None
     traceparent: str = ""
 
 
 @dataclass(frozen=True)
 class EmbedResult:
-    """[n, E] float32, each row of unit length, and the tokens that the texts took."""
+    """What inputs became, and the tokens that they took.
 
-    embeddings: npt.NDArray[np.float32]
+    Attributes:
+        embeddings: [n, E] float32, each row of unit length; of a model that keeps a vector for every token, [m, E] of
+            each of the n inputs.
+        prompt_tokens: Of texts; of images too where a decoder reads them.
+    """
+
+    embeddings: npt.NDArray[np.float32] | tuple[npt.NDArray[np.float32], ...]
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """Pairs that a cross-encoder reads together; results come back in their order.
+
+    Attributes:
+        truncate_tokens: As of `EmbedRequest`.
+    """
+
+    request_id: str
+    model: str
+    pairs: tuple[tuple[EmbedInput, EmbedInput], ...]
+    truncate_tokens: int | None = None
+    traceparent: str = ""
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """[n] float32 between 0 and 1, the best fit highest, and the tokens of the texts."""
+
+    scores: npt.NDArray[np.float32]
     prompt_tokens: int
 
 
@@ -479,6 +531,10 @@ class EngineClient(Protocol):
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """Return one embedding per input."""
+        ...
+
+    async def score(self, request: ScoreRequest) -> ScoreResult:
+        """Return how well each pair fits."""
         ...
 
     async def classify(self, request: ClassifyRequest) -> ClassifyResult:

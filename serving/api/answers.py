@@ -283,20 +283,29 @@ class Embedding(Answer):
     embedding: list[float] | str
 
 
+class TokenEmbeddings(Answer):
+    """A vector of unit length for every token of an input, each as an `Embedding` has its own."""
+
+    object: Literal["embedding"]
+    index: int
+    embeddings: list[list[float] | str]
+
+
 class EmbeddingList(Answer):
-    """One vector per input, in their order."""
+    """What each input became, in their order."""
 
     object: Literal["list"]
     model: str
-    data: list[Embedding]
+    data: list[Embedding | TokenEmbeddings]
     usage: TextUsage
 
 
 class RankedDocument(Answer):
-    """A document again: its text, or that it is an image."""
+    """A document again: its text, or that it is an image, or both of several parts."""
 
     text: str | None = None
     type: Literal["image"] | None = None
+    content: list[RankedDocument] | None = None
 
 
 class RankedResult(Answer):
@@ -369,6 +378,7 @@ class Capabilities(Answer):
     video: bool
     images: bool
     embeddings: bool
+    rerank: bool
     classify: bool
 
 
