@@ -6,6 +6,7 @@ thin wrapper over Ray Serve deployment handles. Every message is a frozen datacl
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -77,7 +78,7 @@ class Structure:
     Attributes:
         kind: "json": a value of the JSON schema `text`. "regex": a match of it. "choice": one of the strings in the
             JSON list. "grammar": a word of the grammar, in llguidance's dialect of Lark. "tools": calls of functions,
-            as `serving.engine.sampling.tool_grammar` reads them.
+            as `serving.engine.sampling.tool_grammar` reads them, or the structure that stands in them as `answer`.
         text: As the kind says.
         param: The field of the request that asks for it, for errors.
         is_optional: Where it cannot be followed, the answer is held to nothing.
@@ -87,6 +88,17 @@ class Structure:
     text: str
     param: str
     is_optional: bool = False
+
+    @property
+    def answer(self) -> Structure | None:
+        """What an answer is that might call and does not; None where the structure is of calls alone, or of none."""
+        found = json.loads(self.text).get("answer") if self.kind == "tools" else None
+        return None if found is None else Structure(found["kind"], found["text"], self.param)
+
+    @property
+    def holds_text(self) -> bool:
+        """Whether what is said is held, and not only what is called."""
+        return self.kind != "tools" or self.answer is not None
 
 
 @dataclass(frozen=True)

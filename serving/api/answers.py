@@ -418,8 +418,8 @@ class ModelDescription(Answer):
     """A served model: what it can, how weights and cache are stored, bytes, and how it passed its quality gates.
 
     `root` is its own name where `id` is an alias; `max_model_len` is vLLM's name of `context_tokens`; `kv_cache` says
-    what rows of the cache are stored as; `vision_methods` and `kv_policies` are the names that `vision` and `kv` of a
-    request may give.
+    what rows of the cache are stored as; `video_layouts`, `vision_methods` and `kv_policies` are the names that
+    `video`, `vision` and `kv` of a request may give, the latter two with any share above 0 to 1.
     """
 
     id: str
@@ -437,6 +437,7 @@ class ModelDescription(Answer):
     context_tokens: int | None
     capabilities: Capabilities
     limits: RequestLimits
+    video_layouts: list[str]
     vision_methods: list[str]
     vision_default: VisionDefault | None
     kv_policies: list[str]
