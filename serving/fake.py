@@ -73,6 +73,7 @@ from serving.protocol import (
 
 EMBEDDING_SIZE = 16
 FAKE_FUSED = b"rows of a fake"
+FAKE_HEADS = 3
 TOKENS_PER_IMAGE = 4
 
 FAKE_VLM = ModelCard(
@@ -210,7 +211,8 @@ class FakeClient:
         finally:
             self.num_running -= 1
         timings = _timings(started_s, self.behaviour.first_token_s)
-        yield FinishedEvent(planned.reason, planned.usage, timings, FAKE_FUSED if request.fuses else None)
+        kept = FAKE_FUSED if request.fuses or request.learns else None
+        yield FinishedEvent(planned.reason, planned.usage, timings, kept, FAKE_HEADS if request.learns else 0)
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """Return vectors of unit length that depend on the input alone."""

@@ -192,7 +192,9 @@ class GenerateRequest:
         text: What the model goes on with, where there are no messages; no control tokens are read in it.
         kv: None takes the server's default.
         fuses: Its messages are read, and a fused prefix is made of them; what is answered means nothing.
-        behind: The fused prefix that its messages stand behind, as `FinishedEvent.fused` was.
+        learns: Its messages are demonstrations, of which a task vector is made; nothing is answered.
+        behind: The fused prefix that its messages stand behind, or the task vector that they are answered with, as
+            `FinishedEvent.fused` was.
         traceparent: Of the span that it is part of, as W3C writes it; empty where there is none.
     """
 
@@ -208,6 +210,7 @@ class GenerateRequest:
     kv: KVCompression | None = None
     vision: VisionReduction | None = None
     fuses: bool = False
+    learns: bool = False
     behind: bytes | None = field(default=None, repr=False)
     traceparent: str = ""
 
@@ -310,13 +313,15 @@ class FinishedEvent:
         reason: Of the first choice.
         usage: The prompt counted once, the answers all together.
         timings: Of the request.
-        fused: Of a request that fuses: what later ones give as `behind`; for the same bundle alone.
+        fused: Of a request that fuses or learns: what later ones give as `behind`; for the same bundle alone.
+        replaced_heads: Of a request that learns: how many attention heads its task vector replaces.
     """
 
     reason: FinishReason
     usage: Usage
     timings: Timings
     fused: bytes | None = field(default=None, repr=False)
+    replaced_heads: int = 0
 
 
 @dataclass(frozen=True)

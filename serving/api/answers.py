@@ -465,7 +465,8 @@ class Prefix(Answer):
     """The beginning of a conversation, kept under a name; `created` is in Unix time.
 
     `prompt_tokens`: of its messages, with what opens an answer; those of images are part of them. `method` says what is
-    kept, `size_bytes` how much, and `cache_rows` what a request behind it begins with in each layer.
+    kept, `size_bytes` how much, `cache_rows` what a request behind it begins with in each layer, and `replaced_heads`
+    how many attention heads a task vector replaces.
     """
 
     object: Literal["prefix"]
@@ -474,9 +475,10 @@ class Prefix(Answer):
     created: int
     prompt_tokens: int
     image_tokens: int
-    method: Literal["plain", "fused"]
+    method: Literal["plain", "fused", "task-vectors"]
     cache_rows: int
     size_bytes: int
+    replaced_heads: int
 
 
 class PrefixList(Answer):
