@@ -22,6 +22,7 @@ from export.image_processors.ovis2 import OVIS2
 from export.image_processors.paddleocr_vl import PADDLEOCR_VL
 from export.image_processors.qwen2_vl import QWEN2_VL
 from export.image_processors.siglip import SIGLIP
+from export.image_processors.vilt import VILT
 from export.image_processors.vit import VIT
 
 IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
@@ -49,4 +50,5 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "SmolVLMImageProcessor": IDEFICS3,
     "ViTFeatureExtractor": VIT,
     "ViTImageProcessor": VIT,
+    "ViltImageProcessor": VILT,
 }
