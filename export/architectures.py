@@ -33,6 +33,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "ovis2": "export.models.ovis2:Ovis2",
     "metaclip_2": "export.models.metaclip_2:MetaClip2",
     "paddleocr_vl": "export.models.paddleocr_vl:PaddleOCRVL",
+    "perception_lm": "export.models.perception_lm:PerceptionLM",
     "qwen2_vl": "export.models.qwen2_vl:Qwen2VL",
     "qwen2_5_vl": "export.models.qwen2_5_vl:Qwen25VL",
     "qwen3_vl": "export.models.qwen3_vl:Qwen3VL",

@@ -9,6 +9,7 @@ from pydantic import Field
 from bundle.image.area import Area
 from bundle.image.beside import Beside
 from bundle.image.bounded import Bounded
+from bundle.image.canvas_grid import CanvasGrid
 from bundle.image.covering_grid import CoveringGrid
 from bundle.image.cropped import Cropped
 from bundle.image.fixed import Fixed
@@ -24,6 +25,7 @@ KnownGeometry: TypeAlias = Annotated[
     Area
     | Beside
     | Bounded
+    | CanvasGrid
     | CoveringGrid
     | Cropped
     | Fixed

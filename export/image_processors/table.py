@@ -20,6 +20,7 @@ from export.image_processors.llava_next import LLAVA_NEXT
 from export.image_processors.llava_onevision import LLAVA_ONEVISION
 from export.image_processors.ovis2 import OVIS2
 from export.image_processors.paddleocr_vl import PADDLEOCR_VL
+from export.image_processors.perception_lm import PERCEPTION_LM
 from export.image_processors.qwen2_vl import QWEN2_VL
 from export.image_processors.siglip import SIGLIP
 from export.image_processors.vilt import VILT
@@ -45,6 +46,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "LlavaOnevisionImageProcessor": LLAVA_ONEVISION,
     "Ovis2ImageProcessor": OVIS2,
     "PaddleOCRVLImageProcessor": PADDLEOCR_VL,
+    "PerceptionLMImageProcessor": PERCEPTION_LM,
     "Qwen2VLImageProcessor": QWEN2_VL,
     "SiglipImageProcessor": SIGLIP,
     "SmolVLMImageProcessor": IDEFICS3,
