@@ -301,7 +301,10 @@ class GenerativeModel(Model):
         """Return the end of a request whose messages are demonstrations, with their task vector."""
         owner = request.request_id
         parts = [part for message in request.messages for part in message.parts if not isinstance(part, TextPart)]
-        visuals = await together(self._visual(owner, part, None, at, len(parts)) for at, part in enumerate(parts, 1))
+        num_images = sum(isinstance(part, ImagePart) for part in parts)
+        visuals = await together(
+            self._visual(owner, part, None, _Place(at, len(parts), num_images)) for at, part in enumerate(parts, 1)
+        )
         encoded = await together(self._vision.encode(owner, each) for visual in visuals for each in visual.pictures)
         images = await self._filled(owner, visuals, encoded)
         layouts = [layout for visual in visuals for layout in visual.layouts]
