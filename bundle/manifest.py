@@ -266,7 +266,8 @@ class Manifest(Frozen):
     @model_validator(mode="after")
     def _check_image_tokens(self) -> Manifest:
         rows = [part.outputs[0].shape[1:2] for part in self.components.values() if _gives_rows(part)]
-        wanted = None if self.image_prompt is None else self.image_prompt.tokens_per_tile
+        prompt = self.image_prompt
+        wanted = None if prompt is None or prompt.fills_memory else prompt.tokens_per_tile
         if wanted is not None and any(isinstance(found, int) and found != wanted for (found,) in rows):
             raise ValueError(f"tokens_per_tile is {wanted}, but the vision encoder gives {rows[0][0]} rows for a tile")
         return self
@@ -290,7 +291,10 @@ class Manifest(Frozen):
     def always_given(self, name: ComponentName) -> tuple[str, ...]:
         """Return the outputs that a graph gives at every run, states among them."""
         component = self.components[name]
-        return (*(spec.name for spec in component.outputs), *(state.output for state in self.states_of(component)))
+        return (
+            *(spec.name for spec in component.outputs),
+            *(state.output for state in self.states_of(component) if state.output),
+        )
 
     def scheme_of(self, role: Role, phase: RunPhase) -> Scheme:
         """Return how the weights are stored that run a role in a phase.
@@ -318,8 +322,8 @@ class Manifest(Frozen):
 
     @property
     def state_bytes_per_sequence(self) -> int:
-        """Bytes of one sequence's states of fixed size."""
-        return sum(state.num_bytes for state in self.states if state.kind == "fixed")
+        """Bytes of one sequence's states of fixed size, memory among them."""
+        return sum(state.num_bytes for state in self.states if state.kind != "rows")
 
     @property
     def cache_scheme(self) -> CacheScheme:

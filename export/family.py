@@ -164,13 +164,18 @@ class VisionLanguage(Family):
 
     @property
     def vocab_size(self) -> int:
-        """V."""
+        """Rows of the table of tokens: V, unless it has some that are never said."""
         return self.decoder.config.vocab_size
 
     @property
     @abstractmethod
     def tokens_per_tile(self) -> int | None:
         """P, features per image or tile; None where that varies with the image's size."""
+
+    @property
+    def feature_rows(self) -> int | None:
+        """Rows of features per tile: one for each token, unless they go into a memory."""
+        return self.tokens_per_tile
 
     @property
     def feature_size(self) -> int:
@@ -218,13 +223,12 @@ class VisionLanguage(Family):
 
     def graphs(self, dialect: Dialect) -> dict[ComponentName, GraphPlan]:
         """Return the three graphs of docs/bundle-format.md."""
-        size, vocab = self.decoder.config.hidden_size, self.decoder.config.vocab_size
-        scale = self.decoder.embedding_scale
-        table = Embedding(vocab, size, name=f"{self.text_prefix}.embed_tokens", scale=scale)
+        size, scale = self.decoder.config.hidden_size, self.decoder.embedding_scale
+        table = Embedding(self.vocab_size, size, name=f"{self.text_prefix}.embed_tokens", scale=scale)
         features = TensorSpec(
             name=tensors.IMAGE_FEATURES,
             dtype="float32",
-            shape=("I", (None if self.takes_smaller_images else self.tokens_per_tile) or "P", self.feature_size),
+            shape=("I", (None if self.takes_smaller_images else self.feature_rows) or "P", self.feature_size),
         )
         embeds = TensorSpec(name=tensors.INPUTS_EMBEDS, dtype="float32", shape=("B", "T", size))
         ids = TensorSpec(name=tensors.INPUT_IDS, dtype="int64", shape=("B", "T"))

@@ -81,7 +81,7 @@ def _first_step(bundle: Bundle, ids: npt.NDArray[np.int64], embeds: Array) -> Re
     run = TokenRun(ids, np.arange(num_tokens, dtype=np.int64), lengths, [num_tokens - 1])
     feeds = feeds_of(manifest.components[name].inputs, Step.of([run], embeds))
     recorded = _recorded(bundle, name, {**feeds, **empty_states(manifest.states, 1, num_tokens)})
-    kept = [tensors.LOGITS, *(state.output for state in manifest.states[:_STATES_KEPT])]
+    kept = [tensors.LOGITS, *(state.output for state in manifest.states[:_STATES_KEPT] if state.output)]
     return Recording(recorded.inputs, {output: recorded.outputs[output] for output in kept})
 
 

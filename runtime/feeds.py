@@ -42,6 +42,7 @@ class TokenRun:
         features: Image features in the places of placeholders.
         embeds: [T, D] hidden states of an earlier layer, run in the place of embeddings; None: the embeddings of the
             ids, with the features in their places.
+        seen: [T, 3] what each token sees of states of kind "memory", as `bundle.tensors.MEMORY_SEEN`; None: nothing.
     """
 
     ids: Int64
@@ -50,6 +51,7 @@ class TokenRun:
     wanted: Sequence[int]
     features: Sequence[Placed] = ()
     embeds: Embeds | None = None
+    seen: Int64 | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class TokenBatch:
         lengths: [G, B] rows that each sequence holds of each length group before the run.
         wanted: [B, N] the tokens of each run whose logits are wanted.
         features: Of each run, image features in the places of placeholders; empty where no run has any.
+        seen: [B, T, 3] what each token sees of states of kind "memory"; None: none sees any.
     """
 
     ids: Int64
@@ -69,6 +72,7 @@ class TokenBatch:
     lengths: Int64
     wanted: Int64
     features: Sequence[Sequence[Placed]] = ()
+    seen: Int64 | None = None
 
     @classmethod
     def of(cls, runs: Sequence[TokenRun]) -> TokenBatch:
@@ -79,6 +83,7 @@ class TokenBatch:
             _by_group([run.lengths for run in runs]),
             np.array([run.wanted for run in runs], np.int64),
             [run.features for run in runs],
+            _side_by_side([run.seen for run in runs], len(runs[0].ids)),
         )
 
     @classmethod
@@ -88,6 +93,7 @@ class TokenBatch:
         positions: Sequence[int],
         lengths: Sequence[Sequence[int]],
         position_axes: tuple[int, ...] = (),
+        seen: Sequence[Int64 | None] = (),
     ) -> TokenBatch:
         """Return one sampled token of each sequence, side by side, the logits of all wanted.
 
@@ -96,10 +102,12 @@ class TokenBatch:
             positions: [B], the same on every axis.
             lengths: [B, G] as of `TokenRun`.
             position_axes: Sizes before [B, T] of positions.
+            seen: [B] of each sequence [3], what its token sees of states of kind "memory", or None.
         """
         column, places = np.array(ids, np.int64)[:, None], np.empty((*position_axes, len(ids), 1), np.int64)
         places[..., 0] = positions
-        return cls(column, places, _by_group(lengths), np.zeros_like(column))
+        sees = _side_by_side([None if each is None else each[None] for each in seen], 1)
+        return cls(column, places, _by_group(lengths), np.zeros_like(column), seen=sees)
 
     def padded(self, num_tokens: int) -> TokenBatch:
         """Return the batch with tokens behind those of each run, `num_tokens` in all, whose logits nobody wants.
@@ -110,7 +118,9 @@ class TokenBatch:
         ids[:, : self.num_tokens] = self.ids
         positions = np.repeat(self.positions[..., -1:], num_tokens, axis=-1)
         positions[..., : self.num_tokens] = self.positions
-        return TokenBatch(ids, positions, self.lengths, self.wanted, self.features)
+        more = num_tokens - self.num_tokens
+        seen = None if self.seen is None else np.pad(self.seen, ((0, 0), (0, more), (0, 0)), mode="edge")
+        return TokenBatch(ids, positions, self.lengths, self.wanted, self.features, seen)
 
     @property
     def size(self) -> int:
@@ -155,6 +165,13 @@ def _place(target: Embeds, batch: TokenBatch, columns: slice) -> None:
     for row, features in zip(target, batch.features, strict=False):
         for placed in features:
             row[placed.start : placed.start + len(placed.rows)] = placed.rows[:, columns]
+
+
+def _side_by_side(seen: Sequence[Int64 | None], num_tokens: int) -> Int64 | None:
+    """Return [B, T, 3] of [T, 3] each, 0 of runs that see nothing; None where none does."""
+    if all(each is None for each in seen):
+        return None
+    return np.stack([np.zeros((num_tokens, 3), np.int64) if each is None else each for each in seen])
 
 
 def _by_group(lengths: Sequence[Sequence[int]]) -> Int64:
@@ -210,6 +227,11 @@ def _deep_features(step: Step, spec: TensorSpec) -> Embeds:
     return deep
 
 
+def _memory_seen(step: Step, spec: TensorSpec) -> Int64:
+    seen = step.batch.seen
+    return np.zeros((*step.batch.ids.shape, 3), np.int64) if seen is None else seen
+
+
 _FILLED: Mapping[str, Callable[[Step, TensorSpec], Array]] = {
     tensors.INPUTS_EMBEDS: lambda step, spec: step.embeds,
     tensors.POSITION_IDS: _positions,
@@ -217,6 +239,7 @@ _FILLED: Mapping[str, Callable[[Step, TensorSpec], Array]] = {
     tensors.LOGITS_INDICES: _wanted,
     tensors.IS_IMAGE: _is_image,
     tensors.DEEP_FEATURES: _deep_features,
+    tensors.MEMORY_SEEN: _memory_seen,
     tensors.SEQLENS_K: _last_rows,
     tensors.TOTAL_SEQUENCE_LENGTH: _total,
     tensors.LOGITS_ROWS: _wanted_rows,

@@ -1,6 +1,7 @@
 """Image preprocessing: decoded images to the pixels that a vision encoder wants; one file per geometry."""
 
 from bundle.image.area import Area as Area
+from bundle.image.canvas import Canvas as Canvas
 from bundle.image.cropped import Cropped as Cropped
 from bundle.image.fixed import Fixed as Fixed
 from bundle.image.geometry import Geometry as Geometry

@@ -7,6 +7,7 @@ from typing import Annotated, TypeAlias
 from pydantic import Field
 
 from bundle.image.area import Area
+from bundle.image.canvas import Canvas
 from bundle.image.cropped import Cropped
 from bundle.image.fixed import Fixed
 from bundle.image.nearest_grid import NearestGrid
@@ -14,5 +15,5 @@ from bundle.image.split_area import SplitArea
 from bundle.image.tiled import Tiled
 
 KnownGeometry: TypeAlias = Annotated[
-    Area | Cropped | Fixed | NearestGrid | SplitArea | Tiled, Field(discriminator="kind")
+    Area | Canvas | Cropped | Fixed | NearestGrid | SplitArea | Tiled, Field(discriminator="kind")
 ]

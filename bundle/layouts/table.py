@@ -10,8 +10,10 @@ from bundle.layouts.idefics3 import Idefics3Prompt
 from bundle.layouts.internvl import InternVLPrompt
 from bundle.layouts.lfm2_vl import Lfm2VLPrompt
 from bundle.layouts.llava import LlavaPrompt
+from bundle.layouts.mllama import MllamaPrompt
 from bundle.layouts.qwen2_vl import Qwen2VLPrompt
 
 KnownImagePrompt: TypeAlias = Annotated[
-    Idefics3Prompt | InternVLPrompt | Lfm2VLPrompt | LlavaPrompt | Qwen2VLPrompt, Field(discriminator="kind")
+    Idefics3Prompt | InternVLPrompt | Lfm2VLPrompt | LlavaPrompt | MllamaPrompt | Qwen2VLPrompt,
+    Field(discriminator="kind"),
 ]

@@ -9,6 +9,7 @@ from export.image_processors.got_ocr2 import GOT_OCR2
 from export.image_processors.idefics3 import IDEFICS3
 from export.image_processors.image_processor import ImageProcessor
 from export.image_processors.lfm2_vl import LFM2_VL
+from export.image_processors.mllama import MLLAMA
 from export.image_processors.paddleocr_vl import PADDLEOCR_VL
 from export.image_processors.qwen2_vl import QWEN2_VL
 from export.image_processors.siglip import SIGLIP
@@ -22,6 +23,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "Idefics3ImageProcessor": IDEFICS3,
     "Lfm2VlImageProcessor": LFM2_VL,
     "LlavaImageProcessor": CLIP,
+    "MllamaImageProcessor": MLLAMA,
     "PaddleOCRVLImageProcessor": PADDLEOCR_VL,
     "Qwen2VLImageProcessor": QWEN2_VL,
     "SiglipImageProcessor": SIGLIP,

@@ -19,8 +19,14 @@ def refuse_target(manifest: Manifest, target: Target) -> None:
     """Check that a bundle's graphs can run where they are wanted.
 
     Raises:
-        QuantizationError: TensorRT does not know ONNX Runtime's own operators.
+        QuantizationError: TensorRT does not know ONNX Runtime's own operators; or images go into a memory that is kept
+            in a host's memory.
     """
+    if target != "cpu" and (memory := [state.input for state in manifest.states if state.kind == "memory"]):
+        raise QuantizationError(
+            f"--target {target}: {manifest.name} keeps {', '.join(memory[:2])} of its images, of kind memory, which is "
+            "filled in a host's memory alone. Take --target cpu"
+        )
     if target == "tensorrt" and manifest.dialect != "portable":
         raise QuantizationError(
             f"{manifest.name} is in the {manifest.dialect} dialect, whose GroupQueryAttention and MatMulNBits TensorRT "

@@ -216,7 +216,8 @@ class Sequence:
             raise ValueError(f"tokens {start} to {end} are of two phases: the prompt has {num_prompt}")
         first = self.next_position - (len(self.ids) - start)
         places = positions_from(first, end - start, self.prompt.prompt.positions)
-        return TokenRun(np.array(self.ids[start:end], np.int64), places, self.rows, wanted)
+        seen = self.prompt.seen_by(end - start)
+        return TokenRun(np.array(self.ids[start:end], np.int64), places, self.rows, wanted, seen=seen)
 
     def advance(self, num_tokens: int) -> None:
         """Record that so many tokens more were read and their rows written.
@@ -281,4 +282,5 @@ def newest_tokens(sequences: SequenceOf[Sequence]) -> TokenBatch:
         [sequence.next_position - 1 for sequence in sequences],
         [sequence.rows for sequence in sequences],
         sequences[0].prompt.prompt.positions.shape[:-1],
+        [sequence.prompt.seen_behind for sequence in sequences],
     )

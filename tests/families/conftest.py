@@ -84,6 +84,8 @@ class Sample:
         if "mm_token_type_ids" in inputs:
             kinds = inputs["mm_token_type_ids"]
             more["mm_token_type_ids"] = torch.cat([kinds, torch.zeros(1, len(answer), dtype=kinds.dtype)], dim=1)
+        if (seen := inputs.get("cross_attention_mask")) is not None:  # an answer sees what the prompt's last token does
+            more["cross_attention_mask"] = torch.cat([seen, seen[:, -1:].repeat(1, len(answer), 1, 1)], dim=1)
         with torch.no_grad():
             logits = self.model(**{**inputs, "input_ids": ids, **more}).logits
         found: np.ndarray = logits[0, -len(answer) - 1 :].float().numpy()
