@@ -24,7 +24,7 @@ class MllamaPrompt(ImagePrompt):
 
     Attributes:
         tile_px: Edge of a tile.
-        rows_per_tile: Features of one.
+        features_per_tile: Rows of features of one.
         most_tiles: Of an image, for all of which the encoder gives rows.
         most_images: In one conversation, for which the memory has room.
     """
@@ -33,9 +33,14 @@ class MllamaPrompt(ImagePrompt):
 
     kind: Literal["mllama"] = "mllama"
     tile_px: int = Field(gt=0, le=4096)
-    rows_per_tile: int = Field(gt=0, le=1 << 16)
+    features_per_tile: int = Field(gt=0, le=1 << 16)
     most_tiles: int = Field(gt=0, le=64)
     most_images: int = Field(gt=0, le=1024)
+
+    @property
+    def rows_per_tile(self) -> int:
+        """Rows that the encoder gives of an image: for all tiles that one may have."""
+        return self.most_tiles * self.features_per_tile
 
     def text(self, layout: TileLayout) -> str:
         """Return the token of an image."""
@@ -58,8 +63,8 @@ class MllamaPrompt(ImagePrompt):
         """Return the tiles of all images, then what pads them; and what each token sees of it."""
         if not layouts:
             return None
-        ends = [self._num_tiles(layout) * self.rows_per_tile for layout in layouts]
-        whole = self.most_tiles * self.rows_per_tile
+        ends = [self._num_tiles(layout) * self.features_per_tile for layout in layouts]
+        whole = self.rows_per_tile
         pieces = [(image, 0, end) for image, end in enumerate(ends)]
         pieces += [(image, end, whole) for image, end in enumerate(ends) if end < whole]
         behind = np.cumsum([0, *ends])

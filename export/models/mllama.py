@@ -19,7 +19,7 @@ from export.family import VisionLanguage
 from export.found_processor import FoundProcessor
 from export.nn.cross_attention import MemoryProjection
 from export.nn.dialect import Dialect
-from export.nn.linear import Linear
+from export.nn.linear import Embedding, Linear
 from export.nn.module import Module
 from export.towers.mllama import MllamaTower, MllamaTowerConfig
 
@@ -76,7 +76,7 @@ class Mllama(VisionLanguage):
         return {
             "model_type": "mllama_text_model",
             **super().text_config,
-            MEMORY_ROWS: _MOST_IMAGES * self.feature_rows,
+            MEMORY_ROWS: _MOST_IMAGES * self.rows_per_tile,
         }
 
     @property
@@ -95,7 +95,7 @@ class Mllama(VisionLanguage):
         return
 
     @property
-    def feature_rows(self) -> int:
+    def rows_per_tile(self) -> int:
         """Of all tiles that a grid may have."""
         return self._tower.most_tiles * self._tower.rows_per_tile
 
@@ -132,6 +132,11 @@ class Mllama(VisionLanguage):
                 "vision_config"
             )
 
+    def table(self) -> Module:
+        """Return the table of tokens, with those that are never said."""
+        name, size = f"{self.text_prefix}.embed_tokens", self.decoder.config.hidden_size
+        return Embedding(self.vocab_size, size, name=name)
+
     def vision(self, dialect: Dialect) -> Module:
         """Return tower, projection, and the keys and values of the decoder's layers."""
         return _Vision(self._tower, self._text, dialect)
@@ -148,7 +153,7 @@ class Mllama(VisionLanguage):
             image_token_id=found.image_token_id(self.config, token),
             tokens_per_tile=1,
             tile_px=self._tower.vision.image_size_px,
-            rows_per_tile=self._tower.rows_per_tile,
+            features_per_tile=self._tower.rows_per_tile,
             most_tiles=self._tower.most_tiles,
             most_images=_MOST_IMAGES,
         )

@@ -95,7 +95,7 @@ def prompt_of(bundle: Bundle, seed: int, num_tokens: int, image: int = 0) -> Fil
     prompt = Prompt(ids, spans, np.arange(len(ids)), len(ids), len(places), layout.memory(len(ids), spans, layouts))
     width = bundle.manifest.components["vision_encoder"].outputs[0].shape[-1]
     assert isinstance(width, int)
-    rows = layout.most_tiles * layout.rows_per_tile
+    rows = layout.rows_per_tile
     drawn = [np.random.default_rng([seed, at, image * (at == len(places) - 1)]) for at in range(len(places))]
     return FilledPrompt.of(prompt, [each.normal(size=(rows, width)).astype(np.float32) for each in drawn])
 

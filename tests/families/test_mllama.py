@@ -34,7 +34,7 @@ LAYOUT = MllamaPrompt(
     image_token_id=9,
     tokens_per_tile=1,
     tile_px=16,
-    rows_per_tile=3,
+    features_per_tile=3,
     most_tiles=4,
     most_images=5,
 )
