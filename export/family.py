@@ -175,7 +175,7 @@ class VisionLanguage(Family):
 
     @property
     def vocab_size(self) -> int:
-        """V."""
+        """V: ids are below it."""
         return self.decoder.config.vocab_size
 
     @property

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from bundle.image.area import Area
 from bundle.image.bounded import Bounded
+from bundle.image.canvas import Canvas
 from bundle.image.covering_grid import CoveringGrid
 from bundle.image.cropped import Cropped
 from bundle.image.fixed import Fixed
@@ -22,6 +23,7 @@ from bundle.image.tiled import Tiled
 KnownGeometry: TypeAlias = Annotated[
     Area
     | Bounded
+    | Canvas
     | CoveringGrid
     | Cropped
     | Fixed

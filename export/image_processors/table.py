@@ -16,6 +16,7 @@ from export.image_processors.image_processor import ImageProcessor
 from export.image_processors.lfm2_vl import LFM2_VL
 from export.image_processors.llava_next import LLAVA_NEXT
 from export.image_processors.llava_onevision import LLAVA_ONEVISION
+from export.image_processors.mllama import MLLAMA
 from export.image_processors.ovis2 import OVIS2
 from export.image_processors.paddleocr_vl import PADDLEOCR_VL
 from export.image_processors.qwen2_vl import QWEN2_VL
@@ -38,6 +39,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "Idefics3ImageProcessor": IDEFICS3,
     "Lfm2VlImageProcessor": LFM2_VL,
     "LlavaImageProcessor": CLIP,
+    "MllamaImageProcessor": MLLAMA,
     "LlavaNextImageProcessor": LLAVA_NEXT,
     "LlavaOnevisionImageProcessor": LLAVA_ONEVISION,
     "Ovis2ImageProcessor": OVIS2,
