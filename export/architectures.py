@@ -13,6 +13,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "blip-2": "export.models.blip_2:Blip2",
     "clip": "export.models.clip:Clip",
     "deepseek_vl": "export.models.deepseek_vl:DeepSeekVL",
+    "deepseek_vl_hybrid": "export.models.deepseek_vl_hybrid:DeepSeekVLHybrid",
     "fast_vlm": "export.models.fast_vlm:FastVLM",
     "idefics2": "export.models.idefics2:Idefics2",
     "align": "export.models.align:Align",

@@ -84,6 +84,10 @@ class Family(ABC):
         image_processor: The class that transformers takes where a processor's files name none.
         image_settings: What the model's processor tells its image processor, whatever the files say.
         lower_cases: Texts are cut into tokens of lower case, whatever the tokenizer's files say (SigLIP).
+        reads_image_settings: Graphs hold numbers of the image processor's.
+
+    Attributes:
+        stated_images: The image processor's settings as the checkpoint states them, where `reads_image_settings`.
     """
 
     task: ClassVar[Task]
@@ -93,9 +97,11 @@ class Family(ABC):
     image_processor: ClassVar[str]
     image_settings: ClassVar[Raw] = {}
     lower_cases: ClassVar[bool] = False
+    reads_image_settings: ClassVar[bool] = False
 
     def __init__(self, config: Raw) -> None:
         self.config = config
+        self.stated_images: Raw = {}
 
     @property
     @abstractmethod

@@ -104,6 +104,15 @@ def convert_processor(
     return _dual_encoder(family, spec, vocabulary)
 
 
+def image_settings(checkpoint: Path) -> dict[str, Any]:
+    """Return the image processor's settings as a checkpoint states them.
+
+    Raises:
+        CheckpointError: The file is missing or not JSON.
+    """
+    return _image_settings(checkpoint, read_settings(checkpoint / "processor_config.json", required=False))
+
+
 def _within(spec: ImageSpec, most_px: int) -> ImageSpec:
     try:
         return spec.model_copy(update={"geometry": spec.geometry.within(most_px)})

@@ -1,6 +1,7 @@
 """Image preprocessing: decoded images to the pixels that a vision encoder wants; one file per geometry."""
 
 from bundle.image.area import Area as Area
+from bundle.image.beside import Beside as Beside
 from bundle.image.bounded import Bounded as Bounded
 from bundle.image.canvas import Canvas as Canvas
 from bundle.image.covering_grid import CoveringGrid as CoveringGrid

@@ -7,6 +7,7 @@ from typing import Annotated, TypeAlias
 from pydantic import Field
 
 from bundle.image.area import Area
+from bundle.image.beside import Beside
 from bundle.image.bounded import Bounded
 from bundle.image.canvas import Canvas
 from bundle.image.covering_grid import CoveringGrid
@@ -22,6 +23,7 @@ from bundle.image.tiled import Tiled
 
 KnownGeometry: TypeAlias = Annotated[
     Area
+    | Beside
     | Bounded
     | Canvas
     | CoveringGrid
