@@ -13,6 +13,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "blip-2": "export.models.blip_2:Blip2",
     "clip": "export.models.clip:Clip",
     "got_ocr2": "export.models.got_ocr2:GotOcr2",
+    "granite_docling": "export.models.granite_docling:GraniteDocling",
     "idefics3": "export.models.idefics3:Idefics3",
     "internvl": "export.models.internvl:InternVL",
     "kosmos-2": "export.models.kosmos2:Kosmos2",

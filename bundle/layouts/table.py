@@ -6,6 +6,7 @@ from typing import Annotated, TypeAlias
 
 from pydantic import Field
 
+from bundle.layouts.granite_docling import GraniteDoclingPrompt
 from bundle.layouts.idefics3 import Idefics3Prompt
 from bundle.layouts.internvl import InternVLPrompt
 from bundle.layouts.llava import LlavaPrompt
@@ -13,5 +14,6 @@ from bundle.layouts.ovis2 import Ovis2Prompt
 from bundle.layouts.qwen2_vl import Qwen2VLPrompt
 
 KnownImagePrompt: TypeAlias = Annotated[
-    Idefics3Prompt | InternVLPrompt | LlavaPrompt | Ovis2Prompt | Qwen2VLPrompt, Field(discriminator="kind")
+    GraniteDoclingPrompt | Idefics3Prompt | InternVLPrompt | LlavaPrompt | Ovis2Prompt | Qwen2VLPrompt,
+    Field(discriminator="kind"),
 ]

@@ -11,6 +11,8 @@ from export.decoders.decoder import Decoder
 
 DECODERS: Mapping[str, str] = {
     "gemma": "export.decoders.gemma:Gemma",
+    "granite": "export.decoders.granite:Granite",
+    "granite_docling_text": "export.decoders.granite:Granite",
     "kosmos_2_text_model": "export.decoders.kosmos_2_text_model:Kosmos2Text",
     "llama": "export.decoders.llama:Llama",
     "llama_mote": "export.decoders.llama_mote:LlamaMote",

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from export.image_processors.blip import BLIP
 from export.image_processors.clip import CHINESE_CLIP, CLIP
 from export.image_processors.got_ocr2 import GOT_OCR2
+from export.image_processors.granite_docling import GRANITE_DOCLING
 from export.image_processors.idefics3 import IDEFICS3
 from export.image_processors.image_processor import ImageProcessor
 from export.image_processors.ovis2 import OVIS2
@@ -21,6 +22,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "ChineseCLIPImageProcessor": CHINESE_CLIP,
     "CLIPImageProcessor": CLIP,
     "GotOcr2ImageProcessor": GOT_OCR2,
+    "GraniteDoclingImageProcessor": GRANITE_DOCLING,
     "Idefics3ImageProcessor": IDEFICS3,
     "LlavaImageProcessor": CLIP,
     "Ovis2ImageProcessor": OVIS2,
