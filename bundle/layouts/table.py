@@ -6,6 +6,7 @@ from typing import Annotated, TypeAlias
 
 from pydantic import Field
 
+from bundle.layouts.granite_docling import GraniteDoclingPrompt
 from bundle.layouts.idefics2 import Idefics2Prompt
 from bundle.layouts.idefics3 import Idefics3Prompt
 from bundle.layouts.internvl import InternVLPrompt
@@ -17,7 +18,8 @@ from bundle.layouts.ovis2 import Ovis2Prompt
 from bundle.layouts.qwen2_vl import Qwen2VLPrompt
 
 KnownImagePrompt: TypeAlias = Annotated[
-    Idefics2Prompt
+    GraniteDoclingPrompt
+    | Idefics2Prompt
     | Idefics3Prompt
     | InternVLPrompt
     | Lfm2VLPrompt

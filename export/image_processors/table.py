@@ -11,6 +11,7 @@ from export.image_processors.deepseek_vl_hybrid import DEEPSEEK_VL_HYBRID
 from export.image_processors.efficientnet import EFFICIENTNET
 from export.image_processors.flava import FLAVA
 from export.image_processors.got_ocr2 import GOT_OCR2
+from export.image_processors.granite_docling import GRANITE_DOCLING
 from export.image_processors.idefics2 import IDEFICS2
 from export.image_processors.idefics3 import IDEFICS3
 from export.image_processors.image_processor import ImageProcessor
@@ -39,9 +40,9 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "FlavaImageProcessor": FLAVA,
     "GotOcr2ImageProcessor": GOT_OCR2,
     "Idefics2ImageProcessor": IDEFICS2,
+    "GraniteDoclingImageProcessor": GRANITE_DOCLING,
     "Idefics3ImageProcessor": IDEFICS3,
     "Lfm2VlImageProcessor": LFM2_VL,
-    "LlavaImageProcessor": CLIP,
     "MllamaImageProcessor": MLLAMA,
     "LlavaImageProcessor": LLAVA,
     "LlavaNextImageProcessor": LLAVA_NEXT,
