@@ -20,6 +20,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "internvl": "export.models.internvl:InternVL",
     "llava": "export.models.llava:Llava",
     "metaclip_2": "export.models.metaclip_2:MetaClip2",
+    "open_clip": "export.models.open_clip:OpenClip",
     "paddleocr_vl": "export.models.paddleocr_vl:PaddleOCRVL",
     "qwen2_vl": "export.models.qwen2_vl:Qwen2VL",
     "qwen2_5_vl": "export.models.qwen2_5_vl:Qwen25VL",

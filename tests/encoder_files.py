@@ -35,18 +35,25 @@ TEXTS = ["a photo of a cat", "Two dogs, walking.", "a", "the red cat's photo of 
 
 def save_model(folder: Path, config: Config, save_config: Config | None = None) -> None:
     """Write config and weights; `config` has `architectures`, and may leave out what has its default."""
-    import torch
     import transformers
 
     kind = getattr(transformers, config["architectures"][0])
     model = kind(kind.config_class.from_dict(json.loads(json.dumps(config))))
-    state = {
-        name: torch.from_numpy(_drawn(name, tuple(weight.shape))) if weight.is_floating_point() else weight
-        for name, weight in model.state_dict().items()
-    }
-    model.load_state_dict(state)
+    draw(model)
     model.save_pretrained(folder)
     write_json(folder / "config.json", save_config or config)
+
+
+def draw(model: Any, dtype: Any = None) -> None:
+    """Give a model of torch weights that follow from their names and shapes, rounded to a dtype where one is given."""
+    import torch
+
+    state = model.state_dict()
+    for name, weight in state.items():
+        if weight.is_floating_point():
+            drawn = torch.from_numpy(_drawn(name, tuple(weight.shape)))
+            state[name] = drawn if dtype is None else drawn.to(dtype).float()
+    model.load_state_dict(state)
 
 
 def _drawn(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -54,6 +61,8 @@ def _drawn(name: str, shape: tuple[int, ...]) -> np.ndarray:
         return np.exp(drawn_weight(name, shape))
     if "_bn." in name or "batchnorm." in name:
         name = name.replace("bn.", "norm.")
+    if name.endswith(".gamma"):
+        name = f"{name}.norm.weight"
     return drawn_weight(name.lower(), shape)
 
 

@@ -75,7 +75,13 @@ def test_texts_are_the_tokenizers_token_by_token(sample: Any, expected: Any, enc
         pad_token_id=dims.pad_token_id,
         pads_to_max=dims.pads_to_max,
     )
-    assert_array_equal(found.input_ids, expected.inputs["input_ids"].numpy())
+    wanted = expected.inputs["input_ids"].numpy()
+    if "attention_mask" not in expected.inputs and not dims.pads_to_max:  # padded to the full length, unread
+        for ids, row, mask in zip(wanted, found.input_ids, found.attention_mask, strict=True):
+            assert_array_equal(ids[: mask.sum()], row[: mask.sum()])
+            assert len(set(ids[mask.sum() :])) == 1
+        return
+    assert_array_equal(found.input_ids, wanted)
     if not dims.pads_to_max:
         assert_array_equal(found.attention_mask, expected.inputs["attention_mask"].numpy())
 
@@ -90,7 +96,7 @@ def test_images_and_texts_are_embedded_as_by_the_reference(
         assert_same_vectors(runner.embed_images([image]), vector[None])
     differences = expected.texts[:, None] - expected.texts[None]
     apart = np.linalg.norm(differences, axis=-1)[~np.eye(len(differences), dtype=bool)]
-    assert apart.min() > 0.05  # vectors that hardly differ would agree however wrong
+    assert apart.min() > 200 * TOLERANCE  # vectors that hardly differ would agree however wrong
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -157,7 +163,9 @@ def test_what_is_not_built_is_refused_by_name(family: str, sample_of: Any, tmp_p
     sample = sample_of(family, 0)
     copy = shutil.copytree(sample.checkpoint, tmp_path / "checkpoint")
     for change, message in sample.family.REFUSED:
-        (copy / "config.json").write_text(json.dumps(_changed(sample.config, change)))
+        has_own = hasattr(sample.family, "changed")
+        settings = sample.family.changed(change) if has_own else _changed(sample.config, change)
+        (copy / getattr(sample.family, "CONFIG", "config.json")).write_text(json.dumps(settings))
         with pytest.raises(UnsupportedConfigError, match=message):
             export_checkpoint(copy, tmp_path / "bundle")
 
