@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, model_validator
 from bundle.errors import BundleFormatError
 from bundle.fields import MOST_NAME_CHARACTERS, MOST_TEXT_CHARACTERS, Frozen, Lines, Text, TokenId, check_text
 from bundle.gates import Gate, Unmeasured
+from bundle.grounding import KnownGrounding
 from bundle.layouts.prompt import ImagePrompt as ImagePrompt
 from bundle.layouts.table import KnownImagePrompt
 from bundle.states import CacheScheme, State
@@ -205,6 +206,7 @@ class Manifest(Frozen):
         segments: The decoder's graph for prompts once more, cut between layers; empty where it was not cut.
         decoder: Vision-language models only.
         image_prompt: Vision-language models only.
+        grounding: How boxes stand in answers; None where the model says none.
         dual: Models that embed: of images and texts, or of texts alone.
         bos_token_id: None where the tokenizer adds none.
         eos_token_ids: Generation stops at any of them.
@@ -228,6 +230,7 @@ class Manifest(Frozen):
     segments: tuple[Segment, ...] = Field(default=(), max_length=64)
     decoder: DecoderDims | None = None
     image_prompt: KnownImagePrompt | None = None
+    grounding: KnownGrounding | None = None
     dual: DualEncoderDims | None = None
     bos_token_id: TokenId | None = None
     eos_token_ids: tuple[TokenId, ...] = Field(default=(), max_length=1 << 10)
@@ -266,9 +269,11 @@ class Manifest(Frozen):
     @model_validator(mode="after")
     def _check_image_tokens(self) -> Manifest:
         rows = [part.outputs[0].shape[1:2] for part in self.components.values() if _gives_rows(part)]
-        wanted = None if self.image_prompt is None else self.image_prompt.tokens_per_tile
+        wanted = None if self.image_prompt is None else self.image_prompt.rows_per_tile
         if wanted is not None and any(isinstance(found, int) and found != wanted for (found,) in rows):
-            raise ValueError(f"tokens_per_tile is {wanted}, but the vision encoder gives {rows[0][0]} rows for a tile")
+            raise ValueError(
+                f"the image prompt wants {wanted} rows for a tile, but the vision encoder gives {rows[0][0]}"
+            )
         return self
 
     @property

@@ -23,6 +23,7 @@ from export.adapter import Adapter
 from export.architectures import load_family
 from export.checkpoint import Checkpoint
 from export.config import with_length_groups
+from export.decoders.decoder import Decoder
 from export.family import DualEncoder, Family, GraphPlan, VisionLanguage
 from export.goldens import Canary, can_record, record_goldens
 from export.graph import build_model, write_model
@@ -122,6 +123,7 @@ def export_checkpoint(
             segments=_segments(aside, components, states, family, say) if segments else (),
             decoder=family.decoder_dims() if isinstance(family, VisionLanguage) else None,
             image_prompt=files.image_prompt,
+            grounding=files.grounding,
             dual=_dual_dims(family, files, weights, source) if isinstance(family, DualEncoder) else None,
             bos_token_id=files.bos_token_id,
             eos_token_ids=files.eos_token_ids,
@@ -238,6 +240,7 @@ def _cut_decoder(family: Family, segments: Sequence[int]) -> None:
             f"--decoder-segments: the decoder takes {', '.join(spec.name for spec in decoder.inputs)} beside hidden "
             "states, which its segments would not be fed"
         )
+    _refuse_fixed_states("--decoder-segments", decoder)
     decoder.config = with_segments(decoder.config, segments)
 
 
@@ -250,7 +253,21 @@ def _group_layers(family: Family, num_groups: int) -> None:
     if not isinstance(family, VisionLanguage):
         raise UnsupportedConfigError("--length-groups is of a decoder, and the checkpoint's architecture has none")
     decoder = family.decoder
+    _refuse_fixed_states("--length-groups", decoder)
     decoder.config = with_length_groups(decoder.config, num_groups)
+
+
+def _refuse_fixed_states(option: str, decoder: Decoder) -> None:
+    """Refuse what is for layers that lose rows where some layers have no rows.
+
+    Raises:
+        UnsupportedConfigError: Names states that have none.
+    """
+    if fixed := [state.input for state in decoder.states if state.kind == "fixed"]:
+        raise UnsupportedConfigError(
+            f"{option} is for decoders all of whose layers keep a row per token, so that some may be dropped; this one "
+            f"keeps {', '.join(fixed[:3])}, of kind fixed. Leave {option} out"
+        )
 
 
 def _take_smaller_images(family: Family) -> None:

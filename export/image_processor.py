@@ -31,6 +31,7 @@ _WITHOUT_EFFECT = frozenset(
         "use_fast",
         "image_seq_length",
         "video_sampling",
+        "background_color",  # DeepSeek-VL: the mean, whatever it says
         "_valid_processor_keys",
     }
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,20 @@ HALF = (0.5, 0.5, 0.5)
 """Mean and deviation of what most classes normalise by."""
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def background(full: Settings, source: str) -> tuple[int, int, int]:
+    """Return the colour R, G, B that a processor pads with: the mean of what it was trained on, as bytes.
+
+    Raises:
+        UnsupportedConfigError: `image_mean` is no three numbers from 0 to 1.
+    """
+    mean = full["image_mean"]
+    if not isinstance(mean, Sequence) or len(mean) != 3 or not all(0 <= each <= 1 for each in mean):
+        raise UnsupportedConfigError(
+            f"{source}: image_mean = {mean!r}; images are padded with three numbers from 0 to 1"
+        )
+    return int(mean[0] * 255), int(mean[1] * 255), int(mean[2] * 255)
 
 
 @dataclass(frozen=True)
