@@ -36,6 +36,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "qwen2_5_vl": "export.models.qwen2_5_vl:Qwen25VL",
     "qwen3_vl": "export.models.qwen3_vl:Qwen3VL",
     "siglip": "export.models.siglip:Siglip",
+    "siglip2": "export.models.siglip2:Siglip2",
     "smolvlm": "export.models.idefics3:Idefics3",
     "vision-text-dual-encoder": "export.models.vision_text_dual_encoder:VisionTextDualEncoder",
 }

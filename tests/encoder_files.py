@@ -23,6 +23,7 @@ WORDS = ["a", "cat", "dog", "photo", "of", "the", "two", "red", "s", "##s", "##i
 BERT_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 BERT_WORDS = [*BERT_SPECIAL, *WORDS, *digits, *punctuation]
 PIECES = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+GEMMA_SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
 UNIGRAM_PIECES = [
     *PIECES,
     ("▁a", -1.0),
@@ -118,6 +119,21 @@ def save_unigram_tokenizer(folder: Path, max_tokens: int, **settings: Any) -> No
         folder / "tokenizer_config.json",
         {"tokenizer_class": "XLMRobertaTokenizer", "model_max_length": max_tokens, **named, **settings},
     )
+
+
+def save_gemma_tokenizer(folder: Path, max_tokens: int, **settings: Any) -> None:
+    """Write SigLIP 2's tokenizer, Gemma's, with letters for words and without the bytes of what has none."""
+    words = [*GEMMA_SPECIAL, *"▁abcdefghijklmnopqrstuvwxyz猫,.'"]
+    vocab = {word: i for i, word in enumerate(words)}
+    backend = Tokenizer(models.BPE(vocab, [], unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    backend.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
+    _save(folder, backend, GEMMA_SPECIAL)
+    named = {f"{word[1:-1]}_token": word for word in GEMMA_SPECIAL}
+    own = {"padding_side": "right", "add_bos_token": False, "add_eos_token": True, "model_max_length": max_tokens}
+    own |= {"model_input_names": ["input_ids"]}  # padding is read, as in training
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "Siglip2Tokenizer", **named, **own, **settings})
 
 
 def _save(folder: Path, backend: Tokenizer, special: list[str]) -> None:
