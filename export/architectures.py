@@ -20,6 +20,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "chinese_clip": "export.models.chinese_clip:ChineseClip",
     "clipseg": "export.models.clipseg:ClipSeg",
     "flava": "export.models.flava:Flava",
+    "colqwen2": "export.models.colqwen2:ColQwen2",
     "idefics3": "export.models.idefics3:Idefics3",
     "internvl": "export.models.internvl:InternVL",
     "lfm2_vl": "export.models.lfm2_vl:Lfm2VL",
@@ -37,6 +38,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "qwen3_vl": "export.models.qwen3_vl:Qwen3VL",
     "siglip": "export.models.siglip:Siglip",
     "siglip2": "export.models.siglip2:Siglip2",
+    "vilt": "export.models.vilt:Vilt",
     "smolvlm": "export.models.idefics3:Idefics3",
     "vision-text-dual-encoder": "export.models.vision_text_dual_encoder:VisionTextDualEncoder",
 }

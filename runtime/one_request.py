@@ -472,5 +472,5 @@ class DualEncoderRunner:
             max_tokens=dims.max_text_tokens,
             pad_token_id=dims.pad_token_id,
             pads_to_max=dims.pads_to_max,
-            truncate=True,
+            most_tokens=dims.max_text_tokens,
         )

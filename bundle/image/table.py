@@ -15,6 +15,7 @@ from bundle.image.most_patches import MostPatches
 from bundle.image.nearest_grid import NearestGrid
 from bundle.image.padded import Padded
 from bundle.image.pinpoints import Pinpoints
+from bundle.image.shortest_edge import ShortestEdge
 from bundle.image.split_area import SplitArea
 from bundle.image.stretched_crop import StretchedCrop
 from bundle.image.tiled import Tiled
@@ -29,6 +30,7 @@ KnownGeometry: TypeAlias = Annotated[
     | NearestGrid
     | Padded
     | Pinpoints
+    | ShortestEdge
     | SplitArea
     | StretchedCrop
     | Tiled,

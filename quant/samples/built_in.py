@@ -84,7 +84,7 @@ def built_in_samples(bundle: Bundle, half: Half) -> Evaluation:
     photographs, note = _photographs(bundle, half)
     source = f"built-in {half} texts{note}"
     texts = texts_of(half)
-    if bundle.manifest.dual is not None:
+    if bundle.manifest.embeds:
         captions = [FileCaption(file, each.caption) for file, each in photographs]
         prose = [text.answer for text in texts if text.task in PROSE]
         return Evaluation(captions=captions, texts=prose, source=source, no_accuracy=_TOO_FEW)
