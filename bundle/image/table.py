@@ -13,6 +13,7 @@ from bundle.image.canvas import Canvas
 from bundle.image.covering_grid import CoveringGrid
 from bundle.image.cropped import Cropped
 from bundle.image.fixed import Fixed
+from bundle.image.most_patches import MostPatches
 from bundle.image.nearest_grid import NearestGrid
 from bundle.image.padded import Padded
 from bundle.image.pinpoints import Pinpoints
@@ -29,6 +30,7 @@ KnownGeometry: TypeAlias = Annotated[
     | CoveringGrid
     | Cropped
     | Fixed
+    | MostPatches
     | NearestGrid
     | Padded
     | Pinpoints

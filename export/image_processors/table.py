@@ -24,6 +24,7 @@ from export.image_processors.ovis2 import OVIS2
 from export.image_processors.paddleocr_vl import PADDLEOCR_VL
 from export.image_processors.qwen2_vl import QWEN2_VL
 from export.image_processors.siglip import SIGLIP
+from export.image_processors.siglip2 import SIGLIP2
 from export.image_processors.vilt import VILT
 from export.image_processors.vit import VIT
 
@@ -50,6 +51,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "Ovis2ImageProcessor": OVIS2,
     "PaddleOCRVLImageProcessor": PADDLEOCR_VL,
     "Qwen2VLImageProcessor": QWEN2_VL,
+    "Siglip2ImageProcessor": SIGLIP2,
     "SiglipImageProcessor": SIGLIP,
     "SmolVLMImageProcessor": IDEFICS3,
     "ViTFeatureExtractor": VIT,
