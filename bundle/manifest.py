@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, model_validator
 from bundle.errors import BundleFormatError
 from bundle.fields import MOST_NAME_CHARACTERS, MOST_TEXT_CHARACTERS, Frozen, Lines, Text, TokenId, check_text
 from bundle.gates import Gate, Unmeasured
+from bundle.grounding import KnownGrounding
 from bundle.layouts.prompt import ImagePrompt as ImagePrompt
 from bundle.layouts.table import KnownImagePrompt
 from bundle.states import CacheScheme, State
@@ -246,6 +247,7 @@ class Manifest(Frozen):
         segments: The decoder's graph for prompts once more, cut between layers; empty where it was not cut.
         decoder: Vision-language models only.
         image_prompt: Vision-language models only, those that embed among them.
+        grounding: How boxes stand in answers; None where the model says none.
         dual: Models that embed by encoders: of images and texts, or of texts alone.
         embedder: Models that embed by a decoder, which gives states and no logits.
         pairs: Models that read a text and an image together, and say how well they fit.
@@ -271,6 +273,7 @@ class Manifest(Frozen):
     segments: tuple[Segment, ...] = Field(default=(), max_length=64)
     decoder: DecoderDims | None = None
     image_prompt: KnownImagePrompt | None = None
+    grounding: KnownGrounding | None = None
     dual: DualEncoderDims | None = None
     embedder: EmbedderDims | None = None
     pairs: PairDims | None = None
@@ -311,9 +314,11 @@ class Manifest(Frozen):
     @model_validator(mode="after")
     def _check_image_tokens(self) -> Manifest:
         rows = [part.outputs[0].shape[1:2] for part in self.components.values() if _gives_rows(part)]
-        wanted = None if self.image_prompt is None else self.image_prompt.tokens_per_tile
+        wanted = None if self.image_prompt is None else self.image_prompt.rows_per_tile
         if wanted is not None and any(isinstance(found, int) and found != wanted for (found,) in rows):
-            raise ValueError(f"tokens_per_tile is {wanted}, but the vision encoder gives {rows[0][0]} rows for a tile")
+            raise ValueError(
+                f"the image prompt wants {wanted} rows for a tile, but the vision encoder gives {rows[0][0]}"
+            )
         return self
 
     @property

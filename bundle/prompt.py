@@ -363,15 +363,23 @@ class PromptBuilder:
         """Return the text with each image placeholder replaced by the next image's tokens."""
         first, *rest = text.split(self._image_prompt.image_token)
         try:
-            return first + "".join([next_expansion() + piece for piece in rest])
+            expanded = first + "".join([next_expansion() + piece for piece in rest])
         except StopIteration:
             raise PromptError(
                 f"the chat template wrote more {self._image_prompt.image_token} than the conversation has images"
             ) from None
+        return self._image_prompt.tidied(expanded)
+
+    def _behind_images(self, text: str) -> str:
+        """Return the text without the image tokens that it begins with: BLIP-2 has images before the BOS."""
+        token = self._image_prompt.image_token
+        while text.startswith(token):
+            text = text[len(token) :]
+        return text
 
     def _with_special_tokens(self, ids: list[int], text: str) -> list[int]:
         """Return ids with the tokenizer's own BOS and EOS, unless the template wrote the BOS itself."""
-        if self._bos_token is not None and text.startswith(self._bos_token):
+        if self._bos_token is not None and self._behind_images(text).startswith(self._bos_token):
             return ids
         return self._tokenizer.with_special_tokens(ids)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +34,7 @@ from export.adapter import Adapter
 from export.architectures import load_family
 from export.checkpoint import Checkpoint
 from export.config import with_length_groups
+from export.decoders.decoder import Decoder
 from export.embedding import EmbeddingOptions, found_embedding
 from export.family import CrossEncoder, DualEncoder, Family, GraphPlan, VisionLanguage
 from export.goldens import Canary, can_record, record_goldens
@@ -139,6 +139,7 @@ def export_checkpoint(
             segments=_segments(aside, components, states, family, say) if segments else (),
             decoder=family.decoder_dims() if isinstance(family, VisionLanguage) else None,
             image_prompt=files.image_prompt,
+            grounding=files.grounding,
             dual=_dual_dims(family, files, weights, source) if isinstance(family, DualEncoder) else None,
             pairs=_pair_dims(family, files) if isinstance(family, CrossEncoder) else None,
             embedder=_embedder_dims(family, source) if isinstance(family, VisionLanguage) else None,
@@ -257,6 +258,7 @@ def _cut_decoder(family: Family, segments: Sequence[int]) -> None:
             f"--decoder-segments: the decoder takes {', '.join(spec.name for spec in decoder.inputs)} beside hidden "
             "states, which its segments would not be fed"
         )
+    _refuse_fixed_states("--decoder-segments", decoder)
     decoder.config = with_segments(decoder.config, segments)
 
 
@@ -269,7 +271,21 @@ def _group_layers(family: Family, num_groups: int) -> None:
     if not isinstance(family, VisionLanguage):
         raise UnsupportedConfigError("--length-groups is of a decoder, and the checkpoint's architecture has none")
     decoder = family.decoder
+    _refuse_fixed_states("--length-groups", decoder)
     decoder.config = with_length_groups(decoder.config, num_groups)
+
+
+def _refuse_fixed_states(option: str, decoder: Decoder) -> None:
+    """Refuse what is for layers that lose rows where some layers have no rows.
+
+    Raises:
+        UnsupportedConfigError: Names states that have none.
+    """
+    if fixed := [state.input for state in decoder.states if state.kind == "fixed"]:
+        raise UnsupportedConfigError(
+            f"{option} is for decoders all of whose layers keep a row per token, so that some may be dropped; this one "
+            f"keeps {', '.join(fixed[:3])}, of kind fixed. Leave {option} out"
+        )
 
 
 def _take_smaller_images(family: Family) -> None:
@@ -363,14 +379,15 @@ def _dual_dims(
     tower = family.text_tower
     if files.pad_token_id is None:
         raise UnsupportedConfigError("the tokenizer names no pad_token; texts cannot be batched without one")
+    scale, bias = family.scores(weights.scalar)
     return DualEncoderDims(
         embedding_size=tower.embedding_size,
         max_text_tokens=tower.max_text_tokens,
         pad_token_id=files.pad_token_id,
         pads_to_max=files.pads_to_max,
         scoring=tower.scoring,
-        logit_scale=math.exp(weights.scalar("logit_scale")),
-        logit_bias=weights.scalar("logit_bias") if "logit_bias" in family.scalars else 0.0,
+        logit_scale=scale,
+        logit_bias=bias,
         matryoshka=_cuts(source.config, tower.embedding_size),
     )
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, Literal
 
 from bundle import tensors
 from bundle.errors import UnsupportedConfigError
+from bundle.grounding import KnownGrounding
 from bundle.image import ImageSpec
 from bundle.layouts.prompt import ImagePrompt
 from bundle.layouts.table import KnownImagePrompt
@@ -145,6 +147,8 @@ class VisionLanguage(Family):
     Class attributes:
         text_prefix: Where the checkpoint keeps the decoder.
         can_take_smaller_images: Whether `takes_smaller_images` may be set.
+        template_placeholder: What chat templates write for an image, where that is not the image token.
+        end_tokens: That end an answer as well as those that the checkpoint's files name.
 
     Attributes:
         takes_smaller_images: The vision graph takes tiles smaller than full ones as well, squares all of one size.
@@ -154,6 +158,8 @@ class VisionLanguage(Family):
     task: ClassVar[Task] = "image-text-to-text"
     text_prefix: ClassVar[str]
     can_take_smaller_images: ClassVar[bool] = False
+    template_placeholder: ClassVar[str | None] = None
+    end_tokens: ClassVar[tuple[str, ...]] = ()
     takes_smaller_images: bool = False
     embedding: StateVectors | None = None
 
@@ -178,6 +184,11 @@ class VisionLanguage(Family):
         """P, features per image or tile; None where that varies with the image's size."""
 
     @property
+    def rows_per_tile(self) -> int | None:
+        """Rows of features that the vision graph gives of a tile: its tokens, unless the prompt layout adds some."""
+        return self.tokens_per_tile
+
+    @property
     def feature_size(self) -> int:
         """Width of a row of features: the decoder's, unless more of them goes into the decoder by other ways."""
         return self.decoder.config.hidden_size
@@ -196,6 +207,18 @@ class VisionLanguage(Family):
 
         Where images keep their shape, all of a run have one size: a graph reads it from the shape of its input.
         """
+
+    def default_template(self, found: FoundProcessor) -> str | None:
+        """Return the chat template where the checkpoint holds none; None: it must hold one."""
+        return None
+
+    def spoken_tokens(self, found: FoundProcessor, prompt: KnownImagePrompt, ends: Collection[int]) -> Collection[str]:
+        """Return the special tokens that belong to answers, by their text; ids of `ends` are no part of any."""
+        return ()
+
+    def grounding(self, found: FoundProcessor) -> KnownGrounding | None:
+        """Return how boxes stand in the model's answers; None where it says none."""
+        return None
 
     def tower_outputs(self) -> Sequence[TensorSpec]:
         """Return what `vision` tells of its tower's attention, for reducers of visual tokens; nothing by default."""
@@ -237,13 +260,11 @@ class VisionLanguage(Family):
 
     def graphs(self, dialect: Dialect) -> dict[ComponentName, GraphPlan]:
         """Return the three graphs of docs/bundle-format.md."""
-        size, vocab = self.decoder.config.hidden_size, self.decoder.config.vocab_size
-        scale = self.decoder.embedding_scale
-        table = Embedding(vocab, size, name=f"{self.text_prefix}.embed_tokens", scale=scale)
+        size = self.decoder.config.hidden_size
         features = TensorSpec(
             name=tensors.IMAGE_FEATURES,
             dtype="float32",
-            shape=("I", (None if self.takes_smaller_images else self.tokens_per_tile) or "P", self.feature_size),
+            shape=("I", (None if self.takes_smaller_images else self.rows_per_tile) or "P", self.feature_size),
         )
         embeds = TensorSpec(name=tensors.INPUTS_EMBEDS, dtype="float32", shape=("B", "T", size))
         ids = TensorSpec(name=tensors.INPUT_IDS, dtype="int64", shape=("B", "T"))
@@ -255,9 +276,14 @@ class VisionLanguage(Family):
                 (features,),
                 optional_outputs=tuple(self.tower_outputs()),
             ),
-            "embed_tokens": GraphPlan(table, "embed_tokens", (ids,), (embeds,)),
+            "embed_tokens": GraphPlan(self.table(), "embed_tokens", (ids,), (embeds,)),
             "decoder": self._decoder_plan(dialect, embeds),
         }
+
+    def table(self) -> Module:
+        """Return the module input_ids [B, T] -> inputs_embeds [B, T, D]."""
+        sizes, name = self.decoder.config, f"{self.text_prefix}.embed_tokens"
+        return Embedding(sizes.vocab_size, sizes.hidden_size, name=name, scale=self.decoder.embedding_scale)
 
     def _decoder_plan(self, dialect: Dialect, embeds: TensorSpec) -> GraphPlan:
         if self.embedding is None:
@@ -293,6 +319,11 @@ class DualEncoder(Family):
     @abstractmethod
     def text_tower(self) -> TextTower:
         """What callers must know of the text side."""
+
+    def scores(self, scalar: Callable[[str], float]) -> tuple[float, float]:
+        """Return what cosines are multiplied by, and what is added then; `scalar` reads one of `scalars`."""
+        bias = scalar("logit_bias") if "logit_bias" in self.scalars else 0.0
+        return math.exp(scalar("logit_scale")), bias
 
     @property
     def vocab_size(self) -> int:

@@ -45,7 +45,7 @@ class Canary:
         ids = canary_token_ids(vocab_size, _CANARY_TOKENS)
         if end_token_ids:
             ids[0, -1] = end_token_ids[0]
-        return cls(image.preprocess([canary_image()]).pixel_values[:1], ids)
+        return cls(image.preprocess([canary_image()]).groups[0][:1], ids)
 
 
 def can_record() -> bool:

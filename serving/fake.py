@@ -35,6 +35,7 @@ from bundle.errors import (
 from bundle.frames.opening import open_clip
 from bundle.frames.sampling import chosen_frames
 from bundle.gates import Gate, Unmeasured
+from bundle.grounding import KnownGrounding
 from bundle.manifest import EMBEDDING_TASKS, Task
 from bundle.zero_shot import SLOT, label_text
 from serving.engine_status import EngineStatus, SlotStatus
@@ -116,6 +117,7 @@ class FakeBehaviour:
         health: What `health` returns, the gauges aside.
         num_waits: Words before the first token that a chat waits for its model to be there.
         answer: What a chat that no structure holds is answered; None: by rule.
+        grounding: How boxes stand in answers; None: they say none.
     """
 
     first_token_s: float = 0.0
@@ -126,6 +128,7 @@ class FakeBehaviour:
     health: Health = field(default_factory=lambda: Health(is_ready=True))
     num_waits: int = 0
     answer: str | None = None
+    grounding: KnownGrounding | None = None
 
 
 class FakeClient:
@@ -198,7 +201,9 @@ class FakeClient:
                     yield TokenEvent(word, (place,), time.monotonic(), index, told, prompt_tokens=prompt_tokens)
             await self._pause(len(planned.words), is_end=True)
             for index in range(request.num_choices):
-                yield TokenEvent("", (), index=index, reason=planned.reason, stopped_by=planned.stopped_by)
+                ended = TokenEvent("", (), index=index, reason=planned.reason, stopped_by=planned.stopped_by)
+                grounding = self.behaviour.grounding
+                yield ended if grounding is None else replace(ended, grounded=grounding.read("".join(planned.words)))
         except (GeneratorExit, asyncio.CancelledError):
             self.cancelled.append(request.request_id)
             raise

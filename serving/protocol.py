@@ -17,6 +17,7 @@ import numpy.typing as npt
 from bundle.frames.options import FrameOptions
 from bundle.gates import Gate, Unmeasured
 from bundle.generation import SamplingDefaults
+from bundle.grounding import Grounded
 from bundle.manifest import InputType, Task
 from bundle.tools import Tool as Tool
 from bundle.tools import ToolCall as ToolCall
@@ -274,6 +275,7 @@ class TokenEvent:
         logprobs: Of `token_ids`, where they were asked for; none of a token that ended the answer.
         reason: Why the choice ended; its last piece has one, and no other.
         stopped_by: The text of `SamplingParams.stop` that ended it.
+        grounded: What the choice says and where that lies, with its last piece; None where the model says no boxes.
         prompt_tokens: Of the request's prompt, told with the first event; 0 with all others.
     """
 
@@ -284,6 +286,7 @@ class TokenEvent:
     logprobs: tuple[TokenLogprob, ...] = ()
     reason: FinishReason | None = None
     stopped_by: str | None = None
+    grounded: Grounded | None = None
     prompt_tokens: int = 0
 
 

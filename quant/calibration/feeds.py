@@ -89,7 +89,7 @@ class FeedSource:
         groups = list(self._images())
         each = max(1, MOST_TILES // max(1, len(groups)))
         for at, images in enumerate(groups):
-            tiles = [tile for image in images for tile in spec.cut(image)]
+            tiles = [tile for image in images for tile in spec.among(len(images)).cut(image)]
             first = at % max(1, len(tiles))  # another place in every image: a corner, the middle, the whole made small
             for pixels in spec.groups(spread(tiles[first:] + tiles[:first], each)):
                 yield from pixels

@@ -150,7 +150,8 @@ def _fitting(questions: list[FileQuestion], bundle: Bundle) -> list[Question]:
 
 def _fits(question: FileQuestion, prompts: PromptBuilder, spec: ImageSpec, dims: DecoderDims) -> bool:
     """Say whether a question and its answer are within a model's context and can be spelled in its vocabulary."""
-    layouts = [spec.layout(*image.size) for image in question.images]
+    shown = spec.among(len(question.images))
+    layouts = [shown.layout(*image.size) for image in question.images]
     prompt = prompts.build(turns_of(question), layouts)
     ids = prompts.tokenizer.encode(question.answer)
     unknown = prompts.tokenizer.unknown_id

@@ -85,13 +85,36 @@ class AnsweredCall(Answer):
     function: CalledFunction
 
 
+class GroundedPart(Answer):
+    """A part of `grounding.text` and its boxes: left, top, right, bottom, as shares of the image's width and height.
+
+    Boxes without words have no text, and stand where `start` and `end` say.
+    """
+
+    text: str | None
+    start: int
+    end: int
+    boxes: list[tuple[float, float, float, float]] = Field(min_length=1)
+
+
+class Grounding(Answer):
+    """What an answer says without the marks of boxes in its content, and where that lies."""
+
+    text: str
+    objects: list[GroundedPart]
+
+
 class AssistantAnswer(Answer):
-    """What the model said and calls; may be sent back as the next turn's history."""
+    """What the model said and calls; may be sent back as the next turn's history.
+
+    Models that say boxes have `grounding`.
+    """
 
     role: Literal["assistant"]
     content: str | None
     refusal: None
     tool_calls: list[AnsweredCall] = Field(default_factory=list)
+    grounding: Grounding | None = None
 
 
 class TokenChance(Answer):
@@ -156,11 +179,12 @@ class CallDelta(Answer):
 
 
 class ChatDelta(Answer):
-    """What an event adds to the answer: its role first, then its text, and its calls."""
+    """What an event adds to the answer: its role first, then its text, and its calls; boxes with the last."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
     tool_calls: list[CallDelta] = Field(default_factory=list)
+    grounding: Grounding | None = None
 
 
 class ChunkChoice(Answer):

@@ -58,7 +58,10 @@ class SystemMessage(_Message):
 
 
 class AssistantMessage(_Message):
-    """What the model said and called before: text and calls, as this server and others write their answers."""
+    """What the model said and called before: text and calls, as this server and others write their answers.
+
+    `grounding` tells the model nothing: its marks stand in the content.
+    """
 
     role: Literal["assistant"]
     content: Text | Texts | None = None
@@ -70,6 +73,7 @@ class AssistantMessage(_Message):
     reasoning: Off = None
     reasoning_content: Off = None
     parsed: Off = None
+    grounding: dict[str, Any] | None = None
 
 
 class UserMessage(_Message):

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -73,6 +73,21 @@ def _has_images(request: GenerateRequest | TokenizeRequest) -> bool:
     return any(not isinstance(part, TextPart) for message in request.messages for part in message.parts)
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where an image or a video stands in a request.
+
+    Attributes:
+        number: Counted from 1.
+        num_parts: Images and videos.
+        num_images: Of the whole prompt, those of a fused prefix among them.
+    """
+
+    number: int
+    num_parts: int
+    num_images: int
+
+
 class GenerativeModel(Model):
     """One vision-language bundle.
 
@@ -102,7 +117,7 @@ class GenerativeModel(Model):
         self._prompts = PromptBuilder.from_bundle(bundle)
         tokenizer = self._prompts.tokenizer
         self._first_tokens_s: deque[float] = deque(maxlen=_REMEMBERED_ANSWERS)
-        self._vocabulary = Vocabulary(tokenizer, TokenBytes(tokenizer), manifest.eos_token_ids)
+        self._vocabulary = Vocabulary(tokenizer, TokenBytes(tokenizer), manifest.eos_token_ids, manifest.grounding)
         self._vision = VisionStage(bundle, settings, pool)
         graphs = TokenGraphs(bundle, settings)
         if settings.check_golden:
@@ -272,8 +287,10 @@ class GenerativeModel(Model):
         num_characters = sum(len(p.text) for message in messages for p in message.parts if isinstance(p, TextPart))
         self._prompts.tokenizer.check_characters(num_characters, most)
         parts = [part for message in messages for part in message.parts if not isinstance(part, TextPart)]
+        num_images = sum(isinstance(part, ImagePart) for part in parts)
+        num_images += 0 if prefix is None else len(prefix.layouts)
         visuals = await together(
-            self._visual(owner, part, reduction, at, len(parts)) for at, part in enumerate(parts, 1)
+            self._visual(owner, part, reduction, _Place(at, len(parts), num_images)) for at, part in enumerate(parts, 1)
         )
         layouts = [layout for visual in visuals for layout in visual.layouts]
         num_dropped = self._reducing.num_dropped(reduction, layouts)
@@ -300,21 +317,27 @@ class GenerativeModel(Model):
         return await self._pool.images.run(owner, all_filled, visuals, encoded)
 
     async def _visual(
-        self, owner: str, part: ImagePart | VideoPart, reduction: ImageReduction | None, place: int, num_parts: int
+        self, owner: str, part: ImagePart | VideoPart, reduction: ImageReduction | None, place: _Place
     ) -> Visual:
         """Return an image or a video, decoded; what is wrong with it is told with its place among several."""
         try:
-            return await self._decoded(owner, part, reduction)
+            return await self._decoded(owner, part, reduction, place.num_images)
         except ImageError as error:
-            if num_parts == 1:
+            if place.num_parts == 1:
                 raise
-            raise ImageError(f"of {num_parts} images and videos, number {place}: {error}", error.param) from error
+            told = f"of {place.num_parts} images and videos, number {place.number}"
+            raise ImageError(f"{told}: {error}", error.param) from error
 
-    async def _decoded(self, owner: str, part: ImagePart | VideoPart, reduction: ImageReduction | None) -> Visual:
+    async def _decoded(
+        self, owner: str, part: ImagePart | VideoPart, reduction: ImageReduction | None, num_images: int
+    ) -> Visual:
         with_tower = reduction is not None and reduction.needs_tower
         if isinstance(part, ImagePart):
             side = None if reduction is None else self._reducing.seen_side(reduction)
-            return Visual.of_image(await self._vision.decode(owner, part.data, with_tower=with_tower, seen_side=side))
+            decoded = await self._vision.decode(
+                owner, part.data, with_tower=with_tower, seen_side=side, num_images=num_images
+            )
+            return Visual.of_image(decoded)
         self._reducing.check_frames(reduction)
         most = self._shape.capacity_tokens if reduction is None else self._most_places(reduction)
         room = FrameRoom(self._prompts.image_prompt.tokens_per_tile, most, reduction is not None)
