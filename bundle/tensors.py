@@ -38,6 +38,13 @@ Image features are then [I, P, (1 + n)*D]: the first D become embeddings."""
 LAST_QUERIES = "last_queries."
 """[B, W, H*C] float32, optional, with the layer's number behind it: queries of the last W new tokens, or of all where
 those are fewer, rotated."""
+HEAD_OUTPUTS = "head_outputs."
+"""[B, 1, H*C] float32, optional, with the layer's number behind it: what the attention heads give for the last new
+token, before the output projection. Of bundles exported with task vectors, as the next two."""
+HEAD_VALUES = "head_values"
+"""[B, L, H*C] float32: what may take the place of the attention heads' outputs, by layer."""
+HEAD_MASK = "head_mask"
+"""[B, T, L*H] bool: the heads of each layer whose outputs `head_values` replaces, by token."""
 HIDDEN_STATES = "hidden_states"
 """[B, T, D] float32: what a segment of a decoder gives, and the next one takes as `inputs_embeds`."""
 QUERIES = "queries"

@@ -69,6 +69,14 @@ def export(
             "time (vision.method resize). Of idefics3 and smolvlm.",
         ),
     ] = False,
+    task_vectors: Annotated[
+        bool,
+        typer.Option(
+            "--task-vectors",
+            help="The decoder's attention heads can be read and replaced, so that demonstrations may be kept as a task "
+            "vector (POST /v1/prefixes, method task-vectors). For the CPU.",
+        ),
+    ] = False,
     lora: Annotated[
         Path | None,
         typer.Option(
@@ -137,6 +145,11 @@ def export(
             "--smaller-images is of fp32 bundles and variants for the CPU; leave out --target cuda, --keep-quantized "
             "and --dialect portable"
         )
+    if task_vectors and (target == "cuda" or keep_quantized or decoder_segments is not None):
+        raise UnsupportedConfigError(
+            "--task-vectors is of fp32 bundles and variants for the CPU, in one piece; leave out --target cuda, "
+            "--keep-quantized and --decoder-segments"
+        )
     if lora is not None and (target == "cuda" or keep_quantized or decoder_gguf is not None):
         raise UnsupportedConfigError(
             f"--lora {lora}: an adapter is merged into a checkpoint's own weights; leave out --target cuda, "
@@ -188,6 +201,7 @@ def export(
             length_groups=length_groups,
             most_image_px=image_pixels,
             smaller_images=smaller_images,
+            task_vectors=task_vectors,
             lora=lora,
             embedding=None if task is None else EmbeddingOptions(pooling, template),
             overwrite=overwrite,

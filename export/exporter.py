@@ -42,6 +42,7 @@ from export.graph import build_model, write_model
 from export.nn.dialect import DIALECTS
 from export.processor import ProcessorFiles, convert_processor
 from export.segments import with_segments, write_segments
+from export.task_vectors import with_open_heads
 from export.weights import WeightSource
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def export_checkpoint(
     length_groups: int = 1,
     most_image_px: int | None = None,
     smaller_images: bool = False,
+    task_vectors: bool = False,
     lora: Path | None = None,
     embedding: EmbeddingOptions | None = None,
     overwrite: bool = False,
@@ -84,6 +86,7 @@ def export_checkpoint(
         length_groups: Groups of neighbouring layers that may keep different numbers of rows; segments are such groups.
         most_image_px: Pixels of an image at most, where images keep their shape; None: as the processor says.
         smaller_images: The vision graph takes tiles smaller than full ones as well, for `vision.method` resize.
+        task_vectors: The decoder's heads can be read and replaced, for prefixes of the method task-vectors.
         lora: A folder of an adapter that PEFT saved, merged into the weights.
         embedding: Make vectors in the place of answers; None: as the architecture does.
         overwrite: Replace a bundle that stands at `output`.
@@ -117,6 +120,8 @@ def export_checkpoint(
     weights = WeightSource(source, family, [model.graph for model in models.values()], decoder, adapter)
     weights.fill()
     weights.require_all_used()
+    if task_vectors:
+        plans = {**plans, "decoder": with_open_heads(models, plans, family)}
     with write_aside(output, overwrite=overwrite) as aside:
         files = convert_processor(folder, family, aside, most_image_px)
         _require_agreement(family, files)

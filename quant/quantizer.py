@@ -127,7 +127,7 @@ def quantize_bundle(
         if evaluation is not None:
             _require_measurable(evaluation, parent, draft, options, limits)
         if calibration is not None:
-            draft = refine(draft, FeedSource(parent, calibration), say)
+            draft = refine(draft, FeedSource(parent, calibration), say, target=options.target)
         with rotated_parent(parent, draft, aside) as source:
             if calibration is not None:
                 draft = fit_bits(draft, FeedSource(source, calibration), options, say)
@@ -370,7 +370,7 @@ def _is_fitted(layer: LayerPlan) -> bool:
     """Return whether the codes of a layer depend on what meets it."""
     form = layer.choice.form
     fed = form is not None and layer.choice.method in _FED_METHODS and load_rounding(form.rounding).needs_gram
-    return fed or bool(form and form.float_inputs)
+    return fed or bool(form and form.loud_inputs)
 
 
 def limits_row(draft: Draft) -> str:

@@ -73,6 +73,7 @@ from serving.protocol import (
 
 EMBEDDING_SIZE = 16
 FAKE_FUSED = b"rows of a fake"
+FAKE_HEADS = 3
 TOKENS_PER_IMAGE = 4
 
 FAKE_VLM = ModelCard(
@@ -210,7 +211,8 @@ class FakeClient:
         finally:
             self.num_running -= 1
         timings = _timings(started_s, self.behaviour.first_token_s)
-        yield FinishedEvent(planned.reason, planned.usage, timings, FAKE_FUSED if request.fuses else None)
+        kept = FAKE_FUSED if request.fuses or request.learns else None
+        yield FinishedEvent(planned.reason, planned.usage, timings, kept, FAKE_HEADS if request.learns else 0)
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """Return vectors of unit length that depend on the input alone."""
@@ -337,7 +339,7 @@ def _answer(request: GenerateRequest, card: ModelCard, text: str | None) -> _Pla
     if prompt_tokens >= limit:
         raise ContextLengthError(f"the prompt has {prompt_tokens} tokens; the model holds {limit}", "messages")
     by_rule = " ".join(f"{len(images)} images. {_asked(request)}".split())
-    answer = _structured(request.sampling.structure) or (by_rule if text is None else text)
+    answer = _structured(request.sampling.structure, text) or (by_rule if text is None else text)
     stopped_by = None
     for stop in request.sampling.stop:
         stopped_by = stop if stop in answer else stopped_by
@@ -364,12 +366,17 @@ def _words(request: TokenizeRequest) -> list[str]:
     return words + ["image"] * (TOKENS_PER_IMAGE * sum(isinstance(part, ImagePart) for part in parts))
 
 
-def _structured(structure: Structure | None) -> str:
-    """Return an answer of a structure, as far as one is known without a model; empty where none is."""
+def _structured(structure: Structure | None, told: str | None = None) -> str:
+    """Return an answer of a structure, as far as one is known without a model; empty where none is.
+
+    Args:
+        structure: That holds it.
+        told: What is answered where it may be a call or not.
+    """
     if structure is None or structure.is_optional:
         return ""
     if structure.kind == "tools":
-        return _call(json.loads(structure.text))
+        return _call(json.loads(structure.text)) or told or _structured(structure.answer)
     if structure.kind == "choice":
         return str(json.loads(structure.text)[0])
     return "{}" if structure.kind == "json" else ""

@@ -206,20 +206,22 @@ class PrefixRequest(_Strict):
     """The body of `POST /v1/prefixes`: the beginning of conversations that later requests name.
 
     `method`: "plain" keeps the messages; "fused" keeps the rows that their text left in the cache, once it had read the
-    images, and the images are never read again (docs/compression.md).
+    images, and the images are never read again; "task-vectors" keeps what demonstrations, pairs of user and assistant,
+    left in a few attention heads, and takes no room in a prompt (docs/compression.md).
     """
 
     name: Name
     model: Name | None = None
-    method: Literal["plain", "fused"] = "plain"
+    method: Literal["plain", "fused", "task-vectors"] = "plain"
     vision: VisionOptions | None = None
     messages: Messages
 
     @model_validator(mode="after")
     def _check_vision(self) -> PrefixRequest:
-        if self.method == "plain" and self.vision is not None:
+        if self.method != "fused" and self.vision is not None:
             raise ParameterError(
-                "vision says how the images of a fused prefix are reduced; behind a plain one every request says it",
+                "vision says how the images of a fused prefix are reduced; behind a plain one every request says it, "
+                "and demonstrations of a task vector are read whole",
                 "vision",
             )
         return self

@@ -25,6 +25,7 @@ from runtime.fused_prefix import FusedPrefix, text_rows
 from runtime.room import check_room
 from runtime.segmented_prompt import Choose
 from runtime.segments import SegmentChain
+from runtime.task_vector import TaskVector
 from serving.engine.engine import Engine
 from serving.engine.pace import Pace
 from serving.engine.runner import Runner
@@ -38,6 +39,7 @@ from serving.models.cut_frames import FrameRoom
 from serving.models.fusing import Fusing, Messages
 from serving.models.inside import Inside, before_decoder, check_alone
 from serving.models.kv import KVPolicies, compression_of
+from serving.models.learning import Learning
 from serving.models.model import Model
 from serving.models.pool import PreprocessPool
 from serving.models.prepared import Prepared
@@ -58,8 +60,10 @@ from serving.protocol import (
     KVCompression,
     SamplingParams,
     TextPart,
+    Timings,
     TokenizeRequest,
     TokenizeResult,
+    Usage,
     VideoPart,
 )
 from serving.settings import EngineSettings
@@ -134,6 +138,9 @@ class GenerativeModel(Model):
             before_decoder(settings.vision),
         )
         self._decoder = Decoder(graphs, self._shape)
+        self._learning = Learning(
+            manifest, settings.provider, graphs, self._prompts, min(shape.capacity_tokens, graphs.max_positions)
+        )
         self._vocab_size, self._max_positions = graphs.vocab_size, graphs.max_positions
         self._grammars = Grammars(
             tokenizer, graphs.vocab_size, manifest.eos_token_ids, settings.max_sequences, self._prompts.answer_lead
@@ -205,12 +212,16 @@ class GenerativeModel(Model):
         choose = self._inside.choice(vision) if _has_images(request) else None
         check_alone(vision, choose, compression)
         self._fusing.check(request, compression, None if choose is None else vision)
+        self._learning.check(request)
         reduction = self._reducing.of(before_decoder(vision))
         sampling, num_choices = request.sampling.filled(self._defaults), request.num_choices
         arrived_s = time.monotonic()
         with ExitStack() as places:
             for _ in range(num_choices):
                 places.enter_context(self._admission.admit())
+            if request.learns:
+                yield await self._learned(request, arrived_s)
+                return
             prepared = await self._prepare(request, reduction, compression)
             request = replace(request, messages=(), text=None)  # encoded images are not held as long as an answer
             with self._choices(request, prepared, sampling, arrived_s, choose) as choices:
@@ -249,9 +260,10 @@ class GenerativeModel(Model):
         structure = await compiled_structure(
             self._pool.grammars, owner, self._grammars, request.sampling.structure, request.num_choices
         )
-        prefix = None
+        prefix, vector = None, None
         if request.behind is not None:
-            prefix = await self._pool.text.run(owner, self._fusing.read, request.behind)
+            read = await self._pool.text.run(owner, self._fusing.read, request.behind)
+            prefix, vector = (None, read) if isinstance(read, TaskVector) else (read, None)
         prompt, visuals, num_dropped = await self._prompted(request, reduction, prefix)
         to_fuse = None
         if request.fuses:
@@ -272,8 +284,39 @@ class GenerativeModel(Model):
         vision_s = max(time.monotonic() - prompted_s - resize_s, 0.0)
         preprocess_s = prompted_s - started_s + resize_s
         return Prepared(
-            prompt, images, prefix, to_fuse, structure, compression, num_tokens, num_cached, preprocess_s, vision_s
+            prompt,
+            images,
+            prefix,
+            vector,
+            to_fuse,
+            structure,
+            compression,
+            num_tokens,
+            num_cached,
+            preprocess_s,
+            vision_s,
         )
+
+    async def _learned(self, request: GenerateRequest, arrived_s: float) -> FinishedEvent:
+        """Return the end of a request whose messages are demonstrations, with their task vector."""
+        owner = request.request_id
+        parts = [part for message in request.messages for part in message.parts if not isinstance(part, TextPart)]
+        visuals = await together(self._visual(owner, part, None, at, len(parts)) for at, part in enumerate(parts, 1))
+        encoded = await together(self._vision.encode(owner, each) for visual in visuals for each in visual.pictures)
+        images = await self._filled(owner, visuals, encoded)
+        layouts = [layout for visual in visuals for layout in visual.layouts]
+        features = [image.features for image in images]
+        demonstrations = await self._pool.text.run(
+            owner, self._learning.demonstrations, turns_of(request.messages, visuals), layouts, features
+        )
+        vector, _ = await self._learning.find(demonstrations)
+        usage = Usage(
+            sum(each.shown.num_tokens for each in demonstrations),
+            0,
+            sum(each.alone.prompt.num_image_tokens for each in demonstrations),
+        )
+        timings = Timings(total_s=time.monotonic() - arrived_s)
+        return FinishedEvent("stop", usage, timings, vector.to_bytes(), vector.num_heads)
 
     async def _prompted(
         self, request: GenerateRequest | TokenizeRequest, reduction: ImageReduction | None, prefix: FusedPrefix | None
@@ -402,6 +445,7 @@ class GenerativeModel(Model):
                     deadline_s=deadline_s,
                     segmented=self._inside.segmented(prompt, choose),
                     behind=None if prepared.prefix is None else prepared.prefix.rows,
+                    heads=None if prepared.vector is None else prepared.vector.heads,
                     wanted_rows=None if prepared.to_fuse is None else text_rows(prepared.prompt),
                     compression=prepared.compression,
                 )
