@@ -288,10 +288,10 @@ def _refuse_fixed_states(option: str, decoder: Decoder) -> None:
     Raises:
         UnsupportedConfigError: Names states that have none.
     """
-    if fixed := [state.input for state in decoder.states if state.kind == "fixed"]:
+    if fixed := [state for state in decoder.states if state.kind != "rows"]:
         raise UnsupportedConfigError(
             f"{option} is for decoders all of whose layers keep a row per token, so that some may be dropped; this one "
-            f"keeps {', '.join(fixed[:3])}, of kind fixed. Leave {option} out"
+            f"keeps {', '.join(state.input for state in fixed[:3])}, of kind {fixed[0].kind}. Leave {option} out"
         )
 
 

@@ -10,9 +10,11 @@ from bundle.image.area import Area
 from bundle.image.beside import Beside
 from bundle.image.bounded import Bounded
 from bundle.image.canvas_grid import CanvasGrid
+from bundle.image.canvas import Canvas
 from bundle.image.covering_grid import CoveringGrid
 from bundle.image.cropped import Cropped
 from bundle.image.fixed import Fixed
+from bundle.image.most_patches import MostPatches
 from bundle.image.nearest_grid import NearestGrid
 from bundle.image.padded import Padded
 from bundle.image.pinpoints import Pinpoints
@@ -26,9 +28,11 @@ KnownGeometry: TypeAlias = Annotated[
     | Beside
     | Bounded
     | CanvasGrid
+    | Canvas
     | CoveringGrid
     | Cropped
     | Fixed
+    | MostPatches
     | NearestGrid
     | Padded
     | Pinpoints
