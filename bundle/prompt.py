@@ -25,7 +25,7 @@ import numpy.typing as npt
 from bundle.callers_text import blanked, control_tokens, marked
 from bundle.chat_template import CHAT_TEMPLATE, PROBED_ROLES, ChatTemplate
 from bundle.directory import Bundle
-from bundle.errors import BundleFormatError, ContextLengthError, PromptError
+from bundle.errors import BundleFormatError, ContextLengthError, ParameterError, PromptError
 from bundle.image import TileLayout
 from bundle.layouts.prompt import ImagePrompt
 from bundle.layouts.prompt import Span as Span
@@ -218,6 +218,22 @@ class PromptBuilder:
             raise PromptError("prompt is empty; send a text to go on with", "prompt")
         return self._prompt(np.array(ids, np.int64), (), ())
 
+    def of_ids(self, token_ids: Sequence[int]) -> Prompt:
+        """Return ids as a prompt of their own.
+
+        Raises:
+            ParameterError: The vocabulary lacks one, or one stands for an image.
+        """
+        for token_id in token_ids:
+            if not self._tokenizer.piece(token_id):
+                last = self._tokenizer.vocab_size - 1
+                raise ParameterError(f"token {token_id} is none of the model's, which are 0 to {last}")
+            if token_id == self._image_prompt.image_token_id:
+                raise ParameterError(
+                    f"token {token_id} stands for an image; send the image, and text in the place of ids"
+                )
+        return self._prompt(np.array(token_ids, np.int64), (), ())
+
     def _prompt(
         self, token_ids: npt.NDArray[np.int64], spans: tuple[Span, ...], layouts: Sequence[TileLayout]
     ) -> Prompt:
@@ -347,11 +363,12 @@ class PromptBuilder:
         """Return the text with each image placeholder replaced by the next image's tokens."""
         first, *rest = text.split(self._image_prompt.image_token)
         try:
-            return first + "".join([next_expansion() + piece for piece in rest])
+            expanded = first + "".join([next_expansion() + piece for piece in rest])
         except StopIteration:
             raise PromptError(
                 f"the chat template wrote more {self._image_prompt.image_token} than the conversation has images"
             ) from None
+        return self._image_prompt.tidied(expanded)
 
     def _behind_images(self, text: str) -> str:
         """Return the text without the image tokens that it begins with: BLIP-2 has images before the BOS."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, Literal
 
@@ -12,6 +14,7 @@ from bundle import tensors
 from bundle.errors import UnsupportedConfigError
 from bundle.grounding import KnownGrounding
 from bundle.image import ImageSpec
+from bundle.layouts.prompt import ImagePrompt
 from bundle.layouts.table import KnownImagePrompt
 from bundle.manifest import ComponentName, DecoderDims, Role, Task, TensorSpec
 from bundle.states import State
@@ -19,6 +22,7 @@ from export.config import Raw, require, sub_config
 from export.decoders.causal import CausalDecoder
 from export.decoders.decoder import Decoder
 from export.decoders.table import load_decoder
+from export.embedding import IMAGE_SLOT, StateVectors
 from export.found_processor import FoundProcessor
 from export.nn.dialect import Dialect
 from export.nn.linear import Embedding
@@ -148,6 +152,7 @@ class VisionLanguage(Family):
 
     Attributes:
         takes_smaller_images: The vision graph takes tiles smaller than full ones as well, squares all of one size.
+        embedding: The decoder gives vectors in the place of scores; None: it answers.
     """
 
     task: ClassVar[Task] = "image-text-to-text"
@@ -156,6 +161,7 @@ class VisionLanguage(Family):
     template_placeholder: ClassVar[str | None] = None
     end_tokens: ClassVar[tuple[str, ...]] = ()
     takes_smaller_images: bool = False
+    embedding: StateVectors | None = None
 
     @property
     def text_config(self) -> Raw:
@@ -176,6 +182,11 @@ class VisionLanguage(Family):
     @abstractmethod
     def tokens_per_tile(self) -> int | None:
         """P, features per image or tile; None where that varies with the image's size."""
+
+    @property
+    def rows_per_tile(self) -> int | None:
+        """Rows of features that the vision graph gives of a tile: its tokens, unless the prompt layout adds some."""
+        return self.tokens_per_tile
 
     @property
     def feature_size(self) -> int:
@@ -213,6 +224,20 @@ class VisionLanguage(Family):
         """Return what `vision` tells of its tower's attention, for reducers of visual tokens; nothing by default."""
         return ()
 
+    def image_text(self, prompt: ImagePrompt) -> str:
+        """Return what stands for an image in a text, where no chat template writes it."""
+        return prompt.image_token
+
+    def input_template(self, found: FoundProcessor, prompt: ImagePrompt) -> str | None:
+        """Return how an input of a model that embeds is written; None: as the checkpoint's own template says."""
+        given = None if self.embedding is None else self.embedding.template
+        return None if given is None else given.replace(IMAGE_SLOT, self.image_text(prompt))
+
+    def skipped(self) -> tuple[str, ...]:
+        """Return `unused`, and the output matrix where no scores are wanted."""
+        heads = () if self.embedding is None else (re.escape(_HEAD), *self.embedding.unused)
+        return (*super().skipped(), *heads)
+
     def stored_weights(self) -> QuantizationMethod:
         """Return how the checkpoint stores its weights, where ternary experts may be packed among full precision."""
         experts = self.decoder.config.experts
@@ -239,7 +264,7 @@ class VisionLanguage(Family):
         features = TensorSpec(
             name=tensors.IMAGE_FEATURES,
             dtype="float32",
-            shape=("I", (None if self.takes_smaller_images else self.tokens_per_tile) or "P", self.feature_size),
+            shape=("I", (None if self.takes_smaller_images else self.rows_per_tile) or "P", self.feature_size),
         )
         embeds = TensorSpec(name=tensors.INPUTS_EMBEDS, dtype="float32", shape=("B", "T", size))
         ids = TensorSpec(name=tensors.INPUT_IDS, dtype="int64", shape=("B", "T"))
@@ -252,7 +277,7 @@ class VisionLanguage(Family):
                 optional_outputs=tuple(self.tower_outputs()),
             ),
             "embed_tokens": GraphPlan(self.table(), "embed_tokens", (ids,), (embeds,)),
-            "decoder": decoder_plan(self.decoder, embeds, CausalDecoder(self.decoder, dialect, self.text_prefix)),
+            "decoder": self._decoder_plan(dialect, embeds),
         }
 
     def table(self) -> Module:
@@ -260,9 +285,21 @@ class VisionLanguage(Family):
         sizes, name = self.decoder.config, f"{self.text_prefix}.embed_tokens"
         return Embedding(sizes.vocab_size, sizes.hidden_size, name=name, scale=self.decoder.embedding_scale)
 
-    def decoder_dims(self) -> DecoderDims:
-        """Return the manifest's part on the decoder."""
+    def _decoder_plan(self, dialect: Dialect, embeds: TensorSpec) -> GraphPlan:
+        if self.embedding is None:
+            return decoder_plan(self.decoder, embeds, CausalDecoder(self.decoder, dialect, self.text_prefix))
+        size = self.decoder.config.hidden_size
+        head, width = self.embedding.module(size), self.embedding.size(size)
+        module = CausalDecoder(self.decoder, dialect, self.text_prefix, head)
+        plan = decoder_plan(self.decoder, embeds, module)
+        vectors = TensorSpec(name=tensors.TOKEN_EMBEDS, dtype="float32", shape=("B", "N", width))
+        return replace(plan, outputs=(vectors,))
+
+    def decoder_dims(self) -> DecoderDims | None:
+        """Return the manifest's part on the decoder; None where it does not answer."""
         config = self.decoder.config
+        if self.embedding is not None:
+            return None
         return DecoderDims(
             hidden_size=config.hidden_size, vocab_size=config.vocab_size, max_positions=config.max_positions
         )
@@ -282,6 +319,11 @@ class DualEncoder(Family):
     @abstractmethod
     def text_tower(self) -> TextTower:
         """What callers must know of the text side."""
+
+    def scores(self, scalar: Callable[[str], float]) -> tuple[float, float]:
+        """Return what cosines are multiplied by, and what is added then; `scalar` reads one of `scalars`."""
+        bias = scalar("logit_bias") if "logit_bias" in self.scalars else 0.0
+        return math.exp(scalar("logit_scale")), bias
 
     @property
     def vocab_size(self) -> int:
@@ -309,6 +351,48 @@ class DualEncoder(Family):
             ),
             "text_encoder": GraphPlan(self.text(dialect), "text_encoder", (ids, mask), (texts,)),
         }
+
+
+@dataclass(frozen=True)
+class PairTexts:
+    """What a model that reads pairs wants of their texts.
+
+    Attributes:
+        vocab_size: Ids are below it.
+        max_tokens: Longest text.
+    """
+
+    vocab_size: int
+    max_tokens: int
+
+
+class CrossEncoder(Family):
+    """One encoder over a text and an image, and a score."""
+
+    task: ClassVar[Task] = "cross-encoder"
+
+    @property
+    @abstractmethod
+    def texts(self) -> PairTexts:
+        """What callers must know of the text side."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Of the texts."""
+        return self.texts.vocab_size
+
+    @abstractmethod
+    def pair(self, dialect: Dialect) -> Module:
+        """Return the module (input_ids, attention_mask [B, T], pixel_values [B, 3, height, width]) -> scores [B]."""
+
+    def graphs(self, dialect: Dialect) -> dict[ComponentName, GraphPlan]:
+        """Return the graph of docs/bundle-format.md."""
+        ids = TensorSpec(name=tensors.INPUT_IDS, dtype="int64", shape=("B", "T"))
+        mask = TensorSpec(name=tensors.ATTENTION_MASK, dtype="int64", shape=("B", "T"))
+        images = pixels(self.image_size_px)
+        images = images.model_copy(update={"shape": ("B", *images.shape[1:])})
+        scores = TensorSpec(name=tensors.PAIR_SCORES, dtype="float32", shape=("B",))
+        return {"pair_encoder": GraphPlan(self.pair(dialect), "pair_encoder", (ids, mask, images), (scores,))}
 
 
 def pixels(side_px: int | None) -> TensorSpec:

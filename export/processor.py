@@ -114,10 +114,7 @@ def _within(spec: ImageSpec, most_px: int) -> ImageSpec:
 
 def _vision_language(checkpoint: Path, family: VisionLanguage, found: FoundProcessor, output: Path) -> ProcessorFiles:
     prompt, vocabulary = family.image_prompt(found), found.vocabulary
-    default = family.default_template(found)
-    template = FoundTemplate.find(checkpoint, found.settings, vocabulary.settings, default)
-    if family.template_placeholder is not None:
-        template = template.with_text(family.template_placeholder, prompt.image_token)
+    template = _template(checkpoint, family, found, prompt)
     template.require_prompts(output / TOKENIZER, prompt, vocabulary.template_tokens)
     (output / CHAT_TEMPLATE).write_text(template.text, encoding="utf-8")
     generation = read_settings(checkpoint / "generation_config.json", required=False)
@@ -137,6 +134,20 @@ def _vision_language(checkpoint: Path, family: VisionLanguage, found: FoundProce
         not_applied=_not_applied(generation),
         grounding=family.grounding(found),
     )
+
+
+def _template(
+    checkpoint: Path, family: VisionLanguage, found: FoundProcessor, prompt: KnownImagePrompt
+) -> FoundTemplate:
+    """Return how conversations are written, or what a model that embeds is asked to embed."""
+    given = family.input_template(found, prompt)
+    if given is not None:
+        return FoundTemplate(given, checkpoint, CHAT_TEMPLATE)
+    default = family.default_template(found)
+    template = FoundTemplate.find(checkpoint, found.settings, found.vocabulary.settings, default)
+    if family.template_placeholder is None:
+        return template
+    return template.with_text(family.template_placeholder, prompt.image_token)
 
 
 def _image_settings(checkpoint: Path, processor: Mapping[str, Any]) -> dict[str, Any]:

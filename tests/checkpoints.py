@@ -262,7 +262,7 @@ def save_clip(folder: Path, config: Config | None = None) -> None:
     config = config or clip_config()
     save_model(folder, config, clip_shapes(config))
     save_processor(folder, "CLIPProcessor", _cropping(config["vision_config"]["image_size"]))
-    _save_clip_tokenizer(folder, config["text_config"]["max_position_embeddings"])
+    save_clip_tokenizer(folder, config["text_config"]["max_position_embeddings"])
 
 
 def save_llava(folder: Path, config: Config | None = None, decoder: Shapes | None = None) -> None:
@@ -353,7 +353,7 @@ def save_byte_tokenizer(folder: Path, specials: list[str], begins_with: str | No
     _save_tokenizer(folder, backend, specials, tokenizer_class="TokenizersBackend", **settings)
 
 
-def _save_clip_tokenizer(folder: Path, max_tokens: int) -> None:
+def save_clip_tokenizer(folder: Path, max_tokens: int) -> None:
     """Write CLIP's tokenizer with letters for words."""
     start, end = "<|startoftext|>", "<|endoftext|>"
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -72,6 +72,11 @@ class ImagePrompt(Frozen, ABC):
     fake_token: str = Field(default="", max_length=MOST_NAME_CHARACTERS)
     global_token: str = Field(default="", max_length=MOST_NAME_CHARACTERS)
 
+    @property
+    def rows_per_tile(self) -> int:
+        """Rows that the encoder gives of a tile: its tokens, unless `arranged` makes tokens of them."""
+        return self.tokens_per_tile
+
     @abstractmethod
     def text(self, layout: TileLayout) -> str:
         """Return what the placeholder of an image that was cut so becomes, `num_tokens` image tokens among it."""
@@ -79,6 +84,10 @@ class ImagePrompt(Frozen, ABC):
     def num_tokens(self, layout: TileLayout) -> int:
         """Return how many image tokens, which are rows of features, an image takes in a prompt."""
         return layout.num_tiles * self.tokens_per_tile if layout.fewer_tokens is None else layout.fewer_tokens
+
+    def tidied(self, text: str) -> str:
+        """Return a prompt in which images stand, with what changes at their edges; mostly nothing."""
+        return text
 
     def arranged(self, features: Features, layout: TileLayout) -> Features:
         """Return an image's features [..., D] in the order of its tokens.

@@ -52,13 +52,14 @@ class CausalDecoder(Module):
         decoder: Sizes and layers.
         dialect: How attention is written.
         name: Where the checkpoint keeps the stack, e.g. "model.text_model".
+        head: What makes of states what is wanted of them; None: the vocabulary's scores.
     """
 
-    def __init__(self, decoder: Decoder, dialect: Dialect, name: str) -> None:
+    def __init__(self, decoder: Decoder, dialect: Dialect, name: str, head: Module | None = None) -> None:
         super().__init__()
         config = decoder.config
         self.stack = _Stack(decoder, dialect, name)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size, rows=None, role="head", bias=False)
+        self.lm_head = head or Linear(config.hidden_size, config.vocab_size, rows=None, role="head", bias=False)
         self.decoder = decoder
         self.dialect = dialect
 

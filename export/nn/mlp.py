@@ -37,13 +37,14 @@ class GatedMLP(Module):
     Args:
         config: Sizes.
         rows: That meet it for one image; None in a decoder.
+        in_size: Width in, where that is another than the width out.
     """
 
-    def __init__(self, config: GatedSizes, *, rows: int | None = None) -> None:
+    def __init__(self, config: GatedSizes, *, rows: int | None = None, in_size: int | None = None) -> None:
         super().__init__()
         size, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = Linear(size, inner, rows=rows, bias=bias)
-        self.up_proj = Linear(size, inner, rows=rows, bias=bias)
+        self.gate_proj = Linear(in_size or size, inner, rows=rows, bias=bias)
+        self.up_proj = Linear(in_size or size, inner, rows=rows, bias=bias)
         self.down_proj = Linear(inner, size, rows=rows, bias=bias)
         self.hidden_act = config.hidden_act
 

@@ -283,20 +283,29 @@ class Embedding(Answer):
     embedding: list[float] | str
 
 
+class TokenEmbeddings(Answer):
+    """A vector of unit length for every token of an input, each as an `Embedding` has its own."""
+
+    object: Literal["embedding"]
+    index: int
+    embeddings: list[list[float] | str]
+
+
 class EmbeddingList(Answer):
-    """One vector per input, in their order."""
+    """What each input became, in their order."""
 
     object: Literal["list"]
     model: str
-    data: list[Embedding]
+    data: list[Embedding | TokenEmbeddings]
     usage: TextUsage
 
 
 class RankedDocument(Answer):
-    """A document again: its text, or that it is an image."""
+    """A document again: its text, or that it is an image, or both of several parts."""
 
     text: str | None = None
     type: Literal["image"] | None = None
+    content: list[RankedDocument] | None = None
 
 
 class RankedResult(Answer):
@@ -369,6 +378,7 @@ class Capabilities(Answer):
     video: bool
     images: bool
     embeddings: bool
+    rerank: bool
     classify: bool
 
 
@@ -408,8 +418,8 @@ class ModelDescription(Answer):
     """A served model: what it can, how weights and cache are stored, bytes, and how it passed its quality gates.
 
     `root` is its own name where `id` is an alias; `max_model_len` is vLLM's name of `context_tokens`; `kv_cache` says
-    what rows of the cache are stored as; `vision_methods` and `kv_policies` are the names that `vision` and `kv` of a
-    request may give.
+    what rows of the cache are stored as; `video_layouts`, `vision_methods` and `kv_policies` are the names that
+    `video`, `vision` and `kv` of a request may give, the latter two with any share above 0 to 1.
     """
 
     id: str
@@ -427,6 +437,7 @@ class ModelDescription(Answer):
     context_tokens: int | None
     capabilities: Capabilities
     limits: RequestLimits
+    video_layouts: list[str]
     vision_methods: list[str]
     vision_default: VisionDefault | None
     kv_policies: list[str]
@@ -454,7 +465,8 @@ class Prefix(Answer):
     """The beginning of a conversation, kept under a name; `created` is in Unix time.
 
     `prompt_tokens`: of its messages, with what opens an answer; those of images are part of them. `method` says what is
-    kept, `size_bytes` how much, and `cache_rows` what a request behind it begins with in each layer.
+    kept, `size_bytes` how much, `cache_rows` what a request behind it begins with in each layer, and `replaced_heads`
+    how many attention heads a task vector replaces.
     """
 
     object: Literal["prefix"]
@@ -463,9 +475,10 @@ class Prefix(Answer):
     created: int
     prompt_tokens: int
     image_tokens: int
-    method: Literal["plain", "fused"]
+    method: Literal["plain", "fused", "task-vectors"]
     cache_rows: int
     size_bytes: int
+    replaced_heads: int
 
 
 class PrefixList(Answer):

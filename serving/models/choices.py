@@ -49,7 +49,7 @@ class Vocabulary:
         Text that may hold calls is decoded as all text is, but for marks that would have none.
         """
         marks = self._special_marks if may_call else frozenset[int]()
-        is_free = structure is None or structure.kind == "tools"
+        is_free = structure is None or not structure.holds_text
         return self.tokenizer.detokenizer() if is_free and not marks else self.token_bytes.detokenizer(marks)
 
     @cached_property

@@ -40,8 +40,11 @@ class Sample:
 
     @cached_property
     def model(self) -> Any:
-        """Transformers' model; a weight that is missing or left over is a ValueError."""
+        """Transformers' model, or the family's own way to it; a weight missing or left over is a ValueError."""
         import transformers
+
+        if hasattr(self.family, "model"):
+            return self.family.model(self.checkpoint)
 
         (name,) = json.loads((self.checkpoint / "config.json").read_text())["architectures"]
         model, found = getattr(transformers, name).from_pretrained(self.checkpoint, output_loading_info=True)
