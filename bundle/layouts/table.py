@@ -13,6 +13,7 @@ from bundle.layouts.internvl import InternVLPrompt
 from bundle.layouts.lfm2_vl import Lfm2VLPrompt
 from bundle.layouts.llava import LlavaPrompt
 from bundle.layouts.llava_next import LlavaNextPrompt
+from bundle.layouts.mllama import MllamaPrompt
 from bundle.layouts.ovis2 import Ovis2Prompt
 from bundle.layouts.qwen2_vl import Qwen2VLPrompt
 
@@ -24,6 +25,7 @@ KnownImagePrompt: TypeAlias = Annotated[
     | Lfm2VLPrompt
     | LlavaNextPrompt
     | LlavaPrompt
+    | MllamaPrompt
     | Ovis2Prompt
     | Qwen2VLPrompt,
     Field(discriminator="kind"),

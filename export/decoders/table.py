@@ -18,6 +18,7 @@ DECODERS: Mapping[str, str] = {
     "llama": "export.decoders.llama:Llama",
     "llama_mote": "export.decoders.llama_mote:LlamaMote",
     "mistral": "export.decoders.mistral:Mistral",
+    "mllama_text_model": "export.decoders.mllama_text:MllamaText",
     "opt": "export.decoders.opt:OPT",
     "paddleocr_vl_text": "export.decoders.paddleocr_vl_text:PaddleOCRText",
     "phi": "export.decoders.phi:Phi",

@@ -32,6 +32,10 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
         "Llava",
         {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}, "do_center_crop": True},
     ),
+    "llava, padded": (
+        "Llava",
+        {"size": {"shortest_edge": 90}, "crop_size": {"height": 90, "width": 90}, "do_pad": True},
+    ),
     "clip": ("CLIP", {}),
     "clip, crop over size": ("CLIP", {"size": {"shortest_edge": 50}, "crop_size": {"height": 65, "width": 91}}),
     "clip, square": (
