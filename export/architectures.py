@@ -12,6 +12,8 @@ from export.family import Family
 ARCHITECTURES: Mapping[str, str] = {
     "blip-2": "export.models.blip_2:Blip2",
     "clip": "export.models.clip:Clip",
+    "got_ocr2": "export.models.got_ocr2:GotOcr2",
+    "granite_docling": "export.models.granite_docling:GraniteDocling",
     "deepseek_vl": "export.models.deepseek_vl:DeepSeekVL",
     "deepseek_vl_hybrid": "export.models.deepseek_vl_hybrid:DeepSeekVLHybrid",
     "fast_vlm": "export.models.fast_vlm:FastVLM",
@@ -22,8 +24,6 @@ ARCHITECTURES: Mapping[str, str] = {
     "clipseg": "export.models.clipseg:ClipSeg",
     "flava": "export.models.flava:Flava",
     "colqwen2": "export.models.colqwen2:ColQwen2",
-    "got_ocr2": "export.models.got_ocr2:GotOcr2",
-    "granite_docling": "export.models.granite_docling:GraniteDocling",
     "idefics3": "export.models.idefics3:Idefics3",
     "internvl": "export.models.internvl:InternVL",
     "lfm2_vl": "export.models.lfm2_vl:Lfm2VL",
