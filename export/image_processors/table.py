@@ -24,9 +24,8 @@ from export.image_processors.ovis2 import OVIS2
 from export.image_processors.paddleocr_vl import PADDLEOCR_VL
 from export.image_processors.qwen2_vl import QWEN2_VL
 from export.image_processors.siglip import SIGLIP
-from export.image_processors.vilt import BRIDGETOWER, VILT
 from export.image_processors.siglip2 import SIGLIP2
-from export.image_processors.vilt import VILT
+from export.image_processors.vilt import BRIDGETOWER, VILT
 from export.image_processors.vit import VIT
 
 IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
