@@ -52,6 +52,8 @@ class Prompt:
         positions: [T] int64, the logical position of each token; [3, T] where a model turns by three axes.
         next_position: Of the first token after the prompt.
         num_images: Images in the conversation.
+        seen: [2, T] int64, the half-open stretch around itself that each token sees whatever windows layers have; None:
+            itself alone. It sees what stands before it as well, as far as windows allow.
     """
 
     token_ids: npt.NDArray[np.int64]
@@ -59,6 +61,7 @@ class Prompt:
     positions: npt.NDArray[np.int64]
     next_position: int
     num_images: int
+    seen: npt.NDArray[np.int64] | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -101,6 +104,7 @@ class PromptBuilder:
         self._template = ChatTemplate(template, template_tokens)
         self._image_prompt = image_prompt
         self._bos_token = template_tokens.get("bos_token")
+        self._first_images = re.compile(f"^(?:{re.escape(image_prompt.image_token)})+")
         self._control_ids = control_tokens(tokenizer, template, image_prompt)
         longest_first = sorted(self._control_ids, key=len, reverse=True)
         self._control_pattern = re.compile("|".join(map(re.escape, longest_first)))
@@ -142,7 +146,7 @@ class PromptBuilder:
         Raises:
             BundleFormatError: One image of a conversation does not become one image token.
         """
-        token = self._image_prompt.image_token
+        token = self._image_prompt.placeholder
         found: list[str] = []
         for roles in PROBED_ROLES:
             turns = [*(Turn(role, ("x",)) for role in roles[:-1]), Turn(roles[-1], (Placeholder.IMAGE, "x"))]
@@ -222,7 +226,8 @@ class PromptBuilder:
         self, token_ids: npt.NDArray[np.int64], spans: tuple[Span, ...], layouts: Sequence[TileLayout]
     ) -> Prompt:
         places = self._image_prompt.places(len(token_ids), spans, layouts)
-        return Prompt(token_ids, spans, places.positions, places.next_position, len(layouts))
+        seen = self._image_prompt.seen(len(token_ids), spans)
+        return Prompt(token_ids, spans, places.positions, places.next_position, len(layouts), seen)
 
     def answer_ids(self, answer: str) -> list[int]:
         """Return the tokens of an answer as they follow a prompt: many templates put a blank before it.
@@ -340,22 +345,26 @@ class PromptBuilder:
                 f"{self._image_prompt.kind} wants an image; send text alone",
                 "messages",
             )
-        token = self._image_prompt.image_token
+        token = self._image_prompt.placeholder
         return _BETWEEN_PARTS.join(token if isinstance(part, Placeholder) else of_text(part) for part in parts)
 
     def _expanded(self, text: str, next_expansion: Callable[[], str]) -> str:
         """Return the text with each image placeholder replaced by the next image's tokens."""
-        first, *rest = text.split(self._image_prompt.image_token)
+        first, *rest = text.split(self._image_prompt.placeholder)
         try:
             return first + "".join([next_expansion() + piece for piece in rest])
         except StopIteration:
             raise PromptError(
-                f"the chat template wrote more {self._image_prompt.image_token} than the conversation has images"
+                f"the chat template wrote more {self._image_prompt.placeholder} than the conversation has images"
             ) from None
 
     def _with_special_tokens(self, ids: list[int], text: str) -> list[int]:
-        """Return ids with the tokenizer's own BOS and EOS, unless the template wrote the BOS itself."""
-        if self._bos_token is not None and text.startswith(self._bos_token):
+        """Return ids with the tokenizer's own BOS and EOS, unless the template wrote the BOS itself.
+
+        It stands first, or behind images that do.
+        """
+        behind_images = self._first_images.sub("", text, count=1)
+        if self._bos_token is not None and behind_images.startswith(self._bos_token):
             return ids
         return self._tokenizer.with_special_tokens(ids)
 

@@ -11,10 +11,12 @@ from export.family import Family
 
 ARCHITECTURES: Mapping[str, str] = {
     "clip": "export.models.clip:Clip",
+    "gemma3": "export.models.gemma3:Gemma3",
     "idefics3": "export.models.idefics3:Idefics3",
     "internvl": "export.models.internvl:InternVL",
     "llava": "export.models.llava:Llava",
     "paddleocr_vl": "export.models.paddleocr_vl:PaddleOCRVL",
+    "paligemma": "export.models.paligemma:PaliGemma",
     "qwen2_vl": "export.models.qwen2_vl:Qwen2VL",
     "qwen2_5_vl": "export.models.qwen2_5_vl:Qwen25VL",
     "qwen3_vl": "export.models.qwen3_vl:Qwen3VL",

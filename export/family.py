@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 from bundle import tensors
 from bundle.errors import UnsupportedConfigError
 from bundle.image import ImageSpec
+from bundle.layouts.prompt import LooksAhead
 from bundle.layouts.table import KnownImagePrompt
 from bundle.manifest import ComponentName, DecoderDims, Role, Task, TensorSpec
 from bundle.states import State
@@ -142,6 +143,8 @@ class VisionLanguage(Family):
     Class attributes:
         text_prefix: Where the checkpoint keeps the decoder.
         can_take_smaller_images: Whether `takes_smaller_images` may be set.
+        chat_template: Jinja, taken where a checkpoint has none; None: there is no form of chats that is the model's.
+        looks_ahead: Where the decoder's attention looks forward: what its prompt layout says.
 
     Attributes:
         takes_smaller_images: The vision graph takes tiles smaller than full ones as well, squares all of one size.
@@ -150,6 +153,8 @@ class VisionLanguage(Family):
     task: ClassVar[Task] = "image-text-to-text"
     text_prefix: ClassVar[str]
     can_take_smaller_images: ClassVar[bool] = False
+    chat_template: ClassVar[str | None] = None
+    looks_ahead: ClassVar[LooksAhead] = "nowhere"
     takes_smaller_images: bool = False
 
     @property
@@ -160,7 +165,9 @@ class VisionLanguage(Family):
     @cached_property
     def decoder(self) -> Decoder:
         """The decoder, opened on its config."""
-        return load_decoder(self.text_config)
+        decoder = load_decoder(self.text_config)
+        decoder.looks_ahead = self.looks_ahead != "nowhere"
+        return decoder
 
     @property
     def vocab_size(self) -> int:
@@ -244,7 +251,10 @@ class VisionLanguage(Family):
         """Return the manifest's part on the decoder."""
         config = self.decoder.config
         return DecoderDims(
-            hidden_size=config.hidden_size, vocab_size=config.vocab_size, max_positions=config.max_positions
+            hidden_size=config.hidden_size,
+            vocab_size=config.vocab_size,
+            max_positions=config.max_positions,
+            window_tokens=self.decoder.window_tokens,
         )
 
 
@@ -313,7 +323,7 @@ def decoder_plan(decoder: Decoder, embeds: TensorSpec, module: Module) -> GraphP
     ]
     inputs = tuple(TensorSpec(name=name, dtype="int64", shape=shape) for name, shape in indices)
     logits = TensorSpec(name=tensors.LOGITS, dtype="float32", shape=("B", "N", config.vocab_size))
-    taken = (embeds, *inputs, *decoder.inputs)
+    taken = (embeds, *inputs, *decoder.sight_inputs, *decoder.inputs)
     return GraphPlan(module, "decoder", taken, (logits,), decoder.states, _last_queries(decoder))
 
 

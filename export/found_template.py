@@ -33,13 +33,16 @@ class FoundTemplate:
     file: str
 
     @classmethod
-    def find(cls, checkpoint: Path, processor: Mapping[str, Any], settings: Mapping[str, Any]) -> FoundTemplate:
+    def find(
+        cls, checkpoint: Path, processor: Mapping[str, Any], settings: Mapping[str, Any], default: str | None = None
+    ) -> FoundTemplate:
         """Return the template, looked for where transformers' processor looks and in its order.
 
         Args:
             checkpoint: The folder.
             processor: Its `processor_config.json`.
             settings: Its `tokenizer_config.json`.
+            default: The family's own, where the checkpoint has none.
 
         Raises:
             CheckpointError: There is none.
@@ -54,6 +57,8 @@ class FoundTemplate:
         }
         file = next((name for name, content in places.items() if content), "")
         text = _default(places.get(file))
+        if text is None and default is not None:
+            return cls(default, checkpoint, CHAT_TEMPLATE)
         if text is None:
             raise CheckpointError(
                 f"{checkpoint} holds no chat template: neither {CHAT_TEMPLATE}, {_LEGACY} nor one inside "

@@ -110,7 +110,7 @@ def _within(spec: ImageSpec, most_px: int) -> ImageSpec:
 
 def _vision_language(checkpoint: Path, family: VisionLanguage, found: FoundProcessor, output: Path) -> ProcessorFiles:
     prompt, vocabulary = family.image_prompt(found), found.vocabulary
-    template = FoundTemplate.find(checkpoint, found.settings, vocabulary.settings)
+    template = FoundTemplate.find(checkpoint, found.settings, vocabulary.settings, family.chat_template)
     template.require_prompts(output / TOKENIZER, prompt, vocabulary.template_tokens)
     (output / CHAT_TEMPLATE).write_text(template.text, encoding="utf-8")
     generation = read_settings(checkpoint / "generation_config.json", required=False)

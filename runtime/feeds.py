@@ -42,6 +42,7 @@ class TokenRun:
         features: Image features in the places of placeholders.
         embeds: [T, D] hidden states of an earlier layer, run in the place of embeddings; None: the embeddings of the
             ids, with the features in their places.
+        around: [2, T] rows before and behind its own that each token sees whatever windows layers have; None: none.
     """
 
     ids: Int64
@@ -50,6 +51,7 @@ class TokenRun:
     wanted: Sequence[int]
     features: Sequence[Placed] = ()
     embeds: Embeds | None = None
+    around: Int64 | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class TokenBatch:
         lengths: [G, B] rows that each sequence holds of each length group before the run.
         wanted: [B, N] the tokens of each run whose logits are wanted.
         features: Of each run, image features in the places of placeholders; empty where no run has any.
+        around: [2, B, T] as of `TokenRun`; None: none sees any.
     """
 
     ids: Int64
@@ -69,6 +72,7 @@ class TokenBatch:
     lengths: Int64
     wanted: Int64
     features: Sequence[Sequence[Placed]] = ()
+    around: Int64 | None = None
 
     @classmethod
     def of(cls, runs: Sequence[TokenRun]) -> TokenBatch:
@@ -79,6 +83,7 @@ class TokenBatch:
             _by_group([run.lengths for run in runs]),
             np.array([run.wanted for run in runs], np.int64),
             [run.features for run in runs],
+            _around(runs),
         )
 
     @classmethod
@@ -110,7 +115,9 @@ class TokenBatch:
         ids[:, : self.num_tokens] = self.ids
         positions = np.repeat(self.positions[..., -1:], num_tokens, axis=-1)
         positions[..., : self.num_tokens] = self.positions
-        return TokenBatch(ids, positions, self.lengths, self.wanted, self.features)
+        more = num_tokens - self.num_tokens
+        around = None if self.around is None else np.pad(self.around, ((0, 0), (0, 0), (0, more)))
+        return TokenBatch(ids, positions, self.lengths, self.wanted, self.features, around)
 
     @property
     def size(self) -> int:
@@ -155,6 +162,14 @@ def _place(target: Embeds, batch: TokenBatch, columns: slice) -> None:
     for row, features in zip(target, batch.features, strict=False):
         for placed in features:
             row[placed.start : placed.start + len(placed.rows)] = placed.rows[:, columns]
+
+
+def _around(runs: Sequence[TokenRun]) -> Int64 | None:
+    """Return [2, B, T] of runs; None where none says anything."""
+    if all(run.around is None for run in runs):
+        return None
+    nothing = np.zeros((2, len(runs[0].ids)), np.int64)
+    return np.stack([nothing if run.around is None else run.around for run in runs], axis=1)
 
 
 def _by_group(lengths: Sequence[Sequence[int]]) -> Int64:
@@ -210,6 +225,11 @@ def _deep_features(step: Step, spec: TensorSpec) -> Embeds:
     return deep
 
 
+def _seen_around(step: Step, spec: TensorSpec) -> Int64:
+    batch = step.batch
+    return np.zeros((2, *batch.ids.shape), np.int64) if batch.around is None else batch.around
+
+
 _FILLED: Mapping[str, Callable[[Step, TensorSpec], Array]] = {
     tensors.INPUTS_EMBEDS: lambda step, spec: step.embeds,
     tensors.POSITION_IDS: _positions,
@@ -217,6 +237,7 @@ _FILLED: Mapping[str, Callable[[Step, TensorSpec], Array]] = {
     tensors.LOGITS_INDICES: _wanted,
     tensors.IS_IMAGE: _is_image,
     tensors.DEEP_FEATURES: _deep_features,
+    tensors.SEEN_AROUND: _seen_around,
     tensors.SEQLENS_K: _last_rows,
     tensors.TOTAL_SEQUENCE_LENGTH: _total,
     tensors.LOGITS_ROWS: _wanted_rows,

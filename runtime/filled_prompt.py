@@ -67,10 +67,31 @@ class FilledPrompt:
             end: Behind the last one.
             lengths: [G] rows held before.
             wanted: Tokens of the run, counted from `start`, whose logits are wanted.
+
+        Raises:
+            ValueError: Some of the tokens see others behind the run.
         """
         prompt = self.prompt
-        positions = prompt.positions[..., start:end]
-        return TokenRun(prompt.token_ids[start:end], positions, lengths, wanted, _between(self.placed, start, end))
+        positions, placed = prompt.positions[..., start:end], _between(self.placed, start, end)
+        around = None if prompt.seen is None else _around(prompt.seen[:, start:end], start, end)
+        return TokenRun(prompt.token_ids[start:end], positions, lengths, wanted, placed, around=around)
+
+
+def _around(seen: Int64, start: int, end: int) -> Int64:
+    """Return [2, T] how many tokens before and behind it each token of a stretch sees whatever windows there are.
+
+    Args:
+        seen: [2, T] of the stretch, as of `bundle.prompt.Prompt`.
+        start: Its first token.
+        end: Behind its last one.
+
+    Raises:
+        ValueError: One sees tokens that are not in the stretch.
+    """
+    if (last := int(seen[1].max(initial=end))) > end:
+        raise ValueError(f"tokens {start} to {end} see until {last}; run them together, as runtime.chunks cuts")
+    own = np.arange(start, end)
+    return np.stack([own - seen[0], seen[1] - own - 1])
 
 
 def _between(placed: Sequence[Placed], start: int, end: int) -> tuple[Placed, ...]:

@@ -8,6 +8,7 @@ from bundle.image.layout import Pixels as Pixels
 from bundle.image.layout import ProcessedImages as ProcessedImages
 from bundle.image.layout import TileLayout as TileLayout
 from bundle.image.nearest_grid import NearestGrid as NearestGrid
+from bundle.image.pan_and_scan import PanAndScan as PanAndScan
 from bundle.image.spec import PREPROCESSOR as PREPROCESSOR
 from bundle.image.spec import ImageSpec as ImageSpec
 from bundle.image.spec import Resample as Resample

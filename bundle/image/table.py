@@ -10,6 +10,9 @@ from bundle.image.area import Area
 from bundle.image.cropped import Cropped
 from bundle.image.fixed import Fixed
 from bundle.image.nearest_grid import NearestGrid
+from bundle.image.pan_and_scan import PanAndScan
 from bundle.image.tiled import Tiled
 
-KnownGeometry: TypeAlias = Annotated[Area | Cropped | Fixed | NearestGrid | Tiled, Field(discriminator="kind")]
+KnownGeometry: TypeAlias = Annotated[
+    Area | Cropped | Fixed | NearestGrid | PanAndScan | Tiled, Field(discriminator="kind")
+]

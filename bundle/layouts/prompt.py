@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,9 @@ from bundle.fields import MOST_NAME_CHARACTERS, Frozen, TokenId
 from bundle.image.layout import TileLayout
 
 Int64 = npt.NDArray[np.int64]
+LooksAhead: TypeAlias = Literal["nowhere", "images", "prompt"]
+"""Where attention looks forward: tokens of an image see those that follow without a break, and windows bound what they
+see before them; or tokens of a prompt see all of it, whatever windows there are."""
 Features = npt.NDArray[Any]
 
 
@@ -53,7 +56,7 @@ class ImagePrompt(Frozen, ABC):
 
     Attributes:
         kind: Its name in `manifest.json`.
-        image_token: The placeholder's text in the chat template and in the vocabulary.
+        image_token: Its text in the vocabulary, and that of `placeholder` where a layout has no other.
         image_token_id: Its id; every such id in a prompt is replaced by one row of `image_features`.
         tokens_per_tile: P, rows of `image_features` per tile; of a usual image where that varies.
         frames: What a prompt says around a video's frames; "smolvlm": how many they are and when each was.
@@ -63,6 +66,8 @@ class ImagePrompt(Frozen, ABC):
 
     places_images_in_strings: ClassVar[bool] = False
     """Where a chat template reads a message as one string, its images are written where they stand in it."""
+    looks_ahead: ClassVar[LooksAhead] = "nowhere"
+    """Where the decoder's attention looks forward."""
 
     kind: str
     image_token: str = Field(min_length=1, max_length=MOST_NAME_CHARACTERS)
@@ -71,6 +76,11 @@ class ImagePrompt(Frozen, ABC):
     frames: Literal["plain", "smolvlm"] = "plain"
     fake_token: str = Field(default="", max_length=MOST_NAME_CHARACTERS)
     global_token: str = Field(default="", max_length=MOST_NAME_CHARACTERS)
+
+    @property
+    def placeholder(self) -> str:
+        """What a chat template writes for an image."""
+        return self.image_token
 
     @abstractmethod
     def text(self, layout: TileLayout) -> str:
@@ -98,6 +108,23 @@ class ImagePrompt(Frozen, ABC):
             layouts: Of each image.
         """
         return Places(np.arange(num_tokens, dtype=np.int64), num_tokens)
+
+    def seen(self, num_tokens: int, spans: Sequence[Span]) -> Int64 | None:
+        """Return [2, T] the stretch that each token sees beside those before it; None: there is none.
+
+        Args:
+            num_tokens: T.
+            spans: The tokens of images, in order.
+        """
+        if self.looks_ahead == "nowhere":
+            return None
+        own = np.arange(num_tokens, dtype=np.int64)
+        if self.looks_ahead == "prompt":
+            return np.stack([np.zeros_like(own), np.full_like(own, num_tokens)])
+        ends = own + 1
+        for span in spans:
+            ends[span.start : span.end] = span.end
+        return np.stack([own, ends])
 
     def writes(self, token: str) -> bool:
         """Return whether a token of the vocabulary belongs to the layout, so that no caller may write it."""

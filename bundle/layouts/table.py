@@ -6,11 +6,14 @@ from typing import Annotated, TypeAlias
 
 from pydantic import Field
 
+from bundle.layouts.gemma3 import Gemma3Prompt
 from bundle.layouts.idefics3 import Idefics3Prompt
 from bundle.layouts.internvl import InternVLPrompt
 from bundle.layouts.llava import LlavaPrompt
+from bundle.layouts.paligemma import PaliGemmaPrompt
 from bundle.layouts.qwen2_vl import Qwen2VLPrompt
 
 KnownImagePrompt: TypeAlias = Annotated[
-    Idefics3Prompt | InternVLPrompt | LlavaPrompt | Qwen2VLPrompt, Field(discriminator="kind")
+    Gemma3Prompt | Idefics3Prompt | InternVLPrompt | LlavaPrompt | PaliGemmaPrompt | Qwen2VLPrompt,
+    Field(discriminator="kind"),
 ]

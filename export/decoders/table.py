@@ -11,6 +11,8 @@ from export.decoders.decoder import Decoder
 
 DECODERS: Mapping[str, str] = {
     "gemma": "export.decoders.gemma:Gemma",
+    "gemma2": "export.decoders.gemma2:Gemma2",
+    "gemma3_text": "export.decoders.gemma3_text:Gemma3Text",
     "llama": "export.decoders.llama:Llama",
     "llama_mote": "export.decoders.llama_mote:LlamaMote",
     "mistral": "export.decoders.mistral:Mistral",

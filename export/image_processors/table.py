@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from export.image_processors.clip import CHINESE_CLIP, CLIP
+from export.image_processors.gemma3 import GEMMA3
 from export.image_processors.got_ocr2 import GOT_OCR2
 from export.image_processors.idefics3 import IDEFICS3
 from export.image_processors.image_processor import ImageProcessor
@@ -17,6 +18,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "ChineseCLIPFeatureExtractor": CHINESE_CLIP,
     "ChineseCLIPImageProcessor": CHINESE_CLIP,
     "CLIPImageProcessor": CLIP,
+    "Gemma3ImageProcessor": GEMMA3,
     "GotOcr2ImageProcessor": GOT_OCR2,
     "Idefics3ImageProcessor": IDEFICS3,
     "LlavaImageProcessor": CLIP,

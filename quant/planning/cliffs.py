@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bundle import tensors
 from bundle.errors import QuantizationError
 from bundle.manifest import Dialect, Manifest, Target
 from quant.planning.plan import Choice, ComponentPlan
@@ -19,8 +20,15 @@ def refuse_target(manifest: Manifest, target: Target) -> None:
     """Check that a bundle's graphs can run where they are wanted.
 
     Raises:
-        QuantizationError: TensorRT does not know ONNX Runtime's own operators.
+        QuantizationError: TensorRT does not know ONNX Runtime's own operators; or attention looks forward, whose mask
+            is built for the CPU alone.
     """
+    taken = {spec.name for part in manifest.components.values() for spec in part.inputs}
+    if target != "cpu" and tensors.SEEN_AROUND in taken:
+        raise QuantizationError(
+            f"--target {target}: attention of {manifest.name} looks forward, which is built and measured on the CPU "
+            "alone; leave --target out"
+        )
     if target == "tensorrt" and manifest.dialect != "portable":
         raise QuantizationError(
             f"{manifest.name} is in the {manifest.dialect} dialect, whose GroupQueryAttention and MatMulNBits TensorRT "

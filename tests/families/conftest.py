@@ -66,7 +66,9 @@ class Sample:
         return open_bundle(folder)
 
     def inputs(self, parts: list[str | Image.Image], **options: Any) -> Any:
-        """Return what transformers makes of one message."""
+        """Return what transformers makes of one message, by the family's own way or the usual one."""
+        if hasattr(self.family, "inputs"):
+            return self.family.inputs(self.processor, parts)
         images = [part for part in parts if isinstance(part, Image.Image)]
         content = [
             {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part}
@@ -81,9 +83,10 @@ class Sample:
 
         ids = torch.cat([inputs["input_ids"], torch.tensor([answer], dtype=torch.long)], dim=1)
         more = {"attention_mask": torch.ones_like(ids)}
-        if "mm_token_type_ids" in inputs:
-            kinds = inputs["mm_token_type_ids"]
-            more["mm_token_type_ids"] = torch.cat([kinds, torch.zeros(1, len(answer), dtype=kinds.dtype)], dim=1)
+        for name in ("mm_token_type_ids", "token_type_ids"):
+            if name in inputs:
+                answered = torch.full((1, len(answer)), getattr(self.family, "ANSWER_TYPE", 0))
+                more[name] = torch.cat([inputs[name], answered], dim=1)
         with torch.no_grad():
             logits = self.model(**{**inputs, "input_ids": ids, **more}).logits
         found: np.ndarray = logits[0, -len(answer) - 1 :].float().numpy()
