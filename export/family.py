@@ -143,6 +143,7 @@ class VisionLanguage(Family):
     Class attributes:
         text_prefix: Where the checkpoint keeps the decoder.
         can_take_smaller_images: Whether `takes_smaller_images` may be set.
+        caps_logits: transformers' model caps logits where the decoder's config says so.
         chat_template: Jinja, taken where a checkpoint has none; None: there is no form of chats that is the model's.
         looks_ahead: Where the decoder's attention looks forward: what its prompt layout says.
 
@@ -153,6 +154,7 @@ class VisionLanguage(Family):
     task: ClassVar[Task] = "image-text-to-text"
     text_prefix: ClassVar[str]
     can_take_smaller_images: ClassVar[bool] = False
+    caps_logits: ClassVar[bool] = False
     chat_template: ClassVar[str | None] = None
     looks_ahead: ClassVar[LooksAhead] = "nowhere"
     takes_smaller_images: bool = False
@@ -164,8 +166,17 @@ class VisionLanguage(Family):
 
     @cached_property
     def decoder(self) -> Decoder:
-        """The decoder, opened on its config."""
+        """The decoder, opened on its config.
+
+        Raises:
+            UnsupportedConfigError: A setting that is not built, or logits to be capped where the model does not.
+        """
         decoder = load_decoder(self.text_config)
+        if decoder.logit_softcap and not self.caps_logits:
+            raise UnsupportedConfigError(
+                f"text_config.final_logit_softcapping {decoder.logit_softcap}: transformers' "
+                f"{self.config['model_type']} leaves logits as they are; set it to null"
+            )
         decoder.looks_ahead = self.looks_ahead != "nowhere"
         return decoder
 

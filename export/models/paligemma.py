@@ -65,6 +65,7 @@ class PaliGemma(VisionLanguage):
 
     text_prefix = "model.language_model"
     image_processor = "SiglipImageProcessor"
+    caps_logits: ClassVar[bool] = True
     chat_template: ClassVar[str | None] = _TEMPLATE
     looks_ahead: ClassVar[LooksAhead] = PaliGemmaPrompt.looks_ahead
     renames: ClassVar[tuple[tuple[str, str], ...]] = (
