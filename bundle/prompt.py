@@ -25,7 +25,7 @@ import numpy.typing as npt
 from bundle.callers_text import blanked, control_tokens, marked
 from bundle.chat_template import CHAT_TEMPLATE, PROBED_ROLES, ChatTemplate
 from bundle.directory import Bundle
-from bundle.errors import BundleFormatError, ContextLengthError, PromptError
+from bundle.errors import BundleFormatError, ContextLengthError, ParameterError, PromptError
 from bundle.image import TileLayout
 from bundle.layouts.prompt import ImagePrompt
 from bundle.layouts.prompt import Span as Span
@@ -104,7 +104,6 @@ class PromptBuilder:
         self._template = ChatTemplate(template, template_tokens)
         self._image_prompt = image_prompt
         self._bos_token = template_tokens.get("bos_token")
-        self._first_images = re.compile(f"^(?:{re.escape(image_prompt.image_token)})+")
         self._control_ids = control_tokens(tokenizer, template, image_prompt)
         longest_first = sorted(self._control_ids, key=len, reverse=True)
         self._control_pattern = re.compile("|".join(map(re.escape, longest_first)))
@@ -146,7 +145,7 @@ class PromptBuilder:
         Raises:
             BundleFormatError: One image of a conversation does not become one image token.
         """
-        token = self._image_prompt.placeholder
+        token = self._image_prompt.image_token
         found: list[str] = []
         for roles in PROBED_ROLES:
             turns = [*(Turn(role, ("x",)) for role in roles[:-1]), Turn(roles[-1], (Placeholder.IMAGE, "x"))]
@@ -221,6 +220,22 @@ class PromptBuilder:
         if not ids:
             raise PromptError("prompt is empty; send a text to go on with", "prompt")
         return self._prompt(np.array(ids, np.int64), (), ())
+
+    def of_ids(self, token_ids: Sequence[int]) -> Prompt:
+        """Return ids as a prompt of their own.
+
+        Raises:
+            ParameterError: The vocabulary lacks one, or one stands for an image.
+        """
+        for token_id in token_ids:
+            if not self._tokenizer.piece(token_id):
+                last = self._tokenizer.vocab_size - 1
+                raise ParameterError(f"token {token_id} is none of the model's, which are 0 to {last}")
+            if token_id == self._image_prompt.image_token_id:
+                raise ParameterError(
+                    f"token {token_id} stands for an image; send the image, and text in the place of ids"
+                )
+        return self._prompt(np.array(token_ids, np.int64), (), ())
 
     def _prompt(
         self, token_ids: npt.NDArray[np.int64], spans: tuple[Span, ...], layouts: Sequence[TileLayout]
@@ -345,26 +360,30 @@ class PromptBuilder:
                 f"{self._image_prompt.kind} wants an image; send text alone",
                 "messages",
             )
-        token = self._image_prompt.placeholder
+        token = self._image_prompt.image_token
         return _BETWEEN_PARTS.join(token if isinstance(part, Placeholder) else of_text(part) for part in parts)
 
     def _expanded(self, text: str, next_expansion: Callable[[], str]) -> str:
         """Return the text with each image placeholder replaced by the next image's tokens."""
-        first, *rest = text.split(self._image_prompt.placeholder)
+        first, *rest = text.split(self._image_prompt.image_token)
         try:
-            return first + "".join([next_expansion() + piece for piece in rest])
+            expanded = first + "".join([next_expansion() + piece for piece in rest])
         except StopIteration:
             raise PromptError(
-                f"the chat template wrote more {self._image_prompt.placeholder} than the conversation has images"
+                f"the chat template wrote more {self._image_prompt.image_token} than the conversation has images"
             ) from None
+        return self._image_prompt.tidied(expanded)
+
+    def _behind_images(self, text: str) -> str:
+        """Return the text without the image tokens that it begins with: BLIP-2 has images before the BOS."""
+        token = self._image_prompt.image_token
+        while text.startswith(token):
+            text = text[len(token) :]
+        return text
 
     def _with_special_tokens(self, ids: list[int], text: str) -> list[int]:
-        """Return ids with the tokenizer's own BOS and EOS, unless the template wrote the BOS itself.
-
-        It stands first, or behind images that do.
-        """
-        behind_images = self._first_images.sub("", text, count=1)
-        if self._bos_token is not None and behind_images.startswith(self._bos_token):
+        """Return ids with the tokenizer's own BOS and EOS, unless the template wrote the BOS itself."""
+        if self._bos_token is not None and self._behind_images(text).startswith(self._bos_token):
             return ids
         return self._tokenizer.with_special_tokens(ids)
 

@@ -10,18 +10,37 @@ from export.config import Raw
 from export.family import Family
 
 ARCHITECTURES: Mapping[str, str] = {
+    "blip-2": "export.models.blip_2:Blip2",
     "clip": "export.models.clip:Clip",
     "gemma3": "export.models.gemma3:Gemma3",
+    "deepseek_vl": "export.models.deepseek_vl:DeepSeekVL",
+    "fast_vlm": "export.models.fast_vlm:FastVLM",
+    "idefics2": "export.models.idefics2:Idefics2",
+    "align": "export.models.align:Align",
+    "altclip": "export.models.altclip:AltClip",
+    "chinese_clip": "export.models.chinese_clip:ChineseClip",
+    "clipseg": "export.models.clipseg:ClipSeg",
+    "flava": "export.models.flava:Flava",
+    "colqwen2": "export.models.colqwen2:ColQwen2",
     "idefics3": "export.models.idefics3:Idefics3",
     "internvl": "export.models.internvl:InternVL",
+    "lfm2_vl": "export.models.lfm2_vl:Lfm2VL",
     "llava": "export.models.llava:Llava",
+    "llava_next": "export.models.llava_next:LlavaNext",
+    "llava_onevision": "export.models.llava_onevision:LlavaOnevision",
+    "got_ocr2": "export.models.got_ocr2:GotOcr2",
+    "kosmos-2": "export.models.kosmos2:Kosmos2",
+    "ovis2": "export.models.ovis2:Ovis2",
+    "metaclip_2": "export.models.metaclip_2:MetaClip2",
     "paddleocr_vl": "export.models.paddleocr_vl:PaddleOCRVL",
     "paligemma": "export.models.paligemma:PaliGemma",
     "qwen2_vl": "export.models.qwen2_vl:Qwen2VL",
     "qwen2_5_vl": "export.models.qwen2_5_vl:Qwen25VL",
     "qwen3_vl": "export.models.qwen3_vl:Qwen3VL",
     "siglip": "export.models.siglip:Siglip",
+    "vilt": "export.models.vilt:Vilt",
     "smolvlm": "export.models.idefics3:Idefics3",
+    "vision-text-dual-encoder": "export.models.vision_text_dual_encoder:VisionTextDualEncoder",
 }
 """`model_type` of a config to "module:Class"."""
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, Literal
 
 from bundle import tensors
 from bundle.errors import UnsupportedConfigError
+from bundle.grounding import KnownGrounding
 from bundle.image import ImageSpec
-from bundle.layouts.prompt import LooksAhead
+from bundle.layouts.prompt import ImagePrompt, LooksAhead
 from bundle.layouts.table import KnownImagePrompt
 from bundle.manifest import ComponentName, DecoderDims, Role, Task, TensorSpec
 from bundle.states import State
@@ -19,6 +22,7 @@ from export.config import Raw, require, sub_config
 from export.decoders.causal import CausalDecoder
 from export.decoders.decoder import Decoder
 from export.decoders.table import load_decoder
+from export.embedding import IMAGE_SLOT, StateVectors
 from export.found_processor import FoundProcessor
 from export.nn.dialect import Dialect
 from export.nn.linear import Embedding
@@ -144,20 +148,24 @@ class VisionLanguage(Family):
         text_prefix: Where the checkpoint keeps the decoder.
         can_take_smaller_images: Whether `takes_smaller_images` may be set.
         caps_logits: transformers' model caps logits where the decoder's config says so.
-        chat_template: Jinja, taken where a checkpoint has none; None: there is no form of chats that is the model's.
         looks_ahead: Where the decoder's attention looks forward: what its prompt layout says.
+        template_placeholder: What chat templates write for an image, where that is not the image token.
+        end_tokens: That end an answer as well as those that the checkpoint's files name.
 
     Attributes:
         takes_smaller_images: The vision graph takes tiles smaller than full ones as well, squares all of one size.
+        embedding: The decoder gives vectors in the place of scores; None: it answers.
     """
 
     task: ClassVar[Task] = "image-text-to-text"
     text_prefix: ClassVar[str]
     can_take_smaller_images: ClassVar[bool] = False
     caps_logits: ClassVar[bool] = False
-    chat_template: ClassVar[str | None] = None
     looks_ahead: ClassVar[LooksAhead] = "nowhere"
+    template_placeholder: ClassVar[str | None] = None
+    end_tokens: ClassVar[tuple[str, ...]] = ()
     takes_smaller_images: bool = False
+    embedding: StateVectors | None = None
 
     @property
     def text_config(self) -> Raw:
@@ -191,6 +199,11 @@ class VisionLanguage(Family):
         """P, features per image or tile; None where that varies with the image's size."""
 
     @property
+    def rows_per_tile(self) -> int | None:
+        """Rows of features that the vision graph gives of a tile: its tokens, unless the prompt layout adds some."""
+        return self.tokens_per_tile
+
+    @property
     def feature_size(self) -> int:
         """Width of a row of features: the decoder's, unless more of them goes into the decoder by other ways."""
         return self.decoder.config.hidden_size
@@ -210,9 +223,35 @@ class VisionLanguage(Family):
         Where images keep their shape, all of a run have one size: a graph reads it from the shape of its input.
         """
 
+    def default_template(self, found: FoundProcessor) -> str | None:
+        """Return the chat template where the checkpoint holds none; None: it must hold one."""
+        return None
+
+    def spoken_tokens(self, found: FoundProcessor, prompt: KnownImagePrompt, ends: Collection[int]) -> Collection[str]:
+        """Return the special tokens that belong to answers, by their text; ids of `ends` are no part of any."""
+        return ()
+
+    def grounding(self, found: FoundProcessor) -> KnownGrounding | None:
+        """Return how boxes stand in the model's answers; None where it says none."""
+        return None
+
     def tower_outputs(self) -> Sequence[TensorSpec]:
         """Return what `vision` tells of its tower's attention, for reducers of visual tokens; nothing by default."""
         return ()
+
+    def image_text(self, prompt: ImagePrompt) -> str:
+        """Return what stands for an image in a text, where no chat template writes it."""
+        return prompt.image_token
+
+    def input_template(self, found: FoundProcessor, prompt: ImagePrompt) -> str | None:
+        """Return how an input of a model that embeds is written; None: as the checkpoint's own template says."""
+        given = None if self.embedding is None else self.embedding.template
+        return None if given is None else given.replace(IMAGE_SLOT, self.image_text(prompt))
+
+    def skipped(self) -> tuple[str, ...]:
+        """Return `unused`, and the output matrix where no scores are wanted."""
+        heads = () if self.embedding is None else (re.escape(_HEAD), *self.embedding.unused)
+        return (*super().skipped(), *heads)
 
     def stored_weights(self) -> QuantizationMethod:
         """Return how the checkpoint stores its weights, where ternary experts may be packed among full precision."""
@@ -236,13 +275,11 @@ class VisionLanguage(Family):
 
     def graphs(self, dialect: Dialect) -> dict[ComponentName, GraphPlan]:
         """Return the three graphs of docs/bundle-format.md."""
-        size, vocab = self.decoder.config.hidden_size, self.decoder.config.vocab_size
-        scale = self.decoder.embedding_scale
-        table = Embedding(vocab, size, name=f"{self.text_prefix}.embed_tokens", scale=scale)
+        size = self.decoder.config.hidden_size
         features = TensorSpec(
             name=tensors.IMAGE_FEATURES,
             dtype="float32",
-            shape=("I", (None if self.takes_smaller_images else self.tokens_per_tile) or "P", self.feature_size),
+            shape=("I", (None if self.takes_smaller_images else self.rows_per_tile) or "P", self.feature_size),
         )
         embeds = TensorSpec(name=tensors.INPUTS_EMBEDS, dtype="float32", shape=("B", "T", size))
         ids = TensorSpec(name=tensors.INPUT_IDS, dtype="int64", shape=("B", "T"))
@@ -254,13 +291,30 @@ class VisionLanguage(Family):
                 (features,),
                 optional_outputs=tuple(self.tower_outputs()),
             ),
-            "embed_tokens": GraphPlan(table, "embed_tokens", (ids,), (embeds,)),
-            "decoder": decoder_plan(self.decoder, embeds, CausalDecoder(self.decoder, dialect, self.text_prefix)),
+            "embed_tokens": GraphPlan(self.table(), "embed_tokens", (ids,), (embeds,)),
+            "decoder": self._decoder_plan(dialect, embeds),
         }
 
-    def decoder_dims(self) -> DecoderDims:
-        """Return the manifest's part on the decoder."""
+    def table(self) -> Module:
+        """Return the module input_ids [B, T] -> inputs_embeds [B, T, D]."""
+        sizes, name = self.decoder.config, f"{self.text_prefix}.embed_tokens"
+        return Embedding(sizes.vocab_size, sizes.hidden_size, name=name, scale=self.decoder.embedding_scale)
+
+    def _decoder_plan(self, dialect: Dialect, embeds: TensorSpec) -> GraphPlan:
+        if self.embedding is None:
+            return decoder_plan(self.decoder, embeds, CausalDecoder(self.decoder, dialect, self.text_prefix))
+        size = self.decoder.config.hidden_size
+        head, width = self.embedding.module(size), self.embedding.size(size)
+        module = CausalDecoder(self.decoder, dialect, self.text_prefix, head)
+        plan = decoder_plan(self.decoder, embeds, module)
+        vectors = TensorSpec(name=tensors.TOKEN_EMBEDS, dtype="float32", shape=("B", "N", width))
+        return replace(plan, outputs=(vectors,))
+
+    def decoder_dims(self) -> DecoderDims | None:
+        """Return the manifest's part on the decoder; None where it does not answer."""
         config = self.decoder.config
+        if self.embedding is not None:
+            return None
         return DecoderDims(
             hidden_size=config.hidden_size,
             vocab_size=config.vocab_size,
@@ -283,6 +337,11 @@ class DualEncoder(Family):
     @abstractmethod
     def text_tower(self) -> TextTower:
         """What callers must know of the text side."""
+
+    def scores(self, scalar: Callable[[str], float]) -> tuple[float, float]:
+        """Return what cosines are multiplied by, and what is added then; `scalar` reads one of `scalars`."""
+        bias = scalar("logit_bias") if "logit_bias" in self.scalars else 0.0
+        return math.exp(scalar("logit_scale")), bias
 
     @property
     def vocab_size(self) -> int:
@@ -310,6 +369,48 @@ class DualEncoder(Family):
             ),
             "text_encoder": GraphPlan(self.text(dialect), "text_encoder", (ids, mask), (texts,)),
         }
+
+
+@dataclass(frozen=True)
+class PairTexts:
+    """What a model that reads pairs wants of their texts.
+
+    Attributes:
+        vocab_size: Ids are below it.
+        max_tokens: Longest text.
+    """
+
+    vocab_size: int
+    max_tokens: int
+
+
+class CrossEncoder(Family):
+    """One encoder over a text and an image, and a score."""
+
+    task: ClassVar[Task] = "cross-encoder"
+
+    @property
+    @abstractmethod
+    def texts(self) -> PairTexts:
+        """What callers must know of the text side."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Of the texts."""
+        return self.texts.vocab_size
+
+    @abstractmethod
+    def pair(self, dialect: Dialect) -> Module:
+        """Return the module (input_ids, attention_mask [B, T], pixel_values [B, 3, height, width]) -> scores [B]."""
+
+    def graphs(self, dialect: Dialect) -> dict[ComponentName, GraphPlan]:
+        """Return the graph of docs/bundle-format.md."""
+        ids = TensorSpec(name=tensors.INPUT_IDS, dtype="int64", shape=("B", "T"))
+        mask = TensorSpec(name=tensors.ATTENTION_MASK, dtype="int64", shape=("B", "T"))
+        images = pixels(self.image_size_px)
+        images = images.model_copy(update={"shape": ("B", *images.shape[1:])})
+        scores = TensorSpec(name=tensors.PAIR_SCORES, dtype="float32", shape=("B",))
+        return {"pair_encoder": GraphPlan(self.pair(dialect), "pair_encoder", (ids, mask, images), (scores,))}
 
 
 def pixels(side_px: int | None) -> TensorSpec:

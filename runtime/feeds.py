@@ -31,6 +31,19 @@ class Placed:
 
 
 @dataclass(frozen=True)
+class HeadValues:
+    """What takes the place of some attention heads' outputs.
+
+    Attributes:
+        values: [L, H*C] float32.
+        mask: [L*H] bool: the heads that it replaces.
+    """
+
+    values: npt.NDArray[np.float32] = field(repr=False)
+    mask: npt.NDArray[np.bool_] = field(repr=False)
+
+
+@dataclass(frozen=True)
 class TokenRun:
     """Consecutive tokens of one sequence, run as one row of a batch.
 
@@ -43,6 +56,8 @@ class TokenRun:
         embeds: [T, D] hidden states of an earlier layer, run in the place of embeddings; None: the embeddings of the
             ids, with the features in their places.
         around: [2, T] rows before and behind its own that each token sees whatever windows layers have; None: none.
+        heads: What replaces heads, from the token `first_replaced` on; None: nothing does.
+        first_replaced: Counted from the run's first token.
     """
 
     ids: Int64
@@ -52,6 +67,8 @@ class TokenRun:
     features: Sequence[Placed] = ()
     embeds: Embeds | None = None
     around: Int64 | None = None
+    heads: HeadValues | None = None
+    first_replaced: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,6 +82,7 @@ class TokenBatch:
         wanted: [B, N] the tokens of each run whose logits are wanted.
         features: Of each run, image features in the places of placeholders; empty where no run has any.
         around: [2, B, T] as of `TokenRun`; None: none sees any.
+        heads: Of each run, what replaces heads and from which token on; empty where no run has any.
     """
 
     ids: Int64
@@ -73,6 +91,7 @@ class TokenBatch:
     wanted: Int64
     features: Sequence[Sequence[Placed]] = ()
     around: Int64 | None = None
+    heads: Sequence[tuple[HeadValues | None, int]] = ()
 
     @classmethod
     def of(cls, runs: Sequence[TokenRun]) -> TokenBatch:
@@ -84,6 +103,7 @@ class TokenBatch:
             np.array([run.wanted for run in runs], np.int64),
             [run.features for run in runs],
             _around(runs),
+            [(run.heads, run.first_replaced) for run in runs],
         )
 
     @classmethod
@@ -93,6 +113,7 @@ class TokenBatch:
         positions: Sequence[int],
         lengths: Sequence[Sequence[int]],
         position_axes: tuple[int, ...] = (),
+        heads: Sequence[HeadValues | None] = (),
     ) -> TokenBatch:
         """Return one sampled token of each sequence, side by side, the logits of all wanted.
 
@@ -101,10 +122,11 @@ class TokenBatch:
             positions: [B], the same on every axis.
             lengths: [B, G] as of `TokenRun`.
             position_axes: Sizes before [B, T] of positions.
+            heads: [B] what replaces heads; empty: nothing does.
         """
         column, places = np.array(ids, np.int64)[:, None], np.empty((*position_axes, len(ids), 1), np.int64)
         places[..., 0] = positions
-        return cls(column, places, _by_group(lengths), np.zeros_like(column))
+        return cls(column, places, _by_group(lengths), np.zeros_like(column), heads=[(each, 0) for each in heads])
 
     def padded(self, num_tokens: int) -> TokenBatch:
         """Return the batch with tokens behind those of each run, `num_tokens` in all, whose logits nobody wants.
@@ -117,7 +139,7 @@ class TokenBatch:
         positions[..., : self.num_tokens] = self.positions
         more = num_tokens - self.num_tokens
         around = None if self.around is None else np.pad(self.around, ((0, 0), (0, 0), (0, more)))
-        return TokenBatch(ids, positions, self.lengths, self.wanted, self.features, around)
+        return TokenBatch(ids, positions, self.lengths, self.wanted, self.features, around, self.heads)
 
     @property
     def size(self) -> int:
@@ -230,6 +252,28 @@ def _seen_around(step: Step, spec: TensorSpec) -> Int64:
     return np.zeros((2, *batch.ids.shape), np.int64) if batch.around is None else batch.around
 
 
+def _head_values(step: Step, spec: TensorSpec) -> npt.NDArray[np.float32]:
+    """Return what replaces heads [B, L, H*C], zero where nothing does."""
+    values = np.zeros((step.batch.size, *_sizes(spec)), np.float32)
+    for row, (heads, _) in zip(values, step.batch.heads, strict=False):
+        if heads is not None:
+            row[:] = heads.values
+    return values
+
+
+def _head_mask(step: Step, spec: TensorSpec) -> npt.NDArray[np.bool_]:
+    """Return the heads that are replaced [B, T, L*H]."""
+    mask = np.zeros((*step.batch.ids.shape, *_sizes(spec)), np.bool_)
+    for row, (heads, first) in zip(mask, step.batch.heads, strict=False):
+        if heads is not None:
+            row[first:] = heads.mask
+    return mask
+
+
+def _sizes(spec: TensorSpec) -> tuple[int, ...]:
+    return tuple(size for size in spec.shape if isinstance(size, int))
+
+
 _FILLED: Mapping[str, Callable[[Step, TensorSpec], Array]] = {
     tensors.INPUTS_EMBEDS: lambda step, spec: step.embeds,
     tensors.POSITION_IDS: _positions,
@@ -238,6 +282,8 @@ _FILLED: Mapping[str, Callable[[Step, TensorSpec], Array]] = {
     tensors.IS_IMAGE: _is_image,
     tensors.DEEP_FEATURES: _deep_features,
     tensors.SEEN_AROUND: _seen_around,
+    tensors.HEAD_VALUES: _head_values,
+    tensors.HEAD_MASK: _head_mask,
     tensors.SEQLENS_K: _last_rows,
     tensors.TOTAL_SEQUENCE_LENGTH: _total,
     tensors.LOGITS_ROWS: _wanted_rows,

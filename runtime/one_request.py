@@ -177,9 +177,10 @@ class VisionLanguageRunner:
         Raises:
             SignatureError: The bundle's encoder does not tell that.
         """
-        layouts = tuple(self._images.layout(*image.size) for image in images)
+        spec = self._images.among(len(images))
+        layouts = tuple(spec.layout(*image.size) for image in images)
         digests = tuple(sha256(image.tobytes()).digest() for image in images)
-        seen = [self._seen(image, layout, with_tower) for image, layout in zip(images, layouts, strict=True)]
+        seen = [self._seen(spec, image, layout, with_tower) for image, layout in zip(images, layouts, strict=True)]
         if not with_tower:
             return SeenImages(layouts, tuple(seen), digests, images=tuple(images))
         split = [split_seen(self._vision, each) for each in seen]
@@ -193,9 +194,9 @@ class VisionLanguageRunner:
         (features,) = encode_images(self._vision, [groups], DEFAULT_VISION_TILES)
         return features
 
-    def _seen(self, image: Image.Image, layout: TileLayout, with_tower: bool) -> Embeds:
+    def _seen(self, spec: ImageSpec, image: Image.Image, layout: TileLayout, with_tower: bool) -> Embeds:
         """Return an image's features in the order of its tokens; images run apart."""
-        groups = self._images.preprocess([image]).groups
+        groups = spec.preprocess([image]).groups
         (features,) = encode_images(self._vision, [groups], DEFAULT_VISION_TILES, with_tower=with_tower)
         arranged: Embeds = self._prompts.image_prompt.arranged(features, layout)
         return arranged
@@ -470,5 +471,5 @@ class DualEncoderRunner:
             max_tokens=dims.max_text_tokens,
             pad_token_id=dims.pad_token_id,
             pads_to_max=dims.pads_to_max,
-            truncate=True,
+            most_tokens=dims.max_text_tokens,
         )

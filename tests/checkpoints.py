@@ -262,7 +262,7 @@ def save_clip(folder: Path, config: Config | None = None) -> None:
     config = config or clip_config()
     save_model(folder, config, clip_shapes(config))
     save_processor(folder, "CLIPProcessor", _cropping(config["vision_config"]["image_size"]))
-    _save_clip_tokenizer(folder, config["text_config"]["max_position_embeddings"])
+    save_clip_tokenizer(folder, config["text_config"]["max_position_embeddings"])
 
 
 def save_llava(folder: Path, config: Config | None = None, decoder: Shapes | None = None) -> None:
@@ -341,16 +341,19 @@ def _squashing(side_px: int) -> Config:
     return {"image_processor_type": "SiglipImageProcessor", **resize, **colours, **RESCALING}
 
 
-def save_byte_tokenizer(folder: Path, specials: list[str], **settings: Any) -> None:
-    """Write a byte-level tokenizer: one token per byte, then the special ones."""
+def save_byte_tokenizer(folder: Path, specials: list[str], begins_with: str | None = None, **settings: Any) -> None:
+    """Write a byte-level tokenizer: one token per byte, then the special ones, one of which may begin every text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
+    if begins_with is not None:
+        first = (begins_with, len(alphabet) + specials.index(begins_with))
+        backend.post_processor = processors.TemplateProcessing(f"{begins_with} $A", special_tokens=[first])
     _save_tokenizer(folder, backend, specials, tokenizer_class="TokenizersBackend", **settings)
 
 
-def _save_clip_tokenizer(folder: Path, max_tokens: int) -> None:
+def save_clip_tokenizer(folder: Path, max_tokens: int) -> None:
     """Write CLIP's tokenizer with letters for words."""
     start, end = "<|startoftext|>", "<|endoftext|>"
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

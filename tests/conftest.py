@@ -100,6 +100,14 @@ def checkpoints() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def vilt_checkpoint(checkpoints: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny ViLT with random weights; read only."""
+    folder = tmp_path_factory.mktemp("vilt") / "checkpoint"
+    beside("vilt_checkpoint").save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def gguf_files() -> ModuleType:
     """The functions of tests/gguf_files.py."""
     return beside("gguf_files")
@@ -277,3 +285,16 @@ def smolvlm_bundle(bundle_of: Callable[..., Path]) -> Path:
 def clip_bundle(bundle_of: Callable[..., Path]) -> Path:
     """Folder of the bundle of `clip_checkpoint`; read only."""
     return bundle_of("clip")
+
+
+@pytest.fixture(scope="session")
+def llama_index_python() -> str:
+    """The Python that has llama-index, whose client wants an older `openai` than the others; skips without one."""
+    if named := os.environ.get("POCKETVLM_LLAMA_INDEX_PYTHON"):
+        return named
+    if importlib.util.find_spec("llama_index") is None:
+        pytest.skip(
+            "llama-index is not installed, for it wants openai < 3: make an environment of its own (docs/clients.md), "
+            "and name its interpreter in POCKETVLM_LLAMA_INDEX_PYTHON"
+        )
+    return sys.executable

@@ -7,12 +7,32 @@ from typing import Annotated, TypeAlias
 from pydantic import Field
 
 from bundle.image.area import Area
+from bundle.image.bounded import Bounded
+from bundle.image.covering_grid import CoveringGrid
 from bundle.image.cropped import Cropped
 from bundle.image.fixed import Fixed
 from bundle.image.nearest_grid import NearestGrid
+from bundle.image.padded import Padded
 from bundle.image.pan_and_scan import PanAndScan
+from bundle.image.pinpoints import Pinpoints
+from bundle.image.shortest_edge import ShortestEdge
+from bundle.image.split_area import SplitArea
+from bundle.image.stretched_crop import StretchedCrop
 from bundle.image.tiled import Tiled
 
 KnownGeometry: TypeAlias = Annotated[
-    Area | Cropped | Fixed | NearestGrid | PanAndScan | Tiled, Field(discriminator="kind")
+    Area
+    | Bounded
+    | CoveringGrid
+    | Cropped
+    | Fixed
+    | NearestGrid
+    | Padded
+    | PanAndScan
+    | Pinpoints
+    | ShortestEdge
+    | SplitArea
+    | StretchedCrop
+    | Tiled,
+    Field(discriminator="kind"),
 ]

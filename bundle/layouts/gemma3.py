@@ -16,10 +16,10 @@ _WHOLE, _CROPS = "Here is the original image ", " and here are some crops to hel
 
 
 class Gemma3Prompt(ImagePrompt):
-    """As Gemma 3 was trained; its template writes the start for an image.
+    """As Gemma 3 was trained.
 
     Attributes:
-        start_token: The text before an image's tokens, and in the chat template.
+        start_token: The text before an image's tokens.
         end_token: The text behind them.
     """
 
@@ -28,11 +28,6 @@ class Gemma3Prompt(ImagePrompt):
     kind: Literal["gemma3"] = "gemma3"
     start_token: str = Field(min_length=1, max_length=MOST_NAME_CHARACTERS)
     end_token: str = Field(min_length=1, max_length=MOST_NAME_CHARACTERS)
-
-    @property
-    def placeholder(self) -> str:
-        """The start of an image."""
-        return self.start_token
 
     def text(self, layout: TileLayout) -> str:
         """Return the tokens of an image and of its crops, with what stands around them."""

@@ -56,7 +56,7 @@ class ImagePrompt(Frozen, ABC):
 
     Attributes:
         kind: Its name in `manifest.json`.
-        image_token: Its text in the vocabulary, and that of `placeholder` where a layout has no other.
+        image_token: The placeholder's text in the chat template and in the vocabulary.
         image_token_id: Its id; every such id in a prompt is replaced by one row of `image_features`.
         tokens_per_tile: P, rows of `image_features` per tile; of a usual image where that varies.
         frames: What a prompt says around a video's frames; "smolvlm": how many they are and when each was.
@@ -78,9 +78,9 @@ class ImagePrompt(Frozen, ABC):
     global_token: str = Field(default="", max_length=MOST_NAME_CHARACTERS)
 
     @property
-    def placeholder(self) -> str:
-        """What a chat template writes for an image."""
-        return self.image_token
+    def rows_per_tile(self) -> int:
+        """Rows that the encoder gives of a tile: its tokens, unless `arranged` makes tokens of them."""
+        return self.tokens_per_tile
 
     @abstractmethod
     def text(self, layout: TileLayout) -> str:
@@ -89,6 +89,10 @@ class ImagePrompt(Frozen, ABC):
     def num_tokens(self, layout: TileLayout) -> int:
         """Return how many image tokens, which are rows of features, an image takes in a prompt."""
         return layout.num_tiles * self.tokens_per_tile if layout.fewer_tokens is None else layout.fewer_tokens
+
+    def tidied(self, text: str) -> str:
+        """Return a prompt in which images stand, with what changes at their edges; mostly nothing."""
+        return text
 
     def arranged(self, features: Features, layout: TileLayout) -> Features:
         """Return an image's features [..., D] in the order of its tokens.

@@ -7,13 +7,26 @@ from typing import Annotated, TypeAlias
 from pydantic import Field
 
 from bundle.layouts.gemma3 import Gemma3Prompt
+from bundle.layouts.idefics2 import Idefics2Prompt
 from bundle.layouts.idefics3 import Idefics3Prompt
 from bundle.layouts.internvl import InternVLPrompt
+from bundle.layouts.lfm2_vl import Lfm2VLPrompt
 from bundle.layouts.llava import LlavaPrompt
+from bundle.layouts.llava_next import LlavaNextPrompt
+from bundle.layouts.ovis2 import Ovis2Prompt
 from bundle.layouts.paligemma import PaliGemmaPrompt
 from bundle.layouts.qwen2_vl import Qwen2VLPrompt
 
 KnownImagePrompt: TypeAlias = Annotated[
-    Gemma3Prompt | Idefics3Prompt | InternVLPrompt | LlavaPrompt | PaliGemmaPrompt | Qwen2VLPrompt,
+    Gemma3Prompt
+    | Idefics2Prompt
+    | Idefics3Prompt
+    | InternVLPrompt
+    | Lfm2VLPrompt
+    | LlavaNextPrompt
+    | LlavaPrompt
+    | Ovis2Prompt
+    | PaliGemmaPrompt
+    | Qwen2VLPrompt,
     Field(discriminator="kind"),
 ]

@@ -20,6 +20,8 @@ from export.nn.module import Module
 from export.towers.siglip import VISION_DEFAULTS, NormedSiglipTower
 
 _DEFAULTS: Raw = {"tie_word_embeddings": True, "mm_tokens_per_image": 256}
+_START = "<start_of_image>"
+"""What chat templates write for an image; in a prompt it stands before the image's tokens."""
 
 
 class _Vision(Module):
@@ -37,6 +39,7 @@ class Gemma3(VisionLanguage):
 
     text_prefix = "model.language_model"
     image_processor = "Gemma3ImageProcessor"
+    template_placeholder = _START
     looks_ahead: ClassVar[LooksAhead] = Gemma3Prompt.looks_ahead
     renames: ClassVar[tuple[tuple[str, str], ...]] = (
         (r"^language_model\.lm_head\.", "lm_head."),
@@ -100,7 +103,7 @@ class Gemma3(VisionLanguage):
                 "model: each image would have another number of tokens than of features"
             )
         token = found.token("image_token", "<image_soft_token>")
-        start, end = found.token("boi_token", "<start_of_image>"), found.token("eoi_token", "<end_of_image>")
+        start, end = found.token("boi_token", _START), found.token("eoi_token", "<end_of_image>")
         found.vocabulary.id_of(start, "the token before an image")
         found.vocabulary.id_of(end, "the token behind an image")
         return Gemma3Prompt(

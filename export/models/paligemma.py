@@ -66,7 +66,6 @@ class PaliGemma(VisionLanguage):
     text_prefix = "model.language_model"
     image_processor = "SiglipImageProcessor"
     caps_logits: ClassVar[bool] = True
-    chat_template: ClassVar[str | None] = _TEMPLATE
     looks_ahead: ClassVar[LooksAhead] = PaliGemmaPrompt.looks_ahead
     renames: ClassVar[tuple[tuple[str, str], ...]] = (
         (r"^language_model\.lm_head\.", "lm_head."),
@@ -115,6 +114,10 @@ class PaliGemma(VisionLanguage):
         width, rows = self._vision.tower.hidden_size, self.tokens_per_tile
         projector = _Projector(width, self.decoder.config.hidden_size, rows=rows)
         return _Vision(NormedSiglipTower(self._vision, dialect, "model.vision_tower"), projector)
+
+    def default_template(self, found: FoundProcessor) -> str:
+        """Return a prompt of one message, as the processor puts it together."""
+        return _TEMPLATE
 
     def image_prompt(self, found: FoundProcessor) -> PaliGemmaPrompt:
         """Return the tokens of images, before all else.

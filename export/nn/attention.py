@@ -29,6 +29,7 @@ class CachedAttention(Module):
         out_name: How the checkpoint names the output projection.
         scale: Of scores; None: 1 / sqrt(C).
         softcap: As of `Heads`.
+        out_norm: Of all heads together, before the output projection; None: they are not normed.
 
     Raises:
         ValueError: Norms of heads that turn in part; their weights would have to be put in order, which is not built.
@@ -44,6 +45,7 @@ class CachedAttention(Module):
         out_name: str = "o_proj",
         scale: float | None = None,
         softcap: float = 0.0,
+        out_norm: Module | None = None,
     ) -> None:
         super().__init__()
         self.layer = layer
@@ -59,6 +61,7 @@ class CachedAttention(Module):
         )
         self.v_proj = Linear(config.hidden_size, kv_heads * size, rows=None, bias=config.qkv_bias)
         self.o_proj = Linear(heads * size, config.hidden_size, rows=None, bias=config.out_bias, name=out_name)
+        self.out_norm = out_norm
         self.q_norm: Module | None
         self.k_norm: Module | None
         self.q_norm, self.k_norm = norms or (None, None)
@@ -66,16 +69,21 @@ class CachedAttention(Module):
         self.dialect = dialect
 
     def forward(
-        self, op: OpBuilder, x: ir.Value, angles: Angles, past: CacheRows, lengths: Lengths
+        self, op: OpBuilder, x: ir.Value, angles: Angles | None, past: CacheRows, lengths: Lengths
     ) -> tuple[ir.Value, CacheRows, ir.Value]:
-        """Return [B, T, D], the cache with T more rows per sequence, and the last queries [B, W, H*C]."""
+        """Return [B, T, D], the cache with T more rows per sequence, and the last queries [B, W, H*C].
+
+        Queries and keys turn by the angles; None: they do not turn.
+        """
         query = self._normed(op, self.q_norm, self.q_proj(op, x), self.heads.num)
         key = self._normed(op, self.k_norm, self.k_proj(op, x), self.heads.num_kv)
-        query = self.dialect.rotary(op, query, angles.cos, angles.sin, self.heads.num)
-        key = self.dialect.rotary(op, key, angles.cos, angles.sin, self.heads.num_kv)
+        if angles is not None:
+            query = self.dialect.rotary(op, query, angles.cos, angles.sin, self.heads.num)
+            key = self.dialect.rotary(op, key, angles.cos, angles.sin, self.heads.num_kv)
         query.name, key.name = queries_name(self.layer), keys_name(self.layer)
         value = self.v_proj(op, x)
         attended, present = self.dialect.cached_attention(op, query, key, value, past, lengths, self.heads)
+        attended = attended if self.out_norm is None else self.out_norm(op, attended)
         return self.o_proj(op, attended), present, op.Slice(query, [-WINDOW_TOKENS], [_TO_THE_END], [1])
 
     def _normed(self, op: OpBuilder, norm: Module | None, x: ir.Value, num_heads: int) -> ir.Value:

@@ -20,7 +20,7 @@ class Around:
     """What a layer knows of a run beside its hidden states.
 
     Attributes:
-        angles: Of the rotary embeddings that the decoder turns by; most have one for all layers.
+        angles: Of the rotary embeddings that the decoder turns by; most have one for all layers, some none.
         lengths: Of the layer's length group.
         more: The decoder's own inputs, in the order of `Decoder.inputs`.
     """
@@ -28,6 +28,11 @@ class Around:
     angles: tuple[Angles, ...]
     lengths: Lengths
     more: tuple[ir.Value, ...] = ()
+
+    @property
+    def first_angles(self) -> Angles | None:
+        """Of most layers; None where nothing turns."""
+        return self.angles[0] if self.angles else None
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class DecoderLayer(Module):
     def forward(self, op: OpBuilder, x: ir.Value, around: Around, states: Sequence[ir.Value]) -> Left:
         """Return what is left of x [B, T, D]; states are keys and values."""
         normed, past = self.input_layernorm(op, x), CacheRows(*states)
-        attended, present, queries = self.self_attn(op, normed, around.angles[0], past, around.lengths)
+        attended, present, queries = self.self_attn(op, normed, around.first_angles, past, around.lengths)
         x = op.Add(x, attended)
         x = op.Add(x, self.mlp(op, self.post_attention_layernorm(op, x)))
         return Left(x, (present.key, present.value), queries)
@@ -98,6 +103,6 @@ class ParallelLayer(Module):
     def forward(self, op: OpBuilder, x: ir.Value, around: Around, states: Sequence[ir.Value]) -> Left:
         """Return what is left of x [B, T, D]; states are keys and values."""
         normed, past = self.input_layernorm(op, x), CacheRows(*states)
-        attended, present, queries = self.self_attn(op, normed, around.angles[0], past, around.lengths)
+        attended, present, queries = self.self_attn(op, normed, around.first_angles, past, around.lengths)
         x = op.Add(x, op.Add(attended, self.mlp(op, normed)))
         return Left(x, (present.key, present.value), queries)

@@ -20,14 +20,19 @@ def refuse_target(manifest: Manifest, target: Target) -> None:
     """Check that a bundle's graphs can run where they are wanted.
 
     Raises:
-        QuantizationError: TensorRT does not know ONNX Runtime's own operators; or attention looks forward, whose mask
-            is built for the CPU alone.
+        QuantizationError: TensorRT does not know ONNX Runtime's own operators; heads are replaced, or attention looks
+            forward, which is built for the CPU alone.
     """
-    taken = {spec.name for part in manifest.components.values() for spec in part.inputs}
-    if target != "cpu" and tensors.SEEN_AROUND in taken:
+    inputs = {spec.name for part in manifest.components.values() for spec in part.inputs}
+    if target != "cpu" and tensors.SEEN_AROUND in inputs:
         raise QuantizationError(
             f"--target {target}: attention of {manifest.name} looks forward, which is built and measured on the CPU "
             "alone; leave --target out"
+        )
+    if target != "cpu" and tensors.HEAD_MASK in inputs:
+        raise QuantizationError(
+            f"{manifest.name} was exported with --task-vectors, whose heads are replaced on the CPU alone; export the "
+            f"checkpoint without it for --target {target}"
         )
     if target == "tensorrt" and manifest.dialect != "portable":
         raise QuantizationError(

@@ -174,7 +174,8 @@ def stored(linear: Linear, form: Form, inputs: Mapping[str, InputStatistics]) ->
 
 
 def _num_bytes(blocks: BlockCodes) -> int:
-    total = blocks.codes.size * blocks.bits // 8 + blocks.scales.nbytes
+    scales = blocks.scales.nbytes if blocks.steps is None else blocks.scales.size + blocks.steps.nbytes
+    total = blocks.codes.size * blocks.bits // 8 + scales
     if blocks.zero_points is not None:
         total += len(blocks.zero_points) * -(-blocks.zero_points.shape[1] * blocks.bits // 8)
     if blocks.offsets is not None:

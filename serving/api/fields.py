@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any
 
 from pydantic import (
@@ -30,7 +31,7 @@ class Strict(BaseModel):
     @classmethod
     def _refuse_the_first_unknown_field(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         # Pydantic would make an error of each, at a kilobyte apiece.
-        known = {field.alias or name for name, field in cls.model_fields.items()}
+        known = _known_fields(cls)
         unknown = next((name for name in value if name not in known), None) if type(value) is dict else None
         if unknown is None:
             return handler(value)
@@ -39,6 +40,12 @@ class Strict(BaseModel):
         raise PydanticCustomError(
             "unknown_field", "this field is unknown or not supported; remove it", {"path": (unknown,)}
         )
+
+
+@cache
+def _known_fields(schema: type[BaseModel]) -> frozenset[str]:
+    """Return what a schema's fields are called in JSON."""
+    return frozenset(field.alias or name for name, field in schema.model_fields.items())
 
 
 def limit_of(info: ValidationInfo, name: str) -> int:

@@ -100,6 +100,7 @@ class Metrics:
         self.registry.register(self.state)
         ProcessCollector(registry=self.registry)
         self._of_requests: dict[str, Any] = {spec.name: _instrument(spec, self.registry) for spec in REQUEST_METRICS}
+        self._of_models: dict[tuple[str, str], Any] = {}
 
     def tell(self, health: Health, cards: Sequence[ModelCard]) -> None:
         """Take in what the engines are now; counts of served models begin at 0, for a rate misses a series' first step.
@@ -145,8 +146,7 @@ class Metrics:
         started_s = time.perf_counter()
         last_s: float | None = None
         # Found once: of all that is counted, only these two are counted for every token.
-        between = self._of_requests["inter_token_latency_seconds"].labels(model)
-        generated = self._of_requests["generation_tokens"].labels(model)
+        between, generated = self._of("inter_token_latency_seconds", model), self._of("generation_tokens", model)
         try:
             async for event in events:
                 if isinstance(event, FinishedEvent):
@@ -193,10 +193,16 @@ class Metrics:
             self._observe("request_time_per_output_token_seconds", model, each_s)
 
     def _observe(self, name: str, model: str, value: float) -> None:
-        self._of_requests[name].labels(model).observe(value)
+        self._of(name, model).observe(value)
 
     def _add(self, name: str, model: str, count: int) -> None:
-        self._of_requests[name].labels(model).inc(count)
+        self._of(name, model).inc(count)
+
+    def _of(self, name: str, model: str) -> Any:
+        """Return a model's own series, found once: a request has 15, and `labels` takes as long as counting."""
+        if (series := self._of_models.get((name, model))) is None:
+            series = self._of_models[name, model] = self._of_requests[name].labels(model)
+        return series
 
 
 def _instrument(spec: MetricSpec, registry: CollectorRegistry) -> Counter | Histogram:

@@ -10,7 +10,9 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from bundle.frames.table import LAYOUTS
 from bundle.machine import own_version
+from bundle.manifest import EMBEDDING_TASKS, RANKING_TASKS
 from serving.api.service import Service
 from serving.protocol import ModelCard
 
@@ -120,7 +122,8 @@ def card_body(service: Service, name: str, card: ModelCard) -> dict[str, Any]:
             "structured_output": is_vlm,
             "video": is_vlm,
             "images": card.task != "text-embedding",
-            "embeddings": not is_vlm,
+            "embeddings": card.task in EMBEDDING_TASKS,
+            "rerank": card.task in RANKING_TASKS,
             "classify": card.task == "dual-encoder",
         },
         "limits": {
@@ -132,6 +135,7 @@ def card_body(service: Service, name: str, card: ModelCard) -> dict[str, Any]:
             "max_inputs": limits.max_inputs,
             "max_labels": limits.max_labels,
         },
+        "video_layouts": list(LAYOUTS) if is_vlm else [],
         "vision_methods": card.vision_methods,
         "vision_default": card.vision_default and asdict(card.vision_default),
         "kv_policies": card.kv_policies,

@@ -99,32 +99,36 @@ class Offer:
         return () if self.choice == "none" else self.tools
 
     def structure(self, sampling: SamplingParams) -> Structure | None:
-        """Return what the answer is held to: calls alone, or text in which calls are right; None holds it to nothing.
+        """Return what the answer is held to; None holds it to nothing.
 
-        Raises:
-            ParameterError: The request holds the answer to something else as well.
+        Calls alone where one is required, whatever structure the request asks for; where one may be, calls or that
+        structure, or text in which calls are right.
         """
         if not self.told:
             return sampling.structure
-        if sampling.structure is not None:
-            raise ParameterError(
-                f"{sampling.structure.param} and tools both say what the answer shall be; send one of them, or "
-                "tool_choice none",
-                sampling.structure.param,
-            )
         if self.choice == "required":
             return self._held([tool for tool in self.tools if self.named in (None, tool.name)], self.param)
+        if (said := sampling.structure) is not None:
+            return self._held(self.tools, said.param, is_required=False, answer=said)
         is_strict = any(tool.is_strict for tool in self.tools)
         if not is_strict and _ends_otherwise(sampling):
             return None
         return self._held(self.tools, "tools", is_required=False, is_optional=not is_strict)
 
     def _held(
-        self, tools: Sequence[Tool], param: str, *, is_required: bool = True, is_optional: bool = False
+        self,
+        tools: Sequence[Tool],
+        param: str,
+        *,
+        is_required: bool = True,
+        is_optional: bool = False,
+        answer: Structure | None = None,
     ) -> Structure:
         is_one = not self.is_parallel or self.named is not None
         functions = [{"name": tool.name, "parameters": json.loads(tool.parameters)} for tool in tools]
         asked = {"tools": functions, "most": 1 if is_one else MOST_CALLS, "is_required": is_required}
+        if answer is not None:
+            asked["answer"] = {"kind": answer.kind, "text": answer.text}
         return Structure("tools", json.dumps(asked), param, is_optional)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from serving.protocol import FinishedEvent, Usage
@@ -10,7 +9,7 @@ from serving.protocol import FinishedEvent, Usage
 
 def end_fields(finished: FinishedEvent) -> dict[str, Any]:
     """Return what a finished answer counts."""
-    return {"usage": usage_body(finished.usage), "timings": asdict(finished.timings)}
+    return {"usage": usage_body(finished.usage), "timings": dict(vars(finished.timings))}
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:

@@ -6,10 +6,17 @@ import { count, seconds } from "./words.js";
 
 const FEWEST_TIMED = 4; // a speed of fewer tokens says more of the clock than of the model
 
-/** Return a message's content: pictures first, since models were trained to read them before the words. */
-export function contentOf(text, pictures) {
+/**
+ * Return a message's content: pictures first, since models were trained to read them before the words.
+ * @param {boolean} areFrames Several pictures are one video.
+ */
+export function contentOf(text, pictures, areFrames = false) {
   if (!pictures.length) return text;
-  const shown = pictures.map((picture) => ({ type: "image_url", image_url: { url: picture.url } }));
+  const urls = pictures.map((picture) => picture.url);
+  const shown =
+    areFrames && urls.length > 1
+      ? [{ type: "video", video: urls }]
+      : urls.map((url) => ({ type: "image_url", image_url: { url } }));
   return text ? [...shown, { type: "text", text }] : shown;
 }
 

@@ -3,6 +3,7 @@
 import { answer, contentOf, figuresList } from "./answer.js";
 import { Compression } from "./compression.js";
 import { announce, choices, field, fill, make } from "./element.js";
+import { Frames } from "./frames.js";
 import { forget, keep, kept } from "./keeping.js";
 import { patiently } from "./patience.js";
 import { sample, shownPicture, Tray } from "./pictures.js";
@@ -34,6 +35,7 @@ export class Chat {
     this.turns = [];
     this.cards = [];
     this.compression = new Compression();
+    this.frames = new Frames();
     this.tray = new Tray(
       () => this.card?.limits.max_images ?? 16,
       () => this.draw(),
@@ -85,7 +87,7 @@ export class Chat {
 
   settings() {
     this.model = choices([], "");
-    this.model.addEventListener("change", () => this.compression.offer(this.card));
+    this.model.addEventListener("change", () => this.offerWays());
     this.system = make("textarea", { rows: 2 });
     this.temperature = make("input", { type: "number", min: 0, max: 2, step: 0.1, placeholder: "the model's own" });
     this.most = make("input", { type: "number", min: 1, step: 1, value: 256 });
@@ -95,6 +97,7 @@ export class Chat {
       {},
       make("summary", {}, "More"),
       field("Longest answer, tokens", this.most),
+      this.frames.element,
       field("Temperature", this.temperature, "0 takes the likeliest word."),
       field("Instructions", this.system, "Told to the model before everything else."),
     );
@@ -149,8 +152,13 @@ export class Chat {
     const names = cards.map((card) => card.id);
     const chosen = names.includes(this.model.value) ? this.model.value : names[0];
     fill(this.model, names, chosen);
-    if (this.card) this.compression.offer(this.card);
+    if (this.card) this.offerWays();
     this.draw();
+  }
+
+  offerWays() {
+    this.compression.offer(this.card);
+    this.frames.offer(this.card);
   }
 
   pressed(event) {
@@ -205,16 +213,17 @@ export class Chat {
 
   fields(turn) {
     const history = this.turns.slice(0, this.turns.indexOf(turn)).filter((each) => each.answer.trim());
+    const asked = (each) => contentOf(each.question, each.pictures, this.frames.areFrames);
     const messages = history.flatMap((each) => [
-      { role: "user", content: contentOf(each.question, each.pictures) },
+      { role: "user", content: asked(each) },
       { role: "assistant", content: each.answer },
     ]);
-    messages.push({ role: "user", content: contentOf(turn.question, turn.pictures) });
+    messages.push({ role: "user", content: asked(turn) });
     if (this.system.value.trim()) messages.unshift({ role: "system", content: this.system.value.trim() });
-    const hasPictures = turn.pictures.length > 0 || history.some((each) => each.pictures.length > 0);
+    const counts = [...history, turn].map((each) => each.pictures.length);
     const fields = { model: this.model.value, messages, max_tokens: Number(this.most.value) || 256 };
     if (this.temperature.value !== "") fields.temperature = Number(this.temperature.value);
-    return { ...fields, ...this.compression.fields(hasPictures) };
+    return { ...fields, ...this.frames.fields(counts), ...this.compression.fields(counts.some(Boolean)) };
   }
 
   told(turn, piece) {

@@ -50,6 +50,7 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "nearest grid": ("GotOcr2", {"size": {"height": 48, "width": 40}, "crop_to_patches": True, "max_patches": 7}),
     "nearest grid, three tiles at least": ("GotOcr2", {**CUT, "min_patches": 3, "max_patches": 9}),
     "pan and scan": ("Gemma3", PANS),
+    "covering grid": ("Ovis2", {"size": {"height": 40, "width": 40}, "crop_to_patches": True, "max_patches": 9}),
 }
 """The class in transformers, and its settings."""
 TILED = {"smolvlm", "tiled", "tiled, uneven", "tiled, edge under a tile", "not split"}
@@ -73,6 +74,10 @@ def _reference(name: str, image: Image.Image) -> tuple[np.ndarray, TileLayout]:
         return _processor(name)(images=[image], return_tensors="np")["pixel_values"], _nearest_grid(name, image)
     if name == "pan and scan":
         return _pan_and_scan(name, image)
+    if name.startswith("covering grid"):
+        found = _processor(name)(images=[image], return_tensors="np")
+        rows, cols = found["grids"][0]
+        return found["pixel_values"], TileLayout(rows, cols) if rows * cols > 1 else TileLayout()
     if name not in TILED:
         return _processor(name)(images=[image], return_tensors="np")["pixel_values"], TileLayout()
     found = _processor(name)(images=[[image]], return_tensors="np", return_row_col_info=True)

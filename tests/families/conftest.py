@@ -40,8 +40,11 @@ class Sample:
 
     @cached_property
     def model(self) -> Any:
-        """Transformers' model; a weight that is missing or left over is a ValueError."""
+        """Transformers' model, or the family's own way to it; a weight missing or left over is a ValueError."""
         import transformers
+
+        if hasattr(self.family, "model"):
+            return self.family.model(self.checkpoint)
 
         (name,) = json.loads((self.checkpoint / "config.json").read_text())["architectures"]
         model, found = getattr(transformers, name).from_pretrained(self.checkpoint, output_loading_info=True)
@@ -83,10 +86,10 @@ class Sample:
 
         ids = torch.cat([inputs["input_ids"], torch.tensor([answer], dtype=torch.long)], dim=1)
         more = {"attention_mask": torch.ones_like(ids)}
-        for name in ("mm_token_type_ids", "token_type_ids"):
-            if name in inputs:
-                answered = torch.full((1, len(answer)), getattr(self.family, "ANSWER_TYPE", 0))
-                more[name] = torch.cat([inputs[name], answered], dim=1)
+        for name in {"mm_token_type_ids", "token_type_ids", "image_embeds_position_mask"} & set(inputs):
+            kind = getattr(self.family, "ANSWER_TYPE", 0)
+            answered = torch.full((1, len(answer)), kind, dtype=inputs[name].dtype)
+            more[name] = torch.cat([inputs[name], answered], dim=1)
         with torch.no_grad():
             logits = self.model(**{**inputs, "input_ids": ids, **more}).logits
         found: np.ndarray = logits[0, -len(answer) - 1 :].float().numpy()

@@ -155,6 +155,9 @@ def test_what_cannot_be_with_it_is_refused_by_name(bundle: Bundle, sample_of: An
     manifest, family = bundle.manifest, bundle.manifest.model_type
     with pytest.raises(UnsupportedConfigError, match="seen_around"):
         export_checkpoint(sample_of(family, 0).checkpoint, tmp_path / "cut", segments=[1])
+    if family == "paligemma":
+        with pytest.raises(UnsupportedConfigError, match="--task-vectors"):
+            export_checkpoint(sample_of(family, 0).checkpoint, tmp_path / "heads", task_vectors=True)
     with pytest.raises(QuantizationError, match="--target cuda: attention of tiny looks forward"):
         quantize_bundle(bundle.directory, tmp_path / "cuda", weights="fp16", options=Options(target="cuda"))
     with pytest.raises(SettingsError, match="an engine has a longest run"):

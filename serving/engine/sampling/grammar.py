@@ -136,9 +136,10 @@ class Grammars:
         if not self._end_ids:
             raise ParameterError(f"{param}: this model has no token that ends an answer, so none can be held", param)
         if (size := len(structure.text.encode(errors="surrogatepass"))) > MOST_BYTES:
-            raise ParameterError(f"{param} holds {size} bytes; at most {MOST_BYTES} are compiled", param)
+            whole = param if structure.answer is None else f"{param}, with tools,"
+            raise ParameterError(f"{whole} holds {size} bytes; at most {MOST_BYTES} are compiled", param)
         grammar = _lark(library, structure, self._special_texts)
-        matcher = self._matcher(library, grammar, param)
+        matcher = self._own_matcher(library, grammar, structure)
         if not _can_end(structure):
             raise ParameterError(f"{param} allows no answer that ends: what it asks for needs itself", param)
         if not self._lead or structure.kind == "grammar" or self._may_begin_with_lead(matcher):
@@ -146,6 +147,18 @@ class Grammars:
             return _Passed(grammar)
         _check_allows(self._matcher(library, _led(grammar, self._lead), param), param)
         return _Passed(_led(grammar, self._lead), self._lead)
+
+    def _own_matcher(self, library: Any, grammar: str, structure: Structure) -> Any:
+        """Return the matcher of a grammar; where it is of calls and of an answer, the error says which cannot be."""
+        try:
+            return self._matcher(library, grammar, structure.param)
+        except ParameterError as error:
+            if (answer := structure.answer) is None:
+                raise
+            self._matcher(library, _lark(library, answer, self._special_texts), answer.param)
+            raise ParameterError(
+                f"tools cannot be held to their schemas beside {answer.param}: {error}", "tools"
+            ) from error
 
     def _matcher(self, library: Any, grammar: str, param: str) -> Any:
         limits = library.LLParserLimits(**_LIMITS)
@@ -209,7 +222,9 @@ def _can_end(structure: Structure) -> bool:
     if structure.kind == "json":
         return schema_can_end(json.loads(structure.text))
     if structure.kind == "tools":
-        return all(schema_can_end(tool["parameters"]) for tool in json.loads(structure.text)["tools"])
+        answer = structure.answer
+        can_say = answer is None or _can_end(answer)
+        return can_say and all(schema_can_end(tool["parameters"]) for tool in json.loads(structure.text)["tools"])
     return structure.kind != "grammar" or grammar_can_end(structure.text)
 
 
@@ -226,18 +241,31 @@ def _lark(library: Any, structure: Structure, special_texts: frozenset[str]) -> 
     """
     text, param = structure.text, structure.param
     if structure.kind == "grammar":
-        if _OWN_LINE in text:
-            raise ParameterError(f"{param}: the line {_OWN_LINE} is the server's own; leave it out", param)
-        return text
+        return _own_grammar(text, param)
+    if structure.kind != "tools":
+        return "start: " + _rule(library, structure)
+    said = None if structure.answer is None else _rule(library, structure.answer)
+    return tool_grammar(text, special_texts, lambda schema: _json_rule(schema, param), said)
+
+
+def _rule(library: Any, structure: Structure) -> str:
+    """Return what stands for an answer of a structure within a grammar."""
+    if structure.kind == "grammar":
+        return f"%lark {{\n{_own_grammar(structure.text, structure.param)}\n}}"
     if structure.kind == "regex":
-        return f"start: /{library.regex_to_lark(text, _ASCII_DIGITS)}/"
-    if structure.kind == "tools":
-        return tool_grammar(text, special_texts, lambda schema: _json_rule(schema, param))
-    value = json.loads(text)
+        return f"/{library.regex_to_lark(structure.text, _ASCII_DIGITS)}/"
+    value = json.loads(structure.text)
     if structure.kind == "choice":
         words = (json.dumps(each, ensure_ascii=False).replace("\x7f", "\\u007f") for each in value)
-        return "start: " + " | ".join(words)
-    return "start: " + _json_rule(value, param)
+        return " | ".join(words)
+    return _json_rule(value, structure.param)
+
+
+def _own_grammar(text: str, param: str) -> str:
+    """Return a caller's grammar, which may not say how llguidance works."""
+    if _OWN_LINE in text:
+        raise ParameterError(f"{param}: the line {_OWN_LINE} is the server's own; leave it out", param)
+    return text
 
 
 def _json_rule(schema: Any, param: str) -> str:

@@ -133,11 +133,6 @@ BAD_CHATS: dict[str, tuple[dict[str, Any], int, str | None]] = {
         400,
         "tool_choice",
     ),
-    "a structure beside tools": (
-        {"tools": TOOLS, "response_format": {"type": "json_object"}},
-        400,
-        "response_format",
-    ),
     "a result without its call": (
         {"messages": [{"role": "tool", "tool_call_id": "c", "content": "a"}]},
         400,

@@ -191,6 +191,62 @@ def test_arguments_are_parsed_into_the_callers_type(client: openai.OpenAI) -> No
     assert call.function.parsed_arguments == Weather(city="x", days=0)
 
 
+@pytest.fixture
+def asked_both() -> dict[str, Any]:
+    """A chat that offers a function, and says what an answer without a call shall be."""
+    from pydantic import BaseModel
+
+    class Report(BaseModel):
+        colour: str = "none"
+
+    class Weather(BaseModel):
+        city: str
+
+    return {
+        "model": "fake-vlm",
+        "messages": [{"role": "user", "content": "a"}],
+        "tools": [openai.pydantic_function_tool(Weather, name="weather")],
+        "response_format": Report,
+    }
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("calls", [False, True])
+def test_an_answer_with_tools_and_a_format_is_a_call_or_of_the_format(
+    client: openai.OpenAI, engine: FakeClient, asked_both: dict[str, Any], streams: bool, calls: bool
+) -> None:
+    engine.behaviour.answer = CALL if calls else None
+    if streams:
+        with client.chat.completions.stream(**asked_both) as stream:
+            answer = stream.get_final_completion()
+    else:
+        answer = client.chat.completions.parse(**asked_both)
+    choice = answer.choices[0]
+    if calls:
+        [call] = choice.message.tool_calls or ()
+        assert call.function.parsed_arguments is not None
+        assert (choice.finish_reason, choice.message.content or "", choice.message.parsed) == ("tool_calls", "", None)
+    else:
+        assert (choice.finish_reason, choice.message.parsed) == ("stop", asked_both["response_format"]())
+        assert not choice.message.tool_calls
+    structure = engine.generations[-1].sampling.structure
+    assert structure is not None
+    assert structure.answer is not None
+    assert json.loads(structure.answer.text)["properties"].keys() == {"colour"}
+    assert not structure.is_optional
+
+
+def test_a_forced_call_wins_over_a_format(
+    client: openai.OpenAI, engine: FakeClient, asked_both: dict[str, Any]
+) -> None:
+    answer = client.chat.completions.parse(**asked_both, tool_choice="required")
+    assert [call.function.name for call in answer.choices[0].message.tool_calls or ()] == ["weather"]
+    structure = engine.generations[-1].sampling.structure
+    assert structure is not None
+    assert structure.answer is None
+    assert client.chat.completions.parse(**asked_both, tool_choice="none").choices[0].message.parsed is not None
+
+
 def test_the_asynchronous_client_calls(server_url: str, engine: FakeClient) -> None:
     async def main() -> None:
         async with openai.AsyncOpenAI(base_url=f"{server_url}/v1", api_key="none", max_retries=0) as client:

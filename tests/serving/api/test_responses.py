@@ -191,7 +191,6 @@ def test_a_cut_response_is_incomplete(api: Any) -> None:
         ({"input": [{**CALLED, "arguments": "{"}, RESULT]}, "input.0.function.arguments"),
         ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
         ({"tool_choice": "required"}, "tool_choice"),
-        ({"tools": [WEATHER], "text": {"format": {"type": "json_object"}}}, "text.format"),
         ({"reasoning": {"effort": "high"}}, "reasoning"),
         ({"truncation": "auto"}, "truncation"),
         ({"include": ["file_search_call.results"]}, "include.0"),

@@ -81,3 +81,23 @@ def test_schema_that_cannot_be_followed_is_left_to_the_model_only_where_that_is_
             await answer(model, offering(ask("hello", max_tokens=3), unbuilt, is_required=False))
 
     asyncio.run(main())
+
+
+def test_answer_that_may_call_is_a_call_or_follows_its_format(model, ask, answer) -> None:
+    async def main() -> None:
+        for seed in range(3):
+            request = offering(ask("hello", seed=seed, temperature=1.0, max_tokens=90), is_required=False)
+            asked = json.loads(request.sampling.structure.text) | {
+                "answer": {"kind": "json", "text": json.dumps(SCHEMA)}
+            }
+            structure = Structure("tools", json.dumps(asked), "response_format")
+            held = dataclasses.replace(request, sampling=dataclasses.replace(request.sampling, structure=structure))
+            said = (await answer(model, held)).text
+            start, end = '{"name": "f", "arguments": ', "}</tool_call>"
+            if said.startswith("<tool_call>"):
+                said = said.replace("\n", "").replace("[{", "{").replace("}]", "}").removeprefix("<tool_call>")
+                assert said.startswith(start)
+                said = said.removeprefix(start).removesuffix(end)
+            jsonschema.validate(json.loads(said), SCHEMA)
+
+    asyncio.run(main())

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
+from bundle.frames.table import LAYOUTS
 from serving.access.keys import ApiKey, digest_of
 from serving.access.settings import AccessSettings
 from serving.fake import FakeClient
-from serving.protocol import Health, ImagePart, TextPart
+from serving.protocol import Health, ImagePart, TextPart, VideoPart
 from serving.settings import ApiSettings, ServerSettings
 
 pytestmark = pytest.mark.browser
@@ -116,6 +117,28 @@ def test_a_chosen_picture_is_asked_about_and_the_answer_comes_with_its_figures(
     assert image == ImagePart((samples / "scene.png").read_bytes())
     assert text == TextPart("What is this?")
     assert window.chat.locator(".question img").get_attribute("alt") == "scene.png"
+
+
+def test_several_pictures_may_be_frames_of_a_video(window: Any, engine: FakeClient, samples: Path) -> None:
+    window.chat.get_by_text("More", exact=True).click()
+    how = window.chat.get_by_label("Several pictures are")
+    offered = how.locator("option").all_inner_texts()
+    assert offered == ["pictures", *(f"a video, {layout}" for layout in LAYOUTS)]
+    files = (samples / "scene.png", samples / "relation.png")
+    add_picture(window.chat, *files)
+    window.ask("As pictures")
+    window.wait_for_answer()
+    how.select_option("a video, image-grid")
+    add_picture(window.chat, files[0])
+    window.ask("One is a picture")
+    window.wait_for_answer()
+    shown = [message.parts for message in engine.generations[1].messages if message.role == "user"]
+    video, _ = shown[0]
+    assert isinstance(video, VideoPart)
+    assert video.files == tuple(file.read_bytes() for file in files)
+    assert video.options.layout == "image-grid"
+    assert [isinstance(part, ImagePart) for part in shown[1]] == [True, False]
+    assert [type(part) for part in engine.generations[0].messages[0].parts] == [ImagePart, ImagePart, TextPart]
 
 
 def test_a_second_question_goes_with_the_first_and_its_picture(window: Any, engine: FakeClient, samples: Path) -> None:

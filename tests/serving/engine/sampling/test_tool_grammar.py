@@ -105,3 +105,97 @@ def test_schema_that_cannot_be_followed_is_refused(by_bytes: Any, schema: dict[s
     with pytest.raises(ParameterError) as caught:
         by_bytes.grammars.compiled(Structure("tools", text, "tool_choice"))
     assert caught.value.param == "tool_choice"
+
+
+def either(kind: str = "json", text: str = "", **tools: Any) -> Structure:
+    """Calls, or an answer of a structure of its own."""
+    asked = json.loads(structure(is_required=False, **tools).text)
+    answer = {"kind": kind, "text": text or json.dumps(PLACE)}
+    return Structure("tools", json.dumps({**asked, "answer": answer}), "response_format")
+
+
+PLACE = {
+    "type": "object",
+    "properties": {"at": {"type": "integer", "minimum": 0, "maximum": 9}},
+    "required": ["at"],
+    "additionalProperties": False,
+}
+LARK = 'start: "so " inner\ninner: /[a-c]/ "}"'
+"""A grammar with a brace, and a rule of its own."""
+EITHER = {
+    "an answer": ("json", "", '{"at": 3}', True),
+    "a call": ("json", "", GOOD, True),
+    "two calls": ("json", "", f"{GOOD}\n{GOOD}", True),
+    "both": ("json", "", '{"at": 3}' + GOOD, False),
+    "a call, and an answer": ("json", "", GOOD + '{"at": 3}', False),
+    "text": ("json", "", "Hello.", False),
+    "nothing": ("json", "", "", False),
+    "an answer off its schema": ("json", "", '{"at": "3"}', False),
+    "arguments off their schema": ("json", "", GOOD.replace("3", "10"), False),
+    "a match": ("regex", "[a-c]{3}", "abc", True),
+    "no match": ("regex", "[a-c]{3}", "abd", False),
+    "a call beside a pattern of anything": ("regex", "(.|\\n)*", GOOD, True),
+    "a text of some": ("choice", '["red", "blue"]', "blue", True),
+    "a text of none": ("choice", '["red", "blue"]', "green", False),
+    "a call beside some texts": ("choice", '["red", "blue"]', GOOD, True),
+    "a word of a grammar": ("grammar", LARK, "so b}", True),
+    "no word of a grammar": ("grammar", LARK, "so d}", False),
+    "a call beside a grammar": ("grammar", LARK, GOOD, True),
+}
+
+
+@pytest.mark.parametrize("name", EITHER)
+@pytest.mark.parametrize("lead", ["", " "], ids=["", "led"])
+def test_an_answer_is_calls_or_its_own_structure(make_held: Any, name: str, lead: str) -> None:
+    kind, asked, text, is_allowed = EITHER[name]
+    held = make_held(lead)
+    compiled = held.grammars.compiled(either(kind, asked))
+    [matcher] = compiled.matchers
+    followed = all(matcher.consume_token(token_id) for token_id in held.tokenizer.encode(compiled.lead + text))
+    assert (followed and matcher.is_accepting()) is is_allowed
+    held.grammars.close()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_answers_by_chance_are_calls_or_values_of_the_schema(held: Any, seed: int) -> None:
+    text = held.answer(either(), seed, 400)
+    assert text is not None
+    if calls := CALL.findall(text):
+        assert CALL.sub("", text).strip() == ""
+        for name, arguments in calls:
+            jsonschema.validate(json.loads(arguments), TOOLS[name])
+    else:
+        jsonschema.validate(json.loads(text), PLACE)
+
+
+@pytest.mark.parametrize(
+    ("asked", "param", "word"),
+    [
+        (either("json", '{"type": "object", "not": {}}'), "response_format", "response_format cannot be followed"),
+        (either("json", '{"$ref": "#"}'), "response_format", "needs itself"),
+        (either("grammar", "%llguidance {}"), "response_format", "the server's own"),
+        (
+            Structure(
+                "tools",
+                json.dumps(
+                    {
+                        "tools": [{"name": "a", "parameters": {"type": "object", "not": {}}}],
+                        "most": 1,
+                        "is_required": False,
+                        "answer": {"kind": "json", "text": "{}"},
+                    }
+                ),
+                "response_format",
+            ),
+            "tools",
+            "beside response_format",
+        ),
+    ],
+    ids=["answer", "endless", "own line", "tools"],
+)
+def test_which_of_tools_and_answer_cannot_be_followed_is_said(
+    by_bytes: Any, asked: Structure, param: str, word: str
+) -> None:
+    with pytest.raises(ParameterError, match=word) as caught:
+        by_bytes.grammars.compiled(asked)
+    assert caught.value.param == param
