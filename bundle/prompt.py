@@ -52,8 +52,8 @@ class Prompt:
         positions: [T] int64, the logical position of each token; [3, T] where a model turns by three axes.
         next_position: Of the first token after the prompt.
         num_images: Images in the conversation.
-        seen: [2, T] int64, the half-open stretch around itself that each token sees whatever windows layers have; None:
-            itself alone. It sees what stands before it as well, as far as windows allow.
+        seen: [2, T] int64, the half-open stretch around it or behind it that each token sees whatever windows layers
+            have; None: itself alone. It sees itself and what stands before it as well, as far as windows allow.
     """
 
     token_ids: npt.NDArray[np.int64]

@@ -36,8 +36,9 @@ DEEP_FEATURES = "deep_features"
 """[B, T, n*D] float32: what a decoder's first n layers add to their hidden states where an image is; 0 elsewhere.
 Image features are then [I, P, (1 + n)*D]: the first D become embeddings."""
 SEEN_AROUND = "seen_around"
-"""[2, B, T] int64: how many rows before and how many behind its own a new token sees whatever window a layer has, for
-decoders whose attention looks forward. Those behind it are written by the same run, or are there."""
+"""[2, B, T] int64: how many rows before its own and how many behind it a stretch begins and ends that a new token sees
+whatever window a layer has, for decoders whose attention looks forward; one that begins behind it has a number below 0.
+Rows behind it are written by the same run, or are there."""
 LAST_QUERIES = "last_queries."
 """[B, W, H*C] float32, optional, with the layer's number behind it: queries of the last W new tokens, or of all where
 those are fewer, rotated."""

@@ -11,6 +11,7 @@ from export.family import Family
 
 ARCHITECTURES: Mapping[str, str] = {
     "blip-2": "export.models.blip_2:Blip2",
+    "aki": "export.models.aki:Aki",
     "clip": "export.models.clip:Clip",
     "gemma3": "export.models.gemma3:Gemma3",
     "deepseek_vl": "export.models.deepseek_vl:DeepSeekVL",

@@ -55,7 +55,7 @@ class TokenRun:
         features: Image features in the places of placeholders.
         embeds: [T, D] hidden states of an earlier layer, run in the place of embeddings; None: the embeddings of the
             ids, with the features in their places.
-        around: [2, T] rows before and behind its own that each token sees whatever windows layers have; None: none.
+        around: [2, T] as of `tensors.SEEN_AROUND`; None: each token sees itself and what stands before it.
         heads: What replaces heads, from the token `first_replaced` on; None: nothing does.
         first_replaced: Counted from the run's first token.
     """
@@ -81,7 +81,7 @@ class TokenBatch:
         lengths: [G, B] rows that each sequence holds of each length group before the run.
         wanted: [B, N] the tokens of each run whose logits are wanted.
         features: Of each run, image features in the places of placeholders; empty where no run has any.
-        around: [2, B, T] as of `TokenRun`; None: none sees any.
+        around: [2, B, T] as of `TokenRun`; None where that is so of all runs.
         heads: Of each run, what replaces heads and from which token on; empty where no run has any.
     """
 

@@ -78,15 +78,15 @@ class FilledPrompt:
 
 
 def _around(seen: Int64, start: int, end: int) -> Int64:
-    """Return [2, T] how many tokens before and behind it each token of a stretch sees whatever windows there are.
+    """Return [2, T] how many tokens before and behind each token of a run the stretch begins and ends that it sees.
 
     Args:
-        seen: [2, T] of the stretch, as of `bundle.prompt.Prompt`.
+        seen: [2, T] of the run, as of `bundle.prompt.Prompt`.
         start: Its first token.
         end: Behind its last one.
 
     Raises:
-        ValueError: One sees tokens that are not in the stretch.
+        ValueError: One sees tokens that are not in the run.
     """
     if (last := int(seen[1].max(initial=end))) > end:
         raise ValueError(f"tokens {start} to {end} see until {last}; run them together, as runtime.chunks cuts")

@@ -15,9 +15,10 @@ from bundle.fields import MOST_NAME_CHARACTERS, Frozen, TokenId
 from bundle.image.layout import TileLayout
 
 Int64 = npt.NDArray[np.int64]
-LooksAhead: TypeAlias = Literal["nowhere", "images", "prompt"]
+LooksAhead: TypeAlias = Literal["nowhere", "images", "text", "prompt"]
 """Where attention looks forward: tokens of an image see those that follow without a break, and windows bound what they
-see before them; or tokens of a prompt see all of it, whatever windows there are."""
+see before them; tokens of images see the text behind the last one; or all tokens of a prompt see all of it, whatever
+windows there are."""
 Features = npt.NDArray[Any]
 
 
@@ -114,7 +115,7 @@ class ImagePrompt(Frozen, ABC):
         return Places(np.arange(num_tokens, dtype=np.int64), num_tokens)
 
     def seen(self, num_tokens: int, spans: Sequence[Span]) -> Int64 | None:
-        """Return [2, T] the stretch that each token sees beside those before it; None: there is none.
+        """Return [2, T] the half-open stretch that each token sees beside those before it; None: there is none.
 
         Args:
             num_tokens: T.
@@ -125,10 +126,14 @@ class ImagePrompt(Frozen, ABC):
         own = np.arange(num_tokens, dtype=np.int64)
         if self.looks_ahead == "prompt":
             return np.stack([np.zeros_like(own), np.full_like(own, num_tokens)])
-        ends = own + 1
+        seen = np.stack([own, own + 1])
+        behind = max((span.end for span in spans), default=num_tokens)
         for span in spans:
-            ends[span.start : span.end] = span.end
-        return np.stack([own, ends])
+            if self.looks_ahead == "images":
+                seen[1, span.start : span.end] = span.end
+            elif behind < num_tokens:
+                seen[:, span.start : span.end] = [[behind], [num_tokens]]
+        return seen
 
     def writes(self, token: str) -> bool:
         """Return whether a token of the vocabulary belongs to the layout, so that no caller may write it."""

@@ -6,6 +6,7 @@ from typing import Annotated, TypeAlias
 
 from pydantic import Field
 
+from bundle.layouts.aki import AkiPrompt
 from bundle.layouts.gemma3 import Gemma3Prompt
 from bundle.layouts.idefics2 import Idefics2Prompt
 from bundle.layouts.idefics3 import Idefics3Prompt
@@ -18,7 +19,8 @@ from bundle.layouts.paligemma import PaliGemmaPrompt
 from bundle.layouts.qwen2_vl import Qwen2VLPrompt
 
 KnownImagePrompt: TypeAlias = Annotated[
-    Gemma3Prompt
+    AkiPrompt
+    | Gemma3Prompt
     | Idefics2Prompt
     | Idefics3Prompt
     | InternVLPrompt

@@ -53,7 +53,7 @@ class Sight:
 
     Attributes:
         window: Rows that it sees of those, itself among them; None: all.
-        around: [2, B, T] int64, rows before and behind its own that it sees whatever the window; None: none.
+        around: [2, B, T] as of `bundle.tensors.SEEN_AROUND`; None: nothing else.
     """
 
     window: int | None = None
@@ -278,13 +278,12 @@ def _is_seen(op: OpBuilder, rows: ir.Value, own: ir.Value, sight: Sight) -> ir.V
         own: [B, T] int64, the row of each token.
         sight: How far it sees.
     """
+    is_seen = _in_window(op, rows, own, sight.window)
     if sight.around is None:
-        return _in_window(op, rows, own, sight.window)
-    behind = op.LessOrEqual(rows, _by_row(op, op.Add(own, op.Gather(sight.around, 1, axis=0))))
-    if sight.window is None:
-        return behind
-    before = op.GreaterOrEqual(rows, _by_row(op, op.Sub(own, op.Gather(sight.around, 0, axis=0))))
-    return op.Or(_in_window(op, rows, own, sight.window), op.And(before, behind))
+        return is_seen
+    first, last = op.Sub(own, op.Gather(sight.around, 0, axis=0)), op.Add(own, op.Gather(sight.around, 1, axis=0))
+    is_around = op.And(op.GreaterOrEqual(rows, _by_row(op, first)), op.LessOrEqual(rows, _by_row(op, last)))
+    return op.Or(is_seen, is_around)
 
 
 def _in_window(op: OpBuilder, rows: ir.Value, own: ir.Value, window: int | None) -> ir.Value:

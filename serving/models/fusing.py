@@ -93,10 +93,10 @@ class Fusing:
             ParameterError: They do.
         """
         manifest = self._manifest
-        if manifest.image_prompt is not None and manifest.image_prompt.looks_ahead == "prompt":
+        if manifest.image_prompt is not None and manifest.image_prompt.looks_ahead in ("text", "prompt"):
             raise ParameterError(
-                f"tokens of a prompt of {manifest.name} see all of it, so that no rows of its beginning can be kept "
-                "for others; send the messages themselves",
+                f"tokens of a prompt of {manifest.name} see what follows them to its end, so that no rows of a "
+                "beginning can be kept for others; send the messages themselves",
                 "prefix",
             )
         if manifest.decoder is not None and (window := manifest.decoder.window_tokens) is not None:

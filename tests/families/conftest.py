@@ -90,6 +90,8 @@ class Sample:
             kind = getattr(self.family, "ANSWER_TYPE", 0)
             answered = torch.full((1, len(answer)), kind, dtype=inputs[name].dtype)
             more[name] = torch.cat([inputs[name], answered], dim=1)
+        if hasattr(self.family, "attention_mask"):
+            more["attention_mask"] = self.family.attention_mask(ids, len(answer))
         with torch.no_grad():
             logits = self.model(**{**inputs, "input_ids": ids, **more}).logits
         found: np.ndarray = logits[0, -len(answer) - 1 :].float().numpy()

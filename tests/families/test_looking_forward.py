@@ -40,7 +40,7 @@ from serving.protocol import FinishedEvent, GenerateRequest, ImagePart, Message,
 from serving.settings import EngineSettings
 
 SETTINGS = RuntimeSettings(intra_threads=1)
-LOOKING = ("gemma3", "paligemma")
+LOOKING = ("aki", "gemma3", "paligemma")
 
 
 def picture(seed: int) -> Image.Image:
@@ -136,6 +136,7 @@ def _attentions(model: ir.Model) -> list[ir.Node]:
     return [node for node in model.graph if (node.domain, node.op_type) == (CONTRIB, "GroupQueryAttention")]
 
 
+@pytest.mark.parametrize("bundle", ["gemma3", "paligemma"], indirect=True)
 def test_a_cache_of_codes_sees_as_far(bundle: Bundle, tmp_path: Path) -> None:
     """Codes of 8 bits lose little; a causal mask in the place of the model's own would lose most."""
     samples = built_in_samples(bundle, "calibration")
@@ -155,7 +156,7 @@ def test_what_cannot_be_with_it_is_refused_by_name(bundle: Bundle, sample_of: An
     manifest, family = bundle.manifest, bundle.manifest.model_type
     with pytest.raises(UnsupportedConfigError, match="seen_around"):
         export_checkpoint(sample_of(family, 0).checkpoint, tmp_path / "cut", segments=[1])
-    if family == "paligemma":
+    if family != "gemma3":
         with pytest.raises(UnsupportedConfigError, match="--task-vectors"):
             export_checkpoint(sample_of(family, 0).checkpoint, tmp_path / "heads", task_vectors=True)
     with pytest.raises(QuantizationError, match="--target cuda: attention of tiny looks forward"):
@@ -163,7 +164,9 @@ def test_what_cannot_be_with_it_is_refused_by_name(bundle: Bundle, sample_of: An
     with pytest.raises(SettingsError, match="an engine has a longest run"):
         profiles_of(manifest, manifest.components["decoder"], Limits(64, 1, 32, 1))
     request = GenerateRequest("r", "tiny", (Message("user", (TextPart("x"),)),), SamplingParams(), fuses=True)
-    with pytest.raises(ParameterError, match="windows of 6 rows" if family == "gemma3" else "see all of it"):
+    with pytest.raises(
+        ParameterError, match="windows of 6 rows" if family == "gemma3" else "what follows them to its end"
+    ):
         Fusing(manifest, "cpu").check(request, None, None)
     assert ("windows of 6 rows" in missing("knorm", manifest)) == (family == "gemma3")
 

@@ -268,7 +268,7 @@ def server(num_seats: int = SEATS, num_spare: int = 2, budget: int | None = None
 
 PARTS = st.lists(st.sampled_from([1, 2, 3, IMAGE, IMAGE + 1]), min_size=1, max_size=7).map(tuple)
 KEPT = st.one_of(st.none(), st.integers(1, 60))
-SEES = st.sampled_from(["nowhere", "nowhere", "images", "prompt"])
+SEES = st.sampled_from(["nowhere", "nowhere", "images", "text", "prompt"])
 ASKED = st.builds(Asked, PARTS, st.integers(1, 4), st.integers(-1, 1), KEPT, st.sampled_from(["knorm", "snapkv"]), SEES)
 ACTIONS = st.lists(
     st.one_of(
