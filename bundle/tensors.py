@@ -39,6 +39,9 @@ SEEN_AROUND = "seen_around"
 """[2, B, T] int64: how many rows before its own and how many behind it a stretch begins and ends that a new token sees
 whatever window a layer has, for decoders whose attention looks forward; one that begins behind it has a number below 0.
 Rows behind it are written by the same run, or are there."""
+MEMORY_SEEN = "memory_seen"
+"""[B, T, 3] int64: which rows of the states of kind "memory" a token sees, from the first number to before the second,
+and 1 where an image stands before it; all 0 without images."""
 LAST_QUERIES = "last_queries."
 """[B, W, H*C] float32, optional, with the layer's number behind it: queries of the last W new tokens, or of all where
 those are fewer, rotated."""

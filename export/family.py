@@ -84,18 +84,26 @@ class Family(ABC):
         image_processor: The class that transformers takes where a processor's files name none.
         image_settings: What the model's processor tells its image processor, whatever the files say.
         lower_cases: Texts are cut into tokens of lower case, whatever the tokenizer's files say (SigLIP).
+        cleans: How texts are cleaned before they are cut into tokens, a name of `export.cleaning.CLEANINGS`.
+        reads_image_settings: Graphs hold numbers of the image processor's.
+
+    Attributes:
+        stated_images: The image processor's settings as the checkpoint states them, where `reads_image_settings`.
     """
 
     task: ClassVar[Task]
     renames: ClassVar[tuple[tuple[str, str], ...]] = ()
     unused: ClassVar[tuple[str, ...]] = (r".*\.position_ids", r".*\.rotary_emb\.inv_freq")
-    scalars: ClassVar[tuple[str, ...]] = ()
+    scalars: tuple[str, ...] = ()
     image_processor: ClassVar[str]
     image_settings: ClassVar[Raw] = {}
     lower_cases: ClassVar[bool] = False
+    cleans: str | None = None
+    reads_image_settings: ClassVar[bool] = False
 
     def __init__(self, config: Raw) -> None:
         self.config = config
+        self.stated_images: Raw = {}
 
     @property
     @abstractmethod
@@ -114,6 +122,10 @@ class Family(ABC):
                 f"the processor makes images of {spec.tile_size_px} pixels, the vision tower takes {side}; "
                 "only towers fed at their own resolution are built"
             )
+
+    def own_image_spec(self) -> ImageSpec | None:
+        """Return the preprocessing that the config itself states; None: the processor's files do."""
+        return None
 
     @property
     @abstractmethod
@@ -190,7 +202,7 @@ class VisionLanguage(Family):
 
     @property
     def vocab_size(self) -> int:
-        """V."""
+        """V: ids are below it."""
         return self.decoder.config.vocab_size
 
     @property
@@ -328,10 +340,12 @@ class DualEncoder(Family):
 
     Class attributes:
         pads_to_max: Texts are padded to the longest length there is, as in training (SigLIP).
+        pad_token_id: What they are padded with, where that is not the tokenizer's own.
     """
 
     task: ClassVar[Task] = "dual-encoder"
-    pads_to_max: ClassVar[bool] = True
+    pads_to_max: bool = True
+    pad_token_id: int | None = None
 
     @property
     @abstractmethod

@@ -93,7 +93,7 @@ class FusedPrefix:
             whole.positions[..., size:],
             whole.next_position,
             whole.num_images - num_images,
-            None if whole.seen is None else whole.seen[:, size:] - size,
+            seen=None if whole.seen is None else whole.seen[:, size:] - size,
         )
 
     def to_bytes(self) -> bytes:

@@ -7,10 +7,13 @@ from typing import Annotated, TypeAlias
 from pydantic import Field
 
 from bundle.image.area import Area
+from bundle.image.beside import Beside
 from bundle.image.bounded import Bounded
+from bundle.image.canvas import Canvas
 from bundle.image.covering_grid import CoveringGrid
 from bundle.image.cropped import Cropped
 from bundle.image.fixed import Fixed
+from bundle.image.most_patches import MostPatches
 from bundle.image.nearest_grid import NearestGrid
 from bundle.image.padded import Padded
 from bundle.image.pan_and_scan import PanAndScan
@@ -22,10 +25,13 @@ from bundle.image.tiled import Tiled
 
 KnownGeometry: TypeAlias = Annotated[
     Area
+    | Beside
     | Bounded
+    | Canvas
     | CoveringGrid
     | Cropped
     | Fixed
+    | MostPatches
     | NearestGrid
     | Padded
     | PanAndScan

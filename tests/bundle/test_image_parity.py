@@ -39,6 +39,10 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
         "Llava",
         {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}, "do_center_crop": True},
     ),
+    "llava, padded": (
+        "Llava",
+        {"size": {"shortest_edge": 90}, "crop_size": {"height": 90, "width": 90}, "do_pad": True},
+    ),
     "clip": ("CLIP", {}),
     "clip, crop over size": ("CLIP", {"size": {"shortest_edge": 50}, "crop_size": {"height": 65, "width": 91}}),
     "clip, square": (
@@ -50,6 +54,7 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "nearest grid": ("GotOcr2", {"size": {"height": 48, "width": 40}, "crop_to_patches": True, "max_patches": 7}),
     "nearest grid, three tiles at least": ("GotOcr2", {**CUT, "min_patches": 3, "max_patches": 9}),
     "pan and scan": ("Gemma3", PANS),
+    "marked grid": ("GraniteDocling", {"size": {"height": 40, "width": 40}, "max_patches": 22}),
     "covering grid": ("Ovis2", {"size": {"height": 40, "width": 40}, "crop_to_patches": True, "max_patches": 9}),
 }
 """The class in transformers, and its settings."""
@@ -74,6 +79,10 @@ def _reference(name: str, image: Image.Image) -> tuple[np.ndarray, TileLayout]:
         return _processor(name)(images=[image], return_tensors="np")["pixel_values"], _nearest_grid(name, image)
     if name == "pan and scan":
         return _pan_and_scan(name, image)
+    if name == "marked grid":
+        found = _processor(name)(images=[[image]], return_tensors="np")
+        rows, cols = found["rows"][0][0], found["cols"][0][0]
+        return found["pixel_values"][0], TileLayout(rows, cols) if rows * cols > 1 else TileLayout()
     if name.startswith("covering grid"):
         found = _processor(name)(images=[image], return_tensors="np")
         rows, cols = found["grids"][0]

@@ -92,6 +92,8 @@ class Sample:
             more[name] = torch.cat([inputs[name], answered], dim=1)
         if hasattr(self.family, "attention_mask"):
             more["attention_mask"] = self.family.attention_mask(ids, len(answer))
+        if (seen := inputs.get("cross_attention_mask")) is not None:  # an answer sees what the prompt's last token does
+            more["cross_attention_mask"] = torch.cat([seen, seen[:, -1:].repeat(1, len(answer), 1, 1)], dim=1)
         with torch.no_grad():
             logits = self.model(**{**inputs, "input_ids": ids, **more}).logits
         found: np.ndarray = logits[0, -len(answer) - 1 :].float().numpy()

@@ -16,6 +16,8 @@ CONFIG, PROCESSOR = "config.json", "processor_config.json"
 REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("deepseek_vl", PROCESSOR, {"num_image_tokens": 576}, "num_image_tokens 576.*make 16 tokens"),
     ("deepseek_vl", CONFIG, {"vision_config": {"model_type": "clip_vision_model"}}, "'clip_vision_model'.*siglip"),
+    ("deepseek_vl_hybrid", CONFIG, {"high_res_vision_config": {"global_attn_indexes": []}}, "global_attn_indexes"),
+    ("deepseek_vl_hybrid", PROCESSOR, {"image_processor": {"high_res_size": {"height": 64, "width": 64}}}, "48 and 32"),
     ("fast_vlm", CONFIG, {"vision_config": {"architecture": "fastvit_t8"}}, "'fastvit_t8'.*fastvit_mci3"),
     ("fast_vlm", CONFIG, {"vision_config": {"model_args": {"layers": [1] * 5}}}, "inference_mode is not true"),
     ("fast_vlm", CONFIG, {"vision_config": {"model_args": {"inference_mode": True, "in_chans": 4}}}, "in_chans"),
