@@ -20,6 +20,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "idefics2": "export.models.idefics2:Idefics2",
     "align": "export.models.align:Align",
     "altclip": "export.models.altclip:AltClip",
+    "bridgetower": "export.models.bridgetower:BridgeTower",
     "chinese_clip": "export.models.chinese_clip:ChineseClip",
     "clipseg": "export.models.clipseg:ClipSeg",
     "flava": "export.models.flava:Flava",
