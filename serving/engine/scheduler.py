@@ -10,7 +10,7 @@ import numpy.typing as npt
 from bundle.manifest import RunPhase
 from quant.kv.compressing import Stayed
 from runtime.cache_shape import CacheShape
-from runtime.chunks import next_chunk
+from runtime.chunks import next_chunk, next_end
 from serving.engine.changes import Change, Keep
 from serving.engine.pace import Pace
 from serving.engine.sequence import Sequence
@@ -269,8 +269,11 @@ class Scheduler:
             return Batch("prompt", (Row(sequence, *reading.next_chunk(most), reading.segment),))
         start, num_prompt = sequence.num_run, sequence.num_prompt_tokens
         is_prompt = start < num_prompt
-        left = (num_prompt if is_prompt else len(sequence.ids) - 1) - start
-        row = Row(sequence, start, start + next_chunk(left, most))
+        if is_prompt:
+            end = next_end(start, num_prompt, most, sequence.prompt.prompt.seen)
+        else:
+            end = start + next_chunk(len(sequence.ids) - 1 - start, most)
+        row = Row(sequence, start, end)
         return Batch("prompt" if is_prompt else "step", (row,))
 
     def advance(self, batch: Batch, took_s: float = 0.0) -> None:

@@ -20,7 +20,8 @@ from serving.engine.sampling.state import SamplingState
 from serving.protocol import SamplingParams
 
 RowKey = int | tuple[bytes, int]
-"""What a row of the cache is of: a token's id, or an image's digest and the row of its features."""
+"""What a row of the cache is of: a token's id, or an image's digest and the row of its features. Where the token sees
+others behind it: the digest of all of these, and its place."""
 
 
 @dataclass(eq=False)
@@ -315,7 +316,23 @@ def _row_keys(ids: SequenceOf[int], prompt: FilledPrompt, image_keys: SequenceOf
         keys[span.start : span.end] = [
             (image_keys[span.image], row) for row in range(span.row, span.row + span.end - span.start)
         ]
-    return keys
+    return keys if prompt.prompt.seen is None else _with_what_they_see(keys, prompt.prompt.seen[1])
+
+
+def _with_what_they_see(keys: SequenceOf[RowKey], ends: npt.NDArray[np.int64]) -> list[RowKey]:
+    """Return keys of rows that tell, beside the token, all tokens behind it that it sees.
+
+    Args:
+        keys: Of the tokens.
+        ends: [T] the token behind the last one that each sees.
+    """
+    found, seen = list(keys), dict[int, bytes]()
+    for at in np.flatnonzero(ends > np.arange(1, len(keys) + 1)).tolist():
+        end = int(ends[at])
+        if end not in seen:
+            seen[end] = blake2b(repr(keys[at:end]).encode(), digest_size=16).digest()
+        found[at] = seen[end], at
+    return found
 
 
 def newest_tokens(sequences: SequenceOf[Sequence]) -> TokenBatch:
