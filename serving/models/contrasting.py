@@ -66,7 +66,7 @@ def _refusal(
             "contrast out"
         )
     if request.fuses or request.behind is not None:
-        return "a fused prefix holds what images left in the cache, which cannot be taken out; use a plain one"
+        return "fused prefixes and task vectors hold what images left, which cannot be taken out; use a plain prefix"
     return ""
 
 
