@@ -16,7 +16,6 @@ DECODERS: Mapping[str, str] = {
     "lfm2": "export.decoders.lfm2:Lfm2",
     "granite": "export.decoders.granite:Granite",
     "granite_docling_text": "export.decoders.granite:Granite",
-    "lfm2": "export.decoders.lfm2:Lfm2",
     "kosmos_2_text_model": "export.decoders.kosmos_2_text_model:Kosmos2Text",
     "llama": "export.decoders.llama:Llama",
     "llama_mote": "export.decoders.llama_mote:LlamaMote",
