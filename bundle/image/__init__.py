@@ -3,8 +3,8 @@
 from bundle.image.area import Area as Area
 from bundle.image.beside import Beside as Beside
 from bundle.image.bounded import Bounded as Bounded
-from bundle.image.canvas_grid import CanvasGrid as CanvasGrid
 from bundle.image.canvas import Canvas as Canvas
+from bundle.image.canvas_grid import CanvasGrid as CanvasGrid
 from bundle.image.covering_grid import CoveringGrid as CoveringGrid
 from bundle.image.cropped import Cropped as Cropped
 from bundle.image.fixed import Fixed as Fixed

@@ -9,8 +9,8 @@ from pydantic import Field
 from bundle.image.area import Area
 from bundle.image.beside import Beside
 from bundle.image.bounded import Bounded
-from bundle.image.canvas_grid import CanvasGrid
 from bundle.image.canvas import Canvas
+from bundle.image.canvas_grid import CanvasGrid
 from bundle.image.covering_grid import CoveringGrid
 from bundle.image.cropped import Cropped
 from bundle.image.fixed import Fixed
