@@ -27,8 +27,8 @@ KnownGeometry: TypeAlias = Annotated[
     Area
     | Beside
     | Bounded
-    | CanvasGrid
     | Canvas
+    | CanvasGrid
     | CoveringGrid
     | Cropped
     | Fixed

@@ -26,11 +26,12 @@ from export.image_processors.perception_lm import PERCEPTION_LM
 from export.image_processors.qwen2_vl import QWEN2_VL
 from export.image_processors.siglip import SIGLIP
 from export.image_processors.siglip2 import SIGLIP2
-from export.image_processors.vilt import VILT
+from export.image_processors.vilt import BRIDGETOWER, VILT
 from export.image_processors.vit import VIT
 
 IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "BlipImageProcessor": BLIP,
+    "BridgeTowerImageProcessor": BRIDGETOWER,
     "CLIPFeatureExtractor": CLIP,
     "ChineseCLIPFeatureExtractor": CHINESE_CLIP,
     "ChineseCLIPImageProcessor": CHINESE_CLIP,
@@ -41,8 +42,8 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "FlavaFeatureExtractor": FLAVA,
     "FlavaImageProcessor": FLAVA,
     "GotOcr2ImageProcessor": GOT_OCR2,
-    "Idefics2ImageProcessor": IDEFICS2,
     "GraniteDoclingImageProcessor": GRANITE_DOCLING,
+    "Idefics2ImageProcessor": IDEFICS2,
     "Idefics3ImageProcessor": IDEFICS3,
     "Lfm2VlImageProcessor": LFM2_VL,
     "MllamaImageProcessor": MLLAMA,

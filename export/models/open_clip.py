@@ -19,6 +19,7 @@ from export.nn.dialect import Dialect
 from export.nn.module import Module
 from export.towers.open_clip import OpenClipTower, OpenClipVisionConfig
 from export.towers.open_clip_text import HfText, HfTextConfig, OpenClipText, OpenClipTextConfig
+from export.towers.timm_vit import TIMM_VITS, TimmVit, TimmVitConfig
 
 _PREPROCESSING: Mapping[str, Any] = {
     "mode": "RGB",
@@ -43,8 +44,24 @@ class _Towers(Module):
         return getattr(self, self.tower_name)(op, *inputs)
 
 
+def _timm(images: Raw) -> TimmVitConfig:
+    """Return the tower that timm's name stands for.
+
+    Raises:
+        UnsupportedConfigError: It is not built, or for images of another size.
+    """
+    name, side = images["timm_model_name"], images.get("image_size", 224)
+    if name not in TIMM_VITS:
+        raise UnsupportedConfigError(
+            f"vision_cfg.timm_model_name is {name!r}; built are {', '.join(sorted(TIMM_VITS))}"
+        )
+    if TIMM_VITS[name].image_size_px != side:
+        raise UnsupportedConfigError(f"vision_cfg.image_size is {side!r}; {name} takes {TIMM_VITS[name].image_size_px}")
+    return TIMM_VITS[name]
+
+
 class OpenClip(DualEncoder):
-    """`open_clip_config.json`: towers of open_clip's own, or a text tower of transformers'."""
+    """`open_clip_config.json`: towers of open_clip's own, ViTs of timm's, text towers of transformers'."""
 
     renames = (
         (r"^(transformer|token_embedding|ln_final)\.", r"text.\1."),
@@ -59,11 +76,10 @@ class OpenClip(DualEncoder):
         self._model = sub_config(config, "model_cfg")
         quick = bool(self._model.get("quick_gelu", False))
         images, texts = sub_config(self._model, "vision_cfg"), sub_config(self._model, "text_cfg")
-        if images.get("timm_model_name"):
-            raise UnsupportedConfigError(
-                f"vision_cfg.timm_model_name is {images['timm_model_name']!r}: towers of timm are not built"
-            )
-        self._vision = OpenClipVisionConfig.read(images, quick=quick)
+        self._images = images
+        self._vision = (
+            _timm(images) if images.get("timm_model_name") else OpenClipVisionConfig.read(images, quick=quick)
+        )
         self._text = (
             HfTextConfig.read(texts) if texts.get("hf_model_name") else OpenClipTextConfig.read(texts, quick=quick)
         )
@@ -125,7 +141,10 @@ class OpenClip(DualEncoder):
 
     def vision(self, dialect: Dialect) -> Module:
         """Return the image tower."""
-        return _Towers(OpenClipTower(self._vision, dialect, self.text_tower.embedding_size), "visual")
+        size = self.text_tower.embedding_size
+        if isinstance(self._vision, TimmVitConfig):
+            return _Towers(TimmVit(self._vision, self._images, dialect, size), "visual")
+        return _Towers(OpenClipTower(self._vision, dialect, size), "visual")
 
     def text(self, dialect: Dialect) -> Module:
         """Return the text tower."""

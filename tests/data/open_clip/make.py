@@ -29,14 +29,20 @@ sys.path.insert(0, str(HERE.parents[1]))
 import checkpoints  # noqa: E402
 import encoder_files as files  # noqa: E402
 import open_clip.hf_model  # noqa: E402
+import open_clip.timm_model  # noqa: E402
 from open_clip.coca_model import CoCa  # noqa: E402
 from open_clip.model import CLIP, CustomTextCLIP  # noqa: E402
 from open_clip.tokenizer import HFTokenizer  # noqa: E402
+from timm.models.vision_transformer import VisionTransformer  # noqa: E402
 
 BLOCKS = {"width": 24, "layers": 2}
 TEXT = {"width": 20, "layers": 2, "heads": 2, "context_length": 48}
 VIT = {**BLOCKS, "image_size": 30, "patch_size": 10, "head_width": 8}
 BERT = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3}
+SIGLIP, PLAIN = "vit_large_patch16_siglip_512", "vit_base_patch16_224"
+"""Names of towers in timm, which stand for tiny ones here."""
+TRUNK = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+TRUNKS = {SIGLIP: {"class_token": False, "global_pool": "map", "mlp_ratio": 3.0, "act_layer": "gelu_tanh"}, PLAIN: {}}
 ITSELF = {"hf_tokenizer_name": "itself"}
 SWITCHES = {"ls_init_value": 0.1, "norm_kwargs": {"eps": 1e-3}}
 MODELS: dict[str, dict[str, Any]] = {
@@ -94,6 +100,23 @@ MODELS: dict[str, dict[str, Any]] = {
         | {"context_length": 20, "vocab_size": len(files.BERT_WORDS)}
         | {"no_causal_mask": True, "pool_type": "first", "proj_type": "none"},
     },
+    "siglip": {
+        "embed_dim": 24,
+        "custom_text": True,
+        "init_logit_bias": -10,
+        "vision_cfg": {"image_size": 32, "timm_model_name": SIGLIP, "timm_pool": "map", "timm_proj": "none"},
+        "text_cfg": TEXT
+        | ITSELF
+        | {"context_length": 20, "vocab_size": len(files.BERT_WORDS), "tokenizer_kwargs": {"clean": "canonicalize"}}
+        | {"no_causal_mask": True, "pool_type": "last", "proj_bias": True, "norm_kwargs": {"eps": 1e-6}},
+    },
+    "biomed": {
+        "embed_dim": 12,
+        "vision_cfg": {"image_size": 32, "timm_model_name": PLAIN, "timm_pool": "", "timm_proj": "linear"},
+        "text_cfg": ITSELF
+        | {"hf_model_name": "bert-base-uncased", "context_length": 40}
+        | {"hf_proj_type": "mlp", "hf_pooler_type": "cls_last_hidden_state_pooler"},
+    },
 }
 PREPROCESSING = {"vit_of_all_switches": {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}}
 PREPROCESSING["worldwide"] = {"interpolation": "bilinear"}
@@ -111,6 +134,12 @@ def _hf_config(name: str) -> Any:
         type_vocab_size=1,
         layer_norm_eps=1e-5,
     )
+
+
+def _timm(name: str, pretrained: bool = False, **options: Any) -> Any:
+    trunk = VisionTransformer(**{**TRUNK, **TRUNKS[name], **options})
+    trunk.default_cfg = {}
+    return trunk
 
 
 def _model(config: dict[str, Any]) -> Any:
@@ -190,6 +219,7 @@ def _make(name: str, config: dict[str, Any]) -> None:
 def main() -> None:
     """Write every folder."""
     open_clip.hf_model.AutoConfig = SimpleNamespace(from_pretrained=_hf_config)
+    open_clip.timm_model.timm.create_model = _timm
     for name, config in MODELS.items():
         _make(name, config)
 
