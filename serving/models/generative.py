@@ -422,7 +422,7 @@ class GenerativeModel(Model):
             return Visual.of_image(await decode(owner, part.data, wants_pixels=place.wants_pixels))
         self._reducing.check_frames(reduction)
         most = self._shape.capacity_tokens if reduction is None else self._most_places(reduction)
-        room = FrameRoom(self._prompts.image_prompt.tokens_per_tile, most, reduction is not None)
+        room = FrameRoom(self._prompts.image_prompt.tokens_per_frame, most, reduction is not None)
         video = await self._vision.decode_frames(owner, part, room, with_tower=with_tower)
         return Visual.of_video(video, self._prompts.image_prompt)
 
