@@ -20,6 +20,7 @@ from export.nn.module import Module
 from export.towers.open_clip import OpenClipTower, OpenClipVisionConfig
 from export.towers.open_clip_text import HfText, HfTextConfig, OpenClipText, OpenClipTextConfig
 from export.towers.timm_vit import TIMM_VITS, TimmVit, TimmVitConfig
+from export.towers.vitamin import VITAMINS, Vitamin, VitaminConfig
 
 _PREPROCESSING: Mapping[str, Any] = {
     "mode": "RGB",
@@ -44,24 +45,23 @@ class _Towers(Module):
         return getattr(self, self.tower_name)(op, *inputs)
 
 
-def _timm(images: Raw) -> TimmVitConfig:
+def _timm(images: Raw) -> TimmVitConfig | VitaminConfig:
     """Return the tower that timm's name stands for.
 
     Raises:
         UnsupportedConfigError: It is not built, or for images of another size.
     """
-    name, side = images["timm_model_name"], images.get("image_size", 224)
-    if name not in TIMM_VITS:
-        raise UnsupportedConfigError(
-            f"vision_cfg.timm_model_name is {name!r}; built are {', '.join(sorted(TIMM_VITS))}"
-        )
-    if TIMM_VITS[name].image_size_px != side:
-        raise UnsupportedConfigError(f"vision_cfg.image_size is {side!r}; {name} takes {TIMM_VITS[name].image_size_px}")
-    return TIMM_VITS[name]
+    name, side = str(images["timm_model_name"]), images.get("image_size", 224)
+    built: dict[str, TimmVitConfig | VitaminConfig] = {**TIMM_VITS, **VITAMINS}
+    if name not in built:
+        raise UnsupportedConfigError(f"vision_cfg.timm_model_name is {name!r}; built are {', '.join(sorted(built))}")
+    if built[name].image_size_px != side:
+        raise UnsupportedConfigError(f"vision_cfg.image_size is {side!r}; {name} takes {built[name].image_size_px}")
+    return built[name]
 
 
 class OpenClip(DualEncoder):
-    """`open_clip_config.json`: towers of open_clip's own, ViTs of timm's, text towers of transformers'."""
+    """`open_clip_config.json`: towers of open_clip's own, ViTs and ViTamins of timm's, text towers of transformers'."""
 
     renames = (
         (r"^(transformer|token_embedding|ln_final)\.", r"text.\1."),
@@ -144,6 +144,8 @@ class OpenClip(DualEncoder):
         size = self.text_tower.embedding_size
         if isinstance(self._vision, TimmVitConfig):
             return _Towers(TimmVit(self._vision, self._images, dialect, size), "visual")
+        if isinstance(self._vision, VitaminConfig):
+            return _Towers(Vitamin(self._vision, self._images, dialect, size), "visual")
         return _Towers(OpenClipTower(self._vision, dialect, size), "visual")
 
     def text(self, dialect: Dialect) -> Module:
