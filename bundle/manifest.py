@@ -345,7 +345,10 @@ class Manifest(Frozen):
     def always_given(self, name: ComponentName) -> tuple[str, ...]:
         """Return the outputs that a graph gives at every run, states among them."""
         component = self.components[name]
-        return (*(spec.name for spec in component.outputs), *(state.output for state in self.states_of(component)))
+        return (
+            *(spec.name for spec in component.outputs),
+            *(state.output for state in self.states_of(component) if state.output),
+        )
 
     def scheme_of(self, role: Role, phase: RunPhase) -> Scheme:
         """Return how the weights are stored that run a role in a phase.
@@ -373,8 +376,8 @@ class Manifest(Frozen):
 
     @property
     def state_bytes_per_sequence(self) -> int:
-        """Bytes of one sequence's states of fixed size."""
-        return sum(state.num_bytes for state in self.states if state.kind == "fixed")
+        """Bytes of one sequence's states of fixed size, memory among them."""
+        return sum(state.num_bytes for state in self.states if state.kind != "rows")
 
     @property
     def cache_scheme(self) -> CacheScheme:

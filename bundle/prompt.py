@@ -27,7 +27,7 @@ from bundle.chat_template import CHAT_TEMPLATE, PROBED_ROLES, ChatTemplate
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, ContextLengthError, ParameterError, PromptError
 from bundle.image import TileLayout
-from bundle.layouts.prompt import ImagePrompt
+from bundle.layouts.prompt import ImagePrompt, Memory
 from bundle.layouts.prompt import Span as Span
 from bundle.template_sandbox import MOST_SOURCE_CHARACTERS
 from bundle.text import TOKENIZER, Tokenizer
@@ -52,6 +52,7 @@ class Prompt:
         positions: [T] int64, the logical position of each token; [3, T] where a model turns by three axes.
         next_position: Of the first token after the prompt.
         num_images: Images in the conversation.
+        memory: What a decoder's cross-attention reads of them; None: their features take the places of their tokens.
     """
 
     token_ids: npt.NDArray[np.int64]
@@ -59,6 +60,7 @@ class Prompt:
     positions: npt.NDArray[np.int64]
     next_position: int
     num_images: int
+    memory: Memory | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -181,9 +183,11 @@ class PromptBuilder:
         Raises:
             PromptError: No turns, an empty turn, another number of layouts than images, a conversation that the
                 template refuses, or one in which texts join into a control token.
-            ContextLengthError: Images alone, or the characters that the template makes, are more than `max_tokens`.
+            ContextLengthError: More images than the model takes; or images alone, or the characters that the template
+                makes, are more than `max_tokens`.
         """
         _check(turns, layouts)
+        self._image_prompt.check(layouts)
         num_image_tokens = sum(map(self._image_prompt.num_tokens, layouts)) - num_dropped
         if max_tokens is not None and num_image_tokens > max_tokens:
             raise ContextLengthError(
@@ -238,7 +242,8 @@ class PromptBuilder:
         self, token_ids: npt.NDArray[np.int64], spans: tuple[Span, ...], layouts: Sequence[TileLayout]
     ) -> Prompt:
         places = self._image_prompt.places(len(token_ids), spans, layouts)
-        return Prompt(token_ids, spans, places.positions, places.next_position, len(layouts))
+        memory = self._image_prompt.memory(len(token_ids), spans, layouts)
+        return Prompt(token_ids, spans, places.positions, places.next_position, len(layouts), memory)
 
     def answer_ids(self, answer: str) -> list[int]:
         """Return the tokens of an answer as they follow a prompt: many templates put a blank before it.

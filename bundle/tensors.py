@@ -35,6 +35,9 @@ IS_IMAGE = "is_image"
 DEEP_FEATURES = "deep_features"
 """[B, T, n*D] float32: what a decoder's first n layers add to their hidden states where an image is; 0 elsewhere.
 Image features are then [I, P, (1 + n)*D]: the first D become embeddings."""
+MEMORY_SEEN = "memory_seen"
+"""[B, T, 3] int64: which rows of the states of kind "memory" a token sees, from the first number to before the second,
+and 1 where an image stands before it; all 0 without images."""
 LAST_QUERIES = "last_queries."
 """[B, W, H*C] float32, optional, with the layer's number behind it: queries of the last W new tokens, or of all where
 those are fewer, rotated."""

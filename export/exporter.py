@@ -40,7 +40,7 @@ from export.family import CrossEncoder, DualEncoder, Family, GraphPlan, VisionLa
 from export.goldens import Canary, can_record, record_goldens
 from export.graph import build_model, write_model
 from export.nn.dialect import DIALECTS
-from export.processor import ProcessorFiles, convert_processor
+from export.processor import ProcessorFiles, convert_processor, image_settings
 from export.segments import with_segments, write_segments
 from export.task_vectors import with_open_heads
 from export.weights import WeightSource
@@ -103,6 +103,8 @@ def export_checkpoint(
     bundle_name = checked_name(name or label.rsplit("/", 1)[-1])
     source = Checkpoint.open(folder)
     family = load_family(source.config)
+    if family.reads_image_settings:
+        family.stated_images = image_settings(folder)
     adapter = None if lora is None else Adapter.open(lora)
     lowering = DIALECTS[dialect]()
     if segments:
@@ -286,10 +288,10 @@ def _refuse_fixed_states(option: str, decoder: Decoder) -> None:
     Raises:
         UnsupportedConfigError: Names states that have none.
     """
-    if fixed := [state.input for state in decoder.states if state.kind == "fixed"]:
+    if fixed := [state for state in decoder.states if state.kind != "rows"]:
         raise UnsupportedConfigError(
             f"{option} is for decoders all of whose layers keep a row per token, so that some may be dropped; this one "
-            f"keeps {', '.join(fixed[:3])}, of kind fixed. Leave {option} out"
+            f"keeps {', '.join(state.input for state in fixed[:3])}, of kind {fixed[0].kind}. Leave {option} out"
         )
 
 

@@ -85,6 +85,10 @@ class Family(ABC):
         image_settings: What the model's processor tells its image processor, whatever the files say.
         lower_cases: Texts are cut into tokens of lower case, whatever the tokenizer's files say (SigLIP).
         cleans: How texts are cleaned before they are cut into tokens, a name of `export.cleaning.CLEANINGS`.
+        reads_image_settings: Graphs hold numbers of the image processor's.
+
+    Attributes:
+        stated_images: The image processor's settings as the checkpoint states them, where `reads_image_settings`.
     """
 
     task: ClassVar[Task]
@@ -95,9 +99,11 @@ class Family(ABC):
     image_settings: ClassVar[Raw] = {}
     lower_cases: ClassVar[bool] = False
     cleans: str | None = None
+    reads_image_settings: ClassVar[bool] = False
 
     def __init__(self, config: Raw) -> None:
         self.config = config
+        self.stated_images: Raw = {}
 
     @property
     @abstractmethod
@@ -181,7 +187,7 @@ class VisionLanguage(Family):
 
     @property
     def vocab_size(self) -> int:
-        """V."""
+        """V: ids are below it."""
         return self.decoder.config.vocab_size
 
     @property

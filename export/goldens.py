@@ -82,7 +82,7 @@ def _first_step(bundle: Bundle, ids: npt.NDArray[np.int64], embeds: Array) -> Re
     feeds = feeds_of(manifest.components[name].inputs, Step.of([run], embeds))
     recorded = _recorded(bundle, name, {**feeds, **empty_states(manifest.states, 1, num_tokens)})
     (given,) = manifest.components[name].outputs
-    kept = [given.name, *(state.output for state in manifest.states[:_STATES_KEPT])]
+    kept = [given.name, *(state.output for state in manifest.states[:_STATES_KEPT] if state.output)]
     return Recording(recorded.inputs, {output: recorded.outputs[output] for output in kept})
 
 

@@ -103,6 +103,15 @@ def convert_processor(
     return _dual_encoder(family, spec, vocabulary)
 
 
+def image_settings(checkpoint: Path) -> dict[str, Any]:
+    """Return the image processor's settings as a checkpoint states them.
+
+    Raises:
+        CheckpointError: The file is missing or not JSON.
+    """
+    return _image_settings(checkpoint, read_settings(checkpoint / "processor_config.json", required=False))
+
+
 def _image_spec(checkpoint: Path, family: Family, processor: Mapping[str, Any]) -> ImageSpec:
     settings, source = _image_settings(checkpoint, processor), _image_settings_file(checkpoint, processor)
     return read_image_spec({**settings, **family.image_settings}, source, family.image_processor)

@@ -30,9 +30,10 @@ from runtime.chunks import chunks
 from runtime.decoder import Decoder, Logits, TokenGraphs
 from runtime.encoder import Encoder, open_encoder
 from runtime.encoders import Vectors, encode_images, encode_texts, split_seen, text_feeds, unit
-from runtime.feeds import Embeds, TokenBatch, TokenRun
+from runtime.feeds import Embeds, Int64, TokenBatch, TokenRun
 from runtime.filled_prompt import FilledPrompt, positions_from
 from runtime.graph import Array
+from runtime.memory import filled_memory
 from runtime.segmented_prompt import Choose, Layers, SegmentedPrompt
 from runtime.segments import read_segments
 from runtime.settings import DEFAULT_CHUNK_TOKENS, DEFAULT_VISION_TILES, RuntimeSettings
@@ -267,6 +268,7 @@ class VisionLanguageRunner:
             raise ContextLengthError(f"the prompt takes {num_tokens} tokens; the model holds {limit}. Shorten it.")
         decoder = self._with_room(min(num_tokens + room_tokens, limit))
         decoder.states.clear(_RUNNING)
+        decoder.states.fill(_RUNNING, prompt.memory)
         if choose is not None:
             logits, rows = self._reduced(decoder, prompt, choose)
         elif choose_rows is not None:
@@ -365,9 +367,11 @@ class VisionLanguageRunner:
             whole.lengths,
             range(prompt.num_tokens - 1, prompt.num_tokens + len(answer_ids) - 1),
             whole.features,
+            seen=_joined(whole.seen, prompt.seen_by(len(answer_ids) - 1)),
         )
         feeds = self._graphs.feeds("prompt", self._graphs.step(TokenBatch.of([run])))
-        return {**feeds, **empty_states(self._bundle.manifest.states, 1, len(run.ids))}
+        states = self._bundle.manifest.states
+        return {**feeds, **empty_states(states, 1, len(run.ids)), **filled_memory(states, prompt.memory)}
 
     def _steps(self, prompt: Prefilled) -> Generator[Logits, int, None]:
         """Yield [V] of the token after a prompt, then of the token after each one that is sent.
@@ -387,7 +391,7 @@ class VisionLanguageRunner:
             if prompt is not self._current or this is not self._answering:
                 raise ValueError("another prompt or answer was begun since this one, in the same cache")
             places = positions_from(position, 1, prompt.prompt.prompt.positions)
-            run = TokenRun(np.array([token_id], np.int64), places, rows, [0])
+            run = TokenRun(np.array([token_id], np.int64), places, rows, [0], seen=prompt.prompt.seen_by(1))
             logits = self._bound.run("step", _RUNNING, [run])[0, 0]
             rows, position = [held + 1 for held in rows], position + 1
 
@@ -396,7 +400,8 @@ class VisionLanguageRunner:
         places = positions_from(prompt.prompt.prompt.next_position, len(token_ids), prompt.prompt.prompt.positions)
         for start, end in chunks(len(token_ids), DEFAULT_CHUNK_TOKENS):
             ids, rows = np.array(token_ids[start:end], np.int64), [held + start for held in prompt.rows]
-            run = TokenRun(ids, places[..., start:end], rows, range(end - start))
+            seen = prompt.prompt.seen_by(end - start)
+            run = TokenRun(ids, places[..., start:end], rows, range(end - start), seen=seen)
             yield decoder.run("prompt", _RUNNING, [run])[0].copy()
 
     def _lengths(self, num_rows: int) -> list[int]:
@@ -411,6 +416,11 @@ class VisionLanguageRunner:
             slots = 2 if self._bundle.manifest.state_bytes_per_sequence else 1
             self._bound = Decoder(self._graphs, cache_shape(self._bundle.manifest, slots, capacity))
         return self._bound
+
+
+def _joined(first: Int64 | None, second: Int64 | None) -> Int64 | None:
+    """Return what tokens of a prompt and of its answer see of the memory; None where there is none."""
+    return None if first is None or second is None else np.concatenate([first, second])
 
 
 class DualEncoderRunner:

@@ -1,7 +1,10 @@
 """Image preprocessing: decoded images to the pixels that a vision encoder wants; one file per geometry."""
 
 from bundle.image.area import Area as Area
+from bundle.image.beside import Beside as Beside
 from bundle.image.bounded import Bounded as Bounded
+from bundle.image.canvas import Canvas as Canvas
+from bundle.image.canvas_grid import CanvasGrid as CanvasGrid
 from bundle.image.covering_grid import CoveringGrid as CoveringGrid
 from bundle.image.cropped import Cropped as Cropped
 from bundle.image.fixed import Fixed as Fixed

@@ -7,7 +7,10 @@ from typing import Annotated, TypeAlias
 from pydantic import Field
 
 from bundle.image.area import Area
+from bundle.image.beside import Beside
 from bundle.image.bounded import Bounded
+from bundle.image.canvas import Canvas
+from bundle.image.canvas_grid import CanvasGrid
 from bundle.image.covering_grid import CoveringGrid
 from bundle.image.cropped import Cropped
 from bundle.image.fixed import Fixed
@@ -22,7 +25,10 @@ from bundle.image.tiled import Tiled
 
 KnownGeometry: TypeAlias = Annotated[
     Area
+    | Beside
     | Bounded
+    | Canvas
+    | CanvasGrid
     | CoveringGrid
     | Cropped
     | Fixed

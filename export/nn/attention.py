@@ -27,6 +27,7 @@ class CachedAttention(Module):
         layer: Its number.
         norms: Of queries and of keys, each over the numbers of one head; None: neither is normed.
         out_name: How the checkpoint names the output projection.
+        scale: Of scores; None: the root of a head's size divides them.
         out_norm: Of all heads together, before the output projection; None: they are not normed.
 
     Raises:
@@ -42,6 +43,7 @@ class CachedAttention(Module):
         *,
         out_name: str = "o_proj",
         out_norm: Module | None = None,
+        scale: float | None = None,
     ) -> None:
         super().__init__()
         self.layer = layer
@@ -61,7 +63,7 @@ class CachedAttention(Module):
         self.q_norm: Module | None
         self.k_norm: Module | None
         self.q_norm, self.k_norm = norms or (None, None)
-        self.heads = Heads(heads, kv_heads, size, float(size) ** -0.5)
+        self.heads = Heads(heads, kv_heads, size, float(size) ** -0.5 if scale is None else scale)
         self.dialect = dialect
 
     def forward(

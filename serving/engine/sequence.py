@@ -225,7 +225,8 @@ class Sequence:
             raise ValueError(f"tokens {start} to {end} are of two phases: the prompt has {num_prompt}")
         first = self.next_position - (len(self.ids) - start)
         places = positions_from(first, end - start, self.prompt.prompt.positions)
-        run = TokenRun(np.array(self.ids[start:end], np.int64), places, self.rows, wanted)
+        seen = self.prompt.seen_by(end - start)
+        run = TokenRun(np.array(self.ids[start:end], np.int64), places, self.rows, wanted, seen=seen)
         return run if self.heads is None else self._replaced(run, start)
 
     def _replaced(self, run: TokenRun, start: int) -> TokenRun:
@@ -295,5 +296,6 @@ def newest_tokens(sequences: SequenceOf[Sequence]) -> TokenBatch:
         [sequence.next_position - 1 for sequence in sequences],
         [sequence.rows for sequence in sequences],
         sequences[0].prompt.prompt.positions.shape[:-1],
+        [sequence.prompt.seen_behind for sequence in sequences],
         [sequence.heads for sequence in sequences],
     )

@@ -58,6 +58,7 @@ from serving.protocol import (
     GenerateRequest,
     ImagePart,
     KVCompression,
+    Message,
     SamplingParams,
     TextPart,
     Timings,
@@ -90,6 +91,10 @@ class _Place:
     number: int
     num_parts: int
     num_images: int
+
+
+def _shown(message: Message) -> list[ImagePart | VideoPart]:
+    return [part for part in message.parts if not isinstance(part, TextPart)]
 
 
 class GenerativeModel(Model):
@@ -300,8 +305,12 @@ class GenerativeModel(Model):
     async def _learned(self, request: GenerateRequest, arrived_s: float) -> FinishedEvent:
         """Return the end of a request whose messages are demonstrations, with their task vector."""
         owner = request.request_id
-        parts = [part for message in request.messages for part in message.parts if not isinstance(part, TextPart)]
-        visuals = await together(self._visual(owner, part, None, at, len(parts)) for at, part in enumerate(parts, 1))
+        shown = [_shown(message) for message in request.messages]
+        parts = [(part, len(own)) for own in shown for part in own]  # seen as in a question of its own
+        visuals = await together(
+            self._visual(owner, part, None, _Place(at, len(parts), num_images))
+            for at, (part, num_images) in enumerate(parts, 1)
+        )
         encoded = await together(self._vision.encode(owner, each) for visual in visuals for each in visual.pictures)
         images = await self._filled(owner, visuals, encoded)
         layouts = [layout for visual in visuals for layout in visual.layouts]

@@ -87,6 +87,8 @@ class Sample:
         for name in {"mm_token_type_ids", "image_embeds_position_mask"} & set(inputs):
             kinds = inputs[name]
             more[name] = torch.cat([kinds, torch.zeros(1, len(answer), dtype=kinds.dtype)], dim=1)
+        if (seen := inputs.get("cross_attention_mask")) is not None:  # an answer sees what the prompt's last token does
+            more["cross_attention_mask"] = torch.cat([seen, seen[:, -1:].repeat(1, len(answer), 1, 1)], dim=1)
         with torch.no_grad():
             logits = self.model(**{**inputs, "input_ids": ids, **more}).logits
         found: np.ndarray = logits[0, -len(answer) - 1 :].float().numpy()
