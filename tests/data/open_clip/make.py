@@ -35,9 +35,11 @@ import timm  # noqa: E402
 from open_clip.coca_model import CoCa  # noqa: E402
 from open_clip.model import CLIP, CustomTextCLIP  # noqa: E402
 from open_clip.tokenizer import HFTokenizer  # noqa: E402
+from timm.models.eva import Eva  # noqa: E402
 from timm.models.vision_transformer import VisionTransformer  # noqa: E402
 from timm.models.vitamin import GeGluMlp, VitCfg, VitConvCfg, _create_vitamin  # noqa: E402
 
+from export.towers.eva02 import EVA02S  # noqa: E402
 from export.towers.timm_vit import TIMM_VITS  # noqa: E402
 from export.towers.vitamin import VITAMINS  # noqa: E402
 
@@ -46,6 +48,7 @@ TEXT = {"width": 20, "layers": 2, "heads": 2, "context_length": 48}
 VIT = {**BLOCKS, "image_size": 30, "patch_size": 10, "head_width": 8}
 BERT = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3}
 SIGLIP, PLAIN = "vit_large_patch16_siglip_512", "vit_base_patch16_224"
+EVA02, EVA02_LARGE = "eva02_base_patch16_clip_224", "eva02_large_patch14_clip_336"
 VITAMIN, VITAMIN_XL = "vitamin_small_224", "vitamin_xlarge_256"
 """Names of towers in timm, which stand for tiny ones here."""
 TRUNK = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
@@ -129,6 +132,18 @@ MODELS: dict[str, dict[str, Any]] = {
         "vision_cfg": {"image_size": 48, "timm_model_name": VITAMIN_XL, "timm_pool": "", "timm_proj_bias": True},
         "text_cfg": {**TEXT, "vocab_size": 514},
     },
+    "eva02": {
+        "embed_dim": 12,
+        "custom_text": True,
+        "vision_cfg": {"image_size": 30, "timm_model_name": EVA02, "timm_pool": "token", "timm_proj": None},
+        "text_cfg": {**TEXT, "vocab_size": 514},
+    },
+    "eva02_of_more_patches": {
+        "embed_dim": 16,
+        "custom_text": True,
+        "vision_cfg": {"image_size": 50, "timm_model_name": EVA02_LARGE, "timm_pool": "token", "timm_proj": None},
+        "text_cfg": {**TEXT, "vocab_size": 514},
+    },
     "biomed": {
         "embed_dim": 12,
         "vision_cfg": {"image_size": 32, "timm_model_name": PLAIN, "timm_pool": "", "timm_proj": "linear"},
@@ -165,9 +180,19 @@ def _vitamin(name: str) -> Any:
     return _create_vitamin(name, embed_cfg=stages, img_size=side, **tower, **pooled)
 
 
+def _eva02(name: str, options: dict[str, Any]) -> Any:
+    """Return a tiny one, with the switches of timm's functions of these names."""
+    side, depth = (30, 2) if name == EVA02 else (50, 1)
+    own = {"qkv_fused": False, "swiglu_mlp": True, "scale_mlp": True, "scale_attn_inner": True, "use_rot_pos_emb": True}
+    sizes = {"img_size": side, "patch_size": 10, "embed_dim": 24, "depth": depth, "num_heads": 3}
+    return Eva(**sizes, **own, mlp_ratio=4 * 2 / 3, ref_feat_shape=(16, 16), **options)
+
+
 def _timm(name: str, pretrained: bool = False, **options: Any) -> Any:
     if name in (VITAMIN, VITAMIN_XL):
         return _vitamin(name)
+    if name in (EVA02, EVA02_LARGE):
+        return _eva02(name, options)
     trunk = VisionTransformer(**{**TRUNK, **TRUNKS[name], **options})
     trunk.default_cfg = {}
     return trunk
@@ -252,7 +277,7 @@ def _sizes(name: str) -> dict[str, Any]:
     with torch.device("meta"):
         model = timm.create_model(name)
     shapes, block = {key: list(value.shape) for key, value in model.state_dict().items()}, model.blocks[0]
-    inner = "blocks.0.mlp.w0.weight" if "blocks.0.mlp.w0.weight" in shapes else "blocks.0.mlp.fc1.weight"
+    inner = next(key for key in (f"blocks.0.mlp.{each}.weight" for each in ("w0", "fc1_g", "fc1")) if key in shapes)
     return {
         "width": shapes[inner][1],
         "inner": shapes[inner][0],
@@ -269,7 +294,7 @@ def _sizes(name: str) -> dict[str, Any]:
 
 def main() -> None:
     """Write every folder, and the sizes of timm's towers."""
-    files.write_json(HERE / "timm.json", {name: _sizes(name) for name in sorted({**TIMM_VITS, **VITAMINS})})
+    files.write_json(HERE / "timm.json", {name: _sizes(name) for name in sorted({**EVA02S, **TIMM_VITS, **VITAMINS})})
     open_clip.hf_model.AutoConfig = SimpleNamespace(from_pretrained=_hf_config)
     open_clip.timm_model.timm.create_model = _timm
     for name, config in MODELS.items():
