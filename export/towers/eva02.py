@@ -48,7 +48,7 @@ class Eva02Config:
         return self.image_size_px // self.patch_size_px
 
     def angles(self) -> npt.NDArray[np.float32]:
-        """Return [1 + patches, C/2] by what each pair of a head turns: half by row, half by column; a class token by 0."""
+        """Return [1 + patches, C/2] what pairs of a head turn by: half by row, half by column; a class token by 0."""
         pairs = self.tower.hidden_size // self.tower.num_heads // 4
         frequencies = _THETA ** -(np.arange(pairs, dtype=np.float64) / pairs)
         places = np.arange(self.grid) / self.grid * _TRAINED_GRID
