@@ -11,7 +11,9 @@ from export.family import Family
 
 ARCHITECTURES: Mapping[str, str] = {
     "blip-2": "export.models.blip_2:Blip2",
+    "aki": "export.models.aki:Aki",
     "clip": "export.models.clip:Clip",
+    "gemma3": "export.models.gemma3:Gemma3",
     "got_ocr2": "export.models.got_ocr2:GotOcr2",
     "granite_docling": "export.models.granite_docling:GraniteDocling",
     "deepseek_vl": "export.models.deepseek_vl:DeepSeekVL",
@@ -37,6 +39,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "metaclip_2": "export.models.metaclip_2:MetaClip2",
     "open_clip": "export.models.open_clip:OpenClip",
     "paddleocr_vl": "export.models.paddleocr_vl:PaddleOCRVL",
+    "paligemma": "export.models.paligemma:PaliGemma",
     "perception_lm": "export.models.perception_lm:PerceptionLM",
     "qwen2_vl": "export.models.qwen2_vl:Qwen2VL",
     "qwen2_5_vl": "export.models.qwen2_5_vl:Qwen25VL",

@@ -260,10 +260,15 @@ def _cut_decoder(family: Family, segments: Sequence[int]) -> None:
     if not isinstance(family, VisionLanguage):
         raise UnsupportedConfigError("--decoder-segments cuts a decoder, and the checkpoint's architecture has none")
     decoder = family.decoder
-    if decoder.inputs:
+    if more := [spec.name for spec in (*decoder.sight_inputs, *decoder.inputs)]:
         raise UnsupportedConfigError(
-            f"--decoder-segments: the decoder takes {', '.join(spec.name for spec in decoder.inputs)} beside hidden "
-            "states, which its segments would not be fed"
+            f"--decoder-segments: the decoder takes {', '.join(more)} beside hidden states, which its segments would "
+            "not be fed"
+        )
+    if (window := decoder.window_tokens) is not None:
+        raise UnsupportedConfigError(
+            f"--decoder-segments: layers of the decoder see windows of {window} rows, and tokens that are dropped "
+            "between segments leave no row to be counted"
         )
     _refuse_fixed_states("--decoder-segments", decoder)
     decoder.config = with_segments(decoder.config, segments)

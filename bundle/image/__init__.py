@@ -15,6 +15,7 @@ from bundle.image.layout import TileLayout as TileLayout
 from bundle.image.most_patches import MostPatches as MostPatches
 from bundle.image.nearest_grid import NearestGrid as NearestGrid
 from bundle.image.padded import Padded as Padded
+from bundle.image.pan_and_scan import PanAndScan as PanAndScan
 from bundle.image.pinpoints import Pinpoints as Pinpoints
 from bundle.image.shortest_edge import ShortestEdge as ShortestEdge
 from bundle.image.spec import PREPROCESSOR as PREPROCESSOR

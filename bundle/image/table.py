@@ -17,6 +17,7 @@ from bundle.image.fixed import Fixed
 from bundle.image.most_patches import MostPatches
 from bundle.image.nearest_grid import NearestGrid
 from bundle.image.padded import Padded
+from bundle.image.pan_and_scan import PanAndScan
 from bundle.image.pinpoints import Pinpoints
 from bundle.image.shortest_edge import ShortestEdge
 from bundle.image.split_area import SplitArea
@@ -35,6 +36,7 @@ KnownGeometry: TypeAlias = Annotated[
     | MostPatches
     | NearestGrid
     | Padded
+    | PanAndScan
     | Pinpoints
     | ShortestEdge
     | SplitArea

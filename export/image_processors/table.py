@@ -10,6 +10,7 @@ from export.image_processors.deepseek_vl import DEEPSEEK_VL
 from export.image_processors.deepseek_vl_hybrid import DEEPSEEK_VL_HYBRID
 from export.image_processors.efficientnet import EFFICIENTNET
 from export.image_processors.flava import FLAVA
+from export.image_processors.gemma3 import GEMMA3
 from export.image_processors.got_ocr2 import GOT_OCR2
 from export.image_processors.granite_docling import GRANITE_DOCLING
 from export.image_processors.idefics2 import IDEFICS2
@@ -36,6 +37,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "ChineseCLIPFeatureExtractor": CHINESE_CLIP,
     "ChineseCLIPImageProcessor": CHINESE_CLIP,
     "CLIPImageProcessor": CLIP,
+    "Gemma3ImageProcessor": GEMMA3,
     "DeepseekVLHybridImageProcessor": DEEPSEEK_VL_HYBRID,
     "DeepseekVLImageProcessor": DEEPSEEK_VL,
     "EfficientNetImageProcessor": EFFICIENTNET,

@@ -22,7 +22,7 @@ from quant.quantizer import quantize_bundle
 from runtime.embedder_runner import EmbedderRunner
 from runtime.settings import RuntimeSettings
 
-FAMILIES = ("internvl", "llava_gemma", "qwen2_5_vl", "qwen2_vl", "qwen3_vl")
+FAMILIES = ("gemma3", "internvl", "llava_gemma", "paligemma", "qwen2_5_vl", "qwen2_vl", "qwen3_vl")
 SETTINGS = RuntimeSettings(intra_threads=1)
 IMAGE = Image.fromarray(np.random.default_rng(5).integers(0, 256, (40, 70, 3), np.uint8))
 
