@@ -27,6 +27,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "chinese_clip": "export.models.chinese_clip:ChineseClip",
     "clipseg": "export.models.clipseg:ClipSeg",
     "flava": "export.models.flava:Flava",
+    "colpali": "export.models.colpali:ColPali",
     "colqwen2": "export.models.colqwen2:ColQwen2",
     "idefics3": "export.models.idefics3:Idefics3",
     "internvl": "export.models.internvl:InternVL",
