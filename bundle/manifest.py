@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, model_validator
 from bundle.errors import BundleFormatError
 from bundle.fields import MOST_NAME_CHARACTERS, MOST_TEXT_CHARACTERS, Frozen, Lines, Text, TokenId, check_text
 from bundle.gates import Gate, Unmeasured
+from bundle.grounding import KnownGrounding
 from bundle.layouts.prompt import ImagePrompt as ImagePrompt
 from bundle.layouts.table import KnownImagePrompt
 from bundle.states import CacheScheme, State
@@ -23,14 +24,20 @@ FORMAT_VERSION = 2
 
 ComponentName = str
 """What a bundle calls one of its graphs: `graph_name`."""
-Role = Literal["vision_encoder", "embed_tokens", "decoder", "text_encoder"]
+Role = Literal["vision_encoder", "embed_tokens", "decoder", "text_encoder", "pair_encoder"]
 """What a graph computes, whatever it is called and however its weights are stored."""
 _LANGUAGE_MODEL: tuple[Role, ...] = ("embed_tokens", "decoder")
 Phase = Literal["prompt", "step", "any"]
 """When a decoder's graph runs: over the tokens that a caller sent, over one that was sampled, or over both."""
 RunPhase = Literal["prompt", "step"]
-Task = Literal["image-text-to-text", "dual-encoder", "text-embedding"]
-EMBEDDING_TASKS: tuple[Task, ...] = ("dual-encoder", "text-embedding")
+Task = Literal["image-text-to-text", "dual-encoder", "text-embedding", "image-text-embedding", "cross-encoder"]
+EMBEDDING_TASKS: tuple[Task, ...] = ("dual-encoder", "text-embedding", "image-text-embedding")
+RANKING_TASKS: tuple[Task, ...] = (*EMBEDDING_TASKS, "cross-encoder")
+"""Those that say how near two inputs are: all that answer nothing."""
+Pooling = Literal["last", "mean", "tokens"]
+"""What of a prompt's states becomes vectors: the last token's, the mean of all, or each by itself."""
+InputType = Literal["query", "document"]
+"""What an input is to those that it is compared with, where a model writes the two differently."""
 Dialect = Literal["contrib", "portable"]
 Scheme = Literal[
     "fp32", "fp16", "int8", "int8-static", "int8-weight-only", "int4", "nf4", "fp4", "int2", "ternary", "mixed"
@@ -143,34 +150,20 @@ class DecoderDims(Frozen):
     max_positions: int = Field(gt=0, le=1 << 27)
 
 
-class DualEncoderDims(Frozen):
-    """Sizes and scoring of a model with an image tower and a text tower, or of a text tower alone.
+class VectorSizes(Frozen):
+    """How many numbers a model's vectors have.
 
     Attributes:
-        embedding_size: E, width of both embeddings.
-        max_text_tokens: Longest text; longer ones are refused or cut as the caller asks.
-        pad_token_id: Fills texts up to `max_text_tokens` where `pads_to_max` is set.
-        pads_to_max: True where the text tower was trained on padded texts (SigLIP).
-        scoring: "softmax": probabilities over the candidates (CLIP); "sigmoid": each on its own (SigLIP).
-        logit_scale: Multiplier of the cosine, already exponentiated.
-        logit_bias: Added after the scale; 0 for CLIP.
-        prompt_template: Text around a candidate label, as `bundle.zero_shot` reads it.
+        embedding_size: E.
         matryoshka: Numbers to which a vector may be cut, for the model was trained so that its first ones say most
             (Kusupati et al. 2022, section 3); none where it was not.
     """
 
     embedding_size: int = Field(gt=0, le=1 << 20)
-    max_text_tokens: int = Field(gt=0, le=1 << 20)
-    pad_token_id: TokenId
-    pads_to_max: bool
-    scoring: Literal["softmax", "sigmoid"]
-    logit_scale: float = Field(allow_inf_nan=False)
-    logit_bias: float = Field(default=0.0, allow_inf_nan=False)
-    prompt_template: Text = "a photo of {}"
     matryoshka: tuple[Annotated[int, Field(gt=0)], ...] = Field(default=(), max_length=64)
 
     @model_validator(mode="after")
-    def _check_cuts(self) -> DualEncoderDims:
+    def _check_cuts(self) -> VectorSizes:
         if wrong := [size for size in self.matryoshka if size > self.embedding_size]:
             raise ValueError(f"vectors of {self.embedding_size} numbers cannot be cut to {wrong[0]}")
         return self
@@ -179,6 +172,55 @@ class DualEncoderDims(Frozen):
     def sizes(self) -> tuple[int, ...]:
         """How many numbers a vector may have, the most first."""
         return tuple(sorted({self.embedding_size, *self.matryoshka}, reverse=True))
+
+
+class EmbedderDims(VectorSizes):
+    """How the states of a decoder that reads images and texts become vectors.
+
+    Attributes:
+        pooling: Which states; "tokens": an input has as many vectors as tokens, compared by late interaction (Khattab
+            and Zaharia, arXiv 2004.12832, section 3.3).
+        max_positions: Longest prompt, in tokens, that the checkpoint was made for.
+        prefixes: What is written before the first text of an input of a type.
+    """
+
+    pooling: Pooling
+    max_positions: int = Field(gt=0, le=1 << 27)
+    prefixes: dict[InputType, Text] = Field(default_factory=dict)
+
+
+class DualEncoderDims(VectorSizes):
+    """Sizes and scoring of a model with an image tower and a text tower, or of a text tower alone.
+
+    Attributes:
+        max_text_tokens: Longest text; longer ones are refused or cut as the caller asks.
+        pad_token_id: Fills texts up to `max_text_tokens` where `pads_to_max` is set.
+        pads_to_max: True where the text tower was trained on padded texts (SigLIP).
+        scoring: "softmax": probabilities over the candidates (CLIP); "sigmoid": each on its own (SigLIP).
+        logit_scale: Multiplier of the cosine, already exponentiated.
+        logit_bias: Added after the scale; 0 for CLIP.
+        prompt_template: Text around a candidate label, as `bundle.zero_shot` reads it.
+    """
+
+    max_text_tokens: int = Field(gt=0, le=1 << 20)
+    pad_token_id: TokenId
+    pads_to_max: bool
+    scoring: Literal["softmax", "sigmoid"]
+    logit_scale: float = Field(allow_inf_nan=False)
+    logit_bias: float = Field(default=0.0, allow_inf_nan=False)
+    prompt_template: Text = "a photo of {}"
+
+
+class PairDims(Frozen):
+    """What a model that reads a text and an image together wants of the text.
+
+    Attributes:
+        max_text_tokens: Longest text.
+        pad_token_id: Fills shorter ones.
+    """
+
+    max_text_tokens: int = Field(gt=0, le=1 << 20)
+    pad_token_id: TokenId
 
 
 class FileRecord(Frozen):
@@ -204,8 +246,11 @@ class Manifest(Frozen):
         states: What the decoder hands from step to step; empty without one.
         segments: The decoder's graph for prompts once more, cut between layers; empty where it was not cut.
         decoder: Vision-language models only.
-        image_prompt: Vision-language models only.
-        dual: Models that embed: of images and texts, or of texts alone.
+        image_prompt: Vision-language models only, those that embed among them.
+        grounding: How boxes stand in answers; None where the model says none.
+        dual: Models that embed by encoders: of images and texts, or of texts alone.
+        embedder: Models that embed by a decoder, which gives states and no logits.
+        pairs: Models that read a text and an image together, and say how well they fit.
         bos_token_id: None where the tokenizer adds none.
         eos_token_ids: Generation stops at any of them.
         template_tokens: Special tokens by the name that the chat template uses ("bos_token", "eos_token", ...).
@@ -228,7 +273,10 @@ class Manifest(Frozen):
     segments: tuple[Segment, ...] = Field(default=(), max_length=64)
     decoder: DecoderDims | None = None
     image_prompt: KnownImagePrompt | None = None
+    grounding: KnownGrounding | None = None
     dual: DualEncoderDims | None = None
+    embedder: EmbedderDims | None = None
+    pairs: PairDims | None = None
     bos_token_id: TokenId | None = None
     eos_token_ids: tuple[TokenId, ...] = Field(default=(), max_length=1 << 10)
     template_tokens: dict[str, Annotated[str, Field(max_length=MOST_TEXT_CHARACTERS)]] = Field(default_factory=dict)
@@ -266,15 +314,22 @@ class Manifest(Frozen):
     @model_validator(mode="after")
     def _check_image_tokens(self) -> Manifest:
         rows = [part.outputs[0].shape[1:2] for part in self.components.values() if _gives_rows(part)]
-        wanted = None if self.image_prompt is None else self.image_prompt.tokens_per_tile
+        wanted = None if self.image_prompt is None else self.image_prompt.rows_per_tile
         if wanted is not None and any(isinstance(found, int) and found != wanted for (found,) in rows):
-            raise ValueError(f"tokens_per_tile is {wanted}, but the vision encoder gives {rows[0][0]} rows for a tile")
+            raise ValueError(
+                f"the image prompt wants {wanted} rows for a tile, but the vision encoder gives {rows[0][0]}"
+            )
         return self
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the model makes vectors and no answers."""
+        return self.dual is not None or self.embedder is not None
 
     @property
     def sees(self) -> bool:
         """Whether the model takes images."""
-        return any(part.role == "vision_encoder" for part in self.components.values())
+        return any(part.role in ("vision_encoder", "pair_encoder") for part in self.components.values())
 
     def graph(self, role: Role, phase: RunPhase = "step") -> ComponentName:
         """Return the name of the graph that runs a role in a phase.
@@ -290,7 +345,10 @@ class Manifest(Frozen):
     def always_given(self, name: ComponentName) -> tuple[str, ...]:
         """Return the outputs that a graph gives at every run, states among them."""
         component = self.components[name]
-        return (*(spec.name for spec in component.outputs), *(state.output for state in self.states_of(component)))
+        return (
+            *(spec.name for spec in component.outputs),
+            *(state.output for state in self.states_of(component) if state.output),
+        )
 
     def scheme_of(self, role: Role, phase: RunPhase) -> Scheme:
         """Return how the weights are stored that run a role in a phase.
@@ -318,8 +376,8 @@ class Manifest(Frozen):
 
     @property
     def state_bytes_per_sequence(self) -> int:
-        """Bytes of one sequence's states of fixed size."""
-        return sum(state.num_bytes for state in self.states if state.kind == "fixed")
+        """Bytes of one sequence's states of fixed size, memory among them."""
+        return sum(state.num_bytes for state in self.states if state.kind != "rows")
 
     @property
     def cache_scheme(self) -> CacheScheme:

@@ -25,9 +25,9 @@ import numpy.typing as npt
 from bundle.callers_text import blanked, control_tokens, marked
 from bundle.chat_template import CHAT_TEMPLATE, PROBED_ROLES, ChatTemplate
 from bundle.directory import Bundle
-from bundle.errors import BundleFormatError, ContextLengthError, PromptError
+from bundle.errors import BundleFormatError, ContextLengthError, ParameterError, PromptError
 from bundle.image import TileLayout
-from bundle.layouts.prompt import ImagePrompt
+from bundle.layouts.prompt import ImagePrompt, Memory
 from bundle.layouts.prompt import Span as Span
 from bundle.template_sandbox import MOST_SOURCE_CHARACTERS
 from bundle.text import TOKENIZER, Tokenizer
@@ -52,6 +52,7 @@ class Prompt:
         positions: [T] int64, the logical position of each token; [3, T] where a model turns by three axes.
         next_position: Of the first token after the prompt.
         num_images: Images in the conversation.
+        memory: What a decoder's cross-attention reads of them; None: their features take the places of their tokens.
     """
 
     token_ids: npt.NDArray[np.int64]
@@ -59,6 +60,7 @@ class Prompt:
     positions: npt.NDArray[np.int64]
     next_position: int
     num_images: int
+    memory: Memory | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -181,9 +183,11 @@ class PromptBuilder:
         Raises:
             PromptError: No turns, an empty turn, another number of layouts than images, a conversation that the
                 template refuses, or one in which texts join into a control token.
-            ContextLengthError: Images alone, or the characters that the template makes, are more than `max_tokens`.
+            ContextLengthError: More images than the model takes; or images alone, or the characters that the template
+                makes, are more than `max_tokens`.
         """
         _check(turns, layouts)
+        self._image_prompt.check(layouts)
         num_image_tokens = sum(map(self._image_prompt.num_tokens, layouts)) - num_dropped
         if max_tokens is not None and num_image_tokens > max_tokens:
             raise ContextLengthError(
@@ -218,11 +222,28 @@ class PromptBuilder:
             raise PromptError("prompt is empty; send a text to go on with", "prompt")
         return self._prompt(np.array(ids, np.int64), (), ())
 
+    def of_ids(self, token_ids: Sequence[int]) -> Prompt:
+        """Return ids as a prompt of their own.
+
+        Raises:
+            ParameterError: The vocabulary lacks one, or one stands for an image.
+        """
+        for token_id in token_ids:
+            if not self._tokenizer.piece(token_id):
+                last = self._tokenizer.vocab_size - 1
+                raise ParameterError(f"token {token_id} is none of the model's, which are 0 to {last}")
+            if token_id == self._image_prompt.image_token_id:
+                raise ParameterError(
+                    f"token {token_id} stands for an image; send the image, and text in the place of ids"
+                )
+        return self._prompt(np.array(token_ids, np.int64), (), ())
+
     def _prompt(
         self, token_ids: npt.NDArray[np.int64], spans: tuple[Span, ...], layouts: Sequence[TileLayout]
     ) -> Prompt:
         places = self._image_prompt.places(len(token_ids), spans, layouts)
-        return Prompt(token_ids, spans, places.positions, places.next_position, len(layouts))
+        memory = self._image_prompt.memory(len(token_ids), spans, layouts)
+        return Prompt(token_ids, spans, places.positions, places.next_position, len(layouts), memory)
 
     def answer_ids(self, answer: str) -> list[int]:
         """Return the tokens of an answer as they follow a prompt: many templates put a blank before it.
@@ -347,15 +368,23 @@ class PromptBuilder:
         """Return the text with each image placeholder replaced by the next image's tokens."""
         first, *rest = text.split(self._image_prompt.image_token)
         try:
-            return first + "".join([next_expansion() + piece for piece in rest])
+            expanded = first + "".join([next_expansion() + piece for piece in rest])
         except StopIteration:
             raise PromptError(
                 f"the chat template wrote more {self._image_prompt.image_token} than the conversation has images"
             ) from None
+        return self._image_prompt.tidied(expanded)
+
+    def _behind_images(self, text: str) -> str:
+        """Return the text without the image tokens that it begins with: BLIP-2 has images before the BOS."""
+        token = self._image_prompt.image_token
+        while text.startswith(token):
+            text = text[len(token) :]
+        return text
 
     def _with_special_tokens(self, ids: list[int], text: str) -> list[int]:
         """Return ids with the tokenizer's own BOS and EOS, unless the template wrote the BOS itself."""
-        if self._bos_token is not None and text.startswith(self._bos_token):
+        if self._bos_token is not None and self._behind_images(text).startswith(self._bos_token):
             return ids
         return self._tokenizer.with_special_tokens(ids)
 

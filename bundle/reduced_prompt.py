@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from bundle.errors import PromptError
 from bundle.prompt import Prompt, Span
 
 
@@ -19,7 +20,12 @@ def reduced(prompt: Prompt, kept: Sequence[npt.NDArray[np.int64]]) -> Prompt:
         kept: Of each image, the rows that stay, rising.
     Returns:
         A prompt whose spans count the rows that stay, in the order in which they are given.
+
+    Raises:
+        PromptError: Its images stand in a memory, not in its tokens.
     """
+    if prompt.memory is not None:
+        raise PromptError("the model's images stand in a memory beside its prompts, of which no token can be left out")
     is_kept = np.ones(prompt.num_tokens, np.bool_)
     for span in prompt.spans:
         rows = kept[span.image]

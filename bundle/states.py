@@ -25,15 +25,32 @@ CacheScheme = Literal["float", "int8", "int4"]
 _CODE_DTYPES: dict[CacheScheme, str] = {"int8": "int8", "int4": "uint8"}
 
 
+class MemoryPlace(BaseModel):
+    """Where rows of image features go in a state of kind "memory".
+
+    Attributes:
+        first_column: Of a row, the first of the numbers that the state holds of it: as many as its other sizes make
+            together, in their order.
+        row_axis: Along which axis of the state's shape the rows lie.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    first_column: int = Field(ge=0)
+    row_axis: int = Field(ge=1)
+
+
 class State(BaseModel):
-    """One tensor that a graph takes and gives back, changed.
+    """One tensor that a graph takes and gives back, changed; or takes alone.
 
     Attributes:
         input: Name of the graph's input.
-        output: Name of the graph's output; of the input's shape.
+        output: Name of the graph's output; of the input's shape. Empty for kind "memory".
         kind: "rows": one row per token that was read, written in place in a buffer of fixed length (keys, values);
-            "fixed": as large after one token as after a thousand (a convolution's or a recurrence's state, the memory
-            of cross-attention). A fixed state is all zeros before a sequence begins.
+            "fixed": as large after one token as after a thousand (a convolution's or a recurrence's state). A fixed
+            state is all zeros before a sequence begins;
+            "memory": of one size as well, made of image features before a sequence begins, and only read from then on
+            (keys and values of cross-attention). What no token sees of it may be anything.
         dtype: numpy name of its elements.
         scheme: How its rows hold numbers. Scales of codes lie in `bundle.cache_scales`.
         shape: B first, S where the rows of a state of kind "rows" lie; all other sizes are numbers.
@@ -42,19 +59,21 @@ class State(BaseModel):
         layer: Whose keys or values its rows are, [B, heads, S, C]; None for anything else, and in bundles that were
             exported before it was told.
         part: Which of both.
+        memory: Where image features go, of kind "memory"; None for any other.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     input: str
-    output: str
-    kind: Literal["rows", "fixed"] = "rows"
+    output: str = ""
+    kind: Literal["rows", "fixed", "memory"] = "rows"
     dtype: str
     scheme: CacheScheme = "float"
     shape: tuple[int | str, ...]
     group: int | None = None
     layer: int | None = Field(default=None, ge=0)
     part: Literal["key", "value"] | None = None
+    memory: MemoryPlace | None = None
 
     @model_validator(mode="after")
     def _check(self) -> State:
@@ -73,12 +92,23 @@ class State(BaseModel):
             raise ValueError(
                 f"{self.input}: {self.part} of layer {self.layer}, of kind {self.kind!r}, {list(self.shape)}"
             )
+        self._check_memory()
         if self.dtype not in DTYPES:
             raise ValueError(f"{self.input}: dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
         self._check_codes()
         if self.num_bytes > _LARGEST_STATE_BYTES:
             raise ValueError(f"{self.input}: shape {list(self.shape)} takes {self.num_bytes} bytes a sequence")
         return self
+
+    def _check_memory(self) -> None:
+        is_memory = self.kind == "memory"
+        if is_memory == bool(self.output) or is_memory != (self.memory is not None):
+            raise ValueError(
+                f"{self.input}: of kind {self.kind!r}, given back as {self.output!r}, image features at "
+                f"{self.memory!r}; memory alone is not given back, and says where features go"
+            )
+        if self.memory is not None and self.memory.row_axis >= len(self.shape):
+            raise ValueError(f"{self.input}: rows along axis {self.memory.row_axis} of {list(self.shape)}")
 
     def _check_codes(self) -> None:
         if self.scheme == "float":
@@ -107,12 +137,12 @@ class State(BaseModel):
         return self.shape.index(ROWS)
 
     def coded(self, scheme: CacheScheme) -> State:
-        """Return this state of floats with its rows as codes; of kind "fixed", and for the scheme "float", itself.
+        """Return this state of floats with its rows as codes; of another kind, and for the scheme "float", itself.
 
         Raises:
             ValueError: Codes of 4 bits, and an odd number of channels.
         """
-        if self.kind == "fixed" or scheme == "float":
+        if self.kind != "rows" or scheme == "float":
             return self
         *before, channels = self.shape
         if scheme == "int4":
@@ -124,7 +154,7 @@ class State(BaseModel):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of one row of one sequence, or of one sequence's whole state of kind "fixed"."""
+        """Bytes of one row of one sequence, or of one sequence's whole state of another kind."""
         return prod(self.sizes(1, 1)) * np.dtype(self.dtype).itemsize
 
 

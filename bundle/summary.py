@@ -22,6 +22,9 @@ def summary(bundle: Path, manifest: Manifest) -> Iterator[RenderableType]:
         kv_kib = manifest.state_bytes_per_token / 1024
         cache = f"{manifest.cache_dtype}, {kv_kib:.1f} KiB per token and sequence"
         yield f"context {manifest.decoder.max_positions} tokens; cache {cache}"
+    if manifest.embedder:
+        sizes = ", ".join(map(str, manifest.embedder.sizes))
+        yield f"vectors of {sizes} numbers from the states of: {manifest.embedder.pooling}"
     if manifest.segments:
         layers = ", ".join(f"{part.first_layer}-{part.end_layer - 1}" for part in manifest.segments)
         yield f"prompts may run in {len(manifest.segments)} segments, of the layers {layers}"

@@ -13,7 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from bundle.errors import BundleFormatError, ContextLengthError, OutOfMemoryError, PocketVLMError, PromptError
+from bundle.errors import (
+    BundleFormatError,
+    ContextLengthError,
+    OutOfMemoryError,
+    ParameterError,
+    PocketVLMError,
+    PromptError,
+)
 from bundle.json_file import printable
 from bundle.tokenizer_limits import check_tokenizer
 
@@ -150,6 +157,10 @@ class Tokenizer:
                 f"the text holds {num_characters} characters; {max_tokens} tokens hold at most {limit}. Shorten it."
             )
 
+    def shortened(self, text: str, max_tokens: int) -> str:
+        """Return as much of a text as may matter to its first `max_tokens` tokens: what is beyond is not tokenized."""
+        return text[: (max_tokens + 1) * self._longest_characters]
+
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Return the ids of a text in which added tokens count as such (a rendered prompt, say)."""
         with _failures_told(f"on a text of {len(text)} characters"):
@@ -190,27 +201,28 @@ class Tokenizer:
 
     def encode_batch(
         self,
-        texts: Sequence[str],
+        texts: Sequence[str | Sequence[int]],
         *,
         max_tokens: int,
         pad_token_id: int,
         pads_to_max: bool,
-        truncate: bool = False,
+        most_tokens: int | None = None,
     ) -> TextBatch:
         """Return texts as a dual encoder's text tower was trained on them.
 
         Args:
-            texts: B texts.
+            texts: B texts, or whole rows of ids, what the tokenizer puts around every text among them.
             max_tokens: Longest row, the tokens around the text included.
             pad_token_id: Fills shorter rows.
             pads_to_max: True: rows of `max_tokens`, the padding attended like text (SigLIP). False: rows as long as
                 the longest text, the padding masked (CLIP).
-            truncate: Cut longer texts, keeping the token at the end; otherwise they are refused.
+            most_tokens: Cut longer texts to so many, keeping the token at the end; None: they are refused.
 
         Raises:
-            ContextLengthError: A text is longer than `max_tokens` and `truncate` is False.
+            ContextLengthError: A text is longer than `max_tokens` and is not cut.
+            ParameterError: Ids that the vocabulary lacks, or without what is put around a text.
         """
-        rows = [self._row(text, max_tokens, truncate) for text in texts]
+        rows = [self._row(text, max_tokens, most_tokens) for text in texts]
         width = max_tokens if pads_to_max else max((len(row) for row in rows), default=0)
         input_ids = np.full((len(rows), width), pad_token_id, np.int64)
         attention_mask = np.full((len(rows), width), int(pads_to_max), np.int64)
@@ -219,16 +231,39 @@ class Tokenizer:
             mask[: len(row)] = 1
         return TextBatch(input_ids, attention_mask, sum(len(row) for row in rows))
 
-    def _row(self, text: str, max_tokens: int, truncate: bool) -> list[int]:
-        if not truncate:
-            self.check_characters(len(text), max_tokens)
-        ids = self.encode(text)
-        room = max_tokens - sum(map(len, self._affixes))
-        if len(ids) > room and not truncate:
+    def _row(self, text: str | Sequence[int], max_tokens: int, most_tokens: int | None) -> list[int]:
+        if isinstance(text, str):
+            if most_tokens is None:
+                self.check_characters(len(text), max_tokens)
+            ids = self.encode(text if most_tokens is None else self.shortened(text, most_tokens))
+        else:
+            ids = self._bare(text)
+        num_around = sum(map(len, self._affixes))
+        if len(ids) + num_around > max_tokens and most_tokens is None:
             raise ContextLengthError(
-                f"the text takes {len(ids) + max_tokens - room} tokens; at most {max_tokens} are read. Shorten it."
+                f"the text takes {len(ids) + num_around} tokens; at most {max_tokens} are read. Shorten it, or let it "
+                "be cut: truncate_prompt_tokens = -1."
             )
-        return self.with_special_tokens(ids[:room])
+        room = max_tokens if most_tokens is None else most_tokens
+        return self.with_special_tokens(ids[: max(room - num_around, 0)])
+
+    def _bare(self, ids: Sequence[int]) -> list[int]:
+        """Return a row's ids without what stands around every text.
+
+        Raises:
+            ParameterError: That is not there, or the vocabulary lacks an id.
+        """
+        before, after = self._affixes
+        for token_id in ids:
+            if not self.piece(token_id):
+                raise ParameterError(f"token {token_id} is none of the model's, which are 0 to {self.vocab_size - 1}")
+        end = len(ids) - len(after)
+        if end < len(before) or [*ids[: len(before)], *ids[end:]] != [*before, *after]:
+            raise ParameterError(
+                f"the model reads texts between the tokens {before} and {after}, and these {len(ids)} ids do not stand "
+                "so; send those that /tokenize answers, or the text (in LangChain: check_embedding_ctx_length=False)"
+            )
+        return list(ids[len(before) : end])
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of ids."""

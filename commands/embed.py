@@ -23,6 +23,7 @@ def embed(
     as_json: JsonOption = False,
 ) -> None:
     """Embed images and texts, and show how alike they are."""
+    from bundle.similarity import similarity
     from serving import oneshot
     from serving.protocol import ImagePart, TextPart
 
@@ -36,10 +37,12 @@ def embed(
     tell_of_failed_gates(bundle)
     with naming(files):
         result = asyncio.run(oneshot.embed(bundle, inputs, threads))
+    vectors = list(result.embeddings)
     if as_json:
-        print_json({"inputs": names, "embeddings": result.embeddings.tolist(), "prompt_tokens": result.prompt_tokens})
+        rows = [each.tolist() for each in vectors]
+        print_json({"inputs": names, "embeddings": rows, "prompt_tokens": result.prompt_tokens})
         return
-    table = Table("cosine", *(str(i + 1) for i in range(len(names))))
-    for i, (name, row) in enumerate(zip(names, result.embeddings @ result.embeddings.T, strict=True)):
-        table.add_row(f"{i + 1} {escape(name)}", *(f"{value:.3f}" for value in row))
+    table = Table("cosine" if vectors[0].ndim == 1 else "score", *(str(i + 1) for i in range(len(names))))
+    for i, (name, own) in enumerate(zip(names, vectors, strict=True)):
+        table.add_row(f"{i + 1} {escape(name)}", *(f"{similarity(own, other):.3f}" for other in vectors))
     console.print(table)

@@ -69,10 +69,42 @@ def export(
             "time (vision.method resize). Of idefics3 and smolvlm.",
         ),
     ] = False,
+    task_vectors: Annotated[
+        bool,
+        typer.Option(
+            "--task-vectors",
+            help="The decoder's attention heads can be read and replaced, so that demonstrations may be kept as a task "
+            "vector (POST /v1/prefixes, method task-vectors). For the CPU.",
+        ),
+    ] = False,
     lora: Annotated[
         Path | None,
         typer.Option(
             help="A folder of a LoRA adapter that PEFT saved, merged into the weights. Default: none.",
+            show_default=False,
+        ),
+    ] = None,
+    task: Annotated[
+        Literal["embed"] | None,
+        typer.Option(
+            help="embed: a model that answers makes vectors of images and texts instead (docs/embedders.md). Default: "
+            "as the checkpoint's architecture does.",
+            show_default=False,
+        ),
+    ] = None,
+    pooling: Annotated[
+        Literal["last", "mean", "tokens"] | None,
+        typer.Option(
+            help="With --task embed, what becomes a vector: the last token's state, the mean of all, or every token's "
+            "through the checkpoint's projection. Default: tokens where there is a projection, else last.",
+            show_default=False,
+        ),
+    ] = None,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="With --task embed, how an input is written: plain, gme, e5-v, colqwen2, colidefics3, or the file of "
+            "a chat template. Default: as the checkpoint's own writes a question.",
             show_default=False,
         ),
     ] = None,
@@ -113,10 +145,22 @@ def export(
             "--smaller-images is of fp32 bundles and variants for the CPU; leave out --target cuda, --keep-quantized "
             "and --dialect portable"
         )
+    if task_vectors and (target == "cuda" or keep_quantized or decoder_segments is not None):
+        raise UnsupportedConfigError(
+            "--task-vectors is of fp32 bundles and variants for the CPU, in one piece; leave out --target cuda, "
+            "--keep-quantized and --decoder-segments"
+        )
     if lora is not None and (target == "cuda" or keep_quantized or decoder_gguf is not None):
         raise UnsupportedConfigError(
             f"--lora {lora}: an adapter is merged into a checkpoint's own weights; leave out --target cuda, "
             "--keep-quantized and --decoder-gguf"
+        )
+    if task is None and (pooling is not None or template is not None):
+        raise UnsupportedConfigError("--pooling and --template say how a model embeds; they want --task embed")
+    if task is not None and (target == "cuda" or keep_quantized or decoder_gguf is not None):
+        raise UnsupportedConfigError(
+            "--task embed writes fp32 bundles, which quantize makes smaller; leave out --target cuda, --keep-quantized "
+            "and --decoder-gguf"
         )
     if target == "cuda":
         from export.cuda_bundle import export_for_cuda
@@ -144,6 +188,7 @@ def export(
             progress=progress,
         )
     else:
+        from export.embedding import EmbeddingOptions
         from export.exporter import export_checkpoint
 
         manifest = export_checkpoint(
@@ -156,7 +201,9 @@ def export(
             length_groups=length_groups,
             most_image_px=image_pixels,
             smaller_images=smaller_images,
+            task_vectors=task_vectors,
             lora=lora,
+            embedding=None if task is None else EmbeddingOptions(pooling, template),
             overwrite=overwrite,
             progress=progress,
         )

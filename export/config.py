@@ -362,6 +362,18 @@ def sub_config(config: Raw, key: str) -> Raw:
     return nested
 
 
+def tower_config(config: Raw, key: str, defaults: Raw) -> Raw:
+    """Return a tower's config with every key; the `{key}_dict` of old checkpoints goes before it, defaults and all.
+
+    Raises:
+        UnsupportedConfigError: It is absent or not an object.
+    """
+    older = config.get(f"{key}_dict")
+    if older is None:
+        return {**defaults, **sub_config(config, key)}
+    return {**(config.get(key) or {}), **defaults, **older}
+
+
 def require(config: Raw, expected: Iterable[tuple[str, Any]]) -> None:
     """Refuse a config in which a key is given another value than the only one that is built.
 

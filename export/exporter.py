@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -17,19 +16,33 @@ from bundle.directory import Bundle, seal, write_aside
 from bundle.errors import BundleError, CheckpointError, UnsupportedConfigError
 from bundle.json_file import printable
 from bundle.machine import own_version
-from bundle.manifest import Component, ComponentName, Dialect, DualEncoderDims, Manifest, Segment, check_name
+from bundle.manifest import (
+    Component,
+    ComponentName,
+    Dialect,
+    DualEncoderDims,
+    EmbedderDims,
+    Manifest,
+    PairDims,
+    Segment,
+    Task,
+    check_name,
+)
 from bundle.states import State
 from bundle.visual_exit import VISUAL_EXIT, load_routers
 from export.adapter import Adapter
 from export.architectures import load_family
 from export.checkpoint import Checkpoint
 from export.config import with_length_groups
-from export.family import DualEncoder, Family, GraphPlan, VisionLanguage
+from export.decoders.decoder import Decoder
+from export.embedding import EmbeddingOptions, found_embedding
+from export.family import CrossEncoder, DualEncoder, Family, GraphPlan, VisionLanguage
 from export.goldens import Canary, can_record, record_goldens
 from export.graph import build_model, write_model
 from export.nn.dialect import DIALECTS
-from export.processor import ProcessorFiles, convert_processor
+from export.processor import ProcessorFiles, convert_processor, image_settings
 from export.segments import with_segments, write_segments
+from export.task_vectors import with_open_heads
 from export.weights import WeightSource
 
 if TYPE_CHECKING:
@@ -52,7 +65,9 @@ def export_checkpoint(
     length_groups: int = 1,
     most_image_px: int | None = None,
     smaller_images: bool = False,
+    task_vectors: bool = False,
     lora: Path | None = None,
+    embedding: EmbeddingOptions | None = None,
     overwrite: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Manifest:
@@ -71,7 +86,9 @@ def export_checkpoint(
         length_groups: Groups of neighbouring layers that may keep different numbers of rows; segments are such groups.
         most_image_px: Pixels of an image at most, where images keep their shape; None: as the processor says.
         smaller_images: The vision graph takes tiles smaller than full ones as well, for `vision.method` resize.
+        task_vectors: The decoder's heads can be read and replaced, for prefixes of the method task-vectors.
         lora: A folder of an adapter that PEFT saved, merged into the weights.
+        embedding: Make vectors in the place of answers; None: as the architecture does.
         overwrite: Replace a bundle that stands at `output`.
         progress: Called with a line at each step.
 
@@ -86,6 +103,8 @@ def export_checkpoint(
     bundle_name = checked_name(name or label.rsplit("/", 1)[-1])
     source = Checkpoint.open(folder)
     family = load_family(source.config)
+    if family.reads_image_settings:
+        family.stated_images = image_settings(folder)
     adapter = None if lora is None else Adapter.open(lora)
     lowering = DIALECTS[dialect]()
     if segments:
@@ -94,6 +113,8 @@ def export_checkpoint(
         _group_layers(family, length_groups)
     if smaller_images:
         _take_smaller_images(family)
+    if embedding is not None:
+        _embed(family, source, embedding)
     plans = family.graphs(lowering)
     say(f"building {len(plans)} graphs for {source.config['model_type']}")
     models = {part: build_model(part, plan, lowering) for part, plan in plans.items()}
@@ -101,6 +122,8 @@ def export_checkpoint(
     weights = WeightSource(source, family, [model.graph for model in models.values()], decoder, adapter)
     weights.fill()
     weights.require_all_used()
+    if task_vectors:
+        plans = {**plans, "decoder": with_open_heads(models, plans, family)}
     with write_aside(output, overwrite=overwrite) as aside:
         files = convert_processor(folder, family, aside, most_image_px)
         _require_agreement(family, files)
@@ -116,14 +139,17 @@ def export_checkpoint(
             source_sha256=source.digest(decoder_gguf, None if adapter is None else adapter.file),
             created_by=f"pocketvlm {own_version()}",
             model_type=source.config["model_type"],
-            task=family.task,
+            task=_task(family),
             dialect=dialect,
             components=components,
             states=states,
             segments=_segments(aside, components, states, family, say) if segments else (),
             decoder=family.decoder_dims() if isinstance(family, VisionLanguage) else None,
             image_prompt=files.image_prompt,
+            grounding=files.grounding,
             dual=_dual_dims(family, files, weights, source) if isinstance(family, DualEncoder) else None,
+            pairs=_pair_dims(family, files) if isinstance(family, CrossEncoder) else None,
+            embedder=_embedder_dims(family, source) if isinstance(family, VisionLanguage) else None,
             bos_token_id=files.bos_token_id,
             eos_token_ids=files.eos_token_ids,
             template_tokens=files.template_tokens,
@@ -239,6 +265,7 @@ def _cut_decoder(family: Family, segments: Sequence[int]) -> None:
             f"--decoder-segments: the decoder takes {', '.join(spec.name for spec in decoder.inputs)} beside hidden "
             "states, which its segments would not be fed"
         )
+    _refuse_fixed_states("--decoder-segments", decoder)
     decoder.config = with_segments(decoder.config, segments)
 
 
@@ -251,7 +278,21 @@ def _group_layers(family: Family, num_groups: int) -> None:
     if not isinstance(family, VisionLanguage):
         raise UnsupportedConfigError("--length-groups is of a decoder, and the checkpoint's architecture has none")
     decoder = family.decoder
+    _refuse_fixed_states("--length-groups", decoder)
     decoder.config = with_length_groups(decoder.config, num_groups)
+
+
+def _refuse_fixed_states(option: str, decoder: Decoder) -> None:
+    """Refuse what is for layers that lose rows where some layers have no rows.
+
+    Raises:
+        UnsupportedConfigError: Names states that have none.
+    """
+    if fixed := [state for state in decoder.states if state.kind != "rows"]:
+        raise UnsupportedConfigError(
+            f"{option} is for decoders all of whose layers keep a row per token, so that some may be dropped; this one "
+            f"keeps {', '.join(state.input for state in fixed[:3])}, of kind {fixed[0].kind}. Leave {option} out"
+        )
 
 
 def _take_smaller_images(family: Family) -> None:
@@ -266,6 +307,43 @@ def _take_smaller_images(family: Family) -> None:
             "keeps the shape of images anyway; idefics3 and smolvlm have them"
         )
     family.takes_smaller_images = True
+
+
+def _embed(family: Family, source: Checkpoint, options: EmbeddingOptions) -> None:
+    """Let a family's decoder give vectors.
+
+    Raises:
+        UnsupportedConfigError: It has no decoder, embeds as it is, or its layers would be cut or grouped.
+    """
+    if not isinstance(family, VisionLanguage) or family.embedding is not None:
+        raise UnsupportedConfigError(
+            f"--task embed: {source.config['model_type']} makes vectors as it is; leave out --task, --pooling and "
+            "--template"
+        )
+    if family.decoder.config.num_length_groups > 1:
+        raise UnsupportedConfigError(
+            "--task embed: a prompt is run once and keeps no rows; leave out --decoder-segments and --length-groups"
+        )
+    family.embedding = found_embedding(source, options)
+
+
+def _task(family: Family) -> Task:
+    embeds = isinstance(family, VisionLanguage) and family.embedding is not None
+    return "image-text-embedding" if embeds else family.task
+
+
+def _embedder_dims(family: VisionLanguage, source: Checkpoint) -> EmbedderDims | None:
+    if family.embedding is None:
+        return None
+    config = family.decoder.config
+    size = family.embedding.size(config.hidden_size)
+    return EmbedderDims(
+        embedding_size=size,
+        matryoshka=_cuts(source.config, size),
+        pooling=family.embedding.pooling,
+        max_positions=config.max_positions,
+        prefixes=dict(family.embedding.prefixes or {}),
+    )
 
 
 def _segments(
@@ -308,16 +386,23 @@ def _dual_dims(
     tower = family.text_tower
     if files.pad_token_id is None:
         raise UnsupportedConfigError("the tokenizer names no pad_token; texts cannot be batched without one")
+    scale, bias = family.scores(weights.scalar)
     return DualEncoderDims(
         embedding_size=tower.embedding_size,
         max_text_tokens=tower.max_text_tokens,
         pad_token_id=files.pad_token_id,
         pads_to_max=files.pads_to_max,
         scoring=tower.scoring,
-        logit_scale=math.exp(weights.scalar("logit_scale")),
-        logit_bias=weights.scalar("logit_bias") if "logit_bias" in family.scalars else 0.0,
+        logit_scale=scale,
+        logit_bias=bias,
         matryoshka=_cuts(source.config, tower.embedding_size),
     )
+
+
+def _pair_dims(family: CrossEncoder, files: ProcessorFiles) -> PairDims:
+    if files.pad_token_id is None:
+        raise UnsupportedConfigError("the tokenizer names no pad_token; texts cannot be batched without one")
+    return PairDims(max_text_tokens=family.texts.max_tokens, pad_token_id=files.pad_token_id)
 
 
 def _cuts(config: Mapping[str, Any], embedding_size: int) -> tuple[int, ...]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, Literal
 
 from bundle import tensors
 from bundle.errors import UnsupportedConfigError
+from bundle.grounding import KnownGrounding
 from bundle.image import ImageSpec
+from bundle.layouts.prompt import ImagePrompt
 from bundle.layouts.table import KnownImagePrompt
 from bundle.manifest import ComponentName, DecoderDims, Role, Task, TensorSpec
 from bundle.states import State
@@ -18,6 +22,7 @@ from export.config import Raw, require, sub_config
 from export.decoders.causal import CausalDecoder
 from export.decoders.decoder import Decoder
 from export.decoders.table import load_decoder
+from export.embedding import IMAGE_SLOT, StateVectors
 from export.found_processor import FoundProcessor
 from export.nn.dialect import Dialect
 from export.nn.linear import Embedding
@@ -79,18 +84,26 @@ class Family(ABC):
         image_processor: The class that transformers takes where a processor's files name none.
         image_settings: What the model's processor tells its image processor, whatever the files say.
         lower_cases: Texts are cut into tokens of lower case, whatever the tokenizer's files say (SigLIP).
+        cleans: How texts are cleaned before they are cut into tokens, a name of `export.cleaning.CLEANINGS`.
+        reads_image_settings: Graphs hold numbers of the image processor's.
+
+    Attributes:
+        stated_images: The image processor's settings as the checkpoint states them, where `reads_image_settings`.
     """
 
     task: ClassVar[Task]
     renames: ClassVar[tuple[tuple[str, str], ...]] = ()
     unused: ClassVar[tuple[str, ...]] = (r".*\.position_ids", r".*\.rotary_emb\.inv_freq")
-    scalars: ClassVar[tuple[str, ...]] = ()
+    scalars: tuple[str, ...] = ()
     image_processor: ClassVar[str]
     image_settings: ClassVar[Raw] = {}
     lower_cases: ClassVar[bool] = False
+    cleans: str | None = None
+    reads_image_settings: ClassVar[bool] = False
 
     def __init__(self, config: Raw) -> None:
         self.config = config
+        self.stated_images: Raw = {}
 
     @property
     @abstractmethod
@@ -109,6 +122,10 @@ class Family(ABC):
                 f"the processor makes images of {spec.tile_size_px} pixels, the vision tower takes {side}; "
                 "only towers fed at their own resolution are built"
             )
+
+    def own_image_spec(self) -> ImageSpec | None:
+        """Return the preprocessing that the config itself states; None: the processor's files do."""
+        return None
 
     @property
     @abstractmethod
@@ -142,15 +159,21 @@ class VisionLanguage(Family):
     Class attributes:
         text_prefix: Where the checkpoint keeps the decoder.
         can_take_smaller_images: Whether `takes_smaller_images` may be set.
+        template_placeholder: What chat templates write for an image, where that is not the image token.
+        end_tokens: That end an answer as well as those that the checkpoint's files name.
 
     Attributes:
         takes_smaller_images: The vision graph takes tiles smaller than full ones as well, squares all of one size.
+        embedding: The decoder gives vectors in the place of scores; None: it answers.
     """
 
     task: ClassVar[Task] = "image-text-to-text"
     text_prefix: ClassVar[str]
     can_take_smaller_images: ClassVar[bool] = False
+    template_placeholder: ClassVar[str | None] = None
+    end_tokens: ClassVar[tuple[str, ...]] = ()
     takes_smaller_images: bool = False
+    embedding: StateVectors | None = None
 
     @property
     def text_config(self) -> Raw:
@@ -164,13 +187,18 @@ class VisionLanguage(Family):
 
     @property
     def vocab_size(self) -> int:
-        """V."""
+        """V: ids are below it."""
         return self.decoder.config.vocab_size
 
     @property
     @abstractmethod
     def tokens_per_tile(self) -> int | None:
         """P, features per image or tile; None where that varies with the image's size."""
+
+    @property
+    def rows_per_tile(self) -> int | None:
+        """Rows of features that the vision graph gives of a tile: its tokens, unless the prompt layout adds some."""
+        return self.tokens_per_tile
 
     @property
     def feature_size(self) -> int:
@@ -192,9 +220,35 @@ class VisionLanguage(Family):
         Where images keep their shape, all of a run have one size: a graph reads it from the shape of its input.
         """
 
+    def default_template(self, found: FoundProcessor) -> str | None:
+        """Return the chat template where the checkpoint holds none; None: it must hold one."""
+        return None
+
+    def spoken_tokens(self, found: FoundProcessor, prompt: KnownImagePrompt, ends: Collection[int]) -> Collection[str]:
+        """Return the special tokens that belong to answers, by their text; ids of `ends` are no part of any."""
+        return ()
+
+    def grounding(self, found: FoundProcessor) -> KnownGrounding | None:
+        """Return how boxes stand in the model's answers; None where it says none."""
+        return None
+
     def tower_outputs(self) -> Sequence[TensorSpec]:
         """Return what `vision` tells of its tower's attention, for reducers of visual tokens; nothing by default."""
         return ()
+
+    def image_text(self, prompt: ImagePrompt) -> str:
+        """Return what stands for an image in a text, where no chat template writes it."""
+        return prompt.image_token
+
+    def input_template(self, found: FoundProcessor, prompt: ImagePrompt) -> str | None:
+        """Return how an input of a model that embeds is written; None: as the checkpoint's own template says."""
+        given = None if self.embedding is None else self.embedding.template
+        return None if given is None else given.replace(IMAGE_SLOT, self.image_text(prompt))
+
+    def skipped(self) -> tuple[str, ...]:
+        """Return `unused`, and the output matrix where no scores are wanted."""
+        heads = () if self.embedding is None else (re.escape(_HEAD), *self.embedding.unused)
+        return (*super().skipped(), *heads)
 
     def stored_weights(self) -> QuantizationMethod:
         """Return how the checkpoint stores its weights, where ternary experts may be packed among full precision."""
@@ -218,13 +272,11 @@ class VisionLanguage(Family):
 
     def graphs(self, dialect: Dialect) -> dict[ComponentName, GraphPlan]:
         """Return the three graphs of docs/bundle-format.md."""
-        size, vocab = self.decoder.config.hidden_size, self.decoder.config.vocab_size
-        scale = self.decoder.embedding_scale
-        table = Embedding(vocab, size, name=f"{self.text_prefix}.embed_tokens", scale=scale)
+        size = self.decoder.config.hidden_size
         features = TensorSpec(
             name=tensors.IMAGE_FEATURES,
             dtype="float32",
-            shape=("I", (None if self.takes_smaller_images else self.tokens_per_tile) or "P", self.feature_size),
+            shape=("I", (None if self.takes_smaller_images else self.rows_per_tile) or "P", self.feature_size),
         )
         embeds = TensorSpec(name=tensors.INPUTS_EMBEDS, dtype="float32", shape=("B", "T", size))
         ids = TensorSpec(name=tensors.INPUT_IDS, dtype="int64", shape=("B", "T"))
@@ -236,13 +288,30 @@ class VisionLanguage(Family):
                 (features,),
                 optional_outputs=tuple(self.tower_outputs()),
             ),
-            "embed_tokens": GraphPlan(table, "embed_tokens", (ids,), (embeds,)),
-            "decoder": decoder_plan(self.decoder, embeds, CausalDecoder(self.decoder, dialect, self.text_prefix)),
+            "embed_tokens": GraphPlan(self.table(), "embed_tokens", (ids,), (embeds,)),
+            "decoder": self._decoder_plan(dialect, embeds),
         }
 
-    def decoder_dims(self) -> DecoderDims:
-        """Return the manifest's part on the decoder."""
+    def table(self) -> Module:
+        """Return the module input_ids [B, T] -> inputs_embeds [B, T, D]."""
+        sizes, name = self.decoder.config, f"{self.text_prefix}.embed_tokens"
+        return Embedding(sizes.vocab_size, sizes.hidden_size, name=name, scale=self.decoder.embedding_scale)
+
+    def _decoder_plan(self, dialect: Dialect, embeds: TensorSpec) -> GraphPlan:
+        if self.embedding is None:
+            return decoder_plan(self.decoder, embeds, CausalDecoder(self.decoder, dialect, self.text_prefix))
+        size = self.decoder.config.hidden_size
+        head, width = self.embedding.module(size), self.embedding.size(size)
+        module = CausalDecoder(self.decoder, dialect, self.text_prefix, head)
+        plan = decoder_plan(self.decoder, embeds, module)
+        vectors = TensorSpec(name=tensors.TOKEN_EMBEDS, dtype="float32", shape=("B", "N", width))
+        return replace(plan, outputs=(vectors,))
+
+    def decoder_dims(self) -> DecoderDims | None:
+        """Return the manifest's part on the decoder; None where it does not answer."""
         config = self.decoder.config
+        if self.embedding is not None:
+            return None
         return DecoderDims(
             hidden_size=config.hidden_size, vocab_size=config.vocab_size, max_positions=config.max_positions
         )
@@ -253,15 +322,22 @@ class DualEncoder(Family):
 
     Class attributes:
         pads_to_max: Texts are padded to the longest length there is, as in training (SigLIP).
+        pad_token_id: What they are padded with, where that is not the tokenizer's own.
     """
 
     task: ClassVar[Task] = "dual-encoder"
-    pads_to_max: ClassVar[bool] = True
+    pads_to_max: bool = True
+    pad_token_id: int | None = None
 
     @property
     @abstractmethod
     def text_tower(self) -> TextTower:
         """What callers must know of the text side."""
+
+    def scores(self, scalar: Callable[[str], float]) -> tuple[float, float]:
+        """Return what cosines are multiplied by, and what is added then; `scalar` reads one of `scalars`."""
+        bias = scalar("logit_bias") if "logit_bias" in self.scalars else 0.0
+        return math.exp(scalar("logit_scale")), bias
 
     @property
     def vocab_size(self) -> int:
@@ -289,6 +365,48 @@ class DualEncoder(Family):
             ),
             "text_encoder": GraphPlan(self.text(dialect), "text_encoder", (ids, mask), (texts,)),
         }
+
+
+@dataclass(frozen=True)
+class PairTexts:
+    """What a model that reads pairs wants of their texts.
+
+    Attributes:
+        vocab_size: Ids are below it.
+        max_tokens: Longest text.
+    """
+
+    vocab_size: int
+    max_tokens: int
+
+
+class CrossEncoder(Family):
+    """One encoder over a text and an image, and a score."""
+
+    task: ClassVar[Task] = "cross-encoder"
+
+    @property
+    @abstractmethod
+    def texts(self) -> PairTexts:
+        """What callers must know of the text side."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Of the texts."""
+        return self.texts.vocab_size
+
+    @abstractmethod
+    def pair(self, dialect: Dialect) -> Module:
+        """Return the module (input_ids, attention_mask [B, T], pixel_values [B, 3, height, width]) -> scores [B]."""
+
+    def graphs(self, dialect: Dialect) -> dict[ComponentName, GraphPlan]:
+        """Return the graph of docs/bundle-format.md."""
+        ids = TensorSpec(name=tensors.INPUT_IDS, dtype="int64", shape=("B", "T"))
+        mask = TensorSpec(name=tensors.ATTENTION_MASK, dtype="int64", shape=("B", "T"))
+        images = pixels(self.image_size_px)
+        images = images.model_copy(update={"shape": ("B", *images.shape[1:])})
+        scores = TensorSpec(name=tensors.PAIR_SCORES, dtype="float32", shape=("B",))
+        return {"pair_encoder": GraphPlan(self.pair(dialect), "pair_encoder", (ids, mask, images), (scores,))}
 
 
 def pixels(side_px: int | None) -> TensorSpec:

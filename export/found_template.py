@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,16 @@ class FoundTemplate:
     file: str
 
     @classmethod
-    def find(cls, checkpoint: Path, processor: Mapping[str, Any], settings: Mapping[str, Any]) -> FoundTemplate:
+    def find(
+        cls, checkpoint: Path, processor: Mapping[str, Any], settings: Mapping[str, Any], default: str | None = None
+    ) -> FoundTemplate:
         """Return the template, looked for where transformers' processor looks and in its order.
 
         Args:
             checkpoint: The folder.
             processor: Its `processor_config.json`.
             settings: Its `tokenizer_config.json`.
+            default: The family's, taken where the checkpoint has none.
 
         Raises:
             CheckpointError: There is none.
@@ -53,13 +56,17 @@ class FoundTemplate:
             _TOKENIZER: settings.get("chat_template"),
         }
         file = next((name for name, content in places.items() if content), "")
-        text = _default(places.get(file))
+        text = _default(places.get(file)) if file else default
         if text is None:
             raise CheckpointError(
                 f"{checkpoint} holds no chat template: neither {CHAT_TEMPLATE}, {_LEGACY} nor one inside "
                 f"{_PROCESSOR} or {_TOKENIZER}. Add {CHAT_TEMPLATE}."
             )
-        return cls(text, checkpoint, file)
+        return cls(text, checkpoint, file or CHAT_TEMPLATE)
+
+    def with_text(self, old: str, new: str) -> FoundTemplate:
+        """Return the template with another text wherever it has one."""
+        return replace(self, text=self.text.replace(old, new))
 
     def require_prompts(self, tokenizer: Path, image_prompt: ImagePrompt, template_tokens: Mapping[str, str]) -> None:
         """Check that the template makes prompts with an image in them.

@@ -45,7 +45,7 @@ class Canary:
         ids = canary_token_ids(vocab_size, _CANARY_TOKENS)
         if end_token_ids:
             ids[0, -1] = end_token_ids[0]
-        return cls(image.preprocess([canary_image()]).pixel_values[:1], ids)
+        return cls(image.preprocess([canary_image()]).groups[0][:1], ids)
 
 
 def can_record() -> bool:
@@ -67,21 +67,22 @@ def record_goldens(bundle: Bundle, canary: Canary) -> None:
             recorded = _recorded(bundle, name, feeds)
             wanted = {spec.name: recorded.outputs[spec.name] for spec in component.outputs}
             recordings[component.role] = Recording(recorded.inputs, wanted)
-    if bundle.manifest.decoder is not None:
+    if any(component.role == "decoder" for component in bundle.manifest.components.values()):
         embeds = recordings["embed_tokens"].outputs[tensors.INPUTS_EMBEDS]
         recordings["decoder"] = _first_step(bundle, canary.input_ids[0], embeds)
     save_golden(bundle.directory, recordings)
 
 
 def _first_step(bundle: Bundle, ids: npt.NDArray[np.int64], embeds: Array) -> Recording:
-    """Return the recording of a prompt on empty states just large enough, with the logits of the last token."""
+    """Return the recording of a prompt on empty states just large enough, of whose tokens the last is wanted."""
     manifest, num_tokens = bundle.manifest, len(ids)
     name = manifest.graph("decoder", "prompt")
     lengths = [0] * manifest.num_length_groups
     run = TokenRun(ids, np.arange(num_tokens, dtype=np.int64), lengths, [num_tokens - 1])
     feeds = feeds_of(manifest.components[name].inputs, Step.of([run], embeds))
     recorded = _recorded(bundle, name, {**feeds, **empty_states(manifest.states, 1, num_tokens)})
-    kept = [tensors.LOGITS, *(state.output for state in manifest.states[:_STATES_KEPT])]
+    (given,) = manifest.components[name].outputs
+    kept = [given.name, *(state.output for state in manifest.states[:_STATES_KEPT] if state.output)]
     return Recording(recorded.inputs, {output: recorded.outputs[output] for output in kept})
 
 

@@ -32,7 +32,7 @@ def build_model(name: str, plan: GraphPlan, dialect: Dialect) -> ir.Model:
     taken = [(spec.name, spec.dtype, spec.shape) for spec in plan.inputs]
     taken += [(state.input, state.dtype, state.shape) for state in plan.states]
     given = [(spec.name, spec.dtype, spec.shape) for spec in (*plan.outputs, *plan.optional_outputs)]
-    given += [(state.output, state.dtype, state.shape) for state in plan.states]
+    given += [(state.output, state.dtype, state.shape) for state in plan.states if state.output]
     returned = plan.module(builder.op, *(builder.input(input_, _DTYPES[dtype], [*at]) for input_, dtype, at in taken))
     values = returned if isinstance(returned, tuple) else (returned,)
     for value, (output, dtype, shape) in zip(values, given, strict=True):

@@ -31,6 +31,7 @@ _WITHOUT_EFFECT = frozenset(
         "use_fast",
         "image_seq_length",
         "video_sampling",
+        "background_color",  # DeepSeek-VL: the mean, whatever it says
         "_valid_processor_keys",
     }
 )
@@ -49,18 +50,19 @@ def read_image_spec(settings: Mapping[str, Any], source: str, default_class: str
         UnsupportedConfigError: An unknown class or setting, or a value that is not reproduced.
     """
     processor = _processor(settings, source, default_class)
-    _check_known(settings, processor.defaults, source)
+    _check_known(settings, processor, source)
     full = {**processor.defaults, **{key: value for key, value in settings.items() if value is not None}}
-    for key in ("do_resize", "do_rescale", "do_normalize"):
+    for key in ("do_resize", "do_rescale"):
         if not full[key]:
             raise UnsupportedConfigError(f"{source}: {key} is false; only true is supported")
+    colours = processor.colours(full, source)
     try:
         return ImageSpec(
             geometry=processor.geometry(full, source),
             resample=_resample(full["resample"], source),
-            rescale_factor=float(full["rescale_factor"]),
-            mean=_per_channel(full["image_mean"], "image_mean", source),
-            std=_per_channel(full["image_std"], "image_std", source),
+            rescale_factor=colours.rescale_factor,
+            mean=colours.mean,
+            std=colours.std,
         )
     except ValidationError as error:
         first = error.errors()[0]
@@ -81,9 +83,10 @@ def _processor(settings: Mapping[str, Any], source: str, default_class: str | No
     return IMAGE_PROCESSORS[name]
 
 
-def _check_known(settings: Mapping[str, Any], defaults: Mapping[str, Any], source: str) -> None:
+def _check_known(settings: Mapping[str, Any], processor: ImageProcessor, source: str) -> None:
+    known = {*processor.defaults, *processor.without_effect, *_WITHOUT_EFFECT}
     for key, value in settings.items():
-        if key in defaults or key in _WITHOUT_EFFECT or value is None:
+        if key in known or value is None:
             continue
         # What another class reads, this one may carry as dead weight, which must at least be off
         if not value and any(key in other.defaults for other in IMAGE_PROCESSORS.values()):
@@ -97,9 +100,3 @@ def _resample(value: Any, source: str) -> Resample:
         raise UnsupportedConfigError(f"{source}: resample = {value!r}; known are 0 to {len(names) - 1} ({names})")
     found: Resample = names[value]
     return found
-
-
-def _per_channel(value: Any, key: str, source: str) -> tuple[float, float, float]:
-    if isinstance(value, (list, tuple)) and len(value) == 3:
-        return float(value[0]), float(value[1]), float(value[2])
-    raise UnsupportedConfigError(f"{source}: {key} = {value!r}; three numbers are needed, for R, G and B")

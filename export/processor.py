@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from bundle.chat_template import CHAT_TEMPLATE
 from bundle.errors import UnsupportedConfigError
 from bundle.generation import SamplingDefaults
+from bundle.grounding import KnownGrounding
 from bundle.image import PREPROCESSOR, ImageSpec
 from bundle.layouts.table import KnownImagePrompt
 from bundle.text import TOKENIZER
@@ -24,6 +25,7 @@ from export.found_processor import FoundProcessor
 from export.found_template import FoundTemplate
 from export.image_processor import read_image_spec
 from export.settings_file import read_settings
+from export.spoken_tokens import with_spoken
 from export.vocabulary import Vocabulary
 
 _NOT_APPLIED: Mapping[str, Any] = {
@@ -53,6 +55,7 @@ class ProcessorFiles:
         last_token: Text and id of the token with the highest id.
         pads_to_max: Dual encoders: texts are padded to the longest length there is (SigLIP).
         not_applied: What `generation_config.json` asks for and is left out, as "name value".
+        grounding: How boxes stand in answers; None where the model says none.
         note: What the bundle does that the checkpoint's files alone do not, in words; None where nothing.
     """
 
@@ -65,6 +68,7 @@ class ProcessorFiles:
     last_token: tuple[str, int]
     pads_to_max: bool
     not_applied: tuple[str, ...] = ()
+    grounding: KnownGrounding | None = None
     note: str | None = None
 
 
@@ -88,16 +92,29 @@ def convert_processor(
         UnsupportedConfigError: A setting that the preprocessing does not reproduce; the message names it.
     """
     processor = read_settings(checkpoint / "processor_config.json", required=False)
-    settings, source = _image_settings(checkpoint, processor), _image_settings_file(checkpoint, processor)
-    spec = read_image_spec({**settings, **family.image_settings}, source, family.image_processor)
+    spec = family.own_image_spec() or _image_spec(checkpoint, family, processor)
     family.check_images(spec)
     spec = spec if most_image_px is None else _within(spec, most_image_px)
     (output / PREPROCESSOR).write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    vocabulary = Vocabulary.read(checkpoint, lower_cases=family.lower_cases)
+    vocabulary = Vocabulary.read(checkpoint, lower_cases=family.lower_cases, cleans=family.cleans)
     (output / TOKENIZER).write_text(vocabulary.text, encoding="utf-8")
     if isinstance(family, VisionLanguage):
         return _vision_language(checkpoint, family, FoundProcessor(processor, spec, vocabulary), output)
     return _dual_encoder(family, spec, vocabulary)
+
+
+def image_settings(checkpoint: Path) -> dict[str, Any]:
+    """Return the image processor's settings as a checkpoint states them.
+
+    Raises:
+        CheckpointError: The file is missing or not JSON.
+    """
+    return _image_settings(checkpoint, read_settings(checkpoint / "processor_config.json", required=False))
+
+
+def _image_spec(checkpoint: Path, family: Family, processor: Mapping[str, Any]) -> ImageSpec:
+    settings, source = _image_settings(checkpoint, processor), _image_settings_file(checkpoint, processor)
+    return read_image_spec({**settings, **family.image_settings}, source, family.image_processor)
 
 
 def _within(spec: ImageSpec, most_px: int) -> ImageSpec:
@@ -110,22 +127,40 @@ def _within(spec: ImageSpec, most_px: int) -> ImageSpec:
 
 def _vision_language(checkpoint: Path, family: VisionLanguage, found: FoundProcessor, output: Path) -> ProcessorFiles:
     prompt, vocabulary = family.image_prompt(found), found.vocabulary
-    template = FoundTemplate.find(checkpoint, found.settings, vocabulary.settings)
+    template = _template(checkpoint, family, found, prompt)
     template.require_prompts(output / TOKENIZER, prompt, vocabulary.template_tokens)
     (output / CHAT_TEMPLATE).write_text(template.text, encoding="utf-8")
     generation = read_settings(checkpoint / "generation_config.json", required=False)
     _sampling_defaults(generation).write(output)
+    ends = _eos_token_ids(family, generation, vocabulary)
+    spoken = with_spoken(vocabulary.text, family.spoken_tokens(found, prompt, ends))
+    (output / TOKENIZER).write_text(spoken, encoding="utf-8")
     return ProcessorFiles(
         image_spec=found.spec,
         image_prompt=prompt,
         template_tokens=vocabulary.template_tokens,
         bos_token_id=vocabulary.named_id("bos_token"),
-        eos_token_ids=_eos_token_ids(family, generation, vocabulary),
+        eos_token_ids=ends,
         pad_token_id=vocabulary.named_id("pad_token"),
         last_token=vocabulary.last,
         pads_to_max=False,
         not_applied=_not_applied(generation),
+        grounding=family.grounding(found),
     )
+
+
+def _template(
+    checkpoint: Path, family: VisionLanguage, found: FoundProcessor, prompt: KnownImagePrompt
+) -> FoundTemplate:
+    """Return how conversations are written, or what a model that embeds is asked to embed."""
+    given = family.input_template(found, prompt)
+    if given is not None:
+        return FoundTemplate(given, checkpoint, CHAT_TEMPLATE)
+    default = family.default_template(found)
+    template = FoundTemplate.find(checkpoint, found.settings, found.vocabulary.settings, default)
+    if family.template_placeholder is None:
+        return template
+    return template.with_text(family.template_placeholder, prompt.image_token)
 
 
 def _image_settings(checkpoint: Path, processor: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,7 +182,9 @@ def _dual_encoder(family: Family, spec: ImageSpec, vocabulary: Vocabulary) -> Pr
         raise UnsupportedConfigError(
             f"tokenizer_config.json: padding_side {vocabulary.settings['padding_side']!r}; only 'right' is supported"
         )
-    if vocabulary.named_id("pad_token") is None:
+    own_pad = family.pad_token_id if isinstance(family, DualEncoder) else None
+    pad_token_id = vocabulary.named_id("pad_token") if own_pad is None else own_pad
+    if pad_token_id is None:
         raise UnsupportedConfigError("tokenizer_config.json names no pad_token; a text encoder's batches need one")
     eos = vocabulary.named_id("eos_token")
     return ProcessorFiles(
@@ -156,7 +193,7 @@ def _dual_encoder(family: Family, spec: ImageSpec, vocabulary: Vocabulary) -> Pr
         template_tokens=vocabulary.template_tokens,
         bos_token_id=vocabulary.named_id("bos_token"),
         eos_token_ids=() if eos is None else (eos,),
-        pad_token_id=vocabulary.named_id("pad_token"),
+        pad_token_id=pad_token_id,
         last_token=vocabulary.last,
         pads_to_max=isinstance(family, DualEncoder) and family.pads_to_max,
         note=vocabulary.note,
@@ -192,6 +229,12 @@ def _not_applied(generation: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _eos_token_ids(family: VisionLanguage, generation: Mapping[str, Any], vocabulary: Vocabulary) -> tuple[int, ...]:
+    """Return the ids that end generation: those that the files name, and the family's own."""
+    own = [vocabulary.id_of(token, "the token that ends an answer") for token in family.end_tokens]
+    return tuple(dict.fromkeys([*_stated_eos_ids(family, generation, vocabulary), *own]))
+
+
+def _stated_eos_ids(family: VisionLanguage, generation: Mapping[str, Any], vocabulary: Vocabulary) -> tuple[int, ...]:
     """Return the ids that end generation, as `generate` resolves them: generation config, config, tokenizer."""
     for source in (generation, family.config, family.text_config):
         stated = source.get("eos_token_id")

@@ -106,6 +106,8 @@ class WeightSource:
 
     def _is_tied(self, table: Weight, head: Weight) -> bool:
         """Return whether both are one tensor of the checkpoint, or two of the same numbers."""
+        if len(table.source_keys) > 1:
+            return False
         first, second = (self._tensors[key] for weight in (table, head) for key in self._keys(weight))
         return first is second or (first.shape == second.shape and np.array_equal(first.read(), second.read()))
 

@@ -56,15 +56,16 @@ def measure_vision(
     stage = open_vision(bundle, settings)
     spec = ImageSpec.read(bundle.path(PREPROCESSOR))
     image = Image.open(io.BytesIO(draw_image(seed, image_px))).convert("RGB")
-    tiles = spec.preprocess([image]).pixel_values
+    groups = list(spec.preprocess([image]).groups)
+    num_tiles = sum(map(len, groups))
     height_px, width_px = spec.tile_size_px
     for size in batch_sizes:
-        batch = [tiles[:1]] * size
+        batch = [groups[0][:1]] * size
         name = f"vision, {counted(size, 'tile')} of {width_px} x {height_px} px"
         yield Measurement(name, watch.time(lambda batch=batch: stage.run(batch)), size, "tiles")  # type: ignore[misc]
-    told = f"a {image_px} px image ({counted(len(tiles), 'tile')})"
+    told = f"a {image_px} px image ({counted(num_tiles, 'tile')})"
     yield Measurement(f"preprocess {told}", watch.time(lambda: spec.preprocess([image])))
-    yield Measurement(f"vision, {told}", watch.time(lambda: stage.run([tiles])))
+    yield Measurement(f"vision, {told}", watch.time(lambda: stage.run(groups)))
 
 
 class TokenBench:

@@ -117,6 +117,7 @@ def quantize_bundle(
         raise QuantizationError(f"{output} is the bundle to be quantized; choose another -o")
     parent = open_bundle(bundle, allow_ungated=True)  # a quantized parent has an error of its own
     require_float(parent.manifest)
+    _refuse_pairs(parent.manifest)
     settings = _measured_on(options)
     if note := _elsewhere(options.target, settings):
         say(note)
@@ -126,7 +127,7 @@ def quantize_bundle(
         if evaluation is not None:
             _require_measurable(evaluation, parent, draft, options, limits)
         if calibration is not None:
-            draft = refine(draft, FeedSource(parent, calibration), say)
+            draft = refine(draft, FeedSource(parent, calibration), say, target=options.target)
         with rotated_parent(parent, draft, aside) as source:
             if calibration is not None:
                 draft = fit_bits(draft, FeedSource(source, calibration), options, say)
@@ -203,6 +204,18 @@ def _fitted_cache(source: Bundle, draft: Draft, calibration: Evaluation | None, 
     return fit_cache(FeedSource(source, calibration), draft.cache, say)
 
 
+def _refuse_pairs(parent: Manifest) -> None:
+    """Refuse what nothing here measures.
+
+    Raises:
+        QuantizationError: The model reads pairs.
+    """
+    if parent.pairs is not None:
+        raise QuantizationError(
+            f"{parent.name} is a cross-encoder: nothing here measures what a variant of one loses, so none is made"
+        )
+
+
 def _require_measurable(
     evaluation: Evaluation, parent: Bundle, draft: Draft, options: Options, limits: Mapping[str, float] | None
 ) -> None:
@@ -213,7 +226,7 @@ def _require_measurable(
     """
     is_searched = options.max_bytes is not None or options.max_kl is not None
     row = MIXED if is_searched else limits_row(draft)
-    require_measurable(evaluation, row, is_dual=parent.manifest.dual is not None, overrides=limits)
+    require_measurable(evaluation, row, is_dual=parent.manifest.embeds, overrides=limits)
 
 
 def _require_bytes(variant: Manifest, options: Options) -> None:
@@ -357,7 +370,7 @@ def _is_fitted(layer: LayerPlan) -> bool:
     """Return whether the codes of a layer depend on what meets it."""
     form = layer.choice.form
     fed = form is not None and layer.choice.method in _FED_METHODS and load_rounding(form.rounding).needs_gram
-    return fed or bool(form and form.float_inputs)
+    return fed or bool(form and form.loud_inputs)
 
 
 def limits_row(draft: Draft) -> str:

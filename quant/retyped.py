@@ -79,7 +79,7 @@ def _inputs(component: Component, variant: Manifest, recording: Recording, image
     if component.role == "decoder":
         return _decoder_inputs(component, variant, recording)
     if component.role == "vision_encoder":
-        return {component.inputs[0].name: image.preprocess([canary_image()]).pixel_values[:1]}
+        return {component.inputs[0].name: image.preprocess([canary_image()]).groups[0][:1]}
     return recording.inputs
 
 

@@ -6,7 +6,10 @@ and questions that no picture answers, and the photographs of `photographs`.
 
 *tower* is that stage of `reference.train_real`, from fresh weights. *language*: decoder, connector and tower
 learn from answers. A stopped run goes on where it was. The result goes to `--out`, which is not what is shipped.
-`--smoke` takes two small steps of each stage.
+`--smoke` takes two small steps of each stage. On a GPU, with 16 cores that draw:
+
+    python -m reference.train_wide --device cuda --workers 12 --images 256 --batch 64 --tower-minutes 10 \
+        --language-minutes 40
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from reference.real.tower import Tower
 from reference.shipping import save_vlm
 from reference.train_real import ADAMW_NAMES, Looked, Progress, encoder, recall, train_tower
 from reference.train_vlm import SEED, Decoder
-from reference.training import MasterWeights, Run, Schedule, graded
+from reference.training import MasterWeights, Run, Schedule, attention_of, graded
 
 HERE = pathlib.Path(__file__).parent
 _CORPUS_SAMPLES = 10_000
@@ -54,10 +57,12 @@ def train_language(
     run = Run(args.work, "language", schedule, (masters, tower_masters), args.save_every_s)
     progress, encode = Progress(run, args.log_every), encoder(tokens)
     packed = functools.partial(dialogues.pack, template=dialogues.SMALL, encode=encode, max_tokens=args.sequence_tokens)
+    device = torch.device(args.device)
     stream = Looked(args.batch, args.questions, run.step * args.batch, packed)
     batches = iter(DataLoader(stream, batch_size=None, num_workers=args.workers))
     while not run.is_over:
-        pixels, labels, batch = next(batches)
+        drawn, seen, batch = next(batches)
+        pixels, labels = drawn.to(device), seen.to(device)
         is_still = run.progress < _STILL_TOWER_SHARE
         with torch.set_grad_enabled(not is_still):
             sight = tower.sight(pixels)
@@ -68,12 +73,13 @@ def train_language(
     run.save()
     weights = {name if name.startswith("lm_head") else f"model.{name}": w for name, w in masters.weights().items()}
     weights |= {f"model.{name}": w for name, w in tower_masters.weights().items() if not name.startswith("head.")}
-    save_vlm(weights, model, tokens, args.out)
+    save_vlm({name: weight.cpu() for name, weight in weights.items()}, model, tokens, args.out)
 
 
 def _logits(model: SmolVLMForConditionalGeneration, features: torch.Tensor, batch: dialogues.Batch) -> torch.Tensor:
     """Return float32 logits [N, V] of the rows that are learnt, from visual tokens [I, 64, D]."""
-    columns = (torch.from_numpy(column) for column in (batch.ids, batch.positions, batch.segments, batch.rows))
+    arrays = (batch.ids, batch.positions, batch.segments, batch.rows)
+    columns = (torch.from_numpy(column).to(features.device) for column in arrays)
     return vlm_model.answer_logits(model, features, *columns)
 
 
@@ -90,6 +96,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=16, help="sequences a step of stage language")
     parser.add_argument("--questions", type=int, default=10, help="a sequence, at most")
     parser.add_argument("--sequence-tokens", type=int, default=320, help="a sequence, at most")
+    parser.add_argument("--device", default="cpu", help="of torch, such as cuda")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--workers", type=int, default=0, help="processes that draw pictures; 0 draws in this one")
     parser.add_argument("--log-every", type=int, default=25, help="steps")
@@ -107,8 +114,9 @@ def main(argv: list[str] | None = None) -> None:
         args.work = pathlib.Path(tempfile.mkdtemp(prefix="train_wide_"))
     torch.set_num_threads(args.threads)
     tokens = tokenizer.train(sentences(), _VOCABULARY_TOKENS)
-    model = vlm_model.build(tokens.get_vocab(), SEED)
-    tower = Tower(model)
+    model = vlm_model.build(tokens.get_vocab(), SEED).to(torch.device(args.device))
+    model.set_attn_implementation(attention_of(model.device))
+    tower = Tower(model).to(model.device)
     train_tower(tower, args)
     recall(args.work / "tower.pt", tower)
     train_language(model, tower, tokens, args)

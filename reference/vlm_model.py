@@ -162,9 +162,10 @@ def attention_mask(segments: torch.Tensor) -> torch.Tensor:
     """
     length = segments.shape[1]
     query, key = segments[:, :, None], segments[:, None, :]
-    is_causal = torch.ones(length, length, dtype=torch.bool).tril()
+    is_causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
     is_seen = is_causal & ((key == 0) | (key == query))
-    return torch.zeros(is_seen.shape, dtype=torch.bfloat16).masked_fill(~is_seen, -1e4).unsqueeze(1)
+    zeros = torch.zeros(is_seen.shape, dtype=torch.bfloat16, device=segments.device)
+    return zeros.masked_fill(~is_seen, -1e4).unsqueeze(1)
 
 
 def answer_logits(

@@ -233,7 +233,7 @@ class Decoder:
         if logits is not None and not optional:
             return logits, {}
         *_, last = found = binding.io.get_outputs()
-        asked = found[len(self.states.states) : -1]
+        asked = found[_num_given(session.states) : -1]
         return (
             last.numpy() if logits is None else logits,
             {name: value.numpy() for name, value in zip(optional, asked, strict=True)},
@@ -260,7 +260,7 @@ class Decoder:
             binding.io.bind_output(name, "cpu")
         in_part = len(optional) < len(component.optional_outputs)
         session.graph.run_bound(binding.io, session.graph.in_part if in_part else None)
-        found = binding.io.get_outputs()[len(session.states) :]
+        found = binding.io.get_outputs()[_num_given(session.states) :]
         return {name: value.numpy().copy() for name, value in zip(names, found, strict=True)}
 
     def _segment_step(self, run: TokenRun) -> Step:
@@ -316,10 +316,16 @@ class Decoder:
         return binding
 
     def _bind_states(self, io: Any, first_slot: int, size: int, states: Sequence[State] | None = None) -> None:
-        """Bind both ends of states of a range of slots, of all where none are given."""
+        """Bind both ends of states of a range of slots, of all where none are given; memory has one end."""
         for state in self.states.states if states is None else states:
             io.bind_input(state.input, *self.states.place(state, first_slot, size))
-            io.bind_output(state.output, *self.states.place_after(state, first_slot, size))
+            if state.output:
+                io.bind_output(state.output, *self.states.place_after(state, first_slot, size))
+
+
+def _num_given(states: Sequence[State]) -> int:
+    """Return how many states a graph gives back."""
+    return sum(bool(state.output) for state in states)
 
 
 def _check_gives_logits(session: Session, vocab_size: int) -> None:

@@ -31,6 +31,19 @@ class Placed:
 
 
 @dataclass(frozen=True)
+class HeadValues:
+    """What takes the place of some attention heads' outputs.
+
+    Attributes:
+        values: [L, H*C] float32.
+        mask: [L*H] bool: the heads that it replaces.
+    """
+
+    values: npt.NDArray[np.float32] = field(repr=False)
+    mask: npt.NDArray[np.bool_] = field(repr=False)
+
+
+@dataclass(frozen=True)
 class TokenRun:
     """Consecutive tokens of one sequence, run as one row of a batch.
 
@@ -42,6 +55,9 @@ class TokenRun:
         features: Image features in the places of placeholders.
         embeds: [T, D] hidden states of an earlier layer, run in the place of embeddings; None: the embeddings of the
             ids, with the features in their places.
+        seen: [T, 3] what each token sees of states of kind "memory", as `bundle.tensors.MEMORY_SEEN`; None: nothing.
+        heads: What replaces heads, from the token `first_replaced` on; None: nothing does.
+        first_replaced: Counted from the run's first token.
     """
 
     ids: Int64
@@ -50,6 +66,9 @@ class TokenRun:
     wanted: Sequence[int]
     features: Sequence[Placed] = ()
     embeds: Embeds | None = None
+    seen: Int64 | None = None
+    heads: HeadValues | None = None
+    first_replaced: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,6 +81,8 @@ class TokenBatch:
         lengths: [G, B] rows that each sequence holds of each length group before the run.
         wanted: [B, N] the tokens of each run whose logits are wanted.
         features: Of each run, image features in the places of placeholders; empty where no run has any.
+        seen: [B, T, 3] what each token sees of states of kind "memory"; None: none sees any.
+        heads: Of each run, what replaces heads and from which token on; empty where no run has any.
     """
 
     ids: Int64
@@ -69,6 +90,8 @@ class TokenBatch:
     lengths: Int64
     wanted: Int64
     features: Sequence[Sequence[Placed]] = ()
+    seen: Int64 | None = None
+    heads: Sequence[tuple[HeadValues | None, int]] = ()
 
     @classmethod
     def of(cls, runs: Sequence[TokenRun]) -> TokenBatch:
@@ -79,6 +102,8 @@ class TokenBatch:
             _by_group([run.lengths for run in runs]),
             np.array([run.wanted for run in runs], np.int64),
             [run.features for run in runs],
+            _side_by_side([run.seen for run in runs], len(runs[0].ids)),
+            [(run.heads, run.first_replaced) for run in runs],
         )
 
     @classmethod
@@ -88,6 +113,8 @@ class TokenBatch:
         positions: Sequence[int],
         lengths: Sequence[Sequence[int]],
         position_axes: tuple[int, ...] = (),
+        seen: Sequence[Int64 | None] = (),
+        heads: Sequence[HeadValues | None] = (),
     ) -> TokenBatch:
         """Return one sampled token of each sequence, side by side, the logits of all wanted.
 
@@ -96,10 +123,14 @@ class TokenBatch:
             positions: [B], the same on every axis.
             lengths: [B, G] as of `TokenRun`.
             position_axes: Sizes before [B, T] of positions.
+            seen: [B] of each sequence [3], what its token sees of states of kind "memory", or None.
+            heads: [B] what replaces heads; empty: nothing does.
         """
         column, places = np.array(ids, np.int64)[:, None], np.empty((*position_axes, len(ids), 1), np.int64)
         places[..., 0] = positions
-        return cls(column, places, _by_group(lengths), np.zeros_like(column))
+        sees = _side_by_side([None if each is None else each[None] for each in seen], 1)
+        replaced = [(each, 0) for each in heads]
+        return cls(column, places, _by_group(lengths), np.zeros_like(column), seen=sees, heads=replaced)
 
     def padded(self, num_tokens: int) -> TokenBatch:
         """Return the batch with tokens behind those of each run, `num_tokens` in all, whose logits nobody wants.
@@ -110,7 +141,9 @@ class TokenBatch:
         ids[:, : self.num_tokens] = self.ids
         positions = np.repeat(self.positions[..., -1:], num_tokens, axis=-1)
         positions[..., : self.num_tokens] = self.positions
-        return TokenBatch(ids, positions, self.lengths, self.wanted, self.features)
+        more = num_tokens - self.num_tokens
+        seen = None if self.seen is None else np.pad(self.seen, ((0, 0), (0, more), (0, 0)), mode="edge")
+        return TokenBatch(ids, positions, self.lengths, self.wanted, self.features, seen, self.heads)
 
     @property
     def size(self) -> int:
@@ -155,6 +188,13 @@ def _place(target: Embeds, batch: TokenBatch, columns: slice) -> None:
     for row, features in zip(target, batch.features, strict=False):
         for placed in features:
             row[placed.start : placed.start + len(placed.rows)] = placed.rows[:, columns]
+
+
+def _side_by_side(seen: Sequence[Int64 | None], num_tokens: int) -> Int64 | None:
+    """Return [B, T, 3] of [T, 3] each, 0 of runs that see nothing; None where none does."""
+    if all(each is None for each in seen):
+        return None
+    return np.stack([np.zeros((num_tokens, 3), np.int64) if each is None else each for each in seen])
 
 
 def _by_group(lengths: Sequence[Sequence[int]]) -> Int64:
@@ -210,6 +250,33 @@ def _deep_features(step: Step, spec: TensorSpec) -> Embeds:
     return deep
 
 
+def _memory_seen(step: Step, spec: TensorSpec) -> Int64:
+    seen = step.batch.seen
+    return np.zeros((*step.batch.ids.shape, 3), np.int64) if seen is None else seen
+
+
+def _head_values(step: Step, spec: TensorSpec) -> npt.NDArray[np.float32]:
+    """Return what replaces heads [B, L, H*C], zero where nothing does."""
+    values = np.zeros((step.batch.size, *_sizes(spec)), np.float32)
+    for row, (heads, _) in zip(values, step.batch.heads, strict=False):
+        if heads is not None:
+            row[:] = heads.values
+    return values
+
+
+def _head_mask(step: Step, spec: TensorSpec) -> npt.NDArray[np.bool_]:
+    """Return the heads that are replaced [B, T, L*H]."""
+    mask = np.zeros((*step.batch.ids.shape, *_sizes(spec)), np.bool_)
+    for row, (heads, first) in zip(mask, step.batch.heads, strict=False):
+        if heads is not None:
+            row[first:] = heads.mask
+    return mask
+
+
+def _sizes(spec: TensorSpec) -> tuple[int, ...]:
+    return tuple(size for size in spec.shape if isinstance(size, int))
+
+
 _FILLED: Mapping[str, Callable[[Step, TensorSpec], Array]] = {
     tensors.INPUTS_EMBEDS: lambda step, spec: step.embeds,
     tensors.POSITION_IDS: _positions,
@@ -217,6 +284,9 @@ _FILLED: Mapping[str, Callable[[Step, TensorSpec], Array]] = {
     tensors.LOGITS_INDICES: _wanted,
     tensors.IS_IMAGE: _is_image,
     tensors.DEEP_FEATURES: _deep_features,
+    tensors.MEMORY_SEEN: _memory_seen,
+    tensors.HEAD_VALUES: _head_values,
+    tensors.HEAD_MASK: _head_mask,
     tensors.SEQLENS_K: _last_rows,
     tensors.TOTAL_SEQUENCE_LENGTH: _total,
     tensors.LOGITS_ROWS: _wanted_rows,

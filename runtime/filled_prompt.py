@@ -19,10 +19,12 @@ class FilledPrompt:
     Attributes:
         prompt: Tokens and positions.
         placed: The features of each span, in order; views of what the encoder gave.
+        memory: [R, W] what goes into states of kind "memory" before it is run; None: nothing does.
     """
 
     prompt: Prompt
     placed: tuple[Placed, ...] = ()
+    memory: Embeds | None = None
 
     @classmethod
     def of(cls, prompt: Prompt, features: Sequence[Embeds]) -> FilledPrompt:
@@ -36,14 +38,18 @@ class FilledPrompt:
             SignatureError: An image has another number of rows than the prompt has places for it.
         """
         rows = [each.reshape(-1, each.shape[-1]) for each in features]
+        pieces = [(span.image, span.row, span.row + span.end - span.start) for span in prompt.spans]
+        pieces = pieces if prompt.memory is None else [*prompt.memory.pieces]
         wanted, given = [0] * prompt.num_images, [len(each) for each in rows]
-        for span in prompt.spans:
-            wanted[span.image] += span.end - span.start
+        for image, start, end in pieces:
+            wanted[image] += end - start
         if wanted != given:
             raise SignatureError(
                 f"the vision encoder gave {given} rows of features by image, the prompt has places for {wanted}. "
                 "Export the checkpoint again."
             )
+        if prompt.memory is not None:
+            return cls(prompt, (), np.concatenate([rows[image][start:end] for image, start, end in pieces]))
         placed = (
             Placed(span.start, rows[span.image][span.row : span.row + span.end - span.start]) for span in prompt.spans
         )
@@ -70,7 +76,19 @@ class FilledPrompt:
         """
         prompt = self.prompt
         positions = prompt.positions[..., start:end]
-        return TokenRun(prompt.token_ids[start:end], positions, lengths, wanted, _between(self.placed, start, end))
+        seen = None if prompt.memory is None else prompt.memory.seen[start:end]
+        features = _between(self.placed, start, end)
+        return TokenRun(prompt.token_ids[start:end], positions, lengths, wanted, features, seen=seen)
+
+    @property
+    def seen_behind(self) -> Int64 | None:
+        """[3] what tokens of an answer see of the memory: what the prompt's last token does."""
+        return None if self.prompt.memory is None else self.prompt.memory.seen[-1]
+
+    def seen_by(self, num_tokens: int) -> Int64 | None:
+        """[num_tokens, 3] the same of so many of them."""
+        seen = self.seen_behind
+        return None if seen is None else np.broadcast_to(seen, (num_tokens, 3))
 
 
 def _between(placed: Sequence[Placed], start: int, end: int) -> tuple[Placed, ...]:

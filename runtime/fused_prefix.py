@@ -13,7 +13,7 @@ import io
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -100,7 +100,7 @@ class FusedPrefix:
         head = {
             "identity": self.identity,
             "turns": [[turn.role, [_told(part) for part in turn.parts]] for turn in self.turns],
-            "layouts": [[layout.rows, layout.cols, layout.fewer_tokens] for layout in self.layouts],
+            "layouts": [list(astuple(layout)) for layout in self.layouts],
         }
         file = io.BytesIO()
         encoded = np.frombuffer(json.dumps(head).encode(), np.uint8)
@@ -124,7 +124,7 @@ class FusedPrefix:
             head: dict[str, Any] = json.loads(found.pop(_HEAD).tobytes())
             ids = found.pop(_IDS)
             turns = tuple(Turn(role, tuple(map(_part, parts))) for role, parts in head["turns"])
-            layouts = tuple(TileLayout(*layout) for layout in head["layouts"])
+            layouts = tuple(map(_layout, head["layouts"]))
             identity = str(head["identity"])
         except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise ParameterError("the fused prefix is damaged; delete it and make it again", _PARAM) from error
@@ -167,6 +167,12 @@ def _checked(found: Mapping[str, Array], manifest: Manifest) -> StoredRows:
     if {name: (array.shape, array.dtype) for name, array in found.items()} != wanted:
         raise ParameterError("the fused prefix holds other rows than its model's; delete it and make it again", _PARAM)
     return StoredRows(num_rows, found)
+
+
+def _layout(told: Sequence[Any]) -> TileLayout:
+    """Return a layout of its fields in order; files of before end with the third."""
+    fields: list[Any] = [tuple(each) if isinstance(each, list) else each for each in told]
+    return TileLayout(*fields)
 
 
 def _told(part: str | Placeholder) -> list[str]:

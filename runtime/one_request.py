@@ -19,7 +19,7 @@ from PIL import Image
 
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, ContextLengthError
-from bundle.image import PREPROCESSOR, ImageSpec, Pixels, TileLayout
+from bundle.image import PREPROCESSOR, ImageSpec, TileLayout
 from bundle.image_tokens import ImageReducer, ShownImage, gives_tower
 from bundle.manifest import DecoderDims, DualEncoderDims
 from bundle.prompt import Placeholder, PromptBuilder, Turn
@@ -29,10 +29,11 @@ from runtime.cache_shape import cache_shape
 from runtime.chunks import chunks
 from runtime.decoder import Decoder, Logits, TokenGraphs
 from runtime.encoder import Encoder, open_encoder
-from runtime.encoders import Vectors, encode_images, encode_texts, encode_tiles, split_seen, text_feeds, unit
-from runtime.feeds import Embeds, TokenBatch, TokenRun
+from runtime.encoders import Vectors, encode_images, encode_texts, split_seen, text_feeds, unit
+from runtime.feeds import Embeds, Int64, TokenBatch, TokenRun
 from runtime.filled_prompt import FilledPrompt, positions_from
 from runtime.graph import Array
+from runtime.memory import filled_memory
 from runtime.segmented_prompt import Choose, Layers, SegmentedPrompt
 from runtime.segments import read_segments
 from runtime.settings import DEFAULT_CHUNK_TOKENS, DEFAULT_VISION_TILES, RuntimeSettings
@@ -177,9 +178,10 @@ class VisionLanguageRunner:
         Raises:
             SignatureError: The bundle's encoder does not tell that.
         """
-        layouts = tuple(self._images.layout(*image.size) for image in images)
+        spec = self._images.among(len(images))
+        layouts = tuple(spec.layout(*image.size) for image in images)
         digests = tuple(sha256(image.tobytes()).digest() for image in images)
-        seen = [self._seen(image, layout, with_tower) for image, layout in zip(images, layouts, strict=True)]
+        seen = [self._seen(spec, image, layout, with_tower) for image, layout in zip(images, layouts, strict=True)]
         if not with_tower:
             return SeenImages(layouts, tuple(seen), digests, images=tuple(images))
         split = [split_seen(self._vision, each) for each in seen]
@@ -193,9 +195,9 @@ class VisionLanguageRunner:
         (features,) = encode_images(self._vision, [groups], DEFAULT_VISION_TILES)
         return features
 
-    def _seen(self, image: Image.Image, layout: TileLayout, with_tower: bool) -> Embeds:
+    def _seen(self, spec: ImageSpec, image: Image.Image, layout: TileLayout, with_tower: bool) -> Embeds:
         """Return an image's features in the order of its tokens; images run apart."""
-        groups = self._images.preprocess([image]).groups
+        groups = spec.preprocess([image]).groups
         (features,) = encode_images(self._vision, [groups], DEFAULT_VISION_TILES, with_tower=with_tower)
         arranged: Embeds = self._prompts.image_prompt.arranged(features, layout)
         return arranged
@@ -266,6 +268,7 @@ class VisionLanguageRunner:
             raise ContextLengthError(f"the prompt takes {num_tokens} tokens; the model holds {limit}. Shorten it.")
         decoder = self._with_room(min(num_tokens + room_tokens, limit))
         decoder.states.clear(_RUNNING)
+        decoder.states.fill(_RUNNING, prompt.memory)
         if choose is not None:
             logits, rows = self._reduced(decoder, prompt, choose)
         elif choose_rows is not None:
@@ -364,9 +367,11 @@ class VisionLanguageRunner:
             whole.lengths,
             range(prompt.num_tokens - 1, prompt.num_tokens + len(answer_ids) - 1),
             whole.features,
+            seen=_joined(whole.seen, prompt.seen_by(len(answer_ids) - 1)),
         )
         feeds = self._graphs.feeds("prompt", self._graphs.step(TokenBatch.of([run])))
-        return {**feeds, **empty_states(self._bundle.manifest.states, 1, len(run.ids))}
+        states = self._bundle.manifest.states
+        return {**feeds, **empty_states(states, 1, len(run.ids)), **filled_memory(states, prompt.memory)}
 
     def _steps(self, prompt: Prefilled) -> Generator[Logits, int, None]:
         """Yield [V] of the token after a prompt, then of the token after each one that is sent.
@@ -386,7 +391,7 @@ class VisionLanguageRunner:
             if prompt is not self._current or this is not self._answering:
                 raise ValueError("another prompt or answer was begun since this one, in the same cache")
             places = positions_from(position, 1, prompt.prompt.prompt.positions)
-            run = TokenRun(np.array([token_id], np.int64), places, rows, [0])
+            run = TokenRun(np.array([token_id], np.int64), places, rows, [0], seen=prompt.prompt.seen_by(1))
             logits = self._bound.run("step", _RUNNING, [run])[0, 0]
             rows, position = [held + 1 for held in rows], position + 1
 
@@ -395,7 +400,8 @@ class VisionLanguageRunner:
         places = positions_from(prompt.prompt.prompt.next_position, len(token_ids), prompt.prompt.prompt.positions)
         for start, end in chunks(len(token_ids), DEFAULT_CHUNK_TOKENS):
             ids, rows = np.array(token_ids[start:end], np.int64), [held + start for held in prompt.rows]
-            run = TokenRun(ids, places[..., start:end], rows, range(end - start))
+            seen = prompt.prompt.seen_by(end - start)
+            run = TokenRun(ids, places[..., start:end], rows, range(end - start), seen=seen)
             yield decoder.run("prompt", _RUNNING, [run])[0].copy()
 
     def _lengths(self, num_rows: int) -> list[int]:
@@ -410,6 +416,11 @@ class VisionLanguageRunner:
             slots = 2 if self._bundle.manifest.state_bytes_per_sequence else 1
             self._bound = Decoder(self._graphs, cache_shape(self._bundle.manifest, slots, capacity))
         return self._bound
+
+
+def _joined(first: Int64 | None, second: Int64 | None) -> Int64 | None:
+    """Return what tokens of a prompt and of its answer see of the memory; None where there is none."""
+    return None if first is None or second is None else np.concatenate([first, second])
 
 
 class DualEncoderRunner:
@@ -443,8 +454,9 @@ class DualEncoderRunner:
 
     def embed_images(self, images: Sequence[Image.Image]) -> Vectors:
         """Return [len(images), E]."""
-        batches = (self.pixels(images[at : at + self._BATCH]) for at in range(0, len(images), self._BATCH))
-        return unit(np.concatenate([encode_tiles(self._vision, batch, DEFAULT_VISION_TILES) for batch in batches]))
+        batches = (images[at : at + self._BATCH] for at in range(0, len(images), self._BATCH))
+        vectors = [vector for batch in batches for vector in self._embedded(batch)]
+        return unit(np.concatenate(vectors))
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors:
         """Return [len(texts), E]; texts that are too long are cut."""
@@ -452,9 +464,10 @@ class DualEncoderRunner:
         batches = (rows[at : at + self._BATCH] for at in range(0, len(rows), self._BATCH))
         return unit(np.concatenate([encode_texts(self._text, batch, self._dims) for batch in batches]))
 
-    def pixels(self, images: Sequence[Image.Image]) -> Pixels:
-        """Return the vision encoder's input for one batch."""
-        return self._images.preprocess(list(images)).pixel_values
+    def _embedded(self, images: Sequence[Image.Image]) -> list[Array]:
+        """Return [1, E] of each image; those of one size run together."""
+        groups = [tuple(self._images.groups(self._images.cut(image))) for image in images]
+        return encode_images(self._vision, groups, DEFAULT_VISION_TILES)
 
     def text_feeds(self, text: str) -> dict[str, Array]:
         """Return the text encoder's inputs for one text; one that is too long is cut."""
@@ -469,5 +482,5 @@ class DualEncoderRunner:
             max_tokens=dims.max_text_tokens,
             pad_token_id=dims.pad_token_id,
             pads_to_max=dims.pads_to_max,
-            truncate=True,
+            most_tokens=dims.max_text_tokens,
         )

@@ -122,7 +122,7 @@ def _taken(states: Sequence[State]) -> list[TensorSpec]:
 
 
 def _given(states: Sequence[State]) -> list[TensorSpec]:
-    return [TensorSpec(name=state.output, dtype=state.dtype, shape=state.shape) for state in states]
+    return [TensorSpec(name=state.output, dtype=state.dtype, shape=state.shape) for state in states if state.output]
 
 
 def check_signature(path: Path, side: str, expected: Sequence[TensorSpec], found: Sequence[Port]) -> None:

@@ -2,133 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import math
-import mmap
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bundle.errors import MachineError
+from bundle.errors import MachineError, SignatureError
 from bundle.states import State
 from runtime.cache_codes import Float32, decode, encode
 from runtime.cache_shape import CacheShape
 from runtime.device.rows import Address, RowMover
-from runtime.fixed_run import device_value
 from runtime.graph import Array
+from runtime.memory import remembered
 from runtime.onnx_runtime import first_line
 from runtime.settings import Provider
+from runtime.state_memory import Buffer, DeviceBuffer, HostBuffer
 
 Place = tuple[str, int, Any, tuple[int, ...], int]
 """Device, its number, element type, shape, address: what ONNX Runtime binds."""
-
-
-class _Buffer(ABC):
-    """One state of all slots.
-
-    Attributes:
-        address: Of its first element.
-    """
-
-    address: int
-
-    @abstractmethod
-    def read(self) -> Array:
-        """Return the content [slots, ...]; changes count once `write` was called."""
-
-    @abstractmethod
-    def write(self, content: Array) -> None:
-        """Put back what `read` returned."""
-
-    @abstractmethod
-    def resident_bytes(self) -> int:
-        """Return how much of it the machine holds in memory."""
-
-    @abstractmethod
-    def give_back(self, start: int, end: int) -> None:
-        """Let the machine have memory again where it can be had a page at a time: elements `start ... end - 1`."""
-
-
-class _HostBuffer(_Buffer):
-    def __init__(self, sizes: tuple[int, ...], dtype: str) -> None:
-        self._memory = _lazy_memory(math.prod(sizes) * np.dtype(dtype).itemsize)
-        self._array = np.frombuffer(self._memory, dtype).reshape(sizes)
-        self.address = self._array.ctypes.data
-
-    def read(self) -> Array:
-        return self._array
-
-    def write(self, content: Array) -> None:
-        """Do nothing: the content is the memory itself."""
-
-    def resident_bytes(self) -> int:
-        return _resident_bytes(self.address, self._array.nbytes)
-
-    def give_back(self, start: int, end: int) -> None:
-        """Return whole pages to the kernel; their next reader finds zeros."""
-        size_bytes = self._array.itemsize
-        first = -(-start * size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        behind = end * size_bytes // mmap.PAGESIZE * mmap.PAGESIZE
-        if first < behind and hasattr(mmap, "MADV_DONTNEED"):
-            self._memory.madvise(mmap.MADV_DONTNEED, first, behind - first)
-
-
-class _DeviceBuffer(_Buffer):
-    """In a device's memory, where it is moved by `runtime.device.rows`."""
-
-    def __init__(self, sizes: tuple[int, ...], dtype: str, device: Provider) -> None:
-        self._value = device_value(np.zeros(sizes, dtype), device)
-        self.address = self._value.data_ptr()
-
-    def read(self) -> Array:
-        """Return a copy, for tests: nothing that serves brings a cache to the host."""
-        content: Array = self._value.numpy().copy()
-        return content
-
-    def write(self, content: Array) -> None:
-        self._value.update_inplace(content)
-
-    def resident_bytes(self) -> int:
-        """Return all of it: a device's memory is taken whole."""
-        return int(self._value.numpy().nbytes)
-
-    def give_back(self, start: int, end: int) -> None:
-        """Do nothing: a device's memory is taken whole."""
-
-
-def _resident_bytes(address: int, size_bytes: int) -> int:
-    """Return how much of a page-aligned stretch of memory is resident, by mincore(2).
-
-    Raises:
-        OSError: The kernel does not tell.
-    """
-    num_pages = -(-size_bytes // mmap.PAGESIZE)
-    is_resident = np.zeros(num_pages, np.uint8)
-    libc = ctypes.CDLL(None, use_errno=True)
-    told = ctypes.c_void_p(is_resident.ctypes.data)
-    if libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(size_bytes), told) != 0:
-        raise OSError(ctypes.get_errno(), "mincore of the cache failed")
-    return int((is_resident & 1).sum()) * mmap.PAGESIZE
-
-
-def _lazy_memory(size_bytes: int) -> mmap.mmap:
-    """Return zeros whose 4 KiB pages become resident when they are written, and not before.
-
-    numpy asks the kernel for huge pages: one token per slot would then make most of the cache resident. Private memory
-    can be given back; Python's own choice, shared memory, cannot.
-    """
-    if hasattr(mmap, "MAP_PRIVATE"):
-        memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    else:
-        memory = mmap.mmap(-1, size_bytes)
-    if hasattr(mmap, "MADV_NOHUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without huge pages refuses the advice and does not need it
-            memory.madvise(mmap.MADV_NOHUGEPAGE)
-    return memory
 
 
 class StateBuffers:
@@ -156,6 +49,13 @@ class StateBuffers:
         self._device = device
         self._scales = dict(scales or {})
         self._fixed = tuple(state for state in self.states if state.kind == "fixed")
+        self._memories = tuple(state for state in self.states if state.kind == "memory")
+        self._memory_rows = [0] * (shape.num_slots + shape.num_spare_slots)
+        if self._memories and device != "cpu":
+            raise MachineError(
+                f"{self._memories[0].input} is memory of images, which is built for a host; the provider is {device}. "
+                "Serve with --provider cpu"
+            )
         self._movers: dict[tuple[State, ...], RowMover] = {}
         self._slot_bytes = {
             state.input: math.prod(state.sizes(1, shape.capacity_tokens)) * np.dtype(state.dtype).itemsize
@@ -184,16 +84,16 @@ class StateBuffers:
     @property
     def has_fixed(self) -> bool:
         """True where some state is as large whatever was read, and holds all of it."""
-        return bool(self._fixed)
+        return bool(self._fixed or self._memories)
 
-    def _allocated(self, state: State) -> _Buffer:
+    def _allocated(self, state: State) -> Buffer:
         sizes = state.sizes(self.shape.num_slots + self.shape.num_spare_slots, self.shape.capacity_tokens)
         if self._device == "cpu":
-            return _HostBuffer(sizes, state.dtype)
-        return _DeviceBuffer(sizes, state.dtype, self._device)
+            return HostBuffer(sizes, state.dtype)
+        return DeviceBuffer(sizes, state.dtype, self._device)
 
-    def _zero(self, state: State) -> _Buffer:
-        return _DeviceBuffer(state.sizes(1, 1), state.dtype, self._device)
+    def _zero(self, state: State) -> Buffer:
+        return DeviceBuffer(state.sizes(1, 1), state.dtype, self._device)
 
     def _mover(self, states: tuple[State, ...]) -> RowMover | None:
         """Return what moves states in a device's memory; None where they are in the host's."""
@@ -203,7 +103,7 @@ class StateBuffers:
             self._movers[states] = RowMover(states, self.shape.capacity_tokens, self._device)
         return self._movers[states]
 
-    def _slot(self, buffers: Mapping[str, _Buffer], slot: int) -> Address:
+    def _slot(self, buffers: Mapping[str, Buffer], slot: int) -> Address:
         return lambda state: buffers[state.input].address + slot * self._slot_bytes[state.input]
 
     def place(self, state: State, first_slot: int, num_slots: int) -> Place:
@@ -230,7 +130,7 @@ class StateBuffers:
             content[written] = after.read()[written]
             self._buffers[name].write(content)
 
-    def _place(self, buffer: _Buffer, state: State, first_slot: int, num_slots: int) -> Place:
+    def _place(self, buffer: Buffer, state: State, first_slot: int, num_slots: int) -> Place:
         sizes = state.sizes(num_slots, self.shape.capacity_tokens)
         address = buffer.address + first_slot * self._slot_bytes[state.input]
         return self._device, 0, np.dtype(state.dtype), sizes, address
@@ -241,15 +141,18 @@ class StateBuffers:
         Args:
             source: Its slot.
             target: Another slot, whose content is lost.
-            lengths: [G] rows to copy of each length group; states of fixed size are copied whole.
+            lengths: [G] rows to copy of each length group; states of fixed size are copied whole, memory as far as it
+                is filled.
         """
+        self._memory_rows[target] = self._memory_rows[source]
         if (mover := self._mover(self.states)) is not None:
             mover.copy(self._slot(self._buffers, source), self._slot(self._buffers, target))
             return
         for state in self.states:
             buffer = self._buffers[state.input]
             content = buffer.read()
-            rows = _rows(state, 0 if state.group is None else lengths[state.group])
+            held = self._memory_rows[source] if state.group is None else lengths[state.group]
+            rows = _rows(state, held)
             content[(target, *rows)] = content[(source, *rows)]
             buffer.write(content)
 
@@ -352,6 +255,24 @@ class StateBuffers:
                     start = block * rows * after
                     self._buffers[state.input].give_back(start + first_row * after, start + rows * after)
 
+    def fill(self, slot: int, memory: Array | None) -> None:
+        """Write image features into a slot's states of kind "memory", before its sequence begins.
+
+        Args:
+            slot: Of the sequence, in a host's memory.
+            memory: [R, W] rows of features; None: its tokens see none.
+
+        Raises:
+            SignatureError: The states have no room for so many rows, or the model has no such states.
+        """
+        if memory is None:
+            return
+        if not self._memories:
+            raise SignatureError("image features for memory, and the bundle has no state of that kind")
+        self._memory_rows[slot] = len(memory)
+        for state in self._memories:
+            self._buffers[state.input].read()[slot][_rows(state, len(memory))] = remembered(state, memory)
+
     def clear(self, slot: int) -> None:
         """Make a slot's states of fixed size zero, as they are before a sequence begins; rows count by lengths."""
         if (mover := self._mover(self._fixed)) is not None:
@@ -366,9 +287,11 @@ class StateBuffers:
 
 
 def _rows(state: State, num_rows: int) -> tuple[Any, ...]:
-    """Return the index of a slot's first rows; of everything where a state has no rows."""
+    """Return the index of a slot's first rows, be they tokens' or features'; of everything where there are none."""
     if state.kind == "fixed":
         return ()
+    if state.memory is not None:
+        return (*[slice(None)] * (state.memory.row_axis - 1), slice(num_rows))
     return (*[slice(None)] * (state.row_axis - 1), slice(num_rows))
 
 

@@ -35,7 +35,8 @@ from bundle.errors import (
 from bundle.frames.opening import open_clip
 from bundle.frames.sampling import chosen_frames
 from bundle.gates import Gate, Unmeasured
-from bundle.manifest import Task
+from bundle.grounding import KnownGrounding
+from bundle.manifest import EMBEDDING_TASKS, Task
 from bundle.zero_shot import SLOT, label_text
 from serving.engine_status import EngineStatus, SlotStatus
 from serving.protocol import (
@@ -43,6 +44,7 @@ from serving.protocol import (
     ClassifyRequest,
     ClassifyResult,
     DetokenizeRequest,
+    EmbedInput,
     EmbedRequest,
     EmbedResult,
     FinishedEvent,
@@ -51,7 +53,10 @@ from serving.protocol import (
     GenerateRequest,
     Health,
     ImagePart,
+    JoinedPart,
     ModelCard,
+    ScoreRequest,
+    ScoreResult,
     Structure,
     TextPart,
     Timings,
@@ -59,6 +64,7 @@ from serving.protocol import (
     TokenizeRequest,
     TokenizeResult,
     TokenLogprob,
+    TokensPart,
     ToolCall,
     Usage,
     VideoPart,
@@ -67,6 +73,7 @@ from serving.protocol import (
 
 EMBEDDING_SIZE = 16
 FAKE_FUSED = b"rows of a fake"
+FAKE_HEADS = 3
 TOKENS_PER_IMAGE = 4
 
 FAKE_VLM = ModelCard(
@@ -91,6 +98,10 @@ FAKE_VLM = ModelCard(
     vision_methods=("uniform", "pooling"),
     kv_policies=("uniform", "snapkv"),
 )
+FAKE_EMBEDDER = ModelCard(
+    "fake-embedder", "image-text-embedding", "fake", {"vision_encoder": "fp32", "decoder": "fp32"}, 900_000, 512
+)
+FAKE_RANKER = ModelCard("fake-ranker", "cross-encoder", "fake", {"pair_encoder": "fp32"}, 700_000, None)
 FAKE_CLIP = ModelCard("fake-clip", "dual-encoder", "fake", {"vision_encoder": "fp32"}, 500_000, None)
 
 
@@ -107,6 +118,7 @@ class FakeBehaviour:
         health: What `health` returns, the gauges aside.
         num_waits: Words before the first token that a chat waits for its model to be there.
         answer: What a chat that no structure holds is answered; None: by rule.
+        grounding: How boxes stand in answers; None: they say none.
     """
 
     first_token_s: float = 0.0
@@ -117,6 +129,7 @@ class FakeBehaviour:
     health: Health = field(default_factory=lambda: Health(is_ready=True))
     num_waits: int = 0
     answer: str | None = None
+    grounding: KnownGrounding | None = None
 
 
 class FakeClient:
@@ -189,23 +202,39 @@ class FakeClient:
                     yield TokenEvent(word, (place,), time.monotonic(), index, told, prompt_tokens=prompt_tokens)
             await self._pause(len(planned.words), is_end=True)
             for index in range(request.num_choices):
-                yield TokenEvent("", (), index=index, reason=planned.reason, stopped_by=planned.stopped_by)
+                ended = TokenEvent("", (), index=index, reason=planned.reason, stopped_by=planned.stopped_by)
+                grounding = self.behaviour.grounding
+                yield ended if grounding is None else replace(ended, grounded=grounding.read("".join(planned.words)))
         except (GeneratorExit, asyncio.CancelledError):
             self.cancelled.append(request.request_id)
             raise
         finally:
             self.num_running -= 1
         timings = _timings(started_s, self.behaviour.first_token_s)
-        yield FinishedEvent(planned.reason, planned.usage, timings, FAKE_FUSED if request.fuses else None)
+        kept = FAKE_FUSED if request.fuses or request.learns else None
+        yield FinishedEvent(planned.reason, planned.usage, timings, kept, FAKE_HEADS if request.learns else 0)
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """Return vectors of unit length that depend on the input alone."""
-        self._card(request.model, "dual-encoder")
+        card = self._card(request.model, *EMBEDDING_TASKS)
         if request.dimensions not in (None, EMBEDDING_SIZE):
             raise ParameterError(f"dimensions = {request.dimensions}: vectors have {EMBEDDING_SIZE}", "dimensions")
         await self._serve_once()
-        rows = np.stack([_embedding(_content(part)) for part in request.inputs])
-        return EmbedResult(rows, sum(len(part.text.split()) for part in request.inputs if isinstance(part, TextPart)))
+        inputs = [_alone(part, request.truncate_tokens, card) for part in request.inputs]
+        num_tokens = sum(len(part.text.split()) for parts in inputs for part in parts if isinstance(part, TextPart))
+        if card.task == "image-text-embedding":
+            vectors = tuple(np.concatenate([_token_vectors(part) for part in parts]) for parts in inputs)
+            return EmbedResult(vectors, num_tokens)
+        return EmbedResult(np.stack([_embedding(_content(part)) for (part,) in inputs]), num_tokens)
+
+    async def score(self, request: ScoreRequest) -> ScoreResult:
+        """Return for each pair how near its fake embeddings are, from 0 to 1."""
+        self._card(request.model, "cross-encoder")
+        await self._serve_once()
+        parts = [[_content(part) for part in pair if isinstance(part, TextPart | ImagePart)] for pair in request.pairs]
+        scores = [(1 + _embedding(first) @ _embedding(second)) / 2 for first, second in parts]
+        texts = [part for pair in request.pairs for part in pair if isinstance(part, TextPart)]
+        return ScoreResult(np.array(scores, np.float32), sum(len(part.text.split()) for part in texts))
 
     async def classify(self, request: ClassifyRequest) -> ClassifyResult:
         """Return softmax scores of cosines between the fake embeddings."""
@@ -249,11 +278,11 @@ class FakeClient:
         now_s = time.monotonic()
         return {name: {ONLY_ENGINE: EngineStatus(now_s, 1 << 20, gauges[name], slots)} for name in self._cards}
 
-    def _card(self, model: str, task: Task) -> ModelCard:
+    def _card(self, model: str, *tasks: Task) -> ModelCard:
         if (card := self._cards.get(model)) is None:
             raise ModelNotFoundError(f"model {model!r} is not served; served: {', '.join(self._cards)}", "model")
-        if card.task != task:
-            raise TaskError(f"model {model!r} does {card.task}, not {task}", "model")
+        if card.task not in tasks:
+            raise TaskError(f"model {model!r} does {card.task}, not {' or '.join(tasks)}", "model")
         return card
 
     def _enter(self) -> None:
@@ -395,6 +424,31 @@ def _timings(started_s: float, first_token_s: float) -> Timings:
     return Timings(
         first_token_s=first_token_s, total_s=total_s, prefill_s=first_token_s, decode_s=total_s - first_token_s
     )
+
+
+def _alone(part: EmbedInput, most_tokens: int | None, card: ModelCard) -> list[TextPart | ImagePart]:
+    """Return what an input is made of; of a dual encoder it is one part."""
+    if not isinstance(part, JoinedPart):
+        return [_cut(part, most_tokens)]
+    if card.task == "dual-encoder":
+        raise ParameterError(f"an input of {len(part.parts)} parts; fake dual encoders take one", "input")
+    return [_cut(each, most_tokens) for each in part.parts]
+
+
+def _token_vectors(part: TextPart | ImagePart) -> npt.NDArray[np.float32]:
+    """Return [m, EMBEDDING_SIZE], one for each word of a text, and `TOKENS_PER_IMAGE` for an image."""
+    if isinstance(part, TextPart):
+        return np.stack([_embedding(word.encode()) for word in part.text.split()])
+    content = _content(part)
+    return np.stack([_embedding(content + bytes([number])) for number in range(TOKENS_PER_IMAGE)])
+
+
+def _cut(part: TextPart | ImagePart | TokensPart, most_tokens: int | None) -> TextPart | ImagePart:
+    """Return an input as it is read: a text of at most so many words, a word per token."""
+    if isinstance(part, ImagePart):
+        return part
+    words = part.text.split() if isinstance(part, TextPart) else [f"w{token_id}" for token_id in part.token_ids]
+    return TextPart(" ".join(words if most_tokens in (None, -1) else words[:most_tokens]))
 
 
 def _content(part: TextPart | ImagePart) -> bytes:

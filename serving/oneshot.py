@@ -79,7 +79,7 @@ async def answer(
 
 
 async def embed(bundle: Path, inputs: tuple[TextPart | ImagePart, ...], threads: int = 0) -> EmbedResult:
-    """Load a dual encoder, embed the inputs, and unload it.
+    """Load a model that embeds, embed the inputs, and unload it.
 
     Raises:
         BundleError: The bundle is not usable.

@@ -18,7 +18,8 @@ import numpy.typing as npt
 from bundle.frames.options import FrameOptions
 from bundle.gates import Gate, Unmeasured
 from bundle.generation import SamplingDefaults
-from bundle.manifest import Task
+from bundle.grounding import Grounded
+from bundle.manifest import InputType, Task
 from bundle.tools import Tool as Tool
 from bundle.tools import ToolCall as ToolCall
 from serving.contrast import M3ID as M3ID
@@ -196,7 +197,9 @@ class GenerateRequest:
         text: What the model goes on with, where there are no messages; no control tokens are read in it.
         kv: None takes the server's default.
         fuses: Its messages are read, and a fused prefix is made of them; what is answered means nothing.
-        behind: The fused prefix that its messages stand behind, as `FinishedEvent.fused` was.
+        learns: Its messages are demonstrations, of which a task vector is made; nothing is answered.
+        behind: The fused prefix that its messages stand behind, or the task vector that they are answered with, as
+            `FinishedEvent.fused` was.
         traceparent: Of the span that it is part of, as W3C writes it; empty where there is none.
     """
 
@@ -212,6 +215,7 @@ class GenerateRequest:
     kv: KVCompression | None = None
     vision: VisionReduction | None = None
     fuses: bool = False
+    learns: bool = False
     behind: bytes | None = field(default=None, repr=False)
     traceparent: str = ""
 
@@ -291,6 +295,7 @@ class TokenEvent:
         logprobs: Of `token_ids`, where they were asked for; none of a token that ended the answer.
         reason: Why the choice ended; its last piece has one, and no other.
         stopped_by: The text of `SamplingParams.stop` that ended it.
+        grounded: What the choice says and where that lies, with its last piece; None where the model says no boxes.
         prompt_tokens: Of the request's prompt, told with the first event; 0 with all others.
     """
 
@@ -301,6 +306,7 @@ class TokenEvent:
     logprobs: tuple[TokenLogprob, ...] = ()
     reason: FinishReason | None = None
     stopped_by: str | None = None
+    grounded: Grounded | None = None
     prompt_tokens: int = 0
 
 
@@ -312,13 +318,15 @@ class FinishedEvent:
         reason: Of the first choice.
         usage: The prompt counted once, the answers all together.
         timings: Of the request.
-        fused: Of a request that fuses: what later ones give as `behind`; for the same bundle alone.
+        fused: Of a request that fuses or learns: what later ones give as `behind`; for the same bundle alone.
+        replaced_heads: Of a request that learns: how many attention heads its task vector replaces.
     """
 
     reason: FinishReason
     usage: Usage
     timings: Timings
     fused: bytes | None = field(default=None, repr=False)
+    replaced_heads: int = 0
 
 
 @dataclass(frozen=True)
@@ -336,25 +344,77 @@ GenerateEvent = TokenEvent | FinishedEvent | WaitingEvent
 
 
 @dataclass(frozen=True)
+class TokensPart:
+    """A text as the model's own token ids, those that its tokenizer puts around every text among them."""
+
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class JoinedPart:
+    """Texts and images that are embedded as one."""
+
+    parts: tuple[TextPart | ImagePart, ...]
+
+
+EmbedInput = TextPart | ImagePart | TokensPart | JoinedPart
+
+
+@dataclass(frozen=True)
 class EmbedRequest:
     """Texts and images to embed; results come back in the order of `inputs`.
 
     Attributes:
         dimensions: Numbers of a vector, one of those to which the model's may be cut; None: all.
+        truncate_tokens: Longer texts are cut to so many tokens; -1: to as many as the model reads; None: refused.
+        input_types: What each input is to what it is compared with; empty: nothing is said of any.
+        instruction: What the model is told before every input, for models whose templates have a place for it.
     """
 
     request_id: str
     model: str
-    inputs: tuple[TextPart | ImagePart, ...]
+    inputs: tuple[EmbedInput, ...]
     dimensions: int | None = None
+    truncate_tokens: int | None = None
+    input_types: tuple[InputType, ...] = ()
+    instruction: str | None = None
     traceparent: str = ""
 
 
 @dataclass(frozen=True)
 class EmbedResult:
-    """[n, E] float32, each row of unit length, and the tokens that the texts took."""
+    """What inputs became, and the tokens that they took.
 
-    embeddings: npt.NDArray[np.float32]
+    Attributes:
+        embeddings: [n, E] float32, each row of unit length; of a model that keeps a vector for every token, [m, E] of
+            each of the n inputs.
+        prompt_tokens: Of texts; of images too where a decoder reads them.
+    """
+
+    embeddings: npt.NDArray[np.float32] | tuple[npt.NDArray[np.float32], ...]
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """Pairs that a cross-encoder reads together; results come back in their order.
+
+    Attributes:
+        truncate_tokens: As of `EmbedRequest`.
+    """
+
+    request_id: str
+    model: str
+    pairs: tuple[tuple[EmbedInput, EmbedInput], ...]
+    truncate_tokens: int | None = None
+    traceparent: str = ""
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """[n] float32 between 0 and 1, the best fit highest, and the tokens of the texts."""
+
+    scores: npt.NDArray[np.float32]
     prompt_tokens: int
 
 
@@ -493,6 +553,10 @@ class EngineClient(Protocol):
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """Return one embedding per input."""
+        ...
+
+    async def score(self, request: ScoreRequest) -> ScoreResult:
+        """Return how well each pair fits."""
         ...
 
     async def classify(self, request: ClassifyRequest) -> ClassifyResult:

@@ -26,6 +26,7 @@ from serving.protocol import (
     GenerateEvent,
     GenerateRequest,
     SamplingParams,
+    ScoreRequest,
     Timings,
     Usage,
 )
@@ -46,7 +47,7 @@ _PROVIDER = "pocketvlm"
 _SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "seed", "frequency_penalty", "presence_penalty")
 """Fields of `SamplingParams` that the conventions know by the same names."""
 
-Request = TypeVar("Request", GenerateRequest, EmbedRequest, ClassifyRequest)
+Request = TypeVar("Request", GenerateRequest, EmbedRequest, ScoreRequest, ClassifyRequest)
 Result = TypeVar("Result")
 
 
@@ -133,7 +134,9 @@ class Tracer:
                         self._finish(span, event)
                     yield event
 
-    async def work(self, operation: str, request: EmbedRequest | ClassifyRequest, work: Awaitable[Result]) -> Result:
+    async def work(
+        self, operation: str, request: EmbedRequest | ClassifyRequest | ScoreRequest, work: Awaitable[Result]
+    ) -> Result:
         """Return what an engine's work comes to, and make a span of it."""
         with self._engine_span(operation, request) as span:
             result = await work
@@ -164,7 +167,9 @@ class Tracer:
             logger.warning("traces were not taken within %g s; they are dropped", self._flush_timeout_s)
 
     @contextmanager
-    def _engine_span(self, operation: str, request: GenerateRequest | EmbedRequest | ClassifyRequest) -> Iterator[Span]:
+    def _engine_span(
+        self, operation: str, request: GenerateRequest | EmbedRequest | ScoreRequest | ClassifyRequest
+    ) -> Iterator[Span]:
         """Make the span of an engine's work; a failure is told by its kind, for its words may hold the caller's."""
         from opentelemetry.trace import SpanKind
 

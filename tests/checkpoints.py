@@ -262,11 +262,16 @@ def save_clip(folder: Path, config: Config | None = None) -> None:
     config = config or clip_config()
     save_model(folder, config, clip_shapes(config))
     save_processor(folder, "CLIPProcessor", _cropping(config["vision_config"]["image_size"]))
-    _save_clip_tokenizer(folder, config["text_config"]["max_position_embeddings"])
+    save_clip_tokenizer(folder, config["text_config"]["max_position_embeddings"])
 
 
-def save_llava(folder: Path, config: Config | None = None, decoder: Shapes | None = None) -> None:
-    """Write a whole LLaVA checkpoint into `folder`, in float32; `decoder` as `llava_shapes` takes it."""
+def save_llava(
+    folder: Path, config: Config | None = None, decoder: Shapes | None = None, *, pads: bool = False
+) -> None:
+    """Write a whole LLaVA checkpoint into `folder`, in float32; `decoder` as `llava_shapes` takes it.
+
+    With `pads`, images are padded to squares.
+    """
     config = config or llava_config()
     vision = config["vision_config"]
     is_clip = vision["model_type"] == "clip_vision_model"
@@ -275,7 +280,7 @@ def save_llava(folder: Path, config: Config | None = None, decoder: Shapes | Non
     save_processor(
         folder,
         "LlavaProcessor",
-        (_cropping if is_clip else _squashing)(vision["image_size"]),
+        _padding(vision["image_size"]) if pads else (_cropping if is_clip else _squashing)(vision["image_size"]),
         image_token="<image>",
         patch_size=vision["patch_size"],
         num_additional_image_tokens=int(is_clip),
@@ -335,22 +340,29 @@ def _cropping(side_px: int) -> Config:
     return {"image_processor_type": "CLIPImageProcessor", **resize, **crop, **colours, **RESCALING}
 
 
+def _padding(side_px: int) -> Config:
+    return {**_cropping(side_px), "image_processor_type": "LlavaImageProcessor", "do_pad": True}
+
+
 def _squashing(side_px: int) -> Config:
     resize = {"do_resize": True, "size": {"height": side_px, "width": side_px}, "resample": 3}
     colours = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     return {"image_processor_type": "SiglipImageProcessor", **resize, **colours, **RESCALING}
 
 
-def save_byte_tokenizer(folder: Path, specials: list[str], **settings: Any) -> None:
-    """Write a byte-level tokenizer: one token per byte, then the special ones."""
+def save_byte_tokenizer(folder: Path, specials: list[str], begins_with: str | None = None, **settings: Any) -> None:
+    """Write a byte-level tokenizer: one token per byte, then the special ones, one of which may begin every text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
+    if begins_with is not None:
+        first = (begins_with, len(alphabet) + specials.index(begins_with))
+        backend.post_processor = processors.TemplateProcessing(f"{begins_with} $A", special_tokens=[first])
     _save_tokenizer(folder, backend, specials, tokenizer_class="TokenizersBackend", **settings)
 
 
-def _save_clip_tokenizer(folder: Path, max_tokens: int) -> None:
+def save_clip_tokenizer(folder: Path, max_tokens: int) -> None:
     """Write CLIP's tokenizer with letters for words."""
     start, end = "<|startoftext|>", "<|endoftext|>"
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -100,6 +100,14 @@ def checkpoints() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def vilt_checkpoint(checkpoints: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny ViLT with random weights; read only."""
+    folder = tmp_path_factory.mktemp("vilt") / "checkpoint"
+    beside("vilt_checkpoint").save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def gguf_files() -> ModuleType:
     """The functions of tests/gguf_files.py."""
     return beside("gguf_files")

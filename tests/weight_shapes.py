@@ -19,10 +19,16 @@ def drawn_weight(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     if not shape:
         return np.array(2.6592, np.float32)  # CLIP's logit scale
     noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, np.float32)
+    if name.endswith("running_var"):
+        return np.abs(noise) + np.float32(0.5)
     if len(shape) == 1:
-        is_norm = "norm" in name and name.endswith("weight")
+        is_norm = ("norm" in name or ".bn." in name) and name.endswith("weight")
         return np.float32(is_norm) + np.float32(0.2) * noise
-    return noise if "embed" in name and len(shape) == 2 else np.float32(2 / math.prod(shape[1:]) ** 0.5) * noise
+    if name.endswith(".gamma"):
+        return np.float32(0.3) * noise
+    # convolutions without norms between them: each would enlarge what comes behind all the others
+    gain = 1 if "reparam_conv" in name else 2
+    return noise if "embed" in name and len(shape) == 2 else np.float32(gain / math.prod(shape[1:]) ** 0.5) * noise
 
 
 def smolvlm_shapes(config: Config) -> Shapes:

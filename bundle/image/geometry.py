@@ -40,6 +40,16 @@ class Geometry(BaseModel, ABC):
         """The geometry of a video's frame, which is one tile of `tile_size_px`: itself where that is so of images."""
         return self
 
+    @property
+    def among_others(self) -> Geometry:
+        """The geometry of an image that shares its prompt with others: itself unless the model sees those otherwise."""
+        return self
+
+    @property
+    def is_cut_at_once(self) -> bool:
+        """Whether even an image smaller than its tiles is cut as soon as it is decoded."""
+        return False
+
     def within(self, most_px: int) -> Geometry:
         """Return the geometry with images of so many pixels at most.
 

@@ -89,6 +89,12 @@ class ImageSpec(BaseModel):
         frames = self.geometry.for_frames
         return self if frames is self.geometry else self.model_copy(update={"geometry": frames})
 
+    def among(self, num_images: int) -> ImageSpec:
+        """Return the preprocessing of an image in a prompt of so many."""
+        others = self.geometry.among_others
+        is_changed = num_images > 1 and others is not self.geometry
+        return self.model_copy(update={"geometry": others}) if is_changed else self
+
     def cell(self, image: Image.Image, rows: int, cols: int) -> Image.Image:
         """Return an image stretched to one cell of a tile that is a grid of `rows` x `cols`."""
         height, width = self.tile_size_px

@@ -7,9 +7,36 @@ from typing import Annotated, TypeAlias
 from pydantic import Field
 
 from bundle.image.area import Area
+from bundle.image.beside import Beside
+from bundle.image.bounded import Bounded
+from bundle.image.canvas import Canvas
+from bundle.image.covering_grid import CoveringGrid
 from bundle.image.cropped import Cropped
 from bundle.image.fixed import Fixed
+from bundle.image.most_patches import MostPatches
 from bundle.image.nearest_grid import NearestGrid
+from bundle.image.padded import Padded
+from bundle.image.pinpoints import Pinpoints
+from bundle.image.shortest_edge import ShortestEdge
+from bundle.image.split_area import SplitArea
+from bundle.image.stretched_crop import StretchedCrop
 from bundle.image.tiled import Tiled
 
-KnownGeometry: TypeAlias = Annotated[Area | Cropped | Fixed | NearestGrid | Tiled, Field(discriminator="kind")]
+KnownGeometry: TypeAlias = Annotated[
+    Area
+    | Beside
+    | Bounded
+    | Canvas
+    | CoveringGrid
+    | Cropped
+    | Fixed
+    | MostPatches
+    | NearestGrid
+    | Padded
+    | Pinpoints
+    | ShortestEdge
+    | SplitArea
+    | StretchedCrop
+    | Tiled,
+    Field(discriminator="kind"),
+]

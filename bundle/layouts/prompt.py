@@ -48,6 +48,24 @@ class Places:
     next_position: int
 
 
+@dataclass(frozen=True)
+class Memory:
+    """What cross-attention reads of a conversation's images, and which token sees which of it.
+
+    Attributes:
+        pieces: Image, and start and end of some rows of its features, in the order in which they stand in memory.
+        seen: [T, 3] int64, as `bundle.tensors.MEMORY_SEEN`.
+    """
+
+    pieces: tuple[tuple[int, int, int], ...]
+    seen: Int64
+
+    @property
+    def num_rows(self) -> int:
+        """Of all images."""
+        return sum(end - start for _, start, end in self.pieces)
+
+
 class ImagePrompt(Frozen, ABC):
     """How images are written into the prompt of a vision-language model; a file each, and a line in the table.
 
@@ -64,6 +82,9 @@ class ImagePrompt(Frozen, ABC):
     places_images_in_strings: ClassVar[bool] = False
     """Where a chat template reads a message as one string, its images are written where they stand in it."""
 
+    fills_memory: ClassVar[bool] = False
+    """Features go into states of kind "memory" (`memory`), and not into the places of image tokens."""
+
     kind: str
     image_token: str = Field(min_length=1, max_length=MOST_NAME_CHARACTERS)
     image_token_id: TokenId
@@ -72,6 +93,11 @@ class ImagePrompt(Frozen, ABC):
     fake_token: str = Field(default="", max_length=MOST_NAME_CHARACTERS)
     global_token: str = Field(default="", max_length=MOST_NAME_CHARACTERS)
 
+    @property
+    def rows_per_tile(self) -> int:
+        """Rows that the encoder gives of a tile: its tokens, unless `arranged` makes tokens of them."""
+        return self.tokens_per_tile
+
     @abstractmethod
     def text(self, layout: TileLayout) -> str:
         """Return what the placeholder of an image that was cut so becomes, `num_tokens` image tokens among it."""
@@ -79,6 +105,10 @@ class ImagePrompt(Frozen, ABC):
     def num_tokens(self, layout: TileLayout) -> int:
         """Return how many image tokens, which are rows of features, an image takes in a prompt."""
         return layout.num_tiles * self.tokens_per_tile if layout.fewer_tokens is None else layout.fewer_tokens
+
+    def tidied(self, text: str) -> str:
+        """Return a prompt in which images stand, with what changes at their edges; mostly nothing."""
+        return text
 
     def arranged(self, features: Features, layout: TileLayout) -> Features:
         """Return an image's features [..., D] in the order of its tokens.
@@ -98,6 +128,23 @@ class ImagePrompt(Frozen, ABC):
             layouts: Of each image.
         """
         return Places(np.arange(num_tokens, dtype=np.int64), num_tokens)
+
+    def check(self, layouts: Sequence[TileLayout]) -> None:
+        """Check that the model takes so many images, before any of them is encoded; any number unless it says more.
+
+        Raises:
+            ContextLengthError: It does not.
+        """
+
+    def memory(self, num_tokens: int, spans: Sequence[Span], layouts: Sequence[TileLayout]) -> Memory | None:
+        """Return what goes into states of kind "memory"; None: features take the places of image tokens.
+
+        Args:
+            num_tokens: T.
+            spans: The tokens of images, in order.
+            layouts: Of each image.
+        """
+        return None
 
     def writes(self, token: str) -> bool:
         """Return whether a token of the vocabulary belongs to the layout, so that no caller may write it."""

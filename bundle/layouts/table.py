@@ -6,11 +6,27 @@ from typing import Annotated, TypeAlias
 
 from pydantic import Field
 
+from bundle.layouts.granite_docling import GraniteDoclingPrompt
+from bundle.layouts.idefics2 import Idefics2Prompt
 from bundle.layouts.idefics3 import Idefics3Prompt
 from bundle.layouts.internvl import InternVLPrompt
+from bundle.layouts.lfm2_vl import Lfm2VLPrompt
 from bundle.layouts.llava import LlavaPrompt
+from bundle.layouts.llava_next import LlavaNextPrompt
+from bundle.layouts.mllama import MllamaPrompt
+from bundle.layouts.ovis2 import Ovis2Prompt
 from bundle.layouts.qwen2_vl import Qwen2VLPrompt
 
 KnownImagePrompt: TypeAlias = Annotated[
-    Idefics3Prompt | InternVLPrompt | LlavaPrompt | Qwen2VLPrompt, Field(discriminator="kind")
+    GraniteDoclingPrompt
+    | Idefics2Prompt
+    | Idefics3Prompt
+    | InternVLPrompt
+    | Lfm2VLPrompt
+    | LlavaNextPrompt
+    | LlavaPrompt
+    | MllamaPrompt
+    | Ovis2Prompt
+    | Qwen2VLPrompt,
+    Field(discriminator="kind"),
 ]

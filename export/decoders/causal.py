@@ -16,17 +16,25 @@ from graphs.segments import hidden_name
 
 
 class _Stack(Module):
-    """All layers and the final norm; `name` is where the checkpoint keeps them."""
+    """What comes before the layers, all of them, and the final norm; `name` is where the checkpoint keeps them."""
 
     def __init__(self, decoder: Decoder, dialect: Dialect, name: str) -> None:
         super().__init__(name)
+        self.entrance = decoder.entrance()
         self.layers = ModuleList([decoder.layer(dialect, number) for number in range(decoder.config.num_layers)])
         self.norm = decoder.norm(dialect)
 
     def forward(
-        self, op: OpBuilder, x: ir.Value, around: Sequence[Around], states: Sequence[Sequence[ir.Value]], rows: ir.Value
+        self,
+        op: OpBuilder,
+        embeddings: ir.Value,
+        position_ids: ir.Value,
+        around: Sequence[Around],
+        states: Sequence[Sequence[ir.Value]],
+        rows: ir.Value,
     ) -> tuple[ir.Value, list[Left]]:
         """Return the normed hidden states of `rows` [B, N, D], and what each layer left."""
+        x = embeddings if self.entrance is None else self.entrance(op, embeddings, position_ids)
         left = list[Left]()
         for number, (layer, of_layer, own) in enumerate(zip(self.layers, around, states, strict=True), 1):
             done: Left = layer(op, x, of_layer, own)
@@ -44,13 +52,14 @@ class CausalDecoder(Module):
         decoder: Sizes and layers.
         dialect: How attention is written.
         name: Where the checkpoint keeps the stack, e.g. "model.text_model".
+        head: What makes of states what is wanted of them; None: the vocabulary's scores.
     """
 
-    def __init__(self, decoder: Decoder, dialect: Dialect, name: str) -> None:
+    def __init__(self, decoder: Decoder, dialect: Dialect, name: str, head: Module | None = None) -> None:
         super().__init__()
         config = decoder.config
         self.stack = _Stack(decoder, dialect, name)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size, rows=None, role="head", bias=False)
+        self.lm_head = head or Linear(config.hidden_size, config.vocab_size, rows=None, role="head", bias=False)
         self.decoder = decoder
         self.dialect = dialect
 
@@ -69,7 +78,7 @@ class CausalDecoder(Module):
         more, states = others[:num_more], self._of_layers(others[num_more:])
         lengths = self._lengths(op, inputs_embeds, past_lengths, states)
         around = [Around(angles, lengths[group], more) for group in self.decoder.config.length_groups]
-        hidden, left = self.stack(op, inputs_embeds, around, states, logits_indices)
+        hidden, left = self.stack(op, inputs_embeds, position_ids, around, states, logits_indices)
         queries = [each.queries for each in left if each.queries is not None]
         return self.lm_head(op, hidden), *queries, *(state for each in left for state in each.states)
 

@@ -47,6 +47,10 @@ class Decoder(ABC):
     def layer(self, dialect: Dialect, number: int) -> Module:
         """Return a layer: (x, `Around`, states) -> `Left` (export.nn.decoder_layer)."""
 
+    def entrance(self) -> Module | None:
+        """Return (x, position_ids) -> x, which embeddings pass before the first layer; None: nothing."""
+        return None
+
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """What it takes beside embeddings, positions, lengths and indices; `runtime.feeds` must know each."""
@@ -62,7 +66,7 @@ class Decoder(ABC):
         return RMSNorm(self.config.hidden_size, self.config.rms_norm_eps, dialect)
 
     def angles(self, op: OpBuilder, position_ids: ir.Value) -> tuple[Angles, ...]:
-        """Return the angles of tokens at `position_ids` [*position_axes, B, T], one for each kind of layer."""
+        """Return the angles of tokens at `position_ids` [*position_axes, B, T], one for each kind of layer, or none."""
         return (rotary_angles(op, position_ids, self.config.rope, self.config.head_size),)
 
     def states_of(self, number: int) -> tuple[State, ...]:

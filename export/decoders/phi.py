@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import onnx_ir as ir
-from onnxscript import OpBuilder
-
-from export.config import DecoderConfig, Raw, read_sizes, require
+from export.config import Raw, read_sizes, require
 from export.decoders.decoder import Decoder
 from export.nn.attention import CachedAttention
 from export.nn.decoder_layer import ParallelLayer
 from export.nn.dialect import Dialect
-from export.nn.linear import Linear, activation
+from export.nn.mlp import FeedForward
 from export.nn.module import Module
 from export.nn.norms import LayerNorm
 
@@ -27,20 +24,6 @@ DEFAULTS: Raw = {
     "layer_norm_eps": 1e-5,
 }
 _ROTARY_PART = 0.5
-
-
-class _FeedForward(Module):
-    """fc2(act(fc1(x)))."""
-
-    def __init__(self, config: DecoderConfig) -> None:
-        super().__init__()
-        self.fc1 = Linear(config.hidden_size, config.intermediate_size, rows=None)
-        self.fc2 = Linear(config.intermediate_size, config.hidden_size, rows=None)
-        self.hidden_act = config.hidden_act
-
-    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        """Return [..., D] from [..., D]."""
-        return self.fc2(op, activation(op, self.hidden_act, self.fc1(op, x)))
 
 
 class Phi(Decoder):
@@ -59,7 +42,7 @@ class Phi(Decoder):
         config = self.config
         norm = LayerNorm(config.hidden_size, config.rms_norm_eps)
         attention = CachedAttention(config, dialect, number, out_name="dense")
-        return ParallelLayer(norm, attention, _FeedForward(config))
+        return ParallelLayer(norm, attention, FeedForward(config))
 
     def norm(self, dialect: Dialect) -> Module:
         """Return the norm behind the last layer."""

@@ -11,9 +11,15 @@ from export.decoders.decoder import Decoder
 
 DECODERS: Mapping[str, str] = {
     "gemma": "export.decoders.gemma:Gemma",
+    "lfm2": "export.decoders.lfm2:Lfm2",
+    "granite": "export.decoders.granite:Granite",
+    "granite_docling_text": "export.decoders.granite:Granite",
+    "kosmos_2_text_model": "export.decoders.kosmos_2_text_model:Kosmos2Text",
     "llama": "export.decoders.llama:Llama",
     "llama_mote": "export.decoders.llama_mote:LlamaMote",
     "mistral": "export.decoders.mistral:Mistral",
+    "mllama_text_model": "export.decoders.mllama_text:MllamaText",
+    "opt": "export.decoders.opt:OPT",
     "paddleocr_vl_text": "export.decoders.paddleocr_vl_text:PaddleOCRText",
     "phi": "export.decoders.phi:Phi",
     "qwen2": "export.decoders.qwen2:Qwen2",

@@ -14,10 +14,10 @@ def single_tile(full: Settings, source: str) -> Cropped | Fixed:
     """Return a stretch to height and width, or a crop out of what was scaled to a shortest edge."""
     if full["do_pad"]:
         raise UnsupportedConfigError(f"{source}: do_pad is true (padding to a square); only false is supported")
-    size = _sides(full["size"], "size", source)
+    size = sides_of(full["size"], "size", source)
     if isinstance(full["size"], int) and full.get("default_to_square"):
         size = (full["size"], full["size"])
-    crop = _sides(full["crop_size"], "crop_size", source) if full["do_center_crop"] else None
+    crop = sides_of(full["crop_size"], "crop_size", source) if full["do_center_crop"] else None
     if isinstance(size, tuple):
         if crop not in (None, size):
             raise UnsupportedConfigError(
@@ -33,7 +33,7 @@ def single_tile(full: Settings, source: str) -> Cropped | Fixed:
     return Cropped(shortest_edge_px=size, height_px=crop[0], width_px=crop[1])
 
 
-def _sides(value: Any, key: str, source: str) -> int | tuple[int, int]:
+def sides_of(value: Any, key: str, source: str) -> int | tuple[int, int]:
     """Return a shortest edge, or (height, width)."""
     if isinstance(value, int):  # the oldest files: the shortest edge, or the side of a square crop
         return value if key == "size" else (value, value)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from export.config import Raw, TowerConfig, VisionConfig, sub_config
+from export.config import Raw, TowerConfig, VisionConfig, tower_config
 from export.family import DualEncoder, TextTower
 from export.nn.dialect import Dialect
 from export.nn.linear import Linear
 from export.nn.module import Module
 from export.nn.norms import LayerNorm
 from export.nn.vit import Encoder, TextEmbeddings, attention_bias
-from export.towers.clip import VISION_DEFAULTS, ClipTower
+from export.towers.clip import VISION_DEFAULTS, ProjectedClipTower
 
 TEXT_DEFAULTS: Raw = {
     "vocab_size": 49_408,
@@ -29,35 +31,17 @@ _EOS_UNSET = 2
 """What old configs say for `eos_token_id`; the end of text is then the highest id of a row."""
 
 
-class _PooledTower(ClipTower):
-    """The tower, and what its class token became."""
-
-    def __init__(self, config: VisionConfig, dialect: Dialect) -> None:
-        super().__init__(config, dialect, "vision_model")
-        self.post_layernorm = LayerNorm(config.tower.hidden_size, config.tower.layer_norm_eps)
-
-    def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
-        passed = super().forward(op, pixel_values)
-        return self.post_layernorm(op, op.Gather(passed.states[-1], 0, axis=1))
-
-
-class _Vision(Module):
-    def __init__(self, config: VisionConfig, dialect: Dialect, embedding_size: int) -> None:
-        super().__init__()
-        self.vision_model = _PooledTower(config, dialect)
-        self.visual_projection = Linear(config.tower.hidden_size, embedding_size, rows=1, bias=False)
-
-    def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
-        return self.visual_projection(op, self.vision_model(op, pixel_values))
-
-
 class _TextTower(Module):
-    def __init__(self, tower: TowerConfig, raw: Raw, dialect: Dialect) -> None:
+    """Pools at the first end of a text; where that is None, at the highest id."""
+
+    def __init__(self, raw: Raw, end: int | None, dialect: Dialect) -> None:
         super().__init__("text_model")
+        tower = TowerConfig.read(raw, {})
         self.embeddings = TextEmbeddings(raw["vocab_size"], raw["max_position_embeddings"], tower.hidden_size)
         self.encoder = Encoder(tower, dialect, rows=self.embeddings.num_rows)
         self.final_layer_norm = LayerNorm(tower.hidden_size, tower.layer_norm_eps)
-        self.eos_token_id = int(raw["eos_token_id"])
+        self.size = tower.hidden_size
+        self.end = end
 
     def forward(self, op: OpBuilder, input_ids: ir.Value, attention_mask: ir.Value) -> ir.Value:
         bias = attention_bias(op, attention_mask, is_causal=True)
@@ -66,58 +50,71 @@ class _TextTower(Module):
         return self.final_layer_norm(op, op.GatherND(hidden, end, batch_dims=1))
 
     def _end_scores(self, op: OpBuilder, input_ids: ir.Value) -> ir.Value:
-        if self.eos_token_id == _EOS_UNSET:
-            return input_ids
-        return op.Cast(op.Equal(input_ids, self.eos_token_id), to=ir.DataType.INT64)
+        return input_ids if self.end is None else op.Cast(op.Equal(input_ids, self.end), to=ir.DataType.INT64)
 
 
 class _Text(Module):
-    def __init__(self, tower: TowerConfig, raw: Raw, dialect: Dialect, embedding_size: int) -> None:
+    def __init__(self, tower: _TextTower, embedding_size: int) -> None:
         super().__init__()
-        self.text_model = _TextTower(tower, raw, dialect)
-        self.text_projection = Linear(tower.hidden_size, embedding_size, rows=1, bias=False)
+        self.text_model = tower
+        self.text_projection = Linear(tower.size, embedding_size, rows=1, bias=False)
 
     def forward(self, op: OpBuilder, input_ids: ir.Value, attention_mask: ir.Value) -> ir.Value:
         return self.text_projection(op, self.text_model(op, input_ids, attention_mask))
 
 
-def _tower_config(config: Raw, key: str, defaults: Raw) -> Raw:
-    """Return a tower's config with every key; the `{key}_dict` of old checkpoints goes before it, defaults and all."""
-    older = config.get(f"{key}_dict")
-    if older is None:
-        return {**defaults, **sub_config(config, key)}
-    return {**(config.get(key) or {}), **defaults, **older}
+class ClipImages(DualEncoder):
+    """What images are embedded by CLIP's tower and a projection.
 
-
-class Clip(DualEncoder):
-    """`model_type` clip."""
+    Class attributes:
+        projection_dim: Where a config leaves it out.
+    """
 
     scalars = ("logit_scale",)
     image_processor = "CLIPImageProcessor"
     pads_to_max = False
+    projection_dim: ClassVar[int] = 512
 
     def __init__(self, config: Raw) -> None:
         super().__init__(config)
-        self._vision = VisionConfig.read(_tower_config(config, "vision_config", VISION_DEFAULTS), {})
-        self._text = _tower_config(config, "text_config", TEXT_DEFAULTS)
+        self._vision = VisionConfig.read(tower_config(config, "vision_config", VISION_DEFAULTS), {})
 
     @property
-    def image_size_px(self) -> int:
+    def image_size_px(self) -> int | None:
         """Side of the input."""
         return self._vision.image_size_px
 
     @property
-    def text_tower(self) -> TextTower:
-        """What callers must know of the text side."""
-        size = int(self.config.get("projection_dim", 512))
-        vocab_size, longest = self._text["vocab_size"], self._text["max_position_embeddings"]
-        return TextTower(size, int(vocab_size), int(longest), scoring="softmax")
+    def embedding_size(self) -> int:
+        """E."""
+        return int(self.config.get("projection_dim", self.projection_dim))
 
     def vision(self, dialect: Dialect) -> Module:
         """Return tower and projection."""
-        return _Vision(self._vision, dialect, self.text_tower.embedding_size)
+        return ProjectedClipTower(self._vision, dialect, self.embedding_size)
+
+
+class Clip(ClipImages):
+    """`model_type` clip.
+
+    Class attributes:
+        has_older_ends: A config whose end of text is 2 was written before configs said it.
+    """
+
+    has_older_ends: ClassVar[bool] = True
+
+    def __init__(self, config: Raw) -> None:
+        super().__init__(config)
+        self._text = tower_config(config, "text_config", TEXT_DEFAULTS)
+
+    @property
+    def text_tower(self) -> TextTower:
+        """What callers must know of the text side."""
+        vocab_size, longest = self._text["vocab_size"], self._text["max_position_embeddings"]
+        return TextTower(self.embedding_size, int(vocab_size), int(longest), scoring="softmax")
 
     def text(self, dialect: Dialect) -> Module:
         """Return tower and projection."""
-        tower = TowerConfig.read(self._text, {})
-        return _Text(tower, self._text, dialect, self.text_tower.embedding_size)
+        end = int(self._text["eos_token_id"])
+        tower = _TextTower(self._text, None if self.has_older_ends and end == _EOS_UNSET else end, dialect)
+        return _Text(tower, self.embedding_size)

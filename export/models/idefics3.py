@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from bundle.errors import UnsupportedConfigError
 from bundle.layouts.idefics3 import Idefics3Prompt
+from bundle.layouts.table import KnownImagePrompt
 from bundle.manifest import TensorSpec
 from export.config import Raw, VisionConfig, sub_config
 from export.connectors.pixel_shuffle import PixelShuffle
@@ -18,10 +19,15 @@ from export.nn.dialect import Dialect
 from export.nn.module import Module
 from export.nn.tower_view import over_squares, tower_specs, tower_view
 from export.nn.vit import tower_heads
+from export.spoken_tokens import document_markup
 from export.towers.idefics3 import VISION_DEFAULTS, AnySizeEmbeddings, Idefics3Tower, side_of
 
 _TELLS_TIMES = "SmolVLMProcessor"
 """The processor that writes a video's length and the times of its frames into the prompt."""
+
+
+_DOCUMENT = "<doctag>"
+"""What a document begins with, in the markup of Docling (arXiv 2503.11576, section 3.1)."""
 
 
 class _Vision(Module):
@@ -79,6 +85,10 @@ class Idefics3(VisionLanguage):
         """Return what tells of the last layer's attention."""
         num_tokens = "P" if self.takes_smaller_images else self.tokens_per_tile
         return tower_specs(num_tokens, tower_heads(self._vision.tower).size)
+
+    def spoken_tokens(self, found: FoundProcessor, prompt: KnownImagePrompt, ends: Collection[int]) -> Collection[str]:
+        """Return DocTags, where the vocabulary has them: SmolDocling and Granite Docling answer in such markup."""
+        return document_markup(found.vocabulary, prompt, ends) if _DOCUMENT in found.vocabulary.ids else ()
 
     def image_prompt(self, found: FoundProcessor) -> Idefics3Prompt:
         """Return tiles with markers between fake tokens.

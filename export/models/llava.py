@@ -10,6 +10,7 @@ from onnxscript import OpBuilder
 
 from bundle.errors import UnsupportedConfigError
 from bundle.layouts.llava import LlavaPrompt
+from bundle.layouts.table import KnownImagePrompt
 from bundle.manifest import TensorSpec
 from export.config import Raw, VisionConfig, sub_config
 from export.connectors.projector import Projector
@@ -32,7 +33,7 @@ class _Vision(Module):
     def __init__(
         self, tower: Module, projector: Projector, layers: tuple[int, ...], *, drops_first: bool, heads: Heads | None
     ) -> None:
-        super().__init__()
+        super().__init__("")
         self.tower = tower
         self.projector = projector
         self.layers = layers
@@ -59,7 +60,7 @@ class Llava(VisionLanguage):
 
     text_prefix = "model.language_model"
     image_processor = "LlavaImageProcessor"
-    renames = (
+    renames: ClassVar[tuple[tuple[str, str], ...]] = (
         (r"^language_model\.lm_head\.", "lm_head."),
         (r"^language_model\.model\.", "model.language_model."),
         (r"^language_model\.", "model.language_model."),
@@ -112,7 +113,7 @@ class Llava(VisionLanguage):
     def skipped(self) -> tuple[str, ...]:
         """Return the unused keys, with the tower's layers above the deepest one read."""
         above = range(max(self._layers), self._vision.tower.num_layers)
-        return (*self.unused, *(rf"model\.vision_tower\.encoder\.layers\.{layer}\..*" for layer in above))
+        return (*super().skipped(), *(rf"model\.vision_tower\.encoder\.layers\.{layer}\..*" for layer in above))
 
     def vision(self, dialect: Dialect) -> Module:
         """Return tower, choice of hidden states, and connector."""
@@ -127,19 +128,24 @@ class Llava(VisionLanguage):
             name="model.multi_modal_projector",
         )
         drops_first = self._strategy == "default"
-        heads = tower_heads(self._vision.tower) if self._tells_tower else None
+        heads = tower_heads(self._vision.tower) if self.tells_tower else None
         return _Vision(tower, projector, self._layers, drops_first=drops_first, heads=heads)
 
     def tower_outputs(self) -> Sequence[TensorSpec]:
         """Return what tells of the attention in the deepest layer that is read."""
-        return tower_specs(self.tokens_per_tile, tower_heads(self._vision.tower).size) if self._tells_tower else ()
+        return tower_specs(self.tokens_per_tile, tower_heads(self._vision.tower).size) if self.tells_tower else ()
 
     @property
-    def _tells_tower(self) -> bool:
+    def reads_patches(self) -> bool:
         """Whether what the decoder reads of a layer are its patches, all of them and no others."""
-        return max(self._layers) > 0 and self._is_clip == (self._strategy == "default")
+        return bool(self._is_clip == (self._strategy == "default"))
 
-    def image_prompt(self, found: FoundProcessor) -> LlavaPrompt:
+    @property
+    def tells_tower(self) -> bool:
+        """Whether the graph tells of the attention to what it gives."""
+        return max(self._layers) > 0 and self.reads_patches
+
+    def image_prompt(self, found: FoundProcessor) -> KnownImagePrompt:
         """Return the image token repeated.
 
         Raises:

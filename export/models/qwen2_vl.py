@@ -10,6 +10,7 @@ from onnxscript import OpBuilder
 
 from bundle.errors import UnsupportedConfigError
 from bundle.image import Area, ImageSpec
+from bundle.layouts.prompt import ImagePrompt
 from bundle.layouts.qwen2_vl import Qwen2VLPrompt
 from export.config import Raw, sub_config
 from export.connectors.patch_merger import PatchMerger
@@ -92,6 +93,10 @@ class AnyShape(VisionLanguage):
     def _unit_px(self) -> int:
         """Side of the square that becomes one token."""
         return self.tower.patch_px * self.tower.merged
+
+    def image_text(self, prompt: ImagePrompt) -> str:
+        """Return the image token between those that open and close an image."""
+        return f"<|vision_start|>{prompt.image_token}<|vision_end|>"
 
     def check_images(self, spec: ImageSpec) -> None:
         """Check that images come in whole squares of patches.

@@ -27,6 +27,8 @@ class CachedAttention(Module):
         layer: Its number.
         norms: Of queries and of keys, each over the numbers of one head; None: neither is normed.
         out_name: How the checkpoint names the output projection.
+        scale: Of scores; None: the root of a head's size divides them.
+        out_norm: Of all heads together, before the output projection; None: they are not normed.
 
     Raises:
         ValueError: Norms of heads that turn in part; their weights would have to be put in order, which is not built.
@@ -40,6 +42,8 @@ class CachedAttention(Module):
         norms: tuple[Module, Module] | None = None,
         *,
         out_name: str = "o_proj",
+        out_norm: Module | None = None,
+        scale: float | None = None,
     ) -> None:
         super().__init__()
         self.layer = layer
@@ -55,23 +59,29 @@ class CachedAttention(Module):
         )
         self.v_proj = Linear(config.hidden_size, kv_heads * size, rows=None, bias=config.qkv_bias)
         self.o_proj = Linear(heads * size, config.hidden_size, rows=None, bias=config.out_bias, name=out_name)
+        self.out_norm = out_norm
         self.q_norm: Module | None
         self.k_norm: Module | None
         self.q_norm, self.k_norm = norms or (None, None)
-        self.heads = Heads(heads, kv_heads, size, float(size) ** -0.5)
+        self.heads = Heads(heads, kv_heads, size, float(size) ** -0.5 if scale is None else scale)
         self.dialect = dialect
 
     def forward(
-        self, op: OpBuilder, x: ir.Value, angles: Angles, past: CacheRows, lengths: Lengths
+        self, op: OpBuilder, x: ir.Value, angles: Angles | None, past: CacheRows, lengths: Lengths
     ) -> tuple[ir.Value, CacheRows, ir.Value]:
-        """Return [B, T, D], the cache with T more rows per sequence, and the last queries [B, W, H*C]."""
+        """Return [B, T, D], the cache with T more rows per sequence, and the last queries [B, W, H*C].
+
+        Queries and keys turn by the angles; None: they do not turn.
+        """
         query = self._normed(op, self.q_norm, self.q_proj(op, x), self.heads.num)
         key = self._normed(op, self.k_norm, self.k_proj(op, x), self.heads.num_kv)
-        query = self.dialect.rotary(op, query, angles.cos, angles.sin, self.heads.num)
-        key = self.dialect.rotary(op, key, angles.cos, angles.sin, self.heads.num_kv)
+        if angles is not None:
+            query = self.dialect.rotary(op, query, angles.cos, angles.sin, self.heads.num)
+            key = self.dialect.rotary(op, key, angles.cos, angles.sin, self.heads.num_kv)
         query.name, key.name = queries_name(self.layer), keys_name(self.layer)
         value = self.v_proj(op, x)
         attended, present = self.dialect.cached_attention(op, query, key, value, past, lengths, self.heads)
+        attended = attended if self.out_norm is None else self.out_norm(op, attended)
         return self.o_proj(op, attended), present, op.Slice(query, [-WINDOW_TOKENS], [_TO_THE_END], [1])
 
     def _normed(self, op: OpBuilder, norm: Module | None, x: ir.Value, num_heads: int) -> ir.Value:

@@ -20,7 +20,7 @@ class Around:
     """What a layer knows of a run beside its hidden states.
 
     Attributes:
-        angles: Of the rotary embeddings that the decoder turns by; most have one for all layers.
+        angles: Of the rotary embeddings that the decoder turns by; most have one for all layers, some none.
         lengths: Of the layer's length group.
         more: The decoder's own inputs, in the order of `Decoder.inputs`.
     """
@@ -28,6 +28,11 @@ class Around:
     angles: tuple[Angles, ...]
     lengths: Lengths
     more: tuple[ir.Value, ...] = ()
+
+    @property
+    def first_angles(self) -> Angles | None:
+        """Of most layers; None where nothing turns."""
+        return self.angles[0] if self.angles else None
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,22 @@ class Left:
     hidden: ir.Value
     states: tuple[ir.Value, ...]
     queries: ir.Value | None
+
+
+def with_deep_features(op: OpBuilder, left: Left, around: Around, columns: tuple[int, int] | None) -> Left:
+    """Return what a layer left, features of images added, as DeepStack does (Meng et al., arXiv 2406.04334).
+
+    Args:
+        op: The builder.
+        left: By the layer.
+        around: Whose first further input is `deep_features`, where the layer has columns.
+        columns: Half-open range of `deep_features` that is the layer's; None: it takes none.
+    """
+    if columns is None:
+        return left
+    first, end = columns
+    own = op.Slice(around.more[0], [first], [end], [2])
+    return Left(op.Add(left.hidden, own), left.states, left.queries)
 
 
 class DecoderLayer(Module):
@@ -74,7 +95,7 @@ class DecoderLayer(Module):
     def forward(self, op: OpBuilder, x: ir.Value, around: Around, states: Sequence[ir.Value]) -> Left:
         """Return what is left of x [B, T, D]; states are keys and values."""
         normed, past = self.input_layernorm(op, x), CacheRows(*states)
-        attended, present, queries = self.self_attn(op, normed, around.angles[0], past, around.lengths)
+        attended, present, queries = self.self_attn(op, normed, around.first_angles, past, around.lengths)
         x = op.Add(x, attended)
         x = op.Add(x, self.mlp(op, self.post_attention_layernorm(op, x)))
         return Left(x, (present.key, present.value), queries)
@@ -98,6 +119,6 @@ class ParallelLayer(Module):
     def forward(self, op: OpBuilder, x: ir.Value, around: Around, states: Sequence[ir.Value]) -> Left:
         """Return what is left of x [B, T, D]; states are keys and values."""
         normed, past = self.input_layernorm(op, x), CacheRows(*states)
-        attended, present, queries = self.self_attn(op, normed, around.angles[0], past, around.lengths)
+        attended, present, queries = self.self_attn(op, normed, around.first_angles, past, around.lengths)
         x = op.Add(x, op.Add(attended, self.mlp(op, normed)))
         return Left(x, (present.key, present.value), queries)

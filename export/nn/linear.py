@@ -59,21 +59,22 @@ class PackedLinear(Module):
         size: D.
         part: 0, 1 or 2.
         name: Of the third, in the graph.
-        sources: Where the checkpoint keeps matrix and biases, as seen from the module around.
+        sources: Where the checkpoint keeps matrix and biases, if there are any, as seen from the module around.
         rows: That it multiplies for one image.
     """
 
-    def __init__(self, size: int, part: int, name: str, sources: tuple[str, str], *, rows: int) -> None:
+    def __init__(self, size: int, part: int, name: str, sources: tuple[str, str | None], *, rows: int) -> None:
         super().__init__("")
         third = (part * size, (part + 1) * size)
         weight, bias = sources
         label = Label("linear", rows)
         self.weight = Weight(size, size, transposed=True, name=f"{name}.weight", source=weight, rows=third, label=label)
-        self.bias = Weight(size, name=f"{name}.bias", source=bias, rows=third)
+        self.bias = None if bias is None else Weight(size, name=f"{name}.bias", source=bias, rows=third)
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         """Return [..., D] from [..., D]."""
-        return op.Add(op.MatMul(x, self.weight), self.bias)
+        product = op.MatMul(x, self.weight)
+        return product if self.bias is None else op.Add(product, self.bias)
 
 
 class Embedding(Module):

@@ -1,4 +1,4 @@
-"""The gated feed-forward layer of decoders, and of some towers."""
+"""The feed-forward layers of decoders, and of some towers."""
 
 from __future__ import annotations
 
@@ -37,13 +37,14 @@ class GatedMLP(Module):
     Args:
         config: Sizes.
         rows: That meet it for one image; None in a decoder.
+        in_size: Width in, where that is another than the width out.
     """
 
-    def __init__(self, config: GatedSizes, *, rows: int | None = None) -> None:
+    def __init__(self, config: GatedSizes, *, rows: int | None = None, in_size: int | None = None) -> None:
         super().__init__()
         size, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = Linear(size, inner, rows=rows, bias=bias)
-        self.up_proj = Linear(size, inner, rows=rows, bias=bias)
+        self.gate_proj = Linear(in_size or size, inner, rows=rows, bias=bias)
+        self.up_proj = Linear(in_size or size, inner, rows=rows, bias=bias)
         self.down_proj = Linear(inner, size, rows=rows, bias=bias)
         self.hidden_act = config.hidden_act
 
@@ -51,3 +52,23 @@ class GatedMLP(Module):
         """Return [..., D] from [..., D]."""
         gate = activation(op, self.hidden_act, self.gate_proj(op, x))
         return self.down_proj(op, op.Mul(gate, self.up_proj(op, x)))
+
+
+class FeedForward(Module):
+    """fc2(act(fc1(x))), with biases (Vaswani et al., arXiv 1706.03762, section 3.3).
+
+    Args:
+        config: Sizes.
+        rows: That meet it for one image; None in a decoder.
+        name: Where the checkpoint keeps it; the attribute's name by default.
+    """
+
+    def __init__(self, config: GatedSizes, *, rows: int | None = None, name: str | None = None) -> None:
+        super().__init__(name)
+        self.fc1 = Linear(config.hidden_size, config.intermediate_size, rows=rows)
+        self.fc2 = Linear(config.intermediate_size, config.hidden_size, rows=rows)
+        self.hidden_act = config.hidden_act
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        """Return [..., D] from [..., D]."""
+        return self.fc2(op, activation(op, self.hidden_act, self.fc1(op, x)))

@@ -26,8 +26,10 @@ class LayerNorm(Module):
 class RMSNorm(Module):
     """x / sqrt(mean(x^2) + eps) * weight."""
 
-    def __init__(self, size: int, eps: float, dialect: Dialect, *, weight: Weight | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self, size: int, eps: float, dialect: Dialect, *, weight: Weight | None = None, name: str | None = None
+    ) -> None:
+        super().__init__(name)
         self.weight = weight if weight is not None else Weight(size)
         self.eps = eps
         self.dialect = dialect

@@ -94,6 +94,40 @@ class StillPatches(Module):
         return _patches(op, pixel_values, self.weight, self.bias, self.side)
 
 
+class _Flattened(Weight):
+    """A convolution that the checkpoint keeps as a matrix over flattened patches, whose pixels lie channels last."""
+
+    def fits(self, stored: tuple[int, ...]) -> bool:
+        """Return whether a checkpoint tensor of that shape can fill this weight."""
+        size, channels, side, _ = (int(each) for each in self.shape)
+        return stored == (size, side * side * channels)
+
+    def from_stored(self, parts: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+        """Return [D, channels, side, side]."""
+        (stored,) = parts
+        size, channels, side, _ = (int(each) for each in self.shape)
+        return np.ascontiguousarray(stored.reshape(size, side, side, channels).transpose(0, 3, 1, 2))
+
+
+class FlattenedPatches(Module):
+    """Non-overlapping patches of images, by a matrix that the checkpoint multiplies flattened ones by (SigLIP 2).
+
+    Args:
+        size: D.
+        side: Of a patch in pixels.
+    """
+
+    def __init__(self, size: int, side: int) -> None:
+        super().__init__()
+        self.weight = _Flattened(size, 3, side, side)
+        self.bias = Weight(size)
+        self.side = side
+
+    def forward(self, op: OpBuilder, pixel_values: ir.Value) -> tuple[ir.Value, Grid]:
+        """Return [I, N, D], row by row, and the grid, from [I, channels, height, width]."""
+        return _patches(op, pixel_values, self.weight, self.bias, self.side)
+
+
 class VideoPatches(Module):
     """Non-overlapping patches of still images, by a convolution that was trained on frames.
 

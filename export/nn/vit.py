@@ -185,25 +185,66 @@ class SiglipEmbeddings(Module):
 class ClipEmbeddings(Module):
     """A class token, then patches, and positions for both.
 
+    Args:
+        config: The tower.
+        resamples: Images are of any shape, and positions follow it.
+
     Attributes:
-        num_rows: Vectors of one image.
+        num_rows: Vectors of one image; of one of the config's size where it resamples.
     """
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, *, resamples: bool = False) -> None:
         super().__init__()
         width = config.tower.hidden_size
         self.class_embedding = Weight(width)
         self.patch_embedding = PatchEmbedding(config, bias=False)
         self.num_rows = config.grid**2 + 1
-        self.position_embedding = PositionTable(self.num_rows, width)
+        self.position_embedding = (
+            ResampledPositions(config.grid, width) if resamples else PositionTable(self.num_rows, width)
+        )
+        self.resamples = resamples
 
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
         """Return [I, 1 + patches, D]."""
         patches = self.patch_embedding(op, pixel_values)
         images = op.Shape(patches, start=0, end=1)
         shape = op.Concat(images, [1, self.class_embedding.shape[0]], axis=0)
-        first = op.Expand(self.class_embedding, shape)
-        return self.position_embedding(op, op.Concat(first, patches, axis=1))
+        x = op.Concat(op.Expand(self.class_embedding, shape), patches, axis=1)
+        if not self.resamples:
+            return self.position_embedding(op, x)
+        return self.position_embedding(op, x, op.Div(op.Shape(pixel_values, start=2, end=4), self.patch_embedding.side))
+
+
+class ResampledPositions(Module):
+    """Learned positions of a class token and of a square of patches, resampled to images of any shape.
+
+    Cubic between patches whose edges, not middles, lie on those of the table (PyTorch, `interpolate`, bicubic).
+
+    Args:
+        side: Of the square.
+        size: D.
+    """
+
+    def __init__(self, side: int, size: int) -> None:
+        super().__init__()
+        self.weight = Weight(side * side + 1, size)
+        self.shape = (1, size, side, side)
+
+    def forward(self, op: OpBuilder, x: ir.Value, grid: ir.Value) -> ir.Value:
+        """Return x [I, 1 + patches, D] plus the position of each; `grid` [2] int64 counts rows and columns."""
+        num_rows, size = self.weight.shape
+        square = op.Transpose(op.Slice(self.weight, [1], [num_rows], [0]), perm=[1, 0])
+        resized = op.Resize(
+            op.Reshape(square, list(self.shape)),
+            None,
+            None,
+            op.Concat([1, size], grid, axis=0),
+            mode="cubic",
+            cubic_coeff_a=-0.75,
+            coordinate_transformation_mode="half_pixel",
+        )
+        patches = op.Transpose(op.Reshape(resized, [size, -1]), perm=[1, 0])
+        return op.Add(x, op.Concat(op.Slice(self.weight, [0], [1], [0]), patches, axis=0))
 
 
 class TextEmbeddings(Module):

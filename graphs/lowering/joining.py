@@ -217,6 +217,8 @@ def _axes(node: ir.Node, axis: int) -> list[int | None] | None:
         return [LAST, LAST]
     if node.op_type == "Mul" and axis == LAST and _is_row_peak(node.inputs[1]):
         return [LAST, None]
+    if node.op_type == "Mul" and axis == FIRST:  # of weights: activations are never joined along their first axis
+        return [FIRST, FIRST]
     if node.op_type == "DequantizeLinear" and axis == LAST and _is_weight_of_columns(node):
         return [LAST] * len(node.inputs)
     if node.op_type == "Cast":

@@ -30,6 +30,6 @@ def halve_for_tensorrt(model: ir.Model, states: Sequence[State]) -> None:
         label = Label.try_read(linear.weight)
         if label is not None and label.role == "router":
             kept.add(linear.node)
-    turned = [name for state in states if state.dtype == "float32" for name in (state.input, state.output)]
+    turned = [name for state in states if state.dtype == "float32" for name in (state.input, state.output) if name]
     halve_inside(model.graph, kept, turned)
     drop_unused(model)

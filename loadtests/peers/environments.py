@@ -49,7 +49,11 @@ class Environment:
         """
         mark = folder / self.name / _MARK
         wanted = "\n".join(package for step in self.steps for package in step) + "\n"
-        if not self.name or (mark.is_file() and mark.read_text(encoding="utf-8") == wanted):
+        if not self.name:
+            return
+        if mark.is_file() and mark.read_text(encoding="utf-8") == wanted:
+            if self.sees_ours:
+                self._look_at_ours(mark.parent)  # ours may lie elsewhere than the one that installed it
             return
         say(f"installing {self.name}: {', '.join(wanted.split())}")
         shutil.rmtree(mark.parent, ignore_errors=True)

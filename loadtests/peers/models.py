@@ -35,6 +35,7 @@ _EXPORTED = {
 
 _QUANTIZED = {
     "int8": ("fp32", ("--weights", "int8-rtn")),
+    "int8-static-tower": ("fp32", ("--weights", "int8-rtn,vision_encoder=int8-static")),
     "int4": ("fp32", ("--weights", "int4-rtn")),
     "int4-dual": ("fp32", ("--weights", "int4-rtn", "--profile", "dual")),
     "int4-dual-kv8": ("fp32", ("--weights", "int4-rtn", "--profile", "dual", "--kv-cache", "int8")),

@@ -166,6 +166,7 @@ SYSTEMS: dict[str, System] = {
     system.name: system
     for system in (
         System("pocketvlm-int8", OURS, "ours", _SERVED, _bundle("int8")),
+        System("pocketvlm-int8-static-tower", OURS, "ours", _IMAGES, _bundle("int8-static-tower")),
         System("pocketvlm-int4", OURS, "ours", _SERVED, _bundle("int4")),
         System("pocketvlm-dual", OURS, "ours", _SERVED, _bundle("int4-dual")),
         System("pocketvlm-dual-kv8", OURS, "ours", _SERVED, _bundle("int4-dual-kv8")),

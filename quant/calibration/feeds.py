@@ -13,9 +13,10 @@ from bundle.directory import Bundle
 from bundle.errors import QuantizationError
 from bundle.image import PREPROCESSOR, ImageSpec
 from bundle.manifest import ComponentName
-from bundle.prompt import Placeholder
+from bundle.prompt import Placeholder, Turn
 from bundle.tensors import PIXEL_VALUES
 from quant.quality.evaluation import Caption, Evaluation, Question, turns_of
+from runtime.embedder_runner import EmbedderRunner
 from runtime.one_request import DualEncoderRunner, VisionLanguageRunner
 from runtime.settings import RuntimeSettings
 
@@ -38,7 +39,7 @@ class FeedSource:
 
     Attributes:
         bundle: Opened.
-        samples: Questions for a vision-language model, captions for a dual encoder.
+        samples: Questions for a model that answers, captions for one that embeds.
         num_samples: How many of them are taken, spread evenly over the list, so that every task of a sorted one counts.
         settings: Provider and threads.
     """
@@ -63,6 +64,8 @@ class FeedSource:
         if role == "text_encoder":
             runner = DualEncoderRunner(self.bundle, self.settings)
             return [runner.text_feeds(text) for text in self._texts()]
+        if role == "decoder" and self.bundle.manifest.embedder is not None:
+            return list(self._embedder_feeds())
         if role == "decoder":
             return list(self._decoder_feeds())
         raise QuantizationError(f"{component} has no inputs to calibrate on; choose a graph with linear layers")
@@ -73,20 +76,27 @@ class FeedSource:
             prompt = runner.prompt(turns_of(question), question.images)
             yield runner.answer_feeds(prompt, runner.answer_ids(question.answer))
 
+    def _embedder_feeds(self) -> Iterator[Feeds]:
+        runner = EmbedderRunner(self.bundle, self.settings)
+        for text in self._texts():
+            yield runner.feeds([Turn("user", (text,))], [])
+        for images in self._images():
+            yield runner.feeds([Turn("user", (Placeholder.IMAGE,) * len(images))], images)
+
     def _tiles(self) -> Iterator[Array]:
         """Yield images as the vision encoder reads them, [3, height, width], at most `MOST_TILES`."""
         spec = ImageSpec.read(self.bundle.path(PREPROCESSOR))
         groups = list(self._images())
         each = max(1, MOST_TILES // max(1, len(groups)))
         for at, images in enumerate(groups):
-            tiles = [tile for image in images for tile in spec.cut(image)]
+            tiles = [tile for image in images for tile in spec.among(len(images)).cut(image)]
             first = at % max(1, len(tiles))  # another place in every image: a corner, the middle, the whole made small
             for pixels in spec.groups(spread(tiles[first:] + tiles[:first], each)):
                 yield from pixels
 
     def _images(self) -> Iterator[Sequence[Image.Image]]:
         """Yield the images of each sample."""
-        if self.bundle.manifest.dual is None:
+        if not self.bundle.manifest.embeds:
             yield from (question.images for question in self._questions())
         else:
             yield from ([sample.image] for sample in self._captions())

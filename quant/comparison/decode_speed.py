@@ -65,7 +65,7 @@ def measure_speeds(
 
 def _work(variant: Variant, settings: RuntimeSettings) -> _Work:
     bundle = variant.bundle
-    if bundle.manifest.dual is not None:
+    if bundle.manifest.embeds:
         encoder = DualEncoderRunner(bundle, settings)
         image = Image.new("RGB", (256, 256), (90, 120, 40))
         return _Work(variant.label, 1, lambda: encoder.embed_images([image]))

@@ -105,7 +105,7 @@ def _origin(siblings: Siblings) -> str:
 
 
 def _variants(siblings: Siblings) -> str:
-    is_dual = siblings.variants[0].manifest.dual is not None
+    is_dual = siblings.variants[0].manifest.embeds
     measures = ("image cosine", "text cosine") if is_dual else FORCED_HEAD
     speed = (f"{siblings.speed_unit}/s",) if siblings.speeds else ()
     head = ("variant", "weights", "right answers", "points lost", *measures, *speed, "gates")
@@ -150,8 +150,8 @@ def _accuracy(accuracy: TaskAccuracy | None) -> tuple[str, str]:
 def _likeness(variant: Variant) -> list[str]:
     report = variant.report
     if report is None or report.evaluation is None:
-        return [""] * (2 if variant.manifest.dual else 4)
-    if variant.manifest.dual:
+        return [""] * (2 if variant.manifest.embeds else 4)
+    if variant.manifest.embeds:
         found = [report.likenesses[kind] for kind in ("image", "text")]
         return [f"{each.cosine_mean:.4f}<small>p1 {each.cosine_p1:.4f}</small>" for each in found]
     forced, replies = report.teacher_forced, report.replies

@@ -105,7 +105,7 @@ class Siblings:
     @property
     def speed_unit(self) -> str:
         """What is counted per second."""
-        return "images" if self.variants[0].manifest.dual else "tokens"
+        return "images" if self.variants[0].manifest.embeds else "tokens"
 
     @property
     def recommended(self) -> Variant | None:

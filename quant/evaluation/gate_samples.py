@@ -15,7 +15,7 @@ from PIL import Image
 
 from bundle.errors import QuantizationError
 from bundle.manifest import Manifest
-from bundle.zero_shot import label_text
+from bundle.zero_shot import SLOT, label_text
 from quant.evaluation.asking import question_of
 from quant.evaluation.formats import sample_of
 from quant.evaluation.layouts import Beside
@@ -119,11 +119,12 @@ def read_samples(path: Path, manifest: Manifest, beside: Beside | None = None) -
     if not rows:
         raise QuantizationError(f"{path} holds no samples; write one JSON object per line")
     folder = (beside.images if beside else None) or path.parent
-    if manifest.dual is None:
+    if not manifest.embeds:
         samples = [_question(row, where, folder) for where, row in rows]
         check_one_format(samples)
         return Evaluation(questions=[FileQuestion(sample) for sample in samples], source=path.name)
-    return _encoder_samples(path, rows, folder, manifest.dual.prompt_template)
+    template = manifest.dual.prompt_template if manifest.dual else SLOT
+    return _encoder_samples(path, rows, folder, template)
 
 
 def _question(row: Row, where: Place, folder: Path) -> Sample:

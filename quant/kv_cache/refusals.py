@@ -36,10 +36,10 @@ def coded_states(manifest: Manifest, scheme: str, target: Target) -> tuple[State
             f"--kv-cache {scheme} is not for --target {target}: codes there want other kernels, which nobody has "
             "measured. The cache is float16; leave --kv-cache out"
         )
-    if fixed := [state.input for state in manifest.states if state.kind == "fixed"]:
+    if fixed := [state for state in manifest.states if state.kind != "rows"]:
         raise QuantizationError(
-            f"--kv-cache {scheme}: {manifest.name} keeps {', '.join(fixed[:3])}, of kind fixed; codes are for keys and "
-            "values, one row a token. Leave --kv-cache out"
+            f"--kv-cache {scheme}: {manifest.name} keeps {', '.join(state.input for state in fixed[:3])}, of kind "
+            f"{fixed[0].kind}; codes are for keys and values, one row a token. Leave --kv-cache out"
         )
     try:
         return tuple(state.coded(known) for state in manifest.states)

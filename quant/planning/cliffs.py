@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bundle import tensors
 from bundle.errors import QuantizationError
 from bundle.manifest import Dialect, Manifest, Target
 from quant.planning.plan import Choice, ComponentPlan
@@ -19,8 +20,20 @@ def refuse_target(manifest: Manifest, target: Target) -> None:
     """Check that a bundle's graphs can run where they are wanted.
 
     Raises:
-        QuantizationError: TensorRT does not know ONNX Runtime's own operators.
+        QuantizationError: TensorRT does not know ONNX Runtime's own operators; heads are replaced on the CPU alone; or
+            images go into a memory, which is a host's.
     """
+    if target != "cpu" and (memory := [state.input for state in manifest.states if state.kind == "memory"]):
+        raise QuantizationError(
+            f"--target {target}: {manifest.name} keeps {', '.join(memory[:2])} of its images, of kind memory, which is "
+            "filled in a host's memory alone. Take --target cpu"
+        )
+    inputs = {spec.name for part in manifest.components.values() for spec in part.inputs}
+    if target != "cpu" and tensors.HEAD_MASK in inputs:
+        raise QuantizationError(
+            f"{manifest.name} was exported with --task-vectors, whose heads are replaced on the CPU alone; export the "
+            f"checkpoint without it for --target {target}"
+        )
     if target == "tensorrt" and manifest.dialect != "portable":
         raise QuantizationError(
             f"{manifest.name} is in the {manifest.dialect} dialect, whose GroupQueryAttention and MatMulNBits TensorRT "

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 FLOAT32 = "fp32"
 """The method of a layer that keeps its weights."""
 
-_WITH_ZERO_POINTS = ("hqq", "gptq-zeros")
+_WITH_ZERO_POINTS = ("hqq", "gptq-zeros", "gptq-coded")
+_WITH_CODED_SCALES = ("gptq-coded",)
 _ROTATED = "the residual stream is rotated: behind its norms no channel is louder than others"
 _TURNED = "{number} layers turn their inputs in blocks of 64 channels as they run: loud channels share their loudness"
 _SCALE_BYTES = 4  # scales are float32
@@ -53,7 +54,8 @@ def words(form: Form) -> str:
     """Return a form in words, such as "4-bit b64 gptq"."""
     block = "" if form.block_size is None else f" b{form.block_size}"
     rounding = "" if form.rounding == "rtn" else f" {form.rounding}"
-    return f"{form.bits}-bit{block}{rounding}{f' +{form.float_inputs} float' if form.float_inputs else ''}"
+    loud = f" +{form.loud_inputs} {'float' if form.float_inputs else 'doubled'}" if form.loud_inputs else ""
+    return f"{form.bits}-bit{block}{rounding}{loud}"
 
 
 KEPT = Choice(FLOAT32)
@@ -111,12 +113,16 @@ def bytes_of(choice: Choice, num_inputs: int, num_outputs: int) -> int:
     if form.block_size is None:
         zero_points = 0 if choice.method == "gather_rows" else 1
         return num_outputs * (num_inputs + _SCALE_BYTES + zero_points) + _STEP_BYTES + beside
-    return num_outputs * _row_bytes(form, -(-num_inputs // form.block_size), form.block_size) + beside
+    if form.doubled_inputs:
+        beside += 4 * num_inputs + 2 * form.doubled_inputs * _INDEX_BYTES
+    num_columns = num_inputs + 2 * form.doubled_inputs
+    return num_outputs * _row_bytes(form, -(-num_columns // form.block_size), form.block_size) + beside
 
 
 def _row_bytes(form: Form, blocks: int, block_size: int) -> int:
     """Return the bytes of one output's blocks; a last block counts as whole."""
-    codes = blocks * (block_size * form.bits // 8 + _SCALE_BYTES)
+    scales = blocks + _SCALE_BYTES if form.rounding in _WITH_CODED_SCALES else blocks * _SCALE_BYTES
+    codes = blocks * block_size * form.bits // 8 + scales
     if form.rounding == "ternary-planes":
         return 2 * codes
     if form.rounding == "ternary-mean":

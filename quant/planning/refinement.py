@@ -6,14 +6,15 @@ measured:
 - under W8A8, whose input has one step for all channels, the residual stream is turned where norms hand on loud ones,
   and so are other loud inputs, in small blocks (`quant.scaling.rotation`). Blocks of weights have steps of their own,
   and lose more by loud channels spread over all of them;
-- an input that is loud then, as that of `down_proj` is, keeps its loudest channels in float;
+- an input that is loud then, as that of `down_proj` is, keeps its loudest channels in float, or under 4 bits on a CPU
+  stores their weights twice;
 - codes are fed the errors of those before them.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ import onnx_ir as ir
 
 from bundle.directory import Bundle
 from bundle.form import Form
-from bundle.manifest import ComponentName
+from bundle.manifest import Target
 from graphs.layers import find_linears
 from graphs.store import open_graph, save_graph, weight_bytes
 from quant.calibration.calibrator import calibrate
@@ -32,6 +33,7 @@ from quant.calibration.statistics import InputStatistics
 from quant.planning.draft import Draft
 from quant.planning.plan import ComponentPlan, LayerPlan
 from quant.planning.recipes import RECIPES
+from quant.planning.tied_table import with_head
 from quant.scaling.rotation import TURNED_CHANNELS, can_turn_input, find_stream, rotate, turn_inputs
 
 Say = Callable[[str], None]
@@ -47,6 +49,8 @@ _MOST_SHARE = 1 / 24  # of a layer's inputs: 64 of the 1,536 of SmolLM2-135M's d
 
 FED = {("w8a8", 8): "gptq", ("matmul_nbits", 8): "gptq", ("matmul_nbits", 4): "gptq-zeros", ("qdq_int4", 4): "gptq"}
 """What a plain rounding becomes, by method and bits."""
+DOUBLING = {"gptq-zeros": "gptq-coded"}
+"""What it becomes then on the CPU, where loud inputs are stored twice and scales as codes: fewer bytes and nodes."""
 
 
 @contextmanager
@@ -96,13 +100,14 @@ class _OtherDecoder(Bundle):
         return self.elsewhere / file if file == self.manifest.components["decoder"].file else found
 
 
-def refine(draft: Draft, source: FeedSource, say: Say) -> Draft:
+def refine(draft: Draft, source: FeedSource, say: Say, target: Target = "cpu") -> Draft:
     """Return a draft whose plans of the decoder use what calibration tells.
 
     Args:
         draft: As planned without calibration.
         source: The fp32 bundle and calibration samples.
         say: Told what was found.
+        target: Where the variant will run.
     """
     refined = [name for name, plan in draft.plans.items() if _refines(plan)]
     if not refined:
@@ -113,10 +118,15 @@ def refine(draft: Draft, source: FeedSource, say: Say) -> Draft:
     graph = open_graph(source.bundle.graph_path("decoder")).graph
     in_w8a8 = frozenset(name for one in refined for name in draft.plans[one].forms_of("w8a8")) & loudness.keys()
     spread = Spread.of(graph, {name: loudness[name] for name in in_w8a8})
-    say(_told({name: each for name, each in loudness.items() if name not in spread.behind_norms}, spread))
     counts = {name: spread.float_inputs(name, each) for name, each in loudness.items()}
-    plans = {name: _refined(plan, counts, spread) if name in refined else plan for name, plan in draft.plans.items()}
-    return replace(draft, plans=_with_head(plans))
+    doubling = DOUBLING if target == "cpu" else {}
+    plans = {
+        name: _refined(plan, counts, spread, doubling) if name in refined else plan
+        for name, plan in draft.plans.items()
+    }
+    forms = [layer.choice.form for name in refined for layer in plans[name].layers if layer.choice.form]
+    say(_told({name: each for name, each in loudness.items() if name not in spread.behind_norms}, spread, forms))
+    return replace(draft, plans=with_head(plans))
 
 
 @dataclass(frozen=True)
@@ -183,7 +193,7 @@ class Loudness:
         return cls(float(ratios.max()), min(most, wanted), of_blocks)
 
 
-def _told(loudness: Mapping[str, Loudness], spread: Spread) -> str:
+def _told(loudness: Mapping[str, Loudness], spread: Spread, forms: Sequence[Form]) -> str:
     """Return in words which inputs are loud, and what becomes of them."""
     words = []
     if spread.behind_norms:
@@ -196,11 +206,15 @@ def _told(loudness: Mapping[str, Loudness], spread: Spread) -> str:
         )
     if spread.turned:
         words.append(f"{len(spread.turned)} layers turn their inputs in blocks of {TURNED_CHANNELS}")
-    counts = [count for name, each in loudness.items() if (count := spread.float_inputs(name, each))]
-    if counts:
-        span = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-        words.append(f"{len(counts)} layers keep their loudest {span} inputs in float")
-    elif not (spread.turned or spread.behind_norms):
+    kept = {
+        "keep their loudest {span} inputs in float": [form.float_inputs for form in forms if form.float_inputs],
+        "store their loudest {span} inputs twice": [form.doubled_inputs for form in forms if form.doubled_inputs],
+    }
+    for said, counts in kept.items():
+        if counts:
+            span = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+            words.append(f"{len(counts)} layers {said.format(span=span)}")
+    if not (any(kept.values()) or spread.turned or spread.behind_norms):
         words.append(f"none is {LOUD:g} times, so all inputs are rounded as they are")
     return f"decoder: {'; '.join(words)}"
 
@@ -218,27 +232,22 @@ def _fed_form(layer: LayerPlan) -> Form | None:
     return None if fed is None else replace(form, rounding=fed)
 
 
-def _refined(plan: ComponentPlan, float_inputs: Mapping[str, int], spread: Spread) -> ComponentPlan:
-    layers = tuple(_refined_layer(layer, float_inputs.get(layer.name, 0)) for layer in plan.layers)
+def _refined(
+    plan: ComponentPlan, loud_inputs: Mapping[str, int], spread: Spread, doubling: Mapping[str, str]
+) -> ComponentPlan:
+    layers = tuple(_refined_layer(layer, loud_inputs.get(layer.name, 0), doubling) for layer in plan.layers)
     return replace(plan, layers=layers, is_rotated=bool(spread.behind_norms), turned=spread.turned)
 
 
-def _refined_layer(layer: LayerPlan, float_inputs: int) -> LayerPlan:
-    """Return a layer whose codes are fed errors, so many of its inputs in float."""
+def _refined_layer(layer: LayerPlan, loud_inputs: int, doubling: Mapping[str, str]) -> LayerPlan:
+    """Return a layer whose codes are fed errors, so many of its inputs kept finer."""
     form = _fed_form(layer)
     if form is None:
         return layer
-    return replace(layer, choice=replace(layer.choice, form=replace(form, float_inputs=float_inputs)))
-
-
-def _with_head(plans: Mapping[ComponentName, ComponentPlan]) -> dict[ComponentName, ComponentPlan]:
-    """Return the plans with a tied table in the form that its head has now."""
-    heads = {layer.name: layer.choice.form for layer in plans["decoder"].layers}
-    tables = plans.get("embed_tokens")
-    if tables is None:
-        return dict(plans)
-    layers = tuple(
-        replace(layer, choice=replace(layer.choice, form=heads[layer.head])) if layer.head in heads else layer
-        for layer in tables.layers
-    )
-    return {**plans, "embed_tokens": replace(tables, layers=layers)}
+    block_size = form.block_size or 1
+    if form.rounding in doubling and layer.num_inputs % block_size == 0:
+        doubled = -(-loud_inputs // block_size) * block_size
+        form = replace(form, rounding=doubling[form.rounding], doubled_inputs=doubled)
+    else:
+        form = replace(form, float_inputs=loud_inputs)
+    return replace(layer, choice=replace(layer.choice, form=form))

@@ -131,7 +131,7 @@ def measure_sensitivity(
     work = [(probe.linears[name], form) for name, wanted in forms.items() for form in wanted]
     for linear, form in work:
         refuse_rounding(linear.name, form, inputs)  # now, not after an hour
-    _fit_time(probe, len(work), max_seconds)
+    fit_time(probe, len(work), max_seconds)
     say(f"{component}: {len(work)} trials on {probe.num_samples} samples, about {probe.seconds * len(work):.0f} s")
     table = []
     for at, (linear, form) in enumerate(work):
@@ -174,7 +174,8 @@ def stored(linear: Linear, form: Form, inputs: Mapping[str, InputStatistics]) ->
 
 
 def _num_bytes(blocks: BlockCodes) -> int:
-    total = blocks.codes.size * blocks.bits // 8 + blocks.scales.nbytes
+    scales = blocks.scales.nbytes if blocks.steps is None else blocks.scales.size + blocks.steps.nbytes
+    total = blocks.codes.size * blocks.bits // 8 + scales
     if blocks.zero_points is not None:
         total += len(blocks.zero_points) * -(-blocks.zero_points.shape[1] * blocks.bits // 8)
     if blocks.offsets is not None:
@@ -191,7 +192,7 @@ def _overridable(model: ir.Model, linears: Mapping[str, Linear]) -> bytes:
     return serialized
 
 
-def _fit_time(probe: Probe, num_trials: int, max_seconds: float | None) -> None:
+def fit_time(probe: Probe, num_trials: int, max_seconds: float | None) -> None:
     """Let the probe keep as many samples as the time allows."""
     expected = probe.seconds * num_trials
     if max_seconds is None or expected <= max_seconds:

@@ -52,24 +52,25 @@ def survey_bundle(graphs: Mapping[ComponentName, ir.Graph]) -> dict[ComponentNam
     """Return the layers of all graphs.
 
     Raises:
-        QuantizationError: A graph has no layers, or they have no labels.
+        QuantizationError: No graph has layers, or they have no labels.
     """
-    return {name: survey(name, graph) for name, graph in graphs.items()}
+    sites = {name: survey(graph) for name, graph in graphs.items()}
+    if not any(sites.values()):
+        raise QuantizationError(
+            f"{', '.join(sites)}: no linear layer or embedding table was found; nothing can be made smaller"
+        )
+    return sites
 
 
-def survey(component: ComponentName, graph: ir.Graph) -> tuple[Site, ...]:
-    """Return the layers of a graph, linear ones first, each weight once.
+def survey(graph: ir.Graph) -> tuple[Site, ...]:
+    """Return the layers of a graph, linear ones first, each weight once; a tower of convolutions has none.
 
     Raises:
-        QuantizationError: There are none, or they have no labels.
+        QuantizationError: They have no labels.
     """
     linears = [_linear_site(linear) for linear in _distinct(find_linears(graph))]
     experts = [_experts_site(each) for each in find_experts(graph)]
     tables = [_table_site(table) for table in _distinct(find_tables(graph))]
-    if not linears and not tables:
-        raise QuantizationError(
-            f"{component}: no linear layer or embedding table was found; nothing can be made smaller"
-        )
     return (*linears, *experts, *tables)
 
 

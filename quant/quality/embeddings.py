@@ -1,4 +1,4 @@
-"""How a dual-encoder variant embeds beside its parent: cosines, recall both ways, zero-shot accuracy."""
+"""How a variant of a model that embeds does so beside its parent: cosines, recall both ways, zero-shot accuracy."""
 
 from __future__ import annotations
 
@@ -8,23 +8,37 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from bundle.directory import Bundle
+from bundle.similarity import similarity
 from quant.quality.evaluation import ALL_TASKS, Caption, Evaluation, Flags, Labelled, Measured, PairedFlags, Progress
-from quant.quality.measures import Likeness, likenesses_of
+from quant.quality.measures import Float64, Likeness, likenesses_of
+from runtime.embedder_runner import EmbedderRunner
 from runtime.encoders import Vectors
+from runtime.one_request import DualEncoderRunner
+from runtime.settings import RuntimeSettings
 
 _RECALLS = (1, 5)
 _IMAGES_AT_ONCE = 32
 """Images that are open together: a large file of samples never lies in memory whole."""
 
 
+Embedded = Sequence[Vectors]
+"""Of each input [E], or [m, E] of a model that keeps a vector for every token; rows have length 1."""
+
+
 class EmbeddingRunner(Protocol):
-    """What is asked of a model; `runtime.one_request.DualEncoderRunner` does it."""
+    """What is asked of a model; those of `runtime.one_request` and `runtime.embedder_runner` do it."""
 
-    def embed_images(self, images: Sequence[Image.Image]) -> Vectors:
-        """Return [n, E], rows of length 1."""
+    def embed_images(self, images: Sequence[Image.Image]) -> Vectors | list[Vectors]:
+        """Return the vectors of each image."""
 
-    def embed_texts(self, texts: Sequence[str]) -> Vectors:
-        """Return [n, E], rows of length 1."""
+    def embed_texts(self, texts: Sequence[str]) -> Vectors | list[Vectors]:
+        """Return the vectors of each text."""
+
+
+def runner_of(bundle: Bundle, settings: RuntimeSettings) -> EmbeddingRunner:
+    """Return what embeds with a bundle that makes vectors."""
+    return DualEncoderRunner(bundle, settings) if bundle.manifest.dual else EmbedderRunner(bundle, settings)
 
 
 def measure_embeddings(
@@ -57,7 +71,7 @@ class _Comparison:
         """Compare images and captions, and search one by the other."""
         captions = [sample.caption for sample in samples]
         images = self._embed("image", [_embed_images(model, samples) for model in self._models])
-        texts = self._embed("text", [model.embed_texts(captions) for model in self._models])
+        texts = self._embed("text", [list(model.embed_texts(captions)) for model in self._models])
         for k in _RECALLS:
             if k >= len(samples) or not self._has_accuracy:
                 continue  # every target is among the nearest, or there are too few to search
@@ -67,12 +81,12 @@ class _Comparison:
 
     def add_texts(self, texts: Sequence[str]) -> None:
         """Compare texts that no image goes with."""
-        self._embed("text", [model.embed_texts(list(texts)) for model in self._models])
+        self._embed("text", [list(model.embed_texts(list(texts))) for model in self._models])
 
     def add_labels(self, name: str, labelled: Labelled) -> None:
         """Compare labelled images and candidates, and classify one by the other."""
         images = self._embed("image", [_embed_images(model, labelled.samples) for model in self._models])
-        texts = self._embed("text", [model.embed_texts(list(labelled.candidates)) for model in self._models])
+        texts = self._embed("text", [list(model.embed_texts(list(labelled.candidates))) for model in self._models])
         flags = (_classifies(own, candidates, labelled) for own, candidates in zip(images, texts, strict=True))
         self._tasks[f"zero-shot/{name}"] = PairedFlags(*flags)
 
@@ -87,26 +101,32 @@ class _Comparison:
             likenesses=likenesses_of(self._likeness),
         )
 
-    def _embed(self, kind: str, embeddings: list[Vectors]) -> list[Vectors]:
-        for pair in zip(*embeddings, strict=True):
-            self._likeness[kind].add(*pair)
+    def _embed(self, kind: str, embeddings: list[list[Vectors]]) -> list[list[Vectors]]:
+        for parent, variant in zip(*embeddings, strict=True):
+            for pair in zip(np.atleast_2d(parent), np.atleast_2d(variant), strict=True):
+                self._likeness[kind].add(*pair)
         return embeddings
 
 
-def _embed_images(model: EmbeddingRunner, samples: Sequence[Caption]) -> Vectors:
+def _embed_images(model: EmbeddingRunner, samples: Sequence[Caption]) -> list[Vectors]:
     starts = range(0, len(samples), _IMAGES_AT_ONCE)
     batches = (samples[at : at + _IMAGES_AT_ONCE] for at in starts)
-    return np.concatenate([model.embed_images([sample.image for sample in batch]) for batch in batches])
+    return [vectors for batch in batches for vectors in model.embed_images([sample.image for sample in batch])]
 
 
-def _finds(queries: Vectors, targets: Vectors, captions: Sequence[str], k: int) -> Flags:
-    """Return for each query whether a target of the same caption is among the k nearest: [n] bool from two [n, E]."""
-    nearest = np.argsort(-(queries @ targets.T), axis=1, kind="stable")[:, :k]
+def _similarities(queries: Embedded, targets: Embedded) -> Float64:
+    """Return [queries, targets] how near each is to each."""
+    return np.array([[similarity(query, target) for target in targets] for query in queries])
+
+
+def _finds(queries: Embedded, targets: Embedded, captions: Sequence[str], k: int) -> Flags:
+    """Return for each query whether a target of the same caption is among the k nearest: [n] bool."""
+    nearest = np.argsort(-_similarities(queries, targets), axis=1, kind="stable")[:, :k]
     names = np.array(captions)
     return np.asarray((names[nearest] == names[:, None]).any(axis=1))
 
 
-def _classifies(images: Vectors, candidates: Vectors, labelled: Labelled) -> Flags:
+def _classifies(images: Embedded, candidates: Embedded, labelled: Labelled) -> Flags:
     """Return for each image whether its label is the nearest candidate: [n] bool."""
-    chosen = np.array(labelled.candidates)[(images @ candidates.T).argmax(axis=1)]
+    chosen = np.array(labelled.candidates)[_similarities(images, candidates).argmax(axis=1)]
     return np.asarray(chosen == np.array([sample.caption for sample in labelled.samples]))

@@ -24,7 +24,7 @@ from bundle.manifest import ComponentName, Manifest, Phase, Role, graph_name
 from bundle.report import Likenesses
 from bundle.tensors import IMAGE_FEATURES
 from quant.quality.answers import measure_answers
-from quant.quality.embeddings import measure_embeddings
+from quant.quality.embeddings import measure_embeddings, runner_of
 from quant.quality.evaluation import (
     ALL_TASKS,
     Evaluation,
@@ -35,7 +35,7 @@ from quant.quality.evaluation import (
     require_kind,
 )
 from quant.quality.parity import Parity
-from runtime.one_request import DualEncoderRunner, VisionLanguageRunner
+from runtime.one_request import VisionLanguageRunner
 from runtime.settings import RuntimeSettings
 
 MIXED = "mixed"
@@ -294,10 +294,9 @@ def measure(
     Raises:
         QuantizationError: The samples are of the other kind.
     """
-    require_kind(evaluation, is_dual=parent.manifest.dual is not None)
-    if parent.manifest.dual is not None:
-        encoders = DualEncoderRunner(parent, settings), DualEncoderRunner(variant, settings)
-        return measure_embeddings(*encoders, evaluation, progress)
+    require_kind(evaluation, is_dual=parent.manifest.embeds)
+    if parent.manifest.embeds:
+        return measure_embeddings(runner_of(parent, settings), runner_of(variant, settings), evaluation, progress)
     # A float32 decoder has no attention on CUDA, and is the reference wherever it runs.
     on_host = settings.model_copy(update={"provider": "cpu"})
     models = VisionLanguageRunner(parent, on_host, whole_answers=True), VisionLanguageRunner(variant, settings)

@@ -34,6 +34,7 @@ class BlockCodes:
         zero_points: [N, blocks] uint8; None: 2^(bits-1) everywhere.
         offsets: [N, blocks] float32 added to every weight of a block; None: nothing is.
         rest: A second matrix of the same shape that is added to this one; None: there is none.
+        steps: [N, 1] float32 of which each scale of a row is 1 to 255; None: scales are any numbers.
     """
 
     codes: UInt8
@@ -42,6 +43,12 @@ class BlockCodes:
     zero_points: UInt8 | None = None
     offsets: Float32 | None = None
     rest: BlockCodes | None = None
+    steps: Float32 | None = None
+
+    @property
+    def scale_codes(self) -> UInt8:
+        """Return how many steps each scale is, [N, blocks] uint8, where there are steps."""
+        return np.asarray(np.rint(self.scales / np.asarray(self.steps)), np.uint8)
 
     @property
     def block_size(self) -> int:

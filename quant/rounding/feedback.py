@@ -14,7 +14,8 @@ the weights as the errors before it have left them. Ternary grids are so coarse 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -26,13 +27,17 @@ from quant.calibration.statistics import InputStatistics
 from quant.rounding.alignment import aligned
 from quant.rounding.block_codes import BlockCodes, UInt8, joined
 from quant.rounding.blockwise import refuse_not_finite
-from quant.rounding.grid import Fit, Grid
-from quant.rounding.rtn import fit_peak, fit_positive, fit_range
+from quant.rounding.grid import Grid
+from quant.rounding.rtn import MOST_STEPS, fit_peak, fit_positive, fit_range
 from quant.rounding.ternary import fit_optimal
 
 DAMPING = 0.01
 """Of G's mean diagonal, added to the diagonal, as in GPTQ: channels that never spoke have no say and no singularity."""
 
+
+_ROOM = 1.15
+"""Of a row's widest block before any error was fed to it: errors widen blocks."""
+_SMALLEST_STEP = 1e-12  # of a row that is all zero
 
 _COLUMNS_AT_ONCE = (
     128  # of a row with one grid: what is fed within them is a product of vectors, beyond them of matrices
@@ -47,12 +52,14 @@ class Feedback:
         fit: Finds the grid of a block.
         widths: Bits that the fit is made for.
         aligns: Fits the scales of a row once more, together, when all its codes stand.
+        codes_scales: The fit takes steps of rows, of which scales are whole multiples.
         needs_gram: True: calibration must have kept G.
     """
 
-    fit: Fit
+    fit: Callable[..., Grid]
     widths: tuple[int, ...]
     aligns: bool = False
+    codes_scales: bool = False
     needs_gram: ClassVar[bool] = True
 
     def __call__(self, rows: Float32, bits: int, block_size: int, inputs: InputStatistics | None = None) -> BlockCodes:
@@ -69,9 +76,20 @@ class Feedback:
         """
         refuse_not_finite(rows)
         gram = damped(gram_of(inputs, rows.shape[1]))
-        parts = _fed_forward(rows, gram, block_size, lambda block: self.fit(block, bits))
-        codes = joined([part.padded(block_size) for part in parts], axis=1)
+        steps = _steps(rows, bits, block_size) if self.codes_scales else None
+        fit = partial(self.fit, steps=steps) if self.codes_scales else self.fit
+        parts = _fed_forward(rows, gram, block_size, lambda block: fit(block, bits))
+        codes = replace(joined([part.padded(block_size) for part in parts], axis=1), steps=steps)
         return aligned(codes, rows, gram.astype(np.float32)) if self.aligns else codes
+
+
+def _steps(rows: Float32, bits: int, block_size: int) -> Float32:
+    """Return [N, 1] float32 of which the scales of a row's blocks will be whole multiples, some room above them."""
+    starts = range(0, rows.shape[1], block_size)
+    blocks = [rows[:, start : start + block_size] for start in starts]
+    spans = [np.maximum(block.max(axis=1), 0) - np.minimum(block.min(axis=1), 0) for block in blocks]
+    widest = np.max(spans, axis=0)[:, None] / ((1 << bits) - 1)
+    return np.asarray(np.maximum(widest * _ROOM / MOST_STEPS, _SMALLEST_STEP), np.float32)
 
 
 def round_rows_with_feedback(rows: Float32, grid: Grid, inputs: InputStatistics | None) -> UInt8:
@@ -147,4 +165,5 @@ def gram_of(inputs: InputStatistics | None, num_inputs: int) -> Float32:
 round_with_feedback = Feedback(fit_peak, widths=(2, 4, 8))
 round_positive_with_feedback = Feedback(fit_positive, widths=(4, 8))
 round_range_with_feedback = Feedback(fit_range, widths=(4, 8))
+round_coded_with_feedback = Feedback(fit_range, widths=(4, 8), codes_scales=True)
 round_ternary_with_feedback = Feedback(fit_optimal, widths=(2,), aligns=True)

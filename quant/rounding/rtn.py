@@ -33,10 +33,15 @@ def fit_positive(blocks: Float32, bits: int) -> StepGrid:
     return StepGrid(np.where(keeps_peak, coarse, fine), bits)
 
 
-def fit_range(blocks: Float32, bits: int) -> StepGrid:
+def fit_range(blocks: Float32, bits: int, steps: Float32 | None = None) -> StepGrid:
     """Return grids with zero points, from a block's smallest weight (or 0) to its largest (or 0).
 
     Each block's range is also tried somewhat narrower, and the one of the smallest squared error is taken.
+
+    Args:
+        blocks: [R, n] float32.
+        bits: Per code.
+        steps: [R, 1] float32: scales are 1 to 255 of these; None: scales are any numbers.
     """
     top = np.maximum(blocks.max(axis=1, keepdims=True), 0)
     bottom = np.minimum(blocks.min(axis=1, keepdims=True), 0)
@@ -44,8 +49,10 @@ def fit_range(blocks: Float32, bits: int) -> StepGrid:
     best: StepGrid | None = None
     for share in _RANGE_SHARES:
         scales = np.asarray((top - bottom) * share / last, np.float32)
-        steps = np.divide(-bottom, scales / share, out=np.zeros_like(scales), where=scales != 0)
-        grid = StepGrid(scales, bits, np.clip(np.rint(steps), 0, last).astype(np.uint8))
+        if steps is not None:
+            scales = np.asarray(np.clip(np.rint(scales / steps), 1, MOST_STEPS) * steps, np.float32)
+        zeros = np.divide(-bottom * share, scales, out=np.zeros_like(scales), where=scales != 0)
+        grid = StepGrid(scales, bits, np.clip(np.rint(zeros), 0, last).astype(np.uint8))
         best = grid if best is None else _better(blocks, best, grid)
     return best if best is not None else fit_peak(blocks, bits)
 
@@ -71,6 +78,8 @@ def _squared_error(blocks: Float32, scales: Float32, bits: int) -> Float32:
     return errors
 
 
+MOST_STEPS = 255
+"""Of a row, that a scale may be: a byte's."""
 _RANGE_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8)
 
 round_to_nearest = Blockwise(fit_peak, widths=(2, 4, 8))

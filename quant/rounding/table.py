@@ -37,6 +37,7 @@ ROUNDINGS = {
     "gptq": "quant.rounding.feedback:round_with_feedback",
     "gptq-positive": "quant.rounding.feedback:round_positive_with_feedback",
     "gptq-zeros": "quant.rounding.feedback:round_range_with_feedback",
+    "gptq-coded": "quant.rounding.feedback:round_coded_with_feedback",
     "ternary": "quant.rounding.ternary:round_to_ternary",
     "ternary-mean": "quant.rounding.ternary_mean:round_about_mean",
     "ternary-planes": "quant.rounding.planes:round_to_planes",

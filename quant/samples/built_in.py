@@ -84,7 +84,7 @@ def built_in_samples(bundle: Bundle, half: Half) -> Evaluation:
     photographs, note = _photographs(bundle, half)
     source = f"built-in {half} texts{note}"
     texts = texts_of(half)
-    if bundle.manifest.dual is not None:
+    if bundle.manifest.embeds:
         captions = [FileCaption(file, each.caption) for file, each in photographs]
         prose = [text.answer for text in texts if text.task in PROSE]
         return Evaluation(captions=captions, texts=prose, source=source, no_accuracy=_TOO_FEW)
@@ -150,7 +150,8 @@ def _fitting(questions: list[FileQuestion], bundle: Bundle) -> list[Question]:
 
 def _fits(question: FileQuestion, prompts: PromptBuilder, spec: ImageSpec, dims: DecoderDims) -> bool:
     """Say whether a question and its answer are within a model's context and can be spelled in its vocabulary."""
-    layouts = [spec.layout(*image.size) for image in question.images]
+    shown = spec.among(len(question.images))
+    layouts = [shown.layout(*image.size) for image in question.images]
     prompt = prompts.build(turns_of(question), layouts)
     ids = prompts.tokenizer.encode(question.answer)
     unknown = prompts.tokenizer.unknown_id

@@ -17,7 +17,7 @@ def offered_methods(manifest: Manifest, *, has_segments: bool = True) -> tuple[s
         manifest: Of the bundle.
         has_segments: Whether its segments are opened where it runs.
     """
-    if manifest.decoder is None:
+    if manifest.decoder is None or (manifest.image_prompt is not None and manifest.image_prompt.fills_memory):
         return ()
     has_tower = gives_tower(manifest.components[manifest.graph("vision_encoder")])
     before = (name for name, entry in METHODS.items() if has_tower or not entry.needs_tower)

@@ -68,8 +68,8 @@ def refuse_uncalibrated(name: str, form: Form, inputs: Mapping[str, InputStatist
     Raises:
         QuantizationError: The form has float inputs, and nobody knows which.
     """
-    if form.float_inputs and name not in inputs:
-        raise QuantizationError(f"{name}: which {form.float_inputs} inputs are loudest is known from calibration alone")
+    if form.loud_inputs and name not in inputs:
+        raise QuantizationError(f"{name}: which {form.loud_inputs} inputs are loudest is known from calibration alone")
 
 
 def split_rows(rows: Float32, form: Form, inputs: InputStatistics | None) -> Split:

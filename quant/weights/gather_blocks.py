@@ -18,6 +18,7 @@ beside, and put in their places by a product with a 0-1 matrix [k, D].
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -30,14 +31,15 @@ from graphs.store import CONTRIB, add_initializer, make_node, replace_node
 from quant.calibration.statistics import InputStatistics
 from quant.rounding.block_codes import pack
 from quant.rounding.table import load_rounding
+from quant.weights.doubled_inputs import double_rows, shortened
 from quant.weights.float_inputs import split_rows
 from quant.weights.layer_codes import LayerCodes, quantize_rows, refuse_rounding, round_layer
-from quant.weights.matmul_nbits import packed_zeros
+from quant.weights.matmul_nbits import packed_zeros, stored_scales
 from quant.weights.weight_pass import WeightPass
 
 WIDTHS = (4, 8)
 BLOCK_SIZES = (16, 32, 64, 128)
-ROUNDINGS = ("rtn", "rtn-positive", "gptq", "gptq-positive", "gptq-zeros")
+ROUNDINGS = ("rtn", "rtn-positive", "gptq", "gptq-positive", "gptq-zeros", "gptq-coded")
 """Those whose codes need no offsets; where errors are fed, they are those of the head that the table is tied to."""
 
 
@@ -53,6 +55,10 @@ def reference(ids: NDArray[np.int64], rows: Float32, form: Form, inputs: InputSt
     if form.block_size is None:
         codes, scales = quantize_rows(rows)
         return np.asarray(codes[ids].astype(np.float32) * scales[ids][..., None], np.float32)
+    if form.doubled_inputs:
+        longer = double_rows(rows, form, inputs)
+        blocks = load_rounding(form.rounding)(longer.rows, form.bits, form.block_size, longer.inputs)
+        return shortened(blocks.weights(longer.rows.shape[1]), longer.channels)[ids]
     split = split_rows(rows, form, inputs)
     blocks = load_rounding(form.rounding)(split.rows, form.bits, form.block_size, split.inputs)
     weights = blocks.weights(rows.shape[1])
@@ -87,6 +93,10 @@ class GatherBlocks(_TablePass):
         inputs: Of the head that a table is tied to, by the table's name, where it is rounded as the head is.
     """
 
+    def __init__(self, layers: Mapping[str, Form], inputs: Mapping[str, InputStatistics] | None = None) -> None:
+        self._scales: dict[str, ir.Value] = {}
+        super().__init__(layers, inputs)
+
     def check(self, name: str, form: Form) -> None:
         """Refuse widths, block sizes and roundings that the operator lacks."""
         if form.bits not in WIDTHS or form.block_size not in BLOCK_SIZES or form.rounding not in ROUNDINGS:
@@ -102,12 +112,14 @@ class GatherBlocks(_TablePass):
         name = f"{table.name}.int{form.bits}"
         if name not in graph.initializers:
             self._store(graph, table, form, name)
-        inputs = [graph.initializers[name], table.ids, graph.initializers[f"{table.name}.scale"]]
+        inputs = [graph.initializers[name], table.ids, self._scales[table.name]]
         if (zeros := f"{table.name}.zeros") in graph.initializers:
             inputs.append(graph.initializers[zeros])
         attributes = {"bits": form.bits, "block_size": block_size, "gather_axis": 0, "quantize_axis": 1}
         out = str(table.node.outputs[0].name)
         nodes = [make_node("GatherBlockQuantized", inputs, f"{out}.rows", attributes, CONTRIB)]
+        if (places := f"{table.name}.doubled_places") in graph.initializers:
+            nodes += _shorter(graph, table, nodes[0].outputs[0], graph.initializers[places])
         if (places := f"{table.name}.places") in graph.initializers:
             beside = _float_columns(graph, table, graph.initializers[places])
             nodes += [*beside, make_node("Add", [nodes[0].outputs[0], beside[-1].outputs[0]], f"{out}.whole")]
@@ -125,15 +137,33 @@ class GatherBlocks(_TablePass):
             )
         layer = self.codes(table, form)
         blocks = layer.codes
-        add_initializer(graph, name, pack(blocks.codes[:, : table.width], form.bits))
-        add_initializer(graph, f"{table.name}.scale", blocks.scales)
+        width = table.width + 2 * len(layer.doubled)
+        add_initializer(graph, name, pack(blocks.codes[:, :width], form.bits))
+        self._scales[table.name] = stored_scales(graph, table.name, blocks)
         if blocks.zero_points is not None:
             add_initializer(graph, f"{table.name}.zeros", packed_zeros(table.name, blocks))
+        if len(layer.doubled):
+            places = np.zeros((2 * len(layer.doubled), table.width), np.float32)
+            places[np.arange(len(places)), np.tile(layer.doubled, 2)] = 1
+            add_initializer(graph, f"{table.name}.doubled_places", places)
         if len(layer.channels):
             places = np.zeros((len(layer.channels), table.width), np.float32)
             places[np.arange(len(layer.channels)), layer.channels] = 1
             add_initializer(graph, f"{table.name}.places", places)
             add_initializer(graph, f"{table.name}.float", layer.float_rows.astype(np.float16))
+
+
+def _shorter(graph: ir.Graph, table: Table, rows: ir.Value, places: ir.Value) -> list[ir.Node]:
+    """Return the nodes that make rows [..., K + 2k] those of the table [..., K]: what is doubled goes to its places."""
+    out, width = str(table.node.outputs[0].name), table.width
+    numbers = {
+        name: add_initializer(graph, f"{table.name}.{name}", np.array([at], np.int64))
+        for name, at in (("start", 0), ("width", width), ("end", width + 2 * width), ("axis", -1))
+    }
+    first = make_node("Slice", [rows, numbers["start"], numbers["width"], numbers["axis"]], f"{out}.first")
+    behind = make_node("Slice", [rows, numbers["width"], numbers["end"], numbers["axis"]], f"{out}.behind")
+    placed = make_node("MatMul", [behind.outputs[0], places], f"{out}.placed")
+    return [first, behind, placed, make_node("Add", [first.outputs[0], placed.outputs[0]], f"{out}.whole")]
 
 
 def _float_columns(graph: ir.Graph, table: Table, places: ir.Value) -> list[ir.Node]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from quant.rounding.block_codes import BlockCodes
 from quant.rounding.feedback import round_rows_with_feedback
 from quant.rounding.grid import StepGrid
 from quant.rounding.table import load_rounding
+from quant.weights.doubled_inputs import double_rows, shortened
 from quant.weights.float_inputs import Channels, Split, refuse_uncalibrated, split_rows
 
 LEVELS = 127
@@ -32,14 +33,16 @@ class LayerCodes:
     """A layer in blocks of codes, and the inputs that stay in float.
 
     Attributes:
-        codes: Of all other weights.
+        codes: Of all other weights; [N, K + 2k] where k inputs are doubled.
         channels: [k] int64, the inputs in float.
         float_rows: [N, k] float32, their weights.
+        doubled: [k] int64, the inputs whose weights stand twice behind the others.
     """
 
     codes: BlockCodes
     channels: Channels
     float_rows: Float32
+    doubled: Channels = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @classmethod
     def without_float(cls, codes: BlockCodes) -> LayerCodes:
@@ -48,6 +51,8 @@ class LayerCodes:
 
     def weights(self, num_inputs: int) -> Float32:
         """Return the matrix [N, K] float32 that this stands for; K is `num_inputs`."""
+        if len(self.doubled):
+            return shortened(self.codes.weights(num_inputs + 2 * len(self.doubled)), self.doubled)
         return _put_back(self.codes.weights(num_inputs), self.channels, self.float_rows)
 
 
@@ -108,11 +113,19 @@ def round_layer(
     """
     try:
         rows = layer.rows()
+        if form.doubled_inputs:
+            return _doubled(rows, form, block_size, inputs.get(layer.name))
         split = split_rows(rows, form, inputs.get(layer.name))
         codes = load_rounding(form.rounding)(split.rows, form.bits, block_size, split.inputs)
         return LayerCodes(codes, *_finished(split, lambda: codes.weights(rows.shape[1])))
     except QuantizationError as error:
         raise QuantizationError(f"{layer.name}: {error}") from error
+
+
+def _doubled(rows: Float32, form: Form, block_size: int, inputs: InputStatistics | None) -> LayerCodes:
+    longer = double_rows(rows, form, inputs)
+    codes = load_rounding(form.rounding)(longer.rows, form.bits, block_size, longer.inputs)
+    return replace(LayerCodes.without_float(codes), doubled=longer.channels)
 
 
 def round_rows(rows: Float32, form: Form, inputs: InputStatistics | None) -> RowCodes:

@@ -30,6 +30,7 @@ from graphs.store import CONTRIB, add_initializer, add_new_initializer, make_nod
 from quant.calibration.statistics import InputStatistics
 from quant.rounding.block_codes import BlockCodes, UInt8, pack
 from quant.rounding.table import load_rounding
+from quant.weights.doubled_inputs import DoubledInputs, double_rows, lengthened
 from quant.weights.float_inputs import FloatInputs, split_rows
 from quant.weights.layer_codes import LayerCodes, refuse_rounding, round_layer
 from quant.weights.weight_pass import WeightPass
@@ -91,6 +92,15 @@ def reference(
         magnitude, as MLAS does; those that meet offsets are not.
     """
     block_size = refuse_cliffs("reference", form, accuracy_level)
+    if form.doubled_inputs:
+        longer = double_rows(rows, form, inputs)
+        return reference(
+            lengthened(x, longer.channels),
+            longer.rows,
+            replace(form, doubled_inputs=0),
+            accuracy_level,
+            longer.inputs,
+        )
     split = split_rows(rows, form, inputs)
     codes = load_rounding(form.rounding)(split.rows, form.bits, block_size, split.inputs)
     quiet = np.array(x, np.float32)
@@ -158,38 +168,39 @@ class MatMulNBits(WeightPass):
     def rewrite(self, graph: ir.Graph) -> None:
         """Replace the layers; a weight that two of them read is rounded and packed once."""
         stored: dict[str, _StoredLayer] = {}
-        sums, beside = _BlockSums(), FloatInputs()
+        beside = _Beside(_BlockSums(), FloatInputs(), DoubledInputs())
         for linear in find_linears(graph):
             form = self._forms.get(linear.name)
             if form is not None:
                 if linear.name not in stored:
                     block_size = refuse_cliffs(linear.name, form, self._accuracy_level)
                     layer = self.codes(linear, form, block_size)
-                    planes = [_stored(graph, linear.name, *each) for each in enumerate(layer.codes.planes)]
+                    num_inputs = linear.num_inputs + 2 * len(layer.doubled)
+                    planes = [_stored(graph, linear.name, num_inputs, *each) for each in enumerate(layer.codes.planes)]
                     stored[linear.name] = _StoredLayer(planes, layer)
-                self._replace(graph, linear, stored[linear.name], sums, beside)
+                self._replace(graph, linear, stored[linear.name], beside)
                 graph.opset_imports[CONTRIB] = 1
 
     def codes(self, linear: Linear, form: Form, block_size: int) -> LayerCodes:
         """Return a layer's weights in codes: rounded, unless who has them says otherwise."""
         return round_layer(linear, form, block_size, self._inputs)
 
-    def _replace(
-        self, graph: ir.Graph, linear: Linear, layer: _StoredLayer, sums: _BlockSums, beside: FloatInputs
-    ) -> None:
+    def _replace(self, graph: ir.Graph, linear: Linear, layer: _StoredLayer, beside: _Beside) -> None:
         """Put the sum of the planes' products, of offsets and of float inputs in the place of a layer's node."""
         name, x = str(linear.node.outputs[0].name), linear.input
-        apart = beside.apart(graph, linear, layer.codes.channels) if len(layer.codes.channels) else None
+        if len(layer.codes.doubled):
+            x = beside.doubled.longer(graph, linear, layer.codes.doubled)
+        apart = beside.floats.apart(graph, linear, layer.codes.channels) if len(layer.codes.channels) else None
         if apart is not None:
             x = apart.quiet
         nodes = [self._product(linear, x, plane, f"{name}.product{plane.suffix}") for plane in layer.planes]
         terms = [node.outputs[0] for node in nodes]
         if apart is not None:
-            nodes += beside.product(graph, linear, apart, layer.codes.float_rows)
+            nodes += beside.floats.product(graph, linear, apart, layer.codes.float_rows)
             terms.append(nodes[-1].outputs[0])
         for plane in layer.planes:
             if plane.offsets is not None:
-                block_sums = sums.of(graph, linear, plane.block_size)
+                block_sums = beside.sums.of(graph, linear, plane.block_size)
                 nodes.append(make_node("MatMul", [block_sums, plane.offsets], f"{name}.offset{plane.suffix}"))
                 terms.append(nodes[-1].outputs[0])
         if linear.bias is not None:
@@ -202,7 +213,7 @@ class MatMulNBits(WeightPass):
 
     def _product(self, linear: Linear, x: ir.Value, plane: _StoredPlane, name: str) -> ir.Node:
         attributes = {
-            "K": linear.num_inputs,
+            "K": plane.num_inputs,
             "N": linear.num_outputs,
             "bits": plane.bits,
             "block_size": plane.block_size,
@@ -221,6 +232,7 @@ class _StoredPlane:
         weight: Packed codes [N, blocks, bytes], scales [N, blocks], and packed zero points where blocks have them.
         offsets: [blocks, N]; None: there are none.
         suffix: Tells the planes of one layer apart in names.
+        num_inputs: K of the operator.
     """
 
     bits: int
@@ -228,6 +240,22 @@ class _StoredPlane:
     weight: list[ir.Value]
     offsets: ir.Value | None
     suffix: str
+    num_inputs: int
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """What layers that read one input share of a graph's nodes.
+
+    Attributes:
+        sums: Of the input's blocks.
+        floats: The input taken apart.
+        doubled: The input with its loudest channels twice behind it.
+    """
+
+    sums: _BlockSums
+    floats: FloatInputs
+    doubled: DoubledInputs
 
 
 @dataclass(frozen=True)
@@ -243,18 +271,33 @@ class _StoredLayer:
     codes: LayerCodes
 
 
-def _stored(graph: ir.Graph, layer: str, at: int, plane: BlockCodes) -> _StoredPlane:
+def _stored(graph: ir.Graph, layer: str, num_inputs: int, at: int, plane: BlockCodes) -> _StoredPlane:
     """Keep one plane of a layer in the graph."""
     suffix = f".plane{at}" if at else ""
     name, shape = f"{layer}{suffix}", plane.scales.shape
     weight = [
         add_new_initializer(graph, f"{name}.int{plane.bits}", pack(plane.codes, plane.bits).reshape(*shape, -1)),
-        add_new_initializer(graph, f"{name}.scale", plane.scales),
+        stored_scales(graph, name, plane),
     ]
     if plane.zero_points is not None:
         weight.append(add_new_initializer(graph, f"{name}.zeros", packed_zeros(name, plane)))
     offsets = None if plane.offsets is None else add_new_initializer(graph, f"{name}.offset", plane.offsets.T)
-    return _StoredPlane(plane.bits, plane.block_size, weight, offsets, suffix)
+    return _StoredPlane(plane.bits, plane.block_size, weight, offsets, suffix, num_inputs)
+
+
+def stored_scales(graph: ir.Graph, name: str, plane: BlockCodes) -> ir.Value:
+    """Return the scales [N, blocks] float32 of a plane, kept in the graph as codes of its rows' steps where it has any.
+
+    A runtime multiplies them when it loads the graph, and never again.
+    """
+    if plane.steps is None:
+        return add_new_initializer(graph, f"{name}.scale", plane.scales)
+    codes = add_new_initializer(graph, f"{name}.scale_codes", plane.scale_codes)
+    steps = add_new_initializer(graph, f"{name}.scale_steps", plane.steps)
+    numbers = make_node("Cast", [codes], f"{codes.name}.numbers", {"to": int(ir.DataType.FLOAT)})
+    scales = make_node("Mul", [numbers.outputs[0], steps], f"{codes.name}.scale")
+    graph.insert_before(graph[0], [numbers, scales])
+    return scales.outputs[0]
 
 
 def packed_zeros(name: str, plane: BlockCodes) -> UInt8:

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from bundle.errors import PocketVLMError
+from bundle.grounding import Grounded
 from serving.api.deadline import Deadline
 from serving.api.disconnect import close, contained, finish_within, until_disconnect
 from serving.api.events import comment
@@ -39,6 +40,7 @@ class Piece:
         logprobs: Of the tokens that the event is of.
         reason: Why the choice ended; its last piece has one, and no other.
         stopped_by: The stop text that ended it.
+        grounded: What the choice says and where that lies, with its last piece.
     """
 
     index: int
@@ -46,6 +48,7 @@ class Piece:
     logprobs: tuple[TokenLogprob, ...] = ()
     reason: Ending | None = None
     stopped_by: str | None = None
+    grounded: Grounded | None = None
 
 
 @dataclass
@@ -73,12 +76,14 @@ class Gathered:
         logprobs: Of the tokens so far.
         reason: Why it ended, once it has.
         stopped_by: The stop text that ended it.
+        grounded: What it says and where that lies; None where the model says no boxes.
     """
 
     items: list[GatheredText | GatheredCall] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     reason: Ending | None = None
     stopped_by: str | None = None
+    grounded: Grounded | None = None
 
     @property
     def text(self) -> str:
@@ -95,7 +100,7 @@ class Gathered:
         for said in piece.said:
             self._add(said)
         self.logprobs += piece.logprobs
-        self.reason, self.stopped_by = piece.reason, piece.stopped_by
+        self.reason, self.stopped_by, self.grounded = piece.reason, piece.stopped_by, piece.grounded
 
     def _add(self, said: Said) -> None:
         last = self.items[-1] if self.items else None
@@ -276,14 +281,14 @@ class Answering:
     def _read(self, event: TokenEvent) -> Piece:
         if not self.readers:
             said = (SaidText(event.text),) if event.text else ()
-            return Piece(event.index, said, event.logprobs, event.reason, event.stopped_by)
+            return Piece(event.index, said, event.logprobs, event.reason, event.stopped_by, event.grounded)
         reader = self.readers[event.index]
         found = reader.push(event.text)
         if event.reason:
             found += reader.finish()
         calls = event.reason == "stop" and event.stopped_by is None and reader.num_calls
         reason = "tool_calls" if calls else event.reason
-        return Piece(event.index, tuple(found), event.logprobs, reason, event.stopped_by)
+        return Piece(event.index, tuple(found), event.logprobs, reason, event.stopped_by, event.grounded)
 
 
 class EventStream(Response):

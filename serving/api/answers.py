@@ -85,13 +85,36 @@ class AnsweredCall(Answer):
     function: CalledFunction
 
 
+class GroundedPart(Answer):
+    """A part of `grounding.text` and its boxes: left, top, right, bottom, as shares of the image's width and height.
+
+    Boxes without words have no text, and stand where `start` and `end` say.
+    """
+
+    text: str | None
+    start: int
+    end: int
+    boxes: list[tuple[float, float, float, float]] = Field(min_length=1)
+
+
+class Grounding(Answer):
+    """What an answer says without the marks of boxes in its content, and where that lies."""
+
+    text: str
+    objects: list[GroundedPart]
+
+
 class AssistantAnswer(Answer):
-    """What the model said and calls; may be sent back as the next turn's history."""
+    """What the model said and calls; may be sent back as the next turn's history.
+
+    Models that say boxes have `grounding`.
+    """
 
     role: Literal["assistant"]
     content: str | None
     refusal: None
     tool_calls: list[AnsweredCall] = Field(default_factory=list)
+    grounding: Grounding | None = None
 
 
 class TokenChance(Answer):
@@ -156,11 +179,12 @@ class CallDelta(Answer):
 
 
 class ChatDelta(Answer):
-    """What an event adds to the answer: its role first, then its text, and its calls."""
+    """What an event adds to the answer: its role first, then its text, and its calls; boxes with the last."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
     tool_calls: list[CallDelta] = Field(default_factory=list)
+    grounding: Grounding | None = None
 
 
 class ChunkChoice(Answer):
@@ -259,20 +283,29 @@ class Embedding(Answer):
     embedding: list[float] | str
 
 
+class TokenEmbeddings(Answer):
+    """A vector of unit length for every token of an input, each as an `Embedding` has its own."""
+
+    object: Literal["embedding"]
+    index: int
+    embeddings: list[list[float] | str]
+
+
 class EmbeddingList(Answer):
-    """One vector per input, in their order."""
+    """What each input became, in their order."""
 
     object: Literal["list"]
     model: str
-    data: list[Embedding]
+    data: list[Embedding | TokenEmbeddings]
     usage: TextUsage
 
 
 class RankedDocument(Answer):
-    """A document again: its text, or that it is an image."""
+    """A document again: its text, or that it is an image, or both of several parts."""
 
     text: str | None = None
     type: Literal["image"] | None = None
+    content: list[RankedDocument] | None = None
 
 
 class RankedResult(Answer):
@@ -345,6 +378,7 @@ class Capabilities(Answer):
     video: bool
     images: bool
     embeddings: bool
+    rerank: bool
     classify: bool
 
 
@@ -431,7 +465,8 @@ class Prefix(Answer):
     """The beginning of a conversation, kept under a name; `created` is in Unix time.
 
     `prompt_tokens`: of its messages, with what opens an answer; those of images are part of them. `method` says what is
-    kept, `size_bytes` how much, and `cache_rows` what a request behind it begins with in each layer.
+    kept, `size_bytes` how much, `cache_rows` what a request behind it begins with in each layer, and `replaced_heads`
+    how many attention heads a task vector replaces.
     """
 
     object: Literal["prefix"]
@@ -440,9 +475,10 @@ class Prefix(Answer):
     created: int
     prompt_tokens: int
     image_tokens: int
-    method: Literal["plain", "fused"]
+    method: Literal["plain", "fused", "task-vectors"]
     cache_rows: int
     size_bytes: int
+    replaced_heads: int
 
 
 class PrefixList(Answer):

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 
 from bundle.errors import ParameterError
 from serving.api.answering import Answering, EventStream, Piece
-from serving.api.choices import choice_body, deltas, logprobs_body, role_body, whole_body
+from serving.api.choices import choice_body, deltas, grounding_body, logprobs_body, role_body, whole_body
 from serving.api.conversation import conversation_of
 from serving.api.disconnect import until_disconnect
 from serving.api.errors import error_body
@@ -121,7 +121,8 @@ class ChatForm:
             yield self._choicedata_event(choice_body(piece.index, delta, told, None))
             logprobs = ()
         if piece.reason:
-            yield self._choicedata_event(choice_body(piece.index, {}, None, piece.reason))
+            delta = {} if piece.grounded is None else {"grounding": grounding_body(piece.grounded)}
+            yield self._choicedata_event(choice_body(piece.index, delta, None, piece.reason))
 
     def end(self, finished: FinishedEvent) -> Iterator[bytes]:
         """Yield the counts, where they were asked for, and the end."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from bundle.grounding import Grounded
 from serving.api.answering import Ending, Gathered
 from serving.api.tool_calls import CallBegun, Said, SaidText
 from serving.protocol import TokenLogprob
@@ -16,12 +17,23 @@ def whole_body(index: int, choice: Gathered, tells_logprobs: bool) -> dict[str, 
     if choice.calls:
         calls = [_call_body(call.id, call.name, call.arguments) for call in choice.calls]
         message = {**message, "content": choice.text or None, "tool_calls": calls}
+    if choice.grounded is not None:
+        message["grounding"] = grounding_body(choice.grounded)
     return {
         "index": index,
         "message": message,
         "logprobs": logprobs_body(choice.logprobs) if tells_logprobs else None,
         "finish_reason": choice.reason,
     }
+
+
+def grounding_body(grounded: Grounded) -> dict[str, Any]:
+    """Return what is said without marks, and where that lies."""
+    objects = [
+        {"text": each.text, "start": each.start, "end": each.end, "boxes": [list(box) for box in each.boxes]}
+        for each in grounded.objects
+    ]
+    return {"text": grounded.text, "objects": objects}
 
 
 def role_body(index: int) -> dict[str, Any]:

@@ -115,5 +115,14 @@ class ProcessorOptions(VideoSampling):
 Content = Annotated[TextContent | ImageContent, Field(discriminator="type")]
 ShownContent = Annotated[TextContent | ImageContent | VideoContent | FramesContent, Field(discriminator="type")]
 _AtMostParts = at_most("max_parts", "parts")
+Parts = Annotated[list[Content], Field(min_length=1, fail_fast=True), _AtMostParts]
+
+
+class JoinedContent(Strict):
+    """Texts and images that are read as one input, as vLLM writes them."""
+
+    content: Parts
+
+
 Texts = Annotated[list[TextContent], Field(fail_fast=True), _AtMostParts]
 Contents = Annotated[list[ShownContent], Field(fail_fast=True), _AtMostParts]

@@ -15,8 +15,8 @@ from fastapi.responses import JSONResponse, Response
 from bundle.manifest import EMBEDDING_TASKS
 from serving.api.disconnect import contained, until_disconnect
 from serving.api.schemas import EmbeddingRequest
-from serving.api.service import Service, check_count, count_prompt, new_id
-from serving.protocol import EmbedRequest, EmbedResult, ImagePart
+from serving.api.service import Service, check_images, count_prompt, new_id
+from serving.protocol import EmbedRequest, EmbedResult
 
 
 def embeddings_router(service: Service) -> APIRouter:
@@ -52,9 +52,17 @@ class _Asked:
 
 def _asked(service: Service, body: EmbeddingRequest) -> _Asked:
     source = "input" if body.messages is None else "messages"
-    parts = tuple(service.part(content, f"{source}.{index}") for index, content in enumerate(body.contents()))
-    check_count(sum(isinstance(part, ImagePart) for part in parts), service.settings.max_images, source, "images")
-    request = EmbedRequest(new_id("embd"), body.model or "", parts, body.dimensions)
+    parts = tuple(service.embedded(content, f"{source}.{index}") for index, content in enumerate(body.contents()))
+    check_images(service, parts, source)
+    request = EmbedRequest(
+        new_id("embd"),
+        body.model or "",
+        parts,
+        body.dimensions,
+        body.truncate_prompt_tokens,
+        () if body.input_type is None else (body.input_type,) * len(parts),
+        body.instruction,
+    )
     return _Asked(request, body.encoding_format or "float")
 
 
@@ -65,8 +73,15 @@ def _body(service: Service, request: Request, asked: _Asked, result: EmbedResult
     return {"object": "list", "model": model, "data": data, "usage": usage}
 
 
-def _item(index: int, row: npt.NDArray[np.float32], encoding: str) -> dict[str, Any]:
-    """Return one embedding: a list of numbers, or the base64 of its little-endian float32 bytes."""
-    raw = row.astype("<f4", copy=False)
-    embedding = raw.tolist() if encoding == "float" else base64.b64encode(raw.tobytes()).decode()
-    return {"object": "embedding", "index": index, "embedding": embedding}
+def _item(index: int, vectors: npt.NDArray[np.float32], encoding: str) -> dict[str, Any]:
+    """Return one embedding; several vectors of one input stand under the name that Jina's clients know."""
+    item = {"object": "embedding", "index": index}
+    if vectors.ndim == 1:
+        return {**item, "embedding": _encoded(vectors, encoding)}
+    return {**item, "embeddings": [_encoded(row, encoding) for row in vectors]}
+
+
+def _encoded(vector: npt.NDArray[np.float32], encoding: str) -> list[float] | str:
+    """Return a list of numbers, or the base64 of its little-endian float32 bytes."""
+    raw = vector.astype("<f4", copy=False)
+    return raw.tolist() if encoding == "float" else base64.b64encode(raw.tobytes()).decode()

@@ -3,7 +3,8 @@
 A plain prefix is its messages. A request that names one is answered as if it had sent them before its own, so that
 answers are the same by construction; what saves time is that its features and rows are found again where they were
 kept. Making one reads it once, which puts them there. A fused one is what the engine left of its messages: the rows of
-their text, which a request begins with; what it showed is not kept.
+their text, which a request begins with; what it showed is not kept. A task vector is what demonstrations left in a few
+attention heads, which give it again when a request is answered.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from serving.protocol import (
     Message,
     SamplingParams,
     TextPart,
+    Usage,
     VisionReduction,
 )
 
@@ -56,20 +58,21 @@ def prefixes_router(service: Service, store: PrefixStore) -> APIRouter:
         content = body.model_dump_json(exclude_unset=True).encode()
         await _on_disk(service, deadline, lambda: store.check_room(body.name, len(content)))
         sampling = SamplingParams(max_tokens=1, temperature=0.0)
-        fuses, vision = body.method == "fused", body.vision
+        fuses, learns, vision = body.method == "fused", body.method == "task-vectors", body.vision
         asked = GenerateRequest(
             new_id("prefix"),
             body.model or "",
             messages,
             sampling,
-            kv=_ALL_ROWS if fuses else None,
+            kv=_ALL_ROWS if fuses or learns else None,
             vision=None if vision is None else VisionReduction(vision.method, vision.keep),
             fuses=fuses,
+            learns=learns,
         )
         answering = await Answering.begin(service, request, asked, deadline)
         _, finished = await until_disconnect(request.receive, answering.whole())
         usage = finished.usage
-        if fuses:
+        if fuses or learns:
             content = _fused(finished)
         facts = PrefixFacts(
             body.name,
@@ -78,8 +81,9 @@ def prefixes_router(service: Service, store: PrefixStore) -> APIRouter:
             usage.prompt_tokens,
             usage.image_tokens,
             body.method,
-            usage.prompt_tokens - usage.kept_image_tokens if fuses else usage.cache_rows_after,
+            _rows(body.method, usage),
             len(content),
+            finished.replaced_heads,
         )
         await _on_disk(service, deadline, lambda: store.add(facts, content))
         return JSONResponse(_told(facts))
@@ -136,7 +140,7 @@ async def behind_prefix(
     facts, content = await _on_disk(service, deadline, lambda: store.read(name))
     if facts.model != model:
         raise ParameterError(f"prefix {name!r} was made for the model {facts.model!r}, not {model!r}", "prefix")
-    if facts.method == "fused":
+    if facts.method != "plain":
         check_reduces_something(asked)
         return replace(asked, behind=content)
     messages = await _on_disk(service, deadline, lambda: _begun(service, content))
@@ -166,9 +170,16 @@ def _begun(service: Service, content: bytes) -> tuple[Message, ...]:
     return _asked(service, parse_body([content], PrefixRequest, service.settings))[1]
 
 
+def _rows(method: str, usage: Usage) -> int:
+    """Return what a request behind a prefix begins with in each layer."""
+    if method == "plain":
+        return usage.cache_rows_after
+    return usage.prompt_tokens - usage.kept_image_tokens if method == "fused" else 0
+
+
 def _fused(finished: FinishedEvent) -> bytes:
     if finished.fused is None:
-        raise EngineDeadError("the engine read the prefix and gave no rows of it; send it again")
+        raise EngineDeadError("the engine read the prefix and gave nothing of it; send it again")
     return finished.fused
 
 

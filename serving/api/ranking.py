@@ -1,6 +1,8 @@
-"""`POST /v1/rerank` and `POST /v1/score`: how near texts and images are to each other, by a dual encoder's vectors.
+"""`POST /v1/rerank` and `POST /v1/score`: how near texts and images are to each other, by a model's vectors.
 
-A score is the dot product of two unit vectors, between -1 and 1. No model here reads two texts together.
+A score is the dot product of two unit vectors, between -1 and 1; of a model with a vector for every token the late
+interaction of both inputs, between minus and plus the number of the query's tokens; of a cross-encoder, which reads a
+text and an image together, between 0 and 1.
 """
 
 from __future__ import annotations
@@ -11,20 +13,22 @@ from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
+import numpy.typing as npt
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field, model_validator
 
 from bundle.errors import ParameterError
-from bundle.manifest import EMBEDDING_TASKS
-from serving.api.contents import ImageContent, TextContent
+from bundle.manifest import RANKING_TASKS, InputType
+from bundle.similarity import similarity
+from serving.api.contents import ImageContent, JoinedContent, TextContent
 from serving.api.deadline import Deadline
 from serving.api.disconnect import contained, until_disconnect
 from serving.api.fields import Name, Off, Strict, Text, at_most
 from serving.api.images import image_part
-from serving.api.schemas import NonEmptyText
-from serving.api.service import Service, check_count, count_prompt, new_id
-from serving.protocol import EmbedRequest, EmbedResult, ImagePart, TextPart
+from serving.api.schemas import MostTokens, NonEmptyText
+from serving.api.service import Service, check_images, count_prompt, new_id
+from serving.protocol import EmbedInput, EmbedRequest, ScoreRequest, TextPart
 
 
 class TextDocument(Strict):
@@ -39,7 +43,7 @@ class ImageDocument(Strict):
     image: str
 
 
-Document = NonEmptyText | TextDocument | ImageDocument | TextContent | ImageContent
+Document = NonEmptyText | TextDocument | ImageDocument | TextContent | ImageContent | JoinedContent
 _AtMostInputs = at_most("max_inputs", "inputs")
 Documents = Annotated[list[Document], Field(min_length=1, fail_fast=True), _AtMostInputs]
 
@@ -56,7 +60,8 @@ class RerankBody(Strict):
     top_n: int | None = Field(default=None, ge=1)
     return_documents: bool | None = None
     user: Text | None = None
-    truncate_prompt_tokens: Off = None
+    truncate_prompt_tokens: MostTokens | None = None
+    instruction: NonEmptyText | None = None
     max_chunks_per_doc: Off = None
     max_tokens_per_doc: Off = None
 
@@ -68,7 +73,8 @@ class ScoreBody(Strict):
     text_1: Document | Documents
     text_2: Document | Documents
     user: Text | None = None
-    truncate_prompt_tokens: Off = None
+    truncate_prompt_tokens: MostTokens | None = None
+    instruction: NonEmptyText | None = None
 
     @model_validator(mode="after")
     def _check_pairs(self) -> ScoreBody:
@@ -95,6 +101,29 @@ class _Asked:
     top_n: int | None = None
 
 
+Scores = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """What came of it.
+
+    Attributes:
+        model: As the answer tells it.
+        scores: [n].
+        num_tokens: That were read.
+    """
+
+    model: str
+    scores: Scores
+    num_tokens: int
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """As the answer tells it."""
+        return {"prompt_tokens": self.num_tokens, "total_tokens": self.num_tokens}
+
+
 def ranking_router(service: Service) -> APIRouter:
     """Return both routes."""
     router = APIRouter(tags=["ranking"])
@@ -104,44 +133,60 @@ def ranking_router(service: Service) -> APIRouter:
         """Order texts and images by their nearness to a query, the nearest first."""
         deadline = service.deadline(request)
         asked = await service.read(request, deadline, RerankBody, partial(_to_rank, service))
-        model, result = await _embedded(service, request, deadline, asked)
-        scores = _scores(result, asked.num_first)
-        order = np.argsort(-scores, kind="stable")[: asked.top_n]
-        results = [_result(int(place), float(scores[place]), asked.documents) for place in order]
-        usage = {"prompt_tokens": result.prompt_tokens, "total_tokens": result.prompt_tokens}
-        return JSONResponse({"id": asked.request.request_id, "model": model, "results": results, "usage": usage})
+        found = await _scored(service, request, deadline, asked)
+        order = np.argsort(-found.scores, kind="stable")[: asked.top_n]
+        results = [_result(int(place), float(found.scores[place]), asked.documents) for place in order]
+        head = {"id": asked.request.request_id, "model": found.model}
+        return JSONResponse({**head, "results": results, "usage": found.usage})
 
     @router.post("/v1/score")
     async def score(request: Request) -> Response:
         """Tell how near texts and images are to each other."""
         deadline = service.deadline(request)
         asked = await service.read(request, deadline, ScoreBody, partial(_to_score, service))
-        model, result = await _embedded(service, request, deadline, asked)
-        data = [
-            {"index": index, "object": "score", "score": float(each)}
-            for index, each in enumerate(_scores(result, asked.num_first))
-        ]
-        usage = {"prompt_tokens": result.prompt_tokens, "total_tokens": result.prompt_tokens}
-        head = {"id": asked.request.request_id, "object": "list", "created": service.started_s, "model": model}
-        return JSONResponse({**head, "data": data, "usage": usage})
+        found = await _scored(service, request, deadline, asked)
+        data = [{"index": index, "object": "score", "score": float(each)} for index, each in enumerate(found.scores)]
+        head = {"id": asked.request.request_id, "object": "list", "created": service.started_s, "model": found.model}
+        return JSONResponse({**head, "data": data, "usage": found.usage})
 
     return router
 
 
-async def _embedded(service: Service, request: Request, deadline: Deadline, asked: _Asked) -> tuple[str, EmbedResult]:
-    """Return the name that the answer tells, and all vectors."""
-    model = await service.choose(request, asked.request.model, *EMBEDDING_TASKS)
+async def _scored(service: Service, request: Request, deadline: Deadline, asked: _Asked) -> _Scored:
+    """Return what the model makes of the pairs: of each input's vectors, or of both inputs read together."""
+    model = await service.choose(request, asked.request.model, *RANKING_TASKS)
+    reads_pairs = (await service.card(model)).task == "cross-encoder"
+    work = _read_together(service, model, asked) if reads_pairs else _compared(service, model, asked)
     with service.metrics.one_answer(model):
-        work = deadline.finish(contained(service.client.embed(replace(asked.request, model=model))))
-        result = await until_disconnect(request.receive, work)
-    count_prompt(service, request, result.prompt_tokens)
-    return asked.request.model or model, result
+        scores, num_tokens = await until_disconnect(request.receive, deadline.finish(contained(work)))
+    count_prompt(service, request, num_tokens)
+    return _Scored(asked.request.model or model, scores, num_tokens)
 
 
-def _scores(result: EmbedResult, num_first: int) -> Any:
-    """Return [n] the dot product of each of the others with the only first one, or with its own."""
+async def _compared(service: Service, model: str, asked: _Asked) -> tuple[Scores, int]:
+    """Return [n] how near each of the others is to the only first one, or to its own, and the tokens of all."""
+    result = await service.client.embed(replace(asked.request, model=model))
+    num_first = asked.num_first
     first, others = result.embeddings[:num_first], result.embeddings[num_first:]
-    return np.einsum("ij,ij->i", np.broadcast_to(first, others.shape), others)
+    scores = [similarity(first[place % num_first], each) for place, each in enumerate(others)]
+    return np.array(scores), result.prompt_tokens
+
+
+async def _read_together(service: Service, model: str, asked: _Asked) -> tuple[Scores, int]:
+    """Return [n] a cross-encoder's scores, and the tokens of the texts.
+
+    Raises:
+        ParameterError: An instruction, which it has no place for.
+    """
+    embedded = asked.request
+    if embedded.instruction is not None:
+        raise ParameterError(
+            f"instruction: {model} is a cross-encoder, which is told none; leave it out", "instruction"
+        )
+    first, others = embedded.inputs[: asked.num_first], embedded.inputs[asked.num_first :]
+    pairs = tuple((first[place % asked.num_first], each) for place, each in enumerate(others))
+    result = await service.client.score(ScoreRequest(embedded.request_id, model, pairs, embedded.truncate_tokens))
+    return np.asarray(result.scores, np.float64), result.prompt_tokens
 
 
 def _result(index: int, score: float, documents: Sequence[dict[str, Any]] | None) -> dict[str, Any]:
@@ -152,35 +197,46 @@ def _result(index: int, score: float, documents: Sequence[dict[str, Any]] | None
 def _to_rank(service: Service, body: RerankBody) -> _Asked:
     parts = [_part(service, body.query, "query")]
     parts += [_part(service, each, f"documents.{index}") for index, each in enumerate(body.documents)]
-    _check_images(service, parts, "documents")
+    check_images(service, parts, "documents")
     told = None if body.return_documents is False else [_told(each) for each in body.documents]
-    return _Asked(EmbedRequest(new_id("rerank"), body.model or "", tuple(parts)), 1, told, body.top_n)
+    return _Asked(_request("rerank", body, parts, 1), 1, told, body.top_n)
 
 
 def _to_score(service: Service, body: ScoreBody) -> _Asked:
     first, others = _listed(body.text_1), _listed(body.text_2)
     parts = [_part(service, each, f"text_1.{index}") for index, each in enumerate(first)]
     parts += [_part(service, each, f"text_2.{index}") for index, each in enumerate(others)]
-    _check_images(service, parts, "text_2")
-    return _Asked(EmbedRequest(new_id("score"), body.model or "", tuple(parts)), len(first))
+    check_images(service, parts, "text_2")
+    return _Asked(_request("score", body, parts, len(first)), len(first))
 
 
-def _check_images(service: Service, parts: Sequence[TextPart | ImagePart], param: str) -> None:
-    check_count(sum(isinstance(part, ImagePart) for part in parts), service.settings.max_images, param, "images")
+def _request(prefix: str, body: RerankBody | ScoreBody, parts: Sequence[EmbedInput], num_first: int) -> EmbedRequest:
+    """Return what is embedded: those that come first are queries, and the others documents."""
+    kinds: list[InputType] = ["query" if place < num_first else "document" for place in range(len(parts))]
+    return EmbedRequest(
+        new_id(prefix),
+        body.model or "",
+        tuple(parts),
+        truncate_tokens=body.truncate_prompt_tokens,
+        input_types=tuple(kinds),
+        instruction=body.instruction,
+    )
 
 
 def _listed(given: Any) -> list[Any]:
     return given if isinstance(given, list) else [given]
 
 
-def _part(service: Service, document: Any, param: str) -> TextPart | ImagePart:
+def _part(service: Service, document: Any, param: str) -> EmbedInput:
     if isinstance(document, ImageDocument):
         return image_part(document.image, f"{param}.image", service.settings.max_image_bytes)
-    return TextPart(document.text) if isinstance(document, TextDocument) else service.part(document, param)
+    return TextPart(document.text) if isinstance(document, TextDocument) else service.embedded(document, param)
 
 
 def _told(document: Any) -> dict[str, Any]:
-    """Return a document as an answer tells it again: a text; of an image, only that it is one."""
+    """Return a document as an answer tells it again: its texts; of an image, only that it is one."""
+    if isinstance(document, JoinedContent):
+        return {"content": [_told(each) for each in document.content]}
     if isinstance(document, str):
         return {"text": document}
     return {"text": document.text} if isinstance(document, (TextDocument, TextContent)) else {"type": "image"}

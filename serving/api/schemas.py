@@ -16,10 +16,11 @@ from bundle.errors import ParameterError
 from bundle.zero_shot import SLOT, TEMPLATES, spelled_out
 from quant.kv.table import POLICIES
 from serving.api.contents import (
-    Content,
     Contents,
     ImageContent,
+    JoinedContent,
     MediaOptions,
+    Parts,
     ProcessorOptions,
     TextContent,
     Texts,
@@ -58,7 +59,10 @@ class SystemMessage(_Message):
 
 
 class AssistantMessage(_Message):
-    """What the model said and called before: text and calls, as this server and others write their answers."""
+    """What the model said and called before: text and calls, as this server and others write their answers.
+
+    `grounding` tells the model nothing: its marks stand in the content.
+    """
 
     role: Literal["assistant"]
     content: Text | Texts | None = None
@@ -70,6 +74,7 @@ class AssistantMessage(_Message):
     reasoning: Off = None
     reasoning_content: Off = None
     parsed: Off = None
+    grounding: dict[str, Any] | None = None
 
 
 class UserMessage(_Message):
@@ -229,63 +234,85 @@ class PrefixRequest(_Strict):
     """The body of `POST /v1/prefixes`: the beginning of conversations that later requests name.
 
     `method`: "plain" keeps the messages; "fused" keeps the rows that their text left in the cache, once it had read the
-    images, and the images are never read again (docs/compression.md).
+    images, and the images are never read again; "task-vectors" keeps what demonstrations, pairs of user and assistant,
+    left in a few attention heads, and takes no room in a prompt (docs/compression.md).
     """
 
     name: Name
     model: Name | None = None
-    method: Literal["plain", "fused"] = "plain"
+    method: Literal["plain", "fused", "task-vectors"] = "plain"
     vision: VisionOptions | None = None
     messages: Messages
 
     @model_validator(mode="after")
     def _check_vision(self) -> PrefixRequest:
-        if self.method == "plain" and self.vision is not None:
+        if self.method != "fused" and self.vision is not None:
             raise ParameterError(
-                "vision says how the images of a fused prefix are reduced; behind a plain one every request says it",
+                "vision says how the images of a fused prefix are reduced; behind a plain one every request says it, "
+                "and demonstrations of a task vector are read whole",
                 "vision",
             )
         return self
 
 
-def _refuse_token_ids(value: Any) -> Any:
-    if isinstance(value, int) or (isinstance(value, list) and value and isinstance(value[0], int)):
-        raise PydanticCustomError(
-            "token_ids",
-            "token ids are not taken, since they belong to another model's tokenizer; send text (in LangChain: "
-            "check_embedding_ctx_length=False)",
-        )
+def _one_of_ids(value: Any) -> Any:
+    """Return a bare list of ids, which is one text, as a list of it alone."""
+    return [value] if isinstance(value, list) and value and all(type(each) is int for each in value) else value
+
+
+def _check_not_zero(value: int) -> int:
+    if value == 0:
+        raise PydanticCustomError("no_tokens", "a text is cut to 1 token at least; -1: to as many as the model reads")
     return value
 
 
 NonEmptyText = Annotated[Text, Field(min_length=1)]
-EmbeddingInput = Annotated[NonEmptyText | TextContent | ImageContent, BeforeValidator(_refuse_token_ids)]
+TokenIds = Annotated[
+    list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True), _at_most("max_text_characters", "tokens")
+]
+EmbeddingInput = NonEmptyText | TextContent | ImageContent | JoinedContent | TokenIds
 _AtMostInputs = _at_most("max_inputs", "inputs")
+_Inputs = Annotated[list[EmbeddingInput], Field(min_length=1, fail_fast=True), _AtMostInputs]
+MostTokens = Annotated[int, Field(ge=-1), AfterValidator(_check_not_zero)]
 
 
 class EmbeddingMessage(_Strict):
-    """One input written as a message, as vLLM takes images."""
+    """One input written as a message, as vLLM takes images; several parts are one input."""
 
     role: Literal["user"]
-    content: NonEmptyText | Annotated[list[Content], Field(min_length=1, max_length=1, fail_fast=True)]
+    content: NonEmptyText | Parts
+
+
+EmbeddedContent = str | TextContent | ImageContent | JoinedContent | list[int]
+
+
+def _alone_or_joined(content: str | list[TextContent | ImageContent]) -> EmbeddedContent:
+    """Return a message's text, its only part, or its parts as one input."""
+    if isinstance(content, str):
+        return content
+    return content[0] if len(content) == 1 else JoinedContent.model_construct(content=content)
 
 
 class EmbeddingRequest(_Strict):
-    """The body of `POST /v1/embeddings`: `input`, or `messages` that each hold one text or one image.
+    """The body of `POST /v1/embeddings`: `input`, or `messages` that each are one input.
 
-    `dimensions` may be the model's own size, or one to which its vectors may be cut; `user` tells of the caller, and
-    changes no answer.
+    An input is a text, an image, or both where the model reads them together (`content`, or a message of several
+    parts).
+    An input may be a text's token ids, the model's own. `dimensions` may be the model's own size, or one to which its
+    vectors may be cut. Texts that are too long are refused, or cut to `truncate_prompt_tokens` tokens (-1: as many as
+    the model reads). `input_type` says what the inputs are to what they are compared with, and `instruction` what the
+    model is told before each, where it was made for that. `user` tells of the caller, and changes no answer.
     """
 
     model: Name | None = None
-    input: NonEmptyText | Annotated[list[EmbeddingInput], Field(min_length=1, fail_fast=True), _AtMostInputs] | None = (
-        None
-    )
+    input: Annotated[NonEmptyText | _Inputs | None, BeforeValidator(_one_of_ids)] = None
     messages: Annotated[list[EmbeddingMessage], Field(min_length=1, fail_fast=True), _AtMostInputs] | None = None
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(default=None, ge=1)
     user: Text | None = None
-    truncate_prompt_tokens: Off = None
+    truncate_prompt_tokens: MostTokens | None = None
+    input_type: Literal["query", "document"] | None = None
+    instruction: NonEmptyText | None = None
 
     @model_validator(mode="after")
     def _check_one_source(self) -> EmbeddingRequest:
@@ -293,10 +320,10 @@ class EmbeddingRequest(_Strict):
             raise ParameterError("send either input or messages, and not both", "input")
         return self
 
-    def contents(self) -> list[str | TextContent | ImageContent]:
+    def contents(self) -> list[EmbeddedContent]:
         """Return the inputs in their order."""
         if self.messages is not None:
-            return [m.content if isinstance(m.content, str) else m.content[0] for m in self.messages]
+            return [_alone_or_joined(message.content) for message in self.messages]
         return [self.input] if isinstance(self.input, str) else list(self.input or ())
 
 

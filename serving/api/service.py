@@ -17,7 +17,7 @@ from bundle.errors import EngineDeadError, ModelNotFoundError, ParameterError, S
 from bundle.manifest import Task
 from serving.api.body import read_body
 from serving.api.budget import BodyBudget
-from serving.api.contents import ImageContent, TextContent
+from serving.api.contents import ImageContent, JoinedContent, TextContent
 from serving.api.credentials import key_of
 from serving.api.deadline import Deadline
 from serving.api.images import image_part
@@ -27,7 +27,7 @@ from serving.api.record import record_of
 from serving.api.recording import Recorder
 from serving.api.remote_images import RemoteImages, RemoteUrls, remote_urls
 from serving.api.stored_prefixes import PrefixStore
-from serving.protocol import EngineClient, ImagePart, ModelCard, TextPart
+from serving.protocol import EmbedInput, EngineClient, ImagePart, JoinedPart, ModelCard, TextPart, TokensPart
 from serving.settings import ApiSettings
 
 T = TypeVar("T")
@@ -180,6 +180,19 @@ class Service:
             raise TaskError(f"model {name!r} does {card.task}; this route wants {' or '.join(tasks)}", "model")
         return card.name
 
+    def embedded(self, content: str | TextContent | ImageContent | JoinedContent | list[int], param: str) -> EmbedInput:
+        """Return one input of a request for vectors as the engine takes it.
+
+        Raises:
+            ImageError: As `part`.
+        """
+        if isinstance(content, list):
+            return TokensPart(tuple(content))
+        if not isinstance(content, JoinedContent):
+            return self.part(content, param)
+        parts = (self.part(each, f"{param}.content.{index}") for index, each in enumerate(content.content))
+        return JoinedPart(tuple(parts))
+
     def part(self, content: str | TextContent | ImageContent, param: str) -> TextPart | ImagePart:
         """Return one piece of a request as the engine takes it.
 
@@ -229,6 +242,17 @@ def check_count(count: int, limit: int, param: str, noun: str) -> None:
     """
     if count > limit:
         raise ParameterError(f"{param}: {count} {noun}; one request may hold {limit}", param)
+
+
+def check_images(service: Service, inputs: Sequence[EmbedInput], param: str) -> None:
+    """Refuse more images than one request may hold, those within inputs of several parts among them.
+
+    Raises:
+        ParameterError: They are more.
+    """
+    parts = [part for each in inputs for part in (each.parts if isinstance(each, JoinedPart) else (each,))]
+    count = sum(isinstance(part, ImagePart) for part in parts)
+    check_count(count, service.settings.max_images, param, "images")
 
 
 def new_id(prefix: str) -> str:

@@ -12,6 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from bundle.frames.table import LAYOUTS
 from bundle.machine import own_version
+from bundle.manifest import EMBEDDING_TASKS, RANKING_TASKS
 from serving.api.service import Service
 from serving.protocol import ModelCard
 
@@ -121,7 +122,8 @@ def card_body(service: Service, name: str, card: ModelCard) -> dict[str, Any]:
             "structured_output": is_vlm,
             "video": is_vlm,
             "images": card.task != "text-embedding",
-            "embeddings": not is_vlm,
+            "embeddings": card.task in EMBEDDING_TASKS,
+            "rerank": card.task in RANKING_TASKS,
             "classify": card.task == "dual-encoder",
         },
         "limits": {

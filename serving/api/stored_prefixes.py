@@ -30,9 +30,11 @@ class PrefixFacts:
         created: Unix time.
         prompt_tokens: Of its messages, with what opens an answer.
         image_tokens: Part of them.
-        method: What is kept: its messages ("plain"), or the rows of their text ("fused").
+        method: What is kept: its messages ("plain"), the rows of their text ("fused"), or what they left in a few
+            attention heads ("task-vectors").
         cache_rows: That a request behind it begins with, in each layer.
         size_bytes: Of what is kept.
+        replaced_heads: Of a task vector: the heads whose outputs it replaces, over all layers.
     """
 
     name: str
@@ -40,9 +42,10 @@ class PrefixFacts:
     created: int
     prompt_tokens: int
     image_tokens: int
-    method: Literal["plain", "fused"] = "plain"
+    method: Literal["plain", "fused", "task-vectors"] = "plain"
     cache_rows: int = 0
     size_bytes: int = 0
+    replaced_heads: int = 0
 
 
 class PrefixStore:

@@ -17,10 +17,13 @@ from itertools import takewhile
 from serving.models.elsewhere import SentImage
 from serving.protocol import (
     ClassifyRequest,
+    EmbedInput,
     EmbedRequest,
     GenerateRequest,
     ImagePart,
+    JoinedPart,
     Message,
+    ScoreRequest,
     TextPart,
     VideoPart,
 )
@@ -65,12 +68,19 @@ def contents_of(request: object) -> Contents:
     if isinstance(request, GenerateRequest):
         return _of_prompt(request)
     if isinstance(request, EmbedRequest):
-        return Contents(images=tuple(_file(part.data) for part in request.inputs if isinstance(part, ImagePart)))
+        return Contents(images=_images_of(request.inputs))
+    if isinstance(request, ScoreRequest):
+        return Contents(images=_images_of([part for pair in request.pairs for part in pair]))
     if isinstance(request, ClassifyRequest):
         return Contents(images=tuple(_file(part.data) for part in request.images))
     if isinstance(request, SentImage):
         return Contents(images=(request.key,))
     return Contents()
+
+
+def _images_of(inputs: Sequence[EmbedInput]) -> tuple[bytes, ...]:
+    parts = [part for each in inputs for part in (each.parts if isinstance(each, JoinedPart) else (each,))]
+    return tuple(dict.fromkeys(_file(part.data) for part in parts if isinstance(part, ImagePart)))
 
 
 def opening_of(messages: Sequence[Message]) -> bytes:

@@ -3,7 +3,7 @@
     HTTP -> proxy (Ray) -> ingress (the FastAPI application over a RayClient)
                              -> generator-{model}   one deployment per vision-language model, each replica an engine
                                   -> encoder-{model}   its vision encoder, where that is a deployment of its own
-                             -> embedder-{model}    one per dual encoder
+                             -> embedder-{model}    one per model that embeds or ranks
 
 Replicas, autoscaling, placement, health checks and rolling updates are Ray Serve's own, configured here.
 """
@@ -25,7 +25,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 
 from bundle.directory import open_bundle
 from bundle.errors import BundleError, SettingsError
-from bundle.manifest import EMBEDDING_TASKS, Task
+from bundle.manifest import RANKING_TASKS, Task
 from serving.cluster.autoscaling import LoadPolicy
 from serving.cluster.canary import check_canaries
 from serving.cluster.ingress import IngressPlan, PlannedModel, ingress_deployment
@@ -101,7 +101,7 @@ class ServedModel:
     @property
     def deployment(self) -> str:
         """The name that Ray knows. It goes into replicas' ids, logs' file names and metrics, so it is plain."""
-        return self._plain("embedder" if self.task in EMBEDDING_TASKS else "generator")
+        return self._plain("embedder" if self.task in RANKING_TASKS else "generator")
 
     @property
     def encoder_deployment(self) -> str:
@@ -171,7 +171,7 @@ def _bound(model: ServedModel, args: ClusterArgs) -> serve.Application:
 
 
 def _has_own_encoder(model: ServedModel, args: ClusterArgs) -> bool:
-    is_generator = model.task not in EMBEDDING_TASKS
+    is_generator = model.task not in RANKING_TASKS
     return args.ray.compose == "encoder" and is_generator and model.make_host is not None
 
 
@@ -192,12 +192,12 @@ def _planned(model: ServedModel, args: ClusterArgs) -> PlannedModel:
 
 
 def _scaling(model: ServedModel, args: ClusterArgs) -> ScalingSettings:
-    of_kind = args.ray.embedder if model.task in EMBEDDING_TASKS else args.ray.generator
+    of_kind = args.ray.embedder if model.task in RANKING_TASKS else args.ray.generator
     return args.ray.models.get(model.name, of_kind)
 
 
 def _model_deployment(model: ServedModel, args: ClusterArgs) -> Any:
-    kind = Embedder if model.task in EMBEDDING_TASKS else Generator
+    kind = Embedder if model.task in RANKING_TASKS else Generator
     return _deployment(kind, model.deployment, _scaling(model, args), args, num_callers=args.ray.ingress_replicas)
 
 
@@ -280,7 +280,7 @@ def wanted(models: Sequence[ServedModel], args: ClusterArgs) -> list[Wanted]:
     ingress = {"CPU": args.ray.ingress_num_cpus}
     found = [Wanted(INGRESS, args.ray.ingress_replicas, ingress, "ray.ingress_num_cpus")]
     for model in models:
-        kind = "embedder" if model.task in EMBEDDING_TASKS else "generator"
+        kind = "embedder" if model.task in RANKING_TASKS else "generator"
         place = f"models.{model.name}" if model.name in args.ray.models else kind
         found.append(_wanted(model.deployment, _scaling(model, args), place))
         if _has_own_encoder(model, args):

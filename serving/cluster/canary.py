@@ -21,6 +21,7 @@ from serving.protocol import (
     GenerateEvent,
     GenerateRequest,
     ModelCard,
+    ScoreRequest,
     TokenEvent,
     TokenizeRequest,
 )
@@ -30,7 +31,7 @@ _MOST_TIMES = 1000
 """Of each variant in each process: the latest ones are told of."""
 
 T = TypeVar("T")
-ModelRequest = GenerateRequest | EmbedRequest | ClassifyRequest | TokenizeRequest | DetokenizeRequest
+ModelRequest = GenerateRequest | EmbedRequest | ScoreRequest | ClassifyRequest | TokenizeRequest | DetokenizeRequest
 
 
 @dataclass

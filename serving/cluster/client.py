@@ -28,6 +28,8 @@ from serving.protocol import (
     GenerateRequest,
     Health,
     ModelCard,
+    ScoreRequest,
+    ScoreResult,
     TokenizeRequest,
     TokenizeResult,
     WaitingEvent,
@@ -36,7 +38,7 @@ from serving.ray_settings import Canary
 from serving.tracing import carrying
 
 Held = tuple[WatchedCall, Any]
-WholeRequest = EmbedRequest | ClassifyRequest | TokenizeRequest | DetokenizeRequest
+WholeRequest = EmbedRequest | ScoreRequest | ClassifyRequest | TokenizeRequest | DetokenizeRequest
 
 _TELL_S = 5.0
 """Between two words to a client that waits for a model to be loaded: proxies close what is silent for longer."""
@@ -162,6 +164,10 @@ class RayClient:
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """Return one embedding per input."""
         return await self._whole(carrying(request), lambda handle: handle.embed)  # type: ignore[no-any-return]
+
+    async def score(self, request: ScoreRequest) -> ScoreResult:
+        """Return how well each pair fits."""
+        return await self._whole(carrying(request), lambda handle: handle.score)  # type: ignore[no-any-return]
 
     async def classify(self, request: ClassifyRequest) -> ClassifyResult:
         """Return every image's score for every label."""

@@ -28,6 +28,8 @@ from serving.protocol import (
     GenerateRequest,
     Health,
     ManagedClient,
+    ScoreRequest,
+    ScoreResult,
     TokenizeRequest,
     TokenizeResult,
 )
@@ -143,11 +145,15 @@ class Generator(Replica):
 
 
 class Embedder(Replica):
-    """A replica of a dual encoder."""
+    """A replica of a model that embeds, or scores pairs."""
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """Return one embedding per input."""
         return await self._client.embed(request)
+
+    async def score(self, request: ScoreRequest) -> ScoreResult:
+        """Return how well each pair fits."""
+        return await self._client.score(request)
 
     async def classify(self, request: ClassifyRequest) -> ClassifyResult:
         """Return every image's score for every label."""

@@ -64,6 +64,7 @@ class Runner:
             return self._run_segment(first, row)
         if row.start == 0:
             self._decoder.states.clear(first)
+            self._decoder.states.fill(first, row.sequence.prompt.memory)
         if len(batch.rows) == 1 and (queries := row.sequence.try_observe(row.end)) is not None:
             run = row.sequence.run(row.start, row.end)
             logits, found = self._decoder.run_with(self._queries, batch.phase, first, [run])

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
 import numpy as np
 import numpy.typing as npt
 
 from quant.kv.compressing import Compressing, Compression, LastQueries, Stayed
-from runtime.feeds import TokenBatch, TokenRun
+from runtime.feeds import HeadValues, TokenBatch, TokenRun
 from runtime.filled_prompt import FilledPrompt, positions_from
 from runtime.fused_prefix import StoredRows
 from runtime.segmented_prompt import SegmentedPrompt
@@ -46,6 +46,8 @@ class Sequence:
         behind: Rows that its slot begins with, before any of its prompt's; what it leaves is then no prefix.
         shadow: The same answer behind another prompt, whose scores its own are held against. It runs beside this one,
             says what this one says, and ends with it; the caller submits this one alone.
+        heads: What replaces attention heads, at the last token of its prompt and at each one behind it; the rows of
+            these tokens are then no prefix of anything.
         wanted_rows: Of its prompt, rows that its caller wants once it was read.
         handed_out: Those rows; whoever runs it sets them.
         casts: Whose shadow it is, if it is one.
@@ -82,6 +84,7 @@ class Sequence:
     segmented: SegmentedPrompt | None = None
     behind: StoredRows | None = None
     shadow: Sequence | None = None
+    heads: HeadValues | None = None
     wanted_rows: npt.NDArray[np.int64] | None = None
     handed_out: StoredRows | None = None
     casts: Sequence | None = field(default=None, init=False)
@@ -143,7 +146,12 @@ class Sequence:
     def prompt_rows(self) -> SequenceOf[RowKey]:
         """By content, the rows that its slot holds of its prompt; none where they are no prefix of it."""
         is_whole = not self.is_cut and self.compressing is None and not self.begins_alone and bool(self.rows)
-        return self.keys[: min(self.num_run, self.num_prompt_tokens)] if is_whole else ()
+        return self.keys[: min(self.num_run, self.first_replaced)] if is_whole else ()
+
+    @property
+    def first_replaced(self) -> int:
+        """The first of its tokens whose rows depend on more than the tokens before."""
+        return self.num_prompt_tokens - (self.heads is not None)
 
     @property
     def begins_alone(self) -> bool:
@@ -238,12 +246,19 @@ class Sequence:
         """
         wanted, num_prompt = [end - start - 1], self.num_prompt_tokens
         if end <= num_prompt:
-            return self.prompt.run(start, end, self.rows, wanted)
+            run = self.prompt.run(start, end, self.rows, wanted)
+            return run if self.heads is None else self._replaced(run, start)
         if start < num_prompt:
             raise ValueError(f"tokens {start} to {end} are of two phases: the prompt has {num_prompt}")
         first = self.next_position - (len(self.ids) - start)
         places = positions_from(first, end - start, self.prompt.prompt.positions)
-        return TokenRun(np.array(self.ids[start:end], np.int64), places, self.rows, wanted)
+        seen = self.prompt.seen_by(end - start)
+        run = TokenRun(np.array(self.ids[start:end], np.int64), places, self.rows, wanted, seen=seen)
+        return run if self.heads is None else self._replaced(run, start)
+
+    def _replaced(self, run: TokenRun, start: int) -> TokenRun:
+        """Return a run that begins at a token, with what replaces heads in it."""
+        return replace(run, heads=self.heads, first_replaced=max(self.first_replaced - start, 0))
 
     def advance(self, num_tokens: int) -> None:
         """Record that so many tokens more were read and their rows written.
@@ -310,4 +325,6 @@ def newest_tokens(sequences: SequenceOf[Sequence]) -> TokenBatch:
         [sequence.next_position - 1 for sequence in sequences],
         [sequence.rows for sequence in sequences],
         sequences[0].prompt.prompt.positions.shape[:-1],
+        [sequence.prompt.seen_behind for sequence in sequences],
+        [sequence.heads for sequence in sequences],
     )

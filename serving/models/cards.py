@@ -5,6 +5,7 @@ from __future__ import annotations
 from bundle.manifest import Manifest
 from quant.kv.needs import offered_policies
 from quant.visual_tokens.offered import offered_methods
+from serving.models.input_writer import longest_input
 from serving.models.served_cache import served_cache
 from serving.protocol import ModelCard
 from serving.settings import EngineSettings
@@ -21,7 +22,7 @@ def card_of(manifest: Manifest, settings: EngineSettings) -> ModelCard:
         manifest.model_type,
         {name: component.scheme for name, component in manifest.components.items()},
         manifest.weight_bytes,
-        None if cache is None else cache.capacity_tokens,
+        longest_input(manifest, settings) if cache is None else cache.capacity_tokens,
         manifest.gates,
         manifest.is_gated,
         manifest.unmeasured,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
+from bundle.grounding import Grounded, KnownGrounding
 from bundle.text import Detokenizer, Tokenizer
 from bundle.token_bytes import BytesDetokenizer, TokenBytes
 from bundle.tools import CALL_END, CALL_START
@@ -34,11 +35,13 @@ class Vocabulary:
         tokenizer: The model's.
         token_bytes: Of the same tokenizer.
         eos_ids: End an answer, where the request does not ignore them, and are no part of its text.
+        grounding: How boxes stand in its text; None where the model says none.
     """
 
     tokenizer: Tokenizer
     token_bytes: TokenBytes
     eos_ids: Collection[int]
+    grounding: KnownGrounding | None = None
 
     def detokenizer(self, structure: Structure | None, *, may_call: bool) -> Detokenizer | BytesDetokenizer:
         """Return a fresh decoder for an answer: by bytes where it has a structure, which nothing may tidy up.
@@ -88,6 +91,7 @@ class ChoiceAnswer:
         self._index = index
         self._engine = engine
         self._vocabulary = vocabulary
+        self._told_texts: list[str] = []
         self._end_ids = frozenset(stream.sequence.eos_token_ids)
         self._text = AnswerText(
             vocabulary.detokenizer(sampling.structure, may_call=may_call), vocabulary.eos_ids, sampling, lead
@@ -118,11 +122,19 @@ class ChoiceAnswer:
             self._engine.cancel(self.stream)
         rest = self._text.finish()
         reason = "stop" if self._text.is_stopped else reason
-        yield TokenEvent(rest, (), index=self._index, reason=reason, stopped_by=self._text.stopped_by)
+        ended = TokenEvent(rest, (), index=self._index, reason=reason, stopped_by=self._text.stopped_by)
+        yield replace(ended, grounded=self._grounded(rest))
 
     def _piece(self, event: Sampled) -> TokenEvent:
         text = self._text.push(event.token_id)
+        if self._vocabulary.grounding is not None:
+            self._told_texts.append(text)
         return TokenEvent(text, (event.token_id,), event.sampled_s, self._index, self._told(event.choice))
+
+    def _grounded(self, rest: str) -> Grounded | None:
+        """Return the whole answer read for boxes; None where the model says none."""
+        grounding = self._vocabulary.grounding
+        return None if grounding is None else grounding.read("".join(self._told_texts) + rest)
 
     def _told(self, choice: Choice) -> tuple[TokenLogprob, ...]:
         if choice.logprobs is None or choice.token_id in self._end_ids:

@@ -18,13 +18,16 @@ from bundle.errors import BundleError, EngineDeadError, ModelNotFoundError, Star
 from bundle.machine import resident_memory_bytes
 from bundle.manifest import Task
 from serving.engine_status import EngineStatus
+from serving.models.cross_encoder import CrossEncoderModel
 from serving.models.elsewhere import Elsewhere
+from serving.models.embedder import EmbedderModel
 from serving.models.embedding import EmbeddingModel
 from serving.models.engine_bounds import within_engines
 from serving.models.generative import GenerativeModel
 from serving.models.model import Model
 from serving.models.pool import PreprocessPool
 from serving.models.targets import check_target
+from serving.models.vectors import VectorModel
 from serving.protocol import (
     ONLY_ENGINE,
     ClassifyRequest,
@@ -36,6 +39,8 @@ from serving.protocol import (
     GenerateRequest,
     Health,
     ModelCard,
+    ScoreRequest,
+    ScoreResult,
     TokenizeRequest,
     TokenizeResult,
 )
@@ -53,10 +58,14 @@ _DRAIN_LOOK_S = 0.05
 _LONGEST_WATCH_S = 1.0
 """Between two looks at the threads; a quarter of the shortest time that is judged, where that is less."""
 
-_MODEL_OF_TASK: dict[Task, type[GenerativeModel] | type[EmbeddingModel]] = {
+_MODEL_OF_TASK: dict[
+    Task, type[GenerativeModel] | type[EmbeddingModel] | type[EmbedderModel] | type[CrossEncoderModel]
+] = {
     "image-text-to-text": GenerativeModel,
     "dual-encoder": EmbeddingModel,
     "text-embedding": EmbeddingModel,
+    "image-text-embedding": EmbedderModel,
+    "cross-encoder": CrossEncoderModel,
 }
 
 
@@ -232,8 +241,13 @@ class LocalClient:
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """Return one embedding per input."""
-        work = self._model(request.model, EmbeddingModel).embed(request)
+        work = self._model(request.model, VectorModel).embed(request)  # type: ignore[type-abstract]
         return await (work if self._tracer is None else self._tracer.work("embeddings", request, work))
+
+    async def score(self, request: ScoreRequest) -> ScoreResult:
+        """Return how well each pair fits."""
+        work = self._model(request.model, CrossEncoderModel).score(request)
+        return await (work if self._tracer is None else self._tracer.work("score", request, work))
 
     async def classify(self, request: ClassifyRequest) -> ClassifyResult:
         """Return every image's score for every label."""

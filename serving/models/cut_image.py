@@ -34,14 +34,15 @@ class CutImage:
 
 
 def cut_image(spec: ImageSpec, data: bytes) -> CutImage:
-    """Return an image decoded, and cut where that makes it smaller.
+    """Return an image decoded, and cut where that makes it smaller or the geometry wants it.
 
     Raises:
         ImageError: The bytes are not an image, or one over the limits.
         OutOfMemoryError: This machine lacks memory for it.
     """
     image = decode_image(data)
-    is_cut = spec.layout(*image.size).num_pixels(spec.tile_size_px) < image.width * image.height
+    is_smaller = spec.layout(*image.size).num_pixels(spec.tile_size_px) < image.width * image.height
+    is_cut = is_smaller or spec.geometry.is_cut_at_once
     images = tuple(spec.cut(image)) if is_cut else (image,)
     return CutImage(pixel_digest(image), *image.size, images, is_cut)
 

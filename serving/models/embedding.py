@@ -21,21 +21,24 @@ from runtime.encoders import Vectors, encode_texts, unit
 from runtime.room import check_room
 from serving.engine.batching import BatchWorker
 from serving.engine.worker import Worker
-from serving.models.model import Model
 from serving.models.pool import PreprocessPool
 from serving.models.together import together
 from serving.models.tokens import told_tokens
 from serving.models.turns import Turns
+from serving.models.vectors import VectorModel, check_inputs, cut
 from serving.models.vision import VisionStage
 from serving.protocol import (
     ClassifyRequest,
     ClassifyResult,
+    EmbedInput,
     EmbedRequest,
     EmbedResult,
     ImagePart,
+    JoinedPart,
     TextPart,
     TokenizeRequest,
     TokenizeResult,
+    TokensPart,
 )
 from serving.settings import EngineSettings
 
@@ -43,11 +46,14 @@ _PIECE_TEXTS = 8
 """Texts of one request that are tokenized and batched as one: each piece waits for its turn among other requests'."""
 _MOST_COUNTED_TOKENS = 4096
 """Of a text whose tokens are asked for; what is embedded is shorter."""
+_ALL = -1
+"""Of `EmbedRequest.truncate_tokens`: as many as the encoder reads."""
+_Text = str | Sequence[int]
 _BATCHES_AHEAD = 2
 """One batch of single texts runs while the next is made ready."""
 
 
-class EmbeddingModel(Model):
+class EmbeddingModel(VectorModel):
     """One dual-encoder bundle.
 
     Args:
@@ -59,8 +65,6 @@ class EmbeddingModel(Model):
         BundleError: A graph or the tokenizer is unusable, or the canary fails.
         MachineError: This machine cannot run it.
     """
-
-    does = "embedding"
 
     def __init__(self, bundle: Bundle, settings: EngineSettings, pool: PreprocessPool) -> None:
         manifest = bundle.manifest
@@ -121,25 +125,20 @@ class EmbeddingModel(Model):
         """Return one unit vector per input, in order.
 
         Raises:
-            RequestError: No inputs, a size to which vectors are not cut, a text longer than the encoder reads, bytes
-                that are not an image.
+            RequestError: No inputs, a size to which vectors are not cut, a text that is longer than the encoder reads
+                and not to be cut, ids that are no text of the model's, bytes that are not an image.
         """
-        if request.dimensions not in (None, *self._dims.sizes):
-            raise ParameterError(
-                f"dimensions = {request.dimensions}: the model's vectors have "
-                f"{' or '.join(map(str, self._dims.sizes))} numbers, and are not cut otherwise",
-                "dimensions",
-            )
-        if not request.inputs:
-            raise ParameterError("input is empty; send at least one text or image", "input")
+        check_inputs(request, self._dims.sizes)
+        inputs = [_single(part) for part in request.inputs]
         with self._admission.admit():
-            texts = [part.text for part in request.inputs if isinstance(part, TextPart)]
-            images = [part for part in request.inputs if isinstance(part, ImagePart)]
-            of_texts, num_tokens, of_images = await self._embed_both(request.request_id, texts, images)
-        embeddings = np.empty((len(request.inputs), self._dims.embedding_size), np.float32)
-        is_text = np.array([isinstance(part, TextPart) for part in request.inputs])
-        embeddings[is_text], embeddings[~is_text] = of_texts, of_images
-        return EmbedResult(_cut(embeddings, request.dimensions), num_tokens)
+            most_tokens = self._most_tokens(request.truncate_tokens)
+            texts = [_text_of(part) for part in inputs if not isinstance(part, ImagePart)]
+            images = [part for part in inputs if isinstance(part, ImagePart)]
+            of_texts, num_tokens, of_images = await self._embed_both(request.request_id, texts, images, most_tokens)
+        embeddings = np.empty((len(inputs), self._dims.embedding_size), np.float32)
+        is_image = np.array([isinstance(part, ImagePart) for part in inputs])
+        embeddings[~is_image], embeddings[is_image] = of_texts, of_images
+        return EmbedResult(cut(embeddings, request.dimensions), num_tokens)
 
     async def classify(self, request: ClassifyRequest) -> ClassifyResult:
         """Return every image's score for every label.
@@ -161,25 +160,40 @@ class EmbeddingModel(Model):
         of_labels = unit(of_texts.reshape(len(request.labels), len(templates), -1).mean(axis=1))
         return ClassifyResult(scores(of_images @ of_labels.T, self._dims), num_tokens)
 
+    def _most_tokens(self, asked: int | None) -> int | None:
+        """Return to how many tokens longer texts are cut; None: they are refused.
+
+        Raises:
+            ParameterError: More than the encoder reads, or so few that nothing of a text is left.
+        """
+        longest, fewest = self._dims.max_text_tokens, len(self._tokenizer.with_special_tokens([])) + 1
+        if asked is not None and asked != _ALL and not fewest <= asked <= longest:
+            raise ParameterError(
+                f"truncate_prompt_tokens = {asked}: the model reads {fewest} to {longest} tokens; -1 is the most",
+                "truncate_prompt_tokens",
+            )
+        return longest if asked == _ALL else asked
+
     async def _embed_both(
-        self, owner: str, texts: Sequence[str], images: Sequence[ImagePart]
+        self, owner: str, texts: Sequence[_Text], images: Sequence[ImagePart], most_tokens: int | None = None
     ) -> tuple[Vectors, int, Vectors]:
         """Return the unit vectors of texts, the tokens they took, and the unit vectors of images."""
-        work: list[Coroutine[Any, Any, Any]] = [self._embed_texts(owner, texts), self._embed_images(owner, images)]
-        (of_texts, num_tokens), of_images = await together(work)
-        return of_texts, num_tokens, of_images
+        of_texts = self._embed_texts(owner, texts, most_tokens)
+        work: list[Coroutine[Any, Any, Any]] = [of_texts, self._embed_images(owner, images)]
+        (vectors, num_tokens), of_images = await together(work)
+        return vectors, num_tokens, of_images
 
-    async def _embed_texts(self, owner: str, texts: Sequence[str]) -> tuple[Vectors, int]:
+    async def _embed_texts(self, owner: str, texts: Sequence[_Text], most_tokens: int | None) -> tuple[Vectors, int]:
         """Return [n, E] unit vectors and the tokens they took."""
         size = min(_PIECE_TEXTS, self._settings.text_batch_rows)
         pieces = [texts[start : start + size] for start in range(0, len(texts), size)]
-        embedded = await together(self._embed_piece(owner, piece) for piece in pieces)
+        embedded = await together(self._embed_piece(owner, piece, most_tokens) for piece in pieces)
         return self._unit([vectors for vectors, _ in embedded]), sum(num_tokens for _, num_tokens in embedded)
 
-    async def _embed_piece(self, owner: str, texts: Sequence[str]) -> tuple[Vectors, int]:
+    async def _embed_piece(self, owner: str, texts: Sequence[_Text], most_tokens: int | None) -> tuple[Vectors, int]:
         """Return [n, E] vectors of a few texts, and the tokens they took."""
         async with self._turns.place(owner):
-            rows = await self._pool.text.run(owner, self._tokenized, texts)
+            rows = await self._pool.text.run(owner, self._tokenized, texts, most_tokens)
             return await asyncio.wrap_future(self._text_worker.submit(rows)), rows.num_tokens
 
     async def _embed_images(self, owner: str, images: Sequence[ImagePart]) -> Vectors:
@@ -199,12 +213,13 @@ class EmbeddingModel(Model):
     def _unit(self, vectors: Sequence[npt.NDArray[Any]]) -> Vectors:
         return unit(np.concatenate([np.zeros((0, self._dims.embedding_size), np.float32), *vectors]))
 
-    def _tokenized(self, texts: Sequence[str]) -> TextBatch:
+    def _tokenized(self, texts: Sequence[_Text], most_tokens: int | None = None) -> TextBatch:
         return self._tokenizer.encode_batch(
             texts,
             max_tokens=self._dims.max_text_tokens,
             pad_token_id=self._dims.pad_token_id,
             pads_to_max=self._dims.pads_to_max,
+            most_tokens=most_tokens,
         )
 
     def _run_texts(self, rows: list[TextBatch]) -> list[Vectors]:
@@ -214,9 +229,23 @@ class EmbeddingModel(Model):
         return [vectors[end - _num_rows(item) : end].copy() for item, end in zip(rows, ends, strict=True)]
 
 
-def _cut(vectors: Vectors, size: int | None) -> Vectors:
-    """Return the first numbers of unit vectors, of unit length again."""
-    return vectors if size in (None, vectors.shape[1]) else unit(vectors[:, :size])
+def _single(part: EmbedInput) -> TextPart | ImagePart | TokensPart:
+    """Return an input that is one text or one image.
+
+    Raises:
+        ParameterError: It is several.
+    """
+    if isinstance(part, JoinedPart):
+        raise ParameterError(
+            f"an input of {len(part.parts)} parts: the model has an encoder for texts and one for images, and embeds "
+            "each by itself; send them as inputs of their own, or name a model that embeds by a decoder",
+            "input",
+        )
+    return part
+
+
+def _text_of(part: TextPart | TokensPart) -> _Text:
+    return part.text if isinstance(part, TextPart) else part.token_ids
 
 
 def _num_rows(batch: TextBatch) -> int:

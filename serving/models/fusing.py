@@ -14,6 +14,7 @@ from bundle.prompt import Prompt, Turn
 from runtime.feeds import Int64
 from runtime.fused_prefix import FusedPrefix, StoredRows, identity_of
 from runtime.settings import Provider
+from runtime.task_vector import TaskVector, is_task_vector
 from serving.protocol import GenerateRequest, KVCompression, VisionReduction
 
 _PROBE = Turn("user", ("x",))
@@ -62,7 +63,7 @@ class Fusing:
         Raises:
             ParameterError: It may not.
         """
-        if not request.fuses and request.behind is None:
+        if not request.fuses and (request.behind is None or is_task_vector(request.behind)):
             return
         name = self._manifest.name
         if self._provider != "cpu" or {state.kind for state in self._manifest.states} != {"rows"}:
@@ -84,13 +85,14 @@ class Fusing:
                 "vision.method",
             )
 
-    def read(self, content: bytes) -> FusedPrefix:
-        """Return the prefix that a request stands behind; takes milliseconds.
+    def read(self, content: bytes) -> FusedPrefix | TaskVector:
+        """Return the prefix that a request stands behind, or is answered with; takes milliseconds.
 
         Raises:
             ParameterError: It is damaged, or of another bundle.
         """
-        return FusedPrefix.from_bytes(content, self._manifest)
+        read = TaskVector.from_bytes if is_task_vector(content) else FusedPrefix.from_bytes
+        return read(content, self._manifest)
 
     def prompt(
         self, build: Build, turns: Sequence[Turn], layouts: Sequence[TileLayout], prefix: FusedPrefix | None

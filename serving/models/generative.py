@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from runtime.fused_prefix import FusedPrefix, text_rows
 from runtime.room import check_room
 from runtime.segmented_prompt import Choose
 from runtime.segments import SegmentChain
+from runtime.task_vector import TaskVector
 from serving.engine.engine import Engine
 from serving.engine.pace import Pace
 from serving.engine.runner import Runner
@@ -39,6 +40,7 @@ from serving.models.cut_frames import FrameRoom
 from serving.models.fusing import Fusing, Messages
 from serving.models.inside import Inside, before_decoder, check_alone
 from serving.models.kv import KVPolicies, compression_of
+from serving.models.learning import Learning
 from serving.models.model import Model
 from serving.models.pool import PreprocessPool
 from serving.models.prepared import Against, Prepared
@@ -58,10 +60,13 @@ from serving.protocol import (
     GenerateRequest,
     ImagePart,
     KVCompression,
+    Message,
     SamplingParams,
     TextPart,
+    Timings,
     TokenizeRequest,
     TokenizeResult,
+    Usage,
     VideoPart,
 )
 from serving.settings import EngineSettings
@@ -73,6 +78,27 @@ _REMEMBERED_ANSWERS = 64
 
 def _has_images(request: GenerateRequest | TokenizeRequest) -> bool:
     return any(not isinstance(part, TextPart) for message in request.messages for part in message.parts)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an image or a video stands in a request.
+
+    Attributes:
+        number: Counted from 1.
+        num_parts: Images and videos.
+        num_images: Of the whole prompt, those of a fused prefix among them.
+        wants_pixels: It is decoded, whatever is kept of it.
+    """
+
+    number: int
+    num_parts: int
+    num_images: int
+    wants_pixels: bool = False
+
+
+def _shown(message: Message) -> list[ImagePart | VideoPart]:
+    return [part for part in message.parts if not isinstance(part, TextPart)]
 
 
 class GenerativeModel(Model):
@@ -104,7 +130,7 @@ class GenerativeModel(Model):
         self._prompts = PromptBuilder.from_bundle(bundle)
         tokenizer = self._prompts.tokenizer
         self._first_tokens_s: deque[float] = deque(maxlen=_REMEMBERED_ANSWERS)
-        self._vocabulary = Vocabulary(tokenizer, TokenBytes(tokenizer), manifest.eos_token_ids)
+        self._vocabulary = Vocabulary(tokenizer, TokenBytes(tokenizer), manifest.eos_token_ids, manifest.grounding)
         self._vision = VisionStage(bundle, settings, pool)
         graphs = TokenGraphs(bundle, settings)
         if settings.check_golden:
@@ -121,6 +147,9 @@ class GenerativeModel(Model):
             before_decoder(settings.vision),
         )
         self._decoder = Decoder(graphs, self._shape)
+        self._learning = Learning(
+            manifest, settings.provider, graphs, self._prompts, min(shape.capacity_tokens, graphs.max_positions)
+        )
         self._vocab_size, self._max_positions = graphs.vocab_size, graphs.max_positions
         self._grammars = Grammars(
             tokenizer, graphs.vocab_size, manifest.eos_token_ids, settings.max_sequences, self._prompts.answer_lead
@@ -195,12 +224,16 @@ class GenerativeModel(Model):
         if request.sampling.contrast is not None:
             check_contrast(request, self._manifest, self._shape.num_slots, vision, compression)
         self._fusing.check(request, compression, None if choose is None else vision)
+        self._learning.check(request)
         reduction = self._reducing.of(before_decoder(vision))
         sampling, num_choices = request.sampling.filled(self._defaults), request.num_choices
         arrived_s = time.monotonic()
         with ExitStack() as places:
             for _ in range(num_choices if request.sampling.contrast is None else 2 * num_choices):
                 places.enter_context(self._admission.admit())
+            if request.learns:
+                yield await self._learned(request, arrived_s)
+                return
             prepared = await self._prepare(request, reduction, compression)
             request = replace(request, messages=(), text=None)  # encoded images are not held as long as an answer
             with self._choices(request, prepared, sampling, arrived_s, choose) as choices:
@@ -239,9 +272,10 @@ class GenerativeModel(Model):
         structure = await compiled_structure(
             self._pool.grammars, owner, self._grammars, request.sampling.structure, request.num_choices
         )
-        prefix = None
+        prefix, vector = None, None
         if request.behind is not None:
-            prefix = await self._pool.text.run(owner, self._fusing.read, request.behind)
+            read = await self._pool.text.run(owner, self._fusing.read, request.behind)
+            prefix, vector = (None, read) if isinstance(read, TaskVector) else (read, None)
         prompt, visuals, num_dropped = await self._prompted(request, reduction, prefix)
         to_fuse = None
         if request.fuses:
@@ -266,6 +300,7 @@ class GenerativeModel(Model):
             prompt,
             images,
             prefix,
+            vector,
             to_fuse,
             structure,
             compression,
@@ -297,6 +332,31 @@ class GenerativeModel(Model):
             )
         return against
 
+    async def _learned(self, request: GenerateRequest, arrived_s: float) -> FinishedEvent:
+        """Return the end of a request whose messages are demonstrations, with their task vector."""
+        owner = request.request_id
+        shown = [_shown(message) for message in request.messages]
+        parts = [(part, len(own)) for own in shown for part in own]  # seen as in a question of its own
+        visuals = await together(
+            self._visual(owner, part, None, _Place(at, len(parts), num_images))
+            for at, (part, num_images) in enumerate(parts, 1)
+        )
+        encoded = await together(self._vision.encode(owner, each) for visual in visuals for each in visual.pictures)
+        images = await self._filled(owner, visuals, encoded)
+        layouts = [layout for visual in visuals for layout in visual.layouts]
+        features = [image.features for image in images]
+        demonstrations = await self._pool.text.run(
+            owner, self._learning.demonstrations, turns_of(request.messages, visuals), layouts, features
+        )
+        vector, _ = await self._learning.find(demonstrations)
+        usage = Usage(
+            sum(each.shown.num_tokens for each in demonstrations),
+            0,
+            sum(each.alone.prompt.num_image_tokens for each in demonstrations),
+        )
+        timings = Timings(total_s=time.monotonic() - arrived_s)
+        return FinishedEvent("stop", usage, timings, vector.to_bytes(), vector.num_heads)
+
     async def _prompted(
         self, request: GenerateRequest | TokenizeRequest, reduction: ImageReduction | None, prefix: FusedPrefix | None
     ) -> tuple[Prompt, Sequence[Visual], int]:
@@ -309,9 +369,12 @@ class GenerativeModel(Model):
         num_characters = sum(len(p.text) for message in messages for p in message.parts if isinstance(p, TextPart))
         self._prompts.tokenizer.check_characters(num_characters, most)
         parts = [part for message in messages for part in message.parts if not isinstance(part, TextPart)]
+        num_images = sum(isinstance(part, ImagePart) for part in parts)
+        num_images += 0 if prefix is None else len(prefix.layouts)
         wants_pixels = isinstance(request, GenerateRequest) and isinstance(request.sampling.contrast, VCD)
+        places = [_Place(at, len(parts), num_images, wants_pixels) for at in range(1, len(parts) + 1)]
         visuals = await together(
-            self._visual(owner, part, reduction, at, len(parts), wants_pixels) for at, part in enumerate(parts, 1)
+            self._visual(owner, part, reduction, place) for part, place in zip(parts, places, strict=True)
         )
         layouts = [layout for visual in visuals for layout in visual.layouts]
         num_dropped = self._reducing.num_dropped(reduction, layouts)
@@ -338,29 +401,30 @@ class GenerativeModel(Model):
         return await self._pool.images.run(owner, all_filled, visuals, encoded)
 
     async def _visual(
-        self,
-        owner: str,
-        part: ImagePart | VideoPart,
-        reduction: ImageReduction | None,
-        place: int,
-        num_parts: int,
-        wants_pixels: bool,
+        self, owner: str, part: ImagePart | VideoPart, reduction: ImageReduction | None, place: _Place
     ) -> Visual:
         """Return an image or a video, decoded; what is wrong with it is told with its place among several."""
         try:
-            return await self._decoded(owner, part, reduction, wants_pixels)
+            return await self._decoded(owner, part, reduction, place)
         except ImageError as error:
-            if num_parts == 1:
+            if place.num_parts == 1:
                 raise
-            raise ImageError(f"of {num_parts} images and videos, number {place}: {error}", error.param) from error
+            told = f"of {place.num_parts} images and videos, number {place.number}"
+            raise ImageError(f"{told}: {error}", error.param) from error
 
     async def _decoded(
-        self, owner: str, part: ImagePart | VideoPart, reduction: ImageReduction | None, wants_pixels: bool
+        self, owner: str, part: ImagePart | VideoPart, reduction: ImageReduction | None, place: _Place
     ) -> Visual:
         with_tower = reduction is not None and reduction.needs_tower
         if isinstance(part, ImagePart):
             side = None if reduction is None else self._reducing.seen_side(reduction)
-            decode = partial(self._vision.decode, with_tower=with_tower, seen_side=side, wants_pixels=wants_pixels)
+            decode = partial(
+                self._vision.decode,
+                with_tower=with_tower,
+                seen_side=side,
+                num_images=place.num_images,
+                wants_pixels=place.wants_pixels,
+            )
             return Visual.of_image(await decode(owner, part.data))
         self._reducing.check_frames(reduction)
         most = self._shape.capacity_tokens if reduction is None else self._most_places(reduction)
@@ -426,6 +490,7 @@ class GenerativeModel(Model):
                     deadline_s=deadline_s,
                     segmented=self._inside.segmented(prompt, choose),
                     behind=None if prepared.prefix is None else prepared.prefix.rows,
+                    heads=None if prepared.vector is None else prepared.vector.heads,
                     wanted_rows=None if prepared.to_fuse is None else text_rows(prepared.prompt),
                     compression=prepared.compression,
                     shadow=self._shadow(request, prepared, end_ids),

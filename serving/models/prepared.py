@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from bundle.prompt import Prompt
 from quant.kv.compressing import Compression
 from runtime.fused_prefix import FusedPrefix
+from runtime.task_vector import TaskVector
 from serving.engine.sequence import Sequence as EngineSequence
 from serving.models.fusing import Messages
 from serving.models.structures import CompiledStructure
@@ -32,6 +33,7 @@ class Prepared:
         prompt: Filled from messages and image sizes, with what is read of the images.
         images: Encoded, in prompt order; what is read of them.
         prefix: That the prompt stands behind.
+        vector: That it is answered with.
         to_fuse: What a fused prefix is made of; None where none is.
         structure: That every choice is held to.
         compression: What becomes of the prompt's rows once it was read.
@@ -45,6 +47,7 @@ class Prepared:
     prompt: Prompt
     images: Sequence[EncodedImage]
     prefix: FusedPrefix | None
+    vector: TaskVector | None
     to_fuse: Messages | None
     structure: CompiledStructure | None
     compression: Compression | None

@@ -168,6 +168,16 @@ class Reducing:
                 yield from [embeds] * len(visual.layouts)
 
     def _checked(self, asked: VisionReduction) -> ImageReduction | None:
+        reduction = self._known(asked)
+        if reduction is not None and self._image_prompt.fills_memory:
+            raise ParameterError(
+                f"vision.method {asked.method!r} leaves out tokens of images, and {self._manifest.name} has one for an "
+                "image: features stand in a memory beside its prompts. Leave vision out",
+                "vision.method",
+            )
+        return reduction
+
+    def _known(self, asked: VisionReduction) -> ImageReduction | None:
         if asked.method == RESIZE:
             return self._resized(asked.keep)
         reduction = Reduction(asked.method, asked.keep)

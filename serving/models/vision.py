@@ -37,6 +37,7 @@ from serving.settings import EngineSettings
 Features = npt.NDArray[Any]
 
 _TOWER = b"with the tower's attention"
+_AMONG = b"among others"
 _MOST_BYTES_HASHED_AT_ONCE = 256 << 10
 """On the event loop, in a quarter of a millisecond; larger files are hashed on a thread."""
 _BATCHES_AHEAD = 2
@@ -191,6 +192,7 @@ class VisionStage:
         self._spec = ImageSpec.read(bundle.path(PREPROCESSOR))
         self._image_prompt = bundle.manifest.image_prompt
         self._identity = encoder_identity(bundle.manifest, self._spec)
+        self._identity_among = encoder_identity(bundle.manifest, self._spec.among(2))
         self._frame_identity = encoder_identity(bundle.manifest, self._spec.for_frames)
         self._pool = pool
         self._max_tiles = settings.vision_batch_tiles
@@ -238,6 +240,7 @@ class VisionStage:
         with_tower: bool = False,
         seen_side: Share | None = None,
         wants_pixels: bool = False,
+        num_images: int = 1,
     ) -> DecodedImage | KeptImage:
         """Return the decoded image, or its features where they are kept.
 
@@ -247,6 +250,7 @@ class VisionStage:
             with_tower: What the tower's attention says of it will be asked for; the encoder gives that.
             seen_side: How much of a tile's side is encoded; None: all of it.
             wants_pixels: It is decoded, whatever is kept of it.
+            num_images: Of the prompt.
 
         Raises:
             ImageError: The bytes are not an image, one over the limits, or one that takes too long.
@@ -256,14 +260,16 @@ class VisionStage:
         is_small = len(data) <= _MOST_BYTES_HASHED_AT_ONCE
         digest = file_digest(data) if is_small else await self._pool.images.run(owner, file_digest, data)
         side_px = None if seen_side is None else self._spec.tile_size_px[0] * seen_side.part // seen_side.whole
-        file = digest + _TOWER * with_tower + _sized(side_px)
+        spec = self._spec.among(num_images)
+        identity = self._identity if spec is self._spec else self._identity_among
+        file = digest + _TOWER * with_tower + _sized(side_px) + _AMONG * (spec is not self._spec)
         known = self._known_files.try_get(file)
         kept = None if known is None else self._pool.features.try_get(known.key)
         if known is not None and kept is not None and not wants_pixels:
             return KeptImage(known.key, known.layout, kept, with_tower)
-        cut = await self._pool.cut(owner, self._spec, data)
-        key = _key(self._identity + _sized(side_px), cut.digest, with_tower)
-        layout = self._spec.layout(cut.width_px, cut.height_px)
+        cut = await self._pool.cut(owner, spec, data)
+        key = _key(identity + _sized(side_px), cut.digest, with_tower)
+        layout = spec.layout(cut.width_px, cut.height_px)
         self._known_files.put(file, KnownFile(key, layout))
         return DecodedImage(key, cut, layout, with_tower, side_px)
 

@@ -32,6 +32,10 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
         "Llava",
         {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}, "do_center_crop": True},
     ),
+    "llava, padded": (
+        "Llava",
+        {"size": {"shortest_edge": 90}, "crop_size": {"height": 90, "width": 90}, "do_pad": True},
+    ),
     "clip": ("CLIP", {}),
     "clip, crop over size": ("CLIP", {"size": {"shortest_edge": 50}, "crop_size": {"height": 65, "width": 91}}),
     "clip, square": (
@@ -42,6 +46,8 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "siglip, oblong": ("Siglip", {"size": {"height": 90, "width": 51}, "resample": 4}),
     "nearest grid": ("GotOcr2", {"size": {"height": 48, "width": 40}, "crop_to_patches": True, "max_patches": 7}),
     "nearest grid, three tiles at least": ("GotOcr2", {**CUT, "min_patches": 3, "max_patches": 9}),
+    "marked grid": ("GraniteDocling", {"size": {"height": 40, "width": 40}, "max_patches": 22}),
+    "covering grid": ("Ovis2", {"size": {"height": 40, "width": 40}, "crop_to_patches": True, "max_patches": 9}),
 }
 """The class in transformers, and its settings."""
 TILED = {"smolvlm", "tiled", "tiled, uneven", "tiled, edge under a tile", "not split"}
@@ -63,6 +69,14 @@ def _spec(name: str) -> ImageSpec:
 def _reference(name: str, image: Image.Image) -> tuple[np.ndarray, TileLayout]:
     if name.startswith("nearest grid"):
         return _processor(name)(images=[image], return_tensors="np")["pixel_values"], _nearest_grid(name, image)
+    if name == "marked grid":
+        found = _processor(name)(images=[[image]], return_tensors="np")
+        rows, cols = found["rows"][0][0], found["cols"][0][0]
+        return found["pixel_values"][0], TileLayout(rows, cols) if rows * cols > 1 else TileLayout()
+    if name.startswith("covering grid"):
+        found = _processor(name)(images=[image], return_tensors="np")
+        rows, cols = found["grids"][0]
+        return found["pixel_values"], TileLayout(rows, cols) if rows * cols > 1 else TileLayout()
     if name not in TILED:
         return _processor(name)(images=[image], return_tensors="np")["pixel_values"], TileLayout()
     found = _processor(name)(images=[[image]], return_tensors="np", return_row_col_info=True)

@@ -40,7 +40,7 @@ def clip(clip_reference: CLIPTokenizer) -> Tokenizer:
 def test_clip_batch_equals_the_reference_s(clip: Tokenizer, clip_reference: CLIPTokenizer) -> None:
     expected = clip_reference(TEXTS, padding=True, truncation=True, max_length=20, return_tensors="np")
     found = clip.encode_batch(
-        TEXTS, max_tokens=20, pad_token_id=clip_reference.pad_token_id, pads_to_max=False, truncate=True
+        TEXTS, max_tokens=20, pad_token_id=clip_reference.pad_token_id, pads_to_max=False, most_tokens=20
     )
     np.testing.assert_array_equal(found.input_ids, expected["input_ids"])
     np.testing.assert_array_equal(found.attention_mask, expected["attention_mask"])
@@ -48,7 +48,7 @@ def test_clip_batch_equals_the_reference_s(clip: Tokenizer, clip_reference: CLIP
 
 
 def test_truncated_text_keeps_the_end_token_that_clip_pools(clip: Tokenizer, clip_reference: CLIPTokenizer) -> None:
-    found = clip.encode_batch([TEXTS[2]], max_tokens=7, pad_token_id=0, pads_to_max=False, truncate=True)
+    found = clip.encode_batch([TEXTS[2]], max_tokens=7, pad_token_id=0, pads_to_max=False, most_tokens=7)
     assert found.input_ids.shape == (1, 7)
     assert found.input_ids[0, -1] == clip_reference.eos_token_id
 
@@ -74,7 +74,7 @@ def test_siglip_batch_equals_the_reference_s(byte_level: Backend) -> None:
     wrapped = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<|im_end|>", model_input_names=["input_ids"])
     expected = wrapped(TEXTS, padding="max_length", truncation=True, max_length=16, return_tensors="np")
     found = Tokenizer(Backend.from_str(backend.to_str())).encode_batch(
-        TEXTS, max_tokens=16, pad_token_id=end, pads_to_max=True, truncate=True
+        TEXTS, max_tokens=16, pad_token_id=end, pads_to_max=True, most_tokens=16
     )
     np.testing.assert_array_equal(found.input_ids, expected["input_ids"])
     assert "attention_mask" not in expected

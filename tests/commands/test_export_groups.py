@@ -48,3 +48,9 @@ def test_smaller_images_are_of_the_bundle_for_the_cpu(pocketvlm, checkpoint_of, 
     done = pocketvlm("export", checkpoint_of("smolvlm"), "-o", tmp_path / "b", "--smaller-images", "--target", "cuda")
     assert done.returncode != 0
     assert "leave out --target cuda" in " ".join(done.stderr.split())
+
+
+def test_task_vectors_are_of_the_bundle_for_the_cpu_in_one_piece(pocketvlm, checkpoint_of, tmp_path: Path) -> None:
+    done = pocketvlm("export", checkpoint_of("smolvlm"), "-o", tmp_path / "b", "--task-vectors", "--target", "cuda")
+    assert done.returncode != 0
+    assert "leave out --target cuda, --keep-quantized and --decoder-segments" in " ".join(done.stderr.split())

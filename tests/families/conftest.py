@@ -40,8 +40,11 @@ class Sample:
 
     @cached_property
     def model(self) -> Any:
-        """Transformers' model; a weight that is missing or left over is a ValueError."""
+        """Transformers' model, or the family's own way to it; a weight missing or left over is a ValueError."""
         import transformers
+
+        if hasattr(self.family, "model"):
+            return self.family.model(self.checkpoint)
 
         (name,) = json.loads((self.checkpoint / "config.json").read_text())["architectures"]
         model, found = getattr(transformers, name).from_pretrained(self.checkpoint, output_loading_info=True)
@@ -81,9 +84,11 @@ class Sample:
 
         ids = torch.cat([inputs["input_ids"], torch.tensor([answer], dtype=torch.long)], dim=1)
         more = {"attention_mask": torch.ones_like(ids)}
-        if "mm_token_type_ids" in inputs:
-            kinds = inputs["mm_token_type_ids"]
-            more["mm_token_type_ids"] = torch.cat([kinds, torch.zeros(1, len(answer), dtype=kinds.dtype)], dim=1)
+        for name in {"mm_token_type_ids", "image_embeds_position_mask"} & set(inputs):
+            kinds = inputs[name]
+            more[name] = torch.cat([kinds, torch.zeros(1, len(answer), dtype=kinds.dtype)], dim=1)
+        if (seen := inputs.get("cross_attention_mask")) is not None:  # an answer sees what the prompt's last token does
+            more["cross_attention_mask"] = torch.cat([seen, seen[:, -1:].repeat(1, len(answer), 1, 1)], dim=1)
         with torch.no_grad():
             logits = self.model(**{**inputs, "input_ids": ids, **more}).logits
         found: np.ndarray = logits[0, -len(answer) - 1 :].float().numpy()

@@ -57,7 +57,8 @@ def test_prompts_are_the_processors_token_by_token(sample: Any, conversations: d
     bundle = sample.bundle()
     builder, spec = PromptBuilder.from_bundle(bundle), ImageSpec.read(bundle.path(PREPROCESSOR))
     for name, parts in conversations.items():
-        layouts = [spec.layout(*image.size) for image in images_of(parts)]
+        shown = images_of(parts)
+        layouts = [spec.among(len(shown)).layout(*image.size) for image in shown]
         found = builder.build(turns_of(parts), layouts)
         assert found.token_ids.tolist() == sample.inputs(parts)["input_ids"][0].tolist(), name
 

@@ -18,12 +18,12 @@ from reference.scenes import held_out
 @pytest.fixture(scope="module", autouse=True)
 def _late_imports() -> None:
     """Import what trains here, so that collecting takes none of it."""
-    global torch, transformers, clip_model, train_clip, train_vlm, vlm_model, Matcher, Reader, Score
+    global torch, transformers, clip_model, train_clip, train_vlm, train_wide, vlm_model, Matcher, Reader, Score
     global save_vlm, MasterWeights, Run, Schedule
     torch = pytest.importorskip("torch", reason="training needs the [train] extra")
     transformers = pytest.importorskip("transformers", reason="training needs the [train] extra")
 
-    from reference import clip_model, train_clip, train_vlm, vlm_model
+    from reference import clip_model, train_clip, train_vlm, train_wide, vlm_model
     from reference.evaluate import Matcher, Reader, Score
     from reference.shipping import save_vlm
     from reference.training import MasterWeights, Run, Schedule
@@ -69,6 +69,14 @@ def test_five_vlm_steps_leave_a_checkpoint_that_answers(trained_vlm: pathlib.Pat
     examples = [held_out(task, 1)[0] for task in ("colour", "compare", "chat")]
     assert len(reader.replies(examples, max_new_tokens=3)) == 3
     assert type(reader.model).__name__ == "SmolVLMForConditionalGeneration"
+
+
+def test_two_steps_on_wider_pictures_leave_a_checkpoint_that_answers(
+    quick_steps: None, tokens: transformers.PreTrainedTokenizerFast, tmp_path: pathlib.Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(train_wide.tokenizer, "train", lambda *_: tokens)  # learning another takes most of the time
+    train_wide.main(["--smoke", "--out", str(tmp_path / "vlm")])
+    assert len(Reader(tmp_path / "vlm").replies([held_out("colour", 1)[0]], max_new_tokens=3)) == 1
 
 
 def test_five_clip_steps_leave_a_checkpoint_that_embeds(trained_clip: pathlib.Path) -> None:

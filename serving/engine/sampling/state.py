@@ -127,6 +127,8 @@ class SamplingState:
     def _penalise(self, scores: npt.NDArray[np.float32], counts: TokenCounts) -> None:
         """Apply the penalties for what was said: repetition's (prompt and answer), then the answer's own two."""
         ids, in_answer = counts.ids, counts.in_answer
+        if ids.max(initial=0) >= len(scores):  # tokens that prompts hold and no answer can
+            ids, in_answer = ids[ids < len(scores)], in_answer[ids < len(scores)]
         said = scores[ids]
         if self._repetition != 1:
             said = np.where(said > 0, said / np.float32(self._repetition), said * np.float32(self._repetition))

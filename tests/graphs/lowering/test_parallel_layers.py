@@ -23,9 +23,10 @@ FORMS = {
     "offsets": Form(2, 32, "ternary-mean"),
     "zeros": Form(4, 32, "hqq"),
     "float-inputs": Form(4, 32, "gptq-zeros", float_inputs=8),
+    "coded-scales": Form(4, 32, "gptq-coded"),
     "w8a8-float-inputs": Form(8, float_inputs=8),
 }
-METHODS = {"planes": "matmul_nbits", "offsets": "matmul_nbits", "zeros": "matmul_nbits", "float-inputs": "matmul_nbits"}
+METHODS = dict.fromkeys(("planes", "offsets", "zeros", "float-inputs", "coded-scales"), "matmul_nbits")
 
 
 def quantize(model: ir.Model, method: str, form: Form, inputs, names=None) -> None:

@@ -62,6 +62,17 @@ def test_one_that_sees_ours_finds_our_packages_behind_its_own(tmp_path: Path, ca
     assert str(Path(pytest.__file__).parents[1]) == link.read_text().strip()
 
 
+def test_one_installed_from_elsewhere_looks_at_the_packages_of_who_runs_it_now(
+    tmp_path: Path, called: list[list[str]]
+) -> None:
+    peer = Environment("llama", sees_ours=True)
+    peer.install(tmp_path, print)
+    [link] = (tmp_path / "llama").rglob("ours.pth")
+    link.write_text("/gone/site-packages\n")
+    peer.install(tmp_path, print)
+    assert str(Path(pytest.__file__).parents[1]) == link.read_text().strip()
+
+
 def test_our_own_needs_no_installation(tmp_path: Path, called: list[list[str]]) -> None:
     Environment("").install(tmp_path, print)
     assert called == []

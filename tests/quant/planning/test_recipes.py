@@ -10,7 +10,7 @@ from bundle.errors import QuantizationError
 from bundle.form import Form
 from bundle.manifest import Manifest
 from quant.planning.recipes import RECIPES, read_weights
-from quant.planning.refinement import FED
+from quant.planning.refinement import DOUBLING, FED
 from quant.quality.gate import LIMITS
 from quant.rounding.table import ROUNDINGS
 from quant.scaling.table import SCALINGS
@@ -80,7 +80,7 @@ def test_every_recipe_names_what_exists(name: str) -> None:
 
 
 def test_every_rounding_is_reached_by_a_recipe() -> None:
-    reached = {recipe.rounding for recipe in RECIPES.values()} | set(FED.values())
+    reached = {recipe.rounding for recipe in RECIPES.values()} | set(FED.values()) | set(DOUBLING.values())
     portable = {recipe.rounding for recipe in RECIPES.values() if recipe.portable_method == "qdq_int4"}
     assert reached | {positive(Form(4, 32, name)).rounding for name in portable} >= ROUNDINGS.keys()
 

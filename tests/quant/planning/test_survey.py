@@ -18,7 +18,7 @@ from quant.planning.survey import Site, survey, survey_bundle
 
 
 def surveyed(bundle: Path, component: str) -> tuple[Site, ...]:
-    return survey(component, open_graph(bundle / read_manifest(bundle).components[component].file).graph)
+    return survey(open_graph(bundle / read_manifest(bundle).components[component].file).graph)
 
 
 def rows_of(sites: tuple[Site, ...], part: str) -> set[int | None]:
@@ -86,8 +86,8 @@ def test_a_table_is_of_the_kind_that_its_label_says(model_of: Any, rng: np.rando
     weights = {"t": rng.standard_normal((30, 64)).astype(np.float32)}
     model = model_of({"ids": (ir.DataType.INT64, ["B", "T"])}, [("Gather", ["t", "ids"], "y", {})], weights, ["y"])
     Label(role).write(model.graph.initializers["t"])
-    assert survey("text_encoder", model.graph) == (Site("t", role, 64, 30),)
-    assert survey("text_encoder", model.graph)[0].is_table
+    assert survey(model.graph) == (Site("t", role, 64, 30),)
+    assert survey(model.graph)[0].is_table
 
 
 @pytest.mark.parametrize(("is_ternary", "kind"), [(True, "ternary experts"), (False, "experts")])
@@ -104,7 +104,7 @@ def test_experts_are_ternary_where_their_numbers_are(
         ("e.down_proj", "experts"),
     ):
         Label(role).write(graph.initializers[name])
-    router, experts = survey("decoder", graph)
+    router, experts = survey(graph)
     assert router == Site("layers.0.mlp.router.weight", "router", 64, 4)
     assert experts == Site("e", kind, 64, 96, copies=4, num_hidden=32)
 
@@ -126,10 +126,14 @@ def test_experts_without_labels_are_refused_though_their_numbers_are_known(
     graph = small_graphs.build_mixture("e", np.ones((64, 4), np.float32), *stacked).graph
     Label("router").write(graph.initializers["layers.0.mlp.router.weight"])
     with pytest.raises(QuantizationError, match=r"e\.gate_up_proj holds no layer labels"):
-        survey("decoder", graph)
+        survey(graph)
 
 
-def test_a_graph_without_weights_is_refused(model_of: Any) -> None:
-    model = model_of({"x": (ir.DataType.FLOAT, ["M", 4])}, [("Relu", ["x"], "y", {})], {}, ["y"])
-    with pytest.raises(QuantizationError, match="nothing can be made smaller"):
-        survey("text_encoder", model.graph)
+def test_a_bundle_without_layers_is_refused_and_a_tower_without_any_is_left(model_of: Any, clip_bundle: Path) -> None:
+    graph = model_of({"x": (ir.DataType.FLOAT, ["M", 4])}, [("Relu", ["x"], "y", {})], {}, ["y"]).graph
+    with pytest.raises(QuantizationError, match=r"vision_encoder: no linear layer .* nothing can be made smaller"):
+        survey_bundle({"vision_encoder": graph})
+    text = open_graph(clip_bundle / "text_encoder.onnx").graph
+    sites = survey_bundle({"vision_encoder": graph, "text_encoder": text})
+    assert sites["vision_encoder"] == ()
+    assert sites["text_encoder"] == survey(text)

@@ -6,8 +6,12 @@ import pytest
 
 from bundle.errors import QuantizationError
 from bundle.form import Form
+from graphs.store import weight_bytes
 from quant.calibration.statistics import InputStatistics
+from quant.planning.plan import Choice, bytes_of
+from quant.rounding.table import load_rounding
 from quant.weights import gather_blocks, matmul_nbits, qdq_int4, w8a8
+from quant.weights.doubled_inputs import double_rows, shortened
 from quant.weights.float_inputs import split_rows
 
 FLOAT = ir.DataType.FLOAT
@@ -45,6 +49,11 @@ PASSES = {
     "w8a8 gptq": (w8a8.PerTokenInt8, w8a8.reference, Form(8, None, "gptq", 8)),
     "8 bits": (matmul_nbits.MatMulNBits, matmul_nbits.reference, Form(8, 32, "gptq", 8)),
     "4 bits": (matmul_nbits.MatMulNBits, matmul_nbits.reference, Form(4, 32, "gptq-zeros", 8)),
+    "4 bits, stored twice": (
+        matmul_nbits.MatMulNBits,
+        matmul_nbits.reference,
+        Form(4, 32, "gptq-coded", doubled_inputs=32),
+    ),
     "4 bits, standard operators": (qdq_int4.DequantizedInt4, qdq_int4.reference, Form(4, 32, "gptq", 8)),
 }
 
@@ -116,8 +125,8 @@ def test_layers_that_read_one_input_take_it_apart_once(model_of, rng, inputs) ->
     assert [node.op_type for node in model.graph].count("Gather") == 1
 
 
-def test_a_table_has_the_bytes_of_the_head_that_it_is_tied_to(model_of, run, rng, rows, inputs) -> None:
-    form = Form(4, 32, "gptq-zeros", 8)
+@pytest.mark.parametrize("form", [Form(4, 32, "gptq-zeros", 8), Form(4, 32, "gptq-coded", doubled_inputs=32)])
+def test_a_table_has_the_bytes_of_the_head_that_it_is_tied_to(model_of, run, rng, rows, inputs, form: Form) -> None:
     head = model_of({"x": (FLOAT, ["M", K])}, [("MatMul", ["x", "w"], "y", {})], {"w": rows.T.copy()}, ["y"], opset=21)
     table = model_of(
         {"ids": (ir.DataType.INT64, ["M"])}, [("Gather", ["w", "ids"], "y", {"axis": 0})], {"w": rows}, ["y"], opset=21
@@ -128,10 +137,49 @@ def test_a_table_has_the_bytes_of_the_head_that_it_is_tied_to(model_of, run, rng
         {value.const_value.tobytes() for value in model.graph.initializers.values() if value.const_value.nbytes >= N}
         for model in (head, table)
     ]
-    assert len(stored[0] & stored[1]) == 4  # codes, scales, zero points, columns in float
+    # Codes, scales, zero points, and columns in float or the steps of scales
+    assert len(stored[0] & stored[1]) == 4
     ids = rng.integers(0, N, 9)
     (found,) = run(table, ids=ids)
     np.testing.assert_allclose(found, gather_blocks.reference(ids, rows, form, inputs), atol=1e-6)
+
+
+def test_doubled_weights_are_as_fine_as_codes_of_twice_the_bits(rows, inputs) -> None:
+    longer = double_rows(rows, Form(4, 32, "gptq-coded", doubled_inputs=32), inputs)
+    assert set(LOUD) <= set(longer.channels.tolist())
+    codes = load_rounding("gptq-coded")(longer.rows, 4, 32, longer.inputs)
+    found = shortened(codes.weights(longer.rows.shape[1]), longer.channels)
+    errors = np.abs(found - rows).max(axis=0)
+    steps = codes.scales[:, K // 32 :].max(axis=0)  # of the blocks of what is doubled, and of their doubles
+    assert steps[1] < steps[0] / 8
+    assert errors[LOUD].max() < steps[0] / 8
+
+
+def test_inputs_that_do_not_fill_blocks_are_not_doubled(rows, inputs) -> None:
+    with pytest.raises(QuantizationError, match="8 of 64 inputs stored twice do not fill blocks of 32"):
+        double_rows(rows, Form(4, 32, "gptq-coded", doubled_inputs=8), inputs)
+
+
+def test_layers_that_read_one_input_double_it_once(model_of, rng, inputs) -> None:
+    weights = {name: rng.standard_normal((K, N)).astype(np.float32) for name in ("a", "b")}
+    nodes = [("MatMul", ["x", name], f"y_{name}", {}) for name in weights]
+    model = model_of({"x": (FLOAT, ["M", K])}, nodes, weights, ["y_a", "y_b"], opset=21)
+    form = Form(4, 32, "gptq-coded", doubled_inputs=32)
+    matmul_nbits.MatMulNBits(dict.fromkeys(weights, form), dict.fromkeys(weights, inputs))(model)
+    assert [node.op_type for node in model.graph].count("Concat") == 1
+
+
+def test_scales_are_multiplied_when_a_graph_is_loaded_and_not_when_it_runs(linear, run, inputs) -> None:
+    model = linear()
+    matmul_nbits.MatMulNBits({"w": Form(4, 32, "gptq-coded", doubled_inputs=32)}, {"w": inputs})(model)
+    run(model, x=np.zeros((1, 2, K), np.float32))
+    assert sorted(run.optimized_ops()) == ["Concat", "Gather", "MatMulNBits", "Mul"]
+
+
+def test_what_is_planned_is_what_is_stored(linear, inputs) -> None:
+    model, form = linear(), Form(4, 32, "gptq-coded", doubled_inputs=32)
+    matmul_nbits.MatMulNBits({"w": form}, {"w": inputs})(model)
+    assert weight_bytes(model) == bytes_of(Choice("matmul_nbits", form), K, N)
 
 
 def test_a_row_alone_and_in_a_batch_is_the_same_but_for_the_float_sums(linear, run, x, inputs) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from serving.fake import FAKE_FUSED
+from serving.fake import FAKE_FUSED, FAKE_HEADS
 from serving.protocol import GenerateRequest
 
 OLD_FACTS = ("name", "model", "created", "prompt_tokens", "image_tokens")
@@ -216,6 +216,21 @@ def test_a_fused_prefix_is_what_the_engine_made_of_its_messages(keeping, engine,
     assert (named.behind, named.fuses) == (FAKE_FUSED, False)
     assert [part.text for message in named.messages for part in message.parts] == ["What?"]  # the image is gone
     assert keeping.get("/v1/prefixes").json()["data"] == [told]
+
+
+def test_a_task_vector_is_what_the_engine_made_of_demonstrations(keeping, engine, ask) -> None:
+    told = made(keeping, messages=SHOWN[1:] * 2, method="task-vectors").json()
+    [read] = engine.generations
+    assert (read.learns, read.fuses, read.behind, len(read.messages)) == (True, False, None, 4)
+    assert (told["method"], told["size_bytes"]) == ("task-vectors", len(FAKE_FUSED))
+    assert (told["cache_rows"], told["replaced_heads"]) == (0, FAKE_HEADS)
+    answer = keeping.post("/v1/chat/completions", {**ask("What?"), "prefix": "one-word"})
+    assert answer.status_code == 200
+    named = engine.generations[-1]
+    assert (named.behind, named.learns) == (FAKE_FUSED, False)
+    assert [part.text for message in named.messages for part in message.parts] == ["What?"]
+    refused = made(keeping, "other", method="task-vectors", vision={"method": "uniform", "keep": 0.5})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "vision")
 
 
 def test_what_means_nothing_of_a_prefix_is_refused_by_name(keeping, ask) -> None:

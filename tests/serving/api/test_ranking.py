@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
-from serving.fake import FakeClient
+from serving.api.app import create_app
+from serving.fake import FAKE_RANKER, FakeClient
+from serving.settings import ApiSettings
 
 RERANK, SCORE = "/v1/rerank", "/v1/score"
 
@@ -74,6 +78,35 @@ def test_what_is_not_taken_is_refused_by_name(api: Any, path: str, body: dict[st
 def test_more_images_than_allowed_are_refused(make_caller: Any, png: bytes, image_part: Any) -> None:
     api = make_caller(max_images=1)
     assert api.post(RERANK, {"query": "a", "documents": [image_part(png)] * 2}).status_code == 400
+
+
+@pytest.fixture
+def ranker() -> Any:
+    """An application over a fake cross-encoder."""
+    return create_app(FakeClient((FAKE_RANKER,)), ApiSettings())
+
+
+def post(app: Any, path: str, body: dict[str, Any]) -> Any:
+    async def send() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            return await client.post(path, json=body)
+
+    return asyncio.run(send())
+
+
+def test_a_cross_encoder_reads_query_and_document_together(ranker: Any, png: bytes, image_part: Any) -> None:
+    body = {"query": image_part(png), "documents": ["a", "b c", "d"]}
+    told = post(ranker, RERANK, body).json()
+    scored = post(ranker, SCORE, {"text_1": image_part(png), "text_2": body["documents"]}).json()
+    by_index = {result["index"]: result["relevance_score"] for result in told["results"]}
+    assert [item["score"] for item in scored["data"]] == [by_index[place] for place in range(3)]
+    assert [result["relevance_score"] for result in told["results"]] == sorted(by_index.values(), reverse=True)
+    assert told["usage"] == {"prompt_tokens": 4, "total_tokens": 4}
+    pairs = post(ranker, SCORE, {"text_1": ["a", "b"], "text_2": [image_part(png)] * 2}).json()["data"]
+    assert len(pairs) == 2
+    refused = post(ranker, RERANK, {**body, "instruction": "Find it."})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "instruction")
+    assert post(ranker, "/v1/embeddings", {"input": "a", "model": "fake-ranker"}).status_code == 400
 
 
 def test_a_failure_has_its_status(api: Any, engine: FakeClient) -> None:

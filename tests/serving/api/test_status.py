@@ -61,7 +61,7 @@ def test_a_model_that_embeds_texts_alone_offers_nothing_for_images(
     monkeypatch.setattr(engine, "models", models)
     told = make_caller().get("/v1/models/words").json()
     can = {name for name, is_so in told["capabilities"].items() if is_so}
-    assert (told["task"], can) == ("text-embedding", {"embeddings"})
+    assert (told["task"], can) == ("text-embedding", {"embeddings", "rerank"})
 
 
 def test_an_unknown_model_is_a_404_that_lists_the_known(api: Any) -> None:

@@ -14,7 +14,7 @@ from bundle.manifest import DualEncoderDims
 from bundle.text import TextBatch
 from serving.models import embedding
 from serving.models.embedding import EmbeddingModel, scores
-from serving.protocol import ClassifyRequest, EmbedRequest, ImagePart, TextPart
+from serving.protocol import ClassifyRequest, EmbedRequest, EmbedResult, ImagePart, TextPart, TokensPart
 from serving.settings import EngineSettings
 
 SETTINGS = EngineSettings(max_sequences=2, max_waiting=6, intra_threads=1, text_batch_rows=3, vision_batch_tiles=2)
@@ -112,6 +112,65 @@ def test_vectors_are_cut_to_sizes_that_the_bundle_declares(model, monkeypatch) -
         np.testing.assert_array_equal(await embedded(whole), all_of_it)
         with pytest.raises(ParameterError, match=f"have {whole} or 4 numbers"):
             await embedded(8)
+
+    run(main)
+
+
+def test_ids_are_embedded_as_the_text_that_they_are_of(model) -> None:
+    ids = tuple(model.tokenizer.encode("a cat", add_special_tokens=True))
+
+    async def main() -> None:
+        of_text, of_ids = (
+            await model.embed(inputs("a cat")),
+            await model.embed(EmbedRequest("r", "m", (TokensPart(ids),))),
+        )
+        np.testing.assert_allclose(of_ids.embeddings, of_text.embeddings, atol=ATOL)
+        assert of_ids.prompt_tokens == of_text.prompt_tokens == len(ids)
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (lambda ids: ids[1:-1], "between the tokens"),
+        (lambda ids: ids[:1], "these 1 ids"),
+        (lambda ids: (), "these 0"),
+        (lambda ids: (*ids[:-1], 10**9, ids[-1]), "token 1000000000 is none of the model's"),
+    ],
+)
+def test_ids_that_are_no_text_of_the_models_are_refused(model, bad, message) -> None:
+    ids = tuple(model.tokenizer.encode("a cat", add_special_tokens=True))
+
+    async def main() -> None:
+        with pytest.raises(ParameterError, match=message):
+            await model.embed(EmbedRequest("r", "m", (TokensPart(bad(ids)),)))
+
+    run(main)
+
+
+def test_long_texts_are_cut_where_that_is_asked_and_keep_their_end(model, clip_bundle) -> None:
+    longest, words = read_manifest(clip_bundle).dual.max_text_tokens, "word " * 200
+    ids = tuple(model.tokenizer.encode(words, add_special_tokens=True))
+
+    async def embedded(part: TextPart | TokensPart, most: int | None) -> EmbedResult:
+        return await model.embed(EmbedRequest("r", "m", (part,), truncate_tokens=most))
+
+    async def main() -> None:
+        for most, left in ((-1, longest), (longest, longest), (7, 7)):
+            kept = TokensPart((*ids[: left - 1], ids[-1]))
+            expected = await embedded(kept, None)
+            for part in (TextPart(words), TokensPart(ids)):
+                found = await embedded(part, most)
+                np.testing.assert_allclose(found.embeddings, expected.embeddings, atol=ATOL)
+                assert found.prompt_tokens == left
+        with pytest.raises(ContextLengthError, match=f"{longest} tokens hold at most"):
+            await embedded(TextPart(words), None)
+        for wrong in (2, longest + 1):
+            with pytest.raises(
+                ParameterError, match=f"truncate_prompt_tokens = {wrong}: the model reads 3 to {longest}"
+            ):
+                await embedded(TextPart(words), wrong)
 
     run(main)
 

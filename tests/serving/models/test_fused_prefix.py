@@ -12,6 +12,7 @@ import pytest
 
 from bundle.directory import open_bundle
 from bundle.errors import ContextLengthError, ParameterError
+from bundle.image import TileLayout
 from bundle.prompt import Placeholder, Turn
 from runtime.cache_shape import cache_shape
 from runtime.decoder import Decoder, TokenGraphs
@@ -72,6 +73,18 @@ def test_behind_a_text_that_was_fused_is_behind_the_text(model, answer) -> None:
         plain, behind = await answer(model, request(*shown, own)), await answer(model, request(own, behind=prefix))
         assert behind.token_ids == plain.token_ids
         assert behind.finished.usage.prompt_tokens == plain.finished.usage.prompt_tokens
+
+    run(main)
+
+
+def test_a_prefix_keeps_the_sizes_that_its_images_tokens_depend_on(model, answer, smolvlm_bundle) -> None:
+    manifest = open_bundle(smolvlm_bundle).manifest
+    layouts = (TileLayout(whole_px=(28, 56)), TileLayout(2, 3, image_px=(90, 120)), TileLayout(fewer_tokens=5))
+
+    async def main() -> None:
+        prefix = FusedPrefix.from_bytes(await fused(model, answer, message("user", "What is grass?")), manifest)
+        sized = dataclasses.replace(prefix, layouts=layouts)
+        assert FusedPrefix.from_bytes(sized.to_bytes(), manifest).layouts == layouts
 
     run(main)
 

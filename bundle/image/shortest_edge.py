@@ -1,0 +1,83 @@
+"""An image that keeps its shape: its short side brought to a length, its long side bounded, both whole patches."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from PIL import Image
+from pydantic import Field, model_validator
+
+from bundle.errors import ImageError
+from bundle.image.fixed import Fixed
+from bundle.image.geometry import EdgePx, Geometry, resized
+from bundle.image.layout import TileLayout
+
+
+class ShortestEdge(Geometry):
+    """Scale the short side to a length, or less where the long one would exceed its own, then to whole steps (ViLT).
+
+    Attributes:
+        shortest_px: Of the short side.
+        longest_px: Of the long side, at most.
+        step_px: Both sides are multiples of it.
+    """
+
+    kind: Literal["shortest-edge"] = "shortest-edge"
+    shortest_px: EdgePx
+    longest_px: EdgePx
+    step_px: int = Field(gt=0, le=512)
+
+    @model_validator(mode="after")
+    def _check_bounds(self) -> ShortestEdge:
+        if not self.step_px <= self.shortest_px <= self.longest_px:
+            raise ValueError(f"sides from {self.shortest_px} to {self.longest_px} px in steps of {self.step_px} px")
+        return self
+
+    @property
+    def tile_size_px(self) -> tuple[int, int]:
+        """(height, width) of a usual image, a square."""
+        side = self.shortest_px // self.step_px * self.step_px
+        return side, side
+
+    @property
+    def has_one_size(self) -> bool:
+        """False: an image keeps its shape."""
+        return False
+
+    @property
+    def for_frames(self) -> Fixed:
+        """A square."""
+        height, width = self.tile_size_px
+        return Fixed(height_px=height, width_px=width)
+
+    def layout(self, width_px: int, height_px: int) -> TileLayout:
+        """Return the size that an image is scaled to; it is never cut.
+
+        Raises:
+            ImageError: It is so narrow that no step of its short side would be left.
+        """
+        height, width = self._scaled(height_px, width_px)
+        if not min(height, width):
+            raise ImageError(
+                f"the image is {width_px} x {height_px} pixels; with its long side at {self.longest_px}, less than the "
+                f"{self.step_px} of a patch is left of the other. Crop it."
+            )
+        return TileLayout(whole_px=(height, width))
+
+    def tiles(self, image: Image.Image, resample: Image.Resampling) -> list[Image.Image]:
+        """Return the scaled image."""
+        height, width = self.layout(*image.size).whole_px or self.tile_size_px
+        return [resized(image, (width, height), resample)]
+
+    def _scaled(self, height_px: int, width_px: int) -> tuple[int, int]:
+        """Return (height, width), in the reference's order of roundings (`get_resize_output_image_size` of ViLT's)."""
+        scale = self.shortest_px / min(height_px, width_px)
+        height, width = (
+            (float(self.shortest_px), scale * width_px)
+            if height_px < width_px
+            else (scale * height_px, float(self.shortest_px))
+        )
+        if max(height, width) > self.longest_px:
+            shrink = self.longest_px / max(height, width)
+            height, width = shrink * height, shrink * width
+        return int(height + 0.5) // self.step_px * self.step_px, int(width + 0.5) // self.step_px * self.step_px

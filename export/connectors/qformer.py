@@ -1,0 +1,166 @@
+"""The Q-Former (BLIP-2, arXiv 2301.12597, section 3.1): learned queries that look at each other and at an image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from onnxscript import OpBuilder
+
+from export.config import Raw, TowerConfig, require
+from export.nn.dialect import Dialect
+from export.nn.linear import Linear, activation
+from export.nn.module import Module, ModuleList, Weight
+from export.nn.norms import LayerNorm
+from export.nn.vit import tower_heads
+
+DEFAULTS: Raw = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "cross_attention_frequency": 2,
+}
+
+
+@dataclass(frozen=True)
+class QFormerConfig:
+    """Sizes of a Q-Former.
+
+    Attributes:
+        layers: Widths and depth.
+        image_every: One in so many layers looks at the image, the first among them.
+        image_size: Width of a patch.
+        num_queries: Q.
+    """
+
+    layers: TowerConfig
+    image_every: int
+    image_size: int
+    num_queries: int
+
+    @classmethod
+    def read(cls, raw: Raw, image_size: int, num_queries: int) -> QFormerConfig:
+        """Return the Q-Former of a config.
+
+        Raises:
+            UnsupportedConfigError: It reads text beside its queries.
+        """
+        require(raw, [("use_qformer_text_input", False), ("position_embedding_type", "absolute")])
+        every = int({**DEFAULTS, **raw}["cross_attention_frequency"])
+        return cls(TowerConfig.read(raw, DEFAULTS), every, image_size, num_queries)
+
+
+class _Looking(Module):
+    """Queries, keys and values of one attention; the last two of an image's patches where their width is given."""
+
+    def __init__(self, config: QFormerConfig, dialect: Dialect, *, image_rows: int | None) -> None:
+        super().__init__()
+        size, rows = config.layers.hidden_size, config.num_queries
+        seen_size, seen_rows = (size, rows) if image_rows is None else (config.image_size, image_rows)
+        self.query = Linear(size, size, rows=rows)
+        self.key = Linear(seen_size, size, rows=seen_rows)
+        self.value = Linear(seen_size, size, rows=seen_rows)
+        self.heads = tower_heads(config.layers)
+        self.dialect = dialect
+
+    def forward(self, op: OpBuilder, x: ir.Value, seen: ir.Value) -> ir.Value:
+        query, key, value = self.query(op, x), self.key(op, seen), self.value(op, seen)
+        return self.dialect.attention(op, query, key, value, self.heads, None)
+
+
+class _Added(Module):
+    """A matrix, added to what came before, and a norm of the sum (BERT, arXiv 1810.04805)."""
+
+    def __init__(self, config: QFormerConfig, in_size: int) -> None:
+        super().__init__()
+        size = config.layers.hidden_size
+        self.dense = Linear(in_size, size, rows=config.num_queries)
+        self.norm = LayerNorm(size, config.layers.layer_norm_eps, name="LayerNorm")
+
+    def forward(self, op: OpBuilder, x: ir.Value, before: ir.Value) -> ir.Value:
+        return self.norm(op, op.Add(self.dense(op, x), before))
+
+
+class _Attention(Module):
+    def __init__(self, config: QFormerConfig, dialect: Dialect, *, image_rows: int | None) -> None:
+        super().__init__()
+        self.attention = _Looking(config, dialect, image_rows=image_rows)
+        self.output = _Added(config, config.layers.hidden_size)
+
+    def forward(self, op: OpBuilder, x: ir.Value, seen: ir.Value) -> ir.Value:
+        return self.output(op, self.attention(op, x, seen), x)
+
+
+class _Wider(Module):
+    def __init__(self, config: QFormerConfig) -> None:
+        super().__init__()
+        self.dense = Linear(config.layers.hidden_size, config.layers.intermediate_size, rows=config.num_queries)
+        self.hidden_act = config.layers.hidden_act
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        return activation(op, self.hidden_act, self.dense(op, x))
+
+
+class _Layer(Module):
+    def __init__(self, config: QFormerConfig, dialect: Dialect, *, image_rows: int | None) -> None:
+        super().__init__()
+        self.attention = _Attention(config, dialect, image_rows=None)
+        self.crossattention = None if image_rows is None else _Attention(config, dialect, image_rows=image_rows)
+        self.intermediate_query = _Wider(config)
+        self.output_query = _Added(config, config.layers.intermediate_size)
+
+    def forward(self, op: OpBuilder, x: ir.Value, image: ir.Value) -> ir.Value:
+        """Return the queries [I, Q, size], which looked at the image [I, N, image_size] where the layer does."""
+        x = self.attention(op, x, x)
+        x = x if self.crossattention is None else self.crossattention(op, x, image)
+        return self.output_query(op, self.intermediate_query(op, x), x)
+
+
+class _Layers(Module):
+    def __init__(self, config: QFormerConfig, dialect: Dialect, image_rows: int) -> None:
+        super().__init__()
+        numbers = range(config.layers.num_layers)
+        seen = [None if number % config.image_every else image_rows for number in numbers]
+        self.layer = ModuleList([_Layer(config, dialect, image_rows=rows) for rows in seen])
+
+    def forward(self, op: OpBuilder, x: ir.Value, image: ir.Value) -> ir.Value:
+        for layer in self.layer:
+            x = layer(op, x, image)
+        return x
+
+
+class _Former(Module):
+    def __init__(self, config: QFormerConfig, dialect: Dialect, image_rows: int) -> None:
+        super().__init__()
+        self.layernorm = LayerNorm(config.layers.hidden_size, config.layers.layer_norm_eps)
+        self.encoder = _Layers(config, dialect, image_rows)
+
+    def forward(self, op: OpBuilder, queries: ir.Value, image: ir.Value) -> ir.Value:
+        return self.encoder(op, self.layernorm(op, queries), image)
+
+
+class QFormer(Module):
+    """An image's patches to a fixed number of rows of the decoder's width.
+
+    Args:
+        config: Sizes.
+        out_size: The decoder's width.
+        image_rows: Patches of an image.
+        dialect: How attention is written.
+        name: Where the checkpoint keeps it, queries and projection beside it.
+    """
+
+    def __init__(self, config: QFormerConfig, out_size: int, *, image_rows: int, dialect: Dialect, name: str) -> None:
+        super().__init__(name)
+        self.query_tokens = Weight(1, config.num_queries, config.layers.hidden_size)
+        self.qformer = _Former(config, dialect, image_rows)
+        self.language_projection = Linear(config.layers.hidden_size, out_size, rows=config.num_queries)
+
+    def forward(self, op: OpBuilder, image: ir.Value) -> ir.Value:
+        """Return [I, Q, out_size] from [I, N, image_size]."""
+        shape = op.Concat(op.Shape(image, start=0, end=1), [1, 1], axis=0)
+        queries = op.Expand(self.query_tokens, shape)
+        return self.language_projection(op, self.qformer(op, queries, image))

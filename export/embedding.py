@@ -1,0 +1,167 @@
+"""A decoder that embeds: what is made of its states, and how inputs are written for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+from onnxscript import OpBuilder
+
+from bundle.errors import UnsupportedConfigError
+from bundle.manifest import InputType, Pooling
+from export.checkpoint import Checkpoint
+from export.nn.linear import Linear
+from export.nn.module import Module
+from export.settings_file import read_settings
+
+IMAGE_SLOT = "{{ image }}"
+"""Of a template: what the family writes for an image."""
+_AUGMENTED = (
+    "{%% for message in messages if message.role != 'system' %%}{%% for part in message.content %%}"
+    "{%% if part.type == 'image' %%}%s{%% else %%}{{ part.text }}%s{%% endif %%}{%% endfor %%}{%% endfor %%}"
+)
+"""An image before the wish to describe it, a text before ten tokens that look for what it does not say."""
+TEMPLATES: Mapping[str, str] = {
+    "plain": (
+        "{% for message in messages %}{% for part in message.content %}{% if part.type == 'image' %}{{ image }}"
+        "{% else %}{{ part.text }}{% endif %}{% endfor %}{% endfor %}"
+    ),
+    "gme": (
+        "<|im_start|>system\n{% if messages[0].role == 'system' %}{% for part in messages[0].content %}{{ part.text }}"
+        "{% endfor %}{% else %}You are a helpful assistant.{% endif %}<|im_end|>\n<|im_start|>user\n"
+        "{% for message in messages if message.role != 'system' %}{% for part in message.content %}"
+        "{% if part.type == 'image' %}{{ image }}{% else %}{{ part.text }}{% endif %}{% endfor %}{% endfor %}"
+        "<|im_end|>\n<|im_start|>assistant\n<|endoftext|>"
+    ),
+    "e5-v": (
+        "<|start_header_id|>user<|end_header_id|>\n\n{% for message in messages %}{% for part in message.content %}"
+        "{% if part.type == 'image' %}{{ image }}{% else %}{{ part.text }}{% endif %}{% endfor %}{% endfor %}"
+        "{{ '\\n' }}Summary above {% if messages[-1].content[0].type == 'image' %}image{% else %}sentence{% endif %} "
+        "in one word: <|eot_id|><|start_header_id|>assistant<|end_header_id|>{{ '\\n\\n \\n' }}"
+    ),
+    "colqwen2": _AUGMENTED
+    % ("<|im_start|>user\n{{ image }}Describe the image.<|im_end|><|endoftext|>", "<|endoftext|>" * 10),
+    "colidefics3": _AUGMENTED
+    % (
+        "<|im_start|>User:{{ image }}Describe the image.<end_of_utterance>\nAssistant:",
+        "<end_of_utterance>" * 10,
+    ),
+}
+"""How an input is written, by the name that `--template` takes: images and texts as they come (the caller's text is
+the instruction, as for VLM2Vec, arXiv 2410.05160); GME's (arXiv 2412.16855), an instruction before it and an end token
+behind; E5-V's (arXiv 2407.12580), a wish for one word behind it; what colpali_engine 0.3 writes for the checkpoints of
+its own (arXiv 2407.01449), without the "Query: " of older ones. `image` stands for what the family writes for one."""
+_HEADS = ("custom_text_proj", "embedding_proj_layer", "linear")
+"""What checkpoints of late-interaction models call their projection (colpali_engine's, transformers', ColIdefics3)."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """A projection of every token's state.
+
+    Attributes:
+        name: Where the checkpoint keeps it.
+        size: E.
+        has_bias: Whether biases are added.
+    """
+
+    name: str
+    size: int
+    has_bias: bool
+
+
+@dataclass(frozen=True)
+class StateVectors:
+    """How the states of a vision-language model become vectors.
+
+    Attributes:
+        pooling: Which states become vectors.
+        head: What they are projected by; None: they are the vectors.
+        template: How an input is written: a chat template's source; None: as the checkpoint's own writes a question.
+        prefixes: What stands before the first text of an input of a type.
+    """
+
+    pooling: Pooling
+    head: Head | None = None
+    template: str | None = None
+    prefixes: Mapping[InputType, str] | None = None
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Patterns of keys of projections that this does not read."""
+        return tuple(rf"{name}\.(weight|bias)" for name in _HEADS if self.head is None or name != self.head.name)
+
+    def size(self, hidden_size: int) -> int:
+        """Return E."""
+        return hidden_size if self.head is None else self.head.size
+
+    def module(self, hidden_size: int) -> Module:
+        """Return the module [B, N, D] -> [B, N, E]."""
+        if self.head is None:
+            return _Unchanged()
+        return Linear(hidden_size, self.head.size, rows=None, bias=self.head.has_bias, name=self.head.name)
+
+
+class _Unchanged(Module):
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        return op.Identity(x)
+
+
+@dataclass(frozen=True)
+class EmbeddingOptions:
+    """How a user wants a checkpoint to embed.
+
+    Attributes:
+        pooling: None: every token's vector where there is a projection, else the last token's.
+        template: A name in `TEMPLATES`, or a file; None: the checkpoint's own.
+    """
+
+    pooling: Pooling | None = None
+    template: str | None = None
+
+
+def found_embedding(source: Checkpoint, options: EmbeddingOptions) -> StateVectors:
+    """Return how a checkpoint that answers is made to embed.
+
+    Its projection, where it has one, is found by name, and its prefixes where sentence-transformers keeps them.
+
+    Raises:
+        UnsupportedConfigError: A template that is neither name nor file, or a pooling that contradicts the projection.
+    """
+    head, pooling, template = _found_head(source), options.pooling, options.template
+    if pooling == "tokens" and head is None:
+        raise UnsupportedConfigError(
+            f"--pooling tokens wants a projection of every token, and {source.folder} holds none of "
+            f"{', '.join(_HEADS)}; take last or mean"
+        )
+    chosen: Pooling = pooling or ("last" if head is None else "tokens")
+    if chosen != "tokens":
+        head = None
+    return StateVectors(chosen, head, None if template is None else _template(template), _prefixes(source.folder))
+
+
+def _found_head(source: Checkpoint) -> Head | None:
+    for name in _HEADS:
+        if (weight := source.tensors.get(f"{name}.weight")) is not None:
+            return Head(name, weight.shape[0], f"{name}.bias" in source.tensors)
+    return None
+
+
+def _template(given: str) -> str:
+    if given in TEMPLATES:
+        return TEMPLATES[given]
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UnsupportedConfigError(
+            f"--template {given} is no file that can be read, nor one of {', '.join(TEMPLATES)}"
+        ) from error
+
+
+def _prefixes(folder: Path) -> dict[InputType, str]:
+    """Return the prompts that sentence-transformers puts before queries and documents."""
+    stated = read_settings(folder / "config_sentence_transformers.json", required=False).get("prompts") or {}
+    kinds: tuple[InputType, ...] = ("query", "document")
+    return {kind: str(stated[kind]) for kind in kinds if stated.get(kind)}

@@ -1,0 +1,93 @@
+"""FastVLM (arXiv 2412.13303): a FastViTHD tower, a two-layer connector, and a Qwen2."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import onnx_ir as ir
+from onnxscript import OpBuilder
+
+from bundle.errors import UnsupportedConfigError
+from bundle.layouts.llava import LlavaPrompt
+from export.config import Raw, require, sub_config
+from export.connectors.projector import Projector
+from export.family import Family, VisionLanguage
+from export.found_processor import FoundProcessor
+from export.nn.dialect import Dialect
+from export.nn.module import Module
+from export.towers.fastvit import FastViTConfig, FastViTTower
+
+_DEFAULT_TEXT = "qwen2"
+_DEFAULT_TOKENS = 576
+_PROJECTOR = "model.multi_modal_projector"
+
+
+class _Vision(Module):
+    def __init__(self, tower: Module, projector: Projector) -> None:
+        super().__init__()
+        self.tower = tower
+        self.projector = projector
+
+    def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
+        return self.projector(op, self.tower(op, pixel_values))
+
+
+class FastVLM(VisionLanguage):
+    """`model_type` fast_vlm."""
+
+    text_prefix = "model.language_model"
+    image_processor = "CLIPImageProcessor"
+    # batches of training are not counted on
+    unused: ClassVar[tuple[str, ...]] = (*Family.unused, r"model\.vision_tower\.timm_model\..*\.num_batches_tracked")
+
+    def __init__(self, config: Raw) -> None:
+        super().__init__(config)
+        require(config, [("vision_feature_select_strategy", "full"), ("vision_feature_layer", -1)])
+        self._num_tokens = int(config.get("image_seq_length", _DEFAULT_TOKENS))
+        self._tower = FastViTConfig.read(sub_config(config, "vision_config"), self._num_tokens)
+
+    @property
+    def text_config(self) -> Raw:
+        """The decoder's part of the config, which is a Qwen2 where it says nothing."""
+        return {"model_type": _DEFAULT_TEXT, **super().text_config}
+
+    @property
+    def image_size_px(self) -> int:
+        """Side of the input."""
+        return self._tower.image_size_px
+
+    @property
+    def tokens_per_tile(self) -> int:
+        """Places behind the tower's last stage."""
+        return self._num_tokens
+
+    def vision(self, dialect: Dialect) -> Module:
+        """Return tower and connector."""
+        projector = Projector(
+            self._tower.hidden_size,
+            self.decoder.config.hidden_size,
+            self.config.get("projector_hidden_act", "gelu"),
+            rows=self._num_tokens,
+            bias=bool(self.config.get("multimodal_projector_bias", True)),
+            name=_PROJECTOR,
+        )
+        return _Vision(FastViTTower(self._tower, dialect, "model.vision_tower.timm_model"), projector)
+
+    def image_prompt(self, found: FoundProcessor) -> LlavaPrompt:
+        """Return the image token repeated.
+
+        Raises:
+            UnsupportedConfigError: The processor counts other tokens, or the token is not in the vocabulary.
+        """
+        patch = found.settings.get("patch_size")
+        if patch is not None and int(patch) != self._tower.patch_size_px:
+            raise UnsupportedConfigError(
+                f"processor_config.json: patch_size {patch}, but a token of the tower stands for a square of "
+                f"{self._tower.patch_size_px} pixels"
+            )
+        token = found.token("image_token", "<image>")
+        return LlavaPrompt(
+            image_token=token,
+            image_token_id=found.image_token_id(self.config, token),
+            tokens_per_tile=self._num_tokens,
+        )

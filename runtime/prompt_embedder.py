@@ -1,0 +1,115 @@
+"""Prompts to vectors: a decoder that embeds, run once over prompts side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from bundle import tensors
+from bundle.directory import Bundle
+from bundle.errors import BundleFormatError, SignatureError
+from bundle.manifest import ComponentName, EmbedderDims
+from runtime.encoders import Vectors, unit
+from runtime.feeds import Int64, Step, TokenBatch, TokenRun, check_inputs, feeds_of, place_features
+from runtime.filled_prompt import FilledPrompt
+from runtime.graph import Array
+from runtime.session import Session
+from runtime.settings import RuntimeSettings
+from runtime.states import empty_states
+
+_MOST_RUN_TOKENS = 1024
+"""Of prompts side by side, padding among them; a longer one runs alone."""
+_MOST_PADDING = 0.25
+"""Of the longest prompt of a run, that a shorter one beside it may lack: what is padded is computed for nothing."""
+
+
+class PromptEmbedder:
+    """The graphs that turn prompts into vectors.
+
+    Args:
+        bundle: Of a model that embeds by a decoder.
+        settings: Provider and threads.
+
+    Attributes:
+        sessions: By the graph's name in the manifest.
+
+    Raises:
+        BundleError: A graph is missing, unusable, or not what the manifest says.
+        MachineError: This machine cannot run one.
+    """
+
+    def __init__(self, bundle: Bundle, settings: RuntimeSettings) -> None:
+        manifest = bundle.manifest
+        if manifest.embedder is None:
+            raise BundleFormatError(f"{bundle.directory} has a decoder that answers, or none; it cannot embed prompts")
+        self._dims: EmbedderDims = manifest.embedder
+        self._states, self._num_groups = manifest.states, manifest.num_length_groups
+        decoder, table = manifest.graph("decoder", "prompt"), manifest.graph("embed_tokens")
+        on_host = settings.model_copy(update={"provider": "cpu"})
+        self._table, self._decoder = Session(bundle, table, on_host), Session(bundle, decoder, settings)
+        self.sessions: dict[ComponentName, Session] = {table: self._table, decoder: self._decoder}
+        check_inputs(self._decoder.component.inputs, str(self._decoder.path))
+        self._check_gives_vectors()
+
+    def embed(self, prompts: Sequence[FilledPrompt]) -> list[Vectors]:
+        """Return each prompt's vectors of unit length: [1, E], or [T, E] where every token keeps its own.
+
+        Args:
+            prompts: At least one, each of at least one token. Those of about one length run together.
+        """
+        order = sorted(range(len(prompts)), key=lambda place: -prompts[place].num_tokens)
+        found: dict[int, Vectors] = {}
+        for places in _alike([(place, prompts[place].num_tokens) for place in order]):
+            vectors = self._run([prompts[place] for place in places])
+            found.update(zip(places, vectors, strict=True))
+        return [found[place] for place in range(len(prompts))]
+
+    def feeds(self, prompts: Sequence[FilledPrompt]) -> dict[str, Array]:
+        """Return the decoder's inputs for prompts side by side, states among them."""
+        longest = max(prompt.num_tokens for prompt in prompts)
+        is_last = self._dims.pooling == "last"
+        wanted = [[prompt.num_tokens - 1] if is_last else range(longest) for prompt in prompts]
+        runs = [self._padded(prompt, longest, each) for prompt, each in zip(prompts, wanted, strict=True)]
+        batch = TokenBatch.of(runs)
+        feeds = feeds_of(self._decoder.component.inputs, Step(batch, place_features(self._embeds(batch.ids), batch)))
+        return {**feeds, **empty_states(self._states, len(prompts), longest)}
+
+    def _run(self, prompts: Sequence[FilledPrompt]) -> list[Vectors]:
+        given = self._decoder.graph.run(self.feeds(prompts), [tensors.TOKEN_EMBEDS])[tensors.TOKEN_EMBEDS]
+        is_last = self._dims.pooling == "last"
+        rows = [own if is_last else own[: prompt.num_tokens] for own, prompt in zip(given, prompts, strict=True)]
+        return [unit(own.mean(axis=0, keepdims=True) if self._dims.pooling == "mean" else own) for own in rows]
+
+    def _padded(self, prompt: FilledPrompt, num_tokens: int, wanted: Sequence[int]) -> TokenRun:
+        """Return a prompt with tokens behind it that none before them sees."""
+        run = prompt.run(0, prompt.num_tokens, [0] * self._num_groups, wanted)
+        missing = num_tokens - prompt.num_tokens
+        last = run.positions[..., -1:]
+        positions = np.concatenate([run.positions, np.repeat(last, missing, axis=-1)], axis=-1)
+        return TokenRun(np.pad(run.ids, (0, missing)), positions, run.lengths, wanted, run.features)
+
+    def _embeds(self, ids: Int64) -> Vectors:
+        embeds: Vectors = self._table.run({self._table.component.inputs[0].name: ids})[self._table.output]
+        return embeds
+
+    def _check_gives_vectors(self) -> None:
+        (spec,) = self._decoder.component.outputs
+        if (spec.name, spec.shape[-1]) != (tensors.TOKEN_EMBEDS, self._dims.embedding_size):
+            raise SignatureError(
+                f"{self._decoder.path} gives {spec.name} {list(spec.shape)}; a decoder that embeds gives "
+                f"{tensors.TOKEN_EMBEDS} [B, N, {self._dims.embedding_size}]. Export the checkpoint again."
+            )
+
+
+def _alike(lengths: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """Return (place, length), the longest first, as places of runs that hold little padding."""
+    runs: list[list[int]] = []
+    longest = 0
+    for place, length in lengths:
+        is_full = bool(runs) and (len(runs[-1]) + 1) * longest > _MOST_RUN_TOKENS
+        if not runs or is_full or length < (1 - _MOST_PADDING) * longest:
+            runs.append([])
+            longest = length
+        runs[-1].append(place)
+    return runs

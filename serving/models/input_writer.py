@@ -1,0 +1,124 @@
+"""Inputs of a model that embeds by a decoder, as prompts: written, measured, and cut where a request asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bundle.errors import ContextLengthError, ParameterError
+from bundle.image import TileLayout
+from bundle.manifest import EmbedderDims, InputType, Manifest
+from bundle.prompt import Placeholder, Prompt, PromptBuilder, Turn
+from runtime.settings import DEFAULT_CONTEXT_TOKENS
+from serving.protocol import ImagePart, TextPart
+from serving.settings import EngineSettings
+
+ALL = -1
+"""Of `EmbedRequest.truncate_tokens`: as many as the model reads."""
+_MOST_CUTS = 8
+"""A text that was cut may take a token more than its tokens were; what does not fit then never will."""
+
+
+def longest_input(manifest: Manifest, settings: EngineSettings) -> int | None:
+    """Return how many tokens one input may take; None of a model that embeds by encoders."""
+    if manifest.embedder is None:
+        return None
+    return min(manifest.embedder.max_positions, settings.context_tokens or DEFAULT_CONTEXT_TOKENS)
+
+
+class InputWriter:
+    """Writes inputs as a model's template has them; safe to share between threads.
+
+    Args:
+        prompts: Of the model.
+        dims: What stands before inputs of a type.
+        longest: Tokens of one input.
+    """
+
+    def __init__(self, prompts: PromptBuilder, dims: EmbedderDims, longest: int) -> None:
+        self._prompts, self._dims, self._longest = prompts, dims, longest
+
+    def most_tokens(self, asked: int | None) -> int | None:
+        """Return to how many tokens longer inputs are cut; None: they are refused.
+
+        Raises:
+            ParameterError: More than the model reads.
+        """
+        if asked is not None and asked > self._longest:
+            raise ParameterError(
+                f"truncate_prompt_tokens = {asked}: the model reads {self._longest} tokens at most; -1 is that",
+                "truncate_prompt_tokens",
+            )
+        return self._longest if asked == ALL else asked
+
+    def of_ids(self, token_ids: Sequence[int], most_tokens: int | None) -> Prompt:
+        """Return ids as they are, the first so many of them where they are cut.
+
+        Raises:
+            RequestError: They are too many and not cut, or not the model's.
+        """
+        kept = token_ids if most_tokens is None else token_ids[:most_tokens]
+        self._check_length(len(kept))
+        return self._prompts.of_ids(kept)
+
+    def write(
+        self,
+        parts: Sequence[TextPart | ImagePart],
+        layouts: Sequence[TileLayout],
+        kind: InputType | None,
+        instruction: str | None,
+        most_tokens: int | None,
+    ) -> Prompt:
+        """Return one input's prompt.
+
+        Args:
+            parts: Texts and images, in order.
+            layouts: Of the images.
+            kind: What it is to those that it is compared with.
+            instruction: For the template's place of it.
+            most_tokens: The last text is cut until no more are left; None: nothing is cut.
+
+        Raises:
+            RequestError: It is too long and not cut, or what is left beside the text is too long.
+        """
+        said: list[str | Placeholder] = [
+            part.text if isinstance(part, TextPart) else Placeholder.IMAGE for part in parts
+        ]
+        prefix = self._dims.prefixes.get(kind, "") if kind is not None else ""
+        at = next((place for place, part in enumerate(said) if isinstance(part, str)), None)
+        if at is not None:
+            said[at] = f"{prefix}{said[at]}"
+        turns = [] if instruction is None else [Turn("system", (instruction,))]
+        if most_tokens is None:
+            prompt = self._prompts.build([*turns, Turn("user", tuple(said))], layouts, max_tokens=self._longest)
+            self._check_length(prompt.num_tokens)
+            return prompt
+        return self._cut(turns, said, layouts, most_tokens)
+
+    def _cut(
+        self, turns: Sequence[Turn], said: list[str | Placeholder], layouts: Sequence[TileLayout], most_tokens: int
+    ) -> Prompt:
+        """Return a prompt of at most so many tokens: its last text loses what does not fit."""
+        tokenizer = self._prompts.tokenizer
+        said = [tokenizer.shortened(part, most_tokens) if isinstance(part, str) else part for part in said]
+        last = max((place for place, part in enumerate(said) if isinstance(part, str)), default=None)
+        for _ in range(_MOST_CUTS):
+            prompt = self._prompts.build([*turns, Turn("user", tuple(said))], layouts)
+            over = prompt.num_tokens - most_tokens
+            text = "" if last is None else said[last]
+            if over <= 0:
+                return prompt
+            if last is None or not isinstance(text, str) or not text:
+                break
+            ids = tokenizer.encode_plain(text)
+            said[last] = tokenizer.decode(ids[: max(len(ids) - over, 0)])
+        raise ContextLengthError(
+            f"{prompt.num_tokens - over} tokens are allowed, and the input takes {prompt.num_tokens} however short its "
+            "text is: the model's template and images take the rest. Allow more, or send fewer images"
+        )
+
+    def _check_length(self, num_tokens: int) -> None:
+        if not 0 < num_tokens <= self._longest:
+            raise ContextLengthError(
+                f"the input takes {num_tokens} tokens; 1 to {self._longest} are read. Shorten it, or let it be cut: "
+                "truncate_prompt_tokens = -1."
+            )

@@ -1,0 +1,53 @@
+"""What makes vectors of texts and images: the models of `/v1/embeddings`."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy.typing as npt
+
+from bundle.errors import ParameterError
+from runtime.encoders import Vectors, unit
+from serving.models.model import Model
+from serving.protocol import EmbedRequest, EmbedResult
+
+
+class VectorModel(Model):
+    """One model that embeds."""
+
+    does = "embedding"
+
+    @abstractmethod
+    async def embed(self, request: EmbedRequest) -> EmbedResult:
+        """Return one embedding per input, in order.
+
+        Raises:
+            RequestError: No inputs, a size to which vectors are not cut, an input that the model does not take.
+        """
+
+
+def check_inputs(request: EmbedRequest, sizes: Sequence[int]) -> None:
+    """Check what can be told of a request before its inputs are looked at.
+
+    Args:
+        request: Of any model.
+        sizes: To which the model's vectors may be cut, its own among them.
+
+    Raises:
+        ParameterError: No inputs, or another size.
+    """
+    if request.dimensions not in (None, *sizes):
+        raise ParameterError(
+            f"dimensions = {request.dimensions}: the model's vectors have {' or '.join(map(str, sizes))} numbers, and "
+            "are not cut otherwise",
+            "dimensions",
+        )
+    if not request.inputs:
+        raise ParameterError("input is empty; send at least one text or image", "input")
+
+
+def cut(vectors: npt.NDArray[Any], size: int | None) -> Vectors:
+    """Return the first numbers of unit vectors, of unit length again."""
+    return vectors if size in (None, vectors.shape[-1]) else unit(vectors[..., :size])

@@ -1,0 +1,54 @@
+"""Settings of a checkpoint that are not built, or that contradict one another, are refused by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bundle.errors import UnsupportedConfigError
+from export.exporter import export_checkpoint
+
+CONFIG, PROCESSOR = "config.json", "processor_config.json"
+REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
+    ("deepseek_vl", PROCESSOR, {"num_image_tokens": 576}, "num_image_tokens 576.*make 16 tokens"),
+    ("deepseek_vl", CONFIG, {"vision_config": {"model_type": "clip_vision_model"}}, "'clip_vision_model'.*siglip"),
+    ("deepseek_vl_hybrid", CONFIG, {"high_res_vision_config": {"global_attn_indexes": []}}, "global_attn_indexes"),
+    ("deepseek_vl_hybrid", PROCESSOR, {"image_processor": {"high_res_size": {"height": 64, "width": 64}}}, "48 and 32"),
+    ("fast_vlm", CONFIG, {"vision_config": {"architecture": "fastvit_t8"}}, "'fastvit_t8'.*fastvit_mci3"),
+    ("fast_vlm", CONFIG, {"vision_config": {"model_args": {"layers": [1] * 5}}}, "inference_mode is not true"),
+    ("fast_vlm", CONFIG, {"vision_config": {"model_args": {"inference_mode": True, "in_chans": 4}}}, "in_chans"),
+    ("fast_vlm", CONFIG, {"image_seq_length": 5}, "image_seq_length 5"),
+    ("fast_vlm", CONFIG, {"vision_feature_layer": -2}, "vision_feature_layer is -2"),
+    ("fast_vlm", PROCESSOR, {"patch_size": 32}, "patch_size 32.*square of 64"),
+    ("idefics2", PROCESSOR, {"image_seq_len": 64}, "image_seq_len is 64; only 5 is built"),
+    ("idefics2", CONFIG, {"perceiver_config": {"num_key_value_heads": 4}}, "6 heads .* share 4"),
+    (
+        "idefics2",
+        PROCESSOR,
+        {"image_processor": {"size": {"shortest_edge": 6, "longest_edge": 9}}},
+        "patch of 7 pixels",
+    ),
+    ("llava_onevision", CONFIG, {"vision_aspect_ratio": "anyres"}, "vision_aspect_ratio is 'anyres' in config.json"),
+    ("llava_onevision", PROCESSOR, {"vision_aspect_ratio": "anyres_max_3"}, "'anyres_max_3' in the processor"),
+    ("llava_onevision", PROCESSOR, {"num_image_tokens": 729}, "num_image_tokens 729.*make 16 tokens"),
+]
+
+
+@pytest.mark.parametrize(("family", "file", "told", "named"), REFUSED)
+def test_a_setting_that_cannot_be_kept_is_refused(
+    family: str, file: str, told: dict[str, Any], named: str, sample_of: Any, tmp_path: Path
+) -> None:
+    checkpoint = sample_of(family, 0).checkpoint
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+    content = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(content | {key: _changed(content.get(key), told[key]) for key in told}))
+    with pytest.raises(UnsupportedConfigError, match=named):
+        export_checkpoint(folder, tmp_path / "bundle", name="tiny")
+
+
+def _changed(value: Any, told: Any) -> Any:
+    return {**value, **told} if isinstance(value, dict) else told

@@ -1,0 +1,186 @@
+"""Decoders that embed, against the last hidden states of transformers' model of the same weights."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from bundle.directory import Bundle, open_bundle
+from bundle.prompt import Placeholder, Turn
+from export.embedding import EmbeddingOptions
+from export.exporter import export_checkpoint
+from quant.quality.evaluation import Evaluation
+from quant.quantizer import quantize_bundle
+from runtime.embedder_runner import EmbedderRunner
+from runtime.settings import RuntimeSettings
+
+FAMILIES = ("internvl", "lfm2_vl", "llava_next", "qwen2_5_vl", "qwen3_vl")
+SETTINGS = RuntimeSettings(intra_threads=1)
+IMAGE = Image.fromarray(np.random.default_rng(5).integers(0, 256, (40, 70, 3), np.uint8))
+
+
+def turns_of(parts: list[str | Image.Image]) -> list[Turn]:
+    return [Turn("user", tuple(part if isinstance(part, str) else Placeholder.IMAGE for part in parts))]
+
+
+def states_of(sample: Any, parts: list[str | Image.Image]) -> np.ndarray:
+    """Return [T, D]: what transformers' decoder makes of a prompt, normed."""
+    import torch
+
+    with torch.no_grad():
+        found = sample.model(**sample.inputs(parts), output_hidden_states=True).hidden_states[-1]
+    return np.asarray(found[0].float().numpy())
+
+
+def embedding_bundle(sample: Any, folder: Path, **options: Any) -> Bundle:
+    dialect = options.pop("dialect", "contrib")
+    export_checkpoint(sample.checkpoint, folder, name="tiny", dialect=dialect, embedding=EmbeddingOptions(**options))
+    return open_bundle(folder)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("pooling", "dialect"), [("last", "contrib"), ("mean", "portable")])
+def test_vectors_are_the_references_pooled_states(
+    family: str, pooling: str, dialect: str, sample_of: Any, conversations: dict[str, Any], tmp_path: Path
+) -> None:
+    sample = sample_of(family, 0)
+    bundle = embedding_bundle(sample, tmp_path / "bundle", pooling=pooling, dialect=dialect)
+    runner = EmbedderRunner(bundle, SETTINGS)
+    found = runner.embed_turns(
+        [(turns_of(parts), [p for p in parts if not isinstance(p, str)]) for parts in conversations.values()]
+    )
+    for parts, vector in zip(conversations.values(), found, strict=True):
+        states = states_of(sample, parts)
+        expected = states[-1] if pooling == "last" else states.mean(axis=0)
+        assert 1 - vector @ expected / np.linalg.norm(expected) < 1e-4
+        np.testing.assert_allclose(np.linalg.norm(vector), 1, atol=1e-5)
+
+
+_GME = "<|im_start|>system\n{said}<|im_end|>\n<|im_start|>user\n{input}<|im_end|>\n<|im_start|>assistant\n<|endoftext|>"
+_E5_V = (
+    "<|start_header_id|>user<|end_header_id|>\n\n{input}\nSummary above {said} in one word: <|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n \n"
+)
+
+
+@pytest.mark.parametrize(
+    ("family", "template", "instruction", "parts", "written"),
+    [
+        (
+            "qwen2_vl",
+            "gme",
+            None,
+            ["a red bicycle"],
+            _GME.format(said="You are a helpful assistant.", input="a red bicycle"),
+        ),
+        ("qwen2_vl", "gme", "Find it.", [IMAGE, "x"], _GME.format(said="Find it.", input="{qwen}x")),
+        ("llava_next", "e5-v", None, ["a red bicycle"], _E5_V.format(said="sentence", input="a red bicycle")),
+        ("llava_next", "e5-v", None, [IMAGE], _E5_V.format(said="image", input="<image>")),
+        ("qwen2_vl", "plain", None, ["Find: ", IMAGE, " red"], "Find: {qwen} red"),
+    ],
+)
+def test_named_templates_write_what_the_models_own_code_writes(
+    sample_of: Any,
+    tmp_path: Path,
+    family: str,
+    template: str,
+    instruction: str | None,
+    parts: list[str | Image.Image],
+    written: str,
+) -> None:
+    """Their special tokens are not of these tiny vocabularies: what is compared is the text, and the image's tokens."""
+    sample = sample_of(family, 0)
+    bundle = embedding_bundle(sample, tmp_path / "bundle", template=template)
+    text = written.replace("{qwen}", "<|vision_start|><|image_pad|><|vision_end|>")
+    images = [part for part in parts if not isinstance(part, str)]
+    expected = sample.processor(text=[text], images=images or None, return_tensors="pt")["input_ids"][0]
+    said = [] if instruction is None else [Turn("system", (instruction,))]
+    found = EmbedderRunner(bundle, SETTINGS).prompt([*said, *turns_of(parts)], images).prompt.token_ids
+    assert found.tolist() == expected.tolist()
+
+
+@pytest.fixture(scope="module")
+def colqwen2(families: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny ColQwen2 checkpoint: the weights of a Qwen2-VL under its own names, and a projection."""
+    folder = tmp_path_factory.mktemp("colqwen2") / "checkpoint"
+    family = families["qwen2_vl"]
+    vlm = next(iter(family.geometries().values()))
+    family.save(folder, vlm)
+    drawn, rng = load_file(folder / "model.safetensors"), np.random.default_rng(3)
+    weights = {re.sub(r"^model\.", "language_model.", name): each for name, each in drawn.items()}
+    weights = {f"vlm.{name}": each for name, each in weights.items()}
+    weights["embedding_proj_layer.weight"] = rng.standard_normal((16, 48)).astype(np.float32)
+    weights["embedding_proj_layer.bias"] = rng.standard_normal(16).astype(np.float32)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    config = {"model_type": "colqwen2", "architectures": ["ColQwen2ForRetrieval"], "embedding_dim": 16}
+    (folder / "config.json").write_text(json.dumps({**config, "vlm_config": vlm}))
+    return folder
+
+
+@pytest.mark.parametrize("dialect", ["contrib", "portable"])
+def test_colqwen2_gives_the_references_vectors_of_its_processors_tokens(
+    families: dict[str, Any], colqwen2: Path, conversations: dict[str, Any], dialect: str, tmp_path: Path
+) -> None:
+    """With positions on three axes, by which these models were trained; transformers 5 leaves them out here."""
+    import torch
+    from transformers import ColQwen2ForRetrieval, ColQwen2Processor
+
+    model, found = ColQwen2ForRetrieval.from_pretrained(colqwen2, output_loading_info=True)
+    assert not any(found.values()), found
+    processor = families["qwen2_5_vl"].still_processor(ColQwen2Processor, colqwen2)
+    export_checkpoint(colqwen2, tmp_path / "bundle", name="tiny", dialect=dialect)
+    runner = EmbedderRunner(open_bundle(tmp_path / "bundle"), SETTINGS)
+    assert runner.is_multi
+    images = [part for part in conversations["two images"] if not isinstance(part, str)]
+    texts = ["a red bicycle", "<|image_pad|>?"]
+    batches = [processor(images=[image]) for image in images] + [processor(text=[texts[0]])]
+    expected = []
+    for batch in batches:
+        more = {}
+        if "pixel_values" in batch:
+            is_image = (batch["input_ids"] == processor.image_token_id).int()
+            more["position_ids"] = model.vlm.get_rope_index(batch["input_ids"], is_image, batch["image_grid_thw"])[0]
+        with torch.no_grad():
+            expected.append(model.eval()(**batch, **more).embeddings[0].numpy())
+    vectors = runner.embed_turns([(turns_of([image]), [image]) for image in images] + [(turns_of([texts[0]]), [])])
+    for own, other in zip(vectors, expected, strict=True):
+        assert own.shape == other.shape
+        assert (1 - (own * other).sum(axis=-1)).max() < 1e-4
+    (told,) = runner.embed_texts(texts[1:])  # spells a control token, and is nothing but text
+    assert len(told) > len(vectors[-1])
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_variants_embed_nearly_the_same_and_are_measured(
+    sample_of: Any, colqwen2: Path, tmp_path: Path, weights: str
+) -> None:
+    """Random weights: a variant that had nothing to do with its parent would have cosines near 0."""
+    parent = tmp_path / "parent"
+    if weights == "int8":
+        export_checkpoint(colqwen2, parent, name="tiny")
+    else:
+        embedding_bundle(sample_of("llava_gemma", 0), parent, pooling="mean")
+    captions = [Captioned(Image.new("RGB", (40 + 9 * n, 50), (60 * n, 90, 20)), f"number {n}") for n in range(4)]
+    evaluation = Evaluation(
+        captions=captions, texts=["a red bicycle", "x"], source="test", no_accuracy="random weights"
+    )
+    manifest = quantize_bundle(parent, tmp_path / "variant", weights=weights, evaluation=evaluation)
+    assert {component.scheme for component in manifest.components.values()} >= {weights}
+    measured = {gate.name: gate.value for gate in manifest.gates}
+    for kind in ("image", "text"):
+        assert measured[f"cosine_mean/{kind}"] > 0.9, measured
+    assert len(manifest.components) == 3
+
+
+@dataclass(frozen=True)
+class Captioned:
+    image: Image.Image
+    caption: str

@@ -1,0 +1,258 @@
+"""Decoders with states of fixed size: what a sequence says does not depend on cuts, slots, neighbours or preemption.
+
+The oracle reads a text whole, from its first token, in a cache of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose
+
+from bundle.directory import Bundle
+from bundle.errors import MachineError, QuantizationError, SignatureError, UnsupportedConfigError
+from bundle.image import TileLayout
+from bundle.layouts.mllama import MllamaPrompt
+from bundle.prompt import Prompt, Span
+from export.exporter import export_checkpoint
+from quant.kv.needs import missing
+from quant.kv_cache.refusals import coded_states
+from quant.planning.draft import Options
+from quant.quantizer import quantize_bundle
+from runtime.cache_shape import cache_shape, within
+from runtime.decoder import Decoder, TokenGraphs
+from runtime.feeds import TokenRun
+from runtime.filled_prompt import FilledPrompt
+from runtime.limits import Limits
+from runtime.settings import RuntimeSettings
+from runtime.states import StateBuffers
+from runtime.tensorrt.profiles import profiles_of
+from serving.engine.pace import Pace
+from serving.engine.runner import Runner
+from serving.engine.scheduler import Scheduler
+from serving.engine.sequence import Sequence
+from serving.protocol import SamplingParams
+
+FAMILIES = ("lfm2_vl", "mllama")
+# float32 sums in another order, on logits above 10
+TOLERANCE = 1e-3
+CAPACITY, SLOTS = 96, 4
+NUM_TOKENS = 250  # the bytes: no control tokens
+Oracle = Callable[[FilledPrompt, list[int]], np.ndarray]
+SETTINGS = RuntimeSettings(intra_threads=1)
+# one decoder for all examples, whose slots hold what others left there: that is the point
+QUICK = hypothesis_settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def bundle(request: pytest.FixtureRequest, sample_of: Any) -> Bundle:
+    found: Bundle = sample_of(request.param, 0).bundle()
+    return found
+
+
+@pytest.fixture(scope="module")
+def decoder(bundle: Bundle) -> Decoder:
+    """A cache whose slots hold what many tests left there."""
+    return Decoder(TokenGraphs(bundle, SETTINGS), cache_shape(bundle.manifest, SLOTS, CAPACITY))
+
+
+@pytest.fixture(scope="module")
+def oracle(bundle: Bundle) -> Oracle:
+    """What reads a text whole, in a cache of one slot that is made for it."""
+    graphs, shape = TokenGraphs(bundle, SETTINGS), cache_shape(bundle.manifest, 1, CAPACITY)
+    return lambda prompt, answer: whole_logits(Decoder(graphs, shape), prompt, answer)
+
+
+def prompt_of(bundle: Bundle, seed: int, num_tokens: int, image: int = 0) -> FilledPrompt:
+    """Return a text of random bytes; where images stand in a memory, with one or two at the same places.
+
+    Args:
+        bundle: The model.
+        seed: Of the text, and of all images but the last.
+        num_tokens: Of the prompt.
+        image: Of the last image.
+    """
+    ids = np.random.default_rng(seed).integers(0, NUM_TOKENS, num_tokens)
+    layout = bundle.manifest.image_prompt
+    assert layout is not None
+    if not isinstance(layout, MllamaPrompt) or num_tokens < 4:
+        return FilledPrompt.of_ids(ids)
+    places = [2, num_tokens // 2] if seed % 3 and num_tokens > 8 else [num_tokens // 2]
+    ids[places] = layout.image_token_id
+    spans = tuple(Span(place, place + 1, image, 0) for image, place in enumerate(places))
+    side = layout.tile_px
+    layouts = [TileLayout(whole_px=(side, side * (1 + (seed + at) % 3))) for at in range(len(places))]
+    prompt = Prompt(ids, spans, np.arange(len(ids)), len(ids), len(places), layout.memory(len(ids), spans, layouts))
+    width = bundle.manifest.components["vision_encoder"].outputs[0].shape[-1]
+    assert isinstance(width, int)
+    rows = layout.rows_per_tile
+    drawn = [np.random.default_rng([seed, at, image * (at == len(places) - 1)]) for at in range(len(places))]
+    return FilledPrompt.of(prompt, [each.normal(size=(rows, width)).astype(np.float32) for each in drawn])
+
+
+def whole_logits(fresh: Decoder, prompt: FilledPrompt, answer: list[int]) -> np.ndarray:
+    """Return [T, V] of a prompt and its answer in one run, in a new cache."""
+    fresh.states.fill(0, prompt.memory)
+    whole = prompt.run(0, prompt.num_tokens, [0], ())
+    ids = np.array([*whole.ids, *answer], np.int64)
+    behind = prompt.seen_by(len(answer))
+    seen = None if whole.seen is None or behind is None else np.concatenate([whole.seen, behind])
+    run = TokenRun(ids, np.arange(len(ids)), [0], list(range(len(ids))), seen=seen)
+    return fresh.run("prompt", 0, [run])[0].copy()
+
+
+def begin(decoder: Decoder, slot: int, prompt: FilledPrompt) -> None:
+    decoder.states.clear(slot)
+    decoder.states.fill(slot, prompt.memory)
+
+
+@QUICK
+@given(cuts=st.lists(st.integers(1, 39), max_size=6), slot=st.integers(0, SLOTS - 1), seed=st.integers(0, 99))
+def test_a_prompt_says_the_same_however_it_is_cut_and_whatever_its_slot_held(
+    bundle: Bundle, decoder: Decoder, oracle: Oracle, cuts: list[int], slot: int, seed: int
+) -> None:
+    prompt = prompt_of(bundle, seed, 40)
+    expected = oracle(prompt, [])
+    begin(decoder, slot, prompt)
+    ends = sorted({*cuts, 40})
+    for start, end in zip([0, *ends], ends, strict=False):
+        found = decoder.run("prompt", slot, [prompt.run(start, end, [start], [end - start - 1])])[0, 0]
+        assert_allclose(found, expected[end - 1], atol=TOLERANCE)
+
+
+@QUICK
+@given(lengths=st.lists(st.integers(1, 20), min_size=2, max_size=SLOTS), seed=st.integers(0, 99))
+def test_steps_of_several_sequences_say_what_each_says_alone(
+    bundle: Bundle, decoder: Decoder, oracle: Oracle, lengths: list[int], seed: int
+) -> None:
+    prompts = [prompt_of(bundle, seed + number, length) for number, length in enumerate(lengths)]
+    answers = np.random.default_rng(seed).integers(0, NUM_TOKENS, (len(lengths), 6))
+    expected = [oracle(*each) for each in zip(prompts, answers.tolist(), strict=True)]
+    for slot, prompt in enumerate(prompts):
+        begin(decoder, slot, prompt)
+        decoder.run("prompt", slot, [prompt.run(0, prompt.num_tokens, [0], [0])])
+    for step in range(6):
+        runs = [
+            TokenRun(answer[step : step + 1], np.array([length + step]), [length + step], [0], seen=prompt.seen_by(1))
+            for prompt, answer, length in zip(prompts, answers, lengths, strict=True)
+        ]
+        found = decoder.run("step", 0, runs)
+        for row, (logits, length) in enumerate(zip(expected, lengths, strict=True)):
+            assert_allclose(found[row, 0], logits[length + step], atol=TOLERANCE)
+
+
+def served(decoder: Decoder, prompts: list[FilledPrompt], preempted: set[int], *, chunk: int) -> list[Sequence]:
+    """Answer prompts through scheduler and runner, and preempt the running sequence of some steps."""
+    runner, shape = Runner(decoder), within(decoder.shape, None, 0, "cpu")
+    scheduler = Scheduler(shape, Pace(chunk, math.inf), keeps_prefixes=True)
+    sequences = [
+        Sequence(str(at), prompt, SamplingParams(max_tokens=8), (), [b"first", b"last"])
+        for at, prompt in enumerate(prompts)
+    ]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    step = 0
+    while (batch := scheduler.schedule()) is not None:
+        runner.change(scheduler.take_changes())
+        logits = runner.run(batch).rows().copy()
+        scheduler.advance(batch)
+        for row, of_row in zip(batch.rows, logits, strict=True):
+            if row.is_last:
+                scheduler.append(row.sequence, int(of_row[:NUM_TOKENS].argmax()))
+        step += 1
+        if step in preempted:
+            scheduler.preempt(batch.rows[-1].sequence)
+    return sequences
+
+
+@QUICK
+@given(
+    lengths=st.lists(st.sampled_from([30, 45]), min_size=2, max_size=6),
+    preempted=st.sets(st.integers(1, 40), max_size=5),
+    chunk=st.sampled_from([16, 32, 64]),
+    seed=st.integers(0, 99),
+)
+def test_served_sequences_say_the_same_through_moves_preemption_and_equal_beginnings(
+    bundle: Bundle, decoder: Decoder, oracle: Oracle, lengths: list[int], preempted: set[int], chunk: int, seed: int
+) -> None:
+    """All begin alike, so rows of others would be found; without the state behind them they must not be taken.
+
+    Where there is a memory, their last images differ, though a digest says otherwise: what stands before an image sees
+    it too.
+    """
+    prompts = [prompt_of(bundle, seed, length, image) for image, length in enumerate(lengths)]
+    for sequence in served(decoder, prompts, preempted, chunk=chunk):
+        answer = sequence.ids[sequence.num_prompt_tokens :]
+        logits = oracle(sequence.prompt, answer)[sequence.num_prompt_tokens - 1 : -1, :NUM_TOKENS]
+        assert len(answer) == 8
+        chosen = np.take_along_axis(logits, np.array(answer)[:, None], axis=1)[:, 0]
+        assert (chosen > logits.max(axis=1) - 2 * TOLERANCE).all()
+
+
+@pytest.fixture(scope="module")
+def convolving(sample_of: Any) -> Bundle:
+    found: Bundle = sample_of("lfm2_vl", 0).bundle()
+    return found
+
+
+@pytest.fixture(scope="module")
+def remembering(sample_of: Any) -> Bundle:
+    found: Bundle = sample_of("mllama", 0).bundle()
+    return found
+
+
+@pytest.mark.parametrize(("family", "named"), [("lfm2_vl", r"past_conv\.0.*of kind fixed"), ("mllama", "memory")])
+@pytest.mark.parametrize("option", [{"segments": [1]}, {"length_groups": 2}])
+def test_what_is_for_rows_alone_is_refused_by_the_states_that_have_none(
+    sample_of: Any, family: str, named: str, option: dict[str, Any]
+) -> None:
+    sample = sample_of(family, 0)
+    with pytest.raises(UnsupportedConfigError, match=named):
+        export_checkpoint(sample.checkpoint, Path("never"), **option)
+
+
+def test_policies_and_codes_for_rows_are_refused_by_the_kinds_of_states(bundle: Bundle) -> None:
+    kind = next(state.kind for state in bundle.manifest.states if state.kind != "rows")
+    assert f"states of kind {kind}" in missing("snapkv", bundle.manifest)
+    with pytest.raises(QuantizationError, match=f"of kind {kind}; codes are for keys and values"):
+        coded_states(bundle.manifest, "int8", "cpu")
+
+
+def test_an_engine_takes_a_state_of_fixed_size_for_as_many_sequences_as_run(convolving: Bundle) -> None:
+    manifest = convolving.manifest
+    limits = Limits(cache_rows=64, max_batch=3, max_images=1, max_prompt_tokens=32)
+    for profile in profiles_of(manifest, manifest.components["decoder"], limits):
+        assert profile["past_conv.0"] == ((1, 2, 48), (1, 2, 48), (3, 2, 48))
+
+
+def test_a_variant_for_cuda_keeps_states_of_fixed_size_in_float16(convolving: Bundle, tmp_path: Path) -> None:
+    variant = quantize_bundle(convolving.directory, tmp_path / "cuda", weights="fp16", options=Options(target="cuda"))
+    kinds = {state.input: (state.kind, state.dtype, state.shape) for state in variant.states}
+    assert kinds["past_conv.0"] == ("fixed", "float16", ("B", 2, 48))
+
+
+def test_memory_stays_in_a_hosts_memory(remembering: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(QuantizationError, match=r"--target cuda.*cross_key_values\.0\.key.*of kind memory"):
+        quantize_bundle(remembering.directory, tmp_path / "cuda", weights="fp16", options=Options(target="cuda"))
+    manifest = remembering.manifest
+    with pytest.raises(MachineError, match=r"memory of images.*provider is cuda"):
+        StateBuffers(manifest.states, cache_shape(manifest, 1, 8), "cuda")
+
+
+def test_features_that_do_not_fit_the_memory_are_refused(remembering: Bundle) -> None:
+    manifest = remembering.manifest
+    buffers = StateBuffers(manifest.states, cache_shape(manifest, 1, 8), "cpu")
+    with pytest.raises(SignatureError, match=r"holds 136 rows .* given are \[137, 64\]"):
+        buffers.fill(0, np.zeros((137, 64), np.float32))
+    with pytest.raises(SignatureError, match=r"numbers 48 to 63 .* given are \[9, 50\]"):
+        buffers.fill(0, np.zeros((9, 50), np.float32))

@@ -1,0 +1,50 @@
+"""Answers of models that say boxes: boxes as numbers, whole and streamed, and taken back as history."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from bundle.grounding import PatchGrounding
+from serving.api.answers import ChatCompletion, ChatCompletionChunk
+from serving.fake import FakeClient
+
+CHAT = "/v1/chat/completions"
+SAID = "A<phrase> dog</phrase><object><patch_index_0000><patch_index_0003></object> ."
+FOUND = {"text": "A dog .", "objects": [{"text": "dog", "start": 2, "end": 5, "boxes": [[0.25, 0.25, 0.75, 0.75]]}]}
+
+
+@pytest.fixture
+def grounded(engine: FakeClient) -> FakeClient:
+    engine.behaviour.answer, engine.behaviour.grounding = SAID, PatchGrounding(side=2)
+    return engine
+
+
+def test_a_whole_answer_has_its_text_with_marks_and_its_boxes(
+    api: Any, grounded: FakeClient, ask: Callable[..., dict[str, Any]]
+) -> None:
+    body = api.post(CHAT, ask(max_tokens=40)).json()
+    ChatCompletion.model_validate(body)
+    message = body["choices"][0]["message"]
+    assert (message["content"], message["grounding"]) == (SAID, FOUND)
+    again = api.post(CHAT, {"messages": [{"role": "user", "content": "?"}, message, {"role": "user", "content": "?"}]})
+    assert again.status_code == 200
+
+
+def test_a_stream_has_the_boxes_with_its_last_piece(
+    api: Any, grounded: FakeClient, ask: Callable[..., dict[str, Any]]
+) -> None:
+    lines = api.post(CHAT, ask(stream=True, max_tokens=40)).text.split("\n\n")
+    events = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+    for event in events:
+        ChatCompletionChunk.model_validate(event)
+    last = events[-1]["choices"][0]
+    assert (last["finish_reason"], last["delta"]) == ("stop", {"grounding": FOUND})
+    assert not any("grounding" in event["choices"][0]["delta"] for event in events[:-1])
+
+
+def test_models_that_say_no_boxes_have_no_such_field(api: Any, ask: Callable[..., dict[str, Any]]) -> None:
+    assert "grounding" not in api.post(CHAT, ask()).json()["choices"][0]["message"]

@@ -1,0 +1,96 @@
+"""A cross-encoder as it is served: pairs in their order, an image once, what is no pair refused."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bundle.directory import open_bundle
+from bundle.errors import ContextLengthError, ImageError, ParameterError, TaskError
+from export.exporter import export_checkpoint
+from serving.models.client import LocalClient
+from serving.models.cross_encoder import CrossEncoderModel
+from serving.protocol import EmbedRequest, ImagePart, ScoreRequest, TextPart, TokenizeRequest
+from serving.settings import EngineSettings
+
+SETTINGS = EngineSettings(max_sequences=2, max_waiting=4, intra_threads=1, vision_batch_tiles=3)
+ATOL = 1e-5
+
+
+@pytest.fixture(scope="module")
+def vilt_bundle(vilt_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("vilt") / "bundle"
+    export_checkpoint(vilt_checkpoint, folder, name="tiny-vilt")
+    return folder
+
+
+@pytest.fixture
+def model(vilt_bundle: Path, pool: Any) -> Iterator[CrossEncoderModel]:
+    model = CrossEncoderModel(open_bundle(vilt_bundle), SETTINGS, pool)
+    model.start()
+    yield model
+    model.close()
+
+
+def scored(model: CrossEncoderModel, *pairs: Any, **options: Any) -> Any:
+    made = tuple(tuple(TextPart(each) if isinstance(each, str) else ImagePart(each) for each in pair) for pair in pairs)
+    return asyncio.run(asyncio.wait_for(model.score(ScoreRequest("r", "m", made, **options)), 60))  # type: ignore[arg-type]
+
+
+def test_pairs_together_are_scored_as_each_alone(model: CrossEncoderModel, image_bytes: Any) -> None:
+    first, second = image_bytes(1), image_bytes(2, 20, 90)
+    pairs = [("a cat", first), ("a dog", first), (second, "a"), ("a cat", second), ("a much longer text", first)]
+    alone = [scored(model, pair) for pair in pairs]
+    together = scored(model, *pairs)
+    np.testing.assert_allclose(together.scores, [each.scores[0] for each in alone], atol=ATOL)
+    assert together.prompt_tokens == sum(each.prompt_tokens for each in alone)
+    assert len(set(together.scores.tolist())) == len(pairs)
+
+
+def test_an_image_of_several_pairs_is_decoded_once(
+    model: CrossEncoderModel, image_bytes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = []
+    cut = model._pool.cut
+    monkeypatch.setattr(model._pool, "cut", lambda owner, spec, data: decoded.append(data) or cut(owner, spec, data))
+    scored(model, *[(text, image_bytes(1)) for text in ("a", "b", "c")])
+    assert len(decoded) == 1
+
+
+def test_a_long_text_is_refused_or_cut(model: CrossEncoderModel, image_bytes: Any) -> None:
+    long = "a " * 40
+    with pytest.raises(ContextLengthError, match="at most 24 are read"):
+        scored(model, (long, image_bytes(1)))
+    found = scored(model, (long, image_bytes(1)), truncate_tokens=-1)
+    np.testing.assert_allclose(found.scores, scored(model, ("a " * 22, image_bytes(1))).scores, atol=ATOL)
+    assert found.prompt_tokens == 24
+    with pytest.raises(ParameterError, match="truncate_prompt_tokens = 25: the model reads 3 to 24"):
+        scored(model, ("a", image_bytes(1)), truncate_tokens=25)
+
+
+def test_what_is_no_pair_is_refused(model: CrossEncoderModel, image_bytes: Any) -> None:
+    with pytest.raises(ParameterError, match="a pair of a text and a text"):
+        scored(model, ("a", "b"))
+    with pytest.raises(ParameterError, match="a pair of an image and an image"):
+        scored(model, (image_bytes(1), image_bytes(2)))
+    with pytest.raises(ImageError, match="not an image"):
+        scored(model, ("a", b"not an image"))
+    assert len(scored(model, ("a", image_bytes(1))).scores) == 1
+
+
+def test_a_client_serves_it_and_it_makes_no_vectors(vilt_bundle: Path, image_bytes: Any) -> None:
+    async def main() -> None:
+        async with LocalClient([vilt_bundle], SETTINGS) as client:
+            pair = (TextPart("a cat"), ImagePart(image_bytes(1)))
+            assert len((await client.score(ScoreRequest("r", "tiny-vilt", (pair,)))).scores) == 1
+            told = await client.tokenize(TokenizeRequest("r", "tiny-vilt", text="ab"))
+            assert told.pieces == ("[CLS]", "a", "##b", "[SEP]")
+            with pytest.raises(TaskError, match="tiny-vilt does cross-encoder; it is not made for embedding"):
+                await client.embed(EmbedRequest("r", "tiny-vilt", (TextPart("a"),)))
+
+    asyncio.run(asyncio.wait_for(main(), 60))
