@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from serving.retrieval.index import Hit
 
 IndexArgument = Annotated[Path, typer.Argument(help="An index, by pocketvlm index.", show_default=False)]
-_ENCODER = "What makes vectors: a dual encoder's bundle or an endpoint."
+_ENCODER = "What makes vectors: the bundle of a model that embeds, or an endpoint."
 EncoderOption = Annotated[
     str | None, typer.Option("--encoder", help=f"{_ENCODER} Default: what made the index, where it was then.")
 ]
 RerankOption = Annotated[
-    str | None, typer.Option(help="A second encoder that puts what was found in its own order. Default: none.")
+    str | None,
+    typer.Option(help="A second model that puts what was found in its order: one that embeds, or a cross-encoder."),
 ]
 DepthOption = Annotated[int, typer.Option(min=1, help="Images that --rerank looks at.")]
 _KEY_ENV = "OPENAI_API_KEY"
@@ -193,7 +194,7 @@ def _told_answer(answer: Cited) -> dict[str, Any]:
 
 
 def _print_hits(hits: Sequence[Hit]) -> None:
-    table = Table("", "image", "cosine")
+    table = Table("", "image", "score")
     for number, hit in enumerate(hits, start=1):
         table.add_row(str(number), escape(hit.name), f"{hit.score:.3f}")
     console.print(table)

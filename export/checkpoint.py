@@ -20,6 +20,9 @@ from export.lfs import require_content
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+OPEN_CLIP = "open_clip"
+"""The model type of a checkpoint with this file instead of a config.json."""
+_OPEN_CLIP_CONFIG, _OPEN_CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 _MAX_HEADER_BYTES = 100_000_000
 """The format's own limit on its JSON header (safetensors, "Format")."""
 
@@ -105,8 +108,13 @@ class Checkpoint:
         Raises:
             CheckpointError: No config, no safetensors, or a file that cannot be parsed.
         """
-        config = _read_json(folder / "config.json")
-        files = _weight_files(folder)
+        config, is_open_clip = _config(folder)
+        files = (folder / _OPEN_CLIP_WEIGHTS,) if is_open_clip else _weight_files(folder)
+        if is_open_clip and not files[0].is_file():
+            raise CheckpointError(
+                f"{folder} lacks {_OPEN_CLIP_WEIGHTS}. Export reads safetensors; open_clip writes them with "
+                "push_to_hf_hub.save_for_hf."
+            )
         tensors: dict[str, StoredTensor] = {}
         for file in files:
             tensors.update(read_header(file))
@@ -118,6 +126,13 @@ class Checkpoint:
         for file in (*self.files, *(file for file in more if file is not None)):
             whole.update(sha256_of(file).encode())
         return whole.hexdigest()
+
+
+def _config(folder: Path) -> tuple[dict[str, Any], bool]:
+    """Return a checkpoint's config, and whether it is one of open_clip's; transformers' goes before it."""
+    if (folder / "config.json").is_file() or not (folder / _OPEN_CLIP_CONFIG).is_file():
+        return _read_json(folder / "config.json"), False
+    return {"model_type": OPEN_CLIP, **_read_json(folder / _OPEN_CLIP_CONFIG)}, True
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -37,9 +37,9 @@ TEMPLATES: Mapping[str, str] = {
     ),
     "e5-v": (
         "<|start_header_id|>user<|end_header_id|>\n\n{% for message in messages %}{% for part in message.content %}"
-        "{% if part.type == 'image' %}{{ image }}{% else %}{{ part.text }}{% endif %}{% endfor %}{% endfor %}\n"
-        "Summary above {% if messages[-1].content[0].type == 'image' %}image{% else %}sentence{% endif %} in one word: "
-        "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n \n"
+        "{% if part.type == 'image' %}{{ image }}{% else %}{{ part.text }}{% endif %}{% endfor %}{% endfor %}"
+        "{{ '\\n' }}Summary above {% if messages[-1].content[0].type == 'image' %}image{% else %}sentence{% endif %} "
+        "in one word: <|eot_id|><|start_header_id|>assistant<|end_header_id|>{{ '\\n\\n \\n' }}"
     ),
     "colqwen2": _AUGMENTED
     % ("<|im_start|>user\n{{ image }}Describe the image.<|im_end|><|endoftext|>", "<|endoftext|>" * 10),

@@ -40,7 +40,7 @@ from export.family import CrossEncoder, DualEncoder, Family, GraphPlan, VisionLa
 from export.goldens import Canary, can_record, record_goldens
 from export.graph import build_model, write_model
 from export.nn.dialect import DIALECTS
-from export.processor import ProcessorFiles, convert_processor
+from export.processor import ProcessorFiles, convert_processor, image_settings
 from export.segments import with_segments, write_segments
 from export.task_vectors import with_open_heads
 from export.weights import WeightSource
@@ -103,6 +103,8 @@ def export_checkpoint(
     bundle_name = checked_name(name or label.rsplit("/", 1)[-1])
     source = Checkpoint.open(folder)
     family = load_family(source.config)
+    if family.reads_image_settings:
+        family.stated_images = image_settings(folder)
     adapter = None if lora is None else Adapter.open(lora)
     lowering = DIALECTS[dialect]()
     if segments:
@@ -258,10 +260,15 @@ def _cut_decoder(family: Family, segments: Sequence[int]) -> None:
     if not isinstance(family, VisionLanguage):
         raise UnsupportedConfigError("--decoder-segments cuts a decoder, and the checkpoint's architecture has none")
     decoder = family.decoder
-    if decoder.inputs:
+    if more := [spec.name for spec in (*decoder.sight_inputs, *decoder.inputs)]:
         raise UnsupportedConfigError(
-            f"--decoder-segments: the decoder takes {', '.join(spec.name for spec in decoder.inputs)} beside hidden "
-            "states, which its segments would not be fed"
+            f"--decoder-segments: the decoder takes {', '.join(more)} beside hidden states, which its segments would "
+            "not be fed"
+        )
+    if (window := decoder.window_tokens) is not None:
+        raise UnsupportedConfigError(
+            f"--decoder-segments: layers of the decoder see windows of {window} rows, and tokens that are dropped "
+            "between segments leave no row to be counted"
         )
     _refuse_fixed_states("--decoder-segments", decoder)
     decoder.config = with_segments(decoder.config, segments)

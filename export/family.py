@@ -14,7 +14,7 @@ from bundle import tensors
 from bundle.errors import UnsupportedConfigError
 from bundle.grounding import KnownGrounding
 from bundle.image import ImageSpec
-from bundle.layouts.prompt import ImagePrompt
+from bundle.layouts.prompt import ImagePrompt, LooksAhead
 from bundle.layouts.table import KnownImagePrompt
 from bundle.manifest import ComponentName, DecoderDims, Role, Task, TensorSpec
 from bundle.states import State
@@ -84,18 +84,26 @@ class Family(ABC):
         image_processor: The class that transformers takes where a processor's files name none.
         image_settings: What the model's processor tells its image processor, whatever the files say.
         lower_cases: Texts are cut into tokens of lower case, whatever the tokenizer's files say (SigLIP).
+        cleans: How texts are cleaned before they are cut into tokens, a name of `export.cleaning.CLEANINGS`.
+        reads_image_settings: Graphs hold numbers of the image processor's.
+
+    Attributes:
+        stated_images: The image processor's settings as the checkpoint states them, where `reads_image_settings`.
     """
 
     task: ClassVar[Task]
     renames: ClassVar[tuple[tuple[str, str], ...]] = ()
     unused: ClassVar[tuple[str, ...]] = (r".*\.position_ids", r".*\.rotary_emb\.inv_freq")
-    scalars: ClassVar[tuple[str, ...]] = ()
+    scalars: tuple[str, ...] = ()
     image_processor: ClassVar[str]
     image_settings: ClassVar[Raw] = {}
     lower_cases: ClassVar[bool] = False
+    cleans: str | None = None
+    reads_image_settings: ClassVar[bool] = False
 
     def __init__(self, config: Raw) -> None:
         self.config = config
+        self.stated_images: Raw = {}
 
     @property
     @abstractmethod
@@ -114,6 +122,10 @@ class Family(ABC):
                 f"the processor makes images of {spec.tile_size_px} pixels, the vision tower takes {side}; "
                 "only towers fed at their own resolution are built"
             )
+
+    def own_image_spec(self) -> ImageSpec | None:
+        """Return the preprocessing that the config itself states; None: the processor's files do."""
+        return None
 
     @property
     @abstractmethod
@@ -147,6 +159,8 @@ class VisionLanguage(Family):
     Class attributes:
         text_prefix: Where the checkpoint keeps the decoder.
         can_take_smaller_images: Whether `takes_smaller_images` may be set.
+        caps_logits: transformers' model caps logits where the decoder's config says so.
+        looks_ahead: Where the decoder's attention looks forward: what its prompt layout says.
         template_placeholder: What chat templates write for an image, where that is not the image token.
         end_tokens: That end an answer as well as those that the checkpoint's files name.
 
@@ -158,6 +172,8 @@ class VisionLanguage(Family):
     task: ClassVar[Task] = "image-text-to-text"
     text_prefix: ClassVar[str]
     can_take_smaller_images: ClassVar[bool] = False
+    caps_logits: ClassVar[bool] = False
+    looks_ahead: ClassVar[LooksAhead] = "nowhere"
     template_placeholder: ClassVar[str | None] = None
     end_tokens: ClassVar[tuple[str, ...]] = ()
     takes_smaller_images: bool = False
@@ -170,8 +186,19 @@ class VisionLanguage(Family):
 
     @cached_property
     def decoder(self) -> Decoder:
-        """The decoder, opened on its config."""
-        return load_decoder(self.text_config)
+        """The decoder, opened on its config.
+
+        Raises:
+            UnsupportedConfigError: A setting that is not built, or logits to be capped where the model does not.
+        """
+        decoder = load_decoder(self.text_config)
+        if decoder.logit_softcap and not self.caps_logits:
+            raise UnsupportedConfigError(
+                f"text_config.final_logit_softcapping {decoder.logit_softcap}: transformers' "
+                f"{self.config['model_type']} leaves logits as they are; set it to null"
+            )
+        decoder.looks_ahead = self.looks_ahead != "nowhere"
+        return decoder
 
     @property
     def vocab_size(self) -> int:
@@ -301,7 +328,10 @@ class VisionLanguage(Family):
         if self.embedding is not None:
             return None
         return DecoderDims(
-            hidden_size=config.hidden_size, vocab_size=config.vocab_size, max_positions=config.max_positions
+            hidden_size=config.hidden_size,
+            vocab_size=config.vocab_size,
+            max_positions=config.max_positions,
+            window_tokens=self.decoder.window_tokens,
         )
 
 
@@ -310,10 +340,12 @@ class DualEncoder(Family):
 
     Class attributes:
         pads_to_max: Texts are padded to the longest length there is, as in training (SigLIP).
+        pad_token_id: What they are padded with, where that is not the tokenizer's own.
     """
 
     task: ClassVar[Task] = "dual-encoder"
-    pads_to_max: ClassVar[bool] = True
+    pads_to_max: bool = True
+    pad_token_id: int | None = None
 
     @property
     @abstractmethod
@@ -417,7 +449,7 @@ def decoder_plan(decoder: Decoder, embeds: TensorSpec, module: Module) -> GraphP
     ]
     inputs = tuple(TensorSpec(name=name, dtype="int64", shape=shape) for name, shape in indices)
     logits = TensorSpec(name=tensors.LOGITS, dtype="float32", shape=("B", "N", config.vocab_size))
-    taken = (embeds, *inputs, *decoder.inputs)
+    taken = (embeds, *inputs, *decoder.sight_inputs, *decoder.inputs)
     return GraphPlan(module, "decoder", taken, (logits,), decoder.states, _last_queries(decoder))
 
 

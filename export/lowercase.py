@@ -12,10 +12,10 @@ from typing import Any
 import tokenizers
 from tokenizers import normalizers
 
+from export.cleaning import PUNCTUATION
+
 _CLASSES = ("SiglipTokenizer", "Siglip2Tokenizer")
 _PROBE = "Aa, b."
-_PUNCTUATION = r"[!-/:-@\[-`{-~]"
-"""Python's `string.punctuation`, which `SiglipTokenizer.canonicalize_text` takes out."""
 
 
 def with_training_case(text: str, settings: Mapping[str, Any]) -> tuple[str, str | None]:
@@ -30,7 +30,7 @@ def with_training_case(text: str, settings: Mapping[str, Any]) -> tuple[str, str
     steps: list[normalizers.Normalizer] = [normalizers.Lowercase()] if lowers else []
     if name == "SiglipTokenizer":
         steps += [
-            normalizers.Replace(tokenizers.Regex(_PUNCTUATION), ""),
+            normalizers.Replace(tokenizers.Regex(PUNCTUATION), ""),
             normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
             normalizers.Strip(),
         ]

@@ -92,16 +92,29 @@ def convert_processor(
         UnsupportedConfigError: A setting that the preprocessing does not reproduce; the message names it.
     """
     processor = read_settings(checkpoint / "processor_config.json", required=False)
-    settings, source = _image_settings(checkpoint, processor), _image_settings_file(checkpoint, processor)
-    spec = read_image_spec({**settings, **family.image_settings}, source, family.image_processor)
+    spec = family.own_image_spec() or _image_spec(checkpoint, family, processor)
     family.check_images(spec)
     spec = spec if most_image_px is None else _within(spec, most_image_px)
     (output / PREPROCESSOR).write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    vocabulary = Vocabulary.read(checkpoint, lower_cases=family.lower_cases)
+    vocabulary = Vocabulary.read(checkpoint, lower_cases=family.lower_cases, cleans=family.cleans)
     (output / TOKENIZER).write_text(vocabulary.text, encoding="utf-8")
     if isinstance(family, VisionLanguage):
         return _vision_language(checkpoint, family, FoundProcessor(processor, spec, vocabulary), output)
     return _dual_encoder(family, spec, vocabulary)
+
+
+def image_settings(checkpoint: Path) -> dict[str, Any]:
+    """Return the image processor's settings as a checkpoint states them.
+
+    Raises:
+        CheckpointError: The file is missing or not JSON.
+    """
+    return _image_settings(checkpoint, read_settings(checkpoint / "processor_config.json", required=False))
+
+
+def _image_spec(checkpoint: Path, family: Family, processor: Mapping[str, Any]) -> ImageSpec:
+    settings, source = _image_settings(checkpoint, processor), _image_settings_file(checkpoint, processor)
+    return read_image_spec({**settings, **family.image_settings}, source, family.image_processor)
 
 
 def _within(spec: ImageSpec, most_px: int) -> ImageSpec:
@@ -169,7 +182,9 @@ def _dual_encoder(family: Family, spec: ImageSpec, vocabulary: Vocabulary) -> Pr
         raise UnsupportedConfigError(
             f"tokenizer_config.json: padding_side {vocabulary.settings['padding_side']!r}; only 'right' is supported"
         )
-    if vocabulary.named_id("pad_token") is None:
+    own_pad = family.pad_token_id if isinstance(family, DualEncoder) else None
+    pad_token_id = vocabulary.named_id("pad_token") if own_pad is None else own_pad
+    if pad_token_id is None:
         raise UnsupportedConfigError("tokenizer_config.json names no pad_token; a text encoder's batches need one")
     eos = vocabulary.named_id("eos_token")
     return ProcessorFiles(
@@ -178,7 +193,7 @@ def _dual_encoder(family: Family, spec: ImageSpec, vocabulary: Vocabulary) -> Pr
         template_tokens=vocabulary.template_tokens,
         bos_token_id=vocabulary.named_id("bos_token"),
         eos_token_ids=() if eos is None else (eos,),
-        pad_token_id=vocabulary.named_id("pad_token"),
+        pad_token_id=pad_token_id,
         last_token=vocabulary.last,
         pads_to_max=isinstance(family, DualEncoder) and family.pads_to_max,
         note=vocabulary.note,

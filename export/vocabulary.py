@@ -10,6 +10,7 @@ from typing import Any
 
 from bundle.errors import CheckpointError, PocketVLMError, UnsupportedConfigError
 from export.added_tokens import with_added_tokens
+from export.cleaning import with_cleaning
 from export.lowercase import with_training_case
 from export.settings_file import read_settings
 
@@ -35,12 +36,13 @@ class Vocabulary:
     note: str | None = None
 
     @classmethod
-    def read(cls, checkpoint: Path, *, lower_cases: bool) -> Vocabulary:
+    def read(cls, checkpoint: Path, *, lower_cases: bool, cleans: str | None = None) -> Vocabulary:
         """Return the vocabulary of a checkpoint's folder.
 
         Args:
             checkpoint: The folder.
             lower_cases: Texts are cut into tokens of lower case, whatever the files say.
+            cleans: A name of `export.cleaning.CLEANINGS`, whatever the files say.
 
         Raises:
             CheckpointError: There is no tokenizer, or it cannot be read.
@@ -60,6 +62,7 @@ class Vocabulary:
         try:
             text = with_added_tokens(path.read_text(encoding="utf-8"), settings, legacy, added)
             text, note = with_training_case(text, settings) if lower_cases else (text, None)
+            text = text if cleans is None else with_cleaning(text, cleans)
         except PocketVLMError:
             raise
         except Exception as error:  # the tokenizers library raises bare Exception for what it cannot read

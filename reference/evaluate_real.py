@@ -1,5 +1,7 @@
 """Score the real model on held-out questions: `python -m reference.evaluate_real`.
 
+`--checkpoint FOLDER` scores a whole checkpoint on the same questions, such as what `reference.train_wide` wrote.
+
 Greedy replies; a reply is right that says what must be said, as whole words and in order, and none of what would
 contradict it (`Enquiry.is_right`). Each kind with n and the 95 % Wilson interval. The decoder comes from its wheel.
 """
@@ -15,6 +17,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from reference.evaluate import CHECKPOINTS, Score
+from reference.pictures import UNSEEN_GROUNDS
 from reference.real.checkpoint import build_checkpoint
 from reference.real.held_out import KINDS, Question, held_out
 from reference.real.wheel import real_gguf
@@ -63,6 +66,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--work", type=pathlib.Path, default=_WORK, help="folder that keeps the decoder")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--n", type=int, default=100, help="questions a kind")
+    parser.add_argument("--checkpoint", type=pathlib.Path, help="a whole checkpoint instead of the real model")
+    parser.add_argument("--unseen-grounds", action="store_true", help="on grounds that training never has either")
     parser.add_argument("--familiar", action="store_true", help="in training's wordings, sizes and fonts")
     parser.add_argument("--show", type=int, default=0, help="replies of each kind to print")
     parser.add_argument("--device", default="cpu", help="of torch, such as cuda")
@@ -71,13 +76,16 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as scratch:
-        whole = pathlib.Path(scratch) / "whole"
-        build_checkpoint(real_gguf(args.work, print), whole, args.vision)
+        whole = args.checkpoint
+        if whole is None:
+            whole = pathlib.Path(scratch) / "whole"
+            build_checkpoint(real_gguf(args.work, print), whole, args.vision)
         reader = RealReader(whole, args.device)
+    looks = UNSEEN_GROUNDS if args.unseen_grounds else None
     print("| what | right | 95 % interval | n |\n|---|---|---|---|")
     found = {}
     for kind in args.kinds:
-        score = reader.score(held_out(kind, args.n, is_familiar=args.familiar), args.show)
+        score = reader.score(held_out(kind, args.n, is_familiar=args.familiar, looks=looks), args.show)
         print(score.line(kind), flush=True)
         found[kind] = {"right": score.num_right, "n": score.n, "share": score.share, "interval_95": score.interval()}
     if args.json:

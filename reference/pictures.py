@@ -57,12 +57,14 @@ class Looks:
         fonts: File names in matplotlib's fonts; "" is Pillow's own.
         words: What is written, besides letters at random.
         digit_split: Of scikit-learn's handwritten digits.
+        grounds: Behind what is shown, where that is not plain.
     """
 
     sides_px: tuple[int, ...]
     fonts: tuple[str, ...]
     words: tuple[str, ...]
     digit_split: str
+    grounds: tuple[str, ...] = ("shade", "stripes", "checks", "grain")
 
 
 TRAINING = Looks(
@@ -77,6 +79,8 @@ HELD_OUT = Looks(
     HELD_OUT_WORDS,
     "test",
 )
+UNSEEN_GROUNDS = dataclasses.replace(HELD_OUT, grounds=("rings", "bricks"))
+"""`HELD_OUT`, on grounds that training never has either."""
 _SMALL_SHARE, _LARGE_SHARE, _HUGE_SHARE = (0.14, 0.19), (0.26, 0.34), (0.36, 0.62)  # of the shorter side
 _DIGIT_SHARE = (0.34, 0.6)
 _GAP_SHARE = 0.03
@@ -118,7 +122,7 @@ class Picture:
 
     size_px: tuple[int, int]
     items: tuple[Item, ...]
-    ground: str  # "plain", "shade", "stripes", "checks" or "grain"
+    ground: str  # "plain" or one of the looks'
     ground_tints: tuple[tuple[int, int, int], tuple[int, int, int]]
     digit_split: str
 
@@ -207,7 +211,9 @@ def _jittered(rng: random.Random, tint: tuple[int, int, int], most: int) -> tupl
     return red, green, blue
 
 
-def _ground(rng: random.Random) -> tuple[str, tuple[tuple[int, int, int], tuple[int, int, int]]]:
+def _ground(
+    rng: random.Random, patterns: tuple[str, ...]
+) -> tuple[str, tuple[tuple[int, int, int], tuple[int, int, int]]]:
     """Return a ground and its one or two tints."""
     draw = rng.random()
     if draw < 0.3:
@@ -222,7 +228,7 @@ def _ground(rng: random.Random) -> tuple[str, tuple[tuple[int, int, int], tuple[
         base = _jittered(rng, rng.choice(((15, 15, 15), (25, 30, 60), (50, 50, 55))), 8)
     if rng.random() < 0.6:
         return "plain", (base, base)
-    return rng.choice(("shade", "stripes", "checks", "grain")), (base, _jittered(rng, base, 28))
+    return rng.choice(patterns), (base, _jittered(rng, base, 28))
 
 
 def _blank(rng: random.Random, looks: Looks) -> _Canvas:
@@ -231,7 +237,7 @@ def _blank(rng: random.Random, looks: Looks) -> _Canvas:
     height_px = width_px
     if rng.random() < 0.25:
         height_px = int(width_px * rng.uniform(0.75, 1.33))
-    return _Canvas(rng, looks, (width_px, min(512, max(64, height_px))), *_ground(rng), [])
+    return _Canvas(rng, looks, (width_px, min(512, max(64, height_px))), *_ground(rng, looks.grounds), [])
 
 
 def sample(
@@ -335,6 +341,10 @@ def _drawn_ground(picture: Picture) -> Image.Image:
         share = (across + down) // step_px % 2
     elif picture.ground == "checks":
         share = (across // step_px + down // step_px) % 2
+    elif picture.ground == "rings":
+        share = np.hypot(across - width_px / 2, down - height_px / 2) // step_px % 2
+    elif picture.ground == "bricks":
+        share = (down % step_px < 2) | ((across + down // step_px % 2 * step_px) % (2 * step_px) < 2)
     else:
         share = np.random.default_rng(width_px * height_px).random((height_px, width_px), np.float32)
     return Image.fromarray((first + share[..., None] * (second - first)).astype(np.uint8))

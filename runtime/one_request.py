@@ -19,7 +19,7 @@ from PIL import Image
 
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, ContextLengthError
-from bundle.image import PREPROCESSOR, ImageSpec, Pixels, TileLayout
+from bundle.image import PREPROCESSOR, ImageSpec, TileLayout
 from bundle.image_tokens import ImageReducer, ShownImage, gives_tower
 from bundle.manifest import DecoderDims, DualEncoderDims
 from bundle.prompt import Placeholder, PromptBuilder, Turn
@@ -29,7 +29,7 @@ from runtime.cache_shape import cache_shape
 from runtime.chunks import chunks
 from runtime.decoder import Decoder, Logits, TokenGraphs
 from runtime.encoder import Encoder, open_encoder
-from runtime.encoders import Vectors, encode_images, encode_texts, encode_tiles, split_seen, text_feeds, unit
+from runtime.encoders import Vectors, encode_images, encode_texts, split_seen, text_feeds, unit
 from runtime.feeds import Embeds, Int64, TokenBatch, TokenRun
 from runtime.filled_prompt import FilledPrompt, positions_from
 from runtime.graph import Array
@@ -282,7 +282,7 @@ class VisionLanguageRunner:
 
     def _read(self, decoder: Decoder, prompt: FilledPrompt) -> tuple[Logits, Sequence[int]]:
         """Run a prompt through the graph for prompts; return its last logits and the rows that it has."""
-        for start, end in chunks(prompt.num_tokens, DEFAULT_CHUNK_TOKENS):
+        for start, end in chunks(prompt.num_tokens, DEFAULT_CHUNK_TOKENS, prompt.prompt.seen):
             run = prompt.run(start, end, self._lengths(start), [end - start - 1])
             logits = decoder.run("prompt", _RUNNING, [run])[0, 0]
         return logits, self._lengths(prompt.num_tokens)
@@ -301,7 +301,7 @@ class VisionLanguageRunner:
 
     def _run_telling(self, decoder: Decoder, prompt: FilledPrompt, outputs: tuple[str, ...]) -> _ToldPrompt:
         told = []
-        for start, end in chunks(prompt.num_tokens, DEFAULT_CHUNK_TOKENS):
+        for start, end in chunks(prompt.num_tokens, DEFAULT_CHUNK_TOKENS, prompt.prompt.seen):
             run = prompt.run(start, end, self._lengths(start), [end - start - 1])
             logits, found = decoder.run_with(outputs, "prompt", _RUNNING, [run])
             told.append(found)
@@ -367,6 +367,7 @@ class VisionLanguageRunner:
             whole.lengths,
             range(prompt.num_tokens - 1, prompt.num_tokens + len(answer_ids) - 1),
             whole.features,
+            around=None if whole.around is None else np.pad(whole.around, ((0, 0), (0, len(answer_ids) - 1))),
             seen=_joined(whole.seen, prompt.seen_by(len(answer_ids) - 1)),
         )
         feeds = self._graphs.feeds("prompt", self._graphs.step(TokenBatch.of([run])))
@@ -454,8 +455,9 @@ class DualEncoderRunner:
 
     def embed_images(self, images: Sequence[Image.Image]) -> Vectors:
         """Return [len(images), E]."""
-        batches = (self.pixels(images[at : at + self._BATCH]) for at in range(0, len(images), self._BATCH))
-        return unit(np.concatenate([encode_tiles(self._vision, batch, DEFAULT_VISION_TILES) for batch in batches]))
+        batches = (images[at : at + self._BATCH] for at in range(0, len(images), self._BATCH))
+        vectors = [vector for batch in batches for vector in self._embedded(batch)]
+        return unit(np.concatenate(vectors))
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors:
         """Return [len(texts), E]; texts that are too long are cut."""
@@ -463,9 +465,10 @@ class DualEncoderRunner:
         batches = (rows[at : at + self._BATCH] for at in range(0, len(rows), self._BATCH))
         return unit(np.concatenate([encode_texts(self._text, batch, self._dims) for batch in batches]))
 
-    def pixels(self, images: Sequence[Image.Image]) -> Pixels:
-        """Return the vision encoder's input for one batch."""
-        return self._images.preprocess(list(images)).pixel_values
+    def _embedded(self, images: Sequence[Image.Image]) -> list[Array]:
+        """Return [1, E] of each image; those of one size run together."""
+        groups = [tuple(self._images.groups(self._images.cut(image))) for image in images]
+        return encode_images(self._vision, groups, DEFAULT_VISION_TILES)
 
     def text_feeds(self, text: str) -> dict[str, Array]:
         """Return the text encoder's inputs for one text; one that is too long is cut."""

@@ -265,8 +265,13 @@ def save_clip(folder: Path, config: Config | None = None) -> None:
     save_clip_tokenizer(folder, config["text_config"]["max_position_embeddings"])
 
 
-def save_llava(folder: Path, config: Config | None = None, decoder: Shapes | None = None) -> None:
-    """Write a whole LLaVA checkpoint into `folder`, in float32; `decoder` as `llava_shapes` takes it."""
+def save_llava(
+    folder: Path, config: Config | None = None, decoder: Shapes | None = None, *, pads: bool = False
+) -> None:
+    """Write a whole LLaVA checkpoint into `folder`, in float32; `decoder` as `llava_shapes` takes it.
+
+    With `pads`, images are padded to squares.
+    """
     config = config or llava_config()
     vision = config["vision_config"]
     is_clip = vision["model_type"] == "clip_vision_model"
@@ -275,7 +280,7 @@ def save_llava(folder: Path, config: Config | None = None, decoder: Shapes | Non
     save_processor(
         folder,
         "LlavaProcessor",
-        (_cropping if is_clip else _squashing)(vision["image_size"]),
+        _padding(vision["image_size"]) if pads else (_cropping if is_clip else _squashing)(vision["image_size"]),
         image_token="<image>",
         patch_size=vision["patch_size"],
         num_additional_image_tokens=int(is_clip),
@@ -333,6 +338,10 @@ def _cropping(side_px: int) -> Config:
     resize = {"do_resize": True, "size": {"shortest_edge": side_px}, "resample": 3}
     colours = {"image_mean": CLIP_MEAN, "image_std": CLIP_STD}
     return {"image_processor_type": "CLIPImageProcessor", **resize, **crop, **colours, **RESCALING}
+
+
+def _padding(side_px: int) -> Config:
+    return {**_cropping(side_px), "image_processor_type": "LlavaImageProcessor", "do_pad": True}
 
 
 def _squashing(side_px: int) -> Config:

@@ -23,6 +23,7 @@ WORDS = ["a", "cat", "dog", "photo", "of", "the", "two", "red", "s", "##s", "##i
 BERT_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 BERT_WORDS = [*BERT_SPECIAL, *WORDS, *digits, *punctuation]
 PIECES = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+GEMMA_SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
 UNIGRAM_PIECES = [
     *PIECES,
     ("▁a", -1.0),
@@ -35,18 +36,25 @@ TEXTS = ["a photo of a cat", "Two dogs, walking.", "a", "the red cat's photo of 
 
 def save_model(folder: Path, config: Config, save_config: Config | None = None) -> None:
     """Write config and weights; `config` has `architectures`, and may leave out what has its default."""
-    import torch
     import transformers
 
     kind = getattr(transformers, config["architectures"][0])
     model = kind(kind.config_class.from_dict(json.loads(json.dumps(config))))
-    state = {
-        name: torch.from_numpy(_drawn(name, tuple(weight.shape))) if weight.is_floating_point() else weight
-        for name, weight in model.state_dict().items()
-    }
-    model.load_state_dict(state)
+    draw(model)
     model.save_pretrained(folder)
     write_json(folder / "config.json", save_config or config)
+
+
+def draw(model: Any, dtype: Any = None) -> None:
+    """Give a model of torch weights that follow from their names and shapes, rounded to a dtype where one is given."""
+    import torch
+
+    state = model.state_dict()
+    for name, weight in state.items():
+        if weight.is_floating_point():
+            drawn = torch.from_numpy(_drawn(name, tuple(weight.shape)))
+            state[name] = drawn if dtype is None else drawn.to(dtype).float()
+    model.load_state_dict(state)
 
 
 def _drawn(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -54,6 +62,8 @@ def _drawn(name: str, shape: tuple[int, ...]) -> np.ndarray:
         return np.exp(drawn_weight(name, shape))
     if "_bn." in name or "batchnorm." in name:
         name = name.replace("bn.", "norm.")
+    if name.endswith(".gamma"):
+        name = f"{name}.norm.weight"
     return drawn_weight(name.lower(), shape)
 
 
@@ -109,6 +119,21 @@ def save_unigram_tokenizer(folder: Path, max_tokens: int, **settings: Any) -> No
         folder / "tokenizer_config.json",
         {"tokenizer_class": "XLMRobertaTokenizer", "model_max_length": max_tokens, **named, **settings},
     )
+
+
+def save_gemma_tokenizer(folder: Path, max_tokens: int, **settings: Any) -> None:
+    """Write SigLIP 2's tokenizer, Gemma's, with letters for words and without the bytes of what has none."""
+    words = [*GEMMA_SPECIAL, *"▁abcdefghijklmnopqrstuvwxyz猫,.'"]
+    vocab = {word: i for i, word in enumerate(words)}
+    backend = Tokenizer(models.BPE(vocab, [], unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    backend.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
+    _save(folder, backend, GEMMA_SPECIAL)
+    named = {f"{word[1:-1]}_token": word for word in GEMMA_SPECIAL}
+    own = {"padding_side": "right", "add_bos_token": False, "add_eos_token": True, "model_max_length": max_tokens}
+    own |= {"model_input_names": ["input_ids"]}  # padding is read, as in training
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "Siglip2Tokenizer", **named, **own, **settings})
 
 
 def _save(folder: Path, backend: Tokenizer, special: list[str]) -> None:

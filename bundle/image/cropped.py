@@ -21,12 +21,15 @@ class Cropped(Geometry):
         shortest_edge_px: After scaling.
         height_px: Of the cut.
         width_px: Of the cut.
+        rounds_half_to_even: Where as many pixels do not stand on both sides, the half one is rounded to the even
+            number, not down (torchvision, `center_crop`, as open_clip uses it).
     """
 
     kind: Literal["cropped"] = "cropped"
     shortest_edge_px: int = Field(gt=0, le=_LARGEST_SHORT_EDGE_PX)
     height_px: EdgePx
     width_px: EdgePx
+    rounds_half_to_even: bool = False
 
     @property
     def tile_size_px(self) -> tuple[int, int]:
@@ -40,9 +43,11 @@ class Cropped(Geometry):
     def tiles(self, image: Image.Image, resample: Image.Resampling) -> list[Image.Image]:
         """Return the centre of the scaled image."""
         scaled = resized(image, self._scaled_size(*image.size), resample)
-        left = (scaled.width - self.width_px) // 2
-        top = (scaled.height - self.height_px) // 2
+        left, top = self._half(scaled.width - self.width_px), self._half(scaled.height - self.height_px)
         return [scaled.crop((left, top, left + self.width_px, top + self.height_px))]
+
+    def _half(self, num_px: int) -> int:
+        return round(num_px / 2) if self.rounds_half_to_even else num_px // 2
 
     def _scaled_size(self, width_px: int, height_px: int) -> tuple[int, int]:
         short, long = sorted((width_px, height_px))

@@ -26,6 +26,7 @@ class NearestGrid(Geometry):
         width_px: Of a tile.
         least_tiles: Of a grid.
         most_tiles: Of a grid; 1: the whole image is the only tile.
+        most_a_side: Rows or columns of a grid; None: as many as tiles.
     """
 
     kind: Literal["nearest_grid"] = "nearest_grid"
@@ -33,6 +34,7 @@ class NearestGrid(Geometry):
     width_px: EdgePx
     least_tiles: int = Field(gt=0, le=_MOST_TILES)
     most_tiles: int = Field(gt=0, le=_MOST_TILES)
+    most_a_side: int | None = Field(default=None, gt=0, le=_MOST_TILES)
 
     @model_validator(mode="after")
     def _check_tiles(self) -> NearestGrid:
@@ -69,7 +71,7 @@ class NearestGrid(Geometry):
         """Return (cols, rows); more tiles of equally near shapes while half their area is below the image's."""
         ratio, area = width_px / height_px, width_px * height_px
         least, best = float("inf"), (1, 1)
-        for cols, rows in _grids(self.least_tiles, self.most_tiles):
+        for cols, rows in _grids(self.least_tiles, self.most_tiles, self.most_a_side or self.most_tiles):
             difference = abs(ratio - cols / rows)
             is_enlarged_little = area > 0.5 * self.height_px * self.width_px * cols * rows
             if difference < least or (difference == least and is_enlarged_little):
@@ -78,8 +80,8 @@ class NearestGrid(Geometry):
 
 
 @lru_cache(maxsize=32)
-def _grids(least_tiles: int, most_tiles: int) -> tuple[tuple[int, int], ...]:
+def _grids(least_tiles: int, most_tiles: int, most_a_side: int) -> tuple[tuple[int, int], ...]:
     """Return every (cols, rows) of so many tiles, fewer tiles first, of as many the narrower."""
-    sides = range(1, most_tiles + 1)
+    sides = range(1, min(most_tiles, most_a_side) + 1)
     grids = [(cols, rows) for cols in sides for rows in sides if least_tiles <= cols * rows <= most_tiles]
     return tuple(sorted(grids, key=lambda grid: grid[0] * grid[1]))

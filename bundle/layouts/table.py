@@ -6,6 +6,9 @@ from typing import Annotated, TypeAlias
 
 from pydantic import Field
 
+from bundle.layouts.aki import AkiPrompt
+from bundle.layouts.gemma3 import Gemma3Prompt
+from bundle.layouts.granite_docling import GraniteDoclingPrompt
 from bundle.layouts.idefics2 import Idefics2Prompt
 from bundle.layouts.idefics3 import Idefics3Prompt
 from bundle.layouts.internvl import InternVLPrompt
@@ -14,10 +17,14 @@ from bundle.layouts.llava import LlavaPrompt
 from bundle.layouts.llava_next import LlavaNextPrompt
 from bundle.layouts.mllama import MllamaPrompt
 from bundle.layouts.ovis2 import Ovis2Prompt
+from bundle.layouts.paligemma import PaliGemmaPrompt
 from bundle.layouts.qwen2_vl import Qwen2VLPrompt
 
 KnownImagePrompt: TypeAlias = Annotated[
-    Idefics2Prompt
+    AkiPrompt
+    | Gemma3Prompt
+    | GraniteDoclingPrompt
+    | Idefics2Prompt
     | Idefics3Prompt
     | InternVLPrompt
     | Lfm2VLPrompt
@@ -25,6 +32,7 @@ KnownImagePrompt: TypeAlias = Annotated[
     | LlavaPrompt
     | MllamaPrompt
     | Ovis2Prompt
+    | PaliGemmaPrompt
     | Qwen2VLPrompt,
     Field(discriminator="kind"),
 ]

@@ -16,7 +16,7 @@ from export.config import DecoderConfig, Raw, read_sizes
 from export.decoders.decoder import Decoder
 from export.decoders.qwen2_5_vl_text import read_sections
 from export.nn.attention import CachedAttention
-from export.nn.decoder_layer import Around, DecoderLayer, Left
+from export.nn.decoder_layer import Around, DecoderLayer, Left, with_deep_features
 from export.nn.dialect import Dialect
 from export.nn.mlp import GatedMLP
 from export.nn.module import Module
@@ -42,7 +42,7 @@ DEEP_LAYERS = "num_deep_layers"
 
 
 class _DeepLayer(DecoderLayer):
-    """A layer that adds features of images to what it made, as DeepStack does (Meng et al., arXiv 2406.04334).
+    """A layer that adds features of images to what it made.
 
     Args:
         config: Sizes.
@@ -64,12 +64,7 @@ class _DeepLayer(DecoderLayer):
         self.columns = columns
 
     def forward(self, op: OpBuilder, x: ir.Value, around: Around, states: Sequence[ir.Value]) -> Left:
-        left = super().forward(op, x, around, states)
-        if self.columns is None:
-            return left
-        first, end = self.columns
-        own = op.Slice(around.more[0], [first], [end], [2])
-        return Left(op.Add(left.hidden, own), left.states, left.queries)
+        return with_deep_features(op, super().forward(op, x, around, states), around, self.columns)
 
 
 class Qwen3VLText(Decoder):

@@ -11,7 +11,11 @@ from export.decoders.decoder import Decoder
 
 DECODERS: Mapping[str, str] = {
     "gemma": "export.decoders.gemma:Gemma",
+    "gemma2": "export.decoders.gemma2:Gemma2",
+    "gemma3_text": "export.decoders.gemma3_text:Gemma3Text",
     "lfm2": "export.decoders.lfm2:Lfm2",
+    "granite": "export.decoders.granite:Granite",
+    "granite_docling_text": "export.decoders.granite:Granite",
     "kosmos_2_text_model": "export.decoders.kosmos_2_text_model:Kosmos2Text",
     "llama": "export.decoders.llama:Llama",
     "llama_mote": "export.decoders.llama_mote:LlamaMote",

@@ -9,7 +9,8 @@ from bundle.image import NearestGrid
 from export.image_processors.image_processor import CLIP_MEAN, CLIP_STD, SHARED, ImageProcessor, Settings
 
 
-def _nearest_grid(full: Settings, source: str) -> NearestGrid:
+def nearest_grid(full: Settings, source: str) -> NearestGrid:
+    """Return the grids between two numbers of tiles, or one tile."""
     size = full["size"]
     if not isinstance(size, Mapping) or set(size) != {"height", "width"}:
         raise UnsupportedConfigError(f"{source}: size = {size!r} is not supported; give height and width")
@@ -32,5 +33,5 @@ GOT_OCR2 = ImageProcessor(
         "image_mean": CLIP_MEAN,
         "image_std": CLIP_STD,
     },
-    _nearest_grid,
+    nearest_grid,
 )

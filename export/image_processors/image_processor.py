@@ -39,6 +39,13 @@ def background(full: Settings, source: str) -> tuple[int, int, int]:
     return int(mean[0] * 255), int(mean[1] * 255), int(mean[2] * 255)
 
 
+def edge_of(size: Any) -> int | None:
+    """Return the edge of the square that a size of any form says; None of what is none."""
+    edges = set(size.values()) if isinstance(size, Mapping) else {size}
+    edge = edges.pop() if len(edges) == 1 else None
+    return edge if isinstance(edge, int) else None
+
+
 @dataclass(frozen=True)
 class Colours:
     """How a byte becomes a number, as `bundle.image.ImageSpec` has it."""

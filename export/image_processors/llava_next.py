@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from bundle.errors import UnsupportedConfigError
 from bundle.image import Pinpoints
 from export.image_processors.clip import CLIP
-from export.image_processors.image_processor import ImageProcessor, Settings
+from export.image_processors.image_processor import ImageProcessor, Settings, edge_of
 
 PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 """(height, width) of grids in pixels, where neither config nor processor names any."""
@@ -43,20 +43,13 @@ def _are_pairs(pinpoints: Any) -> bool:
 def pinpoints(full: Settings, source: str) -> Pinpoints:
     """Return the geometry of a processor of that kind, whose tiles are squares that are neither scaled nor cropped."""
     size, crop = full["size"], full["crop_size"]
-    edge = _edge(size)
+    edge = edge_of(size)
     # what is cut into tiles of crop_size would be scaled to size, whatever do_center_crop says
-    if edge is None or (crop is not None and _edge(crop) != edge):
+    if edge is None or (crop is not None and edge_of(crop) != edge):
         raise UnsupportedConfigError(
             f"{source}: size {size} with crop_size {crop}; built are square tiles of one size, which both give"
         )
     return Pinpoints(tile_px=edge, grids=grids_of(full["image_grid_pinpoints"], edge, source))
-
-
-def _edge(size: Any) -> int | None:
-    """Return the edge of a square; None of what is none."""
-    edges = set(size.values()) if isinstance(size, Mapping) else {size}
-    edge = edges.pop() if len(edges) == 1 else None
-    return edge if isinstance(edge, int) else None
 
 
 LLAVA_NEXT = ImageProcessor({**CLIP.defaults, "image_grid_pinpoints": PINPOINTS, "do_pad": True}, pinpoints)

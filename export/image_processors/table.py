@@ -7,44 +7,56 @@ from collections.abc import Mapping
 from export.image_processors.blip import BLIP
 from export.image_processors.clip import CHINESE_CLIP, CLIP
 from export.image_processors.deepseek_vl import DEEPSEEK_VL
+from export.image_processors.deepseek_vl_hybrid import DEEPSEEK_VL_HYBRID
 from export.image_processors.efficientnet import EFFICIENTNET
 from export.image_processors.flava import FLAVA
+from export.image_processors.gemma3 import GEMMA3
 from export.image_processors.got_ocr2 import GOT_OCR2
+from export.image_processors.granite_docling import GRANITE_DOCLING
 from export.image_processors.idefics2 import IDEFICS2
 from export.image_processors.idefics3 import IDEFICS3
 from export.image_processors.image_processor import ImageProcessor
 from export.image_processors.lfm2_vl import LFM2_VL
+from export.image_processors.llava import LLAVA
 from export.image_processors.llava_next import LLAVA_NEXT
 from export.image_processors.llava_onevision import LLAVA_ONEVISION
 from export.image_processors.mllama import MLLAMA
 from export.image_processors.ovis2 import OVIS2
 from export.image_processors.paddleocr_vl import PADDLEOCR_VL
+from export.image_processors.perception_lm import PERCEPTION_LM
 from export.image_processors.qwen2_vl import QWEN2_VL
 from export.image_processors.siglip import SIGLIP
-from export.image_processors.vilt import VILT
+from export.image_processors.siglip2 import SIGLIP2
+from export.image_processors.vilt import BRIDGETOWER, VILT
 from export.image_processors.vit import VIT
 
 IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "BlipImageProcessor": BLIP,
+    "BridgeTowerImageProcessor": BRIDGETOWER,
     "CLIPFeatureExtractor": CLIP,
     "ChineseCLIPFeatureExtractor": CHINESE_CLIP,
     "ChineseCLIPImageProcessor": CHINESE_CLIP,
     "CLIPImageProcessor": CLIP,
+    "Gemma3ImageProcessor": GEMMA3,
+    "DeepseekVLHybridImageProcessor": DEEPSEEK_VL_HYBRID,
     "DeepseekVLImageProcessor": DEEPSEEK_VL,
     "EfficientNetImageProcessor": EFFICIENTNET,
     "FlavaFeatureExtractor": FLAVA,
     "FlavaImageProcessor": FLAVA,
     "GotOcr2ImageProcessor": GOT_OCR2,
+    "GraniteDoclingImageProcessor": GRANITE_DOCLING,
     "Idefics2ImageProcessor": IDEFICS2,
     "Idefics3ImageProcessor": IDEFICS3,
     "Lfm2VlImageProcessor": LFM2_VL,
-    "LlavaImageProcessor": CLIP,
     "MllamaImageProcessor": MLLAMA,
+    "LlavaImageProcessor": LLAVA,
     "LlavaNextImageProcessor": LLAVA_NEXT,
     "LlavaOnevisionImageProcessor": LLAVA_ONEVISION,
     "Ovis2ImageProcessor": OVIS2,
     "PaddleOCRVLImageProcessor": PADDLEOCR_VL,
+    "PerceptionLMImageProcessor": PERCEPTION_LM,
     "Qwen2VLImageProcessor": QWEN2_VL,
+    "Siglip2ImageProcessor": SIGLIP2,
     "SiglipImageProcessor": SIGLIP,
     "SmolVLMImageProcessor": IDEFICS3,
     "ViTFeatureExtractor": VIT,

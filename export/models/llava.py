@@ -1,4 +1,4 @@
-"""LLaVA-1.5 (arXiv 2310.03744): a CLIP or SigLIP tower, a two-layer connector, and any decoder without windows."""
+"""LLaVA-1.5 (arXiv 2310.03744): a CLIP or SigLIP tower, a two-layer connector, and any decoder."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class Llava(VisionLanguage):
     def skipped(self) -> tuple[str, ...]:
         """Return the unused keys, with the tower's layers above the deepest one read."""
         above = range(max(self._layers), self._vision.tower.num_layers)
-        return (*self.unused, *(rf"model\.vision_tower\.encoder\.layers\.{layer}\..*" for layer in above))
+        return (*super().skipped(), *(rf"model\.vision_tower\.encoder\.layers\.{layer}\..*" for layer in above))
 
     def vision(self, dialect: Dialect) -> Module:
         """Return tower, choice of hidden states, and connector."""

@@ -95,31 +95,31 @@ class _Text(Module):
         return self.head(op, self.final_layer_norm(op, op.Gather(hidden, -1, axis=1)))
 
 
-class Siglip(DualEncoder):
-    """`model_type` siglip, which SigLIP 2 checkpoints of fixed resolution carry as well."""
+class SiglipTexts(DualEncoder):
+    """What texts are embedded by SigLIP's tower.
+
+    Args:
+        config: Of the checkpoint.
+        image_size: Width of an image's vector.
+
+    Raises:
+        UnsupportedConfigError: Images have no vector, or one of another width.
+    """
 
     scalars = ("logit_scale", "logit_bias")
-    image_processor = "SiglipImageProcessor"
     lower_cases = True
 
-    def __init__(self, config: Raw) -> None:
+    def __init__(self, config: Raw, image_size: int) -> None:
         super().__init__(config)
-        raw = sub_config(config, "vision_config")
-        if not raw.get("vision_use_head", True):
+        if not sub_config(config, "vision_config").get("vision_use_head", True):
             raise UnsupportedConfigError("vision_config.vision_use_head is false: without it there is no embedding")
-        self._vision = VisionConfig.read(raw, VISION_DEFAULTS)
         self._text = {**TEXT_DEFAULTS, **sub_config(config, "text_config")}
         self._embedding_size = int(self._text.get("projection_size") or self._text["hidden_size"])
-        if self._embedding_size != self._vision.tower.hidden_size:
+        if self._embedding_size != image_size:
             raise UnsupportedConfigError(
                 f"text_config.projection_size {self._embedding_size} differs from vision_config.hidden_size "
-                f"{self._vision.tower.hidden_size}: the two embeddings cannot be compared"
+                f"{image_size}: the two embeddings cannot be compared"
             )
-
-    @property
-    def image_size_px(self) -> int:
-        """Side of the input."""
-        return self._vision.image_size_px
 
     @property
     def text_tower(self) -> TextTower:
@@ -127,10 +127,25 @@ class Siglip(DualEncoder):
         vocab_size, longest = self._text["vocab_size"], self._text["max_position_embeddings"]
         return TextTower(self._embedding_size, int(vocab_size), int(longest), scoring="sigmoid")
 
-    def vision(self, dialect: Dialect) -> Module:
-        """Return tower and pooling head."""
-        return _Vision(self._vision, dialect)
-
     def text(self, dialect: Dialect) -> Module:
         """Return tower and head."""
         return _Text(TowerConfig.read(self._text, {}), self._text, dialect, self._embedding_size)
+
+
+class Siglip(SiglipTexts):
+    """`model_type` siglip, which SigLIP 2 checkpoints of fixed resolution carry as well."""
+
+    image_processor = "SiglipImageProcessor"
+
+    def __init__(self, config: Raw) -> None:
+        self._vision = VisionConfig.read(sub_config(config, "vision_config"), VISION_DEFAULTS)
+        super().__init__(config, self._vision.tower.hidden_size)
+
+    @property
+    def image_size_px(self) -> int:
+        """Side of the input."""
+        return self._vision.image_size_px
+
+    def vision(self, dialect: Dialect) -> Module:
+        """Return tower and pooling head."""
+        return _Vision(self._vision, dialect)

@@ -50,6 +50,22 @@ class Left:
     queries: ir.Value | None
 
 
+def with_deep_features(op: OpBuilder, left: Left, around: Around, columns: tuple[int, int] | None) -> Left:
+    """Return what a layer left, features of images added, as DeepStack does (Meng et al., arXiv 2406.04334).
+
+    Args:
+        op: The builder.
+        left: By the layer.
+        around: Whose first further input is `deep_features`, where the layer has columns.
+        columns: Half-open range of `deep_features` that is the layer's; None: it takes none.
+    """
+    if columns is None:
+        return left
+    first, end = columns
+    own = op.Slice(around.more[0], [first], [end], [2])
+    return Left(op.Add(left.hidden, own), left.states, left.queries)
+
+
 class DecoderLayer(Module):
     """Pre-norm attention and feed-forward, each with its residual.
 

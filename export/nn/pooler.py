@@ -12,8 +12,8 @@ from export.nn.module import Module
 class FirstToken(Module):
     """A matrix over the first token, and its hyperbolic tangent."""
 
-    def __init__(self, size: int) -> None:
-        super().__init__("pooler")
+    def __init__(self, size: int, name: str = "pooler") -> None:
+        super().__init__(name)
         self.dense = Linear(size, size, rows=1)
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:

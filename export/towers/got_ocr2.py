@@ -205,11 +205,16 @@ class _Convolution(Module):
         return op.Conv(x, self.weight, kernel_shape=[self.side] * 2, pads=[self.side // 2] * 4)
 
 
-class _Neck(Module):
-    """Two convolutions, each with a norm over channels."""
+class Neck(Module):
+    """Two convolutions, each with a norm over channels.
 
-    def __init__(self, config: GotTowerConfig) -> None:
-        super().__init__()
+    Args:
+        config: Of the tower.
+        name: Where the checkpoint keeps them; the attribute's name by default.
+    """
+
+    def __init__(self, config: GotTowerConfig, name: str | None = None) -> None:
+        super().__init__(name)
         size, channels = config.vision.tower.hidden_size, config.num_channels
         self.conv1 = _Convolution(size, channels, 1)
         self.layer_norm1 = LayerNorm(channels, _NECK_EPS)
@@ -240,16 +245,24 @@ class GotTower(Module):
         self.pos_embed = Weight(1, vision.grid, vision.grid, vision.tower.hidden_size)
         numbers = range(vision.tower.num_layers)
         self.layers = ModuleList([_Layer(config, dialect, config.window_of(number)) for number in numbers])
-        self.neck = _Neck(config)
+        self.neck = Neck(config)
         self.grid, self.size = vision.grid, vision.tower.hidden_size
 
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
         """Return [I, channels, grid, grid] from [I, 3, height, width]."""
+        return self.neck(op, self.squared(op, self.passed(op, pixel_values)[-1]))
+
+    def passed(self, op: OpBuilder, pixel_values: ir.Value) -> list[ir.Value]:
+        """Return the patches [I, N, D] before the first layer and behind each."""
         x = op.Add(self.patch_embed(op, pixel_values), op.Reshape(self.pos_embed, [1, self.grid**2, self.size]))
+        states = [x]
         for layer in self.layers:
-            x = layer(op, x)
-        square = op.Reshape(op.Transpose(x, perm=[0, 2, 1]), [-1, self.size, self.grid, self.grid])
-        return self.neck(op, square)
+            states.append(layer(op, states[-1]))
+        return states
+
+    def squared(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        """Return [I, D, grid, grid] of patches [I, N, D]."""
+        return op.Reshape(op.Transpose(x, perm=[0, 2, 1]), [-1, self.size, self.grid, self.grid])
 
 
 class _Patches(Module):

@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bundle.errors import QuantizationError
+from bundle.manifest import InputType
 from quant.evaluation.sample import LETTERS, Sample, Shown
 
 Vectors = NDArray[np.float32]
+Scores = NDArray[np.float64]
 
 _OWN_QUESTIONS = {
     "ocr": "What is written in the image? Answer with the text alone.",
@@ -72,6 +74,10 @@ class Respondent(Protocol):
         """Return whether it makes vectors and no answers."""
 
     @property
+    def ranks(self) -> bool:
+        """Return whether it tells how near inputs are: whatever embeds does, and what reads two together."""
+
+    @property
     def template(self) -> str:
         """Return the text that a label stands in, "{}" for the label; of a model that embeds."""
 
@@ -82,12 +88,32 @@ class Respondent(Protocol):
             RefusedError: The model does not take this one.
         """
 
-    async def embed(self, inputs: Sequence[str | bytes]) -> Vectors:
+    async def embed(self, inputs: Sequence[str | bytes], kind: InputType | None = None) -> Vectors:
         """Return [n, E] float32, one row of unit length for each text and encoded image.
+
+        Args:
+            inputs: Texts and images.
+            kind: What they are to those that they are compared with.
+
+        Raises:
+            RefusedError: The model does not take one of them.
+            SettingsError: It keeps a vector for every token.
+        """
+
+    async def scores(self, query: str | bytes, documents: Sequence[str | bytes]) -> Scores:
+        """Return [n] how near each document is to the query, for a model that ranks.
 
         Raises:
             RefusedError: The model does not take one of them.
         """
+
+
+def many_vectors(name: str) -> str:
+    """Return what to say of a model that keeps a vector for every token, where one for an input is wanted."""
+    return (
+        f"{name} keeps a vector for every token, and one for each input is wanted here; it ranks what another model "
+        "finds (--rerank, /v1/rerank)"
+    )
 
 
 def conversation_of(sample: Sample, labels: Sequence[str] = (), instruction: str | None = None) -> list[Said]:

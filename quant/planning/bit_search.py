@@ -12,6 +12,7 @@ from quant.calibration.calibrator import calibrate
 from quant.calibration.feeds import FeedSource
 from quant.calibration.statistics import InputStatistics
 from quant.planning.budget import BitPlan, choose
+from quant.planning.grouped_losses import measure_in_groups
 from quant.planning.plan import KEPT, Choice, ComponentPlan, LayerPlan
 from quant.planning.sensitivity import measure_sensitivity
 from quant.rounding.table import load_rounding
@@ -19,8 +20,12 @@ from quant.rounding.table import load_rounding
 MOST_SECONDS = 900.0
 """Of one search. A decoder of 200 layers takes about that with the fewest samples that say something."""
 
+MOST_ALONE = 64
+"""Layers that are each tried alone, in every form; where there are more, groups of them are."""
+
 _LADDER = ((4, (64, 32)), (8, (128, 64, 32)))
 """What MatMulNBits of fewer bits may be raised to: (bits, blocks, the first that divides K); float32 comes last."""
+_COARSE_BLOCK = 64
 _SEARCHED = ("matmul_nbits", "qdq_int4", "w8a8")
 _RAISED = "raised from {label}: a byte buys more here than elsewhere"
 
@@ -67,11 +72,13 @@ def search_bits(
         )
     layers = {layer.name: layer for layer in plan.layers if layer.choice.method in _SEARCHED}
     forms = {name: _forms(layer) for name, layer in layers.items()}
-    table = measure_sensitivity(
+    in_groups = len(layers) > MOST_ALONE
+    measure = measure_in_groups if in_groups else measure_sensitivity
+    table = measure(
         source,
         plan.component,
         forms,
-        inputs=_inputs(plan, source, forms, say),
+        inputs=_inputs(plan, source, forms, say, wants_all=in_groups),
         max_seconds=MOST_SECONDS,
         progress=say,
     )
@@ -85,6 +92,8 @@ def _forms(layer: LayerPlan) -> list[Form]:
     planned = layer.choice.form
     if planned is None:
         return []
+    if planned.rounding == "gptq-coded":
+        return _coded_forms(layer, planned)
     forms = [planned]
     if layer.choice.method == "matmul_nbits":
         for bits, blocks in _LADDER:
@@ -94,11 +103,28 @@ def _forms(layer: LayerPlan) -> list[Form]:
     return forms
 
 
+def _coded_forms(layer: LayerPlan, planned: Form) -> list[Form]:
+    """Return the forms of a layer with scales in codes, the planned one first: none doubled, larger blocks, 8 bits."""
+    plain = replace(planned, doubled_inputs=0)
+    others = [plain, replace(plain, block_size=_COARSE_BLOCK), Form(8, _COARSE_BLOCK, planned.rounding)]
+    fitting = [form for form in others if form.block_size and layer.num_inputs % form.block_size == 0]
+    return list(dict.fromkeys([planned, *fitting]))
+
+
 def _inputs(
-    plan: ComponentPlan, source: FeedSource, forms: Mapping[str, list[Form]], say: Callable[[str], None]
+    plan: ComponentPlan,
+    source: FeedSource,
+    forms: Mapping[str, list[Form]],
+    say: Callable[[str], None],
+    *,
+    wants_all: bool,
 ) -> dict[str, InputStatistics]:
-    """Return Grams of the layers whose roundings ask for them, all held at once."""
-    wanting = {name for name, tried in forms.items() if any(load_rounding(form.rounding).needs_gram for form in tried)}
+    """Return Grams of the layers whose roundings ask for them, or of all, held at once."""
+    wanting = {
+        name
+        for name, tried in forms.items()
+        if wants_all or any(load_rounding(form.rounding).needs_gram for form in tried)
+    }
     return calibrate(source, {plan.component: wanting}, grams=True, progress=say)[plan.component] if wanting else {}
 
 

@@ -31,6 +31,7 @@ from quant.planning.profiles import (
 )
 from quant.planning.recipes import RECIPES, Asked, read_weights
 from quant.planning.survey import survey_bundle
+from quant.planning.tied_table import with_head
 from runtime.settings import EncoderRuntime
 
 Say = Callable[[str], None]
@@ -171,7 +172,7 @@ def fit_bits(draft: Draft, source: FeedSource, options: Options, say: Say) -> Dr
     if max_bytes is not None:
         max_bytes = _bytes_left(draft, planned_manifest(source.bundle.manifest, options), max_bytes) + plan.stored_bytes
     found = search_bits(plan, source, max_bytes=max_bytes, max_kl=options.max_kl, say=say)
-    return replace(draft, plans={**draft.plans, "decoder": found.plan}, search=found)
+    return replace(draft, plans=with_head({**draft.plans, "decoder": found.plan}), search=found)
 
 
 def _bytes_left(draft: Draft, manifest: Manifest, max_bytes: int) -> int:

@@ -24,7 +24,7 @@ import onnx_ir as ir
 
 from bundle.directory import Bundle
 from bundle.form import Form
-from bundle.manifest import ComponentName, Target
+from bundle.manifest import Target
 from graphs.layers import find_linears
 from graphs.store import open_graph, save_graph, weight_bytes
 from quant.calibration.calibrator import calibrate
@@ -33,6 +33,7 @@ from quant.calibration.statistics import InputStatistics
 from quant.planning.draft import Draft
 from quant.planning.plan import ComponentPlan, LayerPlan
 from quant.planning.recipes import RECIPES
+from quant.planning.tied_table import with_head
 from quant.scaling.rotation import TURNED_CHANNELS, can_turn_input, find_stream, rotate, turn_inputs
 
 Say = Callable[[str], None]
@@ -125,7 +126,7 @@ def refine(draft: Draft, source: FeedSource, say: Say, target: Target = "cpu") -
     }
     forms = [layer.choice.form for name in refined for layer in plans[name].layers if layer.choice.form]
     say(_told({name: each for name, each in loudness.items() if name not in spread.behind_norms}, spread, forms))
-    return replace(draft, plans=_with_head(plans))
+    return replace(draft, plans=with_head(plans))
 
 
 @dataclass(frozen=True)
@@ -250,16 +251,3 @@ def _refined_layer(layer: LayerPlan, loud_inputs: int, doubling: Mapping[str, st
     else:
         form = replace(form, float_inputs=loud_inputs)
     return replace(layer, choice=replace(layer.choice, form=form))
-
-
-def _with_head(plans: Mapping[ComponentName, ComponentPlan]) -> dict[ComponentName, ComponentPlan]:
-    """Return the plans with a tied table in the form that its head has now."""
-    heads = {layer.name: layer.choice.form for layer in plans["decoder"].layers}
-    tables = plans.get("embed_tokens")
-    if tables is None:
-        return dict(plans)
-    layers = tuple(
-        replace(layer, choice=replace(layer.choice, form=heads[layer.head])) if layer.head in heads else layer
-        for layer in tables.layers
-    )
-    return {**plans, "embed_tokens": replace(tables, layers=layers)}

@@ -131,7 +131,7 @@ def measure_sensitivity(
     work = [(probe.linears[name], form) for name, wanted in forms.items() for form in wanted]
     for linear, form in work:
         refuse_rounding(linear.name, form, inputs)  # now, not after an hour
-    _fit_time(probe, len(work), max_seconds)
+    fit_time(probe, len(work), max_seconds)
     say(f"{component}: {len(work)} trials on {probe.num_samples} samples, about {probe.seconds * len(work):.0f} s")
     table = []
     for at, (linear, form) in enumerate(work):
@@ -192,7 +192,7 @@ def _overridable(model: ir.Model, linears: Mapping[str, Linear]) -> bytes:
     return serialized
 
 
-def _fit_time(probe: Probe, num_trials: int, max_seconds: float | None) -> None:
+def fit_time(probe: Probe, num_trials: int, max_seconds: float | None) -> None:
     """Let the probe keep as many samples as the time allows."""
     expected = probe.seconds * num_trials
     if max_seconds is None or expected <= max_seconds:

@@ -51,13 +51,14 @@ class Question:
         return [{"role": "user", "content": [text, *content] if self.is_text_first else [*content, text]}]
 
 
-def held_out(kind: str, n: int, *, is_familiar: bool = False) -> list[Question]:
+def held_out(kind: str, n: int, *, is_familiar: bool = False, looks: pictures.Looks | None = None) -> list[Question]:
     """Return n questions of a kind; the same ones for ever.
 
     Args:
         kind: One of `KINDS`.
         n: How many.
         is_familiar: In training's wordings and looks; pictures still come from held-out seeds.
+        looks: Of the pictures, in the place of those; None: as `is_familiar` says.
 
     Raises:
         ValueError: The kind is unknown.
@@ -67,15 +68,15 @@ def held_out(kind: str, n: int, *, is_familiar: bool = False) -> list[Question]:
     found: list[Question] = []
     index = 0
     while len(found) < n:
-        question = _try_question(kind, random.Random(held_out_seed(f"real {kind}", 0, index)), is_familiar)
+        drawn = looks or (pictures.TRAINING if is_familiar else pictures.HELD_OUT)
+        question = _try_question(kind, random.Random(held_out_seed(f"real {kind}", 0, index)), drawn, is_familiar)
         index += 1
         if question is not None:
             found.append(question)
     return found
 
 
-def _try_question(kind: str, rng: random.Random, is_familiar: bool) -> Question | None:
-    looks = pictures.TRAINING if is_familiar else pictures.HELD_OUT
+def _try_question(kind: str, rng: random.Random, looks: pictures.Looks, is_familiar: bool) -> Question | None:
     is_text_first = rng.random() < _TEXT_FIRST_SHARE
     if kind == "photograph":
         index = rng.randrange(len(photographs.PHOTOGRAPHS))

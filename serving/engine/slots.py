@@ -51,6 +51,11 @@ class Slots:
         return tuple(self._decoding)
 
     @property
+    def stepping(self) -> tuple[Sequence, ...]:
+        """Those of them that take part in steps, by slot: all but a shadow that waits, which is the last."""
+        return tuple(self._decoding[:-1] if self._decoding and self._decoding[-1].is_parked else self._decoding)
+
+    @property
     def filling(self) -> Sequence | None:
         """The sequence whose prompt is running."""
         return self._filling
@@ -63,7 +68,11 @@ class Slots:
     @property
     def has_room(self) -> bool:
         """True where a prompt can begin: none is running, and a seat is free."""
-        return self._filling is None and len(self._decoding) < self._num_seats
+        return self.has_room_for(1)
+
+    def has_room_for(self, num_seats: int) -> bool:
+        """Return whether the first of so many prompts can begin, and the others find their seats behind it."""
+        return self._filling is None and len(self._decoding) + num_seats <= self._num_seats
 
     @property
     def num_kept_rows(self) -> int:
@@ -155,10 +164,14 @@ class Slots:
         if sequence is self._filling:
             self._filling = None
             return True
+        parked = self._decoding.pop() if self._decoding[-1].is_parked and self._decoding[-1] is not sequence else None
         last = self._decoding.pop()
         if last is not sequence:
             self._reseat(last, slot)
             self._decoding[slot] = last
+        if parked is not None:  # it stays the last, for those before it run side by side
+            self._reseat(parked, len(self._decoding))
+            self._decoding.append(parked)
         return True
 
     def keep_states(self, sequence: Sequence) -> None:

@@ -13,8 +13,8 @@ import httpx
 import numpy as np
 
 from bundle.errors import MachineError, SettingsError
-from bundle.manifest import EMBEDDING_TASKS
-from quant.evaluation.asking import Clip, Part, RefusedError, Said, Vectors
+from bundle.manifest import EMBEDDING_TASKS, RANKING_TASKS, InputType
+from quant.evaluation.asking import Clip, Part, RefusedError, Said, Scores, Vectors, many_vectors
 
 _MEDIA_TYPES = {
     b"\x89PNG": "image/png",
@@ -25,6 +25,7 @@ _MEDIA_TYPES = {
 }
 _REFUSALS = (400, 413, 422)
 """What an endpoint answers where one question cannot be served, and another can."""
+_CROSS_ENCODER = "cross-encoder"
 _BUSY = (429, 500, 502, 503, 504)
 _MOST_TRIES = 6
 _LONGEST_WAIT_S = 30.0
@@ -65,6 +66,7 @@ class EndpointRespondent:
             raise SettingsError(f"{url} is no URL of an endpoint; write it like http://127.0.0.1:8000/v1")
         self.url = url.rstrip("/") if parts.path.strip("/") else f"{url.rstrip('/')}/v1"
         self._model, self._embeds, self._timeout_s = model, embeds, timeout_s
+        self._task = ""
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.AsyncClient(headers=headers, timeout=timeout_s, transport=transport)
 
@@ -92,6 +94,11 @@ class EndpointRespondent:
         return bool(self._embeds)
 
     @property
+    def ranks(self) -> bool:
+        """Whether it makes vectors, or is of a PocketVLM and reads two inputs together."""
+        return self.embeds or self._task in RANKING_TASKS
+
+    @property
     def identity(self) -> str:
         """What tells its vectors from another model's: its address and name, for no more is known."""
         return f"{self.url} {self.name}"
@@ -110,7 +117,8 @@ class EndpointRespondent:
                 raise SettingsError(f"{self.url} has the models {', '.join(cards) or 'none'}; name one with --name")
             self._model = next(iter(cards))
         if self._embeds is None:
-            self._embeds = cards.get(self._model, {}).get("task") in EMBEDDING_TASKS
+            self._task = str(cards.get(self._model, {}).get("task", ""))
+            self._embeds = self._task in EMBEDDING_TASKS
 
     async def answer(self, conversation: Sequence[Said], max_tokens: int) -> str:
         """Return the greedy answer.
@@ -127,16 +135,46 @@ class EndpointRespondent:
         except (KeyError, IndexError, TypeError) as error:
             raise MachineError(f"{self.url}/chat/completions answered without choices: {answered!r:.300}") from error
 
-    async def embed(self, inputs: Sequence[str | bytes]) -> Vectors:
-        """Return [n, E] float32, one row of unit length for each text and encoded image.
+    async def scores(self, query: str | bytes, documents: Sequence[str | bytes]) -> Scores:
+        """Return [n] how near each document is to the query: a PocketVLM is asked, of others vectors are compared.
 
         Raises:
             RefusedError: The endpoint does not take one of them.
             MachineError: It cannot be reached, or answers otherwise than the API says.
         """
-        parts = [each if isinstance(each, str) else _image(each) for each in inputs]
-        answered = await self._sent("POST", "/embeddings", {"model": self.name, "input": parts}, self._timeout_s)
+        if not self._task:
+            vectors = await self.embed([query, *documents])
+            return np.asarray(vectors[1:] @ vectors[0], np.float64)
+        body: dict[str, Any] = {
+            "model": self.name,
+            "query": query if isinstance(query, str) else _image(query),
+            "documents": [each if isinstance(each, str) else _image(each) for each in documents],
+            "return_documents": False,
+        }
+        if self._task == _CROSS_ENCODER:
+            body["truncate_prompt_tokens"] = -1
+        answered = await self._sent("POST", "/rerank", body, self._timeout_s)
         try:
+            found = {int(each["index"]): float(each["relevance_score"]) for each in answered["results"]}
+            return np.array([found[place] for place in range(len(documents))])
+        except (KeyError, TypeError, ValueError) as error:
+            raise MachineError(f"{self.url}/rerank answered without scores: {answered!r:.300}") from error
+
+    async def embed(self, inputs: Sequence[str | bytes], kind: InputType | None = None) -> Vectors:
+        """Return [n, E] float32, one row of unit length for each text and encoded image.
+
+        Raises:
+            RefusedError: The endpoint does not take one of them.
+            SettingsError: The model keeps a vector for every token.
+            MachineError: It cannot be reached, or answers otherwise than the API says.
+        """
+        parts = [each if isinstance(each, str) else _image(each) for each in inputs]
+        said = {"input_type": kind} if kind is not None and self._task else {}  # others would refuse the field
+        body = {"model": self.name, "input": parts, **said}
+        answered = await self._sent("POST", "/embeddings", body, self._timeout_s)
+        try:
+            if any("embeddings" in each for each in answered["data"]):
+                raise SettingsError(many_vectors(self.name))
             rows = [each["embedding"] for each in sorted(answered["data"], key=lambda each: int(each["index"]))]
             vectors = np.array(rows, np.float32)
             lengths = np.linalg.norm(vectors, axis=1, keepdims=True)

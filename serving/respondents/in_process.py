@@ -13,9 +13,11 @@ from types import TracebackType
 import numpy as np
 
 from bundle.directory import read_manifest
-from bundle.errors import DeadlineError, ParameterError, RequestError
+from bundle.errors import DeadlineError, ParameterError, RequestError, SettingsError
 from bundle.frames.options import FrameOptions
-from quant.evaluation.asking import Clip, Part, RefusedError, Said, Vectors
+from bundle.manifest import RANKING_TASKS, InputType
+from bundle.similarity import similarity
+from quant.evaluation.asking import Clip, Part, RefusedError, Said, Scores, Vectors, many_vectors
 from serving.models.client import LocalClient
 from serving.protocol import (
     EmbedRequest,
@@ -24,6 +26,7 @@ from serving.protocol import (
     KVCompression,
     Message,
     SamplingParams,
+    ScoreRequest,
     TextPart,
     TokenEvent,
     VideoPart,
@@ -34,6 +37,8 @@ from serving.settings import EngineSettings
 _FRAMES = 8
 """Of a video that is one file, as the API looks at one where nothing else is said."""
 _LIST_FPS = 1.0
+_ALL = -1
+"""Of `ScoreRequest.truncate_tokens`: cross-encoders read short texts, and a question may be longer."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +90,13 @@ class BundleRespondent:
 
     @property
     def embeds(self) -> bool:
-        """Whether it is a dual encoder."""
-        return self._manifest.dual is not None
+        """Whether it makes vectors."""
+        return self._manifest.embeds
+
+    @property
+    def ranks(self) -> bool:
+        """Whether it makes vectors, or reads two inputs together."""
+        return self._manifest.task in RANKING_TASKS
 
     @property
     def template(self) -> str:
@@ -123,18 +133,49 @@ class BundleRespondent:
             raise RefusedError(str(error)) from error
         return "".join(pieces)
 
-    async def embed(self, inputs: Sequence[str | bytes]) -> Vectors:
+    async def embed(self, inputs: Sequence[str | bytes], kind: InputType | None = None) -> Vectors:
         """Return [n, E] float32, one row of unit length for each text and encoded image.
 
         Raises:
             RefusedError: The model does not take one of them.
+            SettingsError: It keeps a vector for every token.
         """
-        parts = tuple(TextPart(each) if isinstance(each, str) else ImagePart(each) for each in inputs)
+        vectors = await self._embedded(inputs, () if kind is None else (kind,) * len(inputs))
+        if isinstance(vectors, tuple):
+            raise SettingsError(many_vectors(self.name))
+        return vectors
+
+    async def scores(self, query: str | bytes, documents: Sequence[str | bytes]) -> Scores:
+        """Return [n] how near each document is to the query: by vectors, or of both read together.
+
+        Raises:
+            RefusedError: The model does not take one of them.
+        """
+        if self._manifest.embeds:
+            kinds: list[InputType] = ["document"] * (1 + len(documents))
+            kinds[0] = "query"
+            first, *others = await self._embedded([query, *documents], tuple(kinds))
+            return np.array([similarity(first, each) for each in others])
+        pairs = tuple((_input(query), _input(each)) for each in documents)
+        request = ScoreRequest(f"asked-{next(self._numbers)}", self.name, pairs, truncate_tokens=_ALL)
         try:
-            result = await self._client.embed(EmbedRequest(f"asked-{next(self._numbers)}", self.name, parts))
+            return np.asarray((await self._client.score(request)).scores, np.float64)
         except RequestError as error:
             raise RefusedError(str(error)) from error
-        return np.asarray(result.embeddings, np.float32)
+
+    async def _embedded(
+        self, inputs: Sequence[str | bytes], kinds: tuple[InputType, ...]
+    ) -> Vectors | tuple[Vectors, ...]:
+        parts = tuple(map(_input, inputs))
+        request = EmbedRequest(f"asked-{next(self._numbers)}", self.name, parts, input_types=kinds)
+        try:
+            return (await self._client.embed(request)).embeddings
+        except RequestError as error:
+            raise RefusedError(str(error)) from error
+
+
+def _input(given: str | bytes) -> TextPart | ImagePart:
+    return TextPart(given) if isinstance(given, str) else ImagePart(given)
 
 
 def _makes_vectors(name: str) -> bool:

@@ -41,26 +41,29 @@ async def found(index: ImageIndex, query: str | bytes, respondent: Respondent, k
     """
     index.require_model(respondent)
     try:
-        (vector,) = await respondent.embed([query])
+        (vector,) = await respondent.embed([query], "query")
     except RefusedError as error:
         raise SettingsError(f"the query was not taken by {respondent.name}: {error}") from error
     return index.search(vector, k)
 
 
 async def reranked(hits: Sequence[Hit], query: str | bytes, respondent: Respondent) -> list[Hit]:
-    """Return hits in the order of another model's cosines with the query, which become their scores.
+    """Return hits in the order of another model's scores of the query with each, which become theirs.
 
     Raises:
-        SettingsError: The model does not embed, or does not take an image.
+        SettingsError: The model does not rank, or does not take an image.
         OSError: An image is gone.
     """
-    if not respondent.embeds:
-        raise SettingsError(f"{respondent.name} answers and makes no vectors; --rerank wants a dual encoder")
+    if not respondent.ranks:
+        raise SettingsError(
+            f"{respondent.name} answers and ranks nothing; --rerank wants an encoder or a cross-encoder"
+        )
+    if not hits:
+        return []
     try:
-        vectors = await respondent.embed([query, *(hit.path.read_bytes() for hit in hits)])
+        scores = await respondent.scores(query, [hit.path.read_bytes() for hit in hits])
     except RefusedError as error:
         raise SettingsError(f"{respondent.name} did not take what was found: {error}") from error
-    scores = vectors[1:] @ vectors[0]
     return [Hit(hits[at].name, hits[at].path, float(scores[at])) for at in np.argsort(-scores, kind="stable")]
 
 
@@ -95,8 +98,9 @@ async def answered_each(question: str, hits: Sequence[Hit], respondent: Responde
 
 
 async def _answer(respondent: Respondent, parts: Sequence[Part], max_tokens: int, num_images: int) -> str:
-    if respondent.embeds:
-        raise SettingsError(f"{respondent.name} makes vectors and no answers; name a vision-language model")
+    if respondent.ranks:
+        what = "makes vectors" if respondent.embeds else "scores pairs"
+        raise SettingsError(f"{respondent.name} {what} and no answers; name a vision-language model")
     try:
         return await respondent.answer([Said("user", tuple(parts))], max_tokens)
     except RefusedError as error:

@@ -163,8 +163,7 @@ class ImageIndex:
         Raises:
             SettingsError: It is another one, or it does not embed.
         """
-        if not respondent.embeds:
-            raise SettingsError(f"{respondent.name} answers and makes no vectors; name a dual encoder")
+        require_vectors(respondent)
         if respondent.identity != self.facts.identity:
             raise SettingsError(
                 f"{self.directory} holds vectors of {self.facts.model} ({self.facts.identity[:_SHOWN_DIGITS]}), and "
@@ -228,6 +227,18 @@ class ImageIndex:
         for other in self.directory.glob("vectors-*.faiss"):
             if other.name != name:
                 other.unlink()
+
+
+def require_vectors(respondent: Respondent) -> None:
+    """Check that a model makes vectors.
+
+    Raises:
+        SettingsError: It does not.
+    """
+    if not respondent.embeds:
+        does = "scores pairs" if respondent.ranks else "answers"
+        hint = "; it puts in order what another finds, by --rerank" if respondent.ranks else ""
+        raise SettingsError(f"{respondent.name} {does} and makes no vectors; name a model that embeds{hint}")
 
 
 def _checked(directory: Path, facts: IndexFacts) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 from bundle.errors import SettingsError
 from quant.evaluation.asking import RefusedError, Respondent, Vectors
 from serving.retrieval.files import Stamp, changes_of
-from serving.retrieval.index import INDEX, ImageIndex
+from serving.retrieval.index import INDEX, ImageIndex, require_vectors
 
 Progress = Callable[[str], None]
 _AT_ONCE = 16
@@ -52,8 +52,7 @@ async def update_index(
     Raises:
         SettingsError: The index is of another model or another folder; there is no image; the model does not embed.
     """
-    if not respondent.embeds:
-        raise SettingsError(f"{respondent.name} answers and makes no vectors; name a dual encoder")
+    require_vectors(respondent)
     index = None if anew or not (directory / INDEX).exists() else ImageIndex.read(directory)
     if index is not None:
         index.require_model(respondent)
@@ -105,7 +104,7 @@ async def _vectors(
     if not piece:
         return []
     try:
-        vectors = await respondent.embed([data for _, _, data in piece])
+        vectors = await respondent.embed([data for _, _, data in piece], "document")
         return [(name, stamp, vector) for (name, stamp, _), vector in zip(piece, vectors, strict=True)]
     except RefusedError as error:
         if len(piece) == 1:

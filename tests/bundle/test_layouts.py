@@ -37,7 +37,7 @@ def test_manifests_of_before_load_as_they_are() -> None:
 
 
 def test_an_unknown_layout_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValidationError, match=r"'idefics3', 'internvl'.*'llava'"):
+    with pytest.raises(ValidationError, match=r"expected tags: .*'idefics3', 'internvl', .*'llava'"):
         TypeAdapter(KnownImagePrompt).validate_python({"kind": "mystery"})
 
 

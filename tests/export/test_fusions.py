@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from bundle.errors import UnsupportedConfigError
+from bundle.image import TileLayout
 from export.architectures import load_family
 from export.decoders.table import load_decoder
+from export.image_processor import read_image_spec
 
 GOT: dict[str, Any] = {"model_type": "got_ocr2", "text_config": {}, "vision_config": {}}
 BLIP: dict[str, Any] = {
@@ -18,6 +20,7 @@ BLIP: dict[str, Any] = {
     "qformer_config": {},
 }
 KOSMOS: dict[str, Any] = {"model_type": "kosmos-2", "text_config": {}, "vision_config": {}}
+DOCLING: dict[str, Any] = {"model_type": "granite_docling", "text_config": {}, "vision_config": {}}
 OVIS: dict[str, Any] = {
     "model_type": "ovis2",
     "text_config": {},
@@ -41,6 +44,13 @@ def changed(config: dict[str, Any], part: str, **settings: Any) -> dict[str, Any
         (changed(BLIP, "qformer_config", use_qformer_text_input=True), "use_qformer_text_input is True"),
         (changed(KOSMOS, "text_config", add_cross_attention=True), "add_cross_attention is True"),
         (changed(KOSMOS, "text_config", embed_dim=15, attention_heads=3), "embed_dim 15"),
+        (changed(DOCLING, "vision_config", scale_factor=3), "scale_factor 3 does not divide the 32 patches"),
+        (
+            changed(DOCLING, "vision_config", out_hidden_size=512),
+            "out_hidden_size 512 and text_config.hidden_size 1024",
+        ),
+        (changed(DOCLING, "vision_config", deepstack_visual_indexes=[3, 12]), r"deepstack_visual_indexes \[3, 12\]"),
+        (changed(DOCLING, "text_config", num_hidden_layers=2), "names 3 layers"),
         (changed(OVIS, "vision_config", tokenize_function="st_argmax"), "tokenize_function 'st_argmax'"),
         (changed(OVIS, "vision_config", hidden_stride=3), "hidden_stride 3 does not divide the 32 patches"),
         (changed(OVIS, "vision_config", num_visual_indicator_tokens=4), "num_visual_indicator_tokens 4"),
@@ -63,3 +73,13 @@ def test_a_config_that_is_not_built_is_refused_by_its_key(config: dict[str, Any]
 def test_an_opt_that_is_not_built_is_refused_by_its_key(settings: dict[str, Any], named: str) -> None:
     with pytest.raises(UnsupportedConfigError, match=named):
         load_decoder({"model_type": "opt", **settings})
+
+
+def test_docling_s_processor_by_another_way_is_refused_by_its_key() -> None:
+    with pytest.raises(UnsupportedConfigError, match="fine_route is True"):
+        read_image_spec({"image_processor_type": "GraniteDoclingImageProcessor", "fine_route": True}, "file")
+
+
+def test_docling_s_pages_have_16_tiles_a_side_at_most() -> None:
+    spec = read_image_spec({"image_processor_type": "GraniteDoclingImageProcessor"}, "file")
+    assert spec.layout(20 * 512, 512) == TileLayout(rows=1, cols=16)

@@ -29,8 +29,9 @@ def _config(tower: str, **text: object) -> Config:
 
 
 def save(folder: Path, config: Config) -> None:
-    """Write a whole checkpoint into `folder`, in float32."""
-    save_llava(folder, config, _shapes(config["text_config"]))
+    """Write a whole checkpoint into `folder`, in float32; images are padded where the tower is CLIP's."""
+    pads = config["vision_config"]["model_type"] == "clip_vision_model"
+    save_llava(folder, config, _shapes(config["text_config"]), pads=pads)
 
 
 def _shapes(text: Config) -> Shapes:

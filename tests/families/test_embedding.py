@@ -22,8 +22,9 @@ from quant.quantizer import quantize_bundle
 from runtime.embedder_runner import EmbedderRunner
 from runtime.settings import RuntimeSettings
 
-FAMILIES = ("internvl", "llava_gemma", "qwen2_5_vl", "qwen2_vl", "qwen3_vl")
+FAMILIES = ("gemma3", "internvl", "llava_gemma", "paligemma", "qwen2_5_vl", "qwen2_vl", "qwen3_vl")
 SETTINGS = RuntimeSettings(intra_threads=1)
+IMAGE = Image.fromarray(np.random.default_rng(5).integers(0, 256, (40, 70, 3), np.uint8))
 
 
 def turns_of(parts: list[str | Image.Image]) -> list[Turn]:
@@ -61,6 +62,49 @@ def test_vectors_are_the_references_pooled_states(
         expected = states[-1] if pooling == "last" else states.mean(axis=0)
         assert 1 - vector @ expected / np.linalg.norm(expected) < 1e-4
         np.testing.assert_allclose(np.linalg.norm(vector), 1, atol=1e-5)
+
+
+_GME = "<|im_start|>system\n{said}<|im_end|>\n<|im_start|>user\n{input}<|im_end|>\n<|im_start|>assistant\n<|endoftext|>"
+_E5_V = (
+    "<|start_header_id|>user<|end_header_id|>\n\n{input}\nSummary above {said} in one word: <|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n \n"
+)
+
+
+@pytest.mark.parametrize(
+    ("family", "template", "instruction", "parts", "written"),
+    [
+        (
+            "qwen2_vl",
+            "gme",
+            None,
+            ["a red bicycle"],
+            _GME.format(said="You are a helpful assistant.", input="a red bicycle"),
+        ),
+        ("qwen2_vl", "gme", "Find it.", [IMAGE, "x"], _GME.format(said="Find it.", input="{qwen}x")),
+        ("llava_next", "e5-v", None, ["a red bicycle"], _E5_V.format(said="sentence", input="a red bicycle")),
+        ("llava_next", "e5-v", None, [IMAGE], _E5_V.format(said="image", input="<image>")),
+        ("qwen2_vl", "plain", None, ["Find: ", IMAGE, " red"], "Find: {qwen} red"),
+    ],
+)
+def test_named_templates_write_what_the_models_own_code_writes(
+    sample_of: Any,
+    tmp_path: Path,
+    family: str,
+    template: str,
+    instruction: str | None,
+    parts: list[str | Image.Image],
+    written: str,
+) -> None:
+    """Their special tokens are not of these tiny vocabularies: what is compared is the text, and the image's tokens."""
+    sample = sample_of(family, 0)
+    bundle = embedding_bundle(sample, tmp_path / "bundle", template=template)
+    text = written.replace("{qwen}", "<|vision_start|><|image_pad|><|vision_end|>")
+    images = [part for part in parts if not isinstance(part, str)]
+    expected = sample.processor(text=[text], images=images or None, return_tensors="pt")["input_ids"][0]
+    said = [] if instruction is None else [Turn("system", (instruction,))]
+    found = EmbedderRunner(bundle, SETTINGS).prompt([*said, *turns_of(parts)], images).prompt.token_ids
+    assert found.tolist() == expected.tolist()
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,8 @@ def prompt_of(bundle: Bundle, seed: int, num_tokens: int, image: int = 0) -> Fil
     spans = tuple(Span(place, place + 1, image, 0) for image, place in enumerate(places))
     side = layout.tile_px
     layouts = [TileLayout(whole_px=(side, side * (1 + (seed + at) % 3))) for at in range(len(places))]
-    prompt = Prompt(ids, spans, np.arange(len(ids)), len(ids), len(places), layout.memory(len(ids), spans, layouts))
+    memory = layout.memory(len(ids), spans, layouts)
+    prompt = Prompt(ids, spans, np.arange(len(ids)), len(ids), len(places), memory=memory)
     width = bundle.manifest.components["vision_encoder"].outputs[0].shape[-1]
     assert isinstance(width, int)
     rows = layout.rows_per_tile

@@ -72,7 +72,7 @@ def test_blip_2_reads_images_before_the_token_that_begins_a_text(turns: list[Tur
 
 
 def test_documents_are_said_with_their_markup_and_without_control_tokens(sample_of: Any) -> None:
-    sample = sample_of("idefics3_docling", 0)
+    sample = sample_of("docling_258m", 0)
     said = "<doctag><section_header_level_1><loc_3><loc_7>Ab</text><nl></doctag>"
     control = "<|start_of_role|><image><row_1_col_2><global-img><fake_token_around_image><end_of_utterance><|pad|>"
     tokenizer = Tokenizer.from_file(sample.bundle().path(TOKENIZER))

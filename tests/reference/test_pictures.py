@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from reference.pictures import COLOURS, HELD_OUT, TRAINING, Picture, letter_middles, render, sample
+from reference.pictures import (
+    COLOURS,
+    HELD_OUT,
+    TRAINING,
+    UNSEEN_GROUNDS,
+    Picture,
+    letter_middles,
+    render,
+    sample,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -84,3 +93,14 @@ def test_letters_stand_from_left_to_right_inside_their_word() -> None:
     assert middles == sorted(middles)
     assert item.box[0] < middles[0]
     assert middles[-1] < item.box[2]
+
+
+def test_unseen_grounds_are_none_of_trainings_and_are_drawn() -> None:
+    drawn = {}
+    for seed in range(60):
+        picture = sample(random.Random(seed), UNSEEN_GROUNDS)
+        if picture.ground != "plain":
+            drawn[picture.ground] = np.unique(np.asarray(render(picture)).reshape(-1, 3), axis=0)
+    assert set(drawn) == set(UNSEEN_GROUNDS.grounds)
+    assert not set(drawn) & {*TRAINING.grounds, *HELD_OUT.grounds}
+    assert all(len(tints) == 2 for tints in drawn.values())

@@ -1,5 +1,6 @@
 """Images, requests and their answers, as the tests of the server's rooms want them."""
 
+import json
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -9,6 +10,7 @@ from ipaddress import ip_address
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from serving.models.pool import PreprocessPool
 from serving.protocol import (
@@ -36,6 +38,24 @@ def png(seed: int = 0, width_px: int = 70, height_px: int = 50) -> bytes:
 def image_bytes():
     """The function that makes an encoded image from a seed and a size."""
     return png
+
+
+@pytest.fixture(scope="session")
+def colidefics3(smolvlm_checkpoint):
+    """The function that writes a checkpoint as ColIdefics3 is kept: SmolVLM, and a projection of every token."""
+
+    def write(folder, size=8):
+        folder.mkdir()
+        for file in smolvlm_checkpoint.iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+        weights, rng = load_file(folder / "model.safetensors"), np.random.default_rng(0)
+        width = json.loads((folder / "config.json").read_text())["text_config"]["hidden_size"]
+        weights["linear.weight"] = rng.standard_normal((size, width)).astype(np.float32)
+        weights["linear.bias"] = rng.standard_normal(size).astype(np.float32)
+        save_file(weights, folder / "model.safetensors")
+        return folder
+
+    return write
 
 
 @pytest.fixture(scope="session")

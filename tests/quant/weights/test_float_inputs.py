@@ -169,6 +169,13 @@ def test_layers_that_read_one_input_double_it_once(model_of, rng, inputs) -> Non
     assert [node.op_type for node in model.graph].count("Concat") == 1
 
 
+def test_scales_are_multiplied_when_a_graph_is_loaded_and_not_when_it_runs(linear, run, inputs) -> None:
+    model = linear()
+    matmul_nbits.MatMulNBits({"w": Form(4, 32, "gptq-coded", doubled_inputs=32)}, {"w": inputs})(model)
+    run(model, x=np.zeros((1, 2, K), np.float32))
+    assert sorted(run.optimized_ops()) == ["Concat", "Gather", "MatMulNBits", "Mul"]
+
+
 def test_what_is_planned_is_what_is_stored(linear, inputs) -> None:
     model, form = linear(), Form(4, 32, "gptq-coded", doubled_inputs=32)
     matmul_nbits.MatMulNBits({"w": form}, {"w": inputs})(model)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from bundle.directory import open_bundle
 from bundle.errors import ContextLengthError, ImageError, ParameterError, TaskError, UnsupportedConfigError
@@ -43,18 +43,10 @@ PREFIXES = {"query": "Query: ", "document": "Passage: "}
 
 
 @pytest.fixture(scope="module")
-def checkpoint(smolvlm_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(colidefics3: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolVLM with a projection as ColIdefics3 has it, prefixes as sentence-transformers keeps them, and cuts."""
-    folder = tmp_path_factory.mktemp("embedder") / "checkpoint"
-    folder.mkdir()
-    for file in smolvlm_checkpoint.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    weights, rng = load_file(folder / "model.safetensors"), np.random.default_rng(0)
+    folder: Path = colidefics3(tmp_path_factory.mktemp("embedder") / "checkpoint", PROJECTED_SIZE)
     config = json.loads((folder / "config.json").read_text())
-    width = config["text_config"]["hidden_size"]
-    weights["linear.weight"] = rng.standard_normal((PROJECTED_SIZE, width)).astype(np.float32)
-    weights["linear.bias"] = rng.standard_normal(PROJECTED_SIZE).astype(np.float32)
-    save_file(weights, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({**config, "matryoshka_dimensions": [4]}))
     (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": PREFIXES}))
     return folder

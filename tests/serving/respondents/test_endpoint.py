@@ -16,7 +16,7 @@ import pytest
 from bundle.errors import MachineError, SettingsError
 from quant.evaluation.asking import Clip, RefusedError, Said
 from serving.api.app import create_app
-from serving.fake import FAKE_CLIP, FAKE_VLM, FakeClient
+from serving.fake import FAKE_CLIP, FAKE_EMBEDDER, FAKE_RANKER, FAKE_VLM, FakeClient
 from serving.respondents.endpoint import EndpointRespondent
 from serving.settings import ApiSettings
 
@@ -55,6 +55,24 @@ def said(text: str) -> httpx.Response:
 def test_the_only_model_of_our_own_server_is_asked_with_images_in_order(image_bytes: Callable[..., bytes]) -> None:
     conversation = [Said("user", (image_bytes(1), image_bytes(2), "red or blue"))]
     assert asked(own(FAKE_VLM), conversation) == "2 images. red or blue"
+
+
+@pytest.mark.parametrize("card", [FAKE_CLIP, FAKE_EMBEDDER, FAKE_RANKER])
+def test_whatever_ranks_at_our_own_server_scores_documents(card: Any, image_bytes: Callable[..., bytes]) -> None:
+    documents = [image_bytes(number) for number in range(3)]
+
+    async def main() -> None:
+        async with EndpointRespondent(URL, transport=own(card)) as respondent:
+            assert (respondent.ranks, respondent.embeds) == (True, card is not FAKE_RANKER)
+            scores = await respondent.scores("a cat", documents)
+            alone = [(await respondent.scores("a cat", [each]))[0] for each in documents]
+            np.testing.assert_allclose(scores, alone, atol=1e-6)
+            assert len(set(scores.tolist())) == 3
+            if card is FAKE_EMBEDDER:
+                with pytest.raises(SettingsError, match="fake-embedder keeps a vector for every token"):
+                    await respondent.embed(["a cat"])
+
+    asyncio.run(main())
 
 
 def test_our_own_server_says_that_a_model_embeds(image_bytes: Callable[..., bytes]) -> None:

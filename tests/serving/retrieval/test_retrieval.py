@@ -31,13 +31,21 @@ class Colours:
 
     identity: str = "colours"
     embeds: bool = True
+    ranks: bool | None = None
     name: str = "colours"
     template: str = "{}"
     reply: str = ""
     embedded: list[str | bytes] = field(default_factory=list)
     asked: list[Sequence[Said]] = field(default_factory=list)
 
-    async def embed(self, inputs: Sequence[str | bytes]) -> Vectors:
+    def __post_init__(self) -> None:
+        self.ranks = self.embeds if self.ranks is None else self.ranks
+
+    async def scores(self, query: str | bytes, documents: Sequence[str | bytes]) -> np.ndarray:
+        first, *others = await self.embed([query, *documents])
+        return np.array(others) @ first
+
+    async def embed(self, inputs: Sequence[str | bytes], kind: str | None = None) -> Vectors:
         rows = np.array([_colour(each) for each in inputs], np.float32)
         self.embedded += inputs
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
@@ -158,6 +166,8 @@ def test_an_index_of_another_model_or_folder_is_refused(folder: Path, tmp_path: 
         asyncio.run(found(ImageIndex.read(index), "red", other, 1))
     with pytest.raises(SettingsError, match="answers and makes no vectors"):
         asyncio.run(found(ImageIndex.read(index), "red", Colours(embeds=False), 1))
+    with pytest.raises(SettingsError, match=r"scores pairs and makes no vectors; .* by --rerank"):
+        updated(index, folder, Colours(embeds=False, ranks=True))
     with pytest.raises(SettingsError, match=r"is of .*pictures, and not of .*more"):
         updated(index, folder / "more")
     assert updated(index, folder / "more", other, anew=True).num_embedded == 1
@@ -208,7 +218,7 @@ def hits(folder: Path) -> list[Hit]:
 def test_a_second_encoder_puts_hits_in_its_own_order(hits: list[Hit]) -> None:
     after = asyncio.run(reranked(hits, "blue", Colours()))
     assert [(hit.name, round(hit.score, 3)) for hit in after] == [("more/b.PNG", 1.0), ("r.png", 0.0)]
-    with pytest.raises(SettingsError, match="--rerank wants a dual encoder"):
+    with pytest.raises(SettingsError, match="answers and ranks nothing; --rerank wants"):
         asyncio.run(reranked(hits, "blue", Colours(embeds=False)))
 
 
@@ -250,6 +260,8 @@ def test_too_many_images_for_a_model_are_told_with_the_way_out(hits: list[Hit]) 
         asyncio.run(answered("Which?", hits, Small(embeds=False), 8))
     with pytest.raises(SettingsError, match="makes vectors and no answers"):
         asyncio.run(answered("Which?", hits, Colours(), 8))
+    with pytest.raises(SettingsError, match="scores pairs and no answers"):
+        asyncio.run(answered("Which?", hits, Colours(embeds=False, ranks=True), 8))
     os.remove(hits[0].path)
     with pytest.raises(FileNotFoundError):
         asyncio.run(answered("Which?", hits, Colours(embeds=False), 8))

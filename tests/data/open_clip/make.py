@@ -1,0 +1,228 @@
+"""Makes the checkpoints of this folder: tiny models of open_clip with random weights, and what open_clip makes of them.
+
+open_clip wants torchvision, which the tests do not, so this runs in an environment of its own:
+
+    python -m venv /tmp/open_clip
+    /tmp/open_clip/bin/pip install torch==2.13.0 open_clip_torch==3.3.0 timm==1.0.31 transformers==5.14.1
+    /tmp/open_clip/bin/python tests/data/open_clip/make.py
+
+Pixels are made here by Pillow as torchvision's Resize, CenterCrop and Normalize make them. Weights are kept in float16.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import AutoTokenizer
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+
+import checkpoints  # noqa: E402
+import encoder_files as files  # noqa: E402
+import open_clip.hf_model  # noqa: E402
+import open_clip.timm_model  # noqa: E402
+from open_clip.coca_model import CoCa  # noqa: E402
+from open_clip.model import CLIP, CustomTextCLIP  # noqa: E402
+from open_clip.tokenizer import HFTokenizer  # noqa: E402
+from timm.models.vision_transformer import VisionTransformer  # noqa: E402
+
+BLOCKS = {"width": 24, "layers": 2}
+TEXT = {"width": 20, "layers": 2, "heads": 2, "context_length": 48}
+VIT = {**BLOCKS, "image_size": 30, "patch_size": 10, "head_width": 8}
+BERT = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3}
+SIGLIP, PLAIN = "vit_large_patch16_siglip_512", "vit_base_patch16_224"
+"""Names of towers in timm, which stand for tiny ones here."""
+TRUNK = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+TRUNKS = {SIGLIP: {"class_token": False, "global_pool": "map", "mlp_ratio": 3.0, "act_layer": "gelu_tanh"}, PLAIN: {}}
+ITSELF = {"hf_tokenizer_name": "itself"}
+SWITCHES = {"ls_init_value": 0.1, "norm_kwargs": {"eps": 1e-3}}
+MODELS: dict[str, dict[str, Any]] = {
+    "vit": {"embed_dim": 12, "quick_gelu": True, "vision_cfg": VIT, "text_cfg": {**TEXT, "vocab_size": 514}},
+    "vit_of_all_switches": {
+        "embed_dim": 20,
+        "custom_text": True,
+        "init_logit_bias": -10,
+        "vision_cfg": VIT
+        | SWITCHES
+        | {"head_width": 12, "mlp_ratio": 2.3, "no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True},
+        "text_cfg": TEXT
+        | SWITCHES
+        | ITSELF
+        | {"context_length": 20, "vocab_size": len(files.BERT_WORDS), "tokenizer_kwargs": {"clean": "canonicalize"}}
+        | {"no_causal_mask": True, "pool_type": "last", "proj_bias": True, "act_kwargs": {"approximate": "tanh"}},
+    },
+    "coca": {
+        "embed_dim": 12,
+        "custom_text": True,
+        "vision_cfg": {**VIT, "attentional_pool": True, "attn_pooler_heads": 3, "attn_pooler_queries": 5},
+        "text_cfg": {**TEXT, "vocab_size": 514, "embed_cls": True},
+        "multimodal_cfg": {"context_length": 48, "vocab_size": 514, "width": 12, "heads": 2, "layers": 1},
+    },
+    "coca_as_wide_as_its_tower": {
+        "embed_dim": 24,
+        "custom_text": True,
+        "quick_gelu": True,
+        "vision_cfg": {**VIT, "attentional_pool": True, "attn_pooler_heads": 4, "attn_pooler_queries": 3},
+        "text_cfg": {**TEXT, "vocab_size": 514, "embed_cls": True},
+        "multimodal_cfg": {"context_length": 48, "vocab_size": 514, "width": 24, "heads": 2, "layers": 1},
+    },
+    "bert": {
+        "embed_dim": 12,
+        "vision_cfg": VIT,
+        "text_cfg": {"hf_model_name": "bert-base-uncased", **ITSELF, "context_length": 48},
+    },
+    "roberta": {
+        "embed_dim": 12,
+        "vision_cfg": VIT,
+        "text_cfg": ITSELF
+        | {"hf_model_name": "xlm-roberta-base", "context_length": 48, "tokenizer_kwargs": {"clean": "lower"}}
+        | {"hf_proj_type": "linear", "hf_pooler_type": "cls_pooler"},
+    },
+    "worldwide": {
+        "embed_dim": 12,
+        "vision_cfg": VIT,
+        "text_cfg": {**TEXT, **ITSELF, "vocab_size": len(files.UNIGRAM_PIECES) + 1, "pool_type": "eos", "eos_id": 2},
+    },
+    "first_token": {
+        "embed_dim": 20,
+        "vision_cfg": {**VIT, "pool_type": "avg"},
+        "text_cfg": TEXT
+        | ITSELF
+        | {"context_length": 20, "vocab_size": len(files.BERT_WORDS)}
+        | {"no_causal_mask": True, "pool_type": "first", "proj_type": "none"},
+    },
+    "siglip": {
+        "embed_dim": 24,
+        "custom_text": True,
+        "init_logit_bias": -10,
+        "vision_cfg": {"image_size": 32, "timm_model_name": SIGLIP, "timm_pool": "map", "timm_proj": "none"},
+        "text_cfg": TEXT
+        | ITSELF
+        | {"context_length": 20, "vocab_size": len(files.BERT_WORDS), "tokenizer_kwargs": {"clean": "canonicalize"}}
+        | {"no_causal_mask": True, "pool_type": "last", "proj_bias": True, "norm_kwargs": {"eps": 1e-6}},
+    },
+    "biomed": {
+        "embed_dim": 12,
+        "vision_cfg": {"image_size": 32, "timm_model_name": PLAIN, "timm_pool": "", "timm_proj": "linear"},
+        "text_cfg": ITSELF
+        | {"hf_model_name": "bert-base-uncased", "context_length": 40}
+        | {"hf_proj_type": "mlp", "hf_pooler_type": "cls_last_hidden_state_pooler"},
+    },
+}
+PREPROCESSING = {"vit_of_all_switches": {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}}
+PREPROCESSING["worldwide"] = {"interpolation": "bilinear"}
+
+
+def _hf_config(name: str) -> Any:
+    from transformers import BertConfig, XLMRobertaConfig
+
+    if name.startswith("bert"):
+        return BertConfig(**BERT, vocab_size=len(files.BERT_WORDS), max_position_embeddings=60)
+    return XLMRobertaConfig(
+        **BERT,
+        vocab_size=len(files.UNIGRAM_PIECES) + 1,
+        max_position_embeddings=60,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+    )
+
+
+def _timm(name: str, pretrained: bool = False, **options: Any) -> Any:
+    trunk = VisionTransformer(**{**TRUNK, **TRUNKS[name], **options})
+    trunk.default_cfg = {}
+    return trunk
+
+
+def _model(config: dict[str, Any]) -> Any:
+    given = json.loads(json.dumps(config))
+    is_custom = given.pop("custom_text", False) or "hf_model_name" in given["text_cfg"]
+    given["text_cfg"]["hf_model_pretrained"] = False
+    if "multimodal_cfg" in given:
+        for part in ("vision_cfg", "text_cfg"):
+            given[part]["output_tokens"] = True
+        return CoCa(**given)
+    return (CustomTextCLIP if is_custom else CLIP)(**given)
+
+
+def _tokenizer(folder: Path, config: dict[str, Any]) -> None:
+    text = config["text_cfg"]
+    if "hf_tokenizer_name" not in text:
+        checkpoints.save_clip_tokenizer(folder, text["context_length"])
+    elif text.get("vocab_size") == len(files.BERT_WORDS) or text.get("hf_model_name", "").startswith("bert"):
+        files.save_bert_tokenizer(folder, text["context_length"])
+    else:
+        files.save_unigram_tokenizer(folder, text["context_length"])
+
+
+def _ids(folder: Path, config: dict[str, Any]) -> torch.Tensor:
+    """Return ids as open_clip's tokenizers make them; its own pads with zeros."""
+    text = config["text_cfg"]
+    length = text["context_length"]
+    if "hf_tokenizer_name" in text:
+        return HFTokenizer(str(folder), length, **text.get("tokenizer_kwargs", {}))(files.TEXTS)
+    rows = AutoTokenizer.from_pretrained(folder)(files.TEXTS).input_ids
+    return torch.tensor([row + [0] * (length - len(row)) for row in rows])
+
+
+def _pixels(image: Image.Image, side: int, settings: dict[str, Any]) -> np.ndarray:
+    resample = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[settings["interpolation"]]
+    if settings["resize_mode"] == "squash":
+        image = image.resize((side, side), resample)
+    else:
+        short = min(image.size)
+        image = image.resize(
+            tuple(side if edge == short else int(side * edge / short) for edge in image.size), resample
+        )
+        left, top = (round((edge - side) / 2) for edge in image.size)
+        image = image.crop((left, top, left + side, top + side))
+    values = np.asarray(image, np.float32).transpose(2, 0, 1) / np.float32(255)
+    mean, std = (np.array(settings[key], np.float32)[:, None, None] for key in ("mean", "std"))
+    return (values - mean) / std
+
+
+def _make(name: str, config: dict[str, Any]) -> None:
+    folder = HERE / name
+    folder.mkdir(exist_ok=True)
+    plain = {"mode": "RGB", "interpolation": "bicubic", "resize_mode": "shortest", "fill_color": 0}
+    settings = plain | {"mean": files.CLIP_COLOURS["image_mean"], "std": files.CLIP_COLOURS["image_std"]}
+    settings |= PREPROCESSING.get(name, {})
+    files.write_json(folder / "open_clip_config.json", {"model_cfg": config, "preprocess_cfg": settings})
+    _tokenizer(folder, config)
+    model = _model(config).eval()
+    files.draw(model, torch.float16)
+    state = {key: value.contiguous() for key, value in model.state_dict().items()}
+    save_file(
+        {key: value.half() if value.is_floating_point() else value for key, value in state.items()},
+        folder / "open_clip_model.safetensors",
+    )
+    side = config["vision_cfg"]["image_size"]
+    pixels = np.stack([_pixels(each.convert("RGB"), side, settings) for each in files.pictures()])
+    ids = _ids(folder, config)
+    with torch.no_grad():
+        images = model.encode_image(torch.from_numpy(pixels), normalize=True)
+        texts = model.encode_text(ids, normalize=True)
+        logits = model.logit_scale.exp() * images @ texts.T
+        logits = logits if model.logit_bias is None else logits + model.logit_bias
+    arrays = {"pixel_values": pixels, "input_ids": ids.numpy(), "images": images.numpy(), "texts": texts.numpy()}
+    np.savez_compressed(folder / "expected.npz", logits=logits.numpy(), **arrays)
+
+
+def main() -> None:
+    """Write every folder."""
+    open_clip.hf_model.AutoConfig = SimpleNamespace(from_pretrained=_hf_config)
+    open_clip.timm_model.timm.create_model = _timm
+    for name, config in MODELS.items():
+        _make(name, config)
+
+
+if __name__ == "__main__":
+    main()
