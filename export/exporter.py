@@ -318,7 +318,8 @@ def _embed(family: Family, source: Checkpoint, options: EmbeddingOptions) -> Non
     """Let a family's decoder give vectors.
 
     Raises:
-        UnsupportedConfigError: It has no decoder, embeds as it is, or its layers would be cut or grouped.
+        UnsupportedConfigError: It has no decoder, embeds as it is, keeps images in a memory, or its layers would be cut
+            or grouped.
     """
     if not isinstance(family, VisionLanguage) or family.embedding is not None:
         raise UnsupportedConfigError(
@@ -328,6 +329,11 @@ def _embed(family: Family, source: Checkpoint, options: EmbeddingOptions) -> Non
     if family.decoder.config.num_length_groups > 1:
         raise UnsupportedConfigError(
             "--task embed: a prompt is run once and keeps no rows; leave out --decoder-segments and --length-groups"
+        )
+    if any(state.kind == "memory" for state in family.decoder.states):
+        raise UnsupportedConfigError(
+            f"--task embed: {source.config['model_type']} looks at images in a memory beside its prompt, which is "
+            "filled for answers alone; take a model whose images stand in the prompt"
         )
     family.embedding = found_embedding(source, options)
 
