@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from bundle.errors import UnknownArchitectureError
 from export.config import Raw
 from export.family import Family
+from export.known_models import why_not_built
 
 ARCHITECTURES: Mapping[str, str] = {
     "blip-2": "export.models.blip_2:Blip2",
@@ -63,8 +64,10 @@ def load_family(config: Raw) -> Family:
     """
     model_type = config.get("model_type")
     if model_type not in ARCHITECTURES:
+        reason = why_not_built(str(model_type))
+        told = "" if reason is None else f", for {reason}"
         raise UnknownArchitectureError(
-            f"model_type {model_type!r} has no exporter; known: {', '.join(sorted(ARCHITECTURES))}. "
+            f"model_type {model_type!r} has no exporter{told}; known: {', '.join(sorted(ARCHITECTURES))}. "
             "docs/add-a-model.md says how to add one."
         )
     module, name = ARCHITECTURES[str(model_type)].split(":")

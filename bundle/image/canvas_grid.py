@@ -8,10 +8,10 @@ from functools import lru_cache
 from typing import Literal
 
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bundle.image.fixed import Fixed
-from bundle.image.geometry import EdgePx, Geometry, resized
+from bundle.image.geometry import EdgePx, Geometry, check_canvas, resized
 from bundle.image.layout import TileLayout
 
 _MOST_TILES = 256
@@ -32,6 +32,11 @@ class CanvasGrid(Geometry):
     kind: Literal["canvas_grid"] = "canvas_grid"
     tile_px: EdgePx
     most_tiles: int = Field(gt=0, le=_MOST_TILES)
+
+    @model_validator(mode="after")
+    def _check_canvas(self) -> CanvasGrid:
+        check_canvas(self.most_tiles, self.tile_px)
+        return self
 
     @property
     def tile_size_px(self) -> tuple[int, int]:

@@ -104,6 +104,11 @@ class ImagePrompt(Frozen, ABC):
         """Rows that the encoder gives of a tile: its tokens, unless `arranged` makes tokens of them."""
         return self.tokens_per_tile
 
+    @property
+    def tokens_per_frame(self) -> int:
+        """Tokens of a video's frame: those of a tile, unless `arranged` makes fewer of it."""
+        return self.tokens_per_tile
+
     @abstractmethod
     def text(self, layout: TileLayout) -> str:
         """Return what the placeholder of an image that was cut so becomes, `num_tokens` image tokens among it."""

@@ -77,10 +77,17 @@ TIMM_VITS: dict[str, TimmVitConfig] = {
 """By `vision_cfg.timm_model_name`; sizes as timm 1.0.31 has them."""
 
 
-class _Block(Module):
-    """Pre-norm attention and MLP, each with its residual, over `rows` vectors of an image."""
+class TimmBlock(Module):
+    """Pre-norm attention and MLP, each with its residual, over `rows` vectors of an image.
 
-    def __init__(self, config: TowerConfig, dialect: Dialect, *, rows: int) -> None:
+    Args:
+        config: The tower.
+        dialect: How attention is written.
+        rows: Vectors of an image.
+        mlp: Another than the usual one.
+    """
+
+    def __init__(self, config: TowerConfig, dialect: Dialect, *, rows: int, mlp: Module | None = None) -> None:
         super().__init__()
         size = config.hidden_size
         self.norm1 = LayerNorm(size, config.layer_norm_eps)
@@ -89,10 +96,11 @@ class _Block(Module):
         )
         self.proj = Linear(size, size, rows=rows, name="attn.proj")
         self.norm2 = LayerNorm(size, config.layer_norm_eps)
-        self.mlp = EncoderMLP(config, rows=rows)
+        self.mlp = EncoderMLP(config, rows=rows) if mlp is None else mlp
         self.heads, self.dialect = tower_heads(config), dialect
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        """Return [I, N, D] from [I, N, D]."""
         normed = self.norm1(op, x)
         query, key, value = self.query(op, normed), self.key(op, normed), self.value(op, normed)
         x = op.Add(x, self.proj(op, self.dialect.attention(op, query, key, value, self.heads, None)))
@@ -132,7 +140,7 @@ class _Trunk(Module):
         self.patch_bias = Weight(size, name="patch_embed.proj.bias")
         self.cls_token = None if config.pools_by_query else Weight(1, 1, size)
         self.pos_embed = Weight(1, rows, size)
-        self.blocks = ModuleList([_Block(tower, dialect, rows=rows) for _ in range(tower.num_layers)])
+        self.blocks = ModuleList([TimmBlock(tower, dialect, rows=rows) for _ in range(tower.num_layers)])
         self.norm = LayerNorm(size, eps)
         self.attn_pool = _QueryPool(tower, dialect, rows=rows) if config.pools_by_query else None
         self.head = None if head_size is None else Linear(size, head_size, rows=1)

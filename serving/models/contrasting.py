@@ -65,8 +65,8 @@ def _refusal(
             f"{compression.policy} drops rows of the cache, others of the two prompts; send kv with budget 1, or leave "
             "contrast out"
         )
-    if request.fuses or request.behind is not None:
-        return "a fused prefix holds what images left in the cache, which cannot be taken out; use a plain one"
+    if request.fuses or request.learns or request.behind is not None:
+        return "fused prefixes and task vectors hold what images left, which cannot be taken out; use a plain prefix"
     return ""
 
 

@@ -36,7 +36,15 @@ from runtime.tensorrt.profiles import profiles_of
 from serving.models.fusing import Fusing
 from serving.models.generative import GenerativeModel
 from serving.models.pool import PreprocessPool
-from serving.protocol import FinishedEvent, GenerateRequest, ImagePart, Message, SamplingParams, TextPart
+from serving.protocol import (
+    FinishedEvent,
+    GenerateRequest,
+    ImagePart,
+    KVCompression,
+    Message,
+    SamplingParams,
+    TextPart,
+)
 from serving.settings import EngineSettings
 
 SETTINGS = RuntimeSettings(intra_threads=1)
@@ -75,22 +83,36 @@ def test_prompts_in_pieces_and_behind_rows_that_are_here_are_answered_as_alone(b
         assert cached[0] == cached[1] == cached[3] == 0 < cached[2]
 
 
-async def _served(bundle: Bundle, asked: list[tuple[str | Image.Image, ...]]) -> list[tuple[list[int], int]]:
+@pytest.mark.parametrize("bundle", ["paligemma"], indirect=True)
+def test_rows_are_chosen_of_a_prompt_that_sees_itself_alike_however_it_was_read(bundle: Bundle) -> None:
+    asked = (picture(1), "caption en, in as many words as there are here, and in no more")
+    kv = KVCompression("snapkv", 0.5)
+    first, second, whole = asyncio.run(_served(bundle, [asked] * 2, kv)) + asyncio.run(_served(bundle, [asked]))
+    assert first[1] == 0 < second[1]
+    assert first[0] == second[0] != whole[0]
+
+
+async def _served(
+    bundle: Bundle, asked: list[tuple[str | Image.Image, ...]], kv: KVCompression | None = None
+) -> list[tuple[list[int], int]]:
     """Return what each said, one after another, and how much of its prompt was there."""
     settings = EngineSettings(max_sequences=2, intra_threads=1, prefill_chunk_tokens=32)
     pool = PreprocessPool(settings)
     model = GenerativeModel(bundle, settings, pool)
     model.start()
     try:
-        return [await _answer(model, parts) for parts in asked]
+        return [await _answer(model, parts, kv) for parts in asked]
     finally:
         model.close()
         pool.close()
 
 
-async def _answer(model: GenerativeModel, parts: tuple[str | Image.Image, ...]) -> tuple[list[int], int]:
+async def _answer(
+    model: GenerativeModel, parts: tuple[str | Image.Image, ...], kv: KVCompression | None
+) -> tuple[list[int], int]:
     content = tuple(TextPart(part) if isinstance(part, str) else ImagePart(_png(part)) for part in parts)
-    request = GenerateRequest("r", "tiny", (Message("user", content),), SamplingParams(max_tokens=8, temperature=0.0))
+    sampling = SamplingParams(max_tokens=8, temperature=0.0)
+    request = GenerateRequest("r", "tiny", (Message("user", content),), sampling, kv=kv)
     events = [event async for event in model.generate(request)]
     assert isinstance(events[-1], FinishedEvent)
     return [token for event in events[:-1] for token in event.token_ids], events[-1].usage.cached_tokens

@@ -179,7 +179,8 @@ def test_what_no_contrast_goes_with_is_refused_by_name(smolvlm_bundle, ask, imag
     assert "--max-sequences 2" in refusal(shown, manifest, num_seats=1)
     assert "pooling drops image tokens" in refusal(shown, manifest, vision=VisionReduction("pooling", 0.5))
     assert "knorm drops rows" in refusal(shown, manifest, compression=KVCompression("knorm", 0.5))
-    assert "fused prefix" in refusal(dataclasses.replace(shown, behind=b"x"), manifest)
+    assert "fused prefixes" in refusal(dataclasses.replace(shown, behind=b"x"), manifest)
+    assert "task vectors" in refusal(dataclasses.replace(shown, learns=True), manifest)
     states = tuple(state.model_copy(update={"kind": "fixed"}) for state in manifest.states)
     assert "states of kind fixed" in refusal(shown, manifest.model_copy(update={"states": states}))
 
