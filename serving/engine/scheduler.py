@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from bundle.manifest import RunPhase
 from quant.kv.compressing import Stayed
-from runtime.cache_shape import CacheShape
-from runtime.chunks import next_chunk
+from runtime.cache_shape import NUM_SNAPSHOTS, CacheShape
+from runtime.chunks import next_chunk, next_end
 from serving.engine.changes import Change, Keep
 from serving.engine.pace import Pace
 from serving.engine.sequence import Sequence
@@ -106,7 +106,7 @@ class Scheduler:
         shape: Slots, their length, and how many rows may hold something.
         pace: How much of a prompt runs between two decode steps.
         keeps_prefixes: Whether rows of a prompt outlive its sequence, for those that begin alike. States of fixed size
-            cannot be cut, so models that have them keep none.
+            cannot be cut: where they are kept at some tokens, others begin there; else at their first token.
 
     Attributes:
         shape: As it was given.
@@ -116,7 +116,7 @@ class Scheduler:
     def __init__(self, shape: CacheShape, pace: Pace, *, keeps_prefixes: bool = True) -> None:
         self.shape = shape
         self._pace = pace
-        self._keeps = keeps_prefixes and not shape.bytes_per_slot
+        self._keeps = keeps_prefixes and (shape.has_snapshots or not shape.bytes_per_slot)
         self._slots = Slots(shape.num_slots, shape.num_spare_slots, keeps=self._keeps, copies=shape.has_cheap_copies)
         self._waiting = Waiting()
         self._half_seated: Sequence | None = None
@@ -176,6 +176,8 @@ class Scheduler:
 
         Those of its shadow fit another, and both together the rows that may hold something.
         """
+        if self.shape.has_snapshots and self._keeps:
+            sequence.snapshots = [0] * NUM_SNAPSHOTS
         self._waiting.add(sequence)
 
     def late(self, now_s: float) -> list[Sequence]:
@@ -269,8 +271,13 @@ class Scheduler:
             return Batch("prompt", (Row(sequence, *reading.next_chunk(most), reading.segment),))
         start, num_prompt = sequence.num_run, sequence.num_prompt_tokens
         is_prompt = start < num_prompt
-        left = (num_prompt if is_prompt else len(sequence.ids) - 1) - start
-        row = Row(sequence, start, start + next_chunk(left, most))
+        if is_prompt:
+            end = next_end(start, num_prompt, most, sequence.prompt.prompt.seen)
+        else:
+            end = start + next_chunk(len(sequence.ids) - 1 - start, most)
+        if sequence.snapshots is not None and is_prompt:
+            end = min([end, *(place for place in sequence.snapshot_places if place > start)])
+        row = Row(sequence, start, end)
         return Batch("prompt" if is_prompt else "step", (row,))
 
     def advance(self, batch: Batch, took_s: float = 0.0) -> None:
@@ -281,6 +288,8 @@ class Scheduler:
             self.counts.tokens_read += sum((row.end - row.start) * row.share for row in batch.rows)
         for row in batch.rows:
             row.sequence.advance(row.end - row.start)
+            if batch.phase == "prompt":
+                self._slots.keep_states(row.sequence)
             if row.sequence is self._slots.filling and row.sequence.is_read:
                 self._slots.settle()
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from hashlib import blake2b
 
 import numpy as np
 import numpy.typing as npt
 
 from quant.kv.compressing import Compressing, Compression, LastQueries, Stayed
+from runtime.chunks import GRID_TOKENS
 from runtime.feeds import HeadValues, TokenBatch, TokenRun
 from runtime.filled_prompt import FilledPrompt, positions_from
 from runtime.fused_prefix import StoredRows
@@ -20,7 +22,8 @@ from serving.engine.sampling.state import SamplingState
 from serving.protocol import SamplingParams
 
 RowKey = int | tuple[bytes, int]
-"""What a row of the cache is of: a token's id, or an image's digest and the row of its features."""
+"""What a row of the cache is of: a token's id, or an image's digest and the row of its features. Where the token sees
+others behind it: the digest of all of these, and its place."""
 
 
 @dataclass(eq=False)
@@ -44,10 +47,10 @@ class Sequence:
         segmented: Its prompt on its way through the segments of the decoder, where image tokens are dropped between
             them; None: it runs whole. Such a sequence begins at its first token, and what it leaves is no prefix.
         behind: Rows that its slot begins with, before any of its prompt's; what it leaves is then no prefix.
-        shadow: The same answer behind another prompt, whose scores its own are held against. It runs beside this one,
-            says what this one says, and ends with it; the caller submits this one alone.
         heads: What replaces attention heads, at the last token of its prompt and at each one behind it; the rows of
             these tokens are then no prefix of anything.
+        shadow: The same answer behind another prompt, whose scores its own are held against. It runs beside this one,
+            says what this one says, and ends with it; the caller submits this one alone.
         wanted_rows: Of its prompt, rows that its caller wants once it was read.
         handed_out: Those rows; whoever runs it sets them.
         casts: Whose shadow it is, if it is one.
@@ -59,6 +62,8 @@ class Sequence:
         num_run: Tokens of `ids` that the decoder has read; the scheduler advances it.
         rows: [G] rows that its slot holds of each length group; the scheduler advances them.
         slot: Set by `Slots` while the sequence runs.
+        snapshots: Where states of fixed size are kept: how many tokens had been read when each snapshot of its slot was
+            taken, 0 of those that are none of its own. None: the model has no such states. The scheduler sets it.
         cached_tokens: Of the prompt, those whose rows were there when it was begun first; `Slots` sets it.
         is_cut: Rows were dropped, so that what is left is no prefix of anything.
         is_compressed: What `compression` wants was done.
@@ -83,8 +88,8 @@ class Sequence:
     compression: Compression | None = None
     segmented: SegmentedPrompt | None = None
     behind: StoredRows | None = None
-    shadow: Sequence | None = None
     heads: HeadValues | None = None
+    shadow: Sequence | None = None
     wanted_rows: npt.NDArray[np.int64] | None = None
     handed_out: StoredRows | None = None
     casts: Sequence | None = field(default=None, init=False)
@@ -96,6 +101,7 @@ class Sequence:
     num_run: int = 0
     rows: list[int] = field(init=False)
     slot: int | None = None
+    snapshots: list[int] | None = None
     cached_tokens: int | None = None
     is_cut: bool = False
     is_compressed: bool = False
@@ -146,7 +152,19 @@ class Sequence:
     def prompt_rows(self) -> SequenceOf[RowKey]:
         """By content, the rows that its slot holds of its prompt; none where they are no prefix of it."""
         is_whole = not self.is_cut and self.compressing is None and not self.begins_alone and bool(self.rows)
-        return self.keys[: min(self.num_run, self.first_replaced)] if is_whole else ()
+        num_rows = min(self.num_run, self.first_replaced) if self.snapshots is None else max(self.snapshots)
+        return self.keys[:num_rows] if is_whole else ()
+
+    @cached_property
+    def snapshot_places(self) -> tuple[int, ...]:
+        """Behind how many tokens of the prompt each snapshot is taken, 0 where none is: behind images, and at its end.
+
+        A chat goes on behind the end; another question about the same images begins behind the last of them.
+        """
+        last = max((span.end for span in self.prompt.prompt.spans), default=0)
+        most = max(self.num_prompt_tokens - self.num_fresh_tokens, 0)
+        behind_images, end = (each - each % GRID_TOKENS for each in (min(last, most), most))
+        return (behind_images if behind_images < end else 0, end)
 
     @property
     def first_replaced(self) -> int:
@@ -303,6 +321,7 @@ class Sequence:
         """Record that the cache holds nothing of it any more; what was sampled stays."""
         self.num_run = 0
         self.rows = [0] * len(self.rows)
+        self.snapshots = None if self.snapshots is None else [0] * len(self.snapshots)
         self.is_cut = self.is_compressed = False
         self.last_queries, self.compressing = LastQueries(), None
         if self.segmented:
@@ -315,7 +334,23 @@ def _row_keys(ids: SequenceOf[int], prompt: FilledPrompt, image_keys: SequenceOf
         keys[span.start : span.end] = [
             (image_keys[span.image], row) for row in range(span.row, span.row + span.end - span.start)
         ]
-    return keys
+    return keys if prompt.prompt.seen is None else _with_what_they_see(keys, prompt.prompt.seen[1])
+
+
+def _with_what_they_see(keys: SequenceOf[RowKey], ends: npt.NDArray[np.int64]) -> list[RowKey]:
+    """Return keys of rows that tell, beside the token, all tokens behind it that it sees.
+
+    Args:
+        keys: Of the tokens.
+        ends: [T] the token behind the last one that each sees.
+    """
+    found, seen = list(keys), dict[int, bytes]()
+    for at in np.flatnonzero(ends > np.arange(1, len(keys) + 1)).tolist():
+        end = int(ends[at])
+        if end not in seen:
+            seen[end] = blake2b(repr(keys[at:end]).encode(), digest_size=16).digest()
+        found[at] = seen[end], at
+    return found
 
 
 def newest_tokens(sequences: SequenceOf[Sequence]) -> TokenBatch:

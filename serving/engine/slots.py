@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Sequence as SequenceOf
 from itertools import count
 
-from serving.engine.changes import Change, GiveBack, Load, Move
+from serving.engine.changes import Change, GiveBack, Load, Move, Restore, Snapshot
 from serving.engine.prefixes import Kept, reusable_rows, shared_rows
 from serving.engine.sequence import Sequence
 from serving.engine_status import SlotState, SlotStatus
@@ -92,6 +93,7 @@ class Slots:
             raise ValueError(f"no slot for {sequence.request_id}: {len(self._decoding)} of {self._num_seats} decode")
         seat = len(self._decoding)
         source, num_rows = self._longest_prefix(sequence, seat)
+        snapshots = self._snapshots(source)
         self._touch(source)
         if source != seat or self._is_worth_a_copy(seat, num_rows):
             self._set_aside(seat, source)
@@ -101,6 +103,9 @@ class Slots:
         self._filling = self._held[seat] = sequence
         sequence.slot = seat
         sequence.take_over(num_rows)
+        if num_rows and snapshots is not None:
+            self._changes.append(Restore(seat, snapshots.index(num_rows)))
+            sequence.snapshots = [place if place <= num_rows else 0 for place in snapshots]
         if sequence.behind is not None:
             self._changes.append(Load(seat, sequence.behind))
             self._note_written(seat, sequence.num_rows)
@@ -169,6 +174,18 @@ class Slots:
             self._decoding.append(parked)
         return True
 
+    def keep_states(self, sequence: Sequence) -> None:
+        """Let the states of a running sequence be kept as they are now, where its prompt was read as far as a place.
+
+        Args:
+            sequence: Of a model whose states are kept.
+        """
+        place = sequence.num_run
+        if place and sequence.slot is not None and sequence.snapshots and place in sequence.snapshot_places:
+            number = sequence.snapshot_places.index(place)
+            self._changes.append(Snapshot(sequence.slot, number))
+            sequence.snapshots[number] = place
+
     def take_changes(self) -> tuple[Change, ...]:
         """Return what is due to be done to rows, in order; the caller does it before it runs anything."""
         changes, self._changes = tuple(self._changes), []
@@ -212,7 +229,10 @@ class Slots:
         if not self._keeps:
             return seat, 0
         slots = range(len(self._held)) if self._copies else [seat]
-        found = {slot: reusable_rows(sequence, shared_rows(self._held[slot], sequence.keys)) for slot in slots}
+        found = {
+            slot: reusable_rows(sequence, shared_rows(self._held[slot], sequence.keys), self._snapshots(slot))
+            for slot in slots
+        }
         source = max(found, key=lambda slot: (found[slot], slot == seat))
         return source, found[source]
 
@@ -246,6 +266,8 @@ class Slots:
     def _forget_if_begun_by(self, sequence: Sequence, slot: int) -> None:
         """Forget what a slot keeps where a sequence that runs begins with all of it, and so will keep it."""
         held = self._held[slot]
+        if self._snapshots(slot) is not None:
+            return  # the states that it keeps are of other places than those that the sequence will keep
         if isinstance(held, Kept) and shared_rows(held, sequence.keys) == len(held.keys) <= sequence.num_prompt_tokens:
             self._held[slot] = None
 
@@ -256,12 +278,19 @@ class Slots:
             return None
         for slot, held in enumerate(self._held):
             num_shared = 0 if held is sequence else shared_rows(held, keys)
-            if num_shared == len(keys):
+            own, others = {0, *(sequence.snapshots or ())}, {0, *(self._snapshots(slot) or ())}
+            if num_shared == len(keys) and own <= others:
                 self._touch(slot)
                 return None
-            if isinstance(held, Kept) and num_shared == len(held.keys):
+            if isinstance(held, Kept) and num_shared == len(held.keys) and others <= own:
                 self._held[slot] = None
-        return Kept(keys, len(sequence.rows), next(self._uses))
+        snapshots = None if sequence.snapshots is None else tuple(sequence.snapshots)
+        return Kept(keys, len(sequence.rows), next(self._uses), snapshots)
+
+    def _snapshots(self, slot: int) -> SequenceOf[int] | None:
+        """Return where the states of what a slot holds were kept; None where rows alone serve others."""
+        held = self._held[slot]
+        return None if held is None else held.snapshots
 
     def _reseat(self, sequence: Sequence, slot: int) -> None:
         """Let a running sequence have another slot, and its rows with it."""

@@ -239,8 +239,8 @@ class VisionStage:
         *,
         with_tower: bool = False,
         seen_side: Share | None = None,
-        wants_pixels: bool = False,
         num_images: int = 1,
+        wants_pixels: bool = False,
     ) -> DecodedImage | KeptImage:
         """Return the decoded image, or its features where they are kept.
 
@@ -249,8 +249,8 @@ class VisionStage:
             data: The encoded image.
             with_tower: What the tower's attention says of it will be asked for; the encoder gives that.
             seen_side: How much of a tile's side is encoded; None: all of it.
-            wants_pixels: It is decoded, whatever is kept of it.
             num_images: Of the prompt.
+            wants_pixels: It is decoded, whatever is kept of it.
 
         Raises:
             ImageError: The bytes are not an image, one over the limits, or one that takes too long.
