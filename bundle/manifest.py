@@ -143,11 +143,14 @@ class DecoderDims(Frozen):
         hidden_size: D.
         vocab_size: V.
         max_positions: Longest sequence, in tokens, that the checkpoint was made for.
+        window_tokens: Rows that tokens see in layers with the shortest window; None: all layers see all rows. Windows
+            count rows, so rows of a longer sequence can be dropped by nobody.
     """
 
     hidden_size: int = Field(gt=0, le=1 << 20)
     vocab_size: int = Field(gt=0, le=1 << 24)
     max_positions: int = Field(gt=0, le=1 << 27)
+    window_tokens: int | None = Field(default=None, gt=0, le=1 << 27)
 
 
 class VectorSizes(Frozen):

@@ -52,6 +52,8 @@ class Prompt:
         positions: [T] int64, the logical position of each token; [3, T] where a model turns by three axes.
         next_position: Of the first token after the prompt.
         num_images: Images in the conversation.
+        seen: [2, T] int64, the half-open stretch around it or behind it that each token sees whatever windows layers
+            have; None: itself alone. It sees itself and what stands before it as well, as far as windows allow.
         memory: What a decoder's cross-attention reads of them; None: their features take the places of their tokens.
     """
 
@@ -60,6 +62,7 @@ class Prompt:
     positions: npt.NDArray[np.int64]
     next_position: int
     num_images: int
+    seen: npt.NDArray[np.int64] | None = None
     memory: Memory | None = None
 
     @property
@@ -242,8 +245,9 @@ class PromptBuilder:
         self, token_ids: npt.NDArray[np.int64], spans: tuple[Span, ...], layouts: Sequence[TileLayout]
     ) -> Prompt:
         places = self._image_prompt.places(len(token_ids), spans, layouts)
+        seen = self._image_prompt.seen(len(token_ids), spans)
         memory = self._image_prompt.memory(len(token_ids), spans, layouts)
-        return Prompt(token_ids, spans, places.positions, places.next_position, len(layouts), memory)
+        return Prompt(token_ids, spans, places.positions, places.next_position, len(layouts), seen=seen, memory=memory)
 
     def answer_ids(self, answer: str) -> list[int]:
         """Return the tokens of an answer as they follow a prompt: many templates put a blank before it.

@@ -40,6 +40,7 @@ def reduced(prompt: Prompt, kept: Sequence[npt.NDArray[np.int64]]) -> Prompt:
         token_ids=prompt.token_ids[is_kept],
         spans=_spans(prompt.spans, ends),
         positions=np.ascontiguousarray(prompt.positions[..., is_kept]),
+        seen=None if prompt.seen is None else ends[prompt.seen[:, is_kept]],
     )
 
 

@@ -35,6 +35,10 @@ IS_IMAGE = "is_image"
 DEEP_FEATURES = "deep_features"
 """[B, T, n*D] float32: what a decoder's first n layers add to their hidden states where an image is; 0 elsewhere.
 Image features are then [I, P, (1 + n)*D]: the first D become embeddings."""
+SEEN_AROUND = "seen_around"
+"""[2, B, T] int64: how many rows before its own and how many behind it a stretch begins and ends that a new token sees
+whatever window a layer has, for decoders whose attention looks forward; one that begins behind it has a number below 0.
+Rows behind it are written by the same run, or are there."""
 MEMORY_SEEN = "memory_seen"
 """[B, T, 3] int64: which rows of the states of kind "memory" a token sees, from the first number to before the second,
 and 1 where an image stands before it; all 0 without images."""

@@ -8,22 +8,27 @@ from collections.abc import Mapping
 from bundle.errors import UnknownArchitectureError
 from export.config import Raw
 from export.family import Family
+from export.known_models import why_not_built
 
 ARCHITECTURES: Mapping[str, str] = {
     "blip-2": "export.models.blip_2:Blip2",
+    "aki": "export.models.aki:Aki",
     "clip": "export.models.clip:Clip",
+    "gemma3": "export.models.gemma3:Gemma3",
+    "got_ocr2": "export.models.got_ocr2:GotOcr2",
+    "granite_docling": "export.models.granite_docling:GraniteDocling",
     "deepseek_vl": "export.models.deepseek_vl:DeepSeekVL",
     "deepseek_vl_hybrid": "export.models.deepseek_vl_hybrid:DeepSeekVLHybrid",
     "fast_vlm": "export.models.fast_vlm:FastVLM",
     "idefics2": "export.models.idefics2:Idefics2",
     "align": "export.models.align:Align",
     "altclip": "export.models.altclip:AltClip",
+    "bridgetower": "export.models.bridgetower:BridgeTower",
     "chinese_clip": "export.models.chinese_clip:ChineseClip",
     "clipseg": "export.models.clipseg:ClipSeg",
     "flava": "export.models.flava:Flava",
+    "colpali": "export.models.colpali:ColPali",
     "colqwen2": "export.models.colqwen2:ColQwen2",
-    "got_ocr2": "export.models.got_ocr2:GotOcr2",
-    "granite_docling": "export.models.granite_docling:GraniteDocling",
     "idefics3": "export.models.idefics3:Idefics3",
     "internvl": "export.models.internvl:InternVL",
     "lfm2_vl": "export.models.lfm2_vl:Lfm2VL",
@@ -36,6 +41,8 @@ ARCHITECTURES: Mapping[str, str] = {
     "metaclip_2": "export.models.metaclip_2:MetaClip2",
     "open_clip": "export.models.open_clip:OpenClip",
     "paddleocr_vl": "export.models.paddleocr_vl:PaddleOCRVL",
+    "paligemma": "export.models.paligemma:PaliGemma",
+    "perception_lm": "export.models.perception_lm:PerceptionLM",
     "qwen2_vl": "export.models.qwen2_vl:Qwen2VL",
     "qwen2_5_vl": "export.models.qwen2_5_vl:Qwen25VL",
     "qwen3_vl": "export.models.qwen3_vl:Qwen3VL",
@@ -57,8 +64,10 @@ def load_family(config: Raw) -> Family:
     """
     model_type = config.get("model_type")
     if model_type not in ARCHITECTURES:
+        reason = why_not_built(str(model_type))
+        told = "" if reason is None else f", for {reason}"
         raise UnknownArchitectureError(
-            f"model_type {model_type!r} has no exporter; known: {', '.join(sorted(ARCHITECTURES))}. "
+            f"model_type {model_type!r} has no exporter{told}; known: {', '.join(sorted(ARCHITECTURES))}. "
             "docs/add-a-model.md says how to add one."
         )
     module, name = ARCHITECTURES[str(model_type)].split(":")

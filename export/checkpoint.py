@@ -129,8 +129,11 @@ class Checkpoint:
 
 
 def _config(folder: Path) -> tuple[dict[str, Any], bool]:
-    """Return a checkpoint's config, and whether it is one of open_clip's; transformers' goes before it."""
-    if (folder / "config.json").is_file() or not (folder / _OPEN_CLIP_CONFIG).is_file():
+    """Return a checkpoint's config, and whether it is open_clip's; of two in a folder, transformers' if it is whole."""
+    has_weights = any((folder / name).is_file() for name in (_SINGLE, _INDEX))
+    is_open_clip = all((folder / name).is_file() for name in (_OPEN_CLIP_CONFIG, _OPEN_CLIP_WEIGHTS))
+    has_config = (folder / "config.json").is_file()
+    if (has_config and (has_weights or not is_open_clip)) or not (folder / _OPEN_CLIP_CONFIG).is_file():
         return _read_json(folder / "config.json"), False
     return {"model_type": OPEN_CLIP, **_read_json(folder / _OPEN_CLIP_CONFIG)}, True
 

@@ -260,10 +260,15 @@ def _cut_decoder(family: Family, segments: Sequence[int]) -> None:
     if not isinstance(family, VisionLanguage):
         raise UnsupportedConfigError("--decoder-segments cuts a decoder, and the checkpoint's architecture has none")
     decoder = family.decoder
-    if decoder.inputs:
+    if more := [spec.name for spec in (*decoder.sight_inputs, *decoder.inputs)]:
         raise UnsupportedConfigError(
-            f"--decoder-segments: the decoder takes {', '.join(spec.name for spec in decoder.inputs)} beside hidden "
-            "states, which its segments would not be fed"
+            f"--decoder-segments: the decoder takes {', '.join(more)} beside hidden states, which its segments would "
+            "not be fed"
+        )
+    if (window := decoder.window_tokens) is not None:
+        raise UnsupportedConfigError(
+            f"--decoder-segments: layers of the decoder see windows of {window} rows, and tokens that are dropped "
+            "between segments leave no row to be counted"
         )
     _refuse_fixed_states("--decoder-segments", decoder)
     decoder.config = with_segments(decoder.config, segments)
@@ -313,7 +318,8 @@ def _embed(family: Family, source: Checkpoint, options: EmbeddingOptions) -> Non
     """Let a family's decoder give vectors.
 
     Raises:
-        UnsupportedConfigError: It has no decoder, embeds as it is, or its layers would be cut or grouped.
+        UnsupportedConfigError: It has no decoder, embeds as it is, keeps images in a memory, or its layers would be cut
+            or grouped.
     """
     if not isinstance(family, VisionLanguage) or family.embedding is not None:
         raise UnsupportedConfigError(
@@ -323,6 +329,11 @@ def _embed(family: Family, source: Checkpoint, options: EmbeddingOptions) -> Non
     if family.decoder.config.num_length_groups > 1:
         raise UnsupportedConfigError(
             "--task embed: a prompt is run once and keeps no rows; leave out --decoder-segments and --length-groups"
+        )
+    if any(state.kind == "memory" for state in family.decoder.states):
+        raise UnsupportedConfigError(
+            f"--task embed: {source.config['model_type']} looks at images in a memory beside its prompt, which is "
+            "filled for answers alone; take a model whose images stand in the prompt"
         )
     family.embedding = found_embedding(source, options)
 

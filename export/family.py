@@ -14,7 +14,7 @@ from bundle import tensors
 from bundle.errors import UnsupportedConfigError
 from bundle.grounding import KnownGrounding
 from bundle.image import ImageSpec
-from bundle.layouts.prompt import ImagePrompt
+from bundle.layouts.prompt import ImagePrompt, LooksAhead
 from bundle.layouts.table import KnownImagePrompt
 from bundle.manifest import ComponentName, DecoderDims, Role, Task, TensorSpec
 from bundle.states import State
@@ -159,6 +159,8 @@ class VisionLanguage(Family):
     Class attributes:
         text_prefix: Where the checkpoint keeps the decoder.
         can_take_smaller_images: Whether `takes_smaller_images` may be set.
+        caps_logits: transformers' model caps logits where the decoder's config says so.
+        looks_ahead: Where the decoder's attention looks forward: what its prompt layout says.
         template_placeholder: What chat templates write for an image, where that is not the image token.
         end_tokens: That end an answer as well as those that the checkpoint's files name.
 
@@ -170,6 +172,8 @@ class VisionLanguage(Family):
     task: ClassVar[Task] = "image-text-to-text"
     text_prefix: ClassVar[str]
     can_take_smaller_images: ClassVar[bool] = False
+    caps_logits: ClassVar[bool] = False
+    looks_ahead: ClassVar[LooksAhead] = "nowhere"
     template_placeholder: ClassVar[str | None] = None
     end_tokens: ClassVar[tuple[str, ...]] = ()
     takes_smaller_images: bool = False
@@ -182,8 +186,19 @@ class VisionLanguage(Family):
 
     @cached_property
     def decoder(self) -> Decoder:
-        """The decoder, opened on its config."""
-        return load_decoder(self.text_config)
+        """The decoder, opened on its config.
+
+        Raises:
+            UnsupportedConfigError: A setting that is not built, or logits to be capped where the model does not.
+        """
+        decoder = load_decoder(self.text_config)
+        if decoder.logit_softcap and not self.caps_logits:
+            raise UnsupportedConfigError(
+                f"text_config.final_logit_softcapping {decoder.logit_softcap}: transformers' "
+                f"{self.config['model_type']} leaves logits as they are; set it to null"
+            )
+        decoder.looks_ahead = self.looks_ahead != "nowhere"
+        return decoder
 
     @property
     def vocab_size(self) -> int:
@@ -313,7 +328,10 @@ class VisionLanguage(Family):
         if self.embedding is not None:
             return None
         return DecoderDims(
-            hidden_size=config.hidden_size, vocab_size=config.vocab_size, max_positions=config.max_positions
+            hidden_size=config.hidden_size,
+            vocab_size=config.vocab_size,
+            max_positions=config.max_positions,
+            window_tokens=self.decoder.window_tokens,
         )
 
 
@@ -431,7 +449,7 @@ def decoder_plan(decoder: Decoder, embeds: TensorSpec, module: Module) -> GraphP
     ]
     inputs = tuple(TensorSpec(name=name, dtype="int64", shape=shape) for name, shape in indices)
     logits = TensorSpec(name=tensors.LOGITS, dtype="float32", shape=("B", "N", config.vocab_size))
-    taken = (embeds, *inputs, *decoder.inputs)
+    taken = (embeds, *inputs, *decoder.sight_inputs, *decoder.inputs)
     return GraphPlan(module, "decoder", taken, (logits,), decoder.states, _last_queries(decoder))
 
 

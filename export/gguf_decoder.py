@@ -22,11 +22,6 @@ from export.gguf_blocks import block_codes
 from export.lfs import require_content
 from quant.rounding.block_codes import BlockCodes
 
-_PERMUTES = {"llama": True, "qwen2": False}
-"""Architectures that are read: whether the rows of queries and keys are reordered.
-
-llama.cpp turns neighbouring pairs of a head where Hugging Face turns its halves (convert_hf_to_gguf, `permute`).
-"""
 _WHOLE = {"token_embd": "embed_tokens", "output_norm": "norm"}
 _TABLE = "token_embd.weight"
 _HEAD = "output.weight"
@@ -41,8 +36,39 @@ _OF_LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+_FOUR_NORMS = {
+    **_OF_LAYER,
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+}
 _ROPE_FACTORS = "rope_freqs.weight"
 """Divisors of rotary frequencies, which the config's rope_scaling gives as well."""
+
+
+@dataclass(frozen=True)
+class _Architecture:
+    """How llama.cpp writes a decoder (convert_hf_to_gguf).
+
+    Attributes:
+        of_layer: Names of a layer's tensors, and what they are called in checkpoints.
+        permutes: Rows of queries and keys are reordered: it turns neighbouring pairs of a head where Hugging Face turns
+            its halves.
+        norm_offset: What its norms hold more than the checkpoint's.
+    """
+
+    of_layer: Mapping[str, str]
+    permutes: bool = False
+    norm_offset: float = 0.0
+
+
+_ARCHITECTURES: Mapping[str, _Architecture] = {
+    "llama": _Architecture(_OF_LAYER, permutes=True),
+    "qwen2": _Architecture(_OF_LAYER),
+    "gemma3": _Architecture(_FOUR_NORMS, norm_offset=1.0),
+}
 
 
 @dataclass(frozen=True)
@@ -54,16 +80,19 @@ class GgufTensor:
         kind: How they are encoded.
         shape: Of the weight.
         heads: Heads whose rows alternate between the halves of a head; 0: rows are in their places.
+        offset: What its numbers are above the checkpoint's.
     """
 
     data: npt.NDArray[Any]
     kind: gguf.GGMLQuantizationType
     shape: tuple[int, ...]
     heads: int
+    offset: float = 0.0
 
     def read(self) -> npt.NDArray[np.float32]:
         """Return the weight, rows in Hugging Face's order."""
-        return np.asarray(self._in_order(gguf.quants.dequantize(self.data, self.kind)), np.float32)
+        restored = np.asarray(self._in_order(gguf.quants.dequantize(self.data, self.kind)), np.float32)
+        return restored - np.float32(self.offset) if self.offset else restored
 
     def try_blocks(self) -> BlockCodes | None:
         """Return the weight's own codes and scales, rows in the same order; None where they cannot be held as such."""
@@ -91,15 +120,16 @@ def read_gguf(file: Path, config: DecoderConfig, prefix: str) -> dict[str, GgufT
         UnsupportedConfigError: An architecture or a type of tensors that is not read.
     """
     reader = open_gguf(file)
-    architecture = read_field(reader, "general.architecture")
-    if architecture not in _PERMUTES or config.experts is not None:
+    name = read_field(reader, "general.architecture")
+    if name not in _ARCHITECTURES or config.experts is not None:
         raise UnsupportedConfigError(
-            f"{file.name} holds a decoder of architecture {architecture!r}; read are {', '.join(_PERMUTES)}, dense"
+            f"{file.name} holds a decoder of architecture {name!r}; read are {', '.join(_ARCHITECTURES)}, dense"
         )
-    _require_agreement(file, reader, str(architecture), config)
-    heads = {"attn_q": config.num_heads, "attn_k": config.num_kv_heads} if _PERMUTES[str(architecture)] else {}
+    _require_agreement(file, reader, str(name), config)
+    architecture = _ARCHITECTURES[str(name)]
+    heads = {"attn_q": config.num_heads, "attn_k": config.num_kv_heads} if architecture.permutes else {}
     return {
-        _graph_name(tensor.name, prefix): _tensor(file, tensor, heads)
+        _graph_name(tensor.name, prefix, architecture): _tensor(file, tensor, heads, architecture)
         for tensor in reader.tensors
         if tensor.name != _ROPE_FACTORS or config.rope.kind != "llama3"
     }
@@ -151,7 +181,7 @@ def _require_agreement(file: Path, reader: gguf.GGUFReader, architecture: str, c
         )
 
 
-def _graph_name(name: str, prefix: str) -> str:
+def _graph_name(name: str, prefix: str, architecture: _Architecture) -> str:
     """Return the graphs' name of a tensor; one that no graph has keeps its own, and is reported as surplus."""
     if name == _HEAD:
         return "lm_head.weight"
@@ -159,12 +189,12 @@ def _graph_name(name: str, prefix: str) -> str:
     if stem in _WHOLE:
         return f"{prefix}.{_WHOLE[stem]}.{kind}"
     layer = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
-    if layer is None or layer[2] not in _OF_LAYER:
+    if layer is None or layer[2] not in architecture.of_layer:
         return name
-    return f"{prefix}.layers.{layer[1]}.{_OF_LAYER[layer[2]]}.{kind}"
+    return f"{prefix}.layers.{layer[1]}.{architecture.of_layer[layer[2]]}.{kind}"
 
 
-def _tensor(file: Path, tensor: gguf.ReaderTensor, heads: Mapping[str, int]) -> GgufTensor:
+def _tensor(file: Path, tensor: gguf.ReaderTensor, heads: Mapping[str, int], architecture: _Architecture) -> GgufTensor:
     shape = tuple(int(size) for size in reversed(tensor.shape))
     try:
         gguf.quants.dequantize(tensor.data[:1], tensor.tensor_type)
@@ -174,4 +204,5 @@ def _tensor(file: Path, tensor: gguf.ReaderTensor, heads: Mapping[str, int]) -> 
             "convert the file to another type with llama-quantize"
         ) from error
     stem = tensor.name.split(".")[-2] if "." in tensor.name else ""
-    return GgufTensor(tensor.data, tensor.tensor_type, shape, heads.get(stem, 0))
+    offset = architecture.norm_offset if stem.endswith("norm") else 0.0
+    return GgufTensor(tensor.data, tensor.tensor_type, shape, heads.get(stem, 0), offset)

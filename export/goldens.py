@@ -21,6 +21,8 @@ from runtime.settings import RuntimeSettings
 from runtime.states import empty_states
 
 _CANARY_TOKENS = 12
+_SEE_ONE_ANOTHER = range(3, 8)
+"""Of its tokens, where a decoder's attention looks forward."""
 _STATES_KEPT = 2
 """Of a decoder's recorded outputs: the first layer's keys and values tell a broken cache, and all of them are large."""
 
@@ -78,7 +80,10 @@ def _first_step(bundle: Bundle, ids: npt.NDArray[np.int64], embeds: Array) -> Re
     manifest, num_tokens = bundle.manifest, len(ids)
     name = manifest.graph("decoder", "prompt")
     lengths = [0] * manifest.num_length_groups
-    run = TokenRun(ids, np.arange(num_tokens, dtype=np.int64), lengths, [num_tokens - 1])
+    places = np.arange(num_tokens, dtype=np.int64)
+    around = np.zeros((2, num_tokens), np.int64)
+    around[1, _SEE_ONE_ANOTHER] = np.arange(len(_SEE_ONE_ANOTHER))[::-1]
+    run = TokenRun(ids, places, lengths, [num_tokens - 1], around=around)
     feeds = feeds_of(manifest.components[name].inputs, Step.of([run], embeds))
     recorded = _recorded(bundle, name, {**feeds, **empty_states(manifest.states, 1, num_tokens)})
     (given,) = manifest.components[name].outputs

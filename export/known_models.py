@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 _FILE = Path(__file__).with_name("known_models.tsv")
-Reached = Literal["runs with parity", "runs by pattern", "not planned"]
-"""What a test holds: equal to a public implementation; equal to one written from a paper; nothing, for a reason."""
+Reached = Literal["runs with parity", "runs by pattern", "not yet", "not planned"]
+"""What a test holds: equal to a public implementation, or to one written from a paper; or nothing, for a reason."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class KnownModel:
         pattern: What it is made of, in words.
         file: That exports it, from the root of the repository; "" where none does.
         test: That proves it; "" where none does.
-        reached: How far it is; "not planned" says why in `pattern`.
+        reached: How far it is; "not yet" and "not planned" say why in `pattern`.
     """
 
     model_type: str
@@ -29,6 +29,12 @@ class KnownModel:
     file: str
     test: str
     reached: Reached
+
+
+def why_not_built(model_type: str) -> str | None:
+    """Return what a model that no file exports would want; None where the table does not know it."""
+    rows = [row for row in known_models() if row.model_type == model_type and not row.file]
+    return rows[0].pattern if rows else None
 
 
 def known_models() -> tuple[KnownModel, ...]:

@@ -25,11 +25,17 @@ def with_open_heads(
         family: Of the checkpoint.
 
     Raises:
-        UnsupportedConfigError: There is no decoder, or one whose heads cannot be told apart.
+        UnsupportedConfigError: There is no decoder, or one whose heads cannot be told apart, or that sees what
+            follows to a prompt's end.
     """
     if not isinstance(family, VisionLanguage):
         raise UnsupportedConfigError(
             "--task-vectors opens a decoder's heads, and the checkpoint's architecture has none"
+        )
+    if family.looks_ahead in ("text", "prompt"):
+        raise UnsupportedConfigError(
+            "--task-vectors replaces heads at the last token of a prompt, which others of a prompt of "
+            f"{family.config['model_type']} see"
         )
     config, plan = family.decoder.config, plans["decoder"]
     width = config.num_heads * config.head_size

@@ -185,6 +185,8 @@ def run_benchmark(
         MachineError: This machine cannot run it.
     """
     manifest = read_manifest(Path(bundle))
+    if manifest.pairs is not None:
+        raise SettingsError(f"{manifest.name} scores pairs; what is measured here are answers and vectors")
     if progress:
         progress(f"measuring {manifest.name} in a process of its own")
     return run_apart(measure_bundle, Path(bundle), plan or BenchmarkPlan())
@@ -224,7 +226,7 @@ async def _measure_engine(
         load_s = time.perf_counter() - started_s
         energy = await _idle(account)
         conversation = Conversation(client, manifest.name, plan.image_px, plan.seed, account)
-        if manifest.task == "dual-encoder":
+        if manifest.embeds:
             lines = [line async for line in conversation.embed(plan.watch, plan.batch_sizes)]
         else:
             lines = [line async for line in conversation.chat(plan.watch, plan.output_tokens, plan.batch_sizes)]

@@ -13,6 +13,9 @@ _DEFAULT_SHARE = 2
 _FEWEST_ROWS = 2
 """Of the shortest sequence that can be answered: a token of the prompt and one of the answer."""
 
+NUM_SNAPSHOTS = 2
+"""Of a slot's states of fixed size: as they were behind the last image of its prompt, and near its end."""
+
 
 @dataclass(frozen=True)
 class CacheShape:
@@ -26,6 +29,7 @@ class CacheShape:
         num_spare_slots: Behind the others; nothing runs there, they only keep rows.
         budget_rows: That may hold something at once, over all slots. None: all of the slots that run.
         has_cheap_copies: Rows are copied from slot to slot in far less time than it takes to compute them.
+        has_snapshots: States of fixed size are kept as prompts leave them at some tokens, where others may then begin.
     """
 
     num_slots: int
@@ -35,6 +39,7 @@ class CacheShape:
     num_spare_slots: int = 0
     budget_rows: int | None = None
     has_cheap_copies: bool = True
+    has_snapshots: bool = False
 
     @property
     def most_rows(self) -> int:
@@ -79,7 +84,9 @@ def context_of(manifest: Manifest, wanted_tokens: int | None) -> int | None:
 
 def cache_shape(manifest: Manifest, num_slots: int, capacity_tokens: int) -> CacheShape:
     """Return the cache of a model with so many slots of so many rows."""
-    return CacheShape(num_slots, capacity_tokens, manifest.state_bytes_per_token, manifest.state_bytes_per_sequence)
+    sizes = manifest.state_bytes_per_token, manifest.state_bytes_per_sequence
+    is_hybrid = {state.kind for state in manifest.states} == {"rows", "fixed"}
+    return CacheShape(num_slots, capacity_tokens, *sizes, has_snapshots=is_hybrid)
 
 
 def within(shape: CacheShape, budget_bytes: int | None, num_spare_slots: int, device: Provider) -> CacheShape:
@@ -103,7 +110,7 @@ def within(shape: CacheShape, budget_bytes: int | None, num_spare_slots: int, de
                 f"{shape}; kv_memory_bytes allows {_mebibytes(budget_bytes)}, and {device} takes all of it at start. "
                 "Lower max_sequences or context_tokens, or raise kv_memory_bytes."
             )
-        return replace(shape, has_cheap_copies=False)
+        return replace(shape, has_cheap_copies=False, has_snapshots=False)
     if not shape.bytes_per_token:
         return shape
     rows = max(shape.num_slots // _DEFAULT_SHARE, 1) * shape.capacity_tokens

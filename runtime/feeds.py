@@ -55,6 +55,7 @@ class TokenRun:
         features: Image features in the places of placeholders.
         embeds: [T, D] hidden states of an earlier layer, run in the place of embeddings; None: the embeddings of the
             ids, with the features in their places.
+        around: [2, T] as of `tensors.SEEN_AROUND`; None: each token sees itself and what stands before it.
         seen: [T, 3] what each token sees of states of kind "memory", as `bundle.tensors.MEMORY_SEEN`; None: nothing.
         heads: What replaces heads, from the token `first_replaced` on; None: nothing does.
         first_replaced: Counted from the run's first token.
@@ -66,6 +67,7 @@ class TokenRun:
     wanted: Sequence[int]
     features: Sequence[Placed] = ()
     embeds: Embeds | None = None
+    around: Int64 | None = None
     seen: Int64 | None = None
     heads: HeadValues | None = None
     first_replaced: int = 0
@@ -81,6 +83,7 @@ class TokenBatch:
         lengths: [G, B] rows that each sequence holds of each length group before the run.
         wanted: [B, N] the tokens of each run whose logits are wanted.
         features: Of each run, image features in the places of placeholders; empty where no run has any.
+        around: [2, B, T] as of `TokenRun`; None where that is so of all runs.
         seen: [B, T, 3] what each token sees of states of kind "memory"; None: none sees any.
         heads: Of each run, what replaces heads and from which token on; empty where no run has any.
     """
@@ -90,6 +93,7 @@ class TokenBatch:
     lengths: Int64
     wanted: Int64
     features: Sequence[Sequence[Placed]] = ()
+    around: Int64 | None = None
     seen: Int64 | None = None
     heads: Sequence[tuple[HeadValues | None, int]] = ()
 
@@ -102,6 +106,7 @@ class TokenBatch:
             _by_group([run.lengths for run in runs]),
             np.array([run.wanted for run in runs], np.int64),
             [run.features for run in runs],
+            _around(runs),
             _side_by_side([run.seen for run in runs], len(runs[0].ids)),
             [(run.heads, run.first_replaced) for run in runs],
         )
@@ -142,8 +147,9 @@ class TokenBatch:
         positions = np.repeat(self.positions[..., -1:], num_tokens, axis=-1)
         positions[..., : self.num_tokens] = self.positions
         more = num_tokens - self.num_tokens
+        around = None if self.around is None else np.pad(self.around, ((0, 0), (0, 0), (0, more)))
         seen = None if self.seen is None else np.pad(self.seen, ((0, 0), (0, more), (0, 0)), mode="edge")
-        return TokenBatch(ids, positions, self.lengths, self.wanted, self.features, seen, self.heads)
+        return TokenBatch(ids, positions, self.lengths, self.wanted, self.features, around, seen, self.heads)
 
     @property
     def size(self) -> int:
@@ -188,6 +194,14 @@ def _place(target: Embeds, batch: TokenBatch, columns: slice) -> None:
     for row, features in zip(target, batch.features, strict=False):
         for placed in features:
             row[placed.start : placed.start + len(placed.rows)] = placed.rows[:, columns]
+
+
+def _around(runs: Sequence[TokenRun]) -> Int64 | None:
+    """Return [2, B, T] of runs; None where none says anything."""
+    if all(run.around is None for run in runs):
+        return None
+    nothing = np.zeros((2, len(runs[0].ids)), np.int64)
+    return np.stack([nothing if run.around is None else run.around for run in runs], axis=1)
 
 
 def _side_by_side(seen: Sequence[Int64 | None], num_tokens: int) -> Int64 | None:
@@ -250,6 +264,11 @@ def _deep_features(step: Step, spec: TensorSpec) -> Embeds:
     return deep
 
 
+def _seen_around(step: Step, spec: TensorSpec) -> Int64:
+    batch = step.batch
+    return np.zeros((2, *batch.ids.shape), np.int64) if batch.around is None else batch.around
+
+
 def _memory_seen(step: Step, spec: TensorSpec) -> Int64:
     seen = step.batch.seen
     return np.zeros((*step.batch.ids.shape, 3), np.int64) if seen is None else seen
@@ -284,6 +303,7 @@ _FILLED: Mapping[str, Callable[[Step, TensorSpec], Array]] = {
     tensors.LOGITS_INDICES: _wanted,
     tensors.IS_IMAGE: _is_image,
     tensors.DEEP_FEATURES: _deep_features,
+    tensors.SEEN_AROUND: _seen_around,
     tensors.MEMORY_SEEN: _memory_seen,
     tensors.HEAD_VALUES: _head_values,
     tensors.HEAD_MASK: _head_mask,

@@ -73,12 +73,15 @@ class FilledPrompt:
             end: Behind the last one.
             lengths: [G] rows held before.
             wanted: Tokens of the run, counted from `start`, whose logits are wanted.
+
+        Raises:
+            ValueError: Some of the tokens see others behind the run.
         """
         prompt = self.prompt
-        positions = prompt.positions[..., start:end]
+        positions, features = prompt.positions[..., start:end], _between(self.placed, start, end)
+        around = None if prompt.seen is None else _around(prompt.seen[:, start:end], start, end)
         seen = None if prompt.memory is None else prompt.memory.seen[start:end]
-        features = _between(self.placed, start, end)
-        return TokenRun(prompt.token_ids[start:end], positions, lengths, wanted, features, seen=seen)
+        return TokenRun(prompt.token_ids[start:end], positions, lengths, wanted, features, around=around, seen=seen)
 
     @property
     def seen_behind(self) -> Int64 | None:
@@ -89,6 +92,23 @@ class FilledPrompt:
         """[num_tokens, 3] the same of so many of them."""
         seen = self.seen_behind
         return None if seen is None else np.broadcast_to(seen, (num_tokens, 3))
+
+
+def _around(seen: Int64, start: int, end: int) -> Int64:
+    """Return [2, T] how many tokens before and behind each token of a run the stretch begins and ends that it sees.
+
+    Args:
+        seen: [2, T] of the run, as of `bundle.prompt.Prompt`.
+        start: Its first token.
+        end: Behind its last one.
+
+    Raises:
+        ValueError: One sees tokens that are not in the run.
+    """
+    if (last := int(seen[1].max(initial=end))) > end:
+        raise ValueError(f"tokens {start} to {end} see until {last}; run them together, as runtime.chunks cuts")
+    own = np.arange(start, end)
+    return np.stack([own - seen[0], seen[1] - own - 1])
 
 
 def _between(placed: Sequence[Placed], start: int, end: int) -> tuple[Placed, ...]:

@@ -93,6 +93,7 @@ class FusedPrefix:
             whole.positions[..., size:],
             whole.next_position,
             whole.num_images - num_images,
+            seen=None if whole.seen is None else whole.seen[:, size:] - size,
         )
 
     def to_bytes(self) -> bytes:

@@ -282,7 +282,7 @@ class VisionLanguageRunner:
 
     def _read(self, decoder: Decoder, prompt: FilledPrompt) -> tuple[Logits, Sequence[int]]:
         """Run a prompt through the graph for prompts; return its last logits and the rows that it has."""
-        for start, end in chunks(prompt.num_tokens, DEFAULT_CHUNK_TOKENS):
+        for start, end in chunks(prompt.num_tokens, DEFAULT_CHUNK_TOKENS, prompt.prompt.seen):
             run = prompt.run(start, end, self._lengths(start), [end - start - 1])
             logits = decoder.run("prompt", _RUNNING, [run])[0, 0]
         return logits, self._lengths(prompt.num_tokens)
@@ -301,7 +301,7 @@ class VisionLanguageRunner:
 
     def _run_telling(self, decoder: Decoder, prompt: FilledPrompt, outputs: tuple[str, ...]) -> _ToldPrompt:
         told = []
-        for start, end in chunks(prompt.num_tokens, DEFAULT_CHUNK_TOKENS):
+        for start, end in chunks(prompt.num_tokens, DEFAULT_CHUNK_TOKENS, prompt.prompt.seen):
             run = prompt.run(start, end, self._lengths(start), [end - start - 1])
             logits, found = decoder.run_with(outputs, "prompt", _RUNNING, [run])
             told.append(found)
@@ -367,6 +367,7 @@ class VisionLanguageRunner:
             whole.lengths,
             range(prompt.num_tokens - 1, prompt.num_tokens + len(answer_ids) - 1),
             whole.features,
+            around=None if whole.around is None else np.pad(whole.around, ((0, 0), (0, len(answer_ids) - 1))),
             seen=_joined(whole.seen, prompt.seen_by(len(answer_ids) - 1)),
         )
         feeds = self._graphs.feeds("prompt", self._graphs.step(TokenBatch.of([run])))

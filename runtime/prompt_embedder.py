@@ -87,7 +87,8 @@ class PromptEmbedder:
         missing = num_tokens - prompt.num_tokens
         last = run.positions[..., -1:]
         positions = np.concatenate([run.positions, np.repeat(last, missing, axis=-1)], axis=-1)
-        return TokenRun(np.pad(run.ids, (0, missing)), positions, run.lengths, wanted, run.features)
+        around = None if run.around is None else np.pad(run.around, ((0, 0), (0, missing)))
+        return TokenRun(np.pad(run.ids, (0, missing)), positions, run.lengths, wanted, run.features, around=around)
 
     def _embeds(self, ids: Int64) -> Vectors:
         embeds: Vectors = self._table.run({self._table.component.inputs[0].name: ids})[self._table.output]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from bundle.errors import MachineError, SignatureError
 from bundle.states import State
 from runtime.cache_codes import Float32, decode, encode
-from runtime.cache_shape import CacheShape
+from runtime.cache_shape import NUM_SNAPSHOTS, CacheShape
 from runtime.device.rows import Address, RowMover
 from runtime.graph import Array
 from runtime.memory import remembered
@@ -64,6 +64,11 @@ class StateBuffers:
         try:
             self._buffers = {state.input: self._allocated(state) for state in self.states}
             self._after = {state.input: self._allocated(state) for state in self.states if state.kind == "fixed"}
+            has_snapshots = shape.has_snapshots and device == "cpu"
+            self._snapshots = [
+                {state.input: self._allocated(state) for state in self._fixed}
+                for _ in range(NUM_SNAPSHOTS if has_snapshots else 0)
+            ]
             self._zeros = {} if device == "cpu" else {state.input: self._zero(state) for state in self._fixed}
         except Exception as error:  # a device's errors are ONNX Runtime's, the host's OSError and OverflowError
             raise MachineError(
@@ -142,7 +147,7 @@ class StateBuffers:
             source: Its slot.
             target: Another slot, whose content is lost.
             lengths: [G] rows to copy of each length group; states of fixed size are copied whole, memory as far as it
-                is filled.
+                is filled, and what was kept of fixed ones.
         """
         self._memory_rows[target] = self._memory_rows[source]
         if (mover := self._mover(self.states)) is not None:
@@ -155,6 +160,20 @@ class StateBuffers:
             rows = _rows(state, held)
             content[(target, *rows)] = content[(source, *rows)]
             buffer.write(content)
+
+        for snapshot in (each for of_all in self._snapshots for each in of_all.values()):
+            content = snapshot.read()
+            content[target] = content[source]
+
+    def snapshot(self, slot: int, number: int) -> None:
+        """Keep a slot's states of fixed size as they are now, in a host's memory."""
+        for name, snapshot in self._snapshots[number].items():
+            snapshot.read()[slot] = self._buffers[name].read()[slot]
+
+    def restore(self, slot: int, number: int) -> None:
+        """Let a slot's states of fixed size be what they were when they were kept."""
+        for name, snapshot in self._snapshots[number].items():
+            self._buffers[name].read()[slot] = snapshot.read()[slot]
 
     def keep(self, slot: int, group: int, kept: npt.NDArray[np.int64]) -> None:
         """Drop all rows of a length group but some, which move to the front in the order given.

@@ -147,7 +147,7 @@ class _Trial:
 
     def _ends(self, prompt: FilledPrompt) -> npt.NDArray[np.float32]:
         """Return [L, H*C]: what the heads give at the last token of a prompt."""
-        *before, (start, end) = chunks(prompt.num_tokens, DEFAULT_CHUNK_TOKENS)
+        *before, (start, end) = chunks(prompt.num_tokens, DEFAULT_CHUNK_TOKENS, prompt.prompt.seen)
         self._read(prompt, before)
         run = prompt.run(start, end, self._lengths(start), [end - start - 1])
         _, found = self._decoder.run_with(self._shape.outputs, "prompt", _SLOT, [run])
@@ -157,7 +157,8 @@ class _Trial:
         """Yield the loss of one answer under each choice of heads; what stands before the last token is read once."""
         prompt = one.alone
         last = prompt.num_tokens - 1
-        self._read(prompt, list(chunks(last, DEFAULT_CHUNK_TOKENS)))
+        seen = None if prompt.prompt.seen is None else prompt.prompt.seen[:, :last]
+        self._read(prompt, list(chunks(last, DEFAULT_CHUNK_TOKENS, seen)))
         end = prompt.run(last, last + 1, self._lengths(last), ())
         behind = positions_from(prompt.prompt.next_position, len(one.answer_ids) - 1, end.positions)
         ids = np.concatenate([end.ids, np.array(one.answer_ids[:-1], np.int64)])

@@ -22,6 +22,9 @@ from bundle.grounding import Grounded
 from bundle.manifest import InputType, Task
 from bundle.tools import Tool as Tool
 from bundle.tools import ToolCall as ToolCall
+from serving.contrast import M3ID as M3ID
+from serving.contrast import VCD as VCD
+from serving.contrast import Contrast as Contrast
 from serving.engine_status import EngineStatus
 
 FinishReason = Literal["stop", "length"]
@@ -123,6 +126,7 @@ class SamplingParams:
         includes_stop: The answer's text holds what stopped it.
         top_logprobs: How many of the likeliest tokens are told with each token; None tells no logprobs at all.
         structure: What the answer has to be.
+        contrast: What its scores are held against, which takes a second row of the batch.
     """
 
     max_tokens: int | None = None
@@ -142,6 +146,7 @@ class SamplingParams:
     includes_stop: bool = False
     top_logprobs: int | None = None
     structure: Structure | None = None
+    contrast: Contrast | None = None
 
     def filled(self, defaults: SamplingDefaults) -> SamplingParams:
         """Return the sampling with what a request left open taken from its bundle's defaults."""

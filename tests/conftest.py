@@ -103,7 +103,15 @@ def checkpoints() -> ModuleType:
 def vilt_checkpoint(checkpoints: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny ViLT with random weights; read only."""
     folder = tmp_path_factory.mktemp("vilt") / "checkpoint"
-    beside("vilt_checkpoint").save(folder)
+    beside("pair_checkpoints").save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bridgetower_checkpoint(checkpoints: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BridgeTower with random weights; read only."""
+    folder = tmp_path_factory.mktemp("bridgetower") / "checkpoint"
+    beside("pair_checkpoints").save_bridgetower(folder)
     return folder
 
 

@@ -4,6 +4,7 @@ from bundle.image.area import Area as Area
 from bundle.image.beside import Beside as Beside
 from bundle.image.bounded import Bounded as Bounded
 from bundle.image.canvas import Canvas as Canvas
+from bundle.image.canvas_grid import CanvasGrid as CanvasGrid
 from bundle.image.covering_grid import CoveringGrid as CoveringGrid
 from bundle.image.cropped import Cropped as Cropped
 from bundle.image.fixed import Fixed as Fixed
@@ -14,6 +15,7 @@ from bundle.image.layout import TileLayout as TileLayout
 from bundle.image.most_patches import MostPatches as MostPatches
 from bundle.image.nearest_grid import NearestGrid as NearestGrid
 from bundle.image.padded import Padded as Padded
+from bundle.image.pan_and_scan import PanAndScan as PanAndScan
 from bundle.image.pinpoints import Pinpoints as Pinpoints
 from bundle.image.shortest_edge import ShortestEdge as ShortestEdge
 from bundle.image.spec import PREPROCESSOR as PREPROCESSOR

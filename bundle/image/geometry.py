@@ -14,6 +14,22 @@ EdgePx: TypeAlias = Annotated[int, Field(gt=0, le=4096)]
 """Of what an encoder takes in one piece: 200 MB of float32 at most."""
 
 
+_LARGEST_CANVAS_PX = 1 << 26
+"""Area of a grid of tiles before it is cut: 200 MB of bytes; published models have 7 million pixels at most."""
+
+
+def check_canvas(num_tiles: int, tile_px: int) -> None:
+    """Check that a grid of square tiles can be held before it is cut.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    if num_tiles * tile_px**2 > _LARGEST_CANVAS_PX:
+        raise ValueError(
+            f"{num_tiles} tiles of {tile_px} px are more than {_LARGEST_CANVAS_PX >> 20} million pixels at once"
+        )
+
+
 class Geometry(BaseModel, ABC):
     """Which part of an image goes where; a file each, and a line in `bundle.image.table`.
 

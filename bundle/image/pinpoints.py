@@ -6,10 +6,10 @@ import math
 from typing import Annotated, Literal, TypeAlias
 
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bundle.image.fixed import Fixed
-from bundle.image.geometry import EdgePx, Geometry, resized
+from bundle.image.geometry import EdgePx, Geometry, check_canvas, resized
 from bundle.image.layout import TileLayout
 from bundle.image.padded import Colour, Padded
 
@@ -34,6 +34,11 @@ class Pinpoints(Geometry):
     tile_px: EdgePx
     grids: tuple[tuple[_Tiles, _Tiles], ...] = Field(min_length=1, max_length=_MOST_GRIDS)
     colour_among_others: Colour | None = None
+
+    @model_validator(mode="after")
+    def _check_canvas(self) -> Pinpoints:
+        check_canvas(max(rows * cols for rows, cols in self.grids), self.tile_px)
+        return self
 
     @property
     def tile_size_px(self) -> tuple[int, int]:

@@ -20,12 +20,14 @@ class ShortestEdge(Geometry):
         shortest_px: Of the short side.
         longest_px: Of the long side, at most.
         step_px: Both sides are multiples of it.
+        crop_px: Side of the square that is cut out of the middle then, black outside the image; None: nothing is cut.
     """
 
     kind: Literal["shortest-edge"] = "shortest-edge"
     shortest_px: EdgePx
     longest_px: EdgePx
     step_px: int = Field(gt=0, le=512)
+    crop_px: EdgePx | None = None
 
     @model_validator(mode="after")
     def _check_bounds(self) -> ShortestEdge:
@@ -36,17 +38,21 @@ class ShortestEdge(Geometry):
     @property
     def tile_size_px(self) -> tuple[int, int]:
         """(height, width) of a usual image, a square."""
+        if self.crop_px is not None:
+            return self.crop_px, self.crop_px
         side = self.shortest_px // self.step_px * self.step_px
         return side, side
 
     @property
     def has_one_size(self) -> bool:
-        """False: an image keeps its shape."""
-        return False
+        """Whether a square is cut out; else an image keeps its shape."""
+        return self.crop_px is not None
 
     @property
-    def for_frames(self) -> Fixed:
+    def for_frames(self) -> Geometry:
         """A square."""
+        if self.crop_px is not None:
+            return self
         height, width = self.tile_size_px
         return Fixed(height_px=height, width_px=width)
 
@@ -62,12 +68,17 @@ class ShortestEdge(Geometry):
                 f"the image is {width_px} x {height_px} pixels; with its long side at {self.longest_px}, less than the "
                 f"{self.step_px} of a patch is left of the other. Crop it."
             )
-        return TileLayout(whole_px=(height, width))
+        return TileLayout(whole_px=(height, width)) if self.crop_px is None else TileLayout()
 
     def tiles(self, image: Image.Image, resample: Image.Resampling) -> list[Image.Image]:
         """Return the scaled image."""
-        height, width = self.layout(*image.size).whole_px or self.tile_size_px
-        return [resized(image, (width, height), resample)]
+        self.layout(*image.size)
+        height, width = self._scaled(image.height, image.width)
+        scaled, side = resized(image, (width, height), resample), self.crop_px
+        if side is None:
+            return [scaled]
+        left, top = (width - side) // 2, (height - side) // 2
+        return [scaled.crop((left, top, left + side, top + side))]
 
     def _scaled(self, height_px: int, width_px: int) -> tuple[int, int]:
         """Return (height, width), in the reference's order of roundings (`get_resize_output_image_size` of ViLT's)."""

@@ -10,12 +10,14 @@ from bundle.image.area import Area
 from bundle.image.beside import Beside
 from bundle.image.bounded import Bounded
 from bundle.image.canvas import Canvas
+from bundle.image.canvas_grid import CanvasGrid
 from bundle.image.covering_grid import CoveringGrid
 from bundle.image.cropped import Cropped
 from bundle.image.fixed import Fixed
 from bundle.image.most_patches import MostPatches
 from bundle.image.nearest_grid import NearestGrid
 from bundle.image.padded import Padded
+from bundle.image.pan_and_scan import PanAndScan
 from bundle.image.pinpoints import Pinpoints
 from bundle.image.shortest_edge import ShortestEdge
 from bundle.image.split_area import SplitArea
@@ -27,12 +29,14 @@ KnownGeometry: TypeAlias = Annotated[
     | Beside
     | Bounded
     | Canvas
+    | CanvasGrid
     | CoveringGrid
     | Cropped
     | Fixed
     | MostPatches
     | NearestGrid
     | Padded
+    | PanAndScan
     | Pinpoints
     | ShortestEdge
     | SplitArea

@@ -37,21 +37,34 @@ class _Lines:
 class LlavaNextPrompt(ImagePrompt):
     """As LLaVA-NeXT was trained, and with `most_tiles` as LLaVA-OneVision was (arXiv 2408.03326, section 3.3).
 
-    The encoder gives a tile's patches and behind them the learned row that ends a line. A frame is its patches alone.
+    The encoder gives a tile's patches and behind them the learned row that ends a line. A frame is its patches alone;
+    the one row behind all frames of a video, which OneVision was trained with, is left out.
 
     Attributes:
         most_tiles: Tiles of more patches than so many have are scaled down together; None: never.
+        halves_frames: A frame's patches are scaled down to half as many a side.
     """
 
     places_images_in_strings: ClassVar[bool] = True
 
     kind: Literal["llava_next"] = "llava_next"
     most_tiles: int | None = Field(default=None, gt=0, le=1 << 12)
+    halves_frames: bool = False
 
     @property
     def rows_per_tile(self) -> int:
         """A tile's patches, and the row that ends a line."""
         return self.tokens_per_tile + 1
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """A tile's patches, or a quarter of them."""
+        return self._frame_side**2
+
+    @property
+    def _frame_side(self) -> int:
+        side = math.isqrt(self.tokens_per_tile)
+        return -(-side // 2) if self.halves_frames else side
 
     def text(self, layout: TileLayout) -> str:
         """Return the tokens of an image."""
@@ -74,12 +87,20 @@ class LlavaNextPrompt(ImagePrompt):
             layout: How it was cut.
         """
         if layout.image_px is None:
-            patches: Features = features[:, : self.tokens_per_tile]
-            return patches
+            return self._frames(features)
         if layout.rows == 0:
             ended: Features = features[0]
             return ended
         return self._picture(features, layout, layout.image_px)
+
+    def _frames(self, features: Features) -> Features:
+        """Return [frames, tokens_per_frame, D]."""
+        patches, side, size = features[:, : self.tokens_per_tile], self._frame_side, features.shape[-1]
+        if not self.halves_frames:
+            return np.asarray(patches)
+        whole = math.isqrt(self.tokens_per_tile)
+        scaled = [_scaled(frame.reshape(whole, whole, size), side, side).reshape(-1, size) for frame in patches]
+        return np.stack(scaled)
 
     def _picture(self, features: Features, layout: TileLayout, image_px: tuple[int, int]) -> Features:
         """Return the rows of an image in tiles."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,10 @@ from bundle.fields import MOST_NAME_CHARACTERS, Frozen, TokenId
 from bundle.image.layout import TileLayout
 
 Int64 = npt.NDArray[np.int64]
+LooksAhead: TypeAlias = Literal["nowhere", "images", "text", "prompt"]
+"""Where attention looks forward: tokens of an image see those that follow without a break, and windows bound what they
+see before them; tokens of images see the text behind the last one; or all tokens of a prompt see all of it, whatever
+windows there are."""
 Features = npt.NDArray[Any]
 
 
@@ -81,6 +85,8 @@ class ImagePrompt(Frozen, ABC):
 
     places_images_in_strings: ClassVar[bool] = False
     """Where a chat template reads a message as one string, its images are written where they stand in it."""
+    looks_ahead: ClassVar[LooksAhead] = "nowhere"
+    """Where the decoder's attention looks forward."""
 
     fills_memory: ClassVar[bool] = False
     """Features go into states of kind "memory" (`memory`), and not into the places of image tokens."""
@@ -96,6 +102,11 @@ class ImagePrompt(Frozen, ABC):
     @property
     def rows_per_tile(self) -> int:
         """Rows that the encoder gives of a tile: its tokens, unless `arranged` makes tokens of them."""
+        return self.tokens_per_tile
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Tokens of a video's frame: those of a tile, unless `arranged` makes fewer of it."""
         return self.tokens_per_tile
 
     @abstractmethod
@@ -128,6 +139,27 @@ class ImagePrompt(Frozen, ABC):
             layouts: Of each image.
         """
         return Places(np.arange(num_tokens, dtype=np.int64), num_tokens)
+
+    def seen(self, num_tokens: int, spans: Sequence[Span]) -> Int64 | None:
+        """Return [2, T] the half-open stretch that each token sees beside those before it; None: there is none.
+
+        Args:
+            num_tokens: T.
+            spans: The tokens of images, in order.
+        """
+        if self.looks_ahead == "nowhere":
+            return None
+        own = np.arange(num_tokens, dtype=np.int64)
+        if self.looks_ahead == "prompt":
+            return np.stack([np.zeros_like(own), np.full_like(own, num_tokens)])
+        seen = np.stack([own, own + 1])
+        behind = max((span.end for span in spans), default=num_tokens)
+        for span in spans:
+            if self.looks_ahead == "images":
+                seen[1, span.start : span.end] = span.end
+            elif behind < num_tokens:
+                seen[:, span.start : span.end] = [[behind], [num_tokens]]
+        return seen
 
     def check(self, layouts: Sequence[TileLayout]) -> None:
         """Check that the model takes so many images, before any of them is encoded; any number unless it says more.

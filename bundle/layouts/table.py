@@ -6,6 +6,8 @@ from typing import Annotated, TypeAlias
 
 from pydantic import Field
 
+from bundle.layouts.aki import AkiPrompt
+from bundle.layouts.gemma3 import Gemma3Prompt
 from bundle.layouts.granite_docling import GraniteDoclingPrompt
 from bundle.layouts.idefics2 import Idefics2Prompt
 from bundle.layouts.idefics3 import Idefics3Prompt
@@ -15,10 +17,13 @@ from bundle.layouts.llava import LlavaPrompt
 from bundle.layouts.llava_next import LlavaNextPrompt
 from bundle.layouts.mllama import MllamaPrompt
 from bundle.layouts.ovis2 import Ovis2Prompt
+from bundle.layouts.paligemma import PaliGemmaPrompt
 from bundle.layouts.qwen2_vl import Qwen2VLPrompt
 
 KnownImagePrompt: TypeAlias = Annotated[
-    GraniteDoclingPrompt
+    AkiPrompt
+    | Gemma3Prompt
+    | GraniteDoclingPrompt
     | Idefics2Prompt
     | Idefics3Prompt
     | InternVLPrompt
@@ -27,6 +32,7 @@ KnownImagePrompt: TypeAlias = Annotated[
     | LlavaPrompt
     | MllamaPrompt
     | Ovis2Prompt
+    | PaliGemmaPrompt
     | Qwen2VLPrompt,
     Field(discriminator="kind"),
 ]

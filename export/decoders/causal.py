@@ -9,7 +9,7 @@ from onnxscript import OpBuilder
 
 from export.decoders.decoder import Decoder
 from export.nn.decoder_layer import Around, Left
-from export.nn.dialect import Dialect, Lengths
+from export.nn.dialect import Dialect, Lengths, Sight
 from export.nn.linear import Linear
 from export.nn.module import Module, ModuleList
 from graphs.segments import hidden_name
@@ -60,6 +60,7 @@ class CausalDecoder(Module):
         config = decoder.config
         self.stack = _Stack(decoder, dialect, name)
         self.lm_head = head or Linear(config.hidden_size, config.vocab_size, rows=None, role="head", bias=False)
+        self.logit_softcap = 0.0 if head else decoder.logit_softcap
         self.decoder = decoder
         self.dialect = dialect
 
@@ -74,13 +75,17 @@ class CausalDecoder(Module):
     ) -> tuple[ir.Value, ...]:
         """Return logits [B, N, V], the last queries of each layer that has some, and the states as they are now."""
         angles = self.decoder.angles(op, position_ids)
-        num_more = len(self.decoder.inputs)
-        more, states = others[:num_more], self._of_layers(others[num_more:])
-        lengths = self._lengths(op, inputs_embeds, past_lengths, states)
-        around = [Around(angles, lengths[group], more) for group in self.decoder.config.length_groups]
+        first, num_more = len(self.decoder.sight_inputs), len(self.decoder.inputs)
+        more, states = others[first : first + num_more], self._of_layers(others[first + num_more :])
+        lengths = self._lengths(op, inputs_embeds, past_lengths, others[0] if first else None, states)
+        around = [Around(angles, of_layer, more) for of_layer in lengths]
         hidden, left = self.stack(op, inputs_embeds, position_ids, around, states, logits_indices)
         queries = [each.queries for each in left if each.queries is not None]
-        return self.lm_head(op, hidden), *queries, *(state for each in left for state in each.states)
+        return self._logits(op, hidden), *queries, *(state for each in left for state in each.states)
+
+    def _logits(self, op: OpBuilder, hidden: ir.Value) -> ir.Value:
+        logits, cap = self.lm_head(op, hidden), self.logit_softcap
+        return op.Mul(op.Tanh(op.Mul(logits, 1 / cap)), cap) if cap else logits
 
     def _of_layers(self, states: Sequence[ir.Value]) -> list[tuple[ir.Value, ...]]:
         """Return the states of each layer."""
@@ -89,13 +94,24 @@ class CausalDecoder(Module):
         return [tuple(next(left) for _ in self.decoder.states_of(number)) for number in numbers]
 
     def _lengths(
-        self, op: OpBuilder, x: ir.Value, past_lengths: ir.Value, states: Sequence[Sequence[ir.Value]]
+        self,
+        op: OpBuilder,
+        x: ir.Value,
+        past_lengths: ir.Value,
+        around: ir.Value | None,
+        states: Sequence[Sequence[ir.Value]],
     ) -> list[Lengths]:
-        """Return the lengths of each group, the cache of any of its layers being as long as all of them."""
+        """Return the lengths of each layer's group as far as it sees; the caches of a group are as long as another."""
+        config, made = self.decoder.config, dict[tuple[int, int | None], Lengths]()
+        of_group = [op.Gather(past_lengths, group, axis=0) for group in range(config.num_length_groups)]
         caches = dict[int, ir.Value]()
         for number in self.decoder.layers_with_rows:
-            caches.setdefault(self.decoder.config.length_groups[number], states[number][0])
-        return [
-            self.dialect.lengths(op, x, op.Gather(past_lengths, group, axis=0), caches[group])
-            for group in range(self.decoder.config.num_length_groups)
-        ]
+            caches.setdefault(config.length_groups[number], states[number][0])
+        found = []
+        for number, group in enumerate(config.length_groups):
+            window = self.decoder.window_of(number)
+            if (group, window) not in made:
+                sight = Sight(window, around)
+                made[group, window] = self.dialect.lengths(op, x, of_group[group], caches[group], sight)
+            found.append(made[group, window])
+        return found

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
+from bundle import tensors
 from bundle.manifest import TensorSpec
 from bundle.states import State
 from export.config import DecoderConfig, Raw
@@ -27,12 +28,14 @@ class Decoder(ABC):
 
     Attributes:
         config: Sizes, and the length groups of its layers; export may group them anew before graphs are built.
+        looks_ahead: Its tokens may see others behind them, which an input tells; the family sets it.
     """
 
     position_axes: ClassVar[tuple[int, ...]] = ()
 
     def __init__(self, config: DecoderConfig) -> None:
         self.config = config
+        self.looks_ahead = False
 
     @classmethod
     @abstractmethod
@@ -55,6 +58,26 @@ class Decoder(ABC):
     def inputs(self) -> tuple[TensorSpec, ...]:
         """What it takes beside embeddings, positions, lengths and indices; `runtime.feeds` must know each."""
         return ()
+
+    @property
+    def sight_inputs(self) -> tuple[TensorSpec, ...]:
+        """What tells what its tokens see around them, before `inputs`; nothing where none looks forward."""
+        return (TensorSpec(name=tensors.SEEN_AROUND, dtype="int64", shape=(2, "B", "T")),) if self.looks_ahead else ()
+
+    def window_of(self, number: int) -> int | None:
+        """Return how many rows the tokens of a layer see, themselves among them; None: all that the model has."""
+        return None
+
+    @property
+    def window_tokens(self) -> int | None:
+        """The shortest window of its layers; None where all see everything."""
+        windows = [window for number in range(self.config.num_layers) if (window := self.window_of(number))]
+        return min(windows, default=None)
+
+    @property
+    def logit_softcap(self) -> float:
+        """The c by which logits x become c tanh(x / c); 0: they stay."""
+        return 0.0
 
     @property
     def embedding_scale(self) -> float:

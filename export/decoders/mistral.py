@@ -1,9 +1,8 @@
-"""Mistral (arXiv 2310.06825), as far as its window is no shorter than its context: a Llama by other defaults."""
+"""Mistral (arXiv 2310.06825): a Llama by other defaults, with one window for all layers."""
 
 from __future__ import annotations
 
-from bundle.errors import UnsupportedConfigError
-from export.config import Raw, read_sizes
+from export.config import DecoderConfig, Raw, read_sizes
 from export.decoders.llama import Llama
 
 DEFAULTS: Raw = {
@@ -21,22 +20,26 @@ DEFAULTS: Raw = {
 
 
 class Mistral(Llama):
-    """`model_type` mistral."""
+    """`model_type` mistral.
+
+    Args:
+        config: Sizes.
+        window: Rows that the tokens of every layer see; None: all.
+    """
+
+    def __init__(self, config: DecoderConfig, window: int | None) -> None:
+        super().__init__(config)
+        self._window = window
 
     @classmethod
     def read(cls, raw: Raw) -> Mistral:
-        """Return the decoder that a text config describes.
-
-        Raises:
-            UnsupportedConfigError: Its window is shorter than its context.
-        """
+        """Return the decoder that a text config describes."""
         # transformers reads neither bias
         merged = {**DEFAULTS, **raw, "attention_bias": False, "mlp_bias": False}
-        window, context = merged["sliding_window"], merged["max_position_embeddings"]
-        if window is not None and window < context:
-            raise UnsupportedConfigError(
-                f"text_config.sliding_window {window}: sliding-window attention is not built, and the context has "
-                f"{context} tokens; set sliding_window to null where the model was trained without one, or "
-                f"max_position_embeddings to {window} to serve no more tokens than one window"
-            )
-        return cls(read_sizes(merged, qkv_bias=False))
+        window = merged["sliding_window"]
+        is_short = window is not None and window < merged["max_position_embeddings"]
+        return cls(read_sizes(merged, qkv_bias=False), window if is_short else None)
+
+    def window_of(self, number: int) -> int | None:
+        """Return how many rows the tokens of a layer see, themselves among them; None: all that the model has."""
+        return self._window

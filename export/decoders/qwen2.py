@@ -33,4 +33,7 @@ def refuse_windows(raw: Raw) -> None:
         UnsupportedConfigError: It asks for that.
     """
     if raw.get("use_sliding_window") or "sliding_attention" in (raw.get("layer_types") or ()):
-        raise UnsupportedConfigError("text_config.use_sliding_window: sliding-window attention is not built")
+        raise UnsupportedConfigError(
+            "text_config.use_sliding_window: Qwen's layers with windows are not built; published models of images have "
+            "none"
+        )

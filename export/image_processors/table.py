@@ -10,6 +10,7 @@ from export.image_processors.deepseek_vl import DEEPSEEK_VL
 from export.image_processors.deepseek_vl_hybrid import DEEPSEEK_VL_HYBRID
 from export.image_processors.efficientnet import EFFICIENTNET
 from export.image_processors.flava import FLAVA
+from export.image_processors.gemma3 import GEMMA3
 from export.image_processors.got_ocr2 import GOT_OCR2
 from export.image_processors.granite_docling import GRANITE_DOCLING
 from export.image_processors.idefics2 import IDEFICS2
@@ -22,26 +23,29 @@ from export.image_processors.llava_onevision import LLAVA_ONEVISION
 from export.image_processors.mllama import MLLAMA
 from export.image_processors.ovis2 import OVIS2
 from export.image_processors.paddleocr_vl import PADDLEOCR_VL
+from export.image_processors.perception_lm import PERCEPTION_LM
 from export.image_processors.qwen2_vl import QWEN2_VL
 from export.image_processors.siglip import SIGLIP
 from export.image_processors.siglip2 import SIGLIP2
-from export.image_processors.vilt import VILT
+from export.image_processors.vilt import BRIDGETOWER, VILT
 from export.image_processors.vit import VIT
 
 IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "BlipImageProcessor": BLIP,
+    "BridgeTowerImageProcessor": BRIDGETOWER,
     "CLIPFeatureExtractor": CLIP,
     "ChineseCLIPFeatureExtractor": CHINESE_CLIP,
     "ChineseCLIPImageProcessor": CHINESE_CLIP,
     "CLIPImageProcessor": CLIP,
+    "Gemma3ImageProcessor": GEMMA3,
     "DeepseekVLHybridImageProcessor": DEEPSEEK_VL_HYBRID,
     "DeepseekVLImageProcessor": DEEPSEEK_VL,
     "EfficientNetImageProcessor": EFFICIENTNET,
     "FlavaFeatureExtractor": FLAVA,
     "FlavaImageProcessor": FLAVA,
     "GotOcr2ImageProcessor": GOT_OCR2,
-    "Idefics2ImageProcessor": IDEFICS2,
     "GraniteDoclingImageProcessor": GRANITE_DOCLING,
+    "Idefics2ImageProcessor": IDEFICS2,
     "Idefics3ImageProcessor": IDEFICS3,
     "Lfm2VlImageProcessor": LFM2_VL,
     "MllamaImageProcessor": MLLAMA,
@@ -50,6 +54,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "LlavaOnevisionImageProcessor": LLAVA_ONEVISION,
     "Ovis2ImageProcessor": OVIS2,
     "PaddleOCRVLImageProcessor": PADDLEOCR_VL,
+    "PerceptionLMImageProcessor": PERCEPTION_LM,
     "Qwen2VLImageProcessor": QWEN2_VL,
     "Siglip2ImageProcessor": SIGLIP2,
     "SiglipImageProcessor": SIGLIP,

@@ -1,4 +1,4 @@
-"""LLaVA-1.5 (arXiv 2310.03744): a CLIP or SigLIP tower, a two-layer connector, and any decoder without windows."""
+"""LLaVA-1.5 (arXiv 2310.03744): a CLIP or SigLIP tower, a two-layer connector, and any decoder."""
 
 from __future__ import annotations
 

@@ -25,11 +25,13 @@ class LlavaNext(Llava):
 
     Class attributes:
         pinpoints: Transformers' default of `image_grid_pinpoints`, (height, width) in pixels.
+        halves_frames: A frame of a video has half as many tokens a side as an image.
     """
 
     image_processor = "LlavaNextImageProcessor"
     renames: ClassVar[tuple[tuple[str, str], ...]] = (*Llava.renames, (r"^image_newline$", _LINE_END))
     pinpoints: ClassVar[Sequence[Sequence[int]]] = PINPOINTS
+    halves_frames: ClassVar[bool] = False
 
     def __init__(self, config: Raw) -> None:
         super().__init__(config)
@@ -84,6 +86,7 @@ class LlavaNext(Llava):
             image_token_id=plain.image_token_id,
             tokens_per_tile=plain.tokens_per_tile,
             most_tiles=self.most_tiles(found),
+            halves_frames=self.halves_frames,
         )
 
     def most_tiles(self, found: FoundProcessor) -> int | None:

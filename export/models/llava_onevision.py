@@ -21,6 +21,7 @@ class LlavaOnevision(LlavaNext):
 
     image_processor = "LlavaOnevisionImageProcessor"
     pinpoints: ClassVar = PINPOINTS
+    halves_frames = True
 
     def __init__(self, config: Raw) -> None:
         tower = {"model_type": _DEFAULT_TOWER, **sub_config(config, "vision_config")}

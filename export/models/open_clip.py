@@ -17,8 +17,11 @@ from export.family import DualEncoder, TextTower
 from export.image_processors.image_processor import CLIP_MEAN, CLIP_STD
 from export.nn.dialect import Dialect
 from export.nn.module import Module
+from export.towers.eva02 import EVA02S, Eva02, Eva02Config
 from export.towers.open_clip import OpenClipTower, OpenClipVisionConfig
 from export.towers.open_clip_text import HfText, HfTextConfig, OpenClipText, OpenClipTextConfig
+from export.towers.timm_vit import TIMM_VITS, TimmVit, TimmVitConfig
+from export.towers.vitamin import VITAMINS, Vitamin, VitaminConfig
 
 _PREPROCESSING: Mapping[str, Any] = {
     "mode": "RGB",
@@ -43,8 +46,26 @@ class _Towers(Module):
         return getattr(self, self.tower_name)(op, *inputs)
 
 
+_TimmConfig = Eva02Config | TimmVitConfig | VitaminConfig
+
+
+def _timm(images: Raw) -> _TimmConfig:
+    """Return the tower that timm's name stands for.
+
+    Raises:
+        UnsupportedConfigError: It is not built, or for images of another size.
+    """
+    name, side = str(images["timm_model_name"]), images.get("image_size", 224)
+    built: dict[str, _TimmConfig] = {**EVA02S, **TIMM_VITS, **VITAMINS}
+    if name not in built:
+        raise UnsupportedConfigError(f"vision_cfg.timm_model_name is {name!r}; built are {', '.join(sorted(built))}")
+    if built[name].image_size_px != side:
+        raise UnsupportedConfigError(f"vision_cfg.image_size is {side!r}; {name} takes {built[name].image_size_px}")
+    return built[name]
+
+
 class OpenClip(DualEncoder):
-    """`open_clip_config.json`: towers of open_clip's own, or a text tower of transformers'."""
+    """`open_clip_config.json`: towers of open_clip's own, towers of timm's, text towers of transformers'."""
 
     renames = (
         (r"^(transformer|token_embedding|ln_final)\.", r"text.\1."),
@@ -59,11 +80,10 @@ class OpenClip(DualEncoder):
         self._model = sub_config(config, "model_cfg")
         quick = bool(self._model.get("quick_gelu", False))
         images, texts = sub_config(self._model, "vision_cfg"), sub_config(self._model, "text_cfg")
-        if images.get("timm_model_name"):
-            raise UnsupportedConfigError(
-                f"vision_cfg.timm_model_name is {images['timm_model_name']!r}: towers of timm are not built"
-            )
-        self._vision = OpenClipVisionConfig.read(images, quick=quick)
+        self._images = images
+        self._vision = (
+            _timm(images) if images.get("timm_model_name") else OpenClipVisionConfig.read(images, quick=quick)
+        )
         self._text = (
             HfTextConfig.read(texts) if texts.get("hf_model_name") else OpenClipTextConfig.read(texts, quick=quick)
         )
@@ -125,7 +145,18 @@ class OpenClip(DualEncoder):
 
     def vision(self, dialect: Dialect) -> Module:
         """Return the image tower."""
-        return _Towers(OpenClipTower(self._vision, dialect, self.text_tower.embedding_size), "visual")
+        size = self.text_tower.embedding_size
+        return _Towers(self._image_tower(dialect, size), "visual")
+
+    def _image_tower(self, dialect: Dialect, size: int) -> Module:
+        config, raw = self._vision, self._images
+        if isinstance(config, Eva02Config):
+            return Eva02(config, raw, dialect, size)
+        if isinstance(config, TimmVitConfig):
+            return TimmVit(config, raw, dialect, size)
+        if isinstance(config, VitaminConfig):
+            return Vitamin(config, raw, dialect, size)
+        return OpenClipTower(config, dialect, size)
 
     def text(self, dialect: Dialect) -> Module:
         """Return the text tower."""

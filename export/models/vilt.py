@@ -9,8 +9,9 @@ from bundle.errors import UnsupportedConfigError
 from bundle.image import ImageSpec, ShortestEdge
 from export.config import Raw, VisionConfig, require
 from export.family import CrossEncoder, PairTexts
+from export.nn.bert import TEXT_DEFAULTS, BertConfig, BertEmbeddings
 from export.nn.dialect import Dialect
-from export.nn.linear import Embedding, Linear
+from export.nn.linear import Linear
 from export.nn.module import Module, Weight
 from export.nn.norms import LayerNorm
 from export.nn.vit import Encoder, PatchEmbedding, attention_bias
@@ -47,33 +48,6 @@ class _Table(Module):
         return op.Gather(self.weight, row, axis=0)
 
 
-class _Positions(Module):
-    def __init__(self, num_rows: int, size: int) -> None:
-        super().__init__()
-        self.weight = Weight(num_rows, size)
-
-    def forward(self, op: OpBuilder, length: ir.Value) -> ir.Value:
-        """Return the first rows [length, D]."""
-        return op.Slice(self.weight, [0], length, [0])
-
-
-class _TextEmbeddings(Module):
-    """Words, positions and the only type of text, as BERT has them."""
-
-    def __init__(self, raw: Raw) -> None:
-        super().__init__()
-        size = raw["hidden_size"]
-        self.word_embeddings = Embedding(raw["vocab_size"], size)
-        self.position_embeddings = _Positions(raw["max_position_embeddings"], size)
-        self.token_type_embeddings = _Table(raw["type_vocab_size"], size)
-        self.norm = LayerNorm(size, raw["layer_norm_eps"], name="LayerNorm")
-
-    def forward(self, op: OpBuilder, input_ids: ir.Value) -> ir.Value:
-        """Return [B, T, D] of [B, T] int64."""
-        words = op.Add(self.word_embeddings(op, input_ids), self.token_type_embeddings(op, 0))
-        return self.norm(op, op.Add(words, self.position_embeddings(op, op.Shape(input_ids, start=1, end=2))))
-
-
 class _Patches(Module):
     """Where the checkpoint keeps the convolution."""
 
@@ -92,7 +66,7 @@ class _Embeddings(Module):
     def __init__(self, config: VisionConfig, raw: Raw) -> None:
         super().__init__()
         size = config.tower.hidden_size
-        self.text_embeddings = _TextEmbeddings(raw)
+        self.text_embeddings = BertEmbeddings(BertConfig.read(raw, {**TEXT_DEFAULTS, **_DEFAULTS}))
         self.cls_token = Weight(1, 1, size)
         self.patch_embeddings = _Patches(config)
         self.position_embeddings = Weight(1, config.grid**2 + 1, size)

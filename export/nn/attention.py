@@ -27,7 +27,8 @@ class CachedAttention(Module):
         layer: Its number.
         norms: Of queries and of keys, each over the numbers of one head; None: neither is normed.
         out_name: How the checkpoint names the output projection.
-        scale: Of scores; None: the root of a head's size divides them.
+        scale: Of scores; None: 1 / sqrt(C).
+        softcap: As of `Heads`.
         out_norm: Of all heads together, before the output projection; None: they are not normed.
 
     Raises:
@@ -42,8 +43,9 @@ class CachedAttention(Module):
         norms: tuple[Module, Module] | None = None,
         *,
         out_name: str = "o_proj",
-        out_norm: Module | None = None,
         scale: float | None = None,
+        softcap: float = 0.0,
+        out_norm: Module | None = None,
     ) -> None:
         super().__init__()
         self.layer = layer
@@ -63,7 +65,7 @@ class CachedAttention(Module):
         self.q_norm: Module | None
         self.k_norm: Module | None
         self.q_norm, self.k_norm = norms or (None, None)
-        self.heads = Heads(heads, kv_heads, size, float(size) ** -0.5 if scale is None else scale)
+        self.heads = Heads(heads, kv_heads, size, float(size) ** -0.5 if scale is None else scale, softcap)
         self.dialect = dialect
 
     def forward(

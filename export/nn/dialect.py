@@ -15,20 +15,28 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from bundle.errors import UnsupportedConfigError
+from graphs.causal import note_window
 from graphs.store import CONTRIB
 
+MASKED = -1e30
+"""Added to the score of a row that is not seen: exp of it is 0, and no sum with a score overflows."""
 _GROUP_QUERY_HEAD_MULTIPLE = 8
 """Of head sizes, refused otherwise when the graph runs (ONNX Runtime 1.31, group_query_attention_helper)."""
 
 
 @dataclass(frozen=True)
 class Heads:
-    """Sizes of one attention: H query heads, K key/value heads (H for an encoder), C per head, score scale."""
+    """Sizes of one attention: H query heads, K key/value heads (H for an encoder), C per head, score scale.
+
+    Scores s become c tanh(s / c) before rows are masked, c being `softcap` (Gemma 2, arXiv 2408.00118, section 2); 0:
+    they stay.
+    """
 
     num: int
     num_kv: int
     size: int
     scale: float
+    softcap: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -40,10 +48,24 @@ class CacheRows:
 
 
 @dataclass(frozen=True)
+class Sight:
+    """How far a new token sees: itself and all rows before it, unless said otherwise.
+
+    Attributes:
+        window: Rows that it sees of those, itself among them; None: all.
+        around: [2, B, T] as of `bundle.tensors.SEEN_AROUND`; None: nothing else.
+    """
+
+    window: int | None = None
+    around: ir.Value | None = None
+
+
+@dataclass(frozen=True)
 class Lengths:
     """What the attention of every layer needs to know of the rows; filled by `Dialect.lengths`."""
 
     values: tuple[ir.Value, ...]
+    sight: Sight
 
 
 class Dialect(ABC):
@@ -59,8 +81,18 @@ class Dialect(ABC):
         """Return an encoder's attention [B, T, H*C] from [B, T, H*C] each; `bias` [B, 1, T, T] is added to scores."""
 
     @abstractmethod
-    def lengths(self, op: OpBuilder, inputs_embeds: ir.Value, past_lengths: ir.Value, cache: ir.Value) -> Lengths:
-        """Return what `cached_attention` needs, once for all layers of a length group; `cache` is any of its, for S."""
+    def lengths(
+        self, op: OpBuilder, inputs_embeds: ir.Value, past_lengths: ir.Value, cache: ir.Value, sight: Sight
+    ) -> Lengths:
+        """Return what `cached_attention` needs, once for all layers of a length group that see as far.
+
+        Args:
+            op: The builder.
+            inputs_embeds: [B, T, D].
+            past_lengths: [B] int64.
+            cache: Any of the group's, for S.
+            sight: Of those layers.
+        """
 
     @abstractmethod
     def cached_attention(
@@ -73,7 +105,7 @@ class Dialect(ABC):
         lengths: Lengths,
         heads: Heads,
     ) -> tuple[ir.Value, CacheRows]:
-        """Write the new rows into the cache and attend causally over it (docs/bundle-format.md).
+        """Write the new rows into the cache and attend over it as far as a layer sees (docs/bundle-format.md).
 
         Args:
             op: The builder.
@@ -119,12 +151,24 @@ class Contrib(Dialect):
             _version=1,
         )
 
-    def lengths(self, op: OpBuilder, inputs_embeds: ir.Value, past_lengths: ir.Value, cache: ir.Value) -> Lengths:
-        """Return seqlens_k [B] (last valid row of each sequence) and total_sequence_length [] as int32."""
-        totals = op.Add(past_lengths, op.Shape(inputs_embeds, start=1, end=2))
+    def lengths(
+        self, op: OpBuilder, inputs_embeds: ir.Value, past_lengths: ir.Value, cache: ir.Value, sight: Sight
+    ) -> Lengths:
+        """Return seqlens_k [B] (last valid row of each sequence) and total_sequence_length [] as int32.
+
+        Where tokens look forward, what is added to scores [B, 1, T, total] as well: the operator's own mask is causal.
+        """
+        num_tokens = op.Shape(inputs_embeds, start=1, end=2)
+        totals = op.Add(past_lengths, num_tokens)
         last_rows = op.Cast(op.Sub(totals, 1), to=ir.DataType.INT32)
-        longest = op.Cast(op.ReduceMax(totals, keepdims=0), to=ir.DataType.INT32)
-        return Lengths((last_rows, longest))
+        most = op.ReduceMax(totals, keepdims=0)
+        longest = op.Cast(most, to=ir.DataType.INT32)
+        if sight.around is None:
+            return Lengths((last_rows, longest), sight)
+        tokens = op.Range(0, op.Squeeze(num_tokens, [0]), 1)
+        own = op.Add(op.Unsqueeze(past_lengths, [1]), tokens)
+        is_seen = _is_seen(op, op.Range(0, most, 1), own, sight)
+        return Lengths((last_rows, longest, op.Where(is_seen, 0.0, MASKED)), sight)
 
     def cached_attention(
         self,
@@ -142,21 +186,28 @@ class Contrib(Dialect):
                 f"head size {heads.size}: ONNX Runtime's GroupQueryAttention takes multiples of "
                 f"{_GROUP_QUERY_HEAD_MULTIPLE}, so the contrib dialect cannot express this decoder"
             )
+        last_rows, longest, *bias = lengths.values
         attended, present_key, present_value = op.GroupQueryAttention(
             query,
             key,
             value,
             past.key,
             past.value,
-            *lengths.values,
+            last_rows,
+            longest,
+            *([None, None, None, *bias] if bias else []),
             num_heads=heads.num,
             kv_num_heads=heads.num_kv,
             scale=heads.scale,
             do_rotary=0,
+            **_own_mask(lengths.sight),
+            **({"softcap": heads.softcap} if heads.softcap else {}),
             _domain=CONTRIB,
             _version=1,
             _outputs=3,
         )
+        if bias and lengths.sight.window is not None:
+            note_window(attended.producer(), lengths.sight.window)
         return attended, CacheRows(present_key, present_value)
 
 
@@ -175,7 +226,9 @@ class Portable(Dialect):
             query, key, value, *masks, q_num_heads=heads.num, kv_num_heads=heads.num_kv, scale=heads.scale
         )
 
-    def lengths(self, op: OpBuilder, inputs_embeds: ir.Value, past_lengths: ir.Value, cache: ir.Value) -> Lengths:
+    def lengths(
+        self, op: OpBuilder, inputs_embeds: ir.Value, past_lengths: ir.Value, cache: ir.Value, sight: Sight
+    ) -> Lengths:
         """Return the first row to write [B] int64, and which rows each new token sees [B, 1, T, S] bool.
 
         The mask is spelled out, for TensorRT's parser drops Attention's `nonpad_kv_seqlen` without a word and reads
@@ -184,8 +237,8 @@ class Portable(Dialect):
         """
         tokens = op.Range(0, op.Squeeze(op.Shape(inputs_embeds, start=1, end=2), [0]), 1)
         rows = op.Range(0, op.Squeeze(op.Shape(cache, start=2, end=3), [0]), 1)
-        last_rows = op.Add(op.Unsqueeze(past_lengths, [1]), tokens)
-        return Lengths((past_lengths, op.LessOrEqual(rows, op.Unsqueeze(last_rows, [1, 3]))))
+        own = op.Add(op.Unsqueeze(past_lengths, [1]), tokens)
+        return Lengths((past_lengths, _is_seen(op, rows, own, sight)), sight)
 
     def cached_attention(
         self,
@@ -202,9 +255,48 @@ class Portable(Dialect):
         # axis 2 is what it is, but TensorRT 10.15 documents -2 alone
         keys = op.TensorScatter(past.key, _split(op, key, heads.num_kv, heads.size), first_rows, axis=-2)
         values = op.TensorScatter(past.value, _split(op, value, heads.num_kv, heads.size), first_rows, axis=-2)
-        attended = op.Attention(_split(op, query, heads.num, heads.size), keys, values, is_seen, scale=heads.scale)
+        queries = _split(op, query, heads.num, heads.size)
+        capped = {"softcap": heads.softcap} if heads.softcap else {}
+        attended = op.Attention(queries, keys, values, is_seen, scale=heads.scale, **capped)
         merged = op.Reshape(op.Transpose(attended, perm=[0, 2, 1, 3]), [0, 0, heads.num * heads.size])
         return merged, CacheRows(keys, values)
+
+
+def _own_mask(sight: Sight) -> dict[str, int]:
+    """Return GroupQueryAttention's attributes of its own mask, which is causal where tokens do not look forward."""
+    if sight.around is not None:
+        return {"causal": 0}
+    return {} if sight.window is None else {"local_window_size": sight.window}
+
+
+def _is_seen(op: OpBuilder, rows: ir.Value, own: ir.Value, sight: Sight) -> ir.Value:
+    """Return which rows each new token sees, [B, 1, T, n] bool.
+
+    Args:
+        op: The builder.
+        rows: [n] int64, numbers of rows from 0 on.
+        own: [B, T] int64, the row of each token.
+        sight: How far it sees.
+    """
+    is_seen = _in_window(op, rows, own, sight.window)
+    if sight.around is None:
+        return is_seen
+    first, last = op.Sub(own, op.Gather(sight.around, 0, axis=0)), op.Add(own, op.Gather(sight.around, 1, axis=0))
+    is_around = op.And(op.GreaterOrEqual(rows, _by_row(op, first)), op.LessOrEqual(rows, _by_row(op, last)))
+    return op.Or(is_seen, is_around)
+
+
+def _in_window(op: OpBuilder, rows: ir.Value, own: ir.Value, window: int | None) -> ir.Value:
+    """Return [B, 1, T, n] which rows are a token's own or before it, and not before its window."""
+    is_before = op.LessOrEqual(rows, _by_row(op, own))
+    if window is None:
+        return is_before
+    return op.And(is_before, op.Greater(rows, _by_row(op, op.Sub(own, window))))
+
+
+def _by_row(op: OpBuilder, of_tokens: ir.Value) -> ir.Value:
+    """Return [B, 1, T, 1] of [B, T]."""
+    return op.Unsqueeze(of_tokens, [1, 3])
 
 
 def _split(op: OpBuilder, x: ir.Value, num_heads: int, size: int) -> ir.Value:

@@ -61,15 +61,27 @@ class PackedLinear(Module):
         name: Of the third, in the graph.
         sources: Where the checkpoint keeps matrix and biases, if there are any, as seen from the module around.
         rows: That it multiplies for one image.
+        order: In which the checkpoint's outputs, of the third, stand in y; as they are by default.
     """
 
-    def __init__(self, size: int, part: int, name: str, sources: tuple[str, str | None], *, rows: int) -> None:
+    def __init__(
+        self,
+        size: int,
+        part: int,
+        name: str,
+        sources: tuple[str, str | None],
+        *,
+        rows: int,
+        order: npt.NDArray[np.int64] | None = None,
+    ) -> None:
         super().__init__("")
         third = (part * size, (part + 1) * size)
         weight, bias = sources
         label = Label("linear", rows)
-        self.weight = Weight(size, size, transposed=True, name=f"{name}.weight", source=weight, rows=third, label=label)
-        self.bias = None if bias is None else Weight(size, name=f"{name}.bias", source=bias, rows=third)
+        self.weight = Weight(
+            size, size, transposed=True, name=f"{name}.weight", source=weight, rows=third, order=order, label=label
+        )
+        self.bias = None if bias is None else Weight(size, name=f"{name}.bias", source=bias, rows=third, order=order)
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         """Return [..., D] from [..., D]."""

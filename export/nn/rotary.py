@@ -20,12 +20,17 @@ class Angles:
     sin: ir.Value
 
 
-def rotary_angles(op: OpBuilder, position_ids: ir.Value, rope: RopeConfig, head_size: int) -> Angles:
-    """Return the angles of tokens at `position_ids` [B, T] int64.
+_FREQUENCIES = "rotary_inverse_frequencies"
+
+
+def rotary_angles(
+    op: OpBuilder, position_ids: ir.Value, rope: RopeConfig, head_size: int, name: str = _FREQUENCIES
+) -> Angles:
+    """Return the angles of tokens at `position_ids` [B, T] int64; `name` is the frequencies'.
 
     There is no table, so there is no longest position: a table would cost max_positions * C * 4 bytes.
     """
-    frequencies = op.initializer(ir.tensor(rope.inverse_frequencies(head_size)), "rotary_inverse_frequencies")
+    frequencies = op.initializer(ir.tensor(rope.inverse_frequencies(head_size)), name)
     places = op.Unsqueeze(op.Cast(position_ids, to=ir.DataType.FLOAT), [2])
     turned = op.Mul(places, frequencies)
     return Angles(op.Cos(turned), op.Sin(turned))
@@ -43,7 +48,7 @@ def rotary_angles_by_axis(
         head_size: C.
         axes: [C/2] the axis by which each pair of a head turns.
     """
-    frequencies = op.initializer(ir.tensor(rope.inverse_frequencies(head_size)), "rotary_inverse_frequencies")
+    frequencies = op.initializer(ir.tensor(rope.inverse_frequencies(head_size)), _FREQUENCIES)
     of_pair = op.Gather(op.Cast(position_ids, to=ir.DataType.FLOAT), axes.tolist(), axis=0)
     turned = op.Mul(op.Transpose(of_pair, perm=[1, 2, 0]), frequencies)
     return Angles(op.Cos(turned), op.Sin(turned))

@@ -8,6 +8,7 @@ from onnxscript import OpBuilder
 from export.config import Raw, VisionConfig
 from export.nn.dialect import Dialect
 from export.nn.module import Module
+from export.nn.norms import LayerNorm
 from export.nn.vit import Encoder, Passed, SiglipEmbeddings
 
 VISION_DEFAULTS: Raw = {
@@ -42,3 +43,21 @@ class SiglipTower(Module):
         """Return the hidden states [I, patches, D] of every layer."""
         passed: Passed = self.encoder(op, self.embeddings(op, pixel_values))
         return passed
+
+
+class NormedSiglipTower(SiglipTower):
+    """Patches to what a model reads of the whole tower: its last hidden states, normed.
+
+    Args:
+        config: The tower.
+        dialect: How attention is written.
+        name: Where the checkpoint keeps it.
+    """
+
+    def __init__(self, config: VisionConfig, dialect: Dialect, name: str) -> None:
+        super().__init__(config, dialect, name)
+        self.post_layernorm = LayerNorm(config.tower.hidden_size, config.tower.layer_norm_eps)
+
+    def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
+        """Return [I, patches, D]."""
+        return self.post_layernorm(op, super().forward(op, pixel_values).states[-1])

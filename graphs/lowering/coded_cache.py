@@ -22,6 +22,7 @@ import onnx_ir as ir
 from bundle import tensors
 from bundle.manifest import Phase
 from bundle.states import CacheScheme
+from graphs.causal import BIAS_INPUT, make_causal
 from graphs.lowering.packed_attention import pack_attention
 from graphs.lowering.parallel_layers import ATTENTION, ROTARY
 from graphs.lowering.prompt_attention import Float32, Nodes, Rows, Stored, attend
@@ -66,6 +67,7 @@ def store_codes(graph: ir.Graph, cache: CodedCache, max_positions: int, phase: P
     attentions = [node for node in graph if (node.domain, node.op_type) == (CONTRIB, ATTENTION)]
     layers = [_Layer.of(node, cache) for node in attentions]
     if phase != "prompt":
+        make_causal(graph)  # what stays of them runs steps alone
         turn_inside_attention(graph, max_positions)
         pack_attention(graph)
     for layer in layers:
@@ -92,6 +94,7 @@ class _Layer:
         query: [B, T, H*C], turned.
         key: [B, T, K*C], turned, and its state.
         value: [B, T, K*C], and its state.
+        bias: Added to scores; None: nothing.
         attributes: Of the GroupQueryAttention.
         scheme: Of the codes.
     """
@@ -100,6 +103,7 @@ class _Layer:
     query: ir.Value
     key: Stored
     value: Stored
+    bias: ir.Value | None
     attributes: dict[str, int | float]
     scheme: CacheScheme
 
@@ -111,7 +115,8 @@ class _Layer:
             Stored(now, before, cache.scales[str(before.name)]) for now, before in zip(new, past, strict=True)
         )
         attributes = {name: attribute.value for name, attribute in attention.attributes.items()}
-        return cls(attention, query, key, value, attributes, cache.scheme)
+        bias = attention.inputs[BIAS_INPUT] if len(attention.inputs) > BIAS_INPUT else None
+        return cls(attention, query, key, value, bias, attributes, cache.scheme)
 
     @property
     def name(self) -> str:
@@ -192,7 +197,7 @@ class _Many:
     def of(cls, graph: ir.Graph, layer: _Layer, rows: _RowsOfGroups) -> _Many:
         nodes = Nodes(graph, layer.name)
         stored, known = (layer.key, layer.value), rows.of(layer.attention)
-        given = attend(nodes, layer.query, *stored, known, layer.attributes, layer.scheme)
+        given = attend(nodes, layer.query, *stored, known, layer.attributes, layer.scheme, layer.bias)
         return cls(layer.attention, nodes.made, given)
 
     def replace(self, graph: ir.Graph) -> None:

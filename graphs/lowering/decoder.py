@@ -10,6 +10,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from bundle.manifest import Phase
+from graphs.causal import make_causal
 from graphs.lowering.coded_cache import CodedCache, store_codes
 from graphs.lowering.last_queries import drop_last_queries
 from graphs.lowering.packed_attention import pack_attention
@@ -42,6 +43,7 @@ def lower_decoder(model: ir.Model, max_positions: int, phase: Phase = "any", cac
     is_for_prompts = any(node.op_type == "QuantizeLinear" for node in graph)
     if phase == "step":
         drop_last_queries(model)
+        make_causal(graph)
     join_attention_layers(graph)
     if cache is not None:
         store_codes(graph, cache, max_positions, phase)

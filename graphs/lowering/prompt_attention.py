@@ -117,6 +117,7 @@ def attend(
     rows: Rows,
     attributes: Mapping[str, Any],
     scheme: CacheScheme,
+    bias: ir.Value | None = None,
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Return what was attended to [B, T, H*C], and both states with the new rows.
 
@@ -128,6 +129,7 @@ def attend(
         rows: Of the length group.
         attributes: Of the GroupQueryAttention.
         scheme: Of the codes.
+        bias: Added to scores; None: nothing.
     """
     num_queries = attributes["num_heads"] // len(key.scales)
     new_key, present_key = _rounded(nodes, key, rows, scheme)
@@ -137,6 +139,7 @@ def attend(
     summed, *_ = nodes.add(
         "GroupQueryAttention",
         *(scaled, new_key, new_value, *past, rows.last, rows.total),
+        *(() if bias is None else (None, None, None, bias)),
         domain=CONTRIB,
         count=3,
         **attributes,

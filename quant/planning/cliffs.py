@@ -20,8 +20,8 @@ def refuse_target(manifest: Manifest, target: Target) -> None:
     """Check that a bundle's graphs can run where they are wanted.
 
     Raises:
-        QuantizationError: TensorRT does not know ONNX Runtime's own operators; heads are replaced on the CPU alone; or
-            images go into a memory, which is a host's.
+        QuantizationError: TensorRT does not know ONNX Runtime's own operators; or heads are replaced, attention looks
+            forward, or images go into a memory, all of which is built for the CPU alone.
     """
     if target != "cpu" and (memory := [state.input for state in manifest.states if state.kind == "memory"]):
         raise QuantizationError(
@@ -29,6 +29,11 @@ def refuse_target(manifest: Manifest, target: Target) -> None:
             "filled in a host's memory alone. Take --target cpu"
         )
     inputs = {spec.name for part in manifest.components.values() for spec in part.inputs}
+    if target != "cpu" and tensors.SEEN_AROUND in inputs:
+        raise QuantizationError(
+            f"--target {target}: attention of {manifest.name} looks forward, which is built and measured on the CPU "
+            "alone; leave --target out"
+        )
     if target != "cpu" and tensors.HEAD_MASK in inputs:
         raise QuantizationError(
             f"{manifest.name} was exported with --task-vectors, whose heads are replaced on the CPU alone; export the "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from bundle import tensors
 from bundle.errors import SettingsError
 from bundle.manifest import Component, Manifest, TensorSpec
 from bundle.states import ROWS
@@ -44,6 +45,11 @@ def profiles_of(manifest: Manifest, component: Component, limits: Limits) -> lis
     Raises:
         SettingsError: The graph has a free axis that nothing here tells the sizes of.
     """
+    if any(spec.name == tensors.SEEN_AROUND for spec in component.inputs):
+        raise SettingsError(
+            f"{component.file}: tokens of an image or a prompt that see one another run together, however many, "
+            "and an engine has a longest run; serve the bundle on ONNX Runtime"
+        )
     ranges: dict[str, _Range] = {
         "B": (1, 1, limits.max_batch),
         "I": (1, 1, limits.max_images),

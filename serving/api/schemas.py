@@ -6,6 +6,7 @@ counted before their items are looked at, and nothing is validated beyond the fi
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -41,7 +42,7 @@ from serving.api.fields import at_most as _at_most
 from serving.api.sampling_fields import MOST_TOP_LOGPROBS, SamplingFields
 from serving.api.tools import Offer, ToolCalls, ToolChoice, Tools, offer_of
 from serving.api.validation import shown
-from serving.protocol import KVCompression, SamplingParams, VisionReduction
+from serving.protocol import M3ID, VCD, Contrast, KVCompression, SamplingParams, VisionReduction
 
 
 class _Message(_Strict):
@@ -118,6 +119,31 @@ class KVOptions(_Strict):
     budget: float = Field(gt=0, le=1)
 
 
+class VCDOptions(_Strict):
+    """Scores behind images under noise are subtracted (docs/sampling.md); `alpha` 0 changes nothing."""
+
+    method: Literal["vcd"]
+    alpha: float = Field(default=1.0, ge=0, le=10)
+    beta: float = Field(default=0.1, ge=0, le=1)
+    noise_step: int = Field(default=500, ge=0, lt=1000)
+
+    def contrast(self) -> Contrast:
+        """Return it as the engine takes it."""
+        return VCD(self.alpha, self.beta, self.noise_step)
+
+
+class M3IDOptions(_Strict):
+    """Scores without images are subtracted, more with each token; `decay` 0, or `confidence` 0, changes nothing."""
+
+    method: Literal["m3id"]
+    decay: float = Field(default=0.02, ge=0, le=1)
+    confidence: float = Field(default=0.3, ge=0, le=1)
+
+    def contrast(self) -> Contrast:
+        """Return it as the engine takes it."""
+        return M3ID(self.decay, self.confidence)
+
+
 class ChatRequest(SamplingFields):
     """The body of `POST /v1/chat/completions`.
 
@@ -137,6 +163,7 @@ class ChatRequest(SamplingFields):
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
 
+    contrast: Annotated[VCDOptions | M3IDOptions, Field(discriminator="method")] | None = None
     kv: KVOptions | None = None
     prefix: Name | None = None
     video: VideoOptions | None = None
@@ -190,7 +217,8 @@ class ChatRequest(SamplingFields):
     def sampling(self) -> SamplingParams:
         """Return how tokens are chosen; what the request leaves open takes the engine's defaults."""
         max_tokens = self.max_completion_tokens if self.max_tokens is None else self.max_tokens
-        return self.sampling_of(max_tokens, (self.top_logprobs or 0) if self.logprobs else None)
+        sampling = self.sampling_of(max_tokens, (self.top_logprobs or 0) if self.logprobs else None)
+        return sampling if self.contrast is None else replace(sampling, contrast=self.contrast.contrast())
 
     def offer(self) -> Offer:
         """Return the functions that the model may or has to call."""

@@ -68,4 +68,30 @@ class Load:
     rows: StoredRows
 
 
-Change = Move | Keep | GiveBack | Load
+@dataclass(frozen=True)
+class Snapshot:
+    """States of fixed size that are kept as they are now, beside the slot.
+
+    Attributes:
+        slot: Of the sequence.
+        number: Which of the slot's snapshots it becomes.
+    """
+
+    slot: int
+    number: int
+
+
+@dataclass(frozen=True)
+class Restore:
+    """States of fixed size that are again what they were.
+
+    Attributes:
+        slot: Of the sequence.
+        number: Which of the slot's snapshots they come from.
+    """
+
+    slot: int
+    number: int
+
+
+Change = Move | Keep | GiveBack | Load | Snapshot | Restore

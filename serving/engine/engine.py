@@ -76,7 +76,8 @@ class Engine(Worker[_Message]):
         Raises:
             EngineDeadError: The thread died or was stopped.
         """
-        sequence.submitted_s = time.monotonic()
+        for each in sequence.together:
+            each.submitted_s = time.monotonic()
         stream = TokenStream(sequence, asyncio.get_running_loop())
         self._send(_Submit(stream))
         return stream
@@ -180,17 +181,26 @@ class Engine(Worker[_Message]):
             logits = self._logits(batch)
         except Exception as error:
             logger.exception("%s: a step of %d sequences failed", self.name, len(batch.rows))
-            for sequence in batch.sequences:
+            for sequence in dict.fromkeys(each.owner for each in batch.sequences):
                 self._fail(sequence, explained(error))
             return
-        is_last = [row.is_last for row in batch.rows]
-        if any(is_last):
-            self._sample([row.sequence for row in batch.rows if row.is_last], logits.picked(is_last))
+        self._tell_of_shadows(batch, logits)
+        speaks = [row.is_last and row.sequence.casts is None for row in batch.rows]
+        if any(speaks):
+            speaking = [row.sequence for row, does in zip(batch.rows, speaks, strict=True) if does]
+            self._sample(speaking, logits.picked(speaks))
+
+    def _tell_of_shadows(self, batch: Batch, logits: StepLogits) -> None:
+        """Let sequences know the logits [V] of their shadows, which say nothing of their own."""
+        for place, row in enumerate(batch.rows):
+            if row.is_last and row.sequence.casts is not None:
+                row.sequence.casts.sampling_state.hear(logits.rows()[place])
 
     def _logits(self, batch: Batch) -> StepLogits:
         began_s = time.monotonic()
         for row in batch.rows:
-            row.sequence.started_s = row.sequence.started_s or began_s
+            for sequence in (row.sequence, row.sequence.owner):
+                sequence.started_s = sequence.started_s or began_s
         logits = self._runner.run(batch)
         self._scheduler.advance(batch, time.monotonic() - began_s)
         if batch.phase == "prompt" and batch.rows[0].is_last:

@@ -14,7 +14,7 @@ from runtime.feeds import TokenBatch
 from runtime.fused_prefix import StoredRows
 from runtime.segments import run_segment
 from runtime.step_logits import StepLogits
-from serving.engine.changes import Change, Keep, Load, Move
+from serving.engine.changes import Change, Keep, Load, Move, Restore, Snapshot
 from serving.engine.scheduler import Batch, Row
 from serving.engine.sequence import Sequence, newest_tokens
 
@@ -46,6 +46,10 @@ class Runner:
                 states.keep(change.slot, change.group, change.rows)
             elif isinstance(change, Load):
                 states.put(change.slot, change.rows.of_state)
+            elif isinstance(change, Snapshot):
+                states.snapshot(change.slot, change.number)
+            elif isinstance(change, Restore):
+                states.restore(change.slot, change.number)
             else:
                 states.give_back(change.slot, change.first_row, change.group)
 

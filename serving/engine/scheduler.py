@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from bundle.manifest import RunPhase
 from quant.kv.compressing import Stayed
-from runtime.cache_shape import CacheShape
-from runtime.chunks import next_chunk
+from runtime.cache_shape import NUM_SNAPSHOTS, CacheShape
+from runtime.chunks import next_chunk, next_end
 from serving.engine.changes import Change, Keep
 from serving.engine.pace import Pace
 from serving.engine.sequence import Sequence
@@ -106,7 +106,7 @@ class Scheduler:
         shape: Slots, their length, and how many rows may hold something.
         pace: How much of a prompt runs between two decode steps.
         keeps_prefixes: Whether rows of a prompt outlive its sequence, for those that begin alike. States of fixed size
-            cannot be cut, so models that have them keep none.
+            cannot be cut: where they are kept at some tokens, others begin there; else at their first token.
 
     Attributes:
         shape: As it was given.
@@ -116,9 +116,10 @@ class Scheduler:
     def __init__(self, shape: CacheShape, pace: Pace, *, keeps_prefixes: bool = True) -> None:
         self.shape = shape
         self._pace = pace
-        self._keeps = keeps_prefixes and not shape.bytes_per_slot
+        self._keeps = keeps_prefixes and (shape.has_snapshots or not shape.bytes_per_slot)
         self._slots = Slots(shape.num_slots, shape.num_spare_slots, keeps=self._keeps, copies=shape.has_cheap_copies)
         self._waiting = Waiting()
+        self._half_seated: Sequence | None = None
         self._prompt_was_last = False
         self.counts = Counts()
 
@@ -135,7 +136,8 @@ class Scheduler:
     @property
     def num_unread_tokens(self) -> int:
         """Tokens of prompts that were not read yet; asked from other threads as well."""
-        return sum(max(len(each.ids) - each.num_run, 0) for each in (*self._waiting.all, *self._slots.running))
+        waiting = (each for first in self._waiting.all for each in first.together)
+        return sum(max(len(each.ids) - each.num_run, 0) for each in (*waiting, *self._slots.running))
 
     @property
     def num_kept_rows(self) -> int:
@@ -170,7 +172,12 @@ class Scheduler:
         return self._pace.spare_s
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence; its prompt and one more token fit a slot, which the caller has checked."""
+        """Queue a sequence; its prompt and one more token fit a slot, which the caller has checked.
+
+        Those of its shadow fit another, and both together the rows that may hold something.
+        """
+        if self.shape.has_snapshots and self._keeps:
+            sequence.snapshots = [0] * NUM_SNAPSHOTS
         self._waiting.add(sequence)
 
     def late(self, now_s: float) -> list[Sequence]:
@@ -179,8 +186,7 @@ class Scheduler:
 
     def schedule(self) -> Batch | None:
         """Return what to run next, once the changes that are due are made; None when nothing is left."""
-        if self._waiting and self._slots.has_room and self._has_rows_for(self._waiting.first):
-            self._seat(self._waiting.take())
+        self._seat_next()
         batch = self._next_batch()
         while batch is not None and not self._try_make_room(batch) and self._try_preempt_last():
             batch = self._next_batch()
@@ -193,6 +199,21 @@ class Scheduler:
         It is no part of a batch: one that fails must not take with it what other sequences' rows depend on.
         """
         return self._slots.take_changes()
+
+    def _seat_next(self) -> None:
+        """Let the next prompt begin, where there is room: of a pair the shadow's, which leaves room for the other's."""
+        if self._half_seated is not None:
+            if self._slots.has_room:
+                sequence, self._half_seated = self._half_seated, None
+                self._seat(sequence)
+        elif self._waiting and self._has_room_for_pair(self._waiting.first):
+            sequence = self._waiting.take()
+            self._seat(sequence.shadow or sequence)
+            self._half_seated = sequence if sequence.shadow else None
+
+    def _has_room_for_pair(self, sequence: Sequence) -> bool:
+        """Return whether a sequence that waits finds seats and rows, for its shadow as well."""
+        return self._slots.has_room_for(len(sequence.together)) and self._has_rows_for(sequence)
 
     def _seat(self, sequence: Sequence) -> None:
         is_new = sequence.cached_tokens is None
@@ -209,10 +230,11 @@ class Scheduler:
         if self.shape.budget_rows is None:
             return True
         headroom = self.shape.capacity_tokens // _HEADROOM_SHARE * (num_running + 1)
-        return not num_running or self.num_cached_rows + sequence.num_rows_again + headroom <= self.shape.most_rows
+        num_rows = sum(each.num_rows_again for each in sequence.together)
+        return not num_running or self.num_cached_rows + num_rows + headroom <= self.shape.most_rows
 
     def _next_batch(self) -> Batch | None:
-        filling, decoding = self._slots.filling, self._slots.decoding
+        filling, decoding = self._slots.filling, self._slots.stepping
         if self.compressing is not None:
             filling = None  # its rows are chosen between steps
         if filling is not None and not (decoding and self._prompt_was_last and not self._has_room_for(filling)):
@@ -236,7 +258,7 @@ class Scheduler:
 
     def _try_preempt_last(self) -> bool:
         """Preempt the running sequence that would have been the last to get a slot; False where one alone is left."""
-        _, *others = sorted(self._slots.running, key=self._waiting.place)
+        _, *others = sorted({each.owner for each in self._slots.running}, key=self._waiting.place)
         return any(self.preempt(sequence) for sequence in reversed(others))
 
     def _next_chunk(self, sequence: Sequence) -> Batch:
@@ -244,13 +266,18 @@ class Scheduler:
 
         A sequence that was preempted has sampled tokens among them: those are read by the graph that read them first.
         """
-        most = self._pace.chunk_tokens(beside_answers=bool(self._slots.decoding))
+        most = self._pace.chunk_tokens(beside_answers=bool(self._slots.stepping))
         if (reading := sequence.reading) is not None:
             return Batch("prompt", (Row(sequence, *reading.next_chunk(most), reading.segment),))
         start, num_prompt = sequence.num_run, sequence.num_prompt_tokens
         is_prompt = start < num_prompt
-        left = (num_prompt if is_prompt else len(sequence.ids) - 1) - start
-        row = Row(sequence, start, start + next_chunk(left, most))
+        if is_prompt:
+            end = next_end(start, num_prompt, most, sequence.prompt.prompt.seen)
+        else:
+            end = start + next_chunk(len(sequence.ids) - 1 - start, most)
+        if sequence.snapshots is not None and is_prompt:
+            end = min([end, *(place for place in sequence.snapshot_places if place > start)])
+        row = Row(sequence, start, end)
         return Batch("prompt" if is_prompt else "step", (row,))
 
     def advance(self, batch: Batch, took_s: float = 0.0) -> None:
@@ -261,7 +288,9 @@ class Scheduler:
             self.counts.tokens_read += sum((row.end - row.start) * row.share for row in batch.rows)
         for row in batch.rows:
             row.sequence.advance(row.end - row.start)
-            if row.sequence is self._slots.filling and row.sequence.is_decoding:
+            if batch.phase == "prompt":
+                self._slots.keep_states(row.sequence)
+            if row.sequence is self._slots.filling and row.sequence.is_read:
                 self._slots.settle()
 
     def _note_pace(self, batch: Batch, took_s: float) -> None:
@@ -285,7 +314,10 @@ class Scheduler:
     def _finish_reason(self, sequence: Sequence, token_id: int) -> FinishReason | None:
         if token_id in sequence.eos_token_ids:
             return "stop"
-        is_full = sequence.num_rows >= self.shape.capacity_tokens
+        held = [each.num_rows for each in sequence.together]
+        is_full = max(held) >= self.shape.capacity_tokens
+        if sequence.shadow is not None:  # each row of either is one less for the other
+            is_full = is_full or sum(held) + len(held) > self.shape.most_rows
         return "length" if is_full or sequence.num_output_tokens == sequence.sampling.max_tokens else None
 
     def keep(self, sequence: Sequence, group: int, rows: npt.NDArray[np.int64]) -> None:
@@ -314,11 +346,15 @@ class Scheduler:
     def preempt(self, sequence: Sequence) -> bool:
         """Take a sequence's slot and let it wait, where it stood before, to be read again.
 
-        False where it has none, or has lost rows and grown longer than a slot, so that it cannot be read again.
+        False where it has none, or has lost rows and grown longer than a slot, so that it cannot be read again. Its
+        shadow goes with it.
         """
-        if sequence.num_rows_again > self.shape.capacity_tokens or not self._slots.free(sequence):
+        if max(each.num_rows_again for each in sequence.together) > self.shape.capacity_tokens:
             return False
-        sequence.forget()
+        if not self._free(sequence):
+            return False
+        for each in sequence.together:
+            each.forget()
         self._waiting.add(sequence)
         self.counts.preemptions += 1
         return True
@@ -331,7 +367,16 @@ class Scheduler:
             keeps: Whether the rows of its prompt may be of use to others.
         """
         waited = self._waiting.forget(sequence)
-        return self._slots.free(sequence, keeps=keeps) or waited
+        is_here = self._free(sequence, keeps=keeps) or waited
+        sequence.shadow = None  # which knows its owner: a circle would keep both, and their images, for a while
+        return is_here
+
+    def _free(self, sequence: Sequence, *, keeps: bool = True) -> bool:
+        """Take the slots of a sequence and its shadow away; False where neither has one."""
+        if self._half_seated is sequence:
+            self._half_seated = None
+        freed = [self._slots.free(each, keeps=keeps) for each in reversed(sequence.together)]
+        return any(freed)
 
     def clear(self) -> None:
         """Forget all rows of sequences that have ended."""

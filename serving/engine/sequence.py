@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from hashlib import blake2b
 
 import numpy as np
 import numpy.typing as npt
 
 from quant.kv.compressing import Compressing, Compression, LastQueries, Stayed
+from runtime.chunks import GRID_TOKENS
 from runtime.feeds import HeadValues, TokenBatch, TokenRun
 from runtime.filled_prompt import FilledPrompt, positions_from
 from runtime.fused_prefix import StoredRows
@@ -20,7 +22,8 @@ from serving.engine.sampling.state import SamplingState
 from serving.protocol import SamplingParams
 
 RowKey = int | tuple[bytes, int]
-"""What a row of the cache is of: a token's id, or an image's digest and the row of its features."""
+"""What a row of the cache is of: a token's id, or an image's digest and the row of its features. Where the token sees
+others behind it: the digest of all of these, and its place."""
 
 
 @dataclass(eq=False)
@@ -46,8 +49,11 @@ class Sequence:
         behind: Rows that its slot begins with, before any of its prompt's; what it leaves is then no prefix.
         heads: What replaces attention heads, at the last token of its prompt and at each one behind it; the rows of
             these tokens are then no prefix of anything.
+        shadow: The same answer behind another prompt, whose scores its own are held against. It runs beside this one,
+            says what this one says, and ends with it; the caller submits this one alone.
         wanted_rows: Of its prompt, rows that its caller wants once it was read.
         handed_out: Those rows; whoever runs it sets them.
+        casts: Whose shadow it is, if it is one.
         sampling_state: Made from `sampling`, prompt and constraint; the sampler changes it.
         num_prompt_tokens: Tokens of the prompt.
         ids: Prompt and output in one list, an end token included; the scheduler appends.
@@ -56,6 +62,8 @@ class Sequence:
         num_run: Tokens of `ids` that the decoder has read; the scheduler advances it.
         rows: [G] rows that its slot holds of each length group; the scheduler advances them.
         slot: Set by `Slots` while the sequence runs.
+        snapshots: Where states of fixed size are kept: how many tokens had been read when each snapshot of its slot was
+            taken, 0 of those that are none of its own. None: the model has no such states. The scheduler sets it.
         cached_tokens: Of the prompt, those whose rows were there when it was begun first; `Slots` sets it.
         is_cut: Rows were dropped, so that what is left is no prefix of anything.
         is_compressed: What `compression` wants was done.
@@ -81,8 +89,10 @@ class Sequence:
     segmented: SegmentedPrompt | None = None
     behind: StoredRows | None = None
     heads: HeadValues | None = None
+    shadow: Sequence | None = None
     wanted_rows: npt.NDArray[np.int64] | None = None
     handed_out: StoredRows | None = None
+    casts: Sequence | None = field(default=None, init=False)
     sampling_state: SamplingState = field(init=False)
     num_prompt_tokens: int = field(init=False)
     ids: list[int] = field(init=False)
@@ -91,6 +101,7 @@ class Sequence:
     num_run: int = 0
     rows: list[int] = field(init=False)
     slot: int | None = None
+    snapshots: list[int] | None = None
     cached_tokens: int | None = None
     is_cut: bool = False
     is_compressed: bool = False
@@ -109,6 +120,23 @@ class Sequence:
         self.keys = _row_keys(self.ids, self.prompt, self.image_keys)
         self.next_position = self.prompt.prompt.next_position
         self.rows = [0] * self.num_length_groups
+        if self.shadow is not None:
+            self.shadow.casts = self
+
+    @property
+    def owner(self) -> Sequence:
+        """The sequence that was submitted: itself, or whose shadow it is."""
+        return self if self.casts is None else self.casts
+
+    @property
+    def together(self) -> tuple[Sequence, ...]:
+        """Those that run and end with one another: its shadow, if it has one, and itself."""
+        return (self,) if self.shadow is None else (self.shadow, self)
+
+    @property
+    def is_parked(self) -> bool:
+        """True of a shadow that waits in its seat while the prompt of whose shadow it is runs."""
+        return self.casts is not None and not self.casts.is_decoding
 
     @property
     def num_output_tokens(self) -> int:
@@ -124,7 +152,19 @@ class Sequence:
     def prompt_rows(self) -> SequenceOf[RowKey]:
         """By content, the rows that its slot holds of its prompt; none where they are no prefix of it."""
         is_whole = not self.is_cut and self.compressing is None and not self.begins_alone and bool(self.rows)
-        return self.keys[: min(self.num_run, self.first_replaced)] if is_whole else ()
+        num_rows = min(self.num_run, self.first_replaced) if self.snapshots is None else max(self.snapshots)
+        return self.keys[:num_rows] if is_whole else ()
+
+    @cached_property
+    def snapshot_places(self) -> tuple[int, ...]:
+        """Behind how many tokens of the prompt each snapshot is taken, 0 where none is: behind images, and at its end.
+
+        A chat goes on behind the end; another question about the same images begins behind the last of them.
+        """
+        last = max((span.end for span in self.prompt.prompt.spans), default=0)
+        most = max(self.num_prompt_tokens - self.num_fresh_tokens, 0)
+        behind_images, end = (each - each % GRID_TOKENS for each in (min(last, most), most))
+        return (behind_images if behind_images < end else 0, end)
 
     @property
     def first_replaced(self) -> int:
@@ -172,6 +212,11 @@ class Sequence:
         """True when nothing is left to be done but to read the token sampled last."""
         is_read = self.num_output_tokens > 0 and self.num_run == len(self.ids) - 1
         return is_read and not self.is_to_be_compressed
+
+    @property
+    def is_read(self) -> bool:
+        """True when it has done its own part: it decodes, or is a shadow of which no token is left to be read."""
+        return self.is_decoding or (self.casts is not None and self.num_run == len(self.ids))
 
     @property
     def is_to_be_compressed(self) -> bool:
@@ -246,7 +291,9 @@ class Sequence:
         self.rows = [rows + num_tokens for rows in self.rows]
 
     def append(self, token_id: int) -> None:
-        """Record a sampled token, which is yet to be read."""
+        """Record a sampled token, which is yet to be read; its shadow says the same."""
+        if self.shadow is not None:
+            self.shadow.append(token_id)
         self.ids.append(token_id)
         self.keys.append(token_id)
         self.next_position += 1
@@ -274,6 +321,7 @@ class Sequence:
         """Record that the cache holds nothing of it any more; what was sampled stays."""
         self.num_run = 0
         self.rows = [0] * len(self.rows)
+        self.snapshots = None if self.snapshots is None else [0] * len(self.snapshots)
         self.is_cut = self.is_compressed = False
         self.last_queries, self.compressing = LastQueries(), None
         if self.segmented:
@@ -286,7 +334,23 @@ def _row_keys(ids: SequenceOf[int], prompt: FilledPrompt, image_keys: SequenceOf
         keys[span.start : span.end] = [
             (image_keys[span.image], row) for row in range(span.row, span.row + span.end - span.start)
         ]
-    return keys
+    return keys if prompt.prompt.seen is None else _with_what_they_see(keys, prompt.prompt.seen[1])
+
+
+def _with_what_they_see(keys: SequenceOf[RowKey], ends: npt.NDArray[np.int64]) -> list[RowKey]:
+    """Return keys of rows that tell, beside the token, all tokens behind it that it sees.
+
+    Args:
+        keys: Of the tokens.
+        ends: [T] the token behind the last one that each sees.
+    """
+    found, seen = list(keys), dict[int, bytes]()
+    for at in np.flatnonzero(ends > np.arange(1, len(keys) + 1)).tolist():
+        end = int(ends[at])
+        if end not in seen:
+            seen[end] = blake2b(repr(keys[at:end]).encode(), digest_size=16).digest()
+        found[at] = seen[end], at
+    return found
 
 
 def newest_tokens(sequences: SequenceOf[Sequence]) -> TokenBatch:

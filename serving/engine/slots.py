@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Sequence as SequenceOf
 from itertools import count
 
-from serving.engine.changes import Change, GiveBack, Load, Move
+from serving.engine.changes import Change, GiveBack, Load, Move, Restore, Snapshot
 from serving.engine.prefixes import Kept, reusable_rows, shared_rows
 from serving.engine.sequence import Sequence
 from serving.engine_status import SlotState, SlotStatus
@@ -50,6 +51,11 @@ class Slots:
         return tuple(self._decoding)
 
     @property
+    def stepping(self) -> tuple[Sequence, ...]:
+        """Those of them that take part in steps, by slot: all but a shadow that waits, which is the last."""
+        return tuple(self._decoding[:-1] if self._decoding and self._decoding[-1].is_parked else self._decoding)
+
+    @property
     def filling(self) -> Sequence | None:
         """The sequence whose prompt is running."""
         return self._filling
@@ -62,7 +68,11 @@ class Slots:
     @property
     def has_room(self) -> bool:
         """True where a prompt can begin: none is running, and a seat is free."""
-        return self._filling is None and len(self._decoding) < self._num_seats
+        return self.has_room_for(1)
+
+    def has_room_for(self, num_seats: int) -> bool:
+        """Return whether the first of so many prompts can begin, and the others find their seats behind it."""
+        return self._filling is None and len(self._decoding) + num_seats <= self._num_seats
 
     @property
     def num_kept_rows(self) -> int:
@@ -83,6 +93,7 @@ class Slots:
             raise ValueError(f"no slot for {sequence.request_id}: {len(self._decoding)} of {self._num_seats} decode")
         seat = len(self._decoding)
         source, num_rows = self._longest_prefix(sequence, seat)
+        snapshots = self._snapshots(source)
         self._touch(source)
         if source != seat or self._is_worth_a_copy(seat, num_rows):
             self._set_aside(seat, source)
@@ -92,6 +103,9 @@ class Slots:
         self._filling = self._held[seat] = sequence
         sequence.slot = seat
         sequence.take_over(num_rows)
+        if num_rows and snapshots is not None:
+            self._changes.append(Restore(seat, snapshots.index(num_rows)))
+            sequence.snapshots = [place if place <= num_rows else 0 for place in snapshots]
         if sequence.behind is not None:
             self._changes.append(Load(seat, sequence.behind))
             self._note_written(seat, sequence.num_rows)
@@ -150,11 +164,27 @@ class Slots:
         if sequence is self._filling:
             self._filling = None
             return True
+        parked = self._decoding.pop() if self._decoding[-1].is_parked and self._decoding[-1] is not sequence else None
         last = self._decoding.pop()
         if last is not sequence:
             self._reseat(last, slot)
             self._decoding[slot] = last
+        if parked is not None:  # it stays the last, for those before it run side by side
+            self._reseat(parked, len(self._decoding))
+            self._decoding.append(parked)
         return True
+
+    def keep_states(self, sequence: Sequence) -> None:
+        """Let the states of a running sequence be kept as they are now, where its prompt was read as far as a place.
+
+        Args:
+            sequence: Of a model whose states are kept.
+        """
+        place = sequence.num_run
+        if place and sequence.slot is not None and sequence.snapshots and place in sequence.snapshot_places:
+            number = sequence.snapshot_places.index(place)
+            self._changes.append(Snapshot(sequence.slot, number))
+            sequence.snapshots[number] = place
 
     def take_changes(self) -> tuple[Change, ...]:
         """Return what is due to be done to rows, in order; the caller does it before it runs anything."""
@@ -199,7 +229,10 @@ class Slots:
         if not self._keeps:
             return seat, 0
         slots = range(len(self._held)) if self._copies else [seat]
-        found = {slot: reusable_rows(sequence, shared_rows(self._held[slot], sequence.keys)) for slot in slots}
+        found = {
+            slot: reusable_rows(sequence, shared_rows(self._held[slot], sequence.keys), self._snapshots(slot))
+            for slot in slots
+        }
         source = max(found, key=lambda slot: (found[slot], slot == seat))
         return source, found[source]
 
@@ -233,6 +266,8 @@ class Slots:
     def _forget_if_begun_by(self, sequence: Sequence, slot: int) -> None:
         """Forget what a slot keeps where a sequence that runs begins with all of it, and so will keep it."""
         held = self._held[slot]
+        if self._snapshots(slot) is not None:
+            return  # the states that it keeps are of other places than those that the sequence will keep
         if isinstance(held, Kept) and shared_rows(held, sequence.keys) == len(held.keys) <= sequence.num_prompt_tokens:
             self._held[slot] = None
 
@@ -243,12 +278,19 @@ class Slots:
             return None
         for slot, held in enumerate(self._held):
             num_shared = 0 if held is sequence else shared_rows(held, keys)
-            if num_shared == len(keys):
+            own, others = {0, *(sequence.snapshots or ())}, {0, *(self._snapshots(slot) or ())}
+            if num_shared == len(keys) and own <= others:
                 self._touch(slot)
                 return None
-            if isinstance(held, Kept) and num_shared == len(held.keys):
+            if isinstance(held, Kept) and num_shared == len(held.keys) and others <= own:
                 self._held[slot] = None
-        return Kept(keys, len(sequence.rows), next(self._uses))
+        snapshots = None if sequence.snapshots is None else tuple(sequence.snapshots)
+        return Kept(keys, len(sequence.rows), next(self._uses), snapshots)
+
+    def _snapshots(self, slot: int) -> SequenceOf[int] | None:
+        """Return where the states of what a slot holds were kept; None where rows alone serve others."""
+        held = self._held[slot]
+        return None if held is None else held.snapshots
 
     def _reseat(self, sequence: Sequence, slot: int) -> None:
         """Let a running sequence have another slot, and its rows with it."""

@@ -31,6 +31,7 @@ class SentImage:
         layout: As of `DecodedImage`.
         with_tower: As of `DecodedImage`.
         side_px: As of `DecodedImage`.
+        noise_step: As of `DecodedImage`.
     """
 
     key: bytes
@@ -39,12 +40,21 @@ class SentImage:
     layout: TileLayout
     with_tower: bool
     side_px: int | None
+    noise_step: int | None = None
 
     @classmethod
-    def of(cls, key: bytes, cut: CutImage, layout: TileLayout, with_tower: bool, side_px: int | None) -> SentImage:
+    def of(
+        cls,
+        key: bytes,
+        cut: CutImage,
+        layout: TileLayout,
+        with_tower: bool,
+        side_px: int | None,
+        noise_step: int | None = None,
+    ) -> SentImage:
         """Return an image as it is sent; copies its pixels."""
         pieces = tuple(np.asarray(each) for each in cut.images)
-        return cls(key, pieces, _with_images(cut, ()), layout, with_tower, side_px)
+        return cls(key, pieces, _with_images(cut, ()), layout, with_tower, side_px, noise_step)
 
     @property
     def cut_image(self) -> CutImage:

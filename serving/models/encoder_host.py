@@ -61,7 +61,9 @@ class EncoderHost:
         """
         if self._stage is None:
             raise EngineDeadError("the encoder is not loaded; send the image again")
-        decoded = DecodedImage(image.key, image.cut_image, image.layout, image.with_tower, image.side_px)
+        decoded = DecodedImage(
+            image.key, image.cut_image, image.layout, image.with_tower, image.side_px, image.noise_step
+        )
         self._num_running += 1
         try:
             return await self._stage.see(image.key, decoded)

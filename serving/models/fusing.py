@@ -72,6 +72,7 @@ class Fusing:
                 'host\'s memory. Make the prefix with method "plain"',
                 "prefix",
             )
+        self._check_sight()
         if kv is not None:
             raise ParameterError(
                 f"kv.policy {kv.policy!r} chooses among a prompt's rows, and those of a fused prefix were chosen when "
@@ -83,6 +84,26 @@ class Fusing:
                 f"vision.method {vision.method!r} drops rows inside the decoder, and all of its layers hold those of "
                 "a fused prefix; choose a method that reduces images before the decoder",
                 "vision.method",
+            )
+
+    def _check_sight(self) -> None:
+        """Check that rows of a beginning do not depend on what follows, nor on how many rows there are.
+
+        Raises:
+            ParameterError: They do.
+        """
+        manifest = self._manifest
+        if manifest.image_prompt is not None and manifest.image_prompt.looks_ahead in ("text", "prompt"):
+            raise ParameterError(
+                f"tokens of a prompt of {manifest.name} see what follows them to its end, so that no rows of a "
+                "beginning can be kept for others; send the messages themselves",
+                "prefix",
+            )
+        if manifest.decoder is not None and (window := manifest.decoder.window_tokens) is not None:
+            raise ParameterError(
+                f"layers of {manifest.name} see windows of {window} rows, and a fused prefix has lost those of its "
+                'images. Make the prefix with method "plain"',
+                "prefix",
             )
 
     def read(self, content: bytes) -> FusedPrefix | TaskVector:
@@ -126,7 +147,11 @@ class Fusing:
                 "messages",
             )
         return replace(
-            alone, token_ids=alone.token_ids[:size], positions=alone.positions[..., :size], next_position=size
+            alone,
+            token_ids=alone.token_ids[:size],
+            positions=alone.positions[..., :size],
+            next_position=size,
+            seen=None if alone.seen is None else alone.seen[:, :size],
         )
 
     def fused(self, read: Messages, rows: StoredRows) -> bytes:

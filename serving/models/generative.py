@@ -35,6 +35,7 @@ from serving.engine.sequence import Sequence as EngineSequence
 from serving.engine.worker import Worker
 from serving.engine_status import EngineStatus
 from serving.models.choices import ChoiceAnswer, Vocabulary, merged, sampling_of
+from serving.models.contrasting import check_contrast, contrast_of, without_images
 from serving.models.cut_frames import FrameRoom
 from serving.models.fusing import Fusing, Messages
 from serving.models.inside import Inside, before_decoder, check_alone
@@ -42,7 +43,7 @@ from serving.models.kv import KVPolicies, compression_of
 from serving.models.learning import Learning
 from serving.models.model import Model
 from serving.models.pool import PreprocessPool
-from serving.models.prepared import Prepared
+from serving.models.prepared import Against, Prepared
 from serving.models.reducing import ImageReduction, Reducing, Shown
 from serving.models.sampling_limits import check_sampling
 from serving.models.served_cache import served_cache
@@ -52,6 +53,7 @@ from serving.models.tokens import told_tokens
 from serving.models.vision import EncodedImage, VisionStage
 from serving.models.visual import Visual, all_filled, turns_of
 from serving.protocol import (
+    VCD,
     FinishedEvent,
     FinishReason,
     GenerateEvent,
@@ -86,11 +88,13 @@ class _Place:
         number: Counted from 1.
         num_parts: Images and videos.
         num_images: Of the whole prompt, those of a fused prefix among them.
+        wants_pixels: It is decoded, whatever is kept of it.
     """
 
     number: int
     num_parts: int
     num_images: int
+    wants_pixels: bool = False
 
 
 def _shown(message: Message) -> list[ImagePart | VideoPart]:
@@ -216,13 +220,16 @@ class GenerativeModel(Model):
         compression, vision = self._policies.wanted(request.kv), request.vision or self._settings.vision
         choose = self._inside.choice(vision) if _has_images(request) else None
         check_alone(vision, choose, compression)
+        request = replace(request, sampling=replace(request.sampling, contrast=contrast_of(request)))
+        if request.sampling.contrast is not None:
+            check_contrast(request, self._manifest, self._shape.num_slots, vision, compression)
         self._fusing.check(request, compression, None if choose is None else vision)
         self._learning.check(request)
         reduction = self._reducing.of(before_decoder(vision))
         sampling, num_choices = request.sampling.filled(self._defaults), request.num_choices
         arrived_s = time.monotonic()
         with ExitStack() as places:
-            for _ in range(num_choices):
+            for _ in range(num_choices if request.sampling.contrast is None else 2 * num_choices):
                 places.enter_context(self._admission.admit())
             if request.learns:
                 yield await self._learned(request, arrived_s)
@@ -285,6 +292,7 @@ class GenerativeModel(Model):
         if reduction is not None and images:
             shown = Shown(prompt, request.messages, visuals, images)
             prompt, images = await self._pool.images.run(owner, self._reducing.apply, reduction, shown)
+        against = await self._against(request, prompt, visuals)
         resize_s = max((image.preprocess_s for image in images), default=0.0)
         vision_s = max(time.monotonic() - prompted_s - resize_s, 0.0)
         preprocess_s = prompted_s - started_s + resize_s
@@ -296,6 +304,7 @@ class GenerativeModel(Model):
             to_fuse,
             structure,
             compression,
+            against,
             num_tokens,
             num_cached,
             preprocess_s,
@@ -327,6 +336,27 @@ class GenerativeModel(Model):
         timings = Timings(total_s=time.monotonic() - arrived_s)
         return FinishedEvent("stop", usage, timings, vector.to_bytes(), vector.num_heads)
 
+    async def _against(self, request: GenerateRequest, prompt: Prompt, visuals: Sequence[Visual]) -> Against | None:
+        """Return what an answer is held against: its prompt with images under noise, or one that shows nothing."""
+        how, owner = request.sampling.contrast, request.request_id
+        if how is None:
+            return None
+        if isinstance(how, VCD):
+            spoilt = [visual.under_noise(how.noise_step) for visual in visuals]
+            encoded = await together(self._vision.encode(owner, each) for visual in spoilt for each in visual.pictures)
+            against = Against(prompt, await self._filled(owner, spoilt, encoded))
+        else:
+            bare = replace(request, messages=without_images(request.messages))
+            against = Against((await self._prompted(bare, None, None))[0], ())
+        num_tokens, most = prompt.num_tokens + against.prompt.num_tokens, self._shape.most_rows
+        if num_tokens + 2 > most:
+            raise ContextLengthError(
+                f"contrast: the two prompts take {num_tokens} tokens, and each answer one more; the cache holds {most} "
+                "rows. Send less, leave contrast out, or serve with more --kv-memory.",
+                "contrast",
+            )
+        return against
+
     async def _prompted(
         self, request: GenerateRequest | TokenizeRequest, reduction: ImageReduction | None, prefix: FusedPrefix | None
     ) -> tuple[Prompt, Sequence[Visual], int]:
@@ -341,8 +371,10 @@ class GenerativeModel(Model):
         parts = [part for message in messages for part in message.parts if not isinstance(part, TextPart)]
         num_images = sum(isinstance(part, ImagePart) for part in parts)
         num_images += 0 if prefix is None else len(prefix.layouts)
+        wants_pixels = isinstance(request, GenerateRequest) and isinstance(request.sampling.contrast, VCD)
         visuals = await together(
-            self._visual(owner, part, reduction, _Place(at, len(parts), num_images)) for at, part in enumerate(parts, 1)
+            self._visual(owner, part, reduction, _Place(at, len(parts), num_images, wants_pixels))
+            for at, part in enumerate(parts, 1)
         )
         layouts = [layout for visual in visuals for layout in visual.layouts]
         num_dropped = self._reducing.num_dropped(reduction, layouts)
@@ -373,7 +405,7 @@ class GenerativeModel(Model):
     ) -> Visual:
         """Return an image or a video, decoded; what is wrong with it is told with its place among several."""
         try:
-            return await self._decoded(owner, part, reduction, place.num_images)
+            return await self._decoded(owner, part, reduction, place)
         except ImageError as error:
             if place.num_parts == 1:
                 raise
@@ -381,18 +413,16 @@ class GenerativeModel(Model):
             raise ImageError(f"{told}: {error}", error.param) from error
 
     async def _decoded(
-        self, owner: str, part: ImagePart | VideoPart, reduction: ImageReduction | None, num_images: int
+        self, owner: str, part: ImagePart | VideoPart, reduction: ImageReduction | None, place: _Place
     ) -> Visual:
         with_tower = reduction is not None and reduction.needs_tower
         if isinstance(part, ImagePart):
             side = None if reduction is None else self._reducing.seen_side(reduction)
-            decoded = await self._vision.decode(
-                owner, part.data, with_tower=with_tower, seen_side=side, num_images=num_images
-            )
-            return Visual.of_image(decoded)
+            decode = partial(self._vision.decode, with_tower=with_tower, seen_side=side, num_images=place.num_images)
+            return Visual.of_image(await decode(owner, part.data, wants_pixels=place.wants_pixels))
         self._reducing.check_frames(reduction)
         most = self._shape.capacity_tokens if reduction is None else self._most_places(reduction)
-        room = FrameRoom(self._prompts.image_prompt.tokens_per_tile, most, reduction is not None)
+        room = FrameRoom(self._prompts.image_prompt.tokens_per_frame, most, reduction is not None)
         video = await self._vision.decode_frames(owner, part, room, with_tower=with_tower)
         return Visual.of_video(video, self._prompts.image_prompt)
 
@@ -457,12 +487,23 @@ class GenerativeModel(Model):
                     heads=None if prepared.vector is None else prepared.vector.heads,
                     wanted_rows=None if prepared.to_fuse is None else text_rows(prepared.prompt),
                     compression=prepared.compression,
+                    shadow=self._shadow(request, prepared, end_ids),
                 )
                 stream = self._engine.submit(sequence)
                 submitted.callback(self._engine.cancel, stream)
                 calls = bool(request.tools)
                 choices.append(ChoiceAnswer(index, self._engine, stream, own, self._vocabulary, lead, may_call=calls))
             yield choices
+
+    def _shadow(self, request: GenerateRequest, prepared: Prepared, end_ids: Sequence[int]) -> EngineSequence | None:
+        """Return a fresh sequence of what an answer is held against; None where it is held against nothing."""
+        against = prepared.against
+        if against is None:
+            return None
+        prompt = FilledPrompt.of(against.prompt, [image.features for image in against.images])
+        keys = [image.key for image in against.images]
+        num_groups = self._manifest.num_length_groups
+        return EngineSequence(request.request_id, prompt, SamplingParams(), end_ids, keys, num_groups)
 
     def _within_positions(self, sampling: SamplingParams, prepared: Prepared) -> SamplingParams:
         """Return a sampling that ends where positions do: rows fill up later where a prompt has gaps or loses some."""

@@ -18,6 +18,14 @@ from serving.protocol import Timings, Usage
 
 
 @dataclass(frozen=True)
+class Against:
+    """What an answer is held against: another prompt, and what fills its images."""
+
+    prompt: Prompt
+    images: Sequence[EncodedImage]
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A request whose prompt is known.
 
@@ -29,6 +37,7 @@ class Prepared:
         to_fuse: What a fused prefix is made of; None where none is.
         structure: That every choice is held to.
         compression: What becomes of the prompt's rows once it was read.
+        against: What every choice is held against; None: nothing.
         num_image_tokens: Of the images, read or not.
         num_cached_image_tokens: Those whose features were not encoded for this request.
         preprocess_s: Decoding, templating, tokenizing, resizing.
@@ -42,6 +51,7 @@ class Prepared:
     to_fuse: Messages | None
     structure: CompiledStructure | None
     compression: Compression | None
+    against: Against | None
     num_image_tokens: int
     num_cached_image_tokens: int
     preprocess_s: float

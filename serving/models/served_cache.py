@@ -21,7 +21,7 @@ def served_cache(manifest: Manifest, settings: EngineSettings) -> CacheShape | N
     if context_tokens is None:
         return None
     whole = cache_shape(manifest, settings.max_sequences, context_tokens)
-    num_spare = _SPARE_SLOTS if settings.prefix_cache and not whole.bytes_per_slot else 0
+    num_spare = _SPARE_SLOTS if settings.prefix_cache and (whole.has_snapshots or not whole.bytes_per_slot) else 0
     shape = within(whole, settings.kv_memory_bytes, num_spare, settings.provider)
     if settings.context_tokens is not None and shape.capacity_tokens < settings.context_tokens:
         wanted_bytes = settings.context_tokens * shape.bytes_per_token

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from bundle.directory import Bundle
 from bundle.frames.plan import FramePlan
 from bundle.image import PREPROCESSOR, ImageSpec, Pixels, TileLayout
+from bundle.image.noise import under_noise
 from bundle.manifest import ComponentName, Manifest
 from runtime.encoder import Encoder
 from runtime.encoders import encode_images, split_seen
@@ -67,6 +68,7 @@ class DecodedImage:
         layout: How it is cut into tiles.
         with_tower: What the tower's attention says of it is wanted as well.
         side_px: Of its tiles, where they are encoded smaller than they could be.
+        noise_step: How much noise they are encoded under (`bundle.image.noise`), the same whenever; None: under none.
     """
 
     key: bytes
@@ -74,6 +76,12 @@ class DecodedImage:
     layout: TileLayout
     with_tower: bool = False
     side_px: int | None = None
+    noise_step: int | None = None
+
+    def under_noise(self, step: int) -> DecodedImage:
+        """Return the image under noise, which is encoded and kept by itself."""
+        key = hashlib.sha256(self.key + f"noise of step {step}".encode()).digest()
+        return replace(self, key=key, noise_step=step)
 
 
 @dataclass(frozen=True)
@@ -232,6 +240,7 @@ class VisionStage:
         with_tower: bool = False,
         seen_side: Share | None = None,
         num_images: int = 1,
+        wants_pixels: bool = False,
     ) -> DecodedImage | KeptImage:
         """Return the decoded image, or its features where they are kept.
 
@@ -241,6 +250,7 @@ class VisionStage:
             with_tower: What the tower's attention says of it will be asked for; the encoder gives that.
             seen_side: How much of a tile's side is encoded; None: all of it.
             num_images: Of the prompt.
+            wants_pixels: It is decoded, whatever is kept of it.
 
         Raises:
             ImageError: The bytes are not an image, one over the limits, or one that takes too long.
@@ -255,7 +265,7 @@ class VisionStage:
         file = digest + _TOWER * with_tower + _sized(side_px) + _AMONG * (spec is not self._spec)
         known = self._known_files.try_get(file)
         kept = None if known is None else self._pool.features.try_get(known.key)
-        if known is not None and kept is not None:
+        if known is not None and kept is not None and not wants_pixels:
             return KeptImage(known.key, known.layout, kept, with_tower)
         cut = await self._pool.cut(owner, spec, data)
         key = _key(identity + _sized(side_px), cut.digest, with_tower)
@@ -341,9 +351,14 @@ class VisionStage:
         features, tower = split_seen(self.session, seen)
         return EncodedImage(image.key, features, tower=tower, has_grid=image.layout.is_uniform)
 
-    def _groups(self, cut: CutImage, side_px: int | None) -> tuple[Pixels, ...]:
+    def _groups(self, image: DecodedImage) -> tuple[Pixels, ...]:
+        cut, side_px = image.cut, image.side_px
         tiles = cut.images if cut.is_cut else self._spec.cut(cut.images[0])
-        return tuple(self._spec.groups(tiles if side_px is None else self._spec.smaller(tiles, side_px)))
+        groups = tuple(self._spec.groups(tiles if side_px is None else self._spec.smaller(tiles, side_px)))
+        if image.noise_step is None:
+            return groups
+        rng = np.random.Generator(np.random.Philox(int.from_bytes(image.key[:16], "little")))
+        return tuple(under_noise(self._spec, each, image.noise_step, rng) for each in groups)
 
     def _take_off(self, owner: Hashable, image: DecodedImage) -> _Flight:
         flight = _Flight(asyncio.get_running_loop().create_task(self._encode(owner, image)))
@@ -361,7 +376,7 @@ class VisionStage:
             return await self._encode_elsewhere(owner, image, self._pool.elsewhere)
         async with self._turns.place(owner):
             started_s = time.monotonic()
-            groups = await self._pool.images.run(owner, self._groups, image.cut, image.side_px)
+            groups = await self._pool.images.run(owner, self._groups, image)
             preprocessed_s = time.monotonic()
             seen = await asyncio.wrap_future(self.worker.submit(_Pixels(groups, image.layout, image.with_tower)))
         self.cache.put(image.key, seen)
@@ -370,7 +385,7 @@ class VisionStage:
 
     async def _encode_elsewhere(self, owner: Hashable, image: DecodedImage, elsewhere: Elsewhere) -> EncodedImage:
         started_s = time.monotonic()
-        fields = image.key, image.cut, image.layout, image.with_tower, image.side_px
+        fields = image.key, image.cut, image.layout, image.with_tower, image.side_px, image.noise_step
         seen = await elsewhere.see(await self._pool.images.run(owner, SentImage.of, *fields))
         self.cache.put(image.key, seen)
         return replace(self._encoded(image, seen), vision_s=time.monotonic() - started_s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bundle.frames.plan import FramePlan, Place
 from bundle.frames.wording import frame_parts
@@ -42,6 +42,17 @@ class Visual:
         parts = frame_parts(image_prompt.frames, video.plan, video.times_s, video.duration_s)
         layouts = tuple(TileLayout(fewer_tokens=place.num_tokens) for place in video.plan.places)
         return cls(video.pictures, parts, layouts, video.plan)
+
+    def under_noise(self, step: int) -> Visual:
+        """Return it with its pictures under noise.
+
+        Raises:
+            ValueError: One was not decoded.
+        """
+        decoded = [picture for picture in self.pictures if isinstance(picture, DecodedImage)]
+        if len(decoded) != len(self.pictures):
+            raise ValueError("a picture whose pixels are not here cannot be laid under noise")
+        return replace(self, pictures=tuple(picture.under_noise(step) for picture in decoded))
 
     def filled(self, encoded: Sequence[EncodedImage]) -> list[EncodedImage]:
         """Return what fills each of its images in the prompt.

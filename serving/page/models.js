@@ -53,9 +53,11 @@ function shown(card) {
   );
 }
 
-function does({ chat, classify }) {
+function does({ chat, classify, embeddings, images }) {
   if (chat) return "answers about pictures";
-  return classify ? "embeds and classifies pictures and texts" : "embeds texts";
+  if (!embeddings) return "scores pictures and texts together";
+  if (classify) return "embeds and classifies pictures and texts";
+  return images ? "embeds pictures and texts" : "embeds texts";
 }
 
 /** One word for all components where they agree. */

@@ -22,6 +22,13 @@ from export.image_processor import read_image_spec
 
 CUT = {"size": {"height": 32, "width": 32}, "crop_to_patches": True}
 SMALL = {"size": {"longest_edge": 256}, "max_image_size": {"longest_edge": 64}}
+PANS = {
+    "size": {"height": 48, "width": 40},
+    "do_pan_and_scan": True,
+    "pan_and_scan_min_crop_size": 30,
+    "pan_and_scan_max_num_crops": 4,
+    "pan_and_scan_min_ratio_to_activate": 1.2,
+}
 PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "smolvlm": ("SmolVLM", {"size": {"longest_edge": 2048}, "max_image_size": {"longest_edge": 512}}),
     "tiled": ("Idefics3", SMALL),
@@ -46,6 +53,7 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "siglip, oblong": ("Siglip", {"size": {"height": 90, "width": 51}, "resample": 4}),
     "nearest grid": ("GotOcr2", {"size": {"height": 48, "width": 40}, "crop_to_patches": True, "max_patches": 7}),
     "nearest grid, three tiles at least": ("GotOcr2", {**CUT, "min_patches": 3, "max_patches": 9}),
+    "pan and scan": ("Gemma3", PANS),
     "marked grid": ("GraniteDocling", {"size": {"height": 40, "width": 40}, "max_patches": 22}),
     "covering grid": ("Ovis2", {"size": {"height": 40, "width": 40}, "crop_to_patches": True, "max_patches": 9}),
 }
@@ -69,6 +77,8 @@ def _spec(name: str) -> ImageSpec:
 def _reference(name: str, image: Image.Image) -> tuple[np.ndarray, TileLayout]:
     if name.startswith("nearest grid"):
         return _processor(name)(images=[image], return_tensors="np")["pixel_values"], _nearest_grid(name, image)
+    if name == "pan and scan":
+        return _pan_and_scan(name, image)
     if name == "marked grid":
         found = _processor(name)(images=[[image]], return_tensors="np")
         rows, cols = found["rows"][0][0], found["cols"][0][0]
@@ -90,6 +100,15 @@ def _nearest_grid(name: str, image: Image.Image) -> TileLayout:
     size = (processor.size["height"], processor.size["width"])
     cols, rows = get_optimal_tiled_canvas(image.size[::-1], size, processor.min_patches, processor.max_patches)
     return TileLayout(rows, cols) if rows * cols > 1 else TileLayout()
+
+
+def _pan_and_scan(name: str, image: Image.Image) -> tuple[np.ndarray, TileLayout]:
+    """The whole image comes first there, and last here."""
+    found = _processor(name)(images=[image], return_tensors="np")
+    num_crops = int(np.ravel(found["num_crops"])[0])
+    pixels, (width, height) = np.roll(found["pixel_values"], -1, axis=0), image.size
+    rows, cols = (1, num_crops) if width >= height else (num_crops, 1)
+    return pixels, TileLayout(rows, cols, image_px=(height, width)) if num_crops else TileLayout()
 
 
 def _expect_equal(name: str, image: Image.Image) -> None:

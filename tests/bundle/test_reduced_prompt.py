@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,6 +32,15 @@ def test_a_prompt_that_keeps_all_is_itself() -> None:
 
 def test_a_tile_of_which_nothing_is_kept_has_no_span() -> None:
     assert reduced(PROMPT, [rows(5), rows(0)]).spans == (Span(3, 4, 0, 0), Span(4, 5, 1, 0))
+
+
+def test_tokens_see_the_same_others_as_far_as_those_stay() -> None:
+    own = np.arange(13)
+    ends = np.array([1, 2, 5, 5, 5, 6, 9, 9, 9, 11, 11, 12, 13])
+    found = reduced(replace(PROMPT, seen=np.stack([own, ends])), [rows(0, 2, 4), rows(1)]).seen
+    assert found.tolist() == [[0, 1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 4, 4, 5, 6, 7, 8, 9]]
+    whole = reduced(replace(PROMPT, seen=np.stack([own * 0, own * 0 + 13])), [rows(0, 2, 4), rows(1)]).seen
+    assert whole.tolist() == [[0] * 9, [9] * 9]
 
 
 def test_positions_by_three_axes_lose_the_same_places() -> None:

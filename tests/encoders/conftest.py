@@ -68,6 +68,12 @@ class Sample:
     checkpoint: Path
     made: Path
 
+    @property
+    def texts(self) -> list[str]:
+        """What is embedded: the usual texts, or the family's for this config."""
+        of_family = getattr(self.family, "texts", lambda config: None)
+        return of_family(self.config) or sys.modules["encoder_files"].TEXTS
+
     @cached_property
     def model(self) -> Any:
         """Transformers' model; a weight that is missing or left over is a ValueError."""

@@ -58,7 +58,7 @@ def sample(request: pytest.FixtureRequest, sample_of: Any) -> Any:
 
 @pytest.fixture
 def expected(sample: Any, encoder_files: ModuleType) -> Any:
-    return sample.expected(encoder_files.pictures(), encoder_files.TEXTS)
+    return sample.expected(encoder_files.pictures(), sample.texts)
 
 
 def assert_same_vectors(found: np.ndarray, wanted: np.ndarray) -> None:
@@ -66,11 +66,11 @@ def assert_same_vectors(found: np.ndarray, wanted: np.ndarray) -> None:
     assert_allclose(found, wanted, atol=TOLERANCE)
 
 
-def test_texts_are_the_tokenizers_token_by_token(sample: Any, expected: Any, encoder_files: ModuleType) -> None:
+def test_texts_are_the_tokenizers_token_by_token(sample: Any, expected: Any) -> None:
     bundle = sample.bundle()
     tokenizer, dims = Tokenizer.from_file(bundle.path(TOKENIZER)), bundle.manifest.dual
     found = tokenizer.encode_batch(
-        encoder_files.TEXTS,
+        sample.texts,
         max_tokens=dims.max_text_tokens,
         pad_token_id=dims.pad_token_id,
         pads_to_max=dims.pads_to_max,
@@ -91,7 +91,7 @@ def test_images_and_texts_are_embedded_as_by_the_reference(
     sample: Any, expected: Any, dialect: str, encoder_files: ModuleType
 ) -> None:
     runner = DualEncoderRunner(sample.bundle(dialect), SETTINGS)
-    assert_same_vectors(runner.embed_texts(encoder_files.TEXTS), expected.texts)
+    assert_same_vectors(runner.embed_texts(sample.texts), expected.texts)
     for image, vector in zip(encoder_files.pictures(), expected.images, strict=True):
         assert_same_vectors(runner.embed_images([image]), vector[None])
     differences = expected.texts[:, None] - expected.texts[None]
@@ -138,7 +138,7 @@ def test_served_vectors_and_scores_are_those_of_the_reference(
     family: str, sample_of: Any, encoder_files: ModuleType
 ) -> None:
     sample = sample_of(family, 1)
-    images, texts = encoder_files.pictures(), tuple(encoder_files.TEXTS)
+    images, texts = encoder_files.pictures(), tuple(sample.texts)
     expected = sample.expected(images, texts)
     bundle, sent = sample.bundle(), [ImagePart(_png(image)) for image in images]
 

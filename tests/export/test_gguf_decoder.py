@@ -33,6 +33,14 @@ TENSORS = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+FOUR_NORMS = {
+    **TENSORS,
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
 Weights = dict[str, np.ndarray]
 
 
@@ -40,7 +48,9 @@ def text_config(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / "config.json").read_text())["text_config"]
 
 
-def llama_cpp_names(checkpoint: Path, prefix: str, *, permutes: bool) -> Weights:
+def llama_cpp_names(
+    checkpoint: Path, prefix: str, *, permutes: bool, tensors: dict[str, str] = TENSORS, norms_above: float = 0.0
+) -> Weights:
     """A decoder's weights as llama.cpp's converter writes them."""
     text = text_config(checkpoint)
     state = load_file(checkpoint / "model.safetensors")
@@ -51,13 +61,14 @@ def llama_cpp_names(checkpoint: Path, prefix: str, *, permutes: bool) -> Weights
     for head in (name for name in state if name.endswith("lm_head.weight")):
         found["output.weight"] = state[head]
     for layer in range(text["num_hidden_layers"]):
-        for theirs, name in TENSORS.items():
+        for theirs, name in tensors.items():
             for kind in ("weight", "bias"):
                 value = state.get(f"{prefix}.layers.{layer}.{theirs}.{kind}")
                 if value is not None:
                     heads = {"attn_q": text["num_attention_heads"], "attn_k": text["num_key_value_heads"]}.get(name)
                     found[f"blk.{layer}.{name}.{kind}"] = permuted(value, heads) if heads and permutes else value
-    return found
+    shifted = {name: value + np.float32(norms_above) for name, value in found.items() if name.endswith("norm.weight")}
+    return {**found, **shifted}
 
 
 def permuted(value: np.ndarray, heads: int) -> np.ndarray:
@@ -110,19 +121,44 @@ def decoder_files(bundle: Path) -> list[bytes]:
     return [(bundle / name).read_bytes() for name in names]
 
 
+def save_llava_gemma3(checkpoints: ModuleType, folder: Path) -> None:
+    """A LLaVA with Gemma 3's decoder: four norms a layer, and norms of queries and keys."""
+    from weight_shapes import decoder_shapes
+
+    config = checkpoints.llava_config()
+    text = config["text_config"] | {"model_type": "gemma3_text", "head_dim": 16, "mlp_bias": False}
+    shapes = decoder_shapes(text, "")
+    for layer in range(text["num_hidden_layers"]):
+        shapes |= {f"layers.{layer}.self_attn.{name}_norm.weight": (16,) for name in "qk"}
+        for name in ("pre_feedforward_layernorm", "post_feedforward_layernorm"):
+            shapes[f"layers.{layer}.{name}.weight"] = (text["hidden_size"],)
+    checkpoints.save_llava(folder, {**config, "text_config": text}, shapes)
+
+
 @pytest.mark.parametrize(
     ("architecture", "prefix"),
-    [("llama", "model.text_model"), ("llama", "language_model.model"), ("qwen2", "language_model.model")],
+    [
+        ("llama", "model.text_model"),
+        ("llama", "language_model.model"),
+        ("qwen2", "language_model.model"),
+        ("gemma3", "language_model.model"),
+    ],
 )
 def test_a_file_in_float32_gives_the_graphs_of_the_checkpoint(
     architecture: str, prefix: str, checkpoints: ModuleType, tmp_path: Path
 ) -> None:
     """Tied and untied, with biases and without, byte for byte; the checkpoint's own decoder is not read."""
+    of_layer, above = TENSORS, 0.0
     if prefix == "model.text_model":
         checkpoints.save_smolvlm(tmp_path / "checkpoint")
+    elif architecture == "gemma3":
+        save_llava_gemma3(checkpoints, tmp_path / "checkpoint")
+        of_layer, above = FOUR_NORMS, 1.0
     else:
         checkpoints.save_llava(tmp_path / "checkpoint", checkpoints.llava_config(text=architecture))
-    weights = llama_cpp_names(tmp_path / "checkpoint", prefix, permutes=architecture == "llama")
+    weights = llama_cpp_names(
+        tmp_path / "checkpoint", prefix, permutes=architecture == "llama", tensors=of_layer, norms_above=above
+    )
     write_gguf(tmp_path / "d.gguf", weights, tmp_path / "checkpoint", architecture)
     export_checkpoint(tmp_path / "checkpoint", tmp_path / "expected")
     stored = load_file(tmp_path / "checkpoint" / "model.safetensors")

@@ -69,7 +69,9 @@ class Sample:
         return open_bundle(folder)
 
     def inputs(self, parts: list[str | Image.Image], **options: Any) -> Any:
-        """Return what transformers makes of one message."""
+        """Return what transformers makes of one message, by the family's own way or the usual one."""
+        if hasattr(self.family, "inputs"):
+            return self.family.inputs(self.processor, parts)
         images = [part for part in parts if isinstance(part, Image.Image)]
         content = [
             {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part}
@@ -84,9 +86,12 @@ class Sample:
 
         ids = torch.cat([inputs["input_ids"], torch.tensor([answer], dtype=torch.long)], dim=1)
         more = {"attention_mask": torch.ones_like(ids)}
-        for name in {"mm_token_type_ids", "image_embeds_position_mask"} & set(inputs):
-            kinds = inputs[name]
-            more[name] = torch.cat([kinds, torch.zeros(1, len(answer), dtype=kinds.dtype)], dim=1)
+        for name in {"mm_token_type_ids", "token_type_ids", "image_embeds_position_mask"} & set(inputs):
+            kind = getattr(self.family, "ANSWER_TYPE", 0)
+            answered = torch.full((1, len(answer)), kind, dtype=inputs[name].dtype)
+            more[name] = torch.cat([inputs[name], answered], dim=1)
+        if hasattr(self.family, "attention_mask"):
+            more["attention_mask"] = self.family.attention_mask(ids, len(answer))
         if (seen := inputs.get("cross_attention_mask")) is not None:  # an answer sees what the prompt's last token does
             more["cross_attention_mask"] = torch.cat([seen, seen[:, -1:].repeat(1, len(answer), 1, 1)], dim=1)
         with torch.no_grad():

@@ -1,10 +1,10 @@
-"""Tiny LLaVA checkpoints with Mistral's decoder, without a window and with one as long as its context."""
+"""Tiny LLaVA checkpoints with Mistral's decoder, without a window and with one shorter than prompts."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from checkpoints import CONTEXT_TOKENS, llava_config, save_llava
+from checkpoints import llava_config, save_llava
 from weight_shapes import Config
 
 
@@ -12,8 +12,8 @@ def geometries() -> dict[str, Config]:
     """Return configs by what is odd about them."""
     return {
         "siglip-no-window": _config("siglip", head_dim=24, num_attention_heads=3, sliding_window=None),
-        "clip-whole-window-shared-keys": _config(
-            "clip", num_attention_heads=4, num_key_value_heads=2, head_dim=16, sliding_window=CONTEXT_TOKENS
+        "clip-window-shared-keys": _config(
+            "clip", num_attention_heads=4, num_key_value_heads=2, head_dim=16, sliding_window=11
         ),
     }
 

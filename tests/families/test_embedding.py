@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from bundle.directory import Bundle, open_bundle
+from bundle.errors import UnsupportedConfigError
 from bundle.prompt import Placeholder, Turn
 from export.embedding import EmbeddingOptions
 from export.exporter import export_checkpoint
@@ -22,7 +23,9 @@ from quant.quantizer import quantize_bundle
 from runtime.embedder_runner import EmbedderRunner
 from runtime.settings import RuntimeSettings
 
-FAMILIES = ("internvl", "lfm2_vl", "llava_next", "qwen2_5_vl", "qwen3_vl")
+FAMILIES = ("gemma3", "internvl", "lfm2_vl", "llava_next", "paligemma", "qwen2_5_vl", "qwen3_vl")
+CASES = [(family, "last", "contrib") for family in FAMILIES]
+CASES += [("paligemma", "mean", "portable"), ("qwen2_5_vl", "mean", "portable")]
 SETTINGS = RuntimeSettings(intra_threads=1)
 IMAGE = Image.fromarray(np.random.default_rng(5).integers(0, 256, (40, 70, 3), np.uint8))
 
@@ -46,8 +49,7 @@ def embedding_bundle(sample: Any, folder: Path, **options: Any) -> Bundle:
     return open_bundle(folder)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("pooling", "dialect"), [("last", "contrib"), ("mean", "portable")])
+@pytest.mark.parametrize(("family", "pooling", "dialect"), CASES)
 def test_vectors_are_the_references_pooled_states(
     family: str, pooling: str, dialect: str, sample_of: Any, conversations: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -62,6 +64,11 @@ def test_vectors_are_the_references_pooled_states(
         expected = states[-1] if pooling == "last" else states.mean(axis=0)
         assert 1 - vector @ expected / np.linalg.norm(expected) < 1e-4
         np.testing.assert_allclose(np.linalg.norm(vector), 1, atol=1e-5)
+
+
+def test_images_in_a_memory_beside_the_prompt_are_refused(sample_of: Any, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedConfigError, match="mllama looks at images in a memory beside its prompt"):
+        embedding_bundle(sample_of("mllama", 0), tmp_path / "bundle")
 
 
 _GME = "<|im_start|>system\n{said}<|im_end|>\n<|im_start|>user\n{input}<|im_end|>\n<|im_start|>assistant\n<|endoftext|>"
@@ -114,12 +121,9 @@ def colqwen2(families: dict[str, Any], tmp_path_factory: pytest.TempPathFactory)
     family = families["qwen2_vl"]
     vlm = next(iter(family.geometries().values()))
     family.save(folder, vlm)
-    drawn, rng = load_file(folder / "model.safetensors"), np.random.default_rng(3)
-    weights = {re.sub(r"^model\.", "language_model.", name): each for name, each in drawn.items()}
-    weights = {f"vlm.{name}": each for name, each in weights.items()}
-    weights["embedding_proj_layer.weight"] = rng.standard_normal((16, 48)).astype(np.float32)
-    weights["embedding_proj_layer.bias"] = rng.standard_normal(16).astype(np.float32)
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    drawn = load_file(folder / "model.safetensors")
+    renamed = {re.sub(r"^model\.", "language_model.", name): each for name, each in drawn.items()}
+    _write_projected(folder, {f"vlm.{name}": each for name, each in renamed.items()})
     config = {"model_type": "colqwen2", "architectures": ["ColQwen2ForRetrieval"], "embedding_dim": 16}
     (folder / "config.json").write_text(json.dumps({**config, "vlm_config": vlm}))
     return folder
@@ -156,6 +160,54 @@ def test_colqwen2_gives_the_references_vectors_of_its_processors_tokens(
         assert (1 - (own * other).sum(axis=-1)).max() < 1e-4
     (told,) = runner.embed_texts(texts[1:])  # spells a control token, and is nothing but text
     assert len(told) > len(vectors[-1])
+
+
+@pytest.fixture(scope="module")
+def colpali(families: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny ColPali checkpoint: the weights of a PaliGemma of Gemma 2's kind under its own names, and a projection."""
+    folder = tmp_path_factory.mktemp("colpali") / "checkpoint"
+    family = families["paligemma"]
+    vlm = list(family.geometries().values())[1]
+    family.save(folder, vlm)
+    drawn = {name: each for name, each in load_file(folder / "model.safetensors").items() if name != "lm_head.weight"}
+    _write_projected(folder, {f"vlm.{name.removeprefix('model.')}": each for name, each in drawn.items()})
+    config = {"model_type": "colpali", "architectures": ["ColPaliForRetrieval"], "embedding_dim": 16}
+    (folder / "config.json").write_text(json.dumps({**config, "vlm_config": vlm}))
+    return folder
+
+
+def _write_projected(folder: Path, weights: dict[str, np.ndarray]) -> None:
+    """Write weights with a projection of states of 48 numbers to vectors of 16."""
+    rng = np.random.default_rng(3)
+    projection = {"weight": rng.standard_normal((16, 48)), "bias": rng.standard_normal(16)}
+    named = {f"embedding_proj_layer.{name}": each.astype(np.float32) for name, each in projection.items()}
+    save_file({**weights, **named}, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_colpali_gives_the_references_vectors_of_its_processors_tokens(
+    colpali: Path, conversations: dict[str, Any], tmp_path: Path
+) -> None:
+    """Every token sees all of its input, and none of what is padded behind it."""
+    import torch
+    from transformers import AutoTokenizer, ColPaliForRetrieval, ColPaliProcessor
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    model, found = ColPaliForRetrieval.from_pretrained(colpali, output_loading_info=True)
+    assert not any(found.values()), found
+    images = SiglipImageProcessorPil.from_pretrained(colpali)
+    processor = ColPaliProcessor(images, AutoTokenizer.from_pretrained(colpali))
+    export_checkpoint(colpali, tmp_path / "bundle", name="tiny")
+    runner = EmbedderRunner(open_bundle(tmp_path / "bundle"), SETTINGS)
+    shown = [part for part in conversations["two images"] if not isinstance(part, str)]
+    texts = ["a red bicycle", "a long line about a bicycle and what it is"]
+    batches = [processor(images=[image]) for image in shown] + [processor(text=[text]) for text in texts]
+    vectors = [*runner.embed_images(shown), *runner.embed_texts(texts)]
+    for own, batch in zip(vectors, batches, strict=True):
+        taken = {name: torch.as_tensor(batch[name]) for name in batch if name != "labels"}
+        with torch.no_grad():
+            expected = model.eval()(**taken).embeddings[0].numpy()
+        assert own.shape == expected.shape
+        assert (1 - (own * expected).sum(axis=-1)).max() < 1e-4
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])

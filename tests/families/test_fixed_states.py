@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from quant.kv.needs import missing
 from quant.kv_cache.refusals import coded_states
 from quant.planning.draft import Options
 from quant.quantizer import quantize_bundle
-from runtime.cache_shape import cache_shape, within
+from runtime.cache_shape import CacheShape, cache_shape, within
 from runtime.decoder import Decoder, TokenGraphs
 from runtime.feeds import TokenRun
 from runtime.filled_prompt import FilledPrompt
@@ -107,8 +108,17 @@ def whole_logits(fresh: Decoder, prompt: FilledPrompt, answer: list[int]) -> np.
     ids = np.array([*whole.ids, *answer], np.int64)
     behind = prompt.seen_by(len(answer))
     seen = None if whole.seen is None or behind is None else np.concatenate([whole.seen, behind])
-    run = TokenRun(ids, np.arange(len(ids)), [0], list(range(len(ids))), seen=seen)
+    run = TokenRun(ids, np.arange(len(ids)), [0], list(range(len(ids))), whole.features, seen=seen)
     return fresh.run("prompt", 0, [run])[0].copy()
+
+
+def assert_likeliest(sequence: Sequence, oracle: Oracle) -> None:
+    """Check that each token of an answer is the likeliest, or as likely as rounding tells."""
+    answer = sequence.ids[sequence.num_prompt_tokens :]
+    logits = oracle(sequence.prompt, answer)[sequence.num_prompt_tokens - 1 : -1, :NUM_TOKENS]
+    assert len(answer) == 8
+    chosen = np.take_along_axis(logits, np.array(answer)[:, None], axis=1)[:, 0]
+    assert (chosen > logits.max(axis=1) - 2 * TOLERANCE).all()
 
 
 def begin(decoder: Decoder, slot: int, prompt: FilledPrompt) -> None:
@@ -151,13 +161,22 @@ def test_steps_of_several_sequences_say_what_each_says_alone(
             assert_allclose(found[row, 0], logits[length + step], atol=TOLERANCE)
 
 
-def served(decoder: Decoder, prompts: list[FilledPrompt], preempted: set[int], *, chunk: int) -> list[Sequence]:
+def served(
+    decoder: Decoder,
+    prompts: list[FilledPrompt],
+    preempted: set[int],
+    *,
+    chunk: int,
+    image_keys: list[bytes] | None = None,
+    budget_bytes: int | None = None,
+) -> list[Sequence]:
     """Answer prompts through scheduler and runner, and preempt the running sequence of some steps."""
-    runner, shape = Runner(decoder), within(decoder.shape, None, 0, "cpu")
+    runner, shape = Runner(decoder), within(decoder.shape, budget_bytes, decoder.shape.num_spare_slots, "cpu")
     scheduler = Scheduler(shape, Pace(chunk, math.inf), keeps_prefixes=True)
+    keys_of = [[key] for key in image_keys] if image_keys else [[b"first", b"last"]] * len(prompts)
     sequences = [
-        Sequence(str(at), prompt, SamplingParams(max_tokens=8), (), [b"first", b"last"])
-        for at, prompt in enumerate(prompts)
+        Sequence(str(at), prompt, SamplingParams(max_tokens=8), (), keys)
+        for at, (prompt, keys) in enumerate(zip(prompts, keys_of, strict=True))
     ]
     for sequence in sequences:
         scheduler.add(sequence)
@@ -185,18 +204,68 @@ def served(decoder: Decoder, prompts: list[FilledPrompt], preempted: set[int], *
 def test_served_sequences_say_the_same_through_moves_preemption_and_equal_beginnings(
     bundle: Bundle, decoder: Decoder, oracle: Oracle, lengths: list[int], preempted: set[int], chunk: int, seed: int
 ) -> None:
-    """All begin alike, so rows of others would be found; without the state behind them they must not be taken.
+    """All begin alike, so rows of others are found; without the state behind them they must not be taken.
 
     Where there is a memory, their last images differ, though a digest says otherwise: what stands before an image sees
     it too.
     """
     prompts = [prompt_of(bundle, seed, length, image) for image, length in enumerate(lengths)]
     for sequence in served(decoder, prompts, preempted, chunk=chunk):
-        answer = sequence.ids[sequence.num_prompt_tokens :]
-        logits = oracle(sequence.prompt, answer)[sequence.num_prompt_tokens - 1 : -1, :NUM_TOKENS]
-        assert len(answer) == 8
-        chosen = np.take_along_axis(logits, np.array(answer)[:, None], axis=1)[:, 0]
-        assert (chosen > logits.max(axis=1) - 2 * TOLERANCE).all()
+        assert_likeliest(sequence, oracle)
+
+
+def shown(seed: int, image: int, num_behind: int) -> FilledPrompt:
+    """Return a text about an image that takes 30 tokens: 4 before it, some behind."""
+    rng, features = np.random.default_rng(seed), np.random.default_rng(image).normal(size=(30, 48))
+    ids = np.array([1, 2, 3, 4, *[259] * 30, *rng.integers(0, NUM_TOKENS, num_behind)], np.int64)
+    prompt = Prompt(ids, (Span(4, 34, 0, 0),), np.arange(len(ids)), len(ids), 1)
+    return FilledPrompt.of(prompt, [features.astype(np.float32)])
+
+
+def test_prompts_begin_where_states_were_kept_at_their_end_and_behind_images(convolving: Bundle) -> None:
+    shape = replace(cache_shape(convolving.manifest, 2, CAPACITY), num_spare_slots=3)
+    decoder = Decoder(TokenGraphs(convolving, SETTINGS), shape)
+    first, asked_again = shown(0, image=7, num_behind=9), shown(1, image=7, num_behind=20)
+    other_image, longer = shown(0, image=8, num_behind=9), shown(0, image=7, num_behind=40)
+    prompts = [first, asked_again, other_image, longer, prompt_of(convolving, 5, 60), first]
+    keys = [b"7", b"7", b"8", b"7", b"", b"7"]
+    sequences = served(decoder, prompts, set(), chunk=64, image_keys=keys, budget_bytes=1 << 24)
+    # 34 tokens to behind the image are 32 whole ones of the grid, and so are 41 of 43 to the end; of 58, 48
+    assert [sequence.cached_tokens for sequence in sequences] == [0, 32, 0, 32, 0, 32]
+    graphs, alone = TokenGraphs(convolving, SETTINGS), cache_shape(convolving.manifest, 1, CAPACITY)
+    for sequence in sequences:
+        assert_likeliest(sequence, lambda *text: whole_logits(Decoder(graphs, alone), *text))
+
+
+def test_a_sequence_that_ends_early_leaves_only_states_that_are_its_own() -> None:
+    shape = CacheShape(2, CAPACITY, 1, 1, num_spare_slots=2, has_snapshots=True)
+    scheduler = Scheduler(shape, Pace(64, math.inf))
+
+    def begun(prompt: FilledPrompt, num_runs: int) -> Sequence:
+        sequence = Sequence("r", prompt, SamplingParams(max_tokens=1), (), [b"7"])
+        scheduler.add(sequence)
+        for _ in range(num_runs):
+            batch = scheduler.schedule()
+            assert batch is not None
+            scheduler.advance(batch)
+        return sequence
+
+    whole = begun(shown(0, image=7, num_behind=20), num_runs=3)  # to behind the image, near the end, to the end
+    assert (whole.num_run, whole.snapshots) == (54, [32, 48])
+    scheduler.append(whole, 5)
+    early = begun(shown(1, image=7, num_behind=20), num_runs=0)
+    assert scheduler.schedule() is not None
+    assert (early.num_run, early.snapshots) == (32, [32, 0])
+    scheduler.remove(early)
+    assert begun(shown(1, image=7, num_behind=20), num_runs=1).cached_tokens == 32
+
+
+def test_a_chat_goes_on_where_its_last_prompt_ended(convolving: Bundle) -> None:
+    decoder = Decoder(TokenGraphs(convolving, SETTINGS), cache_shape(convolving.manifest, 2, CAPACITY))
+    (one,) = served(decoder, [prompt_of(convolving, 3, 40)], set(), chunk=64)
+    runner_sees = FilledPrompt.of_ids(np.array([*one.ids, 7, 8, 9, *range(20, 40)]))
+    again, other = served(decoder, [prompt_of(convolving, 3, 40), runner_sees], set(), chunk=64)
+    assert (again.cached_tokens, other.cached_tokens) == (0, 32)
 
 
 @pytest.fixture(scope="module")

@@ -130,7 +130,7 @@ def test_served_chats_say_what_one_request_says(family: str, sample_of: Any, con
 
     answers, frame_tokens = asyncio.run(main())
     assert bundle.manifest.image_prompt is not None
-    assert frame_tokens == 2 * bundle.manifest.image_prompt.tokens_per_tile
+    assert frame_tokens == 2 * bundle.manifest.image_prompt.tokens_per_frame
     for parts, tokens in zip(chats, answers, strict=True):
         prefilled = runner.prefill(runner.prompt(turns_of(parts), images_of(parts)), 12)
         said = [token for token in tokens if token not in bundle.manifest.eos_token_ids]

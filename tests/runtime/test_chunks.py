@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bundle.directory import Bundle, open_bundle
 from quant.planning.draft import Options
@@ -53,6 +55,27 @@ def test_cuts_are_on_the_grid_and_leave_no_token_alone(num_tokens: int, most: in
     assert all(1 < end - start <= most for start, end in cuts)
     if most >= 2 * GRID_TOKENS:
         assert not any(start % GRID_TOKENS for start, _ in cuts)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 70)), min_size=1, max_size=12), st.integers(1, 100))
+def test_no_cut_parts_tokens_that_see_one_another(parts: list[tuple[bool, int]], most: int) -> None:
+    ends = np.cumsum([size for _, size in parts])
+    seen = np.concatenate(
+        [
+            np.full(size, end) if is_block else np.arange(end - size, end) + 1
+            for (is_block, size), end in zip(parts, ends.tolist(), strict=True)
+        ]
+    )
+    cuts = list(chunks(len(seen), most, np.stack([np.arange(len(seen)), seen])))
+    assert [start for start, _ in cuts] == [0, *(end for _, end in cuts[:-1])]
+    assert cuts[-1][1] == len(seen)
+    for start, end in cuts:
+        assert seen[start:end].max() <= end
+        assert most < 2 * GRID_TOKENS or start % GRID_TOKENS == 0
+        if end - start > most:  # there is no place before it that leaves more than one token
+            places = [place for place in range(start + 1, start + most + 1) if place < len(seen) - 1]
+            grid = GRID_TOKENS if most >= 2 * GRID_TOKENS else 1
+            assert not any(seen[:place].max() <= place and not place % grid for place in places)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

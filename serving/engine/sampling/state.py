@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serving.engine.sampling.constraint import Constraint
+from serving.engine.sampling.contrast import Scores, contrasted
 from serving.engine.sampling.counts import TokenCounts
 from serving.protocol import SamplingParams
 
@@ -54,6 +55,8 @@ class SamplingState:
         self._frequency, self._presence = params.frequency_penalty, params.presence_penalty
         is_penalised = self._repetition != 1 or self._frequency or self._presence
         self._counts = TokenCounts(prompt_ids) if is_penalised else None
+        self._contrast = params.contrast
+        self._other: Scores | None = None
         self._biased_ids = np.array([token_id for token_id, _ in params.logit_bias], np.int64)
         self._biases = np.array([bias for _, bias in params.logit_bias], np.float32)
         self._end_ids = np.array(list(end_ids), np.int64)
@@ -62,8 +65,9 @@ class SamplingState:
         seed = None if params.seed is None else params.seed % 2**64  # callers may send negative integers
         self._generator = np.random.Generator(np.random.Philox(seed))
         self._drawn: float | None = None
-        keeps_scores = not len(self._biased_ids) and self._counts is None and constraint is None
-        self._is_greedy = self.temperature == 0 and self.num_logprobs is None and keeps_scores
+        changes = len(self._biased_ids) or self._counts is not None or constraint is not None or params.contrast
+        self._always_changes = bool(changes)
+        self._is_greedy = self.temperature == 0 and self.num_logprobs is None and not changes
 
     @property
     def drawn(self) -> float:
@@ -80,16 +84,23 @@ class SamplingState:
     @property
     def changes_scores(self) -> bool:
         """True where `change` does something to the next row of logits."""
-        return (
-            bool(len(self._biased_ids)) or self._counts is not None or self._forbids_end or self.constraint is not None
-        )
+        return self._always_changes or self._forbids_end
+
+    def hear(self, other: Scores) -> None:
+        """Take note of [V] the scores of the next token behind the other prompt; they are copied."""
+        self._other = other.copy()
 
     def change(self, scores: npt.NDArray[np.float32]) -> None:
-        """Bias, penalise and forbid tokens of a row [V], in place, in Hugging Face's order.
+        """Contrast, bias, penalise and forbid tokens of a row [V], in place, in Hugging Face's order.
 
         Raises:
             PocketVLMError: The structure allows nothing, or could not be followed.
+            RuntimeError: Nothing was heard of the other prompt since the last token.
         """
+        if self._contrast is not None:
+            if self._other is None:
+                raise RuntimeError("the scores behind the other prompt are not there")
+            scores[:] = contrasted(scores, self._other, self._num_tokens, self._contrast)
         if len(self._biased_ids):
             scores[self._biased_ids] += self._biases
         if self._counts is not None:
@@ -107,7 +118,7 @@ class SamplingState:
         if self.constraint is not None:
             self.constraint.take(token_id)
         self._num_tokens += 1
-        self._drawn = None
+        self._drawn = self._other = None
 
     @property
     def _forbids_end(self) -> bool:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from bundle.image import Pinpoints, TileLayout
+from bundle.image import CanvasGrid, Pinpoints, TileLayout
 from export.image_processor import read_image_spec
 
 TILE_PX = 28
@@ -48,6 +48,13 @@ def test_a_frame_is_one_tile() -> None:
     frames = Pinpoints(tile_px=8, grids=((2, 2),)).for_frames
     assert frames.tile_size_px == (8, 8)
     assert frames.layout(50, 20) == TileLayout()
+
+
+def test_a_grid_that_would_take_gigabytes_before_it_is_cut_is_refused() -> None:
+    with pytest.raises(ValidationError, match="64 tiles of 4096 px"):
+        Pinpoints(tile_px=4096, grids=((1, 1), (8, 8)))
+    with pytest.raises(ValidationError, match="256 tiles of 1024 px"):
+        CanvasGrid(tile_px=1024, most_tiles=256)
 
 
 @pytest.mark.parametrize("grids", [(), ((0, 1),), ((1, 65),)])

@@ -99,3 +99,18 @@ def test_features_keep_their_type_when_they_are_scaled() -> None:
     found = prompt.arranged(features, layout)
     assert found.dtype == np.float16
     assert found.shape == (prompt.num_tokens(layout), SIZE)
+
+
+@pytest.mark.parametrize("side", [3, 4])
+def test_a_halved_frame_is_what_the_reference_pools(side: int) -> None:
+    import torch
+    from transformers import LlavaOnevisionModel
+
+    prompt = LlavaNextPrompt(image_token="<i>", image_token_id=1, tokens_per_tile=side**2, halves_frames=True)
+    features = np.random.default_rng(side).standard_normal((2, side**2 + 1, SIZE), np.float32)
+    vision = SimpleNamespace(image_size=side, patch_size=1)
+    model = SimpleNamespace(config=SimpleNamespace(vision_config=vision))
+    expected = LlavaOnevisionModel.apply_pooling(model, torch.from_numpy(features[:, :-1])).numpy()
+    found = prompt.arranged(features, TileLayout())
+    assert found.shape[1] == prompt.tokens_per_frame
+    assert_allclose(found, expected, atol=1e-6)

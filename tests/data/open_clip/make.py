@@ -4,6 +4,7 @@ open_clip wants torchvision, which the tests do not, so this runs in an environm
 
     python -m venv /tmp/open_clip
     /tmp/open_clip/bin/pip install torch==2.13.0 open_clip_torch==3.3.0 timm==1.0.31 transformers==5.14.1
+    /tmp/open_clip/bin/pip install -e '.[export]'
     /tmp/open_clip/bin/python tests/data/open_clip/make.py
 
 Pixels are made here by Pillow as torchvision's Resize, CenterCrop and Normalize make them. Weights are kept in float16.
@@ -24,19 +25,34 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))
+sys.path[:0] = [str(HERE.parents[1]), str(HERE.parents[2])]
 
 import checkpoints  # noqa: E402
 import encoder_files as files  # noqa: E402
 import open_clip.hf_model  # noqa: E402
+import open_clip.timm_model  # noqa: E402
+import timm  # noqa: E402
 from open_clip.coca_model import CoCa  # noqa: E402
 from open_clip.model import CLIP, CustomTextCLIP  # noqa: E402
 from open_clip.tokenizer import HFTokenizer  # noqa: E402
+from timm.models.eva import Eva  # noqa: E402
+from timm.models.vision_transformer import VisionTransformer  # noqa: E402
+from timm.models.vitamin import GeGluMlp, VitCfg, VitConvCfg, _create_vitamin  # noqa: E402
+
+from export.towers.eva02 import EVA02S  # noqa: E402
+from export.towers.timm_vit import TIMM_VITS  # noqa: E402
+from export.towers.vitamin import VITAMINS  # noqa: E402
 
 BLOCKS = {"width": 24, "layers": 2}
 TEXT = {"width": 20, "layers": 2, "heads": 2, "context_length": 48}
 VIT = {**BLOCKS, "image_size": 30, "patch_size": 10, "head_width": 8}
 BERT = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3}
+SIGLIP, PLAIN = "vit_large_patch16_siglip_512", "vit_base_patch16_224"
+EVA02, EVA02_LARGE = "eva02_base_patch16_clip_224", "eva02_large_patch14_clip_336"
+VITAMIN, VITAMIN_XL = "vitamin_small_224", "vitamin_xlarge_256"
+"""Names of towers in timm, which stand for tiny ones here."""
+TRUNK = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+TRUNKS = {SIGLIP: {"class_token": False, "global_pool": "map", "mlp_ratio": 3.0, "act_layer": "gelu_tanh"}, PLAIN: {}}
 ITSELF = {"hf_tokenizer_name": "itself"}
 SWITCHES = {"ls_init_value": 0.1, "norm_kwargs": {"eps": 1e-3}}
 MODELS: dict[str, dict[str, Any]] = {
@@ -94,6 +110,47 @@ MODELS: dict[str, dict[str, Any]] = {
         | {"context_length": 20, "vocab_size": len(files.BERT_WORDS)}
         | {"no_causal_mask": True, "pool_type": "first", "proj_type": "none"},
     },
+    "siglip": {
+        "embed_dim": 24,
+        "custom_text": True,
+        "init_logit_bias": -10,
+        "vision_cfg": {"image_size": 32, "timm_model_name": SIGLIP, "timm_pool": "map", "timm_proj": "none"},
+        "text_cfg": TEXT
+        | ITSELF
+        | {"context_length": 20, "vocab_size": len(files.BERT_WORDS), "tokenizer_kwargs": {"clean": "canonicalize"}}
+        | {"no_causal_mask": True, "pool_type": "last", "proj_bias": True, "norm_kwargs": {"eps": 1e-6}},
+    },
+    "vitamin": {
+        "embed_dim": 12,
+        "custom_text": True,
+        "vision_cfg": {"image_size": 64, "timm_model_name": VITAMIN, "timm_pool": "", "timm_proj": "linear"},
+        "text_cfg": {**TEXT, "vocab_size": 514},
+    },
+    "vitamin_without_positions": {
+        "embed_dim": 12,
+        "custom_text": True,
+        "vision_cfg": {"image_size": 48, "timm_model_name": VITAMIN_XL, "timm_pool": "", "timm_proj_bias": True},
+        "text_cfg": {**TEXT, "vocab_size": 514},
+    },
+    "eva02": {
+        "embed_dim": 12,
+        "custom_text": True,
+        "vision_cfg": {"image_size": 30, "timm_model_name": EVA02, "timm_pool": "token", "timm_proj": None},
+        "text_cfg": {**TEXT, "vocab_size": 514},
+    },
+    "eva02_of_more_patches": {
+        "embed_dim": 16,
+        "custom_text": True,
+        "vision_cfg": {"image_size": 50, "timm_model_name": EVA02_LARGE, "timm_pool": "token", "timm_proj": None},
+        "text_cfg": {**TEXT, "vocab_size": 514},
+    },
+    "biomed": {
+        "embed_dim": 12,
+        "vision_cfg": {"image_size": 32, "timm_model_name": PLAIN, "timm_pool": "", "timm_proj": "linear"},
+        "text_cfg": ITSELF
+        | {"hf_model_name": "bert-base-uncased", "context_length": 40}
+        | {"hf_proj_type": "mlp", "hf_pooler_type": "cls_last_hidden_state_pooler"},
+    },
 }
 PREPROCESSING = {"vit_of_all_switches": {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}}
 PREPROCESSING["worldwide"] = {"interpolation": "bilinear"}
@@ -111,6 +168,34 @@ def _hf_config(name: str) -> Any:
         type_vocab_size=1,
         layer_norm_eps=1e-5,
     )
+
+
+def _vitamin(name: str) -> Any:
+    """Return a tiny one; `_create_vitamin` is what timm's functions of these names call."""
+    is_small = name == VITAMIN
+    stages = VitCfg(embed_dim=(6, 12, 24), depths=(2, 1, 1), stem_width=6, conv_cfg=VitConvCfg(), head_type="1d")
+    tower = {"embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_layer": GeGluMlp, "mlp_ratio": 2.0}
+    pooled = {"class_token": False, "global_pool": "avg", "pos_embed": "learn" if is_small else "none"}
+    side = 64 if is_small else 48
+    return _create_vitamin(name, embed_cfg=stages, img_size=side, **tower, **pooled)
+
+
+def _eva02(name: str, options: dict[str, Any]) -> Any:
+    """Return a tiny one, with the switches of timm's functions of these names."""
+    side, depth = (30, 2) if name == EVA02 else (50, 1)
+    own = {"qkv_fused": False, "swiglu_mlp": True, "scale_mlp": True, "scale_attn_inner": True, "use_rot_pos_emb": True}
+    sizes = {"img_size": side, "patch_size": 10, "embed_dim": 24, "depth": depth, "num_heads": 3}
+    return Eva(**sizes, **own, mlp_ratio=4 * 2 / 3, ref_feat_shape=(16, 16), **options)
+
+
+def _timm(name: str, pretrained: bool = False, **options: Any) -> Any:
+    if name in (VITAMIN, VITAMIN_XL):
+        return _vitamin(name)
+    if name in (EVA02, EVA02_LARGE):
+        return _eva02(name, options)
+    trunk = VisionTransformer(**{**TRUNK, **TRUNKS[name], **options})
+    trunk.default_cfg = {}
+    return trunk
 
 
 def _model(config: dict[str, Any]) -> Any:
@@ -187,9 +272,31 @@ def _make(name: str, config: dict[str, Any]) -> None:
     np.savez_compressed(folder / "expected.npz", logits=logits.numpy(), **arrays)
 
 
+def _sizes(name: str) -> dict[str, Any]:
+    """Return what timm builds by a name that export knows."""
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    shapes, block = {key: list(value.shape) for key, value in model.state_dict().items()}, model.blocks[0]
+    inner = next(key for key in (f"blocks.0.mlp.{each}.weight" for each in ("w0", "fc1_g", "fc1")) if key in shapes)
+    return {
+        "width": shapes[inner][1],
+        "inner": shapes[inner][0],
+        "layers": len(model.blocks),
+        "heads": block.attn.num_heads,
+        "eps": block.norm1.eps,
+        "activation": type(block.mlp.act).__name__,
+        "side": model.patch_embed.img_size[0],
+        "positions": shapes.get("pos_embed", [0, 0])[1],
+        "has_class_token": "cls_token" in shapes,
+        "stem": shapes.get("patch_embed.backbone.stem.conv1.weight", [0])[0],
+    }
+
+
 def main() -> None:
-    """Write every folder."""
+    """Write every folder, and the sizes of timm's towers."""
+    files.write_json(HERE / "timm.json", {name: _sizes(name) for name in sorted({**EVA02S, **TIMM_VITS, **VITAMINS})})
     open_clip.hf_model.AutoConfig = SimpleNamespace(from_pretrained=_hf_config)
+    open_clip.timm_model.timm.create_model = _timm
     for name, config in MODELS.items():
         _make(name, config)
 

@@ -10,7 +10,7 @@ import pytest
 from bundle.errors import EngineDeadError, OverloadedError, PocketVLMError
 from serving.api.answers import ChatCompletion, ChatCompletionChunk
 from serving.fake import FakeClient
-from serving.protocol import ImagePart, Message, SamplingParams, Structure, TextPart
+from serving.protocol import M3ID, VCD, ImagePart, Message, SamplingParams, Structure, TextPart
 
 CHAT = "/v1/chat/completions"
 Ask = Callable[..., dict[str, Any]]
@@ -125,6 +125,21 @@ def test_each_spelling_of_a_structure_reaches_the_engine(
 ) -> None:
     assert api.post(CHAT, ask(**fields)).status_code == 200
     assert engine.generations[0].sampling.structure == Structure(kind, text, param)
+
+
+@pytest.mark.parametrize(
+    ("field", "contrast"),
+    [
+        ({"method": "vcd"}, VCD(1.0, 0.1, 500)),
+        ({"method": "vcd", "alpha": 0.5, "beta": 0.2, "noise_step": 900}, VCD(0.5, 0.2, 900)),
+        ({"method": "m3id"}, M3ID(0.02, 0.3)),
+        ({"method": "m3id", "decay": 0.1, "confidence": 1.0}, M3ID(0.1, 1.0)),
+        (None, None),
+    ],
+)
+def test_a_contrast_reaches_the_engine(api: Any, engine: FakeClient, ask: Ask, field: Any, contrast: Any) -> None:
+    assert api.post(CHAT, ask(contrast=field)).status_code == 200
+    assert engine.generations[0].sampling.contrast == contrast
 
 
 def test_several_choices_come_whole_with_their_index_and_the_prompt_counted_once(api: Any, ask: Ask) -> None:

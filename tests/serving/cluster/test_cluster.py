@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 import warnings
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -18,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 from pydantic import PydanticDeprecatedSince20
 
 from bundle.errors import (
@@ -84,7 +88,7 @@ CANARY = {
 
 
 @pytest.fixture(scope="module")
-def url(smolvlm_bundle: Path) -> Iterator[str]:
+def url(smolvlm_bundle: Path, clip_bundle: Path) -> Iterator[str]:
     """URL of a running application on a local cluster that reports load every half second."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in RAY_ENVIRONMENT.items():
@@ -92,10 +96,10 @@ def url(smolvlm_bundle: Path) -> Iterator[str]:
         patch.setenv("RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "0.5")
         patch.setenv("RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "0.5")
         patch.setenv("OMP_NUM_THREADS", "1")
-        yield from serve_application(cluster_args(smolvlm_bundle))
+        yield from serve_application(cluster_args(smolvlm_bundle, clip_bundle))
 
 
-def cluster_args(bundle: Path, **ray_settings: Any) -> ClusterArgs:
+def cluster_args(*bundles: Path, **ray_settings: Any) -> ClusterArgs:
     scaling = {
         "num_cpus": 0.1,
         "target_ongoing_requests": 2,
@@ -108,12 +112,13 @@ def cluster_args(bundle: Path, **ray_settings: Any) -> ClusterArgs:
         "silent_after_s": 30,
         "ingress_num_cpus": 0.1,
         "generator": scaling,
+        "embedder": {**scaling, "max_replicas": 1},
         "models": {"idle": from_zero},
         "canaries": [CANARY],
     }
     return ClusterArgs.model_validate(
         {
-            "bundles": [str(bundle)],
+            "bundles": [str(bundle) for bundle in bundles],
             "engine": {"intra_threads": 1, "context_tokens": 512},
             "drain_timeout_s": 30,
             "ray": {**settings, **ray_settings},
@@ -180,7 +185,7 @@ def test_a_stream_arrives_piece_by_piece(url: str) -> None:
 @pytest.mark.slow
 def test_models_probes_and_metrics_answer_on_the_cluster(url: str) -> None:
     names = [card["id"] for card in httpx.get(f"{url}/v1/models").json()["data"]]
-    assert names == ["tiny-smolvlm", *(model.name for model in FAKES), "either"]
+    assert names == ["tiny-smolvlm", "tiny-clip", *(model.name for model in FAKES), "either"]
     assert httpx.get(f"{url}/health/ready").json() == {"status": "ready"}
     assert httpx.get(f"{url}/health/live").json() == {"status": "live"}
 
@@ -300,6 +305,41 @@ def test_a_client_that_leaves_frees_its_place_in_the_replica(url: str, leaves_by
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(url + CHAT, json=ask("single"), timeout=3)
     wait_until(lambda: httpx.post(url + CHAT, json=ask("single", max_tokens=1), timeout=30).status_code == 200, 10)
+
+
+def image_part() -> dict[str, Any]:
+    buffer = io.BytesIO()
+    Image.new("RGB", (48, 32), "red").save(buffer, "PNG")
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{b64encode(buffer.getvalue()).decode()}"}}
+
+
+@pytest.mark.slow
+def test_every_route_of_a_dual_encoder_answers_on_the_cluster(url: str) -> None:
+    def posted(path: str, **fields: Any) -> dict[str, Any]:
+        response = httpx.post(url + path, json={"model": "tiny-clip", **fields}, timeout=60)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    items = posted("/v1/embeddings", input=["a", "b", "c", image_part()])["data"]
+    vectors = np.array([item["embedding"] for item in items])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)  # float32
+    packed = posted("/v1/embeddings", input="a", encoding_format="base64")["data"][0]["embedding"]
+    # float32, twice: alone and in a batch
+    np.testing.assert_allclose(np.frombuffer(b64decode(packed), np.float32), vectors[0], atol=1e-5)
+
+    ranked = posted("/v1/rerank", query="a", documents=["b", "c", image_part()])["results"]
+    scores = vectors[1:] @ vectors[0]
+    assert [each["index"] for each in ranked] == np.argsort(-scores).tolist()
+    np.testing.assert_allclose([each["relevance_score"] for each in ranked], np.sort(scores)[::-1], atol=1e-5)
+
+    scored = posted("/v1/score", text_1="a", text_2=["b", "c"])["data"]
+    np.testing.assert_allclose([each["score"] for each in scored], scores[:2], atol=1e-5)
+
+    [item] = posted("/v1/classify", images=[image_part()], labels=["b", "c"], prompt_template="{}")["data"]
+    labels = {each["label"]: each["score"] for each in item["labels"]}
+    assert sum(labels.values()) == pytest.approx(1, abs=1e-5)
+    near = vectors[1:3] @ vectors[3]
+    assert (labels["b"] > labels["c"]) == (near[0] > near[1])
 
 
 @pytest.mark.slow

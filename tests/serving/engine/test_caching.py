@@ -11,6 +11,7 @@ import gc
 import math
 import zlib
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import count
 
 import numpy as np
@@ -19,6 +20,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from bundle.layouts.llava import LlavaPrompt
+from bundle.layouts.prompt import ImagePrompt
 from bundle.prompt import Prompt, Span
 from quant.kv.compressing import Compression, Stayed
 from runtime.cache_shape import CacheShape
@@ -37,6 +40,17 @@ IMAGE = 99
 NUM_IMAGE_TOKENS, NUM_WORD_TOKENS = 20, 5
 GRID = 16
 SEATS = 3
+
+
+def contents_of(sequence: Sequence) -> list[RowKey | tuple[RowKey, ...]]:
+    """Return what a row is of: its token by content, and where it sees others behind it, all of these."""
+    seen = sequence.prompt.prompt.seen
+    if seen is None:
+        return sequence.keys
+    plain = replace(sequence.prompt, prompt=replace(sequence.prompt.prompt, seen=None))
+    keys = Sequence("r", plain, sequence.sampling, (EOS,), sequence.image_keys).keys
+    of_prompt = [tuple(keys[at:end]) for at, end in enumerate(seen[1].tolist())]
+    return [*of_prompt, *sequence.keys[len(of_prompt) :]]
 
 
 def token_of(rows: list[tuple[RowKey, str]]) -> int:
@@ -83,7 +97,11 @@ class FakeDecoder:
             assert row.start == place or row.sequence.is_compressed
             assert row.end - row.start > 1 or batch.phase == "step" or row.sequence.num_prompt_tokens == 1
             count = row.end - row.start
-            held[place : place + count] = written(row.sequence.keys[row.start : row.end], row.start, batch.phase)
+            seen = row.sequence.prompt.prompt.seen
+            assert seen is None or batch.phase == "step" or seen[1][row.start : row.end].max() <= row.end
+            held[place : place + count] = written(
+                contents_of(row.sequence)[row.start : row.end], row.start, batch.phase
+            )
             self.num_tokens += count
             tokens.append(token_of(held[: place + count]))
         return tokens
@@ -112,6 +130,15 @@ class AnyPace(Pace):
         return self.chunk_tokens(beside_answers=True) % 2 == 0
 
 
+@cache
+def layout_of(looks_ahead: str) -> ImagePrompt:
+    class Layout(LlavaPrompt):
+        pass
+
+    Layout.looks_ahead = looks_ahead
+    return Layout(image_token="<image>", image_token_id=IMAGE, tokens_per_tile=1)
+
+
 @dataclass(frozen=True)
 class Asked:
     """A prompt: words of a small alphabet, and images by their number; of its rows the last `num_kept` stay."""
@@ -121,6 +148,7 @@ class Asked:
     priority: int = 0
     num_kept: int | None = None
     policy: str = "knorm"
+    looks_ahead: str = "nowhere"
 
     def sequence(self) -> Sequence:
         ids: list[int] = []
@@ -131,7 +159,8 @@ class Asked:
                 ids += [IMAGE] * NUM_IMAGE_TOKENS
             else:
                 ids += [part] * NUM_WORD_TOKENS
-        prompt = Prompt(np.array(ids), tuple(spans), np.arange(len(ids)), len(ids), len(spans))
+        seen = layout_of(self.looks_ahead).seen(len(ids), spans)
+        prompt = Prompt(np.array(ids), tuple(spans), np.arange(len(ids)), len(ids), len(spans), seen)
         filled = FilledPrompt.of(prompt, [np.zeros((NUM_IMAGE_TOKENS, 2), np.float32)] * len(spans))
         keys = [bytes([part]) for part in self.parts if part >= IMAGE]
         sampling = SamplingParams(max_tokens=self.max_tokens)
@@ -143,7 +172,7 @@ class Asked:
     def answer(self) -> list[int]:
         """Return what follows the prompt, read alone and from its start."""
         sequence = self.sequence()
-        rows = written(sequence.keys, 0, "prompt")
+        rows = written(contents_of(sequence), 0, "prompt")
         answer = [token_of(rows)]
         if sequence.compression is not None:
             rows = rows[-sequence.compression.num_kept :]
@@ -239,7 +268,8 @@ def server(num_seats: int = SEATS, num_spare: int = 2, budget: int | None = None
 
 PARTS = st.lists(st.sampled_from([1, 2, 3, IMAGE, IMAGE + 1]), min_size=1, max_size=7).map(tuple)
 KEPT = st.one_of(st.none(), st.integers(1, 60))
-ASKED = st.builds(Asked, PARTS, st.integers(1, 4), st.integers(-1, 1), KEPT, st.sampled_from(["knorm", "snapkv"]))
+SEES = st.sampled_from(["nowhere", "nowhere", "images", "text", "prompt"])
+ASKED = st.builds(Asked, PARTS, st.integers(1, 4), st.integers(-1, 1), KEPT, st.sampled_from(["knorm", "snapkv"]), SEES)
 ACTIONS = st.lists(
     st.one_of(
         st.tuples(st.just("add"), ASKED),
@@ -329,6 +359,25 @@ def test_another_image_of_equal_size_shares_no_row_with_the_first(other: int) ->
     here.ask(Asked((1, 2, 3, 2, IMAGE, 3)))
     assert here.ask(Asked((1, 2, 3, 2, IMAGE, 1))).cached_tokens == 32
     assert here.ask(Asked((1, 2, 3, 2, other, 3, 3, 3, 3))).cached_tokens == 16
+
+
+def test_an_image_that_sees_itself_is_shared_whole_and_what_stands_behind_it_as_far_as_it_is_the_same() -> None:
+    here = server()
+    first = (1, 2, IMAGE, 3, 1, 2)
+    here.ask(Asked(first, looks_ahead="images"))
+    assert here.ask(Asked((*first, 3), looks_ahead="images")).cached_tokens == 32
+    assert here.ask(Asked((1, 2, IMAGE + 1, 3, 1, 2), looks_ahead="images")).cached_tokens == 0
+    assert here.ask(Asked((1, 2, IMAGE, IMAGE), looks_ahead="images")).cached_tokens == 16
+
+
+def test_a_prompt_that_sees_all_of_itself_is_shared_with_none_but_its_like() -> None:
+    here = server()
+    asked = Asked((1, 2, IMAGE, 3, 1, 2), looks_ahead="prompt")
+    here.ask(asked)
+    assert here.ask(replace(asked, parts=(*asked.parts, 3))).cached_tokens == 0
+    assert here.ask(replace(asked, parts=asked.parts[:-1])).cached_tokens == 0
+    assert here.ask(replace(asked, looks_ahead="nowhere")).cached_tokens == 0
+    assert here.ask(asked).cached_tokens == 32
 
 
 def test_a_running_sequence_lends_its_prompt_to_another_and_goes_on_where_both_fit() -> None:

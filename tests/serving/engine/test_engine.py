@@ -27,7 +27,7 @@ from serving.engine.sampling.state import SamplingState
 from serving.engine.scheduler import Scheduler
 from serving.engine.sequence import Sequence
 from serving.engine.streams import Ended, Failed, Sampled, StreamEvent, TokenStream
-from serving.protocol import SamplingParams
+from serving.protocol import M3ID, VCD, Contrast, SamplingParams
 from serving.settings import EngineSettings
 from serving.watch import Patience
 
@@ -71,6 +71,7 @@ class Request:
     cancel_after: int | None = None
     is_late: bool = False
     num_kept: int | None = None
+    shadow: tuple[int, ...] | None = None
 
     @property
     def kept_rows(self) -> list[int] | None:
@@ -84,7 +85,11 @@ class Request:
     def sequence(self) -> Sequence:
         prompt, deadline_s = FilledPrompt.of_ids(np.array(self.prompt, np.int64)), 0.0 if self.is_late else math.inf
         compression = None if self.kept_rows is None else Compression("streaming-llm", len(self.kept_rows))
-        return Sequence("r", prompt, self.sampling, (EOS,), deadline_s=deadline_s, compression=compression)
+        made = Sequence("r", prompt, self.sampling, (EOS,), deadline_s=deadline_s, compression=compression)
+        if self.shadow is None:
+            return made
+        other = Sequence("r", FilledPrompt.of_ids(np.array(self.shadow, np.int64)), SamplingParams(), (EOS,))
+        return Sequence("r", prompt, self.sampling, (EOS,), deadline_s=deadline_s, shadow=other)
 
 
 @dataclass(frozen=True)
@@ -110,47 +115,88 @@ class Expected:
         return tokens if self.is_decided else tokens[: self.num_decided]
 
 
+class Reading:
+    """One prompt and its answer in a cache of its own."""
+
+    def __init__(self, oracle: "Oracle", prompt: tuple[int, ...], kept_rows: list[int] | None = None) -> None:
+        self._oracle, self._num_prompt, self._kept_rows = oracle, len(prompt), kept_rows
+        self.cache = {
+            state.input: np.zeros([{"B": 1, "S": CAPACITY}.get(str(size), size) for size in state.shape], np.float32)
+            for state in oracle.states
+        }
+        self.ids, self.past, self.position = list(prompt), 0, 0
+
+    def read(self) -> np.ndarray:
+        """Return the logits [V] behind the tokens that are yet to be read."""
+        ids, past, position = self.ids, self.past, self.position
+        inputs = {
+            "inputs_embeds": self._oracle.embed_tokens.run({"input_ids": np.array([ids])})["inputs_embeds"],
+            "position_ids": np.arange(position, position + len(ids))[None],
+            "past_lengths": np.array([[past]]),
+            "logits_indices": np.array([[len(ids) - 1]]),
+        }
+        outputs = self._oracle.decoder.run({**inputs, **self.cache})
+        self.cache = {state.input: outputs[state.output] for state in self._oracle.states}
+        self.past, self.position, self.ids = past + len(ids), position + len(ids), []
+        if self.position == self._num_prompt and (kept := self._kept_rows) is not None:
+            self.cache = {name: rows_first(array, kept) for name, array in self.cache.items()}
+            self.past = len(kept)
+        return outputs["logits"][0, 0]
+
+
+def contrasted(own: np.ndarray, other: np.ndarray, num_tokens: int, how: Contrast | None) -> np.ndarray:
+    """Return what is chosen from, by the papers' formulas in float64."""
+    own, other = own.astype(np.float64), other.astype(np.float64)
+    if isinstance(how, VCD):
+        found = (1 + how.alpha) * own - how.alpha * other
+        chances = np.exp(own - own.max())
+        return np.where(chances >= how.beta * chances.max(), found, -np.inf)
+    log_own, log_other = (each - np.log(np.exp(each - each.max()).sum()) - each.max() for each in (own, other))
+    if how is None or np.exp(log_own).max() >= how.confidence:
+        return own
+    gamma = np.exp(-how.decay * num_tokens)
+    return log_own + (1 - gamma) / gamma * (log_own - log_other)
+
+
 class Oracle:
     """Answers of a model to one prompt alone: whole-prompt prefill, plain runs, no slots, no engine."""
 
     def __init__(self, model, settings: EngineSettings) -> None:
-        self._embed_tokens = Session(model.bundle, "embed_tokens", settings)
-        self._decoder = Session(model.bundle, "decoder", settings)
-        self._states = model.bundle.manifest.states
+        self.embed_tokens = Session(model.bundle, "embed_tokens", settings)
+        self.decoder = Session(model.bundle, "decoder", settings)
+        self.states = model.bundle.manifest.states
         self._known: dict[tuple, Expected] = {}
 
-    def answer(self, request: Request) -> Expected:
-        key = (request.prompt, request.sampling, request.num_kept)
+    def answer(self, request: Request, most_rows: int = 10**6) -> Expected:
+        """Return the answer of a request; a pair's ends where both hold so many rows."""
+        key = (request.prompt, request.sampling, request.num_kept, request.shadow, request.shadow and most_rows)
         if key not in self._known:
-            self._known[key] = self._run(request)
+            self._known[key] = self._run(request, most_rows)
         return self._known[key]
 
-    def _run(self, request: Request) -> Expected:
-        cache = {
-            state.input: np.zeros([{"B": 1, "S": CAPACITY}.get(str(size), size) for size in state.shape], np.float32)
-            for state in self._states
-        }
-        state, ids, past, position = SamplingState(request.sampling), list(request.prompt), 0, 0
+    def _run(self, request: Request, most_rows: int) -> Expected:
+        own = Reading(self, request.prompt, request.kept_rows)
+        other = None if request.shadow is None else Reading(self, request.shadow)
+        readings = [own] if other is None else [own, other]
+        how, state = request.sampling.contrast, SamplingState(replace(request.sampling, contrast=None))
         tokens: list[int] = []
         decided: list[bool] = []
-        while past + len(ids) <= CAPACITY:
-            inputs = {
-                "inputs_embeds": self._embed_tokens.run({"input_ids": np.array([ids])})["inputs_embeds"],
-                "position_ids": np.arange(position, position + len(ids))[None],
-                "past_lengths": np.array([[past]]),
-                "logits_indices": np.array([[len(ids) - 1]]),
-            }
-            outputs = self._decoder.run({**inputs, **cache})
-            cache = {state.input: outputs[state.output] for state in self._states}
-            past, position = past + len(ids), position + len(ids)
-            if position == len(request.prompt) and (kept := request.kept_rows) is not None:
-                cache, past = {name: rows_first(array, kept) for name, array in cache.items()}, len(kept)
-            logits = outputs["logits"][0, 0]
-            decided.append(is_decided(state, logits))
-            tokens.append(chosen(state, logits))
-            ids = tokens[-1:]
-            if ids[0] == EOS or len(tokens) == request.sampling.max_tokens:
+        while all(each.past + len(each.ids) <= CAPACITY for each in readings):
+            logits = own.read()
+            if other is None:
+                rows = [logits, *near(logits)]
+            else:
+                against = other.read()
+                pairs = zip([logits, *near(logits)], [against, *near(against, 1)], strict=True)
+                rows = [contrasted(*pair, len(tokens), how).astype(np.float32) for pair in pairs]
+            decided.append(len({chosen(copy.deepcopy(state), row.copy()) for row in rows}) == 1)
+            tokens.append(chosen(state, rows[0]))
+            if tokens[-1] == EOS or len(tokens) == request.sampling.max_tokens:
                 break
+            if other is not None and own.past + other.past + 2 > most_rows:
+                break
+            for each in readings:
+                each.ids = tokens[-1:]
         return Expected(tokens, len(tokens) if all(decided) else decided.index(False))
 
 
@@ -166,15 +212,14 @@ def chosen(state: SamplingState, logits: np.ndarray) -> int:
     return choice.token_id
 
 
-def is_decided(state: SamplingState, logits: np.ndarray) -> bool:
-    """True when logits a rounding error away give the same token.
+def near(logits: np.ndarray, seed: int = 0) -> list[np.ndarray]:
+    """Return logits a rounding error away, of which each has to give the same token.
 
     A decode batch multiplies matrices of another height than a lone row, which orders float32 sums differently: here
     by about 1e-6 of logits near 5. 1e-4 is far above that, and leaves one token in several thousand undecided.
     """
-    rng = np.random.default_rng(0)
-    near = [logits, *(logits + rng.uniform(-1e-4, 1e-4, logits.shape).astype(np.float32) for _ in range(4))]
-    return len({chosen(copy.deepcopy(state), row) for row in near}) == 1
+    rng = np.random.default_rng(seed)
+    return [logits + rng.uniform(-1e-4, 1e-4, logits.shape).astype(np.float32) for _ in range(4)]
 
 
 @pytest.fixture(scope="module")
@@ -245,13 +290,29 @@ SAMPLING = st.builds(
     top_k=st.sampled_from([0, 8]),
     seed=st.integers(0, 3),
 )
+CONTRAST = st.one_of(
+    st.builds(VCD, alpha=st.sampled_from([0.0, 0.5, 1.0]), beta=st.sampled_from([0.0, 0.1, 0.5])),
+    st.builds(M3ID, decay=st.sampled_from([0.02, 0.5]), confidence=st.sampled_from([0.01, 0.3, 1.0])),
+)
+CANCEL_AFTER = st.one_of(st.none(), st.none(), st.none(), st.integers(0, 5))
+PAIR = st.builds(
+    Request,
+    prompt=st.lists(st.integers(6, 59), min_size=1, max_size=20).map(tuple),
+    shadow=st.lists(st.integers(6, 59), min_size=1, max_size=20).map(tuple),
+    sampling=st.builds(lambda sampling, contrast: replace(sampling, contrast=contrast), SAMPLING, CONTRAST),
+    cancel_after=CANCEL_AFTER,
+    is_late=st.sampled_from([False, False, False, True]),
+)
 REQUESTS = st.lists(
-    st.builds(
-        Request,
-        prompt=st.lists(st.integers(6, 59), min_size=1, max_size=CAPACITY - 1).map(tuple),
-        sampling=SAMPLING,
-        cancel_after=st.one_of(st.none(), st.none(), st.integers(0, 5)),
-        num_kept=NUM_KEPT,
+    st.one_of(
+        st.builds(
+            Request,
+            prompt=st.lists(st.integers(6, 59), min_size=1, max_size=CAPACITY - 1).map(tuple),
+            sampling=SAMPLING,
+            cancel_after=st.one_of(st.none(), st.none(), st.integers(0, 5)),
+            num_kept=NUM_KEPT,
+        ),
+        PAIR,
     ),
     min_size=1,
     max_size=9,
@@ -270,15 +331,18 @@ def test_every_request_ends_once_and_answers_as_if_alone_whatever_its_mates_suff
 
 
 ALIKE = st.lists(
-    st.builds(
-        Request,
-        prompt=st.lists(
-            st.sampled_from([(7, 8, 9, 10, 11), (12, 13), (14, 15, 16, 17, 18, 19)]), min_size=1, max_size=7
-        ).map(lambda parts: tuple(token for part in parts for token in part)),
-        sampling=SAMPLING,
-        cancel_after=st.one_of(st.none(), st.none(), st.none(), st.integers(0, 5)),
-        is_late=st.sampled_from([False, False, False, True]),
-        num_kept=NUM_KEPT,
+    st.one_of(
+        st.builds(
+            Request,
+            prompt=st.lists(
+                st.sampled_from([(7, 8, 9, 10, 11), (12, 13), (14, 15, 16, 17, 18, 19)]), min_size=1, max_size=7
+            ).map(lambda parts: tuple(token for part in parts for token in part)),
+            sampling=SAMPLING,
+            cancel_after=CANCEL_AFTER,
+            is_late=st.sampled_from([False, False, False, True]),
+            num_kept=NUM_KEPT,
+        ),
+        PAIR,
     ),
     min_size=1,
     max_size=12,
@@ -300,7 +364,7 @@ def check_served(engine: Engine, oracle: Oracle, requests: list[Request], faults
     """Serve requests, hold each against its answer alone, and close the engine."""
     served = asyncio.run(serve(engine, requests))
     for request, (_, events) in zip(requests, served, strict=True):
-        alone = oracle.answer(request)
+        alone = oracle.answer(request, int(engine.gauges["kv_cache_rows"]))
         match events[-1]:
             case Ended(None):
                 assert request.cancel_after is not None

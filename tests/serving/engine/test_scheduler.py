@@ -290,3 +290,143 @@ def test_a_free_slot_is_taken_where_nothing_bounds_rows() -> None:
     run(s, s.schedule())
     run(s, s.schedule())
     assert last.slot is not None
+
+
+def pair(prompt_tokens: int, shadow_tokens: int, max_tokens: int | None = None) -> Sequence:
+    """Return a sequence with a shadow."""
+    made, shadow = sequence(prompt_tokens, max_tokens), sequence(shadow_tokens)
+    return Sequence("r", made.prompt, made.sampling, (EOS,), shadow=shadow)
+
+
+def test_a_pair_is_seated_where_there_is_room_for_both_the_shadow_first() -> None:
+    s = scheduler(num_slots=3)
+    one, two, later = pair(3, 4), pair(2, 2), sequence(2)
+    for each in (one, two, later):
+        s.add(each)
+    batch = s.schedule()
+    assert [row.sequence for row in batch.rows] == [one.shadow]
+    assert batch.rows[0].is_last
+    s.advance(batch)
+    run(s, s.schedule())
+    assert (one.num_output_tokens, one.shadow.ids[-1], one.shadow.num_output_tokens) == (1, 1, 1)
+    steps = [s.schedule() for _ in range(3)]
+    # One seat is free, which is too few for the next pair; who came later does not overtake it.
+    assert [{*batch.sequences} for batch in steps] == [{one, one.shadow}] * 3
+    shadow = one.shadow
+    assert s.remove(one)
+    assert (one.slot, shadow.slot, s.num_running) == (None, None, 0)
+    assert s.schedule().sequences == [two.shadow]
+
+
+def test_half_a_pair_that_leaves_takes_its_shadow_along() -> None:
+    s = scheduler(num_slots=2)
+    one, shadow = (made := pair(3, 4)), made.shadow
+    s.add(one)
+    s.advance(s.schedule())
+    assert (shadow.slot, one.slot) == (0, None)
+    assert s.remove(one)
+    assert shadow.slot is None
+    assert not s.has_work
+    assert s.schedule() is None
+
+
+def test_a_pair_is_preempted_and_read_again_as_one() -> None:
+    s = scheduler(num_slots=2)
+    one = pair(3, 4)
+    s.add(one)
+    while one.num_output_tokens < 3:
+        batch = s.schedule()
+        s.advance(batch)
+        for row in batch.rows:
+            if row.is_last and row.sequence.casts is None:
+                s.append(row.sequence, 1)
+    assert s.preempt(one)
+    assert [(each.num_run, each.slot, each.num_output_tokens) for each in one.together] == [(0, None, 3)] * 2
+    seen = []
+    while len(seen) < 5:
+        batch = s.schedule()
+        s.advance(batch)
+        seen.append([(row.sequence.casts is not None, row.start, row.end) for row in batch.rows])
+    # Each is read to the token sampled last, prompt and answer apart; that one runs of both together.
+    assert seen == [[(True, 0, 4)], [(True, 4, 6)], [(False, 0, 3)], [(False, 3, 5)], [(True, 6, 7), (False, 5, 6)]]
+
+
+ACTS = st.lists(
+    st.tuples(st.sampled_from(["one", "pair", "step", "step", "step", "cancel", "preempt"]), st.integers(0, 7)),
+    max_size=60,
+)
+
+
+@given(acts=ACTS, budget_rows=st.sampled_from([None, CAPACITY, 2 * CAPACITY]))
+def test_whatever_comes_and_goes_pairs_run_side_by_side_and_all_ends(
+    acts: list[tuple[str, int]], budget_rows: int | None
+) -> None:
+    s = Scheduler(CacheShape(4, CAPACITY, 1, budget_rows=budget_rows), Pace(2, math.inf))
+    live: list[Sequence] = []
+    shadows: dict[Sequence, Sequence] = {}
+
+    def step() -> None:
+        batch = s.schedule()
+        if batch is None:
+            assert not live
+            return
+        slots = [row.sequence.slot for row in batch.rows]
+        assert slots == list(range(slots[0], slots[0] + len(slots)))
+        ran = {*batch.sequences}
+        for own, shadow in shadows.items():
+            if batch.phase == "step" and len(ran) > 1 and own in live:
+                assert (own in ran) == (shadow in ran)
+            assert (own.slot is None) or (shadow.slot is not None)
+        s.advance(batch)
+        for row in reversed(batch.rows):
+            if row.is_last and row.sequence.casts is None and s.append(row.sequence, 1) is not None:
+                live.remove(row.sequence)
+        for own, shadow in shadows.items():
+            assert own.ids[own.num_prompt_tokens :] == shadow.ids[shadow.num_prompt_tokens :]
+
+    for kind, number in acts:
+        if kind in ("one", "pair"):
+            made = sequence(1 + number, 4) if kind == "one" else pair(1 + number, 1 + number // 2, 4)
+            live.append(made)
+            if made.shadow is not None:
+                shadows[made] = made.shadow
+            s.add(made)
+        elif kind == "step":
+            step()
+        elif live and kind == "cancel":
+            assert s.remove(live.pop(number % len(live)))
+        elif live:
+            s.preempt(live[number % len(live)])
+        for own, shadow in shadows.items():
+            if own not in live:
+                assert (own.slot, shadow.slot) == (None, None)
+    for _ in range(2000):
+        step()
+        if not live:
+            break
+    assert not live
+    assert s.num_running == 0
+
+
+def test_a_shadow_that_waits_stays_behind_those_that_step_when_one_of_them_leaves() -> None:
+    s = scheduler(num_slots=4, chunk=2)
+    first, second = sequence(2), sequence(2)
+    for each in (first, second):
+        s.add(each)
+        run(s, s.schedule())
+    made = pair(8, 2)
+    s.add(made)
+    for _ in range(3):
+        batch = s.schedule()
+        s.advance(batch)
+        for row in batch.rows:
+            if row.sequence in (first, second) and row.is_last:
+                s.append(row.sequence, 1)
+    assert made.shadow.is_parked
+    assert s.remove(first)
+    ran = []
+    for _ in range(2):
+        ran.append(s.schedule())
+        s.advance(ran[-1])
+    assert {batch.phase: batch.sequences for batch in ran} == {"prompt": [made], "step": [second]}
+    assert (second.slot, made.shadow.slot) == (0, 1)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from bundle.directory import open_bundle
-from bundle.errors import ContextLengthError, ImageError, ParameterError, TaskError
+from bundle.errors import ContextLengthError, ImageError, ParameterError, SettingsError, TaskError
 from export.exporter import export_checkpoint
+from loadtests.latency import run_benchmark
 from serving.models.client import LocalClient
 from serving.models.cross_encoder import CrossEncoderModel
 from serving.protocol import EmbedRequest, ImagePart, ScoreRequest, TextPart, TokenizeRequest
@@ -94,3 +95,8 @@ def test_a_client_serves_it_and_it_makes_no_vectors(vilt_bundle: Path, image_byt
                 await client.embed(EmbedRequest("r", "tiny-vilt", (TextPart("a"),)))
 
     asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_a_benchmark_of_answers_and_vectors_refuses_it(vilt_bundle: Path) -> None:
+    with pytest.raises(SettingsError, match="tiny-vilt scores pairs"):
+        run_benchmark(vilt_bundle)

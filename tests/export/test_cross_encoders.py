@@ -1,7 +1,9 @@
-"""ViLT, which reads a text and an image together, against transformers' model and processor."""
+"""ViLT and BridgeTower, which read a text and an image together, against transformers' models and processors."""
 
 from __future__ import annotations
 
+from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,13 @@ from bundle.errors import ImageError, QuantizationError, UnsupportedConfigError
 from bundle.image import PREPROCESSOR, ImageSpec, ShortestEdge
 from bundle.text import TOKENIZER, Tokenizer
 from export.exporter import export_checkpoint
+from export.models.bridgetower import BridgeTower
 from export.models.vilt import Vilt
 from quant.quantizer import quantize_bundle
 from runtime.pair_encoder import Pair, PairEncoder
 from runtime.settings import RuntimeSettings
 
+NAMES = {"vilt": "Vilt", "bridgetower": "BridgeTower"}
 SIZES_PX = [(24, 24), (70, 31), (19, 90), (200, 60)]
 
 
@@ -27,19 +31,22 @@ def picture(width_px: int, height_px: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-@pytest.mark.parametrize("dialect", ["contrib", "portable"])
-def test_scores_are_the_references_side_by_side(vilt_checkpoint: Path, tmp_path: Path, dialect: str) -> None:
+@pytest.mark.parametrize(("family", "dialect"), [*product(("vilt", "bridgetower"), ("contrib", "portable"))])
+def test_scores_are_the_references_side_by_side(
+    family: str, dialect: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """In transformers' eager attention: its faster one lets no patch of BridgeTower's look at a later one (5.x)."""
     torch = pytest.importorskip("torch")
-    from transformers import AutoTokenizer, ViltForImageAndTextRetrieval
-    from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
+    import transformers
 
-    model, found = ViltForImageAndTextRetrieval.from_pretrained(vilt_checkpoint, output_loading_info=True)
+    checkpoint, name = request.getfixturevalue(f"{family}_checkpoint"), NAMES[family]
+    kind = getattr(transformers, f"{name}ForImageAndTextRetrieval")
+    model, found = kind.from_pretrained(checkpoint, output_loading_info=True, attn_implementation="eager")
     assert not any(found.values()), found
-    images, tokenizer = (
-        ViltImageProcessorPil.from_pretrained(vilt_checkpoint),
-        AutoTokenizer.from_pretrained(vilt_checkpoint),
-    )
-    export_checkpoint(vilt_checkpoint, tmp_path / "bundle", name="tiny", dialect=dialect)
+    module = import_module(f"transformers.models.{family}.image_processing_pil_{family}")
+    images = getattr(module, f"{name}ImageProcessorPil").from_pretrained(checkpoint)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    export_checkpoint(checkpoint, tmp_path / "bundle", name="tiny", dialect=dialect)
     bundle = open_bundle(tmp_path / "bundle")
     spec, texts = ImageSpec.read(bundle.path(PREPROCESSOR)), Tokenizer.from_file(bundle.path(TOKENIZER))
     pairs, expected = [], []
@@ -51,12 +58,12 @@ def test_scores_are_the_references_side_by_side(vilt_checkpoint: Path, tmp_path:
         np.testing.assert_array_equal(row.input_ids, told["input_ids"].numpy())
         np.testing.assert_array_equal(pixels, seen["pixel_values"].numpy())
         with torch.no_grad():
-            logits = model.eval()(**told, **seen).logits
+            logits = model.eval()(**told, **seen).logits[0]
         pairs += [Pair(row, pixels)] * 2
-        expected += [torch.sigmoid(logits).item()] * 2
+        expected += [(torch.sigmoid(logits) if family == "vilt" else logits.softmax(-1)[1:]).item()] * 2
     scores = PairEncoder(bundle, RuntimeSettings(intra_threads=1)).score(pairs)
     np.testing.assert_allclose(scores, expected, atol=1e-5)
-    assert np.ptp(expected) > 1e-2  # a model that says the same of every pair would agree however wrong it is
+    assert np.ptp(expected) > 1e-3  # a model that says the same of every pair would agree however wrong it is
 
 
 @pytest.mark.parametrize("size", [(640, 480), (480, 640), (1000, 90), (33, 35), (384, 384), (2000, 1111)])
@@ -84,9 +91,24 @@ def test_an_image_of_which_no_patch_is_left_is_refused() -> None:
         ({"max_image_length": 200}, "max_image_length is 200"),
     ],
 )
-def test_what_is_not_built_is_refused(change: dict[str, Any], message: str) -> None:
+def test_what_is_not_built_of_vilt_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedConfigError, match=message):
         Vilt(change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architectures": ["BridgeTowerForMaskedLM"]}, "the head for retrieval is built"),
+        ({"link_tower_type": "interpolate"}, "link_tower_type is 'interpolate'"),
+        ({"vision_config": {"remove_last_layer": True}}, "remove_last_layer is True"),
+        ({"text_config": {"num_hidden_layers": 11}}, "12 layers over images and 11 over texts"),
+        ({"hidden_size": 512}, "hidden_size 512 beside 768"),
+    ],
+)
+def test_what_is_not_built_of_bridgetower_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedConfigError, match=message):
+        BridgeTower({"vision_config": {}, "text_config": {}, **change})
 
 
 def test_no_variant_is_made_of_what_nothing_measures(vilt_checkpoint: Path, tmp_path: Path) -> None:
