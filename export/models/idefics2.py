@@ -18,7 +18,7 @@ from export.nn.dialect import Dialect, Heads
 from export.nn.mlp import GatedMLP
 from export.nn.module import Module
 from export.nn.patches import usual_patches
-from export.towers.idefics2 import VISION_DEFAULTS, Idefics2Tower
+from export.towers.idefics2 import VISION_DEFAULTS, Idefics2Tower, longest_side
 
 _DEFAULT_TEXT = "mistral"
 _PERCEIVER_DEFAULTS: Raw = {
@@ -102,16 +102,17 @@ class Idefics2(VisionLanguage):
         return self._perceiver.num_latents
 
     def check_images(self, spec: ImageSpec) -> None:
-        """Check that images keep their shape, and have a patch at least.
+        """Check that images keep their shape, and that their sides have a patch at least and no more than are placed.
 
         Raises:
             UnsupportedConfigError: They do not.
         """
         geometry, patch = spec.geometry, self._vision.patch_size_px
-        if not isinstance(geometry, Bounded) or geometry.shortest_px < patch:
+        longest_px = longest_side(self._vision.grid) * patch
+        if not isinstance(geometry, Bounded) or geometry.shortest_px < patch or geometry.longest_px > longest_px:
             raise UnsupportedConfigError(
                 f"the processor makes images by {geometry}; built are sides between two bounds, of a patch of {patch} "
-                "pixels at least"
+                f"pixels at least and {longest_px} pixels at most"
             )
 
     def vision(self, dialect: Dialect) -> Module:

@@ -12,7 +12,7 @@ from export.nn.module import Module, Weight
 from export.nn.norms import LayerNorm
 from export.nn.patches import Grid, StillPatches, usual_patches
 from export.nn.vit import Encoder
-from export.towers.idefics3 import boundaries
+from export.towers.idefics3 import buckets
 from graphs.labels import Label
 
 VISION_DEFAULTS: Raw = {
@@ -26,15 +26,17 @@ VISION_DEFAULTS: Raw = {
     "hidden_act": "gelu_pytorch_tanh",
     "layer_norm_eps": 1e-6,
 }
-_LAST = float(np.float32(1.0 - 1e-6))
-"""Largest share of a side at which a patch may begin, fixed in the model."""
+_LONGEST_SIDE = 2
+"""Of an image, over that of the table; published models have images of the table's side at most."""
 
 
 class BucketedPositions(Module):
     """Learned positions of a square, of which a patch takes the one at its share of height and width.
 
+    Which those are is a table of whole numbers: shares of a side as floats would be rounded by every device in its way.
+
     Args:
-        grid: Side of the table.
+        grid: Side of the square.
         size: D.
     """
 
@@ -45,18 +47,22 @@ class BucketedPositions(Module):
 
     def forward(self, op: OpBuilder, x: ir.Value, grid: Grid) -> ir.Value:
         """Return x [I, N, D], row by row, plus the position of each patch."""
-        edges = op.initializer(ir.tensor(boundaries(self.grid)), "position_boundaries")
-        down, across = self._buckets(op, grid.height, edges), self._buckets(op, grid.width, edges)
+        longest = longest_side(self.grid)
+        of_side = np.zeros((longest + 1, longest), np.int64)
+        for side in range(1, longest + 1):
+            of_side[side, :side] = buckets(side, self.grid)
+        table = op.initializer(ir.tensor(of_side), "position_buckets")
+        down, across = (
+            op.Slice(op.Gather(table, op.Squeeze(side, [0]), axis=0), [0], side, [0])
+            for side in (grid.height, grid.width)
+        )
         rows = op.Add(op.Mul(op.Unsqueeze(down, [1]), self.grid), op.Unsqueeze(across, [0]))
         return op.Add(x, op.Gather(self.weight, op.Reshape(rows, [-1]), axis=0))
 
-    def _buckets(self, op: OpBuilder, side: ir.Value, edges: ir.Value) -> ir.Value:
-        """Return [n] int64 the bucket of each of the n patches along a side, n being [1] int64."""
-        step = op.Div(1.0, op.Cast(side, to=ir.DataType.FLOAT))
-        numbers = op.Cast(op.Range(0, op.Squeeze(side, [0]), 1), to=ir.DataType.FLOAT)
-        shares = op.Unsqueeze(op.Min(op.Mul(numbers, step), _LAST), [1])
-        passed = op.Cast(op.GreaterOrEqual(shares, edges), to=ir.DataType.INT64)
-        return op.ReduceSum(passed, [1], keepdims=0)
+
+def longest_side(grid: int) -> int:
+    """Return how many patches an image may have on a side."""
+    return _LONGEST_SIDE * grid
 
 
 class _Embeddings(Module):

@@ -27,13 +27,6 @@ VISION_DEFAULTS: Raw = {
 }
 
 
-def boundaries(grid: int) -> npt.NDArray[np.float32]:
-    """Return [grid - 1] where buckets end: 1/grid, 2/grid, ... as the model adds them up."""
-    step = 1.0 / grid
-    count = int(np.ceil((1.0 - step) / step))
-    return (step + np.arange(count, dtype=np.float64) * step).astype(np.float32)
-
-
 def buckets(side: int, grid: int) -> npt.NDArray[np.int64]:
     """Return [side] the bucket, of a full tile's `grid`, of each patch along one side of a tile.
 
@@ -42,9 +35,13 @@ def buckets(side: int, grid: int) -> npt.NDArray[np.int64]:
     own boundaries depend on the processor's vector width by one rounding, which moves a bucket for grids such as 19
     and 25; boundaries here are rounded once from float64, which agrees for the grids of published checkpoints.
     """
-    coordinates = np.arange(side, dtype=np.float32) * np.float32(1.0 / side)
+    step = 1.0 / grid
+    own = 1.0 / side
+    count = int(np.ceil((1.0 - step) / step))
+    boundaries = (step + np.arange(count, dtype=np.float64) * step).astype(np.float32)
+    coordinates = np.arange(side, dtype=np.float32) * np.float32(own)
     coordinates = np.minimum(coordinates, np.float32(1.0 - 1e-6))
-    found: npt.NDArray[np.int64] = np.searchsorted(boundaries(grid), coordinates, side="right").astype(np.int64)
+    found: npt.NDArray[np.int64] = np.searchsorted(boundaries, coordinates, side="right").astype(np.int64)
     return found
 
 

@@ -32,6 +32,12 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
         {"image_processor": {"size": {"shortest_edge": 6, "longest_edge": 9}}},
         "patch of 7 pixels",
     ),
+    (
+        "idefics2",
+        PROCESSOR,
+        {"image_processor": {"size": {"shortest_edge": 20, "longest_edge": 99}}},
+        "98 pixels at most",
+    ),
     ("perception_lm", CONFIG, {"vision_config": {"architecture": "vit_base"}}, "'vit_base'.*vit_pe_core"),
     ("perception_lm", CONFIG, {"vision_config": {"model_args": {"swiglu_mlp": True}}}, "holds swiglu_mlp"),
     ("perception_lm", CONFIG, {"vision_config": {"model_args": {"img_size": [32, 40]}}}, "only squares"),
