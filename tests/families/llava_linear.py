@@ -45,8 +45,8 @@ def model(folder: Path) -> Any:
     """Return transformers' model with one matrix in the place of its connector.
 
     The connector of LLaVA before 1.5 is a linear layer from image features to the space of word embeddings (arXiv
-    2304.08485, section 4.1); SITTA's is a linear mapping between these spaces, fitted without gradients (arXiv
-    2307.05591, section 3), which has no bias.
+    2304.08485, section 4.1); SITTA's is a linear mapping between these spaces, fitted without gradients, which has no
+    bias (arXiv 2307.05591).
     """
     import torch
     from safetensors.torch import load_file as load_torch
