@@ -17,6 +17,7 @@ import locust  # before requests: it replaces blocking calls, and warns where TL
 import requests
 
 from loadtests.images import ImagePool
+from loadtests.questions import QUESTIONS
 from loadtests.samples import Kind, RequestSample
 from loadtests.sse import SSEParser, error_message, read_delta
 
@@ -25,12 +26,6 @@ Task = Callable[[Any], None]
 _READ_BYTES = 1 << 16
 _ERROR_CHARACTERS = 200
 
-QUESTIONS = (
-    "What is in the picture?",
-    "What colour is the largest shape?",
-    "How many circles are there?",
-    "Which shape is on the left?",
-)
 CAPTIONS = ("a red circle", "a blue square", "a green triangle", "two grey dots")
 LABELS = ("circle", "square", "triangle", "digit")
 

@@ -62,7 +62,7 @@ def _drawn(name: str, shape: tuple[int, ...]) -> np.ndarray:
         return np.exp(drawn_weight(name, shape))
     if "_bn." in name or "batchnorm." in name:
         name = name.replace("bn.", "norm.")
-    if name.endswith(".gamma"):
+    if name.endswith((".gamma", ".lambda1")):
         name = f"{name}.norm.weight"
     return drawn_weight(name.lower(), shape)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints import CLIP_MEAN, CLIP_STD, RESCALING, save_model, save_processor, write_json
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from weight_shapes import Config, Shapes, linear_shapes, norm_shapes
 
@@ -157,6 +158,10 @@ def _bert_shapes(layer: str, attentions: tuple[str, ...], size: int, inner: int)
 
 
 def _save_beside_weights(folder: Path, name: str, images: Config, max_tokens: int) -> None:
+    weights = load_file(folder / "model.safetensors")
+    # Norms near 0, as drawn by names that are not of lower case, would let nothing of an error through
+    near_one = {name: 1 + each for name, each in weights.items() if name.endswith("LayerNorm.weight")}
+    save_file({**weights, **near_one}, folder / "model.safetensors", {"format": "pt"})
     settings = {"do_resize": True, "do_pad": True, "resample": 3, **RESCALING}
     save_processor(folder, f"{name}Processor", {**settings, **images})
     backend = Tokenizer(models.WordPiece({word: n for n, word in enumerate(WORDS)}, unk_token="[UNK]"))

@@ -59,5 +59,3 @@ CLIP = ImageProcessor(
     },
     single_tile,
 )
-CHINESE_CLIP = ImageProcessor({**CLIP.defaults, "size": {"height": 224, "width": 224}}, single_tile)
-"""As CLIP's, stretched to the tower's size and not cropped out of what is taller or wider."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from export.image_processors.blip import BLIP
-from export.image_processors.clip import CHINESE_CLIP, CLIP
+from export.image_processors.clip import CLIP
 from export.image_processors.deepseek_vl import DEEPSEEK_VL
 from export.image_processors.deepseek_vl_hybrid import DEEPSEEK_VL_HYBRID
 from export.image_processors.efficientnet import EFFICIENTNET
@@ -33,9 +33,10 @@ from export.image_processors.vit import VIT
 IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "BlipImageProcessor": BLIP,
     "BridgeTowerImageProcessor": BRIDGETOWER,
+    "BitImageProcessor": CLIP,
     "CLIPFeatureExtractor": CLIP,
-    "ChineseCLIPFeatureExtractor": CHINESE_CLIP,
-    "ChineseCLIPImageProcessor": CHINESE_CLIP,
+    "ChineseCLIPFeatureExtractor": CLIP,
+    "ChineseCLIPImageProcessor": CLIP,
     "CLIPImageProcessor": CLIP,
     "Gemma3ImageProcessor": GEMMA3,
     "DeepseekVLHybridImageProcessor": DEEPSEEK_VL_HYBRID,

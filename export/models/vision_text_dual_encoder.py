@@ -14,9 +14,11 @@ from export.nn.linear import Linear
 from export.nn.module import Module
 from export.nn.pooler import FirstToken
 from export.towers import clip, vit
+from export.towers.dinov2 import Dinov2Tower, read_dinov2
 
 _CLIP = "clip_vision_model"
-_TOWERS: dict[str, Raw] = {_CLIP: clip.VISION_DEFAULTS, "vit": vit.VISION_DEFAULTS}
+_DINO = "dinov2"
+_TOWERS: dict[str, Raw] = {_CLIP: clip.VISION_DEFAULTS, _DINO: {}, "vit": vit.VISION_DEFAULTS}
 _TEXTS: dict[str, Raw] = {
     "bert": TEXT_DEFAULTS,
     "camembert": ROBERTA_DEFAULTS,
@@ -75,21 +77,22 @@ class VisionTextDualEncoder(DualEncoder):
     """Its files name the class; the towers are of all kinds."""
     pads_to_max = False
     renames = ((r"^vision_model\.vision_model\.", "vision_model."),)
-    unused = (*DualEncoder.unused, r".*\.embeddings\.token_type_ids")
+    unused = (*DualEncoder.unused, r".*\.embeddings\.token_type_ids", r"vision_model\.embeddings\.mask_token")
 
     def __init__(self, config: Raw) -> None:
         super().__init__(config)
         images, self._tower_type = _part(config, "vision_config", _TOWERS)
         texts, self._text_type = _part(config, "text_config", _TEXTS)
-        require(images, [("pooler_act", "tanh"), ("pooler_output_size", images["hidden_size"])])
-        self._vision, self._qkv_bias = VisionConfig.read(images, {}), bool(images.get("qkv_bias", True))
+        require(images, [("pooler_act", "tanh"), ("pooler_output_size", images.get("hidden_size"))])
+        self._vision = read_dinov2(images) if self._tower_type == _DINO else VisionConfig.read(images, {})
+        self._qkv_bias = bool(images.get("qkv_bias", True))
         self._text = BertConfig.read(texts, {}, counts_behind_padding=self._text_type != "bert")
         self._embedding_size = int(config.get("projection_dim", 512))
 
     @property
-    def image_size_px(self) -> int:
-        """Side of the input."""
-        return self._vision.image_size_px
+    def image_size_px(self) -> int | None:
+        """Side of the input; None where positions follow an image's shape."""
+        return None if self._tower_type == _DINO else self._vision.image_size_px
 
     @property
     def text_tower(self) -> TextTower:
@@ -100,7 +103,9 @@ class VisionTextDualEncoder(DualEncoder):
         """Return tower and projection."""
         if self._tower_type == _CLIP:
             return clip.ProjectedClipTower(self._vision, dialect, self._embedding_size)
-        tower = _PooledVit(self._vision, dialect, qkv_bias=self._qkv_bias)
+        tower: Module = _PooledVit(self._vision, dialect, qkv_bias=self._qkv_bias)
+        if self._tower_type == _DINO:
+            tower = Dinov2Tower(self._vision, dialect, "vision_model")
         return _Vision(tower, self._vision.tower.hidden_size, self._embedding_size)
 
     def text(self, dialect: Dialect) -> Module:

@@ -223,11 +223,12 @@ class ResampledPositions(Module):
     Args:
         side: Of the square.
         size: D.
+        weight: The table, by its name in the module around; its own by default.
     """
 
-    def __init__(self, side: int, size: int) -> None:
-        super().__init__()
-        self.weight = Weight(side * side + 1, size)
+    def __init__(self, side: int, size: int, weight: Weight | None = None) -> None:
+        super().__init__(None if weight is None else "")
+        self.weight = Weight(side * side + 1, size) if weight is None else weight
         self.shape = (1, size, side, side)
 
     def forward(self, op: OpBuilder, x: ir.Value, grid: ir.Value) -> ir.Value:

@@ -21,8 +21,8 @@ import numpy as np
 
 from bundle.errors import MachineError, PocketVLMError
 from loadtests.images import draw_image, image_part
+from loadtests.questions import QUESTIONS
 from loadtests.scaling.nodes import serving_nodes
-from loadtests.users import QUESTIONS
 from serving.ray_settings import Routing
 
 _TIMEOUT_S = 300.0
@@ -107,19 +107,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--turns", type=int, default=4, help="of each")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
+    found = list[Hits]()
     try:
-        found = [
-            measure(options.bundle, routing, options.replicas, options.conversations, options.turns)
-            for routing in get_args(Routing)
-        ]
+        for routing in get_args(Routing):
+            found.append(measure(options.bundle, routing, options.replicas, options.conversations, options.turns))
+            if not options.json:
+                print(_line(found[-1]), flush=True)  # the other one takes a cluster of its own, and minutes
     except PocketVLMError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if options.json:
         print(json.dumps([asdict(each) for each in found], indent=2))
-    else:
-        for each in found:
-            print(_line(each))
     return 0
 
 

@@ -96,8 +96,10 @@ class LayerPlan:
 
     @property
     def stored_bytes(self) -> int:
-        """Return the bytes of its weights, 0 where they are another layer's."""
-        return 0 if self.is_shared else self.copies * bytes_of(self.choice, self.num_inputs, self.num_outputs)
+        """Return the bytes of its weights, 0 where they are another layer's, and of what puts them in their places."""
+        own = 0 if self.is_shared else self.copies * bytes_of(self.choice, self.num_inputs, self.num_outputs)
+        form = self.choice.form if self.is_table else None
+        return own if form is None else own + 4 * self.num_inputs * (form.float_inputs + 2 * form.doubled_inputs)
 
 
 def bytes_of(choice: Choice, num_inputs: int, num_outputs: int) -> int:
@@ -107,16 +109,19 @@ def bytes_of(choice: Choice, num_inputs: int, num_outputs: int) -> int:
         return 4 * num_inputs * num_outputs
     if form.bits == 16:
         return 2 * num_inputs * num_outputs
-    beside = form.float_inputs * (_HALF_BYTES * num_outputs + _INDEX_BYTES) + (
-        4 * num_inputs if form.float_inputs else 0
-    )
+    beside = form.float_inputs * _HALF_BYTES * num_outputs + loud_bytes(form, num_inputs)
     if form.block_size is None:
         zero_points = 0 if choice.method == "gather_rows" else 1
         return num_outputs * (num_inputs + _SCALE_BYTES + zero_points) + _STEP_BYTES + beside
-    if form.doubled_inputs:
-        beside += 4 * num_inputs + 2 * form.doubled_inputs * _INDEX_BYTES
     num_columns = num_inputs + 2 * form.doubled_inputs
     return num_outputs * _row_bytes(form, -(-num_columns // form.block_size), form.block_size) + beside
+
+
+def loud_bytes(form: Form, num_inputs: int) -> int:
+    """Return the bytes of what tells loud inputs from others, a mask and numbers; layers of one input share it."""
+    if not form.loud_inputs:
+        return 0
+    return 4 * num_inputs + _INDEX_BYTES * (form.float_inputs + 2 * form.doubled_inputs)
 
 
 def _row_bytes(form: Form, blocks: int, block_size: int) -> int:

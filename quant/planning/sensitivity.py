@@ -24,6 +24,7 @@ from graphs.store import open_graph
 from quant.calibration.feeds import FeedSource, spread
 from quant.calibration.sections import open_part
 from quant.calibration.statistics import InputStatistics
+from quant.planning.plan import loud_bytes
 from quant.quality.measures import cosines, kl_divergences
 from quant.rounding.block_codes import BlockCodes
 from quant.weights.layer_codes import refuse_rounding, round_layer, round_rows
@@ -170,7 +171,8 @@ def stored(linear: Linear, form: Form, inputs: Mapping[str, InputStatistics]) ->
         per_output = rows.scales.nbytes + len(rows.scales)  # a scale and a zero point
         return rows.weights(), rows.codes.nbytes + per_output + rows.float_rows.nbytes // 2
     layer = round_layer(linear, form, form.block_size, inputs)
-    return layer.weights(linear.num_inputs), _num_bytes(layer.codes) + layer.float_rows.nbytes // 2
+    beside = layer.float_rows.nbytes // 2 + loud_bytes(form, linear.num_inputs)
+    return layer.weights(linear.num_inputs), _num_bytes(layer.codes) + beside
 
 
 def _num_bytes(blocks: BlockCodes) -> int:

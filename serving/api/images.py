@@ -12,7 +12,7 @@ import string
 from collections.abc import Iterator
 
 from bundle.errors import ImageError
-from serving.api.remote_images import is_remote, remote_data
+from serving.api.remote_urls import is_remote, remote_data
 from serving.api.validation import shown
 from serving.protocol import ImagePart
 

@@ -3,6 +3,8 @@
 A name is resolved once, every address that it has is judged, and the connection goes to one that was judged: a name
 that leads elsewhere a moment later (DNS rebinding) changes nothing. What comes is bounded in bytes and in time while it
 comes, no redirect is followed, no proxy of the environment is asked, and what it is, its bytes say.
+
+Imported where hosts are listed alone: httpx takes 5 MiB, for a client that most servers have no use for.
 """
 
 from __future__ import annotations
@@ -10,11 +12,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import httpx
@@ -24,6 +24,7 @@ from serving.access.hosts import AllowedHost, is_reachable, plain_host, port_of
 from serving.access.settings import RemoteSettings
 from serving.api.budget import BodyShare
 from serving.api.disconnect import finish_within
+from serving.api.remote_urls import RemoteUrls
 from serving.api.validation import shown
 
 _AT_ONCE = 4
@@ -34,57 +35,6 @@ _RESOLVERS = 8
 _OK = 200
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
-
-
-@dataclass
-class RemoteUrls:
-    """The remote images of one request.
-
-    Attributes:
-        wanted: URLs that were met and are not here yet -> the field that holds each.
-        fetched: What they held.
-    """
-
-    wanted: dict[str, str] = field(default_factory=dict)
-    fetched: dict[str, bytes] = field(default_factory=dict)
-
-    def data_of(self, url: str, param: str) -> bytes:
-        """Return what a URL holds; nothing, for now, of one that was not fetched yet."""
-        if url not in self.fetched:
-            self.wanted[url] = param
-        return self.fetched.get(url, b"")
-
-
-_OF_REQUEST: ContextVar[RemoteUrls | None] = ContextVar("the remote images of the request that is read", default=None)
-
-
-@contextmanager
-def remote_urls(urls: RemoteUrls | None) -> Iterator[None]:
-    """Have `remote_data` find a request's remote images while the block lasts; None: nothing is fetched here."""
-    token = _OF_REQUEST.set(urls)
-    try:
-        yield
-    finally:
-        _OF_REQUEST.reset(token)
-
-
-def is_remote(url: str) -> bool:
-    """Return whether a URL leads to another server."""
-    return url.lstrip().lower().startswith(("http:", "https:"))
-
-
-def remote_data(url: str, param: str) -> bytes:
-    """Return the encoded image of a URL, or nothing where it is to be fetched before the body is read again.
-
-    Raises:
-        ImageError: Nothing is fetched here.
-    """
-    urls = _OF_REQUEST.get()
-    if urls is None:
-        raise ImageError(
-            f"{shown(url)}: this server fetches no remote images. Send the bytes: data:image/png;base64,...", param
-        )
-    return urls.data_of(url, param)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from fastapi import Request
 
@@ -25,10 +25,13 @@ from serving.api.metrics import Metrics
 from serving.api.parsing import Schema, check_content_type, parse_body
 from serving.api.record import record_of
 from serving.api.recording import Recorder
-from serving.api.remote_images import RemoteImages, RemoteUrls, remote_urls
+from serving.api.remote_urls import RemoteUrls, remote_urls
 from serving.api.stored_prefixes import PrefixStore
 from serving.protocol import EmbedInput, EngineClient, ImagePart, JoinedPart, ModelCard, TextPart, TokensPart
 from serving.settings import ApiSettings
+
+if TYPE_CHECKING:
+    from serving.api.remote_images import RemoteImages
 
 T = TypeVar("T")
 
@@ -69,10 +72,9 @@ class Service:
             None if folder is None else PrefixStore(folder, self.settings.max_prefix_bytes, self.settings.max_prefixes)
         )
         object.__setattr__(self, "prefixes", store)
-        remote = RemoteImages(self.settings.remote, self.settings.max_image_bytes)
         recorder = None if self.settings.recording.folder is None else Recorder(self.settings.recording)
         object.__setattr__(self, "recorder", recorder)
-        object.__setattr__(self, "remote", remote if self.settings.remote.hosts else None)
+        object.__setattr__(self, "remote", _remote_images(self.settings))
 
     def deadline(self, request: Request) -> Deadline:
         """Return when the work for a request is stopped.
@@ -204,6 +206,15 @@ class Service:
         if isinstance(content, TextContent):
             return TextPart(content.text)
         return image_part(content.image_url.url, f"{param}.image_url.url", self.settings.max_image_bytes)
+
+
+def _remote_images(settings: ApiSettings) -> RemoteImages | None:
+    """Return what fetches images, and import what it needs; None where no host is listed."""
+    if not settings.remote.hosts:
+        return None
+    from serving.api.remote_images import RemoteImages
+
+    return RemoteImages(settings.remote, settings.max_image_bytes)
 
 
 def _parsed(

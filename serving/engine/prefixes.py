@@ -56,6 +56,6 @@ def reusable_rows(sequence: Sequence, num_shared: int, snapshots: SequenceOf[int
     if sequence.begins_alone:
         return 0
     num_rows = max(min(num_shared, sequence.num_prompt_tokens - sequence.num_fresh_tokens), 0)
-    if sequence.snapshots is not None:
+    if sequence.snapshots is not None or snapshots is not None:
         return max((place for place in snapshots or () if place <= num_rows), default=0)
     return num_rows - num_rows % GRID_TOKENS

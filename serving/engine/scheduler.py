@@ -176,8 +176,8 @@ class Scheduler:
 
         Those of its shadow fit another, and both together the rows that may hold something.
         """
-        if self.shape.has_snapshots and self._keeps:
-            sequence.snapshots = [0] * NUM_SNAPSHOTS
+        for each in sequence.together if self.shape.has_snapshots and self._keeps else ():
+            each.snapshots = [0] * NUM_SNAPSHOTS
         self._waiting.add(sequence)
 
     def late(self, now_s: float) -> list[Sequence]:

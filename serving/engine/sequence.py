@@ -161,6 +161,8 @@ class Sequence:
 
         A chat goes on behind the end; another question about the same images begins behind the last of them.
         """
+        if self.prompt.prompt.seen is not None:
+            return 0, 0  # no place parts tokens that see one another
         last = max((span.end for span in self.prompt.prompt.spans), default=0)
         most = max(self.num_prompt_tokens - self.num_fresh_tokens, 0)
         behind_images, end = (each - each % GRID_TOKENS for each in (min(last, most), most))

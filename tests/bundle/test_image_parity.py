@@ -29,6 +29,8 @@ PANS = {
     "pan_and_scan_max_num_crops": 4,
     "pan_and_scan_min_ratio_to_activate": 1.2,
 }
+SQUARE = {"height": 64, "width": 64}
+FROM_MINUS_1 = {"rescale_factor": 1 / 127.5, "rescale_offset": True, "do_normalize": False, "include_top": False}
 PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "smolvlm": ("SmolVLM", {"size": {"longest_edge": 2048}, "max_image_size": {"longest_edge": 512}}),
     "tiled": ("Idefics3", SMALL),
@@ -49,6 +51,19 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
         "CLIP",
         {"size": {"height": 64, "width": 96}, "crop_size": {"height": 64, "width": 96}, "resample": 2},
     ),
+    "chinese_clip": ("ChineseCLIP", {"size": {"height": 50, "width": 50}, "do_center_crop": False}),
+    "efficientnet": (
+        "EfficientNet",
+        {
+            "size": SQUARE,
+            "crop_size": {"height": 51, "width": 38},
+            "do_center_crop": True,
+            "resample": 2,
+            **FROM_MINUS_1,
+        },
+    ),
+    "flava": ("Flava", {"size": SQUARE, "crop_size": SQUARE}),
+    "vit": ("ViT", {"size": SQUARE}),
     "siglip": ("Siglip", {"size": {"height": 384, "width": 384}}),
     "siglip, oblong": ("Siglip", {"size": {"height": 90, "width": 51}, "resample": 4}),
     "nearest grid": ("GotOcr2", {"size": {"height": 48, "width": 40}, "crop_to_patches": True, "max_patches": 7}),
@@ -72,6 +87,15 @@ def _processor(name: str) -> Any:
 
 def _spec(name: str) -> ImageSpec:
     return read_image_spec(_processor(name).to_dict(), name)
+
+
+@pytest.mark.parametrize("kind", ["Bit", "ChineseCLIP", "CLIP", "Flava", "Siglip", "Siglip2", "ViT"])
+def test_settings_that_are_left_out_have_transformers_defaults(kind: str) -> None:
+    import transformers
+
+    stated = getattr(transformers, f"{kind}ImageProcessorPil")().to_dict()
+    named = {"image_processor_type": f"{kind}ImageProcessor"}
+    assert read_image_spec(named, kind) == read_image_spec(stated, kind)
 
 
 def _reference(name: str, image: Image.Image) -> tuple[np.ndarray, TileLayout]:

@@ -63,7 +63,7 @@ def test_scores_are_the_references_side_by_side(
         expected += [(torch.sigmoid(logits) if family == "vilt" else logits.softmax(-1)[1:]).item()] * 2
     scores = PairEncoder(bundle, RuntimeSettings(intra_threads=1)).score(pairs)
     np.testing.assert_allclose(scores, expected, atol=1e-5)
-    assert np.ptp(expected) > 1e-3  # a model that says the same of every pair would agree however wrong it is
+    assert np.ptp(expected) > 1e-2  # a model that says the same of every pair would agree however wrong it is
 
 
 @pytest.mark.parametrize("size", [(640, 480), (480, 640), (1000, 90), (33, 35), (384, 384), (2000, 1111)])

@@ -93,7 +93,8 @@ def prompt_of(bundle: Bundle, seed: int, num_tokens: int, image: int = 0) -> Fil
     spans = tuple(Span(place, place + 1, image, 0) for image, place in enumerate(places))
     side = layout.tile_px
     layouts = [TileLayout(whole_px=(side, side * (1 + (seed + at) % 3))) for at in range(len(places))]
-    prompt = Prompt(ids, spans, np.arange(len(ids)), len(ids), len(places), layout.memory(len(ids), spans, layouts))
+    memory = layout.memory(len(ids), spans, layouts)
+    prompt = Prompt(ids, spans, np.arange(len(ids)), len(ids), len(places), memory=memory)
     width = bundle.manifest.components["vision_encoder"].outputs[0].shape[-1]
     assert isinstance(width, int)
     rows = layout.rows_per_tile
@@ -258,6 +259,22 @@ def test_a_sequence_that_ends_early_leaves_only_states_that_are_its_own() -> Non
     assert (early.num_run, early.snapshots) == (32, [32, 0])
     scheduler.remove(early)
     assert begun(shown(1, image=7, num_behind=20), num_runs=1).cached_tokens == 32
+
+
+def test_a_shadow_takes_no_rows_without_the_state_behind_them() -> None:
+    """Contrasted answers have one: of other prompts, which begin as those of others do."""
+    scheduler = Scheduler(CacheShape(3, CAPACITY, 1, 1, num_spare_slots=2, has_snapshots=True), Pace(64, math.inf))
+    first = Sequence("r", shown(0, image=7, num_behind=60), SamplingParams(max_tokens=1), (), [b"7"])
+    scheduler.add(first)
+    while (batch := scheduler.schedule()) is not None and first.num_run < first.num_prompt_tokens:
+        scheduler.advance(batch)
+    scheduler.append(first, 5)
+    filled = shown(0, image=7, num_behind=60)
+    filled.prompt.token_ids[60:] += 1
+    shadow = Sequence("s", filled, SamplingParams(), (), [b"7"])
+    scheduler.add(Sequence("c", shown(2, 7, 20), SamplingParams(), (), [b"7"], shadow=shadow))
+    assert scheduler.schedule() is not None
+    assert shadow.cached_tokens == 32  # rows of 60 tokens are there, and the state behind 32
 
 
 def test_a_chat_goes_on_where_its_last_prompt_ended(convolving: Bundle) -> None:

@@ -18,6 +18,7 @@ from graphs.store import open_graph, save_graph
 from quant.calibration.feeds import FeedSource
 from quant.calibration.statistics import InputStatistics
 from quant.planning import sensitivity
+from quant.planning.plan import Choice, bytes_of
 from quant.planning.sensitivity import MIN_SAMPLES, Probe, measure_sensitivity, stored
 from quant.quality.evaluation import Evaluation, turns_of
 from quant.weights.matmul_nbits import MatMulNBits
@@ -225,3 +226,13 @@ def test_an_encoders_loss_is_the_distance_of_its_embeddings(
     assert row.measure == "cosine_distance"
     assert expected > 1e-3
     assert row.loss == pytest.approx(expected, rel=1e-3)  # unit vectors in float32, other batches
+
+
+@pytest.mark.parametrize("form", [Form(4, 32, "gptq-coded", doubled_inputs=32), Form(4, 32, "gptq-zeros", 8)])
+def test_a_search_counts_the_bytes_that_a_plan_counts(rng: np.random.Generator, model_of, form: Form) -> None:
+    weight = rng.standard_normal((64, 16)).astype(np.float32)
+    model = model_of({"x": (ir.DataType.FLOAT, ["B", 64])}, [("MatMul", ["x", "w"], "y", {})], {"w": weight}, ["y"])
+    (linear,) = find_linears(model.graph)
+    x = rng.standard_normal((80, 64)).astype(np.float32)
+    inputs = {"w": InputStatistics(len(x), np.abs(x).max(axis=0), x.T @ x / np.float32(len(x)))}
+    assert stored(linear, form, inputs)[1] == bytes_of(Choice("matmul_nbits", form), 64, 16)

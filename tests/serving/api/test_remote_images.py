@@ -20,7 +20,8 @@ from bundle.errors import ImageError, OverloadedError
 from serving.access.settings import RemoteSettings
 from serving.api import remote_images
 from serving.api.budget import BodyBudget
-from serving.api.remote_images import RemoteImages, RemoteUrls
+from serving.api.remote_images import RemoteImages
+from serving.api.remote_urls import RemoteUrls
 from serving.fake import FakeClient
 from serving.protocol import ImagePart, VideoPart
 
