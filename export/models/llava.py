@@ -1,4 +1,4 @@
-"""LLaVA-1.5 (arXiv 2310.03744): a CLIP or SigLIP tower, a two-layer connector, and any decoder."""
+"""LLaVA-1.5 (arXiv 2310.03744): a CLIP or SigLIP tower, a connector of two layers or one, and any decoder."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from export.connectors.projector import Projector
 from export.family import Family, VisionLanguage
 from export.found_processor import FoundProcessor
 from export.nn.dialect import Dialect, Heads
+from export.nn.linear import Linear
 from export.nn.module import Module
 from export.nn.tower_view import tower_specs, tower_view
 from export.nn.vit import tower_heads
@@ -26,12 +27,14 @@ from export.towers.siglip import VISION_DEFAULTS as SIGLIP_DEFAULTS
 from export.towers.siglip import SiglipTower
 
 _CLIP, _SIGLIP = "clip_vision_model", "siglip_vision_model"
-_TOWER = "model.vision_tower"
+_TOWER, _PROJECTOR = "model.vision_tower", "model.multi_modal_projector"
+_TWO_LAYERS, _LINEAR = "mlp2x_gelu", "linear"
+"""`mm_projector_type`, by the names of LLaVA's own code. transformers' configs have none, and two layers."""
 
 
 class _Vision(Module):
     def __init__(
-        self, tower: Module, projector: Projector, layers: tuple[int, ...], *, drops_first: bool, heads: Heads | None
+        self, tower: Module, projector: Module, layers: tuple[int, ...], *, drops_first: bool, heads: Heads | None
     ) -> None:
         super().__init__("")
         self.tower = tower
@@ -88,6 +91,11 @@ class Llava(VisionLanguage):
         if self._strategy not in ("default", "full"):
             raise UnsupportedConfigError(f"vision_feature_select_strategy {self._strategy!r}; known: default, full")
         self._layers = self._feature_layers()
+        self._connector = config.get("mm_projector_type", _TWO_LAYERS)
+        if self._connector not in (_TWO_LAYERS, _LINEAR):
+            raise UnsupportedConfigError(
+                f"mm_projector_type {self._connector!r}: the connectors built are {_TWO_LAYERS} and {_LINEAR}"
+            )
 
     def _feature_layers(self) -> tuple[int, ...]:
         """Return which hidden states feed the connector; 0 is the input of the first layer."""
@@ -119,17 +127,18 @@ class Llava(VisionLanguage):
         """Return tower, choice of hidden states, and connector."""
         kind = ClipTower if self._is_clip else SiglipTower
         tower = kind(self._vision, dialect, _TOWER, num_layers=max(self._layers))
-        projector = Projector(
-            self._vision.tower.hidden_size * len(self._layers),
-            self.decoder.config.hidden_size,
-            self.config.get("projector_hidden_act", "gelu"),
-            rows=self.tokens_per_tile,
-            bias=bool(self.config.get("multimodal_projector_bias", True)),
-            name="model.multi_modal_projector",
-        )
         drops_first = self._strategy == "default"
         heads = tower_heads(self._vision.tower) if self.tells_tower else None
-        return _Vision(tower, projector, self._layers, drops_first=drops_first, heads=heads)
+        return _Vision(tower, self._projector(), self._layers, drops_first=drops_first, heads=heads)
+
+    def _projector(self) -> Module:
+        """Return the connector: LLaVA-1.5's two layers, or one matrix, as LLaVA had before (arXiv 2304.08485, 4.1)."""
+        sizes = self._vision.tower.hidden_size * len(self._layers), self.decoder.config.hidden_size
+        bias = bool(self.config.get("multimodal_projector_bias", True))
+        if self._connector == _LINEAR:
+            return Linear(*sizes, rows=self.tokens_per_tile, bias=bias, name=_PROJECTOR)
+        act = self.config.get("projector_hidden_act", "gelu")
+        return Projector(*sizes, act, rows=self.tokens_per_tile, bias=bias, name=_PROJECTOR)
 
     def tower_outputs(self) -> Sequence[TensorSpec]:
         """Return what tells of the attention in the deepest layer that is read."""

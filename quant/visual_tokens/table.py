@@ -45,6 +45,7 @@ METHODS: dict[str, MethodEntry] = {
     ),
     "fastervlm": MethodEntry("quant.visual_tokens.fastervlm:reduce", "most attended", needs_tower=True),
     "textmonkey": MethodEntry("quant.visual_tokens.textmonkey:reduce", "like no other token"),
+    "dpc-knn": MethodEntry("quant.visual_tokens.dpc_knn:reduce", "means around density peaks (Chat-UniVi)"),
 }
 
 RESIZE = "resize"

@@ -45,6 +45,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("perception_lm", CONFIG, {"vision_use_cls_token": False}, "vision_use_cls_token is False"),
     ("perception_lm", CONFIG, {"projector_pooling_ratio": 3}, "projector_pooling_ratio 3"),
     ("perception_lm", PROCESSOR, {"pooling_ratio": 1}, "pooling_ratio 1, but the model's is 2"),
+    ("llava_linear", CONFIG, {"mm_projector_type": "mlp3x_gelu"}, "'mlp3x_gelu'.*mlp2x_gelu and linear"),
     ("llava_onevision", CONFIG, {"vision_aspect_ratio": "anyres"}, "vision_aspect_ratio is 'anyres' in config.json"),
     ("llava_onevision", PROCESSOR, {"vision_aspect_ratio": "anyres_max_3"}, "'anyres_max_3' in the processor"),
     ("llava_onevision", PROCESSOR, {"num_image_tokens": 729}, "num_image_tokens 729.*make 16 tokens"),

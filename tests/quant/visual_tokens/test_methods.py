@@ -11,7 +11,7 @@ from quant.visual_tokens.table import METHODS, load_reducer
 from quant.visual_tokens.tile import Kept, Tile, TowerView
 
 SHARES = [0.1, 0.25, 0.4, 0.5, 0.75, 0.95]
-MERGING = ["pooling", "clustering", "merging"]
+MERGING = ["pooling", "clustering", "merging", "dpc-knn"]
 CHOOSING = ["random", "uniform", "dart", "fastervlm", "textmonkey"]
 
 
@@ -89,10 +89,11 @@ def test_what_is_merged_adds_up_to_what_was_there(name: str, share: float) -> No
     assert kept.features[alone].tobytes() == tile.features[kept.rows[alone]].tobytes()
 
 
-@pytest.mark.parametrize("name", ["clustering", "merging"])
-def test_copies_go_first(name: str) -> None:
+@pytest.mark.parametrize("scale", [1, 30])
+@pytest.mark.parametrize("name", ["clustering", "merging", "dpc-knn"])
+def test_copies_go_first(name: str, scale: float) -> None:
     rng = np.random.default_rng(6)
-    distinct = rng.normal(size=(8, 16)).astype(np.float32)
+    distinct = rng.normal(size=(8, 16)).astype(np.float32) * np.float32(scale)
     tile = Tile(np.repeat(distinct, 2, axis=0), (4, 4), b"copies")
     kept = reduced(name, tile, 8)
     assert (kept.sizes == 2).all()
@@ -315,3 +316,54 @@ def test_textmonkey_is_the_papers_loop() -> None:
             importance.append(1 - max(one @ other / length for other, length in zip(others, lengths, strict=True)))
         expected = sorted(np.argsort(importance)[-10:].tolist())
         assert reduced("textmonkey", tile, 10).rows.tolist() == expected
+
+
+def test_density_peaks_by_hand_are_the_middles_of_heaps_and_the_loner_is_one_of_its_own() -> None:
+    # five at 0, five at 8, one at 20; 1-dimensional, so nothing is divided. Of a heap the middle is densest; 20 has no
+    # neighbour nearer than 11, but a density of exp(-many): only the third centre
+    places = [8.5, 0.2, 20, 0, 8, 7.5, -0.2, 0.1, 8.2, 7.8, -0.1]
+    two = reduced("dpc-knn", bare([[place] for place in places]), 2)
+    assert two.rows.tolist() == [0, 1]  # each where its first one stood
+    assert two.sizes.tolist() == [6, 5]
+    assert np.allclose(two.features[:, 0], [(8.5 + 20 + 8 + 7.5 + 8.2 + 7.8) / 6, 0], atol=1e-6)
+
+
+def _density_peaks(features: np.ndarray, quota: int) -> list[list[int]]:
+    """Return the clusters by section 3.1 of arXiv 2311.08046, token by token, in the order of their first tokens.
+
+    In numbers of 80 bits, in which densities far below those of float64 are still above 0.
+    """
+    num, width = features.shape
+    wide = features.astype(np.longdouble)
+    # the paper writes plain distances; the authors' code divides them by the root of the width
+    distances = np.array([[np.sqrt(((one - other) ** 2).sum() / width) for other in wide] for one in wide])
+    # "local density": K nearest neighbours; K = 5 with the token itself, as the first scale of the code counts
+    density = [np.exp(-(np.sort(row)[:5] ** 2).mean()) for row in distances]
+    # "distance index": to the nearest token of higher density; for the highest, the largest there is
+    gap = [
+        min((distances[at, other] for other in range(num) if density[other] > density[at]), default=distances.max())
+        for at in range(num)
+    ]
+    # cluster centres are those of the largest products, and the others go to the nearest centre
+    products = [density[at] * gap[at] for at in range(num)]
+    centres = sorted(range(num), key=lambda at: products[at], reverse=True)[:quota]
+    clusters: dict[int, list[int]] = {}
+    for at in range(num):
+        home = at if at in centres else min(centres, key=lambda centre: distances[at, centre])
+        clusters.setdefault(home, []).append(at)
+    return list(clusters.values())
+
+
+@pytest.mark.parametrize("scale", [0.02, 1, 40])
+@pytest.mark.parametrize("quota", [1, 4, 9, 18, 30])
+def test_density_peaks_are_the_papers_at_every_scale(quota: int, scale: float) -> None:
+    """At 40 every density is 0 in float64, and products of them would tell no token from another."""
+    for seed in range(3):
+        tile = tile_of(seed)
+        features = tile.features * np.float32(scale)
+        kept = reduced("dpc-knn", Tile(features, tile.grid, tile.digest), quota)
+        clusters = _density_peaks(features, quota)
+        assert kept.rows.tolist() == [members[0] for members in clusters]
+        assert kept.sizes.tolist() == [len(members) for members in clusters]
+        means = np.array([features[members].mean(axis=0) for members in clusters])
+        assert np.allclose(kept.features, means, rtol=1e-4, atol=1e-5 * scale)
