@@ -97,11 +97,13 @@ def quantize(
     from quant.planning.draft import Options
     from quant.planning.recipes import read_weights
     from quant.quality.gate import parse_limits
-    from quant.quantizer import quantize_bundle
+    from quant.quantizer import quantize_bundle, refuse_pairs
 
+    parent = read_manifest(bundle)
+    refuse_pairs(parent)  # before samples are made for it: there are none
     with usage_errors():
         limits = parse_limits(limit or ())
-        read_weights(weights, read_manifest(bundle), may_keep_all=kv_cache is not None)
+        read_weights(weights, parent, may_keep_all=kv_cache is not None)
     fitted_to = _calibration(bundle, calibration)
     measured_on = evaluation_of(bundle, evaluation, samples) if evaluate else None
     _tell_samples(bundle, fitted_to, measured_on)

@@ -23,6 +23,8 @@ _INDEX = "model.safetensors.index.json"
 OPEN_CLIP = "open_clip"
 """The model type of a checkpoint with this file instead of a config.json."""
 _OPEN_CLIP_CONFIG, _OPEN_CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+"""Keys of a config and of the configs in it that every family divides by or counts to."""
 _MAX_HEADER_BYTES = 100_000_000
 """The format's own limit on its JSON header (safetensors, "Format")."""
 
@@ -109,6 +111,7 @@ class Checkpoint:
             CheckpointError: No config, no safetensors, or a file that cannot be parsed.
         """
         config, is_open_clip = _config(folder)
+        _check_sizes(config)
         files = (folder / _OPEN_CLIP_WEIGHTS,) if is_open_clip else _weight_files(folder)
         if is_open_clip and not files[0].is_file():
             raise CheckpointError(
@@ -136,6 +139,18 @@ def _config(folder: Path) -> tuple[dict[str, Any], bool]:
     if (has_config and (has_weights or not is_open_clip)) or not (folder / _OPEN_CLIP_CONFIG).is_file():
         return _read_json(folder / "config.json"), False
     return {"model_type": OPEN_CLIP, **_read_json(folder / _OPEN_CLIP_CONFIG)}, True
+
+
+def _check_sizes(config: dict[str, Any]) -> None:
+    """Refuse sizes that are no whole numbers above 0; lists, one number a stage or layer, are for a family to read."""
+    nested = [(f"{key}.", value) for key, value in config.items() if isinstance(value, dict)]
+    for where, section in (("", config), *nested):
+        for key in _SIZES:
+            size = section.get(key)
+            if size is None or isinstance(size, list):
+                continue
+            if type(size) is not int or size < 1:
+                raise UnsupportedConfigError(f"config.json: {where}{key} is {size!r}; a whole number above 0 is wanted")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def quantize_bundle(
         raise QuantizationError(f"{output} is the bundle to be quantized; choose another -o")
     parent = open_bundle(bundle, allow_ungated=True)  # a quantized parent has an error of its own
     require_float(parent.manifest)
-    _refuse_pairs(parent.manifest)
+    refuse_pairs(parent.manifest)
     settings = _measured_on(options)
     if note := _elsewhere(options.target, settings):
         say(note)
@@ -204,7 +204,7 @@ def _fitted_cache(source: Bundle, draft: Draft, calibration: Evaluation | None, 
     return fit_cache(FeedSource(source, calibration), draft.cache, say)
 
 
-def _refuse_pairs(parent: Manifest) -> None:
+def refuse_pairs(parent: Manifest) -> None:
     """Refuse what nothing here measures.
 
     Raises:

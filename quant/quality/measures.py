@@ -137,20 +137,26 @@ class Likeness:
 
     Cosines alone are blind to a model that says the same of every input: where the parent's vectors share a large
     mean, that mean is near all of them. So the mean is taken off: `correlation` is the cosine of what is left, over all
-    inputs as one vector, and `spread` the ratio of its lengths. Sums are kept, never the vectors.
+    inputs as one vector, and `spread` the ratio of its lengths. Sums are kept, never the vectors. Inputs of different
+    numbers of rows, as images in their own shapes are, have no mean of whole vectors: there it is each input's mean row
+    that is set apart.
     """
 
     def __init__(self) -> None:
         self._cosines: list[float] = []
-        self._sums: tuple[Float64, Float64] | None = None
-        self._products = np.zeros(3)  # parent with parent, variant with variant, parent with variant
+        self._whole: _Sums | None = _Sums()
+        self._mean_rows = _Sums()
 
     def add(self, expected: ArrayLike, found: ArrayLike) -> None:
-        """Take in what parent and variant made of one input: two vectors of one length, the same for every input."""
-        a, b = (np.asarray(each, np.float64).ravel() for each in (expected, found))
+        """Take in what parent and variant made of one input: two of one shape, [D] or [rows, D], D always the same."""
+        rows = tuple(np.atleast_2d(np.asarray(each, np.float64)) for each in (expected, found))
+        a, b = (each.ravel() for each in rows)
         self._cosines.append(float(cosines(a, b)))
-        self._sums = (a, b) if self._sums is None else (self._sums[0] + a, self._sums[1] + b)
-        self._products += (a @ a, b @ b, a @ b)
+        self._mean_rows.add(*(each.mean(axis=0) for each in rows))
+        if self._whole is not None and self._whole.fits(a):
+            self._whole.add(a, b)
+        else:
+            self._whole = None
 
     @property
     def cosines(self) -> Float64:
@@ -172,11 +178,33 @@ class Likeness:
         return None if parent == 0 else float(np.sqrt(variant / parent))
 
     def _centred(self) -> tuple[float, float, float]:
+        return (self._mean_rows if self._whole is None else self._whole).centred()
+
+
+class _Sums:
+    """Of pairs of vectors of one length: what tells how they lie about their means."""
+
+    def __init__(self) -> None:
+        self._num = 0
+        self._sums: tuple[Float64, Float64] | None = None
+        self._products = np.zeros(3)  # parent with parent, variant with variant, parent with variant
+
+    def fits(self, vector: Float64) -> bool:
+        """Return whether a vector is as long as those before it."""
+        return self._sums is None or vector.size == self._sums[0].size
+
+    def add(self, a: Float64, b: Float64) -> None:
+        """Take in a pair."""
+        self._num += 1
+        self._sums = (a, b) if self._sums is None else (self._sums[0] + a, self._sums[1] + b)
+        self._products += (a @ a, b @ b, a @ b)
+
+    def centred(self) -> tuple[float, float, float]:
+        """Return the products, as `_products` has them, after the means are taken off."""
         if self._sums is None:
             return 0.0, 0.0, 0.0
         a, b = self._sums
-        n = len(self._cosines)
-        centred = self._products - np.array([a @ a, b @ b, a @ b]) / n
+        centred = self._products - np.array([a @ a, b @ b, a @ b]) / self._num
         parent, variant = (
             float(value) if value > _NO_SPREAD * whole else 0.0
             for value, whole in zip(centred[:2], self._products[:2], strict=True)

@@ -195,6 +195,15 @@ def test_unknown_architecture_lists_the_known_ones(clip_checkpoint: Path, tmp_pa
         export_checkpoint(folder, tmp_path / "bundle")
 
 
+@pytest.mark.parametrize(("key", "value"), [("hidden_size", "48"), ("num_hidden_layers", 0), ("hidden_size", 32.0)])
+def test_a_size_that_is_no_count_is_named(key: str, value: Any, clip_checkpoint: Path, tmp_path: Path) -> None:
+    config = json.loads((clip_checkpoint / "config.json").read_text())
+    config["text_config"][key] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedConfigError, match=rf"text_config\.{key} is {value!r}; a whole number above 0"):
+        export_checkpoint(tmp_path, tmp_path / "bundle")
+
+
 @pytest.mark.parametrize("content", [None, "{", "[]"])
 def test_unusable_config_is_named(content: str | None, clip_checkpoint: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(clip_checkpoint, tmp_path / "broken")

@@ -109,6 +109,24 @@ def test_likeness_is_undefined_where_the_parent_says_the_same_of_all() -> None:
     assert Likeness().correlation is None
 
 
+def test_inputs_of_different_numbers_of_rows_are_set_apart_by_their_mean_rows(rng: np.random.Generator) -> None:
+    """As images in their own shapes are: what is left of a variant that says the same of each is nothing."""
+    expected = [rng.standard_normal((rows, 5)) + at for at, rows in enumerate((3, 7, 3, 4))]
+    noisy = [each + 0.2 * rng.standard_normal(each.shape) for each in expected]
+    found, blind = Likeness(), Likeness()
+    for a, b in zip(expected, noisy, strict=True):
+        found.add(a, b)
+        blind.add(a, np.ones_like(a))
+    p, q = (np.array([each.mean(axis=0) for each in those]) for those in (expected, noisy))
+    p, q = p - p.mean(axis=0), q - q.mean(axis=0)
+    assert found.correlation == pytest.approx((p * q).sum() / np.linalg.norm(p) / np.linalg.norm(q), abs=1e-12)
+    assert found.spread == pytest.approx(np.linalg.norm(q) / np.linalg.norm(p), abs=1e-12)
+    np.testing.assert_allclose(
+        found.cosines, [cosines(a.ravel(), b.ravel()) for a, b in zip(expected, noisy, strict=True)]
+    )
+    assert (blind.correlation, blind.spread) == (0, 0)
+
+
 def test_a_variant_that_says_nothing_finite_has_no_likeness_to_a_parent_that_does() -> None:
     broken = likeness(np.eye(3), np.full((3, 3), np.nan))
     assert (broken.correlation, broken.spread) == (0, 0)
