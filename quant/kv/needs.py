@@ -18,7 +18,10 @@ def missing(policy: str, manifest: Manifest) -> str:
     if kinds := {state.kind for state in manifest.states} - {"rows"}:
         return f"{name} has states of kind {', '.join(sorted(kinds))}, which hold no rows to choose from; leave kv out"
     if manifest.decoder is not None and (window := manifest.decoder.window_tokens) is not None:
-        return f"layers of {name} see windows of {window} rows, which would count past those that are dropped"
+        return (
+            f"layers of {name} see windows of {window} rows, which would count past those that are dropped; "
+            "leave kv out"
+        )
     layers = layers_of(manifest.states)
     if not layers:
         return f"{name} does not say which of its states are keys and values; export the checkpoint again"

@@ -54,7 +54,8 @@ def _refusal(
     if num_seats < 2:
         return "it runs two sequences for one answer, and this server runs one at once; serve with --max-sequences 2"
     if kinds := {state.kind for state in manifest.states} - {"rows"}:
-        return f"{manifest.name} has states of kind {', '.join(sorted(kinds))}; two answers cannot be tied there"
+        named = ", ".join(sorted(kinds))
+        return f"{manifest.name} has states of kind {named}; two answers cannot be tied there. Leave contrast out"
     if vision.keep < 1:
         return (
             f"{vision.method} drops image tokens, others of the two prompts; send vision with keep 1, or leave "

@@ -76,7 +76,8 @@ class Grammars:
 
     Args:
         tokenizer: The model's.
-        vocab_size: V of its logits; ids that the tokenizer lacks are never allowed.
+        vocab_size: V of its logits; ids that the tokenizer lacks are never allowed, nor those that only it has: a
+            token that stands for an image may have no logit, as mllama's.
         end_ids: Tokens that end an answer; at least one.
         num_threads: For what may follow; as many as sequences run at once, so that none waits for a costly one.
         lead: The blanks with which the model begins its answers, because its template leaves them to it. A structure
@@ -187,8 +188,10 @@ class Grammars:
         with self._gate:
             if self._words is None:
                 try:
+                    named = max((token.id for token in self._tokenizer.added_tokens), default=-1) + 1
+                    num_ids = max(self._vocab_size, named)
                     self._words = library.LLTokenizer(
-                        self._tokenizer.text(), n_vocab=self._vocab_size, eos_token=list(self._end_ids)
+                        self._tokenizer.text(), n_vocab=num_ids, eos_token=list(self._end_ids)
                     )
                 except ValueError as error:
                     raise ParameterError(

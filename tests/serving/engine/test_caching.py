@@ -49,7 +49,10 @@ def contents_of(sequence: Sequence) -> list[RowKey | tuple[RowKey, ...]]:
         return sequence.keys
     plain = replace(sequence.prompt, prompt=replace(sequence.prompt.prompt, seen=None))
     keys = Sequence("r", plain, sequence.sampling, (EOS,), sequence.image_keys).keys
-    of_prompt = [tuple(keys[at:end]) for at, end in enumerate(seen[1].tolist())]
+    of_prompt: list[RowKey | tuple[RowKey, ...]] = []
+    for at, (start, end) in enumerate(seen.T.tolist()):
+        behind = keys[max(start, at + 1) : end]
+        of_prompt.append((keys[at], *behind) if behind else keys[at])
     return [*of_prompt, *sequence.keys[len(of_prompt) :]]
 
 

@@ -212,6 +212,19 @@ def test_a_tokenizer_that_cannot_be_used_refuses_structures_alone() -> None:
     grammars.close()
 
 
+def test_a_token_that_has_no_logit_leaves_structures_to_the_others(by_bytes: Any) -> None:
+    """As the image's in mllama's vocabulary: behind the last that the model can say."""
+    backend = tokenizers.Tokenizer.from_str(by_bytes.tokenizer.text())
+    num_logits = by_bytes.tokenizer.vocab_size
+    backend.add_special_tokens([tokenizers.AddedToken("<an image>", special=True)])
+    grammars = Grammars(Tokenizer(backend), num_logits, (by_bytes.end_id,), 1)
+    [matcher] = grammars.compiled(Structure("choice", '["red", "blue"]', "structured_outputs.choice")).matchers
+    allowed = grammars.constraint(matcher, "structured_outputs.choice").allowed(num_logits)
+    assert allowed.shape == (num_logits,)
+    assert {by_bytes.tokenizer.decode([token_id]) for token_id in np.flatnonzero(allowed)} == {"r", "re", "red", "b"}
+    grammars.close()
+
+
 def test_a_model_that_likes_blanks_gets_one_between_two_words(by_bytes: Any) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "array", "items": {"type": "null"}, "maxItems": 2}}}
     schema |= {"required": ["a"], "additionalProperties": False}

@@ -1,0 +1,65 @@
+"""What is told of a model and of whoever serves it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from bundle.gates import Gate, Unmeasured
+from bundle.manifest import Task
+from serving.protocol.generation import KVCompression, VisionReduction
+
+ONLY_ENGINE = "0"
+"""The id of a model's engine where it has just one, in this process."""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What `/v1/models` tells of one served model.
+
+    Attributes:
+        is_gated: Whether quality was measured on samples and every gate that could be measured passed; None for fp32,
+            its own reference.
+        unmeasured: Gates that the samples could not tell of.
+        kv_cache: What rows of the cache are stored as; None without a decoder.
+        vision_methods: That a request may name in `vision`.
+        vision_default: What is done to images where a request does not say; None: nothing.
+        kv_policies: That a request may name in `kv`.
+        kv_default: What is done to a prompt's rows where a request does not say; None: nothing.
+    """
+
+    name: str
+    task: Task
+    model_type: str
+    schemes: dict[str, str]
+    weight_bytes: int
+    context_tokens: int | None
+    gates: tuple[Gate, ...] = ()
+    is_gated: bool | None = None
+    unmeasured: tuple[Unmeasured, ...] = ()
+    kv_cache: str | None = None
+    vision_methods: tuple[str, ...] = ()
+    vision_default: VisionReduction | None = None
+    kv_policies: tuple[str, ...] = ()
+    kv_default: KVCompression | None = None
+
+
+@dataclass(frozen=True)
+class Health:
+    """Whether requests can be served now; `reason` says why not.
+
+    Attributes:
+        is_ready: Requests are answered.
+        reason: Why not, where not.
+        model_gauges: Momentary values by model and metric name; of several replicas, of all together.
+        replica_gauges: The same of each replica, by model, replica and metric name; empty where there are none.
+        is_alive: False when a worker died, or hangs for too long, and only a restart of the process helps; liveness
+            probes turn red.
+        is_starting: Not ready because models are still being loaded.
+    """
+
+    is_ready: bool
+    reason: str = ""
+    model_gauges: dict[str, dict[str, float]] = field(default_factory=dict)
+    is_alive: bool = True
+    replica_gauges: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    is_starting: bool = False
