@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import sqrt
-
 import numpy as np
 import numpy.typing as npt
 
@@ -13,8 +11,6 @@ Float64 = npt.NDArray[np.float64]
 
 _NEIGHBOURS = 5
 """Of a token, itself among them: k of the authors' code for the first of the paper's three scales."""
-_COPY = 1e-5
-"""Of a point's squared length: what is nearer than that, in products of float32, is a copy."""
 
 
 def reduce(tile: Tile, quota: int) -> Kept:
@@ -22,17 +18,18 @@ def reduce(tile: Tile, quota: int) -> Kept:
 
     A token is as dense as exp(-mean squared distance to its nearest neighbours). Centres are those of the largest
     density times distance to the nearest denser token; of the densest, to which none is, the largest distance in the
-    tile counts. Every other token goes to the nearest centre. As in the authors' code, distances are over the square
-    root of the width, and of equally dense tokens one is the denser: here the first, there one by lot.
+    tile counts. Every other token goes to the nearest centre. Of equally dense tokens the first is the denser, where
+    the authors' code draws lots.
 
-    Density falls with the square of the features' scale: large ones are clustered where they lie closest, small ones
-    where they are far apart.
+    A density has no unit, so one has to be chosen: in features of large scale density decides alone, in those of small
+    scale distance. The authors' code divides distances by the root of the width and trains with that; here they are
+    over the largest distance in the tile, so that every model's features count alike.
 
     The paper clusters before its connector and runs a trained block of attention behind each of three scales, whose
     tokens (64, 32 and 16 of an image) are read one after another; a video's frames are first clustered into events.
     Untrained checkpoints have no such blocks: here is one scale of any size, behind the connector, of each frame.
     """
-    squares = _squared_distances(tile.single / np.float32(sqrt(tile.features.shape[1])))
+    squares = _squared_distances(tile.single)
     centres = highest(_scores(squares), quota)
     groups: Rows = squares[centres].argmin(axis=0).astype(np.int64)
     groups[centres] = np.arange(quota)
@@ -40,23 +37,22 @@ def reduce(tile: Tile, quota: int) -> Kept:
 
 
 def _scores(squares: Float32) -> Float64:
-    """Return [P] logarithms of density times distance, in which large distances do not vanish; -inf of a copy."""
+    """Return [P] density times distance to the nearest denser token."""
     num_neighbours = min(_NEIGHBOURS, len(squares))
     nearest = np.partition(squares, num_neighbours - 1, axis=1)[:, :num_neighbours]
-    densities: Float64 = -nearest.mean(axis=1, dtype=np.float64)
+    densities: Float64 = np.exp(-nearest.mean(axis=1, dtype=np.float64))
     ranks = np.empty(len(squares), np.int64)
     ranks[highest(densities, len(squares))] = np.arange(len(squares))
     is_denser = ranks[None, :] < ranks[:, None]
     gaps = np.where(is_denser, squares, squares.max()).min(axis=1).astype(np.float64)
-    logarithms = np.log(gaps, out=np.full(len(gaps), -np.inf), where=gaps > 0)
-    scores: Float64 = densities + logarithms / 2.0
+    scores: Float64 = densities * np.sqrt(gaps)
     return scores
 
 
 def _squared_distances(points: Float32) -> Float32:
-    """Return [P, P]; 0 between copies."""
+    """Return [P, P] of which the largest is 1, unless all are 0."""
     centred = points - points.mean(axis=0)  # what all tokens share would cost digits
     lengths = np.einsum("nd,nd->n", centred, centred)
-    squares: Float32 = lengths[:, None] + lengths[None, :] - 2.0 * (centred @ centred.T)
-    squares[squares < _COPY * lengths[:, None]] = 0.0
-    return squares
+    squares: Float32 = np.maximum(lengths[:, None] + lengths[None, :] - 2.0 * (centred @ centred.T), 0.0)
+    largest = squares.max()
+    return squares / largest if largest > 0 else squares

@@ -319,24 +319,23 @@ def test_textmonkey_is_the_papers_loop() -> None:
 
 
 def test_density_peaks_by_hand_are_the_middles_of_heaps_and_the_loner_is_one_of_its_own() -> None:
-    # five at 0, five at 8, one at 20; 1-dimensional, so nothing is divided. Of a heap the middle is densest; 20 has no
-    # neighbour nearer than 11, but a density of exp(-many): only the third centre
+    # five about 0, five about 8, one at 20. Over 20.2, the largest distance: a middle of a heap is as dense as 1, and
+    # 8 is 0.4 from 0; 20 is 0.57 from 8.5 and, by the squares of its neighbours, 0.76 dense: 0.43, behind 0 alone
     places = [8.5, 0.2, 20, 0, 8, 7.5, -0.2, 0.1, 8.2, 7.8, -0.1]
-    two = reduced("dpc-knn", bare([[place] for place in places]), 2)
-    assert two.rows.tolist() == [0, 1]  # each where its first one stood
-    assert two.sizes.tolist() == [6, 5]
-    assert np.allclose(two.features[:, 0], [(8.5 + 20 + 8 + 7.5 + 8.2 + 7.8) / 6, 0], atol=1e-6)
+    tile = bare([[place] for place in places])
+    two, three = reduced("dpc-knn", tile, 2), reduced("dpc-knn", tile, 3)
+    assert two.rows.tolist() == [0, 2]  # each where its first one stood
+    assert two.sizes.tolist() == [10, 1]
+    assert three.rows.tolist() == [0, 1, 2]
+    assert three.sizes.tolist() == [5, 5, 1]
+    assert np.allclose(three.features[:, 0], [8, 0, 20], atol=1e-6)
 
 
 def _density_peaks(features: np.ndarray, quota: int) -> list[list[int]]:
-    """Return the clusters by section 3.1 of arXiv 2311.08046, token by token, in the order of their first tokens.
-
-    In numbers of 80 bits, in which densities far below those of float64 are still above 0.
-    """
-    num, width = features.shape
-    wide = features.astype(np.longdouble)
-    # the paper writes plain distances; the authors' code divides them by the root of the width
-    distances = np.array([[np.sqrt(((one - other) ** 2).sum() / width) for other in wide] for one in wide])
+    """Return the clusters by section 3.1 of arXiv 2311.08046, token by token, in the order of their first tokens."""
+    num, wide = len(features), features.astype(np.float64)
+    distances = np.array([[np.linalg.norm(one - other) for other in wide] for one in wide])
+    distances /= distances.max()  # ours: the paper writes plain ones, and the authors' code divides by the width's root
     # "local density": K nearest neighbours; K = 5 with the token itself, as the first scale of the code counts
     density = [np.exp(-(np.sort(row)[:5] ** 2).mean()) for row in distances]
     # "distance index": to the nearest token of higher density; for the highest, the largest there is
@@ -357,7 +356,7 @@ def _density_peaks(features: np.ndarray, quota: int) -> list[list[int]]:
 @pytest.mark.parametrize("scale", [0.02, 1, 40])
 @pytest.mark.parametrize("quota", [1, 4, 9, 18, 30])
 def test_density_peaks_are_the_papers_at_every_scale(quota: int, scale: float) -> None:
-    """At 40 every density is 0 in float64, and products of them would tell no token from another."""
+    """With plain distances every density at 40 is 0 in float64, and products would tell no token from another."""
     for seed in range(3):
         tile = tile_of(seed)
         features = tile.features * np.float32(scale)
