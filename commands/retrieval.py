@@ -28,7 +28,7 @@ EncoderOption = Annotated[
 ]
 RerankOption = Annotated[
     str | None,
-    typer.Option(help="A second model that puts what was found in its order: one that embeds, or a cross-encoder."),
+    typer.Option(help="A model that orders what was found: one that embeds, or a cross-encoder. Default: none."),
 ]
 DepthOption = Annotated[int, typer.Option(min=1, help="Images that --rerank looks at.")]
 _KEY_ENV = "OPENAI_API_KEY"
