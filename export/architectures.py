@@ -15,6 +15,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "aki": "export.models.aki:Aki",
     "clip": "export.models.clip:Clip",
     "gemma3": "export.models.gemma3:Gemma3",
+    "glm_ocr": "export.models.glm_ocr:GlmOcr",
     "got_ocr2": "export.models.got_ocr2:GotOcr2",
     "granite_docling": "export.models.granite_docling:GraniteDocling",
     "deepseek_vl": "export.models.deepseek_vl:DeepSeekVL",

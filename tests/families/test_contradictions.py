@@ -24,6 +24,19 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("fast_vlm", CONFIG, {"image_seq_length": 5}, "image_seq_length 5"),
     ("fast_vlm", CONFIG, {"vision_feature_layer": -2}, "vision_feature_layer is -2"),
     ("fast_vlm", PROCESSOR, {"patch_size": 32}, "patch_size 32.*square of 64"),
+    (
+        "glm_ocr",
+        CONFIG,
+        {"vision_config": {"rope_parameters": {"rope_theta": 500.0}}},
+        "rope_theta 500.0: built is 10000",
+    ),
+    ("glm_ocr", CONFIG, {"vision_config": {"out_hidden_size": 44}}, "width 44, the decoder's hidden_size is 40"),
+    (
+        "glm_ocr",
+        PROCESSOR,
+        {"image_processor": {"size": {"shortest_edge": 511, "longest_edge": 8192}}},
+        "areas of 2 equal frames, multiples of 2",
+    ),
     ("idefics2", PROCESSOR, {"image_seq_len": 64}, "image_seq_len is 64; only 5 is built"),
     ("idefics2", CONFIG, {"perceiver_config": {"num_key_value_heads": 4}}, "6 heads .* share 4"),
     (
