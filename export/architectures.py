@@ -34,6 +34,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "internvl": "export.models.internvl:InternVL",
     "lfm2_vl": "export.models.lfm2_vl:Lfm2VL",
     "llava": "export.models.llava:Llava",
+    "mm1": "export.models.mm1:MM1",
     "mllama": "export.models.mllama:Mllama",
     "llava_next": "export.models.llava_next:LlavaNext",
     "llava_onevision": "export.models.llava_onevision:LlavaOnevision",
