@@ -465,7 +465,7 @@ def decoder_plan(decoder: Decoder, embeds: TensorSpec, module: Module) -> GraphP
     """
     config = decoder.config
     indices: list[tuple[str, tuple[int | str, ...]]] = [
-        (tensors.POSITION_IDS, (*decoder.position_axes, "B", "T")),
+        (tensors.POSITION_IDS, (*decoder.axes, "B", "T")),
         (tensors.PAST_LENGTHS, (config.num_length_groups, "B")),
         (tensors.LOGITS_INDICES, ("B", "N")),
     ]
