@@ -146,9 +146,9 @@ def tiny_decoder() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def llama_logits() -> Any:
-    """The function of tests/llama.py."""
-    return beside("llama").masked_logits
+def llama() -> ModuleType:
+    """The functions of tests/llama.py."""
+    return beside("llama")
 
 
 @pytest.fixture(scope="session")
