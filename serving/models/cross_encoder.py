@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 
 from bundle.directory import Bundle
-from bundle.errors import BundleFormatError, ParameterError, TaskError
+from bundle.errors import BundleFormatError, ParameterError
 from bundle.image import PREPROCESSOR, ImageSpec, Pixels
 from bundle.manifest import PairDims
-from bundle.text import TOKENIZER, TextBatch, Tokenizer
+from bundle.text import Tokenizer
 from runtime.canary import check_canary
 from runtime.pair_encoder import Pair, PairEncoder
 from runtime.room import check_room
 from serving.engine.batching import BatchWorker
 from serving.engine.worker import Worker
 from serving.models.cut_image import CutImage
-from serving.models.model import Model
+from serving.models.one_pass import OnePassModel
 from serving.models.pool import PreprocessPool
+from serving.models.text_rows import TextRows
 from serving.models.together import together
-from serving.models.tokens import told_tokens
 from serving.models.turns import Turns
 from serving.protocol import (
     EmbedInput,
@@ -30,18 +30,14 @@ from serving.protocol import (
     ScoreRequest,
     ScoreResult,
     TextPart,
-    TokenizeRequest,
-    TokenizeResult,
 )
 from serving.settings import EngineSettings
 
-_ALL = -1
-"""Of `ScoreRequest.truncate_tokens`: as many as the model reads."""
 _PAIRS_AHEAD = 2
 """Batches: one runs while the next is made ready."""
 
 
-class CrossEncoderModel(Model):
+class CrossEncoderModel(OnePassModel):
     """One bundle that scores pairs of a text and an image.
 
     Args:
@@ -64,7 +60,7 @@ class CrossEncoderModel(Model):
         check_room(manifest, None, settings.provider)
         self._dims: PairDims = manifest.pairs
         self._spec = ImageSpec.read(bundle.path(PREPROCESSOR))
-        self._tokenizer = Tokenizer.from_file(bundle.path(TOKENIZER))
+        self._rows = TextRows(bundle, self._dims.max_text_tokens, self._dims.pad_token_id)
         self._encoder = PairEncoder(bundle, settings)
         if settings.check_golden:
             check_canary(bundle, self._encoder.sessions)
@@ -83,32 +79,15 @@ class CrossEncoderModel(Model):
         return {self._worker: self._warm_up}
 
     def _warm_up(self) -> None:
-        self._encoder.score([Pair(self._tokenized("warm-up", None), self._spec.blank(1))])
-
-    @property
-    def gauges(self) -> dict[str, float]:
-        """Numbers for `/metrics`."""
-        return {
-            "num_requests_running": float(self._admission.num_admitted),
-            "num_preprocess_waiting": float(self._pool.num_preprocess_waiting),
-        }
+        self._encoder.score([Pair(self._rows.batch(["warm-up"]), self._spec.blank(1))])
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The texts' tokenizer."""
-        return self._tokenizer
+        return self._rows.tokenizer
 
-    async def tokenize(self, request: TokenizeRequest) -> TokenizeResult:
-        """Return the tokens of a text as it is read beside an image.
-
-        Raises:
-            TaskError: A conversation is none.
-            ContextLengthError: The text is longer than any that is read.
-        """
-        if request.text is None:
-            raise TaskError(f"{self._manifest.name} scores; it reads no conversations. Send prompt.", "messages")
-        row = await self._pool.text.run(request.request_id, self._tokenized, request.text, None)
-        return told_tokens(self._tokenizer, row.input_ids[0].tolist())
+    def _ids(self, text: str, adds_special_tokens: bool) -> list[int]:
+        return self._rows.ids(text, adds_special_tokens)
 
     async def score(self, request: ScoreRequest) -> ScoreResult:
         """Return how well each pair fits, in order; an image that stands in several is decoded once.
@@ -117,7 +96,7 @@ class CrossEncoderModel(Model):
             RequestError: A pair that is not one text and one image, a text longer than the model reads and not to be
                 cut, bytes that are not an image.
         """
-        most_tokens = self._most_tokens(request.truncate_tokens)
+        most_tokens = self._rows.most_tokens(request.truncate_tokens)
         pairs = [_text_and_image(first, second) for first, second in request.pairs]
         owner = request.request_id
         with self._admission.admit():
@@ -136,38 +115,14 @@ class CrossEncoderModel(Model):
     ) -> tuple[np.float32, int]:
         """Return a pair's score and the tokens of its text."""
         async with self._turns.place(owner):
-            row = await self._pool.text.run(owner, self._tokenized, text, most_tokens)
+            row = await self._pool.text.run(owner, self._rows.batch, [text], most_tokens)
             pixels = await self._pool.images.run(owner, self._pixels, image)
             return await asyncio.wrap_future(self._worker.submit(Pair(row, pixels))), row.num_tokens
-
-    def _tokenized(self, text: str, most_tokens: int | None) -> TextBatch:
-        dims = self._dims
-        return self._tokenizer.encode_batch(
-            [text],
-            max_tokens=dims.max_text_tokens,
-            pad_token_id=dims.pad_token_id,
-            pads_to_max=False,
-            most_tokens=most_tokens,
-        )
 
     def _pixels(self, image: CutImage) -> Pixels:
         tiles: Sequence[Any] = image.images if image.is_cut else self._spec.cut(image.images[0])
         (pixels,) = self._spec.groups(list(tiles))
         return pixels
-
-    def _most_tokens(self, asked: int | None) -> int | None:
-        """Return to how many tokens longer texts are cut; None: they are refused.
-
-        Raises:
-            ParameterError: More than the model reads, or so few that nothing of a text is left.
-        """
-        longest, fewest = self._dims.max_text_tokens, len(self._tokenizer.with_special_tokens([])) + 1
-        if asked is not None and asked != _ALL and not fewest <= asked <= longest:
-            raise ParameterError(
-                f"truncate_prompt_tokens = {asked}: the model reads {fewest} to {longest} tokens; -1 is the most",
-                "truncate_prompt_tokens",
-            )
-        return longest if asked == _ALL else asked
 
 
 def _text_and_image(first: EmbedInput, second: EmbedInput) -> tuple[TextPart, ImagePart]:
