@@ -14,6 +14,25 @@ _MOST_TOLD_TOKENS = 4096
 """Of a text whose tokens are asked for; what is read is shorter."""
 
 
+def most_tokens(asked: int | None, fewest: int, longest: int) -> int | None:
+    """Return to how many tokens longer texts are cut; None: they are refused.
+
+    Args:
+        asked: `truncate_tokens` of a request.
+        fewest: Of which something of a text is left.
+        longest: That the model reads.
+
+    Raises:
+        ParameterError: Fewer or more.
+    """
+    if asked is not None and asked != ALL and not fewest <= asked <= longest:
+        raise ParameterError(
+            f"truncate_prompt_tokens = {asked}: the model reads {fewest} to {longest} tokens; -1 is the most",
+            "truncate_prompt_tokens",
+        )
+    return longest if asked == ALL else asked
+
+
 class TextRows:
     """Makes rows of texts; safe to share between threads.
 
@@ -46,13 +65,7 @@ class TextRows:
         Raises:
             ParameterError: More than the model reads, or so few that nothing of a text is left.
         """
-        longest, fewest = self._max_tokens, len(self.tokenizer.with_special_tokens([])) + 1
-        if asked is not None and asked != ALL and not fewest <= asked <= longest:
-            raise ParameterError(
-                f"truncate_prompt_tokens = {asked}: the model reads {fewest} to {longest} tokens; -1 is the most",
-                "truncate_prompt_tokens",
-            )
-        return longest if asked == ALL else asked
+        return most_tokens(asked, len(self.tokenizer.with_special_tokens([])) + 1, self._max_tokens)
 
     def batch(self, texts: Sequence[str | Sequence[int]], most_tokens: int | None = None) -> TextBatch:
         """Return texts as one batch, longer ones cut to `most_tokens`.
