@@ -18,6 +18,7 @@ from bundle.grounding import KnownGrounding
 from bundle.layouts.prompt import ImagePrompt as ImagePrompt
 from bundle.layouts.table import KnownImagePrompt
 from bundle.states import CacheScheme, State
+from bundle.tensors import PIXEL_VALUES
 
 FORMAT_VERSION = 2
 """Bumped when a reader of the previous version would misread a bundle. Version 1 is read too: `bundle.format_1`."""
@@ -127,6 +128,10 @@ class Segment(Component):
     group: int = Field(ge=0)
 
 
+def _takes_images(part: Component) -> bool:
+    return part.role == "pair_encoder" and any(spec.name == PIXEL_VALUES for spec in part.inputs)
+
+
 def _gives_rows(part: Component) -> bool:
     return part.role == "vision_encoder" and len(part.outputs) > 0 and len(part.outputs[0].shape) == 3
 
@@ -215,10 +220,10 @@ class DualEncoderDims(VectorSizes):
 
 
 class PairDims(Frozen):
-    """What a model that reads a text and an image together wants of the text.
+    """What a model that reads a text and an image together, or two texts, wants of texts.
 
     Attributes:
-        max_text_tokens: Longest text.
+        max_text_tokens: Longest text; of two texts, what they take together.
         pad_token_id: Fills shorter ones.
     """
 
@@ -253,7 +258,7 @@ class Manifest(Frozen):
         grounding: How boxes stand in answers; None where the model says none.
         dual: Models that embed by encoders: of images and texts, or of texts alone.
         embedder: Models that embed by a decoder, which gives states and no logits.
-        pairs: Models that read a text and an image together, and say how well they fit.
+        pairs: Models that read a text and an image together, or two texts, and say how well they fit.
         bos_token_id: None where the tokenizer adds none.
         eos_token_ids: Generation stops at any of them.
         template_tokens: Special tokens by the name that the chat template uses ("bos_token", "eos_token", ...).
@@ -332,7 +337,7 @@ class Manifest(Frozen):
     @property
     def sees(self) -> bool:
         """Whether the model takes images."""
-        return any(part.role in ("vision_encoder", "pair_encoder") for part in self.components.values())
+        return any(part.role == "vision_encoder" or _takes_images(part) for part in self.components.values())
 
     def graph(self, role: Role, phase: RunPhase = "step") -> ComponentName:
         """Return the name of the graph that runs a role in a phase.

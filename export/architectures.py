@@ -23,6 +23,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "idefics2": "export.models.idefics2:Idefics2",
     "align": "export.models.align:Align",
     "altclip": "export.models.altclip:AltClip",
+    "bert": "export.models.bert:BertReranker",
     "bridgetower": "export.models.bridgetower:BridgeTower",
     "chinese_clip": "export.models.chinese_clip:ChineseClip",
     "clipseg": "export.models.clipseg:ClipSeg",
@@ -38,6 +39,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "llava_onevision": "export.models.llava_onevision:LlavaOnevision",
     "kosmos-2": "export.models.kosmos2:Kosmos2",
     "ovis2": "export.models.ovis2:Ovis2",
+    "modernbert": "export.models.modernbert:ModernBertReranker",
     "metaclip_2": "export.models.metaclip_2:MetaClip2",
     "open_clip": "export.models.open_clip:OpenClip",
     "paddleocr_vl": "export.models.paddleocr_vl:PaddleOCRVL",
@@ -46,10 +48,12 @@ ARCHITECTURES: Mapping[str, str] = {
     "qwen2_vl": "export.models.qwen2_vl:Qwen2VL",
     "qwen2_5_vl": "export.models.qwen2_5_vl:Qwen25VL",
     "qwen3_vl": "export.models.qwen3_vl:Qwen3VL",
+    "roberta": "export.models.xlm_roberta:RobertaReranker",
     "siglip": "export.models.siglip:Siglip",
     "siglip2": "export.models.siglip2:Siglip2",
     "vilt": "export.models.vilt:Vilt",
     "smolvlm": "export.models.idefics3:Idefics3",
+    "xlm-roberta": "export.models.xlm_roberta:XlmRobertaReranker",
     "vision-text-dual-encoder": "export.models.vision_text_dual_encoder:VisionTextDualEncoder",
 }
 """`model_type` of a config to "module:Class"."""

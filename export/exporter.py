@@ -34,9 +34,10 @@ from export.adapter import Adapter
 from export.architectures import load_family
 from export.checkpoint import Checkpoint
 from export.config import with_length_groups
+from export.cross_encoder import CrossEncoder
 from export.decoders.decoder import Decoder
 from export.embedding import EmbeddingOptions, found_embedding
-from export.family import CrossEncoder, DualEncoder, Family, GraphPlan, VisionLanguage
+from export.family import DualEncoder, Family, GraphPlan, VisionLanguage
 from export.goldens import Canary, can_record, record_goldens
 from export.graph import build_model, write_model
 from export.nn.dialect import DIALECTS

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from bundle import tensors
 from bundle.errors import UnsupportedConfigError
@@ -77,6 +77,7 @@ class Family(ABC):
     """One architecture, opened on one config.
 
     Class attributes:
+        sees: Takes images.
         renames: (pattern, replacement) for `re.sub`, applied in order to every key of the checkpoint; they turn the
             older layouts into the one that the modules are named by.
         unused: Patterns of keys that no graph wants: buffers that hold no weights, and parts that the outputs skip.
@@ -92,6 +93,7 @@ class Family(ABC):
     """
 
     task: ClassVar[Task]
+    sees: ClassVar[bool] = True
     renames: ClassVar[tuple[tuple[str, str], ...]] = ()
     unused: ClassVar[tuple[str, ...]] = (r".*\.position_ids", r".*\.rotary_emb\.inv_freq")
     scalars: tuple[str, ...] = ()
@@ -122,6 +124,13 @@ class Family(ABC):
                 f"the processor makes images of {spec.tile_size_px} pixels, the vision tower takes {side}; "
                 "only towers fed at their own resolution are built"
             )
+
+    def check_tokenizer(self, settings: Mapping[str, Any]) -> None:  # noqa: B027 - most have nothing to check
+        """Check `tokenizer_config.json`, of models without a decoder.
+
+        Raises:
+            UnsupportedConfigError: It does not go with the model.
+        """
 
     def own_image_spec(self) -> ImageSpec | None:
         """Return the preprocessing that the config itself states; None: the processor's files do."""
@@ -383,48 +392,6 @@ class DualEncoder(Family):
             ),
             "text_encoder": GraphPlan(self.text(dialect), "text_encoder", (ids, mask), (texts,)),
         }
-
-
-@dataclass(frozen=True)
-class PairTexts:
-    """What a model that reads pairs wants of their texts.
-
-    Attributes:
-        vocab_size: Ids are below it.
-        max_tokens: Longest text.
-    """
-
-    vocab_size: int
-    max_tokens: int
-
-
-class CrossEncoder(Family):
-    """One encoder over a text and an image, and a score."""
-
-    task: ClassVar[Task] = "cross-encoder"
-
-    @property
-    @abstractmethod
-    def texts(self) -> PairTexts:
-        """What callers must know of the text side."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Of the texts."""
-        return self.texts.vocab_size
-
-    @abstractmethod
-    def pair(self, dialect: Dialect) -> Module:
-        """Return the module (input_ids, attention_mask [B, T], pixel_values [B, 3, height, width]) -> scores [B]."""
-
-    def graphs(self, dialect: Dialect) -> dict[ComponentName, GraphPlan]:
-        """Return the graph of docs/bundle-format.md."""
-        ids = TensorSpec(name=tensors.INPUT_IDS, dtype="int64", shape=("B", "T"))
-        mask = TensorSpec(name=tensors.ATTENTION_MASK, dtype="int64", shape=("B", "T"))
-        images = pixels(self.image_size_px)
-        images = images.model_copy(update={"shape": ("B", *images.shape[1:])})
-        scores = TensorSpec(name=tensors.PAIR_SCORES, dtype="float32", shape=("B",))
-        return {"pair_encoder": GraphPlan(self.pair(dialect), "pair_encoder", (ids, mask, images), (scores,))}
 
 
 def pixels(side_px: int | None) -> TensorSpec:

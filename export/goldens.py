@@ -34,20 +34,20 @@ class Canary:
     """The inputs that a bundle's graphs are run on.
 
     Attributes:
-        pixel_values: [1, 3, height, width] float32.
+        pixel_values: [1, 3, height, width] float32; None where no images are read.
         input_ids: [1, T] int64.
     """
 
-    pixel_values: Array
+    pixel_values: Array | None
     input_ids: Array
 
     @classmethod
-    def make(cls, image: ImageSpec, vocab_size: int, end_token_ids: tuple[int, ...]) -> Canary:
+    def make(cls, image: ImageSpec | None, vocab_size: int, end_token_ids: tuple[int, ...]) -> Canary:
         """Return the canary of a model; the ids close with the first end token, where a text tower pools."""
         ids = canary_token_ids(vocab_size, _CANARY_TOKENS)
         if end_token_ids:
             ids[0, -1] = end_token_ids[0]
-        return cls(image.preprocess([canary_image()]).groups[0][:1], ids)
+        return cls(None if image is None else image.preprocess([canary_image()]).groups[0][:1], ids)
 
 
 def can_record() -> bool:
@@ -57,11 +57,14 @@ def can_record() -> bool:
 
 def record_goldens(bundle: Bundle, canary: Canary) -> None:
     """Run every graph once on the canary and write `golden.npz`."""
+    ids = canary.input_ids
     known = {
-        tensors.PIXEL_VALUES: canary.pixel_values,
-        tensors.INPUT_IDS: canary.input_ids,
-        tensors.ATTENTION_MASK: np.ones_like(canary.input_ids),
+        tensors.INPUT_IDS: ids,
+        tensors.ATTENTION_MASK: np.ones_like(ids),
+        tensors.TOKEN_TYPE_IDS: (np.arange(ids.size) >= ids.size // 2).astype(np.int64)[None],
     }
+    if canary.pixel_values is not None:
+        known[tensors.PIXEL_VALUES] = canary.pixel_values
     recordings: dict[Role, Recording] = {}
     for name, component in bundle.manifest.components.items():
         if component.role != "decoder":

@@ -46,7 +46,8 @@ class ProcessorFiles:
     """What the manifest wants to know of the files that `convert_processor` wrote.
 
     Attributes:
-        image_spec: As written to `preprocessor.json`; its `tile_size_px` is the vision encoder's (height, width).
+        image_spec: As written to `preprocessor.json`; its `tile_size_px` is the vision encoder's (height, width);
+            None of a model that takes no images.
         image_prompt: How an image is written into a prompt; None for dual encoders.
         template_tokens: Special tokens by the name a chat template uses ("bos_token", "eos_token", ...).
         bos_token_id: None where the tokenizer has none.
@@ -59,7 +60,7 @@ class ProcessorFiles:
         note: What the bundle does that the checkpoint's files alone do not, in words; None where nothing.
     """
 
-    image_spec: ImageSpec
+    image_spec: ImageSpec | None
     image_prompt: KnownImagePrompt | None
     template_tokens: dict[str, str]
     bos_token_id: int | None
@@ -92,15 +93,22 @@ def convert_processor(
         UnsupportedConfigError: A setting that the preprocessing does not reproduce; the message names it.
     """
     processor = read_settings(checkpoint / "processor_config.json", required=False)
-    spec = family.own_image_spec() or _image_spec(checkpoint, family, processor)
-    family.check_images(spec)
-    spec = spec if most_image_px is None else _within(spec, most_image_px)
-    (output / PREPROCESSOR).write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    spec = _checked_spec(checkpoint, family, processor, most_image_px) if family.sees else None
+    if spec is not None:
+        (output / PREPROCESSOR).write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
     vocabulary = Vocabulary.read(checkpoint, lower_cases=family.lower_cases, cleans=family.cleans)
     (output / TOKENIZER).write_text(vocabulary.text, encoding="utf-8")
-    if isinstance(family, VisionLanguage):
+    if isinstance(family, VisionLanguage) and spec is not None:
         return _vision_language(checkpoint, family, FoundProcessor(processor, spec, vocabulary), output)
     return _dual_encoder(family, spec, vocabulary)
+
+
+def _checked_spec(
+    checkpoint: Path, family: Family, processor: Mapping[str, Any], most_image_px: int | None
+) -> ImageSpec:
+    spec = family.own_image_spec() or _image_spec(checkpoint, family, processor)
+    family.check_images(spec)
+    return spec if most_image_px is None else _within(spec, most_image_px)
 
 
 def image_settings(checkpoint: Path) -> dict[str, Any]:
@@ -177,11 +185,12 @@ def _image_settings_file(checkpoint: Path, processor: Mapping[str, Any]) -> str:
     )
 
 
-def _dual_encoder(family: Family, spec: ImageSpec, vocabulary: Vocabulary) -> ProcessorFiles:
+def _dual_encoder(family: Family, spec: ImageSpec | None, vocabulary: Vocabulary) -> ProcessorFiles:
     if vocabulary.settings.get("padding_side", "right") != "right":
         raise UnsupportedConfigError(
             f"tokenizer_config.json: padding_side {vocabulary.settings['padding_side']!r}; only 'right' is supported"
         )
+    family.check_tokenizer(vocabulary.settings)
     own_pad = family.pad_token_id if isinstance(family, DualEncoder) else None
     pad_token_id = vocabulary.named_id("pad_token") if own_pad is None else own_pad
     if pad_token_id is None:

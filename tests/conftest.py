@@ -116,6 +116,12 @@ def bridgetower_checkpoint(checkpoints: ModuleType, tmp_path_factory: pytest.Tem
 
 
 @pytest.fixture(scope="session")
+def rerankers(checkpoints: ModuleType) -> ModuleType:
+    """The functions of tests/reranker_checkpoints.py."""
+    return beside("reranker_checkpoints")
+
+
+@pytest.fixture(scope="session")
 def gguf_files() -> ModuleType:
     """The functions of tests/gguf_files.py."""
     return beside("gguf_files")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bundle.directory import Bundle
-from bundle.errors import BundleFormatError, TaskError
+from bundle.errors import BundleFormatError
 from bundle.manifest import EmbedderDims, InputType
 from bundle.prompt import Prompt, PromptBuilder
 from bundle.text import Tokenizer
@@ -24,7 +24,6 @@ from serving.engine.worker import Worker
 from serving.models.input_writer import InputWriter, longest_input
 from serving.models.pool import PreprocessPool
 from serving.models.together import together
-from serving.models.tokens import told_tokens
 from serving.models.turns import Turns
 from serving.models.vectors import VectorModel, check_inputs, cut
 from serving.models.vision import VisionStage
@@ -35,8 +34,6 @@ from serving.protocol import (
     ImagePart,
     JoinedPart,
     TextPart,
-    TokenizeRequest,
-    TokenizeResult,
     TokensPart,
 )
 from serving.settings import EngineSettings
@@ -57,6 +54,8 @@ class EmbedderModel(VectorModel):
         BundleError: A graph, the tokenizer or the template is unusable, or the canary fails.
         MachineError: This machine cannot run it.
     """
+
+    _vision: VisionStage
 
     def __init__(self, bundle: Bundle, settings: EngineSettings, pool: PreprocessPool) -> None:
         manifest = bundle.manifest
@@ -91,36 +90,16 @@ class EmbedderModel(VectorModel):
         self._embedder.embed([FilledPrompt(self._writer.write([TextPart("warm-up")], (), None, None, None))])
 
     @property
-    def gauges(self) -> dict[str, float]:
-        """Numbers for `/metrics`."""
-        return {
-            "num_requests_running": float(self._admission.num_admitted),
-            **self._vision.gauges,
-            "num_preprocess_waiting": float(self._pool.num_preprocess_waiting),
-        }
-
-    @property
     def tokenizer(self) -> Tokenizer:
         """The decoder's tokenizer."""
         return self._prompts.tokenizer
 
-    async def tokenize(self, request: TokenizeRequest) -> TokenizeResult:
-        """Return the tokens of a text as it is embedded, with the model's template around it, or bare.
-
-        Raises:
-            TaskError: A conversation is none.
-            ContextLengthError: The text is longer than any that is embedded.
-        """
-        if request.text is None:
-            raise TaskError(f"{self._manifest.name} embeds; it reads no conversations. Send prompt.", "messages")
-        self.tokenizer.check_characters(len(request.text), self._longest)
-        if not request.adds_special_tokens:
-            bare = await self._pool.text.run(request.request_id, self.tokenizer.encode_plain, request.text)
-            return told_tokens(self.tokenizer, bare)
-        prompt = await self._pool.text.run(
-            request.request_id, self._writer.write, [TextPart(request.text)], (), None, None, None
-        )
-        return told_tokens(self.tokenizer, prompt.token_ids.tolist())
+    def _ids(self, text: str, adds_special_tokens: bool) -> list[int]:
+        self.tokenizer.check_characters(len(text), self._longest)
+        if not adds_special_tokens:
+            return self.tokenizer.encode_plain(text)
+        ids: list[int] = self._writer.write([TextPart(text)], (), None, None, None).token_ids.tolist()
+        return ids
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """Return one unit vector per input, in order, or one for each of its tokens.

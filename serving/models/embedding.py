@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import numpy.typing as npt
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, ParameterError, TaskError
 from bundle.manifest import DualEncoderDims
-from bundle.text import TOKENIZER, TextBatch, Tokenizer
+from bundle.text import TextBatch, Tokenizer
 from bundle.zero_shot import SLOT, label_text
 from runtime.canary import check_canary
 from runtime.encoder import open_encoder
@@ -22,8 +21,8 @@ from runtime.room import check_room
 from serving.engine.batching import BatchWorker
 from serving.engine.worker import Worker
 from serving.models.pool import PreprocessPool
+from serving.models.text_rows import TextRows
 from serving.models.together import together
-from serving.models.tokens import told_tokens
 from serving.models.turns import Turns
 from serving.models.vectors import VectorModel, check_inputs, cut
 from serving.models.vision import VisionStage
@@ -36,18 +35,12 @@ from serving.protocol import (
     ImagePart,
     JoinedPart,
     TextPart,
-    TokenizeRequest,
-    TokenizeResult,
     TokensPart,
 )
 from serving.settings import EngineSettings
 
 _PIECE_TEXTS = 8
 """Texts of one request that are tokenized and batched as one: each piece waits for its turn among other requests'."""
-_MOST_COUNTED_TOKENS = 4096
-"""Of a text whose tokens are asked for; what is embedded is shorter."""
-_ALL = -1
-"""Of `EmbedRequest.truncate_tokens`: as many as the encoder reads."""
 _Text = str | Sequence[int]
 _BATCHES_AHEAD = 2
 """One batch of single texts runs while the next is made ready."""
@@ -73,7 +66,9 @@ class EmbeddingModel(VectorModel):
         super().__init__(manifest, settings, pool)
         check_room(manifest, None, settings.provider)
         self._dims: DualEncoderDims = manifest.dual
-        self._tokenizer = Tokenizer.from_file(bundle.path(TOKENIZER))
+        self._rows = TextRows(
+            bundle, self._dims.max_text_tokens, self._dims.pad_token_id, pads_to_max=self._dims.pads_to_max
+        )
         self._vision = VisionStage(bundle, settings, pool) if manifest.sees else None
         text_name = manifest.graph("text_encoder")
         self._text = open_encoder(bundle, text_name, settings)
@@ -92,34 +87,15 @@ class EmbeddingModel(VectorModel):
         return {self._text_worker: self._warm_up_texts, **seeing}
 
     @property
-    def gauges(self) -> dict[str, float]:
-        """Numbers for `/metrics`."""
-        return {
-            "num_requests_running": float(self._admission.num_admitted),
-            **({} if self._vision is None else self._vision.gauges),
-            "num_preprocess_waiting": float(self._pool.num_preprocess_waiting),
-        }
-
-    @property
     def tokenizer(self) -> Tokenizer:
         """The text encoder's tokenizer."""
-        return self._tokenizer
+        return self._rows.tokenizer
 
-    async def tokenize(self, request: TokenizeRequest) -> TokenizeResult:
-        """Return the tokens of a text as they are embedded, however many they are.
-
-        Raises:
-            TaskError: A conversation is none.
-            ContextLengthError: The text is far longer than any that is embedded.
-        """
-        if request.text is None:
-            raise TaskError(f"{self._manifest.name} embeds; it reads no conversations. Send prompt.", "messages")
-        self._tokenizer.check_characters(len(request.text), _MOST_COUNTED_TOKENS)
-        encode = partial(self._tokenizer.encode, add_special_tokens=request.adds_special_tokens)
-        return told_tokens(self._tokenizer, await self._pool.text.run(request.request_id, encode, request.text))
+    def _ids(self, text: str, adds_special_tokens: bool) -> list[int]:
+        return self._rows.ids(text, adds_special_tokens)
 
     def _warm_up_texts(self) -> None:
-        self._run_texts([self._tokenized(["warm-up"])])
+        self._run_texts([self._rows.batch(["warm-up"])])
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """Return one unit vector per input, in order.
@@ -131,7 +107,7 @@ class EmbeddingModel(VectorModel):
         check_inputs(request, self._dims.sizes)
         inputs = [_single(part) for part in request.inputs]
         with self._admission.admit():
-            most_tokens = self._most_tokens(request.truncate_tokens)
+            most_tokens = self._rows.most_tokens(request.truncate_tokens)
             texts = [_text_of(part) for part in inputs if not isinstance(part, ImagePart)]
             images = [part for part in inputs if isinstance(part, ImagePart)]
             of_texts, num_tokens, of_images = await self._embed_both(request.request_id, texts, images, most_tokens)
@@ -160,20 +136,6 @@ class EmbeddingModel(VectorModel):
         of_labels = unit(of_texts.reshape(len(request.labels), len(templates), -1).mean(axis=1))
         return ClassifyResult(scores(of_images @ of_labels.T, self._dims), num_tokens)
 
-    def _most_tokens(self, asked: int | None) -> int | None:
-        """Return to how many tokens longer texts are cut; None: they are refused.
-
-        Raises:
-            ParameterError: More than the encoder reads, or so few that nothing of a text is left.
-        """
-        longest, fewest = self._dims.max_text_tokens, len(self._tokenizer.with_special_tokens([])) + 1
-        if asked is not None and asked != _ALL and not fewest <= asked <= longest:
-            raise ParameterError(
-                f"truncate_prompt_tokens = {asked}: the model reads {fewest} to {longest} tokens; -1 is the most",
-                "truncate_prompt_tokens",
-            )
-        return longest if asked == _ALL else asked
-
     async def _embed_both(
         self, owner: str, texts: Sequence[_Text], images: Sequence[ImagePart], most_tokens: int | None = None
     ) -> tuple[Vectors, int, Vectors]:
@@ -193,7 +155,7 @@ class EmbeddingModel(VectorModel):
     async def _embed_piece(self, owner: str, texts: Sequence[_Text], most_tokens: int | None) -> tuple[Vectors, int]:
         """Return [n, E] vectors of a few texts, and the tokens they took."""
         async with self._turns.place(owner):
-            rows = await self._pool.text.run(owner, self._tokenized, texts, most_tokens)
+            rows = await self._pool.text.run(owner, self._rows.batch, texts, most_tokens)
             return await asyncio.wrap_future(self._text_worker.submit(rows)), rows.num_tokens
 
     async def _embed_images(self, owner: str, images: Sequence[ImagePart]) -> Vectors:
@@ -212,15 +174,6 @@ class EmbeddingModel(VectorModel):
 
     def _unit(self, vectors: Sequence[npt.NDArray[Any]]) -> Vectors:
         return unit(np.concatenate([np.zeros((0, self._dims.embedding_size), np.float32), *vectors]))
-
-    def _tokenized(self, texts: Sequence[_Text], most_tokens: int | None = None) -> TextBatch:
-        return self._tokenizer.encode_batch(
-            texts,
-            max_tokens=self._dims.max_text_tokens,
-            pad_token_id=self._dims.pad_token_id,
-            pads_to_max=self._dims.pads_to_max,
-            most_tokens=most_tokens,
-        )
 
     def _run_texts(self, rows: list[TextBatch]) -> list[Vectors]:
         """Return the vectors [n, E] of each item's texts, of one run over all."""

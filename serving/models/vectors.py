@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from bundle.errors import ParameterError
 from runtime.encoders import Vectors, unit
-from serving.models.model import Model
+from serving.models.one_pass import OnePassModel
 from serving.protocol import EmbedRequest, EmbedResult
 
 
-class VectorModel(Model):
+class VectorModel(OnePassModel):
     """One model that embeds."""
 
     does = "embedding"

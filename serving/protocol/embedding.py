@@ -69,18 +69,20 @@ class ScoreRequest:
 
     Attributes:
         truncate_tokens: As of `EmbedRequest`.
+        is_raw: Scores are wanted as the model's graph gives them, before the logistic function.
     """
 
     request_id: str
     model: str
     pairs: tuple[tuple[EmbedInput, EmbedInput], ...]
     truncate_tokens: int | None = None
+    is_raw: bool = False
     traceparent: str = ""
 
 
 @dataclass(frozen=True)
 class ScoreResult:
-    """[n] float32 between 0 and 1, the best fit highest, and the tokens of the texts."""
+    """[n] float32, the best fit highest and between 0 and 1 unless raw, and the tokens of the texts."""
 
     scores: npt.NDArray[np.float32]
     prompt_tokens: int
