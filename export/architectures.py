@@ -13,6 +13,7 @@ from export.known_models import why_not_built
 ARCHITECTURES: Mapping[str, str] = {
     "blip-2": "export.models.blip_2:Blip2",
     "aki": "export.models.aki:Aki",
+    "aria": "export.models.aria:Aria",
     "clip": "export.models.clip:Clip",
     "gemma3": "export.models.gemma3:Gemma3",
     "got_ocr2": "export.models.got_ocr2:GotOcr2",
