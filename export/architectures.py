@@ -32,6 +32,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "colpali": "export.models.colpali:ColPali",
     "colqwen2": "export.models.colqwen2:ColQwen2",
     "idefics3": "export.models.idefics3:Idefics3",
+    "instructblip": "export.models.instructblip:InstructBlip",
     "internvl": "export.models.internvl:InternVL",
     "lfm2_vl": "export.models.lfm2_vl:Lfm2VL",
     "llava": "export.models.llava:Llava",

@@ -74,6 +74,21 @@ class TextTower:
     scoring: Literal["softmax", "sigmoid"]
 
 
+@dataclass(frozen=True)
+class QuestionReading:
+    """What a vision encoder that reads the question beside the image wants of it.
+
+    Attributes:
+        vocab_size: Ids are below it.
+        max_tokens: Longest question, what its tokenizer puts around it among them.
+        folder: Of the checkpoint, with the tokenizer's files; "" where it is the decoder's.
+    """
+
+    vocab_size: int
+    max_tokens: int
+    folder: str
+
+
 class Family(ABC):
     """One architecture, opened on one config.
 
@@ -248,6 +263,11 @@ class VisionLanguage(Family):
         Where images keep their shape, all of a run have one size: a graph reads it from the shape of its input.
         """
 
+    @property
+    def question(self) -> QuestionReading | None:
+        """What `vision` takes beside pixels, as [I, Q] ids of the question; None: nothing."""
+        return None
+
     def default_template(self, found: FoundProcessor) -> str | None:
         """Return the chat template where the checkpoint holds none; None: it must hold one."""
         return None
@@ -308,11 +328,13 @@ class VisionLanguage(Family):
         )
         embeds = TensorSpec(name=tensors.INPUTS_EMBEDS, dtype="float32", shape=("B", "T", size))
         ids = TensorSpec(name=tensors.INPUT_IDS, dtype="int64", shape=("B", "T"))
+        asked = TensorSpec(name=tensors.QUESTION_IDS, dtype="int64", shape=("I", "Q"))
+        seen = pixels(None if self.takes_smaller_images else self.image_size_px)
         return {
             "vision_encoder": GraphPlan(
                 self.vision(dialect),
                 "vision_encoder",
-                (pixels(None if self.takes_smaller_images else self.image_size_px),),
+                (seen,) if self.question is None else (seen, asked),
                 (features,),
                 optional_outputs=tuple(self.tower_outputs()),
             ),

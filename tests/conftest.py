@@ -96,6 +96,7 @@ def encoders_on_onnx_runtime() -> Iterator[None]:
 def checkpoints() -> ModuleType:
     """The functions of tests/checkpoints.py."""
     beside("weight_shapes")  # which they import
+    beside("blip_shapes")
     return beside("checkpoints")
 
 
