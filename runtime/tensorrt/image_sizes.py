@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bundle import tensors
 from bundle.directory import Bundle
 from bundle.errors import SettingsError
 from bundle.image import PREPROCESSOR, ImageSpec
@@ -22,7 +23,8 @@ def try_image_sizes(bundle: Bundle, longest_px: int | None = None) -> ImageSizes
     Raises:
         SettingsError: No image of the model is so small.
     """
-    if "vision_encoder" not in bundle.manifest.components:
+    components = bundle.manifest.components.values()
+    if all(spec.name != tensors.PIXEL_VALUES for component in components for spec in component.inputs):
         return None
     spec = ImageSpec.read(bundle.path(PREPROCESSOR))
     sides, usual = spec.geometry.sides, spec.tile_size_px

@@ -6,13 +6,16 @@ capped scores (llava_gemma2). docs/tensorrt.md says what became of all the other
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bundle.directory import open_bundle
 from bundle.errors import SettingsError
+from export.exporter import export_checkpoint
 from graphs.lowering.tensorrt import engine_graph, unread_inputs
 from runtime.tensorrt.builder import build
 from runtime.tensorrt.compiler import Form, Job, compile_bundle
@@ -64,6 +67,14 @@ def test_the_sizes_of_images_reach_to_the_longest_side_that_is_asked_for(sample_
     assert try_image_sizes(bundle) == ((8, 8), (32, 32), (64, 64))  # twice the largest square
     with pytest.raises(SettingsError, match=r"--max-image-side 7: the shortest side .* is 8 px"):
         try_image_sizes(bundle, 7)
+
+
+def test_a_cross_encoders_images_have_sizes_too(vilt_checkpoint: Path, tmp_path: Path) -> None:
+    export_checkpoint(vilt_checkpoint, tmp_path / "bundle", dialect="portable")
+    bundle = open_bundle(tmp_path / "bundle")
+    (component,) = bundle.manifest.components.values()
+    (profile,) = profiles_of(bundle.manifest, component, replace(LIMITS, image_sizes_px=try_image_sizes(bundle, 32)))
+    assert profile["pixel_values"] == ((1, 3, 8, 8), (1, 3, 24, 24), (2, 3, 32, 32))
 
 
 @pytest.mark.parametrize(
