@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from bundle.errors import ImageError
 from bundle.image.fixed import Fixed
-from bundle.image.geometry import Geometry, resized
+from bundle.image.geometry import Geometry, Sides, resized
 from bundle.image.layout import TileLayout
 
 _LONGEST_RATIO = 200
@@ -51,6 +51,12 @@ class Area(Geometry):
     def has_one_size(self) -> bool:
         """False: an image keeps its shape."""
         return False
+
+    @property
+    def sides(self) -> Sides:
+        """From a step to what the narrowest image has."""
+        step, square = self.step_px, math.isqrt(self.most_px)
+        return Sides(step, math.isqrt(_LONGEST_RATIO * self.most_px) // step * step + step, square // step * step, step)
 
     @property
     def for_frames(self) -> Fixed:
