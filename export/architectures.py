@@ -33,6 +33,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "internvl": "export.models.internvl:InternVL",
     "lfm2_vl": "export.models.lfm2_vl:Lfm2VL",
     "llava": "export.models.llava:Llava",
+    "llm2clip": "export.models.llm2clip:Llm2Clip",
     "mllama": "export.models.mllama:Mllama",
     "llava_next": "export.models.llava_next:LlavaNext",
     "llava_onevision": "export.models.llava_onevision:LlavaOnevision",
