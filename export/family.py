@@ -382,6 +382,10 @@ class DualEncoder(Family):
     pads_to_max: bool = True
     pad_token_id: int | None = None
 
+    def framed(self, tokenizer: str) -> str:
+        """Return a `tokenizer.json` that writes what the model reads around a text."""
+        return tokenizer
+
     @property
     @abstractmethod
     def text_tower(self) -> TextTower:

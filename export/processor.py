@@ -101,7 +101,8 @@ def convert_processor(
     if spec is not None:
         (output / PREPROCESSOR).write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
     vocabulary = Vocabulary.read(checkpoint, lower_cases=family.lower_cases, cleans=family.cleans)
-    (output / TOKENIZER).write_text(vocabulary.text, encoding="utf-8")
+    tokenizer = family.framed(vocabulary.text) if isinstance(family, DualEncoder) else vocabulary.text
+    (output / TOKENIZER).write_text(tokenizer, encoding="utf-8")
     if isinstance(family, VisionLanguage) and spec is not None:
         return _vision_language(checkpoint, family, FoundProcessor(processor, spec, vocabulary), output)
     return _dual_encoder(family, spec, vocabulary)
