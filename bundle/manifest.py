@@ -27,6 +27,8 @@ ComponentName = str
 """What a bundle calls one of its graphs: `graph_name`."""
 Role = Literal["vision_encoder", "embed_tokens", "decoder", "text_encoder", "pair_encoder"]
 """What a graph computes, whatever it is called and however its weights are stored."""
+ENCODER_ROLES: tuple[Role, ...] = ("vision_encoder", "text_encoder", "pair_encoder")
+"""Those that run whole inputs: many rows at once, and nothing is kept."""
 _LANGUAGE_MODEL: tuple[Role, ...] = ("embed_tokens", "decoder")
 Phase = Literal["prompt", "step", "any"]
 """When a decoder's graph runs: over the tokens that a caller sent, over one that was sampled, or over both."""

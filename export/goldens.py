@@ -21,6 +21,7 @@ from runtime.settings import RuntimeSettings
 from runtime.states import empty_states
 
 _CANARY_TOKENS = 12
+_CANARY_PAIRS = 4
 _SEE_ONE_ANOTHER = range(3, 8)
 """Of its tokens, where a decoder's attention looks forward."""
 _STATES_KEPT = 2
@@ -75,6 +76,7 @@ def record_goldens(bundle: Bundle, canary: Canary) -> None:
     for name, component in bundle.manifest.components.items():
         if component.role != "decoder":
             feeds = {spec.name: known[spec.name] for spec in component.inputs}
+            feeds = _several(feeds) if component.role == "pair_encoder" else feeds
             recorded = _recorded(bundle, name, feeds)
             wanted = {spec.name: recorded.outputs[spec.name] for spec in component.outputs}
             recordings[component.role] = Recording(recorded.inputs, wanted)
@@ -82,6 +84,13 @@ def record_goldens(bundle: Bundle, canary: Canary) -> None:
         embeds = recordings["embed_tokens"].outputs[tensors.INPUTS_EMBEDS]
         recordings["decoder"] = _first_step(bundle, canary.input_ids[0], embeds)
     save_golden(bundle.directory, recordings)
+
+
+def _several(feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Return a few pairs, of texts that differ: of one score alone, only its sign could be compared by an angle."""
+    turned = [np.roll(feeds[tensors.INPUT_IDS], turn, axis=1) for turn in range(_CANARY_PAIRS)]
+    repeated = {name: np.concatenate([array] * _CANARY_PAIRS) for name, array in feeds.items()}
+    return {**repeated, tensors.INPUT_IDS: np.concatenate(turned)}
 
 
 def _first_step(bundle: Bundle, ids: npt.NDArray[np.int64], embeds: Array) -> Recording:

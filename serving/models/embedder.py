@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from bundle.directory import Bundle
-from bundle.errors import BundleFormatError
-from bundle.manifest import EmbedderDims, InputType
+from bundle.errors import BundleFormatError, ParameterError
+from bundle.manifest import EmbedderDims, InputType, Pooling
 from bundle.prompt import Prompt, PromptBuilder
 from bundle.text import Tokenizer
 from runtime.canary import check_canary
@@ -38,6 +38,7 @@ from serving.protocol import (
 )
 from serving.settings import EngineSettings
 
+_Wanted = tuple[FilledPrompt, Pooling]
 _INPUTS_AHEAD = 32
 """Of all requests, that are decoded and written at once; further ones wait for their turn."""
 
@@ -73,10 +74,10 @@ class EmbedderModel(VectorModel):
         if settings.check_golden:
             check_canary(bundle, {**self._vision.sessions, **self._embedder.sessions})
         self._turns = Turns(_INPUTS_AHEAD)
-        self._worker: BatchWorker[FilledPrompt, Vectors] = BatchWorker(
+        self._worker: BatchWorker[_Wanted, Vectors] = BatchWorker(
             f"embed-{manifest.name}",
-            self._embedder.embed,
-            lambda prompt: prompt.num_tokens,
+            self._run,
+            lambda wanted: wanted[0].num_tokens,
             settings.chunk_tokens,
             settings.patience,
         )
@@ -88,6 +89,14 @@ class EmbedderModel(VectorModel):
 
     def _warm_up(self) -> None:
         self._embedder.embed([FilledPrompt(self._writer.write([TextPart("warm-up")], (), None, None, None))])
+
+    def _run(self, wanted: Sequence[_Wanted]) -> list[Vectors]:
+        """Return the raw vectors of prompts, of which those that are pooled alike run together."""
+        found: dict[int, Vectors] = {}
+        for pooling in dict.fromkeys(own for _, own in wanted):
+            places = [place for place, (_, own) in enumerate(wanted) if own == pooling]
+            found.update(zip(places, self._embedder.raw([wanted[place][0] for place in places], pooling), strict=True))
+        return [found[place] for place in range(len(wanted))]
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -109,21 +118,41 @@ class EmbedderModel(VectorModel):
                 and not to be cut, ids that are not the model's, bytes that are not an image.
         """
         check_inputs(request, self._dims.sizes)
+        pooling = self._pooling(request)
         most_tokens = self._writer.most_tokens(request.truncate_tokens)
         kinds: tuple[InputType | None, ...] = request.input_types or (None,) * len(request.inputs)
         with self._admission.admit():
             found = await together(
-                self._embed_one(request, part, kind, most_tokens)
+                self._embed_one(request, part, kind, most_tokens, pooling)
                 for part, kind in zip(request.inputs, kinds, strict=True)
             )
-        vectors = tuple(cut(own, request.dimensions) for own, _ in found)
+        vectors = tuple(cut(own, request.dimensions, is_raw=request.is_raw) for own, _ in found)
         num_tokens = sum(tokens for _, tokens in found)
-        if self._dims.pooling == "tokens":
+        if pooling == "tokens":
             return EmbedResult(vectors, num_tokens)
         return EmbedResult(np.concatenate(vectors), num_tokens)
 
+    def _pooling(self, request: EmbedRequest) -> Pooling:
+        """Return how an input's vectors are made of its tokens'.
+
+        Raises:
+            ParameterError: One of each input, of a model whose tokens keep their own.
+        """
+        if request.granularity == "token":
+            return "tokens"
+        if request.granularity == "input" and self._dims.pooling == "tokens":
+            raise ParameterError(
+                f"task embed: {self._manifest.name} has a vector for every token; ask for token_embed", "task"
+            )
+        return self._dims.pooling
+
     async def _embed_one(
-        self, request: EmbedRequest, part: EmbedInput, kind: InputType | None, most_tokens: int | None
+        self,
+        request: EmbedRequest,
+        part: EmbedInput,
+        kind: InputType | None,
+        most_tokens: int | None,
+        pooling: Pooling,
     ) -> tuple[Vectors, int]:
         """Return an input's vectors and the tokens that it took."""
         owner = request.request_id
@@ -135,7 +164,7 @@ class EmbedderModel(VectorModel):
                 parts = part.parts if isinstance(part, JoinedPart) else (part,)
                 write = partial(self._writer.write, kind=kind, instruction=request.instruction, most_tokens=most_tokens)
                 filled = await self._filled(owner, parts, write)
-            return await asyncio.wrap_future(self._worker.submit(filled)), filled.num_tokens
+            return await asyncio.wrap_future(self._worker.submit((filled, pooling))), filled.num_tokens
 
     async def _filled(
         self, owner: str, parts: tuple[TextPart | ImagePart, ...], write: Callable[..., Prompt]

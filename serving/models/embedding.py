@@ -105,6 +105,8 @@ class EmbeddingModel(VectorModel):
                 and not to be cut, ids that are no text of the model's, bytes that are not an image.
         """
         check_inputs(request, self._dims.sizes)
+        if request.granularity == "token":
+            raise ParameterError(f"task token_embed: {self._manifest.name} has one vector of each input", "task")
         inputs = [_single(part) for part in request.inputs]
         with self._admission.admit():
             most_tokens = self._rows.most_tokens(request.truncate_tokens)
@@ -114,7 +116,7 @@ class EmbeddingModel(VectorModel):
         embeddings = np.empty((len(inputs), self._dims.embedding_size), np.float32)
         is_image = np.array([isinstance(part, ImagePart) for part in inputs])
         embeddings[~is_image], embeddings[is_image] = of_texts, of_images
-        return EmbedResult(cut(embeddings, request.dimensions), num_tokens)
+        return EmbedResult(cut(embeddings, request.dimensions, is_raw=request.is_raw), num_tokens)
 
     async def classify(self, request: ClassifyRequest) -> ClassifyResult:
         """Return every image's score for every label.
@@ -133,24 +135,24 @@ class EmbeddingModel(VectorModel):
         with self._admission.admit():
             prompts = [label_text(template, label) for label in request.labels for template in templates]
             of_texts, num_tokens, of_images = await self._embed_both(request.request_id, prompts, request.images)
-        of_labels = unit(of_texts.reshape(len(request.labels), len(templates), -1).mean(axis=1))
-        return ClassifyResult(scores(of_images @ of_labels.T, self._dims), num_tokens)
+        of_labels = unit(unit(of_texts).reshape(len(request.labels), len(templates), -1).mean(axis=1))
+        return ClassifyResult(scores(unit(of_images) @ of_labels.T, self._dims), num_tokens)
 
     async def _embed_both(
         self, owner: str, texts: Sequence[_Text], images: Sequence[ImagePart], most_tokens: int | None = None
     ) -> tuple[Vectors, int, Vectors]:
-        """Return the unit vectors of texts, the tokens they took, and the unit vectors of images."""
+        """Return the vectors of texts, the tokens they took, and the vectors of images, as the graphs give them."""
         of_texts = self._embed_texts(owner, texts, most_tokens)
         work: list[Coroutine[Any, Any, Any]] = [of_texts, self._embed_images(owner, images)]
         (vectors, num_tokens), of_images = await together(work)
         return vectors, num_tokens, of_images
 
     async def _embed_texts(self, owner: str, texts: Sequence[_Text], most_tokens: int | None) -> tuple[Vectors, int]:
-        """Return [n, E] unit vectors and the tokens they took."""
+        """Return [n, E] vectors and the tokens they took."""
         size = min(_PIECE_TEXTS, self._settings.text_batch_rows)
         pieces = [texts[start : start + size] for start in range(0, len(texts), size)]
         embedded = await together(self._embed_piece(owner, piece, most_tokens) for piece in pieces)
-        return self._unit([vectors for vectors, _ in embedded]), sum(num_tokens for _, num_tokens in embedded)
+        return self._joined([vectors for vectors, _ in embedded]), sum(num_tokens for _, num_tokens in embedded)
 
     async def _embed_piece(self, owner: str, texts: Sequence[_Text], most_tokens: int | None) -> tuple[Vectors, int]:
         """Return [n, E] vectors of a few texts, and the tokens they took."""
@@ -159,21 +161,21 @@ class EmbeddingModel(VectorModel):
             return await asyncio.wrap_future(self._text_worker.submit(rows)), rows.num_tokens
 
     async def _embed_images(self, owner: str, images: Sequence[ImagePart]) -> Vectors:
-        """Return [n, E] unit vectors.
+        """Return [n, E] vectors.
 
         Raises:
             TaskError: The model embeds texts alone.
         """
         if not images:
-            return self._unit([])
+            return self._joined([])
         if (vision := self._vision) is None:
             raise TaskError(f"{self._manifest.name} embeds texts alone; it has no image tower. Send texts.")
         decoded = await together(vision.decode(owner, image.data) for image in images)
         encoded = await together(vision.encode(owner, image) for image in decoded)
-        return self._unit([image.features for image in encoded])
+        return self._joined([image.features for image in encoded])
 
-    def _unit(self, vectors: Sequence[npt.NDArray[Any]]) -> Vectors:
-        return unit(np.concatenate([np.zeros((0, self._dims.embedding_size), np.float32), *vectors]))
+    def _joined(self, vectors: Sequence[npt.NDArray[Any]]) -> Vectors:
+        return np.concatenate([np.zeros((0, self._dims.embedding_size), np.float32), *vectors])
 
     def _run_texts(self, rows: list[TextBatch]) -> list[Vectors]:
         """Return the vectors [n, E] of each item's texts, of one run over all."""
