@@ -32,6 +32,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "colqwen2": "export.models.colqwen2:ColQwen2",
     "idefics3": "export.models.idefics3:Idefics3",
     "internvl": "export.models.internvl:InternVL",
+    "internvl_chat": "export.models.internvl_chat:MonoInternVL",
     "lfm2_vl": "export.models.lfm2_vl:Lfm2VL",
     "llava": "export.models.llava:Llava",
     "mllama": "export.models.mllama:Mllama",
