@@ -35,6 +35,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "idefics3": "export.models.idefics3:Idefics3",
     "instructblip": "export.models.instructblip:InstructBlip",
     "internvl": "export.models.internvl:InternVL",
+    "internvl_chat": "export.models.internvl_chat:MonoInternVL",
     "lfm2_vl": "export.models.lfm2_vl:Lfm2VL",
     "llava": "export.models.llava:Llava",
     "llm2clip": "export.models.llm2clip:Llm2Clip",
