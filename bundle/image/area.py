@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from PIL import Image
@@ -10,7 +11,7 @@ from pydantic import Field, model_validator
 from bundle.errors import ImageError
 from bundle.image.fixed import Fixed
 from bundle.image.frame_area import LARGEST_AREA_PX, FrameArea, grown_sides, scaled_sides
-from bundle.image.geometry import Geometry, resized
+from bundle.image.geometry import Geometry, Sides, resized
 from bundle.image.layout import TileLayout
 
 _LONGEST_RATIO = 200
@@ -56,6 +57,12 @@ class Area(Geometry):
     def has_one_size(self) -> bool:
         """False: an image keeps its shape."""
         return False
+
+    @property
+    def sides(self) -> Sides:
+        """From a step to what the narrowest image has."""
+        step, square = self.step_px, math.isqrt(self.most_px)
+        return Sides(step, math.isqrt(_LONGEST_RATIO * self.most_px) // step * step + step, square // step * step, step)
 
     @property
     def for_frames(self) -> Fixed:

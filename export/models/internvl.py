@@ -41,7 +41,6 @@ class InternVL(VisionLanguage):
 
     text_prefix = "model.language_model"
     image_processor = "GotOcr2ImageProcessor"
-    image_settings: ClassVar[Raw] = {"crop_to_patches": True}
     renames: ClassVar[tuple[tuple[str, str], ...]] = (
         (r"^language_model\.lm_head\.", "lm_head."),
         (r"^language_model\.model\.", "model.language_model."),
@@ -94,6 +93,11 @@ class InternVL(VisionLanguage):
                 )
             decoder.position_parts = self.tokens_per_tile
         return decoder
+
+    @property
+    def image_settings(self) -> Raw:
+        """Tiles, always."""
+        return {"crop_to_patches": True}
 
     @property
     def text_config(self) -> Raw:

@@ -14,6 +14,11 @@ from export.exporter import export_checkpoint
 
 CONFIG, PROCESSOR = "config.json", "processor_config.json"
 REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
+    ("aria", CONFIG, {"text_config": {"moe_topk": 6}}, "6 experts are chosen for each token, of 5"),
+    ("aria", CONFIG, {"text_config": {"hidden_act": "gelu"}}, "hidden_act is 'gelu'; only 'silu' is built"),
+    ("aria", CONFIG, {"vision_feature_layer": -2}, "vision_feature_layer is -2"),
+    ("aria", CONFIG, {"projector_patch_to_query_dict": {"50": 3}}, "images are squares of patches"),
+    ("aria", PROCESSOR, {"size_conversion": {"980": 6}}, "size_conversion .*980: 6.*5 queries look at"),
     ("deepseek_vl", PROCESSOR, {"num_image_tokens": 576}, "num_image_tokens 576.*make 16 tokens"),
     ("deepseek_vl", CONFIG, {"vision_config": {"model_type": "clip_vision_model"}}, "'clip_vision_model'.*siglip"),
     ("deepseek_vl_hybrid", CONFIG, {"high_res_vision_config": {"global_attn_indexes": []}}, "global_attn_indexes"),
@@ -64,6 +69,17 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("perception_lm", CONFIG, {"vision_use_cls_token": False}, "vision_use_cls_token is False"),
     ("perception_lm", CONFIG, {"projector_pooling_ratio": 3}, "projector_pooling_ratio 3"),
     ("perception_lm", PROCESSOR, {"pooling_ratio": 1}, "pooling_ratio 1, but the model's is 2"),
+    (
+        "internvl_chat",
+        CONFIG,
+        {"llm_config": {"architectures": ["Qwen2ForCausalLM"]}},
+        "Qwen2ForCausalLM and intern_vit",
+    ),
+    ("internvl_chat", CONFIG, {"ps_version": "v1"}, "ps_version is 'v1'; only 'v2'"),
+    ("internvl_chat", CONFIG, {"select_layer": -4}, "select_layer is -4"),
+    ("internvl_chat", CONFIG, {"template": "phi3-chat"}, "template is 'phi3-chat'"),
+    ("internvl_chat", CONFIG, {"force_image_size": 48}, "force_image_size is 48; only 24"),
+    ("internvl_chat", CONFIG, {"downsample_ratio": 0.2}, "n dividing the 8 patches"),
     ("llava_linear", CONFIG, {"mm_projector_type": "mlp3x_gelu"}, "'mlp3x_gelu'.*mlp2x_gelu and linear"),
     ("llava_onevision", CONFIG, {"vision_aspect_ratio": "anyres"}, "vision_aspect_ratio is 'anyres' in config.json"),
     ("llava_onevision", PROCESSOR, {"vision_aspect_ratio": "anyres_max_3"}, "'anyres_max_3' in the processor"),
