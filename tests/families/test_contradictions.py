@@ -80,6 +80,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("internvl_chat", CONFIG, {"template": "phi3-chat"}, "template is 'phi3-chat'"),
     ("internvl_chat", CONFIG, {"force_image_size": 48}, "force_image_size is 48; only 24"),
     ("internvl_chat", CONFIG, {"downsample_ratio": 0.2}, "n dividing the 8 patches"),
+    ("wepoints", CONFIG, {"llm_config": {"model_type": "phi"}}, "'phi': the decoders built are qwen2 and qwen3"),
     ("llava_linear", CONFIG, {"mm_projector_type": "mlp3x_gelu"}, "'mlp3x_gelu'.*mlp2x_gelu and linear"),
     ("llava_onevision", CONFIG, {"vision_aspect_ratio": "anyres"}, "vision_aspect_ratio is 'anyres' in config.json"),
     ("llava_onevision", PROCESSOR, {"vision_aspect_ratio": "anyres_max_3"}, "'anyres_max_3' in the processor"),
