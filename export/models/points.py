@@ -12,7 +12,7 @@ from export.config import Raw, sub_config
 from export.family import Family
 from export.found_processor import FoundProcessor
 from export.models.qwen2_vl import Qwen2VL
-from export.towers.qwen2_vl import Qwen2VLTowerConfig
+from export.towers.patch_layers import PatchTowerConfig
 
 _DECODERS = ("qwen2", "qwen3")
 _UNUSED = "unused.merger"
@@ -59,7 +59,7 @@ class Points(Qwen2VL):
         return stated
 
     @property
-    def tower(self) -> Qwen2VLTowerConfig:
+    def tower(self) -> PatchTowerConfig:
         """Sizes of the tower; the projector behind it gives the decoder's width, whatever the tower's config says."""
         return replace(super().tower, out_size=self.decoder.config.hidden_size)
 
