@@ -14,7 +14,7 @@ from export.exporter import export_checkpoint
 
 CONFIG, PROCESSOR = "config.json", "processor_config.json"
 REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
-    ("aria", CONFIG, {"text_config": {"moe_topk": 6}}, "6 experts are chosen for each token, of 5"),
+    ("aria", CONFIG, {"text_config": {"moe_topk": 10}}, "10 experts are chosen for each token, of 9"),
     ("aria", CONFIG, {"text_config": {"hidden_act": "gelu"}}, "hidden_act is 'gelu'; only 'silu' is built"),
     ("aria", CONFIG, {"vision_feature_layer": -2}, "vision_feature_layer is -2"),
     ("aria", CONFIG, {"projector_patch_to_query_dict": {"50": 3}}, "images are squares of patches"),
