@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from bundle.errors import QuantizationError
 from bundle.form import Form
-from bundle.manifest import ComponentName, Manifest, Scheme, Target
+from bundle.manifest import ENCODER_ROLES, ComponentName, Manifest, Scheme, Target
 from quant.planning.cliffs import refuse_cliffs
 from quant.planning.layer_runs import Timed
 from quant.planning.layer_times import LayerTimes
@@ -92,7 +92,7 @@ class Planner:
             return name
         if component == "embed_tokens" and RECIPES[name].bits < _SMALL_TABLE_BITS and self._has_small_table():
             return "int8"
-        is_encoder = component in ("vision_encoder", "text_encoder")
+        is_encoder = component in ENCODER_ROLES
         return "fp16" if self.target == "cuda" and is_encoder and name == "int8" else name
 
     def _has_small_table(self) -> bool:
