@@ -13,6 +13,13 @@ from bundle.errors import UnsupportedConfigError
 from export.exporter import export_checkpoint
 
 CONFIG, PROCESSOR = "config.json", "processor_config.json"
+
+
+def _moe(**changes: Any) -> dict[str, Any]:
+    stated = {"moe_enable": True, "top_k_experts": -1, "moe_layers_idx": [0, 1], "num_experts": [4, 3]}
+    return {"text_config": {"moe": {**stated, **changes}}}
+
+
 REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("aria", CONFIG, {"text_config": {"moe_topk": 10}}, "10 experts are chosen for each token, of 9"),
     ("aria", CONFIG, {"text_config": {"hidden_act": "gelu"}}, "hidden_act is 'gelu'; only 'silu' is built"),
@@ -81,6 +88,14 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("internvl_chat", CONFIG, {"force_image_size": 48}, "force_image_size is 48; only 24"),
     ("internvl_chat", CONFIG, {"downsample_ratio": 0.2}, "n dividing the 8 patches"),
     ("llava_linear", CONFIG, {"mm_projector_type": "mlp3x_gelu"}, "'mlp3x_gelu'.*mlp2x_gelu and linear"),
+    ("llava_stablelm_dynmoe", CONFIG, _moe(top_k_experts=2), "top_k_experts is 2; only -1 is built"),
+    ("llava_stablelm_dynmoe", CONFIG, _moe(num_experts=[4]), r"num_experts \[4\] for moe_layers_idx \[0, 1\]"),
+    (
+        "llava_stablelm_dynmoe",
+        CONFIG,
+        _moe(moe_layers_idx=[0, 2]),
+        r"experts in layers \[0, 2\]; wanted are layers 0 to 1",
+    ),
     ("llava_onevision", CONFIG, {"vision_aspect_ratio": "anyres"}, "vision_aspect_ratio is 'anyres' in config.json"),
     ("llava_onevision", PROCESSOR, {"vision_aspect_ratio": "anyres_max_3"}, "'anyres_max_3' in the processor"),
     ("llava_onevision", PROCESSOR, {"num_image_tokens": 729}, "num_image_tokens 729.*make 16 tokens"),
