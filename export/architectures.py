@@ -52,6 +52,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "paddleocr_vl": "export.models.paddleocr_vl:PaddleOCRVL",
     "paligemma": "export.models.paligemma:PaliGemma",
     "perception_lm": "export.models.perception_lm:PerceptionLM",
+    "pointsv1.5_chat": "export.models.points:Points",
     "qwen2_vl": "export.models.qwen2_vl:Qwen2VL",
     "qwen2_5_vl": "export.models.qwen2_5_vl:Qwen25VL",
     "qwen3_vl": "export.models.qwen3_vl:Qwen3VL",

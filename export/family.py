@@ -304,7 +304,7 @@ class VisionLanguage(Family):
         return prompt.image_token
 
     def input_template(self, found: FoundProcessor, prompt: ImagePrompt) -> str | None:
-        """Return how an input of a model that embeds is written; None: as the checkpoint's own template says."""
+        """Return how inputs are written whatever template there is, as of a model that embeds; None: as that says."""
         given = None if self.embedding is None else self.embedding.template
         return None if given is None else given.replace(IMAGE_SLOT, self.image_text(prompt))
 
@@ -462,7 +462,7 @@ def decoder_plan(decoder: Decoder, embeds: TensorSpec, module: Module) -> GraphP
     """
     config = decoder.config
     indices: list[tuple[str, tuple[int | str, ...]]] = [
-        (tensors.POSITION_IDS, (*decoder.position_axes, "B", "T")),
+        (tensors.POSITION_IDS, (*decoder.axes, "B", "T")),
         (tensors.PAST_LENGTHS, (config.num_length_groups, "B")),
         (tensors.LOGITS_INDICES, ("B", "N")),
     ]

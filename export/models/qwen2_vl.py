@@ -186,7 +186,7 @@ class Qwen2VL(AnyShape):
 
     text_type = "qwen2_vl_text"
     takes_groups = True
-    video_settings = VideoSettings(least_px=128 * 28 * 28, most_px=768 * 28 * 28)
+    video_settings: ClassVar[VideoSettings | None] = VideoSettings(least_px=128 * 28 * 28, most_px=768 * 28 * 28)
 
     @property
     def tower(self) -> PatchTowerConfig:
