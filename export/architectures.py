@@ -26,6 +26,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "bridgetower": "export.models.bridgetower:BridgeTower",
     "chinese_clip": "export.models.chinese_clip:ChineseClip",
     "clipseg": "export.models.clipseg:ClipSeg",
+    "filip": "export.models.filip:Filip",
     "freeze_align": "export.models.freeze_align:FreezeAlign",
     "flava": "export.models.flava:Flava",
     "colpali": "export.models.colpali:ColPali",
