@@ -8,7 +8,7 @@ from onnxscript import OpBuilder
 from bundle.errors import UnsupportedConfigError
 from export.config import Raw, VisionConfig, require, sub_config
 from export.family import DualEncoder, TextTower
-from export.nn.bert import ROBERTA_DEFAULTS, TEXT_DEFAULTS, Bert, BertConfig
+from export.nn.bert import ROBERTA_DEFAULTS, TEXT_DEFAULTS, BertConfig, PooledBert
 from export.nn.dialect import Dialect
 from export.nn.linear import Linear
 from export.nn.module import Module
@@ -36,17 +36,6 @@ class _PooledVit(vit.VitTower):
 
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
         return self.pooler(op, super().forward(op, pixel_values))
-
-
-class _PooledBert(Bert):
-    """The tower, and what its first token became."""
-
-    def __init__(self, config: BertConfig, dialect: Dialect) -> None:
-        super().__init__(config, dialect, "text_model")
-        self.pooler = FirstToken(config.tower.hidden_size)
-
-    def forward(self, op: OpBuilder, input_ids: ir.Value, attention_mask: ir.Value) -> ir.Value:
-        return self.pooler(op, super().forward(op, input_ids, attention_mask))
 
 
 class _Vision(Module):
@@ -110,7 +99,7 @@ class VisionTextDualEncoder(DualEncoder):
 
     def text(self, dialect: Dialect) -> Module:
         """Return tower and projection."""
-        return _Text(_PooledBert(self._text, dialect), self._text.tower.hidden_size, self._embedding_size)
+        return _Text(PooledBert(self._text, dialect, "text_model"), self._text.tower.hidden_size, self._embedding_size)
 
 
 def part(config: Raw, key: str, known: dict[str, Raw]) -> tuple[Raw, str]:
