@@ -107,8 +107,7 @@ class EmbeddingModel(VectorModel):
                 and not to be cut, ids that are no text of the model's, bytes that are not an image.
         """
         check_inputs(request, self._dims.sizes)
-        if request.granularity == "token":
-            raise ParameterError(f"task token_embed: {self._manifest.name} has one vector of each input", "task")
+        self._check_granularity(request)
         inputs = [_single(part) for part in request.inputs]
         with self._admission.admit():
             most_tokens = self._rows.most_tokens(request.truncate_tokens)
@@ -120,6 +119,16 @@ class EmbeddingModel(VectorModel):
             cut(next(left[isinstance(part, ImagePart)]), request.dimensions, is_raw=request.is_raw) for part in inputs
         ]
         return EmbedResult(np.stack(vectors) if self._dims.vectors == "one" else tuple(vectors), num_tokens)
+
+    def _check_granularity(self, request: EmbedRequest) -> None:
+        """Refuse a request for vectors of inputs where tokens have their own, and the reverse."""
+        has_several = self._dims.vectors == "tokens"
+        if request.granularity == "token" and not has_several:
+            raise ParameterError(f"task token_embed: {self._manifest.name} has one vector of each input", "task")
+        if request.granularity == "input" and has_several:
+            raise ParameterError(
+                f"task embed: {self._manifest.name} has a vector for every token; ask for token_embed", "task"
+            )
 
     async def classify(self, request: ClassifyRequest) -> ClassifyResult:
         """Return every image's score for every label.

@@ -163,9 +163,14 @@ def test_routes_rank_by_late_interaction_and_answer_several_vectors(
                 documents = [{"image": image} for image in images]
                 ranked = (await http.post("/v1/rerank", json={"query": text, "documents": documents})).json()
                 embedded = (await http.post("/v1/embeddings", json={"model": "tiny", "input": text})).json()
+                asked = {"model": "tiny", "input": text}
+                pooled = (await http.post("/pooling", json={**asked, "task": "token_embed"})).json()
+                refused = (await http.post("/pooling", json={**asked, "task": "embed"})).json()
         found = {each["index"]: each["relevance_score"] for each in ranked["results"]}
         assert_allclose([found[number] for number in range(len(wanted))], wanted, rtol=1e-4)
         assert_allclose(embedded["data"][0]["embeddings"], reference.texts[0], atol=TOLERANCE)
+        assert_allclose(pooled["data"][0]["data"], reference.texts[0], atol=TOLERANCE)
+        assert "tiny has a vector for every token; ask for token_embed" in refused["error"]["message"]
 
     asyncio.run(main())
 
