@@ -42,6 +42,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "llava": "export.models.llava:Llava",
     "llm2clip": "export.models.llm2clip:Llm2Clip",
     "mm1": "export.models.mm1:MM1",
+    "maple": "export.models.maple:Maple",
     "mllama": "export.models.mllama:Mllama",
     "llava_next": "export.models.llava_next:LlavaNext",
     "llava_onevision": "export.models.llava_onevision:LlavaOnevision",

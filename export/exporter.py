@@ -434,6 +434,7 @@ def _dual_dims(
         logit_bias=bias,
         matryoshka=_cuts(source.config, tower.embedding_size),
         vectors=family.vectors,
+        prompt_template=family.prompt_template,
     )
 
 

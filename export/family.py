@@ -399,10 +399,12 @@ class DualEncoder(Family):
         pads_to_max: Texts are padded to the longest length there is, as in training (SigLIP).
         pad_token_id: What they are padded with, where that is not the tokenizer's own.
         vectors: As `bundle.manifest.DualEncoderDims`; graphs then give [I, P, E] and [B, T, E].
+        prompt_template: As `bundle.manifest.DualEncoderDims`.
     """
 
     task: ClassVar[Task] = "dual-encoder"
     vectors: ClassVar[Literal["one", "tokens"]] = "one"
+    prompt_template: ClassVar[str] = "a photo of {}"
     pads_to_max: bool = True
     pad_token_id: int | None = None
 

@@ -56,6 +56,10 @@ class ClipTexts(Module):
         hidden = self.encoder(op, self.embeddings(op, input_ids), bias).states[-1]
         if not self.pools:
             return self.final_layer_norm(op, hidden)
+        return self.pooled(op, hidden, input_ids)
+
+    def pooled(self, op: OpBuilder, hidden: ir.Value, input_ids: ir.Value) -> ir.Value:
+        """Return [B, D], what the end of each text became, normed, of [B, T, D]."""
         end = op.ArgMax(self._end_scores(op, input_ids), axis=1, keepdims=1)
         return self.final_layer_norm(op, op.GatherND(hidden, end, batch_dims=1))
 
@@ -123,8 +127,13 @@ class Clip(ClipImages):
         vocab_size, longest = self._text["vocab_size"], self._text["max_position_embeddings"]
         return TextTower(self.embedding_size, int(vocab_size), int(longest), scoring="softmax")
 
+    @property
+    def end(self) -> int | None:
+        """The token that ends a text; None: the one of the highest id."""
+        end = int(self._text["eos_token_id"])
+        return None if self.has_older_ends and end == _EOS_UNSET else end
+
     def text(self, dialect: Dialect) -> Module:
         """Return tower and projection."""
-        end = int(self._text["eos_token_id"])
-        tower = ClipTexts(self._text, None if self.has_older_ends and end == _EOS_UNSET else end, dialect)
+        tower = ClipTexts(self._text, self.end, dialect)
         return _Text(tower, self.embedding_size)
