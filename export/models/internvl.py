@@ -4,31 +4,19 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import onnx_ir as ir
-from onnxscript import OpBuilder
-
 from bundle.errors import UnsupportedConfigError
 from bundle.layouts.internvl import InternVLPrompt
 from export.config import Raw, require, sub_config
 from export.connectors.shuffled_projector import ShuffledProjector
 from export.family import Family, VisionLanguage
 from export.found_processor import FoundProcessor
+from export.nn.chain import Chain
 from export.nn.dialect import Dialect
 from export.nn.module import Module
 from export.towers.internvl import InternVLTower, InternVLTowerConfig
 
 _DEFAULTS: Raw = {"tie_word_embeddings": True}
 _DEFAULT_TEXT = "qwen2"
-
-
-class _Vision(Module):
-    def __init__(self, tower: InternVLTower, projector: ShuffledProjector) -> None:
-        super().__init__()
-        self.tower = tower
-        self.projector = projector
-
-    def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
-        return self.projector(op, self.tower(op, pixel_values))
 
 
 class InternVL(VisionLanguage):
@@ -87,7 +75,7 @@ class InternVL(VisionLanguage):
             self.config.get("projector_hidden_act", "gelu"),
             name="model.multi_modal_projector",
         )
-        return _Vision(InternVLTower(self._tower, dialect, "model.vision_tower"), projector)
+        return Chain(InternVLTower(self._tower, dialect, "model.vision_tower"), projector)
 
     def image_prompt(self, found: FoundProcessor) -> InternVLPrompt:
         """Return the tokens of all tiles between a start and an end.
