@@ -398,11 +398,20 @@ class DualEncoder(Family):
     Class attributes:
         pads_to_max: Texts are padded to the longest length there is, as in training (SigLIP).
         pad_token_id: What they are padded with, where that is not the tokenizer's own.
+        vectors: As `bundle.manifest.DualEncoderDims`; graphs then give [I, P, E] and [B, T, E].
+        prompt_template: As `bundle.manifest.DualEncoderDims`.
     """
 
     task: ClassVar[Task] = "dual-encoder"
+    vectors: ClassVar[Literal["one", "tokens"]] = "one"
+    prompt_template: ClassVar[str] = "a photo of {}"
     pads_to_max: bool = True
     pad_token_id: int | None = None
+
+    @property
+    def num_patches(self) -> int | str:
+        """P, vectors of an image where it has several; "P" where that varies."""
+        return "P"
 
     def framed(self, tokenizer: str) -> str:
         """Return a `tokenizer.json` that writes what the model reads around a text."""
@@ -434,8 +443,12 @@ class DualEncoder(Family):
     def graphs(self, dialect: Dialect) -> dict[ComponentName, GraphPlan]:
         """Return the two graphs of docs/bundle-format.md."""
         width = self.text_tower.embedding_size
-        images = TensorSpec(name=tensors.IMAGE_EMBEDS, dtype="float32", shape=("I", width))
-        texts = TensorSpec(name=tensors.TEXT_EMBEDS, dtype="float32", shape=("B", width))
+        of_image: tuple[int | str, ...] = ("I", width)
+        of_text: tuple[int | str, ...] = ("B", width)
+        if self.vectors == "tokens":
+            of_image, of_text = ("I", self.num_patches, width), ("B", "T", width)
+        images = TensorSpec(name=tensors.IMAGE_EMBEDS, dtype="float32", shape=of_image)
+        texts = TensorSpec(name=tensors.TEXT_EMBEDS, dtype="float32", shape=of_text)
         ids = TensorSpec(name=tensors.INPUT_IDS, dtype="int64", shape=("B", "T"))
         mask = TensorSpec(name=tensors.ATTENTION_MASK, dtype="int64", shape=("B", "T"))
         return {
