@@ -79,6 +79,14 @@ class Geometry(BaseModel, ABC):
         """The geometry of a video's frame, which is one tile of `tile_size_px`: itself where that is so of images."""
         return self
 
+    def of_video(self, num_frames: int, width_px: int, height_px: int) -> Geometry | None:
+        """Return the geometry of so many frames of a video of this size; None: the model takes frames as images alone.
+
+        Raises:
+            ImageError: No frames of this size are taken.
+        """
+        return None
+
     @property
     def among_others(self) -> Geometry:
         """The geometry of an image that shares its prompt with others: itself unless the model sees those otherwise."""

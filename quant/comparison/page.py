@@ -23,6 +23,7 @@ from quant.comparison.variants import REFERENCE, Siblings, Variant
 _NOT_IN_NAMES = re.compile(r"[^\w.-]+")
 """Of a model's name, what a file name does without."""
 
+_PAIRS_HEAD = ("rank correlation", "score difference")
 _MOST_LAYERS = 10
 _VERDICT_CLASSES = {"passed": "good", "failed": "bad", "not gated": "warn", "reference": "soft"}
 
@@ -106,14 +107,15 @@ def _origin(siblings: Siblings) -> str:
 
 def _variants(siblings: Siblings) -> str:
     is_dual = siblings.variants[0].manifest.embeds
-    measures = ("image cosine", "text cosine") if is_dual else FORCED_HEAD
+    reads_pairs = siblings.variants[0].manifest.pairs is not None
+    measures = ("image cosine", "text cosine") if is_dual else _PAIRS_HEAD if reads_pairs else FORCED_HEAD
     speed = [f"{siblings.speed_unit}/s"] if siblings.speeds else []
     speed += [f"{siblings.speed_unit}/J"] if siblings.per_joule else []
     head = ("variant", "weights", "right answers", "points lost", *measures, *speed, "gates")
     rows = [_variant_row(siblings, variant) for variant in siblings.variants]
     best = siblings.recommended
     chosen = siblings.variants.index(best) if best else None
-    ideal = "cosines of 1" if is_dual else "0 of KL and NLL, 100 % the same"
+    ideal = "cosines of 1" if is_dual else "a correlation of 1" if reads_pairs else "0 of KL and NLL, 100 % the same"
     return (
         table(head, [*rows, _parent_row(siblings, len(measures))], chosen=chosen)
         + f'<p class="soft">The nearer to {REFERENCE}, the better: 0 points lost, {ideal}.</p>'
@@ -151,7 +153,10 @@ def _accuracy(accuracy: TaskAccuracy | None) -> tuple[str, str]:
 def _likeness(variant: Variant) -> list[str]:
     report = variant.report
     if report is None or report.evaluation is None:
-        return [""] * (2 if variant.manifest.embeds else 4)
+        return [""] * (4 if variant.manifest.decoder else 2)
+    if report.pairs is not None:
+        ranked = report.pairs.rank_correlation
+        return ["" if ranked is None else f"{ranked:.4f}", f"{report.pairs.score_difference:.4f}"]
     if variant.manifest.embeds:
         found = [report.likenesses[kind] for kind in ("image", "text")]
         return [f"{each.cosine_mean:.4f}<small>p1 {each.cosine_p1:.4f}</small>" for each in found]
