@@ -14,6 +14,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "blip-2": "export.models.blip_2:Blip2",
     "aki": "export.models.aki:Aki",
     "clip": "export.models.clip:Clip",
+    "florence2": "export.models.florence2:Florence2",
     "gemma3": "export.models.gemma3:Gemma3",
     "got_ocr2": "export.models.got_ocr2:GotOcr2",
     "granite_docling": "export.models.granite_docling:GraniteDocling",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar, Literal
 
@@ -81,11 +81,13 @@ class QuestionReading:
         vocab_size: Ids are below it.
         max_tokens: Longest question, what its tokenizer puts around it among them.
         folder: Of the checkpoint, with the tokenizer's files; "" where it is the decoder's.
+        tasks: As `bundle.manifest.QuestionDims.tasks`.
     """
 
     vocab_size: int
     max_tokens: int
     folder: str
+    tasks: Mapping[str, str] = field(default_factory=dict)
 
 
 class Family(ABC):
