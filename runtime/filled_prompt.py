@@ -62,6 +62,10 @@ class FilledPrompt:
         """Return a prompt of tokens alone, as benchmarks and tests want it."""
         return cls(Prompt(ids, (), np.arange(len(ids), dtype=np.int64), len(ids), 0))
 
+    def skipping(self, num_layers: int) -> FilledPrompt:
+        """Return the prompt with image tokens that skip the feed-forwards of so many layers."""
+        return replace(self, placed=tuple(replace(each, num_skipped=num_layers) for each in self.placed))
+
     @property
     def num_tokens(self) -> int:
         """T."""
@@ -119,7 +123,8 @@ def _between(placed: Sequence[Placed], start: int, end: int) -> tuple[Placed, ..
     for each in placed:
         first, last = max(each.start, start), min(each.start + len(each.rows), end)
         if first < last:
-            inside.append(Placed(first - start, each.rows[first - each.start : last - each.start]))
+            rows = each.rows[first - each.start : last - each.start]
+            inside.append(replace(each, start=first - start, rows=rows))
     return tuple(inside)
 
 

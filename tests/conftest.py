@@ -117,6 +117,12 @@ def bridgetower_checkpoint(checkpoints: ModuleType, tmp_path_factory: pytest.Tem
 
 
 @pytest.fixture(scope="session")
+def rerankers(checkpoints: ModuleType) -> ModuleType:
+    """The functions of tests/reranker_checkpoints.py."""
+    return beside("reranker_checkpoints")
+
+
+@pytest.fixture(scope="session")
 def gguf_files() -> ModuleType:
     """The functions of tests/gguf_files.py."""
     return beside("gguf_files")
@@ -147,9 +153,9 @@ def tiny_decoder() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def llama_logits() -> Any:
-    """The function of tests/llama.py."""
-    return beside("llama").masked_logits
+def llama() -> ModuleType:
+    """The functions of tests/llama.py."""
+    return beside("llama")
 
 
 @pytest.fixture(scope="session")

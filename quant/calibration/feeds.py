@@ -16,9 +16,11 @@ from bundle.manifest import ComponentName
 from bundle.prompt import Placeholder, Turn
 from bundle.question import QuestionReader
 from quant.quality.evaluation import Caption, Evaluation, Question, turns_of
+from quant.quality.pairs import asked_of, feeds_asked
 from runtime.embedder_runner import EmbedderRunner
 from runtime.encoders import vision_feeds
 from runtime.one_request import DualEncoderRunner, VisionLanguageRunner
+from runtime.pair_runner import PairRunner
 from runtime.settings import RuntimeSettings
 
 NUM_SAMPLES = 128
@@ -65,11 +67,19 @@ class FeedSource:
         if role == "text_encoder":
             runner = DualEncoderRunner(self.bundle, self.settings)
             return [runner.text_feeds(text) for text in self._texts()]
+        if role == "pair_encoder":
+            return list(self._pair_feeds())
         if role == "decoder" and self.bundle.manifest.embedder is not None:
             return list(self._embedder_feeds())
         if role == "decoder":
             return list(self._decoder_feeds())
         raise QuantizationError(f"{component} has no inputs to calibrate on; choose a graph with linear layers")
+
+    def _pair_feeds(self) -> Iterator[Feeds]:
+        runner = PairRunner(self.bundle, self.settings)
+        asked = asked_of(self.samples, sees=self.bundle.manifest.sees)
+        for query, document in feeds_asked(spread(asked, self.num_samples // 2)):
+            yield runner.feeds(query, document)
 
     def _decoder_feeds(self) -> Iterator[Feeds]:
         runner = VisionLanguageRunner(self.bundle, self.settings)
