@@ -241,10 +241,13 @@ class QuestionDims(Frozen):
     Attributes:
         max_tokens: Longest question, what the tokenizer puts around it among them.
         tokenizer: The bundle's file that cuts it into tokens: the encoder's own, which need not be the decoder's.
+        tasks: Questions by the name that users write for them; where one has "{input}", what is asked goes there, and a
+            name without stands alone.
     """
 
     max_tokens: int = Field(gt=0, le=1 << 20)
     tokenizer: Text = Field(pattern=r"\.json$")
+    tasks: dict[Text, Text] = Field(default_factory=dict, max_length=1 << 10)
 
 
 class FileRecord(Frozen):

@@ -15,6 +15,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "aki": "export.models.aki:Aki",
     "aria": "export.models.aria:Aria",
     "clip": "export.models.clip:Clip",
+    "florence2": "export.models.florence2:Florence2",
     "gemma3": "export.models.gemma3:Gemma3",
     "glm_ocr": "export.models.glm_ocr:GlmOcr",
     "got_ocr2": "export.models.got_ocr2:GotOcr2",

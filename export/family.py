@@ -6,7 +6,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -82,11 +82,13 @@ class QuestionReading:
         vocab_size: Ids are below it.
         max_tokens: Longest question, what its tokenizer puts around it among them.
         folder: Of the checkpoint, with the tokenizer's files; "" where it is the decoder's.
+        tasks: As `bundle.manifest.QuestionDims.tasks`.
     """
 
     vocab_size: int
     max_tokens: int
     folder: str
+    tasks: Mapping[str, str] = field(default_factory=dict)
 
 
 class Family(ABC):
