@@ -7,8 +7,13 @@ from __future__ import annotations
 
 PIXEL_VALUES = "pixel_values"
 """[I, 3, height, width] float32."""
+QUESTION_IDS = "question_ids"
+"""[I, Q] int64: the question that each image is shown with, for vision encoders that read it beside the pixels; all
+of a run are as long."""
 INPUT_IDS = "input_ids"
 """[B, T] int64."""
+TOKEN_TYPE_IDS = "token_type_ids"
+"""[B, T] int64, of two texts read together 0 for tokens of the first and 1 for those of the second."""
 ATTENTION_MASK = "attention_mask"
 """[B, T] int64, 1 where a text encoder attends."""
 IMAGE_FEATURES = "image_features"
@@ -52,6 +57,9 @@ HEAD_VALUES = "head_values"
 """[B, L, H*C] float32: what may take the place of the attention heads' outputs, by layer."""
 HEAD_MASK = "head_mask"
 """[B, T, L*H] bool: the heads of each layer whose outputs `head_values` replaces, by token."""
+FULL_LAYERS = "full_layers"
+"""[B, T, n] bool: which of the n layers whose feed-forwards may be skipped a token runs through in full. Of bundles
+exported with --skip-visual."""
 HIDDEN_STATES = "hidden_states"
 """[B, T, D] float32: what a segment of a decoder gives, and the next one takes as `inputs_embeds`."""
 QUERIES = "queries"

@@ -34,14 +34,16 @@ from export.adapter import Adapter
 from export.architectures import load_family
 from export.checkpoint import Checkpoint
 from export.config import with_length_groups
+from export.cross_encoder import CrossEncoder
 from export.decoders.decoder import Decoder
 from export.embedding import EmbeddingOptions, found_embedding
-from export.family import CrossEncoder, DualEncoder, Family, GraphPlan, VisionLanguage
+from export.family import DualEncoder, Family, GraphPlan, VisionLanguage
 from export.goldens import Canary, can_record, record_goldens
 from export.graph import build_model, write_model
 from export.nn.dialect import DIALECTS
 from export.processor import ProcessorFiles, convert_processor, image_settings
 from export.segments import with_segments, write_segments
+from export.skipping import with_skipped_layers
 from export.task_vectors import with_open_heads
 from export.weights import WeightSource
 
@@ -66,6 +68,7 @@ def export_checkpoint(
     most_image_px: int | None = None,
     smaller_images: bool = False,
     task_vectors: bool = False,
+    skip_visual: Sequence[int] = (),
     lora: Path | None = None,
     embedding: EmbeddingOptions | None = None,
     overwrite: bool = False,
@@ -87,6 +90,7 @@ def export_checkpoint(
         most_image_px: Pixels of an image at most, where images keep their shape; None: as the processor says.
         smaller_images: The vision graph takes tiles smaller than full ones as well, for `vision.method` resize.
         task_vectors: The decoder's heads can be read and replaced, for prefixes of the method task-vectors.
+        skip_visual: Layers of the decoder whose feed-forwards image tokens may skip, for `vision.method` ima.
         lora: A folder of an adapter that PEFT saved, merged into the weights.
         embedding: Make vectors in the place of answers; None: as the architecture does.
         overwrite: Replace a bundle that stands at `output`.
@@ -103,6 +107,8 @@ def export_checkpoint(
     bundle_name = checked_name(name or label.rsplit("/", 1)[-1])
     source = Checkpoint.open(folder)
     family = load_family(source.config)
+    if isinstance(family, VisionLanguage) and not Path(checkpoint).expanduser().is_dir():
+        _fetch_question_words(str(checkpoint), family)
     if family.reads_image_settings:
         family.stated_images = image_settings(folder)
     adapter = None if lora is None else Adapter.open(lora)
@@ -124,6 +130,8 @@ def export_checkpoint(
     weights.require_all_used()
     if task_vectors:
         plans = {**plans, "decoder": with_open_heads(models, plans, family)}
+    if skip_visual:
+        plans = {**plans, "decoder": with_skipped_layers(models, plans, family, skip_visual)}
     with write_aside(output, overwrite=overwrite) as aside:
         files = convert_processor(folder, family, aside, most_image_px)
         _require_agreement(family, files)
@@ -147,6 +155,7 @@ def export_checkpoint(
             decoder=family.decoder_dims() if isinstance(family, VisionLanguage) else None,
             image_prompt=files.image_prompt,
             grounding=files.grounding,
+            question=files.question,
             dual=_dual_dims(family, files, weights, source) if isinstance(family, DualEncoder) else None,
             pairs=_pair_dims(family, files) if isinstance(family, CrossEncoder) else None,
             embedder=_embedder_dims(family, source) if isinstance(family, VisionLanguage) else None,
@@ -215,6 +224,16 @@ def located(
             f"{checkpoint} is not a local folder and could not be fetched from the hub "
             f"({type(error).__name__}). Check the name and the network, or pass the folder of a downloaded checkpoint."
         ) from error
+
+
+def _fetch_question_words(hub_id: str, family: VisionLanguage) -> None:
+    """Fetch the tokenizer of a vision encoder that reads questions, where it lies in a folder of its own.
+
+    Raises:
+        CheckpointError: It could not be fetched.
+    """
+    if family.question is not None and family.question.folder:
+        located(hub_id, lambda line: None, [f"{family.question.folder}/*.json"], "")
 
 
 def _require_agreement(family: Family, files: ProcessorFiles) -> None:
@@ -318,8 +337,8 @@ def _embed(family: Family, source: Checkpoint, options: EmbeddingOptions) -> Non
     """Let a family's decoder give vectors.
 
     Raises:
-        UnsupportedConfigError: It has no decoder, embeds as it is, keeps images in a memory, or its layers would be cut
-            or grouped.
+        UnsupportedConfigError: It has no decoder, embeds as it is, keeps images in a memory or sees them with a
+            question, or its layers would be cut or grouped.
     """
     if not isinstance(family, VisionLanguage) or family.embedding is not None:
         raise UnsupportedConfigError(
@@ -329,6 +348,11 @@ def _embed(family: Family, source: Checkpoint, options: EmbeddingOptions) -> Non
     if family.decoder.config.num_length_groups > 1:
         raise UnsupportedConfigError(
             "--task embed: a prompt is run once and keeps no rows; leave out --decoder-segments and --length-groups"
+        )
+    if family.question is not None:
+        raise UnsupportedConfigError(
+            f"--task embed: what {source.config['model_type']} sees of an image depends on a question, and an input to "
+            "be embedded asks none; take a model whose vision encoder reads images alone"
         )
     if any(state.kind == "memory" for state in family.decoder.states):
         raise UnsupportedConfigError(
@@ -388,7 +412,9 @@ def _record(bundle: Bundle, family: Family, files: ProcessorFiles, say: Callable
         say("no golden.npz: ONNX Runtime is not installed, so loads of this bundle cannot be checked against it")
         return
     say("recording golden outputs")
-    record_goldens(bundle, Canary.make(files.image_spec, family.vocab_size, files.eos_token_ids))
+    asked = family.question if isinstance(family, VisionLanguage) else None
+    question_vocab = 1 if asked is None else asked.vocab_size
+    record_goldens(bundle, Canary.make(files.image_spec, family.vocab_size, files.eos_token_ids, question_vocab))
 
 
 def _dual_dims(
