@@ -233,6 +233,18 @@ class PairDims(Frozen):
     pad_token_id: TokenId
 
 
+class QuestionDims(Frozen):
+    """What a vision encoder takes of the question that it reads beside an image.
+
+    Attributes:
+        max_tokens: Longest question, what the tokenizer puts around it among them.
+        tokenizer: The bundle's file that cuts it into tokens: the encoder's own, which need not be the decoder's.
+    """
+
+    max_tokens: int = Field(gt=0, le=1 << 20)
+    tokenizer: Text = Field(pattern=r"\.json$")
+
+
 class FileRecord(Frozen):
     """Size and digest of one file of the bundle."""
 
@@ -258,6 +270,7 @@ class Manifest(Frozen):
         decoder: Vision-language models only.
         image_prompt: Vision-language models only, those that embed among them.
         grounding: How boxes stand in answers; None where the model says none.
+        question: Models whose vision encoder reads the question beside the image; None: it sees images alone.
         dual: Models that embed by encoders: of images and texts, or of texts alone.
         embedder: Models that embed by a decoder, which gives states and no logits.
         pairs: Models that read a text and an image together, or two texts, and say how well they fit.
@@ -284,6 +297,7 @@ class Manifest(Frozen):
     decoder: DecoderDims | None = None
     image_prompt: KnownImagePrompt | None = None
     grounding: KnownGrounding | None = None
+    question: QuestionDims | None = None
     dual: DualEncoderDims | None = None
     embedder: EmbedderDims | None = None
     pairs: PairDims | None = None

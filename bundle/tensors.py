@@ -7,6 +7,9 @@ from __future__ import annotations
 
 PIXEL_VALUES = "pixel_values"
 """[I, 3, height, width] float32."""
+QUESTION_IDS = "question_ids"
+"""[I, Q] int64: the question that each image is shown with, for vision encoders that read it beside the pixels; all
+of a run are as long."""
 INPUT_IDS = "input_ids"
 """[B, T] int64."""
 TOKEN_TYPE_IDS = "token_type_ids"

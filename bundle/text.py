@@ -190,6 +190,15 @@ class Tokenizer:
             return ids
         raise PromptError(f"{text!r} cannot be written without the model's control tokens; rephrase it")
 
+    def encode_callers(self, text: str) -> list[int]:
+        """Return the ids of a whole text from a caller, in which no added token counts as such.
+
+        Raises:
+            PromptError: As `encode_plain`.
+        """
+        ids = self.encode(text)
+        return self.with_special_tokens(ids if self._forbidden_ids.isdisjoint(ids) else self.encode_plain(text))
+
     def encode_all_plain(self, texts: Iterable[str]) -> npt.NDArray[np.int64]:
         """Return the ids of several texts, one behind the other, each as `encode_plain` returns them."""
         return np.array([token_id for text in texts for token_id in self.encode_plain(text)], np.int64)

@@ -13,6 +13,7 @@ from export.known_models import why_not_built
 ARCHITECTURES: Mapping[str, str] = {
     "blip-2": "export.models.blip_2:Blip2",
     "aki": "export.models.aki:Aki",
+    "aria": "export.models.aria:Aria",
     "clip": "export.models.clip:Clip",
     "gemma3": "export.models.gemma3:Gemma3",
     "got_ocr2": "export.models.got_ocr2:GotOcr2",
@@ -31,6 +32,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "colpali": "export.models.colpali:ColPali",
     "colqwen2": "export.models.colqwen2:ColQwen2",
     "idefics3": "export.models.idefics3:Idefics3",
+    "instructblip": "export.models.instructblip:InstructBlip",
     "internvl": "export.models.internvl:InternVL",
     "lfm2_vl": "export.models.lfm2_vl:Lfm2VL",
     "llava": "export.models.llava:Llava",

@@ -69,12 +69,20 @@ class StoredTensor:
 
     def read(self) -> npt.NDArray[np.float32]:
         """Return the tensor in float32; a float32 source is memory-mapped, the others are converted."""
+        self.require_numbers()
+        return self.mapped().astype(np.float32, copy=False)
+
+    def require_numbers(self) -> None:
+        """Check that a weight is stored in a format that export reads.
+
+        Raises:
+            UnsupportedConfigError: It is not.
+        """
         if self.dtype not in _WEIGHT_DTYPES:
             raise UnsupportedConfigError(
                 f"{self.file} stores a weight as {self.dtype}; export reads {', '.join(_WEIGHT_DTYPES)}. "
                 "Save the checkpoint unquantized, e.g. with model.save_pretrained(...) in bfloat16."
             )
-        return self.mapped().astype(np.float32, copy=False)
 
     def mapped(self) -> npt.NDArray[Any]:
         """Return the tensor as stored, memory-mapped; its dtype is one that export knows."""

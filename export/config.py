@@ -220,17 +220,32 @@ class RopeConfig:
 
 @dataclass(frozen=True)
 class ExpertsConfig:
-    """The routed experts beside the shared one in every layer's MLP; one is chosen for each token.
+    """The routed experts beside the shared one in every layer's MLP.
 
     Attributes:
         num: E.
         width: Hidden units of one expert.
         is_ternary: The checkpoint packs their weights as -1, 0 and 1 with a scale per matrix.
+        per_token: Chosen for each token.
+        is_normalised: What the chosen count for sums to 1; else each counts with its share among all.
+        is_stacked: The checkpoint keeps matrices of all experts of a layer in one tensor.
     """
 
     num: int
     width: int
     is_ternary: bool
+    per_token: int = 1
+    is_normalised: bool = False
+    is_stacked: bool = False
+
+    def __post_init__(self) -> None:
+        """Check that there are as many experts as are chosen.
+
+        Raises:
+            UnsupportedConfigError: There are not.
+        """
+        if not 1 <= self.per_token <= self.num:
+            raise UnsupportedConfigError(f"{self.per_token} experts are chosen for each token, of {self.num}")
 
     @classmethod
     def read(cls, raw: Raw) -> ExpertsConfig:

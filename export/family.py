@@ -29,6 +29,7 @@ from export.nn.linear import Embedding
 from export.nn.module import Module
 from export.quantized.bitnet import PackedExperts
 from export.quantized.method import QuantizationMethod
+from export.quantized.stacked_experts import StackedExperts
 from export.quantized.table import load_method
 
 _HEAD = "lm_head.weight"
@@ -73,6 +74,21 @@ class TextTower:
     scoring: Literal["softmax", "sigmoid"]
 
 
+@dataclass(frozen=True)
+class QuestionReading:
+    """What a vision encoder that reads the question beside the image wants of it.
+
+    Attributes:
+        vocab_size: Ids are below it.
+        max_tokens: Longest question, what its tokenizer puts around it among them.
+        folder: Of the checkpoint, with the tokenizer's files; "" where it is the decoder's.
+    """
+
+    vocab_size: int
+    max_tokens: int
+    folder: str
+
+
 class Family(ABC):
     """One architecture, opened on one config.
 
@@ -83,7 +99,6 @@ class Family(ABC):
         unused: Patterns of keys that no graph wants: buffers that hold no weights, and parts that the outputs skip.
         scalars: Keys that go into the manifest and not into a graph.
         image_processor: The class that transformers takes where a processor's files name none.
-        image_settings: What the model's processor tells its image processor, whatever the files say.
         lower_cases: Texts are cut into tokens of lower case, whatever the tokenizer's files say (SigLIP).
         cleans: How texts are cleaned before they are cut into tokens, a name of `export.cleaning.CLEANINGS`.
         reads_image_settings: Graphs hold numbers of the image processor's.
@@ -98,7 +113,6 @@ class Family(ABC):
     unused: ClassVar[tuple[str, ...]] = (r".*\.position_ids", r".*\.rotary_emb\.inv_freq")
     scalars: tuple[str, ...] = ()
     image_processor: ClassVar[str]
-    image_settings: ClassVar[Raw] = {}
     lower_cases: ClassVar[bool] = False
     cleans: str | None = None
     reads_image_settings: ClassVar[bool] = False
@@ -131,6 +145,11 @@ class Family(ABC):
         Raises:
             UnsupportedConfigError: It does not go with the model.
         """
+
+    @property
+    def image_settings(self) -> Raw:
+        """What the model's processor tells its image processor, whatever the files say."""
+        return {}
 
     def own_image_spec(self) -> ImageSpec | None:
         """Return the preprocessing that the config itself states; None: the processor's files do."""
@@ -244,6 +263,11 @@ class VisionLanguage(Family):
         Where images keep their shape, all of a run have one size: a graph reads it from the shape of its input.
         """
 
+    @property
+    def question(self) -> QuestionReading | None:
+        """What `vision` takes beside pixels, as [I, Q] ids of the question; None: nothing."""
+        return None
+
     def default_template(self, found: FoundProcessor) -> str | None:
         """Return the chat template where the checkpoint holds none; None: it must hold one."""
         return None
@@ -275,12 +299,12 @@ class VisionLanguage(Family):
         return (*super().skipped(), *heads)
 
     def stored_weights(self) -> QuantizationMethod:
-        """Return how the checkpoint stores its weights, where ternary experts may be packed among full precision."""
+        """Return how the checkpoint stores its weights, where experts may be packed or stacked among others."""
         experts = self.decoder.config.experts
-        if experts is None or not experts.is_ternary:
+        if experts is None or not (experts.is_ternary or experts.is_stacked):
             return super().stored_weights()
         require(self.config, [("quantization_config", None)])
-        return PackedExperts({})
+        return PackedExperts({}) if experts.is_ternary else StackedExperts({})
 
     def is_of_decoder(self, name: str) -> bool:
         """Return whether a weight is the stack's, the table's or the output matrix's."""
@@ -304,11 +328,13 @@ class VisionLanguage(Family):
         )
         embeds = TensorSpec(name=tensors.INPUTS_EMBEDS, dtype="float32", shape=("B", "T", size))
         ids = TensorSpec(name=tensors.INPUT_IDS, dtype="int64", shape=("B", "T"))
+        asked = TensorSpec(name=tensors.QUESTION_IDS, dtype="int64", shape=("I", "Q"))
+        seen = pixels(None if self.takes_smaller_images else self.image_size_px)
         return {
             "vision_encoder": GraphPlan(
                 self.vision(dialect),
                 "vision_encoder",
-                (pixels(None if self.takes_smaller_images else self.image_size_px),),
+                (seen,) if self.question is None else (seen, asked),
                 (features,),
                 optional_outputs=tuple(self.tower_outputs()),
             ),

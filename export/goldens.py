@@ -37,18 +37,23 @@ class Canary:
     Attributes:
         pixel_values: [1, 3, height, width] float32; None where no images are read.
         input_ids: [1, T] int64.
+        question_ids: [1, Q] int64, for a vision encoder that reads a question.
     """
 
     pixel_values: Array | None
     input_ids: Array
+    question_ids: Array
 
     @classmethod
-    def make(cls, image: ImageSpec | None, vocab_size: int, end_token_ids: tuple[int, ...]) -> Canary:
+    def make(
+        cls, image: ImageSpec | None, vocab_size: int, end_token_ids: tuple[int, ...], question_vocab_size: int = 1
+    ) -> Canary:
         """Return the canary of a model; the ids close with the first end token, where a text tower pools."""
         ids = canary_token_ids(vocab_size, _CANARY_TOKENS)
         if end_token_ids:
             ids[0, -1] = end_token_ids[0]
-        return cls(None if image is None else image.preprocess([canary_image()]).groups[0][:1], ids)
+        pixels = None if image is None else image.preprocess([canary_image()]).groups[0][:1]
+        return cls(pixels, ids, canary_token_ids(question_vocab_size, _CANARY_TOKENS))
 
 
 def can_record() -> bool:
@@ -60,6 +65,7 @@ def record_goldens(bundle: Bundle, canary: Canary) -> None:
     """Run every graph once on the canary and write `golden.npz`."""
     ids = canary.input_ids
     known = {
+        tensors.QUESTION_IDS: canary.question_ids,
         tensors.INPUT_IDS: ids,
         tensors.ATTENTION_MASK: np.ones_like(ids),
         tensors.TOKEN_TYPE_IDS: (np.arange(ids.size) >= ids.size // 2).astype(np.int64)[None],

@@ -19,8 +19,10 @@ from bundle.generation import SamplingDefaults
 from bundle.grounding import KnownGrounding
 from bundle.image import PREPROCESSOR, ImageSpec
 from bundle.layouts.table import KnownImagePrompt
+from bundle.manifest import QuestionDims
+from bundle.question import QUESTION_TOKENIZER
 from bundle.text import TOKENIZER
-from export.family import DualEncoder, Family, VisionLanguage
+from export.family import DualEncoder, Family, QuestionReading, VisionLanguage
 from export.found_processor import FoundProcessor
 from export.found_template import FoundTemplate
 from export.image_processor import read_image_spec
@@ -57,6 +59,7 @@ class ProcessorFiles:
         pads_to_max: Dual encoders: texts are padded to the longest length there is (SigLIP).
         not_applied: What `generation_config.json` asks for and is left out, as "name value".
         grounding: How boxes stand in answers; None where the model says none.
+        question: How the vision encoder reads the question; None where it sees images alone.
         note: What the bundle does that the checkpoint's files alone do not, in words; None where nothing.
     """
 
@@ -70,6 +73,7 @@ class ProcessorFiles:
     pads_to_max: bool
     not_applied: tuple[str, ...] = ()
     grounding: KnownGrounding | None = None
+    question: QuestionDims | None = None
     note: str | None = None
 
 
@@ -154,7 +158,29 @@ def _vision_language(checkpoint: Path, family: VisionLanguage, found: FoundProce
         pads_to_max=False,
         not_applied=_not_applied(generation),
         grounding=family.grounding(found),
+        question=_question(checkpoint, family.question, output),
     )
+
+
+def _question(checkpoint: Path, reading: QuestionReading | None, output: Path) -> QuestionDims | None:
+    """Write the tokenizer of a vision encoder that reads questions, and return what the manifest says of it.
+
+    Raises:
+        CheckpointError: It is missing or cannot be read.
+        UnsupportedConfigError: It has a token that the encoder has no row for.
+    """
+    if reading is None:
+        return None
+    vocabulary = Vocabulary.read(checkpoint / reading.folder, lower_cases=False)
+    token, token_id = vocabulary.last
+    if token_id >= reading.vocab_size:
+        raise UnsupportedConfigError(
+            f"{reading.folder}/{TOKENIZER} gives {token!r} the id {token_id}, and the encoder that reads questions has "
+            f"{reading.vocab_size} rows: a question with that token could not be read. Tokenizer and weights do not "
+            "belong together."
+        )
+    (output / QUESTION_TOKENIZER).write_text(vocabulary.text, encoding="utf-8")
+    return QuestionDims(max_tokens=reading.max_tokens, tokenizer=QUESTION_TOKENIZER)
 
 
 def _template(

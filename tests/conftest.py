@@ -96,6 +96,7 @@ def encoders_on_onnx_runtime() -> Iterator[None]:
 def checkpoints() -> ModuleType:
     """The functions of tests/checkpoints.py."""
     beside("weight_shapes")  # which they import
+    beside("blip_shapes")
     return beside("checkpoints")
 
 
@@ -152,9 +153,9 @@ def tiny_decoder() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def llama_logits() -> Any:
-    """The function of tests/llama.py."""
-    return beside("llama").masked_logits
+def llama() -> ModuleType:
+    """The functions of tests/llama.py."""
+    return beside("llama")
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from export.image_processors.aria import ARIA
 from export.image_processors.blip import BLIP
 from export.image_processors.clip import CLIP
 from export.image_processors.deepseek_vl import DEEPSEEK_VL
@@ -31,6 +32,7 @@ from export.image_processors.vilt import BRIDGETOWER, VILT
 from export.image_processors.vit import VIT
 
 IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
+    "AriaImageProcessor": ARIA,
     "BlipImageProcessor": BLIP,
     "BridgeTowerImageProcessor": BRIDGETOWER,
     "BitImageProcessor": CLIP,

@@ -15,7 +15,8 @@ from export.family import Family, VisionLanguage
 from export.found_processor import FoundProcessor
 from export.nn.dialect import Dialect
 from export.nn.module import Module
-from export.towers.fastvit import FastViTConfig, FastViTTower
+from export.towers.fastvit import FastViTTower
+from export.towers.fastvit_config import FastViTConfig
 
 _DEFAULT_TEXT = "qwen2"
 _DEFAULT_TOKENS = 576

@@ -36,7 +36,6 @@ class InternVL(VisionLanguage):
 
     text_prefix = "model.language_model"
     image_processor = "GotOcr2ImageProcessor"
-    image_settings: ClassVar[Raw] = {"crop_to_patches": True}
     renames: ClassVar[tuple[tuple[str, str], ...]] = (
         (r"^language_model\.lm_head\.", "lm_head."),
         (r"^language_model\.model\.", "model.language_model."),
@@ -56,6 +55,11 @@ class InternVL(VisionLanguage):
                 f"downsample_ratio {ratio!r}: built are ratios 1/n with n dividing the {self._tower.vision.grid} "
                 "patches of a tile's side"
             )
+
+    @property
+    def image_settings(self) -> Raw:
+        """Tiles, always."""
+        return {"crop_to_patches": True}
 
     @property
     def text_config(self) -> Raw:

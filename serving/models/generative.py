@@ -15,6 +15,7 @@ from bundle.errors import BundleFormatError
 from bundle.generation import GENERATION, SamplingDefaults
 from bundle.manifest import Manifest
 from bundle.prompt import PromptBuilder
+from bundle.question import QuestionReader
 from bundle.text import Tokenizer
 from bundle.token_bytes import TokenBytes
 from runtime.cache_shape import CacheShape, context_of
@@ -133,6 +134,7 @@ class GenerativeModel(Model):
             pool,
             self._prompts,
             self._vision,
+            QuestionReader.from_bundle(bundle),
             self._reducing,
             self._fusing,
             self._learning,

@@ -14,6 +14,11 @@ from export.exporter import export_checkpoint
 
 CONFIG, PROCESSOR = "config.json", "processor_config.json"
 REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
+    ("aria", CONFIG, {"text_config": {"moe_topk": 6}}, "6 experts are chosen for each token, of 5"),
+    ("aria", CONFIG, {"text_config": {"hidden_act": "gelu"}}, "hidden_act is 'gelu'; only 'silu' is built"),
+    ("aria", CONFIG, {"vision_feature_layer": -2}, "vision_feature_layer is -2"),
+    ("aria", CONFIG, {"projector_patch_to_query_dict": {"50": 3}}, "images are squares of patches"),
+    ("aria", PROCESSOR, {"size_conversion": {"980": 6}}, "size_conversion .*980: 6.*5 queries look at"),
     ("deepseek_vl", PROCESSOR, {"num_image_tokens": 576}, "num_image_tokens 576.*make 16 tokens"),
     ("deepseek_vl", CONFIG, {"vision_config": {"model_type": "clip_vision_model"}}, "'clip_vision_model'.*siglip"),
     ("deepseek_vl_hybrid", CONFIG, {"high_res_vision_config": {"global_attn_indexes": []}}, "global_attn_indexes"),

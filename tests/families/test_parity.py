@@ -105,9 +105,10 @@ def test_tiles_of_one_size_are_encoded_together_as_alone(
     spec, encoder = ImageSpec.read(bundle.path(PREPROCESSOR)), open_encoder(bundle, "vision_encoder", SETTINGS)
     shown = images_of(conversations["two images"])
     images = [tuple(spec.groups(spec.cut(image))) for image in (*shown, ImageOps.invert(shown[0]))]
-    together = encode_images(encoder, images, 4)
-    for image, found in zip(images, together, strict=True):
-        assert_allclose(found, encode_images(encoder, [image], 1)[0], atol=1e-4)
+    asked = [None] * 3 if bundle.manifest.question is None else [(2, 7, 3), (2, 9, 8, 3), (2, 7, 3)]
+    together = encode_images(encoder, images, 4, questions=asked)
+    for image, question, found in zip(images, asked, together, strict=True):
+        assert_allclose(found, encode_images(encoder, [image], 1, questions=[question])[0], atol=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
