@@ -29,6 +29,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "chinese_clip": "export.models.chinese_clip:ChineseClip",
     "clipseg": "export.models.clipseg:ClipSeg",
     "flava": "export.models.flava:Flava",
+    "colmodernvbert": "export.models.colmodernvbert:ColModernVBert",
     "colpali": "export.models.colpali:ColPali",
     "colqwen2": "export.models.colqwen2:ColQwen2",
     "idefics3": "export.models.idefics3:Idefics3",
