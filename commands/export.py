@@ -77,6 +77,16 @@ def export(
             "vector (POST /v1/prefixes, method task-vectors). For the CPU.",
         ),
     ] = False,
+    skip_visual: Annotated[
+        str | None,
+        typer.Option(
+            "--skip-visual",
+            metavar="LAYERS",
+            help="Layers of the decoder, such as 2,4,8-11, whose feed-forwards image tokens may skip (vision.method "
+            "ima). For the CPU. Default: none.",
+            show_default=False,
+        ),
+    ] = None,
     lora: Annotated[
         Path | None,
         typer.Option(
@@ -150,6 +160,13 @@ def export(
             "--task-vectors is of fp32 bundles and variants for the CPU, in one piece; leave out --target cuda, "
             "--keep-quantized and --decoder-segments"
         )
+    if skip_visual is not None and (
+        target == "cuda" or keep_quantized or decoder_segments is not None or task is not None
+    ):
+        raise UnsupportedConfigError(
+            f"--skip-visual {skip_visual}: feed-forwards are skipped in answers of fp32 bundles and variants for the "
+            "CPU, in one piece; leave out --target cuda, --keep-quantized, --decoder-segments and --task embed"
+        )
     if lora is not None and (target == "cuda" or keep_quantized or decoder_gguf is not None):
         raise UnsupportedConfigError(
             f"--lora {lora}: an adapter is merged into a checkpoint's own weights; leave out --target cuda, "
@@ -190,6 +207,7 @@ def export(
     else:
         from export.embedding import EmbeddingOptions
         from export.exporter import export_checkpoint
+        from export.skipping import listed_layers
 
         manifest = export_checkpoint(
             checkpoint,
@@ -202,6 +220,7 @@ def export(
             most_image_px=image_pixels,
             smaller_images=smaller_images,
             task_vectors=task_vectors,
+            skip_visual=[] if skip_visual is None else listed_layers(skip_visual),
             lora=lora,
             embedding=None if task is None else EmbeddingOptions(pooling, template),
             overwrite=overwrite,

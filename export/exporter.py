@@ -43,6 +43,7 @@ from export.graph import build_model, write_model
 from export.nn.dialect import DIALECTS
 from export.processor import ProcessorFiles, convert_processor, image_settings
 from export.segments import with_segments, write_segments
+from export.skipping import with_skipped_layers
 from export.task_vectors import with_open_heads
 from export.weights import WeightSource
 
@@ -67,6 +68,7 @@ def export_checkpoint(
     most_image_px: int | None = None,
     smaller_images: bool = False,
     task_vectors: bool = False,
+    skip_visual: Sequence[int] = (),
     lora: Path | None = None,
     embedding: EmbeddingOptions | None = None,
     overwrite: bool = False,
@@ -88,6 +90,7 @@ def export_checkpoint(
         most_image_px: Pixels of an image at most, where images keep their shape; None: as the processor says.
         smaller_images: The vision graph takes tiles smaller than full ones as well, for `vision.method` resize.
         task_vectors: The decoder's heads can be read and replaced, for prefixes of the method task-vectors.
+        skip_visual: Layers of the decoder whose feed-forwards image tokens may skip, for `vision.method` ima.
         lora: A folder of an adapter that PEFT saved, merged into the weights.
         embedding: Make vectors in the place of answers; None: as the architecture does.
         overwrite: Replace a bundle that stands at `output`.
@@ -127,6 +130,8 @@ def export_checkpoint(
     weights.require_all_used()
     if task_vectors:
         plans = {**plans, "decoder": with_open_heads(models, plans, family)}
+    if skip_visual:
+        plans = {**plans, "decoder": with_skipped_layers(models, plans, family, skip_visual)}
     with write_aside(output, overwrite=overwrite) as aside:
         files = convert_processor(folder, family, aside, most_image_px)
         _require_agreement(family, files)

@@ -187,6 +187,7 @@ class VisionLanguage(Family):
     Class attributes:
         text_prefix: Where the checkpoint keeps the decoder.
         can_take_smaller_images: Whether `takes_smaller_images` may be set.
+        takes_groups: The vision graph takes groups of a video's frames as well, behind one another as channels.
         caps_logits: transformers' model caps logits where the decoder's config says so.
         looks_ahead: Where the decoder's attention looks forward: what its prompt layout says.
         template_placeholder: What chat templates write for an image, where that is not the image token.
@@ -201,6 +202,7 @@ class VisionLanguage(Family):
     text_prefix: ClassVar[str]
     can_take_smaller_images: ClassVar[bool] = False
     caps_logits: ClassVar[bool] = False
+    takes_groups: ClassVar[bool] = False
     looks_ahead: ClassVar[LooksAhead] = "nowhere"
     template_placeholder: ClassVar[str | None] = None
     end_tokens: ClassVar[tuple[str, ...]] = ()
@@ -278,6 +280,19 @@ class VisionLanguage(Family):
         """What `vision` takes beside pixels, as [I, Q] ids of the question; None: nothing."""
         return None
 
+    def with_frames(self, spec: ImageSpec, settings: Raw, source: str) -> ImageSpec:
+        """Return the preprocessing with that of a video's frames, where the model has tokens of its own for those.
+
+        Args:
+            spec: Of images.
+            settings: Of the checkpoint's processor of videos; of images, where the files hold none.
+            source: Where they were read, for messages.
+
+        Raises:
+            UnsupportedConfigError: A setting that is not reproduced.
+        """
+        return spec
+
     def default_template(self, found: FoundProcessor) -> str | None:
         """Return the chat template where the checkpoint holds none; None: it must hold one."""
         return None
@@ -339,7 +354,7 @@ class VisionLanguage(Family):
         embeds = TensorSpec(name=tensors.INPUTS_EMBEDS, dtype="float32", shape=("B", "T", size))
         ids = TensorSpec(name=tensors.INPUT_IDS, dtype="int64", shape=("B", "T"))
         asked = TensorSpec(name=tensors.QUESTION_IDS, dtype="int64", shape=("I", "Q"))
-        seen = pixels(None if self.takes_smaller_images else self.image_size_px)
+        seen = self._pixels()
         return {
             "vision_encoder": GraphPlan(
                 self.vision(dialect),
@@ -351,6 +366,13 @@ class VisionLanguage(Family):
             "embed_tokens": GraphPlan(self.table(), "embed_tokens", (ids,), (embeds,)),
             "decoder": self.decoder_plan(dialect, embeds),
         }
+
+    def _pixels(self) -> TensorSpec:
+        """Return the input of the vision graph."""
+        given = pixels(None if self.takes_smaller_images else self.image_size_px)
+        if not self.takes_groups:
+            return given
+        return given.model_copy(update={"shape": (given.shape[0], "channels", *given.shape[2:])})
 
     def table(self) -> Module:
         """Return the module input_ids [B, T] -> inputs_embeds [B, T, D]."""
@@ -392,6 +414,10 @@ class DualEncoder(Family):
     task: ClassVar[Task] = "dual-encoder"
     pads_to_max: bool = True
     pad_token_id: int | None = None
+
+    def framed(self, tokenizer: str) -> str:
+        """Return a `tokenizer.json` that writes what the model reads around a text."""
+        return tokenizer
 
     @property
     @abstractmethod

@@ -30,6 +30,7 @@ from export.settings_file import read_settings
 from export.spoken_tokens import with_spoken
 from export.vocabulary import Vocabulary
 
+_VIDEO_FILE = "video_preprocessor_config.json"
 _NOT_APPLIED: Mapping[str, Any] = {
     "no_repeat_ngram_size": 0,
     "min_new_tokens": 0,
@@ -101,7 +102,8 @@ def convert_processor(
     if spec is not None:
         (output / PREPROCESSOR).write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
     vocabulary = Vocabulary.read(checkpoint, lower_cases=family.lower_cases, cleans=family.cleans)
-    (output / TOKENIZER).write_text(vocabulary.text, encoding="utf-8")
+    tokenizer = family.framed(vocabulary.text) if isinstance(family, DualEncoder) else vocabulary.text
+    (output / TOKENIZER).write_text(tokenizer, encoding="utf-8")
     if isinstance(family, VisionLanguage) and spec is not None:
         return _vision_language(checkpoint, family, FoundProcessor(processor, spec, vocabulary), output)
     return _dual_encoder(family, spec, vocabulary)
@@ -112,6 +114,8 @@ def _checked_spec(
 ) -> ImageSpec:
     spec = family.own_image_spec() or _image_spec(checkpoint, family, processor)
     family.check_images(spec)
+    if isinstance(family, VisionLanguage):
+        spec = family.with_frames(spec, *_video_settings(checkpoint, processor))
     return spec if most_image_px is None else _within(spec, most_image_px)
 
 
@@ -140,6 +144,7 @@ def _within(spec: ImageSpec, most_px: int) -> ImageSpec:
 def _vision_language(checkpoint: Path, family: VisionLanguage, found: FoundProcessor, output: Path) -> ProcessorFiles:
     prompt, vocabulary = family.image_prompt(found), found.vocabulary
     template = _template(checkpoint, family, found, prompt)
+    prompt = _written(prompt, template)
     template.require_prompts(output / TOKENIZER, prompt, vocabulary.template_tokens)
     (output / CHAT_TEMPLATE).write_text(template.text, encoding="utf-8")
     generation = read_settings(checkpoint / "generation_config.json", required=False)
@@ -200,6 +205,26 @@ def _template(
 def _image_settings(checkpoint: Path, processor: Mapping[str, Any]) -> dict[str, Any]:
     nested = processor.get("image_processor")
     return dict(nested) if nested is not None else read_settings(checkpoint / "preprocessor_config.json")
+
+
+def _written(prompt: KnownImagePrompt, template: FoundTemplate) -> KnownImagePrompt:
+    """Return how images are written; a template that knows no videos has their frames as images."""
+    video = prompt.own_video
+    if video is None or video.token in template.text:
+        return prompt
+    return prompt.model_copy(update={"video": None})
+
+
+def _video_settings(checkpoint: Path, processor: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Return the settings of the processor of videos and where they stand; those of images where there are none."""
+    if (nested := processor.get("video_processor")) is not None:
+        return dict(nested), f"{checkpoint / 'processor_config.json'}: video_processor"
+    if own := read_settings(checkpoint / _VIDEO_FILE, required=False):
+        return own, str(checkpoint / _VIDEO_FILE)
+    if processor.get("image_processor") is not None:
+        return {}, str(checkpoint / "processor_config.json")
+    older = read_settings(checkpoint / "preprocessor_config.json", required=False)
+    return older, str(checkpoint / "preprocessor_config.json")
 
 
 def _image_settings_file(checkpoint: Path, processor: Mapping[str, Any]) -> str:

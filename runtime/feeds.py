@@ -24,10 +24,12 @@ class Placed:
     Attributes:
         start: The token of the run whose place the first row takes.
         rows: [m, D].
+        num_skipped: Layers whose feed-forwards these tokens skip, the last of those that may be skipped.
     """
 
     start: int
     rows: Embeds
+    num_skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -292,6 +294,16 @@ def _head_mask(step: Step, spec: TensorSpec) -> npt.NDArray[np.bool_]:
     return mask
 
 
+def _full_layers(step: Step, spec: TensorSpec) -> npt.NDArray[np.bool_]:
+    """Return which layers tokens run through in full [B, T, n]: all, but for image tokens that skip some."""
+    (num_layers,) = _sizes(spec)
+    full = np.ones((*step.batch.ids.shape, num_layers), np.bool_)
+    for row, features in zip(full, step.batch.features, strict=False):
+        for placed in features:
+            row[placed.start : placed.start + len(placed.rows), num_layers - placed.num_skipped :] = False
+    return full
+
+
 def _sizes(spec: TensorSpec) -> tuple[int, ...]:
     return tuple(size for size in spec.shape if isinstance(size, int))
 
@@ -307,6 +319,7 @@ _FILLED: Mapping[str, Callable[[Step, TensorSpec], Array]] = {
     tensors.MEMORY_SEEN: _memory_seen,
     tensors.HEAD_VALUES: _head_values,
     tensors.HEAD_MASK: _head_mask,
+    tensors.FULL_LAYERS: _full_layers,
     tensors.SEQLENS_K: _last_rows,
     tensors.TOTAL_SEQUENCE_LENGTH: _total,
     tensors.LOGITS_ROWS: _wanted_rows,

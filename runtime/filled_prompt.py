@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -59,6 +59,10 @@ class FilledPrompt:
     def of_ids(cls, ids: Int64) -> FilledPrompt:
         """Return a prompt of tokens alone, as benchmarks and tests want it."""
         return cls(Prompt(ids, (), np.arange(len(ids), dtype=np.int64), len(ids), 0))
+
+    def skipping(self, num_layers: int) -> FilledPrompt:
+        """Return the prompt with image tokens that skip the feed-forwards of so many layers."""
+        return replace(self, placed=tuple(replace(each, num_skipped=num_layers) for each in self.placed))
 
     @property
     def num_tokens(self) -> int:
@@ -117,7 +121,8 @@ def _between(placed: Sequence[Placed], start: int, end: int) -> tuple[Placed, ..
     for each in placed:
         first, last = max(each.start, start), min(each.start + len(each.rows), end)
         if first < last:
-            inside.append(Placed(first - start, each.rows[first - each.start : last - each.start]))
+            rows = each.rows[first - each.start : last - each.start]
+            inside.append(replace(each, start=first - start, rows=rows))
     return tuple(inside)
 
 

@@ -12,6 +12,7 @@ from export.image_processors.deepseek_vl_hybrid import DEEPSEEK_VL_HYBRID
 from export.image_processors.efficientnet import EFFICIENTNET
 from export.image_processors.flava import FLAVA
 from export.image_processors.gemma3 import GEMMA3
+from export.image_processors.glm46v import GLM46V
 from export.image_processors.got_ocr2 import GOT_OCR2
 from export.image_processors.granite_docling import GRANITE_DOCLING
 from export.image_processors.idefics2 import IDEFICS2
@@ -46,6 +47,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "EfficientNetImageProcessor": EFFICIENTNET,
     "FlavaFeatureExtractor": FLAVA,
     "FlavaImageProcessor": FLAVA,
+    "Glm46VImageProcessor": GLM46V,
     "GotOcr2ImageProcessor": GOT_OCR2,
     "GraniteDoclingImageProcessor": GRANITE_DOCLING,
     "Idefics2ImageProcessor": IDEFICS2,

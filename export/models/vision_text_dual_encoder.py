@@ -19,7 +19,7 @@ from export.towers.dinov2 import Dinov2Tower, read_dinov2
 _CLIP = "clip_vision_model"
 _DINO = "dinov2"
 _TOWERS: dict[str, Raw] = {_CLIP: clip.VISION_DEFAULTS, _DINO: {}, "vit": vit.VISION_DEFAULTS}
-_TEXTS: dict[str, Raw] = {
+TEXTS: dict[str, Raw] = {
     "bert": TEXT_DEFAULTS,
     "camembert": ROBERTA_DEFAULTS,
     "roberta": ROBERTA_DEFAULTS,
@@ -70,8 +70,8 @@ class VisionTextDualEncoder(DualEncoder):
 
     def __init__(self, config: Raw) -> None:
         super().__init__(config)
-        images, self._tower_type = _part(config, "vision_config", _TOWERS)
-        texts, self._text_type = _part(config, "text_config", _TEXTS)
+        images, self._tower_type = part(config, "vision_config", _TOWERS)
+        texts, self._text_type = part(config, "text_config", TEXTS)
         require(images, [("pooler_act", "tanh"), ("pooler_output_size", images.get("hidden_size"))])
         self._vision = read_dinov2(images) if self._tower_type == _DINO else VisionConfig.read(images, {})
         self._qkv_bias = bool(images.get("qkv_bias", True))
@@ -102,7 +102,7 @@ class VisionTextDualEncoder(DualEncoder):
         return _Text(PooledBert(self._text, dialect, "text_model"), self._text.tower.hidden_size, self._embedding_size)
 
 
-def _part(config: Raw, key: str, known: dict[str, Raw]) -> tuple[Raw, str]:
+def part(config: Raw, key: str, known: dict[str, Raw]) -> tuple[Raw, str]:
     """Return a tower's config with every key, and its type.
 
     Raises:

@@ -44,6 +44,11 @@ def refuse_target(manifest: Manifest, target: Target) -> None:
             f"--target {target}: the vision encoder of {manifest.name} reads questions of any length beside images, "
             "and its runs on a device have one size each. Take --target cpu"
         )
+    if target != "cpu" and tensors.FULL_LAYERS in inputs:
+        raise QuantizationError(
+            f"{manifest.name} was exported with --skip-visual, which is for the CPU alone: how many rows a layer runs "
+            f"is not known before; export the checkpoint without it for --target {target}"
+        )
     if target == "tensorrt" and manifest.dialect != "portable":
         raise QuantizationError(
             f"{manifest.name} is in the {manifest.dialect} dialect, whose GroupQueryAttention and MatMulNBits TensorRT "

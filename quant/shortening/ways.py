@@ -18,8 +18,10 @@ from quant.visual_tokens.inside.table import METHODS as INSIDE
 from quant.visual_tokens.reduction import Reduction
 from quant.visual_tokens.resize import Resize
 from quant.visual_tokens.resize import missing as resize_missing
+from quant.visual_tokens.skipping import missing as skipping_missing
+from quant.visual_tokens.skipping import num_skipped
 from quant.visual_tokens.table import METHODS as BEFORE
-from quant.visual_tokens.table import RESIZE
+from quant.visual_tokens.table import RESIZE, SKIPPING
 from runtime.filled_prompt import FilledPrompt
 from runtime.one_request import SeenImages, VisionLanguageRunner
 
@@ -96,6 +98,8 @@ class Answerer:
             return missing(method, self._manifest)
         if method == RESIZE:
             return resize_missing(self._manifest)
+        if method == SKIPPING:
+            return skipping_missing(self._manifest)
         if stage == "before":
             has_all = self._runner.gives_tower or not BEFORE[method].needs_tower
             return "" if has_all else "the bundle's vision encoder does not tell its attention; export it again"
@@ -122,16 +126,19 @@ class Answerer:
             ParameterError: So small a share leaves nothing.
         """
         runner, room = self._runner, len(ids) + MOST_EXTRA_TOKENS
-        choose, rows, reduction = None, None, None
+        choose, rows, reduction, num_layers = None, None, None, 0
         if way is not None and way.stage == "before":
             reduction = Resize(way.share) if way.method == RESIZE else Reduction(way.method, way.share)
+        elif way is not None and way.method == SKIPPING:
+            num_layers = num_skipped(self._manifest, way.share)
         elif way is not None and way.stage == "inside":
             merged = INSIDE[way.method].merged_before(way.share)
             reduction = Reduction(MERGING, merged) if merged < 1 else None
             choose = self._inside.choice(way.method, way.share)
         elif way is not None:
             rows = PolicyRows(self._manifest, way.method, way.share)
-        prefilled = runner.prefill(self._prompt(turns, seen, reduction), room, choose, rows)
+        prompt = self._prompt(turns, seen, reduction)
+        prefilled = runner.prefill(prompt.skipping(num_layers) if num_layers else prompt, room, choose, rows)
         reply = runner.reply_ids(prefilled, room) if replies else None
         return Answered(runner.forced_logits(prefilled, ids), reply)
 
@@ -148,7 +155,7 @@ class Answerer:
 def _methods() -> list[tuple[Stage, str]]:
     named: tuple[tuple[Stage, Sequence[str]], ...] = (
         ("before", (*BEFORE, RESIZE)),
-        ("inside", tuple(INSIDE)),
+        ("inside", (*INSIDE, SKIPPING)),
         ("after", tuple(POLICIES)),
     )
     return [(stage, method) for stage, methods in named for method in methods]

@@ -7,7 +7,8 @@ from bundle.manifest import Manifest
 from quant.visual_tokens.inside.table import METHODS as INSIDE
 from quant.visual_tokens.inside.table import missing
 from quant.visual_tokens.resize import missing as resize_missing
-from quant.visual_tokens.table import METHODS, RESIZE
+from quant.visual_tokens.skipping import missing as skipping_missing
+from quant.visual_tokens.table import METHODS, RESIZE, SKIPPING
 
 
 def offered_methods(manifest: Manifest, *, has_segments: bool = True) -> tuple[str, ...]:
@@ -23,4 +24,5 @@ def offered_methods(manifest: Manifest, *, has_segments: bool = True) -> tuple[s
     before = (name for name, entry in METHODS.items() if has_tower or not entry.needs_tower)
     smaller = () if resize_missing(manifest) else (RESIZE,)
     inside = (name for name in INSIDE if has_segments and not missing(name, manifest))
-    return (*before, *smaller, *inside)
+    skipping = () if skipping_missing(manifest) else (SKIPPING,)
+    return (*before, *smaller, *inside, *skipping)

@@ -50,6 +50,8 @@ METHODS: dict[str, MethodEntry] = {
 
 RESIZE = "resize"
 """Images that are encoded smaller, `quant.visual_tokens.resize`: no choice among tokens, so no reducer of the table."""
+SKIPPING = "ima"
+"""Layers that image tokens skip, `quant.visual_tokens.skipping`: they are all read."""
 
 _NAMES = ", ".join(METHODS)
 
@@ -63,7 +65,7 @@ def entry_of(name: str) -> MethodEntry:
     if name in INSIDE:
         raise ParameterError(f"{FIELD} {name!r} drops tokens inside the decoder; before it there are {_NAMES}", FIELD)
     if name not in METHODS:
-        known = ", ".join((*METHODS, RESIZE, *INSIDE))
+        known = ", ".join((*METHODS, RESIZE, *INSIDE, SKIPPING))
         raise ParameterError(f"{FIELD} {name!r} is unknown; it must be one of {known}", FIELD)
     return METHODS[name]
 

@@ -18,6 +18,7 @@ from bundle.prompt import PromptBuilder
 from bundle.question import QuestionReader
 from bundle.text import Tokenizer
 from bundle.token_bytes import TokenBytes
+from quant.visual_tokens.skipping import skipped_key
 from runtime.cache_shape import CacheShape, context_of
 from runtime.canary import check_canary
 from runtime.decoder import Decoder, TokenGraphs
@@ -208,6 +209,7 @@ class GenerativeModel(Model):
         check_sampling(request, self._vocab_size, self._shape.most_rows)
         compression, vision = self._policies.wanted(request.kv), request.vision or self._settings.vision
         choose = self._inside.choice(vision) if _has_images(request) else None
+        num_skipped = self._inside.num_skipped(vision) if _has_images(request) else 0
         check_alone(vision, choose, compression)
         request = replace(request, sampling=replace(request.sampling, contrast=contrast_of(request)))
         if request.sampling.contrast is not None:
@@ -225,7 +227,7 @@ class GenerativeModel(Model):
                 return
             prepared = await self._preparing.prepare(request, reduction, compression)
             request = replace(request, messages=(), text=None)  # encoded images are not held as long as an answer
-            with self._choices(request, prepared, sampling, arrived_s, choose) as choices:
+            with self._choices(request, prepared, sampling, arrived_s, choose, num_skipped) as choices:
                 async with aclosing(self._events(choices, prepared, arrived_s)) as events:
                     async for event in events:
                         yield event
@@ -244,6 +246,7 @@ class GenerativeModel(Model):
         vision = request.vision or self._settings.vision
         if _has_images(request):
             self._inside.choice(vision)
+            self._inside.num_skipped(vision)
         reduction = self._reducing.of(before_decoder(vision))
         with self._admission.admit():
             prompt, visuals, _ = await self._preparing.prompted(request, reduction, None)
@@ -260,10 +263,13 @@ class GenerativeModel(Model):
         sampling: SamplingParams,
         arrived_s: float,
         choose: Choose | None,
+        num_skipped: int,
     ) -> Iterator[list[ChoiceAnswer]]:
         """Submit as many sequences of the prompt; cancel them when the block is left, however that happens."""
         prompt = FilledPrompt.of(prepared.prompt, [image.features for image in prepared.images])
         image_keys = [image.key for image in prepared.images]
+        if num_skipped:
+            prompt, image_keys = prompt.skipping(num_skipped), [skipped_key(key, num_skipped) for key in image_keys]
         end_ids = (*(() if sampling.ignores_eos else self._manifest.eos_token_ids), *sampling.stop_token_ids)
         deadline_s = math.inf if request.timeout_s is None else arrived_s + request.timeout_s
         lead = "" if prepared.structure is None else prepared.structure.lead

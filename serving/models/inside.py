@@ -5,6 +5,8 @@ from __future__ import annotations
 from bundle.directory import Bundle
 from bundle.errors import ParameterError, SettingsError
 from quant.visual_tokens.inside.table import MERGING, METHODS, InsideMethods
+from quant.visual_tokens.skipping import missing, num_skipped
+from quant.visual_tokens.table import SKIPPING
 from runtime.decoder import TokenGraphs
 from runtime.filled_prompt import FilledPrompt
 from runtime.segmented_prompt import Choose, Layers, SegmentedPrompt
@@ -24,6 +26,7 @@ class Inside:
     """
 
     def __init__(self, bundle: Bundle, graphs: TokenGraphs) -> None:
+        self._manifest = bundle.manifest
         self._methods = InsideMethods(bundle)
         self._layers = Layers.of(bundle.manifest) if graphs.segments else None
         self._has_segments = bool(bundle.manifest.segments)
@@ -44,6 +47,18 @@ class Inside:
             )
         return self._methods.choice(vision.method, vision.keep)
 
+    def num_skipped(self, vision: VisionReduction) -> int:
+        """Return how many layers' feed-forwards a request's image tokens skip.
+
+        Raises:
+            ParameterError: The bundle has no layers to be skipped, or there is no such share.
+        """
+        if vision.method != SKIPPING or vision.keep == 1:
+            return 0
+        if reason := missing(self._manifest):
+            raise ParameterError(f"vision.method {SKIPPING!r} {reason}", "vision.method")
+        return num_skipped(self._manifest, vision.keep)
+
     def check_default(self, settings: EngineSettings) -> None:
         """Check at the start that what requests get who do not say can be had.
 
@@ -52,6 +67,7 @@ class Inside:
         """
         try:
             choose = self.choice(settings.vision)
+            self.num_skipped(settings.vision)
         except ParameterError as error:
             raise SettingsError(f"--vision-method: {error}") from error
         if choose is not None and settings.kv_policy is not None and settings.kv_budget not in (None, 1):
@@ -69,6 +85,8 @@ class Inside:
 
 def before_decoder(vision: VisionReduction) -> VisionReduction:
     """Return what of a reduction is done before the decoder: all of it, nothing, or the first half of AIM."""
+    if vision.method == SKIPPING:
+        return VisionReduction(MERGING, 1.0)
     if vision.method not in METHODS:
         return vision
     share = METHODS[vision.method].merged_before(vision.keep)

@@ -271,7 +271,8 @@ class Preparing:
             return Visual.of_image(image)
         self.reducing.check_frames(reduction)
         most = self.shape.capacity_tokens if reduction is None else self._most_places(reduction)
-        room = FrameRoom(self.prompts.image_prompt.tokens_per_frame, most, reduction is not None)
+        shape = self.prompts.image_prompt
+        room = FrameRoom(shape.tokens_per_frame, most, reduction is not None, shape.frame_groups)
         video = await self.vision.decode_frames(owner, part, room, with_tower=with_tower, question=place.question)
         return Visual.of_video(video, self.prompts.image_prompt)
 

@@ -114,12 +114,14 @@ class DecodedVideo:
         plan: How they fill the prompt.
         times_s: Of each frame that is looked at.
         duration_s: Of the whole.
+        layout: How it stands in the prompt as one; None: as images.
     """
 
     pictures: tuple[DecodedImage, ...]
     plan: FramePlan
     times_s: tuple[float, ...]
     duration_s: float
+    layout: TileLayout | None = None
 
 
 @dataclass(frozen=True)
@@ -307,12 +309,16 @@ class VisionStage:
             EngineDeadError: The pool is closed or hangs.
         """
         cut = await self._pool.cut_frames(owner, self._spec, video.files, video.options, room)
-        identity = self._frame_identity + _asked(question)
+        whole = cut.layout(video.options, room)
+        layout, identity = TileLayout(), self._frame_identity + _asked(question)
+        if whole is not None:
+            layout = TileLayout(whole_px=whole.whole_px, is_group=True)
+            identity += f"frames of {whole.whole_px} px".encode()
         pictures = tuple(
-            DecodedImage(_key(identity, each.digest, with_tower), each, TileLayout(), with_tower, question=question)
+            DecodedImage(_key(identity, each.digest, with_tower), each, layout, with_tower, question=question)
             for each in cut.pictures
         )
-        return DecodedVideo(pictures, cut.plan(video.options, room), cut.times_s, cut.duration_s)
+        return DecodedVideo(pictures, cut.plan(video.options, room), cut.times_s, cut.duration_s, whole)
 
     async def encode(self, owner: Hashable, image: DecodedImage | KeptImage) -> EncodedImage:
         """Return the features of an image: kept ones, those being computed for somebody else, or new ones.
@@ -377,10 +383,10 @@ class VisionStage:
         cut, side_px = image.cut, image.side_px
         tiles = cut.images if cut.is_cut else self._spec.cut(cut.images[0])
         groups = tuple(self._spec.groups(tiles if side_px is None else self._spec.smaller(tiles, side_px)))
-        if image.noise_step is None:
-            return groups
-        rng = np.random.Generator(np.random.Philox(int.from_bytes(image.key[:16], "little")))
-        return tuple(under_noise(self._spec, each, image.noise_step, rng) for each in groups)
+        if image.noise_step is not None:
+            rng = np.random.Generator(np.random.Philox(int.from_bytes(image.key[:16], "little")))
+            groups = tuple(under_noise(self._spec, each, image.noise_step, rng) for each in groups)
+        return tuple(map(self._spec.grouped, groups)) if image.layout.is_group else groups
 
     def _take_off(self, owner: Hashable, image: DecodedImage) -> _Flight:
         flight = _Flight(asyncio.get_running_loop().create_task(self._encode(owner, image)))

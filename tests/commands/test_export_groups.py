@@ -54,3 +54,13 @@ def test_task_vectors_are_of_the_bundle_for_the_cpu_in_one_piece(pocketvlm, chec
     done = pocketvlm("export", checkpoint_of("smolvlm"), "-o", tmp_path / "b", "--task-vectors", "--target", "cuda")
     assert done.returncode != 0
     assert "leave out --target cuda, --keep-quantized and --decoder-segments" in " ".join(done.stderr.split())
+
+
+def test_layers_to_be_skipped_are_of_the_bundle_for_the_cpu_in_one_piece(
+    pocketvlm, checkpoint_of, tmp_path: Path
+) -> None:
+    done = pocketvlm("export", checkpoint_of("smolvlm"), "-o", tmp_path / "b", "--skip-visual", "1", "--task", "embed")
+    assert done.returncode != 0
+    assert "leave out --target cuda, --keep-quantized, --decoder-segments and --task embed" in " ".join(
+        done.stderr.split()
+    )

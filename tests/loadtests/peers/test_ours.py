@@ -26,7 +26,9 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(
         Decoder, "_run", lambda own, *told, **named: (seen.append(told[0]), run_tokens(own, *told, **named))[1]
     )
-    monkeypatch.setattr(vision, "encode_images", lambda *told: (seen.append("vision"), encode(*told))[1])
+    monkeypatch.setattr(
+        vision, "encode_images", lambda *told, **named: (seen.append("vision"), encode(*told, **named))[1]
+    )
     return seen
 
 
