@@ -33,6 +33,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "filip": "export.models.filip:Filip",
     "freeze_align": "export.models.freeze_align:FreezeAlign",
     "flava": "export.models.flava:Flava",
+    "colmodernvbert": "export.models.colmodernvbert:ColModernVBert",
     "colpali": "export.models.colpali:ColPali",
     "colqwen2": "export.models.colqwen2:ColQwen2",
     "idefics3": "export.models.idefics3:Idefics3",

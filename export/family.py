@@ -248,9 +248,19 @@ class VisionLanguage(Family):
         return self.tokens_per_tile
 
     @property
+    def state_size(self) -> int:
+        """D: width of the decoder's states."""
+        return self.decoder.config.hidden_size
+
+    @property
+    def max_positions(self) -> int:
+        """Longest sequence, in tokens, that the checkpoint was made for."""
+        return self.decoder.config.max_positions
+
+    @property
     def feature_size(self) -> int:
         """Width of a row of features: the decoder's, unless more of them goes into the decoder by other ways."""
-        return self.decoder.config.hidden_size
+        return self.state_size
 
     @abstractmethod
     def image_prompt(self, found: FoundProcessor) -> KnownImagePrompt:
@@ -337,7 +347,7 @@ class VisionLanguage(Family):
 
     def graphs(self, dialect: Dialect) -> dict[ComponentName, GraphPlan]:
         """Return the three graphs of docs/bundle-format.md."""
-        size = self.decoder.config.hidden_size
+        size = self.state_size
         features = TensorSpec(
             name=tensors.IMAGE_FEATURES,
             dtype="float32",
@@ -356,7 +366,7 @@ class VisionLanguage(Family):
                 optional_outputs=tuple(self.tower_outputs()),
             ),
             "embed_tokens": GraphPlan(self.table(), "embed_tokens", (ids,), (embeds,)),
-            "decoder": self._decoder_plan(dialect, embeds),
+            "decoder": self.decoder_plan(dialect, embeds),
         }
 
     def _pixels(self) -> TensorSpec:
@@ -371,7 +381,8 @@ class VisionLanguage(Family):
         sizes, name = self.decoder.config, f"{self.text_prefix}.embed_tokens"
         return Embedding(sizes.vocab_size, sizes.hidden_size, name=name, scale=self.decoder.embedding_scale)
 
-    def _decoder_plan(self, dialect: Dialect, embeds: TensorSpec) -> GraphPlan:
+    def decoder_plan(self, dialect: Dialect, embeds: TensorSpec) -> GraphPlan:
+        """Return the graph of embeddings, as the table gives them, to scores or vectors."""
         if self.embedding is None:
             return decoder_plan(self.decoder, embeds, CausalDecoder(self.decoder, dialect, self.text_prefix))
         size = self.decoder.config.hidden_size

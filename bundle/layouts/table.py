@@ -17,6 +17,7 @@ from bundle.layouts.lfm2_vl import Lfm2VLPrompt
 from bundle.layouts.llava import LlavaPrompt
 from bundle.layouts.llava_next import LlavaNextPrompt
 from bundle.layouts.mllama import MllamaPrompt
+from bundle.layouts.modernvbert import ModernVBertPrompt
 from bundle.layouts.ovis2 import Ovis2Prompt
 from bundle.layouts.paligemma import PaliGemmaPrompt
 from bundle.layouts.qwen2_vl import Qwen2VLPrompt
@@ -33,6 +34,7 @@ KnownImagePrompt: TypeAlias = Annotated[
     | LlavaNextPrompt
     | LlavaPrompt
     | MllamaPrompt
+    | ModernVBertPrompt
     | Ovis2Prompt
     | PaliGemmaPrompt
     | Qwen2VLPrompt,
