@@ -71,6 +71,8 @@ class Llava(VisionLanguage):
         (r"^language_model\.", "model.language_model."),
         (r"^(vision_tower|multi_modal_projector)\.", r"model.\1."),
         (r"^model\.vision_tower\.vision_model\.", "model.vision_tower."),
+        (r"\.deepspeed_moe\.gate\.wg\.", ".router."),
+        (r"\.deepspeed_moe\.experts\.deepspeed_experts\.", ".experts."),
     )
     # the connector reads hidden states of the layers: what comes after them has no effect
     unused: ClassVar[tuple[str, ...]] = (

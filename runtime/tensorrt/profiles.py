@@ -47,16 +47,7 @@ def profiles_of(manifest: Manifest, component: Component, limits: Limits) -> lis
     Raises:
         SettingsError: No engine can run the graph, or it has a free axis that nothing here tells the sizes of.
     """
-    if memories := [state.input for state in manifest.states_of(component) if state.kind == "memory"]:
-        raise SettingsError(
-            f"{component.file}: {memories[0]} is memory of images, which is filled in a host's memory, where no engine "
-            "reads; serve the bundle on ONNX Runtime's CPU"
-        )
-    if any(spec.name == tensors.SEEN_AROUND for spec in component.inputs):
-        raise SettingsError(
-            f"{component.file}: tokens of an image or a prompt that see one another run together, however many, "
-            "and an engine has a longest run; serve the bundle on ONNX Runtime"
-        )
+    _refuse_unbuilt(manifest, component)
     ranges: dict[str, _Range] = {
         "B": (1, 1, limits.max_batch),
         "I": (1, 1, limits.max_images),
@@ -72,6 +63,29 @@ def profiles_of(manifest: Manifest, component: Component, limits: Limits) -> lis
     taken = [TensorSpec(name=state.input, dtype=state.dtype, shape=state.shape) for state in states]
     inputs = [*component.inputs, *taken]
     return [_profile(component, inputs, {**ranges, "T": tokens}) for tokens in _tokens(manifest, component, limits)]
+
+
+def _refuse_unbuilt(manifest: Manifest, component: Component) -> None:
+    """Refuse by name what an engine could be built of and nothing could run.
+
+    Raises:
+        SettingsError: It is such a graph.
+    """
+    if memories := [state.input for state in manifest.states_of(component) if state.kind == "memory"]:
+        raise SettingsError(
+            f"{component.file}: {memories[0]} is memory of images, which is filled in a host's memory, where no engine "
+            "reads; serve the bundle on ONNX Runtime's CPU"
+        )
+    if any(spec.name == tensors.SEEN_AROUND for spec in component.inputs):
+        raise SettingsError(
+            f"{component.file}: tokens of an image or a prompt that see one another run together, however many, "
+            "and an engine has a longest run; serve the bundle on ONNX Runtime"
+        )
+    if any(spec.name == tensors.QUESTION_IDS for spec in component.inputs):
+        raise SettingsError(
+            f"{component.file} reads questions of any length beside images, and its runs on a device have one size "
+            "each; serve the bundle on ONNX Runtime's CPU"
+        )
 
 
 def _tokens(manifest: Manifest, component: Component, limits: Limits) -> list[_Range]:

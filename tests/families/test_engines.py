@@ -80,7 +80,11 @@ def test_a_cross_encoders_images_have_sizes_too(vilt_checkpoint: Path, tmp_path:
 
 @pytest.mark.parametrize(
     ("family", "message"),
-    [("mllama", "memory of images.*ONNX Runtime's CPU"), ("aki", "see one another.*serve the bundle on ONNX Runtime")],
+    [
+        ("instructblip", "questions of any length.*ONNX Runtime's CPU"),
+        ("mllama", "memory of images.*ONNX Runtime's CPU"),
+        ("aki", "see one another.*serve the bundle on ONNX Runtime"),
+    ],
 )
 def test_what_no_engine_can_run_is_refused_by_name_before_anything_is_built(
     rtx: Library, sample_of: Any, tmp_path: Path, family: str, message: str
