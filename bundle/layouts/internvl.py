@@ -21,10 +21,10 @@ class InternVLPrompt(ImagePrompt):
     Attributes:
         start_token: The text before an image's tokens.
         end_token: The text behind them.
-        has_tags: Words before each tile say which one it is (NVLM, arXiv 2409.11402, "tile tagging": 1-D flattened tile
+        has_tags: Words before each tile say which one it is (NVLM, arXiv 2409.11402, its tags: 1-D flattened tile
             tags), and before the whole image that it is that.
         tile_positions: How far a tile's tokens are together; what stands behind an image stands at the next whole
-            position (V2PE, arXiv 2412.09616, "variable visual position encoding", and the authors' code). None: each is one.
+            position (V2PE, arXiv 2412.09616, its positions, and the authors' code). None: each is one.
     """
 
     kind: Literal["internvl"] = "internvl"

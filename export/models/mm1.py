@@ -2,7 +2,7 @@
 
 No weights of MM1 and MM1.5 are published. What is read is a checkpoint in LLaVA's layout whose config says `model_type`
 mm1 and, as `projector_config`, what Honeybee's own configuration calls so. Where its image processor is LLaVA-NeXT's,
-an image is its tiles and then the whole, as MM1.5 has them (arXiv 2409.20566, "dynamic image splitting"); no word stands between.
+an image is its tiles and then the whole, as MM1.5 has them (arXiv 2409.20566); no word stands between.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def processor(folder: Path) -> Any:
 
 
 def inputs(found: Any, parts: list[Any]) -> dict[str, Any]:
-    """Return ids and pixels of one message: an image's tiles, then the whole of it (MM1.5, "dynamic image splitting")."""
+    """Return ids and pixels of one message: an image's tiles, then the whole of it (MM1.5)."""
     import torch
 
     images, tokenizer, config = found

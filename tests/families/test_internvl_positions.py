@@ -59,7 +59,7 @@ def answered(bundle: Bundle, images: list[Image.Image]) -> tuple[Any, list[int],
 def test_tags_stand_before_tiles_as_the_authors_write_them(
     number: int, dialect: str, sample_of: Any, conversations: dict[str, Any], tmp_path: Path
 ) -> None:
-    """NVLM 1.0 (arXiv 2409.11402, "tile tagging"): <tile_1> to <tile_n>, then <tile_global_thumbnail>, as words."""
+    """NVLM 1.0 (arXiv 2409.11402, its tags): <tile_1> to <tile_n>, then <tile_global_thumbnail>, as words."""
     sample, images = sample_of("internvl", number), images_of(conversations)
     bundle = exported(sample, tmp_path, dialect, tile_tags=True)
     found, tokens, logits = answered(bundle, images)
@@ -82,7 +82,7 @@ def test_tags_stand_before_tiles_as_the_authors_write_them(
 def places_of(ids: list[int], spans: list[tuple[int, int]], step: float) -> list[float]:
     """Return where tokens stand: one farther each, those of images by a step, words behind them at the next whole one.
 
-    V2PE (arXiv 2412.09616, "variable visual position encoding"); the authors' code rounds up behind an image.
+    V2PE (arXiv 2412.09616, its positions); the authors' code rounds up behind an image.
     """
     places, last = list[float](), -1.0
     for at in range(len(ids)):
