@@ -432,6 +432,8 @@ def _dual_dims(
         logit_scale=scale,
         logit_bias=bias,
         matryoshka=_cuts(source.config, tower.embedding_size),
+        vectors=family.vectors,
+        prompt_template=family.prompt_template,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, TypeAlias
 from pydantic import Field
 
 from bundle.layouts.aki import AkiPrompt
+from bundle.layouts.florence2 import Florence2Prompt
 from bundle.layouts.gemma3 import Gemma3Prompt
 from bundle.layouts.granite_docling import GraniteDoclingPrompt
 from bundle.layouts.idefics2 import Idefics2Prompt
@@ -23,6 +24,7 @@ from bundle.layouts.qwen2_vl import Qwen2VLPrompt
 
 KnownImagePrompt: TypeAlias = Annotated[
     AkiPrompt
+    | Florence2Prompt
     | Gemma3Prompt
     | GraniteDoclingPrompt
     | Idefics2Prompt
