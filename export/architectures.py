@@ -29,6 +29,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "bert": "export.models.bert:BertReranker",
     "bridgetower": "export.models.bridgetower:BridgeTower",
     "chinese_clip": "export.models.chinese_clip:ChineseClip",
+    "clip_fdt": "export.models.clip_fdt:ClipFdt",
     "clipseg": "export.models.clipseg:ClipSeg",
     "filip": "export.models.filip:Filip",
     "freeze_align": "export.models.freeze_align:FreezeAlign",
