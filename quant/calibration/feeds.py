@@ -64,7 +64,7 @@ class FeedSource:
         if role == "text_encoder":
             runner = DualEncoderRunner(self.bundle, self.settings)
             return [runner.text_feeds(text) for text in self._texts()]
-        if role == "decoder" and self.bundle.manifest.embedder is not None:
+        if role == "decoder" and self.bundle.manifest.embeds:
             return list(self._embedder_feeds())
         if role == "decoder":
             return list(self._decoder_feeds())
