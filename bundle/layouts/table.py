@@ -19,6 +19,7 @@ from bundle.layouts.mllama import MllamaPrompt
 from bundle.layouts.ovis2 import Ovis2Prompt
 from bundle.layouts.paligemma import PaliGemmaPrompt
 from bundle.layouts.qwen2_vl import Qwen2VLPrompt
+from bundle.layouts.vlora import VLoRAPrompt
 
 KnownImagePrompt: TypeAlias = Annotated[
     AkiPrompt
@@ -33,6 +34,7 @@ KnownImagePrompt: TypeAlias = Annotated[
     | MllamaPrompt
     | Ovis2Prompt
     | PaliGemmaPrompt
-    | Qwen2VLPrompt,
+    | Qwen2VLPrompt
+    | VLoRAPrompt,
     Field(discriminator="kind"),
 ]

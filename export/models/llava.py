@@ -129,9 +129,9 @@ class Llava(VisionLanguage):
         tower = kind(self._vision, dialect, _TOWER, num_layers=max(self._layers))
         drops_first = self._strategy == "default"
         heads = tower_heads(self._vision.tower) if self.tells_tower else None
-        return _Vision(tower, self._projector(), self._layers, drops_first=drops_first, heads=heads)
+        return _Vision(tower, self.connector(dialect), self._layers, drops_first=drops_first, heads=heads)
 
-    def _projector(self) -> Module:
+    def connector(self, dialect: Dialect) -> Module:
         """Return the connector: LLaVA-1.5's two layers, or one matrix, as LLaVA had before (arXiv 2304.08485, 4.1)."""
         sizes = self._vision.tower.hidden_size * len(self._layers), self.decoder.config.hidden_size
         bias = bool(self.config.get("multimodal_projector_bias", True))
