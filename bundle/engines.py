@@ -69,6 +69,7 @@ class EngineIndex(_Frozen):
         max_batch: Sequences or texts in one run; None in folders that were written before it was told.
         max_prompt_tokens: Of a prompt in one run; None likewise.
         max_images: Images or tiles in one run; None likewise.
+        image_sizes_px: The least, usual and largest (height, width) of an image; None likewise, and without images.
         engines: By the graph's name in the bundle.
     """
 
@@ -79,6 +80,7 @@ class EngineIndex(_Frozen):
     max_batch: int | None = Field(default=None, ge=1)
     max_prompt_tokens: int | None = Field(default=None, ge=1)
     max_images: int | None = Field(default=None, ge=1)
+    image_sizes_px: tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None = None
     engines: dict[str, EngineRecord] = Field(default_factory=dict, max_length=64)
 
 

@@ -18,6 +18,7 @@ from bundle.grounding import KnownGrounding
 from bundle.layouts.prompt import ImagePrompt as ImagePrompt
 from bundle.layouts.table import KnownImagePrompt
 from bundle.states import CacheScheme, State
+from bundle.tensors import PIXEL_VALUES
 
 FORMAT_VERSION = 2
 """Bumped when a reader of the previous version would misread a bundle. Version 1 is read too: `bundle.format_1`."""
@@ -26,6 +27,8 @@ ComponentName = str
 """What a bundle calls one of its graphs: `graph_name`."""
 Role = Literal["vision_encoder", "embed_tokens", "decoder", "text_encoder", "pair_encoder"]
 """What a graph computes, whatever it is called and however its weights are stored."""
+ENCODER_ROLES: tuple[Role, ...] = ("vision_encoder", "text_encoder", "pair_encoder")
+"""Those that run whole inputs: many rows at once, and nothing is kept."""
 _LANGUAGE_MODEL: tuple[Role, ...] = ("embed_tokens", "decoder")
 Phase = Literal["prompt", "step", "any"]
 """When a decoder's graph runs: over the tokens that a caller sent, over one that was sampled, or over both."""
@@ -136,6 +139,10 @@ class Segment(Component):
     group: int = Field(ge=0)
 
 
+def _takes_images(part: Component) -> bool:
+    return part.role == "pair_encoder" and any(spec.name == PIXEL_VALUES for spec in part.inputs)
+
+
 def _gives_rows(part: Component) -> bool:
     return part.role == "vision_encoder" and len(part.outputs) > 0 and len(part.outputs[0].shape) == 3
 
@@ -224,15 +231,27 @@ class DualEncoderDims(VectorSizes):
 
 
 class PairDims(Frozen):
-    """What a model that reads a text and an image together wants of the text.
+    """What a model that reads a text and an image together, or two texts, wants of texts.
 
     Attributes:
-        max_text_tokens: Longest text.
+        max_text_tokens: Longest text; of two texts, what they take together.
         pad_token_id: Fills shorter ones.
     """
 
     max_text_tokens: int = Field(gt=0, le=1 << 20)
     pad_token_id: TokenId
+
+
+class QuestionDims(Frozen):
+    """What a vision encoder takes of the question that it reads beside an image.
+
+    Attributes:
+        max_tokens: Longest question, what the tokenizer puts around it among them.
+        tokenizer: The bundle's file that cuts it into tokens: the encoder's own, which need not be the decoder's.
+    """
+
+    max_tokens: int = Field(gt=0, le=1 << 20)
+    tokenizer: Text = Field(pattern=r"\.json$")
 
 
 class FileRecord(Frozen):
@@ -260,9 +279,10 @@ class Manifest(Frozen):
         decoder: Vision-language models only.
         image_prompt: Vision-language models only, those that embed among them.
         grounding: How boxes stand in answers; None where the model says none.
+        question: Models whose vision encoder reads the question beside the image; None: it sees images alone.
         dual: Models that embed by encoders: of images and texts, or of texts alone.
         embedder: Models that embed by a decoder, which gives states: no logits, or beside them.
-        pairs: Models that read a text and an image together, and say how well they fit.
+        pairs: Models that read a text and an image together, or two texts, and say how well they fit.
         bos_token_id: None where the tokenizer adds none.
         eos_token_ids: Generation stops at any of them.
         template_tokens: Special tokens by the name that the chat template uses ("bos_token", "eos_token", ...).
@@ -286,6 +306,7 @@ class Manifest(Frozen):
     decoder: DecoderDims | None = None
     image_prompt: KnownImagePrompt | None = None
     grounding: KnownGrounding | None = None
+    question: QuestionDims | None = None
     dual: DualEncoderDims | None = None
     embedder: EmbedderDims | None = None
     pairs: PairDims | None = None
@@ -341,7 +362,7 @@ class Manifest(Frozen):
     @property
     def sees(self) -> bool:
         """Whether the model takes images."""
-        return any(part.role in ("vision_encoder", "pair_encoder") for part in self.components.values())
+        return any(part.role == "vision_encoder" or _takes_images(part) for part in self.components.values())
 
     def graph(self, role: Role, phase: RunPhase = "step") -> ComponentName:
         """Return the name of the graph that runs a role in a phase.

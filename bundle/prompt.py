@@ -29,6 +29,7 @@ from bundle.errors import BundleFormatError, ContextLengthError, ParameterError,
 from bundle.image import TileLayout
 from bundle.layouts.prompt import ImagePrompt, Memory
 from bundle.layouts.prompt import Span as Span
+from bundle.placeholders import Placeholders
 from bundle.template_sandbox import MOST_SOURCE_CHARACTERS
 from bundle.text import TOKENIZER, Tokenizer
 from bundle.tools import Tool, call_value, tool_value
@@ -96,12 +97,7 @@ class PromptBuilder:
         image_prompt: ImagePrompt,
         template_tokens: Mapping[str, str],
     ) -> None:
-        found = tokenizer.token_id(image_prompt.image_token)
-        if found != image_prompt.image_token_id:
-            raise BundleFormatError(
-                f"the manifest gives {image_prompt.image_token!r} the id {image_prompt.image_token_id}, tokenizer.json "
-                f"gives it {found}. Export the checkpoint again."
-            )
+        self._placeholders = Placeholders(tokenizer, image_prompt)
         self._tokenizer = tokenizer
         self._template = ChatTemplate(template, template_tokens)
         self._image_prompt = image_prompt
@@ -202,18 +198,16 @@ class PromptBuilder:
                 "or smaller images, or let the server hold a longer context.",
                 "messages",
             )
-        expansions = [self._image_prompt.text(layout) for layout in layouts]
         if not self._template.has_tools:
             turns, tools = in_words(turns, tools), ()
         rendered = self._render(turns, str, add_generation_prompt, tools)
         if max_tokens is not None:
             self._tokenizer.check_characters(len(rendered), max_tokens)
-        ids = self._one_string(turns, rendered, expansions, add_generation_prompt, tools)
+        ids = self._one_string(turns, rendered, layouts, add_generation_prompt, tools)
         if ids is None:
-            ids = self._pieces(turns, expansions, add_generation_prompt, tools)
+            ids = self._pieces(turns, layouts, add_generation_prompt, tools)
         token_ids = np.array(ids, np.int64)
-        spans = self._spans(token_ids, layouts)
-        return self._prompt(token_ids, spans, layouts)
+        return self._prompt(token_ids, self._placeholders.spans(token_ids, layouts), layouts)
 
     def of_text(self, text: str, *, max_tokens: int, adds_special_tokens: bool = True) -> Prompt:
         """Return a text as a prompt of its own, in which nothing is a control token.
@@ -239,7 +233,7 @@ class PromptBuilder:
             if not self._tokenizer.piece(token_id):
                 last = self._tokenizer.vocab_size - 1
                 raise ParameterError(f"token {token_id} is none of the model's, which are 0 to {last}")
-            if token_id == self._image_prompt.image_token_id:
+            if token_id in self._placeholders.ids.values():
                 raise ParameterError(
                     f"token {token_id} stands for an image; send the image, and text in the place of ids"
                 )
@@ -280,27 +274,11 @@ class PromptBuilder:
         between = whole.removeprefix(prompt).partition(_PROBED_TEXT)[0] if whole.startswith(prompt) else ""
         return prompt, between if between.isspace() else ""
 
-    def _spans(self, token_ids: npt.NDArray[np.int64], layouts: Sequence[TileLayout]) -> tuple[Span, ...]:
-        """Return where each image's rows go."""
-        places = np.flatnonzero(token_ids == self._image_prompt.image_token_id)
-        sizes = list(map(self._image_prompt.num_tokens, layouts))
-        if len(places) != sum(sizes):
-            raise PromptError(
-                f"the prompt holds {len(places)} image tokens where its {len(layouts)} images take {sum(sizes)}"
-            )
-        spans: list[Span] = []
-        for image, of_image in enumerate(np.split(places, np.cumsum(sizes)[:-1]) if sizes else []):
-            row = 0
-            for run in np.split(of_image, np.flatnonzero(np.diff(of_image) > 1) + 1) if len(of_image) else []:
-                spans.append(Span(int(run[0]), int(run[-1]) + 1, image, row))
-                row += len(run)
-        return tuple(spans)
-
     def _one_string(
         self,
         turns: Sequence[Turn],
         rendered: str,
-        expansions: Sequence[str],
+        layouts: Sequence[TileLayout],
         add_generation_prompt: bool,
         tools: Sequence[Tool],
     ) -> list[int] | None:
@@ -308,7 +286,7 @@ class PromptBuilder:
         harmless = self._render(turns, blanked, add_generation_prompt, tools)
         if self._controls(rendered) != self._controls(harmless):
             return None
-        text = self._expanded(rendered, iter(expansions).__next__)
+        text = self._placeholders.expander(layouts)(rendered)
         ids = self._tokenizer.encode(text)
         wanted = [self._control_ids[token] for token in self._controls(text)]
         # The unknown token may come of any text, and says nothing
@@ -318,7 +296,7 @@ class PromptBuilder:
         return self._with_special_tokens(ids, text)
 
     def _pieces(
-        self, turns: Sequence[Turn], expansions: Sequence[str], add_generation_prompt: bool, tools: Sequence[Tool]
+        self, turns: Sequence[Turn], layouts: Sequence[TileLayout], add_generation_prompt: bool, tools: Sequence[Tool]
     ) -> list[int]:
         """Return the ids of the conversation with every text encoded by itself, as nothing but text."""
         # Digits alone between the ends, so that a template's upper, lower or title leaves the marks as they are
@@ -332,11 +310,11 @@ class PromptBuilder:
             raise PromptError(
                 "a text of these messages would write the model's control tokens; rephrase it", "messages"
             )
-        next_expansion = iter(expansions).__next__
-        ids = self._tokenizer.encode(self._expanded(first, next_expansion))
+        expanded = self._placeholders.expander(layouts)
+        ids = self._tokenizer.encode(expanded(first))
         for from_caller, from_template in pairs:
             ids += self._tokenizer.encode_plain(from_caller)
-            ids += self._tokenizer.encode(self._expanded(from_template, next_expansion))
+            ids += self._tokenizer.encode(expanded(from_template))
         return self._with_special_tokens(ids, first)
 
     def _controls(self, text: str) -> list[str]:
@@ -363,7 +341,8 @@ class PromptBuilder:
         """Return a message's content as the template reads it."""
         if self._template.content == "parts":
             return [_part(part, of_text) for part in parts]
-        if Placeholder.IMAGE in parts and not self._image_prompt.places_images_in_strings:
+        shown = [part for part in parts if isinstance(part, Placeholder)]
+        if Placeholder.VIDEO in shown or (shown and not self._image_prompt.places_images_in_strings):
             raise PromptError(
                 "the model's chat template reads a message as one string, and nothing says where in it a model of kind "
                 f"{self._image_prompt.kind} wants an image; send text alone",
@@ -371,17 +350,6 @@ class PromptBuilder:
             )
         token = self._image_prompt.image_token
         return _BETWEEN_PARTS.join(token if isinstance(part, Placeholder) else of_text(part) for part in parts)
-
-    def _expanded(self, text: str, next_expansion: Callable[[], str]) -> str:
-        """Return the text with each image placeholder replaced by the next image's tokens."""
-        first, *rest = text.split(self._image_prompt.image_token)
-        try:
-            expanded = first + "".join([next_expansion() + piece for piece in rest])
-        except StopIteration:
-            raise PromptError(
-                f"the chat template wrote more {self._image_prompt.image_token} than the conversation has images"
-            ) from None
-        return self._image_prompt.tidied(expanded)
 
     def _behind_images(self, text: str) -> str:
         """Return the text without the image tokens that it begins with: BLIP-2 has images before the BOS."""
@@ -409,10 +377,10 @@ def _check(turns: Sequence[Turn], layouts: Sequence[TileLayout]) -> None:
     for at, turn in enumerate(turns):
         if not (turn.parts or turn.calls):
             raise PromptError(f"messages[{at}] has no content; send text or an image", f"messages.{at}.content")
-    num_images = sum(part is Placeholder.IMAGE for turn in turns for part in turn.parts)
+    num_images = sum(isinstance(part, Placeholder) for turn in turns for part in turn.parts)
     if num_images != len(layouts):
         raise PromptError(f"the messages hold {num_images} images, but {len(layouts)} were preprocessed")
 
 
 def _part(part: str | Placeholder, of_text: Callable[[str], str]) -> dict[str, str]:
-    return {"type": "image"} if isinstance(part, Placeholder) else {"type": "text", "text": of_text(part)}
+    return {"type": part.value} if isinstance(part, Placeholder) else {"type": "text", "text": of_text(part)}

@@ -205,6 +205,32 @@ class Likenesses(_Frozen):
     spread: float | None
 
 
+class PairScores(_Frozen):
+    """What a cross-encoder makes of queries and documents, beside its parent.
+
+    Attributes:
+        num_queries: Each held against several documents, its own among them.
+        num_pairs: Over all of them.
+        num_ranked: Queries whose documents the parent tells apart.
+        rank_correlation: Spearman's, the mean over those; None where there are none.
+        num_clear: Pairs of a query's documents of which the parent clearly prefers one: by odds 1.5 times as great.
+        clear_order: Share of those that stand in the same order; None where there are none.
+        score_difference: Mean absolute difference of scores, which lie between 0 and 1.
+        score_difference_p99: 99th percentile over pairs.
+        same_first: Share of queries for which both put the same document first.
+    """
+
+    num_queries: int
+    num_pairs: int
+    num_ranked: int
+    rank_correlation: float | None
+    num_clear: int
+    clear_order: float | None
+    score_difference: float
+    score_difference_p99: float
+    same_first: float
+
+
 class ImageSensitivity(_Frozen):
     """How much answers hang on the image: KL in nats between a question's own image and another's, answers fed.
 
@@ -304,6 +330,7 @@ class Report(_Frozen):
         image_sensitivity: The same, where two questions show different images.
         likenesses: "image_features" of a vision-language model that was shown images; "image" and "text" embeddings of
             a dual encoder.
+        pairs: Cross-encoders.
         tasks: By task; "all" over every task.
         kv_cache: Of a variant whose cache holds codes.
         profiles: Of a decoder: the ways to run it, the chosen one among them.
@@ -327,6 +354,7 @@ class Report(_Frozen):
     replies: Replies | None = None
     image_sensitivity: ImageSensitivity | None = None
     likenesses: dict[str, Likenesses] = Field(default_factory=dict)
+    pairs: PairScores | None = None
     tasks: dict[str, TaskAccuracy] = Field(default_factory=dict)
     kv_cache: CacheReport | None = None
     profiles: tuple[DecoderProfile, ...] = ()

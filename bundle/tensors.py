@@ -7,8 +7,13 @@ from __future__ import annotations
 
 PIXEL_VALUES = "pixel_values"
 """[I, 3, height, width] float32."""
+QUESTION_IDS = "question_ids"
+"""[I, Q] int64: the question that each image is shown with, for vision encoders that read it beside the pixels; all
+of a run are as long."""
 INPUT_IDS = "input_ids"
 """[B, T] int64."""
+TOKEN_TYPE_IDS = "token_type_ids"
+"""[B, T] int64, of two texts read together 0 for tokens of the first and 1 for those of the second."""
 ATTENTION_MASK = "attention_mask"
 """[B, T] int64, 1 where a text encoder attends."""
 IMAGE_FEATURES = "image_features"

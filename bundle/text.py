@@ -63,11 +63,13 @@ class TextBatch:
         input_ids: [B, T] int64, padded on the right.
         attention_mask: [B, T] int64, 1 where the encoder attends.
         num_tokens: Of all texts together, padding not counted.
+        token_type_ids: [B, T] int64, which of two texts a token belongs to; None where rows hold one text each.
     """
 
     input_ids: npt.NDArray[np.int64]
     attention_mask: npt.NDArray[np.int64]
     num_tokens: int
+    token_type_ids: npt.NDArray[np.int64] | None = None
 
 
 class Tokenizer:
@@ -167,6 +169,12 @@ class Tokenizer:
             ids = list(self._backend.encode(text, add_special_tokens=False).ids)
         return self.with_special_tokens(ids) if add_special_tokens else ids
 
+    def encode_two(self, first: str, second: str) -> tuple[list[int], list[int]]:
+        """Return the ids of two texts as one row, with what the tokenizer puts around them, and the type of each."""
+        with _failures_told(f"on texts of {len(first)} and {len(second)} characters"):
+            found = self._backend.encode(first, second, add_special_tokens=True)
+        return list(found.ids), list(found.type_ids)
+
     def encode_plain(self, text: str) -> list[int]:
         """Return the ids of a text none of which is an added token (the unknown token aside), whatever the text says.
 
@@ -181,6 +189,15 @@ class Tokenizer:
         if self._forbidden_ids.isdisjoint(ids):
             return ids
         raise PromptError(f"{text!r} cannot be written without the model's control tokens; rephrase it")
+
+    def encode_callers(self, text: str) -> list[int]:
+        """Return the ids of a whole text from a caller, in which no added token counts as such.
+
+        Raises:
+            PromptError: As `encode_plain`.
+        """
+        ids = self.encode(text)
+        return self.with_special_tokens(ids if self._forbidden_ids.isdisjoint(ids) else self.encode_plain(text))
 
     def encode_all_plain(self, texts: Iterable[str]) -> npt.NDArray[np.int64]:
         """Return the ids of several texts, one behind the other, each as `encode_plain` returns them."""

@@ -13,6 +13,8 @@ class Placeholder(Enum):
     """What stands in a turn for something that is not text."""
 
     IMAGE = "image"
+    VIDEO = "video"
+    """A whole video, of a model that has tokens of its own for those."""
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,16 @@ def compile_engines(
         typer.Option(min=1, help=f"Tokens of a prompt in one run. Default: {_PROMPT_TOKENS}, or --cache-rows if less."),
     ] = None,
     max_images: Annotated[int, typer.Option(min=1, max=1024, help="Images or tiles in one run.")] = 8,
+    max_image_side: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="PX",
+            help="Longest side of an image, for models whose images keep their shape; longer ones are refused. "
+            "Default: twice the side of the model's largest square, 2048 at most.",
+            show_default=False,
+        ),
+    ] = None,
     compute_capability: Annotated[
         list[str] | None,
         typer.Option(
@@ -77,6 +87,7 @@ def compile_engines(
     from runtime.tensorrt.builder import read_capability
     from runtime.tensorrt.compiler import Job, compile_bundle
     from runtime.tensorrt.fitting import check_fit
+    from runtime.tensorrt.image_sizes import try_image_sizes
     from runtime.tensorrt.profiles import Limits
 
     opened = open_bundle(bundle, allow_ungated=allow_ungated)
@@ -88,7 +99,13 @@ def compile_engines(
             folder=output,
             flavour=target,
             form=_form(target, tensorrt_version),
-            limits=Limits(rows, max_batch, max_prompt_tokens or min(_PROMPT_TOKENS, rows), max_images),
+            limits=Limits(
+                rows,
+                max_batch,
+                max_prompt_tokens or min(_PROMPT_TOKENS, rows),
+                max_images,
+                try_image_sizes(opened, max_image_side),
+            ),
             capabilities=tuple(map(read_capability, compute_capability or ())),
         )
         if device_memory is not None:
@@ -125,7 +142,7 @@ def _form(target: Flavour, version: str | None) -> Form:
     """Return how graphs are written: as they are, or for parsers before 10.15 in operators of opset 20."""
     from functools import partial
 
-    from graphs.lowering.tensorrt import FORM_VERSION, engine_graph
+    from graphs.lowering.tensorrt import FORM_VERSION, engine_graph, unread_inputs
     from graphs.lowering.tensorrt_operators import STANDARD_FROM, read_version
     from runtime.tensorrt.compiler import Form
     from runtime.tensorrt.library import open_library
@@ -133,5 +150,5 @@ def _form(target: Flavour, version: str | None) -> Form:
     if version is None and target == "tensorrt":
         version = open_library(target).version
     if version is not None and read_version(version) < STANDARD_FROM:
-        return Form(f"plain-{FORM_VERSION}", partial(engine_graph, is_plain=True))
-    return Form(f"standard-{FORM_VERSION}", engine_graph)
+        return Form(f"plain-{FORM_VERSION}", partial(engine_graph, is_plain=True), unread_inputs)
+    return Form(f"standard-{FORM_VERSION}", engine_graph, unread_inputs)

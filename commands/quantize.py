@@ -97,10 +97,9 @@ def quantize(
     from quant.planning.draft import Options
     from quant.planning.recipes import read_weights
     from quant.quality.gate import parse_limits
-    from quant.quantizer import quantize_bundle, refuse_pairs
+    from quant.quantizer import quantize_bundle
 
     parent = read_manifest(bundle)
-    refuse_pairs(parent)  # before samples are made for it: there are none
     with usage_errors():
         limits = parse_limits(limit or ())
         read_weights(weights, parent, may_keep_all=kv_cache is not None)

@@ -23,6 +23,8 @@ _INDEX = "model.safetensors.index.json"
 OPEN_CLIP = "open_clip"
 """The model type of a checkpoint with this file instead of a config.json."""
 _OPEN_CLIP_CONFIG, _OPEN_CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+LANGUAGE_MODEL = "language_model"
+"""A folder in CLIP's with a language model that reads its texts, published apart (LLM2CLIP)."""
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads")
 """Keys of a config and of the configs in it that every family divides by or counts to."""
 _MAX_HEADER_BYTES = 100_000_000
@@ -69,12 +71,20 @@ class StoredTensor:
 
     def read(self) -> npt.NDArray[np.float32]:
         """Return the tensor in float32; a float32 source is memory-mapped, the others are converted."""
+        self.require_numbers()
+        return self.mapped().astype(np.float32, copy=False)
+
+    def require_numbers(self) -> None:
+        """Check that a weight is stored in a format that export reads.
+
+        Raises:
+            UnsupportedConfigError: It is not.
+        """
         if self.dtype not in _WEIGHT_DTYPES:
             raise UnsupportedConfigError(
                 f"{self.file} stores a weight as {self.dtype}; export reads {', '.join(_WEIGHT_DTYPES)}. "
                 "Save the checkpoint unquantized, e.g. with model.save_pretrained(...) in bfloat16."
             )
-        return self.mapped().astype(np.float32, copy=False)
 
     def mapped(self) -> npt.NDArray[Any]:
         """Return the tensor as stored, memory-mapped; its dtype is one that export knows."""
@@ -121,7 +131,28 @@ class Checkpoint:
         tensors: dict[str, StoredTensor] = {}
         for file in files:
             tensors.update(read_header(file))
-        return cls(folder, config, tensors, files)
+        inner = folder / LANGUAGE_MODEL
+        return (
+            cls(folder, config, tensors, files)._joined(inner)
+            if inner.is_dir()
+            else cls(folder, config, tensors, files)
+        )
+
+    def _joined(self, inner: Path) -> Checkpoint:
+        """Return this, with the language model of a folder in it as the tower of texts.
+
+        Raises:
+            CheckpointError: This is no CLIP.
+        """
+        if self.config.get("model_type") not in ("clip", "llm2clip"):
+            raise CheckpointError(
+                f"{inner} is a language model in a checkpoint of type {self.config.get('model_type')!r}; only CLIP's "
+                "reads texts by one (LLM2CLIP)"
+            )
+        texts = Checkpoint.open(inner)
+        config = {**self.config, "model_type": "llm2clip", "text_config": texts.config}
+        tensors = self.tensors | {f"text_model.{name}": tensor for name, tensor in texts.tensors.items()}
+        return Checkpoint(self.folder, config, tensors, (*self.files, *texts.files))
 
     def digest(self, *more: Path | None) -> str:
         """Return a hex SHA-256 over the weight files, in order of their names, and then over `more`, if any."""

@@ -125,6 +125,7 @@ class RopeConfig:
         high_freq_factor: llama3 only.
         original_positions: llama3 only: the context before scaling.
         part: How much of a head turns, its first numbers; 1: all of them.
+        is_interleaved: Pairs are neighbours, and not numbers of one place in the two halves of what turns (GLM).
     """
 
     kind: str
@@ -134,6 +135,7 @@ class RopeConfig:
     high_freq_factor: float = 1.0
     original_positions: float = 0.0
     part: float = 1.0
+    is_interleaved: bool = False
 
     @classmethod
     def read(cls, raw: Raw, *, default_part: float | None = None) -> RopeConfig:
@@ -162,7 +164,8 @@ class RopeConfig:
         missing = [key for key in scaling.values() if key not in given]
         if missing:
             raise UnsupportedConfigError(f"rope_parameters {given!r}: type {kind!r} wants {', '.join(missing)} as well")
-        return cls(kind, float(theta), part=float(part), **{field: float(given[key]) for field, key in scaling.items()})
+        stated: dict[str, Any] = {field: float(given[key]) for field, key in scaling.items()}
+        return cls(kind, float(theta), part=float(part), **stated)
 
     def turned_size(self, head_size: int) -> int:
         """Return how many numbers of a head turn, the first of them.
@@ -186,9 +189,10 @@ class RopeConfig:
         both halves, as pairs of frequency 0. Queries and keys in one order have the same products.
         """
         turned = self.turned_size(head_size)
-        if turned == head_size:
+        if turned == head_size and not self.is_interleaved:
             return None
-        firsts, seconds = np.split(np.arange(turned), 2)
+        numbers = np.arange(turned)
+        firsts, seconds = (numbers[::2], numbers[1::2]) if self.is_interleaved else np.split(numbers, 2)
         still = np.split(np.arange(turned, head_size), 2)
         return np.concatenate([firsts, still[0], seconds, still[1]])
 
@@ -220,17 +224,32 @@ class RopeConfig:
 
 @dataclass(frozen=True)
 class ExpertsConfig:
-    """The routed experts beside the shared one in every layer's MLP; one is chosen for each token.
+    """The routed experts beside the shared one in every layer's MLP.
 
     Attributes:
         num: E.
         width: Hidden units of one expert.
         is_ternary: The checkpoint packs their weights as -1, 0 and 1 with a scale per matrix.
+        per_token: Chosen for each token.
+        is_normalised: What the chosen count for sums to 1; else each counts with its share among all.
+        is_stacked: The checkpoint keeps matrices of all experts of a layer in one tensor.
     """
 
     num: int
     width: int
     is_ternary: bool
+    per_token: int = 1
+    is_normalised: bool = False
+    is_stacked: bool = False
+
+    def __post_init__(self) -> None:
+        """Check that there are as many experts as are chosen.
+
+        Raises:
+            UnsupportedConfigError: There are not.
+        """
+        if not 1 <= self.per_token <= self.num:
+            raise UnsupportedConfigError(f"{self.per_token} experts are chosen for each token, of {self.num}")
 
     @classmethod
     def read(cls, raw: Raw) -> ExpertsConfig:

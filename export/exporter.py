@@ -35,9 +35,10 @@ from export.adapter import Adapter
 from export.architectures import load_family
 from export.checkpoint import Checkpoint
 from export.config import with_length_groups
+from export.cross_encoder import CrossEncoder
 from export.decoders.decoder import Decoder
 from export.embedding import EmbeddingOptions, found_embedding
-from export.family import CrossEncoder, DualEncoder, Family, GraphPlan, VisionLanguage
+from export.family import DualEncoder, Family, GraphPlan, VisionLanguage
 from export.goldens import Canary, can_record, record_goldens
 from export.graph import build_model, write_model
 from export.nn.dialect import DIALECTS
@@ -107,6 +108,8 @@ def export_checkpoint(
     bundle_name = checked_name(name or label.rsplit("/", 1)[-1])
     source = Checkpoint.open(folder)
     family = load_family(source.config)
+    if isinstance(family, VisionLanguage) and not Path(checkpoint).expanduser().is_dir():
+        _fetch_question_words(str(checkpoint), family)
     if family.reads_image_settings:
         family.stated_images = image_settings(folder)
     adapter = None if lora is None else Adapter.open(lora)
@@ -153,6 +156,7 @@ def export_checkpoint(
             decoder=family.decoder_dims() if isinstance(family, VisionLanguage) else None,
             image_prompt=files.image_prompt,
             grounding=files.grounding,
+            question=files.question,
             dual=_dual_dims(family, files, weights, source) if isinstance(family, DualEncoder) else None,
             pairs=_pair_dims(family, files) if isinstance(family, CrossEncoder) else None,
             embedder=_embedder_dims(family, source) if isinstance(family, VisionLanguage) else None,
@@ -221,6 +225,16 @@ def located(
             f"{checkpoint} is not a local folder and could not be fetched from the hub "
             f"({type(error).__name__}). Check the name and the network, or pass the folder of a downloaded checkpoint."
         ) from error
+
+
+def _fetch_question_words(hub_id: str, family: VisionLanguage) -> None:
+    """Fetch the tokenizer of a vision encoder that reads questions, where it lies in a folder of its own.
+
+    Raises:
+        CheckpointError: It could not be fetched.
+    """
+    if family.question is not None and family.question.folder:
+        located(hub_id, lambda line: None, [f"{family.question.folder}/*.json"], "")
 
 
 def _require_agreement(family: Family, files: ProcessorFiles) -> None:
@@ -324,8 +338,8 @@ def _embed(family: Family, source: Checkpoint, options: EmbeddingOptions) -> Non
     """Let a family's decoder give vectors.
 
     Raises:
-        UnsupportedConfigError: It has no decoder, embeds as it is, keeps images in a memory, or its layers would be cut
-            or grouped.
+        UnsupportedConfigError: It has no decoder, embeds as it is, keeps images in a memory or sees them with a
+            question, or its layers would be cut or grouped.
     """
     if not isinstance(family, VisionLanguage) or family.embedding is not None:
         raise UnsupportedConfigError(
@@ -335,6 +349,11 @@ def _embed(family: Family, source: Checkpoint, options: EmbeddingOptions) -> Non
     if family.decoder.config.num_length_groups > 1:
         raise UnsupportedConfigError(
             "--task embed: a prompt is run once and keeps no rows; leave out --decoder-segments and --length-groups"
+        )
+    if family.question is not None:
+        raise UnsupportedConfigError(
+            f"--task embed: what {source.config['model_type']} sees of an image depends on a question, and an input to "
+            "be embedded asks none; take a model whose vision encoder reads images alone"
         )
     if any(state.kind == "memory" for state in family.decoder.states):
         raise UnsupportedConfigError(
@@ -395,7 +414,9 @@ def _record(bundle: Bundle, family: Family, files: ProcessorFiles, say: Callable
         say("no golden.npz: ONNX Runtime is not installed, so loads of this bundle cannot be checked against it")
         return
     say("recording golden outputs")
-    record_goldens(bundle, Canary.make(files.image_spec, family.vocab_size, files.eos_token_ids))
+    asked = family.question if isinstance(family, VisionLanguage) else None
+    question_vocab = 1 if asked is None else asked.vocab_size
+    record_goldens(bundle, Canary.make(files.image_spec, family.vocab_size, files.eos_token_ids, question_vocab))
 
 
 def _dual_dims(

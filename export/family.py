@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from bundle import tensors
 from bundle.errors import UnsupportedConfigError
@@ -29,6 +29,7 @@ from export.nn.linear import Embedding
 from export.nn.module import Module
 from export.quantized.bitnet import PackedExperts
 from export.quantized.method import QuantizationMethod
+from export.quantized.stacked_experts import StackedExperts
 from export.quantized.table import load_method
 
 _HEAD = "lm_head.weight"
@@ -73,16 +74,31 @@ class TextTower:
     scoring: Literal["softmax", "sigmoid"]
 
 
+@dataclass(frozen=True)
+class QuestionReading:
+    """What a vision encoder that reads the question beside the image wants of it.
+
+    Attributes:
+        vocab_size: Ids are below it.
+        max_tokens: Longest question, what its tokenizer puts around it among them.
+        folder: Of the checkpoint, with the tokenizer's files; "" where it is the decoder's.
+    """
+
+    vocab_size: int
+    max_tokens: int
+    folder: str
+
+
 class Family(ABC):
     """One architecture, opened on one config.
 
     Class attributes:
+        sees: Takes images.
         renames: (pattern, replacement) for `re.sub`, applied in order to every key of the checkpoint; they turn the
             older layouts into the one that the modules are named by.
         unused: Patterns of keys that no graph wants: buffers that hold no weights, and parts that the outputs skip.
         scalars: Keys that go into the manifest and not into a graph.
         image_processor: The class that transformers takes where a processor's files name none.
-        image_settings: What the model's processor tells its image processor, whatever the files say.
         lower_cases: Texts are cut into tokens of lower case, whatever the tokenizer's files say (SigLIP).
         cleans: How texts are cleaned before they are cut into tokens, a name of `export.cleaning.CLEANINGS`.
         reads_image_settings: Graphs hold numbers of the image processor's.
@@ -92,11 +108,11 @@ class Family(ABC):
     """
 
     task: ClassVar[Task]
+    sees: ClassVar[bool] = True
     renames: ClassVar[tuple[tuple[str, str], ...]] = ()
     unused: ClassVar[tuple[str, ...]] = (r".*\.position_ids", r".*\.rotary_emb\.inv_freq")
     scalars: tuple[str, ...] = ()
     image_processor: ClassVar[str]
-    image_settings: ClassVar[Raw] = {}
     lower_cases: ClassVar[bool] = False
     cleans: str | None = None
     reads_image_settings: ClassVar[bool] = False
@@ -122,6 +138,18 @@ class Family(ABC):
                 f"the processor makes images of {spec.tile_size_px} pixels, the vision tower takes {side}; "
                 "only towers fed at their own resolution are built"
             )
+
+    def check_tokenizer(self, settings: Mapping[str, Any]) -> None:  # noqa: B027 - most have nothing to check
+        """Check `tokenizer_config.json`, of models without a decoder.
+
+        Raises:
+            UnsupportedConfigError: It does not go with the model.
+        """
+
+    @property
+    def image_settings(self) -> Raw:
+        """What the model's processor tells its image processor, whatever the files say."""
+        return {}
 
     def own_image_spec(self) -> ImageSpec | None:
         """Return the preprocessing that the config itself states; None: the processor's files do."""
@@ -159,6 +187,7 @@ class VisionLanguage(Family):
     Class attributes:
         text_prefix: Where the checkpoint keeps the decoder.
         can_take_smaller_images: Whether `takes_smaller_images` may be set.
+        takes_groups: The vision graph takes groups of a video's frames as well, behind one another as channels.
         caps_logits: transformers' model caps logits where the decoder's config says so.
         looks_ahead: Where the decoder's attention looks forward: what its prompt layout says.
         template_placeholder: What chat templates write for an image, where that is not the image token.
@@ -173,6 +202,7 @@ class VisionLanguage(Family):
     text_prefix: ClassVar[str]
     can_take_smaller_images: ClassVar[bool] = False
     caps_logits: ClassVar[bool] = False
+    takes_groups: ClassVar[bool] = False
     looks_ahead: ClassVar[LooksAhead] = "nowhere"
     template_placeholder: ClassVar[str | None] = None
     end_tokens: ClassVar[tuple[str, ...]] = ()
@@ -240,6 +270,24 @@ class VisionLanguage(Family):
         """Whether the decoder gives the vocabulary's scores."""
         return self.embedding is None or self.embedding.also_answers
 
+    @property
+    def question(self) -> QuestionReading | None:
+        """What `vision` takes beside pixels, as [I, Q] ids of the question; None: nothing."""
+        return None
+
+    def with_frames(self, spec: ImageSpec, settings: Raw, source: str) -> ImageSpec:
+        """Return the preprocessing with that of a video's frames, where the model has tokens of its own for those.
+
+        Args:
+            spec: Of images.
+            settings: Of the checkpoint's processor of videos; of images, where the files hold none.
+            source: Where they were read, for messages.
+
+        Raises:
+            UnsupportedConfigError: A setting that is not reproduced.
+        """
+        return spec
+
     def default_template(self, found: FoundProcessor) -> str | None:
         """Return the chat template where the checkpoint holds none; None: it must hold one."""
         return None
@@ -271,12 +319,12 @@ class VisionLanguage(Family):
         return (*super().skipped(), *scores, *(() if self.embedding is None else self.embedding.unused))
 
     def stored_weights(self) -> QuantizationMethod:
-        """Return how the checkpoint stores its weights, where ternary experts may be packed among full precision."""
+        """Return how the checkpoint stores its weights, where experts may be packed or stacked among others."""
         experts = self.decoder.config.experts
-        if experts is None or not experts.is_ternary:
+        if experts is None or not (experts.is_ternary or experts.is_stacked):
             return super().stored_weights()
         require(self.config, [("quantization_config", None)])
-        return PackedExperts({})
+        return PackedExperts({}) if experts.is_ternary else StackedExperts({})
 
     def is_of_decoder(self, name: str) -> bool:
         """Return whether a weight is the stack's, the table's or the output matrix's."""
@@ -300,17 +348,26 @@ class VisionLanguage(Family):
         )
         embeds = TensorSpec(name=tensors.INPUTS_EMBEDS, dtype="float32", shape=("B", "T", size))
         ids = TensorSpec(name=tensors.INPUT_IDS, dtype="int64", shape=("B", "T"))
+        asked = TensorSpec(name=tensors.QUESTION_IDS, dtype="int64", shape=("I", "Q"))
+        seen = self._pixels()
         return {
             "vision_encoder": GraphPlan(
                 self.vision(dialect),
                 "vision_encoder",
-                (pixels(None if self.takes_smaller_images else self.image_size_px),),
+                (seen,) if self.question is None else (seen, asked),
                 (features,),
                 optional_outputs=tuple(self.tower_outputs()),
             ),
             "embed_tokens": GraphPlan(self.table(), "embed_tokens", (ids,), (embeds,)),
             "decoder": self._decoder_plan(dialect, embeds),
         }
+
+    def _pixels(self) -> TensorSpec:
+        """Return the input of the vision graph."""
+        given = pixels(None if self.takes_smaller_images else self.image_size_px)
+        if not self.takes_groups:
+            return given
+        return given.model_copy(update={"shape": (given.shape[0], "channels", *given.shape[2:])})
 
     def table(self) -> Module:
         """Return the module input_ids [B, T] -> inputs_embeds [B, T, D]."""
@@ -355,6 +412,10 @@ class DualEncoder(Family):
     pads_to_max: bool = True
     pad_token_id: int | None = None
 
+    def framed(self, tokenizer: str) -> str:
+        """Return a `tokenizer.json` that writes what the model reads around a text."""
+        return tokenizer
+
     @property
     @abstractmethod
     def text_tower(self) -> TextTower:
@@ -391,48 +452,6 @@ class DualEncoder(Family):
             ),
             "text_encoder": GraphPlan(self.text(dialect), "text_encoder", (ids, mask), (texts,)),
         }
-
-
-@dataclass(frozen=True)
-class PairTexts:
-    """What a model that reads pairs wants of their texts.
-
-    Attributes:
-        vocab_size: Ids are below it.
-        max_tokens: Longest text.
-    """
-
-    vocab_size: int
-    max_tokens: int
-
-
-class CrossEncoder(Family):
-    """One encoder over a text and an image, and a score."""
-
-    task: ClassVar[Task] = "cross-encoder"
-
-    @property
-    @abstractmethod
-    def texts(self) -> PairTexts:
-        """What callers must know of the text side."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Of the texts."""
-        return self.texts.vocab_size
-
-    @abstractmethod
-    def pair(self, dialect: Dialect) -> Module:
-        """Return the module (input_ids, attention_mask [B, T], pixel_values [B, 3, height, width]) -> scores [B]."""
-
-    def graphs(self, dialect: Dialect) -> dict[ComponentName, GraphPlan]:
-        """Return the graph of docs/bundle-format.md."""
-        ids = TensorSpec(name=tensors.INPUT_IDS, dtype="int64", shape=("B", "T"))
-        mask = TensorSpec(name=tensors.ATTENTION_MASK, dtype="int64", shape=("B", "T"))
-        images = pixels(self.image_size_px)
-        images = images.model_copy(update={"shape": ("B", *images.shape[1:])})
-        scores = TensorSpec(name=tensors.PAIR_SCORES, dtype="float32", shape=("B",))
-        return {"pair_encoder": GraphPlan(self.pair(dialect), "pair_encoder", (ids, mask, images), (scores,))}
 
 
 def pixels(side_px: int | None) -> TensorSpec:

@@ -21,6 +21,7 @@ from runtime.settings import RuntimeSettings
 from runtime.states import empty_states
 
 _CANARY_TOKENS = 12
+_CANARY_PAIRS = 4
 _SEE_ONE_ANOTHER = range(3, 8)
 """Of its tokens, where a decoder's attention looks forward."""
 _STATES_KEPT = 2
@@ -34,20 +35,25 @@ class Canary:
     """The inputs that a bundle's graphs are run on.
 
     Attributes:
-        pixel_values: [1, 3, height, width] float32.
+        pixel_values: [1, 3, height, width] float32; None where no images are read.
         input_ids: [1, T] int64.
+        question_ids: [1, Q] int64, for a vision encoder that reads a question.
     """
 
-    pixel_values: Array
+    pixel_values: Array | None
     input_ids: Array
+    question_ids: Array
 
     @classmethod
-    def make(cls, image: ImageSpec, vocab_size: int, end_token_ids: tuple[int, ...]) -> Canary:
+    def make(
+        cls, image: ImageSpec | None, vocab_size: int, end_token_ids: tuple[int, ...], question_vocab_size: int = 1
+    ) -> Canary:
         """Return the canary of a model; the ids close with the first end token, where a text tower pools."""
         ids = canary_token_ids(vocab_size, _CANARY_TOKENS)
         if end_token_ids:
             ids[0, -1] = end_token_ids[0]
-        return cls(image.preprocess([canary_image()]).groups[0][:1], ids)
+        pixels = None if image is None else image.preprocess([canary_image()]).groups[0][:1]
+        return cls(pixels, ids, canary_token_ids(question_vocab_size, _CANARY_TOKENS))
 
 
 def can_record() -> bool:
@@ -57,15 +63,20 @@ def can_record() -> bool:
 
 def record_goldens(bundle: Bundle, canary: Canary) -> None:
     """Run every graph once on the canary and write `golden.npz`."""
+    ids = canary.input_ids
     known = {
-        tensors.PIXEL_VALUES: canary.pixel_values,
-        tensors.INPUT_IDS: canary.input_ids,
-        tensors.ATTENTION_MASK: np.ones_like(canary.input_ids),
+        tensors.QUESTION_IDS: canary.question_ids,
+        tensors.INPUT_IDS: ids,
+        tensors.ATTENTION_MASK: np.ones_like(ids),
+        tensors.TOKEN_TYPE_IDS: (np.arange(ids.size) >= ids.size // 2).astype(np.int64)[None],
     }
+    if canary.pixel_values is not None:
+        known[tensors.PIXEL_VALUES] = canary.pixel_values
     recordings: dict[Role, Recording] = {}
     for name, component in bundle.manifest.components.items():
         if component.role != "decoder":
             feeds = {spec.name: known[spec.name] for spec in component.inputs}
+            feeds = _several(feeds) if component.role == "pair_encoder" else feeds
             recorded = _recorded(bundle, name, feeds)
             wanted = {spec.name: recorded.outputs[spec.name] for spec in component.outputs}
             recordings[component.role] = Recording(recorded.inputs, wanted)
@@ -73,6 +84,13 @@ def record_goldens(bundle: Bundle, canary: Canary) -> None:
         embeds = recordings["embed_tokens"].outputs[tensors.INPUTS_EMBEDS]
         recordings["decoder"] = _first_step(bundle, canary.input_ids[0], embeds)
     save_golden(bundle.directory, recordings)
+
+
+def _several(feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Return a few pairs, of texts that differ: of one score alone, only its sign could be compared by an angle."""
+    turned = [np.roll(feeds[tensors.INPUT_IDS], turn, axis=1) for turn in range(_CANARY_PAIRS)]
+    repeated = {name: np.concatenate([array] * _CANARY_PAIRS) for name, array in feeds.items()}
+    return {**repeated, tensors.INPUT_IDS: np.concatenate(turned)}
 
 
 def _first_step(bundle: Bundle, ids: npt.NDArray[np.int64], embeds: Array) -> Recording:

@@ -13,7 +13,7 @@ from export.nn.dialect import Dialect
 from graphs.labels import unlabelled
 from graphs.store import save_graph, weight_bytes
 
-_DTYPES = {"float32": ir.DataType.FLOAT, "int64": ir.DataType.INT64}
+_DTYPES = {"float32": ir.DataType.FLOAT, "int64": ir.DataType.INT64, "bool": ir.DataType.BOOL}
 _IR_VERSION = 11
 """Of ONNX 1.18, the first with opset 23."""
 _PRODUCER = "pocketvlm"

@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from graphs.experts import SWIGLU
+from graphs.experts import moe_attributes
 from graphs.store import CONTRIB
 
 FOLDER = Path(__file__).resolve().parent.parent / "runtime" / "probes"
@@ -114,6 +114,7 @@ def _matmul_bnb4() -> onnx.ModelProto:
 
 
 _HIDDEN, _INNER, _EXPERTS = 32, 32, 2
+_ONE_EXPERT = moe_attributes(1, is_normalised=False)
 
 
 def _mixture_of_experts() -> onnx.ModelProto:
@@ -123,7 +124,9 @@ def _mixture_of_experts() -> onnx.ModelProto:
         "w1": np.ones((_EXPERTS, 2 * _INNER, _HIDDEN), np.float32),
         "w2": np.ones((_EXPERTS, _HIDDEN, _INNER), np.float32),
     }
-    return _model([helper.make_node("MoE", ["x", "router", "w1", "", "w2"], ["y"], domain=CONTRIB, **SWIGLU)], values)
+    return _model(
+        [helper.make_node("MoE", ["x", "router", "w1", "", "w2"], ["y"], domain=CONTRIB, **_ONE_EXPERT)], values
+    )
 
 
 def _quantized_experts(bits: int) -> onnx.ModelProto:
@@ -145,7 +148,7 @@ def _quantized_experts(bits: int) -> onnx.ModelProto:
         domain=CONTRIB,
         expert_weight_bits=bits,
         block_size=block,
-        **SWIGLU,
+        **_ONE_EXPERT,
     )
     return _model([node], values)
 

@@ -19,8 +19,10 @@ from bundle.generation import SamplingDefaults
 from bundle.grounding import KnownGrounding
 from bundle.image import PREPROCESSOR, ImageSpec
 from bundle.layouts.table import KnownImagePrompt
+from bundle.manifest import QuestionDims
+from bundle.question import QUESTION_TOKENIZER
 from bundle.text import TOKENIZER
-from export.family import DualEncoder, Family, VisionLanguage
+from export.family import DualEncoder, Family, QuestionReading, VisionLanguage
 from export.found_processor import FoundProcessor
 from export.found_template import FoundTemplate
 from export.image_processor import read_image_spec
@@ -28,6 +30,7 @@ from export.settings_file import read_settings
 from export.spoken_tokens import with_spoken
 from export.vocabulary import Vocabulary
 
+_VIDEO_FILE = "video_preprocessor_config.json"
 _NOT_APPLIED: Mapping[str, Any] = {
     "no_repeat_ngram_size": 0,
     "min_new_tokens": 0,
@@ -46,7 +49,8 @@ class ProcessorFiles:
     """What the manifest wants to know of the files that `convert_processor` wrote.
 
     Attributes:
-        image_spec: As written to `preprocessor.json`; its `tile_size_px` is the vision encoder's (height, width).
+        image_spec: As written to `preprocessor.json`; its `tile_size_px` is the vision encoder's (height, width);
+            None of a model that takes no images.
         image_prompt: How an image is written into a prompt; None for dual encoders.
         template_tokens: Special tokens by the name a chat template uses ("bos_token", "eos_token", ...).
         bos_token_id: None where the tokenizer has none.
@@ -56,10 +60,11 @@ class ProcessorFiles:
         pads_to_max: Dual encoders: texts are padded to the longest length there is (SigLIP).
         not_applied: What `generation_config.json` asks for and is left out, as "name value".
         grounding: How boxes stand in answers; None where the model says none.
+        question: How the vision encoder reads the question; None where it sees images alone.
         note: What the bundle does that the checkpoint's files alone do not, in words; None where nothing.
     """
 
-    image_spec: ImageSpec
+    image_spec: ImageSpec | None
     image_prompt: KnownImagePrompt | None
     template_tokens: dict[str, str]
     bos_token_id: int | None
@@ -69,6 +74,7 @@ class ProcessorFiles:
     pads_to_max: bool
     not_applied: tuple[str, ...] = ()
     grounding: KnownGrounding | None = None
+    question: QuestionDims | None = None
     note: str | None = None
 
 
@@ -92,15 +98,25 @@ def convert_processor(
         UnsupportedConfigError: A setting that the preprocessing does not reproduce; the message names it.
     """
     processor = read_settings(checkpoint / "processor_config.json", required=False)
-    spec = family.own_image_spec() or _image_spec(checkpoint, family, processor)
-    family.check_images(spec)
-    spec = spec if most_image_px is None else _within(spec, most_image_px)
-    (output / PREPROCESSOR).write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    spec = _checked_spec(checkpoint, family, processor, most_image_px) if family.sees else None
+    if spec is not None:
+        (output / PREPROCESSOR).write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
     vocabulary = Vocabulary.read(checkpoint, lower_cases=family.lower_cases, cleans=family.cleans)
-    (output / TOKENIZER).write_text(vocabulary.text, encoding="utf-8")
-    if isinstance(family, VisionLanguage):
+    tokenizer = family.framed(vocabulary.text) if isinstance(family, DualEncoder) else vocabulary.text
+    (output / TOKENIZER).write_text(tokenizer, encoding="utf-8")
+    if isinstance(family, VisionLanguage) and spec is not None:
         return _vision_language(checkpoint, family, FoundProcessor(processor, spec, vocabulary), output)
     return _dual_encoder(family, spec, vocabulary)
+
+
+def _checked_spec(
+    checkpoint: Path, family: Family, processor: Mapping[str, Any], most_image_px: int | None
+) -> ImageSpec:
+    spec = family.own_image_spec() or _image_spec(checkpoint, family, processor)
+    family.check_images(spec)
+    if isinstance(family, VisionLanguage):
+        spec = family.with_frames(spec, *_video_settings(checkpoint, processor))
+    return spec if most_image_px is None else _within(spec, most_image_px)
 
 
 def image_settings(checkpoint: Path) -> dict[str, Any]:
@@ -128,6 +144,7 @@ def _within(spec: ImageSpec, most_px: int) -> ImageSpec:
 def _vision_language(checkpoint: Path, family: VisionLanguage, found: FoundProcessor, output: Path) -> ProcessorFiles:
     prompt, vocabulary = family.image_prompt(found), found.vocabulary
     template = _template(checkpoint, family, found, prompt)
+    prompt = _written(prompt, template)
     template.require_prompts(output / TOKENIZER, prompt, vocabulary.template_tokens)
     (output / CHAT_TEMPLATE).write_text(template.text, encoding="utf-8")
     asked = family.input_template(found, prompt) if family.answers else None
@@ -151,7 +168,29 @@ def _vision_language(checkpoint: Path, family: VisionLanguage, found: FoundProce
         pads_to_max=False,
         not_applied=_not_applied(generation),
         grounding=family.grounding(found),
+        question=_question(checkpoint, family.question, output),
     )
+
+
+def _question(checkpoint: Path, reading: QuestionReading | None, output: Path) -> QuestionDims | None:
+    """Write the tokenizer of a vision encoder that reads questions, and return what the manifest says of it.
+
+    Raises:
+        CheckpointError: It is missing or cannot be read.
+        UnsupportedConfigError: It has a token that the encoder has no row for.
+    """
+    if reading is None:
+        return None
+    vocabulary = Vocabulary.read(checkpoint / reading.folder, lower_cases=False)
+    token, token_id = vocabulary.last
+    if token_id >= reading.vocab_size:
+        raise UnsupportedConfigError(
+            f"{reading.folder}/{TOKENIZER} gives {token!r} the id {token_id}, and the encoder that reads questions has "
+            f"{reading.vocab_size} rows: a question with that token could not be read. Tokenizer and weights do not "
+            "belong together."
+        )
+    (output / QUESTION_TOKENIZER).write_text(vocabulary.text, encoding="utf-8")
+    return QuestionDims(max_tokens=reading.max_tokens, tokenizer=QUESTION_TOKENIZER)
 
 
 def _template(
@@ -173,6 +212,26 @@ def _image_settings(checkpoint: Path, processor: Mapping[str, Any]) -> dict[str,
     return dict(nested) if nested is not None else read_settings(checkpoint / "preprocessor_config.json")
 
 
+def _written(prompt: KnownImagePrompt, template: FoundTemplate) -> KnownImagePrompt:
+    """Return how images are written; a template that knows no videos has their frames as images."""
+    video = prompt.own_video
+    if video is None or video.token in template.text:
+        return prompt
+    return prompt.model_copy(update={"video": None})
+
+
+def _video_settings(checkpoint: Path, processor: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Return the settings of the processor of videos and where they stand; those of images where there are none."""
+    if (nested := processor.get("video_processor")) is not None:
+        return dict(nested), f"{checkpoint / 'processor_config.json'}: video_processor"
+    if own := read_settings(checkpoint / _VIDEO_FILE, required=False):
+        return own, str(checkpoint / _VIDEO_FILE)
+    if processor.get("image_processor") is not None:
+        return {}, str(checkpoint / "processor_config.json")
+    older = read_settings(checkpoint / "preprocessor_config.json", required=False)
+    return older, str(checkpoint / "preprocessor_config.json")
+
+
 def _image_settings_file(checkpoint: Path, processor: Mapping[str, Any]) -> str:
     nested = processor.get("image_processor") is not None
     return (
@@ -182,11 +241,12 @@ def _image_settings_file(checkpoint: Path, processor: Mapping[str, Any]) -> str:
     )
 
 
-def _dual_encoder(family: Family, spec: ImageSpec, vocabulary: Vocabulary) -> ProcessorFiles:
+def _dual_encoder(family: Family, spec: ImageSpec | None, vocabulary: Vocabulary) -> ProcessorFiles:
     if vocabulary.settings.get("padding_side", "right") != "right":
         raise UnsupportedConfigError(
             f"tokenizer_config.json: padding_side {vocabulary.settings['padding_side']!r}; only 'right' is supported"
         )
+    family.check_tokenizer(vocabulary.settings)
     own_pad = family.pad_token_id if isinstance(family, DualEncoder) else None
     pad_token_id = vocabulary.named_id("pad_token") if own_pad is None else own_pad
     if pad_token_id is None:

@@ -1,8 +1,8 @@
-"""The routed experts of a graph: `com.microsoft::MoE` nodes, each a layer of many matrices of which a token meets one.
+"""The routed experts of a graph: `com.microsoft::MoE` nodes, each a layer of many matrices of which a token meets few.
 
 How they are spelled stands here, for those who write them (export/nn/moe.py), rewrite them (quant/weights/qmoe.py) and
-probe for them (export/probes.py): SwiGLU experts whose first matrices alternate the rows of gate and up, one expert a
-token, weighed by its share in the softmax over all of them.
+probe for them (export/probes.py): SwiGLU experts whose first matrices alternate the rows of gate and up, the k most
+probable ones a token, each weighed by its share in the softmax over all of them or over the chosen.
 """
 
 from __future__ import annotations
@@ -17,16 +17,14 @@ from bundle.errors import QuantizationError
 from graphs.layers import Float32
 from graphs.store import CONTRIB
 
-SWIGLU: Mapping[str, int | float | str] = {
-    "k": 1,
+_PER_TOKEN, _NORMALISED = "k", "normalize_routing_weights"
+_SWIGLU: Mapping[str, int | float | str] = {
     "activation_type": "swiglu",
     "swiglu_fusion": 1,
     "activation_alpha": 1.0,
     "activation_beta": 0.0,
-    "normalize_routing_weights": 0,
 }
-"""Attributes of a MoE or QMoE. Fusion 1 is one matrix for gate and up; not normalised, an expert counts with its share
-among all (ONNX Runtime 1.31, ContribOperators.md; QMoE wants the shares as an input besides)."""
+"""Fusion 1 is one matrix for gate and up."""
 GATE_ROWS, UP_ROWS = slice(0, None, 2), slice(1, None, 2)
 """Rows of that matrix under fusion 1: gate 0, up 0, gate 1, up 1, ..."""
 
@@ -45,6 +43,8 @@ class Experts:
         num_experts: E.
         num_inputs: D.
         width: I, hidden units of one expert.
+        per_token: Experts that a token meets.
+        is_normalised: Each counts with its share among the chosen, which sum to 1; else with that among all.
     """
 
     node: ir.Node
@@ -53,6 +53,8 @@ class Experts:
     num_experts: int
     num_inputs: int
     width: int
+    per_token: int
+    is_normalised: bool
 
     @property
     def name(self) -> str:
@@ -82,6 +84,16 @@ class Experts:
         )
 
 
+def moe_attributes(per_token: int, *, is_normalised: bool) -> dict[str, int | float | str]:
+    """Return the attributes of a MoE or QMoE; QMoE wants the shares as an input besides.
+
+    Args:
+        per_token: Experts that a token meets.
+        is_normalised: As of `Experts` (ONNX Runtime 1.31, ContribOperators.md).
+    """
+    return {_PER_TOKEN: per_token, **_SWIGLU, _NORMALISED: int(is_normalised)}
+
+
 def operands(x: ir.Value, logits: ir.Value, first: ir.Value, second: ir.Value) -> list[ir.Value | None]:
     """Return the inputs of a MoE.
 
@@ -108,7 +120,8 @@ def _is_ternary(matrix: Float32) -> bool:
 def _experts(node: ir.Node) -> Experts:
     first, second = _present(node, _FIRST), _present(node, _SECOND)
     num_experts, num_inputs, width = (int(size) for size in _tensor(second).shape)
-    return Experts(node, first, second, num_experts, num_inputs, width)
+    per_token, is_normalised = (node.attributes[name].as_int() for name in (_PER_TOKEN, _NORMALISED))
+    return Experts(node, first, second, num_experts, num_inputs, width, per_token, bool(is_normalised))
 
 
 def _present(node: ir.Node, at: int) -> ir.Value:

@@ -44,6 +44,7 @@ from quant.planning.recipes import RECIPES
 from quant.planning.refinement import refine, rotated_parent
 from quant.quality.evaluation import Evaluation, Measured
 from quant.quality.gate import LIMITS, MIXED, foreign_samples, judge_all, measure, require_measurable, unmeasured_gates
+from quant.quality.pairs import asked_of
 from quant.quality.parity import Parity, canary_parity
 from quant.retyped import retype_inputs, retype_states
 from quant.rounding.table import load_rounding
@@ -117,7 +118,6 @@ def quantize_bundle(
         raise QuantizationError(f"{output} is the bundle to be quantized; choose another -o")
     parent = open_bundle(bundle, allow_ungated=True)  # a quantized parent has an error of its own
     require_float(parent.manifest)
-    refuse_pairs(parent.manifest)
     settings = _measured_on(options)
     if note := _elsewhere(options.target, settings):
         say(note)
@@ -204,18 +204,6 @@ def _fitted_cache(source: Bundle, draft: Draft, calibration: Evaluation | None, 
     return fit_cache(FeedSource(source, calibration), draft.cache, say)
 
 
-def refuse_pairs(parent: Manifest) -> None:
-    """Refuse what nothing here measures.
-
-    Raises:
-        QuantizationError: The model reads pairs.
-    """
-    if parent.pairs is not None:
-        raise QuantizationError(
-            f"{parent.name} is a cross-encoder: nothing here measures what a variant of one loses, so none is made"
-        )
-
-
 def _require_measurable(
     evaluation: Evaluation, parent: Bundle, draft: Draft, options: Options, limits: Mapping[str, float] | None
 ) -> None:
@@ -224,6 +212,9 @@ def _require_measurable(
     Raises:
         QuantizationError: They are of the other kind, or too few.
     """
+    if parent.manifest.pairs is not None:
+        asked_of(evaluation, sees=parent.manifest.sees)
+        return
     is_searched = options.max_bytes is not None or options.max_kl is not None
     row = MIXED if is_searched else limits_row(draft)
     require_measurable(evaluation, row, is_dual=parent.manifest.embeds, overrides=limits)

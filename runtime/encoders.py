@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,59 +14,90 @@ from bundle.errors import SignatureError
 from bundle.image import Pixels
 from bundle.image_tokens import TOWER_OUTPUTS
 from bundle.manifest import Component, DualEncoderDims
+from bundle.question import QuestionIds
 from bundle.text import TextBatch
 from runtime.encoder import Encoder
 
 Vectors = npt.NDArray[np.float32]
 
 
-def encode_tiles(encoder: Encoder, pixel_values: Pixels, most_tiles: int) -> npt.NDArray[Any]:
+def vision_feeds(
+    component: Component, pixel_values: Pixels, question: QuestionIds | None = None
+) -> dict[str, npt.NDArray[Any]]:
+    """Return a vision encoder's inputs for the pixels of I tiles, which are shown with one question.
+
+    Raises:
+        SignatureError: The encoder reads a question, and there is none.
+    """
+    pixels, *more = component.inputs
+    feeds: dict[str, npt.NDArray[Any]] = {pixels.name: pixel_values}
+    for spec in more:
+        if spec.name != tensors.QUESTION_IDS or question is None:
+            raise SignatureError(f"{component.file} takes {spec.name} beside pixels, and none was given")
+        feeds[spec.name] = np.tile(np.array(question, np.int64), (len(pixel_values), 1))
+    return feeds
+
+
+def encode_tiles(
+    encoder: Encoder, pixel_values: Pixels, most_tiles: int, question: QuestionIds | None = None
+) -> npt.NDArray[Any]:
     """Return what a vision encoder makes of the pixels of I tiles, at most so many in one run."""
-    (spec,) = encoder.component.inputs
     pieces = [
-        encoder.run({spec.name: pixel_values[start : start + most_tiles]})[encoder.output]
-        for start in range(0, len(pixel_values), most_tiles)
+        encoder.run(vision_feeds(encoder.component, tiles, question))[encoder.output]
+        for tiles in _runs(pixel_values, most_tiles)
     ]
     return np.concatenate(pieces) if len(pieces) != 1 else pieces[0]
 
 
-def see_tiles(encoder: Encoder, pixel_values: Pixels, most_tiles: int) -> npt.NDArray[Any]:
+def see_tiles(
+    encoder: Encoder, pixel_values: Pixels, most_tiles: int, question: QuestionIds | None = None
+) -> npt.NDArray[Any]:
     """Return the features of I tiles, and behind each row what the tower's attention says of it: [I, P, D + 1 + C].
 
     Raises:
         SignatureError: The encoder does not give that.
     """
-    (spec,) = encoder.component.inputs
     pieces = []
-    for start in range(0, len(pixel_values), most_tiles):
-        run = encoder.run({spec.name: pixel_values[start : start + most_tiles]}, TOWER_OUTPUTS)
+    for tiles in _runs(pixel_values, most_tiles):
+        run = encoder.run(vision_feeds(encoder.component, tiles, question), TOWER_OUTPUTS)
         received, keys = (run[name] for name in TOWER_OUTPUTS)
         pieces.append(np.concatenate([run[encoder.output], received[..., None], keys], axis=-1))
     return np.concatenate(pieces)
 
 
+def _runs(pixel_values: Pixels, most_tiles: int) -> Iterator[Pixels]:
+    return (pixel_values[start : start + most_tiles] for start in range(0, len(pixel_values), most_tiles))
+
+
 def encode_images(
-    encoder: Encoder, images: Sequence[Sequence[Pixels]], most_tiles: int, *, with_tower: bool = False
+    encoder: Encoder,
+    images: Sequence[Sequence[Pixels]],
+    most_tiles: int,
+    *,
+    questions: Sequence[QuestionIds | None] = (),
+    with_tower: bool = False,
 ) -> list[npt.NDArray[Any]]:
-    """Return what a vision encoder makes of images, whose tiles of one size run together, at most so many in one run.
+    """Return what a vision encoder makes of images, at most so many tiles in one run: of one size, and one question.
 
     Args:
         encoder: The encoder.
         images: Of each image, its tiles in groups of one size.
         most_tiles: In one run.
+        questions: Of each image, where the encoder reads it beside the pixels.
         with_tower: What the tower's attention says stands behind each row, as `see_tiles` puts it.
     Returns:
         Of each image [tiles, P, D], or [rows, D] where its tiles differ in size; the arrays are new.
     """
     encode = see_tiles if with_tower else encode_tiles
-    of_size: dict[tuple[int, ...], list[tuple[int, int]]] = defaultdict(list)
-    for image, groups in enumerate(images):
+    asked = questions or [None] * len(images)
+    alike: dict[tuple[tuple[int, ...], QuestionIds | None], list[tuple[int, int]]] = defaultdict(list)
+    for image, (groups, question) in enumerate(zip(images, asked, strict=True)):
         for group, tiles in enumerate(groups):
-            of_size[tiles.shape[1:]].append((image, group))
+            alike[tiles.shape[1:], question].append((image, group))
     encoded: dict[tuple[int, int], npt.NDArray[Any]] = {}
-    for places in of_size.values():
+    for (_, question), places in alike.items():
         groups = [images[image][group] for image, group in places]
-        features = encode(encoder, np.concatenate(groups) if len(groups) > 1 else groups[0], most_tiles)
+        features = encode(encoder, np.concatenate(groups) if len(groups) > 1 else groups[0], most_tiles, question)
         ends = np.cumsum([len(tiles) for tiles in groups])
         for place, tiles, end in zip(places, groups, ends, strict=True):
             encoded[place] = features[end - len(tiles) : end].copy()

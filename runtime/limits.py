@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+ImageSizes = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+"""The least, usual and largest (height, width) of an image or tile, in pixels."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -14,9 +17,11 @@ class Limits:
         max_batch: Sequences or texts in one run.
         max_prompt_tokens: Of one run over a prompt.
         max_images: Images or tiles in one run.
+        image_sizes_px: Of images or tiles, for graphs that leave their size free; None: there is no such graph.
     """
 
     cache_rows: int
     max_batch: int
     max_prompt_tokens: int
     max_images: int
+    image_sizes_px: ImageSizes | None = None

@@ -7,9 +7,9 @@ cache written in place, as the engine runs them; a test holds the two equal, tok
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
 from itertools import islice, takewhile
 from typing import Protocol
@@ -23,6 +23,7 @@ from bundle.image import PREPROCESSOR, ImageSpec, TileLayout
 from bundle.image_tokens import ImageReducer, ShownImage, gives_tower
 from bundle.manifest import DecoderDims, DualEncoderDims
 from bundle.prompt import Placeholder, PromptBuilder, Turn
+from bundle.question import QuestionIds, QuestionReader
 from bundle.reduced_prompt import reduced
 from bundle.text import TOKENIZER, TextBatch, Tokenizer
 from runtime.cache_shape import cache_shape
@@ -55,7 +56,8 @@ class SeenImages:
         features: Of each image, [tiles, P, D], or [rows, D] where it is no tiles of one size.
         digests: Of each image's pixels, where one was asked for.
         towers: Of each image, [tiles, P, 1 + C] as `bundle.image_tokens.ShownImage.tower`, where it was asked for.
-        images: Themselves, for a reducer that lets them be encoded smaller.
+        images: Themselves, for who encodes them otherwise: smaller, or with another question.
+        question: That they were seen with, where the encoder reads it.
     """
 
     layouts: tuple[TileLayout, ...]
@@ -63,6 +65,7 @@ class SeenImages:
     digests: tuple[bytes, ...] = ()
     towers: tuple[Array, ...] = ()
     images: tuple[Image.Image, ...] = ()
+    question: QuestionIds | None = None
 
     @property
     def whole(self) -> list[Embeds]:
@@ -163,30 +166,43 @@ class VisionLanguageRunner:
     def _graphs(self) -> TokenGraphs:
         return TokenGraphs(self._bundle, self._settings)
 
+    @cached_property
+    def _questions(self) -> QuestionReader | None:
+        return QuestionReader.from_bundle(self._bundle)
+
     @property
     def gives_tower(self) -> bool:
         """Whether the bundle tells what some reducers read of its vision tower."""
         return gives_tower(self._vision.component)
 
-    def see(self, images: Sequence[Image.Image], *, with_tower: bool = False) -> SeenImages:
+    def see(self, images: Sequence[Image.Image], turns: Sequence[Turn] = (), *, with_tower: bool = False) -> SeenImages:
         """Return what the vision encoder makes of images; none are fine.
 
         Args:
             images: Upright and RGB.
+            turns: That ask of them, for an encoder that reads the question beside the image.
             with_tower: And what the tower's attention says of them, which some reducers read.
 
         Raises:
             SignatureError: The bundle's encoder does not tell that.
         """
+        question = None if self._questions is None else self._questions.ids(turns)
         spec = self._images.among(len(images))
         layouts = tuple(spec.layout(*image.size) for image in images)
         digests = tuple(sha256(image.tobytes()).digest() for image in images)
-        seen = [self._seen(spec, image, layout, with_tower) for image, layout in zip(images, layouts, strict=True)]
+        encode = partial(encode_images, questions=[question], with_tower=with_tower)
+        seen = [self._seen(spec, image, layout, encode) for image, layout in zip(images, layouts, strict=True)]
         if not with_tower:
-            return SeenImages(layouts, tuple(seen), digests, images=tuple(images))
+            return SeenImages(layouts, tuple(seen), digests, images=tuple(images), question=question)
         split = [split_seen(self._vision, each) for each in seen]
         features, towers = tuple(each for each, _ in split), tuple(tower for _, tower in split)
-        return SeenImages(layouts, features, digests, towers, tuple(images))
+        return SeenImages(layouts, features, digests, towers, tuple(images), question)
+
+    def _asked(self, seen: SeenImages, turns: Sequence[Turn]) -> SeenImages:
+        """Return images as they are seen with the question of a conversation, whatever they were seen with."""
+        if self._questions is None or not seen.images or seen.question == self._questions.ids(turns):
+            return seen
+        return self.see(seen.images, turns, with_tower=bool(seen.towers))
 
     def _seen_smaller(self, image: Image.Image, part: int, whole: int) -> Embeds:
         """Return an image's features, its tiles scaled down to a part of their side."""
@@ -195,21 +211,26 @@ class VisionLanguageRunner:
         (features,) = encode_images(self._vision, [groups], DEFAULT_VISION_TILES)
         return features
 
-    def _seen(self, spec: ImageSpec, image: Image.Image, layout: TileLayout, with_tower: bool) -> Embeds:
+    def _seen(
+        self, spec: ImageSpec, image: Image.Image, layout: TileLayout, encode: Callable[..., list[Array]]
+    ) -> Embeds:
         """Return an image's features in the order of its tokens; images run apart."""
-        groups = spec.preprocess([image]).groups
-        (features,) = encode_images(self._vision, [groups], DEFAULT_VISION_TILES, with_tower=with_tower)
+        (features,) = encode(self._vision, [spec.preprocess([image]).groups], DEFAULT_VISION_TILES)
         arranged: Embeds = self._prompts.image_prompt.arranged(features, layout)
         return arranged
 
     def prompt(self, turns: Sequence[Turn], images: Sequence[Image.Image]) -> FilledPrompt:
         """Return the prompt of a conversation about images."""
-        return self.prompt_about(turns, self.see(images))
+        return self.prompt_about(turns, self.see(images, turns))
 
     def prompt_about(
         self, turns: Sequence[Turn], seen: SeenImages, reducer: ImageReducer | None = None
     ) -> FilledPrompt:
-        """Return the prompt of a conversation about images that were seen already, or of what a reducer leaves."""
+        """Return the prompt of a conversation about images that were seen already, or of what a reducer leaves.
+
+        An encoder that reads questions sees them once more where they were seen with another one.
+        """
+        seen = self._asked(seen, turns)
         prompt = self._prompts.build(turns, seen.layouts)
         if reducer is None or reducer.is_whole:
             return FilledPrompt.of(prompt, seen.features)

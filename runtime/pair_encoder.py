@@ -1,4 +1,4 @@
-"""Pairs of a text and an image to scores: a cross-encoder's one graph, run over pairs whose images have one size."""
+"""Pairs to scores: a cross-encoder's one graph, run over pairs of texts, or of texts and images of one size."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ Scores = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Pair:
-    """A text and an image.
+    """A text and an image, or two texts.
 
     Attributes:
-        text: Of one row.
-        pixels: [1, 3, height, width].
+        text: Of one row: a text, or two as `bundle.text_pairs` joins them.
+        pixels: [1, 3, height, width]; None of two texts.
     """
 
     text: TextBatch
-    pixels: Pixels
+    pixels: Pixels | None = None
 
 
 class PairEncoder:
@@ -63,26 +63,46 @@ class PairEncoder:
             )
 
     def score(self, pairs: Sequence[Pair]) -> Scores:
-        """Return [n] between 0 and 1 how well each text and image fit: the logistic function of the graph's score."""
+        """Return [n] between 0 and 1 how well each pair fits: the logistic function of the graph's score."""
+        return fits(self.raw_scores(pairs))
+
+    def raw_scores(self, pairs: Sequence[Pair]) -> npt.NDArray[np.float64]:
+        """Return [n] the graph's own scores, of any size."""
         found = np.empty(len(pairs), np.float64)
         of_size: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for place, pair in enumerate(pairs):
-            of_size[pair.pixels.shape].append(place)
+            of_size[_alike(pair)].append(place)
         for places in of_size.values():
-            found[places] = self._session.run(self._feeds([pairs[place] for place in places]))[tensors.PAIR_SCORES]
-        return (1 / (1 + np.exp(-found))).astype(np.float32)
+            found[places] = self._session.run(self.feeds([pairs[place] for place in places]))[tensors.PAIR_SCORES]
+        return found
 
-    def _feeds(self, pairs: Sequence[Pair]) -> dict[str, npt.NDArray[np.generic]]:
-        width = max(pair.text.input_ids.shape[1] for pair in pairs)
-        input_ids = np.full((len(pairs), width), self._dims.pad_token_id, np.int64)
-        attention_mask = np.zeros((len(pairs), width), np.int64)
-        for row, pair in enumerate(pairs):
-            ids = pair.text.input_ids[0]
-            input_ids[row, : len(ids)] = ids
-            attention_mask[row, : len(ids)] = pair.text.attention_mask[0]
-        pixels = np.concatenate([pair.pixels for pair in pairs])
-        return {
-            tensors.INPUT_IDS: input_ids,
-            tensors.ATTENTION_MASK: attention_mask,
-            tensors.PIXEL_VALUES: pixels,
+    def feeds(self, pairs: Sequence[Pair]) -> dict[str, npt.NDArray[np.generic]]:
+        """Return the graph's inputs for pairs whose images have one size, shorter texts padded on the right."""
+        texts = [pair.text for pair in pairs]
+        types = [text.input_ids * 0 if text.token_type_ids is None else text.token_type_ids for text in texts]
+        feeds: dict[str, npt.NDArray[np.generic]] = {
+            tensors.INPUT_IDS: _padded([text.input_ids for text in texts], self._dims.pad_token_id),
+            tensors.ATTENTION_MASK: _padded([text.attention_mask for text in texts], 0),
+            tensors.TOKEN_TYPE_IDS: _padded(types, 0),
         }
+        if images := [pair.pixels for pair in pairs if pair.pixels is not None]:
+            feeds[tensors.PIXEL_VALUES] = np.concatenate(images)
+        return {spec.name: feeds[spec.name] for spec in self._session.component.inputs}
+
+
+def fits(raw: npt.NDArray[np.float64]) -> Scores:
+    """Return the logistic function of raw scores, which overflows nowhere."""
+    return (0.5 * (1 + np.tanh(raw / 2))).astype(np.float32)
+
+
+def _alike(pair: Pair) -> tuple[int, ...]:
+    """Return what pairs of one run have in common: images of one size, or rows of which none is twice as long."""
+    return (pair.text.input_ids.shape[1].bit_length(),) if pair.pixels is None else pair.pixels.shape
+
+
+def _padded(rows: Sequence[npt.NDArray[np.int64]], filler: int) -> npt.NDArray[np.int64]:
+    """Return rows [1, T] of several lengths as [n, T]."""
+    padded = np.full((len(rows), max(row.shape[1] for row in rows)), filler, np.int64)
+    for place, row in enumerate(rows):
+        padded[place, : row.shape[1]] = row[0]
+    return padded

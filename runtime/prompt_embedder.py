@@ -10,7 +10,7 @@ import numpy as np
 from bundle import tensors
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, SignatureError
-from bundle.manifest import ComponentName, EmbedderDims
+from bundle.manifest import ComponentName, EmbedderDims, Pooling
 from runtime.encoders import Vectors, unit
 from runtime.feeds import Int64, Step, TokenBatch, TokenRun, check_inputs, feeds_of, place_features
 from runtime.filled_prompt import FilledPrompt
@@ -64,28 +64,38 @@ class PromptEmbedder:
         Args:
             prompts: At least one, each of at least one token. Those of about one length run together.
         """
+        return [unit(own) for own in self.raw(prompts, self._dims.pooling)]
+
+    def raw(self, prompts: Sequence[FilledPrompt], pooling: Pooling) -> list[Vectors]:
+        """Return each prompt's vectors as the decoder gives them, by whichever pooling: [1, E] or [T, E]."""
         order = sorted(range(len(prompts)), key=lambda place: -prompts[place].num_tokens)
         found: dict[int, Vectors] = {}
         for places in _alike([(place, prompts[place].num_tokens) for place in order]):
-            vectors = self._run([prompts[place] for place in places])
+            vectors = self._run([prompts[place] for place in places], pooling)
             found.update(zip(places, vectors, strict=True))
         return [found[place] for place in range(len(prompts))]
 
-    def feeds(self, prompts: Sequence[FilledPrompt]) -> dict[str, Array]:
-        """Return the decoder's inputs for prompts side by side, states among them."""
+    def feeds(self, prompts: Sequence[FilledPrompt], pooling: Pooling | None = None) -> dict[str, Array]:
+        """Return the decoder's inputs for prompts side by side, states among them.
+
+        Args:
+            prompts: As of `embed`.
+            pooling: The model's own by default.
+        """
         longest = max(prompt.num_tokens for prompt in prompts)
-        is_last = self._dims.pooling == "last"
+        is_last = (pooling or self._dims.pooling) == "last"
         wanted = [[prompt.num_tokens - 1] if is_last else range(longest) for prompt in prompts]
         runs = [self._padded(prompt, longest, each) for prompt, each in zip(prompts, wanted, strict=True)]
         batch = TokenBatch.of(runs)
         feeds = feeds_of(self._decoder.component.inputs, Step(batch, place_features(self._embeds(batch.ids), batch)))
         return {**feeds, **empty_states(self._states, len(prompts), longest)}
 
-    def _run(self, prompts: Sequence[FilledPrompt]) -> list[Vectors]:
-        given = self._decoder.graph.run(self.feeds(prompts), [tensors.TOKEN_EMBEDS])[tensors.TOKEN_EMBEDS]
-        is_last = self._dims.pooling == "last"
+    def _run(self, prompts: Sequence[FilledPrompt], pooling: Pooling) -> list[Vectors]:
+        feeds = self.feeds(prompts, pooling)
+        given = self._decoder.graph.run(feeds, [tensors.TOKEN_EMBEDS])[tensors.TOKEN_EMBEDS]
+        is_last = pooling == "last"
         rows = [own if is_last else own[: prompt.num_tokens] for own, prompt in zip(given, prompts, strict=True)]
-        return [unit(own.mean(axis=0, keepdims=True) if self._dims.pooling == "mean" else own) for own in rows]
+        return [own.mean(axis=0, keepdims=True) if pooling == "mean" else own for own in rows]
 
     def _padded(self, prompt: FilledPrompt, num_tokens: int, wanted: Sequence[int]) -> TokenRun:
         """Return a prompt with tokens behind it that none before them sees."""

@@ -232,7 +232,8 @@ class FakeClient:
         self._card(request.model, "cross-encoder")
         await self._serve_once()
         parts = [[_content(part) for part in pair if isinstance(part, TextPart | ImagePart)] for pair in request.pairs]
-        scores = [(1 + _embedding(first) @ _embedding(second)) / 2 for first, second in parts]
+        raw = [_embedding(first) @ _embedding(second) for first, second in parts]
+        scores = raw if request.is_raw else [(1 + each) / 2 for each in raw]
         texts = [part for pair in request.pairs for part in pair if isinstance(part, TextPart)]
         return ScoreResult(np.array(scores, np.float32), sum(len(part.text.split()) for part in texts))
 

@@ -140,10 +140,19 @@ def siglip_b16_config() -> Config:
     )
 
 
+def clip_b32_config() -> Config:
+    """Return the sizes of CLIP-B/32, but for the words, whose table changes no speed of images."""
+    sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12}
+    text = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "num_hidden_layers": 12}
+    tower = {**sizes, "projection_dim": 512, "image_size": 224, "patch_size": 32}
+    return clip_config({**text, "projection_dim": 512, "max_position_embeddings": 77}, tower, projection_dim=512)
+
+
 PRESETS = {
     "smolvlm-256m": smolvlm_256m_config,
     "llama-1.1b": llama_1_1b_config,
     "siglip-b16": siglip_b16_config,
+    "clip-b32": clip_b32_config,
     "tiny": tiny_config,
 }
 
@@ -311,6 +320,12 @@ def save_preset(folder: Path, preset: str, *, splits: bool = True) -> int:
     does.
     """
     config = PRESETS[preset]()
+    if config["model_type"] == "clip":
+        save_clip(folder, config)
+        write_json(
+            folder / "preprocessor_config.json", _cropping(config["vision_config"]["image_size"])
+        )  # older readers'
+        return sum(math.prod(shape) for shape in clip_shapes(config).values())
     is_encoder = config["model_type"] == "siglip"
     shapes = siglip_shapes(config) if is_encoder else smolvlm_shapes(config)
     save_model(folder, config, shapes, ml_dtypes.bfloat16)

@@ -96,6 +96,7 @@ def encoders_on_onnx_runtime() -> Iterator[None]:
 def checkpoints() -> ModuleType:
     """The functions of tests/checkpoints.py."""
     beside("weight_shapes")  # which they import
+    beside("blip_shapes")
     return beside("checkpoints")
 
 
@@ -113,6 +114,12 @@ def bridgetower_checkpoint(checkpoints: ModuleType, tmp_path_factory: pytest.Tem
     folder = tmp_path_factory.mktemp("bridgetower") / "checkpoint"
     beside("pair_checkpoints").save_bridgetower(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def rerankers(checkpoints: ModuleType) -> ModuleType:
+    """The functions of tests/reranker_checkpoints.py."""
+    return beside("reranker_checkpoints")
 
 
 @pytest.fixture(scope="session")
@@ -146,9 +153,9 @@ def tiny_decoder() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def llama_logits() -> Any:
-    """The function of tests/llama.py."""
-    return beside("llama").masked_logits
+def llama() -> ModuleType:
+    """The functions of tests/llama.py."""
+    return beside("llama")
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ tests/encoders/ has a file for each family, which says its configs and its proce
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from string import ascii_letters, digits, punctuation
 from typing import Any
@@ -60,9 +61,9 @@ def draw(model: Any, dtype: Any = None) -> None:
 def _drawn(name: str, shape: tuple[int, ...]) -> np.ndarray:
     if name.endswith("running_var"):
         return np.exp(drawn_weight(name, shape))
-    if "_bn." in name or "batchnorm." in name:
-        name = name.replace("bn.", "norm.")
-    if name.endswith((".gamma", ".lambda1")):
+    if re.search(r"[_.]bn\.|batchnorm\.|\.identity\.", name):
+        name = re.sub(r"bn\.|identity\.", "norm.", name)
+    if name.endswith((".gamma", ".lambda1")) and len(shape) == 1:
         name = f"{name}.norm.weight"
     return drawn_weight(name.lower(), shape)
 

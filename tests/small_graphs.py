@@ -10,7 +10,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from graphs.experts import SWIGLU, operands
+from graphs.experts import moe_attributes, operands
 from graphs.store import CONTRIB, make_node, save_graph
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -46,14 +46,28 @@ def build_model(
     return ir.Model(graph, ir_version=10)
 
 
-def build_mixture(name: str, router: NDArray[Any], first: NDArray[Any], second: NDArray[Any]) -> ir.Model:
+def build_mixture(
+    name: str,
+    router: NDArray[Any],
+    first: NDArray[Any],
+    second: NDArray[Any],
+    *,
+    per_token: int = 1,
+    is_normalised: bool = False,
+) -> ir.Model:
     """Return a model with outputs s and y of a router [D, E] and the experts `name`, as export writes them."""
     weights = {"layers.0.mlp.router.weight": router, f"{name}.gate_up_proj": first, f"{name}.down_proj": second}
     router_node: NodeSpec = ("MatMul", ["x", "layers.0.mlp.router.weight"], "s", {})
     model = build_model({"x": (ir.DataType.FLOAT, ["T", len(router)])}, [router_node], weights, ["s"])
     graph = model.graph
     stacked = (graph.initializers[f"{name}.{part}"] for part in ("gate_up_proj", "down_proj"))
-    node = make_node("MoE", operands(graph.inputs[0], graph.outputs[0], *stacked), "y", SWIGLU, CONTRIB)
+    node = make_node(
+        "MoE",
+        operands(graph.inputs[0], graph.outputs[0], *stacked),
+        "y",
+        moe_attributes(per_token, is_normalised=is_normalised),
+        CONTRIB,
+    )
     graph.append(node)
     node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     graph.outputs.append(node.outputs[0])

@@ -23,11 +23,13 @@ class Picture:
         frames: Which of the chosen frames, row by row; cells without one are black.
         rows: Of the grid.
         cols: Of the grid.
+        is_group: They are no grid: the encoder takes them one behind the other, as one tile.
     """
 
     frames: tuple[int, ...]
     rows: int = 1
     cols: int = 1
+    is_group: bool = False
 
     @classmethod
     def grid(cls, frames: Sequence[int]) -> Picture:
@@ -75,6 +77,17 @@ class Whole(Place):
     def key(self, keys: Sequence[bytes]) -> bytes:
         """Return the picture's."""
         return keys[0]
+
+
+@dataclass(frozen=True)
+class Joined(Place):
+    """All rows of several pictures, one after the other."""
+
+    has_grid: ClassVar[bool] = False
+
+    def filled(self, features: Sequence[Features]) -> Features:
+        """Return them, picture after picture."""
+        return np.concatenate(features)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Literal
 
 from bundle.frames.plan import FramePlan
-from bundle.prompt import Placeholder
+from bundle.turn import Placeholder
 
 Wording = Literal["plain", "smolvlm"]
 

@@ -12,6 +12,7 @@ from bundle.image.geometry import Geometry as Geometry
 from bundle.image.layout import Pixels as Pixels
 from bundle.image.layout import ProcessedImages as ProcessedImages
 from bundle.image.layout import TileLayout as TileLayout
+from bundle.image.layout import VideoTimes as VideoTimes
 from bundle.image.most_patches import MostPatches as MostPatches
 from bundle.image.nearest_grid import NearestGrid as NearestGrid
 from bundle.image.padded import Padded as Padded
@@ -25,3 +26,4 @@ from bundle.image.split_area import SplitArea as SplitArea
 from bundle.image.stretched_crop import StretchedCrop as StretchedCrop
 from bundle.image.table import KnownGeometry as KnownGeometry
 from bundle.image.tiled import Tiled as Tiled
+from bundle.image.whole_patches import WholePatches as WholePatches

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from bundle.errors import ImageError
 from bundle.image.fixed import Fixed
-from bundle.image.geometry import EdgePx, Geometry, resized
+from bundle.image.geometry import EdgePx, Geometry, Sides, resized
 from bundle.image.layout import TileLayout
 
 _USUAL_SIDE_PX = 448
@@ -48,6 +48,11 @@ class Bounded(Geometry):
     def has_one_size(self) -> bool:
         """False: an image keeps its shape, within the bounds."""
         return False
+
+    @property
+    def sides(self) -> Sides:
+        """Between the bounds."""
+        return Sides(self.shortest_px, self.longest_px, self.longest_px, 1)
 
     @property
     def for_frames(self) -> Fixed:

@@ -8,7 +8,7 @@ from typing import Literal
 from PIL import Image
 from pydantic import Field
 
-from bundle.image.geometry import EdgePx, Geometry, resized
+from bundle.image.geometry import EdgePx, Geometry, Sides, resized
 from bundle.image.layout import TileLayout
 
 _MOST_TILES = 64
@@ -37,6 +37,15 @@ class Canvas(Geometry):
     def has_one_size(self) -> bool:
         """Whether every image becomes one tile."""
         return self.most_tiles == 1
+
+    @property
+    def sides(self) -> Sides | None:
+        """From a tile to a row of all tiles."""
+        if self.has_one_size:
+            return None
+        return Sides(
+            self.tile_px, self.most_tiles * self.tile_px, math.isqrt(self.most_tiles) * self.tile_px, self.tile_px
+        )
 
     @property
     def for_frames(self) -> Canvas:

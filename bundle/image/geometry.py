@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Annotated, TypeAlias
 
 from PIL import Image
@@ -30,6 +31,23 @@ def check_canvas(num_tiles: int, tile_px: int) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Sides:
+    """How long the sides of a tile are whose size varies from image to image.
+
+    Attributes:
+        least_px: The shortest.
+        longest_px: The longest, of very narrow images perhaps longer.
+        square_px: Of the largest square.
+        step_px: A side that is no multiple of it is never there.
+    """
+
+    least_px: int
+    longest_px: int
+    square_px: int
+    step_px: int
+
+
 class Geometry(BaseModel, ABC):
     """Which part of an image goes where; a file each, and a line in `bundle.image.table`.
 
@@ -52,9 +70,22 @@ class Geometry(BaseModel, ABC):
         return True
 
     @property
+    def sides(self) -> Sides | None:
+        """How long sides are where `has_one_size` is false; None where it is true."""
+        return None
+
+    @property
     def for_frames(self) -> Geometry:
         """The geometry of a video's frame, which is one tile of `tile_size_px`: itself where that is so of images."""
         return self
+
+    def of_video(self, num_frames: int, width_px: int, height_px: int) -> Geometry | None:
+        """Return the geometry of so many frames of a video of this size; None: the model takes frames as images alone.
+
+        Raises:
+            ImageError: No frames of this size are taken.
+        """
+        return None
 
     @property
     def among_others(self) -> Geometry:

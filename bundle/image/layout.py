@@ -14,6 +14,19 @@ Pixels: TypeAlias = npt.NDArray[np.float32 | np.uint8]
 
 
 @dataclass(frozen=True)
+class VideoTimes:
+    """When the groups of a video's frames are shown, each of which an encoder takes as one tile.
+
+    Attributes:
+        middles_s: Of each group, the mean of its first and its last frame's time.
+        group_s: From one group to the next, on average.
+    """
+
+    middles_s: tuple[float, ...]
+    group_s: float
+
+
+@dataclass(frozen=True)
 class TileLayout:
     """How one image was cut: `rows` x `cols` tiles row by row, and always the whole image as one more.
 
@@ -24,6 +37,8 @@ class TileLayout:
         whole_px: (height, width) of the tile that is the whole image, where that varies from image to image; None: it
             has the size of every tile.
         image_px: (height, width) of the image itself, where its tokens depend on that; None: they do not.
+        is_group: It is several frames of a video, which the encoder takes one behind the other as channels of one tile.
+        video: It is not one image but a whole video, whose groups of frames have `whole_px` each; None: it is one.
     """
 
     rows: int = 0
@@ -31,6 +46,8 @@ class TileLayout:
     fewer_tokens: int | None = None
     whole_px: tuple[int, int] | None = None
     image_px: tuple[int, int] | None = None
+    is_group: bool = False
+    video: VideoTimes | None = None
 
     @property
     def num_tiles(self) -> int:

@@ -9,7 +9,7 @@ from PIL import Image
 from pydantic import Field
 
 from bundle.image.fixed import Fixed
-from bundle.image.geometry import Geometry, resized
+from bundle.image.geometry import Geometry, Sides, resized
 from bundle.image.layout import TileLayout
 
 _LEAST_SCALE, _LARGEST_SCALE, _PRECISION = 1e-6, 100.0, 1e-5
@@ -38,6 +38,12 @@ class MostPatches(Geometry):
     def has_one_size(self) -> bool:
         """False: an image keeps its shape."""
         return False
+
+    @property
+    def sides(self) -> Sides:
+        """From a patch to a row of all patches."""
+        patch = self.patch_px
+        return Sides(patch, self.most_patches * patch, math.isqrt(self.most_patches) * patch, patch)
 
     @property
     def for_frames(self) -> Fixed:

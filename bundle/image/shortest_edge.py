@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from bundle.errors import ImageError
 from bundle.image.fixed import Fixed
-from bundle.image.geometry import EdgePx, Geometry, resized
+from bundle.image.geometry import EdgePx, Geometry, Sides, resized
 from bundle.image.layout import TileLayout
 
 
@@ -47,6 +47,14 @@ class ShortestEdge(Geometry):
     def has_one_size(self) -> bool:
         """Whether a square is cut out; else an image keeps its shape."""
         return self.crop_px is not None
+
+    @property
+    def sides(self) -> Sides | None:
+        """From a step to the bound of the long side; None where a square is cut out."""
+        if self.has_one_size:
+            return None
+        step, longest = self.step_px, self.longest_px // self.step_px * self.step_px
+        return Sides(step, longest, self.tile_size_px[0], step)
 
     @property
     def for_frames(self) -> Geometry:

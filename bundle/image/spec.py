@@ -89,6 +89,15 @@ class ImageSpec(BaseModel):
         frames = self.geometry.for_frames
         return self if frames is self.geometry else self.model_copy(update={"geometry": frames})
 
+    def of_video(self, num_frames: int, width_px: int, height_px: int) -> ImageSpec | None:
+        """Return the preprocessing of so many frames of a video of this size; None: the model takes them as images.
+
+        Raises:
+            ImageError: No frames of this size are taken.
+        """
+        frames = self.geometry.of_video(num_frames, width_px, height_px)
+        return None if frames is None else self.model_copy(update={"geometry": frames})
+
     def among(self, num_images: int) -> ImageSpec:
         """Return the preprocessing of an image in a prompt of so many."""
         others = self.geometry.among_others
@@ -146,6 +155,10 @@ class ImageSpec(BaseModel):
         for tile, out in zip(tiles, pixel_values, strict=True):
             self._normalise(tile, out)
         return pixel_values
+
+    def grouped(self, pixels: Pixels) -> Pixels:
+        """Return a group of a video's frames as one tile, the channels of each behind those of the frame before."""
+        return np.concatenate(list(pixels), axis=-1 if self.normalised_in_graph else 0)[None]
 
     def blank(self, num_tiles: int) -> Pixels:
         """Return the pixels of usual tiles, black, or grey where they are normalised: for a run that warms up."""

@@ -9,12 +9,15 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from bundle.image.fixed import Fixed
-from bundle.image.geometry import EdgePx, Geometry, resized
+from bundle.image.geometry import EdgePx, Geometry, Sides, resized
 from bundle.image.layout import TileLayout
 from bundle.image.nearest_grid import NearestGrid
 
 _LARGEST_AREA_PX = 1 << 24
 _MOST_TILES = 256
+
+_NARROWEST = 200
+"""Times as long as it is wide, that an image is reckoned with."""
 
 
 class SplitArea(Geometry):
@@ -60,6 +63,13 @@ class SplitArea(Geometry):
     def has_one_size(self) -> bool:
         """False: an image keeps its shape."""
         return False
+
+    @property
+    def sides(self) -> Sides:
+        """From a step to what an image has that is 200 times as long as it is wide; those of tiles are between."""
+        step, square = self.step_px, math.isqrt(self.most_px) // self.step_px * self.step_px
+        longest = math.isqrt(_NARROWEST * self.most_px) // step * step + step
+        return Sides(step, max(longest, self.tile_px), max(square, self.tile_px), step)
 
     @property
     def for_frames(self) -> Fixed:

@@ -23,6 +23,7 @@ from bundle.image.shortest_edge import ShortestEdge
 from bundle.image.split_area import SplitArea
 from bundle.image.stretched_crop import StretchedCrop
 from bundle.image.tiled import Tiled
+from bundle.image.whole_patches import WholePatches
 
 KnownGeometry: TypeAlias = Annotated[
     Area
@@ -41,6 +42,7 @@ KnownGeometry: TypeAlias = Annotated[
     | ShortestEdge
     | SplitArea
     | StretchedCrop
-    | Tiled,
+    | Tiled
+    | WholePatches,
     Field(discriminator="kind"),
 ]

@@ -12,7 +12,9 @@ import numpy.typing as npt
 from pydantic import Field
 
 from bundle.fields import MOST_NAME_CHARACTERS, Frozen, TokenId
+from bundle.frames.groups import FrameGroups
 from bundle.image.layout import TileLayout
+from bundle.layouts.video_tokens import VideoTokens
 
 Int64 = npt.NDArray[np.int64]
 LooksAhead: TypeAlias = Literal["nowhere", "images", "text", "prompt"]
@@ -109,6 +111,16 @@ class ImagePrompt(Frozen, ABC):
         """Tokens of a video's frame: those of a tile, unless `arranged` makes fewer of it."""
         return self.tokens_per_tile
 
+    @property
+    def own_video(self) -> VideoTokens | None:
+        """Tokens of the model's own for a whole video; None: its frames are images."""
+        return None
+
+    @property
+    def frame_groups(self) -> FrameGroups | None:
+        """How frames become tiles where there are such tokens; None: each is an image."""
+        return None
+
     @abstractmethod
     def text(self, layout: TileLayout) -> str:
         """Return what the placeholder of an image that was cut so becomes, `num_tokens` image tokens among it."""
@@ -180,4 +192,6 @@ class ImagePrompt(Frozen, ABC):
 
     def writes(self, token: str) -> bool:
         """Return whether a token of the vocabulary belongs to the layout, so that no caller may write it."""
-        return token in (self.image_token, self.fake_token, self.global_token)
+        video = self.own_video
+        of_video = () if video is None else (video.token, video.start_token, video.end_token)
+        return token in (self.image_token, self.fake_token, self.global_token, *of_video)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -17,11 +17,12 @@ from export.decoders.decoder import Decoder
 from export.decoders.llama import DEFAULTS
 from export.nn.attention import CachedAttention
 from export.nn.decoder_layer import Around, DecoderLayer, Left
-from export.nn.dialect import CacheRows, Dialect
+from export.nn.dialect import CacheRows, Dialect, Lengths
 from export.nn.low_rank import SecondMatrix
 from export.nn.mlp import GatedMLP
 from export.nn.module import Module, ModuleList
 from export.nn.norms import RMSNorm
+from export.nn.rotary import Angles
 
 MOST_IMAGES = 2
 """For which the memory has room: the changes of one take 42 MB of VLoRA-7B."""
@@ -77,6 +78,28 @@ class Changes:
         return layer // self.every if (layer + 1) % self.every == 0 and layer < num_layers else None
 
 
+Change = Callable[[OpBuilder, str, ir.Value, ir.Value], ir.Value]
+"""(op, a letter, what a matrix reads, what it gives) -> what it is to give."""
+
+
+class _ChangedAttention(CachedAttention):
+    """Attention whose projections are changed."""
+
+    def forward(  # type: ignore[override]
+        self,
+        op: OpBuilder,
+        x: ir.Value,
+        angles: Angles | None,
+        past: CacheRows,
+        lengths: Lengths,
+        change: Change,
+    ) -> tuple[ir.Value, CacheRows, ir.Value]:
+        given = (("q", self.q_proj), ("k", self.k_proj), ("v", self.v_proj))
+        query, key, value = (change(op, kind, x, projection(op, x)) for kind, projection in given)
+        attended, present, queries = self.attend(op, (query, key, value), angles, past, lengths)
+        return change(op, "o", attended, self.o_proj(op, attended)), present, queries
+
+
 class _ChangedLayer(Module):
     """A layer of Llama; x A B is added to what its projections, or its feed-forward, make of x, with an image."""
 
@@ -85,7 +108,7 @@ class _ChangedLayer(Module):
         self.input_layernorm, self.post_attention_layernorm = (
             RMSNorm(config.hidden_size, config.rms_norm_eps, dialect) for _ in range(2)
         )
-        self.self_attn = CachedAttention(config, dialect, number)
+        self.self_attn = _ChangedAttention(config, dialect, number)
         self.mlp = GatedMLP(config)
         num_changed, shape = config.num_layers // changes.every, (config.hidden_size, changes.rank)
         scale, self.kinds = changes.alpha / changes.rank, changes.kinds

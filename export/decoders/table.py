@@ -10,9 +10,12 @@ from export.config import Raw
 from export.decoders.decoder import Decoder
 
 DECODERS: Mapping[str, str] = {
+    "aria_text": "export.decoders.aria_text:AriaText",
     "gemma": "export.decoders.gemma:Gemma",
     "gemma2": "export.decoders.gemma2:Gemma2",
     "gemma3_text": "export.decoders.gemma3_text:Gemma3Text",
+    "internlm2_ve": "export.decoders.internlm2_ve:InternLM2VE",
+    "glm_ocr_text": "export.decoders.glm_ocr_text:GlmOcrText",
     "lfm2": "export.decoders.lfm2:Lfm2",
     "granite": "export.decoders.granite:Granite",
     "granite_docling_text": "export.decoders.granite:Granite",

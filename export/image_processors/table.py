@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from export.image_processors.aria import ARIA
 from export.image_processors.blip import BLIP
 from export.image_processors.clip import CLIP
 from export.image_processors.deepseek_vl import DEEPSEEK_VL
@@ -11,6 +12,7 @@ from export.image_processors.deepseek_vl_hybrid import DEEPSEEK_VL_HYBRID
 from export.image_processors.efficientnet import EFFICIENTNET
 from export.image_processors.flava import FLAVA
 from export.image_processors.gemma3 import GEMMA3
+from export.image_processors.glm46v import GLM46V
 from export.image_processors.got_ocr2 import GOT_OCR2
 from export.image_processors.granite_docling import GRANITE_DOCLING
 from export.image_processors.idefics2 import IDEFICS2
@@ -31,6 +33,7 @@ from export.image_processors.vilt import BRIDGETOWER, VILT
 from export.image_processors.vit import VIT
 
 IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
+    "AriaImageProcessor": ARIA,
     "BlipImageProcessor": BLIP,
     "BridgeTowerImageProcessor": BRIDGETOWER,
     "BitImageProcessor": CLIP,
@@ -44,6 +47,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "EfficientNetImageProcessor": EFFICIENTNET,
     "FlavaFeatureExtractor": FLAVA,
     "FlavaImageProcessor": FLAVA,
+    "Glm46VImageProcessor": GLM46V,
     "GotOcr2ImageProcessor": GOT_OCR2,
     "GraniteDoclingImageProcessor": GRANITE_DOCLING,
     "Idefics2ImageProcessor": IDEFICS2,

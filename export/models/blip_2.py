@@ -38,8 +38,8 @@ class _Vision(Module):
         self.tower = tower
         self.queries = queries
 
-    def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
-        return self.queries(op, self.tower(op, pixel_values))
+    def forward(self, op: OpBuilder, pixel_values: ir.Value, question_ids: ir.Value | None = None) -> ir.Value:
+        return self.queries(op, self.tower(op, pixel_values), question_ids)
 
 
 class Blip2(VisionLanguage):
@@ -60,11 +60,10 @@ class Blip2(VisionLanguage):
         vision = {**VISION_DEFAULTS, **sub_config(config, "vision_config")}
         require(vision, [("qkv_bias", True)])
         self._vision = VisionConfig.read(vision, VISION_DEFAULTS)
-        self._queries = QFormerConfig.read(
-            sub_config(config, "qformer_config"),
-            self._vision.tower.hidden_size,
-            int(config.get("num_query_tokens", 32)),
-        )
+        self._queries = self._read_queries(sub_config(config, "qformer_config"))
+
+    def _read_queries(self, raw: Raw) -> QFormerConfig:
+        return QFormerConfig.read(raw, self._vision.tower.hidden_size, int(self.config.get("num_query_tokens", 32)))
 
     @property
     def text_config(self) -> Raw:

@@ -7,7 +7,7 @@ from onnxscript import OpBuilder
 
 from bundle.errors import UnsupportedConfigError
 from export.config import Raw, TowerConfig, VisionConfig, require, sub_config
-from export.family import CrossEncoder, PairTexts
+from export.cross_encoder import CrossEncoder, PairTexts
 from export.nn.bert import ROBERTA_DEFAULTS, BertConfig, BertEmbeddings, BertLayer
 from export.nn.dialect import Dialect, Heads
 from export.nn.linear import Linear, PackedLinear, activation

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import onnx_ir as ir
-from onnxscript import OpBuilder
-
 from bundle.errors import UnsupportedConfigError
 from bundle.layouts.internvl import InternVLPrompt
 from export.config import Raw, require, sub_config
 from export.connectors.shuffled_projector import ShuffledProjector
 from export.family import Family, VisionLanguage
 from export.found_processor import FoundProcessor
+from export.nn.chain import Chain
 from export.nn.dialect import Dialect
 from export.nn.module import Module
 from export.towers.internvl import InternVLTower, InternVLTowerConfig
@@ -21,22 +19,11 @@ _DEFAULTS: Raw = {"tie_word_embeddings": True}
 _DEFAULT_TEXT = "qwen2"
 
 
-class _Vision(Module):
-    def __init__(self, tower: InternVLTower, projector: ShuffledProjector) -> None:
-        super().__init__()
-        self.tower = tower
-        self.projector = projector
-
-    def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
-        return self.projector(op, self.tower(op, pixel_values))
-
-
 class InternVL(VisionLanguage):
     """`model_type` internvl."""
 
     text_prefix = "model.language_model"
     image_processor = "GotOcr2ImageProcessor"
-    image_settings: ClassVar[Raw] = {"crop_to_patches": True}
     renames: ClassVar[tuple[tuple[str, str], ...]] = (
         (r"^language_model\.lm_head\.", "lm_head."),
         (r"^language_model\.model\.", "model.language_model."),
@@ -56,6 +43,11 @@ class InternVL(VisionLanguage):
                 f"downsample_ratio {ratio!r}: built are ratios 1/n with n dividing the {self._tower.vision.grid} "
                 "patches of a tile's side"
             )
+
+    @property
+    def image_settings(self) -> Raw:
+        """Tiles, always."""
+        return {"crop_to_patches": True}
 
     @property
     def text_config(self) -> Raw:
@@ -83,7 +75,7 @@ class InternVL(VisionLanguage):
             self.config.get("projector_hidden_act", "gelu"),
             name="model.multi_modal_projector",
         )
-        return _Vision(InternVLTower(self._tower, dialect, "model.vision_tower"), projector)
+        return Chain(InternVLTower(self._tower, dialect, "model.vision_tower"), projector)
 
     def image_prompt(self, found: FoundProcessor) -> InternVLPrompt:
         """Return the tokens of all tiles between a start and an end.

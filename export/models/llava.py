@@ -27,7 +27,8 @@ from export.towers.siglip import VISION_DEFAULTS as SIGLIP_DEFAULTS
 from export.towers.siglip import SiglipTower
 
 _CLIP, _SIGLIP = "clip_vision_model", "siglip_vision_model"
-_TOWER, _PROJECTOR = "model.vision_tower", "model.multi_modal_projector"
+_TOWER = "model.vision_tower"
+PROJECTOR = "model.multi_modal_projector"
 _TWO_LAYERS, _LINEAR = "mlp2x_gelu", "linear"
 """`mm_projector_type`, by the names of LLaVA's own code. transformers' configs have none, and two layers."""
 
@@ -132,13 +133,17 @@ class Llava(VisionLanguage):
         return _Vision(tower, self.connector(dialect), self._layers, drops_first=drops_first, heads=heads)
 
     def connector(self, dialect: Dialect) -> Module:
+        """Return what makes features of chosen hidden states; `projector`, unless a model wants a dialect for it."""
+        return self.projector()
+
+    def projector(self) -> Module:
         """Return the connector: LLaVA-1.5's two layers, or one matrix, as LLaVA had before (arXiv 2304.08485, 4.1)."""
         sizes = self._vision.tower.hidden_size * len(self._layers), self.decoder.config.hidden_size
         bias = bool(self.config.get("multimodal_projector_bias", True))
         if self._connector == _LINEAR:
-            return Linear(*sizes, rows=self.tokens_per_tile, bias=bias, name=_PROJECTOR)
+            return Linear(*sizes, rows=self.tokens_per_tile, bias=bias, name=PROJECTOR)
         act = self.config.get("projector_hidden_act", "gelu")
-        return Projector(*sizes, act, rows=self.tokens_per_tile, bias=bias, name=_PROJECTOR)
+        return Projector(*sizes, act, rows=self.tokens_per_tile, bias=bias, name=PROJECTOR)
 
     def tower_outputs(self) -> Sequence[TensorSpec]:
         """Return what tells of the attention in the deepest layer that is read."""
@@ -148,6 +153,18 @@ class Llava(VisionLanguage):
     def reads_patches(self) -> bool:
         """Whether what the decoder reads of a layer are its patches, all of them and no others."""
         return bool(self._is_clip == (self._strategy == "default"))
+
+    def require_patches(self, reason: str) -> None:
+        """Refuse a choice of features that are not all patches and no others.
+
+        Raises:
+            UnsupportedConfigError: It is one.
+        """
+        if not self.reads_patches:
+            raise UnsupportedConfigError(
+                f"vision_feature_select_strategy {self._strategy!r}: {reason}; that is 'default' of a CLIP tower and "
+                "'full' of a SigLIP one"
+            )
 
     @property
     def tells_tower(self) -> bool:

@@ -35,11 +35,7 @@ class LlavaNext(Llava):
 
     def __init__(self, config: Raw) -> None:
         super().__init__(config)
-        if not self.reads_patches:
-            raise UnsupportedConfigError(
-                f"vision_feature_select_strategy {self._strategy!r}: lines of a picture are made of all patches and no "
-                "class token; that is 'default' of a CLIP tower and 'full' of a SigLIP one"
-            )
+        self.require_patches("lines of a picture are made of all patches and no class token")
 
     def check_images(self, spec: ImageSpec) -> None:
         """Check that images are cut into the grids of which the model makes lines.

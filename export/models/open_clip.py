@@ -18,6 +18,8 @@ from export.image_processors.image_processor import CLIP_MEAN, CLIP_STD
 from export.nn.dialect import Dialect
 from export.nn.module import Module
 from export.towers.eva02 import EVA02S, Eva02, Eva02Config
+from export.towers.fastvit_config import FASTVITS, FastViTConfig
+from export.towers.mobileclip import MobileClip, read_fastvit
 from export.towers.open_clip import OpenClipTower, OpenClipVisionConfig
 from export.towers.open_clip_text import HfText, HfTextConfig, OpenClipText, OpenClipTextConfig
 from export.towers.timm_vit import TIMM_VITS, TimmVit, TimmVitConfig
@@ -46,7 +48,7 @@ class _Towers(Module):
         return getattr(self, self.tower_name)(op, *inputs)
 
 
-_TimmConfig = Eva02Config | TimmVitConfig | VitaminConfig
+_TimmConfig = Eva02Config | FastViTConfig | TimmVitConfig | VitaminConfig
 
 
 def _timm(images: Raw) -> _TimmConfig:
@@ -56,7 +58,9 @@ def _timm(images: Raw) -> _TimmConfig:
         UnsupportedConfigError: It is not built, or for images of another size.
     """
     name, side = str(images["timm_model_name"]), images.get("image_size", 224)
-    built: dict[str, _TimmConfig] = {**EVA02S, **TIMM_VITS, **VITAMINS}
+    built: dict[str, _TimmConfig] = {**EVA02S, **FASTVITS, **TIMM_VITS, **VITAMINS}
+    if name in FASTVITS:
+        return read_fastvit(images)
     if name not in built:
         raise UnsupportedConfigError(f"vision_cfg.timm_model_name is {name!r}; built are {', '.join(sorted(built))}")
     if built[name].image_size_px != side:
@@ -72,8 +76,14 @@ class OpenClip(DualEncoder):
         (r"^(positional_embedding|text_projection)(\.|$)", r"text.\1\2"),
     )
     """A model without `custom_text` keeps its text tower at the top."""
-    unused = (*DualEncoder.unused, r"text_decoder\..*", r"(text\.)?attn_mask", r"text\.transformer\.pooler\..*")
-    """CoCa's decoder, which writes captions, and a pooler that mean and first token pass by."""
+    unused = (
+        *DualEncoder.unused,
+        r"text_decoder\..*",
+        r"(text\.)?attn_mask",
+        r"text\.transformer\.pooler\..*",
+        r"visual\.trunk\..*\.num_batches_tracked",
+    )
+    """CoCa's decoder, which writes captions, a pooler that mean and first token pass by, and batches of training."""
 
     def __init__(self, config: Raw) -> None:
         super().__init__(config)
@@ -152,6 +162,8 @@ class OpenClip(DualEncoder):
         config, raw = self._vision, self._images
         if isinstance(config, Eva02Config):
             return Eva02(config, raw, dialect, size)
+        if isinstance(config, FastViTConfig):
+            return MobileClip(config, raw, dialect, size)
         if isinstance(config, TimmVitConfig):
             return TimmVit(config, raw, dialect, size)
         if isinstance(config, VitaminConfig):

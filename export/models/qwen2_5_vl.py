@@ -7,6 +7,7 @@ from onnxscript import OpBuilder
 
 from export.config import sub_config
 from export.connectors.patch_merger import PatchMerger
+from export.image_processors.videos import VideoSettings
 from export.models.qwen2_vl import TOWER, AnyShape
 from export.nn.dialect import Dialect
 from export.nn.module import Module
@@ -14,6 +15,7 @@ from export.nn.norms import RMSNorm
 from export.towers.qwen2_5_vl import Qwen25VLTower, QwenTowerConfig
 
 _EPS = 1e-6
+_TOKENS_PER_SECOND = 4
 
 
 class _Vision(Module):
@@ -34,11 +36,18 @@ class Qwen25VL(AnyShape):
     """`model_type` qwen2_5_vl."""
 
     text_type = "qwen2_5_vl_text"
+    takes_groups = True
+    video_settings = VideoSettings(least_px=128 * 28 * 28, most_px=768 * 28 * 28)
 
     @property
     def tower(self) -> QwenTowerConfig:
         """Sizes of the tower."""
         return QwenTowerConfig.read(sub_config(self.config, "vision_config"))
+
+    @property
+    def tokens_per_second(self) -> float:
+        """How far a second of a video is on the axis of time."""
+        return float(sub_config(self.config, "vision_config").get("tokens_per_second", _TOKENS_PER_SECOND))
 
     @property
     def given_width(self) -> int:

@@ -12,16 +12,20 @@ from bundle.errors import UnsupportedConfigError
 from bundle.image import Area, ImageSpec
 from bundle.layouts.prompt import ImagePrompt
 from bundle.layouts.qwen2_vl import Qwen2VLPrompt
+from bundle.layouts.video_tokens import VideoTokens
 from export.config import Raw, sub_config
 from export.connectors.patch_merger import PatchMerger
 from export.family import VisionLanguage
 from export.found_processor import FoundProcessor
+from export.image_processors.videos import VideoSettings
 from export.nn.dialect import Dialect
 from export.nn.module import Module
 from export.nn.norms import LayerNorm
-from export.towers.qwen2_vl import Qwen2VLTower, Qwen2VLTowerConfig
+from export.towers.patch_layers import PatchTowerConfig
+from export.towers.qwen2_vl import Qwen2VLTower, tower_config
 
 _EPS = 1e-6
+_VIDEO = "<|video_pad|>"
 TOWER = "model.visual"
 """Where checkpoints keep the tower."""
 
@@ -44,12 +48,16 @@ class AnyShape(VisionLanguage):
     Class attributes:
         text_type: The decoder's `model_type`, which older configs do not say.
         image_token: What the vocabulary calls it where no file says.
+        video_settings: What the processor of videos does where no file says; None: frames are images.
+        group_tokens: Around each group of a video's frames, behind the words that say when it was; empty: neither.
     """
 
     text_prefix = "model.language_model"
     text_type: ClassVar[str]
     image_token: ClassVar[str] = "<|image_pad|>"
     image_processor = "Qwen2VLImageProcessor"
+    video_settings: ClassVar[VideoSettings | None] = None
+    group_tokens: ClassVar[tuple[str, str]] = ("", "")
     renames: ClassVar[tuple[tuple[str, str], ...]] = (
         (r"^visual\.", "model.visual."),
         (r"^model\.(?!visual\.|language_model\.)", "model.language_model."),
@@ -73,6 +81,11 @@ class AnyShape(VisionLanguage):
     @abstractmethod
     def tower(self) -> PatchTower:
         """Sizes of the tower."""
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """How far a second of a video is on the axis of time; None: a group of frames is one position."""
+        return None
 
     @property
     def text_config(self) -> Raw:
@@ -124,11 +137,38 @@ class AnyShape(VisionLanguage):
             image_token_id=found.image_token_id(self.config, token),
             tokens_per_tile=(height // unit) * (width // unit),
             step_px=unit,
+            video=self._video_tokens(found),
+        )
+
+    def with_frames(self, spec: ImageSpec, settings: Raw, source: str) -> ImageSpec:
+        """Return the preprocessing with that of a video's frames.
+
+        Raises:
+            UnsupportedConfigError: A setting that is not reproduced, or frames of other patches than images.
+        """
+        if self.video_settings is None or self.embedding is not None or not isinstance(spec.geometry, Area):
+            return spec
+        frames = self.video_settings.frames(settings, spec, source)
+        return spec.model_copy(update={"geometry": spec.geometry.model_copy(update={"frames": frames})})
+
+    def _video_tokens(self, found: FoundProcessor) -> VideoTokens | None:
+        """Return the tokens of videos; None where frames are images."""
+        geometry, token = found.spec.geometry, found.token("video_token", _VIDEO)
+        if not isinstance(geometry, Area) or geometry.frames is None or token not in found.vocabulary.ids:
+            return None
+        start, end = self.group_tokens
+        return VideoTokens(
+            token=token,
+            token_id=found.vocabulary.id_of(token, "the video token"),
+            num_frames=geometry.frames.num_grouped,
+            tokens_per_second=self.tokens_per_second,
+            start_token=start,
+            end_token=end,
         )
 
 
 class _Vision(Module):
-    def __init__(self, config: Qwen2VLTowerConfig, dialect: Dialect) -> None:
+    def __init__(self, config: PatchTowerConfig, dialect: Dialect) -> None:
         super().__init__()
         rows, norm = config.usual_rows // config.merged**2, LayerNorm(config.hidden_size, _EPS)
         self.tower = Qwen2VLTower(config, dialect, TOWER)
@@ -145,11 +185,13 @@ class Qwen2VL(AnyShape):
     """`model_type` qwen2_vl."""
 
     text_type = "qwen2_vl_text"
+    takes_groups = True
+    video_settings = VideoSettings(least_px=128 * 28 * 28, most_px=768 * 28 * 28)
 
     @property
-    def tower(self) -> Qwen2VLTowerConfig:
+    def tower(self) -> PatchTowerConfig:
         """Sizes of the tower."""
-        return Qwen2VLTowerConfig.read(sub_config(self.config, "vision_config"))
+        return tower_config(sub_config(self.config, "vision_config"))
 
     @property
     def given_width(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from export.config import Raw, sub_config
 from export.decoders.qwen3_vl_text import DEEP_LAYERS
+from export.image_processors.videos import VideoSettings
 from export.models.qwen2_vl import TOWER, AnyShape
 from export.nn.dialect import Dialect
 from export.nn.module import Module
@@ -14,6 +15,9 @@ class Qwen3VL(AnyShape):
     """`model_type` qwen3_vl."""
 
     text_type = "qwen3_vl_text"
+    takes_groups = True
+    video_settings = VideoSettings(least_px=128 * 32 * 32, most_px=768 * 32 * 32, of_all=True)
+    group_tokens = ("<|vision_start|>", "<|vision_end|>")
 
     @property
     def tower(self) -> Qwen3VLTowerConfig:

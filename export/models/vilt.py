@@ -8,7 +8,7 @@ from onnxscript import OpBuilder
 from bundle.errors import UnsupportedConfigError
 from bundle.image import ImageSpec, ShortestEdge
 from export.config import Raw, VisionConfig, require
-from export.family import CrossEncoder, PairTexts
+from export.cross_encoder import CrossEncoder, PairTexts
 from export.nn.bert import TEXT_DEFAULTS, BertConfig, BertEmbeddings
 from export.nn.dialect import Dialect
 from export.nn.linear import Linear

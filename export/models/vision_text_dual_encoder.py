@@ -8,7 +8,7 @@ from onnxscript import OpBuilder
 from bundle.errors import UnsupportedConfigError
 from export.config import Raw, VisionConfig, require, sub_config
 from export.family import DualEncoder, TextTower
-from export.nn.bert import ROBERTA_DEFAULTS, TEXT_DEFAULTS, Bert, BertConfig
+from export.nn.bert import ROBERTA_DEFAULTS, TEXT_DEFAULTS, BertConfig, PooledBert
 from export.nn.dialect import Dialect
 from export.nn.linear import Linear
 from export.nn.module import Module
@@ -19,7 +19,7 @@ from export.towers.dinov2 import Dinov2Tower, read_dinov2
 _CLIP = "clip_vision_model"
 _DINO = "dinov2"
 _TOWERS: dict[str, Raw] = {_CLIP: clip.VISION_DEFAULTS, _DINO: {}, "vit": vit.VISION_DEFAULTS}
-_TEXTS: dict[str, Raw] = {
+TEXTS: dict[str, Raw] = {
     "bert": TEXT_DEFAULTS,
     "camembert": ROBERTA_DEFAULTS,
     "roberta": ROBERTA_DEFAULTS,
@@ -36,17 +36,6 @@ class _PooledVit(vit.VitTower):
 
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
         return self.pooler(op, super().forward(op, pixel_values))
-
-
-class _PooledBert(Bert):
-    """The tower, and what its first token became."""
-
-    def __init__(self, config: BertConfig, dialect: Dialect) -> None:
-        super().__init__(config, dialect, "text_model")
-        self.pooler = FirstToken(config.tower.hidden_size)
-
-    def forward(self, op: OpBuilder, input_ids: ir.Value, attention_mask: ir.Value) -> ir.Value:
-        return self.pooler(op, super().forward(op, input_ids, attention_mask))
 
 
 class _Vision(Module):
@@ -81,8 +70,8 @@ class VisionTextDualEncoder(DualEncoder):
 
     def __init__(self, config: Raw) -> None:
         super().__init__(config)
-        images, self._tower_type = _part(config, "vision_config", _TOWERS)
-        texts, self._text_type = _part(config, "text_config", _TEXTS)
+        images, self._tower_type = part(config, "vision_config", _TOWERS)
+        texts, self._text_type = part(config, "text_config", TEXTS)
         require(images, [("pooler_act", "tanh"), ("pooler_output_size", images.get("hidden_size"))])
         self._vision = read_dinov2(images) if self._tower_type == _DINO else VisionConfig.read(images, {})
         self._qkv_bias = bool(images.get("qkv_bias", True))
@@ -110,10 +99,10 @@ class VisionTextDualEncoder(DualEncoder):
 
     def text(self, dialect: Dialect) -> Module:
         """Return tower and projection."""
-        return _Text(_PooledBert(self._text, dialect), self._text.tower.hidden_size, self._embedding_size)
+        return _Text(PooledBert(self._text, dialect, "text_model"), self._text.tower.hidden_size, self._embedding_size)
 
 
-def _part(config: Raw, key: str, known: dict[str, Raw]) -> tuple[Raw, str]:
+def part(config: Raw, key: str, known: dict[str, Raw]) -> tuple[Raw, str]:
     """Return a tower's config with every key, and its type.
 
     Raises:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
@@ -18,13 +16,6 @@ from graphs.segments import keys_name, queries_name
 from quant.kv.policy import WINDOW_TOKENS
 
 _TO_THE_END = 2**31 - 1
-Change = Callable[[OpBuilder, str, ir.Value, ir.Value], ir.Value]
-"""(op, "q", "k", "v" or "o", what a projection reads, what it gives) -> what it is to give."""
-
-
-def unchanged(op: OpBuilder, kind: str, x: ir.Value, y: ir.Value) -> ir.Value:
-    """Return y."""
-    return y
 
 
 class CachedAttention(Module):
@@ -78,32 +69,34 @@ class CachedAttention(Module):
         self.dialect = dialect
 
     def forward(
-        self,
-        op: OpBuilder,
-        x: ir.Value,
-        angles: Angles | None,
-        past: CacheRows,
-        lengths: Lengths,
-        change: Change = unchanged,
+        self, op: OpBuilder, x: ir.Value, angles: Angles | None, past: CacheRows, lengths: Lengths
     ) -> tuple[ir.Value, CacheRows, ir.Value]:
         """Return [B, T, D], the cache with T more rows per sequence, and the last queries [B, W, H*C].
 
-        Queries and keys turn by the angles; None: they do not turn. `change` adds to what a projection gives.
+        Queries and keys turn by the angles; None: they do not turn.
         """
-        query = self._normed(op, self.q_norm, change(op, "q", x, self.q_proj(op, x)), self.heads.num)
-        key = self._normed(op, self.k_norm, change(op, "k", x, self.k_proj(op, x)), self.heads.num_kv)
+        projected = self.q_proj(op, x), self.k_proj(op, x), self.v_proj(op, x)
+        attended, present, queries = self.attend(op, projected, angles, past, lengths)
+        return self.o_proj(op, attended), present, queries
+
+    def attend(
+        self,
+        op: OpBuilder,
+        projected: tuple[ir.Value, ir.Value, ir.Value],
+        angles: Angles | None,
+        past: CacheRows,
+        lengths: Lengths,
+    ) -> tuple[ir.Value, CacheRows, ir.Value]:
+        """Return what heads give [B, T, H*C] of projected queries, keys and values, and the rest as of `forward`."""
+        query = self._normed(op, self.q_norm, projected[0], self.heads.num)
+        key = self._normed(op, self.k_norm, projected[1], self.heads.num_kv)
         if angles is not None:
             query = self.dialect.rotary(op, query, angles.cos, angles.sin, self.heads.num)
             key = self.dialect.rotary(op, key, angles.cos, angles.sin, self.heads.num_kv)
         query.name, key.name = queries_name(self.layer), keys_name(self.layer)
-        value = change(op, "v", x, self.v_proj(op, x))
-        attended, present = self.dialect.cached_attention(op, query, key, value, past, lengths, self.heads)
+        attended, present = self.dialect.cached_attention(op, query, key, projected[2], past, lengths, self.heads)
         attended = attended if self.out_norm is None else self.out_norm(op, attended)
-        return (
-            change(op, "o", attended, self.o_proj(op, attended)),
-            present,
-            op.Slice(query, [-WINDOW_TOKENS], [_TO_THE_END], [1]),
-        )
+        return attended, present, op.Slice(query, [-WINDOW_TOKENS], [_TO_THE_END], [1])
 
     def _normed(self, op: OpBuilder, norm: Module | None, x: ir.Value, num_heads: int) -> ir.Value:
         """Return x [B, T, heads*C] with every head normed."""

@@ -13,6 +13,7 @@ from export.nn.dialect import Dialect
 from export.nn.linear import Embedding, Linear, activation
 from export.nn.module import Module, ModuleList, Weight
 from export.nn.norms import LayerNorm
+from export.nn.pooler import FirstToken
 from export.nn.vit import attention_bias, tower_heads
 from graphs.labels import Label
 
@@ -103,29 +104,40 @@ class _Positions(Module):
         return op.Gather(self.weight, op.Add(counted, self.pad_token_id), axis=0)
 
 
-class _FirstSegment(Module):
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__()
-        self.weight = Weight(config.num_segments, config.tower.hidden_size)
+class _Segments(Module):
+    """A row for each of two texts that stand in one; `are_read`: tokens say theirs, else all are of the first."""
 
-    def forward(self, op: OpBuilder) -> ir.Value:
-        return op.Slice(self.weight, [0], [1], [0])
+    def __init__(self, config: BertConfig, *, are_read: bool) -> None:
+        super().__init__()
+        label = Label("table") if are_read else None
+        self.weight = Weight(config.num_segments, config.tower.hidden_size, label=label)
+
+    def forward(self, op: OpBuilder, token_type_ids: ir.Value | None) -> ir.Value:
+        """Return [1, D], or [B, T, D] from [B, T] int64."""
+        if token_type_ids is None:
+            return op.Slice(self.weight, [0], [1], [0])
+        return op.Gather(self.weight, token_type_ids, axis=0)
 
 
 class BertEmbeddings(Module):
-    """Words, positions and the first segment, normed."""
+    """Words, positions and segments, normed.
 
-    def __init__(self, config: BertConfig) -> None:
+    Args:
+        config: Sizes.
+        reads_segments: Tokens say of which text they are; else all are of the first.
+    """
+
+    def __init__(self, config: BertConfig, *, reads_segments: bool = False) -> None:
         super().__init__()
         size = config.tower.hidden_size
         self.word_embeddings = Embedding(config.vocab_size, size)
         self.position_embeddings = _Positions(config)
-        self.token_type_embeddings = _FirstSegment(config)
+        self.token_type_embeddings = _Segments(config, are_read=reads_segments)
         self.norm = LayerNorm(size, config.tower.layer_norm_eps, name="LayerNorm")
 
-    def forward(self, op: OpBuilder, input_ids: ir.Value) -> ir.Value:
+    def forward(self, op: OpBuilder, input_ids: ir.Value, token_type_ids: ir.Value | None = None) -> ir.Value:
         """Return [B, T, D] from [B, T] int64."""
-        words = op.Add(self.word_embeddings(op, input_ids), self.token_type_embeddings(op))
+        words = op.Add(self.word_embeddings(op, input_ids), self.token_type_embeddings(op, token_type_ids))
         return self.norm(op, op.Add(words, self.position_embeddings(op, input_ids)))
 
 
@@ -178,13 +190,32 @@ class Bert(Module):
         config: Sizes.
         dialect: How attention is written.
         name: Where the checkpoint keeps it.
+        reads_segments: As of `BertEmbeddings`.
     """
 
-    def __init__(self, config: BertConfig, dialect: Dialect, name: str | None = None) -> None:
+    def __init__(
+        self, config: BertConfig, dialect: Dialect, name: str | None = None, *, reads_segments: bool = False
+    ) -> None:
         super().__init__(name)
-        self.embeddings = BertEmbeddings(config)
+        self.embeddings = BertEmbeddings(config, reads_segments=reads_segments)
         self.encoder = BertEncoder(config.tower, dialect, rows=config.max_tokens)
 
-    def forward(self, op: OpBuilder, input_ids: ir.Value, attention_mask: ir.Value) -> ir.Value:
-        """Return [B, T, D] from [B, T] ids and mask."""
-        return self.encoder(op, self.embeddings(op, input_ids), attention_mask)
+    def forward(
+        self, op: OpBuilder, input_ids: ir.Value, attention_mask: ir.Value, token_type_ids: ir.Value | None = None
+    ) -> ir.Value:
+        """Return [B, T, D] from [B, T] ids, mask and, where segments are read, types."""
+        return self.encoder(op, self.embeddings(op, input_ids, token_type_ids), attention_mask)
+
+
+class PooledBert(Bert):
+    """The tower, and what its first token became."""
+
+    def __init__(self, config: BertConfig, dialect: Dialect, name: str, *, reads_segments: bool = False) -> None:
+        super().__init__(config, dialect, name, reads_segments=reads_segments)
+        self.pooler = FirstToken(config.tower.hidden_size)
+
+    def forward(
+        self, op: OpBuilder, input_ids: ir.Value, attention_mask: ir.Value, token_type_ids: ir.Value | None = None
+    ) -> ir.Value:
+        """Return [B, D]; else as `Bert`."""
+        return self.pooler(op, super().forward(op, input_ids, attention_mask, token_type_ids))

@@ -92,13 +92,15 @@ class Pointwise(Module):
         in_features: Last axis of x.
         out_features: Last axis of y.
         rows: Places of one image.
+        bias: Whether one is added.
     """
 
-    def __init__(self, in_features: int, out_features: int, *, rows: int) -> None:
+    def __init__(self, in_features: int, out_features: int, *, rows: int, bias: bool = True) -> None:
         super().__init__()
         self.weight = _PointwiseWeight(in_features, out_features, transposed=True, label=Label("linear", rows))
-        self.bias = Weight(out_features)
+        self.bias = Weight(out_features) if bias else None
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         """Return [..., out] from [..., in]."""
-        return op.Add(op.MatMul(x, self.weight), self.bias)
+        product = op.MatMul(x, self.weight)
+        return product if self.bias is None else op.Add(product, self.bias)

@@ -7,7 +7,7 @@ Every module calls its dialect for them and is otherwise the same in both. *cont
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -123,6 +123,25 @@ class Dialect(ABC):
         """Return x [B, T, heads*C] with the halves of every head turned by the angles of cos and sin [B, T, C/2]."""
         return op.RotaryEmbedding(x, cos, sin, num_heads=num_heads)
 
+    def by_kind(
+        self,
+        op: OpBuilder,
+        x: ir.Value,
+        is_image: ir.Value,
+        of_text: Callable[[ir.Value], ir.Value],
+        of_image: Callable[[ir.Value], ir.Value],
+    ) -> ir.Value:
+        """Return [B, T, N], each row made by the function of its token's kind; here of both, all rows by both.
+
+        Args:
+            op: The builder.
+            x: [B, T, D].
+            is_image: [B, T] bool, tokens that stand for rows of images.
+            of_text: Rows [..., D] to rows [..., N], each by itself.
+            of_image: The same.
+        """
+        return op.Where(op.Unsqueeze(is_image, [-1]), of_image(x), of_text(x))
+
     def rms_norm(self, op: OpBuilder, x: ir.Value, weight: ir.Value, eps: float) -> ir.Value:
         """Return x / sqrt(mean(x^2) + eps) * weight over the last axis."""
         return op.RMSNormalization(x, weight, axis=-1, epsilon=eps)
@@ -150,6 +169,25 @@ class Contrib(Dialect):
             _domain=CONTRIB,
             _version=1,
         )
+
+    def by_kind(
+        self,
+        op: OpBuilder,
+        x: ir.Value,
+        is_image: ir.Value,
+        of_text: Callable[[ir.Value], ir.Value],
+        of_image: Callable[[ir.Value], ir.Value],
+    ) -> ir.Value:
+        """Return [B, T, N], each row made by the function of its token's kind and by no other.
+
+        A sampled token is text: weights that only images meet are not read then, for a product of no rows reads none.
+        """
+        marks, rows = op.Reshape(is_image, [-1]), op.Flatten(x, axis=2)
+        numbers = [op.Transpose(op.NonZero(each)) for each in (op.Not(marks), marks)]
+        functions = (of_text, of_image)
+        made = op.Concat(*(f(op.GatherND(rows, own)) for f, own in zip(functions, numbers, strict=True)), axis=0)
+        placed = op.ScatterND(made, op.Concat(*numbers, axis=0), made)
+        return op.Reshape(placed, op.Concat(op.Shape(x, start=0, end=2), [-1], axis=0))
 
     def lengths(
         self, op: OpBuilder, inputs_embeds: ir.Value, past_lengths: ir.Value, cache: ir.Value, sight: Sight

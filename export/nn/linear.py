@@ -53,15 +53,16 @@ class Linear(Module):
 
 
 class PackedLinear(Module):
-    """One third of a projection that the checkpoint keeps as a single [3D, D] matrix with its biases.
+    """One part of a projection that the checkpoint keeps as a single matrix over all, [3D, D] mostly, with its biases.
 
     Args:
         size: D.
         part: 0, 1 or 2.
-        name: Of the third, in the graph.
+        name: Of the part, in the graph.
         sources: Where the checkpoint keeps matrix and biases, if there are any, as seen from the module around.
-        rows: That it multiplies for one image.
-        order: In which the checkpoint's outputs, of the third, stand in y; as they are by default.
+        rows: That it multiplies for one image; None in a decoder.
+        order: In which the checkpoint's outputs, of the part, stand in y; as they are by default.
+        out_size: Width of the part; D by default.
     """
 
     def __init__(
@@ -71,20 +72,22 @@ class PackedLinear(Module):
         name: str,
         sources: tuple[str, str | None],
         *,
-        rows: int,
+        rows: int | None,
         order: npt.NDArray[np.int64] | None = None,
+        out_size: int | None = None,
     ) -> None:
         super().__init__("")
-        third = (part * size, (part + 1) * size)
+        width = size if out_size is None else out_size
+        own = (part * width, (part + 1) * width)
         weight, bias = sources
         label = Label("linear", rows)
         self.weight = Weight(
-            size, size, transposed=True, name=f"{name}.weight", source=weight, rows=third, order=order, label=label
+            size, width, transposed=True, name=f"{name}.weight", source=weight, rows=own, order=order, label=label
         )
-        self.bias = None if bias is None else Weight(size, name=f"{name}.bias", source=bias, rows=third, order=order)
+        self.bias = None if bias is None else Weight(width, name=f"{name}.bias", source=bias, rows=own, order=order)
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        """Return [..., D] from [..., D]."""
+        """Return [..., out_size] from [..., D]."""
         product = op.MatMul(x, self.weight)
         return product if self.bias is None else op.Add(product, self.bias)
 

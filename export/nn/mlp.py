@@ -38,10 +38,13 @@ class GatedMLP(Module):
         config: Sizes.
         rows: That meet it for one image; None in a decoder.
         in_size: Width in, where that is another than the width out.
+        name: Where the checkpoint keeps it; the attribute's name by default.
     """
 
-    def __init__(self, config: GatedSizes, *, rows: int | None = None, in_size: int | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self, config: GatedSizes, *, rows: int | None = None, in_size: int | None = None, name: str | None = None
+    ) -> None:
+        super().__init__(name)
         size, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
         self.gate_proj = Linear(in_size or size, inner, rows=rows, bias=bias)
         self.up_proj = Linear(in_size or size, inner, rows=rows, bias=bias)

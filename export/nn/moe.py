@@ -1,9 +1,9 @@
-"""Mixture of experts: a shared expert plus the most probable one of several routed experts.
+"""Mixtures of experts: the most probable ones of several routed experts, and where there is one a shared expert.
 
-    out = shared(x) + p_e * expert_e(x),   p = softmax(router(x)) over all experts, e = argmax p
+    out = shared(x) + sum over the chosen e of w_e * expert_e(x)
 
-The factor is the chosen expert's share among *all* experts (MoTE, arXiv 2506.14435, section 3.1), not 1 as a softmax
-over the chosen one alone would give.
+What an expert counts for, w_e, is its share in the softmax of the router's scores over all experts (MoTE, arXiv
+2506.14435, section 3.1), or over the chosen ones alone (Aria, arXiv 2410.05993, section 2.1).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from export.config import DecoderConfig, ExpertsConfig
 from export.nn.linear import Linear
 from export.nn.mlp import GatedMLP
 from export.nn.module import Module, ModuleList, Weight
-from graphs.experts import GATE_ROWS, SWIGLU, UP_ROWS, operands
+from graphs.experts import GATE_ROWS, UP_ROWS, moe_attributes, operands
 from graphs.labels import Label
 from graphs.store import CONTRIB
 
@@ -71,39 +71,36 @@ class _Mixture(Module):
         super().__init__()
         self.shared_expert = GatedMLP(config)
         self.router = Linear(config.hidden_size, experts.num, rows=None, role="router", bias=False)
-        self.num_experts = experts.num
+        self.sizes = experts
 
 
 class _Experts(Module):
     """The routed experts as one com.microsoft.MoE.
 
-    It takes the router's logits, applies the softmax over all experts itself, and weighs the chosen one by its share
-    when told not to normalise the weights of the chosen to 1 (ONNX Runtime 1.31, CPU; QMoE differs, see quant).
+    It takes the router's logits, applies the softmax over all experts itself, and weighs the chosen by their shares
+    when told not to normalise them to a sum of 1 (ONNX Runtime 1.31, CPU; QMoE differs, see quant).
     """
 
     def __init__(self, config: DecoderConfig, experts: ExpertsConfig) -> None:
         super().__init__()
-        sizes = experts.num, experts.width, config.hidden_size
-        self.gate_up_proj = StackedWeight(
-            sizes[0],
-            (2 * sizes[1], sizes[2]),
-            {"gate_proj.weight": GATE_ROWS, "up_proj.weight": UP_ROWS},
-            "gate_up_proj",
-        )
-        self.down_proj = StackedWeight(sizes[0], (sizes[2], sizes[1]), {"down_proj.weight": slice(None)}, "down_proj")
-        self.num_experts = experts.num
+        num, width, size = experts.num, experts.width, config.hidden_size
+        rows = {"gate_proj.weight": GATE_ROWS, "up_proj.weight": UP_ROWS}
+        self.gate_up_proj = StackedWeight(num, (2 * width, size), rows, "gate_up_proj")
+        self.down_proj = StackedWeight(num, (size, width), {"down_proj.weight": slice(None)}, "down_proj")
+        self.sizes = experts
         if config.hidden_act not in ("silu", "swish"):
             raise UnsupportedConfigError(f"hidden_act {config.hidden_act!r}: experts are built with silu only")
 
     def forward(self, op: OpBuilder, x: ir.Value, logits: ir.Value) -> ir.Value:
         """Return [B, T, D], from x [B, T, D] and the router's logits [B, T, E]."""
-        flat = op.Reshape(logits, [-1, self.num_experts])
+        flat = op.Reshape(logits, [-1, self.sizes.num])
         inputs = operands(x, flat, self.gate_up_proj, self.down_proj)
-        return op.MoE(*inputs, **SWIGLU, _domain=CONTRIB, _version=1)
+        how = moe_attributes(self.sizes.per_token, is_normalised=self.sizes.is_normalised)
+        return op.MoE(*inputs, **how, _domain=CONTRIB, _version=1)
 
 
 class FusedMixture(_Mixture):
-    """A mixture that runs the chosen expert of each token and no other."""
+    """A mixture that runs the chosen experts of each token and no others."""
 
     def __init__(self, config: DecoderConfig, experts: ExpertsConfig) -> None:
         super().__init__(config, experts)
@@ -115,7 +112,7 @@ class FusedMixture(_Mixture):
 
 
 class DenseMixture(_Mixture):
-    """A mixture in standard operators: every expert runs for every token, and all but one are multiplied by 0."""
+    """A mixture in standard operators: every expert runs for every token, and those not chosen are multiplied by 0."""
 
     def __init__(self, config: DecoderConfig, experts: ExpertsConfig) -> None:
         super().__init__(config, experts)
@@ -124,16 +121,21 @@ class DenseMixture(_Mixture):
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         """Return [B, T, D] from [B, T, D]."""
-        shares = op.Softmax(self.router(op, x), axis=-1)
-        numbers = op.Constant(value=ir.tensor(np.arange(self.num_experts)))
-        chosen = op.Equal(numbers, op.ArgMax(shares, axis=-1, keepdims=1))
-        gates = op.Split(
-            op.Where(chosen, shares, 0.0), axis=-1, num_outputs=self.num_experts, _outputs=self.num_experts
-        )
+        num = self.sizes.num
+        weights = op.Split(self._weights(op, self.router(op, x)), axis=-1, num_outputs=num, _outputs=num)
         out = self.shared_expert(op, x)
-        for gate, expert in zip(gates, self.experts, strict=True):
-            out = op.Add(out, op.Mul(gate, expert(op, x)))
+        for weight, expert in zip(weights, self.experts, strict=True):
+            out = op.Add(out, op.Mul(weight, expert(op, x)))
         return out
+
+    def _weights(self, op: OpBuilder, logits: ir.Value) -> ir.Value:
+        """Return what each expert counts for [B, T, E], 0 where it was not chosen, by logits [B, T, E]."""
+        scores = logits if self.sizes.is_normalised else op.Softmax(logits, axis=-1)
+        highest, numbers = op.TopK(scores, [self.sizes.per_token], axis=-1, _outputs=2)
+        of_chosen = op.Softmax(highest, axis=-1) if self.sizes.is_normalised else highest
+        experts = op.Constant(value=ir.tensor(np.arange(self.sizes.num)))
+        is_chosen = op.Equal(op.Unsqueeze(numbers, [-1]), experts)
+        return op.ReduceSum(op.Where(is_chosen, op.Unsqueeze(of_chosen, [-1]), 0.0), [-2], keepdims=0)
 
 
 MIXTURES: Mapping[str, type[_Mixture]] = {"contrib": FusedMixture, "portable": DenseMixture}

@@ -10,17 +10,18 @@ from export.nn.module import Module, Weight
 
 
 class LayerNorm(Module):
-    """(x - mean) / sqrt(var + eps) * weight + bias."""
+    """(x - mean) / sqrt(var + eps) * weight, plus a bias where there is one."""
 
-    def __init__(self, size: int, eps: float, *, name: str | None = None) -> None:
+    def __init__(self, size: int, eps: float, *, bias: bool = True, name: str | None = None) -> None:
         super().__init__(name)
         self.weight = Weight(size)
-        self.bias = Weight(size)
+        self.bias = Weight(size) if bias else None
         self.eps = eps
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         """Return x normalised, same shape."""
-        return op.LayerNormalization(x, self.weight, self.bias, axis=-1, epsilon=self.eps)
+        bias = [] if self.bias is None else [self.bias]  # named and empty, TensorRT's parser refuses it
+        return op.LayerNormalization(x, self.weight, *bias, axis=-1, epsilon=self.eps)
 
 
 class RMSNorm(Module):

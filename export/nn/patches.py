@@ -53,28 +53,6 @@ class Grid:
         return op.Range(0, op.Squeeze(op.Mul(self.height, self.width), [0]), 1)
 
 
-class _OverFrames(Weight):
-    """A convolution over several frames, summed over them: what it is for a still image, which is as many equal ones.
-
-    Args:
-        num_frames: Of the checkpoint's convolution.
-    """
-
-    def __init__(self, *shape: int, num_frames: int) -> None:
-        super().__init__(*shape, name="proj.weight")
-        self.num_frames = num_frames
-
-    def fits(self, stored: tuple[int, ...]) -> bool:
-        """Return whether a checkpoint tensor of that shape can fill this weight."""
-        wanted = tuple(int(size) for size in self.shape)
-        return stored == (*wanted[:2], self.num_frames, *wanted[2:])
-
-    def from_stored(self, parts: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-        """Return [D, channels, side, side]."""
-        (stored,) = parts
-        return np.ascontiguousarray(stored.sum(axis=2, dtype=np.float32))
-
-
 class StillPatches(Module):
     """Non-overlapping patches of images, with biases.
 
@@ -128,24 +106,51 @@ class FlattenedPatches(Module):
         return _patches(op, pixel_values, self.weight, self.bias, self.side)
 
 
+class _ByFrame(Weight):
+    """A convolution over several frames as one over their channels, those of the first frame first.
+
+    Args:
+        num_frames: Of the checkpoint's convolution.
+    """
+
+    def __init__(self, size: int, side: int, num_frames: int) -> None:
+        super().__init__(size, 3 * num_frames, side, side, name="proj.weight")
+        self.num_frames = num_frames
+
+    def fits(self, stored: tuple[int, ...]) -> bool:
+        """Return whether a checkpoint tensor of that shape can fill this weight."""
+        size, channels, *sides = (int(each) for each in self.shape)
+        return stored == (size, channels // self.num_frames, self.num_frames, *sides)
+
+    def from_stored(self, parts: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+        """Return [D, frames * channels, side, side]."""
+        (stored,) = parts
+        size, channels, *sides = (int(each) for each in self.shape)
+        return np.ascontiguousarray(stored.swapaxes(1, 2).reshape(size, channels, *sides))
+
+
 class VideoPatches(Module):
-    """Non-overlapping patches of still images, by a convolution that was trained on frames.
+    """Non-overlapping patches of groups of a video's frames; a still image is a group of equal ones.
 
     Args:
         size: D.
         side: Of a patch in pixels.
-        num_frames: That a patch spans in the checkpoint.
-        bias: Whether it adds one.
+        num_frames: Of a group.
+        bias: Whether the convolution adds one.
     """
 
     def __init__(self, size: int, side: int, num_frames: int, *, bias: bool = False) -> None:
         super().__init__()
-        self.weight = _OverFrames(size, 3, side, side, num_frames=num_frames)
+        self.weight = _ByFrame(size, side, num_frames)
         self.bias = Weight(size, name="proj.bias") if bias else None
         self.side = side
+        self.num_frames = num_frames
 
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> tuple[ir.Value, Grid]:
-        """Return [I, N, D], row by row, and the grid, from [I, channels, height, width]."""
+        """Return [I, N, D], row by row, and the grid, from [I, 3 or 3 * frames, height, width]."""
+        if self.num_frames > 1:  # a group comes whole, and what is cut off then is its repetition
+            repeated = op.Concat(*[pixel_values] * self.num_frames, axis=1)
+            pixel_values = op.Slice(repeated, [0], [3 * self.num_frames], [1])
         return _patches(op, pixel_values, self.weight, self.bias, self.side)
 
 
@@ -188,14 +193,29 @@ class PackedAttention(Module):
         heads: Of it.
         dialect: How it is written.
         rows: Patches of a usual image.
+        bias: Whether its projections have biases.
+        norms: Of each head of queries and of keys; None: there are none.
     """
 
-    def __init__(self, size: int, heads: Heads, dialect: Dialect, *, rows: int) -> None:
+    def __init__(
+        self,
+        size: int,
+        heads: Heads,
+        dialect: Dialect,
+        *,
+        rows: int,
+        bias: bool = True,
+        norms: tuple[Module, Module] | None = None,
+    ) -> None:
         super().__init__()
+        sources = _PACKED if bias else (_PACKED[0], None)
         self.query, self.key, self.value = (
-            PackedLinear(size, part, f"{name}_proj", _PACKED, rows=rows) for part, name in enumerate("qkv")
+            PackedLinear(size, part, f"{name}_proj", sources, rows=rows) for part, name in enumerate("qkv")
         )
-        self.proj = Linear(size, size, rows=rows)
+        self.proj = Linear(size, size, rows=rows, bias=bias)
+        self.q_norm: Module | None
+        self.k_norm: Module | None
+        self.q_norm, self.k_norm = norms or (None, None)
         self.heads = heads
         self.dialect = dialect
 
@@ -203,11 +223,18 @@ class PackedAttention(Module):
         self, op: OpBuilder, x: ir.Value, angles: Angles, window: int | None = None, bias: ir.Value | None = None
     ) -> ir.Value:
         """Return [I, S, D] from [I, S, D], within windows of so many patches where that is given."""
-        query = self.dialect.rotary(op, self.query(op, x), angles.cos, angles.sin, self.heads.num)
-        key = self.dialect.rotary(op, self.key(op, x), angles.cos, angles.sin, self.heads.num)
+        query, key = self._normed(op, self.q_norm, self.query(op, x)), self._normed(op, self.k_norm, self.key(op, x))
+        query = self.dialect.rotary(op, query, angles.cos, angles.sin, self.heads.num)
+        key = self.dialect.rotary(op, key, angles.cos, angles.sin, self.heads.num)
         value, shape = self.value(op, x), op.Shape(x)
         if window is not None:
             inside = [-1, window, self.heads.num * self.heads.size]
             query, key, value = (op.Reshape(each, inside) for each in (query, key, value))
         attended = self.dialect.attention(op, query, key, value, self.heads, bias)
         return self.proj(op, attended if window is None else op.Reshape(attended, shape))
+
+    def _normed(self, op: OpBuilder, norm: Module | None, x: ir.Value) -> ir.Value:
+        """Return x [I, S, D] with every head normed."""
+        if norm is None:
+            return x
+        return op.Reshape(norm(op, op.Reshape(x, [0, 0, self.heads.num, self.heads.size])), [0, 0, -1])

@@ -114,21 +114,23 @@ class _Encoder(Module):
 
 
 class Dinov2Tower(Module):
-    """Images of any shape to what their class token became.
+    """Images of any shape to what their class token became, or all of their rows.
 
     Args:
         config: The tower.
         dialect: How attention is written.
         name: Where the checkpoint keeps it.
+        pools: Only the class token is wanted.
     """
 
-    def __init__(self, config: VisionConfig, dialect: Dialect, name: str) -> None:
+    def __init__(self, config: VisionConfig, dialect: Dialect, name: str, *, pools: bool = True) -> None:
         super().__init__(name)
         self.embeddings = _Embeddings(config)
         self.encoder = _Encoder(config.tower, dialect, rows=self.embeddings.num_rows)
         self.layernorm = LayerNorm(config.tower.hidden_size, config.tower.layer_norm_eps)
+        self.pools = pools
 
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
-        """Return [I, D] from [I, 3, height, width]."""
+        """Return [I, D], or [I, 1 + patches, D], from [I, 3, height, width]."""
         hidden = self.encoder(op, self.embeddings(op, pixel_values))
-        return self.layernorm(op, op.Gather(hidden, 0, axis=1))
+        return self.layernorm(op, op.Gather(hidden, 0, axis=1) if self.pools else hidden)

@@ -1,123 +1,78 @@
-"""FastViTHD (FastVLM, arXiv 2412.13303, section 3.2): convolutions at three scales, attention at the two smallest.
+"""FastViT (arXiv 2303.14189) as MobileCLIP (2311.17049) and FastVLM (2412.13303) have it: timm's `fastvit_mci*`.
 
-It is FastViT (arXiv 2303.14189) with a fifth stage, and timm's `fastvit_mci3`: weights are named as there, and only
-those of `inference_mode` are read, in which the branches of training are one convolution (FastViT, section 3.2).
+Convolutions at three scales, and attention at the smallest; FastViTHD (FastVLM, section 3.2) has a fifth stage, which
+attends too. Weights are named as timm's: with the branches of training, which are summed to one convolution when
+they are read (FastViT, section 3.2), or as timm's `reparameterize_model` leaves them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
 
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from bundle.errors import UnsupportedConfigError
-from export.config import Raw
 from export.nn.convolution import BatchNorm, Convolution, Pointwise
 from export.nn.dialect import Dialect, Heads
 from export.nn.linear import Linear, PackedLinear
+from export.nn.merged_conv import Branch, MergedConv
 from export.nn.module import Module, ModuleList, Weight
 from export.nn.norms import LayerNorm
+from export.towers.fastvit_config import HEAD_SIZE, FastViTConfig
 
-_HEAD_SIZE = 32
-_STEM_STRIDE = 4
 _EPS = 1e-5
 """Of batch norms and of the norms before attention."""
 _SQUEEZED = 16
 """Channels that share one in the gate behind the last stage (timm's SqueezeExcite, rd_ratio)."""
-_WIDENED = 2
-"""What the last convolution multiplies channels by (timm, cls_ratio)."""
+_SQUEEZED_BEFORE = 4
+"""The same of gates where a stage begins; their number is then a multiple of `_DIVISOR`."""
+_DIVISOR = 8
+_SMALL = 3
+"""Side of the kernel beside the large one where a stage begins (timm, small_kernel)."""
 _PACKED = ("qkv.weight", None)
 
 
-@dataclass(frozen=True)
-class FastViTConfig:
-    """Sizes of the stages.
-
-    Attributes:
-        layers: Blocks of each.
-        widths: Channels of each.
-        ratios: Inner width of its feed-forwards, over its channels.
-        attends: Which stages attend; the others mix by convolution.
-        image_size_px: Side of the input.
-    """
-
-    layers: tuple[int, ...]
-    widths: tuple[int, ...]
-    ratios: tuple[float, ...] = (4.0,) * 5
-    attends: tuple[bool, ...] = (False, False, False, True, True)
-    image_size_px: int = 0
-
-    @property
-    def patch_size_px(self) -> int:
-        """Side of the square of pixels that one place behind the last stage stands for."""
-        return _STEM_STRIDE << (len(self.layers) - 1)
-
-    @property
-    def hidden_size(self) -> int:
-        """Channels that the tower gives."""
-        return self.widths[-1] * _WIDENED
-
-    def rows(self, stage: int) -> int:
-        """Return how many places a stage has."""
-        return (self.image_size_px // (_STEM_STRIDE << stage)) ** 2
-
-    @classmethod
-    def read(cls, raw: Raw, num_tokens: int) -> FastViTConfig:
-        """Return the tower of a config of timm's wrapper.
-
-        Args:
-            raw: `architecture` and `model_args`.
-            num_tokens: That the tower makes of an image, from which its side follows.
-
-        Raises:
-            UnsupportedConfigError: Another tower, its form in training, or arguments that are not read.
-        """
-        name, stated = str(raw.get("architecture")), dict(raw.get("model_args") or {})
-        if name not in FASTVITS:
-            raise UnsupportedConfigError(
-                f"vision_config.architecture {name!r}: of timm's towers {', '.join(FASTVITS)} are built"
-            )
-        if not stated.pop("inference_mode", False):
-            raise UnsupportedConfigError(
-                "vision_config.model_args.inference_mode is not true: the branches of training are not put together "
-                "here; do it with timm's reparameterize_model, and save the checkpoint again"
-            )
-        sizes = FASTVITS[name]
-        given: dict[str, Any] = {field: tuple(stated.pop(key)) for key, field in _ARGUMENTS.items() if key in stated}
-        if stated or any(len(value) != len(sizes.layers) for value in given.values()):
-            raise UnsupportedConfigError(
-                f"vision_config.model_args {raw['model_args']}: read are inference_mode, {', '.join(_ARGUMENTS)}, "
-                f"the last of {len(sizes.layers)} numbers each"
-            )
-        changed = replace(sizes, **given)
-        side = round(num_tokens**0.5)
-        if side * side != num_tokens or any(
-            width % _HEAD_SIZE for width, attends in zip(changed.widths, changed.attends, strict=True) if attends
-        ):
-            raise UnsupportedConfigError(
-                f"image_seq_length {num_tokens} and widths {changed.widths}: built are squares of tokens, and heads of "
-                f"{_HEAD_SIZE} where a stage attends"
-            )
-        return replace(changed, image_size_px=side * changed.patch_size_px)
+def _convolution(
+    config: FastViTConfig,
+    sizes: tuple[int, int],
+    side: int,
+    branches: Sequence[Branch],
+    *,
+    stride: int = 1,
+    groups: int = 1,
+) -> Module:
+    """Return what the checkpoint has as one convolution, or as these branches."""
+    if config.has_branches:
+        return MergedConv(sizes, side, branches, stride=stride, groups=groups)
+    return Convolution(*sizes, side, stride=stride, groups=groups)
 
 
-FASTVITS: Mapping[str, FastViTConfig] = {
-    "fastvit_mci3": FastViTConfig((2, 12, 24, 4, 2), (96, 192, 384, 768, 1536)),
-    "fastvit_mci4": FastViTConfig((2, 12, 24, 4, 4), (128, 256, 512, 1024, 2048)),
-}
-"""By timm's name; mci3 is what FastVLM calls FastViTHD."""
-_ARGUMENTS = {"layers": "layers", "embed_dims": "widths", "mlp_ratios": "ratios"}
+def _over_parameterised(sizes: tuple[int, int], side: int, stride: int, *, has_scale: bool) -> list[Branch]:
+    """Return the branches of MobileOne (arXiv 2206.04040, section 3.2), one convolution of the kernel's side."""
+    branches = [Branch.normed("conv_kxk.0", side)]
+    if side > 1 and has_scale:
+        branches.append(Branch.normed("conv_scale", 1))
+    if sizes[0] == sizes[1] and stride == 1:
+        branches.append(Branch(None, norm="identity"))
+    return branches
 
 
 class _Convolved(Module):
-    """A convolution of a branch that was several in training, with an activation behind."""
+    """A convolution with an activation behind."""
 
-    def __init__(self, in_channels: int, out_channels: int, side: int, *, stride: int = 1, groups: int = 1) -> None:
+    def __init__(
+        self,
+        config: FastViTConfig,
+        sizes: tuple[int, int],
+        side: int,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        has_scale: bool = True,
+    ) -> None:
         super().__init__()
-        self.reparam_conv = Convolution(in_channels, out_channels, side, stride=stride, groups=groups)
+        branches = _over_parameterised(sizes, side, stride, has_scale=has_scale)
+        self.reparam_conv = _convolution(config, sizes, side, branches, stride=stride, groups=groups)
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         return op.Gelu(self.reparam_conv(op, x))
@@ -126,12 +81,24 @@ class _Convolved(Module):
 class _Alone(Module):
     """Each channel convolved by itself, without an activation."""
 
-    def __init__(self, channels: int, side: int) -> None:
+    def __init__(self, config: FastViTConfig, channels: int, side: int, branches: Sequence[Branch]) -> None:
         super().__init__()
-        self.reparam_conv = Convolution(channels, channels, side, groups=channels)
+        self.reparam_conv = _convolution(config, (channels, channels), side, branches, groups=channels)
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         return self.reparam_conv(op, x)
+
+
+_MIXER = (
+    Branch(None),
+    Branch("mixer.conv_kxk.0.conv.weight", 3, norm="mixer.conv_kxk.0.bn", scale="layer_scale.gamma"),
+    Branch("mixer.conv_scale.conv.weight", 1, norm="mixer.conv_scale.bn", scale="layer_scale.gamma"),
+    Branch(None, norm="mixer.identity", scale="layer_scale.gamma"),
+    Branch(None, norm="norm.identity", scale="layer_scale.gamma", sign=-1),
+)
+"""RepMixer in training (FastViT, section 3.2.1): x, and a part of what a mixer adds to x without its norm."""
+_POSITIONS = (Branch(None), Branch("pos_enc.weight", 7, bias="pos_enc.bias"))
+"""Positions by a convolution, beside what they are added to (arXiv 2102.10882)."""
 
 
 class _Scale(Module):
@@ -170,9 +137,9 @@ class _FeedForward(Module):
 class _MixerBlock(Module):
     """Places mixed by a convolution, then a feed-forward (FastViT, section 3.2.1)."""
 
-    def __init__(self, channels: int, inner: int, *, rows: int) -> None:
+    def __init__(self, config: FastViTConfig, channels: int, inner: int, *, rows: int) -> None:
         super().__init__()
-        self.token_mixer = _Alone(channels, 3)
+        self.token_mixer = _Alone(config, channels, 3, _MIXER)
         self.mlp = _FeedForward(channels, inner, rows=rows)
         self.layer_scale = _Scale(channels)
 
@@ -188,8 +155,8 @@ class _Attention(Module):
             PackedLinear(channels, part, f"{name}_proj", _PACKED, rows=rows) for part, name in enumerate("qkv")
         )
         self.proj = Linear(channels, channels, rows=rows)
-        num = channels // _HEAD_SIZE
-        self.heads = Heads(num, num, _HEAD_SIZE, float(_HEAD_SIZE) ** -0.5)
+        num = channels // HEAD_SIZE
+        self.heads = Heads(num, num, HEAD_SIZE, float(HEAD_SIZE) ** -0.5)
         self.dialect = dialect
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
@@ -201,9 +168,10 @@ class _Attention(Module):
 class _AttentionBlock(Module):
     """Places mixed by attention, then a feed-forward (FastViT, section 3.1)."""
 
-    def __init__(self, channels: int, inner: int, dialect: Dialect, *, rows: int) -> None:
+    def __init__(self, config: FastViTConfig, channels: int, inner: int, dialect: Dialect, *, rows: int) -> None:
         super().__init__()
-        self.norm = LayerNorm(channels, _EPS)
+        self.norm: Module = BatchNorm(channels, _EPS) if config.norms_by_batch else LayerNorm(channels, _EPS)
+        self.norms_by_batch = config.norms_by_batch
         self.token_mixer = _Attention(channels, dialect, rows=rows)
         self.layer_scale_1 = _Scale(channels)
         self.mlp = _FeedForward(channels, inner, rows=rows)
@@ -211,19 +179,51 @@ class _AttentionBlock(Module):
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         """Return [I, C, height, width] from the same."""
-        flat = op.Transpose(op.Reshape(x, [0, 0, -1]), perm=[0, 2, 1])
-        mixed = op.Transpose(self.token_mixer(op, self.norm(op, flat)), perm=[0, 2, 1])
+        before = self.norm(op, x) if self.norms_by_batch else x
+        flat = op.Transpose(op.Reshape(before, [0, 0, -1]), perm=[0, 2, 1])
+        normed = flat if self.norms_by_batch else self.norm(op, flat)
+        mixed = op.Transpose(self.token_mixer(op, normed), perm=[0, 2, 1])
         x = op.Add(x, self.layer_scale_1(op, op.Reshape(mixed, op.Shape(x))))
         return op.Add(x, self.layer_scale_2(op, self.mlp(op, x)))
 
 
-class _Halving(Module):
-    """Height and width halved by a large kernel over each channel, which gives two."""
+class _Gate(Module):
+    """Each channel times what the means of all say of it (squeeze and excitation, arXiv 1709.01507)."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, channels: int, inner: int) -> None:
         super().__init__()
-        large = _Convolved(in_channels, out_channels, 7, stride=2, groups=in_channels)
-        self.proj = ModuleList([large, _Convolved(out_channels, out_channels, 1)])
+        self.fc1 = Convolution(channels, inner, 1)
+        self.fc2 = Convolution(inner, channels, 1)
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        means = op.ReduceMean(x, [2, 3], keepdims=1)
+        return op.Mul(x, op.Sigmoid(self.fc2(op, op.Relu(self.fc1(op, means)))))
+
+
+class _Large(Module):
+    """Height and width halved by a large kernel over each channel, with a gate where the stage has one."""
+
+    def __init__(self, config: FastViTConfig, sizes: tuple[int, int], *, squeezes: bool) -> None:
+        super().__init__()
+        branches = (Branch.normed("large_conv", 7), Branch.normed("small_conv", _SMALL))
+        self.reparam_conv = _convolution(config, sizes, 7, branches, stride=2, groups=sizes[0])
+        fewer = sizes[1] / _SQUEEZED_BEFORE
+        inner = max(_DIVISOR, int(fewer + _DIVISOR / 2) // _DIVISOR * _DIVISOR)
+        self.se = _Gate(sizes[1], inner) if squeezes else None
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        x = self.reparam_conv(op, x)
+        return op.Gelu(x if self.se is None else self.se(op, x))
+
+
+class _Halving(Module):
+    """What a stage begins with; a channel gives two."""
+
+    def __init__(self, config: FastViTConfig, stage: int) -> None:
+        super().__init__()
+        taken, given = config.widths[stage - 1], config.widths[stage]
+        large = _Large(config, (taken, given), squeezes=config.squeezes[stage])
+        self.proj = ModuleList([large, _Convolved(config, (given, given), 1)])
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         for part in self.proj:
@@ -236,11 +236,13 @@ class _Stage(Module):
         super().__init__()
         width, rows = config.widths[stage], config.rows(stage)
         inner, attends = int(width * config.ratios[stage]), config.attends[stage]
-        self.downsample: Module | None = _Halving(config.widths[stage - 1], width) if stage else None
-        self.pos_emb: Module | None = _Alone(width, 7) if attends else None
+        self.downsample: Module | None = _Halving(config, stage) if stage else None
+        self.pos_emb: Module | None = _Alone(config, width, 7, _POSITIONS) if attends else None
         self.blocks = ModuleList(
             [
-                _AttentionBlock(width, inner, dialect, rows=rows) if attends else _MixerBlock(width, inner, rows=rows)
+                _AttentionBlock(config, width, inner, dialect, rows=rows)
+                if attends
+                else _MixerBlock(config, width, inner, rows=rows)
                 for _ in range(config.layers[stage])
             ]
         )
@@ -253,24 +255,13 @@ class _Stage(Module):
         return x
 
 
-class _Gate(Module):
-    """Each channel times what the means of all say of it (squeeze and excitation, arXiv 1709.01507)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.fc1 = Convolution(channels, channels // _SQUEEZED, 1)
-        self.fc2 = Convolution(channels // _SQUEEZED, channels, 1)
-
-    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        means = op.ReduceMean(x, [2, 3], keepdims=1)
-        return op.Mul(x, op.Sigmoid(self.fc2(op, op.Relu(self.fc1(op, means)))))
-
-
 class _Final(Module):
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, config: FastViTConfig) -> None:
         super().__init__()
-        self.reparam_conv = Convolution(in_channels, out_channels, 3, groups=in_channels)
-        self.se = _Gate(out_channels)
+        sizes = (config.widths[-1], config.hidden_size)
+        branches = _over_parameterised(sizes, 3, 1, has_scale=True)
+        self.reparam_conv = _convolution(config, sizes, 3, branches, groups=sizes[0])
+        self.se = _Gate(sizes[1], sizes[1] // _SQUEEZED)
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         return op.Gelu(self.se(op, self.reparam_conv(op, x)))
@@ -287,16 +278,16 @@ class FastViTTower(Module):
 
     def __init__(self, config: FastViTConfig, dialect: Dialect, name: str) -> None:
         super().__init__(name)
-        width = config.widths[0]
+        width, has_scale = config.widths[0], config.stem_has_scales
         self.stem = ModuleList(
             [
-                _Convolved(3, width, 3, stride=2),
-                _Convolved(width, width, 3, stride=2, groups=width),
-                _Convolved(width, width, 1),
+                _Convolved(config, (3, width), 3, stride=2, has_scale=has_scale),
+                _Convolved(config, (width, width), 3, stride=2, groups=width, has_scale=has_scale),
+                _Convolved(config, (width, width), 1),
             ]
         )
         self.stages = ModuleList([_Stage(config, stage, dialect) for stage in range(len(config.layers))])
-        self.final_conv = _Final(config.widths[-1], config.hidden_size)
+        self.final_conv = _Final(config)
 
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
         """Return [I, N, D], row by row, from [I, 3, height, width]."""

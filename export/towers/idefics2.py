@@ -83,14 +83,16 @@ class Idefics2Tower(Module):
         config: The tower.
         dialect: How attention is written.
         name: Where the checkpoint keeps it.
+        is_normed: What the last layer makes is normed; else it is read as it is.
     """
 
-    def __init__(self, config: VisionConfig, dialect: Dialect, name: str) -> None:
+    def __init__(self, config: VisionConfig, dialect: Dialect, name: str, *, is_normed: bool = True) -> None:
         super().__init__(name)
         self.embeddings = _Embeddings(config)
         self.encoder = Encoder(config.tower, dialect, rows=usual_patches(config.patch_size_px))
-        self.post_layernorm = LayerNorm(config.tower.hidden_size, config.tower.layer_norm_eps)
+        self.post_layernorm = LayerNorm(config.tower.hidden_size, config.tower.layer_norm_eps) if is_normed else None
 
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
-        """Return [I, N, D] normed, from [I, 3, height, width]; what is less than a patch at the edges is not seen."""
-        return self.post_layernorm(op, self.encoder(op, self.embeddings(op, pixel_values)).states[-1])
+        """Return [I, N, D] from [I, 3, height, width]; what is less than a patch at the edges is not seen."""
+        last = self.encoder(op, self.embeddings(op, pixel_values)).states[-1]
+        return last if self.post_layernorm is None else self.post_layernorm(op, last)

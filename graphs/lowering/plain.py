@@ -37,6 +37,19 @@ def write_plainly(model: ir.Model) -> None:
     model.ir_version = _IR_VERSION
 
 
+def write_attention_out(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
+    """Write attentions in simpler operators, in place; the rest stays.
+
+    Args:
+        graph: Of the portable dialect.
+        nodes: Its Attention nodes that are written out.
+
+    Raises:
+        BundleFormatError: One is in a form unknown here.
+    """
+    _Plain(graph).write_attentions(nodes)
+
+
 class _Plain:
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
@@ -63,6 +76,13 @@ class _Plain:
                 self._nodes = []
                 written[node.op_type](node)
                 replace_node(self._graph, node, self._nodes)
+
+    def write_attentions(self, nodes: Sequence[ir.Node]) -> None:
+        """Rewrite some attentions in place."""
+        for node in nodes:
+            self._nodes = []
+            self._attention(node)
+            replace_node(self._graph, node, self._nodes)
 
     def _op(
         self, op_type: str, inputs: Sequence[ir.Value], like: ir.Value | None = None, **attributes: Any
@@ -122,8 +142,8 @@ class _Plain:
         self._op("ScatterElements", [past, indices, rows], like=past, axis=2)
 
     def _attention(self, node: ir.Node) -> None:
-        """Write softmax(scale q k + mask) v."""
-        if unknown := set(node.attributes) - {"scale", "q_num_heads", "kv_num_heads"}:
+        """Write softmax(scale q k + mask) v; of scores s that are capped, c tanh(s / c) before the mask."""
+        if unknown := set(node.attributes) - {"scale", "softcap", "q_num_heads", "kv_num_heads"}:
             raise BundleFormatError(f"{node.name} has {', '.join(unknown)}, which is not written out. Export again.")
         scale = node.attributes["scale"].as_float()
         if "q_num_heads" in node.attributes:
@@ -139,7 +159,8 @@ class _Plain:
         )
         turned = self._op("Transpose", [key], perm=[0, 1, 3, 2])
         source = _inputs(node, 1)[0]
-        scores = self._op("MatMul", [self._op("Mul", [query, self._float(scale, source)]), turned])
+        scaled = self._op("Mul", [query, self._float(scale, source)])
+        scores = self._capped(node, self._op("MatMul", [scaled, turned], like=source))
         if len(node.inputs) > 3 and node.inputs[3] is not None:
             scores = self._op("Add", [scores, node.inputs[3]])
         mixed = self._op("MatMul", [self._op("Softmax", [scores], axis=-1), value])
@@ -157,10 +178,18 @@ class _Plain:
         grouped = self._op("Concat", [first, self._integers(num_kv, -1), last], axis=0)
         scaled = self._op("Mul", [query, self._float(scale, query)])
         turned = self._op("Unsqueeze", [self._op("Transpose", [key], perm=[0, 1, 3, 2]), self._integers(2)])
-        scores = self._op("MatMul", [self._op("Reshape", [scaled, grouped]), turned])
+        scores = self._capped(node, self._op("MatMul", [self._op("Reshape", [scaled, grouped]), turned], like=query))
         shares = self._op("Softmax", [self._op("Add", [scores, self._bias(is_seen, query)])], axis=-1)
         mixed = self._op("MatMul", [shares, self._op("Unsqueeze", [value, self._integers(2)])])
         self._op("Reshape", [mixed, sizes], like=query)
+
+    def _capped(self, node: ir.Node, scores: ir.Value) -> ir.Value:
+        """Return scores s as c tanh(s / c) where an attention caps them, else as they are."""
+        cap = node.attributes["softcap"].as_float() if "softcap" in node.attributes else 0.0
+        if not cap:
+            return scores
+        limit = self._float(cap, scores)
+        return self._op("Mul", [self._op("Tanh", [self._op("Div", [scores, limit])]), limit])
 
     def _bias(self, is_seen: ir.Value, like: ir.Value) -> ir.Value:
         """Return [B, 1, 1, T, S]: 0 where a row is seen."""

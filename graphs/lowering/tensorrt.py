@@ -4,6 +4,7 @@
 - What callers may do without is left out: TensorRT computes every output at every run.
 - A table of int8 rows is dequantized before rows are looked up, not after: codes may go nowhere but into a
   DequantizeLinear. The engine keeps them in 8 bits; ONNX Runtime would dequantize the table at every call.
+- Attention gets the forms of `tensorrt_attention`.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ import onnx_ir as ir
 from bundle.errors import BundleFormatError
 from bundle.states import ROWS
 from graphs.lowering.plain import write_plainly
+from graphs.lowering.tensorrt_attention import fit_attention
 from graphs.store import add_initializer, drop_unused, make_node, open_graph, replace_node
 
-FORM_VERSION = 1
-"""Part of an engine's key: counts up where the same bundle gives another graph here or in `plain`."""
+FORM_VERSION = 2
+"""Part of an engine's key: counts up where the same bundle gives another graph here, in `tensorrt_attention` or in
+`plain`."""
 _LENGTHS_INPUT = 6
 """`nonpad_kv_seqlen` of the standard Attention."""
 
@@ -51,8 +54,15 @@ def engine_model(source: Path, outputs: Collection[str], cache_rows: int, *, is_
     _dequantize_tables(model.graph)
     if is_plain:
         write_plainly(model)
+    else:
+        fit_attention(model.graph)
     drop_unused(model)
     return model
+
+
+def unread_inputs(source: Path) -> list[str]:
+    """Return the names of a graph's inputs that it does not read, as a text encoder may that needs no mask."""
+    return [str(value.name) for value in open_graph(source).graph.inputs if not value.uses()]
 
 
 def _refuse_old_form(graph: ir.Graph, source: Path) -> None:

@@ -50,9 +50,27 @@ _ALWAYS = frozenset(
         *("Max", "Mul", "Pow", "QuantizeLinear", "DequantizeLinear", "Range", "ReduceMax", "ReduceMean", "Reshape"),
         *("ScatterElements", "Shape", "Sigmoid", "Sin", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh"),
         *("Transpose", "Unsqueeze", "Where"),
+        *("AveragePool", "BatchNormalization", "Clip", "CumSum", "Floor", "GatherElements", "GlobalAveragePool"),
+        *(
+            "Greater",
+            "GreaterOrEqual",
+            "HardSigmoid",
+            "Less",
+            "Log",
+            "Min",
+            "Mod",
+            "Neg",
+            "Not",
+            "Or",
+            "Pad",
+            "ReduceL2",
+        ),
+        *("ReduceMin", "ReduceSum", "Relu", "Resize", "Softplus", "Tile", "TopK", "Trilu"),
     )
 )
 """In the table of 10.1 and in those since, in the forms that are written here."""
+_RESIZES = ("nearest", "linear")
+"""Modes of Resize in that table, which has no antialiasing."""
 
 
 @dataclass(frozen=True)
@@ -119,5 +137,14 @@ def missing(model: ir.Model, version: Version) -> Iterator[str]:
         elif node.op_type in _SINCE:
             if version < _SINCE[node.op_type]:
                 yield node.op_type
+        elif node.op_type == "Resize" and (mode := _resized(node)) not in _RESIZES:
+            yield f"Resize in mode {mode}"
         elif node.op_type not in _ALWAYS:
             yield f"{node.op_type} (not in any table)"
+
+
+def _resized(node: ir.Node) -> str:
+    """Return how a Resize reckons what lies between."""
+    mode = node.attributes["mode"].as_string() if "mode" in node.attributes else "nearest"
+    is_smoothed = "antialias" in node.attributes and bool(node.attributes["antialias"].as_int())
+    return f"{mode}, antialiased" if is_smoothed else mode

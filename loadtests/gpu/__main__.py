@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -101,10 +102,18 @@ def _run_apart(folder: Path, name: str, options: Sequence[str], limit_s: float) 
             code = process.wait(limit_s)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait(_STOP_TIMEOUT_S)
-            return f"ended after {limit_s:.0f} s"
+            return f"ended after {limit_s:.0f} s{_left(process)}"
     last = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()][-1:]
     return "" if code == 0 else f"code {code}: {' '.join(last)[:600]}"
+
+
+def _left(process: subprocess.Popen[bytes]) -> str:
+    """Return what is to be said of a process that was killed: one that waits for a driver stays."""
+    try:
+        process.wait(_STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return f", and process {process.pid} waits in the kernel still: what comes after shares the device with it"
+    return ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -115,7 +124,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.only:
         return _work(options.only, folder, sizes, options.provider)
     passed = ["--provider", options.provider, *(["--tiny"] if options.tiny else [])]
-    run_sections(folder, options.sections or _BY_DEFAULT, passed, options.budget_s)
+    with suppress(KeyboardInterrupt):  # what was found is told whoever ended it
+        run_sections(folder, options.sections or _BY_DEFAULT, passed, options.budget_s)
     found = read_found(folder)
     Console(width=_TABLE_WIDTH, highlight=False).print(table(found), *facts(found), sep="\n", markup=False)
     return 0

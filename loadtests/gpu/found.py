@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -35,18 +36,24 @@ class Found:
 
 def tell(folder: Path, found: Found) -> None:
     """Append a figure to the results, and say it."""
-    with (folder / RESULTS).open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps(asdict(found), ensure_ascii=False) + "\n")
+    path = folder / RESULTS
+    is_cut = path.exists() and not path.read_bytes().endswith(b"\n")
+    with path.open("a", encoding="utf-8") as lines:
+        lines.write("\n" * is_cut + json.dumps(asdict(found), ensure_ascii=False) + "\n")
     value = "-" if found.value is None else f"{found.value:.4g} {found.unit}"
     print(f"{found.of}: {found.what}: {value} {found.note}".rstrip(), flush=True)
 
 
 def read_found(folder: Path) -> list[Found]:
-    """Return what was found so far."""
+    """Return what was found so far; a line that was cut when its section was ended is left out."""
     path = folder / RESULTS
     if not path.exists():
         return []
-    return [Found(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError):
+            found.append(Found(**json.loads(line)))
+    return found
 
 
 FACTS = ("machine", "operators", "sections")

@@ -11,7 +11,7 @@ from pathlib import Path
 from bundle.errors import PocketVLMError
 from bundle.machine import this_machine
 from loadtests.peers.environments import Say
-from loadtests.peers.measures import Measure
+from loadtests.peers.measures import Kind, Measure
 from loadtests.peers.process import PeerProcess
 from loadtests.peers.results import Comparison, cells_of, verdicts_of
 from loadtests.peers.systems import System, Workshop
@@ -84,9 +84,10 @@ def _ready(plan: Plan, workshop: Workshop, found: _Found, say: Say) -> list[Syst
 
 
 def _together(measures: Sequence[Measure]) -> Iterator[list[Measure]]:
-    """Yield the measures of vision-language models, then those of encoders: systems are open for one of the two."""
-    for is_encoder in (False, True):
-        if those := [measure for measure in measures if (measure.kind == "encode") == is_encoder]:
+    """Yield the measures of vision-language models, then those of towers and of encoders: systems are open for one."""
+    alone: tuple[Kind, ...] = ("encode", "embed")
+    for kind in (None, *alone):
+        if those := [measure for measure in measures if (measure.kind if measure.kind in alone else None) == kind]:
             yield those
 
 

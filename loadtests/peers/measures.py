@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["vision", "encode", "prefill", "decode", "first_token", "chats"]
+Kind = Literal["vision", "encode", "embed", "prefill", "decode", "first_token", "chats"]
 
 ANSWER_TOKENS = 64
 """Of each chat over HTTP."""
@@ -18,8 +18,8 @@ class Measure:
     Attributes:
         name: On the command line and in tables.
         kind: Encode a 512-px tile by the tower of the vision-language model ("vision"), images of 224 px by SigLIP's
-            ("encode"), run a prompt into an empty cache, decode one token of each sequence, go from an image and a
-            question to the first token, or answer chats over HTTP.
+            ("encode"), go from JPEGs to CLIP's vectors ("embed"), run a prompt into an empty cache, decode one token of
+            each sequence, go from an image and a question to the first token, or answer chats over HTTP.
         size: Tiles, images, prompt tokens, sequences, or chats at once.
         cached_tokens: Before a decode step; 0 elsewhere.
         is_repeated: The image was seen before.
@@ -39,7 +39,7 @@ class Measure:
     @property
     def unit(self) -> str:
         """Return what a rate counts; empty where none is shown."""
-        return {"vision": "", "encode": "images", "first_token": ""}.get(self.kind, "tokens")
+        return {"vision": "", "encode": "images", "embed": "images", "first_token": ""}.get(self.kind, "tokens")
 
 
 MEASURES = (
@@ -53,6 +53,9 @@ MEASURES = (
     Measure("chats-8", "chats", 8),
     Measure("siglip-1", "encode", 1),
     Measure("siglip-8", "encode", 8),
+    Measure("clip-1", "embed", 1),
+    Measure("clip-8", "embed", 8),
+    Measure("clip-32", "embed", 32),
 )
 """All that is compared, in the order of a run."""
 

@@ -19,7 +19,7 @@ from loadtests.peers.environments import Say, run_in
 from loadtests.peers.process import CHECKOUT, OWN_PYTHON
 
 _CHECKPOINTS = CHECKOUT / "tests" / "checkpoints.py"
-_VLM, _SIGLIP = "smolvlm-256m", "siglip-b16"
+_VLM, _SIGLIP, _CLIP = "smolvlm-256m", "siglip-b16", "clip-b32"
 
 _BUNDLES = "pocketvlm-"
 """What the folders of bundles are called, before the digest of the code that wrote them."""
@@ -30,6 +30,7 @@ _EXPORTED = {
     "portable": (_VLM, ("--dialect", "portable")),
     "siglip-fp32": (_SIGLIP, ()),
     "siglip-portable": (_SIGLIP, ("--dialect", "portable")),
+    "clip-fp32": (_CLIP, ()),
 }
 """Bundle -> checkpoint and options of `pocketvlm export`."""
 
@@ -41,6 +42,7 @@ _QUANTIZED = {
     "int4-dual-kv8": ("fp32", ("--weights", "int4-rtn", "--profile", "dual", "--kv-cache", "int8")),
     "ternary": ("fp32", ("--weights", "ternary")),
     "siglip-int8": ("siglip-fp32", ("--weights", "int8-rtn")),
+    "clip-int8": ("clip-fp32", ("--weights", "int8-rtn")),
 }
 """Bundle -> parent and options of `pocketvlm quantize`: rounded to nearest, for calibration changes no speed."""
 
@@ -89,6 +91,11 @@ class Models:
     def siglip(self) -> Path:
         """Return a checkpoint of SigLIP-B/16's sizes at 224 px."""
         return self.checkpoint(_SIGLIP)
+
+    @property
+    def clip(self) -> Path:
+        """Return a checkpoint of CLIP-B/32's sizes."""
+        return self.checkpoint(_CLIP)
 
     def bundle(self, name: str) -> Path:
         """Return a bundle of ours, written by the code as it is now."""

@@ -1,7 +1,7 @@
 """PocketVLM at the measures of a comparison: `python -m loadtests.peers.ours BUNDLE`.
 
-Towers, prompts and steps run through the engine's own stations; first tokens through a whole client, with template,
-image decoding and tokenizer; chats through `pocketvlm serve` with its defaults.
+Towers, prompts and steps run through the engine's own stations; first tokens and vectors of images through a whole
+client, with template, image decoding and tokenizer; chats through `pocketvlm serve` with its defaults.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import sys
 import threading
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from loadtests.contestants import Bench, Station, StationBench
 from loadtests.images import draw_image
 from loadtests.peers.chats import Chats
 from loadtests.peers.measures import LONGEST_TOKENS, SEQUENCES, STEPS, Measure
+from loadtests.peers.photographs import Photographs
 from loadtests.peers.worker import Prepare, Work, serve
 from loadtests.stations import open_vision
 from serving.models.client import LocalClient
-from serving.protocol import GenerateRequest, ImagePart, Message, SamplingParams, TextPart
+from serving.protocol import EmbedRequest, GenerateRequest, ImagePart, Message, SamplingParams, TextPart
 from serving.settings import EngineSettings
 
 _IMAGE_PX = 512
@@ -94,6 +95,10 @@ class ClientThread:
         """Ask about an image and wait for one token."""
         self._wait(self._answer(image))
 
+    def embed(self, images: Sequence[bytes]) -> None:
+        """Make vectors of images, all of one request."""
+        self._wait(self._client.embed(EmbedRequest("embed", self._model, tuple(map(ImagePart, images)))))
+
     def close(self) -> None:
         """End the client and its event loop."""
         self._wait(self._client.close())
@@ -124,11 +129,39 @@ def open_encoder(bundle: Bundle, threads: int, engine: Mapping[str, Any]) -> Map
     return {"encode": encode}
 
 
+class Embedder:
+    """A dual encoder, whose client starts when it is first asked.
+
+    Args:
+        bundle: Its folder.
+        threads: Of every operator.
+        engine: Settings that are not the defaults.
+    """
+
+    def __init__(self, bundle: Path, threads: int, engine: Mapping[str, str]) -> None:
+        self._told = bundle, threads, engine
+        self._client: ClientThread | None = None
+        self._photographs = Photographs()
+
+    def embed(self, measure: Measure) -> Work:
+        """Return what makes vectors of new JPEGs, all of one request."""
+        client = self._client = self._client or ClientThread(*self._told)
+        files = self._photographs.take(measure.size)
+        return (lambda: client.embed(files)), 1
+
+    def close(self) -> None:
+        """End the client."""
+        if self._client is not None:
+            self._client.close()
+
+
 def open_bundle_of(folder: Path, threads: int, engine: Mapping[str, str]) -> Mapping[str, Prepare]:
     """Return what prepares the measures that a bundle does."""
     bundle = open_bundle(folder, verify=False, allow_ungated=True)
     is_encoder = bundle.manifest.decoder is None
-    return open_encoder(bundle, threads, engine) if is_encoder else Generative(folder, threads, engine).prepared
+    if not is_encoder:
+        return Generative(folder, threads, engine).prepared
+    return {**open_encoder(bundle, threads, engine), "embed": Embedder(folder, threads, engine).embed}
 
 
 def main() -> None:

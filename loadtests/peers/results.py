@@ -28,6 +28,9 @@ WANTED = {
     "chats-8": 1.3,
     "siglip-1": 1.0,
     "siglip-8": 1.0,
+    "clip-1": 1.2,
+    "clip-8": 1.2,
+    "clip-32": 1.2,
 }
 """How many times as fast as the best peer PocketVLM's best variant shall be."""
 
@@ -188,7 +191,7 @@ def told_of(found: Comparison) -> list[str]:
         f"{found.measured_at}; {machine.cpu}, {counted(machine.cores, 'core')}, {counted(found.threads, 'thread')} "
         f"each; {counted(found.turns, 'turn')}, a first one dropped; {machine.system}.",
         f"Versions: {', '.join(sorted(versions))}.",
-        "Random weights of SmolVLM-256M's and SigLIP-B/16's sizes: speed alone is compared.",
+        "Random weights of SmolVLM-256M's, SigLIP-B/16's and CLIP-B/32's sizes: speed alone is compared.",
     ]
     return lines + [f"{system} is absent, or in part: {why}" for system, why in found.absent.items()]
 

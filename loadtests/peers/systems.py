@@ -31,12 +31,28 @@ GENAI = Environment(
 )
 LLAMA = Environment("llama", (("llama-cpp-python==0.3.36", "xllamacpp==2026.10.11549"),), sees_ours=True)
 """Built from source, for the instructions of this machine: that takes minutes, and a compiler."""
+FASTEMBED = Environment(
+    "fastembed",
+    (("torch==2.13.0",), ("fastembed==0.9.1", "onnxruntime==1.32.0"), ("transformers==5.24.0", "onnx==1.23.2")),
+)
+"""torch and transformers write the graph that it runs; its own is on a hub."""
+INFINITY = Environment("infinity", (("torch==2.13.0",), ("infinity-emb[torch]==0.0.78", "transformers==4.57.6")))
+OPEN_CLIP = Environment(
+    "open-clip",
+    (
+        ("torch==2.13.0",),
+        ("numpy", "Pillow", "ftfy", "regex", "tqdm", "huggingface-hub", "safetensors", "pyyaml"),
+        ("--no-deps", "open_clip_torch==3.3.0", "timm==1.0.31"),
+    ),
+)
+"""Without torchvision, whose wheel wants torch with CUDA."""
 
 _TOKENS: frozenset[Kind] = frozenset({"prefill", "decode"})
 _IMAGES: frozenset[Kind] = frozenset({"vision", "first_token"})
 _VLM: frozenset[Kind] = _TOKENS | _IMAGES
 _SERVED: frozenset[Kind] = _VLM | {"chats"}
 _ENCODER: frozenset[Kind] = frozenset({"encode"})
+_EMBEDDER: frozenset[Kind] = frozenset({"embed"})
 
 
 @dataclass(frozen=True)
@@ -98,6 +114,18 @@ def _torch(dtype: str) -> Callable[[Workshop], list[str]]:
 
 def _torch_siglip(dtype: str) -> Callable[[Workshop], list[str]]:
     return lambda workshop: [str(workshop.models.siglip), "--dtype", dtype]
+
+
+def _torch_clip(dtype: str) -> Callable[[Workshop], list[str]]:
+    return lambda workshop: [str(workshop.models.clip), "--dtype", dtype]
+
+
+def _fastembed(workshop: Workshop) -> list[str]:
+    def write(path: Path) -> None:
+        told = [str(path), "--from", str(workshop.models.clip)]
+        workshop.run(FASTEMBED, "loadtests.peers.clip_fastembed", told, path.name)
+
+    return [str(workshop.models.made("clip-fastembed", write))]
 
 
 def _optimum(workshop: Workshop) -> Path:
@@ -194,6 +222,20 @@ SYSTEMS: dict[str, System] = {
         System("torch-siglip-fp32", TORCH, "torch_transformers", _ENCODER, _torch_siglip("float32")),
         System("torch-siglip-bf16", TORCH, "torch_transformers", _ENCODER, _torch_siglip("bfloat16")),
         System("openvino-siglip", OPENVINO, "openvino_optimum", _ENCODER, _openvino_siglip),
+        System("pocketvlm-clip-fp32", OURS, "ours", _EMBEDDER, _bundle("clip-fp32")),
+        System("pocketvlm-clip-int8", OURS, "ours", _EMBEDDER, _bundle("clip-int8")),
+        System(
+            "pocketvlm-clip-int8-onnxruntime",
+            OURS,
+            "ours",
+            _EMBEDDER,
+            _bundle("clip-int8", encoder_runtime="onnxruntime"),
+        ),
+        System("transformers-clip-fp32", TORCH, "clip_transformers", _EMBEDDER, _torch_clip("float32")),
+        System("transformers-clip-bf16", TORCH, "clip_transformers", _EMBEDDER, _torch_clip("bfloat16")),
+        System("open-clip", OPEN_CLIP, "clip_open_clip", _EMBEDDER, lambda workshop: []),
+        System("fastembed-clip", FASTEMBED, "clip_fastembed", _EMBEDDER, _fastembed),
+        System("infinity-clip", INFINITY, "clip_infinity", _EMBEDDER, lambda workshop: [str(workshop.models.clip)]),
     )
 }
 """In the order of the table."""

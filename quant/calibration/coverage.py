@@ -39,6 +39,7 @@ def unlike(bundle: Bundle, calibration: Evaluation, evaluation: Evaluation) -> s
 def _texts(samples: Evaluation, most: int | None = None) -> Iterator[str]:
     """Yield every text of samples, or of at most so many of each kind, as calibration takes them."""
     questions, captions = samples.questions, [*(each.caption for each in samples.captions), *samples.texts]
+    captions += [text for each in samples.passages for text in (each.query, each.document)]
     captions += [text for task in samples.labelled.values() for text in task.candidates]
     for question in questions if most is None else spread(questions, most):
         yield from (part for turn in turns_of(question) for part in turn.parts if isinstance(part, str))

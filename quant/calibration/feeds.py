@@ -14,10 +14,13 @@ from bundle.errors import QuantizationError
 from bundle.image import PREPROCESSOR, ImageSpec
 from bundle.manifest import ComponentName
 from bundle.prompt import Placeholder, Turn
-from bundle.tensors import PIXEL_VALUES
+from bundle.question import QuestionReader
 from quant.quality.evaluation import Caption, Evaluation, Question, turns_of
+from quant.quality.pairs import asked_of, feeds_asked
 from runtime.embedder_runner import EmbedderRunner
+from runtime.encoders import vision_feeds
 from runtime.one_request import DualEncoderRunner, VisionLanguageRunner
+from runtime.pair_runner import PairRunner
 from runtime.settings import RuntimeSettings
 
 NUM_SAMPLES = 128
@@ -60,15 +63,23 @@ class FeedSource:
         """
         role = self.bundle.manifest.components[component].role
         if role == "vision_encoder":
-            return _present([{PIXEL_VALUES: tile[None]} for tile in self._tiles()], "images", "a vision encoder")
+            return _present(list(self._vision_feeds(component)), "images", "a vision encoder")
         if role == "text_encoder":
             runner = DualEncoderRunner(self.bundle, self.settings)
             return [runner.text_feeds(text) for text in self._texts()]
+        if role == "pair_encoder":
+            return list(self._pair_feeds())
         if role == "decoder" and self.bundle.manifest.embeds:
             return list(self._embedder_feeds())
         if role == "decoder":
             return list(self._decoder_feeds())
         raise QuantizationError(f"{component} has no inputs to calibrate on; choose a graph with linear layers")
+
+    def _pair_feeds(self) -> Iterator[Feeds]:
+        runner = PairRunner(self.bundle, self.settings)
+        asked = asked_of(self.samples, sees=self.bundle.manifest.sees)
+        for query, document in feeds_asked(spread(asked, self.num_samples // 2)):
+            yield runner.feeds(query, document)
 
     def _decoder_feeds(self) -> Iterator[Feeds]:
         runner = VisionLanguageRunner(self.bundle, self.settings)
@@ -83,16 +94,23 @@ class FeedSource:
         for images in self._images():
             yield runner.feeds([Turn("user", (Placeholder.IMAGE,) * len(images))], images)
 
-    def _tiles(self) -> Iterator[Array]:
-        """Yield images as the vision encoder reads them, [3, height, width], at most `MOST_TILES`."""
-        spec = ImageSpec.read(self.bundle.path(PREPROCESSOR))
+    def _vision_feeds(self, component: ComponentName) -> Iterator[Feeds]:
+        """Yield tiles as the vision encoder reads them, at most `MOST_TILES`, each with the question asked of it."""
+        graph, reader = self.bundle.manifest.components[component], QuestionReader.from_bundle(self.bundle)
         groups = list(self._images())
         each = max(1, MOST_TILES // max(1, len(groups)))
         for at, images in enumerate(groups):
-            tiles = [tile for image in images for tile in spec.among(len(images)).cut(image)]
-            first = at % max(1, len(tiles))  # another place in every image: a corner, the middle, the whole made small
-            for pixels in spec.groups(spread(tiles[first:] + tiles[:first], each)):
-                yield from pixels
+            question = None if reader is None else reader.ids(turns_of(self._questions()[at]))
+            for tile in self._tiles(at, images, each):
+                yield vision_feeds(graph, tile[None], question)
+
+    def _tiles(self, at: int, images: Sequence[Image.Image], each: int) -> Iterator[Array]:
+        """Yield [3, height, width] of so many tiles of the images of sample number `at`."""
+        spec = ImageSpec.read(self.bundle.path(PREPROCESSOR))
+        tiles = [tile for image in images for tile in spec.among(len(images)).cut(image)]
+        first = at % max(1, len(tiles))  # another place in every image: a corner, the middle, the whole made small
+        for pixels in spec.groups(spread(tiles[first:] + tiles[:first], each)):
+            yield from pixels
 
     def _images(self) -> Iterator[Sequence[Image.Image]]:
         """Yield the images of each sample."""

@@ -88,5 +88,11 @@ def _beside(groups: Sequence[Siblings], files: Sequence[Path]) -> list[Siblings]
 def _timed(siblings: Siblings, progress: Callable[[str], None]) -> Siblings:
     members = [*([siblings.parent] if siblings.parent else []), *siblings.variants]
     threads = siblings.rival_threads
-    speeds, ratios = measure_speeds(members, progress, threads)
-    return replace(siblings, speeds=speeds, speed_ratios=ratios if siblings.parent else {}, speed_threads=threads)
+    found = measure_speeds(members, progress, threads)
+    return replace(
+        siblings,
+        speeds=found.rates,
+        speed_ratios=found.ratios if siblings.parent else {},
+        speed_threads=threads,
+        per_joule=found.per_joule,
+    )

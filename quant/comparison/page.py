@@ -15,7 +15,7 @@ from pages.frame import page, table
 from pages.png import write_png
 from pages.svg import svg
 from quant.comparison.charts import charts_of, form_label, short_layer
-from quant.comparison.decode_speed import HOW
+from quant.comparison.decode_speed import HOW, HOW_METERED
 from quant.comparison.rival_section import FORCED_HEAD, forced_cells, rival_section
 from quant.comparison.scatter import Chart
 from quant.comparison.variants import REFERENCE, Siblings, Variant
@@ -23,6 +23,7 @@ from quant.comparison.variants import REFERENCE, Siblings, Variant
 _NOT_IN_NAMES = re.compile(r"[^\w.-]+")
 """Of a model's name, what a file name does without."""
 
+_PAIRS_HEAD = ("rank correlation", "score difference")
 _MOST_LAYERS = 10
 _VERDICT_CLASSES = {"passed": "good", "failed": "bad", "not gated": "warn", "reference": "soft"}
 
@@ -106,13 +107,15 @@ def _origin(siblings: Siblings) -> str:
 
 def _variants(siblings: Siblings) -> str:
     is_dual = siblings.variants[0].manifest.embeds
-    measures = ("image cosine", "text cosine") if is_dual else FORCED_HEAD
-    speed = (f"{siblings.speed_unit}/s",) if siblings.speeds else ()
+    reads_pairs = siblings.variants[0].manifest.pairs is not None
+    measures = ("image cosine", "text cosine") if is_dual else _PAIRS_HEAD if reads_pairs else FORCED_HEAD
+    speed = [f"{siblings.speed_unit}/s"] if siblings.speeds else []
+    speed += [f"{siblings.speed_unit}/J"] if siblings.per_joule else []
     head = ("variant", "weights", "right answers", "points lost", *measures, *speed, "gates")
     rows = [_variant_row(siblings, variant) for variant in siblings.variants]
     best = siblings.recommended
     chosen = siblings.variants.index(best) if best else None
-    ideal = "cosines of 1" if is_dual else "0 of KL and NLL, 100 % the same"
+    ideal = "cosines of 1" if is_dual else "a correlation of 1" if reads_pairs else "0 of KL and NLL, 100 % the same"
     return (
         table(head, [*rows, _parent_row(siblings, len(measures))], chosen=chosen)
         + f'<p class="soft">The nearer to {REFERENCE}, the better: 0 points lost, {ideal}.</p>'
@@ -122,7 +125,7 @@ def _variants(siblings: Siblings) -> str:
 def _variant_row(siblings: Siblings, variant: Variant) -> list[str]:
     size = variant.manifest.weight_bytes
     weights = f"{megabytes(size)}<small>{size / siblings.fp32_bytes:.2f} of fp32</small>"
-    speed = [_speed(siblings, variant.label)] if siblings.speeds else []
+    speed = _speed(siblings, variant.label)
     return [
         escape(variant.label),
         weights,
@@ -135,7 +138,7 @@ def _variant_row(siblings: Siblings, variant: Variant) -> list[str]:
 
 def _parent_row(siblings: Siblings, num_measures: int) -> list[str]:
     right = "" if siblings.fp32_accuracy is None else f"{siblings.fp32_accuracy:.1%}"
-    speed = [_speed(siblings, REFERENCE)] if siblings.speeds else []
+    speed = _speed(siblings, REFERENCE)
     reference = '<span class="soft">reference</span>'
     return [REFERENCE, megabytes(siblings.fp32_bytes), right, "", *[""] * num_measures, *speed, reference]
 
@@ -150,7 +153,10 @@ def _accuracy(accuracy: TaskAccuracy | None) -> tuple[str, str]:
 def _likeness(variant: Variant) -> list[str]:
     report = variant.report
     if report is None or report.evaluation is None:
-        return [""] * (2 if variant.manifest.embeds else 4)
+        return [""] * (4 if variant.manifest.decoder else 2)
+    if report.pairs is not None:
+        ranked = report.pairs.rank_correlation
+        return ["" if ranked is None else f"{ranked:.4f}", f"{report.pairs.score_difference:.4f}"]
     if variant.manifest.embeds:
         found = [report.likenesses[kind] for kind in ("image", "text")]
         return [f"{each.cosine_mean:.4f}<small>p1 {each.cosine_p1:.4f}</small>" for each in found]
@@ -160,11 +166,14 @@ def _likeness(variant: Variant) -> list[str]:
     return forced_cells(forced, replies)
 
 
-def _speed(siblings: Siblings, label: str) -> str:
-    if label not in siblings.speeds:
-        return ""
+def _speed(siblings: Siblings, label: str) -> list[str]:
+    """Return the cells of a row for speed and, where it was metered, for energy."""
+    if not siblings.speeds:
+        return []
     ratio = f"<small>{siblings.speed_ratios[label].median:.2f} x fp32</small>" if label in siblings.speed_ratios else ""
-    return f"{siblings.speeds[label].median:.0f}{ratio}"
+    speed = f"{siblings.speeds[label].median:.0f}{ratio}" if label in siblings.speeds else ""
+    per_joule = f"{siblings.per_joule[label]:.3g}" if label in siblings.per_joule else ""
+    return [speed, per_joule] if siblings.per_joule else [speed]
 
 
 def _verdict(variant: Variant) -> str:
@@ -342,6 +351,7 @@ def _method(siblings: Siblings) -> str:
     )
     calibration = f" Weights were fitted to samples for {escape('; '.join(fitted))}." if fitted else ""
     speed = f" Speed: {_threads(siblings)} each. {HOW}" if siblings.speeds else ""
+    speed += f" {HOW_METERED}" if siblings.per_joule else ""
     return (
         "<h2>How this was measured</h2><p>Each variant beside its fp32 parent on the same samples. KL divergence, the "
         "change of -log p of the right token (NLL), both in nats, and the agreement of first choices are taken at "

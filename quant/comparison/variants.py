@@ -66,6 +66,7 @@ class Siblings:
         speeds: Items per second by label; empty where not measured.
         speed_ratios: To the parent's by label, over rounds in turns; empty where not measured or without a parent.
         speed_threads: Of each variant when it was timed; 0 means one per physical core.
+        per_joule: Items by label; empty where no meter of energy was read.
         rivals: Other systems that were held against the same parent.
     """
 
@@ -75,6 +76,7 @@ class Siblings:
     speeds: Mapping[str, Quartiles] = field(default_factory=dict)
     speed_ratios: Mapping[str, Quartiles] = field(default_factory=dict)
     speed_threads: int = 0
+    per_joule: Mapping[str, float] = field(default_factory=dict)
     rivals: tuple[Rivals, ...] = ()
 
     @property

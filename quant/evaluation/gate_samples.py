@@ -24,7 +24,7 @@ from quant.evaluation.reading import check_one_format, rows_of
 from quant.evaluation.rows import Place, Row
 from quant.evaluation.sample import Sample, Shown
 from quant.evaluation.scorers.table import GATED, METRICS, RIGHT
-from quant.quality.evaluation import Evaluation, Labelled
+from quant.quality.evaluation import Evaluation, Labelled, Passage
 
 LABELS = "label"
 """The zero-shot task of a file's labels."""
@@ -119,12 +119,25 @@ def read_samples(path: Path, manifest: Manifest, beside: Beside | None = None) -
     if not rows:
         raise QuantizationError(f"{path} holds no samples; write one JSON object per line")
     folder = (beside.images if beside else None) or path.parent
+    if manifest.pairs is not None:
+        return _pair_samples(path, rows, folder, sees=manifest.sees)
     if not manifest.embeds:
         samples = [_question(row, where, folder) for where, row in rows]
         check_one_format(samples)
         return Evaluation(questions=[FileQuestion(sample) for sample in samples], source=path.name)
     template = manifest.dual.prompt_template if manifest.dual else SLOT
     return _encoder_samples(path, rows, folder, template)
+
+
+def _pair_samples(path: Path, rows: Sequence[tuple[Place, Row]], folder: Path, *, sees: bool) -> Evaluation:
+    samples = [sample_of(row, where, folder, ("caption",) if sees else ("vqa",)) for where, row in rows]
+    if sees:
+        captions = [FileCaption(_only_image(sample), sample.answers[0]) for sample in samples]
+        return Evaluation(captions=captions, source=path.name)
+    for sample in samples:
+        if sample.examples or _pictures(sample):
+            raise QuantizationError(f"{sample.place} shows an image or an example; this model reads two texts")
+    return Evaluation(passages=[Passage(each.question, each.answers[0]) for each in samples], source=path.name)
 
 
 def _question(row: Row, where: Place, folder: Path) -> Sample:

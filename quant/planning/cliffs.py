@@ -21,7 +21,7 @@ def refuse_target(manifest: Manifest, target: Target) -> None:
 
     Raises:
         QuantizationError: TensorRT does not know ONNX Runtime's own operators; or heads are replaced, attention looks
-            forward, or images go into a memory, all of which is built for the CPU alone.
+            forward, images go into a memory or are seen with a question, all of which is built for the CPU alone.
     """
     if target != "cpu" and (memory := [state.input for state in manifest.states if state.kind == "memory"]):
         raise QuantizationError(
@@ -38,6 +38,11 @@ def refuse_target(manifest: Manifest, target: Target) -> None:
         raise QuantizationError(
             f"{manifest.name} was exported with --task-vectors, whose heads are replaced on the CPU alone; export the "
             f"checkpoint without it for --target {target}"
+        )
+    if target != "cpu" and manifest.question is not None:
+        raise QuantizationError(
+            f"--target {target}: the vision encoder of {manifest.name} reads questions of any length beside images, "
+            "and its runs on a device have one size each. Take --target cpu"
         )
     if target != "cpu" and tensors.FULL_LAYERS in inputs:
         raise QuantizationError(

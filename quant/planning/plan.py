@@ -72,7 +72,7 @@ class LayerPlan:
         num_outputs: N of a linear layer, V of a table.
         reason: Half a sentence.
         is_table: Rows are looked up, not multiplied.
-        copies: Matrices of this size, of which a row meets one: the experts of a mixture; else 1.
+        copies: Matrices of this size, of which a row meets few: the experts of a mixture; else 1.
         is_shared: Another graph of the bundle stores its bytes.
         head: The layer of the decoder that a table is rounded with; None: by itself.
         kind: What the layer is to its graph, such as "head".

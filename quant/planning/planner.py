@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from bundle.errors import QuantizationError
 from bundle.form import Form
-from bundle.manifest import ComponentName, Manifest, Scheme, Target
+from bundle.manifest import ENCODER_ROLES, ComponentName, Manifest, Scheme, Target
 from quant.planning.cliffs import refuse_cliffs
 from quant.planning.layer_runs import Timed
 from quant.planning.layer_times import LayerTimes
@@ -51,7 +51,7 @@ _CONSTANT = "looked up once with constant ids"
 _LIKE_HEAD = "the codes of the tied head, stored once"
 _KEPT = "as exported"
 _ROUTER = "a thousandth of the experts' bytes, and an error in it sends tokens to other experts"
-_EXPERTS = "a token meets the weights of one expert, so fewer bytes are less time"
+_EXPERTS = "a token meets the weights of few experts, so fewer bytes are less time"
 _TERNARY_EXPERTS = "ternary as trained: two bits hold these weights exactly"
 _EXPERTS_ON_CUDA = "in float16: experts in codes have no kernel on CUDA in the form that is written"
 _NO_EXPERT_BLOCK = "no block divides both widths of the experts"
@@ -92,7 +92,7 @@ class Planner:
             return name
         if component == "embed_tokens" and RECIPES[name].bits < _SMALL_TABLE_BITS and self._has_small_table():
             return "int8"
-        is_encoder = component in ("vision_encoder", "text_encoder")
+        is_encoder = component in ENCODER_ROLES
         return "fp16" if self.target == "cuda" and is_encoder and name == "int8" else name
 
     def _has_small_table(self) -> bool:

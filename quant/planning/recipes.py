@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from bundle.errors import QuantizationError
-from bundle.manifest import ComponentName, Manifest, Scheme
+from bundle.manifest import ENCODER_ROLES, ComponentName, Manifest, Scheme
 
 Calibration = Literal["none", "peaks", "grams"]
 """What a recipe must know of the inputs of layers: nothing, channel peaks, or their second moments as well."""
 
-_LINEAR: tuple[ComponentName, ...] = ("vision_encoder", "text_encoder", "decoder")
+_LINEAR: tuple[ComponentName, ...] = (*ENCODER_ROLES, "decoder")
 _EVERY: tuple[ComponentName, ...] = (*_LINEAR, "embed_tokens")
 
 
@@ -194,7 +194,7 @@ class Asked:
         """Return the recipe's name of one component."""
         if component in self.by_component:
             return self.by_component[component]
-        if component in ("vision_encoder", "text_encoder"):
+        if component in ENCODER_ROLES:
             return RECIPES[self.default].encoder
         if component == "embed_tokens":
             return RECIPES[self.default].table

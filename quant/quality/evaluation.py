@@ -13,7 +13,7 @@ from PIL import Image
 
 from bundle.errors import QuantizationError
 from bundle.prompt import Placeholder, Turn
-from bundle.report import ImageSensitivity, Likenesses, Replies, TaskAccuracy, TeacherForced
+from bundle.report import ImageSensitivity, Likenesses, PairScores, Replies, TaskAccuracy, TeacherForced
 from quant.quality.measures import Float64, bootstrap
 
 ALL_TASKS = "all"
@@ -60,6 +60,19 @@ class Caption(Protocol):
 
 
 @dataclass(frozen=True)
+class Passage:
+    """A question and a text that answers it.
+
+    Attributes:
+        query: The question.
+        document: The text.
+    """
+
+    query: str
+    document: str
+
+
+@dataclass(frozen=True)
 class Labelled:
     """A zero-shot task.
 
@@ -74,12 +87,15 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a variant is measured on. A vision-language model needs questions; a dual encoder any of the others.
+    """What a variant is measured on.
+
+    A vision-language model needs questions, a cross-encoder captions or passages, a dual encoder any of the others.
 
     Attributes:
         questions: Free generation and teacher forcing.
         captions: For recall in both directions and for cosines.
         labelled: Zero-shot tasks by name.
+        passages: For cross-encoders of two texts.
         texts: Texts alone, to see how a dual encoder's text tower embeds them.
         source: Where the samples come from, for the report: a file's name, or which held-out set.
         no_accuracy: Why no answer counts as right or wrong; "" where answers do.
@@ -88,14 +104,16 @@ class Evaluation:
     questions: Sequence[Question] = ()
     captions: Sequence[Caption] = ()
     labelled: Mapping[str, Labelled] = field(default_factory=dict)
+    passages: Sequence[Passage] = ()
     texts: Sequence[str] = ()
     source: str = "samples of the caller"
     no_accuracy: str = ""
 
     @property
     def num_samples(self) -> int:
-        """Questions, captioned and labelled images, and texts alone together."""
-        return len(self.questions) + len(self.captions) + self._num_labelled + len(self.texts)
+        """Questions, captioned and labelled images, passages, and texts alone together."""
+        texts = len(self.passages) + len(self.texts)
+        return len(self.questions) + len(self.captions) + self._num_labelled + texts
 
     @property
     def num_verdicts(self) -> int:
@@ -171,6 +189,7 @@ class Measured:
         replies: Vision-language models.
         image_sensitivity: Vision-language models, where two questions show different images.
         likenesses: "image_features" where questions show images, or "image" and "text".
+        pairs: Cross-encoders.
     """
 
     tasks: dict[str, TaskAccuracy] = field(default_factory=dict)
@@ -178,6 +197,7 @@ class Measured:
     replies: Replies | None = None
     image_sensitivity: ImageSensitivity | None = None
     likenesses: dict[str, Likenesses] = field(default_factory=dict)
+    pairs: PairScores | None = None
 
 
 def turns_of(question: Question) -> list[Turn]:

@@ -21,7 +21,7 @@ from bundle.directory import Bundle
 from bundle.errors import QuantizationError
 from bundle.gates import CANARY, Gate, Unmeasured, canary_gate
 from bundle.manifest import ComponentName, Manifest, Phase, Role, graph_name
-from bundle.report import Likenesses
+from bundle.report import Likenesses, PairScores
 from bundle.tensors import IMAGE_FEATURES
 from quant.quality.answers import measure_answers
 from quant.quality.embeddings import measure_embeddings, runner_of
@@ -34,8 +34,10 @@ from quant.quality.evaluation import (
     points_excluded,
     require_kind,
 )
+from quant.quality.pairs import measure_pairs
 from quant.quality.parity import Parity
 from runtime.one_request import VisionLanguageRunner
+from runtime.pair_runner import PairRunner
 from runtime.settings import RuntimeSettings
 
 MIXED = "mixed"
@@ -66,6 +68,8 @@ _ANY_SCHEME = {
     "correlation": Limit(0.98, "min"),
     "spread": Limit(0.9, "min"),
     "image_sensitivity": Limit(0.8, "min"),
+    "clear_order": Limit(0.98, "min"),
+    "score_difference": Limit(0.03, "max"),
 }
 """Encoders are W8A8 under every recipe unless asked for by name, and then they are held to no less."""
 
@@ -130,6 +134,8 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "correlation": _KINDS,
     "spread": _KINDS,
     "image_sensitivity": (),
+    "clear_order": (),
+    "score_difference": (),
     "kl_mean": (),
     "clear_agreement": (),
     ACCURACY: ("low", "high"),
@@ -294,6 +300,9 @@ def measure(
     Raises:
         QuantizationError: The samples are of the other kind.
     """
+    if parent.manifest.pairs is not None:
+        runners = PairRunner(parent, settings), PairRunner(variant, settings)
+        return measure_pairs(*runners, evaluation, progress, sees=parent.manifest.sees)
     require_kind(evaluation, is_dual=parent.manifest.embeds)
     if parent.manifest.embeds:
         return measure_embeddings(runner_of(parent, settings), runner_of(variant, settings), evaluation, progress)
@@ -327,11 +336,21 @@ def _name(measure: str, of: str) -> str:
 
 
 def _values(measured: Measured, no_accuracy: str = "") -> list[_Value]:
+    if measured.pairs is not None:
+        return _pair_values(measured.pairs)
     is_dual = measured.teacher_forced is None
     kinds = _EMBEDDINGS if is_dual else (IMAGE_FEATURES,)
     found = [value for kind in kinds for value in _likeness_values(kind, measured.likenesses.get(kind), is_dual)]
     found += [] if is_dual else [_sensitivity_value(measured)]
     return [*found, *_forced_values(measured), *_accuracy_values(measured, no_accuracy)]
+
+
+def _pair_values(found: PairScores) -> list[_Value]:
+    lack = "the parent clearly prefers no document of these samples to another"
+    return [
+        _Value("clear_order", "", found.clear_order, found.num_clear, lack),
+        _Value("score_difference", "", found.score_difference, found.num_pairs),
+    ]
 
 
 def _likeness_values(kind: str, found: Likenesses | None, is_dual: bool) -> Iterable[_Value]:

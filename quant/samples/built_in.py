@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -23,7 +23,7 @@ from quant.calibration.feeds import MOST_TILES, spread
 from quant.evaluation.gate_samples import FileCaption, FileQuestion
 from quant.evaluation.pictures import ImageFile
 from quant.evaluation.rows import Place
-from quant.quality.evaluation import Evaluation, Question, turns_of
+from quant.quality.evaluation import Evaluation, Passage, Question, turns_of
 
 Half = Literal["calibration", "evaluation"]
 
@@ -84,6 +84,9 @@ def built_in_samples(bundle: Bundle, half: Half) -> Evaluation:
     photographs, note = _photographs(bundle, half)
     source = f"built-in {half} texts{note}"
     texts = texts_of(half)
+    if bundle.manifest.pairs is not None:
+        captions = [FileCaption(file, each.caption) for file, each in photographs]
+        return Evaluation(captions=captions, passages=_passages(bundle, texts), source=source, no_accuracy=_NO_ANSWERS)
     if bundle.manifest.embeds:
         captions = [FileCaption(file, each.caption) for file, each in photographs]
         prose = [text.answer for text in texts if text.task in PROSE]
@@ -91,6 +94,12 @@ def built_in_samples(bundle: Bundle, half: Half) -> Evaluation:
     questions = [FileQuestion.plain(text.task, (), text.question, text.answer) for text in texts]
     questions += [FileQuestion.plain(_PHOTOGRAPH, (file,), each.question, each.answer) for file, each in photographs]
     return Evaluation(questions=_fitting(questions, bundle), source=source, no_accuracy=_NO_ANSWERS)
+
+
+def _passages(bundle: Bundle, texts: Sequence[BuiltInText]) -> list[Passage]:
+    """Return questions and answers in plain English for a model that reads two texts."""
+    prose = [] if bundle.manifest.sees else [text for text in texts if text.task in PROSE]
+    return [Passage(text.question, text.answer) for text in prose]
 
 
 def built_in_texts(bundle: Bundle, half: Half, most: int = MOST_TEXTS) -> Evaluation:

@@ -1,12 +1,13 @@
-"""Routed experts in 2, 4 or 8 bits as `com.microsoft::QMoE`: a token still meets the weights of one expert alone.
+"""Routed experts in 2, 4 or 8 bits as `com.microsoft::QMoE`: a token still meets the weights of the chosen alone.
 
     MoE(x, logits, first, -, second)  ->  QMoE(x, logits, codes and scales of both, router_weights = softmax(logits))
 
 QMoE weighs the chosen experts by a softmax over *their* scores, which is 1 for one expert. A mixture that weighs by
-the share among all experts therefore hands the shares in as `router_weights`, and `logits` only choose.
+the share among all experts therefore hands the shares in as `router_weights`, and `logits` only choose; where shares
+are normalised, the operator divides them by their sum over the chosen, which is the softmax over these.
 
 The operator rounds activations to int8, block by block, and multiplies integers, at 1.0 to 1.7 % of relative error. It
-also has a form with one scale a row, which restores the chosen expert to float32 at every call: exact, and for one
+also has a form with one scale a row, which restores the chosen experts to float32 at every call: exact, and for one
 token 3 to 12 times slower than blocks in 4 and 8 bits, 30 to 75 times in 2 (docs/decisions/0006), so it is refused.
 """
 
@@ -19,7 +20,7 @@ import onnx_ir as ir
 
 from bundle.errors import QuantizationError
 from bundle.form import Form
-from graphs.experts import GATE_ROWS, SWIGLU, UP_ROWS, Experts, find_experts
+from graphs.experts import GATE_ROWS, UP_ROWS, Experts, find_experts, moe_attributes
 from graphs.layers import Float32
 from graphs.store import CONTRIB, add_initializer, make_node, replace_node
 from quant.rounding.block_codes import BlockCodes, UInt8, pack
@@ -90,8 +91,17 @@ def _block_size(form: Form) -> int:
     return form.block_size
 
 
-def reference(x: Float32, logits: Float32, first: Float32, second: Float32, form: Form) -> Float32:
-    """Return what the operator computes, [rows, D] float32, by a loop over rows.
+def reference(
+    x: Float32,
+    logits: Float32,
+    first: Float32,
+    second: Float32,
+    form: Form,
+    *,
+    per_token: int = 1,
+    is_normalised: bool = False,
+) -> Float32:
+    """Return what the operator computes, [rows, D] float32, by a loop over rows and the experts of each.
 
     Args:
         x: [rows, D] float32.
@@ -99,16 +109,20 @@ def reference(x: Float32, logits: Float32, first: Float32, second: Float32, form
         first: [E, 2I, D] float32, rows of gate and up alternating.
         second: [E, D, I] float32.
         form: Bits, block and rounding.
+        per_token: As of `graphs.experts.Experts`.
+        is_normalised: As of `graphs.experts.Experts`.
     """
     first, second = (quantize(matrices, form).restored for matrices in (first, second))
-    out = np.empty_like(x)
+    out = np.zeros_like(x)
     for row, scores in enumerate(logits):
         shares = np.exp(scores - scores.max())
-        expert = int(scores.argmax())
-        hidden = first[expert] @ _seen(x[row], form)
-        gate, up = hidden[GATE_ROWS], hidden[UP_ROWS]
-        inner = np.asarray(gate / (1 + np.exp(-gate)) * up, np.float32)
-        out[row] = shares[expert] / shares.sum() * (second[expert] @ _seen(inner, form))
+        chosen = np.argsort(-scores, kind="stable")[:per_token]
+        whole = shares[chosen].sum() if is_normalised else shares.sum()
+        for expert in chosen:
+            hidden = first[expert] @ _seen(x[row], form)
+            gate, up = hidden[GATE_ROWS], hidden[UP_ROWS]
+            inner = np.asarray(gate / (1 + np.exp(-gate)) * up, np.float32)
+            out[row] += shares[expert] / whole * (second[expert] @ _seen(inner, form))
     return out
 
 
@@ -171,7 +185,7 @@ def _rewrite(graph: ir.Graph, experts: Experts, form: Form) -> None:
     ]
     inputs: list[ir.Value | None] = [experts.input, experts.logits, *stored]
     inputs += [None] * (_ROUTER_WEIGHTS - len(inputs))
-    node = make_node("QMoE", [*inputs, shares.outputs[0]], f"{name}.experts", _attributes(form), CONTRIB)
+    node = make_node("QMoE", [*inputs, shares.outputs[0]], f"{name}.experts", _attributes(experts, form), CONTRIB)
     replace_node(graph, experts.node, [shares, node])
 
 
@@ -183,9 +197,9 @@ def _stored(graph: ir.Graph, name: str, matrices: Float32, form: Form) -> tuple[
     )
 
 
-def _attributes(form: Form) -> dict[str, int | float | str]:
+def _attributes(experts: Experts, form: Form) -> dict[str, int | float | str]:
     return {
-        **SWIGLU,
+        **moe_attributes(experts.per_token, is_normalised=experts.is_normalised),
         "expert_weight_bits": form.bits,
         "block_size": _block_size(form),
         "accuracy_level": INT8_ACTIVATIONS,

@@ -91,6 +91,7 @@ class PerTokenInt8(WeightPass):
             raise QuantizationError(f"W8A8 needs opset {OLDEST_OPSET} or newer, the graph has {opset}: export it again")
         scaled: dict[ir.Value, ScaledInput] = {}
         beside = FloatInputs()
+        has_chosen_rows = any(node.op_type == "NonZero" for node in graph)
         for linear in find_linears(graph):
             form = self._forms.get(linear.name)
             if form is None:
@@ -101,7 +102,7 @@ class PerTokenInt8(WeightPass):
                 apart = beside.apart(graph, linear, weight.channels)
                 x, nodes = apart.quiet, beside.product(graph, linear, apart, weight.float_rows)
             if x not in scaled:
-                scaled[x] = _scale_input(graph, linear, x)
+                scaled[x] = _scale_input(graph, linear, x, has_chosen_rows=has_chosen_rows)
             _rewrite(graph, linear, scaled[x], weight, nodes)
 
 
@@ -118,17 +119,27 @@ class ScaledInput:
     peak: ir.Value
 
 
-def _scale_input(graph: ir.Graph, linear: Linear, x: ir.Value) -> ScaledInput:
-    """Insert the scaling of a layer's input, x, before the layer."""
+def _scale_input(graph: ir.Graph, linear: Linear, x: ir.Value, *, has_chosen_rows: bool) -> ScaledInput:
+    """Insert the scaling of a layer's input, x, before the layer.
+
+    Rows that a graph chooses may be none, of which ReduceMax gives [0, K] for [0, 1] (ONNX Runtime 1.31, CPU).
+    """
     last_axis = add_initializer(graph, "w8a8.last_axis", np.array([-1], np.int64))
     epsilon = add_initializer(graph, "w8a8.epsilon", np.array(_EPSILON))
     name = f"{x.name}.w8a8"
     size = make_node("Abs", [x], f"{name}.abs")
-    top = make_node("ReduceMax", [size.outputs[0], last_axis], f"{name}.top", {"keepdims": 1})
-    peak = make_node("Max", [top.outputs[0], epsilon], f"{name}.peak")
+    found = [make_node("ReduceMax", [size.outputs[0], last_axis], f"{name}.top", {"keepdims": 1})]
+    if has_chosen_rows:
+        found.append(make_node("Slice", [found[0].outputs[0], *_first_column(graph), last_axis], f"{name}.column"))
+    peak = make_node("Max", [found[-1].outputs[0], epsilon], f"{name}.peak")
     unit = make_node("Div", [x, peak.outputs[0]], f"{name}.unit")
-    graph.insert_before(linear.node, [size, top, peak, unit])
+    graph.insert_before(linear.node, [size, *found, peak, unit])
     return ScaledInput(unit.outputs[0], peak.outputs[0])
+
+
+def _first_column(graph: ir.Graph) -> list[ir.Value]:
+    ends = (("w8a8.first", 0), ("w8a8.second", 1))
+    return [add_initializer(graph, name, np.array([at], np.int64)) for name, at in ends]
 
 
 def _rewrite(graph: ir.Graph, linear: Linear, scaled: ScaledInput, weight: RowCodes, beside: Sequence[ir.Node]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from bundle.scratch import made_folder
 from runtime.tensorrt.builder import Say, build, check_capabilities, written
 from runtime.tensorrt.library import LICENCE, Flavour, Library, open_library
 from runtime.tensorrt.network import check_network, decompose, parse
-from runtime.tensorrt.profiles import Limits, check_limits, profiles_of
+from runtime.tensorrt.profiles import Limits, Profile, check_limits, profiles_of
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,12 @@ class Form:
         name: Part of an engine's key.
         write: From a bundle's graph, the outputs wanted and S to a serialized graph whose weights stay beside the
             bundle's.
+        unread: From a bundle's graph to the inputs that it takes and does not read, which a parser may not read either.
     """
 
     name: str
     write: Callable[[Path, Collection[str], int], bytes]
+    unread: Callable[[Path], Collection[str]]
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,11 @@ def compile_bundle(job: Job, say: Say) -> EngineIndex:
     library = open_library(job.flavour)
     check_capabilities(library, job.capabilities)
     check_limits(job.limits, manifest)
+    profiles = {name: profiles_of(manifest, each, job.limits) for name, each in manifest.components.items()}
     made_folder(job.folder, "-o")
     index = _begun(job)
     for name in manifest.components:
-        index = _with_engine(job, library, index, name, say)
+        index = _with_engine(job, library, index, name, profiles[name], say)
     return index
 
 
@@ -103,10 +106,11 @@ def _begun(job: Job) -> EngineIndex:
     return empty.model_copy(update={"engines": found.engines})
 
 
-def _with_engine(job: Job, library: Library, index: EngineIndex, name: ComponentName, say: Say) -> EngineIndex:
+def _with_engine(
+    job: Job, library: Library, index: EngineIndex, name: ComponentName, profiles: Sequence[Profile], say: Say
+) -> EngineIndex:
     """Return the index with the engine of a graph, built unless it is there."""
     component = job.bundle.manifest.components[name]
-    profiles = profiles_of(job.bundle.manifest, component, job.limits)
     key = EngineKey(
         graph_sha256=graph_digest(job.bundle, name),
         form=job.form.name,
@@ -122,7 +126,7 @@ def _with_engine(job: Job, library: Library, index: EngineIndex, name: Component
     path = job.bundle.graph_path(name)
     outputs = job.bundle.manifest.always_given(name)
     network = parse(library, job.form.write(path, outputs, job.limits.cache_rows), path)
-    check_network(network, component.role)
+    check_network(network, component.role, job.form.unread(path))
     decompose(network)
     engine = build(network, profiles, job.capabilities, lambda phase: say(f"{name}: {phase}"))
     record = EngineRecord(file=f"{name}.engine", contents=_write(job.folder / f"{name}.engine", engine), key=key)

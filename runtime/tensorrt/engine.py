@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from bundle import tensors
 from bundle.engines import EngineRecord
-from bundle.errors import MachineError
+from bundle.errors import ImageError, MachineError
 from runtime.graph import Port
 from runtime.tensorrt.kernel_cache import KernelCache
 from runtime.tensorrt.library import Library
@@ -56,12 +57,27 @@ class Engine:
         """Return the narrowest profile that holds the shapes of a run's inputs.
 
         Raises:
+            ImageError: None takes images of that size.
             MachineError: None does.
         """
         fitting = [at for at in range(self._engine.num_optimization_profiles) if self._holds(at, shapes)]
         if not fitting:
+            self._check_image(shapes)
             raise self._beyond(shapes)
         return min(fitting, key=lambda at: sum(np.prod(self._range(at, name)[2]) for name in shapes))
+
+    def _check_image(self, shapes: Shapes) -> None:
+        """Check that a run's images, if it has any, are of a size that the engine was built for."""
+        if tensors.PIXEL_VALUES not in shapes:
+            return
+        size = shapes[tensors.PIXEL_VALUES][2:]
+        least, _, most = (sizes[2:] for sizes in self._range(0, tensors.PIXEL_VALUES))
+        if not all(a <= b <= c for a, b, c in zip(least, size, most, strict=True)):
+            told, shortest, longest = ("{1} x {0}".format(*each) for each in (size, least, most))
+            raise ImageError(
+                f"the image becomes {told} pixels, and this model's engine takes {shortest} to {longest}. Crop it, or "
+                "let the model be compiled with a larger --max-image-side"
+            )
 
     def _beyond(self, shapes: Shapes) -> MachineError:
         """Return what to raise where no profile holds a run."""

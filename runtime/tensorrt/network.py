@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,13 +75,18 @@ def parse(library: Library, graph: bytes, path: Path) -> Network:
     return Network(library, path, builder, definition, log)
 
 
-def check_network(network: Network, role: Role) -> None:
+def check_network(network: Network, role: Role, left_unread: Collection[str] = ()) -> None:
     """Check that the parser dropped nothing and masks attention as the graph does.
+
+    Args:
+        network: Parsed.
+        role: Of the graph.
+        left_unread: Inputs that the graph itself does not read.
 
     Raises:
         MachineError: A tensor that nobody reads, or an attention with another mask than ours.
     """
-    if dropped := unread(network):
+    if dropped := [name for name in unread(network) if name not in left_unread]:
         raise MachineError(
             f"{network.path}: the parser of {network.library.name} {network.library.version} dropped "
             f"{', '.join(dropped[:3])}, so that an engine would compute something else. Export the checkpoint again "

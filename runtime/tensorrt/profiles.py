@@ -43,8 +43,13 @@ def profiles_of(manifest: Manifest, component: Component, limits: Limits) -> lis
     """Return the profiles of a graph's engine; a decoder has one for prompts and one for single tokens.
 
     Raises:
-        SettingsError: The graph has a free axis that nothing here tells the sizes of.
+        SettingsError: No engine can run the graph, or it has a free axis that nothing here tells the sizes of.
     """
+    if memories := [state.input for state in manifest.states_of(component) if state.kind == "memory"]:
+        raise SettingsError(
+            f"{component.file}: {memories[0]} is memory of images, which is filled in a host's memory, where no engine "
+            "reads; serve the bundle on ONNX Runtime's CPU"
+        )
     if any(spec.name == tensors.SEEN_AROUND for spec in component.inputs):
         raise SettingsError(
             f"{component.file}: tokens of an image or a prompt that see one another run together, however many, "
@@ -56,6 +61,8 @@ def profiles_of(manifest: Manifest, component: Component, limits: Limits) -> lis
         "N": (1, 1, 1),
         ROWS: (limits.cache_rows, limits.cache_rows, limits.cache_rows),
     }
+    if limits.image_sizes_px is not None:
+        ranges["height"], ranges["width"] = zip(*limits.image_sizes_px, strict=True)
     states = manifest.states_of(component)
     taken = [TensorSpec(name=state.input, dtype=state.dtype, shape=state.shape) for state in states]
     inputs = [*component.inputs, *taken]

@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -28,6 +28,7 @@ from devices.nvml import open_device
 from runtime.onnx_runtime import onnx_runtime
 from runtime.providers import CUDA
 from runtime.settings import RuntimeSettings
+from runtime.tensorrt.image_sizes import try_image_sizes
 from runtime.tensorrt.profiles import Profile, profiles_of
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,8 @@ def plan_of(bundle: Bundle, name: ComponentName, settings: RuntimeSettings) -> P
     runtime = onnx_runtime()
     is_built_in = _require_provider(runtime, settings.device_runtime)
     manifest = bundle.manifest
-    component, limits = manifest.components[name], settings.limits(manifest)
+    component = manifest.components[name]
+    limits = replace(settings.limits(manifest), image_sizes_px=try_image_sizes(bundle))
     if component.role == "decoder" and not is_built_in and CUDA not in runtime.get_available_providers():
         raise MachineError(
             f"{name}: a decoder's cache lies in CUDA's memory, which this ONNX Runtime {runtime.__version__} cannot "

@@ -300,6 +300,25 @@ class EmbeddingList(Answer):
     usage: TextUsage
 
 
+class Pooled(Answer):
+    """A vector, one for each token, or a score [1]: numbers, or the base64 of their float32 bytes, row behind row."""
+
+    index: int
+    object: Literal["pooling"]
+    data: list[float] | list[list[float]] | str
+
+
+class PoolingList(Answer):
+    """What each input became, in their order."""
+
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[Pooled]
+    usage: TextUsage
+
+
 class RankedDocument(Answer):
     """A document again: its text, or that it is an image, or both of several parts."""
 

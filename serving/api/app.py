@@ -30,6 +30,7 @@ from serving.api.messages import messages_router
 from serving.api.models import models_router
 from serving.api.openapi import document
 from serving.api.page import add_page
+from serving.api.pooling import pooling_router
 from serving.api.prefixes import no_prefixes_router, prefixes_router
 from serving.api.ranking import ranking_router
 from serving.api.record import Recorded, record_of
@@ -48,6 +49,7 @@ _ROUTERS = (
     embeddings_router,
     classify_router,
     messages_router,
+    pooling_router,
     ranking_router,
     responses_router,
     tokenize_router,

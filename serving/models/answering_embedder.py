@@ -15,7 +15,8 @@ from serving.protocol import EmbedRequest, EmbedResult
 from serving.settings import EngineSettings
 
 
-class AnsweringEmbedder(GenerativeModel, VectorModel):
+@VectorModel.register  # for whoever asks what embeds; it tokenizes and counts as a model that answers
+class AnsweringEmbedder(GenerativeModel):
     """One bundle of `export --task both`.
 
     Conversations run in the engine; inputs to be embedded run once, side by side, on a thread of their own and over the

@@ -1,4 +1,4 @@
-"""A cross-encoder ready to serve: how well a text and an image fit, read together."""
+"""A cross-encoder ready to serve: how well a text and an image fit, or two texts, read together."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, ParameterError, TaskError
 from bundle.image import PREPROCESSOR, ImageSpec, Pixels
 from bundle.manifest import PairDims
-from bundle.text import TOKENIZER, TextBatch, Tokenizer
+from bundle.text import Tokenizer
+from bundle.text_pairs import TextPairs
 from runtime.canary import check_canary
-from runtime.pair_encoder import Pair, PairEncoder
+from runtime.pair_encoder import Pair, PairEncoder, fits
 from runtime.room import check_room
+from runtime.settings import DEFAULT_CONTEXT_TOKENS
 from serving.engine.batching import BatchWorker
 from serving.engine.worker import Worker
 from serving.models.cut_image import CutImage
-from serving.models.model import Model
+from serving.models.one_pass import OnePassModel
 from serving.models.pool import PreprocessPool
+from serving.models.text_rows import TextRows, most_tokens
 from serving.models.together import together
-from serving.models.tokens import told_tokens
 from serving.models.turns import Turns
 from serving.protocol import (
     EmbedInput,
@@ -30,19 +32,19 @@ from serving.protocol import (
     ScoreRequest,
     ScoreResult,
     TextPart,
-    TokenizeRequest,
-    TokenizeResult,
 )
 from serving.settings import EngineSettings
 
-_ALL = -1
-"""Of `ScoreRequest.truncate_tokens`: as many as the model reads."""
-_PAIRS_AHEAD = 2
-"""Batches: one runs while the next is made ready."""
+_Scored = tuple[np.float64, int]
+"""A pair's raw score and the tokens that it took."""
+_BATCHES_AHEAD = 2
+"""One batch runs while the next is made ready."""
+_TOKENS_OF_TEXT = 64
+"""A batch of two texts each holds as many tokens as `text_batch_rows` such texts."""
 
 
-class CrossEncoderModel(Model):
-    """One bundle that scores pairs of a text and an image.
+class CrossEncoderModel(OnePassModel):
+    """One bundle that scores pairs: of a text and an image, or of two texts.
 
     Args:
         bundle: Opened.
@@ -62,18 +64,21 @@ class CrossEncoderModel(Model):
             raise BundleFormatError(f"{bundle.directory} is no cross-encoder; it reads no pairs")
         super().__init__(manifest, settings, pool)
         check_room(manifest, None, settings.provider)
-        self._dims: PairDims = manifest.pairs
-        self._spec = ImageSpec.read(bundle.path(PREPROCESSOR))
-        self._tokenizer = Tokenizer.from_file(bundle.path(TOKENIZER))
+        dims: PairDims = manifest.pairs
+        self._spec = ImageSpec.read(bundle.path(PREPROCESSOR)) if manifest.sees else None
+        self._rows = TextRows(bundle, dims.max_text_tokens, dims.pad_token_id)
+        self._longest = min(dims.max_text_tokens, settings.context_tokens or DEFAULT_CONTEXT_TOKENS)
+        self._pairs = TextPairs(self._rows.tokenizer, self._longest)
         self._encoder = PairEncoder(bundle, settings)
         if settings.check_golden:
             check_canary(bundle, self._encoder.sessions)
-        self._turns = Turns(_PAIRS_AHEAD * settings.vision_batch_tiles)
-        self._worker: BatchWorker[Pair, np.float32] = BatchWorker(
+        batch = settings.vision_batch_tiles if self._spec else settings.text_batch_rows
+        self._turns = Turns(_BATCHES_AHEAD * batch)
+        self._worker: BatchWorker[Pair, np.float64] = BatchWorker(
             f"pairs-{manifest.name}",
-            lambda pairs: list(self._encoder.score(pairs)),
-            lambda pair: 1,
-            settings.vision_batch_tiles,
+            lambda pairs: list(self._encoder.raw_scores(pairs)),
+            (lambda pair: 1) if self._spec else (lambda pair: pair.text.num_tokens),
+            batch if self._spec else batch * _TOKENS_OF_TEXT,
             settings.patience,
         )
 
@@ -83,91 +88,85 @@ class CrossEncoderModel(Model):
         return {self._worker: self._warm_up}
 
     def _warm_up(self) -> None:
-        self._encoder.score([Pair(self._tokenized("warm-up", None), self._spec.blank(1))])
-
-    @property
-    def gauges(self) -> dict[str, float]:
-        """Numbers for `/metrics`."""
-        return {
-            "num_requests_running": float(self._admission.num_admitted),
-            "num_preprocess_waiting": float(self._pool.num_preprocess_waiting),
-        }
+        if self._spec is None:
+            self._encoder.score([Pair(self._pairs.row("warm", "up"))])
+        else:
+            self._encoder.score([Pair(self._rows.batch(["warm-up"]), self._spec.blank(1))])
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The texts' tokenizer."""
-        return self._tokenizer
+        return self._rows.tokenizer
 
-    async def tokenize(self, request: TokenizeRequest) -> TokenizeResult:
-        """Return the tokens of a text as it is read beside an image.
-
-        Raises:
-            TaskError: A conversation is none.
-            ContextLengthError: The text is longer than any that is read.
-        """
-        if request.text is None:
-            raise TaskError(f"{self._manifest.name} scores; it reads no conversations. Send prompt.", "messages")
-        row = await self._pool.text.run(request.request_id, self._tokenized, request.text, None)
-        return told_tokens(self._tokenizer, row.input_ids[0].tolist())
+    def _ids(self, text: str, adds_special_tokens: bool) -> list[int]:
+        return self._rows.ids(text, adds_special_tokens)
 
     async def score(self, request: ScoreRequest) -> ScoreResult:
         """Return how well each pair fits, in order; an image that stands in several is decoded once.
 
         Raises:
-            RequestError: A pair that is not one text and one image, a text longer than the model reads and not to be
-                cut, bytes that are not an image.
+            RequestError: A pair that is not one text and one image, or not two texts, as the model reads; texts
+                longer than it reads and not to be cut, bytes that are not an image.
         """
-        most_tokens = self._most_tokens(request.truncate_tokens)
-        pairs = [_text_and_image(first, second) for first, second in request.pairs]
-        owner = request.request_id
         with self._admission.admit():
-            images = list(dict.fromkeys(image.data for _, image in pairs))
-            cut = dict(
-                zip(images, await together(self._pool.cut(owner, self._spec, data) for data in images), strict=True)
-            )
-            found = await together(
-                self._score_one(owner, text.text, cut[image.data], most_tokens) for text, image in pairs
-            )
-        scores = np.array([score for score, _ in found], np.float32)
+            score = self._score_texts if self._spec is None else self._score_images
+            found = await score(request)
+        raw = np.array([score for score, _ in found], np.float64)
+        scores = raw.astype(np.float32) if request.is_raw else fits(raw)
         return ScoreResult(scores, sum(tokens for _, tokens in found))
 
-    async def _score_one(
-        self, owner: str, text: str, image: CutImage, most_tokens: int | None
-    ) -> tuple[np.float32, int]:
-        """Return a pair's score and the tokens of its text."""
-        async with self._turns.place(owner):
-            row = await self._pool.text.run(owner, self._tokenized, text, most_tokens)
-            pixels = await self._pool.images.run(owner, self._pixels, image)
-            return await asyncio.wrap_future(self._worker.submit(Pair(row, pixels))), row.num_tokens
+    async def _score_texts(self, request: ScoreRequest) -> list[_Scored]:
+        """Return each pair's score, of two texts, and the tokens of both."""
+        most = most_tokens(request.truncate_tokens, self._pairs.fewest_tokens, self._longest)
+        pairs = [_two_texts(first, second) for first, second in request.pairs]
+        return await together(self._score_two(request.request_id, *pair, most) for pair in pairs)
 
-    def _tokenized(self, text: str, most_tokens: int | None) -> TextBatch:
-        dims = self._dims
-        return self._tokenizer.encode_batch(
-            [text],
-            max_tokens=dims.max_text_tokens,
-            pad_token_id=dims.pad_token_id,
-            pads_to_max=False,
-            most_tokens=most_tokens,
-        )
+    async def _score_two(self, owner: str, first: str, second: str, most: int | None) -> _Scored:
+        async with self._turns.place(owner):
+            row = await self._pool.text.run(owner, self._pairs.row, first, second, most)
+            return await self._run(Pair(row))
+
+    async def _score_images(self, request: ScoreRequest) -> list[_Scored]:
+        """Return each pair's score, of a text and an image, and the tokens of its text."""
+        most, owner = self._rows.most_tokens(request.truncate_tokens), request.request_id
+        pairs = [_text_and_image(first, second) for first, second in request.pairs]
+        images = list(dict.fromkeys(image.data for _, image in pairs))
+        found = await together(self._pool.cut(owner, self._image_spec, data) for data in images)
+        cut = dict(zip(images, found, strict=True))
+        return await together(self._score_one(owner, text.text, cut[image.data], most) for text, image in pairs)
+
+    async def _score_one(self, owner: str, text: str, image: CutImage, most: int | None) -> _Scored:
+        async with self._turns.place(owner):
+            row = await self._pool.text.run(owner, self._rows.batch, [text], most)
+            return await self._run(Pair(row, await self._pool.images.run(owner, self._pixels, image)))
+
+    async def _run(self, pair: Pair) -> _Scored:
+        return await asyncio.wrap_future(self._worker.submit(pair)), pair.text.num_tokens
+
+    @property
+    def _image_spec(self) -> ImageSpec:
+        if self._spec is None:
+            raise TaskError(f"{self._manifest.name} reads two texts; it has no image tower. Send texts.")
+        return self._spec
 
     def _pixels(self, image: CutImage) -> Pixels:
-        tiles: Sequence[Any] = image.images if image.is_cut else self._spec.cut(image.images[0])
-        (pixels,) = self._spec.groups(list(tiles))
+        spec = self._image_spec
+        tiles: Sequence[Any] = image.images if image.is_cut else spec.cut(image.images[0])
+        (pixels,) = spec.groups(list(tiles))
         return pixels
 
-    def _most_tokens(self, asked: int | None) -> int | None:
-        """Return to how many tokens longer texts are cut; None: they are refused.
 
-        Raises:
-            ParameterError: More than the model reads, or so few that nothing of a text is left.
-        """
-        longest, fewest = self._dims.max_text_tokens, len(self._tokenizer.with_special_tokens([])) + 1
-        if asked is not None and asked != _ALL and not fewest <= asked <= longest:
-            raise ParameterError(
-                f"truncate_prompt_tokens = {asked}: the model reads {fewest} to {longest} tokens; -1 is the most",
-                "truncate_prompt_tokens",
-            )
-        return longest if asked == _ALL else asked
+def _two_texts(first: EmbedInput, second: EmbedInput) -> tuple[str, str]:
+    """Return the two of a pair.
+
+    Raises:
+        ParameterError: One is no text.
+    """
+    if isinstance(first, TextPart) and isinstance(second, TextPart):
+        return first.text, second.text
+    raise ParameterError(
+        f"a pair of {_kinds(first, second)}: the model reads two texts together; send texts alone", "documents"
+    )
 
 
 def _text_and_image(first: EmbedInput, second: EmbedInput) -> tuple[TextPart, ImagePart]:
@@ -180,11 +179,15 @@ def _text_and_image(first: EmbedInput, second: EmbedInput) -> tuple[TextPart, Im
         return first, second
     if isinstance(first, ImagePart) and isinstance(second, TextPart):
         return second, first
-    kinds = " and ".join(_kind(each) for each in (first, second))
     raise ParameterError(
-        f"a pair of {kinds}: the model reads a text and an image together; let one be a text and the other an image",
+        f"a pair of {_kinds(first, second)}: the model reads a text and an image together; let one be a text and the "
+        "other an image",
         "documents",
     )
+
+
+def _kinds(*parts: EmbedInput) -> str:
+    return " and ".join(map(_kind, parts))
 
 
 def _kind(part: EmbedInput) -> str:

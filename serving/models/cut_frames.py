@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 from PIL import Image
 
 from bundle.errors import ContextLengthError, MachineError
+from bundle.frames.groups import FrameGroups
 from bundle.frames.opening import open_clip
-from bundle.frames.options import FrameOptions
+from bundle.frames.options import UNIFORM, FrameOptions
 from bundle.frames.plan import FramePlan, Picture
 from bundle.frames.sampling import chosen_frames
 from bundle.frames.table import check_options, plan_of
-from bundle.image import ImageSpec
+from bundle.image import ImageSpec, TileLayout
 from serving.models.cut_image import CutImage, pixel_digest
 
 
@@ -26,11 +29,23 @@ class FrameRoom:
         tokens_per_image: Of a frame.
         context_tokens: Of the whole conversation: as many as leave no more than a context once they are reduced.
         is_reduced: They will be.
+        groups: How frames become tokens of videos, where the model has such; None: they are images.
     """
 
     tokens_per_image: int
     context_tokens: int
     is_reduced: bool = False
+    groups: FrameGroups | None = None
+
+    @classmethod
+    def read(cls, told: dict[str, Any]) -> FrameRoom:
+        """Return what another process wrote as `dataclasses.asdict` does."""
+        groups = told["groups"]
+        return cls(**{**told, "groups": None if groups is None else FrameGroups(**groups)})
+
+    def groups_in(self, options: FrameOptions) -> FrameGroups | None:
+        """Return how frames become tokens of videos; None: they are images, as in all layouts but the first."""
+        return self.groups if options.layout == UNIFORM else None
 
 
 @dataclass(frozen=True)
@@ -47,20 +62,36 @@ class CutFrames:
     duration_s: float
     pictures: tuple[CutImage, ...]
 
+    @property
+    def frame_px(self) -> tuple[int, int]:
+        """(height, width) of a frame as it is encoded, where frames become tokens of videos."""
+        width, height = self.pictures[0].images[0].size
+        return height, width
+
+    def layout(self, options: FrameOptions, room: FrameRoom) -> TileLayout | None:
+        """Return how the whole video stands in a prompt; None: its frames are images."""
+        groups = room.groups_in(options)
+        return None if groups is None else groups.layout(self.times_s, self.duration_s, self.frame_px)
+
     def plan(self, options: FrameOptions, room: FrameRoom) -> FramePlan:
         """Return how the frames are laid out.
 
         Raises:
             MachineError: These are not the pictures of that plan, as a child that a video took over might send.
         """
-        plan = plan_of(len(self.times_s), options, room.tokens_per_image, room.context_tokens)
+        groups = room.groups_in(options)
+        if groups is None:
+            plan = plan_of(len(self.times_s), options, room.tokens_per_image, room.context_tokens)
+        else:
+            plan = groups.plan(len(self.times_s), self.frame_px)
         if len(plan.pictures) != len(self.pictures) or len(self.times_s) > options.most_frames:
             raise MachineError(f"{len(self.pictures)} pictures came of {len(self.times_s)} frames, which want others")
         return plan
 
 
 def cut_frames(spec: ImageSpec, files: Sequence[bytes], options: FrameOptions, room: FrameRoom) -> CutFrames:
-    """Return the pictures of a video; the number of their tokens is judged before a frame is decoded.
+    """Return the pictures of a video; the number of their tokens is judged before a frame is decoded, or
+    once the first is, where it depends on their size.
 
     Args:
         spec: How an image is cut; a frame is never in tiles.
@@ -75,20 +106,33 @@ def cut_frames(spec: ImageSpec, files: Sequence[bytes], options: FrameOptions, r
     check_options(options)
     clip = open_clip(files, options.list_fps)
     chosen = chosen_frames(clip.times_s, clip.duration_s, options)
-    plan = plan_of(len(chosen), options, room.tokens_per_image, room.context_tokens)
+    decoded, groups = clip.pictures(chosen), room.groups_in(options)
+    if groups is None:
+        frames = spec.for_frames
+        plan = plan_of(len(chosen), options, room.tokens_per_image, room.context_tokens)
+        _check_room(plan, len(chosen), options, room)
+    else:
+        first = next(decoded)  # tells the size of all
+        frames = spec.of_video(len(chosen), *first.size) or spec.for_frames
+        plan = groups.plan(len(chosen), frames.tile_size_px)
+        _check_room(plan, len(chosen), options, room)
+        decoded = chain((first,), decoded)
+        del first
+    drawing = _Drawing(frames, plan)
+    for frame in range(len(chosen)):
+        drawing.add(frame, next(decoded))  # held by nothing else: one frame at a time
+    times_s = tuple(clip.times_s[index] for index in chosen)
+    return CutFrames(times_s, clip.duration_s, tuple(map(drawing.picture, plan.pictures)))
+
+
+def _check_room(plan: FramePlan, num_frames: int, options: FrameOptions, room: FrameRoom) -> None:
     if plan.num_tokens > room.context_tokens:
         limit = f"{room.context_tokens}{' of which a part is read' if room.is_reduced else ''}"
         raise ContextLengthError(
-            f"the video's {len(chosen)} frames take {plan.num_tokens} tokens in the layout {options.layout}; the "
+            f"the video's {num_frames} frames take {plan.num_tokens} tokens in the layout {options.layout}; the "
             f"context holds {limit}. Ask for fewer by num_frames, or for another layout.",
             "messages",
         )
-    drawing = _Drawing(spec.for_frames, plan)
-    pictures = clip.pictures(chosen)
-    for frame in range(len(chosen)):
-        drawing.add(frame, next(pictures))  # held by nothing else: one frame at a time
-    times_s = tuple(clip.times_s[index] for index in chosen)
-    return CutFrames(times_s, clip.duration_s, tuple(map(drawing.picture, plan.pictures)))
 
 
 class _Drawing:
@@ -113,7 +157,7 @@ class _Drawing:
         for picture in self._plan.pictures:
             if frame not in picture.frames:
                 continue
-            if len(picture.frames) == 1:
+            if len(picture.frames) == 1 or picture.is_group:
                 (self._tiles[frame],) = self._spec.cut(image)
             else:
                 self._cells[picture.rows, picture.cols, frame] = self._spec.cell(image, picture.rows, picture.cols)
@@ -123,9 +167,16 @@ class _Drawing:
         first = picture.frames[0]
         if len(picture.frames) == 1:
             return CutImage(self._digests[first], *self._sizes[first], (self._tiles[first],), is_cut=True)
+        if picture.is_group:
+            digest = self._digest("group", picture)
+            return CutImage(
+                digest, *self._sizes[first], tuple(self._tiles[each] for each in picture.frames), is_cut=True
+            )
         tile = self._spec.grid(
             [self._cells[picture.rows, picture.cols, frame] for frame in picture.frames], picture.cols
         )
-        told = f"grid {picture.rows}x{picture.cols}".encode()
-        digest = hashlib.sha256(told + b"".join(self._digests[frame] for frame in picture.frames)).digest()
-        return CutImage(digest, *tile.size, (tile,), is_cut=True)
+        return CutImage(self._digest(f"grid {picture.rows}x{picture.cols}", picture), *tile.size, (tile,), is_cut=True)
+
+    def _digest(self, what: str, picture: Picture) -> bytes:
+        told = b"".join(self._digests[frame] for frame in picture.frames)
+        return hashlib.sha256(what.encode() + told).digest()

@@ -14,6 +14,7 @@ from bundle.directory import Bundle
 from bundle.errors import MachineError
 from bundle.image import TileLayout
 from bundle.manifest import ComponentName
+from bundle.question import QuestionIds
 from runtime.canary import Ports
 from serving.models.cut_image import CutImage
 
@@ -32,6 +33,7 @@ class SentImage:
         with_tower: As of `DecodedImage`.
         side_px: As of `DecodedImage`.
         noise_step: As of `DecodedImage`.
+        question: As of `DecodedImage`.
     """
 
     key: bytes
@@ -41,6 +43,7 @@ class SentImage:
     with_tower: bool
     side_px: int | None
     noise_step: int | None = None
+    question: QuestionIds | None = None
 
     @classmethod
     def of(
@@ -51,10 +54,11 @@ class SentImage:
         with_tower: bool,
         side_px: int | None,
         noise_step: int | None = None,
+        question: QuestionIds | None = None,
     ) -> SentImage:
         """Return an image as it is sent; copies its pixels."""
         pieces = tuple(np.asarray(each) for each in cut.images)
-        return cls(key, pieces, _with_images(cut, ()), layout, with_tower, side_px, noise_step)
+        return cls(key, pieces, _with_images(cut, ()), layout, with_tower, side_px, noise_step, question)
 
     @property
     def cut_image(self) -> CutImage:

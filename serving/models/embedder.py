@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from bundle.directory import Bundle
-from bundle.errors import BundleFormatError, TaskError
-from bundle.manifest import ComponentName, EmbedderDims, InputType
+from bundle.errors import BundleFormatError, ParameterError
+from bundle.manifest import ComponentName, EmbedderDims, InputType, Pooling
 from bundle.prompt import Prompt, PromptBuilder
 from bundle.text import Tokenizer
 from runtime.canary import check_canary
@@ -25,7 +25,6 @@ from serving.engine.worker import Worker
 from serving.models.input_writer import InputWriter, longest_input
 from serving.models.pool import PreprocessPool
 from serving.models.together import together
-from serving.models.tokens import told_tokens
 from serving.models.turns import Turns
 from serving.models.vectors import VectorModel, check_inputs, cut
 from serving.models.vision import VisionStage
@@ -36,12 +35,11 @@ from serving.protocol import (
     ImagePart,
     JoinedPart,
     TextPart,
-    TokenizeRequest,
-    TokenizeResult,
     TokensPart,
 )
 from serving.settings import EngineSettings
 
+_Wanted = tuple[FilledPrompt, Pooling]
 _INPUTS_AHEAD = 32
 """Of all requests, that are decoded and written at once; further ones wait for their turn."""
 
@@ -59,6 +57,8 @@ class EmbedderModel(VectorModel):
         BundleError: A graph, the tokenizer or the template is unusable, or the canary fails.
         MachineError: This machine cannot run it.
     """
+
+    _vision: VisionStage
 
     def __init__(
         self,
@@ -82,10 +82,10 @@ class EmbedderModel(VectorModel):
         if settings.check_golden and opened is None:
             check_canary(bundle, {**self._vision.sessions, **self._embedder.sessions})
         self._turns = Turns(_INPUTS_AHEAD)
-        self._worker: BatchWorker[FilledPrompt, Vectors] = BatchWorker(
+        self._worker: BatchWorker[_Wanted, Vectors] = BatchWorker(
             f"embed-{manifest.name}",
-            self._embedder.embed,
-            lambda prompt: prompt.num_tokens,
+            self._run,
+            lambda wanted: wanted[0].num_tokens,
             settings.chunk_tokens,
             settings.patience,
         )
@@ -98,37 +98,25 @@ class EmbedderModel(VectorModel):
     def _warm_up(self) -> None:
         self._embedder.embed([FilledPrompt(self._writer.write([TextPart("warm-up")], (), None, None, None))])
 
-    @property
-    def gauges(self) -> dict[str, float]:
-        """Numbers for `/metrics`."""
-        return {
-            "num_requests_running": float(self._admission.num_admitted),
-            **self._vision.gauges,
-            "num_preprocess_waiting": float(self._pool.num_preprocess_waiting),
-        }
+    def _run(self, wanted: Sequence[_Wanted]) -> list[Vectors]:
+        """Return the raw vectors of prompts, of which those that are pooled alike run together."""
+        found: dict[int, Vectors] = {}
+        for pooling in dict.fromkeys(own for _, own in wanted):
+            places = [place for place, (_, own) in enumerate(wanted) if own == pooling]
+            found.update(zip(places, self._embedder.raw([wanted[place][0] for place in places], pooling), strict=True))
+        return [found[place] for place in range(len(wanted))]
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The decoder's tokenizer."""
         return self._prompts.tokenizer
 
-    async def tokenize(self, request: TokenizeRequest) -> TokenizeResult:
-        """Return the tokens of a text as it is embedded, with the model's template around it, or bare.
-
-        Raises:
-            TaskError: A conversation is none.
-            ContextLengthError: The text is longer than any that is embedded.
-        """
-        if request.text is None:
-            raise TaskError(f"{self._manifest.name} embeds; it reads no conversations. Send prompt.", "messages")
-        self.tokenizer.check_characters(len(request.text), self._longest)
-        if not request.adds_special_tokens:
-            bare = await self._pool.text.run(request.request_id, self.tokenizer.encode_plain, request.text)
-            return told_tokens(self.tokenizer, bare)
-        prompt = await self._pool.text.run(
-            request.request_id, self._writer.write, [TextPart(request.text)], (), None, None, None
-        )
-        return told_tokens(self.tokenizer, prompt.token_ids.tolist())
+    def _ids(self, text: str, adds_special_tokens: bool) -> list[int]:
+        self.tokenizer.check_characters(len(text), self._longest)
+        if not adds_special_tokens:
+            return self.tokenizer.encode_plain(text)
+        ids: list[int] = self._writer.write([TextPart(text)], (), None, None, None).token_ids.tolist()
+        return ids
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """Return one unit vector per input, in order, or one for each of its tokens.
@@ -138,21 +126,41 @@ class EmbedderModel(VectorModel):
                 and not to be cut, ids that are not the model's, bytes that are not an image.
         """
         check_inputs(request, self._dims.sizes)
+        pooling = self._pooling(request)
         most_tokens = self._writer.most_tokens(request.truncate_tokens)
         kinds: tuple[InputType | None, ...] = request.input_types or (None,) * len(request.inputs)
         with self._admission.admit():
             found = await together(
-                self._embed_one(request, part, kind, most_tokens)
+                self._embed_one(request, part, kind, most_tokens, pooling)
                 for part, kind in zip(request.inputs, kinds, strict=True)
             )
-        vectors = tuple(cut(own, request.dimensions) for own, _ in found)
+        vectors = tuple(cut(own, request.dimensions, is_raw=request.is_raw) for own, _ in found)
         num_tokens = sum(tokens for _, tokens in found)
-        if self._dims.pooling == "tokens":
+        if pooling == "tokens":
             return EmbedResult(vectors, num_tokens)
         return EmbedResult(np.concatenate(vectors), num_tokens)
 
+    def _pooling(self, request: EmbedRequest) -> Pooling:
+        """Return how an input's vectors are made of its tokens'.
+
+        Raises:
+            ParameterError: One of each input, of a model whose tokens keep their own.
+        """
+        if request.granularity == "token":
+            return "tokens"
+        if request.granularity == "input" and self._dims.pooling == "tokens":
+            raise ParameterError(
+                f"task embed: {self._manifest.name} has a vector for every token; ask for token_embed", "task"
+            )
+        return self._dims.pooling
+
     async def _embed_one(
-        self, request: EmbedRequest, part: EmbedInput, kind: InputType | None, most_tokens: int | None
+        self,
+        request: EmbedRequest,
+        part: EmbedInput,
+        kind: InputType | None,
+        most_tokens: int | None,
+        pooling: Pooling,
     ) -> tuple[Vectors, int]:
         """Return an input's vectors and the tokens that it took."""
         owner = request.request_id
@@ -164,7 +172,7 @@ class EmbedderModel(VectorModel):
                 parts = part.parts if isinstance(part, JoinedPart) else (part,)
                 write = partial(self._writer.write, kind=kind, instruction=request.instruction, most_tokens=most_tokens)
                 filled = await self._filled(owner, parts, write)
-            return await asyncio.wrap_future(self._worker.submit(filled)), filled.num_tokens
+            return await asyncio.wrap_future(self._worker.submit((filled, pooling))), filled.num_tokens
 
     async def _filled(
         self, owner: str, parts: tuple[TextPart | ImagePart, ...], write: Callable[..., Prompt]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import numpy.typing as npt
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, ParameterError, TaskError
 from bundle.manifest import DualEncoderDims
-from bundle.text import TOKENIZER, TextBatch, Tokenizer
+from bundle.text import TextBatch, Tokenizer
 from bundle.zero_shot import SLOT, label_text
 from runtime.canary import check_canary
 from runtime.encoder import open_encoder
@@ -22,8 +21,8 @@ from runtime.room import check_room
 from serving.engine.batching import BatchWorker
 from serving.engine.worker import Worker
 from serving.models.pool import PreprocessPool
+from serving.models.text_rows import TextRows
 from serving.models.together import together
-from serving.models.tokens import told_tokens
 from serving.models.turns import Turns
 from serving.models.vectors import VectorModel, check_inputs, cut
 from serving.models.vision import VisionStage
@@ -36,18 +35,12 @@ from serving.protocol import (
     ImagePart,
     JoinedPart,
     TextPart,
-    TokenizeRequest,
-    TokenizeResult,
     TokensPart,
 )
 from serving.settings import EngineSettings
 
 _PIECE_TEXTS = 8
 """Texts of one request that are tokenized and batched as one: each piece waits for its turn among other requests'."""
-_MOST_COUNTED_TOKENS = 4096
-"""Of a text whose tokens are asked for; what is embedded is shorter."""
-_ALL = -1
-"""Of `EmbedRequest.truncate_tokens`: as many as the encoder reads."""
 _Text = str | Sequence[int]
 _BATCHES_AHEAD = 2
 """One batch of single texts runs while the next is made ready."""
@@ -73,7 +66,9 @@ class EmbeddingModel(VectorModel):
         super().__init__(manifest, settings, pool)
         check_room(manifest, None, settings.provider)
         self._dims: DualEncoderDims = manifest.dual
-        self._tokenizer = Tokenizer.from_file(bundle.path(TOKENIZER))
+        self._rows = TextRows(
+            bundle, self._dims.max_text_tokens, self._dims.pad_token_id, pads_to_max=self._dims.pads_to_max
+        )
         self._vision = VisionStage(bundle, settings, pool) if manifest.sees else None
         text_name = manifest.graph("text_encoder")
         self._text = open_encoder(bundle, text_name, settings)
@@ -92,34 +87,15 @@ class EmbeddingModel(VectorModel):
         return {self._text_worker: self._warm_up_texts, **seeing}
 
     @property
-    def gauges(self) -> dict[str, float]:
-        """Numbers for `/metrics`."""
-        return {
-            "num_requests_running": float(self._admission.num_admitted),
-            **({} if self._vision is None else self._vision.gauges),
-            "num_preprocess_waiting": float(self._pool.num_preprocess_waiting),
-        }
-
-    @property
     def tokenizer(self) -> Tokenizer:
         """The text encoder's tokenizer."""
-        return self._tokenizer
+        return self._rows.tokenizer
 
-    async def tokenize(self, request: TokenizeRequest) -> TokenizeResult:
-        """Return the tokens of a text as they are embedded, however many they are.
-
-        Raises:
-            TaskError: A conversation is none.
-            ContextLengthError: The text is far longer than any that is embedded.
-        """
-        if request.text is None:
-            raise TaskError(f"{self._manifest.name} embeds; it reads no conversations. Send prompt.", "messages")
-        self._tokenizer.check_characters(len(request.text), _MOST_COUNTED_TOKENS)
-        encode = partial(self._tokenizer.encode, add_special_tokens=request.adds_special_tokens)
-        return told_tokens(self._tokenizer, await self._pool.text.run(request.request_id, encode, request.text))
+    def _ids(self, text: str, adds_special_tokens: bool) -> list[int]:
+        return self._rows.ids(text, adds_special_tokens)
 
     def _warm_up_texts(self) -> None:
-        self._run_texts([self._tokenized(["warm-up"])])
+        self._run_texts([self._rows.batch(["warm-up"])])
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """Return one unit vector per input, in order.
@@ -129,16 +105,18 @@ class EmbeddingModel(VectorModel):
                 and not to be cut, ids that are no text of the model's, bytes that are not an image.
         """
         check_inputs(request, self._dims.sizes)
+        if request.granularity == "token":
+            raise ParameterError(f"task token_embed: {self._manifest.name} has one vector of each input", "task")
         inputs = [_single(part) for part in request.inputs]
         with self._admission.admit():
-            most_tokens = self._most_tokens(request.truncate_tokens)
+            most_tokens = self._rows.most_tokens(request.truncate_tokens)
             texts = [_text_of(part) for part in inputs if not isinstance(part, ImagePart)]
             images = [part for part in inputs if isinstance(part, ImagePart)]
             of_texts, num_tokens, of_images = await self._embed_both(request.request_id, texts, images, most_tokens)
         embeddings = np.empty((len(inputs), self._dims.embedding_size), np.float32)
         is_image = np.array([isinstance(part, ImagePart) for part in inputs])
         embeddings[~is_image], embeddings[is_image] = of_texts, of_images
-        return EmbedResult(cut(embeddings, request.dimensions), num_tokens)
+        return EmbedResult(cut(embeddings, request.dimensions, is_raw=request.is_raw), num_tokens)
 
     async def classify(self, request: ClassifyRequest) -> ClassifyResult:
         """Return every image's score for every label.
@@ -157,70 +135,47 @@ class EmbeddingModel(VectorModel):
         with self._admission.admit():
             prompts = [label_text(template, label) for label in request.labels for template in templates]
             of_texts, num_tokens, of_images = await self._embed_both(request.request_id, prompts, request.images)
-        of_labels = unit(of_texts.reshape(len(request.labels), len(templates), -1).mean(axis=1))
-        return ClassifyResult(scores(of_images @ of_labels.T, self._dims), num_tokens)
-
-    def _most_tokens(self, asked: int | None) -> int | None:
-        """Return to how many tokens longer texts are cut; None: they are refused.
-
-        Raises:
-            ParameterError: More than the encoder reads, or so few that nothing of a text is left.
-        """
-        longest, fewest = self._dims.max_text_tokens, len(self._tokenizer.with_special_tokens([])) + 1
-        if asked is not None and asked != _ALL and not fewest <= asked <= longest:
-            raise ParameterError(
-                f"truncate_prompt_tokens = {asked}: the model reads {fewest} to {longest} tokens; -1 is the most",
-                "truncate_prompt_tokens",
-            )
-        return longest if asked == _ALL else asked
+        of_labels = unit(unit(of_texts).reshape(len(request.labels), len(templates), -1).mean(axis=1))
+        return ClassifyResult(scores(unit(of_images) @ of_labels.T, self._dims), num_tokens)
 
     async def _embed_both(
         self, owner: str, texts: Sequence[_Text], images: Sequence[ImagePart], most_tokens: int | None = None
     ) -> tuple[Vectors, int, Vectors]:
-        """Return the unit vectors of texts, the tokens they took, and the unit vectors of images."""
+        """Return the vectors of texts, the tokens they took, and the vectors of images, as the graphs give them."""
         of_texts = self._embed_texts(owner, texts, most_tokens)
         work: list[Coroutine[Any, Any, Any]] = [of_texts, self._embed_images(owner, images)]
         (vectors, num_tokens), of_images = await together(work)
         return vectors, num_tokens, of_images
 
     async def _embed_texts(self, owner: str, texts: Sequence[_Text], most_tokens: int | None) -> tuple[Vectors, int]:
-        """Return [n, E] unit vectors and the tokens they took."""
+        """Return [n, E] vectors and the tokens they took."""
         size = min(_PIECE_TEXTS, self._settings.text_batch_rows)
         pieces = [texts[start : start + size] for start in range(0, len(texts), size)]
         embedded = await together(self._embed_piece(owner, piece, most_tokens) for piece in pieces)
-        return self._unit([vectors for vectors, _ in embedded]), sum(num_tokens for _, num_tokens in embedded)
+        return self._joined([vectors for vectors, _ in embedded]), sum(num_tokens for _, num_tokens in embedded)
 
     async def _embed_piece(self, owner: str, texts: Sequence[_Text], most_tokens: int | None) -> tuple[Vectors, int]:
         """Return [n, E] vectors of a few texts, and the tokens they took."""
         async with self._turns.place(owner):
-            rows = await self._pool.text.run(owner, self._tokenized, texts, most_tokens)
+            rows = await self._pool.text.run(owner, self._rows.batch, texts, most_tokens)
             return await asyncio.wrap_future(self._text_worker.submit(rows)), rows.num_tokens
 
     async def _embed_images(self, owner: str, images: Sequence[ImagePart]) -> Vectors:
-        """Return [n, E] unit vectors.
+        """Return [n, E] vectors.
 
         Raises:
             TaskError: The model embeds texts alone.
         """
         if not images:
-            return self._unit([])
+            return self._joined([])
         if (vision := self._vision) is None:
             raise TaskError(f"{self._manifest.name} embeds texts alone; it has no image tower. Send texts.")
         decoded = await together(vision.decode(owner, image.data) for image in images)
         encoded = await together(vision.encode(owner, image) for image in decoded)
-        return self._unit([image.features for image in encoded])
+        return self._joined([image.features for image in encoded])
 
-    def _unit(self, vectors: Sequence[npt.NDArray[Any]]) -> Vectors:
-        return unit(np.concatenate([np.zeros((0, self._dims.embedding_size), np.float32), *vectors]))
-
-    def _tokenized(self, texts: Sequence[_Text], most_tokens: int | None = None) -> TextBatch:
-        return self._tokenizer.encode_batch(
-            texts,
-            max_tokens=self._dims.max_text_tokens,
-            pad_token_id=self._dims.pad_token_id,
-            pads_to_max=self._dims.pads_to_max,
-            most_tokens=most_tokens,
-        )
+    def _joined(self, vectors: Sequence[npt.NDArray[Any]]) -> Vectors:
+        return np.concatenate([np.zeros((0, self._dims.embedding_size), np.float32), *vectors])
 
     def _run_texts(self, rows: list[TextBatch]) -> list[Vectors]:
         """Return the vectors [n, E] of each item's texts, of one run over all."""

@@ -62,7 +62,13 @@ class EncoderHost:
         if self._stage is None:
             raise EngineDeadError("the encoder is not loaded; send the image again")
         decoded = DecodedImage(
-            image.key, image.cut_image, image.layout, image.with_tower, image.side_px, image.noise_step
+            image.key,
+            image.cut_image,
+            image.layout,
+            image.with_tower,
+            image.side_px,
+            image.noise_step,
+            image.question,
         )
         self._num_running += 1
         try:

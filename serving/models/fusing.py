@@ -73,6 +73,12 @@ class Fusing:
                 "prefix",
             )
         self._check_sight()
+        if self._manifest.question is not None:
+            raise ParameterError(
+                f"what {name} sees of an image depends on the question, and rows of a fused prefix were made before it "
+                'was asked. Make the prefix with method "plain"',
+                "prefix",
+            )
         if kv is not None:
             raise ParameterError(
                 f"kv.policy {kv.policy!r} chooses among a prompt's rows, and those of a fused prefix were chosen when "

@@ -15,6 +15,7 @@ from bundle.errors import BundleFormatError
 from bundle.generation import GENERATION, SamplingDefaults
 from bundle.manifest import Manifest
 from bundle.prompt import PromptBuilder
+from bundle.question import QuestionReader
 from bundle.text import Tokenizer
 from bundle.token_bytes import TokenBytes
 from quant.visual_tokens.skipping import skipped_key
@@ -134,6 +135,7 @@ class GenerativeModel(Model):
             pool,
             self._prompts,
             self._vision,
+            QuestionReader.from_bundle(bundle),
             self._reducing,
             self._fusing,
             self._learning,

@@ -296,7 +296,7 @@ def _reply(request: dict[str, Any], files: list[bytes]) -> list[bytes]:
         if frames is None:
             cut = cut_image(spec, files[0])
             return [_line(_head(cut)), *_pixels(cut)]
-        options, room = FrameOptions(**frames["options"]), FrameRoom(**frames["room"])
+        options, room = FrameOptions(**frames["options"]), FrameRoom.read(frames["room"])
         video = cut_frames(spec, files, options, room)
     except Exception as error:
         told = explained(error)

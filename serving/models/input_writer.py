@@ -9,11 +9,10 @@ from bundle.image import TileLayout
 from bundle.manifest import EmbedderDims, InputType, Manifest
 from bundle.prompt import Placeholder, Prompt, PromptBuilder, Turn
 from runtime.settings import DEFAULT_CONTEXT_TOKENS
+from serving.models.text_rows import ALL
 from serving.protocol import ImagePart, TextPart
 from serving.settings import EngineSettings
 
-ALL = -1
-"""Of `EmbedRequest.truncate_tokens`: as many as the model reads."""
 _MOST_CUTS = 8
 """A text that was cut may take a token more than its tokens were; what does not fit then never will."""
 

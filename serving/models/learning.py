@@ -72,6 +72,12 @@ class Learning:
         if not (request.learns or is_answered_with_one):
             return
         HeadShape.of(self._manifest)
+        if self._manifest.question is not None:
+            raise ParameterError(
+                f"what {self._manifest.name} sees of an image depends on the last question, and each demonstration "
+                'asks one of its own. Make the prefix with method "plain"',
+                "prefix",
+            )
         if self._provider != "cpu":
             raise ParameterError(
                 f"{self._manifest.name} runs on {self._provider}, and heads are replaced on the CPU alone; serve with "

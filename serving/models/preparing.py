@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from bundle.errors import ContextLengthError, ImageError
-from bundle.prompt import Prompt, PromptBuilder
+from bundle.prompt import Prompt, PromptBuilder, Turn
+from bundle.question import QuestionIds, QuestionReader
 from runtime.cache_shape import CacheShape
 from runtime.fused_prefix import FusedPrefix
 from runtime.task_vector import TaskVector
@@ -49,12 +50,14 @@ class _Place:
         num_parts: Images and videos.
         num_images: Of the whole prompt, those of a fused prefix among them.
         wants_pixels: It is decoded, whatever is kept of it.
+        question: That the encoder reads beside it; None where it sees images alone.
     """
 
     number: int
     num_parts: int
     num_images: int
     wants_pixels: bool = False
+    question: QuestionIds | None = None
 
 
 def _shown(message: Message) -> list[ImagePart | VideoPart]:
@@ -69,6 +72,7 @@ class Preparing:
         pool: Decodes images, fills templates, tokenizes.
         prompts: Writes prompts.
         vision: Encodes images.
+        questions: Reads what the vision encoder reads beside images; None where it sees images alone.
         reducing: Leaves image tokens out.
         fusing: Reads and makes fused prefixes.
         learning: Makes task vectors.
@@ -81,6 +85,7 @@ class Preparing:
     pool: PreprocessPool
     prompts: PromptBuilder
     vision: VisionStage
+    questions: QuestionReader | None
     reducing: Reducing
     fusing: Fusing
     learning: Learning
@@ -198,8 +203,9 @@ class Preparing:
         num_images = sum(isinstance(part, ImagePart) for part in parts)
         num_images += 0 if prefix is None else len(prefix.layouts)
         wants_pixels = isinstance(request, GenerateRequest) and isinstance(request.sampling.contrast, VCD)
+        question = await self._question(owner, messages) if parts else None
         visuals = await together(
-            self._visual(owner, part, reduction, _Place(at, len(parts), num_images, wants_pixels))
+            self._visual(owner, part, reduction, _Place(at, len(parts), num_images, wants_pixels, question))
             for at, part in enumerate(parts, 1)
         )
         layouts = [layout for visual in visuals for layout in visual.layouts]
@@ -217,6 +223,15 @@ class Preparing:
         else:
             prompt = await self.pool.text.run(owner, self.fusing.prompt, build, turns, layouts, prefix)
         return prompt, visuals, num_dropped
+
+    async def _question(self, owner: str, messages: Sequence[Message]) -> QuestionIds | None:
+        """Return what the vision encoder reads beside every image of a request; None where it sees images alone."""
+        if self.questions is None:
+            return None
+        texts = [
+            (message.role, [part.text for part in message.parts if isinstance(part, TextPart)]) for message in messages
+        ]
+        return await self.pool.text.run(owner, self.questions.ids, [Turn(role, tuple(own)) for role, own in texts])
 
     async def _filled(
         self, owner: str, visuals: Sequence[Visual], encoded: Sequence[EncodedImage]
@@ -244,12 +259,21 @@ class Preparing:
         with_tower = reduction is not None and reduction.needs_tower
         if isinstance(part, ImagePart):
             side = None if reduction is None else self.reducing.seen_side(reduction)
-            decode = partial(self.vision.decode, with_tower=with_tower, seen_side=side, num_images=place.num_images)
-            return Visual.of_image(await decode(owner, part.data, wants_pixels=place.wants_pixels))
+            image = await self.vision.decode(
+                owner,
+                part.data,
+                with_tower=with_tower,
+                seen_side=side,
+                num_images=place.num_images,
+                wants_pixels=place.wants_pixels,
+                question=place.question,
+            )
+            return Visual.of_image(image)
         self.reducing.check_frames(reduction)
         most = self.shape.capacity_tokens if reduction is None else self._most_places(reduction)
-        room = FrameRoom(self.prompts.image_prompt.tokens_per_frame, most, reduction is not None)
-        video = await self.vision.decode_frames(owner, part, room, with_tower=with_tower)
+        shape = self.prompts.image_prompt
+        room = FrameRoom(shape.tokens_per_frame, most, reduction is not None, shape.frame_groups)
+        video = await self.vision.decode_frames(owner, part, room, with_tower=with_tower, question=place.question)
         return Visual.of_video(video, self.prompts.image_prompt)
 
     def _most_places(self, reduction: ImageReduction) -> int:

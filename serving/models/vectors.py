@@ -6,15 +6,16 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from bundle.errors import ParameterError
 from runtime.encoders import Vectors, unit
-from serving.models.model import Model
+from serving.models.one_pass import OnePassModel
 from serving.protocol import EmbedRequest, EmbedResult
 
 
-class VectorModel(Model):
+class VectorModel(OnePassModel):
     """One model that embeds."""
 
     does = "embedding"
@@ -48,6 +49,7 @@ def check_inputs(request: EmbedRequest, sizes: Sequence[int]) -> None:
         raise ParameterError("input is empty; send at least one text or image", "input")
 
 
-def cut(vectors: npt.NDArray[Any], size: int | None) -> Vectors:
-    """Return the first numbers of unit vectors, of unit length again."""
-    return vectors if size in (None, vectors.shape[-1]) else unit(vectors[..., :size])
+def cut(vectors: npt.NDArray[Any], size: int | None, *, is_raw: bool) -> Vectors:
+    """Return the first numbers of vectors, of unit length unless they are wanted raw."""
+    kept = vectors if size is None else vectors[..., :size]
+    return np.asarray(kept, np.float32) if is_raw else unit(kept)

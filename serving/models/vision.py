@@ -21,6 +21,7 @@ from bundle.frames.plan import FramePlan
 from bundle.image import PREPROCESSOR, ImageSpec, Pixels, TileLayout
 from bundle.image.noise import under_noise
 from bundle.manifest import ComponentName, Manifest
+from bundle.question import QuestionIds
 from runtime.encoder import Encoder
 from runtime.encoders import encode_images, split_seen
 from serving.engine.batching import BatchWorker
@@ -63,12 +64,14 @@ class DecodedImage:
     """An image whose size in the prompt is known and whose features are not needed yet.
 
     Attributes:
-        key: SHA-256 over pixels, preprocessing, encoder and `with_tower`: equal keys have equal features, bit for bit.
+        key: SHA-256 over pixels, preprocessing, encoder, `with_tower` and `question`: equal keys have equal features,
+            bit for bit.
         cut: Its 8-bit pixels.
         layout: How it is cut into tiles.
         with_tower: What the tower's attention says of it is wanted as well.
         side_px: Of its tiles, where they are encoded smaller than they could be.
         noise_step: How much noise they are encoded under (`bundle.image.noise`), the same whenever; None: under none.
+        question: That is read beside them; None where the encoder sees images alone.
     """
 
     key: bytes
@@ -77,6 +80,7 @@ class DecodedImage:
     with_tower: bool = False
     side_px: int | None = None
     noise_step: int | None = None
+    question: QuestionIds | None = None
 
     def under_noise(self, step: int) -> DecodedImage:
         """Return the image under noise, which is encoded and kept by itself."""
@@ -110,12 +114,14 @@ class DecodedVideo:
         plan: How they fill the prompt.
         times_s: Of each frame that is looked at.
         duration_s: Of the whole.
+        layout: How it stands in the prompt as one; None: as images.
     """
 
     pictures: tuple[DecodedImage, ...]
     plan: FramePlan
     times_s: tuple[float, ...]
     duration_s: float
+    layout: TileLayout | None = None
 
 
 @dataclass(frozen=True)
@@ -126,11 +132,13 @@ class _Pixels:
         groups: As `ImageSpec.groups` returns them.
         layout: How the image was cut.
         with_tower: As `DecodedImage.with_tower`.
+        question: As `DecodedImage.question`.
     """
 
     groups: tuple[Pixels, ...]
     layout: TileLayout
     with_tower: bool
+    question: QuestionIds | None
 
     def __len__(self) -> int:
         return sum(map(len, self.groups))
@@ -191,6 +199,7 @@ class VisionStage:
         )
         self._spec = ImageSpec.read(bundle.path(PREPROCESSOR))
         self._image_prompt = bundle.manifest.image_prompt
+        self._any_question: QuestionIds | None = None if bundle.manifest.question is None else (0,)
         self._identity = encoder_identity(bundle.manifest, self._spec)
         self._identity_among = encoder_identity(bundle.manifest, self._spec.among(2))
         self._frame_identity = encoder_identity(bundle.manifest, self._spec.for_frames)
@@ -241,6 +250,7 @@ class VisionStage:
         seen_side: Share | None = None,
         num_images: int = 1,
         wants_pixels: bool = False,
+        question: QuestionIds | None = None,
     ) -> DecodedImage | KeptImage:
         """Return the decoded image, or its features where they are kept.
 
@@ -251,6 +261,7 @@ class VisionStage:
             seen_side: How much of a tile's side is encoded; None: all of it.
             num_images: Of the prompt.
             wants_pixels: It is decoded, whatever is kept of it.
+            question: That is read beside it, where the encoder reads one.
 
         Raises:
             ImageError: The bytes are not an image, one over the limits, or one that takes too long.
@@ -262,19 +273,26 @@ class VisionStage:
         side_px = None if seen_side is None else self._spec.tile_size_px[0] * seen_side.part // seen_side.whole
         spec = self._spec.among(num_images)
         identity = self._identity if spec is self._spec else self._identity_among
-        file = digest + _TOWER * with_tower + _sized(side_px) + _AMONG * (spec is not self._spec)
+        told = _sized(side_px) + _asked(question)
+        file = digest + _TOWER * with_tower + told + _AMONG * (spec is not self._spec)
         known = self._known_files.try_get(file)
         kept = None if known is None else self._pool.features.try_get(known.key)
         if known is not None and kept is not None and not wants_pixels:
             return KeptImage(known.key, known.layout, kept, with_tower)
         cut = await self._pool.cut(owner, spec, data)
-        key = _key(identity + _sized(side_px), cut.digest, with_tower)
+        key = _key(identity + told, cut.digest, with_tower)
         layout = spec.layout(cut.width_px, cut.height_px)
         self._known_files.put(file, KnownFile(key, layout))
-        return DecodedImage(key, cut, layout, with_tower, side_px)
+        return DecodedImage(key, cut, layout, with_tower, side_px, question=question)
 
     async def decode_frames(
-        self, owner: Hashable, video: VideoPart, room: FrameRoom, *, with_tower: bool = False
+        self,
+        owner: Hashable,
+        video: VideoPart,
+        room: FrameRoom,
+        *,
+        with_tower: bool = False,
+        question: QuestionIds | None = None,
     ) -> DecodedVideo:
         """Return the decoded frames of a video, as the pictures of their layout.
 
@@ -283,6 +301,7 @@ class VisionStage:
             video: Encoded.
             room: That the model has for it.
             with_tower: As of `decode`.
+            question: As of `decode`.
 
         Raises:
             RequestError: It is no video, one over the limits, takes too long, or does not fit.
@@ -290,11 +309,16 @@ class VisionStage:
             EngineDeadError: The pool is closed or hangs.
         """
         cut = await self._pool.cut_frames(owner, self._spec, video.files, video.options, room)
+        whole = cut.layout(video.options, room)
+        layout, identity = TileLayout(), self._frame_identity + _asked(question)
+        if whole is not None:
+            layout = TileLayout(whole_px=whole.whole_px, is_group=True)
+            identity += f"frames of {whole.whole_px} px".encode()
         pictures = tuple(
-            DecodedImage(_key(self._frame_identity, each.digest, with_tower), each, TileLayout(), with_tower)
+            DecodedImage(_key(identity, each.digest, with_tower), each, layout, with_tower, question=question)
             for each in cut.pictures
         )
-        return DecodedVideo(pictures, cut.plan(video.options, room), cut.times_s, cut.duration_s)
+        return DecodedVideo(pictures, cut.plan(video.options, room), cut.times_s, cut.duration_s, whole)
 
     async def encode(self, owner: Hashable, image: DecodedImage | KeptImage) -> EncodedImage:
         """Return the features of an image: kept ones, those being computed for somebody else, or new ones.
@@ -317,13 +341,15 @@ class VisionStage:
             if flight.num_callers == 0:
                 self._land(image.key, flight)
 
-    def run(self, images: list[Pixels]) -> list[Features]:
+    def run(self, images: list[Pixels], question: QuestionIds | None = None) -> list[Features]:
         """Return the features of each image's tiles, at most `vision_batch_tiles` of them in one run.
 
         Args:
             images: At least one, each of tiles of one size.
+            question: That is read beside all of them, where the encoder reads one; None: any.
         """
-        return encode_images(self.session, [[image] for image in images], self._max_tiles)
+        groups, asked = [[image] for image in images], self._any_question if question is None else question
+        return encode_images(self.session, groups, self._max_tiles, questions=[asked] * len(images))
 
     def _run(self, images: list[_Pixels]) -> list[Features]:
         """Run a batch in which the tower is asked about some images.
@@ -331,14 +357,16 @@ class VisionStage:
         Those run apart from the others and from each other: what a runtime rounds depends on what it computes beside,
         and attention over a whole tile on how many tiles there are, by a last bit that decides which token is kept.
         """
-        plain = [image.groups for image in images if not image.with_tower]
-        found = iter(encode_images(self.session, plain, self._max_tiles))
+        plain = [image for image in images if not image.with_tower]
+        groups, questions = [image.groups for image in plain], [image.question for image in plain]
+        found = iter(encode_images(self.session, groups, self._max_tiles, questions=questions))
         return [
             self._arranged(self._seen(image) if image.with_tower else next(found), image.layout) for image in images
         ]
 
     def _seen(self, image: _Pixels) -> Features:
-        return encode_images(self.session, [image.groups], self._max_tiles, with_tower=True)[0]
+        asked = [image.question]
+        return encode_images(self.session, [image.groups], self._max_tiles, questions=asked, with_tower=True)[0]
 
     def _arranged(self, features: Features, layout: TileLayout) -> Features:
         """Return an image's features in the order of its tokens in a prompt."""
@@ -355,10 +383,10 @@ class VisionStage:
         cut, side_px = image.cut, image.side_px
         tiles = cut.images if cut.is_cut else self._spec.cut(cut.images[0])
         groups = tuple(self._spec.groups(tiles if side_px is None else self._spec.smaller(tiles, side_px)))
-        if image.noise_step is None:
-            return groups
-        rng = np.random.Generator(np.random.Philox(int.from_bytes(image.key[:16], "little")))
-        return tuple(under_noise(self._spec, each, image.noise_step, rng) for each in groups)
+        if image.noise_step is not None:
+            rng = np.random.Generator(np.random.Philox(int.from_bytes(image.key[:16], "little")))
+            groups = tuple(under_noise(self._spec, each, image.noise_step, rng) for each in groups)
+        return tuple(map(self._spec.grouped, groups)) if image.layout.is_group else groups
 
     def _take_off(self, owner: Hashable, image: DecodedImage) -> _Flight:
         flight = _Flight(asyncio.get_running_loop().create_task(self._encode(owner, image)))
@@ -378,14 +406,15 @@ class VisionStage:
             started_s = time.monotonic()
             groups = await self._pool.images.run(owner, self._groups, image)
             preprocessed_s = time.monotonic()
-            seen = await asyncio.wrap_future(self.worker.submit(_Pixels(groups, image.layout, image.with_tower)))
+            pixels = _Pixels(groups, image.layout, image.with_tower, image.question)
+            seen = await asyncio.wrap_future(self.worker.submit(pixels))
         self.cache.put(image.key, seen)
         vision_s = time.monotonic() - preprocessed_s
         return replace(self._encoded(image, seen), preprocess_s=preprocessed_s - started_s, vision_s=vision_s)
 
     async def _encode_elsewhere(self, owner: Hashable, image: DecodedImage, elsewhere: Elsewhere) -> EncodedImage:
         started_s = time.monotonic()
-        fields = image.key, image.cut, image.layout, image.with_tower, image.side_px, image.noise_step
+        fields = image.key, image.cut, image.layout, image.with_tower, image.side_px, image.noise_step, image.question
         seen = await elsewhere.see(await self._pool.images.run(owner, SentImage.of, *fields))
         self.cache.put(image.key, seen)
         return replace(self._encoded(image, seen), vision_s=time.monotonic() - started_s)
@@ -409,6 +438,11 @@ class VisionStage:
 def _sized(side_px: int | None) -> bytes:
     """Return what a smaller side adds to the keys of an image."""
     return b"" if side_px is None else f"tiles of {side_px} px".encode()
+
+
+def _asked(question: QuestionIds | None) -> bytes:
+    """Return what the question that is read beside an image adds to its keys."""
+    return b"" if question is None else f"asked {question}".encode()
 
 
 def _key(identity: bytes, digest: bytes, with_tower: bool) -> bytes:

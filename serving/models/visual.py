@@ -39,6 +39,8 @@ class Visual:
     @classmethod
     def of_video(cls, video: DecodedVideo, image_prompt: ImagePrompt) -> Visual:
         """Return a video in the checkpoint's words."""
+        if video.layout is not None:
+            return cls(video.pictures, (Placeholder.VIDEO,), (video.layout,), video.plan)
         parts = frame_parts(image_prompt.frames, video.plan, video.times_s, video.duration_s)
         layouts = tuple(TileLayout(fewer_tokens=place.num_tokens) for place in video.plan.places)
         return cls(video.pictures, parts, layouts, video.plan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,7 @@ class JoinedPart:
     parts: tuple[TextPart | ImagePart, ...]
 
 
+Granularity = Literal["own", "input", "token"]
 EmbedInput = TextPart | ImagePart | TokensPart | JoinedPart
 
 
@@ -37,6 +39,8 @@ class EmbedRequest:
         truncate_tokens: Longer texts are cut to so many tokens; -1: to as many as the model reads; None: refused.
         input_types: What each input is to what it is compared with; empty: nothing is said of any.
         instruction: What the model is told before every input, for models whose templates have a place for it.
+        granularity: Of what there is a vector: "input", "token", or what the model was made for.
+        is_raw: Vectors are wanted as the model's graph gives them, not of unit length.
     """
 
     request_id: str
@@ -46,6 +50,8 @@ class EmbedRequest:
     truncate_tokens: int | None = None
     input_types: tuple[InputType, ...] = ()
     instruction: str | None = None
+    granularity: Granularity = "own"
+    is_raw: bool = False
     traceparent: str = ""
 
 
@@ -54,8 +60,8 @@ class EmbedResult:
     """What inputs became, and the tokens that they took.
 
     Attributes:
-        embeddings: [n, E] float32, each row of unit length; of a model that keeps a vector for every token, [m, E] of
-            each of the n inputs.
+        embeddings: [n, E] float32, each row of unit length unless raw; where every token has a vector, [m, E] of each
+            of the n inputs.
         prompt_tokens: Of texts; of images too where a decoder reads them.
     """
 
@@ -69,18 +75,20 @@ class ScoreRequest:
 
     Attributes:
         truncate_tokens: As of `EmbedRequest`.
+        is_raw: Scores are wanted as the model's graph gives them, before the logistic function.
     """
 
     request_id: str
     model: str
     pairs: tuple[tuple[EmbedInput, EmbedInput], ...]
     truncate_tokens: int | None = None
+    is_raw: bool = False
     traceparent: str = ""
 
 
 @dataclass(frozen=True)
 class ScoreResult:
-    """[n] float32 between 0 and 1, the best fit highest, and the tokens of the texts."""
+    """[n] float32, the best fit highest and between 0 and 1 unless raw, and the tokens of the texts."""
 
     scores: npt.NDArray[np.float32]
     prompt_tokens: int

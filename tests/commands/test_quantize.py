@@ -9,15 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from bundle.directory import read_manifest
-from bundle.errors import QuantizationError
 from bundle.manifest import Manifest
-from commands.app import app
 from commands.quantize import _calibration, evaluation_of
 from commands.shipped import SOURCE_SHA256
-from export.exporter import export_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("bundle", "commands", "export", "graphs", "loadtests", "quant", "runtime", "serving")
@@ -67,14 +63,6 @@ def test_a_missed_gate_is_exit_code_three(pocketvlm, clip_bundle: Path, tmp_path
     done = pocketvlm("quantize", clip_bundle, "-o", tmp_path / "int8", *arguments)
     assert done.returncode == 3, done.stderr
     assert read_manifest(tmp_path / "int8").has_failed_gate
-
-
-def test_a_cross_encoder_is_refused_before_samples_are_made(vilt_checkpoint: Path, tmp_path: Path) -> None:
-    export_checkpoint(vilt_checkpoint, tmp_path / "bundle", name="tiny")
-    arguments = [str(tmp_path / "bundle"), "-o", str(tmp_path / "int8"), "--weights", "int8"]
-    done = CliRunner().invoke(app, ["quantize", *arguments])
-    assert isinstance(done.exception, QuantizationError)
-    assert "tiny is a cross-encoder: nothing here measures" in str(done.exception)
 
 
 def bundle_of(digest: str, parent: Path, folder: Path) -> Path:

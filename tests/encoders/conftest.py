@@ -76,8 +76,11 @@ class Sample:
 
     @cached_property
     def model(self) -> Any:
-        """Transformers' model; a weight that is missing or left over is a ValueError."""
+        """Transformers' model, or the family's own; a weight that is missing or left over is a ValueError."""
         import transformers
+
+        if hasattr(self.family, "model"):
+            return self.family.model(self.checkpoint)
 
         (name,) = self.config["architectures"]
         model, found = getattr(transformers, name).from_pretrained(self.checkpoint, output_loading_info=True)

@@ -12,13 +12,12 @@ import pytest
 from PIL import Image
 
 from bundle.directory import open_bundle
-from bundle.errors import ImageError, QuantizationError, UnsupportedConfigError
+from bundle.errors import ImageError, UnsupportedConfigError
 from bundle.image import PREPROCESSOR, ImageSpec, ShortestEdge
 from bundle.text import TOKENIZER, Tokenizer
 from export.exporter import export_checkpoint
 from export.models.bridgetower import BridgeTower
 from export.models.vilt import Vilt
-from quant.quantizer import quantize_bundle
 from runtime.pair_encoder import Pair, PairEncoder
 from runtime.settings import RuntimeSettings
 
@@ -109,9 +108,3 @@ def test_what_is_not_built_of_vilt_is_refused(change: dict[str, Any], message: s
 def test_what_is_not_built_of_bridgetower_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedConfigError, match=message):
         BridgeTower({"vision_config": {}, "text_config": {}, **change})
-
-
-def test_no_variant_is_made_of_what_nothing_measures(vilt_checkpoint: Path, tmp_path: Path) -> None:
-    export_checkpoint(vilt_checkpoint, tmp_path / "bundle", name="tiny")
-    with pytest.raises(QuantizationError, match="tiny is a cross-encoder"):
-        quantize_bundle(tmp_path / "bundle", tmp_path / "variant", weights="int8")

@@ -10,6 +10,7 @@ import pytest
 
 from export.config import TowerConfig
 from export.towers.eva02 import EVA02S
+from export.towers.fastvit_config import FASTVITS
 from export.towers.timm_vit import TIMM_VITS
 from export.towers.vitamin import VITAMINS
 
@@ -31,15 +32,26 @@ def tower(sizes: dict[str, Any]) -> TowerConfig:
 
 
 def test_every_name_is_held() -> None:
-    assert TIMM.keys() == EVA02S.keys() | TIMM_VITS.keys() | VITAMINS.keys()
+    assert TIMM.keys() == EVA02S.keys() | FASTVITS.keys() | TIMM_VITS.keys() | VITAMINS.keys()
+
+
+@pytest.mark.parametrize("name", FASTVITS)
+def test_a_fastvit_has_timms_sizes_and_switches(name: str) -> None:
+    config, sizes = FASTVITS[name], TIMM[name]
+    inner = [int(width * ratio) for width, ratio in zip(config.widths, config.ratios, strict=True)]
+    assert [*config.layers] == sizes["layers"]
+    assert ([*config.widths], inner, config.hidden_size) == (sizes["widths"], sizes["inner"], sizes["last"])
+    assert ([*config.attends], [*config.squeezes]) == (sizes["attends"], sizes["squeezes"])
+    assert (config.norms_by_batch, config.stem_has_scales) == (sizes["norms_by_batch"], sizes["stem_has_scales"])
 
 
 @pytest.mark.parametrize("name", TIMM_VITS)
 def test_a_vit_has_timms_sizes(name: str) -> None:
     config, sizes = TIMM_VITS[name], TIMM[name]
     assert config.tower == tower(sizes)
-    assert (config.image_size_px, config.num_rows) == (sizes["side"], sizes["positions"])
+    assert (config.image_size_px, config.num_positions) == (sizes["side"], sizes["positions"])
     assert config.pools_by_query is not sizes["has_class_token"]
+    assert ([*config.stem], config.norms_first) == (sizes["convolutions"], sizes["norms_first"])
 
 
 @pytest.mark.parametrize("name", EVA02S)

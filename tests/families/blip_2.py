@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from blip_shapes import opt_shapes, qformer_shapes, tower_shapes
 from checkpoints import CLIP_MEAN, CLIP_STD, RESCALING, save_byte_tokenizer, save_model, save_processor, write_json
-from weight_shapes import Config, Shapes, linear_shapes, norm_shapes
+from weight_shapes import Config, Shapes, linear_shapes
 
 PAD, BOS, IMAGE = "<pad>", "</s>", "<image>"
 CONTROL = [PAD, BOS, IMAGE]
@@ -89,22 +90,6 @@ def processor(folder: Path) -> Any:
     return ChatProcessor(BlipImageProcessorPil.from_pretrained(folder), AutoTokenizer.from_pretrained(folder))
 
 
-def opt_shapes(text: Config, prefix: str) -> Shapes:
-    """Name the weights of an OPT without its head."""
-    width, inner = text["hidden_size"], text["ffn_dim"]
-    shapes: Shapes = {
-        f"{prefix}embed_tokens.weight": (text["vocab_size"], width),
-        f"{prefix}embed_positions.weight": (text["max_position_embeddings"] + 2, width),
-        **norm_shapes(width, f"{prefix}final_layer_norm"),
-    }
-    for layer in (f"{prefix}layers.{number}." for number in range(text["num_hidden_layers"])):
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            shapes |= linear_shapes(f"{layer}self_attn.{name}", width, width)
-        shapes |= linear_shapes(f"{layer}fc1", inner, width) | linear_shapes(f"{layer}fc2", width, inner)
-        shapes |= norm_shapes(width, f"{layer}self_attn_layer_norm", f"{layer}final_layer_norm")
-    return shapes
-
-
 def _shapes(config: Config) -> Shapes:
     text = config["text_config"]
     shapes = opt_shapes(text, "language_model.model.decoder.")
@@ -115,41 +100,3 @@ def _shapes(config: Config) -> Shapes:
     shapes |= linear_shapes("language_projection", text["hidden_size"], width)
     shapes |= qformer_shapes(queries, config["vision_config"]["hidden_size"])
     return shapes | tower_shapes(config["vision_config"])
-
-
-def tower_shapes(vision: Config) -> Shapes:
-    """Name the weights of the tower."""
-    width, inner, patch = vision["hidden_size"], vision["intermediate_size"], vision["patch_size"]
-    shapes: Shapes = {
-        "vision_model.embeddings.class_embedding": (1, 1, width),
-        "vision_model.embeddings.position_embedding": (1, (vision["image_size"] // patch) ** 2 + 1, width),
-        "vision_model.embeddings.patch_embedding.weight": (width, 3, patch, patch),
-        "vision_model.embeddings.patch_embedding.bias": (width,),
-        **norm_shapes(width, "vision_model.post_layernorm"),
-    }
-    for layer in (f"vision_model.encoder.layers.{number}." for number in range(vision["num_hidden_layers"])):
-        shapes |= linear_shapes(f"{layer}self_attn.qkv", 3 * width, width)
-        shapes |= linear_shapes(f"{layer}self_attn.projection", width, width)
-        shapes |= linear_shapes(f"{layer}mlp.fc1", inner, width) | linear_shapes(f"{layer}mlp.fc2", width, inner)
-        shapes |= norm_shapes(width, f"{layer}layer_norm1", f"{layer}layer_norm2")
-    return shapes
-
-
-def qformer_shapes(queries: Config, image_width: int) -> Shapes:
-    """Name the weights of the Q-Former."""
-    width, inner = queries["hidden_size"], queries["intermediate_size"]
-    shapes = norm_shapes(width, "qformer.layernorm")
-    for number in range(queries["num_hidden_layers"]):
-        layer = f"qformer.encoder.layer.{number}."
-        looks = {"attention": width}
-        looks |= {} if number % queries.get("cross_attention_frequency", 2) else {"crossattention": image_width}
-        for name, seen in looks.items():
-            shapes |= linear_shapes(f"{layer}{name}.attention.query", width, width)
-            shapes |= linear_shapes(f"{layer}{name}.attention.key", width, seen)
-            shapes |= linear_shapes(f"{layer}{name}.attention.value", width, seen)
-            shapes |= linear_shapes(f"{layer}{name}.output.dense", width, width)
-            shapes |= norm_shapes(width, f"{layer}{name}.output.LayerNorm")
-        shapes |= linear_shapes(f"{layer}intermediate_query.dense", inner, width)
-        shapes |= linear_shapes(f"{layer}output_query.dense", width, inner)
-        shapes |= norm_shapes(width, f"{layer}output_query.LayerNorm")
-    return shapes

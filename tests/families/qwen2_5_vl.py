@@ -109,6 +109,8 @@ def save_beside_weights(folder: Path, config: Config, processor: str, **settings
         **settings,
     }
     save_processor(folder, processor, images)
+    frames = {"shortest_edge": 16 * 16, "longest_edge": 8 * 64 * 64}
+    write_json(folder / "video_preprocessor_config.json", {**images, "size": frames})
     save_byte_tokenizer(folder, CONTROL, pad_token=PAD, eos_token=EOS)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
 

@@ -12,7 +12,7 @@ import pytest
 from numpy.testing import assert_allclose
 from PIL import Image, ImageOps
 
-from bundle.directory import open_bundle
+from bundle.directory import Bundle, open_bundle
 from bundle.frames.options import FrameOptions
 from bundle.image import PREPROCESSOR, ImageSpec
 from bundle.prompt import Placeholder, PromptBuilder, Turn
@@ -105,9 +105,10 @@ def test_tiles_of_one_size_are_encoded_together_as_alone(
     spec, encoder = ImageSpec.read(bundle.path(PREPROCESSOR)), open_encoder(bundle, "vision_encoder", SETTINGS)
     shown = images_of(conversations["two images"])
     images = [tuple(spec.groups(spec.cut(image))) for image in (*shown, ImageOps.invert(shown[0]))]
-    together = encode_images(encoder, images, 4)
-    for image, found in zip(images, together, strict=True):
-        assert_allclose(found, encode_images(encoder, [image], 1)[0], atol=1e-4)
+    asked = [None] * 3 if bundle.manifest.question is None else [(2, 7, 3), (2, 9, 8, 3), (2, 7, 3)]
+    together = encode_images(encoder, images, 4, questions=asked)
+    for image, question, found in zip(images, asked, together, strict=True):
+        assert_allclose(found, encode_images(encoder, [image], 1, questions=[question])[0], atol=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -116,6 +117,8 @@ def test_served_chats_say_what_one_request_says(family: str, sample_of: Any, con
     runner = VisionLanguageRunner(bundle, SETTINGS)
     chats = [conversations["two images"], conversations["one image"], conversations["one image"]]
 
+    frame = images_of(chats[1])[0]
+
     async def main() -> tuple[list[list[int]], int]:
         settings = EngineSettings(max_sequences=3, intra_threads=1)
         pool = PreprocessPool(settings)
@@ -123,14 +126,13 @@ def test_served_chats_say_what_one_request_says(family: str, sample_of: Any, con
         model.start()
         try:
             said = await asyncio.gather(*(_served(model, parts) for parts in chats))
-            return said, await _tokens_of_frames(model, images_of(chats[1])[0])
+            return said, await _tokens_of_frames(model, frame)
         finally:
             model.close()
             pool.close()
 
     answers, frame_tokens = asyncio.run(main())
-    assert bundle.manifest.image_prompt is not None
-    assert frame_tokens == 2 * bundle.manifest.image_prompt.tokens_per_frame
+    assert frame_tokens == _tokens_of_two(bundle, frame)
     for parts, tokens in zip(chats, answers, strict=True):
         prefilled = runner.prefill(runner.prompt(turns_of(parts), images_of(parts)), 12)
         said = [token for token in tokens if token not in bundle.manifest.eos_token_ids]
@@ -155,6 +157,16 @@ async def _tokens_of_frames(model: GenerativeModel, frame: Image.Image) -> int:
     ]
     assert isinstance(events[-1], FinishedEvent)
     return events[-1].usage.image_tokens
+
+
+def _tokens_of_two(bundle: Bundle, frame: Image.Image) -> int:
+    """Return how many tokens two such frames take, as two images or as one group of a video."""
+    prompt = bundle.manifest.image_prompt
+    assert prompt is not None
+    groups, own = prompt.frame_groups, ImageSpec.read(bundle.path(PREPROCESSOR)).of_video(2, *frame.size)
+    if groups is None or own is None:
+        return 2 * prompt.tokens_per_frame
+    return groups.plan(2, own.tile_size_px).num_tokens
 
 
 def _png(image: Image.Image) -> bytes:

@@ -92,62 +92,36 @@ def test_a_chain_of_segments_gives_what_the_whole_graph_gives(model: Any, decode
         np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-5, err_msg=name)
 
 
-def reference(model: Any, prompt: FilledPrompt, gone: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Return transformers' logits [T, V] and what it attends to in each layer [H, T, T].
+@pytest.fixture
+def reference(llama: Any) -> Any:
+    """The function that returns transformers' logits [T, V] and what it attends to in each layer [H, T, T].
 
-    Args:
-        model: Whose weights it gets.
-        prompt: All of it.
-        gone: By layer, tokens that later ones do not see there.
+    It takes the model whose weights that gets, all of the prompt, and by layer the tokens that later ones do not see.
     """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    from graphs.store import open_graph
+    def run(model: Any, prompt: FilledPrompt, gone: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
+        whole, length = llama.of(model), prompt.num_tokens
+        for layer, dropped in zip(whole.model.layers, gone, strict=True):
+            seen = np.tril(np.ones((length, length), bool))
+            for token in dropped:
+                seen[token + 1 :, token] = False
+            llama.show_only(layer, seen)
+        with torch.no_grad():
+            embeds = whole.model.embed_tokens(torch.from_numpy(prompt.prompt.token_ids)[None]).clone()
+            for placed in prompt.placed:
+                embeds[0, placed.start : placed.start + len(placed.rows)] = torch.from_numpy(placed.rows)
+            places = torch.from_numpy(prompt.prompt.positions)[None]
+            out = whole(inputs_embeds=embeds, position_ids=places, output_attentions=True)
+        return out.logits[0].numpy(), [each[0].numpy() for each in out.attentions]
 
-    config = model.config
-    llama = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.num_kv_heads,
-            head_dim=config.head_size,
-            rms_norm_eps=config.rms_norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope.theta},
-            tie_word_embeddings=False,
-            attn_implementation="eager",
-        )
-    ).eval()
-    weights = {}
-    for file in ("embed_tokens", "decoder"):
-        for name, value in open_graph(model.bundle.directory / f"{file}.onnx").graph.initializers.items():
-            if name.endswith(".weight"):
-                array = torch.from_numpy(value.const_value.numpy().copy())
-                weights[name] = array.T if "proj" in name or "lm_head" in name else array
-    llama.load_state_dict(weights)
-    length = prompt.num_tokens
-    for layer, dropped in zip(llama.model.layers, gone, strict=True):
-        seen = np.tril(np.ones((length, length), bool))
-        for token in dropped:
-            seen[token + 1 :, token] = False
-        mask = torch.from_numpy(np.where(seen, 0.0, -np.inf).astype(np.float32))[None, None]
-        layer.register_forward_pre_hook(
-            lambda module, args, kwargs, mask=mask: (args, {**kwargs, "attention_mask": mask}), with_kwargs=True
-        )
-    with torch.no_grad():
-        embeds = llama.model.embed_tokens(torch.from_numpy(prompt.prompt.token_ids)[None]).clone()
-        for placed in prompt.placed:
-            embeds[0, placed.start : placed.start + len(placed.rows)] = torch.from_numpy(placed.rows)
-        places = torch.from_numpy(prompt.prompt.positions)[None]
-        out = llama(inputs_embeds=embeds, position_ids=places, output_attentions=True)
-    return out.logits[0].numpy(), [each[0].numpy() for each in out.attentions]
+    return run
 
 
 @OVER_FLOATS
-def test_dropped_tokens_are_as_if_masked_in_later_layers_and_positions_stay(model: Any, decoder: Decoder) -> None:
+def test_dropped_tokens_are_as_if_masked_in_later_layers_and_positions_stay(
+    model: Any, decoder: Decoder, reference
+) -> None:
     prompt = prompt_with_images(model.config.hidden_size)
     reading = segmented(model, prompt, every_other)
     found = read_segments(decoder, 0, reading, 7)
@@ -160,7 +134,7 @@ def test_dropped_tokens_are_as_if_masked_in_later_layers_and_positions_stay(mode
 
 
 @OVER_FLOATS
-def test_steps_behind_a_reduced_prompt_see_what_is_left(model: Any, decoder: Decoder) -> None:
+def test_steps_behind_a_reduced_prompt_see_what_is_left(model: Any, decoder: Decoder, reference) -> None:
     prompt = prompt_with_images(model.config.hidden_size)
     reading = segmented(model, prompt, every_other)
     read_segments(decoder, 0, reading, 512)
@@ -176,7 +150,7 @@ def test_steps_behind_a_reduced_prompt_see_what_is_left(model: Any, decoder: Dec
 
 
 @OVER_FLOATS
-def test_a_cut_tells_what_the_layer_before_it_attends_to(model: Any, decoder: Decoder) -> None:
+def test_a_cut_tells_what_the_layer_before_it_attends_to(model: Any, decoder: Decoder, reference) -> None:
     from quant.visual_tokens.inside.attention import all_rows, last_row
 
     cuts: list[Cut] = []

@@ -1,32 +1,60 @@
 """Makes the checkpoints of this folder: tiny models of open_clip with random weights, and what open_clip makes of them.
 
-open_clip wants torchvision, which the tests do not, so this runs in an environment of its own:
+open_clip and timm want torchvision, which nothing here uses: a stand-in of empty classes takes its place where there is
+none. So this runs in an environment of its own, for all folders or those that are named:
 
     python -m venv /tmp/open_clip
-    /tmp/open_clip/bin/pip install torch==2.13.0 open_clip_torch==3.3.0 timm==1.0.31 transformers==5.14.1
-    /tmp/open_clip/bin/pip install -e '.[export]'
-    /tmp/open_clip/bin/python tests/data/open_clip/make.py
+    /tmp/open_clip/bin/pip install torch==2.13.0 transformers==5.14.1 -e '.[export]' ftfy regex
+    /tmp/open_clip/bin/pip install --no-deps open_clip_torch==3.3.0 timm==1.0.31
+    /tmp/open_clip/bin/python tests/data/open_clip/make.py [NAME ...]
 
 Pixels are made here by Pillow as torchvision's Resize, CenterCrop and Normalize make them. Weights are kept in float16.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
 from transformers import AutoTokenizer
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parents[2])]
 
+
+class _StandIn(ModuleType):
+    """A module of torchvision's that has a class of any name."""
+
+    def __getattr__(self, name: str) -> type:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        kinds = {kind: kind for kind in ("NEAREST", "BILINEAR", "BICUBIC", "BOX", "HAMMING", "LANCZOS")}
+        return self.__dict__.setdefault(name, type(name, (), kinds))
+
+
+def _stand_in_for_torchvision() -> None:
+    parts = "datasets models models.feature_extraction ops ops.misc transforms transforms.functional"
+    for name in ("torchvision", *(f"torchvision.{part}" for part in parts.split())):
+        sys.modules[name] = module = _StandIn(name)
+        module.__path__, module.__spec__ = [], ModuleSpec(name, None)
+        around, _, own = name.rpartition(".")
+        if around:
+            setattr(sys.modules[around], own, module)
+
+
+if importlib.util.find_spec("torchvision") is None:
+    _stand_in_for_torchvision()
 import checkpoints  # noqa: E402
 import encoder_files as files  # noqa: E402
 import open_clip.hf_model  # noqa: E402
@@ -37,9 +65,11 @@ from open_clip.model import CLIP, CustomTextCLIP  # noqa: E402
 from open_clip.tokenizer import HFTokenizer  # noqa: E402
 from timm.models.eva import Eva  # noqa: E402
 from timm.models.vision_transformer import VisionTransformer  # noqa: E402
+from timm.models.vision_transformer_hybrid import ConvStem, _create_vision_transformer_hybrid  # noqa: E402
 from timm.models.vitamin import GeGluMlp, VitCfg, VitConvCfg, _create_vitamin  # noqa: E402
 
 from export.towers.eva02 import EVA02S  # noqa: E402
+from export.towers.fastvit_config import FASTVITS  # noqa: E402
 from export.towers.timm_vit import TIMM_VITS  # noqa: E402
 from export.towers.vitamin import VITAMINS  # noqa: E402
 
@@ -50,7 +80,17 @@ BERT = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num
 SIGLIP, PLAIN = "vit_large_patch16_siglip_512", "vit_base_patch16_224"
 EVA02, EVA02_LARGE = "eva02_base_patch16_clip_224", "eva02_large_patch14_clip_336"
 VITAMIN, VITAMIN_XL = "vitamin_small_224", "vitamin_xlarge_256"
+MCI_SMALL, MCI_LARGE, MCI_VIT, CLIP_LARGE = (
+    "fastvit_mci0",
+    "fastvit_mci3",
+    "vit_base_mci_224",
+    "vit_large_patch14_clip_224",
+)
 """Names of towers in timm, which stand for tiny ones here."""
+MCIS = {
+    MCI_SMALL: {"layers": (1, 2, 1, 1), "embed_dims": (8, 16, 16, 32), "mlp_ratios": (2, 3, 1.5, 2)},
+    MCI_LARGE: {"layers": (1, 1, 1, 2, 1), "embed_dims": (8, 8, 16, 32, 64), "mlp_ratios": (2, 3, 2, 1.5, 1)},
+}
 TRUNK = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
 TRUNKS = {SIGLIP: {"class_token": False, "global_pool": "map", "mlp_ratio": 3.0, "act_layer": "gelu_tanh"}, PLAIN: {}}
 ITSELF = {"hf_tokenizer_name": "itself"}
@@ -144,6 +184,30 @@ MODELS: dict[str, dict[str, Any]] = {
         "vision_cfg": {"image_size": 50, "timm_model_name": EVA02_LARGE, "timm_pool": "token", "timm_proj": None},
         "text_cfg": {**TEXT, "vocab_size": 514},
     },
+    "mobileclip": {
+        "embed_dim": 20,
+        "custom_text": True,
+        "vision_cfg": {"image_size": 96, "timm_model_name": MCI_SMALL, "timm_pool": "avg", "timm_proj": None},
+        "text_cfg": {**TEXT, "vocab_size": 514, "no_causal_mask": True},
+    },
+    "mobileclip2_of_five_stages": {
+        "embed_dim": 12,
+        "custom_text": True,
+        "vision_cfg": {"image_size": 128, "timm_model_name": MCI_LARGE, "timm_pool": "avg", "timm_proj": None},
+        "text_cfg": {**TEXT, "vocab_size": 514, "no_causal_mask": True},
+    },
+    "mobileclip_vit": {
+        "embed_dim": 20,
+        "custom_text": True,
+        "vision_cfg": {"image_size": 48, "timm_model_name": MCI_VIT, "timm_pool": "token", "timm_proj": None},
+        "text_cfg": {**TEXT, "vocab_size": 514},
+    },
+    "mobileclip2_vit": {
+        "embed_dim": 12,
+        "custom_text": True,
+        "vision_cfg": {"image_size": 30, "timm_model_name": CLIP_LARGE, "timm_pool": "token", "timm_proj": None},
+        "text_cfg": {**TEXT, "vocab_size": 514, "no_causal_mask": True},
+    },
     "biomed": {
         "embed_dim": 12,
         "vision_cfg": {"image_size": 32, "timm_model_name": PLAIN, "timm_pool": "", "timm_proj": "linear"},
@@ -154,6 +218,12 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 PREPROCESSING = {"vit_of_all_switches": {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}}
 PREPROCESSING["worldwide"] = {"interpolation": "bilinear"}
+PREPROCESSING["mobileclip"] = {"interpolation": "bilinear"}
+PREPROCESSING["mobileclip_vit"] = {"mean": [0.0] * 3, "std": [1.0] * 3, "interpolation": "bilinear"}
+
+
+TIMM = timm.create_model
+STEM = r"patch_embed\.backbone\.\d\.conv\.weight"
 
 
 def _hf_config(name: str) -> Any:
@@ -188,7 +258,21 @@ def _eva02(name: str, options: dict[str, Any]) -> Any:
     return Eva(**sizes, **own, mlp_ratio=4 * 2 / 3, ref_feat_shape=(16, 16), **options)
 
 
+def _hybrid(options: dict[str, Any]) -> Any:
+    """Return a tiny one, with the switches of timm's function of that name."""
+    stem = ConvStem(channels=(6, 6, 24), stride=(4, 2, 2), kernel_size=(4, 2, 2), padding=0, act_layer=nn.GELU)
+    sizes = {"img_size": 48, "embed_dim": 24, "depth": 2, "num_heads": 3, "no_embed_class": True}
+    return _create_vision_transformer_hybrid(MCI_VIT, backbone=stem, embed_args={"proj": False}, **sizes, **options)
+
+
 def _timm(name: str, pretrained: bool = False, **options: Any) -> Any:
+    options = {key: value for key, value in options.items() if not key.startswith("drop")}
+    if name in MCIS:
+        return TIMM(name, **MCIS[name], **options)
+    if name == MCI_VIT:
+        return _hybrid(options)
+    if name == CLIP_LARGE:
+        return TIMM(name, img_size=30, patch_size=10, embed_dim=24, depth=2, num_heads=3, **options)
     if name in (VITAMIN, VITAMIN_XL):
         return _vitamin(name)
     if name in (EVA02, EVA02_LARGE):
@@ -272,9 +356,30 @@ def _make(name: str, config: dict[str, Any]) -> None:
     np.savez_compressed(folder / "expected.npz", logits=logits.numpy(), **arrays)
 
 
+def _stages(name: str) -> dict[str, Any]:
+    """Return what timm builds by the name of a FastViT."""
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    blocks = [stage.blocks[0] for stage in model.stages]
+    return {
+        "layers": [len(stage.blocks) for stage in model.stages],
+        "widths": [block.mlp.fc2.out_channels for block in blocks],
+        "inner": [block.mlp.fc1.out_channels for block in blocks],
+        "attends": [hasattr(block, "norm") for block in blocks],
+        "squeezes": [
+            hasattr(stage, "downsample") and "downsample.proj.0.se.fc1.weight" in stage.state_dict()
+            for stage in model.stages
+        ],
+        "norms_by_batch": isinstance(blocks[-1].norm, nn.BatchNorm2d),
+        "stem_has_scales": model.stem[0].conv_scale is not None,
+        "last": model.num_features,
+    }
+
+
 def _sizes(name: str) -> dict[str, Any]:
     """Return what timm builds by a name that export knows."""
-    with torch.device("meta"):
+    # a stem of convolutions measures itself by running
+    with torch.device("cpu" if name == MCI_VIT else "meta"):
         model = timm.create_model(name)
     shapes, block = {key: list(value.shape) for key, value in model.state_dict().items()}, model.blocks[0]
     inner = next(key for key in (f"blocks.0.mlp.{each}.weight" for each in ("w0", "fc1_g", "fc1")) if key in shapes)
@@ -289,16 +394,20 @@ def _sizes(name: str) -> dict[str, Any]:
         "positions": shapes.get("pos_embed", [0, 0])[1],
         "has_class_token": "cls_token" in shapes,
         "stem": shapes.get("patch_embed.backbone.stem.conv1.weight", [0])[0],
+        "convolutions": [value[2] for key, value in shapes.items() if re.fullmatch(STEM, key)],
+        "norms_first": "norm_pre.weight" in shapes,
     }
 
 
 def main() -> None:
-    """Write every folder, and the sizes of timm's towers."""
-    files.write_json(HERE / "timm.json", {name: _sizes(name) for name in sorted({**EVA02S, **TIMM_VITS, **VITAMINS})})
+    """Write the folders that are named, or all, and the sizes of timm's towers."""
+    sizes = {name: _sizes(name) for name in {**EVA02S, **TIMM_VITS, **VITAMINS}}
+    sizes |= {name: _stages(name) for name in FASTVITS}
+    files.write_json(HERE / "timm.json", dict(sorted(sizes.items())))
     open_clip.hf_model.AutoConfig = SimpleNamespace(from_pretrained=_hf_config)
     open_clip.timm_model.timm.create_model = _timm
-    for name, config in MODELS.items():
-        _make(name, config)
+    for name in sys.argv[1:] or MODELS:
+        _make(name, MODELS[name])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,11 @@ import pytest
 from bundle.errors import BundleError
 from bundle.gates import Unmeasured
 from bundle.report import CalibrationFacts
+from devices.energy.account import FoundMeters
+from devices.energy.meter import MeterError
 from quant.comparison import comparison, decode_speed
 from quant.comparison.comparison import compare_bundles
+from quant.comparison.decode_speed import measure_speeds
 from quant.comparison.page import verdict_sentence, write_comparison
 from quant.comparison.variants import Siblings, read_siblings
 from runtime.turns import Quartiles
@@ -210,6 +213,43 @@ def test_the_folder_of_a_page_is_made(folders: list[Path], tmp_path: Path) -> No
     _, written = compare_bundles(folders, tmp_path / "a" / "b" / "page.html", with_speed=False, progress=silent)
     assert {path.parent for path in written} == {tmp_path / "a" / "b"}
     assert sorted(written) == sorted((tmp_path / "a" / "b").iterdir())
+
+
+@dataclass
+class Ticking:
+    """A meter that tells 2 J more at every look."""
+
+    name: str = "a meter"
+    covers: str = "board"
+    period_s: float = 60.0
+    told: float = 0.0
+
+    def joules(self) -> float:
+        if self.told < 0:
+            raise MeterError("it is gone")
+        self.told += 2.0
+        return self.told
+
+    def close(self) -> None:
+        pass
+
+
+def test_energy_is_told_by_item_where_a_meter_is_and_not_at_all_where_none_is(
+    siblings: Siblings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode_speed, "_work", lambda each, _: decode_speed._Work(each.label, 8, lambda: None))
+    metered = measure_speeds(siblings.variants, silent, meters=FoundMeters((Ticking(),), ()))
+    assert metered.per_joule == {variant.label: 8 / 2 for variant in siblings.variants}
+    for meters in (FoundMeters((), ("none",)), FoundMeters((Ticking(told=-1.0),), ())):
+        assert measure_speeds(siblings.variants, silent, meters=meters).per_joule == {}
+    timed = replace(siblings, speeds=metered.rates)
+    write_comparison(tmp_path / "silent.html", [timed])
+    write_comparison(tmp_path / "metered.html", [replace(timed, per_joule={"int4": 41.26})])
+    silent_page, metered_page = (parsed(tmp_path / f"{name}.html").texts for name in ("silent", "metered"))
+    assert {"tokens/J", "41.3"} <= set(metered_page)
+    assert "tokens/J" not in silent_page
+    assert not any("meters told" in text for text in silent_page)
+    assert any("meters told" in text for text in metered_page)
 
 
 @pytest.mark.browser

@@ -45,15 +45,18 @@ def x(rng: np.random.Generator) -> Array:
     return rng.standard_normal((24, SIZE)).astype(np.float32)
 
 
-def dense(x: Array, router: Array, first: Array, second: Array) -> Array:
-    """Every expert for every row in float64, then the chosen one times its share among all."""
+def dense(
+    x: Array, router: Array, first: Array, second: Array, *, per_token: int = 1, is_normalised: bool = False
+) -> Array:
+    """Every expert for every row in float64, then the chosen times their shares among all or among themselves."""
     scores = np.exp(x.astype(np.float64) @ router)
     shares = scores / scores.sum(axis=1, keepdims=True)
     hidden = np.einsum("enk,tk->ten", first.astype(np.float64), x)
     gate, up = hidden[:, :, 0::2], hidden[:, :, 1::2]
     out = np.einsum("enk,tek->ten", second.astype(np.float64), gate / (1 + np.exp(-gate)) * up)
-    mask = np.eye(router.shape[1])[scores.argmax(axis=1)]
-    return np.einsum("ten,te,te->tn", out, shares, mask)
+    kept = np.where(scores >= np.sort(scores, axis=1)[:, [-per_token]], shares, 0)
+    weights = kept / kept.sum(axis=1, keepdims=True) if is_normalised else kept
+    return np.einsum("ten,te->tn", out, weights)
 
 
 def relative(found: Array, expected: Array) -> float:
@@ -72,6 +75,21 @@ def test_the_operator_is_a_dense_loop_over_its_codes(mixture: Mixture, x: Array,
     expected = dense(x, mixture.router, *restored)
     QuantizedExperts({NAME: form})(mixture.model)
     assert relative(run(mixture.model, x=x)[1], expected) < 2e-2
+
+
+@pytest.mark.parametrize("chosen", [{"per_token": 2}, {"per_token": 3, "is_normalised": True}], ids=str)
+def test_several_experts_a_row_count_by_their_shares(
+    mixture: Mixture, small_graphs: ModuleType, x: Array, run, chosen: dict[str, int]
+) -> None:
+    numbers = mixture.router, mixture.first, mixture.second
+    model = small_graphs.build_mixture(NAME, *numbers, **chosen)
+    assert relative(run(model, x=x)[1], dense(x, *numbers, **chosen)) < 1e-6
+    form = Form(8, 64)
+    QuantizedExperts({NAME: form})(model)
+    found = run(model, x=x)[1]
+    restored = [quantize(matrices, form).restored for matrices in numbers[1:]]
+    assert relative(found, dense(x, mixture.router, *restored, **chosen)) < 2e-2
+    assert relative(found, reference(x, x @ mixture.router, *numbers[1:], form, **chosen)) < 2e-3
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)

@@ -12,7 +12,7 @@ import pytest
 
 from bundle.directory import Bundle, open_bundle
 from export.exporter import export_checkpoint
-from graphs.lowering.tensorrt import FORM_VERSION, engine_graph
+from graphs.lowering.tensorrt import FORM_VERSION, engine_graph, unread_inputs
 from quant.planning.draft import Options
 from quant.quantizer import quantize_bundle
 from quant.samples.built_in import built_in_samples
@@ -43,12 +43,12 @@ def stand_in() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def standard() -> Form:
-    return Form(f"standard-{FORM_VERSION}", engine_graph)
+    return Form(f"standard-{FORM_VERSION}", engine_graph, unread_inputs)
 
 
 @pytest.fixture(scope="session")
 def plain() -> Form:
-    return Form(f"plain-{FORM_VERSION}", partial(engine_graph, is_plain=True))
+    return Form(f"plain-{FORM_VERSION}", partial(engine_graph, is_plain=True), unread_inputs)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ import runtime.tensorrt.engine_graph as engine_graph_module
 import runtime.tensorrt.library as library_module
 from bundle.directory import Bundle
 from bundle.engines import EngineIndex
-from bundle.errors import BundleFileError, GoldenError, MachineError
+from bundle.errors import BundleFileError, GoldenError, ImageError, MachineError
 from bundle.golden import GOLDEN, load_golden
 from runtime.cache_shape import cache_shape
 from runtime.canary import check_canary
@@ -98,6 +98,19 @@ def test_the_recorded_run_is_replayed_on_a_decoder_of_one_cache_length(
     session.graph = Wrong(engine._engine, "cuda")
     with pytest.raises(GoldenError):
         check_canary(bundle, {"decoder": session})
+
+
+def test_an_image_of_a_size_that_the_engine_was_not_built_for_is_refused_as_an_image(
+    portable_of: Callable[..., Bundle], engines_of: Callable[..., Engines]
+) -> None:
+    bundle = portable_of("clip")
+    engine = opened(bundle, engines_of(bundle), "vision_encoder")
+    _, _, height, width = engine.inputs[0].shape
+    assert engine.profile_of({"pixel_values": (2, 3, height, width)}) == 0
+    with pytest.raises(ImageError, match=rf"becomes {width + 8} x {height} pixels.*{width} x {height} to .*Crop it"):
+        engine.profile_of({"pixel_values": (2, 3, height, width + 8)})
+    with pytest.raises(MachineError, match="--max-images"):
+        engine.profile_of({"pixel_values": (9, 3, height, width)})
 
 
 def runs(past: list[int], num_tokens: int) -> list[TokenRun]:

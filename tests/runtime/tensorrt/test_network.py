@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import pytest
@@ -12,7 +13,7 @@ from bundle.directory import Bundle, read_manifest
 from bundle.errors import BundleFormatError, MachineError
 from bundle.form import Form
 from graphs.layers import find_tables
-from graphs.lowering.tensorrt import engine_graph
+from graphs.lowering.tensorrt import engine_graph, unread_inputs
 from graphs.lowering.tensorrt_halves import halve_for_tensorrt
 from graphs.store import make_node, open_graph, save_graph
 from quant.weights.gather_blocks import GatherRows
@@ -114,6 +115,17 @@ def test_a_decoder_whose_attention_lost_its_mask_is_refused(rtx: Library, portab
     check_network(network, "vision_encoder")
     with pytest.raises(MachineError, match="another mask"):
         check_network(network, "decoder")
+
+
+def test_an_input_that_the_graph_itself_leaves_unread_is_no_loss(rtx: Library, model_of: Any, tmp_path: Path) -> None:
+    x, path = (ir.DataType.FLOAT, ["B", 4]), tmp_path / "text_encoder.onnx"
+    save_graph(model_of({"x": x, "mask": x}, [("Abs", ["x"], "y", {})], {}, ["y"]), path)
+    assert unread_inputs(path) == ["mask"]
+    network = parse(rtx, engine_graph(path, ["y"], 64), path)
+    check_network(network, "text_encoder", unread_inputs(path))
+    assert {network.definition.get_input(at).name for at in range(network.definition.num_inputs)} == {"x", "mask"}
+    with pytest.raises(MachineError, match="dropped mask"):
+        check_network(network, "text_encoder")
 
 
 def test_a_table_with_a_row_of_zeros_is_read(rtx: Library, portable_of: Callable[..., Bundle], tmp_path: Path) -> None:

@@ -92,6 +92,7 @@ def whole_answers(api: Any, ask: Callable[..., Any], png: bytes, image_part: Any
         "/tokenize": api.post("/tokenize", {"model": "fake-vlm", "prompt": "a"}),
         "/detokenize": api.post("/detokenize", {"model": "fake-vlm", "tokens": [1]}),
         "/v1/embeddings": api.post("/v1/embeddings", {"model": "fake-clip", "input": ["a"]}),
+        "/pooling": api.post("/pooling", {"model": "fake-clip", "input": ["a"]}),
         "/v1/classify": api.post("/v1/classify", classified),
         "/v1/models/{name}": api.get("/v1/models/fake-vlm"),
         **{

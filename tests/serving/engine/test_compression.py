@@ -137,23 +137,21 @@ def chosen_rows(model: Any, settings: Any, policy: str, num_kept: int) -> list[n
 
 
 @pytest.mark.parametrize("policy", [name for name in ALL if name not in MERGING])
-def test_dropping_rows_is_masking_them_for_each_head_and_moves_no_position(
-    model, settings, llama_logits, policy: str
-) -> None:
+def test_dropping_rows_is_masking_them_for_each_head_and_moves_no_position(model, settings, llama, policy: str) -> None:
     drive = Drive(model, settings)
     neighbour, sequence = drive.add(PROMPT[::-1].copy()), drive.add(PROMPT, policy)
     drive.until(sequence, NUM_ANSWER)
     kept = chosen_rows(model, settings, policy, 20)
     assert sequence.num_kept_rows == round(np.mean([rows.shape[1] for rows in kept]))
     hidden = [[np.setdiff1d(np.arange(NUM_PROMPT), rows) for rows in of_layer] for of_layer in kept]
-    expected = llama_logits(model, sequence.ids, hidden, NUM_PROMPT)
+    expected = llama.masked_logits(model, sequence.ids, hidden, NUM_PROMPT)
     found = np.stack(drive.logits[sequence])
     np.testing.assert_allclose(found, expected[NUM_PROMPT - 1 : NUM_PROMPT - 1 + len(found)], rtol=0, atol=2e-4)
-    whole = llama_logits(model, sequence.ids, [[[]] * 2] * 2, NUM_PROMPT)
+    whole = llama.masked_logits(model, sequence.ids, [[[]] * 2] * 2, NUM_PROMPT)
     assert np.abs(expected - whole)[NUM_PROMPT:].max() > 0.01  # they did matter
     assert sequence.next_position == len(sequence.ids)
     beside = np.stack(drive.logits[neighbour])
-    wanted = llama_logits(model, neighbour.ids, [[[]] * 2] * 2, NUM_PROMPT)
+    wanted = llama.masked_logits(model, neighbour.ids, [[[]] * 2] * 2, NUM_PROMPT)
     np.testing.assert_allclose(beside, wanted[NUM_PROMPT - 1 :][: len(beside)], rtol=0, atol=2e-4)
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from bundle.prompt import Prompt
-from graphs.store import open_graph
 from runtime.filled_prompt import FilledPrompt
 from runtime.fused_prefix import StoredRows
 from serving.engine.pace import Pace
@@ -71,51 +70,26 @@ class Drive:
             pass
 
 
-def whole_text_logits(model: Any, ids: list[int], hidden: dict[int, list[tuple[int, list[int]]]]) -> np.ndarray:
-    """Return [T, V] of transformers' Llama in one pass.
+@pytest.fixture
+def whole_text_logits(llama: Any) -> Any:
+    """The function that returns [T, V] of transformers' Llama in one pass.
 
-    Args:
-        model: Whose weights it gets.
-        ids: The text.
-        hidden: By layer, (first token, rows): from that token on, these rows are not seen.
+    It takes the model whose weights that gets, the text, and by layer (first token, rows): from that token on, these
+    rows are not seen.
     """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = model.config
-    reference = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.num_kv_heads,
-            head_dim=config.head_size,
-            rms_norm_eps=config.rms_norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope.theta},
-            tie_word_embeddings=False,
-            attn_implementation="eager",
-        )
-    ).eval()
-    weights = {}
-    for file in ("embed_tokens", "decoder"):
-        for name, value in open_graph(model.bundle.directory / f"{file}.onnx").graph.initializers.items():
-            if name.endswith(".weight"):
-                array = torch.from_numpy(value.const_value.numpy().copy())
-                weights[name] = array.T if "proj" in name or "lm_head" in name else array
-    reference.load_state_dict(weights)
-    seen = np.tril(np.ones((len(ids), len(ids)), bool))
-    for at, layer in enumerate(reference.model.layers):
-        of_layer = seen.copy()
-        for first, rows in hidden.get(at, []):
-            of_layer[first:, rows] = False
-        mask = torch.from_numpy(np.where(of_layer, 0.0, -np.inf).astype(np.float32))[None, None]
-        layer.register_forward_pre_hook(
-            lambda module, args, kwargs, mask=mask: (args, {**kwargs, "attention_mask": mask}), with_kwargs=True
-        )
-    with torch.no_grad():
-        return reference(torch.tensor([ids])).logits[0].numpy()
+    def logits(model: Any, ids: list[int], hidden: dict[int, list[tuple[int, list[int]]]]) -> np.ndarray:
+        reference = llama.of(model)
+        for at, layer in enumerate(reference.model.layers):
+            seen = np.tril(np.ones((len(ids), len(ids)), bool))
+            for first, rows in hidden.get(at, []):
+                seen[first:, rows] = False
+            llama.show_only(layer, seen)
+        with torch.no_grad():
+            return reference(torch.tensor([ids])).logits[0].numpy()
+
+    return logits
 
 
 def assert_follows(drive: Drive, sequence: Sequence, expected: np.ndarray) -> None:
@@ -123,7 +97,7 @@ def assert_follows(drive: Drive, sequence: Sequence, expected: np.ndarray) -> No
     np.testing.assert_allclose(found, expected[NUM_PROMPT - 1 : NUM_PROMPT - 1 + len(found)], rtol=0, atol=2e-4)
 
 
-def test_the_reference_is_the_engines_model(tiny_models, settings, dialect) -> None:
+def test_the_reference_is_the_engines_model(tiny_models, settings, dialect, whole_text_logits) -> None:
     model = tiny_models(dialect)
     drive = Drive(model, settings)
     sequence = drive.add(PROMPT)
@@ -131,7 +105,7 @@ def test_the_reference_is_the_engines_model(tiny_models, settings, dialect) -> N
     assert_follows(drive, sequence, whole_text_logits(model, sequence.ids, {}))
 
 
-def test_dropping_rows_is_masking_them_and_moves_no_position(tiny_models, settings, dialect) -> None:
+def test_dropping_rows_is_masking_them_and_moves_no_position(tiny_models, settings, dialect, whole_text_logits) -> None:
     model = tiny_models(dialect)
     drive = Drive(model, settings)
     neighbour, sequence = drive.add(PROMPT[::-1]), drive.add(PROMPT)
@@ -163,7 +137,7 @@ def test_rows_that_were_masked_anyway_change_no_logit_when_they_are_removed(tiny
     np.testing.assert_allclose(found[0], found[1], rtol=0, atol=2e-5)
 
 
-def test_layers_of_two_groups_may_keep_different_rows(tiny_models, settings, dialect) -> None:
+def test_layers_of_two_groups_may_keep_different_rows(tiny_models, settings, dialect, whole_text_logits) -> None:
     model = tiny_models(dialect, (0, 1))
     drive = Drive(model, settings)
     sequence = drive.add(PROMPT)
@@ -297,7 +271,9 @@ def behind(drive: Drive, rows: StoredRows, ids: np.ndarray, position: int) -> Se
     return sequence
 
 
-def test_behind_rows_that_were_handed_out_the_others_are_as_if_masked(tiny_models, settings, dialect) -> None:
+def test_behind_rows_that_were_handed_out_the_others_are_as_if_masked(
+    tiny_models, settings, dialect, whole_text_logits
+) -> None:
     model, first = tiny_models(dialect), 9
     dropped = np.array([2, 3, 4, 6])
     drive = Drive(model, settings)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -14,10 +16,11 @@ from bundle.directory import open_bundle
 from bundle.errors import ContextLengthError, ImageError, ParameterError, SettingsError, TaskError
 from export.exporter import export_checkpoint
 from loadtests.latency import run_benchmark
+from serving.api.app import create_app
 from serving.models.client import LocalClient
 from serving.models.cross_encoder import CrossEncoderModel
 from serving.protocol import EmbedRequest, ImagePart, ScoreRequest, TextPart, TokenizeRequest
-from serving.settings import EngineSettings
+from serving.settings import ApiSettings, EngineSettings
 
 SETTINGS = EngineSettings(max_sequences=2, max_waiting=4, intra_threads=1, vision_batch_tiles=3)
 ATOL = 1e-5
@@ -93,6 +96,67 @@ def test_a_client_serves_it_and_it_makes_no_vectors(vilt_bundle: Path, image_byt
             assert told.pieces == ("[CLS]", "a", "##b", "[SEP]")
             with pytest.raises(TaskError, match="tiny-vilt does cross-encoder; it is not made for embedding"):
                 await client.embed(EmbedRequest("r", "tiny-vilt", (TextPart("a"),)))
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+@pytest.fixture(scope="module")
+def text_bundle(rerankers: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reranker")
+    rerankers.save(folder / "checkpoint", "bert")
+    export_checkpoint(folder / "checkpoint", folder / "bundle", name="tiny-bert")
+    return folder / "bundle"
+
+
+@pytest.fixture
+def text_model(text_bundle: Path, pool: Any) -> Iterator[CrossEncoderModel]:
+    model = CrossEncoderModel(open_bundle(text_bundle), SETTINGS, pool)
+    model.start()
+    yield model
+    model.close()
+
+
+def test_two_texts_together_are_scored_as_each_pair_alone(text_model: CrossEncoderModel) -> None:
+    pairs = [("a cat", "a"), ("a", "a cat"), ("a cat", "a long text that goes on"), ("q", "z")]
+    alone = [scored(text_model, pair) for pair in pairs]
+    together = scored(text_model, *pairs)
+    np.testing.assert_allclose(together.scores, [each.scores[0] for each in alone], atol=ATOL)
+    assert together.prompt_tokens == sum(each.prompt_tokens for each in alone)
+    assert len(set(together.scores.tolist())) == len(pairs)
+    raw = scored(text_model, *pairs, is_raw=True).scores
+    np.testing.assert_allclose(1 / (1 + np.exp(-raw)), together.scores, atol=ATOL)
+
+
+def test_long_pairs_of_texts_are_refused_or_the_longer_text_is_cut(text_model: CrossEncoderModel) -> None:
+    long = "a " * 80
+    with pytest.raises(ContextLengthError, match="the two texts take 84 tokens together; at most 48 are read"):
+        scored(text_model, ("q", long))
+    found = scored(text_model, ("q", long), truncate_tokens=-1)
+    np.testing.assert_allclose(found.scores, scored(text_model, ("q", "a " * 44)).scores, atol=ATOL)
+    assert found.prompt_tokens == 48
+    with pytest.raises(ParameterError, match="truncate_prompt_tokens = 4: the model reads 5 to 48"):
+        scored(text_model, ("a", "b"), truncate_tokens=4)
+
+
+def test_a_model_of_two_texts_refuses_images(text_model: CrossEncoderModel, image_bytes: Any) -> None:
+    with pytest.raises(ParameterError, match="a pair of a text and an image: the model reads two texts together"):
+        scored(text_model, ("a", image_bytes(1)))
+
+
+def test_texts_are_reranked_over_http(text_bundle: Path, text_model: CrossEncoderModel) -> None:
+    documents = ["a cat", "boats", "what"]
+    expected = scored(text_model, *[("a", each) for each in documents]).scores
+
+    async def main() -> None:
+        async with LocalClient([text_bundle], SETTINGS) as client:
+            app = create_app(client, ApiSettings())
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+                told = (await http.post("/v1/rerank", json={"query": "a", "documents": documents})).json()
+                pairs = (await http.post("/v1/score", json={"text_1": "a", "text_2": documents})).json()
+        by_index = {result["index"]: result["relevance_score"] for result in told["results"]}
+        np.testing.assert_allclose([by_index[place] for place in range(3)], expected, atol=ATOL)
+        np.testing.assert_allclose([item["score"] for item in pairs["data"]], expected, atol=ATOL)
+        assert told["results"][0]["index"] == int(np.argmax(expected))
 
     asyncio.run(asyncio.wait_for(main(), 60))
 

@@ -264,3 +264,28 @@ def test_exports_that_contradict_themselves_are_refused(
     export(smolvlm_checkpoint, "--template nowhere is no file", template="nowhere")
     export(smolvlm_checkpoint, "leave out --decoder-segments", segments=[1])
     export(clip_checkpoint, "clip makes vectors as it is")
+
+
+def test_tokens_of_a_model_of_one_vector_have_theirs_raw_or_not(model: EmbedderModel) -> None:
+    text = "a red bicycle"
+
+    async def main() -> None:
+        whole = (await model.embed(request(text, granularity="input", is_raw=True))).embeddings
+        rows = (await model.embed(request(text, "a", granularity="token", is_raw=True))).embeddings
+        np.testing.assert_allclose(rows[0][-1], whole[0], atol=1e-4)  # numbers that are larger than a unit vector's
+        assert np.linalg.norm(whole) > 1.5
+        assert len(rows[0]) == len((await model.tokenize(TokenizeRequest("r", "m", text=text))).token_ids)
+        (units,) = (await model.embed(request(text, granularity="token"))).embeddings
+        np.testing.assert_allclose(units, rows[0] / np.linalg.norm(rows[0], axis=1, keepdims=True), atol=ATOL)
+
+    run(main)
+
+
+def test_a_model_of_vectors_of_tokens_has_none_of_the_whole(bundles: Callable[[str], Path], pool: Any) -> None:
+    model = EmbedderModel(open_bundle(bundles("tokens")), SETTINGS, pool)
+
+    async def main() -> None:
+        with pytest.raises(ParameterError, match="has a vector for every token; ask for token_embed"):
+            await model.embed(request("a", granularity="input"))
+
+    run(main)

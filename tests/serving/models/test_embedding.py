@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -260,5 +261,17 @@ def test_more_requests_than_the_limit_are_refused(model) -> None:
         results = await asyncio.gather(*(model.embed(inputs("text")) for _ in range(11)), return_exceptions=True)
         assert sum(isinstance(result, OverloadedError) for result in results) == 3
         assert model.gauges["num_requests_running"] == 0
+
+    run(main)
+
+
+def test_raw_vectors_are_the_graphs_and_those_of_tokens_are_refused(model, clip_bundle) -> None:
+    async def main() -> None:
+        raw = (await model.embed(replace(inputs("a cat"), is_raw=True))).embeddings
+        units = (await model.embed(inputs("a cat"))).embeddings
+        assert abs(np.linalg.norm(raw) - 1) > 0.1
+        np.testing.assert_allclose(raw / np.linalg.norm(raw), units, atol=1e-6)
+        with pytest.raises(ParameterError, match="has one vector of each input"):
+            await model.embed(replace(inputs("a cat"), granularity="token"))
 
     run(main)

@@ -138,10 +138,10 @@ def held(monkeypatch) -> tuple[threading.Event, list[int]]:
     """Make the encoder wait; the event that lets it go, and the tiles of its runs."""
     go, runs, encode = threading.Event(), [], encoders.encode_tiles
 
-    def wait(session: object, tiles: np.ndarray, most_tiles: int) -> np.ndarray:
+    def wait(session: object, tiles: np.ndarray, most_tiles: int, *question: None) -> np.ndarray:
         go.wait(20)
         runs.append(len(tiles))
-        return encode(session, tiles, most_tiles)
+        return encode(session, tiles, most_tiles, *question)
 
     monkeypatch.setattr(encoders, "encode_tiles", wait)
     return go, runs
@@ -251,9 +251,9 @@ def test_images_whose_tower_is_asked_run_apart_from_all_others(stage, monkeypatc
     images = [PIXELS, PIXELS[:, :30], PIXELS[:, ::-1], PIXELS[::-1]]
     batches, encode = [], vision.encode_images
 
-    def noted(session: object, images: list, most_tiles: int, *, with_tower: bool = False) -> list[np.ndarray]:
+    def noted(session: object, images: list, most_tiles: int, *, with_tower: bool = False, **more) -> list[np.ndarray]:
         batches.append((len(images), with_tower))
-        return encode(session, images, most_tiles, with_tower=with_tower)
+        return encode(session, images, most_tiles, with_tower=with_tower, **more)
 
     async def main() -> list[vision.EncodedImage]:
         decoded = [

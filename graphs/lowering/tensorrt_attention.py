@@ -1,0 +1,71 @@
+"""Attention in the forms that TensorRT's Attention takes.
+
+- Scores that are capped (Gemma 2) are written out: "Setting softcap is not supported in TensorRT Attention."
+- Values narrower than keys (SAM's towers, whose keys carry relative positions) get zeros behind each head's numbers,
+  and what is made of those is cut off: "Key and Value must have the same shape". Written out, the scores of every pair
+  of patches would be stored: 0.4 GB of a tower of 4,096 patches and 12 heads in float16.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from graphs.half import HALF
+from graphs.lowering.plain import write_attention_out
+from graphs.store import add_initializer, make_node, replace_node
+
+
+def fit_attention(graph: ir.Graph) -> None:
+    """Rewrite what TensorRT's Attention does not take, in place.
+
+    Args:
+        graph: Of the portable dialect.
+    """
+    attentions = [node for node in graph if not node.domain and node.op_type == "Attention"]
+    write_attention_out(graph, [node for node in attentions if "softcap" in node.attributes])
+    for node in attentions:
+        if node.graph is graph and (width := _added_width(node)):
+            _widen(graph, node, width)
+
+
+def _added_width(node: ir.Node) -> int:
+    """Return how many numbers of each head an attention's values lack beside its keys; 0 where heads are an axis."""
+    if "kv_num_heads" not in node.attributes:
+        return 0
+    key, value = (_width(node.inputs[at]) for at in (1, 2))
+    num_heads: int = node.attributes["kv_num_heads"].as_int()
+    return (key - value) // num_heads
+
+
+def _width(value: ir.Value | None) -> int:
+    """Return the last size of a value, 0 where the graph does not say."""
+    size = 0 if value is None or value.shape is None else value.shape[-1]
+    return size if isinstance(size, int) else 0
+
+
+def _widen(graph: ir.Graph, node: ir.Node, width: int) -> None:
+    """Put zeros behind the values of each head before an attention, and cut off what it makes of them."""
+    query, key, value, *more = node.inputs
+    num, name = node.attributes["kv_num_heads"].as_int(), str(node.outputs[0].name)
+    own = _width(value) // num
+
+    def integers(*numbers: int) -> ir.Value:
+        return add_initializer(graph, f"widened.{'_'.join(map(str, numbers))}", np.array(numbers, np.int64))
+
+    dtype = np.float16 if value is not None and value.dtype == HALF else np.float32
+    zero = add_initializer(graph, f"widened.{np.dtype(dtype).name}", np.zeros((), dtype))
+    split = make_node("Reshape", [value, integers(0, 0, num, -1)], f"{name}.split")
+    wide = make_node("Pad", [split.outputs[0], integers(0, width), zero, integers(3)], f"{name}.wide")
+    merged = make_node("Reshape", [wide.outputs[0], integers(0, 0, -1)], f"{name}.values")
+    attended = ir.node(
+        "Attention",
+        [query, key, merged.outputs[0], *more],
+        dict(node.attributes),
+        outputs=[ir.Value(name=f"{name}.attended")],
+    )
+    attended.name = f"{name}.attended"
+    heads = make_node("Reshape", [attended.outputs[0], integers(0, 0, num, -1)], f"{name}.heads")
+    kept = make_node("Slice", [heads.outputs[0], integers(0), integers(own), integers(3)], f"{name}.kept")
+    joined = make_node("Reshape", [kept.outputs[0], integers(0, 0, -1)], f"{name}.joined")
+    replace_node(graph, node, [split, wide, merged, attended, heads, kept, joined])

@@ -1,0 +1,143 @@
+"""`POST /pooling`, as vLLM has it: what a model makes of inputs before anything is done with it."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from bundle.errors import ParameterError
+from bundle.manifest import RANKING_TASKS
+from serving.api.disconnect import contained, until_disconnect
+from serving.api.schemas import EmbeddingRequest
+from serving.api.service import Service, check_images, count_prompt, new_id
+from serving.protocol import EmbedInput, EmbedRequest, JoinedPart, ScoreRequest
+from serving.protocol.embedding import Granularity
+
+PoolingTask = Literal["embed", "token_embed", "classify", "score"]
+_GRANULARITIES: dict[str | None, Granularity] = {"embed": "input", "token_embed": "token"}
+_OF_PAIRS = ("classify", "score")
+Pooled = tuple[list[npt.NDArray[np.float32]], int]
+"""Of each input an array, and the tokens of all."""
+
+
+class PoolingBody(EmbeddingRequest):
+    """The body of `POST /pooling`, as vLLM takes it: that of `/v1/embeddings`, and two fields.
+
+    `task`: `embed` (a vector of each input), `token_embed` (one of each of its tokens), `classify` or `score` (a
+    cross-encoder's score of an input of two parts, `{"content": [{"type": "text", ...}, {"type": "image_url", ...}]}`);
+    what the model does by itself where it is left out. `use_activation` false: vectors are not brought to unit length,
+    and scores are of any size.
+    """
+
+    task: PoolingTask | None = None
+    use_activation: bool | None = None
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a body asks for.
+
+    Attributes:
+        request: For a model that embeds; the inputs are a cross-encoder's too.
+        task: None: the model's own.
+        encoding: Of the arrays in the answer.
+    """
+
+    request: EmbedRequest
+    task: PoolingTask | None
+    encoding: str
+
+
+def pooling_router(service: Service) -> APIRouter:
+    """Return the route."""
+    router = APIRouter(tags=["embeddings"])
+
+    @router.post("/pooling")
+    async def pool(request: Request) -> Response:
+        """Return vectors of inputs or of their tokens, or scores of pairs, raw where that is asked for."""
+        deadline = service.deadline(request)
+        asked = await service.read(request, deadline, PoolingBody, partial(_asked, service))
+        model = await service.choose(request, asked.request.model, *RANKING_TASKS)
+        reads_pairs = (await service.card(model)).task == "cross-encoder"
+        work = _scored(service, model, asked) if reads_pairs else _embedded(service, model, asked)
+        with service.metrics.one_answer(model):
+            arrays, num_tokens = await until_disconnect(request.receive, deadline.finish(contained(work)))
+        count_prompt(service, request, num_tokens)
+        data = [
+            {"index": index, "object": "pooling", "data": _encoded(array, asked.encoding)}
+            for index, array in enumerate(arrays)
+        ]
+        head = {"id": asked.request.request_id, "object": "list", "created": service.started_s}
+        usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+        return JSONResponse({**head, "model": asked.request.model or model, "data": data, "usage": usage})
+
+    return router
+
+
+def _asked(service: Service, body: PoolingBody) -> _Asked:
+    source = "input" if body.messages is None else "messages"
+    parts = tuple(service.embedded(content, f"{source}.{index}") for index, content in enumerate(body.contents()))
+    check_images(service, parts, source)
+    request = EmbedRequest(
+        new_id("pool"),
+        body.model or "",
+        parts,
+        body.dimensions,
+        body.truncate_prompt_tokens,
+        () if body.input_type is None else (body.input_type,) * len(parts),
+        body.instruction,
+        is_raw=body.use_activation is False,
+        granularity=_GRANULARITIES.get(body.task, "own"),
+    )
+    return _Asked(request, body.task, body.encoding_format or "float")
+
+
+async def _embedded(service: Service, model: str, asked: _Asked) -> Pooled:
+    """Return the vectors of each input.
+
+    Raises:
+        ParameterError: A task of cross-encoders.
+    """
+    if asked.task in _OF_PAIRS:
+        raise ParameterError(f"task {asked.task}: {model} makes vectors; it has embed and token_embed", "task")
+    result = await service.client.embed(replace(asked.request, model=model))
+    return list(result.embeddings), result.prompt_tokens
+
+
+async def _scored(service: Service, model: str, asked: _Asked) -> Pooled:
+    """Return the score [1] of each input, which is a pair.
+
+    Raises:
+        ParameterError: A task of models that embed, a field of theirs, or an input that is no pair.
+    """
+    request = asked.request
+    if asked.task in ("embed", "token_embed"):
+        raise ParameterError(f"task {asked.task}: {model} is a cross-encoder; it has classify and score", "task")
+    unread = {"dimensions": request.dimensions, "instruction": request.instruction, "input_type": request.input_types}
+    for field in (name for name, value in unread.items() if value):
+        raise ParameterError(f"{field}: {model} is a cross-encoder, which has no such thing; leave it out", field)
+    pairs = tuple(_pair(part) for part in request.inputs)
+    score = ScoreRequest(request.request_id, model, pairs, request.truncate_tokens, request.is_raw)
+    result = await service.client.score(score)
+    return [np.array([each], np.float32) for each in result.scores], result.prompt_tokens
+
+
+def _pair(part: EmbedInput) -> tuple[EmbedInput, EmbedInput]:
+    if isinstance(part, JoinedPart) and len(part.parts) == 2:
+        return part.parts[0], part.parts[1]
+    raise ParameterError(
+        'a cross-encoder reads inputs of two parts: {"content": [query, document]}, each a text or an image', "input"
+    )
+
+
+def _encoded(array: npt.NDArray[np.float32], encoding: str) -> list[Any] | str:
+    """Return numbers, or the base64 of the little-endian float32 bytes, row behind row."""
+    raw = array.astype("<f4", copy=False)
+    return raw.tolist() if encoding == "float" else base64.b64encode(raw.tobytes()).decode()

@@ -1,0 +1,91 @@
+"""Engines of families whose graphs have what TensorRT's operators lack, built on a CPU by TensorRT-RTX. None is run.
+
+One family of each kind: images of any shape beside states of fixed size (lfm2_vl), keys wider than values (got_ocr2),
+capped scores (llava_gemma2). docs/tensorrt.md says what became of all the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bundle.directory import open_bundle
+from bundle.errors import SettingsError
+from export.exporter import export_checkpoint
+from graphs.lowering.tensorrt import engine_graph, unread_inputs
+from runtime.tensorrt.builder import build
+from runtime.tensorrt.compiler import Form, Job, compile_bundle
+from runtime.tensorrt.image_sizes import try_image_sizes
+from runtime.tensorrt.library import Library, open_library
+from runtime.tensorrt.network import check_network, decompose, parse
+from runtime.tensorrt.profiles import Limits, profiles_of
+
+STANDARD = Form("standard", engine_graph, unread_inputs)
+LIMITS = Limits(cache_rows=32, max_batch=2, max_prompt_tokens=16, max_images=2)
+
+
+@pytest.fixture
+def rtx() -> Library:
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX has wheels for Linux on x86-64 alone")
+    return open_library("tensorrt-rtx")
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "is_plain"),
+    [
+        ("lfm2_vl", "vision_encoder", False),
+        ("lfm2_vl", "vision_encoder", True),
+        ("lfm2_vl", "decoder", False),
+        ("got_ocr2", "vision_encoder", False),
+        ("llava_gemma2", "decoder", False),
+    ],
+)
+def test_what_the_operators_lack_is_written_otherwise_and_built(
+    rtx: Library, sample_of: Any, family: str, name: str, is_plain: bool
+) -> None:
+    bundle = sample_of(family, 0).bundle("portable")
+    component, path = bundle.manifest.components[name], bundle.graph_path(name)
+    limits = Limits(32, 2, 16, 2, try_image_sizes(bundle, 64))
+    write = partial(engine_graph, is_plain=is_plain)
+    network = parse(rtx, write(path, bundle.manifest.always_given(name), limits.cache_rows), path)
+    check_network(network, component.role, unread_inputs(path))
+    decompose(network)
+    engine = build(network, profiles_of(bundle.manifest, component, limits), (), lambda phase: None)
+    assert len(engine) > 100_000
+
+
+def test_the_sizes_of_images_reach_to_the_longest_side_that_is_asked_for(sample_of: Any) -> None:
+    bundle = sample_of("lfm2_vl", 0).bundle("portable")
+    component = bundle.manifest.components["vision_encoder"]
+    limits = Limits(32, 2, 16, 3, try_image_sizes(bundle, 51))
+    (profile,) = profiles_of(bundle.manifest, component, limits)
+    assert profile["pixel_values"] == ((1, 3, 8, 8), (1, 3, 32, 32), (3, 3, 48, 48))  # steps of 8
+    assert try_image_sizes(bundle) == ((8, 8), (32, 32), (64, 64))  # twice the largest square
+    with pytest.raises(SettingsError, match=r"--max-image-side 7: the shortest side .* is 8 px"):
+        try_image_sizes(bundle, 7)
+
+
+def test_a_cross_encoders_images_have_sizes_too(vilt_checkpoint: Path, tmp_path: Path) -> None:
+    export_checkpoint(vilt_checkpoint, tmp_path / "bundle", dialect="portable")
+    bundle = open_bundle(tmp_path / "bundle")
+    (component,) = bundle.manifest.components.values()
+    (profile,) = profiles_of(bundle.manifest, component, replace(LIMITS, image_sizes_px=try_image_sizes(bundle, 32)))
+    assert profile["pixel_values"] == ((1, 3, 8, 8), (1, 3, 24, 24), (2, 3, 32, 32))
+
+
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [("mllama", "memory of images.*ONNX Runtime's CPU"), ("aki", "see one another.*serve the bundle on ONNX Runtime")],
+)
+def test_what_no_engine_can_run_is_refused_by_name_before_anything_is_built(
+    rtx: Library, sample_of: Any, tmp_path: Path, family: str, message: str
+) -> None:
+    bundle = sample_of(family, 0).bundle("portable")
+    limits = Limits(32, 2, 16, 2, try_image_sizes(bundle))
+    with pytest.raises(SettingsError, match=message):
+        compile_bundle(Job(bundle, tmp_path / "engines", "tensorrt-rtx", STANDARD, limits), lambda line: None)
+    assert not (tmp_path / "engines").exists()
