@@ -33,8 +33,17 @@ _LANGUAGE_MODEL: tuple[Role, ...] = ("embed_tokens", "decoder")
 Phase = Literal["prompt", "step", "any"]
 """When a decoder's graph runs: over the tokens that a caller sent, over one that was sampled, or over both."""
 RunPhase = Literal["prompt", "step"]
-Task = Literal["image-text-to-text", "dual-encoder", "text-embedding", "image-text-embedding", "cross-encoder"]
-EMBEDDING_TASKS: tuple[Task, ...] = ("dual-encoder", "text-embedding", "image-text-embedding")
+Task = Literal[
+    "image-text-to-text",
+    "image-text-to-text-and-vectors",
+    "dual-encoder",
+    "text-embedding",
+    "image-text-embedding",
+    "cross-encoder",
+]
+BOTH: Task = "image-text-to-text-and-vectors"
+ANSWERING_TASKS: tuple[Task, ...] = ("image-text-to-text", BOTH)
+EMBEDDING_TASKS: tuple[Task, ...] = ("dual-encoder", "text-embedding", "image-text-embedding", BOTH)
 RANKING_TASKS: tuple[Task, ...] = (*EMBEDDING_TASKS, "cross-encoder")
 """Those that say how near two inputs are: all that answer nothing."""
 Pooling = Literal["last", "mean", "tokens"]
@@ -277,7 +286,7 @@ class Manifest(Frozen):
         grounding: How boxes stand in answers; None where the model says none.
         question: Models whose vision encoder reads the question beside the image; None: it sees images alone.
         dual: Models that embed by encoders: of images and texts, or of texts alone.
-        embedder: Models that embed by a decoder, which gives states and no logits.
+        embedder: Models that embed by a decoder, which gives states: no logits, or beside them.
         pairs: Models that read a text and an image together, or two texts, and say how well they fit.
         bos_token_id: None where the tokenizer adds none.
         eos_token_ids: Generation stops at any of them.
@@ -353,7 +362,7 @@ class Manifest(Frozen):
     @property
     def embeds(self) -> bool:
         """Whether the model makes vectors and no answers."""
-        return self.dual is not None or self.embedder is not None
+        return self.dual is not None or (self.embedder is not None and self.decoder is None)
 
     @property
     def sees(self) -> bool:

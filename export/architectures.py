@@ -49,6 +49,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "mllama": "export.models.mllama:Mllama",
     "llava_next": "export.models.llava_next:LlavaNext",
     "llava_onevision": "export.models.llava_onevision:LlavaOnevision",
+    "llava_vlora": "export.models.llava_vlora:LlavaVLoRA",
     "kosmos-2": "export.models.kosmos2:Kosmos2",
     "ovis2": "export.models.ovis2:Ovis2",
     "modernbert": "export.models.modernbert:ModernBertReranker",

@@ -17,6 +17,7 @@ from bundle.errors import BundleError, CheckpointError, UnsupportedConfigError
 from bundle.json_file import printable
 from bundle.machine import own_version
 from bundle.manifest import (
+    BOTH,
     Component,
     ComponentName,
     Dialect,
@@ -92,7 +93,7 @@ def export_checkpoint(
         task_vectors: The decoder's heads can be read and replaced, for prefixes of the method task-vectors.
         skip_visual: Layers of the decoder whose feed-forwards image tokens may skip, for `vision.method` ima.
         lora: A folder of an adapter that PEFT saved, merged into the weights.
-        embedding: Make vectors in the place of answers; None: as the architecture does.
+        embedding: Make vectors, in the place of answers or beside them; None: as the architecture does.
         overwrite: Replace a bundle that stands at `output`.
         progress: Called with a line at each step.
 
@@ -363,8 +364,9 @@ def _embed(family: Family, source: Checkpoint, options: EmbeddingOptions) -> Non
 
 
 def _task(family: Family) -> Task:
-    embeds = isinstance(family, VisionLanguage) and family.embedding is not None
-    return "image-text-embedding" if embeds else family.task
+    if not isinstance(family, VisionLanguage) or family.embedding is None:
+        return family.task
+    return BOTH if family.answers else "image-text-embedding"
 
 
 def _embedder_dims(family: VisionLanguage, source: Checkpoint) -> EmbedderDims | None:

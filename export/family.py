@@ -197,7 +197,7 @@ class VisionLanguage(Family):
 
     Attributes:
         takes_smaller_images: The vision graph takes tiles smaller than full ones as well, squares all of one size.
-        embedding: The decoder gives vectors in the place of scores; None: it answers.
+        embedding: The decoder gives vectors, in the place of scores or beside them; None: it answers.
     """
 
     task: ClassVar[Task] = "image-text-to-text"
@@ -278,6 +278,11 @@ class VisionLanguage(Family):
         """
 
     @property
+    def answers(self) -> bool:
+        """Whether the decoder gives the vocabulary's scores."""
+        return self.embedding is None or self.embedding.also_answers
+
+    @property
     def question(self) -> QuestionReading | None:
         """What `vision` takes beside pixels, as [I, Q] ids of the question; None: nothing."""
         return None
@@ -322,8 +327,8 @@ class VisionLanguage(Family):
 
     def skipped(self) -> tuple[str, ...]:
         """Return `unused`, and the output matrix where no scores are wanted."""
-        heads = () if self.embedding is None else (re.escape(_HEAD), *self.embedding.unused)
-        return (*super().skipped(), *heads)
+        scores = () if self.answers else (re.escape(_HEAD),)
+        return (*super().skipped(), *scores, *(() if self.embedding is None else self.embedding.unused))
 
     def stored_weights(self) -> QuantizationMethod:
         """Return how the checkpoint stores its weights, where experts may be packed or stacked among others."""
@@ -387,15 +392,18 @@ class VisionLanguage(Family):
             return decoder_plan(self.decoder, embeds, CausalDecoder(self.decoder, dialect, self.text_prefix))
         size = self.decoder.config.hidden_size
         head, width = self.embedding.module(size), self.embedding.size(size)
-        module = CausalDecoder(self.decoder, dialect, self.text_prefix, head)
-        plan = decoder_plan(self.decoder, embeds, module)
         vectors = TensorSpec(name=tensors.TOKEN_EMBEDS, dtype="float32", shape=("B", "N", width))
-        return replace(plan, outputs=(vectors,))
+        if self.answers:
+            module = CausalDecoder(self.decoder, dialect, self.text_prefix, vectors=head)
+            plan = decoder_plan(self.decoder, embeds, module)
+            return replace(plan, optional_outputs=(vectors, *plan.optional_outputs))
+        module = CausalDecoder(self.decoder, dialect, self.text_prefix, head)
+        return replace(decoder_plan(self.decoder, embeds, module), outputs=(vectors,))
 
     def decoder_dims(self) -> DecoderDims | None:
         """Return the manifest's part on the decoder; None where it does not answer."""
         config = self.decoder.config
-        if self.embedding is not None:
+        if not self.answers:
             return None
         return DecoderDims(
             hidden_size=config.hidden_size,

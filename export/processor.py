@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bundle.chat_template import CHAT_TEMPLATE
+from bundle.chat_template import CHAT_TEMPLATE, INPUT_TEMPLATE
 from bundle.errors import UnsupportedConfigError
 from bundle.generation import SamplingDefaults
 from bundle.grounding import KnownGrounding
@@ -84,7 +84,7 @@ def convert_processor(
     """Write the checkpoint's preprocessing into a bundle folder and return what the manifest records of it.
 
     Writes `preprocessor.json` and `tokenizer.json`; for vision-language models also `chat_template.jinja` and
-    `generation.json`.
+    `generation.json`, and `input_template.jinja` where one that answers writes inputs to be embedded otherwise.
 
     Args:
         checkpoint: Folder with `preprocessor_config.json` or `processor_config.json`, `tokenizer.json`,
@@ -147,6 +147,11 @@ def _vision_language(checkpoint: Path, family: VisionLanguage, found: FoundProce
     prompt = _written(prompt, template)
     template.require_prompts(output / TOKENIZER, prompt, vocabulary.template_tokens)
     (output / CHAT_TEMPLATE).write_text(template.text, encoding="utf-8")
+    asked = family.input_template(found, prompt) if family.answers else None
+    if asked is not None:
+        beside = FoundTemplate(asked, checkpoint, INPUT_TEMPLATE)
+        beside.require_prompts(output / TOKENIZER, prompt, vocabulary.template_tokens)
+        (output / INPUT_TEMPLATE).write_text(beside.text, encoding="utf-8")
     generation = read_settings(checkpoint / "generation_config.json", required=False)
     _sampling_defaults(generation).write(output)
     ends = _eos_token_ids(family, generation, vocabulary)
@@ -194,7 +199,7 @@ def _template(
     checkpoint: Path, family: VisionLanguage, found: FoundProcessor, prompt: KnownImagePrompt
 ) -> FoundTemplate:
     """Return how conversations are written, or what a model that embeds is asked to embed."""
-    given = family.input_template(found, prompt)
+    given = None if family.answers else family.input_template(found, prompt)
     if given is not None:
         return FoundTemplate(given, checkpoint, CHAT_TEMPLATE)
     default = family.default_template(found)

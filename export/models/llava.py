@@ -147,7 +147,11 @@ class Llava(VisionLanguage):
         tower = kind(self._vision, dialect, _TOWER, num_layers=max(self._layers))
         drops_first = self._strategy == "default"
         heads = tower_heads(self._vision.tower) if self.tells_tower else None
-        return _Vision(tower, self.projector(), self._layers, drops_first=drops_first, heads=heads)
+        return _Vision(tower, self.connector(dialect), self._layers, drops_first=drops_first, heads=heads)
+
+    def connector(self, dialect: Dialect) -> Module:
+        """Return what makes features of chosen hidden states; `projector`, unless a model wants a dialect for it."""
+        return self.projector()
 
     def projector(self) -> Module:
         """Return the connector: LLaVA-1.5's two layers, or one matrix, as LLaVA had before (arXiv 2304.08485, 4.1)."""

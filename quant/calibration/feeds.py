@@ -69,7 +69,7 @@ class FeedSource:
             return [runner.text_feeds(text) for text in self._texts()]
         if role == "pair_encoder":
             return list(self._pair_feeds())
-        if role == "decoder" and self.bundle.manifest.embedder is not None:
+        if role == "decoder" and self.bundle.manifest.embeds:
             return list(self._embedder_feeds())
         if role == "decoder":
             return list(self._decoder_feeds())

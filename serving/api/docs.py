@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse
 
-from bundle.manifest import EMBEDDING_TASKS, RANKING_TASKS, Task
+from bundle.manifest import ANSWERING_TASKS, EMBEDDING_TASKS, RANKING_TASKS, Task
 from pages.frame import page
 from serving.api.service import Service
 from serving.protocol import ModelCard
@@ -31,10 +31,10 @@ _TWO_FRAMES = (
 """A red circle and, half a second later, a blue square."""
 _UNKNOWN = "MODEL"
 _TASKS: dict[str, tuple[Task, ...]] = {
-    "/v1/chat/completions": ("image-text-to-text",),
-    "/v1/responses": ("image-text-to-text",),
-    "/v1/messages": ("image-text-to-text",),
-    "/v1/completions": ("image-text-to-text",),
+    "/v1/chat/completions": ANSWERING_TASKS,
+    "/v1/responses": ANSWERING_TASKS,
+    "/v1/messages": ANSWERING_TASKS,
+    "/v1/completions": ANSWERING_TASKS,
     "/v1/rerank": RANKING_TASKS,
     "/v1/embeddings": EMBEDDING_TASKS,
     "/v1/classify": ("dual-encoder",),

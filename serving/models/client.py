@@ -18,6 +18,7 @@ from bundle.errors import BundleError, EngineDeadError, ModelNotFoundError, Star
 from bundle.machine import resident_memory_bytes
 from bundle.manifest import Task
 from serving.engine_status import EngineStatus
+from serving.models.answering_embedder import AnsweringEmbedder
 from serving.models.cross_encoder import CrossEncoderModel
 from serving.models.elsewhere import Elsewhere
 from serving.models.embedder import EmbedderModel
@@ -62,6 +63,7 @@ _MODEL_OF_TASK: dict[
     Task, type[GenerativeModel] | type[EmbeddingModel] | type[EmbedderModel] | type[CrossEncoderModel]
 ] = {
     "image-text-to-text": GenerativeModel,
+    "image-text-to-text-and-vectors": AnsweringEmbedder,
     "dual-encoder": EmbeddingModel,
     "text-embedding": EmbeddingModel,
     "image-text-embedding": EmbedderModel,
