@@ -130,7 +130,7 @@ def decide(layers: Sequence[Candidates], times: LayerTimes) -> Decision:
         times: Of this machine, or built in.
     """
     weighed: dict[tuple[Choice, ...], Choice | None] = {}
-    for choice in (None, *(choice for layer in layers for choice in layer.choices)):
+    for choice in dict.fromkeys((None, *(choice for layer in layers for choice in layer.choices))):
         weighed.setdefault(tuple(layer.taking(choice) for layer in layers), choice)
     courses = tuple(_course(layers, choice, times) for choice in weighed.values())
     chosen = courses[0]

@@ -39,9 +39,7 @@ _ROOM = 1.15
 """Of a row's widest block before any error was fed to it: errors widen blocks."""
 _SMALLEST_STEP = 1e-12  # of a row that is all zero
 
-_COLUMNS_AT_ONCE = (
-    128  # of a row with one grid: what is fed within them is a product of vectors, beyond them of matrices
-)
+_COLUMNS_AT_ONCE = 32  # of a row with one grid: what is fed within is a product of vectors, beyond of matrices
 
 
 @dataclass(frozen=True)

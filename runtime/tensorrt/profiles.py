@@ -15,6 +15,8 @@ Profile = Mapping[str, tuple[Sizes, Sizes, Sizes]]
 """By input: shapes of the least, the usual and the largest run."""
 _Range = tuple[int, int, int]
 _USUAL_TOKENS = 128
+_COLOURS = 3
+"""Channels of an image, and of each frame of a group."""
 _FEWEST_ROWS = 16
 """Of a cache: fewer hold no prompt."""
 
@@ -54,6 +56,9 @@ def profiles_of(manifest: Manifest, component: Component, limits: Limits) -> lis
     }
     if limits.image_sizes_px is not None:
         ranges["height"], ranges["width"] = zip(*limits.image_sizes_px, strict=True)
+    video = None if manifest.image_prompt is None else manifest.image_prompt.own_video
+    if component.role == "vision_encoder":
+        ranges["channels"] = (_COLOURS, _COLOURS, _COLOURS * (1 if video is None else video.num_frames))
     states = manifest.states_of(component)
     taken = [TensorSpec(name=state.input, dtype=state.dtype, shape=state.shape) for state in states]
     inputs = [*component.inputs, *taken]

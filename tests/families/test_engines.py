@@ -1,7 +1,7 @@
 """Engines of families whose graphs have what TensorRT's operators lack, built on a CPU by TensorRT-RTX. None is run.
 
 One family of each kind: images of any shape beside states of fixed size (lfm2_vl), keys wider than values (got_ocr2),
-capped scores (llava_gemma2). docs/tensorrt.md says what became of all the others.
+groups of a video's frames (qwen3_vl), capped scores (llava_gemma2). docs/tensorrt.md says what became of the others.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def rtx() -> Library:
         ("lfm2_vl", "vision_encoder", True),
         ("lfm2_vl", "decoder", False),
         ("got_ocr2", "vision_encoder", False),
+        ("qwen3_vl", "vision_encoder", False),
         ("llava_gemma2", "decoder", False),
     ],
 )
