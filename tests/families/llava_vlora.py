@@ -85,7 +85,7 @@ def _generator_shapes(config: Config) -> dict[str, tuple[int, ...]]:
 
 
 def inputs(processor: Any, parts: list[Any]) -> Any:
-    """Return a prompt without anything in the place of images (section 3.2), and their pixels."""
+    """Return a prompt without anything in the place of images, and their pixels."""
     content = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in parts]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     images = [part for part in parts if not isinstance(part, str)]
