@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
@@ -32,12 +32,14 @@ class GroundedObject:
         start: Of the part, in characters of `Grounded.text`.
         end: Behind it.
         boxes: Where it lies, one or several.
+        polygons: The outline in each box, where one was said: x, y, x, y, ... as shares of width and height.
     """
 
     text: str | None
     start: int
     end: int
     boxes: tuple[Box, ...]
+    polygons: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class PatchGrounding(Frozen):
     kind: Literal["patches"] = "patches"
     side: int = Field(gt=0, le=1 << 10)
 
-    def read(self, text: str) -> Grounded:
-        """Return what an answer says and where that lies; marks that make no box are dropped."""
+    def read(self, text: str, asked: str = "") -> Grounded:
+        """Return what an answer says and where that lies, whatever was asked; marks that make no box are dropped."""
         said = _MARK.sub("", text)
         blanks = len(said) - len(said.lstrip())
         return Grounded(said.strip(), tuple(self._objects(text, blanks)))
@@ -90,4 +92,70 @@ class PatchGrounding(Frozen):
         return x1, y1, x2, y2
 
 
-KnownGrounding: TypeAlias = PatchGrounding
+_LOCATED = re.compile(r"([^<]*)((?:<loc_\d+>|<sep>|</?poly>)+)")
+_LOCATIONS = re.compile(r"(?:<loc_\d+>)+")
+_LOCATION = re.compile(r"<loc_(\d+)>")
+_ANY_MARK = re.compile(r"<loc_\d+>|<sep>|</?poly>")
+_BETWEEN = ", "
+"""Stands between what an answer names one after the other, where nothing but marks did."""
+
+
+class LocationGrounding(Frozen):
+    """Boxes and outlines by bins of width and height, behind what they belong to (Florence-2, arXiv 2311.06242, 3.1).
+
+    How many numbers make a shape is not in an answer: what was asked says it.
+
+    Attributes:
+        bins: Along each side; a number stands for the middle of one.
+        quads: Parts of questions that are answered by four corners each.
+        outlines: Parts of questions that are answered by outlines; answers with `<poly>` hold some whatever was asked.
+    """
+
+    kind: Literal["locations"] = "locations"
+    bins: int = Field(gt=0, le=1 << 16)
+    quads: tuple[str, ...] = Field(default=(), max_length=1 << 10)
+    outlines: tuple[str, ...] = Field(default=(), max_length=1 << 10)
+
+    def read(self, text: str, asked: str = "") -> Grounded:
+        """Return what an answer to a question says and where that lies; numbers that make no shape are dropped."""
+        if not _ANY_MARK.search(text):
+            return Grounded(text, ())
+        said, objects = list[str](), list[GroundedObject]()
+        end = 0
+        for found in _LOCATED.finditer(text):
+            words, end = found.group(1).strip(), found.end()
+            start = len(_BETWEEN.join([*said, ""])) if said else 0
+            said += [words] if words else []
+            shapes = self._shapes(found.group(2), asked, has_outlines="<poly>" in text)
+            if shapes:
+                objects.append(_shaped(words, start, shapes))
+        rest = _ANY_MARK.sub("", text[end:]).strip()
+        return Grounded(_BETWEEN.join([*said, *([rest] if rest else [])]), tuple(objects))
+
+    def _shapes(self, marks: str, asked: str, *, has_outlines: bool) -> list[tuple[float, ...]]:
+        """Return boxes of four numbers, or outlines of more."""
+        runs = [[int(each) for each in _LOCATION.findall(run)] for run in _LOCATIONS.findall(marks)]
+        if has_outlines or any(part in asked for part in self.outlines):
+            cut = [run[: len(run) // 2 * 2] for run in runs]
+        else:
+            size = 8 if any(part in asked for part in self.quads) else 4
+            cut = [run[at : at + size] for run in runs for at in range(0, len(run) - size + 1, size)]
+        kept = [numbers for numbers in cut if len(numbers) >= 4 and max(numbers) < self.bins]
+        return [tuple((number + 0.5) / self.bins for number in numbers) for numbers in kept]
+
+
+def _shaped(words: str, start: int, shapes: list[tuple[float, ...]]) -> GroundedObject:
+    """Return what some words name: boxes as they are, outlines with the boxes around them."""
+    boxes = tuple(_around(shape) for shape in shapes)
+    outlines = tuple(shapes) if any(len(shape) > 4 for shape in shapes) else ()
+    return GroundedObject(words or None, start, start + len(words), boxes, outlines)
+
+
+def _around(shape: tuple[float, ...]) -> Box:
+    if len(shape) == 4:
+        x1, y1, x2, y2 = shape
+        return x1, y1, x2, y2
+    return min(shape[::2]), min(shape[1::2]), max(shape[::2]), max(shape[1::2])
+
+
+KnownGrounding: TypeAlias = Annotated[PatchGrounding | LocationGrounding, Field(discriminator="kind")]

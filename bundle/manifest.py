@@ -210,6 +210,7 @@ class DualEncoderDims(VectorSizes):
         logit_scale: Multiplier of the cosine, already exponentiated.
         logit_bias: Added after the scale; 0 for CLIP.
         prompt_template: Text around a candidate label, as `bundle.zero_shot` reads it.
+        vectors: "one" of an image or a text, or one for each of its "tokens": patches, and tokens that are no padding.
     """
 
     max_text_tokens: int = Field(gt=0, le=1 << 20)
@@ -219,6 +220,7 @@ class DualEncoderDims(VectorSizes):
     logit_scale: float = Field(allow_inf_nan=False)
     logit_bias: float = Field(default=0.0, allow_inf_nan=False)
     prompt_template: Text = "a photo of {}"
+    vectors: Literal["one", "tokens"] = "one"
 
 
 class PairDims(Frozen):
@@ -239,10 +241,13 @@ class QuestionDims(Frozen):
     Attributes:
         max_tokens: Longest question, what the tokenizer puts around it among them.
         tokenizer: The bundle's file that cuts it into tokens: the encoder's own, which need not be the decoder's.
+        tasks: Questions by the name that users write for them; where one has "{input}", what is asked goes there, and a
+            name without stands alone.
     """
 
     max_tokens: int = Field(gt=0, le=1 << 20)
     tokenizer: Text = Field(pattern=r"\.json$")
+    tasks: dict[Text, Text] = Field(default_factory=dict, max_length=1 << 10)
 
 
 class FileRecord(Frozen):

@@ -85,8 +85,8 @@ class Placeholders:
 
 
 def _runs(image: int, places: npt.NDArray[np.int64]) -> Iterator[Span]:
-    """Yield the runs of an image's tokens that follow one another."""
+    """Yield the runs of an image's tokens that follow one another; none where features take no place in a prompt."""
     row = 0
-    for run in np.split(places, np.flatnonzero(np.diff(places) > 1) + 1):
+    for run in np.split(places, np.flatnonzero(np.diff(places) > 1) + 1) if places.size else ():
         yield Span(int(run[0]), int(run[-1]) + 1, image, row)
         row += len(run)

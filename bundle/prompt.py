@@ -212,6 +212,7 @@ class PromptBuilder:
             PromptError: It gives no token.
             ContextLengthError: It is longer than `max_tokens` whatever it says; it was not tokenized.
         """
+        self._image_prompt.check(())
         self._tokenizer.check_characters(len(text), max_tokens)
         ids = self._tokenizer.encode_plain(text)
         ids = self._tokenizer.with_special_tokens(ids) if adds_special_tokens else ids
@@ -225,6 +226,7 @@ class PromptBuilder:
         Raises:
             ParameterError: The vocabulary lacks one, or one stands for an image.
         """
+        self._image_prompt.check(())
         for token_id in token_ids:
             if not self._tokenizer.piece(token_id):
                 last = self._tokenizer.vocab_size - 1
@@ -356,6 +358,8 @@ class PromptBuilder:
 
     def _with_special_tokens(self, ids: list[int], text: str) -> list[int]:
         """Return ids with the tokenizer's own BOS and EOS, unless the template wrote the BOS itself."""
+        if self._image_prompt.writes_whole_prompts:
+            return ids
         if self._bos_token is not None and self._behind_images(text).startswith(self._bos_token):
             return ids
         return self._tokenizer.with_special_tokens(ids)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from bundle.directory import Bundle
-from bundle.errors import ContextLengthError
+from bundle.errors import ContextLengthError, PromptError
 from bundle.manifest import QuestionDims
 from bundle.text import Tokenizer
 from bundle.turn import Turn
@@ -14,6 +14,7 @@ from bundle.turn import Turn
 QUESTION_TOKENIZER = "question_tokenizer.json"
 """Of an encoder whose words are not the decoder's."""
 
+_INPUT = "{input}"
 QuestionIds: TypeAlias = tuple[int, ...]
 
 
@@ -52,9 +53,9 @@ class QuestionReader:
 
         Raises:
             ContextLengthError: It is longer than the encoder's positions.
-            PromptError: It cannot be written without control tokens.
+            PromptError: It cannot be written without control tokens, or names a task that takes nothing beside it.
         """
-        text, most = question_of(turns), self._dims.max_tokens
+        text, most = self._worded(question_of(turns)), self._dims.max_tokens
         self._tokenizer.check_characters(len(text), most)
         ids = self._tokenizer.encode_callers(text)
         if len(ids) > most:
@@ -64,3 +65,17 @@ class QuestionReader:
                 "messages",
             )
         return tuple(ids)
+
+    def _worded(self, text: str) -> str:
+        """Return a question as the model was trained on it, where it names a task."""
+        for name, words in self._dims.tasks.items():
+            if name not in text:
+                continue
+            if _INPUT in words:
+                return words.replace(_INPUT, text.replace(name, "").strip())
+            if text.strip() != name:
+                raise PromptError(
+                    f"{name} asks {words!r}, and nothing stands beside it; send it alone, or another task", "messages"
+                )
+            return words
+        return text

@@ -99,6 +99,7 @@ class Tokenizer:
         longest = max(map(len, backend.get_vocab(with_added_tokens=True)), default=1)
         self._longest_characters = min(longest, _MOST_TOKEN_CHARACTERS)
         self._forbidden_ids = frozenset(token.id for token in self.added_tokens) - {self.unknown_id}
+        self._special_ids = frozenset(token.id for token in self.added_tokens if token.is_special) - {self.unknown_id}
         self._affixes = _affixes(backend)
 
     @classmethod
@@ -191,13 +192,14 @@ class Tokenizer:
         raise PromptError(f"{text!r} cannot be written without the model's control tokens; rephrase it")
 
     def encode_callers(self, text: str) -> list[int]:
-        """Return the ids of a whole text from a caller, in which no added token counts as such.
+        """Return the ids of a whole text from a caller, in which no special token counts as such.
 
         Raises:
             PromptError: As `encode_plain`.
         """
         ids = self.encode(text)
-        return self.with_special_tokens(ids if self._forbidden_ids.isdisjoint(ids) else self.encode_plain(text))
+        is_harmless = self._special_ids.isdisjoint(ids)
+        return self.with_special_tokens(ids if is_harmless else self.encode_plain(text))
 
     def encode_all_plain(self, texts: Iterable[str]) -> npt.NDArray[np.int64]:
         """Return the ids of several texts, one behind the other, each as `encode_plain` returns them."""

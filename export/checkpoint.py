@@ -25,6 +25,9 @@ OPEN_CLIP = "open_clip"
 _OPEN_CLIP_CONFIG, _OPEN_CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 LANGUAGE_MODEL = "language_model"
 """A folder in CLIP's with a language model that reads its texts, published apart (LLM2CLIP)."""
+PROMPTS = "prompt_learner.safetensors"
+"""A file in CLIP's folder with prompts that were learned for it (MaPLe)."""
+_DEEP_PROMPTS = "compound_prompts_text."
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads")
 """Keys of a config and of the configs in it that every family divides by or counts to."""
 _MAX_HEADER_BYTES = 100_000_000
@@ -131,12 +134,29 @@ class Checkpoint:
         tensors: dict[str, StoredTensor] = {}
         for file in files:
             tensors.update(read_header(file))
-        inner = folder / LANGUAGE_MODEL
-        return (
-            cls(folder, config, tensors, files)._joined(inner)
-            if inner.is_dir()
-            else cls(folder, config, tensors, files)
-        )
+        inner, prompts = folder / LANGUAGE_MODEL, folder / PROMPTS
+        found = cls(folder, config, tensors, files)
+        if prompts.is_file():
+            return found._prompted(prompts)
+        return found._joined(inner) if inner.is_dir() else found
+
+    def _prompted(self, file: Path) -> Checkpoint:
+        """Return this, with the prompts of a file in it.
+
+        Raises:
+            CheckpointError: This is no CLIP, or the file holds no prompts.
+        """
+        prompts = read_header(file)
+        if self.config.get("model_type") != "clip" or "ctx" not in prompts:
+            raise CheckpointError(
+                f"{file} beside a checkpoint of type {self.config.get('model_type')!r} holds {len(prompts)} tensors; "
+                "what is wanted is MaPLe's prompt learner, with `ctx` in it, beside a CLIP"
+            )
+        deep = sum(name.startswith(_DEEP_PROMPTS) for name in prompts)
+        found = {"num": prompts["ctx"].shape[0], "deep": deep}
+        tensors = self.tensors | {f"prompt_learner.{name}": tensor for name, tensor in prompts.items()}
+        config = {**self.config, "model_type": "maple", "prompts": found}
+        return Checkpoint(self.folder, config, tensors, (*self.files, file))
 
     def _joined(self, inner: Path) -> Checkpoint:
         """Return this, with the language model of a folder in it as the tower of texts.

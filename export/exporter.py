@@ -370,13 +370,12 @@ def _task(family: Family) -> Task:
 def _embedder_dims(family: VisionLanguage, source: Checkpoint) -> EmbedderDims | None:
     if family.embedding is None:
         return None
-    config = family.decoder.config
-    size = family.embedding.size(config.hidden_size)
+    size = family.embedding.size(family.state_size)
     return EmbedderDims(
         embedding_size=size,
         matryoshka=_cuts(source.config, size),
         pooling=family.embedding.pooling,
-        max_positions=config.max_positions,
+        max_positions=family.max_positions,
         prefixes=dict(family.embedding.prefixes or {}),
     )
 
@@ -433,6 +432,8 @@ def _dual_dims(
         logit_scale=scale,
         logit_bias=bias,
         matryoshka=_cuts(source.config, tower.embedding_size),
+        vectors=family.vectors,
+        prompt_template=family.prompt_template,
     )
 
 

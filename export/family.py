@@ -6,7 +6,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -82,11 +82,13 @@ class QuestionReading:
         vocab_size: Ids are below it.
         max_tokens: Longest question, what its tokenizer puts around it among them.
         folder: Of the checkpoint, with the tokenizer's files; "" where it is the decoder's.
+        tasks: As `bundle.manifest.QuestionDims.tasks`.
     """
 
     vocab_size: int
     max_tokens: int
     folder: str
+    tasks: Mapping[str, str] = field(default_factory=dict)
 
 
 class Family(ABC):
@@ -246,9 +248,19 @@ class VisionLanguage(Family):
         return self.tokens_per_tile
 
     @property
+    def state_size(self) -> int:
+        """D: width of the decoder's states."""
+        return self.decoder.config.hidden_size
+
+    @property
+    def max_positions(self) -> int:
+        """Longest sequence, in tokens, that the checkpoint was made for."""
+        return self.decoder.config.max_positions
+
+    @property
     def feature_size(self) -> int:
         """Width of a row of features: the decoder's, unless more of them goes into the decoder by other ways."""
-        return self.decoder.config.hidden_size
+        return self.state_size
 
     @abstractmethod
     def image_prompt(self, found: FoundProcessor) -> KnownImagePrompt:
@@ -304,7 +316,7 @@ class VisionLanguage(Family):
         return prompt.image_token
 
     def input_template(self, found: FoundProcessor, prompt: ImagePrompt) -> str | None:
-        """Return how an input of a model that embeds is written; None: as the checkpoint's own template says."""
+        """Return how inputs are written whatever template there is, as of a model that embeds; None: as that says."""
         given = None if self.embedding is None else self.embedding.template
         return None if given is None else given.replace(IMAGE_SLOT, self.image_text(prompt))
 
@@ -335,7 +347,7 @@ class VisionLanguage(Family):
 
     def graphs(self, dialect: Dialect) -> dict[ComponentName, GraphPlan]:
         """Return the three graphs of docs/bundle-format.md."""
-        size = self.decoder.config.hidden_size
+        size = self.state_size
         features = TensorSpec(
             name=tensors.IMAGE_FEATURES,
             dtype="float32",
@@ -354,7 +366,7 @@ class VisionLanguage(Family):
                 optional_outputs=tuple(self.tower_outputs()),
             ),
             "embed_tokens": GraphPlan(self.table(), "embed_tokens", (ids,), (embeds,)),
-            "decoder": self._decoder_plan(dialect, embeds),
+            "decoder": self.decoder_plan(dialect, embeds),
         }
 
     def _pixels(self) -> TensorSpec:
@@ -369,7 +381,8 @@ class VisionLanguage(Family):
         sizes, name = self.decoder.config, f"{self.text_prefix}.embed_tokens"
         return Embedding(sizes.vocab_size, sizes.hidden_size, name=name, scale=self.decoder.embedding_scale)
 
-    def _decoder_plan(self, dialect: Dialect, embeds: TensorSpec) -> GraphPlan:
+    def decoder_plan(self, dialect: Dialect, embeds: TensorSpec) -> GraphPlan:
+        """Return the graph of embeddings, as the table gives them, to scores or vectors."""
         if self.embedding is None:
             return decoder_plan(self.decoder, embeds, CausalDecoder(self.decoder, dialect, self.text_prefix))
         size = self.decoder.config.hidden_size
@@ -398,11 +411,20 @@ class DualEncoder(Family):
     Class attributes:
         pads_to_max: Texts are padded to the longest length there is, as in training (SigLIP).
         pad_token_id: What they are padded with, where that is not the tokenizer's own.
+        vectors: As `bundle.manifest.DualEncoderDims`; graphs then give [I, P, E] and [B, T, E].
+        prompt_template: As `bundle.manifest.DualEncoderDims`.
     """
 
     task: ClassVar[Task] = "dual-encoder"
+    vectors: ClassVar[Literal["one", "tokens"]] = "one"
+    prompt_template: ClassVar[str] = "a photo of {}"
     pads_to_max: bool = True
     pad_token_id: int | None = None
+
+    @property
+    def num_patches(self) -> int | str:
+        """P, vectors of an image where it has several; "P" where that varies."""
+        return "P"
 
     def framed(self, tokenizer: str) -> str:
         """Return a `tokenizer.json` that writes what the model reads around a text."""
@@ -434,8 +456,12 @@ class DualEncoder(Family):
     def graphs(self, dialect: Dialect) -> dict[ComponentName, GraphPlan]:
         """Return the two graphs of docs/bundle-format.md."""
         width = self.text_tower.embedding_size
-        images = TensorSpec(name=tensors.IMAGE_EMBEDS, dtype="float32", shape=("I", width))
-        texts = TensorSpec(name=tensors.TEXT_EMBEDS, dtype="float32", shape=("B", width))
+        of_image: tuple[int | str, ...] = ("I", width)
+        of_text: tuple[int | str, ...] = ("B", width)
+        if self.vectors == "tokens":
+            of_image, of_text = ("I", self.num_patches, width), ("B", "T", width)
+        images = TensorSpec(name=tensors.IMAGE_EMBEDS, dtype="float32", shape=of_image)
+        texts = TensorSpec(name=tensors.TEXT_EMBEDS, dtype="float32", shape=of_text)
         ids = TensorSpec(name=tensors.INPUT_IDS, dtype="int64", shape=("B", "T"))
         mask = TensorSpec(name=tensors.ATTENTION_MASK, dtype="int64", shape=("B", "T"))
         return {
@@ -462,7 +488,7 @@ def decoder_plan(decoder: Decoder, embeds: TensorSpec, module: Module) -> GraphP
     """
     config = decoder.config
     indices: list[tuple[str, tuple[int | str, ...]]] = [
-        (tensors.POSITION_IDS, (*decoder.position_axes, "B", "T")),
+        (tensors.POSITION_IDS, (*decoder.axes, "B", "T")),
         (tensors.PAST_LENGTHS, (config.num_length_groups, "B")),
         (tensors.LOGITS_INDICES, ("B", "N")),
     ]

@@ -176,6 +176,8 @@ def _question(checkpoint: Path, reading: QuestionReading | None, output: Path) -
     """
     if reading is None:
         return None
+    if not reading.folder:
+        return QuestionDims(max_tokens=reading.max_tokens, tokenizer=TOKENIZER, tasks=dict(reading.tasks))
     vocabulary = Vocabulary.read(checkpoint / reading.folder, lower_cases=False)
     token, token_id = vocabulary.last
     if token_id >= reading.vocab_size:
@@ -185,7 +187,7 @@ def _question(checkpoint: Path, reading: QuestionReading | None, output: Path) -
             "belong together."
         )
     (output / QUESTION_TOKENIZER).write_text(vocabulary.text, encoding="utf-8")
-    return QuestionDims(max_tokens=reading.max_tokens, tokenizer=QUESTION_TOKENIZER)
+    return QuestionDims(max_tokens=reading.max_tokens, tokenizer=QUESTION_TOKENIZER, tasks=dict(reading.tasks))
 
 
 def _template(

@@ -21,6 +21,8 @@ _FLOATS = (HALF, SINGLE)
 _ANGLES = ("Cos", "Sin")
 """What leads up to them keeps float32 too: a position of 4097 has no float16."""
 _GIVES_NO_FLOAT = ("Shape", "ArgMax", "Equal", "LessOrEqual", "GreaterOrEqual", "Less", "Greater", "QuantizeLinear")
+_NUM_FLOAT_OUTPUTS = {"TopK": 1}
+"""Of operators whose further outputs are no floats."""
 _LARGEST = float(np.finfo(np.float16).max)
 _MASKED = _LARGEST / 2
 """Stands for a scalar beyond float16, which marks scores that must not count; a score added to it does not overflow."""
@@ -115,7 +117,7 @@ class _Typing:
             self._set_types(node, wanted)
 
     def _set_types(self, node: ir.Node, found: ir.DataType) -> None:
-        for value in node.outputs:
+        for value in node.outputs[: _NUM_FLOAT_OUTPUTS.get(node.op_type)]:
             self._types[value] = found
             value.type = ir.TensorType(found)
 

@@ -117,10 +117,13 @@ def split_seen(encoder: Encoder, seen: npt.NDArray[Any]) -> tuple[npt.NDArray[An
     return seen[..., :size], seen[..., size:]
 
 
-def encode_texts(encoder: Encoder, rows: Sequence[TextBatch], dims: DualEncoderDims) -> Vectors:
-    """Return [n, E] of n texts in one run, shorter ones padded on the right and masked."""
+def encode_texts(encoder: Encoder, rows: Sequence[TextBatch], dims: DualEncoderDims) -> Vectors | list[Vectors]:
+    """Return [n, E] of n texts in one run, or [T, E] of each; shorter ones are padded on the right and masked."""
     vectors: Vectors = encoder.run(text_feeds(rows, dims, encoder.component))[encoder.output]
-    return vectors
+    if dims.vectors == "one":
+        return vectors
+    lengths = [int(mask.sum()) for row in rows for mask in row.attention_mask]
+    return [own[:length].copy() for own, length in zip(vectors, lengths, strict=True)]
 
 
 def text_feeds(
@@ -146,5 +149,5 @@ def text_feeds(
 
 
 def unit(vectors: npt.NDArray[Any]) -> Vectors:
-    """Return rows [n, E] of length 1."""
+    """Return rows [..., E] of length 1."""
     return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True), np.float32)

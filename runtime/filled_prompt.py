@@ -38,6 +38,8 @@ class FilledPrompt:
             SignatureError: An image has another number of rows than the prompt has places for it.
         """
         rows = [each.reshape(-1, each.shape[-1]) for each in features]
+        if prompt.memory is not None:
+            prompt = replace(prompt, memory=prompt.memory.filled([len(each) for each in rows]))
         pieces = [(span.image, span.row, span.row + span.end - span.start) for span in prompt.spans]
         pieces = pieces if prompt.memory is None else [*prompt.memory.pieces]
         wanted, given = [0] * prompt.num_images, [len(each) for each in rows]

@@ -446,7 +446,7 @@ def _joined(first: Int64 | None, second: Int64 | None) -> Int64 | None:
 
 
 class DualEncoderRunner:
-    """Unit-length embeddings of a dual-encoder bundle.
+    """Unit-length embeddings of a dual-encoder bundle, one of an input or one for each of its tokens.
 
     Args:
         bundle: The bundle.
@@ -474,17 +474,20 @@ class DualEncoderRunner:
     def _text(self) -> Encoder:
         return open_encoder(self._bundle, self._bundle.manifest.graph("text_encoder"), self._settings)
 
-    def embed_images(self, images: Sequence[Image.Image]) -> Vectors:
-        """Return [len(images), E]."""
+    def embed_images(self, images: Sequence[Image.Image]) -> Vectors | list[Vectors]:
+        """Return [len(images), E], or [P, E] of each."""
         batches = (images[at : at + self._BATCH] for at in range(0, len(images), self._BATCH))
         vectors = [vector for batch in batches for vector in self._embedded(batch)]
+        if self._dims.vectors == "tokens":
+            return [unit(of_tiles[0]) for of_tiles in vectors]
         return unit(np.concatenate(vectors))
 
-    def embed_texts(self, texts: Sequence[str]) -> Vectors:
-        """Return [len(texts), E]; texts that are too long are cut."""
+    def embed_texts(self, texts: Sequence[str]) -> Vectors | list[Vectors]:
+        """Return [len(texts), E], or [T, E] of each; texts that are too long are cut."""
         rows = [self._tokenized(text) for text in texts]
         batches = (rows[at : at + self._BATCH] for at in range(0, len(rows), self._BATCH))
-        return unit(np.concatenate([encode_texts(self._text, batch, self._dims) for batch in batches]))
+        vectors = [own for batch in batches for own in encode_texts(self._text, batch, self._dims)]
+        return [unit(own) for own in vectors] if self._dims.vectors == "tokens" else unit(np.stack(vectors))
 
     def _embedded(self, images: Sequence[Image.Image]) -> list[Array]:
         """Return [1, E] of each image; those of one size run together."""

@@ -123,6 +123,12 @@ def rerankers(checkpoints: ModuleType) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def colmodernvbert(rerankers: ModuleType) -> ModuleType:
+    """The functions of tests/colmodernvbert_checkpoint.py."""
+    return beside("colmodernvbert_checkpoint")
+
+
+@pytest.fixture(scope="session")
 def gguf_files() -> ModuleType:
     """The functions of tests/gguf_files.py."""
     return beside("gguf_files")

@@ -61,10 +61,20 @@ class Memory:
     Attributes:
         pieces: Image, and start and end of some rows of its features, in the order in which they stand in memory.
         seen: [T, 3] int64, as `bundle.tensors.MEMORY_SEEN`.
+        holds_all: All rows of all images stand there in order, however many the encoder gives, and every token sees
+            them: `pieces` and `seen` are told once they are there (`filled`).
     """
 
     pieces: tuple[tuple[int, int, int], ...]
     seen: Int64
+    holds_all: bool = False
+
+    def filled(self, num_rows: Sequence[int]) -> Memory:
+        """Return the memory of images that have so many rows each."""
+        if not self.holds_all:
+            return self
+        pieces = tuple((image, 0, rows) for image, rows in enumerate(num_rows))
+        return Memory(pieces, np.tile(np.array([0, sum(num_rows), 1], np.int64), (len(self.seen), 1)))
 
     @property
     def num_rows(self) -> int:
@@ -92,6 +102,9 @@ class ImagePrompt(Frozen, ABC):
 
     fills_memory: ClassVar[bool] = False
     """Features go into states of kind "memory" (`memory`), and not into the places of image tokens."""
+
+    writes_whole_prompts: ClassVar[bool] = False
+    """Chat templates write all of a prompt; the tokenizer puts nothing around it."""
 
     kind: str
     image_token: str = Field(min_length=1, max_length=MOST_NAME_CHARACTERS)

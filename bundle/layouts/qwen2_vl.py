@@ -25,11 +25,13 @@ class Qwen2VLPrompt(ImagePrompt):
     Attributes:
         step_px: Side of the square of pixels that one token stands for.
         video: Its tokens of videos; None: frames are images.
+        is_flat: All tokens stand on one axis, one behind the other (POINTS1.5).
     """
 
     kind: Literal["qwen2_vl"] = "qwen2_vl"
     step_px: int = Field(gt=0, le=512)
     video: VideoTokens | None = None
+    is_flat: bool = False
 
     @property
     def own_video(self) -> VideoTokens | None:
@@ -57,7 +59,9 @@ class Qwen2VLPrompt(ImagePrompt):
         return rows * cols * (1 if layout.video is None else len(layout.video.middles_s))
 
     def places(self, num_tokens: int, spans: Sequence[Span], layouts: Sequence[TileLayout]) -> Places:
-        """Return positions [3, T] of time, height and width."""
+        """Return positions [3, T] of time, height and width; [T] where there is one axis."""
+        if self.is_flat:
+            return super().places(num_tokens, spans, layouts)
         positions, start, position = np.empty((3, num_tokens), np.int64), 0, 0
         for span in spans:
             position = _write_text(positions[:, start : span.start], position)

@@ -7,6 +7,7 @@ from typing import Annotated, TypeAlias
 from pydantic import Field
 
 from bundle.layouts.aki import AkiPrompt
+from bundle.layouts.florence2 import Florence2Prompt
 from bundle.layouts.gemma3 import Gemma3Prompt
 from bundle.layouts.granite_docling import GraniteDoclingPrompt
 from bundle.layouts.idefics2 import Idefics2Prompt
@@ -16,12 +17,14 @@ from bundle.layouts.lfm2_vl import Lfm2VLPrompt
 from bundle.layouts.llava import LlavaPrompt
 from bundle.layouts.llava_next import LlavaNextPrompt
 from bundle.layouts.mllama import MllamaPrompt
+from bundle.layouts.modernvbert import ModernVBertPrompt
 from bundle.layouts.ovis2 import Ovis2Prompt
 from bundle.layouts.paligemma import PaliGemmaPrompt
 from bundle.layouts.qwen2_vl import Qwen2VLPrompt
 
 KnownImagePrompt: TypeAlias = Annotated[
     AkiPrompt
+    | Florence2Prompt
     | Gemma3Prompt
     | GraniteDoclingPrompt
     | Idefics2Prompt
@@ -31,6 +34,7 @@ KnownImagePrompt: TypeAlias = Annotated[
     | LlavaNextPrompt
     | LlavaPrompt
     | MllamaPrompt
+    | ModernVBertPrompt
     | Ovis2Prompt
     | PaliGemmaPrompt
     | Qwen2VLPrompt,

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import isqrt
 
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from bundle.errors import UnsupportedConfigError
 from export.config import Raw, require
+from export.connectors.adaptive_pool import AdaptivePool
 from export.nn.convolution import Convolution, Pointwise
 from export.nn.linear import Linear
 from export.nn.module import Module, Weight
@@ -170,7 +169,7 @@ class CAbstractor(Module):
         )
         for number, matrix in enumerate(self.readout):
             setattr(self, f"readout_{number}", matrix)
-        self.shares = _shares(grid, config.side)
+        self.average = AdaptivePool(grid, config.side)
         self.grid, self.in_size, self.side = grid, in_size, config.side
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
@@ -178,27 +177,11 @@ class CAbstractor(Module):
         x = x if self.prenorm is None else self.prenorm(op, x)
         x = x if self.pos_emb is None else op.Add(x, self.pos_emb)
         x = self.before(op, op.Reshape(x, [0, self.grid, self.grid, self.in_size]))
-        x = op.Reshape(self.behind(op, self._averaged(op, x)), [0, self.side**2, -1])
+        x = op.Reshape(self.behind(op, self.average(op, x)), [0, self.side**2, -1])
         for number, matrix in enumerate(self.readout):
             x = matrix(op, _silu(op, x) if number else x)
         return x
 
-    def _averaged(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        """Return [I, side, side, D] means of cells, which may overlap, from [I, grid, grid, D]."""
-        shares = op.initializer(ir.tensor(self.shares), "shares")
-        down = op.MatMul(shares, op.Transpose(x, perm=[0, 3, 1, 2]))  # [I, D, side, grid]
-        cells = op.MatMul(shares, op.Transpose(down, perm=[0, 1, 3, 2]))  # columns first
-        return op.Transpose(cells, perm=[0, 3, 2, 1])
-
 
 def _silu(op: OpBuilder, x: ir.Value) -> ir.Value:
     return op.Mul(x, op.Sigmoid(x))
-
-
-def _shares(side: int, smaller: int) -> npt.NDArray[np.float32]:
-    """Return [smaller, side]: cell i is the mean of lines floor(i s / t) to ceil((i + 1) s / t), as torch has it."""
-    shares = np.zeros((smaller, side), np.float32)
-    for cell in range(smaller):
-        start, end = cell * side // smaller, -(-(cell + 1) * side // smaller)
-        shares[cell, start:end] = 1 / (end - start)
-    return shares

@@ -29,6 +29,8 @@ class Decoder(ABC):
     Attributes:
         config: Sizes, and the length groups of its layers; export may group them anew before graphs are built.
         looks_ahead: Its tokens may see others behind them, which an input tells; the family sets it.
+        position_parts: Of one position, at which tokens may stand in between (V2PE, arXiv 2412.09616): `position_ids`
+            [2, B, T] are then whole positions, and these plus how many parts beyond; None: they stand at whole ones.
     """
 
     position_axes: ClassVar[tuple[int, ...]] = ()
@@ -36,6 +38,12 @@ class Decoder(ABC):
     def __init__(self, config: DecoderConfig) -> None:
         self.config = config
         self.looks_ahead = False
+        self.position_parts: int | None = None
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Sizes before [B, T] of `position_ids`."""
+        return self.position_axes if self.position_parts is None else (2,)
 
     @classmethod
     @abstractmethod
@@ -90,7 +98,14 @@ class Decoder(ABC):
 
     def angles(self, op: OpBuilder, position_ids: ir.Value) -> tuple[Angles, ...]:
         """Return the angles of tokens at `position_ids` [*position_axes, B, T], one for each kind of layer, or none."""
-        return (rotary_angles(op, position_ids, self.config.rope, self.config.head_size),)
+        places = position_ids if self.position_parts is None else self._places(op, position_ids, self.position_parts)
+        return (rotary_angles(op, places, self.config.rope, self.config.head_size),)
+
+    def _places(self, op: OpBuilder, position_ids: ir.Value, parts: int) -> ir.Value:
+        """Return [B, T] float32 from whole positions and these plus parts; the next whole one is one more of both."""
+        whole, beyond = (op.Gather(position_ids, axis, axis=0) for axis in (0, 1))
+        rest = op.Div(op.Cast(op.Sub(beyond, whole), to=ir.DataType.FLOAT), float(parts))
+        return op.Add(op.Cast(whole, to=ir.DataType.FLOAT), rest)
 
     def states_of(self, number: int) -> tuple[State, ...]:
         """Return what a layer takes and gives back: keys and values, as transformers.js and Optimum name them."""

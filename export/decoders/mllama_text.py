@@ -49,7 +49,7 @@ class _CrossLayer(Module):
         self.input_layernorm, self.post_attention_layernorm = (
             RMSNorm(config.hidden_size, config.rms_norm_eps, dialect) for _ in range(2)
         )
-        self.cross_attn = MemoryAttention(config, dialect)
+        self.cross_attn = MemoryAttention(config, RMSNorm(config.head_size, config.rms_norm_eps, dialect))
         self.mlp = GatedMLP(config)
         self.attention_gate = Weight(1, name="cross_attn_attn_gate")
         self.feed_forward_gate = Weight(1, name="cross_attn_mlp_gate")

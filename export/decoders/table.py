@@ -10,6 +10,7 @@ from export.config import Raw
 from export.decoders.decoder import Decoder
 
 DECODERS: Mapping[str, str] = {
+    "bart": "export.decoders.bart:Bart",
     "aria_text": "export.decoders.aria_text:AriaText",
     "gemma": "export.decoders.gemma:Gemma",
     "gemma2": "export.decoders.gemma2:Gemma2",

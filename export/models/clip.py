@@ -31,21 +31,35 @@ _EOS_UNSET = 2
 """What old configs say for `eos_token_id`; the end of text is then the highest id of a row."""
 
 
-class _TextTower(Module):
-    """Pools at the first end of a text; where that is None, at the highest id."""
+class ClipTexts(Module):
+    """CLIP's text tower.
 
-    def __init__(self, raw: Raw, end: int | None, dialect: Dialect) -> None:
+    Args:
+        raw: Of the tower, every key.
+        end: A text is pooled at its first token of that id; None: at the highest id.
+        dialect: How attention is written.
+        pools: One token is wanted, not all.
+    """
+
+    def __init__(self, raw: Raw, end: int | None, dialect: Dialect, *, pools: bool = True) -> None:
         super().__init__("text_model")
         tower = TowerConfig.read(raw, {})
         self.embeddings = TextEmbeddings(raw["vocab_size"], raw["max_position_embeddings"], tower.hidden_size)
         self.encoder = Encoder(tower, dialect, rows=self.embeddings.num_rows)
         self.final_layer_norm = LayerNorm(tower.hidden_size, tower.layer_norm_eps)
         self.size = tower.hidden_size
-        self.end = end
+        self.end, self.pools = end, pools
 
     def forward(self, op: OpBuilder, input_ids: ir.Value, attention_mask: ir.Value) -> ir.Value:
+        """Return [B, D], or [B, T, D], from [B, T] ids and mask."""
         bias = attention_bias(op, attention_mask, is_causal=True)
         hidden = self.encoder(op, self.embeddings(op, input_ids), bias).states[-1]
+        if not self.pools:
+            return self.final_layer_norm(op, hidden)
+        return self.pooled(op, hidden, input_ids)
+
+    def pooled(self, op: OpBuilder, hidden: ir.Value, input_ids: ir.Value) -> ir.Value:
+        """Return [B, D], what the end of each text became, normed, of [B, T, D]."""
         end = op.ArgMax(self._end_scores(op, input_ids), axis=1, keepdims=1)
         return self.final_layer_norm(op, op.GatherND(hidden, end, batch_dims=1))
 
@@ -54,7 +68,7 @@ class _TextTower(Module):
 
 
 class _Text(Module):
-    def __init__(self, tower: _TextTower, embedding_size: int) -> None:
+    def __init__(self, tower: ClipTexts, embedding_size: int) -> None:
         super().__init__()
         self.text_model = tower
         self.text_projection = Linear(tower.size, embedding_size, rows=1, bias=False)
@@ -113,8 +127,13 @@ class Clip(ClipImages):
         vocab_size, longest = self._text["vocab_size"], self._text["max_position_embeddings"]
         return TextTower(self.embedding_size, int(vocab_size), int(longest), scoring="softmax")
 
+    @property
+    def end(self) -> int | None:
+        """The token that ends a text; None: the one of the highest id."""
+        end = int(self._text["eos_token_id"])
+        return None if self.has_older_ends and end == _EOS_UNSET else end
+
     def text(self, dialect: Dialect) -> Module:
         """Return tower and projection."""
-        end = int(self._text["eos_token_id"])
-        tower = _TextTower(self._text, None if self.has_older_ends and end == _EOS_UNSET else end, dialect)
+        tower = ClipTexts(self._text, self.end, dialect)
         return _Text(tower, self.embedding_size)

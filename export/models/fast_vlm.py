@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import onnx_ir as ir
-from onnxscript import OpBuilder
-
 from bundle.errors import UnsupportedConfigError
 from bundle.layouts.llava import LlavaPrompt
 from export.config import Raw, require, sub_config
 from export.connectors.projector import Projector
 from export.family import Family, VisionLanguage
 from export.found_processor import FoundProcessor
+from export.nn.chain import Chain
 from export.nn.dialect import Dialect
 from export.nn.module import Module
 from export.towers.fastvit import FastViTTower
@@ -21,16 +19,6 @@ from export.towers.fastvit_config import FastViTConfig
 _DEFAULT_TEXT = "qwen2"
 _DEFAULT_TOKENS = 576
 _PROJECTOR = "model.multi_modal_projector"
-
-
-class _Vision(Module):
-    def __init__(self, tower: Module, projector: Projector) -> None:
-        super().__init__()
-        self.tower = tower
-        self.projector = projector
-
-    def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
-        return self.projector(op, self.tower(op, pixel_values))
 
 
 class FastVLM(VisionLanguage):
@@ -72,7 +60,7 @@ class FastVLM(VisionLanguage):
             bias=bool(self.config.get("multimodal_projector_bias", True)),
             name=_PROJECTOR,
         )
-        return _Vision(FastViTTower(self._tower, dialect, "model.vision_tower.timm_model"), projector)
+        return Chain(FastViTTower(self._tower, dialect, "model.vision_tower.timm_model"), projector)
 
     def image_prompt(self, found: FoundProcessor) -> LlavaPrompt:
         """Return the image token repeated.

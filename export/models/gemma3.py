@@ -5,9 +5,6 @@ from __future__ import annotations
 from math import isqrt
 from typing import ClassVar
 
-import onnx_ir as ir
-from onnxscript import OpBuilder
-
 from bundle.errors import UnsupportedConfigError
 from bundle.layouts.gemma3 import Gemma3Prompt
 from bundle.layouts.prompt import LooksAhead
@@ -15,6 +12,7 @@ from export.config import Raw, VisionConfig, sub_config
 from export.connectors.mean_pool import MeanPool
 from export.family import Family, VisionLanguage
 from export.found_processor import FoundProcessor
+from export.nn.chain import Chain
 from export.nn.dialect import Dialect
 from export.nn.module import Module
 from export.towers.siglip import VISION_DEFAULTS, NormedSiglipTower
@@ -22,16 +20,6 @@ from export.towers.siglip import VISION_DEFAULTS, NormedSiglipTower
 _DEFAULTS: Raw = {"tie_word_embeddings": True, "mm_tokens_per_image": 256}
 _START = "<start_of_image>"
 """What chat templates write for an image; in a prompt it stands before the image's tokens."""
-
-
-class _Vision(Module):
-    def __init__(self, tower: NormedSiglipTower, pool: MeanPool) -> None:
-        super().__init__()
-        self.tower = tower
-        self.pool = pool
-
-    def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
-        return self.pool(op, self.tower(op, pixel_values))
 
 
 class Gemma3(VisionLanguage):
@@ -88,7 +76,7 @@ class Gemma3(VisionLanguage):
             dialect,
             name="model.multi_modal_projector",
         )
-        return _Vision(NormedSiglipTower(self._vision, dialect, "model.vision_tower"), pool)
+        return Chain(NormedSiglipTower(self._vision, dialect, "model.vision_tower"), pool)
 
     def image_prompt(self, found: FoundProcessor) -> Gemma3Prompt:
         """Return the tokens of an image between a start and an end.

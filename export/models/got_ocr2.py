@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import onnx_ir as ir
-from onnxscript import OpBuilder
-
 from bundle.image import NearestGrid
 from bundle.layouts.llava import LlavaPrompt
 from export.config import Raw, sub_config
 from export.connectors.halving_projector import HalvingProjector, halved
 from export.family import VisionLanguage
 from export.found_processor import FoundProcessor
+from export.nn.chain import Chain
 from export.nn.dialect import Dialect
 from export.nn.module import Module
 from export.towers.got_ocr2 import GotTower, GotTowerConfig
@@ -34,16 +32,6 @@ _TEMPLATE = (
     "{% else %}{{ ' OCR' }}{{ ' across multi pages' if images > 1 }}{{ cut }}{{ ': ' }}{% endif %}"
     "{% endif %}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-
-
-class _Vision(Module):
-    def __init__(self, tower: GotTower, projector: HalvingProjector) -> None:
-        super().__init__()
-        self.tower = tower
-        self.projector = projector
-
-    def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
-        return self.projector(op, self.tower(op, pixel_values))
 
 
 class GotOcr2(VisionLanguage):
@@ -82,7 +70,7 @@ class GotOcr2(VisionLanguage):
         """Return tower and convolutions."""
         tower = GotTower(self._tower, dialect, "model.vision_tower")
         width, name = self.decoder.config.hidden_size, "model.multi_modal_projector"
-        return _Vision(tower, HalvingProjector(tower.grid, self._tower.num_channels, width, name=name))
+        return Chain(tower, HalvingProjector(tower.grid, self._tower.num_channels, width, name=name))
 
     def image_prompt(self, found: FoundProcessor) -> LlavaPrompt:
         """Return the image token repeated, for all tiles of an image; the template writes what stands around them.

@@ -14,6 +14,7 @@ from export.config import DecoderConfig, Raw, VisionConfig, require, sub_config
 from export.connectors.perceiver import Perceiver, PerceiverConfig
 from export.family import VisionLanguage
 from export.found_processor import FoundProcessor
+from export.nn.chain import Chain
 from export.nn.dialect import Dialect, Heads
 from export.nn.mlp import GatedMLP
 from export.nn.module import Module
@@ -42,16 +43,6 @@ class _Connector(Module):
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         return self.perceiver_resampler(op, self.modality_projection(op, x))
-
-
-class _Vision(Module):
-    def __init__(self, tower: Module, connector: Module) -> None:
-        super().__init__()
-        self.tower = tower
-        self.connector = connector
-
-    def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
-        return self.connector(op, self.tower(op, pixel_values))
 
 
 class Idefics2(VisionLanguage):
@@ -118,7 +109,7 @@ class Idefics2(VisionLanguage):
     def vision(self, dialect: Dialect) -> Module:
         """Return tower, projection and resampler."""
         tower = Idefics2Tower(self._vision, dialect, "model.vision_model")
-        return _Vision(tower, _Connector(self._vision, self.decoder.config, self._perceiver, dialect))
+        return Chain(tower, _Connector(self._vision, self.decoder.config, self._perceiver, dialect))
 
     def image_prompt(self, found: FoundProcessor) -> Idefics2Prompt:
         """Return as many tokens for each image and quarter, between fake tokens.

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import ClassVar
-
-import onnx_ir as ir
-from onnxscript import OpBuilder
 
 from bundle.errors import UnsupportedConfigError
 from bundle.layouts.internvl import InternVLPrompt
 from export.config import Raw, require, sub_config
 from export.connectors.shuffled_projector import ShuffledProjector
+from export.decoders.decoder import Decoder
 from export.family import Family, VisionLanguage
 from export.found_processor import FoundProcessor
+from export.nn.chain import Chain
 from export.nn.dialect import Dialect
 from export.nn.module import Module
 from export.towers.internvl import InternVLTower, InternVLTowerConfig
 
 _DEFAULTS: Raw = {"tie_word_embeddings": True}
 _DEFAULT_TEXT = "qwen2"
-
-
-class _Vision(Module):
-    def __init__(self, tower: InternVLTower, projector: ShuffledProjector) -> None:
-        super().__init__()
-        self.tower = tower
-        self.projector = projector
-
-    def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
-        return self.projector(op, self.tower(op, pixel_values))
+_VERSION, _FIXED = "rope_pos_id_version", "v2pe_fix"
+_TAGS = "tile_tags"
+"""Whether words before each tile say which one it is, as NVLM has them; InternVL's own configs say nothing of it."""
 
 
 class InternVL(VisionLanguage):
@@ -47,6 +40,8 @@ class InternVL(VisionLanguage):
     def __init__(self, config: Raw) -> None:
         super().__init__({**_DEFAULTS, **config})
         require(config, [("vision_feature_layer", -1), ("vision_feature_select_strategy", "default")])
+        self._has_tags = bool(config.get(_TAGS, False))
+        self._tile_positions = self._read_positions()
         self._tower = InternVLTowerConfig.read(sub_config(config, "vision_config"))
         ratio = config.get("downsample_ratio", 0.5)
         self._factor = int(1 / ratio)
@@ -55,6 +50,37 @@ class InternVL(VisionLanguage):
                 f"downsample_ratio {ratio!r}: built are ratios 1/n with n dividing the {self._tower.vision.grid} "
                 "patches of a tile's side"
             )
+
+    def _read_positions(self) -> int | None:
+        """Return how far a tile's tokens are together, as V2PE's configs have it; None: each is one position."""
+        version, stride = self.config.get(_VERSION), self.config.get("rope_pos_id_stride")
+        if version in (None, "default"):
+            return None
+        if version != _FIXED:
+            raise UnsupportedConfigError(f"{_VERSION} {version!r}: built are default and {_FIXED}")
+        if not isinstance(stride, int) or stride < 1:
+            raise UnsupportedConfigError(
+                f"rope_pos_id_stride {stride!r}: with {_VERSION} {_FIXED} wanted are the positions that a tile takes, "
+                "1 at least"
+            )
+        return stride
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """The decoder, at parts of positions where the config has them.
+
+        Raises:
+            UnsupportedConfigError: As of other models; or its angles are not those of one position.
+        """
+        decoder = super().decoder
+        if self._tile_positions is not None:
+            if type(decoder).angles is not Decoder.angles:
+                raise UnsupportedConfigError(
+                    f"{_VERSION} {_FIXED}: text_config.model_type {self.text_config['model_type']!r} turns in another "
+                    "way; positions in between are built of Llama, Qwen2 and Qwen3"
+                )
+            decoder.position_parts = self.tokens_per_tile
+        return decoder
 
     @property
     def image_settings(self) -> Raw:
@@ -87,7 +113,7 @@ class InternVL(VisionLanguage):
             self.config.get("projector_hidden_act", "gelu"),
             name="model.multi_modal_projector",
         )
-        return _Vision(InternVLTower(self._tower, dialect, "model.vision_tower"), projector)
+        return Chain(InternVLTower(self._tower, dialect, "model.vision_tower"), projector)
 
     def image_prompt(self, found: FoundProcessor) -> InternVLPrompt:
         """Return the tokens of all tiles between a start and an end.
@@ -112,4 +138,6 @@ class InternVL(VisionLanguage):
             tokens_per_tile=self.tokens_per_tile,
             start_token=start,
             end_token=end,
+            has_tags=self._has_tags,
+            tile_positions=self._tile_positions,
         )

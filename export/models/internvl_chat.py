@@ -19,7 +19,7 @@ from export.nn.dialect import Dialect
 from export.nn.module import Module
 from export.quantized.method import QuantizationMethod
 from export.quantized.packed_projections import PackedProjections
-from export.towers.patch_layer import PatchLayer
+from export.towers.bare_patches import BarePatches
 
 _ARCHITECTURE, _DECODER, _PATCHES = "InternLM2VEForCausalLM", "internlm2_ve", "intern_vit_patch"
 _VISION_DEFAULTS: Raw = {
@@ -48,7 +48,7 @@ _TEMPLATE = (
 
 
 class _Vision(Module):
-    def __init__(self, patches: PatchLayer, projector: ShuffledProjector) -> None:
+    def __init__(self, patches: BarePatches, projector: ShuffledProjector) -> None:
         super().__init__()
         self.patches = patches
         self.projector = projector
@@ -146,7 +146,7 @@ class MonoInternVL(VisionLanguage):
         """Return patches and projection."""
         width, size = self._vision.tower.hidden_size, self.decoder.config.hidden_size
         projector = ShuffledProjector(self._vision.grid, width, size, self._factor, "gelu", name="mlp1")
-        return _Vision(PatchLayer(self._vision, "vision_model"), projector)
+        return _Vision(BarePatches(self._vision, "vision_model"), projector)
 
     def input_template(self, found: FoundProcessor, prompt: ImagePrompt) -> str:
         """Return the authors' conversation; a template among the tokenizer's files is of the decoder alone."""

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import onnx_ir as ir
-from onnxscript import OpBuilder
-
 from bundle.errors import UnsupportedConfigError
 from bundle.image import ImageSpec, SplitArea
 from bundle.layouts.lfm2_vl import Lfm2VLPrompt, tile_marker
@@ -14,6 +11,7 @@ from export.config import Raw, require, sub_config
 from export.connectors.unshuffled_projector import UnshuffledProjector
 from export.family import Family, VisionLanguage
 from export.found_processor import FoundProcessor
+from export.nn.chain import Chain
 from export.nn.dialect import Dialect
 from export.nn.module import Module
 from export.towers.siglip2_naflex import NaflexConfig, NaflexTower
@@ -27,17 +25,6 @@ _DEFAULTS: Raw = {
 }
 _USUAL_TOKENS = 256
 """Of a tile, and of the largest image that is not cut."""
-
-
-class _Vision(Module):
-    def __init__(self, tower: NaflexTower, projector: UnshuffledProjector) -> None:
-        super().__init__()
-        self.tower = tower
-        self.projector = projector
-
-    def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
-        patches, grid = self.tower(op, pixel_values)
-        return self.projector(op, patches, grid)
 
 
 class Lfm2VL(VisionLanguage):
@@ -112,7 +99,7 @@ class Lfm2VL(VisionLanguage):
             name="model.multi_modal_projector",
         )
         tower = NaflexTower(self._tower, dialect, "model.vision_tower", rows=_USUAL_TOKENS * factor**2)
-        return _Vision(tower, projector)
+        return Chain(tower, projector)
 
     def image_prompt(self, found: FoundProcessor) -> Lfm2VLPrompt:
         """Return tiles with markers, then the whole image.

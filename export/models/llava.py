@@ -13,6 +13,7 @@ from bundle.layouts.llava import LlavaPrompt
 from bundle.layouts.table import KnownImagePrompt
 from bundle.manifest import TensorSpec
 from export.config import Raw, VisionConfig, sub_config
+from export.connectors.adaptive_pool import PooledProjector
 from export.connectors.projector import Projector
 from export.family import Family, VisionLanguage
 from export.found_processor import FoundProcessor
@@ -29,7 +30,7 @@ from export.towers.siglip import SiglipTower
 _CLIP, _SIGLIP = "clip_vision_model", "siglip_vision_model"
 _TOWER = "model.vision_tower"
 PROJECTOR = "model.multi_modal_projector"
-_TWO_LAYERS, _LINEAR = "mlp2x_gelu", "linear"
+_TWO_LAYERS, _LINEAR, _POOLED = "mlp2x_gelu", "linear", "pool_adapter"
 """`mm_projector_type`, by the names of LLaVA's own code. transformers' configs have none, and two layers."""
 
 
@@ -70,6 +71,8 @@ class Llava(VisionLanguage):
         (r"^language_model\.", "model.language_model."),
         (r"^(vision_tower|multi_modal_projector)\.", r"model.\1."),
         (r"^model\.vision_tower\.vision_model\.", "model.vision_tower."),
+        (r"\.deepspeed_moe\.gate\.wg\.", ".router."),
+        (r"\.deepspeed_moe\.experts\.deepspeed_experts\.", ".experts."),
     )
     # the connector reads hidden states of the layers: what comes after them has no effect
     unused: ClassVar[tuple[str, ...]] = (
@@ -93,10 +96,22 @@ class Llava(VisionLanguage):
             raise UnsupportedConfigError(f"vision_feature_select_strategy {self._strategy!r}; known: default, full")
         self._layers = self._feature_layers()
         self._connector = config.get("mm_projector_type", _TWO_LAYERS)
-        if self._connector not in (_TWO_LAYERS, _LINEAR):
+        if self._connector not in (_TWO_LAYERS, _LINEAR, _POOLED):
             raise UnsupportedConfigError(
-                f"mm_projector_type {self._connector!r}: the connectors built are {_TWO_LAYERS} and {_LINEAR}"
+                f"mm_projector_type {self._connector!r}: the connectors built are {_TWO_LAYERS}, {_LINEAR} and "
+                f"{_POOLED}"
             )
+        self._pooled_side = self._read_pool() if self._connector == _POOLED else None
+
+    def _read_pool(self) -> int:
+        """Return how many tokens a side are left of an image."""
+        self.require_patches("means are over patches alone")
+        side, grid = self.config.get("pool_out_size"), self._vision.grid
+        if not isinstance(side, int) or not 1 <= side <= grid:
+            raise UnsupportedConfigError(
+                f"pool_out_size {side!r}: {_POOLED} wants 1 to {grid} tokens a side, as an image has {grid} patches"
+            )
+        return side
 
     def _feature_layers(self) -> tuple[int, ...]:
         """Return which hidden states feed the connector; 0 is the input of the first layer."""
@@ -116,7 +131,9 @@ class Llava(VisionLanguage):
 
     @property
     def tokens_per_tile(self) -> int:
-        """Patches, plus CLIP's class token, less the one that "default" drops."""
+        """Patches, plus CLIP's class token, less the one that "default" drops; or the means of them."""
+        if self._pooled_side is not None:
+            return self._pooled_side**2
         return int(self._vision.grid**2 + self._is_clip - (self._strategy == "default"))
 
     def skipped(self) -> tuple[str, ...]:
@@ -139,7 +156,8 @@ class Llava(VisionLanguage):
         if self._connector == _LINEAR:
             return Linear(*sizes, rows=self.tokens_per_tile, bias=bias, name=PROJECTOR)
         act = self.config.get("projector_hidden_act", "gelu")
-        return Projector(*sizes, act, rows=self.tokens_per_tile, bias=bias, name=PROJECTOR)
+        layers = Projector(*sizes, act, rows=self.tokens_per_tile, bias=bias, name=PROJECTOR)
+        return layers if self._pooled_side is None else PooledProjector(self._vision.grid, self._pooled_side, layers)
 
     def tower_outputs(self) -> Sequence[TensorSpec]:
         """Return what tells of the attention in the deepest layer that is read."""
@@ -165,7 +183,7 @@ class Llava(VisionLanguage):
     @property
     def tells_tower(self) -> bool:
         """Whether the graph tells of the attention to what it gives."""
-        return max(self._layers) > 0 and self.reads_patches
+        return max(self._layers) > 0 and self.reads_patches and self._pooled_side is None
 
     def image_prompt(self, found: FoundProcessor) -> KnownImagePrompt:
         """Return the image token repeated.
@@ -186,5 +204,5 @@ class Llava(VisionLanguage):
         return LlavaPrompt(
             image_token=token,
             image_token_id=found.image_token_id(self.config, token),
-            tokens_per_tile=kept[strategy],
+            tokens_per_tile=kept[strategy] if self._pooled_side is None else self.tokens_per_tile,
         )

@@ -21,6 +21,7 @@ from export.nn.cross_attention import MemoryProjection
 from export.nn.dialect import Dialect
 from export.nn.linear import Embedding, Linear
 from export.nn.module import Module
+from export.nn.norms import RMSNorm
 from export.towers.mllama import MllamaTower, MllamaTowerConfig
 
 _NEVER_SAID = 8
@@ -51,7 +52,8 @@ class _Vision(Module):
 
 def _layer(config: DecoderConfig, dialect: Dialect, number: int, rows: int) -> MemoryProjection:
     name = f"{Mllama.text_prefix}.layers.{number}.cross_attn"
-    return MemoryProjection(config, dialect, rows=rows, name=name)
+    norm = RMSNorm(config.head_size, config.rms_norm_eps, dialect)
+    return MemoryProjection(config, rows=rows, name=name, norm=norm)
 
 
 class Mllama(VisionLanguage):

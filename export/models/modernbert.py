@@ -12,6 +12,7 @@ from export.nn.dialect import Dialect
 from export.nn.linear import Linear, activation
 from export.nn.modernbert import DEFAULTS, ModernBertConfig, ModernBertEmbeddings, ModernBertLayers
 from export.nn.module import Module
+from export.nn.vit import attention_bias
 
 
 class _Tower(Module):
@@ -21,7 +22,10 @@ class _Tower(Module):
         self.stack = ModernBertLayers(config, dialect)
 
     def forward(self, op: OpBuilder, input_ids: ir.Value, attention_mask: ir.Value) -> ir.Value:
-        return self.stack(op, self.embeddings(op, input_ids), attention_mask)
+        places = op.Range(0, op.Squeeze(op.Shape(input_ids, start=1, end=2), [0]), 1)
+        position_ids = op.Expand(op.Unsqueeze(places, [0]), op.Shape(input_ids))
+        bias = attention_bias(op, attention_mask, is_causal=False)
+        return self.stack(op, self.embeddings(op, input_ids), position_ids, bias)
 
 
 class _Scorer(Module):

@@ -16,6 +16,7 @@ from export.config import Raw, sub_config
 from export.connectors.visual_vocabulary import VisualVocabulary
 from export.family import VisionLanguage
 from export.found_processor import FoundProcessor
+from export.nn.chain import Chain
 from export.nn.dialect import Dialect
 from export.nn.module import Module, Weight
 from export.towers.ovis2 import Ovis2Tower, Ovis2TowerConfig
@@ -28,16 +29,6 @@ _DEFAULTS: Raw = {
 }
 _IMAGE = "<IMG_ATOM>"
 _VISUAL_TABLE = "model.visual_embeddings_table.weight"
-
-
-class _Vision(Module):
-    def __init__(self, tower: Ovis2Tower, vocabulary: VisualVocabulary) -> None:
-        super().__init__()
-        self.tower = tower
-        self.vocabulary = vocabulary
-
-    def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
-        return self.vocabulary(op, self.tower(op, pixel_values))
 
 
 class _TableWeight(Weight):
@@ -151,7 +142,7 @@ class Ovis2(VisionLanguage):
             name="model.vision_tower",
             table=_VISUAL_TABLE,
         )
-        return _Vision(Ovis2Tower(self._tower, dialect, "model.vision_tower.transformer"), words)
+        return Chain(Ovis2Tower(self._tower, dialect, "model.vision_tower.transformer"), words)
 
     def image_prompt(self, found: FoundProcessor) -> Ovis2Prompt:
         """Return the whole image and its tiles, with marks around and between them.

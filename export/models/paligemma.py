@@ -18,6 +18,7 @@ from bundle.layouts.prompt import LooksAhead
 from export.config import Raw, VisionConfig, sub_config
 from export.family import Family, VisionLanguage
 from export.found_processor import FoundProcessor
+from export.nn.chain import Chain
 from export.nn.dialect import Dialect
 from export.nn.linear import Linear
 from export.nn.module import Module
@@ -48,16 +49,6 @@ class _Projector(Module):
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         return self.linear(op, x)
-
-
-class _Vision(Module):
-    def __init__(self, tower: NormedSiglipTower, projector: _Projector) -> None:
-        super().__init__()
-        self.tower = tower
-        self.projector = projector
-
-    def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
-        return self.projector(op, self.tower(op, pixel_values))
 
 
 class PaliGemma(VisionLanguage):
@@ -113,7 +104,7 @@ class PaliGemma(VisionLanguage):
         """Return tower and connector."""
         width, rows = self._vision.tower.hidden_size, self.tokens_per_tile
         projector = _Projector(width, self.decoder.config.hidden_size, rows=rows)
-        return _Vision(NormedSiglipTower(self._vision, dialect, "model.vision_tower"), projector)
+        return Chain(NormedSiglipTower(self._vision, dialect, "model.vision_tower"), projector)
 
     def default_template(self, found: FoundProcessor) -> str:
         """Return a prompt of one message, as the processor puts it together."""

@@ -21,7 +21,8 @@ from export.image_processors.videos import VideoSettings
 from export.nn.dialect import Dialect
 from export.nn.module import Module
 from export.nn.norms import LayerNorm
-from export.towers.qwen2_vl import Qwen2VLTower, Qwen2VLTowerConfig
+from export.towers.patch_layers import PatchTowerConfig
+from export.towers.qwen2_vl import Qwen2VLTower, tower_config
 
 _EPS = 1e-6
 _VIDEO = "<|video_pad|>"
@@ -167,7 +168,7 @@ class AnyShape(VisionLanguage):
 
 
 class _Vision(Module):
-    def __init__(self, config: Qwen2VLTowerConfig, dialect: Dialect) -> None:
+    def __init__(self, config: PatchTowerConfig, dialect: Dialect) -> None:
         super().__init__()
         rows, norm = config.usual_rows // config.merged**2, LayerNorm(config.hidden_size, _EPS)
         self.tower = Qwen2VLTower(config, dialect, TOWER)
@@ -185,12 +186,12 @@ class Qwen2VL(AnyShape):
 
     text_type = "qwen2_vl_text"
     takes_groups = True
-    video_settings = VideoSettings(least_px=128 * 28 * 28, most_px=768 * 28 * 28)
+    video_settings: ClassVar[VideoSettings | None] = VideoSettings(least_px=128 * 28 * 28, most_px=768 * 28 * 28)
 
     @property
-    def tower(self) -> Qwen2VLTowerConfig:
+    def tower(self) -> PatchTowerConfig:
         """Sizes of the tower."""
-        return Qwen2VLTowerConfig.read(sub_config(self.config, "vision_config"))
+        return tower_config(sub_config(self.config, "vision_config"))
 
     @property
     def given_width(self) -> int:

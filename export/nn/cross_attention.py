@@ -6,60 +6,69 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from export.config import DecoderConfig
-from export.nn.dialect import Dialect, Heads
+from export.nn.dialect import Heads
 from export.nn.linear import Linear
 from export.nn.module import Module
-from export.nn.norms import RMSNorm
 from export.nn.vit import MASKED
 
 
 class MemoryProjection(Module):
-    """Features of images to the keys and values of one layer, keys normed head by head.
+    """Features of images to the keys and values of one layer.
 
     Args:
         config: Of the decoder.
-        dialect: How norms are written.
         rows: Features of one image.
         name: Where the checkpoint keeps the layer's attention.
+        norm: Of keys, each over the numbers of one head; None: they are not normed.
+        bias: Whether its matrices have biases.
     """
 
-    def __init__(self, config: DecoderConfig, dialect: Dialect, *, rows: int, name: str) -> None:
+    def __init__(
+        self, config: DecoderConfig, *, rows: int, name: str, norm: Module | None = None, bias: bool = False
+    ) -> None:
         super().__init__(name)
         self.size, self.num = config.head_size, config.num_kv_heads
-        self.k_proj = Linear(config.hidden_size, self.num * self.size, rows=rows, bias=False)
-        self.v_proj = Linear(config.hidden_size, self.num * self.size, rows=rows, bias=False)
-        self.k_norm = RMSNorm(self.size, config.rms_norm_eps, dialect)
+        self.k_proj = Linear(config.hidden_size, self.num * self.size, rows=rows, bias=bias)
+        self.v_proj = Linear(config.hidden_size, self.num * self.size, rows=rows, bias=bias)
+        self.k_norm = norm
 
     def forward(self, op: OpBuilder, x: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Return keys and values [I, R, K*C] of features [I, R, D]."""
+        if self.k_norm is None:
+            return self.k_proj(op, x), self.v_proj(op, x)
         heads = op.Reshape(self.k_proj(op, x), [0, 0, self.num, self.size])
         return op.Reshape(self.k_norm(op, heads), [0, 0, self.num * self.size]), self.v_proj(op, x)
 
 
 class MemoryAttention(Module):
-    """Normed queries over keys [B, K, C, M] and values [B, K, M, C] of a memory, of which a token sees a range of rows.
+    """Queries over keys [B, K, C, M] and values [B, K, M, C] of a memory, of which a token sees a range of rows.
 
     Nothing is turned, repeated or written back: keys lie as the product wants them, and the queries that share a key
     head are rows of one product, so that a step reads keys and values once, where they lie.
 
     Args:
         config: Of the decoder.
-        dialect: How norms are written.
+        norm: Of queries, each over the numbers of one head; None: they are not normed.
+        bias: Whether its matrices have biases.
+        out_name: How the checkpoint names the output projection.
     """
 
-    def __init__(self, config: DecoderConfig, dialect: Dialect) -> None:
+    def __init__(
+        self, config: DecoderConfig, norm: Module | None = None, *, bias: bool = False, out_name: str = "o_proj"
+    ) -> None:
         super().__init__()
         size, num, num_kv = config.head_size, config.num_heads, config.num_kv_heads
-        self.q_proj = Linear(config.hidden_size, num * size, rows=None, bias=False)
-        self.o_proj = Linear(num * size, config.hidden_size, rows=None, bias=False)
-        self.q_norm = RMSNorm(size, config.rms_norm_eps, dialect)
+        self.q_proj = Linear(config.hidden_size, num * size, rows=None, bias=bias)
+        self.o_proj = Linear(num * size, config.hidden_size, rows=None, bias=bias, name=out_name)
+        self.q_norm = norm
         self.heads = Heads(num, num_kv, size, float(size) ** -0.5)
 
     def forward(self, op: OpBuilder, x: ir.Value, keys: ir.Value, values: ir.Value, seen: ir.Value) -> ir.Value:
         """Return [B, T, D] from [B, T, D]; `seen` as `bundle.tensors.MEMORY_SEEN`, and 0 where it is an empty range."""
         heads = self.heads
         shared = heads.num // heads.num_kv
-        query = self.q_norm(op, op.Reshape(self.q_proj(op, x), [0, 0, heads.num, heads.size]))
+        query = op.Reshape(self.q_proj(op, x), [0, 0, heads.num, heads.size])
+        query = query if self.q_norm is None else self.q_norm(op, query)
         grouped = op.Transpose(op.Reshape(query, [0, 0, heads.num_kv, shared, heads.size]), perm=[0, 2, 1, 3, 4])
         rows = op.Reshape(grouped, [0, heads.num_kv, -1, heads.size])
         scores = op.Mul(op.MatMul(rows, keys), heads.scale)

@@ -7,7 +7,7 @@ Every module calls its dialect for them and is otherwise the same in both. *cont
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -142,6 +142,22 @@ class Dialect(ABC):
         """
         return op.Where(op.Unsqueeze(is_image, [-1]), of_image(x), of_text(x))
 
+    def by_expert(
+        self, op: OpBuilder, x: ir.Value, weights: ir.Value, experts: Sequence[Callable[[ir.Value], ir.Value]]
+    ) -> ir.Value:
+        """Return [B, T, D], the sum of what experts make of x, each times its weight; here of all experts.
+
+        Args:
+            op: The builder.
+            x: [B, T, D].
+            weights: [B, T, E], 0 of an expert that a token does not meet.
+            experts: E functions of rows [..., D] to rows [..., D], each by itself.
+        """
+        num = len(experts)
+        of_each = op.Split(weights, axis=-1, num_outputs=num, _outputs=num) if num > 1 else [weights]
+        made = [op.Mul(weight, expert(x)) for weight, expert in zip(of_each, experts, strict=True)]
+        return op.Sum(*made)
+
     def rms_norm(self, op: OpBuilder, x: ir.Value, weight: ir.Value, eps: float) -> ir.Value:
         """Return x / sqrt(mean(x^2) + eps) * weight over the last axis."""
         return op.RMSNormalization(x, weight, axis=-1, epsilon=eps)
@@ -188,6 +204,19 @@ class Contrib(Dialect):
         made = op.Concat(*(f(op.GatherND(rows, own)) for f, own in zip(functions, numbers, strict=True)), axis=0)
         placed = op.ScatterND(made, op.Concat(*numbers, axis=0), made)
         return op.Reshape(placed, op.Concat(op.Shape(x, start=0, end=2), [-1], axis=0))
+
+    def by_expert(
+        self, op: OpBuilder, x: ir.Value, weights: ir.Value, experts: Sequence[Callable[[ir.Value], ir.Value]]
+    ) -> ir.Value:
+        """Return [B, T, D], the sum of what experts make of the rows that meet them, each times its weight."""
+        rows = op.Flatten(x, axis=2)
+        total, of_experts = op.Mul(rows, 0.0), op.Transpose(op.Flatten(weights, axis=2))
+        for number, expert in enumerate(experts):
+            own = op.Gather(of_experts, number, axis=0)
+            numbers = op.Transpose(op.NonZero(own))
+            made = op.Mul(expert(op.GatherND(rows, numbers)), op.Unsqueeze(op.GatherND(own, numbers), [1]))
+            total = op.ScatterND(total, numbers, made, reduction="add")
+        return op.Reshape(total, op.Shape(x))
 
     def lengths(
         self, op: OpBuilder, inputs_embeds: ir.Value, past_lengths: ir.Value, cache: ir.Value, sight: Sight

@@ -14,7 +14,7 @@ from export.nn.linear import Embedding, Linear, PackedLinear, activation
 from export.nn.module import Module, ModuleList
 from export.nn.norms import LayerNorm
 from export.nn.rotary import Angles, rotary_angles
-from export.nn.vit import MASKED, attention_bias, tower_heads
+from export.nn.vit import MASKED, tower_heads
 
 DEFAULTS: Raw = {
     "vocab_size": 50_368,
@@ -197,21 +197,26 @@ class ModernBertLayers(Module):
         self.final_norm = config.norm()
         self.config = config
 
-    def forward(self, op: OpBuilder, x: ir.Value, attention_mask: ir.Value) -> ir.Value:
-        """Return [B, T, D] from [B, T, D]; masked tokens are not looked at."""
-        places = op.Range(0, op.Squeeze(op.Shape(attention_mask, start=1, end=2), [0]), 1)
-        seen = {kind: self._seen(op, kind, places, attention_mask) for kind in self.config.ropes}
+    def forward(self, op: OpBuilder, x: ir.Value, position_ids: ir.Value, bias: ir.Value) -> ir.Value:
+        """Return [B, T, D] from [B, T, D].
+
+        Args:
+            op: The builder.
+            x: Normed words.
+            position_ids: [B, T] int64.
+            bias: [B, 1, T, T] added to scores: 0 where a token may look, whatever its layer's window.
+        """
+        seen = {kind: self._seen(op, kind, position_ids, bias) for kind in self.config.ropes}
         for layer, kind in zip(self.layers, self.config.kinds, strict=True):
             x = layer(op, x, seen[kind])
         return self.final_norm(op, x)
 
-    def _seen(self, op: OpBuilder, kind: str, places: ir.Value, attention_mask: ir.Value) -> _Seen:
+    def _seen(self, op: OpBuilder, kind: str, position_ids: ir.Value, bias: ir.Value) -> _Seen:
         tower = self.config.tower
         head_size = tower.hidden_size // tower.num_heads
-        own = op.Expand(op.Unsqueeze(places, [0]), op.Shape(attention_mask))
-        angles = rotary_angles(op, own, self.config.ropes[kind], head_size, f"{kind}_inverse_frequencies")
-        bias = attention_bias(op, attention_mask, is_causal=False)
+        angles = rotary_angles(op, position_ids, self.config.ropes[kind], head_size, f"{kind}_inverse_frequencies")
         if kind == _WHOLE:
             return _Seen(angles, bias)
+        places = op.Range(0, op.Squeeze(op.Shape(position_ids, start=1, end=2), [0]), 1)
         distance = op.Abs(op.Sub(op.Unsqueeze(places, [0]), op.Unsqueeze(places, [1])))
         return _Seen(angles, op.Where(op.LessOrEqual(distance, self.config.reach), bias, MASKED))

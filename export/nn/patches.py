@@ -148,10 +148,18 @@ class VideoPatches(Module):
 
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> tuple[ir.Value, Grid]:
         """Return [I, N, D], row by row, and the grid, from [I, 3 or 3 * frames, height, width]."""
-        if self.num_frames > 1:  # a group comes whole, and what is cut off then is its repetition
-            repeated = op.Concat(*[pixel_values] * self.num_frames, axis=1)
-            pixel_values = op.Slice(repeated, [0], [3 * self.num_frames], [1])
+        if self.num_frames > 1:
+            pixel_values = self._grouped(op, pixel_values)
         return _patches(op, pixel_values, self.weight, self.bias, self.side)
+
+    def _grouped(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
+        """Return [I, 3 * frames, height, width]: a still as often as a group has frames, a group as it came."""
+        num_channels = 3 * self.num_frames
+        repeated = op.Concat(*[pixel_values] * self.num_frames, axis=1)
+        whole = op.Slice(repeated, [0], [num_channels], [1])
+        images, sides = op.Shape(pixel_values, start=0, end=1), op.Shape(pixel_values, start=2, end=4)
+        # says how many channels there are, which a convolution of TensorRT's wants to know
+        return op.Reshape(whole, op.Concat(images, [num_channels], sides, axis=0))
 
 
 def _patches(

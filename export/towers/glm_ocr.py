@@ -8,13 +8,13 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from bundle.errors import UnsupportedConfigError
-from export.config import Raw, require
-from export.nn.dialect import Dialect, Heads
+from export.config import Raw
+from export.nn.dialect import Dialect
 from export.nn.mlp import GatedMLP
 from export.nn.module import Module, ModuleList
 from export.nn.norms import RMSNorm
-from export.nn.patches import Grid, PackedAttention, VideoPatches, patch_angles, usual_patches
-from export.nn.rotary import Angles
+from export.nn.patches import Grid, PackedAttention, VideoPatches, patch_angles
+from export.towers.patch_layers import PatchBlock, PatchTowerConfig, patch_tower_sizes
 
 DEFAULTS: Raw = {
     "depth": 24,
@@ -34,32 +34,14 @@ _THETA = 10_000.0
 
 
 @dataclass(frozen=True)
-class GlmOcrTowerConfig:
+class GlmOcrTowerConfig(PatchTowerConfig):
     """Sizes of the tower.
 
     Attributes:
-        num_layers: Depth.
-        hidden_size: D.
-        intermediate_size: Of the gated feed-forward.
-        hidden_act: Of its gate.
-        num_heads: H.
-        patch_px: Side of a patch.
-        num_frames: Frames that a patch spans; a still image is as many times itself.
-        merged: Side of the square of patches that becomes one token.
-        out_size: The decoder's width.
         norm_eps: Of its norms.
         mlp_bias: Attention and feed-forward have biases.
     """
 
-    num_layers: int
-    hidden_size: int
-    intermediate_size: int
-    hidden_act: str
-    num_heads: int
-    patch_px: int
-    num_frames: int
-    merged: int
-    out_size: int
     norm_eps: float
     mlp_bias: bool
 
@@ -71,54 +53,25 @@ class GlmOcrTowerConfig:
             UnsupportedConfigError: A size or a rotary embedding that is not built.
         """
         full = {**DEFAULTS, **raw}
-        require(full, [("in_channels", 3)])
         theta = (full.get("rope_parameters") or {}).get("rope_theta", _THETA)
         if theta != _THETA:
             raise UnsupportedConfigError(f"vision_config.rope_parameters.rope_theta {theta}: built is {_THETA:g}")
-        return cls(
-            num_layers=full["depth"],
-            hidden_size=full["hidden_size"],
-            intermediate_size=full["intermediate_size"],
-            hidden_act=full["hidden_act"],
-            num_heads=full["num_heads"],
-            patch_px=full["patch_size"],
-            num_frames=full["temporal_patch_size"],
-            merged=full["spatial_merge_size"],
-            out_size=full["out_hidden_size"],
-            norm_eps=full["rms_norm_eps"],
-            mlp_bias=bool(full["attention_bias"]),
-        )
-
-    @property
-    def heads(self) -> Heads:
-        """Of every layer."""
-        size = self.hidden_size // self.num_heads
-        return Heads(self.num_heads, self.num_heads, size, float(size) ** -0.5)
-
-    @property
-    def usual_rows(self) -> int:
-        """Patches of a usual image."""
-        return usual_patches(self.patch_px)
+        sizes = patch_tower_sizes(full)
+        return cls(**sizes, norm_eps=full["rms_norm_eps"], mlp_bias=bool(full["attention_bias"]))
 
 
-class _Block(Module):
-    def __init__(self, config: GlmOcrTowerConfig, dialect: Dialect) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = (RMSNorm(config.hidden_size, config.norm_eps, dialect) for _ in range(2))
-        of_query, of_key = (RMSNorm(config.heads.size, config.norm_eps, dialect) for _ in range(2))
-        self.attn = PackedAttention(
-            config.hidden_size,
-            config.heads,
-            dialect,
-            rows=config.usual_rows,
-            bias=config.mlp_bias,
-            norms=(of_query, of_key),
-        )
-        self.mlp = GatedMLP(config, rows=config.usual_rows)
-
-    def forward(self, op: OpBuilder, x: ir.Value, angles: Angles) -> ir.Value:
-        x = op.Add(x, self.attn(op, self.norm1(op, x), angles))
-        return op.Add(x, self.mlp(op, self.norm2(op, x)))
+def _block(config: GlmOcrTowerConfig, dialect: Dialect) -> PatchBlock:
+    size, head, eps = config.hidden_size, config.heads.size, config.norm_eps
+    attention = PackedAttention(
+        size,
+        config.heads,
+        dialect,
+        rows=config.usual_rows,
+        bias=config.mlp_bias,
+        norms=(RMSNorm(head, eps, dialect), RMSNorm(head, eps, dialect)),
+    )
+    norms = RMSNorm(size, eps, dialect), RMSNorm(size, eps, dialect)
+    return PatchBlock(norms, attention, GatedMLP(config, rows=config.usual_rows))
 
 
 class GlmOcrTower(Module):
@@ -133,7 +86,7 @@ class GlmOcrTower(Module):
     def __init__(self, config: GlmOcrTowerConfig, dialect: Dialect, name: str) -> None:
         super().__init__(name)
         self.patch_embed = VideoPatches(config.hidden_size, config.patch_px, config.num_frames, bias=True)
-        self.blocks = ModuleList([_Block(config, dialect) for _ in range(config.num_layers)])
+        self.blocks = ModuleList([_block(config, dialect) for _ in range(config.num_layers)])
         self.post_layernorm = RMSNorm(config.hidden_size, config.norm_eps, dialect)
         self.config = config
 

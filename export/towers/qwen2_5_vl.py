@@ -8,14 +8,15 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from bundle.errors import UnsupportedConfigError
-from export.config import Raw, require
-from export.nn.dialect import Dialect, Heads
+from export.config import Raw
+from export.nn.dialect import Dialect
 from export.nn.mlp import GatedMLP
 from export.nn.module import Module, ModuleList
 from export.nn.norms import RMSNorm
-from export.nn.patches import Grid, PackedAttention, VideoPatches, patch_angles, usual_patches
+from export.nn.patches import Grid, PackedAttention, VideoPatches, patch_angles
 from export.nn.rotary import Angles
 from export.nn.vit import MASKED
+from export.towers.patch_layers import PatchBlock, PatchTowerConfig, patch_tower_sizes
 
 DEFAULTS: Raw = {
     "depth": 32,
@@ -35,34 +36,17 @@ _EPS = 1e-6
 
 
 @dataclass(frozen=True)
-class QwenTowerConfig:
+class QwenTowerConfig(PatchTowerConfig):
     """Sizes of the tower.
 
     Attributes:
-        num_layers: Depth.
-        hidden_size: D.
-        intermediate_size: Of the gated feed-forward.
-        hidden_act: Of its gate.
-        num_heads: H.
-        patch_px: Side of a patch.
-        num_frames: Frames that the checkpoint's patches span; a still image is as many times itself.
-        merged: Side of the square of patches that becomes one token.
         window: Side of a window, in patches.
         full_layers: Layers that look at the whole image.
-        out_size: The decoder's width.
+        mlp_bias: Gate, and the matrices around it, have biases.
     """
 
-    num_layers: int
-    hidden_size: int
-    intermediate_size: int
-    hidden_act: str
-    num_heads: int
-    patch_px: int
-    num_frames: int
-    merged: int
     window: int
     full_layers: tuple[int, ...]
-    out_size: int
     mlp_bias: bool = True
 
     @classmethod
@@ -73,36 +57,16 @@ class QwenTowerConfig:
             UnsupportedConfigError: A size that is not built.
         """
         full = {**DEFAULTS, **raw}
-        require(full, [("in_channels", 3)])
         unit = full["patch_size"] * full["spatial_merge_size"]
         if full["window_size"] < unit:
             raise UnsupportedConfigError(
                 f"vision_config.window_size {full['window_size']} is less than a token's side of {unit} pixels"
             )
         return cls(
-            num_layers=full["depth"],
-            hidden_size=full["hidden_size"],
-            intermediate_size=full["intermediate_size"],
-            hidden_act=full["hidden_act"],
-            num_heads=full["num_heads"],
-            patch_px=full["patch_size"],
-            num_frames=full["temporal_patch_size"],
-            merged=full["spatial_merge_size"],
+            **patch_tower_sizes(full),
             window=full["window_size"] // unit * full["spatial_merge_size"],
             full_layers=tuple(full["fullatt_block_indexes"]),
-            out_size=full["out_hidden_size"],
         )
-
-    @property
-    def heads(self) -> Heads:
-        """Of every layer."""
-        size = self.hidden_size // self.num_heads
-        return Heads(self.num_heads, self.num_heads, size, float(size) ** -0.5)
-
-    @property
-    def usual_rows(self) -> int:
-        """Patches of a usual image."""
-        return usual_patches(self.patch_px)
 
 
 @dataclass(frozen=True)
@@ -153,19 +117,10 @@ def _places(op: OpBuilder, grid: Grid, num_across: ir.Value, window: int) -> ir.
     return op.Add(op.Mul(of_window, window * window), inside)
 
 
-class _Block(Module):
-    def __init__(self, config: QwenTowerConfig, dialect: Dialect) -> None:
-        super().__init__()
-        self.norm1 = RMSNorm(config.hidden_size, _EPS, dialect)
-        self.norm2 = RMSNorm(config.hidden_size, _EPS, dialect)
-        self.attn = PackedAttention(config.hidden_size, config.heads, dialect, rows=config.usual_rows)
-        self.mlp = GatedMLP(config, rows=config.usual_rows)
-
-    def forward(
-        self, op: OpBuilder, x: ir.Value, angles: Angles, window: int | None, bias: ir.Value | None
-    ) -> ir.Value:
-        x = op.Add(x, self.attn(op, self.norm1(op, x), angles, window, bias))
-        return op.Add(x, self.mlp(op, self.norm2(op, x)))
+def _block(config: QwenTowerConfig, dialect: Dialect) -> PatchBlock:
+    norms = RMSNorm(config.hidden_size, _EPS, dialect), RMSNorm(config.hidden_size, _EPS, dialect)
+    attention = PackedAttention(config.hidden_size, config.heads, dialect, rows=config.usual_rows)
+    return PatchBlock(norms, attention, GatedMLP(config, rows=config.usual_rows))
 
 
 class Qwen25VLTower(Module):
@@ -180,7 +135,7 @@ class Qwen25VLTower(Module):
     def __init__(self, config: QwenTowerConfig, dialect: Dialect, name: str) -> None:
         super().__init__(name)
         self.patch_embed = VideoPatches(config.hidden_size, config.patch_px, config.num_frames)
-        self.blocks = ModuleList([_Block(config, dialect) for _ in range(config.num_layers)])
+        self.blocks = ModuleList([_block(config, dialect) for _ in range(config.num_layers)])
         self.config = config
 
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> tuple[ir.Value, Grid]:
@@ -196,7 +151,7 @@ class Qwen25VLTower(Module):
             if is_full == is_by_window:
                 x = op.Gather(x, windows.place if is_full else windows.patch, axis=1)
                 is_by_window = not is_full
-            x = block(op, x, by_row, None, None) if is_full else block(op, x, by_window, self.config.window**2, bias)
+            x = block(op, x, by_row) if is_full else block(op, x, by_window, self.config.window**2, bias)
         return (op.Gather(x, windows.place, axis=1) if is_by_window else x), grid
 
     def _bias_of_images(self, op: OpBuilder, windows: _Windows, x: ir.Value) -> ir.Value:

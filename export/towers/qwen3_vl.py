@@ -8,15 +8,15 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from bundle.errors import UnsupportedConfigError
-from export.config import Raw, require
+from export.config import Raw
 from export.connectors.patch_merger import merged_squares
-from export.nn.dialect import Dialect, Heads
-from export.nn.linear import Linear, activation
+from export.nn.dialect import Dialect
+from export.nn.linear import Linear
 from export.nn.module import Module, ModuleList
 from export.nn.norms import LayerNorm
-from export.nn.patches import Grid, PackedAttention, VideoPatches, patch_angles, usual_patches
+from export.nn.patches import Grid, PackedAttention, VideoPatches, patch_angles
 from export.nn.position_grid import PositionGrid
-from export.nn.rotary import Angles
+from export.towers.patch_layers import PatchBlock, PatchMLP, PatchTowerConfig, patch_tower_sizes
 
 DEFAULTS: Raw = {
     "depth": 27,
@@ -36,32 +36,14 @@ _EPS = 1e-6
 
 
 @dataclass(frozen=True)
-class Qwen3VLTowerConfig:
+class Qwen3VLTowerConfig(PatchTowerConfig):
     """Sizes of the tower.
 
     Attributes:
-        num_layers: Depth.
-        hidden_size: D.
-        intermediate_size: Of the feed-forward.
-        hidden_act: Between its matrices.
-        num_heads: H.
-        patch_px: Side of a patch.
-        num_frames: Frames that the checkpoint's patches span; a still image is as many times itself.
-        merged: Side of the square of patches that becomes one token.
-        out_size: The decoder's width.
         table_side: Of the square of learned positions.
         deep_layers: Layers whose output becomes features, too.
     """
 
-    num_layers: int
-    hidden_size: int
-    intermediate_size: int
-    hidden_act: str
-    num_heads: int
-    patch_px: int
-    num_frames: int
-    merged: int
-    out_size: int
     table_side: int
     deep_layers: tuple[int, ...]
 
@@ -73,7 +55,6 @@ class Qwen3VLTowerConfig:
             UnsupportedConfigError: A size that is not built.
         """
         full = {**DEFAULTS, **raw}
-        require(full, [("in_channels", 3)])
         deep, side = tuple(full["deepstack_visual_indexes"]), int(full["num_position_embeddings"] ** 0.5)
         if list(deep) != sorted(set(deep)) or any(not 0 <= layer < full["depth"] for layer in deep):
             raise UnsupportedConfigError(
@@ -84,54 +65,13 @@ class Qwen3VLTowerConfig:
             raise UnsupportedConfigError(
                 f"vision_config.num_position_embeddings {full['num_position_embeddings']} is no square of a number"
             )
-        return cls(
-            num_layers=full["depth"],
-            hidden_size=full["hidden_size"],
-            intermediate_size=full["intermediate_size"],
-            hidden_act=full["hidden_act"],
-            num_heads=full["num_heads"],
-            patch_px=full["patch_size"],
-            num_frames=full["temporal_patch_size"],
-            merged=full["spatial_merge_size"],
-            out_size=full["out_hidden_size"],
-            table_side=side,
-            deep_layers=deep,
-        )
-
-    @property
-    def heads(self) -> Heads:
-        """Of every layer."""
-        size = self.hidden_size // self.num_heads
-        return Heads(self.num_heads, self.num_heads, size, float(size) ** -0.5)
-
-    @property
-    def usual_rows(self) -> int:
-        """Patches of a usual image."""
-        return usual_patches(self.patch_px)
+        return cls(**patch_tower_sizes(full), table_side=side, deep_layers=deep)
 
 
-class _MLP(Module):
-    def __init__(self, config: Qwen3VLTowerConfig) -> None:
-        super().__init__()
-        self.linear_fc1 = Linear(config.hidden_size, config.intermediate_size, rows=config.usual_rows)
-        self.linear_fc2 = Linear(config.intermediate_size, config.hidden_size, rows=config.usual_rows)
-        self.hidden_act = config.hidden_act
-
-    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        return self.linear_fc2(op, activation(op, self.hidden_act, self.linear_fc1(op, x)))
-
-
-class _Block(Module):
-    def __init__(self, config: Qwen3VLTowerConfig, dialect: Dialect) -> None:
-        super().__init__()
-        self.norm1 = LayerNorm(config.hidden_size, _EPS)
-        self.norm2 = LayerNorm(config.hidden_size, _EPS)
-        self.attn = PackedAttention(config.hidden_size, config.heads, dialect, rows=config.usual_rows)
-        self.mlp = _MLP(config)
-
-    def forward(self, op: OpBuilder, x: ir.Value, angles: Angles) -> ir.Value:
-        x = op.Add(x, self.attn(op, self.norm1(op, x), angles))
-        return op.Add(x, self.mlp(op, self.norm2(op, x)))
+def _block(config: Qwen3VLTowerConfig, dialect: Dialect) -> PatchBlock:
+    norms = LayerNorm(config.hidden_size, _EPS), LayerNorm(config.hidden_size, _EPS)
+    attention = PackedAttention(config.hidden_size, config.heads, dialect, rows=config.usual_rows)
+    return PatchBlock(norms, attention, PatchMLP(config, "linear_fc1", "linear_fc2"))
 
 
 class _Merger(Module):
@@ -166,7 +106,7 @@ class Qwen3VLTower(Module):
         super().__init__(name)
         self.patch_embed = VideoPatches(config.hidden_size, config.patch_px, config.num_frames, bias=True)
         self.pos_embed = PositionGrid(config.table_side, config.hidden_size, aligns_corners=True)
-        self.blocks = ModuleList([_Block(config, dialect) for _ in range(config.num_layers)])
+        self.blocks = ModuleList([_block(config, dialect) for _ in range(config.num_layers)])
         self.merger = _Merger(config, norms_squares=False)
         self.deepstack_merger_list = ModuleList([_Merger(config, norms_squares=True) for _ in config.deep_layers])
         self.config = config

@@ -17,8 +17,10 @@ from graphs.lowering.cuda_kernels import require_kernels
 from graphs.lowering.decoder import lower_decoder
 from graphs.lowering.last_queries import drop_last_queries, without_last_queries
 from graphs.lowering.rotary_in_attention import table_bytes
+from graphs.lowering.silu import join_silu
 from graphs.lowering.tensorrt_halves import halve_for_tensorrt
 from graphs.lowering.tower_view import drop_tower_view, without_tower_view
+from graphs.store import CONTRIB, drop_unused
 
 _SPLIT_BYTES = 64
 """At most, of the sizes that joined layers are split by."""
@@ -96,6 +98,9 @@ class Lowering:
             return self._described(model, component)
         if component.role == "decoder" and self.parent.decoder is not None:
             lower_decoder(model, self.parent.decoder.max_positions, phase, self.cache)
+        elif join_silu(model.graph):
+            model.graph.opset_imports.setdefault(CONTRIB, 1)
+            drop_unused(model)
         return component
 
     def _lower_for_cuda(self, model: ir.Model, component: Component) -> None:

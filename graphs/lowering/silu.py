@@ -1,7 +1,7 @@
-"""x * sigmoid(x) as one operator.
+"""x * sigmoid(a x) as one operator: SiLU, a being 1, and CLIP's quick GELU, a being 1.702.
 
-x ─┬─ Sigmoid ─┐
-   └───────────┴─ Mul   ->   x ── QuickGelu(alpha = 1)
+x ─┬─ (Mul a) ─ Sigmoid ─┐
+   └─────────────────────┴─ Mul   ->   x ── QuickGelu(alpha = a)
 """
 
 from __future__ import annotations
@@ -19,8 +19,23 @@ def join_silu(graph: ir.Graph) -> int:
 def _join(graph: ir.Graph, product: ir.Node) -> bool:
     for value, sigmoid in (tuple(product.inputs), tuple(product.inputs[::-1])):
         gate = None if sigmoid is None else sigmoid.producer()
-        if gate is not None and gate.op_type == "Sigmoid" and gate.inputs[0] is value:
+        if value is None or gate is None or gate.op_type != "Sigmoid":
+            continue
+        alpha = _try_factor(gate.inputs[0], value)
+        if alpha is not None:
             name = f"{product.outputs[0].name}.silu"
-            replace_node(graph, product, [make_node("QuickGelu", [value], name, {"alpha": 1.0}, CONTRIB)])
+            replace_node(graph, product, [make_node("QuickGelu", [value], name, {"alpha": alpha}, CONTRIB)])
             return True
     return False
+
+
+def _try_factor(scaled: ir.Value | None, value: ir.Value) -> float | None:
+    """Return a where `scaled` is a times a value, None where it is something else."""
+    if scaled is value:
+        return 1.0
+    product = None if scaled is None else scaled.producer()
+    if product is None or product.op_type != "Mul" or product.domain or value not in product.inputs:
+        return None
+    factors = [each for each in product.inputs if each is not value]
+    constant = ir.convenience.get_const_tensor(factors[0]) if len(factors) == 1 and factors[0] is not None else None
+    return float(constant.numpy().item()) if constant is not None and constant.size == 1 else None

@@ -30,44 +30,15 @@ _SINCE: Mapping[str, Version] = {
     "RotaryEmbedding": (10, 15),
     "RMSNormalization": (10, 15),
 }
-_ALWAYS = frozenset(
-    (
-        *(
-            "Abs",
-            "Add",
-            "And",
-            "ArgMax",
-            "Cast",
-            "Concat",
-            "Constant",
-            "ConstantOfShape",
-            "Conv",
-            "Cos",
-            "Div",
-            "Equal",
-        ),
-        *("Erf", "Exp", "Expand", "Gather", "GatherND", "Gelu", "Gemm", "LayerNormalization", "LessOrEqual", "MatMul"),
-        *("Max", "Mul", "Pow", "QuantizeLinear", "DequantizeLinear", "Range", "ReduceMax", "ReduceMean", "Reshape"),
-        *("ScatterElements", "Shape", "Sigmoid", "Sin", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh"),
-        *("Transpose", "Unsqueeze", "Where"),
-        *("AveragePool", "BatchNormalization", "Clip", "CumSum", "Floor", "GatherElements", "GlobalAveragePool"),
-        *(
-            "Greater",
-            "GreaterOrEqual",
-            "HardSigmoid",
-            "Less",
-            "Log",
-            "Min",
-            "Mod",
-            "Neg",
-            "Not",
-            "Or",
-            "Pad",
-            "ReduceL2",
-        ),
-        *("ReduceMin", "ReduceSum", "Relu", "Resize", "Softplus", "Tile", "TopK", "Trilu"),
-    )
-)
+_NAMES = """
+Abs Add And ArgMax AveragePool BatchNormalization Cast Clip Concat Constant ConstantOfShape Conv Cos CumSum
+DequantizeLinear Div Equal Erf Exp Expand Floor Gather GatherElements GatherND Gelu Gemm GlobalAveragePool
+Greater GreaterOrEqual HardSigmoid LayerNormalization Less LessOrEqual Log LpNormalization MatMul Max Min Mod
+Mul Neg Not Or Pad Pow QuantizeLinear Range ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape
+Resize ScatterElements Shape Sigmoid Sin Slice Softmax Softplus Split Sqrt Squeeze Sub Tanh Tile TopK Transpose
+Trilu Unsqueeze Where
+"""
+_ALWAYS = frozenset(_NAMES.split())
 """In the table of 10.1 and in those since, in the forms that are written here."""
 _RESIZES = ("nearest", "linear")
 """Modes of Resize in that table, which has no antialiasing."""

@@ -19,25 +19,41 @@ from loadtests.peers.measures import Measure
 from loadtests.peers.photographs import Photographs
 from loadtests.peers.worker import Prepare, Work, serve
 
+_TORCHVISION = (
+    *("torchvision", "torchvision.transforms", "torchvision.transforms.functional", "torchvision.ops"),
+    "torchvision.ops.misc",
+)
 _MODEL = "ViT-B-32-quickgelu"
 _SIDE_PX = 224
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
+class _Anything(type):
+    """The type of a class that holds whatever is asked of it, of no use."""
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return name
+
+
 class _Nothing(ModuleType):
-    """A module that holds whatever is asked of it, of no use."""
+    """A module of such classes."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return type(name, (), {})
+        return _Anything(name, (), {})
 
 
 def _without_torchvision() -> None:
-    for name in ("torchvision", "torchvision.transforms", "torchvision.transforms.functional", "torchvision.ops.misc"):
+    for name in _TORCHVISION:
         module = _Nothing(name)
         module.__spec__, module.__path__ = ModuleSpec(name, None), []
         sys.modules[name] = module
+        above, _, last = name.rpartition(".")
+        if above:
+            setattr(sys.modules[above], last, module)
 
 
 def open_system(threads: int) -> Mapping[str, Prepare]:

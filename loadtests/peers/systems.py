@@ -36,7 +36,9 @@ FASTEMBED = Environment(
     (("torch==2.13.0",), ("fastembed==0.9.1", "onnxruntime==1.32.0"), ("transformers==5.24.0", "onnx==1.23.2")),
 )
 """torch and transformers write the graph that it runs; its own is on a hub."""
-INFINITY = Environment("infinity", (("torch==2.13.0",), ("infinity-emb[torch]==0.0.78", "transformers==4.57.6")))
+INFINITY = Environment(
+    "infinity", (("torch==2.13.0",), ("infinity-emb[torch]==0.0.78", "transformers==4.57.6", "aiohttp==3.14.5"))
+)
 OPEN_CLIP = Environment(
     "open-clip",
     (

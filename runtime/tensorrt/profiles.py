@@ -15,6 +15,8 @@ Profile = Mapping[str, tuple[Sizes, Sizes, Sizes]]
 """By input: shapes of the least, the usual and the largest run."""
 _Range = tuple[int, int, int]
 _USUAL_TOKENS = 128
+_COLOURS = 3
+"""Channels of an image, and of each frame of a group."""
 _FEWEST_ROWS = 16
 """Of a cache: fewer hold no prompt."""
 
@@ -45,6 +47,30 @@ def profiles_of(manifest: Manifest, component: Component, limits: Limits) -> lis
     Raises:
         SettingsError: No engine can run the graph, or it has a free axis that nothing here tells the sizes of.
     """
+    _refuse_unbuilt(manifest, component)
+    ranges: dict[str, _Range] = {
+        "B": (1, 1, limits.max_batch),
+        "I": (1, 1, limits.max_images),
+        "N": (1, 1, 1),
+        ROWS: (limits.cache_rows, limits.cache_rows, limits.cache_rows),
+    }
+    if limits.image_sizes_px is not None:
+        ranges["height"], ranges["width"] = zip(*limits.image_sizes_px, strict=True)
+    video = None if manifest.image_prompt is None else manifest.image_prompt.own_video
+    if component.role == "vision_encoder":
+        ranges["channels"] = (_COLOURS, _COLOURS, _COLOURS * (1 if video is None else video.num_frames))
+    states = manifest.states_of(component)
+    taken = [TensorSpec(name=state.input, dtype=state.dtype, shape=state.shape) for state in states]
+    inputs = [*component.inputs, *taken]
+    return [_profile(component, inputs, {**ranges, "T": tokens}) for tokens in _tokens(manifest, component, limits)]
+
+
+def _refuse_unbuilt(manifest: Manifest, component: Component) -> None:
+    """Refuse by name what an engine could be built of and nothing could run.
+
+    Raises:
+        SettingsError: It is such a graph.
+    """
     if memories := [state.input for state in manifest.states_of(component) if state.kind == "memory"]:
         raise SettingsError(
             f"{component.file}: {memories[0]} is memory of images, which is filled in a host's memory, where no engine "
@@ -55,18 +81,11 @@ def profiles_of(manifest: Manifest, component: Component, limits: Limits) -> lis
             f"{component.file}: tokens of an image or a prompt that see one another run together, however many, "
             "and an engine has a longest run; serve the bundle on ONNX Runtime"
         )
-    ranges: dict[str, _Range] = {
-        "B": (1, 1, limits.max_batch),
-        "I": (1, 1, limits.max_images),
-        "N": (1, 1, 1),
-        ROWS: (limits.cache_rows, limits.cache_rows, limits.cache_rows),
-    }
-    if limits.image_sizes_px is not None:
-        ranges["height"], ranges["width"] = zip(*limits.image_sizes_px, strict=True)
-    states = manifest.states_of(component)
-    taken = [TensorSpec(name=state.input, dtype=state.dtype, shape=state.shape) for state in states]
-    inputs = [*component.inputs, *taken]
-    return [_profile(component, inputs, {**ranges, "T": tokens}) for tokens in _tokens(manifest, component, limits)]
+    if any(spec.name == tensors.QUESTION_IDS for spec in component.inputs):
+        raise SettingsError(
+            f"{component.file} reads questions of any length beside images, and its runs on a device have one size "
+            "each; serve the bundle on ONNX Runtime's CPU"
+        )
 
 
 def _tokens(manifest: Manifest, component: Component, limits: Limits) -> list[_Range]:

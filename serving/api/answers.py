@@ -88,13 +88,15 @@ class AnsweredCall(Answer):
 class GroundedPart(Answer):
     """A part of `grounding.text` and its boxes: left, top, right, bottom, as shares of the image's width and height.
 
-    Boxes without words have no text, and stand where `start` and `end` say.
+    Boxes without words have no text, and stand where `start` and `end` say. `polygons` are outlines, x, y, x, y, ...,
+    one in each box, where the model said outlines.
     """
 
     text: str | None
     start: int
     end: int
     boxes: list[tuple[float, float, float, float]] = Field(min_length=1)
+    polygons: list[list[float]] = Field(default_factory=list)
 
 
 class Grounding(Answer):

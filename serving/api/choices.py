@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bundle.grounding import Grounded
+from bundle.grounding import Grounded, GroundedObject
 from serving.api.answering import Ending, Gathered
 from serving.api.tool_calls import CallBegun, Said, SaidText
 from serving.protocol import TokenLogprob
@@ -29,11 +29,13 @@ def whole_body(index: int, choice: Gathered, tells_logprobs: bool) -> dict[str, 
 
 def grounding_body(grounded: Grounded) -> dict[str, Any]:
     """Return what is said without marks, and where that lies."""
-    objects = [
-        {"text": each.text, "start": each.start, "end": each.end, "boxes": [list(box) for box in each.boxes]}
-        for each in grounded.objects
-    ]
-    return {"text": grounded.text, "objects": objects}
+    return {"text": grounded.text, "objects": [_object_body(each) for each in grounded.objects]}
+
+
+def _object_body(found: GroundedObject) -> dict[str, Any]:
+    boxes = [list(box) for box in found.boxes]
+    body: dict[str, Any] = {"text": found.text, "start": found.start, "end": found.end, "boxes": boxes}
+    return {**body, "polygons": [list(each) for each in found.polygons]} if found.polygons else body
 
 
 def role_body(index: int) -> dict[str, Any]:

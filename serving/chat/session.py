@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from bundle.errors import ImageError, MachineError, ParameterError, PocketVLMError
+from bundle.errors import ImageError, MachineError, ParameterError, PocketVLMError, RequestError
 from serving.chat.answerer import Answerer, Took
 from serving.chat.fetch import is_web_address, read_picture
 from serving.chat.figures import speed
@@ -30,6 +30,7 @@ HELP = f"""\
 
 \"\"\" begins and ends a question of several lines. Ctrl-C stops an answer."""
 _FENCE = '"""'
+_ANEW = "what was said before goes with every question; /clear forgets it, and the next one begins anew"
 _SHOWN_CHARACTERS = 200
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
@@ -99,12 +100,15 @@ class Session:
 
     async def take(self, line: str) -> None:
         """Do what a line says; what goes wrong is told, and the session goes on."""
+        question = None
         try:
             if (question := self._question(line)) is not None:
                 await self._ask(question)
         except PocketVLMError as error:
             self.num_failed += 1
             self._voice.trouble(str(error))
+            if question is not None and self.talk.turns and isinstance(error, RequestError):
+                self._voice.note(_ANEW)
 
     def _question(self, line: str) -> str | None:
         """Return what is to be asked; None where the line was a command, a picture, or a part of a question."""

@@ -70,6 +70,7 @@ class ChoiceAnswer:
         vocabulary: Of the model.
         lead: What its text is told without, where it begins with it.
         may_call: It may hold calls of functions, whose marks are part of its text.
+        asked: What it answers, which may say how boxes stand in it.
 
     Attributes:
         stream: As given.
@@ -86,11 +87,13 @@ class ChoiceAnswer:
         lead: str = "",
         *,
         may_call: bool = False,
+        asked: str = "",
     ) -> None:
         self.stream = stream
         self._index = index
         self._engine = engine
         self._vocabulary = vocabulary
+        self._asked = asked
         self._told_texts: list[str] = []
         self._end_ids = frozenset(stream.sequence.eos_token_ids)
         self._text = AnswerText(
@@ -134,7 +137,7 @@ class ChoiceAnswer:
     def _grounded(self, rest: str) -> Grounded | None:
         """Return the whole answer read for boxes; None where the model says none."""
         grounding = self._vocabulary.grounding
-        return None if grounding is None else grounding.read("".join(self._told_texts) + rest)
+        return None if grounding is None else grounding.read("".join(self._told_texts) + rest, self._asked)
 
     def _told(self, choice: Choice) -> tuple[TokenLogprob, ...]:
         if choice.logprobs is None or choice.token_id in self._end_ids:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, ParameterError, TaskError
 from bundle.manifest import DualEncoderDims
+from bundle.similarity import similarity
 from bundle.text import TextBatch, Tokenizer
 from bundle.zero_shot import SLOT, label_text
 from runtime.canary import check_canary
@@ -42,6 +42,8 @@ from serving.settings import EngineSettings
 _PIECE_TEXTS = 8
 """Texts of one request that are tokenized and batched as one: each piece waits for its turn among other requests'."""
 _Text = str | Sequence[int]
+_Embedded = Sequence[Vectors]
+"""Of each input [E], or [m, E] of a model that keeps a vector for every token."""
 _BATCHES_AHEAD = 2
 """One batch of single texts runs while the next is made ready."""
 
@@ -76,7 +78,7 @@ class EmbeddingModel(VectorModel):
             seen = {} if self._vision is None else self._vision.sessions
             check_canary(bundle, {**seen, text_name: self._text})
         self._turns = Turns(_BATCHES_AHEAD * settings.text_batch_rows)
-        self._text_worker: BatchWorker[TextBatch, Vectors] = BatchWorker(
+        self._text_worker: BatchWorker[TextBatch, _Embedded] = BatchWorker(
             f"text-{manifest.name}", self._run_texts, _num_rows, settings.text_batch_rows, settings.patience
         )
 
@@ -98,25 +100,35 @@ class EmbeddingModel(VectorModel):
         self._run_texts([self._rows.batch(["warm-up"])])
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
-        """Return one unit vector per input, in order.
+        """Return one unit vector per input, in order, or one for each of its tokens.
 
         Raises:
             RequestError: No inputs, a size to which vectors are not cut, a text that is longer than the encoder reads
                 and not to be cut, ids that are no text of the model's, bytes that are not an image.
         """
         check_inputs(request, self._dims.sizes)
-        if request.granularity == "token":
-            raise ParameterError(f"task token_embed: {self._manifest.name} has one vector of each input", "task")
+        self._check_granularity(request)
         inputs = [_single(part) for part in request.inputs]
         with self._admission.admit():
             most_tokens = self._rows.most_tokens(request.truncate_tokens)
             texts = [_text_of(part) for part in inputs if not isinstance(part, ImagePart)]
             images = [part for part in inputs if isinstance(part, ImagePart)]
             of_texts, num_tokens, of_images = await self._embed_both(request.request_id, texts, images, most_tokens)
-        embeddings = np.empty((len(inputs), self._dims.embedding_size), np.float32)
-        is_image = np.array([isinstance(part, ImagePart) for part in inputs])
-        embeddings[~is_image], embeddings[is_image] = of_texts, of_images
-        return EmbedResult(cut(embeddings, request.dimensions, is_raw=request.is_raw), num_tokens)
+        left = {False: iter(of_texts), True: iter(of_images)}
+        vectors = [
+            cut(next(left[isinstance(part, ImagePart)]), request.dimensions, is_raw=request.is_raw) for part in inputs
+        ]
+        return EmbedResult(np.stack(vectors) if self._dims.vectors == "one" else tuple(vectors), num_tokens)
+
+    def _check_granularity(self, request: EmbedRequest) -> None:
+        """Refuse a request for vectors of inputs where tokens have their own, and the reverse."""
+        has_several = self._dims.vectors == "tokens"
+        if request.granularity == "token" and not has_several:
+            raise ParameterError(f"task token_embed: {self._manifest.name} has one vector of each input", "task")
+        if request.granularity == "input" and has_several:
+            raise ParameterError(
+                f"task embed: {self._manifest.name} has a vector for every token; ask for token_embed", "task"
+            )
 
     async def classify(self, request: ClassifyRequest) -> ClassifyResult:
         """Return every image's score for every label.
@@ -135,53 +147,54 @@ class EmbeddingModel(VectorModel):
         with self._admission.admit():
             prompts = [label_text(template, label) for label in request.labels for template in templates]
             of_texts, num_tokens, of_images = await self._embed_both(request.request_id, prompts, request.images)
-        of_labels = unit(unit(of_texts).reshape(len(request.labels), len(templates), -1).mean(axis=1))
-        return ClassifyResult(scores(unit(of_images) @ of_labels.T, self._dims), num_tokens)
+        of_images, of_texts = ([unit(own) for own in each] for each in (of_images, of_texts))
+        if self._dims.vectors == "tokens":
+            near = mean_similarities(of_images, of_texts, len(templates))
+            return ClassifyResult(scores(near, self._dims), num_tokens)
+        of_labels = unit(np.stack(of_texts).reshape(len(request.labels), len(templates), -1).mean(axis=1))
+        return ClassifyResult(scores(np.stack(of_images) @ of_labels.T, self._dims), num_tokens)
 
     async def _embed_both(
         self, owner: str, texts: Sequence[_Text], images: Sequence[ImagePart], most_tokens: int | None = None
-    ) -> tuple[Vectors, int, Vectors]:
+    ) -> tuple[_Embedded, int, _Embedded]:
         """Return the vectors of texts, the tokens they took, and the vectors of images, as the graphs give them."""
         of_texts = self._embed_texts(owner, texts, most_tokens)
         work: list[Coroutine[Any, Any, Any]] = [of_texts, self._embed_images(owner, images)]
         (vectors, num_tokens), of_images = await together(work)
         return vectors, num_tokens, of_images
 
-    async def _embed_texts(self, owner: str, texts: Sequence[_Text], most_tokens: int | None) -> tuple[Vectors, int]:
-        """Return [n, E] vectors and the tokens they took."""
+    async def _embed_texts(self, owner: str, texts: Sequence[_Text], most_tokens: int | None) -> tuple[_Embedded, int]:
+        """Return the vectors of texts and the tokens they took."""
         size = min(_PIECE_TEXTS, self._settings.text_batch_rows)
         pieces = [texts[start : start + size] for start in range(0, len(texts), size)]
         embedded = await together(self._embed_piece(owner, piece, most_tokens) for piece in pieces)
-        return self._joined([vectors for vectors, _ in embedded]), sum(num_tokens for _, num_tokens in embedded)
+        return [own for vectors, _ in embedded for own in vectors], sum(num_tokens for _, num_tokens in embedded)
 
-    async def _embed_piece(self, owner: str, texts: Sequence[_Text], most_tokens: int | None) -> tuple[Vectors, int]:
-        """Return [n, E] vectors of a few texts, and the tokens they took."""
+    async def _embed_piece(self, owner: str, texts: Sequence[_Text], most_tokens: int | None) -> tuple[_Embedded, int]:
+        """Return the vectors of a few texts, and the tokens they took."""
         async with self._turns.place(owner):
             rows = await self._pool.text.run(owner, self._rows.batch, texts, most_tokens)
             return await asyncio.wrap_future(self._text_worker.submit(rows)), rows.num_tokens
 
-    async def _embed_images(self, owner: str, images: Sequence[ImagePart]) -> Vectors:
-        """Return [n, E] vectors.
+    async def _embed_images(self, owner: str, images: Sequence[ImagePart]) -> _Embedded:
+        """Return the vectors of images.
 
         Raises:
             TaskError: The model embeds texts alone.
         """
         if not images:
-            return self._joined([])
+            return []
         if (vision := self._vision) is None:
             raise TaskError(f"{self._manifest.name} embeds texts alone; it has no image tower. Send texts.")
         decoded = await together(vision.decode(owner, image.data) for image in images)
         encoded = await together(vision.encode(owner, image) for image in decoded)
-        return self._joined([image.features for image in encoded])
+        return [image.features[0] for image in encoded]
 
-    def _joined(self, vectors: Sequence[npt.NDArray[Any]]) -> Vectors:
-        return np.concatenate([np.zeros((0, self._dims.embedding_size), np.float32), *vectors])
-
-    def _run_texts(self, rows: list[TextBatch]) -> list[Vectors]:
-        """Return the vectors [n, E] of each item's texts, of one run over all."""
-        vectors = encode_texts(self._text, rows, self._dims)
+    def _run_texts(self, rows: list[TextBatch]) -> list[_Embedded]:
+        """Return the vectors of each item's texts, of one run over all."""
+        vectors = [own.copy() for own in encode_texts(self._text, rows, self._dims)]
         ends = np.cumsum([_num_rows(item) for item in rows])
-        return [vectors[end - _num_rows(item) : end].copy() for item, end in zip(rows, ends, strict=True)]
+        return [vectors[end - _num_rows(item) : end] for item, end in zip(rows, ends, strict=True)]
 
 
 def _single(part: EmbedInput) -> TextPart | ImagePart | TokensPart:
@@ -205,6 +218,17 @@ def _text_of(part: TextPart | TokensPart) -> _Text:
 
 def _num_rows(batch: TextBatch) -> int:
     return len(batch.input_ids)
+
+
+def mean_similarities(images: _Embedded, texts: _Embedded, num_templates: int) -> Vectors:
+    """Return [images, labels] how near labels are to images: the mean over patches of their nearest token's cosine.
+
+    As FILIP scores an image with texts (arXiv 2111.07783, section 3.1), and the mean over the templates of a label
+    (section 3.3), whose texts stand together.
+    """
+    near = np.array([[similarity(image, text) / len(image) for text in texts] for image in images])
+    means: Vectors = near.reshape(len(images), -1, num_templates).mean(axis=-1).astype(np.float32)
+    return means
 
 
 def scores(cosines: Vectors, dims: DualEncoderDims) -> Vectors:

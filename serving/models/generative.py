@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from bundle.directory import Bundle
@@ -297,7 +298,8 @@ class GenerativeModel(Model):
                 stream = self._engine.submit(sequence)
                 submitted.callback(self._engine.cancel, stream)
                 calls = bool(request.tools)
-                choices.append(ChoiceAnswer(index, self._engine, stream, own, self._vocabulary, lead, may_call=calls))
+                made = partial(ChoiceAnswer, index, self._engine, stream, own, self._vocabulary, lead)
+                choices.append(made(may_call=calls, asked=prepared.asked))
             yield choices
 
     def _shadow(self, request: GenerateRequest, prepared: Prepared, end_ids: Sequence[int]) -> EngineSequence | None:

@@ -38,6 +38,7 @@ class Prepared:
         structure: That every choice is held to.
         compression: What becomes of the prompt's rows once it was read.
         against: What every choice is held against; None: nothing.
+        asked: The text of the last user's message.
         num_image_tokens: Of the images, read or not.
         num_cached_image_tokens: Those whose features were not encoded for this request.
         preprocess_s: Decoding, templating, tokenizing, resizing.
@@ -52,6 +53,7 @@ class Prepared:
     structure: CompiledStructure | None
     compression: Compression | None
     against: Against | None
+    asked: str
     num_image_tokens: int
     num_cached_image_tokens: int
     preprocess_s: float

@@ -9,7 +9,7 @@ from functools import partial
 
 from bundle.errors import ContextLengthError, ImageError
 from bundle.prompt import Prompt, PromptBuilder, Turn
-from bundle.question import QuestionIds, QuestionReader
+from bundle.question import QuestionIds, QuestionReader, question_of
 from runtime.cache_shape import CacheShape
 from runtime.fused_prefix import FusedPrefix
 from runtime.task_vector import TaskVector
@@ -58,6 +58,12 @@ class _Place:
     num_images: int
     wants_pixels: bool = False
     question: QuestionIds | None = None
+
+
+def _texts_of(messages: Sequence[Message]) -> list[Turn]:
+    """Return a conversation without what it shows."""
+    said = [(each.role, tuple(part.text for part in each.parts if isinstance(part, TextPart))) for each in messages]
+    return [Turn(role, texts) for role, texts in said]
 
 
 def _shown(message: Message) -> list[ImagePart | VideoPart]:
@@ -118,8 +124,7 @@ class Preparing:
         prompted_s = time.monotonic()
         encoded = await together(self.vision.encode(owner, each) for visual in visuals for each in visual.pictures)
         images = await self._filled(owner, visuals, encoded)
-        kept_rows = sum(image.num_rows for image in images if image.is_kept)
-        num_tokens, num_cached = prompt.num_image_tokens, self.reducing.num_places(reduction, kept_rows)
+        num_tokens, num_cached = prompt.num_image_tokens, self._num_kept(prompt, images, reduction)
         if reduction is not None and images:
             shown = Shown(prompt, request.messages, visuals, images)
             prompt, images = await self.pool.images.run(owner, self.reducing.apply, reduction, shown)
@@ -136,6 +141,7 @@ class Preparing:
             structure,
             compression,
             against,
+            question_of(_texts_of(request.messages)),
             num_tokens,
             num_cached,
             preprocess_s,
@@ -166,6 +172,12 @@ class Preparing:
         )
         timings = Timings(total_s=time.monotonic() - arrived_s)
         return FinishedEvent("stop", usage, timings, vector.to_bytes(), vector.num_heads)
+
+    def _num_kept(self, prompt: Prompt, images: Sequence[EncodedImage], reduction: ImageReduction | None) -> int:
+        """Return how many of a prompt's image tokens are of images that were not encoded for it."""
+        if prompt.memory is not None:  # whose rows take no places in the prompt
+            return sum(span.end - span.start for span in prompt.spans if images[span.image].is_kept)
+        return self.reducing.num_places(reduction, sum(image.num_rows for image in images if image.is_kept))
 
     async def _against(self, request: GenerateRequest, prompt: Prompt, visuals: Sequence[Visual]) -> Against | None:
         """Return what an answer is held against: its prompt with images under noise, or one that shows nothing."""
@@ -228,10 +240,7 @@ class Preparing:
         """Return what the vision encoder reads beside every image of a request; None where it sees images alone."""
         if self.questions is None:
             return None
-        texts = [
-            (message.role, [part.text for part in message.parts if isinstance(part, TextPart)]) for message in messages
-        ]
-        return await self.pool.text.run(owner, self.questions.ids, [Turn(role, tuple(own)) for role, own in texts])
+        return await self.pool.text.run(owner, self.questions.ids, _texts_of(messages))
 
     async def _filled(
         self, owner: str, visuals: Sequence[Visual], encoded: Sequence[EncodedImage]

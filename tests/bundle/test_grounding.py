@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bundle.grounding import GroundedObject, PatchGrounding
+from bundle.grounding import GroundedObject, LocationGrounding, PatchGrounding
 
 OF_TWO = "<patch_index_0003><patch_index_0067></delimiter_of_multi_objects/><patch_index_0100><patch_index_0103>"
 
@@ -57,3 +57,66 @@ def test_what_is_no_mark_is_said() -> None:
     found = PatchGrounding(side=4).read("1 < 2 > 0<phrase> <b></phrase><object><patch_index_0><patch_index_5></object>")
     assert found.text == "1 < 2 > 0 <b>"
     assert found.objects == (GroundedObject(None, 13, 13, ((0.125, 0.125, 0.375, 0.375),)),)
+
+
+QUADS, OUTLINES = "with regions?", "with mask"
+LOCATIONS = LocationGrounding(bins=1000, quads=(QUADS,), outlines=(OUTLINES,))
+SIDE_PX = 10_000  # a bin is ten pixels, its middle a whole number
+
+
+def located(*numbers: int) -> str:
+    return "".join(f"<loc_{number}>" for number in numbers)
+
+
+@pytest.mark.parametrize(
+    ("form", "asked", "said"),
+    [
+        (
+            "description_with_bboxes",
+            "Locate",
+            f"car{located(1, 2, 30, 40)}door handle{located(5, 6, 7, 8, 9, 1, 99, 999)}",
+        ),
+        ("description_with_bboxes", "Locate", f" a wheel{located(5, 6, 7, 8, 9)}"),
+        ("bboxes", "Locate", located(0, 0, 999, 999, 4, 5, 6, 7)),
+        ("ocr", QUADS, f"STOP{located(1, 2, 30, 2, 30, 40, 1, 40)}No 7{located(50, 60, 70, 61, 71, 80, 51, 79)}"),
+        ("polygons", f"the cat {OUTLINES}", located(1, 2, 30, 2, 30, 40, 9)),
+        ("polygons", OUTLINES, f"{located(1, 2, 30, 2, 30, 40)}<sep>{located(50, 60, 70, 61, 71, 80)}"),
+        ("description_with_polygons", "a cat", f"a cat<poly>{located(1, 2, 30, 2, 30, 40)}</poly>"),
+    ],
+)
+def test_locations_are_those_of_transformers_processor(form: str, asked: str, said: str) -> None:
+    from transformers.models.florence2.processing_florence2 import Florence2PostProcessor
+
+    class Words:
+        all_special_tokens: tuple[str, ...] = ()
+
+    theirs = Florence2PostProcessor({form: {}}, Words())(text=said, image_size=(SIDE_PX, SIDE_PX), parse_tasks=form)[
+        form
+    ]
+    found = LOCATIONS.read(said, asked)
+    ours = []
+    for each in found.objects:
+        assert found.text[each.start : each.end] == (each.text or "")
+        ours += [(each.text or "", _pixels(shape)) for shape in each.polygons or each.boxes]
+    expected = []
+    for each in theirs:
+        shapes = each.get("polygons") or [each.get("bbox") or each["quad_box"]]
+        expected += [(each.get("cat_name", each.get("text")), list(shape)) for shape in shapes]
+    assert ours == expected
+    assert ours
+
+
+def _pixels(shape: tuple[float, ...]) -> list[int]:
+    return [round(number * SIDE_PX) for number in shape]
+
+
+def test_outlines_have_the_boxes_around_them() -> None:
+    (found,) = LOCATIONS.read(f"STOP{located(10, 2, 30, 4, 28, 40, 8, 38)}", QUADS).objects
+    assert found.boxes == ((0.0085, 0.0025, 0.0305, 0.0405),)
+    assert len(found.polygons[0]) == 8
+
+
+def test_what_names_no_place_is_text_and_places_beyond_the_bins_are_dropped() -> None:
+    assert LOCATIONS.read("a < b and <b>bold</b> ").text == "a < b and <b>bold</b> "
+    found = LOCATIONS.read(f"a cat{located(1, 2, 3, 1000)}a dog{located(1, 2, 3)} and more", "Locate")
+    assert (found.text, found.objects) == ("a cat, a dog, and more", ())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from checkpoints import (
     CONTROL,
     CONTROL_IDS,
@@ -16,6 +17,7 @@ from checkpoints import (
     save_processor,
     write_json,
 )
+from safetensors.numpy import load_file, save_file
 from weight_shapes import Config, Shapes, decoder_shapes, linear_shapes, norm_shapes, tower_shapes
 
 PATCH_PX = 70
@@ -25,7 +27,7 @@ PATCH_PX = 70
 def geometries() -> dict[str, Config]:
     """Return configs by what is odd about them."""
     return {
-        "three-of-five-experts": _config({"moe_num_experts": 5, "moe_topk": 3, "moe_num_shared_experts": 1}),
+        "two-of-nine-experts": _config({"moe_num_experts": 9, "moe_topk": 2, "moe_num_shared_experts": 1}),
         "one-expert-new-layout": _config(
             {
                 "hidden_size": 48,
@@ -82,6 +84,7 @@ def _config(text: Config, vision: Config | None = None, **top: object) -> Config
 def save(folder: Path, config: Config) -> None:
     """Write a whole checkpoint into `folder`, in float32, under the names of the published one or of transformers 5."""
     save_model(folder, config, _shapes(config))
+    _redraw(folder / "model.safetensors")
     write_json(folder / "generation_config.json", CONTROL_IDS)
     images = {
         "image_processor_type": "AriaImageProcessor",
@@ -98,6 +101,17 @@ def save(folder: Path, config: Config) -> None:
     save_processor(folder, "AriaProcessor", images, size_conversion=tokens)
     save_byte_tokenizer(folder, CONTROL, **NAMED, extra_special_tokens={"image_token": "<image>"})
     (folder / "chat_template.jinja").write_text(TEMPLATE)
+
+
+def _redraw(file: Path) -> None:
+    """Draw experts as large as other matrices are, whose last axis is of inputs; and let no answer hold an image."""
+    weights = load_file(file)
+    for name in weights:
+        if ".experts." in name:
+            weights[name] = weights[name] * np.float32(weights[name].shape[2] ** 0.5)
+        if "lm_head." in name:
+            weights[name][IMAGE_TOKEN_ID] = 0  # never the largest score
+    save_file(weights, file, {"format": "pt"})
 
 
 def _shapes(config: Config) -> Shapes:

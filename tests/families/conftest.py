@@ -61,6 +61,16 @@ class Sample:
             return self.family.processor(self.checkpoint)
         return AutoProcessor.from_pretrained(self.checkpoint, backend="pil")
 
+    def conversations(self, given: dict[str, Any]) -> dict[str, list[str | Image.Image]]:
+        """Return messages that the family takes: those given, or its own in their place."""
+        own = getattr(self.family, "conversations", None)
+        return given if own is None else own(given)
+
+    @property
+    def takes_videos(self) -> bool:
+        """Whether a prompt may have several images."""
+        return getattr(self.family, "TAKES_VIDEOS", True)
+
     def bundle(self, dialect: str = "contrib") -> Bundle:
         """Return the bundle in a dialect, exported once."""
         folder = self.made / dialect

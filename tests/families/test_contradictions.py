@@ -13,8 +13,15 @@ from bundle.errors import UnsupportedConfigError
 from export.exporter import export_checkpoint
 
 CONFIG, PROCESSOR = "config.json", "processor_config.json"
+
+
+def _moe(**changes: Any) -> dict[str, Any]:
+    stated = {"moe_enable": True, "top_k_experts": -1, "moe_layers_idx": [0, 1], "num_experts": [4, 3]}
+    return {"text_config": {"moe": {**stated, **changes}}}
+
+
 REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
-    ("aria", CONFIG, {"text_config": {"moe_topk": 6}}, "6 experts are chosen for each token, of 5"),
+    ("aria", CONFIG, {"text_config": {"moe_topk": 10}}, "10 experts are chosen for each token, of 9"),
     ("aria", CONFIG, {"text_config": {"hidden_act": "gelu"}}, "hidden_act is 'gelu'; only 'silu' is built"),
     ("aria", CONFIG, {"vision_feature_layer": -2}, "vision_feature_layer is -2"),
     ("aria", CONFIG, {"projector_patch_to_query_dict": {"50": 3}}, "images are squares of patches"),
@@ -56,6 +63,8 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
         {"image_processor": {"size": {"shortest_edge": 20, "longest_edge": 99}}},
         "98 pixels at most",
     ),
+    ("llava_pooled", CONFIG, {"pool_out_size": 9}, "pool_out_size 9: pool_adapter wants 1 to 4"),
+    ("llava_pooled", CONFIG, {"vision_feature_select_strategy": "full"}, "means are over patches alone"),
     ("mm1", CONFIG, {"projector_config": {"num_query_tokens": 8}}, "num_query_tokens 8: wanted is a square, of 1 to 4"),
     ("mm1", CONFIG, {"projector_config": {"num_query_tokens": 25}}, "num_query_tokens 25"),
     ("mm1", CONFIG, {"projector_config": {"mlp_depth": 0}}, "depth 2 and mlp_depth 0"),
@@ -80,7 +89,16 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("internvl_chat", CONFIG, {"template": "phi3-chat"}, "template is 'phi3-chat'"),
     ("internvl_chat", CONFIG, {"force_image_size": 48}, "force_image_size is 48; only 24"),
     ("internvl_chat", CONFIG, {"downsample_ratio": 0.2}, "n dividing the 8 patches"),
-    ("llava_linear", CONFIG, {"mm_projector_type": "mlp3x_gelu"}, "'mlp3x_gelu'.*mlp2x_gelu and linear"),
+    ("llava_stablelm_dynmoe", CONFIG, _moe(top_k_experts=2), "top_k_experts is 2; only -1 is built"),
+    ("llava_stablelm_dynmoe", CONFIG, _moe(num_experts=[4]), r"num_experts \[4\] for moe_layers_idx \[0, 1\]"),
+    (
+        "llava_stablelm_dynmoe",
+        CONFIG,
+        _moe(moe_layers_idx=[0, 2]),
+        r"experts in layers \[0, 2\]; wanted are layers 0 to 1",
+    ),
+    ("wepoints", CONFIG, {"llm_config": {"model_type": "phi"}}, "'phi': the decoders built are qwen2 and qwen3"),
+    ("llava_linear", CONFIG, {"mm_projector_type": "mlp3x_gelu"}, "'mlp3x_gelu'.*mlp2x_gelu, linear and"),
     ("llava_onevision", CONFIG, {"vision_aspect_ratio": "anyres"}, "vision_aspect_ratio is 'anyres' in config.json"),
     ("llava_onevision", PROCESSOR, {"vision_aspect_ratio": "anyres_max_3"}, "'anyres_max_3' in the processor"),
     ("llava_onevision", PROCESSOR, {"num_image_tokens": 729}, "num_image_tokens 729.*make 16 tokens"),

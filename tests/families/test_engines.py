@@ -1,7 +1,7 @@
 """Engines of families whose graphs have what TensorRT's operators lack, built on a CPU by TensorRT-RTX. None is run.
 
 One family of each kind: images of any shape beside states of fixed size (lfm2_vl), keys wider than values (got_ocr2),
-capped scores (llava_gemma2). docs/tensorrt.md says what became of all the others.
+groups of a video's frames (qwen3_vl), capped scores (llava_gemma2). docs/tensorrt.md says what became of the others.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def rtx() -> Library:
         ("lfm2_vl", "vision_encoder", True),
         ("lfm2_vl", "decoder", False),
         ("got_ocr2", "vision_encoder", False),
+        ("qwen3_vl", "vision_encoder", False),
         ("llava_gemma2", "decoder", False),
     ],
 )
@@ -79,7 +80,11 @@ def test_a_cross_encoders_images_have_sizes_too(vilt_checkpoint: Path, tmp_path:
 
 @pytest.mark.parametrize(
     ("family", "message"),
-    [("mllama", "memory of images.*ONNX Runtime's CPU"), ("aki", "see one another.*serve the bundle on ONNX Runtime")],
+    [
+        ("instructblip", "questions of any length.*ONNX Runtime's CPU"),
+        ("mllama", "memory of images.*ONNX Runtime's CPU"),
+        ("aki", "see one another.*serve the bundle on ONNX Runtime"),
+    ],
 )
 def test_what_no_engine_can_run_is_refused_by_name_before_anything_is_built(
     rtx: Library, sample_of: Any, tmp_path: Path, family: str, message: str

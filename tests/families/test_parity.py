@@ -56,7 +56,7 @@ def sample(request: pytest.FixtureRequest, sample_of: Any) -> Any:
 def test_prompts_are_the_processors_token_by_token(sample: Any, conversations: dict[str, Any]) -> None:
     bundle = sample.bundle()
     builder, spec = PromptBuilder.from_bundle(bundle), ImageSpec.read(bundle.path(PREPROCESSOR))
-    for name, parts in conversations.items():
+    for name, parts in sample.conversations(conversations).items():
         shown = images_of(parts)
         layouts = [spec.among(len(shown)).layout(*image.size) for image in shown]
         found = builder.build(turns_of(parts), layouts)
@@ -68,7 +68,7 @@ def test_answers_are_greedy_by_the_references_logits(sample: Any, conversations:
     """Or a token's logit is as high: which of two such is the largest, the order of a sum decides."""
     runner = VisionLanguageRunner(sample.bundle(dialect), SETTINGS)
     said = set[int]()
-    for name, parts in conversations.items():
+    for name, parts in sample.conversations(conversations).items():
         prefilled = runner.prefill(runner.prompt(turns_of(parts), images_of(parts)), GREEDY_TOKENS)
         tokens = [token for token, _ in zip(runner.greedy_tokens(prefilled), range(GREEDY_TOKENS), strict=False)]
         expected = sample.logits(sample.inputs(parts), tokens[:-1])
@@ -85,11 +85,12 @@ def test_quantized_variants_say_nearly_the_same(
     family: str, weights: str, least: float, sample_of: Any, conversations: dict[str, Any], tmp_path: Path
 ) -> None:
     """As nearly as random weights do: 270 numbers that have nothing to do with others agree by 0.2 once in 1000."""
-    parent = sample_of(family, 0).bundle()
+    sample = sample_of(family, 0)
+    parent = sample.bundle()
     quantize_bundle(parent.directory, tmp_path / weights, weights=weights)
     runner = VisionLanguageRunner(open_bundle(tmp_path / weights, allow_ungated=True), SETTINGS)
     whole = VisionLanguageRunner(parent, SETTINGS)
-    parts = conversations["two images"]
+    parts = sample.conversations(conversations)["two images"]
     prompts = [each.prompt(turns_of(parts), images_of(parts)) for each in (whole, runner)]
     answer = whole.reply_ids(whole.prefill(prompts[0], 4), 4)
     expected, found = whole.answer_logits(prompts[0], answer), runner.answer_logits(prompts[1], answer)
@@ -113,26 +114,27 @@ def test_tiles_of_one_size_are_encoded_together_as_alone(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_served_chats_say_what_one_request_says(family: str, sample_of: Any, conversations: dict[str, Any]) -> None:
-    bundle = sample_of(family, 0).bundle()
+    sample = sample_of(family, 0)
+    bundle, asked = sample.bundle(), sample.conversations(conversations)
     runner = VisionLanguageRunner(bundle, SETTINGS)
-    chats = [conversations["two images"], conversations["one image"], conversations["one image"]]
+    chats = [asked["two images"], asked["one image"], asked["one image"]]
 
     frame = images_of(chats[1])[0]
 
-    async def main() -> tuple[list[list[int]], int]:
+    async def main() -> tuple[list[list[int]], int | None]:
         settings = EngineSettings(max_sequences=3, intra_threads=1)
         pool = PreprocessPool(settings)
         model = GenerativeModel(bundle, settings, pool)
         model.start()
         try:
             said = await asyncio.gather(*(_served(model, parts) for parts in chats))
-            return said, await _tokens_of_frames(model, frame)
+            return said, await _tokens_of_frames(model, frame) if sample.takes_videos else None
         finally:
             model.close()
             pool.close()
 
     answers, frame_tokens = asyncio.run(main())
-    assert frame_tokens == _tokens_of_two(bundle, frame)
+    assert not sample.takes_videos or frame_tokens == _tokens_of_two(bundle, frame)
     for parts, tokens in zip(chats, answers, strict=True):
         prefilled = runner.prefill(runner.prompt(turns_of(parts), images_of(parts)), 12)
         said = [token for token in tokens if token not in bundle.manifest.eos_token_ids]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import pickle
+import re
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -21,11 +22,13 @@ from bundle.errors import (
     CheckpointError,
     ContextLengthError,
     ParameterError,
+    PromptError,
     QuantizationError,
     SignatureError,
     UnsupportedConfigError,
 )
-from bundle.prompt import Placeholder, Turn
+from bundle.image import TileLayout
+from bundle.prompt import Placeholder, PromptBuilder, Turn
 from bundle.question import QuestionReader
 from export.embedding import EmbeddingOptions
 from export.exporter import export_checkpoint
@@ -103,9 +106,12 @@ def is_greedy(sample: Any, inputs: Any, tokens: list[int]) -> bool:
     return bool((chosen > logits.max(axis=1) - TOLERANCE).all())
 
 
+@pytest.mark.parametrize("family", ["instructblip", "florence2"])
 def test_an_image_asked_two_questions_is_answered_as_by_transformers_whatever_is_kept(
-    sample: Any, picture: Image.Image
+    family: str, sample_of: Any, picture: Image.Image
 ) -> None:
+    sample = sample_of(family, 1)
+
     async def main() -> None:
         with serving(sample.bundle()) as model:
             requests = [asking(picture, question) for question in QUESTIONS]
@@ -114,7 +120,7 @@ def test_an_image_asked_two_questions_is_answered_as_by_transformers_whatever_is
             for question, (tokens, first), (repeated, second) in zip(QUESTIONS, together, again, strict=True):
                 assert tokens == repeated
                 assert (first.cached_image_tokens, second.cached_image_tokens) == (0, second.image_tokens)
-                assert second.cached_tokens > 0
+                assert bool(second.cached_tokens) == bool(second.image_tokens)  # no prompt is kept beside a memory
                 assert is_greedy(sample, sample.inputs([picture, question]), tokens)
             assert not is_greedy(sample, sample.inputs([picture, QUESTIONS[1]]), together[0][0])
 
@@ -201,6 +207,72 @@ def test_an_encoder_in_another_process_reads_the_question_there(sample: Any, pic
                     assert is_greedy(sample, sample.inputs([picture, question]), tokens)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "<OD>",
+        "<CAPTION>",
+        "<OCR_WITH_REGION>",
+        "<CAPTION_TO_PHRASE_GROUNDING> A cat and a dog.",
+        "<REGION_TO_CATEGORY><loc_3><loc_4><loc_10><loc_11>",
+        "<REFERRING_EXPRESSION_SEGMENTATION>the cat",
+        "what is in it?",
+    ],
+)
+def test_florence_reads_tasks_in_the_words_that_it_was_trained_on(
+    asked: str, sample_of: Any, picture: Image.Image
+) -> None:
+    sample = sample_of("florence2", 0)
+    reader = QuestionReader.from_bundle(sample.bundle())
+    assert reader is not None
+    rows = sample.processor.num_image_tokens
+    assert list(reader.ids(asked_turns(asked))) == sample.inputs([picture, asked])["encoder_ids"][0, rows:].tolist()
+
+
+def test_florence_refuses_what_its_processor_does_not_take(sample_of: Any) -> None:
+    bundle = sample_of("florence2", 0).bundle()
+    reader, prompts = QuestionReader.from_bundle(bundle), PromptBuilder.from_bundle(bundle)
+    assert reader is not None
+    with pytest.raises(PromptError, match=r"<OD> asks 'Locate the objects .*send it alone"):
+        reader.ids(asked_turns("<OD> of cats"))
+    assert 258 not in reader.ids(asked_turns("</s> in a text"))[1:-1]  # of a control token, its letters are read
+    for turns, layouts, told in (
+        ([Turn("user", ("hello",))], [], "hold 0 images"),
+        ([Turn("user", (Placeholder.IMAGE, Placeholder.IMAGE, "x"))], [TileLayout()] * 2, "hold 2 images"),
+        ([*asked_turns("a"), Turn("assistant", ("b",)), Turn("user", ("c",))], [TileLayout()], "knows no conversation"),
+    ):
+        with pytest.raises(PromptError, match=told):
+            prompts.build(turns, layouts)
+    with pytest.raises(PromptError, match="Send exactly one"):
+        prompts.of_text("a text to go on with", max_tokens=50)
+    with pytest.raises(PromptError, match="Send exactly one"):
+        prompts.of_ids([5, 6])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"vision_config": {"dim_embed": [128]}}, "Florence-2's own code; take one in transformers' layout"),
+        ({"vision_config": {"patch_padding": [2, 1]}}, "kernels of 7 padded by 2"),
+        ({"vision_config": {"depths": [1]}}, "differ in length"),
+        ({"vision_config": {"projection_dim": 8}}, "projection_dim"),
+        ({"text_config": {"scale_embedding": True}}, "scale_embedding"),
+        ({"text_config": {"decoder_start_token_id": 7}}, "decoder_start_token_id 7"),
+        ({"text_config": {"max_position_embeddings": 17}}, "17 rows of an image leave no room for a question among 17"),
+    ],
+)
+def test_florence_refuses_switches_that_are_not_built(
+    change: dict[str, dict[str, Any]], told: str, sample_of: Any, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(sample_of("florence2", 0).checkpoint, tmp_path / "checkpoint")
+    config = json.loads((folder / "config.json").read_text())
+    for part, values in change.items():
+        config[part] |= values
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedConfigError, match=re.escape(told)):
+        export_checkpoint(folder, tmp_path / "bundle")
 
 
 def test_prefixes_made_before_a_question_are_refused(sample: Any, picture: Image.Image) -> None:

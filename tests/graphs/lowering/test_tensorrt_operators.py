@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 
 from bundle.directory import read_manifest
 from bundle.errors import SettingsError
 from bundle.form import Form
 from graphs.layers import find_linears
-from graphs.lowering.tensorrt_operators import Verdict, Version, judge_graph, read_version
+from graphs.lowering.tensorrt_operators import Verdict, Version, judge_graph, missing, read_version
 from graphs.store import open_graph, save_graph
 from quant.weights.qdq_int4 import DequantizedInt4
 
@@ -75,3 +78,11 @@ def test_versions_are_read(text: str, version: tuple[int, int]) -> None:
 def test_other_texts_are_no_versions(text: str) -> None:
     with pytest.raises(SettingsError, match=r"10\.3|10\.1"):
         read_version(text)
+
+
+@pytest.mark.parametrize(("mode", "lacking"), [("linear", ()), ("cubic", ("Resize in mode cubic",))])
+def test_modes_of_resize_are_those_of_the_tables(model_of: Any, mode: str, lacking: tuple[str, ...]) -> None:
+    nodes = [("Resize", ["x", "none", "none", "sizes"], "y", {"mode": mode})]
+    weights = {"none": np.zeros(0, np.float32), "sizes": np.array([1, 1, 8, 8])}
+    model = model_of({"x": (ir.DataType.FLOAT, [1, 1, 4, 4])}, nodes, weights, ["y"], opset=20)
+    assert tuple(missing(model, (10, 3))) == lacking

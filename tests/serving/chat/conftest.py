@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from bundle.errors import EngineDeadError
+from bundle.errors import EngineDeadError, PromptError
 from serving.api.app import create_app
 from serving.chat.answerer import Took
 from serving.chat.session import Session, Voice
@@ -28,18 +28,22 @@ class Parrot:
         asked: What it was asked, in OpenAI's form.
         fails: It breaks off after the first word.
         hangs: It waits for ever after the first word.
+        knows_turns: It goes on with a conversation; PaliGemma's template does not.
     """
 
     name: str = "parrot"
     asked: list[list[dict[str, Any]]] = field(default_factory=list)
     fails: bool = False
     hangs: bool = False
+    knows_turns: bool = True
 
     async def start(self) -> None:
         pass
 
     async def answer(self, talk: Talk, question: str) -> AsyncGenerator[str | Took, None]:
         self.asked.append(talk.messages(question))
+        if talk.turns and not self.knows_turns:
+            raise PromptError("this model answers one message")
         for place, word in enumerate(question.split()):
             yield f" {word}"
             if self.fails and place == 0:

@@ -35,6 +35,19 @@ def test_a_question_goes_with_what_was_said_before(heard: Any, parrot: Any) -> N
     assert heard.notes[-1] == "7 prompt tokens (0 of images), first token 100 ms, 9 tokens, 8 tokens/s"
 
 
+def test_a_model_that_cannot_go_on_is_told_of_with_how_to_begin_anew(heard: Any, parrot: Any) -> None:
+    parrot.knows_turns = False
+    heard.take("one", "two")
+    assert heard.troubles == ["this model answers one message"]
+    assert "/clear" in heard.notes[-1]
+    heard.take("/clear", "two")
+    assert heard.answers[-2:] == [" two", "\n"]
+    parrot.knows_turns = parrot.fails = True
+    heard.take("three four")  # what breaks off is no fault of the conversation
+    assert heard.session.talk.turns
+    assert "/clear" not in heard.notes[-1]
+
+
 def test_a_picture_goes_with_the_next_question_and_stays_in_the_history(heard: Any, parrot: Any, cat: Path) -> None:
     heard.take(f"/image {cat}", "what?", "and now?")
     assert [shown(message) for message in parrot.asked[0]] == [1]

@@ -25,7 +25,7 @@ class _Embeddings(Module):
         return op.Add(self.patch_embedding(op, pixel_values), places)
 
 
-class PatchLayer(Module):
+class BarePatches(Module):
     """Patches of tiles of one size, and nothing behind them.
 
     Args:

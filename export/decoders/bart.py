@@ -1,0 +1,155 @@
+"""BART's decoder (arXiv 1910.13461): learned positions, norms behind sums, and a memory that every layer attends to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+from onnxscript import OpBuilder
+
+from bundle import tensors
+from bundle.manifest import TensorSpec
+from bundle.states import MemoryPlace, State
+from export.config import DecoderConfig, Raw, read_sizes, require
+from export.decoders.decoder import Decoder
+from export.nn.attention import CachedAttention
+from export.nn.bart_encoder import FIRST_PLACE
+from export.nn.cross_attention import MemoryAttention
+from export.nn.decoder_layer import Around, Left
+from export.nn.dialect import CacheRows, Dialect
+from export.nn.linear import Embedding
+from export.nn.mlp import FeedForward
+from export.nn.module import Module
+from export.nn.norms import LayerNorm
+from export.nn.rotary import Angles
+
+DEFAULTS: Raw = {
+    "vocab_size": 50_265,
+    "d_model": 1024,
+    "encoder_layers": 12,
+    "encoder_attention_heads": 16,
+    "encoder_ffn_dim": 4096,
+    "decoder_layers": 12,
+    "decoder_attention_heads": 16,
+    "decoder_ffn_dim": 4096,
+    "activation_function": "gelu",
+    "max_position_embeddings": 1024,
+}
+EPS = 1e-5
+"""Of PyTorch's LayerNorm, which no config of the model changes."""
+MEMORY_ROWS = "memory_rows"
+"""How many rows of what the encoder made a sequence can hold; the family adds it to the text config."""
+
+
+class _Entrance(Module):
+    """Learned positions added to embeddings, and a norm of the sum."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__("")
+        self.embed_positions = Embedding(config.max_positions + FIRST_PLACE, config.hidden_size)
+        self.layernorm_embedding = LayerNorm(config.hidden_size, EPS)
+
+    def forward(self, op: OpBuilder, x: ir.Value, position_ids: ir.Value) -> ir.Value:
+        """Return [B, T, D] of x [B, T, D] at places [B, T]."""
+        places = self.embed_positions(op, op.Add(position_ids, FIRST_PLACE))
+        return self.layernorm_embedding(op, op.Add(x, places))
+
+
+class _Layer(Module):
+    """Attention to what was said, attention to the memory, a feed-forward: each normed with its residual."""
+
+    def __init__(self, config: DecoderConfig, dialect: Dialect, number: int) -> None:
+        super().__init__()
+        self.self_attn = CachedAttention(config, dialect, number, out_name="out_proj")
+        self.self_attn_layer_norm = LayerNorm(config.hidden_size, EPS)
+        self.encoder_attn = MemoryAttention(config, bias=True, out_name="out_proj")
+        self.encoder_attn_layer_norm = LayerNorm(config.hidden_size, EPS)
+        self.feed_forward = FeedForward(config, name="")
+        self.final_layer_norm = LayerNorm(config.hidden_size, EPS)
+
+    def forward(self, op: OpBuilder, x: ir.Value, around: Around, states: Sequence[ir.Value]) -> Left:
+        """Return what is left of x [B, T, D]; states are keys and values of text, then those of the memory."""
+        past, memory = CacheRows(*states[:2]), states[2:]
+        attended, present, queries = self.self_attn(op, x, around.first_angles, past, around.lengths)
+        x = self.self_attn_layer_norm(op, op.Add(x, attended))
+        x = self.encoder_attn_layer_norm(op, op.Add(x, self.encoder_attn(op, x, *memory, around.more[0])))
+        x = self.final_layer_norm(op, op.Add(x, self.feed_forward(op, x)))
+        return Left(x, (present.key, present.value), queries)
+
+
+class _Nothing(Module):
+    """In the place of a norm behind the last layer, which has its own."""
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        return x
+
+
+class Bart(Decoder):
+    """`model_type` bart, its decoder.
+
+    Args:
+        config: Sizes.
+        memory_rows: M, of one sequence.
+    """
+
+    def __init__(self, config: DecoderConfig, memory_rows: int) -> None:
+        super().__init__(config)
+        self._memory_rows = memory_rows
+
+    @classmethod
+    def read(cls, raw: Raw) -> Bart:
+        """Return the decoder that a text config describes, with `MEMORY_ROWS` beside its own keys.
+
+        Raises:
+            UnsupportedConfigError: Scaled embeddings.
+        """
+        require(raw, [("scale_embedding", False)])
+        merged = {**DEFAULTS, **raw}
+        sizes = {
+            **merged,
+            "hidden_size": merged["d_model"],
+            "num_hidden_layers": merged["decoder_layers"],
+            "num_attention_heads": merged["decoder_attention_heads"],
+            "intermediate_size": merged["decoder_ffn_dim"],
+            "hidden_act": merged["activation_function"],
+            "rms_norm_eps": EPS,
+            "attention_bias": True,
+        }
+        return cls(read_sizes(sizes, qkv_bias=True), int(merged.get(MEMORY_ROWS, 1)))
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What each token sees of the memory."""
+        return (TensorSpec(name=tensors.MEMORY_SEEN, dtype="int64", shape=("B", "T", 3)),)
+
+    def entrance(self) -> Module:
+        """Return learned positions and their norm."""
+        return _Entrance(self.config)
+
+    def angles(self, op: OpBuilder, position_ids: ir.Value) -> tuple[Angles, ...]:
+        """Return none: nothing turns."""
+        return ()
+
+    def layer(self, dialect: Dialect, number: int) -> Module:
+        """Return both attentions and a feed-forward."""
+        return _Layer(self.config, dialect, number)
+
+    def norm(self, dialect: Dialect) -> Module:
+        """Return nothing: the last layer ends with a norm."""
+        return _Nothing()
+
+    def states_of(self, number: int) -> tuple[State, ...]:
+        """Return keys and values of text, then those of the memory."""
+        heads, size, rows = self.config.num_kv_heads, self.config.head_size, self._memory_rows
+        first = 2 * number * heads * size
+        key = MemoryPlace(first_column=first, row_axis=3)
+        value = MemoryPlace(first_column=first + heads * size, row_axis=2)
+        return (
+            *super().states_of(number),
+            _memory(f"cross_key_values.{number}.key", ("B", heads, size, rows), key),
+            _memory(f"cross_key_values.{number}.value", ("B", heads, rows, size), value),
+        )
+
+
+def _memory(name: str, shape: tuple[int | str, ...], place: MemoryPlace) -> State:
+    return State(input=name, kind="memory", dtype="float32", shape=shape, memory=place)

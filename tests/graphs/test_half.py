@@ -1,0 +1,33 @@
+"""What becomes float16 and what does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from graphs.half import halve_inside
+
+
+def test_the_places_that_topk_gives_stay_whole_numbers(model_of: Any, run: Any) -> None:
+    x = (ir.DataType.FLOAT, ["B", 5])
+    nodes = [("Identity", ["x"], "scores", {}), ("Abs", ["scores"], "y", {})]
+    model = model_of({"x": x}, nodes, {"k": np.array([2], np.int64)}, ["y"])
+    graph = model.graph
+    (scores,) = (node.outputs[0] for node in graph if node.name == "scores")
+    found = ir.node(
+        "TopK",
+        [scores, graph.initializers["k"]],
+        {"axis": -1},
+        outputs=[ir.Value(name="highest"), ir.Value(name="places")],
+    )
+    graph.append(found)
+    for value, dtype in zip(found.outputs, (ir.DataType.FLOAT, ir.DataType.INT64), strict=True):
+        value.type = ir.TensorType(dtype)
+        graph.outputs.append(value)
+    halve_inside(graph, ())
+    _, highest, places = run(model, x=np.array([[0.5, 3, -1, 2, 1]], np.float32))
+    np.testing.assert_array_equal(highest, [[3, 2]])
+    np.testing.assert_array_equal(places, [[1, 3]])
+    assert places.dtype == np.int64
