@@ -45,7 +45,7 @@ BOTH: Task = "image-text-to-text-and-vectors"
 ANSWERING_TASKS: tuple[Task, ...] = ("image-text-to-text", BOTH)
 EMBEDDING_TASKS: tuple[Task, ...] = ("dual-encoder", "text-embedding", "image-text-embedding", BOTH)
 RANKING_TASKS: tuple[Task, ...] = (*EMBEDDING_TASKS, "cross-encoder")
-"""Those that say how near two inputs are: all that answer nothing."""
+"""Those that say how near two inputs are."""
 Pooling = Literal["last", "mean", "tokens"]
 """What of a prompt's states becomes vectors: the last token's, the mean of all, or each by itself."""
 InputType = Literal["query", "document"]
