@@ -37,8 +37,9 @@ from export.checkpoint import Checkpoint
 from export.config import with_length_groups
 from export.cross_encoder import CrossEncoder
 from export.decoders.decoder import Decoder
+from export.dual_encoder import DualEncoder
 from export.embedding import EmbeddingOptions, found_embedding
-from export.family import DualEncoder, Family, GraphPlan, VisionLanguage
+from export.family import Family, GraphPlan
 from export.goldens import Canary, can_record, record_goldens
 from export.graph import build_model, write_model
 from export.nn.dialect import DIALECTS
@@ -46,6 +47,7 @@ from export.processor import ProcessorFiles, convert_processor, image_settings
 from export.segments import with_segments, write_segments
 from export.skipping import with_skipped_layers
 from export.task_vectors import with_open_heads
+from export.vision_language import VisionLanguage
 from export.weights import WeightSource
 
 if TYPE_CHECKING:

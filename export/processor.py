@@ -22,12 +22,14 @@ from bundle.layouts.table import KnownImagePrompt
 from bundle.manifest import QuestionDims
 from bundle.question import QUESTION_TOKENIZER
 from bundle.text import TOKENIZER
-from export.family import DualEncoder, Family, QuestionReading, VisionLanguage
+from export.dual_encoder import DualEncoder
+from export.family import Family
 from export.found_processor import FoundProcessor
 from export.found_template import FoundTemplate
 from export.image_processor import read_image_spec
 from export.settings_file import read_settings
 from export.spoken_tokens import with_spoken
+from export.vision_language import QuestionReading, VisionLanguage
 from export.vocabulary import Vocabulary
 
 _VIDEO_FILE = "video_preprocessor_config.json"

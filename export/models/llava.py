@@ -15,7 +15,7 @@ from bundle.manifest import TensorSpec
 from export.config import Raw, VisionConfig, sub_config
 from export.connectors.adaptive_pool import PooledProjector
 from export.connectors.projector import Projector
-from export.family import Family, VisionLanguage
+from export.family import Family
 from export.found_processor import FoundProcessor
 from export.nn.dialect import Dialect, Heads
 from export.nn.linear import Linear
@@ -26,6 +26,7 @@ from export.towers.clip import VISION_DEFAULTS as CLIP_DEFAULTS
 from export.towers.clip import ClipTower
 from export.towers.siglip import VISION_DEFAULTS as SIGLIP_DEFAULTS
 from export.towers.siglip import SiglipTower
+from export.vision_language import VisionLanguage
 
 _CLIP, _SIGLIP = "clip_vision_model", "siglip_vision_model"
 _TOWER = "model.vision_tower"
