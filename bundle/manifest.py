@@ -33,8 +33,10 @@ _LANGUAGE_MODEL: tuple[Role, ...] = ("embed_tokens", "decoder")
 Phase = Literal["prompt", "step", "any"]
 """When a decoder's graph runs: over the tokens that a caller sent, over one that was sampled, or over both."""
 RunPhase = Literal["prompt", "step"]
-Task = Literal["image-text-to-text", "dual-encoder", "text-embedding", "image-text-embedding", "cross-encoder"]
-EMBEDDING_TASKS: tuple[Task, ...] = ("dual-encoder", "text-embedding", "image-text-embedding")
+Task = Literal[
+    "image-text-to-text", "dual-encoder", "text-embedding", "image-embedding", "image-text-embedding", "cross-encoder"
+]
+EMBEDDING_TASKS: tuple[Task, ...] = ("dual-encoder", "text-embedding", "image-embedding", "image-text-embedding")
 RANKING_TASKS: tuple[Task, ...] = (*EMBEDDING_TASKS, "cross-encoder")
 """Those that say how near two inputs are: all that answer nothing."""
 Pooling = Literal["last", "mean", "tokens"]
@@ -278,6 +280,7 @@ class Manifest(Frozen):
         question: Models whose vision encoder reads the question beside the image; None: it sees images alone.
         dual: Models that embed by encoders: of images and texts, or of texts alone.
         embedder: Models that embed by a decoder, which gives states and no logits.
+        image_vectors: Models that embed images and read no texts.
         pairs: Models that read a text and an image together, or two texts, and say how well they fit.
         bos_token_id: None where the tokenizer adds none.
         eos_token_ids: Generation stops at any of them.
@@ -305,6 +308,7 @@ class Manifest(Frozen):
     question: QuestionDims | None = None
     dual: DualEncoderDims | None = None
     embedder: EmbedderDims | None = None
+    image_vectors: VectorSizes | None = None
     pairs: PairDims | None = None
     bos_token_id: TokenId | None = None
     eos_token_ids: tuple[TokenId, ...] = Field(default=(), max_length=1 << 10)
@@ -353,7 +357,7 @@ class Manifest(Frozen):
     @property
     def embeds(self) -> bool:
         """Whether the model makes vectors and no answers."""
-        return self.dual is not None or self.embedder is not None
+        return any(sizes is not None for sizes in (self.dual, self.embedder, self.image_vectors))
 
     @property
     def sees(self) -> bool:
