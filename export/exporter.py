@@ -27,6 +27,7 @@ from bundle.manifest import (
     PairDims,
     Segment,
     Task,
+    VectorSizes,
     check_name,
 )
 from bundle.states import State
@@ -42,6 +43,7 @@ from export.embedding import EmbeddingOptions, found_embedding
 from export.family import Family, GraphPlan
 from export.goldens import Canary, can_record, record_goldens
 from export.graph import build_model, write_model
+from export.image_embedder import ImageEmbedder
 from export.nn.dialect import DIALECTS
 from export.processor import ProcessorFiles, convert_processor, image_settings
 from export.segments import with_segments, write_segments
@@ -162,6 +164,7 @@ def export_checkpoint(
             dual=_dual_dims(family, files, weights, source) if isinstance(family, DualEncoder) else None,
             pairs=_pair_dims(family, files) if isinstance(family, CrossEncoder) else None,
             embedder=_embedder_dims(family, source) if isinstance(family, VisionLanguage) else None,
+            image_vectors=_image_vectors(family, source) if isinstance(family, ImageEmbedder) else None,
             bos_token_id=files.bos_token_id,
             eos_token_ids=files.eos_token_ids,
             template_tokens=files.template_tokens,
@@ -245,8 +248,8 @@ def _require_agreement(family: Family, files: ProcessorFiles) -> None:
     Raises:
         UnsupportedConfigError: Another number of image tokens, or a token beyond the embedding table.
     """
-    token, token_id = files.last_token
-    if token_id >= family.vocab_size:
+    if files.last_token is not None and files.last_token[1] >= family.vocab_size:
+        token, token_id = files.last_token
         raise UnsupportedConfigError(
             f"tokenizer.json gives {token!r} the id {token_id}, the model embeds {family.vocab_size} rows: a text with "
             "that token could not be read. Tokenizer and weights do not belong together."
@@ -439,6 +442,11 @@ def _dual_dims(
         vectors=family.vectors,
         prompt_template=family.prompt_template,
     )
+
+
+def _image_vectors(family: ImageEmbedder, source: Checkpoint) -> VectorSizes:
+    size = family.embedding_size
+    return VectorSizes(embedding_size=size, matryoshka=_cuts(source.config, size))
 
 
 def _pair_dims(family: CrossEncoder, files: ProcessorFiles) -> PairDims:

@@ -46,6 +46,7 @@ class Family(ABC):
 
     Class attributes:
         sees: Takes images.
+        reads_texts: Takes texts, so that there is a tokenizer.
         renames: (pattern, replacement) for `re.sub`, applied in order to every key of the checkpoint; they turn the
             older layouts into the one that the modules are named by.
         unused: Patterns of keys that no graph wants: buffers that hold no weights, and parts that the outputs skip.
@@ -61,6 +62,7 @@ class Family(ABC):
 
     task: ClassVar[Task]
     sees: ClassVar[bool] = True
+    reads_texts: ClassVar[bool] = True
     renames: ClassVar[tuple[tuple[str, str], ...]] = ()
     unused: ClassVar[tuple[str, ...]] = (r".*\.position_ids", r".*\.rotary_emb\.inv_freq")
     scalars: tuple[str, ...] = ()

@@ -58,7 +58,7 @@ class ProcessorFiles:
         bos_token_id: None where the tokenizer has none.
         eos_token_ids: Generation ends at any; the tokenizer's alone for dual encoders.
         pad_token_id: None where the tokenizer has none.
-        last_token: Text and id of the token with the highest id.
+        last_token: Text and id of the token with the highest id; None of a model that reads no texts.
         pads_to_max: Dual encoders: texts are padded to the longest length there is (SigLIP).
         not_applied: What `generation_config.json` asks for and is left out, as "name value".
         grounding: How boxes stand in answers; None where the model says none.
@@ -72,7 +72,7 @@ class ProcessorFiles:
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
-    last_token: tuple[str, int]
+    last_token: tuple[str, int] | None
     pads_to_max: bool
     not_applied: tuple[str, ...] = ()
     grounding: KnownGrounding | None = None
@@ -85,8 +85,9 @@ def convert_processor(
 ) -> ProcessorFiles:
     """Write the checkpoint's preprocessing into a bundle folder and return what the manifest records of it.
 
-    Writes `preprocessor.json` and `tokenizer.json`; for vision-language models also `chat_template.jinja` and
-    `generation.json`, and `input_template.jinja` where one that answers writes inputs to be embedded otherwise.
+    Writes `preprocessor.json` and `tokenizer.json`, each where the model reads such inputs; for vision-language models
+    also `chat_template.jinja` and `generation.json`, and `input_template.jinja` where one that answers writes inputs to
+    be embedded otherwise.
 
     Args:
         checkpoint: Folder with `preprocessor_config.json` or `processor_config.json`, `tokenizer.json`,
@@ -103,6 +104,8 @@ def convert_processor(
     spec = _checked_spec(checkpoint, family, processor, most_image_px) if family.sees else None
     if spec is not None:
         (output / PREPROCESSOR).write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    if not family.reads_texts:
+        return _without_texts(spec)
     vocabulary = Vocabulary.read(checkpoint, lower_cases=family.lower_cases, cleans=family.cleans)
     tokenizer = family.framed(vocabulary.text) if isinstance(family, DualEncoder) else vocabulary.text
     (output / TOKENIZER).write_text(tokenizer, encoding="utf-8")
@@ -266,6 +269,19 @@ def _dual_encoder(family: Family, spec: ImageSpec | None, vocabulary: Vocabulary
         last_token=vocabulary.last,
         pads_to_max=isinstance(family, DualEncoder) and family.pads_to_max,
         note=vocabulary.note,
+    )
+
+
+def _without_texts(spec: ImageSpec | None) -> ProcessorFiles:
+    return ProcessorFiles(
+        image_spec=spec,
+        image_prompt=None,
+        template_tokens={},
+        bos_token_id=None,
+        eos_token_ids=(),
+        pad_token_id=None,
+        last_token=None,
+        pads_to_max=False,
     )
 
 

@@ -23,7 +23,7 @@ from quant.calibration.feeds import MOST_TILES, spread
 from quant.evaluation.gate_samples import FileCaption, FileQuestion
 from quant.evaluation.pictures import ImageFile
 from quant.evaluation.rows import Place
-from quant.quality.evaluation import Evaluation, Passage, Question, turns_of
+from quant.quality.evaluation import READS_NO_TEXTS, Evaluation, Passage, Question, turns_of
 
 Half = Literal["calibration", "evaluation"]
 
@@ -82,13 +82,15 @@ def built_in_samples(bundle: Bundle, half: Half) -> Evaluation:
     many tiles. Questions that do not fit the model's context or vocabulary are left out.
     """
     photographs, note = _photographs(bundle, half)
-    source = f"built-in {half} texts{note}"
+    source = f"built-in {half} {'images' if bundle.manifest.image_vectors else 'texts'}{note}"
     texts = texts_of(half)
     if bundle.manifest.pairs is not None:
         captions = [FileCaption(file, each.caption) for file, each in photographs]
         return Evaluation(captions=captions, passages=_passages(bundle, texts), source=source, no_accuracy=_NO_ANSWERS)
     if bundle.manifest.embeds:
         captions = [FileCaption(file, each.caption) for file, each in photographs]
+        if bundle.manifest.image_vectors is not None:
+            return Evaluation(captions=captions, source=source, no_accuracy=READS_NO_TEXTS)
         prose = [text.answer for text in texts if text.task in PROSE]
         return Evaluation(captions=captions, texts=prose, source=source, no_accuracy=_TOO_FEW)
     questions = [FileQuestion.plain(text.task, (), text.question, text.answer) for text in texts]

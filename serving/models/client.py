@@ -25,6 +25,7 @@ from serving.models.embedder import EmbedderModel
 from serving.models.embedding import EmbeddingModel
 from serving.models.engine_bounds import within_engines
 from serving.models.generative import GenerativeModel
+from serving.models.image_embedder import ImageEmbedderModel
 from serving.models.model import Model
 from serving.models.pool import PreprocessPool
 from serving.models.targets import check_target
@@ -60,12 +61,18 @@ _LONGEST_WATCH_S = 1.0
 """Between two looks at the threads; a quarter of the shortest time that is judged, where that is less."""
 
 _MODEL_OF_TASK: dict[
-    Task, type[GenerativeModel] | type[EmbeddingModel] | type[EmbedderModel] | type[CrossEncoderModel]
+    Task,
+    type[GenerativeModel]
+    | type[EmbeddingModel]
+    | type[ImageEmbedderModel]
+    | type[EmbedderModel]
+    | type[CrossEncoderModel],
 ] = {
     "image-text-to-text": GenerativeModel,
     "image-text-to-text-and-vectors": AnsweringEmbedder,
     "dual-encoder": EmbeddingModel,
     "text-embedding": EmbeddingModel,
+    "image-embedding": ImageEmbedderModel,
     "image-text-embedding": EmbedderModel,
     "cross-encoder": CrossEncoderModel,
 }
