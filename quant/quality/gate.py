@@ -360,7 +360,7 @@ def _likeness_values(kind: str, found: Likenesses | None, is_dual: bool) -> Iter
     nouns = "texts" if kind == "text" else "images"
     n, lack = found.n if found else 0, f"the samples have no two {nouns} that the parent tells apart"
     if found is None:
-        lack = "no sample has a text" if kind == "text" else _NO_IMAGE
+        lack = "no text was embedded" if kind == "text" else _NO_IMAGE
     if is_dual:  # a decoder takes features of any length; an embedding is compared by angle
         yield _Value("cosine_mean", kind, found.cosine_mean if found else None, n, lack)
         yield _Value("cosine_p1", kind, found.cosine_p1 if found else None, n, lack)
