@@ -23,16 +23,28 @@ from typer.testing import CliRunner
 from bundle.directory import Bundle, open_bundle
 from bundle.errors import QuantizationError, TaskError, UnsupportedConfigError
 from bundle.image import PREPROCESSOR, ImageSpec
+from bundle.manifest import Manifest
 from commands.app import app
 from export.exporter import export_checkpoint
+from loadtests.latency import BenchmarkPlan, run_benchmark
+from quant.comparison.comparison import compare_bundles
 from quant.evaluation.gate_samples import read_samples
 from quant.quality.evaluation import Evaluation
 from quant.quantizer import quantize_bundle
 from runtime.image_runner import ImageRunner
 from runtime.settings import RuntimeSettings
 from serving.api.app import create_app
+from serving.api.docs import examples
 from serving.models.client import LocalClient
-from serving.protocol import DetokenizeRequest, EmbedRequest, ImagePart, JoinedPart, TextPart, TokenizeRequest
+from serving.protocol import (
+    DetokenizeRequest,
+    EmbedRequest,
+    ImagePart,
+    JoinedPart,
+    ModelCard,
+    TextPart,
+    TokenizeRequest,
+)
 from serving.settings import ApiSettings, EngineSettings
 
 MAX_COSINE_DISTANCE = 1e-4
@@ -187,6 +199,25 @@ def test_int8_variants_pass_the_gates_of_images_and_say_that_texts_were_not_meas
     reasons = {gate.name: gate.reason for gate in manifest.unmeasured}
     assert reasons["cosine_mean/text"] == "no text was embedded"
     assert "accuracy_loss_points/low" in reasons
+    page = tmp_path / "page.html"
+    compare_bundles([parent, tmp_path / "int8"], page, with_speed=False, progress=lambda line: None)
+    assert f"{_measure(manifest, 'cosine_mean/image'):.4f}" in page.read_text()
+
+
+def test_a_benchmark_embeds_images_and_no_texts(samples: dict[str, Sample]) -> None:
+    plan = BenchmarkPlan(batch_sizes=(1,), image_px=48, warmup=1, repeats=3, budget_s=0.5, threads=1)
+    told = " | ".join(line.name for line in run_benchmark(samples["vit"].bundle().directory, plan).lines)
+    assert "embed 1 image of 48 px" in told
+    assert "text" not in told
+
+
+def test_bodies_to_try_hold_texts_only_where_a_model_reads_them() -> None:
+    eye = ModelCard("eye", "image-embedding", "dinov2", {"vision_encoder": "fp32"}, 1, None)
+    both = ModelCard("both", "dual-encoder", "clip", {"vision_encoder": "fp32"}, 1, None)
+    alone, beside = examples([eye]), examples([eye, both])
+    assert (alone["/v1/embeddings"]["model"], beside["/v1/embeddings"]["model"]) == ("eye", "both")
+    assert all(isinstance(part, dict) for part in alone["/v1/embeddings"]["input"] + alone["/v1/rerank"]["documents"])
+    assert "a red circle" in beside["/v1/embeddings"]["input"]
 
 
 def test_samples_of_a_file_may_be_images_alone(samples: dict[str, Sample], folder: Path) -> None:
@@ -292,6 +323,11 @@ def test_what_is_not_built_is_refused_by_name(
     (tmp_path / "model.safetensors").write_bytes(weights.read_bytes())
     with pytest.raises(UnsupportedConfigError, match=message):
         export_checkpoint(tmp_path, tmp_path / "bundle")
+
+
+def _measure(manifest: Manifest, name: str) -> float:
+    (found,) = [gate.value for gate in manifest.gates if gate.name == name]
+    return found
 
 
 def _run(*words: str) -> Any:
