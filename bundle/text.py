@@ -260,8 +260,7 @@ class Tokenizer:
         num_around = sum(map(len, self._affixes))
         if len(ids) + num_around > max_tokens and most_tokens is None:
             raise ContextLengthError(
-                f"the text takes {len(ids) + num_around} tokens; at most {max_tokens} are read. Shorten it, or let it "
-                "be cut: truncate_prompt_tokens = -1."
+                f"the text takes {len(ids) + num_around} tokens; at most {max_tokens} are read. Shorten it."
             )
         room = max_tokens if most_tokens is None else most_tokens
         return self.with_special_tokens(ids[: max(room - num_around, 0)])

@@ -47,8 +47,7 @@ class TextPairs:
         total = sum(map(len, ids)) + num_around
         if most_tokens is None and total > self._max_tokens:
             raise ContextLengthError(
-                f"the two texts take {total} tokens together; at most {self._max_tokens} are read. Shorten them, or "
-                "let them be cut: truncate_prompt_tokens = -1."
+                f"the two texts take {total} tokens together; at most {self._max_tokens} are read. Shorten them."
             )
         room = self._max_tokens if most_tokens is None else most_tokens
         num_first, num_second = _shares(len(ids[0]), len(ids[1]), room - num_around)

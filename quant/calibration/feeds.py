@@ -100,7 +100,7 @@ class FeedSource:
         groups = list(self._images())
         each = max(1, MOST_TILES // max(1, len(groups)))
         for at, images in enumerate(groups):
-            question = None if reader is None else reader.ids(turns_of(self._questions()[at]))
+            question = None if reader is None or not images else reader.ids(turns_of(self._questions()[at]))
             for tile in self._tiles(at, images, each):
                 yield vision_feeds(graph, tile[None], question)
 

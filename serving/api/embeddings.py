@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, Response
 from bundle.manifest import EMBEDDING_TASKS
 from serving.api.disconnect import contained, until_disconnect
 from serving.api.schemas import EmbeddingRequest
-from serving.api.service import Service, check_images, count_prompt, new_id
+from serving.api.service import Service, check_images, count_prompt, new_id, or_cut
 from serving.protocol import EmbedRequest, EmbedResult
 
 
@@ -30,7 +30,8 @@ def embeddings_router(service: Service) -> APIRouter:
         asked = await service.read(request, deadline, EmbeddingRequest, partial(_asked, service))
         model = await service.choose(request, asked.request.model, *EMBEDDING_TASKS)
         with service.metrics.one_answer(model):
-            work = deadline.finish(contained(service.client.embed(replace(asked.request, model=model))))
+            embedded = contained(service.client.embed(replace(asked.request, model=model)))
+            work = deadline.finish(or_cut(embedded, asked.request.truncate_tokens))
             result = await until_disconnect(request.receive, work)
         return JSONResponse(_body(service, request, asked, result, asked.request.model or model))
 

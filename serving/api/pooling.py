@@ -16,7 +16,7 @@ from bundle.errors import ParameterError
 from bundle.manifest import RANKING_TASKS
 from serving.api.disconnect import contained, until_disconnect
 from serving.api.schemas import EmbeddingRequest
-from serving.api.service import Service, check_images, count_prompt, new_id
+from serving.api.service import Service, check_images, count_prompt, new_id, or_cut
 from serving.protocol import EmbedInput, EmbedRequest, JoinedPart, ScoreRequest
 from serving.protocol.embedding import Granularity
 
@@ -68,7 +68,9 @@ def pooling_router(service: Service) -> APIRouter:
         reads_pairs = (await service.card(model)).task == "cross-encoder"
         work = _scored(service, model, asked) if reads_pairs else _embedded(service, model, asked)
         with service.metrics.one_answer(model):
-            arrays, num_tokens = await until_disconnect(request.receive, deadline.finish(contained(work)))
+            arrays, num_tokens = await until_disconnect(
+                request.receive, deadline.finish(or_cut(contained(work), asked.request.truncate_tokens))
+            )
         count_prompt(service, request, num_tokens)
         data = [
             {"index": index, "object": "pooling", "data": _encoded(array, asked.encoding)}

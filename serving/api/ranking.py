@@ -27,7 +27,7 @@ from serving.api.disconnect import contained, until_disconnect
 from serving.api.fields import Name, Off, Strict, Text, at_most
 from serving.api.images import image_part
 from serving.api.schemas import MostTokens, NonEmptyText
-from serving.api.service import Service, check_images, count_prompt, new_id
+from serving.api.service import Service, check_images, count_prompt, new_id, or_cut
 from serving.protocol import EmbedInput, EmbedRequest, ScoreRequest, TextPart
 
 
@@ -158,7 +158,9 @@ async def _scored(service: Service, request: Request, deadline: Deadline, asked:
     reads_pairs = (await service.card(model)).task == "cross-encoder"
     work = _read_together(service, model, asked) if reads_pairs else _compared(service, model, asked)
     with service.metrics.one_answer(model):
-        scores, num_tokens = await until_disconnect(request.receive, deadline.finish(contained(work)))
+        scores, num_tokens = await until_disconnect(
+            request.receive, deadline.finish(or_cut(contained(work), asked.request.truncate_tokens))
+        )
     count_prompt(service, request, num_tokens)
     return _Scored(asked.request.model or model, scores, num_tokens)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 from fastapi import Request
 
-from bundle.errors import EngineDeadError, ModelNotFoundError, ParameterError, StartingError, TaskError
+from bundle.errors import (
+    ContextLengthError,
+    EngineDeadError,
+    ModelNotFoundError,
+    ParameterError,
+    StartingError,
+    TaskError,
+)
 from bundle.manifest import Task
 from serving.api.body import read_body
 from serving.api.budget import BodyBudget
@@ -192,8 +199,8 @@ class Service:
             return TokensPart(tuple(content))
         if not isinstance(content, JoinedContent):
             return self.part(content, param)
-        parts = (self.part(each, f"{param}.content.{index}") for index, each in enumerate(content.content))
-        return JoinedPart(tuple(parts))
+        parts = tuple(self.part(each, f"{param}.content.{index}") for index, each in enumerate(content.content))
+        return JoinedPart(parts) if len(parts) > 1 else parts[0]
 
     def part(self, content: str | TextContent | ImageContent, param: str) -> TextPart | ImagePart:
         """Return one piece of a request as the engine takes it.
@@ -206,6 +213,25 @@ class Service:
         if isinstance(content, TextContent):
             return TextPart(content.text)
         return image_part(content.image_url.url, f"{param}.image_url.url", self.settings.max_image_bytes)
+
+
+async def or_cut(work: Awaitable[T], truncate_tokens: int | None) -> T:
+    """Return the result of work on texts that a request may let be cut, and say so where one is too long.
+
+    Args:
+        work: Of a route that takes `truncate_prompt_tokens`.
+        truncate_tokens: What the request says; None: nothing is cut.
+
+    Raises:
+        ContextLengthError: A text is too long.
+    """
+    try:
+        return await work
+    except ContextLengthError as error:
+        if truncate_tokens is not None:
+            raise
+        told = f"{error.message} Or let it be cut: truncate_prompt_tokens = -1."
+        raise ContextLengthError(told, error.param) from error
 
 
 def _remote_images(settings: ApiSettings) -> RemoteImages | None:

@@ -121,7 +121,7 @@ def card_body(service: Service, name: str, card: ModelCard) -> dict[str, Any]:
             "tools": is_vlm,
             "structured_output": is_vlm,
             "video": is_vlm,
-            "images": card.task != "text-embedding",
+            "images": card.takes_images,
             "embeddings": card.task in EMBEDDING_TASKS,
             "rerank": card.task in RANKING_TASKS,
             "classify": card.task == "dual-encoder",

@@ -31,4 +31,5 @@ def card_of(manifest: Manifest, settings: EngineSettings) -> ModelCard:
         vision if is_vlm and vision.keep < 1 else None,
         offered_policies(manifest) if on_host else (),
         kv if is_vlm and kv is not None and kv.budget < 1 else None,
+        manifest.sees,
     )

@@ -91,6 +91,23 @@ def load_model(directory: Path, settings: EngineSettings, pool: PreprocessPool) 
     return _MODEL_OF_TASK[bundle.manifest.task](bundle, settings, pool)
 
 
+def _check_names(directories: Sequence[Path]) -> None:
+    """Refuse two bundles of one name before the first is loaded, which may take minutes.
+
+    Raises:
+        BundleError: There are two, or one is no bundle.
+    """
+    seen: set[str] = set()
+    for directory in directories:
+        if (name := read_manifest(directory).name) in seen:
+            raise _taken(directory, name)
+        seen.add(name)
+
+
+def _taken(directory: Path, name: str) -> BundleError:
+    return BundleError(f"{directory}: a model named {name} is served already. Export it with another --name.")
+
+
 def _settle() -> None:
     """Leave out of the search for garbage what lives as long as a model, so that the rest is looked through, often.
 
@@ -138,6 +155,7 @@ class LocalClient:
             MachineError: This machine cannot run one.
         """
         try:
+            await asyncio.to_thread(_check_names, self._bundles)
             for directory in self._bundles:
                 await self._load(directory)
         except BaseException:
@@ -150,7 +168,7 @@ class LocalClient:
     async def _load(self, directory: Path) -> Model:
         name = (await asyncio.to_thread(read_manifest, directory)).name
         if name in self._models:
-            raise BundleError(f"{directory}: a model named {name} is served already. Export it with another --name.")
+            raise _taken(directory, name)
         model = await asyncio.to_thread(load_model, directory, self._settings, self._pool)
         try:
             await asyncio.to_thread(model.start)

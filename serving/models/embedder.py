@@ -12,7 +12,7 @@ import numpy as np
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, ParameterError
 from bundle.manifest import ComponentName, EmbedderDims, InputType, Pooling
-from bundle.prompt import Prompt, PromptBuilder
+from bundle.prompt import Prompt, PromptBuilder, Turn
 from bundle.text import Tokenizer
 from runtime.canary import check_canary
 from runtime.encoders import Vectors
@@ -24,6 +24,7 @@ from serving.engine.batching import BatchWorker
 from serving.engine.worker import Worker
 from serving.models.input_writer import InputWriter, longest_input
 from serving.models.pool import PreprocessPool
+from serving.models.text_rows import MOST_TOLD_TOKENS
 from serving.models.together import together
 from serving.models.turns import Turns
 from serving.models.vectors import VectorModel, check_inputs, cut
@@ -112,10 +113,11 @@ class EmbedderModel(VectorModel):
         return self._prompts.tokenizer
 
     def _ids(self, text: str, adds_special_tokens: bool) -> list[int]:
-        self.tokenizer.check_characters(len(text), self._longest)
+        self.tokenizer.check_characters(len(text), max(MOST_TOLD_TOKENS, self._longest))
         if not adds_special_tokens:
             return self.tokenizer.encode_plain(text)
-        ids: list[int] = self._writer.write([TextPart(text)], (), None, None, None).token_ids.tolist()
+        prompt = self._prompts.build([Turn("user", (text,))], ())
+        ids: list[int] = prompt.token_ids.tolist()
         return ids
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:

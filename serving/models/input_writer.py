@@ -117,7 +117,4 @@ class InputWriter:
 
     def _check_length(self, num_tokens: int) -> None:
         if not 0 < num_tokens <= self._longest:
-            raise ContextLengthError(
-                f"the input takes {num_tokens} tokens; 1 to {self._longest} are read. Shorten it, or let it be cut: "
-                "truncate_prompt_tokens = -1."
-            )
+            raise ContextLengthError(f"the input takes {num_tokens} tokens; 1 to {self._longest} are read. Shorten it.")

@@ -10,7 +10,7 @@ from bundle.text import TOKENIZER, TextBatch, Tokenizer
 
 ALL = -1
 """Of `truncate_tokens`: as many as the model reads."""
-_MOST_TOLD_TOKENS = 4096
+MOST_TOLD_TOKENS = 4096
 """Of a text whose tokens are asked for; what is read is shorter."""
 
 
@@ -56,7 +56,7 @@ class TextRows:
         Raises:
             ContextLengthError: It is far too long.
         """
-        self.tokenizer.check_characters(len(text), max(_MOST_TOLD_TOKENS, self._max_tokens))
+        self.tokenizer.check_characters(len(text), max(MOST_TOLD_TOKENS, self._max_tokens))
         return self.tokenizer.encode(text, add_special_tokens=adds_special_tokens)
 
     def most_tokens(self, asked: int | None) -> int | None:

@@ -25,6 +25,7 @@ class ModelCard:
         vision_default: What is done to images where a request does not say; None: nothing.
         kv_policies: That a request may name in `kv`.
         kv_default: What is done to a prompt's rows where a request does not say; None: nothing.
+        takes_images: Whether a request may hold images.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ModelCard:
     vision_default: VisionReduction | None = None
     kv_policies: tuple[str, ...] = ()
     kv_default: KVCompression | None = None
+    takes_images: bool = True
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from quant.calibration.feeds import FeedSource
 from quant.planning.draft import Options
 from quant.quality.evaluation import Evaluation
 from quant.quantizer import quantize_bundle
+from quant.samples.built_in import built_in_samples
 from reference import scenes
 from runtime.encoder import open_encoder
 from runtime.encoders import encode_images
@@ -359,3 +360,15 @@ def test_the_question_tokenizer_of_a_hub_id_is_fetched_too(
     monkeypatch.setattr("export.exporter.snapshot_download", fetch)
     export_checkpoint("some/instructblip", tmp_path / "bundle")
     assert asked[1:] == [("some/instructblip", ["qformer_tokenizer/*.json"])]
+
+
+@pytest.mark.parametrize("family", ["instructblip", "florence2"])
+def test_built_in_samples_are_those_that_the_model_takes(family: str, sample_of: Any) -> None:
+    """Florence-2 answers about one image; a Q-Former reads so many words, and none where there is no image."""
+    bundle = sample_of(family, 0).bundle()
+    samples = built_in_samples(bundle, "calibration")
+    source = FeedSource(bundle, samples)
+    assert len(source.of("decoder")) == len(samples.questions)
+    assert source.of("vision_encoder")
+    shows = {bool(question.images) for question in samples.questions}
+    assert shows == ({True, False} if family == "instructblip" else {True})

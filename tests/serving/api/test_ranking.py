@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from serving.api.app import create_app
-from serving.fake import FAKE_RANKER, FakeClient
+from serving.fake import FAKE_CLIP, FAKE_RANKER, FakeClient
 from serving.settings import ApiSettings
 
 RERANK, SCORE = "/v1/rerank", "/v1/score"
@@ -34,6 +34,19 @@ def test_documents_are_ordered_by_their_dot_products(api: Any, png: bytes, image
     assert by_index == {0: {"text": "a"}, 1: {"text": "b"}, 2: {"type": "image"}, 3: {"text": "c"}, 4: {"text": "a"}}
     same = [result["index"] for result in told["results"] if result["index"] in (0, 4)]
     assert same == [0, 4]  # equals keep their order
+
+
+@pytest.mark.parametrize("model", ["fake-clip", "fake-ranker"])
+def test_a_document_of_one_part_is_that_part(model: str, png: bytes, image_part: Any) -> None:
+    """As vLLM's clients write a document, {"content": [part]}."""
+    app = create_app(FakeClient((FAKE_CLIP, FAKE_RANKER)), ApiSettings())
+    body = {"model": model, "query": "q", "return_documents": False}
+    one, bare = (
+        post(app, RERANK, {**body, "documents": [document]})
+        for document in ({"content": [image_part(png)]}, image_part(png))
+    )
+    assert (one.status_code, bare.status_code) == (200, 200), one.text
+    assert one.json()["results"] == bare.json()["results"]
 
 
 def test_an_image_may_be_the_query_and_few_results_wanted(api: Any, png: bytes, image_part: Any) -> None:

@@ -53,7 +53,7 @@ def test_models_are_listed_with_task_schemes_bytes_and_gates(api: Any) -> None:
 def test_a_model_that_embeds_texts_alone_offers_nothing_for_images(
     make_caller: Callable[..., Any], engine: FakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    card = ModelCard("words", "text-embedding", "fake", {"text_encoder": "fp32"}, 1, None)
+    card = ModelCard("words", "text-embedding", "fake", {"text_encoder": "fp32"}, 1, None, takes_images=False)
 
     async def models() -> list[ModelCard]:
         return [card]

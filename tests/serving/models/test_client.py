@@ -153,6 +153,12 @@ def test_a_refused_bundle_leaves_nothing_running(smolvlm_bundle, clip_bundle, tm
     run(main)
 
 
+def test_two_bundles_of_one_name_are_refused_before_any_is_loaded(clip_bundle, monkeypatch) -> None:
+    monkeypatch.setattr("serving.models.client.load_model", lambda *given: pytest.fail(f"loaded {given[0]}"))
+    with pytest.raises(BundleError, match="a model named tiny-clip is served already"):
+        asyncio.run(LocalClient([clip_bundle, clip_bundle], SETTINGS).start())
+
+
 @pytest.mark.parametrize("delay_s", [0, 0.002, 0.02])
 def test_requests_under_way_when_the_client_closes_fail_and_do_not_hang(
     smolvlm_bundle, ask, answer, image_bytes, delay_s

@@ -17,6 +17,7 @@ from bundle.errors import ContextLengthError, ImageError, ParameterError, Settin
 from export.exporter import export_checkpoint
 from loadtests.latency import run_benchmark
 from serving.api.app import create_app
+from serving.models.cards import card_of
 from serving.models.client import LocalClient
 from serving.models.cross_encoder import CrossEncoderModel
 from serving.protocol import EmbedRequest, ImagePart, ScoreRequest, TextPart, TokenizeRequest
@@ -141,6 +142,33 @@ def test_long_pairs_of_texts_are_refused_or_the_longer_text_is_cut(text_model: C
 def test_a_model_of_two_texts_refuses_images(text_model: CrossEncoderModel, image_bytes: Any) -> None:
     with pytest.raises(ParameterError, match="a pair of a text and an image: the model reads two texts together"):
         scored(text_model, ("a", image_bytes(1)))
+
+
+def test_only_models_that_see_are_said_to_take_images(text_bundle: Path, vilt_bundle: Path) -> None:
+    cards = [card_of(open_bundle(bundle).manifest, SETTINGS) for bundle in (text_bundle, vilt_bundle)]
+    assert [card.takes_images for card in cards] == [False, True]
+
+
+def test_a_long_pair_is_told_of_the_field_that_cuts_it_where_the_route_has_one(text_bundle: Path) -> None:
+    async def main() -> None:
+        async with LocalClient([text_bundle], SETTINGS) as client:
+            app = create_app(client, ApiSettings())
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+                for long in ("a " * 60, "a " * 4000):
+                    pair = {"content": [{"type": "text", "text": each} for each in ("q", long)]}
+                    for path, body in (
+                        ("/v1/rerank", {"query": "q", "documents": [long]}),
+                        ("/v1/score", {"text_1": "q", "text_2": long}),
+                        ("/pooling", {"input": [pair]}),
+                    ):
+                        answer = await http.post(path, json=body)
+                        assert answer.status_code == 400
+                        assert "Or let it be cut: truncate_prompt_tokens = -1." in answer.json()["error"]["message"]
+                        assert (await http.post(path, json={**body, "truncate_prompt_tokens": -1})).status_code == 200
+                told = await http.post("/tokenize", json={"prompt": "a" * 200_000})
+                assert "truncate_prompt_tokens" not in told.json()["error"]["message"]
+
+    asyncio.run(asyncio.wait_for(main(), 60))
 
 
 def test_texts_are_reranked_over_http(text_bundle: Path, text_model: CrossEncoderModel) -> None:

@@ -162,6 +162,18 @@ def test_ids_are_read_as_they_are(model: EmbedderModel) -> None:
     run(main)
 
 
+def test_tokens_of_a_longer_text_than_is_read_are_counted(model: EmbedderModel) -> None:
+    async def main() -> None:
+        long = "a " * 600
+        with pytest.raises(ContextLengthError, match="1 to 512 are read"):
+            await model.embed(request(long))
+        assert len((await model.tokenize(TokenizeRequest("r", "m", text=long))).token_ids) > 1200
+        with pytest.raises(ContextLengthError, match="4096 tokens hold at most"):
+            await model.tokenize(TokenizeRequest("r", "m", text="a" * 200_000))
+
+    run(main)
+
+
 def test_inputs_of_a_type_begin_with_its_prefix(model: EmbedderModel) -> None:
     async def main() -> None:
         found = await model.embed(request("a cat", "a cat", "a cat", input_types=("query", "document", "query")))
