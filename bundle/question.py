@@ -56,7 +56,7 @@ class QuestionReader:
             PromptError: It cannot be written without control tokens, or names a task that takes nothing beside it.
         """
         text, most = self._worded(question_of(turns)), self._dims.max_tokens
-        self._tokenizer.check_characters(len(text), most)
+        self._tokenizer.check_characters(len(text), most, "the question, which an encoder reads beside the image,")
         ids = self._tokenizer.encode_callers(text)
         if len(ids) > most:
             raise ContextLengthError(

@@ -148,7 +148,7 @@ class Tokenizer:
         found: str | None = self._backend.id_to_token(token_id)
         return found or ""
 
-    def check_characters(self, num_characters: int, max_tokens: int) -> None:
+    def check_characters(self, num_characters: int, max_tokens: int, what: str = "the text") -> None:
         """Refuse a text that is too long whatever it says, before it is tokenized, which takes 200 bytes a character.
 
         Raises:
@@ -157,7 +157,7 @@ class Tokenizer:
         limit = max_tokens * self._longest_characters
         if num_characters > limit:
             raise ContextLengthError(
-                f"the text holds {num_characters} characters; {max_tokens} tokens hold at most {limit}. Shorten it."
+                f"{what} holds {num_characters} characters; {max_tokens} tokens hold at most {limit}. Shorten it."
             )
 
     def shortened(self, text: str, max_tokens: int) -> str:

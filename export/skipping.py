@@ -16,7 +16,8 @@ from export.family import Family, GraphPlan
 from export.vision_language import VisionLanguage
 from graphs.skipping import skip_feed_forwards
 
-_STRETCH = re.compile(r"(\d+)(?:-(\d+))?")
+_STRETCH = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
+"""More than four digits would be more layers than any decoder has: a list of them is not begun."""
 
 
 def listed_layers(text: str) -> list[int]:

@@ -53,7 +53,8 @@ def _check_not_zero(value: int) -> int:
     return value
 
 
-_Fps = Annotated[float, Field(gt=0, le=1000)]
+_Fps = Annotated[float, Field(ge=1e-5, le=1000)]
+"""From a frame a day on: times of slower ones are beyond the numbers that positions are reckoned in."""
 _AllFrames = Annotated[int, Field(ge=-1), AfterValidator(_check_not_zero)]
 Frames = Annotated[list[str], Field(min_length=1, fail_fast=True), at_most("max_frames", "frames")]
 

@@ -302,6 +302,7 @@ class Preparing:
         if prompt.next_position + 1 > self.max_positions:
             raise ContextLengthError(
                 f"the prompt takes {prompt.next_position} positions, for image tokens that are left out keep their "
-                f"places; the model was made for {self.max_positions}. Send less text or fewer images.",
+                f"places, and seconds of a video may take some; the model was made for {self.max_positions}. Send less "
+                "text, fewer images, or a shorter video.",
                 param,
             )

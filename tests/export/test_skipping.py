@@ -150,7 +150,7 @@ def test_layers_are_listed_alone_and_in_stretches(text: str, layers: list[int]) 
     assert listed_layers(text) == layers
 
 
-@pytest.mark.parametrize("text", ["", "a", "3-1", "1,,2", "-2"])
+@pytest.mark.parametrize("text", ["", "a", "3-1", "1,,2", "-2", "0-99999999999"])
 def test_what_lists_no_layers_is_refused(text: str) -> None:
     with pytest.raises(UnsupportedConfigError, match="give layers and stretches of them"):
         listed_layers(text)

@@ -313,6 +313,8 @@ def test_questions_are_cut_as_by_the_q_formers_own_tokenizer_and_bounded(sample:
     assert len(reader.ids(asked_turns("y" * 46))) == 48
     with pytest.raises(ContextLengthError, match=r"the question takes 49 tokens.*holds 48.*Shorten"):
         reader.ids(asked_turns("y" * 47))
+    with pytest.raises(ContextLengthError, match=r"^the question, .* holds 1000 characters; 48 tokens.*Shorten"):
+        reader.ids(asked_turns("y" * 1000))
 
 
 def test_an_encoder_that_was_given_no_question_says_so(sample: Any, picture: Image.Image) -> None:

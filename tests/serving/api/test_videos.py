@@ -144,9 +144,10 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str, str]] = {
     "a budget of none": (vllm(JOINED), {"video": {"visual_tokens": 9}}, "video.visual_tokens", "takes what its frames"),
     "no frames": (vllm(JOINED), {"video": {"num_frames": 0}}, "video.num_frames", "1 frame at least"),
     "frames below nothing": (vllm(JOINED), {"video": {"num_frames": -2}}, "video.num_frames", "-1"),
-    "no rate": (vllm(JOINED), {"video": {"fps": 0}}, "video.fps", "greater than 0"),
+    "no rate": (vllm(JOINED), {"video": {"fps": 0}}, "video.fps", "greater than or equal to 0.00001"),
+    "a rate of no video": ({"type": "video", "video": URLS, "fps": 1e-30}, {}, "messages.0.content.0.fps", "0.00001"),
     "an unknown option": (vllm(JOINED), {"video": {"stride": 2}}, "video.stride", "unknown or not supported"),
-    "a part's rate": ({"type": "video", "video": URLS, "fps": -1}, {}, "messages.0.content.0.fps", "greater than 0"),
+    "a part's rate": ({"type": "video", "video": URLS, "fps": -1}, {}, "messages.0.content.0.fps", "0.00001"),
     "no URL": ({"type": "video", "video": [URLS[0], 5]}, {}, "messages.0.content.0.video.1", "valid string"),
     "no video": ({"type": "video"}, {}, "messages.0.content.0.video", "required"),
     "an unknown part": (
