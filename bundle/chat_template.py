@@ -19,6 +19,8 @@ from bundle.template_sandbox import MOST_SOURCE_CHARACTERS, BoundedEnvironment
 from bundle.tools import CALL_START, Tool, ToolCall, call_value, tool_value
 
 CHAT_TEMPLATE = "chat_template.jinja"
+INPUT_TEMPLATE = "input_template.jinja"
+"""How inputs are embedded by a model that answers as well, where that is not as its chats are."""
 PROBED_ROLES = (("user",), ("system", "user"), ("user", "assistant", "user"))
 """Conversations that a template is tried on: some want a system message, or an answer, before they render at all."""
 _PROBE = "20480 4096"

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.callers_text import blanked, control_tokens, marked
-from bundle.chat_template import CHAT_TEMPLATE, PROBED_ROLES, ChatTemplate
+from bundle.chat_template import CHAT_TEMPLATE, INPUT_TEMPLATE, PROBED_ROLES, ChatTemplate
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, ContextLengthError, ParameterError, PromptError
 from bundle.image import TileLayout
@@ -107,8 +107,12 @@ class PromptBuilder:
         self._control_pattern = re.compile("|".join(map(re.escape, longest_first)))
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle) -> PromptBuilder:
+    def from_bundle(cls, bundle: Bundle, *, of_inputs: bool = False) -> PromptBuilder:
         """Return the builder of an opened vision-language bundle.
+
+        Args:
+            bundle: The bundle.
+            of_inputs: Write what is embedded, where that is not as chats are.
 
         Raises:
             BundleFormatError: The bundle is not one, or its tokenizer or template is unusable.
@@ -119,7 +123,7 @@ class PromptBuilder:
             raise BundleFormatError(
                 f"{bundle.directory} is a {manifest.task} bundle; it has no prompt layout and takes no chat"
             )
-        path = bundle.path(CHAT_TEMPLATE)
+        path = bundle.path(INPUT_TEMPLATE if of_inputs and INPUT_TEMPLATE in manifest.files else CHAT_TEMPLATE)
         try:
             template = _read_template(path)
         except (OSError, ValueError) as error:

@@ -25,6 +25,9 @@ def summary(bundle: Path, manifest: Manifest) -> Iterator[RenderableType]:
     if manifest.embedder:
         sizes = ", ".join(map(str, manifest.embedder.sizes))
         yield f"vectors of {sizes} numbers from the states of: {manifest.embedder.pooling}"
+    if manifest.image_vectors:
+        sizes = ", ".join(map(str, manifest.image_vectors.sizes))
+        yield f"vectors of {sizes} numbers of images alone; texts are not read"
     if manifest.segments:
         layers = ", ".join(f"{part.first_layer}-{part.end_layer - 1}" for part in manifest.segments)
         yield f"prompts may run in {len(manifest.segments)} segments, of the layers {layers}"

@@ -95,17 +95,17 @@ def export(
         ),
     ] = None,
     task: Annotated[
-        Literal["embed"] | None,
+        Literal["embed", "both"] | None,
         typer.Option(
-            help="embed: a model that answers makes vectors of images and texts instead (docs/embedders.md). Default: "
-            "as the checkpoint's architecture does.",
+            help="embed: a model that answers makes vectors of images and texts instead (docs/embedders.md); both: it "
+            "does both by one decoder. Default: as the checkpoint's architecture does.",
             show_default=False,
         ),
     ] = None,
     pooling: Annotated[
         Literal["last", "mean", "tokens"] | None,
         typer.Option(
-            help="With --task embed, what becomes a vector: the last token's state, the mean of all, or every token's "
+            help="With --task, what becomes a vector: the last token's state, the mean of all, or every token's "
             "through the checkpoint's projection. Default: tokens where there is a projection, else last.",
             show_default=False,
         ),
@@ -113,8 +113,8 @@ def export(
     template: Annotated[
         str | None,
         typer.Option(
-            help="With --task embed, how an input is written: plain, gme, e5-v, colqwen2, colidefics3, or the file of "
-            "a chat template. Default: as the checkpoint's own writes a question.",
+            help="With --task, how an input to embed is written: plain, gme, e5-v, colqwen2, colidefics3, or the file "
+            "of a chat template. Default: as the checkpoint's own writes a question.",
             show_default=False,
         ),
     ] = None,
@@ -161,7 +161,7 @@ def export(
             "--keep-quantized and --decoder-segments"
         )
     if skip_visual is not None and (
-        target == "cuda" or keep_quantized or decoder_segments is not None or task is not None
+        target == "cuda" or keep_quantized or decoder_segments is not None or task == "embed"
     ):
         raise UnsupportedConfigError(
             f"--skip-visual {skip_visual}: feed-forwards are skipped in answers of fp32 bundles and variants for the "
@@ -173,11 +173,11 @@ def export(
             "--keep-quantized and --decoder-gguf"
         )
     if task is None and (pooling is not None or template is not None):
-        raise UnsupportedConfigError("--pooling and --template say how a model embeds; they want --task embed")
+        raise UnsupportedConfigError("--pooling and --template say how a model embeds; they want --task embed or both")
     if task is not None and (target == "cuda" or keep_quantized or decoder_gguf is not None):
         raise UnsupportedConfigError(
-            "--task embed writes fp32 bundles, which quantize makes smaller; leave out --target cuda, --keep-quantized "
-            "and --decoder-gguf"
+            f"--task {task} writes fp32 bundles, which quantize makes smaller; leave out --target cuda, "
+            "--keep-quantized and --decoder-gguf"
         )
     if target == "cuda":
         from export.cuda_bundle import export_for_cuda
@@ -222,7 +222,7 @@ def export(
             task_vectors=task_vectors,
             skip_visual=[] if skip_visual is None else listed_layers(skip_visual),
             lora=lora,
-            embedding=None if task is None else EmbeddingOptions(pooling, template),
+            embedding=None if task is None else EmbeddingOptions(pooling, template, also_answers=task == "both"),
             overwrite=overwrite,
             progress=progress,
         )

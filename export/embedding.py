@@ -81,12 +81,14 @@ class StateVectors:
         head: What they are projected by; None: they are the vectors.
         template: How an input is written: a chat template's source; None: as the checkpoint's own writes a question.
         prefixes: What stands before the first text of an input of a type.
+        also_answers: The decoder gives the vocabulary's scores as well.
     """
 
     pooling: Pooling
     head: Head | None = None
     template: str | None = None
     prefixes: Mapping[InputType, str] | None = None
+    also_answers: bool = False
 
     @property
     def unused(self) -> tuple[str, ...]:
@@ -116,10 +118,12 @@ class EmbeddingOptions:
     Attributes:
         pooling: None: every token's vector where there is a projection, else the last token's.
         template: A name in `TEMPLATES`, or a file; None: the checkpoint's own.
+        also_answers: It goes on answering.
     """
 
     pooling: Pooling | None = None
     template: str | None = None
+    also_answers: bool = False
 
 
 def found_embedding(source: Checkpoint, options: EmbeddingOptions) -> StateVectors:
@@ -139,7 +143,8 @@ def found_embedding(source: Checkpoint, options: EmbeddingOptions) -> StateVecto
     chosen: Pooling = pooling or ("last" if head is None else "tokens")
     if chosen != "tokens":
         head = None
-    return StateVectors(chosen, head, None if template is None else _template(template), _prefixes(source.folder))
+    written, prefixes = None if template is None else _template(template), _prefixes(source.folder)
+    return StateVectors(chosen, head, written, prefixes, options.also_answers)
 
 
 def _found_head(source: Checkpoint) -> Head | None:

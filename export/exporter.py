@@ -17,6 +17,7 @@ from bundle.errors import BundleError, CheckpointError, UnsupportedConfigError
 from bundle.json_file import printable
 from bundle.machine import own_version
 from bundle.manifest import (
+    BOTH,
     Component,
     ComponentName,
     Dialect,
@@ -26,6 +27,7 @@ from bundle.manifest import (
     PairDims,
     Segment,
     Task,
+    VectorSizes,
     check_name,
 )
 from bundle.states import State
@@ -36,15 +38,18 @@ from export.checkpoint import Checkpoint
 from export.config import with_length_groups
 from export.cross_encoder import CrossEncoder
 from export.decoders.decoder import Decoder
+from export.dual_encoder import DualEncoder
 from export.embedding import EmbeddingOptions, found_embedding
-from export.family import DualEncoder, Family, GraphPlan, VisionLanguage
+from export.family import Family, GraphPlan
 from export.goldens import Canary, can_record, record_goldens
 from export.graph import build_model, write_model
+from export.image_embedder import ImageEmbedder
 from export.nn.dialect import DIALECTS
 from export.processor import ProcessorFiles, convert_processor, image_settings
 from export.segments import with_segments, write_segments
 from export.skipping import with_skipped_layers
 from export.task_vectors import with_open_heads
+from export.vision_language import VisionLanguage
 from export.weights import WeightSource
 
 if TYPE_CHECKING:
@@ -92,7 +97,7 @@ def export_checkpoint(
         task_vectors: The decoder's heads can be read and replaced, for prefixes of the method task-vectors.
         skip_visual: Layers of the decoder whose feed-forwards image tokens may skip, for `vision.method` ima.
         lora: A folder of an adapter that PEFT saved, merged into the weights.
-        embedding: Make vectors in the place of answers; None: as the architecture does.
+        embedding: Make vectors, in the place of answers or beside them; None: as the architecture does.
         overwrite: Replace a bundle that stands at `output`.
         progress: Called with a line at each step.
 
@@ -159,6 +164,7 @@ def export_checkpoint(
             dual=_dual_dims(family, files, weights, source) if isinstance(family, DualEncoder) else None,
             pairs=_pair_dims(family, files) if isinstance(family, CrossEncoder) else None,
             embedder=_embedder_dims(family, source) if isinstance(family, VisionLanguage) else None,
+            image_vectors=_image_vectors(family, source) if isinstance(family, ImageEmbedder) else None,
             bos_token_id=files.bos_token_id,
             eos_token_ids=files.eos_token_ids,
             template_tokens=files.template_tokens,
@@ -242,8 +248,8 @@ def _require_agreement(family: Family, files: ProcessorFiles) -> None:
     Raises:
         UnsupportedConfigError: Another number of image tokens, or a token beyond the embedding table.
     """
-    token, token_id = files.last_token
-    if token_id >= family.vocab_size:
+    if files.last_token is not None and files.last_token[1] >= family.vocab_size:
+        token, token_id = files.last_token
         raise UnsupportedConfigError(
             f"tokenizer.json gives {token!r} the id {token_id}, the model embeds {family.vocab_size} rows: a text with "
             "that token could not be read. Tokenizer and weights do not belong together."
@@ -363,8 +369,9 @@ def _embed(family: Family, source: Checkpoint, options: EmbeddingOptions) -> Non
 
 
 def _task(family: Family) -> Task:
-    embeds = isinstance(family, VisionLanguage) and family.embedding is not None
-    return "image-text-embedding" if embeds else family.task
+    if not isinstance(family, VisionLanguage) or family.embedding is None:
+        return family.task
+    return BOTH if family.answers else "image-text-embedding"
 
 
 def _embedder_dims(family: VisionLanguage, source: Checkpoint) -> EmbedderDims | None:
@@ -435,6 +442,11 @@ def _dual_dims(
         vectors=family.vectors,
         prompt_template=family.prompt_template,
     )
+
+
+def _image_vectors(family: ImageEmbedder, source: Checkpoint) -> VectorSizes:
+    size = family.embedding_size
+    return VectorSizes(embedding_size=size, matryoshka=_cuts(source.config, size))
 
 
 def _pair_dims(family: CrossEncoder, files: ProcessorFiles) -> PairDims:

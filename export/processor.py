@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bundle.chat_template import CHAT_TEMPLATE
+from bundle.chat_template import CHAT_TEMPLATE, INPUT_TEMPLATE
 from bundle.errors import UnsupportedConfigError
 from bundle.generation import SamplingDefaults
 from bundle.grounding import KnownGrounding
@@ -22,12 +22,14 @@ from bundle.layouts.table import KnownImagePrompt
 from bundle.manifest import QuestionDims
 from bundle.question import QUESTION_TOKENIZER
 from bundle.text import TOKENIZER
-from export.family import DualEncoder, Family, QuestionReading, VisionLanguage
+from export.dual_encoder import DualEncoder
+from export.family import Family
 from export.found_processor import FoundProcessor
 from export.found_template import FoundTemplate
 from export.image_processor import read_image_spec
 from export.settings_file import read_settings
 from export.spoken_tokens import with_spoken
+from export.vision_language import QuestionReading, VisionLanguage
 from export.vocabulary import Vocabulary
 
 _VIDEO_FILE = "video_preprocessor_config.json"
@@ -56,7 +58,7 @@ class ProcessorFiles:
         bos_token_id: None where the tokenizer has none.
         eos_token_ids: Generation ends at any; the tokenizer's alone for dual encoders.
         pad_token_id: None where the tokenizer has none.
-        last_token: Text and id of the token with the highest id.
+        last_token: Text and id of the token with the highest id; None of a model that reads no texts.
         pads_to_max: Dual encoders: texts are padded to the longest length there is (SigLIP).
         not_applied: What `generation_config.json` asks for and is left out, as "name value".
         grounding: How boxes stand in answers; None where the model says none.
@@ -70,7 +72,7 @@ class ProcessorFiles:
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
-    last_token: tuple[str, int]
+    last_token: tuple[str, int] | None
     pads_to_max: bool
     not_applied: tuple[str, ...] = ()
     grounding: KnownGrounding | None = None
@@ -83,8 +85,9 @@ def convert_processor(
 ) -> ProcessorFiles:
     """Write the checkpoint's preprocessing into a bundle folder and return what the manifest records of it.
 
-    Writes `preprocessor.json` and `tokenizer.json`; for vision-language models also `chat_template.jinja` and
-    `generation.json`.
+    Writes `preprocessor.json` and `tokenizer.json`, each where the model reads such inputs; for vision-language models
+    also `chat_template.jinja` and `generation.json`, and `input_template.jinja` where one that answers writes inputs to
+    be embedded otherwise.
 
     Args:
         checkpoint: Folder with `preprocessor_config.json` or `processor_config.json`, `tokenizer.json`,
@@ -101,6 +104,8 @@ def convert_processor(
     spec = _checked_spec(checkpoint, family, processor, most_image_px) if family.sees else None
     if spec is not None:
         (output / PREPROCESSOR).write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    if not family.reads_texts:
+        return _without_texts(spec)
     vocabulary = Vocabulary.read(checkpoint, lower_cases=family.lower_cases, cleans=family.cleans)
     tokenizer = family.framed(vocabulary.text) if isinstance(family, DualEncoder) else vocabulary.text
     (output / TOKENIZER).write_text(tokenizer, encoding="utf-8")
@@ -147,6 +152,11 @@ def _vision_language(checkpoint: Path, family: VisionLanguage, found: FoundProce
     prompt = _written(prompt, template)
     template.require_prompts(output / TOKENIZER, prompt, vocabulary.template_tokens)
     (output / CHAT_TEMPLATE).write_text(template.text, encoding="utf-8")
+    asked = family.input_template(found, prompt) if family.answers else None
+    if asked is not None:
+        beside = FoundTemplate(asked, checkpoint, INPUT_TEMPLATE)
+        beside.require_prompts(output / TOKENIZER, prompt, vocabulary.template_tokens)
+        (output / INPUT_TEMPLATE).write_text(beside.text, encoding="utf-8")
     generation = read_settings(checkpoint / "generation_config.json", required=False)
     _sampling_defaults(generation).write(output)
     ends = _eos_token_ids(family, generation, vocabulary)
@@ -194,7 +204,7 @@ def _template(
     checkpoint: Path, family: VisionLanguage, found: FoundProcessor, prompt: KnownImagePrompt
 ) -> FoundTemplate:
     """Return how conversations are written, or what a model that embeds is asked to embed."""
-    given = family.input_template(found, prompt)
+    given = None if family.answers else family.input_template(found, prompt)
     if given is not None:
         return FoundTemplate(given, checkpoint, CHAT_TEMPLATE)
     default = family.default_template(found)
@@ -259,6 +269,19 @@ def _dual_encoder(family: Family, spec: ImageSpec | None, vocabulary: Vocabulary
         last_token=vocabulary.last,
         pads_to_max=isinstance(family, DualEncoder) and family.pads_to_max,
         note=vocabulary.note,
+    )
+
+
+def _without_texts(spec: ImageSpec | None) -> ProcessorFiles:
+    return ProcessorFiles(
+        image_spec=spec,
+        image_prompt=None,
+        template_tokens={},
+        bos_token_id=None,
+        eos_token_ids=(),
+        pad_token_id=None,
+        last_token=None,
+        pads_to_max=False,
     )
 
 

@@ -12,7 +12,8 @@ import onnx_ir as ir
 from bundle import tensors
 from bundle.errors import UnsupportedConfigError
 from bundle.manifest import ComponentName, TensorSpec
-from export.family import Family, GraphPlan, VisionLanguage
+from export.family import Family, GraphPlan
+from export.vision_language import VisionLanguage
 from graphs.skipping import skip_feed_forwards
 
 _STRETCH = re.compile(r"(\d+)(?:-(\d+))?")

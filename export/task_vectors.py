@@ -10,7 +10,8 @@ import onnx_ir as ir
 from bundle import tensors
 from bundle.errors import UnsupportedConfigError
 from bundle.manifest import ComponentName, TensorSpec
-from export.family import Family, GraphPlan, VisionLanguage
+from export.family import Family, GraphPlan
+from export.vision_language import VisionLanguage
 from graphs.task_vectors import open_heads
 
 

@@ -101,6 +101,9 @@ class _Typing:
         if node.op_type == "Cast":
             self._type_cast(node, wanted)
             return
+        if node.op_type == "Constant":
+            self._note_constant(node)
+            return
         floats = [at for at, value in enumerate(node.inputs) if value is not None and self._types.get(value) in _FLOATS]
         for at in floats:
             value = node.inputs[at]
@@ -108,6 +111,12 @@ class _Typing:
                 node.replace_input_with(at, self._as(value, wanted, node))
         if floats and node.op_type not in _GIVES_NO_FLOAT:
             self._set_types(node, wanted)
+
+    def _note_constant(self, node: ir.Node) -> None:
+        """Keep a constant of the graph as it is; whoever wants it in float16 casts it."""
+        held = ir.convenience.get_const_tensor(node.outputs[0])
+        if held is not None and held.dtype in _FLOATS:
+            self._types[node.outputs[0]] = held.dtype
 
     def _type_cast(self, node: ir.Node, wanted: ir.DataType) -> None:
         """Let a Cast to a float end at the wanted one."""

@@ -110,12 +110,14 @@ class Conversation:
 
         return spent
 
-    async def embed(self, watch: Stopwatch, batch_sizes: tuple[int, ...]) -> AsyncIterator[Measurement]:
+    async def embed(
+        self, watch: Stopwatch, batch_sizes: tuple[int, ...], *, reads_texts: bool = True
+    ) -> AsyncIterator[Measurement]:
         """Yield the time of requests that embed images, then texts, from encoded bytes and strings to vectors."""
         for size in batch_sizes:
             name = f"embed {counted(size, 'image')} of {self._image_px} px"
             yield await self._embedded(watch, name, size, "images", self._image)
-        for size in batch_sizes:
+        for size in batch_sizes if reads_texts else ():
             name = f"embed {counted(size, 'text')}"
             yield await self._embedded(watch, name, size, "texts", lambda: TextPart(_CAPTION))
 

@@ -227,7 +227,12 @@ async def _measure_engine(
         energy = await _idle(account)
         conversation = Conversation(client, manifest.name, plan.image_px, plan.seed, account)
         if manifest.embeds:
-            lines = [line async for line in conversation.embed(plan.watch, plan.batch_sizes)]
+            lines = [
+                line
+                async for line in conversation.embed(
+                    plan.watch, plan.batch_sizes, reads_texts=not manifest.image_vectors
+                )
+            ]
         else:
             lines = [line async for line in conversation.chat(plan.watch, plan.output_tokens, plan.batch_sizes)]
     return lines, load_s, energy

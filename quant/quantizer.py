@@ -42,7 +42,7 @@ from quant.planning.planner import require_float
 from quant.planning.profiles import Plans
 from quant.planning.recipes import RECIPES
 from quant.planning.refinement import refine, rotated_parent
-from quant.quality.evaluation import Evaluation, Measured
+from quant.quality.evaluation import Evaluation, Measured, images_of
 from quant.quality.gate import LIMITS, MIXED, foreign_samples, judge_all, measure, require_measurable, unmeasured_gates
 from quant.quality.pairs import asked_of
 from quant.quality.parity import Parity, canary_parity
@@ -214,6 +214,9 @@ def _require_measurable(
     """
     if parent.manifest.pairs is not None:
         asked_of(evaluation, sees=parent.manifest.sees)
+        return
+    if parent.manifest.image_vectors is not None:
+        images_of(evaluation)
         return
     is_searched = options.max_bytes is not None or options.max_kl is not None
     row = MIXED if is_searched else limits_row(draft)

@@ -8,6 +8,7 @@ bootstrap.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ def measure(checkpoint: Path, choices: Sequence[str], questions: Sequence[Questi
     """Return what came of each choice of layers, and of skipping none."""
     found = {"none": Found()} | {layers: Found() for layers in choices}
     for layers in choices:
+        print(f"{len(questions)} questions, skipping {layers}", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory() as folder:
             bundle = Path(folder) / "bundle"
             export_checkpoint(checkpoint, bundle, skip_visual=listed_layers(layers))

@@ -30,7 +30,7 @@ class EmbedderRunner:
 
     def __init__(self, bundle: Bundle, settings: RuntimeSettings = _DEFAULTS) -> None:
         self._bundle, self._settings = bundle, settings
-        self._prompts = PromptBuilder.from_bundle(bundle)
+        self._prompts = PromptBuilder.from_bundle(bundle, of_inputs=True)
         self._images = ImageSpec.read(bundle.path(PREPROCESSOR))
 
     @property

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from bundle.errors import ParameterError
-from bundle.image import TileLayout
+from bundle.image import TileLayout, VideoTimes
 from bundle.manifest import Manifest
 from bundle.prompt import Placeholder, Prompt, Turn
 from runtime.feeds import Int64
@@ -173,7 +173,14 @@ def _checked(found: Mapping[str, Array], manifest: Manifest) -> StoredRows:
 def _layout(told: Sequence[Any]) -> TileLayout:
     """Return a layout of its fields in order; files of before end with the third."""
     fields: list[Any] = [tuple(each) if isinstance(each, list) else each for each in told]
-    return TileLayout(*fields)
+    layout = TileLayout(*fields)
+    return layout if layout.video is None else replace(layout, video=_times(layout.video))
+
+
+def _times(told: Any) -> VideoTimes:
+    """Return a video's times of what `astuple` made of them."""
+    middles_s, group_s = told
+    return VideoTimes(tuple(middles_s), group_s)
 
 
 def _told(part: str | Placeholder) -> list[str]:

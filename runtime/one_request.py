@@ -186,7 +186,7 @@ class VisionLanguageRunner:
         Raises:
             SignatureError: The bundle's encoder does not tell that.
         """
-        question = None if self._questions is None else self._questions.ids(turns)
+        question = None if self._questions is None or not images else self._questions.ids(turns)
         spec = self._images.among(len(images))
         layouts = tuple(spec.layout(*image.size) for image in images)
         digests = tuple(sha256(image.tobytes()).digest() for image in images)

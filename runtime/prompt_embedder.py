@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from runtime.session import Session
 from runtime.settings import RuntimeSettings
 from runtime.states import empty_states
 
+_NONE: Mapping[ComponentName, Session] = MappingProxyType({})
 _MOST_RUN_TOKENS = 1024
 """Of prompts side by side, padding among them; a longer one runs alone."""
 _MOST_PADDING = 0.25
@@ -30,6 +32,7 @@ class PromptEmbedder:
     Args:
         bundle: Of a model that embeds by a decoder.
         settings: Provider and threads.
+        opened: Sessions of the bundle that serve something else as well, by the graph's name; others are opened.
 
     Attributes:
         sessions: By the graph's name in the manifest.
@@ -39,7 +42,9 @@ class PromptEmbedder:
         MachineError: This machine cannot run one.
     """
 
-    def __init__(self, bundle: Bundle, settings: RuntimeSettings) -> None:
+    def __init__(
+        self, bundle: Bundle, settings: RuntimeSettings, opened: Mapping[ComponentName, Session] = _NONE
+    ) -> None:
         manifest = bundle.manifest
         if manifest.embedder is None:
             raise BundleFormatError(f"{bundle.directory} has a decoder that answers, or none; it cannot embed prompts")
@@ -47,7 +52,8 @@ class PromptEmbedder:
         self._states, self._num_groups = manifest.states, manifest.num_length_groups
         decoder, table = manifest.graph("decoder", "prompt"), manifest.graph("embed_tokens")
         on_host = settings.model_copy(update={"provider": "cpu"})
-        self._table, self._decoder = Session(bundle, table, on_host), Session(bundle, decoder, settings)
+        self._table = opened.get(table) or Session(bundle, table, on_host)
+        self._decoder = opened.get(decoder) or Session(bundle, decoder, settings)
         self.sessions: dict[ComponentName, Session] = {table: self._table, decoder: self._decoder}
         check_inputs(self._decoder.component.inputs, str(self._decoder.path))
         self._check_gives_vectors()
@@ -105,11 +111,13 @@ class PromptEmbedder:
         return embeds
 
     def _check_gives_vectors(self) -> None:
-        (spec,) = self._decoder.component.outputs
-        if (spec.name, spec.shape[-1]) != (tensors.TOKEN_EMBEDS, self._dims.embedding_size):
+        component = self._decoder.component
+        given = {spec.name: spec.shape for spec in (*component.optional_outputs, *component.outputs)}
+        name, size = tensors.TOKEN_EMBEDS, self._dims.embedding_size
+        if name not in given or given[name][-1] != size:
             raise SignatureError(
-                f"{self._decoder.path} gives {spec.name} {list(spec.shape)}; a decoder that embeds gives "
-                f"{tensors.TOKEN_EMBEDS} [B, N, {self._dims.embedding_size}]. Export the checkpoint again."
+                f"{self._decoder.path} gives {', '.join(f'{each} {list(shape)}' for each, shape in given.items())}; a "
+                f"decoder that embeds gives {name} [B, N, {size}]. Export the checkpoint again."
             )
 
 

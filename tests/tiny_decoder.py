@@ -18,11 +18,12 @@ from bundle.states import CacheScheme
 from export.config import DecoderConfig, RopeConfig
 from export.decoders.causal import CausalDecoder
 from export.decoders.llama import Llama
-from export.family import GraphPlan, decoder_plan
+from export.family import GraphPlan
 from export.graph import build_model, write_model
 from export.nn.dialect import DIALECTS, Dialect
 from export.nn.linear import Embedding
 from export.segments import write_segments
+from export.vision_language import decoder_plan
 from graphs.lowering.coded_cache import CodedCache
 from graphs.lowering.decoder import lower_decoder
 from graphs.segments import cut_segment

@@ -21,6 +21,7 @@ from bundle.layouts.modernvbert import ModernVBertPrompt
 from bundle.layouts.ovis2 import Ovis2Prompt
 from bundle.layouts.paligemma import PaliGemmaPrompt
 from bundle.layouts.qwen2_vl import Qwen2VLPrompt
+from bundle.layouts.vlora import VLoRAPrompt
 
 KnownImagePrompt: TypeAlias = Annotated[
     AkiPrompt
@@ -37,6 +38,7 @@ KnownImagePrompt: TypeAlias = Annotated[
     | ModernVBertPrompt
     | Ovis2Prompt
     | PaliGemmaPrompt
-    | Qwen2VLPrompt,
+    | Qwen2VLPrompt
+    | VLoRAPrompt,
     Field(discriminator="kind"),
 ]

@@ -53,13 +53,22 @@ class CausalDecoder(Module):
         dialect: How attention is written.
         name: Where the checkpoint keeps the stack, e.g. "model.text_model".
         head: What makes of states what is wanted of them; None: the vocabulary's scores.
+        vectors: What makes vectors of states, beside scores; None: nothing does.
     """
 
-    def __init__(self, decoder: Decoder, dialect: Dialect, name: str, head: Module | None = None) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        dialect: Dialect,
+        name: str,
+        head: Module | None = None,
+        vectors: Module | None = None,
+    ) -> None:
         super().__init__()
         config = decoder.config
         self.stack = _Stack(decoder, dialect, name)
         self.lm_head = head or Linear(config.hidden_size, config.vocab_size, rows=None, role="head", bias=False)
+        self.vectors = vectors
         self.logit_softcap = 0.0 if head else decoder.logit_softcap
         self.decoder = decoder
         self.dialect = dialect
@@ -73,7 +82,7 @@ class CausalDecoder(Module):
         logits_indices: ir.Value,
         *others: ir.Value,
     ) -> tuple[ir.Value, ...]:
-        """Return logits [B, N, V], the last queries of each layer that has some, and the states as they are now."""
+        """Return logits [B, N, V], vectors, the last queries of each layer that has some, and the states."""
         angles = self.decoder.angles(op, position_ids)
         first, num_more = len(self.decoder.sight_inputs), len(self.decoder.inputs)
         more, states = others[first : first + num_more], self._of_layers(others[first + num_more :])
@@ -81,7 +90,8 @@ class CausalDecoder(Module):
         around = [Around(angles, of_layer, more) for of_layer in lengths]
         hidden, left = self.stack(op, inputs_embeds, position_ids, around, states, logits_indices)
         queries = [each.queries for each in left if each.queries is not None]
-        return self._logits(op, hidden), *queries, *(state for each in left for state in each.states)
+        vectors = [] if self.vectors is None else [self.vectors(op, hidden)]
+        return self._logits(op, hidden), *vectors, *queries, *(state for each in left for state in each.states)
 
     def _logits(self, op: OpBuilder, hidden: ir.Value) -> ir.Value:
         logits, cap = self.lm_head(op, hidden), self.logit_softcap

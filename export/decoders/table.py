@@ -23,6 +23,7 @@ DECODERS: Mapping[str, str] = {
     "kosmos_2_text_model": "export.decoders.kosmos_2_text_model:Kosmos2Text",
     "llama": "export.decoders.llama:Llama",
     "llama_mote": "export.decoders.llama_mote:LlamaMote",
+    "llama_vlora": "export.decoders.llama_vlora:LlamaVLoRA",
     "mistral": "export.decoders.mistral:Mistral",
     "mllama_text_model": "export.decoders.mllama_text:MllamaText",
     "opt": "export.decoders.opt:OPT",

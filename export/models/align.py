@@ -9,7 +9,7 @@ from onnxscript import OpBuilder
 
 from bundle.errors import UnsupportedConfigError
 from export.config import Raw, sub_config
-from export.family import DualEncoder, TextTower
+from export.dual_encoder import DualEncoder, TextTower
 from export.nn.bert import TEXT_DEFAULTS, Bert, BertConfig
 from export.nn.dialect import Dialect
 from export.nn.linear import Linear

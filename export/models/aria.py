@@ -14,7 +14,7 @@ from bundle.image import ImageSpec, WholePatches
 from bundle.layouts.llava import LlavaPrompt
 from export.config import Raw, VisionConfig, require, sub_config
 from export.connectors.crossed_queries import CrossedQueries
-from export.family import Family, VisionLanguage
+from export.family import Family
 from export.found_processor import FoundProcessor
 from export.image_processors.aria import LENGTHS_PX
 from export.nn.dialect import Dialect
@@ -22,8 +22,8 @@ from export.nn.module import Module
 from export.nn.patches import Grid
 from export.towers.idefics2 import Idefics2Tower
 from export.towers.idefics3 import VISION_DEFAULTS
+from export.vision_language import VisionLanguage
 
-_DEFAULT_TEXT = "aria_text"
 _QUERIES_OF_PATCHES = {1225: 128, 4900: 256}
 _TOKENS_OF_LENGTH = {490: 128, 980: 256}
 
@@ -48,6 +48,7 @@ class Aria(VisionLanguage):
     """
 
     text_prefix = "model.language_model"
+    default_text = "aria_text"
     image_processor: ClassVar[str] = "AriaImageProcessor"
     renames: ClassVar[tuple[tuple[str, str], ...]] = (
         (r"^language_model\.lm_head\.", "lm_head."),
@@ -65,11 +66,6 @@ class Aria(VisionLanguage):
         require(config, [("vision_feature_layer", -1)])
         self._tower = VisionConfig.read(sub_config(config, "vision_config"), VISION_DEFAULTS)
         self._queries = _queries_of_side(config.get("projector_patch_to_query_dict") or _QUERIES_OF_PATCHES)
-
-    @property
-    def text_config(self) -> Raw:
-        """The decoder's part of the config, which is Aria's where it says nothing."""
-        return {"model_type": _DEFAULT_TEXT, **super().text_config}
 
     @property
     def image_settings(self) -> Raw:

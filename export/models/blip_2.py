@@ -11,13 +11,12 @@ from bundle.errors import UnsupportedConfigError
 from bundle.layouts.llava import LlavaPrompt
 from export.config import Raw, VisionConfig, require, sub_config
 from export.connectors.qformer import QFormer, QFormerConfig
-from export.family import VisionLanguage
 from export.found_processor import FoundProcessor
 from export.nn.dialect import Dialect
 from export.nn.module import Module
 from export.towers.blip_2 import VISION_DEFAULTS, Blip2Tower
+from export.vision_language import VisionLanguage
 
-_DEFAULT_TEXT = "opt"
 _ENCODER_DECODERS = ("t5", "mt5", "bart")
 # No template comes with the checkpoints. The questions are those of section 4.2, and what is asked first is asked
 # first again; an image alone is described. Images stand before the token that begins a text.
@@ -46,6 +45,7 @@ class Blip2(VisionLanguage):
     """`model_type` blip-2, with a decoder alone behind its queries."""
 
     text_prefix = "language_model.model.decoder"
+    default_text = "opt"
     image_processor = "BlipImageProcessor"
     renames: ClassVar[tuple[tuple[str, str], ...]] = ((r"^language_model\.lm_head\.", "lm_head."),)
 
@@ -64,11 +64,6 @@ class Blip2(VisionLanguage):
 
     def _read_queries(self, raw: Raw) -> QFormerConfig:
         return QFormerConfig.read(raw, self._vision.tower.hidden_size, int(self.config.get("num_query_tokens", 32)))
-
-    @property
-    def text_config(self) -> Raw:
-        """The decoder's part of the config, which is an OPT where it says nothing."""
-        return {"model_type": _DEFAULT_TEXT, **super().text_config}
 
     @property
     def image_size_px(self) -> int:

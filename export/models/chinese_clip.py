@@ -6,7 +6,7 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from export.config import Raw, tower_config
-from export.family import TextTower
+from export.dual_encoder import TextTower
 from export.models.clip import ClipImages
 from export.nn.bert import TEXT_DEFAULTS, Bert, BertConfig
 from export.nn.dialect import Dialect

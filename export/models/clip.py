@@ -8,7 +8,7 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from export.config import Raw, TowerConfig, VisionConfig, tower_config
-from export.family import DualEncoder, TextTower
+from export.dual_encoder import DualEncoder, TextTower
 from export.nn.dialect import Dialect
 from export.nn.linear import Linear
 from export.nn.module import Module

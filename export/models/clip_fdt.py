@@ -10,7 +10,7 @@ from onnxscript import OpBuilder
 
 from bundle.errors import UnsupportedConfigError
 from export.config import Raw, TowerConfig, VisionConfig, require, sub_config, tower_config
-from export.family import TextTower
+from export.dual_encoder import TextTower
 from export.models.clip import TEXT_DEFAULTS, ClipImages
 from export.nn.dialect import Dialect
 from export.nn.linear import Linear

@@ -14,7 +14,7 @@ from bundle.layouts.llava import LlavaPrompt
 from bundle.manifest import TensorSpec
 from export.config import Raw, VisionConfig, sub_config
 from export.connectors.projector import Projector
-from export.family import Family, VisionLanguage
+from export.family import Family
 from export.found_processor import FoundProcessor
 from export.nn.dialect import Dialect
 from export.nn.module import Module
@@ -22,6 +22,7 @@ from export.nn.norms import LayerNorm
 from export.nn.tower_view import tower_specs, tower_view
 from export.nn.vit import Passed, tower_heads
 from export.towers.siglip import VISION_DEFAULTS, SiglipTower
+from export.vision_language import VisionLanguage
 
 _DEFAULTS: Raw = {"tie_word_embeddings": True}
 

@@ -8,15 +8,15 @@ from bundle.errors import UnsupportedConfigError
 from bundle.layouts.llava import LlavaPrompt
 from export.config import Raw, require, sub_config
 from export.connectors.projector import Projector
-from export.family import Family, VisionLanguage
+from export.family import Family
 from export.found_processor import FoundProcessor
 from export.nn.chain import Chain
 from export.nn.dialect import Dialect
 from export.nn.module import Module
 from export.towers.fastvit import FastViTTower
 from export.towers.fastvit_config import FastViTConfig
+from export.vision_language import VisionLanguage
 
-_DEFAULT_TEXT = "qwen2"
 _DEFAULT_TOKENS = 576
 _PROJECTOR = "model.multi_modal_projector"
 
@@ -25,6 +25,7 @@ class FastVLM(VisionLanguage):
     """`model_type` fast_vlm."""
 
     text_prefix = "model.language_model"
+    default_text = "qwen2"
     image_processor = "CLIPImageProcessor"
     # batches of training are not counted on
     unused: ClassVar[tuple[str, ...]] = (*Family.unused, r"model\.vision_tower\.timm_model\..*\.num_batches_tracked")
@@ -34,11 +35,6 @@ class FastVLM(VisionLanguage):
         require(config, [("vision_feature_select_strategy", "full"), ("vision_feature_layer", -1)])
         self._num_tokens = int(config.get("image_seq_length", _DEFAULT_TOKENS))
         self._tower = FastViTConfig.read(sub_config(config, "vision_config"), self._num_tokens)
-
-    @property
-    def text_config(self) -> Raw:
-        """The decoder's part of the config, which is a Qwen2 where it says nothing."""
-        return {"model_type": _DEFAULT_TEXT, **super().text_config}
 
     @property
     def image_size_px(self) -> int:

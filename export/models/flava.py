@@ -6,7 +6,7 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from export.config import Raw, VisionConfig, sub_config
-from export.family import DualEncoder, TextTower
+from export.dual_encoder import DualEncoder, TextTower
 from export.nn.bert import TEXT_DEFAULTS, BertConfig, BertEmbeddings
 from export.nn.dialect import Dialect
 from export.nn.linear import Linear

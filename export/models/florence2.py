@@ -16,7 +16,7 @@ from bundle.layouts.florence2 import Florence2Prompt
 from bundle.layouts.table import KnownImagePrompt
 from export.config import DecoderConfig, Raw, TowerConfig, require, sub_config
 from export.decoders.bart import DEFAULTS, EPS, MEMORY_ROWS
-from export.family import Family, QuestionReading, VisionLanguage
+from export.family import Family
 from export.found_processor import FoundProcessor
 from export.image_processors.image_processor import edge_of
 from export.nn.bart_encoder import BartEncoder
@@ -26,6 +26,7 @@ from export.nn.linear import Linear
 from export.nn.module import Module, Weight
 from export.nn.norms import LayerNorm
 from export.towers.davit import DaViT, read_stages
+from export.vision_language import QuestionReading, VisionLanguage
 from graphs.labels import Label
 
 _LANGUAGE = "model.language_model"

@@ -13,7 +13,7 @@ from onnxscript import OpBuilder
 
 from bundle.errors import UnsupportedConfigError
 from export.config import Raw, require
-from export.family import DualEncoder, TextTower
+from export.dual_encoder import DualEncoder, TextTower
 from export.models.vision_text_dual_encoder import TEXTS, part
 from export.nn.bert import Bert, BertConfig
 from export.nn.dialect import Dialect

@@ -10,12 +10,13 @@ from bundle.layouts.gemma3 import Gemma3Prompt
 from bundle.layouts.prompt import LooksAhead
 from export.config import Raw, VisionConfig, sub_config
 from export.connectors.mean_pool import MeanPool
-from export.family import Family, VisionLanguage
+from export.family import Family
 from export.found_processor import FoundProcessor
 from export.nn.chain import Chain
 from export.nn.dialect import Dialect
 from export.nn.module import Module
 from export.towers.siglip import VISION_DEFAULTS, NormedSiglipTower
+from export.vision_language import VisionLanguage
 
 _DEFAULTS: Raw = {"tie_word_embeddings": True, "mm_tokens_per_image": 256}
 _START = "<start_of_image>"

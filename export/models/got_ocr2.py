@@ -8,15 +8,14 @@ from bundle.image import NearestGrid
 from bundle.layouts.llava import LlavaPrompt
 from export.config import Raw, sub_config
 from export.connectors.halving_projector import HalvingProjector, halved
-from export.family import VisionLanguage
 from export.found_processor import FoundProcessor
 from export.nn.chain import Chain
 from export.nn.dialect import Dialect
 from export.nn.module import Module
 from export.towers.got_ocr2 import GotTower, GotTowerConfig
+from export.vision_language import VisionLanguage
 
 _DEFAULTS: Raw = {"tie_word_embeddings": True}
-_DEFAULT_TEXT = "qwen2"
 _IMAGE = "<imgpad>"
 # The processor writes prompts itself, and no template comes with the checkpoint. Pages are written one behind another.
 _CUT = "{% set cut = ' upon the patch reference' %}"
@@ -38,6 +37,7 @@ class GotOcr2(VisionLanguage):
     """`model_type` got_ocr2."""
 
     text_prefix = "model.language_model"
+    default_text = "qwen2"
     image_processor = "GotOcr2ImageProcessor"
     # the checkpoint's own files end generation at another token, and its users at this one
     end_tokens: ClassVar[tuple[str, ...]] = ("<|im_end|>",)
@@ -50,11 +50,6 @@ class GotOcr2(VisionLanguage):
     def __init__(self, config: Raw) -> None:
         super().__init__({**_DEFAULTS, **config})
         self._tower = GotTowerConfig.read(sub_config(config, "vision_config"))
-
-    @property
-    def text_config(self) -> Raw:
-        """The decoder's part of the config, which is a Qwen2 where it says nothing."""
-        return {"model_type": _DEFAULT_TEXT, **super().text_config}
 
     @property
     def image_size_px(self) -> int:

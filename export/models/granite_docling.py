@@ -14,13 +14,14 @@ from bundle.layouts.table import KnownImagePrompt
 from export.config import Raw, VisionConfig, sub_config
 from export.connectors.granite_docling import DoclingConnector
 from export.decoders.qwen3_vl_text import DEEP_LAYERS
-from export.family import Family, VisionLanguage
+from export.family import Family
 from export.found_processor import FoundProcessor
 from export.nn.dialect import Dialect
 from export.nn.module import Module
 from export.nn.norms import LayerNorm
 from export.spoken_tokens import document_markup
 from export.towers.siglip import VISION_DEFAULTS, SiglipTower
+from export.vision_language import VisionLanguage
 
 _TOWER = "model.vision_model"
 _VISION_DEFAULTS: Raw = {**VISION_DEFAULTS, "image_size": 512}

@@ -12,7 +12,6 @@ from bundle.image import Bounded, ImageSpec
 from bundle.layouts.idefics2 import Idefics2Prompt
 from export.config import DecoderConfig, Raw, VisionConfig, require, sub_config
 from export.connectors.perceiver import Perceiver, PerceiverConfig
-from export.family import VisionLanguage
 from export.found_processor import FoundProcessor
 from export.nn.chain import Chain
 from export.nn.dialect import Dialect, Heads
@@ -20,8 +19,8 @@ from export.nn.mlp import GatedMLP
 from export.nn.module import Module
 from export.nn.patches import usual_patches
 from export.towers.idefics2 import VISION_DEFAULTS, Idefics2Tower, longest_side
+from export.vision_language import VisionLanguage
 
-_DEFAULT_TEXT = "mistral"
 _PERCEIVER_DEFAULTS: Raw = {
     "hidden_act": "silu",
     "hidden_size": 4096,
@@ -49,6 +48,7 @@ class Idefics2(VisionLanguage):
     """`model_type` idefics2."""
 
     text_prefix = "model.text_model"
+    default_text = "mistral"
     image_processor: ClassVar[str] = "Idefics2ImageProcessor"
 
     def __init__(self, config: Raw) -> None:
@@ -76,11 +76,6 @@ class Idefics2(VisionLanguage):
             hidden_act=stated["hidden_act"],
             rms_norm_eps=float(eps),
         )
-
-    @property
-    def text_config(self) -> Raw:
-        """The decoder's part of the config, which is a Mistral where it says nothing."""
-        return {"model_type": _DEFAULT_TEXT, **super().text_config}
 
     @property
     def image_size_px(self) -> None:

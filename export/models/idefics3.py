@@ -13,7 +13,6 @@ from bundle.layouts.table import KnownImagePrompt
 from bundle.manifest import TensorSpec
 from export.config import Raw, VisionConfig, sub_config
 from export.connectors.pixel_shuffle import PixelShuffle
-from export.family import VisionLanguage
 from export.found_processor import FoundProcessor
 from export.nn.dialect import Dialect
 from export.nn.module import Module
@@ -21,6 +20,7 @@ from export.nn.tower_view import over_squares, tower_specs, tower_view
 from export.nn.vit import tower_heads
 from export.spoken_tokens import document_markup
 from export.towers.idefics3 import VISION_DEFAULTS, AnySizeEmbeddings, Idefics3Tower, side_of
+from export.vision_language import VisionLanguage
 
 _TELLS_TIMES = "SmolVLMProcessor"
 """The processor that writes a video's length and the times of its frames into the prompt."""

@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from export.config import Raw, sub_config
 from export.connectors.qformer import QFormerConfig
-from export.family import QuestionReading
 from export.found_processor import FoundProcessor
 from export.models.blip_2 import Blip2
+from export.vision_language import QuestionReading
 
 _FOLDER = "qformer_tokenizer"
 """Where transformers' processor saves the tokenizer of the Q-Former."""

@@ -10,15 +10,15 @@ from bundle.layouts.internvl import InternVLPrompt
 from export.config import Raw, require, sub_config
 from export.connectors.shuffled_projector import ShuffledProjector
 from export.decoders.decoder import Decoder
-from export.family import Family, VisionLanguage
+from export.family import Family
 from export.found_processor import FoundProcessor
 from export.nn.chain import Chain
 from export.nn.dialect import Dialect
 from export.nn.module import Module
 from export.towers.internvl import InternVLTower, InternVLTowerConfig
+from export.vision_language import VisionLanguage
 
 _DEFAULTS: Raw = {"tie_word_embeddings": True}
-_DEFAULT_TEXT = "qwen2"
 _VERSION, _FIXED = "rope_pos_id_version", "v2pe_fix"
 _TAGS = "tile_tags"
 """Whether words before each tile say which one it is, as NVLM has them; InternVL's own configs say nothing of it."""
@@ -28,6 +28,7 @@ class InternVL(VisionLanguage):
     """`model_type` internvl."""
 
     text_prefix = "model.language_model"
+    default_text = "qwen2"
     image_processor = "GotOcr2ImageProcessor"
     renames: ClassVar[tuple[tuple[str, str], ...]] = (
         (r"^language_model\.lm_head\.", "lm_head."),
@@ -86,11 +87,6 @@ class InternVL(VisionLanguage):
     def image_settings(self) -> Raw:
         """Tiles, always."""
         return {"crop_to_patches": True}
-
-    @property
-    def text_config(self) -> Raw:
-        """The decoder's part of the config, which is a Qwen2 where it says nothing."""
-        return {"model_type": _DEFAULT_TEXT, **super().text_config}
 
     @property
     def image_size_px(self) -> int:

@@ -13,13 +13,14 @@ from bundle.layouts.internvl import InternVLPrompt
 from bundle.layouts.prompt import ImagePrompt
 from export.config import Raw, VisionConfig, require, sub_config
 from export.connectors.shuffled_projector import ShuffledProjector
-from export.family import Family, VisionLanguage
+from export.family import Family
 from export.found_processor import FoundProcessor
 from export.nn.dialect import Dialect
 from export.nn.module import Module
 from export.quantized.method import QuantizationMethod
 from export.quantized.packed_projections import PackedProjections
 from export.towers.bare_patches import BarePatches
+from export.vision_language import VisionLanguage
 
 _ARCHITECTURE, _DECODER, _PATCHES = "InternLM2VEForCausalLM", "internlm2_ve", "intern_vit_patch"
 _VISION_DEFAULTS: Raw = {

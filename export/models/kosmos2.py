@@ -16,13 +16,14 @@ from bundle.layouts.llava import LlavaPrompt
 from bundle.layouts.table import KnownImagePrompt
 from export.config import Raw, VisionConfig, sub_config
 from export.connectors.latent_queries import LatentQueries
-from export.family import Family, VisionLanguage
+from export.family import Family
 from export.found_processor import FoundProcessor
 from export.nn.dialect import Dialect
 from export.nn.module import Module
 from export.nn.norms import LayerNorm
 from export.spoken_tokens import document_markup
 from export.towers.clip import VISION_DEFAULTS, ClipTower
+from export.vision_language import VisionLanguage
 
 _VISION_DEFAULTS: Raw = {
     **VISION_DEFAULTS,

@@ -9,12 +9,13 @@ from bundle.image import ImageSpec, SplitArea
 from bundle.layouts.lfm2_vl import Lfm2VLPrompt, tile_marker
 from export.config import Raw, require, sub_config
 from export.connectors.unshuffled_projector import UnshuffledProjector
-from export.family import Family, VisionLanguage
+from export.family import Family
 from export.found_processor import FoundProcessor
 from export.nn.chain import Chain
 from export.nn.dialect import Dialect
 from export.nn.module import Module
 from export.towers.siglip2_naflex import NaflexConfig, NaflexTower
+from export.vision_language import VisionLanguage
 
 _DEFAULTS: Raw = {
     "projector_hidden_act": "gelu",

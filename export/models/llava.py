@@ -15,7 +15,7 @@ from bundle.manifest import TensorSpec
 from export.config import Raw, VisionConfig, sub_config
 from export.connectors.adaptive_pool import PooledProjector
 from export.connectors.projector import Projector
-from export.family import Family, VisionLanguage
+from export.family import Family
 from export.found_processor import FoundProcessor
 from export.nn.dialect import Dialect, Heads
 from export.nn.linear import Linear
@@ -26,6 +26,7 @@ from export.towers.clip import VISION_DEFAULTS as CLIP_DEFAULTS
 from export.towers.clip import ClipTower
 from export.towers.siglip import VISION_DEFAULTS as SIGLIP_DEFAULTS
 from export.towers.siglip import SiglipTower
+from export.vision_language import VisionLanguage
 
 _CLIP, _SIGLIP = "clip_vision_model", "siglip_vision_model"
 _TOWER = "model.vision_tower"
@@ -147,7 +148,11 @@ class Llava(VisionLanguage):
         tower = kind(self._vision, dialect, _TOWER, num_layers=max(self._layers))
         drops_first = self._strategy == "default"
         heads = tower_heads(self._vision.tower) if self.tells_tower else None
-        return _Vision(tower, self.projector(), self._layers, drops_first=drops_first, heads=heads)
+        return _Vision(tower, self.connector(dialect), self._layers, drops_first=drops_first, heads=heads)
+
+    def connector(self, dialect: Dialect) -> Module:
+        """Return what makes features of chosen hidden states; `projector`, unless a model wants a dialect for it."""
+        return self.projector()
 
     def projector(self) -> Module:
         """Return the connector: LLaVA-1.5's two layers, or one matrix, as LLaVA had before (arXiv 2304.08485, 4.1)."""

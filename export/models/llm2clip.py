@@ -16,7 +16,7 @@ from tokenizers import normalizers, processors
 from bundle.errors import UnsupportedConfigError
 from export.config import Raw, sub_config
 from export.decoders.llama import Llama
-from export.family import TextTower
+from export.dual_encoder import TextTower
 from export.models.clip import ClipImages
 from export.nn.dialect import Dialect
 from export.nn.linear import Linear

@@ -15,7 +15,6 @@ from bundle.image import Canvas, ImageSpec
 from bundle.layouts.mllama import MllamaPrompt
 from export.config import DecoderConfig, Raw, require, sub_config
 from export.decoders.mllama_text import MEMORY_ROWS, MllamaText
-from export.family import VisionLanguage
 from export.found_processor import FoundProcessor
 from export.nn.cross_attention import MemoryProjection
 from export.nn.dialect import Dialect
@@ -23,6 +22,7 @@ from export.nn.linear import Embedding, Linear
 from export.nn.module import Module
 from export.nn.norms import RMSNorm
 from export.towers.mllama import MllamaTower, MllamaTowerConfig
+from export.vision_language import VisionLanguage
 
 _NEVER_SAID = 8
 """Rows of the table of tokens behind those that the head scores; the image token is the first of them."""

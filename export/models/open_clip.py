@@ -13,7 +13,7 @@ from bundle.errors import UnsupportedConfigError
 from bundle.image import Cropped, Fixed, ImageSpec
 from export.cleaning import CLEANINGS
 from export.config import Raw, sub_config
-from export.family import DualEncoder, TextTower
+from export.dual_encoder import DualEncoder, TextTower
 from export.image_processors.image_processor import CLIP_MEAN, CLIP_STD
 from export.nn.dialect import Dialect
 from export.nn.module import Module

@@ -14,15 +14,14 @@ from bundle.errors import UnsupportedConfigError
 from bundle.layouts.ovis2 import MARKS, Ovis2Prompt
 from export.config import Raw, sub_config
 from export.connectors.visual_vocabulary import VisualVocabulary
-from export.family import VisionLanguage
 from export.found_processor import FoundProcessor
 from export.nn.chain import Chain
 from export.nn.dialect import Dialect
 from export.nn.module import Module, Weight
 from export.towers.ovis2 import Ovis2Tower, Ovis2TowerConfig
+from export.vision_language import VisionLanguage
 from graphs.labels import Label
 
-_DEFAULT_TEXT = "qwen2"
 _DEFAULTS: Raw = {
     "tie_word_embeddings": True,
     "visual_indicator_token_ids": (151_666, 151_667, 151_668, 151_669, 151_670),
@@ -73,6 +72,7 @@ class Ovis2(VisionLanguage):
     """`model_type` ovis2."""
 
     text_prefix = "model.language_model"
+    default_text = "qwen2"
     image_processor = "Ovis2ImageProcessor"
     template_placeholder = "<image>"
     renames: ClassVar[tuple[tuple[str, str], ...]] = (
@@ -108,11 +108,6 @@ class Ovis2(VisionLanguage):
         for key, of_text in (("vocab_size", sizes.vocab_size), ("hidden_size", sizes.hidden_size)):
             if self.config.get(key, of_text) != of_text:
                 raise UnsupportedConfigError(f"{key} is {self.config[key]}, and text_config has {of_text}")
-
-    @property
-    def text_config(self) -> Raw:
-        """The decoder's part of the config, which is a Qwen2 where it says nothing."""
-        return {"model_type": _DEFAULT_TEXT, **super().text_config}
 
     @property
     def image_size_px(self) -> int:

@@ -16,13 +16,14 @@ from bundle.errors import UnsupportedConfigError
 from bundle.layouts.paligemma import PaliGemmaPrompt
 from bundle.layouts.prompt import LooksAhead
 from export.config import Raw, VisionConfig, sub_config
-from export.family import Family, VisionLanguage
+from export.family import Family
 from export.found_processor import FoundProcessor
 from export.nn.chain import Chain
 from export.nn.dialect import Dialect
 from export.nn.linear import Linear
 from export.nn.module import Module
 from export.towers.siglip import VISION_DEFAULTS, NormedSiglipTower
+from export.vision_language import VisionLanguage
 
 _DEFAULTS: Raw = {"tie_word_embeddings": True, "projection_dim": 2048}
 _TEXT_DEFAULTS: Raw = {"vocab_size": 257_152, "hidden_size": 2048, "num_hidden_layers": 18, "intermediate_size": 16_384}

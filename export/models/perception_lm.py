@@ -11,12 +11,12 @@ from bundle.errors import UnsupportedConfigError
 from bundle.layouts.llava import LlavaPrompt
 from export.config import Raw, sub_config
 from export.connectors.projector import Projector
-from export.family import VisionLanguage
 from export.found_processor import FoundProcessor
 from export.nn.dialect import Dialect
 from export.nn.module import Module
 from export.nn.squares import squares_shape, tokens_shape
 from export.towers.perception_encoder import PerceptionConfig, PerceptionEncoder
+from export.vision_language import VisionLanguage
 
 _TO_THE_END = 2**31 - 1
 

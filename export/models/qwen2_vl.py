@@ -15,7 +15,6 @@ from bundle.layouts.qwen2_vl import Qwen2VLPrompt
 from bundle.layouts.video_tokens import VideoTokens
 from export.config import Raw, sub_config
 from export.connectors.patch_merger import PatchMerger
-from export.family import VisionLanguage
 from export.found_processor import FoundProcessor
 from export.image_processors.videos import VideoSettings
 from export.nn.dialect import Dialect
@@ -23,6 +22,7 @@ from export.nn.module import Module
 from export.nn.norms import LayerNorm
 from export.towers.patch_layers import PatchTowerConfig
 from export.towers.qwen2_vl import Qwen2VLTower, tower_config
+from export.vision_language import VisionLanguage
 
 _EPS = 1e-6
 _VIDEO = "<|video_pad|>"

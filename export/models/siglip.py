@@ -7,7 +7,7 @@ from onnxscript import OpBuilder
 
 from bundle.errors import UnsupportedConfigError
 from export.config import Raw, TowerConfig, VisionConfig, sub_config
-from export.family import DualEncoder, TextTower
+from export.dual_encoder import DualEncoder, TextTower
 from export.nn.dialect import Dialect
 from export.nn.linear import Linear, PackedLinear
 from export.nn.module import Module, Weight

@@ -7,7 +7,7 @@ from onnxscript import OpBuilder
 
 from bundle.errors import UnsupportedConfigError
 from export.config import Raw, VisionConfig, require, sub_config
-from export.family import DualEncoder, TextTower
+from export.dual_encoder import DualEncoder, TextTower
 from export.nn.bert import ROBERTA_DEFAULTS, TEXT_DEFAULTS, BertConfig, PooledBert
 from export.nn.dialect import Dialect
 from export.nn.linear import Linear

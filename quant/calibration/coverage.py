@@ -17,7 +17,11 @@ Japanese; one whole half leaves 0.28 of the other."""
 
 
 def unseen_share(bundle: Bundle, calibration: Evaluation, evaluation: Evaluation) -> float | None:
-    """Return the share of an evaluation's text tokens that calibration never meets; None where there is no text."""
+    """Return the share of an evaluation's text tokens that calibration never meets; None where there is no text,
+    or the model reads none.
+    """
+    if bundle.manifest.image_vectors is not None:
+        return None
     tokenizer = Tokenizer.from_file(bundle.path(TOKENIZER))
     seen = {token for text in _texts(calibration, NUM_SAMPLES) for token in tokenizer.encode(text)}
     tokens = [token for text in _texts(evaluation) for token in tokenizer.encode(text)]

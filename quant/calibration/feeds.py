@@ -69,7 +69,7 @@ class FeedSource:
             return [runner.text_feeds(text) for text in self._texts()]
         if role == "pair_encoder":
             return list(self._pair_feeds())
-        if role == "decoder" and self.bundle.manifest.embedder is not None:
+        if role == "decoder" and self.bundle.manifest.embeds:
             return list(self._embedder_feeds())
         if role == "decoder":
             return list(self._decoder_feeds())
@@ -100,7 +100,7 @@ class FeedSource:
         groups = list(self._images())
         each = max(1, MOST_TILES // max(1, len(groups)))
         for at, images in enumerate(groups):
-            question = None if reader is None else reader.ids(turns_of(self._questions()[at]))
+            question = None if reader is None or not images else reader.ids(turns_of(self._questions()[at]))
             for tile in self._tiles(at, images, each):
                 yield vision_feeds(graph, tile[None], question)
 

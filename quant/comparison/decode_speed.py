@@ -12,8 +12,9 @@ from PIL import Image
 
 from devices.energy.account import EnergyAccount, FoundMeters, spent_joules
 from quant.comparison.variants import Variant
+from quant.quality.embeddings import image_runner_of
 from runtime.filled_prompt import FilledPrompt
-from runtime.one_request import DualEncoderRunner, VisionLanguageRunner
+from runtime.one_request import VisionLanguageRunner
 from runtime.settings import RuntimeSettings
 from runtime.turns import Quartiles, Turns, milliseconds_of
 
@@ -111,7 +112,7 @@ def _per_joule(works: Sequence[_Work], told: Mapping[str, Sequence[_Told]]) -> d
 def _work(variant: Variant, settings: RuntimeSettings) -> _Work:
     bundle = variant.bundle
     if bundle.manifest.embeds:
-        encoder = DualEncoderRunner(bundle, settings)
+        encoder = image_runner_of(bundle, settings)
         image = Image.new("RGB", (256, 256), (90, 120, 40))
         return _Work(variant.label, 1, lambda: encoder.embed_images([image]))
     runner = VisionLanguageRunner(bundle, settings)

@@ -158,8 +158,8 @@ def _likeness(variant: Variant) -> list[str]:
         ranked = report.pairs.rank_correlation
         return ["" if ranked is None else f"{ranked:.4f}", f"{report.pairs.score_difference:.4f}"]
     if variant.manifest.embeds:
-        found = [report.likenesses[kind] for kind in ("image", "text")]
-        return [f"{each.cosine_mean:.4f}<small>p1 {each.cosine_p1:.4f}</small>" for each in found]
+        found = [report.likenesses.get(kind) for kind in ("image", "text")]
+        return [f"{each.cosine_mean:.4f}<small>p1 {each.cosine_p1:.4f}</small>" if each else "" for each in found]
     forced, replies = report.teacher_forced, report.replies
     if forced is None or replies is None:
         return [""] * 4

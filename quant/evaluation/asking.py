@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from bundle.errors import QuantizationError
 from bundle.manifest import InputType
+from quant.evaluation.formats import SEARCHED
 from quant.evaluation.sample import LETTERS, Sample, Shown
 
 Vectors = NDArray[np.float32]
@@ -71,7 +72,11 @@ class Respondent(Protocol):
 
     @property
     def embeds(self) -> bool:
-        """Return whether it makes vectors and no answers."""
+        """Return whether it makes vectors."""
+
+    @property
+    def answers(self) -> bool:
+        """Return whether it makes answers; there are models that do both."""
 
     @property
     def ranks(self) -> bool:
@@ -148,7 +153,7 @@ def require_askable(samples: Sequence[Sample]) -> None:
     Raises:
         QuantizationError: They are made for a model that embeds.
     """
-    if samples[0].format in ("search", "document"):
+    if samples[0].format in SEARCHED:
         raise QuantizationError(
             f"{samples[0].place} is of the format {samples[0].format}, which wants a model that embeds; "
             "this one answers"

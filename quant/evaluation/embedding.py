@@ -9,6 +9,7 @@ import numpy as np
 from bundle.errors import QuantizationError
 from bundle.zero_shot import SLOT, label_text
 from quant.evaluation.asking import RefusedError, Respondent, Vectors
+from quant.evaluation.formats import SEARCHED
 from quant.evaluation.pictures import Picture
 from quant.evaluation.reading import SampleFile
 from quant.evaluation.report import Marks
@@ -41,7 +42,7 @@ async def embedded_marks(
         QuantizationError: The samples ask for answers, or the model does not take one of them.
     """
     samples, embedding = file.samples, _Embedding(respondent, progress)
-    if samples[0].format in ("search", "document"):
+    if samples[0].format in SEARCHED:
         return await _ranked(samples, embedding)
     if samples[0].format == "caption":
         return await _captioned(samples, embedding)

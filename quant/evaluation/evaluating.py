@@ -12,6 +12,7 @@ from bundle.machine import own_version
 from bundle.zero_shot import spelled_out
 from quant.evaluation.asking import Respondent, conversation_of, require_askable
 from quant.evaluation.embedding import embedded_marks
+from quant.evaluation.formats import SEARCHED
 from quant.evaluation.reading import SampleFile
 from quant.evaluation.replies import Asking, Reply, ReplyFile, replies_to
 from quant.evaluation.report import EvaluationReport, Marks, Shortfall, marks_of, shortfalls_of, tasks_of
@@ -73,7 +74,7 @@ async def evaluate(
         PocketVLMError: The model cannot be asked; what it said until then is kept.
     """
     start = time.perf_counter()
-    if respondent.embeds:
+    if respondent.embeds and (not respondent.answers or file.samples[0].format in SEARCHED):
         templates = spelled_out(options.templates) or (respondent.template,)
         marks = await embedded_marks(file, respondent, templates, progress)
         num_refused = 0

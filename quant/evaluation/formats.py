@@ -181,6 +181,8 @@ def _example(given: object, where: Place, folder: Path) -> Example:
 
 
 _ASKED = frozenset({"task", "metric", "examples"})
+SEARCHED = frozenset({"search", "document"})
+"""Formats of one file, whose questions are answered by vectors alone."""
 FORMATS: dict[str, Format] = {
     "choice": Format(
         frozenset({"question", "choices", "answer"}), frozenset(), _ASKED | _SHOWN, _choice, frozenset({"choices"})

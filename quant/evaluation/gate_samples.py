@@ -24,7 +24,7 @@ from quant.evaluation.reading import check_one_format, rows_of
 from quant.evaluation.rows import Place, Row
 from quant.evaluation.sample import Sample, Shown
 from quant.evaluation.scorers.table import GATED, METRICS, RIGHT
-from quant.quality.evaluation import Evaluation, Labelled, Passage
+from quant.quality.evaluation import READS_NO_TEXTS, Evaluation, Labelled, Passage, images_of
 
 LABELS = "label"
 """The zero-shot task of a file's labels."""
@@ -125,6 +125,9 @@ def read_samples(path: Path, manifest: Manifest, beside: Beside | None = None) -
         samples = [_question(row, where, folder) for where, row in rows]
         check_one_format(samples)
         return Evaluation(questions=[FileQuestion(sample) for sample in samples], source=path.name)
+    if manifest.image_vectors is not None:
+        seen = images_of(_encoder_samples(path, [(where, _named(row)) for where, row in rows], folder, SLOT))
+        return Evaluation(captions=seen, source=path.name, no_accuracy=READS_NO_TEXTS)
     template = manifest.dual.prompt_template if manifest.dual else SLOT
     return _encoder_samples(path, rows, folder, template)
 
@@ -167,6 +170,11 @@ def _encoder_samples(path: Path, rows: Sequence[tuple[Place, Row]], folder: Path
         )
     tasks = {LABELS: Labelled(candidates, labelled)} if labelled else {}
     return Evaluation(captions=captions, labelled=tasks, source=path.name)
+
+
+def _named(row: Row) -> Row:
+    """Return a row of an image alone with its file's name for a caption, for a model that reads none."""
+    return {**row, "caption": str(row["image"])} if row.keys() == {"image"} else row
 
 
 def _captions_and_labels(row: Row, where: Place, folder: Path) -> Iterator[Sample]:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bundle.errors import QuantizationError
-from quant.evaluation.formats import sample_of
+from quant.evaluation.formats import SEARCHED, sample_of
 from quant.evaluation.layouts import Beside, document_rows, table_rows
 from quant.evaluation.rows import Place, Row, lines_of, read_text
 from quant.evaluation.sample import Sample
 
-_TOGETHER = (frozenset({"search", "document"}),)
+_TOGETHER = (SEARCHED,)
 """Formats that one file may mix."""
 
 

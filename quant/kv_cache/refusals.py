@@ -26,6 +26,11 @@ def coded_states(manifest: Manifest, scheme: str, target: Target) -> tuple[State
         raise QuantizationError(f"--kv-cache {scheme!r}: known are {', '.join(CACHE_SCHEMES)}")
     if manifest.decoder is None or not manifest.states:
         raise QuantizationError(f"--kv-cache {scheme}: {manifest.name} has no decoder, so no cache. Leave it out")
+    if manifest.embedder is not None:
+        raise QuantizationError(
+            f"--kv-cache {scheme}: {manifest.name} answers and embeds by one decoder, whose cache holds floats for "
+            "both. Leave --kv-cache out"
+        )
     if manifest.dialect != "contrib":
         raise QuantizationError(
             f"--kv-cache {scheme}: {manifest.name} is in the {manifest.dialect} dialect, whose Attention reads floats "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bundle import tensors
 from bundle.errors import QuantizationError
-from bundle.manifest import Dialect, Manifest, Target
+from bundle.manifest import BOTH, Dialect, Manifest, Target
 from quant.planning.plan import Choice, ComponentPlan
 from quant.weights.matmul_nbits import INT8_ACTIVATIONS
 from quant.weights.matmul_nbits import refuse_cliffs as refuse_matmul_nbits
@@ -48,6 +48,11 @@ def refuse_target(manifest: Manifest, target: Target) -> None:
         raise QuantizationError(
             f"{manifest.name} was exported with --skip-visual, which is for the CPU alone: how many rows a layer runs "
             f"is not known before; export the checkpoint without it for --target {target}"
+        )
+    if target != "cpu" and manifest.task == BOTH:
+        raise QuantizationError(
+            f"{manifest.name} answers and embeds by one decoder, which is for the CPU; export the checkpoint twice for "
+            f"--target {target}, once with --task embed"
         )
     if target == "tensorrt" and manifest.dialect != "portable":
         raise QuantizationError(

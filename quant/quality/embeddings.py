@@ -10,10 +10,21 @@ from PIL import Image
 
 from bundle.directory import Bundle
 from bundle.similarity import similarity
-from quant.quality.evaluation import ALL_TASKS, Caption, Evaluation, Flags, Labelled, Measured, PairedFlags, Progress
+from quant.quality.evaluation import (
+    ALL_TASKS,
+    Caption,
+    Evaluation,
+    Flags,
+    Labelled,
+    Measured,
+    PairedFlags,
+    Progress,
+    images_of,
+)
 from quant.quality.measures import Float64, Likeness, likenesses_of
 from runtime.embedder_runner import EmbedderRunner
 from runtime.encoders import Vectors
+from runtime.image_runner import ImageRunner
 from runtime.one_request import DualEncoderRunner
 from runtime.settings import RuntimeSettings
 
@@ -26,11 +37,15 @@ Embedded = Sequence[Vectors]
 """Of each input [E], or [m, E] of a model that keeps a vector for every token; rows have length 1."""
 
 
-class EmbeddingRunner(Protocol):
-    """What is asked of a model; those of `runtime.one_request` and `runtime.embedder_runner` do it."""
+class ImageVectors(Protocol):
+    """What is asked of a model that embeds images."""
 
     def embed_images(self, images: Sequence[Image.Image]) -> Vectors | list[Vectors]:
         """Return the vectors of each image."""
+
+
+class EmbeddingRunner(ImageVectors, Protocol):
+    """What is asked of a model of both; those of `runtime.one_request` and `runtime.embedder_runner` do it."""
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors | list[Vectors]:
         """Return the vectors of each text."""
@@ -39,6 +54,11 @@ class EmbeddingRunner(Protocol):
 def runner_of(bundle: Bundle, settings: RuntimeSettings) -> EmbeddingRunner:
     """Return what embeds with a bundle that makes vectors."""
     return DualEncoderRunner(bundle, settings) if bundle.manifest.dual else EmbedderRunner(bundle, settings)
+
+
+def image_runner_of(bundle: Bundle, settings: RuntimeSettings) -> ImageVectors:
+    """Return what embeds images with a bundle that makes vectors, of those that read no texts too."""
+    return ImageRunner(bundle, settings) if bundle.manifest.image_vectors else runner_of(bundle, settings)
 
 
 def measure_embeddings(
@@ -59,6 +79,16 @@ def measure_embeddings(
         progress(f"classifying {len(labelled.samples)} images by {name}")
         comparison.add_labels(name, labelled)
     return comparison.measured()
+
+
+def measure_images(parent: ImageVectors, variant: ImageVectors, evaluation: Evaluation, progress: Progress) -> Measured:
+    """Return how a variant that reads no texts embeds beside its parent: captions and labels are left aside."""
+    samples = images_of(evaluation)
+    progress(f"embedding {len(samples)} images twice")
+    likeness = Likeness()
+    for pair in zip(_embed_images(parent, samples), _embed_images(variant, samples), strict=True):
+        likeness.add(*pair)
+    return Measured(likenesses=likenesses_of({"image": likeness}))
 
 
 class _Comparison:
@@ -108,7 +138,7 @@ class _Comparison:
         return embeddings
 
 
-def _embed_images(model: EmbeddingRunner, samples: Sequence[Caption]) -> list[Vectors]:
+def _embed_images(model: ImageVectors, samples: Sequence[Caption]) -> list[Vectors]:
     starts = range(0, len(samples), _IMAGES_AT_ONCE)
     batches = (samples[at : at + _IMAGES_AT_ONCE] for at in starts)
     return [vectors for batch in batches for vectors in model.embed_images([sample.image for sample in batch])]

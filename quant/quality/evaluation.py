@@ -17,6 +17,7 @@ from bundle.report import ImageSensitivity, Likenesses, PairScores, Replies, Tas
 from quant.quality.measures import Float64, bootstrap
 
 ALL_TASKS = "all"
+READS_NO_TEXTS = "the model reads images only, and nothing says which answer is right"
 
 _RULE_OF_THREE = 3.0
 """n samples without a single loss exclude, at 95 %, only losses above 3 / n (Hanley and Lippman-Hand, 1983)."""
@@ -148,6 +149,21 @@ def require_kind(evaluation: Evaluation, *, is_dual: bool) -> None:
         raise QuantizationError("the evaluation holds no captions or labels, which a dual encoder is measured on")
     if not is_dual and not evaluation.questions:
         raise QuantizationError("the evaluation holds no questions, which a vision-language model is measured on")
+
+
+def images_of(evaluation: Evaluation) -> list[Caption]:
+    """Return the captioned and the labelled images, for a model that reads no texts.
+
+    Raises:
+        QuantizationError: There are none.
+    """
+    found = [*evaluation.captions, *(sample for task in evaluation.labelled.values() for sample in task.samples)]
+    if not found:
+        raise QuantizationError(
+            f"{evaluation.source} holds no images, and the model reads nothing else; give samples with images, or "
+            "measure nothing (--no-evaluate)"
+        )
+    return found
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from bundle.manifest import ComponentName, Manifest, Phase, Role, graph_name
 from bundle.report import Likenesses, PairScores
 from bundle.tensors import IMAGE_FEATURES
 from quant.quality.answers import measure_answers
-from quant.quality.embeddings import measure_embeddings, runner_of
+from quant.quality.embeddings import image_runner_of, measure_embeddings, measure_images, runner_of
 from quant.quality.evaluation import (
     ALL_TASKS,
     Evaluation,
@@ -300,6 +300,9 @@ def measure(
     Raises:
         QuantizationError: The samples are of the other kind.
     """
+    if parent.manifest.image_vectors is not None:
+        seeing = image_runner_of(parent, settings), image_runner_of(variant, settings)
+        return measure_images(*seeing, evaluation, progress)
     if parent.manifest.pairs is not None:
         runners = PairRunner(parent, settings), PairRunner(variant, settings)
         return measure_pairs(*runners, evaluation, progress, sees=parent.manifest.sees)

@@ -33,7 +33,9 @@ from quant.rounding.ternary import fit_optimal
 
 DAMPING = 0.01
 """Of G's mean diagonal, added to the diagonal, as in GPTQ: channels that never spoke have no say and no singularity."""
-
+STRONG_DAMPING = 0.3
+"""The same for codes of 4 bits with zero points: 0.1 to 0.3 lose least at the end of a real decoder, whose loud
+directions count for less there than in a layer's own error (docs/decisions/0052-damped-error-feedback.md)."""
 
 _ROOM = 1.15
 """Of a row's widest block before any error was fed to it: errors widen blocks."""
@@ -51,6 +53,7 @@ class Feedback:
         widths: Bits that the fit is made for.
         aligns: Fits the scales of a row once more, together, when all its codes stand.
         codes_scales: The fit takes steps of rows, of which scales are whole multiples.
+        damping: Of G's mean diagonal.
         needs_gram: True: calibration must have kept G.
     """
 
@@ -58,6 +61,7 @@ class Feedback:
     widths: tuple[int, ...]
     aligns: bool = False
     codes_scales: bool = False
+    damping: float = DAMPING
     needs_gram: ClassVar[bool] = True
 
     def __call__(self, rows: Float32, bits: int, block_size: int, inputs: InputStatistics | None = None) -> BlockCodes:
@@ -73,7 +77,7 @@ class Feedback:
             QuantizationError: There is no Gram, it is not K x K or not finite, or a weight is not finite.
         """
         refuse_not_finite(rows)
-        gram = damped(gram_of(inputs, rows.shape[1]))
+        gram = damped(gram_of(inputs, rows.shape[1]), self.damping)
         steps = _steps(rows, bits, block_size) if self.codes_scales else None
         fit = partial(self.fit, steps=steps) if self.codes_scales else self.fit
         parts = _fed_forward(rows, gram, block_size, lambda block: fit(block, bits))
@@ -137,10 +141,10 @@ def unit_factor(gram: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(factor / np.diagonal(factor), np.float64)
 
 
-def damped(gram: Float32) -> NDArray[np.float64]:
-    """Return a Gram in float64 whose diagonal was raised by `DAMPING` of its mean."""
+def damped(gram: Float32, damping: float = DAMPING) -> NDArray[np.float64]:
+    """Return a Gram in float64 whose diagonal was raised by a share of its mean."""
     raised = gram.astype(np.float64)
-    raised[np.diag_indices_from(raised)] += DAMPING * np.trace(raised) / len(raised) or 1.0
+    raised[np.diag_indices_from(raised)] += damping * np.trace(raised) / len(raised) or 1.0
     return raised
 
 
@@ -162,6 +166,6 @@ def gram_of(inputs: InputStatistics | None, num_inputs: int) -> Float32:
 
 round_with_feedback = Feedback(fit_peak, widths=(2, 4, 8))
 round_positive_with_feedback = Feedback(fit_positive, widths=(4, 8))
-round_range_with_feedback = Feedback(fit_range, widths=(4, 8))
-round_coded_with_feedback = Feedback(fit_range, widths=(4, 8), codes_scales=True)
+round_range_with_feedback = Feedback(fit_range, widths=(4, 8), damping=STRONG_DAMPING)
+round_coded_with_feedback = Feedback(fit_range, widths=(4, 8), codes_scales=True, damping=STRONG_DAMPING)
 round_ternary_with_feedback = Feedback(fit_optimal, widths=(2,), aligns=True)

@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from bundle.directory import Bundle
+from bundle.errors import ContextLengthError, PromptError
 from bundle.extras import install_line
 from bundle.image import PREPROCESSOR, ImageSpec
 from bundle.manifest import DecoderDims
 from bundle.prompt import PromptBuilder
+from bundle.question import QuestionReader
 from quant.calibration.feeds import MOST_TILES, spread
 from quant.evaluation.gate_samples import FileCaption, FileQuestion
 from quant.evaluation.pictures import ImageFile
 from quant.evaluation.rows import Place
-from quant.quality.evaluation import Evaluation, Passage, Question, turns_of
+from quant.quality.evaluation import READS_NO_TEXTS, Evaluation, Passage, Question, turns_of
 
 Half = Literal["calibration", "evaluation"]
 
@@ -79,16 +81,18 @@ def built_in_samples(bundle: Bundle, half: Half) -> Evaluation:
     """Return one half of the built-in samples, of the kind that a bundle's task wants.
 
     Photographs are left out where scikit-image is not installed, and fewer are taken of a model that cuts each into
-    many tiles. Questions that do not fit the model's context or vocabulary are left out.
+    many tiles. Questions that do not fit the model's context or vocabulary, or that it does not take, are left out.
     """
     photographs, note = _photographs(bundle, half)
-    source = f"built-in {half} texts{note}"
+    source = f"built-in {half} {'images' if bundle.manifest.image_vectors else 'texts'}{note}"
     texts = texts_of(half)
     if bundle.manifest.pairs is not None:
         captions = [FileCaption(file, each.caption) for file, each in photographs]
         return Evaluation(captions=captions, passages=_passages(bundle, texts), source=source, no_accuracy=_NO_ANSWERS)
     if bundle.manifest.embeds:
         captions = [FileCaption(file, each.caption) for file, each in photographs]
+        if bundle.manifest.image_vectors is not None:
+            return Evaluation(captions=captions, source=source, no_accuracy=READS_NO_TEXTS)
         prose = [text.answer for text in texts if text.task in PROSE]
         return Evaluation(captions=captions, texts=prose, source=source, no_accuracy=_TOO_FEW)
     questions = [FileQuestion.plain(text.task, (), text.question, text.answer) for text in texts]
@@ -153,15 +157,22 @@ def _files(folder: Path, half: Half) -> Iterator[tuple[ImageFile, Photograph]]:
 
 def _fitting(questions: list[FileQuestion], bundle: Bundle) -> list[Question]:
     prompts, spec = PromptBuilder.from_bundle(bundle), ImageSpec.read(bundle.path(PREPROCESSOR))
-    dims = bundle.manifest.decoder
-    return [question for question in questions if dims and _fits(question, prompts, spec, dims)]
+    dims, reader = bundle.manifest.decoder, QuestionReader.from_bundle(bundle)
+    return [question for question in questions if dims and _fits(question, prompts, reader, spec, dims)]
 
 
-def _fits(question: FileQuestion, prompts: PromptBuilder, spec: ImageSpec, dims: DecoderDims) -> bool:
-    """Say whether a question and its answer are within a model's context and can be spelled in its vocabulary."""
+def _fits(
+    question: FileQuestion, prompts: PromptBuilder, reader: QuestionReader | None, spec: ImageSpec, dims: DecoderDims
+) -> bool:
+    """Say whether a model takes such a question, and whether it and its answer are within context and vocabulary."""
     shown = spec.among(len(question.images))
     layouts = [shown.layout(*image.size) for image in question.images]
-    prompt = prompts.build(turns_of(question), layouts)
+    try:
+        prompt = prompts.build(turns_of(question), layouts)
+        if reader is not None and question.images:
+            reader.ids(turns_of(question))
+    except (ContextLengthError, PromptError):  # Florence-2 takes no text alone; encoders hold questions of some length
+        return False
     ids = prompts.tokenizer.encode(question.answer)
     unknown = prompts.tokenizer.unknown_id
     is_spelled = unknown is None or not (unknown in ids or unknown in prompt.token_ids)

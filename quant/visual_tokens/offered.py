@@ -20,9 +20,18 @@ def offered_methods(manifest: Manifest, *, has_segments: bool = True) -> tuple[s
     """
     if manifest.decoder is None or (manifest.image_prompt is not None and manifest.image_prompt.fills_memory):
         return ()
-    has_tower = gives_tower(manifest.components[manifest.graph("vision_encoder")])
-    before = (name for name, entry in METHODS.items() if has_tower or not entry.needs_tower)
+    lacks_tower = not gives_tower(manifest.components[manifest.graph("vision_encoder")])
+    lacks_text = has_wide_tokens(manifest)
+    lacking = {name for name, each in METHODS.items() if each.needs_tower and lacks_tower}
+    lacking |= {name for name, each in METHODS.items() if each.needs_text and lacks_text}
+    before = (name for name in METHODS if name not in lacking)
     smaller = () if resize_missing(manifest) else (RESIZE,)
     inside = (name for name in INSIDE if has_segments and not missing(name, manifest))
     skipping = () if skipping_missing(manifest) else (SKIPPING,)
     return (*before, *smaller, *inside, *skipping)
+
+
+def has_wide_tokens(manifest: Manifest) -> bool:
+    """Return whether image tokens hold features of several layers, so that no text is like them (Qwen3-VL)."""
+    size = manifest.components[manifest.graph("vision_encoder")].outputs[0].shape[-1]
+    return manifest.decoder is not None and size != manifest.decoder.hidden_size

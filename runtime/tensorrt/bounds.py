@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bundle.directory import Bundle
+from bundle.errors import ImageError
+from bundle.image import TileLayout
+from runtime.limits import ImageSizes
 from runtime.settings import RuntimeSettings
 from runtime.tensorrt.opening import folder_of
 
@@ -20,6 +23,7 @@ class EngineBounds:
         max_batch: Sequences or texts in one run; None where an older folder does not say.
         max_prompt_tokens: Of a prompt in one run; None as well.
         max_images: Images or tiles in one run; None as well.
+        image_sizes_px: The least, usual and largest (height, width) of an image; None as well.
     """
 
     folder: Path
@@ -27,6 +31,22 @@ class EngineBounds:
     max_batch: int | None
     max_prompt_tokens: int | None
     max_images: int | None
+    image_sizes_px: ImageSizes | None = None
+
+    def check_image(self, layout: TileLayout) -> None:
+        """Check that an image becomes no larger than the engines take: others would fail with it in one run.
+
+        Raises:
+            ImageError: It does.
+        """
+        if self.image_sizes_px is None or layout.whole_px is None:
+            return
+        (height, width), most = layout.whole_px, self.image_sizes_px[2]
+        if height > most[0] or width > most[1]:
+            raise ImageError(
+                f"the image becomes {width} x {height} pixels, and this model's engine takes {most[1]} x {most[0]}. "
+                "Crop it, or let the model be compiled with a larger --max-image-side"
+            )
 
     def __str__(self) -> str:
         """Return it as a log line tells it."""
@@ -49,4 +69,5 @@ def try_bounds(bundle: Bundle, settings: RuntimeSettings) -> EngineBounds | None
     if found is None:
         return None
     folder, index = found
-    return EngineBounds(folder, index.cache_rows, index.max_batch, index.max_prompt_tokens, index.max_images)
+    sizes = index.image_sizes_px
+    return EngineBounds(folder, index.cache_rows, index.max_batch, index.max_prompt_tokens, index.max_images, sizes)

@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from bundle.errors import PocketVLMError
 from bundle.grounding import Grounded
+from bundle.manifest import ANSWERING_TASKS
 from serving.api.deadline import Deadline
 from serving.api.disconnect import close, contained, finish_within, until_disconnect
 from serving.api.events import comment
@@ -179,7 +180,7 @@ class Answering:
         Raises:
             RequestError: No served model does that under that name.
         """
-        model, record = await service.choose(request, asked.model, "image-text-to-text"), record_of(request)
+        model, record = await service.choose(request, asked.model, *ANSWERING_TASKS), record_of(request)
         record.answer = asked.request_id
         own = replace(asked, model=model, timeout_s=deadline.deadline_s - time.monotonic())
         events = service.metrics.observed(service.client.generate(own), model)

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse
 
-from bundle.manifest import EMBEDDING_TASKS, RANKING_TASKS, Task
+from bundle.manifest import ANSWERING_TASKS, EMBEDDING_TASKS, RANKING_TASKS, Task
 from pages.frame import page
 from serving.api.service import Service
 from serving.protocol import ModelCard
@@ -31,10 +31,10 @@ _TWO_FRAMES = (
 """A red circle and, half a second later, a blue square."""
 _UNKNOWN = "MODEL"
 _TASKS: dict[str, tuple[Task, ...]] = {
-    "/v1/chat/completions": ("image-text-to-text",),
-    "/v1/responses": ("image-text-to-text",),
-    "/v1/messages": ("image-text-to-text",),
-    "/v1/completions": ("image-text-to-text",),
+    "/v1/chat/completions": ANSWERING_TASKS,
+    "/v1/responses": ANSWERING_TASKS,
+    "/v1/messages": ANSWERING_TASKS,
+    "/v1/completions": ANSWERING_TASKS,
     "/v1/rerank": RANKING_TASKS,
     "/v1/embeddings": EMBEDDING_TASKS,
     "/v1/classify": ("dual-encoder",),
@@ -42,10 +42,13 @@ _TASKS: dict[str, tuple[Task, ...]] = {
 
 
 def examples(cards: Sequence[ModelCard]) -> dict[str, dict[str, Any]]:
-    """Return a body per route, for the first served model that can answer it."""
+    """Return a body per route, for the first served model that can answer it, texts too where one does."""
+    ordered = sorted(cards, key=lambda card: card.task == "image-embedding")
+    ranking = [card.task for card in ordered if card.task in RANKING_TASKS]
+    compared = [_IMAGE] if ranking[:1] == ["image-embedding"] else ["a red circle", "a blue square"]
 
     def model(path: str) -> str:
-        return next((card.name for card in cards if card.task in _TASKS[path]), _UNKNOWN)
+        return next((card.name for card in ordered if card.task in _TASKS[path]), _UNKNOWN)
 
     asked = {"role": "user", "content": [_IMAGE, {"type": "text", "text": "What color is the circle?"}]}
     fields: dict[str, dict[str, Any]] = {
@@ -53,8 +56,8 @@ def examples(cards: Sequence[ModelCard]) -> dict[str, dict[str, Any]]:
         "/v1/responses": {"input": "What is a circle?", "max_output_tokens": 64},
         "/v1/messages": {"messages": [{"role": "user", "content": "What is a circle?"}], "max_tokens": 64},
         "/v1/completions": {"prompt": "A circle is", "max_tokens": 16},
-        "/v1/rerank": {"query": _IMAGE, "documents": ["a red circle", "a blue square"]},
-        "/v1/embeddings": {"input": ["a red circle", _IMAGE]},
+        "/v1/rerank": {"query": _IMAGE, "documents": compared},
+        "/v1/embeddings": {"input": [compared[0], _IMAGE]},
         "/v1/classify": {"images": [_IMAGE], "labels": ["a red circle", "a blue square"]},
     }
     return {path: {"model": model(path), **rest} for path, rest in fields.items()}

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic_core import from_json
 
+from bundle.manifest import ANSWERING_TASKS
 from serving.api.answering import Answering, EventStream, Gathered, GatheredCall, Piece
 from serving.api.disconnect import contained, until_disconnect
 from serving.api.errors import message_error_body
@@ -49,7 +50,7 @@ def messages_router(service: Service) -> APIRouter:
         """Count the tokens of a conversation, its images and functions among them."""
         deadline = service.deadline(request)
         asked = await service.read(request, deadline, CountBody, partial(_counted, service))
-        model = await service.choose(request, asked.model, "image-text-to-text")
+        model = await service.choose(request, asked.model, *ANSWERING_TASKS)
         with service.metrics.one_answer(model):
             work = deadline.finish(contained(service.client.tokenize(replace(asked, model=model))))
             found = await until_disconnect(request.receive, work)

@@ -13,20 +13,35 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from serving.api import (
-    answers,
     completions,
-    message_answers,
     message_schemas,
     models,
     pooling,
     ranking,
-    response_answers,
     response_schemas,
     schemas,
-    status_answers,
     tokenize,
 )
 from serving.api.access import ADMIN_PATHS, open_paths
+from serving.api.answers.answer import ErrorAnswer
+from serving.api.answers.chat import ChatCompletion, ChatCompletionChunk
+from serving.api.answers.completions import Completion, CompletionChunk, Detokenized, Tokens
+from serving.api.answers.messages import CountedTokens, MessageAnswer, MessageErrorAnswer, MessageEvent
+from serving.api.answers.responses import ResponseAnswer, ResponseEvent
+from serving.api.answers.server import (
+    Cleared,
+    DeletedPrefix,
+    HealthAnswer,
+    ModelDescription,
+    ModelList,
+    Prefix,
+    PrefixList,
+    Unloaded,
+    Version,
+    Welcome,
+)
+from serving.api.answers.status import StatusAnswer
+from serving.api.answers.vectors import ClassificationList, EmbeddingList, PoolingList, Ranking, ScoreList
 from serving.api.deadline import REQUEST_TIMEOUT
 from serving.api.record import REQUEST_ID
 from serving.settings import ApiSettings
@@ -70,51 +85,47 @@ class Described:
     statuses: tuple[int, ...] = ()
     request: type[BaseModel] | None = None
     event: type[BaseModel] | None = None
-    error: type[BaseModel] = answers.ErrorAnswer
+    error: type[BaseModel] = ErrorAnswer
 
 
 ROUTES: dict[str, Described] = {
-    "/v1/chat/completions": Described(
-        answers.ChatCompletion, _OF_CHAT, schemas.ChatRequest, answers.ChatCompletionChunk
-    ),
-    "/v1/completions": Described(answers.Completion, _OF_WORK, completions.CompletionRequest, answers.CompletionChunk),
-    "/v1/responses": Described(
-        response_answers.ResponseAnswer, _OF_WORK, response_schemas.ResponsesBody, response_answers.ResponseEvent
-    ),
+    "/v1/chat/completions": Described(ChatCompletion, _OF_CHAT, schemas.ChatRequest, ChatCompletionChunk),
+    "/v1/completions": Described(Completion, _OF_WORK, completions.CompletionRequest, CompletionChunk),
+    "/v1/responses": Described(ResponseAnswer, _OF_WORK, response_schemas.ResponsesBody, ResponseEvent),
     "/v1/messages": Described(
-        message_answers.MessageAnswer,
+        MessageAnswer,
         _OF_WORK,
         message_schemas.MessagesBody,
-        message_answers.MessageEvent,
-        message_answers.MessageErrorAnswer,
+        MessageEvent,
+        MessageErrorAnswer,
     ),
     "/v1/messages/count_tokens": Described(
-        message_answers.CountedTokens, _OF_WORK, message_schemas.CountBody, error=message_answers.MessageErrorAnswer
+        CountedTokens, _OF_WORK, message_schemas.CountBody, error=MessageErrorAnswer
     ),
-    "/tokenize": Described(answers.Tokens, _OF_CHAT, tokenize.TokenizeBody),
-    "/detokenize": Described(answers.Detokenized, _OF_WORK, tokenize.DetokenizeBody),
-    "/v1/embeddings": Described(answers.EmbeddingList, _OF_WORK, schemas.EmbeddingRequest),
-    "/pooling": Described(answers.PoolingList, _OF_WORK, pooling.PoolingBody),
-    "/v1/classify": Described(answers.ClassificationList, _OF_WORK, schemas.ClassifyBody),
-    "/v1/rerank": Described(answers.Ranking, _OF_WORK, ranking.RerankBody),
-    "/v1/score": Described(answers.ScoreList, _OF_WORK, ranking.ScoreBody),
-    "/v1/models": Described(answers.ModelList),
-    "/v1/models/{name}": Described(answers.ModelDescription, (404, 503)),
-    "/health/live": Described(answers.HealthAnswer, (503,)),
-    "/health/ready": Described(answers.HealthAnswer, (503,)),
-    "/version": Described(answers.Version),
-    "/v1/status": Described(status_answers.StatusAnswer),
+    "/tokenize": Described(Tokens, _OF_CHAT, tokenize.TokenizeBody),
+    "/detokenize": Described(Detokenized, _OF_WORK, tokenize.DetokenizeBody),
+    "/v1/embeddings": Described(EmbeddingList, _OF_WORK, schemas.EmbeddingRequest),
+    "/pooling": Described(PoolingList, _OF_WORK, pooling.PoolingBody),
+    "/v1/classify": Described(ClassificationList, _OF_WORK, schemas.ClassifyBody),
+    "/v1/rerank": Described(Ranking, _OF_WORK, ranking.RerankBody),
+    "/v1/score": Described(ScoreList, _OF_WORK, ranking.ScoreBody),
+    "/v1/models": Described(ModelList),
+    "/v1/models/{name}": Described(ModelDescription, (404, 503)),
+    "/health/live": Described(HealthAnswer, (503,)),
+    "/health/ready": Described(HealthAnswer, (503,)),
+    "/version": Described(Version),
+    "/v1/status": Described(StatusAnswer),
     "/metrics": Described(None),
-    "/v1/prefixes": Described(answers.Prefix, _OF_CHAT, schemas.PrefixRequest),
-    "/v1/prefixes/{name}": Described(answers.DeletedPrefix, (404, 504)),
-    "/v1/cache/clear": Described(answers.Cleared),
-    "/v1/models/load": Described(answers.ModelDescription, _OF_WORK, models.LoadBody),
-    "/v1/models/unload": Described(answers.Unloaded, _OF_WORK, models.UnloadBody),
-    "/": Described(answers.Welcome),
+    "/v1/prefixes": Described(Prefix, _OF_CHAT, schemas.PrefixRequest),
+    "/v1/prefixes/{name}": Described(DeletedPrefix, (404, 504)),
+    "/v1/cache/clear": Described(Cleared),
+    "/v1/models/load": Described(ModelDescription, _OF_WORK, models.LoadBody),
+    "/v1/models/unload": Described(Unloaded, _OF_WORK, models.UnloadBody),
+    "/": Described(Welcome),
 }
 """By path; each has one documented method, or those below. `/v1/cache/clear` and `/v1/prefixes` are there where a
 setting allows them."""
-OTHER_METHODS: dict[tuple[str, str], Described] = {("/v1/prefixes", "get"): Described(answers.PrefixList, (504,))}
+OTHER_METHODS: dict[tuple[str, str], Described] = {("/v1/prefixes", "get"): Described(PrefixList, (504,))}
 """By path and method."""
 
 
@@ -156,7 +167,7 @@ def _ask_for_keys(
 
 def _schemas(routes: Sequence[Described]) -> tuple[dict[type[BaseModel], Any], dict[str, Any]]:
     """Return a reference for every model of some routes, and the definitions that they refer to."""
-    models: dict[type[BaseModel], None] = {answers.ErrorAnswer: None, answers.HealthAnswer: None}
+    models: dict[type[BaseModel], None] = {ErrorAnswer: None, HealthAnswer: None}
     for route in routes:
         of_route = (route.answer, route.request, route.event, route.error)
         models |= dict.fromkeys(each for each in of_route if each is not None)
@@ -175,10 +186,10 @@ def _complete(operation: dict[str, Any], route: Described, schema_of: dict[type[
         content["text/event-stream"] = {"schema": schema_of[route.event]}
     operation["responses"] = {"200": {"description": "What was asked for.", "content": content}}
     for status in route.statuses:
-        is_health = route.answer is answers.HealthAnswer
+        is_health = route.answer is HealthAnswer
         operation["responses"][str(status)] = {
             "description": HTTPStatus(status).phrase if is_health else _REFUSALS[status],
-            "content": json_of(answers.HealthAnswer if is_health else route.error),
+            "content": json_of(HealthAnswer if is_health else route.error),
         }
     if route.request:
         operation["requestBody"] = {"required": True, "content": json_of(route.request)}

@@ -20,6 +20,7 @@ from fastapi.responses import JSONResponse, Response
 
 from bundle.errors import EngineDeadError, ParameterError, PrefixNotFoundError
 from bundle.frames.options import FrameOptions
+from bundle.manifest import ANSWERING_TASKS
 from serving.api.answering import Answering
 from serving.api.conversation import check_counts, conversation_of
 from serving.api.deadline import Deadline
@@ -134,7 +135,7 @@ async def behind_prefix(
     store = service.prefixes
     if store is None:
         raise ParameterError(f"prefix {name!r}: {_NO_FOLDER}", "prefix")
-    model = await service.choose(request, asked.model, "image-text-to-text")
+    model = await service.choose(request, asked.model, *ANSWERING_TASKS)
     size_bytes = await _on_disk(service, deadline, lambda: store.size_bytes(name))
     record_of(request).until_end.enter_context(service.budget.share()).grow(size_bytes, size_bytes)
     facts, content = await _on_disk(service, deadline, lambda: store.read(name))

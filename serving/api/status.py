@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from bundle.frames.table import LAYOUTS
 from bundle.machine import own_version
-from bundle.manifest import EMBEDDING_TASKS, RANKING_TASKS
+from bundle.manifest import ANSWERING_TASKS, EMBEDDING_TASKS, RANKING_TASKS
 from serving.api.service import Service
 from serving.protocol import ModelCard
 
@@ -100,7 +100,7 @@ def _told_of(card: ModelCard) -> dict[str, Any]:
 def card_body(service: Service, name: str, card: ModelCard) -> dict[str, Any]:
     """Return what is told of a served model under one of its names."""
     limits = service.settings
-    is_vlm = card.task == "image-text-to-text"
+    is_vlm = card.task in ANSWERING_TASKS
     return {
         "id": name,
         "object": "model",

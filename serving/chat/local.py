@@ -7,6 +7,7 @@ from contextlib import aclosing
 from pathlib import Path
 
 from bundle.errors import TaskError
+from bundle.manifest import ANSWERING_TASKS
 from serving.chat.answerer import Took
 from serving.chat.talk import Choices, Picture, Talk, Turn
 from serving.models.client import LocalClient
@@ -48,7 +49,7 @@ class LocalAnswerer:
         await self._client.start()
         self._is_started = True
         card = (await self._client.models())[0]
-        if card.task != "image-text-to-text":
+        if card.task not in ANSWERING_TASKS:
             raise TaskError(f"{self._bundle} does {card.task}, and does not chat; try pocketvlm embed")
         self.name = card.name
 

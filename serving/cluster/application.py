@@ -25,7 +25,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 
 from bundle.directory import open_bundle
 from bundle.errors import BundleError, SettingsError
-from bundle.manifest import RANKING_TASKS, Task
+from bundle.manifest import BOTH, RANKING_TASKS, Task
 from serving.cluster.autoscaling import LoadPolicy
 from serving.cluster.canary import check_canaries
 from serving.cluster.ingress import IngressPlan, PlannedModel, ingress_deployment
@@ -177,6 +177,11 @@ def _has_own_encoder(model: ServedModel, args: ClusterArgs) -> bool:
 
 def _check_names(models: Sequence[ServedModel], args: ClusterArgs) -> None:
     names = [model.name for model in models]
+    if both := [model.name for model in models if model.task == BOTH]:
+        raise SettingsError(
+            f"{both[0]} answers and embeds by one decoder, which one process does: serve it with pocketvlm serve, or "
+            "export the checkpoint twice for a cluster, once with --task embed"
+        )
     for name in args.ray.models:
         if name not in names:
             raise SettingsError(f"ray.models scales {name!r}, which is not served; served: {', '.join(names)}")

@@ -21,9 +21,10 @@ from serving.engine.sampling.constraint import Constraint
 from serving.engine.sampling.state import SamplingState
 from serving.protocol import SamplingParams
 
-RowKey = int | tuple[bytes, int]
-"""What a row of the cache is of: a token's id, or an image's digest and the row of its features. Where the token sees
-others behind it: the digest of all of these, and its place."""
+RowKey = int | tuple[bytes | int, ...]
+"""What a row of the cache is of: a token's id, or an image's digest, the row of its features and its position on each
+axis, which times of a video decide as well. Where the token sees others behind it: the digest of all of these, and its
+place."""
 
 
 @dataclass(eq=False)
@@ -332,10 +333,10 @@ class Sequence:
 
 def _row_keys(ids: SequenceOf[int], prompt: FilledPrompt, image_keys: SequenceOf[bytes]) -> list[RowKey]:
     keys: list[RowKey] = list(ids)
+    positions = np.atleast_2d(prompt.prompt.positions)
     for span in prompt.prompt.spans:
-        keys[span.start : span.end] = [
-            (image_keys[span.image], row) for row in range(span.row, span.row + span.end - span.start)
-        ]
+        places = positions[:, span.start : span.end].T.tolist()
+        keys[span.start : span.end] = [(image_keys[span.image], row, *at) for row, at in enumerate(places, span.row)]
     return keys if prompt.prompt.seen is None else _with_what_they_see(keys, prompt.prompt.seen[1])
 
 

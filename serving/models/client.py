@@ -18,12 +18,14 @@ from bundle.errors import BundleError, EngineDeadError, ModelNotFoundError, Star
 from bundle.machine import resident_memory_bytes
 from bundle.manifest import Task
 from serving.engine_status import EngineStatus
+from serving.models.answering_embedder import AnsweringEmbedder
 from serving.models.cross_encoder import CrossEncoderModel
 from serving.models.elsewhere import Elsewhere
 from serving.models.embedder import EmbedderModel
 from serving.models.embedding import EmbeddingModel
 from serving.models.engine_bounds import within_engines
 from serving.models.generative import GenerativeModel
+from serving.models.image_embedder import ImageEmbedderModel
 from serving.models.model import Model
 from serving.models.pool import PreprocessPool
 from serving.models.targets import check_target
@@ -59,11 +61,18 @@ _LONGEST_WATCH_S = 1.0
 """Between two looks at the threads; a quarter of the shortest time that is judged, where that is less."""
 
 _MODEL_OF_TASK: dict[
-    Task, type[GenerativeModel] | type[EmbeddingModel] | type[EmbedderModel] | type[CrossEncoderModel]
+    Task,
+    type[GenerativeModel]
+    | type[EmbeddingModel]
+    | type[ImageEmbedderModel]
+    | type[EmbedderModel]
+    | type[CrossEncoderModel],
 ] = {
     "image-text-to-text": GenerativeModel,
+    "image-text-to-text-and-vectors": AnsweringEmbedder,
     "dual-encoder": EmbeddingModel,
     "text-embedding": EmbeddingModel,
+    "image-embedding": ImageEmbedderModel,
     "image-text-embedding": EmbedderModel,
     "cross-encoder": CrossEncoderModel,
 }

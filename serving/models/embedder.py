@@ -11,7 +11,7 @@ import numpy as np
 
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, ParameterError
-from bundle.manifest import EmbedderDims, InputType, Pooling
+from bundle.manifest import ComponentName, EmbedderDims, InputType, Pooling
 from bundle.prompt import Prompt, PromptBuilder, Turn
 from bundle.text import Tokenizer
 from runtime.canary import check_canary
@@ -19,6 +19,7 @@ from runtime.encoders import Vectors
 from runtime.filled_prompt import FilledPrompt
 from runtime.prompt_embedder import PromptEmbedder
 from runtime.room import check_room
+from runtime.session import Session
 from serving.engine.batching import BatchWorker
 from serving.engine.worker import Worker
 from serving.models.input_writer import InputWriter, longest_input
@@ -51,6 +52,7 @@ class EmbedderModel(VectorModel):
         bundle: Opened.
         settings: Batches, threads, limits.
         pool: Decodes images, fills templates, tokenizes.
+        opened: Sessions of the bundle that answer as well, by the graph's name.
 
     Raises:
         BundleError: A graph, the tokenizer or the template is unusable, or the canary fails.
@@ -59,7 +61,13 @@ class EmbedderModel(VectorModel):
 
     _vision: VisionStage
 
-    def __init__(self, bundle: Bundle, settings: EngineSettings, pool: PreprocessPool) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        settings: EngineSettings,
+        pool: PreprocessPool,
+        opened: Mapping[ComponentName, Session] | None = None,
+    ) -> None:
         manifest = bundle.manifest
         longest = longest_input(manifest, settings)
         if manifest.embedder is None or longest is None:
@@ -67,12 +75,12 @@ class EmbedderModel(VectorModel):
         super().__init__(manifest, settings, pool)
         check_room(manifest, None, settings.provider)
         self._dims: EmbedderDims = manifest.embedder
-        self._prompts = PromptBuilder.from_bundle(bundle)
+        self._prompts = PromptBuilder.from_bundle(bundle, of_inputs=True)
         self._writer = InputWriter(self._prompts, self._dims, longest)
         self._longest = longest
         self._vision = VisionStage(bundle, settings, pool)
-        self._embedder = PromptEmbedder(bundle, settings)
-        if settings.check_golden:
+        self._embedder = PromptEmbedder(bundle, settings, opened or {})
+        if settings.check_golden and opened is None:
             check_canary(bundle, {**self._vision.sessions, **self._embedder.sessions})
         self._turns = Turns(_INPUTS_AHEAD)
         self._worker: BatchWorker[_Wanted, Vectors] = BatchWorker(

@@ -17,6 +17,7 @@ from bundle.manifest import ImagePrompt, Manifest
 from bundle.prompt import Prompt
 from bundle.reduced_prompt import reduced
 from bundle.text import Tokenizer
+from quant.visual_tokens.offered import has_wide_tokens
 from quant.visual_tokens.reduction import Reduction
 from quant.visual_tokens.resize import Resize, missing
 from quant.visual_tokens.table import METHODS, RESIZE
@@ -24,7 +25,6 @@ from serving.models.vision import EncodedImage, Share
 from serving.models.visual import Visual
 from serving.protocol import Message, TextPart, VisionReduction
 
-_NO_IDS = np.zeros(0, np.int64)
 ImageReduction: TypeAlias = Reduction | Resize
 EmbedText = Callable[[npt.NDArray[np.int64]], npt.NDArray[Any]]
 
@@ -188,7 +188,7 @@ class Reducing:
                 f"{self._encoder.file} does not give: export its checkpoint again, or take one of {usable}",
                 "vision.method",
             )
-        if reduction.needs_text and self._encoder.outputs[0].shape[-1] != self._embed_text(_NO_IDS).shape[-1]:
+        if reduction.needs_text and has_wide_tokens(self._manifest):
             raise ParameterError(
                 f"vision.method {asked.method!r} compares image tokens with the text, and this model's tokens are "
                 "wider: they hold features of several layers. Take another method.",

@@ -24,6 +24,7 @@ from bundle.manifest import ComponentName, Manifest
 from bundle.question import QuestionIds
 from runtime.encoder import Encoder
 from runtime.encoders import encode_images, split_seen
+from runtime.tensorrt.bounds import try_bounds
 from serving.engine.batching import BatchWorker
 from serving.engine.worker import Worker
 from serving.models.cut_frames import FrameRoom
@@ -204,6 +205,7 @@ class VisionStage:
         self._identity_among = encoder_identity(bundle.manifest, self._spec.among(2))
         self._frame_identity = encoder_identity(bundle.manifest, self._spec.for_frames)
         self._pool = pool
+        self._bounds = try_bounds(bundle, settings)
         self._max_tiles = settings.vision_batch_tiles
         self.cache = pool.features.share()
         self._known_files = KnownFiles()
@@ -282,6 +284,8 @@ class VisionStage:
         cut = await self._pool.cut(owner, spec, data)
         key = _key(identity + told, cut.digest, with_tower)
         layout = spec.layout(cut.width_px, cut.height_px)
+        if self._bounds is not None:
+            self._bounds.check_image(layout)
         self._known_files.put(file, KnownFile(key, layout))
         return DecodedImage(key, cut, layout, with_tower, side_px, question=question)
 

@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 
 from bundle.errors import MachineError, SettingsError
-from bundle.manifest import EMBEDDING_TASKS, RANKING_TASKS, InputType
+from bundle.manifest import ANSWERING_TASKS, EMBEDDING_TASKS, RANKING_TASKS, InputType
 from quant.evaluation.asking import Clip, Part, RefusedError, Said, Scores, Vectors, many_vectors
 
 _MEDIA_TYPES = {
@@ -90,8 +90,13 @@ class EndpointRespondent:
 
     @property
     def embeds(self) -> bool:
-        """Whether it makes vectors and no answers."""
+        """Whether it makes vectors."""
         return bool(self._embeds)
+
+    @property
+    def answers(self) -> bool:
+        """Whether it makes answers; a PocketVLM has models that do both."""
+        return self._task in ANSWERING_TASKS if self._task else not self._embeds
 
     @property
     def ranks(self) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from bundle.directory import read_manifest
 from bundle.errors import DeadlineError, ParameterError, RequestError, SettingsError
 from bundle.frames.options import FrameOptions
-from bundle.manifest import RANKING_TASKS, InputType
+from bundle.manifest import ANSWERING_TASKS, EMBEDDING_TASKS, RANKING_TASKS, InputType
 from bundle.similarity import similarity
 from quant.evaluation.asking import Clip, Part, RefusedError, Said, Scores, Vectors, many_vectors
 from serving.models.client import LocalClient
@@ -91,7 +91,12 @@ class BundleRespondent:
     @property
     def embeds(self) -> bool:
         """Whether it makes vectors."""
-        return self._manifest.embeds
+        return self._manifest.task in EMBEDDING_TASKS
+
+    @property
+    def answers(self) -> bool:
+        """Whether it makes answers; there are models that do both."""
+        return self._manifest.task in ANSWERING_TASKS
 
     @property
     def ranks(self) -> bool:
@@ -151,7 +156,7 @@ class BundleRespondent:
         Raises:
             RefusedError: The model does not take one of them.
         """
-        if self._manifest.embeds:
+        if self.embeds:
             kinds: list[InputType] = ["document"] * (1 + len(documents))
             kinds[0] = "query"
             first, *others = await self._embedded([query, *documents], tuple(kinds))

@@ -98,7 +98,7 @@ async def answered_each(question: str, hits: Sequence[Hit], respondent: Responde
 
 
 async def _answer(respondent: Respondent, parts: Sequence[Part], max_tokens: int, num_images: int) -> str:
-    if respondent.ranks:
+    if not respondent.answers:
         what = "makes vectors" if respondent.embeds else "scores pairs"
         raise SettingsError(f"{respondent.name} {what} and no answers; name a vision-language model")
     try:

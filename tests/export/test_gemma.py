@@ -10,7 +10,7 @@ from bundle.errors import UnsupportedConfigError
 from export.architectures import load_family
 from export.decoders.decoder import Decoder
 from export.decoders.table import load_decoder
-from export.family import VisionLanguage
+from export.vision_language import VisionLanguage
 
 TOWER = {"model_type": "siglip_vision_model", "image_size": 32, "patch_size": 4, "hidden_size": 24}
 SIZES = {"hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 1, "num_hidden_layers": 3}

@@ -22,6 +22,11 @@ def test_every_model_that_is_exported_is_listed_with_its_file_and_its_test() -> 
         assert (ROOT / row.test).is_file(), row.test
 
 
+def test_the_first_page_names_every_model_that_runs() -> None:
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [each for each in ARCHITECTURES if f"`{each}`" not in page] == []
+
+
 def test_what_does_not_run_has_no_file_and_a_reason() -> None:
     for row in known_models():
         assert row.pattern

@@ -6,24 +6,31 @@ groups of a video's frames (qwen3_vl), capped scores (llava_gemma2). docs/tensor
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from bundle.directory import open_bundle
-from bundle.errors import SettingsError
+from bundle.errors import ImageError, SettingsError
 from export.exporter import export_checkpoint
 from graphs.lowering.tensorrt import engine_graph, unread_inputs
+from runtime.tensorrt.bounds import EngineBounds
 from runtime.tensorrt.builder import build
 from runtime.tensorrt.compiler import Form, Job, compile_bundle
 from runtime.tensorrt.image_sizes import try_image_sizes
 from runtime.tensorrt.library import Library, open_library
 from runtime.tensorrt.network import check_network, decompose, parse
 from runtime.tensorrt.profiles import Limits, profiles_of
+from serving.models import vision
+from serving.models.pool import PreprocessPool
+from serving.settings import EngineSettings
 
 STANDARD = Form("standard", engine_graph, unread_inputs)
 LIMITS = Limits(cache_rows=32, max_batch=2, max_prompt_tokens=16, max_images=2)
@@ -115,3 +122,24 @@ def test_what_no_engine_can_run_is_refused_by_name_before_anything_is_built(
     with pytest.raises(SettingsError, match=message):
         compile_bundle(Job(bundle, tmp_path / "engines", "tensorrt-rtx", STANDARD, limits), lambda line: None)
     assert not (tmp_path / "engines").exists()
+
+
+def test_an_image_beyond_the_engines_is_refused_before_others_run_with_it(
+    sample_of: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bundle = sample_of("lfm2_vl", 0).bundle()
+    sizes = try_image_sizes(bundle, 16)
+    monkeypatch.setattr(vision, "try_bounds", lambda *_: EngineBounds(tmp_path, 32, 2, 16, 2, sizes))
+    settings = EngineSettings(intra_threads=1, max_sequences=1, context_tokens=64)
+    files = [BytesIO(), BytesIO()]
+    for file, size_px in zip(files, ((64, 64), (16, 16)), strict=True):
+        Image.new("RGB", (size_px[1], size_px[0])).save(file, format="PNG")
+    large, small = (file.getvalue() for file in files)
+    pool = PreprocessPool(settings)
+    stage = vision.VisionStage(bundle, settings, pool)
+    try:
+        with pytest.raises(ImageError, match=r"becomes 32 x 32 pixels, .* takes 16 x 16\. Crop it"):
+            asyncio.run(stage.decode("a", large))
+        assert asyncio.run(stage.decode("a", small)).layout.whole_px == (16, 16)
+    finally:
+        pool.close()

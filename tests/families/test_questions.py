@@ -36,6 +36,7 @@ from quant.calibration.feeds import FeedSource
 from quant.planning.draft import Options
 from quant.quality.evaluation import Evaluation
 from quant.quantizer import quantize_bundle
+from quant.samples.built_in import built_in_samples
 from reference import scenes
 from runtime.encoder import open_encoder
 from runtime.encoders import encode_images
@@ -58,7 +59,7 @@ from serving.protocol import (
 from serving.settings import EngineSettings
 
 SETTINGS = EngineSettings(max_sequences=3, intra_threads=1)
-QUESTIONS = ("what is in it?", "how many dogs are there?")
+QUESTIONS = ("how many dogs are there?", "what is in it?")
 TOLERANCE = 2e-3  # of logits: which of two as large is the largest, the order of a sum decides
 
 
@@ -90,13 +91,25 @@ def asking(picture: Image.Image, *texts: str, **changes: Any) -> GenerateRequest
     picture.save(file, "PNG")
     messages = [Message(("user", "assistant")[number % 2], (TextPart(text),)) for number, text in enumerate(texts)]
     messages[0] = Message("user", (ImagePart(file.getvalue()), *messages[0].parts))
-    return GenerateRequest("r", "tiny", tuple(messages), SamplingParams(max_tokens=8, temperature=0.0), **changes)
+    sampling = SamplingParams(max_tokens=8, temperature=0.0, top_logprobs=1)
+    return GenerateRequest("r", "tiny", tuple(messages), sampling, **changes)
+
+
+async def chances_of(model: GenerativeModel, request: GenerateRequest) -> list[float]:
+    """Return the log probability of each token of an answer, but for one that ends it."""
+    events = [event async for event in model.generate(request)]
+    return [token.logprob for event in events[:-1] for token in event.logprobs]
 
 
 async def said_by(model: GenerativeModel, request: GenerateRequest) -> tuple[list[int], Usage]:
     events = [event async for event in model.generate(request)]
     assert isinstance(events[-1], FinishedEvent)
     return [token for event in events[:-1] for token in event.token_ids], events[-1].usage
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def is_greedy(sample: Any, inputs: Any, tokens: list[int]) -> bool:
@@ -121,7 +134,11 @@ def test_an_image_asked_two_questions_is_answered_as_by_transformers_whatever_is
                 assert tokens == repeated
                 assert (first.cached_image_tokens, second.cached_image_tokens) == (0, second.image_tokens)
                 assert bool(second.cached_tokens) == bool(second.image_tokens)  # no prompt is kept beside a memory
-                assert is_greedy(sample, sample.inputs([picture, question]), tokens)
+                inputs = sample.inputs([picture, question])
+                assert is_greedy(sample, inputs, tokens)
+                chances = await chances_of(model, asking(picture, question))
+                expected = log_softmax(sample.logits(inputs, tokens[:-1]))[range(len(chances)), tokens[: len(chances)]]
+                np.testing.assert_allclose(chances, expected, atol=TOLERANCE)
             assert not is_greedy(sample, sample.inputs([picture, QUESTIONS[1]]), together[0][0])
 
     asyncio.run(main())
@@ -343,3 +360,15 @@ def test_the_question_tokenizer_of_a_hub_id_is_fetched_too(
     monkeypatch.setattr("export.exporter.snapshot_download", fetch)
     export_checkpoint("some/instructblip", tmp_path / "bundle")
     assert asked[1:] == [("some/instructblip", ["qformer_tokenizer/*.json"])]
+
+
+@pytest.mark.parametrize("family", ["instructblip", "florence2"])
+def test_built_in_samples_are_those_that_the_model_takes(family: str, sample_of: Any) -> None:
+    """Florence-2 answers about one image; a Q-Former reads so many words, and none where there is no image."""
+    bundle = sample_of(family, 0).bundle()
+    samples = built_in_samples(bundle, "calibration")
+    source = FeedSource(bundle, samples)
+    assert len(source.of("decoder")) == len(samples.questions)
+    assert source.of("vision_encoder")
+    shows = {bool(question.images) for question in samples.questions}
+    assert shows == ({True, False} if family == "instructblip" else {True})

@@ -30,6 +30,7 @@ from graphs.store import open_graph
 from runtime.encoder import open_encoder
 from runtime.encoders import encode_images
 from runtime.filled_prompt import FilledPrompt
+from runtime.fused_prefix import FusedPrefix
 from runtime.one_request import VisionLanguageRunner
 from runtime.settings import RuntimeSettings
 from serving.models.generative import GenerativeModel
@@ -158,26 +159,56 @@ def test_a_served_chat_sees_a_video_as_one_request_does(family: str, sample_of: 
     expected = runner.reply_ids(runner.prefill(prompt, 12), 12)
     video = VideoPart(tuple(map(_png, frames)), FrameOptions(list_fps=FPS))
     parts = (video, TextPart(" and "), ImagePart(_png(image)), TextPart("What happens?"))
-    told = SamplingParams(max_tokens=12, temperature=0.0)
+    ((found, finished),) = answered(sample.bundle(), (Message("user", parts),))
+    assert finished.usage.image_tokens == prompt.prompt.num_image_tokens
+    ends = sample.bundle().manifest.eos_token_ids
+    assert [token for token in found if token not in ends] == expected
+    assert expected
 
-    async def main() -> list[Any]:
+
+def answered(bundle: Any, *asked: tuple[Message, ...], **fields: Any) -> list[tuple[list[int], FinishedEvent]]:
+    """Return what one server answers to conversations, one after the other: tokens, and how each ended."""
+
+    async def main() -> list[list[Any]]:
         settings = EngineSettings(max_sequences=2, intra_threads=1)
         pool = PreprocessPool(settings)
-        model = GenerativeModel(sample.bundle(), settings, pool)
+        model = GenerativeModel(bundle, settings, pool)
         model.start()
         try:
-            asked = GenerateRequest("r", "tiny", (Message("user", parts),), told)
-            return [event async for event in model.generate(asked)]
+            greedy = SamplingParams(max_tokens=12, temperature=0.0)
+            told = []
+            for messages in asked:
+                request = GenerateRequest("r", "tiny", messages, greedy, **fields)
+                told.append([event async for event in model.generate(request)])
+            return told
         finally:
             model.close()
             pool.close()
 
-    *answered, finished = asyncio.run(main())
-    assert isinstance(finished, FinishedEvent)
-    assert finished.usage.image_tokens == prompt.prompt.num_image_tokens
-    ends = sample.bundle().manifest.eos_token_ids
-    assert [token for event in answered for token in event.token_ids if token not in ends] == expected
-    assert expected
+    return [([token for event in told for token in event.token_ids], end) for *told, end in asyncio.run(main())]
+
+
+def asked_at(num_frames: int, fps: float) -> tuple[Message, ...]:
+    frames = tuple(map(_png, frames_of(num_frames, 70, 37)))
+    return (Message("user", (VideoPart(frames, FrameOptions(list_fps=fps)), TextPart("What happens?"))),)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_of_a_video_are_no_rows_of_one_at_another_speed(family: str, sample_of: Any) -> None:
+    """The same frames at other times stand at other positions (Qwen2.5-VL), though tokens and features are equal."""
+    bundle, fast, slow = sample_of(family, 0).bundle(), asked_at(6, 1.0), asked_at(6, 0.2)
+    (_, (behind_another, _)), ((alone, _),) = answered(bundle, fast, slow), answered(bundle, slow)
+    assert behind_another == alone
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_fused_prefix_remembers_when_a_videos_frames_are(family: str, sample_of: Any) -> None:
+    bundle, said = sample_of(family, 0).bundle(), Message("assistant", (TextPart("Yes."),))
+    ((_, made),) = answered(bundle, (*asked_at(4, 0.5), said), fuses=True)
+    prefix = FusedPrefix.from_bytes(made.fused or b"", bundle.manifest)
+    assert [layout.video for layout in prefix.layouts] == [VideoTimes((1.0, 5.0), 4.0)]
+    ((found, _),) = answered(bundle, (Message("user", (TextPart("What was it?"),)),), behind=made.fused)
+    assert found
 
 
 def test_bytes_of_groups_and_of_stills_give_the_features_of_normalised_pixels(sample_of: Any, run: Any) -> None:

@@ -31,3 +31,12 @@ def test_the_places_that_topk_gives_stay_whole_numbers(model_of: Any, run: Any) 
     np.testing.assert_array_equal(highest, [[3, 2]])
     np.testing.assert_array_equal(places, [[1, 3]])
     assert places.dtype == np.int64
+
+
+def test_a_constant_within_the_graph_is_cast_where_it_is_read(model_of: Any, run: Any) -> None:
+    nodes = [("Constant", [], "most", {"value": ir.tensor(np.array([2], np.float32))}), ("Min", ["x", "most"], "y", {})]
+    model = model_of({"x": (ir.DataType.FLOAT, ["B", 3])}, nodes, {}, ["y"])
+    halve_inside(model.graph, ())
+    np.testing.assert_array_equal(run(model, x=np.array([[1, 2, 3]], np.float32))[0], [[1, 2, 2]])
+    (least,) = (node for node in model.graph if node.op_type == "Min")
+    assert least.outputs[0].dtype == ir.DataType.FLOAT16

@@ -32,10 +32,14 @@ class ByRule:
 
     rule: Callable[[Sequence[Said]], str] = lambda said: "red"
     embeds: bool = False
+    answers: bool | None = None
     identity: str = "1"
     name: str = "by-rule"
     template: str = "{}"
     asked: list[Sequence[Said]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.answers = not self.embeds if self.answers is None else self.answers
 
     async def answer(self, conversation: Sequence[Said], max_tokens: int) -> str:
         await asyncio.sleep(0)
@@ -244,6 +248,16 @@ def test_searches_are_ranked_among_all_documents(write: Write, evaluated, tmp_pa
     assert report.tasks["questions"]["ndcg@10"].mean == pytest.approx((2 + 1 / 2) / (2 + 1 / np.log2(3)))
     assert report.tasks["by image"]["recall@1"].mean == 0
     assert report.tasks["by image"]["recall@5"].mean == 1
+
+
+def test_a_model_that_does_both_answers_questions_and_searches_by_vectors(write: Write, evaluated, tmp_path) -> None:
+    lettered(tmp_path, "ab")
+    both = ByRule(embeds=True, answers=True)
+    assert evaluated(write(ASKED), both).tasks["all"].keys() == evaluated(write(ASKED), ByRule()).tasks["all"].keys()
+    assert len(both.asked) == 1
+    rows = [{"query": "a", "relevant": ["a0.png"]}, {"document": "b1.png"}]
+    assert evaluated(write(*rows, name="searched.jsonl"), both).tasks["all"]["recall@1"].mean == 1
+    assert len(both.asked) == 1
 
 
 def test_labels_take_the_mean_of_their_templates(write: Write, evaluated, tmp_path: Path) -> None:

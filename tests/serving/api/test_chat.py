@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bundle.errors import EngineDeadError, OverloadedError, PocketVLMError
-from serving.api.answers import ChatCompletion, ChatCompletionChunk
+from serving.api.answers.chat import ChatCompletion, ChatCompletionChunk
 from serving.fake import FakeClient
 from serving.protocol import M3ID, VCD, ImagePart, Message, SamplingParams, Structure, TextPart
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from serving.api.answers import Completion, CompletionChunk
+from serving.api.answers.completions import Completion, CompletionChunk
 from serving.fake import FakeClient
 from serving.protocol import SamplingParams
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bundle.grounding import PatchGrounding
-from serving.api.answers import ChatCompletion, ChatCompletionChunk
+from serving.api.answers.chat import ChatCompletion, ChatCompletionChunk
 from serving.fake import FakeClient
 
 CHAT = "/v1/chat/completions"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bundle.errors import DeadlineError, EngineDeadError, OverloadedError, PocketVLMError
-from serving.api.message_answers import MessageAnswer, MessageErrorAnswer, MessageEvent
+from serving.api.answers.messages import MessageAnswer, MessageErrorAnswer, MessageEvent
 from serving.fake import FakeClient
 from serving.protocol import ImagePart, Message, SamplingParams, Structure, TextPart, Tool, ToolCall
 

@@ -11,7 +11,9 @@ import pytest
 from pydantic import BaseModel
 
 from bundle.errors import DeadlineError, EngineDeadError, OverloadedError
-from serving.api.answers import ChatCompletionChunk, ErrorAnswer, HealthAnswer
+from serving.api.answers.answer import ErrorAnswer
+from serving.api.answers.chat import ChatCompletionChunk
+from serving.api.answers.server import HealthAnswer
 from serving.api.openapi import ROUTES
 from serving.fake import FakeClient
 from serving.protocol import Health
@@ -154,3 +156,7 @@ def test_an_answer_sent_back_as_history_is_taken(api: Any, ask: Callable[..., An
     chat = ask("hello")
     chat["messages"] += [api.post(CHAT, chat).json()["choices"][0]["message"], {"role": "user", "content": "and?"}]
     assert api.post(CHAT, chat).status_code == 200
+
+
+def test_schemas_have_the_names_of_their_classes_alone(document: dict[str, Any]) -> None:
+    assert [name for name in document["components"]["schemas"] if "__" in name] == []

@@ -69,7 +69,7 @@ def test_prefixes_are_listed_and_deleted(keeping) -> None:
 
 
 def test_the_document_describes_what_is_there(keeping, api) -> None:
-    from serving.api import answers
+    from serving.api.answers import server as answers
 
     paths = keeping.get("/openapi.json").json()["paths"]
     assert set(paths["/v1/prefixes"]) == {"get", "post"}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bundle.errors import EngineDeadError, OverloadedError
-from serving.api.response_answers import ResponseAnswer, ResponseEvent
+from serving.api.answers.responses import ResponseAnswer, ResponseEvent
 from serving.fake import FakeClient
 from serving.protocol import ImagePart, Message, SamplingParams, Structure, TextPart, Tool, ToolCall
 

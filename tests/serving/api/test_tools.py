@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from serving.api.answers import ChatCompletion, ChatCompletionChunk
+from serving.api.answers.chat import ChatCompletion, ChatCompletionChunk
 from serving.fake import FakeClient
 from serving.protocol import Message, Structure, TextPart, Tool, ToolCall
 

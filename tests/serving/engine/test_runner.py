@@ -61,9 +61,9 @@ def test_image_features_change_the_answer_and_their_order_does(runner, rows) -> 
     assert all(np.abs(about[0] - other).max() > 0.1 for other in about[1:])
 
 
-def test_a_row_is_known_by_the_token_or_by_the_image_and_its_row(rows) -> None:
+def test_a_row_is_known_by_the_token_or_by_the_image_its_row_and_its_position(rows) -> None:
     keys = sequence(prompt_about(rows), 0).keys
-    assert keys[:7] == [7, (b"image", 0), (b"image", 1), (b"image", 2), 9, 8, (b"image", 3)]
+    assert keys[:7] == [7, (b"image", 0, 1), (b"image", 1, 2), (b"image", 2, 3), 9, 8, (b"image", 3, 6)]
 
 
 def test_a_sequence_whose_rows_were_moved_goes_on_as_it_would_have(runner, rows) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from bundle.errors import MachineError, SettingsError
+from bundle.manifest import BOTH
 from quant.evaluation.asking import Clip, RefusedError, Said
 from serving.api.app import create_app
 from serving.fake import FAKE_CLIP, FAKE_EMBEDDER, FAKE_RANKER, FAKE_VLM, FakeClient
@@ -57,6 +58,14 @@ def test_the_only_model_of_our_own_server_is_asked_with_images_in_order(image_by
     assert asked(own(FAKE_VLM), conversation) == "2 images. red or blue"
 
 
+def test_a_model_of_our_own_server_may_answer_and_embed() -> None:
+    async def main() -> None:
+        async with EndpointRespondent(URL, transport=own(replace(FAKE_VLM, task=BOTH))) as respondent:
+            assert (respondent.answers, respondent.embeds, respondent.ranks) == (True, True, True)
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("card", [FAKE_CLIP, FAKE_EMBEDDER, FAKE_RANKER])
 def test_whatever_ranks_at_our_own_server_scores_documents(card: Any, image_bytes: Callable[..., bytes]) -> None:
     documents = [image_bytes(number) for number in range(3)]
@@ -64,6 +73,7 @@ def test_whatever_ranks_at_our_own_server_scores_documents(card: Any, image_byte
     async def main() -> None:
         async with EndpointRespondent(URL, transport=own(card)) as respondent:
             assert (respondent.ranks, respondent.embeds) == (True, card is not FAKE_RANKER)
+            assert not respondent.answers
             scores = await respondent.scores("a cat", documents)
             alone = [(await respondent.scores("a cat", [each]))[0] for each in documents]
             np.testing.assert_allclose(scores, alone, atol=1e-6)

@@ -32,6 +32,7 @@ class Colours:
     identity: str = "colours"
     embeds: bool = True
     ranks: bool | None = None
+    answers: bool | None = None
     name: str = "colours"
     template: str = "{}"
     reply: str = ""
@@ -40,6 +41,7 @@ class Colours:
 
     def __post_init__(self) -> None:
         self.ranks = self.embeds if self.ranks is None else self.ranks
+        self.answers = not self.ranks if self.answers is None else self.answers
 
     async def scores(self, query: str | bytes, documents: Sequence[str | bytes]) -> np.ndarray:
         first, *others = await self.embed([query, *documents])
@@ -240,6 +242,11 @@ def test_citations_are_the_numbers_that_the_answer_names(
     assert (answer.text, answer.numbers, answer.unknown, answer.shown) == (reply, numbers, unknown, tuple(hits))
     images = [hit.path.read_bytes() for hit in hits]
     assert model.asked == [[Said("user", ("[1]", images[0], "[2]", images[1], f"Which?\n{INSTRUCTION}"))]]
+
+
+def test_a_model_that_embeds_may_answer_too(hits: list[Hit]) -> None:
+    model = Colours(answers=True, reply="Red [1].")
+    assert asyncio.run(answered("Which?", hits, model, 8)).numbers == (1,)
 
 
 def test_each_image_alone_is_its_own_citation(hits: list[Hit]) -> None:

@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 from pydantic import RootModel
 
-from serving.api.answers import Answer, TokenLogprobs
+from serving.api.answers.answer import Answer
+from serving.api.answers.chat import TokenLogprobs
 
 _Status = Literal["in_progress", "completed", "incomplete"]
 
 
-class OutputText(Answer):
+class AnsweredText(Answer):
     """What the model says between two calls."""
 
     type: Literal["output_text"]
@@ -27,7 +28,7 @@ class OutputMessage(Answer):
     type: Literal["message"]
     role: Literal["assistant"]
     status: _Status
-    content: list[OutputText]
+    content: list[AnsweredText]
 
 
 class OutputCall(Answer):
@@ -135,7 +136,7 @@ class PartEvent(_OfItem):
 
     type: Literal["response.content_part.added", "response.content_part.done"]
     content_index: Literal[0]
-    part: OutputText
+    part: AnsweredText
 
 
 class TextDeltaEvent(_OfItem):

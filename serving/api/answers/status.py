@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from bundle.manifest import Task
-from serving.api.answers import Answer
+from serving.api.answers.answer import Answer
 
 
 class SlotAnswer(Answer):

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import RootModel
 
-from serving.api.answers import Answer
+from serving.api.answers.answer import Answer
 
 
 class MessageText(Answer):

@@ -1,0 +1,308 @@
+"""Towers that embed images and read no texts: transformers' pixels and vectors, int8 by its gate, served, searched."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from base64 import b64encode
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import httpx
+import numpy as np
+import onnx
+import pytest
+from numpy.testing import assert_allclose
+from PIL import Image
+from typer.testing import CliRunner
+
+from bundle.directory import Bundle, open_bundle
+from bundle.errors import QuantizationError, TaskError, UnsupportedConfigError
+from bundle.image import PREPROCESSOR, ImageSpec
+from commands.app import app
+from export.exporter import export_checkpoint
+from quant.evaluation.gate_samples import read_samples
+from quant.quality.evaluation import Evaluation
+from quant.quantizer import quantize_bundle
+from runtime.image_runner import ImageRunner
+from runtime.settings import RuntimeSettings
+from serving.api.app import create_app
+from serving.models.client import LocalClient
+from serving.protocol import DetokenizeRequest, EmbedRequest, ImagePart, JoinedPart, TextPart, TokenizeRequest
+from serving.settings import ApiSettings, EngineSettings
+
+MAX_COSINE_DISTANCE = 1e-4
+TOLERANCE = 5e-5
+DINO = {"model_type": "dinov2", "hidden_size": 40, "num_attention_heads": 5, "num_hidden_layers": 2, "patch_size": 12}
+VIT = {"model_type": "vit", "hidden_size": 36, "num_attention_heads": 3, "num_hidden_layers": 2, "patch_size": 12}
+VIT |= {"intermediate_size": 52, "image_size": 36}
+SQUARE = {"height": 36, "width": 36}
+CROPPED = {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 36}, "crop_size": SQUARE}
+STRETCHED = {
+    "image_processor_type": "ViTImageProcessor",
+    "size": SQUARE,
+    "image_mean": [0.5] * 3,
+    "image_std": [0.5] * 3,
+}
+# of RAD-DINO: one mean and one deviation for all colours
+RADIOGRAPHS = CROPPED | {"image_mean": [0.5307] * 3, "image_std": [0.2583] * 3}
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "dinov2": (DINO | {"architectures": ["Dinov2Model"], "image_size": 36, "mlp_ratio": 2}, RADIOGRAPHS),
+    "dinov2-resampled": (
+        DINO | {"architectures": ["Dinov2ForImageClassification"], "image_size": 60, "use_mask_token": False},
+        CROPPED,
+    ),
+    "vit": (VIT | {"architectures": ["ViTModel"]}, STRETCHED),
+    "vit-labels": (VIT | {"architectures": ["ViTForImageClassification"], "qkv_bias": False}, STRETCHED),
+}
+REFUSED = [
+    ("dinov2", {"use_swiglu_ffn": True}, {}, "use_swiglu_ffn is True"),
+    ("vit", {"num_channels": 1}, {}, "num_channels is 1"),
+    ("vit", {}, {"size": {"height": 48, "width": 48}}, r"images of \(48, 48\) pixels, the vision tower takes 36"),
+]
+
+
+@dataclass(frozen=True)
+class Seen:
+    image: Image.Image
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A tiny model: its checkpoint, where its bundles go, and the images that are shown to it."""
+
+    checkpoint: Path
+    made: Path
+    pictures: list[Image.Image]
+
+    def bundle(self, dialect: str = "contrib") -> Bundle:
+        folder = self.made / dialect
+        if not folder.exists():
+            export_checkpoint(self.checkpoint, folder, name="eye", dialect=dialect)
+        return open_bundle(folder)
+
+    @cached_property
+    def pixels(self) -> list[np.ndarray]:
+        """Of each picture [3, height, width], by transformers' processor."""
+        import transformers
+
+        processor = transformers.AutoImageProcessor.from_pretrained(self.checkpoint, backend="pil")
+        seen = (image.convert("RGB") for image in self.pictures)
+        return [np.asarray(processor(images=image, return_tensors="np")["pixel_values"][0]) for image in seen]
+
+    @cached_property
+    def wanted(self) -> np.ndarray:
+        """[I, E] of unit length: the class token after the last norm."""
+        import torch
+        import transformers
+
+        model = transformers.AutoModel.from_pretrained(self.checkpoint).eval()
+        with torch.no_grad():
+            hidden = model(torch.from_numpy(np.stack(self.pixels))).last_hidden_state[:, 0].numpy()
+        return hidden / np.linalg.norm(hidden, axis=-1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def samples(encoder_files: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Sample]:
+    made = {}
+    for name, (config, settings) in CASES.items():
+        folder = tmp_path_factory.mktemp(name)
+        encoder_files.save_model(folder / "checkpoint", config)
+        encoder_files.write_json(folder / "checkpoint" / "preprocessor_config.json", settings)
+        made[name] = Sample(folder / "checkpoint", folder, encoder_files.pictures())
+    return made
+
+
+@pytest.fixture(params=CASES)
+def sample(request: pytest.FixtureRequest, samples: dict[str, Sample]) -> Sample:
+    return samples[request.param]
+
+
+@pytest.fixture
+def folder(samples: dict[str, Sample], tmp_path: Path) -> Path:
+    """A folder of the pictures."""
+    (tmp_path / "pictures").mkdir()
+    for number, image in enumerate(samples["vit"].pictures):
+        image.save(tmp_path / "pictures" / f"{number}.png")
+    return tmp_path / "pictures"
+
+
+@pytest.mark.parametrize("dialect", ["contrib", "portable"])
+def test_images_are_embedded_as_by_transformers(sample: Sample, dialect: str) -> None:
+    runner = ImageRunner(sample.bundle(dialect), RuntimeSettings(intra_threads=1))
+    found = runner.embed_images(sample.pictures)
+    assert (1 - (found * sample.wanted).sum(-1)).max() < MAX_COSINE_DISTANCE
+    assert_allclose(found, sample.wanted, atol=TOLERANCE)
+    apart = np.linalg.norm(found[:, None] - found[None], axis=-1)[~np.eye(len(found), dtype=bool)]
+    assert apart.min() > 200 * TOLERANCE  # vectors that hardly differ would agree however wrong
+
+
+def test_the_class_token_is_what_transformers_pools_of_dinov2(samples: dict[str, Sample]) -> None:
+    import torch
+    import transformers
+
+    sample = samples["dinov2"]
+    model = transformers.AutoModel.from_pretrained(sample.checkpoint).eval()
+    with torch.no_grad():
+        pooled = model(torch.from_numpy(np.stack(sample.pixels))).pooler_output.numpy()
+    assert_allclose(pooled / np.linalg.norm(pooled, axis=-1, keepdims=True), sample.wanted, atol=1e-6)
+
+
+def test_pixels_are_the_processors(sample: Sample) -> None:
+    spec = ImageSpec.read(sample.bundle().path(PREPROCESSOR))
+    for image, pixels in zip(sample.pictures, sample.pixels, strict=True):
+        assert_allclose(spec.preprocess([image]).pixel_values[0], pixels, atol=1e-6)
+
+
+def test_portable_graphs_use_standard_operators_only(sample: Sample) -> None:
+    graph = onnx.load(sample.bundle("portable").directory / "vision_encoder.onnx", load_external_data=False).graph
+    assert {node.domain for node in graph.node} == {""}
+
+
+def test_a_bundle_holds_no_tokenizer_and_says_what_it_embeds(samples: dict[str, Sample]) -> None:
+    manifest = samples["dinov2"].bundle().manifest
+    assert (manifest.task, manifest.embeds, manifest.sees) == ("image-embedding", True, True)
+    assert manifest.image_vectors is not None
+    assert manifest.image_vectors.sizes == (40,)
+    assert "tokenizer.json" not in manifest.files
+    shown = CliRunner().invoke(app, ["inspect", str(samples["dinov2"].bundle().directory)])
+    assert "vectors of 40 numbers of images alone; texts are not read" in " ".join(shown.output.split())
+
+
+@pytest.mark.parametrize("name", ["dinov2", "vit"])
+def test_int8_variants_pass_the_gates_of_images_and_say_that_texts_were_not_measured(
+    samples: dict[str, Sample], name: str, tmp_path: Path
+) -> None:
+    parent = samples[name].bundle().directory
+    evaluation = Evaluation(captions=[Seen(image) for image in samples[name].pictures], source="tiny")
+    manifest = quantize_bundle(parent, tmp_path / "int8", weights="int8", evaluation=evaluation)
+    gates = {gate.name: gate.passed for gate in manifest.gates}
+    assert {"cosine_mean/image", "cosine_p1/image", "correlation/image", "spread/image"} <= gates.keys()
+    assert all(gates.values()), gates
+    assert {"cosine_mean/text", "accuracy_loss_points/low"} <= {gate.name for gate in manifest.unmeasured}
+
+
+def test_samples_of_a_file_may_be_images_alone(samples: dict[str, Sample], folder: Path) -> None:
+    file, manifest = folder / "samples.jsonl", samples["vit"].bundle().manifest
+    rows = [{"image": "0.png"}, {"image": "1.png", "label": "cat"}, {"image": "2.png", "label": "dog"}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read = read_samples(file, manifest)
+    assert [sample.image.size for sample in read.captions] == [image.size for image in samples["vit"].pictures]
+    assert not read.labelled
+    assert read.num_verdicts == 0
+
+
+def test_samples_without_images_measure_nothing_and_are_refused(samples: dict[str, Sample], tmp_path: Path) -> None:
+    parent = samples["vit"].bundle().directory
+    with pytest.raises(QuantizationError, match="words holds no images, and the model reads nothing else"):
+        quantize_bundle(parent, tmp_path / "int8", weights="int8", evaluation=Evaluation(texts=["a"], source="words"))
+
+
+def test_a_server_embeds_and_ranks_images_and_refuses_texts_by_name(samples: dict[str, Sample]) -> None:
+    sample = samples["dinov2"]
+    urls = [_url(image) for image in sample.pictures]
+    images = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+
+    async def main() -> None:
+        async with LocalClient([sample.bundle().directory], EngineSettings(intra_threads=1)) as client:
+            transport = httpx.ASGITransport(create_app(client, ApiSettings()))
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+                answer = (await http.post("/v1/embeddings", json={"input": images})).json()
+                assert_allclose([item["embedding"] for item in answer["data"]], sample.wanted, atol=TOLERANCE)
+                assert answer["usage"] == {"prompt_tokens": 0, "total_tokens": 0}
+                body = {"query": {"image": urls[1]}, "documents": [{"image": url} for url in urls]}
+                ranked = (await http.post("/v1/rerank", json=body)).json()["results"]
+                cosines = sample.wanted @ sample.wanted[1]
+                assert [each["index"] for each in ranked] == list(np.argsort(-cosines))
+                assert_allclose([each["relevance_score"] for each in ranked], -np.sort(-cosines), atol=1e-4)
+                refused = await http.post("/v1/embeddings", json={"input": [images[0], "a cat"]})
+                assert refused.status_code == 400
+                told = refused.json()["error"]
+                assert told["message"].startswith("1 of 2 inputs are texts: eye reads images only. Send images, or")
+                assert told["param"] == "input"
+                card = (await http.get("/v1/models")).json()["data"][0]["capabilities"]
+                assert [name for name, can in card.items() if can] == ["images", "embeddings", "rerank"]
+
+    asyncio.run(asyncio.wait_for(main(), 120))
+
+
+def test_what_reads_tokens_or_several_images_is_refused(samples: dict[str, Sample]) -> None:
+    picture = ImagePart(_png(samples["dinov2"].pictures[0]))
+    asked = [
+        ((JoinedPart((picture, picture)),), {}, "an input of 2 parts: eye reads images only, one in each"),
+        ((TextPart("a"),), {}, "1 of 1 inputs are texts"),
+        ((picture,), {"instruction": "look"}, "instruction: eye reads images only"),
+        ((picture,), {"granularity": "token"}, "eye has one vector of each image"),
+        ((picture,), {"dimensions": 8}, "dimensions = 8: the model's vectors have 40 numbers"),
+        ((), {}, "input is empty"),
+    ]
+
+    async def main() -> None:
+        async with LocalClient([samples["dinov2"].bundle().directory], EngineSettings(intra_threads=1)) as client:
+            for inputs, more, message in asked:
+                with pytest.raises(Exception, match=message):
+                    await client.embed(EmbedRequest("r", "eye", inputs, **more))
+            for work in (
+                client.tokenize(TokenizeRequest("t", "eye", text="a cat")),
+                client.detokenize(DetokenizeRequest("t", "eye", [1])),
+            ):
+                with pytest.raises(TaskError, match="eye reads images only and has no tokens"):
+                    await work
+
+    asyncio.run(asyncio.wait_for(main(), 120))
+
+
+def test_the_command_line_embeds_indexes_and_searches_by_image(
+    samples: dict[str, Sample], folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("faiss")
+    bundle, pictures = str(samples["vit"].bundle().directory), sorted(folder.glob("*.png"))
+    embedded = _run("embed", bundle, *(word for file in pictures for word in ("--image", str(file))), "--json")
+    assert_allclose(json.loads(embedded.stdout)["embeddings"], samples["vit"].wanted, atol=TOLERANCE)
+    index = str(tmp_path / "index")
+    _run("index", str(folder), "--model", bundle, "-o", index)
+    hits = json.loads(_run("search", index, "--image", str(pictures[2]), "--json").stdout)
+    assert hits[0]["image"] == "2.png"
+    assert hits[0]["score"] == pytest.approx(1, abs=1e-4)
+    refused = CliRunner().invoke(app, ["search", index, "a cat"])
+    assert refused.exit_code == 2
+    told = " ".join(refused.output.replace("│", " ").split())
+    assert "1 of 1 inputs are texts: eye reads images only" in told
+
+
+@pytest.mark.parametrize(("name", "change", "processed", "message"), REFUSED)
+def test_what_is_not_built_is_refused_by_name(
+    samples: dict[str, Sample],
+    tmp_path: Path,
+    name: str,
+    change: dict[str, Any],
+    processed: dict[str, Any],
+    message: str,
+) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(CASES[name][1] | processed))
+    (tmp_path / "config.json").write_text(json.dumps(CASES[name][0] | change))
+    weights = samples[name].checkpoint / "model.safetensors"
+    (tmp_path / "model.safetensors").write_bytes(weights.read_bytes())
+    with pytest.raises(UnsupportedConfigError, match=message):
+        export_checkpoint(tmp_path, tmp_path / "bundle")
+
+
+def _run(*words: str) -> Any:
+    result = CliRunner().invoke(app, list(words))
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def _png(image: Image.Image) -> bytes:
+    file = BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def _url(image: Image.Image) -> str:
+    return "data:image/png;base64," + b64encode(_png(image)).decode()
