@@ -33,8 +33,8 @@ _SINCE: Mapping[str, Version] = {
 _NAMES = """
 Abs Add And ArgMax AveragePool BatchNormalization Cast Clip Concat Constant ConstantOfShape Conv Cos CumSum
 DequantizeLinear Div Equal Erf Exp Expand Floor Gather GatherElements GatherND Gelu Gemm GlobalAveragePool
-Greater GreaterOrEqual HardSigmoid LayerNormalization Less LessOrEqual Log LpNormalization MatMul Max Min Mod
-Mul Neg Not Or Pad Pow QuantizeLinear Range ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape
+Greater GreaterOrEqual HardSigmoid Identity LayerNormalization Less LessOrEqual Log LpNormalization MatMul Max Min
+Mod Mul Neg Not Or Pad Pow QuantizeLinear Range ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape
 Resize ScatterElements Shape Sigmoid Sin Slice Softmax Softplus Split Sqrt Squeeze Sub Sum Tanh Tile TopK Transpose
 Trilu Unsqueeze Where
 """

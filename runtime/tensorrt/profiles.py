@@ -93,6 +93,8 @@ def _tokens(manifest: Manifest, component: Component, limits: Limits) -> list[_R
     if component.role == "text_encoder" and manifest.dual is not None:
         longest = manifest.dual.max_text_tokens
         return [(1, longest, longest) if manifest.dual.pads_to_max else _up_to(longest)]
+    if component.role == "pair_encoder" and manifest.pairs is not None:
+        return [_up_to(manifest.pairs.max_text_tokens)]
     prompts, one = _up_to(limits.max_prompt_tokens), (1, 1, 1)
     if component.role != "decoder":
         return [prompts]

@@ -21,6 +21,7 @@ from bundle.errors import UnsupportedConfigError
 from bundle.image import PREPROCESSOR, ImageSpec
 from bundle.text import TOKENIZER, Tokenizer
 from export.exporter import export_checkpoint
+from graphs.lowering.tensorrt_operators import STANDARD_FROM, judge_graph
 from quant.quality.evaluation import Evaluation
 from quant.quantizer import quantize_bundle
 from runtime.one_request import DualEncoderRunner
@@ -120,6 +121,17 @@ def test_portable_graphs_use_standard_operators_only(family: str, sample_of: Any
         for node in onnx.load(path, load_external_data=False).graph.node
     }
     assert domains == {""}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_operator_is_known_to_the_tables_of_tensorrt(family: str, sample_of: Any) -> None:
+    bundle = sample_of(family, 0).bundle("portable")
+    judged = (
+        judge_graph(bundle.graph_path(name), bundle.manifest.always_given(name), STANDARD_FROM)
+        for name in bundle.manifest.components
+    )
+    lacking = {each for verdict in judged for each in verdict.lacking}
+    assert not {each for each in lacking if not each.startswith("Resize in mode cubic")}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -39,6 +40,26 @@ LIMITS = Limits(cache_rows=32, max_batch=2, max_prompt_tokens=16, max_images=2)
 def rtx() -> Library:
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX has wheels for Linux on x86-64 alone")
     return open_library("tensorrt-rtx")
+
+
+@pytest.mark.parametrize("kind", ["bert", "vilt"])
+def test_engines_of_cross_encoders_take_texts_up_to_the_models_longest(
+    rtx: Library, kind: str, rerankers: ModuleType, vilt_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Prompts of decoders may be longer than a cross-encoder has positions for."""
+    if kind == "bert":
+        rerankers.save(tmp_path / "checkpoint", kind)
+    checkpoint = vilt_checkpoint if kind == "vilt" else tmp_path / "checkpoint"
+    export_checkpoint(checkpoint, tmp_path / "bundle", name="tiny", dialect="portable")
+    bundle = open_bundle(tmp_path / "bundle")
+    sizes = try_image_sizes(bundle, 24) if kind == "vilt" else None
+    component = bundle.manifest.components["pair_encoder"]
+    limits = replace(LIMITS, max_prompt_tokens=512, cache_rows=1024, image_sizes_px=sizes)
+    (profile,) = profiles_of(bundle.manifest, component, limits)
+    longest = bundle.manifest.pairs.max_text_tokens
+    assert profile["input_ids"] == ((1, 1), (1, longest), (2, longest))
+    compile_bundle(Job(bundle, tmp_path / "engines", "tensorrt-rtx", STANDARD, limits), lambda line: None)
+    assert (tmp_path / "engines" / "pair_encoder.engine").exists()
 
 
 @pytest.mark.parametrize(
