@@ -20,6 +20,7 @@ class Florence2Prompt(ImagePrompt):
 
     fills_memory: ClassVar[bool] = True
     writes_whole_prompts: ClassVar[bool] = True
+    takes_one_message: ClassVar[bool] = True
 
     kind: Literal["florence2"] = "florence2"
 

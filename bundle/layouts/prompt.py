@@ -106,6 +106,9 @@ class ImagePrompt(Frozen, ABC):
     writes_whole_prompts: ClassVar[bool] = False
     """Chat templates write all of a prompt; the tokenizer puts nothing around it."""
 
+    takes_one_message: ClassVar[bool] = False
+    """A conversation is one user's message about one image: there is no history, no system, no function to call."""
+
     kind: str
     image_token: str = Field(min_length=1, max_length=MOST_NAME_CHARACTERS)
     image_token_id: TokenId

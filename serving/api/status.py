@@ -101,6 +101,7 @@ def card_body(service: Service, name: str, card: ModelCard) -> dict[str, Any]:
     """Return what is told of a served model under one of its names."""
     limits = service.settings
     is_vlm = card.task in ANSWERING_TASKS
+    converses = is_vlm and not card.takes_one_message
     return {
         "id": name,
         "object": "model",
@@ -117,10 +118,10 @@ def card_body(service: Service, name: str, card: ModelCard) -> dict[str, Any]:
         "context_tokens": card.context_tokens,
         "capabilities": {
             "chat": is_vlm,
-            "completions": is_vlm,
-            "tools": is_vlm,
+            "completions": converses,
+            "tools": converses,
             "structured_output": is_vlm,
-            "video": is_vlm,
+            "video": converses,
             "images": card.takes_images,
             "embeddings": card.task in EMBEDDING_TASKS,
             "rerank": card.task in RANKING_TASKS,
@@ -135,7 +136,7 @@ def card_body(service: Service, name: str, card: ModelCard) -> dict[str, Any]:
             "max_inputs": limits.max_inputs,
             "max_labels": limits.max_labels,
         },
-        "video_layouts": list(LAYOUTS) if is_vlm else [],
+        "video_layouts": list(LAYOUTS) if converses else [],
         "vision_methods": card.vision_methods,
         "vision_default": card.vision_default and asdict(card.vision_default),
         "kv_policies": card.kv_policies,

@@ -26,6 +26,7 @@ class ModelCard:
         kv_policies: That a request may name in `kv`.
         kv_default: What is done to a prompt's rows where a request does not say; None: nothing.
         takes_images: Whether a request may hold images.
+        takes_one_message: A chat is one message about one image; texts that go on, functions and videos are refused.
     """
 
     name: str
@@ -43,6 +44,7 @@ class ModelCard:
     kv_policies: tuple[str, ...] = ()
     kv_default: KVCompression | None = None
     takes_images: bool = True
+    takes_one_message: bool = False
 
 
 @dataclass(frozen=True)

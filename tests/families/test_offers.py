@@ -48,3 +48,8 @@ def test_vision_methods_that_a_card_tells_are_taken_and_no_others(
 
     asyncio.run(main())
     assert ("dart" in taken) is (family == "qwen2_vl")
+
+
+@pytest.mark.parametrize(("family", "wanted"), [("florence2", True), ("instructblip", False)])
+def test_a_card_tells_of_a_model_that_takes_one_message(family: str, wanted: bool, sample_of: Any) -> None:
+    assert card_of(sample_of(family, 0).bundle().manifest, SETTINGS).takes_one_message is wanted

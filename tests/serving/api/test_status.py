@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from bundle.errors import EngineDeadError
 from serving.api.app import create_app
 from serving.api.docs import examples
 from serving.api.metrics import Metrics
-from serving.fake import TOKENS_PER_IMAGE, FakeClient
+from serving.fake import FAKE_VLM, TOKENS_PER_IMAGE, FakeClient
 from serving.protocol import FinishedEvent, GenerateEvent, Health, ModelCard, Timings, TokenEvent, Usage
 from serving.settings import ApiSettings
 
@@ -50,18 +51,31 @@ def test_models_are_listed_with_task_schemes_bytes_and_gates(api: Any) -> None:
     assert [card["gated"] for card in listing["data"]] == [True, None]
 
 
-def test_a_model_that_embeds_texts_alone_offers_nothing_for_images(
-    make_caller: Callable[..., Any], engine: FakeClient, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("card", "wanted"),
+    [
+        (
+            ModelCard("one", "text-embedding", "fake", {"text_encoder": "fp32"}, 1, None, takes_images=False),
+            {"embeddings", "rerank"},
+        ),
+        (replace(FAKE_VLM, name="one", takes_one_message=True), {"chat", "structured_output", "images"}),
+    ],
+    ids=["embeds texts alone", "answers one message"],
+)
+def test_a_card_offers_no_more_than_the_model_takes(
+    make_caller: Callable[..., Any],
+    engine: FakeClient,
+    monkeypatch: pytest.MonkeyPatch,
+    card: ModelCard,
+    wanted: set[str],
 ) -> None:
-    card = ModelCard("words", "text-embedding", "fake", {"text_encoder": "fp32"}, 1, None, takes_images=False)
-
     async def models() -> list[ModelCard]:
         return [card]
 
     monkeypatch.setattr(engine, "models", models)
-    told = make_caller().get("/v1/models/words").json()
+    told = make_caller().get("/v1/models/one").json()
     can = {name for name, is_so in told["capabilities"].items() if is_so}
-    assert (told["task"], can) == ("text-embedding", {"embeddings", "rerank"})
+    assert (told["task"], can, bool(told["video_layouts"])) == (card.task, wanted, False)
 
 
 def test_an_unknown_model_is_a_404_that_lists_the_known(api: Any) -> None:
