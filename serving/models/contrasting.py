@@ -58,7 +58,7 @@ def _refusal(
         return f"{manifest.name} has states of kind {named}; two answers cannot be tied there. Leave contrast out"
     if vision.keep < 1:
         return (
-            f"{vision.method} drops image tokens, others of the two prompts; send vision with keep 1, or leave "
+            f"{vision.method} chooses among image tokens, others of the two prompts; send vision with keep 1, or leave "
             "contrast out"
         )
     if compression is not None:
