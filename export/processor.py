@@ -205,6 +205,7 @@ def _template(
 ) -> FoundTemplate:
     """Return how conversations are written, or what a model that embeds is asked to embed."""
     given = None if family.answers else family.input_template(found, prompt)
+    given = family.own_template() if given is None else given
     if given is not None:
         return FoundTemplate(given, checkpoint, CHAT_TEMPLATE)
     default = family.default_template(found)

@@ -186,12 +186,16 @@ class VisionLanguage(Family):
         """Return what `vision` tells of its tower's attention, for reducers of visual tokens; nothing by default."""
         return ()
 
+    def own_template(self) -> str | None:
+        """Return how conversations are written whatever template the checkpoint holds; None: as that says."""
+        return None
+
     def image_text(self, prompt: ImagePrompt) -> str:
         """Return what stands for an image in a text, where no chat template writes it."""
         return prompt.image_token
 
     def input_template(self, found: FoundProcessor, prompt: ImagePrompt) -> str | None:
-        """Return how inputs are written whatever template there is, as of a model that embeds; None: as that says."""
+        """Return how inputs to be embedded are written; None: as conversations are."""
         given = None if self.embedding is None else self.embedding.template
         return None if given is None else given.replace(IMAGE_SLOT, self.image_text(prompt))
 

@@ -10,7 +10,6 @@ from onnxscript import OpBuilder
 from bundle.errors import UnsupportedConfigError
 from bundle.image import ImageSpec, NearestGrid
 from bundle.layouts.internvl import InternVLPrompt
-from bundle.layouts.prompt import ImagePrompt
 from export.config import Raw, VisionConfig, require, sub_config
 from export.connectors.shuffled_projector import ShuffledProjector
 from export.family import Family
@@ -149,9 +148,9 @@ class MonoInternVL(VisionLanguage):
         projector = ShuffledProjector(self._vision.grid, width, size, self._factor, "gelu", name="mlp1")
         return _Vision(BarePatches(self._vision, "vision_model"), projector)
 
-    def input_template(self, found: FoundProcessor, prompt: ImagePrompt) -> str:
+    def own_template(self) -> str:
         """Return the authors' conversation; a template among the tokenizer's files is of the decoder alone."""
-        return super().input_template(found, prompt) or _TEMPLATE
+        return _TEMPLATE
 
     def image_prompt(self, found: FoundProcessor) -> InternVLPrompt:
         """Return the tokens of all tiles between a start and an end.

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import ClassVar
 
 from bundle.errors import UnsupportedConfigError
-from bundle.layouts.prompt import ImagePrompt
 from bundle.layouts.qwen2_vl import Qwen2VLPrompt
 from export.config import Raw, sub_config
 from export.family import Family
@@ -71,6 +70,6 @@ class Points(Qwen2VL):
         """
         return super().image_prompt(found).model_copy(update={"is_flat": True})
 
-    def input_template(self, found: FoundProcessor, prompt: ImagePrompt) -> str:
+    def own_template(self) -> str:
         """Return how the authors' code writes conversations."""
         return _TEMPLATE
