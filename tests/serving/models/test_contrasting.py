@@ -177,7 +177,7 @@ def test_what_no_contrast_goes_with_is_refused_by_name(smolvlm_bundle, ask, imag
     assert "shows no image" in refusal(ask("a", contrast=VCD()), manifest)
     assert "noise_step is 1000" in refusal(ask(image_bytes(1), contrast=VCD(noise_step=1000)), manifest)
     assert "--max-sequences 2" in refusal(shown, manifest, num_seats=1)
-    assert "pooling drops image tokens" in refusal(shown, manifest, vision=VisionReduction("pooling", 0.5))
+    assert "pooling chooses among image tokens" in refusal(shown, manifest, vision=VisionReduction("pooling", 0.5))
     assert "knorm drops rows" in refusal(shown, manifest, compression=KVCompression("knorm", 0.5))
     assert "fused prefixes" in refusal(dataclasses.replace(shown, behind=b"x"), manifest)
     assert "task vectors" in refusal(dataclasses.replace(shown, learns=True), manifest)
