@@ -51,12 +51,17 @@ class _Asked:
     encoding: str
 
 
-def _asked(service: Service, body: EmbeddingRequest) -> _Asked:
+def embed_request(service: Service, body: EmbeddingRequest, kind: str) -> EmbedRequest:
+    """Return what a body asks of the engine, under an id of that kind.
+
+    Raises:
+        ParameterError: An input is none, or they hold more images than a request may.
+    """
     source = "input" if body.messages is None else "messages"
     parts = tuple(service.embedded(content, f"{source}.{index}") for index, content in enumerate(body.contents()))
     check_images(service, parts, source)
-    request = EmbedRequest(
-        new_id("embd"),
+    return EmbedRequest(
+        new_id(kind),
         body.model or "",
         parts,
         body.dimensions,
@@ -64,7 +69,10 @@ def _asked(service: Service, body: EmbeddingRequest) -> _Asked:
         () if body.input_type is None else (body.input_type,) * len(parts),
         body.instruction,
     )
-    return _Asked(request, body.encoding_format or "float")
+
+
+def _asked(service: Service, body: EmbeddingRequest) -> _Asked:
+    return _Asked(embed_request(service, body, "embd"), body.encoding_format or "float")
 
 
 def _body(service: Service, request: Request, asked: _Asked, result: EmbedResult, model: str) -> dict[str, Any]:

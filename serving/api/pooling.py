@@ -15,8 +15,9 @@ from fastapi.responses import JSONResponse, Response
 from bundle.errors import ParameterError
 from bundle.manifest import RANKING_TASKS
 from serving.api.disconnect import contained, until_disconnect
+from serving.api.embeddings import embed_request
 from serving.api.schemas import EmbeddingRequest
-from serving.api.service import Service, check_images, count_prompt, new_id, or_cut
+from serving.api.service import Service, count_prompt, or_cut
 from serving.protocol import EmbedInput, EmbedRequest, JoinedPart, ScoreRequest
 from serving.protocol.embedding import Granularity
 
@@ -84,17 +85,8 @@ def pooling_router(service: Service) -> APIRouter:
 
 
 def _asked(service: Service, body: PoolingBody) -> _Asked:
-    source = "input" if body.messages is None else "messages"
-    parts = tuple(service.embedded(content, f"{source}.{index}") for index, content in enumerate(body.contents()))
-    check_images(service, parts, source)
-    request = EmbedRequest(
-        new_id("pool"),
-        body.model or "",
-        parts,
-        body.dimensions,
-        body.truncate_prompt_tokens,
-        () if body.input_type is None else (body.input_type,) * len(parts),
-        body.instruction,
+    request = replace(
+        embed_request(service, body, "pool"),
         is_raw=body.use_activation is False,
         granularity=_GRANULARITIES.get(body.task, "own"),
     )
