@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from bundle.errors import ContextLengthError
 from bundle.image.layout import TileLayout
+from bundle.layouts.memory_room import check_memory_room
 from bundle.layouts.prompt import ImagePrompt, Memory, Span
 
 
@@ -52,12 +52,7 @@ class MllamaPrompt(ImagePrompt):
 
     def check(self, layouts: Sequence[TileLayout]) -> None:
         """Check that the memory has room for all images."""
-        if len(layouts) > self.most_images:
-            raise ContextLengthError(
-                f"the messages hold {len(layouts)} images, frames of videos among them; the model's memory has room "
-                f"for {self.most_images}. Send fewer.",
-                "messages",
-            )
+        check_memory_room(len(layouts), self.most_images)
 
     def memory(self, num_tokens: int, spans: Sequence[Span], layouts: Sequence[TileLayout]) -> Memory | None:
         """Return the tiles of all images, then what pads them; and what each token sees of it."""

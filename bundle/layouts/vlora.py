@@ -8,13 +8,13 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from bundle.errors import ContextLengthError
 from bundle.image.layout import TileLayout
+from bundle.layouts.memory_room import check_memory_room
 from bundle.layouts.prompt import ImagePrompt, Memory, Span
 
 
 class VLoRAPrompt(ImagePrompt):
-    """As VLoRA reads a conversation: without its image (arXiv 2405.20339, section 3.2).
+    """As VLoRA reads a conversation: without its image (arXiv 2405.20339).
 
     Every token of it, those before the image among them, runs through weights that all images changed. The paper has
     one image; where there are several, what each changes is added, as of several adapters.
@@ -51,12 +51,7 @@ class VLoRAPrompt(ImagePrompt):
 
     def check(self, layouts: Sequence[TileLayout]) -> None:
         """Check that the memory has room for all images."""
-        if len(layouts) > self.most_images:
-            raise ContextLengthError(
-                f"the messages hold {len(layouts)} images, frames of videos among them; the model's memory has room "
-                f"for {self.most_images}. Send fewer.",
-                "messages",
-            )
+        check_memory_room(len(layouts), self.most_images)
 
     def memory(self, num_tokens: int, spans: Sequence[Span], layouts: Sequence[TileLayout]) -> Memory | None:
         """Return the weights of all images, which every token runs through."""

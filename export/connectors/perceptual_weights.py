@@ -17,7 +17,7 @@ _MLP_RATIO = 4
 
 
 class PerceptualWeights(Module):
-    """Features [I, P, V] to the first matrices of all low-rank changes, [I, r, changes * D] (arXiv 2405.20339, 3.3).
+    """Features [I, P, V] to the first matrices of all low-rank changes, [I, r, changes * D] (arXiv 2405.20339).
 
     Queries, one for each layer that is changed, attend to one another and to the image in blocks of their own for each
     kind of matrix; a linear layer makes of each query a matrix [D, r].

@@ -1,7 +1,7 @@
 """IMA: image tokens skip the feed-forwards of some layers, and are there again behind each.
 
-Shukor and Cord, "Implicit Multimodal Alignment", NeurIPS 2024 (arXiv 2405.16700, "Skipping computations for visual
-tokens"; the authors' code calls it `onlycontext_skip_ffn`): hidden states of image tokens change little from layer to
+Shukor and Cord, "Implicit Multimodal Alignment", NeurIPS 2024 (arXiv 2405.16700; the
+authors' code calls it `onlycontext_skip_ffn`): hidden states of image tokens change little from layer to
 layer, so that a feed-forward may be left out for them, while attention reads and writes their keys and values as ever.
 No token is dropped: a prompt has as many rows as before, at its positions, in every layer.
 

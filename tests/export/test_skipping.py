@@ -1,6 +1,6 @@
 """Feed-forwards that image tokens skip, against transformers' model with hooks that make them nothing there.
 
-The reference is the definition of arXiv 2405.16700 ("Skipping computations for visual tokens"; in the authors' code
+The reference is the definition of arXiv 2405.16700 (in the authors' code
 `onlycontext_skip_ffn`): in the chosen layers, hidden states of perceptual tokens get nothing from the feed-forward, and
 attention is as ever.
 """
