@@ -41,7 +41,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "idefics3": "export.models.idefics3:Idefics3",
     "instructblip": "export.models.instructblip:InstructBlip",
     "internvl": "export.models.internvl:InternVL",
-    "internvl_chat": "export.models.internvl_chat:MonoInternVL",
+    "internvl_chat": "export.models.internvl_chat:open_authors_layout",
     "lfm2_vl": "export.models.lfm2_vl:Lfm2VL",
     "llava": "export.models.llava:Llava",
     "llm2clip": "export.models.llm2clip:Llm2Clip",
@@ -72,7 +72,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "xlm-roberta": "export.models.xlm_roberta:XlmRobertaReranker",
     "vision-text-dual-encoder": "export.models.vision_text_dual_encoder:VisionTextDualEncoder",
 }
-"""`model_type` of a config to "module:Class"."""
+"""`model_type` of a config to "module:Class", or to a function that chooses one."""
 
 
 def load_family(config: Raw) -> Family:

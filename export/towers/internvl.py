@@ -10,7 +10,7 @@ from onnxscript import OpBuilder
 from bundle.errors import UnsupportedConfigError
 from export.config import Raw, TowerConfig, VisionConfig, require
 from export.nn.dialect import Dialect
-from export.nn.linear import Linear
+from export.nn.linear import Linear, PackedLinear
 from export.nn.module import Module, ModuleList, Weight
 from export.nn.norms import LayerNorm, RMSNorm
 from export.nn.vit import EncoderMLP, PatchEmbedding, tower_heads
@@ -26,7 +26,7 @@ VISION_DEFAULTS: Raw = {
     "hidden_act": "gelu",
     "layer_norm_eps": 1e-6,
 }
-_QUERY_EPS = 1e-6
+QUERY_EPS = 1e-6
 """Of the norms of queries and keys, whatever the config says of the layers' (transformers, `LlamaRMSNorm`)."""
 _TO_THE_END = 2**31 - 1
 
@@ -41,6 +41,7 @@ class InternVLTowerConfig:
         qkv_bias: Queries, keys and values have biases.
         norms_queries: Queries and keys are normed, all heads together.
         norms_output: A norm stands behind the last layer.
+        is_packed: The checkpoint keeps queries, keys and values in one matrix, as the authors' own does.
     """
 
     vision: VisionConfig
@@ -48,6 +49,7 @@ class InternVLTowerConfig:
     qkv_bias: bool
     norms_queries: bool
     norms_output: bool
+    is_packed: bool = False
 
     @classmethod
     def read(cls, raw: Raw) -> InternVLTowerConfig:
@@ -101,12 +103,16 @@ class _Attention(Module):
     def __init__(self, config: InternVLTowerConfig, dialect: Dialect, *, rows: int) -> None:
         super().__init__()
         size, bias = config.vision.tower.hidden_size, config.qkv_bias
-        self.q_proj = Linear(size, size, rows=rows, bias=bias)
-        self.k_proj = Linear(size, size, rows=rows, bias=bias)
-        self.v_proj = Linear(size, size, rows=rows, bias=bias)
+        sources = "qkv.weight", "qkv.bias" if bias else None
+        self.q_proj, self.k_proj, self.v_proj = (
+            PackedLinear(size, part, f"{name}_proj", sources, rows=rows)
+            if config.is_packed
+            else Linear(size, size, rows=rows, bias=bias)
+            for part, name in enumerate("qkv")
+        )
         self.projection_layer = Linear(size, size, rows=rows)
-        self.q_norm: Module | None = RMSNorm(size, _QUERY_EPS, dialect) if config.norms_queries else None
-        self.k_norm: Module | None = RMSNorm(size, _QUERY_EPS, dialect) if config.norms_queries else None
+        self.q_norm: Module | None = RMSNorm(size, QUERY_EPS, dialect) if config.norms_queries else None
+        self.k_norm: Module | None = RMSNorm(size, QUERY_EPS, dialect) if config.norms_queries else None
         self.heads = tower_heads(config.vision.tower)
         self.dialect = dialect
 
