@@ -13,6 +13,7 @@ from bundle.image.layout import Pixels as Pixels
 from bundle.image.layout import ProcessedImages as ProcessedImages
 from bundle.image.layout import TileLayout as TileLayout
 from bundle.image.layout import VideoTimes as VideoTimes
+from bundle.image.longest_edge import LongestEdge as LongestEdge
 from bundle.image.most_patches import MostPatches as MostPatches
 from bundle.image.nearest_grid import NearestGrid as NearestGrid
 from bundle.image.padded import Padded as Padded

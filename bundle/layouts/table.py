@@ -20,6 +20,7 @@ from bundle.layouts.mllama import MllamaPrompt
 from bundle.layouts.modernvbert import ModernVBertPrompt
 from bundle.layouts.ovis2 import Ovis2Prompt
 from bundle.layouts.paligemma import PaliGemmaPrompt
+from bundle.layouts.pixtral import PixtralPrompt
 from bundle.layouts.qwen2_vl import Qwen2VLPrompt
 from bundle.layouts.vlora import VLoRAPrompt
 
@@ -38,6 +39,7 @@ KnownImagePrompt: TypeAlias = Annotated[
     | ModernVBertPrompt
     | Ovis2Prompt
     | PaliGemmaPrompt
+    | PixtralPrompt
     | Qwen2VLPrompt
     | VLoRAPrompt,
     Field(discriminator="kind"),

@@ -24,6 +24,7 @@ DECODERS: Mapping[str, str] = {
     "llama": "export.decoders.llama:Llama",
     "llama_mote": "export.decoders.llama_mote:LlamaMote",
     "llama_vlora": "export.decoders.llama_vlora:LlamaVLoRA",
+    "ministral3": "export.decoders.ministral3:Ministral3",
     "mistral": "export.decoders.mistral:Mistral",
     "mllama_text_model": "export.decoders.mllama_text:MllamaText",
     "opt": "export.decoders.opt:OPT",

@@ -26,6 +26,7 @@ from export.image_processors.mllama import MLLAMA
 from export.image_processors.ovis2 import OVIS2
 from export.image_processors.paddleocr_vl import PADDLEOCR_VL
 from export.image_processors.perception_lm import PERCEPTION_LM
+from export.image_processors.pixtral import PIXTRAL
 from export.image_processors.qwen2_vl import QWEN2_VL
 from export.image_processors.siglip import SIGLIP
 from export.image_processors.siglip2 import SIGLIP2
@@ -60,6 +61,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "Ovis2ImageProcessor": OVIS2,
     "PaddleOCRVLImageProcessor": PADDLEOCR_VL,
     "PerceptionLMImageProcessor": PERCEPTION_LM,
+    "PixtralImageProcessor": PIXTRAL,
     "Qwen2VLImageProcessor": QWEN2_VL,
     "Siglip2ImageProcessor": SIGLIP2,
     "SiglipImageProcessor": SIGLIP,

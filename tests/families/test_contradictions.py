@@ -65,6 +65,16 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ),
     ("llava_pooled", CONFIG, {"pool_out_size": 9}, "pool_out_size 9: pool_adapter wants 1 to 4"),
     ("llava_pooled", CONFIG, {"vision_feature_select_strategy": "full"}, "means are over patches alone"),
+    ("lighton_ocr", PROCESSOR, {"image_processor": {"patch_size": 5}}, "squares of 6 or 12 pixels"),
+    ("mistral3", CONFIG, {"vision_feature_layer": [-1, -2]}, "one hidden state is read, of -3 to 2"),
+    ("mistral3", CONFIG, {"vision_config": {"head_dim": 16}}, "heads of 16; heads that make up the width"),
+    ("mistral3", CONFIG, {"vision_config": {"model_type": "clip_vision_model"}}, "only 'pixtral' is built"),
+    ("mistral3", CONFIG, {"vision_config": {"rope_parameters": {"rope_type": "yarn"}}}, "turns by 'axial' alone"),
+    ("mistral3", CONFIG, {"vision_config": {"patch_size": [6, 8]}}, r"patch_size \[6, 8\]"),
+    ("mistral3", CONFIG, {"text_config": {"rope_parameters": {"rope_type": "default"}}}, "llama_4_scaling_beta"),
+    ("mistral3", PROCESSOR, {"spatial_merge_size": 1}, "tokens of 6 pixels a side, the model's are of 12"),
+    ("mistral3", PROCESSOR, {"image_break_token": "[ROW]"}, r"the token that ends a row of an image '\[ROW\]'"),
+    ("mistral3", PROCESSOR, {"image_processor": {"size": 68}}, "size = 68"),
     ("mm1", CONFIG, {"projector_config": {"num_query_tokens": 8}}, "num_query_tokens 8: wanted is a square, of 1 to 4"),
     ("mm1", CONFIG, {"projector_config": {"num_query_tokens": 25}}, "num_query_tokens 25"),
     ("mm1", CONFIG, {"projector_config": {"mlp_depth": 0}}, "depth 2 and mlp_depth 0"),
@@ -132,4 +142,4 @@ def test_a_setting_that_cannot_be_kept_is_refused(
 
 
 def _changed(value: Any, told: Any) -> Any:
-    return {**value, **told} if isinstance(value, dict) else told
+    return {**value, **told} if isinstance(value, dict) and isinstance(told, dict) else told
