@@ -63,11 +63,13 @@ class Memory:
         seen: [T, 3] int64, as `bundle.tensors.MEMORY_SEEN`.
         holds_all: All rows of all images stand there in order, however many the encoder gives, and every token sees
             them: `pieces` and `seen` are told once they are there (`filled`).
+        leaves_spans: Rows of features that no piece holds take the places of image tokens, as spans say.
     """
 
     pieces: tuple[tuple[int, int, int], ...]
     seen: Int64
     holds_all: bool = False
+    leaves_spans: bool = False
 
     def filled(self, num_rows: Sequence[int]) -> Memory:
         """Return the memory of images that have so many rows each."""

@@ -6,6 +6,7 @@ from typing import Annotated, TypeAlias
 
 from pydantic import Field
 
+from bundle.layouts.adem import AdemPrompt
 from bundle.layouts.aki import AkiPrompt
 from bundle.layouts.florence2 import Florence2Prompt
 from bundle.layouts.gemma3 import Gemma3Prompt
@@ -25,7 +26,8 @@ from bundle.layouts.qwen2_vl import Qwen2VLPrompt
 from bundle.layouts.vlora import VLoRAPrompt
 
 KnownImagePrompt: TypeAlias = Annotated[
-    AkiPrompt
+    AdemPrompt
+    | AkiPrompt
     | Florence2Prompt
     | Gemma3Prompt
     | GraniteDoclingPrompt

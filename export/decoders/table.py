@@ -22,6 +22,7 @@ DECODERS: Mapping[str, str] = {
     "granite_docling_text": "export.decoders.granite:Granite",
     "kosmos_2_text_model": "export.decoders.kosmos_2_text_model:Kosmos2Text",
     "llama": "export.decoders.llama:Llama",
+    "llama_adem": "export.decoders.llama_adem:LlamaADEM",
     "llama_mote": "export.decoders.llama_mote:LlamaMote",
     "llama_vlora": "export.decoders.llama_vlora:LlamaVLoRA",
     "ministral3": "export.decoders.ministral3:Ministral3",
