@@ -31,6 +31,8 @@ ARCHITECTURES: Mapping[str, str] = {
     "bridgetower": "export.models.bridgetower:BridgeTower",
     "chinese_clip": "export.models.chinese_clip:ChineseClip",
     "clip_fdt": "export.models.clip_fdt:ClipFdt",
+    "clip_mode": "export.models.clip_mode:ClipMode",
+    "clip_up": "export.models.clip_up:ClipUp",
     "clipseg": "export.models.clipseg:ClipSeg",
     "filip": "export.models.filip:Filip",
     "freeze_align": "export.models.freeze_align:FreezeAlign",

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.errors import UnsupportedConfigError
+from export.tower_experts import TowerExperts
 from export.yarn import Yarn
 
 Raw = Mapping[str, Any]
@@ -44,6 +45,7 @@ class TowerConfig:
         num_heads: Attention heads.
         hidden_act: Of the MLP.
         layer_norm_eps: Of every LayerNorm.
+        experts: In the place of some layers' MLPs.
     """
 
     hidden_size: int
@@ -52,6 +54,7 @@ class TowerConfig:
     num_heads: int
     hidden_act: str
     layer_norm_eps: float
+    experts: TowerExperts | None = None
 
     @classmethod
     def read(cls, raw: Raw, defaults: Raw) -> TowerConfig:
@@ -64,6 +67,7 @@ class TowerConfig:
             num_heads=merged["num_attention_heads"],
             hidden_act=merged["hidden_act"],
             layer_norm_eps=merged["layer_norm_eps"],
+            experts=TowerExperts.read(merged.get("moe"), merged["num_hidden_layers"]),
         )
         if tower.hidden_size % tower.num_heads:
             raise UnsupportedConfigError(

@@ -441,6 +441,7 @@ def _dual_dims(
         matryoshka=_cuts(source.config, tower.embedding_size),
         vectors=family.vectors,
         prompt_template=family.prompt_template,
+        data_experts=family.data_experts,
     )
 
 
