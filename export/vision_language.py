@@ -174,6 +174,10 @@ class VisionLanguage(Family):
         """Return the chat template where the checkpoint holds none; None: it must hold one."""
         return None
 
+    def opening(self, found: FoundProcessor) -> str:
+        """Return the words that the model's processor writes before what the chat template makes."""
+        return ""
+
     def spoken_tokens(self, found: FoundProcessor, prompt: KnownImagePrompt, ends: Collection[int]) -> Collection[str]:
         """Return the special tokens that belong to answers, by their text; ids of `ends` are no part of any."""
         return ()

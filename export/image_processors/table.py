@@ -53,6 +53,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "GraniteDoclingImageProcessor": GRANITE_DOCLING,
     "Idefics2ImageProcessor": IDEFICS2,
     "Idefics3ImageProcessor": IDEFICS3,
+    "JanusImageProcessor": DEEPSEEK_VL,
     "Lfm2VlImageProcessor": LFM2_VL,
     "MllamaImageProcessor": MLLAMA,
     "LlavaImageProcessor": LLAVA,

@@ -1,4 +1,4 @@
-"""Queries, keys and values that a checkpoint keeps in one matrix, under the names of three (InternLM2)."""
+"""Matrices that a checkpoint keeps in one, under the names of each (InternLM2; towers whose projections are packed)."""
 
 from __future__ import annotations
 
@@ -76,3 +76,40 @@ class PackedProjections(QuantizationMethod):
             raise CheckpointError(f"{key} has {tensor.shape[0]} rows; the config's heads want {self._num_rows}")
         for part, rows in self._rows.items():
             yield f"{before}.{part}_proj{kind}.{after}", PackedRows(tensor, rows.reshape(-1))
+
+
+class SplitRows(QuantizationMethod):
+    """A checkpoint in full precision in which some modules' rows stand in one tensor, one module after another.
+
+    Args:
+        packed: What a packed module's name ends with, e.g. "attention.qkv", and in it: modules, each with its rows.
+    """
+
+    def __init__(self, packed: Mapping[str, Mapping[str, int]]) -> None:
+        super().__init__({})
+        self._packed = packed
+
+    def restored(self, stored: Mapping[str, StoredTensor], linears: AbstractSet[str]) -> dict[str, WeightTensor]:
+        """Return the tensors themselves, but of packed modules the single ones, beside each other in the tree.
+
+        Raises:
+            CheckpointError: One has other rows than its modules want.
+        """
+        refuse_codes(stored, "packed matrices are read in full precision alone")
+        return {name: weight for key, tensor in stored.items() for name, weight in self._parts(key, tensor)}
+
+    def _parts(self, key: str, tensor: StoredTensor) -> Iterator[tuple[str, WeightTensor]]:
+        module, _, kind = key.rpartition(".")
+        ends = [end for end in self._packed if module.endswith(f".{end}")]
+        if not ends:
+            yield key, tensor
+            return
+        parts = self._packed[ends[0]]
+        if tensor.shape[0] != sum(parts.values()):
+            raise CheckpointError(
+                f"{key} has {tensor.shape[0]} rows; {', '.join(parts)} in it want {sum(parts.values())} by the config"
+            )
+        start = 0
+        for part, rows in parts.items():
+            yield f"{module.rpartition('.')[0]}.{part}.{kind}", PackedRows(tensor, np.arange(start, start + rows))
+            start += rows
