@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -16,14 +15,13 @@ from export.nn.chain import Chain
 from export.nn.dialect import Dialect
 from export.nn.module import Module
 from export.quantized.method import QuantizationMethod
-from export.quantized.packed_projections import PackedProjections
-from export.towers.internvl import QUERY_EPS, InternVLTower, InternVLTowerConfig
+from export.quantized.packed_projections import PackedProjections, by_shared_heads, one_after_another
+from export.towers.internvl import AUTHORS_NAMES, QUERY_EPS, InternVLTower, InternVLTowerConfig
 
 _TOWER = "intern_vit_6b"
 """`vision_config.model_type` of towers of every size."""
 _INTERNLM2 = "InternLM2ForCausalLM"
 _DECODERS: Mapping[str, str] = {"Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3", _INTERNLM2: "llama"}
-_NAME = "model.vision_tower"
 
 
 def open_authors_layout(config: Raw) -> AuthorsLayout:
@@ -50,19 +48,7 @@ class InternVLChat(AuthorsLayout):
     InternLM2 is a Llama whose queries, keys and values are in one matrix.
     """
 
-    renames: ClassVar[tuple[tuple[str, str], ...]] = (
-        *RENAMES,
-        (r"^vision_model\.", f"{_NAME}."),
-        (r"\.embeddings\.class_embedding$", ".embeddings.cls_token"),
-        (r"\.embeddings\.patch_embedding\.", ".embeddings.patch_embeddings.projection."),
-        (r"\.embeddings\.position_embedding$", ".embeddings.position_embeddings"),
-        (r"\.encoder\.layers\.", ".encoder.layer."),
-        (r"\.attn\.proj\.", ".attention.projection_layer."),
-        (r"\.attn\.", ".attention."),
-        (r"\.norm1\.", ".layernorm_before."),
-        (r"\.norm2\.", ".layernorm_after."),
-        (r"\.ls([12])$", r".lambda_\1"),
-    )
+    renames: ClassVar[tuple[tuple[str, str], ...]] = (*RENAMES, *AUTHORS_NAMES)
 
     @property
     def _is_internlm2(self) -> bool:
@@ -88,7 +74,7 @@ class InternVLChat(AuthorsLayout):
         if norms:
             require(raw, [("layer_norm_eps", QUERY_EPS)])
         words = {"attention_bias": raw.get("qkv_bias", False), "use_qk_norm": norms, "use_mean_pooling": True}
-        return replace(InternVLTowerConfig.read({**raw, **words}), is_packed=True)
+        return InternVLTowerConfig.read({**raw, **words})
 
     @property
     def vision_sizes(self) -> VisionConfig:
@@ -96,9 +82,13 @@ class InternVLChat(AuthorsLayout):
         return self._tower.vision
 
     def stored_weights(self) -> QuantizationMethod:
-        """Return how the checkpoint stores its weights."""
-        return PackedProjections(self.decoder.config) if self._is_internlm2 else super().stored_weights()
+        """Return how weights are stored: the tower's projections, and InternLM2's, in one matrix each."""
+        width = self.vision_sizes.tower.hidden_size
+        packed = {"attention.qkv": one_after_another(q_proj=width, k_proj=width, v_proj=width)}
+        return PackedProjections(
+            packed | ({"wqkv": by_shared_heads(self.decoder.config)} if self._is_internlm2 else {})
+        )
 
     def vision(self, dialect: Dialect) -> Module:
         """Return tower, shuffle and projection."""
-        return Chain(InternVLTower(self._tower, dialect, _NAME), self.projector)
+        return Chain(InternVLTower(self._tower, dialect, "model.vision_tower"), self.projector)

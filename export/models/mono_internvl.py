@@ -12,7 +12,7 @@ from export.nn.chain import Chain
 from export.nn.dialect import Dialect
 from export.nn.module import Module
 from export.quantized.method import QuantizationMethod
-from export.quantized.packed_projections import PackedProjections
+from export.quantized.packed_projections import PackedProjections, by_shared_heads
 from export.towers.bare_patches import BarePatches
 
 DECODER = "InternLM2VEForCausalLM"
@@ -56,7 +56,8 @@ class MonoInternVL(AuthorsLayout):
 
     def stored_weights(self) -> QuantizationMethod:
         """Return how the checkpoint stores its weights: queries, keys and values of attention in one matrix."""
-        return PackedProjections(self.decoder.config)
+        sizes = self.decoder.config
+        return PackedProjections({f"wqkv{kind}": by_shared_heads(sizes, kind) for kind in ("", "_ve")})
 
     def vision(self, dialect: Dialect) -> Module:
         """Return patches and projection."""

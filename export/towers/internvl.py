@@ -10,7 +10,7 @@ from onnxscript import OpBuilder
 from bundle.errors import UnsupportedConfigError
 from export.config import Raw, TowerConfig, VisionConfig, require
 from export.nn.dialect import Dialect
-from export.nn.linear import Linear, PackedLinear
+from export.nn.linear import Linear
 from export.nn.module import Module, ModuleList, Weight
 from export.nn.norms import LayerNorm, RMSNorm
 from export.nn.vit import EncoderMLP, PatchEmbedding, tower_heads
@@ -28,6 +28,19 @@ VISION_DEFAULTS: Raw = {
 }
 QUERY_EPS = 1e-6
 """Of the norms of queries and keys, whatever the config says of the layers' (transformers, `LlamaRMSNorm`)."""
+AUTHORS_NAMES: tuple[tuple[str, str], ...] = (
+    (r"^vision_model\.", "model.vision_tower."),
+    (r"^(model\.vision_tower)\.(?:encoder\.)?layers\.", r"\1.encoder.layer."),
+    (r"^(model\.vision_tower\..*\.\d+)\.attn\.proj\.", r"\1.attention.projection_layer."),
+    (r"^(model\.vision_tower\..*\.\d+)\.attn\.", r"\1.attention."),
+    (r"^(model\.vision_tower\..*\.\d+)\.norm1\.", r"\1.layernorm_before."),
+    (r"^(model\.vision_tower\..*\.\d+)\.norm2\.", r"\1.layernorm_after."),
+    (r"^(model\.vision_tower\..*\.\d+)\.ls([12])$", r"\1.lambda_\2"),
+    (r"^(model\.vision_tower\.embeddings)\.class_embedding$", r"\1.cls_token"),
+    (r"^(model\.vision_tower\.embeddings)\.position_embedding$", r"\1.position_embeddings"),
+    (r"^(model\.vision_tower\.embeddings)\.patch_embedding\.", r"\1.patch_embeddings.projection."),
+)
+"""The authors' names of the tower's weights, as (pattern, replacement), where it is `model.vision_tower`."""
 _TO_THE_END = 2**31 - 1
 
 
@@ -41,7 +54,6 @@ class InternVLTowerConfig:
         qkv_bias: Queries, keys and values have biases.
         norms_queries: Queries and keys are normed, all heads together.
         norms_output: A norm stands behind the last layer.
-        is_packed: The checkpoint keeps queries, keys and values in one matrix, as the authors' own does.
     """
 
     vision: VisionConfig
@@ -49,7 +61,6 @@ class InternVLTowerConfig:
     qkv_bias: bool
     norms_queries: bool
     norms_output: bool
-    is_packed: bool = False
 
     @classmethod
     def read(cls, raw: Raw) -> InternVLTowerConfig:
@@ -103,13 +114,9 @@ class _Attention(Module):
     def __init__(self, config: InternVLTowerConfig, dialect: Dialect, *, rows: int) -> None:
         super().__init__()
         size, bias = config.vision.tower.hidden_size, config.qkv_bias
-        sources = "qkv.weight", "qkv.bias" if bias else None
-        self.q_proj, self.k_proj, self.v_proj = (
-            PackedLinear(size, part, f"{name}_proj", sources, rows=rows)
-            if config.is_packed
-            else Linear(size, size, rows=rows, bias=bias)
-            for part, name in enumerate("qkv")
-        )
+        self.q_proj = Linear(size, size, rows=rows, bias=bias)
+        self.k_proj = Linear(size, size, rows=rows, bias=bias)
+        self.v_proj = Linear(size, size, rows=rows, bias=bias)
         self.projection_layer = Linear(size, size, rows=rows)
         self.q_norm: Module | None = RMSNorm(size, QUERY_EPS, dialect) if config.norms_queries else None
         self.k_norm: Module | None = RMSNorm(size, QUERY_EPS, dialect) if config.norms_queries else None
