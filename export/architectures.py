@@ -69,6 +69,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "qianfan_ocr": "export.models.qianfan_ocr:QianfanOCR",
     "qwen2_vl": "export.models.qwen2_vl:Qwen2VL",
     "qwen2_5_vl": "export.models.qwen2_5_vl:Qwen25VL",
+    "qwen3_5": "export.models.qwen3_5:Qwen35",
     "qwen3_vl": "export.models.qwen3_vl:Qwen3VL",
     "roberta": "export.models.xlm_roberta:RobertaReranker",
     "siglip": "export.models.siglip:Siglip",

@@ -35,6 +35,7 @@ DECODERS: Mapping[str, str] = {
     "qwen2_5_vl_text": "export.decoders.qwen2_5_vl_text:Qwen25VLText",
     "qwen2_vl_text": "export.decoders.qwen2_5_vl_text:Qwen25VLText",
     "qwen3": "export.decoders.qwen3:Qwen3",
+    "qwen3_5_text": "export.decoders.qwen3_5_text:Qwen35Text",
     "qwen3_vl_text": "export.decoders.qwen3_vl_text:Qwen3VLText",
     "stablelm": "export.decoders.stablelm:StableLM",
 }

@@ -30,9 +30,12 @@ class CachedAttention(Module):
         scale: Of scores; None: 1 / sqrt(C).
         softcap: As of `Heads`.
         out_norm: Of all heads together, before the output projection; None: they are not normed.
+        is_gated: The query projection gives a gate beside each head's query, whose sigmoid multiplies what the head
+            gives (Qiu et al., arXiv 2505.06708).
+        has_ordered_norms: Weights of the norms stand in the order of heads that turn in part (`RopeConfig.head_order`).
 
     Raises:
-        ValueError: Norms of heads that turn in part; their weights would have to be put in order, which is not built.
+        ValueError: Norms of heads that turn in part, in another order.
     """
 
     def __init__(
@@ -46,22 +49,25 @@ class CachedAttention(Module):
         scale: float | None = None,
         softcap: float = 0.0,
         out_norm: Module | None = None,
+        is_gated: bool = False,
+        has_ordered_norms: bool = False,
     ) -> None:
         super().__init__()
         self.layer = layer
         size, heads, kv_heads = config.head_size, config.num_heads, config.num_kv_heads
         order = config.rope.head_order(size)
-        if order is not None and norms is not None:
-            raise ValueError("norms of queries and keys beside heads that turn in part are not built")
-        self.q_proj = Linear(
-            config.hidden_size, heads * size, rows=None, bias=config.qkv_bias, order=_of_heads(order, heads)
-        )
+        if order is not None and norms is not None and not has_ordered_norms:
+            raise ValueError("norms of queries and keys whose weights are not in the order of heads that turn in part")
+        of_queries = _gates_last(order, heads, size) if is_gated else _of_heads(order, heads)
+        width = heads * size * (2 if is_gated else 1)
+        self.q_proj = Linear(config.hidden_size, width, rows=None, bias=config.qkv_bias, order=of_queries)
         self.k_proj = Linear(
             config.hidden_size, kv_heads * size, rows=None, bias=config.qkv_bias, order=_of_heads(order, kv_heads)
         )
         self.v_proj = Linear(config.hidden_size, kv_heads * size, rows=None, bias=config.qkv_bias)
         self.o_proj = Linear(heads * size, config.hidden_size, rows=None, bias=config.out_bias, name=out_name)
         self.out_norm = out_norm
+        self.is_gated = is_gated
         self.q_norm: Module | None
         self.k_norm: Module | None
         self.q_norm, self.k_norm = norms or (None, None)
@@ -81,8 +87,12 @@ class CachedAttention(Module):
 
         Queries and keys turn by the angles, queries by their own where these are given; None: they do not turn.
         """
-        projected = self.q_proj(op, x), self.k_proj(op, x), self.v_proj(op, x)
+        query, gate = self.q_proj(op, x), None
+        if self.is_gated:
+            query, gate = op.Split(query, axis=2, num_outputs=2, _outputs=2)
+        projected = query, self.k_proj(op, x), self.v_proj(op, x)
         attended, present, queries = self.attend(op, projected, angles, past, lengths, of_queries)
+        attended = attended if gate is None else op.Mul(attended, op.Sigmoid(gate))
         return self.o_proj(op, attended), present, queries
 
     def attend(
@@ -119,3 +129,10 @@ def _of_heads(order: npt.NDArray[np.int64] | None, num_heads: int) -> npt.NDArra
     if order is None:
         return None
     return (np.arange(num_heads)[:, None] * len(order) + order).reshape(-1)
+
+
+def _gates_last(order: npt.NDArray[np.int64] | None, num_heads: int, size: int) -> npt.NDArray[np.int64]:
+    """Return [2 * heads * C] all queries and then all gates, of outputs in which each head's gate follows its query."""
+    of_head = np.arange(size) if order is None else order
+    firsts = 2 * size * np.arange(num_heads)[:, None]
+    return np.concatenate([(firsts + of_head).reshape(-1), (firsts + size + np.arange(size)).reshape(-1)])

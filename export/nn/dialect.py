@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from bundle.errors import UnsupportedConfigError
+from export.nn.recurrence import ByOperators, ByScan, Recurrence
 from graphs.causal import note_window
 from graphs.store import CONTRIB
 
@@ -73,6 +74,7 @@ class Dialect(ABC):
 
     name: ClassVar[str]
     opset_imports: ClassVar[Mapping[str, int]]
+    recurrence: ClassVar[Recurrence]
 
     @abstractmethod
     def attention(
@@ -168,6 +170,7 @@ class Contrib(Dialect):
 
     name = "contrib"
     opset_imports: ClassVar[Mapping[str, int]] = {"": 23, CONTRIB: 1}
+    recurrence: ClassVar[Recurrence] = ByOperators()
 
     def attention(
         self, op: OpBuilder, query: ir.Value, key: ir.Value, value: ir.Value, heads: Heads, bias: ir.Value | None
@@ -283,6 +286,7 @@ class Portable(Dialect):
 
     name = "portable"
     opset_imports: ClassVar[Mapping[str, int]] = {"": 24}
+    recurrence: ClassVar[Recurrence] = ByScan()
 
     def attention(
         self, op: OpBuilder, query: ir.Value, key: ir.Value, value: ir.Value, heads: Heads, bias: ir.Value | None
