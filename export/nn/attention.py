@@ -30,6 +30,8 @@ class CachedAttention(Module):
         scale: Of scores; None: 1 / sqrt(C).
         softcap: As of `Heads`.
         out_norm: Of all heads together, before the output projection; None: they are not normed.
+        value_norm: Of values, over the numbers of one head; None: they are not normed.
+        values_are_keys: Values are what keys are before these are normed and turned; there is no matrix for them.
 
     Raises:
         ValueError: Norms of heads that turn in part; their weights would have to be put in order, which is not built.
@@ -46,6 +48,8 @@ class CachedAttention(Module):
         scale: float | None = None,
         softcap: float = 0.0,
         out_norm: Module | None = None,
+        value_norm: Module | None = None,
+        values_are_keys: bool = False,
     ) -> None:
         super().__init__()
         self.layer = layer
@@ -59,9 +63,11 @@ class CachedAttention(Module):
         self.k_proj = Linear(
             config.hidden_size, kv_heads * size, rows=None, bias=config.qkv_bias, order=_of_heads(order, kv_heads)
         )
-        self.v_proj = Linear(config.hidden_size, kv_heads * size, rows=None, bias=config.qkv_bias)
+        self.values_are_keys = values_are_keys
+        if not values_are_keys:
+            self.v_proj = Linear(config.hidden_size, kv_heads * size, rows=None, bias=config.qkv_bias)
         self.o_proj = Linear(heads * size, config.hidden_size, rows=None, bias=config.out_bias, name=out_name)
-        self.out_norm = out_norm
+        self.out_norm, self.v_norm = out_norm, value_norm
         self.q_norm: Module | None
         self.k_norm: Module | None
         self.q_norm, self.k_norm = norms or (None, None)
@@ -75,7 +81,9 @@ class CachedAttention(Module):
 
         Queries and keys turn by the angles; None: they do not turn.
         """
-        projected = self.q_proj(op, x), self.k_proj(op, x), self.v_proj(op, x)
+        query, key = self.q_proj(op, x), self.k_proj(op, x)
+        value = key if self.values_are_keys else self.v_proj(op, x)
+        projected = query, key, self._normed(op, self.v_norm, value, self.heads.num_kv)
         attended, present, queries = self.attend(op, projected, angles, past, lengths)
         return self.o_proj(op, attended), present, queries
 
