@@ -18,6 +18,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "dinov2": "export.models.dinov2:Dinov2",
     "florence2": "export.models.florence2:Florence2",
     "gemma3": "export.models.gemma3:Gemma3",
+    "gemma4": "export.models.gemma4:Gemma4",
     "glm_ocr": "export.models.glm_ocr:GlmOcr",
     "got_ocr2": "export.models.got_ocr2:GotOcr2",
     "granite_docling": "export.models.granite_docling:GraniteDocling",

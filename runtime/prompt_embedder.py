@@ -12,7 +12,7 @@ from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, SignatureError
 from bundle.manifest import ComponentName, EmbedderDims, Pooling
 from runtime.encoders import Vectors, unit
-from runtime.feeds import Int64, Step, TokenBatch, TokenRun, check_inputs, feeds_of, place_features
+from runtime.feeds import Step, TokenBatch, TokenRun, check_inputs, feeds_of
 from runtime.filled_prompt import FilledPrompt
 from runtime.graph import Array
 from runtime.session import Session
@@ -87,7 +87,8 @@ class PromptEmbedder:
         wanted = [[prompt.num_tokens - 1] if is_last else range(longest) for prompt in prompts]
         runs = [self._padded(prompt, longest, each) for prompt, each in zip(prompts, wanted, strict=True)]
         batch = TokenBatch.of(runs)
-        feeds = feeds_of(self._decoder.component.inputs, Step(batch, place_features(self._embeds(batch.ids), batch)))
+        found = self._table.run({self._table.component.inputs[0].name: batch.ids})
+        feeds = feeds_of(self._decoder.component.inputs, Step.of_tables(batch, found))
         return {**feeds, **empty_states(self._states, len(prompts), longest)}
 
     def _run(self, prompts: Sequence[FilledPrompt], pooling: Pooling) -> list[Vectors]:
@@ -105,10 +106,6 @@ class PromptEmbedder:
         positions = np.concatenate([run.positions, np.repeat(last, missing, axis=-1)], axis=-1)
         around = None if run.around is None else np.pad(run.around, ((0, 0), (0, missing)))
         return TokenRun(np.pad(run.ids, (0, missing)), positions, run.lengths, wanted, run.features, around=around)
-
-    def _embeds(self, ids: Int64) -> Vectors:
-        embeds: Vectors = self._table.run({self._table.component.inputs[0].name: ids})[self._table.output]
-        return embeds
 
     def _check_gives_vectors(self) -> None:
         component = self._decoder.component

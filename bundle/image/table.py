@@ -21,6 +21,7 @@ from bundle.image.padded import Padded
 from bundle.image.pan_and_scan import PanAndScan
 from bundle.image.pinpoints import Pinpoints
 from bundle.image.shortest_edge import ShortestEdge
+from bundle.image.soft_tokens import SoftTokens
 from bundle.image.split_area import SplitArea
 from bundle.image.stretched_crop import StretchedCrop
 from bundle.image.tiled import Tiled
@@ -42,6 +43,7 @@ KnownGeometry: TypeAlias = Annotated[
     | PanAndScan
     | Pinpoints
     | ShortestEdge
+    | SoftTokens
     | SplitArea
     | StretchedCrop
     | Tiled

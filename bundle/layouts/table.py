@@ -10,6 +10,7 @@ from bundle.layouts.adem import AdemPrompt
 from bundle.layouts.aki import AkiPrompt
 from bundle.layouts.florence2 import Florence2Prompt
 from bundle.layouts.gemma3 import Gemma3Prompt
+from bundle.layouts.gemma4 import Gemma4Prompt
 from bundle.layouts.granite_docling import GraniteDoclingPrompt
 from bundle.layouts.idefics2 import Idefics2Prompt
 from bundle.layouts.idefics3 import Idefics3Prompt
@@ -30,6 +31,7 @@ KnownImagePrompt: TypeAlias = Annotated[
     | AkiPrompt
     | Florence2Prompt
     | Gemma3Prompt
+    | Gemma4Prompt
     | GraniteDoclingPrompt
     | Idefics2Prompt
     | Idefics3Prompt

@@ -12,6 +12,7 @@ from export.image_processors.deepseek_vl_hybrid import DEEPSEEK_VL_HYBRID
 from export.image_processors.efficientnet import EFFICIENTNET
 from export.image_processors.flava import FLAVA
 from export.image_processors.gemma3 import GEMMA3
+from export.image_processors.gemma4 import GEMMA4
 from export.image_processors.glm46v import GLM46V
 from export.image_processors.got_ocr2 import GOT_OCR2
 from export.image_processors.granite_docling import GRANITE_DOCLING
@@ -43,6 +44,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "ChineseCLIPImageProcessor": CLIP,
     "CLIPImageProcessor": CLIP,
     "Gemma3ImageProcessor": GEMMA3,
+    "Gemma4ImageProcessor": GEMMA4,
     "DeepseekVLHybridImageProcessor": DEEPSEEK_VL_HYBRID,
     "DeepseekVLImageProcessor": DEEPSEEK_VL,
     "EfficientNetImageProcessor": EFFICIENTNET,

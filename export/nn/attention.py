@@ -33,6 +33,8 @@ class CachedAttention(Module):
         is_gated: The query projection gives a gate beside each head's query, whose sigmoid multiplies what the head
             gives (Qiu et al., arXiv 2505.06708).
         has_ordered_norms: Weights of the norms stand in the order of heads that turn in part (`RopeConfig.head_order`).
+        value_norm: Of values, over the numbers of one head; None: they are not normed.
+        values_are_keys: Values are what keys are before these are normed and turned; there is no matrix for them.
 
     Raises:
         ValueError: Norms of heads that turn in part, in another order.
@@ -51,6 +53,8 @@ class CachedAttention(Module):
         out_norm: Module | None = None,
         is_gated: bool = False,
         has_ordered_norms: bool = False,
+        value_norm: Module | None = None,
+        values_are_keys: bool = False,
     ) -> None:
         super().__init__()
         self.layer = layer
@@ -64,9 +68,11 @@ class CachedAttention(Module):
         self.k_proj = Linear(
             config.hidden_size, kv_heads * size, rows=None, bias=config.qkv_bias, order=_of_heads(order, kv_heads)
         )
-        self.v_proj = Linear(config.hidden_size, kv_heads * size, rows=None, bias=config.qkv_bias)
+        self.values_are_keys = values_are_keys
+        if not values_are_keys:
+            self.v_proj = Linear(config.hidden_size, kv_heads * size, rows=None, bias=config.qkv_bias)
         self.o_proj = Linear(heads * size, config.hidden_size, rows=None, bias=config.out_bias, name=out_name)
-        self.out_norm = out_norm
+        self.out_norm, self.v_norm = out_norm, value_norm
         self.is_gated = is_gated
         self.q_norm: Module | None
         self.k_norm: Module | None
@@ -90,7 +96,9 @@ class CachedAttention(Module):
         query, gate = self.q_proj(op, x), None
         if self.is_gated:
             query, gate = op.Split(query, axis=2, num_outputs=2, _outputs=2)
-        projected = query, self.k_proj(op, x), self.v_proj(op, x)
+        key = self.k_proj(op, x)
+        value = key if self.values_are_keys else self.v_proj(op, x)
+        projected = query, key, self._normed(op, self.v_norm, value, self.heads.num_kv)
         attended, present, queries = self.attend(op, projected, angles, past, lengths, of_queries)
         attended = attended if gate is None else op.Mul(attended, op.Sigmoid(gate))
         return self.o_proj(op, attended), present, queries

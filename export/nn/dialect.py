@@ -121,6 +121,22 @@ class Dialect(ABC):
             [B, T, H*C], and the cache with the new rows.
         """
 
+    @abstractmethod
+    def attention_over(
+        self, op: OpBuilder, query: ir.Value, rows: CacheRows, lengths: Lengths, heads: Heads
+    ) -> ir.Value:
+        """Attend over the cache of another layer, which holds the new rows already, as far as this one sees.
+
+        Args:
+            op: The builder.
+            query: [B, T, H*C], rotated.
+            rows: What that layer gave.
+            lengths: Of its length group.
+            heads: Of this layer.
+        Returns:
+            [B, T, H*C].
+        """
+
     def rotary(self, op: OpBuilder, x: ir.Value, cos: ir.Value, sin: ir.Value, num_heads: int) -> ir.Value:
         """Return x [B, T, heads*C] with the halves of every head turned by the angles of cos and sin [B, T, C/2]."""
         return op.RotaryEmbedding(x, cos, sin, num_heads=num_heads)
@@ -280,6 +296,37 @@ class Contrib(Dialect):
             note_window(attended.producer(), lengths.sight.window)
         return attended, CacheRows(present_key, present_value)
 
+    def attention_over(
+        self, op: OpBuilder, query: ir.Value, rows: CacheRows, lengths: Lengths, heads: Heads
+    ) -> ir.Value:
+        """Return attention by com.microsoft.GroupQueryAttention, given no new keys and values and asked for no cache.
+
+        With a cache to give back it would copy all of it (ONNX Runtime 1.31): 2 ms a layer of 8192 rows, not 50 us.
+        """
+        last_rows, longest, *bias = lengths.values
+        nothing = op.Slice(query, [0, 0], [0, heads.num_kv * heads.size], [1, 2])
+        attended = op.GroupQueryAttention(
+            query,
+            nothing,
+            nothing,
+            rows.key,
+            rows.value,
+            last_rows,
+            longest,
+            *([None, None, None, *bias] if bias else []),
+            num_heads=heads.num,
+            kv_num_heads=heads.num_kv,
+            scale=heads.scale,
+            do_rotary=0,
+            **_own_mask(lengths.sight),
+            **({"softcap": heads.softcap} if heads.softcap else {}),
+            _domain=CONTRIB,
+            _version=1,
+        )
+        if bias and lengths.sight.window is not None:
+            note_window(attended.producer(), lengths.sight.window)
+        return attended
+
 
 class Portable(Dialect):
     """Standard operators only, for TensorRT as well as ONNX Runtime."""
@@ -322,15 +369,22 @@ class Portable(Dialect):
         heads: Heads,
     ) -> tuple[ir.Value, CacheRows]:
         """Return attention by TensorScatter into the cache and the standard Attention over it, both of opset 24."""
-        first_rows, is_seen = lengths.values
+        first_rows, _ = lengths.values
         # axis 2 is what it is, but TensorRT 10.15 documents -2 alone
         keys = op.TensorScatter(past.key, _split(op, key, heads.num_kv, heads.size), first_rows, axis=-2)
         values = op.TensorScatter(past.value, _split(op, value, heads.num_kv, heads.size), first_rows, axis=-2)
+        rows = CacheRows(keys, values)
+        return self.attention_over(op, query, rows, lengths, heads), rows
+
+    def attention_over(
+        self, op: OpBuilder, query: ir.Value, rows: CacheRows, lengths: Lengths, heads: Heads
+    ) -> ir.Value:
+        """Return attention by the standard Attention."""
+        _, is_seen = lengths.values
         queries = _split(op, query, heads.num, heads.size)
         capped = {"softcap": heads.softcap} if heads.softcap else {}
-        attended = op.Attention(queries, keys, values, is_seen, scale=heads.scale, **capped)
-        merged = op.Reshape(op.Transpose(attended, perm=[0, 2, 1, 3]), [0, 0, heads.num * heads.size])
-        return merged, CacheRows(keys, values)
+        attended = op.Attention(queries, rows.key, rows.value, is_seen, scale=heads.scale, **capped)
+        return op.Reshape(op.Transpose(attended, perm=[0, 2, 1, 3]), [0, 0, heads.num * heads.size])
 
 
 def _own_mask(sight: Sight) -> dict[str, int]:

@@ -59,7 +59,12 @@ def _take_lengths(graph: ir.Graph, groups: dict[str, int]) -> None:
     for node in graph:
         if (node.domain, node.op_type) == (CONTRIB, ATTENTION):
             past = node.inputs[_PAST_KEY_INPUT]
-            node.replace_input_with(_LENGTHS_INPUT, of_group[groups[str(past.name if past else "")]])
+            if past is None or past.name not in groups:
+                raise QuantizationError(
+                    f"{node.outputs[0].name} of {graph.name} reads {'no cache' if past is None else past.name}, which "
+                    "is no state but another layer's: that was measured on the CPU alone. Leave --target out"
+                )
+            node.replace_input_with(_LENGTHS_INPUT, of_group[groups[str(past.name)]])
             node.replace_input_with(_TOTAL_INPUT, total)
 
 
