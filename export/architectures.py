@@ -21,6 +21,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "gemma4": "export.models.gemma4:Gemma4",
     "glm_ocr": "export.models.glm_ocr:GlmOcr",
     "got_ocr2": "export.models.got_ocr2:GotOcr2",
+    "granite4_vision": "export.models.granite4_vision:Granite4Vision",
     "granite_docling": "export.models.granite_docling:GraniteDocling",
     "deepseek_vl": "export.models.deepseek_vl:DeepSeekVL",
     "deepseek_vl_hybrid": "export.models.deepseek_vl_hybrid:DeepSeekVLHybrid",

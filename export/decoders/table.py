@@ -20,6 +20,7 @@ DECODERS: Mapping[str, str] = {
     "glm_ocr_text": "export.decoders.glm_ocr_text:GlmOcrText",
     "lfm2": "export.decoders.lfm2:Lfm2",
     "granite": "export.decoders.granite:Granite",
+    "granite4_vision_text": "export.decoders.granite:Granite",
     "granite_docling_text": "export.decoders.granite:Granite",
     "kosmos_2_text_model": "export.decoders.kosmos_2_text_model:Kosmos2Text",
     "llama": "export.decoders.llama:Llama",

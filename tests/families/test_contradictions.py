@@ -51,6 +51,12 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ),
     ("idefics2", PROCESSOR, {"image_seq_len": 64}, "image_seq_len is 64; only 5 is built"),
     ("idefics2", CONFIG, {"perceiver_config": {"num_key_value_heads": 4}}, "6 heads .* share 4"),
+    ("granite4_vision", CONFIG, {"downsample_rate": "3/8"}, "downsample_rate '3/8': built are n/2n"),
+    ("granite4_vision", CONFIG, {"downsample_rate": "3/6"}, "2n dividing the 4 patches"),
+    ("granite4_vision", CONFIG, {"spatial_target_layers": [1, 2, 3, 4]}, "each once, 4 of them"),
+    ("granite4_vision", CONFIG, {"spatial_target_layers": [1, 2, 4]}, "each once, 4 of them"),
+    ("granite4_vision", CONFIG, {"spatial_target_layers": [4, 1, 2, 6]}, "before layer 6 of the decoder"),
+    ("granite4_vision", PROCESSOR, {"downsample_rate": "1/2"}, "downsample_rate '1/2', and config.json has '2/4'"),
     (
         "idefics2",
         PROCESSOR,
