@@ -17,9 +17,9 @@ from export.decoders.decoder import Decoder
 from export.decoders.gemma import GemmaNorm
 from export.decoders.qwen2_5_vl_text import read_sections
 from export.decoders.qwen3_vl_text import alternating_axes
-from export.nn.attention import CachedAttention
 from export.nn.decoder_layer import Around, Left
 from export.nn.dialect import CacheRows, Dialect
+from export.nn.gated_attention import GatedAttention
 from export.nn.gated_delta import GatedDeltaNet
 from export.nn.mlp import GatedMLP
 from export.nn.module import Module
@@ -69,7 +69,7 @@ class _Layer(Module):
 
 
 class _AttentionLayer(_Layer):
-    def __init__(self, config: DecoderConfig, dialect: Dialect, attention: CachedAttention) -> None:
+    def __init__(self, config: DecoderConfig, dialect: Dialect, attention: GatedAttention) -> None:
         super().__init__(config, dialect)
         self.self_attn = attention
 
@@ -138,9 +138,7 @@ class Qwen35Text(Decoder):
         query_norm, key_norm = (
             GemmaNorm(config.head_size, config.rms_norm_eps, dialect, order=order) for _ in range(2)
         )
-        attention = CachedAttention(
-            config, dialect, number, (query_norm, key_norm), is_gated=True, has_ordered_norms=True
-        )
+        attention = GatedAttention(config, dialect, number, (query_norm, key_norm))
         return _AttentionLayer(config, dialect, attention)
 
     def norm(self, dialect: Dialect) -> Module:

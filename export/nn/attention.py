@@ -30,8 +30,6 @@ class CachedAttention(Module):
         scale: Of scores; None: 1 / sqrt(C).
         softcap: As of `Heads`.
         out_norm: Of all heads together, before the output projection; None: they are not normed.
-        is_gated: The query projection gives a gate beside each head's query, whose sigmoid multiplies what the head
-            gives (Qiu et al., arXiv 2505.06708).
         has_ordered_norms: Weights of the norms stand in the order of heads that turn in part (`RopeConfig.head_order`).
         value_norm: Of values, over the numbers of one head; None: they are not normed.
         values_are_keys: Values are what keys are before these are normed and turned; there is no matrix for them.
@@ -51,7 +49,6 @@ class CachedAttention(Module):
         scale: float | None = None,
         softcap: float = 0.0,
         out_norm: Module | None = None,
-        is_gated: bool = False,
         has_ordered_norms: bool = False,
         value_norm: Module | None = None,
         values_are_keys: bool = False,
@@ -62,9 +59,9 @@ class CachedAttention(Module):
         order = config.rope.head_order(size)
         if order is not None and norms is not None and not has_ordered_norms:
             raise ValueError("norms of queries and keys whose weights are not in the order of heads that turn in part")
-        of_queries = _gates_last(order, heads, size) if is_gated else _of_heads(order, heads)
-        width = heads * size * (2 if is_gated else 1)
-        self.q_proj = Linear(config.hidden_size, width, rows=None, bias=config.qkv_bias, order=of_queries)
+        self.q_proj = Linear(
+            config.hidden_size, heads * size, rows=None, bias=config.qkv_bias, order=_of_heads(order, heads)
+        )
         self.k_proj = Linear(
             config.hidden_size, kv_heads * size, rows=None, bias=config.qkv_bias, order=_of_heads(order, kv_heads)
         )
@@ -73,7 +70,6 @@ class CachedAttention(Module):
             self.v_proj = Linear(config.hidden_size, kv_heads * size, rows=None, bias=config.qkv_bias)
         self.o_proj = Linear(heads * size, config.hidden_size, rows=None, bias=config.out_bias, name=out_name)
         self.out_norm, self.v_norm = out_norm, value_norm
-        self.is_gated = is_gated
         self.q_norm: Module | None
         self.k_norm: Module | None
         self.q_norm, self.k_norm = norms or (None, None)
@@ -93,15 +89,15 @@ class CachedAttention(Module):
 
         Queries and keys turn by the angles, queries by their own where these are given; None: they do not turn.
         """
-        query, gate = self.q_proj(op, x), None
-        if self.is_gated:
-            query, gate = op.Split(query, axis=2, num_outputs=2, _outputs=2)
+        projected = self.q_proj(op, x), *self.keys_and_values(op, x)
+        attended, present, queries = self.attend(op, projected, angles, past, lengths, of_queries)
+        return self.o_proj(op, attended), present, queries
+
+    def keys_and_values(self, op: OpBuilder, x: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Return what x [B, T, D] is projected to, [B, T, K*C] each: keys before they are normed and turned, values."""
         key = self.k_proj(op, x)
         value = key if self.values_are_keys else self.v_proj(op, x)
-        projected = query, key, self._normed(op, self.v_norm, value, self.heads.num_kv)
-        attended, present, queries = self.attend(op, projected, angles, past, lengths, of_queries)
-        attended = attended if gate is None else op.Mul(attended, op.Sigmoid(gate))
-        return self.o_proj(op, attended), present, queries
+        return key, self._normed(op, self.v_norm, value, self.heads.num_kv)
 
     def attend(
         self,
@@ -137,10 +133,3 @@ def _of_heads(order: npt.NDArray[np.int64] | None, num_heads: int) -> npt.NDArra
     if order is None:
         return None
     return (np.arange(num_heads)[:, None] * len(order) + order).reshape(-1)
-
-
-def _gates_last(order: npt.NDArray[np.int64] | None, num_heads: int, size: int) -> npt.NDArray[np.int64]:
-    """Return [2 * heads * C] all queries and then all gates, of outputs in which each head's gate follows its query."""
-    of_head = np.arange(size) if order is None else order
-    firsts = 2 * size * np.arange(num_heads)[:, None]
-    return np.concatenate([(firsts + of_head).reshape(-1), (firsts + size + np.arange(size)).reshape(-1)])
