@@ -70,6 +70,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "vilt": "export.models.vilt:Vilt",
     "smolvlm": "export.models.idefics3:Idefics3",
     "xlm-roberta": "export.models.xlm_roberta:XlmRobertaReranker",
+    "vision-encoder-decoder": "export.models.vision_encoder_decoder:VisionEncoderDecoder",
     "vision-text-dual-encoder": "export.models.vision_text_dual_encoder:VisionTextDualEncoder",
 }
 """`model_type` of a config to "module:Class"."""

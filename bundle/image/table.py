@@ -22,6 +22,7 @@ from bundle.image.pinpoints import Pinpoints
 from bundle.image.shortest_edge import ShortestEdge
 from bundle.image.split_area import SplitArea
 from bundle.image.stretched_crop import StretchedCrop
+from bundle.image.thumbnail import Thumbnail
 from bundle.image.tiled import Tiled
 from bundle.image.whole_patches import WholePatches
 
@@ -42,6 +43,7 @@ KnownGeometry: TypeAlias = Annotated[
     | ShortestEdge
     | SplitArea
     | StretchedCrop
+    | Thumbnail
     | Tiled
     | WholePatches,
     Field(discriminator="kind"),

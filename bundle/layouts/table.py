@@ -7,6 +7,7 @@ from typing import Annotated, TypeAlias
 from pydantic import Field
 
 from bundle.layouts.aki import AkiPrompt
+from bundle.layouts.encoded import EncodedPrompt
 from bundle.layouts.florence2 import Florence2Prompt
 from bundle.layouts.gemma3 import Gemma3Prompt
 from bundle.layouts.granite_docling import GraniteDoclingPrompt
@@ -25,6 +26,7 @@ from bundle.layouts.vlora import VLoRAPrompt
 
 KnownImagePrompt: TypeAlias = Annotated[
     AkiPrompt
+    | EncodedPrompt
     | Florence2Prompt
     | Gemma3Prompt
     | GraniteDoclingPrompt

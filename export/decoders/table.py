@@ -24,6 +24,7 @@ DECODERS: Mapping[str, str] = {
     "llama": "export.decoders.llama:Llama",
     "llama_mote": "export.decoders.llama_mote:LlamaMote",
     "llama_vlora": "export.decoders.llama_vlora:LlamaVLoRA",
+    "mbart": "export.decoders.mbart:MBart",
     "mistral": "export.decoders.mistral:Mistral",
     "mllama_text_model": "export.decoders.mllama_text:MllamaText",
     "opt": "export.decoders.opt:OPT",
@@ -35,6 +36,7 @@ DECODERS: Mapping[str, str] = {
     "qwen3": "export.decoders.qwen3:Qwen3",
     "qwen3_vl_text": "export.decoders.qwen3_vl_text:Qwen3VLText",
     "stablelm": "export.decoders.stablelm:StableLM",
+    "trocr": "export.decoders.trocr:TrOCR",
 }
 """`model_type` of a text config to "module:Class"."""
 
