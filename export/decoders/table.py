@@ -36,6 +36,7 @@ DECODERS: Mapping[str, str] = {
     "qwen3": "export.decoders.qwen3:Qwen3",
     "qwen3_vl_text": "export.decoders.qwen3_vl_text:Qwen3VLText",
     "stablelm": "export.decoders.stablelm:StableLM",
+    "unival_text": "export.decoders.unival:UnIVALText",
     "trocr": "export.decoders.trocr:TrOCR",
 }
 """`model_type` of a text config to "module:Class"."""

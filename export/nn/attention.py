@@ -69,14 +69,20 @@ class CachedAttention(Module):
         self.dialect = dialect
 
     def forward(
-        self, op: OpBuilder, x: ir.Value, angles: Angles | None, past: CacheRows, lengths: Lengths
+        self,
+        op: OpBuilder,
+        x: ir.Value,
+        angles: Angles | None,
+        past: CacheRows,
+        lengths: Lengths,
+        bias: ir.Value | None = None,
     ) -> tuple[ir.Value, CacheRows, ir.Value]:
         """Return [B, T, D], the cache with T more rows per sequence, and the last queries [B, W, H*C].
 
-        Queries and keys turn by the angles; None: they do not turn.
+        Queries and keys turn by the angles; None: they do not turn. `bias` as of `Dialect.cached_attention`.
         """
         projected = self.q_proj(op, x), self.k_proj(op, x), self.v_proj(op, x)
-        attended, present, queries = self.attend(op, projected, angles, past, lengths)
+        attended, present, queries = self.attend(op, projected, angles, past, lengths, bias)
         return self.o_proj(op, attended), present, queries
 
     def attend(
@@ -86,6 +92,7 @@ class CachedAttention(Module):
         angles: Angles | None,
         past: CacheRows,
         lengths: Lengths,
+        bias: ir.Value | None = None,
     ) -> tuple[ir.Value, CacheRows, ir.Value]:
         """Return what heads give [B, T, H*C] of projected queries, keys and values, and the rest as of `forward`."""
         query = self._normed(op, self.q_norm, projected[0], self.heads.num)
@@ -94,7 +101,7 @@ class CachedAttention(Module):
             query = self.dialect.rotary(op, query, angles.cos, angles.sin, self.heads.num)
             key = self.dialect.rotary(op, key, angles.cos, angles.sin, self.heads.num_kv)
         query.name, key.name = queries_name(self.layer), keys_name(self.layer)
-        attended, present = self.dialect.cached_attention(op, query, key, projected[2], past, lengths, self.heads)
+        attended, present = self.dialect.cached_attention(op, query, key, projected[2], past, lengths, self.heads, bias)
         attended = attended if self.out_norm is None else self.out_norm(op, attended)
         return attended, present, op.Slice(query, [-WINDOW_TOKENS], [_TO_THE_END], [1])
 

@@ -39,6 +39,14 @@ def changed(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         ("donut", {"encoder": {"window_size": 20}}, "holds a window at least"),
         ("donut", {"encoder": {"num_heads": [2, 3, 4]}}, "num_heads"),
         ("donut", {"encoder": {"patch_size": [4, 2]}}, "squares"),
+        ("unival", {"arch": "ofa_tiny"}, "ofa_tiny"),
+        ("unival", {"qk_norm": True}, "qk_norm"),
+        ("unival", {"encoder_prompt": True}, "encoder_prompt"),
+        ("unival", {"share_all_embeddings": False}, "share_all_embeddings"),
+        ("unival", {"encoder_normalize_before": False}, "encoder_normalize_before"),
+        ("unival", {"decoder_embed_dim": 40}, "decoder_embed_dim 40"),
+        ("unival", {"image_encoder_name": "vit_base_patch16_224"}, "vit_base_patch16_224"),
+        ("unival", {"patch_image_size": 640}, "patch_image_size 640"),
     ],
 )
 def test_what_is_not_built_is_refused_by_name(family: str, changes: dict[str, Any], named: str, sample_of: Any) -> None:
@@ -47,7 +55,7 @@ def test_what_is_not_built_is_refused_by_name(family: str, changes: dict[str, An
         load_family(config).graphs(DIALECTS["contrib"]())
 
 
-@pytest.mark.parametrize("family", ["trocr", "donut"])
+@pytest.mark.parametrize("family", ["trocr", "donut", "unival"])
 def test_one_message_about_one_image_is_what_they_answer(family: str, sample_of: Any) -> None:
     builder = PromptBuilder.from_bundle(sample_of(family, 0).bundle())
     image = Turn("user", (Placeholder.IMAGE, "x"))
