@@ -76,10 +76,12 @@ ARCHITECTURES: Mapping[str, str] = {
     "roberta": "export.models.xlm_roberta:RobertaReranker",
     "siglip": "export.models.siglip:Siglip",
     "siglip2": "export.models.siglip2:Siglip2",
+    "unival": "export.models.unival:UnIVAL",
     "vit": "export.models.vit:Vit",
     "vilt": "export.models.vilt:Vilt",
     "smolvlm": "export.models.idefics3:Idefics3",
     "xlm-roberta": "export.models.xlm_roberta:XlmRobertaReranker",
+    "vision-encoder-decoder": "export.models.vision_encoder_decoder:VisionEncoderDecoder",
     "vision-text-dual-encoder": "export.models.vision_text_dual_encoder:VisionTextDualEncoder",
 }
 """`model_type` of a config to "module:Class", or to a function that chooses one."""

@@ -27,5 +27,6 @@ from bundle.image.spec import Resample as Resample
 from bundle.image.split_area import SplitArea as SplitArea
 from bundle.image.stretched_crop import StretchedCrop as StretchedCrop
 from bundle.image.table import KnownGeometry as KnownGeometry
+from bundle.image.thumbnail import Thumbnail as Thumbnail
 from bundle.image.tiled import Tiled as Tiled
 from bundle.image.whole_patches import WholePatches as WholePatches

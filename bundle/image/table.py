@@ -24,6 +24,7 @@ from bundle.image.shortest_edge import ShortestEdge
 from bundle.image.soft_tokens import SoftTokens
 from bundle.image.split_area import SplitArea
 from bundle.image.stretched_crop import StretchedCrop
+from bundle.image.thumbnail import Thumbnail
 from bundle.image.tiled import Tiled
 from bundle.image.whole_patches import WholePatches
 
@@ -46,6 +47,7 @@ KnownGeometry: TypeAlias = Annotated[
     | SoftTokens
     | SplitArea
     | StretchedCrop
+    | Thumbnail
     | Tiled
     | WholePatches,
     Field(discriminator="kind"),

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from bundle.layouts.adem import AdemPrompt
 from bundle.layouts.aki import AkiPrompt
+from bundle.layouts.encoded import EncodedPrompt
 from bundle.layouts.florence2 import Florence2Prompt
 from bundle.layouts.gemma3 import Gemma3Prompt
 from bundle.layouts.gemma4 import Gemma4Prompt
@@ -29,6 +30,7 @@ from bundle.layouts.vlora import VLoRAPrompt
 KnownImagePrompt: TypeAlias = Annotated[
     AdemPrompt
     | AkiPrompt
+    | EncodedPrompt
     | Florence2Prompt
     | Gemma3Prompt
     | Gemma4Prompt

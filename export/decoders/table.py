@@ -28,6 +28,7 @@ DECODERS: Mapping[str, str] = {
     "llama_mote": "export.decoders.llama_mote:LlamaMote",
     "llama_vlora": "export.decoders.llama_vlora:LlamaVLoRA",
     "ministral3": "export.decoders.ministral3:Ministral3",
+    "mbart": "export.decoders.mbart:MBart",
     "mistral": "export.decoders.mistral:Mistral",
     "mllama_text_model": "export.decoders.mllama_text:MllamaText",
     "opt": "export.decoders.opt:OPT",
@@ -40,6 +41,8 @@ DECODERS: Mapping[str, str] = {
     "qwen3_5_text": "export.decoders.qwen3_5_text:Qwen35Text",
     "qwen3_vl_text": "export.decoders.qwen3_vl_text:Qwen3VLText",
     "stablelm": "export.decoders.stablelm:StableLM",
+    "unival_text": "export.decoders.unival:UnIVALText",
+    "trocr": "export.decoders.trocr:TrOCR",
 }
 """`model_type` of a text config to "module:Class"."""
 

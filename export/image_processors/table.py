@@ -9,6 +9,8 @@ from export.image_processors.blip import BLIP
 from export.image_processors.clip import CLIP
 from export.image_processors.deepseek_vl import DEEPSEEK_VL
 from export.image_processors.deepseek_vl_hybrid import DEEPSEEK_VL_HYBRID
+from export.image_processors.deit import DEIT
+from export.image_processors.donut import DONUT
 from export.image_processors.efficientnet import EFFICIENTNET
 from export.image_processors.flava import FLAVA
 from export.image_processors.gemma3 import GEMMA3
@@ -47,6 +49,10 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "Gemma4ImageProcessor": GEMMA4,
     "DeepseekVLHybridImageProcessor": DEEPSEEK_VL_HYBRID,
     "DeepseekVLImageProcessor": DEEPSEEK_VL,
+    "DeiTFeatureExtractor": DEIT,
+    "DeiTImageProcessor": DEIT,
+    "DonutFeatureExtractor": DONUT,
+    "DonutImageProcessor": DONUT,
     "EfficientNetImageProcessor": EFFICIENTNET,
     "FlavaFeatureExtractor": FLAVA,
     "FlavaImageProcessor": FLAVA,

@@ -107,8 +107,12 @@ class CachedAttention(Module):
         past: CacheRows,
         lengths: Lengths,
         of_queries: Angles | None = None,
+        bias: ir.Value | None = None,
     ) -> tuple[ir.Value, CacheRows, ir.Value]:
-        """Return what heads give [B, T, H*C] of projected queries, keys and values, and the rest as of `forward`."""
+        """Return what heads give [B, T, H*C] of projected queries, keys and values, and the rest as of `forward`.
+
+        `bias` as of `Dialect.cached_attention`.
+        """
         query = self._normed(op, self.q_norm, projected[0], self.heads.num)
         key = self._normed(op, self.k_norm, projected[1], self.heads.num_kv)
         if angles is not None:
@@ -116,7 +120,7 @@ class CachedAttention(Module):
             query = self.dialect.rotary(op, query, own.cos, own.sin, self.heads.num)
             key = self.dialect.rotary(op, key, angles.cos, angles.sin, self.heads.num_kv)
         query.name, key.name = queries_name(self.layer), keys_name(self.layer)
-        attended, present = self.dialect.cached_attention(op, query, key, projected[2], past, lengths, self.heads)
+        attended, present = self.dialect.cached_attention(op, query, key, projected[2], past, lengths, self.heads, bias)
         attended = attended if self.out_norm is None else self.out_norm(op, attended)
         return attended, present, op.Slice(query, [-WINDOW_TOKENS], [_TO_THE_END], [1])
 
