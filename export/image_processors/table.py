@@ -9,6 +9,7 @@ from export.image_processors.blip import BLIP
 from export.image_processors.clip import CLIP
 from export.image_processors.deepseek_vl import DEEPSEEK_VL
 from export.image_processors.deepseek_vl_hybrid import DEEPSEEK_VL_HYBRID
+from export.image_processors.dinov3 import DINOV3
 from export.image_processors.efficientnet import EFFICIENTNET
 from export.image_processors.flava import FLAVA
 from export.image_processors.gemma3 import GEMMA3
@@ -44,6 +45,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "Gemma3ImageProcessor": GEMMA3,
     "DeepseekVLHybridImageProcessor": DEEPSEEK_VL_HYBRID,
     "DeepseekVLImageProcessor": DEEPSEEK_VL,
+    "DINOv3ViTImageProcessor": DINOV3,
     "EfficientNetImageProcessor": EFFICIENTNET,
     "FlavaFeatureExtractor": FLAVA,
     "FlavaImageProcessor": FLAVA,
