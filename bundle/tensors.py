@@ -75,6 +75,12 @@ PAIR_SCORES = "scores"
 """[B] float32: how well the text and the image of a pair go together; larger is better."""
 TOKEN_EMBEDS = "token_embeds"
 """[B, N, E] float32: what a decoder that embeds gives of the wanted tokens, in the place of logits."""
+LATE_EMBEDS = "late_embeds"
+"""[B, N, M] float32, optional: the same through the projection of a model that makes a vector of an input and, where
+that is asked for, one of each of its tokens."""
+ADAPTERS = "adapters"
+"""[B] int64: which of the adapters in the decoder each sequence runs through, by its number in the manifest. Of bundles
+that hold several."""
 LOGITS = "logits"
 """[B, N, V] float32."""
 SEQLENS_K = "seqlens_k"

@@ -16,6 +16,8 @@ ARCHITECTURES: Mapping[str, str] = {
     "aria": "export.models.aria:Aria",
     "clip": "export.models.clip:Clip",
     "dinov2": "export.models.dinov2:Dinov2",
+    "dinov2_with_registers": "export.models.dinov2:Dinov2",
+    "dinov3_vit": "export.models.dinov3_vit:Dinov3Vit",
     "florence2": "export.models.florence2:Florence2",
     "gemma3": "export.models.gemma3:Gemma3",
     "gemma4": "export.models.gemma4:Gemma4",
@@ -59,6 +61,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "llava_next": "export.models.llava_next:LlavaNext",
     "llava_onevision": "export.models.llava_onevision:LlavaOnevision",
     "llava_vlora": "export.models.llava_vlora:LlavaVLoRA",
+    "jina_embeddings_v4": "export.models.jina_embeddings_v4:JinaEmbeddingsV4",
     "kosmos-2": "export.models.kosmos2:Kosmos2",
     "ovis2": "export.models.ovis2:Ovis2",
     "modernbert": "export.models.modernbert:ModernBertReranker",
@@ -85,6 +88,9 @@ ARCHITECTURES: Mapping[str, str] = {
     "vision-text-dual-encoder": "export.models.vision_text_dual_encoder:VisionTextDualEncoder",
 }
 """`model_type` of a config to "module:Class", or to a function that chooses one."""
+MADE_OF_OTHERS: Mapping[str, str] = {"JinaEmbeddingsV4Model": "jina_embeddings_v4"}
+"""The key in `ARCHITECTURES` of checkpoints whose config has the `model_type` of the model that they were made of, by
+the class that it names in `architectures`."""
 
 
 def load_family(config: Raw) -> Family:
@@ -94,7 +100,8 @@ def load_family(config: Raw) -> Family:
         UnknownArchitectureError: Lists the known ones.
         UnsupportedConfigError: A known family with a setting that is not built.
     """
-    model_type = config.get("model_type")
+    named = config.get("architectures") or ()
+    model_type = next((MADE_OF_OTHERS[name] for name in named if name in MADE_OF_OTHERS), config.get("model_type"))
     if model_type not in ARCHITECTURES:
         reason = why_not_built(str(model_type))
         told = "" if reason is None else f", for {reason}"

@@ -106,7 +106,9 @@ def _first_step(bundle: Bundle, ids: npt.NDArray[np.int64], found: Mapping[str, 
     places = np.arange(num_tokens, dtype=np.int64)
     around = np.zeros((2, num_tokens), np.int64)
     around[1, _SEE_ONE_ANOTHER] = np.arange(len(_SEE_ONE_ANOTHER))[::-1]
-    run = TokenRun(ids, places, lengths, [num_tokens - 1], around=around)
+    adapters = () if manifest.embedder is None else manifest.embedder.adapters
+    last = max(len(adapters) - 1, 0)  # where the first is none at all, another tells more
+    run = TokenRun(ids, places, lengths, [num_tokens - 1], around=around, adapter=last)
     feeds = feeds_of(manifest.components[name].inputs, Step.of_tables(TokenBatch.of([run]), found))
     recorded = _recorded(bundle, name, {**feeds, **empty_states(manifest.states, 1, num_tokens)})
     (given,) = manifest.components[name].outputs

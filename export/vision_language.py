@@ -153,6 +153,11 @@ class VisionLanguage(Family):
         return self.embedding is None or self.embedding.also_answers
 
     @property
+    def own_adapters(self) -> Sequence[str]:
+        """The adapters that the checkpoint has in a folder beside its weights, one for each of several tasks."""
+        return ()
+
+    @property
     def question(self) -> QuestionReading | None:
         """What `vision` takes beside pixels, as [I, Q] ids of the question; None: nothing."""
         return None
@@ -275,8 +280,14 @@ class VisionLanguage(Family):
             module = CausalDecoder(self.decoder, dialect, self.text_prefix, vectors=head)
             plan = decoder_plan(self.decoder, embeds, module)
             return replace(plan, optional_outputs=(vectors, *plan.optional_outputs))
-        module = CausalDecoder(self.decoder, dialect, self.text_prefix, head)
-        return replace(decoder_plan(self.decoder, embeds, module), outputs=(vectors,))
+        late = self.embedding.late
+        projected = None if late is None else late.module(size)
+        module = CausalDecoder(self.decoder, dialect, self.text_prefix, head, projected)
+        plan = replace(decoder_plan(self.decoder, embeds, module), outputs=(vectors,))
+        if late is None:
+            return plan
+        each = TensorSpec(name=tensors.LATE_EMBEDS, dtype="float32", shape=("B", "N", late.size))
+        return replace(plan, optional_outputs=(each, *plan.optional_outputs))
 
     def decoder_dims(self) -> DecoderDims | None:
         """Return the manifest's part on the decoder; None where it does not answer."""

@@ -24,6 +24,7 @@ from export.nn.norms import LayerNorm
 from export.nn.placed_parts import PlacedFeedForward, Switches
 from export.nn.placed_scores import MOST_APART, FoldedPlaces, token_distances
 from export.nn.rotary import Angles
+from graphs.labels import Label
 
 
 class _Shared:

@@ -10,6 +10,7 @@ from export.image_processors.clip import CLIP
 from export.image_processors.deepseek_vl import DEEPSEEK_VL
 from export.image_processors.deepseek_vl_hybrid import DEEPSEEK_VL_HYBRID
 from export.image_processors.deit import DEIT
+from export.image_processors.dinov3 import DINOV3
 from export.image_processors.donut import DONUT
 from export.image_processors.efficientnet import EFFICIENTNET
 from export.image_processors.flava import FLAVA
@@ -53,6 +54,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "DeiTImageProcessor": DEIT,
     "DonutFeatureExtractor": DONUT,
     "DonutImageProcessor": DONUT,
+    "DINOv3ViTImageProcessor": DINOV3,
     "EfficientNetImageProcessor": EFFICIENTNET,
     "FlavaFeatureExtractor": FLAVA,
     "FlavaImageProcessor": FLAVA,
