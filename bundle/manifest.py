@@ -268,10 +268,12 @@ class PairDims(Frozen):
     Attributes:
         max_text_tokens: Longest text; of two texts, what they take together.
         pad_token_id: Fills shorter ones.
+        num_frames: Of a video that is read beside a text, one behind the other as channels; 1: an image is read.
     """
 
     max_text_tokens: int = Field(gt=0, le=1 << 20)
     pad_token_id: TokenId
+    num_frames: int = Field(default=1, gt=0, le=64)
 
 
 class QuestionDims(Frozen):

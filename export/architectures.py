@@ -30,6 +30,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "fast_vlm": "export.models.fast_vlm:FastVLM",
     "idefics2": "export.models.idefics2:Idefics2",
     "align": "export.models.align:Align",
+    "all_in_one": "export.models.all_in_one:AllInOne",
     "altclip": "export.models.altclip:AltClip",
     "bert": "export.models.bert:BertReranker",
     "bridgetower": "export.models.bridgetower:BridgeTower",

@@ -71,7 +71,8 @@ def record_goldens(bundle: Bundle, canary: Canary) -> None:
         tensors.TOKEN_TYPE_IDS: (np.arange(ids.size) >= ids.size // 2).astype(np.int64)[None],
     }
     if canary.pixel_values is not None:
-        known[tensors.PIXEL_VALUES] = canary.pixel_values
+        pairs = bundle.manifest.pairs
+        known[tensors.PIXEL_VALUES] = _moving(canary.pixel_values, 1 if pairs is None else pairs.num_frames)
     recordings: dict[Role, Recording] = {}
     for name, component in bundle.manifest.components.items():
         if component.role != "decoder":
@@ -83,6 +84,11 @@ def record_goldens(bundle: Bundle, canary: Canary) -> None:
     if any(component.role == "decoder" for component in bundle.manifest.components.values()):
         recordings["decoder"] = _first_step(bundle, canary.input_ids[0], recordings["embed_tokens"].outputs)
     save_golden(bundle.directory, recordings)
+
+
+def _moving(pixels: Array, num_frames: int) -> Array:
+    """Return an image [1, 3, height, width] as the frames of a video in which it moves to the right."""
+    return np.concatenate([np.roll(pixels, 4 * frame, axis=3) for frame in range(num_frames)], axis=1)
 
 
 def _several(feeds: Mapping[str, Array]) -> dict[str, Array]:
