@@ -248,6 +248,7 @@ class DualEncoderDims(VectorSizes):
         logit_bias: Added after the scale; 0 for CLIP.
         prompt_template: Text around a candidate label, as `bundle.zero_shot` reads it.
         vectors: "one" of an image or a text, or one for each of its "tokens": patches, and tokens that are no padding.
+        regions: The vision graph takes `boxes` beside pixels and gives a vector of each, [I, R, E].
         data_experts: Models that this one is of (`bundle.data_experts`), whose vectors stand side by side.
     """
 
@@ -259,6 +260,7 @@ class DualEncoderDims(VectorSizes):
     logit_bias: float = Field(default=0.0, allow_inf_nan=False)
     prompt_template: Text = "a photo of {}"
     vectors: Literal["one", "tokens"] = "one"
+    regions: bool = False
     data_experts: int = Field(default=1, gt=0, le=64)
 
 

@@ -38,6 +38,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "clip_fdt": "export.models.clip_fdt:ClipFdt",
     "clip_mode": "export.models.clip_mode:ClipMode",
     "clip_up": "export.models.clip_up:ClipUp",
+    "cloc": "export.models.cloc:Cloc",
     "clipseg": "export.models.clipseg:ClipSeg",
     "filip": "export.models.filip:Filip",
     "freeze_align": "export.models.freeze_align:FreezeAlign",

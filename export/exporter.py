@@ -457,6 +457,7 @@ def _dual_dims(
         vectors=family.vectors,
         prompt_template=family.prompt_template,
         data_experts=family.data_experts,
+        regions=family.regions,
     )
 
 

@@ -24,6 +24,8 @@ _CANARY_TOKENS = 12
 _CANARY_PAIRS = 4
 _SEE_ONE_ANOTHER = range(3, 8)
 """Of its tokens, where a decoder's attention looks forward."""
+_BOXES = np.array([[[0, 0, 0, 0], [0.1, 0.3, 0.6, 0.8]]], np.float32)
+"""All of the image, and a part."""
 _STATES_KEPT = 2
 """Of a decoder's recorded outputs: the first layer's keys and values tell a broken cache, and all of them are large."""
 
@@ -66,6 +68,7 @@ def record_goldens(bundle: Bundle, canary: Canary) -> None:
     ids = canary.input_ids
     known = {
         tensors.QUESTION_IDS: canary.question_ids,
+        tensors.BOXES: _BOXES,
         tensors.INPUT_IDS: ids,
         tensors.ATTENTION_MASK: np.ones_like(ids),
         tensors.TOKEN_TYPE_IDS: (np.arange(ids.size) >= ids.size // 2).astype(np.int64)[None],

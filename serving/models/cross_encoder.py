@@ -26,6 +26,7 @@ from serving.models.pool import PreprocessPool
 from serving.models.text_rows import TextRows, most_tokens
 from serving.models.together import together
 from serving.models.turns import Turns
+from serving.models.vectors import refuse_boxes
 from serving.protocol import (
     EmbedInput,
     ImagePart,
@@ -109,8 +110,9 @@ class CrossEncoderModel(OnePassModel):
 
         Raises:
             RequestError: A pair that is not one text and one image, or not two texts, as the model reads; texts
-                longer than it reads and not to be cut, bytes that are not an image.
+                longer than it reads and not to be cut, bytes that are not an image, a part of one.
         """
+        refuse_boxes([part for pair in request.pairs for part in pair], self._manifest.name)
         with self._admission.admit():
             score = self._score_texts if self._spec is None else self._score_images
             found = await score(request)
