@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.errors import UnsupportedConfigError
+from export.tower_experts import TowerExperts
 from export.yarn import Yarn
 
 Raw = Mapping[str, Any]
@@ -24,6 +25,7 @@ _ROPE_SCALING: Mapping[str, Mapping[str, str]] = {
         "original_positions": "original_max_position_embeddings",
     },
     "yarn": {"factor": "factor"},
+    "proportional": {},
 }
 """Kinds of rotary scaling, each with its fields of `RopeConfig` and their keys in a config."""
 
@@ -44,6 +46,7 @@ class TowerConfig:
         num_heads: Attention heads.
         hidden_act: Of the MLP.
         layer_norm_eps: Of every LayerNorm.
+        experts: In the place of some layers' MLPs.
     """
 
     hidden_size: int
@@ -52,6 +55,7 @@ class TowerConfig:
     num_heads: int
     hidden_act: str
     layer_norm_eps: float
+    experts: TowerExperts | None = None
 
     @classmethod
     def read(cls, raw: Raw, defaults: Raw) -> TowerConfig:
@@ -64,6 +68,7 @@ class TowerConfig:
             num_heads=merged["num_attention_heads"],
             hidden_act=merged["hidden_act"],
             layer_norm_eps=merged["layer_norm_eps"],
+            experts=TowerExperts.read(merged.get("moe"), merged["num_hidden_layers"]),
         )
         if tower.hidden_size % tower.num_heads:
             raise UnsupportedConfigError(
@@ -120,7 +125,8 @@ class RopeConfig:
     """Rotary embedding (Su et al., arXiv 2104.09864) and its scaling.
 
     Attributes:
-        kind: "default", "linear", "llama3" or "yarn".
+        kind: "default", "linear", "llama3", "yarn", or "proportional": the first pairs of whole heads turn by the
+            frequencies that they have where all do, and the others stand still (Gemma 4).
         theta: Base of the frequencies.
         factor: How much longer the context became; 1 for "default".
         low_freq_factor: llama3 only.
@@ -160,6 +166,9 @@ class RopeConfig:
             raise UnsupportedConfigError(
                 f"rope_parameters {given!r}: built are one set for all layers, of type {', '.join(_ROPE_SCALING)}"
             )
+        if kind == "proportional":
+            turned, factor = (float(given.get(key, 1.0)) for key in ("partial_rotary_factor", "factor"))
+            return cls(kind, float(theta), factor, part=turned)
         whole = 1.0 if default_part is None else default_part
         part: Any = given.get("partial_rotary_factor", raw.get("partial_rotary_factor", whole))
         if default_part is None and part != 1.0:
@@ -199,7 +208,7 @@ class RopeConfig:
         both halves, as pairs of frequency 0. Queries and keys in one order have the same products.
         """
         turned = self.turned_size(head_size)
-        if turned == head_size and not self.is_interleaved:
+        if self.kind == "proportional" or (turned == head_size and not self.is_interleaved):
             return None
         numbers = np.arange(turned)
         firsts, seconds = (numbers[::2], numbers[1::2]) if self.is_interleaved else np.split(numbers, 2)
@@ -208,6 +217,9 @@ class RopeConfig:
 
     def inverse_frequencies(self, head_size: int) -> npt.NDArray[np.float32]:
         """Return [C/2] float32, radians per position of each pair of a head, in the order of `head_order`."""
+        if self.kind == "proportional":
+            num_turning = self.turned_size(head_size) // 2
+            return np.where(np.arange(head_size // 2) < num_turning, self._frequencies(head_size), np.float32(0.0))
         turning = self._frequencies(self.turned_size(head_size))
         return np.pad(turning, (0, head_size // 2 - len(turning)))
 
@@ -221,7 +233,7 @@ class RopeConfig:
         plain: npt.NDArray[np.float32] = (1.0 / np.float32(self.theta) ** exponents).astype(np.float32)
         if self.kind == "default":
             return plain
-        if self.kind == "linear":
+        if self.kind in ("linear", "proportional"):
             return (plain / np.float32(self.factor)).astype(np.float32)
         if self.yarn is not None:
             return self.yarn.blended(plain, self.theta, self.factor)

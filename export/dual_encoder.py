@@ -49,6 +49,11 @@ class DualEncoder(Family):
     pad_token_id: int | None = None
 
     @property
+    def data_experts(self) -> int:
+        """Models that this one is of, as `bundle.manifest.DualEncoderDims`."""
+        return 1
+
+    @property
     def num_patches(self) -> int | str:
         """P, vectors of an image where it has several; "P" where that varies."""
         return "P"

@@ -117,11 +117,21 @@ def split_seen(encoder: Encoder, seen: npt.NDArray[Any]) -> tuple[npt.NDArray[An
     return seen[..., :size], seen[..., size:]
 
 
-def encode_texts(encoder: Encoder, rows: Sequence[TextBatch], dims: DualEncoderDims) -> Vectors | list[Vectors]:
-    """Return [n, E] of n texts in one run, or [T, E] of each; shorter ones are padded on the right and masked."""
-    vectors: Vectors = encoder.run(text_feeds(rows, dims, encoder.component))[encoder.output]
+def encode_texts(
+    encoder: Encoder, rows: Sequence[TextBatch], dims: DualEncoderDims, *, told: Sequence[str] = ()
+) -> Vectors | list[Vectors]:
+    """Return [n, E] of n texts in one run, or [T, E] of each; shorter ones are padded on the right and masked.
+
+    Args:
+        encoder: Of texts.
+        rows: At least one.
+        dims: Of the model.
+        told: Optional outputs [n, ...] whose numbers stand behind each of [n, E].
+    """
+    run = encoder.run(text_feeds(rows, dims, encoder.component), told)
+    vectors: Vectors = run[encoder.output]
     if dims.vectors == "one":
-        return vectors
+        return np.concatenate([vectors, *(run[name] for name in told)], axis=1) if told else vectors
     lengths = [int(mask.sum()) for row in rows for mask in row.attention_mask]
     return [own[:length].copy() for own, length in zip(vectors, lengths, strict=True)]
 

@@ -20,11 +20,13 @@ from bundle.image.padded import Padded as Padded
 from bundle.image.pan_and_scan import PanAndScan as PanAndScan
 from bundle.image.pinpoints import Pinpoints as Pinpoints
 from bundle.image.shortest_edge import ShortestEdge as ShortestEdge
+from bundle.image.soft_tokens import SoftTokens as SoftTokens
 from bundle.image.spec import PREPROCESSOR as PREPROCESSOR
 from bundle.image.spec import ImageSpec as ImageSpec
 from bundle.image.spec import Resample as Resample
 from bundle.image.split_area import SplitArea as SplitArea
 from bundle.image.stretched_crop import StretchedCrop as StretchedCrop
 from bundle.image.table import KnownGeometry as KnownGeometry
+from bundle.image.thumbnail import Thumbnail as Thumbnail
 from bundle.image.tiled import Tiled as Tiled
 from bundle.image.whole_patches import WholePatches as WholePatches

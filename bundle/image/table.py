@@ -21,8 +21,10 @@ from bundle.image.padded import Padded
 from bundle.image.pan_and_scan import PanAndScan
 from bundle.image.pinpoints import Pinpoints
 from bundle.image.shortest_edge import ShortestEdge
+from bundle.image.soft_tokens import SoftTokens
 from bundle.image.split_area import SplitArea
 from bundle.image.stretched_crop import StretchedCrop
+from bundle.image.thumbnail import Thumbnail
 from bundle.image.tiled import Tiled
 from bundle.image.whole_patches import WholePatches
 
@@ -42,8 +44,10 @@ KnownGeometry: TypeAlias = Annotated[
     | PanAndScan
     | Pinpoints
     | ShortestEdge
+    | SoftTokens
     | SplitArea
     | StretchedCrop
+    | Thumbnail
     | Tiled
     | WholePatches,
     Field(discriminator="kind"),

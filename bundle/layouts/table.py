@@ -6,9 +6,12 @@ from typing import Annotated, TypeAlias
 
 from pydantic import Field
 
+from bundle.layouts.adem import AdemPrompt
 from bundle.layouts.aki import AkiPrompt
+from bundle.layouts.encoded import EncodedPrompt
 from bundle.layouts.florence2 import Florence2Prompt
 from bundle.layouts.gemma3 import Gemma3Prompt
+from bundle.layouts.gemma4 import Gemma4Prompt
 from bundle.layouts.granite_docling import GraniteDoclingPrompt
 from bundle.layouts.hunyuan_vl import HunYuanVLPrompt
 from bundle.layouts.idefics2 import Idefics2Prompt
@@ -26,9 +29,12 @@ from bundle.layouts.qwen2_vl import Qwen2VLPrompt
 from bundle.layouts.vlora import VLoRAPrompt
 
 KnownImagePrompt: TypeAlias = Annotated[
-    AkiPrompt
+    AdemPrompt
+    | AkiPrompt
+    | EncodedPrompt
     | Florence2Prompt
     | Gemma3Prompt
+    | Gemma4Prompt
     | GraniteDoclingPrompt
     | HunYuanVLPrompt
     | Idefics2Prompt

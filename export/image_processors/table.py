@@ -9,9 +9,13 @@ from export.image_processors.blip import BLIP
 from export.image_processors.clip import CLIP
 from export.image_processors.deepseek_vl import DEEPSEEK_VL
 from export.image_processors.deepseek_vl_hybrid import DEEPSEEK_VL_HYBRID
+from export.image_processors.deit import DEIT
+from export.image_processors.dinov3 import DINOV3
+from export.image_processors.donut import DONUT
 from export.image_processors.efficientnet import EFFICIENTNET
 from export.image_processors.flava import FLAVA
 from export.image_processors.gemma3 import GEMMA3
+from export.image_processors.gemma4 import GEMMA4
 from export.image_processors.glm46v import GLM46V
 from export.image_processors.got_ocr2 import GOT_OCR2
 from export.image_processors.granite_docling import GRANITE_DOCLING
@@ -44,8 +48,14 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "ChineseCLIPImageProcessor": CLIP,
     "CLIPImageProcessor": CLIP,
     "Gemma3ImageProcessor": GEMMA3,
+    "Gemma4ImageProcessor": GEMMA4,
     "DeepseekVLHybridImageProcessor": DEEPSEEK_VL_HYBRID,
     "DeepseekVLImageProcessor": DEEPSEEK_VL,
+    "DeiTFeatureExtractor": DEIT,
+    "DeiTImageProcessor": DEIT,
+    "DonutFeatureExtractor": DONUT,
+    "DonutImageProcessor": DONUT,
+    "DINOv3ViTImageProcessor": DINOV3,
     "EfficientNetImageProcessor": EFFICIENTNET,
     "FlavaFeatureExtractor": FLAVA,
     "FlavaImageProcessor": FLAVA,
@@ -55,6 +65,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "HunYuanVLImageProcessor": HUNYUAN_VL,
     "Idefics2ImageProcessor": IDEFICS2,
     "Idefics3ImageProcessor": IDEFICS3,
+    "JanusImageProcessor": DEEPSEEK_VL,
     "Lfm2VlImageProcessor": LFM2_VL,
     "MllamaImageProcessor": MLLAMA,
     "LlavaImageProcessor": LLAVA,

@@ -94,12 +94,13 @@ class FlattenedPatches(Module):
     Args:
         size: D.
         side: Of a patch in pixels.
+        bias: Whether it adds one.
     """
 
-    def __init__(self, size: int, side: int) -> None:
+    def __init__(self, size: int, side: int, *, bias: bool = True) -> None:
         super().__init__()
         self.weight = _Flattened(size, 3, side, side)
-        self.bias = Weight(size)
+        self.bias = Weight(size) if bias else None
         self.side = side
 
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> tuple[ir.Value, Grid]:
@@ -173,7 +174,7 @@ def _patches(
     return flat, Grid(op.Shape(grid, start=2, end=3), op.Shape(grid, start=3, end=4))
 
 
-def patch_angles(op: OpBuilder, x: ir.Value, grid: Grid, head_size: int) -> Angles:
+def patch_angles(op: OpBuilder, x: ir.Value, grid: Grid, head_size: int, theta: float = _THETA) -> Angles:
     """Return the angles [I, N, C/2] of patches: half of the pairs of a head turn by row, half by column.
 
     Args:
@@ -181,9 +182,10 @@ def patch_angles(op: OpBuilder, x: ir.Value, grid: Grid, head_size: int) -> Angl
         x: [I, N, D] the patches.
         grid: Of them.
         head_size: C.
+        theta: Base of the frequencies.
     """
     frequencies = op.initializer(
-        ir.tensor(RopeConfig("default", _THETA).inverse_frequencies(head_size // 2)), "patch_inverse_frequencies"
+        ir.tensor(RopeConfig("default", theta).inverse_frequencies(head_size // 2)), "patch_inverse_frequencies"
     )
     return _angles_by_axis(op, x, grid, (frequencies, frequencies))
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from bundle import tensors
+from bundle.data_experts import task_cosines
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, ParameterError, TaskError
 from bundle.manifest import DualEncoderDims
@@ -74,6 +76,7 @@ class EmbeddingModel(VectorModel):
         self._vision = VisionStage(bundle, settings, pool) if manifest.sees else None
         text_name = manifest.graph("text_encoder")
         self._text = open_encoder(bundle, text_name, settings)
+        self._told = (tensors.TASK_DISTANCES,) if self._dims.data_experts > 1 else ()
         if settings.check_golden:
             seen = {} if self._vision is None else self._vision.sessions
             check_canary(bundle, {**seen, text_name: self._text})
@@ -114,6 +117,7 @@ class EmbeddingModel(VectorModel):
             texts = [_text_of(part) for part in inputs if not isinstance(part, ImagePart)]
             images = [part for part in inputs if isinstance(part, ImagePart)]
             of_texts, num_tokens, of_images = await self._embed_both(request.request_id, texts, images, most_tokens)
+        of_texts = [own[..., : self._dims.embedding_size] for own in of_texts]
         left = {False: iter(of_texts), True: iter(of_images)}
         vectors = [
             cut(next(left[isinstance(part, ImagePart)]), request.dimensions, is_raw=request.is_raw) for part in inputs
@@ -146,13 +150,30 @@ class EmbeddingModel(VectorModel):
             raise ParameterError(f"prompt_template {without[0]!r} has no {SLOT} for the label", "prompt_template")
         with self._admission.admit():
             prompts = [label_text(template, label) for label in request.labels for template in templates]
+            if self._told:
+                prompts += request.labels
             of_texts, num_tokens, of_images = await self._embed_both(request.request_id, prompts, request.images)
+        if self._told:
+            near = self._near_by_task(np.stack(of_images), np.stack(of_texts), len(request.labels))
+            return ClassifyResult(scores(near, self._dims), num_tokens)
         of_images, of_texts = ([unit(own) for own in each] for each in (of_images, of_texts))
         if self._dims.vectors == "tokens":
             near = mean_similarities(of_images, of_texts, len(templates))
             return ClassifyResult(scores(near, self._dims), num_tokens)
         of_labels = unit(np.stack(of_texts).reshape(len(request.labels), len(templates), -1).mean(axis=1))
         return ClassifyResult(scores(np.stack(of_images) @ of_labels.T, self._dims), num_tokens)
+
+    def _near_by_task(self, images: Vectors, texts: Vectors, num_labels: int) -> Vectors:
+        """Return [images, labels] how near labels are by several models, weighed by what all the labels say.
+
+        Args:
+            images: [I, E].
+            texts: [n, E + N], of the labels in their templates, and behind them of the labels alone.
+            num_labels: Of them.
+        """
+        size = self._dims.embedding_size
+        in_templates, alone = texts[:-num_labels, :size], texts[-num_labels:, size:]
+        return task_cosines(unit(images), in_templates.reshape(num_labels, -1, size), alone)
 
     async def _embed_both(
         self, owner: str, texts: Sequence[_Text], images: Sequence[ImagePart], most_tokens: int | None = None
@@ -192,7 +213,7 @@ class EmbeddingModel(VectorModel):
 
     def _run_texts(self, rows: list[TextBatch]) -> list[_Embedded]:
         """Return the vectors of each item's texts, of one run over all."""
-        vectors = [own.copy() for own in encode_texts(self._text, rows, self._dims)]
+        vectors = [own.copy() for own in encode_texts(self._text, rows, self._dims, told=self._told)]
         ends = np.cumsum([_num_rows(item) for item in rows])
         return [vectors[end - _num_rows(item) : end] for item, end in zip(rows, ends, strict=True)]
 

@@ -29,16 +29,20 @@ class VectorModel(OnePassModel):
         """
 
 
-def check_inputs(request: EmbedRequest, sizes: Sequence[int]) -> None:
+def check_inputs(request: EmbedRequest, sizes: Sequence[int], tasks: Sequence[str] = ()) -> None:
     """Check what can be told of a request before its inputs are looked at.
 
     Args:
         request: Of any model.
         sizes: To which the model's vectors may be cut, its own among them.
+        tasks: Adapters that a request may choose from.
 
     Raises:
-        ParameterError: No inputs, or another size.
+        ParameterError: No inputs, another size, or a task that the model has no adapter for.
     """
+    if request.task is not None and request.task not in tasks:
+        has = ", ".join(tasks) or "one way to embed, and no tasks to choose from; leave it out"
+        raise ParameterError(f"task {request.task!r:.80}: {request.model} has {has}", "task")
     if request.dimensions not in (None, *sizes):
         raise ParameterError(
             f"dimensions = {request.dimensions}: the model's vectors have {' or '.join(map(str, sizes))} numbers, and "
