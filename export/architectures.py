@@ -28,6 +28,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "deepseek_vl": "export.models.deepseek_vl:DeepSeekVL",
     "deepseek_vl_hybrid": "export.models.deepseek_vl_hybrid:DeepSeekVLHybrid",
     "fast_vlm": "export.models.fast_vlm:FastVLM",
+    "hunyuan_vl": "export.models.hunyuan_vl:HunYuanVL",
     "idefics2": "export.models.idefics2:Idefics2",
     "align": "export.models.align:Align",
     "all_in_one": "export.models.all_in_one:AllInOne",

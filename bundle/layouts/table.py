@@ -13,6 +13,7 @@ from bundle.layouts.florence2 import Florence2Prompt
 from bundle.layouts.gemma3 import Gemma3Prompt
 from bundle.layouts.gemma4 import Gemma4Prompt
 from bundle.layouts.granite_docling import GraniteDoclingPrompt
+from bundle.layouts.hunyuan_vl import HunYuanVLPrompt
 from bundle.layouts.idefics2 import Idefics2Prompt
 from bundle.layouts.idefics3 import Idefics3Prompt
 from bundle.layouts.internvl import InternVLPrompt
@@ -35,6 +36,7 @@ KnownImagePrompt: TypeAlias = Annotated[
     | Gemma3Prompt
     | Gemma4Prompt
     | GraniteDoclingPrompt
+    | HunYuanVLPrompt
     | Idefics2Prompt
     | Idefics3Prompt
     | InternVLPrompt

@@ -15,6 +15,7 @@ DECODERS: Mapping[str, str] = {
     "gemma": "export.decoders.gemma:Gemma",
     "gemma2": "export.decoders.gemma2:Gemma2",
     "gemma3_text": "export.decoders.gemma3_text:Gemma3Text",
+    "hunyuan_vl_text": "export.decoders.hunyuan_vl_text:HunYuanVLText",
     "gemma4_text": "export.decoders.gemma4_text:Gemma4Text",
     "internlm2_ve": "export.decoders.internlm2_ve:InternLM2VE",
     "glm_ocr_text": "export.decoders.glm_ocr_text:GlmOcrText",

@@ -19,6 +19,7 @@ from export.image_processors.gemma4 import GEMMA4
 from export.image_processors.glm46v import GLM46V
 from export.image_processors.got_ocr2 import GOT_OCR2
 from export.image_processors.granite_docling import GRANITE_DOCLING
+from export.image_processors.hunyuan_vl import HUNYUAN_VL
 from export.image_processors.idefics2 import IDEFICS2
 from export.image_processors.idefics3 import IDEFICS3
 from export.image_processors.image_processor import ImageProcessor
@@ -61,6 +62,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "Glm46VImageProcessor": GLM46V,
     "GotOcr2ImageProcessor": GOT_OCR2,
     "GraniteDoclingImageProcessor": GRANITE_DOCLING,
+    "HunYuanVLImageProcessor": HUNYUAN_VL,
     "Idefics2ImageProcessor": IDEFICS2,
     "Idefics3ImageProcessor": IDEFICS3,
     "JanusImageProcessor": DEEPSEEK_VL,

@@ -30,6 +30,7 @@ class CachedAttention(Module):
         scale: Of scores; None: 1 / sqrt(C).
         softcap: As of `Heads`.
         out_norm: Of all heads together, before the output projection; None: they are not normed.
+        norms_turned: `norms` are of queries and keys that are turned already.
         has_ordered_norms: Weights of the norms stand in the order of heads that turn in part (`RopeConfig.head_order`).
         value_norm: Of values, over the numbers of one head; None: they are not normed.
         values_are_keys: Values are what keys are before these are normed and turned; there is no matrix for them.
@@ -49,6 +50,7 @@ class CachedAttention(Module):
         scale: float | None = None,
         softcap: float = 0.0,
         out_norm: Module | None = None,
+        norms_turned: bool = False,
         has_ordered_norms: bool = False,
         value_norm: Module | None = None,
         values_are_keys: bool = False,
@@ -70,6 +72,7 @@ class CachedAttention(Module):
             self.v_proj = Linear(config.hidden_size, kv_heads * size, rows=None, bias=config.qkv_bias)
         self.o_proj = Linear(heads * size, config.hidden_size, rows=None, bias=config.out_bias, name=out_name)
         self.out_norm, self.v_norm = out_norm, value_norm
+        self.norms_turned = norms_turned
         self.q_norm: Module | None
         self.k_norm: Module | None
         self.q_norm, self.k_norm = norms or (None, None)
@@ -113,16 +116,23 @@ class CachedAttention(Module):
 
         `bias` as of `Dialect.cached_attention`.
         """
-        query = self._normed(op, self.q_norm, projected[0], self.heads.num)
-        key = self._normed(op, self.k_norm, projected[1], self.heads.num_kv)
+        query, key = projected[:2]
+        if not self.norms_turned:
+            query, key = self._both_normed(op, query, key)
         if angles is not None:
             own = of_queries or angles
             query = self.dialect.rotary(op, query, own.cos, own.sin, self.heads.num)
             key = self.dialect.rotary(op, key, angles.cos, angles.sin, self.heads.num_kv)
+        if self.norms_turned:
+            query, key = self._both_normed(op, query, key)
         query.name, key.name = queries_name(self.layer), keys_name(self.layer)
         attended, present = self.dialect.cached_attention(op, query, key, projected[2], past, lengths, self.heads, bias)
         attended = attended if self.out_norm is None else self.out_norm(op, attended)
         return attended, present, op.Slice(query, [-WINDOW_TOKENS], [_TO_THE_END], [1])
+
+    def _both_normed(self, op: OpBuilder, query: ir.Value, key: ir.Value) -> tuple[ir.Value, ir.Value]:
+        heads = self.heads
+        return self._normed(op, self.q_norm, query, heads.num), self._normed(op, self.k_norm, key, heads.num_kv)
 
     def _normed(self, op: OpBuilder, norm: Module | None, x: ir.Value, num_heads: int) -> ir.Value:
         """Return x [B, T, heads*C] with every head normed."""

@@ -1,11 +1,9 @@
-"""Mistral 3's own: sizes of images, prompts read in pieces, checkpoints in eight bits, and LightOnOCR's first ones."""
+"""Mistral 3's own: sizes of images, checkpoints in eight bits, and LightOnOCR's first ones."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from bundle.directory import open_bundle
 from bundle.errors import ImageError
 from bundle.image import LongestEdge, TileLayout
 from bundle.layouts.pixtral import PixtralPrompt
 from export.exporter import export_checkpoint
-from runtime.one_request import VisionLanguageRunner
-from runtime.settings import RuntimeSettings
-from serving.models.generative import GenerativeModel
-from serving.models.pool import PreprocessPool
-from serving.protocol import FinishedEvent, GenerateRequest, ImagePart, Message, SamplingParams, TextPart
-from serving.settings import EngineSettings
 
-Parts = list[str | Image.Image]
-SETTINGS = RuntimeSettings(intra_threads=1)
 SIDES = st.integers(1, 2500)
 
 
@@ -65,36 +54,6 @@ def test_a_frame_without_a_size_is_a_square_and_fewer_tokens_are_a_line() -> Non
     assert prompt.text(TileLayout(whole_px=(28, 56))) == "[IMG][IMG]."
     assert prompt.text(TileLayout(whole_px=(280, 280), fewer_tokens=3)) == "[IMG][IMG][IMG]."
     assert [prompt.writes(token) for token in ("[IMG]", "|", ".", "x")] == [True, True, True, False]
-
-
-@pytest.mark.parametrize("family", ["mistral3", "lighton_ocr"])
-def test_prompts_in_pieces_say_what_whole_ones_say(
-    family: str, sample_of: Any, conversations: dict[str, Parts]
-) -> None:
-    """Pieces end within rows of images; one image stands twice in a prompt, and the prefix cache knows it again."""
-    bundle = sample_of(family, 0).bundle()
-    runner = VisionLanguageRunner(bundle, SETTINGS)
-    tall, large = (part for part in conversations["two images"] if isinstance(part, Image.Image))
-    asked: list[Parts] = [[tall, "and ", large, "and ", tall, "?"], ["Only words, but more than one piece holds."]]
-    asked = [*asked, asked[0], [large, "and ", tall, "and ", large, "?"]]
-
-    async def main() -> list[list[int]]:
-        settings = EngineSettings(max_sequences=3, intra_threads=1, prefill_chunk_tokens=32)
-        pool = PreprocessPool(settings)
-        model = GenerativeModel(bundle, settings, pool)
-        model.start()
-        try:
-            return await asyncio.gather(*(_said(model, parts) for parts in asked))
-        finally:
-            model.close()
-            pool.close()
-
-    for parts, tokens in zip(asked, asyncio.run(main()), strict=True):
-        images = [part for part in parts if isinstance(part, Image.Image)]
-        prompt = runner.prompt(_turns(parts), images)
-        assert prompt.num_tokens > 32
-        said = [token for token in tokens if token not in bundle.manifest.eos_token_ids]
-        assert said == runner.reply_ids(runner.prefill(prompt, 12), 12)
 
 
 def test_a_checkpoint_in_eight_bits_is_the_one_of_its_numbers(sample_of: Any, tmp_path: Path) -> None:
@@ -143,23 +102,3 @@ def test_lightonocr_s_first_checkpoints_are_of_this_type_and_end_no_rows(sample_
     assert found.image_prompt == expected.image_prompt
     for name in ("decoder.onnx.data", "vision_encoder.onnx.data", "preprocessor.json"):
         assert found.files[name] == expected.files[name], name
-
-
-def _turns(parts: Parts) -> list[Any]:
-    from bundle.prompt import Placeholder, Turn
-
-    return [Turn("user", tuple(part if isinstance(part, str) else Placeholder.IMAGE for part in parts))]
-
-
-async def _said(model: GenerativeModel, parts: Parts) -> list[int]:
-    content = tuple(TextPart(part) if isinstance(part, str) else ImagePart(_png(part)) for part in parts)
-    request = GenerateRequest("r", "tiny", (Message("user", content),), SamplingParams(max_tokens=12, temperature=0.0))
-    events = [event async for event in model.generate(request)]
-    assert isinstance(events[-1], FinishedEvent)
-    return [token for event in events[:-1] for token in event.token_ids]
-
-
-def _png(image: Image.Image) -> bytes:
-    file = BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
