@@ -45,6 +45,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "internvl_chat": "export.models.internvl_chat:MonoInternVL",
     "janus": "export.models.janus:Janus",
     "lfm2_vl": "export.models.lfm2_vl:Lfm2VL",
+    "lfm3_vl": "export.models.lfm3_vl:Lfm3VL",
     "llava": "export.models.llava:Llava",
     "llm2clip": "export.models.llm2clip:Llm2Clip",
     "mm1": "export.models.mm1:MM1",

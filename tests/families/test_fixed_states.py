@@ -42,7 +42,7 @@ from serving.engine.scheduler import Scheduler
 from serving.engine.sequence import Sequence
 from serving.protocol import SamplingParams
 
-FAMILIES = ("lfm2_vl", "mllama")
+FAMILIES = ("lfm2_vl", "lfm3_vl", "mllama")
 # float32 sums in another order, on logits above 10
 TOLERANCE = 1e-3
 CAPACITY, SLOTS = 96, 4
