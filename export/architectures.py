@@ -71,6 +71,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "siglip": "export.models.siglip:Siglip",
     "siglip2": "export.models.siglip2:Siglip2",
     "vit": "export.models.vit:Vit",
+    "video_llama_3": "export.models.video_llama_3:VideoLlama3",
     "vilt": "export.models.vilt:Vilt",
     "smolvlm": "export.models.idefics3:Idefics3",
     "xlm-roberta": "export.models.xlm_roberta:XlmRobertaReranker",
