@@ -35,6 +35,7 @@ from export.image_processors.pixtral import PIXTRAL
 from export.image_processors.qwen2_vl import QWEN2_VL
 from export.image_processors.siglip import SIGLIP
 from export.image_processors.siglip2 import SIGLIP2
+from export.image_processors.video_llama_3 import VIDEO_LLAMA_3
 from export.image_processors.vilt import BRIDGETOWER, VILT
 from export.image_processors.vit import VIT
 
@@ -81,5 +82,6 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "SmolVLMImageProcessor": IDEFICS3,
     "ViTFeatureExtractor": VIT,
     "ViTImageProcessor": VIT,
+    "VideoLlama3ImageProcessor": VIDEO_LLAMA_3,
     "ViltImageProcessor": VILT,
 }
