@@ -61,6 +61,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "llava_vlora": "export.models.llava_vlora:LlavaVLoRA",
     "kosmos-2": "export.models.kosmos2:Kosmos2",
     "ovis2": "export.models.ovis2:Ovis2",
+    "minicpmv4_6": "export.models.minicpmv4_6:MiniCPMV46",
     "modernbert": "export.models.modernbert:ModernBertReranker",
     "metaclip_2": "export.models.metaclip_2:MetaClip2",
     "open_clip": "export.models.open_clip:OpenClip",
