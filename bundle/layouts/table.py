@@ -10,6 +10,7 @@ from bundle.layouts.aki import AkiPrompt
 from bundle.layouts.encoded import EncodedPrompt
 from bundle.layouts.florence2 import Florence2Prompt
 from bundle.layouts.gemma3 import Gemma3Prompt
+from bundle.layouts.git import GitPrompt
 from bundle.layouts.granite_docling import GraniteDoclingPrompt
 from bundle.layouts.idefics2 import Idefics2Prompt
 from bundle.layouts.idefics3 import Idefics3Prompt
@@ -29,6 +30,7 @@ KnownImagePrompt: TypeAlias = Annotated[
     | EncodedPrompt
     | Florence2Prompt
     | Gemma3Prompt
+    | GitPrompt
     | GraniteDoclingPrompt
     | Idefics2Prompt
     | Idefics3Prompt

@@ -11,11 +11,13 @@ from export.decoders.decoder import Decoder
 
 DECODERS: Mapping[str, str] = {
     "bart": "export.decoders.bart:Bart",
+    "blip_text_model": "export.decoders.blip_text_model:BlipText",
     "aria_text": "export.decoders.aria_text:AriaText",
     "gemma": "export.decoders.gemma:Gemma",
     "gemma2": "export.decoders.gemma2:Gemma2",
     "gemma3_text": "export.decoders.gemma3_text:Gemma3Text",
     "internlm2_ve": "export.decoders.internlm2_ve:InternLM2VE",
+    "git_text": "export.decoders.git:GitText",
     "glm_ocr_text": "export.decoders.glm_ocr_text:GlmOcrText",
     "lfm2": "export.decoders.lfm2:Lfm2",
     "granite": "export.decoders.granite:Granite",
