@@ -11,6 +11,8 @@ from export.family import Family
 from export.known_models import why_not_built
 
 ARCHITECTURES: Mapping[str, str] = {
+    "blip": "export.models.blip:Blip",
+    "git": "export.models.git:Git",
     "blip-2": "export.models.blip_2:Blip2",
     "aki": "export.models.aki:Aki",
     "aria": "export.models.aria:Aria",

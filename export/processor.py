@@ -107,6 +107,8 @@ def convert_processor(
     if not family.reads_texts:
         return _without_texts(spec)
     vocabulary = Vocabulary.read(checkpoint, lower_cases=family.lower_cases, cleans=family.cleans)
+    if isinstance(family, VisionLanguage):
+        vocabulary = vocabulary.with_tokens(family.own_tokens(vocabulary.ids))
     tokenizer = family.framed(vocabulary.text) if isinstance(family, DualEncoder) else vocabulary.text
     (output / TOKENIZER).write_text(tokenizer, encoding="utf-8")
     if isinstance(family, VisionLanguage) and spec is not None:

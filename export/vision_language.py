@@ -175,6 +175,14 @@ class VisionLanguage(Family):
         """
         return spec
 
+    def own_tokens(self, ids: Mapping[str, int]) -> Mapping[str, int]:
+        """Return special tokens that the model was trained with and its tokenizer lacks, with their ids; mostly none.
+
+        Args:
+            ids: Of the tokenizer's tokens, by their text.
+        """
+        return {}
+
     def default_template(self, found: FoundProcessor) -> str | None:
         """Return the chat template where the checkpoint holds none; None: it must hold one."""
         return None

@@ -12,6 +12,7 @@ from bundle.layouts.encoded import EncodedPrompt
 from bundle.layouts.florence2 import Florence2Prompt
 from bundle.layouts.gemma3 import Gemma3Prompt
 from bundle.layouts.gemma4 import Gemma4Prompt
+from bundle.layouts.git import GitPrompt
 from bundle.layouts.granite_docling import GraniteDoclingPrompt
 from bundle.layouts.hunyuan_vl import HunYuanVLPrompt
 from bundle.layouts.idefics2 import Idefics2Prompt
@@ -36,6 +37,7 @@ KnownImagePrompt: TypeAlias = Annotated[
     | Florence2Prompt
     | Gemma3Prompt
     | Gemma4Prompt
+    | GitPrompt
     | GraniteDoclingPrompt
     | HunYuanVLPrompt
     | Idefics2Prompt

@@ -22,7 +22,7 @@ from export.nn.dialect import CacheRows, Dialect
 from export.nn.linear import Embedding
 from export.nn.mlp import FeedForward
 from export.nn.module import Module
-from export.nn.norms import LayerNorm
+from export.nn.norms import LayerNorm, Nothing
 from export.nn.rotary import Angles
 
 DEFAULTS: Raw = {
@@ -102,13 +102,6 @@ class _Layer(Module):
         return x if self.norms_first else norm(op, x)
 
 
-class _Nothing(Module):
-    """In the place of a norm behind the last layer, which has its own."""
-
-    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        return x
-
-
 class Bart(Decoder):
     """`model_type` bart, its decoder.
 
@@ -172,19 +165,29 @@ class Bart(Decoder):
         """Return nothing where the last layer ends with a norm."""
         if self.norms_first:
             return LayerNorm(self.config.hidden_size, EPS, name="layer_norm")
-        return _Nothing()
+        return Nothing()
 
     def states_of(self, number: int) -> tuple[State, ...]:
         """Return keys and values of text, then those of the memory."""
-        heads, size, rows = self.config.num_kv_heads, self.config.head_size, self._memory_rows
-        first = 2 * number * heads * size
-        key = MemoryPlace(first_column=first, row_axis=3)
-        value = MemoryPlace(first_column=first + heads * size, row_axis=2)
-        return (
-            *super().states_of(number),
-            _memory(f"cross_key_values.{number}.key", ("B", heads, size, rows), key),
-            _memory(f"cross_key_values.{number}.value", ("B", heads, rows, size), value),
-        )
+        return (*super().states_of(number), *memory_states(self.config, number, self._memory_rows))
+
+
+def memory_states(config: DecoderConfig, number: int, num_rows: int) -> tuple[State, State]:
+    """Return the keys and values of a memory that a layer looks at, side by side in a row with those of all others.
+
+    Args:
+        config: Sizes.
+        number: Of the layer.
+        num_rows: M, of one sequence.
+    """
+    heads, size = config.num_kv_heads, config.head_size
+    first = 2 * number * heads * size
+    key = MemoryPlace(first_column=first, row_axis=3)
+    value = MemoryPlace(first_column=first + heads * size, row_axis=2)
+    return (
+        _memory(f"cross_key_values.{number}.key", ("B", heads, size, num_rows), key),
+        _memory(f"cross_key_values.{number}.value", ("B", heads, num_rows, size), value),
+    )
 
 
 def _memory(name: str, shape: tuple[int | str, ...], place: MemoryPlace) -> State:

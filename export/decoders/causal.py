@@ -79,7 +79,9 @@ class CausalDecoder(Module):
         config = decoder.config
         self.shared = decoder.shared()
         self.stack = _Stack(decoder, dialect, name)
-        self.lm_head = head or Linear(config.hidden_size, config.vocab_size, rows=None, role="head", bias=False)
+        self.lm_head = head or Linear(
+            config.hidden_size, config.vocab_size, rows=None, role="head", bias=decoder.has_head_bias
+        )
         self.vectors = vectors
         self.logit_softcap = 0.0 if head else decoder.logit_softcap
         self.decoder = decoder

@@ -25,6 +25,7 @@ class Decoder(ABC):
 
     Class attributes:
         position_axes: Sizes before [B, T] of `position_ids`: none, or (3,) for time, height and width.
+        has_head_bias: The output matrix has biases.
 
     Attributes:
         config: Sizes, and the length groups of its layers; export may group them anew before graphs are built.
@@ -34,6 +35,7 @@ class Decoder(ABC):
     """
 
     position_axes: ClassVar[tuple[int, ...]] = ()
+    has_head_bias: ClassVar[bool] = False
 
     def __init__(self, config: DecoderConfig) -> None:
         self.config = config

@@ -11,6 +11,7 @@ from export.decoders.decoder import Decoder
 
 DECODERS: Mapping[str, str] = {
     "bart": "export.decoders.bart:Bart",
+    "blip_text_model": "export.decoders.blip_text_model:BlipText",
     "aria_text": "export.decoders.aria_text:AriaText",
     "gemma": "export.decoders.gemma:Gemma",
     "gemma2": "export.decoders.gemma2:Gemma2",
@@ -18,6 +19,7 @@ DECODERS: Mapping[str, str] = {
     "hunyuan_vl_text": "export.decoders.hunyuan_vl_text:HunYuanVLText",
     "gemma4_text": "export.decoders.gemma4_text:Gemma4Text",
     "internlm2_ve": "export.decoders.internlm2_ve:InternLM2VE",
+    "git_text": "export.decoders.git:GitText",
     "glm_ocr_text": "export.decoders.glm_ocr_text:GlmOcrText",
     "lfm2": "export.decoders.lfm2:Lfm2",
     "lfm3": "export.decoders.lfm3:Lfm3",

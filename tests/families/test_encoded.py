@@ -39,6 +39,11 @@ def changed(config: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         ("donut", {"encoder": {"window_size": 20}}, "holds a window at least"),
         ("donut", {"encoder": {"num_heads": [2, 3, 4]}}, "num_heads"),
         ("donut", {"encoder": {"patch_size": [4, 2]}}, "squares"),
+        ("blip", {"architectures": ["BlipForImageTextRetrieval"]}, "BlipForImageTextRetrieval"),
+        ("blip", {"text_config": {"encoder_hidden_size": 40}}, "encoder_hidden_size 40"),
+        ("blip", {"text_config": {"is_decoder": False}}, "is_decoder"),
+        ("blip", {"text_config": {"tie_word_embeddings": False}}, "tie_word_embeddings"),
+        ("git", {"num_image_with_embedding": 6}, "num_image_with_embedding"),
         ("unival", {"arch": "ofa_tiny"}, "ofa_tiny"),
         ("unival", {"qk_norm": True}, "qk_norm"),
         ("unival", {"encoder_prompt": True}, "encoder_prompt"),
@@ -55,7 +60,7 @@ def test_what_is_not_built_is_refused_by_name(family: str, changes: dict[str, An
         load_family(config).graphs(DIALECTS["contrib"]())
 
 
-@pytest.mark.parametrize("family", ["trocr", "donut", "unival"])
+@pytest.mark.parametrize("family", ["trocr", "donut", "blip", "unival"])
 def test_one_message_about_one_image_is_what_they_answer(family: str, sample_of: Any) -> None:
     builder = PromptBuilder.from_bundle(sample_of(family, 0).bundle())
     image = Turn("user", (Placeholder.IMAGE, "x"))
@@ -89,3 +94,21 @@ def test_processors_of_another_size_are_refused(sample_of: Any) -> None:
     family = VisionEncoderDecoder(changed(config, {"encoder": {"image_size": [80, 52]}}))
     with pytest.raises(UnsupportedConfigError, match=r"\(76, 52\) pixels, the vision tower takes \(80, 52\)"):
         family.check_images(ImageSpec.read(sample.bundle().path(PREPROCESSOR)))
+
+
+def test_places_of_a_text_are_counted_without_the_image_before_it(sample_of: Any) -> None:
+    builder = PromptBuilder.from_bundle(sample_of("git", 0).bundle())
+    built = builder.build([Turn("user", (Placeholder.IMAGE, "a"))], [TileLayout()])
+    assert built.positions.tolist() == [*[-1] * 17, 0, 1]
+    assert built.next_position == 2
+    assert built.seen is not None
+    assert built.seen[:, 0].tolist() == [0, 17]
+    with pytest.raises(PromptError, match="2 images"):
+        builder.build([Turn("user", (Placeholder.IMAGE, Placeholder.IMAGE, "a"))], [TileLayout()] * 2)
+
+
+def test_the_token_that_begins_captions_is_added_behind_a_vocabulary_that_lacks_it(sample_of: Any) -> None:
+    sample = sample_of("blip", 0)
+    tokenizer = Tokenizer.from_file(sample.bundle().path(TOKENIZER))
+    assert tokenizer.token_id("[DEC]") == config_of(sample)["text_config"]["bos_token_id"]
+    assert tokenizer.token_id("[SEP]") in sample.bundle().manifest.eos_token_ids
