@@ -68,6 +68,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "roberta": "export.models.xlm_roberta:RobertaReranker",
     "siglip": "export.models.siglip:Siglip",
     "siglip2": "export.models.siglip2:Siglip2",
+    "texthawk": "export.models.texthawk:TextHawk",
     "vit": "export.models.vit:Vit",
     "vilt": "export.models.vilt:Vilt",
     "smolvlm": "export.models.idefics3:Idefics3",

@@ -22,6 +22,7 @@ from bundle.layouts.modernvbert import ModernVBertPrompt
 from bundle.layouts.ovis2 import Ovis2Prompt
 from bundle.layouts.paligemma import PaliGemmaPrompt
 from bundle.layouts.qwen2_vl import Qwen2VLPrompt
+from bundle.layouts.texthawk import TextHawkPrompt
 from bundle.layouts.vlora import VLoRAPrompt
 
 KnownImagePrompt: TypeAlias = Annotated[
@@ -41,6 +42,7 @@ KnownImagePrompt: TypeAlias = Annotated[
     | Ovis2Prompt
     | PaliGemmaPrompt
     | Qwen2VLPrompt
+    | TextHawkPrompt
     | VLoRAPrompt,
     Field(discriminator="kind"),
 ]

@@ -29,6 +29,7 @@ from export.image_processors.perception_lm import PERCEPTION_LM
 from export.image_processors.qwen2_vl import QWEN2_VL
 from export.image_processors.siglip import SIGLIP
 from export.image_processors.siglip2 import SIGLIP2
+from export.image_processors.texthawk import TEXTHAWK
 from export.image_processors.vilt import BRIDGETOWER, VILT
 from export.image_processors.vit import VIT
 
@@ -65,6 +66,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "SiglipImageProcessor": SIGLIP,
     "SmolVLMImageProcessor": IDEFICS3,
     "ViTFeatureExtractor": VIT,
+    "TextHawkImageProcessor": TEXTHAWK,
     "ViTImageProcessor": VIT,
     "ViltImageProcessor": VILT,
 }
