@@ -9,6 +9,7 @@ from bundle.image.covering_grid import CoveringGrid as CoveringGrid
 from bundle.image.cropped import Cropped as Cropped
 from bundle.image.fixed import Fixed as Fixed
 from bundle.image.geometry import Geometry as Geometry
+from bundle.image.grid_canvas import GridCanvas as GridCanvas
 from bundle.image.layout import Pixels as Pixels
 from bundle.image.layout import ProcessedImages as ProcessedImages
 from bundle.image.layout import TileLayout as TileLayout

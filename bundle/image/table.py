@@ -14,6 +14,7 @@ from bundle.image.canvas_grid import CanvasGrid
 from bundle.image.covering_grid import CoveringGrid
 from bundle.image.cropped import Cropped
 from bundle.image.fixed import Fixed
+from bundle.image.grid_canvas import GridCanvas
 from bundle.image.longest_edge import LongestEdge
 from bundle.image.most_patches import MostPatches
 from bundle.image.nearest_grid import NearestGrid
@@ -38,6 +39,7 @@ KnownGeometry: TypeAlias = Annotated[
     | CoveringGrid
     | Cropped
     | Fixed
+    | GridCanvas
     | LongestEdge
     | MostPatches
     | NearestGrid

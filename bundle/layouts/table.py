@@ -28,6 +28,7 @@ from bundle.layouts.ovis2 import Ovis2Prompt
 from bundle.layouts.paligemma import PaliGemmaPrompt
 from bundle.layouts.pixtral import PixtralPrompt
 from bundle.layouts.qwen2_vl import Qwen2VLPrompt
+from bundle.layouts.texthawk import TextHawkPrompt
 from bundle.layouts.vlora import VLoRAPrompt
 
 KnownImagePrompt: TypeAlias = Annotated[
@@ -53,6 +54,7 @@ KnownImagePrompt: TypeAlias = Annotated[
     | PaliGemmaPrompt
     | PixtralPrompt
     | Qwen2VLPrompt
+    | TextHawkPrompt
     | VLoRAPrompt,
     Field(discriminator="kind"),
 ]

@@ -36,6 +36,7 @@ from export.image_processors.pixtral import PIXTRAL
 from export.image_processors.qwen2_vl import QWEN2_VL
 from export.image_processors.siglip import SIGLIP
 from export.image_processors.siglip2 import SIGLIP2
+from export.image_processors.texthawk import TEXTHAWK
 from export.image_processors.video_llama_3 import VIDEO_LLAMA_3
 from export.image_processors.vilt import BRIDGETOWER, VILT
 from export.image_processors.vit import VIT
@@ -83,6 +84,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "SiglipImageProcessor": SIGLIP,
     "SmolVLMImageProcessor": IDEFICS3,
     "ViTFeatureExtractor": VIT,
+    "TextHawkImageProcessor": TEXTHAWK,
     "ViTImageProcessor": VIT,
     "VideoLlama3ImageProcessor": VIDEO_LLAMA_3,
     "ViltImageProcessor": VILT,
