@@ -47,6 +47,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "internvl_chat": "export.models.internvl_chat:MonoInternVL",
     "lfm2_vl": "export.models.lfm2_vl:Lfm2VL",
     "llava": "export.models.llava:Llava",
+    "limoe": "export.models.limoe:Limoe",
     "llm2clip": "export.models.llm2clip:Llm2Clip",
     "mm1": "export.models.mm1:MM1",
     "maple": "export.models.maple:Maple",
