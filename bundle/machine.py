@@ -13,9 +13,6 @@ from pathlib import Path
 
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 """cgroup v2, as a container sees its own: "QUOTA PERIOD" in us, or "max PERIOD"."""
-_CPU_INFO = Path("/proc/cpuinfo")
-_VNNI = frozenset({"avx512_vnni", "avx_vnni", "avx10_1"})
-"""Flags of CPUs that sum products of 8 bits in 32 bits at once."""
 _CPU_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
@@ -54,19 +51,6 @@ def this_machine(packages: tuple[str, ...]) -> Machine:
     )
 
 
-def saturates_int8() -> bool:
-    """Return whether products of 8 bits are summed in 16 bits here, which overflow: on x86 CPUs without VNNI.
-
-    False where the system does not tell.
-    """
-    try:
-        lines = _CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return False
-    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
-    return bool(flags) and _VNNI.isdisjoint(flags)
-
-
 def try_version(package: str) -> str | None:
     """Return the version of an installed package, or None."""
     try:
@@ -87,7 +71,7 @@ def cache_folder() -> Path:
 
 def cpu_name() -> str:
     """Return the CPU's model name, as the kernel gives it."""
-    info = _CPU_INFO
+    info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
             name, _, value = line.partition(":")

@@ -7,15 +7,11 @@ from typing import Any
 
 from bundle.errors import MachineError
 from bundle.extras import install_line
-from bundle.machine import num_granted_cores, saturates_int8
+from bundle.machine import num_granted_cores
 from runtime.onnx_runtime import onnx_runtime
 from runtime.settings import Provider, RuntimeSettings
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-_EXACT_INT8 = "session.x64quantprecision"
-"""Has weights of 8 bits moved to unsigned ones, whose kernel sums in 32 bits. On a CPU without VNNI the usual one sums
-pairs of products in 16, and is wrong by half of a result where activations are loud; it is 16 to 20 % faster (AVX2, 197
-and 50 rows of 768 numbers by 3072 and 768, processor time of one thread). With VNNI both are exact."""
 RECORDS_PLACEMENT = "session.record_ep_graph_assignment_info"
 """Lets a session tell which provider each node went to."""
 _PROVIDERS: dict[Provider, tuple[str, ...]] = {"cpu": (CPU,), "cuda": (CUDA, CPU)}
@@ -77,8 +73,6 @@ def session_options(runtime: ModuleType, settings: RuntimeSettings) -> Any:
     options.intra_op_num_threads = settings.intra_threads or num_granted_cores() or 0  # 0: one per physical core
     options.inter_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
-    if saturates_int8():
-        options.add_session_config_entry(_EXACT_INT8, "1")
     for name, value in _spinning(settings.spin_us).items():
         options.add_session_config_entry(f"session.{name}", value)
     if settings.provider != "cpu":

@@ -16,7 +16,7 @@ MatMulIntegerToFloat on shared int8 codes instead runs 16 times slower on x86, w
 A layer whose input has channels far louder than the rest multiplies those in float beside (`float_inputs`).
 
 Only standard operators with zero points of 0 appear, so both dialects can hold it. On x86 without VNNI instructions
-ONNX Runtime's usual int8 kernel saturates its 16-bit partial sums; sessions there ask for another (runtime.providers).
+ONNX Runtime's int8 kernel may saturate its 16-bit partial sums; the canary of a bundle shows that at load.
 """
 
 from __future__ import annotations
