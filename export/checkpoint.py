@@ -44,7 +44,12 @@ _WEIGHT_DTYPES: dict[str, npt.DTypeLike] = {
     "I64": np.int64,
     "I32": np.int32,
 }
-_DTYPES: dict[str, npt.DTypeLike] = {**_WEIGHT_DTYPES, "I8": np.int8, "U8": np.uint8}
+_DTYPES: dict[str, npt.DTypeLike] = {
+    **_WEIGHT_DTYPES,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+}
 """Number formats that are known; codes in bytes are weights only with the scales that belong to them."""
 
 

@@ -62,6 +62,7 @@ class RerankBody(Strict):
     user: Text | None = None
     truncate_prompt_tokens: MostTokens | None = None
     instruction: NonEmptyText | None = None
+    task: Name | None = None
     max_chunks_per_doc: Off = None
     max_tokens_per_doc: Off = None
 
@@ -75,6 +76,7 @@ class ScoreBody(Strict):
     user: Text | None = None
     truncate_prompt_tokens: MostTokens | None = None
     instruction: NonEmptyText | None = None
+    task: Name | None = None
 
     @model_validator(mode="after")
     def _check_pairs(self) -> ScoreBody:
@@ -185,6 +187,8 @@ async def _read_together(service: Service, model: str, asked: _Asked) -> tuple[S
         raise ParameterError(
             f"instruction: {model} is a cross-encoder, which is told none; leave it out", "instruction"
         )
+    if embedded.task is not None:
+        raise ParameterError(f"task: {model} is a cross-encoder, which has no adapters; leave it out", "task")
     first, others = embedded.inputs[: asked.num_first], embedded.inputs[asked.num_first :]
     pairs = tuple((first[place % asked.num_first], each) for place, each in enumerate(others))
     result = await service.client.score(ScoreRequest(embedded.request_id, model, pairs, embedded.truncate_tokens))
@@ -222,6 +226,7 @@ def _request(prefix: str, body: RerankBody | ScoreBody, parts: Sequence[EmbedInp
         truncate_tokens=body.truncate_prompt_tokens,
         input_types=tuple(kinds),
         instruction=body.instruction,
+        task=body.task,
     )
 
 

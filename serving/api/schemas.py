@@ -304,7 +304,9 @@ class EmbeddingRequest(_Strict):
     vectors may be cut. A `box` of an image is embedded by itself where the model has vectors of regions. Texts that
     are too long are refused, or cut to `truncate_prompt_tokens` tokens (-1: as many as the model reads). `input_type`
     says what the inputs are to what they are compared with, and `instruction` what the model is told before each, where
-    it was made for that. `user` tells of the caller, and changes no answer.
+    it was made for that. `task` chooses one of a model's adapters, those that `/v1/models` lists; ".query" or
+    ".passage" behind it says what `input_type` does, as Jina's clients write it. `return_multivector` asks for a vector
+    of each token. `user` tells of the caller, and changes no answer.
     """
 
     model: Name | None = None
@@ -316,6 +318,8 @@ class EmbeddingRequest(_Strict):
     truncate_prompt_tokens: MostTokens | None = None
     input_type: Literal["query", "document"] | None = None
     instruction: NonEmptyText | None = None
+    task: Name | None = None
+    return_multivector: bool | None = None
 
     @model_validator(mode="after")
     def _check_one_source(self) -> EmbeddingRequest:

@@ -29,7 +29,14 @@ class VectorModel(OnePassModel):
         """
 
 
-def check_inputs(request: EmbedRequest, sizes: Sequence[int], *, name: str, sees_regions: bool = False) -> None:
+def check_inputs(
+    request: EmbedRequest,
+    sizes: Sequence[int],
+    *,
+    name: str,
+    sees_regions: bool = False,
+    tasks: Sequence[str] = (),
+) -> None:
     """Check what can be told of a request before its inputs are looked at.
 
     Args:
@@ -37,12 +44,17 @@ def check_inputs(request: EmbedRequest, sizes: Sequence[int], *, name: str, sees
         sizes: To which the model's vectors may be cut, its own among them.
         name: The model's.
         sees_regions: It has vectors of parts of images.
+        tasks: Adapters that a request may choose from.
 
     Raises:
-        ParameterError: No inputs, another size, or a box of an image, where it has none.
+        ParameterError: No inputs, another size, a box of an image where it has no vectors of those, or a task that the
+            model has no adapter for.
     """
     if not sees_regions:
         refuse_boxes(request.inputs, name)
+    if request.task is not None and request.task not in tasks:
+        has = ", ".join(tasks) or "one way to embed, and no tasks to choose from; leave it out"
+        raise ParameterError(f"task {request.task!r:.80}: {request.model} has {has}", "task")
     if request.dimensions not in (None, *sizes):
         raise ParameterError(
             f"dimensions = {request.dimensions}: the model's vectors have {' or '.join(map(str, sizes))} numbers, and "
