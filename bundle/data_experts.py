@@ -1,8 +1,8 @@
 """What each of several models counts for, by what the words of a task are near to (MoDE, arXiv 2404.16030).
 
 Each model was trained on one coarse cluster of captions; a coarse cluster is a group of fine ones. A task's words count
-for the group of the fine centre that is nearest to them, the more the nearer it is (section 3.3). The numbers are those
-of the authors' own evaluation (facebookresearch/MetaCLIP, mode/post_report_ensemble.py).
+for the group of the fine centre that is nearest to them, the more the nearer it is. Steps and numbers are those of the
+authors' own evaluation (facebookresearch/MetaCLIP, mode/post_report_ensemble.py).
 """
 
 from __future__ import annotations

@@ -58,6 +58,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "lighton_ocr": "export.models.lighton_ocr:LightOnOcr",
     "lfm3_vl": "export.models.lfm3_vl:Lfm3VL",
     "llava": "export.models.llava:Llava",
+    "limoe": "export.models.limoe:Limoe",
     "llava_adem": "export.models.llava_adem:LlavaADEM",
     "llm2clip": "export.models.llm2clip:Llm2Clip",
     "mm1": "export.models.mm1:MM1",

@@ -1,6 +1,6 @@
 """MoDE: transformers' CLIPs, whose scores are weighed as arXiv 2404.16030 and its authors' evaluation do.
 
-What is written again here: weights by the words of a task (section 3.3; mode/post_report_ensemble.py of
+What is written again here: weights by the words of a task (mode/post_report_ensemble.py of
 facebookresearch/MetaCLIP), those of one text for its vector, those of all texts for the logits.
 """
 

@@ -40,7 +40,7 @@ def geometries() -> list[files.Config]:
 
 
 class Mixture(nn.Module):
-    """A router and feed-forwards of which the most probable ones count, by their probabilities (section 3.1)."""
+    """A router and feed-forwards of which the most probable ones count, by their probabilities."""
 
     def __init__(self, dense: Any, size: int, moe: files.Config) -> None:
         from copy import deepcopy
