@@ -72,6 +72,10 @@ def test_images_in_a_memory_beside_the_prompt_are_refused(sample_of: Any, tmp_pa
 
 
 _GME = "<|im_start|>system\n{said}<|im_end|>\n<|im_start|>user\n{input}<|im_end|>\n<|im_start|>assistant\n<|endoftext|>"
+_LAMRA = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{input}\nSummarize above {said} in "
+    "one word: <|im_end|>\n<|im_start|>assistant\n"
+)
 _E5_V = (
     "<|start_header_id|>user<|end_header_id|>\n\n{input}\nSummary above {said} in one word: <|eot_id|>"
     "<|start_header_id|>assistant<|end_header_id|>\n\n \n"
@@ -89,6 +93,9 @@ _E5_V = (
             _GME.format(said="You are a helpful assistant.", input="a red bicycle"),
         ),
         ("qwen2_vl", "gme", "Find it.", [IMAGE, "x"], _GME.format(said="Find it.", input="{qwen}x")),
+        ("qwen2_vl", "lamra", None, ["a bicycle"], _LAMRA.format(input="a bicycle", said="sentence")),
+        ("qwen2_vl", "lamra", None, [IMAGE], _LAMRA.format(input="{qwen}", said="image")),
+        ("qwen2_vl", "lamra", None, [IMAGE, "x"], _LAMRA.format(input="{qwen}x", said="image and sentence")),
         ("llava_next", "e5-v", None, ["a red bicycle"], _E5_V.format(said="sentence", input="a red bicycle")),
         ("llava_next", "e5-v", None, [IMAGE], _E5_V.format(said="image", input="<image>")),
         ("qwen2_vl", "plain", None, ["Find: ", IMAGE, " red"], "Find: {qwen} red"),
