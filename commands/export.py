@@ -118,8 +118,8 @@ def export(
     template: Annotated[
         str | None,
         typer.Option(
-            help="With --task, how an input to embed is written: plain, gme, e5-v, lamra, colqwen2, colidefics3, or "
-            "the file of a chat template; with rank, how a pair is: qwen3-reranker, lamra, or a file. "
+            help="With --task, how an input to embed is written: plain, gme, e5-v, lamra, mme5, colqwen2, "
+            "colidefics3, or the file of a chat template; with rank, how a pair is: qwen3-reranker, lamra, or a file. "
             "Default: as the checkpoint's own writes a question, and qwen3-reranker.",
             show_default=False,
         ),

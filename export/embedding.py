@@ -51,6 +51,11 @@ TEMPLATES: Mapping[str, str] = {
         "{{ '\\n' }}Summarize above {% if seen.image and seen.text %}image and sentence{% elif seen.image %}image"
         "{% else %}sentence{% endif %} in one word: <|im_end|>\n<|im_start|>assistant{{ '\\n' }}"
     ),
+    "mme5": (
+        "{{ bos_token }}{% for message in messages %}{% for part in message.content if part.type == 'image' %}"
+        "{{ image }}{% endfor %}{% endfor %}{{ bos_token }}{% for message in messages %}"
+        "{% for part in message.content if part.type != 'image' %}{{ part.text }}{% endfor %}{% endfor %}"
+    ),
     "colqwen2": _AUGMENTED
     % ("<|im_start|>user\n{{ image }}Describe the image.<|im_end|><|endoftext|>", "<|endoftext|>" * 10),
     "colidefics3": _AUGMENTED
@@ -62,7 +67,9 @@ TEMPLATES: Mapping[str, str] = {
 """How an input is written, by the name that `--template` takes: images and texts as they come (the caller's text is
 the instruction, as for VLM2Vec, arXiv 2410.05160); GME's (arXiv 2412.16855), an instruction before it and an end token
 behind; E5-V's (arXiv 2407.12580), a wish for one word behind it; LamRA's (arXiv 2412.01720), the same in
-a chat, whose vector is the state from which its code would say `<emb>`; what colpali_engine 0.3 writes for the
+a chat, whose vector is the state from which its code would say `<emb>`;
+mmE5's (arXiv 2502.08468), images before the texts, and the token that begins a text twice, by its processor and by its
+tokenizer; what colpali_engine 0.3 writes for the
 checkpoints of its own (arXiv 2407.01449), without the "Query: " of older ones. `image` stands for what the family
 writes for one."""
 _HEADS = ("custom_text_proj", "embedding_proj_layer", "linear")

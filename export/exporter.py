@@ -354,8 +354,8 @@ def _embed(family: Family, source: Checkpoint, options: EmbeddingOptions) -> Non
     """Let a family's decoder give vectors.
 
     Raises:
-        UnsupportedConfigError: It has no decoder, embeds as it is, keeps images in a memory or sees them with a
-            question, or its layers would be cut or grouped.
+        UnsupportedConfigError: It has no decoder, embeds as it is, sees images with a question, or its layers would be
+            cut or grouped.
     """
     if not isinstance(family, VisionLanguage) or family.embedding is not None:
         raise UnsupportedConfigError(
@@ -370,11 +370,6 @@ def _embed(family: Family, source: Checkpoint, options: EmbeddingOptions) -> Non
         raise UnsupportedConfigError(
             f"--task embed: what {source.config['model_type']} sees of an image depends on a question, and an input to "
             "be embedded asks none; take a model whose vision encoder reads images alone"
-        )
-    if any(state.kind == "memory" for state in family.decoder.states):
-        raise UnsupportedConfigError(
-            f"--task embed: {source.config['model_type']} looks at images in a memory beside its prompt, which is "
-            "filled for answers alone; take a model whose images stand in the prompt"
         )
     family.embedding = found_ranking(source, options) if options.ranks else found_embedding(source, options)
 
