@@ -320,7 +320,8 @@ class Manifest(Frozen):
         grounding: How boxes stand in answers; None where the model says none.
         question: Models whose vision encoder reads the question beside the image; None: it sees images alone.
         dual: Models that embed by encoders: of images and texts, or of texts alone.
-        embedder: Models that embed by a decoder, which gives states: no logits, or beside them.
+        embedder: Models that embed by a decoder, which gives states: no logits, or beside them. Of a task
+            "cross-encoder" the decoder's one number for a prompt says how well the two that it holds fit.
         image_vectors: Models that embed images and read no texts.
         pairs: Models that read a text and an image together, or two texts, and say how well they fit.
         bos_token_id: None where the tokenizer adds none.
@@ -396,8 +397,15 @@ class Manifest(Frozen):
         return self
 
     @property
+    def reads_pairs(self) -> bool:
+        """Whether the model scores pairs: it reads both together, by an encoder or by a decoder."""
+        return self.task == "cross-encoder"
+
+    @property
     def embeds(self) -> bool:
         """Whether the model makes vectors and no answers."""
+        if self.reads_pairs:
+            return False
         if self.dual is not None or self.image_vectors is not None:
             return True
         return self.embedder is not None and self.decoder is None

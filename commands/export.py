@@ -99,10 +99,11 @@ def export(
         ),
     ] = None,
     task: Annotated[
-        Literal["embed", "both"] | None,
+        Literal["embed", "both", "rank"] | None,
         typer.Option(
             help="embed: a model that answers makes vectors of images and texts instead (docs/embedders.md); both: it "
-            "does both by one decoder. Default: as the checkpoint's architecture does.",
+            "does both by one decoder; rank: it says how well a document fits a query. "
+            "Default: as the checkpoint's architecture does.",
             show_default=False,
         ),
     ] = None,
@@ -117,8 +118,9 @@ def export(
     template: Annotated[
         str | None,
         typer.Option(
-            help="With --task, how an input to embed is written: plain, gme, e5-v, colqwen2, colidefics3, or the file "
-            "of a chat template. Default: as the checkpoint's own writes a question.",
+            help="With --task, how an input to embed is written: plain, gme, e5-v, lamra, mme5, colqwen2, "
+            "colidefics3, or the file of a chat template; with rank, how a pair is: qwen3-reranker, lamra, or a file. "
+            "Default: as the checkpoint's own writes a question, and qwen3-reranker.",
             show_default=False,
         ),
     ] = None,
@@ -165,7 +167,7 @@ def export(
             "--keep-quantized and --decoder-segments"
         )
     if skip_visual is not None and (
-        target == "cuda" or keep_quantized or decoder_segments is not None or task == "embed"
+        target == "cuda" or keep_quantized or decoder_segments is not None or task in ("embed", "rank")
     ):
         raise UnsupportedConfigError(
             f"--skip-visual {skip_visual}: feed-forwards are skipped in answers of fp32 bundles and variants for the "
@@ -228,7 +230,9 @@ def export(
             skip_visual=[] if skip_visual is None else listed_layers(skip_visual),
             lora=merged,
             adapters=beside,
-            embedding=None if task is None else EmbeddingOptions(pooling, template, also_answers=task == "both"),
+            embedding=None
+            if task is None
+            else EmbeddingOptions(pooling, template, also_answers=task == "both", ranks=task == "rank"),
             overwrite=overwrite,
             progress=progress,
         )

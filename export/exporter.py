@@ -47,6 +47,7 @@ from export.graph import build_model, write_model
 from export.image_embedder import ImageEmbedder
 from export.nn.dialect import DIALECTS
 from export.processor import ProcessorFiles, convert_processor, image_settings
+from export.ranking import found_ranking
 from export.segments import with_segments, write_segments
 from export.skipping import with_skipped_layers
 from export.task_vectors import with_open_heads
@@ -353,8 +354,8 @@ def _embed(family: Family, source: Checkpoint, options: EmbeddingOptions) -> Non
     """Let a family's decoder give vectors.
 
     Raises:
-        UnsupportedConfigError: It has no decoder, embeds as it is, keeps images in a memory or sees them with a
-            question, or its layers would be cut or grouped.
+        UnsupportedConfigError: It has no decoder, embeds as it is, sees images with a question, or its layers would be
+            cut or grouped.
     """
     if not isinstance(family, VisionLanguage) or family.embedding is not None:
         raise UnsupportedConfigError(
@@ -370,17 +371,14 @@ def _embed(family: Family, source: Checkpoint, options: EmbeddingOptions) -> Non
             f"--task embed: what {source.config['model_type']} sees of an image depends on a question, and an input to "
             "be embedded asks none; take a model whose vision encoder reads images alone"
         )
-    if any(state.kind == "memory" for state in family.decoder.states):
-        raise UnsupportedConfigError(
-            f"--task embed: {source.config['model_type']} looks at images in a memory beside its prompt, which is "
-            "filled for answers alone; take a model whose images stand in the prompt"
-        )
-    family.embedding = found_embedding(source, options)
+    family.embedding = found_ranking(source, options) if options.ranks else found_embedding(source, options)
 
 
 def _task(family: Family) -> Task:
     if not isinstance(family, VisionLanguage) or family.embedding is None:
         return family.task
+    if family.embedding.choice is not None:
+        return "cross-encoder"
     return BOTH if family.answers else "image-text-embedding"
 
 

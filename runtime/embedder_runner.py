@@ -63,6 +63,10 @@ class EmbedderRunner:
         found = self._embedder.embed([self.prompt(turns, images) for turns, images in inputs])
         return found if self.is_multi else [vectors[0] for vectors in found]
 
+    def raw_of_turns(self, inputs: Sequence[tuple[Sequence[Turn], Sequence[Image.Image]]]) -> list[Vectors]:
+        """Return of each input what the decoder gives of its last token, [1, E]."""
+        return self._embedder.raw([self.prompt(turns, images) for turns, images in inputs], "last")
+
     def feeds(self, turns: Sequence[Turn], images: Sequence[Image.Image]) -> dict[str, Array]:
         """Return the decoder's inputs for one input."""
         return self._embedder.feeds([self.prompt(turns, images)])

@@ -17,13 +17,15 @@ from runtime.encoders import Vectors, unit
 from runtime.feeds import Step, TokenBatch, TokenRun, check_inputs, feeds_of
 from runtime.filled_prompt import FilledPrompt
 from runtime.graph import Array
+from runtime.memory import filled_memory
 from runtime.session import Session
 from runtime.settings import RuntimeSettings
 from runtime.states import empty_states
 
 _NONE: Mapping[ComponentName, Session] = MappingProxyType({})
 _MOST_RUN_TOKENS = 1024
-"""Of prompts side by side, padding among them; a longer one runs alone."""
+"""Of prompts side by side, padding among them; a longer one runs alone, and each alone whose images fill a memory, for
+that takes as much as thousands of tokens (420 MB in Llama 3.2 Vision 11B)."""
 _MOST_PADDING = 0.25
 """Of the longest prompt of a run, that a shorter one beside it may lack: what is padded is computed for nothing."""
 
@@ -72,7 +74,8 @@ class PromptEmbedder:
         """Return each prompt's vectors as the decoder gives them, by whichever pooling: [1, E], or [T, E] or [T, M]."""
         order = sorted(range(len(prompts)), key=lambda place: -prompts[place].num_tokens)
         found: dict[int, Vectors] = {}
-        for places in _alike([(place, prompts[place].num_tokens) for place in order]):
+        most = 0 if any(state.memory is not None for state in self._states) else _MOST_RUN_TOKENS
+        for places in _alike([(place, prompts[place].num_tokens) for place in order], most):
             vectors = self._run([prompts[place] for place in places], pooling)
             found.update(zip(places, vectors, strict=True))
         return [found[place] for place in range(len(prompts))]
@@ -91,7 +94,18 @@ class PromptEmbedder:
         batch = TokenBatch.of(runs)
         found = self._table.run({self._table.component.inputs[0].name: batch.ids})
         feeds = feeds_of(self._decoder.component.inputs, Step.of_tables(batch, found))
-        return {**feeds, **empty_states(self._states, len(prompts), longest)}
+        return {**feeds, **empty_states(self._states, len(prompts), longest), **self._filled(prompts)}
+
+    def _filled(self, prompts: Sequence[FilledPrompt]) -> dict[str, Array]:
+        """Return states of kind "memory" of prompts side by side, empty of those without images; none without any."""
+        if all(prompt.memory is None for prompt in prompts):
+            return {}
+        whole = {state.input: state for state in self._states if state.memory is not None}
+        own = [filled_memory(self._states, prompt.memory) for prompt in prompts]
+        return {
+            name: np.concatenate([each.get(name, empty_states([state], 1, 0)[name]) for each in own])
+            for name, state in whole.items()
+        }
 
     def _run(self, prompts: Sequence[FilledPrompt], pooling: Pooling) -> list[Vectors]:
         feeds = self.feeds(prompts, pooling)
@@ -123,7 +137,8 @@ class PromptEmbedder:
         positions = np.concatenate([run.positions, np.repeat(last, missing, axis=-1)], axis=-1)
         around = None if run.around is None else np.pad(run.around, ((0, 0), (0, missing)))
         ids = np.pad(run.ids, (0, missing))
-        return replace(run, ids=ids, positions=positions, wanted=wanted, around=around)
+        seen = None if run.seen is None else np.pad(run.seen, ((0, missing), (0, 0)), mode="edge")
+        return replace(run, ids=ids, positions=positions, wanted=wanted, around=around, seen=seen)
 
     def _check_gives_vectors(self) -> None:
         component = self._decoder.component
@@ -136,12 +151,12 @@ class PromptEmbedder:
             )
 
 
-def _alike(lengths: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """Return (place, length), the longest first, as places of runs that hold little padding."""
+def _alike(lengths: Sequence[tuple[int, int]], most_tokens: int) -> list[list[int]]:
+    """Return (place, length), the longest first, as places of runs that hold little padding and so many tokens."""
     runs: list[list[int]] = []
     longest = 0
     for place, length in lengths:
-        is_full = bool(runs) and (len(runs[-1]) + 1) * longest > _MOST_RUN_TOKENS
+        is_full = bool(runs) and (len(runs[-1]) + 1) * longest > most_tokens
         if not runs or is_full or length < (1 - _MOST_PADDING) * longest:
             runs.append([])
             longest = length

@@ -30,9 +30,9 @@ both together, and here they follow one another."""
 class JinaEmbeddingsV4(Qwen25VL):
     """`architectures` JinaEmbeddingsV4Model, under the `model_type` of Qwen2.5-VL.
 
-    A text is the mean of its tokens' states, an image that of its own tokens and of those around them (section 3.2 and
-    `get_single_vector_embeddings`); a projection of every state gives several vectors. The adapters, of which a request
-    chooses one, lie in the folder `adapters`, one file for all tasks.
+    A text is the mean of its tokens' states, an image that of its own tokens and of those around them, as the published
+    code has it (`get_single_vector_embeddings`); a projection of every state gives several vectors. The adapters, of
+    which a request chooses one, lie in the folder `adapters`, one file for all tasks.
     """
 
     def __init__(self, config: Raw) -> None:

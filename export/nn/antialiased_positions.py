@@ -13,7 +13,7 @@ from export.nn.patches import Grid
 
 Kernel = Literal["triangle", "cubic"]
 _CUBIC_A = -0.5
-"""Of the cubic kernel (Keys 1981, equation 15), as Pillow and PyTorch take it where they smooth."""
+"""Of the cubic kernel (Keys 1981), as Pillow and PyTorch take it where they smooth."""
 
 
 class AntialiasedPositions(Module):

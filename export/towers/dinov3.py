@@ -1,7 +1,7 @@
 """DINOv3's ViT (arXiv 2508.10104), as transformers keeps it: patches turn by where they stand, and no table is learned.
 
-A patch's place is its middle, from -1 at one edge of an image to 1 at the other, whatever the image's size and shape
-(section 3.1); a class token and registers before the patches are not turned.
+A patch's place is its middle, from -1 at one edge of an image to 1 at the other, whatever the image's size and shape;
+a class token and registers before the patches are not turned.
 """
 
 from __future__ import annotations

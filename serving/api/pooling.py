@@ -116,11 +116,11 @@ async def _scored(service: Service, model: str, asked: _Asked) -> Pooled:
     request = asked.request
     if asked.task in ("embed", "token_embed"):
         raise ParameterError(f"task {asked.task}: {model} is a cross-encoder; it has classify and score", "task")
-    unread = {"dimensions": request.dimensions, "instruction": request.instruction, "input_type": request.input_types}
+    unread = {"dimensions": request.dimensions, "input_type": request.input_types}
     for field in (name for name, value in unread.items() if value):
         raise ParameterError(f"{field}: {model} is a cross-encoder, which has no such thing; leave it out", field)
     pairs = tuple(_pair(part) for part in request.inputs)
-    score = ScoreRequest(request.request_id, model, pairs, request.truncate_tokens, request.is_raw)
+    score = ScoreRequest(request.request_id, model, pairs, request.truncate_tokens, request.is_raw, request.instruction)
     result = await service.client.score(score)
     return [np.array([each], np.float32) for each in result.scores], result.prompt_tokens
 

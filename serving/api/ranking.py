@@ -180,18 +180,16 @@ async def _read_together(service: Service, model: str, asked: _Asked) -> tuple[S
     """Return [n] a cross-encoder's scores, and the tokens of the texts.
 
     Raises:
-        ParameterError: An instruction, which it has no place for.
+        ParameterError: A task, which it has no adapter for.
     """
     embedded = asked.request
-    if embedded.instruction is not None:
-        raise ParameterError(
-            f"instruction: {model} is a cross-encoder, which is told none; leave it out", "instruction"
-        )
     if embedded.task is not None:
         raise ParameterError(f"task: {model} is a cross-encoder, which has no adapters; leave it out", "task")
     first, others = embedded.inputs[: asked.num_first], embedded.inputs[asked.num_first :]
     pairs = tuple((first[place % asked.num_first], each) for place, each in enumerate(others))
-    result = await service.client.score(ScoreRequest(embedded.request_id, model, pairs, embedded.truncate_tokens))
+    told = embedded.instruction
+    score = ScoreRequest(embedded.request_id, model, pairs, embedded.truncate_tokens, instruction=told)
+    result = await service.client.score(score)
     return np.asarray(result.scores, np.float64), result.prompt_tokens
 
 

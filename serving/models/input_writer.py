@@ -78,13 +78,43 @@ class InputWriter:
         Raises:
             RequestError: It is too long and not cut, or what is left beside the text is too long.
         """
-        said: list[str | Placeholder] = [
-            part.text if isinstance(part, TextPart) else Placeholder.IMAGE for part in parts
-        ]
+        said = _said(parts)
         at = next((place for place, part in enumerate(said) if isinstance(part, str)), None)
         if at is not None:
             said[at] = f"{prefix}{said[at]}"
-        turns = [] if instruction is None else [Turn("system", (instruction,))]
+        return self._written(_told(instruction), said, layouts, most_tokens)
+
+    def write_pair(
+        self,
+        query: Sequence[TextPart | ImagePart],
+        document: Sequence[TextPart | ImagePart],
+        layouts: Sequence[TileLayout],
+        instruction: str | None,
+        most_tokens: int | None,
+    ) -> Prompt:
+        """Return the prompt of two inputs that are read together.
+
+        Args:
+            query: Texts and images, in order.
+            document: The same; of it a text is cut.
+            layouts: Of the images of both.
+            instruction: As of `write`.
+            most_tokens: As of `write`.
+
+        Raises:
+            RequestError: As of `write`.
+        """
+        turns = [*_told(instruction), Turn("user", tuple(_said(query)))]
+        return self._written(turns, _said(document), layouts, most_tokens)
+
+    def _written(
+        self,
+        turns: Sequence[Turn],
+        said: list[str | Placeholder],
+        layouts: Sequence[TileLayout],
+        most_tokens: int | None,
+    ) -> Prompt:
+        """Return the prompt of turns and one more, cut where that is asked for."""
         if most_tokens is None:
             prompt = self._prompts.build([*turns, Turn("user", tuple(said))], layouts, max_tokens=self._longest)
             self._check_length(prompt.num_tokens)
@@ -116,3 +146,11 @@ class InputWriter:
     def _check_length(self, num_tokens: int) -> None:
         if not 0 < num_tokens <= self._longest:
             raise ContextLengthError(f"the input takes {num_tokens} tokens; 1 to {self._longest} are read. Shorten it.")
+
+
+def _said(parts: Sequence[TextPart | ImagePart]) -> list[str | Placeholder]:
+    return [part.text if isinstance(part, TextPart) else Placeholder.IMAGE for part in parts]
+
+
+def _told(instruction: str | None) -> list[Turn]:
+    return [] if instruction is None else [Turn("system", (instruction,))]

@@ -78,6 +78,7 @@ class ScoreRequest:
     Attributes:
         truncate_tokens: As of `EmbedRequest`.
         is_raw: Scores are wanted as the model's graph gives them, before the logistic function.
+        instruction: What is to be judged, of a decoder that reads pairs.
     """
 
     request_id: str
@@ -85,6 +86,7 @@ class ScoreRequest:
     pairs: tuple[tuple[EmbedInput, EmbedInput], ...]
     truncate_tokens: int | None = None
     is_raw: bool = False
+    instruction: str | None = None
     traceparent: str = ""
 
 
