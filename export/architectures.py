@@ -52,7 +52,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "janus": "export.models.janus:Janus",
     "lfm2_vl": "export.models.lfm2_vl:Lfm2VL",
     "lighton_ocr": "export.models.lighton_ocr:LightOnOcr",
-    "llava": "export.models.llava:Llava",
+    "llava": "export.models.llava:open_llava",
     "llava_adem": "export.models.llava_adem:LlavaADEM",
     "llm2clip": "export.models.llm2clip:Llm2Clip",
     "mm1": "export.models.mm1:MM1",

@@ -144,6 +144,8 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
         _moe(moe_layers_idx=[0, 2]),
         r"experts in layers \[0, 2\]; wanted are layers 0 to 1",
     ),
+    ("pixtral", CONFIG, {"vision_feature_select_strategy": "default"}, "no class token to drop; built is 'full'"),
+    ("pixtral", PROCESSOR, {"patch_size": 4}, "tokens of 4 pixels a side, the model's are of 8"),
     ("wepoints", CONFIG, {"llm_config": {"model_type": "phi"}}, "'phi': the decoders built are qwen2 and qwen3"),
     ("llava_linear", CONFIG, {"mm_projector_type": "mlp3x_gelu"}, "'mlp3x_gelu'.*mlp2x_gelu, linear and"),
     ("llava_onevision", CONFIG, {"vision_aspect_ratio": "anyres"}, "vision_aspect_ratio is 'anyres' in config.json"),
