@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,6 +37,8 @@ _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads")
 _MAX_HEADER_BYTES = 100_000_000
 """The format's own limit on its JSON header (safetensors, "Format")."""
 
+_PIECE_NUMBERS = 1 << 24
+"""Of a tensor that is converted piece by piece: 64 MB of float32."""
 _WEIGHT_DTYPES: dict[str, npt.DTypeLike] = {
     "F64": np.float64,
     "F32": np.float32,
@@ -84,6 +87,13 @@ class StoredTensor:
         """Return the tensor in float32; a float32 source is memory-mapped, the others are converted."""
         self.require_numbers()
         return self.mapped().astype(np.float32, copy=False)
+
+    def pieces(self) -> Iterator[npt.NDArray[np.float32]]:
+        """Yield the tensor's numbers in float32, some after others in the order in which they are stored."""
+        self.require_numbers()
+        numbers = self.mapped().reshape(-1)
+        for start in range(0, len(numbers), _PIECE_NUMBERS):
+            yield numbers[start : start + _PIECE_NUMBERS].astype(np.float32, copy=False)
 
     def require_numbers(self) -> None:
         """Check that a weight is stored in a format that export reads.

@@ -118,6 +118,13 @@ def bridgetower_checkpoint(checkpoints: ModuleType, tmp_path_factory: pytest.Tem
 
 
 @pytest.fixture(scope="session")
+def all_in_one(checkpoints: ModuleType) -> ModuleType:
+    """The functions of tests/all_in_one.py."""
+    beside("pair_checkpoints")
+    return beside("all_in_one")
+
+
+@pytest.fixture(scope="session")
 def rerankers(checkpoints: ModuleType) -> ModuleType:
     """The functions of tests/reranker_checkpoints.py."""
     return beside("reranker_checkpoints")

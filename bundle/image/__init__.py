@@ -20,6 +20,7 @@ from bundle.image.padded import Padded as Padded
 from bundle.image.pan_and_scan import PanAndScan as PanAndScan
 from bundle.image.pinpoints import Pinpoints as Pinpoints
 from bundle.image.shortest_edge import ShortestEdge as ShortestEdge
+from bundle.image.sliced import Sliced as Sliced
 from bundle.image.soft_tokens import SoftTokens as SoftTokens
 from bundle.image.spec import PREPROCESSOR as PREPROCESSOR
 from bundle.image.spec import ImageSpec as ImageSpec

@@ -21,6 +21,7 @@ from bundle.image.padded import Padded
 from bundle.image.pan_and_scan import PanAndScan
 from bundle.image.pinpoints import Pinpoints
 from bundle.image.shortest_edge import ShortestEdge
+from bundle.image.sliced import Sliced
 from bundle.image.soft_tokens import SoftTokens
 from bundle.image.split_area import SplitArea
 from bundle.image.stretched_crop import StretchedCrop
@@ -44,6 +45,7 @@ KnownGeometry: TypeAlias = Annotated[
     | PanAndScan
     | Pinpoints
     | ShortestEdge
+    | Sliced
     | SoftTokens
     | SplitArea
     | StretchedCrop

@@ -20,6 +20,7 @@ from bundle.layouts.internvl import InternVLPrompt
 from bundle.layouts.lfm2_vl import Lfm2VLPrompt
 from bundle.layouts.llava import LlavaPrompt
 from bundle.layouts.llava_next import LlavaNextPrompt
+from bundle.layouts.minicpmv import MiniCPMVPrompt
 from bundle.layouts.mllama import MllamaPrompt
 from bundle.layouts.modernvbert import ModernVBertPrompt
 from bundle.layouts.ovis2 import Ovis2Prompt
@@ -43,6 +44,7 @@ KnownImagePrompt: TypeAlias = Annotated[
     | Lfm2VLPrompt
     | LlavaNextPrompt
     | LlavaPrompt
+    | MiniCPMVPrompt
     | MllamaPrompt
     | ModernVBertPrompt
     | Ovis2Prompt

@@ -20,6 +20,7 @@ DECODERS: Mapping[str, str] = {
     "internlm2_ve": "export.decoders.internlm2_ve:InternLM2VE",
     "glm_ocr_text": "export.decoders.glm_ocr_text:GlmOcrText",
     "lfm2": "export.decoders.lfm2:Lfm2",
+    "lfm3": "export.decoders.lfm3:Lfm3",
     "granite": "export.decoders.granite:Granite",
     "granite4_vision_text": "export.decoders.granite:Granite",
     "granite_docling_text": "export.decoders.granite:Granite",

@@ -27,6 +27,7 @@ from export.image_processors.lfm2_vl import LFM2_VL
 from export.image_processors.llava import LLAVA
 from export.image_processors.llava_next import LLAVA_NEXT
 from export.image_processors.llava_onevision import LLAVA_ONEVISION
+from export.image_processors.minicpmv4_6 import MINICPMV4_6
 from export.image_processors.mllama import MLLAMA
 from export.image_processors.ovis2 import OVIS2
 from export.image_processors.paddleocr_vl import PADDLEOCR_VL
@@ -35,6 +36,7 @@ from export.image_processors.pixtral import PIXTRAL
 from export.image_processors.qwen2_vl import QWEN2_VL
 from export.image_processors.siglip import SIGLIP
 from export.image_processors.siglip2 import SIGLIP2
+from export.image_processors.video_llama_3 import VIDEO_LLAMA_3
 from export.image_processors.vilt import BRIDGETOWER, VILT
 from export.image_processors.vit import VIT
 
@@ -67,6 +69,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "Idefics3ImageProcessor": IDEFICS3,
     "JanusImageProcessor": DEEPSEEK_VL,
     "Lfm2VlImageProcessor": LFM2_VL,
+    "MiniCPMV4_6ImageProcessor": MINICPMV4_6,
     "MllamaImageProcessor": MLLAMA,
     "LlavaImageProcessor": LLAVA,
     "LlavaNextImageProcessor": LLAVA_NEXT,
@@ -81,5 +84,6 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "SmolVLMImageProcessor": IDEFICS3,
     "ViTFeatureExtractor": VIT,
     "ViTImageProcessor": VIT,
+    "VideoLlama3ImageProcessor": VIDEO_LLAMA_3,
     "ViltImageProcessor": VILT,
 }

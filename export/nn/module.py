@@ -64,6 +64,11 @@ class Weight(onnxscript.nn.Parameter):  # type: ignore[misc]
         """Whether a layer y = x @ W reads it, which is what quantized checkpoints quantize."""
         return self.transposed
 
+    @property
+    def is_as_stored(self) -> bool:
+        """Whether the checkpoint's tensor, whole and in its order, is the weight; its number format aside."""
+        return type(self) is Weight and not self.transposed and self.rows is None and self.order is None
+
     def fits(self, stored: tuple[int, ...]) -> bool:
         """Return whether a checkpoint tensor of that shape can fill this weight, or its part of it."""
         wanted = tuple(int(size) for size in self.shape)

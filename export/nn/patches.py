@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -115,8 +116,8 @@ class _ByFrame(Weight):
         num_frames: Of the checkpoint's convolution.
     """
 
-    def __init__(self, size: int, side: int, num_frames: int) -> None:
-        super().__init__(size, 3 * num_frames, side, side, name="proj.weight")
+    def __init__(self, size: int, side: int, num_frames: int, *, name: str) -> None:
+        super().__init__(size, 3 * num_frames, side, side, name=name)
         self.num_frames = num_frames
 
     def fits(self, stored: tuple[int, ...]) -> bool:
@@ -131,6 +132,21 @@ class _ByFrame(Weight):
         return np.ascontiguousarray(stored.swapaxes(1, 2).reshape(size, channels, *sides))
 
 
+class _MatrixByFrame(_ByFrame):
+    """The same, of which the checkpoint keeps the matrix over flattened patches, channels before frames."""
+
+    def fits(self, stored: tuple[int, ...]) -> bool:
+        """Return whether a checkpoint tensor of that shape can fill this weight."""
+        size, *rest = (int(each) for each in self.shape)
+        return stored == (size, math.prod(rest))
+
+    def from_stored(self, parts: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+        """Return [D, frames * channels, side, side]."""
+        (stored,) = parts
+        size, channels, *sides = (int(each) for each in self.shape)
+        return super().from_stored([stored.reshape(size, channels // self.num_frames, self.num_frames, *sides)])
+
+
 class VideoPatches(Module):
     """Non-overlapping patches of groups of a video's frames; a still image is a group of equal ones.
 
@@ -139,11 +155,13 @@ class VideoPatches(Module):
         side: Of a patch in pixels.
         num_frames: Of a group.
         bias: Whether the convolution adds one.
+        is_matrix: The checkpoint keeps a matrix over flattened patches.
     """
 
-    def __init__(self, size: int, side: int, num_frames: int, *, bias: bool = False) -> None:
+    def __init__(self, size: int, side: int, num_frames: int, *, bias: bool = False, is_matrix: bool = False) -> None:
         super().__init__()
-        self.weight = _ByFrame(size, side, num_frames)
+        kept = (_MatrixByFrame, "weight") if is_matrix else (_ByFrame, "proj.weight")
+        self.weight = kept[0](size, side, num_frames, name=kept[1])
         self.bias = Weight(size, name="proj.bias") if bias else None
         self.side = side
         self.num_frames = num_frames

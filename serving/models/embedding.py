@@ -18,7 +18,7 @@ from bundle.text import TextBatch, Tokenizer
 from bundle.zero_shot import SLOT, label_text
 from runtime.canary import check_canary
 from runtime.encoder import open_encoder
-from runtime.encoders import Vectors, encode_texts, unit
+from runtime.encoders import WHOLE, Vectors, encode_texts, unit
 from runtime.room import check_room
 from serving.engine.batching import BatchWorker
 from serving.engine.worker import Worker
@@ -26,7 +26,7 @@ from serving.models.pool import PreprocessPool
 from serving.models.text_rows import TextRows
 from serving.models.together import together
 from serving.models.turns import Turns
-from serving.models.vectors import VectorModel, check_inputs, cut
+from serving.models.vectors import VectorModel, check_inputs, cut, refuse_boxes
 from serving.models.vision import VisionStage
 from serving.protocol import (
     ClassifyRequest,
@@ -109,7 +109,7 @@ class EmbeddingModel(VectorModel):
             RequestError: No inputs, a size to which vectors are not cut, a text that is longer than the encoder reads
                 and not to be cut, ids that are no text of the model's, bytes that are not an image.
         """
-        check_inputs(request, self._dims.sizes)
+        check_inputs(request, self._dims.sizes, name=self._manifest.name, sees_regions=self._dims.regions)
         self._check_granularity(request)
         inputs = [_single(part) for part in request.inputs]
         with self._admission.admit():
@@ -146,6 +146,8 @@ class EmbeddingModel(VectorModel):
                 f"{len(request.images)} images and {len(request.labels)} labels; send at least one of each",
                 "images" if request.labels else "labels",
             )
+        if not self._dims.regions:
+            refuse_boxes(request.images, self._manifest.name)
         if without := [template for template in templates if SLOT not in template]:
             raise ParameterError(f"prompt_template {without[0]!r} has no {SLOT} for the label", "prompt_template")
         with self._admission.admit():
@@ -207,9 +209,26 @@ class EmbeddingModel(VectorModel):
             return []
         if (vision := self._vision) is None:
             raise TaskError(f"{self._manifest.name} embeds texts alone; it has no image tower. Send texts.")
+        if self._dims.regions:
+            return await self._embed_regions(owner, images, vision)
         decoded = await together(vision.decode(owner, image.data) for image in images)
         encoded = await together(vision.encode(owner, image) for image in decoded)
         return [image.features[0] for image in encoded]
+
+    async def _embed_regions(self, owner: str, images: Sequence[ImagePart], vision: VisionStage) -> _Embedded:
+        """Return the vectors of images and parts of them; those of one image are of one run."""
+        places: dict[bytes, list[int]] = {}
+        for place, image in enumerate(images):
+            places.setdefault(image.data, []).append(place)
+        boxes = {file: [images[place].box or WHOLE for place in those] for file, those in places.items()}
+        asked = [(file, each if any(box != WHOLE for box in each) else []) for file, each in boxes.items()]
+        decoded = await together(vision.decode(owner, file, boxes=each) for file, each in asked)
+        encoded = await together(vision.encode(owner, image) for image in decoded)
+        vectors: dict[int, Vectors] = {}
+        for those, seen in zip(places.values(), encoded, strict=True):
+            of_image = seen.features[0]
+            vectors |= {place: of_image[min(at, len(of_image) - 1)] for at, place in enumerate(those)}
+        return [vectors[place] for place in range(len(images))]
 
     def _run_texts(self, rows: list[TextBatch]) -> list[_Embedded]:
         """Return the vectors of each item's texts, of one run over all."""

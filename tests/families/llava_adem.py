@@ -54,7 +54,7 @@ def save(folder: Path, config: Config) -> None:
     rng = np.random.default_rng(11)
     for name, shape in _adapter_shapes(config).items():
         fan = shape[-1] if name.endswith("weight") else 25
-        drawn = rng.standard_normal(shape) * (0.4 if "emb" in name else 1.4 / fan**0.5)
+        drawn = rng.standard_normal(shape) * (0.4 if "emb" in name else 0.9 / fan**0.5)
         weights[name] = drawn.astype(np.float32)
     save_file(weights, path, {"format": "pt"})
     settings = folder / "processor_config.json"

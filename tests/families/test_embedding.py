@@ -23,7 +23,7 @@ from quant.quantizer import quantize_bundle
 from runtime.embedder_runner import EmbedderRunner
 from runtime.settings import RuntimeSettings
 
-FAMILIES = ("gemma3", "internvl", "lfm2_vl", "llava_next", "paligemma", "qwen2_5_vl", "qwen3_vl")
+FAMILIES = ("gemma3", "gemma4", "internvl", "lfm2_vl", "llava_next", "paligemma", "qwen2_5_vl", "qwen3_vl")
 CASES = [(family, "last", "contrib") for family in FAMILIES]
 CASES += [("paligemma", "mean", "portable"), ("qwen2_5_vl", "mean", "portable")]
 SETTINGS = RuntimeSettings(intra_threads=1)

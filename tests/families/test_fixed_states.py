@@ -43,7 +43,7 @@ from serving.engine.scheduler import Scheduler
 from serving.engine.sequence import Sequence
 from serving.protocol import SamplingParams
 
-FAMILIES = ("lfm2_vl", "mllama", "qwen3_5")
+FAMILIES = ("lfm2_vl", "lfm3_vl", "mllama", "qwen3_5")
 # float32 sums in another order, on logits above 10
 TOLERANCE = 1e-3
 CAPACITY, SLOTS = 96, 4
