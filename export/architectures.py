@@ -59,6 +59,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "lfm3_vl": "export.models.lfm3_vl:Lfm3VL",
     "llava": "export.models.llava:Llava",
     "limoe": "export.models.limoe:Limoe",
+    "llava": "export.models.llava:open_llava",
     "llava_adem": "export.models.llava_adem:LlavaADEM",
     "llm2clip": "export.models.llm2clip:Llm2Clip",
     "mm1": "export.models.mm1:MM1",

@@ -27,7 +27,7 @@ class HunYuanVL(AnyShape):
 
     text_type = "hunyuan_vl_text"
     image_processor = "HunYuanVLImageProcessor"
-    image_token = "<image>"
+    image_token = "<｜hy_place▁holder▁no▁102｜>"
     renames: ClassVar[tuple[tuple[str, str], ...]] = (
         (r"^vit\.", "model.vit."),
         (r"^model\.vit\.", f"{_TOWER}."),

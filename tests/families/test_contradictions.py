@@ -155,6 +155,8 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
         _moe(moe_layers_idx=[0, 2]),
         r"experts in layers \[0, 2\]; wanted are layers 0 to 1",
     ),
+    ("pixtral", CONFIG, {"vision_feature_select_strategy": "default"}, "no class token to drop; built is 'full'"),
+    ("pixtral", PROCESSOR, {"patch_size": 4}, "tokens of 4 pixels a side, the model's are of 8"),
     ("video_llama_3", CONFIG, {"text_config": {"model_type": "qwen3"}}, "model_type is 'qwen3'; only 'qwen2'"),
     ("video_llama_3", CONFIG, {"vision_config": {"rope_parameters": {"rope_type": "default"}}}, "only 'axial'"),
     ("video_llama_3", PROCESSOR, {"image_processor": {"patch_size": 14}}, "squares of 8 pixels"),
