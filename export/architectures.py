@@ -70,6 +70,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "roberta": "export.models.xlm_roberta:RobertaReranker",
     "siglip": "export.models.siglip:Siglip",
     "siglip2": "export.models.siglip2:Siglip2",
+    "vipllava": "export.models.vipllava:VipLlava",
     "vit": "export.models.vit:Vit",
     "video_llama_3": "export.models.video_llama_3:VideoLlama3",
     "vilt": "export.models.vilt:Vilt",
