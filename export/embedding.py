@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
+from bundle.adapters import AdapterDims
 from bundle.errors import UnsupportedConfigError
 from bundle.manifest import InputType, Pooling
 from export.checkpoint import Checkpoint
@@ -71,6 +72,10 @@ class Head:
     size: int
     has_bias: bool
 
+    def module(self, hidden_size: int) -> Module:
+        """Return the module [B, N, D] -> [B, N, size]."""
+        return Linear(hidden_size, self.size, rows=None, bias=self.has_bias, name=self.name)
+
 
 @dataclass(frozen=True)
 class StateVectors:
@@ -82,6 +87,10 @@ class StateVectors:
         template: How an input is written: a chat template's source; None: as the checkpoint's own writes a question.
         prefixes: What stands before the first text of an input of a type.
         also_answers: The decoder gives the vocabulary's scores as well.
+        late: What every token's state is projected by for requests that want a vector of each; None: by nothing.
+        default_type: Of an input of which a request says nothing.
+        pools_images: As of `bundle.manifest.EmbedderDims`.
+        adapters: That the decoder holds beside one another.
     """
 
     pooling: Pooling
@@ -89,6 +98,10 @@ class StateVectors:
     template: str | None = None
     prefixes: Mapping[InputType, str] | None = None
     also_answers: bool = False
+    late: Head | None = None
+    default_type: InputType | None = None
+    pools_images: bool = False
+    adapters: tuple[AdapterDims, ...] = ()
 
     @property
     def unused(self) -> tuple[str, ...]:
@@ -101,9 +114,7 @@ class StateVectors:
 
     def module(self, hidden_size: int) -> Module:
         """Return the module [B, N, D] -> [B, N, E]."""
-        if self.head is None:
-            return _Unchanged()
-        return Linear(hidden_size, self.head.size, rows=None, bias=self.head.has_bias, name=self.head.name)
+        return _Unchanged() if self.head is None else self.head.module(hidden_size)
 
 
 class _Unchanged(Module):

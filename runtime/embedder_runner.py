@@ -54,7 +54,9 @@ class EmbedderRunner:
 
     def embed_texts(self, texts: Sequence[str]) -> list[Vectors]:
         """Return of each text [E], or [n, E] where every token has a vector."""
-        return self.embed_turns([([Turn("user", (text,))], []) for text in texts])
+        dims = self._bundle.manifest.embedder
+        prefix = "" if dims is None else dims.prefix(None)
+        return self.embed_turns([([Turn("user", (f"{prefix}{text}",))], []) for text in texts])
 
     def embed_turns(self, inputs: Sequence[tuple[Sequence[Turn], Sequence[Image.Image]]]) -> list[Vectors]:
         """Return of each input, written as turns about images, [E], or [n, E] where every token has a vector."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
+import numpy.typing as npt
 
 from bundle import tensors
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, SignatureError
 from bundle.manifest import ComponentName, EmbedderDims, Pooling
 from runtime.encoders import Vectors, unit
-from runtime.feeds import Int64, Step, TokenBatch, TokenRun, check_inputs, feeds_of, place_features
+from runtime.feeds import Step, TokenBatch, TokenRun, check_inputs, feeds_of
 from runtime.filled_prompt import FilledPrompt
 from runtime.graph import Array
 from runtime.session import Session
@@ -67,7 +69,7 @@ class PromptEmbedder:
         return [unit(own) for own in self.raw(prompts, self._dims.pooling)]
 
     def raw(self, prompts: Sequence[FilledPrompt], pooling: Pooling) -> list[Vectors]:
-        """Return each prompt's vectors as the decoder gives them, by whichever pooling: [1, E] or [T, E]."""
+        """Return each prompt's vectors as the decoder gives them, by whichever pooling: [1, E], or [T, E] or [T, M]."""
         order = sorted(range(len(prompts)), key=lambda place: -prompts[place].num_tokens)
         found: dict[int, Vectors] = {}
         for places in _alike([(place, prompts[place].num_tokens) for place in order]):
@@ -87,15 +89,31 @@ class PromptEmbedder:
         wanted = [[prompt.num_tokens - 1] if is_last else range(longest) for prompt in prompts]
         runs = [self._padded(prompt, longest, each) for prompt, each in zip(prompts, wanted, strict=True)]
         batch = TokenBatch.of(runs)
-        feeds = feeds_of(self._decoder.component.inputs, Step(batch, place_features(self._embeds(batch.ids), batch)))
+        found = self._table.run({self._table.component.inputs[0].name: batch.ids})
+        feeds = feeds_of(self._decoder.component.inputs, Step.of_tables(batch, found))
         return {**feeds, **empty_states(self._states, len(prompts), longest)}
 
     def _run(self, prompts: Sequence[FilledPrompt], pooling: Pooling) -> list[Vectors]:
         feeds = self.feeds(prompts, pooling)
-        given = self._decoder.graph.run(feeds, [tensors.TOKEN_EMBEDS])[tensors.TOKEN_EMBEDS]
+        is_projected = pooling == "tokens" and self._dims.late_size is not None
+        name = tensors.LATE_EMBEDS if is_projected else tensors.TOKEN_EMBEDS
+        given = self._decoder.graph.run(feeds, [name])[name]
         is_last = pooling == "last"
         rows = [own if is_last else own[: prompt.num_tokens] for own, prompt in zip(given, prompts, strict=True)]
-        return [own.mean(axis=0, keepdims=True) if pooling == "mean" else own for own in rows]
+        if pooling != "mean":
+            return rows
+        kept = [own[self._pooled(prompt)] for own, prompt in zip(rows, prompts, strict=True)]
+        return [own.mean(axis=0, keepdims=True) for own in kept]
+
+    def _pooled(self, prompt: FilledPrompt) -> npt.NDArray[np.bool_]:
+        """Return [T] whether a token counts for the mean."""
+        counts = np.ones(prompt.num_tokens, np.bool_)
+        if not (self._dims.pools_images and prompt.placed):
+            return counts
+        counts[:] = False
+        for placed in prompt.placed:
+            counts[max(placed.start - 1, 0) : placed.start + len(placed.rows) + 1] = True
+        return counts
 
     def _padded(self, prompt: FilledPrompt, num_tokens: int, wanted: Sequence[int]) -> TokenRun:
         """Return a prompt with tokens behind it that none before them sees."""
@@ -104,11 +122,8 @@ class PromptEmbedder:
         last = run.positions[..., -1:]
         positions = np.concatenate([run.positions, np.repeat(last, missing, axis=-1)], axis=-1)
         around = None if run.around is None else np.pad(run.around, ((0, 0), (0, missing)))
-        return TokenRun(np.pad(run.ids, (0, missing)), positions, run.lengths, wanted, run.features, around=around)
-
-    def _embeds(self, ids: Int64) -> Vectors:
-        embeds: Vectors = self._table.run({self._table.component.inputs[0].name: ids})[self._table.output]
-        return embeds
+        ids = np.pad(run.ids, (0, missing))
+        return replace(run, ids=ids, positions=positions, wanted=wanted, around=around)
 
     def _check_gives_vectors(self) -> None:
         component = self._decoder.component

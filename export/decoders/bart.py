@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import ClassVar, Self
 
 import onnx_ir as ir
 from onnxscript import OpBuilder
@@ -10,7 +12,7 @@ from onnxscript import OpBuilder
 from bundle import tensors
 from bundle.manifest import TensorSpec
 from bundle.states import MemoryPlace, State
-from export.config import DecoderConfig, Raw, read_sizes, require
+from export.config import DecoderConfig, Raw, read_sizes
 from export.decoders.decoder import Decoder
 from export.nn.attention import CachedAttention
 from export.nn.bart_encoder import FIRST_PLACE
@@ -41,24 +43,36 @@ MEMORY_ROWS = "memory_rows"
 """How many rows of what the encoder made a sequence can hold; the family adds it to the text config."""
 
 
-class _Entrance(Module):
-    """Learned positions added to embeddings, and a norm of the sum."""
+class Entrance(Module):
+    """Learned positions added to embeddings, and a norm of the sum.
 
-    def __init__(self, config: DecoderConfig) -> None:
+    Args:
+        config: Sizes.
+        is_normed: There is such a norm.
+    """
+
+    def __init__(self, config: DecoderConfig, *, is_normed: bool = True) -> None:
         super().__init__("")
         self.embed_positions = Embedding(config.max_positions + FIRST_PLACE, config.hidden_size)
-        self.layernorm_embedding = LayerNorm(config.hidden_size, EPS)
+        self.layernorm_embedding = LayerNorm(config.hidden_size, EPS) if is_normed else None
 
     def forward(self, op: OpBuilder, x: ir.Value, position_ids: ir.Value) -> ir.Value:
         """Return [B, T, D] of x [B, T, D] at places [B, T]."""
-        places = self.embed_positions(op, op.Add(position_ids, FIRST_PLACE))
-        return self.layernorm_embedding(op, op.Add(x, places))
+        placed = op.Add(x, self.embed_positions(op, op.Add(position_ids, FIRST_PLACE)))
+        return placed if self.layernorm_embedding is None else self.layernorm_embedding(op, placed)
 
 
 class _Layer(Module):
-    """Attention to what was said, attention to the memory, a feed-forward: each normed with its residual."""
+    """Attention to what was said, attention to the memory, a feed-forward: each normed with its residual.
 
-    def __init__(self, config: DecoderConfig, dialect: Dialect, number: int) -> None:
+    Args:
+        config: Sizes.
+        dialect: How attention is written.
+        number: Of the layer.
+        norms_first: Norms stand before the three, and not behind the sums (mBART).
+    """
+
+    def __init__(self, config: DecoderConfig, dialect: Dialect, number: int, *, norms_first: bool) -> None:
         super().__init__()
         self.self_attn = CachedAttention(config, dialect, number, out_name="out_proj")
         self.self_attn_layer_norm = LayerNorm(config.hidden_size, EPS)
@@ -66,15 +80,26 @@ class _Layer(Module):
         self.encoder_attn_layer_norm = LayerNorm(config.hidden_size, EPS)
         self.feed_forward = FeedForward(config, name="")
         self.final_layer_norm = LayerNorm(config.hidden_size, EPS)
+        self.norms_first = norms_first
 
     def forward(self, op: OpBuilder, x: ir.Value, around: Around, states: Sequence[ir.Value]) -> Left:
         """Return what is left of x [B, T, D]; states are keys and values of text, then those of the memory."""
         past, memory = CacheRows(*states[:2]), states[2:]
-        attended, present, queries = self.self_attn(op, x, around.first_angles, past, around.lengths)
-        x = self.self_attn_layer_norm(op, op.Add(x, attended))
-        x = self.encoder_attn_layer_norm(op, op.Add(x, self.encoder_attn(op, x, *memory, around.more[0])))
-        x = self.final_layer_norm(op, op.Add(x, self.feed_forward(op, x)))
+        given = self._before(op, self.self_attn_layer_norm, x)
+        attended, present, queries = self.self_attn(op, given, around.first_angles, past, around.lengths)
+        x = self._behind(op, self.self_attn_layer_norm, op.Add(x, attended))
+        given = self._before(op, self.encoder_attn_layer_norm, x)
+        seen = self.encoder_attn(op, given, *memory, around.more[0])
+        x = self._behind(op, self.encoder_attn_layer_norm, op.Add(x, seen))
+        given = self._before(op, self.final_layer_norm, x)
+        x = self._behind(op, self.final_layer_norm, op.Add(x, self.feed_forward(op, given)))
         return Left(x, (present.key, present.value), queries)
+
+    def _before(self, op: OpBuilder, norm: LayerNorm, x: ir.Value) -> ir.Value:
+        return norm(op, x) if self.norms_first else x
+
+    def _behind(self, op: OpBuilder, norm: LayerNorm, x: ir.Value) -> ir.Value:
+        return x if self.norms_first else norm(op, x)
 
 
 class _Nothing(Module):
@@ -87,24 +112,27 @@ class _Nothing(Module):
 class Bart(Decoder):
     """`model_type` bart, its decoder.
 
+    Class attributes:
+        defaults: Of the text config.
+        norms_first: As of its layers; another norm then stands behind the last.
+
     Args:
         config: Sizes.
         memory_rows: M, of one sequence.
+        scale: Of rows of the table of tokens.
     """
 
-    def __init__(self, config: DecoderConfig, memory_rows: int) -> None:
+    defaults: ClassVar[Raw] = DEFAULTS
+    norms_first: ClassVar[bool] = False
+
+    def __init__(self, config: DecoderConfig, memory_rows: int, scale: float = 1.0) -> None:
         super().__init__(config)
-        self._memory_rows = memory_rows
+        self._memory_rows, self._scale = memory_rows, scale
 
     @classmethod
-    def read(cls, raw: Raw) -> Bart:
-        """Return the decoder that a text config describes, with `MEMORY_ROWS` beside its own keys.
-
-        Raises:
-            UnsupportedConfigError: Scaled embeddings.
-        """
-        require(raw, [("scale_embedding", False)])
-        merged = {**DEFAULTS, **raw}
+    def read(cls, raw: Raw) -> Self:
+        """Return the decoder that a text config describes, with `MEMORY_ROWS` beside its own keys."""
+        merged = {**cls.defaults, **raw}
         sizes = {
             **merged,
             "hidden_size": merged["d_model"],
@@ -115,7 +143,13 @@ class Bart(Decoder):
             "rms_norm_eps": EPS,
             "attention_bias": True,
         }
-        return cls(read_sizes(sizes, qkv_bias=True), int(merged.get(MEMORY_ROWS, 1)))
+        scale = math.sqrt(merged["d_model"]) if merged.get("scale_embedding") else 1.0
+        return cls(read_sizes(sizes, qkv_bias=True), int(merged.get(MEMORY_ROWS, 1)), scale)
+
+    @property
+    def embedding_scale(self) -> float:
+        """The root of the width where the config says so."""
+        return self._scale
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -124,7 +158,7 @@ class Bart(Decoder):
 
     def entrance(self) -> Module:
         """Return learned positions and their norm."""
-        return _Entrance(self.config)
+        return Entrance(self.config)
 
     def angles(self, op: OpBuilder, position_ids: ir.Value) -> tuple[Angles, ...]:
         """Return none: nothing turns."""
@@ -132,10 +166,12 @@ class Bart(Decoder):
 
     def layer(self, dialect: Dialect, number: int) -> Module:
         """Return both attentions and a feed-forward."""
-        return _Layer(self.config, dialect, number)
+        return _Layer(self.config, dialect, number, norms_first=self.norms_first)
 
     def norm(self, dialect: Dialect) -> Module:
-        """Return nothing: the last layer ends with a norm."""
+        """Return nothing where the last layer ends with a norm."""
+        if self.norms_first:
+            return LayerNorm(self.config.hidden_size, EPS, name="layer_norm")
         return _Nothing()
 
     def states_of(self, number: int) -> tuple[State, ...]:

@@ -92,11 +92,17 @@ class _Attention(CachedAttention):
         self.g_proj = Linear(config.hidden_size, config.num_heads, rows=None, bias=False) if is_gated else None
 
     def forward(
-        self, op: OpBuilder, x: ir.Value, angles: Angles | None, past: CacheRows, lengths: Lengths
+        self,
+        op: OpBuilder,
+        x: ir.Value,
+        angles: Angles | None,
+        past: CacheRows,
+        lengths: Lengths,
+        of_queries: Angles | None = None,
     ) -> tuple[ir.Value, CacheRows, ir.Value]:
         """Return as `CachedAttention`."""
-        projected = self.q_proj(op, x), self.k_proj(op, x), self.v_proj(op, x)
-        attended, present, queries = self.attend(op, projected, angles, past, lengths)
+        projected = self.q_proj(op, x), *self.keys_and_values(op, x)
+        attended, present, queries = self.attend(op, projected, angles, past, lengths, of_queries)
         if self.g_proj is not None:
             gates = op.Unsqueeze(op.Sigmoid(self.g_proj(op, x)), [3])
             by_head = op.Mul(op.Reshape(attended, [0, 0, self.heads.num, self.heads.size]), gates)

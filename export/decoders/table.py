@@ -15,6 +15,8 @@ DECODERS: Mapping[str, str] = {
     "gemma": "export.decoders.gemma:Gemma",
     "gemma2": "export.decoders.gemma2:Gemma2",
     "gemma3_text": "export.decoders.gemma3_text:Gemma3Text",
+    "hunyuan_vl_text": "export.decoders.hunyuan_vl_text:HunYuanVLText",
+    "gemma4_text": "export.decoders.gemma4_text:Gemma4Text",
     "internlm2_ve": "export.decoders.internlm2_ve:InternLM2VE",
     "glm_ocr_text": "export.decoders.glm_ocr_text:GlmOcrText",
     "lfm2": "export.decoders.lfm2:Lfm2",
@@ -24,8 +26,11 @@ DECODERS: Mapping[str, str] = {
     "granite_docling_text": "export.decoders.granite:Granite",
     "kosmos_2_text_model": "export.decoders.kosmos_2_text_model:Kosmos2Text",
     "llama": "export.decoders.llama:Llama",
+    "llama_adem": "export.decoders.llama_adem:LlamaADEM",
     "llama_mote": "export.decoders.llama_mote:LlamaMote",
     "llama_vlora": "export.decoders.llama_vlora:LlamaVLoRA",
+    "ministral3": "export.decoders.ministral3:Ministral3",
+    "mbart": "export.decoders.mbart:MBart",
     "mistral": "export.decoders.mistral:Mistral",
     "mllama_text_model": "export.decoders.mllama_text:MllamaText",
     "opt": "export.decoders.opt:OPT",
@@ -35,8 +40,11 @@ DECODERS: Mapping[str, str] = {
     "qwen2_5_vl_text": "export.decoders.qwen2_5_vl_text:Qwen25VLText",
     "qwen2_vl_text": "export.decoders.qwen2_5_vl_text:Qwen25VLText",
     "qwen3": "export.decoders.qwen3:Qwen3",
+    "qwen3_5_text": "export.decoders.qwen3_5_text:Qwen35Text",
     "qwen3_vl_text": "export.decoders.qwen3_vl_text:Qwen3VLText",
     "stablelm": "export.decoders.stablelm:StableLM",
+    "unival_text": "export.decoders.unival:UnIVALText",
+    "trocr": "export.decoders.trocr:TrOCR",
 }
 """`model_type` of a text config to "module:Class"."""
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from bundle.layouts.qwen2_vl import Qwen2VLPrompt
+from bundle.layouts.table import KnownImagePrompt
 from export.config import Raw, sub_config
 from export.connectors.patch_merger import merged_squares
 from export.found_processor import FoundProcessor
@@ -78,7 +78,7 @@ class Lfm3VL(AnyShape):
         projector = _Projector(self.config, self.tower, self.decoder.config.hidden_size)
         return Chain(Lfm3Tower(self.tower, dialect, _TOWER), projector)
 
-    def image_prompt(self, found: FoundProcessor) -> Qwen2VLPrompt:
+    def image_prompt(self, found: FoundProcessor) -> KnownImagePrompt:
         """Return one image token for each square of patches, all on one axis.
 
         Raises:

@@ -12,11 +12,11 @@ from export.config import Raw, sub_config
 from export.found_processor import FoundProcessor
 from export.models.internvl import InternVL
 from export.quantized.method import QuantizationMethod
-from export.quantized.packed_projections import SplitRows
+from export.quantized.packed_projections import PackedProjections, one_after_another
 from export.spoken_tokens import document_markup
+from export.towers.internvl import AUTHORS_NAMES
 
 _PLACEHOLDER = "<image>"
-_TOWER = r"^model\.vision_tower\."
 
 
 class QianfanOCR(InternVL):
@@ -28,16 +28,7 @@ class QianfanOCR(InternVL):
     default_text = "qwen3"
     template_placeholder = _PLACEHOLDER
     renames: ClassVar[tuple[tuple[str, str], ...]] = (
-        (r"^vision_model\.", "model.vision_tower."),
-        (_TOWER + r"(?:encoder\.)?layers\.", "model.vision_tower.encoder.layer."),
-        (_TOWER + r"(.*\.\d+)\.attn\.proj\.", r"model.vision_tower.\1.attention.projection_layer."),
-        (_TOWER + r"(.*\.\d+)\.attn\.", r"model.vision_tower.\1.attention."),
-        (_TOWER + r"(.*\.\d+)\.norm1\.", r"model.vision_tower.\1.layernorm_before."),
-        (_TOWER + r"(.*\.\d+)\.norm2\.", r"model.vision_tower.\1.layernorm_after."),
-        (_TOWER + r"(.*\.\d+)\.ls([12])$", r"model.vision_tower.\1.lambda_\2"),
-        (_TOWER + r"embeddings\.class_embedding$", "model.vision_tower.embeddings.cls_token"),
-        (_TOWER + r"embeddings\.position_embedding$", "model.vision_tower.embeddings.position_embeddings"),
-        (_TOWER + r"embeddings\.patch_embedding\.", "model.vision_tower.embeddings.patch_embeddings.projection."),
+        *AUTHORS_NAMES,
         *InternVL.renames,
         (r"^mlp1\.0\.", "model.multi_modal_projector.layer_norm."),
         (r"^mlp1\.1\.", "model.multi_modal_projector.linear_1."),
@@ -53,7 +44,7 @@ class QianfanOCR(InternVL):
         if self.config.get("quantization_config") is not None:
             return super().stored_weights()
         width = self.tower_config.vision.tower.hidden_size
-        return SplitRows({"attention.qkv": {"q_proj": width, "k_proj": width, "v_proj": width}})
+        return PackedProjections({"attention.qkv": one_after_another(q_proj=width, k_proj=width, v_proj=width)})
 
     def image_prompt(self, found: FoundProcessor) -> InternVLPrompt:
         """Return the tokens of all tiles between a start and an end.

@@ -7,7 +7,7 @@ from typing import ClassVar
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from bundle.layouts.qwen2_vl import Qwen2VLPrompt
+from bundle.layouts.table import KnownImagePrompt
 from export.config import Raw, TowerConfig, require, sub_config
 from export.connectors.projector import Projector
 from export.found_processor import FoundProcessor
@@ -92,7 +92,7 @@ class VideoLlama3(AnyShape):
         """Return tower and projector."""
         return _Vision(self.tower, dialect, self.decoder.config.hidden_size)
 
-    def image_prompt(self, found: FoundProcessor) -> Qwen2VLPrompt:
+    def image_prompt(self, found: FoundProcessor) -> KnownImagePrompt:
         """Return one image token for each patch that is left, all on one axis.
 
         Raises:

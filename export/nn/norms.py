@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
@@ -22,6 +23,20 @@ class LayerNorm(Module):
         """Return x normalised, same shape."""
         bias = [] if self.bias is None else [self.bias]  # named and empty, TensorRT's parser refuses it
         return op.LayerNormalization(x, self.weight, *bias, axis=-1, epsilon=self.eps)
+
+
+class BareRMSNorm(Module):
+    """x / sqrt(mean(x^2) + eps), with no weight."""
+
+    def __init__(self, size: int, eps: float, dialect: Dialect) -> None:
+        super().__init__()
+        self.size, self.eps = size, eps
+        self.dialect = dialect
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        """Return x normalised, same shape."""
+        ones = op.initializer(ir.tensor(np.ones(self.size, np.float32)), "ones")
+        return self.dialect.rms_norm(op, x, ones, self.eps)
 
 
 class RMSNorm(Module):

@@ -55,17 +55,18 @@ class Grid:
 
 
 class StillPatches(Module):
-    """Non-overlapping patches of images, with biases.
+    """Non-overlapping patches of images.
 
     Args:
         size: D.
         side: Of a patch in pixels.
+        bias: Whether the convolution adds one.
     """
 
-    def __init__(self, size: int, side: int) -> None:
+    def __init__(self, size: int, side: int, *, bias: bool = True) -> None:
         super().__init__()
         self.weight = Weight(size, 3, side, side)
-        self.bias = Weight(size)
+        self.bias = Weight(size) if bias else None
         self.side = side
 
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> tuple[ir.Value, Grid]:
@@ -94,12 +95,13 @@ class FlattenedPatches(Module):
     Args:
         size: D.
         side: Of a patch in pixels.
+        bias: Whether it adds one.
     """
 
-    def __init__(self, size: int, side: int) -> None:
+    def __init__(self, size: int, side: int, *, bias: bool = True) -> None:
         super().__init__()
         self.weight = _Flattened(size, 3, side, side)
-        self.bias = Weight(size)
+        self.bias = Weight(size) if bias else None
         self.side = side
 
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> tuple[ir.Value, Grid]:
@@ -203,9 +205,32 @@ def patch_angles(op: OpBuilder, x: ir.Value, grid: Grid, head_size: int, theta: 
     frequencies = op.initializer(
         ir.tensor(RopeConfig("default", theta).inverse_frequencies(head_size // 2)), "patch_inverse_frequencies"
     )
+    return _angles_by_axis(op, x, grid, (frequencies, frequencies))
+
+
+def alternating_patch_angles(op: OpBuilder, x: ir.Value, grid: Grid, head_size: int, theta: float) -> Angles:
+    """Return the angles [I, N, C/2] of patches, as Pixtral has them: of the frequencies of a whole head every second
+    one turns by row, first of all, and the others by column (arXiv 2410.07073, section 2.2).
+
+    Args:
+        op: The builder.
+        x: [I, N, D] the patches.
+        grid: Of them.
+        head_size: C.
+        theta: Base of the frequencies.
+    """
+    whole = RopeConfig("default", theta).inverse_frequencies(head_size)
+    by_row, by_col = (
+        op.initializer(ir.tensor(np.ascontiguousarray(whole[first::2])), f"patch_inverse_frequencies_{axis}")
+        for first, axis in enumerate(("by_row", "by_column"))
+    )
+    return _angles_by_axis(op, x, grid, (by_row, by_col))
+
+
+def _angles_by_axis(op: OpBuilder, x: ir.Value, grid: Grid, frequencies: tuple[ir.Value, ir.Value]) -> Angles:
     by_axis = [
-        op.Mul(op.Unsqueeze(op.Cast(places, to=ir.DataType.FLOAT), [1]), frequencies)
-        for places in (grid.rows(op), grid.cols(op))
+        op.Mul(op.Unsqueeze(op.Cast(places, to=ir.DataType.FLOAT), [1]), of_axis)
+        for places, of_axis in zip((grid.rows(op), grid.cols(op)), frequencies, strict=True)
     ]
     turned = op.Unsqueeze(op.Concat(*by_axis, axis=1), [0])
     shape = op.Concat(op.Shape(x, start=0, end=1), [1, 1], axis=0)

@@ -16,6 +16,7 @@ from bundle.errors import ParameterError
 from bundle.manifest import RANKING_TASKS
 from serving.api.disconnect import contained, until_disconnect
 from serving.api.embeddings import embed_request
+from serving.api.fields import Off
 from serving.api.schemas import EmbeddingRequest
 from serving.api.service import Service, count_prompt, or_cut
 from serving.protocol import EmbedInput, EmbedRequest, JoinedPart, ScoreRequest
@@ -34,11 +35,12 @@ class PoolingBody(EmbeddingRequest):
     `task`: `embed` (a vector of each input), `token_embed` (one of each of its tokens), `classify` or `score` (a
     cross-encoder's score of an input of two parts, `{"content": [{"type": "text", ...}, {"type": "image_url", ...}]}`);
     what the model does by itself where it is left out. `use_activation` false: vectors are not brought to unit length,
-    and scores are of any size.
+    and scores are of any size. Of a model with adapters, the first embeds: here `task` is another thing.
     """
 
     task: PoolingTask | None = None
     use_activation: bool | None = None
+    return_multivector: Off = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -76,7 +77,7 @@ class EmbedderModel(VectorModel):
         check_room(manifest, None, settings.provider)
         self._dims: EmbedderDims = manifest.embedder
         self._prompts = PromptBuilder.from_bundle(bundle, of_inputs=True)
-        self._writer = InputWriter(self._prompts, self._dims, longest)
+        self._writer = InputWriter(self._prompts, longest)
         self._longest = longest
         self._vision = VisionStage(bundle, settings, pool)
         self._embedder = PromptEmbedder(bundle, settings, opened or {})
@@ -97,7 +98,7 @@ class EmbedderModel(VectorModel):
         return {self._worker: self._warm_up, **self._vision.workers}
 
     def _warm_up(self) -> None:
-        self._embedder.embed([FilledPrompt(self._writer.write([TextPart("warm-up")], (), None, None, None))])
+        self._embedder.embed([FilledPrompt(self._writer.write([TextPart("warm-up")], (), "", None, None))])
 
     def _run(self, wanted: Sequence[_Wanted]) -> list[Vectors]:
         """Return the raw vectors of prompts, of which those that are pooled alike run together."""
@@ -127,7 +128,7 @@ class EmbedderModel(VectorModel):
             RequestError: No inputs, a size to which vectors are not cut, an input that is longer than the model reads
                 and not to be cut, ids that are not the model's, bytes that are not an image.
         """
-        check_inputs(request, self._dims.sizes)
+        check_inputs(request, self._dims.sizes, name=self._manifest.name, tasks=self._dims.adapter_names)
         pooling = self._pooling(request)
         most_tokens = self._writer.most_tokens(request.truncate_tokens)
         kinds: tuple[InputType | None, ...] = request.input_types or (None,) * len(request.inputs)
@@ -149,6 +150,11 @@ class EmbedderModel(VectorModel):
             ParameterError: One of each input, of a model whose tokens keep their own.
         """
         if request.granularity == "token":
+            if request.dimensions is not None and self._dims.late_size is not None:
+                raise ParameterError(
+                    f"dimensions = {request.dimensions}: several vectors of one input are not cut; leave it out",
+                    "dimensions",
+                )
             return "tokens"
         if request.granularity == "input" and self._dims.pooling == "tokens":
             raise ParameterError(
@@ -165,16 +171,23 @@ class EmbedderModel(VectorModel):
         pooling: Pooling,
     ) -> tuple[Vectors, int]:
         """Return an input's vectors and the tokens that it took."""
-        owner = request.request_id
+        owner, adapter = request.request_id, self._adapter(request)
         async with self._turns.place(owner):
             if isinstance(part, TokensPart):
                 prompt = await self._pool.text.run(owner, self._writer.of_ids, part.token_ids, most_tokens)
-                filled = FilledPrompt(prompt)
+                filled = FilledPrompt(prompt, adapter=adapter)
             else:
                 parts = part.parts if isinstance(part, JoinedPart) else (part,)
-                write = partial(self._writer.write, kind=kind, instruction=request.instruction, most_tokens=most_tokens)
-                filled = await self._filled(owner, parts, write)
+                prefix = self._dims.prefix(kind, adapter)
+                write = partial(
+                    self._writer.write, prefix=prefix, instruction=request.instruction, most_tokens=most_tokens
+                )
+                filled = replace(await self._filled(owner, parts, write), adapter=adapter)
             return await asyncio.wrap_future(self._worker.submit((filled, pooling))), filled.num_tokens
+
+    def _adapter(self, request: EmbedRequest) -> int:
+        """Return the number of the adapter that a request chose; it has been checked."""
+        return 0 if request.task is None else self._dims.adapter_names.index(request.task)
 
     async def _filled(
         self, owner: str, parts: tuple[TextPart | ImagePart, ...], write: Callable[..., Prompt]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from bundle.errors import ContextLengthError, ParameterError
 from bundle.image import TileLayout
-from bundle.manifest import EmbedderDims, InputType, Manifest
+from bundle.manifest import Manifest
 from bundle.prompt import Placeholder, Prompt, PromptBuilder, Turn
 from runtime.settings import DEFAULT_CONTEXT_TOKENS
 from serving.models.text_rows import ALL
@@ -29,12 +29,11 @@ class InputWriter:
 
     Args:
         prompts: Of the model.
-        dims: What stands before inputs of a type.
         longest: Tokens of one input.
     """
 
-    def __init__(self, prompts: PromptBuilder, dims: EmbedderDims, longest: int) -> None:
-        self._prompts, self._dims, self._longest = prompts, dims, longest
+    def __init__(self, prompts: PromptBuilder, longest: int) -> None:
+        self._prompts, self._longest = prompts, longest
 
     def most_tokens(self, asked: int | None) -> int | None:
         """Return to how many tokens longer inputs are cut; None: they are refused.
@@ -63,7 +62,7 @@ class InputWriter:
         self,
         parts: Sequence[TextPart | ImagePart],
         layouts: Sequence[TileLayout],
-        kind: InputType | None,
+        prefix: str,
         instruction: str | None,
         most_tokens: int | None,
     ) -> Prompt:
@@ -72,7 +71,7 @@ class InputWriter:
         Args:
             parts: Texts and images, in order.
             layouts: Of the images.
-            kind: What it is to those that it is compared with.
+            prefix: Of its first text.
             instruction: For the template's place of it.
             most_tokens: The last text is cut until no more are left; None: nothing is cut.
 
@@ -82,7 +81,6 @@ class InputWriter:
         said: list[str | Placeholder] = [
             part.text if isinstance(part, TextPart) else Placeholder.IMAGE for part in parts
         ]
-        prefix = self._dims.prefixes.get(kind, "") if kind is not None else ""
         at = next((place for place, part in enumerate(said) if isinstance(part, str)), None)
         if at is not None:
             said[at] = f"{prefix}{said[at]}"

@@ -41,6 +41,7 @@ class EmbedRequest:
         instruction: What the model is told before every input, for models whose templates have a place for it.
         granularity: Of what there is a vector: "input", "token", or what the model was made for.
         is_raw: Vectors are wanted as the model's graph gives them, not of unit length.
+        task: Name of the adapter that inputs run through, of a model that holds several; None: the model's first.
     """
 
     request_id: str
@@ -52,6 +53,7 @@ class EmbedRequest:
     instruction: str | None = None
     granularity: Granularity = "own"
     is_raw: bool = False
+    task: str | None = None
     traceparent: str = ""
 
 

@@ -86,6 +86,26 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ),
     ("llava_pooled", CONFIG, {"pool_out_size": 9}, "pool_out_size 9: pool_adapter wants 1 to 4"),
     ("llava_pooled", CONFIG, {"vision_feature_select_strategy": "full"}, "means are over patches alone"),
+    ("hunyuan_vl", CONFIG, {"vision_config": {"interpolate_mode": "bicubic"}}, "only 'bilinear' is built"),
+    ("hunyuan_vl", CONFIG, {"vision_config": {"head_dim": 16}}, "head_dim 16: .* of 12 numbers"),
+    (
+        "hunyuan_vl",
+        CONFIG,
+        {"text_config": {"rope_parameters": {"type": "xdrope", "xdrope_section": [4, 4]}}},
+        r"mrope_section \[4, 4\]: wanted are 3",
+    ),
+    ("hunyuan_vl", PROCESSOR, {"cat_extra_token": False}, "cat_extra_token is false"),
+    ("hunyuan_vl", PROCESSOR, {"image_processor": {"merge_size": 1}}, "squares of 12 pixels"),
+    ("lighton_ocr", PROCESSOR, {"image_processor": {"patch_size": 5}}, "squares of 6 or 12 pixels"),
+    ("mistral3", CONFIG, {"vision_feature_layer": [-1, -2]}, "one hidden state is read, of -3 to 2"),
+    ("mistral3", CONFIG, {"vision_config": {"head_dim": 16}}, "heads of 16; heads that make up the width"),
+    ("mistral3", CONFIG, {"vision_config": {"model_type": "clip_vision_model"}}, "only 'pixtral' is built"),
+    ("mistral3", CONFIG, {"vision_config": {"rope_parameters": {"rope_type": "yarn"}}}, "turns by 'axial' alone"),
+    ("mistral3", CONFIG, {"vision_config": {"patch_size": [6, 8]}}, r"patch_size \[6, 8\]"),
+    ("mistral3", CONFIG, {"text_config": {"rope_parameters": {"rope_type": "default"}}}, "llama_4_scaling_beta"),
+    ("mistral3", PROCESSOR, {"spatial_merge_size": 1}, "tokens of 6 pixels a side, the model's are of 12"),
+    ("mistral3", PROCESSOR, {"image_break_token": "[ROW]"}, r"the token that ends a row of an image '\[ROW\]'"),
+    ("mistral3", PROCESSOR, {"image_processor": {"size": 68}}, "size = 68"),
     ("mm1", CONFIG, {"projector_config": {"num_query_tokens": 8}}, "num_query_tokens 8: wanted is a square, of 1 to 4"),
     ("mm1", CONFIG, {"projector_config": {"num_query_tokens": 25}}, "num_query_tokens 25"),
     ("mm1", CONFIG, {"projector_config": {"mlp_depth": 0}}, "depth 2 and mlp_depth 0"),
@@ -106,13 +126,27 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
         "internvl_chat",
         CONFIG,
         {"llm_config": {"architectures": ["Qwen2ForCausalLM"]}},
-        "Qwen2ForCausalLM and intern_vit",
+        "Qwen2ForCausalLM and intern_vit_patch: built are Qwen2ForCausalLM, .* with intern_vit_6b, and InternLM2VE",
     ),
     ("internvl_chat", CONFIG, {"ps_version": "v1"}, "ps_version is 'v1'; only 'v2'"),
     ("internvl_chat", CONFIG, {"select_layer": -4}, "select_layer is -4"),
     ("internvl_chat", CONFIG, {"template": "phi3-chat"}, "template is 'phi3-chat'"),
     ("internvl_chat", CONFIG, {"force_image_size": 48}, "force_image_size is 48; only 24"),
     ("internvl_chat", CONFIG, {"downsample_ratio": 0.2}, "n dividing the 8 patches"),
+    (
+        "internvl_vit",
+        CONFIG,
+        {"template": "phi3-chat"},
+        "template is 'phi3-chat'; the conversations built are internlm2",
+    ),
+    (
+        "internvl_vit",
+        CONFIG,
+        {"llm_config": {"architectures": ["Phi3ForCausalLM"]}},
+        "Phi3ForCausalLM and intern_vit_6b",
+    ),
+    ("internvl_vit", CONFIG, {"use_llm_lora": 16}, "use_llm_lora is 16"),
+    ("internvl_vit", CONFIG, {"vision_config": {"norm_type": "group_norm"}}, "norm_type 'group_norm'"),
     ("llava_stablelm_dynmoe", CONFIG, _moe(top_k_experts=2), "top_k_experts is 2; only -1 is built"),
     ("llava_stablelm_dynmoe", CONFIG, _moe(num_experts=[4]), r"num_experts \[4\] for moe_layers_idx \[0, 1\]"),
     (
@@ -147,4 +181,4 @@ def test_a_setting_that_cannot_be_kept_is_refused(
 
 
 def _changed(value: Any, told: Any) -> Any:
-    return {**value, **told} if isinstance(value, dict) else told
+    return {**value, **told} if isinstance(value, dict) and isinstance(told, dict) else told
