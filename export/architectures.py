@@ -89,6 +89,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "siglip": "export.models.siglip:Siglip",
     "siglip2": "export.models.siglip2:Siglip2",
     "texthawk": "export.models.texthawk:TextHawk",
+    "vipllava": "export.models.vipllava:VipLlava",
     "unival": "export.models.unival:UnIVAL",
     "vit": "export.models.vit:Vit",
     "video_llama_3": "export.models.video_llama_3:VideoLlama3",
