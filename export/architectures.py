@@ -46,6 +46,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "lfm2_vl": "export.models.lfm2_vl:Lfm2VL",
     "llava": "export.models.llava:Llava",
     "llava_adem": "export.models.llava_adem:LlavaADEM",
+    "llava_mof": "export.models.llava_mof:LlavaMoF",
     "llm2clip": "export.models.llm2clip:Llm2Clip",
     "mm1": "export.models.mm1:MM1",
     "maple": "export.models.maple:Maple",
