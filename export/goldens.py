@@ -15,7 +15,7 @@ from bundle.directory import Bundle
 from bundle.golden import Recording, canary_image, canary_token_ids, save_golden
 from bundle.image import ImageSpec
 from bundle.manifest import Role
-from runtime.feeds import Step, TokenRun, feeds_of
+from runtime.feeds import Step, TokenBatch, TokenRun, feeds_of
 from runtime.graph import Graph
 from runtime.settings import RuntimeSettings
 from runtime.states import empty_states
@@ -24,6 +24,8 @@ _CANARY_TOKENS = 12
 _CANARY_PAIRS = 4
 _SEE_ONE_ANOTHER = range(3, 8)
 """Of its tokens, where a decoder's attention looks forward."""
+_BOXES = np.array([[[0, 0, 0, 0], [0.1, 0.3, 0.6, 0.8]]], np.float32)
+"""All of the image, and a part."""
 _STATES_KEPT = 2
 """Of a decoder's recorded outputs: the first layer's keys and values tell a broken cache, and all of them are large."""
 
@@ -66,6 +68,7 @@ def record_goldens(bundle: Bundle, canary: Canary) -> None:
     ids = canary.input_ids
     known = {
         tensors.QUESTION_IDS: canary.question_ids,
+        tensors.BOXES: _BOXES,
         tensors.INPUT_IDS: ids,
         tensors.ATTENTION_MASK: np.ones_like(ids),
         tensors.TOKEN_TYPE_IDS: (np.arange(ids.size) >= ids.size // 2).astype(np.int64)[None],
@@ -82,8 +85,7 @@ def record_goldens(bundle: Bundle, canary: Canary) -> None:
             wanted = {spec.name: recorded.outputs[spec.name] for spec in component.outputs}
             recordings[component.role] = Recording(recorded.inputs, wanted)
     if any(component.role == "decoder" for component in bundle.manifest.components.values()):
-        embeds = recordings["embed_tokens"].outputs[tensors.INPUTS_EMBEDS]
-        recordings["decoder"] = _first_step(bundle, canary.input_ids[0], embeds)
+        recordings["decoder"] = _first_step(bundle, canary.input_ids[0], recordings["embed_tokens"].outputs)
     save_golden(bundle.directory, recordings)
 
 
@@ -99,16 +101,24 @@ def _several(feeds: Mapping[str, Array]) -> dict[str, Array]:
     return {**repeated, tensors.INPUT_IDS: np.concatenate(turned)}
 
 
-def _first_step(bundle: Bundle, ids: npt.NDArray[np.int64], embeds: Array) -> Recording:
-    """Return the recording of a prompt on empty states just large enough, of whose tokens the last is wanted."""
+def _first_step(bundle: Bundle, ids: npt.NDArray[np.int64], found: Mapping[str, Array]) -> Recording:
+    """Return the recording of a prompt on empty states just large enough, of whose tokens the last is wanted.
+
+    Args:
+        bundle: Whose decoder is run.
+        ids: [T].
+        found: What tables gave for them, by name.
+    """
     manifest, num_tokens = bundle.manifest, len(ids)
     name = manifest.graph("decoder", "prompt")
     lengths = [0] * manifest.num_length_groups
     places = np.arange(num_tokens, dtype=np.int64)
     around = np.zeros((2, num_tokens), np.int64)
     around[1, _SEE_ONE_ANOTHER] = np.arange(len(_SEE_ONE_ANOTHER))[::-1]
-    run = TokenRun(ids, places, lengths, [num_tokens - 1], around=around)
-    feeds = feeds_of(manifest.components[name].inputs, Step.of([run], embeds))
+    adapters = () if manifest.embedder is None else manifest.embedder.adapters
+    last = max(len(adapters) - 1, 0)  # where the first is none at all, another tells more
+    run = TokenRun(ids, places, lengths, [num_tokens - 1], around=around, adapter=last)
+    feeds = feeds_of(manifest.components[name].inputs, Step.of_tables(TokenBatch.of([run]), found))
     recorded = _recorded(bundle, name, {**feeds, **empty_states(manifest.states, 1, num_tokens)})
     (given,) = manifest.components[name].outputs
     kept = [given.name, *(state.output for state in manifest.states[:_STATES_KEPT] if state.output)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +61,7 @@ class TokenRun:
         seen: [T, 3] what each token sees of states of kind "memory", as `bundle.tensors.MEMORY_SEEN`; None: nothing.
         heads: What replaces heads, from the token `first_replaced` on; None: nothing does.
         first_replaced: Counted from the run's first token.
+        adapter: Number of the one that it runs through, of those that the decoder holds.
     """
 
     ids: Int64
@@ -73,6 +74,7 @@ class TokenRun:
     seen: Int64 | None = None
     heads: HeadValues | None = None
     first_replaced: int = 0
+    adapter: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class TokenBatch:
         around: [2, B, T] as of `TokenRun`; None where that is so of all runs.
         seen: [B, T, 3] what each token sees of states of kind "memory"; None: none sees any.
         heads: Of each run, what replaces heads and from which token on; empty where no run has any.
+        adapters: [B] numbers of the adapters that they run through; empty: all through the first.
     """
 
     ids: Int64
@@ -98,6 +101,7 @@ class TokenBatch:
     around: Int64 | None = None
     seen: Int64 | None = None
     heads: Sequence[tuple[HeadValues | None, int]] = ()
+    adapters: Sequence[int] = ()
 
     @classmethod
     def of(cls, runs: Sequence[TokenRun]) -> TokenBatch:
@@ -111,6 +115,7 @@ class TokenBatch:
             _around(runs),
             _side_by_side([run.seen for run in runs], len(runs[0].ids)),
             [(run.heads, run.first_replaced) for run in runs],
+            [run.adapter for run in runs],
         )
 
     @classmethod
@@ -151,7 +156,7 @@ class TokenBatch:
         more = num_tokens - self.num_tokens
         around = None if self.around is None else np.pad(self.around, ((0, 0), (0, 0), (0, more)))
         seen = None if self.seen is None else np.pad(self.seen, ((0, 0), (0, more), (0, 0)), mode="edge")
-        return TokenBatch(ids, positions, self.lengths, self.wanted, self.features, around, seen, self.heads)
+        return replace(self, ids=ids, positions=positions, around=around, seen=seen)
 
     @property
     def size(self) -> int:
@@ -171,18 +176,32 @@ class Step:
     Attributes:
         batch: What is run.
         embeds: [B, T, D], features in their places.
+        looked_up: What else `embed_tokens` gave for the tokens, by name.
         bound_rows: Rows that no sequence exceeds, told to a graph that wants to know it on the host; None: as many as
             the longest one holds after the run. What stays the same from step to step can be captured.
     """
 
     batch: TokenBatch
     embeds: Embeds = field(repr=False)
+    looked_up: Mapping[str, Array] = field(default_factory=dict, repr=False)
     bound_rows: int | None = None
 
     @classmethod
-    def of(cls, runs: Sequence[TokenRun], embeds: Embeds) -> Step:
-        """Return runs of one length with their embeddings [B, T, D]."""
-        return cls(TokenBatch.of(runs), embeds)
+    def of(cls, runs: Sequence[TokenRun], embeds: Embeds, looked_up: Mapping[str, Array] | None = None) -> Step:
+        """Return runs of one length with their embeddings [B, T, D], and what else was looked up."""
+        return cls(TokenBatch.of(runs), embeds, looked_up or {})
+
+    @classmethod
+    def of_tables(cls, batch: TokenBatch, found: Mapping[str, Array], bound_rows: int | None = None) -> Step:
+        """Return a batch with what `embed_tokens` gave for it, features of images in their places.
+
+        Args:
+            batch: What is run.
+            found: By name; embeddings are written into, the rest stays as it is.
+            bound_rows: As of the step.
+        """
+        looked_up = dict(found)
+        return cls(batch, place_features(looked_up.pop(tensors.INPUTS_EMBEDS), batch), looked_up, bound_rows)
 
 
 def place_features(embeds: Embeds, batch: TokenBatch) -> Embeds:
@@ -266,6 +285,20 @@ def _deep_features(step: Step, spec: TensorSpec) -> Embeds:
     return deep
 
 
+def _looked_up(step: Step, spec: TensorSpec) -> Array:
+    """Return what `embed_tokens` gave under an input's name.
+
+    Raises:
+        SignatureError: It gave nothing of that name.
+    """
+    if spec.name not in step.looked_up:
+        raise SignatureError(
+            f"a decoder wants {spec.name}, which embed_tokens does not give beside {tensors.INPUTS_EMBEDS}. Export the "
+            "checkpoint again."
+        )
+    return step.looked_up[spec.name].astype(spec.dtype, copy=False)
+
+
 def _seen_around(step: Step, spec: TensorSpec) -> Int64:
     batch = step.batch
     return np.zeros((2, *batch.ids.shape), np.int64) if batch.around is None else batch.around
@@ -304,6 +337,10 @@ def _full_layers(step: Step, spec: TensorSpec) -> npt.NDArray[np.bool_]:
     return full
 
 
+def _adapters(step: Step, spec: TensorSpec) -> Int64:
+    return np.array(step.batch.adapters or [0] * step.batch.size, np.int64)
+
+
 def _sizes(spec: TensorSpec) -> tuple[int, ...]:
     return tuple(size for size in spec.shape if isinstance(size, int))
 
@@ -315,11 +352,13 @@ _FILLED: Mapping[str, Callable[[Step, TensorSpec], Array]] = {
     tensors.LOGITS_INDICES: _wanted,
     tensors.IS_IMAGE: _is_image,
     tensors.DEEP_FEATURES: _deep_features,
+    tensors.PER_LAYER_INPUTS: _looked_up,
     tensors.SEEN_AROUND: _seen_around,
     tensors.MEMORY_SEEN: _memory_seen,
     tensors.HEAD_VALUES: _head_values,
     tensors.HEAD_MASK: _head_mask,
     tensors.FULL_LAYERS: _full_layers,
+    tensors.ADAPTERS: _adapters,
     tensors.SEQLENS_K: _last_rows,
     tensors.TOTAL_SEQUENCE_LENGTH: _total,
     tensors.LOGITS_ROWS: _wanted_rows,

@@ -20,19 +20,22 @@ class FilledPrompt:
         prompt: Tokens and positions.
         placed: The features of each span, in order; views of what the encoder gave.
         memory: [R, W] what goes into states of kind "memory" before it is run; None: nothing does.
+        adapter: Number of the one that it runs through, of those that the decoder holds.
     """
 
     prompt: Prompt
     placed: tuple[Placed, ...] = ()
     memory: Embeds | None = None
+    adapter: int = 0
 
     @classmethod
-    def of(cls, prompt: Prompt, features: Sequence[Embeds]) -> FilledPrompt:
+    def of(cls, prompt: Prompt, features: Sequence[Embeds], adapter: int = 0) -> FilledPrompt:
         """Return a prompt with its images' features.
 
         Args:
             prompt: Its spans count the images from 0.
             features: Of each image, [rows, D] or [tiles, P, D].
+            adapter: As of the class.
 
         Raises:
             SignatureError: An image has another number of rows than the prompt has places for it.
@@ -57,8 +60,9 @@ class FilledPrompt:
             for span, (image, start, end) in zip(spans, in_spans, strict=True)
         )
         if memory is None:
-            return cls(prompt, placed)
-        return cls(prompt, placed, np.concatenate([rows[image][start:end] for image, start, end in in_memory]))
+            return cls(prompt, placed, adapter=adapter)
+        held = np.concatenate([rows[image][start:end] for image, start, end in in_memory])
+        return cls(prompt, placed, held, adapter)
 
     @classmethod
     def of_ids(cls, ids: Int64) -> FilledPrompt:
@@ -90,7 +94,8 @@ class FilledPrompt:
         positions, features = prompt.positions[..., start:end], _between(self.placed, start, end)
         around = None if prompt.seen is None else _around(prompt.seen[:, start:end], start, end)
         seen = None if prompt.memory is None else prompt.memory.seen[start:end]
-        return TokenRun(prompt.token_ids[start:end], positions, lengths, wanted, features, around=around, seen=seen)
+        ids = prompt.token_ids[start:end]
+        return TokenRun(ids, positions, lengths, wanted, features, around=around, seen=seen, adapter=self.adapter)
 
     @property
     def seen_behind(self) -> Int64 | None:

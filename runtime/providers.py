@@ -14,6 +14,9 @@ from runtime.settings import Provider, RuntimeSettings
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 RECORDS_PLACEMENT = "session.record_ep_graph_assignment_info"
 """Lets a session tell which provider each node went to."""
+_EXACT_CODES = "session.x64quantprecision"
+"""Where a processor sums products of 8-bit codes in 16 bits (`sums_codes_exactly`), sums of full codes are cut off in
+silence; with this the weights' codes are made unsigned there, and sums are whole. Elsewhere it changes nothing."""
 _PROVIDERS: dict[Provider, tuple[str, ...]] = {"cpu": (CPU,), "cuda": (CUDA, CPU)}
 _CUDA_OPTIONS: dict[str, str] = {
     # Single precision is what was exported and what the recorded run is held to; whoever wants speed has float16.
@@ -73,6 +76,7 @@ def session_options(runtime: ModuleType, settings: RuntimeSettings) -> Any:
     options.intra_op_num_threads = settings.intra_threads or num_granted_cores() or 0  # 0: one per physical core
     options.inter_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
+    options.add_session_config_entry(_EXACT_CODES, "1")
     for name, value in _spinning(settings.spin_us).items():
         options.add_session_config_entry(f"session.{name}", value)
     if settings.provider != "cpu":

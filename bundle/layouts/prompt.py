@@ -111,6 +111,9 @@ class ImagePrompt(Frozen, ABC):
     takes_one_message: ClassVar[bool] = False
     """A conversation is one user's message about one image: there is no history, no system, no function to call."""
 
+    begins_answers: ClassVar[bool] = False
+    """What a user's message says is how the answer begins: it may hold all of the vocabulary that is not special."""
+
     kind: str
     image_token: str = Field(min_length=1, max_length=MOST_NAME_CHARACTERS)
     image_token_id: TokenId

@@ -21,11 +21,12 @@ from runtime.settings import DEFAULT_CONTEXT_TOKENS
 from serving.engine.batching import BatchWorker
 from serving.engine.worker import Worker
 from serving.models.cut_image import CutImage
-from serving.models.one_pass import OnePassModel
+from serving.models.pair_model import PairModel
 from serving.models.pool import PreprocessPool
 from serving.models.text_rows import TextRows, most_tokens
 from serving.models.together import together
 from serving.models.turns import Turns
+from serving.models.vectors import refuse_boxes
 from serving.protocol import (
     EmbedInput,
     ImagePart,
@@ -44,7 +45,7 @@ _TOKENS_OF_TEXT = 64
 """A batch of two texts each holds as many tokens as `text_batch_rows` such texts."""
 
 
-class CrossEncoderModel(OnePassModel):
+class CrossEncoderModel(PairModel):
     """One bundle that scores pairs: of a text and an image, or of two texts.
 
     Args:
@@ -56,8 +57,6 @@ class CrossEncoderModel(OnePassModel):
         BundleError: The graph or the tokenizer is unusable, or the canary fails.
         MachineError: This machine cannot run it.
     """
-
-    does = "scoring pairs"
 
     def __init__(self, bundle: Bundle, settings: EngineSettings, pool: PreprocessPool) -> None:
         manifest = bundle.manifest
@@ -108,9 +107,14 @@ class CrossEncoderModel(OnePassModel):
         """Return how well each pair fits, in order; an image that stands in several is decoded once.
 
         Raises:
-            RequestError: A pair that is not one text and one image, or not two texts, as the model reads; texts
-                longer than it reads and not to be cut, bytes that are not an image.
+            RequestError: An instruction; a pair that is not one text and one image, or not two texts, as the model
+                reads; texts longer than it reads and not to be cut, bytes that are not an image, a part of one.
         """
+        if request.instruction is not None:
+            raise ParameterError(
+                f"instruction: {request.model} is a cross-encoder, which is told none; leave it out", "instruction"
+            )
+        refuse_boxes([part for pair in request.pairs for part in pair], self._manifest.name)
         with self._admission.admit():
             score = self._score_texts if self._spec is None else self._score_images
             found = await score(request)

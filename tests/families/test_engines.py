@@ -73,6 +73,7 @@ def test_engines_of_cross_encoders_take_texts_up_to_the_models_longest(
         ("got_ocr2", "vision_encoder", False),
         ("qwen3_vl", "vision_encoder", False),
         ("llava_gemma2", "decoder", False),
+        ("qwen3_5", "decoder", False),
     ],
 )
 def test_what_the_operators_lack_is_written_otherwise_and_built(

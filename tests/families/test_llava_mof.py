@@ -17,7 +17,7 @@ from export.architectures import load_family
     [
         ("dino_config", "model_type", "vit", "model_type is 'vit'"),
         ("dino_config", "patch_size", 16, "an image of 32 pixels has 2 patches a side, of the first tower 4"),
-        ("dino_config", "use_swiglu_ffn", True, "use_swiglu_ffn is True"),
+        ("dino_config", "qkv_bias", False, "qkv_bias is False"),
         ("", "vision_feature_select_strategy", "full", "interleaved place by place"),
         ("", "mm_projector_type", "pool_adapter", "pool_out_size"),
     ],
