@@ -248,6 +248,7 @@ class DualEncoderDims(VectorSizes):
         logit_bias: Added after the scale; 0 for CLIP.
         prompt_template: Text around a candidate label, as `bundle.zero_shot` reads it.
         vectors: "one" of an image or a text, or one for each of its "tokens": patches, and tokens that are no padding.
+        replaced_tokens: Of a text, behind the one that begins it, in whose places learned prompts stand (MaPLe).
     """
 
     max_text_tokens: int = Field(gt=0, le=1 << 20)
@@ -258,6 +259,7 @@ class DualEncoderDims(VectorSizes):
     logit_bias: float = Field(default=0.0, allow_inf_nan=False)
     prompt_template: Text = "a photo of {}"
     vectors: Literal["one", "tokens"] = "one"
+    replaced_tokens: int = Field(default=0, ge=0, le=1 << 20)
 
 
 class PairDims(Frozen):

@@ -40,11 +40,13 @@ class DualEncoder(Family):
         pad_token_id: What they are padded with, where that is not the tokenizer's own.
         vectors: As `bundle.manifest.DualEncoderDims`; graphs then give [I, P, E] and [B, T, E].
         prompt_template: As `bundle.manifest.DualEncoderDims`.
+        replaced_tokens: As there.
     """
 
     task: ClassVar[Task] = "dual-encoder"
     vectors: ClassVar[Literal["one", "tokens"]] = "one"
     prompt_template: ClassVar[str] = "a photo of {}"
+    replaced_tokens: int = 0
     pads_to_max: bool = True
     pad_token_id: int | None = None
 

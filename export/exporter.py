@@ -454,6 +454,7 @@ def _dual_dims(
         matryoshka=_cuts(source.config, tower.embedding_size),
         vectors=family.vectors,
         prompt_template=family.prompt_template,
+        replaced_tokens=family.replaced_tokens,
     )
 
 
