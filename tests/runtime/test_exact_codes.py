@@ -31,14 +31,20 @@ def loud() -> tuple[NDArray[np.float32], NDArray[np.int8]]:
     return inputs, chance.integers(100, 128, (INNER, COLUMNS)).astype(np.int8)
 
 
-def product(folder: Path, codes: NDArray[np.int8], kind: type[np.integer]) -> Path:
-    """Write inputs that are rounded to codes of a kind, times codes of weights, as variants in 8 bits have it."""
-    nodes = [
-        helper.make_node("QuantizeLinear", ["x", "step", "zero"], ["rounded"]),
-        helper.make_node("DequantizeLinear", ["rounded", "step", "zero"], ["a"]),
-        helper.make_node("DequantizeLinear", ["codes", "scales", "zeros"], ["b"], axis=1),
-        helper.make_node("MatMul", ["a", "b"], ["y"]),
-    ]
+def product(folder: Path, codes: NDArray[np.int8], kind: type[np.integer], times: int = 1) -> Path:
+    """Write inputs that are rounded to codes of a kind, times codes of weights, as variants in 8 bits have it.
+
+    With `times` 2 two products read the same codes, and the mean of both is given.
+    """
+    nodes = []
+    for number in map(str, range(times)):
+        nodes += [
+            helper.make_node("QuantizeLinear", ["x", "step", "zero"], ["rounded" + number]),
+            helper.make_node("DequantizeLinear", ["rounded" + number, "step", "zero"], ["a" + number]),
+            helper.make_node("DequantizeLinear", ["codes", "scales", "zeros"], ["b" + number], axis=1),
+            helper.make_node("MatMul", ["a" + number, "b" + number], ["y" + number]),
+        ]
+    nodes.append(helper.make_node("Mean", [f"y{number}" for number in range(times)], ["y"]))
     held = {
         "step": np.array(STEP),
         "zero": np.array(0 if kind is np.int8 else 128, kind),
@@ -71,6 +77,14 @@ def test_sums_of_full_codes_are_not_cut_off(
     wanted = inputs.astype(np.float64) @ (codes * np.float64(STEP))
     # codes of inputs are exact; float32 sums, and bfloat16 where OpenVINO multiplies in it
     assert_allclose(graph.run({"x": inputs})["y"], wanted, rtol=1e-2)
+
+
+def test_codes_that_two_products_share_are_not_cut_off_either(
+    loud: tuple[NDArray[np.float32], NDArray[np.int8]], tmp_path: Path
+) -> None:
+    inputs, codes = loud
+    graph = Graph(product(tmp_path, codes, np.int8, times=2), SETTINGS)
+    assert_allclose(graph.run({"x": inputs})["y"], inputs.astype(np.float64) @ (codes * np.float64(STEP)), rtol=1e-2)
 
 
 def test_a_processor_tells_by_its_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
