@@ -11,6 +11,8 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
+from bundle.adapters import AdapterDims
+from bundle.adapters import InputType as InputType
 from bundle.errors import BundleFormatError
 from bundle.fields import MOST_NAME_CHARACTERS, MOST_TEXT_CHARACTERS, Frozen, Lines, Text, TokenId, check_text
 from bundle.gates import Gate, Unmeasured
@@ -55,8 +57,6 @@ RANKING_TASKS: tuple[Task, ...] = (*EMBEDDING_TASKS, "cross-encoder")
 """Those that say how near two inputs are."""
 Pooling = Literal["last", "mean", "tokens"]
 """What of a prompt's states becomes vectors: the last token's, the mean of all, or each by itself."""
-InputType = Literal["query", "document"]
-"""What an input is to those that it is compared with, where a model writes the two differently."""
 Dialect = Literal["contrib", "portable"]
 Scheme = Literal[
     "fp32", "fp16", "int8", "int8-static", "int8-weight-only", "int4", "nf4", "fp4", "int2", "ternary", "mixed"
@@ -208,11 +208,32 @@ class EmbedderDims(VectorSizes):
             and Zaharia, arXiv 2004.12832, section 3.3).
         max_positions: Longest prompt, in tokens, that the checkpoint was made for.
         prefixes: What is written before the first text of an input of a type.
+        default_type: Of an input of which nothing is said; None: it is of none.
+        late_size: M, numbers of each of the vectors that an input has where several are asked for, one for each of its
+            tokens, projected; None: they are the tokens' states, of E numbers.
+        pools_images: The mean of an input with images is that of the images' tokens and of those that open and close
+            them; without images, of all.
+        adapters: That the decoder holds, by number, the first for requests that name none; none: there is no choice.
     """
 
     pooling: Pooling
     max_positions: int = Field(gt=0, le=1 << 27)
     prefixes: dict[InputType, Text] = Field(default_factory=dict)
+    default_type: InputType | None = None
+    late_size: int | None = Field(default=None, gt=0, le=1 << 20)
+    pools_images: bool = False
+    adapters: tuple[AdapterDims, ...] = Field(default=(), max_length=1 << 10)
+
+    @property
+    def adapter_names(self) -> tuple[str, ...]:
+        """By which requests choose."""
+        return tuple(adapter.name for adapter in self.adapters)
+
+    def prefix(self, kind: InputType | None, adapter: int = 0) -> str:
+        """Return what stands before the first text of an input that runs through an adapter."""
+        own = self.adapters[adapter].prefixes if self.adapters else None
+        prefixes, stated = self.prefixes if own is None else own, kind or self.default_type
+        return "" if stated is None else prefixes.get(stated, "")
 
 
 class DualEncoderDims(VectorSizes):
@@ -227,6 +248,9 @@ class DualEncoderDims(VectorSizes):
         logit_bias: Added after the scale; 0 for CLIP.
         prompt_template: Text around a candidate label, as `bundle.zero_shot` reads it.
         vectors: "one" of an image or a text, or one for each of its "tokens": patches, and tokens that are no padding.
+        regions: The vision graph takes `boxes` beside pixels and gives a vector of each, [I, R, E].
+        data_experts: Models that this one is of (`bundle.data_experts`), whose vectors stand side by side.
+        replaced_tokens: Of a text, behind the one that begins it, in whose places learned prompts stand (MaPLe).
     """
 
     max_text_tokens: int = Field(gt=0, le=1 << 20)
@@ -237,6 +261,9 @@ class DualEncoderDims(VectorSizes):
     logit_bias: float = Field(default=0.0, allow_inf_nan=False)
     prompt_template: Text = "a photo of {}"
     vectors: Literal["one", "tokens"] = "one"
+    regions: bool = False
+    data_experts: int = Field(default=1, gt=0, le=64)
+    replaced_tokens: int = Field(default=0, ge=0, le=1 << 20)
 
 
 class PairDims(Frozen):
@@ -245,10 +272,12 @@ class PairDims(Frozen):
     Attributes:
         max_text_tokens: Longest text; of two texts, what they take together.
         pad_token_id: Fills shorter ones.
+        num_frames: Of a video that is read beside a text, one behind the other as channels; 1: an image is read.
     """
 
     max_text_tokens: int = Field(gt=0, le=1 << 20)
     pad_token_id: TokenId
+    num_frames: int = Field(default=1, gt=0, le=64)
 
 
 class QuestionDims(Frozen):
@@ -293,7 +322,8 @@ class Manifest(Frozen):
         grounding: How boxes stand in answers; None where the model says none.
         question: Models whose vision encoder reads the question beside the image; None: it sees images alone.
         dual: Models that embed by encoders: of images and texts, or of texts alone.
-        embedder: Models that embed by a decoder, which gives states: no logits, or beside them.
+        embedder: Models that embed by a decoder, which gives states: no logits, or beside them. Of a task
+            "cross-encoder" the decoder's one number for a prompt says how well the two that it holds fit.
         image_vectors: Models that embed images and read no texts.
         pairs: Models that read a text and an image together, or two texts, and say how well they fit.
         bos_token_id: None where the tokenizer adds none.
@@ -369,8 +399,15 @@ class Manifest(Frozen):
         return self
 
     @property
+    def reads_pairs(self) -> bool:
+        """Whether the model scores pairs: it reads both together, by an encoder or by a decoder."""
+        return self.task == "cross-encoder"
+
+    @property
     def embeds(self) -> bool:
         """Whether the model makes vectors and no answers."""
+        if self.reads_pairs:
+            return False
         if self.dual is not None or self.image_vectors is not None:
             return True
         return self.embedder is not None and self.decoder is None

@@ -19,6 +19,13 @@ def embed(
     text: Annotated[
         list[str] | None, typer.Option(help="A text; - reads one from stdin. May be repeated. Default: none.")
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="Which of the model's adapters embeds, of a model that holds several. Default: the first.",
+            show_default=False,
+        ),
+    ] = None,
     threads: ThreadsOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -36,7 +43,7 @@ def embed(
     inputs = (*images, *(TextPart(words) for words in texts))
     tell_of_failed_gates(bundle)
     with naming(files):
-        result = asyncio.run(oneshot.embed(bundle, inputs, threads))
+        result = asyncio.run(oneshot.embed(bundle, inputs, threads, task))
     vectors = list(result.embeddings)
     if as_json:
         rows = [each.tolist() for each in vectors]

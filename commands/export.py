@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -88,17 +89,21 @@ def export(
         ),
     ] = None,
     lora: Annotated[
-        Path | None,
+        list[str] | None,
         typer.Option(
-            help="A folder of a LoRA adapter that PEFT saved, merged into the weights. Default: none.",
+            metavar="[NAME=]FOLDER",
+            help="A folder of a LoRA adapter that PEFT saved, merged into the weights. With a name, as often as there "
+            "are adapters and with --task embed: all are kept beside the weights, and a request chooses. "
+            "Default: none.",
             show_default=False,
         ),
     ] = None,
     task: Annotated[
-        Literal["embed", "both"] | None,
+        Literal["embed", "both", "rank"] | None,
         typer.Option(
             help="embed: a model that answers makes vectors of images and texts instead (docs/embedders.md); both: it "
-            "does both by one decoder. Default: as the checkpoint's architecture does.",
+            "does both by one decoder; rank: it says how well a document fits a query. "
+            "Default: as the checkpoint's architecture does.",
             show_default=False,
         ),
     ] = None,
@@ -113,8 +118,9 @@ def export(
     template: Annotated[
         str | None,
         typer.Option(
-            help="With --task, how an input to embed is written: plain, gme, e5-v, colqwen2, colidefics3, or the file "
-            "of a chat template. Default: as the checkpoint's own writes a question.",
+            help="With --task, how an input to embed is written: plain, gme, e5-v, lamra, mme5, colqwen2, "
+            "colidefics3, or the file of a chat template; with rank, how a pair is: qwen3-reranker, lamra, or a file. "
+            "Default: as the checkpoint's own writes a question, and qwen3-reranker.",
             show_default=False,
         ),
     ] = None,
@@ -161,15 +167,15 @@ def export(
             "--keep-quantized and --decoder-segments"
         )
     if skip_visual is not None and (
-        target == "cuda" or keep_quantized or decoder_segments is not None or task == "embed"
+        target == "cuda" or keep_quantized or decoder_segments is not None or task in ("embed", "rank")
     ):
         raise UnsupportedConfigError(
             f"--skip-visual {skip_visual}: feed-forwards are skipped in answers of fp32 bundles and variants for the "
             "CPU, in one piece; leave out --target cuda, --keep-quantized, --decoder-segments and --task embed"
         )
-    if lora is not None and (target == "cuda" or keep_quantized or decoder_gguf is not None):
+    if lora and (target == "cuda" or keep_quantized or decoder_gguf is not None):
         raise UnsupportedConfigError(
-            f"--lora {lora}: an adapter is merged into a checkpoint's own weights; leave out --target cuda, "
+            f"--lora {lora[0]}: an adapter is merged into a checkpoint's own weights; leave out --target cuda, "
             "--keep-quantized and --decoder-gguf"
         )
     if task is None and (pooling is not None or template is not None):
@@ -209,6 +215,7 @@ def export(
         from export.exporter import export_checkpoint
         from export.skipping import listed_layers
 
+        merged, beside = _adapters(lora or [])
         manifest = export_checkpoint(
             checkpoint,
             output,
@@ -221,8 +228,11 @@ def export(
             smaller_images=smaller_images,
             task_vectors=task_vectors,
             skip_visual=[] if skip_visual is None else listed_layers(skip_visual),
-            lora=lora,
-            embedding=None if task is None else EmbeddingOptions(pooling, template, also_answers=task == "both"),
+            lora=merged,
+            adapters=beside,
+            embedding=None
+            if task is None
+            else EmbeddingOptions(pooling, template, also_answers=task == "both", ranks=task == "rank"),
             overwrite=overwrite,
             progress=progress,
         )
@@ -232,6 +242,24 @@ def export(
         print_manifest(output, manifest)
     if manifest.has_failed_gate:
         raise typer.Exit(EXIT_MISSED)
+
+
+def _adapters(given: Sequence[str]) -> tuple[Path | None, dict[str, Path]]:
+    """Return the adapter to be merged, or those to be kept, by name.
+
+    Raises:
+        UnsupportedConfigError: Several are to be merged, some have names and others none, or two have one name.
+    """
+    named = [value.partition("=") for value in given if "=" in value and not Path(value).is_dir()]
+    if not named and len(given) < 2:
+        return (Path(given[0]) if given else None), {}
+    beside = {name: Path(folder) for name, _, folder in named if name}
+    if len(beside) != len(given):
+        raise UnsupportedConfigError(
+            f"--lora {' --lora '.join(given)}: one adapter is merged (--lora FOLDER), or each of several has a name of "
+            "its own (--lora NAME=FOLDER)"
+        )
+    return None, beside
 
 
 def _layers(listed: str | None) -> list[int]:

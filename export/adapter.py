@@ -61,6 +61,21 @@ class MergedTensor:
 
 
 @dataclass(frozen=True)
+class LowRank:
+    """A change of a linear layer's weight, which stays beside it.
+
+    Attributes:
+        down: [r, in].
+        up: [out, r].
+        scale: Of the change.
+    """
+
+    down: StoredTensor
+    up: StoredTensor
+    scale: float
+
+
+@dataclass(frozen=True)
 class Adapter:
     """An adapter folder that was opened.
 
@@ -129,6 +144,40 @@ class Adapter:
                 f"{self.folder} changes {len(unknown)} weights that the checkpoint lacks: "
                 f"{', '.join(sorted(unknown)[:_LISTED])}. It was made for another model, or one that is tied here"
             )
+        return found
+
+    def changes(self, renames: tuple[tuple[str, str], ...], task: str | None = None) -> dict[str, LowRank]:
+        """Return the low-rank changes by weight, under the names of the graphs.
+
+        Args:
+            renames: As of `merged`.
+            task: Part of the keys, where the file holds an adapter for each of several tasks.
+
+        Raises:
+            CheckpointError: There is none of the task.
+            UnsupportedConfigError: It holds something that is no low-rank change of a linear layer.
+        """
+        if self.config.get("fan_in_fan_out"):
+            raise UnsupportedConfigError(f"{self.folder / CONFIG} sets fan_in_fan_out, which is merged alone")
+        infix = "" if task is None else f".{task}"
+        down_end, up_end = (f"{end.removesuffix('.weight')}{infix}.weight" for end in (_DOWN, _UP))
+        found = {}
+        for key, down in self.tensors.items():
+            if not re.search(r"\.lora_[AB]\.", key):
+                raise UnsupportedConfigError(
+                    f"{self.file}: {key} is no low-rank change of a linear layer, and others are of one adapter alone; "
+                    "merge each with --lora FOLDER into a bundle of its own"
+                )
+            if not key.endswith(down_end):
+                continue
+            stem = key.removesuffix(down_end)
+            up = self.tensors.get(stem + up_end)
+            if up is None or len(down.shape) != 2 or len(up.shape) != 2 or down.shape[0] != up.shape[1]:
+                raise UnsupportedConfigError(f"{self.file}: {key} has no second matrix that goes with it")
+            name = _graph_name(f"{stem}.weight", renames)
+            found[name] = LowRank(down, up, self._scale(f"{stem}{_DOWN}", down.shape[0]))
+        if not found:
+            raise CheckpointError(f"{self.file} holds no change{'' if task is None else f' of the task {task}'}")
         return found
 
     def _changed(self, name: str, key: str, base: WeightTensor) -> MergedTensor:

@@ -11,27 +11,37 @@ from export.family import Family
 from export.known_models import why_not_built
 
 ARCHITECTURES: Mapping[str, str] = {
+    "blip": "export.models.blip:Blip",
+    "git": "export.models.git:Git",
     "blip-2": "export.models.blip_2:Blip2",
     "aki": "export.models.aki:Aki",
     "aria": "export.models.aria:Aria",
     "clip": "export.models.clip:Clip",
     "dinov2": "export.models.dinov2:Dinov2",
+    "dinov2_with_registers": "export.models.dinov2:Dinov2",
+    "dinov3_vit": "export.models.dinov3_vit:Dinov3Vit",
     "florence2": "export.models.florence2:Florence2",
     "gemma3": "export.models.gemma3:Gemma3",
     "gemma4": "export.models.gemma4:Gemma4",
     "glm_ocr": "export.models.glm_ocr:GlmOcr",
     "got_ocr2": "export.models.got_ocr2:GotOcr2",
+    "granite4_vision": "export.models.granite4_vision:Granite4Vision",
     "granite_docling": "export.models.granite_docling:GraniteDocling",
     "deepseek_vl": "export.models.deepseek_vl:DeepSeekVL",
     "deepseek_vl_hybrid": "export.models.deepseek_vl_hybrid:DeepSeekVLHybrid",
     "fast_vlm": "export.models.fast_vlm:FastVLM",
+    "hunyuan_vl": "export.models.hunyuan_vl:HunYuanVL",
     "idefics2": "export.models.idefics2:Idefics2",
     "align": "export.models.align:Align",
+    "all_in_one": "export.models.all_in_one:AllInOne",
     "altclip": "export.models.altclip:AltClip",
     "bert": "export.models.bert:BertReranker",
     "bridgetower": "export.models.bridgetower:BridgeTower",
     "chinese_clip": "export.models.chinese_clip:ChineseClip",
     "clip_fdt": "export.models.clip_fdt:ClipFdt",
+    "clip_mode": "export.models.clip_mode:ClipMode",
+    "clip_up": "export.models.clip_up:ClipUp",
+    "cloc": "export.models.cloc:Cloc",
     "clipseg": "export.models.clipseg:ClipSeg",
     "filip": "export.models.filip:Filip",
     "freeze_align": "export.models.freeze_align:FreezeAlign",
@@ -42,18 +52,27 @@ ARCHITECTURES: Mapping[str, str] = {
     "idefics3": "export.models.idefics3:Idefics3",
     "instructblip": "export.models.instructblip:InstructBlip",
     "internvl": "export.models.internvl:InternVL",
-    "internvl_chat": "export.models.internvl_chat:MonoInternVL",
+    "internvl_chat": "export.models.internvl_chat:open_authors_layout",
+    "janus": "export.models.janus:Janus",
     "lfm2_vl": "export.models.lfm2_vl:Lfm2VL",
-    "llava": "export.models.llava:Llava",
+    "lighton_ocr": "export.models.lighton_ocr:LightOnOcr",
+    "lfm3_vl": "export.models.lfm3_vl:Lfm3VL",
+    "limoe": "export.models.limoe:Limoe",
+    "llava": "export.models.llava:open_llava",
+    "llava_adem": "export.models.llava_adem:LlavaADEM",
+    "llava_mof": "export.models.llava_mof:LlavaMoF",
     "llm2clip": "export.models.llm2clip:Llm2Clip",
     "mm1": "export.models.mm1:MM1",
     "maple": "export.models.maple:Maple",
+    "mistral3": "export.models.mistral3:Mistral3",
     "mllama": "export.models.mllama:Mllama",
     "llava_next": "export.models.llava_next:LlavaNext",
     "llava_onevision": "export.models.llava_onevision:LlavaOnevision",
     "llava_vlora": "export.models.llava_vlora:LlavaVLoRA",
+    "jina_embeddings_v4": "export.models.jina_embeddings_v4:JinaEmbeddingsV4",
     "kosmos-2": "export.models.kosmos2:Kosmos2",
     "ovis2": "export.models.ovis2:Ovis2",
+    "minicpmv4_6": "export.models.minicpmv4_6:MiniCPMV46",
     "modernbert": "export.models.modernbert:ModernBertReranker",
     "metaclip_2": "export.models.metaclip_2:MetaClip2",
     "open_clip": "export.models.open_clip:OpenClip",
@@ -61,19 +80,29 @@ ARCHITECTURES: Mapping[str, str] = {
     "paligemma": "export.models.paligemma:PaliGemma",
     "perception_lm": "export.models.perception_lm:PerceptionLM",
     "pointsv1.5_chat": "export.models.points:Points",
+    "qianfan_ocr": "export.models.qianfan_ocr:QianfanOCR",
     "qwen2_vl": "export.models.qwen2_vl:Qwen2VL",
     "qwen2_5_vl": "export.models.qwen2_5_vl:Qwen25VL",
+    "qwen3_5": "export.models.qwen3_5:Qwen35",
     "qwen3_vl": "export.models.qwen3_vl:Qwen3VL",
     "roberta": "export.models.xlm_roberta:RobertaReranker",
     "siglip": "export.models.siglip:Siglip",
     "siglip2": "export.models.siglip2:Siglip2",
+    "texthawk": "export.models.texthawk:TextHawk",
+    "vipllava": "export.models.vipllava:VipLlava",
+    "unival": "export.models.unival:UnIVAL",
     "vit": "export.models.vit:Vit",
+    "video_llama_3": "export.models.video_llama_3:VideoLlama3",
     "vilt": "export.models.vilt:Vilt",
     "smolvlm": "export.models.idefics3:Idefics3",
     "xlm-roberta": "export.models.xlm_roberta:XlmRobertaReranker",
+    "vision-encoder-decoder": "export.models.vision_encoder_decoder:VisionEncoderDecoder",
     "vision-text-dual-encoder": "export.models.vision_text_dual_encoder:VisionTextDualEncoder",
 }
-"""`model_type` of a config to "module:Class"."""
+"""`model_type` of a config to "module:Class", or to a function that chooses one."""
+MADE_OF_OTHERS: Mapping[str, str] = {"JinaEmbeddingsV4Model": "jina_embeddings_v4"}
+"""The key in `ARCHITECTURES` of checkpoints whose config has the `model_type` of the model that they were made of, by
+the class that it names in `architectures`."""
 
 
 def load_family(config: Raw) -> Family:
@@ -83,7 +112,8 @@ def load_family(config: Raw) -> Family:
         UnknownArchitectureError: Lists the known ones.
         UnsupportedConfigError: A known family with a setting that is not built.
     """
-    model_type = config.get("model_type")
+    named = config.get("architectures") or ()
+    model_type = next((MADE_OF_OTHERS[name] for name in named if name in MADE_OF_OTHERS), config.get("model_type"))
     if model_type not in ARCHITECTURES:
         reason = why_not_built(str(model_type))
         told = "" if reason is None else f", for {reason}"

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
+from bundle.adapters import AdapterDims
 from bundle.errors import UnsupportedConfigError
 from bundle.manifest import InputType, Pooling
 from export.checkpoint import Checkpoint
 from export.nn.linear import Linear
 from export.nn.module import Module
+from export.nn.yes_no import YesNo
 from export.settings_file import read_settings
 
 IMAGE_SLOT = "{{ image }}"
@@ -41,6 +43,19 @@ TEMPLATES: Mapping[str, str] = {
         "{{ '\\n' }}Summary above {% if messages[-1].content[0].type == 'image' %}image{% else %}sentence{% endif %} "
         "in one word: <|eot_id|><|start_header_id|>assistant<|end_header_id|>{{ '\\n\\n \\n' }}"
     ),
+    "lamra": (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+        "{% set seen = namespace(image=false, text=false) %}{% for message in messages if message.role != 'system' %}"
+        "{% for part in message.content %}{% if part.type == 'image' %}{% set seen.image = true %}{{ image }}"
+        "{% else %}{% set seen.text = true %}{{ part.text }}{% endif %}{% endfor %}{% endfor %}"
+        "{{ '\\n' }}Summarize above {% if seen.image and seen.text %}image and sentence{% elif seen.image %}image"
+        "{% else %}sentence{% endif %} in one word: <|im_end|>\n<|im_start|>assistant{{ '\\n' }}"
+    ),
+    "mme5": (
+        "{{ bos_token }}{% for message in messages %}{% for part in message.content if part.type == 'image' %}"
+        "{{ image }}{% endfor %}{% endfor %}{{ bos_token }}{% for message in messages %}"
+        "{% for part in message.content if part.type != 'image' %}{{ part.text }}{% endfor %}{% endfor %}"
+    ),
     "colqwen2": _AUGMENTED
     % ("<|im_start|>user\n{{ image }}Describe the image.<|im_end|><|endoftext|>", "<|endoftext|>" * 10),
     "colidefics3": _AUGMENTED
@@ -51,8 +66,12 @@ TEMPLATES: Mapping[str, str] = {
 }
 """How an input is written, by the name that `--template` takes: images and texts as they come (the caller's text is
 the instruction, as for VLM2Vec, arXiv 2410.05160); GME's (arXiv 2412.16855), an instruction before it and an end token
-behind; E5-V's (arXiv 2407.12580), a wish for one word behind it; what colpali_engine 0.3 writes for the checkpoints of
-its own (arXiv 2407.01449), without the "Query: " of older ones. `image` stands for what the family writes for one."""
+behind; E5-V's (arXiv 2407.12580), a wish for one word behind it; LamRA's (arXiv 2412.01720), the same in
+a chat, whose vector is the state from which its code would say `<emb>`;
+mmE5's (arXiv 2502.08468), images before the texts, and the token that begins a text twice, by its processor and by its
+tokenizer; what colpali_engine 0.3 writes for the
+checkpoints of its own (arXiv 2407.01449), without the "Query: " of older ones. `image` stands for what the family
+writes for one."""
 _HEADS = ("custom_text_proj", "embedding_proj_layer", "linear")
 """What checkpoints of late-interaction models call their projection (colpali_engine's, transformers', ColIdefics3)."""
 
@@ -71,6 +90,10 @@ class Head:
     size: int
     has_bias: bool
 
+    def module(self, hidden_size: int) -> Module:
+        """Return the module [B, N, D] -> [B, N, size]."""
+        return Linear(hidden_size, self.size, rows=None, bias=self.has_bias, name=self.name)
+
 
 @dataclass(frozen=True)
 class StateVectors:
@@ -82,6 +105,11 @@ class StateVectors:
         template: How an input is written: a chat template's source; None: as the checkpoint's own writes a question.
         prefixes: What stands before the first text of an input of a type.
         also_answers: The decoder gives the vocabulary's scores as well.
+        late: What every token's state is projected by for requests that want a vector of each; None: by nothing.
+        default_type: Of an input of which a request says nothing.
+        pools_images: As of `bundle.manifest.EmbedderDims`.
+        adapters: That the decoder holds beside one another.
+        choice: Ids of a yes and of a no, between whose scores the decoder's last state decides; None: it gives vectors.
     """
 
     pooling: Pooling
@@ -89,6 +117,11 @@ class StateVectors:
     template: str | None = None
     prefixes: Mapping[InputType, str] | None = None
     also_answers: bool = False
+    late: Head | None = None
+    default_type: InputType | None = None
+    pools_images: bool = False
+    adapters: tuple[AdapterDims, ...] = ()
+    choice: tuple[int, int] | None = None
 
     @property
     def unused(self) -> tuple[str, ...]:
@@ -97,13 +130,15 @@ class StateVectors:
 
     def size(self, hidden_size: int) -> int:
         """Return E."""
+        if self.choice is not None:
+            return 1
         return hidden_size if self.head is None else self.head.size
 
     def module(self, hidden_size: int) -> Module:
         """Return the module [B, N, D] -> [B, N, E]."""
-        if self.head is None:
-            return _Unchanged()
-        return Linear(hidden_size, self.head.size, rows=None, bias=self.head.has_bias, name=self.head.name)
+        if self.choice is not None:
+            return YesNo(hidden_size, self.choice)
+        return _Unchanged() if self.head is None else self.head.module(hidden_size)
 
 
 class _Unchanged(Module):
@@ -119,11 +154,14 @@ class EmbeddingOptions:
         pooling: None: every token's vector where there is a projection, else the last token's.
         template: A name in `TEMPLATES`, or a file; None: the checkpoint's own.
         also_answers: It goes on answering.
+        ranks: It says how well two inputs fit, and makes no vectors; `template` is a name in
+            `export.ranking.RANKINGS`, or a file.
     """
 
     pooling: Pooling | None = None
     template: str | None = None
     also_answers: bool = False
+    ranks: bool = False
 
 
 def found_embedding(source: Checkpoint, options: EmbeddingOptions) -> StateVectors:
@@ -143,7 +181,8 @@ def found_embedding(source: Checkpoint, options: EmbeddingOptions) -> StateVecto
     chosen: Pooling = pooling or ("last" if head is None else "tokens")
     if chosen != "tokens":
         head = None
-    written, prefixes = None if template is None else _template(template), _prefixes(source.folder)
+    written = None if template is None else TEMPLATES.get(template) or read_template(template, TEMPLATES)
+    prefixes = _prefixes(source.folder)
     return StateVectors(chosen, head, written, prefixes, options.also_answers)
 
 
@@ -154,14 +193,21 @@ def _found_head(source: Checkpoint) -> Head | None:
     return None
 
 
-def _template(given: str) -> str:
-    if given in TEMPLATES:
-        return TEMPLATES[given]
+def read_template(given: str, known: Collection[str]) -> str:
+    """Return a template of a file.
+
+    Args:
+        given: The file.
+        known: Names that could have been given instead.
+
+    Raises:
+        UnsupportedConfigError: It cannot be read.
+    """
     try:
         return Path(given).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise UnsupportedConfigError(
-            f"--template {given} is no file that can be read, nor one of {', '.join(TEMPLATES)}"
+            f"--template {given} is no file that can be read, nor one of {', '.join(known)}"
         ) from error
 
 

@@ -33,6 +33,7 @@ from bundle.manifest import (
 from bundle.states import State
 from bundle.visual_exit import VISUAL_EXIT, load_routers
 from export.adapter import Adapter
+from export.adapters import ADAPTERS, found_adapters
 from export.architectures import load_family
 from export.checkpoint import Checkpoint
 from export.config import with_length_groups
@@ -46,6 +47,7 @@ from export.graph import build_model, write_model
 from export.image_embedder import ImageEmbedder
 from export.nn.dialect import DIALECTS
 from export.processor import ProcessorFiles, convert_processor, image_settings
+from export.ranking import found_ranking
 from export.segments import with_segments, write_segments
 from export.skipping import with_skipped_layers
 from export.task_vectors import with_open_heads
@@ -55,8 +57,8 @@ from export.weights import WeightSource
 if TYPE_CHECKING:
     from export.gguf_decoder import GgufTensor
 
-_CUTS = "matryoshka_dimensions"
-"""Of a config, as vLLM reads it too."""
+_CUTS = ("matryoshka_dimensions", "matryoshka_dims")
+"""Of a config, as vLLM reads it and as Jina's have it."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", VISUAL_EXIT]
 
@@ -75,6 +77,7 @@ def export_checkpoint(
     task_vectors: bool = False,
     skip_visual: Sequence[int] = (),
     lora: Path | None = None,
+    adapters: Mapping[str, Path] | None = None,
     embedding: EmbeddingOptions | None = None,
     overwrite: bool = False,
     progress: Callable[[str], None] | None = None,
@@ -97,6 +100,7 @@ def export_checkpoint(
         task_vectors: The decoder's heads can be read and replaced, for prefixes of the method task-vectors.
         skip_visual: Layers of the decoder whose feed-forwards image tokens may skip, for `vision.method` ima.
         lora: A folder of an adapter that PEFT saved, merged into the weights.
+        adapters: Such folders by name, kept beside the weights of a decoder that embeds; a request chooses one.
         embedding: Make vectors, in the place of answers or beside them; None: as the architecture does.
         overwrite: Replace a bundle that stands at `output`.
         progress: Called with a line at each step.
@@ -113,7 +117,7 @@ def export_checkpoint(
     source = Checkpoint.open(folder)
     family = load_family(source.config)
     if isinstance(family, VisionLanguage) and not Path(checkpoint).expanduser().is_dir():
-        _fetch_question_words(str(checkpoint), family)
+        _fetch_folders(str(checkpoint), family)
     if family.reads_image_settings:
         family.stated_images = image_settings(folder)
     adapter = None if lora is None else Adapter.open(lora)
@@ -126,6 +130,7 @@ def export_checkpoint(
         _take_smaller_images(family)
     if embedding is not None:
         _embed(family, source, embedding)
+    beside = found_adapters(folder, family, adapters or {})
     plans = family.graphs(lowering)
     say(f"building {len(plans)} graphs for {source.config['model_type']}")
     models = {part: build_model(part, plan, lowering) for part, plan in plans.items()}
@@ -133,6 +138,8 @@ def export_checkpoint(
     weights = WeightSource(source, family, [model.graph for model in models.values()], decoder, adapter)
     weights.fill()
     weights.require_all_used()
+    if beside is not None:
+        plans = {**plans, "decoder": beside.put_into(models["decoder"], plans["decoder"])}
     if task_vectors:
         plans = {**plans, "decoder": with_open_heads(models, plans, family)}
     if skip_visual:
@@ -149,7 +156,9 @@ def export_checkpoint(
         manifest = Manifest(
             name=bundle_name,
             source=label,
-            source_sha256=source.digest(decoder_gguf, None if adapter is None else adapter.file),
+            source_sha256=source.digest(
+                decoder_gguf, None if adapter is None else adapter.file, *(() if beside is None else beside.files)
+            ),
             created_by=f"pocketvlm {own_version()}",
             model_type=source.config["model_type"],
             task=_task(family),
@@ -232,12 +241,14 @@ def located(
         ) from error
 
 
-def _fetch_question_words(hub_id: str, family: VisionLanguage) -> None:
-    """Fetch the tokenizer of a vision encoder that reads questions, where it lies in a folder of its own.
+def _fetch_folders(hub_id: str, family: VisionLanguage) -> None:
+    """Fetch what lies in folders of its own: a vision encoder's tokenizer of questions, and adapters.
 
     Raises:
         CheckpointError: It could not be fetched.
     """
+    if family.own_adapters:
+        located(hub_id, lambda line: None, [f"{ADAPTERS}/*"], "")
     if family.question is not None and family.question.folder:
         located(hub_id, lambda line: None, [f"{family.question.folder}/*.json"], "")
 
@@ -343,8 +354,8 @@ def _embed(family: Family, source: Checkpoint, options: EmbeddingOptions) -> Non
     """Let a family's decoder give vectors.
 
     Raises:
-        UnsupportedConfigError: It has no decoder, embeds as it is, keeps images in a memory or sees them with a
-            question, or its layers would be cut or grouped.
+        UnsupportedConfigError: It has no decoder, embeds as it is, sees images with a question, or its layers would be
+            cut or grouped.
     """
     if not isinstance(family, VisionLanguage) or family.embedding is not None:
         raise UnsupportedConfigError(
@@ -360,30 +371,32 @@ def _embed(family: Family, source: Checkpoint, options: EmbeddingOptions) -> Non
             f"--task embed: what {source.config['model_type']} sees of an image depends on a question, and an input to "
             "be embedded asks none; take a model whose vision encoder reads images alone"
         )
-    if any(state.kind == "memory" for state in family.decoder.states):
-        raise UnsupportedConfigError(
-            f"--task embed: {source.config['model_type']} looks at images in a memory beside its prompt, which is "
-            "filled for answers alone; take a model whose images stand in the prompt"
-        )
-    family.embedding = found_embedding(source, options)
+    family.embedding = found_ranking(source, options) if options.ranks else found_embedding(source, options)
 
 
 def _task(family: Family) -> Task:
     if not isinstance(family, VisionLanguage) or family.embedding is None:
         return family.task
+    if family.embedding.choice is not None:
+        return "cross-encoder"
     return BOTH if family.answers else "image-text-embedding"
 
 
 def _embedder_dims(family: VisionLanguage, source: Checkpoint) -> EmbedderDims | None:
     if family.embedding is None:
         return None
-    size = family.embedding.size(family.state_size)
+    how, late = family.embedding, family.embedding.late
+    size = how.size(family.state_size)
     return EmbedderDims(
         embedding_size=size,
         matryoshka=_cuts(source.config, size),
-        pooling=family.embedding.pooling,
+        pooling=how.pooling,
         max_positions=family.max_positions,
-        prefixes=dict(family.embedding.prefixes or {}),
+        prefixes=dict(how.prefixes or {}),
+        default_type=how.default_type,
+        late_size=None if late is None else late.size,
+        pools_images=how.pools_images,
+        adapters=how.adapters,
     )
 
 
@@ -441,6 +454,9 @@ def _dual_dims(
         matryoshka=_cuts(source.config, tower.embedding_size),
         vectors=family.vectors,
         prompt_template=family.prompt_template,
+        data_experts=family.data_experts,
+        regions=family.regions,
+        replaced_tokens=family.replaced_tokens,
     )
 
 
@@ -452,7 +468,9 @@ def _image_vectors(family: ImageEmbedder, source: Checkpoint) -> VectorSizes:
 def _pair_dims(family: CrossEncoder, files: ProcessorFiles) -> PairDims:
     if files.pad_token_id is None:
         raise UnsupportedConfigError("the tokenizer names no pad_token; texts cannot be batched without one")
-    return PairDims(max_text_tokens=family.texts.max_tokens, pad_token_id=files.pad_token_id)
+    return PairDims(
+        max_text_tokens=family.texts.max_tokens, pad_token_id=files.pad_token_id, num_frames=family.num_frames
+    )
 
 
 def _cuts(config: Mapping[str, Any], embedding_size: int) -> tuple[int, ...]:
@@ -461,7 +479,8 @@ def _cuts(config: Mapping[str, Any], embedding_size: int) -> tuple[int, ...]:
     Raises:
         UnsupportedConfigError: They are no sizes of its vectors.
     """
-    sizes = config.get(_CUTS) or []
+    name = next((name for name in _CUTS if config.get(name)), _CUTS[0])
+    sizes = config.get(name) or []
     if not isinstance(sizes, list) or not all(type(size) is int and 0 < size <= embedding_size for size in sizes):
-        raise UnsupportedConfigError(f"config.json: {_CUTS} is {sizes!r:.80}; vectors have {embedding_size} numbers")
+        raise UnsupportedConfigError(f"config.json: {name} is {sizes!r:.80}; vectors have {embedding_size} numbers")
     return tuple(sorted(set(sizes) - {embedding_size}, reverse=True))

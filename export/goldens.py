@@ -24,6 +24,8 @@ _CANARY_TOKENS = 12
 _CANARY_PAIRS = 4
 _SEE_ONE_ANOTHER = range(3, 8)
 """Of its tokens, where a decoder's attention looks forward."""
+_BOXES = np.array([[[0, 0, 0, 0], [0.1, 0.3, 0.6, 0.8]]], np.float32)
+"""All of the image, and a part."""
 _STATES_KEPT = 2
 """Of a decoder's recorded outputs: the first layer's keys and values tell a broken cache, and all of them are large."""
 
@@ -66,12 +68,14 @@ def record_goldens(bundle: Bundle, canary: Canary) -> None:
     ids = canary.input_ids
     known = {
         tensors.QUESTION_IDS: canary.question_ids,
+        tensors.BOXES: _BOXES,
         tensors.INPUT_IDS: ids,
         tensors.ATTENTION_MASK: np.ones_like(ids),
         tensors.TOKEN_TYPE_IDS: (np.arange(ids.size) >= ids.size // 2).astype(np.int64)[None],
     }
     if canary.pixel_values is not None:
-        known[tensors.PIXEL_VALUES] = canary.pixel_values
+        pairs = bundle.manifest.pairs
+        known[tensors.PIXEL_VALUES] = _moving(canary.pixel_values, 1 if pairs is None else pairs.num_frames)
     recordings: dict[Role, Recording] = {}
     for name, component in bundle.manifest.components.items():
         if component.role != "decoder":
@@ -83,6 +87,11 @@ def record_goldens(bundle: Bundle, canary: Canary) -> None:
     if any(component.role == "decoder" for component in bundle.manifest.components.values()):
         recordings["decoder"] = _first_step(bundle, canary.input_ids[0], recordings["embed_tokens"].outputs)
     save_golden(bundle.directory, recordings)
+
+
+def _moving(pixels: Array, num_frames: int) -> Array:
+    """Return an image [1, 3, height, width] as the frames of a video in which it moves to the right."""
+    return np.concatenate([np.roll(pixels, 4 * frame, axis=3) for frame in range(num_frames)], axis=1)
 
 
 def _several(feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -106,7 +115,9 @@ def _first_step(bundle: Bundle, ids: npt.NDArray[np.int64], found: Mapping[str, 
     places = np.arange(num_tokens, dtype=np.int64)
     around = np.zeros((2, num_tokens), np.int64)
     around[1, _SEE_ONE_ANOTHER] = np.arange(len(_SEE_ONE_ANOTHER))[::-1]
-    run = TokenRun(ids, places, lengths, [num_tokens - 1], around=around)
+    adapters = () if manifest.embedder is None else manifest.embedder.adapters
+    last = max(len(adapters) - 1, 0)  # where the first is none at all, another tells more
+    run = TokenRun(ids, places, lengths, [num_tokens - 1], around=around, adapter=last)
     feeds = feeds_of(manifest.components[name].inputs, Step.of_tables(TokenBatch.of([run]), found))
     recorded = _recorded(bundle, name, {**feeds, **empty_states(manifest.states, 1, num_tokens)})
     (given,) = manifest.components[name].outputs

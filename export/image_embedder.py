@@ -26,7 +26,9 @@ class ImageEmbedder(Family):
 
     task: ClassVar[Task] = "image-embedding"
     reads_texts = False
-    renames = ((r"^(?:(?:dinov2|vit)\.)?(embeddings|encoder|layernorm)\.", rf"{_TOWER}.\1."),)
+    renames: ClassVar[tuple[tuple[str, str], ...]] = (
+        (r"^(?:(?:dinov2|dinov2_with_registers|vit)\.)?(embeddings|encoder|layernorm)\.", rf"{_TOWER}.\1."),
+    )
     unused: ClassVar[tuple[str, ...]] = (rf"{_TOWER}\.embeddings\.mask_token", r"classifier\..*")
 
     @property

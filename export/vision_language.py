@@ -153,6 +153,11 @@ class VisionLanguage(Family):
         return self.embedding is None or self.embedding.also_answers
 
     @property
+    def own_adapters(self) -> Sequence[str]:
+        """The adapters that the checkpoint has in a folder beside its weights, one for each of several tasks."""
+        return ()
+
+    @property
     def question(self) -> QuestionReading | None:
         """What `vision` takes beside pixels, as [I, Q] ids of the question; None: nothing."""
         return None
@@ -170,9 +175,21 @@ class VisionLanguage(Family):
         """
         return spec
 
+    def own_tokens(self, ids: Mapping[str, int]) -> Mapping[str, int]:
+        """Return special tokens that the model was trained with and its tokenizer lacks, with their ids; mostly none.
+
+        Args:
+            ids: Of the tokenizer's tokens, by their text.
+        """
+        return {}
+
     def default_template(self, found: FoundProcessor) -> str | None:
         """Return the chat template where the checkpoint holds none; None: it must hold one."""
         return None
+
+    def opening(self, found: FoundProcessor) -> str:
+        """Return the words that the model's processor writes before what the chat template makes."""
+        return ""
 
     def spoken_tokens(self, found: FoundProcessor, prompt: KnownImagePrompt, ends: Collection[int]) -> Collection[str]:
         """Return the special tokens that belong to answers, by their text; ids of `ends` are no part of any."""
@@ -271,8 +288,14 @@ class VisionLanguage(Family):
             module = CausalDecoder(self.decoder, dialect, self.text_prefix, vectors=head)
             plan = decoder_plan(self.decoder, embeds, module)
             return replace(plan, optional_outputs=(vectors, *plan.optional_outputs))
-        module = CausalDecoder(self.decoder, dialect, self.text_prefix, head)
-        return replace(decoder_plan(self.decoder, embeds, module), outputs=(vectors,))
+        late = self.embedding.late
+        projected = None if late is None else late.module(size)
+        module = CausalDecoder(self.decoder, dialect, self.text_prefix, head, projected)
+        plan = replace(decoder_plan(self.decoder, embeds, module), outputs=(vectors,))
+        if late is None:
+            return plan
+        each = TensorSpec(name=tensors.LATE_EMBEDS, dtype="float32", shape=("B", "N", late.size))
+        return replace(plan, optional_outputs=(each, *plan.optional_outputs))
 
     def decoder_dims(self) -> DecoderDims | None:
         """Return the manifest's part on the decoder; None where it does not answer."""

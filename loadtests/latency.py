@@ -185,7 +185,7 @@ def run_benchmark(
         MachineError: This machine cannot run it.
     """
     manifest = read_manifest(Path(bundle))
-    if manifest.pairs is not None:
+    if manifest.reads_pairs:
         raise SettingsError(f"{manifest.name} scores pairs; what is measured here are answers and vectors")
     if progress:
         progress(f"measuring {manifest.name} in a process of its own")

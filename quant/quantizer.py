@@ -212,7 +212,7 @@ def _require_measurable(
     Raises:
         QuantizationError: They are of the other kind, or too few.
     """
-    if parent.manifest.pairs is not None:
+    if parent.manifest.reads_pairs:
         asked_of(evaluation, sees=parent.manifest.sees)
         return
     if parent.manifest.image_vectors is not None:

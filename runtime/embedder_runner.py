@@ -54,12 +54,18 @@ class EmbedderRunner:
 
     def embed_texts(self, texts: Sequence[str]) -> list[Vectors]:
         """Return of each text [E], or [n, E] where every token has a vector."""
-        return self.embed_turns([([Turn("user", (text,))], []) for text in texts])
+        dims = self._bundle.manifest.embedder
+        prefix = "" if dims is None else dims.prefix(None)
+        return self.embed_turns([([Turn("user", (f"{prefix}{text}",))], []) for text in texts])
 
     def embed_turns(self, inputs: Sequence[tuple[Sequence[Turn], Sequence[Image.Image]]]) -> list[Vectors]:
         """Return of each input, written as turns about images, [E], or [n, E] where every token has a vector."""
         found = self._embedder.embed([self.prompt(turns, images) for turns, images in inputs])
         return found if self.is_multi else [vectors[0] for vectors in found]
+
+    def raw_of_turns(self, inputs: Sequence[tuple[Sequence[Turn], Sequence[Image.Image]]]) -> list[Vectors]:
+        """Return of each input what the decoder gives of its last token, [1, E]."""
+        return self._embedder.raw([self.prompt(turns, images) for turns, images in inputs], "last")
 
     def feeds(self, turns: Sequence[Turn], images: Sequence[Image.Image]) -> dict[str, Array]:
         """Return the decoder's inputs for one input."""

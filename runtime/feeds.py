@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +61,7 @@ class TokenRun:
         seen: [T, 3] what each token sees of states of kind "memory", as `bundle.tensors.MEMORY_SEEN`; None: nothing.
         heads: What replaces heads, from the token `first_replaced` on; None: nothing does.
         first_replaced: Counted from the run's first token.
+        adapter: Number of the one that it runs through, of those that the decoder holds.
     """
 
     ids: Int64
@@ -73,6 +74,7 @@ class TokenRun:
     seen: Int64 | None = None
     heads: HeadValues | None = None
     first_replaced: int = 0
+    adapter: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class TokenBatch:
         around: [2, B, T] as of `TokenRun`; None where that is so of all runs.
         seen: [B, T, 3] what each token sees of states of kind "memory"; None: none sees any.
         heads: Of each run, what replaces heads and from which token on; empty where no run has any.
+        adapters: [B] numbers of the adapters that they run through; empty: all through the first.
     """
 
     ids: Int64
@@ -98,6 +101,7 @@ class TokenBatch:
     around: Int64 | None = None
     seen: Int64 | None = None
     heads: Sequence[tuple[HeadValues | None, int]] = ()
+    adapters: Sequence[int] = ()
 
     @classmethod
     def of(cls, runs: Sequence[TokenRun]) -> TokenBatch:
@@ -111,6 +115,7 @@ class TokenBatch:
             _around(runs),
             _side_by_side([run.seen for run in runs], len(runs[0].ids)),
             [(run.heads, run.first_replaced) for run in runs],
+            [run.adapter for run in runs],
         )
 
     @classmethod
@@ -151,7 +156,7 @@ class TokenBatch:
         more = num_tokens - self.num_tokens
         around = None if self.around is None else np.pad(self.around, ((0, 0), (0, 0), (0, more)))
         seen = None if self.seen is None else np.pad(self.seen, ((0, 0), (0, more), (0, 0)), mode="edge")
-        return TokenBatch(ids, positions, self.lengths, self.wanted, self.features, around, seen, self.heads)
+        return replace(self, ids=ids, positions=positions, around=around, seen=seen)
 
     @property
     def size(self) -> int:
@@ -332,6 +337,10 @@ def _full_layers(step: Step, spec: TensorSpec) -> npt.NDArray[np.bool_]:
     return full
 
 
+def _adapters(step: Step, spec: TensorSpec) -> Int64:
+    return np.array(step.batch.adapters or [0] * step.batch.size, np.int64)
+
+
 def _sizes(spec: TensorSpec) -> tuple[int, ...]:
     return tuple(size for size in spec.shape if isinstance(size, int))
 
@@ -349,6 +358,7 @@ _FILLED: Mapping[str, Callable[[Step, TensorSpec], Array]] = {
     tensors.HEAD_VALUES: _head_values,
     tensors.HEAD_MASK: _head_mask,
     tensors.FULL_LAYERS: _full_layers,
+    tensors.ADAPTERS: _adapters,
     tensors.SEQLENS_K: _last_rows,
     tensors.TOTAL_SEQUENCE_LENGTH: _total,
     tensors.LOGITS_ROWS: _wanted_rows,

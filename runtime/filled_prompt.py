@@ -20,19 +20,22 @@ class FilledPrompt:
         prompt: Tokens and positions.
         placed: The features of each span, in order; views of what the encoder gave.
         memory: [R, W] what goes into states of kind "memory" before it is run; None: nothing does.
+        adapter: Number of the one that it runs through, of those that the decoder holds.
     """
 
     prompt: Prompt
     placed: tuple[Placed, ...] = ()
     memory: Embeds | None = None
+    adapter: int = 0
 
     @classmethod
-    def of(cls, prompt: Prompt, features: Sequence[Embeds]) -> FilledPrompt:
+    def of(cls, prompt: Prompt, features: Sequence[Embeds], adapter: int = 0) -> FilledPrompt:
         """Return a prompt with its images' features.
 
         Args:
             prompt: Its spans count the images from 0.
             features: Of each image, [rows, D] or [tiles, P, D].
+            adapter: As of the class.
 
         Raises:
             SignatureError: An image has another number of rows than the prompt has places for it.
@@ -40,22 +43,26 @@ class FilledPrompt:
         rows = [each.reshape(-1, each.shape[-1]) for each in features]
         if prompt.memory is not None:
             prompt = replace(prompt, memory=prompt.memory.filled([len(each) for each in rows]))
-        pieces = [(span.image, span.row, span.row + span.end - span.start) for span in prompt.spans]
-        pieces = pieces if prompt.memory is None else [*prompt.memory.pieces]
+        memory = prompt.memory
+        spans = prompt.spans if memory is None or memory.leaves_spans else ()
+        in_spans = [(span.image, span.row, span.row + span.end - span.start) for span in spans]
+        in_memory = () if memory is None else memory.pieces
         wanted, given = [0] * prompt.num_images, [len(each) for each in rows]
-        for image, start, end in pieces:
+        for image, start, end in (*in_spans, *in_memory):
             wanted[image] += end - start
         if wanted != given:
             raise SignatureError(
                 f"the vision encoder gave {given} rows of features by image, the prompt has places for {wanted}. "
                 "Export the checkpoint again."
             )
-        if prompt.memory is not None:
-            return cls(prompt, (), np.concatenate([rows[image][start:end] for image, start, end in pieces]))
-        placed = (
-            Placed(span.start, rows[span.image][span.row : span.row + span.end - span.start]) for span in prompt.spans
+        placed = tuple(
+            Placed(span.start, rows[image][start:end])
+            for span, (image, start, end) in zip(spans, in_spans, strict=True)
         )
-        return cls(prompt, tuple(placed))
+        if memory is None:
+            return cls(prompt, placed, adapter=adapter)
+        held = np.concatenate([rows[image][start:end] for image, start, end in in_memory])
+        return cls(prompt, placed, held, adapter)
 
     @classmethod
     def of_ids(cls, ids: Int64) -> FilledPrompt:
@@ -87,7 +94,8 @@ class FilledPrompt:
         positions, features = prompt.positions[..., start:end], _between(self.placed, start, end)
         around = None if prompt.seen is None else _around(prompt.seen[:, start:end], start, end)
         seen = None if prompt.memory is None else prompt.memory.seen[start:end]
-        return TokenRun(prompt.token_ids[start:end], positions, lengths, wanted, features, around=around, seen=seen)
+        ids = prompt.token_ids[start:end]
+        return TokenRun(ids, positions, lengths, wanted, features, around=around, seen=seen, adapter=self.adapter)
 
     @property
     def seen_behind(self) -> Int64 | None:

@@ -230,6 +230,8 @@ class FakeClient:
     async def score(self, request: ScoreRequest) -> ScoreResult:
         """Return for each pair how near its fake embeddings are, from 0 to 1."""
         self._card(request.model, "cross-encoder")
+        if request.instruction is not None:
+            raise ParameterError(f"instruction: {request.model} is told none; leave it out", "instruction")
         await self._serve_once()
         parts = [[_content(part) for part in pair if isinstance(part, TextPart | ImagePart)] for pair in request.pairs]
         raw = [_embedding(first) @ _embedding(second) for first, second in parts]

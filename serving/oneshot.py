@@ -78,8 +78,16 @@ async def answer(
     return Answer("".join(texts), tuple(token_ids), finished.reason, finished.usage, finished.timings)
 
 
-async def embed(bundle: Path, inputs: tuple[TextPart | ImagePart, ...], threads: int = 0) -> EmbedResult:
+async def embed(
+    bundle: Path, inputs: tuple[TextPart | ImagePart, ...], threads: int = 0, task: str | None = None
+) -> EmbedResult:
     """Load a model that embeds, embed the inputs, and unload it.
+
+    Args:
+        bundle: Its directory.
+        inputs: At least one.
+        threads: Inside one operator; 0 means one per physical core.
+        task: Which of its adapters; None: its first.
 
     Raises:
         BundleError: The bundle is not usable.
@@ -87,7 +95,7 @@ async def embed(bundle: Path, inputs: tuple[TextPart | ImagePart, ...], threads:
     """
     async with LocalClient([bundle], settings_of_one(threads)) as client:
         model = (await client.models())[0].name
-        return await client.embed(EmbedRequest("oneshot", model, inputs))
+        return await client.embed(EmbedRequest("oneshot", model, inputs, task=task))
 
 
 def settings_of_one(threads: int) -> EngineSettings:

@@ -9,16 +9,19 @@ from bundle.image.covering_grid import CoveringGrid as CoveringGrid
 from bundle.image.cropped import Cropped as Cropped
 from bundle.image.fixed import Fixed as Fixed
 from bundle.image.geometry import Geometry as Geometry
+from bundle.image.grid_canvas import GridCanvas as GridCanvas
 from bundle.image.layout import Pixels as Pixels
 from bundle.image.layout import ProcessedImages as ProcessedImages
 from bundle.image.layout import TileLayout as TileLayout
 from bundle.image.layout import VideoTimes as VideoTimes
+from bundle.image.longest_edge import LongestEdge as LongestEdge
 from bundle.image.most_patches import MostPatches as MostPatches
 from bundle.image.nearest_grid import NearestGrid as NearestGrid
 from bundle.image.padded import Padded as Padded
 from bundle.image.pan_and_scan import PanAndScan as PanAndScan
 from bundle.image.pinpoints import Pinpoints as Pinpoints
 from bundle.image.shortest_edge import ShortestEdge as ShortestEdge
+from bundle.image.sliced import Sliced as Sliced
 from bundle.image.soft_tokens import SoftTokens as SoftTokens
 from bundle.image.spec import PREPROCESSOR as PREPROCESSOR
 from bundle.image.spec import ImageSpec as ImageSpec
@@ -26,5 +29,6 @@ from bundle.image.spec import Resample as Resample
 from bundle.image.split_area import SplitArea as SplitArea
 from bundle.image.stretched_crop import StretchedCrop as StretchedCrop
 from bundle.image.table import KnownGeometry as KnownGeometry
+from bundle.image.thumbnail import Thumbnail as Thumbnail
 from bundle.image.tiled import Tiled as Tiled
 from bundle.image.whole_patches import WholePatches as WholePatches

@@ -77,8 +77,11 @@ class CausalDecoder(Module):
     ) -> None:
         super().__init__()
         config = decoder.config
+        self.shared = decoder.shared()
         self.stack = _Stack(decoder, dialect, name)
-        self.lm_head = head or Linear(config.hidden_size, config.vocab_size, rows=None, role="head", bias=False)
+        self.lm_head = head or Linear(
+            config.hidden_size, config.vocab_size, rows=None, role="head", bias=decoder.has_head_bias
+        )
         self.vectors = vectors
         self.logit_softcap = 0.0 if head else decoder.logit_softcap
         self.decoder = decoder
@@ -96,9 +99,12 @@ class CausalDecoder(Module):
         """Return logits [B, N, V], vectors, the last queries of each layer that has some, and the states."""
         angles = self.decoder.angles(op, position_ids)
         first, num_more = len(self.decoder.sight_inputs), len(self.decoder.inputs)
-        more, states = others[first : first + num_more], self._of_layers(others[first + num_more :])
+        more, given = others[first : first + num_more], others[first + num_more :]
+        num_shared = len(self.decoder.shared_states)
+        shared = () if self.shared is None else self.shared(op, given[:num_shared], more)
+        states = self._of_layers(given[num_shared:])
         lengths = self._lengths(op, inputs_embeds, past_lengths, others[0] if first else None, states)
-        around = [Around(angles, of_layer, more) for of_layer in lengths]
+        around = [Around(angles, of_layer, more, shared) for of_layer in lengths]
         hidden, left = self.stack(op, inputs_embeds, position_ids, around, states, logits_indices)
         queries = [each.queries for each in left if each.queries is not None]
         vectors = [] if self.vectors is None else [self.vectors(op, hidden)]

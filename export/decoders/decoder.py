@@ -25,6 +25,7 @@ class Decoder(ABC):
 
     Class attributes:
         position_axes: Sizes before [B, T] of `position_ids`: none, or (3,) for time, height and width.
+        has_head_bias: The output matrix has biases.
 
     Attributes:
         config: Sizes, and the length groups of its layers; export may group them anew before graphs are built.
@@ -34,6 +35,7 @@ class Decoder(ABC):
     """
 
     position_axes: ClassVar[tuple[int, ...]] = ()
+    has_head_bias: ClassVar[bool] = False
 
     def __init__(self, config: DecoderConfig) -> None:
         self.config = config
@@ -144,9 +146,19 @@ class Decoder(ABC):
         )
 
     @property
+    def shared_states(self) -> tuple[State, ...]:
+        """States of kind "memory" that all layers read, and that belong to none."""
+        return ()
+
+    def shared(self) -> Module | None:
+        """Return (shared states, `inputs`) -> values that layers find in `around.shared`, made once; None: none."""
+        return None
+
+    @property
     def states(self) -> tuple[State, ...]:
-        """What all layers take and give back, layer by layer."""
-        return tuple(state for number in range(self.config.num_layers) for state in self.states_of(number))
+        """What all layers share, and what they take and give back, layer by layer."""
+        of_layers = (state for number in range(self.config.num_layers) for state in self.states_of(number))
+        return (*self.shared_states, *of_layers)
 
     @property
     def layers_with_rows(self) -> tuple[int, ...]:

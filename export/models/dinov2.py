@@ -10,7 +10,7 @@ from export.towers.dinov2 import Dinov2Tower, read_dinov2
 
 
 class Dinov2(ImageEmbedder):
-    """`model_type` dinov2; the vector is transformers' `pooler_output`."""
+    """`model_type` dinov2 and dinov2_with_registers; the vector is transformers' `pooler_output`."""
 
     image_processor = "BitImageProcessor"
 

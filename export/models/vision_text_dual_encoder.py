@@ -94,7 +94,7 @@ class VisionTextDualEncoder(DualEncoder):
             return clip.ProjectedClipTower(self._vision, dialect, self._embedding_size)
         tower: Module = _PooledVit(self._vision, dialect, qkv_bias=self._qkv_bias)
         if self._tower_type == _DINO:
-            tower = Dinov2Tower(self._vision, dialect, "vision_model")
+            tower = Dinov2Tower(read_dinov2(self.config["vision_config"]), dialect, "vision_model")
         return _Vision(tower, self._vision.tower.hidden_size, self._embedding_size)
 
     def text(self, dialect: Dialect) -> Module:

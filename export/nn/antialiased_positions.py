@@ -1,6 +1,8 @@
-"""A square table of learned positions, smoothed where it is shrunk to the grid of an image (SigLIP 2, NaFlex)."""
+"""A square table of learned positions, smoothed where it is shrunk to the grid of an image."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -9,13 +11,13 @@ from onnxscript import OpBuilder
 from export.nn.module import Module, Weight
 from export.nn.patches import Grid
 
+Kernel = Literal["triangle", "cubic"]
+_CUBIC_A = -0.5
+"""Of the cubic kernel (Keys 1981), as Pillow and PyTorch take it where they smooth."""
+
 
 class AntialiasedPositions(Module):
-    """Learned positions, resampled by triangles as wide as a patch or as a row of the table, whichever is wider.
-
-    That is PyTorch's `interpolate` with `antialias` and without `align_corners`: bilinear where the grid is finer than
-    the table, a mean over all rows that a patch covers where it is coarser. Both sides are resampled apart, each by a
-    matrix that the graph makes of the grid: standard operators, which every runtime has.
+    """Learned positions of patches, of which the table holds nothing else (SigLIP 2, NaFlex).
 
     Args:
         side: Of the table, which has side * side rows.
@@ -30,27 +32,51 @@ class AntialiasedPositions(Module):
 
     def forward(self, op: OpBuilder, x: ir.Value, grid: Grid) -> ir.Value:
         """Return x [I, N, D] plus the position of each patch."""
-        middles = op.initializer(
-            ir.tensor(np.arange(self.side, dtype=np.float32) + np.float32(0.5)), "position_middles"
-        )
-        lines = op.Reshape(self.weight, [self.side, self.side * self.size])
-        down = op.Reshape(op.MatMul(self._triangles(op, grid.height, middles), lines), [0, self.side, self.size])
-        places = op.MatMul(self._triangles(op, grid.width, middles), down)
-        return op.Add(x, op.Reshape(places, [1, -1, self.size]))
+        return op.Add(x, resampled(op, self.weight, self.side, self.size, grid, "triangle"))
 
-    def _triangles(self, op: OpBuilder, num_patches: ir.Value, middles: ir.Value) -> ir.Value:
-        """Return [n, side] how much of each row of the table every patch along one side takes; rows sum to 1.
 
-        Args:
-            op: The builder.
-            num_patches: [1] int64, n.
-            middles: [side] of the table's rows.
-        """
-        scale = op.Div(float(self.side), op.Cast(num_patches, to=ir.DataType.FLOAT))
-        index = op.Cast(op.Range(0, op.Squeeze(num_patches, [0]), 1), to=ir.DataType.FLOAT)
-        centre = op.Unsqueeze(op.Mul(op.Add(index, 0.5), scale), [1])
-        width = op.Add(op.Relu(op.Sub(scale, 1.0)), 1.0)  # Max and Abs have no float16 kernels everywhere
-        away = op.Div(op.Sub(middles, centre), width)
-        distance = op.Add(op.Relu(away), op.Relu(op.Sub(0.0, away)))
-        weights = op.Relu(op.Sub(1.0, distance))
-        return op.Div(weights, op.ReduceSum(weights, [1], keepdims=1))
+def resampled(op: OpBuilder, table: ir.Value, side: int, size: int, grid: Grid, kernel: Kernel) -> ir.Value:
+    """Return [1, N, D] a table of [side * side, D] resampled to a grid, by kernels as wide as a patch or as a row.
+
+    That is PyTorch's `interpolate` with `antialias` and without `align_corners`: bilinear or bicubic where the grid is
+    finer than the table, a mean over all rows that a patch covers where it is coarser. Both sides are resampled apart,
+    each by a matrix that the graph makes of the grid: standard operators, which every runtime has.
+    """
+    middles = op.initializer(ir.tensor(np.arange(side, dtype=np.float32) + np.float32(0.5)), "position_middles")
+    lines = op.Reshape(table, [side, side * size])
+    down = op.Reshape(op.MatMul(_shares(op, grid.height, middles, side, kernel), lines), [0, side, size])
+    places = op.MatMul(_shares(op, grid.width, middles, side, kernel), down)
+    return op.Reshape(places, [1, -1, size])
+
+
+def _shares(op: OpBuilder, num_patches: ir.Value, middles: ir.Value, side: int, kernel: Kernel) -> ir.Value:
+    """Return [n, side] how much of each row of the table every patch along one side takes; rows sum to 1.
+
+    Args:
+        op: The builder.
+        num_patches: [1] int64, n.
+        middles: [side] of the table's rows.
+        side: Of the table.
+        kernel: By which rows count less the farther away they are.
+    """
+    scale = op.Div(float(side), op.Cast(num_patches, to=ir.DataType.FLOAT))
+    index = op.Cast(op.Range(0, op.Squeeze(num_patches, [0]), 1), to=ir.DataType.FLOAT)
+    centre = op.Unsqueeze(op.Mul(op.Add(index, 0.5), scale), [1])
+    width = op.Add(op.Relu(op.Sub(scale, 1.0)), 1.0)  # Max and Abs have no float16 kernels everywhere
+    away = op.Div(op.Sub(middles, centre), width)
+    distance = op.Add(op.Relu(away), op.Relu(op.Sub(0.0, away)))
+    weights = op.Relu(op.Sub(1.0, distance)) if kernel == "triangle" else _cubic(op, distance)
+    return op.Div(weights, op.ReduceSum(weights, [1], keepdims=1))
+
+
+def _cubic(op: OpBuilder, distance: ir.Value) -> ir.Value:
+    """Return the cubic kernel of distances from 0: one polynomial until 1, another until 2, then nothing."""
+    a = _CUBIC_A
+    near = _polynomial(op, distance, (a + 2, -(a + 3), 0.0, 1.0))
+    far = _polynomial(op, distance, (a, -5 * a, 8 * a, -4 * a))
+    return op.Where(op.Less(distance, 1.0), near, op.Where(op.Less(distance, 2.0), far, 0.0))
+
+
+def _polynomial(op: OpBuilder, x: ir.Value, factors: tuple[float, float, float, float]) -> ir.Value:
+    third, second, first, none = factors
+    return op.Add(op.Mul(op.Add(op.Mul(op.Add(op.Mul(x, third), second), x), first), x), none)

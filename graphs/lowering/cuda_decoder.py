@@ -41,7 +41,7 @@ def lower_decoder_for_cuda(model: ir.Model, states: Sequence[State], max_positio
     _choose_rows(graph)
     lower_decoder(model, max_positions, "step")
     _spell_norms(graph)
-    halve(graph)
+    halve(graph, singles=[name for state in states if state.keeps_float32 for name in (state.input, state.output)])
     _give_choices(graph)
     drop_unused(model)
     _drop_input(graph, tensors.PAST_LENGTHS)

@@ -20,7 +20,7 @@ from quant.quality.pairs import asked_of, feeds_asked
 from runtime.embedder_runner import EmbedderRunner
 from runtime.encoders import vision_feeds
 from runtime.one_request import DualEncoderRunner, VisionLanguageRunner
-from runtime.pair_runner import PairRunner
+from runtime.rank_runner import runner_of_pairs
 from runtime.settings import RuntimeSettings
 
 NUM_SAMPLES = 128
@@ -67,7 +67,7 @@ class FeedSource:
         if role == "text_encoder":
             runner = DualEncoderRunner(self.bundle, self.settings)
             return [runner.text_feeds(text) for text in self._texts()]
-        if role == "pair_encoder":
+        if role == "pair_encoder" or (role == "decoder" and self.bundle.manifest.reads_pairs):
             return list(self._pair_feeds())
         if role == "decoder" and self.bundle.manifest.embeds:
             return list(self._embedder_feeds())
@@ -76,7 +76,7 @@ class FeedSource:
         raise QuantizationError(f"{component} has no inputs to calibrate on; choose a graph with linear layers")
 
     def _pair_feeds(self) -> Iterator[Feeds]:
-        runner = PairRunner(self.bundle, self.settings)
+        runner = runner_of_pairs(self.bundle, self.settings)
         asked = asked_of(self.samples, sees=self.bundle.manifest.sees)
         for query, document in feeds_asked(spread(asked, self.num_samples // 2)):
             yield runner.feeds(query, document)
@@ -114,7 +114,8 @@ class FeedSource:
 
     def _images(self) -> Iterator[Sequence[Image.Image]]:
         """Yield the images of each sample."""
-        if not self.bundle.manifest.embeds:
+        manifest = self.bundle.manifest
+        if not (manifest.embeds or manifest.reads_pairs):
             yield from (question.images for question in self._questions())
         else:
             yield from ([sample.image] for sample in self._captions())

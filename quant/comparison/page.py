@@ -107,7 +107,7 @@ def _origin(siblings: Siblings) -> str:
 
 def _variants(siblings: Siblings) -> str:
     is_dual = siblings.variants[0].manifest.embeds
-    reads_pairs = siblings.variants[0].manifest.pairs is not None
+    reads_pairs = siblings.variants[0].manifest.reads_pairs
     measures = ("image cosine", "text cosine") if is_dual else _PAIRS_HEAD if reads_pairs else FORCED_HEAD
     speed = [f"{siblings.speed_unit}/s"] if siblings.speeds else []
     speed += [f"{siblings.speed_unit}/J"] if siblings.per_joule else []

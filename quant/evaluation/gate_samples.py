@@ -119,7 +119,7 @@ def read_samples(path: Path, manifest: Manifest, beside: Beside | None = None) -
     if not rows:
         raise QuantizationError(f"{path} holds no samples; write one JSON object per line")
     folder = (beside.images if beside else None) or path.parent
-    if manifest.pairs is not None:
+    if manifest.reads_pairs:
         return _pair_samples(path, rows, folder, sees=manifest.sees)
     if not manifest.embeds:
         samples = [_question(row, where, folder) for where, row in rows]

@@ -49,6 +49,11 @@ def refuse_target(manifest: Manifest, target: Target) -> None:
             f"--target {target}: the vision encoder of {manifest.name} reads questions of any length beside images, "
             "and its runs on a device have one size each. Take --target cpu"
         )
+    if target != "cpu" and manifest.dual is not None and manifest.dual.regions:
+        raise QuantizationError(
+            f"--target {target}: the vision encoder of {manifest.name} reads any number of boxes beside images, and "
+            "its runs on a device have one size each. Take --target cpu"
+        )
     if target != "cpu" and tensors.FULL_LAYERS in inputs:
         raise QuantizationError(
             f"{manifest.name} was exported with --skip-visual, which is for the CPU alone: how many rows a layer runs "

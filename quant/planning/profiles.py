@@ -126,7 +126,9 @@ def _asked_for(planner: Planner, recipe: str) -> Planner:
 
 def _plan_decoder(planner: Planner, sites: Sites, profile: ProfileName | None, recipe: str) -> Plans:
     of_graph = sites["decoder"]
-    if profile in (None, "latency") or planner.manifest.embeds:  # which runs prompts alone
+    if (
+        profile in (None, "latency") or planner.manifest.embeds or planner.manifest.reads_pairs
+    ):  # which runs prompts alone
         return {"decoder": planner.plan_component("decoder", of_graph, recipe=recipe)}
     steps = planner.plan_component("decoder", of_graph, recipe=recipe, for_steps=True)
     if profile == "memory":

@@ -37,7 +37,7 @@ from quant.quality.evaluation import (
 from quant.quality.pairs import measure_pairs
 from quant.quality.parity import Parity
 from runtime.one_request import VisionLanguageRunner
-from runtime.pair_runner import PairRunner
+from runtime.rank_runner import runner_of_pairs
 from runtime.settings import RuntimeSettings
 
 MIXED = "mixed"
@@ -303,8 +303,8 @@ def measure(
     if parent.manifest.image_vectors is not None:
         seeing = image_runner_of(parent, settings), image_runner_of(variant, settings)
         return measure_images(*seeing, evaluation, progress)
-    if parent.manifest.pairs is not None:
-        runners = PairRunner(parent, settings), PairRunner(variant, settings)
+    if parent.manifest.reads_pairs:
+        runners = runner_of_pairs(parent, settings), runner_of_pairs(variant, settings)
         return measure_pairs(*runners, evaluation, progress, sees=parent.manifest.sees)
     require_kind(evaluation, is_dual=parent.manifest.embeds)
     if parent.manifest.embeds:

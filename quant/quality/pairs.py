@@ -16,7 +16,9 @@ from quant.quality.evaluation import Caption, Evaluation, Measured, Passage, Pro
 from quant.quality.measures import CLEAR_RATIO, Float64
 from runtime.pair_encoder import fits
 from runtime.pair_runner import PairRunner
+from runtime.rank_runner import RankRunner
 
+PairScorer = PairRunner | RankRunner
 _DOCUMENTS = 12
 """That each query is held against at most, its own among them."""
 
@@ -60,7 +62,7 @@ def asked_of(evaluation: Evaluation, *, sees: bool) -> list[Asked]:
 
 
 def measure_pairs(
-    parent: PairRunner, variant: PairRunner, evaluation: Evaluation, progress: Progress, *, sees: bool
+    parent: PairScorer, variant: PairScorer, evaluation: Evaluation, progress: Progress, *, sees: bool
 ) -> Measured:
     """Return how a variant scores beside its parent.
 
@@ -126,7 +128,7 @@ def _query(sample: Caption | Passage) -> str:
     return sample.query if isinstance(sample, Passage) else sample.caption
 
 
-def _scored(parent: PairRunner, variant: PairRunner, asked: Asked) -> tuple[Float64, Float64]:
+def _scored(parent: PairScorer, variant: PairScorer, asked: Asked) -> tuple[Float64, Float64]:
     documents = asked.documents
     return parent.scores(asked.query, documents), variant.scores(asked.query, documents)
 

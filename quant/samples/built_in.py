@@ -86,7 +86,7 @@ def built_in_samples(bundle: Bundle, half: Half) -> Evaluation:
     photographs, note = _photographs(bundle, half)
     source = f"built-in {half} {'images' if bundle.manifest.image_vectors else 'texts'}{note}"
     texts = texts_of(half)
-    if bundle.manifest.pairs is not None:
+    if bundle.manifest.reads_pairs:
         captions = [FileCaption(file, each.caption) for file, each in photographs]
         return Evaluation(captions=captions, passages=_passages(bundle, texts), source=source, no_accuracy=_NO_ANSWERS)
     if bundle.manifest.embeds:

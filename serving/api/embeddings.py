@@ -12,11 +12,15 @@ import numpy.typing as npt
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from bundle.manifest import EMBEDDING_TASKS
+from bundle.errors import ParameterError
+from bundle.manifest import EMBEDDING_TASKS, InputType
 from serving.api.disconnect import contained, until_disconnect
 from serving.api.schemas import EmbeddingRequest
 from serving.api.service import Service, check_images, count_prompt, new_id, or_cut
 from serving.protocol import EmbedRequest, EmbedResult
+
+_KINDS: dict[str, InputType] = {"query": "query", "passage": "document", "document": "document"}
+"""What stands behind a task, and what it says of the inputs."""
 
 
 def embeddings_router(service: Service) -> APIRouter:
@@ -66,13 +70,34 @@ def embed_request(service: Service, body: EmbeddingRequest, kind: str) -> EmbedR
         parts,
         body.dimensions,
         body.truncate_prompt_tokens,
-        () if body.input_type is None else (body.input_type,) * len(parts),
+        _of_all(body.input_type, len(parts)),
         body.instruction,
+        granularity="token" if body.return_multivector else "own",
     )
 
 
 def _asked(service: Service, body: EmbeddingRequest) -> _Asked:
-    return _Asked(embed_request(service, body, "embd"), body.encoding_format or "float")
+    request = embed_request(service, body, "embd")
+    if body.task is not None:
+        task, kind = split_task(body.task)
+        if kind is not None and body.input_type not in (None, kind):
+            raise ParameterError(
+                f"task {body.task!r:.80} says that inputs are of the type {kind}, and input_type {body.input_type}; "
+                "send one of the two",
+                "input_type",
+            )
+        request = replace(request, task=task, input_types=_of_all(kind or body.input_type, len(request.inputs)))
+    return _Asked(request, body.encoding_format or "float")
+
+
+def split_task(task: str) -> tuple[str, InputType | None]:
+    """Return the adapter's name and what the inputs are, of a task as Jina's clients write it: "retrieval.query"."""
+    name, _, kind = task.rpartition(".")
+    return (name, _KINDS[kind]) if name and kind in _KINDS else (task, None)
+
+
+def _of_all(kind: InputType | None, num_inputs: int) -> tuple[InputType, ...]:
+    return () if kind is None else (kind,) * num_inputs
 
 
 def _body(service: Service, request: Request, asked: _Asked, result: EmbedResult, model: str) -> dict[str, Any]:

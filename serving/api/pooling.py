@@ -16,6 +16,7 @@ from bundle.errors import ParameterError
 from bundle.manifest import RANKING_TASKS
 from serving.api.disconnect import contained, until_disconnect
 from serving.api.embeddings import embed_request
+from serving.api.fields import Off
 from serving.api.schemas import EmbeddingRequest
 from serving.api.service import Service, count_prompt, or_cut
 from serving.protocol import EmbedInput, EmbedRequest, JoinedPart, ScoreRequest
@@ -34,11 +35,12 @@ class PoolingBody(EmbeddingRequest):
     `task`: `embed` (a vector of each input), `token_embed` (one of each of its tokens), `classify` or `score` (a
     cross-encoder's score of an input of two parts, `{"content": [{"type": "text", ...}, {"type": "image_url", ...}]}`);
     what the model does by itself where it is left out. `use_activation` false: vectors are not brought to unit length,
-    and scores are of any size.
+    and scores are of any size. Of a model with adapters, the first embeds: here `task` is another thing.
     """
 
     task: PoolingTask | None = None
     use_activation: bool | None = None
+    return_multivector: Off = None
 
 
 @dataclass(frozen=True)
@@ -114,11 +116,11 @@ async def _scored(service: Service, model: str, asked: _Asked) -> Pooled:
     request = asked.request
     if asked.task in ("embed", "token_embed"):
         raise ParameterError(f"task {asked.task}: {model} is a cross-encoder; it has classify and score", "task")
-    unread = {"dimensions": request.dimensions, "instruction": request.instruction, "input_type": request.input_types}
+    unread = {"dimensions": request.dimensions, "input_type": request.input_types}
     for field in (name for name, value in unread.items() if value):
         raise ParameterError(f"{field}: {model} is a cross-encoder, which has no such thing; leave it out", field)
     pairs = tuple(_pair(part) for part in request.inputs)
-    score = ScoreRequest(request.request_id, model, pairs, request.truncate_tokens, request.is_raw)
+    score = ScoreRequest(request.request_id, model, pairs, request.truncate_tokens, request.is_raw, request.instruction)
     result = await service.client.score(score)
     return [np.array([each], np.float32) for each in result.scores], result.prompt_tokens
 

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from bundle.errors import ParameterError
 from bundle.manifest import RANKING_TASKS, InputType
 from bundle.similarity import similarity
-from serving.api.contents import ImageContent, JoinedContent, TextContent
+from serving.api.contents import JoinedContent, Part, TextContent
 from serving.api.deadline import Deadline
 from serving.api.disconnect import contained, until_disconnect
 from serving.api.fields import Name, Off, Strict, Text, at_most
@@ -43,7 +43,7 @@ class ImageDocument(Strict):
     image: str
 
 
-Document = NonEmptyText | TextDocument | ImageDocument | TextContent | ImageContent | JoinedContent
+Document = NonEmptyText | TextDocument | ImageDocument | Part | JoinedContent
 _AtMostInputs = at_most("max_inputs", "inputs")
 Documents = Annotated[list[Document], Field(min_length=1, fail_fast=True), _AtMostInputs]
 
@@ -62,6 +62,7 @@ class RerankBody(Strict):
     user: Text | None = None
     truncate_prompt_tokens: MostTokens | None = None
     instruction: NonEmptyText | None = None
+    task: Name | None = None
     max_chunks_per_doc: Off = None
     max_tokens_per_doc: Off = None
 
@@ -75,6 +76,7 @@ class ScoreBody(Strict):
     user: Text | None = None
     truncate_prompt_tokens: MostTokens | None = None
     instruction: NonEmptyText | None = None
+    task: Name | None = None
 
     @model_validator(mode="after")
     def _check_pairs(self) -> ScoreBody:
@@ -178,16 +180,16 @@ async def _read_together(service: Service, model: str, asked: _Asked) -> tuple[S
     """Return [n] a cross-encoder's scores, and the tokens of the texts.
 
     Raises:
-        ParameterError: An instruction, which it has no place for.
+        ParameterError: A task, which it has no adapter for.
     """
     embedded = asked.request
-    if embedded.instruction is not None:
-        raise ParameterError(
-            f"instruction: {model} is a cross-encoder, which is told none; leave it out", "instruction"
-        )
+    if embedded.task is not None:
+        raise ParameterError(f"task: {model} is a cross-encoder, which has no adapters; leave it out", "task")
     first, others = embedded.inputs[: asked.num_first], embedded.inputs[asked.num_first :]
     pairs = tuple((first[place % asked.num_first], each) for place, each in enumerate(others))
-    result = await service.client.score(ScoreRequest(embedded.request_id, model, pairs, embedded.truncate_tokens))
+    told = embedded.instruction
+    score = ScoreRequest(embedded.request_id, model, pairs, embedded.truncate_tokens, instruction=told)
+    result = await service.client.score(score)
     return np.asarray(result.scores, np.float64), result.prompt_tokens
 
 
@@ -222,6 +224,7 @@ def _request(prefix: str, body: RerankBody | ScoreBody, parts: Sequence[EmbedInp
         truncate_tokens=body.truncate_prompt_tokens,
         input_types=tuple(kinds),
         instruction=body.instruction,
+        task=body.task,
     )
 
 

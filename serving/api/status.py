@@ -141,6 +141,7 @@ def card_body(service: Service, name: str, card: ModelCard) -> dict[str, Any]:
         "vision_default": card.vision_default and asdict(card.vision_default),
         "kv_policies": card.kv_policies,
         "kv_default": card.kv_default and asdict(card.kv_default),
+        "embedding_tasks": card.embedding_tasks,
         "gated": card.is_gated,
         "gates": [gate.model_dump() for gate in card.gates],
         "unmeasured": [each.model_dump() for each in card.unmeasured],

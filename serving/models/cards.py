@@ -33,4 +33,5 @@ def card_of(manifest: Manifest, settings: EngineSettings) -> ModelCard:
         kv if is_vlm and kv is not None and kv.budget < 1 else None,
         manifest.sees,
         manifest.image_prompt is not None and manifest.image_prompt.takes_one_message,
+        () if manifest.embedder is None else manifest.embedder.adapter_names,
     )

@@ -27,7 +27,9 @@ from serving.models.engine_bounds import within_engines
 from serving.models.generative import GenerativeModel
 from serving.models.image_embedder import ImageEmbedderModel
 from serving.models.model import Model
+from serving.models.pair_model import PairModel
 from serving.models.pool import PreprocessPool
+from serving.models.ranker import RankerModel
 from serving.models.targets import check_target
 from serving.models.vectors import VectorModel
 from serving.protocol import (
@@ -88,7 +90,9 @@ def load_model(directory: Path, settings: EngineSettings, pool: PreprocessPool) 
     bundle = open_bundle(directory, verify=settings.verify_digests, allow_ungated=settings.allow_ungated)
     check_target(bundle, settings)
     settings = within_engines(bundle, settings)
-    return _MODEL_OF_TASK[bundle.manifest.task](bundle, settings, pool)
+    is_decoder = bundle.manifest.reads_pairs and bundle.manifest.embedder is not None
+    kind = RankerModel if is_decoder else _MODEL_OF_TASK[bundle.manifest.task]
+    return kind(bundle, settings, pool)
 
 
 def _check_names(directories: Sequence[Path]) -> None:
@@ -273,7 +277,7 @@ class LocalClient:
 
     async def score(self, request: ScoreRequest) -> ScoreResult:
         """Return how well each pair fits."""
-        work = self._model(request.model, CrossEncoderModel).score(request)
+        work = self._model(request.model, PairModel).score(request)  # type: ignore[type-abstract]
         return await (work if self._tracer is None else self._tracer.work("score", request, work))
 
     async def classify(self, request: ClassifyRequest) -> ClassifyResult:

@@ -3,122 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
-from bundle.directory import Bundle
-from bundle.errors import BundleFormatError, ParameterError
-from bundle.manifest import ComponentName, EmbedderDims, InputType, Pooling
-from bundle.prompt import Prompt, PromptBuilder, Turn
-from bundle.text import Tokenizer
-from runtime.canary import check_canary
+from bundle.errors import ParameterError
+from bundle.manifest import InputType, Pooling
 from runtime.encoders import Vectors
 from runtime.filled_prompt import FilledPrompt
-from runtime.prompt_embedder import PromptEmbedder
-from runtime.room import check_room
-from runtime.session import Session
-from serving.engine.batching import BatchWorker
-from serving.engine.worker import Worker
-from serving.models.input_writer import InputWriter, longest_input
-from serving.models.pool import PreprocessPool
-from serving.models.text_rows import MOST_TOLD_TOKENS
+from serving.models.prompted import PromptedModel
 from serving.models.together import together
-from serving.models.turns import Turns
 from serving.models.vectors import VectorModel, check_inputs, cut
-from serving.models.vision import VisionStage
-from serving.protocol import (
-    EmbedInput,
-    EmbedRequest,
-    EmbedResult,
-    ImagePart,
-    JoinedPart,
-    TextPart,
-    TokensPart,
-)
-from serving.settings import EngineSettings
-
-_Wanted = tuple[FilledPrompt, Pooling]
-_INPUTS_AHEAD = 32
-"""Of all requests, that are decoded and written at once; further ones wait for their turn."""
+from serving.protocol import EmbedInput, EmbedRequest, EmbedResult, JoinedPart, TokensPart
 
 
-class EmbedderModel(VectorModel):
-    """One bundle whose decoder gives vectors.
-
-    Args:
-        bundle: Opened.
-        settings: Batches, threads, limits.
-        pool: Decodes images, fills templates, tokenizes.
-        opened: Sessions of the bundle that answer as well, by the graph's name.
-
-    Raises:
-        BundleError: A graph, the tokenizer or the template is unusable, or the canary fails.
-        MachineError: This machine cannot run it.
-    """
-
-    _vision: VisionStage
-
-    def __init__(
-        self,
-        bundle: Bundle,
-        settings: EngineSettings,
-        pool: PreprocessPool,
-        opened: Mapping[ComponentName, Session] | None = None,
-    ) -> None:
-        manifest = bundle.manifest
-        longest = longest_input(manifest, settings)
-        if manifest.embedder is None or longest is None:
-            raise BundleFormatError(f"{bundle.directory} has no sizes of vectors; it cannot embed")
-        super().__init__(manifest, settings, pool)
-        check_room(manifest, None, settings.provider)
-        self._dims: EmbedderDims = manifest.embedder
-        self._prompts = PromptBuilder.from_bundle(bundle, of_inputs=True)
-        self._writer = InputWriter(self._prompts, self._dims, longest)
-        self._longest = longest
-        self._vision = VisionStage(bundle, settings, pool)
-        self._embedder = PromptEmbedder(bundle, settings, opened or {})
-        if settings.check_golden and opened is None:
-            check_canary(bundle, {**self._vision.sessions, **self._embedder.sessions})
-        self._turns = Turns(_INPUTS_AHEAD)
-        self._worker: BatchWorker[_Wanted, Vectors] = BatchWorker(
-            f"embed-{manifest.name}",
-            self._run,
-            lambda wanted: wanted[0].num_tokens,
-            settings.chunk_tokens,
-            settings.patience,
-        )
-
-    @property
-    def workers(self) -> Mapping[Worker[Any], Callable[[], None]]:
-        """Its threads, and what each runs first."""
-        return {self._worker: self._warm_up, **self._vision.workers}
-
-    def _warm_up(self) -> None:
-        self._embedder.embed([FilledPrompt(self._writer.write([TextPart("warm-up")], (), None, None, None))])
-
-    def _run(self, wanted: Sequence[_Wanted]) -> list[Vectors]:
-        """Return the raw vectors of prompts, of which those that are pooled alike run together."""
-        found: dict[int, Vectors] = {}
-        for pooling in dict.fromkeys(own for _, own in wanted):
-            places = [place for place, (_, own) in enumerate(wanted) if own == pooling]
-            found.update(zip(places, self._embedder.raw([wanted[place][0] for place in places], pooling), strict=True))
-        return [found[place] for place in range(len(wanted))]
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The decoder's tokenizer."""
-        return self._prompts.tokenizer
-
-    def _ids(self, text: str, adds_special_tokens: bool) -> list[int]:
-        self.tokenizer.check_characters(len(text), max(MOST_TOLD_TOKENS, self._longest))
-        if not adds_special_tokens:
-            return self.tokenizer.encode_plain(text)
-        prompt = self._prompts.build([Turn("user", (text,))], ())
-        ids: list[int] = prompt.token_ids.tolist()
-        return ids
+class EmbedderModel(PromptedModel, VectorModel):
+    """One bundle whose decoder gives vectors."""
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """Return one unit vector per input, in order, or one for each of its tokens.
@@ -127,7 +28,7 @@ class EmbedderModel(VectorModel):
             RequestError: No inputs, a size to which vectors are not cut, an input that is longer than the model reads
                 and not to be cut, ids that are not the model's, bytes that are not an image.
         """
-        check_inputs(request, self._dims.sizes)
+        check_inputs(request, self._dims.sizes, name=self._manifest.name, tasks=self._dims.adapter_names)
         pooling = self._pooling(request)
         most_tokens = self._writer.most_tokens(request.truncate_tokens)
         kinds: tuple[InputType | None, ...] = request.input_types or (None,) * len(request.inputs)
@@ -149,6 +50,11 @@ class EmbedderModel(VectorModel):
             ParameterError: One of each input, of a model whose tokens keep their own.
         """
         if request.granularity == "token":
+            if request.dimensions is not None and self._dims.late_size is not None:
+                raise ParameterError(
+                    f"dimensions = {request.dimensions}: several vectors of one input are not cut; leave it out",
+                    "dimensions",
+                )
             return "tokens"
         if request.granularity == "input" and self._dims.pooling == "tokens":
             raise ParameterError(
@@ -165,23 +71,20 @@ class EmbedderModel(VectorModel):
         pooling: Pooling,
     ) -> tuple[Vectors, int]:
         """Return an input's vectors and the tokens that it took."""
-        owner = request.request_id
+        owner, adapter = request.request_id, self._adapter(request)
         async with self._turns.place(owner):
             if isinstance(part, TokensPart):
                 prompt = await self._pool.text.run(owner, self._writer.of_ids, part.token_ids, most_tokens)
-                filled = FilledPrompt(prompt)
+                filled = FilledPrompt(prompt, adapter=adapter)
             else:
                 parts = part.parts if isinstance(part, JoinedPart) else (part,)
-                write = partial(self._writer.write, kind=kind, instruction=request.instruction, most_tokens=most_tokens)
-                filled = await self._filled(owner, parts, write)
+                prefix = self._dims.prefix(kind, adapter)
+                write = partial(
+                    self._writer.write, prefix=prefix, instruction=request.instruction, most_tokens=most_tokens
+                )
+                filled = replace(await self._filled(owner, parts, write), adapter=adapter)
             return await asyncio.wrap_future(self._worker.submit((filled, pooling))), filled.num_tokens
 
-    async def _filled(
-        self, owner: str, parts: tuple[TextPart | ImagePart, ...], write: Callable[..., Prompt]
-    ) -> FilledPrompt:
-        """Return the prompt of texts and images, which is judged before any image is encoded."""
-        images = [part for part in parts if isinstance(part, ImagePart)]
-        decoded = await together(self._vision.decode(owner, image.data) for image in images)
-        prompt = await self._pool.text.run(owner, write, parts, [image.layout for image in decoded])
-        encoded = await together(self._vision.encode(owner, image) for image in decoded)
-        return FilledPrompt.of(prompt, [image.features for image in encoded])
+    def _adapter(self, request: EmbedRequest) -> int:
+        """Return the number of the adapter that a request chose; it has been checked."""
+        return 0 if request.task is None else self._dims.adapter_names.index(request.task)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from bundle.errors import ContextLengthError, ParameterError
 from bundle.image import TileLayout
-from bundle.manifest import EmbedderDims, InputType, Manifest
+from bundle.manifest import Manifest
 from bundle.prompt import Placeholder, Prompt, PromptBuilder, Turn
 from runtime.settings import DEFAULT_CONTEXT_TOKENS
 from serving.models.text_rows import ALL
@@ -29,12 +29,11 @@ class InputWriter:
 
     Args:
         prompts: Of the model.
-        dims: What stands before inputs of a type.
         longest: Tokens of one input.
     """
 
-    def __init__(self, prompts: PromptBuilder, dims: EmbedderDims, longest: int) -> None:
-        self._prompts, self._dims, self._longest = prompts, dims, longest
+    def __init__(self, prompts: PromptBuilder, longest: int) -> None:
+        self._prompts, self._longest = prompts, longest
 
     def most_tokens(self, asked: int | None) -> int | None:
         """Return to how many tokens longer inputs are cut; None: they are refused.
@@ -63,7 +62,7 @@ class InputWriter:
         self,
         parts: Sequence[TextPart | ImagePart],
         layouts: Sequence[TileLayout],
-        kind: InputType | None,
+        prefix: str,
         instruction: str | None,
         most_tokens: int | None,
     ) -> Prompt:
@@ -72,21 +71,50 @@ class InputWriter:
         Args:
             parts: Texts and images, in order.
             layouts: Of the images.
-            kind: What it is to those that it is compared with.
+            prefix: Of its first text.
             instruction: For the template's place of it.
             most_tokens: The last text is cut until no more are left; None: nothing is cut.
 
         Raises:
             RequestError: It is too long and not cut, or what is left beside the text is too long.
         """
-        said: list[str | Placeholder] = [
-            part.text if isinstance(part, TextPart) else Placeholder.IMAGE for part in parts
-        ]
-        prefix = self._dims.prefixes.get(kind, "") if kind is not None else ""
+        said = _said(parts)
         at = next((place for place, part in enumerate(said) if isinstance(part, str)), None)
         if at is not None:
             said[at] = f"{prefix}{said[at]}"
-        turns = [] if instruction is None else [Turn("system", (instruction,))]
+        return self._written(_told(instruction), said, layouts, most_tokens)
+
+    def write_pair(
+        self,
+        query: Sequence[TextPart | ImagePart],
+        document: Sequence[TextPart | ImagePart],
+        layouts: Sequence[TileLayout],
+        instruction: str | None,
+        most_tokens: int | None,
+    ) -> Prompt:
+        """Return the prompt of two inputs that are read together.
+
+        Args:
+            query: Texts and images, in order.
+            document: The same; of it a text is cut.
+            layouts: Of the images of both.
+            instruction: As of `write`.
+            most_tokens: As of `write`.
+
+        Raises:
+            RequestError: As of `write`.
+        """
+        turns = [*_told(instruction), Turn("user", tuple(_said(query)))]
+        return self._written(turns, _said(document), layouts, most_tokens)
+
+    def _written(
+        self,
+        turns: Sequence[Turn],
+        said: list[str | Placeholder],
+        layouts: Sequence[TileLayout],
+        most_tokens: int | None,
+    ) -> Prompt:
+        """Return the prompt of turns and one more, cut where that is asked for."""
         if most_tokens is None:
             prompt = self._prompts.build([*turns, Turn("user", tuple(said))], layouts, max_tokens=self._longest)
             self._check_length(prompt.num_tokens)
@@ -118,3 +146,11 @@ class InputWriter:
     def _check_length(self, num_tokens: int) -> None:
         if not 0 < num_tokens <= self._longest:
             raise ContextLengthError(f"the input takes {num_tokens} tokens; 1 to {self._longest} are read. Shorten it.")
+
+
+def _said(parts: Sequence[TextPart | ImagePart]) -> list[str | Placeholder]:
+    return [part.text if isinstance(part, TextPart) else Placeholder.IMAGE for part in parts]
+
+
+def _told(instruction: str | None) -> list[Turn]:
+    return [] if instruction is None else [Turn("system", (instruction,))]

@@ -27,6 +27,7 @@ class ModelCard:
         kv_default: What is done to a prompt's rows where a request does not say; None: nothing.
         takes_images: Whether a request may hold images.
         takes_one_message: A chat is one message about one image; texts that go on, functions and videos are refused.
+        embedding_tasks: Adapters from which a request to embed chooses; none: there is no choice.
     """
 
     name: str
@@ -45,6 +46,7 @@ class ModelCard:
     kv_default: KVCompression | None = None
     takes_images: bool = True
     takes_one_message: bool = False
+    embedding_tasks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

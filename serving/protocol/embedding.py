@@ -41,6 +41,7 @@ class EmbedRequest:
         instruction: What the model is told before every input, for models whose templates have a place for it.
         granularity: Of what there is a vector: "input", "token", or what the model was made for.
         is_raw: Vectors are wanted as the model's graph gives them, not of unit length.
+        task: Name of the adapter that inputs run through, of a model that holds several; None: the model's first.
     """
 
     request_id: str
@@ -52,6 +53,7 @@ class EmbedRequest:
     instruction: str | None = None
     granularity: Granularity = "own"
     is_raw: bool = False
+    task: str | None = None
     traceparent: str = ""
 
 
@@ -76,6 +78,7 @@ class ScoreRequest:
     Attributes:
         truncate_tokens: As of `EmbedRequest`.
         is_raw: Scores are wanted as the model's graph gives them, before the logistic function.
+        instruction: What is to be judged, of a decoder that reads pairs.
     """
 
     request_id: str
@@ -83,6 +86,7 @@ class ScoreRequest:
     pairs: tuple[tuple[EmbedInput, EmbedInput], ...]
     truncate_tokens: int | None = None
     is_raw: bool = False
+    instruction: str | None = None
     traceparent: str = ""
 
 

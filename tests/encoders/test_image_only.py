@@ -62,17 +62,40 @@ STRETCHED = {
 }
 # of RAD-DINO: one mean and one deviation for all colours
 RADIOGRAPHS = CROPPED | {"image_mean": [0.5307] * 3, "image_std": [0.2583] * 3}
+# of DINOv3, as its files say it; the class resizes real numbers by torchvision, which is not here
+WHOLE = {"image_processor_type": "DINOv3ViTImageProcessorFast", "size": SQUARE, "resample": 2, "do_center_crop": None}
+WHOLE |= {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "crop_size": None, "device": None}
+REGISTERS = DINO | {"model_type": "dinov2_with_registers", "architectures": ["Dinov2WithRegistersModel"]}
+DINO_3 = {"model_type": "dinov3_vit", "architectures": ["DINOv3ViTModel"], "hidden_size": 48, "num_attention_heads": 3}
+DINO_3 |= {"num_hidden_layers": 2, "patch_size": 12, "intermediate_size": 52, "num_register_tokens": 4}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dinov2": (DINO | {"architectures": ["Dinov2Model"], "image_size": 36, "mlp_ratio": 2}, RADIOGRAPHS),
     "dinov2-resampled": (
         DINO | {"architectures": ["Dinov2ForImageClassification"], "image_size": 60, "use_mask_token": False},
         CROPPED,
     ),
+    "dinov2-giant": (DINO | {"architectures": ["Dinov2Model"], "image_size": 36, "use_swiglu_ffn": True}, CROPPED),
+    "dinov2-registers": (REGISTERS | {"image_size": 84, "num_register_tokens": 3}, CROPPED),
+    "dinov2-registers-gated": (REGISTERS | {"image_size": 24, "use_swiglu_ffn": True, "mlp_ratio": 3}, CROPPED),
+    "dinov3": (DINO_3, WHOLE),
+    "dinov3-gated": (
+        DINO_3
+        | {"use_gated_mlp": True, "hidden_act": "silu", "num_register_tokens": 1, "rope_theta": 40.0}
+        | {"key_bias": True, "query_bias": False, "mlp_bias": False, "image_size": 60},
+        WHOLE | {"size": {"height": 24, "width": 48}},
+    ),
     "vit": (VIT | {"architectures": ["ViTModel"]}, STRETCHED),
     "vit-labels": (VIT | {"architectures": ["ViTForImageClassification"], "qkv_bias": False}, STRETCHED),
 }
 REFUSED = [
-    ("dinov2", {"use_swiglu_ffn": True}, {}, "use_swiglu_ffn is True"),
+    ("dinov2", {"qkv_bias": False}, {}, "qkv_bias is False"),
+    ("dinov3", {"num_attention_heads": 8}, {}, "heads of 48 / 8 numbers: built are square patches"),
+    (
+        "dinov3",
+        {},
+        {"size": {"height": 36, "width": 40}},
+        "images of 36 x 40 pixels, and the tower takes whole patches",
+    ),
     ("vit", {"num_channels": 1}, {}, "num_channels is 1"),
     ("vit", {}, {"size": {"height": 48, "width": 48}}, r"images of \(48, 48\) pixels, the vision tower takes 36"),
 ]
@@ -103,7 +126,11 @@ class Sample:
         """Of each picture [3, height, width], by transformers' processor."""
         import transformers
 
-        processor = transformers.AutoImageProcessor.from_pretrained(self.checkpoint, backend="pil")
+        settings = json.loads((self.checkpoint / "preprocessor_config.json").read_text())
+        if settings["image_processor_type"].startswith("DINOv3"):
+            processor = transformers.ViTImageProcessorPil(**settings)
+        else:
+            processor = transformers.AutoImageProcessor.from_pretrained(self.checkpoint, backend="pil")
         seen = (image.convert("RGB") for image in self.pictures)
         return [np.asarray(processor(images=image, return_tensors="np")["pixel_values"][0]) for image in seen]
 
@@ -171,6 +198,22 @@ def test_pixels_are_the_processors(sample: Sample) -> None:
         assert_allclose(spec.preprocess([image]).pixel_values[0], pixels, atol=1e-6)
 
 
+def test_pixels_of_dinov3_are_within_a_byte_of_those_that_its_processor_resizes_as_real_numbers(
+    samples: dict[str, Sample],
+) -> None:
+    """Rescaled, resized by smoothed triangles, normalised, as DINOv3ViTImageProcessor's `_preprocess` says."""
+    import torch
+
+    sample, (_, settings) = samples["dinov3-gated"], CASES["dinov3-gated"]
+    spec, size = ImageSpec.read(sample.bundle().path(PREPROCESSOR)), tuple(settings["size"].values())
+    mean, std = (np.array(settings[key], np.float32)[:, None, None] for key in ("image_mean", "image_std"))
+    for image in sample.pictures:
+        numbers = torch.from_numpy(np.asarray(image.convert("RGB"), np.float32).transpose(2, 0, 1)[None] / 255)
+        resized = torch.nn.functional.interpolate(numbers, size, mode="bilinear", antialias=True)[0].numpy()
+        found = spec.preprocess([image]).pixel_values[0] * std + mean
+        assert_allclose(found, resized, atol=1.01 / 255)
+
+
 def test_portable_graphs_use_standard_operators_only(sample: Sample) -> None:
     graph = onnx.load(sample.bundle("portable").directory / "vision_encoder.onnx", load_external_data=False).graph
     assert {node.domain for node in graph.node} == {""}
@@ -202,6 +245,16 @@ def test_int8_variants_pass_the_gates_of_images_and_say_that_texts_were_not_meas
     page = tmp_path / "page.html"
     compare_bundles([parent, tmp_path / "int8"], page, with_speed=False, progress=lambda line: None)
     assert f"{_measure(manifest, 'cosine_mean/image'):.4f}" in page.read_text()
+
+
+@pytest.mark.parametrize("name", ["dinov2-giant", "dinov2-registers", "dinov3", "dinov3-gated"])
+def test_int8_variants_embed_nearly_the_same(samples: dict[str, Sample], name: str, tmp_path: Path) -> None:
+    evaluation = Evaluation(captions=[Seen(image) for image in samples[name].pictures], source="tiny")
+    manifest = quantize_bundle(
+        samples[name].bundle().directory, tmp_path / "int8", weights="int8", evaluation=evaluation
+    )
+    assert manifest.components["vision_encoder"].scheme == "int8"
+    assert _measure(manifest, "cosine_mean/image") > 0.85, manifest.gates
 
 
 def test_a_benchmark_embeds_images_and_no_texts(samples: dict[str, Sample]) -> None:

@@ -9,7 +9,6 @@ import encoder_files as files
 TEXT = {"hidden_size": 36, "intermediate_size": 52, "num_attention_heads": 3, "num_hidden_layers": 2}
 VISION = {"model_type": "dinov2", "hidden_size": 40, "num_attention_heads": 5, "num_hidden_layers": 2}
 REFUSED = [
-    ({"vision_config": {"use_swiglu_ffn": True}}, "use_swiglu_ffn is True"),
     ({"vision_config": {"qkv_bias": False}}, "qkv_bias is False"),
 ]
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,6 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from bundle.directory import Bundle, open_bundle
-from bundle.errors import UnsupportedConfigError
 from bundle.prompt import Placeholder, Turn
 from export.embedding import EmbeddingOptions
 from export.exporter import export_checkpoint
@@ -22,10 +24,13 @@ from quant.quality.evaluation import Evaluation
 from quant.quantizer import quantize_bundle
 from runtime.embedder_runner import EmbedderRunner
 from runtime.settings import RuntimeSettings
+from serving.models.client import LocalClient
+from serving.protocol import EmbedRequest, ImagePart, JoinedPart, TextPart
+from serving.settings import EngineSettings
 
 FAMILIES = ("gemma3", "gemma4", "internvl", "lfm2_vl", "llava_next", "paligemma", "qwen2_5_vl", "qwen3_vl")
 CASES = [(family, "last", "contrib") for family in FAMILIES]
-CASES += [("paligemma", "mean", "portable"), ("qwen2_5_vl", "mean", "portable")]
+CASES += [("llava_vlora", "last", "contrib"), ("paligemma", "mean", "portable"), ("qwen2_5_vl", "mean", "portable")]
 SETTINGS = RuntimeSettings(intra_threads=1)
 IMAGE = Image.fromarray(np.random.default_rng(5).integers(0, 256, (40, 70, 3), np.uint8))
 
@@ -66,12 +71,69 @@ def test_vectors_are_the_references_pooled_states(
         np.testing.assert_allclose(np.linalg.norm(vector), 1, atol=1e-5)
 
 
-def test_images_in_a_memory_beside_the_prompt_are_refused(sample_of: Any, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedConfigError, match="mllama looks at images in a memory beside its prompt"):
-        embedding_bundle(sample_of("mllama", 0), tmp_path / "bundle")
+@pytest.mark.parametrize("dialect", ["contrib", "portable"])
+def test_images_in_a_memory_beside_the_prompt_are_embedded_as_mme5_writes_them(
+    sample_of: Any, tmp_path: Path, dialect: str
+) -> None:
+    """Against transformers' mllama behind its processor and a tokenizer that begins every text, as Llama 3.2's does."""
+    import torch
+    from transformers import AutoTokenizer
+
+    own = sample_of("mllama", 0)
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(own.checkpoint, checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    file = checkpoint / "tokenizer.json"
+    begun = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": tokenizer.bos_token, "type_id": 0}}]}
+    begun["single"].append({"Sequence": {"id": "A", "type_id": 0}})
+    begun["pair"] = [*begun["single"], {"Sequence": {"id": "B", "type_id": 1}}]
+    bos = {"id": tokenizer.bos_token, "ids": [tokenizer.bos_token_id], "tokens": [tokenizer.bos_token]}
+    begun["special_tokens"] = {tokenizer.bos_token: bos}
+    file.write_text(json.dumps({**json.loads(file.read_text()), "post_processor": begun}))
+    sample = replace(own, checkpoint=checkpoint, made=tmp_path)
+    runner = EmbedderRunner(embedding_bundle(sample, tmp_path / "bundle", template="mme5", dialect=dialect), SETTINGS)
+    other = IMAGE.resize((90, 33))
+    inputs: list[list[str | Image.Image]] = [["A cat and a dog"], [IMAGE, "Represent the image."], [IMAGE, other, "x"]]
+    inputs += [["x"], [other, "Represent the image."]]
+    processor, expected = own.family.processor(checkpoint), []
+    for parts in inputs:
+        images = [part for part in parts if not isinstance(part, str)]
+        text = "<|image|>" * len(images) + str(parts[-1])
+        taken = processor(text=text, images=images or None, return_tensors="pt")
+        assert runner.prompt(turns_of(parts), images).prompt.token_ids.tolist() == taken["input_ids"][0].tolist()
+        with torch.no_grad():
+            states = own.model(**taken, output_hidden_states=True).hidden_states[-1][0, -1].numpy()
+        expected.append(states / np.linalg.norm(states))
+    found = runner.embed_turns([(turns_of(parts), [p for p in parts if not isinstance(p, str)]) for parts in inputs])
+    assert max(1 - own @ other for own, other in zip(found, expected, strict=True)) < 1e-4
+    assert found[1] @ found[4] < 1 - 1e-3
+    if dialect == "contrib":
+        served = asyncio.run(asyncio.wait_for(_served(tmp_path / "bundle", inputs), 120))
+        assert max(1 - own @ other for own, other in zip(served, expected, strict=True)) < 1e-4
+
+
+async def _served(bundle: Path, inputs: list[list[str | Image.Image]]) -> np.ndarray:
+    """Return the vectors of inputs of one request."""
+    parts = []
+    for given in inputs:
+        made = []
+        for part in given:
+            if isinstance(part, str):
+                made.append(TextPart(part))
+                continue
+            part.save(file := BytesIO(), "PNG")
+            made.append(ImagePart(file.getvalue()))
+        parts.append(made[0] if len(made) == 1 else JoinedPart(tuple(made)))
+    async with LocalClient([bundle], EngineSettings(intra_threads=1)) as client:
+        found = (await client.embed(EmbedRequest("r", "tiny", tuple(parts)))).embeddings
+    return np.asarray(found)
 
 
 _GME = "<|im_start|>system\n{said}<|im_end|>\n<|im_start|>user\n{input}<|im_end|>\n<|im_start|>assistant\n<|endoftext|>"
+_LAMRA = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{input}\nSummarize above {said} in "
+    "one word: <|im_end|>\n<|im_start|>assistant\n"
+)
 _E5_V = (
     "<|start_header_id|>user<|end_header_id|>\n\n{input}\nSummary above {said} in one word: <|eot_id|>"
     "<|start_header_id|>assistant<|end_header_id|>\n\n \n"
@@ -89,6 +151,9 @@ _E5_V = (
             _GME.format(said="You are a helpful assistant.", input="a red bicycle"),
         ),
         ("qwen2_vl", "gme", "Find it.", [IMAGE, "x"], _GME.format(said="Find it.", input="{qwen}x")),
+        ("qwen2_vl", "lamra", None, ["a bicycle"], _LAMRA.format(input="a bicycle", said="sentence")),
+        ("qwen2_vl", "lamra", None, [IMAGE], _LAMRA.format(input="{qwen}", said="image")),
+        ("qwen2_vl", "lamra", None, [IMAGE, "x"], _LAMRA.format(input="{qwen}x", said="image and sentence")),
         ("llava_next", "e5-v", None, ["a red bicycle"], _E5_V.format(said="sentence", input="a red bicycle")),
         ("llava_next", "e5-v", None, [IMAGE], _E5_V.format(said="image", input="<image>")),
         ("qwen2_vl", "plain", None, ["Find: ", IMAGE, " red"], "Find: {qwen} red"),

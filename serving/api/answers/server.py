@@ -59,7 +59,8 @@ class ModelDescription(Answer):
 
     `root` is its own name where `id` is an alias; `max_model_len` is vLLM's name of `context_tokens`; `kv_cache` says
     what rows of the cache are stored as; `video_layouts`, `vision_methods` and `kv_policies` are the names that
-    `video`, `vision` and `kv` of a request may give, the latter two with any share above 0 to 1.
+    `video`, `vision` and `kv` of a request may give, the latter two with any share above 0 to 1; `embedding_tasks` are
+    those of `task`, the first where it is left out.
     """
 
     id: str
@@ -82,6 +83,7 @@ class ModelDescription(Answer):
     vision_default: VisionDefault | None
     kv_policies: list[str]
     kv_default: KVDefault | None
+    embedding_tasks: list[str]
     gated: bool | None
     gates: list[dict[str, Any]]
     unmeasured: list[dict[str, Any]]

@@ -14,6 +14,8 @@ from serving.api.app import create_app
 from serving.fake import FAKE_CLIP, FAKE_EMBEDDER, FAKE_RANKER, TOKENS_PER_IMAGE, FakeClient
 from serving.settings import ApiSettings
 
+TWO_TEXTS = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+
 
 def asked(card: Any, body: dict[str, Any], path: str = "/pooling") -> httpx.Response:
     async def send() -> httpx.Response:
@@ -59,7 +61,7 @@ def test_a_cross_encoder_scores_inputs_of_two_parts(png: bytes, image_part: Any)
         (FAKE_RANKER, {"input": "a", "task": "embed"}, "task"),
         (FAKE_RANKER, {"input": "a"}, "input"),
         (FAKE_RANKER, {"input": "a", "dimensions": 4}, "dimensions"),
-        (FAKE_RANKER, {"input": "a", "instruction": "Find."}, "instruction"),
+        (FAKE_RANKER, {"input": [{"content": TWO_TEXTS}], "instruction": "Find."}, "instruction"),
         (FAKE_CLIP, {"input": "a", "task": "reward"}, "task"),
         (FAKE_CLIP, {"input": "a", "softmax": True}, "softmax"),
         (FAKE_CLIP, {}, "input"),
