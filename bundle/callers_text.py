@@ -10,12 +10,15 @@ def control_tokens(tokenizer: Tokenizer, template: str, image_prompt: ImagePromp
     """Return text and id of every token that callers must not write.
 
     Special tokens always are; other added tokens where the template or an image's layout writes them (some
-    vocabularies add runs of spaces or markup, which are ordinary text).
+    vocabularies add runs of spaces or markup, which are ordinary text), unless callers' texts are how answers begin:
+    then a task that the template writes is one that they may write as well.
     """
     return {
         token.text: token.id
         for token in tokenizer.added_tokens
-        if token.is_special or image_prompt.writes(token.text) or (token.text.strip() and token.text in template)
+        if token.is_special
+        or image_prompt.writes(token.text)
+        or (not image_prompt.begins_answers and token.text.strip() and token.text in template)
     }
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+_CPU_INFO = Path("/proc/cpuinfo")
+_EXACT_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 """cgroup v2, as a container sees its own: "QUOTA PERIOD" in us, or "max PERIOD"."""
 _CPU_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -71,13 +73,28 @@ def cache_folder() -> Path:
 
 def cpu_name() -> str:
     """Return the CPU's model name, as the kernel gives it."""
-    info = Path("/proc/cpuinfo")
+    return _cpu_info("model name", "Model") or platform.processor() or platform.machine()
+
+
+def sums_codes_exactly(info: Path = _CPU_INFO) -> bool:
+    """Return whether the CPU multiplies unsigned by signed 8-bit codes without losing what overflows 16 bits.
+
+    x86 does where it has VNNI or AMX; without them (before Ice Lake; before Zen 4) pairs of products are summed in 16
+    bits and cut off there, unless a runtime takes care. Where the system does not say, no.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    return not _EXACT_FLAGS.isdisjoint((_cpu_info("flags", info=info) or "").split())
+
+
+def _cpu_info(*names: str, info: Path = _CPU_INFO) -> str | None:
+    """Return the first value under one of these names, of the first core; None where the system has no such file."""
     if info.is_file():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
             name, _, value = line.partition(":")
-            if name.strip() in ("model name", "Model"):
+            if name.strip() in names:
                 return value.strip()
-    return platform.processor() or platform.machine()
+    return None
 
 
 def num_usable_cores() -> int:

@@ -249,6 +249,8 @@ class DualEncoderDims(VectorSizes):
         prompt_template: Text around a candidate label, as `bundle.zero_shot` reads it.
         vectors: "one" of an image or a text, or one for each of its "tokens": patches, and tokens that are no padding.
         replaced_tokens: Of a text, behind the one that begins it, in whose places learned prompts stand (MaPLe).
+        regions: The vision graph takes `boxes` beside pixels and gives a vector of each, [I, R, E].
+        data_experts: Models that this one is of (`bundle.data_experts`), whose vectors stand side by side.
     """
 
     max_text_tokens: int = Field(gt=0, le=1 << 20)
@@ -260,6 +262,8 @@ class DualEncoderDims(VectorSizes):
     prompt_template: Text = "a photo of {}"
     vectors: Literal["one", "tokens"] = "one"
     replaced_tokens: int = Field(default=0, ge=0, le=1 << 20)
+    regions: bool = False
+    data_experts: int = Field(default=1, gt=0, le=64)
 
 
 class PairDims(Frozen):
@@ -268,10 +272,12 @@ class PairDims(Frozen):
     Attributes:
         max_text_tokens: Longest text; of two texts, what they take together.
         pad_token_id: Fills shorter ones.
+        num_frames: Of a video that is read beside a text, one behind the other as channels; 1: an image is read.
     """
 
     max_text_tokens: int = Field(gt=0, le=1 << 20)
     pad_token_id: TokenId
+    num_frames: int = Field(default=1, gt=0, le=64)
 
 
 class QuestionDims(Frozen):

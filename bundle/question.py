@@ -16,6 +16,8 @@ QUESTION_TOKENIZER = "question_tokenizer.json"
 
 _INPUT = "{input}"
 QuestionIds: TypeAlias = tuple[int, ...]
+Asked: TypeAlias = tuple[float, ...]
+"""What an encoder reads beside an image: the ids of a question, or the four numbers of each of several boxes."""
 
 
 def question_of(turns: Sequence[Turn]) -> str:

@@ -60,6 +60,7 @@ class State(BaseModel):
             exported before it was told.
         part: Which of both.
         memory: Where image features go, of kind "memory"; None for any other.
+        keeps_float32: Variants in float16 leave it in float32: a sum over the whole sequence.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,6 +75,7 @@ class State(BaseModel):
     layer: int | None = Field(default=None, ge=0)
     part: Literal["key", "value"] | None = None
     memory: MemoryPlace | None = None
+    keeps_float32: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> State:
@@ -119,6 +121,11 @@ class State(BaseModel):
                 f"{self.input}: codes of scheme {self.scheme!r} are rows of {wanted} whose channels come last; this is "
                 f"a state of kind {self.kind!r}, {self.dtype} {list(self.shape)}"
             )
+
+    @property
+    def is_halved(self) -> bool:
+        """Whether variants in float16 keep it so."""
+        return self.dtype == "float32" and not self.keeps_float32
 
     @property
     def scale_shape(self) -> tuple[int, ...]:

@@ -40,6 +40,9 @@ IS_IMAGE = "is_image"
 DEEP_FEATURES = "deep_features"
 """[B, T, n*D] float32: what a decoder's first n layers add to their hidden states where an image is; 0 elsewhere.
 Image features are then [I, P, (1 + n)*D]: the first D become embeddings."""
+PER_LAYER_INPUTS = "per_layer_inputs"
+"""[B, T, L*P] float32: P numbers of each token for each of L layers, which a table of its own gives beside embeddings
+(Gemma 3n and 4). `embed_tokens` gives them, the decoder takes them."""
 SEEN_AROUND = "seen_around"
 """[2, B, T] int64: how many rows before its own and how many behind it a stretch begins and ends that a new token sees
 whatever window a layer has, for decoders whose attention looks forward; one that begins behind it has a number below 0.
@@ -66,6 +69,11 @@ QUERIES = "queries"
 """[B, T, H*C] float32, optional: of a segment's last layer, rotated."""
 KEYS = "keys"
 """[B, T, K*C] float32, optional: of a segment's last layer, rotated; of the new tokens alone."""
+BOXES = "boxes"
+"""[I, R, 4] float32: left, top, right, bottom of regions, as shares of the pixels that an image encoder takes; all 0 of
+a whole image, which is then seen as a model without regions sees it."""
+TASK_DISTANCES = "task_distances"
+"""[B, N] float32, optional: how far a text is from what each of N models was trained on (bundle.data_experts)."""
 PAIR_SCORES = "scores"
 """[B] float32: how well the text and the image of a pair go together; larger is better."""
 TOKEN_EMBEDS = "token_embeds"

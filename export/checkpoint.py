@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,12 +28,17 @@ LANGUAGE_MODEL = "language_model"
 """A folder in CLIP's with a language model that reads its texts, published apart (LLM2CLIP)."""
 PROMPTS = "prompt_learner.safetensors"
 """A file in CLIP's folder with prompts that were learned for it (MaPLe)."""
+CLIP_MODE = "clip_mode"
+"""Several CLIPs in folders of their own."""
+_EXPERT = "expert_"
 _DEEP_PROMPTS = "compound_prompts_text."
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads")
 """Keys of a config and of the configs in it that every family divides by or counts to."""
 _MAX_HEADER_BYTES = 100_000_000
 """The format's own limit on its JSON header (safetensors, "Format")."""
 
+_PIECE_NUMBERS = 1 << 24
+"""Of a tensor that is converted piece by piece: 64 MB of float32."""
 _WEIGHT_DTYPES: dict[str, npt.DTypeLike] = {
     "F64": np.float64,
     "F32": np.float32,
@@ -41,7 +47,12 @@ _WEIGHT_DTYPES: dict[str, npt.DTypeLike] = {
     "I64": np.int64,
     "I32": np.int32,
 }
-_DTYPES: dict[str, npt.DTypeLike] = {**_WEIGHT_DTYPES, "I8": np.int8, "U8": np.uint8}
+_DTYPES: dict[str, npt.DTypeLike] = {
+    **_WEIGHT_DTYPES,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+}
 """Number formats that are known; codes in bytes are weights only with the scales that belong to them."""
 
 
@@ -76,6 +87,13 @@ class StoredTensor:
         """Return the tensor in float32; a float32 source is memory-mapped, the others are converted."""
         self.require_numbers()
         return self.mapped().astype(np.float32, copy=False)
+
+    def pieces(self) -> Iterator[npt.NDArray[np.float32]]:
+        """Yield the tensor's numbers in float32, some after others in the order in which they are stored."""
+        self.require_numbers()
+        numbers = self.mapped().reshape(-1)
+        for start in range(0, len(numbers), _PIECE_NUMBERS):
+            yield numbers[start : start + _PIECE_NUMBERS].astype(np.float32, copy=False)
 
     def require_numbers(self) -> None:
         """Check that a weight is stored in a format that export reads.
@@ -134,6 +152,8 @@ class Checkpoint:
         tensors: dict[str, StoredTensor] = {}
         for file in files:
             tensors.update(read_header(file))
+        if config.get("model_type") == CLIP_MODE:
+            return cls(folder, config, tensors, files)._with_experts()
         inner, prompts = folder / LANGUAGE_MODEL, folder / PROMPTS
         found = cls(folder, config, tensors, files)
         if prompts.is_file():
@@ -173,6 +193,28 @@ class Checkpoint:
         config = {**self.config, "model_type": "llm2clip", "text_config": texts.config}
         tensors = self.tensors | {f"text_model.{name}": tensor for name, tensor in texts.tensors.items()}
         return Checkpoint(self.folder, config, tensors, (*self.files, *texts.files))
+
+    def _with_experts(self) -> Checkpoint:
+        """Return this, with the CLIPs of its folders in it, and how many fine clusters there are.
+
+        Raises:
+            CheckpointError: There are no experts or no words, or no clusters.
+        """
+        num = len(list(self.folder.glob(f"{_EXPERT}[0-9]*")))
+        if not num or not {"center", "assign"} <= self.tensors.keys():
+            raise CheckpointError(
+                f"{self.folder} holds {num} folders {_EXPERT}0, {_EXPERT}1, ... and the tensors "
+                f"{', '.join(sorted(self.tensors)) or 'none'}; wanted are experts, and center and assign of clusters"
+            )
+        experts = [Checkpoint.open(self.folder / f"{_EXPERT}{number}") for number in range(num)]
+        words = Checkpoint.open(self.folder / "words")
+        config = {**self.config, "experts": [each.config for each in experts], "words": words.config}
+        tensors = {**self.tensors, **{f"words.{name}": tensor for name, tensor in words.tensors.items()}}
+        for number, each in enumerate(experts):
+            tensors |= {f"experts.{number}.{name}": tensor for name, tensor in each.tensors.items()}
+        files = [file for each in (*experts, words) for file in each.files]
+        config["num_clusters"] = self.tensors["center"].shape[0]
+        return Checkpoint(self.folder, config, tensors, (*self.files, *files))
 
     def digest(self, *more: Path | None) -> str:
         """Return a hex SHA-256 over the weight files, in order of their names, and then over `more`, if any."""

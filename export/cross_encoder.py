@@ -45,6 +45,11 @@ class CrossEncoder(Family):
         """What callers must know of the text side."""
 
     @property
+    def num_frames(self) -> int:
+        """Of a video that is read beside a text; 1: an image is."""
+        return 1
+
+    @property
     def vocab_size(self) -> int:
         """Of the texts."""
         return self.texts.vocab_size

@@ -41,14 +41,21 @@ class DualEncoder(Family):
         vectors: As `bundle.manifest.DualEncoderDims`; graphs then give [I, P, E] and [B, T, E].
         prompt_template: As `bundle.manifest.DualEncoderDims`.
         replaced_tokens: As there.
+        regions: As `bundle.manifest.DualEncoderDims`; the vision graph then takes pixel_values and boxes [I, R, 4].
     """
 
     task: ClassVar[Task] = "dual-encoder"
     vectors: ClassVar[Literal["one", "tokens"]] = "one"
     prompt_template: ClassVar[str] = "a photo of {}"
     replaced_tokens: int = 0
+    regions: ClassVar[bool] = False
     pads_to_max: bool = True
     pad_token_id: int | None = None
+
+    @property
+    def data_experts(self) -> int:
+        """Models that this one is of, as `bundle.manifest.DualEncoderDims`."""
+        return 1
 
     @property
     def num_patches(self) -> int | str:
@@ -89,13 +96,16 @@ class DualEncoder(Family):
         of_text: tuple[int | str, ...] = ("B", width)
         if self.vectors == "tokens":
             of_image, of_text = ("I", self.num_patches, width), ("B", "T", width)
+        if self.regions:
+            of_image = ("I", "R", width)
         images = TensorSpec(name=tensors.IMAGE_EMBEDS, dtype="float32", shape=of_image)
         texts = TensorSpec(name=tensors.TEXT_EMBEDS, dtype="float32", shape=of_text)
         ids = TensorSpec(name=tensors.INPUT_IDS, dtype="int64", shape=("B", "T"))
         mask = TensorSpec(name=tensors.ATTENTION_MASK, dtype="int64", shape=("B", "T"))
+        seen = [pixels(self.image_size_px)]
+        if self.regions:
+            seen.append(TensorSpec(name=tensors.BOXES, dtype="float32", shape=("I", "R", 4)))
         return {
-            "vision_encoder": GraphPlan(
-                self.vision(dialect), "vision_encoder", (pixels(self.image_size_px),), (images,)
-            ),
+            "vision_encoder": GraphPlan(self.vision(dialect), "vision_encoder", tuple(seen), (images,)),
             "text_encoder": GraphPlan(self.text(dialect), "text_encoder", (ids, mask), (texts,)),
         }

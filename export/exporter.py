@@ -455,6 +455,8 @@ def _dual_dims(
         vectors=family.vectors,
         prompt_template=family.prompt_template,
         replaced_tokens=family.replaced_tokens,
+        data_experts=family.data_experts,
+        regions=family.regions,
     )
 
 
@@ -466,7 +468,9 @@ def _image_vectors(family: ImageEmbedder, source: Checkpoint) -> VectorSizes:
 def _pair_dims(family: CrossEncoder, files: ProcessorFiles) -> PairDims:
     if files.pad_token_id is None:
         raise UnsupportedConfigError("the tokenizer names no pad_token; texts cannot be batched without one")
-    return PairDims(max_text_tokens=family.texts.max_tokens, pad_token_id=files.pad_token_id)
+    return PairDims(
+        max_text_tokens=family.texts.max_tokens, pad_token_id=files.pad_token_id, num_frames=family.num_frames
+    )
 
 
 def _cuts(config: Mapping[str, Any], embedding_size: int) -> tuple[int, ...]:

@@ -21,11 +21,13 @@ class FoundProcessor:
         settings: `processor_config.json`; empty without one.
         spec: Preprocessing of images.
         vocabulary: Of the tokenizer.
+        generation: `generation_config.json`; empty without one.
     """
 
     settings: Mapping[str, Any]
     spec: ImageSpec
     vocabulary: Vocabulary
+    generation: Mapping[str, Any]
 
     def token(self, name: str, default: str) -> str:
         """Return the text of a token that the processor or its tokenizer names, e.g. "image_token"."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,6 +68,11 @@ class FoundTemplate:
     def with_text(self, old: str, new: str) -> FoundTemplate:
         """Return the template with another text wherever it has one."""
         return replace(self, text=self.text.replace(old, new))
+
+    def behind(self, words: str) -> FoundTemplate:
+        """Return the template with words before all that it writes."""
+        # an expression, for a template's first block may take spaces and line ends before it away
+        return replace(self, text=f"{{{{ {json.dumps(words)} }}}}{self.text}") if words else self
 
     def require_prompts(self, tokenizer: Path, image_prompt: ImagePrompt, template_tokens: Mapping[str, str]) -> None:
         """Check that the template makes prompts with an image in them.

@@ -15,7 +15,7 @@ from bundle.directory import Bundle
 from bundle.golden import Recording, canary_image, canary_token_ids, save_golden
 from bundle.image import ImageSpec
 from bundle.manifest import Role
-from runtime.feeds import Step, TokenRun, feeds_of
+from runtime.feeds import Step, TokenBatch, TokenRun, feeds_of
 from runtime.graph import Graph
 from runtime.settings import RuntimeSettings
 from runtime.states import empty_states
@@ -24,6 +24,8 @@ _CANARY_TOKENS = 12
 _CANARY_PAIRS = 4
 _SEE_ONE_ANOTHER = range(3, 8)
 """Of its tokens, where a decoder's attention looks forward."""
+_BOXES = np.array([[[0, 0, 0, 0], [0.1, 0.3, 0.6, 0.8]]], np.float32)
+"""All of the image, and a part."""
 _STATES_KEPT = 2
 """Of a decoder's recorded outputs: the first layer's keys and values tell a broken cache, and all of them are large."""
 
@@ -66,12 +68,14 @@ def record_goldens(bundle: Bundle, canary: Canary) -> None:
     ids = canary.input_ids
     known = {
         tensors.QUESTION_IDS: canary.question_ids,
+        tensors.BOXES: _BOXES,
         tensors.INPUT_IDS: ids,
         tensors.ATTENTION_MASK: np.ones_like(ids),
         tensors.TOKEN_TYPE_IDS: (np.arange(ids.size) >= ids.size // 2).astype(np.int64)[None],
     }
     if canary.pixel_values is not None:
-        known[tensors.PIXEL_VALUES] = canary.pixel_values
+        pairs = bundle.manifest.pairs
+        known[tensors.PIXEL_VALUES] = _moving(canary.pixel_values, 1 if pairs is None else pairs.num_frames)
     recordings: dict[Role, Recording] = {}
     for name, component in bundle.manifest.components.items():
         if component.role != "decoder":
@@ -81,9 +85,13 @@ def record_goldens(bundle: Bundle, canary: Canary) -> None:
             wanted = {spec.name: recorded.outputs[spec.name] for spec in component.outputs}
             recordings[component.role] = Recording(recorded.inputs, wanted)
     if any(component.role == "decoder" for component in bundle.manifest.components.values()):
-        embeds = recordings["embed_tokens"].outputs[tensors.INPUTS_EMBEDS]
-        recordings["decoder"] = _first_step(bundle, canary.input_ids[0], embeds)
+        recordings["decoder"] = _first_step(bundle, canary.input_ids[0], recordings["embed_tokens"].outputs)
     save_golden(bundle.directory, recordings)
+
+
+def _moving(pixels: Array, num_frames: int) -> Array:
+    """Return an image [1, 3, height, width] as the frames of a video in which it moves to the right."""
+    return np.concatenate([np.roll(pixels, 4 * frame, axis=3) for frame in range(num_frames)], axis=1)
 
 
 def _several(feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -93,8 +101,14 @@ def _several(feeds: Mapping[str, Array]) -> dict[str, Array]:
     return {**repeated, tensors.INPUT_IDS: np.concatenate(turned)}
 
 
-def _first_step(bundle: Bundle, ids: npt.NDArray[np.int64], embeds: Array) -> Recording:
-    """Return the recording of a prompt on empty states just large enough, of whose tokens the last is wanted."""
+def _first_step(bundle: Bundle, ids: npt.NDArray[np.int64], found: Mapping[str, Array]) -> Recording:
+    """Return the recording of a prompt on empty states just large enough, of whose tokens the last is wanted.
+
+    Args:
+        bundle: Whose decoder is run.
+        ids: [T].
+        found: What tables gave for them, by name.
+    """
     manifest, num_tokens = bundle.manifest, len(ids)
     name = manifest.graph("decoder", "prompt")
     lengths = [0] * manifest.num_length_groups
@@ -104,7 +118,7 @@ def _first_step(bundle: Bundle, ids: npt.NDArray[np.int64], embeds: Array) -> Re
     adapters = () if manifest.embedder is None else manifest.embedder.adapters
     last = max(len(adapters) - 1, 0)  # where the first is none at all, another tells more
     run = TokenRun(ids, places, lengths, [num_tokens - 1], around=around, adapter=last)
-    feeds = feeds_of(manifest.components[name].inputs, Step.of([run], embeds))
+    feeds = feeds_of(manifest.components[name].inputs, Step.of_tables(TokenBatch.of([run]), found))
     recorded = _recorded(bundle, name, {**feeds, **empty_states(manifest.states, 1, num_tokens)})
     (given,) = manifest.components[name].outputs
     kept = [given.name, *(state.output for state in manifest.states[:_STATES_KEPT] if state.output)]

@@ -107,10 +107,13 @@ def convert_processor(
     if not family.reads_texts:
         return _without_texts(spec)
     vocabulary = Vocabulary.read(checkpoint, lower_cases=family.lower_cases, cleans=family.cleans)
+    if isinstance(family, VisionLanguage):
+        vocabulary = vocabulary.with_tokens(family.own_tokens(vocabulary.ids))
     tokenizer = family.framed(vocabulary.text) if isinstance(family, DualEncoder) else vocabulary.text
     (output / TOKENIZER).write_text(tokenizer, encoding="utf-8")
     if isinstance(family, VisionLanguage) and spec is not None:
-        return _vision_language(checkpoint, family, FoundProcessor(processor, spec, vocabulary), output)
+        generation = read_settings(checkpoint / "generation_config.json", required=False)
+        return _vision_language(checkpoint, family, FoundProcessor(processor, spec, vocabulary, generation), output)
     return _dual_encoder(family, spec, vocabulary)
 
 
@@ -157,9 +160,8 @@ def _vision_language(checkpoint: Path, family: VisionLanguage, found: FoundProce
         beside = FoundTemplate(asked, checkpoint, INPUT_TEMPLATE)
         beside.require_prompts(output / TOKENIZER, prompt, vocabulary.template_tokens)
         (output / INPUT_TEMPLATE).write_text(beside.text, encoding="utf-8")
-    generation = read_settings(checkpoint / "generation_config.json", required=False)
-    _sampling_defaults(generation).write(output)
-    ends = _eos_token_ids(family, generation, vocabulary)
+    _sampling_defaults(found.generation).write(output)
+    ends = _eos_token_ids(family, found.generation, vocabulary)
     spoken = with_spoken(vocabulary.text, family.spoken_tokens(found, prompt, ends))
     (output / TOKENIZER).write_text(spoken, encoding="utf-8")
     return ProcessorFiles(
@@ -171,7 +173,7 @@ def _vision_language(checkpoint: Path, family: VisionLanguage, found: FoundProce
         pad_token_id=vocabulary.named_id("pad_token"),
         last_token=vocabulary.last,
         pads_to_max=False,
-        not_applied=_not_applied(generation),
+        not_applied=_not_applied(found.generation),
         grounding=family.grounding(found),
         question=_question(checkpoint, family.question, output),
     )
@@ -210,6 +212,7 @@ def _template(
         return FoundTemplate(given, checkpoint, CHAT_TEMPLATE)
     default = family.default_template(found)
     template = FoundTemplate.find(checkpoint, found.settings, found.vocabulary.settings, default)
+    template = template.behind(family.opening(found))
     if family.template_placeholder is None:
         return template
     return template.with_text(family.template_placeholder, prompt.image_token)

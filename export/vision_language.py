@@ -175,9 +175,21 @@ class VisionLanguage(Family):
         """
         return spec
 
+    def own_tokens(self, ids: Mapping[str, int]) -> Mapping[str, int]:
+        """Return special tokens that the model was trained with and its tokenizer lacks, with their ids; mostly none.
+
+        Args:
+            ids: Of the tokenizer's tokens, by their text.
+        """
+        return {}
+
     def default_template(self, found: FoundProcessor) -> str | None:
         """Return the chat template where the checkpoint holds none; None: it must hold one."""
         return None
+
+    def opening(self, found: FoundProcessor) -> str:
+        """Return the words that the model's processor writes before what the chat template makes."""
+        return ""
 
     def spoken_tokens(self, found: FoundProcessor, prompt: KnownImagePrompt, ends: Collection[int]) -> Collection[str]:
         """Return the special tokens that belong to answers, by their text; ids of `ends` are no part of any."""
@@ -249,7 +261,7 @@ class VisionLanguage(Family):
                 (features,),
                 optional_outputs=tuple(self.tower_outputs()),
             ),
-            "embed_tokens": GraphPlan(self.table(), "embed_tokens", (ids,), (embeds,)),
+            "embed_tokens": GraphPlan(self.table(), "embed_tokens", (ids,), (embeds, *self.decoder.looked_up)),
             "decoder": self.decoder_plan(dialect, embeds),
         }
 
@@ -261,7 +273,7 @@ class VisionLanguage(Family):
         return given.model_copy(update={"shape": (given.shape[0], "channels", *given.shape[2:])})
 
     def table(self) -> Module:
-        """Return the module input_ids [B, T] -> inputs_embeds [B, T, D]."""
+        """Return the module input_ids [B, T] -> inputs_embeds [B, T, D], and the decoder's `looked_up` behind."""
         sizes, name = self.decoder.config, f"{self.text_prefix}.embed_tokens"
         return Embedding(sizes.vocab_size, sizes.hidden_size, name=name, scale=self.decoder.embedding_scale)
 
@@ -320,8 +332,12 @@ def decoder_plan(decoder: Decoder, embeds: TensorSpec, module: Module) -> GraphP
 
 def _last_queries(decoder: Decoder) -> tuple[TensorSpec, ...]:
     """Return what policies choose rows by, of every layer that keeps some (docs/compression.md)."""
-    shape = ("B", "W", decoder.config.num_heads * decoder.config.head_size)
+    num_heads = decoder.config.num_heads
     return tuple(
-        TensorSpec(name=f"{tensors.LAST_QUERIES}{layer}", dtype="float32", shape=shape)
+        TensorSpec(
+            name=f"{tensors.LAST_QUERIES}{layer}",
+            dtype="float32",
+            shape=("B", "W", num_heads * decoder.head_size_of(layer)),
+        )
         for layer in decoder.layers_with_rows
     )

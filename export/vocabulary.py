@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,18 @@ class Vocabulary:
         except Exception as error:  # the tokenizers library raises bare Exception for what it cannot read
             raise CheckpointError(f"{path} is not a tokenizer: {error}") from error
         return cls(text, _token_ids(json.loads(text)), settings, tokens, note)
+
+    def with_tokens(self, tokens: Mapping[str, int]) -> Vocabulary:
+        """Return the vocabulary with special tokens behind it, by their text and id.
+
+        Raises:
+            UnsupportedConfigError: One would get another id.
+        """
+        if not tokens:
+            return self
+        stated = {str(number): {"content": text, "special": True} for text, number in tokens.items()}
+        text = with_added_tokens(self.text, {"added_tokens_decoder": stated}, {}, {})
+        return replace(self, text=text, ids=_token_ids(json.loads(text)))
 
     @property
     def last(self) -> tuple[str, int]:

@@ -17,6 +17,8 @@ HALF, SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
 KEPT_OPERATORS = ("RMSNormalization", "LayerNormalization", "SimplifiedLayerNormalization", "Softmax")
 """Sums of squares overflow float16 where channels are loud. The standard Attention sums in float32 by itself, and
 TensorRT refuses its `softmax_precision`."""
+_RECURRENCES = ("LinearAttention", "Scan")
+"""Gated delta rules: what a state holds is a sum over a whole sequence, and exp of a decay enlarges its error."""
 _FLOATS = (HALF, SINGLE)
 _ANGLES = ("Cos", "Sin")
 """What leads up to them keeps float32 too: a position of 4097 has no float16."""
@@ -37,24 +39,44 @@ def halve_inside(graph: ir.Graph, kept: Collection[ir.Node], turned: Collection[
 
     Args:
         graph: Of float32, its weights in codes or not.
-        kept: Nodes that keep it, beside what leads up to angles.
+        kept: Nodes that keep it, beside what leads up to angles and recurrences.
         turned: Inputs and outputs that become float16 as well.
     """
     _turn(value for value in graph.inputs if value.name in turned)
-    _Typing(graph, {*kept, *_with_ancestors(node for node in graph if node.op_type in _ANGLES)}).run(
+    _Typing(graph, {*kept, *_precise(graph)}).run(
         singles={str(value.name) for value in graph.outputs if value.name not in turned}
     )
 
 
-def halve(graph: ir.Graph, kept: Collection[ir.Node] = ()) -> None:
+def halve(graph: ir.Graph, kept: Collection[ir.Node] = (), singles: Collection[str] = ()) -> None:
     """Turn a graph into float16, in place, its inputs and outputs with it.
 
     Args:
         graph: Of float32.
-        kept: Nodes that keep it, beside what leads up to angles.
+        kept: Nodes that keep it, beside what leads up to angles and recurrences.
+        singles: Inputs and outputs that stay float32.
     """
-    _turn(value for value in graph.inputs if value.dtype == SINGLE)
-    _Typing(graph, {*kept, *_with_ancestors(node for node in graph if node.op_type in _ANGLES)}).run(singles=())
+    _turn(value for value in graph.inputs if value.dtype == SINGLE and value.name not in singles)
+    _Typing(graph, {*kept, *_precise(graph)}).run(singles=singles)
+
+
+def _precise(graph: ir.Graph) -> set[ir.Node]:
+    """Return the nodes of a graph that keep float32 wherever they are: angles, recurrences and their decays."""
+    return _with_ancestors(node for node in graph if node.op_type in _ANGLES) | _recurrences(graph)
+
+
+def _recurrences(graph: ir.Graph) -> set[ir.Node]:
+    """Return recurrences, and what makes their decays: from the sum under the Softplus on, which nothing else has."""
+    ends = {node for node in graph if node.op_type in _RECURRENCES}
+    starts = [node for node in graph if node.op_type == "Softplus"] if ends else []
+    found = {*ends, *starts, *(before for node in starts for before in node.predecessors())}
+    waiting = list(starts)
+    while waiting:
+        for after in waiting.pop().successors():
+            if after not in found:
+                found.add(after)
+                waiting.append(after)
+    return found
 
 
 def _turn(values: Iterable[ir.Value]) -> None:

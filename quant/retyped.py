@@ -93,4 +93,4 @@ def _decoder_inputs(component: Component, variant: Manifest, recording: Recordin
         wanted=recorded[tensors.LOGITS_INDICES][0].tolist(),
     )
     states = {state.input: recorded[state.input].astype(state.dtype) for state in variant.states}
-    return {**feeds_of(component.inputs, Step.of([run], embeds)), **states}
+    return {**feeds_of(component.inputs, Step.of([run], embeds, recorded)), **states}

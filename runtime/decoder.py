@@ -24,7 +24,7 @@ from runtime.device.steps import (
     has_greedy_ids,
     runs_on_device,
 )
-from runtime.feeds import Embeds, Int64, Step, TokenBatch, TokenRun, check_inputs, feeds_of, place_features
+from runtime.feeds import Embeds, Int64, Step, TokenBatch, TokenRun, check_inputs, feeds_of
 from runtime.fixed_run import FixedRun
 from runtime.graph import Array
 from runtime.inputs import Binding, InputBuffers
@@ -113,9 +113,12 @@ class TokenGraphs:
 
     def embed(self, ids: Int64) -> Embeds:
         """Return [B, T, D] of ids [B, T]; the array is new."""
-        name = self._embed.component.inputs[0].name
-        embeds: Embeds = self._embed.run({name: ids})[self._embed.output]
+        embeds: Embeds = self.look_up(ids)[self._embed.output]
         return embeds
+
+    def look_up(self, ids: Int64) -> dict[str, Array]:
+        """Return all that tables hold of ids [B, T], by name; the arrays are new."""
+        return self._embed.run({self._embed.component.inputs[0].name: ids})
 
     def embed_text(self, ids: Int64) -> Embeds:
         """Return [N, D] of the ids of a text [N], of none too; safe on any thread."""
@@ -123,7 +126,7 @@ class TokenGraphs:
 
     def step(self, batch: TokenBatch, bound_rows: int | None = None) -> Step:
         """Return a batch with its embeddings, image features in their places; see `Step`."""
-        return Step(batch, place_features(self.embed(batch.ids), batch), bound_rows)
+        return Step.of_tables(batch, self.look_up(batch.ids), bound_rows)
 
     def feeds(self, phase: RunPhase, step: Step) -> dict[str, Array]:
         """Return the inputs of a phase's decoder by name, states aside."""

@@ -14,17 +14,21 @@ from bundle.errors import SignatureError
 from bundle.image import Pixels
 from bundle.image_tokens import TOWER_OUTPUTS
 from bundle.manifest import Component, DualEncoderDims
-from bundle.question import QuestionIds
+from bundle.question import Asked
 from bundle.text import TextBatch
 from runtime.encoder import Encoder
 
 Vectors = npt.NDArray[np.float32]
+WHOLE = (0.0, 0.0, 0.0, 0.0)
+"""The box of a whole image."""
 
 
 def vision_feeds(
-    component: Component, pixel_values: Pixels, question: QuestionIds | None = None
+    component: Component, pixel_values: Pixels, question: Asked | None = None
 ) -> dict[str, npt.NDArray[Any]]:
-    """Return a vision encoder's inputs for the pixels of I tiles, which are shown with one question.
+    """Return a vision encoder's inputs for the pixels of I tiles, which are shown with one question or the same boxes.
+
+    Where it takes boxes and there are none, all of each tile is meant.
 
     Raises:
         SignatureError: The encoder reads a question, and there is none.
@@ -32,6 +36,10 @@ def vision_feeds(
     pixels, *more = component.inputs
     feeds: dict[str, npt.NDArray[Any]] = {pixels.name: pixel_values}
     for spec in more:
+        if spec.name == tensors.BOXES:
+            boxes = np.array(question or WHOLE, np.float32).reshape(1, -1, len(WHOLE))
+            feeds[spec.name] = np.tile(boxes, (len(pixel_values), 1, 1))
+            continue
         if spec.name != tensors.QUESTION_IDS or question is None:
             raise SignatureError(f"{component.file} takes {spec.name} beside pixels, and none was given")
         feeds[spec.name] = np.tile(np.array(question, np.int64), (len(pixel_values), 1))
@@ -39,7 +47,7 @@ def vision_feeds(
 
 
 def encode_tiles(
-    encoder: Encoder, pixel_values: Pixels, most_tiles: int, question: QuestionIds | None = None
+    encoder: Encoder, pixel_values: Pixels, most_tiles: int, question: Asked | None = None
 ) -> npt.NDArray[Any]:
     """Return what a vision encoder makes of the pixels of I tiles, at most so many in one run."""
     pieces = [
@@ -50,7 +58,7 @@ def encode_tiles(
 
 
 def see_tiles(
-    encoder: Encoder, pixel_values: Pixels, most_tiles: int, question: QuestionIds | None = None
+    encoder: Encoder, pixel_values: Pixels, most_tiles: int, question: Asked | None = None
 ) -> npt.NDArray[Any]:
     """Return the features of I tiles, and behind each row what the tower's attention says of it: [I, P, D + 1 + C].
 
@@ -74,7 +82,7 @@ def encode_images(
     images: Sequence[Sequence[Pixels]],
     most_tiles: int,
     *,
-    questions: Sequence[QuestionIds | None] = (),
+    questions: Sequence[Asked | None] = (),
     with_tower: bool = False,
 ) -> list[npt.NDArray[Any]]:
     """Return what a vision encoder makes of images, at most so many tiles in one run: of one size, and one question.
@@ -90,7 +98,7 @@ def encode_images(
     """
     encode = see_tiles if with_tower else encode_tiles
     asked = questions or [None] * len(images)
-    alike: dict[tuple[tuple[int, ...], QuestionIds | None], list[tuple[int, int]]] = defaultdict(list)
+    alike: dict[tuple[tuple[int, ...], Asked | None], list[tuple[int, int]]] = defaultdict(list)
     for image, (groups, question) in enumerate(zip(images, asked, strict=True)):
         for group, tiles in enumerate(groups):
             alike[tiles.shape[1:], question].append((image, group))
@@ -117,11 +125,21 @@ def split_seen(encoder: Encoder, seen: npt.NDArray[Any]) -> tuple[npt.NDArray[An
     return seen[..., :size], seen[..., size:]
 
 
-def encode_texts(encoder: Encoder, rows: Sequence[TextBatch], dims: DualEncoderDims) -> Vectors | list[Vectors]:
-    """Return [n, E] of n texts in one run, or [T, E] of each; shorter ones are padded on the right and masked."""
-    vectors: Vectors = encoder.run(text_feeds(rows, dims, encoder.component))[encoder.output]
+def encode_texts(
+    encoder: Encoder, rows: Sequence[TextBatch], dims: DualEncoderDims, *, told: Sequence[str] = ()
+) -> Vectors | list[Vectors]:
+    """Return [n, E] of n texts in one run, or [T, E] of each; shorter ones are padded on the right and masked.
+
+    Args:
+        encoder: Of texts.
+        rows: At least one.
+        dims: Of the model.
+        told: Optional outputs [n, ...] whose numbers stand behind each of [n, E].
+    """
+    run = encoder.run(text_feeds(rows, dims, encoder.component), told)
+    vectors: Vectors = run[encoder.output]
     if dims.vectors == "one":
-        return vectors
+        return np.concatenate([vectors, *(run[name] for name in told)], axis=1) if told else vectors
     lengths = [int(mask.sum()) for row in rows for mask in row.attention_mask]
     return [own[:length].copy() for own, length in zip(vectors, lengths, strict=True)]
 

@@ -176,18 +176,32 @@ class Step:
     Attributes:
         batch: What is run.
         embeds: [B, T, D], features in their places.
+        looked_up: What else `embed_tokens` gave for the tokens, by name.
         bound_rows: Rows that no sequence exceeds, told to a graph that wants to know it on the host; None: as many as
             the longest one holds after the run. What stays the same from step to step can be captured.
     """
 
     batch: TokenBatch
     embeds: Embeds = field(repr=False)
+    looked_up: Mapping[str, Array] = field(default_factory=dict, repr=False)
     bound_rows: int | None = None
 
     @classmethod
-    def of(cls, runs: Sequence[TokenRun], embeds: Embeds) -> Step:
-        """Return runs of one length with their embeddings [B, T, D]."""
-        return cls(TokenBatch.of(runs), embeds)
+    def of(cls, runs: Sequence[TokenRun], embeds: Embeds, looked_up: Mapping[str, Array] | None = None) -> Step:
+        """Return runs of one length with their embeddings [B, T, D], and what else was looked up."""
+        return cls(TokenBatch.of(runs), embeds, looked_up or {})
+
+    @classmethod
+    def of_tables(cls, batch: TokenBatch, found: Mapping[str, Array], bound_rows: int | None = None) -> Step:
+        """Return a batch with what `embed_tokens` gave for it, features of images in their places.
+
+        Args:
+            batch: What is run.
+            found: By name; embeddings are written into, the rest stays as it is.
+            bound_rows: As of the step.
+        """
+        looked_up = dict(found)
+        return cls(batch, place_features(looked_up.pop(tensors.INPUTS_EMBEDS), batch), looked_up, bound_rows)
 
 
 def place_features(embeds: Embeds, batch: TokenBatch) -> Embeds:
@@ -271,6 +285,20 @@ def _deep_features(step: Step, spec: TensorSpec) -> Embeds:
     return deep
 
 
+def _looked_up(step: Step, spec: TensorSpec) -> Array:
+    """Return what `embed_tokens` gave under an input's name.
+
+    Raises:
+        SignatureError: It gave nothing of that name.
+    """
+    if spec.name not in step.looked_up:
+        raise SignatureError(
+            f"a decoder wants {spec.name}, which embed_tokens does not give beside {tensors.INPUTS_EMBEDS}. Export the "
+            "checkpoint again."
+        )
+    return step.looked_up[spec.name].astype(spec.dtype, copy=False)
+
+
 def _seen_around(step: Step, spec: TensorSpec) -> Int64:
     batch = step.batch
     return np.zeros((2, *batch.ids.shape), np.int64) if batch.around is None else batch.around
@@ -324,6 +352,7 @@ _FILLED: Mapping[str, Callable[[Step, TensorSpec], Array]] = {
     tensors.LOGITS_INDICES: _wanted,
     tensors.IS_IMAGE: _is_image,
     tensors.DEEP_FEATURES: _deep_features,
+    tensors.PER_LAYER_INPUTS: _looked_up,
     tensors.SEEN_AROUND: _seen_around,
     tensors.MEMORY_SEEN: _memory_seen,
     tensors.HEAD_VALUES: _head_values,

@@ -43,23 +43,26 @@ class FilledPrompt:
         rows = [each.reshape(-1, each.shape[-1]) for each in features]
         if prompt.memory is not None:
             prompt = replace(prompt, memory=prompt.memory.filled([len(each) for each in rows]))
-        pieces = [(span.image, span.row, span.row + span.end - span.start) for span in prompt.spans]
-        pieces = pieces if prompt.memory is None else [*prompt.memory.pieces]
+        memory = prompt.memory
+        spans = prompt.spans if memory is None or memory.leaves_spans else ()
+        in_spans = [(span.image, span.row, span.row + span.end - span.start) for span in spans]
+        in_memory = () if memory is None else memory.pieces
         wanted, given = [0] * prompt.num_images, [len(each) for each in rows]
-        for image, start, end in pieces:
+        for image, start, end in (*in_spans, *in_memory):
             wanted[image] += end - start
         if wanted != given:
             raise SignatureError(
                 f"the vision encoder gave {given} rows of features by image, the prompt has places for {wanted}. "
                 "Export the checkpoint again."
             )
-        if prompt.memory is not None:
-            memory = np.concatenate([rows[image][start:end] for image, start, end in pieces])
-            return cls(prompt, (), memory, adapter)
-        placed = (
-            Placed(span.start, rows[span.image][span.row : span.row + span.end - span.start]) for span in prompt.spans
+        placed = tuple(
+            Placed(span.start, rows[image][start:end])
+            for span, (image, start, end) in zip(spans, in_spans, strict=True)
         )
-        return cls(prompt, tuple(placed), adapter=adapter)
+        if memory is None:
+            return cls(prompt, placed, adapter=adapter)
+        held = np.concatenate([rows[image][start:end] for image, start, end in in_memory])
+        return cls(prompt, placed, held, adapter)
 
     @classmethod
     def of_ids(cls, ids: Int64) -> FilledPrompt:

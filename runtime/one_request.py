@@ -480,7 +480,8 @@ class DualEncoderRunner:
         vectors = [vector for batch in batches for vector in self._embedded(batch)]
         if self._dims.vectors == "tokens":
             return [unit(of_tiles[0]) for of_tiles in vectors]
-        return unit(np.concatenate(vectors))
+        joined = np.concatenate(vectors)
+        return unit(joined[:, 0] if self._dims.regions else joined)
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors | list[Vectors]:
         """Return [len(texts), E], or [T, E] of each; texts that are too long are cut."""

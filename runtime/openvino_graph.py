@@ -16,11 +16,14 @@ from typing import Any, cast
 
 from bundle.errors import BundleFileError, MachineError
 from bundle.extras import install_line
-from bundle.machine import num_granted_cores, try_version
+from bundle.machine import num_granted_cores, sums_codes_exactly, try_version
 from runtime.graph import Array, Port
 from runtime.onnx_runtime import first_line, memory_error
 from runtime.settings import RuntimeSettings
 
+_MULTIPLIES_CODES = "LP_TRANSFORMS_MODE"
+"""Whether products are of 8-bit codes where a graph has them. On processors that cut sums of those off, they are
+computed in float32 of the same codes."""
 _TELEMETRY = "openvino_telemetry"
 
 _DTYPE_OF_NAME = {
@@ -110,12 +113,14 @@ def _options(settings: RuntimeSettings, is_exact: bool) -> dict[str, Any]:
     """Return what a graph is compiled with: one stream, threads that go where the system puts them."""
     threads = settings.intra_threads or num_granted_cores() or 0  # 0: OpenVINO's own choice, the physical cores
     exact = {"INFERENCE_PRECISION_HINT": "f32"} if is_exact else {}
+    codes = {} if sums_codes_exactly() else {_MULTIPLIES_CODES: "NO"}
     return {
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
         "ENABLE_CPU_PINNING": False,
         **exact,
+        **codes,
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ class Pair:
 
     Attributes:
         text: Of one row: a text, or two as `bundle.text_pairs` joins them.
-        pixels: [1, 3, height, width]; None of two texts.
+        pixels: [1, 3, height, width]; of a video `frames_together`; None of two texts.
     """
 
     text: TextBatch
@@ -88,6 +89,22 @@ class PairEncoder:
         if images := [pair.pixels for pair in pairs if pair.pixels is not None]:
             feeds[tensors.PIXEL_VALUES] = np.concatenate(images)
         return {spec.name: feeds[spec.name] for spec in self._session.component.inputs}
+
+
+def chosen_of(num_given: int, num_wanted: int) -> tuple[int, ...]:
+    """Return which of some frames are read: the middle one of as many stretches, or each for as long as it lasts.
+
+    Stretches and middles are those of All-in-one's evaluation (arXiv 2203.07303; its `sample_frames`).
+    """
+    if num_given < num_wanted:
+        return tuple(place * num_given // num_wanted for place in range(num_wanted))
+    ends = np.linspace(0, num_given, num_wanted + 1).astype(int)
+    return tuple(int(start + end - 1) // 2 for start, end in pairwise(ends))
+
+
+def frames_together(frames: Sequence[Pixels]) -> Pixels:
+    """Return a video's frames [1, 3, height, width] as one tile [1, 3 * n, height, width], one behind the other."""
+    return np.concatenate(frames, axis=1)
 
 
 def fits(raw: npt.NDArray[np.float64]) -> Scores:

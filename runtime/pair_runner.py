@@ -15,7 +15,7 @@ from bundle.image import PREPROCESSOR, ImageSpec
 from bundle.text import TOKENIZER, Tokenizer
 from bundle.text_pairs import TextPairs
 from runtime.graph import Array
-from runtime.pair_encoder import Pair, PairEncoder
+from runtime.pair_encoder import Pair, PairEncoder, frames_together
 from runtime.settings import RuntimeSettings
 
 _DEFAULTS = RuntimeSettings()
@@ -70,4 +70,5 @@ class PairRunner:
             pads_to_max=False,
             most_tokens=longest,
         )
-        return Pair(row, self._spec.preprocess([document]).groups[0])
+        still = [self._spec.preprocess([document]).groups[0]] * self._dims.num_frames
+        return Pair(row, frames_together(still))

@@ -14,7 +14,7 @@ from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, SignatureError
 from bundle.manifest import ComponentName, EmbedderDims, Pooling
 from runtime.encoders import Vectors, unit
-from runtime.feeds import Int64, Step, TokenBatch, TokenRun, check_inputs, feeds_of, place_features
+from runtime.feeds import Step, TokenBatch, TokenRun, check_inputs, feeds_of
 from runtime.filled_prompt import FilledPrompt
 from runtime.graph import Array
 from runtime.memory import filled_memory
@@ -92,7 +92,8 @@ class PromptEmbedder:
         wanted = [[prompt.num_tokens - 1] if is_last else range(longest) for prompt in prompts]
         runs = [self._padded(prompt, longest, each) for prompt, each in zip(prompts, wanted, strict=True)]
         batch = TokenBatch.of(runs)
-        feeds = feeds_of(self._decoder.component.inputs, Step(batch, place_features(self._embeds(batch.ids), batch)))
+        found = self._table.run({self._table.component.inputs[0].name: batch.ids})
+        feeds = feeds_of(self._decoder.component.inputs, Step.of_tables(batch, found))
         return {**feeds, **empty_states(self._states, len(prompts), longest), **self._filled(prompts)}
 
     def _filled(self, prompts: Sequence[FilledPrompt]) -> dict[str, Array]:
@@ -138,10 +139,6 @@ class PromptEmbedder:
         ids = np.pad(run.ids, (0, missing))
         seen = None if run.seen is None else np.pad(run.seen, ((0, missing), (0, 0)), mode="edge")
         return replace(run, ids=ids, positions=positions, wanted=wanted, around=around, seen=seen)
-
-    def _embeds(self, ids: Int64) -> Vectors:
-        embeds: Vectors = self._table.run({self._table.component.inputs[0].name: ids})[self._table.output]
-        return embeds
 
     def _check_gives_vectors(self) -> None:
         component = self._decoder.component

@@ -97,6 +97,7 @@ def checkpoints() -> ModuleType:
     """The functions of tests/checkpoints.py."""
     beside("weight_shapes")  # which they import
     beside("blip_shapes")
+    beside("qwen3_shapes")
     return beside("checkpoints")
 
 
@@ -114,6 +115,13 @@ def bridgetower_checkpoint(checkpoints: ModuleType, tmp_path_factory: pytest.Tem
     folder = tmp_path_factory.mktemp("bridgetower") / "checkpoint"
     beside("pair_checkpoints").save_bridgetower(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def all_in_one(checkpoints: ModuleType) -> ModuleType:
+    """The functions of tests/all_in_one.py."""
+    beside("pair_checkpoints")
+    return beside("all_in_one")
 
 
 @pytest.fixture(scope="session")

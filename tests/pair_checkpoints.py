@@ -164,6 +164,11 @@ def _save_beside_weights(folder: Path, name: str, images: Config, max_tokens: in
     save_file({**weights, **near_one}, folder / "model.safetensors", {"format": "pt"})
     settings = {"do_resize": True, "do_pad": True, "resample": 3, **RESCALING}
     save_processor(folder, f"{name}Processor", {**settings, **images})
+    save_word_pieces(folder, max_tokens)
+
+
+def save_word_pieces(folder: Path, max_tokens: int) -> None:
+    """Write a tokenizer of `WORDS`."""
     backend = Tokenizer(models.WordPiece({word: n for n, word in enumerate(WORDS)}, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer()
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

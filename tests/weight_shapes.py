@@ -115,6 +115,33 @@ def tower_shapes(vision: Config, prefix: str) -> Shapes:
     return shapes
 
 
+def pixtral_shapes(vision: Config, prefix: str) -> Shapes:
+    """Name every weight of Pixtral's tower."""
+    width, inner, patch_px = vision["hidden_size"], vision["intermediate_size"], vision["patch_size"]
+    shapes: Shapes = {
+        f"{prefix}patch_conv.weight": (width, 3, patch_px, patch_px),
+        f"{prefix}ln_pre.weight": (width,),
+    }
+    for number in range(vision["num_hidden_layers"]):
+        layer = f"{prefix}transformer.layers.{number}."
+        shapes |= {f"{layer}{name}_norm.weight": (width,) for name in ("attention", "ffn")}
+        for name in "qkvo":
+            shapes |= linear_shapes(f"{layer}attention.{name}_proj", width, width, bias=False)
+        for name, rows, columns in (("gate", inner, width), ("up", inner, width), ("down", width, inner)):
+            shapes |= linear_shapes(f"{layer}feed_forward.{name}_proj", rows, columns, bias=False)
+    return shapes
+
+
+def merged_projector_shapes(config: Config, prefix: str) -> Shapes:
+    """Name every weight of Mistral 3's connector."""
+    width, size = config["vision_config"]["hidden_size"], config["text_config"]["hidden_size"]
+    merged, bias = width * config["spatial_merge_size"] ** 2, config.get("multimodal_projector_bias", False)
+    shapes: Shapes = {f"{prefix}norm.weight": (width,)}
+    shapes |= linear_shapes(f"{prefix}patch_merger.merging_layer", width, merged, bias=False)
+    shapes |= linear_shapes(f"{prefix}linear_1", size, width, bias=bias)
+    return shapes | linear_shapes(f"{prefix}linear_2", size, size, bias=bias)
+
+
 def _text_tower_shapes(text: Config) -> Shapes:
     width = text["hidden_size"]
     embeddings = {

@@ -23,6 +23,11 @@ class Fixed(Geometry):
     width_px: EdgePx
 
     @property
+    def places_boxes(self) -> bool:
+        """True: what is stretched keeps its shares."""
+        return True
+
+    @property
     def tile_size_px(self) -> tuple[int, int]:
         """(height, width) of every tile."""
         return self.height_px, self.width_px

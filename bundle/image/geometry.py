@@ -15,6 +15,8 @@ EdgePx: TypeAlias = Annotated[int, Field(gt=0, le=4096)]
 """Of what an encoder takes in one piece: 200 MB of float32 at most."""
 
 
+Box: TypeAlias = tuple[float, float, float, float]
+"""Left, top, right, bottom, as shares of width and height."""
 _LARGEST_CANVAS_PX = 1 << 26
 """Area of a grid of tiles before it is cut: 200 MB of bytes; published models have 7 million pixels at most."""
 
@@ -96,6 +98,15 @@ class Geometry(BaseModel, ABC):
     def is_cut_at_once(self) -> bool:
         """Whether even an image smaller than its tiles is cut as soon as it is decoded."""
         return False
+
+    @property
+    def places_boxes(self) -> bool:
+        """Whether it is known where a part of an image lies in the only tile, all of which is seen."""
+        return False
+
+    def placed(self, box: Box, width_px: int, height_px: int) -> Box:
+        """Return a box of an image of this size as one of its tile, where `places_boxes`."""
+        return box
 
     def within(self, most_px: int) -> Geometry:
         """Return the geometry with images of so many pixels at most.

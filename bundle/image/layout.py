@@ -36,6 +36,7 @@ class TileLayout:
         fewer_tokens: That the image takes in a prompt, where its features are pooled or sampled; None: all of them.
         whole_px: (height, width) of the tile that is the whole image, where that varies from image to image; None: it
             has the size of every tile.
+        tile_px: (height, width) of the other tiles, where that varies from image to image, too; None: it does not.
         image_px: (height, width) of the image itself, where its tokens depend on that; None: they do not.
         is_group: It is several frames of a video, which the encoder takes one behind the other as channels of one tile.
         video: It is not one image but a whole video, whose groups of frames have `whole_px` each; None: it is one.
@@ -45,6 +46,7 @@ class TileLayout:
     cols: int = 0
     fewer_tokens: int | None = None
     whole_px: tuple[int, int] | None = None
+    tile_px: tuple[int, int] | None = None
     image_px: tuple[int, int] | None = None
     is_group: bool = False
     video: VideoTimes | None = None
@@ -61,8 +63,10 @@ class TileLayout:
 
     def num_pixels(self, tile_size_px: tuple[int, int]) -> int:
         """Return how many pixels the tiles have, of which those of certain size are (height, width)."""
-        tile = tile_size_px[0] * tile_size_px[1]
-        whole = tile if self.whole_px is None else self.whole_px[0] * self.whole_px[1]
+        height, width = self.tile_px or tile_size_px
+        tile = height * width
+        of_whole = self.whole_px or tile_size_px
+        whole = of_whole[0] * of_whole[1]
         return self.rows * self.cols * tile + whole
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 from PIL import Image
 from pydantic import Field
 
-from bundle.image.geometry import EdgePx, Geometry, resized
+from bundle.image.geometry import Box, EdgePx, Geometry, resized
 from bundle.image.layout import TileLayout
 
 Colour: TypeAlias = tuple[
@@ -41,6 +41,24 @@ class Padded(Geometry):
     def tile_size_px(self) -> tuple[int, int]:
         """(height, width) of every tile."""
         return self.side_px, self.side_px
+
+    @property
+    def places_boxes(self) -> bool:
+        """True."""
+        return True
+
+    def placed(self, box: Box, width_px: int, height_px: int) -> Box:
+        """Return a box of an image of this size as one of the square."""
+        if self.scales_first or max(width_px, height_px) > _LARGEST_SQUARE_PX:
+            side, (width, height) = self.side_px, self._scaled_size(width_px, height_px)
+        else:
+            side, (width, height) = max(width_px, height_px), (width_px, height_px)
+        left, top = (side - width) // 2, (side - height) // 2
+        across, down = (
+            tuple((first + share * size) / side for share in shares)
+            for first, size, shares in ((left, width, box[::2]), (top, height, box[1::2]))
+        )
+        return across[0], down[0], across[1], down[1]
 
     @property
     def is_cut_at_once(self) -> bool:

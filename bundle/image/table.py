@@ -14,14 +14,19 @@ from bundle.image.canvas_grid import CanvasGrid
 from bundle.image.covering_grid import CoveringGrid
 from bundle.image.cropped import Cropped
 from bundle.image.fixed import Fixed
+from bundle.image.grid_canvas import GridCanvas
+from bundle.image.longest_edge import LongestEdge
 from bundle.image.most_patches import MostPatches
 from bundle.image.nearest_grid import NearestGrid
 from bundle.image.padded import Padded
 from bundle.image.pan_and_scan import PanAndScan
 from bundle.image.pinpoints import Pinpoints
 from bundle.image.shortest_edge import ShortestEdge
+from bundle.image.sliced import Sliced
+from bundle.image.soft_tokens import SoftTokens
 from bundle.image.split_area import SplitArea
 from bundle.image.stretched_crop import StretchedCrop
+from bundle.image.thumbnail import Thumbnail
 from bundle.image.tiled import Tiled
 from bundle.image.whole_patches import WholePatches
 
@@ -34,14 +39,19 @@ KnownGeometry: TypeAlias = Annotated[
     | CoveringGrid
     | Cropped
     | Fixed
+    | GridCanvas
+    | LongestEdge
     | MostPatches
     | NearestGrid
     | Padded
     | PanAndScan
     | Pinpoints
     | ShortestEdge
+    | Sliced
+    | SoftTokens
     | SplitArea
     | StretchedCrop
+    | Thumbnail
     | Tiled
     | WholePatches,
     Field(discriminator="kind"),

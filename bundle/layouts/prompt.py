@@ -63,11 +63,13 @@ class Memory:
         seen: [T, 3] int64, as `bundle.tensors.MEMORY_SEEN`.
         holds_all: All rows of all images stand there in order, however many the encoder gives, and every token sees
             them: `pieces` and `seen` are told once they are there (`filled`).
+        leaves_spans: Rows of features that no piece holds take the places of image tokens, as spans say.
     """
 
     pieces: tuple[tuple[int, int, int], ...]
     seen: Int64
     holds_all: bool = False
+    leaves_spans: bool = False
 
     def filled(self, num_rows: Sequence[int]) -> Memory:
         """Return the memory of images that have so many rows each."""
@@ -108,6 +110,9 @@ class ImagePrompt(Frozen, ABC):
 
     takes_one_message: ClassVar[bool] = False
     """A conversation is one user's message about one image: there is no history, no system, no function to call."""
+
+    begins_answers: ClassVar[bool] = False
+    """What a user's message says is how the answer begins: it may hold all of the vocabulary that is not special."""
 
     kind: str
     image_token: str = Field(min_length=1, max_length=MOST_NAME_CHARACTERS)

@@ -6,39 +6,55 @@ from typing import Annotated, TypeAlias
 
 from pydantic import Field
 
+from bundle.layouts.adem import AdemPrompt
 from bundle.layouts.aki import AkiPrompt
+from bundle.layouts.encoded import EncodedPrompt
 from bundle.layouts.florence2 import Florence2Prompt
 from bundle.layouts.gemma3 import Gemma3Prompt
+from bundle.layouts.gemma4 import Gemma4Prompt
+from bundle.layouts.git import GitPrompt
 from bundle.layouts.granite_docling import GraniteDoclingPrompt
+from bundle.layouts.hunyuan_vl import HunYuanVLPrompt
 from bundle.layouts.idefics2 import Idefics2Prompt
 from bundle.layouts.idefics3 import Idefics3Prompt
 from bundle.layouts.internvl import InternVLPrompt
 from bundle.layouts.lfm2_vl import Lfm2VLPrompt
 from bundle.layouts.llava import LlavaPrompt
 from bundle.layouts.llava_next import LlavaNextPrompt
+from bundle.layouts.minicpmv import MiniCPMVPrompt
 from bundle.layouts.mllama import MllamaPrompt
 from bundle.layouts.modernvbert import ModernVBertPrompt
 from bundle.layouts.ovis2 import Ovis2Prompt
 from bundle.layouts.paligemma import PaliGemmaPrompt
+from bundle.layouts.pixtral import PixtralPrompt
 from bundle.layouts.qwen2_vl import Qwen2VLPrompt
+from bundle.layouts.texthawk import TextHawkPrompt
 from bundle.layouts.vlora import VLoRAPrompt
 
 KnownImagePrompt: TypeAlias = Annotated[
-    AkiPrompt
+    AdemPrompt
+    | AkiPrompt
+    | EncodedPrompt
     | Florence2Prompt
     | Gemma3Prompt
+    | Gemma4Prompt
+    | GitPrompt
     | GraniteDoclingPrompt
+    | HunYuanVLPrompt
     | Idefics2Prompt
     | Idefics3Prompt
     | InternVLPrompt
     | Lfm2VLPrompt
     | LlavaNextPrompt
     | LlavaPrompt
+    | MiniCPMVPrompt
     | MllamaPrompt
     | ModernVBertPrompt
     | Ovis2Prompt
     | PaliGemmaPrompt
+    | PixtralPrompt
     | Qwen2VLPrompt
+    | TextHawkPrompt
     | VLoRAPrompt,
     Field(discriminator="kind"),
 ]

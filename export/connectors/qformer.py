@@ -194,7 +194,9 @@ class _Embeddings(Module):
         return self.layernorm(op, op.Concat(queries, words, axis=1))
 
 
-class _Former(Module):
+class Former(Module):
+    """The layers alone, for queries that are made elsewhere: `image_rows` patches of an image are looked at."""
+
     def __init__(self, config: QFormerConfig, dialect: Dialect, image_rows: int) -> None:
         super().__init__()
         size, eps = config.layers.hidden_size, config.layers.layer_norm_eps
@@ -202,7 +204,10 @@ class _Former(Module):
         self.embeddings = _Embeddings(config) if config.vocab_size else None
         self.encoder = _Layers(config, dialect, image_rows)
 
-    def forward(self, op: OpBuilder, queries: ir.Value, image: ir.Value, question_ids: ir.Value | None) -> ir.Value:
+    def forward(
+        self, op: OpBuilder, queries: ir.Value, image: ir.Value, question_ids: ir.Value | None = None
+    ) -> ir.Value:
+        """Return [I, Q, size] from queries [I, Q, size] and patches [I, N, image_size]."""
         if self.embeddings is not None and question_ids is not None:
             return self.encoder(op, self.embeddings(op, queries, question_ids), image)
         return self.encoder(op, queries if self.layernorm is None else self.layernorm(op, queries), image)
@@ -222,7 +227,7 @@ class QFormer(Module):
     def __init__(self, config: QFormerConfig, out_size: int, *, image_rows: int, dialect: Dialect, name: str) -> None:
         super().__init__(name)
         self.query_tokens = Weight(1, config.num_queries, config.layers.hidden_size)
-        self.qformer = _Former(config, dialect, image_rows)
+        self.qformer = Former(config, dialect, image_rows)
         self.language_projection = Linear(config.layers.hidden_size, out_size, rows=config.num_queries)
 
     def forward(self, op: OpBuilder, image: ir.Value, question_ids: ir.Value | None = None) -> ir.Value:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import onnx_ir as ir
 from onnxscript import OpBuilder
@@ -20,7 +21,8 @@ class _Stack(Module):
 
     def __init__(self, decoder: Decoder, dialect: Dialect, name: str) -> None:
         super().__init__(name)
-        self.entrance = decoder.entrance()
+        self.entrance, self.preparation = decoder.entrance(), decoder.preparation(dialect)
+        self.sources = [decoder.source_of(number) for number in range(decoder.config.num_layers)]
         self.layers = ModuleList([decoder.layer(dialect, number) for number in range(decoder.config.num_layers)])
         self.norm = decoder.norm(dialect)
 
@@ -36,13 +38,22 @@ class _Stack(Module):
         """Return the normed hidden states of `rows` [B, N, D], and what each layer left."""
         x = embeddings if self.entrance is None else self.entrance(op, embeddings, position_ids)
         left = list[Left]()
-        for number, (layer, of_layer, own) in enumerate(zip(self.layers, around, states, strict=True), 1):
-            done: Left = layer(op, x, of_layer, own)
+        around = self._prepared(op, x, around)
+        for number, (layer, of_layer, own) in enumerate(zip(self.layers, around, states, strict=True)):
+            source = self.sources[number]
+            done: Left = layer(op, x, of_layer, own if source is None else left[source].states)
             x = done.hidden
-            x.name = hidden_name(number)
+            x.name = hidden_name(number + 1)
             left.append(done)
         wanted = op.GatherND(x, op.Unsqueeze(rows, [2]), batch_dims=1)
         return self.norm(op, wanted), left
+
+    def _prepared(self, op: OpBuilder, x: ir.Value, around: Sequence[Around]) -> Sequence[Around]:
+        """Return what layers know, with the decoder's inputs as they want them."""
+        if self.preparation is None:
+            return around
+        more = self.preparation(op, x, *around[0].more)
+        return [replace(each, more=more) for each in around]
 
 
 class CausalDecoder(Module):
@@ -66,8 +77,11 @@ class CausalDecoder(Module):
     ) -> None:
         super().__init__()
         config = decoder.config
+        self.shared = decoder.shared()
         self.stack = _Stack(decoder, dialect, name)
-        self.lm_head = head or Linear(config.hidden_size, config.vocab_size, rows=None, role="head", bias=False)
+        self.lm_head = head or Linear(
+            config.hidden_size, config.vocab_size, rows=None, role="head", bias=decoder.has_head_bias
+        )
         self.vectors = vectors
         self.logit_softcap = 0.0 if head else decoder.logit_softcap
         self.decoder = decoder
@@ -85,9 +99,12 @@ class CausalDecoder(Module):
         """Return logits [B, N, V], vectors, the last queries of each layer that has some, and the states."""
         angles = self.decoder.angles(op, position_ids)
         first, num_more = len(self.decoder.sight_inputs), len(self.decoder.inputs)
-        more, states = others[first : first + num_more], self._of_layers(others[first + num_more :])
+        more, given = others[first : first + num_more], others[first + num_more :]
+        num_shared = len(self.decoder.shared_states)
+        shared = () if self.shared is None else self.shared(op, given[:num_shared], more)
+        states = self._of_layers(given[num_shared:])
         lengths = self._lengths(op, inputs_embeds, past_lengths, others[0] if first else None, states)
-        around = [Around(angles, of_layer, more) for of_layer in lengths]
+        around = [Around(angles, of_layer, more, shared) for of_layer in lengths]
         hidden, left = self.stack(op, inputs_embeds, position_ids, around, states, logits_indices)
         queries = [each.queries for each in left if each.queries is not None]
         vectors = [] if self.vectors is None else [self.vectors(op, hidden)]
@@ -118,8 +135,9 @@ class CausalDecoder(Module):
         for number in self.decoder.layers_with_rows:
             caches.setdefault(config.length_groups[number], states[number][0])
         found = []
-        for number, group in enumerate(config.length_groups):
-            window = self.decoder.window_of(number)
+        for number in range(config.num_layers):
+            source, window = self.decoder.source_of(number), self.decoder.window_of(number)
+            group = config.length_groups[number if source is None else source]
             if (group, window) not in made:
                 sight = Sight(window, around)
                 made[group, window] = self.dialect.lengths(op, x, of_group[group], caches[group], sight)

@@ -25,6 +25,7 @@ class Decoder(ABC):
 
     Class attributes:
         position_axes: Sizes before [B, T] of `position_ids`: none, or (3,) for time, height and width.
+        has_head_bias: The output matrix has biases.
 
     Attributes:
         config: Sizes, and the length groups of its layers; export may group them anew before graphs are built.
@@ -34,6 +35,7 @@ class Decoder(ABC):
     """
 
     position_axes: ClassVar[tuple[int, ...]] = ()
+    has_head_bias: ClassVar[bool] = False
 
     def __init__(self, config: DecoderConfig) -> None:
         self.config = config
@@ -62,9 +64,21 @@ class Decoder(ABC):
         """Return (x, position_ids) -> x, which embeddings pass before the first layer; None: nothing."""
         return None
 
+    def preparation(self, dialect: Dialect) -> Module | None:
+        """Return (x, values of `inputs`) -> what layers find in `around.more`; None: they find those as they are.
+
+        x [B, T, D] are embeddings, features of images among them.
+        """
+        return None
+
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """What it takes beside embeddings, positions, lengths and indices; `runtime.feeds` must know each."""
+        return ()
+
+    @property
+    def looked_up(self) -> tuple[TensorSpec, ...]:
+        """Those of `inputs` that tables give by token, beside embeddings; the family's `table()` must give each."""
         return ()
 
     @property
@@ -74,6 +88,14 @@ class Decoder(ABC):
 
     def window_of(self, number: int) -> int | None:
         """Return how many rows the tokens of a layer see, themselves among them; None: all that the model has."""
+        return None
+
+    def head_size_of(self, number: int) -> int:
+        """Return C of a layer."""
+        return self.config.head_size
+
+    def source_of(self, number: int) -> int | None:
+        """Return the layer before it whose keys and values a layer reads, having none; None: it has its own."""
         return None
 
     @property
@@ -124,9 +146,19 @@ class Decoder(ABC):
         )
 
     @property
+    def shared_states(self) -> tuple[State, ...]:
+        """States of kind "memory" that all layers read, and that belong to none."""
+        return ()
+
+    def shared(self) -> Module | None:
+        """Return (shared states, `inputs`) -> values that layers find in `around.shared`, made once; None: none."""
+        return None
+
+    @property
     def states(self) -> tuple[State, ...]:
-        """What all layers take and give back, layer by layer."""
-        return tuple(state for number in range(self.config.num_layers) for state in self.states_of(number))
+        """What all layers share, and what they take and give back, layer by layer."""
+        of_layers = (state for number in range(self.config.num_layers) for state in self.states_of(number))
+        return (*self.shared_states, *of_layers)
 
     @property
     def layers_with_rows(self) -> tuple[int, ...]:

@@ -43,10 +43,10 @@ class _FromOne(Weight):
 
 
 class GemmaNorm(RMSNorm):
-    """x / sqrt(mean(x^2) + eps) * (1 + w); the graph holds the sum."""
+    """x / sqrt(mean(x^2) + eps) * (1 + w); the graph holds the sum, in an order where there is one."""
 
-    def __init__(self, size: int, eps: float, dialect: Dialect) -> None:
-        super().__init__(size, eps, dialect, weight=_FromOne(size))
+    def __init__(self, size: int, eps: float, dialect: Dialect, *, order: npt.NDArray[np.int64] | None = None) -> None:
+        super().__init__(size, eps, dialect, weight=_FromOne(size, order=order))
 
 
 class Gemma(Decoder):

@@ -58,7 +58,7 @@ class _Entrance(Module):
 
 
 class _Layer(DecoderLayer):
-    """A layer that adds less than it makes, and features of images behind it where it is among the first ones.
+    """A layer that adds less than it makes, and features of images behind it where some are its own.
 
     Args:
         config: Sizes.
@@ -102,45 +102,51 @@ class _Divided(Weight):
 
 
 class Granite(Decoder):
-    """`model_type` granite and granite_docling_text.
+    """`model_type` granite, granite_docling_text and granite4_vision_text.
 
     Args:
         config: Sizes.
         factors: What is multiplied.
-        num_deep: How many first layers take features of images.
+        deep: Layers behind which features of images are added, in order of their columns.
     """
 
-    def __init__(self, config: DecoderConfig, factors: _Factors, num_deep: int) -> None:
+    def __init__(self, config: DecoderConfig, factors: _Factors, deep: tuple[int, ...]) -> None:
         super().__init__(config)
         self._factors = factors
-        self._num_deep = num_deep
+        self._deep = deep
 
     @classmethod
     def read(cls, raw: Raw) -> Granite:
         """Return the decoder that a text config describes, with `DEEP_LAYERS` beside its own keys where it has some.
 
+        These are how many first layers take features of images, or the numbers of those that do.
+
         Raises:
-            UnsupportedConfigError: More layers of a tower than it has itself.
+            UnsupportedConfigError: Layers that it has not.
         """
-        merged = {**llama.DEFAULTS, **raw}
-        config, num_deep = (
-            read_sizes(merged, qkv_bias=bool(merged.get("attention_bias", False))),
-            raw.get(DEEP_LAYERS, 0),
-        )
-        if num_deep > config.num_layers:
+        merged, stated = {**llama.DEFAULTS, **raw}, raw.get(DEEP_LAYERS, 0)
+        config = read_sizes(merged, qkv_bias=bool(merged.get("attention_bias", False)))
+        deep = tuple(range(stated)) if isinstance(stated, int) else tuple(stated)
+        if max(deep, default=-1) >= config.num_layers:
             raise UnsupportedConfigError(
-                f"vision_config.deepstack_visual_indexes names {num_deep} layers of the tower, and the decoder has "
-                f"{config.num_layers} that could take their features"
+                f"features of images for {len(deep)} layers, {max(deep)} the last of them, and the decoder has "
+                f"{config.num_layers} that could take them: deepstack_visual_indexes or deepstack_layer_map of the "
+                "config are another decoder's"
             )
-        return cls(config, _Factors.read(merged), int(num_deep))
+        return cls(config, _Factors.read(merged), deep)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """Features of images for the first layers."""
-        if not self._num_deep:
+        """Features of images for some layers."""
+        if not self._deep:
             return ()
-        width = self._num_deep * self.config.hidden_size
+        width = len(self._deep) * self.config.hidden_size
         return (TensorSpec(name=tensors.DEEP_FEATURES, dtype="float32", shape=("B", "T", width)),)
+
+    @property
+    def embedding_factor(self) -> float:
+        """What embeddings, and features in their places, are multiplied by."""
+        return self._factors.embeddings
 
     def entrance(self) -> Module | None:
         """Return the factor of embeddings, and of features in their places."""
@@ -150,7 +156,8 @@ class Granite(Decoder):
         """Return attention and a gated feed-forward."""
         config = self.config
         attention = CachedAttention(config, dialect, number, scale=self._factors.scores)
-        columns = (number * config.hidden_size, (number + 1) * config.hidden_size) if number < self._num_deep else None
+        at, size = self._deep.index(number) if number in self._deep else None, config.hidden_size
+        columns = None if at is None else (at * size, (at + 1) * size)
         return _Layer(config, dialect, attention, self._factors.residuals, columns)
 
     def norm(self, dialect: Dialect) -> Module:

@@ -38,6 +38,12 @@ ATTENTION_EXPERTS = "visual_attention_experts"
 """Key of `llm_config`: attention has experts too."""
 
 
+def as_llama(raw: Raw) -> Raw:
+    """Return an InternLM2's config in Llama's words: `bias` is attention's, feed-forwards have none."""
+    merged = {**_DEFAULTS, **raw}
+    return {**merged, "attention_bias": bool(merged["bias"]), "mlp_bias": False, "head_dim": None}
+
+
 class _Attention(CachedAttention):
     """Attention whose four matrices are there twice, for text and for images."""
 
@@ -115,10 +121,9 @@ class InternLM2VE(Decoder):
     @classmethod
     def read(cls, raw: Raw) -> InternLM2VE:
         """Return the decoder that a text config describes."""
-        merged = {**_DEFAULTS, **raw}
-        bias = bool(merged["bias"])
-        sizes = read_sizes({**merged, "attention_bias": bias, "mlp_bias": False, "head_dim": None}, qkv_bias=bias)
-        return cls(sizes, in_attention=bool(merged.get(ATTENTION_EXPERTS, False)))
+        words = as_llama(raw)
+        sizes = read_sizes(words, qkv_bias=bool(words["attention_bias"]))
+        return cls(sizes, in_attention=bool(raw.get(ATTENTION_EXPERTS, False)))
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

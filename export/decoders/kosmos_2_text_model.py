@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
@@ -18,6 +17,7 @@ from export.nn.linear import Linear, activation
 from export.nn.module import Module
 from export.nn.norms import LayerNorm
 from export.nn.rotary import Angles
+from export.nn.sine_places import sine_places
 
 DEFAULTS: Raw = {
     "vocab_size": 65_037,
@@ -31,8 +31,6 @@ DEFAULTS: Raw = {
     "scale_embedding": True,
     "pad_token_id": 1,
 }
-_SLOWEST = 10_000.0
-"""Wavelength of the slowest sine over that of the quickest (Vaswani et al., arXiv 1706.03762, section 3.5)."""
 
 
 class _Entrance(Module):
@@ -46,16 +44,12 @@ class _Entrance(Module):
 
     def __init__(self, size: int, scale: float, first: int) -> None:
         super().__init__("")
-        self.scale, self.first = scale, first
-        half = size // 2
-        self.frequencies = np.exp(-math.log(_SLOWEST) / (half - 1) * np.arange(half, dtype=np.float32))
+        self.size, self.scale, self.first = size, scale, first
 
     def forward(self, op: OpBuilder, x: ir.Value, position_ids: ir.Value) -> ir.Value:
         """Return [B, T, D] from x [B, T, D] at places [B, T]."""
-        frequencies = op.initializer(ir.tensor(self.frequencies.astype(np.float32)), "place_frequencies")
-        places = op.Unsqueeze(op.Cast(op.Add(position_ids, self.first), to=ir.DataType.FLOAT), [2])
-        turned = op.Mul(places, frequencies)
-        return op.Add(op.Mul(x, self.scale), op.Concat(op.Sin(turned), op.Cos(turned), axis=2))
+        places = sine_places(op, op.Add(position_ids, self.first), self.size)
+        return op.Add(op.Mul(x, self.scale), places)
 
 
 class _FeedForward(Module):

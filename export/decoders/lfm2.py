@@ -39,16 +39,17 @@ DEFAULTS: Raw = {
 _ATTENTION, _CONVOLUTION = "full_attention", "conv"
 
 
-class _FeedForward(Module):
+class GatedThree(Module):
     """w2(silu(w1(x)) * w3(x))."""
 
-    def __init__(self, size: int, inner: int) -> None:
+    def __init__(self, size: int, inner: int, rows: int | None = None) -> None:
         super().__init__()
-        self.w1 = Linear(size, inner, rows=None, bias=False)
-        self.w3 = Linear(size, inner, rows=None, bias=False)
-        self.w2 = Linear(inner, size, rows=None, bias=False)
+        self.w1 = Linear(size, inner, rows=rows, bias=False)
+        self.w3 = Linear(size, inner, rows=rows, bias=False)
+        self.w2 = Linear(inner, size, rows=rows, bias=False)
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        """Return [..., size] from [..., size]."""
         return self.w2(op, op.Mul(activation(op, "silu", self.w1(op, x)), self.w3(op, x)))
 
 
@@ -60,7 +61,7 @@ class _Layer(Module):
         self.operator_norm, self.ffn_norm = (
             RMSNorm(config.hidden_size, config.rms_norm_eps, dialect) for _ in range(2)
         )
-        self.feed_forward = _FeedForward(config.hidden_size, config.intermediate_size)
+        self.feed_forward = GatedThree(config.hidden_size, config.intermediate_size)
 
     def forward(self, op: OpBuilder, x: ir.Value, around: Around, states: Sequence[ir.Value]) -> Left:
         left = self._mixed(op, self.operator_norm(op, x), around, states)

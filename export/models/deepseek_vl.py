@@ -11,6 +11,7 @@ from onnxscript import OpBuilder
 
 from bundle.errors import UnsupportedConfigError
 from bundle.layouts.llava import LlavaPrompt
+from bundle.layouts.table import KnownImagePrompt
 from bundle.manifest import TensorSpec
 from export.config import Raw, VisionConfig, sub_config
 from export.connectors.projector import Projector
@@ -24,6 +25,7 @@ from export.nn.vit import Passed, tower_heads
 from export.towers.siglip import VISION_DEFAULTS, SiglipTower
 from export.vision_language import VisionLanguage
 
+ALIGNER = "model.aligner"
 _DEFAULTS: Raw = {"tie_word_embeddings": True}
 
 
@@ -46,11 +48,10 @@ class NormedTower(SiglipTower):
 
 
 class _Vision(Module):
-    def __init__(self, config: VisionConfig, dialect: Dialect, out_size: int) -> None:
+    def __init__(self, config: VisionConfig, dialect: Dialect, aligner: Module) -> None:
         super().__init__()
-        width, rows = config.tower.hidden_size, config.grid**2
         self.tower = NormedTower(config, dialect)
-        self.aligner = Projector(width, out_size, "gelu", rows=rows, bias=True, name="model.aligner")
+        self.aligner = aligner
         self.heads = tower_heads(config.tower)
 
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> tuple[ir.Value, ...]:
@@ -90,17 +91,22 @@ class DeepSeekVL(VisionLanguage):
 
     def vision(self, dialect: Dialect) -> Module:
         """Return tower and connector."""
-        return _Vision(self.tower_config, dialect, self.decoder.config.hidden_size)
+        return _Vision(self.tower_config, dialect, self.aligner())
+
+    def aligner(self) -> Module:
+        """Return the connector."""
+        width, out_size = self.tower_config.tower.hidden_size, self.decoder.config.hidden_size
+        return Projector(width, out_size, "gelu", rows=self.tokens_per_tile, bias=True, name=ALIGNER)
 
     def tower_outputs(self) -> Sequence[TensorSpec]:
         """Return what tells of the last layer's attention."""
         return tower_specs(self.tokens_per_tile, tower_heads(self.tower_config.tower).size)
 
-    def image_prompt(self, found: FoundProcessor) -> LlavaPrompt:
-        """Return the image token repeated.
+    def require_counted(self, found: FoundProcessor) -> None:
+        """Check that the processor counts an image's tokens as the tower does.
 
         Raises:
-            UnsupportedConfigError: The processor counts other tokens, or the token is not in the vocabulary.
+            UnsupportedConfigError: It counts others.
         """
         counted = found.settings.get("num_image_tokens")
         if counted is not None and int(counted) != self.tokens_per_tile:
@@ -108,6 +114,14 @@ class DeepSeekVL(VisionLanguage):
                 f"processor_config.json: num_image_tokens {counted}, but images of {self.tower_config.image_size_px} "
                 f"pixels in patches of {self.tower_config.patch_size_px} make {self.tokens_per_tile} tokens"
             )
+
+    def image_prompt(self, found: FoundProcessor) -> KnownImagePrompt:
+        """Return the image token repeated.
+
+        Raises:
+            UnsupportedConfigError: The processor counts other tokens, or the token is not in the vocabulary.
+        """
+        self.require_counted(found)
         token = found.token("image_token", "<image_placeholder>")
         return LlavaPrompt(
             image_token=token,

@@ -20,7 +20,7 @@ from export.family import Family
 from export.found_processor import FoundProcessor
 from export.image_processors.image_processor import edge_of
 from export.nn.bart_encoder import BartEncoder
-from export.nn.cross_attention import MemoryProjection
+from export.nn.cross_attention import MemoryProjection, MemoryProjections
 from export.nn.dialect import Dialect
 from export.nn.linear import Linear
 from export.nn.module import Module, Weight
@@ -117,15 +117,15 @@ class _Vision(Module):
     ) -> None:
         super().__init__()
         self.tower, self.projector, self.encoder = tower, projector, encoder
-        self.num_layers = config.num_layers
-        for number in range(config.num_layers):  # each under its own name: a list would number them anew
-            name = f"{Florence2.text_prefix}.layers.{number}.encoder_attn"
-            setattr(self, f"layer_{number}", MemoryProjection(config, rows=rows, name=name, bias=True))
+        self.memory = MemoryProjections(
+            config.num_layers,
+            lambda number: MemoryProjection(
+                config, rows=rows, name=f"{Florence2.text_prefix}.layers.{number}.encoder_attn", bias=True
+            ),
+        )
 
     def forward(self, op: OpBuilder, pixel_values: ir.Value, question_ids: ir.Value) -> ir.Value:
-        read = self.encoder(op, self.projector(op, self.tower(op, pixel_values)), question_ids)
-        layers = [getattr(self, f"layer_{number}") for number in range(self.num_layers)]
-        return op.Concat(*(part for layer in layers for part in layer(op, read)), axis=2)
+        return self.memory(op, self.encoder(op, self.projector(op, self.tower(op, pixel_values)), question_ids))
 
 
 class Florence2(VisionLanguage):
@@ -146,7 +146,7 @@ class Florence2(VisionLanguage):
                 "such as florence-community/Florence-2-base"
             )
         text = super().text_config
-        require(text, [("tie_word_embeddings", True)])
+        require(text, [("tie_word_embeddings", True), ("scale_embedding", False)])
         start, end = text.get("decoder_start_token_id", 2), text.get("eos_token_id", 2)
         if start != end:
             raise UnsupportedConfigError(

@@ -43,12 +43,12 @@ class InternVL(VisionLanguage):
         require(config, [("vision_feature_layer", -1), ("vision_feature_select_strategy", "default")])
         self._has_tags = bool(config.get(_TAGS, False))
         self._tile_positions = self._read_positions()
-        self._tower = InternVLTowerConfig.read(sub_config(config, "vision_config"))
+        self.tower_config = InternVLTowerConfig.read(sub_config(config, "vision_config"))
         ratio = config.get("downsample_ratio", 0.5)
         self._factor = int(1 / ratio)
-        if self._factor * ratio != 1 or self._tower.vision.grid % self._factor:
+        if self._factor * ratio != 1 or self.tower_config.vision.grid % self._factor:
             raise UnsupportedConfigError(
-                f"downsample_ratio {ratio!r}: built are ratios 1/n with n dividing the {self._tower.vision.grid} "
+                f"downsample_ratio {ratio!r}: built are ratios 1/n with n dividing the {self.tower_config.vision.grid} "
                 "patches of a tile's side"
             )
 
@@ -91,16 +91,16 @@ class InternVL(VisionLanguage):
     @property
     def image_size_px(self) -> int:
         """Side of a tile."""
-        return self._tower.vision.image_size_px
+        return self.tower_config.vision.image_size_px
 
     @property
     def tokens_per_tile(self) -> int:
         """Patches of a tile, after the shuffle."""
-        return int((self._tower.vision.grid // self._factor) ** 2)
+        return int((self.tower_config.vision.grid // self._factor) ** 2)
 
     def vision(self, dialect: Dialect) -> Module:
         """Return tower, shuffle and projection."""
-        vision = self._tower.vision
+        vision = self.tower_config.vision
         projector = ShuffledProjector(
             vision.grid,
             vision.tower.hidden_size,
@@ -109,7 +109,7 @@ class InternVL(VisionLanguage):
             self.config.get("projector_hidden_act", "gelu"),
             name="model.multi_modal_projector",
         )
-        return Chain(InternVLTower(self._tower, dialect, "model.vision_tower"), projector)
+        return Chain(InternVLTower(self.tower_config, dialect, "model.vision_tower"), projector)
 
     def image_prompt(self, found: FoundProcessor) -> InternVLPrompt:
         """Return the tokens of all tiles between a start and an end.
@@ -119,7 +119,7 @@ class InternVL(VisionLanguage):
         """
         stated = found.settings.get("image_seq_length", self.config.get("image_seq_length"))
         if stated is not None and int(stated) != self.tokens_per_tile:
-            vision = self._tower.vision
+            vision = self.tower_config.vision
             raise UnsupportedConfigError(
                 f"image_seq_length {stated}, but tiles of {vision.image_size_px} pixels in patches of "
                 f"{vision.patch_size_px} with downsample_ratio 1/{self._factor} make {self.tokens_per_tile} tokens"

@@ -1,8 +1,11 @@
-"""LLaVA-1.5 (arXiv 2310.03744): a CLIP or SigLIP tower, a connector of two layers or one, and any decoder."""
+"""LLaVA-1.5 (arXiv 2310.03744): a CLIP or SigLIP tower, a connector of two layers or one, and any decoder.
+
+Of Pixtral's tower, whose images keep their shape, the same `model_type` is another model (`llava_pixtral.py`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import onnx_ir as ir
@@ -17,6 +20,7 @@ from export.connectors.adaptive_pool import PooledProjector
 from export.connectors.projector import Projector
 from export.family import Family
 from export.found_processor import FoundProcessor
+from export.models.llava_pixtral import LlavaPixtral
 from export.nn.dialect import Dialect, Heads
 from export.nn.linear import Linear
 from export.nn.module import Module
@@ -28,7 +32,7 @@ from export.towers.siglip import VISION_DEFAULTS as SIGLIP_DEFAULTS
 from export.towers.siglip import SiglipTower
 from export.vision_language import VisionLanguage
 
-_CLIP, _SIGLIP = "clip_vision_model", "siglip_vision_model"
+_CLIP, _SIGLIP, _PIXTRAL = "clip_vision_model", "siglip_vision_model", "pixtral"
 _TOWER = "model.vision_tower"
 PROJECTOR = "model.multi_modal_projector"
 _TWO_LAYERS, _LINEAR, _POOLED = "mlp2x_gelu", "linear", "pool_adapter"
@@ -88,7 +92,8 @@ class Llava(VisionLanguage):
         kind = raw.get("model_type", _CLIP)
         if kind not in (_CLIP, _SIGLIP):
             raise UnsupportedConfigError(
-                f"vision_config.model_type {kind!r}: the towers built are {_CLIP} and {_SIGLIP}"
+                f"vision_config.model_type {kind!r}: the towers built are {_CLIP}, {_SIGLIP} and, of a plain llava, "
+                f"{_PIXTRAL}"
             )
         self._is_clip = kind == _CLIP
         self._vision = VisionConfig.read(raw, CLIP_DEFAULTS if self._is_clip else SIGLIP_DEFAULTS)
@@ -211,3 +216,10 @@ class Llava(VisionLanguage):
             image_token_id=found.image_token_id(self.config, token),
             tokens_per_tile=kept[strategy] if self._pooled_side is None else self.tokens_per_tile,
         )
+
+
+def open_llava(config: Raw) -> VisionLanguage:
+    """Return the LLaVA of a config by its tower: images of one size, or of any shape where that is Pixtral's."""
+    vision = config.get("vision_config")
+    kind = vision.get("model_type") if isinstance(vision, Mapping) else None
+    return LlavaPixtral(config) if kind == _PIXTRAL else Llava(config)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 from bundle.errors import UnsupportedConfigError
-from bundle.layouts.qwen2_vl import Qwen2VLPrompt
+from bundle.layouts.table import KnownImagePrompt
 from export.config import Raw, sub_config
 from export.family import Family
 from export.found_processor import FoundProcessor
@@ -62,7 +62,7 @@ class Points(Qwen2VL):
         """Sizes of the tower; the projector behind it gives the decoder's width, whatever the tower's config says."""
         return replace(super().tower, out_size=self.decoder.config.hidden_size)
 
-    def image_prompt(self, found: FoundProcessor) -> Qwen2VLPrompt:
+    def image_prompt(self, found: FoundProcessor) -> KnownImagePrompt:
         """Return one image token for each square of patches, all on one axis.
 
         Raises:

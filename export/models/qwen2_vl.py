@@ -12,6 +12,7 @@ from bundle.errors import UnsupportedConfigError
 from bundle.image import Area, ImageSpec
 from bundle.layouts.prompt import ImagePrompt
 from bundle.layouts.qwen2_vl import Qwen2VLPrompt
+from bundle.layouts.table import KnownImagePrompt
 from bundle.layouts.video_tokens import VideoTokens
 from export.config import Raw, sub_config
 from export.connectors.patch_merger import PatchMerger
@@ -124,7 +125,7 @@ class AnyShape(VisionLanguage):
                 "vision_config"
             )
 
-    def image_prompt(self, found: FoundProcessor) -> Qwen2VLPrompt:
+    def image_prompt(self, found: FoundProcessor) -> KnownImagePrompt:
         """Return one image token for each square of patches.
 
         Raises:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
@@ -21,15 +23,25 @@ class MemoryProjection(Module):
         name: Where the checkpoint keeps the layer's attention.
         norm: Of keys, each over the numbers of one head; None: they are not normed.
         bias: Whether its matrices have biases.
+        in_size: Width of the features; the decoder's by default.
+        names: How the checkpoint names the matrices of keys and of values.
     """
 
     def __init__(
-        self, config: DecoderConfig, *, rows: int, name: str, norm: Module | None = None, bias: bool = False
+        self,
+        config: DecoderConfig,
+        *,
+        rows: int,
+        name: str,
+        norm: Module | None = None,
+        bias: bool = False,
+        in_size: int | None = None,
+        names: tuple[str, str] = ("k_proj", "v_proj"),
     ) -> None:
         super().__init__(name)
         self.size, self.num = config.head_size, config.num_kv_heads
-        self.k_proj = Linear(config.hidden_size, self.num * self.size, rows=rows, bias=bias)
-        self.v_proj = Linear(config.hidden_size, self.num * self.size, rows=rows, bias=bias)
+        width, out = in_size or config.hidden_size, self.num * self.size
+        self.k_proj, self.v_proj = (Linear(width, out, rows=rows, bias=bias, name=each) for each in names)
         self.k_norm = norm
 
     def forward(self, op: OpBuilder, x: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -38,6 +50,26 @@ class MemoryProjection(Module):
             return self.k_proj(op, x), self.v_proj(op, x)
         heads = op.Reshape(self.k_proj(op, x), [0, 0, self.num, self.size])
         return op.Reshape(self.k_norm(op, heads), [0, 0, self.num * self.size]), self.v_proj(op, x)
+
+
+class MemoryProjections(Module):
+    """Features of images to the keys and values of all layers, side by side as states of kind "memory" hold them.
+
+    Args:
+        num_layers: Of the decoder.
+        of_layer: The projection of one, under the name that the checkpoint gives it.
+    """
+
+    def __init__(self, num_layers: int, of_layer: Callable[[int], MemoryProjection]) -> None:
+        super().__init__("")
+        self.num_layers = num_layers
+        for number in range(num_layers):  # each under its own name: a list would number them anew
+            setattr(self, f"layer_{number}", of_layer(number))
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        """Return [I, R, 2 * layers * K * C] of features [I, R, D]."""
+        layers = [getattr(self, f"layer_{number}") for number in range(self.num_layers)]
+        return op.Concat(*(part for layer in layers for part in layer(op, x)), axis=2)
 
 
 class MemoryAttention(Module):
@@ -51,30 +83,62 @@ class MemoryAttention(Module):
         norm: Of queries, each over the numbers of one head; None: they are not normed.
         bias: Whether its matrices have biases.
         out_name: How the checkpoint names the output projection.
+        scale: Of scores; None: 1 / sqrt(C).
+        out_norm: Of all heads together, before the output projection; None: they are not normed.
     """
 
     def __init__(
-        self, config: DecoderConfig, norm: Module | None = None, *, bias: bool = False, out_name: str = "o_proj"
+        self,
+        config: DecoderConfig,
+        norm: Module | None = None,
+        *,
+        bias: bool = False,
+        out_name: str = "o_proj",
+        scale: float | None = None,
+        out_norm: Module | None = None,
     ) -> None:
         super().__init__()
         size, num, num_kv = config.head_size, config.num_heads, config.num_kv_heads
         self.q_proj = Linear(config.hidden_size, num * size, rows=None, bias=bias)
         self.o_proj = Linear(num * size, config.hidden_size, rows=None, bias=bias, name=out_name)
         self.q_norm = norm
-        self.heads = Heads(num, num_kv, size, float(size) ** -0.5)
+        self.out_norm = out_norm
+        self.heads = Heads(num, num_kv, size, float(size) ** -0.5 if scale is None else scale)
 
-    def forward(self, op: OpBuilder, x: ir.Value, keys: ir.Value, values: ir.Value, seen: ir.Value) -> ir.Value:
-        """Return [B, T, D] from [B, T, D]; `seen` as `bundle.tensors.MEMORY_SEEN`, and 0 where it is an empty range."""
+    def forward(
+        self,
+        op: OpBuilder,
+        x: ir.Value,
+        keys: ir.Value,
+        values: ir.Value,
+        seen: ir.Value,
+        placed: ir.Value | None = None,
+    ) -> ir.Value:
+        """Return [B, T, D] from [B, T, D].
+
+        Args:
+            op: The builder.
+            x: [B, T, D].
+            keys: [B, K, C, M]; [B, K, 2 * C, M] where there is `placed`.
+            values: [B, K, M, C].
+            seen: As `bundle.tensors.MEMORY_SEEN`; the result is 0 where it is an empty range.
+            placed: [B, T, H*C] what stands behind the numbers of queries, as in keys; None: nothing.
+        """
         heads = self.heads
         shared = heads.num // heads.num_kv
         query = op.Reshape(self.q_proj(op, x), [0, 0, heads.num, heads.size])
         query = query if self.q_norm is None else self.q_norm(op, query)
-        grouped = op.Transpose(op.Reshape(query, [0, 0, heads.num_kv, shared, heads.size]), perm=[0, 2, 1, 3, 4])
-        rows = op.Reshape(grouped, [0, heads.num_kv, -1, heads.size])
+        size = heads.size
+        if placed is not None:
+            query = op.Concat(query, op.Reshape(placed, [0, 0, heads.num, -1]), axis=3)
+            size *= 2
+        grouped = op.Transpose(op.Reshape(query, [0, 0, heads.num_kv, shared, size]), perm=[0, 2, 1, 3, 4])
+        rows = op.Reshape(grouped, [0, heads.num_kv, -1, size])
         scores = op.Mul(op.MatMul(rows, keys), heads.scale)
         weights = op.Softmax(op.Add(scores, _bias(op, seen, keys, shared)), axis=-1)
         attended = op.Reshape(op.MatMul(weights, values), [0, heads.num_kv, -1, shared, heads.size])
         merged = op.Reshape(op.Transpose(attended, perm=[0, 2, 1, 3, 4]), [0, 0, heads.num * heads.size])
+        merged = merged if self.out_norm is None else self.out_norm(op, merged)
         return op.Mul(self.o_proj(op, merged), _sees_some(op, seen))
 
 

@@ -23,11 +23,13 @@ class Around:
         angles: Of the rotary embeddings that the decoder turns by; most have one for all layers, some none.
         lengths: Of the layer's length group.
         more: The decoder's own inputs, in the order of `Decoder.inputs`.
+        shared: What the decoder makes once for all layers (`Decoder.shared`).
     """
 
     angles: tuple[Angles, ...]
     lengths: Lengths
     more: tuple[ir.Value, ...] = ()
+    shared: tuple[ir.Value, ...] = ()
 
     @property
     def first_angles(self) -> Angles | None:

@@ -29,6 +29,7 @@ class Linear(Module):
         bias: Whether b is added.
         name: Where the checkpoint keeps it; the attribute's name by default.
         order: In which the checkpoint's outputs stand in y; as they are by default.
+        in_order: In which the checkpoint's inputs stand in x; as they are by default.
     """
 
     def __init__(
@@ -41,9 +42,11 @@ class Linear(Module):
         bias: bool = True,
         name: str | None = None,
         order: npt.NDArray[np.int64] | None = None,
+        in_order: npt.NDArray[np.int64] | None = None,
     ) -> None:
         super().__init__(name)
-        self.weight = Weight(in_features, out_features, transposed=True, order=order, label=Label(role, rows))
+        label = Label(role, rows)
+        self.weight = Weight(in_features, out_features, transposed=True, order=order, in_order=in_order, label=label)
         self.bias = Weight(out_features, order=order) if bias else None
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:

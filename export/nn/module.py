@@ -29,6 +29,7 @@ class Weight(onnxscript.nn.Parameter):  # type: ignore[misc]
         source: The last part of its key in the checkpoint where that differs from `name`.
         rows: Half-open range of the checkpoint's first axis that is this weight; all by default.
         order: In which the graph wants the checkpoint's first axis; as it is by default.
+        in_order: In which it wants the second one.
         label: What the layer that reads it is; None for what is no layer, such as norms and biases.
     """
 
@@ -40,6 +41,7 @@ class Weight(onnxscript.nn.Parameter):  # type: ignore[misc]
         source: str | None = None,
         rows: tuple[int, int] | None = None,
         order: npt.NDArray[np.int64] | None = None,
+        in_order: npt.NDArray[np.int64] | None = None,
         label: Label | None = None,
     ) -> None:
         super().__init__(list(shape), name=name)
@@ -48,6 +50,7 @@ class Weight(onnxscript.nn.Parameter):  # type: ignore[misc]
         self.transposed = transposed
         self.rows = rows
         self.order = order
+        self.in_order = in_order
         self._rename = (name or "", source or name or "")
 
     @property
@@ -60,6 +63,11 @@ class Weight(onnxscript.nn.Parameter):  # type: ignore[misc]
     def is_linear(self) -> bool:
         """Whether a layer y = x @ W reads it, which is what quantized checkpoints quantize."""
         return self.transposed
+
+    @property
+    def is_as_stored(self) -> bool:
+        """Whether the checkpoint's tensor, whole and in its order, is the weight; its number format aside."""
+        return type(self) is Weight and not self.transposed and self.rows is None and self.order is None
 
     def fits(self, stored: tuple[int, ...]) -> bool:
         """Return whether a checkpoint tensor of that shape can fill this weight, or its part of it."""
@@ -74,4 +82,5 @@ class Weight(onnxscript.nn.Parameter):  # type: ignore[misc]
         (stored,) = parts
         kept = stored if self.rows is None else stored[slice(*self.rows)]
         kept = kept if self.order is None else kept[self.order]
+        kept = kept if self.in_order is None else kept[:, self.in_order]
         return np.ascontiguousarray(kept.T if self.transposed else kept)

@@ -18,6 +18,7 @@ from onnxscript import OpBuilder
 
 from bundle.errors import UnsupportedConfigError
 from export.config import DecoderConfig, ExpertsConfig
+from export.nn.chosen_experts import chosen_shares
 from export.nn.linear import Linear
 from export.nn.mlp import GatedMLP
 from export.nn.module import Module, ModuleList, Weight
@@ -122,20 +123,14 @@ class DenseMixture(_Mixture):
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         """Return [B, T, D] from [B, T, D]."""
         num = self.sizes.num
-        weights = op.Split(self._weights(op, self.router(op, x)), axis=-1, num_outputs=num, _outputs=num)
+        shares = chosen_shares(
+            op, self.router(op, x), num, self.sizes.per_token, is_normalised=self.sizes.is_normalised
+        )
+        weights = op.Split(shares, axis=-1, num_outputs=num, _outputs=num)
         out = self.shared_expert(op, x)
         for weight, expert in zip(weights, self.experts, strict=True):
             out = op.Add(out, op.Mul(weight, expert(op, x)))
         return out
-
-    def _weights(self, op: OpBuilder, logits: ir.Value) -> ir.Value:
-        """Return what each expert counts for [B, T, E], 0 where it was not chosen, by logits [B, T, E]."""
-        scores = logits if self.sizes.is_normalised else op.Softmax(logits, axis=-1)
-        highest, numbers = op.TopK(scores, [self.sizes.per_token], axis=-1, _outputs=2)
-        of_chosen = op.Softmax(highest, axis=-1) if self.sizes.is_normalised else highest
-        experts = op.Constant(value=ir.tensor(np.arange(self.sizes.num)))
-        is_chosen = op.Equal(op.Unsqueeze(numbers, [-1]), experts)
-        return op.ReduceSum(op.Where(is_chosen, op.Unsqueeze(of_chosen, [-1]), 0.0), [-2], keepdims=0)
 
 
 MIXTURES: Mapping[str, type[_Mixture]] = {"contrib": FusedMixture, "portable": DenseMixture}

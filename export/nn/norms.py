@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
@@ -24,6 +25,20 @@ class LayerNorm(Module):
         return op.LayerNormalization(x, self.weight, *bias, axis=-1, epsilon=self.eps)
 
 
+class BareRMSNorm(Module):
+    """x / sqrt(mean(x^2) + eps), with no weight."""
+
+    def __init__(self, size: int, eps: float, dialect: Dialect) -> None:
+        super().__init__()
+        self.size, self.eps = size, eps
+        self.dialect = dialect
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        """Return x normalised, same shape."""
+        ones = op.initializer(ir.tensor(np.ones(self.size, np.float32)), "ones")
+        return self.dialect.rms_norm(op, x, ones, self.eps)
+
+
 class RMSNorm(Module):
     """x / sqrt(mean(x^2) + eps) * weight."""
 
@@ -38,3 +53,11 @@ class RMSNorm(Module):
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         """Return x normalised, same shape."""
         return self.dialect.rms_norm(op, x, self.weight, self.eps)
+
+
+class Nothing(Module):
+    """In the place of a norm where there is none."""
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        """Return x."""
+        return x

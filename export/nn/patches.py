@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -54,17 +55,18 @@ class Grid:
 
 
 class StillPatches(Module):
-    """Non-overlapping patches of images, with biases.
+    """Non-overlapping patches of images.
 
     Args:
         size: D.
         side: Of a patch in pixels.
+        bias: Whether the convolution adds one.
     """
 
-    def __init__(self, size: int, side: int) -> None:
+    def __init__(self, size: int, side: int, *, bias: bool = True) -> None:
         super().__init__()
         self.weight = Weight(size, 3, side, side)
-        self.bias = Weight(size)
+        self.bias = Weight(size) if bias else None
         self.side = side
 
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> tuple[ir.Value, Grid]:
@@ -93,12 +95,13 @@ class FlattenedPatches(Module):
     Args:
         size: D.
         side: Of a patch in pixels.
+        bias: Whether it adds one.
     """
 
-    def __init__(self, size: int, side: int) -> None:
+    def __init__(self, size: int, side: int, *, bias: bool = True) -> None:
         super().__init__()
         self.weight = _Flattened(size, 3, side, side)
-        self.bias = Weight(size)
+        self.bias = Weight(size) if bias else None
         self.side = side
 
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> tuple[ir.Value, Grid]:
@@ -113,8 +116,8 @@ class _ByFrame(Weight):
         num_frames: Of the checkpoint's convolution.
     """
 
-    def __init__(self, size: int, side: int, num_frames: int) -> None:
-        super().__init__(size, 3 * num_frames, side, side, name="proj.weight")
+    def __init__(self, size: int, side: int, num_frames: int, *, name: str) -> None:
+        super().__init__(size, 3 * num_frames, side, side, name=name)
         self.num_frames = num_frames
 
     def fits(self, stored: tuple[int, ...]) -> bool:
@@ -129,6 +132,21 @@ class _ByFrame(Weight):
         return np.ascontiguousarray(stored.swapaxes(1, 2).reshape(size, channels, *sides))
 
 
+class _MatrixByFrame(_ByFrame):
+    """The same, of which the checkpoint keeps the matrix over flattened patches, channels before frames."""
+
+    def fits(self, stored: tuple[int, ...]) -> bool:
+        """Return whether a checkpoint tensor of that shape can fill this weight."""
+        size, *rest = (int(each) for each in self.shape)
+        return stored == (size, math.prod(rest))
+
+    def from_stored(self, parts: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+        """Return [D, frames * channels, side, side]."""
+        (stored,) = parts
+        size, channels, *sides = (int(each) for each in self.shape)
+        return super().from_stored([stored.reshape(size, channels // self.num_frames, self.num_frames, *sides)])
+
+
 class VideoPatches(Module):
     """Non-overlapping patches of groups of a video's frames; a still image is a group of equal ones.
 
@@ -137,11 +155,13 @@ class VideoPatches(Module):
         side: Of a patch in pixels.
         num_frames: Of a group.
         bias: Whether the convolution adds one.
+        is_matrix: The checkpoint keeps a matrix over flattened patches.
     """
 
-    def __init__(self, size: int, side: int, num_frames: int, *, bias: bool = False) -> None:
+    def __init__(self, size: int, side: int, num_frames: int, *, bias: bool = False, is_matrix: bool = False) -> None:
         super().__init__()
-        self.weight = _ByFrame(size, side, num_frames)
+        kept = (_MatrixByFrame, "weight") if is_matrix else (_ByFrame, "proj.weight")
+        self.weight = kept[0](size, side, num_frames, name=kept[1])
         self.bias = Weight(size, name="proj.bias") if bias else None
         self.side = side
         self.num_frames = num_frames
@@ -172,7 +192,7 @@ def _patches(
     return flat, Grid(op.Shape(grid, start=2, end=3), op.Shape(grid, start=3, end=4))
 
 
-def patch_angles(op: OpBuilder, x: ir.Value, grid: Grid, head_size: int) -> Angles:
+def patch_angles(op: OpBuilder, x: ir.Value, grid: Grid, head_size: int, theta: float = _THETA) -> Angles:
     """Return the angles [I, N, C/2] of patches: half of the pairs of a head turn by row, half by column.
 
     Args:
@@ -180,13 +200,37 @@ def patch_angles(op: OpBuilder, x: ir.Value, grid: Grid, head_size: int) -> Angl
         x: [I, N, D] the patches.
         grid: Of them.
         head_size: C.
+        theta: Base of the frequencies.
     """
     frequencies = op.initializer(
-        ir.tensor(RopeConfig("default", _THETA).inverse_frequencies(head_size // 2)), "patch_inverse_frequencies"
+        ir.tensor(RopeConfig("default", theta).inverse_frequencies(head_size // 2)), "patch_inverse_frequencies"
     )
+    return _angles_by_axis(op, x, grid, (frequencies, frequencies))
+
+
+def alternating_patch_angles(op: OpBuilder, x: ir.Value, grid: Grid, head_size: int, theta: float) -> Angles:
+    """Return the angles [I, N, C/2] of patches, as Pixtral has them: of the frequencies of a whole head every second
+    one turns by row, first of all, and the others by column (arXiv 2410.07073, section 2.2).
+
+    Args:
+        op: The builder.
+        x: [I, N, D] the patches.
+        grid: Of them.
+        head_size: C.
+        theta: Base of the frequencies.
+    """
+    whole = RopeConfig("default", theta).inverse_frequencies(head_size)
+    by_row, by_col = (
+        op.initializer(ir.tensor(np.ascontiguousarray(whole[first::2])), f"patch_inverse_frequencies_{axis}")
+        for first, axis in enumerate(("by_row", "by_column"))
+    )
+    return _angles_by_axis(op, x, grid, (by_row, by_col))
+
+
+def _angles_by_axis(op: OpBuilder, x: ir.Value, grid: Grid, frequencies: tuple[ir.Value, ir.Value]) -> Angles:
     by_axis = [
-        op.Mul(op.Unsqueeze(op.Cast(places, to=ir.DataType.FLOAT), [1]), frequencies)
-        for places in (grid.rows(op), grid.cols(op))
+        op.Mul(op.Unsqueeze(op.Cast(places, to=ir.DataType.FLOAT), [1]), of_axis)
+        for places, of_axis in zip((grid.rows(op), grid.cols(op)), frequencies, strict=True)
     ]
     turned = op.Unsqueeze(op.Concat(*by_axis, axis=1), [0])
     shape = op.Concat(op.Shape(x, start=0, end=1), [1, 1], axis=0)

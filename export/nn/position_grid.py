@@ -29,11 +29,14 @@ class PositionGrid(Module):
         size: D.
         aligns_corners: The middles of the corner patches lie on those of the table's corners; else the edges of the
             image lie on those of the table (PyTorch, `interpolate`, `align_corners`).
+        first_row: Of the checkpoint's table that is a place's; those before are left out.
     """
 
-    def __init__(self, side: int, size: int, *, aligns_corners: bool) -> None:
+    def __init__(self, side: int, size: int, *, aligns_corners: bool, first_row: int = 0) -> None:
         super().__init__()
-        self.weight = Weight(side * side, size, label=Label("constant table"))
+        num = side * side
+        rows = (first_row, first_row + num) if first_row else None
+        self.weight = Weight(num, size, rows=rows, label=Label("constant table"))
         self.side = side
         self.aligns_corners = aligns_corners
 

@@ -32,8 +32,7 @@ def rotary_angles(
     """
     frequencies = op.initializer(ir.tensor(rope.inverse_frequencies(head_size)), name)
     places = op.Unsqueeze(op.Cast(position_ids, to=ir.DataType.FLOAT), [2])
-    turned = op.Mul(places, frequencies)
-    return Angles(op.Cos(turned), op.Sin(turned))
+    return _angles(op, op.Mul(places, frequencies), rope.scale)
 
 
 def rotary_angles_by_axis(
@@ -50,5 +49,9 @@ def rotary_angles_by_axis(
     """
     frequencies = op.initializer(ir.tensor(rope.inverse_frequencies(head_size)), _FREQUENCIES)
     of_pair = op.Gather(op.Cast(position_ids, to=ir.DataType.FLOAT), axes.tolist(), axis=0)
-    turned = op.Mul(op.Transpose(of_pair, perm=[1, 2, 0]), frequencies)
-    return Angles(op.Cos(turned), op.Sin(turned))
+    return _angles(op, op.Mul(op.Transpose(of_pair, perm=[1, 2, 0]), frequencies), rope.scale)
+
+
+def _angles(op: OpBuilder, turned: ir.Value, scale: float) -> Angles:
+    cos, sin = op.Cos(turned), op.Sin(turned)
+    return Angles(cos, sin) if scale == 1.0 else Angles(op.Mul(cos, scale), op.Mul(sin, scale))

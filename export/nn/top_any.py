@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
@@ -11,6 +10,7 @@ from onnxscript import OpBuilder
 
 from bundle.errors import UnsupportedConfigError
 from export.config import DecoderConfig, Raw, require, sub_config
+from export.nn.chosen_experts import applied
 from export.nn.dialect import Dialect
 from export.nn.mlp import GatedMLP
 from export.nn.module import Module, ModuleList, Weight
@@ -66,7 +66,7 @@ class TopAnyMixture(Module):
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         """Return [B, T, D] from [B, T, D]."""
-        return self.dialect.by_expert(op, x, self.router(op, x), [_applied(op, expert) for expert in self.experts])
+        return self.dialect.by_expert(op, x, self.router(op, x), [applied(op, expert) for expert in self.experts])
 
 
 def experts_by_layer(raw: Raw, num_layers: int) -> dict[int, int]:
@@ -90,14 +90,6 @@ def experts_by_layer(raw: Raw, num_layers: int) -> dict[int, int]:
             "expert or more of each"
         )
     return dict(zip(layers, counts, strict=True))
-
-
-def _applied(op: OpBuilder, expert: Module) -> Callable[[ir.Value], ir.Value]:
-    def applied(rows: ir.Value) -> ir.Value:
-        made: ir.Value = expert(op, rows)
-        return made
-
-    return applied
 
 
 def _unit(op: OpBuilder, x: ir.Value, axis: int) -> ir.Value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +11,12 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from export.config import TowerConfig, VisionConfig
+from export.nn.chosen_experts import ChosenExperts
 from export.nn.dialect import Dialect, Heads
 from export.nn.linear import Embedding, Linear, activation
 from export.nn.module import Module, ModuleList, Weight
 from export.nn.norms import LayerNorm
+from export.tower_experts import TowerExperts
 from graphs.labels import Label
 
 MASKED = float(np.finfo(np.float32).min) / 2
@@ -69,20 +72,32 @@ class EncoderMLP(Module):
 
 
 class EncoderLayer(Module):
-    """Pre-norm attention and MLP, each with its residual, over `rows` vectors of one image or text."""
+    """Pre-norm attention and MLP, each with its residual, over `rows` vectors of one image or text.
 
-    def __init__(self, config: TowerConfig, dialect: Dialect, *, rows: int) -> None:
+    With experts, several MLPs stand in the place of one, beside a router (`mlp.experts.{e}.fc1`, `mlp.router`).
+    """
+
+    def __init__(
+        self, config: TowerConfig, dialect: Dialect, *, rows: int, experts: TowerExperts | None = None
+    ) -> None:
         super().__init__()
         self.layer_norm1 = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.self_attn = EncoderAttention(config, dialect, rows=rows)
         self.layer_norm2 = LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.mlp = EncoderMLP(config, rows=rows)
+        self.mlp = EncoderMLP(config, rows=rows) if experts is None else _mixture(config, experts, dialect, rows)
 
     def forward(self, op: OpBuilder, x: ir.Value, bias: ir.Value | None) -> tuple[ir.Value, Looked]:
         """Return [B, T, D] from [B, T, D], and what its attention was made of."""
         attended, looked = self.self_attn(op, self.layer_norm1(op, x), bias)
         x = op.Add(x, attended)
         return op.Add(x, self.mlp(op, self.layer_norm2(op, x))), looked
+
+
+def _mixture(config: TowerConfig, sizes: TowerExperts, dialect: Dialect, rows: int) -> Module:
+    """Return experts, each of which meets its share of the rows."""
+    of_each = math.ceil(rows * sizes.per_token / sizes.num)
+    experts = [EncoderMLP(config, rows=of_each) for _ in range(sizes.num)]
+    return ChosenExperts(config.hidden_size, sizes, experts, dialect, rows=rows)
 
 
 @dataclass(frozen=True)
@@ -111,7 +126,13 @@ class Encoder(Module):
     def __init__(self, config: TowerConfig, dialect: Dialect, *, rows: int, num_layers: int | None = None) -> None:
         super().__init__()
         depth = config.num_layers if num_layers is None else num_layers
-        self.layers = ModuleList([EncoderLayer(config, dialect, rows=rows) for _ in range(depth)])
+        found = config.experts
+        self.layers = ModuleList(
+            [
+                EncoderLayer(config, dialect, rows=rows, experts=found if found and number in found.layers else None)
+                for number in range(depth)
+            ]
+        )
 
     def forward(self, op: OpBuilder, x: ir.Value, bias: ir.Value | None = None) -> Passed:
         """Return what the layers made of [B, T, D]."""

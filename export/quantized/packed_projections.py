@@ -1,8 +1,7 @@
-"""Queries, keys and values that a checkpoint keeps in one matrix, under the names of three (InternLM2)."""
+"""Matrices that a checkpoint keeps in one, under the names of each (InternLM2; towers whose projections are packed)."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from export.checkpoint import StoredTensor, WeightTensor
 from export.config import DecoderConfig
 from export.quantized.method import QuantizationMethod, refuse_codes
 
-_PACKED = re.compile(r"(.*)\.wqkv(_ve)?\.(weight|bias)")
-"""The latter for tokens of images (Mono-InternVL)."""
+Rows = npt.NDArray[np.int64]
+"""Numbers of rows, in order."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class PackedRows:
     """
 
     packed: StoredTensor
-    rows: npt.NDArray[np.int64]
+    rows: Rows
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -43,36 +42,57 @@ class PackedRows:
 
 
 class PackedProjections(QuantizationMethod):
-    """A checkpoint in full precision with `wqkv`: heads of queries that share a key, that key, that value, and so on.
+    """A checkpoint in full precision in which some modules' rows stand in one tensor.
 
     Args:
-        config: Heads of the decoder.
+        packed: What a packed module's name ends with, e.g. "attention.qkv", and in it: modules beside it in the tree,
+            each with the numbers of its rows.
     """
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, packed: Mapping[str, Mapping[str, Rows]]) -> None:
         super().__init__({})
-        shared = config.num_heads // config.num_kv_heads
-        heads = np.arange(config.num_kv_heads * (shared + 2) * config.head_size)
-        groups = heads.reshape(config.num_kv_heads, shared + 2, config.head_size)
-        self._rows = {"q": groups[:, :shared], "k": groups[:, shared], "v": groups[:, shared + 1]}
-        self._num_rows = heads.size
+        self._packed = packed
 
     def restored(self, stored: Mapping[str, StoredTensor], linears: AbstractSet[str]) -> dict[str, WeightTensor]:
-        """Return the tensors themselves, but `wqkv` as `q_proj`, `k_proj` and `v_proj`.
+        """Return the tensors themselves, but of packed modules the single ones.
 
         Raises:
-            CheckpointError: It has other rows than the heads want.
+            CheckpointError: One has other rows than its modules want.
         """
-        refuse_codes(stored, "packed projections are read in full precision alone")
+        refuse_codes(stored, "packed matrices are read in full precision alone")
         return {name: weight for key, tensor in stored.items() for name, weight in self._parts(key, tensor)}
 
     def _parts(self, key: str, tensor: StoredTensor) -> Iterator[tuple[str, WeightTensor]]:
-        found = _PACKED.fullmatch(key)
-        if found is None:
+        module, _, kind = key.rpartition(".")
+        ends = [end for end in self._packed if module.endswith(f".{end}")]
+        if not ends:
             yield key, tensor
             return
-        before, kind, after = found.groups(default="")
-        if tensor.shape[0] != self._num_rows:
-            raise CheckpointError(f"{key} has {tensor.shape[0]} rows; the config's heads want {self._num_rows}")
-        for part, rows in self._rows.items():
-            yield f"{before}.{part}_proj{kind}.{after}", PackedRows(tensor, rows.reshape(-1))
+        parts = self._packed[ends[0]]
+        wanted = sum(len(rows) for rows in parts.values())
+        if tensor.shape[0] != wanted:
+            raise CheckpointError(
+                f"{key} has {tensor.shape[0]} rows; {', '.join(parts)} in it want {wanted} by the config"
+            )
+        for part, rows in parts.items():
+            yield f"{module.rpartition('.')[0]}.{part}.{kind}", PackedRows(tensor, rows)
+
+
+def one_after_another(**modules: int) -> Mapping[str, Rows]:
+    """Return modules with so many rows each, one behind another."""
+    ends = np.cumsum(list(modules.values()))
+    return {name: np.arange(end - modules[name], end) for name, end in zip(modules, ends, strict=True)}
+
+
+def by_shared_heads(config: DecoderConfig, after: str = "") -> Mapping[str, Rows]:
+    """Return InternLM2's projections: heads of queries that share a key, that key, that value, and so on.
+
+    Args:
+        config: Heads of the decoder.
+        after: Behind the projections' names.
+    """
+    shared = config.num_heads // config.num_kv_heads
+    heads = np.arange(config.num_kv_heads * (shared + 2) * config.head_size)
+    groups = heads.reshape(config.num_kv_heads, shared + 2, config.head_size)
+    parts = {"q": groups[:, :shared], "k": groups[:, shared], "v": groups[:, shared + 1]}
+    return {f"{letter}_proj{after}": rows.reshape(-1) for letter, rows in parts.items()}

@@ -12,6 +12,7 @@ from export.quantized.method import QuantizationMethod, Unquantized
 METHODS: Mapping[str, str] = {
     "bitnet": "export.quantized.bitnet:BitNet",
     "bitsandbytes": "export.quantized.bitsandbytes:BitsAndBytes",
+    "fp8": "export.quantized.fp8:Float8",
 }
 """`quantization_config.quant_method` to "module:Class"."""
 

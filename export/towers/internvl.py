@@ -26,8 +26,21 @@ VISION_DEFAULTS: Raw = {
     "hidden_act": "gelu",
     "layer_norm_eps": 1e-6,
 }
-_QUERY_EPS = 1e-6
+QUERY_EPS = 1e-6
 """Of the norms of queries and keys, whatever the config says of the layers' (transformers, `LlamaRMSNorm`)."""
+AUTHORS_NAMES: tuple[tuple[str, str], ...] = (
+    (r"^vision_model\.", "model.vision_tower."),
+    (r"^(model\.vision_tower)\.(?:encoder\.)?layers\.", r"\1.encoder.layer."),
+    (r"^(model\.vision_tower\..*\.\d+)\.attn\.proj\.", r"\1.attention.projection_layer."),
+    (r"^(model\.vision_tower\..*\.\d+)\.attn\.", r"\1.attention."),
+    (r"^(model\.vision_tower\..*\.\d+)\.norm1\.", r"\1.layernorm_before."),
+    (r"^(model\.vision_tower\..*\.\d+)\.norm2\.", r"\1.layernorm_after."),
+    (r"^(model\.vision_tower\..*\.\d+)\.ls([12])$", r"\1.lambda_\2"),
+    (r"^(model\.vision_tower\.embeddings)\.class_embedding$", r"\1.cls_token"),
+    (r"^(model\.vision_tower\.embeddings)\.position_embedding$", r"\1.position_embeddings"),
+    (r"^(model\.vision_tower\.embeddings)\.patch_embedding\.", r"\1.patch_embeddings.projection."),
+)
+"""The authors' names of the tower's weights, as (pattern, replacement), where it is `model.vision_tower`."""
 _TO_THE_END = 2**31 - 1
 
 
@@ -105,8 +118,8 @@ class _Attention(Module):
         self.k_proj = Linear(size, size, rows=rows, bias=bias)
         self.v_proj = Linear(size, size, rows=rows, bias=bias)
         self.projection_layer = Linear(size, size, rows=rows)
-        self.q_norm: Module | None = RMSNorm(size, _QUERY_EPS, dialect) if config.norms_queries else None
-        self.k_norm: Module | None = RMSNorm(size, _QUERY_EPS, dialect) if config.norms_queries else None
+        self.q_norm: Module | None = RMSNorm(size, QUERY_EPS, dialect) if config.norms_queries else None
+        self.k_norm: Module | None = RMSNorm(size, QUERY_EPS, dialect) if config.norms_queries else None
         self.heads = tower_heads(config.vision.tower)
         self.dialect = dialect
 

@@ -1,4 +1,7 @@
-"""PaddleOCR-VL's vision tower (arXiv 2510.14528): SigLIP's layers over images of any shape, with angles."""
+"""PaddleOCR-VL's vision tower (arXiv 2510.14528): SigLIP's layers over images of any shape, with angles.
+
+VideoLLaMA 3's (arXiv 2501.13106, section 3.1) has the angles alone.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,7 @@ DEFAULTS: Raw = {
     "layer_norm_eps": 1e-6,
     "spatial_merge_size": 2,
 }
+_THETA = 10_000.0
 
 
 @dataclass(frozen=True)
@@ -39,13 +43,15 @@ class PaddleOCRTowerConfig:
         layers: Of its encoder.
         patch_px: Side of a patch.
         merged: Side of the square of patches that becomes one token.
-        table_side: Of the square of learned positions.
+        table_side: Of the square of learned positions; None: there are none.
+        theta: Base of the angles' frequencies.
     """
 
     layers: TowerConfig
     patch_px: int
     merged: int
-    table_side: int
+    table_side: int | None
+    theta: float = _THETA
 
     @classmethod
     def read(cls, raw: Raw) -> PaddleOCRTowerConfig:
@@ -69,11 +75,13 @@ class _Embeddings(Module):
     def __init__(self, config: PaddleOCRTowerConfig) -> None:
         super().__init__()
         self.patch_embedding = StillPatches(config.layers.hidden_size, config.patch_px)
-        self.position_embedding = PositionGrid(config.table_side, config.layers.hidden_size, aligns_corners=False)
+        self.position_embedding: Module | None = None
+        if config.table_side is not None:
+            self.position_embedding = PositionGrid(config.table_side, config.layers.hidden_size, aligns_corners=False)
 
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> tuple[ir.Value, Grid]:
         x, grid = self.patch_embedding(op, pixel_values)
-        return self.position_embedding(op, x, grid), grid
+        return (x if self.position_embedding is None else self.position_embedding(op, x, grid)), grid
 
 
 class _Attention(Module):
@@ -133,10 +141,10 @@ class PaddleOCRTower(Module):
         self.embeddings = _Embeddings(config)
         self.encoder = _Encoder(config, dialect)
         self.post_layernorm = LayerNorm(config.layers.hidden_size, config.layers.layer_norm_eps)
-        self.head_size = tower_heads(config.layers).size
+        self.head_size, self.theta = tower_heads(config.layers).size, config.theta
 
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> tuple[ir.Value, Grid]:
         """Return [I, N, D] of N patches, row by row, and their grid, from [I, 3, height, width]."""
         x, grid = self.embeddings(op, pixel_values)
-        x = self.encoder(op, x, patch_angles(op, x, grid, self.head_size))
+        x = self.encoder(op, x, patch_angles(op, x, grid, self.head_size, self.theta))
         return self.post_layernorm(op, x), grid

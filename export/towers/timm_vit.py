@@ -116,11 +116,11 @@ class TimmBlock(Module):
         self.mlp = EncoderMLP(config, rows=rows) if mlp is None else mlp
         self.heads, self.dialect = tower_heads(config), dialect
 
-    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        """Return [I, N, D] from [I, N, D]."""
+    def forward(self, op: OpBuilder, x: ir.Value, bias: ir.Value | None = None) -> ir.Value:
+        """Return [I, N, D] from [I, N, D]; `bias` as for `Dialect.attention`."""
         normed = self.norm1(op, x)
         query, key, value = self.query(op, normed), self.key(op, normed), self.value(op, normed)
-        x = op.Add(x, self.proj(op, self.dialect.attention(op, query, key, value, self.heads, None)))
+        x = op.Add(x, self.proj(op, self.dialect.attention(op, query, key, value, self.heads, bias)))
         return op.Add(x, self.mlp(op, self.norm2(op, x)))
 
 

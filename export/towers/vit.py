@@ -36,21 +36,24 @@ class _Patches(Module):
 
 
 class _Embeddings(Module):
-    """A class token, then patches, and positions for both."""
+    """A class token, DeiT's token of distillation behind it, then patches, and positions for all."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, *, is_distilled: bool) -> None:
         super().__init__()
         size = config.tower.hidden_size
-        self.num_rows = config.grid**2 + 1
+        self.num_rows = config.grid**2 + 1 + is_distilled
         self.cls_token = Weight(1, 1, size)
+        self.distillation_token = Weight(1, 1, size) if is_distilled else None
         self.position_embeddings = Weight(1, self.num_rows, size)
         self.patch_embeddings = _Patches(config)
         self.size = size
 
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
         patches = self.patch_embeddings(op, pixel_values)
-        first = op.Expand(self.cls_token, op.Concat(op.Shape(patches, start=0, end=1), [1, self.size], axis=0))
-        return op.Add(op.Concat(first, patches, axis=1), self.position_embeddings)
+        shape = op.Concat(op.Shape(patches, start=0, end=1), [1, self.size], axis=0)
+        tokens = [token for token in (self.cls_token, self.distillation_token) if token is not None]
+        first = [op.Expand(token, shape) for token in tokens]
+        return op.Add(op.Concat(*first, patches, axis=1), self.position_embeddings)
 
 
 class VitTower(Module):
@@ -61,14 +64,17 @@ class VitTower(Module):
         dialect: How attention is written.
         name: Where the checkpoint keeps it.
         qkv_bias: Queries, keys and values have biases.
+        is_distilled: A second token stands behind the class token (DeiT, arXiv 2012.12877).
     """
 
-    def __init__(self, config: VisionConfig, dialect: Dialect, name: str, *, qkv_bias: bool) -> None:
+    def __init__(
+        self, config: VisionConfig, dialect: Dialect, name: str, *, qkv_bias: bool, is_distilled: bool = False
+    ) -> None:
         super().__init__(name)
-        self.embeddings = _Embeddings(config)
+        self.embeddings = _Embeddings(config, is_distilled=is_distilled)
         self.encoder = PreNormEncoder(config.tower, dialect, rows=self.embeddings.num_rows, qkv_bias=qkv_bias)
         self.layernorm = LayerNorm(config.tower.hidden_size, config.tower.layer_norm_eps)
 
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
-        """Return [I, 1 + patches, D] from [I, 3, height, width]."""
+        """Return [I, 1 + patches, D] from [I, 3, height, width]; a row more where it was distilled."""
         return self.layernorm(op, self.encoder(op, self.embeddings(op, pixel_values)))

@@ -65,8 +65,7 @@ class Lowering:
         if not self.halves("decoder"):
             return self.parent.states
         return tuple(
-            state.model_copy(update={"dtype": "float16"}) if state.dtype == "float32" else state
-            for state in self.parent.states
+            state.model_copy(update={"dtype": "float16"}) if state.is_halved else state for state in self.parent.states
         )
 
     def apply(self, model: ir.Model, component: Component, phase: Phase) -> Component:

@@ -41,7 +41,7 @@ def lower_decoder_for_cuda(model: ir.Model, states: Sequence[State], max_positio
     _choose_rows(graph)
     lower_decoder(model, max_positions, "step")
     _spell_norms(graph)
-    halve(graph)
+    halve(graph, singles=[name for state in states if state.keeps_float32 for name in (state.input, state.output)])
     _give_choices(graph)
     drop_unused(model)
     _drop_input(graph, tensors.PAST_LENGTHS)
@@ -59,7 +59,12 @@ def _take_lengths(graph: ir.Graph, groups: dict[str, int]) -> None:
     for node in graph:
         if (node.domain, node.op_type) == (CONTRIB, ATTENTION):
             past = node.inputs[_PAST_KEY_INPUT]
-            node.replace_input_with(_LENGTHS_INPUT, of_group[groups[str(past.name if past else "")]])
+            if past is None or past.name not in groups:
+                raise QuantizationError(
+                    f"{node.outputs[0].name} of {graph.name} reads {'no cache' if past is None else past.name}, which "
+                    "is no state but another layer's: that was measured on the CPU alone. Leave --target out"
+                )
+            node.replace_input_with(_LENGTHS_INPUT, of_group[groups[str(past.name)]])
             node.replace_input_with(_TOTAL_INPUT, total)
 
 

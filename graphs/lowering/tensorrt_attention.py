@@ -4,6 +4,8 @@
 - Values narrower than keys (SAM's towers, whose keys carry relative positions) get zeros behind each head's numbers,
   and what is made of those is cut off: "Key and Value must have the same shape". Written out, the scores of every pair
   of patches would be stored: 0.4 GB of a tower of 4,096 patches and 12 heads in float16.
+- Beside a Scan (Qwen3.5) all are written out: with a loop and an attention in one network, the builder of TensorRT-RTX
+  1.7.1 ends with a segmentation fault at the first profile whose runs have several tokens.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ def fit_attention(graph: ir.Graph) -> None:
         graph: Of the portable dialect.
     """
     attentions = [node for node in graph if not node.domain and node.op_type == "Attention"]
-    write_attention_out(graph, [node for node in attentions if "softcap" in node.attributes])
+    has_loop = any(node.op_type == "Scan" for node in graph)
+    write_attention_out(graph, [node for node in attentions if has_loop or "softcap" in node.attributes])
     for node in attentions:
         if node.graph is graph and (width := _added_width(node)):
             _widen(graph, node, width)

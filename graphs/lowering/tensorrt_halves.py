@@ -28,8 +28,8 @@ def halve_for_tensorrt(model: ir.Model, states: Sequence[State]) -> None:
     kept = {node for node in model.graph if node.op_type in KEPT_OPERATORS}
     for linear in find_linears(model.graph):
         label = Label.try_read(linear.weight)
-        if label is not None and label.role == "router":
+        if label is not None and label.role in ("router", "gate"):
             kept.add(linear.node)
-    turned = [name for state in states if state.dtype == "float32" for name in (state.input, state.output) if name]
+    turned = [name for state in states if state.is_halved for name in (state.input, state.output) if name]
     halve_inside(model.graph, kept, turned)
     drop_unused(model)

@@ -35,7 +35,7 @@ Abs Add And ArgMax AveragePool BatchNormalization Cast Clip Concat Constant Cons
 DequantizeLinear Div Equal Erf Exp Expand Floor Gather GatherElements GatherND Gelu Gemm GlobalAveragePool
 Greater GreaterOrEqual HardSigmoid Identity LayerNormalization Less LessOrEqual Log LpNormalization MatMul Max Min
 Mod Mul Neg Not Or Pad Pow QuantizeLinear Range ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape
-Resize ScatterElements Shape Sigmoid Sin Slice Softmax Softplus Split Sqrt Squeeze Sub Sum Tanh Tile TopK Transpose
+Resize Scan ScatterElements Shape Sigmoid Sin Slice Softmax Softplus Split Sqrt Squeeze Sub Sum Tanh Tile TopK Transpose
 Trilu Unsqueeze Where
 """
 _ALWAYS = frozenset(_NAMES.split())

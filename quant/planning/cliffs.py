@@ -34,6 +34,11 @@ def refuse_target(manifest: Manifest, target: Target) -> None:
             f"--target {target}: attention of {manifest.name} looks forward, which is built and measured on the CPU "
             "alone; leave --target out"
         )
+    if target == "cuda" and tensors.PER_LAYER_INPUTS in inputs:
+        raise QuantizationError(
+            f"--target cuda: layers of {manifest.name} read the caches of others, which is built and measured "
+            "on the CPU alone; leave --target out"
+        )
     if target != "cpu" and tensors.HEAD_MASK in inputs:
         raise QuantizationError(
             f"{manifest.name} was exported with --task-vectors, whose heads are replaced on the CPU alone; export the "
@@ -43,6 +48,11 @@ def refuse_target(manifest: Manifest, target: Target) -> None:
         raise QuantizationError(
             f"--target {target}: the vision encoder of {manifest.name} reads questions of any length beside images, "
             "and its runs on a device have one size each. Take --target cpu"
+        )
+    if target != "cpu" and manifest.dual is not None and manifest.dual.regions:
+        raise QuantizationError(
+            f"--target {target}: the vision encoder of {manifest.name} reads any number of boxes beside images, and "
+            "its runs on a device have one size each. Take --target cpu"
         )
     if target != "cpu" and tensors.FULL_LAYERS in inputs:
         raise QuantizationError(

@@ -15,8 +15,8 @@ MatMulIntegerToFloat on shared int8 codes instead runs 16 times slower on x86, w
 
 A layer whose input has channels far louder than the rest multiplies those in float beside (`float_inputs`).
 
-Only standard operators with zero points of 0 appear, so both dialects can hold it. On x86 without VNNI instructions
-ONNX Runtime's int8 kernel may saturate its 16-bit partial sums; the canary of a bundle shows that at load.
+Only standard operators with zero points of 0 appear, so both dialects can hold it. Where a processor sums products of
+codes in 16 bits, the runtime makes the weights' codes unsigned (docs/decisions/0062).
 """
 
 from __future__ import annotations

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bundle import tensors
 from bundle.errors import MachineError
 from bundle.manifest import Role
 from runtime.tensorrt.library import Library
 
 _MASKED: tuple[Role, ...] = ("decoder", "text_encoder")
-"""Whose tokens do not all see each other."""
+"""Whose tokens do not all see each other, unless a text encoder reads no mask (LIMoE)."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,9 @@ def check_network(network: Network, role: Role, left_unread: Collection[str] = (
             "with --dialect portable"
         )
     none = network.library.module.CausalMaskKind.NONE
+    is_masked = role in _MASKED and tensors.ATTENTION_MASK not in left_unread
     for attention in network.attentions():
-        if attention.causal_kind != none or (attention.mask is None and role in _MASKED):
+        if attention.causal_kind != none or (attention.mask is None and is_masked):
             raise MachineError(
                 f"{network.path}: attention {attention.name} was read with another mask than the graph's. Export the "
                 "checkpoint again with --dialect portable"

@@ -87,6 +87,12 @@ def _refuse_unbuilt(manifest: Manifest, component: Component) -> None:
             "each; serve the bundle on ONNX Runtime's CPU"
         )
 
+    if any(spec.name == tensors.BOXES for spec in component.inputs):
+        raise SettingsError(
+            f"{component.file} reads any number of boxes beside images, and its runs on a device have one size each; "
+            "serve the bundle on ONNX Runtime's CPU"
+        )
+
 
 def _tokens(manifest: Manifest, component: Component, limits: Limits) -> list[_Range]:
     """Return the ranges of T, one a profile."""

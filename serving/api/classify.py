@@ -42,7 +42,7 @@ def classify_router(service: Service) -> APIRouter:
 
 def _asked(service: Service, body: ClassifyBody) -> ClassifyRequest:
     images = tuple(
-        image_part(image.image_url.url, f"images.{index}.image_url.url", service.settings.max_image_bytes)
+        image_part(image.image_url.url, f"images.{index}.image_url.url", service.settings.max_image_bytes, image.region)
         for index, image in enumerate(body.images)
     )
     return ClassifyRequest(new_id("clsf"), body.model or "", images, tuple(body.labels), body.templates)

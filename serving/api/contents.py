@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from bundle.image.geometry import Box
 from serving.api.fields import Name, OffOrEmptyObject, Strict, Text, Unbuilt, at_most
 
 
@@ -32,6 +33,43 @@ class ImageContent(Strict):
 
     type: Literal["image_url"]
     image_url: ImageUrl
+
+
+def _check_box(box: list[float]) -> list[float]:
+    left, top, right, bottom = box
+    if left >= right or top >= bottom:
+        raise PydanticCustomError("no_area", "a box is left, top, right, bottom, left below right and top below bottom")
+    return box
+
+
+def _check_list(box: Any) -> Any:
+    if not isinstance(box, list):  # told as a box's fault, and not as that of another kind of input
+        raise PydanticCustomError("no_box", "a box is a list of left, top, right, bottom")
+    return box
+
+
+_Share = Annotated[float, Field(ge=0, le=1)]
+RegionBox = Annotated[
+    list[_Share], Field(min_length=4, max_length=4), BeforeValidator(_check_list), AfterValidator(_check_box)
+]
+"""Left, top, right, bottom, as shares of an image's width and height."""
+
+
+class RegionContent(ImageContent):
+    """An image, or the part of it that a box says, where the model has vectors of parts.
+
+    `box`: left, top, right, bottom, as shares of the image's width and height.
+    """
+
+    box: RegionBox | None = None
+
+    @property
+    def region(self) -> Box | None:
+        """The box as the engine takes it."""
+        if self.box is None:
+            return None
+        left, top, right, bottom = self.box
+        return left, top, right, bottom
 
 
 class VideoUrl(Strict):
@@ -113,6 +151,7 @@ class ProcessorOptions(VideoSampling):
     do_sample_frames: Annotated[Any, Unbuilt((True,))] = None
 
 
+Part = Annotated[TextContent | RegionContent, Field(discriminator="type")]
 Content = Annotated[TextContent | ImageContent, Field(discriminator="type")]
 ShownContent = Annotated[TextContent | ImageContent | VideoContent | FramesContent, Field(discriminator="type")]
 _AtMostParts = at_most("max_parts", "parts")

@@ -12,6 +12,7 @@ import string
 from collections.abc import Iterator
 
 from bundle.errors import ImageError
+from bundle.image.geometry import Box
 from serving.api.remote_urls import is_remote, remote_data
 from serving.api.validation import shown
 from serving.protocol import ImagePart
@@ -28,24 +29,25 @@ _PERCENT = tuple((f"%{ord(each):02X}", each) for each in "+/=\r\n -_")
 """How the characters of base64, and whitespace, are written with percent signs."""
 
 
-def image_part(url: str, param: str, max_bytes: int) -> ImagePart:
+def image_part(url: str, param: str, max_bytes: int, box: Box | None = None) -> ImagePart:
     """Return the image of a URL.
 
     Args:
         url: `data:image/png;base64,...`, or one that leads elsewhere, where images are fetched.
         param: The request field, for the error.
         max_bytes: Of the encoded image.
+        box: As of `ImagePart`.
 
     Raises:
         ImageError: Not a data URL, not base64, not an image's media type, empty, or too large.
     """
     if is_remote(url):
-        return ImagePart(remote_data(url, param))
+        return ImagePart(remote_data(url, param), box)
     media_type, payload = split_data_url(url, param)
     is_image = media_type.startswith("image/") and not media_type.startswith(_VECTOR)
     if not is_image and media_type not in UNKNOWN_TYPES:
         raise ImageError(f"media type {shown(media_type)} is no image's; send a PNG, JPEG or WebP", param)
-    return ImagePart(decoded(payload, param, max_bytes))
+    return ImagePart(decoded(payload, param, max_bytes), box)
 
 
 def split_data_url(url: str, param: str) -> tuple[str, str]:

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from bundle.errors import ParameterError
 from bundle.manifest import RANKING_TASKS, InputType
 from bundle.similarity import similarity
-from serving.api.contents import ImageContent, JoinedContent, TextContent
+from serving.api.contents import JoinedContent, Part, TextContent
 from serving.api.deadline import Deadline
 from serving.api.disconnect import contained, until_disconnect
 from serving.api.fields import Name, Off, Strict, Text, at_most
@@ -43,7 +43,7 @@ class ImageDocument(Strict):
     image: str
 
 
-Document = NonEmptyText | TextDocument | ImageDocument | TextContent | ImageContent | JoinedContent
+Document = NonEmptyText | TextDocument | ImageDocument | Part | JoinedContent
 _AtMostInputs = at_most("max_inputs", "inputs")
 Documents = Annotated[list[Document], Field(min_length=1, fail_fast=True), _AtMostInputs]
 

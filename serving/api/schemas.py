@@ -20,8 +20,10 @@ from serving.api.contents import (
     ImageContent,
     JoinedContent,
     MediaOptions,
+    Part,
     Parts,
     ProcessorOptions,
+    RegionContent,
     TextContent,
     Texts,
     VideoOptions,
@@ -270,7 +272,7 @@ NonEmptyText = Annotated[Text, Field(min_length=1)]
 TokenIds = Annotated[
     list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True), _at_most("max_text_characters", "tokens")
 ]
-EmbeddingInput = NonEmptyText | TextContent | ImageContent | JoinedContent | TokenIds
+EmbeddingInput = NonEmptyText | Part | JoinedContent | TokenIds
 _AtMostInputs = _at_most("max_inputs", "inputs")
 _Inputs = Annotated[list[EmbeddingInput], Field(min_length=1, fail_fast=True), _AtMostInputs]
 MostTokens = Annotated[int, Field(ge=-1), AfterValidator(_check_not_zero)]
@@ -299,11 +301,12 @@ class EmbeddingRequest(_Strict):
     An input is a text, an image, or both where the model reads them together (`content`, or a message of several
     parts).
     An input may be a text's token ids, the model's own. `dimensions` may be the model's own size, or one to which its
-    vectors may be cut. Texts that are too long are refused, or cut to `truncate_prompt_tokens` tokens (-1: as many as
-    the model reads). `input_type` says what the inputs are to what they are compared with, and `instruction` what the
-    model is told before each, where it was made for that. `task` chooses one of a model's adapters, those that
-    `/v1/models` lists; ".query" or ".passage" behind it says what `input_type` does, as Jina's clients write it.
-    `return_multivector` asks for a vector of each token. `user` tells of the caller, and changes no answer.
+    vectors may be cut. A `box` of an image is embedded by itself where the model has vectors of regions. Texts that
+    are too long are refused, or cut to `truncate_prompt_tokens` tokens (-1: as many as the model reads). `input_type`
+    says what the inputs are to what they are compared with, and `instruction` what the model is told before each, where
+    it was made for that. `task` chooses one of a model's adapters, those that `/v1/models` lists; ".query" or
+    ".passage" behind it says what `input_type` does, as Jina's clients write it. `return_multivector` asks for a vector
+    of each token. `user` tells of the caller, and changes no answer.
     """
 
     model: Name | None = None
@@ -344,7 +347,7 @@ class ClassifyBody(_Strict):
     """
 
     model: Name | None = None
-    images: Annotated[list[ImageContent], Field(min_length=1, fail_fast=True), _at_most("max_images", "images")]
+    images: Annotated[list[RegionContent], Field(min_length=1, fail_fast=True), _at_most("max_images", "images")]
     labels: Annotated[list[NonEmptyText], Field(min_length=1, fail_fast=True), _at_most("max_labels", "labels")]
     prompt_template: Text | Annotated[list[Text], Field(min_length=1, max_length=_MOST_TEMPLATES)] | None = None
     user: Text | None = None

@@ -24,7 +24,7 @@ from bundle.errors import (
 from bundle.manifest import Task
 from serving.api.body import read_body
 from serving.api.budget import BodyBudget
-from serving.api.contents import ImageContent, JoinedContent, TextContent
+from serving.api.contents import ImageContent, JoinedContent, RegionContent, TextContent
 from serving.api.credentials import key_of
 from serving.api.deadline import Deadline
 from serving.api.images import image_part
@@ -212,7 +212,8 @@ class Service:
             return TextPart(content)
         if isinstance(content, TextContent):
             return TextPart(content.text)
-        return image_part(content.image_url.url, f"{param}.image_url.url", self.settings.max_image_bytes)
+        box = content.region if isinstance(content, RegionContent) else None
+        return image_part(content.image_url.url, f"{param}.image_url.url", self.settings.max_image_bytes, box)
 
 
 async def or_cut(work: Awaitable[T], truncate_tokens: int | None) -> T:

@@ -15,7 +15,7 @@ from bundle.manifest import PairDims
 from bundle.text import Tokenizer
 from bundle.text_pairs import TextPairs
 from runtime.canary import check_canary
-from runtime.pair_encoder import Pair, PairEncoder, fits
+from runtime.pair_encoder import Pair, PairEncoder, chosen_of, fits, frames_together
 from runtime.room import check_room
 from runtime.settings import DEFAULT_CONTEXT_TOKENS
 from serving.engine.batching import BatchWorker
@@ -26,9 +26,11 @@ from serving.models.pool import PreprocessPool
 from serving.models.text_rows import TextRows, most_tokens
 from serving.models.together import together
 from serving.models.turns import Turns
+from serving.models.vectors import refuse_boxes
 from serving.protocol import (
     EmbedInput,
     ImagePart,
+    JoinedPart,
     ScoreRequest,
     ScoreResult,
     TextPart,
@@ -65,6 +67,7 @@ class CrossEncoderModel(PairModel):
         dims: PairDims = manifest.pairs
         self._spec = ImageSpec.read(bundle.path(PREPROCESSOR)) if manifest.sees else None
         self._rows = TextRows(bundle, dims.max_text_tokens, dims.pad_token_id)
+        self._num_frames = dims.num_frames
         self._longest = min(dims.max_text_tokens, settings.context_tokens or DEFAULT_CONTEXT_TOKENS)
         self._pairs = TextPairs(self._rows.tokenizer, self._longest)
         self._encoder = PairEncoder(bundle, settings)
@@ -89,7 +92,8 @@ class CrossEncoderModel(PairModel):
         if self._spec is None:
             self._encoder.score([Pair(self._pairs.row("warm", "up"))])
         else:
-            self._encoder.score([Pair(self._rows.batch(["warm-up"]), self._spec.blank(1))])
+            still = frames_together([self._spec.blank(1)] * self._num_frames)
+            self._encoder.score([Pair(self._rows.batch(["warm-up"]), still)])
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -104,12 +108,13 @@ class CrossEncoderModel(PairModel):
 
         Raises:
             RequestError: An instruction; a pair that is not one text and one image, or not two texts, as the model
-                reads; texts longer than it reads and not to be cut, bytes that are not an image.
+                reads; texts longer than it reads and not to be cut, bytes that are not an image, a part of one.
         """
         if request.instruction is not None:
             raise ParameterError(
                 f"instruction: {request.model} is a cross-encoder, which is told none; leave it out", "instruction"
             )
+        refuse_boxes([part for pair in request.pairs for part in pair], self._manifest.name)
         with self._admission.admit():
             score = self._score_texts if self._spec is None else self._score_images
             found = await score(request)
@@ -131,16 +136,30 @@ class CrossEncoderModel(PairModel):
     async def _score_images(self, request: ScoreRequest) -> list[_Scored]:
         """Return each pair's score, of a text and an image, and the tokens of its text."""
         most, owner = self._rows.most_tokens(request.truncate_tokens), request.request_id
-        pairs = [_text_and_image(first, second) for first, second in request.pairs]
-        images = list(dict.fromkeys(image.data for _, image in pairs))
+        pairs = [self._text_and_frames(first, second) for first, second in request.pairs]
+        images = list(dict.fromkeys(frame.data for _, frames in pairs for frame in frames))
         found = await together(self._pool.cut(owner, self._image_spec, data) for data in images)
         cut = dict(zip(images, found, strict=True))
-        return await together(self._score_one(owner, text.text, cut[image.data], most) for text, image in pairs)
+        return await together(
+            self._score_one(owner, text.text, [cut[frame.data] for frame in frames], most) for text, frames in pairs
+        )
 
-    async def _score_one(self, owner: str, text: str, image: CutImage, most: int | None) -> _Scored:
+    def _text_and_frames(self, first: EmbedInput, second: EmbedInput) -> tuple[TextPart, tuple[ImagePart, ...]]:
+        """Return the text of a pair, and what is seen: an image, or the frames that are read of a video.
+
+        Raises:
+            ParameterError: They are no text and image, or frames that the model does not read.
+        """
+        if self._num_frames == 1:
+            text, image = _text_and_image(first, second)
+            return text, (image,)
+        text, frames = _text_and_video(first, second)
+        return text, tuple(frames[place] for place in chosen_of(len(frames), self._num_frames))
+
+    async def _score_one(self, owner: str, text: str, frames: Sequence[CutImage], most: int | None) -> _Scored:
         async with self._turns.place(owner):
             row = await self._pool.text.run(owner, self._rows.batch, [text], most)
-            return await self._run(Pair(row, await self._pool.images.run(owner, self._pixels, image)))
+            return await self._run(Pair(row, await self._pool.images.run(owner, self._pixels, frames)))
 
     async def _run(self, pair: Pair) -> _Scored:
         return await asyncio.wrap_future(self._worker.submit(pair)), pair.text.num_tokens
@@ -151,11 +170,13 @@ class CrossEncoderModel(PairModel):
             raise TaskError(f"{self._manifest.name} reads two texts; it has no image tower. Send texts.")
         return self._spec
 
-    def _pixels(self, image: CutImage) -> Pixels:
+    def _pixels(self, frames: Sequence[CutImage]) -> Pixels:
         spec = self._image_spec
-        tiles: Sequence[Any] = image.images if image.is_cut else spec.cut(image.images[0])
-        (pixels,) = spec.groups(list(tiles))
-        return pixels
+        found: list[Pixels] = []
+        for frame in frames:
+            tiles: Sequence[Any] = frame.images if frame.is_cut else spec.cut(frame.images[0])
+            found.extend(spec.groups(list(tiles)))
+        return frames_together(found)
 
 
 def _two_texts(first: EmbedInput, second: EmbedInput) -> tuple[str, str]:
@@ -184,6 +205,24 @@ def _text_and_image(first: EmbedInput, second: EmbedInput) -> tuple[TextPart, Im
     raise ParameterError(
         f"a pair of {_kinds(first, second)}: the model reads a text and an image together; let one be a text and the "
         "other an image",
+        "documents",
+    )
+
+
+def _text_and_video(first: EmbedInput, second: EmbedInput) -> tuple[TextPart, tuple[ImagePart, ...]]:
+    """Return the two of a pair, the text first; an image is a video that stands still.
+
+    Raises:
+        ParameterError: They are two texts, two videos, or something else.
+    """
+    for text, seen in ((first, second), (second, first)):
+        frames = seen.parts if isinstance(seen, JoinedPart) else (seen,)
+        images = tuple(frame for frame in frames if isinstance(frame, ImagePart))
+        if isinstance(text, TextPart) and len(images) == len(frames):
+            return text, images
+    raise ParameterError(
+        f"a pair of {_kinds(first, second)}: the model reads a text and a video together; let one be a text and the "
+        'other an image, or the frames of a video in order, {"content": [images]}',
         "documents",
     )
 

@@ -14,7 +14,7 @@ from bundle.directory import Bundle
 from bundle.errors import MachineError
 from bundle.image import TileLayout
 from bundle.manifest import ComponentName
-from bundle.question import QuestionIds
+from bundle.question import Asked
 from runtime.canary import Ports
 from serving.models.cut_image import CutImage
 
@@ -43,7 +43,7 @@ class SentImage:
     with_tower: bool
     side_px: int | None
     noise_step: int | None = None
-    question: QuestionIds | None = None
+    question: Asked | None = None
 
     @classmethod
     def of(
@@ -54,7 +54,7 @@ class SentImage:
         with_tower: bool,
         side_px: int | None,
         noise_step: int | None = None,
-        question: QuestionIds | None = None,
+        question: Asked | None = None,
     ) -> SentImage:
         """Return an image as it is sent; copies its pixels."""
         pieces = tuple(np.asarray(each) for each in cut.images)

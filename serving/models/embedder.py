@@ -28,7 +28,7 @@ class EmbedderModel(PromptedModel, VectorModel):
             RequestError: No inputs, a size to which vectors are not cut, an input that is longer than the model reads
                 and not to be cut, ids that are not the model's, bytes that are not an image.
         """
-        check_inputs(request, self._dims.sizes, self._dims.adapter_names)
+        check_inputs(request, self._dims.sizes, name=self._manifest.name, tasks=self._dims.adapter_names)
         pooling = self._pooling(request)
         most_tokens = self._writer.most_tokens(request.truncate_tokens)
         kinds: tuple[InputType | None, ...] = request.input_types or (None,) * len(request.inputs)

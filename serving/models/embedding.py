@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from bundle import tensors
+from bundle.data_experts import task_cosines
 from bundle.directory import Bundle
 from bundle.errors import BundleFormatError, ParameterError, TaskError
 from bundle.manifest import DualEncoderDims
@@ -16,7 +18,7 @@ from bundle.text import TextBatch, Tokenizer
 from bundle.zero_shot import SLOT, label_text
 from runtime.canary import check_canary
 from runtime.encoder import open_encoder
-from runtime.encoders import Vectors, encode_texts, unit
+from runtime.encoders import WHOLE, Vectors, encode_texts, unit
 from runtime.room import check_room
 from serving.engine.batching import BatchWorker
 from serving.engine.worker import Worker
@@ -24,7 +26,7 @@ from serving.models.pool import PreprocessPool
 from serving.models.text_rows import TextRows
 from serving.models.together import together
 from serving.models.turns import Turns
-from serving.models.vectors import VectorModel, check_inputs, cut
+from serving.models.vectors import VectorModel, check_inputs, cut, refuse_boxes
 from serving.models.vision import VisionStage
 from serving.protocol import (
     ClassifyRequest,
@@ -78,6 +80,7 @@ class EmbeddingModel(VectorModel):
         self._vision = VisionStage(bundle, settings, pool) if manifest.sees else None
         text_name = manifest.graph("text_encoder")
         self._text = open_encoder(bundle, text_name, settings)
+        self._told = (tensors.TASK_DISTANCES,) if self._dims.data_experts > 1 else ()
         if settings.check_golden:
             seen = {} if self._vision is None else self._vision.sessions
             check_canary(bundle, {**seen, text_name: self._text})
@@ -110,7 +113,7 @@ class EmbeddingModel(VectorModel):
             RequestError: No inputs, a size to which vectors are not cut, a text that is longer than the encoder reads
                 and not to be cut, ids that are no text of the model's, bytes that are not an image.
         """
-        check_inputs(request, self._dims.sizes)
+        check_inputs(request, self._dims.sizes, name=self._manifest.name, sees_regions=self._dims.regions)
         self._check_granularity(request)
         inputs = [_single(part) for part in request.inputs]
         with self._admission.admit():
@@ -118,6 +121,7 @@ class EmbeddingModel(VectorModel):
             texts = [_text_of(part) for part in inputs if not isinstance(part, ImagePart)]
             images = [part for part in inputs if isinstance(part, ImagePart)]
             of_texts, num_tokens, of_images = await self._embed_both(request.request_id, texts, images, most_tokens)
+        of_texts = [own[..., : self._dims.embedding_size] for own in of_texts]
         left = {False: iter(of_texts), True: iter(of_images)}
         vectors = [
             cut(next(left[isinstance(part, ImagePart)]), request.dimensions, is_raw=request.is_raw) for part in inputs
@@ -146,17 +150,36 @@ class EmbeddingModel(VectorModel):
                 f"{len(request.images)} images and {len(request.labels)} labels; send at least one of each",
                 "images" if request.labels else "labels",
             )
+        if not self._dims.regions:
+            refuse_boxes(request.images, self._manifest.name)
         if without := [template for template in templates if SLOT not in template]:
             raise ParameterError(f"prompt_template {without[0]!r} has no {SLOT} for the label", "prompt_template")
         with self._admission.admit():
             prompts = [label_text(template, label) for label in request.labels for template in templates]
+            if self._told:
+                prompts += request.labels
             of_texts, num_tokens, of_images = await self._embed_both(request.request_id, prompts, request.images)
+        if self._told:
+            near = self._near_by_task(np.stack(of_images), np.stack(of_texts), len(request.labels))
+            return ClassifyResult(scores(near, self._dims), num_tokens)
         of_images, of_texts = ([unit(own) for own in each] for each in (of_images, of_texts))
         if self._dims.vectors == "tokens":
             near = mean_similarities(of_images, of_texts, len(templates))
             return ClassifyResult(scores(near, self._dims), num_tokens)
         of_labels = unit(np.stack(of_texts).reshape(len(request.labels), len(templates), -1).mean(axis=1))
         return ClassifyResult(scores(np.stack(of_images) @ of_labels.T, self._dims), num_tokens)
+
+    def _near_by_task(self, images: Vectors, texts: Vectors, num_labels: int) -> Vectors:
+        """Return [images, labels] how near labels are by several models, weighed by what all the labels say.
+
+        Args:
+            images: [I, E].
+            texts: [n, E + N], of the labels in their templates, and behind them of the labels alone.
+            num_labels: Of them.
+        """
+        size = self._dims.embedding_size
+        in_templates, alone = texts[:-num_labels, :size], texts[-num_labels:, size:]
+        return task_cosines(unit(images), in_templates.reshape(num_labels, -1, size), alone)
 
     async def _embed_both(
         self, owner: str, texts: Sequence[_Text], images: Sequence[ImagePart], most_tokens: int | None = None
@@ -190,13 +213,30 @@ class EmbeddingModel(VectorModel):
             return []
         if (vision := self._vision) is None:
             raise TaskError(f"{self._manifest.name} embeds texts alone; it has no image tower. Send texts.")
+        if self._dims.regions:
+            return await self._embed_regions(owner, images, vision)
         decoded = await together(vision.decode(owner, image.data) for image in images)
         encoded = await together(vision.encode(owner, image) for image in decoded)
         return [image.features[0] for image in encoded]
 
+    async def _embed_regions(self, owner: str, images: Sequence[ImagePart], vision: VisionStage) -> _Embedded:
+        """Return the vectors of images and parts of them; those of one image are of one run."""
+        places: dict[bytes, list[int]] = {}
+        for place, image in enumerate(images):
+            places.setdefault(image.data, []).append(place)
+        boxes = {file: [images[place].box or WHOLE for place in those] for file, those in places.items()}
+        asked = [(file, each if any(box != WHOLE for box in each) else []) for file, each in boxes.items()]
+        decoded = await together(vision.decode(owner, file, boxes=each) for file, each in asked)
+        encoded = await together(vision.encode(owner, image) for image in decoded)
+        vectors: dict[int, Vectors] = {}
+        for those, seen in zip(places.values(), encoded, strict=True):
+            of_image = seen.features[0]
+            vectors |= {place: of_image[min(at, len(of_image) - 1)] for at, place in enumerate(those)}
+        return [vectors[place] for place in range(len(images))]
+
     def _run_texts(self, rows: list[TextBatch]) -> list[_Embedded]:
         """Return the vectors of each item's texts, of one run over all."""
-        vectors = [own.copy() for own in encode_texts(self._text, rows, self._dims)]
+        vectors = [own.copy() for own in encode_texts(self._text, rows, self._dims, told=self._told)]
         ends = np.cumsum([_num_rows(item) for item in rows])
         return [vectors[end - _num_rows(item) : end] for item, end in zip(rows, ends, strict=True)]
 

@@ -78,7 +78,7 @@ class ImageEmbedderModel(VectorModel):
             RequestError: No inputs, a size to which vectors are not cut, a text, several images in one input, vectors
                 of tokens, an instruction, bytes that are not an image.
         """
-        check_inputs(request, self._dims.sizes)
+        check_inputs(request, self._dims.sizes, name=self._manifest.name)
         images = self._images_of(request)
         with self._admission.admit():
             vectors = await together(self._embed_one(request.request_id, image) for image in images)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from bundle.errors import ParameterError
 from runtime.encoders import Vectors, unit
 from serving.models.one_pass import OnePassModel
-from serving.protocol import EmbedRequest, EmbedResult
+from serving.protocol import EmbedInput, EmbedRequest, EmbedResult, ImagePart
 
 
 class VectorModel(OnePassModel):
@@ -29,17 +29,29 @@ class VectorModel(OnePassModel):
         """
 
 
-def check_inputs(request: EmbedRequest, sizes: Sequence[int], tasks: Sequence[str] = ()) -> None:
+def check_inputs(
+    request: EmbedRequest,
+    sizes: Sequence[int],
+    *,
+    name: str,
+    sees_regions: bool = False,
+    tasks: Sequence[str] = (),
+) -> None:
     """Check what can be told of a request before its inputs are looked at.
 
     Args:
         request: Of any model.
         sizes: To which the model's vectors may be cut, its own among them.
+        name: The model's.
+        sees_regions: It has vectors of parts of images.
         tasks: Adapters that a request may choose from.
 
     Raises:
-        ParameterError: No inputs, another size, or a task that the model has no adapter for.
+        ParameterError: No inputs, another size, a box of an image where it has no vectors of those, or a task that the
+            model has no adapter for.
     """
+    if not sees_regions:
+        refuse_boxes(request.inputs, name)
     if request.task is not None and request.task not in tasks:
         has = ", ".join(tasks) or "one way to embed, and no tasks to choose from; leave it out"
         raise ParameterError(f"task {request.task!r:.80}: {request.model} has {has}", "task")
@@ -51,6 +63,19 @@ def check_inputs(request: EmbedRequest, sizes: Sequence[int], tasks: Sequence[st
         )
     if not request.inputs:
         raise ParameterError("input is empty; send at least one text or image", "input")
+
+
+def refuse_boxes(inputs: Sequence[EmbedInput], name: str) -> None:
+    """Refuse parts of images, for models that have no vectors of them.
+
+    Raises:
+        ParameterError: An image has a box.
+    """
+    if any(isinstance(part, ImagePart) and part.box is not None for part in inputs):
+        raise ParameterError(
+            f"box: {name} has no vectors of regions; leave it out, and send the region cut out as an image by itself",
+            "box",
+        )
 
 
 def cut(vectors: npt.NDArray[Any], size: int | None, *, is_raw: bool) -> Vectors:

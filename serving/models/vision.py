@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,11 +19,12 @@ import numpy.typing as npt
 from bundle.directory import Bundle
 from bundle.frames.plan import FramePlan
 from bundle.image import PREPROCESSOR, ImageSpec, Pixels, TileLayout
+from bundle.image.geometry import Box
 from bundle.image.noise import under_noise
 from bundle.manifest import ComponentName, Manifest
-from bundle.question import QuestionIds
+from bundle.question import Asked
 from runtime.encoder import Encoder
-from runtime.encoders import encode_images, split_seen
+from runtime.encoders import WHOLE, encode_images, split_seen
 from runtime.tensorrt.bounds import try_bounds
 from serving.engine.batching import BatchWorker
 from serving.engine.worker import Worker
@@ -72,7 +73,7 @@ class DecodedImage:
         with_tower: What the tower's attention says of it is wanted as well.
         side_px: Of its tiles, where they are encoded smaller than they could be.
         noise_step: How much noise they are encoded under (`bundle.image.noise`), the same whenever; None: under none.
-        question: That is read beside them; None where the encoder sees images alone.
+        question: That is read beside them, or the boxes that are looked at; None where the encoder sees images alone.
     """
 
     key: bytes
@@ -81,7 +82,7 @@ class DecodedImage:
     with_tower: bool = False
     side_px: int | None = None
     noise_step: int | None = None
-    question: QuestionIds | None = None
+    question: Asked | None = None
 
     def under_noise(self, step: int) -> DecodedImage:
         """Return the image under noise, which is encoded and kept by itself."""
@@ -139,7 +140,7 @@ class _Pixels:
     groups: tuple[Pixels, ...]
     layout: TileLayout
     with_tower: bool
-    question: QuestionIds | None
+    question: Asked | None
 
     def __len__(self) -> int:
         return sum(map(len, self.groups))
@@ -200,7 +201,7 @@ class VisionStage:
         )
         self._spec = ImageSpec.read(bundle.path(PREPROCESSOR))
         self._image_prompt = bundle.manifest.image_prompt
-        self._any_question: QuestionIds | None = None if bundle.manifest.question is None else (0,)
+        self._any_question: Asked | None = None if bundle.manifest.question is None else (0,)
         self._identity = encoder_identity(bundle.manifest, self._spec)
         self._identity_among = encoder_identity(bundle.manifest, self._spec.among(2))
         self._frame_identity = encoder_identity(bundle.manifest, self._spec.for_frames)
@@ -252,7 +253,8 @@ class VisionStage:
         seen_side: Share | None = None,
         num_images: int = 1,
         wants_pixels: bool = False,
-        question: QuestionIds | None = None,
+        question: Asked | None = None,
+        boxes: Sequence[Box] = (),
     ) -> DecodedImage | KeptImage:
         """Return the decoded image, or its features where they are kept.
 
@@ -264,6 +266,7 @@ class VisionStage:
             num_images: Of the prompt.
             wants_pixels: It is decoded, whatever is kept of it.
             question: That is read beside it, where the encoder reads one.
+            boxes: Of the image, each of which gets a vector, where the encoder takes some; none: all of it.
 
         Raises:
             ImageError: The bytes are not an image, one over the limits, or one that takes too long.
@@ -275,7 +278,7 @@ class VisionStage:
         side_px = None if seen_side is None else self._spec.tile_size_px[0] * seen_side.part // seen_side.whole
         spec = self._spec.among(num_images)
         identity = self._identity if spec is self._spec else self._identity_among
-        told = _sized(side_px) + _asked(question)
+        told = _sized(side_px) + _asked(_flat(boxes) or question)
         file = digest + _TOWER * with_tower + told + _AMONG * (spec is not self._spec)
         known = self._known_files.try_get(file)
         kept = None if known is None else self._pool.features.try_get(known.key)
@@ -287,6 +290,8 @@ class VisionStage:
         if self._bounds is not None:
             self._bounds.check_image(layout)
         self._known_files.put(file, KnownFile(key, layout))
+        if boxes:
+            question = _flat(_placed(spec, box, cut) for box in boxes)
         return DecodedImage(key, cut, layout, with_tower, side_px, question=question)
 
     async def decode_frames(
@@ -296,7 +301,7 @@ class VisionStage:
         room: FrameRoom,
         *,
         with_tower: bool = False,
-        question: QuestionIds | None = None,
+        question: Asked | None = None,
     ) -> DecodedVideo:
         """Return the decoded frames of a video, as the pictures of their layout.
 
@@ -345,7 +350,7 @@ class VisionStage:
             if flight.num_callers == 0:
                 self._land(image.key, flight)
 
-    def run(self, images: list[Pixels], question: QuestionIds | None = None) -> list[Features]:
+    def run(self, images: list[Pixels], question: Asked | None = None) -> list[Features]:
         """Return the features of each image's tiles, at most `vision_batch_tiles` of them in one run.
 
         Args:
@@ -439,12 +444,21 @@ class VisionStage:
         return np.concatenate([encoded.features, encoded.tower], axis=-1)
 
 
+def _placed(spec: ImageSpec, box: Box, cut: CutImage) -> Box:
+    """Return where a box of an image lies in what the encoder takes; that of all of it is no place."""
+    return box if box == WHOLE else spec.geometry.placed(box, cut.width_px, cut.height_px)
+
+
+def _flat(boxes: Iterable[Box]) -> Asked:
+    return tuple(number for box in boxes for number in box)
+
+
 def _sized(side_px: int | None) -> bytes:
     """Return what a smaller side adds to the keys of an image."""
     return b"" if side_px is None else f"tiles of {side_px} px".encode()
 
 
-def _asked(question: QuestionIds | None) -> bytes:
+def _asked(question: Asked | None) -> bytes:
     """Return what the question that is read beside an image adds to its keys."""
     return b"" if question is None else f"asked {question}".encode()
 

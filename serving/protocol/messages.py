@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bundle.frames.options import FrameOptions
+from bundle.image.geometry import Box
 from bundle.tools import ToolCall
 
 
@@ -18,9 +19,15 @@ class TextPart:
 
 @dataclass(frozen=True)
 class ImagePart:
-    """An encoded image (PNG, JPEG, ...) in a message; decoded by the engine side, off the engine thread."""
+    """An encoded image (PNG, JPEG, ...) in a message; decoded by the engine side, off the engine thread.
+
+    Attributes:
+        data: Its bytes.
+        box: What of it is embedded: left, top, right, bottom, as shares of its width and height; None: all of it.
+    """
 
     data: bytes
+    box: Box | None = None
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,9 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
             **FROM_MINUS_1,
         },
     ),
+    "deit": ("DeiT", {"size": {"height": 70, "width": 60}, "crop_size": {"height": 50, "width": 41}}),
+    "donut": ("Donut", {"size": {"height": 96, "width": 71}}),
+    "donut, turned": ("Donut", {"size": {"height": 64, "width": 96}, "do_align_long_axis": True, "resample": 3}),
     "flava": ("Flava", {"size": SQUARE, "crop_size": SQUARE}),
     "vit": ("ViT", {"size": SQUARE}),
     "siglip": ("Siglip", {"size": {"height": 384, "width": 384}}),
@@ -74,7 +77,9 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """The class in transformers, and its settings."""
 TILED = {"smolvlm", "tiled", "tiled, uneven", "tiled, edge under a tile", "not split"}
-QUICK = sorted(set(PROCESSORS) - {"smolvlm"})
+PAGES = {"donut", "donut, turned"}
+"""Whose reference takes no sliver: a side would be 0 pixels long."""
+QUICK = sorted(set(PROCESSORS) - {"smolvlm"} - PAGES)
 
 
 @functools.cache
@@ -166,6 +171,12 @@ def test_pixels_equal_the_reference_at_any_size(
     name: str, photographs: dict[str, Image.Image], width: int, height: int
 ) -> None:
     _expect_equal(name, photographs["coffee"].resize((width, height)))
+
+
+@pytest.mark.parametrize("name", sorted(PAGES))
+@pytest.mark.parametrize("size", [(1, 1), (64, 64), (40, 30), (30, 41), (257, 255), (31, 290), (300, 7), (71, 96)])
+def test_pages_equal_the_reference(name: str, photographs: dict[str, Image.Image], size: tuple[int, int]) -> None:
+    _expect_equal(name, photographs["coffee"].resize(size))
 
 
 @pytest.mark.parametrize("name", QUICK)

@@ -25,6 +25,16 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1_000_000.0,
+    "factor": 16.0,
+    "original_max_position_embeddings": 2048,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 0.5,
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -88,19 +98,24 @@ def test_scale_factor_default_is_transformers() -> None:
         {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0},
         {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
         LLAMA3,
+        YARN,
+        {**YARN, "truncate": False, "mscale": None, "beta_fast": 20.0, "beta_slow": 2.0},
+        {**YARN, "attention_factor": 0.7, "original_max_position_embeddings": 128},
+        {name: YARN[name] for name in ("rope_type", "rope_theta", "factor")},
     ],
-    ids=["default", "linear", "dynamic", "llama3"],
+    ids=["default", "linear", "dynamic", "llama3", "yarn", "yarn-not-rounded", "yarn-attention", "yarn-bare"],
 )
 def test_inverse_frequencies_equal_transformers(parameters: dict[str, Any]) -> None:
     config = transformers.LlamaConfig(rope_parameters=parameters, max_position_embeddings=16_384, head_dim=64)
-    found = RopeConfig.read({"rope_parameters": parameters}).inverse_frequencies(64)
+    rope = RopeConfig.read({"rope_parameters": parameters, "max_position_embeddings": 16_384})
+    found = rope.inverse_frequencies(64)
     if parameters["rope_type"] == "default":
         expected = 1.0 / (1234.0 ** (torch.arange(0, 64, 2).float() / 64))
     else:
         expected, scale = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS[parameters["rope_type"]](
             config, torch.device("cpu")
         )
-        assert scale == 1.0
+        assert rope.scale == pytest.approx(scale)
     assert found.dtype == np.float32
     # a power rounds differently by library
     assert_allclose(found, expected.numpy(), rtol=1e-6)
@@ -127,7 +142,8 @@ def test_older_rope_spelling_beside_the_newer_counts_as_in_transformers() -> Non
 @pytest.mark.parametrize(
     ("parameters", "named"),
     [
-        ({"rope_type": "yarn", "factor": 2.0}, "yarn"),
+        ({"rope_type": "longrope", "factor": 2.0}, "longrope"),
+        ({"rope_type": "yarn", "factor": 2.0}, "original_max_position_embeddings"),
         ({"rope_type": "linear"}, "factor"),
         ({"full_attention": {"rope_type": "default"}}, "full_attention"),
     ],

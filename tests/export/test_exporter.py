@@ -216,7 +216,7 @@ def test_unusable_config_is_named(content: str | None, clip_checkpoint: Path, tm
 
 UNSUPPORTED = [
     ({"text_config": {"model_type": "bloom"}}, "bloom"),
-    ({"text_config": {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}}, "yarn"),
+    ({"text_config": {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "factor": 2.0}}}, "longrope"),
     ({"text_config": {"model_type": "qwen2", "use_sliding_window": True}}, "use_sliding_window"),
     ({"text_config": {"hidden_act": "xielu"}}, "xielu"),
     ({"text_config": {"num_key_value_heads": 4}}, "num_key_value_heads 4"),

@@ -36,7 +36,7 @@ def decoder_of(raw: dict[str, Any]) -> Decoder:
         (config("gemma3", {"layer_types": ["chunked_attention"] * 3}), "kinds chunked_attention; built are"),
         (config("gemma3", {"sliding_window": 0}), "sliding_window 0: layers of kind sliding_attention need"),
         (
-            config("gemma3", {"rope_scaling": {"rope_type": "yarn", "factor": 2}}),
+            config("gemma3", {"rope_scaling": {"rope_type": "longrope", "factor": 2}}),
             "built are .* of type default, linear",
         ),
         (config("gemma3", {}, mm_tokens_per_image=15), "mm_tokens_per_image 15: built are squares"),

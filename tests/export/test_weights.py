@@ -16,6 +16,7 @@ from numpy.testing import assert_array_equal
 from safetensors.numpy import load_file, save_file
 
 from bundle.errors import CheckpointError, MissingWeightError, SurplusWeightError, UnsupportedConfigError
+from export import checkpoint
 from export.exporter import export_checkpoint
 
 Weights = dict[str, np.ndarray]
@@ -122,6 +123,16 @@ def test_half_precision_weights_are_converted_exactly(
     save_file({k: w.astype(np.float32) for k, w in halves.items()}, halved / "model.safetensors")
     export_checkpoint(halved, tmp_path / "full")
     assert graph_bytes(tmp_path / "half") == graph_bytes(tmp_path / "full")
+
+
+def test_large_tables_are_converted_piece_by_piece_to_the_same_bytes(
+    smolvlm_checkpoint: Path, edited: Callable[[Path, Edit], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = edited(smolvlm_checkpoint, lambda w: {key: value.astype(ml_dtypes.bfloat16) for key, value in w.items()})
+    export_checkpoint(half, tmp_path / "whole", name="tiny")
+    monkeypatch.setattr(checkpoint, "_PIECE_NUMBERS", 100)  # divides no row of the table
+    export_checkpoint(half, tmp_path / "pieces", name="tiny")
+    assert graph_bytes(tmp_path / "whole") == graph_bytes(tmp_path / "pieces")
 
 
 def test_missing_weight_is_named(

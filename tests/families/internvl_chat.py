@@ -93,6 +93,11 @@ def model(folder: Path) -> Any:
 
 def processor(folder: Path) -> Any:
     """Return the tokenizer, and transformers' processor of tiles that the authors' code cuts as well."""
+    return tiles_of(folder, TILE_PX, 3)[:3]
+
+
+def tiles_of(folder: Path, side_px: int, patch_px: int) -> Any:
+    """Return the tokenizer, the processor of tiles, the tokens of a tile, and the config."""
     import json
 
     import transformers
@@ -100,14 +105,19 @@ def processor(folder: Path) -> Any:
     config = json.loads((folder / "config.json").read_text())
     cuts = {"crop_to_patches": config["dynamic_image_size"], "max_patches": MOST_TILES}
     colours = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-    side = {"size": {"height": TILE_PX, "width": TILE_PX}}
-    tokens = int((TILE_PX // 3 * config["downsample_ratio"]) ** 2)
+    side = {"size": {"height": side_px, "width": side_px}}
+    tokens = int((side_px // patch_px * config["downsample_ratio"]) ** 2)
     tiles = transformers.GotOcr2ImageProcessorPil(**side, **cuts, **colours)
-    return transformers.TokenizersBackend.from_pretrained(folder), tiles, tokens
+    return transformers.TokenizersBackend.from_pretrained(folder), tiles, tokens, config
 
 
 def inputs(processor: Any, parts: list[str | Image.Image]) -> Any:
-    """Return what the authors' `chat` makes of a message: tiles of each image between two tokens, and a line end."""
+    """Return what the authors' `chat` makes of a message."""
+    return inputs_of(processor, parts, BOS, SYSTEM, "<|im_end|>")
+
+
+def inputs_of(processor: Any, parts: list[str | Image.Image], first: str, system: str, end: str) -> Any:
+    """Return a conversation: tiles of each image between two tokens, and a line end."""
     import torch
 
     tokenizer, tiles, tokens_per_tile = processor
@@ -119,7 +129,7 @@ def inputs(processor: Any, parts: list[str | Image.Image]) -> Any:
         made = tiles(images=[part], return_tensors="pt")["pixel_values"]
         pixels.append(made)
         text += f"{START}{IMAGE * (tokens_per_tile * len(made))}{END}\n"
-    said = f"{BOS}<|im_start|>system\n{SYSTEM}<|im_end|><|im_start|>user\n{text}<|im_end|><|im_start|>assistant\n"
+    said = f"{first}<|im_start|>system\n{system}{end}<|im_start|>user\n{text}{end}<|im_start|>assistant\n"
     ids = tokenizer(said, return_tensors="pt", add_special_tokens=False)["input_ids"]
     return {"input_ids": ids, **({"pixel_values": torch.cat(pixels)} if pixels else {})}
 

@@ -8,7 +8,8 @@ from typing import Any
 from checkpoints import save_model
 from family_qwen2_5_vl import config as qwen2_5_config
 from family_qwen2_5_vl import save_beside_weights, still_processor
-from weight_shapes import Config, Shapes, decoder_shapes, linear_shapes, norm_shapes
+from qwen3_shapes import tower_shapes
+from weight_shapes import Config, Shapes, decoder_shapes
 
 
 def geometries() -> dict[str, Config]:
@@ -57,24 +58,4 @@ def _shapes(config: Config) -> Shapes:
         shapes |= {f"{attention}.{name}_norm.weight": (text["head_dim"],) for name in "qk"}
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (text["vocab_size"], text["hidden_size"])
-    return shapes | _tower_shapes(vision, "model.visual.")
-
-
-def _tower_shapes(vision: Config, prefix: str) -> Shapes:
-    width, inner, patch = vision["hidden_size"], vision["intermediate_size"], vision["patch_size"]
-    shapes: Shapes = {
-        f"{prefix}patch_embed.proj.weight": (width, 3, 2, patch, patch),
-        f"{prefix}patch_embed.proj.bias": (width,),
-        f"{prefix}pos_embed.weight": (vision["num_position_embeddings"], width),
-    }
-    for block in (f"{prefix}blocks.{number}." for number in range(vision["depth"])):
-        shapes |= linear_shapes(f"{block}attn.qkv", 3 * width, width) | linear_shapes(f"{block}attn.proj", width, width)
-        shapes |= linear_shapes(f"{block}mlp.linear_fc1", inner, width)
-        shapes |= linear_shapes(f"{block}mlp.linear_fc2", width, inner)
-        shapes |= norm_shapes(width, f"{block}norm1", f"{block}norm2")
-    mergers = {f"{prefix}merger": width}
-    mergers |= {f"{prefix}deepstack_merger_list.{n}": 4 * width for n in range(len(vision["deepstack_visual_indexes"]))}
-    for merger, normed in mergers.items():
-        shapes |= norm_shapes(normed, f"{merger}.norm") | linear_shapes(f"{merger}.linear_fc1", 4 * width, 4 * width)
-        shapes |= linear_shapes(f"{merger}.linear_fc2", vision["out_hidden_size"], 4 * width)
-    return shapes
+    return shapes | tower_shapes(vision, "model.visual.")

@@ -28,7 +28,7 @@ from serving.models.client import LocalClient
 from serving.protocol import EmbedRequest, ImagePart, JoinedPart, TextPart
 from serving.settings import EngineSettings
 
-FAMILIES = ("gemma3", "internvl", "lfm2_vl", "llava_next", "paligemma", "qwen2_5_vl", "qwen3_vl")
+FAMILIES = ("gemma3", "gemma4", "internvl", "lfm2_vl", "llava_next", "paligemma", "qwen2_5_vl", "qwen3_vl")
 CASES = [(family, "last", "contrib") for family in FAMILIES]
 CASES += [("llava_vlora", "last", "contrib"), ("paligemma", "mean", "portable"), ("qwen2_5_vl", "mean", "portable")]
 SETTINGS = RuntimeSettings(intra_threads=1)

@@ -42,13 +42,15 @@ def rtx() -> Library:
     return open_library("tensorrt-rtx")
 
 
-@pytest.mark.parametrize("kind", ["bert", "vilt"])
+@pytest.mark.parametrize("kind", ["bert", "vilt", "all_in_one"])
 def test_engines_of_cross_encoders_take_texts_up_to_the_models_longest(
-    rtx: Library, kind: str, rerankers: ModuleType, vilt_checkpoint: Path, tmp_path: Path
+    rtx: Library, kind: str, rerankers: ModuleType, all_in_one: ModuleType, vilt_checkpoint: Path, tmp_path: Path
 ) -> None:
     """Prompts of decoders may be longer than a cross-encoder has positions for."""
     if kind == "bert":
         rerankers.save(tmp_path / "checkpoint", kind)
+    if kind == "all_in_one":
+        all_in_one.save(tmp_path / "checkpoint", all_in_one.geometries()["retrieval-three-frames"])
     checkpoint = vilt_checkpoint if kind == "vilt" else tmp_path / "checkpoint"
     export_checkpoint(checkpoint, tmp_path / "bundle", name="tiny", dialect="portable")
     bundle = open_bundle(tmp_path / "bundle")
@@ -71,6 +73,7 @@ def test_engines_of_cross_encoders_take_texts_up_to_the_models_longest(
         ("got_ocr2", "vision_encoder", False),
         ("qwen3_vl", "vision_encoder", False),
         ("llava_gemma2", "decoder", False),
+        ("qwen3_5", "decoder", False),
     ],
 )
 def test_what_the_operators_lack_is_written_otherwise_and_built(
@@ -111,6 +114,7 @@ def test_a_cross_encoders_images_have_sizes_too(vilt_checkpoint: Path, tmp_path:
     [
         ("instructblip", "questions of any length.*ONNX Runtime's CPU"),
         ("mllama", "memory of images.*ONNX Runtime's CPU"),
+        ("donut", "memory of images.*ONNX Runtime's CPU"),
         ("aki", "see one another.*serve the bundle on ONNX Runtime"),
     ],
 )

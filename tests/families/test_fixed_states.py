@@ -18,11 +18,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
-from bundle.directory import Bundle
+from bundle.directory import Bundle, open_bundle
 from bundle.errors import MachineError, QuantizationError, SignatureError, UnsupportedConfigError
 from bundle.image import TileLayout
 from bundle.layouts.mllama import MllamaPrompt
-from bundle.prompt import Prompt, Span
+from bundle.prompt import Prompt, Span, Turn
 from export.exporter import export_checkpoint
 from quant.kv.needs import missing
 from quant.kv_cache.refusals import coded_states
@@ -33,6 +33,7 @@ from runtime.decoder import Decoder, TokenGraphs
 from runtime.feeds import TokenRun
 from runtime.filled_prompt import FilledPrompt
 from runtime.limits import Limits
+from runtime.one_request import VisionLanguageRunner
 from runtime.settings import RuntimeSettings
 from runtime.states import StateBuffers
 from runtime.tensorrt.profiles import profiles_of
@@ -42,7 +43,7 @@ from serving.engine.scheduler import Scheduler
 from serving.engine.sequence import Sequence
 from serving.protocol import SamplingParams
 
-FAMILIES = ("lfm2_vl", "mllama")
+FAMILIES = ("lfm2_vl", "lfm3_vl", "mllama", "qwen3_5")
 # float32 sums in another order, on logits above 10
 TOLERANCE = 1e-3
 CAPACITY, SLOTS = 96, 4
@@ -297,7 +298,10 @@ def remembering(sample_of: Any) -> Bundle:
     return found
 
 
-@pytest.mark.parametrize(("family", "named"), [("lfm2_vl", r"past_conv\.0.*of kind fixed"), ("mllama", "memory")])
+@pytest.mark.parametrize(
+    ("family", "named"),
+    [("lfm2_vl", r"past_conv\.0.*of kind fixed"), ("mllama", "memory"), ("qwen3_5", r"past_conv\.0.*of kind fixed")],
+)
 @pytest.mark.parametrize("option", [{"segments": [1]}, {"length_groups": 2}])
 def test_what_is_for_rows_alone_is_refused_by_the_states_that_have_none(
     sample_of: Any, family: str, named: str, option: dict[str, Any]
@@ -342,3 +346,20 @@ def test_features_that_do_not_fit_the_memory_are_refused(remembering: Bundle) ->
         buffers.fill(0, np.zeros((137, 64), np.float32))
     with pytest.raises(SignatureError, match=r"numbers 48 to 63 .* given are \[9, 50\]"):
         buffers.fill(0, np.zeros((9, 50), np.float32))
+
+
+def test_a_variant_in_float16_leaves_a_recurrence_in_float32(sample_of: Any, tmp_path: Path) -> None:
+    """What it holds is a sum over all tokens; a convolution's last inputs are not."""
+    sample = sample_of("qwen3_5", 0)
+    parent = sample.bundle("portable")
+    options = Options(target="tensorrt")
+    variant = quantize_bundle(parent.directory, tmp_path / "halved", weights="fp16", options=options)
+    kinds = {state.input: state.dtype for state in variant.states}
+    assert (kinds["past_recurrent.0"], kinds["past_conv.0"]) == ("float32", "float16")
+    whole = VisionLanguageRunner(parent, SETTINGS)
+    halved = VisionLanguageRunner(open_bundle(tmp_path / "halved", allow_ungated=True), SETTINGS)
+    prompts = [each.prompt([Turn("user", ("Tell me about a state.",))], []) for each in (whole, halved)]
+    expected, found = (
+        each.answer_logits(prompt, [1, 2, 3]) for each, prompt in zip((whole, halved), prompts, strict=True)
+    )
+    assert np.corrcoef(expected.ravel(), found.ravel())[0, 1] > 0.999

@@ -11,7 +11,7 @@ from export.architectures import load_family
 from export.checkpoint import Checkpoint
 
 
-@pytest.mark.parametrize("family", ["internvl_chat", "wepoints"])
+@pytest.mark.parametrize("family", ["internvl_chat", "internvl_vit", "wepoints"])
 def test_conversations_are_the_authors_and_nothing_else_is_written(family: str, sample_of: Any) -> None:
     sample = sample_of(family, 0)
     directory = sample.bundle().directory

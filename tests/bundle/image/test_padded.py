@@ -92,3 +92,17 @@ def test_the_specification_survives_its_file_and_refuses_a_colour_that_is_none()
     assert ImageSpec.model_validate_json(spec.model_dump_json()) == spec
     with pytest.raises(ValidationError):
         Padded(side_px=8, colour=(0, 0, 256), scales_first=True)
+
+
+@pytest.mark.parametrize("scales_first", [True, False])
+@pytest.mark.parametrize("size", [(60, 20), (15, 45), (28, 28), (31, 90)])
+def test_boxes_lie_in_the_square_where_the_image_does(scales_first: bool, size: tuple[int, int]) -> None:
+    geometry = Padded(side_px=96, colour=(0, 0, 0), scales_first=scales_first)
+    box, image = (0.25, 0.5, 0.75, 1.0), Image.new("RGB", size, (255, 255, 255))
+    left, top, right, bottom = (round(share * 96) for share in geometry.placed(box, *size))
+    (square,) = geometry.tiles(image, Image.Resampling.NEAREST)
+    lit = np.asarray(square)[..., 0] > 0
+    rows, columns = np.flatnonzero(lit.any(axis=1)), np.flatnonzero(lit.any(axis=0))
+    width, height = len(columns), len(rows)
+    wanted = columns[0] + width / 4, rows[0] + height / 2, columns[0] + width * 3 / 4, rows[0] + height
+    np.testing.assert_allclose((left, top, right, bottom), wanted, atol=1.6)

@@ -13,6 +13,7 @@ from bundle.image.bounded import Bounded
 from bundle.image.canvas import Canvas
 from bundle.image.fixed import Fixed
 from bundle.image.geometry import Geometry
+from bundle.image.longest_edge import LongestEdge
 from bundle.image.most_patches import MostPatches
 from bundle.image.shortest_edge import ShortestEdge
 from bundle.image.split_area import SplitArea
@@ -21,6 +22,7 @@ FREE: dict[str, Geometry] = {
     "area": Area(step_px=8, least_px=256, most_px=4096),
     "growing area": Area(step_px=28, least_px=784, most_px=100_000, grows=True),
     "most patches": MostPatches(patch_px=4, most_patches=60),
+    "longest edge": LongestEdge(longest_px=92, step_px=12),
     "canvas": Canvas(tile_px=16, most_tiles=4),
     "bounded": Bounded(shortest_px=20, longest_px=50, splits=True),
     "shortest edge": ShortestEdge(shortest_px=32, longest_px=56, step_px=8),

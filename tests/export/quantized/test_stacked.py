@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from bundle.errors import CheckpointError, UnsupportedConfigError
 from export.checkpoint import StoredTensor, read_header
 from export.decoders.llama import Llama
-from export.quantized.packed_projections import PackedProjections
+from export.quantized.packed_projections import PackedProjections, by_shared_heads
 from export.quantized.stacked_experts import StackedExperts
 
 HEADS = Llama.read({"hidden_size": 24, "num_attention_heads": 6, "num_key_value_heads": 2}).config
@@ -52,7 +52,9 @@ def test_experts_in_bytes_are_refused_when_they_are_read(tmp_path: Path) -> None
 def test_heads_that_share_a_key_stand_before_it(tmp_path: Path, kind: str) -> None:
     numbers = np.arange(2 * 5 * 4, dtype=np.float32)
     packed = {f"a.wqkv{kind}.weight": np.tile(numbers[:, None], (1, 24)), f"a.wqkv{kind}.bias": numbers}
-    found = PackedProjections(HEADS).restored(stored(tmp_path, **packed), set())
+    found = PackedProjections({f"wqkv{kind}": by_shared_heads(HEADS, kind) for kind in ("", "_ve")}).restored(
+        stored(tmp_path, **packed), set()
+    )
     groups = numbers.reshape(2, 5, 4)
     expected = {"q": groups[:, :3], "k": groups[:, 3], "v": groups[:, 4]}
     for part, rows in expected.items():
@@ -64,5 +66,5 @@ def test_heads_that_share_a_key_stand_before_it(tmp_path: Path, kind: str) -> No
 
 def test_heads_of_another_number_are_named(tmp_path: Path) -> None:
     tensors = stored(tmp_path, **{"a.wqkv.weight": np.zeros((40, 24), np.float32)})
-    with pytest.raises(CheckpointError, match=r"a\.wqkv\.weight has 40 rows; the config's heads want 72"):
-        PackedProjections(replace(HEADS, num_kv_heads=6)).restored(tensors, set())
+    with pytest.raises(CheckpointError, match=r"a\.wqkv\.weight has 40 rows; q_proj, k_proj, v_proj in it want 72"):
+        PackedProjections({"wqkv": by_shared_heads(replace(HEADS, num_kv_heads=6))}).restored(tensors, set())

@@ -42,13 +42,18 @@ CAPTIONS = [Captioned(seed) for seed in range(8)]
 
 @pytest.fixture(scope="module")
 def bundles(
-    rerankers: ModuleType, vilt_checkpoint: Path, bridgetower_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+    rerankers: ModuleType,
+    all_in_one: ModuleType,
+    vilt_checkpoint: Path,
+    bridgetower_checkpoint: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pairs")
+    all_in_one.save(folder / "all_in_one-checkpoint", all_in_one.geometries()["retrieval-three-frames"])
     rerankers.save(folder / "bert-checkpoint", "bert")
     rerankers.save(folder / "modernbert-checkpoint", "modernbert")
     checkpoints = {"vilt": vilt_checkpoint, "bridgetower": bridgetower_checkpoint}
-    checkpoints |= {name: folder / f"{name}-checkpoint" for name in ("bert", "modernbert")}
+    checkpoints |= {name: folder / f"{name}-checkpoint" for name in ("bert", "modernbert", "all_in_one")}
     for name, checkpoint in checkpoints.items():
         export_checkpoint(checkpoint, folder / name, name=f"tiny-{name}")
     return {name: folder / name for name in checkpoints}
@@ -57,7 +62,7 @@ def bundles(
 EVALUATION = Evaluation(captions=CAPTIONS, passages=PASSAGES, source="tiny", no_accuracy="they are few")
 
 
-@pytest.mark.parametrize("name", ["bert", "modernbert", "vilt", "bridgetower"])
+@pytest.mark.parametrize("name", ["bert", "modernbert", "vilt", "bridgetower", "all_in_one"])
 def test_int8_keeps_order_and_scores(name: str, bundles: dict[str, Path], tmp_path: Path) -> None:
     manifest = quantize_bundle(bundles[name], tmp_path / "int8", weights="int8", evaluation=EVALUATION)
     gates = {gate.name: gate for gate in manifest.gates}

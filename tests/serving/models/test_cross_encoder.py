@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +21,7 @@ from serving.api.app import create_app
 from serving.models.cards import card_of
 from serving.models.client import LocalClient
 from serving.models.cross_encoder import CrossEncoderModel
-from serving.protocol import EmbedRequest, ImagePart, ScoreRequest, TextPart, TokenizeRequest
+from serving.protocol import EmbedRequest, ImagePart, JoinedPart, ScoreRequest, TextPart, TokenizeRequest
 from serving.settings import ApiSettings, EngineSettings
 
 SETTINGS = EngineSettings(max_sequences=2, max_waiting=4, intra_threads=1, vision_batch_tiles=3)
@@ -192,3 +193,51 @@ def test_texts_are_reranked_over_http(text_bundle: Path, text_model: CrossEncode
 def test_a_benchmark_of_answers_and_vectors_refuses_it(vilt_bundle: Path) -> None:
     with pytest.raises(SettingsError, match="tiny-vilt scores pairs"):
         run_benchmark(vilt_bundle)
+
+
+@pytest.fixture(scope="module")
+def video_bundle(all_in_one: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("all_in_one")
+    all_in_one.save(folder / "checkpoint", all_in_one.geometries()["retrieval-three-frames"])
+    export_checkpoint(folder / "checkpoint", folder / "bundle", name="tiny-videos")
+    return folder / "bundle"
+
+
+def test_frames_of_a_video_are_read_beside_a_text(video_bundle: Path, pool: Any, image_bytes: Any) -> None:
+    model = CrossEncoderModel(open_bundle(video_bundle), SETTINGS, pool)
+    model.start()
+    frames = [ImagePart(image_bytes(number)) for number in range(9)]
+    still, three = JoinedPart((frames[1],) * 3), JoinedPart((frames[1], frames[4], frames[7]))
+
+    def score(*pairs: tuple[Any, Any]) -> Any:
+        return asyncio.run(asyncio.wait_for(model.score(ScoreRequest("r", "m", pairs)), 60)).scores
+
+    text = TextPart("a cat")
+    try:
+        found = score((text, three), (JoinedPart(tuple(frames)), text), (text, frames[1]), (text, still))
+        np.testing.assert_allclose(found[[0, 2]], found[[1, 3]], atol=ATOL)  # the middles of three stretches; a still
+        assert abs(found[0] - found[2]) > ATOL
+        np.testing.assert_allclose(score((text, three)), found[:1], atol=ATOL)
+        with pytest.raises(ParameterError, match="the other an image, or the frames of a video in order"):
+            score((text, JoinedPart((frames[0], text))))
+        with pytest.raises(ParameterError, match="a pair of a text and a text"):
+            score((text, text))
+    finally:
+        model.close()
+
+
+def test_a_request_puts_videos_in_order_and_answers_a_multiple_choice(video_bundle: Path, image_bytes: Any) -> None:
+    urls = [f"data:image/png;base64,{base64.b64encode(image_bytes(number)).decode()}" for number in range(3)]
+    shown = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+
+    async def main() -> tuple[Any, Any]:
+        async with LocalClient([video_bundle], SETTINGS) as client:
+            transport = httpx.ASGITransport(create_app(client, ApiSettings()))
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+                ranked = {"query": "a cat", "documents": [{"content": shown}, shown[0]]}
+                asked = {"text_1": {"content": shown}, "text_2": ["it runs", "it sits"]}
+                return await http.post("/v1/rerank", json=ranked), await http.post("/v1/score", json=asked)
+
+    ranked, scored = asyncio.run(asyncio.wait_for(main(), 60))
+    assert sorted(each["index"] for each in ranked.json()["results"]) == [0, 1]
+    assert len({each["score"] for each in scored.json()["data"]}) == 2

@@ -79,9 +79,9 @@ def test_concurrent_requests_share_batches_and_get_their_own_vectors(model, imag
     requests = [inputs(*(f"text {i} " * (i % 4 + 1) for i in range(n)), image_bytes(n)) for n in range(1, 7)]
     batches, encode = [], embedding.encode_texts
 
-    def counted(session: object, rows: list[TextBatch], dims: object) -> object:
+    def counted(session: object, rows: list[TextBatch], dims: object, **told: object) -> object:
         batches.append(sum(len(row.input_ids) for row in rows))
-        return encode(session, rows, dims)
+        return encode(session, rows, dims, **told)
 
     monkeypatch.setattr(embedding, "encode_texts", counted)
 
