@@ -280,8 +280,11 @@ class Contrib(Dialect):
                 f"{_GROUP_QUERY_HEAD_MULTIPLE}, so the contrib dialect cannot express this decoder"
             )
         last_rows, longest, *masks = lengths.values
-        added = [*masks, *([] if bias is None else [bias])]
-        added = added if len(added) < 2 else [op.Add(*added)]
+        if masks and bias is not None:
+            raise UnsupportedConfigError(
+                "a bias on scores beside attention that looks forward is not built: graphs for steps drop what is added"
+            )
+        added = masks if bias is None else [bias]
         attended, present_key, present_value = op.GroupQueryAttention(
             query,
             key,
