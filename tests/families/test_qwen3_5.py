@@ -20,7 +20,7 @@ from bundle.errors import CheckpointError, UnknownArchitectureError, Unsupported
 from bundle.prompt import Turn
 from export.architectures import load_family
 from export.exporter import export_checkpoint
-from export.nn.dialect import DIALECTS
+from export.nn.dialects import DIALECTS
 from export.nn.recurrence import DeltaHeads, DeltaTokens
 from quant.quantizer import quantize_bundle
 from runtime.one_request import VisionLanguageRunner
