@@ -25,6 +25,7 @@ PROBED_ROLES = (("user",), ("system", "user"), ("user", "assistant", "user"))
 """Conversations that a template is tried on: some want a system message, or an answer, before they render at all."""
 _PROBE = "20480 4096"
 """No letters: a template may change their case."""
+_CALL_IN_JSON = re.compile(rf"{re.escape(CALL_START)}\s*\{{")
 _PRINTED_PARTS = re.compile(r"""['"]type['"]: ?['"]text['"]""", re.IGNORECASE)
 """A part that was printed as Python or JSON."""
 _PROBE_TOOL = Tool("n31", "d37", '{"type": "object", "properties": {}}')
@@ -120,7 +121,10 @@ class ChatTemplate:
         return not any(_PROBE in text for text in self._probed(_PROBE))
 
     def _tells_tools(self) -> bool:
-        """Return whether functions, a call and its result come out, with the mark of calls."""
+        """Return whether functions, a call and its result come out, with the mark of calls, and JSON behind it.
+
+        Qwen3.5's template writes the same mark with functions and parameters in tags behind it.
+        """
 
         def content(text: str) -> Any:
             return text if self.content == "string" else [{"type": "text", "text": text}]
@@ -134,7 +138,7 @@ class ChatTemplate:
             text = self._rendered(messages, True, _PROBE_STEPS, [tool_value(_PROBE_TOOL, str)])
         except (*_REFUSED, TemplateBudgetError, MemoryError):
             return False
-        return all(each in text for each in (CALL_START, "n31", "d37", "n41", "r47"))
+        return all(each in text for each in ("n31", "d37", "n41", "r47")) and bool(_CALL_IN_JSON.search(text))
 
     def _probed(self, content: Any) -> Iterator[str]:
         """Yield what conversations of this content give, without those that the template refuses."""

@@ -456,6 +456,7 @@ def _dual_dims(
         prompt_template=family.prompt_template,
         data_experts=family.data_experts,
         regions=family.regions,
+        replaced_tokens=family.replaced_tokens,
     )
 
 

@@ -275,16 +275,21 @@ def save_clip(folder: Path, config: Config | None = None) -> None:
 
 
 def save_llava(
-    folder: Path, config: Config | None = None, decoder: Shapes | None = None, *, pads: bool = False
+    folder: Path,
+    config: Config | None = None,
+    decoder: Shapes | None = None,
+    *,
+    pads: bool = False,
+    more: Shapes | None = None,
 ) -> None:
     """Write a whole LLaVA checkpoint into `folder`, in float32; `decoder` as `llava_shapes` takes it.
 
-    With `pads`, images are padded to squares.
+    With `pads`, images are padded to squares; `more` are weights beside LLaVA's.
     """
     config = config or llava_config()
     vision = config["vision_config"]
     is_clip = vision["model_type"] == "clip_vision_model"
-    save_model(folder, config, llava_shapes(config, decoder))
+    save_model(folder, config, llava_shapes(config, decoder) | (more or {}))
     write_json(folder / "generation_config.json", CONTROL_IDS)
     save_processor(
         folder,

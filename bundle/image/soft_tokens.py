@@ -19,11 +19,13 @@ class SoftTokens(Geometry):
     Attributes:
         step_px: Side of the square of pixels that one token stands for.
         most_tokens: Of an image.
+        frame_tokens: Of a video's frame, where the model has tokens of its own for those; None: frames are images.
     """
 
     kind: Literal["soft tokens"] = "soft tokens"
     step_px: int = Field(gt=0, le=512)
     most_tokens: int = Field(gt=0, le=1 << 14)
+    frame_tokens: int | None = Field(default=None, gt=0, le=1 << 14)
 
     @property
     def tile_size_px(self) -> tuple[int, int]:
@@ -48,26 +50,39 @@ class SoftTokens(Geometry):
         height, width = self.tile_size_px
         return Fixed(height_px=height, width_px=width)
 
+    def of_video(self, num_frames: int, width_px: int, height_px: int) -> Fixed | None:
+        """Return the geometry of a video's frames, which keep their shape; None: they have no tokens of their own."""
+        if self.frame_tokens is None:
+            return None
+        height, width = self._sides_px(width_px, height_px, self.frame_tokens)
+        return Fixed(height_px=height, width_px=width)
+
     def within(self, most_px: int) -> SoftTokens:
         """Return the geometry with images of so many pixels at most.
 
         Raises:
             ValueError: That is less than a token's square.
         """
-        most = min(most_px // self.step_px**2, self.most_tokens)
-        return SoftTokens.model_validate({**self.model_dump(), "most_tokens": most})
+        bound = most_px // self.step_px**2
+        of_frame = None if self.frame_tokens is None else min(bound, self.frame_tokens)
+        changes = {"most_tokens": min(bound, self.most_tokens), "frame_tokens": of_frame}
+        return SoftTokens.model_validate({**self.model_dump(), **changes})
 
     def layout(self, width_px: int, height_px: int) -> TileLayout:
         """Return the size that an image is scaled to; it is never cut."""
-        scale = math.sqrt(self.most_tokens * self.step_px**2 / (width_px * height_px))
-        rows, cols = (math.floor(scale * side / self.step_px) for side in (height_px, width_px))
-        if rows == 0:
-            rows, cols = 1, min(width_px // height_px, self.most_tokens)
-        elif cols == 0:
-            rows, cols = min(height_px // width_px, self.most_tokens), 1
-        return TileLayout(whole_px=(rows * self.step_px, max(cols, 1) * self.step_px))
+        return TileLayout(whole_px=self._sides_px(width_px, height_px, self.most_tokens))
 
     def tiles(self, image: Image.Image, resample: Image.Resampling) -> list[Image.Image]:
         """Return the scaled image."""
         height, width = self.layout(*image.size).whole_px or self.tile_size_px
         return [resized(image, (width, height), resample)]
+
+    def _sides_px(self, width_px: int, height_px: int, most_tokens: int) -> tuple[int, int]:
+        """Return (height, width) in whole steps, of so many tokens at most."""
+        scale = math.sqrt(most_tokens * self.step_px**2 / (width_px * height_px))
+        rows, cols = (math.floor(scale * side / self.step_px) for side in (height_px, width_px))
+        if rows == 0:
+            rows, cols = 1, min(width_px // height_px, most_tokens)
+        elif cols == 0:
+            rows, cols = min(height_px // width_px, most_tokens), 1
+        return rows * self.step_px, max(cols, 1) * self.step_px

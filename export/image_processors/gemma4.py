@@ -30,5 +30,6 @@ GEMMA4 = ImageProcessor(
         "size": None,  # images are scaled by their tokens
     },
     _soft_tokens,
+    without_effect=frozenset({"image_seq_length"}),  # the most tokens, once more
     colours=_colours,
 )

@@ -14,6 +14,7 @@ from onnxscript import OpBuilder
 from bundle.errors import UnsupportedConfigError
 from bundle.image import ImageSpec, SoftTokens
 from bundle.layouts.gemma4 import Gemma4Prompt
+from bundle.layouts.video_tokens import VideoTokens
 from export.config import Raw, sub_config
 from export.decoders.gemma4_text import Gemma4Text
 from export.family import Family
@@ -32,6 +33,9 @@ _DEFAULTS: Raw = {
     "audio_token_id": 258_881,
     "video_token_id": 258_884,
 }
+_VIDEO = "<|video|>"
+_VIDEO_DEFAULTS: Raw = {"patch_size": 16, "pooling_kernel_size": 3, "max_soft_tokens": 70}
+"""Of transformers' Gemma4VideoProcessor."""
 _MEDIA = ("image_token_id", "audio_token_id", "video_token_id")
 """Tokens that stand for what tables do not hold: padding is looked up in their place."""
 
@@ -167,4 +171,36 @@ class Gemma4(VisionLanguage):
             start_token=start,
             end_token=end,
             step_px=self._unit_px,
+            video=self._video_tokens(found, (start, end)),
         )
+
+    def with_frames(self, spec: ImageSpec, settings: Raw, source: str) -> ImageSpec:
+        """Return the preprocessing with that of a video's frames, of fewer tokens than an image.
+
+        Raises:
+            UnsupportedConfigError: Frames of other patches than images.
+        """
+        if self.embedding is not None or not isinstance(spec.geometry, SoftTokens):
+            return spec
+        own = {**_VIDEO_DEFAULTS, **({} if "image_processor_type" in settings else settings)}
+        if own["patch_size"] * own["pooling_kernel_size"] != self._unit_px:
+            raise UnsupportedConfigError(
+                f"{source}: patch_size {own['patch_size']} with pooling_kernel_size {own['pooling_kernel_size']}, "
+                f"where images have squares of {self._unit_px} pixels; frames and images go through one tower"
+            )
+        geometry = spec.geometry.model_copy(update={"frame_tokens": int(own["max_soft_tokens"])})
+        return spec.model_copy(update={"geometry": geometry})
+
+    def _video_tokens(self, found: FoundProcessor, around: tuple[str, str]) -> VideoTokens | None:
+        """Return the tokens of videos; None where frames are images."""
+        geometry, token = found.spec.geometry, found.token("video_token", _VIDEO)
+        has_frames = isinstance(geometry, SoftTokens) and geometry.frame_tokens is not None
+        if not has_frames or token not in found.vocabulary.ids:
+            return None
+        token_id = found.vocabulary.id_of(token, "the video token")
+        if token_id != self.config["video_token_id"]:
+            raise UnsupportedConfigError(
+                f"config.json: video_token_id {self.config['video_token_id']}, but tokenizer.json gives {token!r} the "
+                f"id {token_id}"
+            )
+        return VideoTokens(token=token, token_id=token_id, num_frames=1, start_token=around[0], end_token=around[1])

@@ -20,10 +20,12 @@ from export.found_processor import FoundProcessor
 from export.models.llava_next import LlavaNext
 from export.nn.dialect import Dialect
 from export.nn.module import Module, ModuleList, Weight
+from export.quantized.method import QuantizationMethod
+from export.quantized.packed_projections import PackedProjections, one_after_another
 from export.towers.clip import ClipTower
 from export.towers.siglip import SiglipTower
 
-_CORNERS = 4
+_CORNERS, _HYBRID = 4, "granitemoehybrid"
 _HEAD_SIZE = 64
 """Of the Q-Formers, whatever their config says (transformers, `Granite4VisionConfig`)."""
 _TARGETS = (12, 15, 18, 21)
@@ -99,6 +101,24 @@ class _Vision(Module):
         return op.Expand([0.0], op.Shape(next(iter(found.values()))))
 
 
+def _dense(text: Raw) -> Raw:
+    """Return a text config as Granite's, where it is a hybrid's of which all layers are attention (Granite 4.0 Micro).
+
+    Raises:
+        UnsupportedConfigError: It has recurrent layers, experts, or no rotary embedding.
+    """
+    if text["model_type"] != _HYBRID:
+        return text
+    kinds = set(text.get("layer_types") or text.get("layers_block_type") or ["mamba"])
+    stated = {name: text.get(name) for name in ("num_local_experts", "position_embedding_type")}
+    if kinds - {"attention", "full_attention"} or stated != {"num_local_experts": 0, "position_embedding_type": "rope"}:
+        raise UnsupportedConfigError(
+            f"text_config.model_type {_HYBRID} with layers of the kinds {', '.join(sorted(kinds))} and {stated}: built "
+            "are layers of attention alone, 0 experts and rope; Mamba2 is not"
+        )
+    return {**text, "model_type": "granite4_vision_text", "intermediate_size": text["shared_intermediate_size"]}
+
+
 def deep_of(ways: Sequence[_Way]) -> list[int]:
     """Return the decoder's layers that take features, in order, but for the first, whose are its embeddings."""
     return sorted(way.target for way in ways if way.target)
@@ -115,6 +135,8 @@ class Granite4Vision(LlavaNext):
     renames: ClassVar[tuple[tuple[str, str], ...]] = (
         *LlavaNext.renames,
         (r"^(layerwise_projectors|spatial_projectors)\.", r"model.\1."),
+        (r"^(model\.language_model\..*)\.shared_mlp\.output_linear\.", r"\1.mlp.down_proj."),
+        (r"^(model\.language_model\..*)\.shared_mlp\.", r"\1.mlp."),
     )
 
     def __init__(self, config: Raw) -> None:
@@ -167,7 +189,7 @@ class Granite4Vision(LlavaNext):
     @property
     def text_config(self) -> Raw:
         """The decoder's part of the config, with the layers behind which features are added."""
-        return {**super().text_config, DEEP_LAYERS: [target - 1 for target in deep_of(self._ways)]}
+        return {**_dense(super().text_config), DEEP_LAYERS: [target - 1 for target in deep_of(self._ways)]}
 
     @property
     def tokens_per_tile(self) -> int:
@@ -178,6 +200,13 @@ class Granite4Vision(LlavaNext):
     def feature_size(self) -> int:
         """Width of a row of features: D for embeddings, and D for each further layer that takes some."""
         return int(self.decoder.config.hidden_size * (1 + len(deep_of(self._ways))))
+
+    def stored_weights(self) -> QuantizationMethod:
+        """Return how the checkpoint stores its weights: a hybrid's feed-forward has two matrices in one."""
+        if self.config.get("quantization_config") is not None:
+            return super().stored_weights()
+        inner = self.decoder.config.intermediate_size
+        return PackedProjections({"mlp.input_linear": one_after_another(gate_proj=inner, up_proj=inner)})
 
     def vision(self, dialect: Dialect) -> Module:
         """Return tower, Q-Formers and the row that ends a line."""

@@ -15,6 +15,7 @@ from export.nn.linear import Linear, activation
 from export.nn.module import Module, Weight
 from export.nn.norms import RMSNorm
 from export.nn.recurrence import DeltaHeads, DeltaTokens
+from export.nn.short_convolution import Taps, last_inputs, shifted_sum
 
 _LENGTH_EPS = 1e-6
 """Added to the square of the length by which queries and keys are divided (transformers, `l2norm`)."""
@@ -48,7 +49,7 @@ class GatedDeltaNet(Module):
         self.in_proj_z = Linear(size, heads.values_width, rows=None, bias=False)
         self.in_proj_b = Linear(size, heads.num_values, rows=None, role="gate", bias=False)
         self.in_proj_a = Linear(size, heads.num_values, rows=None, role="gate", bias=False)
-        self.kernels = Weight(heads.mixed_width, 1, taps, name="conv1d.weight")
+        self.kernel = Taps(taps, heads.mixed_width, name="conv1d.weight")
         self.dt_bias = Weight(heads.num_values)
         self.rate = _Decay(heads.num_values, name="rate", source="A_log")
         self.norm = RMSNorm(heads.value_size, config.rms_norm_eps, dialect)
@@ -61,17 +62,17 @@ class GatedDeltaNet(Module):
         self, op: OpBuilder, x: ir.Value, before: ir.Value, memory: ir.Value
     ) -> tuple[ir.Value, tuple[ir.Value, ir.Value]]:
         """Return [B, T, D] of x [B, T, D], and both states behind it."""
-        heads, recurrence = self.heads, self.dialect.recurrence
-        mixed, last = recurrence.convolved(op, self.in_proj_qkv(op, x), self.kernels, before, self.taps)
+        heads, inputs = self.heads, op.Concat(before, self.in_proj_qkv(op, x), axis=1)
+        mixed = activation(op, "silu", shifted_sum(op, inputs, self.kernel, self.taps))
         both, value = op.Split(mixed, [2 * heads.keys_width, heads.values_width], axis=2, _outputs=2)
         query, key = op.Split(self._unit(op, both), axis=2, num_outputs=2, _outputs=2)
         decay = op.Mul(op.Softplus(op.Add(self.in_proj_a(op, x), self.dt_bias)), self.rate)
         update = op.Sigmoid(self.in_proj_b(op, x))
         tokens = DeltaTokens(query, key, value, decay, update)
-        made, after = recurrence.delta_rule(op, tokens, memory, heads)
+        made, after = self.dialect.recurrence.delta_rule(op, tokens, memory, heads)
         normed = self.norm(op, op.Reshape(made, [0, 0, heads.num_values, heads.value_size]))
         gated = op.Mul(op.Reshape(normed, [0, 0, heads.values_width]), activation(op, "silu", self.in_proj_z(op, x)))
-        return self.out_proj(op, gated), (last, after)
+        return self.out_proj(op, gated), (last_inputs(op, inputs, self.taps), after)
 
     def _unit(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         """Return x [B, T, heads*C], each head divided by its length: by its mean square, and by what C makes of it."""

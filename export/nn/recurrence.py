@@ -1,4 +1,4 @@
-"""What layers that carry a state of fixed size are made of, in operators or in standard ones.
+"""A gated delta rule in ONNX Runtime's operator or in standard ones.
 
 Yang et al., "Gated Delta Networks" (arXiv 2412.06464): a token forgets a part of what a head's state holds, reads what
 the rest says of its key, and writes the difference to its value:
@@ -18,8 +18,6 @@ from onnxscript import OpBuilder
 
 from export.nn.scanned import DeltaChunks, chunked_delta_rule
 from graphs.store import CONTRIB
-
-_TO_THE_END = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -74,21 +72,7 @@ class DeltaTokens:
 
 
 class Recurrence(ABC):
-    """One way to write them; every dialect has one."""
-
-    @abstractmethod
-    def convolved(
-        self, op: OpBuilder, x: ir.Value, weight: ir.Value, before: ir.Value, taps: int
-    ) -> tuple[ir.Value, ir.Value]:
-        """Return silu of a depthwise causal convolution [B, T, N], and its last inputs.
-
-        Args:
-            op: The builder.
-            x: [B, T, N].
-            weight: [N, 1, taps].
-            before: [B, taps - 1, N] inputs before x.
-            taps: Tokens that it spans.
-        """
+    """One way to write it; every dialect has one."""
 
     @abstractmethod
     def delta_rule(
@@ -105,16 +89,7 @@ class Recurrence(ABC):
 
 
 class ByOperators(Recurrence):
-    """ONNX Runtime's own: CausalConvWithState and LinearAttention."""
-
-    def convolved(
-        self, op: OpBuilder, x: ir.Value, weight: ir.Value, before: ir.Value, taps: int
-    ) -> tuple[ir.Value, ir.Value]:
-        """Return both of com.microsoft.CausalConvWithState, tokens before channels."""
-        made, state = op.CausalConvWithState(
-            x, weight, None, before, activation="silu", channels_last=1, ndim=1, _domain=CONTRIB, _version=1, _outputs=2
-        )
-        return made, state
+    """ONNX Runtime's own LinearAttention."""
 
     def delta_rule(
         self, op: OpBuilder, tokens: DeltaTokens, state: ir.Value, heads: DeltaHeads
@@ -139,19 +114,7 @@ class ByOperators(Recurrence):
 
 
 class ByScan(Recurrence):
-    """Standard operators: shifted rows, and a Scan over chunks of tokens."""
-
-    def convolved(
-        self, op: OpBuilder, x: ir.Value, weight: ir.Value, before: ir.Value, taps: int
-    ) -> tuple[ir.Value, ir.Value]:
-        """Return a sum of shifted rows: a Conv would want channels before tokens."""
-        inputs, of_taps = op.Concat(before, x, axis=1), op.Transpose(weight, perm=[2, 1, 0])
-        summed = None
-        for tap in range(taps):
-            shifted = op.Slice(inputs, [tap], [tap - taps + 1 or _TO_THE_END], [1])
-            part = op.Mul(shifted, op.Gather(of_taps, tap, axis=0))
-            summed = part if summed is None else op.Add(summed, part)
-        return op.Mul(summed, op.Sigmoid(summed)), op.Slice(inputs, [1 - taps], [_TO_THE_END], [1])
+    """Standard operators: a Scan over chunks of tokens."""
 
     def delta_rule(
         self, op: OpBuilder, tokens: DeltaTokens, state: ir.Value, heads: DeltaHeads

@@ -91,7 +91,7 @@ def written_by(graph: ir.Graph, states: Sequence[State]) -> list[Written]:
         if (node.domain, node.op_type) == (CONTRIB, ATTENTION):
             for at, past_at in _STATES:
                 value, past = node.inputs[at], node.inputs[past_at]
-                if past is not None and past.name not in by_input:
+                if past is not None and not past.is_graph_input():
                     raise QuantizationError(
                         f"{node.outputs[0].name} of {graph.name} reads {past.name}, which is another layer's; codes "
                         "are built for caches that one layer reads. Leave --kv-cache out"

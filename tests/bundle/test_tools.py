@@ -58,6 +58,10 @@ PLAIN = (
     "{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# The shape of Qwen3.5's: functions and parameters in tags
+TAGGED = NATIVE.replace('{"name": ..., "arguments": ...}', "<function=NAME>...</function>").replace(
+    '{"name": "\' + call.function.name + \'", "arguments": ', "<function=' + call.function.name + '>"
+)
 LLAMA_LIKE = PLAIN.replace("{% for", "{{ tools | tojson if tools else '' }}{% for", 1)
 TURNS = (
     Turn("system", ("Be brief.",)),
@@ -91,7 +95,9 @@ def _text(builder: PromptBuilder, turns: Sequence[Turn], tools: Sequence[Tool], 
 
 
 @pytest.mark.parametrize(
-    ("template", "has_tools"), [(NATIVE, True), (PLAIN, False), (LLAMA_LIKE, False)], ids=["native", "plain", "llama"]
+    ("template", "has_tools"),
+    [(NATIVE, True), (PLAIN, False), (LLAMA_LIKE, False), (TAGGED, False)],
+    ids=["native", "plain", "llama", "tagged"],
 )
 def test_template_that_tells_of_functions_with_our_mark_is_known(template: str, has_tools: bool) -> None:
     assert ChatTemplate(template, {}).has_tools is has_tools

@@ -26,9 +26,11 @@ CONTROL = [PAD, BOS, EOS, START, END, IMAGE, AUDIO, VIDEO, "<|audio>", "<audio|>
 MEDIA_IDS = {"image_token_id": 261, "audio_token_id": 262, "video_token_id": 263}
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|turn>{{ message.role }}\n"
-    "{% for part in message.content %}{% if part.type == 'image' %}<|image|>{% else %}{{ part.text | trim }}"
-    "{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}<|turn>model\n{% endif %}"
+    "{% for part in message.content %}{% if part.type == 'image' %}<|image|>{% elif part.type == 'video' %}<|video|>"
+    "{% else %}{{ part.text | trim }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|turn>model\n{% endif %}"
 )
+FRAME_TOKENS = 30
 _TABLE_SCALE = 0.04
 _BRANCH_SCALE = 0.1
 """Of what three branches a layer add, for rounding errors not to grow from layer to layer."""
@@ -144,7 +146,9 @@ def save(folder: Path, config: Config) -> None:
         "image_mean": [0.0] * 3,
         "image_std": [1.0] * 3,
     }
-    save_processor(folder, "Gemma4Processor", images, image_seq_length=70)
+    sizes = {key: images[key] for key in ("patch_size", "pooling_kernel_size")}
+    video = {"video_processor_type": "Gemma4VideoProcessor", "max_soft_tokens": FRAME_TOKENS, **sizes}
+    save_processor(folder, "Gemma4Processor", images, image_seq_length=70, video_processor=video)
     named = {"boi_token": START, "eoi_token": END, "image_token": IMAGE, "audio_token": AUDIO}
     around = {"boa_token": "<|audio>", "eoa_token": "<audio|>"}
     save_byte_tokenizer(folder, CONTROL, extra_special_tokens={**named, **around}, **NAMED)

@@ -160,6 +160,8 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("video_llama_3", CONFIG, {"text_config": {"model_type": "qwen3"}}, "model_type is 'qwen3'; only 'qwen2'"),
     ("video_llama_3", CONFIG, {"vision_config": {"rope_parameters": {"rope_type": "default"}}}, "only 'axial'"),
     ("video_llama_3", PROCESSOR, {"image_processor": {"patch_size": 14}}, "squares of 8 pixels"),
+    ("vipllava", CONFIG, {"vision_config": {"model_type": "siglip_vision_model"}}, "only 'clip_vision_model'"),
+    ("vipllava", CONFIG, {"vision_feature_layers": [-2, 9]}, "hidden states -5 to 4"),
     ("wepoints", CONFIG, {"llm_config": {"model_type": "phi"}}, "'phi': the decoders built are qwen2 and qwen3"),
     ("llava_linear", CONFIG, {"mm_projector_type": "mlp3x_gelu"}, "'mlp3x_gelu'.*mlp2x_gelu, linear and"),
     ("llava_onevision", CONFIG, {"vision_aspect_ratio": "anyres"}, "vision_aspect_ratio is 'anyres' in config.json"),

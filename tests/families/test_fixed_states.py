@@ -298,7 +298,10 @@ def remembering(sample_of: Any) -> Bundle:
     return found
 
 
-@pytest.mark.parametrize(("family", "named"), [("lfm2_vl", r"past_conv\.0.*of kind fixed"), ("mllama", "memory")])
+@pytest.mark.parametrize(
+    ("family", "named"),
+    [("lfm2_vl", r"past_conv\.0.*of kind fixed"), ("mllama", "memory"), ("qwen3_5", r"past_conv\.0.*of kind fixed")],
+)
 @pytest.mark.parametrize("option", [{"segments": [1]}, {"length_groups": 2}])
 def test_what_is_for_rows_alone_is_refused_by_the_states_that_have_none(
     sample_of: Any, family: str, named: str, option: dict[str, Any]

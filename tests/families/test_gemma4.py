@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 from bundle.directory import Bundle, open_bundle
 from bundle.errors import CheckpointError, QuantizationError, UnsupportedConfigError
 from bundle.image import PREPROCESSOR, Area, ImageSpec, SoftTokens
-from bundle.prompt import Placeholder, Turn
+from bundle.prompt import Placeholder, PromptBuilder, Turn
 from export.architectures import load_family
 from export.exporter import export_checkpoint
 from export.vision_language import VisionLanguage
@@ -30,6 +30,9 @@ from graphs.store import open_graph
 from quant.planning.draft import Options
 from quant.quantizer import quantize_bundle
 from quant.samples.built_in import built_in_samples
+from runtime.encoder import open_encoder
+from runtime.encoders import encode_images
+from runtime.filled_prompt import FilledPrompt
 from runtime.one_request import VisionLanguageRunner
 from runtime.settings import RuntimeSettings
 from serving.models.generative import GenerativeModel
@@ -224,6 +227,20 @@ def test_images_of_another_processor_are_refused(families: dict[str, ModuleType]
             family.check_images(spec.model_copy(update={"geometry": geometry}))
 
 
+def test_a_processor_of_videos_that_contradicts_the_images_is_refused(
+    families: dict[str, ModuleType], sample_of: Any
+) -> None:
+    family = load_family(families["gemma4"].config())
+    assert isinstance(family, VisionLanguage)
+    spec = ImageSpec.read(sample_of("gemma4", 0).bundle().path(PREPROCESSOR))
+    sizes = {"patch_size": 4, "pooling_kernel_size": 3}
+    found = [family.with_frames(spec, each, "f").geometry for each in (sizes, {**sizes, "max_soft_tokens": 140})]
+    assert [getattr(geometry, "frame_tokens", None) for geometry in found] == [70, 140]
+    assert found[1].within(144 * 100).model_dump()["frame_tokens"] == 100
+    with pytest.raises(UnsupportedConfigError, match="f: patch_size 4 with pooling_kernel_size 2, where images"):
+        family.with_frames(spec, {**sizes, "pooling_kernel_size": 2}, "f")
+
+
 def test_what_reads_a_cache_by_its_own_layer_is_refused(sample_of: Any, tmp_path: Path) -> None:
     bundle = sample_of("gemma4", 0).bundle()
     samples = built_in_samples(bundle, "calibration")
@@ -240,3 +257,78 @@ def test_what_reads_a_cache_by_its_own_layer_is_refused(sample_of: Any, tmp_path
     for changes, said in (({"segments": [1]}, "per_layer_inputs"), ({"task_vectors": True}, "--task-vectors")):
         with pytest.raises(UnsupportedConfigError, match=said):
             export_checkpoint(sample_of("gemma4", 0).checkpoint, tmp_path / "other", **changes)
+
+
+class _Frames:
+    """In the place of transformers' processor of videos, which wants torchvision: frames that need no scaling."""
+
+    def __init__(self, images: Any) -> None:
+        self._images = images
+
+    def __call__(self, videos: list[list[Image.Image]], **_: Any) -> dict[str, Any]:
+        from transformers.video_utils import VideoMetadata
+
+        (frames,) = videos
+        seen = self._images(images=frames, return_tensors="pt", do_resize=False)
+        told = VideoMetadata(total_num_frames=len(frames), fps=FPS, frames_indices=list(range(len(frames))))
+        return {
+            "pixel_values_videos": seen["pixel_values"],
+            "video_position_ids": seen["image_position_ids"],
+            "num_soft_tokens_per_video": seen["num_soft_tokens_per_image"][:1],
+            "num_frames_per_video": [len(frames)],
+            "video_metadata": [told],
+        }
+
+
+FPS = 0.02
+"""A frame every 50 seconds: times have minutes."""
+TURNS = [Turn("user", (Placeholder.VIDEO, " and ", Placeholder.IMAGE, "What happens?"))]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_video_stands_in_prompts_and_is_answered_as_in_transformers(number: int, sample_of: Any) -> None:
+    """Frames of 30 tokens at most, five wide and six high, where images have 70."""
+    import torch
+
+    sample = sample_of("gemma4", number)
+    vision = sample.model.config.vision_config
+    side = vision.patch_size * vision.pooling_kernel_size
+    rng = np.random.default_rng(number)
+    frames = [Image.fromarray(rng.integers(0, 256, (6 * side, 5 * side, 3), np.uint8)) for _ in range(3)]
+    image = _picture(number)
+    runner = VisionLanguageRunner(sample.bundle(), SETTINGS)
+    prompt = _filled(sample.bundle(), frames, image)
+    wanted = _inputs(sample, frames, image)
+    assert prompt.prompt.token_ids.tolist() == wanted["input_ids"][0].tolist()
+    prefilled = runner.prefill(prompt, 16)
+    tokens = runner.reply_ids(prefilled, 16)
+    assert len(tokens) > 4
+    wanted["num_frames_per_video"] = torch.tensor([len(frames)])
+    expected = sample.logits(wanted, tokens[:-1])
+    np.testing.assert_allclose(runner.forced_logits(prefilled, tokens), expected, atol=1e-3)
+
+
+def _inputs(sample: Any, frames: list[Image.Image], image: Image.Image) -> Any:
+    """Return what transformers makes of a video, an image and a question."""
+    processor = sample.processor
+    processor.video_processor = _Frames(processor.image_processor)
+    content = [{"type": "video"}, {"type": "text", "text": " and "}, {"type": "image"}]
+    asked = [{"role": "user", "content": [*content, {"type": "text", "text": "What happens?"}]}]
+    text = processor.apply_chat_template(asked, add_generation_prompt=True)
+    return processor(text=text, images=[image], videos=[frames], return_tensors="pt")
+
+
+def _filled(bundle: Bundle, frames: list[Image.Image], image: Image.Image) -> FilledPrompt:
+    """Return our prompt of the same, through the bundle's graphs."""
+    builder, spec = PromptBuilder.from_bundle(bundle), ImageSpec.read(bundle.path(PREPROCESSOR))
+    groups, own = builder.image_prompt.frame_groups, spec.of_video(len(frames), *frames[0].size)
+    assert groups is not None
+    assert own is not None
+    assert own.tile_size_px == frames[0].size[::-1]
+    times_s = [number / FPS for number in range(len(frames))]
+    layouts = [groups.layout(times_s, len(frames) / FPS, own.tile_size_px), spec.layout(*image.size)]
+    tiles = [own.grouped(own.pixels([frame])) for frame in frames]
+    encoder = open_encoder(bundle, "vision_encoder", SETTINGS)
+    *of_frames, of_image = encode_images(encoder, [*([tile] for tile in tiles), list(spec.groups(spec.cut(image)))], 2)
+    features = np.concatenate([each.reshape(-1, each.shape[-1]) for each in of_frames])
+    return FilledPrompt.of(builder.build(TURNS, layouts), [features, of_image])

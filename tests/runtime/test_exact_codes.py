@@ -13,7 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bundle.machine import sums_codes_exactly
 from runtime.graph import Graph
+from runtime.onnx_runtime import onnx_runtime
 from runtime.openvino_graph import OpenVinoGraph, has_openvino
+from runtime.providers import session_options
 from runtime.settings import RuntimeSettings
 
 ROWS, INNER, COLUMNS = 8, 256, 64
@@ -81,3 +83,16 @@ def test_a_processor_tells_by_its_flags(tmp_path: Path, monkeypatch: pytest.Monk
     assert not sums_codes_exactly(tmp_path / "absent")
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert sums_codes_exactly(older)
+
+
+@pytest.mark.parametrize("is_exact", [True, False])
+def test_only_processors_that_cut_sums_off_take_the_slower_kernel(
+    is_exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.providers.sums_codes_exactly", lambda: is_exact)
+    options = session_options(onnx_runtime(), SETTINGS)
+    try:
+        asked = options.get_session_config_entry("session.x64quantprecision")
+    except RuntimeError:
+        asked = None
+    assert asked == (None if is_exact else "1")
