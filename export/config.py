@@ -174,7 +174,7 @@ class RopeConfig:
         if default_part is None and part != 1.0:
             raise UnsupportedConfigError(f"partial_rotary_factor {part!r}: this decoder is built with 1 alone")
         scaling = _ROPE_SCALING[kind]
-        missing = [key for key in scaling.values() if key not in given]
+        missing = [key for key in scaling.values() if given.get(key) is None]
         if missing:
             raise UnsupportedConfigError(f"rope_parameters {given!r}: type {kind!r} wants {', '.join(missing)} as well")
         stated: dict[str, Any] = {field: float(given[key]) for field, key in scaling.items()}

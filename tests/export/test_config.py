@@ -152,6 +152,7 @@ def test_older_rope_spelling_beside_the_newer_counts_as_in_transformers() -> Non
         ({"rope_type": "longrope", "factor": 2.0}, "longrope"),
         ({"rope_type": "yarn", "factor": 2.0}, "original_max_position_embeddings"),
         ({"rope_type": "linear"}, "factor"),
+        ({"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 64}, "wants factor"),
         ({"full_attention": {"rope_type": "default"}}, "full_attention"),
     ],
 )

@@ -104,3 +104,7 @@ def test_rows_of_images_stand_at_columns_rows_and_their_number_and_all_else_goes
 def test_tokens_are_counted_of_images_frames_and_of_what_is_left_of_them() -> None:
     counted = [TileLayout(whole_px=(20, 30)), TileLayout(), TileLayout(whole_px=(20, 30), fewer_tokens=5)]
     assert [PROMPT.num_tokens(layout) for layout in counted] == [10, 8, 5]
+    for few in (1, 2, 3):  # fewer than stand around an image's rows
+        layout = TileLayout(fewer_tokens=few)
+        assert PROMPT.text(layout) == few * "<image>"
+        assert PROMPT.places(few, (Span(0, few, 0, 0),), [layout]).positions.shape == (4, few)
