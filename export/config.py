@@ -174,7 +174,7 @@ class RopeConfig:
         if default_part is None and part != 1.0:
             raise UnsupportedConfigError(f"partial_rotary_factor {part!r}: this decoder is built with 1 alone")
         scaling = _ROPE_SCALING[kind]
-        missing = [key for key in scaling.values() if key not in given]
+        missing = [key for key in scaling.values() if given.get(key) is None]
         if missing:
             raise UnsupportedConfigError(f"rope_parameters {given!r}: type {kind!r} wants {', '.join(missing)} as well")
         stated: dict[str, Any] = {field: float(given[key]) for field, key in scaling.items()}
@@ -183,8 +183,15 @@ class RopeConfig:
 
     @property
     def scale(self) -> float:
-        """What cos and sin of every angle are multiplied by."""
+        """What cos and sin of every angle by which something turns are multiplied by."""
         return 1.0 if self.yarn is None else self.yarn.scale
+
+    def scales(self, head_size: int) -> float | npt.NDArray[np.float32]:
+        """Return that, of each pair [C/2] where some stand still, which nothing scales."""
+        num_turning, num = self.turned_size(head_size) // 2, head_size // 2
+        if self.scale == 1.0 or num_turning == num:
+            return self.scale
+        return np.where(np.arange(num) < num_turning, np.float32(self.scale), np.float32(1.0))
 
     def turned_size(self, head_size: int) -> int:
         """Return how many numbers of a head turn, the first of them.

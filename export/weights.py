@@ -14,6 +14,7 @@ from export.adapter import Adapter
 from export.checkpoint import Checkpoint, StoredTensor, WeightTensor
 from export.family import Family
 from export.nn.module import Weight
+from export.quantized.table import refuse_nested
 from graphs.labels import Label, LayerRole
 
 _LISTED = 5
@@ -33,6 +34,7 @@ class WeightSource:
     Raises:
         CheckpointError: Two keys become the same name, quantized tensors contradict the config, or the adapter is of
             another model.
+        UnsupportedConfigError: Weights are quantized in a way that is not read.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class WeightSource:
         if decoder is not None:
             stored = {name: tensor for name, tensor in stored.items() if not family.is_of_decoder(name)}
         self._given = frozenset(decoder or ())
+        refuse_nested(family.config)
         self._tensors = {**family.stored_weights().restored(stored, linears), **(decoder or {})}
         if adapter is not None:
             self._tensors = adapter.merged(self._tensors, family.renames)

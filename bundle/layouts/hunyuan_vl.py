@@ -41,7 +41,9 @@ class HunYuanVLPrompt(ImagePrompt):
         return self.image_token * self.num_tokens(layout)
 
     def num_tokens(self, layout: TileLayout) -> int:
-        """Return how many tokens an image of that size takes."""
+        """Return how many tokens an image of that size takes; a frame as many as are left of it."""
+        if layout.fewer_tokens is not None:
+            return layout.fewer_tokens
         rows, cols = self._grid(layout)
         return rows * (cols + 1) + _AROUND
 

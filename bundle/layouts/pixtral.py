@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isqrt
 from typing import Literal
 
 from pydantic import Field
 
+from bundle.errors import ImageError
 from bundle.fields import MOST_NAME_CHARACTERS
 from bundle.image.layout import TileLayout
 from bundle.layouts.prompt import ImagePrompt
@@ -35,6 +37,20 @@ class PixtralPrompt(ImagePrompt):
         """Return how many image tokens an image of that size takes, those that end rows aside."""
         rows, cols = self._grid(layout)
         return rows * cols
+
+    def check(self, layouts: Sequence[TileLayout]) -> None:
+        """Check that every image has a token: sides in steps below a token's square may be shorter than one.
+
+        Raises:
+            ImageError: One has none.
+        """
+        for number, layout in enumerate(layouts, 1):
+            if layout.whole_px is not None and 0 in self._grid(layout):
+                height, width = layout.whole_px
+                raise ImageError(
+                    f"image {number} of the messages is {width} x {height} pixels once scaled; the model takes squares "
+                    f"of {self.step_px} pixels, of which it has none. Crop or enlarge it."
+                )
 
     def writes(self, token: str) -> bool:
         """Return whether a token is the layout's, those that end rows and images among them."""

@@ -55,12 +55,12 @@ class HunYuanVLText(Decoder):
         older = {name: raw[old] for name, old in _OLDER if raw.get(old) is not None and raw.get(name) is None}
         given: dict[str, Any] = dict(raw.get("rope_scaling") or raw.get("rope_parameters") or {})
         kind = given.get("rope_type", given.get("type", "default"))
-        plain = {"rope_type": "dynamic" if kind == "xdrope" else kind, "rope_theta": given.get("rope_theta")}
-        plain["rope_theta"] = plain["rope_theta"] or raw.get("rope_theta", 10_000.0)
+        plain = {**given, "rope_type": "dynamic" if kind == "xdrope" else kind}
+        plain["rope_theta"] = given.get("rope_theta") or raw.get("rope_theta", 10_000.0)
         merged = {**DEFAULTS, **raw, **older, "rope_scaling": None, "rope_parameters": plain, "mlp_bias": False}
         config = read_sizes(merged, qkv_bias=bool(raw.get("attention_bias", False)))
         alpha, size = given.get("alpha"), config.head_size
-        if alpha:  # NTK by a fixed factor: another base for all positions
+        if alpha and plain["rope_type"] == "dynamic":  # NTK by a fixed factor: another base for all positions
             theta = config.rope.theta * float(alpha) ** (size / (size - 2))
             config = replace(config, rope=replace(config.rope, theta=theta))
         return cls(config, _sections(given, size))

@@ -17,15 +17,23 @@ METHODS: Mapping[str, str] = {
 """`quantization_config.quant_method` to "module:Class"."""
 
 
-def load_method(config: Raw) -> QuantizationMethod:
-    """Return how the weights of a checkpoint are stored.
+def refuse_nested(config: Raw) -> None:
+    """Refuse a part of a checkpoint that says itself how it is quantized, however a family stores its weights.
 
     Raises:
-        UnsupportedConfigError: A method that is not built, or a quantization_config in a nested config.
+        UnsupportedConfigError: Names the parts.
     """
     nested = [key for key, part in config.items() if isinstance(part, Mapping) and part.get("quantization_config")]
     if nested:
         raise UnsupportedConfigError(f"quantization_config stands in {', '.join(nested)}; only the top level is read")
+
+
+def load_method(config: Raw) -> QuantizationMethod:
+    """Return how the weights of a checkpoint are stored.
+
+    Raises:
+        UnsupportedConfigError: A method that is not built.
+    """
     settings = config.get("quantization_config")
     if settings is None:
         return Unquantized({})

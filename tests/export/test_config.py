@@ -121,6 +121,13 @@ def test_inverse_frequencies_equal_transformers(parameters: dict[str, Any]) -> N
     assert_allclose(found, expected.numpy(), rtol=1e-6)
 
 
+def test_what_stands_still_is_not_scaled() -> None:
+    rope = RopeConfig.read({"rope_parameters": {**YARN, "attention_factor": 0.7}}, default_part=0.5)
+    assert_allclose(rope.scales(16), [0.7] * 4 + [1.0] * 4)
+    whole = RopeConfig.read({"rope_parameters": {**YARN, "attention_factor": 0.7}})
+    assert whole.scales(16) == pytest.approx(0.7)
+
+
 def test_older_rope_spelling_reads_as_the_newer() -> None:
     older = {"rope_theta": 500_000.0, "rope_scaling": {k: v for k, v in LLAMA3.items() if k != "rope_theta"}}
     oldest = {"rope_scaling": {"type": "linear", "factor": 2.0}}
@@ -145,6 +152,7 @@ def test_older_rope_spelling_beside_the_newer_counts_as_in_transformers() -> Non
         ({"rope_type": "longrope", "factor": 2.0}, "longrope"),
         ({"rope_type": "yarn", "factor": 2.0}, "original_max_position_embeddings"),
         ({"rope_type": "linear"}, "factor"),
+        ({"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 64}, "wants factor"),
         ({"full_attention": {"rope_type": "default"}}, "full_attention"),
     ],
 )

@@ -12,8 +12,21 @@ def geometries() -> dict[str, Config]:
     """Return configs by what is odd about them."""
     return {
         "siglip-biased-queries": _config("siglip", use_qkv_bias=True, partial_rotary_factor=0.5),
-        "clip-parallel-shared-keys": _config(
-            "clip", num_attention_heads=6, num_key_value_heads=2, hidden_size=96, use_parallel_residual=True
+        "clip-parallel-shared-keys-yarn": _config(
+            "clip",
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            hidden_size=96,
+            use_parallel_residual=True,
+            rope_parameters={  # of what turns alone: a quarter of a head
+                "rope_type": "yarn",
+                "rope_theta": 900.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 32,
+                "beta_fast": 4.0,
+                "beta_slow": 0.5,
+                "partial_rotary_factor": 0.25,
+            },
         ),
     }
 

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.testing import assert_array_equal
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
 
 from bundle.directory import open_bundle
 from bundle.image import PREPROCESSOR, ImageSpec, TileLayout
 from bundle.layouts.hunyuan_vl import HunYuanVLPrompt
 from bundle.layouts.prompt import Span
+from export.decoders.hunyuan_vl_text import HunYuanVLText
 from export.exporter import export_checkpoint
 
 OLDER = (
@@ -54,6 +56,28 @@ def test_flat_configs_and_older_names_make_the_same_bundle(sample_of: Any, tmp_p
         assert found.files[name] == expected.files[name], name
 
 
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"rope_type": "default", "alpha": 3.0},  # of "dynamic" alone
+        {"rope_type": "linear", "factor": 3.0},
+        {"rope_type": "yarn", "factor": 3.0, "original_max_position_embeddings": 64, "attention_factor": 0.7},
+        {"type": "xdrope", "factor": 1.0, "alpha": 3.0},
+    ],
+    ids=["default", "linear", "yarn", "xdrope"],
+)
+def test_angles_are_the_references_whatever_turns_them(stated: dict[str, Any]) -> None:
+    from transformers.models.hunyuan_vl.configuration_hunyuan_vl import HunYuanVLTextConfig
+    from transformers.models.hunyuan_vl.modeling_hunyuan_vl import HunYuanVLRotaryEmbedding
+
+    rope = {**stated, "rope_theta": 300.0, "mrope_section": [2, 3, 2, 1]}
+    sizes = {"hidden_size": 48, "num_attention_heads": 3, "head_dim": 16, "max_position_embeddings": 512}
+    wanted = HunYuanVLRotaryEmbedding(HunYuanVLTextConfig(**sizes, rope_parameters=dict(rope)))
+    found = HunYuanVLText.read({**sizes, "rope_parameters": rope}).config.rope
+    assert_allclose(found.inverse_frequencies(16), wanted.inv_freq.numpy(), rtol=1e-6)
+    assert found.scale == pytest.approx(wanted.attention_scaling)
+
+
 def test_images_are_scaled_as_the_reference_scales_them(sample_of: Any) -> None:
     from transformers.models.hunyuan_vl.image_processing_pil_hunyuan_vl import smart_resize
 
@@ -80,3 +104,7 @@ def test_rows_of_images_stand_at_columns_rows_and_their_number_and_all_else_goes
 def test_tokens_are_counted_of_images_frames_and_of_what_is_left_of_them() -> None:
     counted = [TileLayout(whole_px=(20, 30)), TileLayout(), TileLayout(whole_px=(20, 30), fewer_tokens=5)]
     assert [PROMPT.num_tokens(layout) for layout in counted] == [10, 8, 5]
+    for few in (1, 2, 3):  # fewer than stand around an image's rows
+        layout = TileLayout(fewer_tokens=few)
+        assert PROMPT.text(layout) == few * "<image>"
+        assert PROMPT.places(few, (Span(0, few, 0, 0),), [layout]).positions.shape == (4, few)

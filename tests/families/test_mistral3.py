@@ -56,6 +56,14 @@ def test_a_frame_without_a_size_is_a_square_and_fewer_tokens_are_a_line() -> Non
     assert [prompt.writes(token) for token in ("[IMG]", "|", ".", "x")] == [True, True, True, False]
 
 
+def test_an_image_without_a_whole_square_is_refused_before_it_is_encoded() -> None:
+    """LightOnOCR's processor scales images to whole patches, of which two a side make a token."""
+    prompt = PixtralPrompt(image_token="[IMG]", image_token_id=3, tokens_per_tile=4, step_px=28)
+    prompt.check([TileLayout(whole_px=(28, 28)), TileLayout(whole_px=(42, 280)), TileLayout()])
+    with pytest.raises(ImageError, match=r"image 2 .* is 280 x 14 pixels .* squares of 28 pixels"):
+        prompt.check([TileLayout(whole_px=(28, 28)), TileLayout(whole_px=(14, 280))])
+
+
 def test_a_checkpoint_in_eight_bits_is_the_one_of_its_numbers(sample_of: Any, tmp_path: Path) -> None:
     """As Ministral 3's instruct checkpoints: one scale a matrix, in bfloat16, tower and connector as they were."""
     import torch
