@@ -314,12 +314,17 @@ def _group_layers(family: Family, num_groups: int) -> None:
     """Let groups of a decoder's layers keep rows of another number.
 
     Raises:
-        UnsupportedConfigError: It has no decoder, or fewer layers.
+        UnsupportedConfigError: It has no decoder, fewer layers, or some that read the rows of others.
     """
     if not isinstance(family, VisionLanguage):
         raise UnsupportedConfigError("--length-groups is of a decoder, and the checkpoint's architecture has none")
     decoder = family.decoder
     _refuse_fixed_states("--length-groups", decoder)
+    if readers := [at for at in range(decoder.config.num_layers) if decoder.source_of(at) is not None]:
+        raise UnsupportedConfigError(
+            f"--length-groups is for layers that keep rows of their own, as many as each group wants; layers "
+            f"{', '.join(map(str, readers))} read those of other layers. Leave --length-groups out"
+        )
     decoder.config = with_length_groups(decoder.config, num_groups)
 
 

@@ -254,7 +254,11 @@ def test_what_reads_a_cache_by_its_own_layer_is_refused(sample_of: Any, tmp_path
         )
     with pytest.raises(QuantizationError, match="--target cuda: layers of tiny read the caches of others"):
         quantize_bundle(bundle.directory, tmp_path / "cuda", weights="fp16", options=Options(target="cuda"))
-    for changes, said in (({"segments": [1]}, "per_layer_inputs"), ({"task_vectors": True}, "--task-vectors")):
+    for changes, said in (
+        ({"segments": [1]}, "per_layer_inputs"),
+        ({"task_vectors": True}, "--task-vectors"),
+        ({"length_groups": 2}, "--length-groups .* layers 3, 4 read those of other layers"),
+    ):
         with pytest.raises(UnsupportedConfigError, match=said):
             export_checkpoint(sample_of("gemma4", 0).checkpoint, tmp_path / "other", **changes)
 
