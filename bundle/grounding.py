@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field
 
-from bundle.fields import Frozen
+from bundle.field_marks import read_fields, without_marks
+from bundle.fields import MOST_NAME_CHARACTERS, Frozen
 
 Box: TypeAlias = tuple[float, float, float, float]
 """Left, top, right and bottom, as shares of an image's width and height."""
@@ -49,10 +50,12 @@ class Grounded:
     Attributes:
         text: What is said.
         objects: In the order of the text.
+        fields: Of a document, as JSON; None of models that say none.
     """
 
     text: str
     objects: tuple[GroundedObject, ...]
+    fields: Any = None
 
 
 class PatchGrounding(Frozen):
@@ -158,4 +161,28 @@ def _around(shape: tuple[float, ...]) -> Box:
     return min(shape[::2]), min(shape[1::2]), max(shape[::2]), max(shape[1::2])
 
 
-KnownGrounding: TypeAlias = Annotated[PatchGrounding | LocationGrounding, Field(discriminator="kind")]
+class FieldGrounding(Frozen):
+    """Fields of a document by marks around them (Donut).
+
+    Attributes:
+        values: Tokens of the form `<yes/>` that are values of fields.
+        question: What a question without marks is written as, `{question}` in its place; empty where it is not.
+    """
+
+    kind: Literal["fields"] = "fields"
+    values: tuple[Annotated[str, Field(max_length=MOST_NAME_CHARACTERS)], ...] = Field(default=(), max_length=1 << 12)
+    question: str = Field(default="", max_length=MOST_NAME_CHARACTERS)
+
+    def read(self, text: str, asked: str = "") -> Grounded:
+        """Return what an answer says, and the fields of prompt and answer together, behind the task."""
+        return Grounded(without_marks(text), (), read_fields(f"{self._begun(asked)}{text}", frozenset(self.values)))
+
+    def _begun(self, asked: str) -> str:
+        """Return what of a prompt belongs to fields: all behind its first mark, which is the task."""
+        if not asked.strip():
+            return ""
+        prompt = asked if "<s_" in asked else self.question.replace("{question}", asked)
+        return prompt.partition(">")[2]
+
+
+KnownGrounding: TypeAlias = Annotated[PatchGrounding | LocationGrounding | FieldGrounding, Field(discriminator="kind")]

@@ -250,6 +250,7 @@ class DualEncoderDims(VectorSizes):
         vectors: "one" of an image or a text, or one for each of its "tokens": patches, and tokens that are no padding.
         regions: The vision graph takes `boxes` beside pixels and gives a vector of each, [I, R, E].
         data_experts: Models that this one is of (`bundle.data_experts`), whose vectors stand side by side.
+        replaced_tokens: Of a text, behind the one that begins it, in whose places learned prompts stand (MaPLe).
     """
 
     max_text_tokens: int = Field(gt=0, le=1 << 20)
@@ -262,6 +263,7 @@ class DualEncoderDims(VectorSizes):
     vectors: Literal["one", "tokens"] = "one"
     regions: bool = False
     data_experts: int = Field(default=1, gt=0, le=64)
+    replaced_tokens: int = Field(default=0, ge=0, le=1 << 20)
 
 
 class PairDims(Frozen):

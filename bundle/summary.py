@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bundle.gates import Gate, reasons
-from bundle.manifest import Manifest
+from bundle.manifest import EmbedderDims, Manifest
 
 
 def summary(bundle: Path, manifest: Manifest) -> Iterator[RenderableType]:
@@ -22,9 +22,10 @@ def summary(bundle: Path, manifest: Manifest) -> Iterator[RenderableType]:
         kv_kib = manifest.state_bytes_per_token / 1024
         cache = f"{manifest.cache_dtype}, {kv_kib:.1f} KiB per token and sequence"
         yield f"context {manifest.decoder.max_positions} tokens; cache {cache}"
-    if manifest.embedder:
-        sizes = ", ".join(map(str, manifest.embedder.sizes))
-        yield f"vectors of {sizes} numbers from the states of: {manifest.embedder.pooling}"
+    if manifest.embedder and manifest.reads_pairs:
+        yield "scores of a query and a document, read together: the chance of yes, of yes and no"
+    elif manifest.embedder:
+        yield from _vectors(manifest.embedder)
     if manifest.image_vectors:
         sizes = ", ".join(map(str, manifest.image_vectors.sizes))
         yield f"vectors of {sizes} numbers of images alone; texts are not read"
@@ -37,6 +38,15 @@ def summary(bundle: Path, manifest: Manifest) -> Iterator[RenderableType]:
         yield escape(f"not measured: {names}: {reason}")
     if manifest.is_gated is False and all(gate.basis == "canary" for gate in manifest.gates):
         yield "[red]quality was never measured on samples[/red]; serve refuses it without --allow-ungated"
+
+
+def _vectors(dims: EmbedderDims) -> Iterator[str]:
+    yield f"vectors of {', '.join(map(str, dims.sizes))} numbers from the states of: {dims.pooling}"
+    if dims.late_size:
+        yield f"or one of {dims.late_size} numbers for each token, where a request asks for it"
+    if dims.adapters:
+        names = ", ".join(dims.adapter_names)
+        yield escape(f"adapters that a request's task chooses, the first where it says none: {names}")
 
 
 def _components(manifest: Manifest) -> Table:

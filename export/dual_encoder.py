@@ -41,12 +41,14 @@ class DualEncoder(Family):
         vectors: As `bundle.manifest.DualEncoderDims`; graphs then give [I, P, E] and [B, T, E].
         prompt_template: As `bundle.manifest.DualEncoderDims`.
         regions: As `bundle.manifest.DualEncoderDims`; the vision graph then takes pixel_values and boxes [I, R, 4].
+        replaced_tokens: As there.
     """
 
     task: ClassVar[Task] = "dual-encoder"
     vectors: ClassVar[Literal["one", "tokens"]] = "one"
     prompt_template: ClassVar[str] = "a photo of {}"
     regions: ClassVar[bool] = False
+    replaced_tokens: int = 0
     pads_to_max: bool = True
     pad_token_id: int | None = None
 

@@ -45,7 +45,7 @@ from export.family import Family, GraphPlan
 from export.goldens import Canary, can_record, record_goldens
 from export.graph import build_model, write_model
 from export.image_embedder import ImageEmbedder
-from export.nn.dialect import DIALECTS
+from export.nn.dialects import DIALECTS
 from export.processor import ProcessorFiles, convert_processor, image_settings
 from export.ranking import found_ranking
 from export.segments import with_segments, write_segments
@@ -461,6 +461,7 @@ def _dual_dims(
         prompt_template=family.prompt_template,
         data_experts=family.data_experts,
         regions=family.regions,
+        replaced_tokens=family.replaced_tokens,
     )
 
 

@@ -177,15 +177,24 @@ class Graph:
             raise run_error(self.name, error) from error
 
 
+_SHARED_CODES = "Attempt to replace the existing tensor"
+"""What ONNX Runtime 1.31 says of weights that two products share, where it makes codes unsigned (decision 62)."""
+
+
 @dataclass(frozen=True)
 class _Wanted:
-    """How a graph is to be opened; the fields are arguments of `Graph`."""
+    """How a graph is to be opened; the fields are arguments of `Graph`, but for the last.
+
+    Attributes:
+        in_codes: Products of codes are computed in codes; else in float32 of the same codes.
+    """
 
     settings: RuntimeSettings
     weights_folder: Path | None
     prepacks: bool
     captures: bool
     plan: SessionPlan | None
+    in_codes: bool = True
 
 
 def _opened(name: str, source: Path | bytes, wanted: _Wanted) -> tuple[Any, bool]:
@@ -196,6 +205,8 @@ def _opened(name: str, source: Path | bytes, wanted: _Wanted) -> tuple[Any, bool
     except Exception as error:  # ONNX Runtime's errors share no class
         if wanted.captures and refuses_capture(error):
             return _opened(name, source, replace(wanted, captures=False))
+        if wanted.in_codes and _SHARED_CODES in str(error):
+            return _opened(name, source, replace(wanted, in_codes=False))
         raise _open_error(name, error) from error
     check_placement(name, session, wanted.settings.provider, None if wanted.plan is None else wanted.plan.provider)
     return session, wanted.captures
@@ -213,6 +224,8 @@ def _session(source: Path | bytes, wanted: _Wanted) -> Any:
     if wanted.weights_folder is not None:
         folder = str(wanted.weights_folder)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+    if not wanted.in_codes:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     if not wanted.prepacks:
         options.add_session_config_entry("session.disable_prepacking", "1")
     if wanted.captures:  # a plan of memory would be made after the first run, and want other memory in the captured one

@@ -7,7 +7,7 @@ from typing import Any
 
 from bundle.errors import MachineError
 from bundle.extras import install_line
-from bundle.machine import num_granted_cores
+from bundle.machine import num_granted_cores, sums_codes_exactly
 from runtime.onnx_runtime import onnx_runtime
 from runtime.settings import Provider, RuntimeSettings
 
@@ -16,7 +16,8 @@ RECORDS_PLACEMENT = "session.record_ep_graph_assignment_info"
 """Lets a session tell which provider each node went to."""
 _EXACT_CODES = "session.x64quantprecision"
 """Where a processor sums products of 8-bit codes in 16 bits (`sums_codes_exactly`), sums of full codes are cut off in
-silence; with this the weights' codes are made unsigned there, and sums are whole. Elsewhere it changes nothing."""
+silence; with this the weights' codes are made unsigned there, and sums are whole. ONNX Runtime asks only whether its
+kernels for both kinds of codes are of two tables, which they are with VNNI too, and would take the slower one there."""
 _PROVIDERS: dict[Provider, tuple[str, ...]] = {"cpu": (CPU,), "cuda": (CUDA, CPU)}
 _CUDA_OPTIONS: dict[str, str] = {
     # Single precision is what was exported and what the recorded run is held to; whoever wants speed has float16.
@@ -76,7 +77,8 @@ def session_options(runtime: ModuleType, settings: RuntimeSettings) -> Any:
     options.intra_op_num_threads = settings.intra_threads or num_granted_cores() or 0  # 0: one per physical core
     options.inter_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
-    options.add_session_config_entry(_EXACT_CODES, "1")
+    if not sums_codes_exactly():
+        options.add_session_config_entry(_EXACT_CODES, "1")
     for name, value in _spinning(settings.spin_us).items():
         options.add_session_config_entry(f"session.{name}", value)
     if settings.provider != "cpu":

@@ -20,7 +20,8 @@ from export.decoders.causal import CausalDecoder
 from export.decoders.llama import Llama
 from export.family import GraphPlan
 from export.graph import build_model, write_model
-from export.nn.dialect import DIALECTS, Dialect
+from export.nn.dialect import Dialect
+from export.nn.dialects import DIALECTS
 from export.nn.linear import Embedding
 from export.segments import write_segments
 from export.vision_language import decoder_plan

@@ -163,6 +163,7 @@ class Maple(Clip):
         super().__init__(config)
         found = sub_config(config, "prompts")
         self._num, self._deep = int(found["num"]), int(found["deep"])
+        self.replaced_tokens = self._num
         fewest = min(self._text["num_hidden_layers"], self._vision.tower.num_layers)
         if self._deep >= fewest:
             raise UnsupportedConfigError(

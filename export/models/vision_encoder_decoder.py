@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from bundle.errors import UnsupportedConfigError
+from bundle.grounding import FieldGrounding
 from bundle.image import ImageSpec
 from bundle.layouts.encoded import EncodedPrompt
 from bundle.layouts.table import KnownImagePrompt
@@ -44,10 +45,8 @@ _TEMPLATE = (
 )
 _BEGUN = "{start}{{ text }}"
 _TASK = "{% if text %}{{ text }}{% else %}{start}{% endif %}"
-_ASKED = (
-    "{% if not text %}{start}{% elif '<s_' in text %}{{ text }}"
-    "{% else %}<s_docvqa><s_question>{{ text }}</s_question><s_answer>{% endif %}"
-)
+_WRITTEN = "<s_docvqa><s_question>{{ text }}</s_question><s_answer>"
+_ASKED = f"{{% if not text %}}{{start}}{{% elif '<s_' in text %}}{{{{ text }}}}{{% else %}}{_WRITTEN}{{% endif %}}"
 
 
 class _Vision(Module):
@@ -220,7 +219,7 @@ class VisionEncoderDecoder(VisionLanguage):
         """
         body = _BEGUN
         if self._is_donut:
-            body = _ASKED if all(mark in found.vocabulary.ids for mark in _QUESTION) else _TASK
+            body = _ASKED if self._asks(found) else _TASK
         pad = found.vocabulary.template_tokens.get("pad_token", "")
         return _filled(_TEMPLATE.replace("{body}", body), {"{image}": pad, "{start}": self._start(found)})
 
@@ -235,6 +234,17 @@ class VisionEncoderDecoder(VisionLanguage):
                 "every answer begins with it"
             )
         return text
+
+    def grounding(self, found: FoundProcessor) -> FieldGrounding | None:
+        """Return that answers hold fields, where the vocabulary has marks of them."""
+        marks = [text for text in found.vocabulary.ids if _MARKUP.fullmatch(text)]
+        if not self._is_donut or not any(mark.startswith("<s_") for mark in marks):
+            return None
+        asked = _WRITTEN.replace("{{ text }}", "{question}") if self._asks(found) else ""
+        return FieldGrounding(values=tuple(sorted(mark for mark in marks if mark.endswith("/>"))), question=asked)
+
+    def _asks(self, found: FoundProcessor) -> bool:
+        return all(mark in found.vocabulary.ids for mark in _QUESTION)
 
     def spoken_tokens(self, found: FoundProcessor, prompt: KnownImagePrompt, ends: Collection[int]) -> Collection[str]:
         """Return the marks of fields, and values that are tokens."""

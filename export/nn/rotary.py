@@ -32,7 +32,7 @@ def rotary_angles(
     """
     frequencies = op.initializer(ir.tensor(rope.inverse_frequencies(head_size)), name)
     places = op.Unsqueeze(op.Cast(position_ids, to=ir.DataType.FLOAT), [2])
-    return _angles(op, op.Mul(places, frequencies), rope.scale)
+    return _angles(op, op.Mul(places, frequencies), rope, head_size)
 
 
 def rotary_angles_by_axis(
@@ -49,9 +49,14 @@ def rotary_angles_by_axis(
     """
     frequencies = op.initializer(ir.tensor(rope.inverse_frequencies(head_size)), _FREQUENCIES)
     of_pair = op.Gather(op.Cast(position_ids, to=ir.DataType.FLOAT), axes.tolist(), axis=0)
-    return _angles(op, op.Mul(op.Transpose(of_pair, perm=[1, 2, 0]), frequencies), rope.scale)
+    return _angles(op, op.Mul(op.Transpose(of_pair, perm=[1, 2, 0]), frequencies), rope, head_size)
 
 
-def _angles(op: OpBuilder, turned: ir.Value, scale: float) -> Angles:
+def _angles(op: OpBuilder, turned: ir.Value, rope: RopeConfig, head_size: int) -> Angles:
+    """Return cos and sin, scaled as YaRN wants it; pairs of a head that do not turn are not scaled either."""
     cos, sin = op.Cos(turned), op.Sin(turned)
-    return Angles(cos, sin) if scale == 1.0 else Angles(op.Mul(cos, scale), op.Mul(sin, scale))
+    if rope.scale == 1.0:
+        return Angles(cos, sin)
+    num_turned = rope.turned_size(head_size) // 2
+    scales = [rope.scale] * num_turned + [1.0] * (head_size // 2 - num_turned)
+    return Angles(op.Mul(cos, scales), op.Mul(sin, scales))

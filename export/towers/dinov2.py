@@ -203,16 +203,20 @@ class Dinov2Tower(Module):
         dialect: How attention is written.
         name: Where the checkpoint keeps it.
         pools: Only the class token is wanted.
+        norms: What is wanted is normed.
     """
 
-    def __init__(self, config: Dinov2Config, dialect: Dialect, name: str, *, pools: bool = True) -> None:
+    def __init__(
+        self, config: Dinov2Config, dialect: Dialect, name: str, *, pools: bool = True, norms: bool = True
+    ) -> None:
         super().__init__(name)
         self.embeddings = (_EmbeddingsWithRegisters if config.num_registers else _Embeddings)(config)
         self.encoder = _Encoder(config, dialect)
-        self.layernorm = LayerNorm(config.tower.hidden_size, config.tower.layer_norm_eps)
+        self.layernorm = LayerNorm(config.tower.hidden_size, config.tower.layer_norm_eps) if norms else None
         self.pools = pools
 
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
         """Return [I, D], or [I, 1 + registers + patches, D], from [I, 3, height, width]."""
         hidden = self.encoder(op, self.embeddings(op, pixel_values))
-        return self.layernorm(op, op.Gather(hidden, 0, axis=1) if self.pools else hidden)
+        wanted = op.Gather(hidden, 0, axis=1) if self.pools else hidden
+        return wanted if self.layernorm is None else self.layernorm(op, wanted)

@@ -28,8 +28,9 @@ def whole_body(index: int, choice: Gathered, tells_logprobs: bool) -> dict[str, 
 
 
 def grounding_body(grounded: Grounded) -> dict[str, Any]:
-    """Return what is said without marks, and where that lies."""
-    return {"text": grounded.text, "objects": [_object_body(each) for each in grounded.objects]}
+    """Return what is said without marks, and where that lies, or the fields of a document."""
+    body: dict[str, Any] = {"text": grounded.text, "objects": [_object_body(each) for each in grounded.objects]}
+    return body if grounded.fields is None else {**body, "fields": grounded.fields}
 
 
 def _object_body(found: GroundedObject) -> dict[str, Any]:

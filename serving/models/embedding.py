@@ -71,7 +71,11 @@ class EmbeddingModel(VectorModel):
         check_room(manifest, None, settings.provider)
         self._dims: DualEncoderDims = manifest.dual
         self._rows = TextRows(
-            bundle, self._dims.max_text_tokens, self._dims.pad_token_id, pads_to_max=self._dims.pads_to_max
+            bundle,
+            self._dims.max_text_tokens,
+            self._dims.pad_token_id,
+            pads_to_max=self._dims.pads_to_max,
+            replaced_tokens=self._dims.replaced_tokens,
         )
         self._vision = VisionStage(bundle, settings, pool) if manifest.sees else None
         text_name = manifest.graph("text_encoder")
@@ -100,7 +104,7 @@ class EmbeddingModel(VectorModel):
         return self._rows.ids(text, adds_special_tokens)
 
     def _warm_up_texts(self) -> None:
-        self._run_texts([self._rows.batch(["warm-up"])])
+        self._run_texts([self._rows.batch(["warm-up" + self._dims.replaced_tokens * " warm-up"])])
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         """Return one unit vector per input, in order, or one for each of its tokens.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bundle.directory import Bundle
-from bundle.errors import ParameterError
+from bundle.errors import ContextLengthError, ParameterError
 from bundle.text import TOKENIZER, TextBatch, Tokenizer
 
 ALL = -1
@@ -41,13 +41,24 @@ class TextRows:
         max_tokens: Of a row, what stands around every text among them.
         pad_token_id: Fills shorter rows.
         pads_to_max: As `Tokenizer.encode_batch`.
+        replaced_tokens: As of `bundle.manifest.DualEncoderDims`; a text has one more at least.
 
     Attributes:
         tokenizer: The model's.
     """
 
-    def __init__(self, bundle: Bundle, max_tokens: int, pad_token_id: int, *, pads_to_max: bool = False) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        max_tokens: int,
+        pad_token_id: int,
+        *,
+        pads_to_max: bool = False,
+        replaced_tokens: int = 0,
+    ) -> None:
         self.tokenizer = Tokenizer.from_file(bundle.path(TOKENIZER))
+        self._replaced = replaced_tokens
+        self._fewest = len(self.tokenizer.with_special_tokens([])) + replaced_tokens + 1
         self._max_tokens, self._pad_token_id, self._pads_to_max = max_tokens, pad_token_id, pads_to_max
 
     def ids(self, text: str, adds_special_tokens: bool) -> list[int]:
@@ -65,15 +76,17 @@ class TextRows:
         Raises:
             ParameterError: More than the model reads, or so few that nothing of a text is left.
         """
-        return most_tokens(asked, len(self.tokenizer.with_special_tokens([])) + 1, self._max_tokens)
+        return most_tokens(asked, self._fewest, self._max_tokens)
 
     def batch(self, texts: Sequence[str | Sequence[int]], most_tokens: int | None = None) -> TextBatch:
         """Return texts as one batch, longer ones cut to `most_tokens`.
 
         Raises:
-            ContextLengthError: A text is too long and not to be cut.
+            ContextLengthError: A text is too long and not to be cut, or so short that learned prompts leave none of it.
             ParameterError: Ids that are no text of the model's.
         """
+        if self._replaced:
+            self._check_length(texts)
         return self.tokenizer.encode_batch(
             texts,
             max_tokens=self._max_tokens,
@@ -81,3 +94,15 @@ class TextRows:
             pads_to_max=self._pads_to_max,
             most_tokens=most_tokens,
         )
+
+    def _check_length(self, texts: Sequence[str | Sequence[int]]) -> None:
+        """Refuse texts of which learned prompts would leave nothing."""
+        num_tokens = (
+            len(text if not isinstance(text, str) else self.tokenizer.encode(text, add_special_tokens=True))
+            for text in texts
+        )
+        if (fewest := min(num_tokens, default=self._fewest)) < self._fewest:
+            raise ContextLengthError(
+                f"a text takes {fewest} tokens, and {self._fewest} or more are read: learned prompts stand in the "
+                f"places of its first {self._replaced}. Write it as in training, or with as many words before it"
+            )

@@ -40,6 +40,11 @@ class Learner(nn.Module):
         files.draw(self)
 
 
+def texts(config: files.Config) -> list[str]:
+    """Return those of which something is left behind the prompts: words, or letters of one, and the end."""
+    return [text for text in files.TEXTS if text != "a"]
+
+
 def save_model(folder: Path, config: files.Config) -> None:
     """Write CLIP, and the prompt learner beside it."""
     from safetensors.torch import save_file

@@ -17,7 +17,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
-from bundle.errors import UnsupportedConfigError
+from bundle.errors import ContextLengthError, ParameterError, UnsupportedConfigError
 from bundle.image import PREPROCESSOR, ImageSpec
 from bundle.text import TOKENIZER, Tokenizer
 from export.exporter import export_checkpoint
@@ -28,6 +28,7 @@ from runtime.one_request import DualEncoderRunner
 from runtime.settings import RuntimeSettings
 from serving.models.embedding import EmbeddingModel
 from serving.models.pool import PreprocessPool
+from serving.models.text_rows import TextRows
 from serving.protocol import ClassifyRequest, EmbedRequest, ImagePart, TextPart
 from serving.settings import EngineSettings
 
@@ -169,6 +170,19 @@ def test_served_vectors_and_scores_are_those_of_the_reference(
         assert_allclose(scored.scores, _probabilities(expected.logits, bundle.manifest.dual.scoring), atol=2e-3)
 
     asyncio.run(main())
+
+
+def test_texts_of_which_learned_prompts_leave_nothing_are_refused(sample_of: Any) -> None:
+    bundle = sample_of("maple", 1).bundle()
+    dims = bundle.manifest.dual
+    rows = TextRows(bundle, dims.max_text_tokens, dims.pad_token_id, replaced_tokens=dims.replaced_tokens)
+    assert dims.replaced_tokens == 3
+    for short in ("cat", [512, 5, 6, 513]):  # a letter is a token; a beginning and an end stand around three prompts
+        with pytest.raises(ContextLengthError, match="6 or more are read: learned prompts stand in the places of its"):
+            rows.batch([short, "a longer text"])
+    assert rows.batch(["cats"]).input_ids.shape == (1, 6)
+    with pytest.raises(ParameterError, match="the model reads 6 to 48 tokens"):
+        rows.most_tokens(5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

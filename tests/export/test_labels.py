@@ -20,7 +20,8 @@ from export.architectures import load_family
 from export.checkpoint import Checkpoint, StoredTensor
 from export.exporter import export_checkpoint
 from export.graph import build_model, write_model
-from export.nn.dialect import DIALECTS, Contrib
+from export.nn.contrib import Contrib
+from export.nn.dialects import DIALECTS
 from export.weights import WeightSource
 from graphs.experts import find_experts
 from graphs.labels import Label, unlabelled

@@ -14,7 +14,7 @@ import pytest
 
 from export.architectures import load_family
 from export.graph import build_model
-from export.nn.dialect import DIALECTS
+from export.nn.dialects import DIALECTS
 
 _FILE = Path(__file__).parents[1] / "data" / "published_configs.jsonl"
 PUBLISHED = [json.loads(line) for line in _FILE.read_text(encoding="utf-8").splitlines()]

@@ -13,7 +13,7 @@ from bundle.prompt import Placeholder, PromptBuilder, Turn
 from bundle.text import TOKENIZER, Tokenizer
 from export.architectures import load_family
 from export.models.vision_encoder_decoder import VisionEncoderDecoder
-from export.nn.dialect import DIALECTS
+from export.nn.dialects import DIALECTS
 
 
 def config_of(sample: Any) -> dict[str, Any]:

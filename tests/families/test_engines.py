@@ -114,6 +114,7 @@ def test_a_cross_encoders_images_have_sizes_too(vilt_checkpoint: Path, tmp_path:
     [
         ("instructblip", "questions of any length.*ONNX Runtime's CPU"),
         ("mllama", "memory of images.*ONNX Runtime's CPU"),
+        ("donut", "memory of images.*ONNX Runtime's CPU"),
         ("aki", "see one another.*serve the bundle on ONNX Runtime"),
     ],
 )

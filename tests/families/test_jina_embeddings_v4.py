@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from bundle.directory import Bundle, open_bundle
 from bundle.errors import CheckpointError, ParameterError, UnsupportedConfigError
+from bundle.summary import summary
 from export.exporter import export_checkpoint
 from quant.quality.evaluation import Evaluation
 from quant.quantizer import quantize_bundle
@@ -173,6 +174,12 @@ def test_each_request_has_the_vectors_of_its_tasks_adapter_whoever_is_beside_it(
             assert np.max(1 - (own * other).sum(axis=-1)) < 1e-4
     of_tasks = [found[0] for found in together(model, *(ask(TEXTS[0], task=task) for task in TASKS))]
     assert max(of_tasks[0] @ of_tasks[1], of_tasks[0] @ of_tasks[2], of_tasks[1] @ of_tasks[2]) < 0.999
+
+
+def test_a_bundle_says_which_tasks_there_are(bundle: Bundle) -> None:
+    told = "\n".join(str(line) for line in summary(bundle.directory, bundle.manifest))
+    assert "chooses, the first where it says none: retrieval, text-matching, code" in told
+    assert f"or one of {LATE_SIZE} numbers for each token" in told
 
 
 def test_nothing_said_is_the_first_task_and_a_query(model: EmbedderModel) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,11 +17,14 @@ from onnxscript import GraphBuilder
 from safetensors.numpy import load_file, save_file
 
 from bundle.errors import CheckpointError, UnknownArchitectureError, UnsupportedConfigError
+from bundle.prompt import Turn
 from export.architectures import load_family
 from export.exporter import export_checkpoint
-from export.nn.dialect import DIALECTS
+from export.nn.dialects import DIALECTS
 from export.nn.recurrence import DeltaHeads, DeltaTokens
 from quant.quantizer import quantize_bundle
+from runtime.one_request import VisionLanguageRunner
+from runtime.settings import RuntimeSettings
 
 
 def config_of(families: dict[str, ModuleType], part: str | None = None, **settings: Any) -> dict[str, Any]:
@@ -41,7 +45,7 @@ def config_of(families: dict[str, ModuleType], part: str | None = None, **settin
         ({"linear_num_value_heads": 5}, "linear_num_value_heads 5 is not a multiple"),
         ({"linear_conv_kernel_dim": 1}, "linear_conv_kernel_dim 1"),
         ({"rope_parameters": {"rope_type": "default", "mrope_section": [11, 11, 10]}}, "3 in all"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "of type"),
+        ({"rope_parameters": {"rope_type": "longrope", "factor": 4.0}}, "of type"),
     ],
 )
 def test_a_config_that_is_not_built_is_refused_by_its_key(
@@ -49,6 +53,22 @@ def test_a_config_that_is_not_built_is_refused_by_its_key(
 ) -> None:
     with pytest.raises(UnsupportedConfigError, match=named):
         _ = load_family(config_of(families, "text_config", **settings)).vocab_size
+
+
+def test_yarn_scales_what_turns_of_a_head_and_nothing_else(
+    sample_of: Any, families: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    """As Qwen stretches contexts; the rest of a head passes as it is."""
+    config = config_of(families)
+    longer = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+    config["text_config"]["rope_parameters"].update(longer)
+    families["qwen3_5"].save(tmp_path / "checkpoint", config)
+    sample = replace(sample_of("qwen3_5", 0), checkpoint=tmp_path / "checkpoint", made=tmp_path)
+    parts = ["Where does a context end that was made longer? " * 3]
+    runner = VisionLanguageRunner(sample.bundle(), RuntimeSettings(intra_threads=1))
+    prefilled = runner.prefill(runner.prompt([Turn("user", tuple(parts))], []), 4)
+    expected = sample.logits(sample.inputs(parts), [1, 2, 3])
+    assert_allclose(runner.forced_logits(prefilled, [1, 2, 3, 4]), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize(("interval", "rows"), [(None, (3,)), (2, (1, 3))])

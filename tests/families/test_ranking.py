@@ -16,6 +16,7 @@ from PIL import Image
 
 from bundle.directory import open_bundle
 from bundle.errors import ContextLengthError, ParameterError, TaskError, UnsupportedConfigError
+from bundle.summary import summary
 from export.embedding import EmbeddingOptions
 from export.exporter import export_checkpoint
 from quant.quality.evaluation import Evaluation
@@ -145,6 +146,11 @@ def test_lamra_asks_for_yes_and_no_as_its_code_writes_a_pair(sample: Any, tmp_pa
         f"Candidate:{SEEN}<|im_end|>\n<|im_start|>assistant\n"
     )
     np.testing.assert_allclose(runner.scores("a red bicycle", IMAGES[:1]), [logit(sample, text, IMAGES[:1])], atol=1e-3)
+
+
+def test_a_bundle_says_that_it_scores(bundle: Path) -> None:
+    told = "\n".join(str(line) for line in summary(bundle, open_bundle(bundle).manifest))
+    assert "the chance of yes, of yes and no" in told
 
 
 def test_portable_graphs_score_alike(sample: Any, tmp_path: Path) -> None:

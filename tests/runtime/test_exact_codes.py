@@ -13,7 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bundle.machine import sums_codes_exactly
 from runtime.graph import Graph
+from runtime.onnx_runtime import onnx_runtime
 from runtime.openvino_graph import OpenVinoGraph, has_openvino
+from runtime.providers import session_options
 from runtime.settings import RuntimeSettings
 
 ROWS, INNER, COLUMNS = 8, 256, 64
@@ -29,14 +31,20 @@ def loud() -> tuple[NDArray[np.float32], NDArray[np.int8]]:
     return inputs, chance.integers(100, 128, (INNER, COLUMNS)).astype(np.int8)
 
 
-def product(folder: Path, codes: NDArray[np.int8], kind: type[np.integer]) -> Path:
-    """Write inputs that are rounded to codes of a kind, times codes of weights, as variants in 8 bits have it."""
-    nodes = [
-        helper.make_node("QuantizeLinear", ["x", "step", "zero"], ["rounded"]),
-        helper.make_node("DequantizeLinear", ["rounded", "step", "zero"], ["a"]),
-        helper.make_node("DequantizeLinear", ["codes", "scales", "zeros"], ["b"], axis=1),
-        helper.make_node("MatMul", ["a", "b"], ["y"]),
-    ]
+def product(folder: Path, codes: NDArray[np.int8], kind: type[np.integer], times: int = 1) -> Path:
+    """Write inputs that are rounded to codes of a kind, times codes of weights, as variants in 8 bits have it.
+
+    With `times` 2 two products read the same codes, and the mean of both is given.
+    """
+    nodes = []
+    for number in map(str, range(times)):
+        nodes += [
+            helper.make_node("QuantizeLinear", ["x", "step", "zero"], ["rounded" + number]),
+            helper.make_node("DequantizeLinear", ["rounded" + number, "step", "zero"], ["a" + number]),
+            helper.make_node("DequantizeLinear", ["codes", "scales", "zeros"], ["b" + number], axis=1),
+            helper.make_node("MatMul", ["a" + number, "b" + number], ["y" + number]),
+        ]
+    nodes.append(helper.make_node("Mean", [f"y{number}" for number in range(times)], ["y"]))
     held = {
         "step": np.array(STEP),
         "zero": np.array(0 if kind is np.int8 else 128, kind),
@@ -71,6 +79,14 @@ def test_sums_of_full_codes_are_not_cut_off(
     assert_allclose(graph.run({"x": inputs})["y"], wanted, rtol=1e-2)
 
 
+def test_codes_that_two_products_share_are_not_cut_off_either(
+    loud: tuple[NDArray[np.float32], NDArray[np.int8]], tmp_path: Path
+) -> None:
+    inputs, codes = loud
+    graph = Graph(product(tmp_path, codes, np.int8, times=2), SETTINGS)
+    assert_allclose(graph.run({"x": inputs})["y"], inputs.astype(np.float64) @ (codes * np.float64(STEP)), rtol=1e-2)
+
+
 def test_a_processor_tells_by_its_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     older, newer = tmp_path / "older", tmp_path / "newer"
@@ -81,3 +97,16 @@ def test_a_processor_tells_by_its_flags(tmp_path: Path, monkeypatch: pytest.Monk
     assert not sums_codes_exactly(tmp_path / "absent")
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert sums_codes_exactly(older)
+
+
+@pytest.mark.parametrize("is_exact", [True, False])
+def test_only_processors_that_cut_sums_off_take_the_slower_kernel(
+    is_exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.providers.sums_codes_exactly", lambda: is_exact)
+    options = session_options(onnx_runtime(), SETTINGS)
+    try:
+        asked = options.get_session_config_entry("session.x64quantprecision")
+    except RuntimeError:
+        asked = None
+    assert asked == (None if is_exact else "1")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -76,16 +76,17 @@ class GroundedPart(Answer):
 
 
 class Grounding(Answer):
-    """What an answer says without the marks of boxes in its content, and where that lies."""
+    """What an answer says without the marks in its content, and where that lies; `fields` of a document, as JSON."""
 
     text: str
     objects: list[GroundedPart]
+    fields: dict[str, Any] | list[Any] | None = None
 
 
 class AssistantAnswer(Answer):
     """What the model said and calls; may be sent back as the next turn's history.
 
-    Models that say boxes have `grounding`.
+    Models that say boxes or fields of documents have `grounding`.
     """
 
     role: Literal["assistant"]

@@ -18,7 +18,7 @@ from export.decoders.causal import CausalDecoder
 from export.decoders.llama import Llama
 from export.decoders.llama_mote import LlamaMote
 from export.graph import build_model
-from export.nn.dialect import DIALECTS
+from export.nn.dialects import DIALECTS
 from export.vision_language import decoder_plan
 from graphs.layers import find_linears
 from graphs.store import open_graph, save_graph

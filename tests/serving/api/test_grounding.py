@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bundle.grounding import PatchGrounding
+from bundle.grounding import FieldGrounding, PatchGrounding
 from serving.api.answers.chat import ChatCompletion, ChatCompletionChunk
 from serving.fake import FakeClient
 
@@ -48,3 +48,15 @@ def test_a_stream_has_the_boxes_with_its_last_piece(
 
 def test_models_that_say_no_boxes_have_no_such_field(api: Any, ask: Callable[..., dict[str, Any]]) -> None:
     assert "grounding" not in api.post(CHAT, ask()).json()["choices"][0]["message"]
+
+
+def test_fields_of_a_document_come_beside_their_marks(
+    api: Any, engine: FakeClient, ask: Callable[..., dict[str, Any]]
+) -> None:
+    marks = "<s_menu><s_nm>Tea</s_nm><sep/><s_nm>Cake</s_nm></s_menu><s_paid><yes/></s_paid>"
+    engine.behaviour.answer, engine.behaviour.grounding = marks, FieldGrounding(values=("<yes/>",))
+    body = api.post(CHAT, ask(max_tokens=40)).json()
+    ChatCompletion.model_validate(body)
+    fields = {"menu": [{"nm": "Tea"}, {"nm": "Cake"}], "paid": "yes"}
+    message = body["choices"][0]["message"]
+    assert message["grounding"] == {"text": "Tea Cake <yes/>", "objects": [], "fields": fields}
