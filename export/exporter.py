@@ -307,6 +307,7 @@ def _cut_decoder(family: Family, segments: Sequence[int]) -> None:
             "between segments leave no row to be counted"
         )
     _refuse_fixed_states("--decoder-segments", decoder)
+    _refuse_shared_rows("--decoder-segments", decoder)
     decoder.config = with_segments(decoder.config, segments)
 
 
@@ -314,12 +315,13 @@ def _group_layers(family: Family, num_groups: int) -> None:
     """Let groups of a decoder's layers keep rows of another number.
 
     Raises:
-        UnsupportedConfigError: It has no decoder, or fewer layers.
+        UnsupportedConfigError: It has no decoder, fewer layers, or some that read the rows of others.
     """
     if not isinstance(family, VisionLanguage):
         raise UnsupportedConfigError("--length-groups is of a decoder, and the checkpoint's architecture has none")
     decoder = family.decoder
     _refuse_fixed_states("--length-groups", decoder)
+    _refuse_shared_rows("--length-groups", decoder)
     decoder.config = with_length_groups(decoder.config, num_groups)
 
 
@@ -333,6 +335,19 @@ def _refuse_fixed_states(option: str, decoder: Decoder) -> None:
         raise UnsupportedConfigError(
             f"{option} is for decoders all of whose layers keep a row per token, so that some may be dropped; this one "
             f"keeps {', '.join(state.input for state in fixed[:3])}, of kind {fixed[0].kind}. Leave {option} out"
+        )
+
+
+def _refuse_shared_rows(option: str, decoder: Decoder) -> None:
+    """Refuse what is for layers that keep rows of another number where some keep none and read another's.
+
+    Raises:
+        UnsupportedConfigError: Names the layers that read another's rows.
+    """
+    if readers := [at for at in range(decoder.config.num_layers) if decoder.source_of(at) is not None]:
+        raise UnsupportedConfigError(
+            f"{option} is for layers that keep rows of their own, so that some may be dropped by layer; layers "
+            f"{', '.join(map(str, readers))} read those of other layers. Leave {option} out"
         )
 
 

@@ -254,9 +254,21 @@ def test_what_reads_a_cache_by_its_own_layer_is_refused(sample_of: Any, tmp_path
         )
     with pytest.raises(QuantizationError, match="--target cuda: layers of tiny read the caches of others"):
         quantize_bundle(bundle.directory, tmp_path / "cuda", weights="fp16", options=Options(target="cuda"))
-    for changes, said in (({"segments": [1]}, "per_layer_inputs"), ({"task_vectors": True}, "--task-vectors")):
+    for changes, said in (
+        ({"segments": [1]}, "per_layer_inputs"),
+        ({"task_vectors": True}, "--task-vectors"),
+        ({"length_groups": 2}, "--length-groups .* layers 3, 4 read those of other layers"),
+    ):
         with pytest.raises(UnsupportedConfigError, match=said):
             export_checkpoint(sample_of("gemma4", 0).checkpoint, tmp_path / "other", **changes)
+
+
+def test_layers_without_rows_are_no_segment(families: dict[str, ModuleType], tmp_path: Path) -> None:
+    """Not even where nothing else is in the way: no windows, and no numbers of tokens for layers."""
+    family, full = families["gemma4"], ["full_attention"] * 5
+    family.save(tmp_path / "c", family.config({"layer_types": full, "hidden_size_per_layer_input": 0}))
+    with pytest.raises(UnsupportedConfigError, match=r"--decoder-segments .* layers 3, 4 read those of other layers"):
+        export_checkpoint(tmp_path / "c", tmp_path / "b", segments=[3])
 
 
 class _Frames:
