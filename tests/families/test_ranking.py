@@ -180,6 +180,10 @@ def test_a_server_ranks_texts_and_images_and_says_what_it_does_not(bundle: Path)
                 await client.score(long)
             with pytest.raises(ParameterError, match="token ids"):
                 await client.score(ScoreRequest("r", "judge", ((TextPart("x"), TokensPart((3, 4))),)))
+            region = ImagePart(png(IMAGES[0]), (0.0, 0.0, 0.5, 1.0))
+            for document in (region, JoinedPart((TextPart("y"), region))):
+                with pytest.raises(ParameterError, match="box: judge has no vectors of regions"):
+                    await client.score(ScoreRequest("r", "judge", ((TextPart("x"), document),)))
             with pytest.raises(TaskError):
                 await client.embed(EmbedRequest("r", "judge", (TextPart("x"),)))
 
