@@ -369,13 +369,13 @@ def _embed(family: Family, source: Checkpoint, options: EmbeddingOptions) -> Non
         )
     if family.question is not None:
         raise UnsupportedConfigError(
-            f"{task}: what {kind} sees of an image depends on a question, and an input to be embedded asks none; take a "
-            "model whose vision encoder reads images alone"
+            f"{task}: what {kind} sees of an image depends on a question, and an input to be embedded asks none; take "
+            "a model whose vision encoder reads images alone"
         )
     if family.takes_one_message:
         raise UnsupportedConfigError(
-            f"{task}: {kind} reads one image and the beginning of an answer, and no texts or images by themselves; take "
-            "a model that holds conversations"
+            f"{task}: {kind} reads one image and the beginning of an answer, and no texts or images by themselves; "
+            "take a model that holds conversations"
         )
     family.embedding = found_ranking(source, options) if options.ranks else found_embedding(source, options)
 
