@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal
 
 from bundle.fields import Frozen, Text
@@ -10,6 +12,14 @@ InputType = Literal["query", "document"]
 """What an input is to those that it is compared with, where a model writes the two differently."""
 BASE = "base"
 """What the weights without any adapter are called, where they may be asked for."""
+_KINDS: Mapping[str, InputType] = MappingProxyType({"query": "query", "passage": "document", "document": "document"})
+"""What stands behind a task, and what it says of the inputs."""
+
+
+def split_task(task: str) -> tuple[str, InputType | None]:
+    """Return the adapter's name and what the inputs are, of a task as Jina's clients write it: "retrieval.query"."""
+    name, _, kind = task.rpartition(".")
+    return (name, _KINDS[kind]) if name and kind in _KINDS else (task, None)
 
 
 class AdapterDims(Frozen):

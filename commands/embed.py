@@ -22,7 +22,8 @@ def embed(
     task: Annotated[
         str | None,
         typer.Option(
-            help="Which of the model's adapters embeds, of a model that holds several. Default: the first.",
+            help="Which of the model's adapters embeds, of a model that holds several; .query or .passage behind it "
+            "says what the inputs are. Default: the first.",
             show_default=False,
         ),
     ] = None,

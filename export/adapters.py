@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bundle import tensors
-from bundle.adapters import BASE, AdapterDims
+from bundle.adapters import BASE, AdapterDims, split_task
 from bundle.errors import CheckpointError, UnsupportedConfigError
 from bundle.manifest import TensorSpec
 from export.adapter import Adapter, LowRank
@@ -58,11 +58,16 @@ class AdapterSet:
 
         Raises:
             CheckpointError: One cannot be read.
-            UnsupportedConfigError: One is of another kind, or has the name of the base.
+            UnsupportedConfigError: One is of another kind, or has the name of the base or one that no request can say.
         """
         if BASE in folders:
             raise UnsupportedConfigError(
                 f"--lora {BASE}=...: {BASE} is what a request calls the weights without an adapter; choose another name"
+            )
+        if taken := [name for name in folders if split_task(name)[0] != name]:
+            raise UnsupportedConfigError(
+                f"--lora {taken[0]}=...: what stands behind the last point is read as what a request's inputs are, and "
+                "no request could choose the adapter; choose another name"
             )
         stored = [Adapter.open(folder) for folder in folders.values()]
         changes = tuple(each.changes(family.renames) for each in stored)
@@ -111,15 +116,17 @@ def found_adapters(checkpoint: Path, family: Family, folders: Mapping[str, Path]
     own = family.own_adapters if isinstance(family, VisionLanguage) else ()
     if not folders:
         return AdapterSet.of_one_folder(checkpoint / ADAPTERS, own, family) if own else None
-    if own or not isinstance(family, VisionLanguage) or family.embedding is None or family.answers:
+    how = family.embedding if isinstance(family, VisionLanguage) else None
+    if own or not isinstance(family, VisionLanguage) or how is None or how.also_answers or how.choice is not None:
         raise UnsupportedConfigError(
-            f"--lora {next(iter(folders))}=FOLDER: requests choose adapters of a decoder that embeds and does not "
-            "answer (--task embed), and that has none by itself. Rows of answers are kept and shared whatever adapter "
-            "made them; merge each adapter with --lora FOLDER into a bundle of its own, and serve them together"
+            f"--lora {next(iter(folders))}=FOLDER: requests choose adapters of a decoder that embeds and does nothing "
+            "else (--task embed), and that has none by itself. Rows of answers are kept and shared whatever adapter "
+            "made them, and no request for scores of pairs names one; merge each adapter with --lora FOLDER into a "
+            "bundle of its own, and serve them together"
         )
     found = AdapterSet.of_folders(folders, family)
     adapters = tuple(AdapterDims(name=name) for name in found.names)
-    family.embedding = replace(family.embedding, adapters=adapters)
+    family.embedding = replace(how, adapters=adapters)
     return found
 
 

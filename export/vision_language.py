@@ -60,6 +60,7 @@ class VisionLanguage(Family):
         takes_groups: The vision graph takes groups of a video's frames as well, behind one another as channels.
         caps_logits: transformers' model caps logits where the decoder's config says so.
         looks_ahead: Where the decoder's attention looks forward: what its prompt layout says.
+        takes_one_message: It answers one message about one image and nothing else, as its prompt layout says.
         template_placeholder: What chat templates write for an image, where that is not the image token.
         end_tokens: That end an answer as well as those that the checkpoint's files name.
 
@@ -75,6 +76,7 @@ class VisionLanguage(Family):
     caps_logits: ClassVar[bool] = False
     takes_groups: ClassVar[bool] = False
     looks_ahead: ClassVar[LooksAhead] = "nowhere"
+    takes_one_message: ClassVar[bool] = False
     template_placeholder: ClassVar[str | None] = None
     end_tokens: ClassVar[tuple[str, ...]] = ()
     takes_smaller_images: bool = False

@@ -73,10 +73,11 @@ class EmbedderRunner:
 
     def prompt(self, turns: Sequence[Turn], images: Sequence[Image.Image]) -> FilledPrompt:
         """Return an input as the decoder reads it."""
-        layouts = [self._images.layout(*image.size) for image in images]
+        spec = self._images.among(len(images))
+        layouts = [spec.layout(*image.size) for image in images]
         features = [
             self._prompts.image_prompt.arranged(
-                encode_images(self._vision, [self._images.preprocess([image]).groups], DEFAULT_VISION_TILES)[0], layout
+                encode_images(self._vision, [spec.preprocess([image]).groups], DEFAULT_VISION_TILES)[0], layout
             )
             for image, layout in zip(images, layouts, strict=True)
         ]

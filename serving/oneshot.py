@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bundle.adapters import split_task
 from serving.models.client import LocalClient
 from serving.protocol import (
     EmbedRequest,
@@ -87,7 +88,7 @@ async def embed(
         bundle: Its directory.
         inputs: At least one.
         threads: Inside one operator; 0 means one per physical core.
-        task: Which of its adapters; None: its first.
+        task: Which of its adapters, and behind it what the inputs are, as requests write it; None: its first.
 
     Raises:
         BundleError: The bundle is not usable.
@@ -95,7 +96,9 @@ async def embed(
     """
     async with LocalClient([bundle], settings_of_one(threads)) as client:
         model = (await client.models())[0].name
-        return await client.embed(EmbedRequest("oneshot", model, inputs, task=task))
+        name, kind = (None, None) if task is None else split_task(task)
+        kinds = () if kind is None else (kind,) * len(inputs)
+        return await client.embed(EmbedRequest("oneshot", model, inputs, input_types=kinds, task=name))
 
 
 def settings_of_one(threads: int) -> EngineSettings:

@@ -68,6 +68,7 @@ class VisionEncoderDecoder(VisionLanguage):
     """
 
     text_prefix = "decoder.model.decoder"
+    takes_one_message: ClassVar[bool] = EncodedPrompt.takes_one_message
     renames: ClassVar[tuple[tuple[str, str], ...]] = ((r"^decoder\.(?:output_projection|lm_head)\.", "lm_head."),)
     unused: ClassVar[tuple[str, ...]] = (
         *Family.unused,

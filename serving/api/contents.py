@@ -152,10 +152,9 @@ class ProcessorOptions(VideoSampling):
 
 
 Part = Annotated[TextContent | RegionContent, Field(discriminator="type")]
-Content = Annotated[TextContent | ImageContent, Field(discriminator="type")]
 ShownContent = Annotated[TextContent | ImageContent | VideoContent | FramesContent, Field(discriminator="type")]
 _AtMostParts = at_most("max_parts", "parts")
-Parts = Annotated[list[Content], Field(min_length=1, fail_fast=True), _AtMostParts]
+Parts = Annotated[list[Part], Field(min_length=1, fail_fast=True), _AtMostParts]
 
 
 class JoinedContent(Strict):

@@ -12,15 +12,13 @@ import numpy.typing as npt
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from bundle.adapters import split_task
 from bundle.errors import ParameterError
 from bundle.manifest import EMBEDDING_TASKS, InputType
 from serving.api.disconnect import contained, until_disconnect
 from serving.api.schemas import EmbeddingRequest
 from serving.api.service import Service, check_images, count_prompt, new_id, or_cut
 from serving.protocol import EmbedRequest, EmbedResult
-
-_KINDS: dict[str, InputType] = {"query": "query", "passage": "document", "document": "document"}
-"""What stands behind a task, and what it says of the inputs."""
 
 
 def embeddings_router(service: Service) -> APIRouter:
@@ -88,12 +86,6 @@ def _asked(service: Service, body: EmbeddingRequest) -> _Asked:
             )
         request = replace(request, task=task, input_types=_of_all(kind or body.input_type, len(request.inputs)))
     return _Asked(request, body.encoding_format or "float")
-
-
-def split_task(task: str) -> tuple[str, InputType | None]:
-    """Return the adapter's name and what the inputs are, of a task as Jina's clients write it: "retrieval.query"."""
-    name, _, kind = task.rpartition(".")
-    return (name, _KINDS[kind]) if name and kind in _KINDS else (task, None)
 
 
 def _of_all(kind: InputType | None, num_inputs: int) -> tuple[InputType, ...]:

@@ -288,7 +288,7 @@ class EmbeddingMessage(_Strict):
 EmbeddedContent = str | TextContent | ImageContent | JoinedContent | list[int]
 
 
-def _alone_or_joined(content: str | list[TextContent | ImageContent]) -> EmbeddedContent:
+def _alone_or_joined(content: str | list[TextContent | RegionContent]) -> EmbeddedContent:
     """Return a message's text, its only part, or its parts as one input."""
     if isinstance(content, str):
         return content

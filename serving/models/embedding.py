@@ -132,7 +132,10 @@ class EmbeddingModel(VectorModel):
         """Refuse a request for vectors of inputs where tokens have their own, and the reverse."""
         has_several = self._dims.vectors == "tokens"
         if request.granularity == "token" and not has_several:
-            raise ParameterError(f"task token_embed: {self._manifest.name} has one vector of each input", "task")
+            raise ParameterError(
+                f"return_multivector, or task token_embed: {self._manifest.name} has one vector of each input; leave "
+                "it out"
+            )
         if request.granularity == "input" and has_several:
             raise ParameterError(
                 f"task embed: {self._manifest.name} has a vector for every token; ask for token_embed", "task"

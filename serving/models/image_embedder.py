@@ -95,7 +95,9 @@ class ImageEmbedderModel(VectorModel):
         if request.instruction is not None:
             raise ParameterError(f"instruction: {name} reads images only and is told none; leave it out", "instruction")
         if request.granularity == "token":
-            raise ParameterError(f"task token_embed: {name} has one vector of each image; ask for embed", "task")
+            raise ParameterError(
+                f"return_multivector, or task token_embed: {name} has one vector of each image; leave it out"
+            )
         images = [part for part in request.inputs if isinstance(part, ImagePart)]
         if joined := [part for part in request.inputs if isinstance(part, JoinedPart)]:
             raise TaskError(

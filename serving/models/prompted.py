@@ -113,7 +113,7 @@ class PromptedModel(OnePassModel):
     ) -> FilledPrompt:
         """Return the prompt of texts and images, which is judged before any image is encoded."""
         images = [part for part in parts if isinstance(part, ImagePart)]
-        decoded = await together(self._vision.decode(owner, image.data) for image in images)
+        decoded = await together(self._vision.decode(owner, image.data, num_images=len(images)) for image in images)
         prompt = await self._pool.text.run(owner, write, parts, [image.layout for image in decoded])
         encoded = await together(self._vision.encode(owner, image) for image in decoded)
         return FilledPrompt.of(prompt, [image.features for image in encoded])

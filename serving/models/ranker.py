@@ -15,6 +15,7 @@ from runtime.pair_encoder import fits
 from serving.models.pair_model import PairModel
 from serving.models.prompted import PromptedModel
 from serving.models.together import together
+from serving.models.vectors import refuse_boxes
 from serving.protocol import EmbedInput, ImagePart, JoinedPart, ScoreRequest, ScoreResult, TextPart, TokensPart
 
 
@@ -26,8 +27,9 @@ class RankerModel(PromptedModel, PairModel):
 
         Raises:
             RequestError: Token ids, a pair that is longer than the model reads and not to be cut, bytes that are not an
-                image.
+                image, a part of one.
         """
+        refuse_boxes([part for pair in request.pairs for part in pair], self._manifest.name)
         most_tokens = self._writer.most_tokens(request.truncate_tokens)
         with self._admission.admit():
             found = await together(self._score_one(request, *pair, most_tokens) for pair in request.pairs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bundle.directory import Bundle
-from bundle.errors import ContextLengthError, ParameterError
+from bundle.errors import ParameterError
 from bundle.text import TOKENIZER, TextBatch, Tokenizer
 
 ALL = -1
@@ -82,27 +82,24 @@ class TextRows:
         """Return texts as one batch, longer ones cut to `most_tokens`.
 
         Raises:
-            ContextLengthError: A text is too long and not to be cut, or so short that learned prompts leave none of it.
-            ParameterError: Ids that are no text of the model's.
+            ContextLengthError: A text is too long and not to be cut.
+            ParameterError: Ids that are no text of the model's, or one so short that learned prompts leave none of it.
         """
-        if self._replaced:
-            self._check_length(texts)
-        return self.tokenizer.encode_batch(
+        found = self.tokenizer.encode_batch(
             texts,
             max_tokens=self._max_tokens,
             pad_token_id=self._pad_token_id,
             pads_to_max=self._pads_to_max,
             most_tokens=most_tokens,
         )
+        if self._replaced:
+            self._check_length(found)
+        return found
 
-    def _check_length(self, texts: Sequence[str | Sequence[int]]) -> None:
+    def _check_length(self, found: TextBatch) -> None:
         """Refuse texts of which learned prompts would leave nothing."""
-        num_tokens = (
-            len(text if not isinstance(text, str) else self.tokenizer.encode(text, add_special_tokens=True))
-            for text in texts
-        )
-        if (fewest := min(num_tokens, default=self._fewest)) < self._fewest:
-            raise ContextLengthError(
+        if (fewest := int(found.attention_mask.sum(axis=1).min(initial=self._fewest))) < self._fewest:
+            raise ParameterError(
                 f"a text takes {fewest} tokens, and {self._fewest} or more are read: learned prompts stand in the "
-                f"places of its first {self._replaced}. Write it as in training, or with as many words before it"
+                f"places of its first {self._replaced}. Write it as in training, or with as many words before it."
             )

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from bundle.errors import ParameterError
 from runtime.encoders import Vectors, unit
 from serving.models.one_pass import OnePassModel
-from serving.protocol import EmbedInput, EmbedRequest, EmbedResult, ImagePart
+from serving.protocol import EmbedInput, EmbedRequest, EmbedResult, ImagePart, JoinedPart
 
 
 class VectorModel(OnePassModel):
@@ -71,7 +71,8 @@ def refuse_boxes(inputs: Sequence[EmbedInput], name: str) -> None:
     Raises:
         ParameterError: An image has a box.
     """
-    if any(isinstance(part, ImagePart) and part.box is not None for part in inputs):
+    parts = (part for each in inputs for part in (each.parts if isinstance(each, JoinedPart) else (each,)))
+    if any(isinstance(part, ImagePart) and part.box is not None for part in parts):
         raise ParameterError(
             f"box: {name} has no vectors of regions; leave it out, and send the region cut out as an image by itself",
             "box",

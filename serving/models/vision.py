@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.directory import Bundle
+from bundle.errors import ParameterError
 from bundle.frames.plan import FramePlan
 from bundle.image import PREPROCESSOR, ImageSpec, Pixels, TileLayout
 from bundle.image.geometry import Box
@@ -445,8 +446,17 @@ class VisionStage:
 
 
 def _placed(spec: ImageSpec, box: Box, cut: CutImage) -> Box:
-    """Return where a box of an image lies in what the encoder takes; that of all of it is no place."""
-    return box if box == WHOLE else spec.geometry.placed(box, cut.width_px, cut.height_px)
+    """Return where a box of an image lies in what the encoder takes; that of all of it is no place.
+
+    Raises:
+        ParameterError: Its sides are one in the numbers that the encoder reckons in, so that it would mean all of it.
+    """
+    if box == WHOLE:
+        return box
+    left, top, right, bottom = placed = spec.geometry.placed(box, cut.width_px, cut.height_px)
+    if np.float32(left) >= np.float32(right) or np.float32(top) >= np.float32(bottom):
+        raise ParameterError(f"box {list(box)} is too thin for this image of {cut.width_px} x {cut.height_px}", "box")
+    return placed
 
 
 def _flat(boxes: Iterable[Box]) -> Asked:

@@ -12,6 +12,7 @@ from types import TracebackType
 
 import numpy as np
 
+from bundle.chat_template import CHAT_TEMPLATE, INPUT_TEMPLATE
 from bundle.directory import read_manifest
 from bundle.errors import DeadlineError, ParameterError, RequestError, SettingsError
 from bundle.frames.options import FrameOptions
@@ -110,9 +111,20 @@ class BundleRespondent:
 
     @property
     def identity(self) -> str:
-        """What tells this bundle's vectors from another's: a digest of its graphs, its weights and what feeds them."""
-        files = sorted((name, each.sha256) for name, each in self._manifest.files.items() if _makes_vectors(name))
-        return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+        """What tells this bundle's vectors from another's: a digest of its graphs, its weights and what feeds them.
+
+        Of a decoder that embeds, how inputs are written and states are pooled as well: graphs are the same whatever
+        that is.
+        """
+        files, how = self._manifest.files, self._manifest.embedder
+        told: list[tuple[str, str]] = sorted(
+            (name, each.sha256) for name, each in files.items() if _makes_vectors(name)
+        )
+        if how is not None:
+            template = INPUT_TEMPLATE if INPUT_TEMPLATE in files else CHAT_TEMPLATE
+            told += [(name, files[name].sha256) for name in (template,) if name in files]
+            told.append(("embedder", how.model_dump_json()))
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
     async def answer(self, conversation: Sequence[Said], max_tokens: int) -> str:
         """Return the greedy answer.

@@ -50,6 +50,13 @@ def test_boxes_come_in_their_order_and_alone_as_among_others(sample: Any, encode
     assert_allclose(together, alone, atol=1e-6)
 
 
+def test_a_box_without_area_in_the_encoders_numbers_is_refused(sample: Any, encoder_files: ModuleType) -> None:
+    """Its graph would take it for all of the image."""
+    part = ImagePart(_png(encoder_files.pictures()[0]), (0.5, 0.5, 0.5 + 1e-9, 0.6))
+    with pytest.raises(ParameterError, match="too thin"):
+        asyncio.run(_embedded(sample.bundle(), [part]))
+
+
 def test_labels_are_scored_against_a_part(sample: Any, encoder_files: ModuleType) -> None:
     images, labels = encoder_files.pictures()[:1], ("a cat", "two dogs", "a")
     expected, (regions, _) = sample.expected(images, labels), _references(sample, images)

@@ -90,8 +90,9 @@ def test_each_sequence_of_a_batch_runs_through_its_own_adapter(
         ("a", "tower", "embed", r"change linear layers of the decoder, and these change .*vision_model"),
         ("a", "whole", "embed", r"modality_projection.* is no low-rank change of a linear layer"),
         ("base", "french", "embed", "base is what a request calls the weights without an adapter"),
-        ("a", "french", "both", "of a decoder that embeds and does not answer"),
-        ("a", "french", None, "of a decoder that embeds and does not answer"),
+        ("legal.query", "french", "embed", "no request could choose the adapter"),
+        ("a", "french", "both", "of a decoder that embeds and does nothing else"),
+        ("a", "french", None, "of a decoder that embeds and does nothing else"),
     ],
 )
 def test_what_no_request_can_choose_is_refused(

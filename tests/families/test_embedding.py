@@ -112,6 +112,19 @@ def test_images_in_a_memory_beside_the_prompt_are_embedded_as_mme5_writes_them(
         assert max(1 - own @ other for own, other in zip(served, expected, strict=True)) < 1e-4
 
 
+def test_images_are_cut_as_those_among_others_where_an_input_has_several(sample_of: Any, tmp_path: Path) -> None:
+    sample = sample_of("llava_onevision", 0)
+    bundle = embedding_bundle(sample, tmp_path / "bundle", pooling="last")
+    inputs: list[list[str | Image.Image]] = [[IMAGE, IMAGE.resize((33, 90)), "x"], [IMAGE, "x"]]
+    expected = [states_of(sample, parts)[-1] for parts in inputs]
+    runner = EmbedderRunner(bundle, SETTINGS)
+    found = runner.embed_turns([(turns_of(parts), [p for p in parts if not isinstance(p, str)]) for parts in inputs])
+    served = asyncio.run(asyncio.wait_for(_served(bundle.directory, inputs), 120))
+    for own, by_server, wanted in zip(found, served, expected, strict=True):
+        assert 1 - own @ wanted / np.linalg.norm(wanted) < 1e-4
+        assert 1 - by_server @ wanted / np.linalg.norm(wanted) < 1e-4
+
+
 async def _served(bundle: Path, inputs: list[list[str | Image.Image]]) -> np.ndarray:
     """Return the vectors of inputs of one request."""
     parts = []

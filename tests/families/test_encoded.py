@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from bundle.image import PREPROCESSOR, ImageSpec, TileLayout
 from bundle.prompt import Placeholder, PromptBuilder, Turn
 from bundle.text import TOKENIZER, Tokenizer
 from export.architectures import load_family
+from export.embedding import EmbeddingOptions
+from export.exporter import export_checkpoint
 from export.models.vision_encoder_decoder import VisionEncoderDecoder
 from export.nn.dialects import DIALECTS
 
@@ -72,6 +75,14 @@ def test_one_message_about_one_image_is_what_they_answer(family: str, sample_of:
     ):
         with pytest.raises(PromptError, match=r"one image|one message"):
             builder.build(turns, layouts)
+
+
+@pytest.mark.parametrize("family", ["trocr", "donut", "blip", "git", "unival", "florence2"])
+def test_none_of_them_embeds_or_ranks(family: str, sample_of: Any, tmp_path: Path) -> None:
+    """A bundle that did could not run so much as a text by itself."""
+    for ranks in (False, True):
+        with pytest.raises(UnsupportedConfigError, match=r"--task \w+: .*(no texts or images|depends on a question)"):
+            export_checkpoint(sample_of(family, 0).checkpoint, tmp_path / "b", embedding=EmbeddingOptions(ranks=ranks))
 
 
 def test_marks_of_fields_are_said_and_may_be_asked_for(sample_of: Any) -> None:

@@ -26,6 +26,7 @@ from quant.quantizer import quantize_bundle
 from runtime.filled_prompt import FilledPrompt
 from runtime.prompt_embedder import PromptEmbedder
 from runtime.settings import RuntimeSettings
+from serving import oneshot
 from serving.api.app import create_app
 from serving.models.client import LocalClient
 from serving.models.embedder import EmbedderModel
@@ -185,6 +186,13 @@ def test_a_bundle_says_which_tasks_there_are(bundle: Bundle) -> None:
 def test_nothing_said_is_the_first_task_and_a_query(model: EmbedderModel) -> None:
     plain, said = together(model, ask("x"), ask("x", task="retrieval", input_types=("query",)))
     np.testing.assert_allclose(plain, said, atol=1e-6)
+
+
+def test_the_command_says_the_task_and_what_inputs_are_as_requests_do(bundle: Bundle, model: EmbedderModel) -> None:
+    for said, kind in (("code.query", "query"), ("code.passage", "document")):
+        found = asyncio.run(oneshot.embed(bundle.directory, (TextPart("x"),), 1, said)).embeddings
+        (asked,) = together(model, ask("x", task="code", input_types=(kind,)))
+        np.testing.assert_allclose(found, asked, atol=1e-6)
 
 
 def test_vectors_are_cut_where_there_is_one_of_an_input(model: EmbedderModel) -> None:

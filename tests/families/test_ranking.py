@@ -180,6 +180,10 @@ def test_a_server_ranks_texts_and_images_and_says_what_it_does_not(bundle: Path)
                 await client.score(long)
             with pytest.raises(ParameterError, match="token ids"):
                 await client.score(ScoreRequest("r", "judge", ((TextPart("x"), TokensPart((3, 4))),)))
+            region = ImagePart(png(IMAGES[0]), (0.0, 0.0, 0.5, 1.0))
+            for document in (region, JoinedPart((TextPart("y"), region))):
+                with pytest.raises(ParameterError, match="box: judge has no vectors of regions"):
+                    await client.score(ScoreRequest("r", "judge", ((TextPart("x"), document),)))
             with pytest.raises(TaskError):
                 await client.embed(EmbedRequest("r", "judge", (TextPart("x"),)))
 
@@ -207,6 +211,10 @@ def test_what_cannot_rank_is_refused_by_name(sample: Any, sample_of: Any, tmp_pa
 
     with pytest.raises(UnsupportedConfigError, match=r"compares the tokens yes and no, .* has no yes nor no"):
         export(sample_of("qwen3_vl", 0).checkpoint)
+    with pytest.raises(UnsupportedConfigError, match="of a decoder that embeds and does nothing else"):
+        export_checkpoint(
+            sample.checkpoint, tmp_path / "b", embedding=EmbeddingOptions(ranks=True), adapters={"a": tmp_path}
+        )
     with pytest.raises(UnsupportedConfigError, match="--pooling mean is of vectors"):
         export(sample.checkpoint, pooling="mean")
     with pytest.raises(UnsupportedConfigError, match="nor one of qwen3-reranker, lamra"):

@@ -49,6 +49,16 @@ def test_a_box_reaches_the_engine(route: str, api: Any, seen: list[Any], png: by
     assert [part for part in seen if not isinstance(part, TextPart)] == [ImagePart(png, (0.1, 0.0, 0.5, 1.0))]
 
 
+def test_a_box_stands_in_an_input_of_one_part_and_in_a_message(
+    api: Any, seen: list[Any], png: bytes, image_part: Any
+) -> None:
+    content = [image_part(png) | {"box": BOX}]
+    assert api.post("/v1/rerank", body("/v1/rerank", {"content": content})).status_code == 200
+    messages = {"model": "fake-clip", "messages": [{"role": "user", "content": content}]}
+    assert api.post("/v1/embeddings", messages).status_code == 200
+    assert [part.box for part in seen if isinstance(part, ImagePart)] == [tuple(BOX)] * 2
+
+
 def test_a_box_that_is_null_is_none(api: Any, seen: list[Any], png: bytes, image_part: Any) -> None:
     assert api.post(ROUTES[0], body(ROUTES[0], image_part(png) | {"box": None})).status_code == 200
     assert seen == [ImagePart(png)]

@@ -80,3 +80,21 @@ def test_what_makes_no_single_vector_makes_no_index(folder: Path, rankers: dict[
         asyncio.run(index(rankers["tokens"]))
     with pytest.raises(SettingsError, match="pairs scores pairs and makes no vectors"):
         asyncio.run(index(rankers["pairs"]))
+
+
+def test_another_pooling_or_template_of_one_checkpoint_is_another_model(
+    folder: Path, rankers: dict[str, Path], smolvlm_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Their graphs are the same to the byte."""
+    for name, options in (("mean", EmbeddingOptions("mean")), ("plain", EmbeddingOptions("last", template="plain"))):
+        export_checkpoint(smolvlm_checkpoint, tmp_path / name, name="last", embedding=options)
+
+    async def main() -> None:
+        async with BundleRespondent(rankers["last"], threads=1) as encoder:
+            await update_index(tmp_path / "index", folder, encoder, "last", lambda line: None)
+        for name in ("mean", "plain"):
+            async with BundleRespondent(tmp_path / name, threads=1) as other:
+                with pytest.raises(SettingsError, match="those of two models cannot be compared"):
+                    await found(ImageIndex.read(tmp_path / "index"), QUERY, other, 4)
+
+    asyncio.run(main())
