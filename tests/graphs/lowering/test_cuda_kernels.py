@@ -36,3 +36,9 @@ def test_shapes_and_ids_are_passed_over(model_of) -> None:
     weights = {"a": np.array(1), "b": np.array(9)}
     model = model_of({"x": (ir.DataType.FLOAT16, ["M", 8])}, nodes, weights, ["y"])
     assert list(without_kernel(model.graph)) == []
+
+
+def test_queries_that_grow_by_a_logarithm_have_a_kernel(model_of) -> None:
+    """Ministral 3's, of which no form for CUDA could be made."""
+    model = model_of({"x": (ir.DataType.FLOAT16, ["M", 8])}, [("Log", ["x"], "y", {})], {}, ["y"])
+    require_kernels(model.graph)
