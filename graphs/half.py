@@ -21,7 +21,8 @@ _RECURRENCES = ("LinearAttention", "Scan")
 """Gated delta rules: what a state holds is a sum over a whole sequence, and exp of a decay enlarges its error."""
 _FLOATS = (HALF, SINGLE)
 _ANGLES = ("Cos", "Sin")
-"""What leads up to them keeps float32 too: a position of 4097 has no float16."""
+"""What leads up to them keeps float32 too: a position of 4097 has no float16. So does what leads up to a Floor: a place
+between learned positions is a product of hundreds, divided."""
 _GIVES_NO_FLOAT = ("Shape", "ArgMax", "Equal", "LessOrEqual", "GreaterOrEqual", "Less", "Greater", "QuantizeLinear")
 _NUM_FLOAT_OUTPUTS = {"TopK": 1}
 """Of operators whose further outputs are no floats."""
@@ -61,8 +62,11 @@ def halve(graph: ir.Graph, kept: Collection[ir.Node] = (), singles: Collection[s
 
 
 def _precise(graph: ir.Graph) -> set[ir.Node]:
-    """Return the nodes of a graph that keep float32 wherever they are: angles, recurrences and their decays."""
-    return _with_ancestors(node for node in graph if node.op_type in _ANGLES) | _recurrences(graph)
+    """Return the nodes of a graph that keep float32 wherever they are: angles, places, recurrences and their decays."""
+    places = [node for node in graph if node.op_type == "Floor"]
+    parts = [after for node in places for after in node.successors() if after.op_type == "Sub"]  # what floor leaves
+    ends = [*(node for node in graph if node.op_type in _ANGLES), *places, *parts]
+    return _with_ancestors(ends) | _recurrences(graph)
 
 
 def _recurrences(graph: ir.Graph) -> set[ir.Node]:

@@ -18,7 +18,16 @@ _BOTH = frozenset({HALF, SINGLE})
 _ONLY_HALF = frozenset({HALF})
 _STANDARD = (
     *("Add", "Sub", "Mul", "Div", "MatMul", "Gemm", "Conv", "Relu", "Sigmoid", "Tanh", "Erf", "Gelu", "Softmax"),
-    *("Cos", "Sin", "RotaryEmbedding", "RMSNormalization", "LayerNormalization", "SimplifiedLayerNormalization"),
+    *(
+        "Cos",
+        "Sin",
+        "Log",
+        "Floor",
+        "RotaryEmbedding",
+        "RMSNormalization",
+        "LayerNormalization",
+        "SimplifiedLayerNormalization",
+    ),
     *(
         "Gather",
         "GatherND",

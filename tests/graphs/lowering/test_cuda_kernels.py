@@ -6,6 +6,7 @@ import pytest
 
 from bundle.errors import QuantizationError
 from bundle.form import Form
+from graphs.half import halve
 from graphs.layers import find_linears
 from graphs.lowering.cuda_kernels import require_kernels, without_kernel
 from graphs.lowering.decoder import lower_decoder
@@ -36,3 +37,26 @@ def test_shapes_and_ids_are_passed_over(model_of) -> None:
     weights = {"a": np.array(1), "b": np.array(9)}
     model = model_of({"x": (ir.DataType.FLOAT16, ["M", 8])}, nodes, weights, ["y"])
     assert list(without_kernel(model.graph)) == []
+
+
+def test_queries_that_grow_by_a_logarithm_have_a_kernel(model_of) -> None:
+    """Ministral 3's, of which no form for CUDA could be made."""
+    model = model_of({"x": (ir.DataType.FLOAT16, ["M", 8])}, [("Log", ["x"], "y", {})], {}, ["y"])
+    require_kernels(model.graph)
+
+
+def test_places_between_learned_positions_keep_float32(model_of) -> None:
+    """HunyuanOCR's and Qwen3-VL's: 127.4 of 128 rows is no number of float16, nor is what floor leaves of it."""
+    nodes = [
+        ("Mul", ["x", "side"], "at", {}),
+        ("Floor", ["at"], "whole", {}),
+        ("Sub", ["at", "whole"], "above", {}),
+        ("Mul", ["above", "w"], "y", {}),
+    ]
+    weights = {"side": np.float32(128), "w": np.ones(8, "f4")}
+    model = model_of({"x": (ir.DataType.FLOAT, ["M", 8])}, nodes, weights, ["y"])
+    halve(model.graph, singles=["x"])
+    kept = {node.op_type: node.outputs[0].dtype for node in model.graph if node.op_type in ("Floor", "Sub")}
+    assert kept == {"Floor": ir.DataType.FLOAT, "Sub": ir.DataType.FLOAT}
+    assert model.graph.outputs[0].dtype == ir.DataType.FLOAT16
+    require_kernels(model.graph)
