@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 from bundle.directory import Bundle, open_bundle
-from bundle.errors import MachineError, QuantizationError, SignatureError, UnsupportedConfigError
+from bundle.errors import MachineError, ParameterError, QuantizationError, SignatureError, UnsupportedConfigError
 from bundle.image import TileLayout
 from bundle.layouts.mllama import MllamaPrompt
 from bundle.prompt import Prompt, Span, Turn
@@ -41,7 +41,8 @@ from serving.engine.pace import Pace
 from serving.engine.runner import Runner
 from serving.engine.scheduler import Scheduler
 from serving.engine.sequence import Sequence
-from serving.protocol import SamplingParams
+from serving.models.fusing import Fusing
+from serving.protocol import GenerateRequest, SamplingParams
 
 FAMILIES = ("lfm2_vl", "lfm3_vl", "mllama", "qwen3_5")
 # float32 sums in another order, on logits above 10
@@ -316,6 +317,8 @@ def test_policies_and_codes_for_rows_are_refused_by_the_kinds_of_states(bundle: 
     assert f"states of kind {kind}" in missing("snapkv", bundle.manifest)
     with pytest.raises(QuantizationError, match=f"of kind {kind}; codes are for keys and values"):
         coded_states(bundle.manifest, "int8", "cpu")
+    with pytest.raises(ParameterError, match=f"has states of kind {kind}, and fused prefixes are rows"):
+        Fusing(bundle.manifest, "cpu").check(GenerateRequest("r", "tiny", (), fuses=True), None, None)
 
 
 def test_an_engine_takes_a_state_of_fixed_size_for_as_many_sequences_as_run(convolving: Bundle) -> None:
