@@ -23,6 +23,7 @@ from bundle.errors import MachineError, ParameterError, QuantizationError, Signa
 from bundle.image import TileLayout
 from bundle.layouts.mllama import MllamaPrompt
 from bundle.prompt import Prompt, Span, Turn
+from bundle.summary import summary
 from export.exporter import export_checkpoint
 from quant.kv.needs import missing
 from quant.kv_cache.refusals import coded_states
@@ -319,6 +320,11 @@ def test_policies_and_codes_for_rows_are_refused_by_the_kinds_of_states(bundle: 
         coded_states(bundle.manifest, "int8", "cpu")
     with pytest.raises(ParameterError, match=f"has states of kind {kind}, and fused prefixes are rows"):
         Fusing(bundle.manifest, "cpu").check(GenerateRequest("r", "tiny", (), fuses=True), None, None)
+
+
+def test_what_a_sequence_takes_whatever_its_length_is_told(bundle: Bundle) -> None:
+    fixed = f"and {bundle.manifest.state_bytes_per_sequence / 1024:.1f} KiB per sequence"
+    assert any(fixed in line for line in summary(bundle.directory, bundle.manifest) if isinstance(line, str))
 
 
 def test_an_engine_takes_a_state_of_fixed_size_for_as_many_sequences_as_run(convolving: Bundle) -> None:
