@@ -21,6 +21,8 @@ def summary(bundle: Path, manifest: Manifest) -> Iterator[RenderableType]:
     if manifest.decoder:
         kv_kib = manifest.state_bytes_per_token / 1024
         cache = f"{manifest.cache_dtype}, {kv_kib:.1f} KiB per token and sequence"
+        if fixed_bytes := manifest.state_bytes_per_sequence:
+            cache += f", and {fixed_bytes / 1024:.1f} KiB per sequence however long it is"
         yield f"context {manifest.decoder.max_positions} tokens; cache {cache}"
     if manifest.embedder and manifest.reads_pairs:
         yield "scores of a query and a document, read together: the chance of yes, of yes and no"

@@ -76,8 +76,8 @@ def measure_reductions(
     lacking = [each.method for each in reductions if each.needs_tower and not model.gives_tower]
     if lacking:
         raise QuantizationError(
-            f"{', '.join(dict.fromkeys(lacking))}: the bundle's vision encoder does not tell its attention. Export the "
-            "checkpoint again, or leave the method out"
+            f"{', '.join(dict.fromkeys(lacking))}: the bundle's vision encoder does not tell its attention. Leave the "
+            "method out; towers like LLaVA's tell it, in bundles that were exported since it is read"
         )
     with_tower = any(each.needs_tower and not each.is_whole for each in reductions)
     figures = {each: AnswerFigures(model.text_of, has_accuracy=has_accuracy) for each in reductions}

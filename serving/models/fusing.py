@@ -66,10 +66,16 @@ class Fusing:
         if not request.fuses and (request.behind is None or is_task_vector(request.behind)):
             return
         name = self._manifest.name
-        if self._provider != "cpu" or {state.kind for state in self._manifest.states} != {"rows"}:
+        if self._provider != "cpu":
             raise ParameterError(
-                f"{name} keeps its state on {self._provider}, or not in rows alone: fused prefixes are rows in a "
-                'host\'s memory. Make the prefix with method "plain"',
+                f"{name} keeps its rows on {self._provider}, and fused prefixes are rows in a host's memory. Make the "
+                'prefix with method "plain"',
+                "prefix",
+            )
+        if kinds := {state.kind for state in self._manifest.states} - {"rows"}:
+            raise ParameterError(
+                f"{name} has states of kind {', '.join(sorted(kinds))}, and fused prefixes are rows of single tokens. "
+                'Make the prefix with method "plain"',
                 "prefix",
             )
         self._check_sight()

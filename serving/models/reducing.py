@@ -185,7 +185,8 @@ class Reducing:
             usable = ", ".join(name for name, entry in METHODS.items() if not entry.needs_tower)
             raise ParameterError(
                 f"vision.method {asked.method!r} reads the vision tower's attention, which this model's "
-                f"{self._encoder.file} does not give: export its checkpoint again, or take one of {usable}",
+                f"{self._encoder.file} does not give: take one of {usable}. Towers like LLaVA's give it, in bundles "
+                "that were exported since it is read",
                 "vision.method",
             )
         if reduction.needs_text and has_wide_tokens(self._manifest):

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 from bundle.directory import Bundle, open_bundle
-from bundle.errors import MachineError, QuantizationError, SignatureError, UnsupportedConfigError
+from bundle.errors import MachineError, ParameterError, QuantizationError, SignatureError, UnsupportedConfigError
 from bundle.image import TileLayout
 from bundle.layouts.mllama import MllamaPrompt
 from bundle.prompt import Prompt, Span, Turn
+from bundle.summary import summary
 from export.exporter import export_checkpoint
 from quant.kv.needs import missing
 from quant.kv_cache.refusals import coded_states
@@ -41,7 +42,8 @@ from serving.engine.pace import Pace
 from serving.engine.runner import Runner
 from serving.engine.scheduler import Scheduler
 from serving.engine.sequence import Sequence
-from serving.protocol import SamplingParams
+from serving.models.fusing import Fusing
+from serving.protocol import GenerateRequest, SamplingParams
 
 FAMILIES = ("lfm2_vl", "lfm3_vl", "mllama", "qwen3_5")
 # float32 sums in another order, on logits above 10
@@ -316,6 +318,13 @@ def test_policies_and_codes_for_rows_are_refused_by_the_kinds_of_states(bundle: 
     assert f"states of kind {kind}" in missing("snapkv", bundle.manifest)
     with pytest.raises(QuantizationError, match=f"of kind {kind}; codes are for keys and values"):
         coded_states(bundle.manifest, "int8", "cpu")
+    with pytest.raises(ParameterError, match=f"has states of kind {kind}, and fused prefixes are rows"):
+        Fusing(bundle.manifest, "cpu").check(GenerateRequest("r", "tiny", (), fuses=True), None, None)
+
+
+def test_what_a_sequence_takes_whatever_its_length_is_told(bundle: Bundle) -> None:
+    fixed = f"and {bundle.manifest.state_bytes_per_sequence / 1024:.1f} KiB per sequence"
+    assert any(fixed in line for line in summary(bundle.directory, bundle.manifest) if isinstance(line, str))
 
 
 def test_an_engine_takes_a_state_of_fixed_size_for_as_many_sequences_as_run(convolving: Bundle) -> None:

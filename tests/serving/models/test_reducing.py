@@ -325,7 +325,7 @@ def test_a_method_whose_outputs_the_bundle_lacks_is_refused_by_name(
 
     async def main() -> None:
         for method in ("visionzip", "fastervlm"):
-            with pytest.raises(ParameterError, match=r"vision_encoder\.onnx does not give") as refused:
+            with pytest.raises(ParameterError, match=r"vision_encoder\.onnx does not give: take one of ") as refused:
                 await answer(model, asked(image_bytes(1), "what?", method=method, keep=0.5))
             assert refused.value.param == "vision.method"
         found = await answer(model, asked(image_bytes(1), "what?", method="dart", keep=0.5))
