@@ -68,6 +68,7 @@ class VisionEncoderDecoder(VisionLanguage):
     """
 
     text_prefix = "decoder.model.decoder"
+    wants_image: ClassVar[bool] = EncodedPrompt.wants_image
     renames: ClassVar[tuple[tuple[str, str], ...]] = ((r"^decoder\.(?:output_projection|lm_head)\.", "lm_head."),)
     unused: ClassVar[tuple[str, ...]] = (
         *Family.unused,
