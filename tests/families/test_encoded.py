@@ -11,6 +11,7 @@ from bundle.errors import PromptError, UnsupportedConfigError
 from bundle.image import PREPROCESSOR, ImageSpec, TileLayout
 from bundle.prompt import Placeholder, PromptBuilder, Turn
 from bundle.text import TOKENIZER, Tokenizer
+from bundle.tools import Tool
 from export.architectures import load_family
 from export.models.vision_encoder_decoder import VisionEncoderDecoder
 from export.nn.dialect import DIALECTS
@@ -72,6 +73,15 @@ def test_one_message_about_one_image_is_what_they_answer(family: str, sample_of:
     ):
         with pytest.raises(PromptError, match=r"one image|one message"):
             builder.build(turns, layouts)
+
+
+@pytest.mark.parametrize("family", ["donut", "blip", "git", "florence2"])
+def test_functions_are_refused_by_their_own_name(family: str, sample_of: Any) -> None:
+    """A template that knows no functions is told of them in a message before the user's, which such models refuse."""
+    builder = PromptBuilder.from_bundle(sample_of(family, 0).bundle())
+    with pytest.raises(PromptError, match="leave tools out") as refused:
+        builder.build([Turn("user", (Placeholder.IMAGE, "x"))], [TileLayout()], tools=[Tool("see", "", "{}")])
+    assert refused.value.param == "tools"
 
 
 def test_marks_of_fields_are_said_and_may_be_asked_for(sample_of: Any) -> None:
