@@ -184,12 +184,14 @@ class PromptBuilder:
             num_dropped: Image tokens that will be left out of the prompt, and count for nothing.
 
         Raises:
-            PromptError: No turns, an empty turn, another number of layouts than images, a conversation that the
-                template refuses, or one in which texts join into a control token.
+            PromptError: No turns, an empty turn, another number of layouts than images, functions for a model that takes
+                one message, a conversation that the template refuses, or one in which texts join into a control token.
             ContextLengthError: More images than the model takes; or images alone, or the characters that the template
                 makes, are more than `max_tokens`.
         """
         _check(turns, layouts)
+        if tools and self._image_prompt.takes_one_message:
+            raise PromptError("the model answers one message and calls no functions; leave tools out", "tools")
         self._image_prompt.check(layouts)
         num_image_tokens = sum(map(self._image_prompt.num_tokens, layouts)) - num_dropped
         if max_tokens is not None and num_image_tokens > max_tokens:

@@ -22,6 +22,7 @@ class WholeMemoryPrompt(ImagePrompt, ABC):
     fills_memory: ClassVar[bool] = True
     writes_whole_prompts: ClassVar[bool] = True
     takes_one_message: ClassVar[bool] = True
+    wants_image: ClassVar[bool] = True
 
     def text(self, layout: TileLayout) -> str:
         """Return nothing: the decoder reads no image."""

@@ -111,6 +111,9 @@ class ImagePrompt(Frozen, ABC):
     takes_one_message: ClassVar[bool] = False
     """A conversation is one user's message about one image: there is no history, no system, no function to call."""
 
+    wants_image: ClassVar[bool] = False
+    """There is no prompt without an image."""
+
     begins_answers: ClassVar[bool] = False
     """What a user's message says is how the answer begins: it may hold all of the vocabulary that is not special."""
 

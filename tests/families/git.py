@@ -125,9 +125,9 @@ def model(folder: Path) -> Any:
         raise ValueError(f"{folder} is not what GIT wants: {found}")
     whole.eval()
 
-    def answered(input_ids: Any, attention_mask: Any, pixel_values: Any = None) -> Any:
+    def answered(input_ids: Any, attention_mask: Any = None, pixel_values: Any = None, **more: Any) -> Any:
         text = input_ids[:, input_ids[0].tolist().index(CLS_ID) :]
-        return whole(input_ids=text, pixel_values=pixel_values)
+        return whole(input_ids=text, pixel_values=pixel_values, **more)
 
     return answered
 

@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from bundle.directory import Bundle, open_bundle
+from bundle.errors import UnsupportedConfigError
 from bundle.prompt import Placeholder, Turn
 from export.embedding import EmbeddingOptions
 from export.exporter import export_checkpoint
@@ -28,7 +29,7 @@ from serving.models.client import LocalClient
 from serving.protocol import EmbedRequest, ImagePart, JoinedPart, TextPart
 from serving.settings import EngineSettings
 
-FAMILIES = ("gemma3", "gemma4", "internvl", "lfm2_vl", "llava_next", "paligemma", "qwen2_5_vl", "qwen3_vl")
+FAMILIES = ("gemma3", "gemma4", "git", "internvl", "lfm2_vl", "llava_next", "paligemma", "qwen2_5_vl", "qwen3_vl")
 CASES = [(family, "last", "contrib") for family in FAMILIES]
 CASES += [("llava_vlora", "last", "contrib"), ("paligemma", "mean", "portable"), ("qwen2_5_vl", "mean", "portable")]
 SETTINGS = RuntimeSettings(intra_threads=1)
@@ -61,14 +62,25 @@ def test_vectors_are_the_references_pooled_states(
     sample = sample_of(family, 0)
     bundle = embedding_bundle(sample, tmp_path / "bundle", pooling=pooling, dialect=dialect)
     runner = EmbedderRunner(bundle, SETTINGS)
-    found = runner.embed_turns(
-        [(turns_of(parts), [p for p in parts if not isinstance(p, str)]) for parts in conversations.values()]
-    )
-    for parts, vector in zip(conversations.values(), found, strict=True):
+    asked = list(sample.conversations(conversations).values())
+    found = runner.embed_turns([(turns_of(parts), [p for p in parts if not isinstance(p, str)]) for parts in asked])
+    for parts, vector in zip(asked, found, strict=True):
         states = states_of(sample, parts)
         expected = states[-1] if pooling == "last" else states.mean(axis=0)
         assert 1 - vector @ expected / np.linalg.norm(expected) < 1e-4
         np.testing.assert_allclose(np.linalg.norm(vector), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["trocr", "donut", "blip"])
+def test_models_that_read_no_text_without_an_image_are_refused_before_graphs_are_built(
+    family: str, sample_of: Any, tmp_path: Path
+) -> None:
+    checkpoint = sample_of(family, 0).checkpoint
+    for options, named in ((EmbeddingOptions(), "embed"), (EmbeddingOptions(also_answers=True), "both")):
+        with pytest.raises(UnsupportedConfigError, match=rf"--task {named}: .* one image in every prompt"):
+            export_checkpoint(checkpoint, tmp_path / "bundle", embedding=options)
+    with pytest.raises(UnsupportedConfigError, match=r"--task rank: .* one image in every prompt"):
+        export_checkpoint(checkpoint, tmp_path / "bundle", embedding=EmbeddingOptions(ranks=True))
 
 
 @pytest.mark.parametrize("dialect", ["contrib", "portable"])
