@@ -369,30 +369,6 @@ def _embed(family: Family, source: Checkpoint, options: EmbeddingOptions) -> Non
     """Let a family's decoder give vectors.
 
     Raises:
-<<<<<<< HEAD
-        UnsupportedConfigError: It has no decoder, embeds as it is, sees images with a question, answers one message
-            about one image, or its layers would be cut or grouped.
-    """
-    kind = source.config["model_type"]
-    task = f"--task {'rank' if options.ranks else 'both' if options.also_answers else 'embed'}"
-    if not isinstance(family, VisionLanguage) or family.embedding is not None:
-        raise UnsupportedConfigError(
-            f"{task}: {kind} makes vectors as it is; leave out --task, --pooling and --template"
-        )
-    if family.decoder.config.num_length_groups > 1:
-        raise UnsupportedConfigError(
-            f"{task}: a prompt is run once and keeps no rows; leave out --decoder-segments and --length-groups"
-        )
-    if family.question is not None:
-        raise UnsupportedConfigError(
-            f"{task}: what {kind} sees of an image depends on a question, and an input to be embedded asks none; take "
-            "a model whose vision encoder reads images alone"
-        )
-    if family.takes_one_message:
-        raise UnsupportedConfigError(
-            f"{task}: {kind} reads one image and the beginning of an answer, and no texts or images by themselves; "
-            "take a model that holds conversations"
-=======
         UnsupportedConfigError: It has no decoder, embeds as it is, sees images with a question, reads no text alone, or
             its layers would be cut or grouped.
     """
@@ -414,7 +390,6 @@ def _embed(family: Family, source: Checkpoint, options: EmbeddingOptions) -> Non
         raise UnsupportedConfigError(
             f"--task {asked}: {model} looks at one image in every prompt, and inputs may be texts alone; take a model "
             "that reads texts without an image"
->>>>>>> huntd
         )
     family.embedding = found_ranking(source, options) if options.ranks else found_embedding(source, options)
 

@@ -59,11 +59,7 @@ class VisionLanguage(Family):
         takes_groups: The vision graph takes groups of a video's frames as well, behind one another as channels.
         caps_logits: transformers' model caps logits where the decoder's config says so.
         looks_ahead: Where the decoder's attention looks forward: what its prompt layout says.
-<<<<<<< HEAD
-        takes_one_message: It answers one message about one image and nothing else, as its prompt layout says.
-=======
         wants_image: There is no prompt without an image: what its prompt layout says.
->>>>>>> huntd
         template_placeholder: What chat templates write for an image, where that is not the image token.
         end_tokens: That end an answer as well as those that the checkpoint's files name.
 
@@ -79,11 +75,7 @@ class VisionLanguage(Family):
     caps_logits: ClassVar[bool] = False
     takes_groups: ClassVar[bool] = False
     looks_ahead: ClassVar[LooksAhead] = "nowhere"
-<<<<<<< HEAD
-    takes_one_message: ClassVar[bool] = False
-=======
     wants_image: ClassVar[bool] = False
->>>>>>> huntd
     template_placeholder: ClassVar[str | None] = None
     end_tokens: ClassVar[tuple[str, ...]] = ()
     takes_smaller_images: bool = False

@@ -55,11 +55,7 @@ class Blip(VisionLanguage):
 
     text_prefix = "text_decoder"
     image_processor = "BlipImageProcessor"
-<<<<<<< HEAD
-    takes_one_message: ClassVar[bool] = EncodedPrompt.takes_one_message
-=======
     wants_image: ClassVar[bool] = EncodedPrompt.wants_image
->>>>>>> huntd
     end_tokens: ClassVar[tuple[str, ...]] = (_SEP,)
     renames: ClassVar[tuple[tuple[str, str], ...]] = (
         *bert_renames(r"text_decoder\.bert\.", "text_decoder"),

@@ -81,7 +81,6 @@ class Git(VisionLanguage):
 
     text_prefix = "text"
     image_processor = "CLIPImageProcessor"
-    takes_one_message: ClassVar[bool] = GitPrompt.takes_one_message
     looks_ahead: ClassVar[LooksAhead] = GitPrompt.looks_ahead
     renames: ClassVar[tuple[tuple[str, str], ...]] = (
         *bert_renames(r"git\.", "text"),

@@ -68,11 +68,7 @@ class VisionEncoderDecoder(VisionLanguage):
     """
 
     text_prefix = "decoder.model.decoder"
-<<<<<<< HEAD
-    takes_one_message: ClassVar[bool] = EncodedPrompt.takes_one_message
-=======
     wants_image: ClassVar[bool] = EncodedPrompt.wants_image
->>>>>>> huntd
     renames: ClassVar[tuple[tuple[str, str], ...]] = ((r"^decoder\.(?:output_projection|lm_head)\.", "lm_head."),)
     unused: ClassVar[tuple[str, ...]] = (
         *Family.unused,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +13,6 @@ from bundle.prompt import Placeholder, PromptBuilder, Turn
 from bundle.text import TOKENIZER, Tokenizer
 from bundle.tools import Tool
 from export.architectures import load_family
-from export.embedding import EmbeddingOptions
-from export.exporter import export_checkpoint
 from export.models.vision_encoder_decoder import VisionEncoderDecoder
 from export.nn.dialects import DIALECTS
 
@@ -78,14 +75,6 @@ def test_one_message_about_one_image_is_what_they_answer(family: str, sample_of:
             builder.build(turns, layouts)
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize("family", ["trocr", "donut", "blip", "git", "unival", "florence2"])
-def test_none_of_them_embeds_or_ranks(family: str, sample_of: Any, tmp_path: Path) -> None:
-    """A bundle that did could not run so much as a text by itself."""
-    for ranks in (False, True):
-        with pytest.raises(UnsupportedConfigError, match=r"--task \w+: .*(no texts or images|depends on a question)"):
-            export_checkpoint(sample_of(family, 0).checkpoint, tmp_path / "b", embedding=EmbeddingOptions(ranks=ranks))
-=======
 @pytest.mark.parametrize("family", ["donut", "blip", "git", "florence2"])
 def test_functions_are_refused_by_their_own_name(family: str, sample_of: Any) -> None:
     """A template that knows no functions is told of them in a message before the user's, which such models refuse."""
@@ -93,7 +82,6 @@ def test_functions_are_refused_by_their_own_name(family: str, sample_of: Any) ->
     with pytest.raises(PromptError, match="leave tools out") as refused:
         builder.build([Turn("user", (Placeholder.IMAGE, "x"))], [TileLayout()], tools=[Tool("see", "", "{}")])
     assert refused.value.param == "tools"
->>>>>>> huntd
 
 
 def test_marks_of_fields_are_said_and_may_be_asked_for(sample_of: Any) -> None:
