@@ -48,8 +48,14 @@ class CacheShape:
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all rows that may hold something; resident as rows are written."""
-        return self.most_rows * self.bytes_per_token + self.num_slots * self.bytes_per_slot
+        """Bytes of all rows that may hold something, and of all states of fixed size; resident as they are written."""
+        return self.most_rows * self.bytes_per_token + self.fixed_bytes
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Bytes of states of fixed size: of every slot, those that only keep among them, and what is kept of each."""
+        num_copies = 1 + (NUM_SNAPSHOTS if self.has_snapshots else 0)
+        return (self.num_slots + self.num_spare_slots) * num_copies * self.bytes_per_slot
 
     def __str__(self) -> str:
         """Return the line that is printed at start."""
@@ -105,26 +111,27 @@ def within(shape: CacheShape, budget_bytes: int | None, num_spare_slots: int, de
         SettingsError: The limit holds less than one short sequence, or on a device less than all slots.
     """
     if device != "cpu":
+        shape = replace(shape, has_cheap_copies=False, has_snapshots=False)
         if budget_bytes is not None and shape.total_bytes > budget_bytes:
             raise SettingsError(
                 f"{shape}; kv_memory_bytes allows {_mebibytes(budget_bytes)}, and {device} takes all of it at start. "
                 "Lower max_sequences or context_tokens, or raise kv_memory_bytes."
             )
-        return replace(shape, has_cheap_copies=False, has_snapshots=False)
+        return shape
     if not shape.bytes_per_token:
         return shape
     rows = max(shape.num_slots // _DEFAULT_SHARE, 1) * shape.capacity_tokens
+    shape = replace(shape, num_spare_slots=num_spare_slots)
     if budget_bytes is not None:
-        rows = (budget_bytes - shape.num_slots * shape.bytes_per_slot) // shape.bytes_per_token
+        rows = (budget_bytes - shape.fixed_bytes) // shape.bytes_per_token
     if rows < _FEWEST_ROWS:
         raise SettingsError(
             f"kv_memory_bytes {budget_bytes} holds {max(rows, 0)} tokens at {shape.bytes_per_token} B each and "
-            f"{shape.num_slots} x {shape.bytes_per_slot} B beside them; the least is {_FEWEST_ROWS}. Raise it."
+            f"{shape.fixed_bytes} B of states beside them; the least is {_FEWEST_ROWS}. Raise it."
         )
     return replace(
         shape,
         capacity_tokens=min(shape.capacity_tokens, rows),
-        num_spare_slots=num_spare_slots,
         budget_rows=min(rows, (shape.num_slots + num_spare_slots) * shape.capacity_tokens),
     )
 

@@ -180,8 +180,15 @@ def test_a_limit_counts_rows_and_shortens_slots_that_it_cannot_hold() -> None:
     assert shape.total_bytes == 4 * 50 + 30_000
 
 
+def test_a_limit_holds_what_is_kept_of_states_of_fixed_size_as_well() -> None:
+    """In slots that only keep too, and at every place where others may begin."""
+    shape = within(CacheShape(4, 8, 100, 50, has_snapshots=True), 2900, 2, "cpu")
+    assert (shape.budget_rows, shape.total_bytes) == (20, 20 * 100 + (4 + 2) * 3 * 50)
+    assert within(CacheShape(4, 8, 100, 50, has_snapshots=True), None, 0, "cuda").total_bytes == 32 * 100 + 4 * 50
+
+
 def test_a_limit_that_holds_nothing_is_refused_with_the_numbers() -> None:
-    with pytest.raises(SettingsError, match="kv_memory_bytes 300 holds 1 tokens at 100 B each and 4 x 50 B"):
+    with pytest.raises(SettingsError, match="kv_memory_bytes 300 holds 1 tokens at 100 B each and 200 B of states"):
         within(GIVEN, 300, 0, "cpu")
 
 
