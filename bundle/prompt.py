@@ -184,8 +184,8 @@ class PromptBuilder:
             num_dropped: Image tokens that will be left out of the prompt, and count for nothing.
 
         Raises:
-            PromptError: No turns, an empty turn, another number of layouts than images, functions for a model that takes
-                one message, a conversation that the template refuses, or one in which texts join into a control token.
+            PromptError: No turns, an empty turn, another number of layouts than images, functions for a model that
+                takes one message, a conversation that the template refuses, or texts that join into a control token.
             ContextLengthError: More images than the model takes; or images alone, or the characters that the template
                 makes, are more than `max_tokens`.
         """
