@@ -185,8 +185,7 @@ class PromptBuilder:
 
         Raises:
             PromptError: No turns, an empty turn, another number of layouts than images, functions for a model that
-                takes one message, a conversation that the template refuses, or one in which texts join into a control
-                token.
+                takes one message, a conversation that the template refuses, or texts that join into a control token.
             ContextLengthError: More images than the model takes; or images alone, or the characters that the template
                 makes, are more than `max_tokens`.
         """

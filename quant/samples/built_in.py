@@ -17,9 +17,9 @@ from typing import Literal, TypeVar
 from bundle.directory import Bundle
 from bundle.errors import ContextLengthError, PromptError
 from bundle.extras import install_line
-from bundle.image import PREPROCESSOR, ImageSpec
+from bundle.image import PREPROCESSOR, ImageSpec, TileLayout
 from bundle.manifest import DecoderDims
-from bundle.prompt import PromptBuilder
+from bundle.prompt import Placeholder, PromptBuilder, Turn
 from bundle.question import QuestionReader
 from quant.calibration.feeds import MOST_TILES, spread
 from quant.evaluation.gate_samples import FileCaption, FileQuestion
@@ -81,7 +81,8 @@ def built_in_samples(bundle: Bundle, half: Half) -> Evaluation:
     """Return one half of the built-in samples, of the kind that a bundle's task wants.
 
     Photographs are left out where scikit-image is not installed, and fewer are taken of a model that cuts each into
-    many tiles. Questions that do not fit the model's context or vocabulary, or that it does not take, are left out.
+    many tiles. Questions that do not fit the model's context or vocabulary, or that it does not take, are left out, as
+    are texts that a decoder that embeds has no places for.
     """
     photographs, note = _photographs(bundle, half)
     source = f"built-in {half} {'images' if bundle.manifest.image_vectors else 'texts'}{note}"
@@ -94,6 +95,8 @@ def built_in_samples(bundle: Bundle, half: Half) -> Evaluation:
         if bundle.manifest.image_vectors is not None:
             return Evaluation(captions=captions, source=source, no_accuracy=READS_NO_TEXTS)
         prose = [text.answer for text in texts if text.task in PROSE]
+        if bundle.manifest.embedder is not None:
+            captions, prose = _within(captions, prose, bundle, bundle.manifest.embedder.max_positions)
         return Evaluation(captions=captions, texts=prose, source=source, no_accuracy=_TOO_FEW)
     questions = [FileQuestion.plain(text.task, (), text.question, text.answer) for text in texts]
     questions += [FileQuestion.plain(_PHOTOGRAPH, (file,), each.question, each.answer) for file, each in photographs]
@@ -153,6 +156,19 @@ def _files(folder: Path, half: Half) -> Iterator[tuple[ImageFile, Photograph]]:
     for number, each in enumerate(photographs_of(half), start=1):
         if (folder / each.image).is_file():
             yield ImageFile(folder / each.image, Place(PHOTOGRAPHS, number)), each
+
+
+def _within(
+    captions: list[FileCaption], texts: list[str], bundle: Bundle, most: int
+) -> tuple[list[FileCaption], list[str]]:
+    """Return what a decoder that embeds has places for: captions and their images, and texts."""
+    prompts, spec = PromptBuilder.from_bundle(bundle), ImageSpec.read(bundle.path(PREPROCESSOR))
+
+    def fits(part: str | Placeholder, layouts: Sequence[TileLayout] = ()) -> bool:
+        return prompts.build([Turn("user", (part,))], layouts).num_tokens <= most
+
+    shown = [each for each in captions if fits(Placeholder.IMAGE, [spec.layout(*each.image.size)])]
+    return [each for each in shown if fits(each.caption)], [text for text in texts if fits(text)]
 
 
 def _fitting(questions: list[FileQuestion], bundle: Bundle) -> list[Question]:

@@ -21,8 +21,10 @@ from bundle.errors import UnsupportedConfigError
 from bundle.prompt import Placeholder, Turn
 from export.embedding import EmbeddingOptions
 from export.exporter import export_checkpoint
+from quant.calibration.feeds import FeedSource
 from quant.quality.evaluation import Evaluation
 from quant.quantizer import quantize_bundle
+from quant.samples.built_in import built_in_samples
 from runtime.embedder_runner import EmbedderRunner
 from runtime.settings import RuntimeSettings
 from serving.models.client import LocalClient
@@ -69,6 +71,17 @@ def test_vectors_are_the_references_pooled_states(
         expected = states[-1] if pooling == "last" else states.mean(axis=0)
         assert 1 - vector @ expected / np.linalg.norm(expected) < 1e-4
         np.testing.assert_allclose(np.linalg.norm(vector), 1, atol=1e-5)
+
+
+def test_built_in_samples_are_those_that_the_decoder_has_places_for(sample_of: Any, tmp_path: Path) -> None:
+    """A table of learned places ends: a text beyond it failed within a run, with the runtime's words."""
+    bundle = embedding_bundle(sample_of("git", 0), tmp_path / "bundle")
+    samples = built_in_samples(bundle, "calibration")
+    assert samples.texts
+    assert samples.captions
+    assert len(FeedSource(bundle, samples).of("decoder")) == len(samples.texts) + 2 * len(samples.captions)
+    most = bundle.manifest.embedder.max_positions
+    assert all(feeds["inputs_embeds"].shape[1] <= most for feeds in FeedSource(bundle, samples).of("decoder"))
 
 
 @pytest.mark.parametrize("family", ["trocr", "donut", "blip"])
