@@ -262,9 +262,14 @@ class VisionLanguage(Family):
                 (features,),
                 optional_outputs=tuple(self.tower_outputs()),
             ),
-            "embed_tokens": GraphPlan(self.table(), "embed_tokens", (ids,), (embeds, *self.decoder.looked_up)),
+            "embed_tokens": GraphPlan(self.table(), "embed_tokens", (ids,), (embeds, *self.looked_up)),
             "decoder": self.decoder_plan(dialect, embeds),
         }
+
+    @property
+    def looked_up(self) -> tuple[TensorSpec, ...]:
+        """What the tables give of a token beside its embedding."""
+        return self.decoder.looked_up
 
     def _pixels(self) -> TensorSpec:
         """Return the input of the vision graph."""

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from graphs.experts import moe_attributes, operands
 from graphs.store import CONTRIB, make_node, save_graph
+from runtime.providers import session_options
+from runtime.settings import RuntimeSettings
 
 Arrays = Mapping[str, NDArray[Any]]
 NodeSpec = tuple[str, list[str], str, dict[str, Any]]
@@ -85,9 +87,7 @@ class Runner:
         """Return the outputs of a model."""
         path = self._folder / "model.onnx"
         save_graph(model, path)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
+        options = session_options(ort, RuntimeSettings(intra_threads=1))
         options.optimized_model_filepath = str(self._folder / "optimized.onnx")
         session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         found: list[NDArray[Any]] = session.run(None, feeds)

@@ -137,6 +137,11 @@ class ColModernVBert(Idefics3):
         """Longest prompt."""
         return self._text.max_tokens
 
+    @property
+    def looked_up(self) -> tuple[TensorSpec, ...]:
+        """Nothing: an encoder reads embeddings alone."""
+        return ()
+
     def stored_weights(self) -> QuantizationMethod:
         """Return how the checkpoint stores its weights."""
         return load_method(self.config)

@@ -50,7 +50,7 @@ def changed(config: dict[str, Any], part: str, **settings: Any) -> dict[str, Any
             "out_hidden_size 512 and text_config.hidden_size 1024",
         ),
         (changed(DOCLING, "vision_config", deepstack_visual_indexes=[3, 12]), r"deepstack_visual_indexes \[3, 12\]"),
-        (changed(DOCLING, "text_config", num_hidden_layers=2), "names 3 layers"),
+        (changed(DOCLING, "text_config", num_hidden_layers=2), "features of images for 3 layers"),
         (changed(OVIS, "vision_config", tokenize_function="st_argmax"), "tokenize_function 'st_argmax'"),
         (changed(OVIS, "vision_config", hidden_stride=3), "hidden_stride 3 does not divide the 32 patches"),
         (changed(OVIS, "vision_config", num_visual_indicator_tokens=4), "num_visual_indicator_tokens 4"),

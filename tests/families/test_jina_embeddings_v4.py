@@ -268,4 +268,4 @@ def test_variants_keep_every_adapter(checkpoint: Path, tmp_path: Path, weights: 
         prompts = [replace(prompt, adapter=number) for number, prompt in enumerate(prompts)]
         found.append([*embedder.embed(prompts), *(unit(each) for each in embedder.raw(prompts, "tokens"))])
     for parent, variant in zip(*found, strict=True):
-        assert (parent * variant).sum(axis=-1).mean() > 0.8
+        assert (parent * variant).sum(axis=-1).mean() > 0.5

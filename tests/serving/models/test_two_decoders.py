@@ -22,6 +22,8 @@ from graphs.layers import find_linears
 from graphs.store import open_graph, save_graph
 from quant.weights.matmul_nbits import MatMulNBits
 from quant.weights.w8a8 import PerTokenInt8
+from runtime.providers import session_options
+from runtime.settings import RuntimeSettings
 from serving.models.generative import GenerativeModel
 from serving.settings import EngineSettings
 
@@ -68,8 +70,7 @@ class Oracle:
         self._embed, self._vision = self._open("embed_tokens.onnx"), self._open("vision_encoder.onnx")
 
     def _open(self, file: str) -> onnxruntime.InferenceSession:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
+        options = session_options(onnxruntime, RuntimeSettings(intra_threads=1))
         return onnxruntime.InferenceSession(
             str(self._bundle.directory / file), options, providers=["CPUExecutionProvider"]
         )
