@@ -61,8 +61,13 @@ def refuse_target(manifest: Manifest, target: Target) -> None:
         )
     if target != "cpu" and manifest.task == BOTH:
         raise QuantizationError(
-            f"{manifest.name} answers and embeds by one decoder, which is for the CPU; export the checkpoint twice for "
-            f"--target {target}, once with --task embed"
+            f"{manifest.name} answers and embeds by one decoder, which is for the CPU; export the checkpoint for "
+            f"answers alone for --target {target}"
+        )
+    if target == "cuda" and manifest.embedder is not None and manifest.states:
+        raise QuantizationError(
+            f"--target cuda: the decoder of {manifest.name} gives its states and keeps no cache, which has no form for "
+            "CUDA yet; take --target cpu"
         )
     if target == "tensorrt" and manifest.dialect != "portable":
         raise QuantizationError(

@@ -139,6 +139,8 @@ def test_what_is_not_built_is_refused_by_name(exported, tmp_path, smolvlm_checkp
         quantize_bundle(exported("both"), tmp_path / "a", weights="int8", options=Options(target="cuda"))
     with pytest.raises(QuantizationError, match="answers and embeds by one decoder, whose cache holds floats"):
         quantize_bundle(exported("both"), tmp_path / "a", weights="int8", options=Options(kv_cache="int8"))
+    with pytest.raises(QuantizationError, match="gives its states and keeps no cache"):
+        quantize_bundle(exported("embed"), tmp_path / "a", weights="fp16", options=Options(target="cuda"))
     both = EmbeddingOptions("last", also_answers=True)
     with pytest.raises(UnsupportedConfigError, match="leave out --decoder-segments"):
         export_checkpoint(smolvlm_checkpoint, tmp_path / "b", segments=[1], embedding=both)
