@@ -255,8 +255,8 @@ def test_a_served_request_chooses_the_task_as_jinas_clients_write_it(checkpoint:
     assert models[1]["data"][0]["embedding_tasks"] == list(TASKS)
 
 
-@pytest.mark.parametrize("weights", ["int8", "int4"])
-def test_variants_keep_every_adapter(checkpoint: Path, tmp_path: Path, weights: str) -> None:
+@pytest.mark.parametrize(("weights", "least"), [("int8", 0.9), ("int4", 0.5)])
+def test_variants_keep_every_adapter(checkpoint: Path, tmp_path: Path, weights: str, least: float) -> None:
     """Random weights, whose changes are as large as what they change; beside them two roundings more than usual."""
     export_checkpoint(checkpoint, tmp_path / "parent", name="jina")
     evaluation = Evaluation(captions=(), texts=TEXTS, source="test", no_accuracy="random weights")
@@ -268,4 +268,4 @@ def test_variants_keep_every_adapter(checkpoint: Path, tmp_path: Path, weights: 
         prompts = [replace(prompt, adapter=number) for number, prompt in enumerate(prompts)]
         found.append([*embedder.embed(prompts), *(unit(each) for each in embedder.raw(prompts, "tokens"))])
     for parent, variant in zip(*found, strict=True):
-        assert (parent * variant).sum(axis=-1).mean() > 0.5
+        assert (parent * variant).sum(axis=-1).mean() > least
