@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,7 +66,7 @@ class AdapterSet:
             UnsupportedConfigError: One is of another kind.
         """
         stored = [Adapter.open(folder) for folder in folders.values()]
-        changes = tuple(each.changes(family.renames) for each in stored)
+        changes = tuple(_read(each.changes(family.renames), family) for each in stored)
         return cls((BASE, *folders), ({}, *changes), tuple(each.file for each in stored), answers)
 
     def told(self, models: Mapping[ComponentName, ir.Model]) -> tuple[AnswerAdapter, ...]:
@@ -117,10 +118,13 @@ class AdapterSet:
         if not changed and part == _VISION:
             return plan
         chosen = ChosenAdapters(models[part].graph, "adapter" if self.answers else "linear", of_runs=part == _VISION)
+        together: dict[ir.Value, list[tuple[Linear, SideBySide]]] = {}
         for linear, source in changed:
             own = [(number, changes[source]) for number, changes in enumerate(self.changes) if source in changes]
             if isinstance(linear.weight, Weight):
-                chosen.change(linear, _side_by_side(source, linear.weight, own))
+                together.setdefault(linear.input, []).append((linear, _side_by_side(source, linear.weight, own)))
+        for layers in together.values():
+            chosen.change(layers)
         shape: tuple[int | str, ...] = (1,) if part == _VISION else ("B",)
         return replace(plan, inputs=(*plan.inputs, TensorSpec(name=tensors.ADAPTERS, dtype="int64", shape=shape)))
 
@@ -131,7 +135,9 @@ class AdapterSet:
             CheckpointError: Weights that no graph has: the adapter is another model's.
             UnsupportedConfigError: Weights that are not of linear layers that one of several adapters may change.
         """
-        for name, changes in zip(self.names, self.changes, strict=True):
+        for number, (name, changes) in enumerate(zip(self.names, self.changes, strict=True)):
+            if number and not changes:
+                raise CheckpointError(f"the adapter {name} changes nothing that a graph reads; it would be the base")
             if not (unknown := sorted(changes.keys() - known)):
                 continue
             more = f"{', '.join(unknown[:_LISTED])}{' and others' if len(unknown) > _LISTED else ''}"
@@ -221,6 +227,12 @@ def _check_ids(folders: Mapping[str, Path], model: str) -> None:
                 f"--lora {name}=...: the model itself is served as {model}, and a request chooses an adapter as it "
                 "chooses a model; give the adapter another name, or the model one with --name"
             )
+
+
+def _read(changes: Mapping[str, LowRank], family: Family) -> dict[str, LowRank]:
+    """Return changes without those of weights that no graph of the family reads, such as a tower's last layer."""
+    skipped = [re.compile(pattern) for pattern in family.skipped()]
+    return {name: change for name, change in changes.items() if not any(each.fullmatch(name) for each in skipped)}
 
 
 def _linears(graph: ir.Graph) -> list[tuple[Linear, str]]:

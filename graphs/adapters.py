@@ -3,6 +3,8 @@
     x ── MatMul W ──  y     ->     x ─┬─ MatMul W ──────────────────────────── Add ── y
                                       └─ MatMul A ── Mul(is own [B, 1, R]) ── MatMul B ─┘
 
+Layers that read one value have one A between them, whose rows are split for the second product of each.
+
 A holds the first matrices of all adapters beside one another, R columns together, and B their second ones below one
 another. A column counts only for the sequences whose adapter it belongs to, so that sequences of several adapters run
 in one batch, and weights are there once (Hu et al. 2021, section 4.1, computed for many adapters at once). An encoder
@@ -11,7 +13,6 @@ is told of one adapter for each run, whatever the axes of its rows.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -59,41 +60,67 @@ class ChosenAdapters:
         self._first = graph[0]
         self._compared = self._chosen if of_runs else self._lined()
         self._masks: dict[tuple[int, ...], ir.Value] = {}
-        self._times = Counter[str]()  # that a layer was changed: a weight may be read at several places
 
-    def change(self, linear: Linear, changes: SideBySide) -> None:
-        """Add what the chosen adapters make of a layer's input [..., K] to what the layer gives."""
-        layer, product, rank = linear.name.removesuffix(".weight"), linear.node.outputs[0], len(changes.owners)
-        times, rows = self._times[layer], Label.read(linear.weight).rows
-        name = layer if not times else f"{layer}.{times}"
-        down = self._weight(f"{layer}.adapters_down", (linear.num_inputs, rank), changes.read_down, rows)
-        up = self._weight(f"{layer}.adapters_up", (rank, linear.num_outputs), changes.read_up, rows)
+    def change(self, layers: Sequence[tuple[Linear, SideBySide]]) -> None:
+        """Add what the chosen adapters make of an input [..., K] to what layers give that read it.
+
+        Args:
+            layers: All of those that read one value, in node order: its narrow rows are computed for them together.
+        """
+        (first, _), *others = layers
+        name = self._name(first)
+        owners = tuple(owner for _, changes in layers for owner in changes.owners)
+        reads = [changes.read_down for _, changes in layers]
+        down = self._weight(
+            f"{name}.adapters_down",
+            (first.num_inputs, len(owners)),
+            lambda: np.concatenate([read() for read in reads], axis=1),
+            first,
+        )
+        narrow = make_node("MatMul", [first.input, down], f"{name}.narrow")
+        own = make_node("Mul", [narrow.outputs[0], self._is_own(owners)], f"{name}.own")
+        made, parts = [narrow, own], own.outputs
+        if others:
+            sizes = np.array([len(changes.owners) for _, changes in layers], np.int64)
+            counts = add_initializer(self._graph, f"adapters.sizes_{'_'.join(map(str, sizes))}", sizes)
+            named = [ir.Value(name=f"{name}.own.{at}") for at in range(len(layers))]
+            made.append(ir.node("Split", [own.outputs[0], counts], {"axis": -1}, outputs=named, name=f"{name}.parts"))
+            parts = named
+        self._graph.insert_after(first.node, made)
+        for (linear, changes), part in zip(layers, parts, strict=True):
+            self._widen(linear, changes, part, made[-1] if linear is first else linear.node)
+
+    def _widen(self, linear: Linear, changes: SideBySide, narrow: ir.Value, behind: ir.Node) -> None:
+        """Add the second matrices' product with narrow rows [..., R] to what a layer gives."""
+        name, product = self._name(linear), linear.node.outputs[0]
+        size = len(changes.owners), linear.num_outputs
+        up = self._weight(f"{name}.adapters_up", size, changes.read_up, linear)
         readers = list(product.uses())
-        narrow = make_node("MatMul", [linear.input, down], f"{name}.narrow")
-        own = make_node("Mul", [narrow.outputs[0], self._is_own(changes.owners)], f"{name}.own")
-        wide = make_node("MatMul", [own.outputs[0], up], f"{name}.wide")
+        wide = make_node("MatMul", [narrow, up], f"{name}.wide")
         changed = make_node("Add", [product, wide.outputs[0]], f"{name}.changed")
-        self._graph.insert_after(linear.node, [narrow, own, wide, changed])
+        self._graph.insert_after(behind, [wide, changed])
         for reader, place in readers:
             reader.replace_input_with(place, changed.outputs[0])
         if product in self._graph.outputs:
             self._take_over(product, changed.outputs[0])
-        self._times[layer] += 1
+
+    def _name(self, linear: Linear) -> str:
+        """Return what a layer is called: by its weight, and by its node as well where several layers read that."""
+        name = linear.name.removesuffix(".weight")
+        return name if len(linear.weight.uses()) == 1 else f"{name}.{linear.node.outputs[0].name}"
 
     def _take_over(self, old: ir.Value, new: ir.Value) -> None:
         """Let another value be the output that one is, under its name."""
         new.type, new.shape, new.name, old.name = old.type, old.shape, old.name, f"{old.name}.unchanged"
         self._graph.outputs[self._graph.outputs.index(old)] = new
 
-    def _weight(self, name: str, shape: Sequence[int], read: Callable[[], Floats], rows: int | None) -> ir.Value:
-        if name in self._graph.initializers:
-            return self._graph.initializers[name]
+    def _weight(self, name: str, shape: Sequence[int], read: Callable[[], Floats], beside: Linear) -> ir.Value:
         tensor = ir.LazyTensor(
             lambda: ir.tensor(np.ascontiguousarray(read())), dtype=ir.DataType.FLOAT, shape=ir.Shape(shape), name=name
         )
         kind = ir.TensorType(ir.DataType.FLOAT)
         value = ir.Value(name=name, type=kind, shape=ir.Shape(shape), const_value=tensor)
-        Label(self._role, rows).write(value)
+        Label(self._role, Label.read(beside.weight).rows).write(value)
         self._graph.register_initializer(value)
         return value
 

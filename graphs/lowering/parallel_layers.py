@@ -8,7 +8,7 @@
        └─ up_proj ────────────────┴─ Mul      ->   x ── gate_proj+up_proj ── Split ─┴─ Mul
 
 Decoding reads every weight for one row: what a step costs beside the bytes is the number of products. Keys and values
-are joined without the queries where those have another form.
+are joined without the queries where those have another form. What adapters add to layers stays apart, behind the Split.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def _join_all(graph: ir.Graph, found: Iterable[list[ir.Value]]) -> int:
     joiner = Joiner(graph)
     gone = 0
     for layers in list(found):
-        group = next((group for group in (layers, layers[1:]) if _join(graph, joiner, group)), layers[:1])
+        bare = [_before_adapters(layer) for layer in layers]
+        tried = [layers, layers[1:], *([bare, bare[1:]] if bare != layers else [])]
+        group = next((group for group in tried if _join(graph, joiner, group)), layers[:1])
         gone += len(group) - 1
     return gone
 
@@ -48,6 +50,19 @@ def _before_rotary(value: ir.Value | None) -> ir.Value | None:
     """Return what a value was before its heads were turned; itself where they were not."""
     node = None if value is None else value.producer()
     return node.inputs[0] if node is not None and node.op_type == ROTARY else value
+
+
+def _before_adapters(layer: ir.Value) -> ir.Value:
+    """Return the product of a layer to which adapters' were added, below its bias if it has one; else the layer."""
+    value: ir.Value | None = layer
+    node = layer.producer()
+    if node is not None and node.op_type == "Add" and node.inputs[1] is not None and node.inputs[1].is_initializer():
+        value = node.inputs[0]
+    node = None if value is None else value.producer()
+    if node is None or node.op_type != "Add" or any(term is None or term.is_initializer() for term in node.inputs):
+        return layer
+    product = node.inputs[0]
+    return layer if product is None or try_num_outputs(product) is None else product
 
 
 def _of_attentions(graph: ir.Graph) -> Iterator[list[ir.Value]]:

@@ -227,6 +227,7 @@ def test_variants_round_the_base_alone(bundles, ask, image_bytes, tmp_path, weig
     kept = [name for name in graph.initializers if "adapters_" in name]
     assert kept
     assert all(graph.initializers[name].dtype == ir.DataType.FLOAT for name in kept)
+    assert any("q_proj+k_proj+v_proj" in name for name in graph.initializers)  # products are joined all the same
     manifest = read_manifest(tmp_path / "variant")
     assert manifest.decoder is not None
     assert manifest.decoder.adapter_names == ("words", "eyes")
@@ -396,6 +397,20 @@ def test_what_cannot_be_chosen_is_refused(
     adapter = altered(adapters["words"], tmp_path / "adapter", arrays, **settings)
     with pytest.raises((UnsupportedConfigError, CheckpointError), match=told):
         export_checkpoint(smolvlm_checkpoint, tmp_path / "bundle", name="tiny", adapters={name: adapter})
+
+
+def test_layers_of_a_tower_that_no_graph_reads_are_left_out(checkpoint_of, tmp_path) -> None:
+    """LLaVA reads CLIP's last layer but one, and PEFT changes the last one as it changes all."""
+    checkpoint = checkpoint_of("llava-clip-llama")
+    tower = r".*vision_tower.*layers\.{}\.self_attn\.q_proj\.weight"
+    whole_tower = save_adapter(tmp_path / "all", checkpoint, tower.format(r"\d"), 1, r=2, lora_alpha=2)
+    manifest = export_checkpoint(checkpoint, tmp_path / "bundle", adapters={"a": whole_tower})
+    assert manifest.decoder is not None
+    (held,) = manifest.decoder.adapters
+    assert held.changes_vision
+    last = save_adapter(tmp_path / "last", checkpoint, tower.format(held.num_layers), 1, r=2, lora_alpha=2)
+    with pytest.raises(CheckpointError, match="changes nothing that a graph reads"):
+        export_checkpoint(checkpoint, tmp_path / "other", adapters={"a": last})
 
 
 def test_what_adapters_do_not_go_with_is_refused(adapters, smolvlm_checkpoint, tmp_path) -> None:
