@@ -71,7 +71,7 @@ class LowRank:
     """
 
     down: StoredTensor
-    up: StoredTensor
+    up: WeightTensor
     scale: float
 
 

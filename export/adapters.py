@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,10 +15,12 @@ from bundle.adapters import BASE, AdapterDims, AnswerAdapter, split_task
 from bundle.errors import CheckpointError, UnsupportedConfigError
 from bundle.manifest import ComponentName, TensorSpec, check_name
 from export.adapter import Adapter, LowRank
+from export.checkpoint import StoredTensor
 from export.family import Family, GraphPlan
 from export.nn.module import Weight
+from export.quantized.packed_projections import PackedProjections
 from export.vision_language import VisionLanguage
-from graphs.adapters import ChosenAdapters, Floats, SideBySide
+from graphs.adapters import ChosenAdapters, Floats, SideBySide, reads_chosen_rows
 from graphs.layers import Linear, find_linears
 
 ADAPTERS = "adapters"
@@ -124,6 +126,12 @@ class AdapterSet:
             if isinstance(linear.weight, Weight):
                 together.setdefault(linear.input, []).append((linear, _side_by_side(source, linear.weight, own)))
         for layers in together.values():
+            if part == _DECODER and reads_chosen_rows(layers[0][0]):
+                raise UnsupportedConfigError(
+                    f"an adapter changes {_source(layers[0][0].weight)}, an expert that runs the tokens of all "
+                    "sequences that chose it, and would not know which adapter each is of. Merge the adapter with "
+                    "--lora FOLDER, or take --dialect portable, which runs all experts"
+                )
             chosen.change(layers)
         shape: tuple[int | str, ...] = (1,) if part == _VISION else ("B",)
         return replace(plan, inputs=(*plan.inputs, TensorSpec(name=tensors.ADAPTERS, dtype="int64", shape=shape)))
@@ -230,9 +238,21 @@ def _check_ids(folders: Mapping[str, Path], model: str) -> None:
 
 
 def _read(changes: Mapping[str, LowRank], family: Family) -> dict[str, LowRank]:
-    """Return changes without those of weights that no graph of the family reads, such as a tower's last layer."""
-    skipped = [re.compile(pattern) for pattern in family.skipped()]
+    """Return changes by the weights that graphs read.
+
+    Without those of weights that none reads, such as a tower's last layer, and of packed projections one by one.
+    """
+    skipped, stored = [re.compile(pattern) for pattern in family.skipped()], family.stored_weights()
+    if isinstance(stored, PackedProjections):
+        changes = {part: each for name, change in changes.items() for part, each in _parts(stored, name, change)}
     return {name: change for name, change in changes.items() if not any(each.fullmatch(name) for each in skipped)}
+
+
+def _parts(stored: PackedProjections, name: str, change: LowRank) -> Iterator[tuple[str, LowRank]]:
+    """Yield the changes of single projections that a checkpoint keeps in one matrix: rows of it are rows of B."""
+    if isinstance(change.up, StoredTensor):
+        for part, up in stored.restored({name: change.up}, set()).items():
+            yield part, replace(change, up=up)
 
 
 def _linears(graph: ir.Graph) -> list[tuple[Linear, str]]:

@@ -43,6 +43,31 @@ class SideBySide:
     read_up: Callable[[], Floats]
 
 
+_STOPS = (
+    "RMSNormalization",
+    "SimplifiedLayerNormalization",
+    "LayerNormalization",
+    "GroupQueryAttention",
+    "Attention",
+    "ScatterND",
+)
+"""Behind them rows are those of sequences, whatever was before."""
+
+
+def reads_chosen_rows(linear: Linear) -> bool:
+    """Return whether a layer reads rows that were chosen over all sequences, as experts do that run their own alone."""
+    seen, waiting = set[ir.Node](), [linear.input.producer()]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen or node.op_type in _STOPS:
+            continue
+        if node.op_type == "GatherND" and "batch_dims" not in node.attributes:
+            return True
+        seen.add(node)
+        waiting += [value.producer() for value in node.inputs if value is not None]
+    return False
+
+
 class ChosenAdapters:
     """A graph with a new input, the number of each sequence's adapter, or of a whole run's.
 
