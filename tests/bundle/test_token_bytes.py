@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
-from bundle.detokenizer import Detokenizer
 from bundle.text import Tokenizer
 from bundle.token_bytes import TokenBytes
 
@@ -50,7 +49,7 @@ def dropping_first_blank() -> Tokenizer:
 @given(text=st.text(max_size=30).filter(lambda text: "▁" not in text))
 def test_a_text_that_comes_token_by_token_is_changed_in_nothing(make, text: str) -> None:
     tokenizer = make()
-    detokenizer = Detokenizer(TokenBytes(tokenizer))
+    detokenizer = TokenBytes(tokenizer).detokenizer()
     pieces = [detokenizer.push([token_id]) for token_id in tokenizer.encode(text)]
     assert "".join(pieces) + detokenizer.finish() == text
     assert "\ufffd" in text or all("\ufffd" not in piece for piece in pieces)
