@@ -17,6 +17,7 @@ from serving.engine.sampling.grammar import Grammars
 from serving.models.contrasting import without_images
 from serving.models.cut_frames import FrameRoom
 from serving.models.fusing import Fusing, Messages
+from serving.models.images import EncodedImage
 from serving.models.kv import compression_of
 from serving.models.learning import Learning
 from serving.models.pool import PreprocessPool
@@ -24,7 +25,7 @@ from serving.models.prepared import Against, Prepared
 from serving.models.reducing import ImageReduction, Reducing, Shown
 from serving.models.structures import compiled_structure
 from serving.models.together import together
-from serving.models.vision import EncodedImage, VisionStage
+from serving.models.vision import VisionStage
 from serving.models.visual import Visual, all_filled, turns_of
 from serving.protocol import (
     VCD,
