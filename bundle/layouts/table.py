@@ -10,6 +10,7 @@ from bundle.layouts.adem import AdemPrompt
 from bundle.layouts.aki import AkiPrompt
 from bundle.layouts.encoded import EncodedPrompt
 from bundle.layouts.florence2 import Florence2Prompt
+from bundle.layouts.fuyu import FuyuPrompt
 from bundle.layouts.gemma3 import Gemma3Prompt
 from bundle.layouts.gemma4 import Gemma4Prompt
 from bundle.layouts.git import GitPrompt
@@ -36,6 +37,7 @@ KnownImagePrompt: TypeAlias = Annotated[
     | AkiPrompt
     | EncodedPrompt
     | Florence2Prompt
+    | FuyuPrompt
     | Gemma3Prompt
     | Gemma4Prompt
     | GitPrompt

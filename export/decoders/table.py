@@ -37,6 +37,7 @@ DECODERS: Mapping[str, str] = {
     "mllama_text_model": "export.decoders.mllama_text:MllamaText",
     "opt": "export.decoders.opt:OPT",
     "paddleocr_vl_text": "export.decoders.paddleocr_vl_text:PaddleOCRText",
+    "persimmon": "export.decoders.persimmon:Persimmon",
     "phi": "export.decoders.phi:Phi",
     "qwen2": "export.decoders.qwen2:Qwen2",
     "qwen2_5_vl_text": "export.decoders.qwen2_5_vl_text:Qwen25VLText",

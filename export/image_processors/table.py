@@ -14,6 +14,7 @@ from export.image_processors.dinov3 import DINOV3
 from export.image_processors.donut import DONUT
 from export.image_processors.efficientnet import EFFICIENTNET
 from export.image_processors.flava import FLAVA
+from export.image_processors.fuyu import FUYU
 from export.image_processors.gemma3 import GEMMA3
 from export.image_processors.gemma4 import GEMMA4
 from export.image_processors.glm46v import GLM46V
@@ -62,6 +63,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "EfficientNetImageProcessor": EFFICIENTNET,
     "FlavaFeatureExtractor": FLAVA,
     "FlavaImageProcessor": FLAVA,
+    "FuyuImageProcessor": FUYU,
     "Glm46VImageProcessor": GLM46V,
     "GotOcr2ImageProcessor": GOT_OCR2,
     "GraniteDoclingImageProcessor": GRANITE_DOCLING,

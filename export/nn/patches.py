@@ -96,10 +96,11 @@ class FlattenedPatches(Module):
         size: D.
         side: Of a patch in pixels.
         bias: Whether it adds one.
+        name: Where the checkpoint keeps it; the attribute's name by default.
     """
 
-    def __init__(self, size: int, side: int, *, bias: bool = True) -> None:
-        super().__init__()
+    def __init__(self, size: int, side: int, *, bias: bool = True, name: str | None = None) -> None:
+        super().__init__(name)
         self.weight = _Flattened(size, 3, side, side)
         self.bias = Weight(size) if bias else None
         self.side = side
