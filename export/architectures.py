@@ -67,6 +67,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "maple": "export.models.maple:Maple",
     "mistral3": "export.models.mistral3:Mistral3",
     "mllama": "export.models.mllama:Mllama",
+    "molmo2": "export.models.molmo2:Molmo2",
     "llava_next": "export.models.llava_next:LlavaNext",
     "llava_onevision": "export.models.llava_onevision:LlavaOnevision",
     "llava_vlora": "export.models.llava_vlora:LlavaVLoRA",

@@ -212,7 +212,7 @@ def _template(
         return FoundTemplate(given, checkpoint, CHAT_TEMPLATE)
     default = family.default_template(found)
     template = FoundTemplate.find(checkpoint, found.settings, found.vocabulary.settings, default)
-    template = template.behind(family.opening(found))
+    template = template.behind(family.opening(found), once=family.opens_once)
     if family.template_placeholder is None:
         return template
     return template.with_text(family.template_placeholder, prompt.image_token)

@@ -18,6 +18,7 @@ from bundle.image.grid_canvas import GridCanvas
 from bundle.image.longest_edge import LongestEdge
 from bundle.image.most_patches import MostPatches
 from bundle.image.nearest_grid import NearestGrid
+from bundle.image.overlapping_crops import OverlappingCrops, WholeCrop
 from bundle.image.padded import Padded
 from bundle.image.padded_patches import PaddedPatches
 from bundle.image.pan_and_scan import PanAndScan
@@ -44,6 +45,7 @@ KnownGeometry: TypeAlias = Annotated[
     | LongestEdge
     | MostPatches
     | NearestGrid
+    | OverlappingCrops
     | Padded
     | PaddedPatches
     | PanAndScan
@@ -55,6 +57,7 @@ KnownGeometry: TypeAlias = Annotated[
     | StretchedCrop
     | Thumbnail
     | Tiled
+    | WholeCrop
     | WholePatches,
     Field(discriminator="kind"),
 ]

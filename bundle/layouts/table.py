@@ -25,6 +25,7 @@ from bundle.layouts.llava_next import LlavaNextPrompt
 from bundle.layouts.minicpmv import MiniCPMVPrompt
 from bundle.layouts.mllama import MllamaPrompt
 from bundle.layouts.modernvbert import ModernVBertPrompt
+from bundle.layouts.molmo2 import Molmo2Prompt
 from bundle.layouts.ovis2 import Ovis2Prompt
 from bundle.layouts.paligemma import PaliGemmaPrompt
 from bundle.layouts.pixtral import PixtralPrompt
@@ -52,6 +53,7 @@ KnownImagePrompt: TypeAlias = Annotated[
     | MiniCPMVPrompt
     | MllamaPrompt
     | ModernVBertPrompt
+    | Molmo2Prompt
     | Ovis2Prompt
     | PaliGemmaPrompt
     | PixtralPrompt

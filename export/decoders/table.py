@@ -35,6 +35,7 @@ DECODERS: Mapping[str, str] = {
     "mbart": "export.decoders.mbart:MBart",
     "mistral": "export.decoders.mistral:Mistral",
     "mllama_text_model": "export.decoders.mllama_text:MllamaText",
+    "molmo2_text": "export.decoders.molmo2_text:Molmo2Text",
     "opt": "export.decoders.opt:OPT",
     "paddleocr_vl_text": "export.decoders.paddleocr_vl_text:PaddleOCRText",
     "persimmon": "export.decoders.persimmon:Persimmon",

@@ -30,6 +30,7 @@ from export.image_processors.llava_next import LLAVA_NEXT
 from export.image_processors.llava_onevision import LLAVA_ONEVISION
 from export.image_processors.minicpmv4_6 import MINICPMV4_6
 from export.image_processors.mllama import MLLAMA
+from export.image_processors.molmo2 import MOLMO2
 from export.image_processors.ovis2 import OVIS2
 from export.image_processors.paddleocr_vl import PADDLEOCR_VL
 from export.image_processors.perception_lm import PERCEPTION_LM
@@ -74,6 +75,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "Lfm2VlImageProcessor": LFM2_VL,
     "MiniCPMV4_6ImageProcessor": MINICPMV4_6,
     "MllamaImageProcessor": MLLAMA,
+    "Molmo2ImageProcessor": MOLMO2,
     "LlavaImageProcessor": LLAVA,
     "LlavaNextImageProcessor": LLAVA_NEXT,
     "LlavaOnevisionImageProcessor": LLAVA_ONEVISION,
