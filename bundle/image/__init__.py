@@ -18,6 +18,7 @@ from bundle.image.longest_edge import LongestEdge as LongestEdge
 from bundle.image.most_patches import MostPatches as MostPatches
 from bundle.image.nearest_grid import NearestGrid as NearestGrid
 from bundle.image.padded import Padded as Padded
+from bundle.image.padded_with_tiles import PaddedWithTiles as PaddedWithTiles
 from bundle.image.pan_and_scan import PanAndScan as PanAndScan
 from bundle.image.pinpoints import Pinpoints as Pinpoints
 from bundle.image.shortest_edge import ShortestEdge as ShortestEdge

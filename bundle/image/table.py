@@ -19,6 +19,7 @@ from bundle.image.longest_edge import LongestEdge
 from bundle.image.most_patches import MostPatches
 from bundle.image.nearest_grid import NearestGrid
 from bundle.image.padded import Padded
+from bundle.image.padded_with_tiles import PaddedWithTiles
 from bundle.image.pan_and_scan import PanAndScan
 from bundle.image.pinpoints import Pinpoints
 from bundle.image.shortest_edge import ShortestEdge
@@ -44,6 +45,7 @@ KnownGeometry: TypeAlias = Annotated[
     | MostPatches
     | NearestGrid
     | Padded
+    | PaddedWithTiles
     | PanAndScan
     | Pinpoints
     | ShortestEdge
