@@ -28,6 +28,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "got_ocr2": "export.models.got_ocr2:GotOcr2",
     "granite4_vision": "export.models.granite4_vision:Granite4Vision",
     "granite_docling": "export.models.granite_docling:GraniteDocling",
+    "deepseek_ocr2": "export.models.deepseek_ocr2:DeepSeekOcr2",
     "deepseek_vl": "export.models.deepseek_vl:DeepSeekVL",
     "deepseek_vl_hybrid": "export.models.deepseek_vl_hybrid:DeepSeekVLHybrid",
     "fast_vlm": "export.models.fast_vlm:FastVLM",

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from bundle.layouts.adem import AdemPrompt
 from bundle.layouts.aki import AkiPrompt
+from bundle.layouts.deepseek_ocr import DeepSeekOcrPrompt
 from bundle.layouts.encoded import EncodedPrompt
 from bundle.layouts.florence2 import Florence2Prompt
 from bundle.layouts.fuyu import FuyuPrompt
@@ -36,6 +37,7 @@ from bundle.layouts.vlora import VLoRAPrompt
 KnownImagePrompt: TypeAlias = Annotated[
     AdemPrompt
     | AkiPrompt
+    | DeepSeekOcrPrompt
     | EncodedPrompt
     | Florence2Prompt
     | FuyuPrompt

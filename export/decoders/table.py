@@ -13,6 +13,8 @@ DECODERS: Mapping[str, str] = {
     "bart": "export.decoders.bart:Bart",
     "blip_text_model": "export.decoders.blip_text_model:BlipText",
     "aria_text": "export.decoders.aria_text:AriaText",
+    "deepseek_ocr2_text": "export.decoders.deepseek_moe:DeepSeekMoe",
+    "deepseek_v2": "export.decoders.deepseek_moe:DeepSeekMoe",
     "gemma": "export.decoders.gemma:Gemma",
     "gemma2": "export.decoders.gemma2:Gemma2",
     "gemma3_text": "export.decoders.gemma3_text:Gemma3Text",

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from export.image_processors.aria import ARIA
 from export.image_processors.blip import BLIP
 from export.image_processors.clip import CLIP
+from export.image_processors.deepseek_ocr2 import DEEPSEEK_OCR2
 from export.image_processors.deepseek_vl import DEEPSEEK_VL
 from export.image_processors.deepseek_vl_hybrid import DEEPSEEK_VL_HYBRID
 from export.image_processors.deit import DEIT
@@ -54,6 +55,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "CLIPImageProcessor": CLIP,
     "Gemma3ImageProcessor": GEMMA3,
     "Gemma4ImageProcessor": GEMMA4,
+    "DeepseekOcr2ImageProcessor": DEEPSEEK_OCR2,
     "DeepseekVLHybridImageProcessor": DEEPSEEK_VL_HYBRID,
     "DeepseekVLImageProcessor": DEEPSEEK_VL,
     "DeiTFeatureExtractor": DEIT,
