@@ -22,6 +22,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "dinov3_vit": "export.models.dinov3_vit:Dinov3Vit",
     "florence2": "export.models.florence2:Florence2",
     "fuyu": "export.models.fuyu:Fuyu",
+    "florence2": "export.models.florence2_authors:open_florence2",
     "gemma3": "export.models.gemma3:Gemma3",
     "gemma4": "export.models.gemma4:Gemma4",
     "glm_ocr": "export.models.glm_ocr:GlmOcr",

@@ -107,12 +107,14 @@ def convert_processor(
     if not family.reads_texts:
         return _without_texts(spec)
     vocabulary = Vocabulary.read(checkpoint, lower_cases=family.lower_cases, cleans=family.cleans)
+    vocabulary = vocabulary.with_names(family.default_tokens)
     if isinstance(family, VisionLanguage):
         vocabulary = vocabulary.with_tokens(family.own_tokens(vocabulary.ids))
     tokenizer = family.framed(vocabulary.text) if isinstance(family, DualEncoder) else vocabulary.text
     (output / TOKENIZER).write_text(tokenizer, encoding="utf-8")
     if isinstance(family, VisionLanguage) and spec is not None:
-        generation = read_settings(checkpoint / "generation_config.json", required=False)
+        own = read_settings(checkpoint / "generation_config.json", required=False)
+        generation = {**family.stated_generation, **own}
         return _vision_language(checkpoint, family, FoundProcessor(processor, spec, vocabulary, generation), output)
     return _dual_encoder(family, spec, vocabulary)
 

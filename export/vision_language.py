@@ -179,6 +179,11 @@ class VisionLanguage(Family):
         """
         return spec
 
+    @property
+    def stated_generation(self) -> Raw:
+        """What the config itself says of how answers are made, where no `generation_config.json` does."""
+        return {}
+
     def own_tokens(self, ids: Mapping[str, int]) -> Mapping[str, int]:
         """Return special tokens that the model was trained with and its tokenizer lacks, with their ids; mostly none.
 
