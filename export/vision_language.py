@@ -176,6 +176,11 @@ class VisionLanguage(Family):
         """
         return spec
 
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The ids that end an answer, whatever the files say; none: as those say."""
+        return ()
+
     def own_tokens(self, ids: Mapping[str, int]) -> Mapping[str, int]:
         """Return special tokens that the model was trained with and its tokenizer lacks, with their ids; mostly none.
 

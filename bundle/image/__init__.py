@@ -17,6 +17,7 @@ from bundle.image.layout import VideoTimes as VideoTimes
 from bundle.image.longest_edge import LongestEdge as LongestEdge
 from bundle.image.most_patches import MostPatches as MostPatches
 from bundle.image.nearest_grid import NearestGrid as NearestGrid
+from bundle.image.overlapping_crops import OverlappingCrops as OverlappingCrops
 from bundle.image.padded import Padded as Padded
 from bundle.image.pan_and_scan import PanAndScan as PanAndScan
 from bundle.image.pinpoints import Pinpoints as Pinpoints

@@ -18,6 +18,7 @@ from bundle.image.grid_canvas import GridCanvas
 from bundle.image.longest_edge import LongestEdge
 from bundle.image.most_patches import MostPatches
 from bundle.image.nearest_grid import NearestGrid
+from bundle.image.overlapping_crops import OverlappingCrops
 from bundle.image.padded import Padded
 from bundle.image.pan_and_scan import PanAndScan
 from bundle.image.pinpoints import Pinpoints
@@ -43,6 +44,7 @@ KnownGeometry: TypeAlias = Annotated[
     | LongestEdge
     | MostPatches
     | NearestGrid
+    | OverlappingCrops
     | Padded
     | PanAndScan
     | Pinpoints

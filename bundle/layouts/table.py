@@ -24,6 +24,7 @@ from bundle.layouts.llava_next import LlavaNextPrompt
 from bundle.layouts.minicpmv import MiniCPMVPrompt
 from bundle.layouts.mllama import MllamaPrompt
 from bundle.layouts.modernvbert import ModernVBertPrompt
+from bundle.layouts.moondream import MoondreamPrompt
 from bundle.layouts.ovis2 import Ovis2Prompt
 from bundle.layouts.paligemma import PaliGemmaPrompt
 from bundle.layouts.pixtral import PixtralPrompt
@@ -50,6 +51,7 @@ KnownImagePrompt: TypeAlias = Annotated[
     | MiniCPMVPrompt
     | MllamaPrompt
     | ModernVBertPrompt
+    | MoondreamPrompt
     | Ovis2Prompt
     | PaliGemmaPrompt
     | PixtralPrompt

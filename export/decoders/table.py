@@ -34,6 +34,7 @@ DECODERS: Mapping[str, str] = {
     "ministral3": "export.decoders.ministral3:Ministral3",
     "mbart": "export.decoders.mbart:MBart",
     "mistral": "export.decoders.mistral:Mistral",
+    "moondream_text": "export.decoders.moondream_text:MoondreamText",
     "mllama_text_model": "export.decoders.mllama_text:MllamaText",
     "opt": "export.decoders.opt:OPT",
     "paddleocr_vl_text": "export.decoders.paddleocr_vl_text:PaddleOCRText",
