@@ -321,6 +321,8 @@ def _not_applied(generation: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _eos_token_ids(family: VisionLanguage, generation: Mapping[str, Any], vocabulary: Vocabulary) -> tuple[int, ...]:
     """Return the ids that end generation: those that the files name, and the family's own."""
+    if family.end_ids:
+        return family.end_ids
     own = [vocabulary.id_of(token, "the token that ends an answer") for token in family.end_tokens]
     return tuple(dict.fromkeys([*_stated_eos_ids(family, generation, vocabulary), *own]))
 

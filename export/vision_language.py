@@ -184,6 +184,11 @@ class VisionLanguage(Family):
         """What the config itself says of how answers are made, where no `generation_config.json` does."""
         return {}
 
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The ids that end an answer, whatever the files say; none: as those say."""
+        return ()
+
     def own_tokens(self, ids: Mapping[str, int]) -> Mapping[str, int]:
         """Return special tokens that the model was trained with and its tokenizer lacks, with their ids; mostly none.
 

@@ -31,6 +31,7 @@ from bundle.image.spec import PREPROCESSOR as PREPROCESSOR
 from bundle.image.spec import ImageSpec as ImageSpec
 from bundle.image.spec import Resample as Resample
 from bundle.image.split_area import SplitArea as SplitArea
+from bundle.image.stacked_crops import StackedCrops as StackedCrops
 from bundle.image.stretched_crop import StretchedCrop as StretchedCrop
 from bundle.image.table import KnownGeometry as KnownGeometry
 from bundle.image.thumbnail import Thumbnail as Thumbnail

@@ -28,6 +28,7 @@ from bundle.image.shortest_edge import ShortestEdge
 from bundle.image.sliced import Sliced
 from bundle.image.soft_tokens import SoftTokens
 from bundle.image.split_area import SplitArea
+from bundle.image.stacked_crops import StackedCrops
 from bundle.image.stretched_crop import StretchedCrop
 from bundle.image.thumbnail import Thumbnail
 from bundle.image.tiled import Tiled
@@ -47,6 +48,7 @@ KnownGeometry: TypeAlias = Annotated[
     | MostPatches
     | NearestGrid
     | OverlappingCrops
+    | StackedCrops
     | Padded
     | PaddedPatches
     | PaddedWithTiles

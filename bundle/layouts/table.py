@@ -27,6 +27,7 @@ from bundle.layouts.minicpmv import MiniCPMVPrompt
 from bundle.layouts.mllama import MllamaPrompt
 from bundle.layouts.modernvbert import ModernVBertPrompt
 from bundle.layouts.molmo2 import Molmo2Prompt
+from bundle.layouts.moondream import MoondreamPrompt
 from bundle.layouts.ovis2 import Ovis2Prompt
 from bundle.layouts.paligemma import PaliGemmaPrompt
 from bundle.layouts.pixtral import PixtralPrompt
@@ -56,6 +57,7 @@ KnownImagePrompt: TypeAlias = Annotated[
     | MllamaPrompt
     | ModernVBertPrompt
     | Molmo2Prompt
+    | MoondreamPrompt
     | Ovis2Prompt
     | PaliGemmaPrompt
     | PixtralPrompt

@@ -36,6 +36,7 @@ DECODERS: Mapping[str, str] = {
     "ministral3": "export.decoders.ministral3:Ministral3",
     "mbart": "export.decoders.mbart:MBart",
     "mistral": "export.decoders.mistral:Mistral",
+    "moondream_text": "export.decoders.moondream_text:MoondreamText",
     "mllama_text_model": "export.decoders.mllama_text:MllamaText",
     "molmo2_text": "export.decoders.molmo2_text:Molmo2Text",
     "opt": "export.decoders.opt:OPT",
