@@ -14,6 +14,8 @@ ARCHITECTURES: Mapping[str, str] = {
     "blip": "export.models.blip:Blip",
     "git": "export.models.git:Git",
     "blip-2": "export.models.blip_2:Blip2",
+    "aimv2": "export.models.aimv2:Aimv2",
+    "aimv2_vision_model": "export.models.aimv2:Aimv2Vision",
     "aki": "export.models.aki:Aki",
     "aria": "export.models.aria:Aria",
     "clip": "export.models.clip:Clip",
