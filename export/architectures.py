@@ -91,6 +91,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "siglip": "export.models.siglip:Siglip",
     "siglip2": "export.models.siglip2:Siglip2",
     "texthawk": "export.models.texthawk:TextHawk",
+    "tipsv2": "export.models.tipsv2:Tipsv2",
     "vipllava": "export.models.vipllava:VipLlava",
     "unival": "export.models.unival:UnIVAL",
     "vit": "export.models.vit:Vit",
