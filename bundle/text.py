@@ -233,9 +233,12 @@ class Tokenizer:
 
         Raises:
             ContextLengthError: A text is longer than `max_tokens` and is not cut.
-            ParameterError: Ids that the vocabulary lacks, or without what is put around a text.
+            ParameterError: Ids that the vocabulary lacks, or without what is put around a text; or a text of no token,
+                where nothing is put around one.
         """
         rows = [self._row(text, max_tokens, most_tokens) for text in texts]
+        if not pads_to_max and not all(rows):
+            raise ParameterError("a text holds nothing that the model reads; send at least one word")
         width = max_tokens if pads_to_max else max((len(row) for row in rows), default=0)
         input_ids = np.full((len(rows), width), pad_token_id, np.int64)
         attention_mask = np.full((len(rows), width), int(pads_to_max), np.int64)

@@ -40,6 +40,7 @@ from export.image_processors.qwen2_vl import QWEN2_VL
 from export.image_processors.siglip import SIGLIP
 from export.image_processors.siglip2 import SIGLIP2
 from export.image_processors.texthawk import TEXTHAWK
+from export.image_processors.tipsv2 import TIPSV2
 from export.image_processors.video_llama_3 import VIDEO_LLAMA_3
 from export.image_processors.vilt import BRIDGETOWER, VILT
 from export.image_processors.vit import VIT
@@ -91,6 +92,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "SmolVLMImageProcessor": IDEFICS3,
     "ViTFeatureExtractor": VIT,
     "TextHawkImageProcessor": TEXTHAWK,
+    "Tipsv2ImageProcessor": TIPSV2,
     "ViTImageProcessor": VIT,
     "VideoLlama3ImageProcessor": VIDEO_LLAMA_3,
     "ViltImageProcessor": VILT,
