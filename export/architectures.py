@@ -22,6 +22,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "dinov3_vit": "export.models.dinov3_vit:Dinov3Vit",
     "florence2": "export.models.florence2:Florence2",
     "gemma3": "export.models.gemma3:Gemma3",
+    "gemma3n": "export.models.gemma3n:Gemma3n",
     "gemma4": "export.models.gemma4:Gemma4",
     "glm_ocr": "export.models.glm_ocr:GlmOcr",
     "got_ocr2": "export.models.got_ocr2:GotOcr2",
