@@ -26,9 +26,10 @@ from export.nn.decoder_layer import Around, Left
 from export.nn.dialect import CacheRows, Dialect
 from export.nn.linear import Embedding, Linear, activation
 from export.nn.mlp import GatedMLP
-from export.nn.module import Module, ModuleList, Weight
+from export.nn.module import Module
 from export.nn.norms import RMSNorm
 from export.nn.per_layer_inputs import PerLayerInputs
+from export.nn.streams import AltUp, JoinedStreams, SpreadStreams, Streams, magnitude_of
 
 DEFAULTS: Raw = {
     "vocab_size": 262_400,
@@ -57,27 +58,21 @@ _PATTERN = 5
 """Every so many layers one sees everything, where the config does not list their kinds."""
 _SPARSE_LAYERS, _SPARSITY = 10, 0.95
 """Of models of more layers, where the config says nothing of it."""
-_LEAST_SQUARE = 1e-5
-"""Of a stream that is given the magnitude of another."""
 _ROOT_HALF = math.sqrt(0.5)
 
 
 @dataclass(frozen=True)
-class Streams:
-    """What goes from layer to layer.
+class Gemma3nSizes:
+    """What Gemma 4's decoder has no number for.
 
     Attributes:
-        num: A; the first are the embeddings.
-        active: The one that a layer computes.
-        has_scale: What numbers of tokens are let in by is scaled.
+        streams: What goes from layer to layer.
         rank: Of the low-rank residuals.
         sparsities: Of each layer, the share of its gates that is closed; 0: none is.
         per_layer_tokens: Tokens of the table of numbers for layers; others look up the first.
     """
 
-    num: int
-    active: int
-    has_scale: bool
+    streams: Streams
     rank: int
     sparsities: tuple[float, ...]
     per_layer_tokens: int
@@ -93,7 +88,7 @@ class Gemma3nText(Gemma4Text):
         ropes: Rotary embeddings of the kinds FULL and SLIDING.
         per_layer: P, numbers of a token for each layer.
         softcap: As of `Decoder.logit_softcap`.
-        streams: What goes from layer to layer.
+        own: What Gemma 4's has not.
     """
 
     def __init__(
@@ -104,10 +99,10 @@ class Gemma3nText(Gemma4Text):
         ropes: Mapping[str, RopeConfig],
         per_layer: int,
         softcap: float,
-        streams: Streams,
+        own: Gemma3nSizes,
     ) -> None:
         super().__init__(config, layers, windows, ropes, per_layer, softcap, values_are_keys=False)
-        self.streams = streams
+        self.own = own
 
     @classmethod
     def read(cls, raw: Raw) -> Gemma3nText:
@@ -142,7 +137,7 @@ class Gemma3nText(Gemma4Text):
             {kind: RopeConfig.read({"rope_parameters": rope}) for kind, rope in ropes.items()},
             int(merged["hidden_size_per_layer_input"] or 0),
             float(merged["final_logit_softcapping"] or 0.0),
-            _read_streams(merged, num_layers),
+            _read_own(merged, num_layers),
         )
 
     @property
@@ -150,20 +145,20 @@ class Gemma3nText(Gemma4Text):
         """[B, T] -> [B, T, L*P], the numbers of tokens for all layers; those beyond the table look up the first."""
         size = self.config.num_layers * self._per_layer
         return Embedding(
-            self.streams.per_layer_tokens, size, name="embed_tokens_per_layer", scale=math.sqrt(self._per_layer)
+            self.own.per_layer_tokens, size, name="embed_tokens_per_layer", scale=math.sqrt(self._per_layer)
         )
 
     def entrance(self) -> Module:
         """Return what makes streams of embeddings."""
-        return _Spread(self.config.hidden_size, self.streams.num)
+        return SpreadStreams(self.config.hidden_size, self.own.streams.num)
 
     def preparation(self, dialect: Dialect) -> Module:
         """Return what adds to the numbers of tokens for layers what embeddings say."""
-        return PerLayerInputs(self.config, dialect, self._per_layer, self.streams.num)
+        return PerLayerInputs(self.config, dialect, self._per_layer, self.own.streams.num)
 
     def norm(self, dialect: Dialect) -> Module:
         """Return what makes one of all streams, with the norm behind."""
-        return _Joined(self.config, dialect, self.streams.num)
+        return JoinedStreams(self.config, dialect, self.own.streams.num)
 
     @property
     def looked_up(self) -> tuple[TensorSpec, ...]:
@@ -176,104 +171,7 @@ class Gemma3nText(Gemma4Text):
         own = self._layers[number]
         config = replace(self.config, intermediate_size=own.intermediate_size)
         attention = self._attention(config, dialect, number)
-        return _Layer(config, dialect, attention, (number, self._per_layer, self._angles_of(own.kind)), self.streams)
-
-
-class _Spread(Module):
-    """Embeddings, and beside them what matrices make of them, of their magnitude."""
-
-    def __init__(self, size: int, num_streams: int) -> None:
-        super().__init__("")
-        made = [Linear(size, size, rows=None, bias=False) for _ in range(1, num_streams)]
-        self.altup_projections = ModuleList(made)
-
-    def forward(self, op: OpBuilder, x: ir.Value, position_ids: ir.Value) -> ir.Value:
-        """Return [B, T, A*D] of embeddings [B, T, D]."""
-        magnitude = _magnitude(op, x)
-        made = [_scaled_to(op, each(op, x), magnitude) for each in self.altup_projections]
-        return op.Concat(x, *made, axis=-1) if made else x
-
-
-class _Joined(Module):
-    """The mean of the first stream and of what matrices make of others, of the first one's magnitude; normed."""
-
-    def __init__(self, config: DecoderConfig, dialect: Dialect, num_streams: int) -> None:
-        super().__init__("")
-        size = config.hidden_size
-        made = [Linear(size, size, rows=None, bias=False) for _ in range(1, num_streams)]
-        self.altup_unembed_projections = ModuleList(made)
-        self.norm = RMSNorm(size, config.rms_norm_eps, dialect)
-        self.num, self.size = num_streams, size
-
-    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        """Return [B, N, D] of streams [B, N, A*D]."""
-        parts = [op.Slice(x, [at * self.size], [(at + 1) * self.size], [2]) for at in range(self.num)]
-        first, magnitude = parts[0], _magnitude(op, parts[0])
-        for part, projection in zip(parts[1:], self.altup_unembed_projections, strict=True):
-            first = op.Add(first, _scaled_to(op, projection(op, part), magnitude))
-        return self.norm(op, op.Mul(first, 1 / self.num))
-
-
-def _magnitude(op: OpBuilder, x: ir.Value) -> ir.Value:
-    """Return [..., 1], the root of the mean square of x [..., D]."""
-    return op.Sqrt(op.ReduceMean(op.Mul(x, x), [-1], keepdims=1))
-
-
-def _scaled_to(op: OpBuilder, x: ir.Value, magnitude: ir.Value) -> ir.Value:
-    """Return x [..., D] of another's magnitude [..., 1]."""
-    square = op.Max(op.ReduceMean(op.Mul(x, x), [-1], keepdims=1), _LEAST_SQUARE)
-    return op.Div(op.Mul(x, magnitude), op.Sqrt(square))
-
-
-class _AltUp(Module):
-    """What predicts all streams of a layer before it computes one, and corrects them by that one (arXiv 2301.13310).
-
-    As the paper's algorithm 1, with coefficients that follow from the stream itself: tanh of a matrix over its norm.
-    """
-
-    def __init__(self, config: DecoderConfig, dialect: Dialect, streams: Streams) -> None:
-        super().__init__()
-        size, num = config.hidden_size, streams.num
-        self.correction_coefs = Linear(num, num, rows=None, bias=False, role="router")
-        self.prediction_coefs = Linear(num, num**2, rows=None, bias=False, role="router")
-        self.modality_router = Linear(size, num, rows=None, bias=False, role="router")
-        self.router_norm = RMSNorm(size, config.rms_norm_eps, dialect)
-        self.correct_output_scale = Weight(size) if streams.has_scale else None
-        self.size, self.num, self.active = size, num, streams.active
-
-    def forward(self, op: OpBuilder, streams: ir.Value, computed: ir.Value | None = None) -> tuple[ir.Value, ir.Value]:
-        """Return [B, T, A, D] predicted before one is computed, or corrected by that one; and the active of them.
-
-        Corrected, the active stream is scaled where the model does; it is what lets in a token's numbers.
-        """
-        if computed is None:
-            predicted = self._predicted(op, streams)
-            return predicted, self._active_of(op, predicted)
-        corrected = self._corrected(op, streams, computed)
-        active = self._active_of(op, corrected)
-        scale = self.correct_output_scale
-        return corrected, active if scale is None else op.Mul(active, scale)
-
-    def _routed(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        """Return [B, T, A] from -1 to 1 of x [B, T, D]."""
-        normed = op.Mul(self.router_norm(op, x), 1 / self.size)
-        return op.Tanh(self.modality_router(op, normed))
-
-    def _active_of(self, op: OpBuilder, streams: ir.Value) -> ir.Value:
-        """Return [B, T, D], the stream that layers compute, of [B, T, A, D]."""
-        return op.Gather(streams, self.active, axis=2)
-
-    def _predicted(self, op: OpBuilder, streams: ir.Value) -> ir.Value:
-        """Return [B, T, A, D]: each stream, and a sum of all that the active one weighs."""
-        coefficients = self.prediction_coefs(op, self._routed(op, self._active_of(op, streams)))
-        mixed = op.MatMul(op.Reshape(coefficients, [0, 0, self.num, self.num]), streams)
-        return op.Add(mixed, streams)
-
-    def _corrected(self, op: OpBuilder, predicted: ir.Value, computed: ir.Value) -> ir.Value:
-        """Return [B, T, A, D]: predictions, and in parts how far the computed stream [B, T, D] is from its own."""
-        parts = op.Add(self.correction_coefs(op, self._routed(op, computed)), 1.0)
-        missed = op.Sub(computed, self._active_of(op, predicted))
-        return op.Add(predicted, op.Mul(op.Unsqueeze(missed, [2]), op.Unsqueeze(parts, [3])))
+        return _Layer(config, dialect, attention, (number, self._per_layer, self._angles_of(own.kind)), self.own)
 
 
 class _Laurel(Module):
@@ -302,7 +200,7 @@ class _SparseMLP(GatedMLP):
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         gate = self.gate_proj(op, x)
         above = op.Sub(gate, op.ReduceMean(gate, [-1], keepdims=1))
-        quantile = op.Mul(_magnitude(op, above), self.deviations)
+        quantile = op.Mul(magnitude_of(op, above), self.deviations)
         gate = activation(op, self.hidden_act, op.Relu(op.Sub(above, quantile)))
         return self.down_proj(op, op.Mul(gate, self.up_proj(op, x)))
 
@@ -315,26 +213,26 @@ class _Layer(Module):
         dialect: How its norms are written.
         attention: `CachedAttention`, or one of the same form that leaves no rows.
         own: The layer's number, P, and which of the decoder's angles it turns by.
-        streams: What goes from layer to layer.
+        sizes: What Gemma 4's decoder has no number for.
     """
 
     def __init__(
-        self, config: DecoderConfig, dialect: Dialect, attention: Module, own: tuple[int, int, int], streams: Streams
+        self, config: DecoderConfig, dialect: Dialect, attention: Module, own: tuple[int, int, int], sizes: Gemma3nSizes
     ) -> None:
         super().__init__()
         self.number, per_layer, self.angles = own
-        size, sparsity = config.hidden_size, streams.sparsities[self.number]
+        size, sparsity = config.hidden_size, sizes.sparsities[self.number]
         norms = [RMSNorm(size, config.rms_norm_eps, dialect) for _ in range(5)]
         self.input_layernorm, self.post_attention_layernorm = norms[:2]
         self.pre_feedforward_layernorm, self.post_feedforward_layernorm = norms[2:4]
         self.post_per_layer_input_norm = norms[4]
         self.self_attn = attention
         self.mlp = _SparseMLP(config, sparsity) if sparsity else GatedMLP(config)
-        self.altup = _AltUp(config, dialect, streams)
-        self.laurel = _Laurel(config, dialect, streams.rank)
+        self.altup = AltUp(config, dialect, sizes.streams)
+        self.laurel = _Laurel(config, dialect, sizes.rank)
         self.per_layer_input_gate = Linear(size, per_layer, rows=None, bias=False)
         self.per_layer_projection = Linear(per_layer, size, rows=None, bias=False)
-        self.hidden_act, self.num, self.size = config.hidden_act, streams.num, size
+        self.hidden_act, self.num, self.size = config.hidden_act, sizes.streams.num, size
 
     def forward(self, op: OpBuilder, x: ir.Value, around: Around, states: Sequence[ir.Value]) -> Left:
         """Return what is left of streams [B, T, A*D]; states are keys and values, its own or another layer's."""
@@ -376,7 +274,7 @@ def _by_layer(merged: Raw, key: str, num_layers: int) -> list[float]:
     return found
 
 
-def _read_streams(merged: Raw, num_layers: int) -> Streams:
+def _read_own(merged: Raw, num_layers: int) -> Gemma3nSizes:
     num, active = merged["altup_num_inputs"], merged["altup_active_idx"]
     if not 0 <= active < num:
         raise UnsupportedConfigError(f"text_config.altup_active_idx {active}: there are altup_num_inputs {num} streams")
@@ -393,10 +291,8 @@ def _read_streams(merged: Raw, num_layers: int) -> Streams:
         raise UnsupportedConfigError(
             f"text_config.activation_sparsity_pattern {sparsities}: a share of closed gates is from 0 to below 1"
         )
-    return Streams(
-        num,
-        active,
-        bool(merged["altup_correct_scale"]),
+    return Gemma3nSizes(
+        Streams(num, active, bool(merged["altup_correct_scale"])),
         int(merged["laurel_rank"]),
         tuple(float(each) for each in sparsities),
         int(merged["vocab_size_per_layer_input"]),

@@ -112,7 +112,7 @@ class _TextTables(Module):
         sizes = decoder.config
         self.embed_tokens = Embedding(sizes.vocab_size, sizes.hidden_size, scale=decoder.embedding_scale)
         self.embed_tokens_per_layer = decoder.per_layer_table
-        self.num_per_layer = decoder.streams.per_layer_tokens
+        self.num_per_layer = decoder.own.per_layer_tokens
 
     def forward(self, op: OpBuilder, ids: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Return [B, T, D] and [B, T, L*P] of ids [B, T]; those beyond the second table look up its first row."""
@@ -235,7 +235,7 @@ class Gemma3n(VisionLanguage):
         before = rf"{re.escape(self.text_prefix)}\.layers"
         names = "|".join(map(str, shared))
         keys = [rf"{before}\.({names})\.self_attn\.(k_proj|v_proj|k_norm|v_norm)\..*"] if shared else []
-        scales = [] if decoder.streams.has_scale else [rf"{before}\.\d+\.altup\.correct_output_scale"]
+        scales = [] if decoder.own.streams.has_scale else [rf"{before}\.\d+\.altup\.correct_output_scale"]
         return (*super().skipped(), *keys, *scales)
 
     def stand_ins(self) -> dict[str, str]:
