@@ -25,6 +25,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "florence2": "export.models.florence2_authors:open_florence2",
     "fuyu": "export.models.fuyu:Fuyu",
     "gemma3": "export.models.gemma3:Gemma3",
+    "gemma3n": "export.models.gemma3n:Gemma3n",
     "gemma4": "export.models.gemma4:Gemma4",
     "glm_ocr": "export.models.glm_ocr:GlmOcr",
     "got_ocr2": "export.models.got_ocr2:GotOcr2",

@@ -13,6 +13,7 @@ from bundle.layouts.encoded import EncodedPrompt
 from bundle.layouts.florence2 import Florence2Prompt
 from bundle.layouts.fuyu import FuyuPrompt
 from bundle.layouts.gemma3 import Gemma3Prompt
+from bundle.layouts.gemma3n import Gemma3nPrompt
 from bundle.layouts.gemma4 import Gemma4Prompt
 from bundle.layouts.git import GitPrompt
 from bundle.layouts.granite_docling import GraniteDoclingPrompt
@@ -43,6 +44,7 @@ KnownImagePrompt: TypeAlias = Annotated[
     | Florence2Prompt
     | FuyuPrompt
     | Gemma3Prompt
+    | Gemma3nPrompt
     | Gemma4Prompt
     | GitPrompt
     | GraniteDoclingPrompt

@@ -19,6 +19,7 @@ DECODERS: Mapping[str, str] = {
     "gemma2": "export.decoders.gemma2:Gemma2",
     "gemma3_text": "export.decoders.gemma3_text:Gemma3Text",
     "hunyuan_vl_text": "export.decoders.hunyuan_vl_text:HunYuanVLText",
+    "gemma3n_text": "export.decoders.gemma3n_text:Gemma3nText",
     "gemma4_text": "export.decoders.gemma4_text:Gemma4Text",
     "internlm2_ve": "export.decoders.internlm2_ve:InternLM2VE",
     "git_text": "export.decoders.git:GitText",
