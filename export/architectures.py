@@ -74,6 +74,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "mllama": "export.models.mllama:Mllama",
     "molmo2": "export.models.molmo2:Molmo2",
     "llava_next": "export.models.llava_next:LlavaNext",
+    "llava_next_video": "export.models.llava_next_video:LlavaNextVideo",
     "llava_onevision": "export.models.llava_onevision:LlavaOnevision",
     "llava_vlora": "export.models.llava_vlora:LlavaVLoRA",
     "jina_embeddings_v4": "export.models.jina_embeddings_v4:JinaEmbeddingsV4",
