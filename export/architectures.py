@@ -33,6 +33,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "granite_docling": "export.models.granite_docling:GraniteDocling",
     "deepseek_ocr2": "export.models.deepseek_ocr2:DeepSeekOcr2",
     "deepseek_vl": "export.models.deepseek_vl:DeepSeekVL",
+    "deepseek_vl_v2": "export.models.deepseek_vl_v2:open_authors_layout",
     "deepseek_vl_hybrid": "export.models.deepseek_vl_hybrid:DeepSeekVLHybrid",
     "fast_vlm": "export.models.fast_vlm:FastVLM",
     "hunyuan_vl": "export.models.hunyuan_vl:HunYuanVL",

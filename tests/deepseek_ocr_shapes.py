@@ -38,6 +38,23 @@ def sam_shapes(sam: Config, prefix: str, *, by_authors: bool) -> Shapes:
     return shapes
 
 
+def clip_layers_shapes(clip: Config, prefix: str) -> Shapes:
+    """Name every weight of CLIP's layers on patches of SAM's, as the authors do; CLIP's own patches are never read."""
+    width, inner = clip["hidden_size"], clip["intermediate_size"]
+    shapes: Shapes = {
+        f"{prefix}embeddings.class_embedding": (width,),
+        f"{prefix}embeddings.patch_embedding.weight": (width, 3, 14, 14),
+        f"{prefix}embeddings.position_embedding.weight": ((clip["image_size"] // clip["patch_size"]) ** 2 + 1, width),
+        **norm_shapes(width, f"{prefix}pre_layrnorm"),
+    }
+    for layer in (f"{prefix}transformer.layers.{number}." for number in range(clip["num_hidden_layers"])):
+        shapes |= norm_shapes(width, f"{layer}layer_norm1", f"{layer}layer_norm2")
+        shapes |= linear_shapes(f"{layer}self_attn.qkv_proj", 3 * width, width)
+        shapes |= linear_shapes(f"{layer}self_attn.out_proj", width, width)
+        shapes |= linear_shapes(f"{layer}mlp.fc1", inner, width) | linear_shapes(f"{layer}mlp.fc2", width, inner)
+    return shapes
+
+
 def mixture_shapes(text: Config, prefix: str) -> Shapes:
     """Name every weight of a decoder of experts without its head."""
     width, inner = text["hidden_size"], text["moe_intermediate_size"]

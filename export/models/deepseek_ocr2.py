@@ -70,7 +70,7 @@ class DeepSeekOcr2(VisionLanguage):
     def __init__(self, config: Raw) -> None:
         super().__init__(config)
         require(sub_config(config, "text_config"), [("tie_word_embeddings", False)])
-        self._tower = QueryTowerConfig.read(sub_config(config, "vision_config"))
+        self.tower_config = QueryTowerConfig.read(sub_config(config, "vision_config"))
 
     @property
     def image_settings(self) -> Raw:
@@ -93,7 +93,7 @@ class DeepSeekOcr2(VisionLanguage):
         Raises:
             UnsupportedConfigError: They are not.
         """
-        geometry, patch_px = spec.geometry, self._tower.sam.sam.vision.patch_size_px
+        geometry, patch_px = spec.geometry, self.tower_config.sam.sam.vision.patch_size_px
         if not isinstance(geometry, PaddedWithTiles) or geometry.whole_px % patch_px or geometry.tile_px % patch_px:
             raise UnsupportedConfigError(
                 f"the processor makes images by {geometry!r}; the tower takes squares of whole patches of {patch_px} px"
@@ -101,7 +101,7 @@ class DeepSeekOcr2(VisionLanguage):
 
     def vision(self, dialect: Dialect) -> Module:
         """Return tower and matrix, and the row that ends an image."""
-        config, size = self._tower, self.decoder.config.hidden_size
+        config, size = self.tower_config, self.decoder.config.hidden_size
         tower = QueryTower(config, dialect, "model.vision_tower")
         rows = max(config.num_queries(config.sam.sam.vision.image_size_px), 1)
         projector = Linear(config.encoder.hidden_size, size, rows=rows, name="model.multi_modal_projector")
@@ -117,7 +117,7 @@ class DeepSeekOcr2(VisionLanguage):
         geometry = found.spec.geometry
         if not isinstance(geometry, PaddedWithTiles):
             raise UnsupportedConfigError(f"the processor makes images by {geometry!r}")
-        whole, tile = (self._counted(found, side) for side in (geometry.whole_px, geometry.tile_px))
+        whole, tile = (self.counted(found, side) for side in (geometry.whole_px, geometry.tile_px))
         token = found.token("image_token", _IMAGE)
         return DeepSeekOcrPrompt(
             image_token=token,
@@ -126,9 +126,14 @@ class DeepSeekOcr2(VisionLanguage):
             tokens_of_tile=tile,
         )
 
-    def _counted(self, found: FoundProcessor, side_px: int) -> int:
+    def counted(self, found: FoundProcessor, side_px: int) -> int:
+        """Return how many tokens a square of a side takes.
+
+        Raises:
+            UnsupportedConfigError: The processor counts others than there are queries.
+        """
         patch, ratio = found.settings.get("patch_size", 16), found.settings.get("downsample_ratio", 4)
-        counted, made = math.ceil(side_px / patch / ratio) ** 2, self._tower.num_queries(side_px)
+        counted, made = math.ceil(side_px / patch / ratio) ** 2, self.tower_config.num_queries(side_px)
         if counted != made:
             raise UnsupportedConfigError(
                 f"the processor counts {counted} tokens of a square of {side_px} pixels, by its patch_size {patch} and "
@@ -142,5 +147,10 @@ class DeepSeekOcr2(VisionLanguage):
 
     def spoken_tokens(self, found: FoundProcessor, prompt: KnownImagePrompt, ends: Collection[int]) -> Collection[str]:
         """Return the marks of boxes, which a question asks for by one of them, and those of tables."""
-        marks = [mark for mark in MARKS if mark in found.vocabulary.ids]
-        return (*marks, *document_markup(found.vocabulary, prompt, ends))
+        return marks_of(found, prompt, ends)
+
+
+def marks_of(found: FoundProcessor, prompt: KnownImagePrompt, ends: Collection[int]) -> Collection[str]:
+    """Return the special tokens of a vocabulary that are part of questions and answers."""
+    marks = [mark for mark in MARKS if mark in found.vocabulary.ids]
+    return (*marks, *document_markup(found.vocabulary, prompt, ends))
