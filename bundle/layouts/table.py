@@ -25,6 +25,7 @@ from bundle.layouts.minicpmv import MiniCPMVPrompt
 from bundle.layouts.mllama import MllamaPrompt
 from bundle.layouts.modernvbert import ModernVBertPrompt
 from bundle.layouts.moondream import MoondreamPrompt
+from bundle.layouts.nanovlm import NanoVLMPrompt
 from bundle.layouts.ovis2 import Ovis2Prompt
 from bundle.layouts.paligemma import PaliGemmaPrompt
 from bundle.layouts.pixtral import PixtralPrompt
@@ -52,6 +53,7 @@ KnownImagePrompt: TypeAlias = Annotated[
     | MllamaPrompt
     | ModernVBertPrompt
     | MoondreamPrompt
+    | NanoVLMPrompt
     | Ovis2Prompt
     | PaliGemmaPrompt
     | PixtralPrompt
