@@ -108,12 +108,14 @@ def convert_processor(
         return _without_texts(spec)
     _require_tokenizer(checkpoint, family)
     vocabulary = Vocabulary.read(checkpoint, lower_cases=family.lower_cases, cleans=family.cleans)
+    vocabulary = vocabulary.with_names(family.default_tokens)
     if isinstance(family, VisionLanguage):
         vocabulary = vocabulary.with_tokens(family.own_tokens(vocabulary.ids))
     tokenizer = family.framed(vocabulary.text) if isinstance(family, DualEncoder) else vocabulary.text
     (output / TOKENIZER).write_text(tokenizer, encoding="utf-8")
     if isinstance(family, VisionLanguage) and spec is not None:
-        generation = read_settings(checkpoint / "generation_config.json", required=False)
+        own = read_settings(checkpoint / "generation_config.json", required=False)
+        generation = {**family.stated_generation, **own}
         return _vision_language(checkpoint, family, FoundProcessor(processor, spec, vocabulary, generation), output)
     return _dual_encoder(family, spec, vocabulary)
 
@@ -228,7 +230,7 @@ def _template(
     default = family.default_template(found)
     template = FoundTemplate.find(checkpoint, found.settings, found.vocabulary.settings, default)
     template = replace(template, text=family.adapted_template(template.text))
-    template = template.behind(family.opening(found))
+    template = template.behind(family.opening(found), once=family.opens_once)
     if family.template_placeholder is None:
         return template
     return template.with_text(family.template_placeholder, prompt.image_token)

@@ -62,6 +62,7 @@ class VisionLanguage(Family):
         wants_image: There is no prompt without an image: what its prompt layout says.
         template_placeholder: What chat templates write for an image, where that is not the image token.
         end_tokens: That end an answer as well as those that the checkpoint's files name.
+        opens_once: The model's processor writes its `opening` only where the chat template has not.
 
     Attributes:
         takes_smaller_images: The vision graph takes tiles smaller than full ones as well, squares all of one size.
@@ -78,6 +79,7 @@ class VisionLanguage(Family):
     wants_image: ClassVar[bool] = False
     template_placeholder: ClassVar[str | None] = None
     end_tokens: ClassVar[tuple[str, ...]] = ()
+    opens_once: ClassVar[bool] = False
     takes_smaller_images: bool = False
     embedding: StateVectors | None = None
 
@@ -101,6 +103,7 @@ class VisionLanguage(Family):
                 f"{self.config['model_type']} leaves logits as they are; set it to null"
             )
         decoder.looks_ahead = self.looks_ahead != "nowhere"
+        decoder.skips_text = self.looks_ahead == "all images"
         return decoder
 
     @property
@@ -175,6 +178,11 @@ class VisionLanguage(Family):
             UnsupportedConfigError: A setting that is not reproduced.
         """
         return spec
+
+    @property
+    def stated_generation(self) -> Raw:
+        """What the config itself says of how answers are made, where no `generation_config.json` does."""
+        return {}
 
     @property
     def end_ids(self) -> tuple[int, ...]:

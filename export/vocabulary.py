@@ -81,6 +81,11 @@ class Vocabulary:
         text = with_added_tokens(self.text, {"added_tokens_decoder": stated}, {}, {})
         return replace(self, text=text, ids=_token_ids(json.loads(text)))
 
+    def with_names(self, names: Mapping[str, str]) -> Vocabulary:
+        """Return the vocabulary with names of special tokens where the files have none, of tokens that it has."""
+        known = {name: token for name, token in names.items() if token in self.ids}
+        return replace(self, template_tokens={**known, **self.template_tokens}) if known else self
+
     @property
     def last(self) -> tuple[str, int]:
         """Return text and id of the token with the highest id."""

@@ -97,6 +97,7 @@ def checkpoints() -> ModuleType:
     """The functions of tests/checkpoints.py."""
     beside("weight_shapes")  # which they import
     beside("blip_shapes")
+    beside("deepseek_ocr_shapes")
     beside("qwen3_shapes")
     return beside("checkpoints")
 

@@ -1,70 +1,72 @@
-"""An image as a whole, and below it at the size of several squares that overlap, in one canvas (Moondream 2)."""
+"""An image once as a crop, and once stretched to a canvas of crops that overlap, in one piece (Molmo, Molmo 2)."""
 
 from __future__ import annotations
 
 import math
 from typing import Literal
 
+import numpy as np
 from PIL import Image
 from pydantic import Field, model_validator
 
-from bundle.image.geometry import EdgePx, Geometry, Sides, check_canvas, resized
+from bundle.image.geometry import EdgePx, Geometry, Sides, check_canvas
 from bundle.image.layout import TileLayout
+from bundle.image.unsmoothed import unsmoothed
 
 _MOST_CROPS = 256
+_TOO_SMALL = np.float32(1e10)
+"""In the place of a scale that makes an image smaller, where another enlarges it (transformers, `select_tiling`)."""
 
 
 class OverlappingCrops(Geometry):
-    """A canvas: at its top left the whole image as one crop, below it the image scaled to so many crops.
+    """As `Molmo2ImageProcessor`: crops of a canvas share their margins, and nothing is filtered when it is scaled.
 
-    Crops of a picture lie `crop_px - 2 * margin_px` apart, so that neighbours share two margins; whoever reads the
-    canvas cuts them, and finds their number in its shape. Beside the whole image the canvas is black.
-    Which crops, as `select_tiling` of the authors' `image_crops.py` says: the most that keep the image's shape; one of
-    an image that is little larger than a crop in one direction, and more than `most_crops` of very narrow ones.
+    The canvas stays one piece, whose encoder cuts it. Of the layout, the one tile of certain size is the whole image as
+    a crop, which comes first, and `whole_px` is the canvas's, of one crop at least.
 
     Attributes:
-        crop_px: Side of a crop.
-        margin_px: Half of what neighbours share.
-        most_crops: Of an image; 0: the picture is always one crop (a video's frame).
+        crop_px: Edge of a crop.
+        window_px: From one crop to the next: what is not margin.
+        most_crops: Of a canvas.
     """
 
     kind: Literal["overlapping_crops"] = "overlapping_crops"
     crop_px: EdgePx
-    margin_px: int = Field(ge=0, le=2048)
-    most_crops: int = Field(ge=0, le=_MOST_CROPS)
+    window_px: EdgePx
+    most_crops: int = Field(gt=0, le=_MOST_CROPS)
 
     @model_validator(mode="after")
     def _check_crops(self) -> OverlappingCrops:
-        if self._window_px <= 0:
-            raise ValueError(f"margins of {self.margin_px} px leave nothing of crops of {self.crop_px} px")
-        check_canvas(self.most_crops + 1, self.crop_px)
+        if self.window_px > self.crop_px:
+            raise ValueError(f"crops of {self.crop_px} px every {self.window_px} px do not meet")
+        check_canvas(self.most_crops, self.crop_px)
         return self
 
     @property
     def tile_size_px(self) -> tuple[int, int]:
-        """(height, width) of the canvas of one crop."""
-        return 2 * self.crop_px, self.crop_px
+        """(height, width) of a crop, and of a frame."""
+        return self.crop_px, self.crop_px
 
     @property
     def has_one_size(self) -> bool:
-        """False: a picture has the shape of its image."""
+        """False: a canvas has the shape of its image."""
         return False
 
     @property
     def sides(self) -> Sides:
-        """From one crop, as wide as it is, to all in one column, below the whole image."""
-        crop, window, edges = self.crop_px, self._window_px, 2 * self.margin_px
-        most = max(self.most_crops, 1)
-        square = crop + math.isqrt(most) * window + edges
-        return Sides(crop, crop + most * window + edges, square, math.gcd(window, edges, crop + edges))
+        """From one crop to a row of all."""
+        most = self.most_crops
+        return Sides(
+            self.crop_px, self._side_px(most), self._side_px(math.isqrt(most)), math.gcd(self.crop_px, self.window_px)
+        )
 
     @property
-    def for_frames(self) -> OverlappingCrops:
-        """Of one crop."""
-        return self.model_copy(update={"most_crops": 0})
+    def for_frames(self) -> WholeCrop:
+        """One crop, whatever the frame's size."""
+        return WholeCrop(crop_px=self.crop_px)
 
     def within(self, most_px: int) -> OverlappingCrops:
-        """Return the geometry with pictures of so many pixels at most, of very narrow images perhaps more.
+        """Return the geometry with canvases of so many pixels at most.
 
         Raises:
             ValueError: That is less than a crop.
@@ -75,43 +77,54 @@ class OverlappingCrops(Geometry):
         return self.model_copy(update={"most_crops": most})
 
     def layout(self, width_px: int, height_px: int) -> TileLayout:
-        """Return the canvas's size."""
-        height, width = self._picture(width_px, height_px)
-        return TileLayout(whole_px=(self.crop_px + height, width))
+        """Return the canvas's size, behind one crop."""
+        rows, cols = self._grid(width_px, height_px)
+        return TileLayout(rows=1, cols=1, whole_px=(self._side_px(rows), self._side_px(cols)))
 
     def tiles(self, image: Image.Image, resample: Image.Resampling) -> list[Image.Image]:
-        """Return the canvas."""
-        height, width = self._picture(*image.size)
-        canvas = Image.new("RGB", (width, self.crop_px + height))
-        canvas.paste(resized(image, (self.crop_px, self.crop_px), resample), (0, 0))
-        canvas.paste(resized(image, (width, height), resample), (0, self.crop_px))
-        return [canvas]
+        """Return the whole image as a crop, then the canvas; `resample` is a filter, and there is none."""
+        height, width = self.layout(*image.size).whole_px or self.tile_size_px
+        return [unsmoothed(image, (self.crop_px, self.crop_px)), unsmoothed(image, (width, height))]
+
+    def _side_px(self, num_crops: int) -> int:
+        """Return the side of a canvas of so many crops along it."""
+        return num_crops * self.window_px + self.crop_px - self.window_px
+
+    def _grid(self, width_px: int, height_px: int) -> tuple[int, int]:
+        """Return (rows, cols): the smallest scale that enlarges the image within its margins, else the largest one.
+
+        Margins count as the processor counts them, from a side that may then be none or less.
+        """
+        most, margin_px = self.most_crops, self.crop_px - self.window_px
+        grids = [(rows, cols) for rows in range(1, most + 1) for cols in range(1, most + 1) if rows * cols <= most]
+        grids.sort(key=lambda grid: (grid[0] * grid[1], grid[0]))
+        inner = np.array([height_px - margin_px, width_px - margin_px], np.float32)
+        with np.errstate(divide="ignore"):
+            scales = (np.array(grids, np.float32) * np.float32(self.window_px) / inner).min(axis=1)
+        if (scales < 1).all():
+            return grids[int(scales.argmax())]
+        return grids[int(np.where(scales < 1, _TOO_SMALL, scales).argmin())]
+
+
+class WholeCrop(Geometry):
+    """The image stretched to one crop, and nothing filtered.
+
+    Attributes:
+        crop_px: Its edge.
+    """
+
+    kind: Literal["whole_crop"] = "whole_crop"
+    crop_px: EdgePx
 
     @property
-    def _window_px(self) -> int:
-        """From one crop to the next."""
-        return self.crop_px - 2 * self.margin_px
+    def tile_size_px(self) -> tuple[int, int]:
+        """(height, width) of the crop."""
+        return self.crop_px, self.crop_px
 
-    def _picture(self, width_px: int, height_px: int) -> tuple[int, int]:
-        """Return (height, width) of the image scaled to its crops."""
-        edges, window = 2 * self.margin_px, self._window_px
-        rows, cols = _grid(height_px - edges, width_px - edges, window, self.most_crops)
-        return rows * window + edges, cols * window + edges
+    def layout(self, width_px: int, height_px: int) -> TileLayout:
+        """Return how an image of this size is cut: never."""
+        return TileLayout()
 
-
-def _grid(height_px: int, width_px: int, window_px: int, most: int) -> tuple[int, int]:
-    """Return rows and columns of crops for what lies between the outer margins of an image."""
-    if not most or height_px <= window_px or width_px <= window_px:
-        return 1, 1
-    least_rows, least_cols = math.ceil(height_px / window_px), math.ceil(width_px / window_px)
-    if least_rows * least_cols > most:
-        share = math.sqrt(most / (least_rows * least_cols))
-        return max(1, math.floor(least_rows * share)), max(1, math.floor(least_cols * share))
-    rows = max(math.floor(math.sqrt(most * height_px / width_px)), least_rows)
-    cols = max(math.floor(math.sqrt(most * width_px / height_px)), least_cols)
-    if rows * cols > most:
-        if cols > rows:
-            cols = most // rows
-        else:
-            rows = most // cols
-    return max(1, rows), max(1, cols)
+    def tiles(self, image: Image.Image, resample: Image.Resampling) -> list[Image.Image]:
+        """Return the crop."""
+        return [unsmoothed(image, (self.crop_px, self.crop_px))]

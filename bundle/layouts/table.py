@@ -8,8 +8,10 @@ from pydantic import Field
 
 from bundle.layouts.adem import AdemPrompt
 from bundle.layouts.aki import AkiPrompt
+from bundle.layouts.deepseek_ocr import DeepSeekOcrPrompt
 from bundle.layouts.encoded import EncodedPrompt
 from bundle.layouts.florence2 import Florence2Prompt
+from bundle.layouts.fuyu import FuyuPrompt
 from bundle.layouts.gemma3 import Gemma3Prompt
 from bundle.layouts.gemma4 import Gemma4Prompt
 from bundle.layouts.git import GitPrompt
@@ -24,6 +26,7 @@ from bundle.layouts.llava_next import LlavaNextPrompt
 from bundle.layouts.minicpmv import MiniCPMVPrompt
 from bundle.layouts.mllama import MllamaPrompt
 from bundle.layouts.modernvbert import ModernVBertPrompt
+from bundle.layouts.molmo2 import Molmo2Prompt
 from bundle.layouts.moondream import MoondreamPrompt
 from bundle.layouts.nanovlm import NanoVLMPrompt
 from bundle.layouts.ovis2 import Ovis2Prompt
@@ -36,8 +39,10 @@ from bundle.layouts.vlora import VLoRAPrompt
 KnownImagePrompt: TypeAlias = Annotated[
     AdemPrompt
     | AkiPrompt
+    | DeepSeekOcrPrompt
     | EncodedPrompt
     | Florence2Prompt
+    | FuyuPrompt
     | Gemma3Prompt
     | Gemma4Prompt
     | GitPrompt
@@ -52,6 +57,7 @@ KnownImagePrompt: TypeAlias = Annotated[
     | MiniCPMVPrompt
     | MllamaPrompt
     | ModernVBertPrompt
+    | Molmo2Prompt
     | MoondreamPrompt
     | NanoVLMPrompt
     | Ovis2Prompt

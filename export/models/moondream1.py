@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import tokenizers
 
 from bundle.errors import UnsupportedConfigError
-from bundle.image import ImageSpec, OverlappingCrops
+from bundle.image import ImageSpec, StackedCrops
 from bundle.layouts.moondream import MoondreamPrompt
 from bundle.layouts.prompt import LooksAhead
 from export.config import Raw, require
@@ -202,7 +202,7 @@ class Moondream(VisionLanguage):
         """Return the crops as the config counts them, scaled as where pyvips is not installed."""
         vision = self._tower.vision
         return ImageSpec(
-            geometry=OverlappingCrops(
+            geometry=StackedCrops(
                 crop_px=vision.image_size_px,
                 margin_px=self._tower.margin * vision.patch_size_px,
                 most_crops=self._tower.most_crops,

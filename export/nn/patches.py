@@ -109,10 +109,13 @@ class FlattenedPatches(Module):
         side: Of a patch in pixels.
         bias: Whether it adds one.
         channels_first: Pixels of a flattened patch lie channels first; channels last by default.
+        name: Where the checkpoint keeps it; the attribute's name by default.
     """
 
-    def __init__(self, size: int, side: int, *, bias: bool = True, channels_first: bool = False) -> None:
-        super().__init__()
+    def __init__(
+        self, size: int, side: int, *, bias: bool = True, channels_first: bool = False, name: str | None = None
+    ) -> None:
+        super().__init__(name)
         self.weight = _Flattened(size, side, channels_first=channels_first)
         self.bias = Weight(size) if bias else None
         self.side = side

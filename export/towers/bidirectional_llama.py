@@ -43,7 +43,15 @@ class _Attention(Module):
         return op.Reshape(op.Expand(apart, [1, 1, 1, num // self.num_kv, 1]), [0, 0, num * size])
 
 
-class _Layer(Module):
+class BidirectionalLayer(Module):
+    """Attention as far as a bias lets it see, and a gated feed-forward.
+
+    Args:
+        config: Sizes.
+        dialect: How attention is written.
+        rows: Tokens of the longest text, or of an image.
+    """
+
     def __init__(self, config: DecoderConfig, dialect: Dialect, rows: int) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dialect)
@@ -52,6 +60,7 @@ class _Layer(Module):
         self.mlp = GatedMLP(config, rows=rows)
 
     def forward(self, op: OpBuilder, x: ir.Value, angles: Angles, bias: ir.Value) -> ir.Value:
+        """Return [B, T, D] from [B, T, D]; `bias` as for `Dialect.attention`."""
         x = op.Add(x, self.self_attn(op, self.input_layernorm(op, x), angles, bias))
         return op.Add(x, self.mlp(op, self.post_attention_layernorm(op, x)))
 
@@ -69,7 +78,7 @@ class BidirectionalLlama(Module):
     def __init__(self, config: DecoderConfig, dialect: Dialect, *, rows: int, name: str) -> None:
         super().__init__(name)
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = ModuleList([_Layer(config, dialect, rows) for _ in range(config.num_layers)])
+        self.layers = ModuleList([BidirectionalLayer(config, dialect, rows) for _ in range(config.num_layers)])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dialect)
         self.config = config
 

@@ -114,7 +114,7 @@ class _Embeddings(Module):
 
 
 class MoondreamTower(Module):
-    """A canvas as `bundle.image.OverlappingCrops` draws it to [I, patches of a crop, out]."""
+    """A canvas as `bundle.image.StackedCrops` draws it to [I, patches of a crop, out]."""
 
     def __init__(self, config: MoondreamTowerConfig, dialect: Dialect, name: str) -> None:
         super().__init__(name)

@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from bundle.directory import open_bundle
 from bundle.errors import PromptError, UnsupportedConfigError
-from bundle.image import PREPROCESSOR, ImageSpec, OverlappingCrops
+from bundle.image import PREPROCESSOR, ImageSpec, StackedCrops
 from bundle.image.layout import TileLayout
 from bundle.layouts.moondream import MoondreamPrompt
 from bundle.layouts.prompt import Span
@@ -38,7 +38,7 @@ from serving.protocol import FinishedEvent, GenerateRequest, ImagePart, Message,
 from serving.settings import EngineSettings
 
 SETTINGS = RuntimeSettings(intra_threads=1)
-PUBLISHED = OverlappingCrops(crop_px=378, margin_px=56, most_crops=12)
+PUBLISHED = StackedCrops(crop_px=378, margin_px=56, most_crops=12)
 
 
 def picture(seed: int, width_px: int = 70, height_px: int = 90) -> Image.Image:
@@ -53,7 +53,7 @@ def test_a_canvas_holds_the_whole_and_the_crops_of_the_authors(families: dict[st
         assert PUBLISHED.layout(width, height).whole_px == (378 + rows * 266 + 112, cols * 266 + 112), (width, height)
     tower = {"crop_size": 20, "enc_patch_size": 4, "overlap_margin": 1, "max_crops": 6}
     spec = ImageSpec(
-        geometry=OverlappingCrops(crop_px=20, margin_px=4, most_crops=6),
+        geometry=StackedCrops(crop_px=20, margin_px=4, most_crops=6),
         resample="lanczos",
         rescale_factor=1 / 255,
         mean=(0.5,) * 3,
@@ -80,7 +80,7 @@ def test_a_frame_is_one_crop_and_fewer_pixels_are_fewer_crops() -> None:
     with pytest.raises(ValueError, match="a crop is 378 x 378"):
         PUBLISHED.within(1000)
     with pytest.raises(ValueError, match="leave nothing"):
-        OverlappingCrops(crop_px=20, margin_px=10, most_crops=1)
+        StackedCrops(crop_px=20, margin_px=10, most_crops=1)
 
 
 def test_features_at_the_published_grid_are_the_references(families: dict[str, Any], tmp_path: Path) -> None:
