@@ -60,6 +60,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "internvl": "export.models.internvl:InternVL",
     "internvl_chat": "export.models.internvl_chat:open_authors_layout",
     "janus": "export.models.janus:Janus",
+    "nanovlm": "export.models.nanovlm:NanoVLM",
     "moondream1": "export.models.moondream1:Moondream",
     "lfm2_vl": "export.models.lfm2_vl:Lfm2VL",
     "lighton_ocr": "export.models.lighton_ocr:LightOnOcr",

@@ -217,6 +217,15 @@ class VisionLanguage(Family):
         """Return what `vision` tells of its tower's attention, for reducers of visual tokens; nothing by default."""
         return ()
 
+    @property
+    def tokenizer_home(self) -> str | None:
+        """Where the tokenizer is published that a checkpoint's folder lacks; None: it comes with the weights."""
+        return None
+
+    def adapted_template(self, text: str) -> str:
+        """Return a template of the checkpoint's files as the model's conversations are written by it."""
+        return text
+
     def own_template(self) -> str | None:
         """Return how conversations are written whatever template the checkpoint holds; None: as that says."""
         return None

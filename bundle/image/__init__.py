@@ -33,6 +33,7 @@ from bundle.image.spec import Resample as Resample
 from bundle.image.split_area import SplitArea as SplitArea
 from bundle.image.stacked_crops import StackedCrops as StackedCrops
 from bundle.image.stretched_crop import StretchedCrop as StretchedCrop
+from bundle.image.stretched_grid import StretchedGrid as StretchedGrid
 from bundle.image.table import KnownGeometry as KnownGeometry
 from bundle.image.thumbnail import Thumbnail as Thumbnail
 from bundle.image.tiled import Tiled as Tiled

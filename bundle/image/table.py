@@ -30,6 +30,7 @@ from bundle.image.soft_tokens import SoftTokens
 from bundle.image.split_area import SplitArea
 from bundle.image.stacked_crops import StackedCrops
 from bundle.image.stretched_crop import StretchedCrop
+from bundle.image.stretched_grid import StretchedGrid
 from bundle.image.thumbnail import Thumbnail
 from bundle.image.tiled import Tiled
 from bundle.image.whole_patches import WholePatches
@@ -59,6 +60,7 @@ KnownGeometry: TypeAlias = Annotated[
     | SoftTokens
     | SplitArea
     | StretchedCrop
+    | StretchedGrid
     | Thumbnail
     | Tiled
     | WholeCrop

@@ -29,6 +29,7 @@ from bundle.layouts.mllama import MllamaPrompt
 from bundle.layouts.modernvbert import ModernVBertPrompt
 from bundle.layouts.molmo2 import Molmo2Prompt
 from bundle.layouts.moondream import MoondreamPrompt
+from bundle.layouts.nanovlm import NanoVLMPrompt
 from bundle.layouts.ovis2 import Ovis2Prompt
 from bundle.layouts.paligemma import PaliGemmaPrompt
 from bundle.layouts.pixtral import PixtralPrompt
@@ -60,6 +61,7 @@ KnownImagePrompt: TypeAlias = Annotated[
     | ModernVBertPrompt
     | Molmo2Prompt
     | MoondreamPrompt
+    | NanoVLMPrompt
     | Ovis2Prompt
     | PaliGemmaPrompt
     | PixtralPrompt

@@ -193,6 +193,11 @@ class Moondream(VisionLanguage):
         """The one that the authors' config names: files beside the weights are of the tokenizer of before."""
         return (int(self._tokens["eos_id"]),)
 
+    @property
+    def tokenizer_home(self) -> str:
+        """Where the authors' code fetches it."""
+        return "moondream/starmie-v1"
+
     def own_image_spec(self) -> ImageSpec:
         """Return the crops as the config counts them, scaled as where pyvips is not installed."""
         vision = self._tower.vision
