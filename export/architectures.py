@@ -22,6 +22,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "dinov2": "export.models.dinov2:Dinov2",
     "dinov2_with_registers": "export.models.dinov2:Dinov2",
     "dinov3_vit": "export.models.dinov3_vit:Dinov3Vit",
+    "embedding_gemma2": "export.models.embedding_gemma2:EmbeddingGemma2",
     "florence2": "export.models.florence2:Florence2",
     "gemma3": "export.models.gemma3:Gemma3",
     "gemma4": "export.models.gemma4:Gemma4",

@@ -62,6 +62,7 @@ class VisionLanguage(Family):
         wants_image: There is no prompt without an image: what its prompt layout says.
         template_placeholder: What chat templates write for an image, where that is not the image token.
         end_tokens: That end an answer as well as those that the checkpoint's files name.
+        states_prefixes: It embeds as it is, and its checkpoint says what stands before queries and documents.
 
     Attributes:
         takes_smaller_images: The vision graph takes tiles smaller than full ones as well, squares all of one size.
@@ -78,6 +79,7 @@ class VisionLanguage(Family):
     wants_image: ClassVar[bool] = False
     template_placeholder: ClassVar[str | None] = None
     end_tokens: ClassVar[tuple[str, ...]] = ()
+    states_prefixes: ClassVar[bool] = False
     takes_smaller_images: bool = False
     embedding: StateVectors | None = None
 

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from bundle.layouts.adem import AdemPrompt
 from bundle.layouts.aki import AkiPrompt
+from bundle.layouts.embedding_gemma2 import EmbeddingGemma2Prompt
 from bundle.layouts.encoded import EncodedPrompt
 from bundle.layouts.florence2 import Florence2Prompt
 from bundle.layouts.gemma3 import Gemma3Prompt
@@ -34,6 +35,7 @@ from bundle.layouts.vlora import VLoRAPrompt
 KnownImagePrompt: TypeAlias = Annotated[
     AdemPrompt
     | AkiPrompt
+    | EmbeddingGemma2Prompt
     | EncodedPrompt
     | Florence2Prompt
     | Gemma3Prompt
