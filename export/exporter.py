@@ -41,7 +41,7 @@ from export.config import with_length_groups
 from export.cross_encoder import CrossEncoder
 from export.decoders.decoder import Decoder
 from export.dual_encoder import DualEncoder
-from export.embedding import EmbeddingOptions, found_embedding
+from export.embedding import EmbeddingOptions, found_embedding, found_prefixes
 from export.family import Family, GraphPlan
 from export.goldens import Canary, can_record, record_goldens
 from export.graph import build_model, write_model
@@ -434,10 +434,10 @@ def _embedder_dims(family: VisionLanguage, source: Checkpoint) -> EmbedderDims |
     size = how.size(family.state_size)
     return EmbedderDims(
         embedding_size=size,
-        matryoshka=_cuts(source.config, size),
+        matryoshka=_cuts({**family.config, **source.config}, size),
         pooling=how.pooling,
         max_positions=family.max_positions,
-        prefixes=dict(how.prefixes or {}),
+        prefixes=found_prefixes(source.folder) if family.states_prefixes else dict(how.prefixes or {}),
         default_type=how.default_type,
         late_size=None if late is None else late.size,
         pools_images=how.pools_images,

@@ -63,6 +63,7 @@ class VisionLanguage(Family):
         template_placeholder: What chat templates write for an image, where that is not the image token.
         end_tokens: That end an answer as well as those that the checkpoint's files name.
         opens_once: The model's processor writes its `opening` only where the chat template has not.
+        states_prefixes: It embeds as it is, and its checkpoint says what stands before queries and documents.
 
     Attributes:
         takes_smaller_images: The vision graph takes tiles smaller than full ones as well, squares all of one size.
@@ -80,6 +81,7 @@ class VisionLanguage(Family):
     template_placeholder: ClassVar[str | None] = None
     end_tokens: ClassVar[tuple[str, ...]] = ()
     opens_once: ClassVar[bool] = False
+    states_prefixes: ClassVar[bool] = False
     takes_smaller_images: bool = False
     embedding: StateVectors | None = None
 

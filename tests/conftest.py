@@ -138,6 +138,12 @@ def colmodernvbert(rerankers: ModuleType) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def embedding_gemma2(checkpoints: ModuleType) -> ModuleType:
+    """The functions of tests/embedding_gemma2_checkpoint.py."""
+    return beside("embedding_gemma2_checkpoint")
+
+
+@pytest.fixture(scope="session")
 def gguf_files() -> ModuleType:
     """The functions of tests/gguf_files.py."""
     return beside("gguf_files")
