@@ -25,7 +25,6 @@ ARCHITECTURES: Mapping[str, str] = {
     "florence2": "export.models.florence2_authors:open_florence2",
     "fuyu": "export.models.fuyu:Fuyu",
     "embedding_gemma2": "export.models.embedding_gemma2:EmbeddingGemma2",
-    "florence2": "export.models.florence2:Florence2",
     "gemma3": "export.models.gemma3:Gemma3",
     "gemma3n": "export.models.gemma3n:Gemma3n",
     "gemma4": "export.models.gemma4:Gemma4",
