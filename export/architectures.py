@@ -89,6 +89,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "roberta": "export.models.xlm_roberta:RobertaReranker",
     "siglip": "export.models.siglip:Siglip",
     "siglip2": "export.models.siglip2:Siglip2",
+    "solo": "export.models.solo:Solo",
     "texthawk": "export.models.texthawk:TextHawk",
     "vipllava": "export.models.vipllava:VipLlava",
     "unival": "export.models.unival:UnIVAL",
@@ -101,7 +102,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "vision-text-dual-encoder": "export.models.vision_text_dual_encoder:VisionTextDualEncoder",
 }
 """`model_type` of a config to "module:Class", or to a function that chooses one."""
-MADE_OF_OTHERS: Mapping[str, str] = {"JinaEmbeddingsV4Model": "jina_embeddings_v4"}
+MADE_OF_OTHERS: Mapping[str, str] = {"JinaEmbeddingsV4Model": "jina_embeddings_v4", "SoloForCausalLM": "solo"}
 """The key in `ARCHITECTURES` of checkpoints whose config has the `model_type` of the model that they were made of, by
 the class that it names in `architectures`."""
 

@@ -23,14 +23,19 @@ class LongestEdge(Geometry):
     Attributes:
         longest_px: Of the longer side, before it is stretched to whole steps.
         step_px: Both sides are multiples of it.
+        stretches_first: The longer side is stretched to whole steps before the other is scaled with it, and an image
+            may thus be enlarged (SOLO).
     """
 
     kind: Literal["longest-edge"] = "longest-edge"
     longest_px: EdgePx
     step_px: int = Field(gt=0, le=512)
+    stretches_first: bool = False
 
     @model_validator(mode="after")
     def _check_bounds(self) -> LongestEdge:
+        if self.stretches_first and self.longest_px % self.step_px:
+            raise ValueError(f"sides of {self.longest_px} px at most are no whole steps of {self.step_px} px")
         if self.step_px > self.longest_px:
             raise ValueError(f"sides of {self.longest_px} px at most in steps of {self.step_px} px")
         return self
@@ -69,7 +74,7 @@ class LongestEdge(Geometry):
         longest = math.isqrt(most_px) // self.step_px * self.step_px
         if longest < self.step_px:
             raise ValueError(f"the smallest images of the model are {self.step_px} x {self.step_px} pixels")
-        return LongestEdge(longest_px=longest, step_px=self.step_px)
+        return LongestEdge(longest_px=longest, step_px=self.step_px, stretches_first=self.stretches_first)
 
     def layout(self, width_px: int, height_px: int) -> TileLayout:
         """Return the size that an image is scaled to; it is never cut.
@@ -77,11 +82,7 @@ class LongestEdge(Geometry):
         Raises:
             ImageError: It is so narrow that nothing would be left of its shorter side.
         """
-        # floats in the order in which the processor has them (`get_resize_output_image_size` of Pixtral's)
-        ratio = max(height_px / self.longest_px, width_px / self.longest_px)
-        height, width = height_px, width_px
-        if ratio > 1:
-            height, width = math.floor(height_px / ratio), math.floor(width_px / ratio)
+        height, width = self._scaled(height_px, width_px)
         if not min(height, width):
             raise ImageError(
                 f"the image is {width_px} x {height_px} pixels; with its long side at {self.longest_px}, less than a "
@@ -93,6 +94,15 @@ class LongestEdge(Geometry):
         """Return the scaled image."""
         height, width = self.layout(*image.size).whole_px or self.tile_size_px
         return [resized(image, (width, height), resample)]
+
+    def _scaled(self, *sides_px: int) -> list[int]:
+        """Return sides before what is left is stretched, of floats in the order in which processors have them."""
+        if self.stretches_first:  # `get_resize_output_image_size` of SOLO's
+            long = max(sides_px)
+            longest = min(self._stretched(long), self.longest_px)
+            return [longest if side == long else int(longest * side / long) for side in sides_px]
+        ratio = max(side / self.longest_px for side in sides_px)  # the same of Pixtral's
+        return [math.floor(side / ratio) if ratio > 1 else side for side in sides_px]
 
     def _stretched(self, side_px: int) -> int:
         """Return a side in whole steps."""

@@ -29,6 +29,7 @@ from bundle.layouts.ovis2 import Ovis2Prompt
 from bundle.layouts.paligemma import PaliGemmaPrompt
 from bundle.layouts.pixtral import PixtralPrompt
 from bundle.layouts.qwen2_vl import Qwen2VLPrompt
+from bundle.layouts.solo import SoloPrompt
 from bundle.layouts.texthawk import TextHawkPrompt
 from bundle.layouts.vlora import VLoRAPrompt
 
@@ -56,6 +57,7 @@ KnownImagePrompt: TypeAlias = Annotated[
     | PaliGemmaPrompt
     | PixtralPrompt
     | Qwen2VLPrompt
+    | SoloPrompt
     | TextHawkPrompt
     | VLoRAPrompt,
     Field(discriminator="kind"),
