@@ -20,6 +20,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "dinov2": "export.models.dinov2:Dinov2",
     "dinov2_with_registers": "export.models.dinov2:Dinov2",
     "dinov3_vit": "export.models.dinov3_vit:Dinov3Vit",
+    "eve": "export.models.eve:Eve",
     "florence2": "export.models.florence2:Florence2",
     "fuyu": "export.models.fuyu:Fuyu",
     "gemma3": "export.models.gemma3:Gemma3",

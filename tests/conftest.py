@@ -98,7 +98,9 @@ def checkpoints() -> ModuleType:
     beside("weight_shapes")  # which they import
     beside("blip_shapes")
     beside("qwen3_shapes")
-    return beside("checkpoints")
+    found = beside("checkpoints")
+    beside("piece_tokenizers")  # which imports them
+    return found
 
 
 @pytest.fixture(scope="session")

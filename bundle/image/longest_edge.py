@@ -23,18 +23,18 @@ class LongestEdge(Geometry):
     Attributes:
         longest_px: Of the longer side, before it is stretched to whole steps.
         step_px: Both sides are multiples of it.
-        stretches_first: The longer side is stretched to whole steps before the other is scaled with it, and an image
-            may thus be enlarged (SOLO).
+        scaling: Of the longer side: "down" to the bound where it exceeds it (Pixtral); "in steps": stretched to whole
+            steps first, and the other side is scaled with it (SOLO); "always" to the bound (EVE).
     """
 
     kind: Literal["longest-edge"] = "longest-edge"
     longest_px: EdgePx
     step_px: int = Field(gt=0, le=512)
-    stretches_first: bool = False
+    scaling: Literal["down", "in steps", "always"] = "down"
 
     @model_validator(mode="after")
     def _check_bounds(self) -> LongestEdge:
-        if self.stretches_first and self.longest_px % self.step_px:
+        if self.scaling != "down" and self.longest_px % self.step_px:
             raise ValueError(f"sides of {self.longest_px} px at most are no whole steps of {self.step_px} px")
         if self.step_px > self.longest_px:
             raise ValueError(f"sides of {self.longest_px} px at most in steps of {self.step_px} px")
@@ -43,7 +43,8 @@ class LongestEdge(Geometry):
     @property
     def tile_size_px(self) -> tuple[int, int]:
         """(height, width) of a usual image, a square."""
-        side = self._stretched(min(_USUAL_SIDE_PX, self.longest_px))
+        usual = self.longest_px if self.scaling == "always" else min(_USUAL_SIDE_PX, self.longest_px)
+        side = self._stretched(usual)
         return side, side
 
     @property
@@ -74,7 +75,7 @@ class LongestEdge(Geometry):
         longest = math.isqrt(most_px) // self.step_px * self.step_px
         if longest < self.step_px:
             raise ValueError(f"the smallest images of the model are {self.step_px} x {self.step_px} pixels")
-        return LongestEdge(longest_px=longest, step_px=self.step_px, stretches_first=self.stretches_first)
+        return LongestEdge(longest_px=longest, step_px=self.step_px, scaling=self.scaling)
 
     def layout(self, width_px: int, height_px: int) -> TileLayout:
         """Return the size that an image is scaled to; it is never cut.
@@ -97,8 +98,10 @@ class LongestEdge(Geometry):
 
     def _scaled(self, *sides_px: int) -> list[int]:
         """Return sides before what is left is stretched, of floats in the order in which processors have them."""
-        if self.stretches_first:  # `get_resize_output_image_size` of SOLO's
-            long = max(sides_px)
+        long = max(sides_px)
+        if self.scaling == "always":  # `compute_basehw` of EVE's
+            return [math.ceil(self.longest_px * side / long / self.step_px) * self.step_px for side in sides_px]
+        if self.scaling == "in steps":  # `get_resize_output_image_size` of SOLO's
             longest = min(self._stretched(long), self.longest_px)
             return [longest if side == long else int(longest * side / long) for side in sides_px]
         ratio = max(side / self.longest_px for side in sides_px)  # the same of Pixtral's

@@ -9,7 +9,7 @@ from bundle.layouts.pixtral import PixtralPrompt
 
 
 class SoloPrompt(PixtralPrompt):
-    """As SOLO was trained (arXiv 2407.06438, section 2.1): `end_token` opens an image as well as it ends it."""
+    """As SOLO was trained (arXiv 2407.06438): `end_token` opens an image as well as it ends it."""
 
     writes_whole_prompts: ClassVar[bool] = True
 

@@ -9,6 +9,7 @@ from pydantic import Field
 from bundle.layouts.adem import AdemPrompt
 from bundle.layouts.aki import AkiPrompt
 from bundle.layouts.encoded import EncodedPrompt
+from bundle.layouts.eve import EvePrompt
 from bundle.layouts.florence2 import Florence2Prompt
 from bundle.layouts.fuyu import FuyuPrompt
 from bundle.layouts.gemma3 import Gemma3Prompt
@@ -37,6 +38,7 @@ KnownImagePrompt: TypeAlias = Annotated[
     AdemPrompt
     | AkiPrompt
     | EncodedPrompt
+    | EvePrompt
     | Florence2Prompt
     | FuyuPrompt
     | Gemma3Prompt

@@ -86,7 +86,7 @@ class Solo(VisionLanguage):
         """Return the preprocessing of the authors' `image_utils.py`, for which a checkpoint has no file."""
         longest = _PATCHES_A_SIDE * self._patch_px
         return ImageSpec(
-            geometry=LongestEdge(longest_px=longest, step_px=self._patch_px, stretches_first=True),
+            geometry=LongestEdge(longest_px=longest, step_px=self._patch_px, scaling="in steps"),
             resample="bilinear",
             rescale_factor=1 / 255,
             mean=IMAGENET_MEAN,

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-import string
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from checkpoints import save_model, write_json
+from piece_tokenizers import BOS, merged_pieces, save_merged
 from PIL import Image
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+from tokenizers import Tokenizer
 from weight_shapes import Config, Shapes, decoder_shapes
 
-BOS, EOS = "<s>", "</s>"
 VISION = ["<vision>", "<vpatch>", "<vrow_sep>", "<vframe_sep>", "</vision>", "<loc_1>", "<loc_2>"]
-LETTERS = [letter for letter in string.printable if letter not in " \t\n\r\x0b\x0c"]
 MERGES = [("▁", "["), ("▁[", "I"), ("N", "S"), ("NS", "T"), ("i", "s"), ("▁", "is"), ("▁", "W"), ("h", "a")]
-BYTES = [f"<0x{number:02X}>" for number in range(256)]
-PIECES = ["<unk>", BOS, EOS, *BYTES, "▁", *LETTERS, *("".join(pair) for pair in MERGES), *VISION]
+PIECES = merged_pieces(MERGES, VISION)  # those of images by no merge, as `create_solo.py` has them
 PLACE_ID = PIECES.index("<vpatch>")
 MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 """Of ImageNet, as the authors' `image_utils.py` normalises (`get_transform`)."""
@@ -62,17 +59,7 @@ def save(folder: Path, config: Config) -> None:
     """Write a whole checkpoint into `folder`, in float32, without a processor or a template, as published."""
     save_model(folder, config, _shapes(config))
     write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2})
-    vocabulary = {piece: number for number, piece in enumerate(PIECES)}
-    backend = Tokenizer(models.BPE(vocabulary, MERGES, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    # pieces of images are put into the sentencepiece model alone (`create_solo.py`): no added tokens, and no merges
-    backend.add_special_tokens([AddedToken(text, normalized=False) for text in ("<unk>", BOS, EOS)])
-    backend.save(str(folder / "tokenizer.json"))
-    names = {"bos_token": BOS, "eos_token": EOS, "unk_token": "<unk>", "legacy": True}
-    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, **names})
+    save_merged(folder, PIECES, MERGES, begins=False)
 
 
 def _shapes(config: Config) -> Shapes:

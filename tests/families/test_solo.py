@@ -57,7 +57,7 @@ def test_pixels_are_the_references_patch_by_patch(size: tuple[int, int], sample_
 def test_a_bound_of_pixels_is_whole_patches(published: Any) -> None:
     bounded = published.own_image_spec().geometry.within(300_000)
     assert isinstance(bounded, LongestEdge)
-    assert (bounded.longest_px, bounded.stretches_first) == (544, True)
+    assert (bounded.longest_px, bounded.scaling) == (544, "in steps")
 
 
 def test_a_conversation_is_tokenized_turn_by_turn(sample_of: Any) -> None:
