@@ -28,9 +28,9 @@ _CLIP = re.compile(r"patch(\d+)(?:-(\d+))?$")
 _CLIP_SIDE_PX = 224
 """Of CLIP's checkpoints whose name says none."""
 _SQUARE = 2
-"""Patches each way of a square (`conv_stride`), which a file states that is beside no checkpoint. Concluded: of 672 pixels,
-patches of 14 and CLIP's grid of 24 the authors' code takes 1 or 2, and tunes on prompts of 2048 tokens, which 48 x 48
-patches are not."""
+"""Patches each way of a square (`conv_stride`), which a file states that is beside no checkpoint. Concluded: of 672
+pixels, patches of 14 and CLIP's grid of 24 the authors' code takes 1 or 2, and it tunes on prompts of 2048 tokens, into
+which 48 x 48 patches do not go."""
 _HEADS = 8
 _MLP = re.compile(r"mlp(\d+)x_gelu$")
 _PLACE = "unk_token"
