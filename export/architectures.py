@@ -23,6 +23,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "dinov2_with_registers": "export.models.dinov2:Dinov2",
     "dinov3_vit": "export.models.dinov3_vit:Dinov3Vit",
     "florence2": "export.models.florence2_authors:open_florence2",
+    "eve": "export.models.eve:Eve",
     "fuyu": "export.models.fuyu:Fuyu",
     "embedding_gemma2": "export.models.embedding_gemma2:EmbeddingGemma2",
     "gemma3": "export.models.gemma3:Gemma3",
@@ -99,6 +100,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "roberta": "export.models.xlm_roberta:RobertaReranker",
     "siglip": "export.models.siglip:Siglip",
     "siglip2": "export.models.siglip2:Siglip2",
+    "solo": "export.models.solo:Solo",
     "texthawk": "export.models.texthawk:TextHawk",
     "tipsv2": "export.models.tipsv2:Tipsv2",
     "vipllava": "export.models.vipllava:VipLlava",
@@ -112,7 +114,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "vision-text-dual-encoder": "export.models.vision_text_dual_encoder:VisionTextDualEncoder",
 }
 """`model_type` of a config to "module:Class", or to a function that chooses one."""
-MADE_OF_OTHERS: Mapping[str, str] = {"JinaEmbeddingsV4Model": "jina_embeddings_v4"}
+MADE_OF_OTHERS: Mapping[str, str] = {"JinaEmbeddingsV4Model": "jina_embeddings_v4", "SoloForCausalLM": "solo"}
 """The key in `ARCHITECTURES` of checkpoints whose config has the `model_type` of the model that they were made of, by
 the class that it names in `architectures`."""
 
