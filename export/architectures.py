@@ -89,6 +89,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "roberta": "export.models.xlm_roberta:RobertaReranker",
     "siglip": "export.models.siglip:Siglip",
     "siglip2": "export.models.siglip2:Siglip2",
+    "t5gemma2": "export.models.t5gemma2:T5Gemma2",
     "texthawk": "export.models.texthawk:TextHawk",
     "vipllava": "export.models.vipllava:VipLlava",
     "unival": "export.models.unival:UnIVAL",
