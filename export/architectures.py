@@ -101,6 +101,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "siglip": "export.models.siglip:Siglip",
     "siglip2": "export.models.siglip2:Siglip2",
     "solo": "export.models.solo:Solo",
+    "t5gemma2": "export.models.t5gemma2:T5Gemma2",
     "texthawk": "export.models.texthawk:TextHawk",
     "tipsv2": "export.models.tipsv2:Tipsv2",
     "vipllava": "export.models.vipllava:VipLlava",

@@ -215,6 +215,14 @@ class VisionLanguage(Family):
         """Return how boxes stand in the model's answers; None where it says none."""
         return None
 
+    def before_questions(self, found: FoundProcessor) -> tuple[str, str]:
+        """Return what an encoder reads before every question.
+
+        First text with special tokens, those of an image among them ("": nothing but what the tokenizer puts around a
+        question), then words that are cut into tokens with the question.
+        """
+        return "", ""
+
     def tower_outputs(self) -> Sequence[TensorSpec]:
         """Return what `vision` tells of its tower's attention, for reducers of visual tokens; nothing by default."""
         return ()
