@@ -1,4 +1,4 @@
-"""Videos whose frames are one tile each and fill tokens of their own (LLaVA-NeXT-Video), against transformers."""
+"""Videos whose frames are one tile each and fill tokens of their own (LLaVA-NeXT-Video, Molmo 2)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from numpy.testing import assert_allclose
 from PIL import Image
 
-from bundle.errors import UnsupportedConfigError
+from bundle.errors import PromptError, UnsupportedConfigError
 from bundle.frames.options import FrameOptions
 from bundle.image import PREPROCESSOR, ImageSpec, TileLayout
 from bundle.prompt import Placeholder, PromptBuilder, Turn
@@ -29,7 +29,7 @@ from serving.protocol import FinishedEvent, GenerateRequest, ImagePart, Message,
 from serving.settings import EngineSettings
 
 SETTINGS = RuntimeSettings(intra_threads=1)
-FAMILIES = ("llava_next_video",)
+SAMPLES = (("llava_next_video", 0), ("llava_next_video", 1), ("molmo2", 1))
 WITH_IMAGES = ("llava_next_video",)
 LOGIT_TOLERANCE = 1e-3
 FPS = 4.0
@@ -89,7 +89,7 @@ def filled(bundle: Any, frames: list[Image.Image], images: list[Image.Image]) ->
     return FilledPrompt.of(builder.build(turns(images), layouts), [rows, *of_images])
 
 
-@pytest.fixture(params=[(family, number) for family in FAMILIES for number in (0, 1)], ids=str)
+@pytest.fixture(params=SAMPLES, ids=str)
 def sample(request: pytest.FixtureRequest, sample_of: Any) -> Any:
     return sample_of(*request.param)
 
@@ -102,7 +102,7 @@ def test_answers_about_a_video_are_greedy_by_the_references_logits(sample: Any, 
     assert prompt.prompt.token_ids.tolist() == inputs["input_ids"][0].tolist()
     prefilled = runner.prefill(prompt, 64)
     said = islice(runner.greedy_tokens(prefilled), 64)
-    wanting = {int(token) for token in np.unique(prompt.prompt.token_ids) if token >= 256}
+    wanting = {sample.bundle().manifest.image_prompt.image_token_id, *bundle_video(sample)}
     tokens = list(takewhile(lambda token: token not in wanting, said))  # the reference would want pixels for some
     assert len(tokens) > 3
     expected = sample.logits(inputs, tokens[:-1])
@@ -111,10 +111,15 @@ def test_answers_about_a_video_are_greedy_by_the_references_logits(sample: Any, 
     assert (chosen > expected.max(axis=1) - 2 * LOGIT_TOLERANCE).all()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_served_chat_sees_a_video_as_one_request_does(family: str, sample_of: Any) -> None:
+def bundle_video(sample: Any) -> tuple[int, ...]:
+    """Return the id of what stands for a video."""
+    return (sample.bundle().manifest.image_prompt.own_video.token_id,)
+
+
+@pytest.mark.parametrize(("family", "number"), SAMPLES[1:])
+def test_a_served_chat_sees_a_video_as_one_request_does(family: str, number: int, sample_of: Any) -> None:
     """Twice, the second time by what is kept of it, and an image that is one of its frames between."""
-    bundle = sample_of(family, 0).bundle()
+    bundle = sample_of(family, number).bundle()
     frames, images = shown(family)
     runner, prompt = VisionLanguageRunner(bundle, SETTINGS), filled(bundle, frames, images)
     expected = runner.reply_ids(runner.prefill(prompt, 12), 12)
@@ -150,6 +155,13 @@ def _png(image: Image.Image) -> bytes:
     file = BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
+
+
+def test_a_video_beside_images_is_refused(sample_of: Any) -> None:
+    """Of Molmo 2, which was trained on either."""
+    bundle = sample_of("molmo2", 1).bundle()
+    with pytest.raises(PromptError, match="takes one video and nothing beside it"):
+        filled(bundle, frames_of(2, 90, 50), frames_of(1, 70, 37))
 
 
 @pytest.mark.parametrize(
