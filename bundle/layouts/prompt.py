@@ -176,15 +176,16 @@ class ImagePrompt(Frozen, ABC):
         """
         return Places(np.arange(num_tokens, dtype=np.int64), num_tokens)
 
-    def seen(self, num_tokens: int, spans: Sequence[Span]) -> Int64 | None:
+    def seen(self, token_ids: Int64, spans: Sequence[Span]) -> Int64 | None:
         """Return [2, T] the half-open stretch that each token sees beside those before it; None: there is none.
 
         Args:
-            num_tokens: T.
+            token_ids: [T].
             spans: The tokens of images, in order.
         """
         if self.looks_ahead == "nowhere":
             return None
+        num_tokens = len(token_ids)
         own = np.arange(num_tokens, dtype=np.int64)
         if self.looks_ahead == "prompt":
             return np.stack([np.zeros_like(own), np.full_like(own, num_tokens)])
