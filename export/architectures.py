@@ -91,6 +91,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "siglip": "export.models.siglip:Siglip",
     "siglip2": "export.models.siglip2:Siglip2",
     "texthawk": "export.models.texthawk:TextHawk",
+    "unlimited_ocr": "export.models.unlimited_ocr:UnlimitedOcr",
     "vipllava": "export.models.vipllava:VipLlava",
     "unival": "export.models.unival:UnIVAL",
     "vit": "export.models.vit:Vit",

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from bundle.layouts.adem import AdemPrompt
 from bundle.layouts.aki import AkiPrompt
-from bundle.layouts.deepseek_ocr import DeepSeekOcrPrompt
+from bundle.layouts.deepseek_ocr import DeepSeekOcrPrompt, UnlimitedOcrPrompt
 from bundle.layouts.encoded import EncodedPrompt
 from bundle.layouts.florence2 import Florence2Prompt
 from bundle.layouts.gemma3 import Gemma3Prompt
@@ -57,6 +57,7 @@ KnownImagePrompt: TypeAlias = Annotated[
     | PixtralPrompt
     | Qwen2VLPrompt
     | TextHawkPrompt
+    | UnlimitedOcrPrompt
     | VLoRAPrompt,
     Field(discriminator="kind"),
 ]

@@ -50,10 +50,12 @@ class Sight:
     Attributes:
         window: Rows that it sees of those, itself among them; None: all.
         around: [2, B, T] as of `bundle.tensors.SEEN_AROUND`; None: nothing else.
+        is_behind: What is around lies before the token, sampled ones too: it is no more than far back.
     """
 
     window: int | None = None
     around: ir.Value | None = None
+    is_behind: bool = False
 
 
 @dataclass(frozen=True)
