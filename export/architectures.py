@@ -104,6 +104,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "t5gemma2": "export.models.t5gemma2:T5Gemma2",
     "texthawk": "export.models.texthawk:TextHawk",
     "tipsv2": "export.models.tipsv2:Tipsv2",
+    "unlimited_ocr": "export.models.unlimited_ocr:UnlimitedOcr",
     "vipllava": "export.models.vipllava:VipLlava",
     "unival": "export.models.unival:UnIVAL",
     "vit": "export.models.vit:Vit",

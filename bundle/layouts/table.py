@@ -10,6 +10,7 @@ from bundle.layouts.adem import AdemPrompt
 from bundle.layouts.aki import AkiPrompt
 from bundle.layouts.deepseek_ocr import DeepSeekOcrPrompt
 from bundle.layouts.embedding_gemma2 import EmbeddingGemma2Prompt
+from bundle.layouts.deepseek_ocr import DeepSeekOcrPrompt, UnlimitedOcrPrompt
 from bundle.layouts.encoded import EncodedPrompt
 from bundle.layouts.eve import EvePrompt
 from bundle.layouts.florence2 import Florence2Prompt
@@ -73,6 +74,7 @@ KnownImagePrompt: TypeAlias = Annotated[
     | Qwen2VLPrompt
     | SoloPrompt
     | TextHawkPrompt
+    | UnlimitedOcrPrompt
     | VLoRAPrompt,
     Field(discriminator="kind"),
 ]

@@ -26,6 +26,8 @@ class Decoder(ABC):
     Class attributes:
         position_axes: Sizes before [B, T] of `position_ids`: none, or (3,) for time, height and width.
         has_head_bias: The output matrix has biases.
+        keeps_prompt: Its tokens see all of the prompt before them, however far layers with windows see; `inputs` begin
+            with `memory_seen`, whose second numbers are how many rows that is.
 
     Attributes:
         config: Sizes, and the length groups of its layers; export may group them anew before graphs are built.
@@ -37,6 +39,7 @@ class Decoder(ABC):
 
     position_axes: ClassVar[tuple[int, ...]] = ()
     has_head_bias: ClassVar[bool] = False
+    keeps_prompt: ClassVar[bool] = False
 
     def __init__(self, config: DecoderConfig) -> None:
         self.config = config
