@@ -110,6 +110,7 @@ def convert_processor(
     vocabulary = vocabulary.with_names(family.default_tokens)
     if isinstance(family, VisionLanguage):
         vocabulary = vocabulary.with_tokens(family.own_tokens(vocabulary.ids))
+        vocabulary = vocabulary.cut_at_specials() if family.cuts_at_images else vocabulary
     tokenizer = family.framed(vocabulary.text) if isinstance(family, DualEncoder) else vocabulary.text
     (output / TOKENIZER).write_text(tokenizer, encoding="utf-8")
     if isinstance(family, VisionLanguage) and spec is not None:
@@ -321,7 +322,7 @@ def _not_applied(generation: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _eos_token_ids(family: VisionLanguage, generation: Mapping[str, Any], vocabulary: Vocabulary) -> tuple[int, ...]:
     """Return the ids that end generation: those that the files name, and the family's own."""
-    own = [vocabulary.id_of(token, "the token that ends an answer") for token in family.end_tokens]
+    own = [vocabulary.id_of(token, "the token that ends an answer") for token in family.answer_ends(vocabulary.ids)]
     return tuple(dict.fromkeys([*_stated_eos_ids(family, generation, vocabulary), *own]))
 
 

@@ -81,6 +81,20 @@ class Vocabulary:
         text = with_added_tokens(self.text, {"added_tokens_decoder": stated}, {}, {})
         return replace(self, text=text, ids=_token_ids(json.loads(text)))
 
+    def cut_at_specials(self) -> Vocabulary:
+        """Return the vocabulary in which a text behind a special token begins as a text does, with a blank before it.
+
+        That is what becomes of texts that are cut there and made tokens each by itself.
+        """
+        content = json.loads(self.text)
+        before = content.get("pre_tokenizer") or {}
+        spaces = [each for each in (before, *before.get("pretokenizers", ())) if each.get("type") == "Metaspace"]
+        if not any(each.get("prepend_scheme") == "first" for each in spaces):
+            return self
+        for each in spaces:
+            each["prepend_scheme"] = "always"
+        return replace(self, text=json.dumps(content, ensure_ascii=False, indent=2))
+
     def with_names(self, names: Mapping[str, str]) -> Vocabulary:
         """Return the vocabulary with names of special tokens where the files have none, of tokens that it has."""
         known = {name: token for name, token in names.items() if token in self.ids}

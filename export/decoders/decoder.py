@@ -25,9 +25,9 @@ class Decoder(ABC):
 
     Class attributes:
         position_axes: Sizes before [B, T] of `position_ids`: none, or (3,) for time, height and width.
-        has_head_bias: The output matrix has biases.
 
     Attributes:
+        has_head_bias: The output matrix has biases.
         config: Sizes, and the length groups of its layers; export may group them anew before graphs are built.
         looks_ahead: Its tokens may see others behind them, which an input tells; the family sets it.
         position_parts: Of one position, at which tokens may stand in between (V2PE, arXiv 2412.09616): `position_ids`
@@ -35,7 +35,7 @@ class Decoder(ABC):
     """
 
     position_axes: ClassVar[tuple[int, ...]] = ()
-    has_head_bias: ClassVar[bool] = False
+    has_head_bias: bool = False
 
     def __init__(self, config: DecoderConfig) -> None:
         self.config = config
