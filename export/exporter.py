@@ -35,6 +35,7 @@ from bundle.visual_exit import VISUAL_EXIT, load_routers
 from export.adapter import Adapter
 from export.adapters import ADAPTERS, found_adapters
 from export.architectures import load_family
+from export.byte_pairs import MERGES
 from export.checkpoint import TOWER_FOLDER, Checkpoint
 from export.config import with_length_groups
 from export.cross_encoder import CrossEncoder
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
 _CUTS = ("matryoshka_dimensions", "matryoshka_dims")
 """Of a config, as vLLM reads it and as Jina's have it."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", VISUAL_EXIT]
+_HUB_PATTERNS = ["*.json", "*.safetensors", "*.jinja", MERGES, VISUAL_EXIT]
 
 
 def export_checkpoint(

@@ -10,6 +10,7 @@ from typing import Any
 
 from bundle.errors import CheckpointError, PocketVLMError, UnsupportedConfigError
 from export.added_tokens import with_added_tokens
+from export.byte_pairs import byte_pair_tokenizer
 from export.cleaning import with_cleaning
 from export.lowercase import with_training_case
 from export.settings_file import read_settings
@@ -48,19 +49,21 @@ class Vocabulary:
             CheckpointError: There is no tokenizer, or it cannot be read.
         """
         path = checkpoint / "tokenizer.json"
-        if not path.is_file():
+        settings = read_settings(checkpoint / "tokenizer_config.json", required=False)
+        merged = None if path.is_file() else byte_pair_tokenizer(checkpoint, settings)
+        if not path.is_file() and merged is None:
             raise CheckpointError(
                 f"{path} is missing. A sentencepiece model alone is not read; save the tokenizer with transformers' "
                 "fast class, which writes tokenizer.json."
             )
-        read_settings(path)
-        settings = read_settings(checkpoint / "tokenizer_config.json", required=False)
+        if merged is None:
+            read_settings(path)
         legacy = read_settings(checkpoint / "special_tokens_map.json", required=False)
         named = {name: settings.get(name, legacy.get(name)) for name in _TOKEN_NAMES}
         tokens = {name: token_text(token) for name, token in named.items() if token is not None}
         added = read_settings(checkpoint / "added_tokens.json", required=False)
         try:
-            text = with_added_tokens(path.read_text(encoding="utf-8"), settings, legacy, added)
+            text = with_added_tokens(merged or path.read_text(encoding="utf-8"), settings, legacy, added)
             text, note = with_training_case(text, settings) if lower_cases else (text, None)
             text = text if cleans is None else with_cleaning(text, cleans)
         except PocketVLMError:
