@@ -63,6 +63,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "bunny-qwen2": "export.models.llava_authors:open_authors",
     "llava_llama": "export.models.llava_authors:open_authors",
     "llava_mistral": "export.models.llava_authors:open_authors",
+    "llava_qwen": "export.models.llava_authors:open_authors",
     "llava_qwen2": "export.models.llava_authors:open_authors",
     "tinyllava": "export.models.llava_authors:open_authors",
     "llava": "export.models.llava:open_llava",
@@ -111,6 +112,7 @@ MADE_OF_OTHERS: Mapping[str, str] = {
     "JinaEmbeddingsV4Model": "jina_embeddings_v4",
     "LlavaLlamaForCausalLM": "llava_llama",
     "LlavaMistralForCausalLM": "llava_mistral",
+    "LlavaQwenForCausalLM": "llava_qwen",
 }
 """The key in `ARCHITECTURES` of checkpoints whose config has the `model_type` of the model that they were made of, by
 the class that it names in `architectures`."""

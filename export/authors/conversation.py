@@ -21,7 +21,7 @@ class Conversation:
         opening: How an answer begins.
         end: The token that ends one.
         says_system_to_user: A system message stands within the first user's, and not before it.
-        strips: Spaces and line ends at the edges of a text beside an image are left out.
+        gathers_images: A message's images stand before all of its text, whose edges lose blanks and line ends then.
     """
 
     system: str
@@ -31,7 +31,7 @@ class Conversation:
     opening: str
     end: str
     says_system_to_user: bool = False
-    strips: bool = False
+    gathers_images: bool = False
 
     def template(self) -> str:
         """Return the conversation as a chat template."""
@@ -53,10 +53,13 @@ class Conversation:
     def _content(self, message: str) -> str:
         """Return what writes a message's content."""
         content, image = f"{message}.content", _said(f"{IMAGE}\n")
-        shown = f"{content} | selectattr('type', 'equalto', 'image') | list"
-        text = f"(part.text | trim) if ({shown}) else part.text" if self.strips else "part.text"
-        each = f"{{% if part.type == 'image' %}}{image}{{% else %}}{{{{ {text} }}}}{{% endif %}}"
+        each = f"{{% if part.type == 'image' %}}{image}{{% else %}}{{{{ part.text }}}}{{% endif %}}"
         parts = f"{{% for part in {content} %}}{each}{{% endfor %}}"
+        if self.gathers_images:
+            images, texts = (f"{content} | {kind}attr('type', 'equalto', 'image')" for kind in ("select", "reject"))
+            gathered = f"{{% for part in {images} %}}{image}{{% endfor %}}"
+            gathered += f"{{{{ {texts} | map(attribute='text') | join | trim }}}}"
+            parts = f"{{% if {images} | list %}}{gathered}{{% else %}}{parts}{{% endif %}}"
         return f"{{% if {content} is string %}}{{{{ {content} }}}}{{% else %}}{parts}{{% endif %}}"
 
 
@@ -65,7 +68,7 @@ def _said(text: str) -> str:
     return f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}" if text else ""
 
 
-def two_roles(end: str, system: str, *, strips: bool = False) -> Conversation:
+def two_roles(end: str, system: str, *, gathers_images: bool = False) -> Conversation:
     """Return Vicuna's conversation: USER and ASSISTANT on one line, each answer before its end."""
     return Conversation(
         system=system,
@@ -74,7 +77,7 @@ def two_roles(end: str, system: str, *, strips: bool = False) -> Conversation:
         around_answer=("ASSISTANT: ", end),
         opening="ASSISTANT:",
         end=end,
-        strips=strips,
+        gathers_images=gathers_images,
     )
 
 

@@ -10,7 +10,7 @@ from export.authors.towers import tower_of
 from export.authors.translation import Translation, translated
 from export.config import Raw
 
-_DECODERS: Mapping[str, str] = {"llava_llama": "llama", "llava": "llama", "llava_mistral": "mistral"}
+_MISTRAL_TYPE, _MISTRAL_CLASS = "llava_mistral", "LlavaMistralForCausalLM"
 _FEATURES: Mapping[str, str] = {"patch": "default", "cls_patch": "full"}
 _MISTRAL = Conversation(
     system="",
@@ -27,7 +27,7 @@ CONVERSATIONS: Mapping[str, Conversation] = {
     "chatml_direct": chat_ml("Answer the questions.", ""),
 }
 """Of `conv_templates` those that published checkpoints of 1.5 and 1.6 were trained and evaluated with."""
-_NAMED = (("mistral", "mistral_instruct"), ("34b", "chatml_direct"))
+_NAMED = (("34b", "chatml_direct"),)
 """What a checkpoint is called says which it is, as in the authors' `run_llava.py`; all others are Vicuna's."""
 
 
@@ -46,13 +46,17 @@ def open_layout(config: Raw) -> Translation:
         raise UnsupportedConfigError("mm_vision_tower: LLaVA's own code reads images by CLIP alone")
     return translated(
         config,
-        _DECODERS[str(config.get("model_type"))],
+        "mistral" if _is_mistral(config) else "llama",
         tower,
         CONVERSATIONS[_conversation(config)],
         layer=int(config.get("mm_vision_select_layer", -2)),
         strategy=_FEATURES[chosen],
         connector=config.get("mm_projector_type") or "linear",
     )
+
+
+def _is_mistral(config: Raw) -> bool:
+    return config.get("model_type") == _MISTRAL_TYPE or _MISTRAL_CLASS in (config.get("architectures") or ())
 
 
 def _conversation(config: Raw) -> str:
@@ -62,5 +66,6 @@ def _conversation(config: Raw) -> str:
         raise UnsupportedConfigError(f"conversation {stated!r}; built are {', '.join(CONVERSATIONS)}")
     if stated is not None:
         return str(stated)
-    called = f"{config.get('model_type')} {config.get('_name_or_path', '')}".lower()
-    return next((conversation for word, conversation in _NAMED if word in called), "vicuna_v1")
+    called = str(config.get("_name_or_path", "")).lower()
+    named = next((conversation for word, conversation in _NAMED if word in called), "vicuna_v1")
+    return "mistral_instruct" if _is_mistral(config) else named

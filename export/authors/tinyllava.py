@@ -49,7 +49,7 @@ def open_layout(config: Raw) -> Translation:
     end = _OF_INSTRUCT if of_instruct else _ENDS[kind]
     images = padded(tower.images) if how == "pad" else tower.images
     # the decoder is transformers' whole PhiForCausalLM
-    return Translation(whole, images, two_roles(end, CURIOUS_USER, strips=True), has_head_bias=kind == "phi")
+    return Translation(whole, images, two_roles(end, CURIOUS_USER, gathers_images=True), has_head_bias=kind == "phi")
 
 
 def _tower(config: Raw) -> Tower:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from bundle.errors import UnsupportedConfigError
@@ -13,6 +15,9 @@ from export.config import Raw, require
 
 _OF_THE_WHOLE = ("mm_", "tune_", "freeze_", "unfreeze_", "image_", "tokenizer_", "use_mm", "use_s2", "s2")
 _NO_SIZES = ("architectures", "auto_map", "model_type", "_name_or_path", "vision_config", "tower")
+
+_SPAN = re.compile(r"\((\d+)x(\d+)\),\.\.\.,\((\d+)x(\d+)\)")
+"""From so many tiles across and down to so many."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ def translated(
     }
     how, merged = config.get("image_aspect_ratio") or "square", config.get("mm_patch_merge_type") or "flat"
     if how == "anyres" and merged == "spatial_unpad":
-        grids = _grids(config.get("image_grid_pinpoints"))
+        grids = grids_of(config.get("image_grid_pinpoints"), int(tower.config["image_size"]))
         images = {**tower.images, "image_processor_type": "LlavaNextImageProcessor", "image_grid_pinpoints": grids}
         return Translation({**whole, "image_grid_pinpoints": grids}, images, conversation, has_tiles=True)
     if how not in ("square", "pad") or merged != "flat":
@@ -86,8 +91,21 @@ def padded(images: Raw) -> Raw:
     return {**images, "image_processor_type": "LlavaImageProcessor", "do_pad": True, "do_center_crop": crops}
 
 
-def _grids(stated: Any) -> list[list[int]]:
-    """Return the grids as (height, width); the authors' code has them as (width, height), as a list or its text."""
+def grids_of(stated: Any, side_px: int) -> list[list[int]]:
+    """Return the grids as (height, width); the authors' code has (width, height), or a range of tiles in words.
+
+    Args:
+        stated: `image_grid_pinpoints`: pairs, their text, or "(1x1),...,(6x6)".
+        side_px: Of a tile.
+
+    Raises:
+        UnsupportedConfigError: It is none of these.
+    """
+    span = _SPAN.fullmatch(stated) if isinstance(stated, str) else None
+    if span is not None:
+        first_across, first_down, last_across, last_down = map(int, span.groups())
+        across, down = range(first_across, last_across + 1), range(first_down, last_down + 1)
+        return [[rows * side_px, cols * side_px] for cols, rows in product(across, down)]
     try:
         pairs = json.loads(stated.replace("(", "[").replace(")", "]")) if isinstance(stated, str) else stated
         return [[int(height), int(width)] for width, height in pairs]

@@ -18,18 +18,20 @@ from export.authors.fastvlm import UNUSED
 from export.authors.translation import Translation
 from export.config import Raw
 from export.decoders.decoder import Decoder
+from export.found_processor import FoundProcessor
 from export.image_processor import read_image_spec
 from export.models.fast_vlm import FastVLM
 from export.models.llava import PROJECTOR, Llava
 from export.models.llava_next import LlavaNext
+from export.models.llava_onevision import LlavaOnevision
 from export.nn.linear import Embedding
 from export.nn.module import Module
 from export.vision_language import VisionLanguage
 
 LAYOUTS: Mapping[str, str] = {
-    "llava": "llava",
     "llava_llama": "llava",
     "llava_mistral": "llava",
+    "llava_qwen": "onevision",
     "llava_qwen2": "fastvlm",
     "bunny-phi": "bunny",
     "bunny-qwen2": "bunny",
@@ -37,6 +39,12 @@ LAYOUTS: Mapping[str, str] = {
     "tinyllava": "tinyllava",
 }
 """`model_type` to the file in `export/authors/` that opens it."""
+_CLASSES: Mapping[str, str] = {
+    "LlavaLlamaForCausalLM": "llava_llama",
+    "LlavaMistralForCausalLM": "llava_mistral",
+    "LlavaQwenForCausalLM": "llava_qwen",
+}
+"""What older configs, whose `model_type` is llava, are by their class."""
 _RENAMES: tuple[tuple[str, str], ...] = (
     (r"^model\.(embed_tokens|layers|norm|final_layernorm)\.", r"model.language_model.\1."),
     (r"^(?:model\.mm_projector|connector\._connector)\.0\.", f"{PROJECTOR}.linear_1."),
@@ -54,10 +62,14 @@ def open_authors(config: Raw) -> VisionLanguage:
     Raises:
         UnsupportedConfigError: A setting that is not built.
     """
-    layout = importlib.import_module(f"export.authors.{LAYOUTS[str(config.get('model_type'))]}")
+    named = [name for name in config.get("architectures") or () if name in _CLASSES]
+    layout = importlib.import_module(f"export.authors.{LAYOUTS[_CLASSES[named[0]] if named else config['model_type']]}")
     translation: Translation = layout.open_layout(config)
-    if translation.config["model_type"] == "fast_vlm":
+    kind = translation.config["model_type"]
+    if kind == "fast_vlm":
         return FastVLMAuthors(translation)
+    if kind == "llava_onevision":
+        return LlavaOnevisionAuthors(translation)
     return LlavaNextAuthors(translation) if translation.has_tiles else LlavaAuthors(translation)
 
 
@@ -137,6 +149,16 @@ class LlavaNextAuthors(_Authors, LlavaNext):
     """The same over tiles of the best of several grids."""
 
     renames: ClassVar[tuple[tuple[str, str], ...]] = (*_RENAMES, _TOWER, *LlavaNext.renames)
+
+
+class LlavaOnevisionAuthors(_Authors, LlavaOnevision):
+    """The same, pictures of at most so many tiles' patches, and several images a padded tile each."""
+
+    renames: ClassVar[tuple[tuple[str, str], ...]] = (*_RENAMES, _TOWER, *LlavaOnevision.renames)
+
+    def most_tiles(self, found: FoundProcessor) -> int:
+        """Return of how many tiles' patches a picture has at most: there is no processor to say another number."""
+        return int(str(self.config["vision_aspect_ratio"]).rpartition("_")[2])
 
 
 class FastVLMAuthors(_Authors, FastVLM):

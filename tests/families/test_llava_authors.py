@@ -26,6 +26,7 @@ from bundle.image import PREPROCESSOR, ImageSpec
 from bundle.prompt import Placeholder, PromptBuilder, Turn
 from export.architectures import load_family
 from export.authors.towers import TOWERS, Tower
+from export.authors.translation import grids_of
 from export.checkpoint import TOWER_KEY, Checkpoint
 from export.exporter import export_checkpoint
 from runtime.one_request import VisionLanguageRunner
@@ -173,6 +174,19 @@ CASES = {
         {"model_type": "bunny-phi", "image_aspect_ratio": "pad", **_SIGLIP},
         flat,
         "vicuna-endoftext",
+    ),
+    "onevision": Case(
+        "llava_onevision",
+        _first_of(vision_feature_layer=-2),
+        {
+            "model_type": "llava",
+            "architectures": ["LlavaQwenForCausalLM"],
+            "image_aspect_ratio": "anyres_max_2",
+            "mm_patch_merge_type": "spatial_unpad",
+            **_SIGLIP,
+        },
+        flat,
+        "qwen_2",
     ),
     "tinyllava": Case(
         "llava_phi",
@@ -371,6 +385,17 @@ def written(style: str, messages: list[tuple[str, str]]) -> str:
     return f"{own[1]} {said}ASSISTANT:"
 
 
+def test_tinyllavas_image_stands_before_all_of_a_message(pair_of: Callable[[str], Pair]) -> None:
+    """`Template._prompt` cuts it out, strips the question and writes it again at the front."""
+    bundle = pair_of("tinyllava").bundles[1]
+    builder, spec = PromptBuilder.from_bundle(bundle), ImageSpec.read(bundle.path(PREPROCESSOR))
+    orders = [("  What is ", Placeholder.IMAGE, "in it?\n"), (Placeholder.IMAGE, "What is in it?")]
+    first, second = (builder.build([Turn("user", parts)], [spec.layout(70, 40)]) for parts in orders)
+    assert first.token_ids.tolist() == second.token_ids.tolist()
+    alone = builder.build([Turn("user", (" 2 + 2? ",))], []).token_ids
+    assert builder.tokenizer.decode(alone.tolist()).endswith("USER:  2 + 2?  ASSISTANT:")
+
+
 def test_texts_around_an_image_begin_as_texts_do(pair_of: Callable[[str], Pair], tmp_path: Path) -> None:
     """Of a vocabulary that puts a blank before a text, once: each piece of a prompt is a text of its own."""
     folder = Path(shutil.copytree(pair_of("llava").authors, tmp_path / "blanks"))
@@ -437,6 +462,9 @@ def test_a_table_without_a_row_for_the_image_token_gets_one(
         ("bunny", {"use_s2": True}, "use_s2"),
         ("bunny", {"mm_vision_tower": "openai/clip-vit-large-patch14"}, "of Bunny's towers SigLIP is built"),
         ("bunny", {"mm_projector_type": "ldp"}, "mm_projector_type 'ldp'"),
+        ("onevision", {"mm_resampler_type": "qformer"}, "mm_resampler_type"),
+        ("onevision", {"image_aspect_ratio": "highres"}, "image_aspect_ratio 'highres'"),
+        ("onevision", {"image_grid_pinpoints": None}, "pairs of width and height"),
         ("tinyllava", {"text_config": {"model_type": "openelm"}}, "text_config.model_type 'openelm'"),
         ("tinyllava", {"connector_type": "resampler"}, "mm_projector_type 'resampler'"),
         ("tinyllava", {"vision_model_name_or_path": "facebook/dinov2-large"}, "'dinov2-large'"),
@@ -453,6 +481,29 @@ def test_what_is_not_built_is_refused_by_name(
         config.pop(TOWER_KEY, None)
     with pytest.raises(UnsupportedConfigError, match=named):
         load_family({**config, **changes})
+
+
+def test_a_span_of_grids_is_written_out_as_the_authors_code_does() -> None:
+    assert grids_of("(1x1),...,(2x3)", 384) == [
+        [384, 384],
+        [768, 384],
+        [1152, 384],
+        [384, 768],
+        [768, 768],
+        [1152, 768],
+    ]
+    assert grids_of("[(336, 672), (672, 336)]", 336) == [[672, 336], [336, 672]]
+
+
+def test_pictures_of_onevision_take_as_many_tokens_as_in_transformers_layout(pair_of: Callable[[str], Pair]) -> None:
+    plain, authors = pair_of("onevision").bundles
+    prompts = [bundle.manifest.image_prompt for bundle in (plain, authors)]
+    specs = [ImageSpec.read(bundle.path(PREPROCESSOR)) for bundle in (plain, authors)]
+    for size in ((70, 37), (33, 90), (300, 100), (64, 64)):
+        ours, theirs = (spec.layout(*size) for spec in specs)
+        assert prompts[0] is not None
+        assert prompts[1] is not None
+        assert prompts[0].num_tokens(ours) == prompts[1].num_tokens(theirs), size
 
 
 def test_a_tower_that_is_nowhere_is_asked_for(pair_of: Callable[[str], Pair], tmp_path: Path) -> None:
