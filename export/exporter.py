@@ -116,7 +116,7 @@ def export_checkpoint(
     folder, label = located(str(checkpoint), say)
     label = printable(label)
     bundle_name = checked_name(name or label.rsplit("/", 1)[-1])
-    source = _whole(Checkpoint.open(folder), say)
+    source = with_its_tower(Checkpoint.open(folder), say)
     family = load_family(source.config)
     if isinstance(family, VisionLanguage) and not Path(checkpoint).expanduser().is_dir():
         _fetch_folders(str(checkpoint), family)
@@ -245,7 +245,7 @@ def located(
         ) from error
 
 
-def _whole(source: Checkpoint, say: Callable[[str], None]) -> Checkpoint:
+def with_its_tower(source: Checkpoint, say: Callable[[str], None]) -> Checkpoint:
     """Return a checkpoint with the tower that its config names, fetched where another repository holds it.
 
     Raises:
