@@ -68,6 +68,14 @@ ARCHITECTURES: Mapping[str, str] = {
     "lighton_ocr": "export.models.lighton_ocr:LightOnOcr",
     "lfm3_vl": "export.models.lfm3_vl:Lfm3VL",
     "limoe": "export.models.limoe:Limoe",
+    "bunny-llama": "export.models.llava_authors:open_authors",
+    "bunny-phi": "export.models.llava_authors:open_authors",
+    "bunny-qwen2": "export.models.llava_authors:open_authors",
+    "llava_llama": "export.models.llava_authors:open_authors",
+    "llava_mistral": "export.models.llava_authors:open_authors",
+    "llava_qwen": "export.models.llava_authors:open_authors",
+    "llava_qwen2": "export.models.llava_authors:open_authors",
+    "tinyllava": "export.models.llava_authors:open_authors",
     "llava": "export.models.llava:open_llava",
     "llava_adem": "export.models.llava_adem:LlavaADEM",
     "llava_mof": "export.models.llava_mof:LlavaMoF",
@@ -117,6 +125,12 @@ ARCHITECTURES: Mapping[str, str] = {
 }
 """`model_type` of a config to "module:Class", or to a function that chooses one."""
 MADE_OF_OTHERS: Mapping[str, str] = {"JinaEmbeddingsV4Model": "jina_embeddings_v4", "SoloForCausalLM": "solo"}
+MADE_OF_OTHERS: Mapping[str, str] = {
+    "JinaEmbeddingsV4Model": "jina_embeddings_v4",
+    "LlavaLlamaForCausalLM": "llava_llama",
+    "LlavaMistralForCausalLM": "llava_mistral",
+    "LlavaQwenForCausalLM": "llava_qwen",
+}
 """The key in `ARCHITECTURES` of checkpoints whose config has the `model_type` of the model that they were made of, by
 the class that it names in `architectures`."""
 

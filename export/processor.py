@@ -111,6 +111,7 @@ def convert_processor(
     vocabulary = vocabulary.with_names(family.default_tokens)
     if isinstance(family, VisionLanguage):
         vocabulary = vocabulary.with_tokens(family.own_tokens(vocabulary.ids))
+        vocabulary = vocabulary.cut_at_specials() if family.cuts_at_images else vocabulary
     tokenizer = family.framed(vocabulary.text) if isinstance(family, DualEncoder) else vocabulary.text
     (output / TOKENIZER).write_text(tokenizer, encoding="utf-8")
     if isinstance(family, VisionLanguage) and spec is not None:
@@ -348,7 +349,7 @@ def _eos_token_ids(family: VisionLanguage, generation: Mapping[str, Any], vocabu
     """Return the ids that end generation: those that the files name, and the family's own."""
     if family.end_ids:
         return family.end_ids
-    own = [vocabulary.id_of(token, "the token that ends an answer") for token in family.end_tokens]
+    own = [vocabulary.id_of(token, "the token that ends an answer") for token in family.answer_ends(vocabulary.ids)]
     return tuple(dict.fromkeys([*_stated_eos_ids(family, generation, vocabulary), *own]))
 
 

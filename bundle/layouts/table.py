@@ -8,9 +8,8 @@ from pydantic import Field
 
 from bundle.layouts.adem import AdemPrompt
 from bundle.layouts.aki import AkiPrompt
-from bundle.layouts.deepseek_ocr import DeepSeekOcrPrompt
-from bundle.layouts.embedding_gemma2 import EmbeddingGemma2Prompt
 from bundle.layouts.deepseek_ocr import DeepSeekOcrPrompt, UnlimitedOcrPrompt
+from bundle.layouts.embedding_gemma2 import EmbeddingGemma2Prompt
 from bundle.layouts.encoded import EncodedPrompt
 from bundle.layouts.eve import EvePrompt
 from bundle.layouts.florence2 import Florence2Prompt
