@@ -77,6 +77,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "ovis2": "export.models.ovis2:Ovis2",
     "minicpmv4_6": "export.models.minicpmv4_6:MiniCPMV46",
     "modernbert": "export.models.modernbert:ModernBertReranker",
+    "modernvbert": "export.models.modernvbert:ModernVBert",
     "metaclip_2": "export.models.metaclip_2:MetaClip2",
     "open_clip": "export.models.open_clip:OpenClip",
     "paddleocr_vl": "export.models.paddleocr_vl:PaddleOCRVL",
