@@ -6,6 +6,7 @@ What stands in the place of a decoder looks both ways and keeps nothing: the bun
 from __future__ import annotations
 
 import json
+from typing import ClassVar
 
 import onnx_ir as ir
 from onnxscript import OpBuilder
@@ -71,7 +72,9 @@ class ColModernVBert(TwoWayEmbedder, Idefics3):
     text_prefix = _TEXT
     can_take_smaller_images = False
     looks_ahead = ModernVBertPrompt.looks_ahead
-    renames = ((r"(connector\.modality_projection)\.weight$", r"\1.proj.weight"),)
+    renames: ClassVar[tuple[tuple[str, str], ...]] = (
+        (r"(connector\.modality_projection)\.weight$", r"\1.proj.weight"),
+    )
     unused = (*Idefics3.unused, r"vlm\.vision_model\.head\..*")
 
     def __init__(self, config: Raw) -> None:
