@@ -67,6 +67,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "llm2clip": "export.models.llm2clip:Llm2Clip",
     "mm1": "export.models.mm1:MM1",
     "maple": "export.models.maple:Maple",
+    "mobileclip": "export.models.mobileclip:MobileClip",
     "mistral3": "export.models.mistral3:Mistral3",
     "mllama": "export.models.mllama:Mllama",
     "llava_next": "export.models.llava_next:LlavaNext",
