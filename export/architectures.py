@@ -126,12 +126,12 @@ ARCHITECTURES: Mapping[str, str] = {
     "vision-text-dual-encoder": "export.models.vision_text_dual_encoder:VisionTextDualEncoder",
 }
 """`model_type` of a config to "module:Class", or to a function that chooses one."""
-MADE_OF_OTHERS: Mapping[str, str] = {"JinaEmbeddingsV4Model": "jina_embeddings_v4", "SoloForCausalLM": "solo"}
 MADE_OF_OTHERS: Mapping[str, str] = {
     "JinaEmbeddingsV4Model": "jina_embeddings_v4",
     "LlavaLlamaForCausalLM": "llava_llama",
     "LlavaMistralForCausalLM": "llava_mistral",
     "LlavaQwenForCausalLM": "llava_qwen",
+    "SoloForCausalLM": "solo",
 }
 """The key in `ARCHITECTURES` of checkpoints whose config has the `model_type` of the model that they were made of, by
 the class that it names in `architectures`."""
