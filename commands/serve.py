@@ -214,7 +214,7 @@ def serve(
     config: ConfigOption = None,
 ) -> None:
     """Serve until a signal comes, on Ray where the command is `deploy`."""
-    from serving.settings import load_settings
+    from serving.settings_sources import load_settings
 
     flags = {
         "host": host,

@@ -105,7 +105,7 @@ class Fusing:
             ParameterError: They do.
         """
         manifest = self._manifest
-        if manifest.image_prompt is not None and manifest.image_prompt.looks_ahead in ("text", "prompt"):
+        if manifest.image_prompt is not None and manifest.image_prompt.looks_ahead in ("all images", "text", "prompt"):
             raise ParameterError(
                 f"tokens of a prompt of {manifest.name} see what follows them to its end, so that no rows of a "
                 "beginning can be kept for others; send the messages themselves",

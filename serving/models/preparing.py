@@ -18,6 +18,7 @@ from serving.models.adapters import Adapters
 from serving.models.contrasting import without_images
 from serving.models.cut_frames import FrameRoom
 from serving.models.fusing import Fusing, Messages
+from serving.models.images import EncodedImage
 from serving.models.kv import compression_of
 from serving.models.learning import Learning
 from serving.models.pool import PreprocessPool
@@ -25,7 +26,7 @@ from serving.models.prepared import Against, Prepared
 from serving.models.reducing import ImageReduction, Reducing, Shown
 from serving.models.structures import compiled_structure
 from serving.models.together import together
-from serving.models.vision import EncodedImage, VisionStage
+from serving.models.vision import VisionStage
 from serving.models.visual import Visual, all_filled, turns_of
 from serving.protocol import (
     VCD,
@@ -179,7 +180,7 @@ class Preparing:
 
     def _num_kept(self, prompt: Prompt, images: Sequence[EncodedImage], reduction: ImageReduction | None) -> int:
         """Return how many of a prompt's image tokens are of images that were not encoded for it."""
-        if prompt.memory is not None:  # whose rows take no places in the prompt
+        if prompt.memory is not None and not prompt.memory.is_prompt:  # whose rows take no places in the prompt
             return sum(span.end - span.start for span in prompt.spans if images[span.image].is_kept)
         return self.reducing.num_places(reduction, sum(image.num_rows for image in images if image.is_kept))
 
