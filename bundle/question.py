@@ -17,7 +17,8 @@ QUESTION_TOKENIZER = "question_tokenizer.json"
 _INPUT = "{input}"
 QuestionIds: TypeAlias = tuple[int, ...]
 Asked: TypeAlias = tuple[float, ...]
-"""What an encoder reads beside an image: the ids of a question, or the four numbers of each of several boxes."""
+"""What an encoder reads beside an image: the ids of a question, the four numbers of each of several boxes, or an
+adapter's number."""
 
 
 def question_of(turns: Sequence[Turn]) -> str:

@@ -22,6 +22,9 @@ from export.lfs import require_content
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 OPEN_CLIP = "open_clip"
+NANOVLM = "nanovlm"
+_NANOVLM_KEYS = {"vit_hidden_dim", "lm_hidden_dim", "mp_pixel_shuffle_factor"}
+"""Of a config that names no type: nanoVLM's is its training code's dataclass as it stands."""
 """The model type of a checkpoint with this file instead of a config.json."""
 _OPEN_CLIP_CONFIG, _OPEN_CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 LANGUAGE_MODEL = "language_model"
@@ -264,7 +267,8 @@ def _config(folder: Path) -> tuple[dict[str, Any], bool]:
     is_open_clip = all((folder / name).is_file() for name in (_OPEN_CLIP_CONFIG, _OPEN_CLIP_WEIGHTS))
     has_config = (folder / "config.json").is_file()
     if (has_config and (has_weights or not is_open_clip)) or not (folder / _OPEN_CLIP_CONFIG).is_file():
-        return _read_json(folder / "config.json"), False
+        config = _read_json(folder / "config.json")
+        return ({"model_type": NANOVLM, **config} if config.keys() >= _NANOVLM_KEYS else config), False
     return {"model_type": OPEN_CLIP, **_read_json(folder / _OPEN_CLIP_CONFIG)}, True
 
 

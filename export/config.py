@@ -264,6 +264,7 @@ class ExpertsConfig:
         per_token: Chosen for each token.
         is_normalised: What the chosen count for sums to 1; else each counts with its share among all.
         is_stacked: The checkpoint keeps matrices of all experts of a layer in one tensor.
+        scale: That what the chosen make together is multiplied by.
     """
 
     num: int
@@ -272,6 +273,7 @@ class ExpertsConfig:
     per_token: int = 1
     is_normalised: bool = False
     is_stacked: bool = False
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         """Check that there are as many experts as are chosen.

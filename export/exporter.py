@@ -20,6 +20,7 @@ from bundle.manifest import (
     BOTH,
     Component,
     ComponentName,
+    DecoderDims,
     Dialect,
     DualEncoderDims,
     EmbedderDims,
@@ -33,7 +34,7 @@ from bundle.manifest import (
 from bundle.states import State
 from bundle.visual_exit import VISUAL_EXIT, load_routers
 from export.adapter import Adapter
-from export.adapters import ADAPTERS, found_adapters
+from export.adapters import ADAPTERS, AdapterSet, found_adapters
 from export.architectures import load_family
 from export.byte_pairs import MERGES
 from export.checkpoint import TOWER_FOLDER, Checkpoint
@@ -41,7 +42,7 @@ from export.config import with_length_groups
 from export.cross_encoder import CrossEncoder
 from export.decoders.decoder import Decoder
 from export.dual_encoder import DualEncoder
-from export.embedding import EmbeddingOptions, found_embedding
+from export.embedding import EmbeddingOptions, found_embedding, found_prefixes
 from export.family import Family, GraphPlan
 from export.goldens import Canary, can_record, record_goldens
 from export.graph import build_model, write_model
@@ -102,7 +103,7 @@ def export_checkpoint(
         task_vectors: The decoder's heads can be read and replaced, for prefixes of the method task-vectors.
         skip_visual: Layers of the decoder whose feed-forwards image tokens may skip, for `vision.method` ima.
         lora: A folder of an adapter that PEFT saved, merged into the weights.
-        adapters: Such folders by name, kept beside the weights of a decoder that embeds; a request chooses one.
+        adapters: Such folders by name, kept beside the weights of a decoder; a request chooses one.
         embedding: Make vectors, in the place of answers or beside them; None: as the architecture does.
         overwrite: Replace a bundle that stands at `output`.
         progress: Called with a line at each step.
@@ -134,7 +135,9 @@ def export_checkpoint(
         _take_smaller_images(family)
     if embedding is not None:
         _embed(family, source, embedding)
-    beside = found_adapters(folder, family, adapters or {})
+    beside = found_adapters(folder, family, adapters or {}, bundle_name)
+    if beside is not None and beside.answers:
+        _refuse_beside_adapters(skip_visual)
     plans = family.graphs(lowering)
     say(f"building {len(plans)} graphs for {source.config['model_type']}")
     models = {part: build_model(part, plan, lowering) for part, plan in plans.items()}
@@ -143,7 +146,7 @@ def export_checkpoint(
     weights.fill()
     weights.require_all_used()
     if beside is not None:
-        plans = {**plans, "decoder": beside.put_into(models["decoder"], plans["decoder"])}
+        plans = beside.put_into(models, plans)
     if task_vectors:
         plans = {**plans, "decoder": with_open_heads(models, plans, family)}
     if skip_visual:
@@ -170,7 +173,7 @@ def export_checkpoint(
             components=components,
             states=states,
             segments=_segments(aside, components, states, family, say) if segments else (),
-            decoder=family.decoder_dims() if isinstance(family, VisionLanguage) else None,
+            decoder=_decoder_dims(family, models, beside) if isinstance(family, VisionLanguage) else None,
             image_prompt=files.image_prompt,
             grounding=files.grounding,
             question=files.question,
@@ -347,6 +350,19 @@ def _group_layers(family: Family, num_groups: int) -> None:
     decoder.config = with_length_groups(decoder.config, num_groups)
 
 
+def _refuse_beside_adapters(skip_visual: Sequence[int]) -> None:
+    """Refuse what runs tokens apart from the sequences that they are of.
+
+    Raises:
+        UnsupportedConfigError: It was asked for.
+    """
+    if skip_visual:
+        raise UnsupportedConfigError(
+            "--skip-visual: the layers that image tokens skip run the others' tokens in one row, and would not know "
+            "which adapter each is of; leave it out, or merge one adapter with --lora FOLDER"
+        )
+
+
 def _refuse_fixed_states(option: str, decoder: Decoder) -> None:
     """Refuse what is for layers that lose rows where some layers have no rows.
 
@@ -424,6 +440,15 @@ def _task(family: Family) -> Task:
     return BOTH if family.answers else "image-text-embedding"
 
 
+def _decoder_dims(
+    family: VisionLanguage, models: dict[ComponentName, ir.Model], beside: AdapterSet | None
+) -> DecoderDims | None:
+    dims = family.decoder_dims()
+    if dims is None or beside is None or not beside.answers:
+        return dims
+    return dims.model_copy(update={"adapters": beside.told(models)})
+
+
 def _embedder_dims(family: VisionLanguage, source: Checkpoint) -> EmbedderDims | None:
     if family.embedding is None:
         return None
@@ -431,10 +456,10 @@ def _embedder_dims(family: VisionLanguage, source: Checkpoint) -> EmbedderDims |
     size = how.size(family.state_size)
     return EmbedderDims(
         embedding_size=size,
-        matryoshka=_cuts(source.config, size),
+        matryoshka=_cuts({**family.config, **source.config}, size),
         pooling=how.pooling,
         max_positions=family.max_positions,
-        prefixes=dict(how.prefixes or {}),
+        prefixes=found_prefixes(source.folder) if family.states_prefixes else dict(how.prefixes or {}),
         default_type=how.default_type,
         late_size=None if late is None else late.size,
         pools_images=how.pools_images,

@@ -29,7 +29,7 @@ from graphs.store import open_graph, save_graph, weight_bytes
 from quant.quality.evaluation import Evaluation, Measured
 from quant.quality.gate import MIXED, judge_all, measure, require_measurable, unmeasured_gates
 from quant.quality.parity import Parity, canary_parity
-from quant.quantizer import lowering_of
+from quant.writing import lowering_of
 from runtime.settings import RuntimeSettings
 
 Say = Callable[[str], None]

@@ -7,14 +7,14 @@ defaults that the named processor class has in transformers, since checkpoints l
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from bundle.chat_template import CHAT_TEMPLATE, INPUT_TEMPLATE
-from bundle.errors import UnsupportedConfigError
+from bundle.errors import CheckpointError, UnsupportedConfigError
 from bundle.generation import SamplingDefaults
 from bundle.grounding import KnownGrounding
 from bundle.image import PREPROCESSOR, ImageSpec
@@ -106,6 +106,7 @@ def convert_processor(
         (output / PREPROCESSOR).write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
     if not family.reads_texts:
         return _without_texts(spec)
+    _require_tokenizer(checkpoint, family)
     vocabulary = Vocabulary.read(checkpoint, lower_cases=family.lower_cases, cleans=family.cleans)
     vocabulary = vocabulary.with_names(family.default_tokens)
     if isinstance(family, VisionLanguage):
@@ -118,6 +119,20 @@ def convert_processor(
         generation = {**family.stated_generation, **own}
         return _vision_language(checkpoint, family, FoundProcessor(processor, spec, vocabulary, generation), output)
     return _dual_encoder(family, spec, vocabulary)
+
+
+def _require_tokenizer(checkpoint: Path, family: Family) -> None:
+    """Check that a tokenizer that is published apart from the weights was put beside them.
+
+    Raises:
+        CheckpointError: It was not; the message says where it is.
+    """
+    home = family.tokenizer_home if isinstance(family, VisionLanguage) else None
+    if home is not None and not (checkpoint / TOKENIZER).is_file():
+        raise CheckpointError(
+            f"{checkpoint / TOKENIZER} is missing. The model reads with the tokenizer of {home}: download the "
+            "checkpoint into a folder, and put tokenizer.json and tokenizer_config.json of that repository into it."
+        )
 
 
 def _checked_spec(
@@ -215,7 +230,8 @@ def _template(
         return FoundTemplate(given, checkpoint, CHAT_TEMPLATE)
     default = family.default_template(found)
     template = FoundTemplate.find(checkpoint, found.settings, found.vocabulary.settings, default)
-    template = template.behind(family.opening(found))
+    template = replace(template, text=family.adapted_template(template.text))
+    template = template.behind(family.opening(found), once=family.opens_once)
     if family.template_placeholder is None:
         return template
     return template.with_text(family.template_placeholder, prompt.image_token)
@@ -322,6 +338,8 @@ def _not_applied(generation: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _eos_token_ids(family: VisionLanguage, generation: Mapping[str, Any], vocabulary: Vocabulary) -> tuple[int, ...]:
     """Return the ids that end generation: those that the files name, and the family's own."""
+    if family.end_ids:
+        return family.end_ids
     own = [vocabulary.id_of(token, "the token that ends an answer") for token in family.answer_ends(vocabulary.ids)]
     return tuple(dict.fromkeys([*_stated_eos_ids(family, generation, vocabulary), *own]))
 

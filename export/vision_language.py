@@ -64,6 +64,8 @@ class VisionLanguage(Family):
         reads_vocabulary: Graphs depend on how many tokens the tokenizer has.
         cuts_at_images: Texts around an image are cut into tokens each by itself.
         end_tokens: That end an answer as well as those that the checkpoint's files name.
+        opens_once: The model's processor writes its `opening` only where the chat template has not.
+        states_prefixes: It embeds as it is, and its checkpoint says what stands before queries and documents.
 
     Attributes:
         stated_ids: Of the tokenizer's tokens, by their text, where `reads_vocabulary`.
@@ -83,6 +85,8 @@ class VisionLanguage(Family):
     end_tokens: ClassVar[tuple[str, ...]] = ()
     reads_vocabulary: ClassVar[bool] = False
     cuts_at_images: ClassVar[bool] = False
+    opens_once: ClassVar[bool] = False
+    states_prefixes: ClassVar[bool] = False
     takes_smaller_images: bool = False
     embedding: StateVectors | None = None
 
@@ -110,6 +114,7 @@ class VisionLanguage(Family):
                 f"{self.config['model_type']} leaves logits as they are; set it to null"
             )
         decoder.looks_ahead = self.looks_ahead != "nowhere"
+        decoder.skips_text = self.looks_ahead == "all images"
         return decoder
 
     @property
@@ -190,6 +195,11 @@ class VisionLanguage(Family):
         """What the config itself says of how answers are made, where no `generation_config.json` does."""
         return {}
 
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The ids that end an answer, whatever the files say; none: as those say."""
+        return ()
+
     def own_tokens(self, ids: Mapping[str, int]) -> Mapping[str, int]:
         """Return special tokens that the model was trained with and its tokenizer lacks, with their ids; mostly none.
 
@@ -225,6 +235,15 @@ class VisionLanguage(Family):
     def tower_outputs(self) -> Sequence[TensorSpec]:
         """Return what `vision` tells of its tower's attention, for reducers of visual tokens; nothing by default."""
         return ()
+
+    @property
+    def tokenizer_home(self) -> str | None:
+        """Where the tokenizer is published that a checkpoint's folder lacks; None: it comes with the weights."""
+        return None
+
+    def adapted_template(self, text: str) -> str:
+        """Return a template of the checkpoint's files as the model's conversations are written by it."""
+        return text
 
     def own_template(self) -> str | None:
         """Return how conversations are written whatever template the checkpoint holds; None: as that says."""

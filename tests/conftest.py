@@ -97,6 +97,7 @@ def checkpoints() -> ModuleType:
     """The functions of tests/checkpoints.py."""
     beside("weight_shapes")  # which they import
     beside("blip_shapes")
+    beside("deepseek_ocr_shapes")
     beside("qwen3_shapes")
     return beside("checkpoints")
 
@@ -134,6 +135,12 @@ def rerankers(checkpoints: ModuleType) -> ModuleType:
 def colmodernvbert(rerankers: ModuleType) -> ModuleType:
     """The functions of tests/colmodernvbert_checkpoint.py."""
     return beside("colmodernvbert_checkpoint")
+
+
+@pytest.fixture(scope="session")
+def embedding_gemma2(checkpoints: ModuleType) -> ModuleType:
+    """The functions of tests/embedding_gemma2_checkpoint.py."""
+    return beside("embedding_gemma2_checkpoint")
 
 
 @pytest.fixture(scope="session")

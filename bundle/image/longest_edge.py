@@ -5,19 +5,18 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from PIL import Image
 from pydantic import Field, model_validator
 
 from bundle.errors import ImageError
-from bundle.image.fixed import Fixed
-from bundle.image.geometry import EdgePx, Geometry, Sides, resized
+from bundle.image.geometry import EdgePx, Sides
+from bundle.image.keeps_shape import KeepsShape
 from bundle.image.layout import TileLayout
 
 _USUAL_SIDE_PX = 448
 """Of a frame, and of what a server runs first; rounded to whole steps, within the bound."""
 
 
-class LongestEdge(Geometry):
+class LongestEdge(KeepsShape):
     """Scale both sides down to a bound where one exceeds it, and stretch both to whole steps (Pixtral).
 
     Attributes:
@@ -42,21 +41,10 @@ class LongestEdge(Geometry):
         return side, side
 
     @property
-    def has_one_size(self) -> bool:
-        """False: an image keeps its shape."""
-        return False
-
-    @property
     def sides(self) -> Sides:
         """From a step to the bound in whole steps."""
         longest = self._stretched(self.longest_px)
         return Sides(self.step_px, longest, longest, self.step_px)
-
-    @property
-    def for_frames(self) -> Fixed:
-        """A square: the frames of a video take as many tokens each."""
-        height, width = self.tile_size_px
-        return Fixed(height_px=height, width_px=width)
 
     def within(self, most_px: int) -> LongestEdge:
         """Return the geometry with images of so many pixels at most.
@@ -88,11 +76,6 @@ class LongestEdge(Geometry):
                 "pixel is left of the other. Crop it."
             )
         return TileLayout(whole_px=(self._stretched(height), self._stretched(width)))
-
-    def tiles(self, image: Image.Image, resample: Image.Resampling) -> list[Image.Image]:
-        """Return the scaled image."""
-        height, width = self.layout(*image.size).whole_px or self.tile_size_px
-        return [resized(image, (width, height), resample)]
 
     def _stretched(self, side_px: int) -> int:
         """Return a side in whole steps."""

@@ -27,6 +27,8 @@ class Padded(Geometry):
         colour: Of the padding.
         scales_first: The longer side is scaled before the image is padded; else the square is scaled.
         least_px: Of the shorter side, where that is scaled first.
+        centres_evenly: Half of an uneven padding before the image is rounded to an even number (Pillow's `pad`); else
+            down.
         tells_size: A layout carries the image's size, by which a prompt tells an image from a frame.
     """
 
@@ -35,6 +37,7 @@ class Padded(Geometry):
     colour: Colour
     scales_first: bool
     least_px: int = Field(default=1, gt=0, le=4096)
+    centres_evenly: bool = False
     tells_size: bool = False
 
     @property
@@ -53,7 +56,7 @@ class Padded(Geometry):
             side, (width, height) = self.side_px, self._scaled_size(width_px, height_px)
         else:
             side, (width, height) = max(width_px, height_px), (width_px, height_px)
-        left, top = (side - width) // 2, (side - height) // 2
+        left, top = self._before(side - width), self._before(side - height)
         across, down = (
             tuple((first + share * size) / side for share in shares)
             for first, size, shares in ((left, width, box[::2]), (top, height, box[1::2]))
@@ -85,5 +88,9 @@ class Padded(Geometry):
         if image.size == (side_px, side_px):
             return image
         square = Image.new("RGB", (side_px, side_px), self.colour)
-        square.paste(image, ((side_px - image.width) // 2, (side_px - image.height) // 2))
+        square.paste(image, (self._before(side_px - image.width), self._before(side_px - image.height)))
         return square
+
+    def _before(self, padding_px: int) -> int:
+        """Return how much of a padding stands before the image."""
+        return round(padding_px / 2) if self.centres_evenly else padding_px // 2

@@ -17,10 +17,10 @@ from bundle.image.layout import TileLayout
 from bundle.layouts.video_tokens import VideoTokens
 
 Int64 = npt.NDArray[np.int64]
-LooksAhead: TypeAlias = Literal["nowhere", "images", "text", "prompt"]
+LooksAhead: TypeAlias = Literal["nowhere", "images", "all images", "text", "prompt"]
 """Where attention looks forward: tokens of an image see those that follow without a break, and windows bound what they
-see before them; tokens of images see the text behind the last one; or all tokens of a prompt see all of it, whatever
-windows there are."""
+see before them; tokens of images see those of all images and no text between; tokens of images see the text behind the
+last one; or all tokens of a prompt see all of it, whatever windows there are."""
 Features = npt.NDArray[Any]
 
 

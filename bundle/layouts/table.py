@@ -8,9 +8,13 @@ from pydantic import Field
 
 from bundle.layouts.adem import AdemPrompt
 from bundle.layouts.aki import AkiPrompt
+from bundle.layouts.deepseek_ocr import DeepSeekOcrPrompt
+from bundle.layouts.embedding_gemma2 import EmbeddingGemma2Prompt
 from bundle.layouts.encoded import EncodedPrompt
 from bundle.layouts.florence2 import Florence2Prompt
+from bundle.layouts.fuyu import FuyuPrompt
 from bundle.layouts.gemma3 import Gemma3Prompt
+from bundle.layouts.gemma3n import Gemma3nPrompt
 from bundle.layouts.gemma4 import Gemma4Prompt
 from bundle.layouts.git import GitPrompt
 from bundle.layouts.granite_docling import GraniteDoclingPrompt
@@ -24,6 +28,9 @@ from bundle.layouts.llava_next import LlavaNextPrompt
 from bundle.layouts.minicpmv import MiniCPMVPrompt
 from bundle.layouts.mllama import MllamaPrompt
 from bundle.layouts.modernvbert import ModernVBertPrompt
+from bundle.layouts.molmo2 import Molmo2Prompt
+from bundle.layouts.moondream import MoondreamPrompt
+from bundle.layouts.nanovlm import NanoVLMPrompt
 from bundle.layouts.ovis2 import Ovis2Prompt
 from bundle.layouts.paligemma import PaliGemmaPrompt
 from bundle.layouts.pixtral import PixtralPrompt
@@ -34,9 +41,13 @@ from bundle.layouts.vlora import VLoRAPrompt
 KnownImagePrompt: TypeAlias = Annotated[
     AdemPrompt
     | AkiPrompt
+    | DeepSeekOcrPrompt
+    | EmbeddingGemma2Prompt
     | EncodedPrompt
     | Florence2Prompt
+    | FuyuPrompt
     | Gemma3Prompt
+    | Gemma3nPrompt
     | Gemma4Prompt
     | GitPrompt
     | GraniteDoclingPrompt
@@ -50,6 +61,9 @@ KnownImagePrompt: TypeAlias = Annotated[
     | MiniCPMVPrompt
     | MllamaPrompt
     | ModernVBertPrompt
+    | Molmo2Prompt
+    | MoondreamPrompt
+    | NanoVLMPrompt
     | Ovis2Prompt
     | PaliGemmaPrompt
     | PixtralPrompt

@@ -139,7 +139,7 @@ class CausalDecoder(Module):
             source, window = self.decoder.source_of(number), self.decoder.window_of(number)
             group = config.length_groups[number if source is None else source]
             if (group, window) not in made:
-                sight = Sight(window, around)
+                sight = Sight(window, around, self.decoder.skips_text)
                 made[group, window] = self.dialect.lengths(op, x, of_group[group], caches[group], sight)
             found.append(made[group, window])
         return found

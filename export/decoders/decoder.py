@@ -30,6 +30,7 @@ class Decoder(ABC):
         has_head_bias: The output matrix has biases.
         config: Sizes, and the length groups of its layers; export may group them anew before graphs are built.
         looks_ahead: Its tokens may see others behind them, which an input tells; the family sets it.
+        skips_text: Of those behind them they see tokens alone that look ahead as well; the family sets it.
         position_parts: Of one position, at which tokens may stand in between (V2PE, arXiv 2412.09616): `position_ids`
             [2, B, T] are then whole positions, and these plus how many parts beyond; None: they stand at whole ones.
     """
@@ -39,7 +40,7 @@ class Decoder(ABC):
 
     def __init__(self, config: DecoderConfig) -> None:
         self.config = config
-        self.looks_ahead = False
+        self.looks_ahead = self.skips_text = False
         self.position_parts: int | None = None
 
     @property

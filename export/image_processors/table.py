@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from export.image_processors.aria import ARIA
 from export.image_processors.blip import BLIP
 from export.image_processors.clip import CLIP
+from export.image_processors.deepseek_ocr2 import DEEPSEEK_OCR2
 from export.image_processors.deepseek_vl import DEEPSEEK_VL
 from export.image_processors.deepseek_vl_hybrid import DEEPSEEK_VL_HYBRID
 from export.image_processors.deit import DEIT
@@ -14,6 +15,7 @@ from export.image_processors.dinov3 import DINOV3
 from export.image_processors.donut import DONUT
 from export.image_processors.efficientnet import EFFICIENTNET
 from export.image_processors.flava import FLAVA
+from export.image_processors.fuyu import FUYU
 from export.image_processors.gemma3 import GEMMA3
 from export.image_processors.gemma4 import GEMMA4
 from export.image_processors.glm46v import GLM46V
@@ -29,6 +31,7 @@ from export.image_processors.llava_next import LLAVA_NEXT
 from export.image_processors.llava_onevision import LLAVA_ONEVISION
 from export.image_processors.minicpmv4_6 import MINICPMV4_6
 from export.image_processors.mllama import MLLAMA
+from export.image_processors.molmo2 import MOLMO2
 from export.image_processors.ovis2 import OVIS2
 from export.image_processors.paddleocr_vl import PADDLEOCR_VL
 from export.image_processors.perception_lm import PERCEPTION_LM
@@ -37,6 +40,7 @@ from export.image_processors.qwen2_vl import QWEN2_VL
 from export.image_processors.siglip import SIGLIP
 from export.image_processors.siglip2 import SIGLIP2
 from export.image_processors.texthawk import TEXTHAWK
+from export.image_processors.tipsv2 import TIPSV2
 from export.image_processors.video_llama_3 import VIDEO_LLAMA_3
 from export.image_processors.vilt import BRIDGETOWER, VILT
 from export.image_processors.vit import VIT
@@ -52,6 +56,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "CLIPImageProcessor": CLIP,
     "Gemma3ImageProcessor": GEMMA3,
     "Gemma4ImageProcessor": GEMMA4,
+    "DeepseekOcr2ImageProcessor": DEEPSEEK_OCR2,
     "DeepseekVLHybridImageProcessor": DEEPSEEK_VL_HYBRID,
     "DeepseekVLImageProcessor": DEEPSEEK_VL,
     "DeiTFeatureExtractor": DEIT,
@@ -62,6 +67,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "EfficientNetImageProcessor": EFFICIENTNET,
     "FlavaFeatureExtractor": FLAVA,
     "FlavaImageProcessor": FLAVA,
+    "FuyuImageProcessor": FUYU,
     "Glm46VImageProcessor": GLM46V,
     "GotOcr2ImageProcessor": GOT_OCR2,
     "GraniteDoclingImageProcessor": GRANITE_DOCLING,
@@ -72,6 +78,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "Lfm2VlImageProcessor": LFM2_VL,
     "MiniCPMV4_6ImageProcessor": MINICPMV4_6,
     "MllamaImageProcessor": MLLAMA,
+    "Molmo2ImageProcessor": MOLMO2,
     "LlavaImageProcessor": LLAVA,
     "LlavaNextImageProcessor": LLAVA_NEXT,
     "LlavaOnevisionImageProcessor": LLAVA_ONEVISION,
@@ -85,6 +92,7 @@ IMAGE_PROCESSORS: Mapping[str, ImageProcessor] = {
     "SmolVLMImageProcessor": IDEFICS3,
     "ViTFeatureExtractor": VIT,
     "TextHawkImageProcessor": TEXTHAWK,
+    "Tipsv2ImageProcessor": TIPSV2,
     "ViTImageProcessor": VIT,
     "VideoLlama3ImageProcessor": VIDEO_LLAMA_3,
     "ViltImageProcessor": VILT,

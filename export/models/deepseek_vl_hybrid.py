@@ -39,8 +39,8 @@ class _LargeTower(GotTower):
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Return [I, channels, grid, grid] behind the neck, and [I, D, grid, grid] of that layer."""
         states = self.passed(op, pixel_values)
-        deep = self.squared(op, states[self.first_global + 1])
-        return self.neck(op, self.squared(op, states[-1])), deep
+        deep = self.squared(op, states[self.first_global + 1], self.grid)
+        return self.neck(op, self.squared(op, states[-1], self.grid)), deep
 
 
 class _Shrunk(Module):

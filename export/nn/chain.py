@@ -14,10 +14,11 @@ class Chain(Module):
     Args:
         tower: From pixels; it has a name of its own, as the connector has: the checkpoint knows of no chain.
         connector: From what the tower gives, one value or several.
+        name: "" within another module, so that both keep their names.
     """
 
-    def __init__(self, tower: Module, connector: Module) -> None:
-        super().__init__()
+    def __init__(self, tower: Module, connector: Module, name: str | None = None) -> None:
+        super().__init__(name)
         self.tower = tower
         self.connector = connector
 

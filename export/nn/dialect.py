@@ -50,10 +50,12 @@ class Sight:
     Attributes:
         window: Rows that it sees of those, itself among them; None: all.
         around: [2, B, T] as of `bundle.tensors.SEEN_AROUND`; None: nothing else.
+        skips_text: Of what lies around it and behind, it sees tokens alone that see around themselves as well.
     """
 
     window: int | None = None
     around: ir.Value | None = None
+    skips_text: bool = False
 
 
 @dataclass(frozen=True)

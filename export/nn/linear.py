@@ -158,7 +158,9 @@ def activation(op: OpBuilder, kind: str, x: ir.Value) -> ir.Value:
         return op.Mul(x, op.Sigmoid(x))
     if kind == "relu":
         return op.Relu(x)
+    if kind == "relu2":  # So et al., arXiv 2109.08668, section 3.2
+        return op.Mul(positive := op.Relu(x), positive)
     raise UnsupportedConfigError(
         f"hidden_act {kind!r} is not built; known: gelu, gelu_pytorch_tanh, gelu_new, gelu_fast, quick_gelu, silu, "
-        "relu. Add it to export/nn/linear.py."
+        "relu, relu2. Add it to export/nn/linear.py."
     )

@@ -1,9 +1,10 @@
 """Mixtures of experts: the most probable ones of several routed experts, and where there is one a shared expert.
 
-    out = shared(x) + sum over the chosen e of w_e * expert_e(x)
+    out = shared(x) + scale * sum over the chosen e of w_e * expert_e(x)
 
 What an expert counts for, w_e, is its share in the softmax of the router's scores over all experts (MoTE, arXiv
-2506.14435, section 3.1), or over the chosen ones alone (Aria, arXiv 2410.05993, section 2.1).
+2506.14435, section 3.1), or over the chosen ones alone (Aria, arXiv 2410.05993, section 2.1). The scale is
+1 of most models (`routed_scaling_factor` of DeepSeek-V2, arXiv 2405.04434).
 """
 
 from __future__ import annotations
@@ -97,7 +98,11 @@ class _Experts(Module):
         flat = op.Reshape(logits, [-1, self.sizes.num])
         inputs = operands(x, flat, self.gate_up_proj, self.down_proj)
         how = moe_attributes(self.sizes.per_token, is_normalised=self.sizes.is_normalised)
-        return op.MoE(*inputs, **how, _domain=CONTRIB, _version=1)
+        return _scaled(op, op.MoE(*inputs, **how, _domain=CONTRIB, _version=1), self.sizes.scale)
+
+
+def _scaled(op: OpBuilder, x: ir.Value, scale: float) -> ir.Value:
+    return x if scale == 1.0 else op.Mul(x, scale)
 
 
 class FusedMixture(_Mixture):
@@ -126,7 +131,7 @@ class DenseMixture(_Mixture):
         shares = chosen_shares(
             op, self.router(op, x), num, self.sizes.per_token, is_normalised=self.sizes.is_normalised
         )
-        weights = op.Split(shares, axis=-1, num_outputs=num, _outputs=num)
+        weights = op.Split(_scaled(op, shares, self.sizes.scale), axis=-1, num_outputs=num, _outputs=num)
         out = self.shared_expert(op, x)
         for weight, expert in zip(weights, self.experts, strict=True):
             out = op.Add(out, op.Mul(weight, expert(op, x)))

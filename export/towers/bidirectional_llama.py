@@ -12,6 +12,7 @@ from export.nn.mlp import GatedMLP
 from export.nn.module import Module, ModuleList
 from export.nn.norms import RMSNorm
 from export.nn.rotary import Angles, rotary_angles
+from export.nn.shared_heads import for_each_query
 from export.nn.vit import attention_bias
 
 
@@ -31,19 +32,20 @@ class _Attention(Module):
     def forward(self, op: OpBuilder, x: ir.Value, angles: Angles, bias: ir.Value) -> ir.Value:
         query = self.dialect.rotary(op, self.q_proj(op, x), angles.cos, angles.sin, self.heads.num)
         key = self.dialect.rotary(op, self.k_proj(op, x), angles.cos, angles.sin, self.num_kv)
-        key, value = self._repeated(op, key), self._repeated(op, self.v_proj(op, x))
+        shared = self.heads.num, self.num_kv, self.heads.size
+        key, value = (for_each_query(op, each, *shared) for each in (key, self.v_proj(op, x)))
         return self.o_proj(op, self.dialect.attention(op, query, key, value, self.heads, bias))
 
-    def _repeated(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        """Return [B, T, H*C] from [B, T, K*C], each head as often as queries share it."""
-        num, size = self.heads.num, self.heads.size
-        if num == self.num_kv:
-            return x
-        apart = op.Reshape(x, [0, 0, self.num_kv, 1, size])
-        return op.Reshape(op.Expand(apart, [1, 1, 1, num // self.num_kv, 1]), [0, 0, num * size])
 
+class BidirectionalLayer(Module):
+    """Attention as far as a bias lets it see, and a gated feed-forward.
 
-class _Layer(Module):
+    Args:
+        config: Sizes.
+        dialect: How attention is written.
+        rows: Tokens of the longest text, or of an image.
+    """
+
     def __init__(self, config: DecoderConfig, dialect: Dialect, rows: int) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dialect)
@@ -52,6 +54,7 @@ class _Layer(Module):
         self.mlp = GatedMLP(config, rows=rows)
 
     def forward(self, op: OpBuilder, x: ir.Value, angles: Angles, bias: ir.Value) -> ir.Value:
+        """Return [B, T, D] from [B, T, D]; `bias` as for `Dialect.attention`."""
         x = op.Add(x, self.self_attn(op, self.input_layernorm(op, x), angles, bias))
         return op.Add(x, self.mlp(op, self.post_attention_layernorm(op, x)))
 
@@ -69,7 +72,7 @@ class BidirectionalLlama(Module):
     def __init__(self, config: DecoderConfig, dialect: Dialect, *, rows: int, name: str) -> None:
         super().__init__(name)
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = ModuleList([_Layer(config, dialect, rows) for _ in range(config.num_layers)])
+        self.layers = ModuleList([BidirectionalLayer(config, dialect, rows) for _ in range(config.num_layers)])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dialect)
         self.config = config
 

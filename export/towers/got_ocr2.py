@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from export.config import Raw, VisionConfig, require
-from export.nn.dialect import Dialect, Heads
+from export.nn.antialiased_positions import resampled
+from export.nn.dialect import Dialect
 from export.nn.linear import Linear, PackedLinear, activation
 from export.nn.module import Module, ModuleList, Weight
 from export.nn.norms import LayerNorm
+from export.nn.patches import Grid
 from export.nn.vit import PatchEmbedding, tower_heads
 from graphs.labels import Label
 
@@ -33,6 +36,8 @@ DEFAULTS: Raw = {
 _NECK_EPS = 1e-6
 """Of the neck's norms, whatever the config says of the layers' (transformers, `GotOcr2LayerNorm`)."""
 _PACKED = ("qkv.weight", "qkv.bias")
+Side: TypeAlias = int | ir.Value
+"""Patches along one side; [1] int64 where squares of several sizes are taken."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class _Distances(Module):
     """What the distance of a query to each key along one side adds to their score (Li et al., arXiv 2112.01526, 4.1).
 
     Args:
-        side: Patches along it.
+        side: Patches along it that the table was learned for.
         size: C, of a head.
         name: Of the table, in the checkpoint: one row for each distance.
     """
@@ -86,10 +91,37 @@ class _Distances(Module):
         self.table = Weight(2 * side - 1, size, name=name, label=Label("constant table"))
         self.rows = np.arange(side)[:, None] - np.arange(side)[None, :] + side - 1
 
-    def forward(self, op: OpBuilder, query: ir.Value) -> ir.Value:
+    def forward(self, op: OpBuilder, query: ir.Value, side: Side) -> ir.Value:
         """Return [B, side, M, side] from query [B, side, M, C], whose second axis is the side."""
-        of_places = op.Gather(self.table, op.Constant(value=ir.tensor(self.rows)), axis=0)
+        of_places = self._of_places(op) if isinstance(side, int) else self._stretched(op, side)
         return op.MatMul(query, op.Transpose(of_places, perm=[0, 2, 1]))
+
+    def _of_places(self, op: OpBuilder) -> ir.Value:
+        """Return [side, side, C] the row of each query and key."""
+        return op.Gather(self.table, op.Constant(value=ir.tensor(self.rows)), axis=0)
+
+    def _stretched(self, op: OpBuilder, side: ir.Value) -> ir.Value:
+        """Return those of a side of another length, by a table of as many rows, linear between those there are."""
+        num_rows, size = self.table.shape
+        lying = op.Reshape(op.Transpose(self.table, perm=[1, 0]), [1, size, 1, num_rows])
+        sizes = op.Concat([1, size, 1], op.Sub(op.Mul(side, [2]), [1]), axis=0)
+        longer = op.Resize(lying, None, None, sizes, mode="linear", coordinate_transformation_mode="half_pixel")
+        table = op.Transpose(op.Reshape(longer, [size, -1]), perm=[1, 0])
+        places = _numbers(op, side)
+        rows = op.Sub(op.Add(op.Unsqueeze(places, [1]), op.Sub(side, [1])), places)
+        return op.Gather(table, rows, axis=0)
+
+
+def _numbers(op: OpBuilder, count: ir.Value) -> ir.Value:
+    """Return 0, 1, 2, ... as many as [1] int64 says."""
+    return op.Range(0, op.Squeeze(count, [0]), 1)
+
+
+def _reshaped(op: OpBuilder, x: ir.Value, *shape: Side) -> ir.Value:
+    """Return x in a shape, some of whose sizes may be known to a run alone."""
+    if all(isinstance(each, int) for each in shape):
+        return op.Reshape(x, list(shape))
+    return op.Reshape(x, op.Concat(*([each] if isinstance(each, int) else each for each in shape), axis=0))
 
 
 class _Attention(Module):
@@ -110,35 +142,58 @@ class _Attention(Module):
         self.proj = Linear(size, size, rows=rows)
         self.down = _Distances(side, self.heads.size, "rel_pos_h")
         self.across = _Distances(side, self.heads.size, "rel_pos_w")
-        self.side = side
         self.dialect = dialect
 
-    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+    def forward(self, op: OpBuilder, x: ir.Value, side: Side) -> ir.Value:
         """Return [B, side * side, D] from [B, side * side, D]."""
-        longer = replace(self.heads, size=self.heads.size + 2 * self.side)
-        query, key = self._longer_query(op, self.query(op, x), longer), self._longer_key(op, self.key(op, x), longer)
-        return self.proj(op, self.dialect.attention(op, query, key, self.value(op, x), longer, None))
+        query, key = self._longer_query(op, self.query(op, x), side), self._longer_key(op, self.key(op, x), side)
+        return self.proj(op, self.dialect.attention(op, query, key, self.value(op, x), self.heads, None))
 
-    def _longer_query(self, op: OpBuilder, query: ir.Value, longer: Heads) -> ir.Value:
-        side, num, size = self.side, self.heads.num, self.heads.size
-        by_row = op.Reshape(query, [-1, side, side * num, size])
-        by_col = op.Transpose(op.Reshape(query, [-1, side, side, num * size]), perm=[0, 2, 1, 3])
-        down = op.Reshape(self.down(op, by_row), [-1, side * side, num, side])
-        across = self.across(op, op.Reshape(by_col, [-1, side, side * num, size]))
-        across = op.Transpose(op.Reshape(across, [-1, side, side, num * side]), perm=[0, 2, 1, 3])
+    def _longer_query(self, op: OpBuilder, query: ir.Value, side: Side) -> ir.Value:
+        num, size = self.heads.num, self.heads.size
+        by_row = _reshaped(op, query, -1, side, _times(op, side, num), size)
+        by_col = op.Transpose(_reshaped(op, query, -1, side, side, num * size), perm=[0, 2, 1, 3])
+        area = _times(op, side, side)
+        down = _reshaped(op, self.down(op, by_row, side), -1, area, num, side)
+        across = self.across(op, _reshaped(op, by_col, -1, side, _times(op, side, num), size), side)
+        across = op.Transpose(_reshaped(op, across, -1, side, side, _times(op, side, num)), perm=[0, 2, 1, 3])
         # scores are scaled, and what distances add to them is not
-        added = op.Div(op.Concat(down, op.Reshape(across, [-1, side * side, num, side]), axis=3), self.heads.scale)
-        own = op.Reshape(query, [-1, side * side, num, size])
-        return op.Reshape(op.Concat(own, added, axis=3), [-1, side * side, num * longer.size])
+        added = op.Div(op.Concat(down, _reshaped(op, across, -1, area, num, side), axis=3), self.heads.scale)
+        own = _reshaped(op, query, -1, area, num, size)
+        return self._joined(op, op.Concat(own, added, axis=3), side)
 
-    def _longer_key(self, op: OpBuilder, key: ir.Value, longer: Heads) -> ir.Value:
-        side, num, size = self.side, self.heads.num, self.heads.size
+    def _longer_key(self, op: OpBuilder, key: ir.Value, side: Side) -> ir.Value:
+        split = _reshaped(op, key, -1, _times(op, side, side), self.heads.num, self.heads.size)
+        wide = [2 * side] if isinstance(side, int) else op.Mul(side, [2])
+        shape = op.Concat(op.Shape(split, start=0, end=3), wide, axis=0)
+        places = op.Unsqueeze(_places(op, side), [1])
+        return self._joined(op, op.Concat(split, op.Expand(places, shape), axis=3), side)
+
+    def _joined(self, op: OpBuilder, heads: ir.Value, side: Side) -> ir.Value:
+        """Return [B, N, heads * size] from [B, N, heads, size]."""
+        longer = op.Reshape(heads, [0, 0, -1])
+        if not isinstance(side, int):
+            return longer
+        return op.Reshape(heads, [-1, side * side, self.heads.num * (self.heads.size + 2 * side)])
+
+
+def _times(op: OpBuilder, side: Side, other: Side) -> Side:
+    """Return how many patches or heads so many times a side are."""
+    if isinstance(side, int) and isinstance(other, int):
+        return side * other
+    product: ir.Value = op.Mul(side, [other] if isinstance(other, int) else other)
+    return product
+
+
+def _places(op: OpBuilder, side: Side) -> ir.Value:
+    """Return [side * side, 2 * side] the row and the column of each patch, as ones among zeros."""
+    if isinstance(side, int):
         ones = np.eye(side, dtype=np.float32)
         places = np.concatenate([np.repeat(ones, side, axis=0), np.tile(ones, (side, 1))], axis=1)
-        split = op.Reshape(key, [-1, side * side, num, size])
-        shape = op.Concat(op.Shape(split, start=0, end=3), [2 * side], axis=0)
-        added = op.Expand(op.initializer(ir.tensor(places[:, None, :]), "key_places"), shape)
-        return op.Reshape(op.Concat(split, added, axis=3), [-1, side * side, num * longer.size])
+        return op.initializer(ir.tensor(places), "key_places")
+    grid, numbers = Grid(side, side), _numbers(op, side)
+    marks = [op.Equal(op.Unsqueeze(each, [1]), numbers) for each in (grid.rows(op), grid.cols(op))]
+    return op.Cast(op.Concat(*marks, axis=1), to=ir.DataType.FLOAT)
 
 
 class _FeedForward(Module):
@@ -163,33 +218,46 @@ class _Layer(Module):
         self.mlp = _FeedForward(config, rows=self.grid**2)
         self.size = tower.hidden_size
 
-    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+    def forward(self, op: OpBuilder, x: ir.Value, side: Side) -> ir.Value:
         """Return [I, N, D] from [I, N, D], N patches row by row."""
         normed = self.layer_norm1(op, x)
-        attended = self.attn(op, normed) if self.window is None else self._by_windows(op, normed, self.window)
+        window = self.window
+        attended = self.attn(op, normed, side) if window is None else self._by_windows(op, normed, side, window)
         x = op.Add(x, attended)
         return op.Add(x, self.mlp(op, self.layer_norm2(op, x)))
 
-    def _by_windows(self, op: OpBuilder, x: ir.Value, window: int) -> ir.Value:
+    def _by_windows(self, op: OpBuilder, x: ir.Value, side: Side, window: int) -> ir.Value:
         """Return what attention within windows makes of x; windows at the edge hold zeros as well, which are seen."""
-        count = -(-self.grid // window)
-        behind, whole = count * window - self.grid, count * window
-        square = op.Reshape(x, [-1, self.grid, self.grid, self.size])
-        filled = _filled(op, square, [self.grid, behind, self.size], axis=2)
+        count, behind, whole = _windows(op, side, window)
+        square = _reshaped(op, x, -1, side, side, self.size)
+        filled = _filled(op, square, [side, behind, self.size], axis=2)
         filled = _filled(op, filled, [behind, whole, self.size], axis=1)
-        split = op.Reshape(filled, [-1, count, window, count, window * self.size])
+        split = _reshaped(op, filled, -1, count, window, count, window * self.size)
         windows = op.Reshape(op.Transpose(split, perm=[0, 1, 3, 2, 4]), [-1, window**2, self.size])
-        attended = op.Reshape(self.attn(op, windows), [-1, count, count, window, window * self.size])
-        joined = op.Reshape(op.Transpose(attended, perm=[0, 1, 3, 2, 4]), [-1, whole, whole, self.size])
-        kept = op.Slice(joined, [0, 0], [self.grid, self.grid], [1, 2]) if behind else joined
-        return op.Reshape(kept, [-1, self.grid**2, self.size])
+        attended = _reshaped(op, self.attn(op, windows, window), -1, count, count, window, window * self.size)
+        joined = _reshaped(op, op.Transpose(attended, perm=[0, 1, 3, 2, 4]), -1, whole, whole, self.size)
+        if isinstance(behind, int) and behind == 0:
+            return op.Reshape(joined, [-1, self.grid**2, self.size])
+        ends = [side, side] if isinstance(side, int) else op.Concat(side, side, axis=0)
+        return _reshaped(op, op.Slice(joined, [0, 0], ends, [1, 2]), -1, _times(op, side, side), self.size)
 
 
-def _filled(op: OpBuilder, x: ir.Value, shape: list[int], *, axis: int) -> ir.Value:
+def _windows(op: OpBuilder, side: Side, window: int) -> tuple[Side, Side, Side]:
+    """Return how many windows cover a side, how many patches they have beyond it, and how many in all."""
+    if isinstance(side, int):
+        count = -(-side // window)
+        return count, count * window - side, count * window
+    number = op.Div(op.Add(side, [window - 1]), [window])
+    whole = op.Mul(number, [window])
+    return number, op.Sub(whole, side), whole
+
+
+def _filled(op: OpBuilder, x: ir.Value, shape: list[Side], *, axis: int) -> ir.Value:
     """Return x [I, ...] with zeros of [I, *shape] behind it; by Concat, for Pad has a kernel on CUDA only of late."""
-    if 0 in shape:
+    if any(isinstance(each, int) and each == 0 for each in shape):
         return x
-    zeros = op.Expand(0.0, op.Concat(op.Shape(x, start=0, end=1), shape, axis=0))
+    sizes = ([each] if isinstance(each, int) else each for each in shape)
+    zeros = op.Expand(0.0, op.Concat(op.Shape(x, start=0, end=1), *sizes, axis=0))
     return op.Concat(x, zeros, axis=axis)
 
 
@@ -236,9 +304,11 @@ class GotTower(Module):
         config: Sizes.
         dialect: How attention is written.
         name: Where the checkpoint keeps it.
+        resamples: Images are squares of any whole number of patches, and positions and distances follow their size;
+            else they have the config's.
     """
 
-    def __init__(self, config: GotTowerConfig, dialect: Dialect, name: str) -> None:
+    def __init__(self, config: GotTowerConfig, dialect: Dialect, name: str, *, resamples: bool = False) -> None:
         super().__init__(name)
         vision = config.vision
         self.patch_embed = _Patches(vision)
@@ -247,22 +317,34 @@ class GotTower(Module):
         self.layers = ModuleList([_Layer(config, dialect, config.window_of(number)) for number in numbers])
         self.neck = Neck(config)
         self.grid, self.size = vision.grid, vision.tower.hidden_size
+        self.patch_px, self.resamples = vision.patch_size_px, resamples
 
     def forward(self, op: OpBuilder, pixel_values: ir.Value) -> ir.Value:
-        """Return [I, channels, grid, grid] from [I, 3, height, width]."""
-        return self.neck(op, self.squared(op, self.passed(op, pixel_values)[-1]))
+        """Return [I, channels, side, side] from [I, 3, height, width]."""
+        side = self.side(op, pixel_values)
+        return self.neck(op, self.squared(op, self.passed(op, pixel_values)[-1], side))
+
+    def side(self, op: OpBuilder, pixel_values: ir.Value) -> Side:
+        """Return how many patches images have along a side."""
+        return op.Div(op.Shape(pixel_values, start=2, end=3), [self.patch_px]) if self.resamples else self.grid
 
     def passed(self, op: OpBuilder, pixel_values: ir.Value) -> list[ir.Value]:
         """Return the patches [I, N, D] before the first layer and behind each."""
-        x = op.Add(self.patch_embed(op, pixel_values), op.Reshape(self.pos_embed, [1, self.grid**2, self.size]))
-        states = [x]
+        side = self.side(op, pixel_values)
+        states = [op.Add(self.patch_embed(op, pixel_values), self._positions(op, side))]
         for layer in self.layers:
-            states.append(layer(op, states[-1]))
+            states.append(layer(op, states[-1], side))
         return states
 
-    def squared(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        """Return [I, D, grid, grid] of patches [I, N, D]."""
-        return op.Reshape(op.Transpose(x, perm=[0, 2, 1]), [-1, self.size, self.grid, self.grid])
+    def _positions(self, op: OpBuilder, side: Side) -> ir.Value:
+        """Return [1, N, D]."""
+        if isinstance(side, int):
+            return op.Reshape(self.pos_embed, [1, self.grid**2, self.size])
+        return resampled(op, self.pos_embed, self.grid, self.size, Grid(side, side), "cubic")
+
+    def squared(self, op: OpBuilder, x: ir.Value, side: Side) -> ir.Value:
+        """Return [I, D, side, side] of patches [I, N, D]."""
+        return _reshaped(op, op.Transpose(x, perm=[0, 2, 1]), -1, self.size, side, side)
 
 
 class _Patches(Module):
