@@ -295,11 +295,16 @@ class QuestionDims(Frozen):
         tokenizer: The bundle's file that cuts it into tokens: the encoder's own, which need not be the decoder's.
         tasks: Questions by the name that users write for them; where one has "{input}", what is asked goes there, and a
             name without stands alone.
+        before: Ids that the encoder reads before every question, those in whose places an image's features go among
+            them; of no tokenizer's making, and not counted by `max_tokens`.
+        prefix: Words that stand before every question, cut into tokens with it.
     """
 
     max_tokens: int = Field(gt=0, le=1 << 20)
     tokenizer: Text = Field(pattern=r"\.json$")
     tasks: dict[Text, Text] = Field(default_factory=dict, max_length=1 << 10)
+    before: tuple[TokenId, ...] = Field(default=(), max_length=1 << 14)
+    prefix: Lines = ""
 
 
 class FileRecord(Frozen):

@@ -83,10 +83,10 @@ class VisionLanguage(Family):
     wants_image: ClassVar[bool] = False
     template_placeholder: ClassVar[str | None] = None
     end_tokens: ClassVar[tuple[str, ...]] = ()
-    reads_vocabulary: ClassVar[bool] = False
-    cuts_at_images: ClassVar[bool] = False
     opens_once: ClassVar[bool] = False
     states_prefixes: ClassVar[bool] = False
+    reads_vocabulary: ClassVar[bool] = False
+    cuts_at_images: ClassVar[bool] = False
     takes_smaller_images: bool = False
     embedding: StateVectors | None = None
 
@@ -231,6 +231,14 @@ class VisionLanguage(Family):
     def grounding(self, found: FoundProcessor) -> KnownGrounding | None:
         """Return how boxes stand in the model's answers; None where it says none."""
         return None
+
+    def before_questions(self, found: FoundProcessor) -> tuple[str, str]:
+        """Return what an encoder reads before every question.
+
+        First text with special tokens, those of an image among them ("": nothing but what the tokenizer puts around a
+        question), then words that are cut into tokens with the question.
+        """
+        return "", ""
 
     def tower_outputs(self) -> Sequence[TensorSpec]:
         """Return what `vision` tells of its tower's attention, for reducers of visual tokens; nothing by default."""

@@ -8,9 +8,10 @@ from pydantic import Field
 
 from bundle.layouts.adem import AdemPrompt
 from bundle.layouts.aki import AkiPrompt
-from bundle.layouts.deepseek_ocr import DeepSeekOcrPrompt
+from bundle.layouts.deepseek_ocr import DeepSeekOcrPrompt, UnlimitedOcrPrompt
 from bundle.layouts.embedding_gemma2 import EmbeddingGemma2Prompt
 from bundle.layouts.encoded import EncodedPrompt
+from bundle.layouts.eve import EvePrompt
 from bundle.layouts.florence2 import Florence2Prompt
 from bundle.layouts.fuyu import FuyuPrompt
 from bundle.layouts.gemma3 import Gemma3Prompt
@@ -35,6 +36,7 @@ from bundle.layouts.ovis2 import Ovis2Prompt
 from bundle.layouts.paligemma import PaliGemmaPrompt
 from bundle.layouts.pixtral import PixtralPrompt
 from bundle.layouts.qwen2_vl import Qwen2VLPrompt
+from bundle.layouts.solo import SoloPrompt
 from bundle.layouts.texthawk import TextHawkPrompt
 from bundle.layouts.vlora import VLoRAPrompt
 
@@ -44,6 +46,7 @@ KnownImagePrompt: TypeAlias = Annotated[
     | DeepSeekOcrPrompt
     | EmbeddingGemma2Prompt
     | EncodedPrompt
+    | EvePrompt
     | Florence2Prompt
     | FuyuPrompt
     | Gemma3Prompt
@@ -68,7 +71,9 @@ KnownImagePrompt: TypeAlias = Annotated[
     | PaliGemmaPrompt
     | PixtralPrompt
     | Qwen2VLPrompt
+    | SoloPrompt
     | TextHawkPrompt
+    | UnlimitedOcrPrompt
     | VLoRAPrompt,
     Field(discriminator="kind"),
 ]

@@ -25,6 +25,8 @@ class Decoder(ABC):
 
     Class attributes:
         position_axes: Sizes before [B, T] of `position_ids`: none, or (3,) for time, height and width.
+        keeps_prompt: Its tokens see all of the prompt before them, however far layers with windows see; `inputs` begin
+            with `memory_seen`, whose second numbers are how many rows that is.
 
     Attributes:
         has_head_bias: The output matrix has biases.
@@ -36,6 +38,7 @@ class Decoder(ABC):
     """
 
     position_axes: ClassVar[tuple[int, ...]] = ()
+    keeps_prompt: ClassVar[bool] = False
     has_head_bias: bool = False
 
     def __init__(self, config: DecoderConfig) -> None:

@@ -35,6 +35,11 @@ def refuse_target(manifest: Manifest, target: Target) -> None:
             f"--target {target}: attention of {manifest.name} looks forward, which is built and measured on the CPU "
             "alone; leave --target out"
         )
+    if target != "cpu" and tensors.MEMORY_SEEN in inputs:
+        raise QuantizationError(
+            f"--target {target}: tokens of {manifest.name}'s answers see all of a prompt beyond their windows, which "
+            "is built and measured on the CPU alone; leave --target out"
+        )
     if target == "cuda" and tensors.PER_LAYER_INPUTS in inputs:
         raise QuantizationError(
             f"--target cuda: layers of {manifest.name} read the caches of others, which is built and measured "
