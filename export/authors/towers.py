@@ -73,8 +73,8 @@ TOWERS: Mapping[str, Tower] = {
     "TinyLLaVA-3.1B-SigLIP": _SIGLIP_LARGE,
     "TinyLLaVA-1.5B-SigLIP": _SIGLIP_LARGE,
 }
-"""By the last part of the name: openai's CLIP and google's SigLIP as their repositories have them, and SigLIP as TinyLLaVA
-trained it further."""
+"""By the last part of the name: openai's CLIP and google's SigLIP as their repositories have them, and TinyLLaVA's, a
+SigLIP that was trained further."""
 
 
 def tower_of(config: Raw) -> Tower:
