@@ -113,6 +113,8 @@ ARCHITECTURES: Mapping[str, str] = {
     "solo": "export.models.solo:Solo",
     "t5gemma2": "export.models.t5gemma2:T5Gemma2",
     "texthawk": "export.models.texthawk:TextHawk",
+    "tiny_llava": "export.models.llava_authors:open_authors",
+    "tiny_llava_phi": "export.models.llava_authors:open_authors",
     "tinyllava": "export.models.llava_authors:open_authors",
     "tipsv2": "export.models.tipsv2:Tipsv2",
     "unival": "export.models.unival:UnIVAL",

@@ -36,6 +36,8 @@ LAYOUTS: Mapping[str, str] = {
     "bunny-phi": "bunny",
     "bunny-qwen2": "bunny",
     "bunny-llama": "bunny",
+    "tiny_llava": "tinyllava_bench",
+    "tiny_llava_phi": "tinyllava_bench",
     "tinyllava": "tinyllava",
 }
 """`model_type` to the file in `export/authors/` that opens it."""
