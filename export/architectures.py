@@ -74,6 +74,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "jina_embeddings_v4": "export.models.jina_embeddings_v4:JinaEmbeddingsV4",
     "kosmos-2": "export.models.kosmos2:Kosmos2",
     "ovis2": "export.models.ovis2:Ovis2",
+    "minicpm_ocr": "export.models.minicpm_ocr:MiniCPMOcr",
     "minicpmv4_6": "export.models.minicpmv4_6:MiniCPMV46",
     "modernbert": "export.models.modernbert:ModernBertReranker",
     "metaclip_2": "export.models.metaclip_2:MetaClip2",
